@@ -79,11 +79,12 @@ def word_page(word: Word) -> str:
 
 def parameter(param: Param) -> str:
     name = param.name + (" (may stand without its name)" if param.positional else "")
-    said = [_type(param), "required" if param.required else f"default {_default(param)}", *_bounds(param)]
+    said = [_type(param), "required" if param.required else f"default {default(param)}", *_bounds(param)]
     return f"  {name}: {', '.join(said)}\n      {param.doc}"
 
 
-def _default(param: Param) -> str:
+def default(param: Param) -> str:
+    """A parameter's default as a recipe would write it."""
     return plain(param.default) if param.default in param.choices else show(param.default)
 
 

@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 
 from . import ast
 from .diagnostics import Reject
+from .edition import EDITION
 from .format import format_file
 from .json_form import json_form, through_text
-from .parse import EDITION, parse
+from .parse import parse
 from .source import Source, Span
 
 _NAME = "recipe.py"

@@ -1,6 +1,6 @@
 """What the grammar allows at a place, in words."""
 
-from .parse import HEADS
+from .edition import HEADS
 from .scene import Scene
 from .slip import Slip, syntax
 

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from .ast import File
 from .diagnostics import Diagnostic, Fault, Fix, in_order
+from .edition import DEPTH, EDITION, HEADS
 from .read import LIMIT, read_source, too_large
 from .source import Source, Span
 
@@ -22,12 +23,9 @@ unknown_edition = Fault(
 )
 more_mistakes = Fault("more-mistakes", "A file has more mistakes than are worth showing.", severity="note")
 
-EDITION = 1
-HEADS = ("use", "param", "model", "data", "profile", "matrix", "pipeline", "expect", "emit")
 HEAD_TERMINALS = {head.upper() for head in HEADS}
 SHOWN = 50  # mistakes reported per file
 REPAIRS = 20  # of one item, before the rest of it is dropped
-DEPTH = 64  # of nested parentheses and brackets
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from lark.lexer import PatternStr
 
 from . import tables
 from .ast import Comment
-from .parse import HEADS
+from .edition import HEADS
 from .source import Source, Span
 
 # Tokens that no rule of the grammar mentions, so the parser stops at them. `FOREIGN` goes before the

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from .parse import HEADS
+from .edition import HEADS
 from .source import Source, Span
 
 OPENERS = {"LPAR": ")", "LSQB": "]", "LBRACE": "}"}

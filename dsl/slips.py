@@ -7,8 +7,8 @@ same slip is told the same way wherever it stands. Rows are tried in order; the 
 from collections.abc import Callable
 
 from .diagnostics import Fix
+from .edition import DEPTH, HEADS
 from .expected import ITEMS, SHARES, shown, unexpected
-from .parse import DEPTH, HEADS
 from .scene import CLOSERS, OPENERS, Scene
 from .slip import (
     Slip,

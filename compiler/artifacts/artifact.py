@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
-from ..store.cache import write_whole
+from ..store.cache import sync, write_whole
 from .bill import bill
 from .card import card
 from .manifest import CARD, MEASURES, NAME, SBOM, Manifest, artifact_hash, dump, hash_files, verify_files
@@ -132,15 +132,6 @@ def _exchange(draft: Path, into: Path, old: Path) -> None:
     except OSError:
         os.rename(old, into)
         raise
-
-
-def sync(path: Path) -> None:
-    """Have the file system put a file or folder on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def sweep(folder: Path) -> None:

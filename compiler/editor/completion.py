@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from lsprotocol import types as lsp
 
 from ...dsl import ast, profiles
+from ...dsl.edition import HEADS
 from ...dsl.params import HANDLES, TYPES
-from ...dsl.parse import HEADS
 from ...dsl.phrases import sample, wanted_phrase
 from ...dsl.skeleton import Skeleton
 from ...dsl.units import BYTES, COUNTS, DURATIONS

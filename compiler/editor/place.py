@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...dsl.parse import HEADS
+from ...dsl.edition import HEADS
 from ...dsl.scan import scan
 from ...dsl.source import Source
 

@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 
 from ...dsl import ast
-from ...dsl.show import plain, show
 from ...dsl.source import Span
 from ...dsl.vocabulary import Param, Vocabulary, Word
-from ..explain import parameter, word_page
+from ..explain import default, parameter, word_page
 
 _KINDS = {"pipeline": "pass", "emit": "target", "expect": "metric"}
 
@@ -47,10 +46,6 @@ def resolved(word: Word, call: ast.Call) -> list[tuple[str, str, bool]]:
         for p in word.params
         if p.name in given or not p.required
     ]
-
-
-def default(param: Param) -> str:
-    return plain(param.default) if param.default in param.choices else show(param.default)
 
 
 def calls(file: ast.File, vocabulary: Vocabulary) -> Iterator[tuple[ast.Call, Word]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...dsl.diagnostics import Reject
 from ...dsl.inputs import unfit_ranks, wide_ranks
 from ...dsl.skeleton import Part, Skeleton
+from ...kernels.grid import Grid
 from ..ir.outcome import Outcome
 from ..ir.program import Program
 from ..ir.weights import assign
@@ -39,6 +40,7 @@ class Family(Outcome):
     losses    (choice, loss) of steps of training, where they were recorded
     norms     rows over which every choice has its statistics of BatchNorm measured, the largest one where anything was
               trained; None of a model that has no such norms
+    grid      that weights and adapters are rounded to, together, in every choice; None: they are not
     crops     what was learned for smaller kernels of convolutions, as `kernels.place_of` names it
     """
 
@@ -53,6 +55,7 @@ class Family(Outcome):
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     losses: Sequence[tuple[Mapping[str, int], float]] = ()
     norms: Tensor | None = None
+    grid: Grid | None = None
     crops: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -133,7 +136,7 @@ class Family(Outcome):
     def _adapted(self, tensors: Mapping[str, Tensor]) -> Iterator[Adapters]:
         assert self.shape is not None, "the family has no adapters"
         zeros = "keep" if self.masked else "fill"
-        with adapted(self.program.model, self.paths, self.shape, seed=0, zeros=zeros) as adapters:
+        with adapted(self.program.model, self.paths, self.shape, seed=0, zeros=zeros, grid=self.grid) as adapters:
             adapters.load(tensors)
             for layer in adapters.layers.values():
                 layer.eval()  # new modules would drop some of what they are given
@@ -174,6 +177,7 @@ class Family(Outcome):
             "weights": list(self.weights),
             "losses": [[dict(choice), loss] for choice, loss in self.losses],
             "norms": self.norms is not None,
+            "grid": vars(self.grid) if self.grid else None,
             "crops": list(self.crops),
         }
 
@@ -202,6 +206,7 @@ class Family(Outcome):
             weights,
             tuple((dict(choice), loss) for choice, loss in body["losses"]),
             norms,
+            Grid(**body["grid"]) if body.get("grid") else None,
             crops,
         )
 

@@ -43,6 +43,8 @@ def check_family(family: "Family") -> None:
     assert family.shape is not None or not family.tensors, "adapters without a shape"
     if family.shape is not None:
         check_adapters(family.program, family.shape, family.tensors)
+    if family.grid is not None:
+        _check_grid(family)
     if family.norms is not None:
         assert family.norms.is_floating_point() and family.norms.dim() == 4 and len(family.norms), "no images for norms"
     skeleton = family.program.skeleton
@@ -69,6 +71,16 @@ def check_family(family: "Family") -> None:
     learned = fresh(family.space) if family.crops else {}
     assert family.crops.keys() == learned.keys(), "kernels that were learned for other sizes"
     assert all(t.shape == learned[n].shape and t.is_floating_point() for n, t in family.crops.items()), "no kernels"
+
+
+def _check_grid(family: "Family") -> None:
+    grid = family.grid
+    assert type(grid.bits) is int and 2 <= grid.bits <= 8, f"a grid of {grid.bits} bits"
+    assert type(grid.group) is int and grid.group >= 0, f"groups of {grid.group}"
+    assert type(grid.symmetric) is bool and type(grid.search) is bool, "a grid of another form"
+    for path in family.paths:
+        inside = family.tensors[f"{path}.lora_A"].shape[1]
+        assert inside % grid.width(inside) == 0, f"groups of {grid.group} don't divide what {path} is given"
 
 
 def _is_within(dial: Dial, least: int, most: int) -> bool:

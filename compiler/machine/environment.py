@@ -65,7 +65,7 @@ def packages() -> list[Package]:
     for text in metadata.requires("effc") or ():
         name, spread, group = _requirement(text)
         if group not in ("test", "dev"):
-            found.append(Package(name, spread, group, _version(name)))
+            found.append(Package(name, spread, group, installed(name)))
     return sorted(found, key=lambda p: p.group != "")
 
 
@@ -137,7 +137,8 @@ def _requirement(text: str) -> tuple[str, str, str]:
     return match[1], ",".join(clauses), extra[1] if extra else ""
 
 
-def _version(name: str) -> str:
+def installed(name: str) -> str:
+    """The version of a package; "" where it is missing."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

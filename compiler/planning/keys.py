@@ -7,6 +7,7 @@ from typing import Any
 
 from ...dsl.recipe import Invocation, Recipe
 from ...dsl.values import DataRef, MetricRef, ProfileRef, StepRef, handles, to_json
+from ..machine.environment import installed
 from ..machine.fingerprint import machine
 from ..store.cache import digest
 from ..store.closure import fingerprint
@@ -80,13 +81,6 @@ def word_source(kind: str, name: str, ctx: Context) -> str:
 def versions(*more: str) -> dict[str, str]:
     """Versions of the libraries that every result depends on, and of others; "" where one is missing."""
     return {name: metadata.version(name) for name in LIBRARIES} | {name: installed(name) for name in more}
-
-
-def installed(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def to_jsonable(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..ir.outcome import Front, Model, Outcome, Point
 from ..ir.program import Program
 from ..judging.accounting import Accounting
 from ..judging.verdicts import Verdicts
-from ..machine.memory import Watch
+from ..machine.memory import Watch, give_back
 from ..measuring import reference, similarity
 from ..measuring.promise import Promise
 from ..planning.change import describe
@@ -266,6 +266,7 @@ class Build:
         self.index += 1
         self.ctx.tell(StageBegan(name, about, self.index, self.total))
         started, done = time.monotonic(), Done()
+        give_back()  # what the stage before freed, and the allocator kept, is not held by this one
         with Watch(self.ctx.settings.max_memory) as watch:
             self.ctx.settings.watch = watch
             with hear(self.ctx.tick):

@@ -14,8 +14,13 @@ class Narrower(Cutter, Pass):
     keeps = Lossy()
     determinism = "deterministic"
 
-    score: MetricRef | None = param("What decides which layers lose more; without it all lose alike.", default=None)
+    score: MetricRef | None = param("What decides which modules lose more; without it all lose alike.", default=None)
     search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
+
+
+class Refitting(Narrower):
+    """Refits what reads the items that go, and is told which of them go first."""
+
     reorder: Literal["l1", "wanda", "obs"] | None = param(
         "Which items of a module go first: by weights, by weights and inputs, or by the error left after repair; "
         "obs with a score, else l1.",

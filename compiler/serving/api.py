@@ -16,7 +16,7 @@ from starlette.background import BackgroundTask
 from ...kernels.native import KernelError
 from ..rows.template import render
 from .answers import Answer, ChatAnswer, Refused
-from .body import read_body
+from .body import take_texts
 from .errors import tell_errors
 from .metrics import TYPE
 from .protocol import ChatRequest, CompletionRequest
@@ -206,14 +206,7 @@ def application(service: Service) -> FastAPI:
 
     app = FastAPI(title="effc serve", lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
     tell_errors(app)
-
-    @app.post("/v1/chat/completions")
-    async def chat(call: Call) -> Any:
-        return await service.answer(await read_body(call, ChatRequest), call)
-
-    @app.post("/v1/completions")
-    async def complete(call: Call) -> Any:
-        return await service.answer(await read_body(call, CompletionRequest), call)
+    take_texts(app, service.answer)
 
     @app.get("/v1/models")
     async def models() -> Any:

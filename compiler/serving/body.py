@@ -1,14 +1,16 @@
-"""A body that is JSON of a known form, read where it holds up nobody."""
+"""Bodies that are JSON of a known form, read where that holds up nobody, and the routes that take them."""
 
 import asyncio
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
+from fastapi import FastAPI
 from fastapi import Request as Call
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from .answers import Refused
-from .protocol import Unsupported
+from .protocol import ChatRequest, CompletionRequest, Unsupported
 
 Form = TypeVar("Form", bound=BaseModel)
 
@@ -29,6 +31,18 @@ async def read_body(call: Call, form: type[Form]) -> Form:
             code="unsupported_media_type",
         )
     return await asyncio.to_thread(_checked, await call.body(), form)
+
+
+def take_texts(app: FastAPI, answer: Callable[[ChatRequest | CompletionRequest, Call], Awaitable[Any]]) -> None:
+    """Give an application the two routes that ask for texts."""
+
+    @app.post("/v1/chat/completions")
+    async def chat(call: Call) -> Any:
+        return await answer(await read_body(call, ChatRequest), call)
+
+    @app.post("/v1/completions")
+    async def complete(call: Call) -> Any:
+        return await answer(await read_body(call, CompletionRequest), call)
 
 
 def _checked(body: bytes, form: type[Form]) -> Form:

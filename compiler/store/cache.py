@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
-from .regular import check_regular
+from .regular import check_regular, refuse_odd
 from .sealed import HASH, SEAL, cache_closed, cache_damaged, canonical, read_noted, read_sealed, refuse_open, sealed
 
 if TYPE_CHECKING:
@@ -67,6 +67,15 @@ def write_whole(path: Path, *data: "bytes | memoryview") -> None:
         draft.unlink(missing_ok=True)
 
 
+def sync(path: Path) -> None:
+    """Have the file system put a file or folder on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One finished step as `effc cache ls` lists it. `bytes` counts tensors that may be shared with others."""
@@ -95,7 +104,12 @@ class Cache:
         return self.folder / "work" / key
 
     def scratch(self, key: str) -> Path:
-        """The folder of a step that is about to run. Raises Reject (cache-closed) where it can't be made."""
+        """The folder of a step that is about to run. Raises Reject (cache-closed) where it can't be made, and
+        (odd-file) where links lie there: what a step keeps would be written to somebody else's files."""
+        if (self.folder / "work").is_symlink():
+            refuse_odd(self.folder / "work")
+        if os.path.lexists(self.work(key)):
+            refuse_odd(self.work(key))
         try:
             self.work(key).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -250,7 +264,7 @@ class Cache:
         nearest = max(kin, key=lambda e: sum(e.parts.get(k) == v for k, v in parts.items()))
         for name, value in parts.items():
             if nearest.parts.get(name) != value:
-                return f"{name} differs: {_short(nearest.parts.get(name))} then, {_short(value)} now"
+                return _difference(name, nearest.parts.get(name), value)
         return "kept, but some of its tensors are gone"
 
     def damaged(self) -> Iterator[tuple[Path, str]]:
@@ -321,6 +335,14 @@ def _drop(path: Path) -> int:
     except FileNotFoundError:  # another run collects, too
         return 0
     return size
+
+
+def _difference(name: str, then: Any, now: Any) -> str:
+    """The first thing inside two values in which they differ: `step args remove differs: 1 then, 2 now`."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        inside = next(k for k in (*now, *then) if k not in now or k not in then or now[k] != then[k])
+        return _difference(f"{name} {inside}", then.get(inside), now.get(inside))
+    return f"{name} differs: {_short(then)} then, {_short(now)} now"
 
 
 def _short(value: Any) -> str:

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import Selector
+from ...kernels.grid import Grid
 from ..ir.edits import is_below
 from ..ir.program import Program
 from ..ir.surgery import split
@@ -26,6 +27,7 @@ from ..planning.select import parts
 from ..rows.forward import evaluating
 from ..search.masks import is_sparse
 from .masks import MaskedProduct, product
+from .rounded import RoundedProduct, rounded
 
 nothing_to_adapt = Fault("nothing-to-adapt", "No linear module is there that could be given an adapter.")
 tied_adapter = Fault(
@@ -33,7 +35,7 @@ tied_adapter = Fault(
     "An adapter is asked for on a weight that two modules share.\n\nMerging it into one would change the other.",
 )
 
-_NAME, _HELD, _MASK = "effc", "held", "effc_mask"
+_NAME, _HELD, _MASK, _SCALES = "effc", "held", "effc_mask", "effc_scales"
 # Fused kernels of these models, where installed, read this weight past its module; so peft refuses it.
 _FUSED = {
     "falcon_h1": "out_proj",
@@ -124,15 +126,32 @@ class Adapters:
             parameter.zero_()
             parameter[tuple(slice(n) for n in tensors[name].shape)] = tensors[name].to(parameter.device)
 
+    @contextmanager
+    def rows(self, stacked: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within it each row of a batch [rows, t, in] has an adapter of its own: `stacked` are such as `parameters`
+        gives, one behind the other [rows, ...]. Those that are on the layers must be off."""
+        hooks = [
+            layer.register_forward_hook(_by_row(layer, *(stacked[f"{path}.{side}"] for side in ("lora_A", "lora_B"))))
+            for path, layer in self.layers.items()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
     @torch.no_grad()
     def merge(self) -> None:
         """Add the products to the weights, in place."""
         for layer in self.layers.values():
-            mask = vars(layer).get(_MASK)
-            if mask is None:
+            mask, scales = vars(layer).get(_MASK), vars(layer).get(_SCALES)
+            base = layer.get_base_layer()
+            if scales is not None:
+                new = rounded(*_sides(layer), mask, layer.scaling[_NAME], _matrix(base), scales)
+                base.weight.data.copy_(new.T if isinstance(base, Conv1D) else new)
+            elif mask is None:
                 layer.merge()
             else:
-                base = layer.get_base_layer()
                 added = product(*_sides(layer), mask, layer.scaling[_NAME])
                 base.weight.data += (added.T if isinstance(base, Conv1D) else added).to(base.weight.dtype)
 
@@ -142,37 +161,74 @@ def _sides(layer: Any) -> tuple[Tensor, Tensor]:
     return layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
 
 
+def _matrix(base: nn.Module) -> Tensor:
+    """[out, in]"""
+    weight = base.weight.detach()
+    return weight.T if isinstance(base, Conv1D) else weight
+
+
 def _keep_zeros(layer: Any) -> None:
     """Let the adapter of a sparse weight give nothing where the weight is zero."""
-    base = layer.get_base_layer()
-    weight = base.weight.detach()
+    weight = _matrix(layer.get_base_layer())
     if is_sparse(weight):
-        vars(layer)[_MASK] = (weight.T if isinstance(base, Conv1D) else weight) != 0  # [out, in]
+        vars(layer)[_MASK] = weight != 0  # [out, in]
         layer.forward = _forward(layer, None)
+
+
+def _put_on_grid(layer: Any, grid: Grid) -> None:
+    """Let weight and adapter be rounded together, on scales that fit the weight and stay."""
+    weight = _matrix(layer.get_base_layer())
+    vars(layer)[_SCALES] = grid.fit(weight.float())
+    if _MASK not in vars(layer):
+        vars(layer)[_MASK] = torch.ones(1, 1, dtype=torch.bool, device=weight.device).expand(weight.shape)
+    layer.forward = _forward(layer, None)
 
 
 def _forward(layer: Any, rank: Callable[[], int] | None) -> Callable[..., Tensor]:
     """Of a layer, its mask honoured where it has one; with the first `rank()` of its ranks, or all."""
-    base, mask = layer.get_base_layer(), vars(layer).get(_MASK)
+    base, mask, scales = layer.get_base_layer(), vars(layer).get(_MASK), vars(layer).get(_SCALES)
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result, (a, b), scale = base(x, *args, **kwargs), _sides(layer), layer.scaling[_NAME]
+        if layer.disable_adapters:
+            return result
         if rank is not None:
             a, b = a[: rank()], b[:, : rank()]
         dropped = layer.lora_dropout[_NAME](x.to(a.dtype))
-        added = (dropped @ a.T @ b.T) * scale if mask is None else MaskedProduct.apply(dropped, a, b, mask, scale)
+        if scales is not None:
+            added = RoundedProduct.apply(dropped, a, b, mask, scale, _matrix(base), scales)
+        elif mask is not None:
+            added = MaskedProduct.apply(dropped, a, b, mask, scale)
+        else:
+            added = (dropped @ a.T @ b.T) * scale
         return result + added.to(result.dtype)
 
     return forward
 
 
+def _by_row(layer: Any, a: Tensor, b: Tensor) -> Callable[..., Tensor]:
+    """A hook behind a layer: what adapters a [rows, rank, in] and b [rows, out, rank] add to its rows."""
+    mask, scale = vars(layer).get(_MASK), layer.scaling[_NAME]
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        x = args[0].to(a.dtype)  # [rows, t, in]
+        if mask is None:
+            added = x @ a.mT @ b.mT * scale
+        else:
+            added = torch.stack([x[i] @ product(a[i], b[i], mask, scale).T for i in range(len(a))])
+        return output + added.to(output.dtype)
+
+    return hook
+
+
 @contextmanager
 def adapted(
-    model: nn.Module, paths: tuple[str, ...], shape: Shape, seed: int, *, zeros: str = "keep"
+    model: nn.Module, paths: tuple[str, ...], shape: Shape, seed: int, *, zeros: str = "keep", grid: Grid | None = None
 ) -> Iterator[Adapters]:
     """Adapters that change nothing yet on the modules at `paths`; afterwards the same modules are back.
 
     zeros   "keep": those of sparse weights are not trained; "fill": they are
+    grid    that weights and what adapters add are rounded to, together; None: they are not
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
@@ -200,6 +256,8 @@ def adapted(
         if zeros == "keep":
             for layer in layers.values():
                 _keep_zeros(layer)
+        for layer in layers.values() if grid else ():
+            _put_on_grid(layer, grid)
         yield Adapters(layers)
     finally:
         _remove(model, paths, LoraLayer)

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoints.tensors import Piece, mapped, write_tensors
-from ..store.cache import canonical, write_whole
+from ..store.cache import canonical, sync, write_whole
 
 MANIFEST = "training.json"
 
@@ -49,7 +49,7 @@ class Saved:
         draft.mkdir()
         write_tensors(draft, [Piece.of(key, tensor) for key, tensor in tensors.items()], shard_bytes=1 << 62)
         for path in (*draft.iterdir(), draft):
-            _sync(path)
+            sync(path)
         shutil.rmtree(place, ignore_errors=True)  # left by a run that was killed before it could name it
         os.replace(draft, place)
 
@@ -67,11 +67,3 @@ class Saved:
                 and path.name not in folders
             ):
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,19 +2,19 @@
 
 from typing import Literal
 
-from ...compiler.planning.amount import Amount
 from ...compiler.planning.select import branches, layers
-from ...compiler.search.greedy import Cutter, Greedy
+from ...compiler.search.greedy import Greedy
 from ...compiler.search.parts import BlockParts, LayerParts
-from ...compiler.words.kinds import Lossy, Pass, param
+from ...compiler.search.remover import Remover
+from ...compiler.words.kinds import param
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Skeleton
-from ...dsl.values import MetricRef, Ratio, Selector
+from ...dsl.values import Ratio, Selector
 
 no_block = Fault("no-block", "Blocks are to go from a model that has none to spare.")
 
 
-class Blocks(Cutter, Pass):
+class Blocks(Remover):
     """Remove whole residual branches or layers, the least missed first.
 
     A branch is what one attention or MLP adds to the residual stream. Candidates are scored by running the model
@@ -27,18 +27,14 @@ class Blocks(Cutter, Pass):
     Example: slim = prune.blocks(remove: 2, score: perplexity(calib))
     """
 
-    keeps = Lossy()
     acts_on = "branches"
     makes = {"unit: branch": "missing branches"}
-    determinism = "deterministic"
 
     remove: int | Ratio = param(
         "How many to remove, or what share of them or of all parameters.", of=("blocks", "params"), ge=1, unit="blocks"
     )
-    score: MetricRef = param("What the model is scored by without each candidate.")
     on: Selector | None = param("Which may go: paths of attention or MLP modules, or of layers.", default=None)
     unit: Literal["branch", "layer"] = param("Remove single branches, or whole layers.", default="branch")
-    search: Literal["racing", "exact"] = param("Score the blocks that may be best, or all.", default="racing")
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
         self._refuse_without_choice(skeleton)
@@ -46,9 +42,7 @@ class Blocks(Cutter, Pass):
             parts = LayerParts("blocks", all=len(skeleton.units), units=layers(skeleton, self.on))
         else:
             parts = BlockParts("blocks", all=len(skeleton.branches), branches=branches(skeleton, self.on))
-        return Greedy(
-            Amount(self.remove, removes=True), "blocks", parts.all, (parts,), self.score, exact=self.search == "exact"
-        )
+        return self.removing(self.remove, "blocks", parts)
 
     def _refuse_without_choice(self, skeleton: Skeleton) -> None:
         """The last one stays, so that one alone is none to remove."""

@@ -3,14 +3,14 @@
 from ...compiler.planning.amount import Amount
 from ...compiler.planning.select import groups, required
 from ...compiler.search.greedy import Greedy, items
-from ...compiler.search.narrower import Narrower
+from ...compiler.search.narrower import Refitting
 from ...compiler.search.parts import WidthParts
 from ...compiler.words.kinds import param
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import Ratio, Selector
 
 
-class Channels(Narrower):
+class Channels(Refitting):
     """Make MLPs narrower.
 
     Without a score every layer keeps the same share, the channels of least weight magnitude go, and the

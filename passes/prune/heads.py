@@ -3,14 +3,14 @@
 from ...compiler.planning.amount import Amount
 from ...compiler.planning.select import groups, required
 from ...compiler.search.greedy import Greedy, items
-from ...compiler.search.narrower import Narrower
+from ...compiler.search.narrower import Refitting
 from ...compiler.search.parts import WidthParts
 from ...compiler.words.kinds import param
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import Ratio, Selector
 
 
-class Heads(Narrower):
+class Heads(Refitting):
     """Remove attention heads.
 
     `of heads` removes query heads: under grouped-query attention the same number from every KV head. `of

@@ -1,17 +1,15 @@
 """Remove whole state-space blocks, the least missed first."""
 
-from typing import Literal
-
-from ...compiler.planning.amount import Amount
 from ...compiler.planning.select import mixers
-from ...compiler.search.greedy import Cutter, Greedy
+from ...compiler.search.greedy import Greedy
 from ...compiler.search.parts import MixerParts
-from ...compiler.words.kinds import Lossy, Pass, param
+from ...compiler.search.remover import Remover
+from ...compiler.words.kinds import param
 from ...dsl.skeleton import Skeleton
-from ...dsl.values import MetricRef, Ratio, Selector
+from ...dsl.values import Ratio, Selector
 
 
-class Blocks(Cutter, Pass):
+class Blocks(Remover):
     """Remove whole state-space blocks, the least missed first.
 
     A block is what one mixer adds to the residual stream, with its norm. Candidates are scored by running the model
@@ -25,10 +23,8 @@ class Blocks(Cutter, Pass):
     Example: slim = shed.blocks(remove: 2, score: perplexity(calib))
     """
 
-    keeps = Lossy()
     acts_on = "ssm"
     makes = {"": "missing blocks"}
-    determinism = "deterministic"
 
     remove: int | Ratio = param(
         "How many blocks to remove, or what share of them or of the whole model.",
@@ -36,12 +32,8 @@ class Blocks(Cutter, Pass):
         ge=1,
         unit="blocks",
     )
-    score: MetricRef = param("What the model is scored by without each candidate.")
     on: Selector | None = param("Which mixers may go.", default=None)
-    search: Literal["racing", "exact"] = param("Score the blocks that may be missed least, or all.", default="racing")
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
         parts = MixerParts("blocks", all=len(mixers(skeleton, None)), branches=mixers(skeleton, self.on))
-        return Greedy(
-            Amount(self.remove, removes=True), "blocks", parts.all, (parts,), self.score, exact=self.search == "exact"
-        )
+        return self.removing(self.remove, "blocks", parts)

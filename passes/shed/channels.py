@@ -1,18 +1,17 @@
 """Make the inner width of Mamba-1 mixers smaller."""
 
-from typing import Literal
-
 from ...compiler.planning.amount import Amount
 from ...compiler.planning.select import groups
 from ...compiler.search.fit import Fit
-from ...compiler.search.greedy import Cutter, Greedy
+from ...compiler.search.greedy import Greedy
+from ...compiler.search.narrower import Narrower
 from ...compiler.search.parts import SliceParts, WidthParts
-from ...compiler.words.kinds import Lossy, Pass, param
+from ...compiler.words.kinds import param
 from ...dsl.skeleton import Skeleton
-from ...dsl.values import DataRef, MetricRef, Ratio, Selector
+from ...dsl.values import DataRef, Ratio, Selector
 
 
-class Channels(Cutter, Pass):
+class Channels(Narrower):
     """Make the inner width of Mamba-1 mixers smaller.
 
     A channel of a Mamba-1 mixer (of Mamba, FalconMamba, Jamba) has a time step and a state of its own: with it go its
@@ -28,10 +27,8 @@ class Channels(Cutter, Pass):
     Example: thin = shed.channels(keep: 75% of channels, align: 32)
     """
 
-    keeps = Lossy()
     acts_on = "ssm_channels"
     makes = {"score": "uneven scans"}
-    determinism = "deterministic"
 
     keep: Ratio = param(
         "Share of the channels, or with a score of the whole model, that stays.",
@@ -46,8 +43,6 @@ class Channels(Cutter, Pass):
         ge=1,
         unit="channels",
     )
-    score: MetricRef | None = param("What decides which mixers lose more; without it all lose alike.", default=None)
-    search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
     repair: bool = param("With a score, refit what reads the channels that go.", default=True)
     data: DataRef | None = param(
         "Rows that rank channels and refit readers; unless given, 32 that the model writes.", default=None

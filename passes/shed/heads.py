@@ -1,18 +1,17 @@
 """Remove heads of Mamba-2 scans."""
 
-from typing import Literal
-
 from ...compiler.planning.amount import Amount
 from ...compiler.planning.select import groups
 from ...compiler.search.fit import Fit
-from ...compiler.search.greedy import Cutter, Greedy
+from ...compiler.search.greedy import Greedy
+from ...compiler.search.narrower import Narrower
 from ...compiler.search.parts import SliceParts
-from ...compiler.words.kinds import Lossy, Pass, param
+from ...compiler.words.kinds import param
 from ...dsl.skeleton import Skeleton
-from ...dsl.values import DataRef, MetricRef, Ratio, Selector
+from ...dsl.values import DataRef, Ratio, Selector
 
 
-class Heads(Cutter, Pass):
+class Heads(Narrower):
     """Remove heads of Mamba-2 scans.
 
     A head is a block of channels that share a time step: with it go its rows of gate, x and dt in the input
@@ -32,10 +31,8 @@ class Heads(Cutter, Pass):
     Example: bald = shed.heads(keep: 75% of heads, score: perplexity(calib))
     """
 
-    keeps = Lossy()
     acts_on = "ssm_heads"
     makes = {"score": "uneven scans"}
-    determinism = "deterministic"
 
     keep: Ratio = param(
         "Share of the heads, or with a score of the whole model, that stays.",
@@ -44,8 +41,6 @@ class Heads(Cutter, Pass):
         le=1,
     )
     on: Selector | None = param("Which mixers.", default=None)
-    score: MetricRef | None = param("What decides which mixers lose more; without it all lose alike.", default=None)
-    search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
     step: int = param("Heads of every group per cut.", default=1, ge=1, unit="heads")
     data: DataRef | None = param("Rows that heads are ranked on; unless given, 32 that the model writes.", default=None)
 

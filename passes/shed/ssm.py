@@ -1,17 +1,15 @@
 """Remove the scans of state-space mixers, and all that only they need."""
 
-from typing import Literal
-
-from ...compiler.planning.amount import Amount
 from ...compiler.planning.select import scans
-from ...compiler.search.greedy import Cutter, Greedy
+from ...compiler.search.greedy import Greedy
 from ...compiler.search.parts import ScanParts
-from ...compiler.words.kinds import Lossy, Pass, param
+from ...compiler.search.remover import Remover
+from ...compiler.words.kinds import param
 from ...dsl.skeleton import Skeleton
-from ...dsl.values import MetricRef, Ratio, Selector
+from ...dsl.values import Ratio, Selector
 
 
-class Ssm(Cutter, Pass):
+class Ssm(Remover):
     """Remove the scans of state-space mixers, and all that only they need.
 
     A mixer without its scan hands on what came out of its convolution and activation: y = x; gate, norm and output
@@ -29,10 +27,8 @@ class Ssm(Cutter, Pass):
     Example: shed = shed.ssm(remove: 2, score: perplexity(calib))
     """
 
-    keeps = Lossy()
     acts_on = "scans"
     makes = {"": "missing scans"}
-    determinism = "deterministic"
 
     remove: int | Ratio = param(
         "How many scans to remove, or what share of them or of the whole model.",
@@ -40,12 +36,8 @@ class Ssm(Cutter, Pass):
         ge=1,
         unit="scans",
     )
-    score: MetricRef = param("What the model is scored by without each candidate.")
     on: Selector | None = param("Which mixers may lose their scan.", default=None)
-    search: Literal["racing", "exact"] = param("Score the scans that may be missed least, or all.", default="racing")
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
         parts = ScanParts("scans", all=len(skeleton.scans), scans=scans(skeleton, self.on))
-        return Greedy(
-            Amount(self.remove, removes=True), "scans", parts.all, (parts,), self.score, exact=self.search == "exact"
-        )
+        return self.removing(self.remove, "scans", parts)

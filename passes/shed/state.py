@@ -1,18 +1,17 @@
 """Let the scans of state-space mixers keep fewer states."""
 
-from typing import Literal
-
 from ...compiler.planning.amount import Amount
 from ...compiler.planning.select import groups
 from ...compiler.search.fit import Fit
-from ...compiler.search.greedy import Cutter, Greedy
+from ...compiler.search.greedy import Greedy
+from ...compiler.search.narrower import Narrower
 from ...compiler.search.parts import SliceParts
-from ...compiler.words.kinds import Lossy, Pass, param
+from ...compiler.words.kinds import param
 from ...dsl.skeleton import Skeleton
-from ...dsl.values import MetricRef, Ratio, Selector
+from ...dsl.values import Ratio, Selector
 
 
-class State(Cutter, Pass):
+class State(Narrower):
     """Let the scans of state-space mixers keep fewer states.
 
     What a scan remembers of a channel is a row of numbers, written by B and read by C. A state that goes takes its
@@ -29,10 +28,8 @@ class State(Cutter, Pass):
     Example: brief = shed.state(keep: 75% of states)
     """
 
-    keeps = Lossy()
     acts_on = "ssm_state"
     makes = {"score": "uneven scans"}
-    determinism = "deterministic"
 
     keep: Ratio = param(
         "Share of the states, or with a score of the whole model, that stays.",
@@ -41,8 +38,6 @@ class State(Cutter, Pass):
         le=1,
     )
     on: Selector | None = param("Which mixers.", default=None)
-    score: MetricRef | None = param("What decides which scans lose more; without it all lose alike.", default=None)
-    search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
     step: int = param("States of every group per cut.", default=4, ge=1, unit="states")
 
     def greedy(self, skeleton: Skeleton) -> Greedy:

@@ -10,6 +10,7 @@ from ...compiler.ir.outcome import Model, Outcome
 from ...compiler.machine.environment import check_modules
 from ...compiler.planning.select import parts
 from ...compiler.rows.forward import nll
+from ...compiler.search.grid import check_groups
 from ...compiler.training.adapters import Shape, adaptable, adapted
 from ...compiler.training.course import train
 from ...compiler.training.effort import adapter_size, effort
@@ -22,6 +23,7 @@ from ...compiler.words.context import Context
 from ...compiler.words.kinds import Effort, Lossy, param
 from ...dsl.skeleton import Part, Skeleton
 from ...dsl.values import DataRef, Selector
+from ...kernels.grid import Grid
 
 
 class Lora(Learner):
@@ -35,10 +37,14 @@ class Lora(Learner):
     `zeros: keep` trains adapters that give nothing where a sparse weight is zero, so that merging a choice keeps the
     zeros; `zeros: fill` trains plain ones, which can be given apart for peft.
 
+    `bits: 4` trains through a grid of so many bits: weight and adapter are rounded together, on scales for each `group`
+    of an output's inputs that fit the weight and stay, and gradients go past the rounding. Merging a choice gives the
+    rounded weights that were trained, zeros and all: `native(weights: int4)` keeps their codes.
+
     With `held_out`, the loss of the middle ranks there is measured every so many steps, and the best weights are kept.
 
     Source: Neural Low-rank adapter Search of Shears (Munoz et al. 2024, arXiv 2404.10934), one draw a step; SparsePEFT
-    of SQFT (Munoz et al. 2024, arXiv 2410.03750).
+    and QA-SparsePEFT of SQFT (Munoz et al. 2024, arXiv 2410.03750).
     Example: net = supernet.lora(on: "*.{q,k,v,up,down}_proj", ranks: [32, 24, 16], data: calib, steps: 400)
     """
 
@@ -64,6 +70,13 @@ class Lora(Learner):
     zeros: Literal["keep", "fill"] = param(
         "Whether adapters give nothing where a sparse weight is zero.", default="keep"
     )
+    bits: int = param(
+        "Bits of the grid that is trained through; 0 for none.", default=0, among=(0, 2, 3, 4, 5, 6, 7, 8)
+    )
+    group: int = param(
+        "Inputs of an output that share a scale of the grid; 0 for all.", default=64, ge=0, unit="inputs"
+    )
+    zero: Literal["free", "middle"] = param("Whether 0 is any code of the grid, or the middle one.", default="free")
 
     def give(self, outcome: Outcome, ctx: Context) -> Outcome:
         assert isinstance(outcome, Model), f"a family of {outcome.kind}"
@@ -74,7 +87,8 @@ class Lora(Learner):
         shape = Shape(self.ranks[0], self.alpha, self.dropout)
         drawn = Drawn(Space.of_ranks(paths, self.per, program.skeleton, self.ranks), ctx.seed)
         drawn.take(drawn.space.choice("largest"))
-        with adapted(program.model, paths, shape, seed_of("adapters", ctx.seed), zeros=self.zeros) as adapters:
+        seed, grid = seed_of("adapters", ctx.seed), self.grid
+        with adapted(program.model, paths, shape, seed, zeros=self.zeros, grid=grid) as adapters:
             adapters.follow(drawn.ranks)
             weights = adapters.parameters()
             course = self._train(outcome, ctx, weights, drawn)
@@ -88,12 +102,18 @@ class Lora(Learner):
             sites=len(drawn.space.dials),
             ranks=list(self.ranks),
         )
-        return Family(program, "", drawn.space, shape, tensors, masked=self.zeros == "keep")
+        return Family(program, "", drawn.space, shape, tensors, masked=self.zeros == "keep", grid=grid)
+
+    @property
+    def grid(self) -> Grid | None:
+        return Grid(self.bits, self.group, self.zero == "middle", search=True) if self.bits else None
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """The same shapes. Ranks that can't be, and a missing peft, are said here, before any weight is read."""
         check_modules(self.requires, self.extra, "`supernet.lora`")
         check_ranks(self.ranks, self._chosen(skeleton))
+        if self.bits:
+            check_groups(self._chosen(skeleton), self.group)
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:

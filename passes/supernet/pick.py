@@ -13,6 +13,11 @@ masked_apart = Fault(
     "Adapters that give nothing where a weight is zero are asked for apart from the weights.\n\n"
     "peft's own adapters know no masks, so beside the weights they would compute something else than was trained.",
 )
+rounded_apart = Fault(
+    "rounded-apart",
+    "Adapters that are rounded together with the weights are asked for apart from them.\n\n"
+    "Beside weights on a grid, or before they are on one, they would compute something else than was trained.",
+)
 smaller_apart = Fault(
     "smaller-apart",
     "Adapters are asked for apart from a family in which more than their ranks may be chosen.\n\n"
@@ -49,6 +54,14 @@ class Pick(Pass):
                     smaller_apart(
                         "the family's choices are smaller models, and no adapters alone say which",
                         help="leave `merge: false` out, or train it with `supernet.lora`",
+                        argument="merge",
+                    )
+                )
+            if outcome.grid is not None:
+                raise Reject(
+                    rounded_apart(
+                        "the family was trained through a grid, and beside the weights peft rounds nothing",
+                        help="leave `merge: false` out, or train it without `bits`",
                         argument="merge",
                     )
                 )

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from effc.compiler import api
+from effc.compiler.machine.memory import give_back, held
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -82,6 +83,15 @@ def test_a_peak_follows_from_the_weights_and_from_what_is_scored(folder):
     assert later < compared
     rows, kept = 32 * 256, 4 * 2 * 256 * 4  # what writes holds keys and values of all its tokens
     assert told(folder, FITTED)[0] > scored + rows * kept
+
+
+def test_what_was_freed_between_what_is_held_goes_back_to_the_system():
+    blocks = [bytearray(64 << 10) for _ in range(512)]  # small enough for the heap
+    kept = blocks[::16]
+    full = held()
+    del blocks
+    give_back()
+    assert full - held() > 16 << 20 and len(kept) == 32
 
 
 @pytest.mark.heavy

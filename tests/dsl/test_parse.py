@@ -6,7 +6,8 @@ import lark
 import pytest
 from effc.dsl import ast
 from effc.dsl.diagnostics import Reject
-from effc.dsl.parse import DEPTH, SHOWN, parse
+from effc.dsl.edition import DEPTH
+from effc.dsl.parse import SHOWN, parse
 from effc.dsl.read import LIMIT, read_source
 from effc.dsl.render import apply_fixes
 from effc.dsl.scan import grammar

@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 
-from effc.dsl.parse import HEADS
+from effc.dsl.edition import HEADS
 from effc.dsl.scan import scan
 from effc.dsl.source import Source
 

@@ -13,7 +13,9 @@ from effc.compiler.ir.outcome import Model
 from effc.compiler.layers.linear import weight_of
 from effc.compiler.sources.zoo import zoo
 from effc.compiler.training.adapters import Shape, adaptable, adapted
+from effc.compiler.training.rounded import RoundedProduct
 from effc.dsl.values import DataRef, Ratio
+from effc.kernels.grid import Grid
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -127,6 +129,47 @@ def test_zeros_stay_zero_when_a_choice_is_merged(tmp_path, name):
     for path in sparse.notes[0]["zeros"]:
         before, after = (weight_of(p.model.get_submodule(path)) for p in (sparse, picked.program))
         assert torch.equal(before != 0, after != 0) and not torch.equal(before, after)
+
+
+@given(seed=st.integers(0, 99), sparse=st.booleans())
+def test_what_is_rounded_with_its_adapter_gives_and_learns_what_its_matrix_says(seed, sparse):
+    chance = torch.Generator().manual_seed(seed)
+    w, x = torch.randn(6, 8, generator=chance), torch.randn(2, 3, 8, generator=chance).requires_grad_()
+    a, b = (torch.randn(n, k, generator=chance).requires_grad_() for n, k in ((2, 8), (6, 2)))
+    mask = torch.rand(6, 8, generator=chance) < 0.5 if sparse else torch.ones(6, 8, dtype=torch.bool)
+    w *= mask
+    scales = Grid(4, 4, False, False).fit(w)
+    y = x @ w.T + RoundedProduct.apply(x, a, b, mask, 0.5, w, scales)
+    moved = w + torch.where(mask, 0.5 * (b @ a), 0.0)
+    s, z = (t.repeat_interleave(4, 1) for t in (scales.scale, scales.zero))
+    on_grid = (s * (((moved / s).round() + z).clamp(0, 15) - z)).detach()
+    assert torch.allclose(y, x @ on_grid.T, atol=1e-4) and bool((on_grid[~mask] == 0).all())
+    slopes = torch.autograd.grad(y.square().sum(), (x, a, b))
+    naive = x @ (moved + (on_grid - moved).detach()).T  # gradients go past the rounding
+    for found, wanted in zip(slopes, torch.autograd.grad(naive.square().sum(), (x, a, b)), strict=True):
+        assert torch.allclose(found, wanted, atol=1e-3, rtol=1e-3)
+
+
+def test_a_choice_that_was_trained_through_a_grid_is_on_it_when_it_is_merged(tmp_path):
+    model, ids, coarse = tiny.model("llama"), rows_of(3), {"bits": 3, "group": 32}
+    mask = ("sparsify.wanda", {"sparsity": Ratio(0.5, "weights"), "data": ROWS})
+    net = through(tmp_path / "net", model, mask, ("supernet.lora", {**NET, **coarse}))
+    rounded = through(tmp_path / "rounded", model, mask, ("quantize.round", coarse)).program
+    again = Family.from_json(json.loads(json.dumps(net.to_json())), copy.deepcopy(net.program), net.tensors)
+    choice = net.space.choice("middle")
+    before = {path: weight_of(net.program.model.get_submodule(path)).clone() for path in net.paths}
+    with torch.no_grad(), net.applied(choice):
+        within = net.program.model(ids).logits
+    cut = again.cut(choice).model
+    with torch.no_grad():
+        assert torch.allclose(cut(ids).logits, within, atol=1e-4)
+    assert loss(cut) < 0.95 * loss(rounded.model)
+    for path, weight in before.items():
+        merged = weight_of(cut.get_submodule(path))
+        groups = merged.unflatten(1, (-1, 32)).flatten(0, 1)
+        assert max(len(group.unique()) for group in groups) <= 8 and not merged[weight == 0].any()
+    steps = (("supernet.lora", {**NET, "steps": 1, **coarse}), ("supernet.pick", {"merge": False}))
+    assert refused(lambda: through(tmp_path / "apart", model, *steps)).diagnostics[0].slug == "rounded-apart"
 
 
 def test_layers_that_run_again_meet_the_ranks_that_the_loss_was_of(tmp_path):
