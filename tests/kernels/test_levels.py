@@ -35,6 +35,11 @@ def test_the_highest_level_runs_unless_told_otherwise(monkeypatch):
     assert levels.available()[0] == "portable"
 
 
+def test_the_model_of_amx_runs_wherever_it_was_built():
+    built = bool(levels.library().effc_built(levels.CODES[levels.MODEL]))
+    assert levels.lacking(levels.MODEL) == ("" if built else "this build has no model of AMX")
+
+
 def test_a_level_is_forced_by_the_environment(monkeypatch):
     for name in levels.available():
         monkeypatch.setenv("EFFC_ISA", name)
