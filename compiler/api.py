@@ -288,6 +288,7 @@ _GRANTED = frozenset(f.name for f in fields(Settings)) - {"watch", "deadline"}
 
 
 def plans(session: Session) -> "list[Plan]":
+    session.recipes()
     from .planning import lock
     from .planning.plan import plan
 
@@ -344,6 +345,7 @@ def build(
     told: "Callable[[Plan], None]" = lambda plan: None,
 ) -> "list[Result]":
     """Compile every pipeline that emits something; `saved` is a plan of `plan -o`, whose drift is refused."""
+    session.recipes()  # before torch is imported, which takes seconds
     from .artifacts.artifact import check_free
     from .machine.deadline import Deadline
     from .planning.plan import refuse_drift

@@ -95,6 +95,13 @@ def origin_of(place: str, settings: "Settings") -> "Origin":
     return ctx.shelf.make("model", call).resolve(ctx)
 
 
+def check_place(place: str) -> None:
+    """Reject (unknown-place) what can't lead to a model, before anybody imports torch to look closer."""
+    kind, colon, _ = place.partition(":")
+    if not Path(place).is_dir() and not (colon and kind in ("zoo", "hf")):
+        raise Reject(nowhere(place))
+
+
 def nowhere(place: str):
     found = f"`{place}` is a file" if Path(place).is_file() else f"there is no `{place}`"
     return unknown_place(found, help="name an artifact, a model folder, zoo:NAME or hf:ORG/NAME")

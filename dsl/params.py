@@ -17,7 +17,7 @@ from .typed import typed
 from .vocabulary import Param
 
 unknown_type = Fault("unknown-type", "A `param` has a type that the language doesn't know.")
-bad_matrix = Fault("bad-matrix", "A `matrix` gives a param no list of values, or gives it twice.")
+bad_matrix = Fault("bad-matrix", "A `matrix` gives a param no list of values, or one twice.")
 matrix_too_large = Fault("matrix-too-large", "A `matrix` expands into more variants than the language allows.")
 
 TYPES = ("int", "float", "ratio", "bytes", "duration", "string", "bool", "choice", "selector", "shares")
@@ -195,4 +195,13 @@ def _axes(file: ast.File, params: dict[str, ast.Param], session: Session) -> dic
         elif want := wanted(node):
             values = [(typed(i, want, scope), i.span) for i in entry.value.items]
             axes[name] = [Argument(v, span, "matrix") for v, span in values if v is not POISON]
+            _refuse_twins(name, axes[name], session)
     return {name: values for name, values in axes.items() if values}
+
+
+def _refuse_twins(name: str, values: list[Argument], session: Session) -> None:
+    """Two variants of one value would be the same, in one folder."""
+    for i, one in enumerate(values):
+        if any(one.value == other.value for other in values[:i]):
+            said = f"`{plain(one.value)}` stands twice among the values of `{name}`"
+            session.report(bad_matrix(said, one.span, help="drop one of them"))

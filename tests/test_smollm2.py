@@ -119,7 +119,7 @@ def test_an_exact_search_decides_as_whole_forwards_do(session, tmp_path):
     (plan,) = api.plans(opened)
     build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(opened.settings.cache_dir))
     build.step(plan.stages[0])
-    note = next(n for n in build.reach(plan.stages[0].key).notes if "cut" in n)
+    note = next(n for n in build.reach(plan.stages[0].key).program.notes if "cut" in n)
     model, score = (
         build.ctx.origin.load().eval(),
         build.ctx.metric(MetricRef("perplexity", (("data", DataRef("calib")),))),

@@ -24,6 +24,8 @@ DOES = {
     "knowledge": "samples are put into prompts, and `effc run` and `serve` may train adapters on them",
     "embedder": "transformers builds a sentence encoder and maps its safetensors",
     "reward": "a small reward model scores answers",
+    "fedapp": "is a Flower App: `effc federate up` runs its Python files where they are those that effc writes; "
+    "`flwr run` runs whatever they are",
 }
 
 

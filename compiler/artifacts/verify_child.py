@@ -35,7 +35,8 @@ def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS)
     if all(name.startswith(GIVEN) for name in inputs):
         return {"outputs of a batch": first_output(model(**{n.removeprefix(GIVEN): x for n, x in inputs.items()}))}
     if "pixels" in inputs:
-        return {"outputs of a batch": first_output(model(pixel_values=inputs["pixels"]))}
+        kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        return {"outputs of a batch": first_output(model(pixel_values=inputs["pixels"].to(kind)))}
     ids, mask = inputs["ids"], inputs["mask"]
     if "decoder_input_ids" in inspect.signature(model.forward).parameters:
         return probe_two_sides(model, ids, mask, steps)

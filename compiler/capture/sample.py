@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, masking_utils
 from transformers.integrations.moe import ExpertsInterface
 
 from ...dsl.diagnostics import Fault, Reject
+from ..rows.inputs import dtype_of
 
 unknown_inputs = Fault(
     "unknown-inputs",
@@ -39,7 +40,7 @@ def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: 
     device = next(model.parameters()).device
     main = getattr(model, "main_input_name", "input_ids")
     if main == "pixel_values":
-        return {main: pixels(model.config, batch, device)}
+        return {main: pixels(model.config, batch, device).to(dtype_of(model))}
     _refuse_other_inputs(model, main)
     config = model.config.get_text_config()
     inputs = tokens(config.vocab_size, batch, length, padding, device)

@@ -121,8 +121,11 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     return body
 
 
+_AXES = 64  # that torch has
+
+
 def _whole(value: Any) -> bool:
-    return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
+    return isinstance(value, list) and len(value) <= _AXES and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
 
 
 def _slot(path: Path, name: str, entry: Any) -> Slot:

@@ -68,11 +68,14 @@ def _deploy(folder: Path, shared: Shared, data: Sequence[Path], port: int) -> "D
     from ..federation.app import PACKAGE
     from ..federation.declaration import NAME, check_base, read_declaration
     from ..federation.deployment import check_flower, up
+    from ..federation.foreign import check_code
     from .simulate import data_folder
 
     check_flower()
     verify_files(folder)
     declared = read_declaration(folder / PACKAGE / NAME)
+    if not shared.trust_remote_code:
+        check_code(folder, declared)
     check_base(declared, folder / declared.folder, shared.cache_folder)
     common = folder if data else data_folder(folder)
     made = up(folder, declared, place_of(folder), common, list(data), shared.cache_folder, port)

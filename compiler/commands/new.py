@@ -2,12 +2,14 @@
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ...dsl.diagnostics import Fault, Reject
+from ...dsl.show import quoted
 from ...dsl.source import Source
 from .flags import Shared, verb
 
@@ -104,13 +106,13 @@ def register(app: typer.Typer) -> None:
         if goal not in GOALS:
             raise Reject(unknown_goal(f"`{goal}` is no goal", help=f"goals are {', '.join(GOALS)}"))
         beside = output.parent if output else Path()
-        call = source_call(model, beside)
+        source = source_of(model, beside)
         last = Path(model).resolve().name if Path(model).is_dir() else re.split("[/:]", model)[-1]
         short = re.sub(r"[^A-Za-z0-9]+", "-", last).strip("-").lower()
         path = output or Path(f"{short or 'model'}-{goal}.effspec")
         if path.exists():
             raise Reject(file_exists(f"{path} exists", help="name another file with -o"))
-        text = fitting(call, goal, short or "model", path, shared)
+        text = fitting(source, goal, short or "model", path, shared)
         from ..store.cache import write_whole
 
         write_whole(path, text.encode())
@@ -119,20 +121,32 @@ def register(app: typer.Typer) -> None:
             write_whole(base, SAMPLES.encode())
             shared.screen.say(f"{base} holds three samples: put yours there")
         if shared.format == "json":
-            return shared.screen.answer_json("new", path=str(path), goal=goal, model=call)
+            return shared.screen.answer_json("new", path=str(path), goal=goal, model=source.text)
         shared.screen.answer(str(path))
         return shared.screen.say(f"next: effc plan {path}, then effc compile {path}")
 
 
-def source_call(model: str, beside: Path) -> str:
-    """How a recipe in the folder `beside` names the model: `zoo("tiny-llama")`, `hf("./x")`, `hf("org/name")`."""
+@dataclass(frozen=True)
+class Named:
+    """How a recipe names a model: `zoo("tiny-llama")`, `hf("./x")`, `hf("org/name")`."""
+
+    word: str
+    name: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.word}({quoted(self.name)})"
+
+
+def source_of(model: str, beside: Path) -> Named:
+    """How a recipe in the folder `beside` names a model of the command line."""
     kind, colon, name = model.partition(":")
     if colon and kind in ("zoo", "hf"):
-        return f'{kind}("{name}")'
+        return Named(kind, name)
     if Path(model).is_dir():
-        return f'hf("{_near(Path(model), beside)}")'
+        return Named("hf", _near(Path(model), beside))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        return f'hf("{model}")'
+        return Named("hf", model)
     from ..models import nowhere
 
     raise Reject(nowhere(model))
@@ -146,27 +160,27 @@ def _near(folder: Path, beside: Path) -> str:
     return steps if steps.startswith(".") else f"./{steps}"
 
 
-def fitting(call: str, goal: str, short: str, path: Path, shared: Shared) -> str:
+def fitting(source: Named, goal: str, short: str, path: Path, shared: Shared) -> str:
     """The recipe with every step and bound that checks for this model."""
     session = shared.session(path)
     steps, bounds = GOALS[goal][1:3]
-    branches = _branches(call, session)
+    branches = _branches(source, session)
     steps = tuple(s.format(branches=branches) for s in steps)
 
     def faults(steps: tuple[str, ...], bounds: tuple[str, ...] = ()) -> list:
-        return _faults(_text(call, goal, short, steps, bounds), path, session)
+        return _faults(_text(source.text, goal, short, steps, bounds), path, session)
 
     fit: tuple[str, ...] = ()
     for step in steps:
         fit += () if faults((*fit, step)) else (step,)
     if not fit:
-        raise Reject(*faults(steps[:1]) or [nothing_fits(f"no step for the goal `{goal}` fits {call}")])
+        raise Reject(*faults(steps[:1]) or [nothing_fits(f"no step for the goal `{goal}` fits {source.text}")])
     kept: tuple[str, ...] = ()
     for bound in bounds:
         kept += () if faults(fit, (*kept, bound)) else (bound,)
     from ...dsl.format import format_source
 
-    return format_source(Source(str(path), _text(call, goal, short, fit, kept)))
+    return format_source(Source(str(path), _text(source.text, goal, short, fit, kept)))
 
 
 def _faults(text: str, path: Path, session) -> list:
@@ -180,13 +194,12 @@ def _faults(text: str, path: Path, session) -> list:
     return [d for d in checked.diagnostics if d.severity == "error"]
 
 
-def _branches(call: str, session) -> int:
+def _branches(source: Named, session) -> int:
     """About a tenth of the residual branches, at least one."""
     from ...dsl.recipe import Invocation
 
-    word, name = call.split("(")[0], call.split('"')[1]
-    args = {"name": name} if word == "zoo" else {"name": name, "revision": "main", "dtype": "auto"}
-    skeleton = session.skeleton(Invocation(word, args))
+    more = {} if source.word == "zoo" else {"revision": "main", "dtype": "auto"}
+    skeleton = session.skeleton(Invocation(source.word, {"name": source.name, **more}))
     return max(1, len(skeleton.branches) // 10)
 
 

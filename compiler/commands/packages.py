@@ -27,7 +27,7 @@ unknown_package = Fault("unknown-package", "`effspec.lock` names no such package
 _GIT = re.compile(r"(https|ssh|file)://[^\s]+|[\w.-]+@[\w.-]+:[^\s]+")
 # Of what a repository or a configuration could run when files are fetched and written: nothing does.
 _TAME = ("core.hooksPath=/dev/null", "core.symlinks=false", "core.fsmonitor=false", "protocol.ext.allow=never")
-SECONDS = 300
+SECONDS, _LARGEST = 300, 512 << 20  # for git; bytes of a file that it writes
 
 _source = typer.Argument(
     metavar="[FOLDER|REPOSITORY[@REVISION]]",
@@ -144,16 +144,44 @@ def _clone(source: str, into: Path) -> str:
     url, _, revision = source.rpartition("@") if re.search(r"[^/@]@[^@/:]+$", source) else (source, "", "")
     _git(into, "init", "-q")
     _git(into, "fetch", "-q", "--depth", "1", "--no-tags", "--no-recurse-submodules", "--", url, revision or "HEAD")
+    _weigh(into, source)
     _git(into, "checkout", "-q", "FETCH_HEAD")
     return _git(into, "rev-parse", "FETCH_HEAD").strip()
 
 
+def _weigh(folder: Path, source: str) -> None:
+    """Reject what was fetched where it has more files than a package may, before one is written: a dozen objects can
+    stand for as many as one likes."""
+    from ..words.packages import MOST_BYTES, MOST_FILES, too_large
+
+    count, bytes = 0, 0
+    command = _command(folder, "ls-tree", "-r", "-l", "-z", "FETCH_HEAD")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as listing:
+        assert listing.stdout is not None, "it is a pipe"
+        rest = b""
+        while chunk := listing.stdout.read(1 << 16):
+            *entries, rest = (rest + chunk).split(b"\0")
+            count += len(entries)
+            bytes += sum(int(size) for entry in entries if (size := entry.split(b"\t")[0].split()[-1]).isdigit())
+            if count > MOST_FILES or bytes > MOST_BYTES or len(rest) > 1 << 16:
+                listing.kill()
+                raise Reject(too_large(source))
+
+
+def _within(bytes: int, command: list[str]) -> list[str]:
+    """The command, none of whose files may be larger."""
+    return ["sh", "-c", f'ulimit -f {bytes // 512}; exec "$@"', "sh", *command] if os.name == "posix" else command
+
+
+def _command(folder: Path, *args: str) -> list[str]:
+    return ["git", *(word for setting in _TAME for word in ("-c", setting)), "-C", str(folder), *args]
+
+
 def _git(folder: Path, *args: str) -> str:
     environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_LFS_SKIP_SMUDGE": "1"}
-    settings = [word for setting in _TAME for word in ("-c", setting)]
     try:
         done = subprocess.run(
-            ["git", *settings, "-C", str(folder), *args],
+            _within(_LARGEST, _command(folder, *args)),
             env=environment,
             capture_output=True,
             text=True,

@@ -15,6 +15,12 @@ _point = typer.Option(
 _params = typer.Option("--params", metavar="N", help="At most so many parameters: 1.6M.", show_default=False)
 _bytes = typer.Option("--bytes", metavar="SIZE", help="At most so many bytes of weights: 6MiB.", show_default=False)
 _latency = typer.Option("--latency", metavar="TIME", help="At most so long for a token: 30ms.", show_default=False)
+_on = typer.Option(
+    "--on",
+    metavar="PROFILE",
+    help="Only if the measures are of the machine that this profile of the recipe describes.",
+    show_default=False,
+)
 _limit = typer.Option(
     "--limit", metavar="METRIC=VALUE", help="A limit on any measure of the front.", show_default=False
 )
@@ -31,6 +37,7 @@ def register(app: typer.Typer) -> None:
         params: Annotated[str, _params] = "",
         bytes: Annotated[str, _bytes] = "",
         latency: Annotated[str, _latency] = "",
+        on: Annotated[str, _on] = "",
         limit: Annotated[list[str] | None, _limit] = None,
         force: Annotated[bool, _force] = False,
     ) -> int:
@@ -48,7 +55,7 @@ def register(app: typer.Typer) -> None:
         limits = tuple(picking.Limit(*text.rsplit("=", 1)) for text in texts)
         where = output or artifact.with_name(f"{artifact.name}-picked")
         with shared.listening() as tell:
-            name, manifest = picking.pick(artifact, where, point=point, limits=limits, force=force, tell=tell)
+            name, manifest = picking.pick(artifact, where, point=point, limits=limits, on=on, force=force, tell=tell)
         if shared.format == "json":
             shared.screen.answer_json("pick", point=name, path=str(where), bytes=manifest.bytes)
         else:

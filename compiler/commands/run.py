@@ -10,6 +10,7 @@ import typer
 
 from ...dsl.diagnostics import Reject
 from ...dsl.render import visible
+from ..models import check_place
 from .flags import Shared, knowledge_url, mapped_weights, required_key, verb
 from .services import no_words
 
@@ -51,6 +52,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Talk to a model: a chat, or one answer with --prompt or a pipe. Of a federation: simulate it."""
         shared.check_environment()
+        check_place(model)
         if pick:
             from ..running.pick import folder_of
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...dsl.diagnostics import Reject
+from ..machine.environment import check_modules
+from ..models import check_place
 from .exits import interrupted
 from .flags import Shared, knowledge_url, required_key, size, verb
 from .services import Service, guided_service, library_service, model_service, no_such_role
@@ -119,9 +121,8 @@ def register(app: typer.Typer) -> None:
         require_signature: Annotated[list[str], required_key] = (),  # type: ignore[assignment]
     ) -> None:
         """Answer OpenAI's chat and completions API, many requests at once."""
-        from ..machine.environment import check_modules
-
         shared.check_environment()
+        check_place(model)
         check_modules(["fastapi", "uvicorn", "prometheus_client"], "serve", "`effc serve`")
         from ..serving.limits import MIB, Limits
         from ..serving.rate import Rate

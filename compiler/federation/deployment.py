@@ -70,7 +70,12 @@ def read_deployment(folder: Path) -> Deployment:
     try:
         body = read_json(folder / NAME, MIB)
         processes = tuple(Process(**p) for p in body["processes"])
-        return Deployment(folder, int(body["port"]), processes, str(body["run"]))
+        if any(Path(p.log) != folder / f"{p.name}.log" or "/" in p.name for p in processes):
+            raise ValueError("a log lies elsewhere")
+        port, run = body["port"], body["run"]
+        if type(port) is not int or not 0 < port < 1 << 16 or not isinstance(run, str) or (run and not run.isalnum()):
+            raise ValueError("there is no such port or run")
+        return Deployment(folder, port, processes, run)
     except (OSError, *MISFIT) as error:
         raise Reject(
             not_deployed(f"{folder} holds no deployment", help="`effc federate up FOLDER` starts one")
@@ -237,6 +242,7 @@ def status(made: Deployment) -> tuple[str, str]:
     commands = check_flower()
     env = {**os.environ, **QUIET, "FLWR_HOME": str(made.folder / "flower")}
     check_certificates(made.folder / "keys")
+    _write_config(made.folder / "flower", made.port)  # whatever the folder says, it is this machine that is asked
     found = _flower_json(commands, env, "ls", ENTRY, "--run-id", made.run)["runs"][0]
     return str(found["status"]), str(found.get("status-details", ""))
 

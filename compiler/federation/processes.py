@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...dsl.diagnostics import Reject
+from ..store.regular import open_regular
+
 GRACE = 10.0  # seconds between asking a process to end and ending it
 
 
@@ -22,9 +25,15 @@ class Process:
     started: str
     log: str
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for what names no process: 0 and less are groups, which a signal would go to."""
+        fits = type(self.pid) is int and self.pid > 1 and all(isinstance(t, str) for t in (self.name, self.started))
+        if not fits or not isinstance(self.log, str):
+            raise ValueError("a process has a name, an id, its start and a log")
+
     @property
     def lives(self) -> bool:
-        return self.started == start_of(self.pid)
+        return self.started != "" and self.started == start_of(self.pid)
 
 
 def start_of(pid: int) -> str:
@@ -114,7 +123,9 @@ def answers(port: int) -> bool:
 def last_line(log: str) -> str:
     """What a process said last."""
     try:
-        lines = Path(log).read_bytes()[-4000:].decode(errors="replace").strip().splitlines()
-    except OSError:
+        with open_regular(Path(log)) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4000))
+            lines = file.read(4000).decode(errors="replace").strip().splitlines()
+    except (OSError, Reject):
         return ""
     return lines[-1].strip() if lines else ""

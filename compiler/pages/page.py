@@ -20,6 +20,7 @@ from .points import points
 from .sheet import Sheet, word
 from .steps import steps
 from .timings import timings
+from .ways import ways
 
 HERE = Path(__file__).parent
 OUTCOMES = {"holds": "✓", "fails": "✕", "undecided": "?", "skipped": "–"}
@@ -35,6 +36,7 @@ SECTIONS = {  # anchor -> (name, what there has to be for it)
     "measured": ("Measured", ""),
     "accounts": ("Forms", "accounts"),
     "front": ("The front", "points"),
+    "ways": ("Ways to answer", "ways"),
     "layers": ("Layers", "layers"),
     "steps": ("Decisions", "steps"),
     "speed": ("Speed", "timings"),
@@ -104,6 +106,7 @@ def _content(sheets: list[Sheet]) -> dict[str, Any]:
         "accounts": accounts(sheets),
         "where": next((a.where for s in sheets for a in s.manifest.accounts), ""),
         "points": points(first),
+        "ways": [drawn for s in sheets if (drawn := ways(s.calibration))],
         "layers": layers(first),
         "steps": steps(first),
         "timings": [t for s in sheets for t in timings(s.manifest)],

@@ -5,30 +5,40 @@ taken here with these few functions, which give nothing where it is of another f
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...dsl.diagnostics import Reject
 from ..artifacts.manifest import Manifest, artifact_hash, read_manifest
+from ..store.regular import DATA, MISFIT, read_json
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """`place` as the page names it; `hash` is "" of what is no artifact."""
+    """`place` as the page names it; `hash` is "" of what is no artifact; `calibration` is that of test-time compute."""
 
     place: str
     manifest: Manifest
     hash: str = ""
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def of(path: Path) -> "Sheet":
-        return Sheet(path.name, read_manifest(path), artifact_hash(path))
+        return Sheet(path.name, read_manifest(path), artifact_hash(path), _calibration(path / "calibration.json"))
 
     @property
     def pipeline(self) -> tuple[str, ...]:
         """What two artifacts have in common that show one result: recipe, variant and pipeline."""
         recipe = self.manifest.recipe
         return recipe.get("text", ""), recipe.get("variant", ""), self.manifest.name
+
+
+def _calibration(file: Path) -> Mapping[str, Any]:
+    try:
+        return table(read_json(file, DATA))
+    except (OSError, Reject, *MISFIT):
+        return {}
 
 
 def number(value: Any) -> float | None:

@@ -18,7 +18,9 @@ from ..checkpoints.classes import model_class
 def arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """How a model is called with rows [b, t], on its device, without a cache."""
     rows, more = rows.to(device_of(model)), without_cache(model)
-    if rows.is_floating_point() or not hasattr(model, "can_generate"):
+    if rows.is_floating_point():
+        return (rows.to(dtype_of(model)),), more
+    if not hasattr(model, "can_generate"):
         return (rows,), more
     if has_two_sides(model):
         source, target = sides(rows)
@@ -29,6 +31,11 @@ def arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str
 
 def device_of(model: nn.Module) -> torch.device:
     return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Of what a model computes with: images that it is given are to be so, too; not all of them see to it."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def without_cache(model: nn.Module) -> dict[str, Any]:

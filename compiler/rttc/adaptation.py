@@ -6,7 +6,8 @@ the target, a fresh optimizer and the initial adapters for every query.
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,7 +64,7 @@ def kept(scores: Sequence[float]) -> list[int]:
 
 @dataclass(frozen=True)
 class Trained:
-    """`losses` per step, nats a token; `stopped` where the time ran out."""
+    """`losses` per step, nats a token; `stopped` where the time ran out, or nobody waited any more."""
 
     losses: tuple[float, ...]
     stopped: bool
@@ -120,11 +121,25 @@ class Adaptable:
         """Answer as the bare model."""
         self._switch(on=False)
 
+    @contextmanager
+    def rows(self, states: Sequence[State | None]) -> Iterator[None]:
+        """Within it each row of a batch is answered by a state of its own, or by the bare model (None)."""
+        self.off()
+        if all(state is None for state in states):
+            yield
+            return
+        blank = {name: torch.zeros_like(p) for name, p in self._own.items()}
+        held = [blank if state is None else state for state in states]
+        with self._adapters.rows({name: torch.stack([state[name] for state in held]) for name in blank}):
+            yield
+
     def _switch(self, on: bool) -> None:
         self._adapters.switch(on)
 
-    def train(self, samples: Sequence[Sample], scores: Sequence[float] = ()) -> Trained:
-        """Set the adapters back, then train them on the samples; they stay on."""
+    def train(
+        self, samples: Sequence[Sample], scores: Sequence[float] = (), stopped: Callable[[], bool] = lambda: False
+    ) -> Trained:
+        """Set the adapters back, then train them on the samples; they stay on. No step is begun once `stopped`."""
         regime, scores = self.regime, list(scores) or [1.0] * len(samples)
         chosen = kept(scores) if regime.reduce else list(range(len(samples)))
         if not chosen:
@@ -139,7 +154,7 @@ class Adaptable:
         found, until = [], time.monotonic() + regime.seconds
         for _ in range(regime.epochs):
             for start in range(0, len(rows), regime.batch):
-                if time.monotonic() > until:
+                if time.monotonic() > until or stopped():
                     return Trained(tuple(found), stopped=True)
                 part = slice(start, start + regime.batch)
                 found.append(self._step(optimizer, rows[part], weights[part]))

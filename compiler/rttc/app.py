@@ -117,7 +117,8 @@ def engine_of(folder: Path, model: Any, tokenizer: Any, app: App, asked: str) ->
     prompts = prompts_of(model, tokenizer)
     adaptable = Adaptable(model, tokenizer, places_of(model, app.regime.kind), app.regime, prompts.question)
     try:
-        off = apart(open_voice(folder / NATIVE, adaptable), adaptable, prompts.question(asked))
+        ids = prompts.question(asked)[: prompts.context]  # a sample may be a whole page
+        off = apart(open_voice(folder / NATIVE, adaptable), adaptable, ids)
     except Reject as refused:
         if refused.diagnostics[0].fault != no_place:
             raise

@@ -1,6 +1,7 @@
 """What is trained at test time: tensors that hang on a frozen model, and are in use only while they are switched on."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +23,9 @@ class Attachment(Protocol):
     def switch(self, on: bool) -> None:
         """While it is off the model computes what it did before."""
 
+    def rows(self, stacked: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Within it row i of a batch has the i-th of `stacked`, parameters [rows, ...]; it must be switched off."""
+
     def close(self) -> None:
         """Leave the module tree as it was."""
 
@@ -40,6 +44,9 @@ class LowRank:
         for layer in self._adapters.layers.values():
             layer.enable_adapters(on)
 
+    def rows(self, stacked: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        return self._adapters.rows(stacked)
+
     def close(self) -> None:
         self._stack.close()
 
@@ -56,6 +63,7 @@ class Residual:
 
     def __init__(self, model: nn.Module, on: tuple[str, ...], rank: int, seed: int):
         self._on = False
+        self._stacked: Mapping[str, Tensor] | None = None
         generator = torch.Generator().manual_seed(seed)
         width = model.get_input_embeddings().weight.shape[1]  # type: ignore[operator, union-attr]
         self._edits: dict[str, Intervention] = {}
@@ -66,7 +74,7 @@ class Residual:
             edit = Intervention("direft", width, min(rank, width), 0.0, dtype=torch.float32, device=like.device)
             edit.start("identity", generator)
             self._edits[path] = edit
-            self._hooks.append(layer.register_forward_hook(self._edited(edit)))
+            self._hooks.append(layer.register_forward_hook(self._edited(path, edit)))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {f"{path}.{name}": p for path, edit in self._edits.items() for name, p in edit.named_parameters()}
@@ -78,12 +86,25 @@ class Residual:
         for hook in self._hooks:
             hook.remove()
 
-    def _edited(self, edit: Intervention) -> Any:
+    @contextmanager
+    def rows(self, stacked: Mapping[str, Tensor]) -> Iterator[None]:
+        self._stacked = stacked
+        try:
+            yield
+        finally:
+            self._stacked = None
+
+    def _edited(self, path: str, edit: Intervention) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            if not self._on:
+            if not self._on and self._stacked is None:
                 return None
             hidden: Tensor = output[0] if isinstance(output, tuple) else output  # [b, t, d]
-            made = edit(hidden.flatten(0, -2)).view_as(hidden)
+            if self._stacked is None:
+                made = edit(hidden.flatten(0, -2)).view_as(hidden)
+            else:
+                project, aim, bias = (self._stacked[f"{path}.{name}"] for name in ("project", "aim", "bias"))
+                h = hidden.to(project.dtype)
+                made = (h + torch.baddbmm(bias[:, None], h, aim.mT) @ project).to(hidden.dtype)
             return (made, *output[1:]) if isinstance(output, tuple) else made
 
         return hook

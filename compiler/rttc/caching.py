@@ -8,6 +8,7 @@ knowledge base and shape of adapter; where one of them is another now, the folde
 import json
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -59,6 +60,7 @@ class StateCache:
         self._folder, self._lock = folder, threading.RLock()
         self._entries: dict[int, Entry] = {}
         self._turn = 0
+        self._version = ""
         self.hits = self.misses = self.evictions = self.unsaved = 0
         if folder is not None:
             self._read(folder)
@@ -109,10 +111,15 @@ class StateCache:
             self._entries[number] = entry
             self._save(entry)
 
-    def clear(self) -> None:
+    def claim(self, version: str) -> None:
+        """Belong to a version of the knowledge base: what another one left is dropped, also by an earlier process."""
         with self._lock:
+            if version == self._version:
+                return
             for entry in list(self._entries.values()):
                 self._drop(entry)
+            self._version = version
+            self._write_index()
 
     def flush(self) -> None:
         """Write the counts of use, which `find` keeps in memory."""
@@ -125,7 +132,8 @@ class StateCache:
     def _drop(self, entry: Entry) -> None:
         del self._entries[entry.number]
         if self._folder is not None:
-            self._file(entry.number).unlink(missing_ok=True)
+            with suppress(OSError):  # what stays is in no index, and is removed by the next process
+                self._file(entry.number).unlink(missing_ok=True)
 
     def _save(self, entry: Entry) -> None:
         if self._folder is None:
@@ -142,7 +150,8 @@ class StateCache:
         if self._folder is None:
             return
         rows = {str(e.number): [e.used, e.touched, e.born] for e in self._entries.values()}
-        body = {"format": FORMAT, "identity": self.identity, "turn": self._turn, "entries": rows}
+        body = {"format": FORMAT, "identity": self.identity, "turn": self._turn}
+        body |= {"version": self._version, "entries": rows}
         try:
             write_whole(self._folder / _INDEX, json.dumps(body).encode())
         except OSError:
@@ -155,6 +164,7 @@ class StateCache:
             fits = body["format"] == FORMAT and body["identity"] == self.identity
             rows = {int(number): tuple(map(int, row)) for number, row in body["entries"].items()} if fits else {}
             self._turn = int(body["turn"]) if fits else 0
+            self._version = str(body.get("version", "")) if fits else ""
         except (OSError, Reject, *MISFIT):
             rows = {}
         for number, (used, touched, made) in sorted(rows.items()):
@@ -168,7 +178,8 @@ class StateCache:
                 continue
         for file in folder.glob("entry-*.safetensors"):
             if file not in {self._file(number) for number in self._entries}:
-                file.unlink(missing_ok=True)
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
         while self.held > self.most:
             self._drop(min(self._entries.values(), key=self._worth))
 

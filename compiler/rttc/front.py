@@ -25,20 +25,22 @@ from ..serving.request import Piece
 from ..serving.stream import check_name, events, leaving
 from .generation import Cancelled, Settings
 from .guided import Answered, Guided
+from .retrieval import Unreachable
 
 _PIECE = 24  # characters of an event: an answer is judged before it is told, so it comes whole
 BRANCH = "X-Effc-Branch"
 
 
 class Front:
-    """One guided model; queries are answered one after the other, so that no two ever share adapters.
+    """One guided model, and the queries that are on their way through it.
 
     waiting   queries that may wait; more are told to come back
+    parallel  that are on their way at once; none ever has another's adapters
     """
 
-    def __init__(self, name: str, client: Guided, waiting: int = 16):
-        self.name, self.client, self._most = name, client, waiting
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="effc-guided")
+    def __init__(self, name: str, client: Guided, waiting: int = 16, parallel: int = 16):
+        self.name, self.client, self._most = name, client, waiting + parallel
+        self._workers = ThreadPoolExecutor(parallel, thread_name_prefix="effc-guided")
         self._stopped = threading.Event()
         self._held = 0
         self.registry = CollectorRegistry()
@@ -46,13 +48,18 @@ class Front:
             "effc_queries", "Queries by the branch that answered.", ["branch"], registry=self.registry
         )
         self.hits = Counter("effc_cache_hits", "Queries that took another's state.", ["cache"], registry=self.registry)
-        self.took = Histogram("effc_query_seconds", "To answer one, waiting left out.", registry=self.registry)
+        self.took = Histogram(
+            "effc_query_seconds", "To answer one, waiting in the queue left out.", registry=self.registry
+        )
         self.answers = Counter(
             "effc_http_responses", "Answers by the path and the status.", ["path", "status"], registry=self.registry
         )
         for cache in ("lists", "states"):
             held = Gauge(f"effc_cached_{cache}_bytes", f"Bytes that cached {cache} hold.", registry=self.registry)
             held.set_function(lambda cache=cache: getattr(client, cache).held)
+        Gauge(
+            "effc_batch_rows", "Answers in the largest batch that PyTorch gave so far.", registry=self.registry
+        ).set_function(lambda: client.batcher.largest)
         Gauge("effc_queries_held", "Queries that wait or are answered.", registry=self.registry).set_function(
             lambda: self._held
         )
@@ -62,6 +69,16 @@ class Front:
         self._stopped.set()
         self.client.lists.flush()
         self.client.states.flush()
+
+    def readiness(self) -> dict[str, Any]:
+        """Refused (503) where the server stops; without samples it is ready, and says what it lacks."""
+        if self._stopped.is_set():
+            raise Refused(503, "the server stops", code="stopping")
+        try:
+            facts = self.client.facts()
+        except Unreachable as error:
+            return {"status": "ok", "note": f"{error}; answers are direct"}
+        return {"status": "ok", "version": facts.version, "samples": facts.samples}
 
     async def answer(self, asked: ChatRequest | CompletionRequest, call: Call) -> Any:
         check_name(asked.model, self.name)
@@ -84,7 +101,7 @@ class Front:
     async def _answered(self, messages: list[dict[str, str]], settings: Settings, call: Call) -> Answered:
         if self._stopped.is_set():
             raise Refused(503, "the server stops", code="stopping")
-        if self._held > self._most:
+        if self._held >= self._most:
             seconds = max(1, min(60, round(2 * self._held)))
             raise Refused(
                 429,
@@ -97,7 +114,7 @@ class Front:
         self._held += 1
         try:
             answered = await asyncio.get_running_loop().run_in_executor(
-                self._worker, self._ask, messages, settings, left
+                self._workers, self._ask, messages, settings, left
             )
         except Cancelled as gone:
             raise Refused(503, "the server stops", code="stopping") from gone
@@ -169,6 +186,10 @@ def application(front: Front) -> FastAPI:
     @app.get("/v1/models")
     async def models() -> Any:
         return {"object": "list", "data": [{"id": front.name, "object": "model", "created": 0, "owned_by": "effc"}]}
+
+    @app.get("/ready")
+    async def ready() -> Any:
+        return await asyncio.to_thread(front.readiness)
 
     @app.get("/health")
     async def health() -> Any:

@@ -1,9 +1,15 @@
-"""The client: one query at a time through embedding, caches, branches and reward, to an answer and a decision."""
+"""The client: a query through embedding, caches, branches and reward, to an answer and a decision.
+
+Many queries may be on their way at once. One computes on the model at a time, but for answers by PyTorch that wait
+together, which are one batch; the engine has turns of its own, so that it answers while PyTorch trains. Who trains has
+the only turn until its adapters are kept: the same question that came meanwhile finds them.
+"""
 
 import json
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +20,7 @@ from ...dsl.diagnostics import Reject
 from ..store.cache import digest
 from ..store.regular import parse_json
 from .adaptation import Adaptable, State
+from .batching import Batcher
 from .caching import StateCache
 from .embedder import Embedder
 from .generation import Cancelled, Settings, generate
@@ -26,6 +33,8 @@ from .router import Router, features
 from .sample import sample_of
 from .signals import signals
 from .voice import Voice
+
+_MINUTE = 60.0  # seconds after which a base is asked again for its version
 
 
 @dataclass(frozen=True)
@@ -71,33 +80,55 @@ class Guided:
     voice: Voice | None = None
 
     def __post_init__(self) -> None:
-        self._lock = threading.Lock()
+        self.batcher = Batcher(self.model, self.prompts, self.adaptable)
+        self.training = threading.Lock()
+        self._engine = threading.RLock()
         self._facts: Any = None
+        self._asked = 0.0
 
     def ask(
         self, messages: Sequence[Message], settings: Settings = Settings(), stopped: Callable[[], bool] = lambda: False
     ) -> Answered:
         """Answer a conversation. Raises Cancelled once `stopped` says so; Reject where the prompt is too long."""
-        with self._lock:
-            return _Query(self, list(messages), settings, stopped).answer()
+        return _Query(self, list(messages), settings, stopped).answer()
 
     def speaker(self, branch: Branch = "direct") -> Any:
         """What generates an answer of this branch: the engine where it can."""
         spoken = self.voice and (self.voice.adapted if branch == "ttt" else self.voice.bare)
         return spoken or self.model
 
-    def put(self, state: State) -> None:
-        """Answer with these adapters."""
-        assert self.adaptable is not None, "only what can be trained has adapters"
-        if self.voice is not None and self.voice.adapted is not None:
-            self.voice.put(state)
-        else:
-            self.adaptable.put(state)
+    def say(
+        self, ids: list[int], settings: Settings, stopped: Callable[[], bool], state: State | None = None
+    ) -> tuple[str, int, str]:
+        """An answer under the adapters of `state`, or of the bare model; as `Growth.outcome` tells it."""
+        speaker = self.speaker("direct" if state is None else "ttt")
+        if speaker is self.model:
+            return self.batcher.say(ids, settings, stopped, state)
+        with self._engine:
+            if state is not None:
+                assert self.voice is not None, "the engine is a voice"
+                self.voice.put(state)
+            return generate(speaker, self.prompts, ids, settings, stopped)
+
+    def reading(self) -> AbstractContextManager[Any]:
+        """What is held while questions are embedded: the sentence encoder, or the model where it embeds itself."""
+        own = getattr(self.embedder, "encoder", self.model)
+        return self.batcher.alone() if any(own is module for module in self.model.modules()) else self._engine
+
+    def judging(self) -> AbstractContextManager[Any]:
+        """What is held while answers are scored, or first tokens looked at."""
+        return self.batcher.alone() if self.voice is None else self._engine
 
     def facts(self) -> Any:
-        """Of the base; a new version empties both caches. Raises Unreachable where none was ever reached."""
-        if self._facts is None:
-            self._renew(self.retriever.facts())
+        """Of the base, asked for again once a minute; a new version empties both caches. Raises Unreachable where none
+        was ever reached."""
+        if self._facts is None or time.monotonic() > self._asked + _MINUTE:
+            self._asked = time.monotonic()
+            try:
+                self._renew(self.retriever.facts())
+            except Unreachable:
+                if self._facts is None:
+                    raise
         return self._facts
 
     def check_version(self, version: str) -> None:
@@ -108,8 +139,7 @@ class Guided:
         if facts.embedder != self.embedder.identity:
             raise Unreachable("the knowledge base was embedded by another model than this client's, and is not asked")
         for cache in (self.lists, self.states):
-            if self._facts is not None and facts.version != self._facts.version:
-                cache.clear()
+            cache.claim(facts.version)
         self._facts = facts
 
 
@@ -127,6 +157,9 @@ class _Query:
         self._answers: dict[Branch, BranchAnswer] = {}
         self._matches: Sequence[Match] | None = None
         self._vector: Tensor | None = None
+        self._state: State | None = None
+        self._reuses = False
+        self._turn = ExitStack()
 
     @property
     def _question(self) -> str:
@@ -138,7 +171,8 @@ class _Query:
             if client.policy.kind != "direct":
                 self._place()
             policy = self._routed(client.policy)
-            if policy.kind in ("sequential", "ttt") and self._reuse():
+            self._reuses = policy.kind in ("sequential", "ttt")
+            if self._reuse() is not None:
                 decision.branch = "ttt"
             else:
                 choose(policy, self._branch, self._score, decision)
@@ -148,19 +182,19 @@ class _Query:
                 raise
             decision.branch, decision.note = "direct", refused.diagnostics[0].message
         finally:
-            if client.adaptable is not None:
-                client.adaptable.off()
+            self._turn.close()
         made = self._answers[decision.branch]
         return Answered(made.text, made.prompt_tokens, made.new_tokens, made.finish, decision)
 
     def _place(self) -> None:
         """The query's vector, as the base compares them."""
-        with self._timed("embed"):
-            try:
-                facts = self._client.facts()
-                self._vector = facts.place(self._client.embedder.embed([self._question])[0])
-            except Unreachable as error:
-                self._decision.note = str(error)
+        try:
+            facts = self._client.facts()
+        except Unreachable as error:
+            self._decision.note = str(error)
+            return
+        with self._client.reading(), self._timed("embed"):
+            self._vector = facts.place(self._client.embedder.embed([self._question])[0])
 
     def _routed(self, policy: Policy) -> Policy:
         """A router's choice, as a policy of that branch alone; without a vector there are no samples to go for."""
@@ -169,50 +203,51 @@ class _Query:
         assert self._client.router is not None, "a policy has its router"
         if self._vector is None:
             return replace(policy, kind="direct")
-        with self._timed("route"):
+        with self._client.judging(), self._timed("route"):
             shown = signals(self._client.speaker(), self._client.prompts.ids(self._messages))
             branch = self._client.router.branch(features(self._vector, shown))
         return replace(policy, kind=branch)
 
-    def _reuse(self) -> bool:
-        """Answer with the adapters of a query that was near enough; False where there was none."""
-        if self._vector is None or self._client.adaptable is None:
-            return False
-        state = self._client.states.find(self._vector)
-        if state is None:
-            return False
+    def _reuse(self) -> str | None:
+        """An answer with the adapters of a query that was near enough; None where there was none."""
+        if not self._reuses or self._vector is None or self._client.adaptable is None:
+            return None
+        self._state = self._client.states.find(self._vector)
+        if self._state is None:
+            return None
         self._decision.adapter_hit = True
-        with self._timed("load"):
-            self._client.put(state)
-        self._generate("ttt", self._client.prompts.ids(self._messages))
-        return True
+        return self._generate("ttt", self._client.prompts.ids(self._messages))
 
     def _branch(self, branch: Branch) -> str | None:
         if self._stopped():
             raise Cancelled
         if branch == "direct":
-            self._bare()
             return self._generate(branch, self._client.prompts.ids(self._messages))
         matches = self._samples()
         if not matches:
             return None
         if branch == "rag":
-            self._bare()
             shown = [match.sample for match in matches[: self._client.policy.shown]]
             ids = self._client.prompts.with_samples(self._messages, shown, self._settings.most)
             return None if ids is None else self._generate(branch, ids)
         if self._client.adaptable is None:
             return None
-        with self._timed("train"):
-            trained = self._client.adaptable.train([m.sample for m in matches], [m.score for m in matches])
-            if self._client.speaker("ttt") is not self._client.model:
-                self._client.put(self._client.adaptable.state())
-        self._decision.steps = len(trained.losses)
-        return self._generate(branch, self._client.prompts.ids(self._messages))
+        self._turn.enter_context(self._client.training)
+        known = self._reuse()
+        return self._trained(self._client.adaptable, matches) if known is None else known
 
-    def _bare(self) -> None:
-        if self._client.adaptable is not None:
-            self._client.adaptable.off()
+    def _trained(self, adaptable: Adaptable, matches: Sequence[Match]) -> str:
+        with self._client.batcher.alone(), self._timed("train"):
+            if self._stopped():
+                raise Cancelled
+            try:
+                scores = [match.score for match in matches]
+                trained = adaptable.train([match.sample for match in matches], scores, self._stopped)
+                self._state = adaptable.state()
+            finally:
+                adaptable.off()
+        self._decision.steps = len(trained.losses)
+        return self._generate("ttt", self._client.prompts.ids(self._messages))
 
     def _samples(self) -> Sequence[Match]:
         """Of an earlier query that was near enough, or of the base; none where it can't be reached."""
@@ -242,17 +277,19 @@ class _Query:
 
     def _remember(self) -> None:
         """Keep the adapters whose answer was the best: worse ones would be found again."""
-        if self._decision.branch == "ttt" and self._vector is not None and self._client.adaptable is not None:
-            self._client.states.put(self._vector, self._client.adaptable.state())
+        if self._decision.branch != "ttt" or self._decision.adapter_hit:
+            return
+        if self._vector is not None and self._state is not None:
+            self._client.states.put(self._vector, self._state)
 
     def _score(self, text: str) -> float:
-        with self._timed("reward"):
-            self._bare()  # a judge of its own likelihood is the bare model
+        with self._client.judging(), self._timed("reward"):
             return self._client.reward.score(self._question, [text])[0]
 
     def _generate(self, branch: Branch, ids: list[int]) -> str:
         with self._timed(branch):
-            made = generate(self._client.speaker(branch), self._client.prompts, ids, self._settings, self._stopped)
+            state = self._state if branch == "ttt" else None
+            made = self._client.say(ids, self._settings, self._stopped, state)
         self._answers[branch] = BranchAnswer(made[0], len(ids), made[1], made[2])
         return made[0]
 

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,20 +101,22 @@ def build(
     *,
     guard: Sequence[str] = (),
     near: float = 0.98,
+    drafts: Path | None = None,
     tell: Callable[[int, int], None] = lambda at, of: None,
 ) -> Base:
     """Make a base in `folder`, or go on with one whose build was killed.
 
     guard   questions of the evaluation: a sample that asks one of them, or comes as near as a cosine of `near`, is
             left out and counted in `dropped`
+    drafts  where vectors are kept until all are there; beside `folder` unless given
     tell    hears how many samples are embedded, of how many
     """
     samples = distinct(sample for file in files for sample in read_samples(file))
     if not samples:
         raise Reject(bad_samples("the files hold no sample"))
-    draft = folder.with_name(f".{folder.name}.building")
+    drafts = drafts or folder.with_name(f".{folder.name}.building")
     identity = digest([[s.to_json() for s in samples], embedder.identity])[:32]
-    raw = _embedded(samples, embedder, draft / identity, tell)
+    raw = _embedded(samples, embedder, drafts / identity, tell)
     centre = raw.mean(0)
     vectors = nn.functional.normalize(raw - centre, dim=-1)
     asked = nn.functional.normalize(embedder.embed(list(guard)) - centre, dim=-1)
@@ -128,7 +131,9 @@ def build(
         embedder.identity,
         len(samples) - len(kept),
     )
-    shutil.rmtree(draft, ignore_errors=True)
+    shutil.rmtree(drafts / identity, ignore_errors=True)
+    with suppress(OSError):  # another base may be on its way there
+        drafts.rmdir()
     return open_base(folder)
 
 

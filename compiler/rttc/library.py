@@ -1,6 +1,7 @@
 """The server's side: a knowledge base over HTTP. It hears vectors, never a query's text, and logs neither."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from fastapi.responses import Response
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
+from ...dsl.diagnostics import Reject
 from ..serving.answers import Refused
 from ..serving.body import read_body
 from ..serving.errors import tell_errors
@@ -40,6 +42,7 @@ class Library:
 
     def __init__(self, base: Base, selection: str, reward: Reward | None = None):
         self.base, self.selection, self.reward = base, selection, reward
+        self._scoring = threading.Lock()
         self.registry = CollectorRegistry()
         self.asked = Counter("effc_retrievals", "Lists of samples that were sent.", registry=self.registry)
         self.took = Histogram("effc_retrieval_seconds", "To find one list.", buckets=_SECONDS, registry=self.registry)
@@ -81,7 +84,12 @@ class Library:
     def scores(self, asked: AskedScores) -> dict[str, Any]:
         if self.reward is None:
             raise Refused(404, "this server scores no answers", code="no_reward")
-        found: Sequence[float] = self.reward.score(asked.question, asked.answers)
+        try:
+            with self._scoring:  # a scorer's adapters are on while it reads
+                found: Sequence[float] = self.reward.score(asked.question, asked.answers)
+        except Reject as refused:
+            said = refused.diagnostics[0]
+            raise Refused(500, said.message, code=said.slug.replace("-", "_")) from refused
         return {"reward": self.reward.name, "scale": self.reward.scale, "scores": list(found)}
 
 

@@ -239,11 +239,13 @@ def inputs(plan: Plan, ctx: Context) -> dict[str, str]:
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
-    """Models and data with all their arguments, defaults too."""
-    return {
+    """Models and data with all their arguments, defaults too, and the profiles where there are some."""
+    calls = {
         kind: {name: {"word": call.word, "args": keys.to_jsonable(call.args)} for name, call in table.items()}
         for kind, table in (("models", recipe.models), ("data", recipe.data))
     }
+    profiles = {name: keys.to_jsonable(facts) for name, facts in recipe.profiles.items()}
+    return calls | ({"profiles": profiles} if profiles else {})
 
 
 def expectation(outcome: Verdict) -> Expectation:

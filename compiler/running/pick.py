@@ -12,6 +12,7 @@ from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.units import natural
+from ...kernels.levels import NAMES
 from ..artifacts.artifact import check_free, write
 from ..artifacts.load import POINTS, load
 from ..artifacts.load import members as points
@@ -21,6 +22,7 @@ from ..artifacts.verify import verify
 from ..checkpoints.folder import open_folder
 from ..families import shared
 from ..judging.gate import in_unit
+from ..machine.environment import processor_flags
 from ..machine.fingerprint import machine
 from ..models import computing
 from ..report.progress import Listener, StageBegan, StageEnded, announce, hear, silent
@@ -42,7 +44,13 @@ none_fits = Fault(
 unmeasured_limit = Fault(
     "unmeasured-limit", "A limit is set on what was not measured of a front's points.", exit="usage"
 )
-
+measured_elsewhere = Fault(
+    "measured-elsewhere",
+    "A point is picked for a machine, by latencies that were measured on another one.\n\n"
+    "`effc pick --on PROFILE` names a profile of the recipe that the front was compiled from, and takes its measures "
+    "for what they are: of the machine, and the number of threads, that they were taken with.",
+    exit="environment",
+)
 into_itself = Fault("into-itself", "A point would be picked into the front that it comes from.", exit="usage")
 
 # The front may come from anybody: plain transformers, which believes what a config says, opens none of it.
@@ -90,6 +98,7 @@ def pick(
     *,
     point: str = "",
     limits: tuple[Limit, ...] = (),
+    on: str = "",
     force: bool = False,
     tell: Listener = silent,
 ) -> tuple[str, Manifest]:
@@ -97,9 +106,12 @@ def pick(
 
     point    its name, or its number in the order of the recipe, from 1
     limits   or what it must keep: the best at the first measure that does is taken
+    on       a profile of the front's recipe that its machine has to be; "" where that doesn't matter
     return   the point's name, and the manifest of the new artifact
     """
     front = _read(path)
+    if on:
+        refuse_elsewhere(front, on)
     if path.resolve() in (into.resolve(), *into.resolve().parents) or into.resolve() in path.resolve().parents:
         raise Reject(into_itself(f"{into} and the front {path} lie inside one another", help="name another folder"))
     check_free(into, force)
@@ -142,6 +154,35 @@ def _read(path: Path) -> Manifest:
             )
         )
     return front
+
+
+def refuse_elsewhere(front: Manifest, on: str) -> None:
+    """Reject a front whose measures are not of the machine that a profile of its recipe describes."""
+    profiles = front.recipe.get("resolved", {}).get("profiles", {})
+    if on not in profiles:
+        raise Reject(
+            no_such_point(
+                f"the recipe of the front has no profile `{on}`",
+                help=f"it has {', '.join(profiles)}" if profiles else "leave `--on` out, or declare it in the recipe",
+            )
+        )
+    asked, taken = profiles[on], front.machine
+    isa, threads, had = asked.get("isa", NAMES[0]), asked.get("threads"), taken.get("isa")
+    reason = ""
+    if isa not in NAMES or had not in NAMES:
+        here = taken.get("cpu") == machine().get("cpu") and isa in processor_flags()
+        reason = "" if here else f"nothing says whether {taken.get('cpu', 'the machine')} has {isa}"
+    elif NAMES.index(isa) > NAMES.index(had):
+        reason = f"{on} asks for {isa}, and {taken.get('cpu', 'the machine')} has {had}"
+    elif threads and threads != taken.get("threads"):
+        reason = f"{on} asks for {threads} threads, and {taken.get('threads')} were used"
+    if reason:
+        raise Reject(
+            measured_elsewhere(
+                f"what the front measured is of another machine than {on}: {reason}",
+                help="compile the recipe on such a machine, with `--threads` as the profile says, or leave `--on` out",
+            )
+        )
 
 
 def _chosen(front: Manifest, point: str, limits: tuple[Limit, ...]) -> str:
@@ -231,6 +272,6 @@ def _build(path: Path, front: Manifest, name: str, take: Take) -> Callable[[Path
             notes=(f"Point `{name}` of a front.",),
             files={},
             expectations=(),
-        ).with_measures(measures=measures, checks=checks, machine=machine(), run=front.run, expectations=())
+        ).with_measures(measures=measures, checks=checks, machine=front.machine, run=front.run, expectations=())
 
     return build

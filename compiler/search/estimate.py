@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from ...dsl.skeleton import Group, Skeleton
 from ..planning import shrink
-from .loop import Budget
+from .budget import Budget
 from .narrowing import again
 from .parts import LayerParts, Parts, Wholes, WidthParts
 from .saving import OF_MODEL, SCANS, Ledger, steps

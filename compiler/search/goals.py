@@ -6,7 +6,7 @@ from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import Shares
 from ..planning.amount import Amount
-from .loop import CUTS, Budget
+from .budget import CUTS, Budget
 from .parts import BlockParts, Parts, ScanParts, Wholes, WidthParts
 from .refusals import out_of_reach
 from .saving import OF_MODEL, SCANS, Ledger, steps, whole

@@ -18,6 +18,7 @@ from ..machine.deadline import TimeUp
 from ..planning.amount import Amount
 from ..planning.shrink import params
 from ..words.kinds import Effort
+from .budget import CUTS, Budget
 from .choice import Choice, Exact, Racing
 from .effort import of_fitting
 from .estimate import thinned
@@ -26,7 +27,7 @@ from .foresight import Foresight
 from .goals import budget, reach, refuse_coarse, refuse_unreached, turns
 from .gradients import SWEEP
 from .latency import Latency, latency_of
-from .loop import CUTS, Budget, Search
+from .loop import Search
 from .narrowing import cuttable, forecast, leave, narrow_evenly
 from .overfit import Overfit
 from .parts import Parts, Wholes
@@ -105,6 +106,7 @@ class Greedy:
                 break
         if not search.stopped:
             refuse_unreached(search.saved.get(goal.of, 0.0), goal, search.refused)
+            search.warn_beyond(goal)
         search.finish(list(pools.values()))
 
     def _able(self, program: "Program", search: Search, fitting: Fitting, goal: Budget) -> list[Parts]:

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,12 @@ from ..data.generated import Generated
 from ..editing.rehearsal import frees_nothing, layer_needed
 from ..machine.deadline import Stop, TimeUp
 from ..machine.memory import room_for
-from ..report.progress import Event, Listener, Said, Ticked, hear
+from ..report.progress import Event, Listener, Said, Ticked, Warned, hear
 from ..report.quantity import count, counted, size
 from ..rows.forward import batches, evaluating, not_a_number, outputs
 from ..store.journal import Journal
 from .asking import Follower, key_of, task_of
+from .budget import CUTS, Budget
 from .candidate import Candidate, Cut, Joint, Pool
 from .choice import Choice, Round
 from .foresight import foreseen
@@ -39,19 +39,6 @@ _HONEST = 0.98  # of what was promised: parts that two branches share are counte
 
 
 JOINTLY = 1.2  # of what cuts cost each alone that they may cost together
-CUTS = "cuts"  # a budget of them is met by their number, whatever they save
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much is to be saved, and of what: "params", "flops", "blocks", "channels", "heads", "kv_heads", "cuts"."""
-
-    of: str
-    goal: float
-    total: float
-
-    def is_met(self, saved: float) -> bool:
-        return saved >= self.goal * (1 - 1e-9)  # 1e-9: sums of differences of large numbers
 
 
 class Search:
@@ -94,6 +81,7 @@ class Search:
             pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.place not in self.refused]
             if not pairs:
                 return
+            pairs = [(pool, c) for pool, c in pairs if budget.has_room(saved, c)] or pairs
             try:
                 self._decide(pairs, metric, budget, choice)
             except TimeUp:
@@ -180,6 +168,17 @@ class Search:
                 f"{count(self.layers_naive)} for whole models; {size(kept)} of outputs kept"
             )
         )
+
+    def warn_beyond(self, goal: Budget) -> None:
+        """Say where far more went than was asked for: parts that could go were that large."""
+        saved = self.saved.get(goal.of, 0.0)
+        if self.cuts and goal.is_beyond(saved):
+            self.ctx.tell(
+                Warned(
+                    f"warning: {saved / goal.total:.1%} of {goal.of} went where {goal.goal / goal.total:.1%} was to: "
+                    f"{self.cuts[-1].name}, the last cut, is that large"
+                )
+            )
 
     def _refuse_less(self) -> None:
         """Reject what left the model larger than all cuts together should have."""

@@ -1,6 +1,7 @@
 """A connection of uvicorn's with what it has no setting for: a time for headers, and a number of connections."""
 
 import json
+import socket
 from asyncio import TimerHandle, Transport
 from typing import Any
 
@@ -11,6 +12,22 @@ from .answers import error_body
 from .limits import Limits
 
 _HEADER_BYTES = 64 * 1024
+
+
+class Door(socket.socket):
+    """A listening socket that has let in at most so many: before TLS, where uvicorn counts nobody yet."""
+
+    most: int | None = None
+    _inside: "list[socket.socket] | None" = None
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        made, address = super().accept()
+        self._inside = [one for one in self._inside or () if one.fileno() >= 0]
+        if self.most is not None and len(self._inside) >= self.most:
+            made.close()
+            raise BlockingIOError  # as if nobody had been there
+        self._inside.append(made)
+        return made, address
 
 
 class Connection(H11Protocol):
@@ -78,6 +95,7 @@ def settings(limits: Limits) -> dict[str, Any]:
     """Of uvicorn's Config."""
     return {
         "http": protocol_of(limits),
+        "loop": "asyncio",  # which accepts by the socket's own method
         "ws": "none",
         "h11_max_incomplete_event_size": _HEADER_BYTES,
         "timeout_keep_alive": max(1, int(limits.seconds)),

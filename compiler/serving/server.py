@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ...dsl.diagnostics import Fault, Reject
 from .access_log import AccessLog
-from .connection import settings
+from .connection import Door, settings
 from .guard import Admission, Guard, loopback
 from .keys import Keys
 from .limits import Limits
@@ -45,6 +46,7 @@ bad_certificate = Fault(
     exit="usage",
 )
 
+SPARE = 32  # connections that are told that there are too many; more are closed without a word
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -92,12 +94,12 @@ def check_certificate(cert: Path | None, key: Path | None) -> None:
         raise Reject(bad_certificate(why)) from error
 
 
-def listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> Door:
     """A socket at which clients may already wait; Reject where there can be none."""
     help = "stop the program that listens there, or choose another --port; 0 takes a free one"
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        made = socket.socket(family, kind)
+        made = Door(family, kind)
     except OSError as error:
         help = "--host 127.0.0.1 is this machine alone, 0.0.0.0 all its addresses"
         raise Reject(address_taken(f"`{host}` is no host here: {_words(error)}", help=help)) from error
@@ -139,9 +141,7 @@ def guarded(app: FastAPI, count: Callable[[str, int, float], None], entrance: En
     )
 
 
-def serve(
-    app: Any, listener: socket.socket, entrance: Entrance, ready: Callable[[], None], stop: Callable[[], None]
-) -> None:
+def serve(app: Any, listener: Door, entrance: Entrance, ready: Callable[[], None], stop: Callable[[], None]) -> None:
     """Answer until a signal comes; it is raised again at the end, as KeyboardInterrupt under `effc`.
 
     stop   cancels all that is answered, as soon as the signal is there
@@ -158,21 +158,28 @@ def serve(
         ssl_keyfile=entrance.key,
         **settings(entrance.limits),
     )
+    listener.most = entrance.limits.connections + SPARE
     with closing(listener):
         try:
-            _Server(config, ready, stop).run(sockets=[listener])
+            _Server(config, ready, stop, entrance.limits.seconds).run(sockets=[listener])
         finally:
             entrance.log.close()
 
 
 class _Server(uvicorn.Server):
-    """Tells when it is up, and cancels all requests as soon as it is to end: they don't hold it up."""
+    """Tells when it is up, and cancels all requests as soon as it is to end: they don't hold it up.
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], stop: Callable[[], None]):
+    seconds   that a client has to agree on TLS
+    """
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], stop: Callable[[], None], seconds: float):
         super().__init__(config)
-        self._ready, self._stop = ready, stop
+        self._ready, self._stop, self._seconds = ready, stop, seconds
 
     async def startup(self, sockets=None) -> None:
+        if self.config.is_ssl:  # uvicorn has no setting for it, and asyncio waits for a minute
+            loop = asyncio.get_running_loop()
+            loop.create_server = partial(loop.create_server, ssl_handshake_timeout=self._seconds)  # type: ignore
         await super().startup(sockets)
         self._ready()
 

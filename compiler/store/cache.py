@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
-from .regular import check_regular
+from .regular import check_regular, refuse_odd
 from .sealed import HASH, SEAL, cache_closed, cache_damaged, canonical, read_noted, read_sealed, refuse_open, sealed
 
 if TYPE_CHECKING:
@@ -104,7 +104,12 @@ class Cache:
         return self.folder / "work" / key
 
     def scratch(self, key: str) -> Path:
-        """The folder of a step that is about to run. Raises Reject (cache-closed) where it can't be made."""
+        """The folder of a step that is about to run. Raises Reject (cache-closed) where it can't be made, and
+        (odd-file) where links lie there: what a step keeps would be written to somebody else's files."""
+        if (self.folder / "work").is_symlink():
+            refuse_odd(self.folder / "work")
+        if os.path.lexists(self.work(key)):
+            refuse_odd(self.work(key))
         try:
             self.work(key).mkdir(parents=True, exist_ok=True)
         except OSError as error:

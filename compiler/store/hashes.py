@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..report.progress import follow
 from .cache import digest, write_whole
+from .regular import read_regular
 
 PIECE = 16 << 20  # bytes
 # A file written this recently (seconds) may be written again within one tick of its clock: not remembered.
@@ -21,7 +22,7 @@ def file_hash(path: Path, cache_dir: Path) -> str:
     name = digest([str(path), fact.st_size, fact.st_mtime_ns, fact.st_ino])
     kept = cache_dir / "hashes" / name[:2] / name
     try:
-        known, _, seal = kept.read_text().partition(" ")
+        known, _, seal = read_regular(kept, 1 << 10, cache_dir).decode().partition(" ")
         if seal == digest([name, known]):
             return known
     except (OSError, UnicodeDecodeError):

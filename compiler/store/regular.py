@@ -50,6 +50,15 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
+def refuse_odd(folder: Path) -> None:
+    """Raises Reject (odd-file) for a folder of files that we write to which is a link, or holds one, or a pipe: whoever
+    left it there would have others of us written to."""
+    for place in (folder, *folder.rglob("*")):
+        mode = place.lstat().st_mode
+        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+            raise Reject(odd_file(f"{place} is a link, or no ordinary file", help="remove it"))
+
+
 def read_json(path: Path, most: int, within: Path | None = None) -> Any:
     """The JSON of a regular file, as `read_regular` and `parse_json` read it."""
     return parse_json(read_regular(path, most, within))

@@ -115,6 +115,11 @@ class Rttc(Target):
     rank: int = param("Of the adapters.", default=8, ge=1, le=256)
     epochs: int = param("Times that the samples of a query are gone over.", default=2, ge=1, le=16)
     lr: float = param("Learning rate of AdamW.", default=5e-4, gt=0, le=1)
+    batch: int = param("Samples of a step of training.", default=4, ge=1, le=64)
+    learn: Literal["samples", "answers"] = param(
+        "What is learned: whole samples, or their answers alone, given the questions.", default="samples"
+    )
+    seconds: float = param("After which no step of a query's training is begun.", default=60.0, ge=0, le=600)
     count: int = param("Samples for a query.", default=8, ge=1, le=256)
     shown: int = param("Of them in the prompt of a `rag` answer.", default=4, ge=1, le=256)
     selection: Literal["diverse", "nearest"] = param("How samples are chosen.", default="diverse")
@@ -188,6 +193,8 @@ class Rttc(Target):
         app = replace(app, engine=self._engine(app, program, into, base.samples[0].subject, ctx))
         if self.dev:
             app = self._calibrated(app, into, model, tokenizer, ctx)
+        for note in self._commands():
+            _note(into, note)
         write_whole(into / NAME, (json.dumps(app.to_json(), indent=2, sort_keys=True) + "\n").encode())
 
     @classmethod
@@ -217,6 +224,20 @@ class Rttc(Target):
             _note(into, f"Answers after a training come from PyTorch, not the native engine: {why}.")
         return engine
 
+    def _commands(self) -> list[str]:
+        """How the folder is used, for its model card."""
+        told = [
+            '`effc run . --prompt "..." --explain` answers, and says which way, why, and what it took.',
+            '`effc serve .` answers OpenAI\'s API at http://127.0.0.1:8000/v1 (`pip install "effc[rttc]"`).',
+            "`effc serve . --role server --host 0.0.0.0 --port 9000 --api-key KEY` gives samples to other machines; "
+            "there `EFFC_KNOWLEDGE_KEY=KEY effc serve . --knowledge http://HOST:9000` answers. It sends the vectors of "
+            "questions alone.",
+        ]
+        drawn = (
+            "`calibration.txt` and `calibration.svg` draw what the dev questions showed, `calibration.json` has all."
+        )
+        return [*told, drawn] if self.dev else told
+
     def _kind(self) -> str:
         return self.reward if self.reward in ("self", "scorer") else "judge"
 
@@ -228,8 +249,17 @@ class Rttc(Target):
     def _regime(self, ctx: Context) -> Any:
         from ..rttc.adaptation import Regime
 
-        kind = "reft" if self.adapt == "reft" else "lora"
-        return Regime(rank=self.rank, alpha=2.0 * self.rank, lr=self.lr, epochs=self.epochs, seed=ctx.seed, kind=kind)
+        return Regime(
+            rank=self.rank,
+            alpha=2.0 * self.rank,
+            lr=self.lr,
+            batch=self.batch,
+            epochs=self.epochs,
+            answers=self.learn == "answers",
+            seconds=self.seconds,
+            seed=ctx.seed,
+            kind="reft" if self.adapt == "reft" else "lora",
+        )
 
     def _folders(self) -> list[tuple[str, str, Fault]]:
         """Models that travel with the folder: where to, where from, and what it is called where there is none."""
@@ -254,6 +284,7 @@ class Rttc(Target):
             embedder,
             folder,
             guard=guard,
+            drafts=ctx.settings.cache_dir / "rttc" / "building",  # what is beside the folder goes with a killed compile
             tell=lambda at, of: ctx.tick(Ticked("embedding samples", at, of)),
         )
 

@@ -126,6 +126,20 @@ class Adapters:
             parameter.zero_()
             parameter[tuple(slice(n) for n in tensors[name].shape)] = tensors[name].to(parameter.device)
 
+    @contextmanager
+    def rows(self, stacked: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within it each row of a batch [rows, t, in] has an adapter of its own: `stacked` are such as `parameters`
+        gives, one behind the other [rows, ...]. Those that are on the layers must be off."""
+        hooks = [
+            layer.register_forward_hook(_by_row(layer, *(stacked[f"{path}.{side}"] for side in ("lora_A", "lora_B"))))
+            for path, layer in self.layers.items()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
     @torch.no_grad()
     def merge(self) -> None:
         """Add the products to the weights, in place."""
@@ -176,6 +190,8 @@ def _forward(layer: Any, rank: Callable[[], int] | None) -> Callable[..., Tensor
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result, (a, b), scale = base(x, *args, **kwargs), _sides(layer), layer.scaling[_NAME]
+        if layer.disable_adapters:
+            return result
         if rank is not None:
             a, b = a[: rank()], b[:, : rank()]
         dropped = layer.lora_dropout[_NAME](x.to(a.dtype))
@@ -188,6 +204,21 @@ def _forward(layer: Any, rank: Callable[[], int] | None) -> Callable[..., Tensor
         return result + added.to(result.dtype)
 
     return forward
+
+
+def _by_row(layer: Any, a: Tensor, b: Tensor) -> Callable[..., Tensor]:
+    """A hook behind a layer: what adapters a [rows, rank, in] and b [rows, out, rank] add to its rows."""
+    mask, scale = vars(layer).get(_MASK), layer.scaling[_NAME]
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        x = args[0].to(a.dtype)  # [rows, t, in]
+        if mask is None:
+            added = x @ a.mT @ b.mT * scale
+        else:
+            added = torch.stack([x[i] @ product(a[i], b[i], mask, scale).T for i in range(len(a))])
+        return output + added.to(output.dtype)
+
+    return hook
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...dsl.diagnostics import Fault, Reject
+from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.read import read_source
 from ...dsl.source import Source
 from ..store.regular import MIB, read_regular
@@ -25,7 +25,7 @@ from . import lockfile
 
 ABOUT = "effc-package.toml"
 VENDORED = "effspec_packages"
-MOST_FILES, MOST_BYTES = 2000, 256 * MIB
+MOST_FILES, MOST_BYTES, DEEPEST = 2000, 256 * MIB, 16
 DATA = (".effspec", ".toml", ".md", ".txt", ".json", ".jsonl", ".csv", ".safetensors", ".model", "")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _RESERVED = ("std",)
@@ -85,21 +85,27 @@ def tree_hash(folder: Path) -> str:
     for number, file in enumerate(files(folder)):
         size += file.stat().st_size
         if number >= MOST_FILES or size > MOST_BYTES:
-            raise Reject(bad_package(f"{folder} has more than {MOST_FILES} files or {MOST_BYTES >> 20} MiB"))
+            raise Reject(too_large(str(folder)))
         name = file.relative_to(folder).as_posix()
         content = hashlib.sha256(read_regular(file, MOST_BYTES, folder)).hexdigest()
         found.update(f"{name}\0{content}\n".encode(errors="surrogateescape"))
     return found.hexdigest()
 
 
-def files(folder: Path) -> Iterator[Path]:
+def too_large(what: str) -> Diagnostic:
+    return bad_package(f"{what} has more than {MOST_FILES} files or {MOST_BYTES >> 20} MiB")
+
+
+def files(folder: Path, deep: int = 0) -> Iterator[Path]:
     """Files of a package in order; those whose names begin with a dot are no part of it."""
+    if deep > DEEPEST:
+        raise Reject(bad_package(f"{folder} lies more than {DEEPEST} folders deep in a package"))
     for place in sorted(folder.iterdir()):
         mode = place.lstat().st_mode
         if place.name.startswith("."):
             continue
         if stat.S_ISDIR(mode):
-            yield from files(place)
+            yield from files(place, deep + 1)
         elif not stat.S_ISREG(mode):
             raise Reject(bad_package(f"{place} is a link or no ordinary file", help="a package holds plain files"))
         elif place.suffix not in DATA:

@@ -3,9 +3,9 @@
 from typing import Literal
 
 from ...compiler.planning.amount import Amount
+from ...compiler.search.budget import CUTS
 from ...compiler.search.contest import Contest
 from ...compiler.search.greedy import Greedy
-from ...compiler.search.loop import CUTS
 from ...compiler.search.parts import parts_of
 from ...compiler.search.routing import least_experts
 from ...compiler.words.kinds import param

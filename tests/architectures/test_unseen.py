@@ -24,6 +24,7 @@ from effc.compiler.ir.program import Program
 from effc.compiler.measuring import equivalence
 from effc.compiler.planning.select import required
 from effc.compiler.rows.forward import output_logits
+from effc.compiler.rows.inputs import arguments
 from effc.compiler.search.widths import slice_all
 from effc.compiler.targets.hf import Hf
 from effc.compiler.words.context import Context, Settings
@@ -367,3 +368,13 @@ def test_plain_layers_can_be_sliced(layer, kind, count):
     assert {g.count for g in program.skeleton.groups if g.kind == kind} == {count}
     assert len(program.skeleton.branches) == 2
     assert_sliced_is_silenced(program, kind)
+
+
+@pytest.mark.parametrize("name", ["convnext", "resnet"])
+def test_models_of_halves_are_shown_images_of_halves(name):
+    model = copy.deepcopy(table.model(name)).bfloat16()
+    looked = probe(model, inputs_of(model))["outputs of a batch"]
+    args, given = arguments(model, inputs_of(model)["pixels"])
+    with torch.no_grad():
+        assert torch.equal(model(*args, **given).logits.float(), looked)
+    assert capture(model).skeleton.groups

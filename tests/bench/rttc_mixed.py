@@ -193,8 +193,6 @@ def spent(action: Callable[[], Any]) -> tuple[Any, float]:
 
 def answers(client: Guided, one: Asked) -> dict[str, Any]:
     """What every branch answers, and the CPU seconds of every part."""
-    from effc.compiler.rttc.generation import generate
-
     message, settings = [{"role": "user", "content": one.sample.question}], Settings(most=LENGTH)
     cost: dict[str, float] = {}
     vector, cost["embed"] = spent(lambda: client.facts().place(client.embedder.embed([one.sample.question])[0]))
@@ -205,19 +203,20 @@ def answers(client: Guided, one: Asked) -> dict[str, Any]:
     told = client.prompts.with_samples(message, samples[: POLICY.shown], LENGTH)
     assert told is not None and client.adaptable is not None, "the model has room for four samples"
 
-    def say(branch: str, asked: list[int]) -> str:
-        return generate(client.speaker(branch), client.prompts, asked, settings, lambda: False)[0]
+    def say(asked: list[int], state: Any = None) -> str:
+        return client.say(asked, settings, lambda: False, state)[0]
 
-    def learn() -> None:
+    def learn() -> Any:
         client.adaptable.train(samples)
-        client.put(client.adaptable.state())
+        state = client.adaptable.state()
         client.adaptable.off()
+        return state
 
     texts = {}
-    texts["direct"], cost["direct"] = spent(lambda: say("direct", ids))
-    texts["rag"], cost["rag"] = spent(lambda: say("rag", told))
-    _, cost["train"] = spent(learn)
-    texts["ttt"], cost["ttt"] = spent(lambda: say("ttt", ids))
+    texts["direct"], cost["direct"] = spent(lambda: say(ids))
+    texts["rag"], cost["rag"] = spent(lambda: say(told))
+    state, cost["train"] = spent(learn)
+    texts["ttt"], cost["ttt"] = spent(lambda: say(ids, state))
     rewards, cost["rewards"] = spent(lambda: client.reward.score(one.sample.question, list(texts.values())))
     return {
         "texts": texts,

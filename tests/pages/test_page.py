@@ -2,6 +2,7 @@
 
 import re
 import tarfile
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,6 +12,7 @@ from effc.compiler.cli import main
 from effc.compiler.pages.chart import ATTRIBUTES, TAGS, clean
 from effc.compiler.pages.page import page
 from effc.compiler.pages.sheet import Sheet
+from effc.compiler.pages.ways import ways
 from effc.dsl.diagnostics import EXITS
 
 from tests.pages.sheets import RECIPE, manifest, sheet
@@ -220,3 +222,18 @@ def test_artifacts_of_two_pipelines_have_no_page_together(kinds, tmp_path, capsy
     assert main(["report", str(kinds / "front"), str(kinds / "reft"), "-o", str(place)]) == EXITS["usage"]
     assert "several-pipelines" in capsys.readouterr().err
     assert not place.exists()
+
+
+def test_test_time_compute_shows_what_each_way_is_worth_and_what_there_was_to_choose():
+    trial = {"right": {"direct": False, "rag": True, "ttt": True}, "seconds": {"direct": 0.1, "rag": 0.3, "ttt": 4.0}}
+    curve = [{"accuracy": share, "seconds": share + 0.2, "direct": 0, "rag": 0} for share in (0.25, 0.75)]
+    told = {"reward": "self", "auc": {"all": 0.625}, "trials": [trial, trial], "curve": curve}
+    shown = Reader(page([replace(sheet(), calibration=told)]))
+    assert "Ways to answer" in shown.text and "area of 0.62 under the curve" in shown.text
+    assert "with samples 100% 0.3 s" in shown.text and "choices of the policy 75% 0.95 s" in shown.text
+    assert "Ways to answer" not in Reader(page([sheet()])).text
+
+
+@pytest.mark.parametrize("told", [{}, {"trials": 5, "curve": [1, {"accuracy": "<b>"}]}, {"trials": [{"right": 1}] * 3}])
+def test_a_calibration_of_another_form_shows_nothing(told):
+    assert ways(told) is None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.planning.shrink import flops_per_token
-from effc.compiler.report.progress import Recorded
+from effc.compiler.report.progress import Recorded, Warned
 from effc.dsl.diagnostics import Reject
 from effc.dsl.values import DataRef, MetricRef, ProfileRef, Ratio, Shares
 from safetensors.torch import save_file
@@ -109,6 +109,18 @@ def test_every_architecture_meets_its_budget_and_computes_what_was_scored(tmp_pa
         before = sum(p.numel() for p in model.parameters())
         after = sum(p.numel() for p in program.model.parameters())
         assert 1 - after / before == pytest.approx(last["share"], abs=1e-3)
+
+
+@pytest.mark.parametrize("group", [8, 96])
+def test_far_more_than_was_asked_for_goes_only_where_nothing_smaller_can_and_is_said(tmp_path, group):
+    """A branch of this model is a tenth of it; groups of 8 channels are a hundredth."""
+    heard = []
+    model = tiny.model("llama")
+    before = sum(p.numel() for p in model.parameters())
+    program = pruned(tmp_path, model, heard.append, remove=Ratio(0.03, "params"), group=group)
+    gone = 1 - sum(p.numel() for p in program.model.parameters()) / before
+    warned = [e.message for e in heard if isinstance(e, Warned) and "of params went where 3.0% was to" in e.message]
+    assert gone <= 0.045 if group == 8 else (gone > 0.045 and len(warned) == 1)
 
 
 def test_repair_leaves_less_damage_than_none(tmp_path):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.editing.trial import without_branch
+from effc.compiler.search.budget import Budget
 from effc.compiler.search.choice import Exact
-from effc.compiler.search.loop import Budget, Search
+from effc.compiler.search.loop import Search
 from effc.dsl.diagnostics import Reject
 from effc.dsl.values import Selector
 from transformers import AutoConfig, AutoModelForCausalLM

@@ -75,6 +75,21 @@ def test_states_of_another_model_embedder_base_or_shape_are_removed(tmp_path):
     assert len(other) == 0 and not list(tmp_path.glob("entry-*"))
 
 
+def test_what_belongs_to_another_version_of_the_base_is_dropped_also_over_a_restart(tmp_path):
+    first = StateCache("x", 0.5, 10**6, folder=tmp_path)
+    first.claim("one")
+    put(first, 1)
+    first.claim("one")
+    assert found(first, 1) == 1
+    again = StateCache("x", 0.5, 10**6, folder=tmp_path)
+    again.claim("one")
+    assert found(again, 1) == 1
+    later = StateCache("x", 0.5, 10**6, folder=tmp_path)
+    later.claim("two")
+    assert len(later) == 0 and not list(tmp_path.glob("entry-*"))
+    assert len(StateCache("x", 0.5, 10**6, folder=tmp_path)) == 0
+
+
 @pytest.mark.parametrize("harm", ["index", "entry", "cut", "gone", "odd", "list"])
 def test_a_folder_that_is_damaged_loses_what_is_damaged_and_no_more(tmp_path, harm):
     first = StateCache("x", 0.999, 10**6, folder=tmp_path)

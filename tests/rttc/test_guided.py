@@ -250,3 +250,55 @@ def test_the_model_is_as_it_was_once_the_adapters_are_off(world):
     before = {name: type(module) for name, module in world.model.named_modules()}
     world.adaptable().close()
     assert {name: type(module) for name, module in world.model.named_modules()} == before
+
+
+def test_what_a_client_kept_of_an_older_base_is_not_used_after_a_restart(world, adaptable, tmp_path):
+    class Renewed(Local):
+        version = "one"
+
+        def facts(self):
+            return replace(super().facts(), version=self.version)
+
+        def retrieve(self, vector, count):
+            return replace(super().retrieve(vector, count), version=self.version)
+
+    def client():
+        return world.client(Told(), TTT, adaptable, Renewed(world.base), near=(0.999, 0.999), folder=tmp_path)
+
+    client().ask(asked(QUESTIONS[0]), SHORT)
+    assert client().ask(asked(QUESTIONS[0]), SHORT).decision.adapter_hit
+    Renewed.version = "two"
+    found = client().ask(asked(QUESTIONS[0]), SHORT).decision
+    assert not found.adapter_hit and not found.list_hit and found.steps > 0
+
+
+def test_a_client_whose_questions_all_hit_hears_of_a_new_base_within_a_minute(world, adaptable, monkeypatch):
+    class Renewed(Local):
+        version = "one"
+
+        def facts(self):
+            return replace(super().facts(), version=self.version)
+
+        def retrieve(self, vector, count):
+            return replace(super().retrieve(vector, count), version=self.version)
+
+    client = world.client(Told(), TTT, adaptable, Renewed(world.base), near=(0.999, 0.999))
+    client.ask(asked(QUESTIONS[0]), SHORT)
+    Renewed.version = "two"
+    assert client.ask(asked(QUESTIONS[0]), SHORT).decision.adapter_hit
+    monkeypatch.setattr("effc.compiler.rttc.guided._MINUTE", 0.0)
+    assert not client.ask(asked(QUESTIONS[0]), SHORT).decision.adapter_hit
+
+
+def test_one_who_leaves_while_it_trains_ends_the_training(world, adaptable):
+    steps = []
+
+    def stopped():
+        steps.append(1)
+        return len(steps) > 4
+
+    with pytest.raises(Cancelled):
+        client = world.client(Told(), TTT, adaptable)
+        client.ask(asked(QUESTIONS[0]), Settings(most=6), stopped=stopped)
+    assert len(steps) < 8 and len(client.states) == 0
+    assert client.ask(asked(QUESTIONS[0]), SHORT).decision.steps == 2  # and the next one trains as ever

@@ -1,16 +1,19 @@
 """Knowledge bases: exact search, diverse selection against its definition, files that are whole or refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from effc.compiler.rttc.knowledge import build, check_embedder, open_base
 from effc.compiler.rttc.sample import distinct, read_samples, sample_of
 from effc.compiler.rttc.selection import diverse, nearest
+from effc.compiler.targets.rttc import Rttc
 from effc.dsl.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import worlds
 from tests.rttc.conftest import QUESTIONS, write_samples
 
 
@@ -97,7 +100,9 @@ def test_samples_that_are_the_same_count_once_and_the_evaluations_own_are_left_o
     assert base.dropped == len(QUESTIONS) - len(base.samples) >= 2
 
 
-def test_a_build_that_was_killed_goes_on(world, tmp_path, monkeypatch):
+@pytest.mark.parametrize("emitted", [False, True])
+def test_a_build_that_was_killed_goes_on(world, tmp_path, monkeypatch, emitted):
+    """Also one of a recipe, whose folder is another one when it is compiled again."""
     from effc.compiler.rttc import knowledge
 
     class Killed(Exception):
@@ -119,12 +124,21 @@ def test_a_build_that_was_killed_goes_on(world, tmp_path, monkeypatch):
     monkeypatch.setattr(knowledge, "_SHARD", 8)  # what a vector's last bits are depends on what is embedded beside it
     file = write_samples(tmp_path / "kb.jsonl")
     whole = build([file], world.embedder, tmp_path / "whole")
+    target, ctx = Rttc(path="app", knowledge="kb.jsonl", policy="rag"), worlds.context(tmp_path)
+
+    def made(embedder, folder):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        if emitted:
+            return target._build(tmp_path / folder / "kb", embedder, ctx)
+        return build([file], embedder, tmp_path / "kb")
+
     with pytest.raises(Killed):
-        build([file], Dying(2), tmp_path / "kb")
+        made(Dying(2), "first")
+    shutil.rmtree(tmp_path / "first")
     second = Dying(99)
-    base = build([file], second, tmp_path / "kb")
+    base = made(second, "second")
     assert second.texts == len(QUESTIONS) - 16 and base.version == whole.version
-    assert not list(tmp_path.glob(".kb*"))
+    assert not list(tmp_path.rglob(".kb*")) and not list(tmp_path.rglob("building"))
 
 
 def test_a_base_of_another_embedder_or_a_vector_of_another_width_is_refused(world):

@@ -2,15 +2,17 @@
 
 import pytest
 import torch
+from effc.compiler.rttc import library
 from effc.compiler.rttc.embedder import folder_embedder
-from effc.compiler.rttc.reward import Judge, Verifier, last_number
+from effc.compiler.rttc.reward import Judge, Verifier, finite, last_number
 from effc.compiler.rttc.scorer import Graded, auc, open_scorer, train
 from effc.compiler.rttc.tuned import open_tuned, tune
 from effc.dsl.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
-from tests.rttc.conftest import QUESTIONS
+from tests.rttc.conftest import QUESTIONS, Told
 from tests.worlds import tokenizer
 
 
@@ -122,3 +124,14 @@ def test_a_judge_is_a_classifier_with_one_logit(tmp_path):
     assert first != second
     with pytest.raises(Reject, match="has 3 outputs"):
         Judge(saved("three", 3))
+
+
+def test_a_server_whose_reward_gives_no_number_says_so(world):
+    class Broken(Told):
+        def score(self, question, answers):
+            return finite([float("nan")], "broken")
+
+    app = library.application(library.Library(world.base, "diverse", Broken()))
+    answer = TestClient(app).post("/v1/score", json={"question": "a", "answers": ["b"]})
+    assert answer.status_code == 500 and answer.json()["error"]["message"] == "the reward `broken` gave nan"
+    assert answer.json()["error"]["code"] == "reward_no_number"

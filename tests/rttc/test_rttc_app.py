@@ -32,7 +32,7 @@ emit small {{
   rttc("app", knowledge: "kb.jsonl", {more})
 }}
 """
-CALIBRATED = 'dev: "dev.jsonl", evict: lru, states: 32MiB, length: 4, count: 4, shown: 2, lr: 0.005, force: true'
+CALIBRATED = 'dev: "dev.jsonl", evict: lru, states: 32MiB, length: 4, count: 4, shown: 2, lr: 0.005, batch: 2, learn: answers, seconds: 30, force: true'
 
 
 def recipe(folder, more):
@@ -89,6 +89,16 @@ def library(app):
 def test_a_calibrated_folder_holds_thresholds_a_base_and_what_the_dev_set_showed(app):
     own, shown = read_app(app), json.loads((app / "calibration.json").read_bytes())
     assert own.engine == "adapted" and (app / "native" / "plan.json").is_file()
+    assert (own.regime.batch, own.regime.answers, own.regime.seconds) == (2, True, 30.0)
+    card = (app / "README.md").read_text()
+    for said in (
+        "effc run . --prompt",
+        "effc serve .`",
+        "--role server",
+        "--knowledge http://HOST:9000",
+        "calibration.txt",
+    ):
+        assert said in card
     assert own.evict == "lru" and own.bytes == {"lists": 64 << 20, "states": 32 << 20}
     assert own.policy.kind == "sequential" and own.near["lists"] <= own.near["states"] < 1
     assert len(shown["trials"]) == 3 and {"direct", "rag", "ttt", "all"} == set(shown["auc"])
@@ -142,7 +152,7 @@ def test_a_router_and_adapters_by_reft_are_compiled_and_run(effc, tmp_path):  # 
 def test_run_answers_and_explains(effc, training):  # noqa: F811
     asked = ("run", str(training), "--prompt", QUESTIONS[5], "-n", "6")
     first, second = effc(*asked, "--explain"), effc(*asked, "--format", "json")
-    assert first.code == 0 and "answered after a training on samples; 4 samples retrieved; 2 steps" in first.err
+    assert first.code == 0 and "answered after a training on samples; 4 samples retrieved; 4 steps" in first.err
     found = json.loads(second.out)
     assert found["decision"]["adapter_hit"] and found["decision"]["steps"] == 0
     assert found["text"] == first.out.rstrip("\n")

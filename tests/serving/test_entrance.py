@@ -6,6 +6,7 @@ import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import openai
@@ -55,6 +56,10 @@ def keyed(certificate):
         cert,
         "--tls-key",
         key,
+        "--timeout",
+        "1",
+        "--connections",
+        "12",
         EFFC_API_KEY=f" {KEYS[1]} ,",
     ) as served:
         yield served
@@ -172,6 +177,19 @@ def test_only_pages_that_were_named_may_read_answers(server):
         content=json.dumps({"model": "tiny", "prompt": "a"}),
     )  # what a page may send unasked
     assert simple.status_code == 415 and "must be `application/json`" in said(simple)["message"]
+
+
+def test_connections_that_never_begin_tls_are_few_and_closed_in_time(keyed, certificate):
+    port = int(keyed.url.rpartition(":")[2])
+    with ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)) for _ in range(120)]
+        started = time.monotonic()
+        assert all(rest(connection) == b"" for connection in silent)
+        assert time.monotonic() - started < 15, "asyncio itself waits for a minute"
+        held = len(list(Path(f"/proc/{keyed.process.pid}/fd").iterdir()))
+    assert held < 100
+    trusting = httpx.Client(verify=ssl.create_default_context(cafile=str(certificate[0])))
+    assert trusting.get(f"https://127.0.0.1:{port}/health").status_code == 200
 
 
 def test_with_keys_only_who_has_one_is_answered(keyed, certificate):

@@ -1,0 +1,30 @@
+"""How much a search is to save, and how much more a cut may."""
+
+from dataclasses import dataclass
+
+from .candidate import Candidate
+
+CUTS = "cuts"  # a budget of them is met by their number, whatever they save
+SPARE = 0.5  # of the goal that the last cut may save beyond it, where another does not
+AMISS = 0.1  # of the goal that may be saved beyond it without a word
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is to be saved, and of what: "params", "flops", "blocks", "channels", "heads", "kv_heads", "cuts"."""
+
+    of: str
+    goal: float
+    total: float
+
+    def is_met(self, saved: float) -> bool:
+        return saved >= self.goal * (1 - 1e-9)  # 1e-9: sums of differences of large numbers
+
+    def has_room(self, saved: float, candidate: Candidate) -> bool:
+        """Whether a cut saves at most half of the goal more than is asked for: a branch of a small model may be
+        all of it, and more, where some channels would do."""
+        return self.of == CUTS or saved + candidate.saves(self.of) <= (1 + SPARE) * self.goal
+
+    def is_beyond(self, saved: float) -> bool:
+        """Whether far more went than was asked for."""
+        return self.of != CUTS and saved > (1 + AMISS) * self.goal
