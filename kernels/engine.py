@@ -24,7 +24,7 @@ from .native import KernelError
 
 MOST_THREADS = 256
 MOST_SEQUENCES = 65536
-LAYOUT = 6  # of what C++ is handed; api.cc has the same number
+LAYOUT = 7  # of what C++ is handed; api.cc has the same number
 SPENT = ("rows", "prepare", "multiply", "mix", "append", "attend", "scan", "waiting")
 
 

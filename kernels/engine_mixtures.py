@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .engine_steps import MOST_EXPERTS
+from .engine_steps import MOST_EXPERTS, STEPS
 
 if TYPE_CHECKING:
     from .engine_plan import _Reader
@@ -23,6 +23,10 @@ def route(self: _Reader, step: Mapping, to: int, width: int) -> None:
     each = experts // groups
     self.need(count <= kept * each, f"it chooses {count} of {kept * each} experts")
     self.need(step["judges"] <= each, f"{step['judges']} experts judge a group of {each}")
+    near = step["kind"] == "near"
+    self.need(
+        not near or (groups == 1 and step["bias"] is None and not step["normal"]), "a part of it is not its kind's"
+    )
     self.need(width == 2 * count, f"it writes {2 * count} columns, and register {to} has {width}")
     self.need(step["eps"] >= 0, f"its `eps` is {step['eps']}")
     self.chosen[to] = experts, count
@@ -30,7 +34,7 @@ def route(self: _Reader, step: Mapping, to: int, width: int) -> None:
         "route",
         to,
         x=step["x"],
-        kind=("softmax", "sigmoid").index(step["kind"]),
+        kind=STEPS["route"]["kind"].split().index(step["kind"]),
         weight=self.held.vector(step["bias"], experts),
         count=count,
         group=groups,

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from . import engine_mixtures
-from .engine_steps import LATER, MOST_HEAD, MOST_STATES, MOST_WHOLE, OPS, STATEFUL, STEPS, VERSION, Slot, Step, Weight
+from . import engine_mixtures, engine_scans
+from .engine_steps import LATER, MOST_HEAD, MOST_WHOLE, OPS, STATEFUL, STEPS, VERSION, Slot, Step, Weight
 from .engine_weights import Weights
 from .native import KernelError
 
@@ -190,6 +190,11 @@ class _Reader:
             bias=self.held.vector(step["bias"], group, width),
         )
 
+    def _mean(self, step, to, width) -> None:
+        whole, group = self.width(step["x"]), step["group"]
+        self.need(whole == width * group, f"{width} groups of {group} are not {whole} columns")
+        self.emit("mean", to, x=step["x"], group=group)
+
     def _linear(self, step, to, width) -> None:
         number = self.held.number(step["weight"])
         w, k = self.held.laid[number], self.width(step["x"])
@@ -273,80 +278,6 @@ class _Reader:
             skip=self.held.vector(step["slopes"], heads),
         )
 
-    # -- steps that keep a state
-
-    def keep(self, op: str, to: int, step, **fields) -> None:
-        self.emit(op, to, x=step["x"], state=self.states, **fields)
-        self.states += 1
-
-    def _convolve(self, step, to, width) -> None:
-        self.need(self.width(step["x"]) == width, f"registers {[step['x'], to]} have different widths")
-        filters = self.held.matrix(step["filters"], None, width)
-        self.keep(
-            "convolve",
-            to,
-            step,
-            kind=step["silu"],
-            weight=filters,
-            count=self.held.laid[filters].n,
-            bias=self.held.vector(step["bias"], width),
-        )
-
-    def _ssd(self, step, to, width) -> None:
-        heads, groups, states = (step[name] for name in ("heads", "groups", "states"))
-        self.need(
-            self.width(step["x"]) == width == heads * step["head_dim"] and heads % groups == 0,
-            f"{heads} heads of {step['head_dim']} in {groups} groups are not {width} columns",
-        )
-        self.scanned(step, {"dt": heads, "b": groups * states, "c": groups * states})
-        most = math.inf if step["most"] is None else step["most"]
-        self.need(0 <= step["least"] <= most, f"its time steps are to be {step['least']} to {most}")
-        rates, skip, bias = (self.held.vector(step[name], heads) for name in ("rates", "skip", "bias"))
-        self.keep(
-            "ssd",
-            to,
-            step,
-            y=step["dt"],
-            z=step["b"],
-            c=step["c"],
-            weight=rates,
-            skip=skip,
-            bias=bias,
-            kind=step["softplus"],
-            heads=heads,
-            kv_heads=groups,
-            head_dim=step["head_dim"],
-            states=states,
-            number=step["least"],
-            most=most,
-        )
-
-    def _selective(self, step, to, width) -> None:
-        states, gate = step["states"], step["gate"]
-        widths = {"x": width, "dt": width, "b": states, "c": states}
-        self.scanned(step, widths if gate is None else {**widths, "gate": width})
-        self.keep(
-            "selective",
-            to,
-            step,
-            y=step["dt"],
-            z=step["b"],
-            c=step["c"],
-            gate=-1 if gate is None else gate,
-            weight=self.held.matrix(step["rates"], width, states),
-            skip=self.held.vector(step["skip"], width),
-            bias=self.held.vector(step["bias"], width),
-            kind=step["softplus"],
-            states=states,
-        )
-
-    def scanned(self, step, widths: Mapping[str, int]) -> None:
-        self.need(step["states"] <= MOST_STATES, f"a channel has {step['states']} states")
-        for name, width in widths.items():
-            self.need(
-                self.width(step[name]) == width, f"its `{name}` has {self.width(step[name])} columns, not {width}"
-            )
-
     # -- elementwise
 
     def pointwise(self, step, to, width, **fields) -> None:
@@ -375,11 +306,16 @@ class _Reader:
         self.need(step["least"] <= step["most"], f"its numbers are to be {step['least']} to {step['most']}")
         self.pointwise(step, to, width, number=step["least"], most=step["most"])
 
+    def _xielu(self, step, to, width) -> None:
+        self.pointwise(step, to, width, most=step["square"], scale=step["exponential"], number=step["linear"])
+
     def _add_vector(self, step, to, width) -> None:
         self.pointwise(step, to, width, weight=self.held.vector(step["vector"], width))
 
     _mul_vector = _add_vector
     _scores, _route, _experts = engine_mixtures.scores, engine_mixtures.route, engine_mixtures.experts
+    _convolve, _ssd, _selective = engine_scans.convolve, engine_scans.ssd, engine_scans.selective
+    _delta = engine_scans.delta
 
 
 def _int(value, least: int) -> bool:

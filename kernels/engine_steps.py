@@ -45,21 +45,28 @@ STEPS: dict[str, dict[str, str]] = {
         "slopes": "w?",
         "whole": "b",
     },
-    "act": {"x": "r", "kind": "silu gelu gelu_tanh relu relu2 sigmoid tanh quick_gelu"},
+    "act": {
+        "x": "r",
+        "kind": "silu gelu gelu_tanh relu relu2 sigmoid tanh quick_gelu softplus square sqrt reciprocal exp",
+    },
     "add": {"x": "r", "y": "r"},
     "mul": {"x": "r", "y": "r"},
     "scale": {"x": "r", "by": "f"},
     "shift": {"x": "r", "by": "f"},
     "softcap": {"x": "r", "at": "f"},
     "clip": {"x": "r", "least": "f", "most": "f"},
+    # square * x**2 above zero, exponential * (exp(x) - 1 - x) below, and linear * x everywhere
+    "xielu": {"x": "r", "square": "f", "exponential": "f", "linear": "f"},
+    "mean": {"x": "r", "group": "+"},
     "add_vector": {"x": "r", "vector": "w"},
     "mul_vector": {"x": "r", "vector": "w"},
     # Mixtures of experts: `route` gives the weights of `count` experts, then their numbers; `experts` what those
-    # make of x, side by side or as their weighted sum.
+    # make of x, side by side or as their weighted sum. A router of kind "near" takes one expert after another, by its
+    # share among those whose scores are less than `eps` of their size below it.
     "scores": {"x": "r", "weight": "w", "bias": "w?"},
     "route": {
         "x": "r",
-        "kind": "softmax sigmoid",
+        "kind": "softmax sigmoid near",
         "bias": "w?",
         "count": "+",
         "groups": "+",
@@ -100,12 +107,25 @@ STEPS: dict[str, dict[str, str]] = {
         "bias": "w?",
         "softplus": "b",
     },
+    # The gated delta rule: x the values, `decay` logarithms for each head or (`by_channel`) each number of its keys.
+    "delta": {
+        "x": "r",
+        "decay": "r",
+        "k": "r",
+        "q": "r",
+        "beta": "r",
+        "heads": "+",
+        "groups": "+",
+        "head_dim": "+",
+        "value_dim": "+",
+        "by_channel": "b",
+    },
 }
 LATER = {
     "slopes": None,
     "whole": False,
 }  # fields that plans of earlier versions do not have, and what they mean by that
-STATEFUL = ("convolve", "ssd", "selective")
+STATEFUL = ("convolve", "ssd", "selective", "delta")
 # As plan.h numbers them; `angles` and `place` are made here.
 OPS = (
     "embedding",
@@ -124,6 +144,8 @@ OPS = (
     "shift",
     "softcap",
     "clip",
+    "xielu",
+    "mean",
     "add_vector",
     "mul_vector",
     "scores",

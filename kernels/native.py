@@ -68,6 +68,7 @@ ARGUMENTS = {
     "selective_scan_backward": (_i, *[_p] * 21, *[_q] * 4, _i, _i),
     "ssd_scan_backward": (_i, *[_p] * 19, *[_q] * 6, ctypes.c_float, ctypes.c_float, _i, _i),
     "ssd_scan": (_i, *_ROWS * 4, *[_p] * 6, *[_q] * 6, ctypes.c_float, ctypes.c_float, _i, _i, _i),
+    "delta_rule": (_i, *_ROWS * 5, *[_p] * 2, *[_q] * 6, _i, _i),
     "ssd_step": (_i, *_ROW * 4, *[_p] * 5, *[_q] * 5, _i, _i, _i, _i),
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributions import Distribution
 from transformers.modeling_utils import AttentionInterface
 
 from ..layers import leaves
@@ -47,6 +48,7 @@ def patched(tracer: Any) -> Iterator[None]:
         for name in _FACTORIES:
             _exchange(undo, torch, name, _recorded(tracer, getattr(torch, name)))
         _exchange(undo, torch, "is_tensor", lambda x: isinstance(_held(x), torch.Tensor))
+        _exchange(undo, Distribution, "_validate_args", False)  # it asks what numbers are, of constants
         _attention(tracer, undo)
         for source in modeling_files(tracer.paths, tracer.family):
             _source_file(tracer, source, undo)

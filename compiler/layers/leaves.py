@@ -28,7 +28,7 @@ _FUNCTION_ROLES = (
     (re.compile(r"create_\w*masks?(_for_generate)?"), "mask"),
     (re.compile(r"apply_\w*rotary\w*"), "rotary"),
     (re.compile(r"causal_conv1d_\w+"), "ssm_conv"),
-    (re.compile(r"\w*(_scan|_state_update|_scan_combined|_inner_fn|delta_rule)"), "ssm_scan"),
+    (re.compile(r"\w*(_scan|_state_update|_scan_combined|_inner_fn|delta_rule|delta_attention)"), "ssm_scan"),
     (re.compile(r"apply_mask_to_padding_states"), "padding"),
     (re.compile(r"slice_logits_to_keep"), "slice_logits"),
 )
@@ -222,9 +222,14 @@ def module_role(module: nn.Module) -> str:
         return "activation"
     for base in type(module).__mro__:
         for pattern, role in _MODULE_ROLES:
-            if pattern.fullmatch(base.__name__):
+            if pattern.fullmatch(base.__name__) and not (role == "norm" and _holds_layers(module)):
                 return role
     return "module"
+
+
+def _holds_layers(module: nn.Module) -> bool:
+    """Whether what is called a norm is more than one: a layer with its norms, or a norm with a gate of its own."""
+    return any(isinstance(part, nn.Linear) for part in module.modules())
 
 
 def is_state_space(module: nn.Module) -> bool:

@@ -20,6 +20,11 @@ KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "softplus": F.softplus,
+    "square": torch.square,
+    "sqrt": torch.sqrt,
+    "reciprocal": torch.reciprocal,
+    "exp": torch.exp,
 }
 _SHARE = 2e-6  # of float32: another order of the same operations
 _ENDLESS = 3e38  # where nothing is clipped
@@ -34,12 +39,13 @@ class Recognised:
     fields: dict[str, object]
 
 
+@torch.no_grad()
 def recognise(function: Pending) -> Recognised | None:
     """The one step that computes an elementwise function, or None."""
     near, far = torch.linspace(-12, 12, 961), torch.linspace(-300, 300, 61)
     x = torch.cat([near, far, torch.tensor([1e-4, -1e-4, 1e4, -1e4])]).double()
     try:
-        y = function(x)
+        y = function(x).double()
     except (TypeError, RuntimeError):  # made for float32, as compiled code is
         y = function(x.float()).double()
     if torch.equal(x, y.to(x.dtype)):
@@ -52,18 +58,30 @@ def recognise(function: Pending) -> Recognised | None:
         ends = least if least > float(x.min()) else -_ENDLESS, most if most < float(x.max()) else _ENDLESS
         return Recognised("clip", dict(zip(("least", "most"), ends, strict=True)))
     constants = function.constants()
-    for number in _products(constants):
+    for number in (-1.0, *_products(constants)):
         if close(y, x * number):
             return Recognised("scale", {"by": number})
         if close(y, x + number):
             return Recognised("shift", {"by": number})
         if number > 0 and close(y, number * torch.tanh(x / number)):
             return Recognised("softcap", {"at": number})
-    return None
+    return _xielu(x, y)
+
+
+def _xielu(x: Tensor, y: Tensor) -> Recognised | None:
+    """Its three numbers, read off three points: a square above zero, exp(x) - 1 - x below, and a share of x."""
+    near = {at: float(y[(x - at).abs().argmin()]) for at in (-1.0, 1.0, 2.0)}
+    square = near[2.0] / 2 - near[1.0]
+    linear = near[1.0] - square
+    exponential = (near[-1.0] + linear) * math.e
+    bent = torch.where(x > 0, square * x.square(), exponential * (torch.expm1(x) - x))
+    if not torch.allclose(y, bent + linear * x, rtol=2e-5, atol=2e-5):  # numbers that a float32 made
+        return None
+    return Recognised("xielu", {"square": square, "exponential": exponential, "linear": linear})
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    return bool(torch.allclose(a, b, rtol=_SHARE, atol=_SHARE))
+    return bool(torch.allclose(a, b, rtol=_SHARE, atol=_SHARE, equal_nan=True))
 
 
 def _products(constants: list[float]) -> list[float]:

@@ -51,6 +51,11 @@ UNARY: dict[str, Callable[..., Any]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "exp": torch.exp,
+    "expm1": torch.expm1,
+    "log": torch.log,
+    "log1p": torch.log1p,
+    "reciprocal": torch.reciprocal,
+    "rsqrt": torch.rsqrt,
     "square": torch.square,
     "sqrt": torch.sqrt,
     "neg": torch.neg,
@@ -73,6 +78,11 @@ BINARY: dict[str, Callable[..., Any]] = {
     "isub": operator.sub,
     "itruediv": operator.truediv,
     "rsub": lambda a, b: b - a,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "lt": operator.lt,
+    "le": operator.le,
+    "logical_and": torch.logical_and,
 }
 
 

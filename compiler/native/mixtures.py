@@ -6,7 +6,7 @@ layers of an expert is read as the rest of the graph is; how the tensors meet is
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, permutations, product
 from typing import TYPE_CHECKING, Any
 
@@ -56,15 +56,23 @@ class Mixtures:
     def route(self, node: fx.Node, module: nn.Module, given: Rows, args: Any) -> tuple[Any, ...]:
         """What a router returns, as far as experts read it."""
         more = {f"given.{i}": value for i, value in enumerate(args) if isinstance(value, Tensor)}
-        found = (
-            routers.recognise(module, tuple(given.index.shape), more)
-            if len(more) == len([a for a in args if a is not None])
-            else None
-        )
+        shape, whole = tuple(given.index.shape), len(more) == len([a for a in args if a is not None])
+        found = routers.recognise(module, shape, more) if whole else None
+        scored = routers.recognise_scores(module, shape) if found is None and not more and whole else None
+        if scored is not None:
+            choice = self._chosen(node, module, given, more, scored[0])
+            scores = self.reader.offering.scores(choice)
+            return tuple(scores if i == scored[1] else choice for i in range(scored[1] + 2))
         if found is None:
             why = f"a {type(module).__name__} chooses experts in a way that the engine does not have"
             raise self.reader.refuse(node, why)
-        rule, places = found
+        choice, places = self._chosen(node, module, given, more, found[0]), found[1]
+        parts = {places[0]: "weights", places[1]: "numbers"}
+        return tuple(replace(choice, part=parts.get(i, "")) for i in range(max(places) + 1))
+
+    def _chosen(
+        self, node: fx.Node, module: nn.Module, given: Rows, more: dict[str, Tensor], rule: routers.Routing
+    ) -> Chosen:
         plan, tensors = self.reader.plan, dict((*module.named_parameters(), *module.named_buffers(), *more.items()))
         vectors = {
             name: None
@@ -85,11 +93,10 @@ class Mixtures:
             kept=rule.kept,
             judges=rule.judges,
             normal=rule.normal,
-            eps=1e-20,
+            eps=rule.eps,
             scale=rule.scale,
         )
-        parts = {places[0]: "weights", places[1]: "numbers"}
-        return tuple(Chosen(register, rule.count, experts, parts.get(i, "")) for i in range(max(places) + 1))
+        return Chosen(register, rule.count, experts, "")
 
     def experts(self, node: fx.Node, module: nn.Module, args: Any, kwargs: Any) -> Rows:
         given = [*args, *kwargs.values()]
@@ -105,12 +112,16 @@ class Mixtures:
         if found is None or choice.register != parts["weights"].register:
             why = f"a {type(module).__name__} computes something else than two layers for each expert"
             raise self.reader.refuse(node, why)
+        down = self.answers(node, found, choice, x, summed=True)
+        return Rows(self.reader.plan.layout.rows(down).view(x.index.shape))
+
+    def answers(self, node: fx.Node, found: Experts, choice: Chosen, x: Rows, *, summed: bool) -> int:
+        """The register of what the chosen experts make of x, or of an x for each of them."""
         plan, name = self.reader.plan, str(node.target)
         up = self._step(name + ".up", choice, self._rows(x), (found.up, found.up_bias), summed=False)
         tokens = plan.layout.tokens
         inner = self._middle(node, found.middle, name, Rows(plan.layout.rows(up).view(tokens, choice.count, -1)))
-        down = self._step(name + ".down", choice, self._rows(inner), ((found.down,), found.down_bias), summed=True)
-        return Rows(plan.layout.rows(down).view(x.index.shape))
+        return self._step(name + ".down", choice, self._rows(inner), ((found.down,), found.down_bias), summed=summed)
 
     def _rows(self, value: Rows) -> int:
         """The register of a value that has its tokens in order."""
@@ -147,7 +158,7 @@ class Mixtures:
                 values[inner] = Rows(x.index, Pending(middle.get_submodule(inner.target), (x.pending,)))
             else:
                 inner.meta = node.meta | inner.meta
-                values[inner] = self.reader.computed(inner, args, kwargs)
+                values[inner] = self.reader.computing.computed(inner, args, kwargs)
         raise AssertionError(f"the middle of {path} has no output")
 
 
@@ -157,6 +168,8 @@ def recognise(module: nn.Module, width: int, experts: int, order: list[str], nam
 
     order   of a call's arguments, "x", "numbers" and "weights", the last of them by `names`
     """
+    if any(p.dim() == 3 and len(p) != experts for p in module.parameters()):
+        return None  # its router knows of others
     picked = torch.tensor([0, experts - 1][:experts])
     light = _few(module, experts, picked)
     generator = torch.Generator().manual_seed(0)
@@ -174,6 +187,30 @@ def recognise(module: nn.Module, width: int, experts: int, order: list[str], nam
         except RuntimeError:  # shapes that do not meet
             continue
         if ours.shape == wanted.shape and torch.allclose(ours, wanted, rtol=_ATOL, atol=_ATOL):
+            return next(islice(_forms(module, width), number, None))
+    return None
+
+
+@torch.no_grad()
+def recognise_rows(module: nn.Module, width: int, experts: int) -> Experts | None:
+    """What experts compute of rows one expert after another, of which those of nothing give nothing; or None."""
+    if any(p.dim() == 3 and len(p) != experts for p in module.parameters()):
+        return None
+    picked = torch.tensor([0, experts - 1][:experts])
+    light, generator = _few(module, experts, picked), torch.Generator().manual_seed(0)
+    x = torch.randn((len(picked), 3, width), generator=generator)
+    try:
+        wanted = light(x.flatten(0, 1)).float()
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else
+        return None
+    for number, found in enumerate(_forms(light, width)):
+        try:
+            ours = [found(rows, torch.full((3, 1), i), torch.ones(3, 1)) for i, rows in enumerate(x)]
+            nothing = found(torch.zeros(1, width), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1))
+        except RuntimeError:  # shapes that do not meet
+            continue
+        alike = wanted.shape == (3 * len(picked), width) and not nothing.any()
+        if alike and torch.allclose(torch.cat(ours), wanted, rtol=_ATOL, atol=_ATOL):
             return next(islice(_forms(module, width), number, None))
     return None
 

@@ -1,13 +1,14 @@
 """Norms, recognised by what they compute: kind, epsilon, gain and shift are found from outputs."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
 import torch
 from torch import Tensor, nn
 
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"silu": nn.functional.silu, "sigmoid": torch.sigmoid}
 _SHARE = 2e-5  # of float32: sums in another order, and the gain is read off one sample
 
 
@@ -50,12 +51,13 @@ def recognise(module: nn.Module, shape: torch.Size) -> Norm | None:
 
 @dataclass(frozen=True)
 class GatedNorm:
-    """Root mean square over groups of channels, times gain, and silu of a gate before it or behind."""
+    """Root mean square over groups of channels, times gain, and a function of a gate before it or behind."""
 
     eps: float
     group: int
     gain: Tensor
     gate_first: bool
+    gate: str = "silu"
 
 
 @torch.no_grad()
@@ -75,7 +77,7 @@ def recognise_gated(module: nn.Module, shape: torch.Size) -> GatedNorm | None:
         if type(value) is int and 0 < value <= width and width % value == 0
         for n in (value, width // value)
     ]
-    for form in product(_epsilons(module), dict.fromkeys((width, *sizes)), gains, (True, False)):
+    for form in product(_epsilons(module), dict.fromkeys((width, *sizes)), gains, (True, False), GATES):
         known = GatedNorm(*form)
         if all(_close(y, gated(known, x, gate)) for y, (x, gate) in zip(wanted, samples, strict=True)):
             return known
@@ -83,7 +85,7 @@ def recognise_gated(module: nn.Module, shape: torch.Size) -> GatedNorm | None:
 
 
 def gated(norm: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
-    opened = torch.nn.functional.silu(gate)
+    opened = GATES[norm.gate](gate)
     x = x * opened if norm.gate_first else x
     y = normal(x.unflatten(-1, (-1, norm.group)), "rms", norm.eps).flatten(-2) * norm.gain
     return y if norm.gate_first else y * opened

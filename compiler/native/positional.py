@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..capture.sample import first_position
+from .calls import operation
 from .values import CACHE, Rows
 
 _HALVES = (torch.bfloat16, torch.float16)
@@ -76,6 +77,8 @@ class Positions:
         args, kwargs = (_wide(fx.map_arg(part, lambda n: self.at(n, length))) for part in (node.args, node.kwargs))
         if node.op == "call_method" and node.target in _CASTS:
             return getattr(args[0], _CASTS[node.target])()
+        if args and args[0] is None and (node.op == "call_method" or operation(node) == "getitem"):
+            return None  # a part of a mask that hides nothing, or its like
         return call(node, self.model, args, kwargs)
 
     def _default_input(self, name: str, length: int) -> Tensor | None:

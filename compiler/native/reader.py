@@ -16,16 +16,18 @@ from ..report.progress import follow
 from ..rows.inputs import has_two_sides
 from . import activations, calls, linears, norms
 from .attending import Attending
+from .computing import Computing
 from .layout import Lane, Layout, Scattered
 from .mixers import with_mixers_open
 from .mixtures import Mixtures
+from .offers import Offering
 from .plan import Entry, Gives, Plan
 from .positional import Positions, call
 from .refusal import refused, refused_whole
 from .scanning import Scanning
 from .tables import Tables
-from .trees import attribute, index, leaves, mapped, wrapped
-from .values import CACHE, Cached, Chosen, First, Ids, Mask, Pending, Positional, Rows, Written, takes_first
+from .trees import attribute, leaves, mapped
+from .values import CACHE, Cached, Chosen, First, Ids, Mask, Offers, Pending, Positional, Rows, Written
 from .written import Writing
 
 ENDLESS = 2**20  # tokens of a sequence, where no table of positions ends and a config names no limit
@@ -60,7 +62,8 @@ class Reader:
         self.values: dict[fx.Node, Any] = {}
         self.positions = Positions(self.model, self.values)
         self.attending, self.scanning, self.tables = Attending(self), Scanning(self), Tables(self)
-        self.mixtures, self.writing = Mixtures(self), Writing(self)
+        self.mixtures, self.writing, self.computing = Mixtures(self), Writing(self), Computing(self)
+        self.offering = Offering(self)
         self.last: tuple[str, linears.Linear] | None = None  # linear layer that was read, and its entry
         self.lowered: dict[str, Tensor] = {}  # packed weights that a pass left, by their entries
         self.current = next(iter(self.graph.nodes))  # the node that is being read
@@ -114,7 +117,7 @@ class Reader:
             return Mask(node) if role == "mask" else Positional(node)
         if role == "cache_length":
             return Positional(node)
-        if any(isinstance(x, (Rows, Cached, Written, Chosen, First)) for x in flat):
+        if any(isinstance(x, (Rows, Cached, Written, Chosen, Offers, First)) for x in flat):
             return self._tokens(node, role, args, kwargs)
         if any(isinstance(x, Positional) for x in flat):
             return self.sample_size(node, args) if calls.operation(node) in calls.ASKS else Positional(node)
@@ -137,6 +140,10 @@ class Reader:
             return Positional(node)
         return call(node, self.model, (torch.empty(shape, device="meta"), *args[1:]), {})
 
+    def size_of(self, node: fx.Node, index: Tensor, rest: Any) -> Any:
+        """A size of a value that has the shape of an index."""
+        return call(node, self.model, (index, *rest), {})
+
     # -- numbers of tokens -----------------------------------------------------------------------------------
 
     def _tokens(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
@@ -149,6 +156,8 @@ class Reader:
         kinds = {type(x) for x in leaves((args, kwargs))}
         if First in kinds:
             return self._first(node, role, args, kwargs)
+        if Offers in kinds:
+            return self.offering.meet(node, role, args, kwargs)
         if Written in kinds or {Rows, Cached} <= kinds:
             return self.writing.meet(node, args)
         if Cached in kinds:
@@ -163,7 +172,7 @@ class Reader:
             return self.scanning.scan(node, args, kwargs)
         if node.op == "call_module":
             return self._module(node, role, args, kwargs)
-        return self.computed(node, args, kwargs)
+        return self.computing.computed(node, args, kwargs)
 
     def _first(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
         """What is made of a text's first token, made of each."""
@@ -198,100 +207,6 @@ class Reader:
         if role == "activation":
             return Rows(given.index, Pending(module, (given.pending,)))
         raise self.refuse(node, f"a {type(module).__name__} is not among the engine's steps")
-
-    def computed(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        """What a function makes of numbers of tokens."""
-        name, first = calls.operation(node), args[0]
-        if name in calls.ASKS and isinstance(first, Rows):
-            return call(node, self.model, (first.index, *args[1:]), kwargs)
-        if name in calls.SAME and isinstance(first, (Rows, Chosen)):
-            return first
-        if isinstance(first, (tuple, list)) and name == "getitem":
-            return first[args[1]]
-        if name in ("new_empty", "new_zeros") and isinstance(first, Rows):
-            return Rows(torch.full(tuple(args[1]) if isinstance(args[1], tuple | list) else args[1:], -1))
-        if name == "copy_" and isinstance(first, Rows) and isinstance(args[1], Rows):
-            first.index.copy_(self.settled(args[1]).index)  # a part of what is filled piece by piece
-            return first
-        if name in calls.JOINS:
-            return self._joined(node, args, kwargs)
-        if name == "getitem" and isinstance(first, Rows) and takes_first(first, args[1]):
-            return First(first)
-        if name in calls.MOVES and isinstance(first, Rows):
-            return wrapped(calls.moved(node, (first.index, *map(index, args[1:])), kwargs), first.pending)
-        if name in calls.UNARY and isinstance(first, Rows):
-            function = calls.UNARY[name]
-            options = {key: value for key, value in kwargs.items() if key != "inplace"}
-            return Rows(first.index, Pending(lambda x: function(x, **options), (first.pending,)))
-        if name in calls.BINARY:
-            return self._binary(node, name, *args)
-        if name == "linear":
-            return self._functional_linear(node, *args, **kwargs)
-        if name == "matmul":
-            return self.scanning.product(node, *args)
-        why = f"`{name}` of numbers that differ from token to token is not among the engine's steps"
-        raise self.refuse(node, why)
-
-    def _joined(self, node: fx.Node, args: Any, kwargs: Any) -> Rows:
-        if not all(isinstance(part, Rows) for part in args[0]):
-            raise self.refuse(node, "it joins numbers of tokens with others")
-        parts = [self.settled(part).index for part in args[0]]
-        return Rows(calls.moved(node, (parts, *args[1:]), kwargs))
-
-    def _binary(self, node: fx.Node, name: str, a: Any, b: Any) -> Any:
-        function = calls.BINARY[name]
-        for x, y in ((a, b), (b, a)):
-            single = isinstance(y, (int, float)) or (isinstance(y, Tensor) and y.dim() == 0)
-            if isinstance(x, Rows) and single:
-                operands = (x.pending, float(y)) if x is a else (float(y), x.pending)
-                return Rows(x.index, Pending(function, operands))
-        if isinstance(a, Rows) and isinstance(b, Rows):
-            if a.index.shape == b.index.shape and torch.equal(a.index, b.index):
-                return Rows(a.index, Pending(function, (a.pending, b.pending)))
-            return self._of_two(node, name, a, b)
-        for x, y in ((a, b), (b, a)):
-            if isinstance(x, Rows) and isinstance(y, Tensor):
-                return self._by_vector(node, name, x, y, swapped=x is b)
-            if isinstance(x, Rows) and isinstance(y, Positional) and name in ("add", "mul"):
-                return self._of_two(node, name, x, self.tables.positional(node, y))
-        raise self.refuse(node, f"`{name}` of these operands is not among the engine's steps")
-
-    def product(self, node: fx.Node, a: Rows, b: Rows) -> Rows:
-        return self._of_two(node, "mul", a, b)
-
-    def _of_two(self, node: fx.Node, name: str, a: Rows, b: Rows) -> Rows:
-        if name in ("sub", "isub"):
-            b = Rows(b.index, Pending(calls.BINARY["mul"], (b.pending, -1.0)))
-        op = {
-            "add": "add",
-            "iadd": "add",
-            "sub": "add",
-            "isub": "add",
-            "mul": "mul",
-            "imul": "mul",
-            "multiply": "mul",
-        }.get(name)
-        if op is None:
-            raise self.refuse(node, f"`{name}` of two values is not among the engine's steps")
-        ai, bi = torch.broadcast_tensors(self.settled(a).index, self.settled(b).index)
-        (x, lane), (y, other) = self.register(Rows(ai)), self.register(Rows(bi))
-        if not torch.equal(lane.order, other.order):
-            raise Scattered
-        return self.written(op, ai.shape, lane, x=x, y=y)
-
-    def _by_vector(self, node: fx.Node, name: str, x: Rows, y: Tensor, *, swapped: bool) -> Rows:
-        op = "add_vector" if name in ("add", "iadd", "sub") else None
-        op = "mul_vector" if name in ("mul", "imul", "multiply", "truediv", "div") else op
-        if op is None or (swapped and name in ("sub", "truediv", "div")):
-            raise self.refuse(node, f"`{name}` with a constant tensor is not among the engine's steps")
-        y = -y.float() if name == "sub" else 1 / y.float() if name in ("truediv", "div") else y.float()
-        index, values = torch.broadcast_tensors(self.settled(x).index, y.detach())
-        register, lane = self.register(Rows(index))
-        rows = values.reshape(-1)[lane.order].view(self.plan.layout.tokens, -1)
-        if not torch.equal(rows, rows[:1].expand_as(rows)):
-            raise Scattered
-        vector = self.plan.vector(node.name, rows[0])
-        return self.written(op, index.shape, lane, x=register, vector=vector)
 
     # -- layers ----------------------------------------------------------------------------------------------
 
@@ -335,12 +250,6 @@ class Reader:
         _, token = self.plan.layout.locate(given.index[..., 0])
         return Rows(self.plan.layout.rows(made)[token])
 
-    def _functional_linear(self, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> Rows:
-        if not (isinstance(x, Rows) and isinstance(weight, Tensor) and weight.dim() == 2):
-            raise self.refuse(node, "`linear` with a computed weight is not among the engine's steps")
-        own = linears.Linear(tuple(weight.shape), bias, weight=weight.detach())
-        return self.linear(node, x, node.name, own)
-
     # -- registers -------------------------------------------------------------------------------------------
 
     def register(self, value: Rows) -> tuple[int, Lane]:
@@ -379,7 +288,7 @@ class Reader:
         if len(parts) == 1 and function.operands[0] is not None:
             return self._applied(parts[0], Pending(function.call, (None,)))
         if len(parts) == 2 and op and all(isinstance(part, Rows) for part in parts):
-            return self._of_two(node, op, *parts)
+            return self.computing.of_two(node, op, *parts)
         if len(parts) == 2 and any(part is not base for part in parts if isinstance(part, Rows)):
             whole = next(part for part in parts if isinstance(part, Rows))
             numbers = tuple(None if isinstance(part, Rows) else part for part in parts)

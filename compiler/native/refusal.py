@@ -12,9 +12,9 @@ cannot_run_natively = Fault(
     "cannot-run-natively",
     "A model computes something that the native engine has no step for.\n\n"
     "The engine runs plans made of a closed list of steps: embeddings, norms, linear layers, rotary "
-    "positions, attention over a cache, routers and experts, convolutions and scans with a state, activations, "
-    "sums and products. What a model computes is read from its graph; gated delta nets, attention to few chosen keys "
-    "and routers that choose one expert after another are not among the steps.",
+    "positions, attention over a cache, routers and experts, convolutions, scans and delta rules with a state, "
+    "activations, means, sums and products. What a model computes is read from its graph; attention to few chosen keys "
+    "and recurrences of other kinds are not among the steps.",
     exit="environment",
 )
 

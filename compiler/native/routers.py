@@ -21,6 +21,8 @@ class Routing:
     weight, bias   names of the router's tensors that make the logits
     shift          name of what is added to a share to choose by it, and to that alone
     judges         the best so many of a group are summed to choose groups
+    eps            kind "near": one expert after another is chosen, by its share among those that are less than `eps` of
+                   their size below it; else it is added to a sum of weights
     """
 
     weight: str
@@ -33,9 +35,21 @@ class Routing:
     judges: int = 1
     normal: bool = False
     scale: float = 1.0
+    eps: float = 1e-20
 
     def shares(self, logits: Tensor) -> Tensor:
         return logits.softmax(-1) if self.kind == "softmax" else logits.sigmoid()
+
+    def one_by_one(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and numbers [n, count] of kind "near"."""
+        left, weights, numbers = logits.clone(), [], []
+        for _ in range(self.count):
+            most, number = left.max(-1, keepdim=True)
+            far = (most - logits) / torch.maximum(logits.abs(), most) > self.eps
+            weights.append(left.masked_fill(far, -torch.inf).softmax(-1).gather(-1, number))
+            numbers.append(number)
+            left = left.scatter(-1, number, -torch.inf)
+        return torch.cat(weights, -1), torch.cat(numbers, -1)
 
     def chosen(self, shares: Tensor, shift: Tensor | None) -> Tensor:
         """[n, count] numbers of experts, ascending."""
@@ -70,8 +84,30 @@ def recognise(
     """
     width = shape[-1]
     sample = _sample(module, width, more, len(shape))
-    if sample is None:
-        return None
+    found = None if sample is None else _ruled(module, width, sample)
+    return found or _near(module, width, more, len(shape))
+
+
+@torch.no_grad()
+def recognise_scores(module: nn.Module, shape: tuple[int, ...]) -> tuple[Routing, int] | None:
+    """The rule of a router that returns a score of every expert, nothing of those that it did not choose; and where."""
+    tried = _tried(module, shape[-1], {}, len(shape), 1.0)
+    tensors, x, returned = tried or ({}, torch.zeros(0), ())
+    for place, scores in enumerate(returned):
+        if not (_is_choice(scores) and scores.is_floating_point()):
+            continue
+        given = scores != 0
+        count = int(given[0].sum())
+        if 0 < count < scores.shape[1] and bool((given.sum(1) == count).all()):
+            numbers = given.nonzero()[:, 1].view(_ROWS, count)
+            sample = Sample(tensors, x, scores.gather(-1, numbers).float(), numbers, (place, place))
+            found = _ruled(module, shape[-1], sample)
+            if found is not None:
+                return found[0], place
+    return None
+
+
+def _ruled(module: nn.Module, width: int, sample: Sample) -> tuple[Routing, tuple[int, int]] | None:
     for logits, form in _logits(sample, width):
         for kind, groups in product(("softmax", "sigmoid"), _groups(module, logits.shape[-1])):
             for shift in (None, *_vectors(sample, logits.shape[-1])):
@@ -79,6 +115,22 @@ def recognise(
                 found = _fitted(rule, logits, sample)
                 if found is not None:
                     return found, sample.places
+    return None
+
+
+def _near(module: nn.Module, width: int, more: dict[str, Tensor], axes: int) -> tuple[Routing, tuple[int, int]] | None:
+    """The router that takes one expert after another, where this is one: of experts that are nearly alike."""
+    sample = _sample(module, width, more, axes, apart=0.02)
+    if sample is None:
+        return None
+    held = [value for value in vars(module).values() if isinstance(value, float) and value > 0]
+    for logits, form in _logits(sample, width):
+        for eps in dict.fromkeys(times * value for value in held for times in (1, 2)):
+            rule = Routing(*form, None, "near", sample.numbers.shape[-1], eps=eps)
+            weights, numbers = rule.one_by_one(logits)
+            alike = torch.equal(numbers, sample.numbers)
+            if alike and torch.allclose(weights, sample.weights, rtol=_RTOL, atol=1e-6):
+                return rule, sample.places
     return None
 
 
@@ -101,23 +153,11 @@ def _fitted(rule: Routing, logits: Tensor, sample: Sample) -> Routing | None:
     return None
 
 
-def _sample(module: nn.Module, width: int, more: dict[str, Tensor], axes: int) -> Sample | None:
-    generator = torch.Generator().manual_seed(0)
-    light = copy.deepcopy(module).float()
-    for part in light.modules():
-        for held in (part._parameters, part._buffers):
-            for name, old in held.items():
-                if old is not None and old.is_floating_point():
-                    new = torch.randn(old.shape, generator=generator) * (width**-0.5 * 2 if old.dim() > 1 else 0.3)
-                    held[name] = nn.Parameter(new, requires_grad=False) if held is part._parameters else new
-    more = {name: torch.randn(tensor.shape, generator=generator) * 0.3 for name, tensor in more.items()}
-    tensors = {name: t.detach() for name, t in (*light.named_parameters(), *light.named_buffers(), *more.items())}
-    x = torch.randn((_ROWS, width), generator=generator)
-    try:
-        found = light(x.view(*[1] * (axes - 2), _ROWS, width), *more.values())
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else than rows
+def _sample(module: nn.Module, width: int, more: dict[str, Tensor], axes: int, apart: float = 1.0) -> Sample | None:
+    tried = _tried(module, width, more, axes, apart)
+    if tried is None:
         return None
-    found = found if isinstance(found, tuple | list) else ()
+    tensors, x, found = tried
     numbers = [i for i, t in enumerate(found) if _is_choice(t) and not t.is_floating_point()]
     weights = [
         i
@@ -128,6 +168,33 @@ def _sample(module: nn.Module, width: int, more: dict[str, Tensor], axes: int) -
         return None
     places = weights[-1], numbers[0]
     return Sample(tensors, x, found[places[0]].float(), found[places[1]], places)
+
+
+def _tried(
+    module: nn.Module, width: int, more: dict[str, Tensor], axes: int, apart: float
+) -> tuple[dict[str, Tensor], Tensor, tuple[Any, ...]] | None:
+    """Tensors of a router that are random, rows, and what it returns of those.
+
+    apart   how far rows of a matrix are from their mean, of what they would be at random
+    """
+    generator = torch.Generator().manual_seed(0)
+    light = copy.deepcopy(module).float()
+    for part in light.modules():
+        for held in (part._parameters, part._buffers):
+            for name, old in held.items():
+                if old is not None and old.is_floating_point():
+                    new = torch.randn(old.shape, generator=generator) * (width**-0.5 * 2 if old.dim() > 1 else 0.3)
+                    if old.dim() > 1:
+                        new = new.mean(0) + (new - new.mean(0)) * apart
+                    held[name] = nn.Parameter(new, requires_grad=False) if held is part._parameters else new
+    more = {name: torch.randn(tensor.shape, generator=generator) * 0.3 for name, tensor in more.items()}
+    tensors = {name: t.detach() for name, t in (*light.named_parameters(), *light.named_buffers(), *more.items())}
+    x = torch.randn((_ROWS, width), generator=generator)
+    try:
+        found = light(x.view(*[1] * (axes - 2), _ROWS, width), *more.values())
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else than rows
+        return None
+    return tensors, x, tuple(found) if isinstance(found, tuple | list) else ()
 
 
 def _is_choice(value: Any) -> bool:

@@ -1,11 +1,13 @@
-"""Steps that keep a state of each sequence: convolutions along it, scans of Mamba-1 and Mamba-2, gated norms."""
+"""Steps that keep a state of each sequence: convolutions along it, scans of Mamba-1 and Mamba-2, delta rules, and
+gated norms."""
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, fx, nn
 from transformers.activations import ACT2FN
 
-from . import calls, linears, norms
+from . import calls, deltas, linears, norms
 from .values import Pending, Rows
 
 if TYPE_CHECKING:
@@ -20,9 +22,11 @@ class Scanning:
     def __init__(self, reader: "Reader"):
         self.reader = reader
 
-    def scan(self, node: fx.Node, args: Any, kwargs: Any) -> Rows:
+    def scan(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         known = {"mamba2_chunk_scan": self._ssd, "mamba_selective_scan": self._selective}
         name = calls.operation(node)
+        if node.op == "call_function" and {"g", "beta"} <= kwargs.keys():
+            return self._delta(node, *args, **kwargs)
         if node.op != "call_function" or name not in known:
             module = node.target if node.op == "call_module" else name
             raise self.reader.refuse(node, f"`{module}` keeps a state that is none of the engine's")
@@ -127,6 +131,43 @@ class Scanning:
             softplus=bool(delta_softplus),
         )
 
+    def _delta(self, node: fx.Node, *args: Any, **kwargs: Any) -> tuple[Rows, None]:
+        given = dict(zip("qkv", args, strict=False)) | {name: kwargs.pop(name) for name in ("g", "beta")}
+        plain = len(given) == 5 and len(args) == 3 and all(isinstance(x, Rows) for x in given.values())
+        options = {name: value for name, value in kwargs.items() if value is not None}
+        shapes = {name: tuple(x.index.shape) for name, x in given.items()} if plain else {}
+        found = deltas.recognise(node.target, shapes, options) if plain else None
+        if found is None:
+            raise self.reader.refuse(node, "a linear attention of another form than the gated delta rule")
+        q, k, v, decay, beta = given.values()
+        (heads, value_dim), (groups, head_dim) = v.index.shape[2:], k.index.shape[2:]
+        if found.eps is not None:
+            q, k = (self._over_its_length(node, x, found.eps, by) for x, by in ((q, found.scale), (k, 1.0)))
+        elif found.scale != 1.0:
+            q = Rows(q.index, Pending(calls.BINARY["mul"], (q.pending, found.scale)))
+        register, lane = self.reader.register(v)
+        made = self.reader.written(
+            "delta",
+            v.index.shape,
+            lane,
+            x=register,
+            **self._registers(decay=decay, k=k, q=q, beta=beta),
+            heads=heads,
+            groups=groups,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            by_channel=decay.index.dim() == 4,
+        )
+        return made, None
+
+    def _over_its_length(self, node: fx.Node, x: Rows, eps: float, by: float) -> Rows:
+        """Heads of length `by`: what a root mean square leaves, over the root of how many numbers there are."""
+        register, lane = self.reader.register(x)
+        width = x.index.shape[-1]
+        gain = self.reader.plan.vector(f"{node.name}.length.{by:.6g}", torch.full((width,), by * width**-0.5))
+        fields = {"kind": "rms", "eps": eps / width, "group": width, "weight": gain, "bias": None}
+        return self.reader.written("norm", x.index.shape, lane, x=register, **fields)
+
     def _registers(self, **values: Rows) -> dict[str, int]:
         return {name: self.reader.register(value)[0] for name, value in values.items()}
 
@@ -142,9 +183,9 @@ class Scanning:
         found = norms.recognise_gated(module, x.index.shape)
         if found is None:
             raise self.reader.refuse(node, f"a {type(module).__name__} is no gated norm that the engine has")
-        opened = Rows(gate.index, Pending(nn.functional.silu, (gate.pending,)))
+        opened = Rows(gate.index, Pending(norms.GATES[found.gate], (gate.pending,)))
         if found.gate_first:
-            x = self.reader.product(node, x, opened)
+            x = self.reader.computing.product(node, x, opened)
         register, lane = self.reader.register(x)
         gain = self.reader.plan.vector(f"{node.target}.weight", found.gain)
         made = self.reader.written(
@@ -158,7 +199,7 @@ class Scanning:
             weight=gain,
             bias=None,
         )
-        return made if found.gate_first else self.reader.product(node, made, opened)
+        return made if found.gate_first else self.reader.computing.product(node, made, opened)
 
     def product(self, node: fx.Node, a: Any, b: Any) -> Rows:
         """A matrix times tokens: [o, i] @ [b, i, t], or [b, t, i] @ [i, o]."""

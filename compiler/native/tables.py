@@ -38,12 +38,25 @@ class Tables:
         scale = float((found * own).sum() / own.square().sum()) if own.any() else 1.0
         if not torch.allclose(found, own * scale, rtol=2**-7, atol=1e-6):
             raise self.reader.refuse(node, f"a {type(module).__name__} gives something else than rows of its table")
+        table = self._picked(node, table, given.pending)
         scale = next((s for s in (1.0, *_numbers(module)) if abs(s / scale - 1) < 2**-7), scale)
         entry = Entry("bf16", tuple(table.shape), lambda: table.detach().bfloat16().contiguous())
         name = self.reader.plan.entry(f"{node.target}.rows", entry, ("table", *linears.identity(table)))
         register = self.reader.plan.step("embedding", table.shape[1], table=name)
         rows = Rows(self.reader.plan.layout.rows(register).view(*self.reader.shape, -1))
         return rows if scale == 1.0 else Rows(rows.index, Pending(calls.BINARY["mul"], (None, scale)))
+
+    def _picked(self, node: fx.Node, table: Tensor, function: Pending | None) -> Tensor:
+        """The rows that ids pick, where they are changed before: a table of every id's own."""
+        ids = torch.arange(self.reader.plan.vocabulary)
+        if function is None:
+            return table
+        found = function(ids.double()).long()
+        if found.shape != ids.shape:
+            raise self.reader.refuse(node, "an embedding of numbers that are not made of each token id alone")
+        if int(found.min()) < 0 or int(found.max()) >= len(table):
+            raise self.reader.refuse(node, f"it asks for rows that the {len(table)} of its table are not")
+        return table if torch.equal(found, ids) else table[found]
 
     def positional(self, node: fx.Node, value: Positional) -> Rows:
         """Rows that depend on the position alone."""

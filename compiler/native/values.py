@@ -95,6 +95,20 @@ class Chosen:
     part: str
 
 
+@dataclass(frozen=True)
+class Offers:
+    """What experts are offered: scores of all of them, tokens times those, or what they make of these.
+
+    index   token * experts + expert in the shape of the value; times the width, plus the column, where it has one
+    x       the register of the tokens; `answers` that of what the chosen experts make of them, summed
+    """
+
+    choice: Chosen
+    index: Tensor
+    x: int | None = None
+    answers: int | None = None
+
+
 class Ids:
     """Token ids lie in a register of their own, the first, one column wide."""
 

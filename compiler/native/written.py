@@ -49,9 +49,27 @@ class Writing:
     def __init__(self, reader: "Reader"):
         self.reader = reader
 
+    def begins(self, a: Rows, b: Rows) -> bool:
+        """Whether a product has numbers of two tokens in each of its own, as scores of an attention without a cache."""
+        if a.index.dim() != b.index.dim() or a.index.shape[-2] != b.index.shape[-1]:
+            return False
+        _, token = self.reader.plan.layout.locate(b.index.reshape(-1, b.index.shape[-1]))
+        return not torch.equal(token, token[:, :1].expand_as(token))
+
+    def begin(self, node: fx.Node) -> Written:
+        """Scores of queries and keys; the cache keeps those keys, whether the model itself has one or not."""
+        self._kept(node.args[1])
+        return Written(node)
+
+    def _kept(self, node: fx.Node) -> None:
+        value = self.reader.values[node]
+        self.reader.values[node] = Cached(value) if isinstance(value, Rows) else value
+
     def meet(self, node: fx.Node, args: Any) -> Any:
         """What a node makes where a token's numbers meet those of all before it."""
         name, inputs = calls.operation(node), node.all_input_nodes
+        if name in PRODUCTS and isinstance(args[0], Written) and isinstance(args[1], Rows):
+            self._kept(node.args[1])
         held = [self.reader.values[used] for used in inputs]
         if name in calls.ASKS:
             return self.reader.sample_size(node, args)
@@ -122,21 +140,23 @@ class Writing:
         try:
             most = self.reader.plan.context
             lengths = [min(length, most) for length in attentions.lengths([w for w in windows if w < most])]
-            known = [self._trial(node, found, length) for length in lengths]
+            known = [row for length in lengths for row in self._trial(node, found, length)]
             slopes = self._slopes(node, found)
         except (RuntimeError, TypeError, ValueError, IndexError):  # made for something else than one row
             return None
         head_dim = self._leaf(found[0], 1).sizes[1]
         for form in _forms(module, head_dim, windows, slopes):
-            if all(torch.allclose(form(q, k, v), out, atol=2e-5, rtol=2e-5) for q, k, v, out in known):
+            if all(torch.allclose(form(q, k, v, at), out, atol=2e-5, rtol=2e-5) for q, k, v, at, out in known):
                 return form
         return None
 
-    def _trial(self, node: fx.Node, found: tuple[fx.Node, ...], length: int) -> tuple[Tensor, ...]:
-        """q of the last position, keys and values [heads, length, d], and what the program makes of them."""
+    def _trial(self, node: fx.Node, found: tuple[fx.Node, ...], length: int) -> list[tuple[Any, ...]]:
+        """Of a few positions q, keys and values [heads, length, d], which it is, and what the program makes of them."""
         generator = torch.Generator().manual_seed(length)
         q, k, v = (torch.randn((length, *self._leaf(x, length).sizes), generator=generator) for x in found)
-        return q[-1], k.transpose(0, 1), v.transpose(0, 1), self._run(node, found, (q, k, v))[-1]
+        out = self._run(node, found, (q, k, v))
+        places = dict.fromkeys((0, length // 2, length - 1))
+        return [(q[at], k.transpose(0, 1), v.transpose(0, 1), at, out[at]) for at in places]
 
     def _slopes(self, node: fx.Node, found: tuple[fx.Node, ...]) -> Tensor | None:
         """What a token of distance loses by head: of queries that are zero, and values that tell tokens apart."""
@@ -204,3 +224,5 @@ def _forms(module: nn.Module, head_dim: int, windows: list[int], slopes: Tensor 
     for scale in dict.fromkeys((1.0, head_dim**-0.5, *held)):
         for window in (None, *windows):
             yield Attention(scale, window=window, slopes=slopes)
+            if slopes is None:
+                yield Attention(scale, window=window, whole=True)

@@ -74,3 +74,15 @@ struct SsdScanCall {
   int32_t in_lanes;       // state lies as [heads][n][p], n filled up to kStates and p to 16, zeros there
   const float* before;    // in lanes: the state before, if that is not to be read where the next is written
 };
+
+struct DeltaRuleCall {
+  Rows q, k;            // [batches, length, groups * n]
+  Rows v;               // [batches, length, heads * p]
+  Rows decay;           // [batches, length, heads], or with by_channel heads * n
+  Rows beta;            // [batches, length, heads]
+  float *y, *state;     // [batches, length, heads * p]; [batches, heads, n, p]: before, then after
+  const float* before;  // the state before, if that is not to be read where the next is written
+  int64_t batches, length, heads, groups, n, p;
+  int32_t by_channel, threads;
+  int32_t part, parts;
+};

@@ -122,12 +122,43 @@ def _selective(step, found, weights, ids):
     return y if step["gate"] is None else y * F.silu(found[step["gate"]])
 
 
+def _delta(step, found, weights, ids):
+    heads, groups = step["heads"], step["groups"]
+    q, k = (found[step[key]].unflatten(-1, (groups, -1)).repeat_interleave(heads // groups, 1) for key in "qk")
+    v, decay = (found[step[key]].unflatten(-1, (heads, -1)) for key in ("x", "decay"))
+    s, out = torch.zeros(heads, step["head_dim"], step["value_dim"]), []
+    for t in range(len(ids)):
+        s = decay[t].exp()[..., None] * s
+        wrong = (v[t] - (k[t][..., None] * s).sum(1)) * found[step["beta"]][t][:, None]
+        s = s + k[t][..., None] * wrong[:, None]
+        out.append((q[t][..., None] * s).sum(1))
+    return torch.stack(out).flatten(1)
+
+
+def _xielu(step, found, weights, ids):
+    x = found[step["x"]]
+    return torch.where(x > 0, step["square"] * x**2, step["exponential"] * (x.expm1() - x)) + step["linear"] * x
+
+
 def _scores(step, found, weights, ids):
     return F.linear(found[step["x"]], weights[step["weight"]], None if step["bias"] is None else weights[step["bias"]])
 
 
+def _near(step, x):
+    left, taken, numbers = x.clone(), [], []
+    for _ in range(step["count"]):
+        most, number = left.max(-1, keepdim=True)
+        far = (most - x) / torch.maximum(x.abs(), most) > step["eps"]
+        taken.append(left.masked_fill(far, -torch.inf).softmax(-1).gather(-1, number) * step["scale"])
+        numbers.append(number.float())
+        left = left.scatter(-1, number, -torch.inf)
+    return torch.cat([*taken, *numbers], -1)
+
+
 def _route(step, found, weights, ids):
     x = found[step["x"]]
+    if step["kind"] == "near":
+        return _near(step, x)
     shares = x.softmax(-1) if step["kind"] == "softmax" else x.sigmoid()
     choice = shares if step["bias"] is None else shares + weights[step["bias"]]
     parts = choice.unflatten(-1, (step["groups"], -1))
@@ -167,6 +198,9 @@ _BY_OP = {
     "convolve": _convolve,
     "ssd": _ssd,
     "selective": _selective,
+    "delta": _delta,
+    "xielu": _xielu,
+    "mean": lambda s, f, w, ids: f[s["x"]].unflatten(-1, (-1, s["group"])).mean(-1),
     "positions": lambda s, f, w, ids: w[s["table"]].float()[: len(ids)],
     "join": lambda s, f, w, ids: torch.cat([f[r] for r in s["from"]], -1),
     "act": lambda s, f, w, ids: ACTS[s["kind"]](f[s["x"]]),

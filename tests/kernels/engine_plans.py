@@ -227,6 +227,46 @@ def mamba(
     return b
 
 
+def delta(
+    hidden: int = 40,
+    heads: int = 4,
+    groups: int = 2,
+    n: int = 18,
+    p: int = 21,
+    by_channel: bool = False,
+    vocabulary: int = 60,
+    layers: int = 2,
+    seed: int = 5,
+) -> Built:
+    """Gated delta rules with heads and keys that fill no vector, and an activation bent on both sides."""
+    b = Built("dense_linear", seed)
+    x = b.step("embedding", hidden, table=b.random(vocabulary, hidden))
+    for _ in range(layers):
+        inner = b.norm(x)
+        q, k = (b.norm(b.linear(inner, groups * n), group=n) for _ in range(2))
+        small = b.step("scale", groups * n, x=k, by=n**-0.5)
+        decays = heads * n if by_channel else heads
+        decay = b.step("act", decays, x=b.linear(inner, decays), kind="softplus")
+        y = b.step(
+            "delta",
+            heads * p,
+            x=b.linear(inner, heads * p),
+            decay=b.step("scale", decays, x=decay, by=-0.7),
+            k=small,
+            q=q,
+            beta=b.step("act", heads, x=b.linear(inner, heads), kind="sigmoid"),
+            heads=heads,
+            groups=groups,
+            head_dim=n,
+            value_dim=p,
+            by_channel=by_channel,
+        )
+        bent = b.step("xielu", heads * p, x=y, square=0.7, exponential=0.4, linear=0.5)
+        x = b.step("add", hidden, x=x, y=b.linear(bent, hidden))
+    b.linear(b.norm(x), vocabulary)
+    return b
+
+
 def mixture(
     kernel: str = "dense_linear",
     experts: int = 6,
@@ -250,7 +290,7 @@ def mixture(
         x = b.step("add", hidden, x=x, y=b.linear(b.attention(q, k, v, 2, 2, hidden // 2, **far), hidden))
         y = b.norm(x)
         scores = b.step("scores", experts, x=y, weight=b.random(experts, hidden), bias=b.random(experts))
-        chosen = b.step("route", 2 * count, x=scores, count=count, bias=b.random(experts), **{**fields, **route})
+        chosen = b.step("route", 2 * count, x=scores, count=count, **{"bias": b.random(experts), **fields, **route})
         up = [b.packed(2 * inner, hidden) for _ in range(experts)]
         down = [b.packed(hidden, inner) for _ in range(experts)]
         both = b.step(

@@ -150,13 +150,14 @@ def one_step(op: str, width: int = 40, **fields) -> Built:
 
 
 STEPS = [
-    *(("act", {"kind": kind}) for kind in ACTS),
+    *(("act", {"kind": kind}) for kind in ACTS if kind != "sqrt"),
     ("add", {}),
     ("mul", {}),
     ("scale", {"by": -1.5}),
     ("shift", {"by": 0.25}),
     ("softcap", {"at": 2.0}),
     ("clip", {"least": -0.5, "most": 2.0}),
+    ("xielu", {"square": 0.8, "exponential": 0.3, "linear": 0.5}),
 ]
 
 
@@ -166,6 +167,15 @@ def test_a_pointwise_step_is_what_torch_computes(op, fields, rows, level):
     built = one_step(op, **fields)
     ids = ids_of(built, rows)
     assert_near(engine(built).run(ids, [0] * rows), wanted_logits(built, ids), 3e-6)
+
+
+@pytest.mark.parametrize("group", [40, 8, 1, 5])
+def test_a_root_of_a_mean_of_squares_is_what_torch_computes(group, level):
+    built = one_step("act", kind="square")
+    mean = built.step("mean", 40 // group, x=2, group=group)
+    built.step("act", 40 // group, x=mean, kind="sqrt")
+    ids = ids_of(built, 9)
+    assert_near(engine(built).run(ids, [0] * 9), wanted_logits(built, ids), 3e-6)
 
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])

@@ -9,10 +9,10 @@ from effc.kernels.engine import Cancelled, Engine
 from effc.kernels.native import KernelError
 
 from tests.kernels.engine_oracle import wanted_logits
-from tests.kernels.engine_plans import Built, mamba, mamba2
+from tests.kernels.engine_plans import Built, delta, mamba, mamba2
 from tests.kernels.test_engine import assert_near, ids_of
 
-MAKERS = [mamba, mamba2]
+MAKERS = [mamba, mamba2, delta]
 
 
 def engine(built: Built, threads: int = 2, **more) -> Engine:
@@ -115,6 +115,14 @@ def test_a_cancelled_call_leaves_states_as_they_were(make):
     assert torch.equal(own.run(ids[20:], [0] * 20), wanted[20:])
 
 
+def test_a_delta_rule_may_decay_by_channel(level):
+    built = delta(by_channel=True, n=33)
+    ids = ids_of(built, 21)
+    wanted, own = wanted_logits(built, ids), engine(built)
+    assert_near(own.run(ids[:20], [0] * 20), wanted[:20])
+    assert_near(own.run(ids[20:], [0]), wanted[20:])
+
+
 def test_a_mamba_of_one_state_and_a_filter_of_one_place_runs():
     for built in (mamba(n=1, k=1), mamba2(n=1, k=1, p=1, heads=2, groups=1)):
         ids = ids_of(built, 9)
@@ -140,6 +148,11 @@ def changed(make, op: str, /, **fields) -> Built:
         (changed(mamba, "selective", dt=0), "its `dt` has 40 columns, not 70"),
         (changed(mamba, "selective", gate=0), "its `gate` has 40 columns, not 70"),
         (changed(mamba, "selective", states=4), "its `b` has 5 columns, not 4"),
+        (changed(delta, "delta", heads=3), "3 heads of 21 in 2 groups are not 84 columns"),
+        (changed(delta, "delta", head_dim=2**20), "a key has 1048576 numbers"),
+        (changed(delta, "delta", head_dim=17), "its `k` has 36 columns, not 34"),
+        (changed(delta, "delta", by_channel=True), "its `decay` has 4 columns, not 72"),
+        (changed(delta, "delta", beta=0), "its `beta` has 40 columns, not 4"),
         (changed(mamba, "convolve", x=0), "have different widths"),
         (changed(mamba, "convolve", filters="w0"), "weight `w0` is not float32 [any, 70]"),
     ],

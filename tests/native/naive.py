@@ -20,6 +20,11 @@ ACTS = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "softplus": F.softplus,
+    "square": torch.square,
+    "sqrt": torch.sqrt,
+    "reciprocal": torch.reciprocal,
+    "exp": torch.exp,
 }
 
 
@@ -147,6 +152,16 @@ class Naive:
         y = h @ c + (0 if step["skip"] is None else self.weights[step["skip"]] * x)
         return y if step["gate"] is None else y * F.silu(registers[step["gate"]])
 
+    def _delta(self, step, v, registers, token, position, sequence):
+        heads, groups = step["heads"], step["groups"]
+        q, k = (registers[step[key]].view(groups, -1).repeat_interleave(heads // groups, 0) for key in "qk")
+        s = self._state(step, sequence, heads, step["head_dim"], step["value_dim"])
+        s = s * registers[step["decay"]].view(heads, -1, 1).exp()
+        wrong = v.view(heads, -1) - torch.einsum("hn,hnp->hp", k, s)
+        s = s + torch.einsum("hn,hp->hnp", k, wrong * registers[step["beta"]][:, None])
+        self.states[sequence, step["to"]] = s
+        return torch.einsum("hn,hnp->hp", q, s).reshape(-1)
+
     def _state(self, step, sequence, *shape):
         return self.states.get((sequence, step["to"]), torch.zeros(shape))
 
@@ -175,10 +190,29 @@ class Naive:
     def _clip(self, step, x, registers, token, position, sequence):
         return x.clamp(step["least"], step["most"])
 
+    def _xielu(self, step, x, registers, token, position, sequence):
+        bent = torch.where(x > 0, step["square"] * x**2, step["exponential"] * (x.exp() - 1 - x))
+        return bent + step["linear"] * x
+
     def _scores(self, step, x, registers, token, position, sequence):
         return F.linear(x, self.weights[step["weight"]], None if step["bias"] is None else self.weights[step["bias"]])
 
+    def _mean(self, step, x, registers, token, position, sequence):
+        return x.view(-1, step["group"]).mean(-1)
+
+    def _near(self, step, x):
+        left, weights, numbers = x.clone(), [], []
+        for _ in range(step["count"]):
+            most, number = left.max(0)
+            far = (most - x) / x.abs().clamp(min=float(most)) > step["eps"]
+            weights.append(left.masked_fill(far, -torch.inf).softmax(0)[number] * step["scale"])
+            numbers.append(number.float())
+            left[number] = -torch.inf
+        return torch.stack([*weights, *numbers])
+
     def _route(self, step, x, registers, token, position, sequence):
+        if step["kind"] == "near":
+            return self._near(step, x)
         shares = x.softmax(0) if step["kind"] == "softmax" else x.sigmoid()
         scores = shares + (0 if step["bias"] is None else self.weights[step["bias"]])
         groups = scores.view(step["groups"], -1)

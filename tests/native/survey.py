@@ -13,10 +13,11 @@ import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.native.reader import Reader
 from effc.dsl.diagnostics import Reject
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tests.native.naive import Naive
+from tests.native.particular import CONFIGS
 from tests.tiny import randomize
 
 COMMON = {
@@ -67,6 +68,8 @@ LENGTH = 14
 def made(name: str) -> torch.nn.Module | None:
     """The tiny model of an architecture, or None where the common names do not make one."""
     try:
+        if name in CONFIGS:
+            return _settled(AutoConfig.for_model(name, **CONFIGS[name]))
         known = AutoConfig.for_model(name).get_text_config().to_dict()
         values = {key: value for key, value in COMMON.items() if key in known or key == "is_decoder"}
         with torch.device("meta"):
@@ -76,13 +79,18 @@ def made(name: str) -> torch.nn.Module | None:
         if "qk_rope_head_dim" in values:  # every head has keys of its own, whatever the config says
             values["num_key_value_heads"] = 4
             values["head_dim"] = values["qk_rope_head_dim"]
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **values), dtype=torch.float32).eval()
-        with torch.no_grad():
-            for parameter in randomize(model).parameters():
-                parameter.copy_(parameter.bfloat16())
-        return model
+        return _settled(AutoConfig.for_model(name, **values))
     except Exception:  # any of a hundred classes of others' code, of whose configs nothing is known
         return None
+
+
+def _settled(config: PretrainedConfig) -> torch.nn.Module:
+    """Its model, with random weights that bfloat16 holds."""
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in randomize(model).parameters():
+            parameter.copy_(parameter.bfloat16())
+    return model
 
 
 def verdict(model: torch.nn.Module) -> tuple[str, str]:

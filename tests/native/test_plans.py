@@ -26,7 +26,7 @@ NATIVE = (
     "phi",
     "exaone4",
 )
-STATEFUL = ("mamba", "falcon_mamba", "mamba2", "bamba", "zamba2", "falcon_h1", "nemotron_h")
+STATEFUL = ("mamba", "falcon_mamba", "mamba2", "bamba", "zamba2", "falcon_h1", "nemotron_h", "qwen3_next")
 
 
 WRITTEN = ("bloom", "mpt", "gpt_neo")  # whose attention is written out in products

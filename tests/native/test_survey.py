@@ -7,14 +7,35 @@ from tests.native.survey import made, verdict
 from tests.native.test_engine_models import alike, assert_near, native_of, rows_of
 
 torch.set_num_threads(1)
-ROUTED = ("olmoe", "granitemoe", "glm4_moe", "afmoe", "ernie4_5_moe", "hunyuan_v1_moe")
+ROUTED = ("llama4_text", "phimoe", "olmoe", "granitemoe", "glm4_moe", "afmoe", "ernie4_5_moe", "hunyuan_v1_moe")
 LATENT = ("deepseek_v2", "deepseek_v3", "minicpm3")
 WRITTEN = ("falcon", "ministral3")  # products of its own, queries that grow with the position
+UNCACHED = ("openai-gpt", "roformer")  # the same of models without a cache
+DELTA = ("qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "kimi_linear", "bailing_hybrid")  # gated delta rules
+SHARED = ("gemma3n_text", "gemma4_text")  # layers that attend to another's keys and values
+OWN = ("apertus", "laguna", "gpt_neox_japanese")  # an activation, a gate, a bias of their own
 
 
-@pytest.mark.parametrize("name", (*ROUTED, *LATENT, *WRITTEN))
+@pytest.mark.parametrize("name", (*ROUTED, *LATENT, *WRITTEN, *UNCACHED, *DELTA, *SHARED, *OWN))
 def test_a_plan_computes_what_torch_does(name):
     assert verdict(made(name)) == ("ok", "")
+
+
+@pytest.mark.parametrize("name", ["kimi_linear", "gemma3n_text", "openai-gpt"])
+def test_the_engine_decodes_what_the_graph_of_a_forward_says(name):
+    model = alike(made(name))
+    native, ids = native_of(model), torch.randint(3, 128, (2, 40), generator=torch.Generator().manual_seed(3))
+    wanted = rows_of(model, ids, torch.ones_like(ids))
+    output = native(ids[:, :20], use_cache=True)
+    assert_near(output.logits, wanted[:, :20])
+    for at in range(20, 40):
+        output = native(ids[:, at : at + 1], cache=output.cache)
+        assert_near(output.logits, wanted[:, at : at + 1])
+
+
+def test_experts_that_a_router_knows_more_of_than_there_are_are_refused():
+    state, why = verdict(made("longcat_flash"))
+    assert state == "refused" and "LongcatFlashExperts" in why
 
 
 def test_keys_and_values_that_are_made_of_latents_are_what_the_engine_caches():

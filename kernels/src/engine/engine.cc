@@ -17,6 +17,7 @@ EFFC_TABLE(dense_linear_int4_part, LinearPart)
 EFFC_TABLE(causal_conv, CausalConvCall)
 EFFC_TABLE(ssd_scan, SsdScanCall)
 EFFC_TABLE(selective_scan, SelectiveScanCall)
+EFFC_TABLE(delta_rule, DeltaRuleCall)
 
 namespace engine {
 
@@ -46,6 +47,7 @@ Engine::Engine(const Plan& plan)
   convolve_at_ = causal_conv_at(plan.level);
   ssd_at_ = ssd_scan_at(plan.level);
   selective_at_ = selective_scan_at(plan.level);
+  delta_at_ = delta_rule_at(plan.level);
   few_ = Schedule(plan_, true);
   many_ = Schedule(plan_, false);
   reserve();

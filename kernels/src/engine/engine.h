@@ -115,6 +115,7 @@ class Engine {
   void convolve(const Turn& turn, const Step& step, const Run& run, int part) const;
   void ssd(const Turn& turn, const Step& step, const Run& run, int part) const;
   void selective(const Turn& turn, const Step& step, const Run& run, int part) const;
+  void delta(const Turn& turn, const Step& step, const Run& run, int part) const;
   Rows rows_of(const Turn& turn, int32_t number, const Run& run) const;
   const float* vector(int32_t weight) const;
   void embed(const Turn& turn, const Step& step) const;
@@ -144,6 +145,7 @@ class Engine {
   int32_t (*convolve_at_)(const CausalConvCall&);
   int32_t (*ssd_at_)(const SsdScanCall&);
   int32_t (*selective_at_)(const SelectiveScanCall&);
+  int32_t (*delta_at_)(const DeltaRuleCall&);
   std::unique_ptr<Pool> pool_;
   Batch all_, wanted_;
   std::atomic<bool> busy_{false}, cancelled_{false};

@@ -7,11 +7,13 @@
 
 enum Op : int32_t {
   kEmbedding, kPositions, kAngles, kNorm, kLinear, kColumns, kPlace, kRotary, kAttention, kAct, kAdd, kMul,
-  kScale, kShift, kSoftcap, kClip, kAddVector, kMulVector, kScores, kRoute, kExperts, kConvolve, kSsd, kSelective
+  kScale, kShift, kSoftcap, kClip, kXielu, kMean, kAddVector, kMulVector, kScores, kRoute, kExperts, kConvolve, kSsd,
+  kSelective, kDelta
 };
 enum Norm : int32_t { kRms, kLayer };
-enum Act : int32_t { kSilu, kGelu, kGeluTanh, kRelu, kRelu2, kSigmoid, kTanh, kQuickGelu };
-enum Router : int32_t { kSoftmax, kLogistic };
+enum Act : int32_t { kSilu, kGelu, kGeluTanh, kRelu, kRelu2, kSigmoid, kTanh, kQuickGelu, kSoftplus, kSquare,
+                     kSqrt, kReciprocal, kExp };
+enum Router : int32_t { kSoftmax, kLogistic, kNear };
 enum Form : int32_t { kFloat32 = 16, kBfloat16 };  // of a weight that is not packed; packed ones have a Kind
 
 struct Weight {
@@ -23,10 +25,11 @@ struct Weight {
 // What a step does not use is -1 (registers, weights) or 0.
 struct Step {
   int32_t op, kind;              // kind: a Norm, an Act or a Router; of scans whether time steps go through
-                                 // softplus, of experts whether what they give is summed
+                                 // softplus, of experts whether what they give is summed, of a delta rule
+                                 // whether each key channel has a decay of its own
   int32_t to, x, y, z;           // registers; attention: x q, y k, z v; rotary: y angles; scans: y dt, z B;
-                                 // experts: y those chosen
-  int32_t c, gate;               // registers of scans
+                                 // experts: y those chosen; delta: x v, y decay, z k
+  int32_t c, gate;               // registers of scans; delta: c q, gate beta
   int32_t weight, bias, skip;    // embedding, positions, angles: weight is the table; attention: the sinks;
                                  // and as skip the slopes by distance; convolve: the filters; scans: A,
                                  // and as skip D; route: what is added to choose; experts: the first of
@@ -37,8 +40,10 @@ struct Step {
                                         // groups, judged by their best `stride`; experts: block chosen,
                                         // and `stride` from the x of one to that of the next
   int32_t group, rotary_dim, interleaved;  // route: interleaved says that weights are divided by their sum
-  int32_t state, states;         // number of the state; of scans how many a channel has. ssd: kv_heads groups
-  float number, scale, softcap, most;  // number: eps, by, at, the least; softcap 0: none
+  int32_t state, states;         // number of the state; of scans how many a channel has. ssd and delta: kv_heads
+                                 // groups
+  float number, scale, softcap, most;  // number: eps, by, at, the least; softcap 0: none;
+                                       // xielu: most, scale and number of the square, the exponential and x
 };
 static_assert(sizeof(Step) == 120, "engine_plan.py writes it");
 

@@ -23,6 +23,7 @@ void Engine::scan(const Turn& turn, const Step& step) const {
       if (step.op == kConvolve) convolve(turn, step, run, part);
       if (step.op == kSsd) ssd(turn, step, run, part);
       if (step.op == kSelective) selective(turn, step, run, part);
+      if (step.op == kDelta) delta(turn, step, run, part);
     }
 }
 
@@ -106,6 +107,28 @@ void Engine::selective(const Turn& turn, const Step& step, const Run& run, int p
   call.threads = call.parts = plan_.threads;
   call.part = part;
   selective_at_(call);
+}
+
+void Engine::delta(const Turn& turn, const Step& step, const Run& run, int part) const {
+  DeltaRuleCall call{};
+  call.q = rows_of(turn, step.c, run);
+  call.k = rows_of(turn, step.z, run);
+  call.v = rows_of(turn, step.x, run);
+  call.decay = rows_of(turn, step.y, run);
+  call.beta = rows_of(turn, step.gate, run);
+  call.y = static_cast<float*>(const_cast<void*>(rows_of(turn, step.to, run).at));
+  call.state = states_.after(run.sequence, step.state);
+  call.before = run.continued ? nullptr : states_.before(run.sequence, step.state);
+  call.batches = 1;
+  call.length = run.count;
+  call.heads = step.heads;
+  call.groups = step.kv_heads;
+  call.n = step.head_dim;
+  call.p = step.value_dim;
+  call.by_channel = step.kind;
+  call.threads = call.parts = plan_.threads;
+  call.part = part;
+  delta_at_(call);
 }
 
 // A of every selective scan as its kernel reads it: [16 channels at a time][states][16].

@@ -14,6 +14,7 @@ constexpr double kMostBytes = 1e14;  // no processor addresses as much
 int64_t size(const Step& step, int64_t width) {
   if (step.op == kConvolve) return (step.count - 1) * width;
   if (step.op == kSelective) return ceil_to(width, 16) * step.states;
+  if (step.op == kDelta) return static_cast<int64_t>(step.heads) * step.head_dim * step.value_dim;
   return step.heads * ceil_to(step.head_dim, 16) * ceil_to(step.states, 4);
 }
 

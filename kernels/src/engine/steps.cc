@@ -71,7 +71,31 @@ void gelu(const float* x, float* to) {
   }
 }
 
+// log(1 + exp(x)) as max(x, 0) + log1p(exp(-|x|)).
+void softplus(const float* x, float* to) {
+  const Logistic logistic(x, 1.0f);
+  for (int i = 0; i < 16; ++i) to[i] = std::max(x[i], 0.0f) + std::log1p(logistic.e[i]);
+}
+
+// A square above zero and exp(x) - 1 - x below, each by a number of its own, and a share of x.
+void xielu(const Step& step, const float* x, float* to) {
+  for (int i = 0; i < 16; ++i) {
+    const float bent = x[i] > 0 ? step.most * x[i] * x[i] : step.scale * (std::expm1(x[i]) - x[i]);
+    to[i] = bent + step.number * x[i];
+  }
+}
+
+void powers(int32_t kind, const float* x, float* to) {
+  for (int i = 0; i < 16; ++i) {
+    if (kind == kSquare) to[i] = x[i] * x[i];
+    if (kind == kSqrt) to[i] = std::sqrt(x[i]);
+    if (kind == kReciprocal) to[i] = 1.0f / x[i];
+    if (kind == kExp) to[i] = std::exp(x[i]);
+  }
+}
+
 void act(int32_t kind, const float* x, float* to) {
+  if (kind == kSoftplus) return softplus(x, to);
   if (kind == kSilu) return swish(x, to, 1.0f);
   if (kind == kQuickGelu) return swish(x, to, 1.702f);
   if (kind == kGelu) return gelu(x, to);
@@ -82,6 +106,7 @@ void act(int32_t kind, const float* x, float* to) {
     for (int i = 0; i < 16; ++i) to[i] = logistic.sigmoid(i, x[i]);
     return;
   }
+  if (kind >= kSquare) return powers(kind, x, to);
   for (int i = 0; i < 16; ++i) {
     const float kept = x[i] < 0 ? 0.0f : x[i];
     to[i] = kind == kRelu2 ? kept * kept : kept;
@@ -121,6 +146,11 @@ void norm(const RowsCall& call, const float* x, float* to) {
     if (bias)
       for (int64_t i = 0; i < group; ++i) to[at + i] += b[i];
   }
+}
+
+void mean(const RowsCall& call, const float* x, float* to) {
+  const int64_t group = call.step->group;
+  for (int64_t i = 0; i < call.width; ++i) to[i] = sum<1>(x + i * group, group, 0.0f) / group;
 }
 
 // Cosines of all angles of a position, then their sines.
@@ -237,9 +267,26 @@ void leave_groups(const Step& step, const float* choice, int64_t count, bool* ta
   for (int64_t i = 0; i < count; ++i) taken[i] = !kept[i / each];
 }
 
+// One expert after another: of those that are left the largest, and its share among all that are near it.
+void route_near(const Step& step, const float* x, int64_t experts, float* to) {
+  bool taken[kMostExperts] = {};
+  for (int64_t n = 0; n < step.count; ++n) {
+    const int64_t next = best(x, experts, taken);
+    float sum = 0;
+    for (int64_t i = 0; i < experts; ++i) {
+      const bool far = (x[next] - x[i]) / std::max(std::fabs(x[i]), x[next]) > step.number;
+      if (!taken[i] && !far) sum += std::exp(x[i] - x[next]);
+    }
+    taken[next] = true;
+    to[n] = step.scale / sum;
+    to[step.count + n] = static_cast<float>(next);
+  }
+}
+
 // The experts of a token: `count` weights, then as many numbers of experts.
 void route(const RowsCall& call, const float* x, float* to) {
   const Step& step = *call.step;
+  if (step.kind == kNear) return route_near(step, x, call.x_width, to);
   const float* bias = floats(call, step.weight);
   float share[kMostExperts + 16], choice[kMostExperts];
   bool taken[kMostExperts] = {};
@@ -266,6 +313,9 @@ void pointwise(const RowsCall& call, const float* x, const float* y, float* to) 
   switch (step.op) {
     case kAct:
       each(x, to, width, [&](const float* from, float* into) { act(step.kind, from, into); });
+      break;
+    case kXielu:
+      each(x, to, width, [&](const float* from, float* into) { xielu(step, from, into); });
       break;
     case kSoftcap:
       each(x, to, width, [&](const float* from, float* into) {
@@ -306,6 +356,7 @@ int32_t EFFC_AT_LEVEL(engine_rows)(const EngineRows& call) {
       case kPositions: look_up(call, call.positions[row], to); break;
       case kAngles: angles(call, call.positions[row], to); break;
       case kNorm: norm(call, x, to); break;
+      case kMean: mean(call, x, to); break;
       case kRotary: rotary(call, x, y, to); break;
       case kColumns: pick(call, x, to); break;
       case kScores: scores(call, x, to); break;

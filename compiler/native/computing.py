@@ -1,0 +1,178 @@
+"""What functions make of numbers of tokens: moves, elementwise functions, sums and products, means."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from . import calls, linears, reductions
+from .layout import Scattered
+from .positional import call
+from .trees import index, wrapped
+from .values import Chosen, First, Pending, Positional, Rows, takes_first
+
+if TYPE_CHECKING:
+    from .reader import Reader
+
+_IN_PLACE = {"add_": "add", "sub_": "sub", "mul_": "mul"}
+
+
+class Computing:
+    """The part of a `Reader` that knows functions of torch."""
+
+    def __init__(self, reader: "Reader"):
+        self.reader = reader
+
+    def computed(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """What a function makes of numbers of tokens."""
+        name, first = calls.operation(node), args[0]
+        if name in calls.ASKS and isinstance(first, Rows):
+            return call(node, self.reader.model, (first.index, *args[1:]), kwargs)
+        if name in calls.SAME and isinstance(first, (Rows, Chosen)):
+            return first
+        if isinstance(first, (tuple, list)) and name == "getitem":
+            return first[args[1]]
+        if name in ("new_empty", "new_zeros") and isinstance(first, Rows):
+            return Rows(torch.full(tuple(args[1]) if isinstance(args[1], tuple | list) else args[1:], -1))
+        if name == "copy_" and isinstance(first, Rows) and isinstance(args[1], Rows):
+            first.index.copy_(self.reader.settled(args[1]).index)  # a part of what is filled piece by piece
+            return first
+        if name in _IN_PLACE and isinstance(first, Rows):
+            found = self._binary(node, _IN_PLACE[name], *args)
+            self._becomes(node, found)
+            return found
+        if name == "setitem" and isinstance(first, Rows) and isinstance(args[2], Rows):
+            return self._replaced(node, first, args[1], args[2])
+        if name in calls.JOINS:
+            return self._joined(node, args, kwargs)
+        if name == "getitem" and isinstance(first, Rows) and takes_first(first, args[1]):
+            return First(first)
+        if name in calls.MOVES and isinstance(first, Tensor):  # into the shape of numbers of tokens
+            return call(node, self.reader.model, (first, *map(index, args[1:])), kwargs)
+        if name in calls.MOVES and isinstance(first, Rows):
+            return wrapped(calls.moved(node, (first.index, *map(index, args[1:])), kwargs), first.pending)
+        if name in calls.UNARY and isinstance(first, Rows):
+            return Rows(first.index, _pending(name, first.pending, args[1:], kwargs))
+        if name == "where":
+            return self._one_or_other(node, *args)
+        if name in reductions.KINDS and isinstance(first, Rows):
+            return reductions.reduced(self.reader, node, name, first, args[1:], kwargs)
+        if name in calls.BINARY:
+            return self._binary(node, name, *args)
+        if name == "linear":
+            return self._functional_linear(node, *args, **kwargs)
+        if name in ("matmul", "bmm"):
+            if not all(isinstance(part, Rows) for part in args):
+                return self.reader.scanning.product(node, *args)
+            if self.reader.writing.begins(*args):
+                return self.reader.writing.begin(node)
+            return reductions.product(self.reader, node, *args)
+        why = f"`{name}` of numbers that differ from token to token is not among the engine's steps"
+        raise self.reader.refuse(node, why)
+
+    def _replaced(self, node: fx.Node, x: Rows, place: Any, by: Rows) -> None:
+        """A part of a value is another from here on."""
+        found = self.reader.settled(x).index.clone()
+        found[place] = self.reader.settled(by).index
+        self._becomes(node, Rows(found))
+
+    def _becomes(self, node: fx.Node, found: Rows) -> None:
+        """What a node changes in place: who reads the changed node later reads what was found."""
+        own = node.args[0]
+        base, order = own, {other: i for i, other in enumerate(node.graph.nodes)}
+        while base.args and calls.operation(base) in calls.MOVES | calls.SAME and isinstance(base.args[0], fx.Node):
+            base = base.args[0]
+            if any(order[user] > order[node] for user in base.users):
+                raise self.reader.refuse(node, "it changes a value through another that is still read")
+        self.reader.values[own] = found
+
+    def _joined(self, node: fx.Node, args: Any, kwargs: Any) -> Rows:
+        if not all(isinstance(part, Rows) for part in args[0]):
+            raise self.reader.refuse(node, "it joins numbers of tokens with others")
+        parts = [self.reader.settled(part).index for part in args[0]]
+        return Rows(calls.moved(node, (parts, *args[1:]), kwargs))
+
+    def _binary(self, node: fx.Node, name: str, a: Any, b: Any) -> Any:
+        function = calls.BINARY[name]
+        for x, y in ((a, b), (b, a)):
+            single = isinstance(y, (int, float)) or (isinstance(y, Tensor) and y.dim() == 0)
+            if isinstance(x, Rows) and single:
+                operands = (x.pending, float(y)) if x is a else (float(y), x.pending)
+                return Rows(x.index, Pending(function, operands))
+        if isinstance(a, Rows) and isinstance(b, Rows):
+            if a.index.shape == b.index.shape and torch.equal(a.index, b.index):
+                return Rows(a.index, Pending(function, (a.pending, b.pending)))
+            return self.of_two(node, name, a, b)
+        for x, y in ((a, b), (b, a)):
+            if isinstance(x, Rows) and isinstance(y, Tensor):
+                return self._by_vector(node, name, x, y, swapped=x is b)
+            if isinstance(x, Rows) and isinstance(y, Positional) and name in ("add", "mul"):
+                return self.of_two(node, name, x, self.reader.tables.positional(node, y))
+        raise self.reader.refuse(node, f"`{name}` of these operands is not among the engine's steps")
+
+    def _one_or_other(self, node: fx.Node, which: Any, a: Any, b: Any) -> Rows:
+        """A choice by a number of what is made of that number."""
+        parts = [part for part in (which, a, b) if isinstance(part, Rows)]
+        numbers = [part for part in (a, b) if isinstance(part, (int, float))]
+        alike = all(torch.equal(part.index, parts[0].index) for part in parts[1:])
+        if not isinstance(which, Rows) or len(parts) + len(numbers) != 3 or not alike:
+            raise self.reader.refuse(node, "a choice between values that more than one number decides")
+        operands = [part.pending if isinstance(part, Rows) else float(part) for part in (which, a, b)]
+        return Rows(which.index, Pending(torch.where, tuple(operands)))
+
+    def product(self, node: fx.Node, a: Rows, b: Rows) -> Rows:
+        return self.of_two(node, "mul", a, b)
+
+    def of_two(self, node: fx.Node, name: str, a: Rows, b: Rows) -> Rows:
+        if name in ("sub", "isub"):
+            b = Rows(b.index, Pending(calls.BINARY["mul"], (b.pending, -1.0)))
+        if name in ("truediv", "itruediv", "div"):
+            b = Rows(b.index, Pending(torch.reciprocal, (b.pending,)))
+        op = {
+            "add": "add",
+            "iadd": "add",
+            "sub": "add",
+            "isub": "add",
+            "mul": "mul",
+            "imul": "mul",
+            "multiply": "mul",
+            "truediv": "mul",
+            "itruediv": "mul",
+            "div": "mul",
+        }.get(name)
+        if op is None:
+            raise self.reader.refuse(node, f"`{name}` of two values is not among the engine's steps")
+        ai, bi = torch.broadcast_tensors(self.reader.settled(a).index, self.reader.settled(b).index)
+        (x, lane), (y, other) = self.reader.register(Rows(ai)), self.reader.register(Rows(bi))
+        if not torch.equal(lane.order, other.order):
+            raise Scattered
+        return self.reader.written(op, ai.shape, lane, x=x, y=y)
+
+    def _by_vector(self, node: fx.Node, name: str, x: Rows, y: Tensor, *, swapped: bool) -> Rows:
+        op = "add_vector" if name in ("add", "iadd", "sub") else None
+        op = "mul_vector" if name in ("mul", "imul", "multiply", "truediv", "div") else op
+        if op is None or (swapped and name in ("sub", "truediv", "div")):
+            raise self.reader.refuse(node, f"`{name}` with a constant tensor is not among the engine's steps")
+        y = -y.float() if name == "sub" else 1 / y.float() if name in ("truediv", "div") else y.float()
+        index, values = torch.broadcast_tensors(self.reader.settled(x).index, y.detach())
+        register, lane = self.reader.register(Rows(index))
+        rows = values.reshape(-1)[lane.order].view(self.reader.plan.layout.tokens, -1)
+        if not torch.equal(rows, rows[:1].expand_as(rows)):
+            raise Scattered
+        vector = self.reader.plan.vector(node.name, rows[0])
+        return self.reader.written(op, index.shape, lane, x=register, vector=vector)
+
+    def _functional_linear(self, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> Rows:
+        if not (isinstance(x, Rows) and isinstance(weight, Tensor) and weight.dim() == 2):
+            raise self.reader.refuse(node, "`linear` with a computed weight is not among the engine's steps")
+        own = linears.Linear(tuple(weight.shape), bias, weight=weight.detach())
+        return self.reader.linear(node, x, node.name, own)
+
+
+def _pending(name: str, before: Pending | None, options: Any, named: Any) -> Pending:
+    """An elementwise function of what is made before it."""
+    if name == "rsqrt":
+        return Pending(torch.reciprocal, (Pending(torch.sqrt, (before,)),))
+    function = calls.UNARY[name]
+    given = {key: value for key, value in named.items() if key != "inplace"}
+    return Pending(lambda x: function(x, *options, **given), (before,))

@@ -1,0 +1,95 @@
+"""Means of what a token has, and products of its own small matrices: steps of means, products and sums."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from . import calls
+from .layout import Scattered
+from .values import Pending, Rows
+
+if TYPE_CHECKING:
+    from .reader import Reader
+
+KINDS = ("mean", "sum", "std", "var")
+_MOST_SUMMED = 16  # values that are added one by one
+_MOST_PRODUCTS = 64  # of columns of a matrix with numbers of another
+
+
+def reduced(reader: "Reader", node: fx.Node, name: str, x: Rows, args: Any, kwargs: Any) -> Rows:
+    """What a mean, a sum or a deviation over one axis makes of each token."""
+    given = dict(zip(("dim", "keepdim") if name in ("mean", "sum") else ("dim",), args, strict=False)) | kwargs
+    dim, keeps = given.pop("dim", None), bool(given.pop("keepdim", False))
+    dim = dim[0] if isinstance(dim, tuple | list) and len(dim) == 1 else dim
+    biased = given.pop("unbiased", None) is False or given.pop("correction", None) == 0
+    if not isinstance(dim, int) or any(v is not None for k, v in given.items() if k != "dtype"):
+        raise reader.refuse(node, f"a `{name}` of another form than over one axis")
+    if name in ("std", "var"):
+        if not biased:
+            raise reader.refuse(node, f"a `{name}` with a correction is not among the engine's steps")
+        middle = mean(reader, node, x, dim)
+        off = reader.computing.of_two(node, "sub", x, middle)
+        made = mean(reader, node, Rows(off.index, Pending(torch.square, (None,))), dim)
+        made = Rows(made.index, Pending(torch.sqrt, (made.pending,))) if name == "std" else made
+    else:
+        made = mean(reader, node, x, dim)
+        if name == "sum":
+            made = Rows(made.index, Pending(calls.BINARY["mul"], (made.pending, float(x.index.shape[dim]))))
+    return made if keeps else Rows(made.index.squeeze(dim), made.pending)
+
+
+def mean(reader: "Reader", node: fx.Node, x: Rows, dim: int) -> Rows:
+    """Over an axis, which is left with one number."""
+    x, size = reader.settled(x), x.index.shape[dim]
+    dim %= x.index.dim()
+    if dim == x.index.dim() - 1:
+        register, lane = reader.register(x)
+        _, token = reader.plan.layout.locate(x.index.reshape(-1, size))
+        if not torch.equal(token, token[:, :1].expand_as(token)):
+            raise Scattered
+        made = reader.plan.step("mean", len(lane.columns) // size, x=register, group=size)
+        order = lane.order.view(-1, size)[:, 0] // size  # numbers of an axis lie side by side
+        return Rows(reader.plan.layout.spread(made, order, x.index[..., :1].shape))
+    if size > _MOST_SUMMED:
+        raise reader.refuse(node, f"a mean of {size} numbers that do not lie side by side")
+    made = total(reader, node, [Rows(x.index.narrow(dim, i, 1)) for i in range(size)])
+    return Rows(made.index, Pending(calls.BINARY["mul"], (made.pending, 1.0 / size)))
+
+
+def total(reader: "Reader", node: fx.Node, parts: list[Rows]) -> Rows:
+    first, *rest = parts
+    for part in rest:
+        first = reader.computing.of_two(node, "add", first, part)
+    return first
+
+
+def product(reader: "Reader", node: fx.Node, a: Rows, b: Rows) -> Rows:
+    """A token's matrix times another of its own, where one is small: columns times numbers, summed."""
+    a, b = reader.settled(a), reader.settled(b)
+    if a.index.dim() != b.index.dim() or a.index.dim() < 3:
+        raise reader.refuse(node, "a product of two values is not among the engine's steps")
+    (rows, inner), columns = a.index.shape[-2:], b.index.shape[-1]
+    if inner * min(rows, columns) > _MOST_PRODUCTS:
+        raise reader.refuse(node, "a product of two values is not among the engine's steps")
+
+    def term(first: torch.Tensor, second: torch.Tensor) -> Rows:
+        return reader.computing.of_two(node, "mul", Rows(first), Rows(second))
+
+    if columns <= rows:
+        made = [
+            total(
+                reader,
+                node,
+                [term(a.index[..., :, i : i + 1], b.index[..., i : i + 1, j : j + 1]) for i in range(inner)],
+            )
+            for j in range(columns)
+        ]
+        return Rows(torch.cat([reader.settled(part).index for part in made], -1))
+    made = [
+        total(
+            reader, node, [term(a.index[..., j : j + 1, i : i + 1], b.index[..., i : i + 1, :]) for i in range(inner)]
+        )
+        for j in range(rows)
+    ]
+    return Rows(torch.cat([reader.settled(part).index for part in made], -2))

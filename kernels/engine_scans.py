@@ -1,0 +1,120 @@
+"""Steps that keep a state of each sequence, checked: methods of the reader of plans, which has the rest of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from .engine_steps import MOST_STATES
+
+if TYPE_CHECKING:
+    from .engine_plan import _Reader
+
+
+def keep(self: _Reader, op: str, to: int, step: Mapping, **fields) -> None:
+    self.emit(op, to, x=step["x"], state=self.states, **fields)
+    self.states += 1
+
+
+def convolve(self: _Reader, step: Mapping, to: int, width: int) -> None:
+    self.need(self.width(step["x"]) == width, f"registers {[step['x'], to]} have different widths")
+    filters = self.held.matrix(step["filters"], None, width)
+    keep(
+        self,
+        "convolve",
+        to,
+        step,
+        kind=step["silu"],
+        weight=filters,
+        count=self.held.laid[filters].n,
+        bias=self.held.vector(step["bias"], width),
+    )
+
+
+def ssd(self: _Reader, step: Mapping, to: int, width: int) -> None:
+    heads, groups, states = (step[name] for name in ("heads", "groups", "states"))
+    self.need(
+        self.width(step["x"]) == width == heads * step["head_dim"] and heads % groups == 0,
+        f"{heads} heads of {step['head_dim']} in {groups} groups are not {width} columns",
+    )
+    scanned(self, step, {"dt": heads, "b": groups * states, "c": groups * states})
+    most = math.inf if step["most"] is None else step["most"]
+    self.need(0 <= step["least"] <= most, f"its time steps are to be {step['least']} to {most}")
+    rates, skip, bias = (self.held.vector(step[name], heads) for name in ("rates", "skip", "bias"))
+    keep(
+        self,
+        "ssd",
+        to,
+        step,
+        y=step["dt"],
+        z=step["b"],
+        c=step["c"],
+        weight=rates,
+        skip=skip,
+        bias=bias,
+        kind=step["softplus"],
+        heads=heads,
+        kv_heads=groups,
+        head_dim=step["head_dim"],
+        states=states,
+        number=step["least"],
+        most=most,
+    )
+
+
+def selective(self: _Reader, step: Mapping, to: int, width: int) -> None:
+    states, gate = step["states"], step["gate"]
+    widths = {"x": width, "dt": width, "b": states, "c": states}
+    scanned(self, step, widths if gate is None else {**widths, "gate": width})
+    keep(
+        self,
+        "selective",
+        to,
+        step,
+        y=step["dt"],
+        z=step["b"],
+        c=step["c"],
+        gate=-1 if gate is None else gate,
+        weight=self.held.matrix(step["rates"], width, states),
+        skip=self.held.vector(step["skip"], width),
+        bias=self.held.vector(step["bias"], width),
+        kind=step["softplus"],
+        states=states,
+    )
+
+
+def scanned(self: _Reader, step: Mapping, widths: Mapping[str, int]) -> None:
+    self.need(step["states"] <= MOST_STATES, f"a channel has {step['states']} states")
+    fit(self, step, widths)
+
+
+def fit(self: _Reader, step: Mapping, widths: Mapping[str, int]) -> None:
+    for name, width in widths.items():
+        self.need(self.width(step[name]) == width, f"its `{name}` has {self.width(step[name])} columns, not {width}")
+
+
+def delta(self: _Reader, step: Mapping, to: int, width: int) -> None:
+    heads, groups, n, p = (step[name] for name in ("heads", "groups", "head_dim", "value_dim"))
+    self.need(
+        self.width(step["x"]) == width == heads * p and heads % groups == 0,
+        f"{heads} heads of {p} in {groups} groups are not {width} columns",
+    )
+    self.need(n <= MOST_STATES, f"a key has {n} numbers")
+    decays = heads * n if step["by_channel"] else heads
+    fit(self, step, {"k": groups * n, "q": groups * n, "decay": decays, "beta": heads})
+    keep(
+        self,
+        "delta",
+        to,
+        step,
+        y=step["decay"],
+        z=step["k"],
+        c=step["q"],
+        gate=step["beta"],
+        heads=heads,
+        kv_heads=groups,
+        head_dim=n,
+        value_dim=p,
+        kind=step["by_channel"],
+    )
