@@ -76,7 +76,7 @@ def dev_features(client: Guided, dev: Sequence[Sample]) -> Tensor:
     """Features of the dev questions for a router, [n, width + 2]."""
     vectors = client.facts().place(client.embedder.embed([sample.question for sample in dev]))
     asked = [client.prompts.ids([{"role": "user", "content": sample.question}]) for sample in dev]
-    shown = [signals(client.model, ids) for ids in asked]
+    shown = [signals(client.speaker(), ids) for ids in asked]  # as they are looked at when queries come
     return torch.stack([features(vector, one) for vector, one in zip(vectors, shown, strict=True)])
 
 
