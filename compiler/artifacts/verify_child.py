@@ -30,13 +30,15 @@ def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS)
     """Logits of every kind of call that a user makes, and the tokens of a greedy generation.
 
     inputs   "ids" [rows, length] int64 and "mask", the same shape with zeros at the left of some rows;
-             or "pixels" for vision models, or what a plain module takes, each name behind `GIVEN`
+             or "pixels" of images, "sounds" and "ids", or what a plain module takes, each name behind `GIVEN`
     """
     if all(name.startswith(GIVEN) for name in inputs):
         return {"outputs of a batch": first_output(model(**{n.removeprefix(GIVEN): x for n, x in inputs.items()}))}
     if "pixels" in inputs:
         kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         return {"outputs of a batch": first_output(model(pixel_values=inputs["pixels"].to(kind)))}
+    if "sounds" in inputs:
+        return probe_sounds(model, inputs["sounds"], inputs["ids"], steps)
     ids, mask = inputs["ids"], inputs["mask"]
     if "decoder_input_ids" in inspect.signature(model.forward).parameters:
         return probe_two_sides(model, ids, mask, steps)
@@ -76,6 +78,18 @@ def probe_two_sides(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, ste
             found[f"logits of prefill and {steps - 1} decode steps{name}"] = torch.stack(made.logits, 1).float()
             found[f"greedy tokens{name}"] = made.sequences[:, -steps:].clone()
     return found
+
+
+def probe_sounds(model: nn.Module, sounds: torch.Tensor, ids: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
+    """What is said of sounds, whole and a token at a time: `generate` has rules that not every config keeps."""
+    kind = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    whole = model(input_features=sounds.to(kind), decoder_input_ids=ids, use_cache=True)
+    more, parts = {"encoder_outputs": (whole.encoder_last_hidden_state,), "use_cache": True}, [first_output(whole)]
+    for place in range(steps):
+        out = model(decoder_input_ids=ids[:, place : place + 1], **more)
+        more["cache"] = out.get("cache")
+        parts.append(first_output(out))
+    return {"logits of a batch, and of decode steps": torch.cat(parts, 1)}
 
 
 def own_positions(model: nn.Module, mask: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -130,12 +144,15 @@ def first_output(output) -> torch.Tensor:
 
 
 def inputs_for(config, seed: int = 0, images: bool = False, behind: bool = False) -> dict[str, torch.Tensor]:
-    """Fixed inputs for a model of that config: token rows, the later ones padded at the left, or pixels.
+    """Fixed inputs for a model of that config: token rows, the later ones padded at the left, pixels, or sounds.
 
     images   the model reads pixels, whatever its config counts (BEiT's has a vocabulary of picture tokens)
     behind   rows are padded behind their texts, as encoders' are: some say what a text is by its first token
     """
     generator = torch.Generator().manual_seed(seed)
+    if hasattr(config, "num_mel_bins") and getattr(config, "is_encoder_decoder", False):
+        sounds = torch.randn(ROWS, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
+        return {"sounds": sounds, "ids": torch.randint(0, config.vocab_size, (ROWS, LENGTH), generator=generator)}
     if images or not getattr(config, "vocab_size", None):
         size = getattr(config, "image_size", 64)
         height, width = size if isinstance(size, (list, tuple)) else (size, size)

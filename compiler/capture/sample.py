@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, masking_utils
 from transformers.integrations.moe import ExpertsInterface
 
 from ...dsl.diagnostics import Fault, Reject
-from ..rows.inputs import dtype_of
+from ..rows.inputs import dtype_of, hears
 
 unknown_inputs = Fault(
     "unknown-inputs",
@@ -29,7 +29,7 @@ COUNT = "create_position_ids_from_input_ids"  # of transformers: positions of Ro
 
 
 def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: int = PADDING) -> dict[str, Any]:
-    """Keyword arguments of a forward: left-padded ids [2, 7] with mask, positions and a cache, or pixels.
+    """Keyword arguments of a forward: left-padded ids [2, 7] with mask, positions and a cache, pixels, or sounds.
 
     Raises Reject (unknown-inputs) for a module that is none of transformers and has no `dummy_inputs`, and for models
     that read neither one sequence of tokens nor images.
@@ -41,8 +41,11 @@ def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: 
     main = getattr(model, "main_input_name", "input_ids")
     if main == "pixel_values":
         return {main: pixels(model.config, batch, device).to(dtype_of(model))}
-    _refuse_other_inputs(model, main)
     config = model.config.get_text_config()
+    if hears(model):
+        said = tokens(config.vocab_size, batch, length, padding, device)["input_ids"]
+        return {main: sounds(model.config, batch, device).to(dtype_of(model)), **spoken(said), "use_cache": True}
+    _refuse_other_inputs(model, main)
     inputs = tokens(config.vocab_size, batch, length, padding, device)
     if "use_cache" in names:
         inputs["use_cache"] = True
@@ -90,6 +93,13 @@ def pixels(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tenso
     shape = (batch, config.num_channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
     count = torch.Size(shape).numel()
     return ((torch.arange(count).view(shape) * 7919 + 31 * seed) % 256).float().div(255).to(device)
+
+
+def sounds(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
+    """Features of sound [batch, bands, frames], as many frames as the encoder's convolutions halve to its positions."""
+    shape = (batch, config.num_mel_bins, 2 * config.max_source_positions)
+    count = torch.Size(shape).numel()
+    return ((torch.arange(count).view(shape) * 7919 + 31 * seed) % 256).float().div(128).sub(1).to(device)
 
 
 def knows_inputs(model: nn.Module) -> bool:

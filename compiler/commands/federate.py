@@ -91,7 +91,7 @@ def place_of(app: Path) -> Path:
 def _until_over(made: "Deployment", shared: Shared) -> None:
     from ..federation.deployment import status
 
-    while not status(made)[0].startswith("finished") and not made.lost:
+    while not made.broken and not status(made)[0].startswith("finished"):
         time.sleep(LOOK)
     _tell(made, shared)
 
@@ -100,6 +100,8 @@ def _tell(made: "Deployment", shared: Shared) -> None:
     from ..federation.deployment import deployment_failed, status
     from ..federation.processes import last_line
 
+    if any(p.name == "superlink" for p in made.broken):
+        raise _ended(made)  # and nobody else knows how the run goes
     word, details = status(made)
     if shared.format == "json":
         living = {p.name: p.lives for p in made.processes}
@@ -110,6 +112,19 @@ def _tell(made: "Deployment", shared: Shared) -> None:
         shared.screen.answer(f"run {made.run}: {word}")
     if word in ("finished:failed", "finished:stopped"):
         raise Reject(deployment_failed(f"the run is {word}: {details}", help=f"logs are in {made.folder}"))
-    if made.lost and word != "finished:completed":
-        gone = made.lost[0]
-        raise Reject(deployment_failed(f"{gone.name} has ended: {last_line(gone.log)}", help=f"see {gone.log}"))
+    if made.broken and word != "finished:completed":
+        raise _ended(made)
+
+
+def _ended(made: "Deployment") -> Reject:
+    from ..federation.deployment import deployment_failed
+    from ..federation.processes import last_line
+
+    gone = made.broken[0]
+    return Reject(
+        deployment_failed(
+            f"{gone.name} has ended: {last_line(gone.log)}",
+            note=f"see {gone.log}",
+            help="`effc federate down`, then `up`: the run goes on from its last round",
+        )
+    )

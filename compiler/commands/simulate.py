@@ -28,6 +28,7 @@ def federate(path: Path, shared: "Shared") -> None:
     from ..federation.table import HEAD, line
     from ..models import computing
 
+    path = path.resolve()  # `.` has no name, and results lie beside it by its name
     verify_files(path)
     declared = read_declaration(path / PACKAGE / NAME)
     data, screen = data_folder(path), shared.screen

@@ -129,7 +129,8 @@ A client sends {up} in a round. {rows}
 
     effc run .
 
-No Flower is needed. Killed, it goes on where it was; the states are written to a folder beside this one.
+The recipe and its data have to lie in a folder above this one, as they did when it was compiled. No Flower is needed.
+Killed, it goes on where it was; the states are written to `../{name}-result`.
 
 ## Run it in Flower's simulation
 
@@ -145,9 +146,27 @@ and with `--stream` it exits 0 even if the run fails: ask `flwr list --run-id ID
 
 ## Deploy it
 
-One SuperLink, which must be reachable by nobody but nodes and you (its Control API lets whoever reaches it run code
-on every node), TLS with your own CA, and a P-384 key in OpenSSH format for every node:
+On one machine, all of what follows at once, with keys made for it; `--data` as often as there are clients:
 
+    effc federate up . --data OWN-DATA-OF-CLIENT-0 ...
+    effc federate status . --wait                               # exit code 1 where the run failed
+    effc federate down .
+
+By hand: one SuperLink, which must be reachable by nobody but nodes and you (its Control API lets whoever reaches it run
+code on every node), TLS with your own CA, and a P-384 key in OpenSSH format for every node. For a SuperLink that is not
+on this machine, `127.0.0.1` below is its address, in the certificate too:
+
+    mkdir ../{name}-keys && cd ../{name}-keys                     # nothing of it belongs into the app
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:secp384r1 -nodes -days 30 -subj '/CN=federation CA' \\
+        -keyout ca.key -out ca.crt
+    openssl req -newkey ec -pkeyopt ec_paramgen_curve:secp384r1 -nodes -subj '/CN=localhost' \\
+        -keyout server.key -out server.csr
+    echo 'subjectAltName=DNS:localhost,IP:127.0.0.1' > server.ext
+    openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -days 30 -extfile server.ext -out server.crt
+    ssh-keygen -q -t ecdsa -b 384 -N '' -f node0                # for every node, on its machine
+    export FLWR_HOME=$PWD/flower; mkdir flower
+    printf '[superlink.NAME]\\naddress = "127.0.0.1:9100"\\nroot-certificates = "%s"\\n' \\
+        $PWD/ca.crt > flower/config.toml
     head -c 32 /dev/urandom > secret; chmod 600 secret
     flower-superlink --host 127.0.0.1 --port 9100 --database state.db --isolation process \\
         --superexec-auth-secret-file secret --enable-supernode-auth --ssl-ca-certfile ca.crt \\
@@ -158,11 +177,12 @@ on every node), TLS with your own CA, and a P-384 key in OpenSSH format for ever
     flower-supernode --superlink 127.0.0.1:9100 --root-certificates ca.crt \\
         --auth-supernode-private-key node0 --host 127.0.0.1 --port 9200 --max-retries 5 \\
         --node-config 'partition-id=0 num-partitions={clients} model="/path/{folder}" data="/path/own-data"'
-    flwr run . NAME --run-config "work='/path/checkpoints' output='/path/result'"
+    flwr run ../{name} NAME --run-config "work='/path/checkpoints' output='/path/result'"
 
-`NAME` is an entry of `$FLWR_HOME/config.toml`. Every node has its own `--port`. A node that names `data` learns from
-all rows that it finds there; one that does not gets its part of the common data. A round takes five seconds at least,
-whatever is trained; a node that was killed can come back after a minute.
+The SuperLink, the executor and each node run until they are ended: each in a terminal of its own. Every node has its
+own `--port`. A node that names `data` learns from all rows that it finds there; one that does not gets its part of the
+common data. A round takes five seconds at least, whatever is trained; a node that was killed can come back after a
+minute.
 """
 
 

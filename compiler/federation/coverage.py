@@ -1,11 +1,11 @@
-"""Clients of different size: each holds a part of every array, and entries count as often as they are held.
+"""Clients of different size: each holds a part of every array, and entries that few hold are not shrunk.
 
 Source: HeteroFL, Diao et al. 2021 (arXiv 2010.01264): entries are divided by how many clients hold them. RaFFM's
-published code divides by the number of all clients, which shrinks what few hold.
+published code divides by the number of all clients, as if those without an entry had sent zero.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from .state import State
 
 # Of one array, the kept indices of each of its axes, ascending; None for all of them.
 Index = tuple[np.ndarray | None, ...]
+Counted = Literal["all", "holders"]
 T = TypeVar("T")
 
 
@@ -29,30 +30,33 @@ def _grid(index: Index, shape: Sequence[int]) -> tuple[np.ndarray, ...]:
 
 
 def coverage_mean(
-    whole: State, parts: Mapping[int, State], indices: Mapping[int, Mapping[str, Index]], weights: Mapping[int, float]
+    whole: State,
+    parts: Mapping[int, State],
+    indices: Mapping[int, Mapping[str, Index]],
+    weights: Mapping[int, float],
+    counted: Counted = "all",
 ) -> dict[str, np.ndarray]:
-    """Every entry is the weighted mean over the clients that hold it; one that nobody holds keeps its value."""
-    made = {}
+    """Every entry moved by what clients changed of it, by their weights; one that nobody holds keeps its value.
+
+    counted   among whom: "holders" of the entry, as HeteroFL has it, so that it follows a client who holds it alone; or
+              "all" that sent something, of whom those without the entry leave it as it is
+    """
+    made, all_of_them = {}, sum(weights[k] for k in parts)
     for name, array in whole.items():
-        sums, mass = np.zeros(array.shape), np.zeros(array.shape)
+        moved, mass = np.zeros(array.shape), np.zeros(array.shape)
         for k in sorted(parts):
             if weights[k] > 0:
                 at = _grid(indices[k].get(name, (None,) * array.ndim), array.shape)
-                sums[at] += weights[k] * parts[k][name].astype(np.float64)
+                moved[at] += weights[k] * (parts[k][name].astype(np.float64) - array[at])
                 mass[at] += weights[k]
-        made[name] = np.where(mass > 0, sums / np.where(mass > 0, mass, 1.0), array).astype(array.dtype)
+        among = np.full(array.shape, all_of_them) if counted == "all" else mass
+        made[name] = (array + np.where(mass > 0, moved / np.where(mass > 0, among, 1.0), 0.0)).astype(array.dtype)
     return made
 
 
 def heads_prefix(heads: int, width: int, keep: int) -> np.ndarray:
     """Indices of the first `keep` of the `width` channels of every head, in an array that lies head by head."""
     return (np.arange(heads)[:, None] * width + np.arange(keep)[None]).ravel()
-
-
-def largest(options: Sequence[T], cost: Callable[[T], float], budget: float) -> T | None:
-    """The option of largest cost within the budget, the first of equal ones; None where none fits."""
-    fitting = [(cost(option), -place) for place, option in enumerate(options) if cost(option) <= budget]
-    return options[-max(fitting)[1]] if fitting else None
 
 
 def sandwich(clients: Sequence[int], options: Sequence[T], seed: int) -> dict[int, T]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class Declaration:
     secure     the server is given sums of masked states
     stream     data sets are tasks that come one after another; `anchor` holds fast to what was learned before
     sizes      sub-networks, and which one each client trains; empty: the whole model
+    counted    among whom what a client changed of an entry counts (coverage.py)
     """
 
     base: str
@@ -94,6 +95,7 @@ class Declaration:
     stream: bool
     anchor: float
     top: int
+    counted: str = "holders"  # what declarations that don't say it did
 
     @property
     def identity(self) -> str:
@@ -115,7 +117,7 @@ class Declaration:
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> "Declaration":
         """Raises KeyError, TypeError or ValueError on data of another form."""
-        made = {f.name: body[f.name] for f in fields(Declaration)}
+        made = {f.name: body[f.name] for f in fields(Declaration) if f.name in body or f.default is MISSING}
         made |= {
             "full": {str(n): tuple(int(x) for x in shape) for n, shape in body["full"].items()},
             "ranks": tuple(int(r) for r in body["ranks"]),
@@ -162,6 +164,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "trains": _is_one_of("lora", "reft", "prompt", "full", "index"),
     "strategy": _is_one_of(*STRATEGIES),
     "center": _is_one_of("mean", "median"),
+    "counted": _is_one_of("all", "holders"),
     "way": _is_one_of("project", "align", "function"),
     "split": _is_one_of("even", "blocks", "dirichlet", "distinct"),
     "base": lambda value: isinstance(value, str),
@@ -219,7 +222,8 @@ def strategy_of(declared: Declaration, seed: int | None = None) -> Strategy:
     if declared.secure:
         return Summed(declared.full, declared.strategy == "abm", declared.mix)
     if declared.strategy == "coverage":
-        return Coverage(declared.full, {k: declared.sizes[n] for k, n in enumerate(declared.size_of)})
+        sizes = {k: declared.sizes[n] for k, n in enumerate(declared.size_of)}
+        return Coverage(declared.full, sizes, declared.counted)  # type: ignore[arg-type]
     if declared.strategy == "fedavg":
         return FedAvg(declared.full, clip, declared.noise, seed)
     if declared.strategy == "ffa":

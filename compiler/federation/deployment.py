@@ -31,6 +31,7 @@ QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
 }
+VITAL = ("superlink", "server")
 COMMANDS = ("flwr", "flower-superlink", "flower-superexec", "flower-supernode")
 VERSIONS = ((1, 42), (1, 43))
 
@@ -64,6 +65,11 @@ class Deployment:
     @property
     def lost(self) -> list[Process]:
         return [p for p in self.processes if not p.lives]
+
+    @property
+    def broken(self) -> list[Process]:
+        """Lost ones that no run goes on without: rounds go on without a node."""
+        return [p for p in self.lost if p.name in VITAL]
 
 
 def read_deployment(folder: Path) -> Deployment:

@@ -33,7 +33,7 @@ def shapes_of(
         found = _functions(program)
         return {name: tuple(p.shape) for path, f in found.items() for name, p in arrays(path, f).items()}
     parts, full = {part.path: part for part in program.skeleton.parts}, {}
-    for path in adaptable(program, on):
+    for path in adaptable(program, on, "trains: full"):
         shape = dict(parts[path].tensors)["weight"]
         out, inputs = reversed(shape) if parts[path].kind == "Conv1D" else shape
         full |= {f"{path}.A": (rank, inputs), f"{path}.B": (out, rank)}

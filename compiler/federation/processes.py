@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from ...dsl.diagnostics import Reject
 from ..store.regular import open_regular
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Flower's logs have it, whoever reads them
 GRACE = 10.0  # seconds between asking a process to end and ending it
 
 
@@ -128,4 +130,4 @@ def last_line(log: str) -> str:
             lines = file.read(4000).decode(errors="replace").strip().splitlines()
     except (OSError, Reject):
         return ""
-    return lines[-1].strip() if lines else ""
+    return _COLOUR.sub("", lines[-1]).strip() if lines else ""

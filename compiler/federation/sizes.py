@@ -8,23 +8,27 @@ weight magnitude go first, RaFFM's salience, on all of the group's tensors and n
 Source: RaFFM, Yu et al. 2023 (arXiv 2310.00247); HeteroFL, Diao et al. 2021 (arXiv 2010.01264).
 """
 
+import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...dsl.diagnostics import Fault, Reject
 from .averaging import FedAvg
-from .coverage import Index, coverage_mean, largest, part_of
+from .coverage import Counted, Index, coverage_mean, part_of
 from .state import Shapes, State
 from .strategy import Payload, Sent
 
 if TYPE_CHECKING:
     from ...dsl.skeleton import Group
     from ..ir.program import Program
+    from ..search.widths import Site
 
-STEPS = 8  # sizes are eighths of every group
+STEPS = 32  # into which every group is divided; a size keeps some of them
 
 budget_too_small = Fault("budget-too-small", "No sub-network of a model is as small as a client's budget asks.")
 
@@ -82,43 +86,45 @@ def sizes_for(program: "Program", budgets: Sequence[float]) -> list[Size]:
 
     Raises Reject (budget-too-small), with the least that is possible, where none fits.
     """
-    options = _options(program)
-    found = [largest(options, lambda s: s.params, share * options[0].params) for share in budgets]
-    for share, size in zip(budgets, found, strict=True):
-        if size is None:
-            least = options[-1].params
-            raise Reject(
-                budget_too_small(
-                    f"a client's budget is {share:.0%} of {options[0].params:,} parameters, and the smallest "
-                    f"sub-network has {least:,}",
-                    help=f"give it at least {least / options[0].params:.0%}",
-                )
-            )
-    return [size for size in found if size is not None]
-
-
-def _options(program: "Program") -> list[Size]:
-    """The whole model, and less of it, eighth by eighth."""
-    from ...dsl.values import Ratio
     from ..planning import shrink
-    from ..planning.amount import Amount
     from ..search.importance import ascending, l1
-    from ..search.narrowing import cuttable, forecast
     from ..search.widths import Site
 
-    groups = cuttable_groups(program)
-    sites = [Site(group, ascending(l1(program, group))) for group in groups]
-    found = [Size(shrink.params(program.skeleton), {}, {})]
-    for step in range(STEPS - 1, 0, -1):
-        small = forecast(program.skeleton, groups, Amount(Ratio(step / STEPS, "")), 1)
-        left = {(g.site, g.kind): g.count for g in small.groups}
-        gone = [s.size - left.get((s.group.site, s.group.kind), 1) * s.size // s.group.count for s in sites]
-        able, _ = cuttable(program, [(s.group, n) for s, n in zip(sites, gone, strict=True)])
-        cuts = [(s.group, s.next(n)) for s, n in zip(sites, gone, strict=True) if n and s.group in able]
-        size = _size(program, cuts)
-        if size.params < found[-1].params:
-            found.append(size)
+    sites = [Site(group, ascending(l1(program, group))) for group in cuttable_groups(program)]
+    whole = Size(shrink.params(program.skeleton), {}, {})
+
+    @cache
+    def size(step: int) -> Size:
+        return _narrowed(program, sites, step) if step < STEPS else whole
+
+    found = []
+    for share in budgets:
+        step = bisect_right(range(1, STEPS + 1), share * whole.params, key=lambda n: size(n).params)
+        if not step:
+            raise Reject(
+                budget_too_small(
+                    f"a client's budget is {share:.0%} of {whole.params:,} parameters, and the smallest "
+                    f"sub-network has {size(1).params:,}",
+                    help=f"give it at least {math.ceil(100 * size(1).params / whole.params)}%",
+                    argument="budgets",
+                )
+            )
+        found.append(size(step))
     return found
+
+
+def _narrowed(program: "Program", sites: Sequence["Site"], step: int) -> Size:
+    """So many of STEPS parts of every group that can be cut, those that weigh most."""
+    from ...dsl.values import Ratio
+    from ..planning.amount import Amount
+    from ..search.narrowing import cuttable, forecast
+
+    groups = [s.group for s in sites]
+    small = forecast(program.skeleton, groups, Amount(Ratio(step / STEPS, "")), 1)
+    left = {(g.site, g.kind): g.count for g in small.groups}
+    gone = [s.size - left.get((s.group.site, s.group.kind), 1) * s.size // s.group.count for s in sites]
+    able, _ = cuttable(program, [(s.group, n) for s, n in zip(sites, gone, strict=True)])
+    return _size(program, [(s.group, s.next(n)) for s, n in zip(sites, gone, strict=True) if n and s.group in able])
 
 
 def cuttable_groups(program: "Program") -> list["Group"]:
@@ -158,14 +164,15 @@ def cut(program: "Program", size: Size) -> None:
 
 
 class Coverage(FedAvg):
-    """Clients train sub-networks of different size; every entry is the mean over the clients that hold it.
+    """Clients train sub-networks of different size.
 
-    sizes    of the clients, by number; a client without one holds the whole model
+    sizes     of the clients, by number; a client without one holds the whole model
+    counted   among whom what a client changed of an entry counts (coverage.py)
     """
 
-    def __init__(self, full: Shapes, sizes: Mapping[int, Size]):
+    def __init__(self, full: Shapes, sizes: Mapping[int, Size], counted: Counted = "all"):
         super().__init__(full)
-        self.sizes = sizes
+        self.sizes, self.counted = sizes, counted
         self._index = {client: size.index() for client, size in sizes.items()}
 
     def tells_start(self, client: int) -> bool:
@@ -180,4 +187,4 @@ class Coverage(FedAvg):
     def take(self, number: int, sent: Mapping[int, Sent]) -> None:
         parts: dict[int, State] = {k: s.state for k, s in sent.items()}
         indices = {k: self._index.get(k, {}) for k in sent}
-        self.state = coverage_mean(self.state, parts, indices, {k: s.examples for k, s in sent.items()})
+        self.state = coverage_mean(self.state, parts, indices, {k: s.examples for k, s in sent.items()}, self.counted)

@@ -71,7 +71,7 @@ def _logits(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) -
 
 def _two_sided(model: nn.Module) -> list[torch.Tensor]:
     """An encoder with a decoder: whole targets beside sources with padding and without, then a token at a time."""
-    seen, source = [], ("input_ids", "attention_mask")
+    seen: list[torch.Tensor] = []
     for shape in _SHAPES:
         given = sample(model, *shape)
         if not shape[2]:
@@ -79,7 +79,7 @@ def _two_sided(model: nn.Module) -> list[torch.Tensor]:
         seen.append(main_output(model(**given)))
     for padding in (0, PADDING):
         given, cache = sample(model, BATCH, LENGTH, padding), None
-        first = {name: given[name] for name in source if name in given}
+        first = {name: x for name, x in given.items() if not name.startswith("decoder_") and name != "use_cache"}
         for place in range(given["decoder_input_ids"].shape[1]):
             step = given["decoder_input_ids"][:, place : place + 1]
             out = model(**first, decoder_input_ids=step, use_cache=True, **({"cache": cache} if cache else {}))

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ...dsl.diagnostics import Fault, Reject
 from ..checkpoints.classes import model_class
+
+no_sounds = Fault(
+    "no-sounds",
+    "A model that hears was to be run on rows of a recipe's data.\n\n"
+    "Data are texts, tokens and images; sounds are none of them yet. Whisper and its kin are captured, cut by their "
+    "weights and emitted, and reopened on features that effc makes.",
+    exit="environment",
+)
 
 
 def arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -22,11 +31,23 @@ def arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str
         return (rows.to(dtype_of(model)),), more
     if not hasattr(model, "can_generate"):
         return (rows,), more
+    if hears(model):
+        raise Reject(
+            no_sounds(
+                f"{type(model).__name__} hears sounds, and no data of recipes is any",
+                help="steps that choose by weights alone work: prune.channels, prune.heads, sparsify.magnitude",
+            )
+        )
     if has_two_sides(model):
         source, target = sides(rows)
         given = {"decoder_input_ids": begun(model, target), **more}
         return (source,), {**_mask(source, padding(model)), **given}
     return (rows,), (more if model.can_generate() else {**_mask(rows, padding(model)), **more})
+
+
+def hears(model: nn.Module) -> bool:
+    """Whether a model is an encoder of sounds, in bands of frequency, with a decoder that says what was said."""
+    return has_two_sides(model) and getattr(model, "main_input_name", "") == "input_features"
 
 
 def device_of(model: nn.Module) -> torch.device:

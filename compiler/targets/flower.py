@@ -32,7 +32,9 @@ class Flower(Target):
     into the weights each round); `svd` (FlexLoRA) and `hetlora`, where clients' `ranks` may differ; `abm` (FedReFT's
     All-But-Me: every client keeps a state of its own and takes a share `mix` of what the others sent, their mean or
     geometric median); `alone` (each client by itself, the baseline); `coverage` (RaFFM and HeteroFL: clients train
-    sub-networks within their `budgets`, and entries count as often as they are held).
+    sub-networks within their `budgets`). What a client changes of an entry counts among all clients, as its share of
+    the data; with `counted: holders`, as in HeteroFL, among those that hold it, so that what one client holds alone
+    follows its rows alone: faster where rows are dealt evenly, and far off where it has one class.
 
     `trains: reft` federates the interventions that `reft.insert` put in. Rows of `pairs` teach answers, rows of
     `labels` classes; a head over whole rows is trained along and sent with the rest.
@@ -209,6 +211,9 @@ class Flower(Target):
     budgets: tuple[Ratio, ...] | None = param(
         "Of `coverage`: what share of the parameters each client can train.", default=None, gt=0, le=1
     )
+    counted: Literal["all", "holders"] = param(
+        "Of `coverage`: what a client changes counts among all clients, or among those that hold it.", default="all"
+    )
     secure: bool = param("The server is given sums of masked states, and no state.", default=False)
     protects: Literal["clients", "rows"] = param("Whom `clip` and `noise` hide.", default="clients")
     stream: bool = param("Data sets are tasks that come one after another: each has its rounds.", default=False)
@@ -383,6 +388,7 @@ class Flower(Target):
             stream=self.stream,
             anchor=self.anchor,
             top=self.top,
+            counted=self.counted,
             sizes=tuple(distinct.values()),
             size_of=tuple(list(distinct).index(size.params) for size in sizes),
         )

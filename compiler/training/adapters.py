@@ -55,8 +55,10 @@ class Shape:
     dropout: float
 
 
-def adaptable(program: Program, on: Selector | None) -> tuple[str, ...]:
+def adaptable(program: Program, on: Selector | None, whole: str = "") -> tuple[str, ...]:
     """Linear modules that may get an adapter: those selected, or all inside of the layers.
+
+    whole   what a recipe would write to train weights themselves, where it can
 
     Left out are those whose weight is read past the module, which an adapter would not see.
     Raises Reject where a selected one is tied, and where none is left.
@@ -73,13 +75,16 @@ def adaptable(program: Program, on: Selector | None) -> tuple[str, ...]:
         raise Reject(
             tied_adapter(
                 f"the weight of {tied[0]} is tied to another module's",
-                help="leave it out of `on`, or train it with `method: full`",
+                help="leave it out of `on`" + (f", or write `{whole}`" if whole else ""),
+                argument="on",
             )
         )
     if not found:
         raise Reject(
             nothing_to_adapt(
-                "no linear module can be given an adapter", help="train with `method: full`, or select others with `on`"
+                "no linear module can be given an adapter",
+                help="select others with `on`" + (f", or write `{whole}`" if whole else ""),
+                argument="on",
             )
         )
     return tuple(found)

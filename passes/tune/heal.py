@@ -102,7 +102,7 @@ class Heal(Learner):
             return super().give(outcome, ctx)
         self._check(ctx)
         program, shape = outcome.program, Shape(self.rank, self.alpha, self.dropout)
-        paths = adaptable(program, self.on)
+        paths = adaptable(program, self.on, "method: full")
         with adapted(program.model, paths, shape, seed_of("adapters", ctx.seed), zeros="fill") as adapters:
             weights = adapters.parameters()
             course = self._train(program, ctx, weights)
@@ -117,7 +117,7 @@ class Heal(Learner):
             course = self._train(program, ctx, weights, masks(weights) if self.zeros == "keep" else {})
         else:
             shape = Shape(self.rank, self.alpha, self.dropout)
-            paths, seed = adaptable(program, self.on), seed_of("adapters", ctx.seed)
+            paths, seed = adaptable(program, self.on, "method: full"), seed_of("adapters", ctx.seed)
             with adapted(program.model, paths, shape, seed, zeros=self.zeros) as adapters:
                 weights = adapters.parameters()
                 course = self._train(program, ctx, weights)

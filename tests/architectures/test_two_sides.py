@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from effc.compiler.artifacts.verify import inputs_of
+from effc.compiler.artifacts.verify_child import probe
 from effc.compiler.capture.capture import capture
 from effc.compiler.discovery.bypass import staying
 from effc.compiler.editing.rehearsal import layer_needed
@@ -77,11 +79,29 @@ def test_without_any_branch_the_caches_stay_right(name):
     assert removed >= 7
 
 
-@pytest.mark.parametrize(("name", "kind"), [("t5", "channels"), ("bart", "channels"), ("bart", "heads")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("t5", "channels"), ("bart", "channels"), ("bart", "heads"), ("whisper", "heads")]
+)
 def test_both_stacks_can_be_sliced(name, kind):
     sites = {g.site.split(".")[-4] for g in captured(name).skeleton.groups if g.kind == kind}
     assert sites
     assert_sliced_is_silenced(captured(name), kind)
+
+
+def test_a_model_that_hears_says_the_same_of_sounds_token_by_token():
+    program, reference = copy.deepcopy(captured("whisper")), table.model("whisper")
+    said = equivalence.observe(reference)
+    for unit in program.units.values():
+        unit.bind(program.model)
+    assert len(program.units) == 4 and not program.opaque
+    assert equivalence.distance(said, equivalence.observe(program.model)) == 0.0
+    probed = probe(reference, inputs_of(reference))["logits of a batch, and of decode steps"]
+    assert torch.allclose(probed[:, :8], probed[:, 12:20], atol=1e-5), "the first steps, and the whole"
+
+
+def test_a_model_that_hears_is_run_on_no_rows_of_tokens():
+    with pytest.raises(Reject, match="hears sounds"):
+        inputs.arguments(table.model("whisper"), torch.ones(1, 8, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("word", ["native", "onnx", "pt2", "gguf"])

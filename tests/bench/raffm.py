@@ -1,11 +1,12 @@
 """Print what sub-networks of clients cost and give beside FedAvg of the whole model: RaFFM to a common target.
 
-    python -m tests.bench.raffm MODEL DATA [--target 0.8] [--rounds 4] [--steps 8] [--seeds 0,1]
+    python -m tests.bench.raffm MODEL DATA [--target 0.8] [--rounds 4] [--steps 8] [--seeds 0,1] [--layers 6]
 
-MODEL and DATA as tests/bench/reviews.py has them: all six layers of MiniLM with a head on its first token, of whose
-vocabulary the pieces are kept that the sentences have, since no sub-network is smaller in words. Four clients have 1,600
-sentences of SST-2, dealt by a Dirichlet distribution (beta 0.5) over the two classes, and train all weights. After each
-round the server's model is judged on 300 sentences of the test file (a share of 0.8 has a standard error of 0.02).
+MODEL and DATA as tests/bench/reviews.py has them: all six layers of MiniLM with a head on its first token, or fewer and
+one that takes the mean, of whose vocabulary the pieces are kept that the sentences have, since no sub-network is smaller
+in words. Four clients have 1,600 sentences of SST-2, dealt by a Dirichlet distribution (beta 0.5) over the two classes,
+and train all weights. After each round the server's model is judged on 300 sentences of the test file (a share of 0.8
+has a standard error of 0.02).
 Bytes are those of the arrays, up and down, of all clients; seconds are processor time of all clients' training on one
 thread, and of the one that took longest. `to the target` counts up to and with the first round that reaches it.
 """
@@ -24,9 +25,12 @@ from tests.bench.reviews import Arm, compiled, drawn, sst2, write_classifier, wr
 
 TESTS, KEPT = 300, 2000  # test rows; ids below are special tokens and single letters, and stay
 DEAL = "clients: 4, split: dirichlet, beta: 0.5, hold: 0%"
+COVER = "trains: full, strategy: coverage"
 ARMS = {
     "FedAvg, all of the model": Arm("", "trains: full, strategy: fedavg", ()),
-    "RaFFM, 100%, 75%, 60%, 50%": Arm("", "trains: full, strategy: coverage, budgets: [100%, 75%, 60%, 50%]", ()),
+    "RaFFM, 100%, 90%, 90%, 90%": Arm("", f"{COVER}, budgets: [100%, 90%, 90%, 90%]", ()),
+    "the same, counted by holders": Arm("", f"{COVER}, budgets: [100%, 90%, 90%, 90%], counted: holders", ()),
+    "RaFFM, 100%, 75%, 60%, 50%": Arm("", f"{COVER}, budgets: [100%, 75%, 60%, 50%]", ()),
 }
 
 
@@ -115,6 +119,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rate", default="2e-4")
     parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--arms", help="Part of their names.", default="")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -135,7 +140,7 @@ def rows(args, folder: Path, seeds: list[int]) -> dict[int, Path]:
     """The folder of every seed's sentences; the classifier lies in `folder`, whose own are the first seed's."""
     from effc.compiler.checkpoints.folder import load_tokenizer
 
-    write_classifier(args.model, folder / "classifier", args.data, 6, mean=False)
+    write_classifier(args.model, folder / "classifier", args.data, args.layers, mean=args.layers < 6)
     tokenizer = load_tokenizer(folder / "classifier", "the model", False)
     test = drawn(sst2(args.data, "test"), TESTS, 0, tokenizer)
     parts = {seed: drawn(sst2(args.data, "train"), 1600, seed, tokenizer) for seed in seeds}

@@ -1,7 +1,7 @@
 """Clients that hold parts: counted coverage, budgets and the sandwich."""
 
 import numpy as np
-from effc.compiler.federation.coverage import coverage_mean, heads_prefix, largest, part_of, sandwich
+from effc.compiler.federation.coverage import coverage_mean, heads_prefix, part_of, sandwich
 from effc.compiler.federation.state import mean, size_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +44,24 @@ def test_what_few_hold_is_not_shrunk_and_what_nobody_holds_stays():
     assert kept[0, 0] == 2.0 and kept[2, 2] == 1.0
 
 
+@given(st.sampled_from(["all", "holders"]), st.integers(0, 99))
+def test_who_sends_back_what_it_was_sent_changes_nothing(counted, seed):
+    indices, draw = {0: {}, 1: width(2), 2: width(5)}, np.random.default_rng(seed)
+    whole = {name: draw.standard_normal(array.shape) for name, array in WHOLE.items()}
+    parts = {k: part_of(whole, index) for k, index in indices.items()}
+    made = coverage_mean(whole, parts, indices, {0: 1.0, 1: 3.0, 2: 2.0}, counted)
+    for name in whole:
+        np.testing.assert_allclose(made[name], whole[name], atol=1e-12)
+
+
+def test_what_one_client_holds_alone_moves_by_its_share_of_the_data_or_all_the_way():
+    whole, corner = {"x": np.zeros(3)}, {"x": (np.arange(2),)}
+    sent = {0: {"x": np.full(3, 8.0)}, 1: {"x": np.full(2, 4.0)}}
+    by_share = coverage_mean(whole, sent, {0: {}, 1: corner}, {0: 1.0, 1: 3.0}, "all")["x"]
+    by_holders = coverage_mean(whole, sent, {0: {}, 1: corner}, {0: 1.0, 1: 3.0}, "holders")["x"]
+    assert by_share.tolist() == [5.0, 5.0, 2.0] and by_holders.tolist() == [5.0, 5.0, 8.0]
+
+
 def test_clients_of_equal_size_are_averaged_as_always():
     draw = np.random.default_rng(0)
     parts = {k: {n: draw.standard_normal(a.shape) for n, a in WHOLE.items()} for k in range(3)}
@@ -55,15 +73,6 @@ def test_clients_of_equal_size_are_averaged_as_always():
 
 def test_bytes_up_follow_the_size_of_the_part():
     assert size_of(part_of(WHOLE, width(3))) == 8 * (3 * 4 + 4 * 3 + 4)
-
-
-@given(st.lists(st.integers(1, 100), min_size=1, max_size=8), st.integers(0, 120), st.integers(0, 120))
-def test_the_choice_fits_its_budget_and_grows_with_it(options, low, high):
-    low, high = sorted((low, high))
-    small, large = (largest(options, float, budget) for budget in (low, high))
-    assert (small is None) == (low < min(options))
-    if small is not None:
-        assert small <= low and large <= high and large >= small
 
 
 def test_a_sandwich_has_both_ends_and_is_the_same_for_a_seed():

@@ -96,6 +96,11 @@ def test_a_process_is_known_by_its_start_and_ended_with_what_it_started(tmp_path
             time.sleep(0.05)
 
 
+def test_what_a_process_said_last_is_told_without_its_colours(tmp_path):
+    (tmp_path / "log").write_bytes(b"first\n\x1b[93mWARNING \x1b[0m:   trying again\n\n")
+    assert last_line(str(tmp_path / "log")) == "WARNING :   trying again" and last_line(str(tmp_path / "none")) == ""
+
+
 def test_a_port_in_use_is_told_and_free_ones_are_free():
     (port,) = free_ports(1)
     assert not is_taken(port) and not answers(port)
@@ -210,9 +215,13 @@ def test_up_starts_all_status_tells_and_down_ends_all(flower, tmp_path):
         os.killpg(made.processes[2].pid, signal.SIGKILL)
         os.waitpid(made.processes[2].pid, 0)
         assert [p.name for p in made.lost] == ["node0"]
+        assert not made.broken  # rounds go on without a node
+        os.killpg(made.processes[1].pid, signal.SIGKILL)
+        os.waitpid(made.processes[1].pid, 0)
+        assert [p.name for p in made.broken] == ["server"]
     finally:
         names = deployment.down(made)
-    assert names == ["node1", "server", "superlink"] and len(made.lost) == 4
+    assert names == ["node1", "superlink"] and len(made.lost) == 4
     assert not (folder / "keys").exists() and (folder / "superlink.log").exists()
     with pytest.raises(Reject) as refused:
         deployment.read_deployment(folder)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from effc.compiler import api
+from effc.compiler.cli import main
 from effc.compiler.commands.simulate import is_federation
 from effc.compiler.federation.app import PACKAGE
 from effc.compiler.federation.checkpoint import Checkpoint
@@ -101,6 +102,8 @@ def test_the_page_names_every_command_and_the_models_hash(artifact):
     for command in (
         "effc run .",
         "flwr run .",
+        "effc federate up .",
+        "ssh-keygen -q -t ecdsa -b 384 -N '' -f node0",
         "flower-superlink",
         "flower-supernode",
         "FLWR_TELEMETRY_ENABLED=0",
@@ -108,6 +111,13 @@ def test_the_page_names_every_command_and_the_models_hash(artifact):
         "finished:completed",
     ):
         assert command in page
+
+
+def test_the_first_command_of_the_page_works_in_the_folder_that_it_is_written_for(artifact, monkeypatch):
+    monkeypatch.setenv("EFFC_CACHE_DIR", str(artifact.parents[1] / "cache"))
+    monkeypatch.chdir(artifact)
+    assert main(["run", ".", "--no-progress"]) == 0
+    assert (artifact.with_name("fed-result") / "global" / "adapter_model.safetensors").is_file()
 
 
 def test_clients_together_learn_and_a_killed_run_goes_on_to_the_same_bits(artifact, tmp_path):
@@ -250,6 +260,7 @@ def test_the_limits_in_the_header_are_those_of_the_server():
         ("trains: reft, strategy: fedavg", "unfit-strategy", "", "where a prompt ends"),
         ("rank: 65", "rank-too-large", "rank", "an adapter has rank 65"),
         ("strategy: svd, ranks: [1, 2, 4, 500]", "rank-too-large", "ranks", "none above 64"),
+        ('on: "lm_head"', "tied-adapter", "on", "is tied to another module's"),
     ],
 )
 def test_what_data_or_model_do_not_allow_is_refused_before_anything_is_written(tmp_path, more, slug, blamed, says):
@@ -258,5 +269,5 @@ def test_what_data_or_model_do_not_allow_is_refused_before_anything_is_written(t
         api.compile(asked(tmp_path, more), out=tmp_path / "out", cache_dir=tmp_path / "cache")
     (wrong,) = refused.value.diagnostics
     assert wrong.slug == slug and says in wrong.message and wrong.argument.split(" ")[0] == blamed
-    assert wrong.span is not None
+    assert wrong.span is not None and "method: " not in wrong.help  # which this target does not have
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())

@@ -7,8 +7,7 @@ from effc.kernels import levels
 @pytest.fixture(params=[*levels.NAMES, levels.MODEL])
 def level(request):
     """Kernels run at this level within the test."""
-    reason = "" if request.param == levels.MODEL else levels.lacking(request.param)
-    if reason:
+    if reason := levels.lacking(request.param):
         pytest.skip(f"{request.param}: {reason}")
     with levels.forced(request.param):
         yield request.param

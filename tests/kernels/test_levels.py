@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 from effc.kernels import levels
-from effc.kernels.levels import NoSuchLevel
+from effc.kernels.levels import NoSuchLevel, library
 from effc.kernels.ops import KERNELS
 
 from tests.kernels.layers import run, weight
@@ -33,6 +33,11 @@ def test_the_highest_level_runs_unless_told_otherwise(monkeypatch):
     monkeypatch.delenv("EFFC_ISA", raising=False)
     assert levels.level() == levels.available()[-1] == levels.chosen("native")
     assert levels.available()[0] == "portable"
+
+
+def test_the_model_of_amx_runs_wherever_it_was_built():
+    built = bool(library().effc_built(levels.CODES[levels.MODEL]))
+    assert levels.lacking(levels.MODEL) == ("" if built else "this build has no model of AMX")
 
 
 def test_a_level_is_forced_by_the_environment(monkeypatch):
