@@ -10,7 +10,7 @@ from torch import nn
 from ...dsl.diagnostics import Fault, Reject
 from ..checkpoints.generation import read_generation
 from ..layers.linear import params as held_by
-from ..report.broken import first_line
+from ..report.broken import first_line, is_want_of_memory
 from ..store.regular import check_regular, parse_json, read_regular
 from .verify_child import STEP, STEP_FACTS, Exported
 
@@ -159,10 +159,13 @@ def _module(path: Path, archive: "Archive") -> nn.Module:
     except MemoryError:
         raise
     except Exception as error:  # torch reads what is listed, and may still find that it makes no program
+        cause = error.__cause__ or error  # the other one begins with all that the node says
+        if is_want_of_memory(cause):
+            raise MemoryError(first_line(cause)) from error
         raise Reject(
             refused_program(
                 f"{path} holds no program that torch can read",
-                note=first_line(error),
+                note=f"{type(cause).__name__}: {first_line(cause)}",
                 help="compile it again with this effc and this torch",
             )
         ) from error

@@ -20,6 +20,6 @@ def is_want_of_memory(error: BaseException) -> bool:
     return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or any(text in str(error) for text in _EMPTY)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What a library said, short enough for a note."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

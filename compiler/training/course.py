@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from ...dsl.diagnostics import Reject
 from ...dsl.values import DataRef, Ratio
 from ..ir.program import Program
+from ..report.progress import Said
+from ..report.quantity import counted
 from ..words.context import Context
 from .gains import no_gain
 from .loop import Course, Regime, Run
@@ -78,9 +80,12 @@ def train(
 
     kept     what may change of a parameter, as `Trained.masks`
     judge    nats per token on `held_out`; asked only where that is given
-    verb     what a run without a gain is told to have been
+    verb     what a run is called where something is said of it
+    Fewer rows than a batch has are told: every step learns the same ones.
     Raises Reject (not-healed) where the start was the best.
     """
+    if rows < asked.batch:
+        ctx.tell(Said(f"{verb}: {counted(rows, 'row')} for a batch of {asked.batch}, which has the same ones again"))
     layers = [unit.module(program.model) for unit in program.units.values()]
     with training(program.model, weights), recomputing(layers if asked.gradient_checkpointing else ()):
         course = Run(

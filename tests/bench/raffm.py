@@ -3,9 +3,10 @@
     python -m tests.bench.raffm MODEL DATA [--target 0.8] [--rounds 4] [--steps 8] [--seeds 0,1] [--layers 6]
 
 MODEL and DATA as tests/bench/reviews.py has them: all six layers of MiniLM with a head on its first token, or fewer and
-one that takes the mean, of whose vocabulary the pieces are kept that the sentences have, since no sub-network is smaller in words. Four clients have 1,600
-sentences of SST-2, dealt by a Dirichlet distribution (beta 0.5) over the two classes, and train all weights. After each
-round the server's model is judged on 300 sentences of the test file (a share of 0.8 has a standard error of 0.02).
+one that takes the mean, of whose vocabulary the pieces are kept that the sentences have, since no sub-network is smaller
+in words. Four clients have 1,600 sentences of SST-2, dealt by a Dirichlet distribution (beta 0.5) over the two classes,
+and train all weights. After each round the server's model is judged on 300 sentences of the test file (a share of 0.8
+has a standard error of 0.02).
 Bytes are those of the arrays, up and down, of all clients; seconds are processor time of all clients' training on one
 thread, and of the one that took longest. `to the target` counts up to and with the first round that reaches it.
 """

@@ -11,6 +11,8 @@ import pytest
 import torch
 from effc.compiler.artifacts import exported
 from effc.compiler.artifacts.exported_ops import is_listed
+from effc.dsl.diagnostics import Reject
+from torch._export.serde.serialize import GraphModuleDeserializer
 
 from tests.worlds import refused
 
@@ -93,6 +95,22 @@ def test_a_written_program_has_no_pickle_and_names_no_files_of_its_author(writte
 def test_sample_inputs_are_not_unpickled(written, reading, tmp_path):
     reading(written | {SAMPLES: pickle.dumps(Effect(tmp_path / "effect"))})
     assert not (tmp_path / "effect").exists()
+
+
+@pytest.mark.parametrize(
+    ("broke", "kind"), [(MemoryError("none is left"), MemoryError), (KeyError("unsqueeze_31"), Reject)]
+)
+def test_what_stops_torch_is_told_and_a_want_of_memory_is_no_fault_of_the_program(
+    written, reading, monkeypatch, broke, kind
+):
+    def deserialize(*_):
+        raise broke
+
+    monkeypatch.setattr(GraphModuleDeserializer, "deserialize_node", deserialize)
+    with pytest.raises(kind) as found:
+        reading(written)
+    if kind is Reject:
+        assert found.value.diagnostics[0].note == "KeyError: 'unsqueeze_31'"
 
 
 @pytest.mark.parametrize("table", [WEIGHTS, CONSTANTS])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from effc.compiler import api
 from effc.compiler.capture.capture import capture
+from effc.compiler.report.progress import Said
 from effc.compiler.rows.forward import nll
 from effc.compiler.sources.zoo import zoo
 from effc.compiler.words.shelf import Shelf
@@ -46,6 +47,16 @@ def healed(tmp_path, model, before=(), rows=None, other=None, **args):
     for step in recipe.pipelines["lean"].steps:
         ctx.shelf.make("pass", step.call).run(program, ctx)
     return program, ctx
+
+
+@pytest.mark.parametrize(("count", "said"), [(3, ["healing: 3 rows for a batch of 4"]), (4, [])])
+def test_fewer_rows_than_a_batch_are_told(tmp_path, count, said):
+    args = {**defaults("pass", "tune.heal"), "data": DataRef("rows"), "steps": 1, "batch": 4, "method": "full"}
+    recipe, model, heard = recipe_of([("fit", "tune.heal", args)]), tiny.model("llama"), []
+    ctx = context_of(tmp_path, model, recipe, rows_of(1, count))
+    ctx.settings.tell = heard.append
+    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(capture(model), ctx)
+    assert [e.message.partition(",")[0] for e in heard if isinstance(e, Said) and "for a batch" in e.message] == said
 
 
 def written(tmp_path, heal, cut="prune.channels(keep: 50% of channels, align: 16)"):
