@@ -107,7 +107,8 @@ class Computing:
             if isinstance(x, Rows) and isinstance(y, Tensor):
                 return self._by_vector(node, name, x, y, swapped=x is b)
             if isinstance(x, Rows) and isinstance(y, Positional) and name in ("add", "mul"):
-                return self.of_two(node, name, x, self.reader.tables.positional(node, y))
+                table = self.reader.tables.positional(node, y)
+                return x if table is None else self.of_two(node, name, x, table)
         raise self.reader.refuse(node, f"`{name}` of these operands is not among the engine's steps")
 
     def _one_or_other(self, node: fx.Node, which: Any, a: Any, b: Any) -> Rows:

@@ -58,10 +58,12 @@ class Tables:
             raise self.reader.refuse(node, f"it asks for rows that the {len(table)} of its table are not")
         return table if torch.equal(found, ids) else table[found]
 
-    def positional(self, node: fx.Node, value: Positional) -> Rows:
-        """Rows that depend on the position alone."""
+    def positional(self, node: fx.Node, value: Positional) -> Rows | None:
+        """Rows that depend on the position alone; None where there are none, as of a mask that hides nothing."""
         context = self.reader.plan.context = self.reader.positions.longest(value.node, self.reader.plan.context)
         table = self.reader.positions.at(value.node, context)
+        if table is None:
+            return None
         table = table[None] if table.dim() == 2 else table
         axis = next((axis for axis in range(1, table.dim() - 1) if table.shape[axis] == context), 0)
         if not axis or table[..., :1].numel() != context:

@@ -14,6 +14,8 @@ from .protocol import ChatRequest, CompletionRequest, Unsupported
 
 Form = TypeVar("Form", bound=BaseModel)
 
+_MOST_FIELDS = 200
+
 
 async def read_body(call: Call, form: type[Form]) -> Form:
     """What a request asks; Refused in OpenAI's form where it is wrong.
@@ -52,6 +54,8 @@ def _checked(body: bytes, form: type[Form]) -> Form:
         raise Refused(400, f"the body is not JSON: {error}") from None
     if not isinstance(parsed, dict):
         raise Refused(400, "the body is no JSON object")
+    if len(parsed) > _MOST_FIELDS:  # each that is unknown would be complained of, and the first is told
+        raise Refused(400, f"the body has {len(parsed)} fields, and no request has more than {_MOST_FIELDS}")
     try:
         return form.model_validate(parsed)
     except Unsupported as error:

@@ -96,6 +96,7 @@ CRAFTED = {
     "a control character": {"messages": [{"role": "user", "content": "\x00\u202e" * 9}]},
     "a long stop": {"messages": CHAT, "stop": ["x" * 100_000]},
     "a seed below zero": {"messages": CHAT, "seed": -(2**63)},
+    "many fields": {"messages": CHAT, **{f"k{number}": 0 for number in range(100_000)}},
     "a small share": {"messages": CHAT, "top_p": 1e-300},
 }
 

@@ -33,9 +33,11 @@ def test_the_engine_decodes_what_the_graph_of_a_forward_says(name):
         assert_near(output.logits, wanted[:, at : at + 1])
 
 
-def test_experts_that_a_router_knows_more_of_than_there_are_are_refused():
-    state, why = verdict(made("longcat_flash"))
-    assert state == "refused" and "LongcatFlashExperts" in why
+# Experts that are fewer than their router knows of; a convolution over what a mask that is not there would hide.
+@pytest.mark.parametrize("name, module", [("longcat_flash", "LongcatFlashExperts"), ("zaya", "ZayaCCAProjection")])
+def test_what_has_no_step_is_refused_by_its_module(name, module):
+    state, why = verdict(made(name))
+    assert state == "refused" and module in why
 
 
 def test_keys_and_values_that_are_made_of_latents_are_what_the_engine_caches():
