@@ -26,6 +26,8 @@ OWN = {
     "gguf/vocabulary.py": "a tokenizer that its library has just written",
     "sources/gguf.py": "a config that transformers has just made",
     "running/team.py": "answers of processes that it started",
+    "rows/renderer.py": "what the process that started it asks",
+    "rows/template.py": "answers of a process that it started",
     "store/journal.py": "scratch of this step, sealed by lines",
     "store/sealed.py": "its own JSON again",
     "targets/rttc.py": "its own JSON again",

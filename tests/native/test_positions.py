@@ -5,7 +5,6 @@ import torch
 from effc.compiler.artifacts.verify_child import first_position
 from effc.compiler.capture.capture import capture
 from effc.compiler.native.reader import Reader
-from effc.dsl.diagnostics import Reject
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.native.naive import Naive
@@ -106,15 +105,3 @@ def test_a_plan_counts_positions_as_the_model_does(name):
         wanted = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
     assert torch.allclose(engine.run(ids[0].tolist(), [0] * 14, [True] * 14), wanted, atol=ATOL, rtol=1e-4)
     assert plan.context == 64 - first_position(model)
-
-
-REFUSED = {"llama4_text": {**_GEMMA, "intermediate_size_mlp": 96}}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_the_engine_can_not_do_is_a_sentence(name):
-    own = {k: v for k, v in REFUSED[name].items() if name != "llama4_text" or k != "layer_types"}
-    config = AutoConfig.for_model(name, **own)
-    program = capture(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval())
-    with pytest.raises(Reject, match="cannot-run-natively"):
-        Reader(program, "bf16").read()

@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from effc.compiler.rttc import batching
 from effc.compiler.rttc.adaptation import Adaptable, Regime
 from effc.compiler.rttc.attachment import places_of
 from effc.compiler.rttc.batching import ROWS, Batcher, agree
@@ -143,14 +144,15 @@ def test_a_batch_is_as_large_as_the_models_context_and_its_bound_allow(world):
     assert batcher.largest == 1  # beside the long prompt nine tokens more would have no position
 
 
-def test_who_has_an_answer_waits_for_nobody_else_of_the_batch(world):
+def test_who_has_an_answer_waits_for_nobody_else_of_the_batch(world, monkeypatch):
+    monkeypatch.setattr(batching, "ends_of", lambda *_: ())  # none ends before its limit
     batcher, order = Batcher(world.model, world.prompts, None), []
 
     def noted(settings):
         batcher.say([5, 6], settings, LISTENS)
         order.append((settings.most, batcher._busy))
 
-    threads = [threading.Thread(target=noted, args=(Settings(most=most),)) for most in (60, 2)]
+    threads = [threading.Thread(target=noted, args=(Settings(most=most),)) for most in (240, 2)]
     with batcher.alone():
         for thread in threads:
             thread.start()

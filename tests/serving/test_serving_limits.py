@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import httpx
 import openai
 import pytest
+from effc.compiler.commands import serve
 from effc.compiler.machine import environment
 
 from tests import tiny
@@ -107,7 +108,7 @@ def test_a_missing_package_is_named_with_its_group(effc, monkeypatch):  # noqa: 
     def absent(modules, *rest):
         known([f"{name}_absent" if name == "uvicorn" else name for name in modules], *rest)
 
-    monkeypatch.setattr(environment, "check_modules", absent)
+    monkeypatch.setattr(serve, "check_modules", absent)
     run = effc("serve", "zoo:tiny-llama", "--format", "json")
     (found,) = json.loads(run.out)["diagnostics"]
     assert run.code == 5 and found["help"] == 'pip install "effc[serve]"'
