@@ -223,7 +223,7 @@ def strategy_of(declared: Declaration, seed: int | None = None) -> Strategy:
         return Summed(declared.full, declared.strategy == "abm", declared.mix)
     if declared.strategy == "coverage":
         sizes = {k: declared.sizes[n] for k, n in enumerate(declared.size_of)}
-        return Coverage(declared.full, sizes, declared.counted)  # type: ignore[arg-type]
+        return Coverage(declared.full, sizes, declared.counted)  # type: ignore[arg-type]  # a word that was checked
     if declared.strategy == "fedavg":
         return FedAvg(declared.full, clip, declared.noise, seed)
     if declared.strategy == "ffa":

@@ -179,7 +179,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets=None) -> None:
         if self.config.is_ssl:  # uvicorn has no setting for it, and asyncio waits for a minute
             loop = asyncio.get_running_loop()
-            loop.create_server = partial(loop.create_server, ssl_handshake_timeout=self._seconds)  # type: ignore
+            loop.create_server = partial(loop.create_server, ssl_handshake_timeout=self._seconds)  # type: ignore[method-assign]
         await super().startup(sockets)
         self._ready()
 

@@ -19,7 +19,11 @@ from tests import grids, tiny
 from tests.rttc.conftest import QUESTIONS, Told
 
 KINDS = ("lora", "reft")
-LISTENS = lambda: False  # noqa: E731
+
+
+def listens() -> bool:
+    """Nobody has left: what is asked before each token."""
+    return False
 
 
 def scattered(adaptable, seed, spread):
@@ -34,7 +38,7 @@ def together(batcher, asked):
     def say(at):
         ids, settings, state = asked[at]
         try:
-            found[at] = batcher.say(ids, settings, LISTENS, state)
+            found[at] = batcher.say(ids, settings, listens, state)
         except Exception as error:
             found[at] = error
 
@@ -65,10 +69,10 @@ def test_queries_of_one_batch_are_answered_to_the_token_as_each_alone_whatever_i
     ids = [world.prompts.question(QUESTIONS[n] * (1 + n % 2)) for n in range(6)]
     asked = list(zip(ids, settings, states, strict=True))
     try:
-        alone = [batcher.say(*one[:2], LISTENS, one[2]) for one in asked]
+        alone = [batcher.say(*one[:2], listens, one[2]) for one in asked]
         assert batcher.largest == 1
         assert together(batcher, asked) == alone and batcher.largest == 6
-        bare = [batcher.say(*one[:2], LISTENS) for one in asked]
+        bare = [batcher.say(*one[:2], listens) for one in asked]
         assert sum(a != b for a, b in zip(bare, alone, strict=True)) >= 3, "adapters that change no word show nothing"
     finally:
         adaptable.close()
@@ -149,7 +153,7 @@ def test_who_has_an_answer_waits_for_nobody_else_of_the_batch(world, monkeypatch
     batcher, order = Batcher(world.model, world.prompts, None), []
 
     def noted(settings):
-        batcher.say([5, 6], settings, LISTENS)
+        batcher.say([5, 6], settings, listens)
         order.append((settings.most, batcher._busy))
 
     threads = [threading.Thread(target=noted, args=(Settings(most=most),)) for most in (240, 2)]
@@ -168,8 +172,8 @@ def test_one_who_leaves_and_one_who_asks_too_much_end_alone(world):
     with pytest.raises(Cancelled):
         batcher.say([5], Settings(most=40), lambda: True)
     with pytest.raises(Reject, match="the model takes"):
-        batcher.say([5] * world.prompts.context, Settings(), LISTENS)
-    assert batcher.say([5], Settings(most=2), LISTENS)[1] == 2
+        batcher.say([5] * world.prompts.context, Settings(), listens)
+    assert batcher.say([5], Settings(most=2), listens)[1] == 2
 
 
 def test_what_breaks_a_batch_is_heard_by_all_of_it_and_the_next_are_answered(world, monkeypatch):

@@ -252,39 +252,33 @@ def test_the_model_is_as_it_was_once_the_adapters_are_off(world):
     assert {name: type(module) for name, module in world.model.named_modules()} == before
 
 
-def test_what_a_client_kept_of_an_older_base_is_not_used_after_a_restart(world, adaptable, tmp_path):
-    class Renewed(Local):
-        version = "one"
+class Renewed(Local):
+    """A base whose version a test changes."""
 
-        def facts(self):
-            return replace(super().facts(), version=self.version)
+    version = "one"
 
-        def retrieve(self, vector, count):
-            return replace(super().retrieve(vector, count), version=self.version)
+    def facts(self):
+        return replace(super().facts(), version=self.version)
 
+    def retrieve(self, vector, count):
+        return replace(super().retrieve(vector, count), version=self.version)
+
+
+def test_what_a_client_kept_of_an_older_base_is_not_used_after_a_restart(world, adaptable, tmp_path, monkeypatch):
     def client():
         return world.client(Told(), TTT, adaptable, Renewed(world.base), near=(0.999, 0.999), folder=tmp_path)
 
     client().ask(asked(QUESTIONS[0]), SHORT)
     assert client().ask(asked(QUESTIONS[0]), SHORT).decision.adapter_hit
-    Renewed.version = "two"
+    monkeypatch.setattr(Renewed, "version", "two")
     found = client().ask(asked(QUESTIONS[0]), SHORT).decision
     assert not found.adapter_hit and not found.list_hit and found.steps > 0
 
 
 def test_a_client_whose_questions_all_hit_hears_of_a_new_base_within_a_minute(world, adaptable, monkeypatch):
-    class Renewed(Local):
-        version = "one"
-
-        def facts(self):
-            return replace(super().facts(), version=self.version)
-
-        def retrieve(self, vector, count):
-            return replace(super().retrieve(vector, count), version=self.version)
-
     client = world.client(Told(), TTT, adaptable, Renewed(world.base), near=(0.999, 0.999))
     client.ask(asked(QUESTIONS[0]), SHORT)
-    Renewed.version = "two"
+    monkeypatch.setattr(Renewed, "version", "two")
     assert client.ask(asked(QUESTIONS[0]), SHORT).decision.adapter_hit
     monkeypatch.setattr("effc.compiler.rttc.guided._MINUTE", 0.0)
     assert not client.ask(asked(QUESTIONS[0]), SHORT).decision.adapter_hit
