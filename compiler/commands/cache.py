@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...dsl.diagnostics import EXITS, Reject
-from .flags import Shared, verb
+from .flags import Shared, finite, verb
 
 if TYPE_CHECKING:
     from ..store.cache import Cache
@@ -16,7 +16,7 @@ _recipe = typer.Argument(
     metavar="RECIPE", help="A recipe; each of its steps is looked up.", show_default=False, readable=False
 )
 _delete = typer.Option("--delete", help="Remove what is damaged; compile makes it again.", show_default=False)
-_age = typer.Option("--older-than", metavar="DAYS", help="Drop what was not used for so many days.")
+_age = typer.Option("--older-than", metavar="DAYS", callback=finite, help="Drop what was not used for so many days.")
 
 
 def register(app: typer.Typer) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,6 +44,13 @@ def size(text: str) -> int:
     if not 1 <= found < MOST:
         raise typer.BadParameter(f"`{text:.40}` is no size: write a number and a unit, such as 20GiB or 500MB")
     return int(found)
+
+
+def finite(value: float | None) -> float | None:
+    """A callback of options that take fractions: NaN keeps every bound, since it is compared with none."""
+    if value is not None and not isfinite(value):
+        raise typer.BadParameter(f"{value} is no number that can be kept to")
+    return value
 
 
 def duration(text: str) -> float:

@@ -11,7 +11,7 @@ import typer
 from ...dsl.diagnostics import Reject
 from ...dsl.render import visible
 from ..models import check_place
-from .flags import Shared, knowledge_url, mapped_weights, required_key, verb
+from .flags import Shared, finite, knowledge_url, mapped_weights, required_key, verb
 from .services import no_words
 
 _place = typer.Argument(
@@ -19,7 +19,9 @@ _place = typer.Argument(
 )
 _prompt = typer.Option("-p", "--prompt", metavar="TEXT", help="Answer this and leave.", show_default=False)
 _length = typer.Option("--max-new-tokens", "-n", metavar="N", min=1, help="Longest answer in tokens.")
-_warmth = typer.Option("--temperature", "-t", metavar="T", min=0.0, help="0 takes the likeliest token each time.")
+_warmth = typer.Option(
+    "--temperature", "-t", metavar="T", min=0.0, callback=finite, help="0 takes the likeliest token each time."
+)
 _pick = typer.Option(
     "--pick",
     metavar="NAME|N|METRIC=VALUE",

@@ -13,7 +13,7 @@ from ...dsl.diagnostics import Reject
 from ..machine.environment import check_modules
 from ..models import check_place
 from .exits import interrupted
-from .flags import Shared, knowledge_url, required_key, size, verb
+from .flags import Shared, finite, knowledge_url, required_key, size, verb
 from .services import Service, guided_service, library_service, model_service, no_such_role
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ _rate = typer.Option(
     metavar="N",
     min=0.1,
     max=1e6,
+    callback=finite,
     show_default=False,
     help="Requests a minute of one client, by its key or address; a quarter of them may come at once.",
 )
@@ -88,6 +89,7 @@ _timeout = typer.Option(
     metavar="SECONDS",
     min=0.1,
     max=3600.0,
+    callback=finite,
     help="For the headers of a request, and between two of one connection.",
 )
 _log = typer.Option("--access-log", metavar="FILE", help="JSON lines without prompts: `-` is stderr, or `none`.")

@@ -68,13 +68,17 @@ class Batcher:
         with self._changed:
             self._waiting.append(row)
         while self._enter(row):
-            try:
-                self._answer(self._batch())
-            finally:
-                self._leave()
+            threading.Thread(target=self._work, name="effc-batch", daemon=True).start()
         if row.error is not None:
             raise row.error
         return growth.outcome()
+
+    def _work(self) -> None:
+        """One batch, in a thread of its own: whoever asked for a short answer is not kept by the long ones beside."""
+        try:
+            self._answer(self._batch())
+        finally:
+            self._leave()
 
     def _enter(self, row: _Row) -> bool:
         """Wait for the model, True, or until another thread has answered the row, False."""
@@ -123,8 +127,13 @@ class Batcher:
                 [row.growth for row in part],
                 [row.settings.chooser() for row in part],
                 ends_of(self._model, self._prompts),
-                lambda number: self._tell(part[number]),
+                lambda number: self._tell_early(part[number], part),
             )
+
+    def _tell_early(self, row: _Row, part: Sequence[_Row]) -> None:
+        """Where others go on; the last is told when the model is as it was, without adapters."""
+        if any(other is not row and not other.ended for other in part):
+            self._tell(row)
 
     def _tell(self, row: _Row) -> None:
         """Nobody waits for the other rows of its batch."""

@@ -217,3 +217,18 @@ sys.exit(99 if "torch" in sys.modules else code)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode in (2, 3) and "error[" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "zoo:tiny-llama", "--prompt", "a", "--temperature", "nan"),
+        ("cache", "gc", "--older-than", "nan"),
+        ("bench", "kernels", "--seconds", "nan"),
+        ("serve", "zoo:tiny-llama", "--rate", "nan"),
+        ("serve", "zoo:tiny-llama", "--timeout", "nan"),
+    ],
+)
+def test_what_is_no_number_is_no_fraction_of_a_flag(effc, words):
+    run = effc(*words)
+    assert (run.code, run.out) == (2, "") and "error[usage]" in run.err
