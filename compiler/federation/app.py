@@ -60,7 +60,7 @@ dependencies = ["flwr>=1.42,<1.43", "effc[fed]"]
 publisher = "effc"
 fab-format-version = 1
 flwr-version-target = "1.42.0"
-fab-include = ["{package}/*.py", "{package}/federation.json", "README.md", "LICENSE"]
+fab-include = ["{package}/*.py", "{package}/federation.json", {edits}"README.md", "LICENSE"]
 
 [tool.flwr.app.components]
 serverapp = "{package}.server_app:app"
@@ -98,6 +98,7 @@ def write_app(declared: Declaration, name: str, into: Path) -> None:
             rounds=declared.rounds,
             clients=declared.clients,
             deadline=float(declared.deadline),
+            edits='"edits/reft.json", ' if declared.trains == "reft" else "",
         )
     )
     (into / "LICENSE").write_text(_LICENSE)
