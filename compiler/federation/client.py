@@ -76,7 +76,8 @@ class Participant:
     """
 
     def __init__(self, client: int, learner: Learner, sizes: Mapping[int, Learner] = MappingProxyType({})):
-        self.client, self.learner, self.own, self.sizes = client, learner, learner, sizes
+        self.client, self.learner, self.sizes = client, learner, sizes
+        self.own = learner
 
     def __call__(self, message: Message, memory: dict[str, Any]) -> Answer:
         self.learner = self._asked(message)
@@ -96,7 +97,9 @@ class Participant:
     def _asked(self, message: Message) -> Learner:
         """What trains the size that a message names, its own where it names none."""
         size = int(message.config.get("size", -1))
-        if size < 0 or not self.sizes:
+        if not self.sizes:
+            return self.learner
+        if size < 0:
             return self.own
         if size not in self.sizes:
             raise Reject(client_refuses(f"sub-network {size} is more than this client affords"))

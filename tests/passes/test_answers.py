@@ -12,13 +12,13 @@ RECIPE = """effspec 1
 model base = zoo("tiny-llama")
 data rows = pairs("a.jsonl", prompt: "q", answer: "a", length: 24)
 data dev = pairs("b.jsonl", prompt: "q", answer: "a", length: 24)
-pipeline lean(base) {{ fit = {step}(data: rows, held_out: dev, steps: 1, batch: 2, {more}) }}
-emit lean {{ {target}("lean") }}
+pipeline lean(base) {{ fit = {step}(data: rows, held_out: dev, steps: 1, batch: 2, {more}) {then} }}
+emit lean {{ hf("lean") }}
 """
 STEPS = {
-    "tune.heal": ('on: "model.layers.0.*.q_proj"', "hf"),
-    "supernet.lora": ('on: "model.layers.0.*.q_proj", ranks: [4, 2]', "family"),
-    "supernet.elastic": ("channels: [100%, 50%]", "family"),
+    "tune.heal": ('on: "model.layers.0.*.q_proj"', ""),
+    "supernet.lora": ('on: "model.layers.0.*.q_proj", ranks: [4, 2]', "whole = supernet.pick(ranks: largest)"),
+    "supernet.elastic": ("channels: [100%, 50%]", "whole = supernet.pick(ranks: largest)"),
 }
 
 
@@ -26,8 +26,8 @@ def built(folder, step):
     for name, words in (("a", "king man house day"), ("b", "son hand land people")):
         lines = (json.dumps({"q": f"And what of {word}?", "a": f"The {word} of the LORD"}) for word in words.split())
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    more, target = STEPS[step]
-    (folder / "r.effspec").write_text(RECIPE.format(step=step, more=more, target=target))
+    more, then = STEPS[step]
+    (folder / "r.effspec").write_text(RECIPE.format(step=step, more=more, then=then))
     return building(folder / "r.effspec", "cache")
 
 
@@ -46,7 +46,7 @@ def test_adapters_are_judged_by_the_answers_alone(tmp_path, step):
 
 def test_widths_are_learned_from_the_answers_alone(tmp_path):
     build = built(tmp_path, "supernet.elastic")
-    step = build.ctx.shelf.make("pass", build.plan.stages[0].step.call)
+    step = build.ctx.shelf.make("pass", build.plan.stages[0].call)
     model = build.ctx.origin.load()
     lesson = step._objective(model, build.ctx)
     ids, said = (getattr(build.ctx, part)(DataRef("rows")) for part in ("rows", "answers"))
