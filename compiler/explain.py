@@ -47,11 +47,13 @@ def explain(name: str) -> str:
         return page(recipes[name])
     if uses := _uses(name, vocabulary):
         return "\n".join(uses)
-    names = [*recipes, *(n for kind in SHELVES for n in vocabulary.words(kind))]
+    words = [w for kind in SHELVES for w in vocabulary.words(kind).values()]
+    inner = [n for w in words for p in w.params for n in (p.name, *p.choices)]
+    names = [*recipes, *(w.name for w in words)]
     raise Reject(
         unknown_page(
             f"nothing is called `{name}`",
-            help=suggestion(name, [*names, *known]) or "`effc passes --all` lists all words",
+            help=suggestion(name, [*names, *known]) or suggestion(name, inner) or "`effc passes --all` lists all words",
         )
     )
 

@@ -133,8 +133,12 @@ def reopen(
         except subprocess.TimeoutExpired as error:
             raise Reject(reload_starved(f"reopening {folder.name}/ took more than {seconds:g} s")) from error
         if done.returncode or not outputs.is_file():
-            raise Reject(_died(folder, done))
+            raise Reject(_died(folder, done)) from Ended(done.stderr)
         return {name: tensor.clone() for name, tensor in load_file(outputs).items()}
+
+
+class Ended(Exception):
+    """What a fresh process wrote before it ended, which `--debug` shows."""
 
 
 def _environment() -> dict[str, str]:
@@ -155,7 +159,7 @@ def _died(folder: Path, done: nursery.Done):
             f"reopening {folder.name}/ was ended by signal {-done.returncode}",
             help="it holds a second copy of the weights: free memory",
         )
-    return reload_died(f"{folder.name}/ does not load in a fresh process: {said}", note=done.stderr[-2000:])
+    return reload_died(f"{folder.name}/ does not load in a fresh process: {said}", help="--debug shows where it ended")
 
 
 def compare(
