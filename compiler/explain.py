@@ -7,7 +7,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..dsl.conditions import spoken
+from ..dsl.conditions import phrase
 from ..dsl.diagnostics import EXITS, Fault, Reject
 from ..dsl.nearest import suggestion
 from ..dsl.phrases import sample, wanted_phrase
@@ -153,7 +153,7 @@ def _facts(word: Word) -> Iterator[str]:
         for reason, help_ in facts["unfit"].values():
             yield f"Refused: {reason} ({help_})."
         for name, condition in facts["only"].items():
-            yield f"`{name}` is refused but with {spoken(condition)}."
+            yield f"`{name}` is refused but with {phrase(condition)}."
     if word.kind == "metric":
         yield f"Unit: {facts['unit'] or 'none'}. Better when {facts['better']}."
     if facts.get("extra"):

@@ -44,7 +44,7 @@ def compared_in(conditions: str) -> list[str]:
     return [name for term in _terms(conditions) if _COMPARED.search(term) for name in named_in(term)]
 
 
-def spoken(condition: str) -> str:
+def phrase(condition: str) -> str:
     """`strategy: abm & not ranks` as people read it: `strategy: abm` without `ranks`."""
     terms = [term.strip() for term in condition.split("&")]
     wanted = " and ".join(f"`{t.replace(' | ', '` or `')}`" for t in terms if not t.startswith("not "))

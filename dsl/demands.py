@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .conditions import compared_in, meets, named_in, spoken
+from .conditions import compared_in, meets, named_in, phrase
 from .diagnostics import Diagnostic, Fault
 from .pipelines import Line, Stage
 from .recipe import Emit, Invocation
@@ -87,7 +87,7 @@ def _unread(word: Word, call: Invocation, args: Mapping[str, Any]) -> Iterator[D
         if name in call.spans and not meets(condition, args):
             silent = [n for n in named_in(condition) if n not in call.spans and args[n] is not None]
             yield unfit_choices(
-                f"nothing reads `{name}` here: it belongs to {spoken(condition)}",
+                f"nothing reads `{name}` here: it belongs to {phrase(condition)}",
                 call.where(name),
                 note=", ".join(f"`{n}` is {plain(args[n])} where it is left out" for n in silent),
                 help=f"leave `{name}` out",

@@ -47,12 +47,12 @@ def limit(budget: Budget, whole: float) -> float:
     return budget * whole if isinstance(budget, float) else budget
 
 
-def written(budget: Budget) -> str:
+def literal(budget: Budget) -> str:
     """As a recipe has it."""
     return show(Ratio(budget) if isinstance(budget, float) else budget)
 
 
-def spoken(kind: str, value: float) -> str:
+def phrase(kind: str, value: float) -> str:
     """An amount of what a budget bounds: `1.2 M parameters`."""
     if kind == "params":
         return f"{int(value):,} parameters"

@@ -80,7 +80,7 @@ class Participant:
         self.own = learner
 
     def __call__(self, message: Message, memory: dict[str, Any]) -> Answer:
-        self.learner = self._asked(message)
+        self.learner = self._learner_for(message)
         if message.kind == "join":
             said = {"client": self.client, "examples": self.learner.examples, "base": self.learner.base}
             if message.config.get("secure"):
@@ -94,7 +94,7 @@ class Participant:
             raise Reject(client_refuses(f"a message of the kind `{message.kind}` means nothing here"))
         return self._train(message, memory)
 
-    def _asked(self, message: Message) -> Learner:
+    def _learner_for(self, message: Message) -> Learner:
         """What trains the size that a message names, its own where it names none."""
         size = int(message.config.get("size", -1))
         if not self.sizes:

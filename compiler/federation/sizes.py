@@ -20,7 +20,7 @@ from ...dsl.diagnostics import Fault, Reject
 from ..planning import shrink
 from ..planning.shrink import flops_per_token
 from .averaging import FedAvg
-from .budgets import Budget, Load, amount, kind_of, latency, limit, memory, spoken
+from .budgets import Budget, Load, amount, kind_of, latency, limit, memory, phrase
 from .coverage import Counted, Index, coverage_mean, part_of, sandwich
 from .state import Shapes, State
 from .strategy import Payload, Sent
@@ -112,10 +112,10 @@ class Scale:
     def takes(self, kind: str, step: int) -> float:
         """What the size takes of a budget of that kind."""
         if (kind, step) not in self._takes:
-            self._takes[kind, step] = self._taken(kind, self.size(step))
+            self._takes[kind, step] = self._count(kind, self.size(step))
         return self._takes[kind, step]
 
-    def _taken(self, kind: str, size: Size) -> float:
+    def _count(self, kind: str, size: Size) -> float:
         if kind == "params":
             return size.params
         if kind == "latency":
@@ -137,7 +137,7 @@ class Scale:
         least = self.takes(kind, 1)
         raise Reject(
             budget_too_small(
-                f"a client's budget is {spoken(kind, most)}, and the smallest sub-network takes {spoken(kind, least)}",
+                f"a client's budget is {phrase(kind, most)}, and the smallest sub-network takes {phrase(kind, least)}",
                 help=f"give it at least {amount(kind, least, whole)}",
                 argument="budgets",
             )

@@ -255,8 +255,8 @@ class Flower(Target):
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         from ..federation.app import write_app
-        from ..federation.asked import declare, shapes, sizes_of
         from ..federation.declaration import base_hash
+        from ..federation.request import declare, shapes, sizes_of
 
         self.foresee(ctx)  # what no step can change is refused here, whatever a plan said of it
         full, sizes = shapes(self, program, ctx), sizes_of(self, program, ctx)
@@ -265,7 +265,7 @@ class Flower(Target):
         write_app(declared, Path(self.path).name, into)
 
     def foresee(self, ctx: Context) -> None:
-        from ..federation.asked import check_rows
+        from ..federation.request import check_rows
         from ..machine.environment import check_modules
 
         if self.trains == "lora":

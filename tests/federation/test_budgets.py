@@ -74,11 +74,11 @@ def test_a_budget_that_nothing_fits_names_the_least(budget, counts, says, help_)
 
 
 def test_the_least_that_is_named_is_enough(scale):
-    from effc.compiler.federation.budgets import amount, spoken
+    from effc.compiler.federation.budgets import amount, phrase
 
     whole, least = scale.takes("memory", STEPS), scale.takes("memory", 1)
     said = amount("memory", least, whole)
-    assert said.endswith("KiB") and spoken("memory", least)
+    assert said.endswith("KiB") and phrase("memory", least)
     assert scale.fit(Bytes(int(said.removesuffix("KiB")) * 1024), "memory").params == scale.size(1).params
 
 
