@@ -14,6 +14,7 @@ Format = Literal["text", "json", "github"]
 SCHEMA = 1
 
 _UNSEEN = "\N{REPLACEMENT CHARACTER}"
+_COMMAND = re.compile(r"^([^\S\n]*):(?=:)|(?<=#)#(?=\w*\[)", re.M)  # of GitHub, and of Azure, TeamCity and old GitHub
 _LINE_END = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _COLORS = {"error": "1;31", "warning": "1;33", "note": "1;36", "help": "1;32", "gutter": "1;34", "bold": "1"}
 
@@ -64,10 +65,20 @@ def _places(diagnostic: Diagnostic, span: Span, paint) -> list[str]:
 
 
 def visible(text: str) -> str:
+    """What is printed of others' words: it drives no terminal, and no runner of CI jobs that reads along."""
+    return printable(inert(text))
+
+
+def printable(text: str) -> str:
     """Without control characters, which could drive a terminal or turn the order of its letters; spaces stay."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c in "\n\t" or c.isprintable() or category(c) == "Zs" else _UNSEEN for c in text)
+
+
+def inert(text: str) -> str:
+    """Without commands to a runner of CI jobs: lines that begin with `::`, and `##vso[` wherever it stands."""
+    return _COMMAND.sub(lambda found: (found[1] or "") + _UNSEEN, text) if "::" in text or "##" in text else text
 
 
 def on_a_line(text: str) -> str:
