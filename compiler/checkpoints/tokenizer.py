@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copyreg import __newobj__  # type: ignore[attr-defined]
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -103,10 +102,16 @@ def _guarded(made: Any, label: str) -> Any:
         return call
 
     def reduced(self: Any, protocol: Any) -> tuple[Any, ...]:
-        return __newobj__, (kind,), self.__dict__  # pickle looks a class up by its name
+        return _plain, (kind, self.__dict__)  # pickle looks a class up by its name
 
     own = {name: watched(name) for name in _CALLS} | {"__reduce_ex__": reduced, "__module__": kind.__module__}
     made.__class__ = type(kind.__name__, (kind,), own)
+    return made
+
+
+def _plain(kind: type, state: dict[str, Any]) -> Any:
+    made = kind.__new__(kind)
+    made.__dict__.update(state)
     return made
 
 

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
-_MOST_GROWTH = 512  # characters that one may become: a table of Unicode forms and bytes make 72
+_MOST_GROWTH = (
+    1024  # characters that one may become: a table of Unicode forms, bytes and a few signs written out make 576
+)
 _MOST_TEXT = 256  # characters of a text that is put in
 _MOST_ADDED = 1024  # that all texts which are put before another have
 _MOST_STEPS, _MOST_PIECES, _MOST_SPECIAL = 256, 64, 64  # the last: tokens that one of a template stands for

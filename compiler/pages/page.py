@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...dsl.render import printable
 from ..artifacts.load import facts as header_of
 from ..artifacts.manifest import Expectation
 from ..report.quantity import counted, size
@@ -53,7 +54,7 @@ def page(sheets: Sequence[Sheet]) -> str:
 
     loader = FileSystemLoader(HERE)
     inside = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader, autoescape=True, finalize=_shown, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     inside.filters |= {"drawn": Markup, "coded": _coded, "minus": _minus}
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
@@ -66,6 +67,11 @@ def page(sheets: Sequence[Sheet]) -> str:
         percent=lambda share: f"{100 * share:.2f}",
         **_content(list(sheets)),
     )
+
+
+def _shown(value: Any) -> Any:
+    """A text in the order in which it was written: signs that turn it could show another recipe than there is."""
+    return printable(value) if type(value) is str else value
 
 
 def _policy(style: str, script: str) -> str:
