@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
-from ...dsl.render import printable
 from ..machine.environment import check_modules
 
 WIDE, NARROW = 760, 330
@@ -136,7 +135,6 @@ def clean(svg: str) -> str:
 
 
 def _keep(element: ElementTree.Element) -> None:
-    element.text = element.text and printable(element.text)
     for child in list(element):
         tag = child.tag.removeprefix(f"{{{SVG}}}") if isinstance(child.tag, str) else ""
         if tag not in TAGS or child.get("opacity") == "0" or child.get("display") == "none":

@@ -58,7 +58,7 @@ def page(sheets: Sequence[Sheet]) -> str:
     )
     inside.filters |= {"drawn": Markup, "coded": _coded, "minus": _minus}
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    return inside.get_template("page.html").render(
+    whole = inside.get_template("page.html").render(
         style=style,
         script=script,
         policy=_policy(style, script),
@@ -67,11 +67,7 @@ def page(sheets: Sequence[Sheet]) -> str:
         percent=lambda share: f"{100 * share:.2f}",
         **_content(list(sheets)),
     )
-
-
-def _shown(value: Any) -> Any:
-    """A text in the order in which it was written: signs that turn it could show another recipe than there is."""
-    return printable(value) if type(value) is str else value
+    return printable(whole)  # signs that turn the order of letters could show another recipe than there is
 
 
 def _policy(style: str, script: str) -> str:
