@@ -54,7 +54,7 @@ def page(sheets: Sequence[Sheet]) -> str:
 
     loader = FileSystemLoader(HERE)
     inside = Environment(
-        loader=loader, autoescape=True, finalize=_shown, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     inside.filters |= {"drawn": Markup, "coded": _coded, "minus": _minus}
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
