@@ -7,6 +7,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..dsl.conditions import phrase
 from ..dsl.diagnostics import EXITS, Fault, Reject
 from ..dsl.nearest import suggestion
 from ..dsl.phrases import sample, wanted_phrase
@@ -151,6 +152,8 @@ def _facts(word: Word) -> Iterator[str]:
                 yield f"Can't hold {what}{f' with `{condition}`' if condition else ''}: {reason}."
         for reason, help_ in facts["unfit"].values():
             yield f"Refused: {reason} ({help_})."
+        for name, condition in facts["only"].items():
+            yield f"`{name}` is refused but with {phrase(condition)}."
     if word.kind == "metric":
         yield f"Unit: {facts['unit'] or 'none'}. Better when {facts['better']}."
     if facts.get("extra"):
