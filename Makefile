@@ -50,7 +50,7 @@ wheel: $(STAMP)
 # Both ends of the stated ranges: the oldest torch and the newest, on the oldest Python and the newest. Needs both
 # Pythons; an hour and 20 GB. A release says in its notes what this printed.
 PYTHONS ?= python3.11 python3.13
-TORCHES ?= torch==2.8.* torch
+TORCHES ?= torch==2.9.* torch
 ends:
 	@rm -rf build/ends && mkdir -p build/ends
 	@for python in $(PYTHONS); do for torch in $(TORCHES); do \

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from ...dsl.diagnostics import Fault, Reject
+from .growth import Endless, check_growth
 from .operations import (
     DTYPES,
     Unlisted,
@@ -36,16 +37,19 @@ _META = ("scope", "shape", "dtype", "ints", "role")
 def dump(graph: fx.Graph) -> dict[str, Any]:
     """The graph as JSON data. Raises Reject (refused-graph) if it holds what could not be read again."""
     try:
+        check_growth(graph)
         return {"format": FORMAT, "nodes": [_node(node) for node in graph.nodes]}
-    except Unlisted as error:
+    except (Unlisted, Endless) as error:
         raise _refusal(str(error)) from error
 
 
 def load(data: Any) -> fx.Graph:
     """The graph of `dump`. Raises Reject (refused-graph) on anything that `dump` does not write."""
     try:
-        return _Reader(data).graph
-    except Unlisted as error:
+        graph = _Reader(data).graph
+        check_growth(graph)
+        return graph
+    except (Unlisted, Endless) as error:
         raise _refusal(str(error)) from error
 
 

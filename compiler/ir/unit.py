@@ -103,7 +103,8 @@ def bound(
     """
 
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        given = dict(zip(names, args, strict=False)) | kwargs
+        # Of equal length: older torch compiles `strict=False` as if it were true.
+        given = dict(zip(names[: len(args)], args[: len(names)], strict=True)) | kwargs
         values = [given.pop(name, None) for name in placeholders]
         for name, value in given.items():
             if not _is_baked(name, value, statics):

@@ -213,6 +213,50 @@ def test_what_is_not_listed_is_refused_with_a_diagnostic(call):
     assert refused.value.diagnostics[0].message.startswith("a stored graph holds ")
 
 
+def _calls(*calls):
+    """A graph of these calls of operators; a number below 0 stands for the result of so many calls before."""
+    nodes = [
+        {"op": "placeholder", "name": "x", "target": "x"},
+        {"op": "call_method", "name": "n", "target": "numel", "args": [{"node": "x"}]},
+        {"op": "call_method", "name": "s", "target": "size", "args": [{"node": "x"}]},
+    ]
+    for i, (name, *args) in enumerate(calls):
+        nodes.append({"op": "call_function", "name": f"c{i}", "target": f"operator.{name}", "args": args})
+    return {"format": 1, "nodes": [*nodes, {"op": "output", "name": "output", "args": [{"node": nodes[-1]["name"]}]}]}
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [("pow", 10, 10**9)],
+        [("pow", 10, {"node": "n"})],
+        [("pow", {"node": "n"}, 10**8)],
+        [("pow", 7, 10**5), *[("mul", {"node": f"c{i}"}, {"node": f"c{i}"}) for i in range(20)]],
+        [("mul", {"node": "n"}, {"node": "n"}), *[("mul", {"node": f"c{i}"}, {"node": f"c{i}"}) for i in range(30)]],
+        [("mul", {"node": "s"}, 2**30)],
+        [("mul", 2**30, {"node": "s"})],
+        [("mul", {"node": "s"}, {"node": "n"})],
+        [("mul", {"list": [0] * 10}, 2**38)],
+        [("add", {"node": "s"}, {"node": "s"}), *[("add", {"node": f"c{i}"}, {"node": f"c{i}"}) for i in range(30)]],
+        [("getitem", {"node": "s"}, 0), ("pow", 3, {"node": "c0"})],
+        [("mul", "a", 2**40)],
+        [("mod", "%2000000000d", 5)],
+    ],
+)
+def test_numbers_and_tuples_without_end_are_refused_before_they_are_computed(calls):
+    with pytest.raises(Reject, match=r"without end|arithmetic of a text"):
+        graph_json.load(_calls(*calls))
+
+
+def test_arithmetic_of_shapes_and_tensors_is_read():
+    shape = ("getitem", {"node": "s"}, {"slice": [None, -1, None]})
+    heads = ("add", {"node": "c0"}, {"tuple": [4, 16]})
+    graph_json.load(_calls(shape, heads, ("pow", 10000.0, {"node": "n"}), ("pow", {"node": "x"}, 3)))
+    graph_json.load(
+        _calls(("truediv", {"node": "n"}, 2), ("pow", 10000, {"node": "c0"}), ("mul", {"node": "x"}, -(2**40)))
+    )
+
+
 def test_arguments_nested_without_end_are_refused():
     deep = X
     for _ in range(5000):

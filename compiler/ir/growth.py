@@ -1,0 +1,114 @@
+"""How large the plain numbers of a stored graph can get, told before anything is computed.
+
+Python's integers have no end and no signal stops them: `10 ** 10 ** 9`, or forty squarings in a row, take hours, on
+the meta device too. Every node that may be a plain integer has the most bits that it can have, and one that may be a
+tuple the most items, since `+` joins and `*` repeats them. What comes from a call has few; only operators let them
+grow.
+"""
+
+import operator
+from typing import Any
+
+from torch import fx
+
+_FEW = 64  # of what a call gives: a number of 64 bits, or a tuple of as many
+_MOST = 1 << 20  # a product of two such numbers takes milliseconds
+_MOST_OF_ALL = 1 << 28
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_NUMBERS = _words("numel ndimension dim item get_seq_length get_query_offset")
+_TUPLES = _words("""
+    size shape stride chunk split split_with_sizes tensor_split unbind unsafe_chunk unsafe_split topk sort max min
+    median cummax where nonzero std_mean var_mean
+""")
+_JOINS, _REPEATS = {operator.add, operator.iadd}, {operator.mul, operator.imul}
+_FRACTIONS = {operator.truediv, operator.itruediv}
+_OPERATORS = {f for f in vars(operator).values() if callable(f)} - {getattr, operator.getitem, operator.setitem}
+
+
+class Endless(ValueError):
+    """A number or a tuple that could grow past what is computed in a moment; the text says where."""
+
+
+def check_growth(graph: fx.Graph) -> None:
+    """Raises Endless where operators on plain numbers or tuples could take more than a moment."""
+    growth = _Growth()
+    for node in graph.nodes:
+        growth.add(node)
+
+
+class _Growth:
+    def __init__(self) -> None:
+        self.sizes: dict[fx.Node, int] = {}  # of what may be a number or a tuple; others are tensors and fractions
+        self.numbers: set[fx.Node] = set()
+        self.tuples: set[fx.Node] = set()
+        self.together = 0
+
+    def add(self, node: fx.Node) -> None:
+        if node.op == "call_function" and node.target in _OPERATORS:
+            self.operate(node)
+        elif node.op == "call_function" and node.target is operator.getitem:
+            held = node.args[0]
+            if self.tuple(held) or self.number(held):
+                self.numbers.add(node)
+                self.tuples.add(node)
+                self.sizes[node] = max(_FEW, self.size(held))
+        elif node.op == "placeholder":
+            self.numbers.add(node)
+        elif node.op in ("call_function", "call_method"):
+            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+            if name in _NUMBERS:
+                self.numbers.add(node)
+            if node.target is getattr or name in _TUPLES:
+                self.tuples.add(node)
+        size = self.sizes.setdefault(node, _FEW)
+        self.together += size
+        if size > _MOST or self.together > _MOST_OF_ALL:
+            raise Endless(f"numbers without end at {node.name}")
+
+    def number(self, value: Any) -> bool:
+        return value in self.numbers if isinstance(value, fx.Node) else isinstance(value, int)
+
+    def tuple(self, value: Any) -> bool:
+        return value in self.tuples if isinstance(value, fx.Node) else isinstance(value, (tuple, list))
+
+    def size(self, value: Any) -> int:
+        if isinstance(value, fx.Node):
+            return self.sizes[value]
+        if isinstance(value, (tuple, list)):
+            return len(value)
+        if isinstance(value, str):
+            raise Endless("arithmetic of a text")
+        return value.bit_length() if isinstance(value, int) else _FEW
+
+    def operate(self, node: fx.Node) -> None:
+        sizes = [self.size(value) for value in node.args]
+        if node.target in _JOINS and all(map(self.tuple, node.args)):
+            self.tuples.add(node)
+            self.sizes[node] = sum(sizes)
+        if node.target in _REPEATS:
+            self.repeat(node)
+        if node.target in _FRACTIONS or not all(map(self.number, node.args)):
+            return
+        self.numbers.add(node)
+        bits = max(sizes) + 1
+        if node.target in _REPEATS:
+            bits = sum(sizes)
+        elif node.target is operator.pow:
+            if isinstance(node.args[1], fx.Node):
+                raise Endless(f"a power without end at {node.name}")
+            bits = sizes[0] * max(1, abs(node.args[1]))
+        self.sizes[node] = max(bits, self.sizes.get(node, 0))
+
+    def repeat(self, node: fx.Node) -> None:
+        """A tuple as many times as a number says."""
+        for items, times in (node.args, reversed(node.args)):
+            if self.tuple(items) and (isinstance(times, int) or self.number(times)):
+                if not isinstance(times, int):
+                    raise Endless(f"a tuple without end at {node.name}")
+                self.tuples.add(node)
+                self.sizes[node] = max(self.size(items) * abs(times), self.sizes.get(node, 0))
