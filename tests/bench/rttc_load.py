@@ -56,9 +56,11 @@ def compiled(folder: Path) -> Path:
     effc.compile(folder / "r.effspec", folder / "out", cache_dir=folder / "cache", threads=1)
     made = folder / "out" / "app"
     trials = json.loads((made / "calibration.json").read_bytes())["trials"]
-    levels = {branch: sorted(trial["rewards"][branch] for trial in trials) for branch in ("direct", "rag")}
-    thresholds = {"direct": levels["direct"][2 * len(trials) // 3], "rag": levels["rag"][len(trials) // 2]}
-    return copied(made, app, policy=replace(read_app(made).policy, scales={}, **thresholds))
+    # A training's answer is taken where one was made, whatever the reward says: its adapters are then kept and found.
+    policy = replace(read_app(made).policy, scales={"direct": (1.0, 0.0), "rag": (1.0, 0.0), "ttt": (0.0, 9.0)})
+    worth = {b: sorted(policy.worth(b, trial["rewards"][b]) for trial in trials) for b in ("direct", "rag")}
+    direct, rag = worth["direct"][2 * len(trials) // 3], worth["rag"][len(trials) // 2]
+    return copied(made, app, policy=replace(policy, direct=direct, rag=rag))
 
 
 def stream(count: int) -> list[tuple[str, str]]:
