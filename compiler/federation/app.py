@@ -119,6 +119,16 @@ def sentence(declared: Declaration) -> str:
     return f"{declared.clients} clients train {what} by {declared.strategy}"
 
 
+def division(declared: Declaration) -> str:
+    """How rows come to clients, after `rows are`."""
+    return {
+        "even": "dealt out evenly",
+        "blocks": "cut into blocks",
+        "distinct": "one data set for each client",
+        "dirichlet": f"drawn from a Dirichlet distribution with beta {declared.beta:g}",
+    }[declared.split]
+
+
 _PAGE = """# {name}
 
 {sentence}, {rounds} rounds. `{package}/federation.json` says all of it; the model is `{folder}/`, sha256
@@ -198,16 +208,10 @@ def page(declared: Declaration, name: str) -> str:
 
     sent = 4 * numbers(declared.full) // (2 if declared.strategy == "ffa" else 1)
     halves = " (adapters of the largest rank)" if declared.ranks else ""
-    split = {
-        "even": "dealt out evenly",
-        "blocks": "cut into blocks",
-        "distinct": "one data set for each client",
-        "dirichlet": f"drawn from a Dirichlet distribution with beta {declared.beta:g}",
-    }[declared.split]
     names = ", ".join(f"`{d.name}`" for d in declared.data)
     rows = (
-        f"The rows of {names} are {split}; a client keeps {100 * declared.hold:g}% of its rows back and judges "
-        "itself by them."
+        f"The rows of {names} are {division(declared)}; a client keeps {100 * declared.hold:g}% of its rows back and "
+        "judges itself by them."
     )
     return _PAGE.format(
         name=name,

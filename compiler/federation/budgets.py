@@ -64,7 +64,8 @@ def phrase(kind: str, value: float) -> str:
 def amount(kind: str, value: float, whole: float) -> str:
     """The least budget that a value fits into, as a recipe writes it."""
     if kind == "memory":
-        return show(Bytes((int(value) // 1024 + 1) * 1024))
+        unit = 1 << (20 if value >= 10 << 20 else 10)
+        return show(Bytes((int(value) // unit + 1) * unit))
     if kind == "latency":
         return show(Duration(int(1000 * value + 1) / 1000))
     return f"{int(100 * value / whole) + 1}%"

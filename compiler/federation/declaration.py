@@ -160,7 +160,7 @@ class Declaration:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1e9
+    return type(value) in (int, float) and 0 <= value < 1e300
 
 
 def _is_count(value: Any) -> bool:

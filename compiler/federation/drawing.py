@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..report.quantity import counted, size
-from .app import sentence
+from .app import division, sentence
 from .course import Round
 from .declaration import Declaration, strategy_of
 from .noise import privacy
@@ -34,11 +34,13 @@ class Drawing:
 
     def draw(self) -> str:
         declared = self.declared
-        data = ", ".join(f"{d.word} {d.name}" for d in declared.data)
+        data = ", ".join(f"{d.name} ({d.word})" for d in declared.data)
+        some = "all" if declared.share >= 1 else f"{declared.share:.0%}"
         head = [
             f"{sentence(declared)}, {declared.rounds} rounds of {declared.steps} steps of {declared.batch} rows",
-            f"model {declared.folder}/ {declared.base[:12]}; rows of {data}, {declared.split}; "
-            f"{declared.hold:.0%} held back; {declared.share:.0%} of the clients in a round, {declared.deadline:g} s",
+            f"rows of {data}, {division(declared)}, {declared.hold:.0%} of a client's held back to judge itself by",
+            f"{some} of the clients in a round of {declared.deadline:g} s at most; model {declared.folder}/, sha256 "
+            f"{declared.base[:12]}",
         ]
         if declared.secure:
             head.append("the server is given sums of masked states, and no state")

@@ -36,6 +36,7 @@ no_place = Fault(
 )
 
 GRACE = 1.0  # seconds after the deadline, at which a client should have stopped by itself
+LONGEST = 1e8  # seconds that a timer of the system takes
 _PREFIX = "effc."  # before the names of our records
 _turn = threading.Lock()  # clients of one process share a model
 
@@ -179,7 +180,7 @@ def limit(seconds: float) -> Iterator[None]:
         raise TimeoutError(f"it was stopped after {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, min(seconds, LONGEST))
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What a recipe asks of a federation: checked against its data and its model, and literal down as a declaration.
+"""What a recipe asks of a federation: checked against its data and its model, and written down as a declaration.
 
 `request` is the target `flower` with its arguments.
 """

@@ -236,13 +236,16 @@ def _compared(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comp
 
 
 def recipe_of(path: Path, manifest: "Manifest") -> Path | None:
-    """The recipe's file in a folder above the artifact or in the working folder, with the same text."""
+    """The recipe's file in a folder above the artifact, in the working folder or in the library, with the same text."""
+    from ..words.library import shipped
+
     name, text = manifest.recipe.get("name"), manifest.recipe.get("text")
     for folder in _around(path):
         file = folder / str(name)
         if name and _reads(file, str(text)):
             return file
-    return None
+    own = (recipe.path for recipe in shipped().values() if recipe.path.name == name)
+    return next((file for file in own if _reads(file, str(text))), None)
 
 
 def _reads(file: Path, text: str) -> bool:

@@ -182,6 +182,19 @@ def test_results_are_adapters_that_peft_loads(artifact, tmp_path, strategy):
     assert json.loads((tmp_path / "result" / "federation-result.json").read_text())["rounds"][1]["number"] == 2
 
 
+def test_a_run_that_nobody_can_finish_ends_with_exit_code_one_and_the_reasons(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("EFFC_CACHE_DIR", str(tmp_path / "cache"))
+    ledger(tmp_path)
+    wild = 'clients: 2, rounds: 2, steps: 2, lr: 3e38, rank: 2, on: "model.layers.0.*.q_proj"'
+    (result,) = api.compile(asked(tmp_path, wild), out=tmp_path / "out", cache_dir=tmp_path / "cache")
+    assert main(["run", str(result.artifacts[0].path), "--no-progress"]) == 1
+    said = capsys.readouterr().err
+    assert (
+        "round 1: 0 of 2 clients sent a usable state" in said and "note: client 0: " in said and "; client 1: " in said
+    )
+    assert not (tmp_path / "out" / "fed-result").exists()
+
+
 def test_a_model_that_was_changed_is_refused_before_anything_runs(artifact, tmp_path):
     other = tmp_path / "model"
     shutil.copytree(artifact / "model", other)
