@@ -14,7 +14,7 @@ from ..checkpoints.origin import POSITIONS
 from ..ir.program import Program
 from ..report.progress import follow
 from ..rows.inputs import has_two_sides
-from . import activations, calls, indexers, linears, norms, recurrences, reductions
+from . import activations, calls, indexers, linears, mixing, norms, recurrences, reductions
 from .attending import Attending
 from .computing import Computing
 from .deciding import Decisions
@@ -205,6 +205,9 @@ class Reader:
         recurrence = None if kwargs else recurrences.read(self, node, module, args)
         if recurrence is not None:
             return recurrence
+        mixed = mixing.read(self, node, module, args, kwargs)
+        if mixed is not None:
+            return mixed
         if indexers.names_all(self, module, args, kwargs):
             return Every(node)
         if not isinstance(given, Rows) or len(args) > 1 or kwargs:

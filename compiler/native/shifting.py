@@ -49,7 +49,7 @@ class Shifting:
         for back in line.back.unique().tolist():
             if back:
                 columns = line.back == back
-                found[:, columns] = self._earlier(line.base[:, columns], back)
+                found[:, columns] = self.earlier(line.base[:, columns], back)
         return found.view(ordered.shape).movedim(1, axis)
 
     def _axis(self, index: Tensor) -> int:
@@ -77,7 +77,7 @@ class Shifting:
             raise Scattered
         return _Line(base.flatten(0, 1), back[0])
 
-    def _earlier(self, base: Tensor, back: int) -> Tensor:
+    def earlier(self, base: Tensor, back: int) -> Tensor:
         """Element numbers [tokens, width] of what these were `back` tokens before."""
         reader = self.reader
         x, _ = reader.register(Rows(base))
