@@ -78,11 +78,12 @@ def read(reader: "Reader", node: fx.Node, module: nn.Module, args: Any, kwargs: 
 def recognise(module: nn.Module, batch: int, width: int, args: Any, kwargs: Any) -> Past | Forward | None:
     """What a module makes of x [batch, tokens, width] and the other arguments that it is called with, or None."""
     layers = {name: part for name, part in module.named_children() if isinstance(part, nn.Linear)}
-    held = [p.detach().float() for p in module.parameters(recurse=False)]
+    held = [p.detach() for p in module.parameters(recurse=False)]
     shares = [p.flatten() for p in held if p.dim() == 3 and p.numel() == width]
     vectors = [p for p in held if p.dim() == 1]
     if (len(layers), len(shares), len(vectors)) not in ((4, 3, 2), (3, 2, 0)):
         return None
+    shares, vectors = ([p.float() for p in own] for own in (shares, vectors))
     x = torch.randn((_LENGTH, width), generator=torch.Generator().manual_seed(0))
     try:
         given = x.expand(batch, *x.shape).to(next(module.parameters()).dtype)

@@ -61,13 +61,14 @@ class Recurrence:
 @torch.no_grad()
 def recognise(module: nn.Module) -> Recurrence | None:
     """The recurrence that a module (x [1, t, channels], positions [1, t]) computes, or None."""
-    held = [p.detach().float() for p in module.parameters(recurse=False)]
+    held = [p.detach() for p in module.parameters(recurse=False)]
     vectors = [p for p in held if p.dim() == 1]
     width = len(vectors[0]) if vectors else 0
     matrices = [p for p in held if p.dim() == 3 and p.shape[1] == p.shape[2] and p.shape[0] * p.shape[1] == width]
     biases = [p for p in held if p.dim() == 2 and p.numel() == width]
     if len(vectors) != 1 or len(matrices) != 2 or len(biases) != 2:
         return None
+    vectors, matrices, biases = ([p.float() for p in own] for own in (vectors, matrices, biases))
     x = torch.randn((_LENGTH, width), generator=torch.Generator().manual_seed(0))
     wanted = _tried(module, x)
     for first, second in permutations(range(2)) if wanted is not None else ():
