@@ -53,7 +53,7 @@ class _Closed:
     """Nodes of a part that is one step of the engine: what it is given, and the one node that others read."""
 
     name: str
-    given: tuple[fx.Node, ...]
+    operands: tuple[fx.Node, ...]
     result: fx.Node
 
 
@@ -76,7 +76,7 @@ def _closed(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, _Closed]:
 def _called(graph: fx.Graph, part: _Closed, made: dict[fx.Node, Any], path: str) -> fx.Node:
     if part.result in made:
         return made[part.result]
-    call = graph.call_module(f"{path}.{part.name}", tuple(made[x] for x in part.given))
+    call = graph.call_module(f"{path}.{part.name}", tuple(made[x] for x in part.operands))
     call.meta = {**part.result.meta, "scope": (path, f"{path}.{part.name}"), "role": None}
     made[part.result] = call
     return call

@@ -93,7 +93,7 @@ def recognise(module: nn.Module, batch: int, width: int, args: Any, kwargs: Any)
     wanted = wanted[0] if isinstance(wanted, tuple) else wanted
     if not isinstance(wanted, Tensor) or wanted.shape != (batch, *x.shape):
         return None
-    made, call = _made(layers, shares, x), _called(layers)
+    made, call = _outputs(layers, shares, x), _called(layers)
     forms = _pasts(layers, shares, vectors, made, call) if vectors else _forwards(layers, shares, made, call)
     bound = (_SHARE if wanted.dtype == torch.float32 else 2e-2) * float(wanted.abs().max())
     for form, value in forms:
@@ -102,11 +102,11 @@ def recognise(module: nn.Module, batch: int, width: int, args: Any, kwargs: Any)
     return None
 
 
-Made = dict[tuple[str, int], Tensor]  # what a layer makes of a mixture
+Outputs = dict[tuple[str, int], Tensor]  # what a layer makes of a mixture
 Call = Callable[[str, Tensor], Tensor | None]
 
 
-def _made(layers: dict[str, nn.Linear], shares: list[Tensor], x: Tensor) -> Made:
+def _outputs(layers: dict[str, nn.Linear], shares: list[Tensor], x: Tensor) -> Outputs:
     before = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
     mixed = [x * share + before * (1 - share) for share in shares]
     call = _called(layers)
@@ -123,7 +123,7 @@ def _called(layers: dict[str, nn.Linear]) -> Call:
     return call
 
 
-def _pasts(layers: Any, shares: list[Tensor], vectors: list[Tensor], made: Made, call: Call) -> Any:
+def _pasts(layers: Any, shares: list[Tensor], vectors: list[Tensor], made: Outputs, call: Call) -> Any:
     for (decay, first), order, own in product(permutations(vectors), permutations(layers), permutations(range(3))):
         past = Past(order, tuple(shares[i] for i in own), -decay.exp(), first)
         parts = [made.get((name, i)) for name, i in zip(order[:3], own, strict=True)]
@@ -132,7 +132,7 @@ def _pasts(layers: Any, shares: list[Tensor], vectors: list[Tensor], made: Made,
             yield past, call(order[3], r.sigmoid() * past.mean(k, v))
 
 
-def _forwards(layers: Any, shares: list[Tensor], made: Made, call: Call) -> Any:
+def _forwards(layers: Any, shares: list[Tensor], made: Outputs, call: Call) -> Any:
     for order, own in product(permutations(layers), permutations(range(2))):
         k, r = (made.get((name, i)) for name, i in zip((order[0], order[2]), own, strict=True))
         value = None if k is None or r is None else call(order[1], k.relu().square())
