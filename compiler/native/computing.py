@@ -51,6 +51,10 @@ class Computing:
             return call(node, self.reader.model, (first, *map(index, args[1:])), kwargs)
         if name in calls.MOVES and isinstance(first, Rows):
             return wrapped(calls.moved(node, (first.index, *map(index, args[1:])), kwargs), first.pending)
+        if name == "pad" and isinstance(first, Rows):
+            padded = self.reader.shifting.padded(first, *args[1:], **kwargs)
+            if padded is not None:
+                return padded
         if name in calls.UNARY and isinstance(first, Rows):
             return Rows(first.index, _pending(node, name, first.pending, args[1:], kwargs))
         if name == "where":
@@ -89,7 +93,7 @@ class Computing:
     def _joined(self, node: fx.Node, args: Any, kwargs: Any) -> Rows:
         if not all(isinstance(part, Rows) for part in args[0]):
             raise self.reader.refuse(node, "it joins numbers of tokens with others")
-        parts = [self.reader.settled(part).index for part in args[0]]
+        parts = [self.reader.unsettled(part).index for part in args[0]]
         return Rows(calls.moved(node, (parts, *args[1:]), kwargs))
 
     def _binary(self, node: fx.Node, name: str, a: Any, b: Any) -> Any:
@@ -105,7 +109,7 @@ class Computing:
             return self.of_two(node, name, a, b)
         for x, y in ((a, b), (b, a)):
             if isinstance(x, Rows) and isinstance(y, Tensor):
-                return self._by_vector(node, name, x, y, swapped=x is b)
+                return self.by_vector(node, name, x, y, swapped=x is b)
             if isinstance(x, Rows) and isinstance(y, Positional) and name in ("add", "mul"):
                 table = self.reader.tables.positional(node, y)
                 return x if table is None else self.of_two(node, name, x, table)
@@ -149,7 +153,7 @@ class Computing:
             raise Scattered
         return self.reader.written(op, ai.shape, lane, x=x, y=y)
 
-    def _by_vector(self, node: fx.Node, name: str, x: Rows, y: Tensor, *, swapped: bool) -> Rows:
+    def by_vector(self, node: fx.Node, name: str, x: Rows, y: Tensor, *, swapped: bool = False) -> Rows:
         op = "add_vector" if name in ("add", "iadd", "sub") else None
         op = "mul_vector" if name in ("mul", "imul", "multiply", "truediv", "div") else op
         if op is None or (swapped and name in ("sub", "truediv", "div")):

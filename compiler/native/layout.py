@@ -47,6 +47,11 @@ class Layout:
         width, first = self.widths[register], self._first[register]
         return torch.arange(first, first + self.tokens * width).view(self.tokens, width)
 
+    @property
+    def starts(self) -> list[int]:
+        """The first element of each register."""
+        return self._first[:-1]
+
     def columns(self, register: int) -> Tensor:
         return self.rows(register)[0]
 

@@ -5,6 +5,7 @@ layers of an expert is read as the rest of the graph is; how the tensors meet is
 """
 
 import copy
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice, permutations, product
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..layers import leaves
-from . import linears, routers
+from . import linears, reductions, routers
 from .layout import Scattered
 from .plan import Entry
 from .values import Chosen, Pending, Rows
@@ -33,6 +34,7 @@ class Experts:
     up           [experts, out, in] each, one after another
     down         [experts, out, in]
     middle       the graph between them, of the numbers that `up` makes
+    idle         so many more that a router may choose give back what they are given
     """
 
     up: tuple[Tensor, ...]
@@ -40,6 +42,7 @@ class Experts:
     down: Tensor
     down_bias: Tensor | None
     middle: fx.GraphModule
+    idle: int = 0
 
     def __call__(self, x: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
         up_bias, down_bias = (0 if b is None else b[numbers] for b in (self.up_bias, self.down_bias))
@@ -53,24 +56,33 @@ class Mixtures:
     def __init__(self, reader: "Reader"):
         self.reader = reader
 
-    def route(self, node: fx.Node, module: nn.Module, given: Rows, args: Any) -> tuple[Any, ...]:
+    def route(self, node: fx.Node, module: nn.Module, given: Rows, args: Any) -> Any:
         """What a router returns, as far as experts read it."""
         more = {f"given.{i}": value for i, value in enumerate(args) if isinstance(value, Tensor)}
         shape, whole = tuple(given.index.shape), len(more) == len([a for a in args if a is not None])
         found = routers.recognise(module, shape, more) if whole else None
         scored = routers.recognise_scores(module, shape) if found is None and not more and whole else None
         if scored is not None:
-            choice = self._chosen(node, module, given, more, scored[0])
+            choice = self.chosen(node, module, given, more, scored[0])
             scores = self.reader.offering.scores(choice)
             return tuple(scores if i == scored[1] else choice for i in range(scored[1] + 2))
+        if found is None and not more and whole:
+            return self.reader.deciding.begin(node, module, given)
         if found is None:
             why = f"a {type(module).__name__} chooses experts in a way that the engine does not have"
             raise self.reader.refuse(node, why)
-        choice, places = self._chosen(node, module, given, more, found[0]), found[1]
+        choice, places = self.chosen(node, module, given, more, found[0]), found[1]
         parts = {places[0]: "weights", places[1]: "numbers"}
         return tuple(replace(choice, part=parts.get(i, "")) for i in range(max(places) + 1))
 
-    def _chosen(
+    def parts(
+        self, node: fx.Node, module: nn.Module, given: Rows, rule: routers.Routing, names: list[str]
+    ) -> list[Chosen]:
+        """A choice by a rule, once for each of what is named of it."""
+        choice = self.chosen(node, module, given, {}, rule)
+        return [replace(choice, part=name) for name in names]
+
+    def chosen(
         self, node: fx.Node, module: nn.Module, given: Rows, more: dict[str, Tensor], rule: routers.Routing
     ) -> Chosen:
         plan, tensors = self.reader.plan, dict((*module.named_parameters(), *module.named_buffers(), *more.items()))
@@ -99,6 +111,7 @@ class Mixtures:
         return Chosen(register, rule.count, experts, "")
 
     def experts(self, node: fx.Node, module: nn.Module, args: Any, kwargs: Any) -> Rows:
+        args, kwargs = self.reader.deciding.settled(node, args, kwargs)
         given = [*args, *kwargs.values()]
         rows = [value for value in given if isinstance(value, Rows)]
         parts = {value.part: value for value in given if isinstance(value, Chosen)}
@@ -112,8 +125,19 @@ class Mixtures:
         if found is None or choice.register != parts["weights"].register:
             why = f"a {type(module).__name__} computes something else than two layers for each expert"
             raise self.reader.refuse(node, why)
-        down = self.answers(node, found, choice, x, summed=True)
-        return Rows(self.reader.plan.layout.rows(down).view(x.index.shape))
+        made = Rows(self.reader.plan.layout.rows(self.answers(node, found, choice, x, summed=True)).view(x.index.shape))
+        return self._with_idle(node, choice, len(found.down), x, made) if found.idle else made
+
+    def _with_idle(self, node: fx.Node, choice: Chosen, real: int, x: Rows, made: Rows) -> Rows:
+        """What experts make of x, and x itself times the weights of those that only give it back."""
+        reader, parts = self.reader, self.reader.plan.layout.rows(choice.register)
+        weights, numbers = parts[:, : choice.count], parts[:, choice.count :]
+        above = reader.settled(Rows(numbers, Pending(operator.sub, (None, float(real - 1)))))
+        idle = reader.settled(Rows(above.index, Pending(torch.clamp, (None, 0.0, 1.0))))  # one of those, else zero
+        shares = reader.settled(reader.computing.product(node, idle, Rows(weights)))
+        share = reductions.total(reader, node, [Rows(shares.index[:, i : i + 1]) for i in range(choice.count)])
+        spread = reader.settled(share).index.view(*x.index.shape[:-1], 1)
+        return reader.computing.of_two(node, "add", made, reader.computing.product(node, x, Rows(spread)))
 
     def answers(self, node: fx.Node, found: Experts, choice: Chosen, x: Rows, *, summed: bool) -> int:
         """The register of what the chosen experts make of x, or of an x for each of them."""
@@ -132,9 +156,10 @@ class Mixtures:
 
     def _step(self, name: str, choice: Chosen, x: int, layer: Layer, *, summed: bool) -> int:
         plan, numbers, (weights, bias) = self.reader.plan, self.reader.numbers, layer
-        names = []
+        names, nothing = [], tuple(torch.zeros_like(w[0]) for w in weights)  # of experts that are not there
         for expert in range(choice.experts):
-            linear = linears.Stacked(tuple(w[expert] for w in weights))
+            own = tuple(w[expert] for w in weights if expert < len(w))
+            linear = linears.Stacked(own or nothing)
             entry = Entry("packed", linear.shape, linear.make(numbers.weights, numbers.group))
             names.append(plan.entry(f"{name}.{expert}.weight", entry, linear.key))
         made = linear.shape[0] * (1 if summed else choice.count)
@@ -168,27 +193,42 @@ def recognise(module: nn.Module, width: int, experts: int, order: list[str], nam
 
     order   of a call's arguments, "x", "numbers" and "weights", the last of them by `names`
     """
-    if any(p.dim() == 3 and len(p) != experts for p in module.parameters()):
+    real = min((len(p) for p in module.parameters() if p.dim() == 3), default=experts)
+    if any(p.dim() == 3 and len(p) not in (real, experts) for p in module.parameters()):
         return None  # its router knows of others
-    picked = torch.tensor([0, experts - 1][:experts])
-    light = _few(module, experts, picked)
+    light, picked, idle = _few(module, experts, real)
     generator = torch.Generator().manual_seed(0)
-    x, weights = torch.randn((3, width), generator=generator), torch.rand((3, len(picked)), generator=generator)
-    sample = {"x": x, "numbers": torch.arange(len(picked)).repeat(3, 1), "weights": weights}
-    values = [sample[name] for name in order]
-    first = len(values) - len(names)
-    try:
-        wanted = light(*values[:first], **dict(zip(names, values[first:], strict=True))).float()
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else
-        return None
-    for number, found in enumerate(_forms(light, width)):
+    x = torch.randn((3, width), generator=generator)
+    weights = torch.rand((3, 1 + len(picked)), generator=generator)
+
+    def answer(numbers: Tensor) -> Tensor | None:
+        sample = {"x": x, "numbers": numbers, "weights": weights[:, : numbers.shape[1]]}
+        values = [sample[name] for name in order]
+        first = len(values) - len(names)
         try:
-            ours = found(x, sample["numbers"], weights)
-        except RuntimeError:  # shapes that do not meet
+            return light(*values[:first], **dict(zip(names, values[first:], strict=True))).float().view(3, -1)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else
+            return None
+
+    numbers = torch.arange(len(picked)).repeat(3, 1)
+    wanted, more = answer(numbers), answer(torch.tensor([[0, len(picked)]] * 3)) if idle else None
+    for number, found in enumerate(_forms(light, width, len(picked) + idle) if wanted is not None else ()):
+        if not _close(found, x, numbers, weights[:, : len(picked)], wanted):
             continue
-        if ours.shape == wanted.shape and torch.allclose(ours, wanted, rtol=_ATOL, atol=_ATOL):
-            return next(islice(_forms(module, width), number, None))
+        own = next(islice(_forms(module, width, experts), number, None))
+        if not idle:
+            return own
+        back = more is not None and _close(found, x, numbers[:, :1], weights[:, :1], more - x * weights[:, 1:2])
+        return replace(own, idle=experts - real) if back else None
     return None
+
+
+def _close(found: Experts, x: Tensor, numbers: Tensor, weights: Tensor, wanted: Tensor) -> bool:
+    try:
+        ours = found(x, numbers, weights)
+    except RuntimeError:  # shapes that do not meet
+        return False
+    return ours.shape == wanted.shape and torch.allclose(ours, wanted, rtol=_ATOL, atol=_ATOL)
 
 
 @torch.no_grad()
@@ -196,14 +236,14 @@ def recognise_rows(module: nn.Module, width: int, experts: int) -> Experts | Non
     """What experts compute of rows one expert after another, of which those of nothing give nothing; or None."""
     if any(p.dim() == 3 and len(p) != experts for p in module.parameters()):
         return None
-    picked = torch.tensor([0, experts - 1][:experts])
-    light, generator = _few(module, experts, picked), torch.Generator().manual_seed(0)
+    light, picked, _ = _few(module, experts, experts)
+    generator = torch.Generator().manual_seed(0)
     x = torch.randn((len(picked), 3, width), generator=generator)
     try:
         wanted = light(x.flatten(0, 1)).float()
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else
         return None
-    for number, found in enumerate(_forms(light, width)):
+    for number, found in enumerate(_forms(light, width, len(picked))):
         try:
             ours = [found(rows, torch.full((3, 1), i), torch.ones(3, 1)) for i, rows in enumerate(x)]
             nothing = found(torch.zeros(1, width), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1))
@@ -211,27 +251,38 @@ def recognise_rows(module: nn.Module, width: int, experts: int) -> Experts | Non
             continue
         alike = wanted.shape == (3 * len(picked), width) and not nothing.any()
         if alike and torch.allclose(torch.cat(ours), wanted, rtol=_ATOL, atol=_ATOL):
-            return next(islice(_forms(module, width), number, None))
+            return next(islice(_forms(module, width, experts), number, None))
     return None
 
 
-def _few(module: nn.Module, experts: int, picked: Tensor) -> nn.Module:
-    """Experts of which a few are there, in float32, without a copy of the others."""
-    light = copy.copy(module)
-    light._parameters = {
-        name: None if p is None else nn.Parameter((p[picked] if len(p) == experts else p).float(), requires_grad=False)
-        for name, p in module._parameters.items()
-    }
-    for name, value in vars(module).items():
-        if type(value) is int and value == experts and "expert" in name:
-            setattr(light, name, len(picked))
-    return light
+def _few(module: nn.Module, experts: int, real: int) -> tuple[nn.Module, Tensor, int]:
+    """Experts of which a few are there, in float32, without a copy of the others; which; and how many idle ones."""
+    picked, idle = torch.tensor([0, real - 1][:real]), min(experts - real, len([0, 1][:real]))
+    idle = min(idle, 1) if experts != 2 * real else idle  # numbers of as many mean the same
+    every = torch.cat([picked, torch.arange(real, real + idle)])
+    places = {experts: every, real: picked}
+
+    def fewer(p: Tensor) -> nn.Parameter:
+        if p.dim() == 2 and len(p) not in places and len(p) % experts == 0:  # one expert after another
+            return nn.Parameter(p.view(experts, -1, p.shape[1])[every].flatten(0, 1).float(), requires_grad=False)
+        return nn.Parameter((p[places[len(p)]] if len(p) in places else p).float(), requires_grad=False)
+
+    light = copy.deepcopy(module, {id(p): fewer(p.detach()) for p in module.parameters()})
+    sizes = {experts - real: idle, real: len(picked), experts: len(every)}
+    for part in light.modules():
+        for name, value in [*vars(part).items()]:
+            if type(value) is int and value in sizes and "expert" in name:
+                setattr(part, name, sizes[value])
+    return light, picked, idle
 
 
-def _forms(module: nn.Module, width: int) -> Iterator[Experts]:
+def _forms(module: nn.Module, width: int, experts: int) -> Iterator[Experts]:
     """Ways in which tensors of three axes may meet, in an order that does not depend on how many experts there are."""
-    held = {name: p.detach() for name, p in module._parameters.items() if p is not None}
+    held = {name: p.detach() for name, p in module.named_parameters()}
     solid = [p for p in held.values() if p.dim() == 3]
+    if not solid:  # one expert after another
+        rows = [p for p in held.values() if p.dim() == 2 and p.shape[1] == width and len(p) % experts == 0]
+        solid = [p.view(experts, -1, width) for p in rows]
     flat = [None, *(p for p in held.values() if p.dim() == 2)]
     for *first, last in permutations(solid):
         for turned, back in product((False, True), repeat=2):
@@ -285,7 +336,7 @@ class _Tracer(fx.Tracer):
 
 
 def _middles(module: nn.Module) -> Iterator[fx.GraphModule]:
-    acts = [part for part in module.children() if leaves.module_role(part) == "activation"]
+    acts = [part for part in module.modules() if leaves.module_role(part) == "activation"]
     for root in (*([_Own(module)] if hasattr(module, "_apply_gate") else ()), *map(_Gated, acts), *map(_Whole, acts)):
         try:
             yield fx.GraphModule(root, _Tracer().trace(root))

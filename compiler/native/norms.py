@@ -49,6 +49,21 @@ def recognise(module: nn.Module, shape: torch.Size) -> Norm | None:
     return None
 
 
+@torch.no_grad()
+def recognise_inverse(module: nn.Module, shape: torch.Size) -> float | None:
+    """The epsilon of a module that gives one over the root mean square of x [shape], a number for each row; or None."""
+    module, generator = copy.deepcopy(module).float().eval(), torch.Generator().manual_seed(0)
+    samples = [torch.randn(shape, generator=generator) * size for size in (1.0, 3e-3)]  # the second feels epsilon
+    wanted = [module(x) for x in samples]
+    if wanted[0].shape != (*shape[:-1], 1):
+        return None
+    for eps in _epsilons(module):
+        ours = [torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) for x in samples]
+        if all(torch.allclose(a, b, rtol=_SHARE) for a, b in zip(ours, wanted, strict=True)):
+            return eps
+    return None
+
+
 @dataclass(frozen=True)
 class GatedNorm:
     """Root mean square over groups of channels, times gain, and a function of a gate before it or behind."""
@@ -69,7 +84,12 @@ def recognise_gated(module: nn.Module, shape: torch.Size) -> GatedNorm | None:
         (torch.randn(shape, generator=generator) * size, torch.randn(shape, generator=generator))
         for size in (1.0, 3e-3)
     ]  # the second feels epsilon
-    wanted = [module(x, gate) for x, gate in samples]
+    try:
+        wanted = [module(x, gate) for x, gate in samples]
+    except (RuntimeError, TypeError, ValueError, IndexError):  # made for two values of other shapes
+        return None
+    if any(not isinstance(y, Tensor) for y in wanted):
+        return None
     gains = [p.flatten() for p in module.parameters() if p.numel() == width]
     sizes = [
         n

@@ -73,6 +73,7 @@ class Plan:
     def vector(self, name: str, values: Tensor) -> str:
         """A float32 entry; one of the same values is used again."""
         values = values.detach().float().contiguous().cpu()
+        name = f"{name}.{len(self.entries)}" if name in self.entries else name  # a node may have several
         return self.entry(
             name, Entry("f32", tuple(values.shape), lambda: values), (tuple(values.shape), values.numpy().tobytes())
         )

@@ -11,18 +11,20 @@ from torch import Tensor, fx, nn
 
 from ..capture.sample import first_position
 from .calls import operation
-from .values import CACHE, Rows
+from .layout import Layout
+from .values import CACHE, Cached, Every, Rows
 
 _HALVES = (torch.bfloat16, torch.float16)
 _NO_ID = 1 << 40
+_WRITABLE = 1 << 22  # numbers of a stand-in that has memory of its own
 _CASTS = {"bfloat16": "float", "half": "float"}
 
 
 class Positions:
     """Runs parts of a graph for a batch of one row with the first n positions."""
 
-    def __init__(self, model: nn.Module, values: dict[fx.Node, Any]):
-        self.model = model
+    def __init__(self, model: nn.Module, values: dict[fx.Node, Any], layout: Layout, shape: torch.Size):
+        self.model, self.layout, self.shape = model, layout, shape
         self._values = values  # what the plan knows of nodes; tokens' numbers are not needed
         self._memory: dict[int, dict[fx.Node, Any]] = {}
         self._first = first_position(model)
@@ -66,8 +68,11 @@ class Positions:
 
     def _run(self, node: fx.Node, length: int) -> Any:
         value = self._values.get(node)
-        if isinstance(value, Rows):
-            return self._stand_in(node, length)
+        rows = value.rows if isinstance(value, Cached) else value
+        if isinstance(rows, Rows):
+            return self._stand_in(node, rows, length)
+        if isinstance(value, Every):
+            return torch.arange(length).expand(1, length, length)
         if value is CACHE:
             return None
         if node.op == "placeholder":
@@ -86,11 +91,24 @@ class Positions:
             return torch.arange(self._first, self._first + length)[None]
         return torch.ones((1, length), dtype=torch.int64) if name == "attention_mask" else None
 
-    def _stand_in(self, node: fx.Node, length: int) -> Tensor:
+    def _stand_in(self, node: fx.Node, rows: Rows, length: int) -> Tensor:
+        """Zeros in the shape that rows of tokens have."""
         dtype = _wide(getattr(torch, str(node.meta.get("dtype")), torch.float32))
-        if dtype == torch.int64:
-            return torch.zeros((1, length), dtype=dtype)
-        return torch.zeros((1, length, 1), dtype=dtype)
+        shape = torch.Size(self.scaled(rows.index, length)[0])
+        return torch.zeros(shape if shape.numel() <= _WRITABLE else (), dtype=dtype).expand(shape)
+
+    def scaled(self, index: Tensor, length: int) -> tuple[tuple[int, ...], int]:
+        """The shape of a value for one row of `length` tokens, and the axis of those."""
+        batch, own = self.shape
+        _, token = self.layout.locate(index.reshape(-1))
+        token, shape, found = token.view(index.shape), [], -1
+        for axis, size in enumerate(index.shape):
+            line = token.movedim(axis, 0).reshape(size, -1)[:, 0]
+            size //= batch if len((line // own).unique()) == batch else 1
+            if len((line % own).unique()) == own:
+                size, found = size // own * length, axis
+            shape.append(size)
+        return tuple(shape), found
 
 
 def _wide(value: Any) -> Any:

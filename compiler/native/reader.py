@@ -14,9 +14,10 @@ from ..checkpoints.origin import POSITIONS
 from ..ir.program import Program
 from ..report.progress import follow
 from ..rows.inputs import has_two_sides
-from . import activations, calls, linears, norms
+from . import activations, calls, indexers, linears, mixing, norms, recurrences, reductions
 from .attending import Attending
 from .computing import Computing
+from .deciding import Decisions
 from .layout import Lane, Layout, Scattered
 from .mixers import with_mixers_open
 from .mixtures import Mixtures
@@ -25,9 +26,10 @@ from .plan import Entry, Gives, Plan
 from .positional import Positions, call
 from .refusal import refused, refused_whole
 from .scanning import Scanning
+from .shifting import BEFORE, Shifting
 from .tables import Tables
 from .trees import attribute, leaves, mapped
-from .values import CACHE, Cached, Chosen, First, Ids, Mask, Offers, Pending, Positional, Rows, Written
+from .values import CACHE, Cached, Chosen, Deciding, Every, First, Ids, Mask, Offers, Pending, Positional, Rows, Written
 from .written import Writing
 
 ENDLESS = 2**20  # tokens of a sequence, where no table of positions ends and a config names no limit
@@ -60,10 +62,11 @@ class Reader:
         self.shape = ids.shape
         self.plan = Plan(layout, config.vocab_size, context)
         self.values: dict[fx.Node, Any] = {}
-        self.positions = Positions(self.model, self.values)
+        self.positions = Positions(self.model, self.values, layout, self.shape)
         self.attending, self.scanning, self.tables = Attending(self), Scanning(self), Tables(self)
         self.mixtures, self.writing, self.computing = Mixtures(self), Writing(self), Computing(self)
-        self.offering = Offering(self)
+        self.shifting = Shifting(self)
+        self.offering, self.deciding = Offering(self), Decisions(self)
         self.last: tuple[str, linears.Linear] | None = None  # linear layer that was read, and its entry
         self.lowered: dict[str, Tensor] = {}  # packed weights that a pass left, by their entries
         self.current = next(iter(self.graph.nodes))  # the node that is being read
@@ -117,7 +120,7 @@ class Reader:
             return Mask(node) if role == "mask" else Positional(node)
         if role == "cache_length":
             return Positional(node)
-        if any(isinstance(x, (Rows, Cached, Written, Chosen, Offers, First)) for x in flat):
+        if any(isinstance(x, (Rows, Cached, Written, Chosen, Deciding, Offers, First)) for x in flat):
             return self._tokens(node, role, args, kwargs)
         if any(isinstance(x, Positional) for x in flat):
             return self.sample_size(node, args) if calls.operation(node) in calls.ASKS else Positional(node)
@@ -156,6 +159,8 @@ class Reader:
         kinds = {type(x) for x in leaves((args, kwargs))}
         if First in kinds:
             return self._first(node, role, args, kwargs)
+        if Deciding in kinds and role != "experts":
+            return self.deciding.meet(node, args)
         if Offers in kinds:
             return self.offering.meet(node, role, args, kwargs)
         if Written in kinds or {Rows, Cached} <= kinds:
@@ -193,6 +198,18 @@ class Reader:
             return self.mixtures.route(node, module, given, args[1:])
         if role == "experts":
             return self.mixtures.experts(node, module, args, kwargs)
+        if isinstance(module, nn.Conv1d) and isinstance(given, Rows) and len(args) == 1 and not kwargs:
+            return self.shifting.convolved(node, module, given)
+        if isinstance(module, nn.ZeroPad2d) and isinstance(given, Rows):
+            return self.shifting.padded(given, module.padding)
+        recurrence = None if kwargs else recurrences.read(self, node, module, args)
+        if recurrence is not None:
+            return recurrence
+        mixed = mixing.read(self, node, module, args, kwargs)
+        if mixed is not None:
+            return mixed
+        if indexers.names_all(self, module, args, kwargs):
+            return Every(node)
         if not isinstance(given, Rows) or len(args) > 1 or kwargs:
             gates = [*args[1:], *kwargs.values()]
             if role == "norm" and isinstance(given, Rows) and len(gates) == 1 and isinstance(gates[0], Rows):
@@ -213,6 +230,9 @@ class Reader:
     def _norm(self, node: fx.Node, module: nn.Module, given: Rows) -> Rows:
         given = self.settled(given)
         found = norms.recognise(module, given.index.shape)
+        eps = norms.recognise_inverse(module, given.index.shape) if found is None else None
+        if eps is not None:
+            return reductions.inverse_root(self, node, given, eps)
         if found is None:
             raise self.refuse(node, f"a {type(module).__name__} is no norm that the engine has")
         register, lane = self.register(given)
@@ -235,6 +255,8 @@ class Reader:
     def linear(self, node: fx.Node, given: Rows, name: str, found: linears.Linear, weights: str = "") -> Rows:
         """`weights`: other numbers than those of all linear layers."""
         outputs, width = found.shape
+        if bool((given.index < 0).all()) and found.bias is None:  # of nothing, nothing
+            return Rows(torch.full((*given.index.shape[:-1], outputs), BEFORE))
         given = self.settled(given)
         register, _ = self.register(given)
         if given.index.shape[-1] != width or self.plan.layout.widths[register] != width:
@@ -264,6 +286,12 @@ class Reader:
 
     def settled(self, value: Rows) -> Rows:
         """The value without a pending function: steps compute it."""
+        if bool((value.index < 0).any()):
+            value = Rows(self.shifting.settled(value.index), value.pending)
+        return self.unsettled(value)
+
+    def unsettled(self, value: Rows) -> Rows:
+        """The same, with places before a text as they are, where no function is pending that would change them."""
         if value.pending is None:
             return value
         return self._applied(Rows(value.index), value.pending)

@@ -57,6 +57,13 @@ def mean(reader: "Reader", node: fx.Node, x: Rows, dim: int) -> Rows:
     return Rows(made.index, Pending(calls.BINARY["mul"], (made.pending, 1.0 / size)))
 
 
+def inverse_root(reader: "Reader", node: fx.Node, x: Rows, eps: float) -> Rows:
+    """One over the root of the mean square over the last axis, which is left with that."""
+    made = mean(reader, node, Rows(x.index, Pending(torch.square, (x.pending,))), -1)
+    shifted = Pending(calls.BINARY["add"], (made.pending, eps))
+    return Rows(made.index, Pending(torch.reciprocal, (Pending(torch.sqrt, (shifted,)),)))
+
+
 def total(reader: "Reader", node: fx.Node, parts: list[Rows]) -> Rows:
     first, *rest = parts
     for part in rest:

@@ -84,8 +84,8 @@ def recognise(
     """
     width = shape[-1]
     sample = _sample(module, width, more, len(shape))
-    found = None if sample is None else _ruled(module, width, sample)
-    return found or _near(module, width, more, len(shape))
+    found = None if sample is None else ruled(module, width, sample)
+    return (found, sample.places) if found and sample else _near(module, width, more, len(shape))
 
 
 @torch.no_grad()
@@ -101,20 +101,30 @@ def recognise_scores(module: nn.Module, shape: tuple[int, ...]) -> tuple[Routing
         if 0 < count < scores.shape[1] and bool((given.sum(1) == count).all()):
             numbers = given.nonzero()[:, 1].view(_ROWS, count)
             sample = Sample(tensors, x, scores.gather(-1, numbers).float(), numbers, (place, place))
-            found = _ruled(module, shape[-1], sample)
+            found = ruled(module, shape[-1], sample)
             if found is not None:
-                return found[0], place
+                return found, place
     return None
 
 
-def _ruled(module: nn.Module, width: int, sample: Sample) -> tuple[Routing, tuple[int, int]] | None:
+@torch.no_grad()
+def tried(module: nn.Module, width: int, axes: int) -> tuple[dict[str, Tensor], Tensor, Tensor] | None:
+    """Random tensors of a router, rows [n, width], and the logits [n, experts] that are all it gives; or None."""
+    found = _tried(module, width, {}, axes, 1.0)
+    if found is None or len(found[2]) != 1 or not _is_choice(found[2][0]):
+        return None
+    return found[0], found[1], found[2][0]
+
+
+def ruled(module: nn.Module, width: int, sample: Sample) -> Routing | None:
+    """The rule by which a sample was chosen, of logits that a matrix makes; or None."""
     for logits, form in _logits(sample, width):
         for kind, groups in product(("softmax", "sigmoid"), _groups(module, logits.shape[-1])):
             for shift in (None, *_vectors(sample, logits.shape[-1])):
                 rule = Routing(*form, shift, kind, sample.numbers.shape[-1], *groups)
                 found = _fitted(rule, logits, sample)
                 if found is not None:
-                    return found, sample.places
+                    return found
     return None
 
 
@@ -194,7 +204,7 @@ def _tried(
         found = light(x.view(*[1] * (axes - 2), _ROWS, width), *more.values())
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else than rows
         return None
-    return tensors, x, tuple(found) if isinstance(found, tuple | list) else ()
+    return tensors, x, tuple(found) if isinstance(found, tuple | list) else (found,)
 
 
 def _is_choice(value: Any) -> bool:

@@ -57,6 +57,11 @@ class Mask(Positional):
 
 
 @dataclass(frozen=True)
+class Every(Positional):
+    """All positions, named for each token: what a module chooses among no more than it may."""
+
+
+@dataclass(frozen=True)
 class First:
     """Numbers of a text's first token, of which its class is told: `rows` are those of every token, made alike."""
 
@@ -97,6 +102,13 @@ class Chosen:
     count: int
     experts: int
     part: str
+
+
+@dataclass(frozen=True)
+class Deciding:
+    """Logits of a router, or what a layer makes of them itself, on their way to a choice of experts."""
+
+    node: fx.Node
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ class Writing:
     # -- trials ----------------------------------------------------------------------------------------------
 
     def _leaf(self, node: fx.Node, length: int) -> Leaf:
-        shape, axis = scaled(self.reader, self._rows(node).index, length)
+        shape, axis = self.reader.positions.scaled(self._rows(node).index, length)
         return Leaf(node, shape, axis)
 
     @torch.no_grad()
@@ -192,7 +192,7 @@ class _Trial(Positions):
     """Runs a part of a graph on given numbers; what else tokens have there is zero."""
 
     def __init__(self, reader: "Reader", leaves: dict[fx.Node, Tensor]):
-        super().__init__(reader.model, reader.values)
+        super().__init__(reader.model, reader.values, reader.plan.layout, reader.shape)
         self.reader, self.leaves = reader, leaves
 
     def _run(self, node: fx.Node, length: int) -> Any:
@@ -201,22 +201,8 @@ class _Trial(Positions):
         value = self.reader.values.get(node)
         rows = value.rows if isinstance(value, Cached) else value
         if isinstance(rows, Rows) and not self.reader.ids.are(rows.index):
-            return torch.zeros(scaled(self.reader, rows.index, length)[0])
+            return torch.zeros(self.scaled(rows.index, length)[0])
         return super()._run(node, length)
-
-
-def scaled(reader: "Reader", index: Tensor, length: int) -> tuple[tuple[int, ...], int]:
-    """The shape of a value for one row of `length` tokens, and the axis of those."""
-    batch, own = reader.shape
-    _, token = reader.plan.layout.locate(index.reshape(-1))
-    token, shape, found = token.view(index.shape), [], -1
-    for axis, size in enumerate(index.shape):
-        line = token.movedim(axis, 0).reshape(size, -1)[:, 0]
-        size //= batch if len((line // own).unique()) == batch else 1
-        if len((line % own).unique()) == own:
-            size, found = size // own * length, axis
-        shape.append(size)
-    return tuple(shape), found
 
 
 def _forms(module: nn.Module, head_dim: int, windows: list[int], slopes: Tensor | None) -> Iterator[Attention]:

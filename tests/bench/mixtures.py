@@ -1,17 +1,22 @@
-"""A mixture of experts on the native engine: tokens per second against torch, and against the bytes that a token needs.
+"""A mixture of experts on the native engine: tokens per second against torch, llama.cpp and the bytes a token needs.
 
     python tests/bench/mixtures.py [--threads 2] [--rounds 12] [--prompt 256] [--weights bf16 int8 int4]
 
 Weights are random: a model of Qwen3-MoE's kind, 32 experts of which a token asks 4. Contenders take turns, a few tokens
 each, and the medians of their turns are compared, since the machine may be busy. `read` reads as many bytes as a token
-needs of the weights of its engine and does nothing with them: the memory bound.
+needs of the weights of its engine and does nothing with them: the memory bound. llama.cpp takes part where
+llama-cpp-python is importable (built for this machine: `decode.py` says how), with the same weights, and has to
+give the logits that torch gives.
 """
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import cycle
+from pathlib import Path
 
 import torch
 from effc.compiler.capture.capture import capture
@@ -36,6 +41,7 @@ CONFIG = {
     "tie_word_embeddings": False,
 }
 BURST = 4  # tokens of a turn
+KINDS = ("bf16", "q8_0")  # of llama.cpp
 
 
 def needed(plan: dict, tensors: dict[str, torch.Tensor]) -> int:
@@ -86,6 +92,33 @@ class Torch:
             self.model(torch.tensor([[next(self.next)]]), cache=self.cache, use_cache=True)
 
 
+class Llama:
+    """llama.cpp with the same weights, a token at a time."""
+
+    def __init__(self, model: torch.nn.Module, prompt: torch.Tensor, folder: Path, kind: str, threads: int):
+        import decoders
+        import mixtures_gguf
+
+        file = folder / f"{kind}.gguf"
+        self.bytes = mixtures_gguf.write(model, file, kind)
+        with decoders.silent_llama():
+            self.own = decoders.Llama(file, threads)
+        self.ids, self.next = prompt[0].tolist(), cycle(prompt[0].tolist())
+        with torch.no_grad():
+            wanted = model(prompt).logits[0].float()
+        pairs = (x - x.mean(-1, keepdim=True) for x in (self.own.logits(self.ids), wanted))
+        alike = float(torch.cosine_similarity(*pairs).median())
+        print(f"llama.cpp {kind}: median cosine of its logits to torch's {alike:.4f}")
+        assert alike > 0.9, "llama.cpp computes another model"
+        self.read()
+
+    def read(self) -> None:
+        self.own.prompt(self.ids)
+
+    def decode(self) -> None:
+        self.own.feed([next(self.next)])
+
+
 def main() -> None:
     options = argparse.ArgumentParser()
     for name, default in (("threads", 2), ("rounds", 12), ("prompt", 256)):
@@ -119,10 +152,21 @@ def main() -> None:
 
         decode |= {weights: token, f"read {weights}": reading(bytes_of[weights], own.threads)}
         prefill[weights] = again
-    report(turns(decode, own.rounds), bytes_of)
-    print(f"\na prompt of {own.prompt} tokens")
-    for name, seconds in turns(prefill, max(2, own.rounds // 4)).items():
-        print(f"  {name:<12}{seconds * 1e3:9.1f} ms{own.prompt / seconds:9.0f} tokens/s")
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in KINDS if find_spec("llama_cpp") else ():
+            llama, name = Llama(model, ids, Path(folder), kind, own.threads), f"llama.cpp {kind}"
+            bytes_of[name] = llama.bytes
+            decode |= {name: llama.decode, f"read {name}": reading(llama.bytes, own.threads)}
+            prefill[name] = llama.read
+            engines.append(llama)
+        report(turns(decode, own.rounds), bytes_of)
+        report_prompt(turns(prefill, max(2, own.rounds // 4)), own.prompt)
+
+
+def report_prompt(times: dict[str, float], length: int) -> None:
+    print(f"\na prompt of {length} tokens")
+    for name, seconds in times.items():
+        print(f"  {name:<18}{seconds * 1e3:9.1f} ms{length / seconds:9.0f} tokens/s")
 
 
 def report(times: dict[str, float], bytes_of: dict[str, int]) -> None:
@@ -132,7 +176,7 @@ def report(times: dict[str, float], bytes_of: dict[str, int]) -> None:
         if name in bytes_of:
             share = f"{bytes_of[name] / 1e6:7.0f} MB, {times[f'read {name}'] / seconds:5.2f} of the memory bound"
             share += f", {times['torch bf16'] / seconds:5.1f} x torch"
-        print(f"  {name:<12}{seconds * 1e3:8.2f} ms{1 / seconds:8.0f} tokens/s  {share}")
+        print(f"  {name:<18}{seconds * 1e3:8.2f} ms{1 / seconds:8.0f} tokens/s  {share}")
 
 
 if __name__ == "__main__":

@@ -2,21 +2,29 @@
 
 import pytest
 import torch
+from effc.compiler.capture.capture import capture
+from effc.compiler.native.reader import Reader
 
+from tests.native.naive import Naive
 from tests.native.survey import made, verdict
 from tests.native.test_engine_models import alike, assert_near, native_of, rows_of
 
 torch.set_num_threads(1)
 ROUTED = ("llama4_text", "phimoe", "olmoe", "granitemoe", "glm4_moe", "afmoe", "ernie4_5_moe", "hunyuan_v1_moe")
+DECIDED = ("dbrx", "longcat_flash")  # by a layer itself; by experts that give back what they are given
+INDEXED = ("deepseek_v32", "glm_moe_dsa", "axk2", "hy_v4")  # attention to keys that are chosen, or to all
 LATENT = ("deepseek_v2", "deepseek_v3", "minicpm3")
 WRITTEN = ("falcon", "ministral3")  # products of its own, queries that grow with the position
 UNCACHED = ("openai-gpt", "roformer")  # the same of models without a cache
 DELTA = ("qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "kimi_linear", "bailing_hybrid")  # gated delta rules
 SHARED = ("gemma3n_text", "gemma4_text")  # layers that attend to another's keys and values
+MOVED = ("recurrent_gemma", "rwkv")  # a convolution of torch, recurrences, numbers of the token before
 OWN = ("apertus", "laguna", "gpt_neox_japanese")  # an activation, a gate, a bias of their own
 
 
-@pytest.mark.parametrize("name", (*ROUTED, *LATENT, *WRITTEN, *UNCACHED, *DELTA, *SHARED, *OWN))
+@pytest.mark.parametrize(
+    "name", (*ROUTED, *DECIDED, *INDEXED, *LATENT, *WRITTEN, *UNCACHED, *DELTA, *SHARED, *MOVED, *OWN)
+)
 def test_a_plan_computes_what_torch_does(name):
     assert verdict(made(name)) == ("ok", "")
 
@@ -30,7 +38,7 @@ def assert_decodes(native, ids, wanted):
         assert_near(output.logits, wanted[:, at : at + 1])
 
 
-@pytest.mark.parametrize("name", ["kimi_linear", "gemma3n_text", "openai-gpt"])
+@pytest.mark.parametrize("name", ["kimi_linear", "gemma3n_text", "openai-gpt", "recurrent_gemma", "rwkv", "hy_v4"])
 def test_the_engine_decodes_what_the_graph_of_a_forward_says(name):
     model = alike(made(name))
     native, ids = native_of(model), torch.randint(3, 128, (2, 40), generator=torch.Generator().manual_seed(3))
@@ -38,11 +46,27 @@ def test_the_engine_decodes_what_the_graph_of_a_forward_says(name):
     assert_decodes(native, ids, wanted)
 
 
-# Experts that are fewer than their router knows of; a convolution over what a mask that is not there would hide.
-@pytest.mark.parametrize("name, module", [("longcat_flash", "LongcatFlashExperts"), ("zaya", "ZayaCCAProjection")])
+# A choice by other numbers than the shares; convolutions of convolutions; a model that asks what a mask holds.
+@pytest.mark.parametrize(
+    "name, module", [("kolibri1", "Kolibri1TopKRouter"), ("zaya", "conv_qk_depthwise"), ("xlm", "XLMModel")]
+)
 def test_what_has_no_step_is_refused_by_its_module(name, module):
     state, why = verdict(made(name))
     assert state == "refused" and module in why
+
+
+def test_a_context_ends_where_a_module_no_longer_chooses_all_keys():
+    model = made("deepseek_v32")
+    for module in model.modules():
+        if hasattr(module, "index_topk"):
+            module.index_topk = 9
+    plan = Reader(capture(model), "bf16").read()
+    ids = torch.randint(3, 128, (1, 9), generator=torch.Generator().manual_seed(2))
+    engine = Naive(plan.to_json(), {key: entry.make() for key, entry in plan.used().items()})
+    found = engine.run(ids[0].tolist(), [0] * 9, [True] * 9)
+    assert plan.context == 9
+    with torch.no_grad():
+        assert torch.allclose(found, model(ids).logits[0], atol=1e-3)
 
 
 def test_keys_and_values_that_are_made_of_latents_are_what_the_engine_caches():

@@ -101,7 +101,7 @@ def unspoken(tmp_path, monkeypatch):
     """A recipe over a model that the engine has no step for."""
     monkeypatch.chdir(tmp_path)
     worlds.tokenizer(tmp_path / "model", start=False)
-    tiny.model("rwkv", vocab_size=worlds.VOCABULARY).save_pretrained(tmp_path / "model")
+    tiny.model("llama", vocab_size=worlds.VOCABULARY, hidden_act="mish").save_pretrained(tmp_path / "model")
     write_samples(tmp_path / "kb.jsonl")
     text = RECIPE.format(more="policy: rag, adapt: none, generation: native")
     return text.replace("  slim = prune.channels(keep: 50% of channels, align: 8)\n", "")

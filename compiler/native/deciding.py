@@ -1,0 +1,98 @@
+"""Routers whose choice a layer writes out: shares, the best of them and their weights, in functions of torch.
+
+What is made of a router's logits is followed until experts are given numbers and weights of it; then all of it is
+tried on random rows as one router.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+
+from . import calls, routers
+from .positional import call
+from .trees import mapped
+from .values import Chosen, Deciding, Rows
+
+if TYPE_CHECKING:
+    from .reader import Reader
+
+_ROWS = 64  # that a choice is tried on
+
+
+class Decisions:
+    """The part of a `Reader` that follows a router's logits."""
+
+    def __init__(self, reader: "Reader"):
+        self.reader = reader
+
+    def begin(self, node: fx.Node, module: nn.Module, given: Rows) -> Deciding:
+        """What becomes of a router that gives logits alone."""
+        if routers.tried(module, given.index.shape[-1], given.index.dim()) is None:
+            why = f"a {type(module).__name__} chooses experts in a way that the engine does not have"
+            raise self.reader.refuse(node, why)
+        return Deciding(node)
+
+    def meet(self, node: fx.Node, args: Any) -> Any:
+        if calls.operation(node) in calls.ASKS:
+            return self.reader.sample_size(node, args)
+        return Deciding(node)
+
+    def settled(self, node: fx.Node, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Arguments of experts, with the choice that was written out as the one step that it is."""
+        nodes = [x for x in node.all_input_nodes if isinstance(self.reader.values[x], Deciding)]
+        if not nodes:
+            return args, kwargs
+        found = self._recognised(nodes) if len(nodes) == 2 else None
+        if found is None:
+            raise self.reader.refuse(node, "experts are chosen in a way that the engine does not have")
+
+        def operand(value: Any) -> Any:
+            return found[nodes.index(value.node)] if isinstance(value, Deciding) else value
+
+        return mapped(args, operand), mapped(kwargs, operand)
+
+    @torch.no_grad()
+    def _recognised(self, nodes: list[fx.Node]) -> list[Chosen] | None:
+        """What two nodes are of a choice: its numbers and its weights, in their order; or None."""
+        sources = {source for node in nodes for source in self._sources(node)}
+        router = sources.pop()
+        given = self.reader.values[router.args[0]] if isinstance(router.args[0], fx.Node) else None
+        if sources or not isinstance(given, Rows):
+            return None
+        module, width = self.reader.model.get_submodule(str(router.target)), given.index.shape[-1]
+        tried = routers.tried(module, width, given.index.dim())
+        if tried is None:
+            return None
+        tensors, x, logits = tried
+        try:
+            made = [self._run(node, {router: logits}) for node in nodes]
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for the sample's tokens
+            return None
+        places = [int(value.is_floating_point()) for value in made]
+        if sorted(places) != [0, 1] or any(value.shape != made[0].shape or len(value) != _ROWS for value in made):
+            return None
+        numbers, weights = made[places.index(0)], made[places.index(1)]
+        rule = routers.ruled(module, width, routers.Sample(tensors, x, weights.float(), numbers, (1, 0)))
+        if rule is None:
+            return None
+        return self.reader.mixtures.parts(router, module, given, rule, [("numbers", "weights")[i] for i in places])
+
+    def _sources(self, node: fx.Node) -> set[fx.Node]:
+        """The routers that a value comes from."""
+        found, queue = set(), [node]
+        while queue:
+            own = queue.pop()
+            inner = [x for x in own.all_input_nodes if isinstance(self.reader.values[x], Deciding)]
+            queue += inner
+            found |= set() if inner else {own}
+        return found
+
+    def _run(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+        if node not in known:
+            value = self.reader.values[node]
+            if not isinstance(value, Deciding):
+                return value
+            args, kwargs = (fx.map_arg(part, lambda x: self._run(x, known)) for part in (node.args, node.kwargs))
+            known[node] = call(node, self.reader.model, args, kwargs)
+        return known[node]

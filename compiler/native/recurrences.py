@@ -1,0 +1,163 @@
+"""Gated linear recurrences of one number for each channel (Griffin's RG-LRU), recognised by what they compute.
+
+y = a * y + sqrt(1 - a**2) * i * x with a = exp(-8 * r * softplus(p)), where r and i are logistic functions of small
+matrices by heads, and the root is one at a text's first token. A selective scan of one state computes it: its time step
+is -log(a), and what it is given is divided by that.
+"""
+
+import copy
+from dataclasses import dataclass
+from itertools import permutations
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from . import linears
+from .plan import Entry
+from .values import Pending, Positional, Rows
+
+if TYPE_CHECKING:
+    from .reader import Reader
+
+_POWER = 8.0  # of the decay, Botev et al. 2024 (arXiv 2404.07839), section 2.1
+_LENGTH = 6  # tokens that a recurrence is tried on
+_ATOL = 1e-5
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The logistic function of x by heads: weight [heads, in, out], bias [heads, out]."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        heads, width, _ = self.weight.shape
+        made = torch.einsum("...hi,hio->...ho", x.unflatten(-1, (heads, width)), self.weight) + self.bias
+        return made.flatten(-2).sigmoid()
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """decay   [channels] -log(a) of a gate that is all open"""
+
+    decay: Tensor
+    keeps: Gate
+    takes: Gate
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [tokens, channels] from a text's first token on."""
+        a, y, out = (-self.keeps(x) * self.decay).exp(), torch.zeros_like(x[0]), []
+        share = (1 - a.square()).sqrt()
+        share[0] = 1.0
+        for row in range(len(x)):
+            y = a[row] * y + (share * self.takes(x) * x)[row]
+            out.append(y)
+        return torch.stack(out)
+
+
+@torch.no_grad()
+def recognise(module: nn.Module) -> Recurrence | None:
+    """The recurrence that a module (x [1, t, channels], positions [1, t]) computes, or None."""
+    held = [p.detach() for p in module.parameters(recurse=False)]
+    vectors = [p for p in held if p.dim() == 1]
+    width = len(vectors[0]) if vectors else 0
+    matrices = [p for p in held if p.dim() == 3 and p.shape[1] == p.shape[2] and p.shape[0] * p.shape[1] == width]
+    biases = [p for p in held if p.dim() == 2 and p.numel() == width]
+    if len(vectors) != 1 or len(matrices) != 2 or len(biases) != 2:
+        return None
+    vectors, matrices, biases = ([p.float() for p in own] for own in (vectors, matrices, biases))
+    x = torch.randn((_LENGTH, width), generator=torch.Generator().manual_seed(0))
+    wanted = _tried(module, x)
+    for first, second in permutations(range(2)) if wanted is not None else ():
+        for one, other in permutations(range(2)):
+            gates = Gate(matrices[first], biases[one]), Gate(matrices[second], biases[other])
+            found = Recurrence(_POWER * F.softplus(vectors[0]), *gates)
+            if torch.allclose(found(x), wanted, rtol=_ATOL, atol=_ATOL * float(wanted.abs().max())):
+                return found
+    return None
+
+
+def _tried(module: nn.Module, x: Tensor) -> Tensor | None:
+    light = copy.deepcopy(module).float()
+    for name in [name for name, value in vars(light).items() if isinstance(value, Tensor)]:
+        setattr(light, name, None)  # what it remembers of another text
+    try:
+        found = light(x[None], torch.arange(len(x))[None])
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else
+        return None
+    return found[0].float() if isinstance(found, Tensor) and found.shape == (1, *x.shape) else None
+
+
+def read(reader: "Reader", node: fx.Node, module: nn.Module, args: tuple[Any, ...]) -> Rows | None:
+    """The steps of a recurrence, where a module computes one of what it is given."""
+    if len(args) != 2 or not isinstance(args[0], Rows) or not isinstance(args[1], Positional):
+        return None
+    found = recognise(module) if args[0].index.dim() == 3 else None
+    return None if found is None else _Steps(reader, node).of(found, reader.settled(args[0]))
+
+
+class _Steps:
+    """Steps of one recurrence, elementwise ones one after another."""
+
+    def __init__(self, reader: "Reader", node: fx.Node):
+        self.reader, self.node = reader, node
+
+    def of(self, found: Recurrence, x: Rows) -> Rows:
+        reader, width = self.reader, x.index.shape[-1]
+        step = reader.computing.by_vector(self.node, "mul", self._gate("keeps", found.keeps, x), found.decay)
+        squared = self._each(self._each(self._each(step, torch.mul, -2.0), torch.exp), torch.mul, -1.0)
+        share = self._each(self._each(squared, torch.add, 1.0), torch.sqrt)  # [b, t, channels]
+        share = self._one_at_first(share)
+        taken = self._product(self._product(x, self._gate("takes", found.takes, x)), share)
+        given = self._product(taken, self._each(step, torch.reciprocal))
+        register, lane = reader.register(given)
+        one = self._one(x)
+        made = reader.written(
+            "selective",
+            x.index.shape,
+            lane,
+            x=register,
+            dt=reader.register(step)[0],
+            b=one,
+            c=one,
+            gate=None,
+            states=1,
+            rates=reader.plan.vector(f"{self.node.target}.rates", torch.full((width, 1), -1.0)),
+            skip=None,
+            bias=None,
+            softplus=False,
+        )
+        return made
+
+    def _gate(self, name: str, gate: Gate, x: Rows) -> Rows:
+        parts, width = [], gate.weight.shape[1]
+        for head, (matrix, bias) in enumerate(zip(gate.weight, gate.bias, strict=True)):
+            own = Rows(x.index[..., head * width : (head + 1) * width])
+            layer = linears.Linear((width, width), bias, weight=matrix.T.contiguous())
+            made = self.reader.linear(self.node, own, f"{self.node.target}.{name}.{head}", layer, weights="bf16")
+            parts.append(made.index)
+        return self._each(Rows(torch.cat(parts, -1)), torch.sigmoid)
+
+    def _each(self, x: Rows, function: Any, *more: float) -> Rows:
+        return self.reader.settled(Rows(x.index, Pending(function, (None, *more))))
+
+    def _product(self, a: Rows, b: Rows) -> Rows:
+        return self.reader.computing.product(self.node, a, b)
+
+    def _one_at_first(self, x: Rows) -> Rows:
+        """x, and one at a text's first token: x + first * (1 - x)."""
+        plan = self.reader.plan
+        rows = torch.zeros(plan.context, 1)
+        rows[0] = 1.0
+        name = plan.entry("first.rows", Entry("f32", tuple(rows.shape), lambda: rows), ("first", plan.context))
+        first = Rows(plan.layout.rows(plan.step("positions", 1, table=name)).view(*self.reader.shape, 1))
+        rest = self._each(self._each(x, torch.mul, -1.0), torch.add, 1.0)
+        return self.reader.computing.of_two(self.node, "add", x, self._product(rest, first))
+
+    def _one(self, x: Rows) -> int:
+        """A register of ones."""
+        column, _ = self.reader.register(Rows(x.index[..., :1]))
+        return self.reader.plan.step("clip", 1, x=column, least=1.0, most=1.0)
