@@ -60,6 +60,8 @@ def register(app: typer.Typer) -> None:
         for file in report_file:
             if file.suffix not in REPORTS:
                 raise typer.BadParameter(f"`--report {file}`: its name ends in none of {', '.join(REPORTS)}")
+            if not file.parent.is_dir():  # said before anything is measured
+                raise typer.BadParameter(f"`--report {file}`: there is no folder {file.parent}")
         if bless:
             from ..words.library import own
 

@@ -191,3 +191,11 @@ def test_a_missed_bound_is_not_blessed(effc, own):
     assert (own / "r.baseline.json").read_bytes() == before
     assert effc("test", "out/small", "--bless").code == 2
     assert effc("test", "r.effspec", "--report", "r.pdf").code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("r.csv", "ends in none of .json, .xml, .md"), ("away/r.xml", "there is no folder away")]
+)
+def test_a_report_that_can_not_be_written_is_refused_before_anything_is_measured(effc, tmp_path, name, said):
+    run = effc("test", "r.effspec", "--report", name)
+    assert run.code == 2 and said in " ".join(run.err.replace("│", " ").split())
