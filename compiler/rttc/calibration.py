@@ -17,6 +17,7 @@ from .policy import BRANCHES, Decision, Point, Policy, Trial, calibrate, measure
 from .reward import Reward, Verifier
 from .router import Router, features, measure_router, train
 from .sample import Sample
+from .scaling import better_scaled, scales_of
 from .scorer import LEAST_AUC, auc, weak_reward
 from .signals import signals
 
@@ -68,8 +69,10 @@ def fit(found: Sequence[Trial], policy: Policy, price: float, force: bool) -> tu
                 help="take another reward or dev set, a fixed policy such as `rag`, or `force: true`",
             )
         )
-    chosen, points = calibrate(found, price)
-    return replace(policy, direct=chosen.direct, rag=chosen.rag), points
+    scales = scales_of(found)
+    chosen, points = calibrate(found, price, scales=scales)
+    kept = chosen.scales if policy.kind != "best" else scales if better_scaled(found, scales) else {}
+    return replace(policy, direct=chosen.direct, rag=chosen.rag, scales=kept), points
 
 
 def dev_features(client: Guided, dev: Sequence[Sample]) -> Tensor:
@@ -133,7 +136,7 @@ class Calibration:
             "curve": [asdict(point) for point in self.points],
         }
         fixed = {branch: measure(self.trials, Policy(branch)) for branch in BRANCHES}
-        best = measure(self.trials, Policy("best"))
+        best = measure(self.trials, Policy("best", scales=self.policy.scales))
         names = {**fixed, "best of all": best, f"policy {self.policy.kind}": self.chosen}
         for suffix, said in (
             (".json", json.dumps(body, indent=1, sort_keys=True) + "\n"),
