@@ -175,6 +175,21 @@ def test_one_width_for_all_layers_is_read_by_plain_transformers(tmp_path):
     assert shrink.params(family.smaller(choice)) == sum(p.numel() for p in again.parameters())
 
 
+def test_scans_are_trained_as_choices_of_which_plain_transformers_reads_one(tmp_path):
+    model, ids = tiny.model("bamba"), rows_of(3)
+    net = {"states": [Ratio(1.0), Ratio(0.5)], "per": "model", "data": ROWS, "steps": 2, "batch": 2, "lr": 3e-3}
+    family = through(tmp_path, model, ("supernet.elastic", net))
+    choice = family.space.choice("smallest")
+    with torch.no_grad():
+        with family.running() as take:
+            take(choice)
+            masked = family.program.model(ids).logits
+        cut = family.cut(choice)
+        assert torch.allclose(cut.model(ids).logits, masked, atol=5e-4, rtol=1e-3)
+    config, why = stock_config(cut.model)
+    assert not why and config.mamba_d_state == 8
+
+
 @pytest.mark.parametrize("train", ["adapters", "weights"])
 def test_training_a_family_makes_small_choices_better(tmp_path, train):
     model = tiny.model("llama")
@@ -198,6 +213,7 @@ def test_training_a_family_makes_small_choices_better(tmp_path, train):
     [
         ({"channels": [Ratio(0.5), Ratio(1.0)]}, "unfit-shares", "`channels: [100%, 50%]`"),
         ({"heads": [Ratio(1.0)]}, "unfit-shares", "`heads: [100%, 75%, 50%]`"),
+        ({"states": [Ratio(0.5), Ratio(1.0)]}, "unfit-shares", "`states: [100%, 50%]`"),
         ({"channels": [], "heads": []}, "one-choice", "further apart"),
         ({"ranks": [4, 8]}, "unfit-ranks", "`ranks: [8, 4]`"),
     ],
