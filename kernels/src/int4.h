@@ -184,7 +184,8 @@ struct Int4 {
       const Header& head = packed->head;
       const int64_t lines = group_of(head) / 8;
       const uint8_t* at = packed->stream(block) + codes_at(head) + 64 * lines * tile;
-      uint8_t *to = into, *side = into + kSides;
+      uint8_t* to = into;
+      [[maybe_unused]] uint8_t* side = into + kSides;
       for (const int64_t end = tile + tiles; tile < end; ++tile) {
         const GroupScales own(*packed, block, tile);
         Ints sum = no_ints();
