@@ -251,7 +251,7 @@ class Elastic(Learner):
         rows, labels = ctx.rows(self.data), ctx.labels(self.data)
         if labels is None:
             refuse_wordless(rows, self.data.name)
-            return Tokens(model, rows)
+            return Tokens(model, rows, learned=ctx.answers(self.data))
         return Classes(model, rows, ctx.prompts(self.data), labels, self.data.name)
 
     def _judge(self, family: Family, drawn: Drawn, ctx: Context) -> float:
@@ -261,6 +261,6 @@ class Elastic(Learner):
             recalibrate(model, family.norms)
         rows, labels = ctx.rows(self.held_out), ctx.labels(self.held_out)
         if labels is None:
-            nats, tokens = nll(model, rows)
+            nats, tokens = nll(model, rows, ctx.answers(self.held_out))
             return nats / tokens
         return judge_classes(model, rows, ctx.prompts(self.held_out), labels, self.held_out.name)[0]
