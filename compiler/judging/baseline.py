@@ -129,7 +129,7 @@ def bless(recipe: Path, results: "Sequence[Tested]", context: "Any") -> Path:
             {
                 **named(r.plan, r.name),
                 "inputs": inputs(r.plan, context(r.plan)),
-                "measures": [_kept(m, r) for m in r.compared.measures if _asked(m.metric, r)],
+                "measures": [_kept(m, r) for m in r.compared.measures if _is_held(m.metric, r)],
             }
             for r in results
         ],
@@ -139,7 +139,7 @@ def bless(recipe: Path, results: "Sequence[Tested]", context: "Any") -> Path:
     return place(recipe)
 
 
-def _asked(metric: str, result: "Tested") -> bool:
+def _is_held(metric: str, result: "Tested") -> bool:
     """Whether a measure is held: all but times that no bound reads, since those swing on a machine that others use."""
     bounds = {metric_label(b) for b in result.plan.pipeline.expects}
     return metric not in result.compared.ratios or metric.partition(" of ")[0] in bounds
@@ -237,7 +237,7 @@ def named(plan: "Plan", artifact: str) -> dict[str, str]:
 def compare_with(body: Mapping[str, Any], kept: Mapping[str, Any], result: "Tested") -> tuple[Drift, ...]:
     """Every measure of an artifact against what the baseline has of it."""
     then = {m["metric"]: m for m in kept["measures"]}
-    now = {m.metric: m for m in result.compared.measures if m.metric in then or _asked(m.metric, result)}
+    now = {m.metric: m for m in result.compared.measures if m.metric in then or _is_held(m.metric, result)}
     return tuple(_drift(name, then.get(name), now.get(name), result, body) for name in dict.fromkeys([*now, *then]))
 
 
