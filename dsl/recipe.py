@@ -6,7 +6,7 @@ from posixpath import dirname
 from typing import Any
 
 from .source import Source, Span
-from .values import MetricRef
+from .values import MetricRef, StepRef, handles
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,16 @@ class Pipeline:
             found.append(by_name[name])
             name = by_name[name].source
         return tuple(found[::-1])
+
+    def ancestors(self, last: str) -> tuple[Step, ...]:
+        """A step and those that it followed or named, in the pipeline's order; none where it names no step."""
+        by_name, led, waiting = {s.name: s for s in self.steps}, set(), [last]
+        while waiting:
+            name = waiting.pop()
+            if name in by_name and name not in led:
+                led.add(name)
+                waiting += [r.name for r in handles(by_name[name].call.args, StepRef)] or [by_name[name].source]
+        return tuple(s for s in self.steps if s.name in led)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ def register(app: typer.Typer) -> None:
         for file in report_file:
             if file.suffix not in REPORTS:
                 raise typer.BadParameter(f"`--report {file}`: its name ends in none of {', '.join(REPORTS)}")
+            if not file.parent.is_dir():  # said before anything is measured
+                raise typer.BadParameter(f"`--report {file}`: there is no folder {file.parent}")
         if bless:
             from ..words.library import own
 
@@ -77,10 +79,13 @@ def register(app: typer.Typer) -> None:
         report(results, shared)
         for file in report_file:
             file.write_text(written(results, file.suffix), encoding="utf-8")
-        if bless:
-            from ..judging import baseline
+        from ..judging import baseline
 
+        if bless:
             shared.screen.say(f"wrote {baseline.place(place)}")
+        elif place.exists() and not any(r.drifts for r in results):  # one of the library's has no file here
+            there = baseline.place(session.path)
+            shared.screen.say(f"compared with no baseline: there is no {there}, which `--bless` writes")
         return code_of([d for r in results for d in r.diagnostics])
 
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
+from ...dsl.recipe import Emit
 from ..store.regular import read_regular
 
 if TYPE_CHECKING:
@@ -33,6 +35,13 @@ not_run = Fault(
     "not-run",
     "What an artifact gives when it is run was to be judged before it ran.\n\n"
     "`effc run FOLDER` of a federation simulates it and leaves its states beside it.",
+    exit="usage",
+)
+stale_artifact = Fault(
+    "stale-artifact",
+    "An artifact was compiled from other steps than the recipe has now.\n\n"
+    "What it measures says nothing of the recipe: the compile after the last change is missing, or it did not replace "
+    "the artifact (`effc compile --force` does). Bounds may change without a compile.",
     exit="usage",
 )
 RECIPE = 1 << 20  # bytes: more than any has
@@ -75,10 +84,14 @@ def test_recipe(session: "Session", plans: "Sequence[Plan]", out: Path, bless: b
     """
     from ..artifacts.manifest import NAME, read_manifest
 
-    found = []
+    found: list[tuple[Path, Plan]] = []
+    stale: list[Diagnostic] = []
     for plan in plans:
-        paths = [plan.folder(out) / str(e.call.args["path"]) for e in plan.pipeline.emits]
-        found += [(path, plan) for path in paths if (path / NAME).is_file() and _measurable(read_manifest(path))]
+        for emit in plan.pipeline.emits:
+            path = plan.folder(out) / str(emit.call.args["path"])
+            if (path / NAME).is_file() and _measurable(read_manifest(path)):
+                found.append((path, plan))
+                stale += _stale(path, emit, plan)
     if not found:
         raise Reject(
             not_compiled(
@@ -86,12 +99,31 @@ def test_recipe(session: "Session", plans: "Sequence[Plan]", out: Path, bless: b
                 help=f"effc compile {session.path}, or name their folder with -o",
             )
         )
+    if stale:
+        raise Reject(*stale)
     results = _all_tested(found, session, bless)
     if bless:
         from . import baseline
 
         baseline.bless(session.path, results, lambda plan: session.context(plan.recipe, plan.pipeline))
     return results
+
+
+def _stale(path: Path, emit: Emit, plan: "Plan") -> Iterator[Diagnostic]:
+    """A complaint where an artifact came of other steps than the recipe has, at the first that is another."""
+    from ..artifacts.manifest import read_manifest
+    from ..planning.keys import to_jsonable
+
+    done = [(s["name"], s["word"], s["args"]) for s in read_manifest(path).steps]
+    for then, step in zip_longest(done, plan.pipeline.ancestors(emit.source)):
+        if step is None or then != (step.name, step.call.word, to_jsonable(step.call.args)):
+            said = f"`{step.name}` is another now" if step else f"`{then[0]}` is gone"
+            yield stale_artifact(
+                f"{path} was compiled from other steps: {said}",
+                step.call.span if step else plan.pipeline.span,
+                help="compile the recipe again, with --force since the artifact stands there",
+            )
+            return
 
 
 def compiled_from(path: Path, recipe: Path | None) -> tuple[Path, dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...dsl.diagnostics import Diagnostic
 from ...dsl.recipe import Emit, Recipe
-from ...dsl.values import DataRef, StepRef, handles
+from ...dsl.values import DataRef
 from ..artifacts.artifact import write
 from ..artifacts.load import load
 from ..artifacts.manifest import Check, Expectation, Manifest
@@ -176,7 +176,7 @@ def facts(outcome: Outcome, plan: Plan, source: str) -> dict[str, Any]:
                 {
                     "name": name,
                     "measures": measures[name],
-                    "steps": sorted(ancestors(plan, name) or ancestors(plan, source)),
+                    "steps": sorted(s.name for s in plan.pipeline.ancestors(name) or plan.pipeline.ancestors(source)),
                     **changed(program, plan),
                 }
                 for name, program in outcome.members()
@@ -198,11 +198,9 @@ def changed(program: Program, plan: Plan) -> dict[str, Any]:
 
 def steps(plan: Plan, cache: Cache, last: str) -> list[Mapping[str, Any]]:
     """Every step that led to `last`: what it was asked, what it decided and why, what that changed."""
-    found, led = [], ancestors(plan, last)
-    for step in plan.pipeline.steps:
+    found = []
+    for step in plan.pipeline.ancestors(last):
         name = step.name
-        if name not in led:
-            continue
         body = cache.step(plan.key_of(name))
         assert body is not None, f"the result of {name} is not in the cache"
         notes = body["notes"]
@@ -217,18 +215,6 @@ def steps(plan: Plan, cache: Cache, last: str) -> list[Mapping[str, Any]]:
             }
         )
     return found
-
-
-def ancestors(plan: Plan, last: str) -> set[str]:
-    """The step, and those that it followed or named."""
-    by_name, led, waiting = {s.name: s for s in plan.pipeline.steps}, set(), [last]
-    while waiting:
-        name = waiting.pop()
-        if name in by_name and name not in led:
-            led.add(name)
-            named = [ref.name for ref in handles(by_name[name].call.args, StepRef)]
-            waiting += named or [by_name[name].source]
-    return led
 
 
 def inputs(plan: Plan, ctx: Context) -> dict[str, str]:

@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from effc.compiler import api
@@ -46,7 +47,8 @@ def rows_of(results: list) -> tuple:
     return tuple(rows)
 
 
-def measure(recipe: Shipped, on: str, effects: Effects, shared: bool) -> Effect:
+def measure(recipe: Shipped, on: str) -> Effect:
+    """What a recipe gives; the machine is not in it yet."""
     text, known = recipe.text, named_model(recipe.text)
     model = SMOL if on == "smollm2" else "tiny-llama"
     with tempfile.TemporaryDirectory() as folder:
@@ -60,9 +62,16 @@ def measure(recipe: Shipped, on: str, effects: Effects, shared: bool) -> Effect:
         results = api.compile(path, Path(folder) / "out", cache_dir=Path(folder) / "cache", threads=1, seed=SEED)
         took = time.monotonic() - began
         rows = rows_of(results)
+    drawn = on != "smollm2" and "= config(" in text
+    return Effect(model, 0, SEED, round(took, 1), known if on != "smollm2" else "", drawn, rows)
+
+
+def keep(recipe: Shipped, effect: Effect, shared: bool) -> None:
+    """Write an effect down at once, so that whoever is stopped keeps it, into what others have written meanwhile."""
     facts = {name: fact for name, fact in machine().items() if name in FACTS} | ({"shared": True} if shared else {})
-    here, drawn = effects.machine(facts), on != "smollm2" and "= config(" in text
-    return Effect(model, here, SEED, round(took, 1), known if on != "smollm2" else "", drawn, rows)
+    effects = Effects.read()
+    effects.add(recipe, replace(effect, machine=effects.machine(facts)))
+    write(effects)
 
 
 def write(effects: Effects) -> None:
@@ -97,17 +106,15 @@ def main() -> None:
     parser.add_argument("--shared", action="store_true", help="others use the machine as well")
     parser.add_argument("--again", action="store_true", help="measure what has an entry, too")
     asked, began = parser.parse_args(), time.monotonic()
-    effects = Effects.read()
-    for recipe in wanted(asked, effects):
+    for recipe in wanted(asked, Effects.read()):
         if time.monotonic() - began > 60 * asked.minutes:
             return print(f"stopped before {short(recipe)}: the minutes are over")
         try:
-            effect = measure(recipe, asked.on, effects, asked.shared)
+            effect = measure(recipe, asked.on)
         except Reject as error:
             print(f"{short(recipe)}: {error}", flush=True)
             continue
-        effects.add(recipe, effect)
-        write(effects)  # each by itself: whoever is stopped keeps what there is
+        keep(recipe, effect, asked.shared)
         print(f"{short(recipe)} ({effect.seconds:.0f} s)\n  {effect.text()}", flush=True)
 
 

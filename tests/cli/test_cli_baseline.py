@@ -10,6 +10,7 @@ from effc.compiler.cli import main
 from .conftest import recipe_text
 
 EXPECT = "expect small {\n  params <= 0.99 * base\n  perplexity(data: heldout) <= 9 * base\n}\n"
+TIME = {"metric": "decode.p50", "unit": "", "value": 1.0, "better": "lower", "clocked": True}
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +42,51 @@ def edit(folder, change):
 
 
 def test_on_the_same_machine_all_but_times_is_as_it_was(effc, own):
-    edit(own, lambda body: body["tolerance"].update(time=9.0))  # a busy machine is no news
+    def more(body):
+        body["tolerance"].update(time=999.0)  # a busy machine is no news
+        body["artifacts"][0]["measures"].append(TIME)
+
+    edit(own, more)
     run = effc("test", "r.effspec", "--format", "json", "-q")
     body = json.loads(run.out)
     states = {d["metric"]: d["state"] for d in body["artifacts"][0]["baseline"]}
     assert run.code == 0 and states.pop("decode.p50") in ("moved", "better", "same")
     assert set(states) == {"params", "bytes", "perplexity(data: heldout)"} and set(states.values()) == {"same"}
+
+
+def test_a_test_without_a_baseline_says_so(effc, own):
+    (own / "r.baseline.json").unlink()
+    run = effc("test", "r.effspec", "--no-progress")
+    assert run.code == 0 and "there is no r.baseline.json, which `--bless` writes" in run.err
+
+
+def test_a_time_is_held_where_a_bound_reads_it(effc, own):
+    kept = json.loads((own / "r.baseline.json").read_text())["artifacts"][0]["measures"]
+    assert {m["metric"] for m in kept} == {"params", "bytes", "perplexity(data: heldout)"}
+    held = json.loads(effc("test", "r.effspec", "-q", "--format", "json").out)["artifacts"][0]["baseline"]
+    assert [d["metric"] for d in held if d["state"] == "same"] == [d["metric"] for d in held] != []
+    file = own / "r.effspec"
+    file.write_text(file.read_text().replace("expect small {", "expect small {\n  decode.p50 <= 999 * base"))
+    assert effc("test", "r.effspec", "-q", "--bless", "--undecided", "pass").code == 0
+    kept = json.loads((own / "r.baseline.json").read_text())["artifacts"][0]["measures"]
+    assert [m["metric"] for m in kept if m["clocked"]] == ["decode.p50"]
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "said"),
+    [
+        ("keep: 75%", "keep: 50%", "`thin` is another now"),
+        ("  thin =", "  bald = prune.heads(keep: 50% of kv_heads)\n  thin =", "`bald` is another now"),
+        ("  thin = prune.channels(keep: 75% of channels, align: 32)\n", "", "`thin` is gone"),
+    ],
+)
+def test_an_artifact_of_other_steps_is_not_taken_for_the_recipes(effc, own, then, now, said):
+    file = own / "r.effspec"
+    changed = file.read_text().replace(then, now)
+    assert changed != file.read_text()
+    file.write_text(changed)
+    run = effc("test", "r.effspec", "-q")
+    assert run.code == 2 and "error[stale-artifact]" in run.err and said in run.err and "--force" in run.err
 
 
 def lower(body):
@@ -69,6 +109,7 @@ def test_a_measure_that_is_worse_fails_on_the_line_of_its_bound(effc, own, monke
     suite = ElementTree.parse(own / "r.xml").getroot()
     assert suite.get("failures") == "1" and suite.find(".//failure/..").get("line") == str(line)
     assert json.loads((own / "r.json").read_text())["diagnostics"][0]["slug"] == "baseline-missed"
+    assert "`perplexity(data: heldout)` was" in run.out and "ratio of `perplexity" not in run.out
     text = effc("test", "r.effspec", "--no-progress")
     assert text.code == 4 and "  worse      perplexity(data: heldout)" in text.out
     assert (
@@ -82,6 +123,7 @@ def test_a_measure_that_is_worse_fails_on_the_line_of_its_bound(effc, own, monke
 def test_elsewhere_quality_may_move_a_little_and_times_are_left_out(effc, own):
     def elsewhere(body):
         body["machine"].update(isa="other", torch="1.0")
+        body["artifacts"][0]["measures"].append(TIME)
         for measure in body["artifacts"][0]["measures"]:
             measure["value"] *= 0.995 if measure["metric"].startswith("perplexity") else 1
 
@@ -155,3 +197,11 @@ def test_a_missed_bound_is_not_blessed(effc, own):
     assert (own / "r.baseline.json").read_bytes() == before
     assert effc("test", "out/small", "--bless").code == 2
     assert effc("test", "r.effspec", "--report", "r.pdf").code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("r.csv", "ends in none of .json, .xml, .md"), ("away/r.xml", "there is no folder away")]
+)
+def test_a_report_that_can_not_be_written_is_refused_before_anything_is_measured(effc, tmp_path, name, said):
+    run = effc("test", "r.effspec", "--report", name)
+    assert run.code == 2 and said in " ".join(run.err.replace("│", " ").split())
