@@ -154,6 +154,7 @@ def inputs_for(config, seed: int = 0, images: bool = False, behind: bool = False
         sounds = torch.randn(ROWS, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
         return {"sounds": sounds, "ids": torch.randint(0, config.vocab_size, (ROWS, LENGTH), generator=generator)}
     if images or not getattr(config, "vocab_size", None):
+        config = config if hasattr(config, "num_channels") else getattr(config, "vision_config", config)
         size = getattr(config, "image_size", 64)
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         shape = (ROWS, config.num_channels, height, width)
