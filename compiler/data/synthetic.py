@@ -48,7 +48,8 @@ class Synthetic(Data):
     def _drawn(self, ctx: Context) -> tuple[tuple[int, ...], int | None]:
         """The shape of the numbers that a row begins with, and how many ids there are for what follows them."""
         words, config = ctx.origin.vocabulary, ctx.origin.config
-        if words is not None and not any(name in config for name in ("num_mel_bins", "vision_config", "image_size")):
+        other = ("num_mel_bins", "conv_stride", "vision_config", "image_size")  # of models that hear or see
+        if words is not None and not any(name in config for name in other):
             return (), words
         import torch
 
@@ -58,7 +59,7 @@ class Synthetic(Data):
         with torch.device("meta"):
             model = ctx.origin.build()
         several = parts(model)
-        if words is not None and not several:
+        if words is not None and not several and model.main_input_name != "input_values":
             return (), words
         if several and all(part.dtype.is_floating_point for part in several):
             words = model.config.get_text_config().vocab_size if tokens_of(model) else None

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ...dsl.diagnostics import Reject
 from ..checkpoints.classes import model_class
-from .several import hears, parts, tokens_of, unpacked
+from .several import hears, other_parts, parts, tokens_of, unpacked
 
 
 def arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -25,6 +26,13 @@ def arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str
         return (rows.to(dtype_of(model)),), more
     if not hasattr(model, "can_generate"):
         return (rows,), more
+    if model.main_input_name == "input_values":
+        raise Reject(
+            other_parts(
+                f"{type(model).__name__} takes `input_values`, and its rows are token ids",
+                help="give it rows of `tensors`",
+            )
+        )
     if has_two_sides(model):
         source, target = sides(rows)
         given = {"decoder_input_ids": begun(model, target), **more}

@@ -45,8 +45,9 @@ def hears(model: nn.Module) -> bool:
 
 
 def sees_and_reads(model: nn.Module) -> bool:
-    """Whether a model is given images and texts at once: two towers, or one of both. Those that talk read alone."""
-    if not _takes(model, "input_ids", "pixel_values") or model.can_generate():
+    """Whether a model has two towers, for images and for texts, and is given both at once. Others read alone."""
+    towers = (getattr(type(model), f"get_{kind}_features", None) for kind in ("text", "image"))
+    if not _takes(model, "input_ids", "pixel_values") or model.can_generate() or not all(map(callable, towers)):
         return False
     own = _of_images(model.config)
     return hasattr(own, "image_size") and hasattr(own, "num_channels")

@@ -112,6 +112,12 @@ def test_waves_of_sound_are_what_wav2vec2_is_captured_with():
     assert set(probe(model, inputs_of(model))) == {"outputs of a batch"}
 
 
+def test_tokens_are_no_rows_of_a_model_that_takes_waves():
+    config = transformers.Wav2Vec2Config(**{**_TEXT, "conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4})
+    with pytest.raises(Reject, match="takes `input_values`"):
+        arguments(transformers.Wav2Vec2ForCTC(config), torch.ones(1, 8, dtype=torch.int64))
+
+
 def test_pictures_of_sound_are_what_a_spectrogram_transformer_is_captured_with():
     config = transformers.ASTConfig(**{**_IMAGE, "max_length": 64, "num_mel_bins": 32, "patch_size": 16})
     model = randomized(lambda: transformers.ASTModel(config))
