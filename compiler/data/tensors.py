@@ -68,7 +68,7 @@ def _wanted(ctx: Context) -> dict[str, tuple[int, ...] | None]:
     from ..rows.several import parts, tokens_of
 
     with torch.device("meta"):
-        model = ctx.origin.build()
+        model = ctx.origin.build().to("meta")
         taken = {name: x for name, x in sample(model).items() if isinstance(x, torch.Tensor)}
     several = {part.name: part.shape for part in parts(model)}
     if several:

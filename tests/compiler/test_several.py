@@ -112,6 +112,13 @@ def test_waves_of_sound_are_what_wav2vec2_is_captured_with():
     assert set(probe(model, inputs_of(model))) == {"outputs of a batch"}
 
 
+def test_norms_of_weights_are_captured_without_weights():
+    config = transformers.Wav2Vec2Config(**{**_TEXT, "conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4})
+    with torch.device("meta"):
+        program = capture(transformers.Wav2Vec2ForCTC(config))
+    assert {g.kind for g in program.skeleton.groups} >= {"heads", "channels"}
+
+
 def test_tokens_are_no_rows_of_a_model_that_takes_waves():
     config = transformers.Wav2Vec2Config(**{**_TEXT, "conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4})
     with pytest.raises(Reject, match="takes `input_values`"):
