@@ -7,6 +7,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..dsl.conditions import phrase
 from ..dsl.diagnostics import EXITS, Fault, Reject
 from ..dsl.nearest import suggestion
 from ..dsl.phrases import sample, wanted_phrase
@@ -46,11 +47,13 @@ def explain(name: str) -> str:
         return page(recipes[name])
     if uses := _uses(name, vocabulary):
         return "\n".join(uses)
-    names = [*recipes, *(n for kind in SHELVES for n in vocabulary.words(kind))]
+    words = [w for kind in SHELVES for w in vocabulary.words(kind).values()]
+    inner = [n for w in words for p in w.params for n in (p.name, *p.choices)]
+    names = [*recipes, *(w.name for w in words)]
     raise Reject(
         unknown_page(
             f"nothing is called `{name}`",
-            help=suggestion(name, [*names, *known]) or "`effc passes --all` lists all words",
+            help=suggestion(name, [*names, *known]) or suggestion(name, inner) or "`effc passes --all` lists all words",
         )
     )
 
@@ -149,6 +152,8 @@ def _facts(word: Word) -> Iterator[str]:
                 yield f"Can't hold {what}{f' with `{condition}`' if condition else ''}: {reason}."
         for reason, help_ in facts["unfit"].values():
             yield f"Refused: {reason} ({help_})."
+        for name, condition in facts["only"].items():
+            yield f"`{name}` is refused but with {phrase(condition)}."
     if word.kind == "metric":
         yield f"Unit: {facts['unit'] or 'none'}. Better when {facts['better']}."
     if facts.get("extra"):

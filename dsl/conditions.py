@@ -6,11 +6,11 @@ A term is `score` (given), `unit: branch | layer` (of one of these values), `not
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from math import prod
+from math import inf, prod
 from typing import Any
 
 from .show import plain
-from .values import Ratio
+from .values import Bytes, Duration, Ratio
 
 _COMPARED = re.compile(r"\s(<|>|!=)\s")
 _OF_LISTS: dict[str, Callable[[list[Any]], float]] = {"count": len, "most": max}
@@ -42,6 +42,14 @@ def named_in(conditions: str) -> list[str]:
 def compared_in(conditions: str) -> list[str]:
     """Those of them whose numbers are compared."""
     return [name for term in _terms(conditions) if _COMPARED.search(term) for name in named_in(term)]
+
+
+def phrase(condition: str) -> str:
+    """`strategy: abm & not ranks` as people read it: `strategy: abm` without `ranks`."""
+    terms = [term.strip() for term in condition.split("&")]
+    wanted = " and ".join(f"`{t.replace(' | ', '` or `')}`" for t in terms if not t.startswith("not "))
+    barred = " or ".join(f"`{t.removeprefix('not ')}`" for t in terms if t.startswith("not "))
+    return " ".join(part for part in (wanted or "calls", f"without {barred}" if barred else "") if part)
 
 
 def _terms(conditions: str) -> list[str]:
@@ -80,4 +88,6 @@ def _factor(words: Sequence[str], args: Mapping[str, Any]) -> float:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, (Bytes, Duration)):
+        return inf  # nobody knows yet what share of the whole that is
     return value.value if isinstance(value, Ratio) else value

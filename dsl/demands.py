@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .conditions import compared_in, meets, named_in
+from .conditions import compared_in, meets, named_in, phrase
 from .diagnostics import Diagnostic, Fault
 from .pipelines import Line, Stage
 from .recipe import Emit, Invocation
@@ -53,6 +53,8 @@ def together(word: Word, call: Invocation, scope: Scope) -> list[Diagnostic]:
             given = next((name for name in named_in(conditions) if name in call.spans), "")
             faults.append(unfit_choices(reason, call.where(given), help=help_, note=_defaults(conditions, call, args)))
             break
+    else:
+        faults += _unread(word, call, args)
     data = scope.variant.data
     faults += _unprompted(word, call, args, scope)
     for judge, taught in word.facts.get("apart", {}).items():
@@ -77,6 +79,19 @@ def _defaults(conditions: str, call: Invocation, args: Mapping[str, Any]) -> str
     """Numbers that conditions compare and nobody wrote: `clients` is 4 where it is left out."""
     silent = [name for name in dict.fromkeys(compared_in(conditions)) if name not in call.spans]
     return ", ".join(f"`{name}` is {plain(args[name])} where it is left out" for name in silent)
+
+
+def _unread(word: Word, call: Invocation, args: Mapping[str, Any]) -> Iterator[Diagnostic]:
+    """Parameters that are given and that other arguments leave without a meaning."""
+    for name, condition in word.facts.get("only", {}).items():
+        if name in call.spans and not meets(condition, args):
+            silent = [n for n in named_in(condition) if n not in call.spans and args[n] is not None]
+            yield unfit_choices(
+                f"nothing reads `{name}` here: it belongs to {phrase(condition)}",
+                call.where(name),
+                note=", ".join(f"`{n}` is {plain(args[n])} where it is left out" for n in silent),
+                help=f"leave `{name}` out",
+            )
 
 
 def _unprompted(word: Word, call: Invocation, args: Mapping[str, Any], scope: Scope) -> Iterator[Diagnostic]:

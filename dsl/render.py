@@ -14,6 +14,8 @@ Format = Literal["text", "json", "github"]
 SCHEMA = 1
 
 _UNSEEN = "\N{REPLACEMENT CHARACTER}"
+_COMMAND = re.compile(r"^([^\S\n]*):(?=:)|(?<=#)#(?=\w*\[)", re.M)  # of GitHub, and of Azure, TeamCity and old GitHub
+_LONGEST = 4000  # characters of a message
 _LINE_END = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _COLORS = {"error": "1;31", "warning": "1;33", "note": "1;36", "help": "1;32", "gutter": "1;34", "bold": "1"}
 
@@ -36,13 +38,13 @@ def _text(diagnostic: Diagnostic, color: bool) -> str:
     def paint(what: str, text: str) -> str:
         return f"\x1b[{_COLORS[what]}m{text}\x1b[0m" if color and text else text
 
-    severity, message = diagnostic.severity, visible(on_a_line(diagnostic.message))
+    severity, message = diagnostic.severity, visible(on_a_line(short(diagnostic.message)))
     lines = [paint(severity, f"{severity}[{diagnostic.slug}]") + paint("bold", f": {message}")]
     if diagnostic.span:
         lines += _places(diagnostic, diagnostic.span, paint)
     for kind, said in (("note", diagnostic.note), ("help", diagnostic.help)):
         if said:
-            first, *more = visible(said).split("\n")
+            first, *more = visible(short(said)).split("\n")
             lines += [f"{paint(kind, kind)}: {first}", *(f"      {line}" for line in more)]
     return "\n".join(lines)
 
@@ -64,10 +66,25 @@ def _places(diagnostic: Diagnostic, span: Span, paint) -> list[str]:
 
 
 def visible(text: str) -> str:
+    """What is printed of others' words: it drives no terminal, and no runner of CI jobs that reads along."""
+    return printable(inert(text))
+
+
+def printable(text: str) -> str:
     """Without control characters, which could drive a terminal or turn the order of its letters; spaces stay."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c in "\n\t" or c.isprintable() or category(c) == "Zs" else _UNSEEN for c in text)
+
+
+def inert(text: str) -> str:
+    """Without commands to a runner of CI jobs: lines that begin with `::`, and `##vso[` wherever it stands."""
+    return _COMMAND.sub(lambda found: (found[1] or "") + _UNSEEN, text) if "::" in text or "##" in text else text
+
+
+def short(text: str) -> str:
+    """What a person would read of a text: names in files have megabytes where somebody likes."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 40]} … ({len(text)} characters)"
 
 
 def on_a_line(text: str) -> str:
@@ -128,7 +145,7 @@ def _github(diagnostic: Diagnostic) -> str:
         else:
             properties["endLine"] = place["end_line"]
     properties["title"] = diagnostic.slug
-    said = [diagnostic.message]
+    said = [short(diagnostic.message)]
     said += [f"{kind}: {text}" for kind, text in (("note", diagnostic.note), ("help", diagnostic.help)) if text]
     listed = ",".join(f"{key}={_escaped(str(value), property=True)}" for key, value in properties.items())
     return f"::{command} {listed}::{_escaped(chr(10).join(said))}"

@@ -29,6 +29,15 @@ SENTENCES = {
     "possible",
 }
 
+# Products of packed weights: a kernel's place, from 1, is `Kind` in `packed.h`.
+LINEAR = (
+    "dense_linear",
+    "sparse_linear",
+    "dense_linear_int8",
+    "sparse_linear_int8",
+    "block_sparse_linear",
+    "dense_linear_int4",
+)
 _p, _i, _q, _u = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32
 _LINEAR = (_i, _p, _q, _q, _q, _p, _q, _q, _i, _p, _i, _p, _i)
 _ATTENTION = (_i, *[_p] * 6, *[_q] * 8, ctypes.c_float, _i, _i)
@@ -44,12 +53,7 @@ ARGUMENTS = {
     "dense_attention": _ATTENTION,
     "sparse_attention": _ATTENTION,
     "read": (_i, _p, _q, _i),
-    "dense_linear": _LINEAR,
-    "sparse_linear": _LINEAR,
-    "dense_linear_int8": _LINEAR,
-    "sparse_linear_int8": _LINEAR,
-    "block_sparse_linear": _LINEAR,
-    "dense_linear_int4": _LINEAR,
+    **dict.fromkeys(LINEAR, _LINEAR),
     "engine_layout": (),
     "engine_create": (_p, _p),
     "engine_free": (_p,),

@@ -14,14 +14,7 @@ from torch import Tensor
 
 from . import levels, native
 
-KINDS = {
-    "dense_linear": 1,
-    "sparse_linear": 2,
-    "dense_linear_int8": 3,
-    "sparse_linear_int8": 4,
-    "block_sparse_linear": 5,
-    "dense_linear_int4": 6,
-}
+KINDS = {name: number for number, name in enumerate(native.LINEAR, start=1)}
 HUGE = 2 << 20
 _CHECKED = "_effc_checked"
 

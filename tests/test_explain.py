@@ -59,3 +59,9 @@ def test_a_value_and_a_parameter_name_the_pages_that_have_them():
     page = explain("racing")
     assert "`racing` is a value of `search` of `prune.multi`" in page and "`effc explain prune.blocks`" in page
     assert "`align` is a parameter of `prune.channels`" in explain("align")
+
+
+def test_a_value_that_is_misspelled_is_found_as_well():
+    with pytest.raises(Reject) as refused:
+        explain("racin")
+    assert refused.value.diagnostics[0].help == "did you mean `racing`?"

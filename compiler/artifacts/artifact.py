@@ -43,6 +43,7 @@ def write(into: Path, *, build: Callable[[Path], Manifest], force: bool = False)
     into = Path(os.path.abspath(into))
     with _environment(into):
         check_free(into, force)
+        made = [folder for folder in into.parents if not folder.exists()]  # the innermost first
         into.parent.mkdir(parents=True, exist_ok=True)
         sweep(into.parent)
         draft = into.parent / f".{into.name}.effc-{os.getpid()}-{_started(os.getpid())}"
@@ -52,7 +53,17 @@ def write(into: Path, *, build: Callable[[Path], Manifest], force: bool = False)
             _place(draft, into, force)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+            _drop_empty(made)
     return manifest
+
+
+def _drop_empty(folders: list[Path]) -> None:
+    """Take away what was made for an artifact that did not come to be; the first that holds something stays."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
 
 
 def check_free(into: Path, force: bool, file: bool = False) -> None:

@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from select import select
@@ -46,8 +48,17 @@ class Nursery:
         """A fork of this process has no nursery of its own yet; one that idled has ended."""
         return self.owner == os.getpid() and self.process.poll() is None and self.imported == _imported(env)
 
-    def run(self, arguments: list[str], env: dict[str, str], seconds: float) -> Done:
-        """Raises TimeoutExpired, and BrokenPipeError where it had just ended."""
+    def run(
+        self,
+        arguments: list[str],
+        env: dict[str, str],
+        seconds: float,
+        look: Callable[[bool], None] = lambda began: None,
+    ) -> Done:
+        """Raises TimeoutExpired, and BrokenPipeError where it had just ended.
+
+        look   is called every second until the job is done, with whether it has begun
+        """
         assert self.process.stdin and self.process.stdout
         with tempfile.TemporaryDirectory(prefix="effc-job-") as folder:
             said = Path(folder, "stderr")
@@ -55,8 +66,11 @@ class Nursery:
             try:
                 self.process.stdin.write(json.dumps(job).encode() + b"\n")
                 self.process.stdin.flush()
-                if not select([self.process.stdout], [], [], seconds)[0]:
-                    raise subprocess.TimeoutExpired("verify_child.py", seconds)
+                end = time.monotonic() + seconds
+                while not select([self.process.stdout], [], [], max(0.0, min(1.0, end - time.monotonic())))[0]:
+                    if time.monotonic() >= end:
+                        raise subprocess.TimeoutExpired("verify_child.py", seconds)
+                    look(said.exists())
                 answer = self.process.stdout.readline()
             except BaseException:
                 self.end()
@@ -80,7 +94,9 @@ _nursery: Nursery | None = None  # one for this process; it ends when idle, or w
 _asking = Lock()  # one job at a time: each wants the memory of a second copy
 
 
-def run(arguments: list[str], env: dict[str, str], seconds: float) -> Done:
+def run(
+    arguments: list[str], env: dict[str, str], seconds: float, look: Callable[[bool], None] = lambda began: None
+) -> Done:
     """What `verify_child.main` does with these arguments in a fresh process. Raises TimeoutExpired."""
     global _nursery
     if sys.platform != "linux":
@@ -93,7 +109,7 @@ def run(arguments: list[str], env: dict[str, str], seconds: float) -> Done:
                 _nursery.end()
             _nursery = Nursery(env)
         try:
-            return _nursery.run(arguments, env, seconds)
+            return _nursery.run(arguments, env, seconds, look)
         except BrokenPipeError:  # it idled, and ended between our look and our word
             _nursery = Nursery(env)
-            return _nursery.run(arguments, env, seconds)
+            return _nursery.run(arguments, env, seconds, look)

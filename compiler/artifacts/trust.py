@@ -18,7 +18,11 @@ DOES = {
     "compat": "transformers builds a stock model from `compat/config.json` and maps its safetensors",
     "compact": "effc builds the original from its config, replays listed edits, and maps safetensors",
     "reft": "effc finds the base that it names, compares its hash, and inserts effc's own modules",
-    "base": "holds the model that `reft/` belongs to",
+    "base": "is the model of the interventions or adapters beside it: transformers builds it and maps its safetensors",
+    "adapter": "low-rank adapters are read by a closed form and put onto `base/`",
+    "points": "holds several results, each with its own forms: `effc pick` copies one",
+    "onnx": "ONNX Runtime runs a graph of listed ops, from the bytes that were checked",
+    "gguf": "counts and places are held against the file, then effc's engine computes with its tensors",
     "program": "torch runs an exported graph of listed operators",
     "native": "effc's engine runs a plan that is checked first, over packed weights",
     "knowledge": "samples are put into prompts, and `effc run` and `serve` may train adapters on them",
@@ -41,8 +45,10 @@ class Check:
 def look(path: Path) -> list[Check]:
     """Reject where there is no manifest to go by."""
     manifest = read_manifest(path)
+    hashes = _hashes(path, manifest)
     return [
-        _hashes(path, manifest),
+        hashes,
+        *(_forms(path, manifest) if hashes.state == "ok" else ()),
         *_signatures(path),
         *_files(path),
         *_configs(path),
@@ -57,6 +63,19 @@ def _hashes(path: Path, manifest: Manifest) -> Check:
     except Reject as refused:
         return Check("files", refused.diagnostics[0].message, "bad")
     return Check("files", f"{len(manifest.files)} have the content that the manifest records, and there are no others")
+
+
+def _forms(path: Path, manifest: Manifest) -> Iterator[Check]:
+    """As `effc verify` reads them: what they say by the rules of SECURITY.md, without a model."""
+    from .forms import check_forms
+
+    try:
+        found = check_forms(path, manifest)
+    except Reject as refused:
+        yield Check("forms", refused.diagnostics[0].message, "bad")
+        return
+    said = f"{', '.join(found)} hold nothing that effc would refuse" if found else "it has none that effc loads"
+    yield Check("forms", said, "ok" if found else "note")
 
 
 def _signatures(path: Path) -> Iterator[Check]:

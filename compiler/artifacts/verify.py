@@ -18,14 +18,14 @@ from transformers import PreTrainedModel
 from ...dsl.diagnostics import Fault, Reject
 from ..capture.sample import sample
 from ..layers.quick import as_library
-from ..report.progress import announce
+from ..report.progress import announce, tick
 from ..rows.forward import LOOK, not_a_number
 from ..rows.inputs import has_two_sides
 from ..rows.several import sees_and_reads
 from ..words.kinds import Form
 from . import nursery
 from .manifest import Check
-from .verify_child import GENERATION, GIVEN, STEPS, TEXT, inputs_for, probe
+from .verify_child import GENERATION, GIVEN, OPENED, STEPS, TEXT, inputs_for, probe
 
 reload_differs = Fault(
     "reload-differs",
@@ -71,8 +71,7 @@ def verify(
             said[steps] = _in_memory(model, inputs, steps)
     checks: list[Check] = []
     for number, form in enumerate(there, 1):
-        then = f"{number} of {len(there)}"
-        with announce(f"{form.folder} in a fresh process", then):
+        with announce(f"{form.folder} in a fresh process, {number} of {len(there)}"):
             expected, plain = said[form.steps]
             given = inputs if text is None else {**inputs, TEXT: text}
             found = reopen(artifact / form.folder, form.opens, given, attention_of(model), seconds, form.steps)
@@ -129,13 +128,26 @@ def reopen(
         threads = str(torch.get_num_threads())
         try:
             done = nursery.run(
-                [how, str(folder), str(given), str(outputs), attention, threads, str(steps)], _environment(), seconds
+                [how, str(folder), str(given), str(outputs), attention, threads, str(steps)],
+                _environment(),
+                seconds,
+                lambda began: tick(*parts(began, outputs)),
             )
         except subprocess.TimeoutExpired as error:
             raise Reject(reload_starved(f"reopening {folder.name}/ took more than {seconds:g} s")) from error
         if done.returncode or not outputs.is_file():
-            raise Reject(_died(folder, done))
+            raise Reject(_died(folder, done)) from Ended(done.stderr)
         return {name: tensor.clone() for name, tensor in load_file(outputs).items()}
+
+
+def parts(began: bool, outputs: Path) -> tuple[str, str]:
+    """What a fresh process does now, and how far it is."""
+    done = began + Path(str(outputs) + OPENED).exists()
+    return ("starting", "opening the folder", "computing logits and tokens")[done], f"part {done + 1} of 3"
+
+
+class Ended(Exception):
+    """What a fresh process wrote before it ended, which `--debug` shows."""
 
 
 def _environment() -> dict[str, str]:
@@ -156,7 +168,7 @@ def _died(folder: Path, done: nursery.Done):
             f"reopening {folder.name}/ was ended by signal {-done.returncode}",
             help="it holds a second copy of the weights: free memory",
         )
-    return reload_died(f"{folder.name}/ does not load in a fresh process: {said}", note=done.stderr[-2000:])
+    return reload_died(f"{folder.name}/ does not load in a fresh process: {said}", help="--debug shows where it ended")
 
 
 def compare(

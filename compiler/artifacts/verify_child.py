@@ -22,6 +22,7 @@ GENERATION = ("logits of prefill", "greedy tokens")  # begin the names of what a
 COUNT = "create_position_ids_from_input_ids"  # of transformers: positions of RoBERTa and its kin
 TEXT = "text"  # the name of rows that are heard and not compared, and of their logits
 GIVEN = "given."  # before the names of what a plain module's forward takes
+OPENED = ".opened"  # behind the name of the outputs: a file that says that the folder is open
 STEP, STEP_FACTS = "step.pt2", "step.json"  # beside an exported program: one that continues text, and what it takes
 
 
@@ -345,13 +346,12 @@ OPENERS = {
 }
 
 
-def main(
-    how: str, folder: str, given: str, outputs: str, attention: str, threads: str, steps: str = str(STEPS)
-) -> None:
+def main(how: str, folder: str, given: str, outputs: str, attention: str, threads: str, steps: str = str(STEPS)):
     from safetensors.torch import load_file, save_file
 
     torch.set_num_threads(int(threads))
     inputs, model = load_file(given), OPENERS[how](folder, attention)
+    open(outputs + OPENED, "w").close()
     text = inputs.pop(TEXT, None)
     found = probe(model, inputs, int(steps))
     if text is not None:

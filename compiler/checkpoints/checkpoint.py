@@ -19,9 +19,8 @@ from ...dsl.diagnostics import Fault, Reject
 from ..report.broken import first_line
 from ..report.progress import follow
 from ..report.quantity import counted
-from ..store.regular import CONFIG, read_json
 from .bounds import bad_config
-from .classes import is_tokenizer, model_class, plain
+from .classes import model_class, plain
 from .generation import read_generation
 from .rescaled import as_stored
 
@@ -46,7 +45,6 @@ model_code = Fault(
     "It may need a package that is not here, often one for CUDA alone, or another version of transformers.",
     exit="environment",
 )
-bad_tokenizer = Fault("bad-tokenizer", "A model's tokenizer files can't be read.", exit="environment")
 
 # Tensors that stock checkpoints carry and modules make for themselves.
 SLACK = 1 << 24  # numbers that a model may have beside its weights: tables of positions, ties
@@ -294,50 +292,6 @@ def check_finite(module: nn.Module, label: str) -> None:
 
 def _count(module: nn.Module) -> int:
     return sum(1 for _ in module.parameters())
-
-
-def tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:
-    if not trusted:
-        _check_tokenizer(folder, label)
-    try:
-        with quiet():
-            return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
-    except Exception as error:  # the tokenizers library raises bare Exception
-        if isinstance(error, (MemoryError, RecursionError)):
-            raise
-        raise Reject(
-            bad_tokenizer(
-                f"{label}: the tokenizer files in {folder} can't be read",
-                help="fetch them again",
-                note=first_line(error),
-            )
-        ) from error
-
-
-def _check_tokenizer(folder: Path, label: str) -> None:
-    """Reject (bad-tokenizer) where a tokenizer names a class that is none, or a chat template of a megabyte."""
-    path = folder / "tokenizer_config.json"
-    if not path.exists():
-        return
-    try:
-        said = read_json(path, CONFIG)
-    except (OSError, ValueError, RecursionError) as error:
-        raise Reject(bad_tokenizer(f"{label}: {path} can't be read as JSON", help="fetch it again")) from error
-    if not isinstance(said, dict):
-        raise Reject(bad_tokenizer(f"{label}: {path} is no JSON object", help="fetch it again"))
-    most = said.get("model_max_length")
-    if most is not None and type(most) not in (int, float):
-        raise Reject(
-            bad_tokenizer(f"{label}: {path} has a `model_max_length` that is no number", help="fetch it again")
-        )
-    name = said.get("tokenizer_class")
-    if name is not None and not is_tokenizer(name):
-        raise Reject(
-            bad_tokenizer(
-                f"{label}: {path} names `{str(name)[:80]}`, which is no tokenizer of transformers",
-                help="fetch the tokenizer files again",
-            )
-        )
 
 
 def random(config: Mapping[str, Any], seed: int, dtype: str) -> nn.Module:

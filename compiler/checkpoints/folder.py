@@ -337,6 +337,6 @@ def _load(folder: Path, config: dict[str, Any], dtype: str, label: str, count: i
 
 
 def load_tokenizer(folder: Path, label: str, trusted: bool = False):
-    from .checkpoint import tokenizer
+    from .tokenizer import open_tokenizer
 
-    return tokenizer(folder, label, trusted)
+    return open_tokenizer(folder, label, trusted)

@@ -141,9 +141,14 @@ def _slot(path: Path, name: str, entry: Any) -> Slot:
     bits = slot.count * BITS[dtype]
     if bits % 8 or slot.end - slot.start != bits // 8:
         raise Reject(
-            _says(path, f"gives `{name}` {slot.end - slot.start} bytes; {dtype} of shape {shape} takes {bits / 8:g}")
+            _says(path, f"gives `{name}` {slot.end - slot.start} bytes; {dtype} of shape {shape} takes {_bytes(bits)}")
         )
     return slot
+
+
+def _bytes(bits: int) -> str:
+    """Also of more than any float can be: a shape has up to 64 axes."""
+    return f"{bits / 8:g}" if bits < 1 << 64 else "more than any file has"
 
 
 def _check_cover(path: Path, slots: Mapping[str, Slot], size: int) -> None:

@@ -23,7 +23,7 @@ _to = typer.Option(
     "--to",
     metavar="effspec|json",
     show_default=False,
-    help="Print one recipe in this form; FILE.json is read as the JSON form.",
+    help="Print one recipe in this form; FILE.json is read as the JSON form, which has no comments.",
 )
 _diff = typer.Option("--diff", help="Write nothing; print what would change.", show_default=False)
 
@@ -67,6 +67,10 @@ def _print_as(form: str, files: list[Path], shared: Shared, more: bool) -> int:
     file = _tree(files[0])
     if form == "json":
         shared.screen.answer(json.dumps(file_to_json(file), indent=2, ensure_ascii=False))
+        if lost := len(file.comments):
+            from ..report.quantity import counted
+
+            shared.screen.say(f"left out {counted(lost, 'comment')}: the JSON form has none")
     else:
         shared.screen.write(format_file(file))
     return 0

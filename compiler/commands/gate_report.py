@@ -1,13 +1,17 @@
 """What `effc test` found, for CI: JUnit XML, and Markdown for a job summary or a pull request."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from ...dsl.render import on_a_line, visible
 
 if TYPE_CHECKING:
     from ..judging.baseline import Drift
     from ..judging.gate import Outcome
     from ..judging.retest import Tested
 
+BAR = "¦"  # in place of what ends a cell, which readers of Markdown let escape in different ways
 FAILS = ("missed", "undecided", "worse")
 
 
@@ -45,14 +49,30 @@ def markdown(results: "Sequence[Tested]") -> str:
 
     lines = []
     for r in results:
-        lines += [f"### {r.pipeline} (`{r.path}`)", "", "| bound | measured | limit | |", "|---|---|---|---|"]
-        for o in r.outcomes:
-            lines.append(f"| `{bound_text(o.bound)}` | {value_text(o)} | {o.limit} | {_mark(o.state)} |")
+        lines += [f"### {r.pipeline} ({_code(str(r.path))})", "", "| bound | measured | limit | |", "|---|---|---|---|"]
+        lines += [_row(bound_text(o.bound), value_text(o), str(o.limit), o.state) for o in r.outcomes]
         if r.drifts:
             lines += ["", "| measure | now against the baseline | at worst | |", "|---|---|---|---|"]
-            lines += [f"| `{d.metric}` | {d.text()} | {at_worst(d)} | {_mark(d.state)} |" for d in r.drifts]
+            lines += [_row(d.metric, d.text(), at_worst(d), d.state) for d in r.drifts]
         lines.append("")
     return "\n".join(lines).rstrip("\n")
+
+
+def _row(name: str, value: str, limit: str, state: str) -> str:
+    """Of a table: recipes and baselines of anybody say what is in it, and put neither cells nor links there."""
+    cells = (_code(name), _plain(value), _plain(limit), _mark(state))
+    return f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"
+
+
+def _code(text: str) -> str:
+    text = visible(on_a_line(text))
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    gap = " " if text[:1] == "`" or text[-1:] == "`" else ""
+    return f"{fence}{gap}{text}{gap}{fence}"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\\`*_\[\]<>~]", r"\\\g<0>", visible(on_a_line(text)))
 
 
 def _mark(state: str) -> str:
@@ -82,6 +102,9 @@ def junit(results: "Sequence[Tested]") -> str:
             _bound_case(suite, o, r)
         for d in r.drifts:
             _drift_case(suite, d, r)
+    for element in top.iter():  # XML has no control characters at all
+        element.text = element.text and visible(element.text)
+        element.attrib.update({key: visible(value) for key, value in element.attrib.items()})
     xml.indent(top)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + xml.tostring(top, encoding="unicode")
 

@@ -86,6 +86,11 @@ def explained(decision: "Decision") -> str:
     if decision.steps:
         parts.append(counted(decision.steps, "step"))
     if decision.rewards:
-        parts.append("rewards " + ", ".join(f"{name} {value:.3g}" for name, value in decision.rewards.items()))
+        parts.append("rewards " + ", ".join(_reward(decision, name) for name in decision.rewards))
     parts.append(", ".join(f"{name} {seconds(value)}" for name, value in decision.seconds.items()))
     return "; ".join(part for part in parts if part) + (f"\nnote: {decision.note}" if decision.note else "")
+
+
+def _reward(decision: "Decision", branch: str) -> str:
+    chance = decision.chances.get(branch)
+    return f"{branch} {decision.rewards[branch]:.3g}" + ("" if chance is None else f" (right by {chance:.0%})")

@@ -22,6 +22,9 @@ package_unreachable = Fault(
     "A package's repository could not be fetched.\n\nSee what git says, and whether the revision exists.",
     exit="network",
 )
+secret_source = Fault(
+    "secret-source", "A password was given in the address of a package, which `effspec.lock` would show.", exit="usage"
+)
 unknown_package = Fault("unknown-package", "`effspec.lock` names no such package.", exit="usage")
 
 _GIT = re.compile(r"(https|ssh|file)://[^\s]+|[\w.-]+@[\w.-]+:[^\s]+")
@@ -85,7 +88,12 @@ def _locked(project: Path, name: str) -> list[tuple[str, dict[str, str]]]:
     packages = lockfile.read(project)["packages"]
     if name and name not in packages:
         raise Reject(unknown_package(f"the lock has no package `{name}`", help=suggestion(name, packages, "it has")))
-    return [(n, facts) for n, facts in packages.items() if not name or n == name]
+    chosen = [(n, facts) for n, facts in packages.items() if not name or n == name]
+    for called, facts in chosen:
+        if not facts.get("source"):
+            said = f"the lock says no source of `{called}`"
+            raise Reject(lockfile.broken_lock(said, help="add the package again"))
+    return chosen
 
 
 def _pinned(source: str, project: Path, shared: Shared) -> "Package":
@@ -133,6 +141,8 @@ def _folder(source: str, shared: Shared) -> Iterator[tuple[Path, str]]:
     if not _GIT.fullmatch(source):
         yield Path(source).expanduser(), ""
         return
+    if re.search(r"://[^/@\s]*:[^/@\s]*@", source):  # it would stand in the lock, under version control
+        raise Reject(secret_source("the address holds a password", help="leave it out: git's credential helper has it"))
     if shared.offline:
         raise Reject(package_unreachable(f"{source} was to be fetched with --offline", help="leave --offline out"))
     with tempfile.TemporaryDirectory(prefix="effc-package-") as place:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ...dsl.diagnostics import Reject
-from ...dsl.render import visible
+from ...dsl.render import printable
 from ..models import check_place
 from .flags import Shared, finite, knowledge_url, mapped_weights, required_key, verb
 from .services import no_words
@@ -194,5 +194,5 @@ def _speed(reply) -> str:
 
 def _write(text: str) -> None:
     """What a model says: a terminal is not driven by it."""
-    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...dsl.diagnostics import EXITS, Diagnostic
-from ...dsl.render import on_a_line, visible
+from ...dsl.render import inert, on_a_line, printable, visible
 
 SCHEMA = 1
 _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36"}
 _STYLE = re.compile(rf"(\x1b\[(?:0|(?:{'|'.join(_CODES.values())})(?:;(?:{'|'.join(_CODES.values())}))*)m)")
-_FOREIGN = re.compile(r"[^\x00-\x7e]")
+_FOREIGN = re.compile(r"[^\x00-\x7e]|(?<=#)#(?=\w*\[)")  # the last begins a command to a runner of CI jobs
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,7 @@ class Screen:
 
     def answer_json(self, verb: str, status: str = "ok", **body: Any) -> None:
         """The answer as one JSON object."""
-        whole = {"schema_version": SCHEMA, "verb": verb, "status": status, **body}
-        text = json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False)
-        print(_FOREIGN.sub(_escape, text), file=sys.stdout)
+        print(json_text({"schema_version": SCHEMA, "verb": verb, "status": status, **body}), file=sys.stdout)
 
     def say(self, text: str) -> None:
         """A remark for a person."""
@@ -57,7 +55,7 @@ class Screen:
         """A text whose control characters are our own colours alone."""
         if not self.colors(stream):
             return visible(text)
-        return "".join(part if at % 2 else visible(part) for at, part in enumerate(_STYLE.split(text)))
+        return "".join(part if at % 2 else printable(part) for at, part in enumerate(_STYLE.split(inert(text))))
 
     def complain(self, diagnostics: Sequence[Diagnostic], verb: str = "", **body: Any) -> None:
         """Print diagnostics: text to stderr, json and github to stdout. Quiet hides all but errors."""
@@ -71,7 +69,7 @@ class Screen:
                 verb, "error" if code else "ok", exit=code, **body, diagnostics=as_json(diagnostics)["diagnostics"]
             )
         elif self.format == "github" and diagnostics:
-            self.answer(render(diagnostics, "github").rstrip("\n"))
+            print(printable(render(diagnostics, "github").rstrip("\n")), file=sys.stdout)  # lines that are commands
         elif diagnostics:
             print(render(diagnostics, "text", color=self.colors(sys.stderr)).rstrip("\n"), file=sys.stderr)
 
@@ -96,9 +94,15 @@ class Screen:
         return "\n".join(lines)
 
 
+def json_text(body: Any) -> str:
+    """A body as JSON that people can read, and that drives neither a terminal nor a runner of CI jobs."""
+    return _FOREIGN.sub(_escape, json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False))
+
+
 def _escape(found: re.Match[str]) -> str:
-    """A character of a JSON text that a terminal would act on, or that has no encoding, as JSON writes it in ASCII."""
-    return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]
+    """A character of a JSON text that a machine would act on, or that has no encoding, as JSON writes it in ASCII."""
+    sign = found[0]
+    return "\\u0023" if sign == "#" else sign if sign.isprintable() else json.dumps(sign)[1:-1]
 
 
 def code_of(diagnostics: Iterable[Diagnostic]) -> int:

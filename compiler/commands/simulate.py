@@ -63,6 +63,7 @@ def data_folder(path: Path) -> Path:
 
 
 def _sum_up(run: "Federation", declared: "Declaration", into: Path, shared: "Shared") -> None:
+    from ..federation.noise import privacy
     from ..federation.rounds import lines
     from ..report.quantity import counted, size
 
@@ -73,20 +74,6 @@ def _sum_up(run: "Federation", declared: "Declaration", into: Path, shared: "Sha
 
         worse = ", ".join(f"{value:+.4f}" for value in forgotten(run.course.rounds))
         shared.screen.say(f"tasks before the last, nats per token since their own rounds: {worse}")
-    if declared.clip and declared.noise:
-        shared.screen.say(privacy(run, declared))
+    if declared.clip:
+        shared.screen.say(privacy(run.course.rounds, declared))
     shared.screen.say(f"{counted(len(run.course.rounds), 'round')}, {size(run.course.bytes)} sent; states in {into}")
-
-
-def privacy(run: "Federation", declared: "Declaration") -> str:
-    """The epsilon that was spent, as a sentence: of a client, or of a row of the client that has fewest."""
-    from ..federation.noise import epsilon, epsilon_of_rows
-
-    rounds = len(run.course.rounds)
-    if declared.protects == "clients":
-        spent = epsilon(rounds, declared.noise, declared.delta)
-        return f"epsilon {spent:.2f} at delta {declared.delta:g} for a client, with fresh noise each round"
-    fewest = min(turn.examples for round_ in run.course.rounds for turn in round_.turns.values())
-    share = min(1.0, declared.batch / fewest)
-    spent = epsilon_of_rows(rounds * declared.steps, share, declared.noise, declared.delta)
-    return f"epsilon {spent:.2f} at delta {declared.delta:g} for a row of a client with {fewest:.0f}, at most"

@@ -1,6 +1,5 @@
 """`effc test`: is what was compiled as good, as small and as fast as the recipe demands? A gate for CI."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import typer
 from ...dsl.render import as_json
 from .flags import Shared, verb
 from .gate_report import at_worst, junit, markdown, rows_json, value_text
-from .screen import SCHEMA, code_of
+from .screen import SCHEMA, code_of, json_text
 
 if TYPE_CHECKING:
     from ..judging.retest import Tested
@@ -107,7 +106,7 @@ def written(results: "Sequence[Tested]", suffix: str) -> str:
     if suffix == ".json":
         found = as_json([d for r in results for d in r.diagnostics])["diagnostics"]
         body = {"schema_version": SCHEMA, "verb": "test", "artifacts": rows_json(results), "diagnostics": found}
-        return json.dumps(body, indent=2, ensure_ascii=False) + "\n"
+        return json_text(body) + "\n"
     return (junit(results) if suffix == ".xml" else markdown(results)) + "\n"
 
 

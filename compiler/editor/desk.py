@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import unquote
 
 from pygls import uris
+from pygls.exceptions import JsonRpcInvalidParams
 
 from ...dsl import ast
 from ...dsl.diagnostics import Diagnostic, Reject
@@ -121,5 +123,7 @@ class Desk:
 
 def path_of(uri: str) -> Path:
     """The file of a document; one that was never saved is named after its address."""
+    if "\0" in unquote(uri):
+        raise JsonRpcInvalidParams("an address with a zero byte is none of a file")
     found = uris.to_fs_path(uri) if uri.startswith("file:") else None
     return Path(found or Path.cwd() / f"{uri.rpartition('/')[2].rpartition(':')[2] or 'untitled'}.effspec").resolve()

@@ -122,7 +122,7 @@ class Classes:
 
 @dataclass(frozen=True)
 class Tokens(Objective):
-    """The next token of every position."""
+    """The next token of every position, or of those that are `learned`."""
 
     def predicted(self, chosen: Tensor) -> Tensor:
         return logits(self.model, self._needed(chosen))

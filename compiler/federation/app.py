@@ -60,7 +60,7 @@ dependencies = ["flwr>=1.42,<1.43", "effc[fed]"]
 publisher = "effc"
 fab-format-version = 1
 flwr-version-target = "1.42.0"
-fab-include = ["{package}/*.py", "{package}/federation.json", "README.md", "LICENSE"]
+fab-include = ["{package}/*.py", "{package}/federation.json", {edits}"README.md", "LICENSE"]
 
 [tool.flwr.app.components]
 serverapp = "{package}.server_app:app"
@@ -98,6 +98,7 @@ def write_app(declared: Declaration, name: str, into: Path) -> None:
             rounds=declared.rounds,
             clients=declared.clients,
             deadline=float(declared.deadline),
+            edits='"edits/reft.json", ' if declared.trains == "reft" else "",
         )
     )
     (into / "LICENSE").write_text(_LICENSE)
@@ -137,12 +138,15 @@ Killed, it goes on where it was; the states are written to `../{name}-result`.
     pip install "effc[fed]" "flwr[simulation]{flwr}"
     export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 RAY_USAGE_STATS_ENABLED=0
     export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1       # or every run does `uv sync`, over the network
+    export FLWR_HOME=$PWD/../{name}-flower FLWR_LOCAL_SUPERLINK_HTTP_API_PORT=39191
     flwr run . --federation-config 'num-supernodes={clients} client-resources-num-cpus=1' \\
         --run-config "model='$PWD/{folder}' data='FOLDER' output='$PWD/../{name}-result'"
 
 `FOLDER` is what the data's paths start from: the folder of the recipe. `flwr run` returns once the run is submitted,
 and with `--stream` it exits 0 even if the run fails: ask `flwr list --run-id ID --format json` for
-`finished:completed`. It leaves a SuperLink running on port 39091.
+`finished:completed`; `flwr log ID --show` prints the table of rounds. It leaves a SuperLink running at that port, which
+keeps the environment that it was born with and outlives the command: end it by its id, which
+`ps -eo pid,args | grep 39191` shows.
 
 ## Deploy it
 
@@ -182,7 +186,8 @@ on this machine, `127.0.0.1` below is its address, in the certificate too:
 The SuperLink, the executor and each node run until they are ended: each in a terminal of its own. Every node has its
 own `--port`. A node that names `data` learns from all rows that it finds there; one that does not gets its part of the
 common data. A round takes five seconds at least, whatever is trained; a node that was killed can come back after a
-minute.
+minute. A client that hangs is stopped when its round is over, since it would block its node for all runs; one that
+hangs inside of a library's call can't be: restart its node.
 """
 
 

@@ -70,12 +70,17 @@ class Learner(ABC):
 
 
 class Participant:
-    """The client of a partition."""
+    """The client of a partition.
 
-    def __init__(self, client: int, learner: Learner):
-        self.client, self.learner = client, learner
+    sizes    number of a sub-network -> what trains it; empty where all rounds are of `learner`
+    """
+
+    def __init__(self, client: int, learner: Learner, sizes: Mapping[int, Learner] = MappingProxyType({})):
+        self.client, self.learner, self.sizes = client, learner, sizes
+        self.own = learner
 
     def __call__(self, message: Message, memory: dict[str, Any]) -> Answer:
+        self.learner = self._learner_for(message)
         if message.kind == "join":
             said = {"client": self.client, "examples": self.learner.examples, "base": self.learner.base}
             if message.config.get("secure"):
@@ -88,6 +93,17 @@ class Participant:
         if message.kind != "train":
             raise Reject(client_refuses(f"a message of the kind `{message.kind}` means nothing here"))
         return self._train(message, memory)
+
+    def _learner_for(self, message: Message) -> Learner:
+        """What trains the size that a message names, its own where it names none."""
+        size = int(message.config.get("size", -1))
+        if not self.sizes:
+            return self.learner
+        if size < 0:
+            return self.own
+        if size not in self.sizes:
+            raise Reject(client_refuses(f"sub-network {size} is more than this client affords"))
+        return self.sizes[size]
 
     def _train(self, message: Message, memory: dict[str, Any]) -> Answer:
         config, started = message.config, time.monotonic()

@@ -5,6 +5,7 @@ published code divides by the number of all clients, as if those without an entr
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -59,13 +60,24 @@ def heads_prefix(heads: int, width: int, keep: int) -> np.ndarray:
     return (np.arange(heads)[:, None] * width + np.arange(keep)[None]).ravel()
 
 
-def sandwich(clients: Sequence[int], options: Sequence[T], seed: int) -> dict[int, T]:
+def sandwich(
+    clients: Sequence[int],
+    options: Sequence[T],
+    seed: int | Sequence[int],
+    most: Mapping[int, int] = MappingProxyType({}),
+) -> dict[int, T]:
     """One client trains the largest of the options (the first), one the smallest (the last), the others draw.
 
     Which client does what follows from the seed; give another one every round.
+
+    most    client -> place of the largest option that it can afford; one that is missing affords all. The largest goes
+            to one of those who afford most
     """
     draw = np.random.default_rng(seed)
     order = [clients[i] for i in draw.permutation(len(clients))]
-    chosen = [options[0], options[-1]][: len(order)]
-    chosen += [options[i] for i in draw.integers(len(options), size=len(order) - len(chosen))]
-    return dict(zip(order, chosen, strict=True))
+    able = min(order, key=lambda k: most.get(k, 0))  # the first of those who afford most
+    chosen = {able: options[most.get(able, 0)]}
+    for place, client in enumerate(k for k in order if k != able):
+        drawn = int(draw.integers(most.get(client, 0), len(options)))
+        chosen[client] = options[drawn if place else -1]
+    return chosen

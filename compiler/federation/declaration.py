@@ -61,6 +61,8 @@ class Declaration:
     stream     data sets are tasks that come one after another; `anchor` holds fast to what was learned before
     sizes      sub-networks, and which one each client trains; empty: the whole model
     counted    among whom what a client changed of an entry counts (coverage.py)
+    allocation "budgets": a client trains its own size in all rounds; "sandwich": sizes are drawn anew each round
+    budgets    of the clients, as the recipe has them, and what they are of
     """
 
     base: str
@@ -96,6 +98,19 @@ class Declaration:
     anchor: float
     top: int
     counted: str = "holders"  # what declarations that don't say it did
+    allocation: str = "budgets"
+    budgets: tuple[str, ...] = ()
+    counts: str = "params"
+
+    def affords(self, client: int) -> tuple[int, ...]:
+        """Numbers of the sizes that a client may have to train, its own first; -1 of the whole model without sizes."""
+        if not self.sizes:
+            return (-1,)
+        own = self.size_of[client]
+        if self.allocation == "budgets":
+            return (own,)
+        smaller = [n for n, size in enumerate(self.sizes) if size.params < self.sizes[own].params]
+        return (own, *sorted(smaller, key=lambda n: -self.sizes[n].params))
 
     @property
     def identity(self) -> str:
@@ -124,6 +139,7 @@ class Declaration:
             "data": tuple(DataSet(**d) for d in body["data"]),
             "sizes": tuple(Size.from_json(size) for size in body["sizes"]),
             "size_of": tuple(int(n) for n in body["size_of"]),
+            "budgets": tuple(body.get("budgets", ())),
         }
         found = Declaration(**made)
         for name, fits in _FITS.items():
@@ -137,6 +153,7 @@ class Declaration:
             all(size.fits(found.full) for size in found.sizes)
             and (not found.sizes or len(found.size_of) == found.clients)
             and all(0 <= n < len(found.sizes) for n in found.size_of)
+            and len(found.budgets) in (0, found.clients)
         ):
             raise ValueError("`sizes` are not of the model's arrays")
         return found
@@ -165,6 +182,9 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "strategy": _is_one_of(*STRATEGIES),
     "center": _is_one_of("mean", "median"),
     "counted": _is_one_of("all", "holders"),
+    "allocation": _is_one_of("budgets", "sandwich"),
+    "counts": _is_one_of("params", "flops"),
+    "budgets": lambda value: all(isinstance(text, str) for text in value),
     "way": _is_one_of("project", "align", "function"),
     "split": _is_one_of("even", "blocks", "dirichlet", "distinct"),
     "base": lambda value: isinstance(value, str),
@@ -222,8 +242,9 @@ def strategy_of(declared: Declaration, seed: int | None = None) -> Strategy:
     if declared.secure:
         return Summed(declared.full, declared.strategy == "abm", declared.mix)
     if declared.strategy == "coverage":
-        sizes = {k: declared.sizes[n] for k, n in enumerate(declared.size_of)}
-        return Coverage(declared.full, sizes, declared.counted)  # type: ignore[arg-type]  # a word that was checked
+        anew = declared.seed if declared.allocation == "sandwich" else None
+        own = dict(enumerate(declared.size_of))
+        return Coverage(declared.full, declared.sizes, own, declared.counted, anew)  # type: ignore[arg-type]  # checked
     if declared.strategy == "fedavg":
         return FedAvg(declared.full, clip, declared.noise, seed)
     if declared.strategy == "ffa":

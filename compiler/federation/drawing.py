@@ -7,6 +7,7 @@ from ..report.quantity import counted, size
 from .app import sentence
 from .course import Round
 from .declaration import Declaration, strategy_of
+from .noise import privacy
 from .state import numbers
 from .table import HEAD, line
 
@@ -26,7 +27,9 @@ class Drawing:
             up = 4 * numbers(strategy.wanted(client))  # 0 of a search: it depends on how much is asked
             rank = declared.ranks[client] if declared.ranks else None
             budget = declared.sizes[declared.size_of[client]].params if declared.sizes else None
-            made.append({"client": client, "up": up, "down": _down(declared, up), "rank": rank, "params": budget})
+            row = {"client": client, "up": up, "down": _down(declared, up), "rank": rank, "params": budget}
+            row["budget"] = declared.budgets[client] if declared.budgets else None
+            made.append(row)
         return made
 
     def draw(self) -> str:
@@ -43,13 +46,16 @@ class Drawing:
             head.append(f"{declared.protects} are hidden: clip {declared.clip:g}, noise {declared.noise:g}")
         lines = [f"{'client':>6}  {'up':>10}  {'down':>10}  holds"]
         for row in self.rows():
-            holds = (
-                f"rank {row['rank']}" if row["rank"] else f"{row['params']:,} parameters" if row["params"] else "all"
-            )
+            holds = f"rank {row['rank']}" if row["rank"] else "all"
+            if row["params"]:
+                holds = f"{row['params']:,} parameters"
+            if row["budget"]:
+                holds += f", {'at most' if declared.allocation == 'sandwich' else 'budget'} {_budget(declared, row)}"
             down = size(row["down"]) if row["down"] is not None else "grows"
             lines.append(f"{row['client']:>6}  {size(row['up']):>10}  {down:>10}  {holds}")
         if self.rounds:
             lines += ["", f"ran {counted(len(self.rounds), 'round')}, the last of them:", HEAD, line(self.rounds[-1])]
+            lines += [privacy(self.rounds, declared)] if declared.clip else []
         return "\n".join([*head, "", *lines])
 
     def to_json(self) -> dict[str, Any]:
@@ -58,6 +64,12 @@ class Drawing:
             "clients": self.rows(),
             "rounds": [r.to_json() for r in self.rounds],
         }
+
+
+def _budget(declared: Declaration, row: dict[str, Any]) -> str:
+    """As the recipe has it, with what shares and plain numbers are of."""
+    text = str(row["budget"])
+    return text if text[-1] in "Bshdn" else f"{text} {'of FLOPs' if declared.counts == 'flops' else 'of parameters'}"
 
 
 def _down(declared: Declaration, up: int) -> int | None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..ir.program import Program
     from ..layers.reft import Intervention
     from ..words.context import Context
+    from .sizes import Size
 
 
 def shapes_of(
@@ -117,6 +118,22 @@ def check_positions(tokens: int, length: int, positions: int | None) -> None:
                 if positions > length
                 else "cut rows shorter",
                 argument="tokens",
+            )
+        )
+
+
+def check_whole(program: "Program", sizes: "Sequence[Size]") -> None:
+    """Reject sizes of which none is the whole model: one client tells the others the weights to start from."""
+    from ..planning.shrink import params
+
+    whole, largest = params(program.skeleton), max((size.params for size in sizes), default=0)
+    if sizes and largest < whole:
+        raise Reject(
+            unfit_strategy(
+                f"the largest budget holds {largest:,} of {whole:,} parameters, and one client tells the others the "
+                "weights to start from",
+                help="give one of them `100%`",
+                argument="budgets",
             )
         )
 

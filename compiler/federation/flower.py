@@ -3,9 +3,11 @@
 Works with flwr 1.42. All that touches Flower's own objects is in this file.
 """
 
+import signal
+import sys
 import threading
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +19,12 @@ from .checkpoint import Checkpoint
 from .client import Participant
 from .declaration import federation_of, read_declaration
 from .grid import Answer, Message, Reply
+from .noise import privacy
 from .place import Place
 from .results import write_results
+from .rounds import lines
 from .state import State
+from .table import HEAD, line
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -30,6 +35,7 @@ no_place = Fault(
     "no-place", "A client of a Flower federation was not told where its model or its data are.", exit="usage"
 )
 
+GRACE = 1.0  # seconds after the deadline, at which a client should have stopped by itself
 _PREFIX = "effc."  # before the names of our records
 _turn = threading.Lock()  # clients of one process share a model
 
@@ -107,19 +113,21 @@ def serve(grid: "Grid", context: "Context", file: Path) -> None:
     work = Path(str(config["work"])) if config["work"] else None
     folder = work / declared.identity if work else None
     checkpoint = Checkpoint(folder, declared.identity) if folder else None
-    run = federation_of(declared, FlowerGrid(grid), checkpoint, _say)
+    _say(HEAD)
+    run = federation_of(declared, FlowerGrid(grid), checkpoint, lambda round_: _say(line(round_)))
     run.run()
+    for text in lines(run.course.rounds):
+        _say(text)
+    if declared.clip:
+        _say(privacy(run.course.rounds, declared))
     if config["output"]:
-        write_results(run.strategy.results(), run.course, declared, Path(str(config["output"])))
+        source = file.parents[1] if declared.trains == "reft" else None
+        write_results(run.strategy.results(), run.course, declared, Path(str(config["output"])), source)
 
 
-def _say(round_: Any) -> None:
+def _say(text: str) -> None:
     """A line for Flower's log."""
-    import sys
-
-    from .table import line
-
-    sys.stdout.write(f"{line(round_)}\n")
+    sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
@@ -145,7 +153,7 @@ def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
                 help='--run-config or --node-config: \'model="..." data="..."\'',
             )
         )
-    with _turn:
+    with _turn, limit(float(config.get("deadline", declared.deadline)) + GRACE):
         participant = _seat(declared.identity, file, model, data, own, int(node["partition-id"]), declared.clients)
         memory = _remembered(context)
         answer: Answer = participant(message, memory)
@@ -154,6 +162,29 @@ def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
     for name, state in answer.arrays.items():
         content[f"{_PREFIX}arrays.{name}"] = _record(state)
     return Reply_(content, reply_to=letter)
+
+
+@contextmanager
+def limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError where the body takes longer: a client that never answers blocks its node for all runs.
+
+    A timer's signal comes between two steps of Python, in the main thread, where Flower runs a client; in others there
+    is no such bound.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise TimeoutError(f"it was stopped after {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 _open = ExitStack()  # adapters stay on their model as long as the process lives

@@ -3,12 +3,17 @@
 Source: DP-FedAvg, McMahan et al. 2018 (arXiv 1710.06963): uniform weights, clipped changes, Gaussian noise.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import lgamma, log, log1p
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .course import Round
 from .state import State, vector
+
+if TYPE_CHECKING:
+    from .declaration import Declaration
 
 
 def clipped(state: State, before: State, norm: float) -> dict[str, np.ndarray]:
@@ -37,6 +42,19 @@ def noisy_mean(
         ).astype(array.dtype)
         for name, array in sorted(before.items())
     }
+
+
+def privacy(rounds: Sequence[Round], declared: "Declaration") -> str:
+    """The epsilon that was spent, as a sentence: of a client, or of a row of the client that has fewest."""
+    if not declared.noise:
+        return "changes are bounded and no noise hides them: epsilon is infinite"
+    if declared.protects == "clients":
+        spent = epsilon(len(rounds), declared.noise, declared.delta)
+        return f"epsilon {spent:.2f} at delta {declared.delta:g} for a client, with fresh noise each round"
+    fewest = min(turn.examples for round_ in rounds for turn in round_.turns.values())
+    share = min(1.0, declared.batch / fewest)
+    spent = epsilon_of_rows(len(rounds) * declared.steps, share, declared.noise, declared.delta)
+    return f"epsilon {spent:.2f} at delta {declared.delta:g} for a row of a client with {fewest:.0f}, at most"
 
 
 def epsilon(rounds: int, multiplier: float, delta: float) -> float:

@@ -46,13 +46,17 @@ class Place:
         if declared.trains == "index":
             yield self._librarians(clients, rows)
             return
-        wanted = {client: declared.size_of[client] if declared.sizes else -1 for client in clients}
+        wanted = {client: declared.affords(client) for client in clients}
         with ExitStack() as open_slots:
             slots = {}
-            for size in sorted(set(wanted.values())):
+            for size in sorted({size for sizes in wanted.values() for size in sizes}):
                 model = open_model(str(self.model), self.settings).model
                 slots[size] = open_slots.enter_context(slots_on(model, declared, size))
-            yield [Participant(client, self._learner(client, rows, slots[wanted[client]])) for client in clients]
+            seats = []
+            for client in clients:
+                learners = {size: self._learner(client, rows, slots[size]) for size in wanted[client]}
+                seats.append(Participant(client, learners[wanted[client][0]], learners if declared.sizes else {}))
+            yield seats
 
     def _librarians(self, clients: list[int], rows: "list[Rows]") -> "list[Librarian]":
         """Clients with vectors of their questions and documents, the halves of rows of `texts` with two fields.

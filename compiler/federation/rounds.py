@@ -178,6 +178,7 @@ class Federation:
         started = time.monotonic()
         self._meet()
         chosen = self._chosen(number)
+        self.strategy.prepare(number, chosen)
         messages = {c: self._message(c, number) for c in chosen}
         replies = exchange(self.grid, list(messages.values()), self.terms.deadline, self.terms.every)
         by_node = {reply.node: reply for reply in replies}

@@ -1,4 +1,4 @@
-"""Sub-networks of one model: for every client the largest that its budget allows, cut by the model's own symmetries.
+"""Sub-networks of one model: for every client the largest within its budget, cut by the model's own symmetries.
 
 Channels and heads are groups that discovery found: all tensors of a group are cut at the same items, so that what is
 left is a model of its own whatever rotates or shares between them (rotary positions, grouped-query attention). Inside
@@ -8,23 +8,25 @@ weight magnitude go first, RaFFM's salience, on all of the group's tensors and n
 Source: RaFFM, Yu et al. 2023 (arXiv 2310.00247); HeteroFL, Diao et al. 2021 (arXiv 2010.01264).
 """
 
-import math
+import copy
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...dsl.diagnostics import Fault, Reject
+from ..planning import shrink
+from ..planning.shrink import flops_per_token
 from .averaging import FedAvg
-from .coverage import Counted, Index, coverage_mean, part_of
+from .budgets import Budget, Load, amount, kind_of, latency, limit, memory, phrase
+from .coverage import Counted, Index, coverage_mean, part_of, sandwich
 from .state import Shapes, State
 from .strategy import Payload, Sent
 
 if TYPE_CHECKING:
-    from ...dsl.skeleton import Group
+    from ...dsl.skeleton import Group, Skeleton
     from ..ir.program import Program
     from ..search.widths import Site
 
@@ -81,36 +83,77 @@ class Size:
         }
 
 
-def sizes_for(program: "Program", budgets: Sequence[float]) -> list[Size]:
-    """For each budget, a share of the model's parameters, the largest size within it.
+def sizes_for(program: "Program", budgets: Sequence[Budget], counts: str = "params", load: Load = Load()) -> list[Size]:
+    """For each budget the largest size within it; `counts` says what shares and plain numbers are of.
 
     Raises Reject (budget-too-small), with the least that is possible, where none fits.
     """
-    from ..planning import shrink
-    from ..search.importance import ascending, l1
-    from ..search.widths import Site
+    scale = Scale(program, load)
+    return [scale.fit(budget, kind_of(budget, counts)) for budget in budgets]
 
-    sites = [Site(group, ascending(l1(program, group))) for group in cuttable_groups(program)]
-    whole = Size(shrink.params(program.skeleton), {}, {})
 
-    @cache
-    def size(step: int) -> Size:
-        return _narrowed(program, sites, step) if step < STEPS else whole
+class Scale:
+    """All sizes of a program from the smallest, 1, to the whole, STEPS; each is worked out once."""
 
-    found = []
-    for share in budgets:
-        step = bisect_right(range(1, STEPS + 1), share * whole.params, key=lambda n: size(n).params)
-        if not step:
-            raise Reject(
-                budget_too_small(
-                    f"a client's budget is {share:.0%} of {whole.params:,} parameters, and the smallest "
-                    f"sub-network has {size(1).params:,}",
-                    help=f"give it at least {math.ceil(100 * size(1).params / whole.params)}%",
-                    argument="budgets",
-                )
+    def __init__(self, program: "Program", load: Load):
+        from ..search.importance import ascending, l1
+        from ..search.widths import Site
+
+        self.program, self.load = program, load
+        self.sites = [Site(group, ascending(l1(program, group))) for group in cuttable_groups(program)]
+        self._sizes: dict[int, Size] = {STEPS: Size(shrink.params(program.skeleton), {}, {})}
+        self._takes: dict[tuple[str, int], float] = {}
+
+    def size(self, step: int) -> Size:
+        if step not in self._sizes:
+            self._sizes[step] = _narrowed(self.program, self.sites, step)
+        return self._sizes[step]
+
+    def takes(self, kind: str, step: int) -> float:
+        """What the size takes of a budget of that kind."""
+        if (kind, step) not in self._takes:
+            self._takes[kind, step] = self._count(kind, self.size(step))
+        return self._takes[kind, step]
+
+    def _count(self, kind: str, size: Size) -> float:
+        if kind == "params":
+            return size.params
+        if kind == "latency":
+            from ..capture.capture import capture
+
+            part = capture(copy.deepcopy(self.program.model))
+            cut(part, size)
+            return latency(part.model, self.load)
+        skeleton = skeleton_of(self.program, size)
+        return memory(skeleton, self.load) if kind == "memory" else flops_per_token(skeleton, self.load.length)
+
+    def fit(self, budget: Budget, kind: str) -> Size:
+        """The largest size within a budget."""
+        whole = self.takes(kind, STEPS)
+        most = limit(budget, whole)
+        step = bisect_right(range(1, STEPS + 1), most, key=lambda n: self.takes(kind, n))
+        if step:
+            return self.size(step)
+        least = self.takes(kind, 1)
+        raise Reject(
+            budget_too_small(
+                f"a client's budget is {phrase(kind, most)}, and the smallest sub-network takes {phrase(kind, least)}",
+                help=f"give it at least {amount(kind, least, whole)}",
+                argument="budgets",
             )
-        found.append(size(step))
-    return found
+        )
+
+
+def skeleton_of(program: "Program", size: Size) -> "Skeleton":
+    """The program's skeleton when it is that sub-network."""
+    from ..search.narrowing import again
+
+    skeleton = program.skeleton
+    for group in program.skeleton.groups:
+        lost = size.cuts.get(f"{group.site} {group.kind}", ())
+        if lost:
+            skeleton = shrink.narrowed(skeleton, again(skeleton, group), group.count - len(lost))
+    return skeleton
 
 
 def _narrowed(program: "Program", sites: Sequence["Site"], step: int) -> Size:
@@ -166,25 +209,47 @@ def cut(program: "Program", size: Size) -> None:
 class Coverage(FedAvg):
     """Clients train sub-networks of different size.
 
-    sizes     of the clients, by number; a client without one holds the whole model
+    options   the sizes that there are
+    own       client -> number of the size that its budget allows; one without holds the whole model
     counted   among whom what a client changed of an entry counts (coverage.py)
+    seed      sizes are drawn anew each round: one client the largest, one the smallest, each of the others any that it
+              can afford; None: each trains its own
     """
 
-    def __init__(self, full: Shapes, sizes: Mapping[int, Size], counted: Counted = "all"):
+    def __init__(
+        self,
+        full: Shapes,
+        options: Sequence[Size],
+        own: Mapping[int, int],
+        counted: Counted = "all",
+        seed: int | None = None,
+    ):
         super().__init__(full)
-        self.sizes, self.counted = sizes, counted
-        self._index = {client: size.index() for client, size in sizes.items()}
+        self.options, self.own, self.counted, self.seed = tuple(options), dict(own), counted, seed
+        self.now = dict(own)  # client -> number of its size in this round
+        self._indices = [size.index() for size in self.options]
+
+    def prepare(self, number: int, clients: Sequence[int]) -> None:
+        if self.seed is not None:
+            order = sorted(range(len(self.options)), key=lambda n: -self.options[n].params)
+            most = {k: order.index(self.own[k]) for k in clients if k in self.own}
+            drawn = sandwich(clients, order, [self.seed, number], most)
+            self.now = {k: n for k, n in drawn.items() if k in self.own}
 
     def tells_start(self, client: int) -> bool:
-        return not (client in self.sizes and self.sizes[client].kept)
+        return client not in self.own or not self.options[self.own[client]].kept
 
     def payload(self, client: int, number: int, holds: int | None) -> Payload:
-        return Payload({"global": part_of(self.state, self._index.get(client, {}))})
+        config = {"size": self.now[client]} if client in self.now else {}
+        return Payload({"global": part_of(self.state, self._index(client))}, config)
+
+    def _index(self, client: int) -> Mapping[str, Index]:
+        return self._indices[self.now[client]] if client in self.now else {}
 
     def wanted(self, client: int) -> Shapes:
-        return self.sizes[client].shapes(self.full) if client in self.sizes else self.full
+        return self.options[self.now[client]].shapes(self.full) if client in self.now else self.full
 
     def take(self, number: int, sent: Mapping[int, Sent]) -> None:
         parts: dict[int, State] = {k: s.state for k, s in sent.items()}
-        indices = {k: self._index.get(k, {}) for k in sent}
+        indices = {k: self._index(k) for k in sent}
         self.state = coverage_mean(self.state, parts, indices, {k: s.examples for k, s in sent.items()}, self.counted)

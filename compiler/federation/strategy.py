@@ -1,7 +1,7 @@
 """What the server of a method keeps, sends each client, and makes of what comes back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .grid import Plain
@@ -44,6 +44,9 @@ class Strategy(ABC):
     def begin(self, initial: State) -> None:
         """Take the state that every client starts from."""
         self.initial = dict(initial)
+
+    def prepare(self, number: int, clients: Sequence[int]) -> None:  # noqa: B027 (most do the same every round)
+        """A round with these clients begins."""
 
     @abstractmethod
     def payload(self, client: int, number: int, holds: int | None) -> Payload:

@@ -58,13 +58,12 @@ def compare(
     outcomes = measure_bounds(plan.pipeline, model, ctx, known, {metric: pair[1] for metric, pair in turns.items()})
     outcomes = [left_open(o, taken, plan.pipeline.model) for o in outcomes]
     remember(known, before, plan, cache, ctx)
-    pairs = {o.bound.metric: (o.original, o.value) for o in outcomes if o.value is not None}
+    pairs = pairs_of(outcomes, turns)
     scores = unjudged_scores(plan, ctx) if scores is None else scores
     for metric in (*map(MetricRef, ALWAYS), *scores):
         if metric not in pairs:
             ours = ctx.metric(metric)
             pairs[metric] = (ours.measure(original, ctx), ours.measure(model, ctx))
-    pairs |= {metric: pair for metric, pair in turns.items() if metric not in pairs}
     named = {bound.metric: metric_label(bound) for bound in reversed(plan.pipeline.expects)}
     spread = {metric: t.spread for metric, t in taken.items()}
     measures = (
@@ -77,6 +76,23 @@ def compare(
         "timings": {named.get(m) or show(m): kept_rounds(t, ctx.metric(m).unit) for m, t in taken.items()},
     }
     return Comparison(tuple(outcomes), tuple(measures), run, ratios)
+
+
+def pairs_of(
+    outcomes: Sequence[Outcome], turns: Mapping[MetricRef, tuple[float, float]]
+) -> dict[MetricRef, tuple[float | None, float]]:
+    """What each metric is of the original and of the result, as its bounds were judged.
+
+    Of several bounds on one metric not all name the original. Where none does, a clock that took turns knows it,
+    unless the bound was judged with a profile's threads.
+    """
+    pairs: dict[MetricRef, tuple[float | None, float]] = {}
+    for o in outcomes:
+        if o.value is not None and pairs.get(o.bound.metric, (None,))[0] is None:
+            pairs[o.bound.metric] = (o.original, o.value)
+    profiled = {o.bound.metric for o in outcomes if o.bound.profile}
+    unknown = {m for m in turns if pairs.get(m, (None,))[0] is None and not (m in pairs and m in profiled)}
+    return {**pairs, **{m: turns[m] for m in unknown}}
 
 
 def kept_rounds(turns: Turns, unit: str) -> dict[str, Any]:

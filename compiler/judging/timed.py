@@ -39,7 +39,8 @@ def openness(bound: Bound, turns: Turns, original: float, unit: str) -> str:
     rounds = f"after {len(turns.rounds)} rounds"
     if ends is None:
         return f"{rounds} nothing is sure"
+    limit = judge(bound, original if bound.baseline else None, ends[0], unit).limit
     return (
         f"{rounds} it lies between {measured(ends[0], unit)} and {measured(ends[1], unit)} "
-        f"with {CONFIDENCE:.0%} confidence"
+        f"with {CONFIDENCE:.0%} confidence; the limit is {limit}"
     )

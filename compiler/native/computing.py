@@ -52,7 +52,7 @@ class Computing:
         if name in calls.MOVES and isinstance(first, Rows):
             return wrapped(calls.moved(node, (first.index, *map(index, args[1:])), kwargs), first.pending)
         if name in calls.UNARY and isinstance(first, Rows):
-            return Rows(first.index, _pending(name, first.pending, args[1:], kwargs))
+            return Rows(first.index, _pending(node, name, first.pending, args[1:], kwargs))
         if name == "where":
             return self._one_or_other(node, *args)
         if name in reductions.KINDS and isinstance(first, Rows):
@@ -98,10 +98,10 @@ class Computing:
             single = isinstance(y, (int, float)) or (isinstance(y, Tensor) and y.dim() == 0)
             if isinstance(x, Rows) and single:
                 operands = (x.pending, float(y)) if x is a else (float(y), x.pending)
-                return Rows(x.index, Pending(function, operands))
+                return Rows(x.index, Pending(function, operands, node))
         if isinstance(a, Rows) and isinstance(b, Rows):
             if a.index.shape == b.index.shape and torch.equal(a.index, b.index):
-                return Rows(a.index, Pending(function, (a.pending, b.pending)))
+                return Rows(a.index, Pending(function, (a.pending, b.pending), node))
             return self.of_two(node, name, a, b)
         for x, y in ((a, b), (b, a)):
             if isinstance(x, Rows) and isinstance(y, Tensor):
@@ -119,7 +119,7 @@ class Computing:
         if not isinstance(which, Rows) or len(parts) + len(numbers) != 3 or not alike:
             raise self.reader.refuse(node, "a choice between values that more than one number decides")
         operands = [part.pending if isinstance(part, Rows) else float(part) for part in (which, a, b)]
-        return Rows(which.index, Pending(torch.where, tuple(operands)))
+        return Rows(which.index, Pending(torch.where, tuple(operands), node))
 
     def product(self, node: fx.Node, a: Rows, b: Rows) -> Rows:
         return self.of_two(node, "mul", a, b)
@@ -170,10 +170,10 @@ class Computing:
         return self.reader.linear(node, x, node.name, own)
 
 
-def _pending(name: str, before: Pending | None, options: Any, named: Any) -> Pending:
+def _pending(node: fx.Node, name: str, before: Pending | None, options: Any, named: Any) -> Pending:
     """An elementwise function of what is made before it."""
     if name == "rsqrt":
-        return Pending(torch.reciprocal, (Pending(torch.sqrt, (before,)),))
+        return Pending(torch.reciprocal, (Pending(torch.sqrt, (before,), node),), node)
     function = calls.UNARY[name]
     given = {key: value for key, value in named.items() if key != "inplace"}
-    return Pending(lambda x: function(x, *options, **given), (before,))
+    return Pending(lambda x: function(x, *options, **given), (before,), node)

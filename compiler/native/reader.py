@@ -205,7 +205,7 @@ class Reader:
         if role == "norm":
             return self._norm(node, module, given)
         if role == "activation":
-            return Rows(given.index, Pending(module, (given.pending,)))
+            return Rows(given.index, Pending(module, (given.pending,), node))
         raise self.refuse(node, f"a {type(module).__name__} is not among the engine's steps")
 
     # -- layers ----------------------------------------------------------------------------------------------
@@ -286,11 +286,11 @@ class Reader:
             for part in function.operands
         ]
         if len(parts) == 1 and function.operands[0] is not None:
-            return self._applied(parts[0], Pending(function.call, (None,)))
+            return self._applied(parts[0], Pending(function.call, (None,), function.at))
         if len(parts) == 2 and op and all(isinstance(part, Rows) for part in parts):
             return self.computing.of_two(node, op, *parts)
         if len(parts) == 2 and any(part is not base for part in parts if isinstance(part, Rows)):
             whole = next(part for part in parts if isinstance(part, Rows))
             numbers = tuple(None if isinstance(part, Rows) else part for part in parts)
-            return self._applied(whole, Pending(function.call, numbers))
-        raise self.refuse(node, "an elementwise function that is not among the engine's steps")
+            return self._applied(whole, Pending(function.call, numbers, function.at))
+        raise self.refuse(function.at or node, "an elementwise function that is not among the engine's steps")

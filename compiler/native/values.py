@@ -1,7 +1,7 @@
 """What the values of a graph stand for while its plan is made."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, fx
@@ -24,10 +24,14 @@ class Rows:
 @dataclass(frozen=True)
 class Pending:
     """An elementwise function of one number, as a tree: `call` of its operands, which are `Pending`, the
-    number itself (None), or constants."""
+    number itself (None), or constants.
+
+    at   the node that computes it, which is another than the one that wants it computed
+    """
 
     call: Callable[..., Any]
     operands: "tuple[Pending | float | None, ...]"
+    at: fx.Node | None = field(default=None, compare=False)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.call(

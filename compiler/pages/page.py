@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...dsl.render import printable
 from ..artifacts.load import facts as header_of
 from ..artifacts.manifest import Expectation
 from ..report.quantity import counted, size
@@ -57,7 +58,7 @@ def page(sheets: Sequence[Sheet]) -> str:
     )
     inside.filters |= {"drawn": Markup, "coded": _coded, "minus": _minus}
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    return inside.get_template("page.html").render(
+    whole = inside.get_template("page.html").render(
         style=style,
         script=script,
         policy=_policy(style, script),
@@ -66,6 +67,7 @@ def page(sheets: Sequence[Sheet]) -> str:
         percent=lambda share: f"{100 * share:.2f}",
         **_content(list(sheets)),
     )
+    return printable(whole)  # signs that turn the order of letters could show another recipe than there is
 
 
 def _policy(style: str, script: str) -> str:

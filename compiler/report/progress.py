@@ -132,6 +132,11 @@ def announce(label: str, then: str = "") -> Iterator[None]:
         yield
 
 
+def tick(label: str, note: str = "") -> None:
+    """Say what the running stage does now, in one piece."""
+    _listener.get()(Ticked(label, 0, 0, note))
+
+
 def each(items: Iterable[T], label: str, tell: Listener, total: int | None = None) -> Iterator[T]:
     """Iterate and tell how far it is, at most ten times a second."""
     items = list(items) if total is None else items

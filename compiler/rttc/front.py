@@ -14,11 +14,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ...dsl.diagnostics import Reject
-from ..report.broken import first_line
 from ..serving.answers import Answer, ChatAnswer, Refused
 from ..serving.body import take_texts
 from ..serving.chat import prompt_too_long
-from ..serving.errors import tell_errors
+from ..serving.errors import place_of, tell_errors, write_down
 from ..serving.metrics import TYPE
 from ..serving.protocol import ChatRequest, CompletionRequest
 from ..serving.request import Piece
@@ -123,7 +122,7 @@ class Front:
             code = "context_length_exceeded" if said.fault == prompt_too_long else said.slug.replace("-", "_")
             raise Refused(400, said.message, "messages", code) from refused
         except Exception as error:  # whatever it is, the next queries may fare better
-            raise Refused(500, f"{type(error).__name__}: {first_line(error)}", code="failed") from error
+            raise Refused(500, write_down(call, place_of(error)), code="failed") from error
         finally:
             self._held -= 1
             watch.cancel()

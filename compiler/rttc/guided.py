@@ -31,7 +31,7 @@ from .retrieval import Retriever, Unreachable
 from .reward import Reward
 from .router import Router, features
 from .sample import sample_of
-from .signals import signals
+from .signals import Signals, signals
 from .voice import Voice
 
 _MINUTE = 60.0  # seconds after which a base is asked again for its version
@@ -200,13 +200,17 @@ class _Query:
         """A router's choice, as a policy of that branch alone; without a vector there are no samples to go for."""
         if policy.kind != "router":
             return policy
-        assert self._client.router is not None, "a policy has its router"
+        router = self._client.router
+        assert router is not None, "a policy has its router"
         if self._vector is None:
             return replace(policy, kind="direct")
-        with self._client.judging(), self._timed("route"):
-            shown = signals(self._client.speaker(), self._client.prompts.ids(self._messages))
-            branch = self._client.router.branch(features(self._vector, shown))
+        with self._timed("route"):
+            branch = router.branch(features(self._vector, self._signals() if router.looks else None))
         return replace(policy, kind=branch)
+
+    def _signals(self) -> Signals:
+        with self._client.judging():
+            return signals(self._client.speaker(), self._client.prompts.ids(self._messages))
 
     def _reuse(self) -> str | None:
         """An answer with the adapters of a query that was near enough; None where there was none."""

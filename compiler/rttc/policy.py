@@ -1,8 +1,9 @@
 """Which of three ways a query is answered, decided by the reward of what is there so far."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from ...dsl.diagnostics import Fault, Reject
@@ -10,6 +11,7 @@ from ..store.regular import MISFIT
 
 Branch = Literal["direct", "rag", "ttt"]
 BRANCHES: tuple[Branch, ...] = ("direct", "rag", "ttt")
+Scales = Mapping[str, tuple[float, float]]
 KINDS = ("sequential", "best", "router", *BRANCHES)
 
 bad_policy = Fault("bad-policy", "A policy file is not what effc writes.", exit="environment")
@@ -24,6 +26,8 @@ class Policy:
     direct, rag    rewards from which that answer is good enough; they belong to this model, reward and domain
     count          samples that are retrieved
     shown          of them in the prompt of a retrieval answer
+    scales         by branch, slope and bias of the log-odds that an answer with some reward is right: thresholds are
+                   then of that chance. Without them rewards are compared as they are
     """
 
     kind: str = "sequential"
@@ -31,6 +35,14 @@ class Policy:
     rag: float = 0.0
     count: int = 8
     shown: int = 4
+    scales: Scales = field(default_factory=dict)
+
+    def worth(self, branch: Branch, reward: float) -> float:
+        """What is compared of an answer: the chance that it is right, or its reward where that has no scale."""
+        if branch not in self.scales:
+            return reward
+        slope, bias = self.scales[branch]
+        return 0.5 + 0.5 * math.tanh((slope * reward + bias) / 2)  # the logistic function, which can't overflow so
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -38,10 +50,12 @@ class Policy:
 
 @dataclass
 class Decision:
-    """What was done for one query. `seconds` and `rewards` by branch; `note` says what went wrong on the way."""
+    """What was done for one query. `seconds`, `rewards` and `chances` that the answer is right, where rewards have
+    scales, by branch; `note` says what went wrong on the way."""
 
     branch: Branch = "direct"
     rewards: dict[str, float] = field(default_factory=dict)
+    chances: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     samples: int = 0
     list_hit: bool = False
@@ -52,14 +66,14 @@ class Decision:
 
     def to_json(self) -> dict[str, Any]:
         body = asdict(self)
-        for name in ("rewards", "seconds"):
-            body[name] = {key: round(value, 4) for key, value in body[name].items()}
+        for name in ("rewards", "chances", "seconds"):
+            body[name] = {key: round(value, 6) for key, value in body[name].items()}
         return body
 
 
-def good_enough(policy: Policy, branch: Branch, reward: float) -> bool:
+def good_enough(policy: Policy, branch: Branch, worth: float) -> bool:
     """Whether a sequential policy stops at this answer."""
-    return branch == "ttt" or reward >= (policy.direct if branch == "direct" else policy.rag)
+    return branch == "ttt" or worth >= (policy.direct if branch == "direct" else policy.rag)
 
 
 def choose(
@@ -77,15 +91,19 @@ def choose(
         decision.branch = alone if made is not None else "direct"
         return made if made is not None else answer("direct") or ""
     texts: dict[Branch, str] = {}
+    worth: dict[Branch, float] = {}
     for branch in BRANCHES:
         text = answer(branch)
         if text is None:
             continue
         texts[branch] = text
         decision.rewards[branch] = score(text)
-        if policy.kind == "sequential" and good_enough(policy, branch, decision.rewards[branch]):
+        worth[branch] = policy.worth(branch, decision.rewards[branch])
+        if policy.scales:
+            decision.chances[branch] = worth[branch]
+        if policy.kind == "sequential" and good_enough(policy, branch, worth[branch]):
             break
-    decision.branch = max(texts, key=lambda branch: decision.rewards[branch])
+    decision.branch = max(texts, key=worth.__getitem__)
     return texts[decision.branch]
 
 
@@ -100,13 +118,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Point:
-    """One pair of thresholds, and what the dev set says of it. `shares` of the branches whose answer was given."""
+    """One pair of thresholds, and what the dev set says of it. `shares` of the branches whose answer was given;
+    `scaled` where thresholds are of chances, not of rewards."""
 
     direct: float
     rag: float
     accuracy: float
     seconds: float
     shares: Mapping[str, float]
+    scaled: bool = False
 
 
 def outcome(trial: Trial, policy: Policy) -> tuple[Branch, float]:
@@ -123,25 +143,30 @@ def outcome(trial: Trial, policy: Policy) -> tuple[Branch, float]:
 
 def measure(trials: Sequence[Trial], policy: Policy) -> Point:
     taken = [outcome(trial, policy) for trial in trials]
-    right = sum(trial.right[branch] for trial, (branch, _) in zip(trials, taken, strict=True))
+    right = sum(trial.right[branch] for trial, (branch, _) in zip(trials, taken, strict=True)) / len(trials)
     shares = {name: sum(branch == name for branch, _ in taken) / len(taken) for name in BRANCHES}
-    return Point(policy.direct, policy.rag, right / len(trials), sum(s for _, s in taken) / len(trials), shares)
+    seconds = sum(s for _, s in taken) / len(trials)
+    return Point(policy.direct, policy.rag, right, seconds, shares, bool(policy.scales))
 
 
-def curve(trials: Sequence[Trial], steps: int = 9) -> list[Point]:
+def curve(trials: Sequence[Trial], steps: int = 9, scales: Scales | None = None) -> list[Point]:
     """Every pair of thresholds at quantiles of the dev set's rewards, "never stop" and "always stop" included."""
-    levels = {branch: _levels([trial.rewards[branch] for trial in trials], steps) for branch in ("direct", "rag")}
-    return [measure(trials, Policy(direct=a, rag=b)) for a in levels["direct"] for b in levels["rag"]]
+    plain = Policy(scales=scales or {})
+    levels = {b: _levels([plain.worth(b, trial.rewards[b]) for trial in trials], steps) for b in BRANCHES[:2]}
+    return [measure(trials, replace(plain, direct=a, rag=b)) for a in levels["direct"] for b in levels["rag"]]
 
 
-def calibrate(trials: Sequence[Trial], price: float = 0.0, steps: int = 9) -> tuple[Policy, list[Point]]:
+def calibrate(
+    trials: Sequence[Trial], price: float = 0.0, steps: int = 9, scales: Scales | None = None
+) -> tuple[Policy, list[Point]]:
     """The thresholds with the largest accuracy - price * seconds on a dev set, the cheapest of equals, and the curve.
 
-    price   accuracy that a second is worth: 0.01 gives up one answer in a hundred for a second a query
+    price    accuracy that a second is worth: 0.01 gives up one answer in a hundred for a second a query
+    scales   rewards are compared as they are, and as chances by these; whichever the dev set says more for
     """
-    points = curve(trials, steps)
+    points = curve(trials, steps) + (curve(trials, steps, scales) if scales else [])
     best = max(points, key=lambda p: (round(p.accuracy - price * p.seconds, 9), -p.seconds))
-    return Policy(direct=best.direct, rag=best.rag), points
+    return Policy(direct=best.direct, rag=best.rag, scales=scales or {} if best.scaled else {}), points
 
 
 def _levels(rewards: Sequence[float], steps: int) -> list[float]:
@@ -154,6 +179,7 @@ def _levels(rewards: Sequence[float], steps: int) -> list[float]:
 def read_policy(text: bytes) -> Policy:
     try:
         body = json.loads(text)
+        body["scales"] = {b: tuple(map(float, pair)) for b, pair in body.get("scales", {}).items()}
         policy = Policy(**body)
         kinds = (
             isinstance(policy.direct, (int, float)),
@@ -161,6 +187,8 @@ def read_policy(text: bytes) -> Policy:
             policy.kind in KINDS,
             type(policy.count) is int and 1 <= policy.count <= 256,
             type(policy.shown) is int and 1 <= policy.shown <= policy.count,
+            all(branch in BRANCHES and len(pair) == 2 for branch, pair in policy.scales.items()),
+            all(math.isfinite(number) for pair in policy.scales.values() for number in pair),
         )
         if not all(kinds):
             raise ValueError("a field has another form, or is out of its range")

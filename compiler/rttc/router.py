@@ -2,9 +2,10 @@
 
     router.safetensors    `weight` [branches, width + 2], `bias`, `mean`, `scale`; numbers about it in the metadata
 
-For each branch the odds that its answer is right are a logistic regression over the query's vector and the model's
-margin and entropy at the first token. The branch with the largest probability less `price` for each of its seconds is
-taken: reward - c * latency, with an expected reward.
+For each branch the odds that its answer is right are a logistic regression over the query's vector and, where they tell
+enough of questions held out to be worth a forward of the prompt, the model's margin and entropy at the first token. The
+branch with the largest probability less `price` for each of its seconds is taken: reward - c * latency, with an
+expected reward.
 """
 
 import json
@@ -26,13 +27,15 @@ from .signals import Signals
 
 NAME, FORMAT, FOLDS = "router.safetensors", 1, 5
 PENALTIES = (0.003, 0.03, 0.3)  # dozens of questions and hundreds of coordinates: how strongly they are held back
+_TELLING = 0.02  # of AUC, that the first token must add: to look at it costs a third of a short direct answer
+_SIGNALS = 2
 
 broken_router = Fault("broken-router", "A file that was to hold a router does not.", exit="environment")
 
 
-def features(vector: Tensor, shown: Signals) -> Tensor:
-    """[width + 2] of one query; its vector is as the base compares them."""
-    return torch.cat([vector, torch.tensor([shown.margin, shown.entropy])])
+def features(vector: Tensor, shown: Signals | None) -> Tensor:
+    """[width + 2] of one query; its vector is as the base compares them. Zeros stand for what nobody looked at."""
+    return torch.cat([vector, torch.tensor([shown.margin, shown.entropy] if shown else [0.0, 0.0])])
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class Router:
     seconds: tuple[float, ...]
     price: float
     auc: float
+
+    @property
+    def looks(self) -> bool:
+        """Whether it asks for the model's signals at the first token."""
+        return bool(self.weight[:, -_SIGNALS:].any())
 
     def chances(self, of: Tensor) -> Tensor:
         """Of features [n, width + 2], the probability that each branch is right, [n, branches]."""
@@ -95,18 +103,18 @@ def train(trials: Sequence[Trial], of: Tensor, price: float, *, seed: int = 0, f
     Reject (weak-reward) where questions held out are predicted no better than by a coin, unless `force`.
     """
     right = torch.tensor([[float(trial.right[b]) for b in BRANCHES] for trial in trials])  # [n, branches]
-    held = {penalty: _held_out(of, right, penalty, seed) for penalty in PENALTIES}
-    found = {penalty: _spread(values, right) for penalty, values in held.items()}
-    penalty = max(found, key=lambda p: found[p])
-    if found[penalty] < LEAST_AUC and not force:
+    blind = torch.cat([of[:, :-_SIGNALS], torch.zeros(len(of), _SIGNALS)], dim=1)
+    looking, blindly = _strongest(of, right, seed), _strongest(blind, right, seed)
+    area, of, penalty = looking if looking[0] >= blindly[0] + _TELLING else blindly
+    if area < LEAST_AUC and not force:
         raise Reject(
             weak_reward(
-                f"the router's AUC is {found[penalty]:.3f} on dev questions held out",
+                f"the router's AUC is {area:.3f} on dev questions held out",
                 help="give more dev questions, take `policy: sequential`, or use `force: true`",
             )
         )
     seconds = tuple(sum(t.seconds[b] for t in trials) / len(trials) for b in BRANCHES)
-    return Router(*_fit(of, right, penalty), seconds, price, found[penalty])
+    return Router(*_fit(of, right, penalty), seconds, price, area)
 
 
 def measure_router(router: Router, trials: Sequence[Trial], of: Tensor) -> Point:
@@ -118,11 +126,18 @@ def measure_router(router: Router, trials: Sequence[Trial], of: Tensor) -> Point
 
 
 def _fit(of: Tensor, right: Tensor, penalty: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    mean, scale = of.mean(0), of.std(0).clamp(min=1e-6)
+    mean, scale = of.mean(0), of.std(0, correction=0).clamp(min=1e-6)  # of one question too
     # A vector's coordinates tell little each and are many: together they weigh as much as one of the two signals.
     scale = scale * torch.cat([torch.full((of.shape[1] - 2,), (of.shape[1] - 2) ** 0.5), torch.ones(2)])
     fitted = [fit_logistic((of - mean) / scale, column, penalty) for column in right.T]
     return torch.stack([weight for weight, _ in fitted]), torch.tensor([bias for _, bias in fitted]), mean, scale
+
+
+def _strongest(of: Tensor, right: Tensor, seed: int) -> tuple[float, Tensor, float]:
+    """The largest area over questions held out that some penalty reaches, the features, and that penalty."""
+    found = {penalty: _spread(_held_out(of, right, penalty, seed), right) for penalty in PENALTIES}
+    penalty = max(found, key=lambda p: found[p])
+    return found[penalty], of, penalty
 
 
 def _held_out(of: Tensor, right: Tensor, penalty: float, seed: int) -> Tensor:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from secrets import randbits
 from typing import Any
 
@@ -13,11 +14,12 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from jinja2 import TemplateError
 from starlette.background import BackgroundTask
 
+from ...dsl.diagnostics import Reject
 from ...kernels.native import KernelError
 from ..rows.template import render
 from .answers import Answer, ChatAnswer, Refused
 from .body import take_texts
-from .errors import tell_errors
+from .errors import tell_errors, write_down
 from .metrics import TYPE
 from .protocol import ChatRequest, CompletionRequest
 from .request import Piece, Request
@@ -57,6 +59,8 @@ class Service:
         loop = asyncio.get_running_loop()
 
         def hear(piece: Piece) -> None:
+            if piece.finish == "failed":
+                piece = replace(piece, error=write_down(call, piece.error))
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
         try:
@@ -138,7 +142,10 @@ class Service:
 
     def _ids(self, text: str, field: str, add_special_tokens: bool) -> list[int]:
         self._check_length(len(text), field)
-        return self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+        try:
+            return self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+        except Reject as refused:
+            raise Refused(400, "the model's tokenizer breaks at this text", field) from refused
 
     def _check_length(self, characters: int, field: str) -> None:
         """Whether a text may fit: megabytes would take seconds to be found too long token by token."""

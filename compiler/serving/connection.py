@@ -30,6 +30,25 @@ class Door(socket.socket):
         return made, address
 
 
+class Bounded(h11.Connection):
+    """HTTP whose headers, and trailers behind a body in pieces, are no longer than may be, however they came.
+
+    h11 itself counts the bytes of what is not whole yet, and takes any length of what came whole in one piece.
+    """
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, (h11.Request, h11.EndOfMessage)) and _length(event) > _HEADER_BYTES:
+            raise h11.RemoteProtocolError("the headers are too long", error_status_hint=431)
+        return event
+
+
+def _length(event: h11.Request | h11.EndOfMessage) -> int:
+    """Bytes of a request's first line and headers, or of trailers, as they came but for spaces."""
+    line = len(event.method) + len(event.target) + 12 if isinstance(event, h11.Request) else 0
+    return line + sum(len(name) + len(value) + 4 for name, value in event.headers)  # ": " and the line's end
+
+
 class Connection(H11Protocol):
     """Closed where headers don't come in time, at once where as many as may are open.
 
@@ -39,6 +58,10 @@ class Connection(H11Protocol):
 
     limits: Limits  # of the server
     _timer: TimerHandle | None = None
+
+    def __init__(self, *given: Any, **named: Any):
+        super().__init__(*given, **named)
+        self.conn = Bounded(h11.SERVER, _HEADER_BYTES)
 
     def connection_made(self, transport: Transport) -> None:
         super().connection_made(transport)

@@ -1,5 +1,7 @@
 """How every application here tells errors: in OpenAI's form, and of those that are the server's the log hears."""
 
+import traceback
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -7,7 +9,25 @@ from fastapi import Request as Call
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from ...kernels.native import KernelError
 from .answers import INVALID, Refused, error_body
+
+
+def place_of(error: Exception) -> str:
+    """What broke and where, without the exception's words: those may be a prompt's. A kernel's are effc's own."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    said = f": {error}" if isinstance(error, KernelError) else ""
+    return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}{said}"
+
+
+def write_down(call: Call, fault: str) -> str:
+    """Give the log a fault inside; what the client hears of it, which is where the log has it."""
+    call.state.fault = fault
+    return failure(call.scope.get("state", {}).get("request", "the request's id"))
+
+
+def failure(request: str) -> str:
+    return f"the server failed; its log tells more under {request}"
 
 
 def tell_errors(app: FastAPI) -> None:
@@ -17,7 +37,7 @@ def tell_errors(app: FastAPI) -> None:
 
 async def _refused(call: Call, error: Any) -> JSONResponse:
     if error.status >= 500:
-        call.state.fault = error.body["error"]["code"] or "failed"  # for the log
+        call.scope.setdefault("state", {}).setdefault("fault", error.body["error"]["code"] or "failed")  # for the log
     return JSONResponse(error.body, error.status, error.headers)
 
 

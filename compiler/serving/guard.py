@@ -4,10 +4,8 @@ import asyncio
 import ipaddress
 import re
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +13,7 @@ from starlette.responses import JSONResponse
 
 from .access_log import AccessLog
 from .answers import Refused
+from .errors import failure, place_of
 from .keys import Keys
 from .limits import Limits
 from .rate import Rate
@@ -93,6 +92,7 @@ class _Exchange:
         self._headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         asked = self._headers.get("x-request-id", "")
         self._id = asked if _ID.fullmatch(asked) else uuid4().hex
+        scope.setdefault("state", {})["request"] = self._id
         self._status, self._out = 0, 0
         self._body: bytes | None = None
         self._left = False
@@ -112,11 +112,9 @@ class _Exchange:
         except (_ClientLeft, TimeoutError):
             self._left = True
         except Exception as error:
-            broken = _place(error)
+            broken = place_of(error)
             if not self._status:
-                await self._refuse(
-                    Refused(500, f"the server failed; its log tells more under {self._id}", code="internal_error")
-                )
+                await self._refuse(Refused(500, failure(self._id), code="internal_error"))
         finally:
             seconds = time.monotonic() - started
             self._write_down(log, key, broken, seconds)
@@ -219,9 +217,3 @@ def _name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.rpartition(":")[0].lower() if ":" in host else host.lower()
-
-
-def _place(error: Exception) -> str:
-    """What broke and where, without the exception's words: those may be a prompt's."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"

@@ -49,7 +49,10 @@ class Token:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some more of an answer. `finish` says that it was the last, `count` how many tokens there are now."""
+    """Some more of an answer. `finish` says that it was the last, `count` how many tokens there are now.
+
+    error   of one that "failed" what broke, for the log and nobody else; of one that was "cancelled" why
+    """
 
     text: str
     count: int

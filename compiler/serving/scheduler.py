@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...kernels.native import KernelError
+from .errors import place_of
 from .metrics import Metrics
 from .request import Finish, Job, Piece, Request
 from .runner import MOST_SEQUENCES, Runner
@@ -155,7 +155,7 @@ class Scheduler:
             assert len(logits) == len(wanted), f"{len(logits)} rows of logits for {len(wanted)} tokens"
         except Exception as error:  # whatever it is, the next requests may fare better
             for job, _ in batch:
-                why = STOPS if self._stopping else f"{type(error).__name__}: {error}"
+                why = STOPS if self._stopping else place_of(error)
                 self._end(job, "cancelled" if self._stopping else "failed", why)
             return
         self._count(batch, len(ids))
@@ -186,8 +186,7 @@ class Scheduler:
         try:
             piece = job.advance(logits)
         except Exception as error:  # logits that are no numbers, or none that this request can be drawn by
-            why = str(error) if isinstance(error, KernelError) else f"{type(error).__name__}: {error}"
-            self._end(job, "failed", why)
+            self._end(job, "failed", place_of(error))
             return
         self.metrics.new_tokens.inc()
         if starting:

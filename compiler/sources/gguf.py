@@ -173,9 +173,10 @@ def _convert(path: Path, into: Path, label: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ..checkpoints.checkpoint import check_finite, check_names, quiet
+    from ..checkpoints.tokenizer import panics
 
     try:
-        with quiet(), redirect_stderr(io.StringIO()):  # a progress bar of its own that nothing turns off
+        with quiet(), panics(label), redirect_stderr(io.StringIO()):  # a progress bar of its own that nothing turns off
             model, info = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True, local_files_only=True
             )
@@ -202,6 +203,6 @@ def _load(converted, config: dict[str, Any], dtype: str, label: str, count: int)
 
 
 def _tokenizer(converted, label: str):
-    from ..checkpoints.checkpoint import tokenizer
+    from ..checkpoints.tokenizer import open_tokenizer
 
-    return tokenizer(converted(), label)
+    return open_tokenizer(converted(), label)

@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ DATA = 1 << 36  # bytes of a text that somebody learns from
 _DEEPEST = 100  # of lists and objects in JSON: what effc and transformers write has a tenth of it
 # What it raises to take data apart that is of another form than was thought.
 MISFIT = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+_PARTS = 500  # dots of a line of TOML
 _DIGITS = 300  # of a whole number
 _HELP = "name an ordinary file; if it came with a folder, fetch that again from somebody whom you trust"
 
@@ -80,6 +82,18 @@ def parse_json(data: bytes | str) -> Any:
         if not level:
             return found
     raise ValueError("it is nested too deep")
+
+
+def read_toml(path: Path, most: int, within: Path | None = None) -> dict[str, Any]:
+    """The TOML of a regular file. Raises ValueError for what is none, and for keys of hundreds of parts, too: tomllib
+    takes the square of their number of steps."""
+    text = read_regular(path, most, within).decode()
+    if any(line.count(".") > _PARTS for line in text.split("\n")):
+        raise ValueError("a key has too many parts")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def _number(text: str) -> int:

@@ -4,10 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ...dsl.diagnostics import Reject
-from ...dsl.recipe import Invocation
-from ...dsl.values import DataRef, Duration, Ratio, Selector
-from ..federation.faults import unfit_strategy
+from ...dsl.values import Bytes, DataRef, Duration, Ratio, Selector
 from ..ir.program import Program
 from ..words.context import Context
 from ..words.kinds import Form, Picture, Target, Wish, param
@@ -15,9 +12,6 @@ from .hf import Hf
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from ..federation.declaration import Declaration
-    from ..federation.sizes import Size
 
 
 class Flower(Target):
@@ -32,9 +26,10 @@ class Flower(Target):
     into the weights each round); `svd` (FlexLoRA) and `hetlora`, where clients' `ranks` may differ; `abm` (FedReFT's
     All-But-Me: every client keeps a state of its own and takes a share `mix` of what the others sent, their mean or
     geometric median); `alone` (each client by itself, the baseline); `coverage` (RaFFM and HeteroFL: clients train
-    sub-networks within their `budgets`). What a client changes of an entry counts among all clients, as its share of
-    the data; with `counted: holders`, as in HeteroFL, among those that hold it, so that what one client holds alone
-    follows its rows alone: faster where rows are dealt evenly, and far off where it has one class.
+    sub-networks within their `budgets`; with `allocation: sandwich` one trains the largest of them in a round, one the
+    smallest, each of the others any that it affords). What a client changes of an entry counts among all clients, as
+    its share of the data; with `counted: holders`, as in HeteroFL, among those that hold it, so that what one client
+    holds alone follows its rows alone: faster where rows are dealt evenly, and far off where it has one class.
 
     `trains: reft` federates the interventions that `reft.insert` put in. Rows of `pairs` teach answers, rows of
     `labels` classes; a head over whole rows is trained along and sent with the rest.
@@ -168,6 +163,28 @@ class Flower(Target):
         ),
     }
 
+    only: ClassVar[dict[str, str]] = {
+        "rank": "trains: lora & not ranks",
+        "alpha": "trains: lora",
+        "tokens": "trains: prompt",
+        "top": "trains: index",
+        "mix": "strategy: abm & mixing: fixed",
+        "mixing": "strategy: abm",
+        "center": "strategy: abm",
+        "way": "strategy: abm",
+        "beta": "split: dirichlet",
+        "hold": "not trains: index",
+        "share": "not trains: index",
+        "steps": "not trains: index",
+        "batch": "not trains: index",
+        "lr": "not trains: index",
+        "counted": "strategy: coverage",
+        "counts": "strategy: coverage",
+        "allocation": "strategy: coverage",
+        "protects": "clip",
+        "delta": "noise",
+    }
+
     data: DataRef | tuple[DataRef, ...] = param("Rows that clients learn from: one data set, or several.")
     clients: int = param("How many.", default=4, ge=1)
     rounds: int = param("How often states are sent and put together.", default=5, ge=1)
@@ -208,8 +225,18 @@ class Flower(Target):
     batch: int = param("Rows of an update.", default=4, ge=1, unit="rows")
     lr: float = param("Learning rate of AdamW.", default=1e-3, gt=0)
     deadline: Duration = param("How long a round may take.", default=Duration(600.0), gt=0)
-    budgets: tuple[Ratio, ...] | None = param(
-        "Of `coverage`: what share of the parameters each client can train.", default=None, gt=0, le=1
+    budgets: tuple[int | Ratio | Bytes | Duration, ...] | None = param(
+        "Of `coverage`: what each client affords: a share or a number of the parameters, `64MiB` while it trains, or "
+        "`30ms` an update on this machine.",
+        default=None,
+        gt=0,
+    )
+    counts: Literal["params", "flops"] = param(
+        "What shares and numbers in `budgets` are of: parameters, or operations of a token.", default="params"
+    )
+    allocation: Literal["budgets", "sandwich"] = param(
+        "Of `coverage`: each client trains what its budget allows, or sizes are drawn anew each round.",
+        default="budgets",
     )
     counted: Literal["all", "holders"] = param(
         "Of `coverage`: what a client changes counts among all clients, or among those that hold it.", default="all"
@@ -229,19 +256,21 @@ class Flower(Target):
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         from ..federation.app import write_app
         from ..federation.declaration import base_hash
+        from ..federation.request import declare, shapes, sizes_of
 
         self.foresee(ctx)  # what no step can change is refused here, whatever a plan said of it
-        full, sizes = self._full(program, ctx), self._sizes(program)
+        full, sizes = shapes(self, program, ctx), sizes_of(self, program, ctx)
         folder = self._write_model(program, into, ctx)
-        declared = self._declared(full, sizes, folder, base_hash(into / folder, ctx.settings.cache_dir), ctx)
+        declared = declare(self, full, sizes, folder, base_hash(into / folder, ctx.settings.cache_dir), ctx)
         write_app(declared, Path(self.path).name, into)
 
     def foresee(self, ctx: Context) -> None:
+        from ..federation.request import check_rows
         from ..machine.environment import check_modules
 
         if self.trains == "lora":
             check_modules(self.requires, self.extra, "`flower` with `trains: lora`")
-        self._check_rows(ctx)
+        check_rows(self, ctx)
 
     def forms(self) -> tuple[Form, ...]:
         return (Form("compact", "effc"), Form("model", "plain"))
@@ -266,65 +295,7 @@ class Flower(Target):
 
         return models(path, ctx)
 
-    # -- what is refused -------------------------------------------------------------------------------------
-
-    def _check_rows(self, ctx: Context) -> None:
-        """Reject where a client would have no rows."""
-        from ..federation.extent import check_index, check_positions
-        from ..federation.partition import check_held_back, divided
-
-        if self.trains == "index":
-            check_index(ctx, self._refs())
-        sizes = [len(ctx.rows(ref)) // (1 + (self.trains == "index")) for ref in self._refs()]
-        parts = divided(sizes, self.clients, self.split, self.beta, ctx.seed)
-        if self.trains != "index":
-            check_held_back(parts, self.stream, self.hold.value, self.batch)
-        if self.trains == "prompt":
-            check_positions(self.tokens, max(ctx.rows(ref).shape[1] for ref in self._refs()), ctx.origin.positions)
-        if self.trains == "prompt" and self._classifies(ctx):
-            raise Reject(
-                unfit_strategy(
-                    "`trains: prompt` learns to predict tokens, and the rows have classes", help="`trains: lora`"
-                )
-            )
-        if self._classifies(ctx) and self.strategy in ("svd", "hetlora"):
-            raise Reject(
-                unfit_strategy(
-                    f"`strategy: {self.strategy}` puts adapters together, and rows with classes train a head as well",
-                    help="`strategy: fedavg`, `ffa`, `stack` or `abm`",
-                )
-            )
-        if self.trains == "reft" and any(ctx.prompts(ref) is None for ref in self._refs()):
-            raise Reject(
-                unfit_strategy(
-                    "interventions edit prompts, and the rows don't say where a prompt ends",
-                    help="give rows of `pairs` or `labels`",
-                )
-            )
-
-    def _classifies(self, ctx: Context) -> bool:
-        return any(ctx.labels(ref) is not None for ref in self._refs())
-
-    # -- what is declared ------------------------------------------------------------------------------------
-
-    def _refs(self) -> tuple[DataRef, ...]:
-        return self.data if isinstance(self.data, tuple) else (self.data,)
-
-    def _full(self, program: Program, ctx: Context) -> dict[str, tuple[int, ...]]:
-        """Shapes of a whole state, the head's among them where rows have classes."""
-        from ..federation.extent import check_forms, check_prompts, check_ranks, shapes_of
-
-        rank = max(self.ranks or (self.rank,))
-        if self.trains == "reft":
-            check_forms(program, self.strategy == "abm", self.way)
-            check_prompts(program, ctx, self._refs())
-        made = shapes_of(program, self.trains, self.tokens, rank, self.on)
-        check_ranks(made, rank, "ranks" if self.ranks else "rank")
-        if self._classifies(ctx):
-            from ..rows.prompts import head
-
-            made |= {name: tuple(p.shape) for name, p in head(program.model).items()}
-        return made
+    # -- the model ---------------------------------------------------------------------------------------------
 
     def _write_model(self, program: Program, into: Path, ctx: Context) -> str:
         """The model as one folder that loads; its name."""
@@ -340,55 +311,3 @@ class Flower(Target):
         form = "compact" if stock_config(program.model)[1] else "stock"
         Hf(path=self.path, form=form).emit(program, into, ctx)
         return "model" if form == "stock" else "compact"
-
-    def _sizes(self, program: Program) -> "list[Size]":
-        from ..federation.sizes import sizes_for
-
-        return sizes_for(program, [b.value for b in self.budgets]) if self.budgets else []
-
-    def _declared(
-        self, full: dict[str, tuple[int, ...]], sizes: "list[Size]", folder: str, base: str, ctx: Context
-    ) -> "Declaration":
-        from ...dsl.values import to_json
-        from ..federation.declaration import DataSet, Declaration
-
-        def data(ref: DataRef) -> DataSet:
-            call: Invocation = ctx.recipe.data[ref.name]
-            return DataSet(ref.name, call.word, {k: to_json(v) for k, v in call.args.items()})
-
-        distinct = {size.params: size for size in sizes}
-        return Declaration(
-            base=base,
-            folder=folder,
-            trains=self.trains,
-            full=full,
-            alpha=self.alpha,
-            ranks=self.ranks or (),
-            strategy=self.strategy,
-            center=self.center,
-            way=self.way,
-            mix=None if self.mixing == "adaptive" else self.mix.value,
-            clip=self.clip,
-            noise=self.noise,
-            delta=self.delta,
-            clients=self.clients,
-            split=self.split,
-            beta=self.beta,
-            hold=self.hold.value,
-            data=tuple(data(ref) for ref in self._refs()),
-            steps=self.steps,
-            batch=self.batch,
-            lr=self.lr,
-            rounds=self.rounds,
-            deadline=self.deadline.seconds,
-            share=self.share.value,
-            seed=ctx.seed,
-            protects=self.protects,
-            secure=self.secure,
-            stream=self.stream,
-            anchor=self.anchor,
-            top=self.top,
-            counted=self.counted,
-            sizes=tuple(distinct.values()),
-            size_of=tuple(list(distinct).index(size.params) for size in sizes),
-        )

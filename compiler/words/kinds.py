@@ -75,6 +75,7 @@ class Word(ABC):  # noqa: B024 (its kinds have the abstract methods)
     requires   modules that must import, e.g. ("gguf", "accelerate")
     unfit      {conditions: (reason, help)}: arguments that can't go together, e.g.
                {"strategy: ffa & not trains: lora": ("`ffa` averages adapters", "`trains: lora`")}
+    only       {"mix": "strategy: abm"}: a parameter that is read where a condition holds, and is refused elsewhere
     apart      {"held_out": "data"}: a parameter whose rows judge, and the one that they must not be among
     needs      {pass: reason}: a step of this pass must come before
     answers    parameters whose rows must say where a prompt ends and its answer begins
@@ -84,6 +85,7 @@ class Word(ABC):  # noqa: B024 (its kinds have the abstract methods)
     extra: ClassVar[str] = ""
     requires: ClassVar[tuple[str, ...]] = ()
     unfit: ClassVar[dict[str, tuple[str, str]]] = {}
+    only: ClassVar[dict[str, str]] = {}
     apart: ClassVar[dict[str, str]] = {}
     needs: ClassVar[dict[str, str]] = {}
     answers: ClassVar[tuple[str, ...]] = ()

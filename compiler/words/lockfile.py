@@ -6,13 +6,12 @@ format = 1
 """
 
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 from ...dsl.diagnostics import Fault, Reject
 from ..store.cache import write_whole
-from ..store.regular import MIB, read_regular
+from ..store.regular import MIB, read_toml
 
 NAME = "effspec.lock"
 FORMAT = 1
@@ -29,10 +28,10 @@ def read(folder: Path) -> Lock:
     """The lock in a folder, empty where there is none. Raises Reject (broken-lock, odd-file)."""
     file = folder / NAME
     try:
-        body = tomllib.loads(read_regular(file, 16 * MIB).decode())
+        body = read_toml(file, 16 * MIB)
     except FileNotFoundError:
         return {table: {} for table in TABLES}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         said = error.strerror if isinstance(error, OSError) else str(error)[:120]
         raise Reject(broken_lock(f"{file} is no TOML that can be read: {said}", help=_AGAIN)) from error
     number = body.pop("format", None)

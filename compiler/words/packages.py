@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import stat
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.read import read_source
 from ...dsl.source import Source
-from ..store.regular import MIB, read_regular
+from ..store.regular import MIB, read_regular, read_toml
 from . import lockfile
 
 ABOUT = "effc-package.toml"
@@ -65,10 +64,10 @@ class Package:
 def package_in(folder: Path) -> Package:
     """A folder as a package. Raises Reject (bad-package)."""
     try:
-        body = tomllib.loads(read_regular(folder / ABOUT, MIB, folder).decode())
+        body = read_toml(folder / ABOUT, MIB, folder)
     except FileNotFoundError as error:
         raise Reject(bad_package(f"{folder} has no {ABOUT}", help="it needs `name` and `version`")) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise Reject(bad_package(f"{folder / ABOUT} is no TOML that can be read")) from error
     name, version, sentence = (body.get(key, "") for key in ("name", "version", "sentence"))
     if not (isinstance(name, str) and _NAME.fullmatch(name) and name not in _RESERVED):

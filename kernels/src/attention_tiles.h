@@ -17,7 +17,7 @@ struct DenseTiles {
     return found;
   }
   Vec next(int) {
-    ahead(at + 8192);
+    far_ahead(at + 8192);
     const Vec w = load(at);
     at += 64;
     return w;

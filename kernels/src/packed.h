@@ -31,7 +31,7 @@
 
 #include "levels.h"
 
-enum Kind : uint32_t { kDenseBf16 = 1, kSparseBf16, kDenseInt8, kSparseInt8, kBlockBf16, kDenseInt4 };
+enum Kind : uint32_t { kDenseBf16 = 1, kSparseBf16, kDenseInt8, kSparseInt8, kBlockBf16, kDenseInt4, kKinds };
 
 struct Header {
   char magic[8];       // "effcpack"

@@ -97,7 +97,7 @@ EFFC_API int32_t effc_unpack_linear(int32_t level, const uint8_t* packed, int64_
                                     float* out, int32_t threads) {
   uint32_t kind = 0;
   if (bytes >= static_cast<int64_t>(sizeof(Header))) kind = Packed(packed).head.kind;
-  if (kind < kDenseBf16 || kind > kDenseInt4) return kKind;
+  if (kind < kDenseBf16 || kind >= kKinds) return kKind;
   if (const int32_t status = effc_check(packed, bytes, kind, n, 0)) return status;
   const auto body = unpack_linear_at(level);
   if (!body || Packed(packed).head.k != k) return kArguments;

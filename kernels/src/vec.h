@@ -9,6 +9,7 @@
 namespace {
 
 inline void ahead(const uint8_t* at) { __builtin_prefetch(at); }
+inline void far_ahead(const uint8_t* at) { __builtin_prefetch(at, 0, 2); }  // no nearer than the second cache
 
 inline uint32_t word(const void* at) {
   uint32_t value;

@@ -138,11 +138,11 @@ class Lora(Learner):
     def _train(self, outcome: Model, ctx: Context, weights: dict[str, torch.nn.Parameter], drawn: Drawn) -> Course:
         program = outcome.program
         model, rows = program.model, ctx.rows(self.data)
-        lesson = Objective(model, rows)
+        lesson = Objective(model, rows, learned=ctx.answers(self.data))
 
         def judge() -> float:
             drawn.take(drawn.space.choice("middle"))
-            nats, tokens = nll(model, ctx.rows(self.held_out))
+            nats, tokens = nll(model, ctx.rows(self.held_out), ctx.answers(self.held_out))
             return nats / tokens
 
         return train(self, program, ctx, weights, len(rows), lesson.learn, judge, begin=drawn.begin)

@@ -38,9 +38,9 @@ nothing_apart = Fault("nothing-apart", "Adapters are asked for apart from a mode
 class Heal(Learner):
     """Train a pruned model until it is as well again as it gets.
 
-    The model learns to predict the next token of every position of `data`, or with `learn: responses` what
-    assistants say in the conversations of `chat`. With `distill`, a share of the loss is how far the model's
-    predictions are from the original's on the same rows.
+    The model learns to predict the next token of every position of `data`, in rows of `pairs` the answers alone, or
+    with `learn: responses` what assistants say in the conversations of `chat`. With `distill`, a share of the loss is
+    how far the model's predictions are from the original's on the same rows.
 
     A model without a head, as a sentence embedder is, learns the original's hidden states instead: of every token
     that is no padding, and the vector of each row (see `similarity`); `held_out` is judged by the same.
@@ -81,7 +81,9 @@ class Heal(Learner):
     requires: ClassVar[tuple[str, ...]] = ("peft",)
 
     data: DataRef = param("Rows to learn from.")
-    learn: Literal["all", "responses"] = param("Every token, or what assistants say.", default="all")
+    learn: Literal["all", "responses"] = param(
+        "Every token, of `pairs` the answers; or what assistants say.", default="all"
+    )
     lr: float = param("Largest learning rate of AdamW.", default=1e-4, gt=0)
     method: Literal["lora", "full"] = param("Train adapters and merge them, or the weights themselves.", default="lora")
     merge: bool = param("Add the adapters to the weights; false gives them apart, for the target `peft`.", default=True)
@@ -236,7 +238,7 @@ class Heal(Learner):
     def _speech(self, ref: DataRef, ctx: Context) -> torch.Tensor | None:
         """Which tokens count: None for all."""
         if self.learn == "all":
-            return None
+            return ctx.answers(ref)
         said = ctx.speech(ref)
         if said is None or not said[:, 1:].any():
             who = "has rows without a speaker" if said is None else "holds rows in which no assistant speaks"

@@ -193,3 +193,17 @@ def test_a_repository_of_a_dozen_objects_that_stand_for_many_files_is_refused_at
     started = time.monotonic()
     run = effc("add", f"file://{theirs}")
     assert run.code == 5 and "has more than 2000 files" in run.err and time.monotonic() - started < 20
+
+
+def test_a_password_in_an_address_does_not_get_into_a_lock(effc):
+    run = effc("add", "https://me:secret@127.0.0.1:9/x.git")
+    assert run.code == 2 and "the address holds a password" in run.err and not os.path.exists("effspec.lock")
+
+
+@pytest.mark.parametrize("verb", ["add", "update", "vendor"])
+@pytest.mark.parametrize("facts", ["", 'source = ""\ntree = "a"\n', 'tree = "../x"\nsource = "nowhere"\n'])
+def test_a_lock_that_lacks_what_a_package_is_found_by_is_a_diagnostic(effc, verb, facts):
+    with open("effspec.lock", "w") as file:
+        file.write(f"format = 1\n[packages.edge]\n{facts}")
+    run = effc(verb)
+    assert run.code in (2, 5) and "error[" in run.err and "internal" not in run.err

@@ -89,6 +89,14 @@ def test_a_recipe_becomes_json_and_a_recipe_again(effc, sound, tmp_path):
     assert effc("fmt", "--to", "json", "r.json").out == tree.out
 
 
+def test_comments_that_the_json_form_leaves_out_are_counted(effc, sound, tmp_path):
+    path = tmp_path / sound
+    path.write_text(path.read_text() + "# one\n\n# another\n")
+    run = effc("fmt", "--to", "json", sound)
+    assert (run.code, run.err) == (0, "left out 2 comments: the JSON form has none\n")
+    assert effc("fmt", "--to", "json", sound, "-q").err == "" and json.loads(run.out)["comments"] == []
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

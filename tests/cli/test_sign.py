@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 import stat
+import tarfile
 from importlib import metadata
 
 import effc as package
@@ -13,6 +14,8 @@ from effc.compiler.artifacts.signature import new_key, sign, statement
 from effc.dsl.diagnostics import Reject
 
 from tests.cli.conftest import effc, own_cache, process  # noqa: F401
+from tests.hostile.kinds import STORED
+from tests.hostile.mutations import consistent
 from tests.serving.conftest import artifact, chatty  # noqa: F401
 
 
@@ -191,3 +194,26 @@ def test_doctor_names_pickles_and_configs_that_ask_for_code(effc, artifact, tmp_
     assert run.code == 5 and "native/more.bin: effc would not read it" in run.out
     assert "native/tokenizer_config.json asks for code of its author" in run.out
     assert effc("doctor", "--trust", str(tmp_path)).code == 5
+
+
+@pytest.mark.parametrize(
+    "kind", ["front", "family", "adapters", "peft", "reft", "flower", "rttc", "onnx", "gguf", "int4"]
+)
+def test_doctor_knows_what_becomes_of_each_folder_that_a_target_writes(effc, kind, tmp_path):  # noqa: F811
+    with tarfile.open(STORED / "kinds.tar.xz") as archive:
+        archive.extractall(tmp_path, [m for m in archive if m.name.startswith(f"kinds/{kind}/")], filter="data")
+    run = effc("doctor", "--trust", str(tmp_path / "kinds" / kind), "--format", "json")
+    found = {c["topic"]: (c["state"], c["fact"]) for c in json.loads(run.out)["checks"]}
+    assert run.code == 0 and not any("nothing that effc loads" in fact for _, fact in found.values()), found
+    assert found["forms"][0] == ("ok" if kind != "flower" else found["forms"][0])
+
+
+def test_doctor_tells_a_form_that_effc_would_refuse(effc, tmp_path):  # noqa: F811
+    with tarfile.open(STORED / "kinds.tar.xz") as archive:
+        archive.extractall(tmp_path, [m for m in archive if m.name.startswith("kinds/int4/")], filter="data")
+    plan = tmp_path / "kinds" / "int4" / "native" / "plan.json"
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"steps": [["x"]]}))
+    consistent(tmp_path / "kinds" / "int4")
+    run = effc("doctor", "--trust", str(tmp_path / "kinds" / "int4"), "--format", "json")
+    states = {c["topic"]: c["state"] for c in json.loads(run.out)["checks"]}
+    assert run.code == 5 and (states["files"], states["forms"]) == ("ok", "bad")

@@ -211,6 +211,18 @@ def test_a_build_that_fails_leaves_the_old_artifact_and_nothing_else(tmp_path):
     assert whole(tmp_path / "a") and [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_build_that_fails_leaves_no_folders_that_it_made(tmp_path):
+    (tmp_path / "there").mkdir()
+
+    def breaks(folder: Path) -> Manifest:
+        raise KeyboardInterrupt
+
+    for place in ("out/deep/a", "there/deep/a"):
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / place, build=breaks)
+    assert [p.name for p in tmp_path.rglob("*")] == ["there"]
+
+
 def test_a_place_that_can_not_be_written_is_an_environment_matter(tmp_path):
     (tmp_path / "file").write_text("in the way")  # holds for root, too
     reject = refused(lambda: write(tmp_path / "file" / "out" / "a", build=build))

@@ -43,6 +43,9 @@ def test_a_patched_header_is_refused_or_still_covers_the_file(tmp_path_factory, 
         b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
         b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}',
         b'{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": ['
+        + b", ".join([b"4611686018427387904"] * 64)
+        + b'], "data_offsets": [0, 4]}}',
         b'{"a": {"dtype": "X", "shape": [1], "data_offsets": [0, 4]}}',
         b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
         b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',

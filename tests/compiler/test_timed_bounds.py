@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+from effc.compiler.judging.comparison import pairs_of
 from effc.compiler.judging.gate import Outcome, judge, misses
 from effc.compiler.judging.timed import decides, interval, openness
 from effc.compiler.measuring.confidence import CONFIDENCE, FEWEST, median_interval
@@ -46,7 +47,8 @@ def test_too_few_rounds_decide_nothing_however_clear_they_look():
 def test_rounds_on_both_sides_leave_a_bound_open_and_say_how_far_they_lie():
     seen = turns([0.3, 0.4, 0.45, 0.55, 0.6, 0.9])
     assert not decides(HALF, seen, 10.0, "ms")
-    assert openness(HALF, seen, 10.0, "ms") == "after 6 rounds it lies between 3.0 ms and 9.0 ms with 95% confidence"
+    said = "after 6 rounds it lies between 3.0 ms and 9.0 ms with 95% confidence; the limit is 5.0 ms"
+    assert openness(HALF, seen, 10.0, "ms") == said
 
 
 def test_one_slow_round_among_many_decides_nothing_else():
@@ -78,3 +80,12 @@ def test_an_open_bound_is_no_yes_unless_it_is_let_through():
     (refused,), (allowed,) = misses([verdict]), misses([verdict], "pass")
     assert (refused.fault.slug, refused.exit) == ("bound-undecided", 4) and allowed.severity == "warning"
     assert verdict.state == "undecided" and judge(HALF, 10.0, 5.0, "ms").state == "ok"
+
+
+def test_a_table_says_what_the_original_takes_whichever_bound_is_written_last():
+    """Of two bounds on one time only the first names the original."""
+    plain = judge(Bound(P50, "<=", Duration(0.001)), None, 5.0, "ms")
+    half = judge(HALF, 10.0, 5.0, "ms")
+    assert pairs_of([half, plain], {}) == pairs_of([plain, half], {}) == {P50: (10.0, 5.0)}
+    assert pairs_of([plain], {P50: (10.0, 5.0)}) == {P50: (10.0, 5.0)}
+    assert pairs_of([plain], {}) == {P50: (None, 5.0)}

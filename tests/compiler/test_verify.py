@@ -62,8 +62,11 @@ def test_a_folder_that_does_not_load_is_told_by_its_last_line(tmp_path):
     weights = load_file(folder / "model" / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, folder / "model" / "model.safetensors", metadata={"format": "pt"})
-    (found,) = refused(lambda: verify(folder, program.model, FORMS)).diagnostics
+    reject = refused(lambda: verify(folder, program.model, FORMS))
+    (found,) = reject.diagnostics
     assert found.slug == "reload-died" and "model.norm.weight" in found.message
+    assert "Traceback" not in found.message + found.note and "--debug" in found.help
+    assert "model.norm.weight" in str(reject.__cause__)  # what `--debug` prints
 
 
 def test_the_child_of_plain_forms_stands_alone():

@@ -55,5 +55,7 @@ def test_every_header_speaks_of_parameters_that_its_word_has():
     for kind in ("pass", "target", "metric", "data"):
         for word in vocabulary.words(kind).values():
             told = {p.name for p in word.params}
-            for conditions in word.facts.get("unfit", {}):
+            only = word.facts.get("only", {})
+            assert set(only) <= told, word.name
+            for conditions in (*word.facts.get("unfit", {}), *only.values()):
                 assert set(named_in(conditions)) <= told, f"{word.name}: {conditions}"

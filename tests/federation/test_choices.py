@@ -126,6 +126,20 @@ def test_clients_of_different_size_learn_together_and_send_what_they_hold(edited
     assert sent == [4 * size.params for size in sizes] and sent[0] > sent[1] > sent[2]
 
 
+def test_sizes_that_are_drawn_anew_are_trained_by_clients_that_afford_them(edited, tmp_path):
+    path, declared = edited
+    program = capture(api.load(path))
+    sizes = sizes_for(program, [1.0, 0.6])
+    full = {name: tuple(p.shape) for name, p in program.model.named_parameters()}
+    wanted = {"trains": "full", "strategy": "coverage", "full": full, "sizes": tuple(sizes), "size_of": (0, 0, 1)}
+    made = run(path, declared.with_changes(**wanted, allocation="sandwich", rounds=3, steps=1), tmp_path)
+    sent = [[r.turns[k].bytes_up for k in range(3)] for r in made.course.rounds]
+    whole, part = (4 * size.params for size in sizes)
+    assert not made.course.rounds[-1].faults
+    assert all(whole in row and part in row and row[2] == part for row in sent)
+    assert len({tuple(row) for row in sent}) > 1  # who trains all of it changes
+
+
 def test_a_private_client_learns_from_clipped_rows(edited, tmp_path):
     path, declared = edited
     private = declared.with_changes(strategy="fedavg", protects="rows", clip=1.0, noise=0.01)

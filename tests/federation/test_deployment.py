@@ -228,6 +228,27 @@ def test_up_starts_all_status_tells_and_down_ends_all(flower, tmp_path):
     assert slug(refused) == "not-deployed"
 
 
+def test_every_process_is_told_what_flower_does_not_do_by_itself(flower, tmp_path):
+    place = tmp_path / "fed-deployment"
+    made = deployment.up(tmp_path / "fed", Declared, place, tmp_path, (tmp_path, tmp_path), tmp_path / "cache")
+    try:
+        said = {p.name: Path(f"/proc/{p.pid}/cmdline").read_bytes().decode().split("\0") for p in made.processes}
+        env = Path(f"/proc/{made.processes[0].pid}/environ").read_bytes().decode().split("\0")
+    finally:
+        deployment.down(made)
+    link = said["superlink"]
+    assert link[link.index("--host") + 1] == "127.0.0.1"  # whoever reaches it can run code
+    assert {"--database", "--enable-supernode-auth", "--ssl-certfile", "--superexec-auth-secret-file"} <= set(link)
+    assert link[link.index("--isolation") + 1] == "process" and "--disable-runtime-dependency-installation" in link
+    assert "--superexec-auth-secret-file" in said["server"]  # without it, it ends with status 0
+    for node in ("node0", "node1"):
+        assert said[node][said[node].index("--max-retries") + 1] == "5"  # else a wrong CA is tried for ever
+    ports = [said[name][said[name].index("--port") + 1] for name in ("superlink", "node0", "node1")]
+    assert len(set(ports)) == 3
+    assert {"FLWR_TELEMETRY_ENABLED=0", "FLWR_DISABLE_UPDATE_CHECK=1"} <= set(env)
+    assert any(line.startswith(f"FLWR_HOME={place}") for line in env)
+
+
 def test_what_does_not_come_up_is_ended_and_told_with_its_last_words(flower, tmp_path):
     (flower / "flower-superlink").write_text(f"#!{sys.executable}\nimport sys; sys.exit('no disk')\n")
     with pytest.raises(Reject) as refused:

@@ -241,6 +241,37 @@ def test_what_can_not_go_together_is_told_by_check_where_it_is_written(tmp_path,
     assert wrong.span.source.text[wrong.span.start :].startswith(blamed)
 
 
+UNREAD = {
+    "rank": "trains: full, rank: 4",
+    "alpha": "trains: full, alpha: 4",
+    "tokens": "tokens: 4",
+    "top": "top: 4",
+    "mix": "mix: 50%",
+    "mixing": "mixing: adaptive",
+    "center": "center: median",
+    "way": "way: project",
+    "beta": "beta: 0.5",
+    "hold": "trains: index, strategy: search, hold: 10%",
+    "share": "trains: index, strategy: search, share: 50%",
+    "steps": "trains: index, strategy: search, steps: 4",
+    "batch": "trains: index, strategy: search, batch: 4",
+    "lr": "trains: index, strategy: search, lr: 0.1",
+    "counted": "counted: all",
+    "counts": "counts: flops",
+    "allocation": "allocation: sandwich",
+    "protects": "protects: clients",
+    "delta": "delta: 0.01",
+}
+
+
+@pytest.mark.parametrize("name", Flower.only)
+def test_a_parameter_that_nothing_reads_is_refused_where_it_is_written(tmp_path, name):
+    (wrong,) = api.check(asked(tmp_path, UNREAD[name]), cache_dir=tmp_path / "cache").diagnostics
+    assert wrong.slug == "unfit-choices" and wrong.message.startswith(f"nothing reads `{name}` here")
+    written = wrong.span.source.text
+    assert written[: wrong.span.start].endswith(f"{name}: ")
+
+
 def test_a_number_that_nobody_wrote_is_told_with_what_it_is_at_odds_with(tmp_path):
     (wrong,) = api.check(asked(tmp_path, "share: 5%"), cache_dir=tmp_path / "cache").diagnostics
     assert wrong.note == "`clients` is 4 where it is left out"
@@ -258,6 +289,9 @@ def test_the_limits_in_the_header_are_those_of_the_server():
         ("hold: 99%", "empty-client", "hold", "judge itself by 8 of its 9 rows and learn from 1"),
         ("trains: prompt, tokens: 5000", "unfit-strategy", "tokens", "made for 512"),
         ("trains: reft, strategy: fedavg", "unfit-strategy", "", "where a prompt ends"),
+        ("strategy: coverage, trains: full, budgets: [100%, 1%, 50%, 50%]", "budget-too-small", "budgets", "smallest"),
+        ("strategy: coverage, trains: full, budgets: [1MiB, 50%, 50%, 50%]", "budget-too-small", "budgets", "memory"),
+        ("strategy: coverage, trains: full, budgets: [1.5M, 50%, 50%, 50%]", "unfit-strategy", "budgets", "largest"),
         ("rank: 65", "rank-too-large", "rank", "an adapter has rank 65"),
         ("strategy: svd, ranks: [1, 2, 4, 500]", "rank-too-large", "ranks", "none above 64"),
         ('on: "lm_head"', "tied-adapter", "on", "is tied to another module's"),

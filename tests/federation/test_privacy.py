@@ -77,6 +77,21 @@ def test_epsilon_grows_with_rounds_and_falls_with_noise():
     assert epsilon(1, 0.0, 1e-5) == float("inf")
 
 
+def test_what_was_spent_is_told_in_a_sentence():
+    from effc.compiler.federation.course import Round, Turn
+    from effc.compiler.federation.noise import privacy
+
+    class Declared:
+        noise, delta, protects, batch, steps = 1.0, 1e-5, "clients", 4, 8
+
+    rounds = [Round(1, {0: Turn(1.0, 1.0, 64, 1.0, 0, 0), 1: Turn(1.0, 1.0, 32, 1.0, 0, 0)}, {}, 1.0)]
+    assert privacy(rounds, Declared).startswith(f"epsilon {epsilon(1, 1.0, 1e-5):.2f} at delta 1e-05 for a client")
+    Declared.protects = "rows"
+    assert "a row of a client with 32" in privacy(rounds, Declared)
+    Declared.noise = 0.0
+    assert "infinite" in privacy(rounds, Declared)
+
+
 def test_epsilon_agrees_with_googles_accountant():
     rdp = pytest.importorskip("dp_accounting.rdp")
     event = pytest.importorskip("dp_accounting")

@@ -42,16 +42,18 @@ def opened(honest: Path, cases: dict[Path, str], tmp_path: Path) -> list[dict]:
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("watched.py")), str(honest), str(listed)],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    with (tmp_path / "found").open("w") as found:  # a line as soon as a case is done, for whoever waits
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("watched.py")), str(honest), str(listed)],
+            env=environment,
+            cwd=tmp_path,
+            stdout=found,
+            stderr=subprocess.PIPE,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
     assert done.returncode == 0, f"the process ended: {done.stderr[-3000:]}"
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in (tmp_path / "found").read_text().splitlines()]
 
 
 def harmless(found: dict) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 
 import pytest
 from effc.compiler.artifacts import reft
@@ -12,6 +13,8 @@ from effc.compiler.rows.windows import read_text
 from effc.compiler.rttc.app import read_app
 from effc.compiler.rttc.knowledge import open_base
 from effc.compiler.rttc.sample import read_samples
+from effc.compiler.words import lockfile, packages
+from effc.dsl.diagnostics import Reject
 
 from tests.hostile import kinds
 from tests.hostile.mutations import consistent
@@ -86,3 +89,17 @@ def test_a_model_that_breaks_is_not_effcs_fault(honest, tmp_path, capsys):
     for verb in (["inspect", str(case)], ["run", str(case), "--prompt", "a", "--max-new-tokens", "2"]):
         assert main([*verb, "--offline"]) == 5, capsys.readouterr().err
     assert "error[model-breaks]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a." * 200_000 + "a = 1", '"\u2028".' * 100_000 + "a = 1", "[" + "a." * 200_000 + "a]", "a = " + "[" * 50_000],
+)
+def test_toml_that_takes_hours_is_refused_at_once(tmp_path, text):
+    started = time.process_time()
+    (tmp_path / packages.ABOUT).write_text(text)
+    (tmp_path / lockfile.NAME).write_text(text)
+    for read in (packages.package_in, lockfile.read):
+        with pytest.raises(Reject, match="is no TOML that can be read"):
+            read(tmp_path)
+    assert time.process_time() - started < 5

@@ -5,6 +5,7 @@ import json
 import pytest
 from effc.compiler.cli import main
 from effc.compiler.commands.screen import Screen
+from effc.dsl.diagnostics import Fault
 from effc.dsl.render import visible
 
 EVIL = ("\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\u202e", "\u2066", "\x08\x08", "\r", "\ud800", "\x7f", "\u2028")
@@ -68,3 +69,11 @@ def test_params_from_outside_hold_none(tmp_path, capsys):
     assert main(["check", str(recipe), "--params", str(tmp_path / "p.json")]) == 2
     err = capsys.readouterr().err
     assert err.count("error[unfit-override]: `to` holds U+00") == 2 and "\x1b" not in err
+
+
+def test_a_name_of_megabytes_does_not_fill_the_screen(capsys):
+    fault = Fault("odd", "Odd.")
+    Screen().complain([fault(f"it has `{'a' * 5_000_000}`", help="b" * 9000)])
+    Screen(format="github").complain([fault(f"it has `{'a' * 5_000_000}`")])
+    out, err = capsys.readouterr()
+    assert len(out) < 5000 and len(err) < 9000 and "(5000009 characters)" in out and "(5000009 characters)" in err

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from effc.compiler.native import plan
-from effc.kernels import engine_steps, levels, native
+from effc.kernels import engine_steps, levels, native, packed
 
 SOURCES = Path(native.__file__).resolve().parent / "src"
 PLAN_H = (SOURCES / "engine" / "plan.h").read_text(encoding="utf-8")
@@ -47,6 +47,16 @@ def test_ops_are_numbered_as_the_header_numbers_them():
     assert set(engine_steps.STEPS) - set(engine_steps.OPS) == {"join"}  # becomes `place`
     first = engine_steps.OPS.index("convolve")
     assert "step.op >= kConvolve" in PLAN_H and engine_steps.OPS[first:] == engine_steps.STATEFUL
+
+
+def test_kernels_of_packed_weights_are_numbered_as_the_header_numbers_their_kinds():
+    text = bare((SOURCES / "packed.h").read_text(encoding="utf-8"))
+    names = [n.split("=")[0].strip() for n in re.search(r"enum Kind : \w+ {(.*?)}", text)[1].split(",")]
+    said = dict(
+        m for file in SOURCES.glob("*.cc") for m in re.findall(r"EFFC_LINEAR\((\w+), (\w+)\)", file.read_text())
+    )
+    assert {kernel: names.index(kind) + 1 for kernel, kind in said.items()} == packed.KINDS
+    assert names[len(packed.KINDS)] == "kKinds" == names[-1] and "kDenseBf16 = 1" in text
 
 
 @pytest.mark.parametrize("name", ["Step", "Weight", "Slot", "Plan"])

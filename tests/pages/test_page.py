@@ -144,7 +144,7 @@ def test_a_page_of_any_kind_loads_nothing_and_runs_its_own_script_alone(kind, wh
     assert len(ids) == len(set(ids))
 
 
-EVIL = "\"><script>alert(1)</script><img src=x onerror=alert(2)>'{{7*7}}"
+EVIL = "\"><script>alert(1)</script><img src=x onerror=alert(2)>'{{7*7}}\u202e"
 
 
 def test_nothing_that_an_artifact_says_becomes_markup():
@@ -183,6 +183,7 @@ def test_nothing_that_an_artifact_says_becomes_markup():
     assert [tag for tag, _ in found.elements].count("script") == 1
     assert "img" not in [tag for tag, _ in found.elements]
     assert not any(name.startswith("on") for _, attributes in found.elements for name in attributes)
+    assert "\u202e" not in text
     assert "49" not in found.text.split("{{7*7}}")[0][:10] and "{{7*7}}" in found.text
 
 

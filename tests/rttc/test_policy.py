@@ -1,7 +1,11 @@
 """Which branch answers: the laws R1 and R2 of the digest, and thresholds that come from a dev set."""
 
+import json
+
 import pytest
+from effc.compiler.rttc.calibration import fit
 from effc.compiler.rttc.policy import BRANCHES, Decision, Policy, Trial, calibrate, choose, curve, measure, read_policy
+from effc.compiler.rttc.scaling import scales_of
 from effc.dsl.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,6 +84,54 @@ def test_a_second_that_costs_enough_buys_no_dear_branch():
     assert measure(many, calibrate(many, price=1.0)[0]).shares["direct"] == 1
 
 
+@given(many=st.lists(trials, min_size=2, max_size=12), value=rewards)
+def test_a_reward_that_says_nothing_leaves_the_branch_that_is_right_most_often_once_it_has_scales(many, value):
+    flat = [Trial(dict.fromkeys(BRANCHES, value), t.right, t.seconds) for t in many]
+    found = measure(flat, Policy("best", scales=scales_of(flat))).accuracy
+    assert found == pytest.approx(max(measure(flat, Policy(branch)).accuracy for branch in BRANCHES))
+
+
+def test_a_branch_whose_answers_the_reward_belittles_is_taken_by_its_chance():
+    """As a model's likelihood does: the words that a training taught are right, and unlikely to it."""
+    many = [
+        Trial(
+            {"direct": -0.5 - 0.01 * i, "rag": -0.6, "ttt": -3.0 + (i % 3)},
+            {"direct": i % 4 == 0, "rag": i % 4 == 1, "ttt": i % 3 > 0},
+            {"direct": 1.0, "rag": 2.0, "ttt": 8.0},
+        )
+        for i in range(48)
+    ]
+    scales = scales_of(many)
+    assert measure(many, Policy("best")).shares["ttt"] == 0
+    assert measure(many, Policy("best", scales=scales)).accuracy > 0.6
+    raw, scaled = calibrate(many)[0], calibrate(many, scales=scales)[0]
+    assert measure(many, scaled).accuracy > measure(many, raw).accuracy + 0.2 and scaled.scales == scales
+    decision = Decision()
+    choose(scaled, lambda branch: branch, lambda branch: many[1].rewards[branch], decision)
+    assert set(decision.chances) == set(decision.rewards) and all(0 <= c <= 1 for c in decision.chances.values())
+
+
+@pytest.mark.parametrize(
+    ("right", "words"),
+    [
+        ((False, False, False), "none of the 12 answers to 4 dev questions is right"),
+        ((True, True, True), "all of the 12 answers to 4 dev questions are right"),
+        ((True, False, False), "AUC is 0.500 over the 12 answers to 4 dev questions, of which 4 are right"),
+    ],
+)
+def test_a_reward_that_tells_nothing_is_refused_and_why_is_said(right, words):
+    answers = dict(zip(BRANCHES, right, strict=True))
+    many = [Trial(dict.fromkeys(BRANCHES, 0.5), answers, dict.fromkeys(BRANCHES, 1.0))] * 4
+    with pytest.raises(Reject, match=words):
+        fit(many, Policy(), 0.0, force=False)
+    assert fit(many, Policy(), 0.0, force=True)[1]
+
+
+def test_a_policy_with_scales_is_the_same_from_its_file():
+    policy = Policy(direct=0.4, scales={"direct": (1.5, -0.25), "ttt": (-2.0, 1.0)})
+    assert read_policy(json.dumps(policy.to_json()).encode()) == policy
+
+
 def test_a_branch_that_can_not_answer_is_passed_over():
     table = {"direct": 0.0, "rag": 0.0, "ttt": 1.0}
     made, decision, text = run(Policy(direct=1, rag=1), table, missing=("rag",))
@@ -107,6 +159,10 @@ def test_the_curve_holds_both_ends():
         b'{"shown": 9, "count": 8}',
         b'{"direct": "0"}',
         b'{"colour": 1}',
+        b'{"scales": {"direct": [1]}}',
+        b'{"scales": {"colour": [1, 2]}}',
+        b'{"scales": {"direct": [1, NaN]}}',
+        b'{"scales": 3}',
         b"[" * 9999,
     ],
 )

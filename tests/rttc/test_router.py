@@ -56,6 +56,36 @@ def test_a_router_that_knows_nothing_is_refused_unless_forced():
     assert train(found, of, 0.0, force=True).auc < 0.55
 
 
+def test_a_router_looks_at_the_first_token_only_where_that_tells_more_of_questions_held_out_than_the_vector_does():
+    found, of = world_of(120)
+    assert not train(found, of, 0.0).looks  # the vector says it all, and the signals are noise
+    told = torch.tensor([float(trial.right["direct"]) for trial in found])
+    shown = torch.cat([torch.roll(of[:, :-2], 1, 0), 3 * told[:, None], of[:, -1:]], dim=1)  # vectors of others
+    router = train(found, shown, 0.0)
+    assert router.looks and router.auc > 0.9
+
+
+def test_a_client_whose_router_does_not_look_runs_the_model_for_its_answer_alone(world):
+    width, runs = world.embedder.width + 2, []
+    router = Router(torch.zeros(3, width), torch.zeros(3), torch.zeros(width), torch.ones(width), (1.0, 2.0, 8.0), 0, 1)
+    client, counts = world.client(Told(), Policy("router", count=4, shown=2)), []
+    hook = world.model.lm_head.register_forward_hook(lambda *told: runs.append(told))
+    for weight in (0.0, 0.1):
+        client.router = replace(router, weight=torch.full((3, width), weight))
+        runs.clear()
+        client.ask([{"role": "user", "content": QUESTIONS[0]}], Settings(most=2))
+        counts.append(len(runs))
+    hook.remove()
+    assert counts[1] == counts[0] + 1
+
+
+def test_a_router_of_one_dev_question_is_refused_and_one_that_is_forced_has_numbers():
+    found, of = world_of(1)
+    with pytest.raises(Reject, match="the router's AUC is"):
+        train(found, of, 0.0)
+    assert torch.isfinite(train(found, of, 0.0, force=True).chances(of)).all()
+
+
 def test_a_router_is_the_same_from_its_file_and_a_cut_one_is_refused(tmp_path):
     found, of = world_of(40)
     router = train(found, of, 0.01)

@@ -120,6 +120,31 @@ def test_connections_that_never_say_a_whole_request_are_closed_and_others_are_an
     assert ends[3].startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize("most", [80_000, 250_000])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_headers_are_as_long_as_they_are_however_they_come(server, most, pieces):
+    one, many = b"X-A: " + b"a" * most, b"\r\n".join(b"X-%d: " % n + b"a" * 1000 for n in range(most // 1000))
+    target = b"/health?" + b"a" * most
+    for start, header in ((b"/health", one), (b"/health", many), (target, b"X-A: a")):
+        data = b"GET " + start + b" HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n\r\n"
+        with raw(server, b"") as connection:
+            try:
+                for part in range(pieces):
+                    connection.sendall(data[len(data) * part // pieces : len(data) * (part + 1) // pieces])
+                    time.sleep(0.05)
+            except (ConnectionResetError, BrokenPipeError):
+                pass  # closed before it was all sent
+            assert rest(connection)[:13] in (b"HTTP/1.1 400 ", b"")
+    trailers = (
+        b"POST /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + many + b"\r\n\r\n"
+    )
+    with raw(server, trailers) as connection:
+        assert b"HTTP/1.1 200" not in rest(connection)
+    short = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-A: " + b"a" * 50_000 + b"\r\n\r\n"
+    with raw(server, short) as connection:
+        assert rest(connection).startswith(b"HTTP/1.1 200")
+
+
 def test_headers_that_trickle_in_have_no_more_time_than_others(server):
     with raw(server, b"GET /health HTTP/1.1\r\n") as connection:
         for at in range(100):

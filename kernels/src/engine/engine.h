@@ -141,7 +141,7 @@ class Engine {
   std::vector<Pieces::Count> counts_;
   int32_t (*rows_at_)(const RowsCall&);
   int32_t (*attend_at_)(const AttendCall&);
-  int32_t (*linear_at_[kDenseInt4 + 1])(const LinearPart&);
+  int32_t (*linear_at_[kKinds])(const LinearPart&);
   int32_t (*convolve_at_)(const CausalConvCall&);
   int32_t (*ssd_at_)(const SsdScanCall&);
   int32_t (*selective_at_)(const SelectiveScanCall&);

@@ -1,0 +1,198 @@
+"""Tokenizers of strangers: no file takes all memory or ends the process, and no text either."""
+
+import base64
+import copy
+import json
+import pickle
+import shutil
+
+import pytest
+from effc.compiler.checkpoints import tokenizer_form
+from effc.compiler.checkpoints.tokenizer import open_tokenizer
+from effc.compiler.sources.zoo import zoo
+from effc.dsl.diagnostics import Reject
+
+from tests.worlds import tokenizer
+
+DOUBLED = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+BACKTRACKS = {"Regex": "(a+)+$"}
+LONG = "a" * 45 + "b!"
+
+
+def forms(table: bytes) -> dict:
+    return {"normalizer": {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(table).decode()}}
+
+
+def several(kind: str, plural: str, steps: list) -> dict:
+    return {kind: {"type": "Sequence", plural: steps}}
+
+
+REFUSED = {
+    "doubles": several("normalizer", "normalizers", [DOUBLED] * 40),
+    "doubles by turns": several(
+        "normalizer",
+        "normalizers",
+        [
+            {"type": "Replace", "pattern": {"String": old}, "content": new}
+            for old, new in [("a", "bb"), ("b", "aa")] * 20
+        ],
+    ),
+    "doubles below": several("normalizer", "normalizers", [several("x", "normalizers", [DOUBLED] * 20)["x"]] * 2),
+    "bytes of bytes": several("normalizer", "normalizers", [{"type": "ByteLevel"}] * 40),
+    "bytes of bytes of words": several(
+        "pre_tokenizer",
+        "pretokenizers",
+        [{"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}] * 40,
+    ),
+    "puts in pages": several("normalizer", "normalizers", [{"type": "Prepend", "prepend": "a" * 200}] * 200),
+    "puts in a page": {"normalizer": {"type": "Replace", "pattern": {"Regex": "."}, "content": "a" * 5000}},
+    "doubles what it says": several("decoder", "decoders", [DOUBLED] * 40),
+    "cuts before the start": {"decoder": {"type": "Strip", "content": "a", "start": 2**40, "stop": 2**40}},
+    "a text a thousand times": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 1000,
+            "pair": [],
+            "special_tokens": {},
+        }
+    },
+    "pads": {
+        "padding": {
+            "strategy": {"Fixed": 2**31},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "a",
+        }
+    },
+    "pads to multiples": {
+        "padding": {
+            "strategy": "BatchLongest",
+            "direction": "Right",
+            "pad_to_multiple_of": 2**31,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "a",
+        }
+    },
+    "steps back": {"truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 5}},
+    "pieces of nothing": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "a table without an end": forms(b"\xff\xff\xff\xff"),
+    "a table that is none": forms(bytes(12)),
+    "a table of pages": forms((4).to_bytes(4, "little") + bytes(4) + b"a" * 5000 + b"\0"),
+    "a step that is none": {"normalizer": 7},
+    "no numbers": {"padding": {"strategy": {"Fixed": "x"}}},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tokenizer(tmp_path)
+    return tmp_path
+
+
+def changed(folder, change: dict) -> None:
+    body = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(body | change))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_takes_any_memory_or_breaks_is_refused_before_the_library_reads_it(folder, name):
+    changed(folder, REFUSED[name])
+    with pytest.raises(Reject, match="describes no tokenizer that is taken"):
+        open_tokenizer(folder, "m")
+
+
+@pytest.mark.parametrize(
+    "table", [b"\xff\xff\xff\xff", (4).to_bytes(4, "little") + bytes(4) + b"a" * 5000], ids=["endless", "pages"]
+)
+def test_a_table_of_sentencepiece_is_looked_at_too(folder, table):
+    inner = b"\x12" + bytes([len(table) & 127 | 128, len(table) >> 7]) + table
+    piece = b"\x0a\x03\x0a\x01a"
+    (folder / "tokenizer.model").write_bytes(piece + b"\x1a" + bytes([len(inner) & 127 | 128, len(inner) >> 7]) + inner)
+    with pytest.raises(Reject, match=r"tokenizer\.model describes no tokenizer"):
+        open_tokenizer(folder, "m")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre_tokenizer": {"type": "Split", "pattern": BACKTRACKS, "behavior": "Isolated", "invert": False}},
+        {"normalizer": {"type": "Replace", "pattern": BACKTRACKS, "content": "x"}},
+    ],
+    ids=["split", "replace"],
+)
+def test_an_expression_that_backtracks_is_a_diagnostic(folder, change):
+    changed(folder, change)
+    made = open_tokenizer(folder, "m")
+    assert made("b")["input_ids"]
+    for call in (lambda: made(LONG), lambda: made([LONG]), lambda: made.encode(LONG), lambda: made.tokenize(LONG)):
+        with pytest.raises(Reject, match="breaks at a text"):
+            call()
+
+
+def test_a_decoder_that_panics_is_one(folder):
+    changed(folder, {"decoder": {"type": "Strip", "content": "a", "start": 900, "stop": 900}})
+    made = open_tokenizer(folder, "m")
+    with pytest.raises(Reject, match="breaks at a text"):
+        made.decode(made("ab")["input_ids"])
+
+
+def test_a_tokenizer_that_is_watched_is_as_it_was(folder, tmp_path):
+    made = open_tokenizer(folder, "m")
+    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert other("and it came")["input_ids"] == made("and it came")["input_ids"]
+    made.save_pretrained(tmp_path / "saved")
+    assert open_tokenizer(tmp_path / "saved", "m").get_vocab() == made.get_vocab()
+    name = json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"]
+    assert json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())["tokenizer_class"] == name
+
+
+def test_what_real_tokenizers_do_is_taken():
+    replaced = [
+        {"type": "Replace", "pattern": {"String": old}, "content": new}
+        for old, new in (
+            ("…", "..."),
+            ("½", "1/2"),
+            ("™", "(tm)"),
+            ("``", '"'),
+            ("''", '"'),
+            ("№", "No."),
+            ("«", "<<"),
+            ("»", ">>"),
+        )
+    ]
+    albert = [
+        *replaced,
+        {"type": "NFKD"},
+        {"type": "Precompiled", "precompiled_charsmap": None},
+        {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+    ]
+    cut = [
+        {"type": "Split", "pattern": {"Regex": r"\s+"}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+    ]
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "a", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"a": {"id": "a", "ids": [1], "tokens": ["a"]}},
+    }
+    tokenizer_form.check(
+        {
+            **several("normalizer", "normalizers", albert),
+            **several("pre_tokenizer", "pretokenizers", cut),
+            "post_processor": {"type": "Sequence", "processors": [{"type": "ByteLevel"}, template]},
+            "padding": None,
+            "truncation": {"max_length": 512, "stride": 0},
+            "model": {"max_input_chars_per_word": 100},
+        }
+    )
+
+
+def test_the_zoo_opens(tmp_path):
+    for name, folder in zoo().items():
+        if (folder / "tokenizer.json").exists():
+            shutil.copytree(folder, tmp_path / name)
+            assert open_tokenizer(tmp_path / name, name)("a")["input_ids"]
