@@ -154,14 +154,16 @@ def inputs_for(config, seed: int = 0, images: bool = False, behind: bool = False
     if hasattr(config, "num_mel_bins") and getattr(config, "is_encoder_decoder", False):
         sounds = torch.randn(ROWS, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
         return {"sounds": sounds, "ids": torch.randint(0, config.vocab_size, (ROWS, LENGTH), generator=generator)}
-    if images or not getattr(config, "vocab_size", None):
-        config = config if hasattr(config, "num_channels") else getattr(config, "vision_config", config)
+    words = getattr(config, "vocab_size", None) or getattr(getattr(config, "text_config", None), "vocab_size", None)
+    if images or not words:
+        if not hasattr(config, "num_channels"):  # it stands with the part that looks, or colours are three
+            config = getattr(config, "vision_config", None) or getattr(config, "backbone_config", None) or config
         size = getattr(config, "image_size", 64)
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        shape = (ROWS, config.num_channels, height, width)
+        shape = (ROWS, getattr(config, "num_channels", 3), height, width)
         return {"pixels": torch.rand(shape, generator=generator)}
-    low = min(3, config.vocab_size - 1)  # special tokens come first in most vocabularies
-    ids = torch.randint(low, config.vocab_size, (ROWS, LENGTH), generator=generator)
+    low = min(3, words - 1)  # special tokens come first in most vocabularies
+    ids = torch.randint(low, words, (ROWS, LENGTH), generator=generator)
     mask = torch.ones_like(ids)
     mask[ROWS // 2 :, : LENGTH // 3] = 0
     return {"ids": ids, "mask": mask.flip(1) if behind else mask}

@@ -95,9 +95,10 @@ def first_position(model: nn.Module) -> int:
 
 def pixels(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
     """Images [batch, channels, height, width] of the size that the config names, in 0..1."""
-    config = config if hasattr(config, "num_channels") else getattr(config, "vision_config", config)
+    if not hasattr(config, "num_channels"):  # it stands with the part that looks, or colours are three
+        config = getattr(config, "vision_config", None) or getattr(config, "backbone_config", None) or config
     size = getattr(config, "image_size", None) or IMAGE  # convolutional nets take any
-    shape = (batch, config.num_channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
+    shape = (batch, getattr(config, "num_channels", 3), *(size if isinstance(size, (list, tuple)) else (size, size)))
     count = torch.Size(shape).numel()
     return ((torch.arange(count).view(shape) * 7919 + 31 * seed) % 256).float().div(255).to(device)
 

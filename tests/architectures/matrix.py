@@ -109,7 +109,7 @@ def inputs(model: nn.Module) -> dict[str, torch.Tensor]:
     given = inputs_of(model)
     if "mask" not in given:
         return given
-    words = model.config.vocab_size
+    words = model.config.get_text_config().vocab_size
     ids = torch.randint(3, words, (len(given["ids"]), LENGTH), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     hidden = slice(0, LENGTH // 3) if given["mask"][:, 0].min() == 0 else slice(-(LENGTH // 3), None)

@@ -140,6 +140,12 @@ def test_a_tower_of_images_with_a_head_finds_the_form_of_its_images_in_its_confi
     assert inputs_of(model)["pixels"].shape == (2, 3, 16, 16)
 
 
+def test_a_model_that_talks_of_images_is_probed_by_its_texts():
+    config = transformers.VipLlavaConfig(text_config={**_TEXT, "model_type": "llama"}, vision_config=_IMAGE)
+    model = randomized(lambda: transformers.VipLlavaForConditionalGeneration(config))
+    assert "ids" in inputs_of(model) and len(probe(model, inputs_of(model), 2)) == 6
+
+
 # -- sounds --------------------------------------------------------------------------------------------------
 
 
