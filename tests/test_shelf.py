@@ -65,6 +65,7 @@ SLOW = {
     "pt2": "torch.export",
     "onnx": "torch.onnx.export",
 }
+HEARS = {"sounds": "whisper"}  # data for models of another kind
 DATA = {
     "calib": 'text("calib.txt", samples: 4, length: 64, seed: 7)',
     "dev": 'text("dev.txt", samples: 2, length: 64)',
@@ -95,6 +96,8 @@ def recipe(kind: str, name: str) -> str:
     bounds = [text] if kind == "metric" else []
     emits = [text] if kind == "target" else []
     declared = [text] if kind in ("data", "model") else []
+    if kind == "data":
+        model = f'hf("./{HEARS.get(name, "llama")}")'
     if kind == "pass":
         model, steps = f'hf("./{model_of(name)}")', [*BEFORE.get(name, ()), text]
     if kind == "target":
@@ -137,6 +140,8 @@ def world(tmp_path_factory) -> Path:
         model.save_pretrained(folder / kind)
         worlds.tokenizer(folder / kind)
     worlds.tokenizer(folder)
+    worlds.hearing(folder / "whisper")
+    worlds.clips(folder)
     (folder / "config.json").write_text((folder / "llama" / "config.json").read_text())
     for name, times in (("calib", 1200), ("dev", 40)):
         (folder / f"{name}.txt").write_text("In the beginning was the word, and after it the next.\n" * times)
@@ -150,6 +155,7 @@ def _records(folder: Path) -> None:
 
     rows = torch.randint(3, 128, (64, 16), generator=torch.Generator().manual_seed(0))
     save_file({"rows": rows}, folder / "rows.safetensors")
+    save_file({"input_ids": rows}, folder / "batch.safetensors")
     chat = {
         "messages": [{"role": "user", "content": "Who is there? " * 9}, {"role": "assistant", "content": "I am. " * 9}]
     }

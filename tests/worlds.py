@@ -1,6 +1,8 @@
 """What tests of sources, data and metrics stand on: a tiny tokenizer, a tiny model folder, a context."""
 
 import json
+import math
+import wave
 from pathlib import Path
 
 from effc.compiler.checkpoints.origin import Origin
@@ -116,3 +118,55 @@ def torch_packs_bfloat16() -> bool:
     except (RuntimeError, NotImplementedError, AttributeError):  # no AVX-512, no oneDNN, no such operator
         return False
     return True
+
+
+def hearing(folder: Path) -> None:
+    """A small Whisper with random weights that hears a second, its feature extractor and a tokenizer."""
+    import torch
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        vocab_size=VOCABULARY,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        num_mel_bins=16,
+        max_source_positions=50,
+        max_target_positions=64,
+        init_std=0.2,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    WhisperForConditionalGeneration(config).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(folder)
+    tokenizer(folder)
+
+
+def clips(folder: Path, count: int = 6, rate: int = 16_000) -> Path:
+    """Records of short tones, each with a word that says how high it is."""
+    lines = []
+    for number in range(count):
+        name, pitch = f"tone-{number}.wav", 200 * (number + 1)
+        tone(folder / name, [math.sin(2 * math.pi * pitch * t / rate) for t in range(rate // 4)], rate)
+        lines.append(json.dumps({"sound": name, "text": f"tone {number}"}))
+    (folder / "clips.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "clips.jsonl"
+
+
+def tone(path: Path, samples: list[float], rate: int, width: int = 2, channels: int = 1) -> Path:
+    """A WAV file of samples in -1..1, the same in every channel."""
+    top = 2 ** (8 * width - 1) - 1
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        numbers = [round(x * top) + (128 if width == 1 else 0) for x in samples for _ in range(channels)]
+        file.writeframes(b"".join(n.to_bytes(width, "little", signed=width > 1) for n in numbers))
+    return path

@@ -21,6 +21,7 @@ from ..layers.quick import as_library
 from ..report.progress import announce, tick
 from ..rows.forward import LOOK, not_a_number
 from ..rows.inputs import has_two_sides
+from ..rows.several import sees_and_reads
 from ..words.kinds import Form
 from . import nursery
 from .manifest import Check
@@ -99,8 +100,8 @@ def _in_memory(
 
 
 def inputs_of(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Fixed inputs for any model: what its config asks for, or what a plain module says it takes."""
-    if isinstance(model, PreTrainedModel):
+    """Fixed inputs for any model: what its config asks for, or what it takes under names of its own."""
+    if isinstance(model, PreTrainedModel) and model.main_input_name != "input_values" and not sees_and_reads(model):
         images = model.main_input_name == "pixel_values"
         return inputs_for(model.config, seed, images, behind=not (model.can_generate() or has_two_sides(model)))
     return {f"{GIVEN}{name}": x.contiguous() for name, x in sample(model).items()}

@@ -103,8 +103,7 @@ def own_positions(model: nn.Module, mask: torch.Tensor) -> dict[str, torch.Tenso
 def first_position(model: nn.Module) -> int:
     """The number of a row's first position: RoBERTa and its kin begin behind the one of padding.
 
-    They count so where they are given none; `generate` gives them positions from 0 on, which they were never
-    trained with.
+    They count so where they are given none; `generate` gives positions from 0 on, which they never met in training.
     """
     for module in model.modules():
         home = sys.modules.get(type(module).__module__)  # which counts for Luke and MPNet, whose classes do not
@@ -154,13 +153,14 @@ def inputs_for(config, seed: int = 0, images: bool = False, behind: bool = False
     if hasattr(config, "num_mel_bins") and getattr(config, "is_encoder_decoder", False):
         sounds = torch.randn(ROWS, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
         return {"sounds": sounds, "ids": torch.randint(0, config.vocab_size, (ROWS, LENGTH), generator=generator)}
-    if images or not getattr(config, "vocab_size", None):
+    words = getattr(getattr(config, "text_config", None) or config, "vocab_size", None)
+    if images or not words:
+        if not hasattr(config, "num_channels"):  # it stands with the part that looks
+            config = getattr(config, "vision_config", None) or getattr(config, "backbone_config", config)
         size = getattr(config, "image_size", 64)
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        shape = (ROWS, config.num_channels, height, width)
-        return {"pixels": torch.rand(shape, generator=generator)}
-    low = min(3, config.vocab_size - 1)  # special tokens come first in most vocabularies
-    ids = torch.randint(low, config.vocab_size, (ROWS, LENGTH), generator=generator)
+        shape = (getattr(config, "num_channels", 3), *(size if isinstance(size, (list, tuple)) else (size, size)))
+        return {"pixels": torch.rand(ROWS, *shape, generator=generator)}
+    ids = torch.randint(min(3, words - 1), words, (ROWS, LENGTH), generator=generator)  # special tokens come first
     mask = torch.ones_like(ids)
     mask[ROWS // 2 :, : LENGTH // 3] = 0
     return {"ids": ids, "mask": mask.flip(1) if behind else mask}

@@ -48,6 +48,8 @@ def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Progra
     inputs   keyword arguments of the forward; by default a left-padded batch [2, 7] made from the config
     Raises Reject (unsupported-model) with the module path and the source line that broke.
     """
+    if any(p.is_meta for p in model.parameters()):
+        model.to("meta")  # norms of weights take numbers apart that have none, and are left elsewhere
     own_config(model)
     program = Program(model, sample(model) if inputs is None else inputs)
     recapture(program)

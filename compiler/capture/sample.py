@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, masking_utils
 from transformers.integrations.moe import ExpertsInterface
 
 from ...dsl.diagnostics import Fault, Reject
-from ..rows.inputs import dtype_of, hears
+from ..rows.inputs import dtype_of
+from ..rows.several import hears, image_shape, sees_and_reads, sound_shape
 
 unknown_inputs = Fault(
     "unknown-inputs",
@@ -25,6 +26,7 @@ unknown_inputs = Fault(
 
 BATCH, LENGTH, PADDING = 2, 7, 2  # odd length: no chunk or window size divides it
 IMAGE = 64  # pixels
+SAMPLES = 1600  # of sound: a tenth of a second
 COUNT = "create_position_ids_from_input_ids"  # of transformers: positions of RoBERTa and its kin
 
 
@@ -39,15 +41,19 @@ def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: 
     names = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
     device = next(model.parameters()).device
     main = getattr(model, "main_input_name", "input_ids")
-    if main == "pixel_values":
+    if main == "pixel_values" and not sees_and_reads(model):
         return {main: pixels(model.config, batch, device).to(dtype_of(model))}
     config = model.config.get_text_config()
     if hears(model):
         said = tokens(config.vocab_size, batch, length, padding, device)["input_ids"]
         return {main: sounds(model.config, batch, device).to(dtype_of(model)), **spoken(said), "use_cache": True}
+    if main == "input_values":
+        return {main: waves(model.config, batch, device).to(dtype_of(model))}
     _refuse_other_inputs(model, main)
     inputs = tokens(config.vocab_size, batch, length, padding, device)
-    if "use_cache" in names:
+    if sees_and_reads(model):
+        inputs["pixel_values"] = image_rows(model.config, batch, device).to(dtype_of(model))
+    elif "use_cache" in names:
         inputs["use_cache"] = True
     if "decoder_input_ids" in names:
         inputs |= spoken(inputs["input_ids"])
@@ -89,17 +95,35 @@ def first_position(model: nn.Module) -> int:
 
 def pixels(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
     """Images [batch, channels, height, width] of the size that the config names, in 0..1."""
+    if not hasattr(config, "num_channels"):  # it stands with the part that looks, or colours are three
+        config = getattr(config, "vision_config", None) or getattr(config, "backbone_config", None) or config
     size = getattr(config, "image_size", None) or IMAGE  # convolutional nets take any
-    shape = (batch, config.num_channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
+    shape = (batch, getattr(config, "num_channels", 3), *(size if isinstance(size, (list, tuple)) else (size, size)))
     count = torch.Size(shape).numel()
     return ((torch.arange(count).view(shape) * 7919 + 31 * seed) % 256).float().div(255).to(device)
 
 
 def sounds(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
     """Features of sound [batch, bands, frames], as many frames as the encoder's convolutions halve to its positions."""
-    shape = (batch, config.num_mel_bins, 2 * config.max_source_positions)
+    return _numbers((batch, *sound_shape(config)), seed).sub(1).to(device)
+
+
+def image_rows(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
+    """Images for a model that is given texts with them, in 0..2."""
+    return _numbers((batch, *image_shape(config)), seed).to(device)
+
+
+def waves(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
+    """Sound as it is: samples [batch, t], or pictures of it [batch, frames, bands] where the config says how long."""
+    if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
+        return _numbers((batch, config.max_length, config.num_mel_bins), seed).sub(1).to(device)
+    return _numbers((batch, SAMPLES), seed).sub(1).to(device)
+
+
+def _numbers(shape: tuple[int, ...], seed: int) -> Tensor:
+    """In 0..2; deterministic without torch's generators."""
     count = torch.Size(shape).numel()
-    return ((torch.arange(count).view(shape) * 7919 + 31 * seed) % 256).float().div(128).sub(1).to(device)
+    return ((torch.arange(count).view(shape) * 7919 + 31 * seed) % 256).float().div(128)
 
 
 def knows_inputs(model: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from ...dsl.diagnostics import Reject
 from ..store.cache import digest
 from ..words.context import Context
 from ..words.kinds import Data, param
-from ..words.token_rows import bad_rows
+from ..words.token_rows import bad_rows, check_rows
 
 
 class Synthetic(Data):
@@ -15,7 +15,7 @@ class Synthetic(Data):
 
     Ids are uniform over the model's vocabulary, pixels and the like normally distributed. Such rows exercise
     every path of a compile without data; what they say of quality means nothing, but how far a pruned model's
-    predictions move can be told on them.
+    predictions move can be told on them. A model of several inputs is given all of them, in one row.
 
     Source: own.
     Example: data noise = synthetic(8, length: 128, seed: 0)
@@ -29,28 +29,49 @@ class Synthetic(Data):
         import torch
 
         generator = torch.Generator().manual_seed(ctx.seed if self.seed is None else self.seed)
-        if ctx.origin.vocabulary is None:
-            return iter(torch.randn(self.count, *self._form(ctx), generator=generator))
-        return iter(torch.randint(ctx.origin.vocabulary, (self.count, self.length), generator=generator))
+        ahead, words = self._drawn(ctx)
+        if words is None:
+            return iter(torch.randn(self.count, *ahead, generator=generator))
+        if not ahead:
+            return iter(torch.randint(words, (self.count, self.length), generator=generator))
+        numbers = torch.randn(self.count, *ahead, generator=generator)
+        ids = torch.randint(words, (self.count, self.length), generator=generator)
+        check_rows(ids, "synthetic", ctx.origin)
+        return iter(torch.cat([numbers, ids.float()], dim=1))
 
     def identity(self, ctx: Context) -> str:
         seed = ctx.seed if self.seed is None else self.seed
-        drawn = self._form(ctx) if ctx.origin.vocabulary is None else ctx.origin.vocabulary
+        ahead, words = self._drawn(ctx)
+        drawn = ahead if words is None else [ahead, words] if ahead else words
         return digest(["synthetic", self.count, self.length, seed, drawn])
 
-    def _form(self, ctx: Context) -> tuple[int, ...]:
-        """The shape of one row of what a model without a vocabulary takes."""
+    def _drawn(self, ctx: Context) -> tuple[tuple[int, ...], int | None]:
+        """The shape of the numbers that a row begins with, and how many ids there are for what follows them."""
+        words, config = ctx.origin.vocabulary, ctx.origin.config
+        other = ("num_mel_bins", "conv_stride", "vision_config", "image_size")  # of models that hear or see
+        if words is not None and not any(name in config for name in other):
+            return (), words
         import torch
 
         from ..capture.sample import sample
+        from ..rows.several import parts, tokens_of
 
         with torch.device("meta"):
-            taken = list(sample(ctx.origin.build()).values())
+            model = ctx.origin.build().to("meta")
+        several = parts(model)
+        if words is not None and not several and model.main_input_name != "input_values":
+            return (), words
+        if several and all(part.dtype.is_floating_point for part in several):
+            words = model.config.get_text_config().vocab_size if tokens_of(model) else None
+            return (sum(part.size for part in several),), words
+        with torch.device("meta"):
+            taken = list(sample(model).values())
         if len(taken) != 1 or not taken[0].is_floating_point():
             raise Reject(
                 bad_rows(
                     f"{ctx.origin.label} takes {len(taken)} inputs and has no `vocab_size` to draw ids "
-                    "from: random rows can't be made for it"
+                    "from: random rows can't be made for it",
+                    help='put rows of all that it takes into a file, and name that: `tensors("rows.safetensors")`',
                 )
             )
-        return tuple(taken[0].shape[1:])
+        return tuple(taken[0].shape[1:]), None

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ..capture.sample import BATCH, LENGTH, PADDING, sample, tokens
 from ..rows.forward import main_output, without_dropout
 from ..rows.inputs import has_two_sides
+from ..rows.several import sees_and_reads
 
 _STEPS = 2
 _OTHER_BATCH = 3
@@ -42,7 +43,7 @@ def observe(model: nn.Module, *, vocab: int | None = None, seed: int = 0) -> lis
     with torch.no_grad(), without_dropout(model):
         if has_two_sides(model):
             return _two_sided(model)
-        if "input_ids" not in names or not isinstance(model, PreTrainedModel):
+        if "input_ids" not in names or sees_and_reads(model) or not isinstance(model, PreTrainedModel):
             return [main_output(model(**sample(model, batch))) for batch in (BATCH, _OTHER_BATCH)]
         vocab = vocab or _vocabulary(model)
         seen = [_logits(model, names, tokens(vocab, *shape, _device(model), seed)) for shape in _SHAPES]

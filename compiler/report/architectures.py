@@ -16,9 +16,11 @@ _SHORT = {"green": "ok", "none": "-", "refused": "refused"}
 
 @dataclass(frozen=True)
 class Matrix:
-    """`cells`: architecture -> column -> "ok", "-" or "refused"; `refusals`: sentence -> where it was said."""
+    """`cells`: architecture -> column -> "ok", "-" or "refused"; `refusals`: sentence -> where it was said; `looks`:
+    the columns that a capture has."""
 
     columns: tuple[str, ...]
+    looks: tuple[str, ...]
     cells: dict[str, dict[str, str]]
     refusals: dict[str, list[str]]
     counts: dict[str, int]
@@ -46,16 +48,15 @@ def matrix(body: dict[str, Any] | None = None) -> Matrix:
         for stage, (state, *why) in stages.items():
             if state == "refused":
                 refusals.setdefault(why[0], []).append(f"{name}: {stage}")
-    return Matrix(columns, cells, refusals, body["counts"], body["versions"])
+    return Matrix(columns, tuple(body["looks"]), cells, refusals, body["counts"], body["versions"])
 
 
 def markdown(found: Matrix) -> str:
     """As a page shows it: all looks at a capture in one column, a pass in two lines."""
-    passes = [column for column in found.columns if "." in column]
-    looks = [column for column in found.columns if column not in passes]
-    head = ["", "capture", *(column.replace(".", ".<br>") for column in passes)]
+    passes = [column for column in found.columns if column not in found.looks]
+    head = ["", "capture", *(column.replace(".", ".<br>").replace(", ", ",<br>") for column in passes)]
     rows = [
-        [name, _worst(cells[look] for look in looks), *(cells[column] for column in passes)]
+        [name, _worst(cells[look] for look in found.looks), *(cells[column] for column in passes)]
         for name, cells in found.cells.items()
     ]
     rows = [["no" if cell == "refused" else cell for cell in row] for row in rows]

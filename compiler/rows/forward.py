@@ -64,6 +64,8 @@ def main_output(output: Any) -> Tensor:
     if isinstance(output, (tuple, list)):
         return main_output(output[0])
     if isinstance(output, Mapping):
+        if "text_embeds" in output and "image_embeds" in output:  # two towers: what each says, not who fits whom
+            return torch.cat([output["text_embeds"], output["image_embeds"]], -1)
         return next(output[name] for name in ("logits", "last_hidden_state", *output) if name in output)
     return output  # a tensor, or what stands for one while a forward is traced
 

@@ -12,30 +12,25 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...dsl.diagnostics import Fault, Reject
+from ...dsl.diagnostics import Reject
 from ..checkpoints.classes import model_class
-
-no_sounds = Fault(
-    "no-sounds",
-    "A model that hears was to be run on rows of a recipe's data.\n\n"
-    "Data are texts, tokens and images; sounds are none of them yet. Whisper and its kin are captured, cut by their "
-    "weights and emitted, and reopened on features that effc makes.",
-    exit="environment",
-)
+from .several import hears, other_parts, parts, tokens_of, unpacked
 
 
 def arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """How a model is called with rows [b, t], on its device, without a cache."""
     rows, more = rows.to(device_of(model)), without_cache(model)
+    if parts(model):
+        return (), _several(model, rows) | more
     if rows.is_floating_point():
         return (rows.to(dtype_of(model)),), more
     if not hasattr(model, "can_generate"):
         return (rows,), more
-    if hears(model):
+    if model.main_input_name == "input_values":
         raise Reject(
-            no_sounds(
-                f"{type(model).__name__} hears sounds, and no data of recipes is any",
-                help="steps that choose by weights alone work: prune.channels, prune.heads, sparsify.magnitude",
+            other_parts(
+                f"{type(model).__name__} takes `input_values`, and its rows are token ids",
+                help="give it rows of `tensors`",
             )
         )
     if has_two_sides(model):
@@ -45,9 +40,14 @@ def arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str
     return (rows,), (more if model.can_generate() else {**_mask(rows, padding(model)), **more})
 
 
-def hears(model: nn.Module) -> bool:
-    """Whether a model is an encoder of sounds, in bands of frequency, with a decoder that says what was said."""
-    return has_two_sides(model) and getattr(model, "main_input_name", "") == "input_features"
+def _several(model: nn.Module, rows: Tensor) -> dict[str, Tensor]:
+    """What rows that hold several inputs are to a model."""
+    found, tokens = unpacked(model, rows)
+    if not tokens_of(model):
+        return found
+    if hears(model):
+        return found | {"decoder_input_ids": begun(model, tokens)}
+    return found | {"input_ids": tokens, **_mask(tokens, padding(model))}
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -127,5 +127,5 @@ def predictions(model: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor | None]:
     """What a model's logits are to predict of rows, [b, p], and which of it counts, [b, p]: None for all."""
     if not has_two_sides(model):
         return rows[:, 1:], None
-    _, target = sides(rows)
+    target = unpacked(model, rows)[1] if hears(model) else sides(rows)[1]
     return target, written(target, padding(model))

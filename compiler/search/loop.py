@@ -19,6 +19,7 @@ from ..machine.memory import room_for
 from ..report.progress import Event, Listener, Said, Ticked, Warned, hear
 from ..report.quantity import count, counted, size
 from ..rows.forward import batches, evaluating, not_a_number, outputs
+from ..rows.several import parts
 from ..store.journal import Journal
 from .asking import Follower, key_of, task_of
 from .budget import CUTS, Budget
@@ -127,8 +128,9 @@ class Search:
         self.layers_other, self.layers_own = self.layers_other + cost, self.layers_own + cost
 
     def _own_rows(self) -> Tensor | None:
-        """None where the model is none that writes."""
-        if not getattr(self.program.model, "can_generate", lambda: False)():
+        """None where the model is none that writes, or writes of what it hears alone."""
+        model = self.program.model
+        if not getattr(model, "can_generate", lambda: False)() or parts(model):
             return None
         return torch.stack(list(Generated.fitting(self.ctx.origin).rows(self.ctx.tokenizer, self.ctx)))
 

@@ -3,8 +3,10 @@
     python -m tests.architectures.matrix [NAME ...]             print the table
     python -m tests.architectures.matrix --write [NAME ...]     and write compiler/report/architectures.json, which ships,
                                                                 and the table in docs/architectures.md
-    python -m tests.architectures.matrix --keep FOLDER [...]    put rows there as they are done, and take those that
+    python -m tests.architectures.matrix --keep FOLDER [...]    put cells there as they are done, and take those that
                                                                 are: what ended early goes on, several may share it
+    python -m tests.architectures.matrix --column WORD [...]    only these columns, and what each architecture looks like
+    python -m tests.architectures.matrix --seconds N [...]      begin no further architectures after so long
 
 A cell is green, or refused with the diagnostic that refused it, or none where the architecture has no such thing.
 Anything else, a traceback or a difference, is a failure: no cell of what ships is one.
@@ -13,11 +15,13 @@ Anything else, a traceback or a difference, is a failure: no cell of what ships 
 import argparse
 import copy
 import json
+import math
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,17 +32,33 @@ from effc.compiler.artifacts.verify_child import probe
 from effc.compiler.capture.capture import capture
 from effc.compiler.measuring import equivalence
 from effc.compiler.report.architectures import Matrix, markdown, matrix
+from effc.compiler.targets.native import Native
+from effc.compiler.words.kinds import Form
 from effc.dsl.diagnostics import Reject
 from torch import nn
 from transformers import PreTrainedModel
 
 from tests.architectures import table
-from tests.architectures.passes import GREEN, NEEDS, NONE, PASSES, STEPS, Cell, emitted, has, pruned, refusal
+from tests.architectures.passes import (
+    ENGINE,
+    GREEN,
+    NEEDS,
+    NONE,
+    STEPS,
+    WORDS,
+    Cell,
+    emitted,
+    has,
+    packed,
+    pruned,
+    refusal,
+)
 
 ROOT = Path(__file__).parents[2]
 SHIPPED, PAGE = ROOT / "compiler/report/architectures.json", ROOT / "docs/architectures.md"
 LOOKS = ("capture", "other shape", "padded", "decode")
 AT_ONCE = 6  # architectures whose artifacts one fresh process reopens
+LENGTH = 40  # tokens of the rows that are probed: beyond windows and the lengths that stretched positions were made for
 
 
 @dataclass
@@ -73,29 +93,45 @@ def looks(model: nn.Module) -> dict[str, Cell]:
 
 @dataclass
 class Written:
-    """An artifact that waits to be reopened, with what the model in memory computed."""
+    """An artifact that waits to be reopened, with what the model in memory computed of which inputs."""
 
     row: Row
     word: str
     folder: Path
-    forms: list
+    forms: list[Form]
+    inputs: dict[str, torch.Tensor]
     expected: dict[str, torch.Tensor]
-    dtype: torch.dtype
+    model: nn.Module
 
 
-def run(names: list[str], words: list[str], folder: Path, tell: Callable[[str], None] = print) -> list[Row]:
-    """The rows of some architectures; everything that was emitted is reopened in one fresh process."""
+def inputs(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What artifacts are verified with, in longer rows where they are of tokens."""
+    given = inputs_of(model)
+    if "mask" not in given:
+        return given
+    words = model.config.get_text_config().vocab_size
+    ids = torch.randint(3, words, (len(given["ids"]), LENGTH), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    hidden = slice(0, LENGTH // 3) if given["mask"][:, 0].min() == 0 else slice(-(LENGTH // 3), None)
+    mask[len(ids) // 2 :, hidden] = 0
+    return {"ids": ids, "mask": mask}
+
+
+def run(
+    names: list[str], words: Mapping[str, list[str]], folder: Path, tell: Callable[[str], None] = print
+) -> list[Row]:
+    """Rows of architectures, with some columns of each; what was emitted is reopened in one fresh process."""
     rows, written = [], []
     for name in names:
         row = Row(name)
         rows.append(row)
         watched(row, "capture", lambda row=row: row.cells.update(looks(table.model(row.name))))
-        for word in words:
-            place = folder / name.replace(" ", "_") / word
+        for word in words[name]:
+            place = folder / name.replace(" ", "_") / word.replace(" ", "_")
             watched(
                 row, f"{word} prune", lambda row=row, word=word, place=place: written.extend(attempt(row, word, place))
             )
-        tell(summary(row, words))
+        tell(summary(row, words[name]))
     reopen(written, folder)
     return rows
 
@@ -115,34 +151,35 @@ def attempt(row: Row, word: str, folder: Path) -> list[Written]:
     row.cells |= {f"{word} {step}": NONE for step in STEPS}
     if word in NEEDS and not has(row.name, NEEDS[word]):
         return []
-    result = pruned(row.name, word, folder)
+    result = (packed if word in ENGINE else pruned)(row.name, word, folder)
     if isinstance(result, Cell):
-        row.cells[f"{word} prune"] = result
+        row.cells[f"{word} {STEPS[word in ENGINE]}"] = result
         return []
-    row.cells[f"{word} prune"] = GREEN
+    if word not in ENGINE:
+        row.cells[f"{word} prune"] = GREEN
     program, ctx = result
-    row.cells[f"{word} emit"] = emitted(program, ctx, folder / "artifact")
+    row.cells[f"{word} emit"] = emitted(program, ctx, folder / "artifact", word in ENGINE)
     if row.cells[f"{word} emit"] is not GREEN:
         return []
-    target = "hf" if isinstance(program.model, PreTrainedModel) else "pt2"
-    forms = [
-        form
-        for form in ctx.shelf.load("target", target)(path="x").forms()
-        if (folder / "artifact" / form.folder).is_dir()
-    ]
+    kind = Native if word in ENGINE else ctx.shelf.load("target", "hf" if is_stock(program.model) else "pt2")
+    forms = [form for form in kind(path="x").forms() if (folder / "artifact" / form.folder).is_dir()]
     assert forms, f"{row.name}: nothing was written that reloads"
-    expected = probe(program.model, inputs_of(program.model), 3)
-    return [Written(row, word, folder / "artifact", forms, expected, next(program.model.parameters()).dtype)]
+    given = inputs(program.model)
+    return [Written(row, word, folder / "artifact", forms, given, probe(program.model, given, 3), program.model)]
+
+
+def is_stock(model: nn.Module) -> bool:
+    return isinstance(model, PreTrainedModel)
 
 
 def reopen(written: list[Written], folder: Path) -> None:
     """Load every folder in one fresh process, and compare what it computes with what was expected."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     jobs = []
     for w in written:
         given = w.folder.parent / "inputs.safetensors"
-        save_file(inputs_of(table.model(w.row.name)), given)
+        save_file(w.inputs, given)
         jobs += [
             [form.opens, str(w.folder / form.folder), str(given), str(w.folder / f"{form.folder}.outputs")]
             for form in w.forms
@@ -154,20 +191,26 @@ def reopen(written: list[Written], folder: Path) -> None:
         [sys.executable, "-P", str(child), verify_child.__file__, str(listed)],
         capture_output=True,
         text=True,
-        timeout=1500,
+        timeout=7200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for w in written:
-        for form in w.forms:
-            found = load_file(w.folder / f"{form.folder}.outputs")
-            wrong = [
-                f"{c.what} differ by {c.worst:.3g}, allowed is {c.tolerance:.3g}"
-                for c in compare(form, w.expected, found, w.dtype)
-                if not c.holds
-            ]
-            if wrong:
-                break
+        wrong = [text for form in w.forms if (text := off(w, form))]
         w.row.cells[f"{w.word} reload"] = Cell("failed", wrong[0]) if wrong else GREEN
+
+
+def off(w: Written, form: Form) -> str:
+    """What a reopened folder computes that is not what the model in memory did; "" where all of it is."""
+    from safetensors.torch import load_file
+
+    place = w.folder / f"{form.folder}.outputs"
+    if not place.is_file():
+        return (w.folder / f"{form.folder}.outputs.error").read_text(encoding="utf-8")
+    rounded = form.rounds(w.model) if form.rounds else None
+    routes = rounded is not None and form.routes(w.folder / form.folder)
+    dtype = next(w.model.parameters()).dtype
+    checks = compare(form, w.expected, load_file(place), dtype, rounded, routes=routes)
+    return next((f"{c.what} differ by {c.worst:.3g}, allowed is {c.tolerance:.3g}" for c in checks if not c.holds), "")
 
 
 # -- the table -----------------------------------------------------------------------------------------------
@@ -193,7 +236,7 @@ def body(rows: list[Row]) -> dict:
         "versions": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__},
         "counts": counts(plain),
         "looks": list(LOOKS),
-        "passes": list(PASSES),
+        "passes": list(WORDS),
         "steps": list(STEPS),
         "rows": plain,
     }
@@ -202,9 +245,13 @@ def body(rows: list[Row]) -> dict:
 def amended(found: dict) -> dict:
     """The shipped matrix with the rows that were run now."""
     known = json.loads(SHIPPED.read_text(encoding="utf-8"))
-    rows = {name: found["rows"].get(name, known["rows"].get(name)) for name in table.NAMES}
-    odd = [name for name, row in rows.items() if row is None or set(found["passes"]) != set(known["passes"])]
-    assert not odd, f"with other passes than before all rows are run anew: {', '.join(odd)}"
+    rows = {name: known["rows"].get(name, {}) | found["rows"].get(name, {}) for name in table.ROWS}
+    rows = {name: row for name, row in rows.items() if row}
+    odd = set(table.NAMES) - set(rows)
+    assert not odd, f"never run: {', '.join(odd)}"
+    stages = {*LOOKS, *(f"{word} {step}" for word in WORDS for step in STEPS)}
+    odd = [name for name, row in rows.items() if set(row) != stages]
+    assert not odd, f"with other columns than before these are run anew: {', '.join(odd)}"
     return {**found, "rows": rows, "counts": counts(rows)}
 
 
@@ -214,23 +261,33 @@ def counts(rows: dict) -> dict[str, int]:
     return {**count, "total": sum(count.values())}
 
 
-def kept(names: list[str], place: Path) -> list[Row]:
-    """The rows of some architectures; those that lie in a folder are read, the others run, a few at a time."""
-
-    def file(name: str) -> Path:
-        return place / f"{name}.json"
-
-    for start in range(0, len(names), AT_ONCE):
-        few = [name for name in names[start : start + AT_ONCE] if not file(name).is_file()]
+def kept(names: list[str], words: list[str], place: Path, seconds: float = math.inf) -> list[Row]:
+    """The rows of some architectures; cells that lie in a folder are read, the others run, a few rows at a time."""
+    until, rows = time.monotonic() + seconds, {name: read(name, place) for name in names}
+    lacking = {name: [word for word in words if f"{word} prune" not in row.cells] for name, row in rows.items()}
+    open_ = [name for name, row in rows.items() if lacking[name] or LOOKS[0] not in row.cells]
+    for start in range(0, len(open_), AT_ONCE):
+        if time.monotonic() > until:
+            print(f"out of time: {', '.join(open_[start:])}")
+            break
+        few = open_[start : start + AT_ONCE]
         with tempfile.TemporaryDirectory() as folder:
-            done = run(few, list(PASSES), Path(folder)) if few else []
-        for row in done:
-            cells = {stage: [cell.state, cell.why] for stage, cell in row.cells.items()}
-            file(row.name).write_text(json.dumps(cells), encoding="utf-8")
-    return [
-        Row(name, {s: Cell(*c) for s, c in json.loads(file(name).read_text(encoding="utf-8")).items()})
-        for name in names
-    ]
+            for row in run(few, lacking, Path(folder)):
+                rows[row.name].cells.update(row.cells)
+                keep(rows[row.name], place)
+    return [row for row in rows.values() if row.cells]
+
+
+def read(name: str, place: Path) -> Row:
+    file = place / f"{name}.json"
+    cells = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return Row(name, {stage: Cell(*cell) for stage, cell in cells.items()})
+
+
+def keep(row: Row, place: Path) -> None:
+    order = [*LOOKS, *(f"{word} {step}" for word in WORDS for step in STEPS)]
+    cells = {stage: [row.cells[stage].state, row.cells[stage].why] for stage in order if stage in row.cells}
+    (place / f"{row.name}.json").write_text(json.dumps(cells), encoding="utf-8")
 
 
 def put_into(page: str, found: Matrix) -> str:
@@ -242,15 +299,17 @@ def put_into(page: str, found: Matrix) -> str:
 
 def main(arguments: list[str]) -> None:
     asked = argparse.ArgumentParser(prog="python -m tests.architectures.matrix")
-    asked.add_argument("names", nargs="*", default=list(table.NAMES), metavar="NAME")
+    asked.add_argument("names", nargs="*", default=list(table.ROWS), metavar="NAME")
     asked.add_argument("--write", action="store_true")
     asked.add_argument("--keep", type=Path)
+    asked.add_argument("--column", nargs="*", default=list(WORDS), metavar="WORD", choices=WORDS)
+    asked.add_argument("--seconds", type=float, default=math.inf)
     given = asked.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         place = given.keep or Path(folder)
         place.mkdir(exist_ok=True)
-        rows = kept(given.names, place)
+        rows = kept(given.names, given.column, place, given.seconds)
     for row in rows:
         for stage, cell in row.cells.items():
             if cell.state in ("refused", "failed"):
@@ -261,8 +320,7 @@ def main(arguments: list[str]) -> None:
     if failed:
         raise SystemExit(f"{len(failed)} cells failed")
     if given.write:
-        if len(given.names) < len(table.NAMES):
-            found = amended(found)
+        found = amended(found)
         SHIPPED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         PAGE.write_text(put_into(PAGE.read_text(encoding="utf-8"), matrix(found)), encoding="utf-8")
 

@@ -183,5 +183,3 @@ MORE = {
     "dinov2": ("AutoModel", "dinov2", _VISION),
     "vit encoder": ("AutoModel", "vit", _VISION),
 }
-# Tried in test_two_sides.py, and no row of the matrix yet.
-TWO_SIDED = {"marian": (_SPOKEN, "marian", {**_STACKS, "decoder_start_token_id": 0})}

@@ -11,6 +11,7 @@ from effc.compiler.checkpoints.origin import Origin
 from effc.compiler.ir.program import Program
 from effc.compiler.measuring import equivalence
 from effc.compiler.rows.forward import predicts
+from effc.compiler.targets.native import Native
 from effc.compiler.words.context import Context, Settings
 from effc.compiler.words.shelf import Shelf
 from effc.dsl.diagnostics import Reject
@@ -90,7 +91,12 @@ PASSES = {
         "order": ("blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states"),
         "clock": MetricRef("decode.p50"),
     },
+    "sparsify.wanda": {"sparsity": Ratio(0.5, "weights"), "data": DataRef("rows")},
+    "tune.heal": {"data": DataRef("rows"), "steps": 2, "batch": 2, "lr": 0.01},
 }
+HALF = {"prune.multi, bfloat16": "prune.multi"}  # a pass on weights of half precision
+ENGINE = {"native": torch.float32, "native, bfloat16": torch.bfloat16}  # no pass: what the engine makes of such weights
+WORDS = (*PASSES, *HALF, *ENGINE)
 
 
 NEEDS = {  # passes for what only some have: where there is none, there is nothing to say
@@ -160,19 +166,19 @@ def pruned(name: str, word: str, folder: Path) -> tuple[Program, Context] | Cell
     """The program after a pass, or how it was refused. Asserts that it is smaller and computes what its graphs do."""
     model = table.model(name)
     ctx = context(model, folder, name)
+    if word in HALF:
+        word, model = HALF[word], model.bfloat16()
     try:
         program = capture(model)
         if word == "clean.dead":
             masked(program)
-        before, version = sum(p.numel() for p in model.parameters()), program.version
+        before, version = _extent(model), program.version
         ctx.shelf.make("pass", Invocation(word, arguments(word, model))).run(program, ctx)
         if program.version == version:
             return Cell("refused", f"`{word}` changed nothing")
     except Reject as reject:
         return refusal(reject)
-    after = sum(p.numel() for p in model.parameters())
-    shared = any(unit.edited for unit in program.units.values())  # one call less of a block that others call
-    assert after < before or shared, f"{name}: {word} took nothing"
+    _assert_changed(word, before, program)
     for unit in program.units.values():
         if not unit.edited:
             unit.bind(model)
@@ -182,6 +188,31 @@ def pruned(name: str, word: str, folder: Path) -> tuple[Program, Context] | Cell
             unit.unbind(model)
     assert equivalence.distance(equivalence.observe(model), bound) == 0.0, f"{name}: {word} left graphs that differ"
     return program, ctx
+
+
+@dataclass(frozen=True)
+class _Extent:
+    numbers: int
+    zeros: int
+    sum: float
+
+
+def _extent(model: nn.Module) -> _Extent:
+    held = list(model.parameters())
+    zeros = sum(int((p == 0).sum()) for p in held)
+    return _Extent(sum(p.numel() for p in held), zeros, sum(float(p.detach().double().abs().sum()) for p in held))
+
+
+def _assert_changed(word: str, before: _Extent, program: Program) -> None:
+    """What a pass promises: fewer numbers, more zeros, or other numbers."""
+    after = _extent(program.model)
+    shared = any(unit.edited for unit in program.units.values())  # one call less of a block that others call
+    if word == "tune.heal":
+        assert after.sum != before.sum, f"{word} learned nothing"
+    elif word == "sparsify.wanda":
+        assert after.zeros > before.zeros and after.numbers == before.numbers, f"{word} made no zeros"
+    else:
+        assert after.numbers < before.numbers or shared, f"{word} took nothing"
 
 
 def arguments(word: str, model: nn.Module) -> dict:
@@ -207,8 +238,23 @@ def has(name: str, kind: str) -> bool:
     }[kind]
 
 
-def emitted(program: Program, ctx: Context, into: Path) -> Cell:
+def packed(name: str, word: str, folder: Path) -> tuple[Program, Context] | Cell:
+    """The program that the engine is to run as it came, or how it was refused."""
+    model = table.model(name).to(ENGINE[word])
+    try:
+        return capture(model), context(model, folder, name)
+    except Reject as reject:
+        return refusal(reject)
+
+
+def emitted(program: Program, ctx: Context, into: Path, engine: bool = False) -> Cell:
     into.mkdir(parents=True)
+    if engine:
+        try:
+            Native(path="x").emit(program, into, ctx)
+        except Reject as reject:
+            return refusal(reject)
+        return GREEN
     word = "hf" if isinstance(program.model, PreTrainedModel) else "pt2"
     args = {"path": "x", "form": "auto", "shard": Bytes(5 * 10**9)} if word == "hf" else {"path": "x"}
     try:

@@ -7,7 +7,7 @@ import sys
 import torch
 from safetensors.torch import load_file, save_file
 
-ORDER = ("plain", "torch", "effc")  # what must load without effc comes before effc is imported
+ORDER = ("plain", "torch", "effc", "native")  # what must load without effc comes before effc is imported
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
@@ -15,4 +15,8 @@ if __name__ == "__main__":
     with open(sys.argv[2], encoding="utf-8") as file:
         jobs = json.load(file)
     for how, folder, given, outputs in sorted(jobs, key=lambda job: ORDER.index(job[0])):
-        save_file(names["probe"](names["OPENERS"][how](folder, ""), load_file(given), 3), outputs)
+        try:
+            save_file(names["probe"](names["OPENERS"][how](folder, ""), load_file(given), 3), outputs)
+        except Exception as error:  # whatever a model raises; the others are to be seen nevertheless
+            with open(f"{outputs}.error", "w", encoding="utf-8") as file:
+                file.write(f"{type(error).__name__}: {error}")

@@ -12,8 +12,9 @@ from torch import nn
 
 from tests import tiny
 
+from .generated import GENERATED, config
 from .modules import PLAIN
-from .more import MORE, TWO_SIDED
+from .more import MORE
 
 _ENCODER = {
     "vocab_size": 128,
@@ -106,6 +107,7 @@ _TINY = (
     "granitemoehybrid",
 )
 NAMES = (*dict.fromkeys((*_TINY, *_SPECIAL)), *PLAIN, *MORE)
+ROWS = (*NAMES, *GENERATED)  # of the whole matrix; what is generated stands there once it was run
 PLAIN_CONFIGS = {"fused qkv": {"vocab_size": 64}}  # what a recipe's `config:` would say of them
 
 
@@ -113,8 +115,11 @@ def model(name: str) -> nn.Module:
     """The model of a row; the same weights every time."""
     if name in PLAIN:
         return randomized(PLAIN[name])
-    if name in MORE or name in TWO_SIDED:
-        return randomized(lambda: _from_config(*(MORE | TWO_SIDED)[name]))
+    if name in MORE:
+        return randomized(lambda: _from_config(*MORE[name]))
+    if name in GENERATED:
+        auto, kind, values = GENERATED[name]
+        return randomized(lambda: getattr(transformers, auto).from_config(config(kind, values), dtype=torch.float32))
     if name not in _SPECIAL:
         return tiny.model(name)
     kind, values = _SPECIAL[name]

@@ -1,0 +1,130 @@
+"""Rows of models that take several inputs: all numbers of a row stand one behind the other, in float32.
+
+Inputs of a stated size come first, in the order of `parts`; tokens come last, as many as there are. Token ids below
+2**24 are exact in float32, and no vocabulary is larger.
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ...dsl.diagnostics import Fault, Reject
+
+other_parts = Fault(
+    "other-parts",
+    "A row has other parts than the model takes.\n\n"
+    "A model of several inputs, as one of images with texts, of sounds, or a module whose `dummy_inputs` are several, "
+    "is given rows that hold all of them: of `tensors`, and of `sounds` where it hears.",
+    exit="environment",
+)
+EXACT = 1 << 24  # integers below it are what they were after float32
+
+
+@dataclass(frozen=True)
+class Part:
+    """An input of a stated size: its shape in a row, and whether its numbers are whole."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+
+def hears(model: nn.Module) -> bool:
+    """Whether a model is an encoder of sounds, in bands of frequency, with a decoder that says what was said."""
+    return _takes(model, "decoder_input_ids") and getattr(model, "main_input_name", "") == "input_features"
+
+
+def sees_and_reads(model: nn.Module) -> bool:
+    """Whether a model has two towers, for images and for texts, and is given both at once. Others read alone."""
+    towers = (getattr(type(model), f"get_{kind}_features", None) for kind in ("text", "image"))
+    if not _takes(model, "input_ids", "pixel_values") or model.can_generate() or not all(map(callable, towers)):
+        return False
+    own = _of_images(model.config)
+    return hasattr(own, "image_size") and hasattr(own, "num_channels")
+
+
+def parts(model: nn.Module) -> tuple[Part, ...]:
+    """What a row of a model of several inputs begins with; nothing for models of one."""
+    if hears(model):
+        return (Part("input_features", sound_shape(model.config), torch.float32),)
+    if sees_and_reads(model):
+        return (Part("pixel_values", image_shape(model.config), torch.float32),)
+    own = None if isinstance(model, PreTrainedModel) else getattr(model, "dummy_inputs", None)
+    if not isinstance(own, Mapping):
+        return ()
+    found = [Part(name, tuple(x.shape[1:]), x.dtype) for name, x in own.items() if isinstance(x, Tensor) and x.dim()]
+    return tuple(found) if len(found) > 1 else ()
+
+
+def tokens_of(model: nn.Module) -> str:
+    """The name of the tokens that a row ends with; "" where it has none."""
+    if hears(model):
+        return "decoder_input_ids"
+    return "input_ids" if sees_and_reads(model) else ""
+
+
+def unpacked(model: nn.Module, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The parts of rows [b, n] by name, as wide as the model's numbers, and the tokens behind them [b, t]."""
+    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    wanted, found, at = parts(model), {}, 0
+    _check(model, wanted, rows)
+    for part in wanted:
+        taken = rows[:, at : at + part.size].reshape(len(rows), *part.shape)
+        found[part.name] = taken.to(kind if part.dtype.is_floating_point else part.dtype)
+        at += part.size
+    more = {} if isinstance(model, PreTrainedModel) else model.dummy_inputs
+    found |= {name: value for name, value in more.items() if name not in found}  # numbers and switches
+    return found, rows[:, at:].long()
+
+
+def packed(given: Mapping[str, Tensor], order: tuple[str, ...]) -> Tensor:
+    """Rows [n, numbers] of tensors [n, ...]; ids are to be below `EXACT`."""
+    return torch.cat([given[name].reshape(len(given[name]), -1).float() for name in order], dim=1)
+
+
+def _check(model: nn.Module, wanted: tuple[Part, ...], rows: Tensor) -> None:
+    size, ends = sum(part.size for part in wanted), bool(tokens_of(model))
+    fits = rows.is_floating_point() and rows.dim() == 2 and (rows.shape[1] > size if ends else rows.shape[1] == size)
+    if not fits:
+        names = [*(part.name for part in wanted), *([tokens_of(model)] if ends else [])]
+        takes = ", ".join(f"`{name}`" for name in names)
+        raise Reject(
+            other_parts(
+                f"{type(model).__name__} {'hears sounds: it ' if hears(model) else ''}takes {takes}, and its rows hold "
+                "something else",
+                help="give it rows of `tensors`" + (" or `sounds`" if hears(model) else ""),
+            )
+        )
+
+
+def image_shape(config: Any) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a model sees."""
+    own = _of_images(config)
+    size = own.image_size
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return own.num_channels, height, width
+
+
+def _of_images(config: Any) -> Any:
+    return getattr(config, "vision_config", None) or config
+
+
+def sound_shape(config: Any) -> tuple[int, int]:
+    """Bands and frames: as many frames as the encoder's convolutions halve to its positions."""
+    return config.num_mel_bins, 2 * config.max_source_positions
+
+
+def _takes(model: nn.Module, *names: str) -> bool:
+    if not isinstance(model, PreTrainedModel):
+        return False
+    return set(names) <= set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
