@@ -267,14 +267,14 @@ def verify_files(
     """Reject unless the folder holds exactly the files that its manifest records.
 
     hashes   False compares sizes only
-    under    checks one folder of the artifact only, "compact"
+    under    checks one folder of the artifact only, "compact", or one file
     apart    folders that are not looked at, because nobody is about to read them
     """
     manifest = manifest or read_manifest(path)
     inside, outside = f"{under}/" if under else "", tuple(f"{folder}/" for folder in apart)
 
     def counts(name: str) -> bool:
-        return name.startswith(inside) and not name.startswith(outside)
+        return (name == under or name.startswith(inside)) and not name.startswith(outside)
 
     wanted = {n: fact for n, fact in manifest.files.items() if counts(n)}
     found = {n: f for n, f in artifact_files(path).items() if counts(n)}

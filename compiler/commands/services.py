@@ -81,7 +81,7 @@ def library_service(place: str, name: str, shared: Shared, keys: Sequence[str], 
     client's."""
     from ..artifacts.manifest import read_manifest, verify_files
     from ..artifacts.signature import check_signature
-    from ..rttc.app import EMBEDDER, KNOWLEDGE, REWARD, read_app, scorer_of
+    from ..rttc.app import EMBEDDER, KNOWLEDGE, NAME, REWARD, read_app, scorer_of
     from ..rttc.embedder import folder_embedder
     from ..rttc.knowledge import open_base
     from ..rttc.library import Library, application
@@ -91,7 +91,7 @@ def library_service(place: str, name: str, shared: Shared, keys: Sequence[str], 
     manifest = read_manifest(folder)
     if keys:
         check_signature(folder, keys)
-    for part in ("",) if keys else (KNOWLEDGE, EMBEDDER, REWARD):
+    for part in ("",) if keys else (NAME, KNOWLEDGE, EMBEDDER, REWARD):
         verify_files(folder, manifest, under=part)
     reward: Any = None
     if app.reward == "judge":

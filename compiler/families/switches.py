@@ -26,6 +26,7 @@ from ..search.saving import steps
 from ..search.widths import Site, slice_all, unit_of
 from .choices import BLOCKS, KERNEL, LAYERS, WIDTHS, Space
 from .kernels import crop, cropped, surrounded
+from .scans import SCANNED, Scans, is_silenced
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -34,8 +35,11 @@ Orders = Mapping[str, Sequence[int]]  # "SITE:KIND" -> items, those that die fir
 
 
 def is_maskable(program: "Program", group: Group) -> bool:
-    """Whether zeros in what its readers are given do to a group what slicing would: readers are matrices."""
+    """Whether zeros in what its readers are given do to a group what slicing would: readers are matrices. Of a scan's
+    groups, whether `Scans` does."""
     model = program.model
+    if group.kind in SCANNED:
+        return is_silenced(model, group)
     return bool(group.readers) and all(has_moments(model, m) or _reads_plainly(model, m) for m in readers(group))
 
 
@@ -70,6 +74,7 @@ class Switches:
     off     units that hand on what they are given now
     kernels sizes of convolutions' kernels, by path, absent where they are whole
     crops   what was learned, or is, for smaller kernels
+    scans   what scans of state-space mixers do without
     """
 
     program: "Program"
@@ -86,10 +91,12 @@ class Switches:
         skeleton = self.program.skeleton
         self.groups = {(g.site, g.kind): g for g in skeleton.groups}
         self.branches = {b.site: b for b in skeleton.branches}
+        self.scans = Scans(self.program.model)
 
     def take(self, choice: Mapping[str, int]) -> None:
         """Run as a choice says from now on."""
         self.masks.clear()
+        self.scans.clear()
         for kind in WIDTHS:
             for site, left in self.space.by_place(choice, kind).items():
                 self._silence(self.groups[site, kind], left)
@@ -101,6 +108,8 @@ class Switches:
 
     def _silence(self, group: Group, left: int) -> None:
         gone = dead(self.orders, group, left)
+        if group.kind in SCANNED and gone:
+            self.scans.silence(group, gone)
         for member in readers(group) if gone else ():
             path = module_of(member)
             weight = tensor_at(self.program.model, f"{self._inside(path)}.weight")
@@ -144,6 +153,7 @@ class Switches:
         try:
             for path in sorted(paths):
                 handles.append(model.get_submodule(path).register_forward_pre_hook(self._masking(path)))
+            handles += self.scans.handles([self.groups[s, k] for k in SCANNED for s in self._sites(k)])
             for dial in self.space.of(KERNEL):
                 for path in dial.places:
                     handles += self._shrinking(path, dial.values)
@@ -155,6 +165,7 @@ class Switches:
                 handle.remove()
             self._leave_out(frozenset())
             self.masks.clear()
+            self.scans.clear()
             self.kernels.clear()
             self.off.clear()
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...dsl.diagnostics import Reject
+from ...dsl.diagnostics import Diagnostic, Reject
 from .drawing import svg, text
 from .generation import Settings
 from .guided import Guided
@@ -63,16 +63,28 @@ def fit(found: Sequence[Trial], policy: Policy, price: float, force: bool) -> tu
     """The policy with thresholds of the dev set; Reject where the reward is no better than a coin."""
     whole = aucs(found)["all"]
     if whole < LEAST_AUC and not force and policy.kind in ("sequential", "best"):
-        raise Reject(
-            weak_reward(
-                f"the reward's AUC is {whole:.3f} over {3 * len(found)} answers to dev questions",
-                help="take another reward or dev set, a fixed policy such as `rag`, or `force: true`",
-            )
-        )
+        raise Reject(_weak(found, whole))
     scales = scales_of(found)
     chosen, points = calibrate(found, price, scales=scales)
     kept = chosen.scales if policy.kind != "best" else scales if better_scaled(found, scales) else {}
     return replace(policy, direct=chosen.direct, rag=chosen.rag, scales=kept), points
+
+
+def _weak(found: Sequence[Trial], area: float) -> Diagnostic:
+    """Why a reward is refused: it tells nothing, or there was nothing to tell apart."""
+    right = [trial.right[branch] for trial in found for branch in BRANCHES]
+    what = f"the {len(right)} answers to {len(found)} dev questions"
+    if not any(right):
+        return weak_reward(
+            f"none of {what} is right, so no reward can tell right from wrong",
+            help="look at `check`, `options` and `length`, train longer (`epochs`, `lr`), or take easier questions",
+        )
+    if all(right):
+        return weak_reward(f"all of {what} are right: nothing is to be decided", help="take `policy: direct`")
+    return weak_reward(
+        f"the reward's AUC is {area:.3f} over {what}, of which {sum(right)} are right",
+        help="take another reward or dev set, a fixed policy such as `rag`, or `force: true`",
+    )
 
 
 def dev_features(client: Guided, dev: Sequence[Sample]) -> Tensor:

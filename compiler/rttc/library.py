@@ -83,7 +83,8 @@ class Library:
 
     def scores(self, asked: AskedScores) -> dict[str, Any]:
         if self.reward is None:
-            raise Refused(404, "this server scores no answers", code="no_reward")
+            said = "this server scores no answers: the reward of its folder needs the client's model"
+            raise Refused(404, said, code="no_reward")
         try:
             with self._scoring:  # a scorer's adapters are on while it reads
                 found: Sequence[float] = self.reward.score(asked.question, asked.answers)

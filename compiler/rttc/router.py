@@ -126,7 +126,7 @@ def measure_router(router: Router, trials: Sequence[Trial], of: Tensor) -> Point
 
 
 def _fit(of: Tensor, right: Tensor, penalty: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    mean, scale = of.mean(0), of.std(0).clamp(min=1e-6)
+    mean, scale = of.mean(0), of.std(0, correction=0).clamp(min=1e-6)  # of one question too
     # A vector's coordinates tell little each and are many: together they weigh as much as one of the two signals.
     scale = scale * torch.cat([torch.full((of.shape[1] - 2,), (of.shape[1] - 2) ** 0.5), torch.ones(2)])
     fitted = [fit_logistic((of - mean) / scale, column, penalty) for column in right.T]

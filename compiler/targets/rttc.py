@@ -193,7 +193,7 @@ class Rttc(Target):
         app = replace(app, engine=self._engine(app, program, into, base.samples[0].subject, ctx))
         if self.dev:
             app = self._calibrated(app, into, model, tokenizer, ctx)
-        for note in self._commands():
+        for note in [*self._commands(), *_left_out(base)]:
             _note(into, note)
         write_whole(into / NAME, (json.dumps(app.to_json(), indent=2, sort_keys=True) + "\n").encode())
 
@@ -341,6 +341,12 @@ class Rttc(Target):
             ctx.record("AUC of the router", made.router.auc)
         made.write(into, client.reward)
         return replace(app, policy=made.policy)
+
+
+def _left_out(base: Any) -> list[str]:
+    if not base.dropped:
+        return []
+    return [f"Of the samples {base.dropped} ask a dev question, or come near one, and were left out of the base."]
 
 
 def _note(into: Path, note: str) -> None:

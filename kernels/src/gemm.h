@@ -21,7 +21,8 @@ constexpr int64_t kDepth = 8;    // tiles of 1 KiB: with 4 blocks a panel of 32 
 // Where a part keeps its things.
 struct Panel {
   // Not powers of two: the blocks of a panel would all fall into the same few sets of a cache.
-  static constexpr int64_t kBlock = kDepth * 1024 + 192, kBetween = kChunk * 64 + 320;
+  static constexpr int64_t kGroups = EFFC_LEVEL >= 4 ? 0 : 16 * 128;  // what groups of inputs have beside weights
+  static constexpr int64_t kBlock = kDepth * 1024 + kGroups + 192, kBetween = kChunk * 64 + 320;
   static constexpr int64_t kWeights = kAtOnce * kBlock, kBytes = kWeights + kPanelBlocks * kBetween;
   static_assert(kBytes <= kPanelBytes, "callers make room for every level");
   uint8_t *weights, *sums;  // sums [block][row] of 64 bytes
@@ -83,16 +84,16 @@ struct ManyRows {
 
   // One block of rows by N blocks of outputs, whichever form the sums have.
   template <int M, int N>
-  void meet(int64_t block, const uint8_t* const* blocks, int64_t from, int64_t tiles, const uint32_t* words,
+  void meet(const uint8_t* const* blocks, int64_t from, int64_t tiles, const uint32_t* words,
             uint8_t* sums) const {
     if constexpr (Format::kGrouped)
-      Format::template product<M, N>(packed, block, blocks, from, tiles, words, sums, Panel::kBetween);
+      Format::template product<M, N>(packed, blocks, from, tiles, words, sums, Panel::kBetween);
     else
       product<M, N>(blocks, tiles * 16, words, sums, Panel::kBetween, from > 0);
   }
 
   template <int N>
-  void all_rows(int64_t block, const uint8_t* const* blocks, [[maybe_unused]] const typename Format::Cursor* next,
+  void all_rows([[maybe_unused]] int64_t block, const uint8_t* const* blocks, [[maybe_unused]] const typename Format::Cursor* next,
                 int64_t from, int64_t tiles, uint8_t* sums) const {
     const int64_t before = from * x_bytes(packed.head);  // of each row of x
 #if EFFC_LEVEL >= 4
@@ -113,11 +114,11 @@ struct ManyRows {
       const uint32_t* block_words = words + start * (row_bytes() / 4) + before / 4 * m;
       uint8_t* own = sums + 64 * start;
       if (m == kGemmRows)
-        meet<kGemmRows, N>(block, blocks, from, tiles, block_words, own);
+        meet<kGemmRows, N>(blocks, from, tiles, block_words, own);
       else if (m == kGemmRows - 1)
-        meet<kGemmRows - 1, N>(block, blocks, from, tiles, block_words, own);
+        meet<kGemmRows - 1, N>(blocks, from, tiles, block_words, own);
       else
-        meet<kFewest, N>(block, blocks, from, tiles, block_words, own);
+        meet<kFewest, N>(blocks, from, tiles, block_words, own);
     }
 #endif
   }
@@ -176,9 +177,11 @@ struct ManyRows {
     const int64_t bytes = job.row_bytes();
     for (int64_t i = blocked.count * part / parts; i < blocked.count * (part + 1) / parts; ++i) {
       const int64_t start = blocked.start(i), m = blocked.start(i + 1) - start;
-      for (int64_t row = start; row < start + m; ++row)
-        job.scales[row] =
-            prepare_row<Format>(job.call, job.packed.head, job.first + row, job.prepared + row * bytes, bytes);
+      for (int64_t row = start; row < start + m; ++row) {
+        uint8_t* const into = job.prepared + row * bytes;
+        job.scales[row] = prepare_row<Format>(job.call, job.packed.head, job.first + row, into, bytes);
+        if constexpr (Format::kGrouped) Format::meet_panels(job.packed.head, into);
+      }
       const uint8_t* from = job.prepared + start * bytes;
       uint32_t* into = job.words + start * (bytes / 4);
       if (m == kGemmRows)

@@ -118,6 +118,17 @@ inline void dot4(Ints& sum, Vec w, uint32_t x) {
 }
 #endif
 
+inline Ints larger_magnitude(Ints bits, Floats a) {  // as integers magnitudes have an order, NaN the last
+  const __m512i own = _mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7fffffff));
+  return {_mm512_max_epi32(bits.v, own)};
+}
+inline int32_t top(Ints a) { return _mm512_reduce_max_epi32(a.v); }
+inline int32_t total(Ints a) { return _mm512_reduce_add_epi32(a.v); }
+inline Ints nearest(Floats a) { return {_mm512_cvtps_epi32(a.v)}; }  // ties to even
+inline void store_bytes(uint8_t* at, Ints a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm512_cvtepi32_epi8(a.v));
+}
+
 inline Floats rounded_once(Floats a, Floats b, Floats sum) { return {_mm512_fmadd_ps(a.v, b.v, sum.v)}; }
 inline Vec low_halves(Vec w) { return {_mm512_and_si512(w.v, _mm512_set1_epi8(15))}; }
 inline Vec high_halves(Vec w) { return low_halves({_mm512_srli_epi16(w.v, 4)}); }

@@ -48,7 +48,8 @@ class Elastic(Learner):
     """Make widths and depth of a model elastic, and train it so that every choice of them is a model.
 
     What may be chosen comes from discovery: so many channels of each MLP, KV heads of each attention with the query
-    heads that they serve, sizes of convolutions' kernels, and which layers or residual branches run. A narrower choice
+    heads that they serve, heads, channels and states of each state-space mixer's scan, sizes of convolutions' kernels,
+    and which layers or residual branches run. A narrower choice
     does without the items of least weight magnitude, and every smaller choice is a part of every larger one; a smaller
     kernel is the middle of a larger one, times a matrix that is learned, at first the identity. `per: model` gives all
     layers of a size one width, so that a choice has a config that plain transformers reads.
@@ -80,6 +81,18 @@ class Elastic(Learner):
     )
     heads: list[Ratio] = param(
         "Shares of an attention's heads that may stay, from 100% down.", default=(), least=2, falling=True
+    )
+    scan_heads: list[Ratio] = param(
+        "Shares of the heads of a scan that may stay, from 100% down.", default=(), least=2, falling=True
+    )
+    scan_channels: list[Ratio] = param(
+        "Shares of the channels of a scan without heads that may stay, from 100% down.",
+        default=(),
+        least=2,
+        falling=True,
+    )
+    states: list[Ratio] = param(
+        "Shares of a scan's states that may stay, from 100% down.", default=(), least=2, falling=True
     )
     kernels: list[int] = param(
         "Sizes, all odd, that larger kernels of convolutions may shrink to, the largest first.",
@@ -129,8 +142,8 @@ class Elastic(Learner):
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """The same shapes. Shares and ranks that can't be are said here, before any weight is read."""
-        check_shares("channels", self.channels)
-        check_shares("heads", self.heads)
+        for name in ("channels", "heads", "scan_heads", "scan_channels", "states"):
+            check_shares(name, getattr(self, name))
         if self.train == "adapters" and self.steps:
             check_modules(("peft",), self.extra, "`supernet.elastic` with `train: adapters`")
             inside = tuple(f"{unit}." for unit in skeleton.units)
@@ -166,7 +179,14 @@ class Elastic(Learner):
     # -- what may be chosen ----------------------------------------------------------------------------------
 
     def _widths(self) -> list[tuple[str, list[Ratio]]]:
-        return [(kind, shares) for kind, shares in (("channels", self.channels), ("heads", self.heads)) if shares]
+        asked = {
+            "channels": self.channels,
+            "heads": self.heads,
+            "ssm_heads": self.scan_heads,
+            "ssm_channels": self.scan_channels,
+            "ssm_state": self.states,
+        }
+        return [(kind, shares) for kind, shares in asked.items() if shares]
 
     def _dials(self, groups, kind: str, shares: list[Ratio]) -> list[Dial]:
         return width_dials(groups, shares, self.per, self.align if kind == "channels" else 1)

@@ -26,7 +26,7 @@ import torch
 ROUND = "q = quantize.round(group: 32)"
 PUBLISHED = "q = quantize.gptq(group: 32, data: calib, scales: range, order: given, sweeps: 0)"
 GPTQ = "q = quantize.gptq(group: 32, data: calib)"
-HALF = "sps = sparsify.admm(sparsity: 50% of weights, data: calib)"
+ZEROS = "sps = sparsify.admm(sparsity: {}% of weights, data: calib)"
 THIN = "cut = prune.multi(remove: 10% of params, group: 32, score: perplexity(calib))"
 HEAL = "fit = tune.heal(data: train, method: full, steps: {0}, batch: 4, lr: 5e-5, save: 20)"
 OWN = {  # name -> steps, numbers of linear layers, kernel of the projections
@@ -37,7 +37,9 @@ OWN = {  # name -> steps, numbers of linear layers, kernel of the projections
     "own int4, gptq": ((GPTQ,), "int4", ""),
     "own bf16, trained": ((HEAL,), "bf16", ""),
     "own int8, trained": ((HEAL,), "int8", ""),
-    "own int8, 50% zeros, trained": ((HALF, HEAL), "int8", "sparse_linear_int8"),
+    "own int8, 30% zeros, trained": ((ZEROS.format(30), HEAL), "int8", "sparse_linear_int8"),
+    "own int8, 50% zeros, trained": ((ZEROS.format(50), HEAL), "int8", "sparse_linear_int8"),
+    "own int8, 60% zeros, trained": ((ZEROS.format(60), HEAL), "int8", "sparse_linear_int8"),
     "own int8, pruned 10%, trained": ((THIN, HEAL), "int8", ""),
 }
 LLAMA = {f"llama.cpp {kind.lower()}": kind for kind in ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_NL")}

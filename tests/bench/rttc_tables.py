@@ -24,6 +24,7 @@ from effc.compiler.rttc.scorer import auc
 from effc.compiler.rttc.signals import Signals
 
 DRAWS, SEED = 10_000, 1
+LEAST = 8  # dev and test questions of a task that has a table of its own
 PRICES = (0.0, 0.01, 0.03)  # accuracy that a second of CPU is worth
 PARTS = {"direct": ("direct",), "rag": ("embed", "retrieve", "rag"), "ttt": ("embed", "retrieve", "train", "ttt")}
 Row = Mapping[str, Any]
@@ -189,7 +190,8 @@ def main(folder: Path) -> None:
     print("\n".join([*by_task(rows, rewards), *table(dev, test, rewards)]))
     for name in dict.fromkeys(row["task"] for row in rows):
         parts = [[row for row in part if row["task"] == name] for part in (dev, test)]
-        print(f"\n{name} alone", *table(*parts, rewards), sep="\n")
+        if min(map(len, parts)) >= LEAST:
+            print(f"\n{name} alone", *table(*parts, rewards), sep="\n")
 
 
 if __name__ == "__main__":

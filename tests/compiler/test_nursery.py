@@ -66,7 +66,7 @@ def test_what_a_fresh_process_does_is_told_in_parts(tmp_path):
     assert parts(False, outputs) == ("starting", "part 1 of 3")
     assert parts(True, outputs) == ("opening the folder", "part 2 of 3")
     save_file(inputs_of(program.model), tmp_path / "inputs")
-    done = run(["plain", str(folder), str(tmp_path / "inputs"), str(outputs), "", "1"], ENV, 120)
+    done = run(["plain", str(folder), str(tmp_path / "inputs"), str(outputs), "", "1"], ENV, 290)
     assert (done.returncode, outputs.is_file()) == (0, True), done.stderr
     assert parts(True, outputs) == ("computing logits and tokens", "part 3 of 3")
 

@@ -1,9 +1,10 @@
 """Weights, inputs and tolerances that tests of linear kernels share."""
 
 import torch
+from effc.kernels import native
 from effc.kernels.ops import KERNELS
 
-LINEAR = [name for name in KERNELS if name.endswith(("linear", "int8", "int4")) and name != "unpack_linear"]
+LINEAR = [name for name in KERNELS if name in native.LINEAR]
 
 
 def weight(n: int, k: int, density: float, seed: int = 0) -> torch.Tensor:

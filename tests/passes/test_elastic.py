@@ -40,6 +40,20 @@ def family_of(name, per="layer", depth="layers"):
     return Family(program, "", Space(tuple(dials)), orders=orders(program, elastic))
 
 
+SCANS = ("ssm_heads", "ssm_channels", "ssm_state")
+
+
+def scan_family(name):
+    """What may be chosen of the scans of a tiny model."""
+    program, dials, elastic = capture(tiny.model(name)), [], []
+    for kind in SCANS:
+        groups = chosen(program.skeleton, None, kind)
+        groups = able(program, groups, width_dials(groups, SHARES, "layer", 1))
+        dials += width_dials(groups, SHARES, "layer", 1)
+        elastic += groups
+    return Family(program, "", Space(tuple(dials)), orders=orders(program, elastic))
+
+
 def alone(family, choice):
     """The smaller program that a choice is; the family stays."""
     fresh = capture(copy.deepcopy(family.program.model))
@@ -56,6 +70,37 @@ def families():
         return made[name, depth]
 
     return get
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("bamba", {"ssm_heads", "ssm_state"}),
+        ("mamba", {"ssm_channels", "ssm_state"}),
+        ("jamba", {"ssm_channels", "ssm_state"}),
+    ],
+)
+def test_a_choice_of_scans_computes_masked_what_it_does_cut_out(name, kinds):
+    family, ids = scan_family(name), rows_of(3)
+    model = family.program.model
+    assert {dial.kind for dial in family.space.dials} == kinds
+    with torch.no_grad():
+        for module in model.modules():  # weights of norms that are not all one, and biases that are not all zero
+            for tensor in module.parameters(recurse=False):
+                if tensor.dim() == 1:
+                    tensor.add_(0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(len(tensor))))
+        start = model(ids).logits
+        for choice in (family.space.draw(1), family.space.choice("smallest")):
+            with family.running() as take:
+                take(family.space.choice("largest"))
+                assert torch.equal(model(ids).logits, start)
+                take(choice)
+                masked = model(ids).logits
+            assert torch.equal(model(ids).logits, start)
+            assert not torch.allclose(masked, start, atol=1e-3)
+            cut = alone(family, choice)
+            assert torch.allclose(cut.model(ids).logits, masked, atol=2e-4, rtol=1e-4)
+            assert family.smaller(choice).parts == cut.skeleton.parts
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -130,6 +175,21 @@ def test_one_width_for_all_layers_is_read_by_plain_transformers(tmp_path):
     assert shrink.params(family.smaller(choice)) == sum(p.numel() for p in again.parameters())
 
 
+def test_scans_are_trained_as_choices_of_which_plain_transformers_reads_one(tmp_path):
+    model, ids = tiny.model("bamba"), rows_of(3)
+    net = {"states": [Ratio(1.0), Ratio(0.5)], "per": "model", "data": ROWS, "steps": 2, "batch": 2, "lr": 3e-3}
+    family = through(tmp_path, model, ("supernet.elastic", net))
+    choice = family.space.choice("smallest")
+    with torch.no_grad():
+        with family.running() as take:
+            take(choice)
+            masked = family.program.model(ids).logits
+        cut = family.cut(choice)
+        assert torch.allclose(cut.model(ids).logits, masked, atol=5e-4, rtol=1e-3)
+    config, why = stock_config(cut.model)
+    assert not why and config.mamba_d_state == 8
+
+
 @pytest.mark.parametrize("train", ["adapters", "weights"])
 def test_training_a_family_makes_small_choices_better(tmp_path, train):
     model = tiny.model("llama")
@@ -153,6 +213,7 @@ def test_training_a_family_makes_small_choices_better(tmp_path, train):
     [
         ({"channels": [Ratio(0.5), Ratio(1.0)]}, "unfit-shares", "`channels: [100%, 50%]`"),
         ({"heads": [Ratio(1.0)]}, "unfit-shares", "`heads: [100%, 75%, 50%]`"),
+        ({"states": [Ratio(0.5), Ratio(1.0)]}, "unfit-shares", "`states: [100%, 50%]`"),
         ({"channels": [], "heads": []}, "one-choice", "further apart"),
         ({"ranks": [4, 8]}, "unfit-ranks", "`ranks: [8, 4]`"),
     ],

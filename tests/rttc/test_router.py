@@ -79,6 +79,13 @@ def test_a_client_whose_router_does_not_look_runs_the_model_for_its_answer_alone
     assert counts[1] == counts[0] + 1
 
 
+def test_a_router_of_one_dev_question_is_refused_and_one_that_is_forced_has_numbers():
+    found, of = world_of(1)
+    with pytest.raises(Reject, match="the router's AUC is"):
+        train(found, of, 0.0)
+    assert torch.isfinite(train(found, of, 0.0, force=True).chances(of)).all()
+
+
 def test_a_router_is_the_same_from_its_file_and_a_cut_one_is_refused(tmp_path):
     found, of = world_of(40)
     router = train(found, of, 0.01)

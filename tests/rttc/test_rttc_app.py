@@ -15,7 +15,7 @@ from effc.dsl.diagnostics import Reject
 
 from tests import tiny, worlds
 from tests.cli.conftest import effc, own_cache, process  # noqa: F401
-from tests.rttc.conftest import QUESTIONS, write_samples
+from tests.rttc.conftest import QUESTIONS, copied, write_samples
 from tests.serving.conftest import serving
 
 RECIPE = """\
@@ -49,21 +49,6 @@ def app(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rttc-app")
     package.compile(recipe(folder, CALIBRATED), folder / "out", cache_dir=folder / "cache", threads=1)
     return folder / "out" / "app"
-
-
-def copied(app, folder, **changes):
-    """The same with other settings: hashes of `app.json` are those of the copy."""
-    from dataclasses import replace
-
-    from effc.compiler.artifacts.manifest import dump, file_sha256
-
-    shutil.copytree(app, folder)
-    own = replace(read_app(folder), **changes)
-    (folder / NAME).write_text(json.dumps(own.to_json()))
-    manifest = json.loads((folder / "manifest.json").read_bytes())
-    manifest["files"][NAME] = [(folder / NAME).stat().st_size, file_sha256(folder / NAME)]
-    (folder / "manifest.json").write_bytes(dump(manifest))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +90,7 @@ def test_a_calibrated_folder_holds_thresholds_a_base_and_what_the_dev_set_showed
     assert any(point["direct"] == own.policy.direct and point["rag"] == own.policy.rag for point in shown["curve"])
     asked = {json.loads(line)["question"] for line in (app / "knowledge" / "samples.jsonl").read_text().splitlines()}
     assert asked == set(QUESTIONS[3:])  # the dev questions are not in the base
+    assert "Of the samples 3 ask a dev question" in (app / "README.md").read_text()
     assert "policy sequential" in (app / "calibration.svg").read_text()
     assert "policy sequential: accuracy" in (app / "calibration.txt").read_text()
     assert package.load(app).config.model_type == "llama"  # and it is a model like any other
@@ -285,14 +271,18 @@ def test_a_client_asks_the_server_and_answers_directly_once_it_is_gone(training,
         assert found.choices[0].text and ask(QUESTIONS[5]).effc["adapter_hit"]
 
 
-def test_a_folder_whose_base_was_edited_is_not_run(effc, app, tmp_path):  # noqa: F811
+@pytest.mark.parametrize(
+    ("name", "more", "words"),
+    [("knowledge/samples.jsonl", '{"text": "poison"}\n', "samples.jsonl has"), (NAME, " ", "app.json has")],
+)
+def test_a_folder_whose_base_or_settings_were_edited_is_not_run(effc, app, tmp_path, name, more, words):  # noqa: F811
     folder = tmp_path / "edited"
     shutil.copytree(app, folder)
-    with open(folder / "knowledge" / "samples.jsonl", "a") as file:
-        file.write('{"text": "poison"}\n')
-    for more in (("run", "--prompt", "a"), ("serve", "--role", "server", "--port", "0"), ("serve", "--port", "0")):
-        run = effc(more[0], str(folder), *more[1:])
-        assert run.code == 5 and "samples.jsonl has" in run.err
+    with open(folder / name, "a") as file:
+        file.write(more)
+    for asked in (("run", "--prompt", "a"), ("serve", "--role", "server", "--port", "0"), ("serve", "--port", "0")):
+        run = effc(asked[0], str(folder), *asked[1:])
+        assert run.code == 5 and words in run.err
 
 
 @pytest.mark.parametrize(
@@ -323,7 +313,7 @@ def test_a_description_of_another_form_is_refused(app, tmp_path, change, words):
         ('policy: rag, reward: "scorer"', 3, "nothing to learn from without `graded`"),
         ('policy: rag, reward: "scorer", graded: "kb.jsonl", scorer: lora', 3, "trains a sentence encoder"),
         ('policy: rag, embed: "absent"', 5, "there is no model folder"),
-        ('dev: "dev.jsonl", length: 2', 4, "the reward's AUC is 0.500"),
+        ('dev: "dev.jsonl", length: 2', 4, "none of the 9 answers to 3 dev questions is right"),
         ("policy: rag, count: 0", 3, "the least is 1"),
     ],
 )
