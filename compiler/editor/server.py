@@ -42,8 +42,8 @@ class Input:
         self.readline, self.close, self.stream = stream.readline, stream.close, stream
 
     def read(self, count: int) -> bytes:
-        if not 0 <= count <= MOST:
-            said = f"a message of {size(count) if count > 0 else count} was announced, the most is {size(MOST)}"
+        if count > MOST:
+            said = f"a message of {size(count)} was announced, the most that is read is {size(MOST)}"
             raise Reject(long_message(said, help="start `effc lsp` from an editor (docs/editor.md)"))
         return self.stream.read(count)
 

@@ -63,10 +63,15 @@ def open_native(
 
 
 def verify(folder: Path, threads: int = 1) -> None:
-    """Hold every weight of a folder against its checksum; nothing computes. Raises Reject (native-damaged)."""
+    """Hold every weight of a folder against its checksum, and every step against what it reads; nothing computes.
+    Raises Reject (native-damaged)."""
+    from ...kernels.engine_plan import laid_out
+
     stored = read(folder)
     try:
-        check(tensors(folder, stored, mapped=True, threads=threads), stored.entries, threads)
+        weights = tensors(folder, stored, mapped=True, threads=threads)
+        check(weights, stored.entries, threads)
+        laid_out(stored.plan, weights)
     except KernelError as error:
         raise Reject(native_damaged(f"{folder}: {error}", help=_AGAIN)) from error
 

@@ -76,10 +76,10 @@ def own_embedder(model: Any, tokenizer: Any, identity: str) -> Pooled:
 def folder_embedder(folder: Path, cache_dir: Path) -> Pooled:
     """A sentence encoder (MiniLM and its kin) as `save_pretrained` wrote it. Its vectors are those of its weights and
     tokenizer, wherever the folder lies."""
-    from transformers import AutoModel
+    from transformers import MODEL_MAPPING
 
-    from ..checkpoints.checkpoint import quiet
     from ..checkpoints.folder import find_weights, load_tokenizer, read_config, tokenizer_files
+    from ..checkpoints.headed import open_headed
     from ..store.hashes import files_hash
 
     config, words = read_config(folder / "config.json", str(folder)), tokenizer_files(folder)
@@ -87,10 +87,7 @@ def folder_embedder(folder: Path, cache_dir: Path) -> Pooled:
         why = "brings its own code" if words else "has no tokenizer"
         raise Reject(no_embedder(f"{folder} {why}", help="take a MiniLM-class encoder with its tokenizer files"))
     files = {"config.json": folder / "config.json", **find_weights(folder, str(folder)).files, **words}
-    with quiet():
-        encoder = AutoModel.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, dtype=torch.float32
-        )
+    encoder: Any = open_headed(folder, MODEL_MAPPING, str(folder))
     if not getattr(encoder.config, "hidden_size", None):
         raise Reject(no_embedder(f"{folder} is a {config['model_type']}, whose states have no one width"))
-    return Pooled(encoder.eval(), load_tokenizer(folder, str(folder)), files_hash(files, cache_dir))
+    return Pooled(encoder, load_tokenizer(folder, str(folder)), files_hash(files, cache_dir))

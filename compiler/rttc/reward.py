@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from ...dsl.diagnostics import Fault, Reject
 from ..rows.forward import continuations, evaluating
 from ..rows.template import conversation
@@ -73,23 +71,20 @@ class Judge:
     scale = "a logit"
 
     def __init__(self, folder: Path):
-        from transformers import AutoModelForSequenceClassification
+        from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-        from ..checkpoints.checkpoint import quiet
         from ..checkpoints.folder import load_tokenizer, read_config, tokenizer_files
+        from ..checkpoints.headed import open_headed
 
         config = read_config(folder / "config.json", str(folder))
         if "auto_map" in config or not tokenizer_files(folder):
             why = "brings its own code" if "auto_map" in config else "has no tokenizer"
             raise Reject(no_judge(f"{folder} {why}"))
-        with quiet():
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, dtype=torch.float32
-            )
+        model: Any = open_headed(folder, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, str(folder))
         if model.config.num_labels != 1:
             raise Reject(no_judge(f"{folder} has {model.config.num_labels} outputs, and a reward is one"))
         self.name = f"judge {folder.name}"
-        self._model, self._tokenizer = model.eval(), load_tokenizer(folder, str(folder))
+        self._model, self._tokenizer = model, load_tokenizer(folder, str(folder))
 
     def score(self, question: str, answers: Sequence[str]) -> list[float]:
         found = []

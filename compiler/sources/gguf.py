@@ -1,6 +1,9 @@
 """A model in a GGUF file, as llama.cpp uses it."""
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +31,8 @@ bad_gguf = Fault(
 
 # What the readers of gguf and transformers raise for a file that they weren't written for.
 _BREAKS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
+FILE = "model.gguf"
+NOTHING_ELSE = {"local_files_only": True, "trust_remote_code": False}
 FORMAT = 2  # of what lies in the cache folder
 _FILES = "effc-files"  # a record in the folder of the hashes of all others
 
@@ -93,8 +98,8 @@ def _described(path: Path, kept: Path, label: str) -> dict[str, Any]:
     from ..checkpoints.checkpoint import quiet
 
     try:
-        with quiet():
-            made = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+        with quiet(), _alone(path) as place:
+            made = AutoConfig.from_pretrained(place, gguf_file=FILE, **NOTHING_ELSE)
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(made)]
     except (*_BREAKS, OSError) as error:
         raise Reject(bad_gguf(f"{label}: transformers can't read its architecture", note=first_line(error))) from error
@@ -105,6 +110,14 @@ def _described(path: Path, kept: Path, label: str) -> dict[str, Any]:
     about = {"key": kept.stem, "config": config, "weights": weights}
     remember(kept, sealed(about))
     return about
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[Path]:
+    """A folder with nothing but the file: what lies beside it could name another model, or code of its author."""
+    with tempfile.TemporaryDirectory(prefix="effc-gguf-") as place:
+        (Path(place) / FILE).symlink_to(path.resolve())
+        yield Path(place)
 
 
 def weights_in(path: Path, label: str) -> dict[str, Slot]:
@@ -141,7 +154,6 @@ def _converted(path: Path, folder: Path, config: dict[str, Any], label: str, cac
         return folder
     import os
     import shutil
-    import tempfile
 
     draft = Path(tempfile.mkdtemp(prefix=".gguf-", dir=folder.parent))
     try:
@@ -176,11 +188,12 @@ def _convert(path: Path, into: Path, label: str) -> None:
     from ..checkpoints.tokenizer import panics
 
     try:
-        with quiet(), panics(label), redirect_stderr(io.StringIO()):  # a progress bar of its own that nothing turns off
+        bars = redirect_stderr(io.StringIO())  # a progress bar of its own that nothing turns off
+        with quiet(), panics(label), _alone(path) as place, bars:
             model, info = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True, local_files_only=True
+                place, gguf_file=FILE, dtype=torch.float32, output_loading_info=True, **NOTHING_ELSE
             )
-            AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(into)
+            AutoTokenizer.from_pretrained(place, gguf_file=FILE, **NOTHING_ELSE).save_pretrained(into)
     except _BREAKS as error:
         if is_want_of_memory(error):
             raise

@@ -212,7 +212,7 @@ def test_doctor_tells_a_form_that_effc_would_refuse(effc, tmp_path):  # noqa: F8
     with tarfile.open(STORED / "kinds.tar.xz") as archive:
         archive.extractall(tmp_path, [m for m in archive if m.name.startswith("kinds/int4/")], filter="data")
     plan = tmp_path / "kinds" / "int4" / "native" / "plan.json"
-    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"steps": [["x"]]}))
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"plan": {"version": 99}}))
     consistent(tmp_path / "kinds" / "int4")
     run = effc("doctor", "--trust", str(tmp_path / "kinds" / "int4"), "--format", "json")
     states = {c["topic"]: c["state"] for c in json.loads(run.out)["checks"]}

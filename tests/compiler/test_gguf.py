@@ -101,6 +101,24 @@ def test_a_gguf_file_is_converted_once(gguf_file, tmp_path):
         assert worlds.slug(lambda: Gguf(path="m.gguf").resolve(worlds.context(tmp_path)).load()) == "cache-damaged"
 
 
+def test_nothing_that_lies_beside_a_gguf_file_is_read(gguf_file, tmp_path, monkeypatch):
+    plain = Gguf(path="m.gguf").resolve(worlds.context(tmp_path))
+    wanted = plain.load().state_dict(), plain.tokenizer().get_vocab()
+    beside = tmp_path / "sent"
+    beside.mkdir()
+    gguf_file.rename(beside / "m.gguf")
+    (beside / "evil.py").write_text("raise SystemExit('ran')")
+    code = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "evil.Evil") | {"AutoTokenizer": ["evil.E", None]}
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        (beside / name).write_text(json.dumps({"auto_map": code, "tokenizer_class": "Evil", "model_type": "evil"}))
+    (beside / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "model")}))
+    monkeypatch.setattr("builtins.input", lambda *asked: pytest.fail("it asked whether to run code"))
+    found = Gguf(path="m.gguf").resolve(worlds.context(beside))
+    made = found.load().state_dict()
+    assert all(torch.equal(made[name], wanted[0][name]) for name in wanted[0]) and len(made) == len(wanted[0])
+    assert found.tokenizer().get_vocab() == wanted[1]
+
+
 @pytest.mark.parametrize("keep", [0, 3, 20, 2000, -1])
 def test_a_cut_gguf_file(gguf_file, tmp_path, keep):
     gguf_file.write_bytes(gguf_file.read_bytes()[:keep])

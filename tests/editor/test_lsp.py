@@ -344,14 +344,6 @@ def test_a_message_that_is_announced_as_longer_than_memory_is_refused_in_words(t
     assert done.returncode == 2 and b"error[long-message]: a message of 92.2 GiB" in done.stderr
 
 
-@pytest.mark.parametrize("length", [b"-5", b"-99000000000"])
-def test_a_message_of_less_than_nothing_is_none(tmp_path, length):
-    command = [sys.executable, "-X", "utf8", "-c", SCRIPT, "lsp"]
-    announced = b"Content-Length: " + length + b"\r\n\r\n{"
-    done = subprocess.run(command, input=announced, capture_output=True, cwd=tmp_path, timeout=SECONDS)
-    assert done.returncode == 2 and b"error[long-message]: a message of -" in done.stderr
-
-
 @pytest.mark.parametrize("address", ["file:///%00", "file:///a%00.effspec", "untitled:%00", "file:///a\0"])
 def test_an_address_with_a_zero_byte_is_no_file(editor, address):
     for name in ("hover", "documentSymbol"):

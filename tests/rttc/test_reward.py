@@ -1,5 +1,7 @@
 """Rewards: verifiers, a judge in a folder, and a scorer that is trained and says how good it is."""
 
+import json
+
 import pytest
 import torch
 from effc.compiler.rttc import library
@@ -124,6 +126,43 @@ def test_a_judge_is_a_classifier_with_one_logit(tmp_path):
     assert first != second
     with pytest.raises(Reject, match="has 3 outputs"):
         Judge(saved("three", 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"_attn_implementation": "org/kernel", "attn_implementation": "org/kernel"}, ""),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, ""),
+        ({"hidden_size": 10**9}, "hidden_size"),
+        ({"num_hidden_layers": 10**7}, "num_hidden_layers"),
+        ({"hidden_act": "evil"}, "config"),
+        (None, "adapter"),
+    ],
+    ids=["kernel", "quantised", "wide", "deep", "act", "adapter"],
+)
+@pytest.mark.parametrize("kind", ["embedder", "judge"])
+def test_a_small_model_beside_a_model_says_no_more_than_its_weights_have_room_for(tmp_path, kind, change, words):
+    from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+    facts = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=261, num_labels=1, **facts)
+    (BertModel if kind == "embedder" else BertForSequenceClassification)(config).save_pretrained(tmp_path)
+    tokenizer(tmp_path)
+
+    def opened():
+        return folder_embedder(tmp_path, tmp_path / "cache") if kind == "embedder" else Judge(tmp_path)
+
+    opened()
+    if change is None:
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/other"}))
+    else:
+        body = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(body | change))
+    if words:
+        with pytest.raises(Reject, match=words):
+            opened()
+    else:
+        opened()
 
 
 def test_a_server_whose_reward_gives_no_number_says_so(world):
