@@ -57,7 +57,7 @@ class Synthetic(Data):
         from ..rows.several import parts, tokens_of
 
         with torch.device("meta"):
-            model = ctx.origin.build().to("meta")
+            model: Any = ctx.origin.build().to("meta")
         several = parts(model)
         if words is not None and not several and model.main_input_name != "input_values":
             return (), words
