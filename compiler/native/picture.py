@@ -9,6 +9,7 @@ from typing import Any
 from ...dsl.diagnostics import Reject
 from ...dsl.render import on_a_line
 from ...kernels import packed as packing
+from ...kernels.engine_steps import STEPS
 from ...kernels.native import KernelError
 from ..report.quantity import count, counted, size
 from .stored import native_damaged, read, tensors
@@ -90,6 +91,8 @@ def picture(folder: Path) -> Picture:
             key = (form, shape if len(shape) > 1 else ())
             found.setdefault(key, []).append((stored.entries[name]["bytes"], kept))
         steps = Counter(step["op"] for step in stored.plan["steps"])
+        if not steps.keys() <= STEPS.keys():
+            raise ValueError("its plan has a step that the engine does not know")
         context, facts = stored.plan["context"], stored.facts
         if not (isinstance(facts["class"], str) and type(facts["params"]) is type(context) is int):
             raise TypeError("its class, parameters or context are of another form")

@@ -20,6 +20,7 @@ from effc.dsl.diagnostics import Reject
 from tests.hostile import kinds
 from tests.hostile.kinds import FRONTS, KINDS
 from tests.hostile.mutations import consistent, mutate
+from tests.hostile.watched import FAKE
 
 torch.set_num_threads(1)
 SECONDS, MEBIBYTES = 20, 600  # of one case by all verbs; a machine that others share is slow
@@ -161,6 +162,9 @@ CRAFTED = {
     "a manifest that waits": replaced("compact", "manifest.json", os.mkfifo),
     "a config that waits": replaced("compact", CONFIG, os.mkfifo),
     "a plan that waits": replaced("native", "native/plan.json", os.mkfifo),
+    "a step that passes for a line": edited(
+        "native", "native/plan.json", lambda b: b["steps"][-1].update(op=f"a\n{FAKE}")
+    ),
     "weights without an end": replaced("native", "native/weights.bin", lambda path: path.symlink_to("/dev/zero")),
     "a program without an end": replaced("program", "program/model.pt2", lambda path: path.symlink_to("/dev/zero")),
 }
