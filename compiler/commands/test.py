@@ -76,16 +76,16 @@ def register(app: typer.Typer) -> None:
             else:
                 session = shared.session(place, tell)
                 results = test_recipe(session, api.plans(session), output, bless)
+        from ..judging import baseline
+
+        if not bless and place.exists() and not any(r.drifts for r in results):  # one of the library's has no file here
+            there = baseline.place(session.path)
+            shared.screen.say(f"compared with no baseline: there is no {there}, which `--bless` writes")
         report(results, shared)
         for file in report_file:
             file.write_text(written(results, file.suffix), encoding="utf-8")
-        from ..judging import baseline
-
         if bless:
             shared.screen.say(f"wrote {baseline.place(place)}")
-        elif place.exists() and not any(r.drifts for r in results):  # one of the library's has no file here
-            there = baseline.place(session.path)
-            shared.screen.say(f"compared with no baseline: there is no {there}, which `--bless` writes")
         return code_of([d for r in results for d in r.diagnostics])
 
 

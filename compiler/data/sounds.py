@@ -52,7 +52,7 @@ class Sounds(Data):
 
         tokenizer, extract = need_tokenizer(tokenizer, ctx), _extractor(ctx)
         found = [
-            (self._file(record, number, path), self._said(record, number, path, tokenizer))
+            (self._file(record, number, path), self._speech(record, number, path, tokenizer))
             for path in find_files(self.path, ctx.folder)
             for number, record in enumerate(self._records(path), start=1)
         ]
@@ -86,7 +86,7 @@ class Sounds(Data):
             raise Reject(bad_sound(f"record {number} of {path} names {file}, which is not there"))
         return file
 
-    def _said(self, record: Record, number: int, path: Path, tokenizer: Any) -> tuple[int, ...]:
+    def _speech(self, record: Record, number: int, path: Path, tokenizer: Any) -> tuple[int, ...]:
         said = tokenizer(text_target=text_of(record, self.text, number, path), verbose=False)["input_ids"]
         if not said:
             raise Reject(bad_sound(f"record {number} of {path} says nothing"))
@@ -112,7 +112,7 @@ def _features(file: Path, extract: Any, ctx: Context) -> Any:
     """Pictures of one recording, [bands, frames] as the model hears them."""
     import torch
 
-    made = extract(_heard(file, extract.sampling_rate), sampling_rate=extract.sampling_rate, return_tensors="np")
+    made = extract(_samples(file, extract.sampling_rate), sampling_rate=extract.sampling_rate, return_tensors="np")
     found = torch.from_numpy(made["input_features"][0]).float()
     wanted = ctx.origin.config.get("num_mel_bins"), 2 * int(ctx.origin.config.get("max_source_positions", 0))
     if tuple(found.shape) != wanted:
@@ -125,7 +125,7 @@ def _features(file: Path, extract: Any, ctx: Context) -> Any:
     return found
 
 
-def _heard(file: Path, rate: int) -> Any:
+def _samples(file: Path, rate: int) -> Any:
     """Samples of a WAV file in -1..1, [t] float32."""
     import numpy
 

@@ -26,7 +26,7 @@ def arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str
         return (rows.to(dtype_of(model)),), more
     if not hasattr(model, "can_generate"):
         return (rows,), more
-    if model.main_input_name == "input_values":
+    if getattr(model, "main_input_name", "") == "input_values":
         raise Reject(
             other_parts(
                 f"{type(model).__name__} takes `input_values`, and its rows are token ids",

@@ -174,8 +174,8 @@ BAD = {
         5,
         "model",
         "bad-tokenizer",
-        "the tokenizer files in model can't be read",
-        "fetch them again",
+        "tokenizer.json describes no tokenizer that is taken",
+        "fetch it again",
     ),
     "a short text": (
         lambda f: (f / "rows.txt").write_text("And it"),

@@ -145,5 +145,5 @@ def test_what_the_engine_can_not_run_is_refused_with_node_module_and_line(effc, 
     )
     run = effc("compile", "r.effspec", "--no-progress")
     assert run.code == 5 and "error[cannot-run-natively]: node `" in run.err
-    assert "mlp (LlamaMLP, modeling_llama.py:" in run.err
+    assert "mlp.act_fn (MishActivation, activations.py:" in run.err
     assert not (tmp_path / "out" / "cpu").exists()

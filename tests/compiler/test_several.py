@@ -2,6 +2,8 @@
 
 import json
 import math
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from effc.compiler.artifacts.verify import inputs_of
 from effc.compiler.artifacts.verify_child import probe
 from effc.compiler.capture.capture import capture
 from effc.compiler.capture.sample import sample
-from effc.compiler.data.sounds import _heard
+from effc.compiler.data.sounds import _samples
 from effc.compiler.measuring import equivalence
 from effc.compiler.rows.forward import outputs
 from effc.compiler.rows.inputs import arguments, predictions
@@ -163,7 +165,8 @@ def compiled(folder, steps: str, bounds: str = "", data: str = 'sounds("clips.js
         f'effspec 1\nmodel base = hf("./whisper")\ndata heard = {data}\npipeline small(base) {{\n{steps}\n}}\n'
         f'expect small {{\n{bounds}\n}}\nemit small {{ hf("small") }}\n'
     )
-    return api.build(api.session(path, settings=Settings(folder / "cache", threads=1)), folder / "out")
+    out = Path(tempfile.mkdtemp(dir=folder))
+    return api.build(api.session(path, settings=Settings(folder / "cache", threads=1)), out)
 
 
 def judged(result) -> float:
@@ -216,7 +219,7 @@ def ids_of(folder, text: str) -> list[int]:
 def test_samples_are_the_same_in_every_width_of_pcm(tmp_path, width, channels):
     wave = [math.sin(t / 7) * 0.9 for t in range(400)]
     file = worlds.tone(tmp_path / "x.wav", wave, 16_000, width, channels)
-    found = torch.from_numpy(_heard(file, 16_000))
+    found = torch.from_numpy(_samples(file, 16_000))
     assert torch.allclose(found, torch.tensor(wave), atol=2 / 2 ** (8 * min(width, 3) - 1))
 
 
@@ -225,7 +228,7 @@ def test_another_rate_and_what_is_no_recording_are_refused(tmp_path):
     (tmp_path / "text.wav").write_text("no sound")
     (tmp_path / "none.wav").write_bytes(worlds.tone(tmp_path / "x.wav", [0.0] * 9, 16_000).read_bytes()[:20])
     for name in ("slow", "text", "none"):
-        assert worlds.slug(lambda name=name: _heard(tmp_path / f"{name}.wav", 16_000)) == "bad-sound"
+        assert worlds.slug(lambda name=name: _samples(tmp_path / f"{name}.wav", 16_000)) == "bad-sound"
 
 
 # -- tensors -------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def test_a_scorer_learns_to_tell_right_answers_and_is_the_same_after_saving(worl
     good, bad = scorer.score("Which colour has the moon?", ["It is surely the sea, the moon?", "7 7 7 no idea 7 7"])
     assert scorer.auc > 0.9 and good > bad
     scorer.save(tmp_path / "scorer")
-    assert open_scorer(tmp_path / "scorer", world.embedder).score("a", ["b"]) == scorer.score("a", ["b"])
+    assert open_scorer(tmp_path / "scorer", world.embedder).score("a", ["b"]) == pytest.approx(scorer.score("a", ["b"]))
 
 
 def test_a_scorer_that_can_not_tell_is_refused_unless_insisted_on(world):
