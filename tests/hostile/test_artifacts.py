@@ -163,7 +163,7 @@ CRAFTED = {
     "a config that waits": replaced("compact", CONFIG, os.mkfifo),
     "a plan that waits": replaced("native", "native/plan.json", os.mkfifo),
     "a step that passes for a line": edited(
-        "native", "native/plan.json", lambda b: b["steps"][-1].update(op=f"a\n{FAKE}")
+        "native", "native/plan.json", lambda b: b["plan"]["steps"][-1].update(op=f"a\n{FAKE}")
     ),
     "weights without an end": replaced("native", "native/weights.bin", lambda path: path.symlink_to("/dev/zero")),
     "a program without an end": replaced("program", "program/model.pt2", lambda path: path.symlink_to("/dev/zero")),
