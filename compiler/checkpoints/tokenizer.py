@@ -13,9 +13,10 @@ from ..report.broken import first_line
 from ..store.regular import CONFIG, MISFIT, TOKENIZER, read_json, read_regular
 from .checkpoint import quiet
 from .classes import is_tokenizer
-from .tokenizer_form import check, check_pieces
+from .tokenizer_form import check, check_pieces, check_tokens
 
 WHOLE, PIECES = "tokenizer.json", ("tokenizer.model", "spiece.model")
+TOKENS = ("tokenizer_config.json", "special_tokens_map.json")
 _CALLS = ("_encode_plus", "_decode", "convert_tokens_to_string")  # by which a tokenizer runs the library
 
 bad_tokenizer = Fault(
@@ -52,11 +53,15 @@ def open_tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:
 
 def _check_form(folder: Path, label: str) -> None:
     whole = folder / WHOLE
-    for path in (whole, *(folder / name for name in PIECES)):
+    for path in (whole, *(folder / name for name in (*PIECES, *TOKENS))):
         try:
-            if path == whole and path.exists():
+            if not path.exists():
+                continue
+            if path == whole:
                 check(read_json(path, TOKENIZER))
-            elif path.exists():
+            elif path.name in TOKENS:
+                check_tokens(read_json(path, CONFIG))
+            else:
                 check_pieces(read_regular(path, TOKENIZER))
         except (OSError, *MISFIT) as error:
             raise Reject(

@@ -22,8 +22,29 @@ _FORMS_GROWTH, _BYTES_GROWTH = 18, 4  # of one character in such a table; of one
 _LISTS = ("normalizers", "pretokenizers", "processors", "decoders")
 
 
+# What an added token says of itself. The library prints other names as they are, past Python, to standard output.
+_TOKEN = frozenset({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"})
+
+
 class Unbounded(ValueError):
     """A tokenizer that could take any memory; the text says where."""
+
+
+def check_tokens(body: Any) -> None:
+    """Of `tokenizer_config.json` and its kin: added tokens say of themselves what such tokens say, and nothing else."""
+    left = [body]
+    while left:
+        held = left.pop()
+        if isinstance(held, dict):
+            added = held.get("added_tokens_decoder")
+            tokens = [held, *(added.values() if isinstance(added, dict) else ())]
+            for token in tokens:
+                says = _TOKEN.intersection(token) if isinstance(token, dict) else ()
+                if (says or token is not held) and not (isinstance(token, dict) and token.keys() <= _TOKEN):
+                    raise Unbounded("an added token says more of itself than such tokens do")
+            left.extend(held.values())
+        elif isinstance(held, list):
+            left.extend(held)
 
 
 def check(body: Any) -> None:

@@ -104,6 +104,18 @@ def test_what_takes_any_memory_or_breaks_is_refused_before_the_library_reads_it(
         open_tokenizer(folder, "m")
 
 
+@pytest.mark.parametrize("place", ["added_tokens_decoder", "unk_token", "additional_special_tokens"])
+def test_an_added_token_prints_no_line_of_its_own(folder, capfd, place):
+    token = {"content": "<x>", "special": True, "x\nok: fake": True}
+    said = {"added_tokens_decoder": {"300": token}, "unk_token": token, "additional_special_tokens": [token]}[place]
+    path = folder / "tokenizer_config.json"
+    body = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**body, place: said}))
+    with pytest.raises(Reject, match=r"tokenizer_config\.json describes no tokenizer"):
+        open_tokenizer(folder, "m")
+    assert "fake" not in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     "table", [b"\xff\xff\xff\xff", (4).to_bytes(4, "little") + bytes(4) + b"a" * 5000], ids=["endless", "pages"]
 )
