@@ -21,10 +21,11 @@ def _words(text: str) -> frozenset[str]:
 
 
 _NUMBERS = _words("numel ndimension dim item get_seq_length get_query_offset")
-_TUPLES = _words("""
-    size shape stride chunk split split_with_sizes tensor_split unbind unsafe_chunk unsafe_split topk sort max min
-    median cummax where nonzero std_mean var_mean
+_SIZES = _words("size stride shape")  # tuples of numbers; those below are of tensors
+_SEVERAL = _words("""
+    chunk split split_with_sizes tensor_split unbind unsafe_chunk unsafe_split topk sort cummax std_mean var_mean
 """)
+_SEVERAL_BY = _words("max min median")  # along a dimension: the values and where they are
 _JOINS, _REPEATS = {operator.add, operator.iadd}, {operator.mul, operator.imul}
 _FRACTIONS = {operator.truediv, operator.itruediv}
 _OPERATORS = {f for f in vars(operator).values() if callable(f)} - {getattr, operator.getitem, operator.setitem}
@@ -41,34 +42,50 @@ def check_growth(graph: fx.Graph) -> None:
         growth.add(node)
 
 
+def _has_dimension(node: fx.Node) -> bool:
+    return "dim" in node.kwargs or (len(node.args) > 1 and isinstance(node.args[1], int))
+
+
 class _Growth:
     def __init__(self) -> None:
         self.sizes: dict[fx.Node, int] = {}  # of what may be a number or a tuple; others are tensors and fractions
         self.numbers: set[fx.Node] = set()
         self.tuples: set[fx.Node] = set()
+        self.tensors: set[fx.Node] = set()  # several of them, or one
         self.together = 0
 
     def add(self, node: fx.Node) -> None:
         if node.op == "call_function" and node.target in _OPERATORS:
             self.operate(node)
         elif node.op == "call_function" and node.target is operator.getitem:
-            held = node.args[0]
-            if self.tuple(held) or self.number(held):
-                self.numbers.add(node)
-                self.tuples.add(node)
-                self.sizes[node] = max(_FEW, self.size(held))
+            self.take(node)
         elif node.op == "placeholder":
             self.numbers.add(node)
         elif node.op in ("call_function", "call_method"):
             name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-            if name in _NUMBERS:
+            name = node.args[1] if node.target is getattr else name
+            of_one = name in _SIZES and (len(node.args) > 1 or bool(node.kwargs)) and node.target is not getattr
+            if name in _NUMBERS or of_one:
                 self.numbers.add(node)
-            if node.target is getattr or name in _TUPLES:
+            elif name in _SIZES or name in _SEVERAL or (name in _SEVERAL_BY and _has_dimension(node)):
                 self.tuples.add(node)
+            if name in _SEVERAL or name in _SEVERAL_BY:
+                self.tensors.add(node)
         size = self.sizes.setdefault(node, _FEW)
         self.together += size
         if size > _MOST or self.together > _MOST_OF_ALL:
             raise Endless(f"numbers without end at {node.name}")
+
+    def take(self, node: fx.Node) -> None:
+        """An item is a number or a tensor, as its tuple holds them; a slice of a tuple is one."""
+        held, place = node.args
+        if isinstance(held, fx.Node) and held in self.tensors:
+            self.tensors.add(node)
+        elif not isinstance(place, slice) and (self.tuple(held) or self.number(held)):
+            self.numbers.add(node)
+        if isinstance(place, slice) and self.tuple(held):
+            self.tuples.add(node)
+            self.sizes[node] = self.size(held)
 
     def number(self, value: Any) -> bool:
         return value in self.numbers if isinstance(value, fx.Node) else isinstance(value, int)

@@ -219,6 +219,9 @@ def _calls(*calls):
         {"op": "placeholder", "name": "x", "target": "x"},
         {"op": "call_method", "name": "n", "target": "numel", "args": [{"node": "x"}]},
         {"op": "call_method", "name": "s", "target": "size", "args": [{"node": "x"}]},
+        {"op": "call_method", "name": "one", "target": "size", "args": [{"node": "x"}, 1]},
+        {"op": "call_method", "name": "k", "target": "topk", "args": [{"node": "x"}, 2]},
+        {"op": "call_method", "name": "m", "target": "max", "args": [{"node": "x"}]},
     ]
     for i, (name, *args) in enumerate(calls):
         nodes.append({"op": "call_function", "name": f"c{i}", "target": f"operator.{name}", "args": args})
@@ -239,6 +242,11 @@ def _calls(*calls):
         [("mul", {"list": [0] * 10}, 2**38)],
         [("add", {"node": "s"}, {"node": "s"}), *[("add", {"node": f"c{i}"}, {"node": f"c{i}"}) for i in range(30)]],
         [("getitem", {"node": "s"}, 0), ("pow", 3, {"node": "c0"})],
+        [("mul", {"node": "k"}, {"node": "n"})],
+        [
+            ("mul", {"node": "one"}, {"node": "one"}),
+            *[("mul", {"node": f"c{i}"}, {"node": f"c{i}"}) for i in range(30)],
+        ],
         [("mul", "a", 2**40)],
         [("mod", "%2000000000d", 5)],
     ],
