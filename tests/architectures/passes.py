@@ -1,6 +1,7 @@
 """A pass on an architecture: with which arguments, what must hold of the result, and its cell of the matrix."""
 
 import functools
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,7 +168,7 @@ def pruned(name: str, word: str, folder: Path) -> tuple[Program, Context] | Cell
     model = table.model(name)
     ctx = context(model, folder, name)
     if word in HALF:
-        word, model = HALF[word], model.bfloat16()
+        word, model = HALF[word], in_halves(model)
     try:
         program = capture(model)
         if word == "clean.dead":
@@ -238,9 +239,20 @@ def has(name: str, kind: str) -> bool:
     }[kind]
 
 
+def in_halves(model: nn.Module) -> nn.Module:
+    """A model whose checkpoint holds bfloat16: what is no weight, as a table of positions, is what transformers makes."""
+    if not isinstance(model, PreTrainedModel):
+        return model.bfloat16()
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return type(model).from_pretrained(folder, dtype=torch.bfloat16).eval()
+
+
 def packed(name: str, word: str, folder: Path) -> tuple[Program, Context] | Cell:
     """The program that the engine is to run as it came, or how it was refused."""
-    model = table.model(name).to(ENGINE[word])
+    model = table.model(name)
+    if ENGINE[word] == torch.bfloat16:
+        model = in_halves(model)
     try:
         return capture(model), context(model, folder, name)
     except Reject as reject:
