@@ -16,7 +16,7 @@ from ..discovery.following import Baked
 from ..discovery.unread import kept, lost_readers, rewritten, unread
 from ..ir import graph_json, slots, surgery
 from ..ir.edits import is_below, renamed
-from ..ir.graphs import attends, referenced, sources, uses_cache
+from ..ir.graphs import attends, is_masked, referenced, sources, uses_cache
 from ..ir.liveness import sweep
 from ..ir.program import Program
 from ..ir.unit import Unit, code_key
@@ -311,8 +311,8 @@ class Rewriter:
 
     def _slots(self, paths: list[str], kinds: dict[str, str]) -> slots.Slots:
         graphs = [self.program.units[path].graph for path in paths]
-        live, attend = tuple(map(uses_cache, graphs)), tuple(map(attends, graphs))
-        return slots.assign(tuple(kinds[path] for path in paths), live, attend)
+        live, attend, masked = (tuple(map(told, graphs)) for told in (uses_cache, attends, is_masked))
+        return slots.assign(tuple(kinds[path] for path in paths), live, attend, masked)
 
     def _touch(self, path: str) -> None:
         unit = next((unit for unit in self.program.units if is_below(path, unit)), None)

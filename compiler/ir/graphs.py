@@ -42,6 +42,11 @@ def attends(graph: fx.Graph) -> bool:
     return any(node.target in (leaves.cache_update, leaves.packed_attention) for node in graph.nodes)
 
 
+def is_masked(graph: fx.Graph) -> bool:
+    """Whether a unit's graph attends at all: to keys of its own, or to those that a layer before it keeps."""
+    return attends(graph) or any(node.target is leaves.attention for node in graph.nodes)
+
+
 def referenced(graph: fx.Graph) -> set[str]:
     """Paths of modules and attributes that a graph calls or reads."""
     return {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}

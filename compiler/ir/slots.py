@@ -22,10 +22,13 @@ class Slots:
     kinds: tuple[str, ...]
 
 
-def assign(kinds: tuple[str, ...], live: tuple[bool, ...], attend: tuple[bool, ...] = ()) -> Slots:
+def assign(
+    kinds: tuple[str, ...], live: tuple[bool, ...], attend: tuple[bool, ...] = (), masked: tuple[bool, ...] = ()
+) -> Slots:
     """Slots for the layers that use the cache (`live`), given what kind of cache each layer has.
 
-    `attend` says which of them keep keys and values: a slot that has both may have lost its attention alone.
+    `attend` says which of them keep keys and values: a slot that has both may have lost its attention alone. `masked`
+    says which read keys, those of a layer before them perhaps: they keep their kind as live ones do.
 
     A live layer keeps its position's kind, because the model's own forward picks masks by position. The kind
     at a dead position is free, and so is its slot: the first live layer moves to slot 0, and every other dead
@@ -41,10 +44,8 @@ def assign(kinds: tuple[str, ...], live: tuple[bool, ...], attend: tuple[bool, .
         mover = next((i for i in alive if kinds[i] == _PREFERRED), alive[0])
         slots[0], slots[mover] = mover, 0
         kinds = (kinds[mover], *kinds[1:])
-    return Slots(
-        tuple(slots),
-        tuple(kind if used or i == 0 else kinds[0] for i, (kind, used) in enumerate(zip(kinds, live, strict=True))),
-    )
+    bound = [used or (bool(masked) and masked[i]) for i, used in enumerate(live)]
+    return Slots(tuple(slots), tuple(kind if bound[i] or i == 0 else kinds[0] for i, kind in enumerate(kinds)))
 
 
 def _within_kinds(kinds: tuple[str, ...], live: tuple[bool, ...], attend: tuple[bool, ...]) -> tuple[int, ...]:

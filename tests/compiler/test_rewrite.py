@@ -324,6 +324,20 @@ def test_indices_that_repeat_or_lie_outside_are_refused(keep):
         Rewriter(program).narrow("model.layers.0.self_attn.q_proj.weight", 0, keep)
 
 
+def test_layers_that_read_the_keys_of_another_keep_their_kind():
+    kinds = ("sliding_attention", "full_attention", "sliding_attention", "full_attention")
+    whole = assign(kinds, (True, True, False, False), masked=(True, True, True, True))
+    assert whole.kinds == kinds and whole.slots == (0, 1, 2, 3)
+    without = assign(kinds, (False, True, False, False), masked=(False, True, True, True))
+    assert without.kinds[1:] == kinds[1:] and without.slots[1] == 0 and without.kinds[0] == "full_attention"
+    assert assign(kinds, (True, False, False, False), masked=(True, False, True, True)).kinds == (
+        "sliding_attention",
+        "sliding_attention",
+        "sliding_attention",
+        "full_attention",
+    )
+
+
 def test_an_edit_raises_the_version_and_no_edit_does_not():
     program = capture(tiny.model("llama"))
     with Rewriter(program):
