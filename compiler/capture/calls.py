@@ -7,7 +7,6 @@ import re
 import traceback
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ unsupported_model = Fault(
 
 # How models say that a size or a cache is not one for them. A wrong name or type would be a mistake of ours.
 _CANT_RUN = (RuntimeError, ValueError, IndexError)
-_OWN_FILES = str(Path(__file__).parents[2])
+_OWN = __name__.partition(".")[0]  # the package: an environment may lie inside of the folder of its sources
 _WITHOUT_WEIGHTS = (
     "effc looks at a model before its weights are read: let that line not ask what numbers a tensor holds"
 )
@@ -288,7 +287,7 @@ def _calls(
 def _is_theirs(error: Exception) -> bool:
     """Whether it was raised in others' code: XLM asserts what inputs are, and takes those of a cache otherwise."""
     *_, last = traceback.walk_tb(error.__traceback__)
-    return not last[0].f_code.co_filename.startswith(_OWN_FILES)
+    return str(last[0].f_globals.get("__name__", "")).partition(".")[0] != _OWN
 
 
 def _run(
