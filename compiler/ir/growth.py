@@ -26,6 +26,7 @@ _SEVERAL = _words("""
     chunk split split_with_sizes tensor_split unbind unsafe_chunk unsafe_split topk sort cummax std_mean var_mean
 """)
 _SEVERAL_BY = _words("max min median")  # along a dimension: the values and where they are
+_SELF = _words("real imag data")
 _JOINS, _REPEATS = {operator.add, operator.iadd}, {operator.mul, operator.imul}
 _FRACTIONS = {operator.truediv, operator.itruediv}
 _OPERATORS = {f for f in vars(operator).values() if callable(f)} - {getattr, operator.getitem, operator.setitem}
@@ -59,6 +60,8 @@ class _Growth:
             self.operate(node)
         elif node.op == "call_function" and node.target is operator.getitem:
             self.take(node)
+        elif node.target is getattr and node.args[1] in _SELF:
+            self.pass_on(node)
         elif node.op == "placeholder":
             self.numbers.add(node)
         elif node.op in ("call_function", "call_method"):
@@ -75,6 +78,14 @@ class _Growth:
         self.together += size
         if size > _MOST or self.together > _MOST_OF_ALL:
             raise Endless(f"numbers without end at {node.name}")
+
+    def pass_on(self, node: fx.Node) -> None:
+        """A number's `real` is the number."""
+        held = node.args[0]
+        for kind in (self.numbers, self.tuples, self.tensors):
+            if held in kind:
+                kind.add(node)
+        self.sizes[node] = self.sizes[held]
 
     def take(self, node: fx.Node) -> None:
         """An item is a number or a tensor, as its tuple holds them; a slice of a tuple is one."""
@@ -115,10 +126,11 @@ class _Growth:
         bits = max(sizes) + 1
         if node.target in _REPEATS:
             bits = sum(sizes)
-        elif node.target is operator.pow:
+        elif node.target in (operator.pow, operator.lshift):
             if isinstance(node.args[1], fx.Node):
                 raise Endless(f"a power without end at {node.name}")
-            bits = sizes[0] * max(1, abs(node.args[1]))
+            times = abs(node.args[1])
+            bits = sizes[0] + times if node.target is operator.lshift else sizes[0] * max(1, times)
         self.sizes[node] = max(bits, self.sizes.get(node, 0))
 
     def repeat(self, node: fx.Node) -> None:

@@ -219,6 +219,7 @@ def _calls(*calls):
         {"op": "placeholder", "name": "x", "target": "x"},
         {"op": "call_method", "name": "n", "target": "numel", "args": [{"node": "x"}]},
         {"op": "call_method", "name": "s", "target": "size", "args": [{"node": "x"}]},
+        {"op": "call_function", "name": "real", "target": "getattr", "args": [{"node": "n"}, "real"]},
         {"op": "call_method", "name": "one", "target": "size", "args": [{"node": "x"}, 1]},
         {"op": "call_method", "name": "k", "target": "topk", "args": [{"node": "x"}, 2]},
         {"op": "call_method", "name": "m", "target": "max", "args": [{"node": "x"}]},
@@ -245,6 +246,12 @@ def _calls(*calls):
         [("mul", {"node": "k"}, {"node": "n"})],
         [
             ("mul", {"node": "one"}, {"node": "one"}),
+            *[("mul", {"node": f"c{i}"}, {"node": f"c{i}"}) for i in range(30)],
+        ],
+        [("lshift", 1, 2**33)],
+        [("lshift", {"node": "n"}, {"node": "n"})],
+        [
+            ("mul", {"node": "real"}, {"node": "real"}),
             *[("mul", {"node": f"c{i}"}, {"node": f"c{i}"}) for i in range(30)],
         ],
         [("mul", "a", 2**40)],
