@@ -27,7 +27,11 @@ DRAWS, SEED = 10_000, 1
 LEAST = 8  # dev and test questions of a task that has a table of its own
 PRICES = (0.0, 0.01, 0.03)  # accuracy that a second of CPU is worth
 # A direct answer goes on from the look at its question, and costs no more for it than one token's forward.
-PARTS = {"direct": ("signals", "direct"), "rag": ("embed", "retrieve", "rag"), "ttt": ("embed", "retrieve", "train", "ttt")}
+PARTS = {
+    "direct": ("signals", "direct"),
+    "rag": ("embed", "retrieve", "rag"),
+    "ttt": ("embed", "retrieve", "train", "ttt"),
+}
 Row = Mapping[str, Any]
 
 
