@@ -81,6 +81,7 @@ class Engine:
         self.context, self.sequences = context or layout.context, sequences
         self.vocabulary, self.width = layout.vocabulary, layout.widths[layout.logits]
         self.whole = layout.whole
+        self.backward = not layout.stateful
         self.threads = min(threads, usable_cores(), MOST_THREADS)
         self._weights = self._resident(layout.weights) if copy else weights
         steps, widths = _array(Step, layout.steps), _array(ctypes.c_int32, layout.widths)

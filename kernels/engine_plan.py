@@ -26,6 +26,7 @@ class Layout:
     logits: int
     context: int  # the model's limit of tokens in a sequence
     vocabulary: int  # ids that the embedding knows
+    stateful: bool = False  # steps keep states of all that came before, which know no way back
     whole: bool = False  # an attention sees the tokens that follow too, so a text comes in one call
     steps: list[Step] = field(default_factory=list)
     weights: list[Weight] = field(default_factory=list)
@@ -93,6 +94,7 @@ class _Reader:
         )
         self.need(bool(self.ids), "it has no embedding of tokens")
         stateful = any(s["op"] in STATEFUL for s in steps)
+        self.out.stateful = stateful
         self.need(not (self.out.whole and stateful), "it sees texts whole, and keeps states of what came before")
         self.need(not self.out.whole or self.out.context <= MOST_WHOLE, f"it sees {self.out.context} tokens at once")
         self.out.logits, self.out.vocabulary = logits, min(self.ids)

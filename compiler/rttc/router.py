@@ -27,7 +27,7 @@ from .signals import Signals
 
 NAME, FORMAT, FOLDS = "router.safetensors", 1, 5
 PENALTIES = (0.003, 0.03, 0.3)  # dozens of questions and hundreds of coordinates: how strongly they are held back
-_TELLING = 0.02  # of AUC, that the first token must add: to look at it costs a third of a short direct answer
+_TELLING = 0.02  # of AUC, that the first token must add: a look is lost where no direct answer goes on from it
 _SIGNALS = 2
 
 broken_router = Fault("broken-router", "A file that was to hold a router does not.", exit="environment")

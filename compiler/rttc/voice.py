@@ -27,6 +27,8 @@ _KERNEL = "dense_linear"
 # values are 0.02 apart with no adapter at all, and an adapter at the wrong place, or not scaled, is 0.2 and more.
 APART = 0.06
 _READY = 4  # states that are kept as the engine reads them: some 9 MB each for LoRA of rank 8 on 135M parameters
+_SEQUENCES = 4  # a question as it was looked at, answered and judged, and prompts with samples before it
+_REMEMBERED = 2048  # tokens of each
 _DOUBLINGS = 9  # of the spread of random adapters, until they move what the model says
 
 no_place = Fault(
@@ -59,7 +61,7 @@ def open_voice(folder: Path, adaptable: Adaptable | None, threads: int | None = 
 
     Raises Reject (no-place-for-adapters) where the plan has none for them.
     """
-    bare = open_native(folder, threads=threads, sequences=1)
+    bare = open_native(folder, threads=threads, sequences=_SEQUENCES, remembers=_SEQUENCES * _REMEMBERED)
     return Voice(bare, Adapted(bare, adaptable) if adaptable else None)
 
 

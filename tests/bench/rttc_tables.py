@@ -26,7 +26,12 @@ from effc.compiler.rttc.signals import Signals
 DRAWS, SEED = 10_000, 1
 LEAST = 8  # dev and test questions of a task that has a table of its own
 PRICES = (0.0, 0.01, 0.03)  # accuracy that a second of CPU is worth
-PARTS = {"direct": ("direct",), "rag": ("embed", "retrieve", "rag"), "ttt": ("embed", "retrieve", "train", "ttt")}
+# A direct answer goes on from the look at its question, and costs no more for it than one token's forward.
+PARTS = {
+    "direct": ("signals", "direct"),
+    "rag": ("embed", "retrieve", "rag"),
+    "ttt": ("embed", "retrieve", "train", "ttt"),
+}
 Row = Mapping[str, Any]
 
 
@@ -62,7 +67,7 @@ def oracle(rows: Sequence[Row]) -> Result:
 
 def trials(rows: Sequence[Row], reward: str) -> list[Trial]:
     """As a sequential policy spends: it embeds first, and scores every answer."""
-    own = {"direct": ("embed", "direct"), "rag": ("retrieve", "rag"), "ttt": ("train", "ttt")}
+    own = {"direct": ("embed", *PARTS["direct"]), "rag": ("retrieve", "rag"), "ttt": ("train", "ttt")}
     return [
         Trial(row[reward], row["right"], {b: sum(row["cost"][p] for p in (*own[b], f"{reward} {b}")) for b in BRANCHES})
         for row in rows
