@@ -161,28 +161,30 @@ def interleaved(
     rounds: int = 5,
     enough: Callable[[Turns], bool] = lambda turns: True,
     seconds: float = 0.0,
+    share: int = 1,
 ) -> Turns:
     """Measure a timed metric on models that take turns step by step; whoever begins alternates.
 
     models  name -> model, the one to compare with first
     enough  whether the rounds so far will do; if not, more follow until `seconds` have passed
+    share   how many rounds divide the metric's number of timings among them
     A machine that others use is slow for some milliseconds at a time, longer than many steps take: turns of whole
     measures would give such a time to one of the models alone.
     """
     seen, until = [], time.monotonic() + seconds
     for number in range(1, rounds + 1):
-        seen.append(_round(models, metric, f"round {number} of {rounds}"))
+        seen.append(_round(models, metric, f"round {number} of {rounds}", share))
     while time.monotonic() < until and not enough(_turns(seen)):
-        seen.append(_round(models, metric, f"round {len(seen) + 1}, until it decides"))
+        seen.append(_round(models, metric, f"round {len(seen) + 1}, until it decides", share))
     return _turns(seen)
 
 
-def _round(models: Mapping[str, nn.Module], metric: Any, about: str) -> dict[str, float]:
+def _round(models: Mapping[str, nn.Module], metric: Any, about: str, share: int) -> dict[str, float]:
     names = list(models)
     clocks = {name: metric.clock(model) for name, model in models.items()}
     taken: dict[str, list[float]] = {name: [] for name in names}
     with still(*models.values()):
-        turns = WARMUP + max(clock.count for clock in clocks.values())
+        turns = WARMUP + -(-max(clock.count for clock in clocks.values()) // share)
         for turn in follow(range(turns), f"steps of timing, {about}"):
             for name in names if turn % 2 == 0 else names[::-1]:
                 taken[name].append(clocks[name].step())
