@@ -88,9 +88,11 @@ class NativeModel(nn.Module):
     facts       what the artifact says of the model that it was
     remembers   tokens of earlier prompts that free sequences hold, for prompts that begin alike
     stored      bytes of the weights in their file, where they are others there than in memory
+    owner       of what sequences hold: another name where weights change
     """
 
     stored: int | None = None
+    owner = ""
 
     def __init__(
         self,
@@ -152,13 +154,13 @@ class NativeModel(nn.Module):
                         help="load the artifact with a larger `sequences=`, or close what is open",
                     )
                 )
-            return [self._places.take(prompt) for prompt in prompts]
+            return [self._places.take(prompt, self.owner) for prompt in prompts]
 
     def give_back(self, numbers: Sequence[int], held: Sequence[Sequence[int]] = ()) -> None:
         """Free sequences; `held` are the tokens that each has, where they may be gone on with."""
         with self._alone():
             for number, ids in zip(numbers, held or [()] * len(numbers), strict=True):
-                self._places.give_back(number, ids)
+                self._places.give_back(number, ids, self.owner)
 
     @contextmanager
     def sequences_of(self, count: int) -> Iterator[list[int]]:

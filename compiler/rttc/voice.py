@@ -75,17 +75,24 @@ class Adapted:
         plan, shapes = adapted_plan(bare.plan, self._kind, self._on, _ranks(self._kind, self._on, first))
         self._own = {name: _blank(shape) for name, shape in shapes.items()}
         shared = {name.replace("/", "."): tensor for name, tensor in bare.weights.named_buffers()}
-        engine = Engine({**plan}, {**shared, **self._own}, threads=bare.engine.threads, sequences=1, copy=False)
-        self._ready: OrderedDict[int, tuple[State, dict[str, Tensor]]] = OrderedDict()
+        engine = Engine({**plan}, {**shared, **self._own}, bare.engine.threads, sequences=_SEQUENCES, copy=False)
+        self._ready: OrderedDict[int, tuple[State, dict[str, Tensor], str]] = OrderedDict()
+        self._made = 0
         own = {"eos_token_id": bare.generation_config.eos_token_id}
-        self.model = NativeModel(engine, plan, self._own, bare.facts, 1, own).eval()
+        self.model = NativeModel(
+            engine, plan, self._own, bare.facts, _SEQUENCES, own, remembers=_SEQUENCES * _REMEMBERED
+        ).eval()
 
     def put(self, state: State) -> None:
         """Write a state of the adapters to where the engine reads it; it must not be changed afterwards."""
-        _, written = self._ready.pop(id(state), None) or (state, self._packed(state))
-        for name, tensor in written.items():
+        ready = self._ready.pop(id(state), None)
+        if ready is None:
+            self._made += 1
+            ready = state, self._packed(state), f"state {self._made}"
+        for name, tensor in ready[1].items():
             self._own[name].copy_(tensor)
-        self._ready[id(state)] = state, written  # the state is held, so that no other gets its number
+        self.model.owner = ready[2]
+        self._ready[id(state)] = ready  # the state is held, so that no other gets its number
         if len(self._ready) > _READY:
             self._ready.popitem(last=False)
 
