@@ -83,6 +83,7 @@ class Engine:
         self.whole = layout.whole
         self.sources = layout.encoder.context if layout.encoder else 0  # tokens of a source at most; 0: it reads none
         self.source_vocabulary = layout.encoder.vocabulary if layout.encoder else 0
+        self.backward = not layout.stateful
         self.threads = min(threads, usable_cores(), MOST_THREADS)
         self._weights = self._resident(layout.weights) if copy else weights
         made = self._laid(layout, self.context, int(steady))

@@ -26,6 +26,7 @@ class Layout:
     logits: int
     context: int  # the model's limit of tokens in a sequence
     vocabulary: int  # ids that the embedding knows
+    stateful: bool = False  # steps keep states of all that came before, which know no way back
     whole: bool = False  # an attention sees the tokens that follow too, so a text comes in one call
     encoder: "Layout | None" = None  # reads sources, whose keys and values are recalled; it has no logits
     kept: set[int] = field(default_factory=set)  # slots that it remembers sources in
@@ -90,8 +91,10 @@ class _Reader:
             engine_sources.finish(self, plan, steps)
         else:
             self.finish(plan.get("logits"), steps)
-        stateful = any(s["op"] in STATEFUL for s in steps)
-        self.need(not (self.out.whole and stateful), "it sees texts whole, and keeps states of what came before")
+        self.out.stateful = any(s["op"] in STATEFUL for s in steps)
+        self.need(
+            not (self.out.whole and self.out.stateful), "it sees texts whole, and keeps states of what came before"
+        )
         self.need(not self.out.whole or self.out.context <= MOST_WHOLE, f"it sees {self.out.context} tokens at once")
         self.out.vocabulary, self.out.weights = min(self.ids), self.held.laid
         return self.out

@@ -22,6 +22,9 @@ no_such_role = Fault(
 )
 
 
+_HELD = 512 << 20  # bytes of keys and values that are held for requests that go on with earlier ones
+
+
 @dataclass(frozen=True)
 class Service:
     """`count` hears the path, the status and the seconds of an answer; `stop` cancels all."""
@@ -38,6 +41,7 @@ def model_service(
     import torch
 
     from ..models import computing, open_model
+    from ..native.places import tokens_in
     from ..native.sampling import as_tokens
     from ..serving.adapters import named, views
     from ..serving.api import Service as Model
@@ -57,7 +61,9 @@ def model_service(
         try_out(runner)
     known = (opened.model.generation_config.eos_token_id, opened.tokenizer.eos_token_id)
     ends = next((as_tokens(found) for found in known if found is not None), ())
-    more = {"choose": runner.choose} if isinstance(runner, CachedModel) else {}
+    more: dict[str, Any] = {"remembers": tokens_in(_HELD, getattr(opened.model, "plan", {}))}
+    if isinstance(runner, CachedModel):
+        more = {"choose": runner.choose}
     scheduler = Scheduler(runner, opened.tokenizer, ends or (), queue, parallel, **more)
     service = Model(name, scheduler, opened.tokenizer, runner.context, runner.vocabulary, list(made))
     return Service(name, application(service), scheduler.metrics.add_answer, scheduler.stop)

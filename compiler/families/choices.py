@@ -13,7 +13,7 @@ from ..ir.edits import is_below
 from ..training.schedule import seed_of
 
 RANK, LAYERS, BLOCKS, KERNEL = "rank", "layers", "blocks", "kernel"
-WIDTHS = ("channels", "heads", "kv_heads", "ssm_heads", "ssm_channels", "ssm_state")
+WIDTHS = ("channels", "heads", "kv_heads", "ssm_heads", "ssm_channels", "ssm_state", "experts")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Dial:
 
     name     unique in its space
     kind     "rank" of adapters; "channels", "heads" or "kv_heads" that stay, and those of scans with "ssm_" before,
-             "ssm_state" too; "layers" or "blocks", 1 where they run; "kernel" of convolutions, its height and width
+             "ssm_state" and "experts", too; "layers" or "blocks", 1 where they run; "kernel" of convolutions, its
+             height and width
     values   the largest first
     places   adapted modules, sites of groups, units, sites of branches, or convolutions
     """

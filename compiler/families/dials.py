@@ -1,7 +1,10 @@
 """Dials that discovery gives: which widths and layers of a model may be chosen, and what goes first."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Branch, Group, Skeleton
@@ -13,9 +16,11 @@ from ..planning.amount import Amount
 from ..planning.select import branches, competing, layers
 from ..search.importance import ascending, l1
 from ..search.narrowing import cuttable
+from ..search.routing import refuse_few
 from ..search.saving import steps
 from .choices import BLOCKS, KERNEL, LAYERS, Dial
 from .kernels import padding
+from .mixtures import EXPERTS
 from .switches import is_maskable
 
 if TYPE_CHECKING:
@@ -167,9 +172,22 @@ def kernel_dials(
     ]
 
 
-def orders(program: "Program", groups: Sequence[Group]) -> dict[str, list[int]]:
-    """Of every group which items a narrower choice does without first: those whose weights are least."""
-    return {f"{g.site}:{g.kind}": ascending(l1(program, g)) for g in groups}
+def check_experts(asked: Sequence[Ratio], skeleton: Skeleton, on: Selector | None) -> None:
+    """Reject (too-few-experts) shares that would leave fewer than are chosen for a token."""
+    for group in chosen(skeleton, on, EXPERTS) if asked else ():
+        left = Amount(asked[-1]).kept(steps(group)) * group.count // steps(group)
+        refuse_few(skeleton, group, left, EXPERTS)
+
+
+def orders(
+    program: "Program", groups: Sequence[Group], trust: Mapping[str, Tensor] = MappingProxyType({})
+) -> dict[str, list[int]]:
+    """Of every group which items a narrower choice does without first: those whose weights are least.
+
+    trust   of layers of experts, by site: those that it has least of, instead
+    """
+    experts = {f"{site}:{EXPERTS}": ascending(scores) for site, scores in trust.items()}
+    return {f"{g.site}:{g.kind}": ascending(l1(program, g)) for g in groups} | experts
 
 
 def refuse_deep(dials: Sequence[Dial], of: str) -> None:

@@ -13,6 +13,7 @@ from ..training.adapters import Shape
 from .choices import BLOCKS, KERNEL, LAYERS, RANK, WIDTHS, Dial
 from .dials import larger_kernels
 from .kernels import fresh
+from .mixtures import EXPERTS, is_routed
 from .scans import SCANNED, is_silenced
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def check_family(family: "Family") -> None:
             most, least = min(map(steps, chosen)), 1
             if dial.kind in SCANNED:
                 assert all(is_silenced(family.program.model, g) for g in chosen), f"{dial.name} can't be silenced"
+            if dial.kind == EXPERTS:
+                assert all(is_routed(family.program, g) for g in chosen), f"{dial.name} are not chosen by a router"
             assert all(_is_order(family.orders[f"{g.site}:{g.kind}"], g.count) for g in chosen), "no order of items"
         elif dial.kind == KERNEL:
             most, least = min(kernels[place] for place in dial.places), 1

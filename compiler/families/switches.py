@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.skeleton import Group, Member, Skeleton
+from ..capture.refresh import with_current_ints
 from ..discovery.bypass import bypassed, staying
 from ..editing.rewrite import Rewriter
 from ..ir.surgery import put, tensor_at
@@ -22,22 +23,28 @@ from ..ir.unit import Unit, code_key
 from ..planning import shrink
 from ..search.narrowing import again
 from ..search.reconstruct import has_moments, module_of, readers
+from ..search.routing import said_above
 from ..search.saving import steps
 from ..search.widths import Site, slice_all, unit_of
 from .choices import BLOCKS, KERNEL, LAYERS, WIDTHS, Space
 from .kernels import crop, cropped, surrounded
+from .mixtures import EXPERTS, Mixtures, is_routed
 from .scans import SCANNED, Scans, is_silenced
 
 if TYPE_CHECKING:
     from ..ir.program import Program
 
 Orders = Mapping[str, Sequence[int]]  # "SITE:KIND" -> items, those that die first in front
+State = tuple[frozenset[str], tuple[tuple[str, int], ...]]  # branches that a unit runs without, numbers that are others
+WHOLE: State = (frozenset(), ())
 
 
 def is_maskable(program: "Program", group: Group) -> bool:
     """Whether zeros in what its readers are given do to a group what slicing would: readers are matrices. Of a scan's
-    groups, whether `Scans` does."""
+    groups, whether `Scans` does, and of experts, whether `Mixtures` does."""
     model = program.model
+    if group.kind == EXPERTS:
+        return is_routed(program, group)
     if group.kind in SCANNED:
         return is_silenced(model, group)
     return bool(group.readers) and all(has_moments(model, m) or _reads_plainly(model, m) for m in readers(group))
@@ -75,6 +82,7 @@ class Switches:
     kernels sizes of convolutions' kernels, by path, absent where they are whole
     crops   what was learned, or is, for smaller kernels
     scans   what scans of state-space mixers do without
+    experts which of them layers of experts have left
     """
 
     program: "Program"
@@ -84,19 +92,21 @@ class Switches:
     masks: dict[str, Tensor] = field(default_factory=dict)
     off: set[str] = field(default_factory=set)
     kernels: dict[str, int] = field(default_factory=dict)
-    _units: dict[tuple[str, frozenset[str]], Unit] = field(default_factory=dict)
-    _bound: dict[str, frozenset[str]] = field(default_factory=dict)
+    _units: dict[tuple[str, State], Unit] = field(default_factory=dict)
+    _bound: dict[str, State] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         skeleton = self.program.skeleton
         self.groups = {(g.site, g.kind): g for g in skeleton.groups}
         self.branches = {b.site: b for b in skeleton.branches}
         self.scans = Scans(self.program.model)
+        self.experts = Mixtures(self.program)
 
     def take(self, choice: Mapping[str, int]) -> None:
         """Run as a choice says from now on."""
         self.masks.clear()
         self.scans.clear()
+        self.experts.clear()
         for kind in WIDTHS:
             for site, left in self.space.by_place(choice, kind).items():
                 self._silence(self.groups[site, kind], left)
@@ -108,6 +118,10 @@ class Switches:
 
     def _silence(self, group: Group, left: int) -> None:
         gone = dead(self.orders, group, left)
+        if group.kind == EXPERTS:
+            if gone:
+                self.experts.silence(group, gone)
+            return
         if group.kind in SCANNED and gone:
             self.scans.silence(group, gone)
         for member in readers(group) if gone else ():
@@ -122,38 +136,44 @@ class Switches:
         return f"{path}.base_layer" if "base_layer" in dict(module.named_children()) else path
 
     def _leave_out(self, sites: frozenset[str]) -> None:
+        """Let units run without these branches, with the numbers of experts that they have now."""
         wanted: dict[str, frozenset[str]] = {}
         for site in sites:
             unit = self.branches[site].unit
             wanted[unit] = wanted.get(unit, frozenset()) | {site}
-        for path in self._bound.keys() | wanted.keys():
+        for path, unit in self.program.units.items():
             without = wanted.get(path, frozenset())
-            if self._bound.get(path, frozenset()) != without:
-                self._bind(path, without)
+            follows = without or unit.edited  # else it runs its class's forward, which reads the numbers itself
+            state = without, self.experts.stated(path) if follows else ()
+            if self._bound.get(path, WHOLE) != state:
+                self._bind(path, state)
 
-    def _bind(self, path: str, without: frozenset[str]) -> None:
+    def _bind(self, path: str, state: State) -> None:
         unit, model = self.program.units[path], self.program.model
-        if not without:
+        if state == WHOLE:
             del self._bound[path]
             (unit.bind if unit.edited else unit.unbind)(model)
             return
-        if (path, without) not in self._units:
+        if (path, state) not in self._units:
             graph = unit.graph
-            for site in sorted(without):
+            for site in sorted(state[0]):
                 graph = bypassed(graph, self.branches[site])
-            self._units[path, without] = replace(unit, graph=graph, key=code_key(graph), edited=True)
-        self._units[path, without].bind(model)
-        self._bound[path] = without
+            graph = with_current_ints(graph, unit.module(model)) or graph if state[1] else graph
+            self._units[path, state] = replace(unit, graph=graph, key=code_key(graph), edited=True)
+        self._units[path, state].bind(model)
+        self._bound[path] = state
 
     @contextmanager
     def on(self) -> Iterator["Switches"]:
         """Follow what is taken; afterwards the program is as it was."""
         model, handles = self.program.model, []
-        paths = {module_of(m) for k in WIDTHS for s in self._sites(k) for m in readers(self.groups[s, k])}
+        matrices = [self.groups[s, k] for k in WIDTHS if k != EXPERTS for s in self._sites(k)]
+        paths = {module_of(m) for group in matrices for m in readers(group)}
         try:
             for path in sorted(paths):
                 handles.append(model.get_submodule(path).register_forward_pre_hook(self._masking(path)))
             handles += self.scans.handles([self.groups[s, k] for k in SCANNED for s in self._sites(k)])
+            handles += self.experts.handles([self.groups[s, EXPERTS] for s in self._sites(EXPERTS)])
             for dial in self.space.of(KERNEL):
                 for path in dial.places:
                     handles += self._shrinking(path, dial.values)
@@ -163,9 +183,10 @@ class Switches:
         finally:
             for handle in handles:
                 handle.remove()
-            self._leave_out(frozenset())
             self.masks.clear()
             self.scans.clear()
+            self.experts.clear()
+            self._leave_out(frozenset())
             self.kernels.clear()
             self.off.clear()
 
@@ -235,8 +256,14 @@ def cut(
             if not is_lost(skeleton, site, gone, sites) and (items := dead(orders, group, left)):
                 cuts.append((group, items))
     if cuts:
+        every = [g for g in skeleton.groups if g.kind == EXPERTS and not is_lost(skeleton, g.site, gone, sites)]
+        fewer = [(group, len(items)) for group, items in cuts if group.kind == EXPERTS]
+        alike = len({count for _, count in fewer}) == 1
+        above = list(said_above(program, [group for group, _ in fewer], every)) if alike else []
         with Rewriter(program) as rewrite:
             slice_all(program, rewrite, cuts)
+            for name, count in above:
+                rewrite.set_attr(name, count - fewer[0][1])
     for site in sites:
         found = next((b for b in program.skeleton.branches if b.site == site), None)
         if found is not None and found.unit not in gone:

@@ -51,19 +51,26 @@ class Generation:
             raise Reject(bad_sampling("a prompt has no token", help="begin it with the tokenizer's first token"))
         if self.streamer is not None:
             self.streamer.put(ids.cpu())
-        with self.model.sequences_of(len(ids)) as numbers:
+        self._held = list(prompts)
+        taken = self.model.begin([prompt.tolist() for prompt in prompts])
+        numbers = [number for number, _ in taken]
+        try:
             begin(numbers)
-            made, logits = self._grow(prompts, numbers)
+            made, logits = self._grow(prompts, taken)
+        finally:
+            held = zip(numbers, self._held, strict=True)
+            self.model.give_back(numbers, [ids[: self.model.engine.length(n)].tolist() for n, ids in held])
         if self.streamer is not None:
             self.streamer.end()
         return torch.cat([ids, made], 1), logits
 
-    def _grow(self, prompts: list[Tensor], numbers: Sequence[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        rows = len(prompts)
-        live, held = list(range(rows)), list(prompts)
+    def _grow(self, prompts: list[Tensor], taken: Sequence[tuple[int, int]]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`taken` are sequences, and how many tokens of its prompt each holds."""
+        rows, numbers = len(prompts), [number for number, _ in taken]
+        live, held = list(range(rows)), self._held
         made = torch.empty((rows, 0), dtype=torch.int64)
         every: list[Tensor] = []
-        fresh = dict(zip(numbers, prompts, strict=True))
+        fresh = {number: prompt[known:] for (number, known), prompt in zip(taken, prompts, strict=True)}
         while live:
             logits = self.model.feed(fresh, "last")  # [live, vocabulary]
             if self.keep_logits:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
 from .generation import Generation
+from .places import Places
 from .sampling import Sampling, as_tokens
 
 context_full = Fault(
@@ -85,10 +86,13 @@ class NativeModel(nn.Module):
     plan        what it runs
     weights     the tensors that it reads; buffers, so that their bytes are counted
     facts       what the artifact says of the model that it was
+    remembers   tokens of earlier prompts that free sequences hold, for prompts that begin alike
     stored      bytes of the weights in their file, where they are others there than in memory
+    owner       of what sequences hold: another name where weights change
     """
 
     stored: int | None = None
+    owner = ""
 
     def __init__(
         self,
@@ -99,6 +103,7 @@ class NativeModel(nn.Module):
         sequences: int,
         generation: Mapping[str, Any] | None = None,
         tokenizer: Any = None,
+        remembers: int = 0,
     ):
         super().__init__()
         self.engine, self.plan, self.facts, self.tokenizer = engine, plan, facts, tokenizer
@@ -115,7 +120,7 @@ class NativeModel(nn.Module):
         told = {"eos_token_id": None, "pad_token_id": None, **(generation or {})}
         self.generation_config = SimpleNamespace(**told)
         self.name_or_path = ""
-        self._free = list(range(sequences))[::-1]
+        self._places = Places(engine, sequences, remembers)
         self._lock, self._process = threading.RLock(), os.getpid()
 
     @property
@@ -137,21 +142,25 @@ class NativeModel(nn.Module):
 
     def take(self, count: int) -> list[int]:
         """Numbers of sequences that are free; Reject where the engine has no more."""
+        return [number for number, _ in self.begin([()] * count)]
+
+    def begin(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+        """A sequence for each prompt, and how many of its first tokens it holds already."""
         with self._alone():
-            if count > len(self._free):
+            if len(prompts) > self.spare:
                 raise Reject(
                     too_many_sequences(
-                        f"{count} more sequences are asked for, and {len(self._free)} are free",
+                        f"{len(prompts)} more sequences are asked for, and {self.spare} are free",
                         help="load the artifact with a larger `sequences=`, or close what is open",
                     )
                 )
-            return [self._free.pop() for _ in range(count)]
+            return [self._places.take(prompt, self.owner) for prompt in prompts]
 
-    def give_back(self, numbers: Sequence[int]) -> None:
+    def give_back(self, numbers: Sequence[int], held: Sequence[Sequence[int]] = ()) -> None:
+        """Free sequences; `held` are the tokens that each has, where they may be gone on with."""
         with self._alone():
-            for number in numbers:
-                self.engine.forget(number, 0)
-                self._free.append(number)
+            for number, ids in zip(numbers, held or [()] * len(numbers), strict=True):
+                self._places.give_back(number, ids, self.owner)
 
     @contextmanager
     def sequences_of(self, count: int) -> Iterator[list[int]]:
@@ -164,10 +173,11 @@ class NativeModel(nn.Module):
     @property
     def spare(self) -> int:
         """How many more sequences can be open."""
-        return len(self._free)
+        return len(self._places)
 
-    def feed(self, rows: Mapping[int, Tensor], wanted: str) -> Tensor:
-        """Extend sequences by tokens; logits of the last or the first of each row, or of "all", row by row."""
+    def feed(self, rows: Mapping[int, Tensor], wanted: str | int) -> Tensor:
+        """Extend sequences by tokens; logits of the last or the first of each row, of so many of its last, or of "all",
+        row by row."""
         for number, ids in rows.items():
             length = self.engine.length(number) + len(ids)
             if length > self.plan["context"]:
@@ -187,8 +197,11 @@ class NativeModel(nn.Module):
                 )
             )
         numbers = [number for number, ids in rows.items() for _ in range(len(ids))]
-        places = [{"all": range(len(ids)), "first": (0,), "last": (len(ids) - 1,)}[wanted] for ids in rows.values()]
-        asked = [i in own for ids, own in zip(rows.values(), places, strict=True) for i in range(len(ids))]
+        if wanted == "first":
+            asked = [i == 0 for ids in rows.values() for i in range(len(ids))]
+        else:
+            most = wanted if isinstance(wanted, int) else {"all": len(ids), "last": 1}[wanted]
+            asked = [i >= len(ids) - most for ids in rows.values() for i in range(len(ids))]
         with self._alone():
             return self.engine.run(ids.tolist(), numbers, asked)
 
@@ -214,22 +227,31 @@ class NativeModel(nn.Module):
         if cache is None and use_cache:
             cache = Sequences(self, len(input_ids))
         if cache is not None:
-            self._fill(logits, input_ids, mask, cache.numbers)
+            for row, number in enumerate(cache.numbers):
+                self._fill(logits[row], input_ids[row], mask[row], number)
             return Output(logits=logits, cache=cache)
-        for start in range(0, len(input_ids), max(1, self.spare)):
-            part = slice(start, start + max(1, self.spare))
-            with self.sequences_of(len(input_ids[part])) as numbers:
-                self._fill(logits[part], input_ids[part], mask[part], numbers)
+        for row in range(len(input_ids)):  # row by row: the logits of one fit in memory
+            seen = input_ids[row][mask[row].bool()].tolist()
+            ((number, held),) = self.begin([seen[: max(0, len(seen) - keep + 1)]])
+            try:
+                self._fill(logits[row], input_ids[row], mask[row], number, held)
+                kept = seen
+            except BaseException:
+                kept = []
+                raise
+            finally:
+                self.give_back([number], [kept])
         return Output(logits=logits)
 
-    def _fill(self, logits: Tensor, ids: Tensor, mask: Tensor, numbers: Sequence[int]) -> None:
-        for row, number in enumerate(numbers):  # row by row: the logits of one fit in memory
-            seen = mask[row].bool()
-            if seen.any():
-                last = seen.nonzero()[-logits.shape[1] :, 0] - (ids.shape[1] - logits.shape[1])
-                found = self.feed({number: ids[row][seen]}, "last" if logits.shape[1] == 1 else "all")
-                last = last[last >= 0]
-                logits[row, last] = found[len(found) - len(last) :]
+    def _fill(self, logits: Tensor, ids: Tensor, mask: Tensor, number: int, held: int = 0) -> None:
+        """The last logits [keep, vocabulary] of a row, of which the sequence holds the first tokens that are seen."""
+        seen = mask.bool()
+        if not seen.any():
+            return
+        found = self.feed({number: ids[seen][held:]}, len(logits))
+        last = seen.nonzero()[-len(logits) :, 0] - (len(ids) - len(logits))
+        last = last[last >= 0]
+        logits[last] = found[len(found) - len(last) :]
 
     @torch.no_grad()
     def generate(

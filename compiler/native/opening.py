@@ -33,6 +33,7 @@ def open_native(
     mapped: bool = False,
     believed: bool = False,
     steady: bool = False,
+    remembers: int = 0,
 ) -> NativeModel:
     """The model of a folder that the target `native` wrote.
 
@@ -42,6 +43,8 @@ def open_native(
                 files lie in small pages; they must stay as they are for as long as the model is open
     believed    do not hold weights against their checksums, which reads each whole
     steady      logits of a sequence are the same to the bit whatever else a call computes
+    remembers   tokens of earlier prompts that are held, for prompts that begin alike; sums are then rounded in another
+                order than of a prompt that is read whole
     """
     import torch
 
@@ -58,7 +61,8 @@ def open_native(
     except KernelError as error:
         raise Reject(native_damaged(f"{folder}: {error}", help=_AGAIN)) from error
     kind = NativeTranslator if engine.sources else NativeEncoder if "gives" in stored.facts else NativeModel
-    model = kind(engine, stored.plan, weights, stored.facts, sequences, read_generation(folder))
+    own = read_generation(folder)
+    model = kind(engine, stored.plan, weights, stored.facts, sequences, own, remembers=remembers)
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
 

@@ -15,6 +15,8 @@ class Rows(ABC):
     vocabulary   logits of a token
     """
 
+    backward = True
+
     def __init__(self, sequences: int, context: int, vocabulary: int):
         self.sequences, self.context, self.vocabulary = sequences, context, vocabulary
 

@@ -25,7 +25,7 @@ class NativeTranslator(NativeModel):
     """
 
     def __init__(self, *args: Any, **more: Any):
-        super().__init__(*args, **more)
+        super().__init__(*args, **{**more, "remembers": 0})  # targets that begin alike have other sources
         start, pad = self.facts.get("start"), self.facts.get("pad")
         if type(start) is not int or not 0 <= start < self.plan["vocabulary"]:
             raise Reject(native_damaged("plan.json names no token that a target begins with", help="compile again"))
@@ -83,21 +83,25 @@ class NativeTranslator(NativeModel):
         mask = torch.ones_like(said) if decoder_attention_mask is None else decoder_attention_mask[:, -said.shape[1] :]
         logits = torch.zeros((*said.shape, self.plan["vocabulary"]))
         if cache is not None:
-            self._fill(logits, said, mask, cache.numbers)
+            self._say(logits, said, mask, cache.numbers)
             return Output(logits=logits, cache=cache)
         assert input_ids is not None, "asked for above"
         sources = rows_of(input_ids, attention_mask)
         if use_cache:
             cache = Sequences(self, len(said))
             self.encode(cache.numbers, sources)
-            self._fill(logits, said, mask, cache.numbers)
+            self._say(logits, said, mask, cache.numbers)
             return Output(logits=logits, cache=cache)
         for start in range(0, len(said), max(1, self.spare)):
             part = slice(start, start + max(1, self.spare))
             with self.sequences_of(len(said[part])) as numbers:
                 self.encode(numbers, sources[part])
-                self._fill(logits[part], said[part], mask[part], numbers)
+                self._say(logits[part], said[part], mask[part], numbers)
         return Output(logits=logits)
+
+    def _say(self, logits: Tensor, said: Tensor, mask: Tensor, numbers: Sequence[int]) -> None:
+        for row, number in enumerate(numbers):
+            self._fill(logits[row], said[row], mask[row], number)
 
     @torch.no_grad()
     def generate(

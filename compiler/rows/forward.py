@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -32,6 +33,14 @@ def logits(model: nn.Module, ids: Tensor) -> Tensor:
     args, given = arguments(model, ids)
     found = output_logits(model(*args, **given))
     return found if found.dim() > 2 else found[:, None]
+
+
+def last_logits(model: nn.Module, ids: Tensor, count: int) -> Tensor:
+    """As `logits`, of the last `count` tokens alone, which many models can compute without the others."""
+    if "logits_to_keep" not in signature(model.forward).parameters:
+        return logits(model, ids)[:, -count:]
+    args, given = arguments(model, ids)
+    return output_logits(model(*args, **given, logits_to_keep=count))[:, -count:]
 
 
 def output_logits(output: Any) -> Tensor:
@@ -170,11 +179,12 @@ def continuations(model: nn.Module, asked: Sequence[tuple[Sequence[int], int]]) 
             width = len(asked[group[-1]][0])
             ids = torch.tensor([[*asked[i][0], *[0] * (width - len(asked[i][0]))] for i in group])  # [b, t]
             with prompts(model, torch.tensor([asked[i][1] for i in group])):
-                values = logits(model, ids)
+                first = min(asked[i][1] for i in group) - 1
+                values = last_logits(model, ids, width - first)
             for row, i in enumerate(group):
                 tokens, begin = asked[i]
                 targets = ids[row, begin : len(tokens)].to(values.device)
-                said = losses(values[row, begin - 1 : len(tokens) - 1], targets)
+                said = losses(values[row, begin - 1 - first : len(tokens) - 1 - first], targets)
                 found[i] = -said.cpu().double().sum().item()  # not all devices have float64
     return found
 

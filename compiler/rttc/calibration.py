@@ -161,12 +161,19 @@ class Calibration:
 
 
 def settle(
-    client: Guided, policy: Policy, dev: Sequence[Sample], found: Sequence[Trial], price: float, seed: int, force: bool
+    client: Guided,
+    policy: Policy,
+    dev: Sequence[Sample],
+    found: Sequence[Trial],
+    price: float | None,
+    seed: int,
+    force: bool,
 ) -> Calibration:
-    """The policy that a dev set's trials ask for. Reject (weak-reward) where a coin would choose as well."""
+    """The policy that a dev set's trials ask for; `price` None is 0 for thresholds, and as `train` has it for a router.
+    Reject (weak-reward) where a coin would choose as well."""
     areas = aucs(found)
     if policy.kind != "router":
-        fitted, points = fit(found, policy, price, force)
+        fitted, points = fit(found, policy, price or 0.0, force)
         return Calibration(fitted, found, points, measure(found, fitted), areas)
     of = dev_features(client, dev)
     router = train(found, of, price, seed=seed, force=force)

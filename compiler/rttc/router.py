@@ -27,7 +27,7 @@ from .signals import Signals
 
 NAME, FORMAT, FOLDS = "router.safetensors", 1, 5
 PENALTIES = (0.003, 0.03, 0.3)  # dozens of questions and hundreds of coordinates: how strongly they are held back
-_TELLING = 0.02  # of AUC, that the first token must add: to look at it costs a third of a short direct answer
+_TELLING = 0.02  # of AUC, that the first token must add: a look is lost where no direct answer goes on from it
 _SIGNALS = 2
 
 broken_router = Fault("broken-router", "A file that was to hold a router does not.", exit="environment")
@@ -97,8 +97,11 @@ def open_router(folder: Path, width: int) -> Router:
         ) from error
 
 
-def train(trials: Sequence[Trial], of: Tensor, price: float, *, seed: int = 0, force: bool = False) -> Router:
+def train(trials: Sequence[Trial], of: Tensor, price: float | None, *, seed: int = 0, force: bool = False) -> Router:
     """Fitted on a dev set; `of` [n, width + 2] are the features of its questions.
+
+    price    of a second; None for the least at which questions held out take no longer than by the better of always
+             `rag` and always `ttt`
 
     Reject (weak-reward) where questions held out are predicted no better than by a coin, unless `force`.
     """
@@ -114,7 +117,22 @@ def train(trials: Sequence[Trial], of: Tensor, price: float, *, seed: int = 0, f
             )
         )
     seconds = tuple(sum(t.seconds[b] for t in trials) / len(trials) for b in BRANCHES)
+    if price is None:
+        price = _fair_price(_held_out(of, right, penalty, seed).sigmoid(), right, trials)
     return Router(*_fit(of, right, penalty), seconds, price, area)
+
+
+def _fair_price(chances: Tensor, right: Tensor, trials: Sequence[Trial]) -> float:
+    """Of chances [n, branches] of questions that their router has not seen."""
+    seconds = torch.tensor([[trial.seconds[b] for b in BRANCHES] for trial in trials])  # [n, branches]
+    mean = seconds.mean(0)
+    better = max((1, 2), key=lambda b: (float(right[:, b].mean()), -float(mean[b])))
+    dearest = 1 / max(float(mean.sort().values.diff().min()), 1e-6)  # a branch that is dearer is never worth as much
+    for price in (0.0, *(dearest * 1.2**-at for at in range(59, -1, -1))):
+        taken = (chances - price * mean).argmax(1, keepdim=True)
+        if float(seconds.gather(1, taken).mean()) <= float(mean[better]):
+            return price
+    return dearest
 
 
 def measure_router(router: Router, trials: Sequence[Trial], of: Tensor) -> Point:

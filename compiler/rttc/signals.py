@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..rows.forward import evaluating, logits
+from ..rows.forward import evaluating, last_logits
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,6 @@ class Signals:
 def signals(model: Any, ids: list[int]) -> Signals:
     """Of a prompt's tokens: one forward, nothing is generated."""
     with evaluating(model):
-        told = logits(model, torch.tensor([ids]))[0, -1].float().log_softmax(-1)  # [vocab]
+        told = last_logits(model, torch.tensor([ids]), 1)[0, -1].float().log_softmax(-1)  # [vocab]
     first, second = told.topk(2).values.tolist()
     return Signals(first - second, float(-(told.exp() * told).sum()))

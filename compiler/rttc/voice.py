@@ -27,6 +27,8 @@ _KERNEL = "dense_linear"
 # values are 0.02 apart with no adapter at all, and an adapter at the wrong place, or not scaled, is 0.2 and more.
 APART = 0.06
 _READY = 4  # states that are kept as the engine reads them: some 9 MB each for LoRA of rank 8 on 135M parameters
+_SEQUENCES = 4  # a question as it was looked at, answered and judged, and prompts with samples before it
+_REMEMBERED = 2048  # tokens of each
 _DOUBLINGS = 9  # of the spread of random adapters, until they move what the model says
 
 no_place = Fault(
@@ -59,7 +61,7 @@ def open_voice(folder: Path, adaptable: Adaptable | None, threads: int | None = 
 
     Raises Reject (no-place-for-adapters) where the plan has none for them.
     """
-    bare = open_native(folder, threads=threads, sequences=1)
+    bare = open_native(folder, threads=threads, sequences=_SEQUENCES, remembers=_SEQUENCES * _REMEMBERED)
     return Voice(bare, Adapted(bare, adaptable) if adaptable else None)
 
 
@@ -73,17 +75,24 @@ class Adapted:
         plan, shapes = adapted_plan(bare.plan, self._kind, self._on, _ranks(self._kind, self._on, first))
         self._own = {name: _blank(shape) for name, shape in shapes.items()}
         shared = {name.replace("/", "."): tensor for name, tensor in bare.weights.named_buffers()}
-        engine = Engine({**plan}, {**shared, **self._own}, threads=bare.engine.threads, sequences=1, copy=False)
-        self._ready: OrderedDict[int, tuple[State, dict[str, Tensor]]] = OrderedDict()
+        engine = Engine({**plan}, {**shared, **self._own}, bare.engine.threads, sequences=_SEQUENCES, copy=False)
+        self._ready: OrderedDict[int, tuple[State, dict[str, Tensor], str]] = OrderedDict()
+        self._made = 0
         own = {"eos_token_id": bare.generation_config.eos_token_id}
-        self.model = NativeModel(engine, plan, self._own, bare.facts, 1, own).eval()
+        self.model = NativeModel(
+            engine, plan, self._own, bare.facts, _SEQUENCES, own, remembers=_SEQUENCES * _REMEMBERED
+        ).eval()
 
     def put(self, state: State) -> None:
         """Write a state of the adapters to where the engine reads it; it must not be changed afterwards."""
-        _, written = self._ready.pop(id(state), None) or (state, self._packed(state))
-        for name, tensor in written.items():
+        ready = self._ready.pop(id(state), None)
+        if ready is None:
+            self._made += 1
+            ready = state, self._packed(state), f"state {self._made}"
+        for name, tensor in ready[1].items():
             self._own[name].copy_(tensor)
-        self._ready[id(state)] = state, written  # the state is held, so that no other gets its number
+        self.model.owner = ready[2]
+        self._ready[id(state)] = ready  # the state is held, so that no other gets its number
         if len(self._ready) > _READY:
             self._ready.popitem(last=False)
 

@@ -19,19 +19,12 @@ if TYPE_CHECKING:
     from ..ir.program import Program
 
 
-class Quantizer(Pass):
-    """Puts linear modules' weights on a grid; the modules keep their type and hold the values of the grid."""
+class GridPass(Pass):
+    """Has a grid for the weights of linear modules."""
 
-    keeps = Lossy()
     acts_on = "linear"
     divides = "group"
-    makes = {"bits: 4 & zero: free": "codes whose 0 lies anywhere"}
     determinism = "deterministic"
-    after = {
-        "tune.heal": "training would leave the grid",
-        "sparsify.sparsegpt": "its weights would leave the grid",
-        "sparsify.admm": "its weights would leave the grid",
-    }
 
     bits: int = param("Bits of a code.", default=4, ge=2, le=8, unit="bits")
     group: int = param("Inputs of an output that share a scale; 0 for all.", default=64, ge=0, unit="inputs")
@@ -54,6 +47,19 @@ class Quantizer(Pass):
     @property
     def grid(self) -> Grid:
         return Grid(self.bits, self.group, self.zero == "middle", self.scales == "search")
+
+
+class Quantizer(GridPass):
+    """Puts linear modules' weights on a grid; the modules keep their type and hold the values of the grid."""
+
+    keeps = Lossy()
+    makes = {"bits: 4 & zero: free": "codes whose 0 lies anywhere"}
+    after = {
+        "tune.heal": "training would leave the grid",
+        "quantize.scale": "scaled weights would leave the grid",
+        "sparsify.sparsegpt": "its weights would leave the grid",
+        "sparsify.admm": "its weights would leave the grid",
+    }
 
 
 def kept(weight: Tensor) -> Tensor | None:

@@ -48,11 +48,12 @@ class Answer:
         self._texts: list[str] = []
         self._tokens: list[Token] = []
         self._finish: str | None = None
+        self._held = 0
 
     def add(self, piece: Piece) -> None:
         self._texts.append(piece.text)
         self._tokens += piece.tokens
-        self._count = piece.count
+        self._count, self._held = piece.count, piece.held
         self._finish = piece.finish or None
 
     def whole(self, logprobs: bool) -> dict[str, Any]:
@@ -76,11 +77,12 @@ class Answer:
         """The chunk that tells the usage alone."""
         return {**self._chunk([]), "usage": self.usage()}
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         return {
             "prompt_tokens": self._prompt,
             "completion_tokens": self._count,
             "total_tokens": self._prompt + self._count,
+            "prompt_tokens_details": {"cached_tokens": self._held},
         }
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:

@@ -54,7 +54,8 @@ class Service:
             ids = await asyncio.to_thread(self._chat, asked)
         else:
             ids = await asyncio.to_thread(self._prompt, asked)
-        request = self._request(asked, ids)
+        key = call.scope.get("state", {}).get("key")
+        request = replace(self._request(asked, ids), owner="" if key is None else f"key {key}")
         pieces: asyncio.Queue[Piece] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 

@@ -103,6 +103,7 @@ class _Exchange:
         started, key, broken = time.monotonic(), None, None
         try:
             key = admission.check(self._scope["path"], self._headers)
+            self._scope["state"]["key"] = key
             admission.count(self._scope["path"], key, (self._scope.get("client") or ("",))[0])
             if self._scope["method"] == "POST":
                 self._body = await self._whole_body()

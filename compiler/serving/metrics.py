@@ -19,6 +19,7 @@ class Metrics:
         for end in _ENDS:
             self.requests.labels(end)
         self.prompt_tokens = self._counter("effc_prompt_tokens", "Tokens of prompts that were read.")
+        self.held_tokens = self._counter("effc_held_tokens", "Tokens of prompts that were known from requests before.")
         self.new_tokens = self._counter("effc_generated_tokens", "Tokens that were generated.")
         self.first = self._histogram("effc_time_to_first_token_seconds", "From a request to its first token.")
         self.step = self._histogram("effc_time_per_token_seconds", "Between two tokens of an answer, its mean.")

@@ -24,6 +24,7 @@ class Request:
     stops         strings that end the answer and are not part of it
     alternatives  how many of the likeliest tokens are told beside each; None tells no probabilities
     adapter       whose model answers; "" for the plain one
+    owner         whose requests this one may go on with
     """
 
     ids: tuple[int, ...]
@@ -36,6 +37,7 @@ class Request:
     stops: tuple[str, ...] = ()
     alternatives: int | None = None
     adapter: str = ""
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Token:
 class Piece:
     """Some more of an answer. `finish` says that it was the last, `count` how many tokens there are now.
 
+    held    tokens of the prompt that were known from a request before
     error   of one that "failed" what broke, for the log and nobody else; of one that was "cancelled" why
     """
 
@@ -59,6 +62,7 @@ class Piece:
     finish: Finish = ""
     error: str = ""
     tokens: tuple[Token, ...] = ()
+    held: int = 0
 
 
 class Job:
@@ -68,6 +72,7 @@ class Job:
     pending   tokens that the model has not seen yet
     sequence  of the model, None while the request waits
     whole     its prompt is read in one call
+    held      tokens of the prompt that its sequence had from a request before
     """
 
     def __init__(self, request: Request, hear: Callable[[Piece], None], tokenizer: Any, ends: Sequence[int]):
@@ -75,6 +80,7 @@ class Job:
         self.pending = list(request.ids)
         self.sequence: int | None = None
         self.whole = False
+        self.held = 0
         self.cancelled = False
         self.over = False  # its last piece was heard
         self.count = 0
@@ -99,6 +105,11 @@ class Job:
         assert self.sequence is not None, "a request that waits has no sequence"
         return self.sequence
 
+    @property
+    def known(self) -> list[int]:
+        """The tokens that its sequence has."""
+        return self._seen[: len(self._seen) - len(self.pending)]
+
     def advance(self, logits: Tensor) -> Piece:
         """Choose the next token by logits [vocabulary]; the piece of text that it makes certain."""
         token = self._sampler.choose(logits, self._seen)
@@ -117,7 +128,7 @@ class Job:
             text += self._stops.push(self._words.end())
             text += self._stops.end()
         finish = "stop" if self._stops.met else finish
-        return Piece(text, self.count, finish, tokens=self._certain())
+        return Piece(text, self.count, finish, tokens=self._certain(), held=self.held)
 
     def _certain(self) -> tuple[Token, ...]:
         """The tokens of text that is out: none that may belong to a stop string."""

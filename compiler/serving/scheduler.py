@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..native.places import Places
 from .errors import place_of
 from .metrics import Metrics
 from .request import Finish, Job, Piece, Request
@@ -38,6 +39,7 @@ class Scheduler:
     ends      tokens that end an answer
     waiting   requests that may wait while others run
     choose    gives a new sequence its adapter, and says whether its prompt must be read in one call
+    remembers tokens of requests before that are held for those that go on with them; 0 where the runner can't
     """
 
     def __init__(
@@ -48,12 +50,13 @@ class Scheduler:
         waiting: int = 64,
         running: int = MOST_SEQUENCES,
         choose: Callable[[int, str], bool] = lambda sequence, adapter: False,
+        remembers: int = 0,
     ):
         self._choose = choose
         self._runner, self._tokenizer, self._ends = runner, tokenizer, tuple(ends)
         self._most_waiting = waiting
-        self._free = list(range(min(running, runner.sequences)))[::-1]
-        self._places = len(self._free)
+        self._places = min(running, runner.sequences)
+        self._free = Places(runner, self._places, remembers)
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._changed = threading.Condition()
@@ -132,12 +135,18 @@ class Scheduler:
                     self._end(job, "cancelled", "nobody waits for the answer")
                 while self._waiting and self._free:
                     job = self._waiting.popleft()
-                    job.sequence = self._free.pop()
+                    self._place(job)
                     job.whole = self._choose(job.sequence, job.request.adapter)
                     self._running.append(job)
                 if self._running:
                     return True
                 self._changed.wait()
+
+    def _place(self, job: Job) -> None:
+        """A sequence for a request; what it holds of the prompt is not read again."""
+        job.sequence, job.held = self._free.take(job.request.ids, job.request.owner)
+        job.pending = job.pending[job.held :]
+        self.metrics.held_tokens.inc(job.held)
 
     def _call(self) -> None:
         """One call of the model, and what follows from it."""
@@ -202,8 +211,7 @@ class Scheduler:
         if job in self._running:
             self._running.remove(job)
             assert job.sequence is not None, "what runs has a sequence"
-            self._runner.forget(job.sequence)
-            self._free.append(job.sequence)
+            self._free.give_back(job.sequence, () if finish == "failed" else job.known, job.request.owner)
         else:
             self._waiting.remove(job)
         now = time.monotonic()

@@ -133,7 +133,12 @@ class Rttc(Target):
     )
     lists: Bytes = param("That cached lists of samples may take.", default=Bytes(67_108_864))
     states: Bytes = param("That cached adapters may take.", default=Bytes(67_108_864))
-    price: float = param("Accuracy that a second is worth, for the calibration.", default=0.0, ge=0)
+    price: float | None = param(
+        "Accuracy that a second is worth, for the calibration. Unless given, thresholds ask for accuracy alone, and a "
+        "router takes no longer than the better of always `rag` and always `ttt`.",
+        default=None,
+        ge=0,
+    )
     length: int = param("Most tokens of an answer in the calibration.", default=32, ge=1, le=4096)
     force: bool = param("Take a reward that tells right from wrong no better than a coin.", default=False)
 

@@ -59,6 +59,7 @@ class SparseCpu(Pass):
         "sparsify.admm": "packed weights can't be changed",
         "quantize.round": "packed weights can't be changed",
         "quantize.gptq": "packed weights can't be changed",
+        "quantize.scale": "packed weights can't be changed",
         "tune.heal": "packed weights are not trained",
         "supernet.lora": "packed weights are not trained",
         "supernet.elastic": "packed weights are not trained",

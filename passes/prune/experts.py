@@ -1,6 +1,6 @@
 """Remove whole experts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ...compiler.editing.rehearsal import rehearse
 from ...compiler.editing.rewrite import Rewriter
@@ -14,11 +14,8 @@ from ...compiler.search.saving import steps
 from ...compiler.search.widths import Site, slice_all
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Effort, Lossy, Pass, param
-from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef, Ratio, Selector
-
-too_few_experts = Fault("too-few-experts", "A layer would keep fewer experts than its router chooses for every token.")
 
 
 class Experts(Pass):
@@ -62,7 +59,8 @@ class Experts(Pass):
     def _take(self, program: Program, cuts: Sequence[tuple[Group, set[int]]], rewrite: Rewriter | None = None) -> None:
         rewrite = rewrite or Rewriter(program)
         slice_all(program, rewrite, cuts)
-        for name, count in _said_above(program, [group for group, _ in cuts]):
+        every = [g for g in program.skeleton.groups if g.kind == "experts"]
+        for name, count in routing.said_above(program, [group for group, _ in cuts], every):
             rewrite.set_attr(name, Amount(self.keep).kept(count))
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
@@ -74,28 +72,7 @@ class Experts(Pass):
     def _groups(self, skeleton: Skeleton) -> tuple[Group, ...]:
         """The layers of experts; Reject where one would be left with fewer than are chosen for a token."""
         found = required(skeleton, "experts", groups(skeleton, "experts", self.on))
-        least = skeleton.facts.get("active_experts") or 1
         for group in found:
             kept = Amount(self.keep).kept(steps(group)) * group.count // steps(group)
-            if kept < least:
-                raise Reject(
-                    too_few_experts(
-                        f"{group.site} would keep {kept} of {group.count} experts, and {least} are chosen for a token",
-                        help=f"keep at least {least / group.count:.0%} of experts",
-                    )
-                )
+            routing.refuse_few(skeleton, group, kept, "keep")
         return found
-
-
-def _said_above(program: Program, chosen: Sequence[Group]) -> Iterator[tuple[str, int]]:
-    """Numbers of experts that modules around the layers state, where all layers lose the same."""
-    every = [g for g in program.skeleton.groups if g.kind == "experts"]
-    counts = {g.count for g in every}
-    if len(counts) == 1 and len(chosen) == len(every):
-        for path, module in program.model.named_modules():
-            if all(g.site.startswith(f"{path}." if path else "") for g in every):
-                yield from (
-                    (f"{path}.{name}" if path else name, value)
-                    for name, value in vars(module).items()
-                    if type(value) is int and "expert" in name and value in counts
-                )

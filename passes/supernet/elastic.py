@@ -8,6 +8,7 @@ from torch import nn
 from ...compiler.families.choices import Dial, Drawn, Space, rank_dials
 from ...compiler.families.dials import (
     able,
+    check_experts,
     check_kernels,
     check_shares,
     chosen,
@@ -30,6 +31,7 @@ from ...compiler.planning import shrink
 from ...compiler.planning.select import parts
 from ...compiler.rows.classes import judge_classes
 from ...compiler.rows.forward import nll
+from ...compiler.search.routing import trusted
 from ...compiler.store.journal import Journal
 from ...compiler.training.adapters import Shape, adaptable, adapted
 from ...compiler.training.course import train
@@ -48,11 +50,12 @@ class Elastic(Learner):
     """Make widths and depth of a model elastic, and train it so that every choice of them is a model.
 
     What may be chosen comes from discovery: so many channels of each MLP, KV heads of each attention with the query
-    heads that they serve, heads, channels and states of each state-space mixer's scan, sizes of convolutions' kernels,
-    and which layers or residual branches run. A narrower choice
-    does without the items of least weight magnitude, and every smaller choice is a part of every larger one; a smaller
-    kernel is the middle of a larger one, times a matrix that is learned, at first the identity. `per: model` gives all
-    layers of a size one width, so that a choice has a config that plain transformers reads.
+    heads that they serve, heads, channels and states of each state-space mixer's scan, experts of each layer of them,
+    sizes of convolutions' kernels, and which layers or residual branches run. A narrower choice does without the items
+    of least weight magnitude, or the experts that the router trusts least over some of the rows, and chooses among the
+    others as if they were all. Every smaller choice is a part of every larger one; a smaller kernel is the middle of a
+    larger one, times a matrix that is learned, at first the identity. `per: model` gives all layers of a size one
+    width, so that a choice has a config that plain transformers reads.
 
     `train: adapters` leaves the weights and trains low-rank adapters beside them, of elastic rank where `ranks` has
     more than one; `train: weights` trains all parameters. A step learns on `draws` choices drawn for it, with
@@ -94,6 +97,9 @@ class Elastic(Learner):
     states: list[Ratio] = param(
         "Shares of a scan's states that may stay, from 100% down.", default=(), least=2, falling=True
     )
+    experts: list[Ratio] = param(
+        "Shares of a layer's experts that may stay, from 100% down.", default=(), least=2, falling=True
+    )
     kernels: list[int] = param(
         "Sizes, all odd, that larger kernels of convolutions may shrink to, the largest first.",
         default=(),
@@ -107,7 +113,9 @@ class Elastic(Learner):
     per: Literal["layer", "model"] = param("Whether each layer has widths of its own.", default="layer")
     align: int = param("Widths of MLPs are multiples of this.", default=8, ge=1, unit="channels")
     on: Selector | None = param("Which branches or layers may be smaller.", default=None)
-    adapt: int = param("Rows that statistics of BatchNorm are measured over.", default=64, ge=2, unit="rows")
+    adapt: int = param(
+        "Rows that statistics of BatchNorm, or the trust of routers, are measured over.", default=64, ge=2, unit="rows"
+    )
     train: Literal["adapters", "weights"] = param("What is trained.", default="adapters")
     ranks: list[int] = param(
         "What the rank of a layer's adapters may be, the largest first.", default=(16,), falling=True
@@ -130,7 +138,7 @@ class Elastic(Learner):
         refuse_same_rows(self.data, self.held_out, ctx)
         adapts = self.train == "adapters" and self.steps > 0
         paths = adaptable(program, None) if adapts else ()
-        space, first = self._space(program, paths)
+        space, first = self._space(program, paths, ctx)
         family = Family(program, "", space, Shape(self.ranks[0], self.alpha, self.dropout) if adapts else None)
         family.orders = first
         if batch_norms(program.model):
@@ -142,7 +150,7 @@ class Elastic(Learner):
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """The same shapes. Shares and ranks that can't be are said here, before any weight is read."""
-        for name in ("channels", "heads", "scan_heads", "scan_channels", "states"):
+        for name in ("channels", "heads", "scan_heads", "scan_channels", "states", "experts"):
             check_shares(name, getattr(self, name))
         if self.train == "adapters" and self.steps:
             check_modules(("peft",), self.extra, "`supernet.elastic` with `train: adapters`")
@@ -151,6 +159,7 @@ class Elastic(Learner):
         widths = [
             d for kind, shares in self._widths() for d in self._dials(chosen(skeleton, self.on, kind), kind, shares)
         ]
+        check_experts(self.experts, skeleton, self.on)
         check_kernels(self.kernels, skeleton, self.on)
         elastic = (
             bool(self.kernels)
@@ -185,13 +194,14 @@ class Elastic(Learner):
             "ssm_heads": self.scan_heads,
             "ssm_channels": self.scan_channels,
             "ssm_state": self.states,
+            "experts": self.experts,
         }
         return [(kind, shares) for kind, shares in asked.items() if shares]
 
     def _dials(self, groups, kind: str, shares: list[Ratio]) -> list[Dial]:
         return width_dials(groups, shares, self.per, self.align if kind == "channels" else 1)
 
-    def _space(self, program: Program, paths: tuple[str, ...]) -> tuple[Space, dict[str, list[int]]]:
+    def _space(self, program: Program, paths: tuple[str, ...], ctx: Context) -> tuple[Space, dict[str, list[int]]]:
         skeleton, dials, elastic = program.skeleton, [], []
         for kind, shares in self._widths():
             groups = chosen(skeleton, self.on, kind)
@@ -206,7 +216,9 @@ class Elastic(Learner):
         if len(self.ranks) > 1 and paths:
             dials += rank_dials(paths, "layer", skeleton, self.ranks)
         refuse_one(dials, "the model does not run without what would go")
-        return Space(tuple(dials)), orders(program, elastic)
+        routed = [group for group in elastic if group.kind == "experts"]
+        trust = trusted(program, ctx, self.data, routed, self.adapt) if routed else {}
+        return Space(tuple(dials)), orders(program, elastic, trust)
 
     # -- training --------------------------------------------------------------------------------------------
 

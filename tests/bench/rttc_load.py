@@ -1,10 +1,10 @@
 """Does a client of test-time compute bear a load? `python -m tests.bench.rttc_load FOLDER [200]`; FOLDER keeps the app.
 
 A client and a server of samples, both `effc serve`, the embedded tiny-llama, one thread. So many questions one after
-the other, then 64 by 16 at once, three times. Of 40 verses some come again, some in other words; chats, whole and
+the other, then 64 by 16 at once, ten times. Of 40 verses some come again, some in other words; chats, whole and
 streamed, and completions take turns. The policy is sequential, with thresholds at which a third stop at the direct answer
 and about half of the others at that with samples: all three branches run, side by side. Told: statuses, branches, cache
-hits, bytes, and the resident memory after each quarter.
+hits, bytes, and the resident memory after each quarter and each of the ten times, of whose last five a line is fitted.
 """
 
 import json
@@ -121,15 +121,17 @@ def load(folder: Path, count: int = 200) -> None:
             print(f"  {kind}: {sum(row.values())}, of which found in the cache {row}")
         print(f"bytes between client and server: {statistics.fmean(sent):.0f} a query, {max(sent)} where it retrieved")
         print("MiB of client and server after each quarter: " + ", ".join(f"{a:.0f} + {b:.0f}" for a, b in held))
-        for _ in range(3):  # the first time threads get their memory
+        held = []
+        for _ in range(10):  # the first times threads get their memory
             many = [question for _, question in stream(min(64, count))]
             with ThreadPoolExecutor(16) as pool:
                 found = list(pool.map(lambda pair: ask(client, *pair), enumerate(many)))
             branches = dict(Counter(decision["branch"] for _, decision in found))
             codes = Counter(code for code, _ in found)
-            print(
-                f"{len(many)} by 16 at once: statuses {dict(codes)}, {branches}; {resident(client.process.pid):.0f} MiB"
-            )
+            held.append(resident(client.process.pid))
+            print(f"{len(many)} by 16 at once: statuses {dict(codes)}, {branches}; {held[-1]:.0f} MiB", flush=True)
+        slope = statistics.linear_regression(range(5), held[5:]).slope
+        print(f"MiB that the last five times added, a time: {slope:+.1f}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,12 @@ from effc.compiler.rttc.signals import Signals
 DRAWS, SEED = 10_000, 1
 LEAST = 8  # dev and test questions of a task that has a table of its own
 PRICES = (0.0, 0.01, 0.03)  # accuracy that a second of CPU is worth
-PARTS = {"direct": ("direct",), "rag": ("embed", "retrieve", "rag"), "ttt": ("embed", "retrieve", "train", "ttt")}
+# A direct answer goes on from the look at its question, and costs no more for it than one token's forward.
+PARTS = {
+    "direct": ("signals", "direct"),
+    "rag": ("embed", "retrieve", "rag"),
+    "ttt": ("embed", "retrieve", "train", "ttt"),
+}
 Row = Mapping[str, Any]
 
 
@@ -62,7 +67,7 @@ def oracle(rows: Sequence[Row]) -> Result:
 
 def trials(rows: Sequence[Row], reward: str) -> list[Trial]:
     """As a sequential policy spends: it embeds first, and scores every answer."""
-    own = {"direct": ("embed", "direct"), "rag": ("retrieve", "rag"), "ttt": ("train", "ttt")}
+    own = {"direct": ("embed", *PARTS["direct"]), "rag": ("retrieve", "rag"), "ttt": ("train", "ttt")}
     return [
         Trial(row[reward], row["right"], {b: sum(row["cost"][p] for p in (*own[b], f"{reward} {b}")) for b in BRANCHES})
         for row in rows
@@ -88,7 +93,7 @@ def of(rows: Sequence[Row]) -> torch.Tensor:
     return torch.stack([features(torch.tensor(row["vector"]), Signals(**row["signals"])) for row in rows])
 
 
-def routed(dev: Sequence[Row], test: Sequence[Row], price: float) -> tuple[Result, Router]:
+def routed(dev: Sequence[Row], test: Sequence[Row], price: float | None) -> tuple[Result, Router]:
     fixed = {branch: always(dev, branch) for branch in BRANCHES}
     plain = [Trial(row["self"], row["right"], {b: fixed[b].cost[i] for b in BRANCHES}) for i, row in enumerate(dev)]
     router = router_of(plain, of(dev), price, force=True)
@@ -149,10 +154,11 @@ def policies(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[str]) ->
             yield f"best of all by {name}, {area}", stepwise(dev, test, reward, 0.0, "best", scaled)
         for price in PRICES[:2]:
             yield f"sequential, {area}, {price:g} a second", stepwise(dev, test, reward, price, "sequential")
-    for price in PRICES:
+    for price in (None, *PRICES):
         result, router = routed(dev, test, price)
+        said = f"{router.price:.2g} (the default)" if price is None else f"{price:g}"
         seen = "vector and signals" if router.looks else "vector alone"
-        yield f"router, {seen} (AUC {router.auc:.2f}, held out), {price:g} a second", result
+        yield f"router, {seen} (AUC {router.auc:.2f}, held out), {said} a second", result
     yield "oracle", oracle(test)
 
 

@@ -48,6 +48,24 @@ def test_a_dear_second_makes_the_cheapest_branch_the_only_one_and_costs_never_ri
     assert spent == sorted(spent, reverse=True) and spent[-1] == 1.0
 
 
+def test_without_a_price_a_router_takes_no_longer_than_the_better_of_the_other_two_branches():
+    (found, of), (fresh, of_fresh) = world_of(160), world_of(100, seed=1)
+
+    def of_kind(trials, features, trained):  # some questions only `ttt` answers, the others only `rag`
+        hard = features[:, 1] > features[:, 1].quantile(1 - trained)
+        return [
+            replace(t, right={"direct": False, "rag": not h, "ttt": bool(h)}) for t, h in zip(trials, hard, strict=True)
+        ]
+
+    mostly = train(of_kind(found, of, 0.8), of, None)
+    assert mostly.price == 0.0  # always `ttt` is the better, and nothing is dearer
+    assert measure_router(mostly, of_kind(fresh, of_fresh, 0.8), of_fresh).accuracy > 0.8
+    free = train(of_kind(found, of, 0.2), of, 0.0)
+    assert measure_router(free, fresh, of_fresh).seconds > 2.0
+    fair = train(of_kind(found, of, 0.2), of, None)
+    assert fair.price > 0.0 and measure_router(fair, fresh, of_fresh).seconds <= 2.0
+
+
 def test_a_router_that_knows_nothing_is_refused_unless_forced():
     found, of = world_of(60, seed=3, noise=True)
     found = [replace(t, right=dict.fromkeys(BRANCHES, t.right["direct"])) for t in found]

@@ -8,7 +8,7 @@ from effc.compiler.capture.capture import capture
 from effc.compiler.native.emission import facts
 from effc.compiler.native.reader import Reader
 from effc.compiler.native.stored import write
-from effc.compiler.rows.forward import logits
+from effc.compiler.rows.forward import last_logits, logits
 from effc.compiler.rttc.adaptation import Adaptable, Regime
 from effc.compiler.rttc.attachment import places_of
 from effc.compiler.rttc.generation import Settings
@@ -51,6 +51,24 @@ def test_under_any_adapters_the_engine_computes_what_pytorch_does(name, kind, tm
     assert moved > 0.2, "adapters that change so little show nothing"
     voice.put(adaptable.state())
     assert torch.equal(logits(voice.adapted, row), bare)  # nothing is left of the state before
+
+
+def test_what_was_computed_under_some_adapters_is_gone_on_with_under_those_alone(tmp_path):
+    voice, adaptable = voice_of(tiny.model("llama"), tmp_path / "native", "lora")
+    draw, first = torch.Generator().manual_seed(0), adaptable.state()
+    states = [{n: t + 0.3 * torch.randn(t.shape, generator=draw) for n, t in first.items()} for _ in range(2)]
+    row = torch.tensor([3 * IDS])
+    whole = []
+    for state in states:
+        voice.put(state)
+        whole.append(logits(voice.adapted, row)[:, -1])
+    assert (whole[0] - whole[1]).abs().max() > 0.1
+    read, run = [], voice.adapted.engine.run
+    voice.adapted.engine.run = lambda ids, *more: read.append(len(ids)) or run(ids, *more)
+    for number in (0, 1, 0, 1):
+        voice.put(states[number])
+        assert torch.allclose(last_logits(voice.adapted, row, 1)[:, 0], whole[number], atol=1e-4)
+    assert read == [1, 1, 1, 1]
 
 
 def test_a_place_that_the_plan_does_not_have_is_refused_by_name(tmp_path):

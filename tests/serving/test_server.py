@@ -71,7 +71,9 @@ def test_a_stream_has_the_text_of_the_whole_answer_and_its_usage_at_the_end(serv
     assert told == whole.choices[0].message.content != ""
     assert chunks[0].choices[0].delta.role == whole.choices[0].message.role == "assistant"
     assert [c.choices[0].finish_reason for c in chunks[:-1] if c.choices[0].finish_reason] == ["length"]
-    assert chunks[-1].usage == whole.usage and whole.usage.completion_tokens == 10
+    usage, wanted = chunks[-1].usage, whole.usage
+    assert usage.total_tokens == wanted.total_tokens and usage.completion_tokens == wanted.completion_tokens == 10
+    assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1  # it was asked before
     plain = [c.choices[0].text for c in server.complete(stream=True)]
     assert "".join(plain) == server.complete().choices[0].text and len(plain) > 3
 
@@ -92,6 +94,29 @@ def test_a_seed_gives_the_same_text_whatever_else_is_answered(server):
         others = pool.map(lambda i: draw(100 + i, PROMPTS[i]), range(7))
         assert draw(3) == alone != draw(4)
         assert len(set(others)) == 7
+
+
+def test_a_conversation_that_goes_on_is_not_read_again_and_is_answered_as_if_it_were(server, artifact):
+    def turn(messages, url=server.url, **headers):
+        body = {"model": server.name, "messages": messages, "max_tokens": 8, "temperature": 0}
+        told = httpx.post(f"{url}{CHAT}", json=body, headers=headers, timeout=60).json()
+        return told["choices"][0]["message"]["content"], told["usage"]
+
+    messages = [{"role": "user", "content": "Thou shalt say what the sons of Belial did that day in Gibeah."}]
+    for _ in range(3):
+        said, usage = turn(messages)
+        messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "And then?"}]
+    held = usage["prompt_tokens_details"]["cached_tokens"]
+    assert usage["prompt_tokens"] / 2 < held < usage["prompt_tokens"]
+    assert server.metric("effc_held_tokens_total") >= held
+    keys = ["a" * 16, "b" * 16]
+    with serving(artifact, *[flag for key in keys for flag in ("--api-key", key)]) as other:
+        counts = []
+        for key in (keys[0], keys[1], keys[0]):  # the first has it new, and what one said is none of another's
+            fresh, told = turn(messages[:-2], other.url, authorization=f"Bearer {key}")
+            assert fresh == said
+            counts.append(told["prompt_tokens_details"]["cached_tokens"])
+    assert counts[:2] == [0, 0] and counts[2] == usage["prompt_tokens"] - 1
 
 
 def test_a_stop_string_ends_the_answer_and_is_never_sent(server):

@@ -1,0 +1,88 @@
+"""Places for sequences in an engine. One that is free may still hold tokens, for a prompt that begins like them.
+
+A conversation comes back with all that was said; what was computed of it is not computed again. Source: RadixAttention
+in SGLang (Zheng et al. 2024, arXiv 2312.07104), section 3, with a list of places where they have a tree of pages.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+LEAST = 8  # tokens in common from which a place is gone on with: fewer are computed as quickly
+
+
+class Cuts(Protocol):
+    """An engine that cuts sequences back."""
+
+    @property
+    def backward(self) -> bool:
+        """To any length. One with states of all that came before only forgets whole sequences, or goes on."""
+
+    def forget(self, number: int, length: int = 0) -> None: ...
+
+
+def tokens_in(room: int, plan: Mapping[str, Any]) -> int:
+    """How many tokens' keys and values go into so many bytes; 0 where a plan does not tell what a token takes."""
+    slots = plan.get("slots", ())
+    one = sum(2 * slot["kv_heads"] * (slot["head_dim"] + slot.get("value_dim", slot["head_dim"])) for slot in slots)
+    return room // one if one else 0
+
+
+@dataclass(frozen=True)
+class _Held:
+    owner: str
+    ids: list[int]
+
+
+class Places:
+    """
+    count    of places; the engine's sequences are numbered so
+    tokens   that free places hold in all; the one that was used longest ago goes first. 0 holds none
+    """
+
+    def __init__(self, engine: Cuts, count: int, tokens: int = 0):
+        self._engine, self._tokens = engine, tokens
+        self._empty = list(range(count))[::-1]
+        self._held: OrderedDict[int, _Held] = OrderedDict()  # the oldest first
+
+    def __len__(self) -> int:
+        """How many are free."""
+        return len(self._empty) + len(self._held)
+
+    def take(self, ids: Sequence[int] = (), owner: str = "") -> tuple[int, int]:
+        """A free place for a prompt, and how many of its first tokens are in it already: never all, as the logits of
+        the last are wanted. What another `owner` said is not gone on with, since the time that it takes tells of it."""
+        ids = list(ids)
+        shares = {n: self._shared(held, ids) for n, held in self._held.items() if held.owner == owner}
+        number = max(shares, key=shares.__getitem__, default=-1)
+        if 2 * shares.get(number, 0) < len(self._held[number].ids if shares else ()):
+            number = -1  # more would be lost than won: two prompts may have no more in common than how they begin
+        if not shares.get(number):
+            number = self._empty.pop() if self._empty else next(iter(self._held))
+        shared = shares.get(number, 0)
+        if self._held.pop(number, None) and (self._engine.backward or not shared):
+            self._engine.forget(number, shared)
+        return number, shared
+
+    def give_back(self, number: int, ids: Sequence[int] = (), owner: str = "") -> None:
+        """Free a place that holds these tokens; without any it is emptied."""
+        if not LEAST < len(ids) <= self._tokens:
+            self._engine.forget(number, 0)
+            self._empty.append(number)
+            return
+        self._held[number] = _Held(owner, list(ids))
+        while sum(len(held.ids) for held in self._held.values()) > self._tokens:
+            self._drop()
+
+    def _drop(self) -> None:
+        number, _ = self._held.popitem(last=False)
+        self._engine.forget(number, 0)
+        self._empty.append(number)
+
+    def _shared(self, held: _Held, ids: list[int]) -> int:
+        """How many of the first tokens of `ids`, but the last, a place can be cut back to; 0 if it isn't worth it."""
+        most = min(len(held.ids), max(0, len(ids) - 1))
+        if held.ids[:most] != ids[:most]:
+            most = next(i for i, (a, b) in enumerate(zip(held.ids, ids, strict=False)) if a != b)
+        return most if most >= LEAST and (self._engine.backward or most == len(held.ids)) else 0

@@ -1,0 +1,83 @@
+"""Scale what linear modules are given, so that rounding their weights loses less."""
+
+from functools import partial
+from typing import Literal
+
+from torch import Tensor
+
+from ...compiler.ir.program import Program
+from ...compiler.ir.surgery import put
+from ...compiler.search.folds import Fold, folds
+from ...compiler.search.layerwise import Layerwise, Stage, stages
+from ...compiler.search.quantizing import GridPass
+from ...compiler.search.scaling import Scaling, Sums
+from ...compiler.search.solving import effort
+from ...compiler.search.sparsity import finite_weight
+from ...compiler.store.shards import Shards
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Close, Effort, param
+from ...dsl.skeleton import Skeleton
+from ...dsl.values import DataRef
+
+
+class Scale(GridPass):
+    """Scale what linear modules are given, so that rounding their weights loses less.
+
+    This is AWQ without its rounding, and SmoothQuant: run it before `quantize.round`, `quantize.gptq` or a target that
+    rounds. Channels that are large over `data` become smaller where they are written, by a norm, the values of an
+    attention or the factor of a gate, and their weights as much larger where they are read: the model computes what it
+    did. What may be scaled is found on the graph and tried; modules that read the same channels share a scale. Of
+    twenty factors, powers of a channel's size alone and over that of its weights, the one is taken for which the
+    outputs lose least on the grid of these `bits`, `group`, `zero` and `scales`, or none where all lose more.
+
+    `inputs: int8` also counts what is lost where inputs are rounded token by token, as `native(weights: int8)` and the
+    int8 kernels do: `bits: 8, group: 0, inputs: int8` is for those.
+
+    Source: AWQ (Lin et al. 2023, arXiv 2306.00978), section 3.2; SmoothQuant (Xiao et al. 2022, arXiv 2211.10438). That
+    values of grouped attention are scaled, too, and that the writer's own rounding counts, is own.
+    Example: s = quantize.scale(on: "*_proj", data: calib, bits: 4, group: 32)
+    """
+
+    keeps = Close(atol=1e-3)
+
+    data: DataRef = param("Rows whose inputs of the modules count.")
+    inputs: Literal["exact", "int8"] = param(
+        "Whether modules are given numbers as they are, or rounded to int8 token by token.", default="exact"
+    )
+
+    def run(self, program: Program, ctx: Context) -> None:
+        chosen, rows = self.chosen(program.skeleton), ctx.rows(self.data)
+        parts, found, shards = stages(program, chosen), folds(program), Shards(ctx.workdir / "layers")
+        walk, changed = Layerwise(program, rows), []
+        for stage in ctx.each(parts, "layers", len(parts)):
+            made = shards.remember(stage.unit, partial(self._solve, program, walk, stage, found.get(stage.unit, [])))
+            for path, tensor in made.items():
+                put(program.model, path, ctx.mapped(tensor.to(program.model.get_parameter(path).device)))
+            walk.leave(stage)
+            changed += [fold.writer for fold in found.get(stage.unit, []) if f"{fold.writer}.weight" in made]
+        program.changed()
+        program.note(scaled=changed, folds=sum(map(len, found.values())), tokens=rows.numel())
+
+    def _solve(self, program: Program, walk: Layerwise, stage: Stage, found: list[Fold]) -> dict[str, Tensor]:
+        model, sums, made = program.model, Sums(), {}
+        for path in stage.modules:
+            finite_weight(program, path)
+        walk.look(stage, sums.listen)
+        scaling = Scaling.of(model, self.grid, sums, stage.modules, self.inputs == "int8")
+        for fold in found:
+            by = scaling.best(fold)
+            if by is None:
+                continue
+            scaling.take(fold, by)
+            for path, tensor in fold.scaled(model, by).items():
+                made[path] = tensor
+                put(model, path, tensor)
+        return made
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        """The same shapes. Groups that don't divide are said here, before any weight is read."""
+        self.chosen(skeleton)
+        return skeleton
+
+    def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
+        return effort(skeleton, self.chosen(skeleton), ctx.rows(self.data), "uniform")
