@@ -303,7 +303,8 @@ def plans(session: Session) -> "list[Plan]":
                 skeleton = skeleton_of(ctx.origin, session.settings)
             with placed(recipe.models[pipeline.model].span):
                 refuse_other_shapes(ctx.origin, skeleton)
-            found.append(plan(recipe, pipeline, ctx, skeleton))
+            with announce("reckoning time and memory"):
+                found.append(plan(recipe, pipeline, ctx, skeleton))
     if session.settings.locked:
         lock.refuse_drift(session.path, _facts(session, found), session.settings)
     for origin in session.origins.values():

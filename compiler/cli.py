@@ -14,6 +14,7 @@ from ..dsl.diagnostics import EXITS, Reject
 from .commands.exits import Carried, exit_table, explained, show_traceback
 from .commands.interrupt import acknowledge, asked_to_stop, within_a_second
 from .commands.screen import Screen, code_of
+from .commands.sections import SECTIONS
 
 VERBS = (
     "check",
@@ -49,12 +50,6 @@ HOMES = {
     "update": "packages",
     "vendor": "packages",
     "import": "imports",
-}
-SECTIONS = {
-    "Write": ("check", "fmt", "new", "import", "explain", "lsp", "passes", "recipes", "add", "update", "vendor"),
-    "Build": ("lock", "plan", "compile", "pick"),
-    "Use": ("run", "serve", "federate", "test", "bisect", "diff", "inspect", "report", "verify", "sign"),
-    "Care": ("cache", "doctor", "bench"),
 }
 
 

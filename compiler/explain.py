@@ -26,6 +26,17 @@ TITLES = {
     "data": "a kind of data",
     "model": "a source of models",
 }
+STATEMENTS = {
+    "use": 'use std.text, use "./mine.effspec" as mine: names of another file',
+    "param": 'param NAME: TYPE = VALUE in RANGE "sentence": what `--set NAME=VALUE` may change',
+    "model": "model NAME = SOURCE(...): where the model comes from",
+    "data": "data NAME = KIND(...): rows for passes and metrics",
+    "profile": "profile NAME { isa: ...  threads: ... }: a machine that bounds and passes may name",
+    "matrix": "matrix NAME: [A, B]: one variant of the recipe for each value of a `param`",
+    "pipeline": "pipeline NAME(MODEL) { step = pass(...) ... }: steps work on the one before, or say `from: step`",
+    "expect": "expect NAME { METRIC <= FACTOR * base in TARGET on PROFILE ... }: bounds on what a pipeline makes",
+    "emit": 'emit NAME { TARGET("folder") ... }: the artifacts of a pipeline',
+}
 PACKAGES = ("dsl", "compiler", "passes", "kernels")
 
 
@@ -45,8 +56,8 @@ def explain(name: str) -> str:
         return fault_page(_fault(known[name]))
     if name in (recipes := shipped()):
         return page(recipes[name])
-    if uses := _uses(name, vocabulary):
-        return "\n".join(uses)
+    if said := [part for part in (STATEMENTS.get(name), "\n".join(_uses(name, vocabulary))) if part]:
+        return "\n\n".join(said)
     words = [w for kind in SHELVES for w in vocabulary.words(kind).values()]
     inner = [n for w in words for p in w.params for n in (p.name, *p.choices)]
     names = [*recipes, *(w.name for w in words)]

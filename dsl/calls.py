@@ -1,12 +1,14 @@
 """From a call to an invocation: arguments bound to the parameters of a word."""
 
+import re
 from typing import Any
 
 from . import ast
-from .diagnostics import Fault, Fix
+from .diagnostics import Diagnostic, Fault, Fix
 from .nearest import nearest, suggestion
 from .recipe import Invocation
 from .scope import POISON, Scope
+from .slip import is_unit, wrong_sign
 from .source import Span
 from .typed import typed
 from .values import MetricRef
@@ -47,6 +49,9 @@ def find_word(kind: str, name: ast.Name, scope: Scope) -> Word | None:
         return None
     if kind == "pass" and _of_module(name, scope):
         return None
+    if kind == "metric" and (apart := _unit_apart(name)):
+        scope.report(apart)
+        return None
     near = nearest(name.path, words)
     other = next((k for k in NOUNS if k != kind and name.path in scope.session.vocabulary.words(k)), None)
     note = f"`{name.path}` is a {NOUNS[other]}" if other else ""
@@ -60,6 +65,18 @@ def find_word(kind: str, name: ast.Name, scope: Scope) -> Word | None:
         )
     )
     return None
+
+
+def _unit_apart(name: ast.Name) -> Diagnostic | None:
+    """`bytes <= 24 GiB in hf` is two bounds to the grammar, of which the second measures GiB."""
+    source, start = name.span.source, name.span.start
+    number = re.search(r"([0-9][0-9.]*)([ \t]+)$", source.text[max(0, start - 40) : start])
+    if number is None or not is_unit(name.path):
+        return None
+    gap = Span(source, start - len(number[2]), start)
+    whole = Span(source, start - len(number[0]), name.span.end)
+    help = f"write `{number[1]}{name.path}`"
+    return wrong_sign("a unit follows its number without a space", whole, help=help, fix=Fix(gap, ""))
 
 
 def _of_module(name: ast.Name, scope: Scope) -> bool:

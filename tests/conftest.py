@@ -35,6 +35,14 @@ def one_thread():
         torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_nursery():
+    """Files that emit nothing may lie between two that do: what a nursery imports takes seconds each time."""
+    from effc.compiler.artifacts import nursery
+
+    nursery.IDLE = 3600.0
+
+
 @pytest.fixture
 def update(request) -> bool:
     return request.config.getoption("--update")

@@ -7,6 +7,7 @@ import pytest
 from effc.compiler import api
 from effc.compiler.cli import app
 from effc.compiler.commands.exits import MEANINGS
+from effc.compiler.words.shelf import SHELVES, Shelf
 from effc.dsl.diagnostics import EXITS
 from effc.dsl.render import render
 from typer.main import get_command
@@ -27,6 +28,46 @@ def test_a_whole_recipe_of_a_page_checks_in_an_empty_folder(tmp_path, name, numb
     path.write_text(recipe, encoding="utf-8")
     found = [d for d in api.check(path, cache_dir=tmp_path).diagnostics if d.severity == "error"]
     assert not found, render(found)
+
+
+BEFORE = """effspec 1
+use std.text
+model base = zoo("tiny-llama")
+data calib = synthetic(4, length: 32)
+"""
+PARTS = [
+    (name, number, block)
+    for name in TEXTS
+    for number, block in enumerate(re.findall(r"^```\w*\n(pipeline \w+\(base\) \{\n.*?)^```", TEXTS[name], re.M | re.S))
+]
+
+
+@pytest.mark.parametrize(("name", "number", "part"), PARTS, ids=[f"{name}-{number}" for name, number, _ in PARTS])
+def test_a_pipeline_of_a_page_checks_where_it_is_given_a_model_and_data(tmp_path, name, number, part):
+    emits = "" if "\nemit " in part else f'emit {part.split()[1].partition("(")[0]} {{ hf("x") }}\n'
+    path = tmp_path / "r.effspec"
+    path.write_text(BEFORE + part + emits, encoding="utf-8")
+    found = [d for d in api.check(path, cache_dir=tmp_path).diagnostics if d.severity == "error"]
+    assert not found, render(found)
+
+
+def _lines(text: str) -> list[str]:
+    """Command lines of a page: in a block, or between backticks."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+    in_blocks = [line for block in blocks for line in re.findall(r"^(?:\$ )?(effc [a-z].*)", block, re.M)]
+    return in_blocks + re.findall(r"`(effc [a-z][^`\n]*)`", text)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_command_line_of_a_page_names_a_verb_and_options_that_it_has(name):
+    for line in _lines(TEXTS[name]):
+        command, (_, *words) = get_command(app()), line.partition("  #")[0].split()
+        assert words[0] in command.commands, line
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        known = {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
+        asked = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        assert asked <= known | {"--help", "-h"}, f"{line}: {asked - known}"
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -85,6 +126,18 @@ def test_files_and_folders_may_be_texts_in_python(tmp_path):
     where = {"cache_dir": str(tmp_path / "cache"), "params": str(tmp_path / "values.json")}
     (made,) = api.plan(str(tmp_path / "r.effspec"), **where)
     assert made.recipe.params["keep"].value == 0.8
+
+
+@pytest.mark.parametrize("kind", SHELVES)
+def test_the_readme_has_every_word(kind):
+    assert [word for word in Shelf().vocabulary.words(kind) if f"`{word}`" not in TEXTS["README.md"]] == []
+
+
+def test_the_page_of_the_language_has_every_kind_of_data_and_of_model():
+    row = {line.split("`")[1].split()[0]: line for line in TEXTS["docs/language.md"].splitlines() if line[:3] == "| `"}
+    words = Shelf().vocabulary.words
+    assert [word for word in words("data") if f"`{word}`" not in row["data"]] == []
+    assert [word for word in words("model") if f"`{word}`" not in row["model"]] == []
 
 
 def test_a_newcomer_reads_the_readme_to_the_end():

@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from effc.compiler.explain import _fault, all_faults, explain
+from effc.compiler.explain import STATEMENTS, _fault, all_faults, explain
 from effc.compiler.words.shelf import SHELVES, Shelf
 from effc.dsl.diagnostics import Reject
+from effc.dsl.edition import HEADS
 
 VOCABULARY = Shelf().vocabulary
 WORDS = sorted({name for kind in SHELVES for name in VOCABULARY.words(kind)})
@@ -45,6 +46,11 @@ def test_an_unknown_name_gets_the_nearest_one():
         explain("perplexty")
     (fault,) = caught.value.diagnostics
     assert (fault.exit, fault.help) == (2, "did you mean `perplexity`?")
+
+
+def test_each_statement_is_shown_as_it_is_written():
+    assert set(STATEMENTS) == set(HEADS)
+    assert all(explain(name).startswith(f"{name} ") for name in HEADS)
 
 
 def test_explaining_imports_no_torch():

@@ -64,6 +64,7 @@ def _owners() -> dict[str, list[metadata.Distribution]]:
     return found
 
 
+@cache  # its description is parsed for that
 def _package(name: str, found: metadata.Distribution) -> dict[str, Any]:
     address = f"pkg:pypi/{name}@{found.version.replace('+', '%2B')}"
     about = {"type": "library", "bom-ref": address, "name": name, "version": found.version, "purl": address}

@@ -95,16 +95,20 @@ class Padding:
         return value
 
 
-def padding(program: Program) -> Padding:
-    """How to fill a program up: to widths that the widest layer needs, else to the original ones."""
+def padding(program: Program, near: Any = None) -> Padding:
+    """How to fill a program up: to widths that the widest layer needs, else to the original ones.
+
+    near   the config that `stock_config` finds, where it is known
+    """
     why = [
         f"{path} is a {entry['class'].rpartition(':')[2]}, which transformers doesn't have"
         for path, entry in program.edits.swapped.items()
     ]
     if why:
         return Padding(program.model.config, {}, why=why)
-    first = _padding(program, stock_config(program.model)[0])
-    filled = _padding(program, program.model.config) if first.why else first
+    near, own = stock_config(program.model)[0] if near is None else near, program.model.config
+    first = _padding(program, near)
+    filled = _padding(program, own) if first.why and near.to_dict() != own.to_dict() else first
     return filled if filled.why else _narrowed(program, filled)
 
 
@@ -115,8 +119,8 @@ def _narrowed(program: Program, filled: Padding) -> Padding:
             config = copy.deepcopy(filled.config)
             for name, value in changes.items():
                 setattr(config, name, value)
-            found = _padding(program, config)
-            if not found.why and found.numbers < filled.numbers:
+            found = _padding(program, config, below=filled.numbers)
+            if not found.why:
                 filled = found
                 break
     return filled
@@ -147,11 +151,14 @@ def _smaller(program: Program, filled: Padding) -> Iterator[list[dict[str, int]]
             ]
 
 
-def _padding(program: Program, config: Any) -> Padding:
+def _padding(program: Program, config: Any, below: int | None = None) -> Padding:
+    """How to fill a program up to the widths of a config, in fewer numbers than `below`."""
     model = program.model
     empty = stock_model(type(model), config, model.dtype)
     if isinstance(empty, str):  # not even the config would load
         return Padding(config, {}, why=[empty])
+    if below is not None and (why := _no_gain(model, empty, below)):
+        return Padding(config, {}, why=[why])
     try:
         stock = capture(empty.eval())
     except Reject as refused:
@@ -180,6 +187,16 @@ def _padding(program: Program, config: Any) -> Padding:
                 plan.why.append(f"{branch.site} still runs, for what it hands on besides its output")
         plan.why += _odd_graphs(program, stock, missing, scans)
     return plan
+
+
+def _no_gain(model: nn.Module, empty: nn.Module, below: int) -> str:
+    """Why a narrower model is not worth a capture, which takes much longer than this look at its shapes."""
+    shapes = {name: tuple(t.shape) for name, t in distinct(empty)}
+    if sum(map(math.prod, shapes.values())) >= below:
+        return "it is no smaller"
+    ours = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items() if name in shapes}
+    wide = [name for name, shape in ours.items() if any(a > b for a, b in zip(shape, shapes[name], strict=False))]
+    return f"{wide[0]} is wider" if wide else ""
 
 
 # -- where indices lie ---------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from select import select
 from threading import Lock
 
 CHILD = Path(__file__).with_name("verify_child.py")
+IDLE = 60.0  # seconds without a job, after which a nursery ends: it holds what its imports take
 READ_WHEN_IMPORTED = ("HF_", "TRANSFORMERS_", "TORCH", "OMP_", "MKL_", "PYTHON", "LD_", "XDG_", "PATH", "HOME")
 
 
@@ -36,7 +37,7 @@ class Nursery:
     def __init__(self, env: dict[str, str]):
         self.owner, self.imported = os.getpid(), _imported(env)
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(CHILD), "--nursery"],
+            [sys.executable, "-P", str(CHILD), "--nursery", str(IDLE)],
             env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

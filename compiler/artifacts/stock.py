@@ -27,6 +27,13 @@ _REFUSALS = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, A
 
 def stock_config(model: nn.Module) -> tuple[Any, list[str]]:
     """A config from which transformers builds this very model; and why none does, empty where one does."""
+    from ..checkpoints.checkpoint import quiet
+
+    with quiet():  # dozens are built
+        return _stock_config(model)
+
+
+def _stock_config(model: nn.Module) -> tuple[Any, list[str]]:
     bound = [path for path, module in model.named_modules() if "forward" in vars(module) and not is_quick(module)]
     if bound:
         return model.config, [f"{path} runs another graph than its class" for path in bound]

@@ -359,14 +359,11 @@ def main(how: str, folder: str, given: str, outputs: str, attention: str, thread
     save_file(found, outputs)
 
 
-IDLE = 60.0  # seconds without a job, after which a nursery ends: it holds what its imports take
-
-
-def nurse() -> None:
-    """Answer each job with the exit status of its fork, until nobody asks."""
+def nurse(idle: float) -> None:
+    """Answer each job with the exit status of its fork, until nobody has asked for `idle` seconds."""
     from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel  # noqa: F401 (forks have them)
 
-    while select([sys.stdin.buffer], [], [], IDLE)[0] and (line := sys.stdin.buffer.readline()):
+    while select([sys.stdin.buffer], [], [], idle)[0] and (line := sys.stdin.buffer.readline()):
         job = json.loads(line)
         child = os.fork()
         if not child:
@@ -398,4 +395,4 @@ def do(job: dict) -> int:
 
 
 if __name__ == "__main__":
-    nurse() if sys.argv[1:] == ["--nursery"] else main(*sys.argv[1:])
+    nurse(float(sys.argv[2])) if sys.argv[1:2] == ["--nursery"] else main(*sys.argv[1:])

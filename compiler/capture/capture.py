@@ -26,6 +26,7 @@ from ..rows.forward import main_output, without_dropout
 from ..rows.inputs import has_two_sides, without_cache
 from .calls import Call, Calls, other_calls, record, source_line, split, unsupported_model
 from .dropout import adopt, drops
+from .patches import module_calls
 from .refresh import describe_again
 from .sample import prepared, sample
 from .trace import Trace, trace
@@ -64,6 +65,7 @@ def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Progra
     return program
 
 
+@module_calls()
 def recapture(program: Program, touched: set[str] | None = None) -> None:
     """Trace the units again (all, or those `touched`), keep edited graphs, and raise the version."""
     program.inputs = _in_vocabulary(program.model, program.inputs)

@@ -43,8 +43,7 @@ _MISSING = object()
 @contextmanager
 def patched(tracer: Any) -> Iterator[None]:
     """Calls of modules, reads of parameters, factories, attention and leaf functions report to `tracer`."""
-    with ExitStack() as undo:
-        _module_calls(tracer, undo)
+    with module_calls(), ExitStack() as undo:
         for name in _FACTORIES:
             _exchange(undo, torch, name, _recorded(tracer, getattr(torch, name)))
         _exchange(undo, torch, "is_tensor", lambda x: isinstance(_held(x), torch.Tensor))
@@ -74,23 +73,34 @@ def _exchange(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
     setattr(owner, name, value)
 
 
-def _module_calls(tracer: Any, undo: ExitStack) -> None:
+@contextmanager
+def module_calls() -> Iterator[None]:
+    """Calls of modules and reads of parameters report to the tracer that is on, where one is.
+
+    Whoever traces many times puts this around all of it: a class whose `__call__` is exchanged hands that on to each
+    of its subclasses, and of nn.Module there are thousands.
+    """
     call, read = nn.Module.__call__, nn.Module.__getattr__
+    if hasattr(call, "__effc_original__"):  # inside of another
+        yield
+        return
 
     def traced_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not tracer.on:
-            return call(module, *args, **kwargs)
-        return tracer.call_module(module, args, kwargs, call)
+        tracer = leaves.tracer()
+        return call(module, *args, **kwargs) if tracer is None else tracer.call_module(module, args, kwargs, call)
 
     def traced_read(module: nn.Module, name: str) -> Any:
-        found = read(module, name)
-        if not tracer.on or not isinstance(found, torch.Tensor) or module not in tracer.paths:
+        found, tracer = read(module, name), leaves.tracer()
+        if tracer is None or not isinstance(found, torch.Tensor) or module not in tracer.paths:
             return found
         path = tracer.paths[module]
         return tracer.attribute(f"{path}.{name}" if path else name, found)
 
-    _exchange(undo, nn.Module, "__call__", traced_call)
-    _exchange(undo, nn.Module, "__getattr__", traced_read)
+    traced_call.__effc_original__ = call  # type: ignore[attr-defined]
+    with ExitStack() as undo:
+        _exchange(undo, nn.Module, "__call__", traced_call)
+        _exchange(undo, nn.Module, "__getattr__", traced_read)
+        yield
 
 
 def _recorded(tracer: Any, function: Callable[..., Any], target: Callable[..., Any] | None = None) -> Any:

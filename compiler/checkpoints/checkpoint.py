@@ -309,6 +309,9 @@ def quiet() -> Iterator[None]:
     """Libraries without progress bars and log lines: effc tells what happens by its own events."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    if level == log.CRITICAL and not bars:  # inside of another: each change of a level empties every logger's cache
+        yield
+        return
     others = {logging.getLogger(name): logging.getLogger(name).level for name in _LOGGERS}
     log.set_verbosity(log.CRITICAL)
     log.disable_progress_bar()

@@ -147,7 +147,7 @@ def _draw(found: list[Finding], missing: list[Finding], shared: Shared) -> None:
 
 def pythons() -> list[Finding]:
     """Python and every package, with the range that effc states."""
-    from ..machine.environment import packages, python_version
+    from ..machine.environment import Package, packages, python_version
 
     new_enough = sys.version_info >= (3, 11)
     found = [
@@ -158,9 +158,12 @@ def pythons() -> list[Finding]:
             "" if new_enough else "install Python 3.11 or newer",
         )
     ]
+    extras: dict[tuple[str, str], list[Package]] = {}  # several want the same, which is said once
     for p in packages():
+        extras.setdefault((p.name, p.range), []).append(p)
+    for p, *more in extras.values():
         state = "ok" if p.state == "ok" else "note" if p.group else "missing"
-        group = f"  [{p.group}]" if p.group else ""
+        group = f"  [{', '.join(x.group for x in (p, *more))}]" if p.group else ""
         fact = f"{p.version}, needs {p.range}" if p.version else f"not installed, needs {p.range}"
         found.append(Finding(p.name, fact + group, state, p.remedy if state != "ok" else ""))
     return found

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from .flags import Shared, verb
+from .sections import SECTIONS
 
 _name = typer.Argument(
     metavar="NAME",
@@ -17,9 +18,15 @@ def register(app: typer.Typer) -> None:
     @verb(app)
     def explain(name: Annotated[str, _name], shared: Shared) -> None:
         """Explain a word of recipes, or a diagnostic by its slug."""
+        from ...dsl.diagnostics import Reject
         from ..explain import explain
 
-        text = explain(name)
+        try:
+            text = explain(name)
+        except Reject:
+            if not any(name in verbs for verbs in SECTIONS.values()):
+                raise
+            text = f"`effc {name} --help` says what this verb does and takes"
         if shared.format == "json":
             shared.screen.answer_json("explain", name=name, text=text)
         else:

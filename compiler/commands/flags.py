@@ -217,6 +217,14 @@ class Shared:
 class Verb(TyperCommand):
     """A command whose help lists its own options first and the shared ones after them."""
 
+    def invoke(self, ctx) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Carried as carried:
+            if getattr(carried.error, "ctx", ctx) is None:  # a wrong flag, which the verb itself refuses
+                carried.error.ctx = ctx  # type: ignore[attr-defined]
+            raise
+
     def format_usage(self, ctx, formatter) -> None:
         arguments = [_metavar(p, ctx) for p in self.get_params(ctx) if p.param_type_name == "argument"]
         formatter.write_usage(ctx.command_path, " ".join(["[OPTIONS]", *arguments]))

@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
             raise typer.BadParameter("`--format dot` draws one layer: add --graph UNIT")
         front = _front(model)
         if shared.format == "svg" and front is None:
-            raise typer.BadParameter("`--format svg` draws a front, and this is none")
+            raise typer.BadParameter(f"`--format svg` draws a front, and `{model}` is none")
         shared.check_environment()
         if front is not None:
             return _show_front(front, model, graph, shared)

@@ -80,7 +80,7 @@ def register(app: typer.Typer) -> None:
 
         if not bless and place.exists() and not any(r.drifts for r in results):  # one of the library's has no file here
             there = baseline.place(session.path)
-            shared.screen.say(f"compared with no baseline: there is no {there}, which `--bless` writes")
+            shared.screen.say(f"compared with no baseline: `effc test {session.path} --bless` writes {there}")
         report(results, shared)
         for file in report_file:
             file.write_text(written(results, file.suffix), encoding="utf-8")

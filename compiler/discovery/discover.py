@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ...dsl.skeleton import Branch, Group, Part, Skeleton
 from ..capture.capture import flat
+from ..capture.patches import module_calls
 from ..ir.program import Program
 from ..layers.linear import KernelLinear
 from .coupling import groups_of
@@ -32,6 +33,7 @@ class Structure:
     leaving: bool = False
 
 
+@module_calls()
 def discover(program: Program) -> Skeleton:
     """The skeleton of a captured model. Reads shapes and attributes only, so the meta device will do."""
     model = program.model

@@ -29,18 +29,25 @@ class Unrouted(Exception):
 
 def expert_groups(graph: fx.Graph, root: nn.Module, labelling: Labelling) -> Iterator[Group | tuple[str, str]]:
     """Whole experts with their rows of the router, paths below the unit; or a module and why it has none."""
+    found: list[tuple[str, Group]] = []
     for node in graph.nodes:
         if node.op == "call_module" and node.meta.get("role") == "experts":
             try:
-                yield _experts(node, root, labelling)
+                found.append((node.target, _experts(node, root, labelling)))
             except Unrouted as why:
                 yield node.target, f"{WHOLE}: {why}"
+    routers = [group.members[0].tensor for _, group in found]
+    for target, group in found:
+        if routers.count(group.members[0].tensor) > 1:
+            yield target, f"{WHOLE}: other modules are chosen by the same router"
+        else:
+            yield group
 
 
 def _experts(node: fx.Node, root: nn.Module, labelling: Labelling) -> Group:
     packed = dict(root.get_submodule(node.target).named_parameters())
     counts = {p.shape[0] for p in packed.values()}
-    if len(counts) != 1:
+    if len(counts) != 1 or all(p.dim() < 3 for p in packed.values()):
         raise Unrouted("their weights are not packed into one tensor each")
     count = counts.pop()
     index = next((x for x in node.all_input_nodes if "int" in str(x.meta.get("dtype"))), None)

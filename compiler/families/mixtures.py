@@ -50,9 +50,10 @@ def _is_shared(program: "Program", group: Group) -> bool:
 
 
 def _hands_on_numbers(program: "Program", group: Group, experts: str) -> bool:
-    unit = unit_of(group.site, list(program.units))
-    below = experts.removeprefix(f"{unit}.") if unit else experts
-    calls = [n for n in program.units[unit].graph.nodes if n.op == "call_module" and n.target == below]
+    path = unit_of(group.site, list(program.units))
+    below = experts.removeprefix(f"{path}.") if path else experts
+    nodes = program.units[path].graph.nodes if path in program.units else ()
+    calls = [node for node in nodes if node.op == "call_module" and node.target == below]
     return len(calls) == 1 and _are_alike(calls[0])
 
 

@@ -15,7 +15,11 @@ PRUNING = {
     "WandaPruningModifier": "sparsify.wanda",
     "MagnitudePruningModifier": "sparsify.magnitude",
 }
-QUANTIZING = {"GPTQModifier": "quantize.gptq", "QuantizationModifier": "quantize.round"}
+QUANTIZING = {
+    "GPTQModifier": "quantize.gptq",
+    "QuantizationModifier": "quantize.round",
+    "AWQModifier": "quantize.round",  # behind a `quantize.scale`
+}
 NAMES = {"sparsify.sparsegpt": "sps", "sparsify.wanda": "sps", "sparsify.magnitude": "sps"}
 # scheme -> (bits, inputs that share a scale; 0 for all, whether activations are quantised, too)
 SCHEMES = {
@@ -79,6 +83,7 @@ def _prune(name: str, args: Mapping[str, Any], out: Imported) -> None:
 
 
 _USUAL = ("targets", "ignore", "start", "end", "sequential_targets", "sequential_update", "block_size")
+_AWQ = ("mappings", "duo_scaling", "n_grid")  # what may be scaled is found, and both kinds of factors are tried
 _OWL = ("owl_m", "owl_lmbda", "sparsity_profile", "dampening_frac", "preserve_sparsity_mask", "offload_hessians")
 
 
@@ -98,14 +103,16 @@ def _quantize(name: str, args: Mapping[str, Any], out: Imported) -> None:
         said.append("activations were quantised, too, which has no equivalent here: only weights are")
     on, unsaid = selector(args.get("targets"), args.get("ignore"))
     given = {"on": on, "bits": str(bits), "group": whole(group, 1, 1 << 20) or "0"}
+    if name != "QuantizationModifier" and weights.get("symmetric", str(args.get("scheme", "")).upper() != "W4A16_ASYM"):
+        given["zero"] = "middle"
+    if name == "AWQModifier":
+        out.add("s", "quantize.scale", {**given, "data": DATA})
     if name == "GPTQModifier":
         given["data"] = DATA
-        if weights.get("symmetric", str(args.get("scheme", "")).upper() != "W4A16_ASYM"):
-            given["zero"] = "middle"
         if weights.get("actorder") is False:
             given["order"] = "given"
         given["damping"] = number(args.get("dampening_frac"), 1e-6, 10)
-    known = (*_USUAL, "scheme", "config_groups", "dampening_frac", "actorder", "offload_hessians")
+    known = (*_USUAL, "scheme", "config_groups", "dampening_frac", "actorder", "offload_hessians", *_AWQ)
     out.add("q", QUANTIZING[name], given, said + unsaid + _unsaid(args, known))
 
 

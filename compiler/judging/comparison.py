@@ -114,7 +114,8 @@ def left_open(outcome: Outcome, taken: Mapping[MetricRef, Turns], model: str) ->
 def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[MetricRef, Turns]:
     """Times of both models, taking turns: those that a bound names, and one that every table has.
 
-    The former are timed until they decide their bounds, or for SECONDS.
+    The former are timed until they decide their bounds, or for SECONDS; of the latter a third of the steps a round
+    must do: nobody asked for it, and a step of a large model takes seconds.
     """
     asked = [b.metric for b in plan.pipeline.expects if b.profile is None and ctx.metric(b.metric).timed]
     decodes = plan.skeleton.facts.get("causal_lm") and hasattr(model, "generate")  # a plain program doesn't
@@ -133,7 +134,12 @@ def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[Metri
                 return all(decides(b, turns, turns.values["original"], unit) for b in bounds)
 
             turns = interleaved(
-                {"original": original, "compiled": model}, ctx.metric(metric), rounds=3, enough=enough, seconds=SECONDS
+                {"original": original, "compiled": model},
+                ctx.metric(metric),
+                rounds=3,
+                enough=enough,
+                seconds=SECONDS,
+                share=1 if metric in asked else 3,
             )
         except Reject as refused:
             if metric in asked or any(d.fault is not no_cache for d in refused.diagnostics):

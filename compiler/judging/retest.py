@@ -209,12 +209,13 @@ def _speaks_of(plan: "Plan", path: Path) -> bool:
 def _tested(path: Path, plan: "Plan", session: "Session") -> Tested:
     from ..artifacts.manifest import verify_files
     from ..models import computing
-    from ..report.progress import StageBegan, StageEnded
+    from ..report.progress import StageBegan, StageEnded, tick
     from ..store.cache import Cache
     from .gate import misses
 
     tell = session.settings.tell
     tell(StageBegan(f"test {plan.pipeline.name}", str(path)))
+    tick("opening the artifact and the original")
     verify_files(path)
     ctx = session.context(plan.recipe, plan.pipeline)
     with computing(str(path)):

@@ -56,9 +56,14 @@ def left(tracer: Any) -> None:
     assert _tracers and _tracers.pop() is tracer, "tracers end in the order opposite to their start"
 
 
+def tracer() -> Any:
+    """The one that calls report to now, if any."""
+    return _tracers[-1] if _tracers and _tracers[-1].on else None
+
+
 def is_tracing() -> bool:
     """Whether calls of leaf functions are recorded now."""
-    return bool(_tracers) and _tracers[-1].on
+    return tracer() is not None
 
 
 def leaf(role: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -61,13 +61,14 @@ class Clock:
 
 def prefill_step(model: nn.Module, length: int) -> Callable[[], float]:
     """A forward over a prompt that fills the cache."""
-    ids, caching = prompt_ids(model, 1, length), _caching(model)
+    ids, device = prompt_ids(model, 1, length), device_of(model)
+    given = {**_prompt(model, ids), **_caching(model)}
 
     def step() -> float:
-        started = _now(model)
+        started = _now(device)
         with _within(model, length):
-            model(**_prompt(model, ids), **caching)
-        return _now(model) - started
+            model(**given)
+        return _now(device) - started
 
     return step
 
@@ -86,7 +87,8 @@ def _next(model: nn.Module, token: Tensor, output: Any) -> dict[str, Any]:
 
 def decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[[], float]:
     """The next token after a prompt of `length` tokens, greedy, with the cache; the first step reads the prompt."""
-    if not _caching(model):
+    caching, device = _caching(model), device_of(model)
+    if not caching:
         raise Reject(
             no_cache(f"the forward of {type(model).__name__} takes no `use_cache`", help="time it with `prefill`")
         )
@@ -96,11 +98,12 @@ def decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[[], f
         nonlocal output
         if output is None:
             with _within(model, length):
-                output = model(**_prompt(model, prompt_ids(model, batch, length)), **_caching(model))
+                output = model(**_prompt(model, prompt_ids(model, batch, length)), **caching)
         token = output_logits(output)[:, -1:].argmax(-1)  # [batch, 1]
-        started = _now(model)
-        output = model(**_next(model, token, output), **_caching(model), **cache_of(output))
-        return _now(model) - started
+        given = {**_next(model, token, output), **caching, **cache_of(output)}  # not a part of what is timed
+        started = _now(device)
+        output = model(**given)
+        return _now(device) - started
 
     return step
 
@@ -159,28 +162,30 @@ def interleaved(
     rounds: int = 5,
     enough: Callable[[Turns], bool] = lambda turns: True,
     seconds: float = 0.0,
+    share: int = 1,
 ) -> Turns:
     """Measure a timed metric on models that take turns step by step; whoever begins alternates.
 
     models  name -> model, the one to compare with first
     enough  whether the rounds so far will do; if not, more follow until `seconds` have passed
+    share   how many rounds divide the metric's number of timings among them
     A machine that others use is slow for some milliseconds at a time, longer than many steps take: turns of whole
     measures would give such a time to one of the models alone.
     """
     seen, until = [], time.monotonic() + seconds
     for number in range(1, rounds + 1):
-        seen.append(_round(models, metric, f"round {number} of {rounds}"))
+        seen.append(_round(models, metric, f"round {number} of {rounds}", share))
     while time.monotonic() < until and not enough(_turns(seen)):
-        seen.append(_round(models, metric, f"round {len(seen) + 1}, until it decides"))
+        seen.append(_round(models, metric, f"round {len(seen) + 1}, until it decides", share))
     return _turns(seen)
 
 
-def _round(models: Mapping[str, nn.Module], metric: Any, about: str) -> dict[str, float]:
+def _round(models: Mapping[str, nn.Module], metric: Any, about: str, share: int) -> dict[str, float]:
     names = list(models)
     clocks = {name: metric.clock(model) for name, model in models.items()}
     taken: dict[str, list[float]] = {name: [] for name in names}
     with still(*models.values()):
-        turns = WARMUP + max(clock.count for clock in clocks.values())
+        turns = WARMUP + -(-max(clock.count for clock in clocks.values()) // share)
         for turn in follow(range(turns), f"steps of timing, {about}"):
             for name in names if turn % 2 == 0 else names[::-1]:
                 taken[name].append(clocks[name].step())
@@ -212,8 +217,8 @@ def still(*models: nn.Module) -> Iterator[None]:
             gc.enable()
 
 
-def _now(model: nn.Module) -> float:
-    if device_of(model).type != "cpu":
+def _now(device: torch.device) -> float:
+    if device.type != "cpu":
         torch.accelerator.synchronize()
     return time.perf_counter()
 

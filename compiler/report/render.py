@@ -128,7 +128,7 @@ def doing(tick: Ticked | None) -> str:
 def standing(stage: StageBegan, tick: Ticked | None, elapsed: float, left: float | None = None) -> str:
     """One line for a stage that runs: `2/6  thin  scoring 34/60, best 21.3  (45 s, about 30 s left)`."""
     place = f"{stage.index}/{stage.total}" if stage.total else ""
-    more = f", about {seconds(left)} left" if left is not None else ""
+    more = "" if left is None else ", less than a second left" if left < 1 else f", about {seconds(left)} left"
     return f"{place:>5}  {stage.stage:<12}  … {doing(tick)}  ({seconds(elapsed)}{more})"
 
 

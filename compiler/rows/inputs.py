@@ -6,6 +6,8 @@ what the encoder is given, its second half what the decoder says.
 
 import inspect
 from collections.abc import Mapping
+from functools import cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -51,7 +53,8 @@ def _several(model: nn.Module, rows: Tensor) -> dict[str, Tensor]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+    """Where the first of its tensors is; asked for every forward, so the others are not gathered."""
+    return next((t.device for t in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
@@ -76,6 +79,7 @@ def is_two_sided(config: Mapping[str, Any]) -> bool:
     return kind is not None and "decoder_input_ids" in _names(kind)
 
 
+@cache
 def _names(kind: type) -> set[str]:
     return set(inspect.signature(inspect.unwrap(kind.forward)).parameters)
 

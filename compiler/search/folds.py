@@ -144,9 +144,10 @@ def _of_norms(program: "Program", unit: Unit) -> Iterator[Fold]:
             continue
         if not all(_is_linear(program, reader) for reader in below):
             continue
-        offset = _offset(program.model.get_submodule(path))
-        if offset is not None:
-            every = tuple(range(len(program.model.get_submodule(path).weight)))
+        norm = program.model.get_submodule(path)
+        offset = _offset(norm)
+        if offset is not None and (not offset or norm.weight.dtype == torch.float32):  # narrower ones round one more
+            every = tuple(range(len(norm.weight)))
             yield Fold(path, every, tuple(Reader(reader, every, every) for reader in below), offset)
 
 

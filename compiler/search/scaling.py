@@ -14,6 +14,7 @@ from .reconstruct import inputs_of as rows_of
 
 TRIED = 10  # exponents of each kind
 SAMPLE = 512  # tokens on which the rounding of inputs is judged
+WIDEST = 8  # a factor is at most two to this power
 MOST = 127  # the largest code of an input in int8
 
 
@@ -124,21 +125,25 @@ class Scaling:
         return self.model.get_submodule(fold.writer).weight.device
 
     def _tried(self, fold: Fold) -> Iterator[Tensor]:
-        """Factors: powers of how large a channel is, and those divided by powers of how large its weights are.
+        """Factors: powers of how large a channel is, and those divided by powers of how large its weights are, each
+        the nearest power of two, which rounds nothing in any type.
 
         Source: AWQ (Lin et al. 2023, arXiv 2306.00978), section 3.2 and its code's `duo_scaling`, which are
         SmoothQuant's (Xiao et al. 2022, arXiv 2211.10438), section 4.
         """
         given, weighed = self._sizes(fold)
-        alive = (given > 0) & (weighed > 0)
+        alive, seen = (given > 0) & (weighed > 0), set()
         if not bool(alive.any()):
             return
         for step in range(1, TRIED + 1):
-            power = step / TRIED
-            for by in (given**power, given**power / weighed ** (1 - power)):
-                by = torch.where(alive, by, 1.0)
-                span = (by[alive].max() * by[alive].min()).sqrt()
-                yield fold.held(self.model, torch.where(alive, by / span, 1.0).clamp(1e-3, 1e3))
+            share = step / TRIED
+            for by in (given**share, given**share / weighed ** (1 - share)):
+                size = torch.where(alive, by, 1.0).log2()
+                middle = (size[alive].max() + size[alive].min()) / 2
+                powers = torch.where(alive, (size - middle).round().clamp(-WIDEST, WIDEST), 0.0)
+                if (key := tuple(powers.tolist())) not in seen:
+                    seen.add(key)
+                    yield fold.held(self.model, 2.0**powers)
 
     def _sizes(self, fold: Fold) -> tuple[Tensor, Tensor]:
         """[channels]: the root mean square of each, and the largest weight that reads it, over the fold's readers."""

@@ -52,7 +52,7 @@ class Family(Target):
             )
         family = outcome.whole(outcome.points[0])
         assert isinstance(family, Choices), f"points are choices of {family.kind}"
-        _, why = stock_config(family.program.model)
+        config, why = stock_config(family.program.model)
         if why:
             raise Reject(
                 no_shared_weights(
@@ -61,7 +61,7 @@ class Family(Target):
             )
         family.program.model.to("cpu")
         (into / "shared").mkdir()
-        hf.write_stock(family.program, into / "shared", ctx, self.shard.value)
+        hf.write_stock(family.program, config, into / "shared", ctx, self.shard.value)
         shared.write(family, {name: choice for name, choice in choices.items() if choice}, into)
         verify(into, family.program.model, [Form(shared.WEIGHTS, "plain")], seed=ctx.seed)
         self._compare(outcome, into, ctx)

@@ -66,11 +66,14 @@ class Hf(Target):
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         notes = [f"{NOTE[0].upper()}{NOTE[1:]}."] if rescales(ctx.origin.config) else []
-        for form in self._chosen(program.model, notes):
+        config, why = stock_config(program.model) if self.form != "compact" else (None, [])
+        for form in self._chosen(program.model, why, notes):
             if form == "compat":
-                self._emit_compat(program, into, ctx, notes)
+                self._emit_compat(program, config, into, ctx, notes)
+            elif form == "stock":
+                write_stock(program, config, into, ctx, self.shard.value)
             else:
-                _WRITERS[form](program, into, ctx, self.shard.value)
+                write_compact(program, into, ctx, self.shard.value)
         if notes:
             (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
@@ -97,10 +100,9 @@ class Hf(Target):
             quicken(model)
         return model, versions
 
-    def _chosen(self, model: Any, notes: list[str]) -> tuple[str, ...]:
-        """Which forms to write; Reject where stock is asked for by name and can't be."""
+    def _chosen(self, model: Any, why: list[str], notes: list[str]) -> tuple[str, ...]:
+        """Which forms to write; Reject where stock is asked for by name and can't be, for what `why` says."""
         if self.form in ("auto", "stock"):
-            _, why = stock_config(model)
             if not why:
                 return ("stock",)
             if self.form == "stock":
@@ -113,8 +115,8 @@ class Hf(Target):
             notes.append(f"There is no stock checkpoint: {_first(why)}.")
         return ("compact", "compat") if self.form in ("auto", "both") else (self.form,)
 
-    def _emit_compat(self, program: Program, into: Path, ctx: Context, notes: list[str]) -> None:
-        filled = padding(program)
+    def _emit_compat(self, program: Program, near: Any, into: Path, ctx: Context, notes: list[str]) -> None:
+        filled = padding(program, near)
         if not filled.why:
             write_compat(program, filled, into, ctx, self.shard.value)
         elif self.form == "auto":
@@ -128,12 +130,13 @@ class Hf(Target):
             )
 
 
-def write_stock(program: Program, into: Path, ctx: Context, shard_bytes: int, name: str = "model") -> None:
+def write_stock(program: Program, config: Any, into: Path, ctx: Context, shard_bytes: int, name: str = "model") -> None:
+    """`config` is what `stock_config` found."""
     folder, model = into / name, program.model
     folder.mkdir()
     write_tensors(folder, [Piece.of(*item) for item in distinct(model)], shard_bytes)
     companions(program.model, ctx.origin, folder)
-    write_config(stock_config(model)[0], model, folder)
+    write_config(config, model, folder)
 
 
 def write_compact(program: Program, into: Path, ctx: Context, shard_bytes: int) -> None:
@@ -156,9 +159,6 @@ def write_compat(program: Program, filled: Padding, into: Path, ctx: Context, sh
     write_tensors(folder, filled.pieces(program), shard_bytes)
     companions(program.model, ctx.origin, folder)
     write_config(filled.config, program.model, folder)
-
-
-_WRITERS = {"stock": write_stock, "compact": write_compact}
 
 
 def write_config(config: Any, model: Any, folder: Path, sealed: dict | None = None) -> None:

@@ -48,7 +48,7 @@ class Peft(Target):
         check_modules(self.requires, self.extra, "the target `peft`")
         program = outcome.program
         program.model.to("cpu")
-        _, why = stock_config(program.model)
+        config, why = stock_config(program.model)
         if why:
             raise Reject(
                 shaped_base(
@@ -56,7 +56,7 @@ class Peft(Target):
                     help="leave `merge: false` out, and emit `hf`",
                 )
             )
-        hf.write_stock(program, into, ctx, self.shard.value, BASE)
+        hf.write_stock(program, config, into, ctx, self.shard.value, BASE)
         outcome.save(into / ADAPTER, BASE)
         companions(program.model, ctx.origin, into / ADAPTER)
 

@@ -25,16 +25,17 @@ class Scale(GridPass):
 
     This is AWQ without its rounding, and SmoothQuant: run it before `quantize.round`, `quantize.gptq` or a target that
     rounds. Channels that are large over `data` become smaller where they are written, by a norm, the values of an
-    attention or the factor of a gate, and their weights as much larger where they are read: the model computes what it
-    did. What may be scaled is found on the graph and tried; modules that read the same channels share a scale. Of
-    twenty factors, powers of a channel's size alone and over that of its weights, the one is taken for which the
-    outputs lose least on the grid of these `bits`, `group`, `zero` and `scales`, or none where all lose more.
+    attention or the factor of a gate, and their weights as much larger where they are read: the model computes what
+    it did, bit for bit, as factors are powers of two. What may be scaled is found on the graph and tried; modules that
+    read the same channels share a scale. Of twenty factors, by a channel's size alone and over that of its weights,
+    the one is taken for which the outputs lose least on the grid of these `bits`, `group`, `zero` and `scales`, or
+    none where all lose more.
 
     `inputs: int8` also counts what is lost where inputs are rounded token by token, as `native(weights: int8)` and the
     int8 kernels do: `bits: 8, group: 0, inputs: int8` is for those.
 
-    Source: AWQ (Lin et al. 2023, arXiv 2306.00978), section 3.2; SmoothQuant (Xiao et al. 2022, arXiv 2211.10438). That
-    values of grouped attention are scaled, too, and that the writer's own rounding counts, is own.
+    Source: AWQ (Lin et al. 2023, arXiv 2306.00978), section 3.2; SmoothQuant (Xiao et al. 2022, arXiv 2211.10438).
+    Powers of two, values of grouped attention, and that the writer's own rounding counts, are own.
     Example: s = quantize.scale(on: "*_proj", data: calib, bits: 4, group: 32)
     """
 

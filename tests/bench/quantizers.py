@@ -3,8 +3,8 @@
     python tests/bench/quantizers.py FOLDER [--groups 32 64] [--seeds 0 1 2] [--samples 16] [--only NAME ...]
 
 The model is that of smol.py, in bfloat16, which no 4-bit format gets back; all projections inside the layers are
-rounded. Seeds choose the rows of 256 tokens that `quantize.gptq` looks at. Groups of 128 don't divide the 576 inputs of
-most of the model's layers. FOLDER keeps what is done.
+rounded. Seeds choose the rows of 256 tokens that `quantize.gptq` and `quantize.scale` look at. Groups of 128 don't
+divide the 576 inputs of most of the model's layers. FOLDER keeps what is done.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from statistics import mean
 import smol
 import torch
 
+SCALE = "s = quantize.scale(group: {0}, data: calib)"
 METHODS = {
     "round, scales: range": "quantize.round(group: {0}, scales: range)",
     "round": "quantize.round(group: {0})",
@@ -21,6 +22,8 @@ METHODS = {
     "gptq, sweeps: 0": "quantize.gptq(group: {0}, data: calib, sweeps: 0)",
     "gptq": "quantize.gptq(group: {0}, data: calib)",
     "gptq, sweeps: 8": "quantize.gptq(group: {0}, data: calib, sweeps: 8)",
+    "scale, round": "quantize.round(group: {0})",
+    "scale, gptq": "quantize.gptq(group: {0}, data: calib)",
 }
 
 
@@ -47,9 +50,10 @@ def main() -> None:
     for group in asked.groups:
         for name in asked.only:
             found = []
-            for seed in asked.seeds if "gptq" in name else [0]:
-                step = f"q = {METHODS[name].format(group)}"
-                build = smol.build_of(folder, "four", step, model=model, samples=asked.samples, seed=seed)
+            for seed in asked.seeds if "data" in METHODS[name] or "scale, " in name else [0]:
+                steps = [SCALE] * name.startswith("scale, ") + [f"q = {METHODS[name]}"]
+                words = "\n  ".join(steps).format(group)
+                build = smol.build_of(folder, "four", words, model=model, samples=asked.samples, seed=seed)
                 program = smol.finished(build)
                 bits = program.notes[-1]["bits_per_weight"]
                 found.append(smol.perplexities(program, build.ctx))

@@ -41,6 +41,14 @@ def test_modifiers_become_steps_in_their_order(effc, tmp_path):
     assert effc("import", "r.yaml", "-o", "r.effspec").code == 2  # it is there
 
 
+def test_awq_becomes_scaling_and_rounding_on_one_grid(effc, tmp_path):
+    (tmp_path / "r.yaml").write_text('s: {m: {AWQModifier: {ignore: ["lm_head"], scheme: W4A16_ASYM, n_grid: 20}}}')
+    assert effc("import", "r.yaml", "-o", "r.effspec").code == 0
+    text = (tmp_path / "r.effspec").read_text()
+    assert text.index("s = quantize.scale(") < text.index("q = quantize.round(") and text.count("group: 128") == 2
+    assert effc("check", "r.effspec").code == 0
+
+
 def test_olives_passes_become_steps_and_what_has_no_equivalent_a_comment(effc, tmp_path):
     (tmp_path / "r.json").write_text(json.dumps(OLIVE))
     run = effc("import", "r.json", "--format", "json")

@@ -68,6 +68,12 @@ def test_a_recipe_of_the_library_is_printed_and_explained(effc):
         assert (run.code, run.out) == (2, "") and "did you mean `std.text`?" in run.err
 
 
+def test_a_verb_is_told_from_words_and_what_it_refuses_names_its_own_help(effc):
+    assert "`effc pick --help`" in effc("explain", "pick").out
+    run = effc("inspect", "nowhere", "--format", "svg")
+    assert run.code == 2 and "`nowhere` is none" in run.err and "`effc inspect --help`" in run.err
+
+
 def test_a_fault_inside_a_module_shows_who_called_it(effc, write, tmp_path):
     path = write("  slim = prune.shallow(layers: 8)")
     (tmp_path / path).write_text((tmp_path / path).read_text().replace("model", "use std.prune\nmodel", 1))

@@ -86,6 +86,14 @@ def test_models_take_turns_step_by_step_and_drift_cancels():
     assert turns.spread == (pytest.approx(turns.ratio), pytest.approx(turns.ratio))
 
 
+def test_rounds_may_divide_the_timings_among_them():
+    a, b = torch.nn.Identity(), torch.nn.Identity()
+    a.name, b.name, begun = "a", "b", len(SEEN)
+    turns = timing.interleaved({"a": a, "b": b}, Drifting(), rounds=3, share=3)
+    assert len(SEEN) - begun == 3 * 2 * (timing.WARMUP + 2)
+    assert turns.ratio == pytest.approx(2.0, rel=0.05) and len(turns.rounds) == 3
+
+
 def test_a_deeper_model_takes_longer():
     shallow, deep = tiny.model("llama", num_hidden_layers=1), tiny.model("llama", num_hidden_layers=12)
     metric = Shelf().load("metric", "prefill.p50")(prompt=16, repeats=5)

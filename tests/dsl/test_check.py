@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from effc.compiler.words.shelf import Shelf
 from effc.dsl.check import Checked, check
 from effc.dsl.overrides import read_overrides
 from effc.dsl.parse import parse
@@ -294,6 +295,17 @@ def test_no_text_makes_the_checker_crash(text):
 def test_no_order_of_statements_makes_the_checker_crash(statements):
     parsed = parse(Source("main.effspec", "effspec 1\n" + "\n".join(statements)))
     check(parsed.file, VOCABULARY)
+
+
+@pytest.mark.parametrize("bound", ["bytes <= 24 GiB in hf", "decode.p50 <= 30 ms in native", "bytes <= 24 GiB"])
+def test_a_unit_apart_from_its_number_is_joined_whatever_the_bound_goes_on_with(bound):
+    text = f'effspec 1\nmodel m = zoo("x")\npipeline p(m) {{ s = prune.heads(keep: 1) }}\nexpect p {{ {bound} }}\n'
+    parsed = parse(Source("r.effspec", text))
+    found = [*parsed.diagnostics, *check(parsed.file, Shelf().vocabulary).diagnostics]
+    (apart,) = [d for d in found if d.slug == "wrong-sign"]
+    number, unit = bound.split()[2:4]
+    assert apart.help == f"write `{number}{unit}`" and apart.span.text == f"{number} {unit}"
+    assert not any(d.slug == "unknown-word" and unit in d.message for d in found)
 
 
 def test_checking_imports_no_torch_and_takes_little_time():

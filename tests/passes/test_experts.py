@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests import tiny
+from tests.architectures import table
 from tests.grids import wide
 from tests.recipes_in_memory import context_of, recipe_of
 
@@ -100,3 +101,17 @@ def test_fewer_than_are_chosen_for_a_token_are_refused():
 def test_a_model_without_experts_is_refused():
     with pytest.raises(Reject, match="llama has no experts that could go"):
         Experts(keep=Ratio(0.5, "experts")).forecast(capture(tiny.model("llama")).skeleton)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("dbrx", "their weights are not packed into one tensor each"),  # rows of all experts, one after another
+        ("jetmoe", "other modules are chosen by the same router"),  # two matrices of an expert are two modules
+    ],
+)
+def test_experts_that_can_not_go_by_themselves_are_left_with_a_reason(name, why):
+    skeleton = capture(table.model(name)).skeleton
+    assert not [g for g in skeleton.groups if g.kind == "experts"]
+    with pytest.raises(Reject, match=why):
+        Experts(keep=Ratio(0.5, "experts")).forecast(skeleton)
