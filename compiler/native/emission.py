@@ -31,12 +31,12 @@ def emit(program: Program, folder: Path, ctx: Context, numbers: Numbers) -> None
 def facts(model: Any, weights: str, gives: Gives = Gives()) -> dict[str, Any]:
     """What an artifact says of the model, and of what may run it: packed weights are the same at every level."""
     if has_two_sides(model):
-        return _told(model, weights) | {"start": first_said(model), "pad": padding(model)}
+        return _identity(model, weights) | {"start": first_said(model), "pad": padding(model)}
     encodes = {} if gives.speaks else {"gives": asdict(gives), "pad": padding(model), "position": first_position(model)}
-    return _told(model, weights) | encodes
+    return _identity(model, weights) | encodes
 
 
-def _told(model: Any, weights: str) -> dict[str, Any]:
+def _identity(model: Any, weights: str) -> dict[str, Any]:
     return {
         "class": type(model).__name__,
         "model_type": model.config.model_type,

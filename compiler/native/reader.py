@@ -163,7 +163,7 @@ class Reader:
         if role == "cache_length":
             return Positional(node)
         if any(isinstance(x, Source) for x in flat) and role != "attention":
-            return self._heard(node, role, args, kwargs)
+            return self._from_source(node, role, args, kwargs)
         if any(isinstance(x, (Rows, Cached, Written, Chosen, Deciding, Offers, First)) for x in flat):
             return self._tokens(node, role, args, kwargs)
         if any(isinstance(x, Positional) for x in flat):
@@ -183,7 +183,7 @@ class Reader:
             return CACHE
         return Positional(node) if name in ("position_ids", "attention_mask") else None
 
-    def _heard(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
+    def _from_source(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
         """What is made of a source's numbers alone, by sizes of the target: the encoder makes it."""
         source = self.source
         assert source is not None, "only behind an encoder there is a source"

@@ -30,7 +30,7 @@ def rules_of(read: Callable[[str], Any], begun: int, most: int, vocabulary: int)
             raise Reject(bad_sampling(f"`{name}` names a token that is none of the {vocabulary}"))
         return tokens
 
-    def made() -> Iterator[Any]:
+    def processors() -> Iterator[Any]:
         if read("no_repeat_ngram_size"):
             yield known.NoRepeatNGramLogitsProcessor(int(read("no_repeat_ngram_size")))
         if ids("bad_words_ids"):
@@ -46,7 +46,7 @@ def rules_of(read: Callable[[str], Any], begun: int, most: int, vocabulary: int)
             first = begun + (begun == 1 and bool(ids("forced_bos_token_id")))
             yield known.SuppressTokensAtBeginLogitsProcessor(ids("begin_suppress_tokens"), first)
 
-    found = known.LogitsProcessorList(made())
+    found = known.LogitsProcessorList(processors())
     return (lambda held, scores: found(held, scores)) if found else None
 
 

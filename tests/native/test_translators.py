@@ -9,15 +9,18 @@ import torch
 import transformers
 from effc.compiler.artifacts.load import load
 from effc.compiler.capture.capture import capture
+from effc.compiler.cli import main
 from effc.compiler.native.opening import open_native
 from effc.compiler.native.picture import picture
 from effc.compiler.native.reader import Reader
 from effc.compiler.native.stored import PLAN
 from effc.compiler.rows.forward import nll
+from effc.compiler.serving.runner import runner_of
 from effc.dsl.diagnostics import Reject
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests import worlds
 from tests.grids import wide
 from tests.native.test_native_target import emitted
 from tests.native.test_stored import ODD, _places
@@ -198,8 +201,9 @@ def test_rules_of_a_generation_config_hold_as_in_transformers(rules, tmp_path):
     assert torch.equal(native.generate(ids, **asked), wanted)
 
 
-def test_a_fresh_process_says_what_the_program_says(tmp_path):
-    made("t5").save_pretrained(tmp_path / "model")
+def test_a_fresh_process_says_what_the_program_says_and_the_command_line_says_it_too(tmp_path, capsys):
+    made("t5", vocab_size=worlds.VOCABULARY).save_pretrained(tmp_path / "model")
+    worlds.tokenizer(tmp_path / "model", start=False)
     recipe = tmp_path / "r.effspec"
     recipe.write_text(
         f'effspec 1\nmodel base = hf("{tmp_path / "model"}")\ndata rows = synthetic(2, length: 16)\n'
@@ -213,6 +217,16 @@ def test_a_fresh_process_says_what_the_program_says(tmp_path):
     rows = torch.randint(4, 128, (2, 16))
     nats, count = nll(model, rows)
     assert count == 16 and nats > 0
+    assert (
+        main(
+            ["run", str(result.artifacts[0].path), "--prompt", "a text to be read", "-n", "5", "--format", "json", "-q"]
+        )
+        == 0
+    )
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["new_tokens"] == 5 and answer["prompt_tokens"] == 17
+    with pytest.raises(Reject, match="reads a source and answers with a target"):
+        runner_of(model, "thin")
     shown = picture(result.artifacts[0].path / "native")
     assert shown.steps["recall"] == 2 and shown.source["remember"] == 2 and "a source: " in shown.draw()
 
