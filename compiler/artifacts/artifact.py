@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from stat import S_ISREG
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ..store.cache import sync, write_whole
@@ -50,11 +51,21 @@ def write(into: Path, *, build: Callable[[Path], Manifest], force: bool = False)
         draft.mkdir()
         try:
             manifest = _finish(draft, build(draft))
+            _let_read(draft)
             _place(draft, into, force)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
             _drop_empty(made)
     return manifest
+
+
+def _let_read(folder: Path) -> None:
+    """Give files the rights that new ones have here: safetensors lets their owner alone read what it writes."""
+    usual = (folder / NAME).stat().st_mode & 0o444
+    for file in folder.rglob("*"):
+        mode = file.lstat().st_mode
+        if S_ISREG(mode) and mode & usual != usual:
+            file.chmod(mode & 0o777 | usual)
 
 
 def _drop_empty(folders: list[Path]) -> None:

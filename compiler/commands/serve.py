@@ -199,6 +199,8 @@ def _service(
         return model_service(place, name, shared, parallel, queue, keys, adapters)
     if adapters:
         raise Reject(no_such_role(f"`{place}` chooses what answers by itself", help="serve it without --adapter"))
+    if role == "server" and knowledge:
+        raise Reject(no_such_role("a server has the base itself", help="give --knowledge to its clients"))
     if role == "server":
         return library_service(place, name, shared, keys, engine)
     if role not in (None, "client"):

@@ -25,6 +25,9 @@ MOST_SAMPLES = 256
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 
+_APART = 0.01  # from 1, of a vector that was rounded on its way
+
+
 class AskedSamples(BaseModel):
     model_config = ConfigDict(extra="forbid")
     vector: list[float] = Field(min_length=1, max_length=65_536)
@@ -70,6 +73,8 @@ class Library:
         query = torch.tensor(asked.vector)
         if not torch.isfinite(query).all():
             raise Refused(400, "`vector` has a number too large for float32", "vector")
+        if abs(float(query.double().norm()) - 1) > _APART:
+            raise Refused(400, f"`vector` has the length {float(query.double().norm()):.3g}, not 1", "vector")
         try:
             with self.took.time():
                 matches = self.base.search(query, asked.count, self.selection)

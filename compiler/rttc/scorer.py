@@ -149,6 +149,8 @@ def read_graded(file: Path) -> list[Graded]:
             continue
         try:
             body = parse_json(line)
+            if not isinstance(body, dict) or {"question", "answer", "right"} - body.keys():
+                raise ValueError("it has not all of `question`, `answer` and `right`")
             if not isinstance(body["right"], bool):
                 raise ValueError("`right` is neither true nor false")
             found.append(Graded(str(body["question"]), str(body["answer"]), body["right"]))

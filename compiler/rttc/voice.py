@@ -61,7 +61,7 @@ def open_voice(folder: Path, adaptable: Adaptable | None, threads: int | None = 
 
     Raises Reject (no-place-for-adapters) where the plan has none for them.
     """
-    bare = open_native(folder, threads=threads, sequences=_SEQUENCES, remembers=_SEQUENCES * _REMEMBERED)
+    bare = open_native(folder, threads=threads, sequences=_SEQUENCES, steady=True, remembers=_SEQUENCES * _REMEMBERED)
     return Voice(bare, Adapted(bare, adaptable) if adaptable else None)
 
 
@@ -75,7 +75,9 @@ class Adapted:
         plan, shapes = adapted_plan(bare.plan, self._kind, self._on, _ranks(self._kind, self._on, first))
         self._own = {name: _blank(shape) for name, shape in shapes.items()}
         shared = {name.replace("/", "."): tensor for name, tensor in bare.weights.named_buffers()}
-        engine = Engine({**plan}, {**shared, **self._own}, bare.engine.threads, sequences=_SEQUENCES, copy=False)
+        engine = Engine(
+            {**plan}, {**shared, **self._own}, bare.engine.threads, _SEQUENCES, copy=False, steady=True
+        )  # an answer is the same to the bit, whatever is held of its prompt
         self._ready: OrderedDict[int, tuple[State, dict[str, Tensor], str]] = OrderedDict()
         self._made = 0
         own = {"eos_token_id": bare.generation_config.eos_token_id}

@@ -54,6 +54,14 @@ class Rttc(Target):
             "`policy: router` has nothing to learn from without `dev`",
             'give `dev: "dev.jsonl"`, or a fixed policy such as `policy: rag`',
         ),
+        "policy: ttt & adapt: none": (
+            "`policy: ttt` always trains, and `adapt: none` leaves nothing to train",
+            "take `adapt: lora`, or `policy: rag`",
+        ),
+        "check: choice & count options < 2": (
+            "`check: choice` has fewer than two words to choose from",
+            'name them: `options: ["yes", "no"]`',
+        ),
         "scorer: lora & embed: own": (
             "`scorer: lora` trains a sentence encoder, and there is none",
             'name one: `embed: "./minilm"`, or take `scorer: head`',
@@ -121,7 +129,7 @@ class Rttc(Target):
     )
     seconds: float = param("After which no step of a query's training is begun.", default=60.0, ge=0, le=600)
     count: int = param("Samples for a query.", default=8, ge=1, le=256)
-    shown: int = param("Of them in the prompt of a `rag` answer.", default=4, ge=1, le=256)
+    shown: int = param("Of them in the prompt of a `rag` answer, at most.", default=4, ge=1, le=256)
     selection: Literal["diverse", "nearest"] = param("How samples are chosen.", default="diverse")
     generation: Literal["auto", "native", "torch"] = param(
         "What generates: the native engine, PyTorch, or the engine where the model allows it. Training is PyTorch's.",
@@ -131,8 +139,8 @@ class Rttc(Target):
         "What leaves a full cache: what hit least often, the oldest of equals, or what did not hit for longest.",
         default="lfu",
     )
-    lists: Bytes = param("That cached lists of samples may take.", default=Bytes(67_108_864))
-    states: Bytes = param("That cached adapters may take.", default=Bytes(67_108_864))
+    lists: Bytes = param("That cached lists of samples may take.", default=Bytes(67_108_864), ge=0)
+    states: Bytes = param("That cached adapters may take.", default=Bytes(67_108_864), ge=0)
     price: float | None = param(
         "Accuracy that a second is worth, for the calibration. Unless given, thresholds ask for accuracy alone, and a "
         "router takes no longer than the better of always `rag` and always `ttt`.",

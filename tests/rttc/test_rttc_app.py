@@ -76,6 +76,8 @@ def test_a_calibrated_folder_holds_thresholds_a_base_and_what_the_dev_set_showed
     assert own.engine == "adapted" and (app / "native" / "plan.json").is_file()
     assert (own.regime.batch, own.regime.answers, own.regime.seconds) == (2, True, 30.0)
     card = (app / "README.md").read_text()
+    usual = (app / "manifest.json").stat().st_mode & 0o444  # by the umask
+    assert {file.stat().st_mode & 0o444 for file in app.rglob("*") if file.is_file()} == {usual}
     for said in (
         "effc run . --prompt",
         "effc serve .`",
@@ -215,6 +217,8 @@ def test_the_server_gives_samples_for_vectors_to_those_with_a_key(library, app):
         ({"vector": [1.0, 2.0]}, "it is of another embedder"),
         ({"vector": []}, "at least 1"),
         ({"vector": [1e300] * 32}, "too large"),
+        ({"vector": [3e38, -3e38] * 16}, "has the length 1.7e+39, not 1"),
+        ({"vector": [0.0] * 32}, "has the length 0, not 1"),
         ({"vector": ["a"]}, "number"),
         ({"vector": [1.0] * 32, "count": 0}, "count"),
         ({"vector": [1.0] * 32, "count": 1000}, "count"),
@@ -315,6 +319,10 @@ def test_a_description_of_another_form_is_refused(app, tmp_path, change, words):
         ('policy: rag, embed: "absent"', 5, "there is no model folder"),
         ('dev: "dev.jsonl", length: 2', 4, "none of the 9 answers to 3 dev questions is right"),
         ("policy: rag, count: 0", 3, "the least is 1"),
+        ("policy: ttt, adapt: none", 3, "`adapt: none` leaves nothing to train"),
+        ("policy: rag, check: choice", 3, "has fewer than two words to choose from"),
+        ('policy: rag, check: choice, options: ["a"]', 3, "has fewer than two words to choose from"),
+        ("policy: rag, lists: -1MiB", 3, "the least is 0"),
     ],
 )
 def test_recipes_that_could_not_work_are_refused(effc, tmp_path, monkeypatch, more, code, words):  # noqa: F811
@@ -330,5 +338,7 @@ def test_a_role_is_for_folders_that_have_one(effc, app):  # noqa: F811
     assert run.code == 2 and "is no folder of the target `rttc`" in run.err
     run = effc("serve", str(app), "--role", "king", "--port", "0")
     assert run.code == 2 and "`king` is no role" in run.err
+    run = effc("serve", str(app), "--role", "server", "--knowledge", "http://127.0.0.1:9", "--port", "0")
+    assert run.code == 2 and "a server has the base itself" in run.err
     run = effc("run", str(app), "--knowledge", "kb.example", "--prompt", "a")
     assert run.code == 2 and "is no address of a server" in run.err
