@@ -9,7 +9,7 @@ import os
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from . import levels, native, packed
-from .engine_plan import laid_out
+from .engine_plan import Layout, laid_out
 from .engine_steps import Plan, Slot, Step, Weight
 from .native import KernelError
 
 MOST_THREADS = 256
 MOST_SEQUENCES = 65536
-LAYOUT = 7  # of what C++ is handed; api.cc has the same number
+LAYOUT = 8  # of what C++ is handed; api.cc has the same number
 SPENT = ("rows", "prepare", "multiply", "mix", "append", "attend", "scan", "waiting")
 
 
@@ -81,29 +81,22 @@ class Engine:
         self.context, self.sequences = context or layout.context, sequences
         self.vocabulary, self.width = layout.vocabulary, layout.widths[layout.logits]
         self.whole = layout.whole
+        self.sources = layout.encoder.context if layout.encoder else 0  # tokens of a source at most; 0: it reads none
+        self.source_vocabulary = layout.encoder.vocabulary if layout.encoder else 0
         self.backward = not layout.stateful
         self.threads = min(threads, usable_cores(), MOST_THREADS)
         self._weights = self._resident(layout.weights) if copy else weights
+        made = self._laid(layout, self.context, int(steady))
+        native.call("engine_create", ctypes.byref(made), ctypes.byref(self._handle), what="the engine")
+
+    def _laid(self, layout: Layout, context: int, steady: int) -> Plan:
+        """A plan as C++ reads it, with that of its encoder, if it has one; it keeps what it points to."""
         steps, widths = _array(Step, layout.steps), _array(ctypes.c_int32, layout.widths)
         own, slots = _array(Weight, layout.weights), _array(Slot, layout.slots)
-        made = Plan(
-            steps,
-            widths,
-            own,
-            slots,
-            len(steps),
-            len(widths),
-            len(own),
-            len(slots),
-            layout.logits,
-            levels.code(),
-            self.threads,
-            sequences,
-            int(steady),
-            0,
-            self.context,
-        )
-        native.call("engine_create", ctypes.byref(made), ctypes.byref(self._handle), what="the engine")
+        inner = layout.encoder and ctypes.pointer(self._laid(layout.encoder, layout.encoder.context, steady))
+        counts = (len(part) for part in (steps, widths, own, slots))
+        own_facts = (layout.logits, levels.code(), self.threads, self.sequences, steady, 0, context)
+        return Plan(steps, widths, own, slots, *counts, *own_facts, inner)
 
     @staticmethod
     def _resident(weights: list[Weight]) -> Tensor:
@@ -144,21 +137,50 @@ class Engine:
             raise native.refused(status, "the engine")
         return logits
 
-    def _fit(self, ids: array, owners: array, rows: array) -> None:
+    def encode(self, ids: Sequence[int] | Tensor, sequences: Sequence[int] | Tensor) -> None:
+        """Read sources, each whole into a sequence that has none; what `run` appends there recalls them.
+
+        ids         [n] tokens
+        sequences   [n] the sequence of each
+        """
+        ids, owners = _numbers("tokens", ids), _numbers("sequences", sequences)
+        if not self.sources:
+            raise KernelError("the plan has no encoder, so it reads no sources")
+        self._fit_tokens(ids, owners, self.source_vocabulary)
+        if not len(ids):
+            return
+        self._fit_whole(owners, self.source)
+        longest = max(Counter(owners).values())
+        if longest > self.sources:
+            raise KernelError(f"a source of {longest} tokens exceeds the {self.sources} that the encoder reads")
+        with self._open() as handle:
+            status = native.function("engine_encode")(handle, len(ids), *(_address(n) for n in (ids, owners)))
+        if status == 17:
+            raise Cancelled("the call was cancelled; its sequences are as before")
+        if status:
+            raise native.refused(status, "the engine")
+
+    def _fit_tokens(self, ids: array, owners: array, vocabulary: int) -> None:
         if len(ids) != len(owners):
             raise KernelError(f"{len(ids)} tokens need as many sequences, not {len(owners)}")
         if not len(ids):
             return
-        if min(ids) < 0 or max(ids) >= self.vocabulary:
-            raise KernelError(
-                f"tokens {min(ids)}..{max(ids)} are not all among the {self.vocabulary} that the model knows"
-            )
+        if min(ids) < 0 or max(ids) >= vocabulary:
+            raise KernelError(f"tokens {min(ids)}..{max(ids)} are not all among the {vocabulary} that the model knows")
         if min(owners) < 0 or max(owners) >= self.sequences:
             raise KernelError(
                 f"sequences {min(owners)}..{max(owners)} are not all among this engine's {self.sequences}"
             )
+
+    def _fit(self, ids: array, owners: array, rows: array) -> None:
+        self._fit_tokens(ids, owners, self.vocabulary)
+        if not len(ids):
+            return
         if self.whole:
-            self._fit_whole(owners)
+            self._fit_whole(owners, self.length)
+        for sequence in set(owners) if self.sources else ():
+            if not self.source(sequence):
+                raise KernelError(f"sequence {sequence} has no source, which its tokens are to recall")
         for sequence, count in Counter(owners).items():
             if self.length(sequence) + count > self.context:
                 raise KernelError(
@@ -168,13 +190,13 @@ class Engine:
         if len(rows) and (rows[0] < 0 or rows[-1] >= len(ids) or any(a >= b for a, b in pairwise(rows))):
             raise KernelError(f"the wanted positions do not increase within {len(ids)} tokens")
 
-    def _fit_whole(self, owners: array) -> None:
+    def _fit_whole(self, owners: array, length: Callable[[int], int]) -> None:
         """Of a plan whose attention sees texts whole: each comes at once, into a sequence that is empty."""
         begun = [owners[0], *(b for a, b in pairwise(owners) if a != b)]
         if len(set(begun)) < len(begun):
             raise KernelError("the tokens of a text lie apart, and this plan sees each text whole")
         for sequence in begun:
-            if self.length(sequence):
+            if length(sequence):
                 raise KernelError(f"sequence {sequence} has tokens already, and this plan sees each text whole")
 
     def length(self, sequence: int) -> int:
@@ -184,8 +206,16 @@ class Engine:
             native.call("engine_length", handle, sequence, ctypes.byref(found), what=f"sequence {sequence}")
         return found.value
 
+    def source(self, sequence: int) -> int:
+        """Tokens of a sequence's source."""
+        found = ctypes.c_int64()
+        with self._open() as handle:
+            native.call("engine_source", handle, sequence, ctypes.byref(found), what=f"sequence {sequence}")
+        return found.value
+
     def forget(self, sequence: int, length: int = 0) -> None:
-        """Cut a sequence back to its first `length` tokens; the memory of the others is free."""
+        """Cut a sequence back to its first `length` tokens; the memory of the others is free. Without any of them its
+        source goes too."""
         with self._open() as handle:
             native.call("engine_forget", handle, sequence, length, what=f"sequence {sequence}")
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from . import engine_mixtures, engine_scans
-from .engine_steps import LATER, MOST_HEAD, MOST_WHOLE, OPS, STATEFUL, STEPS, VERSION, Slot, Step, Weight
+from . import engine_mixtures, engine_scans, engine_sources
+from .engine_steps import LATER, MOST_HEAD, MOST_WHOLE, OPS, SILENT, STATEFUL, STEPS, VERSION, Slot, Step, Weight
 from .engine_weights import Weights
 from .native import KernelError
 
@@ -28,6 +28,8 @@ class Layout:
     vocabulary: int  # ids that the embedding knows
     stateful: bool = False  # steps keep states of all that came before, which know no way back
     whole: bool = False  # an attention sees the tokens that follow too, so a text comes in one call
+    encoder: "Layout | None" = None  # reads sources, whose keys and values are recalled; it has no logits
+    kept: set[int] = field(default_factory=set)  # slots that it remembers sources in
     steps: list[Step] = field(default_factory=list)
     weights: list[Weight] = field(default_factory=list)
 
@@ -45,12 +47,14 @@ class _Reader:
     def __init__(self, plan: Mapping, weights: Mapping[str, Tensor], deep: bool):
         self.plan, self.held = plan, Weights(weights, deep, self.refuse)
         self.place = "the plan"
+        self.title = "the plan"
         self.written: set[int] = set()
         self.angles: dict[tuple, int] = {}
         self.used_slots: set[int] = set()
         self.ids: list[int] = []
         self.chosen: dict[int, tuple[int, int]] = {}  # register -> experts, how many of them
         self.states = 0
+        self.inside = False  # whether it is the encoder of a plan that is read
 
     def refuse(self, what: str) -> KernelError:
         return KernelError(f"the plan can't be run: {self.place}: {what}")
@@ -71,16 +75,28 @@ class _Reader:
         self.need(isinstance(slots, list), "its slots are no list")
         self.need(_int(plan.get("context"), 1), "its context is no number of tokens")
         self.out = Layout(list(widths), [self.slot(s) for s in slots], -1, plan["context"], 0)
+        if "encoder" in plan:
+            self.out.encoder = engine_sources.encoder(self, plan["encoder"])
         steps = plan.get("steps")
         self.need(isinstance(steps, list) and steps, "it has no steps")
         for number, step in enumerate(steps):
             op = step.get("op") if isinstance(step, Mapping) else None
             self.need(isinstance(op, str) and op in STEPS, f"step {number} is none that the engine knows")
-            self.place = f"step {number}, {op}"
+            self.place = f"{self.title}, step {number}, {op}" if self.inside else f"step {number}, {op}"
             self.step(step)
-        self.place = "the plan"
+        self.place = self.title
         self.need(len(self.used_slots) == len(slots), "a slot of its cache is not used by any attention")
-        self.finish(plan.get("logits"), steps)
+        self.need(bool(self.ids), "it has no embedding of tokens")
+        if self.inside:
+            engine_sources.finish(self, plan, steps)
+        else:
+            self.finish(plan.get("logits"), steps)
+        self.out.stateful = any(s["op"] in STATEFUL for s in steps)
+        self.need(
+            not (self.out.whole and self.out.stateful), "it sees texts whole, and keeps states of what came before"
+        )
+        self.need(not self.out.whole or self.out.context <= MOST_WHOLE, f"it sees {self.out.context} tokens at once")
+        self.out.vocabulary, self.out.weights = min(self.ids), self.held.laid
         return self.out
 
     def finish(self, logits, steps: list) -> None:
@@ -89,16 +105,10 @@ class _Reader:
         self.need(logits not in readers, "a step reads the logits")
         writer = next(s for s in steps if s["to"] == logits)
         self.need(
-            writer["op"] not in ("columns", "join", "attention", "scores", "route", "experts", *STATEFUL),
+            writer["op"] not in ("columns", "join", "attention", "recall", "scores", "route", "experts", *STATEFUL),
             "its logits are no register of their own",
         )
-        self.need(bool(self.ids), "it has no embedding of tokens")
-        stateful = any(s["op"] in STATEFUL for s in steps)
-        self.out.stateful = stateful
-        self.need(not (self.out.whole and stateful), "it sees texts whole, and keeps states of what came before")
-        self.need(not self.out.whole or self.out.context <= MOST_WHOLE, f"it sees {self.out.context} tokens at once")
-        self.out.logits, self.out.vocabulary = logits, min(self.ids)
-        self.out.weights = self.held.laid
+        self.out.logits = logits
 
     @staticmethod
     def read_by(step: Mapping) -> list[int]:
@@ -123,12 +133,15 @@ class _Reader:
     def step(self, given: Mapping) -> None:
         step = {**{name: value for name, value in LATER.items() if name in STEPS[given["op"]]}, **given}
         self.fields(step)
+        if step["op"] in SILENT:
+            getattr(self, f"_{step['op']}")(step)
+            return
         to = step["to"]
         getattr(self, f"_{step['op']}")(step, to, self.out.widths[to])
         self.written.add(to)
 
     def fields(self, step: Mapping) -> None:
-        kinds = {"to": "t", **STEPS[step["op"]]}
+        kinds = {**({} if step["op"] in SILENT else {"to": "t"}), **STEPS[step["op"]]}
         for name in step.keys() - kinds.keys() - {"op"}:
             raise self.refuse(f"it has a field `{name}`, which this op does not have")
         for name, kind in kinds.items():
@@ -248,12 +261,7 @@ class _Reader:
     def _attention(self, step, to, width) -> None:
         slot, heads = step["slot"], step["heads"]
         kv, d, v = (step[name] for name in ("kv_heads", "head_dim", "value_dim"))
-        self.need(
-            slot < len(self.out.slots) and slot not in self.used_slots, f"its slot {slot} is not there or not free"
-        )
-        self.used_slots.add(slot)
-        own = self.out.slots[slot]
-        self.need((own.kv_heads, own.head_dim, own.value_dim) == (kv, d, v), f"its sizes are not those of slot {slot}")
+        self.take_slot(slot, (kv, d, v))
         self.need(heads % kv == 0, f"{heads} query heads are not a multiple of {kv} key heads")
         whole = step["whole"]
         self.need(not (whole and step["slopes"]), "a text that is seen whole has no slopes by distance")
@@ -278,7 +286,24 @@ class _Reader:
             count=int(whole),
             weight=self.held.vector(step["sinks"], heads),
             skip=self.held.vector(step["slopes"], heads),
+            bias=self.distances(step["distances"], heads, whole),
         )
+
+    def take_slot(self, slot: int, sizes: tuple[int, int, int]) -> None:
+        """A slot that no step before has, of these heads, numbers of a key and of a value."""
+        self.need(
+            slot < len(self.out.slots) and slot not in self.used_slots, f"its slot {slot} is not there or not free"
+        )
+        self.used_slots.add(slot)
+        own = self.out.slots[slot]
+        self.need((own.kv_heads, own.head_dim, own.value_dim) == sizes, f"its sizes are not those of slot {slot}")
+
+    def distances(self, name: str | None, heads: int, whole: bool) -> int:
+        """A table of what scores gain: of a text seen whole as many columns on both sides of the token's own."""
+        number = -1 if name is None else self.held.matrix(name, heads, None)
+        columns = self.held.laid[number].k if number >= 0 else 1
+        self.need(not whole or columns % 2 == 1, f"weight `{name}` has {columns} columns, and none is in their middle")
+        return number
 
     # -- elementwise
 
@@ -318,6 +343,7 @@ class _Reader:
     _scores, _route, _experts = engine_mixtures.scores, engine_mixtures.route, engine_mixtures.experts
     _convolve, _ssd, _selective = engine_scans.convolve, engine_scans.ssd, engine_scans.selective
     _delta = engine_scans.delta
+    _remember, _recall = engine_sources.remember, engine_sources.recall
 
 
 def _int(value, least: int) -> bool:

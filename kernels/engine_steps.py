@@ -44,6 +44,20 @@ STEPS: dict[str, dict[str, str]] = {
         "sinks": "w?",
         "slopes": "w?",
         "whole": "b",
+        "distances": "w?",
+    },
+    # An encoder keeps keys and values of a source in a slot of its own, and writes no register; the decoder behind it
+    # reads them: of all tokens of the source, whatever the position.
+    "remember": {"k": "r", "v": "r", "slot": "0", "kv_heads": "+", "head_dim": "+", "value_dim": "+"},
+    "recall": {
+        "q": "r",
+        "slot": "0",
+        "heads": "+",
+        "kv_heads": "+",
+        "head_dim": "+",
+        "value_dim": "+",
+        "scale": "f",
+        "softcap": "f?",
     },
     "act": {
         "x": "r",
@@ -124,7 +138,9 @@ STEPS: dict[str, dict[str, str]] = {
 LATER = {
     "slopes": None,
     "whole": False,
+    "distances": None,
 }  # fields that plans of earlier versions do not have, and what they mean by that
+SILENT = ("remember",)  # write no register
 STATEFUL = ("convolve", "ssd", "selective", "delta")
 # As plan.h numbers them; `angles` and `place` are made here.
 OPS = (
@@ -137,6 +153,8 @@ OPS = (
     "place",
     "rotary",
     "attention",
+    "remember",
+    "recall",
     "act",
     "add",
     "mul",
@@ -209,25 +227,29 @@ class Slot(ctypes.Structure):
 
 
 class Plan(ctypes.Structure):
-    _fields_ = [
-        ("steps", ctypes.POINTER(Step)),
-        ("widths", ctypes.POINTER(ctypes.c_int32)),
-        ("weights", ctypes.POINTER(Weight)),
-        ("slots", ctypes.POINTER(Slot)),
-        *(
-            (name, ctypes.c_int32)
-            for name in (
-                "step_count",
-                "register_count",
-                "weight_count",
-                "slot_count",
-                "logits",
-                "level",
-                "threads",
-                "sequences",
-                "steady",
-            )
-        ),
-        ("zero", ctypes.c_int32),
-        ("context", ctypes.c_int64),
-    ]
+    """Of a decoder `encoder` points to the plan whose keys and values it recalls; that one's `logits` are -1."""
+
+
+Plan._fields_ = [
+    ("steps", ctypes.POINTER(Step)),
+    ("widths", ctypes.POINTER(ctypes.c_int32)),
+    ("weights", ctypes.POINTER(Weight)),
+    ("slots", ctypes.POINTER(Slot)),
+    *(
+        (name, ctypes.c_int32)
+        for name in (
+            "step_count",
+            "register_count",
+            "weight_count",
+            "slot_count",
+            "logits",
+            "level",
+            "threads",
+            "sequences",
+            "steady",
+        )
+    ),
+    ("zero", ctypes.c_int32),
+    ("context", ctypes.c_int64),
+    ("encoder", ctypes.POINTER(Plan)),
+]

@@ -77,12 +77,12 @@ class Weights:
             self.need((w.n, w.k) == (own.n, own.k), f"weight `{name}` has another shape than `{names[0]}`")
         return first
 
-    def matrix(self, name: str, rows: int | None, columns: int) -> int:
-        """A float32 matrix of so many columns, and rows where they are said."""
+    def matrix(self, name: str, rows: int | None, columns: int | None) -> int:
+        """A float32 matrix of so many rows and columns, where they are said."""
         number = self.number(name)
         w = self.laid[number]
         self.need(
-            w.form == 16 and w.k == columns and rows in (None, w.n),
-            f"weight `{name}` is not float32 [{rows or 'any'}, {columns}]",
+            w.form == 16 and columns in (None, w.k) and rows in (None, w.n),
+            f"weight `{name}` is not float32 [{rows or 'any'}, {columns or 'any'}]",
         )
         return number

@@ -103,7 +103,8 @@ def inputs_of(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
     """Fixed inputs for any model: what its config asks for, or what it takes under names of its own."""
     if isinstance(model, PreTrainedModel) and model.main_input_name != "input_values" and not sees_and_reads(model):
         images = model.main_input_name == "pixel_values"
-        return inputs_for(model.config, seed, images, behind=not (model.can_generate() or has_two_sides(model)))
+        # A source is filled up behind its text, as encoders' rows are: many number positions by the place in a row.
+        return inputs_for(model.config, seed, images, behind=has_two_sides(model) or not model.can_generate())
     return {f"{GIVEN}{name}": x.contiguous() for name, x in sample(model).items()}
 
 

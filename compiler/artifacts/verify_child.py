@@ -67,14 +67,15 @@ def logits_of_rows(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
 def probe_two_sides(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
     """The same of an encoder with a decoder: the rows are what is read, and, backwards, what is said."""
     said = ids.flip(1)[:, : LENGTH // 2]
+    side = "right" if mask[:, 0].all() else "left"
     found = {
         "logits of a batch": first_output(model(input_ids=ids, decoder_input_ids=said)),
-        "logits of a left-padded batch": first_output(
+        f"logits of a {side}-padded batch": first_output(
             model(input_ids=ids, attention_mask=mask, decoder_input_ids=said)
         ),
     }
     if getattr(model, "can_generate", bool)() and steps:
-        for name, given in (("", torch.ones_like(mask)), (", left-padded", mask)):
+        for name, given in (("", torch.ones_like(mask)), (f", {side}-padded", mask)):
             made = generate(model, ids, given, steps)
             found[f"logits of prefill and {steps - 1} decode steps{name}"] = torch.stack(made.logits, 1).float()
             found[f"greedy tokens{name}"] = made.sequences[:, -steps:].clone()

@@ -23,7 +23,7 @@ from ..ir.program import Program
 from ..ir.surgery import own_config
 from ..ir.unit import Unit, argument_names, code_key
 from ..rows.forward import main_output, without_dropout
-from ..rows.inputs import has_two_sides
+from ..rows.inputs import has_two_sides, without_cache
 from .calls import Call, Calls, other_calls, record, source_line, split, unsupported_model
 from .dropout import adopt, drops
 from .patches import module_calls
@@ -254,7 +254,9 @@ def _flat(program: Program) -> Unit:
     model = program.model
     call = split(program.inputs)
     call.statics |= {name: call.free.pop(name) for name in ("use_cache",) if name in call.free}
-    cached = any(
+    if has_two_sides(model):  # the decoder's masks ask its two caches what a graph of both would not know
+        call.statics |= without_cache(model)
+    cached = not has_two_sides(model) and any(
         node.meta["dtype"] == "cache"
         for unit in program.units.values()
         for node in unit.graph.nodes

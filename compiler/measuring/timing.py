@@ -81,7 +81,8 @@ def _prompt(model: nn.Module, ids: Tensor) -> dict[str, Any]:
 def _next(model: nn.Module, token: Tensor, output: Any) -> dict[str, Any]:
     if not has_two_sides(model):
         return {"input_ids": token}
-    return {"decoder_input_ids": token, "encoder_outputs": (output["encoder_last_hidden_state"],)}
+    given = output.get("encoder_last_hidden_state")  # the engine keeps it to itself
+    return {"decoder_input_ids": token} | ({} if given is None else {"encoder_outputs": (given,)})
 
 
 def decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[[], float]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from . import attentions, calls, rotations
+from . import attentions, calls, distances, rotations
 from .layout import Run, runs
 from .positional import call
-from .values import Cached, Positional, Rows
+from .values import Cached, Positional, Rows, Source
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -22,6 +22,7 @@ class Attending:
     def __init__(self, reader: "Reader"):
         self.reader = reader
         self._rotations: dict[Any, rotations.Rotation | None] = {}
+        self._tables: dict[tuple[fx.Node, bool], Tensor | None] = {}
 
     def cached(self, node: fx.Node, cache: Any, k: Any, v: Any, layer: int) -> tuple[Cached, Cached]:
         """What attention reads of all tokens; the cache keeps what it makes of them."""
@@ -122,25 +123,34 @@ class Attending:
 
     def attention(self, node: fx.Node, args: Any, kwargs: Any) -> tuple[Rows, None]:
         module, q, k, v, mask = args
-        k, v = (x.rows if isinstance(x, Cached) else x for x in (k, v))  # encoders cache none
+        recalls = isinstance(k, Source) and isinstance(v, Source)
+        k, v = (x.rows if isinstance(x, Cached) or recalls else x for x in (k, v))  # encoders cache none
         if not all(isinstance(x, Rows) for x in (q, k, v)):
             raise self.reader.refuse(node, "attention to something else than what the layer caches")
         if mask is not None and not isinstance(mask, Positional):
             raise self.reader.refuse(node, "attention under a mask that tokens decide")
+        gaining = [name for name, value in kwargs.items() if self._gains(node, name, value)]
         of_tokens = (Positional, Rows, Cached)
-        options = {key: value for key, value in kwargs.items() if not isinstance(value, of_tokens)}
+        options = {
+            key: value for key, value in kwargs.items() if not isinstance(value, of_tokens) and key not in gaining
+        }
         (_, heads, _, head_dim), value_dim = q.index.shape, v.index.shape[3]
         kv_heads = k.index.shape[1]
         sizes = (heads, kv_heads, head_dim, value_dim)
         try:
-            found = heads % kv_heads == 0 and attentions.recognise(module, self._mask(mask), sizes, options)
+            gains = partial(self._gain, node, module, heads, *gaining[:1])
+            found = (
+                heads % kv_heads == 0
+                and len(gaining) < 2
+                and attentions.recognise(module, self._mask(mask), sizes, options, gains)
+            )
         except RuntimeError:  # it is handed tables that were made for the sample's length
             found = None
         if not found:
             raise self.reader.refuse(
                 node, "attention that the engine does not have: its scale, cap, window or mask is none of the known"
             )
-        made = self.attend(node, found, [q, k, v], sizes)
+        made = (self.recall if recalls else self.attend)(node, found, [q, k, v], sizes)
         batch, length = self.reader.shape
         return Rows(self.reader.plan.layout.rows(made).view(batch, length, heads, value_dim)), None
 
@@ -149,6 +159,7 @@ class Attending:
         plan, (heads, kv_heads, head_dim, value_dim) = self.reader.plan, sizes
         slopes = None if found.slopes is None else plan.vector(f"{node.name}.slopes", found.slopes)
         sinks = None if found.sinks is None else plan.vector(f"{node.name}.sinks", found.sinks)
+        near = None if found.distances is None else plan.vector(f"{node.name}.distances", found.distances)
         registers = {name: self.reader.register(x)[0] for name, x in zip("qkv", given, strict=True)}
         window = found.window if found.window is not None and found.window < plan.context else None
         return plan.step(
@@ -166,7 +177,58 @@ class Attending:
             sinks=sinks,
             **({} if slopes is None else {"slopes": slopes}),
             **({"whole": True} if found.whole else {}),
+            **({} if near is None else {"distances": near}),
         )
+
+    def recall(self, node: fx.Node, found: attentions.Attention, given: list[Rows], sizes: tuple[int, ...]) -> int:
+        """The register of attention of queries to a source, whose keys and values its encoder remembers."""
+        heads, kv_heads, head_dim, value_dim = sizes
+        more = (found.window, found.sinks, found.slopes, found.distances)
+        if not found.whole or any(part is not None for part in more):
+            raise self.reader.refuse(node, "attention to a source by positions, which the engine has not")
+        source = self.reader.source
+        assert source is not None, "only behind an encoder there is a source"
+        k, v = (source.register(x)[0] for x in given[1:])
+        return self.reader.plan.step(
+            "recall",
+            heads * value_dim,
+            q=self.reader.register(given[0])[0],
+            slot=source.plan.remember(k, v, kv_heads, head_dim, value_dim),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            scale=found.scale,
+            softcap=found.softcap,
+        )
+
+    def _gains(self, node: fx.Node, name: str, value: Any) -> bool:
+        """Whether an option is what scores gain: a number for each pair of tokens of a row, that no token decides."""
+        at = node.kwargs[name]
+        if not isinstance(at, fx.Node) or not isinstance(value, (Tensor, Positional)):
+            return False
+        try:
+            return distances.of_row(self.reader.positions.at(at, 3), 3)
+        except (RuntimeError, TypeError, ValueError, IndexError):  # made for something else than one row
+            return False
+
+    def _gain(
+        self, node: fx.Node, module: torch.nn.Module, heads: int, name: str = "", *, whole: bool = False
+    ) -> attentions.Gain | None:
+        """What an option adds to scores; it may shorten the context. RuntimeError where more than distance counts."""
+        if not name:
+            return None
+        made, plan = node.kwargs[name], self.reader.plan
+        at = partial(self.reader.positions.at, made)
+        if (made, whole) not in self._tables:
+            config = getattr(module, "config", self.reader.model.config)
+            found = distances.table(at, heads, whole, config, plan.context)
+            self._tables[made, whole] = None if found is None else found[0]
+            plan.context = plan.context if found is None else min(plan.context, found[1])
+        known = self._tables[made, whole]
+        if known is None:
+            raise RuntimeError("scores gain by more than distance")
+        return attentions.Gain(name, at, known)
 
     def _mask(self, mask: Positional | None) -> Any:
         if mask is None:

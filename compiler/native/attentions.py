@@ -1,6 +1,6 @@
 """Attention, recognised by what it computes: scale, softcap, window and sinks are found by trying."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -26,6 +26,7 @@ class Attention:
     window: int | None = None
     sinks: Tensor | None = None
     slopes: Tensor | None = None  # that a score gains for each token of distance less
+    distances: Tensor | None = None  # [heads, columns] that it gains at each, as `distances.table` has them
     whole: bool = False
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, at: int | None = None) -> Tensor:
@@ -39,6 +40,10 @@ class Attention:
         back = (length - 1 if at is None else at) - torch.arange(length)
         if self.slopes is not None:
             scores = scores - self.slopes[:, None] * back
+        if self.distances is not None:
+            columns = self.distances.shape[1]
+            first = columns // 2 if self.whole else columns - 1
+            scores = scores + self.distances[:, (first - back).clamp(0, columns - 1)]
         seen = (back.abs() if self.whole else back.where(back >= 0, length)) < (self.window or length)
         scores[:, ~seen] = -torch.inf
         if self.sinks is not None:
@@ -46,19 +51,37 @@ class Attention:
         return torch.einsum("hn,hnd->hd", scores.softmax(-1)[:, : v.shape[1]], v)
 
 
+@dataclass(frozen=True)
+class Gain:
+    """What an option of an attention adds to its scores: `at` a row's length, and as a `table` by distance."""
+
+    option: str
+    at: Callable[[int], Tensor]
+    table: Tensor
+
+
 @torch.no_grad()
 def recognise(
-    module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any]
+    module: nn.Module,
+    mask: Any,
+    sizes: tuple[int, int, int, int],
+    options: dict[str, Any],
+    gains: Callable[..., Gain | None] = lambda whole: None,
 ) -> Attention | None:
     """What `attention` of the module computes, or None.
 
     mask      n -> the mask of n keys as the module is handed it: [1, 1, n, n] or None
     sizes     heads, key heads, width of a key, width of a value
+    gains     whether a text is seen whole -> what scores gain by distance, if anything
     """
     heads, _, head_dim, _ = sizes
     module = _float(module)
     named = windows(module, options)
-    if sees_ahead(module, mask, sizes, options):
+    whole = sees_ahead(module, mask, sizes, options)
+    gain = gains(whole=whole)
+    if gain is not None:
+        options = {**options, gain.option: gain}
+    if whole:
         named = list(dict.fromkeys(n for w in named for n in (w, w + 1, w // 2 + 1)))
         known = [row for n in lengths(named) for row in _whole_trial(module, mask, sizes, options, n)]
         forms = [replace(form, whole=True) for form in _forms(module, head_dim, heads, options, named)]
@@ -66,6 +89,7 @@ def recognise(
         known = [(*_trial(module, mask, sizes, options, n), None) for n in lengths(named)]
         forms = [*_forms(module, head_dim, heads, options, named)]
     for form in forms:
+        form = form if gain is None or not gain.table.any() else replace(form, distances=gain.table)
         pairs = [(form(q, k, v, at), found) for q, k, v, found, at in known]
         if known and all(torch.allclose(ours, found, atol=_ATOL, rtol=_ATOL) for ours, found in pairs):
             return form
@@ -89,7 +113,7 @@ def _whole_trial(
 ) -> list[tuple[Any, ...]]:
     """The same of a text that is seen whole, at its first position, one in the middle and the last."""
     q, k, v = _random(sizes, length, length)
-    out, _ = leaves.attention(module, q, k, v, _floats(mask(length)), **options)
+    out, _ = leaves.attention(module, q, k, v, _floats(mask(length)), **_of_row(options, length, length))
     return [(q[0, :, at], k[0], v[0], out[0, at].float(), at) for at in (0, length // 2, length - 1)]
 
 
@@ -113,8 +137,13 @@ def _trial(
     q, k, v = _random(sizes, 1, length)
     seen = mask(length)
     last = None if seen is None else seen[:, :, -1:, -length:]
-    out, _ = leaves.attention(module, q, k, v, _floats(last), **options)
+    out, _ = leaves.attention(module, q, k, v, _floats(last), **_of_row(options, length, 1))
     return q[0, :, 0], k[0], v[0], out[0, 0].float()
+
+
+def _of_row(options: dict[str, Any], length: int, queries: int) -> dict[str, Any]:
+    """Options for the last queries of a row: those that are made of its length are computed."""
+    return {name: x.at(length)[:, :, -queries:].float() if isinstance(x, Gain) else x for name, x in options.items()}
 
 
 def _float(module: nn.Module) -> nn.Module:

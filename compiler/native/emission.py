@@ -9,7 +9,7 @@ from ..capture.sample import first_position
 from ..checkpoints.companions import companions
 from ..ir.program import Program
 from ..layers.linear import params
-from ..rows.inputs import padding
+from ..rows.inputs import first_said, has_two_sides, padding
 from ..words.context import Context
 from .linears import Numbers
 from .plan import Gives
@@ -30,12 +30,17 @@ def emit(program: Program, folder: Path, ctx: Context, numbers: Numbers) -> None
 
 def facts(model: Any, weights: str, gives: Gives = Gives()) -> dict[str, Any]:
     """What an artifact says of the model, and of what may run it: packed weights are the same at every level."""
+    if has_two_sides(model):
+        return _identity(model, weights) | {"start": first_said(model), "pad": padding(model)}
     encodes = {} if gives.speaks else {"gives": asdict(gives), "pad": padding(model), "position": first_position(model)}
+    return _identity(model, weights) | encodes
+
+
+def _identity(model: Any, weights: str) -> dict[str, Any]:
     return {
         "class": type(model).__name__,
         "model_type": model.config.model_type,
         "params": params(model),
         "weights": weights,
         "isa": "portable",
-        **encodes,
     }

@@ -1,6 +1,6 @@
 """One call of `generate`: prompts in, tokens out, row by row until each has ended."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ from .sampling import Chooser, Sampling, bad_sampling
 
 if TYPE_CHECKING:
     from .model import NativeModel
+    from .rules import Rules
 
 _TAIL = 8  # tokens more than a stop string has characters are looked at: one may be several
 
@@ -26,6 +27,7 @@ class Generation:
         tokenizer: Any,
         streamer: Any,
         keep_logits: bool,
+        rules: "Rules | None" = None,
     ):
         if stops and tokenizer is None:
             raise Reject(
@@ -35,10 +37,15 @@ class Generation:
             )
         self.model, self.sampling, self.stops = model, sampling, stops
         self.tokenizer, self.streamer, self.keep_logits = tokenizer, streamer, keep_logits
-        self.chooser = Chooser(sampling)
+        self.chooser = Chooser(sampling, rules)
 
-    def __call__(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The sequences [b, t + new] and the logits [b, vocabulary] of every step."""
+    def __call__(
+        self, ids: Tensor, mask: Tensor, begin: Callable[[Sequence[int]], None] = lambda numbers: None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The sequences [b, t + new] and the logits [b, vocabulary] of every step.
+
+        begin   done first with the numbers of the open sequences
+        """
         prompts = [row[seen.bool()] for row, seen in zip(ids, mask, strict=True)]
         if not all(len(prompt) for prompt in prompts):
             raise Reject(bad_sampling("a prompt has no token", help="begin it with the tokenizer's first token"))
@@ -48,6 +55,7 @@ class Generation:
         taken = self.model.begin([prompt.tolist() for prompt in prompts])
         numbers = [number for number, _ in taken]
         try:
+            begin(numbers)
             made, logits = self._grow(prompts, taken)
         finally:
             held = zip(numbers, self._held, strict=True)

@@ -99,7 +99,7 @@ def share_tables(plan: Plan, numbers: Numbers, lowered: Mapping[str, Tensor]) ->
 
     lowered   packed weights that a pass left, by their entries
     """
-    for step in plan.steps:
+    for step in (*plan.steps, *(plan.encoder.steps if plan.encoder else ())):
         if step["op"] != "embedding":
             continue
         name = plan.tied(step["table"]) if numbers.shares_tables else step["table"]

@@ -13,6 +13,7 @@ from ..checkpoints.generation import read_generation
 from .encoder import NativeEncoder
 from .model import NativeModel
 from .stored import native_damaged, pieces, read, tensors
+from .translator import NativeTranslator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +60,7 @@ def open_native(
         _check_vocabulary(stored, engine)
     except KernelError as error:
         raise Reject(native_damaged(f"{folder}: {error}", help=_AGAIN)) from error
-    kind = NativeEncoder if "gives" in stored.facts else NativeModel
+    kind = NativeTranslator if engine.sources else NativeEncoder if "gives" in stored.facts else NativeModel
     own = read_generation(folder)
     model = kind(engine, stored.plan, weights, stored.facts, sequences, own, remembers=remembers)
     model.name_or_path = model.config._name_or_path = str(folder)

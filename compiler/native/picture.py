@@ -28,18 +28,23 @@ class Weights:
 
 @dataclass(frozen=True)
 class Picture:
-    """`steps`: op -> how many a token takes; `weights`: the largest first, vectors as one."""
+    """`steps`: op -> how many a token takes; `weights`: the largest first, vectors as one.
+
+    source   op -> how many a token of a source takes, of an encoder with a decoder
+    """
 
     facts: Mapping[str, Any]
     context: int
     steps: Mapping[str, int]
     weights: tuple[Weights, ...]
+    source: Mapping[str, int]
 
     def to_json(self) -> dict[str, Any]:
         return {
             "facts": dict(self.facts),
             "context": self.context,
             "steps": dict(self.steps),
+            **({"source": dict(self.source)} if self.source else {}),
             "weights": [
                 {
                     "form": w.form,
@@ -57,7 +62,8 @@ class Picture:
             f"{on_a_line(self.facts['class'])}, {count(self.facts['params'])} parameters, "
             f"context of {counted(self.context, 'token')}"
         )
-        steps = ", ".join(f"{n} {op}" for op, n in self.steps.items())
+        kinds = {"a token": self.steps, "a source": self.source}
+        steps = [f"{of}: " + ", ".join(f"{n} {op}" for op, n in own.items()) for of, own in kinds.items() if own]
         rows = [
             (
                 w.form,
@@ -74,7 +80,7 @@ class Picture:
             for form, shape, number, bytes, zeros in rows
         ]
         whole = size(sum(w.bytes for w in self.weights))
-        return "\n".join([head, f"a token: {steps}", f"weights: {whole}", *map(str.rstrip, lines)])
+        return "\n".join([head, *steps, f"weights: {whole}", *map(str.rstrip, lines)])
 
 
 def picture(folder: Path) -> Picture:
@@ -91,7 +97,8 @@ def picture(folder: Path) -> Picture:
             key = (form, shape if len(shape) > 1 else ())
             found.setdefault(key, []).append((stored.entries[name]["bytes"], kept))
         steps = Counter(step["op"] for step in stored.plan["steps"])
-        if not steps.keys() <= STEPS.keys():
+        source = Counter(step["op"] for step in stored.plan.get("encoder", {"steps": ()})["steps"])
+        if not steps.keys() | source.keys() <= STEPS.keys():
             raise ValueError("its plan has a step that the engine does not know")
         context, facts = stored.plan["context"], stored.facts
         if not (isinstance(facts["class"], str) and type(facts["params"]) is type(context) is int):
@@ -103,4 +110,4 @@ def picture(folder: Path) -> Picture:
         for (form, shape), held in found.items()
     ]
     weights.sort(key=lambda w: -w.bytes)
-    return Picture(stored.facts, context, dict(steps.most_common()), tuple(weights))
+    return Picture(stored.facts, context, dict(steps.most_common()), tuple(weights), dict(source.most_common()))

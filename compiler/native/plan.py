@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.engine_steps import STATEFUL, STEPS
+from ...kernels.engine_steps import SILENT, STATEFUL, STEPS
 from .layout import Layout, runs
 
 VERSION = 1
@@ -48,7 +48,10 @@ class Gives:
 
 @dataclass
 class Plan:
-    """Steps over registers, each written once; `to_json` is what the engine reads."""
+    """Steps over registers, each written once; `to_json` is what the engine reads.
+
+    encoder   of sources whose keys and values it recalls; both name their weights alike
+    """
 
     layout: Layout
     vocabulary: int
@@ -58,8 +61,23 @@ class Plan:
     entries: dict[str, Entry] = field(default_factory=dict)
     logits: int = -1
     gives: Gives = Gives()
+    encoder: "Plan | None" = None
     copies: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # register -> (original, kept)
     _known: dict[Any, int] = field(default_factory=dict)
+    _names: dict[Any, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.encoder is not None:
+            self.entries, self._names = self.encoder.entries, self.encoder._names
+
+    def remember(self, k: int, v: int, kv_heads: int, head_dim: int, value_dim: int) -> int:
+        """The slot in which these keys and values of a source are kept."""
+        key = ("remember", k, v, kv_heads, head_dim, value_dim)
+        if key not in self._known:
+            slot = self._known[key] = self.slot(kv_heads, head_dim, value_dim)
+            sizes = {"kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim}
+            self.steps.append({"op": "remember", "k": k, "v": v, "slot": slot, **sizes})
+        return self._known[key]
 
     def step(self, op: str, width: int, **fields: Any) -> int:
         """Append a step; return the register that it writes. Equal steps are one."""
@@ -80,17 +98,16 @@ class Plan:
 
     def entry(self, name: str, entry: Entry, key: Any) -> str:
         """The name under which an entry is kept; entries with one key are one."""
-        known: dict[Any, str] = self._known  # names and registers share one memory
-        if key not in known:
+        if key not in self._names:
             assert name not in self.entries, f"two weights are called {name}"
             self.entries[name] = entry
-            known[key] = name
-        return known[key]
+            self._names[key] = name
+        return self._names[key]
 
     def tied(self, table: str) -> str:
         """The linear layer's entry that has the numbers of a table, or the table's own."""
-        kinds: dict[str, Any] = {name: key for key, name in self._known.items() if isinstance(name, str)}
-        return self._known.get(("linear", *kinds[table][1:]), table)
+        kinds = {name: key for key, name in self._names.items()}
+        return self._names.get(("linear", *kinds[table][1:]), table)
 
     def slot(self, kv_heads: int, head_dim: int, value_dim: int) -> int:
         self.slots.append({"kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim})
@@ -136,33 +153,35 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Steps that lead to the logits or write a cache; registers are numbered anew."""
         needed = self._needed()
-        number = {step["to"]: i for i, step in enumerate(needed)}
-        steps = [renumbered(step, number) for step in needed]
-        return {
-            "version": VERSION,
-            "vocabulary": self.vocabulary,
+        written = [step["to"] for step in needed if "to" in step]
+        number = {register: i for i, register in enumerate(written)}
+        body = {
             "context": self.context,
-            "registers": [self.layout.widths[step["to"]] for step in needed],
+            "registers": [self.layout.widths[register] for register in written],
             "slots": self.slots,
-            "steps": steps,
-            "logits": number[self.logits],
+            "steps": [renumbered(step, number) for step in needed],
         }
+        if self.logits < 0:
+            return body
+        behind = {} if self.encoder is None else {"encoder": self.encoder.to_json()}
+        return {"version": VERSION, "vocabulary": self.vocabulary, **body, "logits": number[self.logits], **behind}
 
     def used(self) -> dict[str, Entry]:
         """The entries that those steps read."""
-        names = {name for step in self._needed() for name in weights(step)}
+        own = [*self._needed(), *(self.encoder._needed() if self.encoder else ())]
+        names = {name for step in own for name in weights(step)}
         return {name: entry for name, entry in self.entries.items() if name in names}
 
     def _needed(self) -> list[dict[str, Any]]:
         wanted, kept = {self.logits}, []
         for step in reversed(self.steps):
-            if step["to"] in wanted or step["op"] in KEEPERS:
+            if step.get("to") in wanted or step["op"] in KEEPERS:
                 kept.append(step)
                 wanted |= set(inputs(step))
         return kept[::-1]
 
 
-KEEPERS = ("attention", *STATEFUL)  # of something of the tokens before
+KEEPERS = ("attention", *SILENT, *STATEFUL)  # of something of the tokens before, or for those that follow
 
 
 def inputs(step: Mapping[str, Any]) -> list[int]:

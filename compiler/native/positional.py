@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from ..capture.sample import first_position
 from .calls import operation
 from .layout import Layout
-from .values import CACHE, Cached, Every, Rows
+from .values import CACHE, Cached, Every, Rows, Source
 
 _HALVES = (torch.bfloat16, torch.float16)
 _NO_ID = 1 << 40
@@ -23,8 +23,15 @@ _CASTS = {"bfloat16": "float", "half": "float"}
 class Positions:
     """Runs parts of a graph for a batch of one row with the first n positions."""
 
-    def __init__(self, model: nn.Module, values: dict[fx.Node, Any], layout: Layout, shape: torch.Size):
-        self.model, self.layout, self.shape = model, layout, shape
+    def __init__(
+        self,
+        model: nn.Module,
+        values: dict[fx.Node, Any],
+        layout: Layout,
+        shape: torch.Size,
+        source: "Positions | None" = None,
+    ):
+        self.model, self.layout, self.shape, self.source = model, layout, shape, source
         self._values = values  # what the plan knows of nodes; tokens' numbers are not needed
         self._memory: dict[int, dict[fx.Node, Any]] = {}
         self._first = first_position(model)
@@ -63,11 +70,25 @@ class Positions:
         except (RuntimeError, TypeError, ValueError, IndexError):
             return False
 
+    def grows(self, node: fx.Node) -> bool:
+        """Whether a longer row has more of what a node gives."""
+        try:
+            short, long = (self.at(node, length) for length in (3, 5))
+        except (RuntimeError, TypeError, ValueError, IndexError):  # made for something else than one row
+            return False
+        return isinstance(short, Tensor) and short.shape != long.shape
+
+    def knows(self, node: fx.Node) -> bool:
+        return node in self._values
+
     def forget(self) -> None:
         self._memory.clear()
 
     def _run(self, node: fx.Node, length: int) -> Any:
+        if self.source is not None and self.source.knows(node):
+            return self.source.at(node, length)  # of a source that is as long
         value = self._values.get(node)
+        assert not isinstance(value, Source), f"{node.name} is none of the source's"
         rows = value.rows if isinstance(value, Cached) else value
         if isinstance(rows, Rows):
             return self._stand_in(node, rows, length)
@@ -87,9 +108,10 @@ class Positions:
         return call(node, self.model, args, kwargs)
 
     def _default_input(self, name: str, length: int) -> Tensor | None:
-        if name == "position_ids":
+        if name in ("position_ids", "decoder_position_ids"):
             return torch.arange(self._first, self._first + length)[None]
-        return torch.ones((1, length), dtype=torch.int64) if name == "attention_mask" else None
+        seen = name in ("attention_mask", "decoder_attention_mask")
+        return torch.ones((1, length), dtype=torch.int64) if seen else None
 
     def _stand_in(self, node: fx.Node, rows: Rows, length: int) -> Tensor:
         """Zeros in the shape that rows of tokens have."""

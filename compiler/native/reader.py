@@ -14,7 +14,7 @@ from ..checkpoints.origin import POSITIONS
 from ..ir.program import Program
 from ..report.progress import follow
 from ..rows.inputs import has_two_sides
-from . import activations, calls, indexers, linears, mixing, norms, recurrences, reductions
+from . import activations, calls, indexers, linears, mixing, norms, recurrences, reductions, sides
 from .attending import Attending
 from .computing import Computing
 from .deciding import Decisions
@@ -29,7 +29,22 @@ from .scanning import Scanning
 from .shifting import BEFORE, Shifting
 from .tables import Tables
 from .trees import attribute, leaves, mapped
-from .values import CACHE, Cached, Chosen, Deciding, Every, First, Ids, Mask, Offers, Pending, Positional, Rows, Written
+from .values import (
+    CACHE,
+    Cached,
+    Chosen,
+    Deciding,
+    Every,
+    First,
+    Ids,
+    Mask,
+    Offers,
+    Pending,
+    Positional,
+    Rows,
+    Source,
+    Written,
+)
 from .written import Writing
 
 ENDLESS = 2**20  # tokens of a sequence, where no table of positions ends and a config names no limit
@@ -39,40 +54,54 @@ class Reader:
     """One walk over one graph. `plan` is complete when `read` has returned.
 
     model   whose numbers are read, where the program was captured without any; else the program's own
+    side    of an encoder with a decoder: the encoder's, which the reader of the whole walks first
     """
 
-    def __init__(self, program: Program, weights: str | linears.Numbers, model: nn.Module | None = None):
-        if has_two_sides(program.model):
-            why = "it is an encoder with a decoder, and the engine runs decoders alone"
-            raise refused_whole(program.model, why, help="`hf` writes it for transformers")
-        self.model, self.graph = model or program.model, with_mixers_open(program)
+    def __init__(
+        self,
+        program: Program,
+        weights: str | linears.Numbers,
+        model: nn.Module | None = None,
+        side: sides.Side | None = None,
+    ):
+        self.model = model or program.model
         self.numbers = linears.Numbers(weights) if isinstance(weights, str) else weights
-        config = self.model.config.get_text_config()
         if "input_ids" not in program.inputs:
             raise refused_whole(self.model, f"it takes {' and '.join(program.inputs)}, and the engine reads token ids")
-        ids = program.inputs["input_ids"]
+        self.source: Reader | None = None  # of the encoder
+        if side is None:
+            graph = with_mixers_open(program)
+            heard, side = sides.both(graph) if has_two_sides(program.model) else (None, sides.only(graph))
+            self.source = heard and Reader(program, self.numbers, self.model, heard)
+        self.side = side
+        config = self.model.config.get_text_config(**({} if side.ids == "input_ids" else {"decoder": True}))
+        ids = program.inputs[side.ids]
         layout = Layout(ids.numel())
         context = next(filter(None, (getattr(config, name, None) for name in POSITIONS)), None)
-        if type(context) is not int and not any(n.meta.get("role") == "rotary" for n in self.graph.nodes):
+        if type(context) is not int and not any(n.meta.get("role") == "rotary" for n in side.nodes):
             context = ENDLESS  # states and slopes by distance have no end
         if type(context) is not int:
             why = "its config states no longest context (`max_position_embeddings`)"
             raise refused_whole(self.model, why)
         self.ids = Ids(layout)
         self.shape = ids.shape
-        self.plan = Plan(layout, config.vocab_size, context)
+        words = (self.source and getattr(config, "decoder_vocab_size", None)) or config.vocab_size
+        self.plan = Plan(layout, words, context, encoder=self.source and self.source.plan)
         self.values: dict[fx.Node, Any] = {}
-        self.positions = Positions(self.model, self.values, layout, self.shape)
+        behind = self.source and self.source.positions
+        self.positions = Positions(self.model, self.values, layout, self.shape, behind)
         self.attending, self.scanning, self.tables = Attending(self), Scanning(self), Tables(self)
         self.mixtures, self.writing, self.computing = Mixtures(self), Writing(self), Computing(self)
         self.shifting = Shifting(self)
         self.offering, self.deciding = Offering(self), Decisions(self)
         self.last: tuple[str, linears.Linear] | None = None  # linear layer that was read, and its entry
         self.lowered: dict[str, Tensor] = {}  # packed weights that a pass left, by their entries
-        self.current = next(iter(self.graph.nodes))  # the node that is being read
+        self.current = side.nodes[0]  # the node that is being read
 
     def read(self) -> Plan:
-        for node in follow(self.graph.nodes, "reading the graph", len(self.graph.nodes)):
+        if self.source is not None:
+            self.source.read()
+        for node in follow(self.side.nodes, "reading the graph", len(self.side.nodes)):
             self.current = node
             if node.op == "output":
                 self.plan.logits = self._logits(node)
@@ -82,7 +111,12 @@ class Reader:
                 except Scattered:
                     why = "it mixes numbers of different tokens, or picks others for each"
                     raise self.refuse(node, why) from None
+        if self.side.encodes:  # its keys and values come to be known when its decoder is read
+            self.plan.context = min(self.plan.context, MOST_WHOLE)
+            return self.plan
         self.positions.forget()
+        if self.source is not None:
+            self.source.positions.forget()
         if self.last and not self.plan.gives.states:
             linears.pack_head(self.plan, self.numbers, *self.last)
         linears.share_tables(self.plan, self.numbers, self.lowered)
@@ -97,11 +131,16 @@ class Reader:
         value = node.args[0] if isinstance(node.args[0], fx.Node) else None
         rows = self.values.get(value) if value is not None else None
         whole = any(step.get("whole") for step in self.plan.steps)
+        # T5 with a head has no base model of its own, so behind an encoder the head itself is asked for.
         headless = self.model.base_model is self.model
+        if self.source is not None:
+            headless = self.model.get_output_embeddings() is None
         self.plan.gives = gives = Gives(headless, whole, isinstance(rows, First))
         rows = rows.rows if isinstance(rows, First) else rows
         if not isinstance(rows, Rows) or (gives.speaks and rows.index.shape[-1] != self.plan.vocabulary):
             raise refused_whole(self.model, f"its result is not {self.plan.vocabulary} logits for each token")
+        if self.source is not None and not gives.speaks:
+            raise refused_whole(self.model, "behind an encoder the engine runs a decoder with a head of logits")
         if rows.index.dim() != 3:
             raise refused_whole(self.model, "its result is not one row of numbers for each token or text")
         if whole:
@@ -109,6 +148,9 @@ class Reader:
         return self.register(rows)[0]
 
     def _value(self, node: fx.Node) -> Any:
+        if self.source is not None and node in self.source.values:
+            made = self.source.values[node]
+            return mapped(made, lambda x: Source(x) if isinstance(x, Rows) else x)
         if node.op == "placeholder":
             return self._placeholder(node)
         if node.op == "get_attr":
@@ -120,21 +162,37 @@ class Reader:
             return Mask(node) if role == "mask" else Positional(node)
         if role == "cache_length":
             return Positional(node)
+        if any(isinstance(x, Source) for x in flat) and role != "attention":
+            return self._from_source(node, role, args, kwargs)
         if any(isinstance(x, (Rows, Cached, Written, Chosen, Deciding, Offers, First)) for x in flat):
             return self._tokens(node, role, args, kwargs)
         if any(isinstance(x, Positional) for x in flat):
             return self.sample_size(node, args) if calls.operation(node) in calls.ASKS else Positional(node)
         if any(x is CACHE for x in flat):
             raise self.refuse(node, "it reads the cache otherwise than by keys and values")
+        if role == "embedding" and self.positions.grows(node):
+            return Positional(node)  # it is handed how many tokens there are
         with torch.no_grad():
             return call(node, self.model, args, kwargs)
 
     def _placeholder(self, node: fx.Node) -> Any:
-        if node.target == "input_ids":
+        name = self.side.owns(node.target)
+        if name == "input_ids":
             return Rows(self.plan.layout.rows(self.ids.register).view(self.shape))
         if node.target == "cache":
             return CACHE
-        return Positional(node) if node.target in ("position_ids", "attention_mask") else None
+        return Positional(node) if name in ("position_ids", "attention_mask") else None
+
+    def _from_source(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
+        """What is made of a source's numbers alone, by sizes of the target: the encoder makes it."""
+        source = self.source
+        assert source is not None, "only behind an encoder there is a source"
+        if any(isinstance(x, (Rows, Cached)) for x in leaves((args, kwargs))):
+            raise self.refuse(node, "it mixes what the encoder gives with a target otherwise than by attention")
+        plain = [mapped(part, lambda x: x.rows if isinstance(x, Source) else x) for part in (args, kwargs)]
+        source.current = node
+        made = source.values[node] = source._tokens(node, role, *plain)
+        return mapped(made, lambda x: Source(x) if isinstance(x, Rows) else x)
 
     def sample_size(self, node: fx.Node, args: Any) -> Any:
         """A size of something that depends on positions alone: that of the sample batch."""

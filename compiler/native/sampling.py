@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ...dsl.diagnostics import Fault, Reject
+
+if TYPE_CHECKING:
+    from .rules import Rules
 
 bad_sampling = Fault("bad-sampling", "A model was asked to generate by settings that mean nothing.", exit="usage")
 
@@ -75,10 +78,10 @@ def as_tokens(value: Any) -> tuple[int, ...] | None:
 
 
 class Chooser:
-    """Chooses tokens for the rows of one generation."""
+    """Chooses tokens for the rows of one generation; `rules` come after lengths and before a choice."""
 
-    def __init__(self, sampling: Sampling):
-        self.sampling = sampling
+    def __init__(self, sampling: Sampling, rules: "Rules | None" = None):
+        self.sampling, self.rules = sampling, rules
         self.generator = None if sampling.seed is None else torch.Generator().manual_seed(sampling.seed)
 
     def choose(self, logits: Tensor, seen: Sequence[Tensor], made: int) -> Tensor:
@@ -94,6 +97,8 @@ class Chooser:
                 row[ids] = torch.where(values < 0, values * penalty, values / penalty)
         if made < s.min_new_tokens and s.eos:
             scores[:, [end for end in s.eos if end < scores.shape[1]]] = -torch.inf  # others are never drawn
+        if self.rules is not None:  # of rows that begin alike and grow together
+            scores = self.rules(torch.stack(list(seen)), scores.clone())
         if not s.do_sample:
             return scores.argmax(-1)
         return torch.multinomial(self.probabilities(scores), 1, generator=self.generator)[:, 0]

@@ -85,6 +85,13 @@ class Cached:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Numbers of a source's tokens, which a decoder meets: rows of its encoder's plan."""
+
+    rows: Rows
+
+
+@dataclass(frozen=True)
 class Written:
     """Numbers of a token with each of those before it, on their way to weights of an attention that is written out."""
 

@@ -68,8 +68,9 @@ def without_cache(model: nn.Module) -> dict[str, Any]:
 
 
 def has_two_sides(model: nn.Module) -> bool:
-    """Whether a model is an encoder with a decoder, which take a sequence each."""
-    return isinstance(model, PreTrainedModel) and "decoder_input_ids" in _names(type(model))
+    """Whether a model is an encoder with a decoder, which take a sequence each; one that effc's engine runs, too."""
+    known = isinstance(model, PreTrainedModel) or hasattr(model, "facts")
+    return known and "decoder_input_ids" in _names(type(model))
 
 
 def is_two_sided(config: Mapping[str, Any]) -> bool:
@@ -91,8 +92,13 @@ def sides(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def begun(model: nn.Module, target: Tensor) -> Tensor:
     """What a decoder is given that is to say a target: its own first token, and all but the last of the target's."""
+    return torch.cat([torch.full_like(target[:, :1], first_said(model)), target[:, :-1]], dim=1)
+
+
+def first_said(model: nn.Module) -> int:
+    """The token that a target begins with."""
     first = model.config.get_text_config(decoder=True)
-    start = next(
+    return next(
         (
             token
             for config in (model.generation_config, model.config, first)
@@ -101,7 +107,6 @@ def begun(model: nn.Module, target: Tensor) -> Tensor:
         ),
         0,
     )
-    return torch.cat([torch.full_like(target[:, :1], start), target[:, :-1]], dim=1)
 
 
 def padding(model: nn.Module) -> int | None:

@@ -17,7 +17,6 @@ from ..artifacts.artifact import check_free, write
 from ..artifacts.load import POINTS, load
 from ..artifacts.load import members as points
 from ..artifacts.manifest import Manifest, read_manifest, verify_files
-from ..artifacts.stock import stock_config
 from ..artifacts.verify import verify
 from ..checkpoints.folder import open_folder
 from ..families import shared
@@ -29,7 +28,7 @@ from ..report.progress import Listener, StageBegan, StageEnded, announce, hear, 
 from ..report.quantity import measured
 from ..store.cache import default_cache
 from ..targets.hf import FORMS as CHECKPOINTS
-from ..targets.hf import write_compact, write_stock
+from ..targets.hf import write_smallest
 from ..words.context import Context, Settings
 from ..words.shelf import Shelf
 
@@ -248,8 +247,7 @@ def _cut_out(path: Path, front: Manifest, name: str, draft: Path) -> Any:
     with computing(str(folder)), announce("cutting the point out"):
         program = shared.cut(path, name, origin)
     ctx = Context.bare(settings, path, Shelf(), origin, draft)
-    _, why = stock_config(program.model)
-    (write_compact if why else write_stock)(program, draft, ctx, SHARD)
+    write_smallest(program, draft, ctx, SHARD)
     return program.model
 
 

@@ -124,7 +124,15 @@ def runner_of(model: Any, label: str, adapters: Mapping[str, Any] | None = None)
     """
     from ..layers.leaves import is_state_space
     from ..native.model import NativeModel
+    from ..native.translator import NativeTranslator
 
+    if isinstance(model, NativeTranslator):
+        raise Reject(
+            unserved_model(
+                f"{label} reads a source and answers with a target, and the server continues texts",
+                help='say it with `effc run`, or from Python with `effc.load("...").generate(...)`',
+            )
+        )
     if isinstance(model, NativeModel) and model.can_generate():
         assert not adapters, "the native engine was given adapters"
         return model.engine

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from ...dsl.values import Bytes
 from ..artifacts.load import POINTS
-from ..artifacts.stock import stock_config
 from ..ir.outcome import Outcome
 from ..words.context import Context
 from ..words.kinds import Form, Target, param
@@ -32,8 +31,7 @@ class Front(Target):
             folder = into / POINTS / name
             folder.mkdir(parents=True)
             program.model.to("cpu")
-            _, why = stock_config(program.model)
-            (hf.write_compact if why else hf.write_stock)(program, folder, ctx, self.shard.value)
+            hf.write_smallest(program, folder, ctx, self.shard.value)
 
     def forms_of(self, outcome: Outcome) -> tuple[Form, ...]:
         return tuple(

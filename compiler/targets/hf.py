@@ -139,6 +139,15 @@ def write_stock(program: Program, config: Any, into: Path, ctx: Context, shard_b
     write_config(config, model, folder)
 
 
+def write_smallest(program: Program, into: Path, ctx: Context, shard_bytes: int) -> None:
+    """A stock checkpoint where a config has the shapes, else a compact one."""
+    config, why = stock_config(program.model)
+    if why:
+        write_compact(program, into, ctx, shard_bytes)
+    else:
+        write_stock(program, config, into, ctx, shard_bytes)
+
+
 def write_compact(program: Program, into: Path, ctx: Context, shard_bytes: int) -> None:
     folder, model = into / "compact", program.model
     folder.mkdir()

@@ -44,7 +44,8 @@ def share_of(weights: str, model: "nn.Module") -> float:
 def _routes(folder: Path) -> bool:
     from ..native.stored import read
 
-    return any(step["op"] == "route" for step in read(folder).plan["steps"])
+    plan = read(folder).plan
+    return any(step["op"] == "route" for part in (plan, plan.get("encoder", {"steps": ()})) for step in part["steps"])
 
 
 class Native(Target):

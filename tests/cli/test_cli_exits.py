@@ -80,7 +80,7 @@ def test_the_help_of_a_verb_lists_its_arguments_whichever_typer_is_there(effc, v
         (
             ("check", "r", "--format", "md"),
             "error[usage]: `--format md` is not known here: text, json, github\n"
-            "help: `effc --help` lists what it takes\n",
+            "help: `effc check --help` lists what it takes\n",
         ),
         (("check", "r", "--max-memory", "3flops"), "`3flops` is no size: write a number and a unit"),
         (("check", "r", "--max-memory", "0"), "`0` is no size"),

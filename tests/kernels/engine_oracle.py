@@ -9,12 +9,21 @@ from tests.kernels.engine_plans import Built
 from tests.native.naive import ACTS
 
 
-def wanted_logits(built: Built, ids: list[int]) -> torch.Tensor:
-    """The logits [tokens, vocabulary] of one sequence, all tokens at once."""
+def wanted_logits(built: Built, ids: list[int], source: list[int] | None = None) -> torch.Tensor:
+    """The logits [tokens, vocabulary] of one sequence, all tokens at once; behind an encoder, of what it reads."""
     found: dict[int, torch.Tensor] = {}
+    kept: dict[int, torch.Tensor] = {}
+    for step in built.plan["encoder"]["steps"] if source else ():
+        if step["op"] == "remember":
+            found[KEPT, step["slot"]] = kept[step["k"]], kept[step["v"]]
+        else:
+            kept[step["to"]] = _BY_OP[step["op"]](step, kept, built.weights, torch.tensor(source))
     for step in built.plan["steps"]:
         found[step["to"]] = _BY_OP[step["op"]](step, found, built.weights, torch.tensor(ids))
     return found[built.plan["logits"]]
+
+
+KEPT = "kept"  # begins the names of what an encoder leaves
 
 
 def _embedding(step, found, weights, ids):
@@ -61,6 +70,13 @@ def _rotary(step, found, weights, ids):
     return heads.flatten(-2)
 
 
+def _recall(step, found, weights, ids):
+    k, v = found[KEPT, step["slot"]]
+    found = {"q": found[step["q"]], "k": k, "v": v}
+    told = {"q": "q", "k": "k", "v": "v", "window": None, "whole": True, "sinks": None}
+    return _attention({**step, **told}, found, weights, ids)
+
+
 def _attention(step, found, weights, ids):
     group = step["heads"] // step["kv_heads"]
     q, k, v = (
@@ -71,10 +87,14 @@ def _attention(step, found, weights, ids):
     scores = q @ k.mT * step["scale"]  # [heads, tokens, tokens]
     if step["softcap"]:
         scores = step["softcap"] * (scores / step["softcap"]).tanh()
-    back = torch.arange(len(ids))[:, None] - torch.arange(len(ids))
+    back = torch.arange(len(ids))[:, None] - torch.arange(k.shape[1])
+    if step.get("distances"):
+        near = weights[step["distances"]]
+        first = (near.shape[1] - 1) // 2 if step.get("whole") else near.shape[1] - 1
+        scores = scores + near[:, (first - back).clamp(0, near.shape[1] - 1)]
     if step.get("slopes"):
         scores = scores - weights[step["slopes"]][:, None, None] * back
-    near = back.abs() < (step["window"] or len(ids))
+    near = back.abs() < (step["window"] or len(ids) + k.shape[1])
     seen = near if step.get("whole") else near & (back >= 0)
     scores = scores.masked_fill(~seen, float("-inf"))
     most = scores.amax(-1, keepdim=True)
@@ -195,6 +215,7 @@ _BY_OP = {
     "columns": _columns,
     "rotary": _rotary,
     "attention": _attention,
+    "recall": _recall,
     "convolve": _convolve,
     "ssd": _ssd,
     "selective": _selective,

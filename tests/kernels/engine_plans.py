@@ -267,6 +267,57 @@ def delta(
     return b
 
 
+def translator(
+    kernel: str = "dense_linear",
+    layers: int = 1,
+    hidden: int = 48,
+    heads: int = 4,
+    kv: int = 2,
+    d: int = 18,
+    value_dim: int = 12,
+    vocabulary: int = 70,
+    sources: int = 90,
+    context: int = 64,
+    distances: int = 9,
+    seed: int = 6,
+    **recall,
+) -> Built:
+    """An encoder and the decoder behind it; scores gain by distance, of a row of `distances` columns for a head."""
+    e, b = Built(kernel, seed, sources), Built(kernel, seed + 1, context)
+    b.weights = e.weights
+    sizes = {"kv_heads": kv, "head_dim": d, "value_dim": value_dim}
+    recall = {"heads": heads, **sizes, "scale": d**-0.5, "softcap": None, **recall}
+
+    def attended(own: Built, x: int, whole: bool) -> int:
+        inner = own.norm(x)
+        q, k, v = (own.linear(inner, n) for n in (heads * d, kv * d, kv * value_dim))
+        near = {"distances": own.random(heads, distances), "whole": whole}
+        made = own.attention(q, k, v, heads, kv, d, value_dim, **near)
+        return own.step("add", hidden, x=x, y=own.linear(made, hidden))
+
+    def fed(own: Built, x: int) -> int:
+        inner = own.step("act", 2 * hidden, x=own.linear(own.norm(x), 2 * hidden), kind="relu")
+        return own.step("add", hidden, x=x, y=own.linear(inner, hidden))
+
+    x = e.step("embedding", hidden, table=e.random(vocabulary - 3, hidden))
+    for _ in range(layers):
+        x = fed(e, attended(e, x, True))
+    states, first = e.norm(x, "layer", bias=True), len(e.plan["slots"])
+    for _ in range(layers):
+        k, v = e.linear(states, kv * d), e.linear(states, kv * value_dim)
+        e.plan["slots"].append(sizes)
+        e.plan["steps"].append({"op": "remember", "k": k, "v": v, "slot": len(e.plan["slots"]) - 1, **sizes})
+    x = b.step("embedding", hidden, table=b.random(vocabulary, hidden))
+    for layer in range(layers):
+        x = attended(b, x, False)
+        q = b.linear(b.norm(x), heads * d)
+        made = b.step("recall", heads * value_dim, q=q, slot=first + layer, **recall)
+        x = fed(b, b.step("add", hidden, x=x, y=b.linear(made, hidden)))
+    b.linear(b.norm(x), vocabulary)
+    b.plan["encoder"] = {key: value for key, value in e.plan.items() if key not in ("version", "logits")}
+    return b
+
+
 def mixture(
     kernel: str = "dense_linear",
     experts: int = 6,

@@ -17,6 +17,7 @@ FILES = (
     "test_engine_input.py",
     "test_engine_states.py",
     "test_engine_mixtures.py",
+    "test_engine_sources.py",
     "test_sampling.py",
 )
 

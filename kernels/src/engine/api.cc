@@ -24,7 +24,7 @@ int32_t caught(Body body) {
 }  // namespace
 
 // Raised with every change of what Python hands over; a library of other sources would read it wrongly.
-EFFC_API int32_t effc_engine_layout() { return 7; }
+EFFC_API int32_t effc_engine_layout() { return 8; }
 
 // `plan` and all it points to has been checked by `engine_plan.py`; the weights stay where they are.
 EFFC_API int32_t effc_engine_create(const Plan* plan, Engine** made) {
@@ -46,6 +46,12 @@ EFFC_API int32_t effc_engine_run(Engine* own, int64_t count, const int64_t* ids,
   return caught([&] { return own->run({ids, sequences, count, wanted, wanted_count}, logits); });
 }
 
+// Tokens of sources: what the encoder makes of them is recalled by the tokens that follow in `run`.
+EFFC_API int32_t effc_engine_encode(Engine* own, int64_t count, const int64_t* ids,
+                                    const int64_t* sequences) {
+  return caught([&] { return own->encode({ids, sequences, count, nullptr, 0}); });
+}
+
 EFFC_API int32_t effc_engine_forget(Engine* own, int64_t sequence, int64_t length) {
   return caught([&] { return own->forget(sequence, length); });
 }
@@ -53,6 +59,13 @@ EFFC_API int32_t effc_engine_forget(Engine* own, int64_t sequence, int64_t lengt
 EFFC_API int32_t effc_engine_length(const Engine* own, int64_t sequence, int64_t* length) {
   if (sequence < 0 || sequence >= own->sequences()) return kArguments;
   *length = own->length(sequence);
+  return kOk;
+}
+
+// The same of its source.
+EFFC_API int32_t effc_engine_source(const Engine* own, int64_t sequence, int64_t* length) {
+  if (sequence < 0 || sequence >= own->sequences()) return kArguments;
+  *length = own->source(sequence);
   return kOk;
 }
 

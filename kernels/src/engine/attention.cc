@@ -20,12 +20,13 @@ struct Item {
   int64_t from, until;         // blocks that any of its rows sees
 };
 
-// The tokens low..high-1 that a token of a run sees: those before it, or all of its text, within the window.
+// The tokens low..high-1 that a token of a run sees: those before it, or all of its text, within the window;
+// or all of the source that an encoder has read.
 struct Seen {
   int64_t low = 0, high;
   Seen(const Step& step, const Run& run, int64_t index) {
     const int64_t position = run.position + index, end = run.position + run.count;
-    high = step.count ? end : position + 1;
+    high = step.op == kRecall ? run.source : step.count ? end : position + 1;
     if (!step.window) return;
     low = std::max<int64_t>(0, position - step.window + 1);
     high = std::min(high, position + step.window);
@@ -61,6 +62,8 @@ struct Attend {
   int64_t low[M], high[M];                            // tokens that a row sees: low..high-1
   float slope[M];                                     // what a token of distance adds to its score: no text
                                                       // that is seen whole has one
+  const float* near[M];                               // what a score gains at each distance from a row
+  int64_t zero[M];                                    // the token of the first of them
   alignas(64) float values[M * engine::kMostHead];
 
   Attend(const AttendCall& call, const Item& item)
@@ -74,6 +77,9 @@ struct Attend {
       high[m] = seen.high;
       const int64_t row = item.run->first + own / group, head = item.head * group + own % group;
       slope[m] = call.slopes ? call.slopes[head] : 0.0f;
+      near[m] = call.distances ? call.distances + head * call.distance_count : nullptr;
+      const int64_t before = call.step->count ? call.distance_count / 2 : call.distance_count - 1;
+      zero[m] = item.run->position + own / group - before;
       Bf16::prepare(call.q, 1, row * call.q_stride + head * d, d, halves, 64 * key_tiles);
       for (int64_t tile = 0; tile < key_tiles; ++tile)
         std::memcpy(words + (tile * M + m) * 16, halves + 64 * tile, 64);
@@ -87,12 +93,14 @@ struct Attend {
       for (int m = 0; m < M; ++m) {
         scores[half][m] = times(scores[half][m], all(call.step->scale));
         const int64_t first = token + 16 * half;
-        if (cap == 0 && !call.slopes && first >= low[m] && first + 16 <= high[m]) continue;
+        if (cap == 0 && !call.slopes && !call.distances && first >= low[m] && first + 16 <= high[m]) continue;
         float own[16];
         store(own, scores[half][m]);
         for (int i = 0; i < 16; ++i) {
           if (cap != 0) own[i] = cap * std::tanh(own[i] / cap);
           own[i] += slope[m] * static_cast<float>(first + i - high[m] + 1);
+          if (near[m])
+            own[i] += near[m][std::clamp<int64_t>(first + i - zero[m], 0, call.distance_count - 1)];
           if (first + i < low[m] || first + i >= high[m]) own[i] = -INFINITY;
         }
         scores[half][m] = load_floats(own);

@@ -32,6 +32,8 @@ Engine::Engine(const Plan& plan)
       widths_(plan.widths, plan.widths + plan.register_count),
       weights_(plan.weights, plan.weights + plan.weight_count),
       slots_(plan.slots, plan.slots + plan.slot_count), plan_(plan) {
+  if (plan.encoder) encoder_ = std::make_unique<Engine>(*plan.encoder);
+  plan_.encoder = nullptr;
   plan_.steps = steps_.data();
   plan_.widths = widths_.data();
   plan_.weights = weights_.data();
@@ -73,6 +75,7 @@ void Engine::reserve() {
   // 256 MiB of rows at most: a wide vocabulary would need a gigabyte of them.
   const int64_t fit = (int64_t(64) << 20) / std::max<int64_t>(1, many_.shared_floats);
   chunk_ = std::max<int64_t>(16, std::min(kLinearRows, fit));
+  whole_ = plan_.logits < 0;
   for (const Step& step : steps_) whole_ |= step.op == kAttention && step.count;
   if (whole_) chunk_ = ceil_to(plan_.context, kLinearRows);  // costs memory only as far as texts go
   own_bytes_ = few_.own_floats * kMirroredRoom * 4 + 128;
@@ -127,6 +130,7 @@ int32_t Engine::check(const Tokens& tokens) const {
     if (sequence < 0 || sequence >= plan_.sequences) return kArguments;
     const bool first = i == 0 || tokens.sequences[i - 1] != sequence;
     if (whole_ && first && lengths[sequence]) return kArguments;
+    if (encoder_ && source(sequence) == 0) return kArguments;
     if (++lengths[sequence] > plan_.context) return kArguments;
     for (const Step& step : steps_)
       if (step.op == kEmbedding && (tokens.ids[i] < 0 || tokens.ids[i] >= weights_[step.weight].n))
@@ -139,12 +143,18 @@ int32_t Engine::check(const Tokens& tokens) const {
   return kOk;
 }
 
+namespace {
+
+struct Leave {
+  std::atomic<bool>& busy;
+  ~Leave() { busy.store(false); }
+};
+
+}  // namespace
+
 int32_t Engine::run(const Tokens& tokens, float* logits) {
   if (busy_.exchange(true)) return kBusy;
-  struct Leave {
-    std::atomic<bool>& busy;
-    ~Leave() { busy.store(false); }
-  } leave{busy_};
+  const Leave leave{busy_};
   cancelled_.store(false);
   if (const int32_t status = check(tokens)) return status;
   if (!pool_->alive()) pool_ = std::make_unique<Pool>(plan_.threads);
@@ -156,12 +166,20 @@ int32_t Engine::run(const Tokens& tokens, float* logits) {
   return status;
 }
 
+int32_t Engine::encode(const Tokens& tokens) {
+  if (!encoder_) return kArguments;
+  if (busy_.exchange(true)) return kBusy;
+  const Leave leave{busy_};
+  return encoder_->run(tokens, nullptr);
+}
+
 int32_t Engine::forget(int64_t sequence, int64_t length) {
   if (sequence < 0 || sequence >= cache_.sequences() || length < 0) return kArguments;
   if (busy_.exchange(true)) return kBusy;
   int32_t status = kOk;
   if (length > 0 && length < cache_.length(sequence) && states_.any()) status = kNoWayBack;
   if (length == 0) states_.forget(sequence);
+  if (length == 0 && encoder_) status = encoder_->forget(sequence, 0);
   if (!status) cache_.forget(sequence, length);
   busy_.store(false);
   return status;
@@ -174,6 +192,10 @@ void Engine::profile(int64_t (&spent)[kSpents], bool on) {
       spent[i] += std::exchange(spent_[kSpents * thread + i], 0);
   }
   profiled_ = on;
+  if (!encoder_) return;
+  int64_t more[kSpents];
+  encoder_->profile(more, on);
+  for (int64_t i = 0; i < kSpents; ++i) spent[i] += more[i];
 }
 
 // The rows of a chunk, and of those the wanted ones.
@@ -183,7 +205,8 @@ void Engine::load(const Tokens& tokens, int64_t from, int64_t until, int64_t& ne
   for (int64_t i = from; i < until; ++i) {
     const int64_t sequence = tokens.sequences[i], position = cache_.length(sequence);
     if (i == from || tokens.sequences[i - 1] != sequence)
-      all_.runs.push_back({i - from, 0, position, sequence, states_.move_on(sequence)});
+      all_.runs.push_back({i - from, 0, position, sequence, states_.move_on(sequence),
+                           source(sequence)});
     ++all_.runs.back().count;
     all_.ids.push_back(tokens.ids[i]);
     all_.positions.push_back(position);

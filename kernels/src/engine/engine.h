@@ -82,10 +82,15 @@ class Engine {
   // `plan` and what it points to is copied, the weights are not. Throws what memory and threads throw.
   explicit Engine(const Plan& plan);
   int32_t run(const Tokens& tokens, float* logits);
-  int32_t forget(int64_t sequence, int64_t length);
+  int32_t encode(const Tokens& tokens);  // sources, whole, of sequences that have none yet
+  int32_t forget(int64_t sequence, int64_t length);  // 0 tokens: its source too
   int64_t length(int64_t sequence) const { return cache_.length(sequence); }
+  int64_t source(int64_t sequence) const { return encoder_ ? encoder_->length(sequence) : 0; }
   int64_t sequences() const { return cache_.sequences(); }
-  void cancel() { cancelled_.store(true); }
+  void cancel() {
+    cancelled_.store(true);
+    if (encoder_) encoder_->cancel();
+  }
   // Sums of all threads since the last call of this, which also says whether to go on measuring.
   void profile(int64_t (&spent)[kSpents], bool on);
 
@@ -133,7 +138,8 @@ class Engine {
   Cache cache_;
   States states_;
   std::vector<std::vector<float>> rates_;  // of each state: A, if a selective scan has it
-  bool whole_ = false;  // some attention sees a text whole, so each comes at once and alone
+  bool whole_ = false;  // some attention sees a text whole, or it encodes: each comes at once and alone
+  std::unique_ptr<Engine> encoder_;
   int64_t chunk_;
   Room shared_, own_, panels_, pieces_, mixed_;
   int64_t own_bytes_;

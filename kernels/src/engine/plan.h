@@ -6,9 +6,9 @@
 #include "../packed.h"
 
 enum Op : int32_t {
-  kEmbedding, kPositions, kAngles, kNorm, kLinear, kColumns, kPlace, kRotary, kAttention, kAct, kAdd, kMul,
-  kScale, kShift, kSoftcap, kClip, kXielu, kMean, kAddVector, kMulVector, kScores, kRoute, kExperts, kConvolve, kSsd,
-  kSelective, kDelta
+  kEmbedding, kPositions, kAngles, kNorm, kLinear, kColumns, kPlace, kRotary, kAttention, kRemember,
+  kRecall, kAct, kAdd, kMul, kScale, kShift, kSoftcap, kClip, kXielu, kMean, kAddVector, kMulVector, kScores,
+  kRoute, kExperts, kConvolve, kSsd, kSelective, kDelta
 };
 enum Norm : int32_t { kRms, kLayer };
 enum Act : int32_t { kSilu, kGelu, kGeluTanh, kRelu, kRelu2, kSigmoid, kTanh, kQuickGelu, kSoftplus, kSquare,
@@ -27,14 +27,17 @@ struct Step {
   int32_t op, kind;              // kind: a Norm, an Act or a Router; of scans whether time steps go through
                                  // softplus, of experts whether what they give is summed, of a delta rule
                                  // whether each key channel has a decay of its own
-  int32_t to, x, y, z;           // registers; attention: x q, y k, z v; rotary: y angles; scans: y dt, z B;
+  int32_t to, x, y, z;           // registers; attention: x q, y k, z v; remember: y k, z v, and `to` is -1;
+                                 // recall: x q; rotary: y angles; scans: y dt, z B;
                                  // experts: y those chosen; delta: x v, y decay, z k
   int32_t c, gate;               // registers of scans; delta: c q, gate beta
   int32_t weight, bias, skip;    // embedding, positions, angles: weight is the table; attention: the sinks;
-                                 // and as skip the slopes by distance; convolve: the filters; scans: A,
+                                 // as skip the slopes by distance, as bias what scores gain at each
+                                 // distance, a row of a head; convolve: the filters; scans: A,
                                  // and as skip D; route: what is added to choose; experts: the first of
                                  // `count` weights, and a bias of each
-  int32_t slot, heads, kv_heads, head_dim, value_dim, window;  // window 0: none
+  int32_t slot, heads, kv_heads, head_dim, value_dim, window;  // window 0: none; recall: the slot
+                                                               // is one of the encoder
   int32_t start, block, stride, count;  // columns and place; attention: count 1 sees the tokens that follow
                                         // too; route: count chosen, from `block` of `group`
                                         // groups, judged by their best `stride`; experts: block chosen,
@@ -64,4 +67,5 @@ struct Plan {
   int32_t level, threads, sequences;
   int32_t steady;         // a row's logits do not depend on the rows beside it
   int64_t context;
+  const Plan* encoder;    // whose keys and values are recalled, of sources; null: none. Its logits are -1
 };

@@ -18,10 +18,11 @@ Schedule::Schedule(const Plan& plan, bool mirrored) : mirrored(mirrored) {
     return std::any_of(level.begin(), level.end(), [](const Task& t) { return t.work >= Work::kAttend; });
   };
   const auto last = std::find_if(levels.rbegin(), levels.rend(), attends);
-  tail = static_cast<int32_t>(levels.rend() - last);
+  tail = static_cast<int32_t>(plan.logits < 0 ? levels.size() : levels.rend() - last);
   buffers = fresh;
   order(plan);
-  buffers[views[plan.logits].buffer].floats = 0;  // they go to where the caller wants them
+  // Logits go to where the caller wants them.
+  if (plan.logits >= 0) buffers[views[plan.logits].buffer].floats = 0;
   place();
 }
 
@@ -31,6 +32,7 @@ void Schedule::lay_views(const Plan& plan) {
   std::vector<bool> seen(plan.register_count);
   for (int32_t i = 0; i < plan.step_count; ++i) {
     const Step& step = plan.steps[i];
+    if (step.to < 0) continue;
     if (is_view(step)) {
       views[step.to] = {views[step.x].buffer, views[step.x].column + step.start};
     } else if (!seen[step.to]) {
@@ -52,7 +54,7 @@ void Schedule::order(const Plan& plan) {
     if (is_view(step)) continue;
     if (step.op == kLinear) {
       add_linear(plan, i);
-    } else if (step.op == kAttention) {
+    } else if (step.op == kAttention || step.op == kRemember || step.op == kRecall) {
       add_attention(plan, i);
     } else if (has_state(step)) {
       add_whole(plan, i, Work::kScan);
@@ -134,12 +136,16 @@ void Schedule::add_linear(const Plan& plan, int32_t number) {
 
 void Schedule::add_attention(const Plan& plan, int32_t number) {
   const Step& step = plan.steps[number];
-  const int32_t appended = std::max(ready(step.y, false), ready(step.z, false));
-  add(Work::kAppend, number, -1, appended);
-  const int32_t level = std::max(appended + 1, ready(step.x, false));
+  int32_t level = ready(step.x, false);
+  if (step.op != kRecall) {
+    const int32_t appended = std::max(ready(step.y, false), ready(step.z, false));
+    add(Work::kAppend, number, -1, appended);
+    use(step.y, appended);
+    use(step.z, appended);
+    level = std::max(level, appended + 1);
+  }
+  if (step.op == kRemember) return;
   use(step.x, level);
-  use(step.y, appended);
-  use(step.z, appended);
   add(Work::kAttend, number, -1, level);
   make(step.to, level, false);
 }

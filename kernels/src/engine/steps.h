@@ -22,6 +22,7 @@ struct Run {
   int64_t first, count;       // rows
   int64_t position, sequence; // of the first
   int64_t continued;          // states that this call has moved on already are moved on further
+  int64_t source;             // tokens that the encoder has read for the sequence
 };
 
 // A piece of an item of attention that several threads share, and how many of them are done.
@@ -36,6 +37,8 @@ constexpr int64_t kPieceFloats = 8 * (kMostHead + 2) + 16;
 struct AttendCall {
   const Step* step;
   const float *q, *k, *v, *sinks, *slopes;
+  const float* distances;  // [heads, distance_count] that scores gain, or null
+  int64_t distance_count;
   float* to;
   int64_t q_stride, k_stride, v_stride, to_stride;
   const Run* runs;

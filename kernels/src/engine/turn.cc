@@ -74,7 +74,8 @@ int32_t Engine::all_chunks(const Tokens& tokens, float* logits) {
     load(tokens, from, until, next_wanted);
     const Schedule& schedule = all_.count() <= kMirroredRows ? few_ : many_;
     const bool brief = all_.count() <= kBriefRows;
-    Job job{this, &schedule, logits + begun * widths_[plan_.logits], brief && alone_.begin()};
+    float* to = plan_.logits < 0 ? nullptr : logits + begun * widths_[plan_.logits];
+    Job job{this, &schedule, to, brief && alone_.begin()};
     if (job.alone) {
       work(0, &job);
     } else {
@@ -133,7 +134,7 @@ void Engine::level(const Turn& turn, int32_t number, int64_t* spent) const {
 
 float* Engine::buffer(const Turn& turn, int32_t number) const {
   const Buffer& own = turn.schedule.buffers[number];
-  if (number == turn.schedule.views[plan_.logits].buffer) return turn.logits;
+  if (plan_.logits >= 0 && number == turn.schedule.views[plan_.logits].buffer) return turn.logits;
   float* memory = shared_.floats();
   if (!own.shared) memory = reinterpret_cast<float*>(own_.at() + turn.thread * own_bytes_);
   return memory + own.at * turn.capacity;
@@ -143,7 +144,7 @@ float* Engine::reg(const Turn& turn, int32_t number, int64_t& stride) const {
   stride = 0;
   if (number < 0) return nullptr;
   const View& view = turn.schedule.views[number];
-  const bool logits = view.buffer == turn.schedule.views[plan_.logits].buffer;
+  const bool logits = plan_.logits >= 0 && view.buffer == turn.schedule.views[plan_.logits].buffer;
   stride = logits ? widths_[plan_.logits] : turn.schedule.buffers[view.buffer].floats;
   return buffer(turn, view.buffer) + view.column;
 }
@@ -232,11 +233,16 @@ void Engine::attention(const Turn& turn, const Task& task) const {
   call.to = reg(turn, step.to, call.to_stride);
   call.sinks = step.weight < 0 ? nullptr : reinterpret_cast<const float*>(weights_[step.weight].at);
   call.slopes = step.skip < 0 ? nullptr : reinterpret_cast<const float*>(weights_[step.skip].at);
+  if (step.bias >= 0) {
+    call.distances = reinterpret_cast<const float*>(weights_[step.bias].at);
+    call.distance_count = weights_[step.bias].k;
+  }
   call.runs = turn.batch.runs.data();
   call.run_count = static_cast<int64_t>(turn.batch.runs.size());
-  call.rooms = rooms_[step.slot].data();
-  call.head_bytes = cache_.head_bytes(step.slot);
-  call.block_bytes = cache_.block_bytes(step.slot);
+  const Engine& own = step.op == kRecall ? *encoder_ : *this;
+  call.rooms = own.rooms_[step.slot].data();
+  call.head_bytes = own.cache_.head_bytes(step.slot);
+  call.block_bytes = own.cache_.block_bytes(step.slot);
   call.pieces = {pieces_.floats(), const_cast<Pieces::Count*>(counts_.data())};
   call.append = task.work == Work::kAppend;
   call.steady = plan_.steady;
