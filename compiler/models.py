@@ -63,7 +63,7 @@ def computing(label: str) -> Iterator[None]:
 
 def is_artifact(path: Path) -> bool:
     """Whether a folder is what `effc compile` wrote, or a form of it, or what such a model saved again."""
-    from .artifacts.load import POINTS, kind_of, mark
+    from .artifacts.load import POINTS, is_marked, kind_of
     from .artifacts.manifest import NAME
     from .artifacts.sealed import KEY
     from .store.regular import CONFIG, read_json
@@ -74,7 +74,7 @@ def is_artifact(path: Path) -> bool:
         return KEY in read_json(path / "config.json", CONFIG)
     except (OSError, ValueError, TypeError, RecursionError):
         kind = kind_of(path.name)
-        return bool(kind) and (path.parent / NAME).is_file() and (path.parent / mark(kind, path.name)).is_file()
+        return bool(kind) and (path.parent / NAME).is_file() and is_marked(path.parent, kind, path.name)
 
 
 def origin_of(place: str, settings: "Settings") -> "Origin":

@@ -84,10 +84,11 @@ def _native(folder: Path) -> None:
 
 def _onnx(folder: Path) -> None:
     from ..machine.environment import check_modules
-    from ..onnx.checking import check, weights
+    from ..onnx.checking import check, graphs_in, weights
 
     check_modules(("onnx",), "onnx", "an artifact of the target `onnx`")
-    weights(folder, check(folder))
+    for name in graphs_in(folder):
+        weights(folder, check(folder, name), name)
 
 
 def _gguf(folder: Path) -> None:

@@ -115,9 +115,14 @@ def forms_of(kind: str) -> tuple[str, ...]:
     return tuple(facts(kind).get("loads", {}))
 
 
-def mark(kind: str, form: str) -> str:
-    """The file by which a form is known, relative to the artifact."""
-    return f"{form}/{facts(kind).get('marks', {}).get(form, 'config.json')}"
+def marks(kind: str, form: str) -> tuple[str, ...]:
+    """The files by any of which a form is known, relative to the artifact."""
+    return tuple(f"{form}/{file}" for file in facts(kind).get("marks", {}).get(form, "config.json").split())
+
+
+def is_marked(artifact: Path, kind: str, form: str) -> bool:
+    """Whether a folder of an artifact has what a form is known by."""
+    return any((artifact / file).is_file() for file in marks(kind, form))
 
 
 def kind_of(form: str) -> str | None:
@@ -158,7 +163,7 @@ def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
     kind = kind_of(path.name)
     if kind and (path.parent / NAME).is_file():
         return path, (path.parent, read_manifest(path.parent))
-    if not (path / "config.json").is_file() and not (kind and (path.parent / mark(kind, path.name)).is_file()):
+    if not (path / "config.json").is_file() and not (kind and is_marked(path.parent, kind, path.name)):
         raise Reject(
             no_artifact(f"{path} has no {NAME} and no config.json", help="name the folder that `effc compile` wrote")
         )
@@ -176,14 +181,16 @@ def _elsewhere(path: Path, manifest: Manifest, folder: Path) -> list[str]:
 
 def _form(manifest: Manifest) -> str | None:
     """The best of the folders that an artifact has."""
-    return next((f for f in forms_of(manifest.kind) if mark(manifest.kind, f) in manifest.files), None)
+    found = (f for f in forms_of(manifest.kind) if any(m in manifest.files for m in marks(manifest.kind, f)))
+    return next(found, None)
 
 
 def members(path: Path, manifest: Manifest) -> Iterator[tuple[str, Path]]:
     """The points of a front by name, each with the folder that loads."""
     for member in manifest.members:
         inside = f"{POINTS}/{member['name']}"
-        form = next((f for f in forms_of("hf") if f"{inside}/{mark('hf', f)}" in manifest.files), None)
+        held = (f for f in forms_of("hf") if any(f"{inside}/{m}" in manifest.files for m in marks("hf", f)))
+        form = next(held, None)
         if form is None:
             raise Reject(no_artifact(f"{path} has no model of the point {member['name']}"))
         yield member["name"], path / inside / form

@@ -16,7 +16,9 @@ from .refusal import refused_onnx
 if TYPE_CHECKING:
     import torch
 
-FILE, DATA, FACTS = "model.onnx", "model.onnx.data", "effc"
+NAME, FACTS = "model", "effc"
+FILE, DATA = f"{NAME}.onnx", f"{NAME}.onnx.data"
+ENCODER, BEGINNING, CONTINUATION = "encoder_model", "decoder_model", "decoder_with_past_model"  # as other hosts have it
 DOMAINS = ("", "ai.onnx")
 RUNTIME = {"com.microsoft": ("DynamicQuantizeLSTM",)}  # ONNX Runtime's own, of which int8 needs one: others read files
 _NUMBERS = (1, 2, 3, 5, 6, 7, 9, 10, 11)  # onnx.TensorProto: those that torch has, float32 to float64
@@ -29,11 +31,13 @@ class Stored:
     """What a file says: the graph, the names that it takes, and what effc wrote of the model.
 
     graph   the bytes that `model` was read of: what runs is what was checked, whatever the file became since
-    data    the weights beside it, mapped from disk by the one file that was opened; what is written to it stays here
+    file    the name of the file of its weights
+    data    what lies there, mapped from disk by the one file that was opened; what is written to it stays here
     """
 
     model: Any
     graph: bytes
+    file: str
     data: bytearray | mmap.mmap
     inputs: tuple[str, ...]
     facts: dict[str, Any]
@@ -46,11 +50,17 @@ class Stored:
         return dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
 
 
-def check(folder: Path) -> Stored:
-    """Raises Reject (refused-onnx) unless a folder's file holds what effc writes."""
+def graphs_in(folder: Path) -> tuple[str, ...]:
+    """The names of a folder's graphs: one, or the three of an encoder with a decoder."""
+    apart = not (folder / FILE).exists() and (folder / f"{ENCODER}.onnx").exists()
+    return (ENCODER, BEGINNING, CONTINUATION) if apart else (NAME,)
+
+
+def check(folder: Path, name: str = NAME) -> Stored:
+    """Raises Reject (refused-onnx) unless a folder's file of that name holds what effc writes."""
     import onnx
 
-    path = folder / FILE
+    path = folder / f"{name}.onnx"
     try:
         graph = read_regular(path, _MOST)
         model = onnx.load_model_from_string(graph)
@@ -63,9 +73,10 @@ def check(folder: Path) -> Stored:
     odd = _odd_domains(model)
     if odd or model.functions:
         raise _refused(path, f"calls ops of {', '.join(odd) or 'its own functions'}, not of ONNX")
-    data = _mapped(path.with_name(DATA))
+    beside = f"{path.name}.data"
+    data = _mapped(path.with_name(beside))
     _check_weights(path, model, len(data))
-    return Stored(model, graph, data, tuple(i.name for i in model.graph.input), _facts(path, model))
+    return Stored(model, graph, beside, data, tuple(i.name for i in model.graph.input), _facts(path, model))
 
 
 def _readable(message: Any) -> bool:
@@ -103,7 +114,7 @@ def _mapped(path: Path) -> bytearray | mmap.mmap:
 
 def _check_weights(path: Path, model: Any, size: int) -> None:
     if any(t.data_location == t.EXTERNAL for t in _inner_tensors(model.graph)):
-        raise _refused(path, f"has a weight inside of an op that lies in another file than {DATA}")
+        raise _refused(path, f"has a weight inside of an op that lies in another file than {path.name}.data")
     for tensor in model.graph.initializer:
         if any(axis < 0 for axis in tensor.dims):
             raise _refused(path, f"has a weight `{tensor.name}` of a size below zero")
@@ -116,31 +127,31 @@ def _check_weights(path: Path, model: Any, size: int) -> None:
             start, length = int(entry.get("offset", "0")), int(entry["length"])
         except (KeyError, ValueError) as error:
             raise _refused(path, f"has a weight `{tensor.name}` without a place") from error
-        if entry.get("location") != DATA:
-            raise _refused(path, f"has a weight `{tensor.name}` in another file than {DATA}")
+        if entry.get("location") != f"{path.name}.data":
+            raise _refused(path, f"has a weight `{tensor.name}` in another file than {path.name}.data")
         if start < 0 or length < 0 or start + length > size:
-            raise _refused(path, f"has a weight `{tensor.name}` outside of {DATA}")
+            raise _refused(path, f"has a weight `{tensor.name}` outside of {path.name}.data")
 
 
-def weights(folder: Path, stored: Stored) -> "dict[str, torch.Tensor]":
+def weights(folder: Path, stored: Stored, name: str = NAME) -> "dict[str, torch.Tensor]":
     """The initializers by name: large ones mapped from disk, where they take no memory of their own."""
     import numpy as np
     import onnx
     import torch
 
-    found = {}
+    path, found = folder / f"{name}.onnx", {}
     for tensor in stored.model.graph.initializer:
         if tensor.data_type not in _NUMBERS:
-            raise _refused(folder / FILE, f"has a weight `{tensor.name}` of a type {tensor.data_type}")
+            raise _refused(path, f"has a weight `{tensor.name}` of a type {tensor.data_type}")
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         if tensor.data_location == tensor.EXTERNAL:
             entry = {e.key: e.value for e in tensor.external_data}
             shape, start = tuple(tensor.dims), int(entry.get("offset", "0"))
             if prod(shape) * dtype.itemsize != int(entry["length"]):
-                raise _refused(folder / FILE, f"has a weight `{tensor.name}` of another size than its shape")
+                raise _refused(path, f"has a weight `{tensor.name}` of another size than its shape")
             array = np.frombuffer(stored.data, dtype, prod(shape), start).reshape(shape)
         else:
-            array = _inside(folder / FILE, tensor)
+            array = _inside(path, tensor)
         found[tensor.name] = torch.from_numpy(array)
     return found
 
@@ -160,6 +171,8 @@ def _facts(path: Path, model: Any) -> dict[str, Any]:
     try:
         facts = parse_json(said.get(FACTS, ""))
         kinds = {"class": str, "model_type": str, "params": int, "decodes": bool}
+        if path.name != FILE:  # of an encoder with a decoder
+            kinds |= {"start": int, "source_vocabulary": int}
         fits = isinstance(facts, dict) and all(type(facts.get(name)) is kind for name, kind in kinds.items())
         fits = fits and (facts["context"] is None or type(facts["context"]) is int)
     except MISFIT:

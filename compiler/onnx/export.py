@@ -21,7 +21,9 @@ from ..measuring.results import first_result_of, tensors_of
 from ..native.kept import inputs_of
 from ..report.broken import first_line
 from ..rows.forward import without_dropout
-from .checking import DATA, FACTS, FILE, check
+from ..rows.inputs import first_said, has_two_sides, padding
+from . import sources
+from .checking import FACTS, NAME, check
 from .decoder import KEEPS, Decoder
 from .refusal import cannot_write_onnx
 
@@ -31,21 +33,35 @@ _OPSET = 18  # what torch's exporter translates to itself; later ones are conver
 def write(program: Program, folder: Path, dynamic: str) -> None:
     """`model.onnx` and `model.onnx.data`: a decoder with its cache as inputs and outputs, anything else as it is.
 
+    Of an encoder with a decoder three graphs, each with the file of its weights.
+
+
     dynamic   "int8": weights of matrix products in int8, what they multiply rounded as it comes; "none"
     """
     model = as_float(program.model)
+    if has_two_sides(model):
+        sources.refuse(model)
+        with without_dropout(model), torch.no_grad(), _quiet():
+            for graph in sources.graphs(model):
+                made = _exported(graph.module, graph.arguments, graph.shapes, graph.inputs, graph.outputs)
+                _save(made, program.model, folder, graph.name, dynamic)
+        return
     with without_dropout(model), torch.no_grad(), _quiet():
         made = _decoder(model) if decodes(model) else _forward(model, tensors_of(program))
+    _save(made, program.model, folder, NAME, dynamic)
+
+
+def _save(made: Any, model: nn.Module, folder: Path, name: str, dynamic: str) -> None:
     for node in made.model.graph.all_nodes():  # they say whose files lay where
         node.metadata_props.clear()
         node.doc_string = None
-    made.model.metadata_props[FACTS] = json.dumps(facts(program.model))
-    path = folder / FILE
+    made.model.metadata_props[FACTS] = json.dumps(facts(model))
+    path = folder / f"{name}.onnx"
     if dynamic == "none":
         made.save(path, external_data=True)
     else:
         _quantise(made, path)
-    check(folder)
+    check(folder, name)
 
 
 def decodes(model: nn.Module) -> bool:
@@ -69,7 +85,13 @@ def facts(model: nn.Module) -> dict[str, Any]:
         "params": params(model),
         "context": getattr(text, "max_position_embeddings", None),
         "decodes": decodes(model),
+        **(_of_sources(model) if has_two_sides(model) else {}),
     }
+
+
+def _of_sources(model: nn.Module) -> dict[str, Any]:
+    vocabulary = model.get_encoder().get_input_embeddings().num_embeddings
+    return {"start": first_said(model), "pad": padding(model), "source_vocabulary": vocabulary}
 
 
 def _decoder(model: nn.Module) -> Any:
@@ -128,7 +150,7 @@ def _quantise(made: Any, path: Path) -> None:
     quantize_dynamic(plain, path, per_channel=True, weight_type=QuantType.QInt8, use_external_data_format=True)
     for file in (plain, plain.with_name(f"{plain.name}.data")):
         file.unlink(missing_ok=True)
-    assert path.with_name(DATA).is_file(), "quantised weights lie in the model's own data file"
+    assert path.with_name(f"{path.name}.data").is_file(), "quantised weights lie in the model's own data file"
 
 
 @contextlib.contextmanager

@@ -3,51 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...dsl.diagnostics import Reject
 from ..checkpoints.generation import read_generation
 from ..native.padded import SEQUENCES, PaddedModel, PaddedRows
-from ..report.broken import first_line
-from .checking import DATA, FILE, Stored, check, weights
+from .checking import FILE, Stored, check, graphs_in, weights
 from .refusal import refused_onnx
+from .session import Session
 
 _UNBOUND = 1 << 20  # positions of a model that states no limit
-
-
-class Session:
-    """A graph that ONNX Runtime runs, with torch's tensors."""
-
-    def __init__(self, path: Path, stored: Stored, threads: int | None):
-        """`path` is what messages name; what runs are the bytes that were checked."""
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads or torch.get_num_threads(), 1
-        options.log_severity_level = 4
-        if len(stored.data):
-            options.add_external_initializers_from_files_in_memory([DATA], [stored.data], [len(stored.data)])
-        try:
-            self._session = ort.InferenceSession(stored.graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its errors are of many kinds without a common one
-            raise Reject(
-                refused_onnx(f"{path} is not run by ONNX Runtime: {first_line(error)}", help="compile it again")
-            ) from error
-        self.shapes = {i.name: i.shape for i in self._session.get_inputs()}
-        self.results = {o.name: o.shape for o in self._session.get_outputs()}
-        self.past = [name for name in self.shapes if name.startswith("past_key_values.")]
-
-    def run(self, given: dict[str, np.ndarray]) -> list[np.ndarray]:
-        return self._session.run(None, {name: given[name] for name in self.shapes})
-
-    def step(self, ids: Tensor, mask: Tensor, past: list[np.ndarray] | None = None) -> list[np.ndarray]:
-        """Logits [b, t, vocabulary], then keys and values; mask [b, past + t] has zeros before what a row lacks."""
-        empty = [np.zeros((len(ids), self.shapes[n][1], 0, self.shapes[n][3]), np.float32) for n in self.past]
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        given = {"input_ids": ids.numpy(), "attention_mask": mask.numpy(), "position_ids": positions.numpy()}
-        return self.run({**given, **dict(zip(self.past, past or empty, strict=True))})
 
 
 class OnnxModule(nn.Module):
@@ -75,6 +41,10 @@ class OnnxModule(nn.Module):
 
 def open_onnx(folder: Path, threads: int | None = None) -> nn.Module:
     """The model of a folder that the target `onnx` wrote. Raises Reject (refused-onnx)."""
+    if len(graphs_in(folder)) > 1:
+        from .translator import open_translator
+
+        return open_translator(folder, threads)
     stored = check(folder)
     session, held = Session(folder / FILE, stored, threads), weights(folder, stored)
     if not stored.facts["decodes"]:

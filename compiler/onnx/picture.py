@@ -1,5 +1,6 @@
 """An ONNX artifact in text: what goes in and out, its ops and its weights."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from ...dsl.render import on_a_line
 from ..report.quantity import count, size
-from .checking import check, weights
+from .checking import check, graphs_in, weights
 
 _SHOWN = 12  # ops and shapes; the rest are counted
 
@@ -49,11 +50,15 @@ class Picture:
 
 def picture(folder: Path) -> Picture:
     """What a folder that the target `onnx` wrote holds. Raises Reject (refused-onnx)."""
-    stored = check(folder)
+    graphs = {name: check(folder, name) for name in graphs_in(folder)}
     shapes: dict[str, tuple[int, int]] = {}
-    for tensor in weights(folder, stored).values():
+    operators: Counter[str] = Counter()
+    for stored in graphs.values():
+        operators.update(stored.operators)
+    for tensor in (x for name, stored in graphs.items() for x in weights(folder, stored, name).values()):
         shape = " x ".join(map(str, tensor.shape)) if tensor.dim() > 1 else "vectors"
         entries, held = shapes.get(shape, (0, 0))
         shapes[shape] = (entries + 1, held + tensor.nbytes)
     ordered = dict(sorted(shapes.items(), key=lambda item: -item[1][1]))
-    return Picture(stored.facts, stored.inputs, stored.operators, ordered)
+    inputs = tuple(dict.fromkeys(name for stored in graphs.values() for name in stored.inputs))
+    return Picture(stored.facts, inputs, dict(operators.most_common()), ordered)

@@ -35,7 +35,8 @@ class Onnx(Target):
     `onnx/model.onnx` has the pruned shapes, in float32, its weights in `model.onnx.data` beside it. A causal language
     model takes `input_ids`, `attention_mask`, `position_ids` and `past_key_values.N.key` and `.value` of any batch and
     length, empty ones for a prompt, and gives `logits` and `present.N.key` and `.value`. Encoders, vision models and
-    plain modules take what their forward takes. Before a compile succeeds a fresh process runs it in ONNX Runtime:
+    plain modules take what their forward takes. An encoder with a decoder is three graphs: what reads, what begins a
+    target and what goes on with it. Before a compile succeeds a fresh process runs it in ONNX Runtime:
     logits, and 32 greedy tokens. State-space mixers, linear attention and packed weights have no standard op and are
     refused by name. `effc.load`, `effc run` and `effc serve` open it through ONNX Runtime.
 
@@ -48,7 +49,7 @@ class Onnx(Target):
     loads = {
         "onnx": '`onnx/model.onnx` is run by ONNX Runtime: `effc.load(".")`, `effc run .`, or any other host of it.'
     }
-    marks = {"onnx": "model.onnx"}
+    marks = {"onnx": "model.onnx encoder_model.onnx"}
     cannot_hold = {
         "": {
             "packed weights": "ONNX has no ops that read them",
@@ -66,13 +67,10 @@ class Onnx(Target):
         check_modules(self.requires, self.extra, "the target `onnx`")
         from transformers import PreTrainedModel
 
-        from ..measuring.results import refuse_two_sides
         from ..onnx.export import write
-        from ..onnx.refusal import cannot_write_onnx
 
         folder = into / FOLDER
         folder.mkdir()
-        refuse_two_sides(program.model, cannot_write_onnx)
         write(program, folder, self.dynamic)
         if isinstance(program.model, PreTrainedModel):
             companions(program.model, ctx.origin, folder)

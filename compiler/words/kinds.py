@@ -235,7 +235,8 @@ class Target(Word):
     """Writes files, nothing else: the compiler hashes them, writes the manifest and renames the folder.
 
     loads          {folder: sentence}: what `effc.load` opens, the best first, and how the model card says it is opened
-    marks          {folder: file} by which such a folder is known, where that is not config.json
+    marks          {folder: file} by which such a folder is known, where that is not config.json; or one of several,
+                   with spaces between
     whole          whether loading compares all hashes unless it is told otherwise
     upon           it holds no model of its own: a caller may name the one that it goes onto
     about          it writes one file about the pipeline's artifacts, after them, which is none itself

@@ -104,7 +104,7 @@ def test_a_model_that_hears_is_run_on_no_rows_of_tokens():
         inputs.arguments(table.model("whisper"), torch.ones(1, 8, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("word", ["onnx", "pt2", "gguf"])
+@pytest.mark.parametrize("word", ["pt2", "gguf"])
 def test_targets_of_one_program_refuse_them_before_any_pass_runs(tmp_path, word):
     model = table.model("bart")
     ctx = context(model, tmp_path, "bart")
