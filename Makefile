@@ -49,13 +49,14 @@ wheel: $(STAMP)
 
 # Both ends of the stated ranges: the oldest torch and the newest, on the oldest Python and the newest. Needs both
 # Pythons; an hour and 20 GB. A release says in its notes what this printed.
+EXTRAS ?= test,gguf,data,tune,serve,search,onnx,fed,vectors,report,editor,sign
 PYTHONS ?= python3.11 python3.13
 TORCHES ?= torch==2.9.* torch
 ends:
 	@rm -rf build/ends && mkdir -p build/ends
 	@for python in $(PYTHONS); do for torch in $(TORCHES); do \
 	  venv=build/ends/$$python-$$(echo $$torch | tr -cd 'a-z0-9.'); \
-	  $$python -m venv $$venv && $$venv/bin/pip install -q ".[test,gguf,tune,serve,sign,report]" "$$torch" \
+	  $$python -m venv $$venv && $$venv/bin/pip install -q ".[$(EXTRAS)]" "$$torch" \
 	    && $$venv/bin/pytest -q -n 2 --dist loadfile -m "not heavy" > $$venv.log 2>&1; \
 	  echo "$$python $$torch: exit $$?, $$(tail -1 $$venv.log)"; \
 	done; done | tee build/ends/summary

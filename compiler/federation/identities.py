@@ -79,11 +79,31 @@ def _certificate(name: str, key: Any, signer: Any, issuer: str | None) -> Any:
         .not_valid_before(start)
         .not_valid_after(start + datetime.timedelta(days=DAYS))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        # Python verifies strictly from 3.13 on: RFC 5280 wants these of an authority and of what it signs.
+        .add_extension(_usage(signs=issuer is None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
     if issuer:
         there = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         made = made.add_extension(x509.SubjectAlternativeName(there), critical=False)
     return made.sign(signer, SHA384())
+
+
+def _usage(signs: bool) -> Any:
+    from cryptography.x509 import KeyUsage
+
+    return KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs,
+        crl_sign=signs,
+        encipher_only=False,
+        decipher_only=False,
+    )
 
 
 def _pem(certificate: Any) -> bytes:
