@@ -57,7 +57,9 @@ def test_on_the_same_machine_all_but_times_is_as_it_was(effc, own):
 def test_a_test_without_a_baseline_says_so(effc, own):
     (own / "r.baseline.json").unlink()
     run = effc("test", "r.effspec", "--no-progress")
-    assert run.code == 0 and "there is no r.baseline.json, which `--bless` writes" in run.err
+    assert (
+        run.code == 0 and "compared with no baseline: `effc test r.effspec --bless` writes r.baseline.json" in run.err
+    )
 
 
 def test_a_time_is_held_where_a_bound_reads_it(effc, own):

@@ -34,6 +34,7 @@ ASKED = {
     "tune.reft": None,  # trains what reft.insert puts in, no weight
     "quantize.round": {"group": 32},
     "quantize.gptq": {"group": 32, "data": ROWS},
+    "quantize.scale": {"group": 32, "data": ROWS},
     "supernet.lora": None,  # gives no model; what is picked of it: tests/passes/test_supernet.py
     "supernet.pick": None,
     "supernet.elastic": None,  # gives no model: tests/passes/test_elastic.py
