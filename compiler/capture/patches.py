@@ -96,7 +96,7 @@ def module_calls() -> Iterator[None]:
         path = tracer.paths[module]
         return tracer.attribute(f"{path}.{name}" if path else name, found)
 
-    traced_call.__effc_original__ = call  # type: ignore[attr-defined]
+    traced_call.__effc_original__ = call  # type: ignore[attr-defined]  # functions take attributes, mypy has none
     with ExitStack() as undo:
         _exchange(undo, nn.Module, "__call__", traced_call)
         _exchange(undo, nn.Module, "__getattr__", traced_read)

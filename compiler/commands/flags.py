@@ -222,7 +222,7 @@ class Verb(TyperCommand):
             return super().invoke(ctx)
         except Carried as carried:
             if getattr(carried.error, "ctx", ctx) is None:  # a wrong flag, which the verb itself refuses
-                carried.error.ctx = ctx  # type: ignore[attr-defined]
+                carried.error.ctx = ctx  # type: ignore[attr-defined]  # of click's usage errors, which alone get here
             raise
 
     def format_usage(self, ctx, formatter) -> None:

@@ -60,6 +60,17 @@ def refuse_states(**asked: bool | None) -> None:
         )
 
 
+def check_known(ids: Tensor, vocabulary: int) -> None:
+    """Raises Reject where a token is none of so many."""
+    if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
+        raise Reject(
+            unknown_token(
+                f"a token id is outside of the {vocabulary} that the model has",
+                help="use the tokenizer that lies beside the weights",
+            )
+        )
+
+
 class Sequences:
     """Open sequences of an engine: a cache that goes with its last user."""
 
@@ -188,14 +199,7 @@ class NativeModel(nn.Module):
                     )
                 )
         ids = torch.cat(list(rows.values()))
-        if int(ids.min()) < 0 or int(ids.max()) >= self.plan["vocabulary"]:
-            known = self.plan["vocabulary"]
-            raise Reject(
-                unknown_token(
-                    f"a token id is outside of the {known} that the model has",
-                    help="use the tokenizer that lies beside the weights",
-                )
-            )
+        check_known(ids, self.plan["vocabulary"])
         numbers = [number for number, ids in rows.items() for _ in range(len(ids))]
         if wanted == "first":
             asked = [i == 0 for ids in rows.values() for i in range(len(ids))]
@@ -233,12 +237,10 @@ class NativeModel(nn.Module):
         for row in range(len(input_ids)):  # row by row: the logits of one fit in memory
             seen = input_ids[row][mask[row].bool()].tolist()
             ((number, held),) = self.begin([seen[: max(0, len(seen) - keep + 1)]])
+            kept: list[int] = []  # where it breaks off, nobody goes on with what is there
             try:
                 self._fill(logits[row], input_ids[row], mask[row], number, held)
                 kept = seen
-            except BaseException:
-                kept = []
-                raise
             finally:
                 self.give_back([number], [kept])
         return Output(logits=logits)

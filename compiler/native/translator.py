@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...dsl.diagnostics import Fault, Reject
 from .generation import Generation
-from .model import NativeModel, Output, Sequences, context_full, refuse_states, unknown_token
+from .model import NativeModel, Output, Sequences, check_known, context_full, refuse_states
 from .rules import rules_of
 from .sampling import Sampling, as_tokens, bad_sampling
 from .stored import native_damaged
@@ -48,14 +48,7 @@ class NativeTranslator(NativeModel):
         if not min(len(ids) for ids in sources):
             raise Reject(bad_sampling("a source has no token", help="end it with the tokenizer's last token"))
         ids = torch.cat(list(sources))
-        if int(ids.min()) < 0 or int(ids.max()) >= self.engine.source_vocabulary:
-            known = self.engine.source_vocabulary
-            raise Reject(
-                unknown_token(
-                    f"a token id is outside of the {known} that the model has",
-                    help="use the tokenizer that lies beside the weights",
-                )
-            )
+        check_known(ids, self.engine.source_vocabulary)
         with self._alone():
             owners = [number for number, ids in zip(numbers, sources, strict=True) for _ in range(len(ids))]
             self.engine.encode(ids.tolist(), owners)
@@ -63,7 +56,7 @@ class NativeTranslator(NativeModel):
     # -- what transformers' models have ----------------------------------------------------------------------
 
     @torch.no_grad()
-    def forward(  # type: ignore[override]
+    def forward(  # type: ignore[override]  # transformers' two-sided models take a target beside the source
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
