@@ -19,7 +19,7 @@ def front(points: Sequence[Point]) -> list[Point]:
     return found
 
 
-def svg(points: Sequence[Point], marked: Mapping[str, Point]) -> str:
+def svg(points: Sequence[Point], marked: Mapping[str, Point], on: str = "the dev set") -> str:
     """All pairs of thresholds grey, the best ones joined; `marked` by name: the branches, and what was chosen."""
     x, y = _scales([*points, *marked.values()], (_EDGE, _WIDTH - 120), (_HEIGHT - _EDGE, 24))
     dots = [f'<circle cx="{x(p.seconds):.1f}" cy="{y(p.accuracy):.1f}" r="2.5" fill="#bbb"/>' for p in points]
@@ -37,7 +37,7 @@ def svg(points: Sequence[Point], marked: Mapping[str, Point]) -> str:
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>\n'
         f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#333"/>\n'
         f'<text x="{left}" y="{_HEIGHT - 14}">seconds a query</text>\n'
-        f'<text transform="translate(20 {bottom}) rotate(-90)">accuracy on the dev set</text>\n'
+        f'<text transform="translate(20 {bottom}) rotate(-90)">accuracy on {on}</text>\n'
         f'<polyline points="{line}" fill="none" stroke="#06c" stroke-dasharray="4 3"/>\n'
         + "\n".join([*dots, *marks])
         + "\n</svg>\n"

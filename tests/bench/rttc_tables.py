@@ -1,4 +1,4 @@
-"""What policies make of the answers that `rttc.py` collected: `python -m tests.bench.rttc_tables FOLDER`.
+"""What policies make of the answers that `rttc.py` collected: `python -m tests.bench.rttc_tables FOLDER [SVG]`.
 
 By task the accuracy of each branch and of an oracle, and what rewards tell. Then policies over all tasks' test
 questions; thresholds, router and the rewards' scale see dev questions alone. Differences are to the better of always
@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from effc.compiler.rttc.calibration import aucs
-from effc.compiler.rttc.policy import BRANCHES, Trial, calibrate, outcome
+from effc.compiler.rttc.drawing import svg
+from effc.compiler.rttc.policy import BRANCHES, Point, Trial, calibrate, outcome
 from effc.compiler.rttc.router import Router, features
 from effc.compiler.rttc.router import train as router_of
 from effc.compiler.rttc.scaling import better_scaled, scales_of
@@ -190,9 +191,24 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return rows, ["self", "scorer"]
 
 
-def main(folder: Path) -> None:
+def picture(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[str]) -> str:
+    """Accuracy against seconds of all policies, some by name."""
+    results = dict(policies(dev, test, rewards))
+    points = {
+        name: Point(0.0, 0.0, statistics.fmean(result.right), statistics.fmean(result.cost), {})
+        for name, result in results.items()
+    }
+    router = next(name for name in points if name.startswith("router") and "the default" in name)
+    named = [name for name in points if name.startswith("always")] + ["random, equal shares", router]
+    marked = {name.split(", ")[0]: points[name] for name in named}
+    return svg([point for name, point in points.items() if name != "oracle"], marked, "test questions")
+
+
+def main(folder: Path, drawn: Path | None = None) -> None:
     rows, rewards = read(folder)
     dev, test = ([row for row in rows if row["part"] == part] for part in ("dev", "test"))
+    if drawn is not None:
+        drawn.write_text(picture(dev, test, rewards), encoding="utf-8")
     print("\n".join([*by_task(rows, rewards), *table(dev, test, rewards)]))
     for name in dict.fromkeys(row["task"] for row in rows):
         parts = [[row for row in part if row["task"] == name] for part in (dev, test)]
@@ -201,4 +217,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:3]))
