@@ -1,11 +1,12 @@
 """Print what sub-networks of clients cost and give beside FedAvg of the whole model: RaFFM to a common target.
 
     python -m tests.bench.raffm MODEL DATA [--target 0.8] [--rounds 4] [--steps 8] [--seeds 0,1] [--layers 6]
+                                 [--deal dirichlet|even]
 
 MODEL and DATA as tests/bench/reviews.py has them: all six layers of MiniLM with a head on its first token, or fewer and
 one that takes the mean, of whose vocabulary the pieces are kept that the sentences have, since no sub-network is smaller
-in words. Four clients have 1,600 sentences of SST-2, dealt by a Dirichlet distribution (beta 0.5) over the two classes,
-and train all weights. After each round the server's model is judged on 300 sentences of the test file (a share of 0.8
+in words. Four clients have 1,600 sentences of SST-2, dealt by a Dirichlet distribution (beta 0.5) over the two classes
+or evenly, and train all weights. After each round the server's model is judged on 300 sentences of the test file (a share of 0.8
 has a standard error of 0.02).
 Bytes are those of the arrays, up and down, of all clients; seconds are processor time of all clients' training on one
 thread, and of the one that took longest. `to the target` counts up to and with the first round that reaches it.
@@ -24,7 +25,7 @@ import torch
 from tests.bench.reviews import Arm, compiled, drawn, sst2, write_classifier, write_rows
 
 TESTS, KEPT = 300, 2000  # test rows; ids below are special tokens and single letters, and stay
-DEAL = "clients: 4, split: dirichlet, beta: 0.5, hold: 0%"
+DEALS = {"dirichlet": "split: dirichlet, beta: 0.5", "even": "split: even"}
 COVER = "trains: full, strategy: coverage"
 ARMS = {
     "FedAvg, all of the model": Arm("", "trains: full, strategy: fedavg", ()),
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--rate", default="2e-4")
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--deal", choices=DEALS, default="dirichlet")
     parser.add_argument("--arms", help="Part of their names.", default="")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -131,7 +133,9 @@ def main() -> None:
         print("| arm | MiB a round | CPU s a round | of the slowest | accuracy by round |", end="")
         print(" rounds to the target | MiB | CPU s |\n|---|---|---|---|---|---|---|---|", flush=True)
         for number, name in enumerate(name for name in ARMS if args.arms in name):
-            told = f"{DEAL}, rounds: {args.rounds}, steps: {args.steps}, lr: {args.rate}"
+            told = (
+                f"clients: 4, hold: 0%, {DEALS[args.deal]}, rounds: {args.rounds}, steps: {args.steps}, lr: {args.rate}"
+            )
             app = compiled(folder, ARMS[name], ["class0", "class1"], f"app-{number}", told, seeds[0])
             print(_line(name, [course(app, place, seed) for seed, place in places.items()], args.target), flush=True)
 
