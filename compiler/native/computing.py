@@ -34,6 +34,8 @@ class Computing:
             return first[args[1]]
         if name in ("new_empty", "new_zeros") and isinstance(first, Rows):
             return Rows(torch.full(tuple(args[1]) if isinstance(args[1], tuple | list) else args[1:], -1))
+        if name == "zeros_like" and isinstance(first, Rows):
+            return Rows(torch.full_like(first.index, -1))
         if name == "copy_" and isinstance(first, Rows) and isinstance(args[1], Rows):
             first.index.copy_(self.reader.settled(args[1]).index)  # a part of what is filled piece by piece
             return first
@@ -76,7 +78,7 @@ class Computing:
 
     def _replaced(self, node: fx.Node, x: Rows, place: Any, by: Rows) -> None:
         """A part of a value is another from here on."""
-        found = self.reader.settled(x).index.clone()
+        found = self.reader.unsettled(x).index.clone()
         found[place] = self.reader.settled(by).index
         self._becomes(node, Rows(found))
 
