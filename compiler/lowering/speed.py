@@ -46,8 +46,9 @@ class Pace:
 
 
 def _pace(bf16: tuple[float, float], int8: tuple[float, float], blocks: tuple[float, float]) -> Pace:
-    """Of a Zen 4 (EPYC, 3.7 GHz), kernels held to a level: dense and sparse; int4 has the products of int8, and inputs of
-    16 bits those of two rows."""
+    """Of a Zen 4 (EPYC, 3.7 GHz), kernels held to a level: dense and sparse. int4 has the products of int8, inputs of
+    16 bits those of two rows.
+    """
     names = ("dense_linear", "sparse_linear", "dense_linear_int8", "sparse_linear_int8", *INT4, *INT8_INT16)
     each = (*bf16, *int8, int8[0], TWO_LINES * int8[0])
     return Pace(26e9, {2: 7.5e9, 4: 9.3e9}, dict(zip(names, each, strict=True)), blocks)

@@ -43,7 +43,7 @@ class Numbers:
 
     @staticmethod
     def of_words(weights: str, inputs: str, group: int, head: str) -> "Numbers":
-        """Of a target's arguments: inputs of 16 bits are those of all layers on int8, and `auto` is no word of a head."""
+        """Of a target's arguments: inputs of 16 bits are those of all layers on int8, its head among them."""
         fine = {"int8": "int8_int16"} if inputs == "int16" else {}
         return Numbers(fine.get(weights, weights), group, "" if head == "auto" else fine.get(head, head))
 
