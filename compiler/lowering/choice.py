@@ -183,7 +183,7 @@ def choose(
     if not fit:
         return "", f"no kernel takes it{left_out}"
     fastest = min(fit, key=times.__getitem__)
-    near = [k for k in fit if times[k] <= times[fastest] * WINS]
+    near = [k for k in fit if k == fastest or times[k] <= times[fastest] * WINS]
     kernel = min(near, key=lambda k: (k in ROUNDED, errors.get(k, 0.0) if k in ROUNDED else 0.0, times[k]))
     if times[kernel] * WINS > times[EAGER]:
         return "", (
