@@ -40,7 +40,7 @@ BARE = [
 ]
 DISPLAYS = ("nogui", "sdl2")  # a build from source has the first, Debian's bochs-sdl the second
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def flags(level: str) -> list[str]:
