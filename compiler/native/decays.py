@@ -30,14 +30,14 @@ _SHARE = 1e-4  # of outputs of size one, in float32
 
 @dataclass(frozen=True)
 class Decay:
-    """out(norm(sum) * sigmoid(gate(x))); queries, keys and values are act(made(x)).
+    """out(norm(sum) * sigmoid(gate(x))); queries, keys and values are act(inputs(x)).
 
     by_head   whether those of a head lie side by side; else all queries, all keys, all values
     order     of queries, keys and values there
     rates     [heads] > 0
     """
 
-    made: str
+    inputs: str
     gate: str
     out: str
     norm: str
@@ -55,7 +55,7 @@ class Decay:
 
     def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
         """x [tokens, width] from a text's first token on."""
-        q, k, v = self.parts(_called(module, self.act, _called(module, self.made, x)))
+        q, k, v = self.parts(_called(module, self.act, _called(module, self.inputs, x)))
         distance = torch.arange(len(x))[:, None] - torch.arange(len(x))
         fading = (-self.rates[:, None, None] * distance).exp().masked_fill(distance < 0, 0.0)
         summed = torch.einsum("ihd,jhd,hij,jhe->ihe", q, k, fading, v).flatten(1)
@@ -148,7 +148,7 @@ def _steps(reader: "Reader", node: fx.Node, module: nn.Module, form: Decay, x: R
         assert found is not None, f"{name} was a linear layer when it was recognised"
         return reader.linear(node, given, f"{node.target}.{name}", found)
 
-    made = layer(form.made, x)
+    made = layer(form.inputs, x)
     made = reader.settled(Rows(made.index, Pending(module.get_submodule(form.act), (None,))))
     q, k, v = (Rows(part) for part in form.parts(made.index))  # [b, t, heads, d]
     heads, width = v.index.shape[2:]

@@ -92,7 +92,9 @@ class Favours:
         """Whether a number that a module holds, as it is made small, changes what longer texts give, and only those."""
         own = vars(module)[name]
         try:
-            made = {(n, length): self._made(module, name, n, length) for n in (_FEW, _ALL) for length in (_FEW, _MORE)}
+            made = {
+                (n, length): self._output(module, name, n, length) for n in (_FEW, _ALL) for length in (_FEW, _MORE)
+            }
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # it is something else's number
             return False
         finally:
@@ -101,7 +103,7 @@ class Favours:
         return torch.equal(*short) and not torch.equal(*long)
 
     @torch.no_grad()
-    def _made(self, module: nn.Module, name: str, number: int, length: int) -> Tensor:
+    def _output(self, module: nn.Module, name: str, number: int, length: int) -> Tensor:
         """What a module gives of a text, with a number that it holds another."""
         kept: list[Tensor] = []
 

@@ -94,7 +94,7 @@ class Queues:
         if line.part == "places" and not queued.weighed:
             made = self._rows(node, queued)
         elif line.part == "tokens" and queued.weighed:
-            made = Rows(self.reader.plan.layout.rows(self._made(queued, summed=True)))
+            made = Rows(self.reader.plan.layout.rows(self._step(queued, summed=True)))
         else:
             raise self.reader.refuse(node, _WHY)
         assert made.index.shape == onto.shape, f"{tuple(made.index.shape)} rows on {tuple(onto.shape)}"
@@ -125,10 +125,10 @@ class Queues:
             raise self.reader.refuse(node, _WHY)
         if queued.rows is not None:
             return queued.rows
-        made = self.reader.plan.layout.rows(self._made(queued, summed=False))
+        made = self.reader.plan.layout.rows(self._step(queued, summed=False))
         return Rows(made.view(len(made) * queued.choice.count, -1))
 
-    def _made(self, queued: Queued, *, summed: bool) -> int:
+    def _step(self, queued: Queued, *, summed: bool) -> int:
         own = queued.layer
         assert own is not None, "a line without rows is that of a layer"
         return self.reader.mixtures.layer(
