@@ -1,11 +1,12 @@
 """Draw accuracy against bytes, a line for every method: what `tests.bench.clients --looks ... --json FILE` wrote.
 
-    python -m tests.bench.curve FILE > curve.svg
+    python -m tests.bench.curve FILE [--arms 'NAME;NAME'] > curve.svg
 
 Across: what all clients have sent and been sent until then, on the wire, each round taken to cost what the last did
 (logarithmic). Up: the mean of the clients' accuracy over the seeds; a bar from the worst seed to the best.
 """
 
+import argparse
 import json
 import math
 import statistics
@@ -42,7 +43,9 @@ def draw(arms: dict[str, list[Point]]) -> str:
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDE + SIDE}" height="{TOP + HIGH + 50}" '
-        'font-family="sans-serif" font-size="12">'
+        'font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        f'<text x="{LEFT + WIDE / 2}" y="{TOP + HIGH + 40}" text-anchor="middle">MiB sent by and to all clients</text>',
     ]
     for share in range(math.ceil(bottom * 20), math.floor(top * 20) + 1):
         at = y(share / 20)
@@ -63,8 +66,13 @@ def draw(arms: dict[str, list[Point]]) -> str:
 
 
 def main() -> None:
-    body = json.loads(Path(sys.argv[1]).read_text())
-    sys.stdout.write(draw({name: points(runs) for name, runs in body["arms"].items()}) + "\n")
+    asked = argparse.ArgumentParser()
+    asked.add_argument("file", type=Path)
+    asked.add_argument("--arms", help="Their names, with semicolons between; all where nothing is given.", default="")
+    given = asked.parse_args()
+    arms = json.loads(given.file.read_text())["arms"]
+    names = [name for name in given.arms.split(";") if name in arms] or list(arms)
+    sys.stdout.write(draw({name: points(arms[name]) for name in names}) + "\n")
 
 
 if __name__ == "__main__":
