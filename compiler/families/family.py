@@ -15,6 +15,7 @@ from ...kernels.grid import Grid
 from ..ir.outcome import Outcome
 from ..ir.program import Program
 from ..ir.weights import assign
+from ..layers.linear import weight_of
 from ..report.quantity import count, counted
 from ..search.masks import is_sparse
 from ..training.adapters import Adapters, Shape, adapted
@@ -164,7 +165,7 @@ class Family(Outcome):
     def acts_on_zeros(self) -> bool:
         """Whether one of the weights beneath is sparse."""
         model = self.program.model
-        return any(is_sparse(model.get_submodule(path).weight.detach()) for path in self.paths)
+        return any(is_sparse(weight_of(model.get_submodule(path))) for path in self.paths)
 
     def to_json(self) -> dict[str, Any]:
         """All but the program, and of tensors the names."""

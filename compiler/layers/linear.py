@@ -90,8 +90,11 @@ class KernelLinear(nn.Module):
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """The weight [out, in] of a linear module; of a Conv1D, which keeps it the other way round, a view."""
-    return module.weight.detach().T if isinstance(module, Conv1D) else module.weight.detach()
+    """The weight of a convolution, or [out, in] of a linear module; of a Conv1D, which keeps it the other way round,
+    a view."""
+    weight = module.weight
+    assert isinstance(weight, Tensor), f"a {type(module).__name__} has no weight"
+    return weight.detach().T if isinstance(module, Conv1D) else weight.detach()
 
 
 def lowered(model: nn.Module) -> Iterator[tuple[str, KernelLinear]]:
