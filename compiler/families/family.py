@@ -12,7 +12,7 @@ from ...dsl.diagnostics import Reject
 from ...dsl.inputs import unfit_ranks, wide_ranks
 from ...dsl.skeleton import Part, Skeleton
 from ...kernels.grid import Grid
-from ..ir.outcome import Outcome
+from ..ir.outcome import Members, Outcome
 from ..ir.program import Program
 from ..ir.weights import assign
 from ..layers.linear import weight_of
@@ -68,7 +68,7 @@ class Family(Outcome):
     def _learned(self) -> dict[str, Tensor]:
         return {**self.tensors, **self.weights, **self.crops}
 
-    def members(self) -> Iterator[tuple[str, Program]]:
+    def members(self) -> Members:
         """The program as the largest choice, for as long as it is its turn."""
         with self.applied(self.space.choice("largest")):
             yield "", self.program

@@ -18,8 +18,11 @@ class Stepper(Protocol):
     shapes   name -> [batch, heads, past, size of a head] of each
     """
 
-    past: list[str]
-    shapes: Mapping[str, Sequence[Any]]
+    @property
+    def past(self) -> Sequence[str]: ...
+
+    @property
+    def shapes(self) -> Mapping[str, Sequence[Any]]: ...
 
     def step(self, ids: Tensor, mask: Tensor, past: list[np.ndarray] | None = None) -> list[np.ndarray]:
         """Logits [b, t, vocabulary], then keys and values; mask [b, past + t] has zeros before what a row lacks."""

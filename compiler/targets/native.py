@@ -127,5 +127,5 @@ class Native(Target):
             raise Reject(
                 other_kind(f"{folder} holds packed weights, which have no other dtype", help="load it without `dtype`")
             )
-        own = {"threads": wish.threads, "sequences": wish.sequences, "steady": wish.steady, "mapped": wish.mapped}
-        return open_native(folder, **{name: value for name, value in own.items() if value is not None}), None
+        own: dict[str, Any] = {} if wish.sequences is None else {"sequences": wish.sequences}
+        return open_native(folder, threads=wish.threads, steady=wish.steady, mapped=wish.mapped, **own), None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.pretrained import pretrained
-from ..ir.outcome import Outcome
+from ..ir.outcome import Members, Outcome
 from ..ir.program import Program
 from ..report.quantity import count, counted
 from .adapters import Shape, adapted
@@ -43,7 +43,7 @@ class Unmerged(Outcome):
         """Modules that have an adapter."""
         return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.tensors))
 
-    def members(self) -> Iterator[tuple[str, Program]]:
+    def members(self) -> Members:
         """The program with its adapters on, for as long as it is its turn."""
         with self.applied():
             yield "", self.program
