@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from ...dsl.diagnostics import Reject
+from ..checkpoints.pretrained import pretrained
 from ..ir.edits import is_below
 from ..ir.graphs import name_of
 from ..ir.program import Program
@@ -197,7 +198,7 @@ def _traced(
             _does_without(traces[0].graph, optional)
             return _Traced(traces[0].graph, calls[0], opaque, any(t.of_this_layer for t in traces), optional)
         except Exception as error:  # a forward may raise anything
-            below, why = error.effc_path, f"{error} at {source_line(error, model)}"
+            below, why = vars(error)["effc_path"], f"{error} at {source_line(error, model)}"
             if isinstance(error, Differs):
                 why = str(error)
             if not below or below in opaque:
@@ -270,7 +271,8 @@ def _flat(program: Program) -> Unit:
 
 
 def _cache(model: nn.Module) -> DynamicCache | EncoderDecoderCache:
-    config = model.config.get_text_config(decoder=True)
+    own = pretrained(model).config
+    config = own.get_text_config(decoder=True)
     if not has_two_sides(model):
-        return DynamicCache(config=model.config)
+        return DynamicCache(config=own)
     return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))

@@ -135,7 +135,8 @@ class Prefix:
         last layer the model's main output; gradients flow from the second to the first."""
         assert self.chain and layer > 0, "layers can't be entered in the middle"
         leaf, given = _with_leaf(self.output_of(layer - 1)[call])
-        model, layers, one, taken = self.program.model, self._layers(), self.calls[call], {}
+        model, layers, one = self.program.model, self._layers(), self.calls[call]
+        taken: dict[int, Any] = {}
         with ExitStack() as stack:
             at = _Position([one], [given])
             stack.callback(model.register_forward_pre_hook(at.begin, with_kwargs=True).remove)
