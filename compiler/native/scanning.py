@@ -136,7 +136,8 @@ class Scanning:
         plain = len(given) == 5 and len(args) == 3 and all(isinstance(x, Rows) for x in given.values())
         options = {name: value for name, value in kwargs.items() if value is not None}
         shapes = {name: tuple(x.index.shape) for name, x in given.items()} if plain else {}
-        found = deltas.recognise(node.target, shapes, options) if plain else None
+        function: Any = node.target
+        found = deltas.recognise(function, shapes, options) if plain else None
         if found is None:
             raise self.reader.refuse(node, "a linear attention of another form than the gated delta rule")
         q, k, v, decay, beta = given.values()
@@ -210,6 +211,6 @@ class Scanning:
         weight = matrix if turned else matrix.T
         given = Rows(x.index.mT if turned else x.index, x.pending)
         # It makes time steps out of a few numbers: int8 would be felt, and save nothing.
-        found = linears.Linear(tuple(weight.shape), None, weight=weight.detach())
+        found = linears.Linear((weight.shape[0], weight.shape[1]), None, weight=weight.detach())
         made = self.reader.linear(node, given, node.name, found, weights="bf16")
         return Rows(made.index.mT) if turned else made

@@ -86,7 +86,7 @@ def choose(
     """
     assert policy.kind != "router", "a router's choice is a policy of one branch"
     if policy.kind in BRANCHES:
-        alone: Branch = policy.kind  # type: ignore[assignment]
+        alone: Branch = policy.kind
         made = answer(alone)
         decision.branch = alone if made is not None else "direct"
         return made if made is not None else answer("direct") or ""

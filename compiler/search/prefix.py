@@ -268,7 +268,8 @@ class _FirstLook:
     def __init__(self, prefix: Prefix, layers: list[nn.Module]):
         self.prefix, self.count = prefix, len(layers)
         self.calls: list[Call] = []
-        self.is_chain, self.next, self.stream = True, 0, None
+        self.is_chain, self.next = True, 0
+        self.stream: Tensor | None = None
         self.result: Tensor | None = None
 
     def call(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
