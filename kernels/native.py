@@ -29,7 +29,7 @@ SENTENCES = {
     "possible",
 }
 
-# Products of packed weights: a kernel's place, from 1, is `Kind` in `packed.h`.
+# Products of packed weights, as `EFFC_LINEARS` in `packed.h` has them: a kernel's place, from 1, is its kind.
 LINEAR = (
     "dense_linear",
     "sparse_linear",
@@ -37,6 +37,7 @@ LINEAR = (
     "sparse_linear_int8",
     "block_sparse_linear",
     "dense_linear_int4",
+    "dense_linear_int8_int16",
 )
 _p, _i, _q, _u = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32
 _LINEAR = (_i, _p, _q, _q, _q, _p, _q, _q, _i, _p, _i, _p, _i)

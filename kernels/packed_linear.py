@@ -125,7 +125,12 @@ class PackedLinear(Kernel):
 
 
 class PackedLinearInt8(PackedLinear):
-    """The same with int8 weights, a scale per output, and x rounded row by row; sums are exact int32."""
+    """The same with int8 weights, a scale per output, and x rounded row by row; sums are exact int32.
+
+    steps   of an input, to either side, between zero and the largest magnitude of its row
+    """
+
+    steps = 127
 
     @classmethod
     def accepts(cls, n, k, dtype=torch.bfloat16):
@@ -135,7 +140,7 @@ class PackedLinearInt8(PackedLinear):
 
     @classmethod
     def reference(cls, x, packed, bias, n):
-        return quantised(x, cls.unpack(packed), bias)
+        return quantised(x, cls.unpack(packed), bias, cls.steps)
 
 
 def _fit(bias: Tensor, n: int) -> Tensor:
@@ -146,12 +151,12 @@ def _fit(bias: Tensor, n: int) -> Tensor:
     return (bias if bias.dtype in _FLOATS else bias.float()).contiguous()
 
 
-def quantised(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x @ weight.T + bias with every row of x rounded to 127 steps of its largest magnitude."""
+def quantised(x: Tensor, weight: Tensor, bias: Tensor | None, steps: int = 127) -> Tensor:
+    """x @ weight.T + bias with every row of x rounded to so many steps of its largest magnitude."""
     rows = x.float()
     most = rows.abs().amax(-1, keepdim=True) if x.shape[-1] else rows
-    inverse = torch.where(most > 1e-30, torch.full_like(most, 127) / most, 0.0)  # 127 / most is rounded twice
-    y = linear(((rows * inverse).round() * (most / 127)).double(), weight.double())
+    inverse = torch.where(most > 1e-30, torch.full_like(most, steps) / most, 0.0)  # 127 / most is rounded twice
+    y = linear(((rows * inverse).round() * (most / steps)).double(), weight.double())
     return (y + (0 if bias is None else bias.double())).to(x.dtype)
 
 

@@ -9,6 +9,7 @@ of every key, so a test that plans here what a process compiled there must find 
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,43 @@ settings.load_profile("repeatable")
 
 def pytest_addoption(parser):
     parser.addoption("--update", action="store_true", help="rewrite goldens with what the code says now")
+
+
+LEFT_OUT = pytest.StashKey[Counter]()  # (marker, file) -> how many tests of it did not run
+SAID_BY = {"heavy": "make test-heavy", "slow": "make test-slow"}
+
+
+def pytest_configure(config):
+    config.stash[LEFT_OUT] = Counter()
+
+
+def pytest_deselected(items):
+    for item in items:
+        mark = next((mark for mark in SAID_BY if item.get_closest_marker(mark) is not None), None)
+        if mark is not None:
+            item.config.stash[LEFT_OUT][mark, item.nodeid.partition("::")[0]] += 1
+
+
+def pytest_sessionfinish(session):
+    """Each of several processes has looked at all tests; what one of them says is enough."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["left_out"] = [[*key, count] for key, count in session.config.stash[LEFT_OUT].items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    left = {(mark, file): count for mark, file, count in getattr(node, "workeroutput", {}).get("left_out", ())}
+    node.config.stash[LEFT_OUT] |= Counter(left)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    left = config.stash[LEFT_OUT]
+    for mark, command in SAID_BY.items():
+        files = {file.removeprefix("tests/"): count for (kind, file), count in sorted(left.items()) if kind == mark}
+        if files:
+            terminalreporter.section(f"{sum(files.values())} {mark} tests did not run: {command}")
+            terminalreporter.write_line(", ".join(f"{file} ({count})" for file, count in files.items()))
 
 
 @pytest.fixture(autouse=True)

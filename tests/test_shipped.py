@@ -73,6 +73,7 @@ def test_a_shipped_recipe_checks_without_a_word(tmp_path, name):
     assert {d.slug for d in checked.diagnostics} == ({"unseen-model"} if hub else set()), render(checked.diagnostics)
 
 
+@pytest.mark.slow
 def test_the_pipelines_of_the_library_compile_one_after_another(tmp_path):
     few = "score: perplexity(few)"
     args = {

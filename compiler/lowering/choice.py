@@ -18,7 +18,7 @@ from ..search.masks import INPUTS, OUTPUTS
 from ..search.sparsity import zeros
 from .accuracy import Accuracy, inputs_of, output_error
 from .contenders import DYNAMIC, EAGER, PREPACKED
-from .speed import INT4, INT8, ROUNDED, Case
+from .speed import INT4, INT8, INT8_INT16, ROUNDED, Case
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -29,6 +29,7 @@ FORMATS = {
     "block": "block_sparse_linear",
     "dense_int8": "dense_linear_int8",
     "sparse_int8": "sparse_linear_int8",
+    "dense_int8_int16": "dense_linear_int8_int16",
     "dense_int4": "dense_linear_int4",
 }
 FORMAT_OF = {kernel: name for name, kernel in FORMATS.items()}
@@ -38,7 +39,8 @@ lowering_inaccurate = Fault(
     "lowering-inaccurate",
     "A model whose modules run kernels predicts something else than it did, by more than a recipe allows.\n\n"
     "bfloat16 kernels round what comes in and add in another order; int8 ones round weights and inputs to 127 "
-    "steps, int4 ones weights to 15. Which modules suffer most stands in the note.",
+    "steps (`dense_int8_int16` inputs to 32,639), int4 ones weights to 15. Which modules suffer most stands in the "
+    "note.",
     exit="gate",
 )
 cant_pack = Fault("cant-pack", "A kernel can't take the weight of a module that a recipe lowers.", exit="failure")
@@ -183,8 +185,8 @@ def choose(
     if not fit:
         return "", f"no kernel takes it{left_out}"
     fastest = min(fit, key=times.__getitem__)
-    exact = [k for k in fit if k not in ROUNDED and times[k] <= times[fastest] * WINS]
-    kernel = min(exact, key=times.__getitem__) if exact else fastest
+    near = [k for k in fit if k == fastest or times[k] <= times[fastest] * WINS]
+    kernel = min(near, key=lambda k: (k in ROUNDED, errors.get(k, 0.0) if k in ROUNDED else 0.0, times[k]))
     if times[kernel] * WINS > times[EAGER]:
         return "", (
             f"torch takes {seconds(times[EAGER])} and the fastest kernel, {FORMAT_OF[kernel]}, "
@@ -199,7 +201,7 @@ def errors_of(module: nn.Module, kernels: Sequence[str], x: Tensor | None) -> di
         return {}
     found: dict[str, float] = {}
     exact = [k for k in kernels if k not in ROUNDED]
-    for alike in ([k for k in kernels if k in INT8], [k for k in kernels if k in INT4], exact):
+    for alike in (*([k for k in kernels if k in rounded] for rounded in (INT8, INT8_INT16, INT4)), exact):
         if alike:
             found |= dict.fromkeys(alike, output_error(module, KernelLinear.of(module, alike[-1]), x))
     return found

@@ -192,6 +192,7 @@ def gemv(table: Table, shapes: Sequence[tuple[int, int]]) -> None:
                     ours("dense_linear", w, x),
                     half,
                     ours("dense_linear_int8", w, x),
+                    ours("dense_linear_int8_int16", w, x),
                     ours("sparse_linear_int8", w, x),
                 ],
                 half.bytes,
@@ -233,6 +234,7 @@ def prefill(table: Table, _shapes: object) -> None:
                 ours("dense_linear", w, x),
                 ours("sparse_linear", w, x),
                 ours("dense_linear_int8", w, x),
+                ours("dense_linear_int8_int16", w, x),
                 ours("sparse_linear_int8", w, x),
             ],
         )

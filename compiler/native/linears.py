@@ -11,14 +11,19 @@ from ...kernels.dense_linear_int4 import DenseLinearInt4
 from ...kernels.packed_linear import unpacked
 from .plan import Entry, Plan
 
-KERNELS = {"bf16": "dense_linear", "int8": "dense_linear_int8", "int4": "dense_linear_int4"}
+KERNELS = {
+    "bf16": "dense_linear",
+    "int8": "dense_linear_int8",
+    "int8_int16": "dense_linear_int8_int16",
+    "int4": "dense_linear_int4",
+}
 
 
 @dataclass(frozen=True)
 class Numbers:
     """What linear layers are stored in, unless a pass lowered them.
 
-    weights   a name among KERNELS
+    weights   a name among KERNELS; `int8_int16` is int8 whose inputs are rounded to 16 bits
     group     int4: inputs of an output that share a scale, where a weight is on no grid of other groups
     head      of the layer that makes the logits; "" for int8 where the others are int4, else as the others
     """
@@ -34,7 +39,13 @@ class Numbers:
     @property
     def shares_tables(self) -> bool:
         """Whether an embedding reads rows of a head that has its numbers; beside int8 it keeps a table."""
-        return self.weights != "int8"
+        return self.weights not in ("int8", "int8_int16")
+
+    @staticmethod
+    def of_words(weights: str, inputs: str, group: int, head: str) -> "Numbers":
+        """Of a target's arguments: inputs of 16 bits are those of all layers on int8, its head among them."""
+        fine = {"int8": "int8_int16"} if inputs == "int16" else {}
+        return Numbers(fine.get(weights, weights), group, "" if head == "auto" else fine.get(head, head))
 
 
 @dataclass(frozen=True)

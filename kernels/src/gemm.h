@@ -1,4 +1,4 @@
-// More than 16 rows. A thread takes its blocks of outputs a few at a time, unpacks up to kDepth tiles of them
+// More than 16 lines. A thread takes its blocks of outputs a few at a time, unpacks up to kDepth tiles of them
 // into its panel and multiplies all rows of the chunk with it; sums wait in memory between two depths.
 #pragma once
 
@@ -9,45 +9,53 @@
 namespace {
 
 #if EFFC_LEVEL >= 4
-constexpr int kAtOnce = 2;        // blocks: two columns of tiles
-constexpr int kPanelBlocks = 8;   // that meet a slice of x while it is in the second cache
+constexpr int kAtOnce = 2;           // blocks: two columns of tiles
+constexpr int kMostPanelBlocks = 8;  // that meet a slice of x while it is in the second cache
 #else
-constexpr int kAtOnce = kGemmBlocks, kPanelBlocks = kGemmBlocks;
+constexpr int kAtOnce = kGemmBlocks, kMostPanelBlocks = kGemmBlocks;
 #endif
 
 constexpr int64_t kChunk = kLinearRows;  // rows that share one unpacking
 constexpr int64_t kDepth = 8;    // tiles of 1 KiB: with 4 blocks a panel of 32 KiB, which stays in L1
 
 // Where a part keeps its things.
+template <class Format>
 struct Panel {
+  static constexpr int kPanelBlocks = std::max(kAtOnce, kMostPanelBlocks / Format::kLines);
   // Not powers of two: the blocks of a panel would all fall into the same few sets of a cache.
   static constexpr int64_t kGroups = EFFC_LEVEL >= 4 ? 0 : 16 * 128;  // what groups of inputs have beside weights
-  static constexpr int64_t kBlock = kDepth * 1024 + kGroups + 192, kBetween = kChunk * 64 + 320;
+  static constexpr int64_t kBlock = kDepth * 1024 + kGroups + 192, kBetween = kChunk * Format::kLines * 64 + 320;
   static constexpr int64_t kWeights = kAtOnce * kBlock, kBytes = kWeights + kPanelBlocks * kBetween;
   static_assert(kBytes <= kPanelBytes, "callers make room for every level");
-  uint8_t *weights, *sums;  // sums [block][row] of 64 bytes
+  uint8_t *weights, *sums;  // sums [block][line] of 64 bytes
   Panel(uint8_t* all, int part) : weights(all + part * kBytes), sums(weights + kWeights) {}
 };
 
-constexpr int kFewest = kGemmRows > 2 ? kGemmRows - 2 : 1;  // rows of a block, see below
-
-// Rows of a chunk in blocks of nearly kGemmRows, so that none is left with one or two.
+// Rows of a chunk in blocks of nearly kMost, so that none is left with one or two. A row's lines are in one block.
+template <class Format>
 struct RowBlocks {
+  static constexpr int kMost = (kGemmRows + Format::kLines - 1) / Format::kLines;
+  static constexpr int kLess = kMost > 1 ? kMost - 1 : 1, kFewest = kMost > 2 ? kMost - 2 : 1;
   int64_t rows, count;
-  explicit RowBlocks(int64_t rows) : rows(rows), count((rows + kGemmRows - 1) / kGemmRows) {}
+  explicit RowBlocks(int64_t rows) : rows(rows), count((rows + kMost - 1) / kMost) {}
   int64_t start(int64_t i) const { return rows * i / count; }
 };
 
 template <class Format>
 struct ManyRows {
+  using Panel = ::Panel<Format>;
+  using Lots = RowBlocks<Format>;
+  static constexpr int64_t kLines = Format::kLines;
+  static constexpr int kPanelBlocks = Panel::kPanelBlocks;
   const LinearCall& call;
   const Packed& packed;
   int64_t first, rows;   // of this chunk
   uint8_t* prepared;     // [rows] of row_bytes
-  uint32_t* words;       // by block of rows [groups][its rows]
+  uint32_t* words;       // by block of rows [groups][its lines]
   float* scales;
   uint8_t* panels;
   int64_t row_bytes() const { return packed.head.tiles * x_bytes(packed.head); }
+  int64_t lines() const { return rows * kLines; }
   int64_t depth() const { return Format::kGrouped ? 64 * kDepth / group_of(packed.head) : kDepth; }
 
   // `blocks[b]`: vectors of `groups` groups. words: of these groups.
@@ -82,7 +90,7 @@ struct ManyRows {
       for (int m = 0; m < M; ++m) Format::store_sum(sums + b * between + 64 * m, sum[b][m]);
   }
 
-  // One block of rows by N blocks of outputs, whichever form the sums have.
+  // M lines by N blocks of outputs, whichever form the sums have.
   template <int M, int N>
   void meet(const uint8_t* const* blocks, int64_t from, int64_t tiles, const uint32_t* words,
             uint8_t* sums) const {
@@ -95,30 +103,32 @@ struct ManyRows {
   template <int N>
   void all_rows([[maybe_unused]] int64_t block, const uint8_t* const* blocks, [[maybe_unused]] const typename Format::Cursor* next,
                 int64_t from, int64_t tiles, uint8_t* sums) const {
-    const int64_t before = from * x_bytes(packed.head);  // of each row of x
 #if EFFC_LEVEL >= 4
     if constexpr (Format::kGrouped) {
+      const int64_t before = from * x_bytes(packed.head);  // of each row of x
       const TileRows x{prepared + before, row_bytes(), rows};
       Format::template tile_groups<N>(packed, block, blocks, from, tiles, x, sums, Panel::kBetween);
     } else {
-      const int64_t steps = tiles * ((rows + 31) / 32);
+      const int64_t steps = tiles * ((lines() + 31) / 32);
       Soon<N> soon;
       soon.lines = (16 * tiles + steps - 1) / steps;
       for (int b = 0; b < N; ++b) soon.at[b] = next[b].at;
-      tile_rows<Format, N>(blocks, from, tiles, {prepared, row_bytes(), rows}, sums, Panel::kBetween, soon);
+      tile_rows<Format, N>(blocks, from, tiles, {prepared, line_bytes<Format>(packed.head), lines()}, sums,
+                           Panel::kBetween, soon);
     }
 #else
-    const RowBlocks blocked(rows);
+    const int64_t before = from * x_bytes(packed.head);  // of each row of x
+    const Lots blocked(rows);
     for (int64_t i = 0; i < blocked.count; ++i) {
       const int64_t start = blocked.start(i), m = blocked.start(i + 1) - start;
       const uint32_t* block_words = words + start * (row_bytes() / 4) + before / 4 * m;
-      uint8_t* own = sums + 64 * start;
-      if (m == kGemmRows)
-        meet<kGemmRows, N>(blocks, from, tiles, block_words, own);
-      else if (m == kGemmRows - 1)
-        meet<kGemmRows - 1, N>(blocks, from, tiles, block_words, own);
+      uint8_t* own = sums + 64 * start * kLines;
+      if (m == Lots::kMost)
+        meet<Lots::kMost * kLines, N>(blocks, from, tiles, block_words, own);
+      else if (m == Lots::kLess)
+        meet<Lots::kLess * kLines, N>(blocks, from, tiles, block_words, own);
       else
-        meet<kFewest, N>(blocks, from, tiles, block_words, own);
+        meet<Lots::kFewest * kLines, N>(blocks, from, tiles, block_words, own);
     }
 #endif
   }
@@ -150,46 +160,48 @@ struct ManyRows {
       }
     for (int64_t row = 0; row < rows; ++row)
       for (int b = 0; b < count; ++b) {
-        const auto sum = Format::load_sum(panel.sums + b * Panel::kBetween + row * 64);
-        put(call, packed, block + b, first + row, Format::finish(packed, block + b, sum, scales[row]));
+        const uint8_t* own = panel.sums + b * Panel::kBetween + row * kLines * 64;
+        put(call, packed, block + b, first + row, finished<Format>(packed, block + b, own, scales[row]));
       }
   }
 
 #if EFFC_LEVEL >= 4
   static void prepare(int part, int parts, void* context) {
     const ManyRows& job = *static_cast<const ManyRows*>(context);
-    const int64_t bytes = job.row_bytes(), count = (job.rows + kTileRows - 1) / kTileRows;
+    const int64_t bytes = line_bytes<Format>(job.packed.head), count = (job.lines() + kTileRows - 1) / kTileRows;
     for (int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) {
-      const int64_t start = kTileRows * i, rows = std::min(kTileRows, job.rows - start);
+      const int64_t start = kTileRows * i, lines = std::min(kTileRows, job.lines() - start);
       uint8_t* const own = job.prepared + start * bytes;
       uint8_t* const plain = reinterpret_cast<uint8_t*>(job.words) + start * bytes;  // not needed for words here
-      for (int64_t row = 0; row < rows; ++row) {
-        uint8_t* const into = Format::kGrouped ? own + row * bytes : plain;
-        job.scales[start + row] = prepare_row<Format>(job.call, job.packed.head, job.first + start + row, into, bytes);
-        if (!Format::kGrouped) lay_in_tiles(plain, job.packed.head.tiles, rows, own + 64 * row);
+      for (int64_t line = 0; line < lines; line += kLines) {
+        uint8_t* const into = Format::kGrouped ? own + line * bytes : plain;
+        const int64_t row = (start + line) / kLines;
+        job.scales[row] = prepare_row<Format>(job.call, job.packed.head, job.first + row, into, bytes);
+        for (int64_t n = 0; !Format::kGrouped && n < kLines; ++n)
+          lay_in_tiles(plain + n * bytes, job.packed.head.tiles, lines, own + 64 * (line + n));
       }
     }
   }
 #else
   static void prepare(int part, int parts, void* context) {
     const ManyRows& job = *static_cast<const ManyRows*>(context);
-    const RowBlocks blocked(job.rows);
-    const int64_t bytes = job.row_bytes();
+    const Lots blocked(job.rows);
+    const int64_t bytes = job.row_bytes(), line = line_bytes<Format>(job.packed.head);
     for (int64_t i = blocked.count * part / parts; i < blocked.count * (part + 1) / parts; ++i) {
       const int64_t start = blocked.start(i), m = blocked.start(i + 1) - start;
       for (int64_t row = start; row < start + m; ++row) {
         uint8_t* const into = job.prepared + row * bytes;
-        job.scales[row] = prepare_row<Format>(job.call, job.packed.head, job.first + row, into, bytes);
+        job.scales[row] = prepare_row<Format>(job.call, job.packed.head, job.first + row, into, line);
         if constexpr (Format::kGrouped) Format::meet_panels(job.packed.head, into);
       }
       const uint8_t* from = job.prepared + start * bytes;
       uint32_t* into = job.words + start * (bytes / 4);
-      if (m == kGemmRows)
-        interleave<kGemmRows>(from, bytes, m, into);
-      else if (m == kGemmRows - 1)
-        interleave<kGemmRows - 1>(from, bytes, m, into);
+      if (m == Lots::kMost)
+        interleave<Lots::kMost * kLines>(from, line, m * kLines, into);
+      else if (m == Lots::kLess)
+        interleave<Lots::kLess * kLines>(from, line, m * kLines, into);
       else
-        interleave<kFewest>(from, bytes, m, into);
+        interleave<Lots::kFewest * kLines>(from, line, m * kLines, into);
     }
   }
 #endif
@@ -201,7 +213,7 @@ struct ManyRows {
 #if EFFC_LEVEL >= 4
     const TileUse tiles;
     if constexpr (!Format::kGrouped)
-      if (job.rows <= kStreamRows) {
+      if (job.lines() <= kStreamRows) {
         const TileStream<Format> stream{job.call,     job.packed, job.first,     job.rows,
                                         job.prepared, job.scales, panel.weights, panel.sums};
         return stream.blocks(share.from, share.to);
@@ -219,7 +231,7 @@ int32_t many_rows(const LinearCall& call, const Packed& packed) {
   auto* prepared = static_cast<uint8_t*>(effc_scratch(kRows, most * bytes));
   auto* words = static_cast<uint32_t*>(effc_scratch(kWords, most * bytes));
   auto* scales = static_cast<float*>(effc_scratch(kScales, kChunk * sizeof(float)));
-  auto* panels = static_cast<uint8_t*>(effc_scratch(kPanels, parts * Panel::kBytes));
+  auto* panels = static_cast<uint8_t*>(effc_scratch(kPanels, parts * Panel<Format>::kBytes));
   if (!prepared || !words || !scales || !panels) return kNoMemory;
   for (int64_t first = 0; first < call.rows; first += kChunk) {
     const int64_t rows = std::min(kChunk, call.rows - first);

@@ -1,8 +1,9 @@
 // y = x @ w.T + bias over a packed weight. A kernel file gives the format of the stream; this one has the
 // loops.
 //
-// Up to 16 rows of x: every vector of weights is made once and meets all rows. More rows: a thread unpacks a
-// panel of weights that stays in its L1, and runs a register-blocked product over it (`gemm.h`).
+// A row of x becomes one line of numbers or, where its numbers take two bytes, two; products see lines alone.
+// Up to 16 lines: every vector of weights is made once and meets all. More: a thread unpacks a panel of weights that
+// stays in its L1, and runs a register-blocked product over it (`gemm.h`).
 #pragma once
 #include <algorithm>
 
@@ -48,7 +49,14 @@ struct Chains {
   }
 };
 
-// One row of x for a weight of this shape, zeros behind it. Returns its scale, 1 where groups have theirs.
+// A line of a row of x, in bytes.
+template <class Format>
+int64_t line_bytes(const Header& head) {
+  return head.tiles * (x_bytes(head) / Format::kLines);
+}
+
+// The lines of one row of x for a weight of this shape, zeros behind each. Returns its scale, 1 where groups have
+// theirs.
 template <class Format>
 float prepare_row(const LinearCall& call, const Header& head, int64_t row, uint8_t* into, int64_t bytes) {
   if constexpr (Format::kGrouped) {
@@ -93,12 +101,20 @@ inline void put(const LinearCall& call, const Packed& packed, int64_t block, int
   }
 }
 
+// The outputs of a row, whose sums lie one after another.
+template <class Format>
+Floats finished(const Packed& packed, int64_t block, const uint8_t* sums, float scale) {
+  typename Format::Sum own[Format::kLines];
+  for (int line = 0; line < Format::kLines; ++line) own[line] = Format::load_sum(sums + 64 * line);
+  return Format::finish(packed, block, own, scale);
+}
+
 template <class Format>
 struct FewRows {
   const LinearCall& call;
   const Packed& packed;
-  const uint32_t* words;   // [groups][M]
-  const float* scales;     // [M]
+  const uint32_t* words;   // [groups][M] of lines
+  const float* scales;     // of rows
 
   template <int M>
   static void part(int part, int parts, void* context) {
@@ -113,33 +129,34 @@ struct FewRows {
       Format::ahead_of(job.packed, block + 4);
       for (auto& sum : sums) sum = Format::none();
       Format::template rows<M>(job.packed, block, job.words, sums);
-      for (int row = 0; row < M && row < job.call.rows; ++row)
-        put(job.call, job.packed, block, row, Format::finish(job.packed, block, sums[row], job.scales[row]));
+      for (int row = 0; row < M / Format::kLines && row < job.call.rows; ++row)
+        put(job.call, job.packed, block, row,
+            Format::finish(job.packed, block, sums + row * Format::kLines, job.scales[row]));
     }
   }
 };
 
-// Rows as words of one group each, [groups][M], so that a vector meets its M words side by side.
+// Lines as words of one group each, [groups][M], so that a vector meets its M words side by side.
 template <int M>
-void interleave(const uint8_t* rows, int64_t row_bytes, int64_t count, uint32_t* words) {
-  for (int64_t group = 0; group < row_bytes / 4; ++group)
+void interleave(const uint8_t* lines, int64_t bytes, int64_t count, uint32_t* words) {
+  for (int64_t group = 0; group < bytes / 4; ++group)
 #pragma GCC unroll 16
-    for (int row = 0; row < M; ++row)
-      words[group * M + row] = row < count ? word(rows + row * row_bytes + 4 * group) : 0;
+    for (int line = 0; line < M; ++line)
+      words[group * M + line] = line < count ? word(lines + line * bytes + 4 * group) : 0;
 }
 
 template <class Format, int M>
 int32_t few_rows(const LinearCall& call, const Packed& packed) {
-  const int64_t row_bytes = packed.head.tiles * x_bytes(packed.head);
-  auto* rows = static_cast<uint8_t*>(effc_scratch(kRows, call.rows * row_bytes));
-  auto* words = static_cast<uint32_t*>(effc_scratch(kWords, M * row_bytes));
+  const int64_t bytes = line_bytes<Format>(packed.head), lines = call.rows * Format::kLines;
+  auto* rows = static_cast<uint8_t*>(effc_scratch(kRows, lines * bytes));
+  auto* words = static_cast<uint32_t*>(effc_scratch(kWords, M * bytes));
   if (!rows || !words) return kNoMemory;
   float scales[M] = {};
   for (int64_t row = 0; row < call.rows; ++row) {
-    uint8_t* into = M == 1 ? reinterpret_cast<uint8_t*>(words) : rows + row * row_bytes;
-    scales[row] = prepare_row<Format>(call, packed.head, row, into, row_bytes);
+    uint8_t* into = M == 1 ? reinterpret_cast<uint8_t*>(words) : rows + row * Format::kLines * bytes;
+    scales[row] = prepare_row<Format>(call, packed.head, row, into, bytes);
   }
-  if (M > 1) interleave<M>(rows, row_bytes, call.rows, words);
+  if (M > 1) interleave<M>(rows, bytes, lines, words);
   FewRows<Format> job{call, packed, words, scales};
   effc_parallel(parts_for(packed, call.threads, call.rows), FewRows<Format>::template part<M>, &job);
   return kOk;
@@ -156,24 +173,26 @@ struct Rows {
   static constexpr int kCount = M;
 };
 
-// few(Rows<M>) with the least M that holds these rows, many() if there is none. Steady: the sums of a row run
-// in one chain, few or many, so they do not depend on how many rows there are.
+// few(Rows<M>) with the least M that holds the lines of these rows, many() if there is none. Steady: the sums of a row
+// run in one chain, few or many, so they do not depend on how many rows there are.
 template <class Format, class Few, class Many>
 int32_t by_rows(int64_t rows, bool steady, Few few, Many many) {
+  const int64_t lines = rows * Format::kLines;
 #if EFFC_LEVEL >= 4
-  if constexpr (Format::kTilesFrom == 1) return many();
-  if (rows >= Format::kTilesFrom || steady) return many();
+  if constexpr (Format::kTilesFrom <= Format::kLines) return many();
+  if (lines >= Format::kTilesFrom || steady) return many();
 #endif
-  if (rows == 1 && !steady) return few(Rows<1>());
-  if (rows == 2 && !steady) return few(Rows<2>());
-  if (rows <= 4 && !steady) return few(Rows<4>());
+  if constexpr (Format::kLines == 1)
+    if (lines == 1 && !steady) return few(Rows<1>());
+  if (lines == 2 && !steady) return few(Rows<2>());
+  if (lines <= 4 && !steady) return few(Rows<4>());
 #if EFFC_LEVEL == 3 || EFFC_LEVEL == 4
-  if (rows <= 6 && steady) return few(Rows<6>());
+  if (lines <= 6 && steady) return few(Rows<6>());
 #endif
-  if (rows <= 8 && (!steady || chains_for<Format>(8) == 1)) return few(Rows<8>());
+  if (lines <= 8 && (!steady || chains_for<Format>(8) == 1)) return few(Rows<8>());
 #if EFFC_LEVEL == 3 || EFFC_LEVEL == 4
-  if (rows <= 12) return few(Rows<12>());
-  if (rows <= kFewRows) return few(Rows<kFewRows>());
+  if (lines <= 12) return few(Rows<12>());
+  if (lines <= kFewRows) return few(Rows<kFewRows>());
 #endif
   return many();
 }
@@ -196,16 +215,18 @@ int32_t few_part(const LinearPart& own, const Packed& packed) {
     FewRows<Format>::template part<M>(own.part, own.parts, &job);
     return kOk;
   }
-  const int64_t bytes = packed.head.tiles * x_bytes(packed.head);
-  for (int64_t row = M * own.part / own.parts; row < M * (own.part + 1) / own.parts; ++row) {
-    uint8_t* into = M == 1 ? own.words : own.rows + row * bytes;
+  constexpr int64_t kLines = Format::kLines, kAll = M / kLines;
+  const int64_t bytes = line_bytes<Format>(packed.head);
+  for (int64_t row = kAll * own.part / own.parts; row < kAll * (own.part + 1) / own.parts; ++row) {
+    uint8_t* into = M == 1 ? own.words : own.rows + row * kLines * bytes;
     own.scales[row] = 0;
     if (row < call.rows)
       own.scales[row] = prepare_row<Format>(call, packed.head, row, into, bytes);
     else
-      std::memset(into, 0, bytes);
+      std::memset(into, 0, kLines * bytes);
     for (int64_t group = 0; M > 1 && group < bytes / 4; ++group)
-      words[group * M + row] = word(into + 4 * group);
+      for (int64_t line = 0; line < kLines; ++line)
+        words[group * M + row * kLines + line] = word(into + line * bytes + 4 * group);
   }
   return kOk;
 }

@@ -21,10 +21,10 @@ struct LinearPart {
   LinearCall call;
   Stage stage;
   int32_t part, parts;
-  uint8_t *rows, *words;  // of all parts: for each row, or for 8 or 16 if fewer, its bytes in tiles
+  uint8_t *rows, *words;  // of all parts: for each row, or for 8 or 16 if fewer, its `x_bytes` in tiles
   float* scales;          // likewise, one for each
   uint8_t* panels;        // kPanelBytes for each part
   int64_t row;            // kReadRow: the output whose weights go to y, float32
   int32_t steady;         // a row's sums do not depend on how many rows there are
 };
-constexpr int64_t kLinearRows = 512, kPanelBytes = 281472;
+constexpr int64_t kLinearRows = 512, kPanelBytes = 305152;

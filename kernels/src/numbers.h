@@ -1,4 +1,5 @@
-// The two arithmetics of the linear kernels: bfloat16 with float32 sums, int8 with exact int32 sums.
+// The arithmetics of the linear kernels: bfloat16 with float32 sums; int8 with exact int32 sums, and inputs of one byte
+// or of two.
 #pragma once
 #include <algorithm>
 
@@ -38,8 +39,21 @@ inline void codes(const void* x, int32_t x_float, int64_t at, int64_t count, flo
   }
 }
 
+// Codes round(x * inverse) of 16 bits, less than 2**15 - 128 each way, as their upper and lower bytes: a code is
+// 256 * (high - 128) + low - 128.
+inline void halves(const void* x, int32_t x_float, int64_t at, int64_t count, float inverse, uint8_t* high,
+                   uint8_t* low) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float shifted = element(x, x_float, at + i) * inverse + 12582912.0f;
+    const uint32_t code = word(&shifted) + 0x8080;
+    high[i] = static_cast<uint8_t>(code >> 8);
+    low[i] = static_cast<uint8_t>(code);
+  }
+}
+
 struct Bf16 {
   using Sum = Floats;
+  static constexpr int kLines = 1;  // rows of bytes that a row of x becomes; each has a sum of its own
   static constexpr bool kGrouped = false;  // whether inputs in groups have scales of their own
   static constexpr int kWidth = 2;  // bytes of a weight
   static constexpr int64_t kTilesFrom = 1;  // rows that tiles multiply, where there are any
@@ -60,11 +74,12 @@ struct Bf16 {
   }
 
   static void ahead_of(const Packed&, int64_t) {}
-  static Floats finish(const Packed&, int64_t, Sum sum, float) { return sum; }
+  static Floats finish(const Packed&, int64_t, const Sum* sums, float) { return sums[0]; }
 };
 
 struct Int8 {
   using Sum = Ints;
+  static constexpr int kLines = 1;
   static constexpr bool kGrouped = false;
   static constexpr int kWidth = 1;
   static constexpr int64_t kTilesFrom = 2;
@@ -93,10 +108,36 @@ struct Int8 {
   }
 
   // x is code + 128: 128 times the sum of the weights' codes is too much.
-  static Floats finish(const Packed& packed, int64_t block, Sum sum, float scale) {
+  static Floats centred(const Packed& packed, int64_t block, Sum sum) {
     const auto* excess = reinterpret_cast<const int32_t*>(packed.at + packed.head.sums_at + 64 * block);
+    return to_floats(minus(sum, load_ints(excess)));
+  }
+  static Floats scaled(const Packed& packed, int64_t block, Floats sum, float scale) {
     const auto* scales = reinterpret_cast<const float*>(packed.at + packed.head.scales_at + 64 * block);
-    return times(to_floats(minus(sum, load_ints(excess))), times(load_floats(scales), all(scale)));
+    return times(sum, times(load_floats(scales), all(scale)));
+  }
+  static Floats finish(const Packed& packed, int64_t block, const Sum* sums, float scale) {
+    return scaled(packed, block, centred(packed, block, sums[0]), scale);
+  }
+};
+
+// Inputs of 16 bits as a line of upper and one of lower bytes, which meet the same vectors of weights.
+struct Int8Int16 : Int8 {
+  static constexpr int kLines = 2;
+  static constexpr float kMostCode = 32639.0f;  // 127 * 256 + 127: either half has a sign
+
+  // Both lines as code + 128, `bytes` each.
+  static float prepare(const void* x, int32_t x_float, int64_t at, int64_t k, uint8_t* into, int64_t bytes) {
+    const float most = largest(x, x_float, at, k);
+    const bool any = most > kLeast;
+    std::memset(into, 128, 2 * bytes);
+    if (any) halves(x, x_float, at, k, kMostCode / most, into, into + bytes);
+    return any ? most / kMostCode : most - most;
+  }
+
+  static Floats finish(const Packed& packed, int64_t block, const Sum* sums, float scale) {
+    const Floats high = times(centred(packed, block, sums[0]), all(256.0f));
+    return scaled(packed, block, plus(high, centred(packed, block, sums[1])), scale);
   }
 };
 

@@ -60,27 +60,24 @@ int32_t check_stream(const Packed& packed) {
     if (from < 0 || to < from || to > end || from % 64) return kOffsets;
     const uint8_t* at = packed.at + head.stream_at + from;
     int32_t status = kOk;
-    switch (head.kind) {
-      case kDenseBf16:
-      case kDenseInt8:
+    switch (kLies[head.kind]) {
+      case kWhole:
         status = to - from == head.tiles * 1024 ? kOk : kOffsets;
         break;
-      case kDenseInt4:
+      case kByGroup:
         status = to - from == int4_bytes(head) ? kOk : kOffsets;
         break;
-      case kSparseBf16:
-        status = check_sparse<uint32_t>(at, to - from, head.tiles, kept);
+      case kMasked:
+        status = is_int8(head.kind) ? check_sparse<uint64_t>(at, to - from, head.tiles, kept)
+                                    : check_sparse<uint32_t>(at, to - from, head.tiles, kept);
         break;
-      case kSparseInt8:
-        status = check_sparse<uint64_t>(at, to - from, head.tiles, kept);
-        break;
-      case kBlockBf16:
+      case kBlocks:
         status = check_block(at, to - from, head.tiles * 16, kept);
         break;
     }
     if (status != kOk) return status;
   }
-  const bool dense = head.kind == kDenseBf16 || head.kind == kDenseInt8 || head.kind == kDenseInt4;
+  const bool dense = lies(head.kind, kWhole) || lies(head.kind, kByGroup);
   return dense || kept == head.kept ? kOk : kCounts;
 }
 
@@ -142,7 +139,7 @@ EFFC_API int32_t effc_check(const uint8_t* buffer, int64_t bytes, uint32_t kind,
   if (std::memcmp(head.magic, "effcpack", 8) != 0) return kMagic;
   if (head.order != kByteOrder) return kOrder;
   if (head.version != kFormat) return kVersion;
-  if (head.kind != kind) return kKind;
+  if (head.kind != kind || kind == kNoKind || kind >= kKinds) return kKind;
   if (head.bytes != bytes) return kCut;
   Header expected = head;
   if (const int32_t status = effc_lay_out(expected, 0)) return status;

@@ -31,7 +31,22 @@
 
 #include "levels.h"
 
-enum Kind : uint32_t { kDenseBf16 = 1, kSparseBf16, kDenseInt8, kSparseInt8, kBlockBf16, kDenseInt4, kKinds };
+// Every linear kernel: its name, its kind, what numbers its weights are, and whether they lie in whole vectors, under
+// masks, in blocks or by groups. A kind's number is its place here, from 1 on: stored buffers have it.
+#define EFFC_LINEARS(each)                                    \
+  each(dense_linear, kDenseBf16, kBf16, kWhole)               \
+  each(sparse_linear, kSparseBf16, kBf16, kMasked)            \
+  each(dense_linear_int8, kDenseInt8, kInt8, kWhole)          \
+  each(sparse_linear_int8, kSparseInt8, kInt8, kMasked)       \
+  each(block_sparse_linear, kBlockBf16, kBf16, kBlocks)       \
+  each(dense_linear_int4, kDenseInt4, kInt4, kByGroup)        \
+  each(dense_linear_int8_int16, kDenseInt8Int16, kInt8, kWhole)
+
+#define EFFC_KIND(name, kind, numbers, lies) kind,
+enum Kind : uint32_t { kNoKind, EFFC_LINEARS(EFFC_KIND) kKinds };
+#undef EFFC_KIND
+enum Numbers : uint8_t { kBf16, kInt8, kInt4 };
+enum Lies : uint8_t { kWhole, kMasked, kBlocks, kByGroup };
 
 struct Header {
   char magic[8];       // "effcpack"
@@ -57,7 +72,14 @@ constexpr int64_t kMostInt8 = 66000;         // inputs: 255 * 127 * k stays with
 
 namespace {
 
-constexpr bool is_int8(uint32_t kind) { return kind == kDenseInt8 || kind == kSparseInt8; }
+#define EFFC_NUMBERS(name, kind, numbers, lies) numbers,
+#define EFFC_LIES(name, kind, numbers, lies) lies,
+constexpr Numbers kNumbers[] = {kBf16, EFFC_LINEARS(EFFC_NUMBERS)};
+constexpr Lies kLies[] = {kWhole, EFFC_LINEARS(EFFC_LIES)};
+#undef EFFC_NUMBERS
+#undef EFFC_LIES
+constexpr bool is_int8(uint32_t kind) { return kind < kKinds && kNumbers[kind] == kInt8; }
+constexpr bool lies(uint32_t kind, Lies so) { return kind < kKinds && kLies[kind] == so; }
 constexpr int64_t ceil_to(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 constexpr uint32_t kZeros = 1u << 16;
 constexpr int64_t group_of(const Header& head) { return head.group & (kZeros - 1); }
@@ -71,8 +93,12 @@ constexpr int64_t int4_bytes(const Header& head) {
 }
 constexpr int64_t block_bytes(int64_t count) { return 64 + ceil_to(2 * count, 64) + 64 * count; }
 
-// Of a prepared row of x that meets one tile: 32 bfloat16 or 64 codes; int4: codes, a scale and their sum.
-constexpr int64_t x_bytes(const Header& head) { return head.kind == kDenseInt4 ? group_of(head) + 8 : 64; }
+// Of a prepared row of x that meets one tile: 32 bfloat16, 64 codes or 64 codes of 16 bits, whose upper bytes are one
+// line and whose lower ones another; int4: codes, a scale and their sum.
+constexpr int64_t x_bytes(const Header& head) {
+  if (head.kind == kDenseInt4) return group_of(head) + 8;
+  return head.kind == kDenseInt8Int16 ? 128 : 64;
+}
 
 // A checked buffer, opened for reading.
 struct Packed {

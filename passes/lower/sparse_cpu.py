@@ -85,9 +85,9 @@ class SparseCpu(Pass):
     elsewhere: ClassVar[bool] = True
 
     on: Selector | None = param("Linear modules; all where it is left out.", default=None)
-    format: Literal["auto", "dense_bf16", "sparse_bf16", "block", "dense_int8", "sparse_int8", "dense_int4"] = param(
-        "What wins, or one format for all, unmeasured.", default="auto"
-    )
+    format: Literal[
+        "auto", "dense_bf16", "sparse_bf16", "block", "dense_int8", "sparse_int8", "dense_int8_int16", "dense_int4"
+    ] = param("What wins, or one format for all, unmeasured.", default="auto")
     isa: Literal["native", "portable", "avx2", "avx512", "avx512_bf16", "amx"] = param(
         "Level of instruction sets that the kernels will run at.", default="native"
     )

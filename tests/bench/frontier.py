@@ -28,6 +28,7 @@ PUBLISHED = "q = quantize.gptq(group: 32, data: calib, scales: range, order: giv
 GPTQ = "q = quantize.gptq(group: 32, data: calib)"
 SCALE = "s = quantize.scale(group: 32, data: calib)"
 EIGHT = "s = quantize.scale(bits: 8, group: 0, zero: middle, scales: range, inputs: int8, data: calib)"
+EIGHT_OF_WEIGHTS = "s = quantize.scale(bits: 8, group: 0, zero: middle, scales: range, data: calib)"
 ZEROS = "sps = sparsify.admm(sparsity: {}% of weights, data: calib)"
 THIN = "cut = prune.multi(remove: 10% of params, group: 32, score: perplexity(calib))"
 HEAL = "fit = tune.heal(data: train, method: full, steps: {0}, batch: 4, lr: 5e-5, save: 20)"
@@ -35,6 +36,8 @@ OWN = {  # name -> steps, numbers of linear layers, kernel of the projections
     "own bf16": ((), "bf16", ""),
     "own int8": ((), "int8", ""),
     "own int8, scaled": ((EIGHT,), "int8", ""),
+    "own int8, int16 inputs": ((), "int8_int16", ""),
+    "own int8, int16 inputs, scaled": ((EIGHT_OF_WEIGHTS,), "int8_int16", ""),
     "own int4, rounded": ((ROUND,), "int4", ""),
     "own int4, published gptq": ((PUBLISHED,), "int4", ""),
     "own int4, gptq": ((GPTQ,), "int4", ""),
@@ -43,6 +46,7 @@ OWN = {  # name -> steps, numbers of linear layers, kernel of the projections
     "own bf16, trained": ((HEAL,), "bf16", ""),
     "own int8, trained": ((HEAL,), "int8", ""),
     "own int8, trained, scaled": ((HEAL, EIGHT), "int8", ""),
+    "own int8, int16 inputs, trained": ((HEAL,), "int8_int16", ""),
     "own int8, 30% zeros, trained": ((ZEROS.format(30), HEAL), "int8", "sparse_linear_int8"),
     "own int8, 50% zeros, trained": ((ZEROS.format(50), HEAL), "int8", "sparse_linear_int8"),
     "own int8, 60% zeros, trained": ((ZEROS.format(60), HEAL), "int8", "sparse_linear_int8"),

@@ -16,7 +16,7 @@ from effc.kernels import levels
 from effc.kernels.ops import KERNELS
 from torch.nn.functional import linear
 
-LINEAR = [name for name in KERNELS if name.endswith(("linear", "int8", "int4")) and name != "unpack_linear"]
+LINEAR = [name for name in KERNELS if name.endswith(("linear", "int8", "int16", "int4")) and name != "unpack_linear"]
 N, K, ROWS = 256, 2048, (1, 8, 16, 32, 64, 512)
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     for kernel in LINEAR:
         for zeros in (0.5, 0.9) if kernel.startswith("block") else (0.5,):
             each = [(seconds(kernel, N, K, r, zeros) - seconds(kernel, 16, 64, r, zeros)) / (N * K / 32) for r in ROWS]
-            print(f"{kernel:<22}{zeros:4.0%} zero" + "".join(f"{1e9 * e:9.2f}" for e in each))
+            print(f"{kernel:<24}{zeros:4.0%} zero" + "".join(f"{1e9 * e:9.2f}" for e in each))
     for dtype in (torch.bfloat16, torch.float32):
         weight = torch.randn(4096, 4096).to(dtype)
         held, x = copies(weight.clone, weight.nbytes), torch.randn(1, 4096).to(dtype)

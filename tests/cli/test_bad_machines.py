@@ -12,6 +12,8 @@ from tests.cli.conftest import SCRIPT
 from tests.cli.conftest import SMALL as RECIPE
 from tests.grids import wide
 
+pytestmark = pytest.mark.slow
+
 WITHOUT = """
 import importlib.metadata as metadata, os
 from importlib.machinery import PathFinder

@@ -7,6 +7,8 @@ from effc.compiler import api
 
 from .conftest import recipe_text
 
+pytestmark = pytest.mark.slow
+
 STEPS = """  thin = prune.channels(keep: 94% of channels, align: 32)
   slim = prune.blocks(remove: {remove}, score: perplexity(calib))"""
 

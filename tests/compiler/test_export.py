@@ -14,6 +14,8 @@ from effc.dsl.diagnostics import Reject
 from tests import mixers, tiny
 from tests.recipes_in_memory import context_of, recipe_of
 
+pytestmark = pytest.mark.slow
+
 ROUNDING = 1e-4  # sums in another order, logits of size about 5, float32
 
 

@@ -19,6 +19,8 @@ from effc.dsl.diagnostics import Reject
 from tests import mixers, tiny
 from tests.recipes_in_memory import context_of, recipe_of
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "targets.md"
 # A prompt, and a loop over the program with no more than torch: transformers and effc can't be imported.
 LOOP = """

@@ -175,6 +175,7 @@ def test_a_form_that_stock_transformers_reads_is_refused(tmp_path, form):
     assert caught.value.diagnostics[0].slug == "cannot-write-form"
 
 
+@pytest.mark.slow
 def test_pt2_writes_a_program_that_calls_the_kernels(tmp_path):
     torch.manual_seed(0)
     program = capture(TwoTowers().eval())

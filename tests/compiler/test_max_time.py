@@ -13,6 +13,8 @@ from effc.dsl.diagnostics import Reject
 
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """effspec 1
 model base = config("tiny.json", seed: 3)
 data  rows = synthetic(4, length: 12, seed: 1)

@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 
 from tests.compiler.test_hf_target import changed, emit
 
+pytestmark = pytest.mark.slow
+
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 

@@ -19,7 +19,10 @@ pytest.importorskip("onnxscript")
 runtime = pytest.importorskip("onnxruntime")
 torch.set_num_threads(1)
 NEW = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)  # 2.9 is known to take a batch for a constant
-pytestmark = pytest.mark.skipif(not NEW, reason="torch's exporter before 2.13 may refuse decoders beside an encoder")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not NEW, reason="torch's exporter before 2.13 may refuse decoders beside an encoder"),
+]
 GRAPHS = ("encoder_model", "decoder_model", "decoder_with_past_model")
 RECIPE = """effspec 1
 model base = hf("./base")

@@ -197,6 +197,7 @@ def test_int8_is_written_and_its_loss_is_measured(tmp_path):
     assert size[0] < 0.4 * size[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("Roberta", marks=pytest.mark.heavy), "Luke"])
 def test_positions_behind_the_one_of_padding_are_counted_by_the_graph(tmp_path, name):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

@@ -208,6 +208,7 @@ def test_a_second_compile_of_a_front_runs_no_step_and_gives_the_same_hash(front,
     assert cached == [True, True, True, False] and artifact_hash(again.artifacts[0].path) == before
 
 
+@pytest.mark.slow
 def test_stock_peft_opens_the_adapters_and_computes_what_effc_does(tmp_path):
     pytest.importorskip("peft")
     path = compiled(tmp_path, ADAPTERS).artifacts[0].path
@@ -330,6 +331,7 @@ def test_a_front_is_not_replaced_by_its_own_point(front):
         assert caught.value.diagnostics[0].fault.slug == "into-itself"
 
 
+@pytest.mark.slow
 def test_a_test_of_a_recipe_leaves_out_what_no_bound_speaks_of(tmp_path):
     from effc.compiler.judging.retest import test_recipe as again
 

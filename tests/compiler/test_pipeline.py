@@ -68,6 +68,7 @@ def in_child(recipe, name):
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.heavy)])
 def test_killed_anywhere_and_often_a_compile_goes_on_to_the_same_bytes(recipe, times):
     torch.set_num_threads(1)

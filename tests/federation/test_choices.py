@@ -24,6 +24,8 @@ from effc.compiler.words.context import Settings
 from effc.dsl.diagnostics import Reject
 from transformers import AutoModelForCausalLM
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """effspec 1
 model base = zoo("tiny-llama")
 data words = {data}

@@ -20,6 +20,8 @@ from effc.compiler.targets.flower import Flower
 from effc.compiler.words.context import Settings
 from effc.dsl.diagnostics import Reject
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("peft")
 
 RECIPE = """effspec 1

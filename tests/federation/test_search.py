@@ -89,6 +89,7 @@ def test_vectors_of_another_width_are_refused_by_the_client():
     assert "no vectors of this model's width" in run.run().rounds[0].faults[0]
 
 
+@pytest.mark.slow
 def test_the_shipped_index_finds_every_verse_wherever_it_is_and_as_one_index_does(tmp_path):
     (made,) = api.compile(RECIPES / "index-federation.effspec", out=tmp_path, cache_dir=tmp_path / "c", force=True)
     path = made.artifacts[0].path

@@ -16,7 +16,14 @@ from effc.kernels import levels
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES, IMAGE = ROOT / "kernels" / "src", Path(__file__).parent / "bochs"
-KERNELS = {"dense_linear", "sparse_linear", "dense_linear_int8", "sparse_linear_int8", "block_sparse_linear"}
+KERNELS = {
+    "dense_linear",
+    "sparse_linear",
+    "dense_linear_int8",
+    "sparse_linear_int8",
+    "block_sparse_linear",
+    "dense_linear_int8_int16",
+}
 COMPILE = ["g++", "-std=c++17", "-O3", "-DNDEBUG", "-Wno-psabi", "-ffp-contract=off", f"-I{SOURCES}"]
 # No system is below the image: nothing unwinds, and no check may call a C library.
 BARE = [
@@ -33,7 +40,7 @@ BARE = [
 ]
 DISPLAYS = ("nogui", "sdl2")  # a build from source has the first, Debian's bochs-sdl the second
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def flags(level: str) -> list[str]:

@@ -9,7 +9,19 @@ from effc.kernels.native import KernelError
 from tests.kernels.engine_oracle import ACTS, wanted_logits
 from tests.kernels.engine_plans import Built, gpt2, llama
 
-KERNELS = ["dense_linear", "sparse_linear", "dense_linear_int8", "sparse_linear_int8", "block_sparse_linear"]
+KERNELS = [
+    "dense_linear",
+    "sparse_linear",
+    "dense_linear_int8",
+    "sparse_linear_int8",
+    "block_sparse_linear",
+    "dense_linear_int8_int16",
+]
+
+
+def share_of(kernel: str) -> float:
+    """How far logits may be off: inputs of 8 bits go to the next step where sums of another order differ by little."""
+    return 2**-4 if kernel.endswith("int8") else 2**-6
 
 
 def ids_of(built: Built, count: int, seed: int = 0) -> list[int]:
@@ -33,7 +45,7 @@ def test_a_prompt_and_tokens_one_by_one_give_what_torch_gives(make, kernel, leve
     ids = ids_of(built, 40)
     wanted = wanted_logits(built, ids)
     own = engine(built)
-    share = 2**-4 if "int8" in kernel else 2**-6
+    share = share_of(kernel)
     assert_near(own.run(ids[:33], [0] * 33), wanted[:33], share)
     for i in range(33, 40):
         assert_near(own.run([ids[i]], [0]), wanted[i : i + 1], share)
@@ -52,6 +64,20 @@ def test_kinds_of_weights_that_meet_one_input_each_read_it_as_they_need_it(level
     for count in (1, 2, 5, 15, 16, 17, 40):
         ids = ids_of(built, count)
         assert_near(engine(built).run(ids, [0] * count), wanted_logits(built, ids))
+
+
+def test_weights_of_int8_that_meet_one_input_in_8_bits_and_in_16_each_read_it_as_they_need_it(level):
+    built = Built("dense_linear")
+    x = built.step("embedding", 70, table=built.random(60, 70))
+    parts = []
+    for kernel in ("dense_linear_int8", "dense_linear_int8_int16", "sparse_linear_int8", "dense_linear_int8_int16"):
+        built.kernel = kernel
+        parts.append(built.linear(x, 60))
+    built.step("join", 240, **{"from": parts})
+    built.step("shift", 240, x=built.plan["logits"], by=0.0)
+    for count in (1, 2, 3, 5, 8, 9, 17, 40):
+        ids = ids_of(built, count)
+        assert_near(engine(built).run(ids, [0] * count), wanted_logits(built, ids), 1e-5)
 
 
 @pytest.mark.parametrize("sizes", [(1, 2, 3, 5, 4), (7, 1, 8, 13, 6), (2, 20, 18)])
@@ -74,7 +100,7 @@ def test_sequences_of_different_lengths_do_not_see_each_other(kernel, count):
     own.run([t for p in prompts for t in p[:-1]], [i for i, p in enumerate(prompts) for _ in p[:-1]], [])
     found = own.run([p[-1] for p in prompts], range(count))
     for row, prompt in zip(found, prompts, strict=True):
-        assert_near(row, wanted_logits(built, prompt)[-1], 2**-4 if "int8" in kernel else 2**-6)
+        assert_near(row, wanted_logits(built, prompt)[-1], share_of(kernel))
 
 
 @pytest.mark.parametrize("wanted", [[0], [4, 9, 19], list(range(20)), []])
@@ -235,7 +261,7 @@ def test_the_level_is_the_one_that_kernels_run_at():
     assert_near(engine(built).run(ids, [0] * 9), portable)
 
 
-@pytest.mark.parametrize("kernel", ["sparse_linear", "dense_linear_int8"])
+@pytest.mark.parametrize("kernel", ["sparse_linear", "dense_linear_int8", "dense_linear_int8_int16"])
 def test_steady_logits_do_not_depend_on_what_else_a_call_computes(kernel, level):
     built = llama(kernel)
     prompts = [ids_of(built, n, seed=n) for n in (40, 3, 17, 66, 1, 9)]

@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 from tests.kernels.layers import LINEAR, assert_close, run, weight
 
 BF16 = [name for name in LINEAR if "int" not in name]
+INT16 = "dense_linear_int8_int16"
 SIZES = st.integers(1, 150)
 FIXTURE = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -108,6 +109,45 @@ def test_int8_and_int4_give_the_same_bits_at_every_level(kernel):
             with levels.forced(name):
                 found.append(run(kernel, x, own, None, 70))
         assert all(torch.equal(found[0], other) for other in found)
+
+
+def test_a_row_of_inputs_of_16_bits_is_the_same_to_the_bit_whatever_stands_beside_it(level):
+    own = KERNELS[INT16].pack(weight(90, 700, 1.0))
+    x = torch.randn(40, 700, generator=torch.Generator().manual_seed(1))
+    alone = torch.cat([run(INT16, row[None], own, None, 90) for row in x])
+    for rows in (2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 40):
+        assert torch.equal(run(INT16, x[:rows], own, None, 90), alone[:rows]), rows
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=SIZES, k=st.integers(1, 600), rows=st.integers(1, 20), spread=st.floats(0, 3), seed=st.integers(0, 99))
+def test_inputs_of_16_bits_are_off_by_at_most_a_65000th_of_the_largest_of_their_row(n, k, rows, spread, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, k, generator=generator) * torch.logspace(-spread, spread, k)  # a few that are far larger
+    own = KERNELS[INT16].pack(weight(n, k, 1.0, seed))
+    held = KERNELS[INT16].unpack(own).double()
+    exact = x.double() @ held.T
+    off = (run(INT16, x, own, None, n).double() - exact).abs()
+    sizes = held.abs().sum(1)
+    rounded = x.double().abs().amax(1, keepdim=True) / 65_000 * sizes
+    assert (off <= rounded + 2**-21 * x.double().abs() @ held.abs().T).all()  # and four roundings in float32
+
+
+def test_inputs_of_16_bits_that_are_whole_steps_are_multiplied_exactly(level):
+    w = torch.randint(-127, 128, (33, 300), generator=torch.Generator().manual_seed(0)).float()
+    w[:, 0] = 127
+    x = torch.randint(-32639, 32640, (9, 300), generator=torch.Generator().manual_seed(1)).float()
+    x[:, 5], x[:, 6] = 32639, -32639
+    found = run(INT16, x, KERNELS[INT16].pack(w), None, 33)
+    exact = x.double() @ w.double().T
+    assert ((found.double() - exact).abs() <= 2**-22 * (x.double().abs() @ w.double().abs().T)).all()
+
+
+def test_the_longest_input_of_16_bits_fits_its_sums(level):
+    """Largest codes all of one sign, so that either half's sum is as far from zero as it can be."""
+    own = KERNELS[INT16].pack(torch.ones(1, 66000))
+    x = torch.ones(2, 66000) * torch.tensor([[1.0], [-1.0]])
+    assert run(INT16, x, own, None, 1).flatten().tolist() == pytest.approx([66000, -66000], rel=1e-6)
 
 
 @pytest.mark.parametrize("kernel", LINEAR)

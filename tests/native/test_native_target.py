@@ -32,6 +32,7 @@ def emitted(tmp_path, model, **options):
     [
         pytest.param("gpt2", torch.float32, {}, marks=pytest.mark.heavy),
         ("gemma2", torch.float16, {"weights": "int8"}),
+        ("qwen3", torch.bfloat16, {"weights": "int8", "inputs": "int16"}),
         pytest.param("llama", torch.bfloat16, {}, marks=pytest.mark.heavy),
     ],
 )

@@ -201,6 +201,7 @@ def test_rules_of_a_generation_config_hold_as_in_transformers(rules, tmp_path):
     assert torch.equal(native.generate(ids, **asked), wanted)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_says_what_the_program_says_and_the_command_line_says_it_too(tmp_path, capsys):
     made("t5", vocab_size=worlds.VOCABULARY).save_pretrained(tmp_path / "model")
     worlds.tokenizer(tmp_path / "model", start=False)

@@ -218,6 +218,7 @@ def compiled(folder, text, out):
     return result.artifacts[0].path
 
 
+@pytest.mark.slow
 def test_a_checkpoint_filled_up_with_zeros_gets_as_small_as_it_was(folder):
     small, tidy = compiled(folder, PADDED, "padded") / "compact", compiled(folder, CLEANED, "tidy")
     shapes = [{n: p.shape for n, p in api.load(path).named_parameters()} for path in (small, tidy)]

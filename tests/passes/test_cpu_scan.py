@@ -286,6 +286,7 @@ def compiled(tmp_path, name: str, steps: str = ""):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, steps, form",
     wide([("tiny-mamba2", "", "model"), ("tiny-hybrid", STEP, "compact")], {("tiny-hybrid", STEP, "compact")}),

@@ -190,6 +190,7 @@ def test_scans_are_trained_as_choices_of_which_plain_transformers_reads_one(tmp_
     assert not why and config.mamba_d_state == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", ["adapters", "weights"])
 def test_training_a_family_makes_small_choices_better(tmp_path, train):
     model = tiny.model("llama")

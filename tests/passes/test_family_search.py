@@ -140,6 +140,7 @@ def test_a_front_of_choices_is_emitted_and_one_is_picked_later(tmp_path):
     assert sum(p.numel() for p in api.load(tmp_path / "picked").parameters()) == least
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", wide(("random", "hill", "predict", "nsga2"), ("hill",)))
 def test_killed_many_times_a_compile_goes_on_to_the_same_front(tmp_path, method):
     from tests.passes.test_workers import NET, stepped, written

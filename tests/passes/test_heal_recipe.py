@@ -97,6 +97,7 @@ def test_the_original_is_asked_before_the_first_pass(tmp_path):
     assert list((tmp_path / "cache" / "references").glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_killed_many_times_a_compile_goes_on_to_the_same_bytes(tmp_path):
     torch.set_num_threads(1)
     recipe = written(tmp_path, "tune.heal(data: rows, steps: 60, lr: 1e-2, save: 3)")

@@ -317,6 +317,7 @@ def killed_anywhere(folder: Path) -> None:
     assert equal(weights, whole) and again == course
 
 
+@pytest.mark.slow
 def test_killed_anywhere_a_run_goes_on_to_the_same_bits(tmp_path):
     # In a process of its own: once another test has made autograd start threads, a fork can't learn any more.
     run = subprocess.run(

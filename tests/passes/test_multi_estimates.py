@@ -1,11 +1,15 @@
 """Searches of prune.multi that estimate what they don't score, cut together, and say where they fit their rows."""
 
+import pytest
 import torch
+from effc.compiler.capture.capture import capture
+from effc.compiler.planning.shrink import params
 from effc.compiler.report.progress import Warned
 from effc.dsl.values import Ratio
 
 from tests import tiny
-from tests.passes.test_multi import IDS, pruned
+from tests.passes.test_multi import DEFAULTS, IDS, pruned
+from tests.recipes_in_memory import context_of, recipe_of
 
 KINDS = ("channels", "heads")
 
@@ -40,3 +44,17 @@ def test_rows_that_a_search_fits_are_named_before_it_starts_and_where_its_score_
     note = next(note for note in program.notes if "fits" in note)
     assert note["score"] <= 0.995 * note["begun"] and f"after {note['cuts']} cut" in told[1]
     assert len(told) == 2
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_what_is_foreseen_of_coarse_cuts_is_about_what_goes(tmp_path, name):
+    """A KV head of these is some 6% of the model, as much as all of 64 channels that a module may lose."""
+    model = tiny.model(name)
+    before = sum(p.numel() for p in model.parameters())
+    program = pruned(tmp_path, model, remove=Ratio(0.05, "params"), group=64)
+    gone = 1 - sum(p.numel() for p in program.model.parameters()) / before
+    recipe = recipe_of([("step", "prune.multi", {**DEFAULTS, "remove": Ratio(0.05, "params"), "group": 64})])
+    step = context_of(tmp_path, model, recipe).shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
+    skeleton = capture(model).skeleton
+    foreseen = 1 - params(step.forecast(skeleton)) / params(skeleton)
+    assert 0.05 <= foreseen < 0.065 and abs(foreseen - gone) < 0.02

@@ -15,7 +15,7 @@ FEWER = FEW.replace("evals: 8", "evals: 4")  # each point is emitted twice, reop
 
 GROWN = "supernet.elastic(channels: [100%, 50%], depth: blocks, data: rows, steps: 2, batch: 2, ranks: [4, 2])"
 
-pytestmark = pytest.mark.timeout(900)  # each point is computed again by fresh processes
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each point is computed again by fresh processes
 
 
 @pytest.fixture(scope="module")

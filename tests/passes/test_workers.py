@@ -22,6 +22,8 @@ from effc.dsl.diagnostics import Reject
 
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 CUT = "prune.multi(remove: 12% of params, group: 16, score: perplexity(rows), data: rows)"
 NET = "supernet.elastic(channels: [100%, 50%], heads: [100%, 50%], data: rows, steps: 0)"
 FEW = "search.hill(measure: [perplexity(rows), params], evals: 8)"

@@ -18,6 +18,8 @@ from tests import tiny
 from tests.cli.conftest import effc, own_cache, process  # noqa: F401
 from tests.serving.conftest import EFFC, serving
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server():

@@ -8,12 +8,8 @@
 
 EFFC_TABLE(engine_rows, EngineRows)
 EFFC_TABLE(engine_attend, EngineAttend)
-EFFC_TABLE(dense_linear_part, LinearPart)
-EFFC_TABLE(sparse_linear_part, LinearPart)
-EFFC_TABLE(dense_linear_int8_part, LinearPart)
-EFFC_TABLE(sparse_linear_int8_part, LinearPart)
-EFFC_TABLE(block_sparse_linear_part, LinearPart)
-EFFC_TABLE(dense_linear_int4_part, LinearPart)
+#define EFFC_PART(name, kind, numbers, lies) EFFC_TABLE(name##_part, LinearPart)
+EFFC_LINEARS(EFFC_PART)
 EFFC_TABLE(causal_conv, CausalConvCall)
 EFFC_TABLE(ssd_scan, SsdScanCall)
 EFFC_TABLE(selective_scan, SelectiveScanCall)
@@ -40,12 +36,8 @@ Engine::Engine(const Plan& plan)
   plan_.slots = slots_.data();
   rows_at_ = engine_rows_at(plan.level);
   attend_at_ = engine_attend_at(plan.level);
-  linear_at_[kDenseBf16] = dense_linear_part_at(plan.level);
-  linear_at_[kSparseBf16] = sparse_linear_part_at(plan.level);
-  linear_at_[kDenseInt8] = dense_linear_int8_part_at(plan.level);
-  linear_at_[kSparseInt8] = sparse_linear_int8_part_at(plan.level);
-  linear_at_[kBlockBf16] = block_sparse_linear_part_at(plan.level);
-  linear_at_[kDenseInt4] = dense_linear_int4_part_at(plan.level);
+#define EFFC_PART_AT(name, kind, numbers, lies) linear_at_[kind] = name##_part_at(plan.level);
+  EFFC_LINEARS(EFFC_PART_AT)
   convolve_at_ = causal_conv_at(plan.level);
   ssd_at_ = ssd_scan_at(plan.level);
   selective_at_ = selective_scan_at(plan.level);

@@ -105,7 +105,7 @@ void Schedule::add_linear(const Plan& plan, int32_t number) {
   const Step& step = plan.steps[number];
   const Packed packed(plan.weights[step.weight].at);
   const Header& head = packed.head;
-  // 0: bfloat16. Blocks take few rows as words where the other kinds take tiles.
+  // 0: bfloat16. Blocks take few rows as words where the other kinds take tiles. Inputs of 16 bits are more words.
   const int32_t form = static_cast<int32_t>(
       is_int8(head.kind) ? 1 : head.kind == kBlockBf16 ? 2 : group_of(head));
   const int32_t words = static_cast<int32_t>(head.tiles * x_bytes(head) / 4);

@@ -45,7 +45,7 @@ class Schedule {
 
  private:
   struct Prepared {
-    int32_t x, tail, words, form, buffer, level;  // form: 0 bfloat16, 1 int8, else int8 by so many inputs
+    int32_t x, tail, words, form, buffer, level;  // form: 0 bfloat16, 1 int8 or int16, else int8 by so many inputs
   };
   void lay_views(const Plan& plan);
   void order(const Plan& plan);

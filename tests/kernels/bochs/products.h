@@ -56,7 +56,7 @@ struct Kernel {
 constexpr Kernel kKernels[] = {
     KERNEL(dense_linear, kDenseBf16),      KERNEL(sparse_linear, kSparseBf16),
     KERNEL(dense_linear_int8, kDenseInt8), KERNEL(sparse_linear_int8, kSparseInt8),
-    KERNEL(block_sparse_linear, kBlockBf16)};
+    KERNEL(block_sparse_linear, kBlockBf16), KERNEL(dense_linear_int8_int16, kDenseInt8Int16)};
 
 struct Shape {
   int64_t rows, n, k;
