@@ -78,6 +78,13 @@ def _refuse_other_inputs(model: PreTrainedModel, main: str) -> None:
                 help="wrap it in a module of your own that has `dummy_inputs`",
             )
         )
+    if type(getattr(model.config.get_text_config(), "vocab_size", None)) is not int:
+        raise Reject(
+            unknown_inputs(
+                f"the config of {name} states no `vocab_size`, below which token ids would be drawn",
+                help="wrap it in a module of your own that has `dummy_inputs`",
+            )
+        )
 
 
 def first_position(model: nn.Module) -> int:
