@@ -76,11 +76,12 @@ STEPS: dict[str, dict[str, str]] = {
     "mul_vector": {"x": "r", "vector": "w"},
     # Mixtures of experts: `route` gives the weights of `count` experts, then their numbers; `experts` what those
     # make of x, side by side or as their weighted sum. A router of kind "near" takes one expert after another, by its
-    # share among those whose scores are less than `eps` of their size below it.
+    # share among those whose scores are less than `eps` of their size below it; one of kind "logits" chooses by scores
+    # themselves, and weighs by their logistic function.
     "scores": {"x": "r", "weight": "w", "bias": "w?"},
     "route": {
         "x": "r",
-        "kind": "softmax sigmoid near",
+        "kind": "softmax sigmoid near logits",
         "bias": "w?",
         "count": "+",
         "groups": "+",

@@ -141,6 +141,11 @@ def _remedy(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:
     )
 
 
+def asks_numbers(refused: Reject) -> bool:
+    """Whether a model was refused that has no weights, and that may run where it has some."""
+    return any(found.help == _WITHOUT_WEIGHTS for found in refused.diagnostics)
+
+
 def first_sentence(error: Exception) -> str:
     """What an exception says first: torch appends tables of what else there is."""
     text = (str(error).strip().splitlines() or [""])[0]

@@ -7,6 +7,7 @@ without such layers is one unit itself.
 """
 
 import copy
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -24,7 +25,7 @@ from ..ir.program import Program
 from ..ir.surgery import own_config
 from ..ir.unit import Unit, argument_names, code_key
 from ..rows.forward import main_output, without_dropout
-from ..rows.inputs import has_two_sides, without_cache
+from ..rows.inputs import has_two_sides, without_cache, words
 from .calls import Call, Calls, other_calls, record, source_line, split, unsupported_model
 from .dropout import adopt, drops
 from .patches import module_calls
@@ -121,7 +122,8 @@ def _in_vocabulary(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs with ids that the model still knows: an edit may have taken rows of the embedding."""
     if "input_ids" not in inputs or not isinstance(model, PreTrainedModel):
         return inputs
-    return {**inputs, "input_ids": inputs["input_ids"] % model.config.get_text_config().vocab_size}
+    known = {name: words(model, said=name != "input_ids") for name in ("input_ids", "decoder_input_ids")}
+    return {name: value % known[name] if known.get(name) else value for name, value in inputs.items()}
 
 
 # -- tracing -------------------------------------------------------------------------------------------------
@@ -270,9 +272,18 @@ def _flat(program: Program) -> Unit:
         return _traced(model, "", [call], program.opaque, pick=main_output).unit(program, "")
 
 
+def _own_cache(model: nn.Module) -> type[DynamicCache] | None:
+    """The one kind of cache that is written beside a model, which takes no other."""
+    beside = vars(sys.modules[type(model).__module__]).values()
+    found = [kind for kind in beside if isinstance(kind, type) and issubclass(kind, DynamicCache)]
+    own = [kind for kind in found if kind.__module__ == type(model).__module__]
+    return own[0] if len(own) == 1 else None
+
+
 def _cache(model: nn.Module) -> DynamicCache | EncoderDecoderCache:
     own = pretrained(model).config
     config = own.get_text_config(decoder=True)
     if not has_two_sides(model):
-        return DynamicCache(config=own)
+        kind = _own_cache(model)
+        return DynamicCache(config=own) if kind is None else kind()
     return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, masking_utils
 from transformers.integrations.moe import ExpertsInterface
 
 from ...dsl.diagnostics import Fault, Reject
-from ..rows.inputs import dtype_of
+from ..rows.inputs import dtype_of, words
 from ..rows.several import hears, image_shape, sees_and_reads, sound_shape
 
 unknown_inputs = Fault(
@@ -56,7 +56,7 @@ def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: 
     elif "use_cache" in names:
         inputs["use_cache"] = True
     if "decoder_input_ids" in names:
-        inputs |= spoken(inputs["input_ids"])
+        inputs |= spoken(inputs["input_ids"] % (words(model, said=True) or config.vocab_size))
     return {name: value for name, value in inputs.items() if name in names}
 
 

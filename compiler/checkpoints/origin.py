@@ -91,6 +91,11 @@ class Origin:
         return self._number("vocab_size")
 
     @property
+    def said_vocabulary(self) -> int | None:
+        """How many token ids a target is made of; other than those of a source where a translator has two tables."""
+        return self._number("decoder_vocab_size") or self.vocabulary
+
+    @property
     def positions(self) -> int | None:
         """The longest row that the model was made for, where the config says."""
         return longest_row(self.config)

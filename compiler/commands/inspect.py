@@ -168,16 +168,19 @@ def _skeletons(place: str, shared: Shared) -> "list[tuple[str, Skeleton]]":
 
 
 def _programs(place: str, shared: Shared) -> Any:
+    from ..capture.weightless import captured
+
     path = Path(place)
     if path.is_file() and path.suffix == ".effspec":
         session = shared.session(path)
         first = session.recipes()[0]
-        return _captured(session.origin(next(iter(first.models.values()))))
+        return captured(session.origin(next(iter(first.models.values()))))
     return _program(place, shared)
 
 
 def _program(place: str, shared: Shared) -> Any:
     """The captured program; an artifact is loaded, since its shapes are its own."""
+    from ..capture.weightless import captured
     from ..models import is_artifact, origin_of
 
     if Path(place).is_dir() and is_artifact(Path(place)):
@@ -185,16 +188,7 @@ def _program(place: str, shared: Shared) -> Any:
         from ..capture.capture import capture
 
         return capture(load(place, check="size"))
-    return _captured(origin_of(place, shared.settings()))
-
-
-def _captured(origin: Any) -> Any:
-    from ..capture.capture import capture
-    from ..checkpoints.blank import nothing_stored
-
-    with nothing_stored():
-        model = origin.build()
-    return capture(model)
+    return captured(origin_of(place, shared.settings()))
 
 
 def _show_graph(program: Any, name: str, shared: Shared) -> None:

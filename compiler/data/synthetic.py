@@ -47,7 +47,8 @@ class Synthetic(Data):
 
     def _drawn(self, ctx: Context) -> tuple[tuple[int, ...], int | None]:
         """The shape of the numbers that a row begins with, and how many ids there are for what follows them."""
-        words, config = ctx.origin.vocabulary, ctx.origin.config
+        known, config = (ctx.origin.vocabulary, ctx.origin.said_vocabulary), ctx.origin.config
+        words = min((n for n in known if n is not None), default=None)  # both halves of a row know them
         other = ("num_mel_bins", "conv_stride", "vision_config", "image_size")  # of models that hear or see
         if words is not None and not any(name in config for name in other):
             return (), words

@@ -34,12 +34,9 @@ def skeleton_of(origin: Origin, settings: Settings) -> Skeleton:
 
 def find_skeleton(origin: Origin) -> Skeleton:
     """Capture a model without weights and look at its graphs."""
-    from ..capture.capture import capture
-    from ..checkpoints.blank import nothing_stored
+    from ..capture.weightless import captured
 
-    with nothing_stored():
-        model = origin.build()
-    return capture(model).skeleton
+    return captured(origin).skeleton
 
 
 def _skeleton_key(origin: Origin) -> str:

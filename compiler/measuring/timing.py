@@ -20,8 +20,8 @@ from ...dsl.diagnostics import Fault, Reject
 from ..checkpoints.origin import longest_row
 from ..checkpoints.pretrained import pretrained
 from ..report.progress import follow
-from ..rows.forward import evaluating, output_logits, vocabulary
-from ..rows.inputs import begun, device_of, has_two_sides
+from ..rows.forward import evaluating, output_logits
+from ..rows.inputs import begun, device_of, has_two_sides, words
 
 no_cache = Fault("no-cache", "Decoding is timed with a cache of keys and values, and the model has none.")
 prompt_too_long = Fault(
@@ -35,7 +35,8 @@ CACHES = ("cache", "past_key_values", "cache_params")  # newest name first; late
 def prompt_ids(model: nn.Module, batch: int, length: int) -> Tensor:
     """The same ids for every model of a vocabulary: [batch, length]."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary(model) or 256, (batch, length), generator=generator)
+    known = min(words(model) or 256, words(model, said=True) or 256)  # to both sides, where there are two
+    ids = torch.randint(known, (batch, length), generator=generator)
     return ids.to(device_of(model))
 
 

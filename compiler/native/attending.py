@@ -11,7 +11,7 @@ from ..checkpoints.pretrained import pretrained
 from . import attentions, calls, distances, rotations
 from .layout import Run, runs
 from .positional import call
-from .values import Cached, Positional, Rows, Source
+from .values import Cached, Favour, Positional, Rows, Source
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -128,7 +128,8 @@ class Attending:
         k, v = (x.rows if isinstance(x, Cached) or recalls else x for x in (k, v))  # encoders cache none
         if not all(isinstance(x, Rows) for x in (q, k, v)):
             raise self.reader.refuse(node, "attention to something else than what the layer caches")
-        if mask is not None and not isinstance(mask, Positional):
+        favour = mask if isinstance(mask, Favour) else None
+        if mask is not None and favour is None and not isinstance(mask, Positional):
             raise self.reader.refuse(node, "attention under a mask that tokens decide")
         gaining = [name for name, value in kwargs.items() if self._gains(node, name, value)]
         of_tokens = (Positional, Rows, Cached)
@@ -138,12 +139,11 @@ class Attending:
         (_, heads, _, head_dim), value_dim = q.index.shape, v.index.shape[3]
         kv_heads = k.index.shape[1]
         sizes = (heads, kv_heads, head_dim, value_dim)
+        seen = self._mask(mask) if favour is None else self.reader.favours.mask(favour)
         try:
             gains = partial(self._gain, node, module, heads, *gaining[:1])
             found = (
-                heads % kv_heads == 0
-                and len(gaining) < 2
-                and attentions.recognise(module, self._mask(mask), sizes, options, gains)
+                heads % kv_heads == 0 and len(gaining) < 2 and attentions.recognise(module, seen, sizes, options, gains)
             )
         except RuntimeError:  # it is handed tables that were made for the sample's length
             found = None
@@ -151,9 +151,18 @@ class Attending:
             raise self.reader.refuse(
                 node, "attention that the engine does not have: its scale, cap, window or mask is none of the known"
             )
+        if favour is not None:
+            q, k = self.reader.favours.widened(node, module, found, favour, q, k)
+            sizes = (heads, kv_heads, head_dim + 1, value_dim)
+        by_head = any(x is not None for x in (found.slopes, found.sinks, found.distances))
+        kept, order = (None, None) if by_head else _kept_once(k.index, v.index, heads)
+        if kept is not None and order is not None:
+            q, k, v = Rows(q.index[:, order], q.pending), *(Rows(x.index[:, kept], x.pending) for x in (k, v))
+            sizes = (heads, len(kept), *sizes[2:])
         made = (self.recall if recalls else self.attend)(node, found, [q, k, v], sizes)
         batch, length = self.reader.shape
-        return Rows(self.reader.plan.layout.rows(made).view(batch, length, heads, value_dim)), None
+        rows = self.reader.plan.layout.rows(made).view(batch, length, heads, value_dim)
+        return Rows(rows if order is None else rows[:, :, order.argsort()]), None
 
     def attend(self, node: fx.Node, found: attentions.Attention, given: list[Rows], sizes: tuple[int, ...]) -> int:
         """The register of attention of queries to keys and values; `sizes` as a step has them."""
@@ -236,6 +245,19 @@ class Attending:
         if mask is None:
             return lambda length: None
         return lambda length: self.reader.positions.at(mask.node, length)
+
+
+def _kept_once(k: Tensor, v: Tensor, heads: int) -> tuple[Tensor | None, Tensor | None]:
+    """Of keys and values [b, heads, t, d] with copies of heads: those that differ, and the order of queries by them."""
+    first = torch.unique(torch.stack([k[0, :, 0, 0], v[0, :, 0, 0]]), dim=1, return_inverse=True)[1]
+    numbers = [(first == first[i]).nonzero()[0, 0] for i in range(len(first))]
+    own = torch.stack(numbers)
+    kept, counts = own.unique(return_counts=True)
+    copies = all(torch.equal(x, x[:, own]) for x in (k, v))
+    if len(kept) == len(own) or not copies or len(counts.unique()) > 1:
+        return None, None
+    group = heads // len(own)
+    return kept, (own.argsort(stable=True)[:, None] * group + torch.arange(group)).flatten()
 
 
 def _sorted(index: Tensor, rotation: rotations.Rotation) -> Tensor:

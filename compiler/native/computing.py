@@ -32,8 +32,8 @@ class Computing:
             return first
         if isinstance(first, (tuple, list)) and name == "getitem":
             return first[args[1]]
-        if name in ("new_empty", "new_zeros") and isinstance(first, Rows):
-            return Rows(torch.full(tuple(args[1]) if isinstance(args[1], tuple | list) else args[1:], -1))
+        if name in ("new_empty", "new_zeros", "zeros_like") and isinstance(first, Rows):
+            return _zeros(first, *args[1:])
         if name == "copy_" and isinstance(first, Rows) and isinstance(args[1], Rows):
             first.index.copy_(self.reader.settled(args[1]).index)  # a part of what is filled piece by piece
             return first
@@ -76,7 +76,7 @@ class Computing:
 
     def _replaced(self, node: fx.Node, x: Rows, place: Any, by: Rows) -> None:
         """A part of a value is another from here on."""
-        found = self.reader.settled(x).index.clone()
+        found = self.reader.unsettled(x).index.clone()
         found[place] = self.reader.settled(by).index
         self._becomes(node, Rows(found))
 
@@ -175,6 +175,12 @@ class Computing:
             raise self.reader.refuse(node, "`linear` with a computed weight is not among the engine's steps")
         own = linears.Linear((weight.shape[0], weight.shape[1]), bias, weight=weight.detach())
         return self.reader.linear(node, x, node.name, own)
+
+
+def _zeros(like: Rows, *shape: Any) -> Rows:
+    """Nothing yet, of a shape or that of another value."""
+    flat = shape[0] if shape and isinstance(shape[0], tuple | list) else shape
+    return Rows(torch.full(tuple(flat) or tuple(like.index.shape), -1))
 
 
 def _pending(node: fx.Node, name: str, before: Pending | None, options: Any, named: Any) -> Pending:

@@ -142,10 +142,10 @@ class Mixtures:
     def answers(self, node: fx.Node, found: Experts, choice: Chosen, x: Rows, *, summed: bool) -> int:
         """The register of what the chosen experts make of x, or of an x for each of them."""
         plan, name = self.reader.plan, str(node.target)
-        up = self._step(name + ".up", choice, self._rows(x), (found.up, found.up_bias), summed=False)
+        up = self.layer(name + ".up", choice, self._rows(x), (found.up, found.up_bias), summed=False)
         tokens = plan.layout.tokens
         inner = self._middle(node, found.middle, name, Rows(plan.layout.rows(up).view(tokens, choice.count, -1)))
-        return self._step(name + ".down", choice, self._rows(inner), ((found.down,), found.down_bias), summed=summed)
+        return self.layer(name + ".down", choice, self._rows(inner), ((found.down,), found.down_bias), summed=summed)
 
     def _rows(self, value: Rows) -> int:
         """The register of a value that has its tokens in order."""
@@ -154,7 +154,7 @@ class Mixtures:
             raise Scattered
         return register
 
-    def _step(self, name: str, choice: Chosen, x: int, layer: Layer, *, summed: bool) -> int:
+    def layer(self, name: str, choice: Chosen, x: int, layer: Layer, *, summed: bool) -> int:
         plan, numbers, (weights, bias) = self.reader.plan, self.reader.numbers, layer
         names, nothing = [], tuple(torch.zeros_like(w[0]) for w in weights)  # of experts that are not there
         for expert in range(choice.experts):

@@ -4,9 +4,17 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+
+from . import reductions
+from .layout import Scattered
+from .values import Rows
+
+if TYPE_CHECKING:
+    from .reader import Reader
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"silu": nn.functional.silu, "sigmoid": torch.sigmoid}
 _SHARE = 2e-5  # of float32: sums in another order, and the gain is read off one sample
@@ -142,3 +150,30 @@ def _epsilons(module: nn.Module) -> Iterator[float]:
         if isinstance(value, float) and 0 <= value < 0.1
     ]
     return iter(dict.fromkeys([*found, 1e-5, 1e-6, torch.finfo(torch.float32).eps, 0.0]))
+
+
+def read(reader: "Reader", node: fx.Node, module: nn.Module, given: Rows) -> Rows:
+    """The step of a norm, or those of one over the root of a mean square."""
+    given = reader.settled(given)
+    found = recognise(module, given.index.shape)
+    eps = recognise_inverse(module, given.index.shape) if found is None else None
+    if eps is not None:
+        return reductions.inverse_root(reader, node, given, eps)
+    if found is None:
+        raise reader.refuse(node, f"a {type(module).__name__} is no norm that the engine has")
+    register, lane = reader.register(given)
+    width, group = reader.plan.layout.widths[register], given.index.shape[-1]
+    _, token = reader.plan.layout.locate(given.index.reshape(-1, group))
+    if not torch.equal(token, token[:, :1].expand_as(token)):
+        raise Scattered
+    fields: dict[str, Any] = {"weight": None, "bias": None}
+    for key, values, idle in (("weight", found.gain, 1.0), ("bias", found.shift, 0.0)):
+        vector = values.reshape(-1)[lane.order].view(reader.plan.layout.tokens, -1)[0]
+        if not torch.allclose(vector, torch.full_like(vector, idle), rtol=0, atol=1e-6):
+            short = vector[:group].expand(width // group, group)
+            if torch.allclose(vector.view(-1, group), short, rtol=1e-6, atol=1e-7):
+                vector = short[0]
+            fields[key] = reader.plan.vector(f"{node.target}.{key}", vector)
+    return reader.written(
+        "norm", given.index.shape, lane, x=register, kind=found.kind, eps=found.eps, group=group, **fields
+    )

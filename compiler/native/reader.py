@@ -15,16 +15,18 @@ from ..checkpoints.pretrained import pretrained
 from ..ir.program import Program
 from ..report.progress import follow
 from ..rows.inputs import has_two_sides
-from . import activations, calls, indexers, linears, mixing, norms, recurrences, reductions, sides
+from . import activations, calls, decays, indexers, linears, mixing, norms, recurrences, sides
 from .attending import Attending
 from .computing import Computing
 from .deciding import Decisions
+from .favours import Favours
 from .layout import Lane, Layout, Scattered
 from .mixers import with_mixers_open
 from .mixtures import Mixtures
 from .offers import Offering
 from .plan import Entry, Gives, Plan
 from .positional import Positions, call
+from .queues import Queues
 from .refusal import refused, refused_whole
 from .scanning import Scanning
 from .shifting import BEFORE, Shifting
@@ -36,12 +38,15 @@ from .values import (
     Chosen,
     Deciding,
     Every,
+    Favour,
     First,
     Ids,
+    Line,
     Mask,
     Offers,
     Pending,
     Positional,
+    Queued,
     Rows,
     Source,
     Written,
@@ -93,7 +98,7 @@ class Reader:
         self.positions: Positions = Positions(self.model, self.values, layout, self.shape, behind)
         self.attending, self.scanning, self.tables = Attending(self), Scanning(self), Tables(self)
         self.mixtures, self.writing, self.computing = Mixtures(self), Writing(self), Computing(self)
-        self.shifting = Shifting(self)
+        self.shifting, self.queues, self.favours = Shifting(self), Queues(self), Favours(self)
         self.offering, self.deciding = Offering(self), Decisions(self)
         self.last: tuple[str, linears.Linear] | None = None  # linear layer that was read, and its entry
         self.lowered: dict[str, Tensor] = {}  # packed weights that a pass left, by their entries
@@ -165,7 +170,9 @@ class Reader:
             return Positional(node)
         if any(isinstance(x, Source) for x in flat) and role != "attention":
             return self._from_source(node, role, args, kwargs)
-        if any(isinstance(x, (Rows, Cached, Written, Chosen, Deciding, Offers, First)) for x in flat):
+        if any(
+            isinstance(x, (Rows, Cached, Written, Chosen, Deciding, Favour, Offers, First, Line, Queued)) for x in flat
+        ):
             return self._tokens(node, role, args, kwargs)
         if any(isinstance(x, Positional) for x in flat):
             return self.sample_size(node, args) if calls.operation(node) in calls.ASKS else Positional(node)
@@ -220,6 +227,10 @@ class Reader:
             return self._first(node, role, args, kwargs)
         if Deciding in kinds and role != "experts":
             return self.deciding.meet(node, args)
+        if Favour in kinds or self.favours.begins(node, args):
+            return self.favours.meet(node, args, kwargs)
+        if Line in kinds or Queued in kinds:
+            return self.queues.meet(node, role, args, kwargs)
         if Offers in kinds:
             return self.offering.meet(node, role, args, kwargs)
         if Written in kinds or {Rows, Cached} <= kinds:
@@ -267,6 +278,12 @@ class Reader:
         mixed = mixing.read(self, node, module, args, kwargs)
         if mixed is not None:
             return mixed
+        decay = decays.read(self, node, module, args, kwargs)
+        if decay is not None:
+            return decay
+        queue = self.queues.begin(node, module, args, kwargs)
+        if queue is not None:
+            return queue
         if indexers.names_all(self, module, args, kwargs):
             return Every(node)
         if not isinstance(given, Rows) or len(args) > 1 or kwargs:
@@ -279,42 +296,21 @@ class Reader:
             if found is not None:
                 return self.linear(node, given, str(node.target), found)
         if role == "norm":
-            return self._norm(node, module, given)
+            return norms.read(self, node, module, given)
         if role == "activation":
-            return Rows(given.index, Pending(module, (given.pending,), node))
+            return self.activated(node, given)
         raise self.refuse(node, f"a {type(module).__name__} is not among the engine's steps")
 
-    # -- layers ----------------------------------------------------------------------------------------------
+    def activated(self, node: fx.Node, given: Rows) -> Rows:
+        return Rows(given.index, Pending(self.model.get_submodule(str(node.target)), (given.pending,), node))
 
-    def _norm(self, node: fx.Node, module: nn.Module, given: Rows) -> Rows:
-        given = self.settled(given)
-        found = norms.recognise(module, given.index.shape)
-        eps = norms.recognise_inverse(module, given.index.shape) if found is None else None
-        if eps is not None:
-            return reductions.inverse_root(self, node, given, eps)
-        if found is None:
-            raise self.refuse(node, f"a {type(module).__name__} is no norm that the engine has")
-        register, lane = self.register(given)
-        width, group = self.plan.layout.widths[register], given.index.shape[-1]
-        _, token = self.plan.layout.locate(given.index.reshape(-1, group))
-        if not torch.equal(token, token[:, :1].expand_as(token)):
-            raise Scattered
-        fields: dict[str, Any] = {"weight": None, "bias": None}
-        for key, values, idle in (("weight", found.gain, 1.0), ("bias", found.shift, 0.0)):
-            vector = values.reshape(-1)[lane.order].view(self.plan.layout.tokens, -1)[0]
-            if not torch.allclose(vector, torch.full_like(vector, idle), rtol=0, atol=1e-6):
-                short = vector[:group].expand(width // group, group)
-                if torch.allclose(vector.view(-1, group), short, rtol=1e-6, atol=1e-7):
-                    vector = short[0]
-                fields[key] = self.plan.vector(f"{node.target}.{key}", vector)
-        return self.written(
-            "norm", given.index.shape, lane, x=register, kind=found.kind, eps=found.eps, group=group, **fields
-        )
+    # -- layers ----------------------------------------------------------------------------------------------
 
     def linear(self, node: fx.Node, given: Rows, name: str, found: linears.Linear, weights: str = "") -> Rows:
         """`weights`: other numbers than those of all linear layers."""
         outputs, width = found.shape
-        if bool((given.index < 0).all()) and found.bias is None:  # of nothing, nothing
+        nothing = bool((given.index < 0).all()) and found.bias is None
+        if nothing or not given.index.numel():  # of zeros, and of none of the tokens
             return Rows(torch.full((*given.index.shape[:-1], outputs), BEFORE))
         given = self.settled(given)
         register, _ = self.register(given)

@@ -13,8 +13,8 @@ cannot_run_natively = Fault(
     "A model computes something that the native engine has no step for.\n\n"
     "The engine runs plans made of a closed list of steps: embeddings, norms, linear layers, rotary "
     "positions, attention over a cache, routers and experts, convolutions, scans and delta rules with a state, "
-    "activations, means, sums and products. What a model computes is read from its graph; attention to few chosen keys "
-    "and recurrences of other kinds are not among the steps.",
+    "activations, means, sums and products. What a model computes is read from its graph; attention to few chosen "
+    "keys, recurrences of other kinds and layers that run several times in one forward are not among the steps.",
     exit="environment",
 )
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 _ROWS = 64  # that a router is tried on
 _RTOL = 1e-4  # of weights in float32
 _MOST_GROUPS = 64
+_KINDS = ("softmax", "sigmoid", "logits")
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Routing:
     weight, bias   names of the router's tensors that make the logits
     shift          name of what is added to a share to choose by it, and to that alone
     judges         the best so many of a group are summed to choose groups
+    kind           "softmax" or "sigmoid" shares; "logits": it chooses by logits, and weighs by their sigmoid
     eps            kind "near": one expert after another is chosen, by its share among those that are less than `eps` of
                    their size below it; else it is added to a sum of weights
     """
@@ -51,9 +53,10 @@ class Routing:
             left = left.scatter(-1, number, -torch.inf)
         return torch.cat(weights, -1), torch.cat(numbers, -1)
 
-    def chosen(self, shares: Tensor, shift: Tensor | None) -> Tensor:
+    def chosen(self, logits: Tensor, shift: Tensor | None) -> Tensor:
         """[n, count] numbers of experts, ascending."""
-        scores = shares if shift is None else shares + shift
+        scores = logits if self.kind == "logits" else self.shares(logits)
+        scores = scores if shift is None else scores + shift
         if self.groups > 1:
             parts = scores.unflatten(-1, (self.groups, -1))
             best = parts.topk(self.judges, -1).values.sum(-1).topk(self.kept, -1).indices
@@ -91,7 +94,7 @@ def recognise(
 @torch.no_grad()
 def recognise_scores(module: nn.Module, shape: tuple[int, ...]) -> tuple[Routing, int] | None:
     """The rule of a router that returns a score of every expert, nothing of those that it did not choose; and where."""
-    tried = _tried(module, shape[-1], {}, len(shape), 1.0)
+    tried = answers(module, shape[-1], {}, len(shape), 1.0)
     tensors, x, returned = tried or ({}, torch.zeros(0), ())
     for place, scores in enumerate(returned):
         if not (_is_choice(scores) and scores.is_floating_point()):
@@ -110,7 +113,7 @@ def recognise_scores(module: nn.Module, shape: tuple[int, ...]) -> tuple[Routing
 @torch.no_grad()
 def tried(module: nn.Module, width: int, axes: int) -> tuple[dict[str, Tensor], Tensor, Tensor] | None:
     """Random tensors of a router, rows [n, width], and the logits [n, experts] that are all it gives; or None."""
-    found = _tried(module, width, {}, axes, 1.0)
+    found = answers(module, width, {}, axes, 1.0)
     if found is None or len(found[2]) != 1 or not _is_choice(found[2][0]):
         return None
     return found[0], found[1], found[2][0]
@@ -119,7 +122,7 @@ def tried(module: nn.Module, width: int, axes: int) -> tuple[dict[str, Tensor], 
 def ruled(module: nn.Module, width: int, sample: Sample) -> Routing | None:
     """The rule by which a sample was chosen, of logits that a matrix makes; or None."""
     for logits, form in _logits(sample, width):
-        for kind, groups in product(("softmax", "sigmoid"), _groups(module, logits.shape[-1])):
+        for kind, groups in product(_KINDS, _groups(module, logits.shape[-1])):
             for shift in (None, *_vectors(sample, logits.shape[-1])):
                 rule = Routing(*form, shift, kind, sample.numbers.shape[-1], *groups)
                 found = _fitted(rule, logits, sample)
@@ -148,12 +151,11 @@ def _fitted(rule: Routing, logits: Tensor, sample: Sample) -> Routing | None:
     """The rule with weights as the sample has them, where it chooses the same experts."""
     if rule.groups > 1 and rule.count > rule.kept * (logits.shape[-1] // rule.groups):
         return None
-    shares = rule.shares(logits)
-    chosen = rule.chosen(shares, None if rule.shift is None else sample.tensors[rule.shift].flatten())
+    chosen = rule.chosen(logits, None if rule.shift is None else sample.tensors[rule.shift].flatten())
     theirs, order = sample.numbers.sort(-1)
     if not torch.equal(chosen, theirs):
         return None
-    wanted, ours = sample.weights.gather(-1, order), shares.gather(-1, chosen)
+    wanted, ours = sample.weights.gather(-1, order), rule.shares(logits).gather(-1, chosen)
     for normal in (False, True):
         own = ours / ours.sum(-1, keepdim=True) if normal else ours
         scale = float((wanted * own).sum() / own.square().sum())
@@ -164,7 +166,7 @@ def _fitted(rule: Routing, logits: Tensor, sample: Sample) -> Routing | None:
 
 
 def _sample(module: nn.Module, width: int, more: dict[str, Tensor], axes: int, apart: float = 1.0) -> Sample | None:
-    tried = _tried(module, width, more, axes, apart)
+    tried = answers(module, width, more, axes, apart)
     if tried is None:
         return None
     tensors, x, found = tried
@@ -180,7 +182,7 @@ def _sample(module: nn.Module, width: int, more: dict[str, Tensor], axes: int, a
     return Sample(tensors, x, found[places[0]].float(), found[places[1]], places)
 
 
-def _tried(
+def answers(
     module: nn.Module, width: int, more: dict[str, Tensor], axes: int, apart: float
 ) -> tuple[dict[str, Tensor], Tensor, tuple[Any, ...]] | None:
     """Tensors of a router that are random, rows, and what it returns of those.

@@ -203,14 +203,27 @@ class Scanning:
         return made if found.gate_first else self.reader.computing.product(node, made, opened)
 
     def product(self, node: fx.Node, a: Any, b: Any) -> Rows:
-        """A matrix times tokens: [o, i] @ [b, i, t], or [b, t, i] @ [i, o]."""
+        """A matrix times tokens: [o, i] @ [b, i, t], or [b, t, i] @ [i, o]; or a matrix for each head."""
         turned = isinstance(b, Rows)
         x, matrix = (b, a) if turned else (a, b)
-        if not (isinstance(matrix, Tensor) and matrix.dim() == 2 and isinstance(x, Rows)) or x.index.dim() != 3:
+        if not (isinstance(matrix, Tensor) and isinstance(x, Rows) and 2 <= matrix.dim() <= x.index.dim() > 2):
             raise self.reader.refuse(node, "a product of two values is not among the engine's steps")
-        weight = matrix if turned else matrix.T
-        given = Rows(x.index.mT if turned else x.index, x.pending)
-        # It makes time steps out of a few numbers: int8 would be felt, and save nothing.
-        found = linears.Linear((weight.shape[0], weight.shape[1]), None, weight=weight.detach())
-        made = self.reader.linear(node, given, node.name, found, weights="bf16")
-        return Rows(made.index.mT) if turned else made
+        made = self._products(
+            node, node.name, matrix.mT if not turned else matrix, x.index.mT if turned else x.index, x
+        )
+        return Rows(made.mT if turned else made)
+
+    def _products(self, node: fx.Node, name: str, matrix: Tensor, index: Tensor, x: Rows) -> Tensor:
+        """Element numbers of [..., t, i] by [..., o, i], part by part of the axes before."""
+        matrix = matrix.reshape(*[1] * (index.dim() - matrix.dim()), *matrix.shape)
+        axis = next((axis for axis, size in enumerate(matrix.shape[:-2]) if size > 1), None)
+        if axis is None:
+            weight = matrix.reshape(matrix.shape[-2:]).detach()
+            # It makes time steps out of a few numbers: int8 would be felt, and save nothing.
+            found = linears.Linear((weight.shape[0], weight.shape[1]), None, weight=weight)
+            return self.reader.linear(node, Rows(index, x.pending), name, found, weights="bf16").index
+        count = matrix.shape[axis]
+        parts = index.expand(*index.shape[:axis], count, *index.shape[axis + 1 :]).split(1, axis)
+        own = matrix.split(1, axis)
+        made = [self._products(node, f"{name}.{i}", own[i], part, x) for i, part in enumerate(parts)]
+        return torch.cat(made, axis)

@@ -92,6 +92,14 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Favour:
+    """Numbers that scores gain [b, heads, queries, keys], where a mask does not hide them."""
+
+    rows: Rows
+    hides: Positional
+
+
+@dataclass(frozen=True)
 class Written:
     """Numbers of a token with each of those before it, on their way to weights of an attention that is written out."""
 
@@ -130,6 +138,42 @@ class Offers:
     index: Tensor
     x: int | None = None
     answers: int | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A part of what a router says of a line in which tokens stand, sorted by the experts that take them.
+
+    part   "places" in the order of tokens, "tokens", "weights", "sizes" of the experts' parts; "" for what else
+    """
+
+    choice: Chosen
+    part: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer of each expert, not yet a step: it may be one that sums.
+
+    x   [tokens, in], or what each expert takes [tokens, experts * in]
+    """
+
+    name: str
+    weights: tuple[tuple[Tensor, ...], Tensor | None]
+    x: Rows
+
+
+@dataclass(frozen=True)
+class Queued:
+    """What stands in such a line: `rows` [tokens * experts of each, width] in the order of tokens, or a layer of them.
+
+    weighed   whether it is multiplied by the router's weights
+    """
+
+    choice: Chosen
+    rows: Rows | None
+    layer: Layer | None = None
+    weighed: bool = False
 
 
 class Ids:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
 from ..report.progress import follow
-from .inputs import arguments, predictions
+from .inputs import arguments, predictions, words
 from .prompts import prompts
 
 not_a_number = Fault(
@@ -107,9 +107,7 @@ def batches(model: nn.Module, rows: Tensor) -> Iterator[Tensor]:
 
 def vocabulary(model: nn.Module) -> int | None:
     """How many logits a position has, where the model's config says."""
-    config = getattr(model, "config", None)
-    text = config.get_text_config() if config is not None else None
-    return getattr(text, "vocab_size", None)
+    return words(model, said=True)
 
 
 def positions(values: Tensor) -> Iterator[slice]:

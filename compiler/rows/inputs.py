@@ -111,6 +111,16 @@ def first_said(model: nn.Module) -> int:
     )
 
 
+def words(model: nn.Module, *, said: bool = False) -> int | None:
+    """How many tokens a model reads, or says, where its config tells: a translator may have a vocabulary for each."""
+    config = getattr(model, "config", None)
+    if config is None:
+        return None
+    said = said and has_two_sides(model)
+    text = config.get_text_config(**({"decoder": True} if said else {}))
+    return (said and getattr(text, "decoder_vocab_size", None)) or getattr(text, "vocab_size", None)
+
+
 def padding(model: nn.Module) -> int | None:
     """The token that fills rows up, where the config says."""
     config = getattr(model, "config", None)

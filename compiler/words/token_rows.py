@@ -22,13 +22,16 @@ def check_rows(rows: "torch.Tensor", name: str, origin: "Origin") -> None:
     top, low = int(rows.max()), int(rows.min())
     if low < 0:
         found.append(bad_rows(f"`{name}` holds the token id {low}"))
-    if origin.vocabulary is not None and top >= origin.vocabulary:
-        found.append(
-            bad_rows(
-                f"`{name}` holds the token id {top}; {origin.label} has {origin.vocabulary}",
-                help="take the tokenizer that the model was trained with",
+    said = int(rows[:, rows.shape[1] // 2 :].max())  # by the decoder of two vocabularies
+    for most, known in ((top, origin.vocabulary), (said, origin.said_vocabulary)):
+        if known is not None and most >= known:
+            found.append(
+                bad_rows(
+                    f"`{name}` holds the token id {most}; {origin.label} has {known}",
+                    help="take the tokenizer that the model was trained with",
+                )
             )
-        )
+            break
     if origin.positions is not None and rows.shape[1] > origin.positions:
         found.append(
             bad_rows(

@@ -91,6 +91,23 @@ def test_what_is_loaded_says_what_transformers_says(compiled):
     assert torch.equal(own.generate(ids, mask, **asked), model.generate(ids, attention_mask=mask, **asked))
 
 
+def test_each_side_of_a_translator_may_have_words_of_its_own(tmp_path):
+    """More than a source has that a target can't say; random rows, samples and probes have only what both know."""
+    made("marian, two vocabularies", encoder_layers=1).save_pretrained(tmp_path / "base")
+    (tmp_path / "r.effspec").write_text(RECIPE)
+    (result,) = api.build(
+        api.session(tmp_path / "r.effspec", settings=Settings(tmp_path / "cache", threads=1)), tmp_path
+    )
+    thin, own = (load(artifact.path) for artifact in result.artifacts)
+    assert (thin.config.vocab_size, thin.config.decoder_vocab_size) == (128, 90)
+    ids, mask = (x[:2] for x in sources(9))  # transformers numbers what a third is filled up with before its text
+    target = ids % 90
+    with torch.no_grad():
+        wanted = thin(input_ids=ids, attention_mask=mask, decoder_input_ids=target).logits
+    assert wanted.shape[2] == 90
+    assert_near(own(ids, mask, decoder_input_ids=target).logits, wanted, 1e-4)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -180,7 +180,8 @@ def _route(step, found, weights, ids):
     if step["kind"] == "near":
         return _near(step, x)
     shares = x.softmax(-1) if step["kind"] == "softmax" else x.sigmoid()
-    choice = shares if step["bias"] is None else shares + weights[step["bias"]]
+    choice = x if step["kind"] == "logits" else shares
+    choice = choice if step["bias"] is None else choice + weights[step["bias"]]
     parts = choice.unflatten(-1, (step["groups"], -1))
     kept = parts.topk(step["judges"]).values.sum(-1).topk(step["kept"]).indices
     open_ = torch.zeros(parts.shape[:2]).scatter(-1, kept, 1.0)[..., None].expand_as(parts).flatten(-2)

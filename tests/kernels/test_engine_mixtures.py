@@ -15,6 +15,7 @@ ROUTES = {
     "groups": {"kind": "sigmoid", "groups": 3, "kept": 2, "judges": 2},
     "best groups": {"groups": 3, "kept": 1, "normal": False},
     "one": {"count": 1},
+    "logits": {"kind": "logits", "groups": 2, "kept": 1, "scale": 1.7},
     "near": {"kind": "near", "normal": False, "bias": None, "eps": 0.4, "scale": 1.5},
     "all": {"count": 6},
 }

@@ -214,7 +214,9 @@ class Naive:
         if step["kind"] == "near":
             return self._near(step, x)
         shares = x.softmax(0) if step["kind"] == "softmax" else x.sigmoid()
-        scores = shares + (0 if step["bias"] is None else self.weights[step["bias"]])
+        scores = (x if step["kind"] == "logits" else shares) + (
+            0 if step["bias"] is None else self.weights[step["bias"]]
+        )
         groups = scores.view(step["groups"], -1)
         best = groups.topk(step["judges"], 1).values.sum(1).topk(step["kept"]).indices
         kept = torch.full_like(groups, -torch.inf)

@@ -123,6 +123,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attention_window_size": 8,
     },
     "xlm": {"n_words": 128, "emb_dim": 64, "n_layers": 3, "n_heads": 4, "max_position_embeddings": 64, "causal": True},
-    "xmod": {**_TEXT, "is_decoder": True, "languages": ["en"], "default_language": "en"},
+    "xmod": {**_TEXT, "is_decoder": True, "languages": ["de", "en", "fr"], "default_language": "en"},
+    "zamba": {
+        **_TEXT,
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 4,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+        "attn_layer_offset": 1,
+        "attn_layer_period": 2,
+    },
     "zaya": {**_MOE, "num_experts_per_tok": 1, "router_hidden_size": 16},
 }

@@ -10,12 +10,14 @@ import transformers
 from effc.compiler import api
 from effc.compiler.capture.capture import capture
 from effc.compiler.checkpoints.origin import Origin
-from effc.compiler.native.foresight import foreseen, stand_in
+from effc.compiler.checkpoints.stand_in import stand_in
+from effc.compiler.native.foresight import foreseen
 from effc.compiler.native.reader import Reader
 from effc.dsl.diagnostics import Reject
 
 from tests import mixers, tiny
 from tests.grids import wide
+from tests.native.survey import made
 from tests.native.test_plans import MIXTURES, NATIVE, REFUSED, STATEFUL, WRITTEN
 
 torch.set_num_threads(1)
@@ -52,6 +54,13 @@ def test_the_same_is_foreseen_from_the_config_as_is_found_in_the_model(name):
     found = foreseen(origin_of(name), "bf16")
     assert (found and str(found)) == wanted
     assert (wanted is not None) == (name in REFUSED)
+
+
+@pytest.mark.parametrize("name", ["kolibri1", "jetmoe", "minimax", "zamba", "xmod", "doge"])
+def test_what_is_recognised_by_trying_is_so_with_numbers_that_stand_in(name):
+    config = made(name).config
+    build = partial(transformers.AutoModelForCausalLM.from_config, config, dtype=torch.float32)
+    assert foreseen(Origin(name, {}, None, name, build, build, lambda: None), "bf16") is None
 
 
 def test_numbers_that_stand_in_for_weights_take_no_room():

@@ -71,7 +71,7 @@ def test_a_plan_computes_the_logits_of_its_model_for_sequences_of_different_leng
         assert torch.allclose(found, wanted[rows, column], atol=ATOL, rtol=1e-4)
 
 
-REFUSED = {"doge": "DogeAttention"}
+REFUSED = {"doge": "DogeCDMoE"}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -13,7 +13,7 @@ enum Op : int32_t {
 enum Norm : int32_t { kRms, kLayer };
 enum Act : int32_t { kSilu, kGelu, kGeluTanh, kRelu, kRelu2, kSigmoid, kTanh, kQuickGelu, kSoftplus, kSquare,
                      kSqrt, kReciprocal, kExp };
-enum Router : int32_t { kSoftmax, kLogistic, kNear };
+enum Router : int32_t { kSoftmax, kLogistic, kNear, kLogits };
 enum Form : int32_t { kFloat32 = 16, kBfloat16 };  // of a weight that is not packed; packed ones have a Kind
 
 struct Weight {

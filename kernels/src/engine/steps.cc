@@ -228,7 +228,7 @@ void shares(int32_t kind, const float* x, int64_t count, float* to) {
   const int64_t whole = (count + 15) / 16 * 16;
   std::copy(x, x + count, to);
   std::fill(to + count, to + whole, -INFINITY);
-  if (kind == kLogistic) {
+  if (kind != kSoftmax) {
     for (int64_t i = 0; i < whole; i += 16) {
       const Logistic logistic(to + i, 1.0f);
       for (int c = 0; c < 16; ++c) to[i + c] = logistic.sigmoid(c, to[i + c]);
@@ -292,7 +292,7 @@ void route(const RowsCall& call, const float* x, float* to) {
   bool taken[kMostExperts] = {};
   const int64_t experts = call.x_width;
   shares(step.kind, x, experts, share);
-  for (int64_t i = 0; i < experts; ++i) choice[i] = share[i] + (bias ? bias[i] : 0.0f);
+  for (int64_t i = 0; i < experts; ++i) choice[i] = (step.kind == kLogits ? x[i] : share[i]) + (bias ? bias[i] : 0.0f);
   if (step.group > 1) leave_groups(step, choice, experts, taken);
   float sum = step.number;
   for (int64_t n = 0; n < step.count; ++n) {
