@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...dsl.diagnostics import Reject
+from ..checkpoints.pretrained import pretrained
 from ..ir.program import Program
 from ..layers.linear import params
 from ..measuring.results import first_result_of, tensors_of
@@ -90,7 +91,7 @@ def facts(model: nn.Module) -> dict[str, Any]:
 
 
 def _of_sources(model: nn.Module) -> dict[str, Any]:
-    vocabulary = model.get_encoder().get_input_embeddings().num_embeddings
+    vocabulary = pretrained(model).get_encoder().get_input_embeddings().num_embeddings
     return {"start": first_said(model), "pad": padding(model), "source_vocabulary": vocabulary}
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...dsl.diagnostics import Reject
 from ..capture.sample import sample
+from ..checkpoints.pretrained import pretrained
 from ..rows.forward import output_logits
 from .checking import BEGINNING, CONTINUATION, ENCODER
 from .refusal import cannot_write_onnx
@@ -22,7 +23,7 @@ def refuse(model: nn.Module) -> None:
     kind = type(model).__name__
     if model.main_input_name != "input_ids":
         why = f"{kind} takes `{model.main_input_name}`, and encoders of token ids are written"
-    elif model.get_output_embeddings() is None:
+    elif pretrained(model).get_output_embeddings() is None:
         why = f"the decoder of {kind} has no head of logits"
     else:
         return
@@ -49,7 +50,7 @@ class Encoder(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        encoder = self.model.get_encoder()
+        encoder = pretrained(self.model).get_encoder()
         return encoder(input_ids=input_ids, attention_mask=attention_mask)[0].float()
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ def open_translator(folder: Path, threads: int | None) -> NativeTranslator:
     vocabulary = _vocabulary(folder, sessions)
     context = facts["context"] or _UNBOUND
     engine = SourceRows(sessions, context, vocabulary, facts["source_vocabulary"])
-    plan = {"vocabulary": vocabulary, "context": context, "steps": []}
+    plan: dict[str, Any] = {"vocabulary": vocabulary, "context": context, "steps": []}
     model = NativeTranslator(engine, plan, held, facts, SEQUENCES, read_generation(folder))
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
