@@ -12,7 +12,7 @@ from ..checkpoints.generation import read_generation
 from ..native.padded import SEQUENCES
 from ..native.rows import Rows
 from ..native.translator import NativeTranslator
-from .checking import BEGINNING, CONTINUATION, ENCODER, check, weights
+from .checking import BEGINNING, CONTINUATION, ENCODER, FEATURES, check, weights
 from .refusal import refused_onnx
 from .session import Session
 from .sources import SIDES
@@ -93,11 +93,24 @@ def open_translator(folder: Path, threads: int | None) -> NativeTranslator:
     facts = stored[BEGINNING].facts
     vocabulary = _vocabulary(folder, sessions)
     context = facts["context"] or _UNBOUND
-    engine = SourceRows(sessions, context, vocabulary, facts["source_vocabulary"])
+    kinds = _kinds(folder, sessions[ENCODER])
+    engine = kinds[0](sessions, context, vocabulary, facts["source_vocabulary"])
     plan = {"vocabulary": vocabulary, "context": context, "steps": []}
-    model = NativeTranslator(engine, plan, held, facts, SEQUENCES, read_generation(folder))
+    model = kinds[1](engine, plan, held, facts, SEQUENCES, read_generation(folder))
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
+
+
+def _kinds(folder: Path, encoder: Session) -> tuple[type[SourceRows], type[NativeTranslator]]:
+    """What reads texts, or hears; Reject where a graph hears sounds of no stated size."""
+    if FEATURES not in encoder.shapes:
+        return SourceRows, NativeTranslator
+    from .hearing import HeardRows, HearingModel
+
+    shape = encoder.shapes[FEATURES]
+    if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape[1:]):
+        raise Reject(refused_onnx(f"{folder} hears sounds of no stated size", help=_AGAIN))
+    return HeardRows, HearingModel
 
 
 def _vocabulary(folder: Path, sessions: dict[str, Session]) -> int:
@@ -107,7 +120,7 @@ def _vocabulary(folder: Path, sessions: dict[str, Session]) -> int:
     present = [name.replace("past_key_values.", "present.") for name in past]
     shape = beginning.results.get("logits", ())
     fits = (
-        set(encoder.shapes) <= {"input_ids", "attention_mask"}
+        (set(encoder.shapes) <= {"input_ids", "attention_mask"} or set(encoder.shapes) == {FEATURES})
         and len(encoder.results) == 1
         and set(beginning.shapes) <= {"encoder_attention_mask", "input_ids", "encoder_hidden_states"}
         and set(continuation.shapes) - set(past) <= {"encoder_attention_mask", "input_ids"}

@@ -41,7 +41,10 @@ class Part:
 
 def hears(model: nn.Module) -> bool:
     """Whether a model is an encoder of sounds, in bands of frequency, with a decoder that says what was said."""
-    return _takes(model, "decoder_input_ids") and getattr(model, "main_input_name", "") == "input_features"
+    if getattr(model, "main_input_name", "") != "input_features":
+        return False
+    sized = all(hasattr(model.config, name) for name in ("num_mel_bins", "max_source_positions"))
+    return sized and "decoder_input_ids" in inspect.signature(inspect.unwrap(type(model).forward)).parameters
 
 
 def sees_and_reads(model: nn.Module) -> bool:
@@ -82,7 +85,7 @@ def unpacked(model: nn.Module, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]
         taken = rows[:, at : at + part.size].reshape(len(rows), *part.shape)
         found[part.name] = taken.to(kind if part.dtype.is_floating_point else part.dtype)
         at += part.size
-    more = {} if isinstance(model, PreTrainedModel) else model.dummy_inputs
+    more = {} if hears(model) or isinstance(model, PreTrainedModel) else model.dummy_inputs
     found |= {name: value for name, value in more.items() if name not in found}  # numbers and switches
     return found, rows[:, at:].long()
 
