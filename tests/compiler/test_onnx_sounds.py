@@ -4,6 +4,7 @@ import pytest
 import torch
 from effc.compiler import api
 from effc.compiler.artifacts.load import load
+from effc.compiler.serving.chat import refuse_silent
 from effc.compiler.words.context import Settings
 from effc.dsl.diagnostics import Reject
 
@@ -92,6 +93,12 @@ def test_tokens_that_are_said_are_the_likeliest(compiled):
     with torch.no_grad():
         likely = model(input_features=sounds, decoder_input_ids=made[:, :-1]).logits[:, 1:].argmax(-1)
     assert torch.equal(made[:, 2:], likely)
+
+
+@pytest.mark.parametrize("form", ["small", "runtime"])
+def test_who_talks_to_one_that_hears_is_told_so(compiled, form):
+    with pytest.raises(Reject, match="hears sounds and reads no prompt"):
+        refuse_silent(load(compiled[form].path))
 
 
 def test_features_of_another_size_are_refused(compiled):
