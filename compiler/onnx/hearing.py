@@ -1,6 +1,7 @@
 """An encoder of sounds with a decoder, as three graphs that ONNX Runtime runs (Whisper)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from ...dsl.diagnostics import Fault, Reject
 from ..native.model import Output, Sequences
 from ..native.translator import NativeTranslator, no_target
 from .checking import ENCODER, FEATURES
-from .translator import SourceRows
+from .refusal import refused_onnx
+from .session import Session
+from .translator import SourceRows, open_translator
 
 other_features = Fault(
     "other-features", "A model that hears is given features of other sizes than it takes.", exit="usage"
@@ -19,13 +22,14 @@ other_features = Fault(
 
 
 class HeardRows(SourceRows):
-    """Sources are pictures of sounds, all of one size."""
+    """Sources are pictures of sounds, all of one `shape`: bands and frames."""
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Bands and frames."""
-        bands, frames = self.sessions[ENCODER].shapes[FEATURES][1:]
-        return bands, frames
+    def __init__(self, sessions: dict[str, Session], *sizes: int):
+        super().__init__(sessions, *sizes)
+        shape = sessions[ENCODER].shapes[FEATURES]
+        if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape[1:]):
+            raise Reject(refused_onnx("the encoder hears sounds of no stated size", help="compile it again"))
+        self.shape: tuple[int, int] = (shape[1], shape[2])
 
     def hear(self, features: Tensor, numbers: Sequence[int]) -> Tensor:
         """Read features [b, bands, frames]; states [b, s, d], kept for open sequences."""
@@ -105,3 +109,8 @@ class HearingModel(NativeTranslator):
     def generate(self, input_features: Tensor, *args: Any, **more: Any) -> Any:  # type: ignore[override]
         """Targets for sounds [b, bands, frames], as `NativeTranslator.generate` gives them."""
         return super().generate(input_features, *args, **more)
+
+
+def open_hearing(folder: Path, threads: int | None) -> NativeTranslator:
+    """The model of a folder whose encoder hears. Raises Reject (refused-onnx)."""
+    return open_translator(folder, threads, HeardRows, HearingModel)

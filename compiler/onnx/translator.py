@@ -85,32 +85,27 @@ class SourceRows(Rows):
         return torch.from_numpy(found["logits"])
 
 
-def open_translator(folder: Path, threads: int | None) -> NativeTranslator:
-    """The model of a folder with three graphs. Raises Reject (refused-onnx)."""
+def open_translator(
+    folder: Path,
+    threads: int | None,
+    rows: type[SourceRows] = SourceRows,
+    kind: type[NativeTranslator] = NativeTranslator,
+) -> NativeTranslator:
+    """The model of a folder with three graphs. Raises Reject (refused-onnx).
+
+    rows, kind   what asks the graphs, and the model over that
+    """
     stored = {name: check(folder, name) for name in (ENCODER, BEGINNING, CONTINUATION)}
     sessions = {name: Session(folder / f"{name}.onnx", own, threads) for name, own in stored.items()}
     held = {f"{name}/{key}": x for name, own in stored.items() for key, x in weights(folder, own, name).items()}
     facts = stored[BEGINNING].facts
     vocabulary = _vocabulary(folder, sessions)
     context = facts["context"] or _UNBOUND
-    kinds = _kinds(folder, sessions[ENCODER])
-    engine = kinds[0](sessions, context, vocabulary, facts["source_vocabulary"])
+    engine = rows(sessions, context, vocabulary, facts["source_vocabulary"])
     plan = {"vocabulary": vocabulary, "context": context, "steps": []}
-    model = kinds[1](engine, plan, held, facts, SEQUENCES, read_generation(folder))
+    model = kind(engine, plan, held, facts, SEQUENCES, read_generation(folder))
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
-
-
-def _kinds(folder: Path, encoder: Session) -> tuple[type[SourceRows], type[NativeTranslator]]:
-    """What reads texts, or hears; Reject where a graph hears sounds of no stated size."""
-    if FEATURES not in encoder.shapes:
-        return SourceRows, NativeTranslator
-    from .hearing import HeardRows, HearingModel
-
-    shape = encoder.shapes[FEATURES]
-    if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape[1:]):
-        raise Reject(refused_onnx(f"{folder} hears sounds of no stated size", help=_AGAIN))
-    return HeardRows, HearingModel
 
 
 def _vocabulary(folder: Path, sessions: dict[str, Session]) -> int:
