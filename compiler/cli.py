@@ -141,7 +141,7 @@ def _guarded(argv: list[str]) -> int:
         return _leave(Carried(KeyboardInterrupt(), None), argv) if error else 0
     except (KeyboardInterrupt, Exception) as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # `effc cache` alone; not every click has the class
-            print(error.ctx.get_help())  # type: ignore[union-attr]  # that class has a context
+            print(error.ctx.get_help())  # that class has a context
             return 0
         return _leave(Carried(error, None), argv)
 

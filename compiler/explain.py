@@ -2,10 +2,11 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from ..dsl.conditions import phrase
 from ..dsl.diagnostics import EXITS, Fault, Reject
@@ -134,8 +135,8 @@ def _bounds(param: Param) -> Iterator[str]:
 
 
 def _limit(type_: str, limit: float) -> str:
-    made = {"ratio": Ratio, "bytes": lambda v: Bytes(int(v)), "duration": Duration}.get(type_, lambda v: v)
-    return show(made(limit))
+    kinds: dict[str, Callable[[float], Any]] = {"ratio": Ratio, "bytes": lambda v: Bytes(int(v)), "duration": Duration}
+    return show(kinds[type_](limit) if type_ in kinds else limit)
 
 
 def _facts(word: Word) -> Iterator[str]:
@@ -216,7 +217,8 @@ def _declared(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
 
 
 def _fault(call: ast.Call) -> Fault:
-    return Fault(*(ast.literal_eval(a) for a in call.args), **{k.arg: ast.literal_eval(k.value) for k in call.keywords})
+    named = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    return Fault(*(ast.literal_eval(a) for a in call.args), **named)
 
 
 def _folders(package: str) -> list[Path]:

@@ -74,7 +74,7 @@ def is_artifact(path: Path) -> bool:
         return KEY in read_json(path / "config.json", CONFIG)
     except (OSError, ValueError, TypeError, RecursionError):
         kind = kind_of(path.name)
-        return bool(kind) and (path.parent / NAME).is_file() and is_marked(path.parent, kind, path.name)
+        return kind is not None and (path.parent / NAME).is_file() and is_marked(path.parent, kind, path.name)
 
 
 def origin_of(place: str, settings: "Settings") -> "Origin":
@@ -116,8 +116,9 @@ def open_model(
         from .artifacts.load import load, locate
 
         folder, _ = locate(path)
-        more = {"steady": steady, "mapped": mapped, "signed_by": signed_by, "tell": settings.tell}
-        model = load(path, device=settings.device, **more)  # type: ignore[typeddict-item]
+        model = load(
+            path, device=settings.device, steady=steady, mapped=mapped, signed_by=signed_by, tell=settings.tell
+        )
         return NamedModel(place, model, _tokenizer(folder))
     if signed_by:
         from .artifacts.signature import unsigned

@@ -47,7 +47,8 @@ class Abstract(Transformer):
         return ast.Use(parts[0], parts[1] and self.fresh(parts[1]), span=self.span(meta))
 
     def param(self, meta, parts):
-        return ast.Param(self.fresh(parts[0]), *parts[1:], span=self.span(meta))
+        name, kind, default, bounds, doc = parts
+        return ast.Param(self.fresh(name), kind, default, bounds, doc, span=self.span(meta))
 
     def model(self, meta, parts):
         return ast.Declare("model", self.fresh(parts[0]), parts[1], span=self.span(meta))
@@ -62,7 +63,8 @@ class Abstract(Transformer):
         return ast.Matrix(tuple(parts), span=self.span(meta))
 
     def entry(self, meta, parts):
-        return ast.Entry(*parts, span=self.span(meta))
+        name, value = parts
+        return ast.Entry(name, value, span=self.span(meta))
 
     # Pipelines, gates and artifacts
 
@@ -77,13 +79,15 @@ class Abstract(Transformer):
         return ast.Expect(parts[0], tuple(parts[1:]), span=self.span(meta))
 
     def bound(self, meta, parts):
-        return ast.Bound(*parts, span=self.span(meta))
+        metric, op, limit, part, profile = parts
+        return ast.Bound(metric, op, limit, part, profile, span=self.span(meta))
 
     def op(self, meta, parts):
         return str(parts[0])
 
     def limit(self, meta, parts):
-        return ast.Limit(*parts, span=self.span(meta))
+        amount, baseline = parts
+        return ast.Limit(amount, baseline, span=self.span(meta))
 
     def emit(self, meta, parts):
         return ast.Emit(parts[0], tuple(parts[1:]), span=self.span(meta))
@@ -109,10 +113,12 @@ class Abstract(Transformer):
         return left
 
     def of(self, meta, parts):
-        return ast.Of(*parts, span=self.span(meta))
+        amount, base = parts
+        return ast.Of(amount, base, span=self.span(meta))
 
     def interval(self, meta, parts):
-        return ast.Interval(*parts, span=self.span(meta))
+        low, high = parts
+        return ast.Interval(low, high, span=self.span(meta))
 
     def call(self, meta, parts):
         return ast.Call(parts[0], tuple(p for p in parts[1:] if p is not None), span=self.span(meta))

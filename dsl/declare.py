@@ -9,6 +9,7 @@ from .modules import use
 from .nearest import nearest, suggestion
 from .params import declare
 from .scope import POISON, Entry, Scope, duplicate_name
+from .source import Span
 from .typed import typed
 from .vocabulary import Param
 
@@ -55,7 +56,8 @@ def _add(entry: Entry, name: ast.Name, scope: Scope) -> None:
 
 
 def _profile(entries: tuple[ast.Entry, ...], scope: Scope) -> dict:
-    out, places = {}, {}
+    out = {}
+    places: dict[str, Span] = {}
     for entry in entries:
         name = entry.name.path
         want: Param | None = profiles.key(name)

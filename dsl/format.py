@@ -226,10 +226,9 @@ class _Writer:
     def value(self, indent: str, head: str, value: ast.Expr, tail: str, end: int) -> None:
         """A value after `head`: on one line, or its arguments, items or shares one per line."""
         line = head + expression(value) + tail
-        breaks = isinstance(value, ast.Call | ast.Items | ast.Pairs) and (
+        if not isinstance(value, ast.Call | ast.Items | ast.Pairs) or not (
             self.inside(value) or (width(indent + line) > COLUMNS and _parts(value))
-        )
-        if not breaks:
+        ):
             self.put(indent, line, end)
             return
         opener, after, closer = _brackets(value)

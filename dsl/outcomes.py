@@ -143,7 +143,7 @@ def read_emits(pipeline: ast.Pipeline, calls: tuple[ast.Call, ...], line: Line) 
     out = []
     for call in calls:
         word, made = invoke("target", call, line.scope)
-        source = line.stages[-1].name if line.stages else line.input
+        source: str | None = line.stages[-1].name if line.stages else line.input
         if arg := next((a for a in call.args if a.name == "from"), None):
             source = branch(arg, line.scope, pipeline, line.input)
         if word and made and source is not None:

@@ -58,7 +58,7 @@ def scan(source: Source) -> tuple[list[Token], list[Comment]]:
     tokens, comments = [], []
     line, line_start, last_line = 1, 0, 0  # last_line: where the last token ended
     for match in _pattern().finditer(source.text):
-        kind, value, start, end = match.lastgroup, match[0], match.start(), match.end()
+        kind, value, start, end = str(match.lastgroup), match[0], match.start(), match.end()
         if kind == "COMMENT":
             comments.append(Comment(value[1:].strip(), last_line != line, span=Span(source, start, end)))
         elif kind != "SPACE":

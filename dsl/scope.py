@@ -73,7 +73,8 @@ class Variant:
     profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def table(self, kind: str) -> dict[str, Any]:
-        return {"model": self.models, "data": self.data, "profile": self.profiles}[kind]
+        tables: dict[str, dict[str, Any]] = {"model": self.models, "data": self.data, "profile": self.profiles}
+        return tables[kind]
 
     def reach(self, entry: Entry, instance: str = "") -> str:
         """Take an entry of a module into the recipe; the name it has there.

@@ -44,7 +44,7 @@ def quoted(scene: Scene) -> Slip:
     return replaced(scene, "STRING", text, "strings stand in double quotes", f"write `{text}`", foreign_spelling)
 
 
-def strange(scene: Scene) -> Slip:
+def strange(scene: Scene) -> Slip | None:
     found, span = scene.token, scene.span(scene.token)
     if found == ";" and scene.inner and "COMMA" in scene.wanted:
         help = "arguments, items and shares are separated by `,`"

@@ -79,8 +79,8 @@ class CausalConv(Kernel):
     def backward(cls, ctx, grad):
         tensors, (bounds, silu) = ctx.saved_tensors, ctx.rest
         with torch.enable_grad():
-            given = [None if x is None else x.detach().requires_grad_() for x in tensors]
-            y = cls.reference(*given, bounds, silu)
+            given = x, weight, bias, before = [None if t is None else t.detach().requires_grad_() for t in tensors]
+            y = cls.reference(x, weight, bias, before, bounds, silu)
             needs = ctx.needs_input_grad
             wanted = [x for x, need in zip(given, needs, strict=False) if x is not None and need]
             found = iter(torch.autograd.grad(y, wanted, grad))

@@ -30,8 +30,9 @@ class GatedNorm(Kernel):
         fit("a weight", weight, width)
         if groups < 1 or width % groups or x.dtype not in FLOATS:
             raise KernelError(f"{width} channels of {x.dtype} do not divide into {groups} groups of floats")
-        own, gate = one_type(x, gate)
-        own, gate, weight = rows(own), None if gate is None else rows(gate), plain(weight)
+        own, beside = one_type(x, gate)
+        assert own is not None, "no x"
+        own, gate, weight = rows(own), None if beside is None else rows(beside), plain(weight)
         y = torch.empty(m, width, dtype=own.dtype)
         run(
             cls.name,

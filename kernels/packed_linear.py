@@ -9,6 +9,7 @@ from . import levels, native
 from . import packed as packing
 from .kernel import Kernel, unobserved
 
+LINEARS: dict[str, type["PackedLinear"]] = {}  # those of `KERNELS` that do a linear module's work
 _FLOATS = (torch.float32, torch.bfloat16)
 MOST_INPUTS = 66000  # of an int8 layer: 255 * 127 * k stays within int32
 
@@ -17,6 +18,11 @@ class PackedLinear(Kernel):
     """x [..., k] float32 or bfloat16, packed from `pack`, bias [n] or None, n outputs -> y [..., n] as x."""
 
     schema = "(Tensor x, Tensor packed, Tensor? bias, int n) -> Tensor"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.name:
+            LINEARS[cls.name] = cls
 
     @classmethod
     def pack(cls, weight: Tensor, threads: int | None = None) -> Tensor:

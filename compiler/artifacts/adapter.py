@@ -72,7 +72,8 @@ def _config(file: Path) -> dict[str, Any]:
         assert isinstance(body, dict) and body.get("peft_type") == "LORA", "it is no LoRA"
         assert type(body.get("r")) is int and 0 < body["r"] <= 1 << 16, "its rank is no positive number"
         alpha = body.get("lora_alpha")
-        assert type(alpha) in (int, float) and abs(alpha) < 1e9, "its `lora_alpha` is no number of an ordinary size"
+        ordinary = isinstance(alpha, int | float) and type(alpha) is not bool and abs(alpha) < 1e9
+        assert ordinary, "its `lora_alpha` is no number of an ordinary size"
         targets = body.get("target_modules")
         assert isinstance(targets, list) and targets and all(isinstance(t, str) for t in targets), "it names no modules"
     except (OSError, ValueError, AssertionError) as error:

@@ -27,20 +27,21 @@ def bill(manifest: Manifest) -> bytes:
     }
     components = [interpreter, *packages, *inputs]
     depends = {"ref": "artifact", "dependsOn": [c["bom-ref"] for c in components]}
+    metadata_of: dict[str, Any] = {
+        "component": product,
+        "tools": {"components": [{"type": "application", "name": "effc", "version": manifest.effc or "0"}]},
+    }
     body = {
         "bomFormat": "CycloneDX",
         "specVersion": _SPEC,
         "version": 1,
         "components": components,
-        "metadata": {
-            "component": product,
-            "tools": {"components": [{"type": "application", "name": "effc", "version": manifest.effc or "0"}]},
-        },
+        "metadata": metadata_of,
         "dependencies": [depends],
     }
     serial = uuid5(NAMESPACE_URL, dump(body).decode())
     stamp = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    body["serialNumber"], body["metadata"]["timestamp"] = f"urn:uuid:{serial}", stamp
+    body["serialNumber"], metadata_of["timestamp"] = f"urn:uuid:{serial}", stamp
     return dump(body)
 
 
@@ -68,7 +69,7 @@ def _owners() -> dict[str, list[metadata.Distribution]]:
 def _package(name: str, found: metadata.Distribution) -> dict[str, Any]:
     address = f"pkg:pypi/{name}@{found.version.replace('+', '%2B')}"
     about = {"type": "library", "bom-ref": address, "name": name, "version": found.version, "purl": address}
-    license = found.metadata.get("License-Expression")
+    license = next(iter(found.metadata.get_all("License-Expression") or ()), "")
     return about | ({"licenses": [{"expression": license}]} if license else {})
 
 

@@ -30,6 +30,7 @@ from torch import nn
 from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Branch, Group, Scan, Skeleton
 from ..capture.capture import capture
+from ..checkpoints.pretrained import pretrained
 from ..checkpoints.tensors import Piece
 from ..discovery.bypass import staying
 from ..discovery.mixers.graphs import mixer_graphs
@@ -80,7 +81,7 @@ class Padding:
             if tensor is not None and tuple(tensor.shape) == shape:
                 yield Piece.of(name, tensor)
             else:
-                dtype = tensor.dtype if tensor is not None else program.model.dtype
+                dtype = tensor.dtype if tensor is not None else pretrained(program.model).dtype
                 yield Piece(name, dtype, shape, partial(self._filled, name, tensor, dtype))
 
     def _filled(self, name: str, tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
@@ -106,7 +107,7 @@ def padding(program: Program, near: Any = None) -> Padding:
     ]
     if why:
         return Padding(program.model.config, {}, why=why)
-    near, own = stock_config(program.model)[0] if near is None else near, program.model.config
+    near, own = stock_config(program.model)[0] if near is None else near, pretrained(program.model).config
     first = _padding(program, near)
     filled = _padding(program, own) if first.why and near.to_dict() != own.to_dict() else first
     return filled if filled.why else _narrowed(program, filled)
@@ -154,7 +155,7 @@ def _smaller(program: Program, filled: Padding) -> Iterator[list[dict[str, int]]
 def _padding(program: Program, config: Any, below: int | None = None) -> Padding:
     """How to fill a program up to the widths of a config, in fewer numbers than `below`."""
     model = program.model
-    empty = stock_model(type(model), config, model.dtype)
+    empty = stock_model(type(pretrained(model)), config, model.dtype)
     if isinstance(empty, str):  # not even the config would load
         return Padding(config, {}, why=[empty])
     if below is not None and (why := _no_gain(model, empty, below)):
@@ -339,7 +340,7 @@ def _used(unit: Unit) -> list[str]:
     """What the output of a unit is computed by: not all its calls, as one may be there to update a cache."""
     output = next(node for node in unit.graph.nodes if node.op == "output")
     prefix = f"{unit.path}." if unit.path else ""
-    return [prefix + node.target for node in sources(output) if node.op in ("call_module", "get_attr")]
+    return [f"{prefix}{node.target}" for node in sources(output) if node.op in ("call_module", "get_attr")]
 
 
 def _is_dead(name: str, branch: Branch, used: Iterable[str]) -> bool:

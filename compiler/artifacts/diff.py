@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from difflib import unified_diff
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ...dsl.render import on_a_line
 from ..checkpoints.safetensors_header import Slot, read_header
@@ -42,7 +42,8 @@ class Difference:
         if not self.rows and not self.recipe:
             return f"{self.a} and {self.b} say the same of themselves\n"
         width = max((len(row.what) for row in self.rows), default=0)
-        lines, part = [], ""
+        lines: list[str] = []
+        part = ""
         for row in self.rows:
             if row.part != part:
                 lines += ["", row.part] if lines else [row.part]
@@ -65,8 +66,8 @@ def diff(a: Path, b: Path) -> Difference:
         *_facts("lock", _flat(one.lock), _flat(two.lock)),
         *_facts("machine", one.machine, two.machine),
     ]
-    texts = [str(m.recipe.get("text", "")).splitlines() for m in (one, two)]
-    changed = unified_diff(*texts, fromfile=str(a), tofile=str(b), n=1, lineterm="")
+    before, after = (str(m.recipe.get("text", "")).splitlines() for m in (one, two))
+    changed = unified_diff(before, after, fromfile=str(a), tofile=str(b), n=1, lineterm="")
     return Difference(str(a), str(b), tuple(rows), tuple(changed))
 
 
@@ -83,7 +84,8 @@ def _params(path: Path, manifest: Manifest) -> Any:
     """How many numbers an artifact holds: as measured, else as stored where every tensor holds plain numbers."""
     for measure in manifest.measures:
         if measure.metric == "params":
-            return int(measure.compiled) if _is_number(measure.compiled) else "not known"
+            held = measure.compiled
+            return int(held) if held is not None and _is_number(held) else "not known"
     slots = stored(path, manifest).values()
     plain = bool(slots) and all("F" in slot.dtype for slot in slots)
     return sum(_product(slot.shape) for slot in slots) if plain else "not known"
@@ -170,7 +172,7 @@ def _text(row: Row, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)[:60]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     """Of a size that can be drawn: what machines say of themselves may come from anybody."""
     return type(value) in (int, float) and abs(value) < 1e300  # false for nan
 

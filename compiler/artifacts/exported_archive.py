@@ -88,11 +88,11 @@ def read_archive(path: Path) -> Archive:
         "extra/inputs.json",
     } - set(texts)
     _need(not lacks, f"no {next(iter(sorted(lacks)), '')}")
-    tables = [
+    weights, constants = (
         _payloads(texts[f"data/{kind}/model_{kind}_config.json"], f"data/{kind}/", entries, whole)
         for kind in ("weights", "constants")
-    ]
-    return Archive(program(texts["models/model.json"]), *tables, _inputs(texts["extra/inputs.json"]))
+    )
+    return Archive(program(texts["models/model.json"]), weights, constants, _inputs(texts["extra/inputs.json"]))
 
 
 def _need(condition: bool, what: str) -> None:

@@ -140,7 +140,9 @@ def _is_term(node: ast.AST) -> bool:
         return False
     name, keys = node.func.id, {k.arg for k in node.keywords}
     if name == "Pow":  # a large power is a large number
-        base, power = node.args if len(node.args) == 2 else (None, None)
+        if len(node.args) != 2:
+            return False
+        base, power = node.args
         return (
             not keys
             and _is_term(base)

@@ -29,6 +29,9 @@ _INSTEAD = "leave `context` out: the program of whole prompts needs no cache"
 class Place(StaticLayer):
     """Keys and values of one layer, [b, heads, context, d]: new ones go where the tokens before end."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, keys: Tensor, values: Tensor, before: Tensor):
         super().__init__(keys.shape[2])
         self.keys, self.values, self.before, self.is_initialized = keys, values, before, True
@@ -60,9 +63,9 @@ class Steps(nn.Module):
     def forward(self, given: dict[str, Tensor], before: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         pairs = dict(zip(self.slots, zip(past[::2], past[1::2], strict=True), strict=True))
         any_pair = (past[0], past[1])  # of a layer without attention: nothing asks for it but the mask's length
-        cache = Cache(layers=[Place(*pairs.get(n, any_pair), before) for n in range(max(self.slots) + 1)])
-        logits = self.model(**given, cache=cache, use_cache=True).logits
-        return logits.float(), [part for n in self.slots for part in (cache.layers[n].keys, cache.layers[n].values)]
+        places = [Place(*pairs.get(n, any_pair), before) for n in range(max(self.slots) + 1)]
+        logits = self.model(**given, cache=Cache(layers=[*places]), use_cache=True).logits
+        return logits.float(), [part for n in self.slots for part in (places[n].keys, places[n].values)]
 
 
 def export_steps(model: nn.Module, context: int, fault: Fault) -> tuple[Any, dict[str, Any]]:

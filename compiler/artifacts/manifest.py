@@ -165,7 +165,7 @@ _STEADY = tuple(f.name for f in fields(Manifest) if f.name not in _VOLATILE)
 def _plain(value: Any) -> Any:
     """Records as dicts; JSON has no nan and no infinity, so they become null."""
     if isinstance(value, tuple):
-        return [_plain(asdict(v) if is_dataclass(v) else v) for v in value]
+        return [_plain(asdict(v) if is_dataclass(v) and not isinstance(v, type) else v) for v in value]
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -53,6 +53,7 @@ def rebuild(folder: Path, record: Mapping[str, Any], dtype: "torch.dtype | None"
     from ..checkpoints.bounds import check_numbers
     from ..checkpoints.checkpoint import build, check_size
     from ..checkpoints.folder import find_weights
+    from ..checkpoints.pretrained import pretrained
     from ..ir.edits import Edits, replay
 
     slots = find_weights(folder, str(folder)).slots
@@ -73,7 +74,7 @@ def rebuild(folder: Path, record: Mapping[str, Any], dtype: "torch.dtype | None"
     fill(model, folder, cut_tables(model, edits.shapes), dtype)
     attach(model, record)
     _dress(model, folder)
-    return model.eval()
+    return pretrained(model.eval())
 
 
 def fill(model: Any, folder: Path, tables: "Mapping[str, torch.Tensor]", dtype: "torch.dtype | None" = None) -> None:
@@ -82,7 +83,7 @@ def fill(model: Any, folder: Path, tables: "Mapping[str, torch.Tensor]", dtype: 
     from ..ir.surgery import put
     from ..ir.weights import assign, distinct
 
-    wanted = dict(distinct(model)) | tables
+    wanted = {**dict(distinct(model)), **tables}
     found = dict(mapped(folder))
     known = model.state_dict(keep_vars=True).keys() | wanted.keys()
     wrong = [f"`{n}` is missing" for n in wanted if n not in found]

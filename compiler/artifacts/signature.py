@@ -99,7 +99,7 @@ def check_signature(path: Path, keys: Sequence[str]) -> str:
         why, help = f"{path} was signed, and has changed since", "fetch it again, or have it signed again"
     else:
         why, help = f"{path} is signed by {', '.join(s.key for s in found)}, which is another key", ""
-    raise Reject(unsigned(why, help=help or None))
+    raise Reject(unsigned(why, help=help))
 
 
 def signs(signature: Signature, path: Path) -> bool:

@@ -10,14 +10,18 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from ..checkpoints.pretrained import pretrained
 from ..layers.linear import lowered
 from ..layers.quick import is_quick
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _WIDTHS = re.compile(r"inner|intermediate|ffn|head|state|expand|experts|width|dim|size")
 _FIXED = re.compile(r"layers?$|_layer$|vocab|token|position|max_|window|version|seed")
@@ -41,7 +45,7 @@ def _stock_config(model: nn.Module) -> tuple[Any, list[str]]:
     if packed:
         return model.config, packed
     config = copy.deepcopy(model.config)
-    before = stock_model(type(model), config, model.dtype)
+    before = stock_model(type(pretrained(model)), config, model.dtype)
     if isinstance(before, str):
         return config, [before]
     uneven = list(_uneven(model, before))
@@ -119,7 +123,7 @@ def differences(model: nn.Module, config: Any, untouched: Mapping[str, Mapping[s
     untouched   numbers that modules had before any width was cut: one that still stands there and that no
                 method reads says nothing
     """
-    made = stock_model(type(model), config, model.dtype)
+    made = stock_model(type(pretrained(model)), config, model.dtype)
     if isinstance(made, str):
         return [made] * 10**6  # worse than any number of differing parts
     ours, theirs = dict(model.state_dict(keep_vars=True)), dict(made.state_dict(keep_vars=True))
@@ -133,7 +137,7 @@ def differences(model: nn.Module, config: Any, untouched: Mapping[str, Mapping[s
     return found + list(_odd_modules(model, made, untouched))
 
 
-def stock_model(kind: type, config: Any, dtype: Any) -> nn.Module | str:
+def stock_model(kind: "type[PreTrainedModel]", config: Any, dtype: Any) -> nn.Module | str:
     """The model without weights, or why its class does not make one of that config."""
     from ..checkpoints.checkpoint import quiet
 
@@ -156,7 +160,7 @@ def _odd_modules(model: nn.Module, made: nn.Module, untouched: Mapping[str, Mapp
             yield f"{path} is a {type(module).__name__}, not a {type(theirs[path]).__name__}"
         else:
             now, then = own_numbers(module, model.config), own_numbers(theirs[path], None)
-            stale = {n: v for n, v in untouched.get(path, {}).items() if n not in names_read(type(module))}
+            stale = {n: v for n, v in untouched.get(path, {}).items() if n not in _reads(module)}
             yield from (
                 f"{path}.{name} is {value}, by the config it is {then[name]}"
                 for name, value in now.items()
@@ -175,6 +179,11 @@ def names_read(kind: type) -> frozenset[str]:
         if n != "__init__" and inspect.isfunction(v)
     )
     return frozenset(name for method in methods for name in method.__code__.co_names)
+
+
+def _reads(module: nn.Module) -> frozenset[str]:
+    kind: type = type(module)
+    return names_read(kind)
 
 
 def own_numbers(module: nn.Module, shared: Any) -> dict[str, int | float]:
@@ -216,7 +225,7 @@ def _with_head_dim(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _guesses(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
     """Single values that would explain a shape: one for each size of the config and new size of a tensor."""
-    made = stock_model(type(model), config, model.dtype)
+    made = stock_model(type(pretrained(model)), config, model.dtype)
     if isinstance(made, str):
         return
     theirs = dict(made.state_dict(keep_vars=True))
@@ -235,7 +244,7 @@ def _guesses(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
         for name, value in numbers(module).items()
         if numbers(built[path]).get(name, value) != value
     }
-    told = {n for module in model.modules() for n in numbers(module) if n in names_read(type(module))}
+    told = {n for module in model.modules() for n in numbers(module) if n in _reads(module)}
     tried = 0
     for name, value in sorted(vars(config).items()):
         if name in told:  # `_said` has heard it: shapes do not decide it

@@ -259,7 +259,9 @@ def _token_gap(name: str, expected, found, rounded: float | None) -> float:
     steps = expected[name].shape[1]
     of = name.replace("greedy tokens", f"logits of prefill and {steps - 1} decode steps")
     want, gap = expected[of], 0.0
-    for row, end in enumerate(_ends(of, expected, found)):
+    ends = _ends(of, expected, found)
+    assert ends is not None, f"no tokens beside {of}"
+    for row, end in enumerate(ends):
         last = int(end) - 1
         if expected[name][row, last] == found[name][row, last]:
             continue

@@ -13,6 +13,7 @@ import sys
 import traceback
 from select import select
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
@@ -115,7 +116,7 @@ def first_position(model: nn.Module) -> int:
     return 0
 
 
-def generate(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, steps: int):
+def generate(model: Any, ids: torch.Tensor, mask: torch.Tensor, steps: int):
     from transformers import GenerationConfig
 
     greedy = GenerationConfig(

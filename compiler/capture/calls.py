@@ -173,7 +173,7 @@ def source_line(error: Exception, model: nn.Module) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     frame = next((f for f in reversed(frames) if f.filename in files), frames[-1])
     name = frame.filename.rpartition("/")[2]
-    return f"{name}:{frame.lineno}: `{linecache.getline(frame.filename, frame.lineno).strip()}`"
+    return f"{name}:{frame.lineno}: `{linecache.getline(frame.filename, frame.lineno or 0).strip()}`"
 
 
 class _Enough(Exception):
@@ -201,6 +201,8 @@ def other_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> d
 def _generating_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
     """How units are called where a model generates from more than it reads: a second stream of XLNet."""
     if "input_ids" not in inputs or not isinstance(model, PreTrainedModel) or not model.can_generate():
+        return {}
+    if not isinstance(model, GenerationMixin):
         return {}
     if type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation:
         return {}

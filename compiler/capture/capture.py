@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from ...dsl.diagnostics import Reject
+from ..checkpoints.pretrained import pretrained
 from ..ir.edits import is_below
 from ..ir.graphs import name_of
 from ..ir.program import Program
@@ -199,7 +200,7 @@ def _traced(
             _does_without(traces[0].graph, optional)
             return _Traced(traces[0].graph, calls[0], opaque, any(t.of_this_layer for t in traces), optional)
         except Exception as error:  # a forward may raise anything
-            below, why = error.effc_path, f"{error} at {source_line(error, model)}"
+            below, why = vars(error)["effc_path"], f"{error} at {source_line(error, model)}"
             if isinstance(error, Differs):
                 why = str(error)
             if not below or below in opaque:
@@ -280,8 +281,9 @@ def _own_cache(model: nn.Module) -> type[DynamicCache] | None:
 
 
 def _cache(model: nn.Module) -> DynamicCache | EncoderDecoderCache:
-    config = model.config.get_text_config(decoder=True)
+    own = pretrained(model).config
+    config = own.get_text_config(decoder=True)
     if not has_two_sides(model):
-        own = _own_cache(model)
-        return DynamicCache(config=model.config) if own is None else own()
+        kind = _own_cache(model)
+        return DynamicCache(config=own) if kind is None else kind()
     return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))

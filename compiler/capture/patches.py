@@ -96,7 +96,7 @@ def module_calls() -> Iterator[None]:
         path = tracer.paths[module]
         return tracer.attribute(f"{path}.{name}" if path else name, found)
 
-    traced_call.__effc_original__ = call  # type: ignore[attr-defined]  # functions take attributes, mypy has none
+    vars(traced_call)["__effc_original__"] = call
     with ExitStack() as undo:
         _exchange(undo, nn.Module, "__call__", traced_call)
         _exchange(undo, nn.Module, "__getattr__", traced_read)
@@ -110,7 +110,7 @@ def _recorded(tracer: Any, function: Callable[..., Any], target: Callable[..., A
             return function(*args, **kwargs)
         return tracer.create_proxy("call_function", target or function, args, kwargs)
 
-    record.__effc_original__ = function
+    vars(record)["__effc_original__"] = function
     return record
 
 
@@ -156,7 +156,7 @@ def _rotary(tracer: Any, function: Callable[..., Any]) -> Any:
             return function(*args, **kwargs)
         return leaves.rotary(tracer.stack[-1], *args, **kwargs)
 
-    record.__effc_original__ = function
+    vars(record)["__effc_original__"] = function
     return record
 
 

@@ -6,13 +6,16 @@ flow over shapes, types and configs simply runs, while everything computed from 
 
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from ..layers import leaves
+
+if TYPE_CHECKING:
+    from .trace import Tracer
 
 _COMPARISONS = ("eq", "ne", "lt", "gt", "le", "ge")
 _SYMBOLIC = ("shape", "device")  # properties that stay reads of the running value
@@ -22,6 +25,8 @@ _TENSOR_PROPERTIES = ("T", "mT", "H", "mH", "data", "real", "imag")
 
 class Value(fx.Proxy):
     """A node and its concrete value (`held`): a tensor, size, int, tuple, device or cache."""
+
+    tracer: "Tracer"
 
     def __init__(self, node: fx.Node, tracer: Any, held: Any):
         super().__init__(node, tracer)

@@ -78,6 +78,13 @@ def _refuse_other_inputs(model: PreTrainedModel, main: str) -> None:
                 help="wrap it in a module of your own that has `dummy_inputs`",
             )
         )
+    if type(getattr(model.config.get_text_config(), "vocab_size", None)) is not int:
+        raise Reject(
+            unknown_inputs(
+                f"the config of {name} states no `vocab_size`, below which token ids would be drawn",
+                help="wrap it in a module of your own that has `dummy_inputs`",
+            )
+        )
 
 
 def first_position(model: nn.Module) -> int:
@@ -141,9 +148,10 @@ def _own_inputs(model: nn.Module, batch: int) -> dict[str, Any]:
             )
         )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    own: Mapping[str, Any] = getattr(model, "dummy_inputs", {})
     rows = {
         name: x[torch.arange(batch, device=x.device) % len(x)] if isinstance(x, Tensor) and x.dim() else x
-        for name, x in model.dummy_inputs.items()
+        for name, x in own.items()
     }
     return {name: x.to(device) if isinstance(x, Tensor) else x for name, x in rows.items()}
 
@@ -171,10 +179,11 @@ def prepared(model: nn.Module) -> Iterator[None]:
     if next(model.parameters()).device.type != "meta":
         yield
         return
-    tracing, find = masking_utils.is_tracing, ExpertsInterface.get_interface
+    experts: Any = ExpertsInterface  # whose method is another one for a while
+    tracing, find = masking_utils.is_tracing, experts.get_interface
     masking_utils.is_tracing = lambda tensor=None: True
-    ExpertsInterface.get_interface = lambda self, name, default: self["batched_mm"]
+    experts.get_interface = lambda self, name, default: self["batched_mm"]
     try:
         yield
     finally:
-        masking_utils.is_tracing, ExpertsInterface.get_interface = tracing, find
+        masking_utils.is_tracing, experts.get_interface = tracing, find

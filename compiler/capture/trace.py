@@ -259,7 +259,7 @@ def trace(
             result = pick(root.forward(**values, **statics))
             tracer.graph.output(tracer.argument(result, "args", []))
     except Exception as error:
-        error.effc_path = tracer.failed or ""
+        vars(error)["effc_path"] = tracer.failed or ""
         raise
     finally:
         leaves.left(tracer)

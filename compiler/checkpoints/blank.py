@@ -57,8 +57,9 @@ def parameters_on_meta() -> Iterator[None]:
             bare = torch.empty_like(parameter, device="meta")
             module._parameters[name] = nn.Parameter(bare, requires_grad=parameter.requires_grad)
 
-    nn.Module.register_parameter = register_on_meta
+    torch_module: Any = nn.Module  # whose method is another one for a while
+    torch_module.register_parameter = register_on_meta
     try:
         yield
     finally:
-        nn.Module.register_parameter = register
+        torch_module.register_parameter = register

@@ -121,7 +121,7 @@ def code_of(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConfig, type]:
+def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConfig, type[transformers.PreTrainedModel]]:
     """The config object and the model class; causal language models where `architectures` is silent."""
     from ...dsl.nearest import nearest
 
@@ -166,7 +166,9 @@ def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConf
                     help="name one in `architectures` of config.json",
                 )
             )
-        kind = classes[type(made)]
+        found = classes[type(made)]
+        assert isinstance(found, type), f"several classes for a {type(made).__name__}"
+        kind = found
     return made, kind
 
 
@@ -188,7 +190,7 @@ def _configs(config: transformers.PreTrainedConfig) -> Iterator[transformers.Pre
             yield from _configs(part)
 
 
-def attention(kind: type) -> str:
+def attention(kind: type[transformers.PreTrainedModel]) -> str:
     """Which attention a class runs with: torch's fused one wherever the class supports it."""
     return "sdpa" if kind._supports_sdpa else "eager"
 

@@ -6,7 +6,10 @@ with is effc's choice.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _TAKEN_OUT = frozenset(
     {
@@ -62,7 +65,7 @@ def class_names(model_type: str) -> Iterator[str]:
             yield from (known,) if isinstance(known, str) else known
 
 
-def model_class(model_type: str, named: Any) -> type | None:
+def model_class(model_type: str, named: Any) -> "type[PreTrainedModel] | None":
     """The first class of `architectures` that the tables have for the model type."""
     import transformers
     from transformers import PreTrainedModel

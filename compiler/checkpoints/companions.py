@@ -3,11 +3,12 @@
 import shutil
 from pathlib import Path
 
-from transformers import PreTrainedModel
+from torch import nn
 
 from ..store.regular import TOKENIZER, check_regular
 from .folder import COMPANIONS, TOKENIZER_FILES, root_of
 from .origin import Origin
+from .pretrained import pretrained
 from .sentences import MODULES, module_paths
 
 _TEMPLATES = "additional_chat_templates/*.jinja"
@@ -16,7 +17,7 @@ _SENTENCES = ("modules.json", "config_sentence_transformers.json", "sentence_ber
 _MODULE_FILES = ("config.json", "model.safetensors")
 
 
-def companions(model: PreTrainedModel, origin: Origin, folder: Path) -> None:
+def companions(model: nn.Module, origin: Origin, folder: Path) -> None:
     """Tokenizer, chat template, generation config and licence, byte for byte where the origin has files."""
     if origin.folder:
         for file in (*(origin.folder / n for n in COMPANIONS), *sorted(origin.folder.glob(_TEMPLATES))):
@@ -25,8 +26,9 @@ def companions(model: PreTrainedModel, origin: Origin, folder: Path) -> None:
         _sentence_modules(origin.folder, folder)
     if not any((folder / n).exists() for n in TOKENIZER_FILES) and (tokenizer := origin.tokenizer()) is not None:
         tokenizer.save_pretrained(folder)
-    if not (folder / "generation_config.json").exists() and model.can_generate():
-        model.generation_config.save_pretrained(folder)
+    own = pretrained(model)
+    if not (folder / "generation_config.json").exists() and own.can_generate():
+        own.generation_config.save_pretrained(folder)
 
 
 def _sentence_modules(origin: Path, folder: Path) -> None:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -63,7 +64,7 @@ def write_tensors(folder: Path, pieces: Iterable[Piece], shard_bytes: int) -> No
     if len(shards) == 1:
         _write(folder / SINGLE, shards[0])
         return
-    where = {}
+    where: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         _write(folder / name, shard)
@@ -87,7 +88,8 @@ def _shards(pieces: list[Piece], limit: int) -> list[list[Piece]]:
 
 def _write(path: Path, pieces: list[Piece]) -> None:
     pieces = sorted(pieces, key=lambda p: p.bytes % ALIGN != 0)  # stable: odd sizes last
-    header, at = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    at = 0
     for piece in pieces:
         header[piece.name] = {
             "dtype": _NAMES[piece.dtype],
@@ -107,7 +109,7 @@ def _bytes(piece: Piece) -> memoryview:
     tensor = piece.make().detach().cpu().contiguous()
     seen = (tensor.dtype, tuple(tensor.shape))
     assert seen == (piece.dtype, piece.shape), f"{piece.name} is {seen}, not {piece.dtype} {piece.shape}"
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+    return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 
 def mapped(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

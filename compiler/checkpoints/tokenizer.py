@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers
 
@@ -14,6 +14,9 @@ from ..store.regular import CONFIG, MISFIT, TOKENIZER, read_json, read_regular
 from .checkpoint import quiet
 from .classes import is_tokenizer
 from .tokenizer_form import check, check_pieces, check_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 WHOLE, PIECES = "tokenizer.json", ("tokenizer.model", "spiece.model")
 TOKENS = ("tokenizer_config.json", "special_tokens_map.json")
@@ -114,7 +117,7 @@ def _guarded(made: Any, label: str) -> Any:
     return made
 
 
-def _plain(kind: type, state: dict[str, Any]) -> Any:
+def _plain(kind: "type[PreTrainedTokenizerBase]", state: dict[str, Any]) -> Any:
     made = kind.__new__(kind)
     made.__dict__.update(state)
     return made

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...dsl.diagnostics import EXITS, Reject
+from ...dsl.diagnostics import EXITS, Diagnostic, Reject
 from ...dsl.source import Source
 from .flags import Shared, verb
 
@@ -40,7 +40,8 @@ def register(app: typer.Typer) -> None:
         """Write recipes in the one style; comments stay."""
         if to is not None:
             return _print_as(to, files, shared, check or diff)
-        changed, faults = [], []
+        changed = []
+        faults: list[Diagnostic] = []
         for path in files:
             try:
                 source, after = formatted(path)

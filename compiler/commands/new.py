@@ -163,9 +163,9 @@ def _near(folder: Path, beside: Path) -> str:
 def fitting(source: Named, goal: str, short: str, path: Path, shared: Shared) -> str:
     """The recipe with every step and bound that checks for this model."""
     session = shared.session(path)
-    steps, bounds = GOALS[goal][1:3]
+    forms, bounds = GOALS[goal][1:3]
     branches = _branches(source, session)
-    steps = tuple(s.format(branches=branches) for s in steps)
+    steps = tuple(s.format(branches=branches) for s in forms)
 
     def faults(steps: tuple[str, ...], bounds: tuple[str, ...] = ()) -> list:
         return _faults(_text(source.text, goal, short, steps, bounds), path, session)

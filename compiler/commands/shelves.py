@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
             for kind in (TITLES if every else ("pass",))
         }
         if shared.format == "json":
-            body = {TITLES[kind]: [_json(w) for w in words] for kind, words in found.items()}
+            body: dict[str, Any] = {TITLES[kind]: [_json(w) for w in words] for kind, words in found.items()}
             shared.screen.answer_json("passes", **body)
         else:
             shared.screen.answer(_drawn(found, shared, every))

@@ -32,7 +32,7 @@ def cache_update(step: "Step") -> tuple[Tensor, Tensor]:
 def attention(step: "Step") -> tuple[Tensor, None]:
     """q [b, h, t, d], k and v [b, kv, s, d] -> [b, t, h, d]: heads stay apart, what is in one doesn't."""
     module, q, k, v = step.args[:4]
-    path = step.below(module.target) if isinstance(module, fx.Node) else step.below("")
+    path = step.below(str(module.target)) if isinstance(module, fx.Node) else step.below("")
     heads = attend(step, path, q, k, v)
     b, _, t, _ = q.shape
     return heads[None, None, :, None].expand(b, t, -1, v.shape[-1]), None

@@ -16,7 +16,7 @@ def node_named(graph: fx.Graph, name: str) -> fx.Node:
 
 def staying(graph: fx.Graph, branch: Branch) -> str:
     """The operand of the branch's join that is not the branch."""
-    operands = [node.name for node in node_named(graph, branch.join).args[:2]]
+    operands = [node.name for node in node_named(graph, branch.join).args[:2] if isinstance(node, fx.Node)]
     assert branch.value in operands, f"{branch.value} is no operand of {branch.join}"
     return operands[1 - operands.index(branch.value)]
 

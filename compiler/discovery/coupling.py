@@ -106,7 +106,7 @@ class _Search:
             elif whole:
                 columns = self.owner[readers[0]]
                 order = dict.fromkeys(columns[np.isin(columns, roots)].tolist())
-                kind = "channels" if self.weighed.isdisjoint(order) else "heads"
+                kind: Kind = "channels" if self.weighed.isdisjoint(order) else "heads"
                 self.add(kind, [frozenset({root}) for root in order], 0, site)
 
     def one_item(self, roots: np.ndarray, columns: np.ndarray) -> bool:

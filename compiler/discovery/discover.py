@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import fx, nn
 from transformers import PreTrainedModel
@@ -92,7 +92,8 @@ def structure_of(graph: fx.Graph, root: nn.Module) -> Structure:
             for term in terms(graph, root, entries, labelling.values)
         )
     )
-    groups, refused = [], []
+    groups: list[Group] = []
+    refused: list[tuple[str, str]] = []
     found = groups_of(labelling)
     for group, items in zip(found.groups, found.items, strict=True):
         try:
@@ -101,7 +102,10 @@ def structure_of(graph: fx.Graph, root: nn.Module) -> Structure:
         except Baked as why:
             refused.append((group.site, str(why)))
     for found_experts in expert_groups(graph, root, labelling):
-        (groups if isinstance(found_experts, Group) else refused).append(found_experts)
+        if isinstance(found_experts, Group):
+            groups.append(found_experts)
+        else:
+            refused.append(found_experts)
     return Structure(branches, tuple(groups), (*found.refused, *refused), found.leaving)
 
 
@@ -225,7 +229,7 @@ def _placed_group(group: Group, path: str) -> Group:
     )
 
 
-def _is_pretrained(model: nn.Module) -> bool:
+def _is_pretrained(model: nn.Module) -> TypeGuard[PreTrainedModel]:
     return isinstance(model, PreTrainedModel)
 
 

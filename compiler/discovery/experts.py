@@ -45,7 +45,8 @@ def expert_groups(graph: fx.Graph, root: nn.Module, labelling: Labelling) -> Ite
 
 
 def _experts(node: fx.Node, root: nn.Module, labelling: Labelling) -> Group:
-    packed = dict(root.get_submodule(node.target).named_parameters())
+    path = str(node.target)
+    packed = dict(root.get_submodule(path).named_parameters())
     counts = {p.shape[0] for p in packed.values()}
     if len(counts) != 1 or all(p.dim() < 3 for p in packed.values()):
         raise Unrouted("their weights are not packed into one tensor each")
@@ -59,7 +60,7 @@ def _experts(node: fx.Node, root: nn.Module, labelling: Labelling) -> Group:
     ]
     members = [Member(name, 0, _EACH) for name in (*rows, *read, *(f"{node.target}.{name}" for name in packed))]
     per_block = _chosen_among(labelling, f"{router}.", count)
-    site = common([node.target, router])
+    site = common([path, router])
     attributes = tuple(
         (".".join(p for p in (site, below) if p), name, 1.0)
         for below, module in root.get_submodule(site).named_modules()
@@ -72,14 +73,16 @@ def _experts(node: fx.Node, root: nn.Module, labelling: Labelling) -> Group:
 def _router(index: fx.Node | None, root: nn.Module, count: int) -> tuple[str, list[str]]:
     """The module that makes a score for each expert, and what has an entry for each on the way from it to the numbers
     of those that were chosen."""
-    waiting, seen, read = [index] if index is not None else [], set(), []
+    waiting, seen = [index] if index is not None else [], set()
+    read: list[str] = []
     while waiting:
         node = waiting.pop(0)
-        if node.op == "call_module" and any(_has_rows(p, count) for p in root.get_submodule(node.target).parameters()):
-            given = [x.target for x in node.all_input_nodes if x.op == "get_attr"]
-            return node.target, read + [x for x in given if _has_rows(attribute(root, x), count)]
-        if node.op == "get_attr" and _has_rows(attribute(root, node.target), count):
-            read.append(node.target)
+        path = str(node.target)
+        if node.op == "call_module" and any(_has_rows(p, count) for p in root.get_submodule(path).parameters()):
+            given = [str(x.target) for x in node.all_input_nodes if x.op == "get_attr"]
+            return path, read + [x for x in given if _has_rows(attribute(root, x), count)]
+        if node.op == "get_attr" and _has_rows(attribute(root, path), count):
+            read.append(path)
         waiting += [x for x in node.all_input_nodes if x not in seen]
         seen.update(node.all_input_nodes)
     raise Unrouted("no module makes a score for each of them")
@@ -132,15 +135,16 @@ def graph_of_leaf(
         for name, x in shapes.items()
         if isinstance(x, Tensor)
     }
-    find = ExpertsInterface.get_interface
-    ExpertsInterface.get_interface = lambda self, name, default: _by_position(self[_BATCHED])
+    experts: Any = ExpertsInterface  # whose method is another one for a while
+    find = experts.get_interface
+    experts.get_interface = lambda self, name, default: _by_position(self[_BATCHED])
     try:
         statics = {name: x for name, x in shapes.items() if name not in given}
         graph = trace(module, given, statics, family=type(module).__module__, inline=True).graph
     except Exception as error:  # a forward may raise anything; then the module is taken as a whole
         return None, f": {type(error).__name__}: {error}"
     finally:
-        ExpertsInterface.get_interface = find
+        experts.get_interface = find
     for inner in graph.nodes:
         inner.meta.pop("ints", None)  # their sources start at the module; a literal that must follow is refused
     return graph, ""

@@ -188,6 +188,7 @@ def _summed_sizes(node: fx.Node, labelling: Labelling) -> Iterator[tuple[fx.Node
         if isinstance(part, fx.Node):
             yield from _summed_sizes(part, labelling)
         else:
+            assert isinstance(part, tuple | list), f"{node.name} adds other things than sizes"
             yield from ((node, f"args.{i}.{j}", size) for j, size in enumerate(part))
 
 
@@ -195,11 +196,13 @@ def _splits(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]
     axis = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
     name = next((name for name in ("split_size", "split_size_or_sections") if name in node.kwargs), None)
     sizes, place = (node.kwargs[name], f"kwargs.{name}") if name else (node.args[1], "args.1")
+    assert isinstance(axis, int), f"{node.name} splits along no axis of its own"
     lost = [int(vanished(x, axis, gone).sum()) for x in labelling.values[node]]
     if isinstance(sizes, int):
         for n in sorted(set(lost)):  # two answers for one literal are met by no attribute
             yield _need(node, place, sizes, sizes - n)
     elif not isinstance(sizes, fx.Node):
+        assert isinstance(sizes, tuple | list), f"{node.name} splits into no sizes"
         for i, size in enumerate(sizes):
             if isinstance(size, int):
                 yield _need(node, f"{place}.{i}", size, size - lost[i])
@@ -216,11 +219,13 @@ def _goes_in_whole_strides(lost: Tensor, step: Any) -> bool:
 
 
 def _slices(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]:
-    x, index = labelling.values[node.args[0]], node.args[1]
+    source, taken = node.args[:2]
+    assert isinstance(source, fx.Node), f"{node.name} takes an item of no value"
+    x = labelling.values[source]
     if not isinstance(x, Tensor):
         return
-    nested = isinstance(index, tuple)
-    index = index if nested else (index,)
+    nested = isinstance(taken, tuple)
+    index: tuple[Any, ...] = taken if isinstance(taken, tuple) else (taken,)
     spread = x.ndim - sum(i is not None and i is not ... for i in index)
     axis = 0
     for at, part in enumerate(index):

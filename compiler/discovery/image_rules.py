@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 if TYPE_CHECKING:
     from .labels import Step
@@ -35,7 +36,7 @@ _POOLINGS = (
 )
 
 
-def convolve(step: "Step", x: Tensor, module: nn.Module) -> Tensor:
+def convolve(step: "Step", x: Tensor, module: _ConvNd) -> Tensor:
     """[b, c, ...] -> [b, rows, ...]: as `contract`, but each group of rows reads its own group of channels."""
     rows = step.out.fresh(len(module.weight))
     if module.bias is not None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 from ..ir.graphs import name_of
@@ -88,8 +89,9 @@ class Step:
 
     def __init__(self, out: Labelling, root: nn.Module, node: fx.Node, run: Run | None = None):
         self.out, self.root, self.node, self.run = out, root, node, run or Run(out, root)
-        self.args = fx.map_arg(node.args, out.values.__getitem__)
-        self.kwargs = fx.map_arg(node.kwargs, out.values.__getitem__)
+        # Labels, sizes, modules: whatever the call is given when it runs. A rule that expects others has a misfit.
+        self.args: tuple[Any, ...] = tuple(fx.map_arg(node.args, out.values.__getitem__))
+        self.kwargs: dict[str, Any] = dict(fx.map_arg(node.kwargs, out.values.__getitem__))
 
     def below(self, path: str) -> str:
         """A path below the root of this graph, as one below the unit."""
@@ -98,7 +100,7 @@ class Step:
     @property
     def path(self) -> str:
         """Of the module or parameter that the node names."""
-        return self.below(self.node.target)
+        return self.below(str(self.node.target))
 
     def value(self, stream: str | None) -> Any:
         node = self.node
@@ -109,13 +111,13 @@ class Step:
         if node.op == "get_attr":
             return self.attribute()
         if node.op == "call_module":
-            return self.module(self.root.get_submodule(node.target))
+            return self.module(self.root.get_submodule(str(node.target)))
         return self.function(name_of(node))
 
     def attribute(self) -> Any:
         """A parameter, or a buffer of numbers, that is read directly has labels of its own."""
         found = self.root
-        for name in self.node.target.split("."):
+        for name in str(self.node.target).split("."):
             found = getattr(found, name)
         if not isinstance(found, Tensor):
             return self.node
@@ -126,7 +128,7 @@ class Step:
         return packed_rules.weight(self, found)
 
     def function(self, name: str) -> Any:
-        rule = _LEAVES.get(name) or _LEAVES.get(self.node.meta.get("role"))
+        rule = _LEAVES.get(name) or _LEAVES.get(self.node.meta.get("role", ""))
         if rule is not None:
             return rule(self)
         if packed_rules.weights_in((self.args, self.kwargs)):
@@ -151,9 +153,10 @@ class Step:
         if target is operator.getitem and packed_rules.picks(self.args[1]):
             return packed_rules.picked(self, *self.args)
         if self.node.op == "call_method":
-            return getattr(self.args[0], target)(*self.args[1:], **self.kwargs)
+            return getattr(self.args[0], str(target))(*self.args[1:], **self.kwargs)
         if target is getattr and self.args[1] == "dtype":
             return self.node.meta.get("dtype")
+        assert not isinstance(target, str), f"{target} is no function"
         return target(*self.args, **self.kwargs)
 
     def pointwise(self, inputs: list[Tensor]) -> Any:
@@ -181,7 +184,7 @@ class Step:
         """The largest or smallest along one axis and where it is, or of all."""
         if not isinstance(self.node.meta["dtype"], tuple):
             return self.mix("amax", x)
-        axis = self.kwargs.get("dim", self.args[1] if len(self.args) > 1 else None)
+        axis: Any = self.kwargs.get("dim", self.args[1] if len(self.args) > 1 else None)
         self.out.couple_along(x, axis)
         keep = self.kwargs.get("keepdim", self.args[2] if len(self.args) > 2 else False)
         return x.amax(axis, keepdim=keep), blank(self.node.meta["shape"][1])
@@ -196,14 +199,14 @@ class Step:
         return (given,) if isinstance(given, int) else tuple(given)
 
     def module(self, module: nn.Module) -> Any:
-        x = next(tensors_in((self.args, self.kwargs)), None)
+        x: Any = next(tensors_in((self.args, self.kwargs)), None)
         kind = type(module).__name__
         runs = type(module).forward  # a subclass with another forward is something else
-        if runs is nn.Linear.forward:
+        if runs is nn.Linear.forward and isinstance(module, nn.Linear):
             return self.contract(x, module, out_axis=0)
-        if runs is Conv1D.forward:
+        if runs is Conv1D.forward and isinstance(module, Conv1D):
             return self.contract(x, module, out_axis=1)
-        if runs in image_rules.CONVOLUTIONS:
+        if runs in image_rules.CONVOLUTIONS and isinstance(module, _ConvNd):
             return image_rules.convolve(self, x, module)
         if isinstance(module, image_rules.MOVING):
             return module(x)
@@ -216,12 +219,12 @@ class Step:
         if isinstance(module, Reft):  # mixes the channels of a stream, and hands it on
             self.out.couple_along(x, -1)
             return x
-        if runs is nn.Embedding.forward:
+        if runs is nn.Embedding.forward and isinstance(module, nn.Embedding):
             rows = self.claim("weight", 1, self.out.fresh(module.embedding_dim))
             return rows.expand(*x.shape, -1)
         if _is_pointwise(module) and all(p.numel() == 1 for p in module.parameters()):
             return x
-        if runs is nn.PReLU.forward:  # a slope for each channel of [b, c, ...]
+        if runs is nn.PReLU.forward and isinstance(module, nn.PReLU):  # a slope for each channel of [b, c, ...]
             self.out.couple(self.claim("weight", 0, self.out.fresh(len(module.weight))), x.movedim(1, -1))
             return x
         why = ""
@@ -239,7 +242,7 @@ class Step:
         """Note a claim of a parameter of the module that is called, or of the one that is read."""
         return self.out.claim(f"{self.path}.{name}" if name else self.path, axis, labels, reads)
 
-    def contract(self, x: Tensor, module: nn.Module, out_axis: int) -> Tensor:
+    def contract(self, x: Tensor, module: nn.Linear | Conv1D, out_axis: int) -> Tensor:
         """A matrix product: reads its input's labels at its columns and gives its rows new ones."""
         flat = x.reshape(-1, x.shape[-1])
         self.out.couple_along(flat, 0)

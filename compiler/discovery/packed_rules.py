@@ -69,8 +69,9 @@ def moved(step: "Step", w: Weight) -> Any:
     if target is operator.getitem and picks(step.args[1]):
         parts = [picked(step, axis, step.args[1]) for axis in w.axes]
     elif step.node.op == "call_method":
-        parts = [getattr(axis, target)(*step.args[1:], **step.kwargs) for axis in w.axes]
+        parts = [getattr(axis, str(target))(*step.args[1:], **step.kwargs) for axis in w.axes]
     else:
+        assert not isinstance(target, str), f"{target} is no function"
         parts = [target(axis, *step.args[1:], **step.kwargs) for axis in w.axes]
     if isinstance(parts[0], Tensor):
         return w.moved(parts)
@@ -126,7 +127,7 @@ def contracted(step: "Step", x: Tensor, w: Weight) -> Tensor:
     return made.squeeze(-2) if x.ndim == 1 else made
 
 
-def met(step: "Step", found: list[Weight]) -> Tensor:
+def met(step: "Step", found: list[Weight]) -> Tensor | Weight:
     """A sum or a product place by place."""
     others = list(tensors_in((step.args, step.kwargs)))
     if not others:

@@ -44,7 +44,7 @@ def terms(graph: fx.Graph, root: nn.Module, entries: Sequence[fx.Node], values: 
     for node in graph.nodes:
         tap = tap_of(node, above, values)
         if tap is not None:
-            value = next(x for x in node.args if x is not tap[1])
+            value = next(x for x in _operands(node) if x is not tap[1])
             found += _split(node, value, tap[0], above, values)
     inner = {join for join, _, _ in found if any(join in nodes for _, _, nodes in found)}
     kept = [term for term in found if term[0] not in inner]
@@ -59,7 +59,7 @@ def dominators(entries: Sequence[fx.Node], values: Mapping) -> dict[fx.Node, fx.
     while node.op != "root":
         inputs = [x for x in _fed(node) if x in above]
         if node not in above and inputs and carries_data(node, values):
-            low = inputs[0]
+            low: fx.Node | None = inputs[0]
             for other in inputs[1:]:
                 low = _meet(low, other, above, depth)
             above[node], depth[node] = low, depth[low] + 1
@@ -93,11 +93,19 @@ def tap_of(node: fx.Node, above: Mapping, values: Mapping) -> tuple[fx.Node, fx.
     """Where a residual add taps the stream, and which operand carries it; None for any other node."""
     if not _is_add(node, above, values):
         return None
-    for stream, value in (node.args, node.args[::-1]):
+    left, right = _operands(node)
+    for stream, value in ((left, right), (right, left)):
         for tap in _taps(stream, value, above, values):
             if tap is not through(value) and _dominates(tap, value, above):
                 return tap, stream
     return None
+
+
+def _operands(add: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Of what `_is_add` says is one."""
+    left, right = add.args
+    assert isinstance(left, fx.Node) and isinstance(right, fx.Node), f"{add.name} adds other things than two values"
+    return left, right
 
 
 def _taps(stream: fx.Node, value: fx.Node, above: Mapping, values: Mapping) -> Iterator[fx.Node]:
@@ -131,7 +139,9 @@ def through(node: fx.Node) -> fx.Node:
     while (node.op in ("call_function", "call_method") and name_of(node) in KEEPS) or (
         node.op == "call_module" and node.meta.get("role") in ("dropout", "identity")
     ):
-        node = node.args[0]
+        behind = node.args[0]
+        assert isinstance(behind, fx.Node), f"{node.name} keeps no value"
+        node = behind
     return node
 
 
@@ -153,12 +163,12 @@ def _split(join: fx.Node, value: fx.Node, tap: fx.Node, above: Mapping, values: 
         and inner.meta.get("scope") == join.meta.get("scope")
         and tap_of(inner, above, values) is None
     ):
-        return [part for x in inner.args for part in _split(inner, x, tap, above, values)]
-    inner = _before_output(inner, above)
-    if inner is not None and _is_add(inner, above, values) and tap_of(inner, above, values) is None:
-        sides = [_between(tap, x, above) for x in inner.args]
+        return [part for x in _operands(inner) for part in _split(inner, x, tap, above, values)]
+    given = _before_output(inner, above)
+    if given is not None and _is_add(given, above, values) and tap_of(given, above, values) is None:
+        sides = [_between(tap, x, above) for x in _operands(given)]
         if {"attention", "ssm"} == {_role(side - sides[1 - i], True) for i, side in enumerate(sides)}:
-            return [(inner, x, side) for x, side in zip(inner.args, sides, strict=True)]
+            return [(given, x, side) for x, side in zip(_operands(given), sides, strict=True)]
     return [(join, value, _between(tap, value, above))]
 
 
@@ -234,8 +244,8 @@ def _role(nodes: frozenset[fx.Node], works: bool) -> str:
 def modules_used(node: fx.Node, root: nn.Module) -> list[str]:
     """Modules that a node calls, or whose parameter it reads."""
     if node.op == "call_module":
-        return [node.target]
-    reads = [x.target for x in node.all_input_nodes if x.op == "get_attr"]
+        return [str(node.target)]
+    reads = [str(x.target) for x in node.all_input_nodes if x.op == "get_attr"]
     owners = []
     for path in reads:
         owner, _, name = path.rpartition(".")

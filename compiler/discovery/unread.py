@@ -61,7 +61,9 @@ def _set(node: fx.Node, need: Need) -> None:
 def _refuse_uneven(labelling: Labelling, gone: np.ndarray) -> None:
     for node in labelling.values:
         if name_of(node) in _UNEVEN and node.op != "placeholder":
-            for x in tensors_in(labelling.values[node.args[0]]):
+            divided = node.args[0]
+            assert isinstance(divided, fx.Node), f"{node.name} divides no value"
+            for x in tensors_in(labelling.values[divided]):
                 if gone[x.numpy()].any():
                     raise Baked(f"`{name_of(node)}` divides what nobody else needs")
 

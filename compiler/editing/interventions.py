@@ -111,7 +111,7 @@ def make(
         }
         made[path] = Reft.from_spec(program.model.get_submodule(path), spec)
         generator = torch.Generator().manual_seed(seed_of_layer(path))
-        for function in made[path].functions.values():
+        for function in made[path].interventions():
             function.start(start, generator)
         made[path].train(program.model.get_submodule(path).training)
     return made

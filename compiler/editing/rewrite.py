@@ -15,7 +15,7 @@ from ..capture.refresh import with_current_ints
 from ..discovery.following import Baked
 from ..discovery.unread import kept, lost_readers, rewritten, unread
 from ..ir import graph_json, slots, surgery
-from ..ir.edits import is_below, renamed
+from ..ir.edits import Swappable, is_below, renamed
 from ..ir.graphs import attends, is_masked, referenced, sources, uses_cache
 from ..ir.liveness import sweep
 from ..ir.program import Program
@@ -83,7 +83,7 @@ class Rewriter:
 
     def swap_module(self, path: str, new: nn.Module) -> None:
         """Put a module of effc (see `edits.Swappable`) in a module's place."""
-        entry = {"class": swaps.name_of(new), "spec": new.spec()}
+        entry = _entry(new)
         surgery.swap(self.program.model, path, new)
         self.program.edits.forget(path)
         self.program.edits.swapped[path] = entry
@@ -92,7 +92,7 @@ class Rewriter:
     def add_module(self, path: str, new: nn.Module) -> None:
         """Put a new module of effc (see `edits.Swappable`) into a module that has none of that name."""
         surgery.add(self.program.model, path, new)
-        self.program.edits.swapped[path] = {"class": swaps.name_of(new), "spec": new.spec()}
+        self.program.edits.swapped[path] = _entry(new)
         self._touch(path)
 
     def take_module(self, path: str) -> None:
@@ -125,7 +125,7 @@ class Rewriter:
         kinds = self._kinds()
         owner, place = surgery.split(path)
         moved = surgery.drop_layer(program.model, path)
-        left = edits.layers.setdefault(owner, list(range(len(program.model.get_submodule(owner)) + 1)))
+        left = edits.layers.setdefault(owner, list(range(len(surgery.layers_at(program.model, owner)) + 1)))
         del left[int(place)]
         edits.forget(path)
         edits.rename(moved)
@@ -336,6 +336,12 @@ def _leave_out(graph: fx.Graph, unread: frozenset[int], lost: set[fx.Node]) -> N
                 given[index] = None
     if unread:
         output.args = (tuple(given),)
+
+
+def _entry(new: nn.Module) -> dict[str, Any]:
+    """What the record says of a module that is put in."""
+    assert isinstance(new, Swappable), f"{type(new).__name__} can't say how it is made again"
+    return {"class": swaps.name_of(new), "spec": new.spec()}
 
 
 def _stays(add: fx.Node, keep: str | None) -> fx.Node:

@@ -12,9 +12,10 @@ from ...dsl.diagnostics import Reject
 from ...dsl.inputs import unfit_ranks, wide_ranks
 from ...dsl.skeleton import Part, Skeleton
 from ...kernels.grid import Grid
-from ..ir.outcome import Outcome
+from ..ir.outcome import Members, Outcome
 from ..ir.program import Program
 from ..ir.weights import assign
+from ..layers.linear import weight_of
 from ..report.quantity import count, counted
 from ..search.masks import is_sparse
 from ..training.adapters import Adapters, Shape, adapted
@@ -67,7 +68,7 @@ class Family(Outcome):
     def _learned(self) -> dict[str, Tensor]:
         return {**self.tensors, **self.weights, **self.crops}
 
-    def members(self) -> Iterator[tuple[str, Program]]:
+    def members(self) -> Members:
         """The program as the largest choice, for as long as it is its turn."""
         with self.applied(self.space.choice("largest")):
             yield "", self.program
@@ -164,7 +165,7 @@ class Family(Outcome):
     def acts_on_zeros(self) -> bool:
         """Whether one of the weights beneath is sparse."""
         model = self.program.model
-        return any(is_sparse(model.get_submodule(path).weight.detach()) for path in self.paths)
+        return any(is_sparse(weight_of(model.get_submodule(path))) for path in self.paths)
 
     def to_json(self) -> dict[str, Any]:
         """All but the program, and of tensors the names."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..editing.rewrite import Rewriter
 from ..ir.weights import assign
+from ..layers.linear import weight_of
 from .choices import KERNEL, Space
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def crop(program: "Program", space: Space, choice: Mapping[str, int], crops: Map
         for dial in space.of(KERNEL):
             rim = (dial.values[0] - choice[dial.name]) // 2
             for path in dial.places if rim else ():
-                weight = program.model.get_submodule(path).weight.detach()
+                weight = weight_of(program.model.get_submodule(path))
                 made[f"{path}.weight"] = cropped(weight, path, dial.values, choice[dial.name], crops).contiguous()
                 less = padding(program, path, rim)
                 assert less is not None, f"{path} is padded in another way than it was"
@@ -102,7 +103,7 @@ def _own(module: nn.Conv2d, path: str, less: Sequence[int]) -> dict[str, Any] | 
     return _less(inner[0], less) if len(inner) == 1 else None
 
 
-def _less(pad: tuple[str, nn.Module] | None, less: Sequence[int]) -> dict[str, Any] | None:
+def _less(pad: tuple[str, nn.ZeroPad2d] | None, less: Sequence[int]) -> dict[str, Any] | None:
     if pad is None:
         return None
     path, module = pad
@@ -110,7 +111,7 @@ def _less(pad: tuple[str, nn.Module] | None, less: Sequence[int]) -> dict[str, A
     return {f"{path}.padding": left} if min(left) >= 0 else None
 
 
-def _pad_before(program: "Program", path: str) -> tuple[str, nn.Module] | None:
+def _pad_before(program: "Program", path: str) -> tuple[str, nn.ZeroPad2d] | None:
     """A ZeroPad2d whose output one convolution alone is given."""
     module = program.model.get_submodule(path)
     if type(module).forward is not nn.Conv2d.forward or module.padding not in ("valid", (0, 0)):

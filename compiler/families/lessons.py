@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class Lesson:
             if said is not None and choice != largest:
                 lesson = replace(lesson, original=said, share=self.share)
             loss = lesson.learn(chosen, weight / len(choices))
-            self.journal.remember(f"{self.drawn.step}:{number}:{int(chosen[0])}", lambda loss=loss: loss)
+            self.journal.remember(f"{self.drawn.step}:{number}:{int(chosen[0])}", partial(float, loss))
             total += loss / len(choices)
         return total
 

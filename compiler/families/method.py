@@ -4,12 +4,14 @@ import math
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.show import show
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, MetricRef, Ratio, handles
 from ..ir.outcome import Front, Outcome, Point
+from ..ir.program import Program
 from ..machine.deadline import TimeUp
 from ..planning import keys
 from ..store.journal import Journal
@@ -88,7 +90,7 @@ class Method(Pass):
             front=[list(genome) for genome in front],
             latency_error=table.error if table else None,
         )
-        return Front(tuple(points), lambda point: outcome.cut(point.choice))
+        return Front(tuple(points), partial(_cut, outcome))
 
     def _point(self, number: int, genome: Genome, explorer: Explorer, ctx: Context) -> Point:
         choice = explorer.space.decoded(genome)
@@ -98,6 +100,11 @@ class Method(Pass):
             value = explorer.value(objective, choice)
             measures[show(objective.ref)] = (value, objective.unit, objective.better)
         return Point(f"choice_{number}", "", measures, choice)
+
+
+def _cut(family: Family, point: Point) -> Program:
+    assert point.choice is not None, f"{point.name} is no choice"
+    return family.cut(point.choice)
 
 
 def no_finite(count: int):

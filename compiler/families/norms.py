@@ -28,6 +28,7 @@ def recalibrate(model: nn.Module, rows: Tensor) -> None:
     momenta = [norm.momentum for norm in norms]
     with evaluating(model):
         for norm in norms:  # new tensors: the old ones may be mapped from a file, or another's
+            assert norm.running_mean is not None and norm.running_var is not None, "a norm without statistics"
             norm.running_mean = torch.zeros_like(norm.running_mean)
             norm.running_var = torch.ones_like(norm.running_var)
             norm.num_batches_tracked = torch.zeros((), dtype=torch.long, device=norm.running_mean.device)

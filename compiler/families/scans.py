@@ -58,13 +58,14 @@ def _follows(model: nn.Module, group: Group, member: Member) -> bool:
     if name is None or member.axis or getattr(module, "weight", None) is None:
         return False
     whole, items = copy.deepcopy(module).float().cpu(), range(0, group.count, 2)
-    width = whole.weight.shape[0]
+    weight = tensor_at(whole, "weight")
+    width = weight.shape[0]
     kept = torch.tensor([i for item in items for i in member.indices(item)])
     share = len(kept) / width
     asked = [p for p in inspect.signature(module.forward).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     inputs = [torch.randn(1, 3, width, generator=chance) for _ in asked]
     narrow = copy.deepcopy(whole)
-    put(narrow, "weight", whole.weight[kept].clone())
+    put(narrow, "weight", weight[kept].clone())
     for owner, count, per in group.attributes:
         if owner == path:
             setattr(narrow, count, round(getattr(narrow, count) - (group.count - len(items)) * per))
@@ -125,6 +126,7 @@ class Scans:
     def _norm(self, path: str) -> list[Any]:
         module = self.model.get_submodule(path)
         name = _epsilon(module)
+        assert name is not None, f"{path} has no epsilon"
         own = getattr(module, name)
 
         def narrow(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -152,6 +154,7 @@ class Scans:
         def silent(_module: nn.Module, _args: Any) -> None:
             if tensor in self.weights:
                 whole = owner._parameters[name]
+                assert whole is not None, f"{tensor} is silenced twice"
                 over = self.weights[tensor].to(whole.dtype)
                 kept.append(whole)
                 owner._parameters[name] = None

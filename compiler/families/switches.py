@@ -97,7 +97,7 @@ class Switches:
 
     def __post_init__(self) -> None:
         skeleton = self.program.skeleton
-        self.groups = {(g.site, g.kind): g for g in skeleton.groups}
+        self.groups: dict[tuple[str, str], Group] = {(g.site, g.kind): g for g in skeleton.groups}
         self.branches = {b.site: b for b in skeleton.branches}
         self.scans = Scans(self.program.model)
         self.experts = Mixtures(self.program)
@@ -139,8 +139,8 @@ class Switches:
         """Let units run without these branches, with the numbers of experts that they have now."""
         wanted: dict[str, frozenset[str]] = {}
         for site in sites:
-            unit = self.branches[site].unit
-            wanted[unit] = wanted.get(unit, frozenset()) | {site}
+            path = self.branches[site].unit
+            wanted[path] = wanted.get(path, frozenset()) | {site}
         for path, unit in self.program.units.items():
             without = wanted.get(path, frozenset())
             follows = without or unit.edited  # else it runs its class's forward, which reads the numbers itself
@@ -210,6 +210,7 @@ class Switches:
         def exchange(module: nn.Module, _args: Any) -> None:
             if path in self.kernels:
                 whole = module._parameters["weight"]
+                assert whole is not None, f"{path} runs inside of itself"
                 small = cropped(whole, path, values, self.kernels[path], self.crops)
                 module._parameters["weight"], vars(module)["whole"] = None, whole
                 vars(module)["weight"] = surrounded(small, values[0])

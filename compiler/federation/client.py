@@ -82,7 +82,11 @@ class Participant:
     def __call__(self, message: Message, memory: dict[str, Any]) -> Answer:
         self.learner = self._learner_for(message)
         if message.kind == "join":
-            said = {"client": self.client, "examples": self.learner.examples, "base": self.learner.base}
+            said: dict[str, str | int | float | bool] = {
+                "client": self.client,
+                "examples": self.learner.examples,
+                "base": self.learner.base,
+            }
             if message.config.get("secure"):
                 said["public"] = keys_of(memory).public.hex()
             return Answer(config=said)

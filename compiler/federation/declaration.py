@@ -250,8 +250,8 @@ def strategy_of(declared: Declaration, seed: int | None = None) -> Strategy:
     if declared.strategy == "ffa":
         return FrozenA(declared.full, clip, declared.noise, seed)
     if declared.strategy in ("stack", "svd", "hetlora"):
-        kind = {"stack": Stack, "svd": Truncate, "hetlora": Pad}[declared.strategy]
-        return kind(declared.full, declared.alpha, ranks)
+        kinds: dict[str, type[Stack] | type[Truncate] | type[Pad]] = {"stack": Stack, "svd": Truncate, "hetlora": Pad}
+        return kinds[declared.strategy](declared.full, declared.alpha, ranks)
     mix = 0.0 if declared.strategy == "alone" else declared.mix
     return AllButMe(declared.full, declared.center, declared.way, mix)  # type: ignore[arg-type]
 

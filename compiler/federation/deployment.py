@@ -168,7 +168,7 @@ def _started(
     """SuperLink, the process that runs the server, and the nodes, each registered by its key."""
     keys, address = made.folder / "keys", f"127.0.0.1:{made.port}"
     secret = ("--superexec-auth-secret-file", str(keys / "secret"))
-    link = (
+    link: tuple[str, ...] = (
         str(commands / "flower-superlink"),
         "--host",
         "127.0.0.1",
@@ -192,7 +192,14 @@ def _started(
         )
         if own:
             config += f" data={json.dumps(str(own[number].resolve()))}"
-        node = (str(commands / "flower-supernode"), "--superlink", address, *trust, "--max-retries", "5")
+        node: tuple[str, ...] = (
+            str(commands / "flower-supernode"),
+            "--superlink",
+            address,
+            *trust,
+            "--max-retries",
+            "5",
+        )
         node += ("--auth-supernode-private-key", str(keys / f"node{number}"), "--host", "127.0.0.1")
         node += ("--port", str(ports[number]), "--node-config", config)
         made = _with(made, start(f"node{number}", node, env, made.folder))

@@ -27,7 +27,13 @@ class Drawing:
             up = 4 * numbers(strategy.wanted(client))  # 0 of a search: it depends on how much is asked
             rank = declared.ranks[client] if declared.ranks else None
             budget = declared.sizes[declared.size_of[client]].params if declared.sizes else None
-            row = {"client": client, "up": up, "down": _down(declared, up), "rank": rank, "params": budget}
+            row: dict[str, Any] = {
+                "client": client,
+                "up": up,
+                "down": _down(declared, up),
+                "rank": rank,
+                "params": budget,
+            }
             row["budget"] = declared.budgets[client] if declared.budgets else None
             made.append(row)
         return made

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from ...dsl.diagnostics import Reject
 from ...dsl.inputs import rank_too_large
+from ..checkpoints.pretrained import pretrained
+from ..layers.linear import weight_of
 from .faults import unfit_strategy
 from .low_rank import modules
 from .state import Shapes
@@ -27,13 +29,14 @@ def shapes_of(
     if trains == "index":
         return {}
     if trains == "prompt":
-        return {"prompt": (tokens, program.model.get_input_embeddings().weight.shape[1])}
+        return {"prompt": (tokens, weight_of(pretrained(program.model).get_input_embeddings()).shape[1])}
     if trains == "full":
         return {name: tuple(p.shape) for name, p in program.model.named_parameters()}
     if trains == "reft":
         found = _functions(program)
         return {name: tuple(p.shape) for path, f in found.items() for name, p in arrays(path, f).items()}
-    parts, full = {part.path: part for part in program.skeleton.parts}, {}
+    parts = {part.path: part for part in program.skeleton.parts}
+    full: dict[str, tuple[int, ...]] = {}
     for path in adaptable(program, on, "trains: full"):
         shape = dict(parts[path].tensors)["weight"]
         out, inputs = reversed(shape) if parts[path].kind == "Conv1D" else shape

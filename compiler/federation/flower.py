@@ -16,9 +16,8 @@ import numpy as np
 
 from ...dsl.diagnostics import Fault, Reject
 from .checkpoint import Checkpoint
-from .client import Participant
 from .declaration import federation_of, read_declaration
-from .grid import Answer, Message, Reply
+from .grid import Answer, Client, Message, Reply
 from .noise import privacy
 from .place import Place
 from .results import write_results
@@ -66,7 +65,7 @@ class FlowerGrid:
         node = self.nodes.pop(to)
         if letter.has_error():
             return Reply(to, node, error=_sentence(str(letter.error.reason)))
-        return Reply(to, node, _states(letter.content), dict(letter.content[f"{_PREFIX}config"]))
+        return Reply(to, node, _states(letter.content), _config(letter.content))
 
 
 def _sentence(reason: str) -> str:
@@ -91,6 +90,10 @@ def _record(state: State) -> Any:
     from flwr.app import Array, ArrayRecord
 
     return ArrayRecord.from_array_dict({name: Array(np.ascontiguousarray(a)) for name, a in state.items()})
+
+
+def _config(content: Any) -> dict[str, Any]:
+    return dict(content[f"{_PREFIX}config"])
 
 
 def _states(content: Any) -> dict[str, State]:
@@ -140,7 +143,7 @@ def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
     from flwr.app import ConfigRecord, RecordDict
     from flwr.app import Message as Reply_
 
-    config = dict(letter.content[f"{_PREFIX}config"])
+    config = _config(letter.content)
     kind, number = str(config.pop("kind")), int(config.pop("round"))
     message = Message(0, kind, number, _states(letter.content), config)
     declared = read_declaration(file).with_changes(clients=int(context.run_config["clients"]))
@@ -192,7 +195,7 @@ _open = ExitStack()  # adapters stay on their model as long as the process lives
 
 
 @cache
-def _seat(identity: str, file: Path, model: str, data: str, own: bool, client: int, clients: int) -> Participant:
+def _seat(identity: str, file: Path, model: str, data: str, own: bool, client: int, clients: int) -> Client:
     """The client of a partition in this process, which may answer many messages."""
     from ..store.cache import default_cache
     from ..words.context import Settings

@@ -4,6 +4,7 @@ The grid has the methods of Flower's: `get_node_ids`, `push_messages`, `pull_mes
 and nothing else, so that it runs unchanged here, in Flower's simulation and in its deployment (flower.py).
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +14,15 @@ from typing import Any, Protocol
 from .state import State, size_of
 
 Plain = Mapping[str, str | int | float | bool]
+Told = Mapping[str, str | int | float | bool | list[float]]  # what a client says, who may say anything
+
+
+def as_number(said: object) -> float:
+    """What a client says, as a number; NaN of what is none."""
+    try:
+        return float(said) if isinstance(said, str | int | float) else math.nan
+    except (ValueError, OverflowError):
+        return math.nan
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,7 @@ class Reply:
     to: str
     node: int
     arrays: Mapping[str, State] = field(default_factory=dict)
-    config: Plain = field(default_factory=dict)
+    config: Told = field(default_factory=dict)
     error: str = ""
 
     @property
@@ -58,7 +68,7 @@ class Answer:
     """What a client makes of a message."""
 
     arrays: Mapping[str, State] = field(default_factory=dict)
-    config: Plain = field(default_factory=dict)
+    config: Told = field(default_factory=dict)
 
 
 # A client: what came, and a dict of its own that lasts as long as its node does.

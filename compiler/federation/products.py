@@ -57,7 +57,7 @@ class Stack(Strategy):
 
         if not self.rounds:
             return {}
-        return {"global": joined([self.rounds[n] for n in sorted(self.rounds)], self.alpha) | self.head}
+        return {"global": {**joined([self.rounds[n] for n in sorted(self.rounds)], self.alpha), **self.head}}
 
     def saved(self) -> dict[str, State]:
         made = {f"round-{number}": state for number, state in self.rounds.items()}

@@ -108,7 +108,19 @@ def declare(
         return DataSet(ref.name, call.word, {k: to_json(v) for k, v in call.args.items()})
 
     distinct = {size.params: size for size in sizes}
-    same = ("trains", "alpha", "strategy", "center", "way", "clip", "noise", "delta", "clients", "split", "beta")
+    same: tuple[str, ...] = (
+        "trains",
+        "alpha",
+        "strategy",
+        "center",
+        "way",
+        "clip",
+        "noise",
+        "delta",
+        "clients",
+        "split",
+        "beta",
+    )
     same += ("steps", "batch", "lr", "rounds", "protects", "secure", "stream", "anchor", "top", "counted")
     same += ("allocation", "counts")
     return Declaration(

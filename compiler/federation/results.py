@@ -53,7 +53,8 @@ def _write_interventions(state: State, source: Path, folder: Path) -> None:
     import shutil
 
     inner = {"R": "project", "V": "project", "W": "aim", "b": "bias"}
-    made, rest = {}, {}
+    made: dict[str, np.ndarray] = {}
+    rest: dict[str, np.ndarray] = {}
     for name, array in state.items():
         path, _, last = name.rpartition(".")
         is_edit = ".reft.functions." in name and last in inner

@@ -4,6 +4,7 @@ A client that fails, is late, sends NaN or other shapes, holds another base mode
 round with a sentence; the run goes on with the others, or stops with a sentence where fewer than `least` are left.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ import numpy as np
 from ...dsl.diagnostics import Fault, Reject
 from .checkpoint import Checkpoint
 from .course import Course, Round, Turn
-from .grid import Grid, Message, Reply, exchange
+from .grid import Grid, Message, Reply, as_number, exchange
 from .secure import LEAST, masked_request, opened_sum
 from .state import State, fault_of, numbers
 from .strategy import Sent, Strategy
@@ -134,28 +135,29 @@ class Federation:
         fresh = sorted(there - self.known.keys())
         asked = [Message(node, "join", 0, {}, {"secure": True} if self.strategy.secure else {}) for node in fresh]
         replies = exchange(self.grid, asked, self.terms.deadline, self.terms.every)
-        for reply in sorted(replies, key=lambda r: (int(r.config.get("client", -1)), r.node)):
-            client = self._admit(reply)
-            self.known[reply.node] = client
-            if client is not None:
-                public = str(reply.config.get("public", ""))
-                self.members[client] = Member(client, reply.node, int(reply.config["examples"]), public)
-                self.faults.pop(client, None)
+        for reply in sorted(replies, key=lambda r: (_client(r), r.node)):
+            member = self._admit(reply)
+            self.known[reply.node] = None if member is None else member.client
+            if member is not None:
+                self.members[member.client] = member
+                self.faults.pop(member.client, None)
 
-    def _admit(self, reply: Reply) -> int | None:
+    def _admit(self, reply: Reply) -> Member | None:
         """The client that a node is, or None, with the reason in `faults`."""
-        client = int(reply.config.get("client", -1 - len(self.faults)))
+        client, base, examples = _client(reply), reply.config.get("base"), as_number(reply.config.get("examples"))
         if reply.error:
             why = reply.error
-        elif reply.config["base"] != self.terms.base:
-            why = f"its base model is {str(reply.config['base'])[:12]}, that of the federation {self.terms.base[:12]}"
-        elif not int(reply.config["examples"]):
+        elif base != self.terms.base:
+            why = f"its base model is {str(base)[:12]}, that of the federation {self.terms.base[:12]}"
+        elif not 1 <= examples < math.inf:
             why = "it has no data"
+        elif client < 0:
+            why = "it does not say which client it is"
         elif client in self.members:
             why = f"another node is client {client} already"
         else:
-            return client
-        self.faults[client] = why
+            return Member(client, reply.node, int(examples), str(reply.config.get("public", "")))
+        self.faults[client if client >= 0 else -1 - len(self.faults)] = why
         return None
 
     def _initial(self) -> State:
@@ -191,8 +193,7 @@ class Federation:
                 self.holding.pop(client, None)  # its node's memory is not what we think
                 continue
             assert reply is not None
-            examples = float(reply.config["examples"])
-            sent[client] = Sent(reply.arrays.get("own", {}), examples)
+            sent[client] = Sent(reply.arrays.get("own", {}), as_number(reply.config.get("examples")))
             turns[client] = _turn(reply, messages[client])
             self.holding[client] = number
         summed = self._sum(number, sorted(sent), faults) if self.strategy.secure else None
@@ -227,18 +228,23 @@ class Federation:
     def _message(self, client: int, number: int) -> Message:
         payload = self.strategy.payload(client, number, self.holding.get(client))
         terms = self.terms
-        config = {"base": terms.base, "deadline": terms.deadline, "seed": terms.seed, "rounds": terms.rounds}
+        config: dict[str, str | int | float | bool] = {
+            "base": terms.base,
+            "deadline": terms.deadline,
+            "seed": terms.seed,
+            "rounds": terms.rounds,
+        }
         config |= payload.config
         return Message(self.members[client].node, "train", number, payload.arrays, config)
 
-    def _fault(self, client: int, number: int, reply: Reply | None) -> str:
+    def _fault(self, client: int, round_: int, reply: Reply | None) -> str:
         if reply is None:
             return f"no reply within {self.terms.deadline:g} s"
         if reply.error:
             return reply.error
-        if int(reply.config.get("number", -1)) != number:
-            return f"its reply is of round {reply.config.get('number')}"
-        if not float(reply.config.get("examples", 0)) > 0:
+        if as_number(reply.config.get("number")) != round_:
+            return f"its reply is of round {str(reply.config.get('number'))[:12]}"
+        if not 0 < as_number(reply.config.get("examples")) < math.inf:
             return "it has no data"
         return "" if self.strategy.secure else fault_of(reply.arrays.get("own", {}), self.strategy.wanted(client))
 
@@ -289,10 +295,16 @@ def _first_line(text: str) -> str:
     return text.splitlines()[0] if text else text
 
 
+def _client(reply: Reply) -> int:
+    """Which client a node says it is; -1 of what is no number of one."""
+    said = as_number(reply.config.get("client"))
+    return int(said) if 0 <= said < math.inf else -1
+
+
 def _turn(reply: Reply, message: Message) -> Turn:
-    values = {name: float(reply.config.get(name, "nan")) for name in NUMBERS}
-    told = reply.config.get("by_task", [])
-    tasks = tuple(float(x) for x in told) if isinstance(told, Sequence) and not isinstance(told, str) else ()
+    values = {name: as_number(reply.config.get(name)) for name in NUMBERS}
+    told = reply.config.get("by_task")
+    tasks = tuple(as_number(x) for x in told) if isinstance(told, list) else ()
     return Turn(**values, by_task=tasks, bytes_up=reply.bytes, bytes_down=message.bytes)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -33,7 +33,9 @@ class Rows:
     def select(self, numbers: Sequence[int]) -> "Rows":
         """The rows of these numbers, in this order."""
         at = torch.as_tensor(numbers, dtype=torch.int64)
-        return Rows(*(None if (value := getattr(self, f.name)) is None else value[at] for f in fields(self)))
+        held: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        taken: dict[str, Any] = {name: None if value is None else value[at] for name, value in held.items()}
+        return Rows(**taken)
 
 
 def rows_of(name: str, ctx: "Context") -> Rows:
@@ -44,8 +46,8 @@ def rows_of(name: str, ctx: "Context") -> Rows:
 
 def joined(parts: Sequence[Rows]) -> Rows:
     """One after the other; what some lack, all lack."""
-    made = []
+    made: dict[str, Any] = {}
     for f in fields(Rows):
         values = [getattr(part, f.name) for part in parts]
-        made.append(None if any(v is None for v in values) else torch.cat(values))
-    return Rows(*made)
+        made[f.name] = None if any(v is None for v in values) else torch.cat(values)
+    return Rows(**made)

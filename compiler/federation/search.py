@@ -14,7 +14,7 @@ import numpy as np
 from ...dsl.diagnostics import Reject
 from .client import client_refuses
 from .course import Course, Round, Turn
-from .grid import Answer, Message, Reply, exchange
+from .grid import Answer, Message, Reply, as_number, exchange
 from .rounds import Federation, too_few_clients
 from .state import State
 from .strategy import Payload, Sent, Strategy
@@ -136,13 +136,13 @@ class Library(Federation):
         if reply is None or reply.error:
             return Round(number, {}, {**faults, client: _why(reply)}, time.monotonic() - started)
         spent = time.monotonic() - started
-        right = float(reply.config.get("accuracy", math.nan))
+        right = as_number(reply.config.get("accuracy"))
         turn = Turn(math.nan, math.nan, len(questions), spent, sizes[0], sizes[1], accuracy=right)
         return Round(number, {client: turn}, faults, spent)
 
     def _send(self, kind: str, number: int, states: Mapping[int, State], sizes: list[int]) -> dict[int, Reply | None]:
         """The reply of each of these clients to its state, None of one that was late; adds the bytes up and down."""
-        config = {"base": self.terms.base, "deadline": self.terms.deadline}
+        config: dict[str, str | int | float | bool] = {"base": self.terms.base, "deadline": self.terms.deadline}
         sent = [
             Message(self.members[k].node, kind, number, {"others": s} if s else {}, config) for k, s in states.items()
         ]

@@ -3,11 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.pretrained import pretrained
+from ..ir.surgery import tensor_at
 from ..layers.reft import FORMS, Intervention, interventions
 from ..rows.inputs import without_cache
 from ..rows.prompts import head
@@ -15,6 +18,9 @@ from ..training.adapters import Shape, adapted
 from ..training.schedule import seed_of
 from .low_rank import modules
 from .state import Shapes, State
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 
 class Slots(ABC):
@@ -50,7 +56,7 @@ def _draw(seed: int, name: str) -> np.random.Generator:
 class LowRank(Slots):
     """Adapters, as peft has them; a state may be of any rank."""
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], full: Shapes, alpha: float):
+    def __init__(self, model: nn.Module, layers: "Mapping[str, LoraLayer]", full: Shapes, alpha: float):
         self.model, self.layers, self.full, self.alpha = model, layers, full, alpha
         self.base: dict[str, Tensor] = {}  # weights before anything was added
 
@@ -80,28 +86,33 @@ class LowRank(Slots):
     @torch.no_grad()
     def put(self, state: State, added: State) -> None:
         for path, layer in self.layers.items():
-            (name,) = layer.lora_A
+            name, sides = _sides(layer)
             layer.scaling[name] = self.alpha / len(state[f"{path}.A"])
-            for side, part in (("A", layer.lora_A), ("B", layer.lora_B)):
-                held = part[name].weight
-                part[name].weight = nn.Parameter(torch.from_numpy(state[f"{path}.{side}"]).to(held, copy=True))
+            for side, part in sides.items():
+                new = torch.from_numpy(state[f"{path}.{side}"]).to(part.get_parameter("weight"), copy=True)
+                part.weight = nn.Parameter(new)
         self._add(added)
 
     def _add(self, added: State) -> None:
         for path, layer in self.layers.items():
             if path in added or path in self.base:
-                weight = layer.get_base_layer().weight
+                weight = tensor_at(layer.get_base_layer(), "weight")
                 before = self.base.setdefault(path, weight.detach().clone())
                 more = torch.from_numpy(added[path]) if path in added else torch.zeros(())
                 turned = more.T if getattr(layer, "fan_in_fan_out", False) and path in added else more
                 weight.data = before + turned.to(before)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        found = {}
+        found: dict[str, nn.Parameter] = {}
         for path, layer in self.layers.items():
-            (name,) = layer.lora_A
-            found |= {f"{path}.A": layer.lora_A[name].weight, f"{path}.B": layer.lora_B[name].weight}
+            found |= {f"{path}.{side}": part.get_parameter("weight") for side, part in _sides(layer)[1].items()}
         return found
+
+
+def _sides(layer: "LoraLayer") -> tuple[str, dict[str, nn.Module]]:
+    """The name of its only adapter, and what that is made of."""
+    (name,) = layer.lora_A
+    return name, {"A": layer.lora_A[name], "B": layer.lora_B[name]}
 
 
 class Edited(Slots):
@@ -133,6 +144,7 @@ def functions(model: nn.Module) -> dict[str, Intervention]:
         f"{path}.functions.{name}": function
         for path, module in interventions(model)
         for name, function in module.functions.items()
+        if isinstance(function, Intervention)
     }
 
 
@@ -200,7 +212,7 @@ class Prompted(nn.Module):
         self.config = model.config
 
     def forward(self, input_ids: Tensor, use_cache: bool = False) -> tuple[Tensor]:
-        words = self.model.get_input_embeddings()(input_ids)  # [b, t, d]
+        words = pretrained(self.model).get_input_embeddings()(input_ids)  # [b, t, d]
         front = self.prompt.to(words.dtype).expand(len(words), *self.prompt.shape)
         made = self.model(inputs_embeds=torch.cat([front, words], 1), **without_cache(self.model))
         return (made.logits[:, len(self.prompt) :],)
@@ -211,7 +223,7 @@ class SoftPrompt(Slots):
 
     def __init__(self, model: nn.Module, full: Shapes):
         self.full = full
-        self.words = model.get_input_embeddings().weight
+        self.words = pretrained(model).get_input_embeddings().get_parameter("weight")
         self.model: Prompted = Prompted(model, torch.zeros(full["prompt"], device=self.words.device))
 
     def drawn(self, seed: int, rank: int | None) -> State:

@@ -64,6 +64,10 @@ class Strategy(ABC):
     def take(self, number: int, sent: Mapping[int, Sent]) -> None:
         """Put a round together."""
 
+    def take_sum(self, total: State, clients: Sequence[int]) -> None:
+        """Put a round together of which only the sum is told."""
+        raise AssertionError(f"{type(self).__name__} is secure, and takes no sums")
+
     @abstractmethod
     def results(self) -> dict[str, State]:
         """The states that a user gets: "global", or "client-3" of each."""

@@ -105,8 +105,8 @@ class Engine(Rows):
         """Queries, keys and values, [h, t, d] each."""
         stem, d = f"blk.{i}.attn_", self.facts.head_dim
         if self.kind.fused:
-            q, k = self.facts.heads[i] * d, self.facts.kv_heads[i] * d
-            parts = self._linear(x, f"{stem}qkv").split([q, k, k], -1)
+            sizes = [n * d for n in (self.facts.heads[i], self.facts.kv_heads[i], self.facts.kv_heads[i])]
+            parts = self._linear(x, f"{stem}qkv").split(sizes, -1)
         else:
             parts = tuple(self._linear(x, stem + name) for name in "qkv")
         if self.kind.norms == "row":

@@ -1,5 +1,6 @@
 """What the head of a GGUF file says, and the weights that it must have by that."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,13 +51,13 @@ class Facts:
 
 def facts_of(stored: Stored) -> Facts:
     """Raises Reject (refused-gguf) where a key is missing, or of another kind."""
-    known = stored.facts
+    known: Mapping[str, Any] = stored.facts
     name = known.get("general.architecture")
     if not isinstance(name, str) or name not in KINDS:
         raise odd(stored, f"has the architecture `{str(name)[:40]}`, of which effc knows {', '.join(KINDS)}")
     kind = KINDS[name]
 
-    def number(key: str, kind: type = int, default: Any = None) -> Any:
+    def number(key: str, kind: type[int | float] = int, default: Any = None) -> Any:
         value = known.get(f"{name}.{key}", default)
         if type(value) is not kind or not 0 < value < 1 << 31:
             raise odd(stored, f"does not state `{key}`")

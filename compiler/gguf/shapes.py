@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.diagnostics import Reject
+from ..checkpoints.pretrained import pretrained
 from .families import FAMILIES, Family, context_of, refuse_config, rope_of, window_keys
 from .kinds import KINDS
 from .refusal import INSTEAD, cannot_write_gguf
@@ -46,7 +47,7 @@ class Shape:
     layers: tuple[Layer, ...]
 
 
-def shape_of(model: nn.Module) -> Shape:
+def shape_of(model: Any) -> Shape:
     """Raises Reject (cannot-write-gguf) where llama.cpp has no architecture that computes the same."""
     refuse_config(model.config)
     family = FAMILIES[model.config.model_type]
@@ -110,9 +111,10 @@ def _turns(config: Any, dim: int) -> int:
 
 def refuse_names(model: nn.Module) -> None:
     """Raise Reject where a weight has no place, whatever is cut."""
-    family = FAMILIES[model.config.model_type]
+    config = pretrained(model).config
+    family = FAMILIES[config.model_type]
     for name in model.state_dict():
-        _place(name, family, family.kind, model.config.tie_word_embeddings)
+        _place(name, family, family.kind, config.tie_word_embeddings)
 
 
 def metadata(model: Any, shape: Shape) -> dict[str, Any]:

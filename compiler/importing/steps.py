@@ -75,7 +75,8 @@ def selector(targets: Any, ignore: Any) -> tuple[str, list[str]]:
 def _globs(items: Any) -> tuple[list[str], list[str]]:
     """(globs, what is none) of a name, a list of names and patterns, or None."""
     listed = [] if items is None else items if isinstance(items, list) else [items]
-    found, left = [], []
+    found: list[str] = []
+    left: list[str] = []
     for item in listed:
         if item in ("Linear", "__ALL__", "__ALL_PRUNABLE__"):
             continue

@@ -6,7 +6,7 @@ code and of quantisation methods, is never set.
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedConfig
@@ -36,8 +36,8 @@ def check(model: nn.Module, path: str, value: Any) -> None:
 
 def value_at(model: nn.Module, path: str) -> Any:
     """The value at a path of modules that may go through one's config, `_MISSING` where there is none."""
-    parts, holder = path.split("."), model
-    while len(parts) > 1 and parts[0] in getattr(holder, "_modules", ()):
+    parts, holder = path.split("."), cast("nn.Module | PreTrainedConfig | None", model)
+    while len(parts) > 1 and isinstance(holder, nn.Module) and parts[0] in holder._modules:
         holder = holder._modules[parts.pop(0)]
     while len(parts) > 1:
         holder = vars(holder).get(parts.pop(0))

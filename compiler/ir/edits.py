@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ FORMAT = 1
 _DEEPEST = 12
 
 
+@runtime_checkable
 class Swappable(Protocol):
     """A module that can take another's place: it can say in plain data how it is made again."""
 
@@ -113,8 +114,7 @@ def replay(model: nn.Module, edits: Edits) -> None:
 def _replay(model: nn.Module, edits: Edits) -> None:
     surgery.own_config(model)
     for owner, left in edits.layers.items():
-        layers = surgery.module_at(model, owner)
-        assert isinstance(layers, nn.ModuleList), f"{owner}, which is no list of layers,"
+        layers = surgery.layers_at(model, owner)
         assert left == sorted(set(left)) and set(left) <= set(range(len(layers))), f"layers {left} of {owner}"
         for place in reversed(range(len(layers))):
             if place not in left:
@@ -141,7 +141,7 @@ def _replay(model: nn.Module, edits: Edits) -> None:
 
 
 def _positions(model: nn.Module, edits: Edits) -> dict[str, int]:
-    return {f"{owner}.{i}": i for owner in edits.layers for i in range(len(surgery.module_at(model, owner)))}
+    return {f"{owner}.{i}": i for owner in edits.layers for i in range(len(surgery.layers_at(model, owner)))}
 
 
 def _put_in(model: nn.Module, path: str, kind: Any, spec: dict[str, Any]) -> None:

@@ -78,9 +78,8 @@ def _target(node: fx.Node) -> str:
         if name == "getattr":
             check_attribute(node.args[1])
         return name
-    if node.op == "call_method":
-        return check_method(node.target)
-    return node.target
+    target = str(node.target)
+    return check_method(target) if node.op == "call_method" else target
 
 
 def _value(value: Any) -> Any:
@@ -151,8 +150,8 @@ class _Reader:
             self.add(entry)
 
     def add(self, entry: dict[str, Any]) -> None:
-        op = entry.get("op")
-        _need(isinstance(op, str) and op in _OPS, f"an operation {str(op)[:80]!r}")
+        op = str(entry.get("op"))
+        _need(op in _OPS, f"an operation {op[:80]!r}")
         name = _identifier(entry.get("name"))
         _need(name not in self.known, f"the name {name!r} twice")
         args, kwargs = entry.get("args", []), entry.get("kwargs", {})

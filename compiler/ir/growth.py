@@ -82,6 +82,7 @@ class _Growth:
     def pass_on(self, node: fx.Node) -> None:
         """A number's `real` is the number."""
         held = node.args[0]
+        assert isinstance(held, fx.Node), f"{node.name} of no value"
         for kind in (self.numbers, self.tuples, self.tensors):
             if held in kind:
                 kind.add(node)
@@ -127,9 +128,10 @@ class _Growth:
         if node.target in _REPEATS:
             bits = sum(sizes)
         elif node.target in (operator.pow, operator.lshift):
-            if isinstance(node.args[1], fx.Node):
+            times = node.args[1]
+            if not isinstance(times, int):
                 raise Endless(f"a power without end at {node.name}")
-            times = abs(node.args[1])
+            times = abs(times)
             bits = sizes[0] + times if node.target is operator.lshift else sizes[0] * max(1, times)
         self.sizes[node] = max(bits, self.sizes.get(node, 0))
 

@@ -122,13 +122,18 @@ def _memory(nodes: list[fx.Node]) -> dict[fx.Node, int]:
     members: dict[int, list[fx.Node]] = {}
     for index, node in enumerate(nodes):
         number[node], members[index] = index, [node]
-        shared = [node.args[0]] if writes(node) else [] if _is_new(node) else node.all_input_nodes
+        shared = [_first(node)] if writes(node) else [] if _is_new(node) else node.all_input_nodes
         for other in {number[x] for x in shared if not _is_no_memory(x)} - {number[node]}:
             mine = number[node]
             for moved in members.pop(other):
                 number[moved] = mine
                 members[mine].append(moved)
     return number
+
+
+def _first(node: fx.Node) -> fx.Node:
+    assert isinstance(node.args[0], fx.Node), f"{node.name} changes no value"
+    return node.args[0]
 
 
 def _is_new(node: fx.Node) -> bool:

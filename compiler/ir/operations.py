@@ -141,11 +141,10 @@ def check_method(name: str) -> str:
     return name
 
 
-def check_attribute(name: str) -> str:
-    """The name of a property that `getattr` may read. Raises Unlisted."""
+def check_attribute(name: object) -> None:
+    """Raises Unlisted unless it is the name of a property that `getattr` may read."""
     if name not in _ATTRIBUTE:
         raise Unlisted(f"the property {str(name)[:80]}")
-    return name
 
 
 def check_path(path: str) -> str:

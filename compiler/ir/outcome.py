@@ -5,12 +5,14 @@ models needs no path of its own.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ..report.quantity import counted
 from .program import Program
+
+Members = Generator[tuple[str, Program], None, None]
 
 
 class Outcome(ABC):
@@ -24,7 +26,7 @@ class Outcome(ABC):
         """What a progress line says of it."""
 
     @abstractmethod
-    def members(self) -> Iterator[tuple[str, Program]]:
+    def members(self) -> Members:
         """Its programs by name, one at a time and each made when it is its turn; the name of a lone one is ""."""
 
 
@@ -39,7 +41,7 @@ class Model(Outcome):
     def summary(self) -> str:
         return ""
 
-    def members(self) -> Iterator[tuple[str, Program]]:
+    def members(self) -> Members:
         yield "", self.program
 
 
@@ -79,6 +81,6 @@ class Front(Outcome):
     def names(self) -> tuple[str, ...]:
         return tuple(point.name for point in self.points)
 
-    def members(self) -> Iterator[tuple[str, Program]]:
+    def members(self) -> Members:
         for point in self.points:
             yield point.name, self.load(point)

@@ -38,6 +38,13 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
     return model
 
 
+def layers_at(model: nn.Module, path: str) -> nn.ModuleList:
+    """The list of layers at a path. Asserts that it is one."""
+    found = module_at(model, path)
+    assert isinstance(found, nn.ModuleList), f"{path}, which is no list of layers,"
+    return found
+
+
 def tensor_at(model: nn.Module, path: str) -> torch.Tensor:
     """A parameter or buffer by path. Asserts that there is one."""
     owner, name = split(path)
@@ -62,7 +69,8 @@ def put(model: nn.Module, path: str, tensor: torch.Tensor) -> list[str]:
         tensor = nn.Parameter(tensor.detach(), requires_grad=old.requires_grad)
     places = list(owners(model, old))
     for _, module, name in places:
-        (module._parameters if name in module._parameters else module._buffers)[name] = tensor
+        table: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
+        table[name] = tensor
         module._non_persistent_buffers_set.discard(name)  # a constructor makes it in its old size
         if name == "weight":
             fit(module)
@@ -71,7 +79,7 @@ def put(model: nn.Module, path: str, tensor: torch.Tensor) -> list[str]:
 
 def fit(module: nn.Module) -> None:
     """Make the sizes that a module states follow its weight."""
-    shape = tuple(module.weight.shape)
+    shape = tuple(tensor_at(module, "weight").shape)
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = shape
     elif isinstance(module, Conv1D):

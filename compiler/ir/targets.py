@@ -69,7 +69,7 @@ def _is_tensor(layer: nn.Module, path: str) -> bool:
 
 
 def _check_module(node: fx.Node, layer: nn.Module, family: str) -> None:
-    found = held_at(layer, node.target)
+    found = held_at(layer, str(node.target))
     runs = (
         isinstance(found, nn.Module)
         and not leaves.is_container(found)
@@ -80,7 +80,7 @@ def _check_module(node: fx.Node, layer: nn.Module, family: str) -> None:
 
 def _check_read(node: fx.Node, layer: nn.Module) -> None:
     """Modules and configs may be read only for the functions that take one; tensors and numbers for any."""
-    found = held_at(layer, node.target)
+    found = held_at(layer, str(node.target))
     if isinstance(found, nn.Module):
         wrong = [user for user in node.users if not _takes_module(user, node)]
     elif isinstance(found, PreTrainedConfig):

@@ -61,7 +61,7 @@ class Unit:
         layer = self.module(model)
         names = argument_names(type(layer))
         run = bound(self.function(), names, self.placeholders, self.statics, self.path)
-        run.__signature__ = inspect.signature(inspect.unwrap(type(layer).forward))  # what exporters ask for
+        vars(run)["__signature__"] = inspect.signature(inspect.unwrap(type(layer).forward))  # what exporters ask for
         layer.forward = types.MethodType(run, layer)
 
     def unbind(self, model: nn.Module) -> None:
@@ -69,7 +69,7 @@ class Unit:
         vars(self.module(model)).pop("forward", None)
 
 
-def argument_names(layer_class: type) -> tuple[str, ...]:
+def argument_names(layer_class: type[nn.Module]) -> tuple[str, ...]:
     """Names of the parameters that a layer's forward takes by position, without `self`."""
     signature = inspect.signature(inspect.unwrap(layer_class.forward))
     return tuple(name for name, p in signature.parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD)[1:]
@@ -121,9 +121,10 @@ def bound(
             return run(self, *args, **kwargs)
         # As the class's own wrapper does: a replay in the backward pass would write to the cache twice.
         kwargs |= {name: None for name in _CACHES if name in kwargs}
-        return self._gradient_checkpointing_func(partial(run, self, **kwargs), *args)
+        checkpointed: Any = self._gradient_checkpointing_func  # transformers sets it where it turns this on
+        return checkpointed(partial(run, self, **kwargs), *args)
 
-    forward.effc_names = function.__globals__  # what a later trace exchanges leaf functions in
+    vars(forward)["effc_names"] = function.__globals__  # what a later trace exchanges leaf functions in
     return forward
 
 

@@ -1,6 +1,7 @@
 """A model's tensors by name: each storage once, and other tensors in their place."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +23,8 @@ def assign(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
     old = dict(model.state_dict(keep_vars=True))
     new = {id(old[name]): _like(old[name], value) for name, value in values.items()}
     for module in model.modules():
-        for store in (module._parameters, module._buffers):
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for store in tables:
             for key, tensor in store.items():
                 if id(tensor) in new:
                     store[key] = new[id(tensor)]

@@ -184,5 +184,6 @@ def packed_step(
     """Attention of tokens that come after others: one by one, as each sees what the ones before it left."""
     if not layer.fits(padding_of(mask, len(q), layer.length + q.shape[2])) and mask is not None:
         raise KernelError("sequences in the pruned cache are padded otherwise than they were at first")
-    steps = [layer.step(*(x[:, :, i : i + 1] for x in (q, k, v)), scale) for i in range(q.shape[2])]
+    each = [slice(i, i + 1) for i in range(q.shape[2])]
+    steps = [layer.step(q[:, :, one], k[:, :, one], v[:, :, one], scale) for one in each]
     return steps[0] if len(steps) == 1 else torch.cat(steps, 1)

@@ -66,7 +66,8 @@ def _one_of(x: Tensor | None) -> Tensor | None:
         return None
     # D and dt_bias are [h, p], A is [h, p, n]: heads come first
     _need(all(step == 0 or size == 1 for step, size in zip(x.stride()[1:], x.shape[1:], strict=True)))
-    return x[(..., *(0,) * (x.dim() - 1))]
+    first: tuple[Any, ...] = (..., *(0,) * (x.dim() - 1))
+    return x[first]
 
 
 def _convolution(

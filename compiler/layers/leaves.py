@@ -76,7 +76,7 @@ def leaf(role: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 return _tracers[-1].create_proxy("call_function", call, args, kwargs)
             return function(*args, **kwargs)
 
-        call.role = role
+        vars(call)["role"] = role
         return call
 
     return mark
@@ -92,7 +92,8 @@ def attention(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, **options: A
     if "dropout" in options and not module.training:
         options["dropout"] = 0.0
     eager = own(module, "eager_attention_forward", optional=True)
-    run = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager)
+    config: Any = module.config
+    run = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
     return run(module, q, k, v, mask, **options)
 
 

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from ...dsl.diagnostics import Fault, Reject
 from ...kernels import packed as packing
 from ...kernels.native import KernelError
-from ...kernels.ops import KERNELS
+from ...kernels.ops import LINEARS
 
 packed_damaged = Fault(
     "packed-damaged",
@@ -32,6 +32,8 @@ class KernelLinear(nn.Module):
     A swappable module (`edits.Swappable`): a graph sees one call of a leaf whose role is "linear".
     """
 
+    packed: Tensor
+
     def __init__(self, kernel: str, in_features: int, out_features: int, packed: Tensor, bias: Tensor | None = None):
         super().__init__()
         if kernel not in packing.KINDS:
@@ -44,11 +46,12 @@ class KernelLinear(nn.Module):
     def of(cls, module: nn.Module, kernel: str) -> "KernelLinear":
         """What does the work of a linear module, its weight packed. Raises `KernelError` where it can't be."""
         weight = weight_of(module)
-        packed = KERNELS[kernel].pack(weight)
-        return cls(kernel, weight.shape[1], weight.shape[0], packed, module.bias)
+        packed, bias = LINEARS[kernel].pack(weight), module.bias
+        assert bias is None or isinstance(bias, Tensor), f"a bias that is a {type(bias).__name__}"
+        return cls(kernel, weight.shape[1], weight.shape[0], packed, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return KERNELS[self.kernel].call(x, self.packed, self.bias, self.out_features)
+        return LINEARS[self.kernel].call(x, self.packed, self.bias, self.out_features)
 
     def extra_repr(self) -> str:
         return f"{self.kernel}, in_features={self.in_features}, out_features={self.out_features}"
@@ -90,8 +93,11 @@ class KernelLinear(nn.Module):
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """The weight [out, in] of a linear module; of a Conv1D, which keeps it the other way round, a view."""
-    return module.weight.detach().T if isinstance(module, Conv1D) else module.weight.detach()
+    """The weight of a convolution, or [out, in] of a linear module; of a Conv1D, which keeps it the other way round,
+    a view."""
+    weight = module.weight
+    assert isinstance(weight, Tensor), f"a {type(module).__name__} has no weight"
+    return weight.detach().T if isinstance(module, Conv1D) else weight.detach()
 
 
 def lowered(model: nn.Module) -> Iterator[tuple[str, KernelLinear]]:

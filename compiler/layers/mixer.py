@@ -27,8 +27,7 @@ class Call(NamedTuple):
 
 def run(forward: Callable[..., Any], mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     hidden = args[0] if args else kwargs.get("hidden_states")
-    fits = type(hidden) is Tensor and hidden.is_cpu and hidden.dtype in FLOATS
-    if not fits or torch.is_grad_enabled():
+    if type(hidden) is not Tensor or not hidden.is_cpu or hidden.dtype not in FLOATS or torch.is_grad_enabled():
         return forward(mixer, *args, **kwargs)
     cache = args[1] if len(args) > 1 else kwargs.get("cache")
     mask = args[2] if len(args) > 2 else kwargs.get("attention_mask")

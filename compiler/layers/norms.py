@@ -5,7 +5,7 @@ is not looked up: the first call is made both ways, and the kernel is used from 
 agree.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -39,7 +39,9 @@ def run(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     form = None if torch.is_grad_enabled() else _form(norm)
     if form is None or not _fits(x, form) or not (gate is None or _fits(gate, form, x.shape)):
         return type(norm).forward(norm, *args, **kwargs)
-    found = form.over(x, gate, norm.weight)
+    weight = norm.weight
+    assert isinstance(weight, Tensor), "a norm without a weight"
+    found = form.over(x, gate, weight)
     if norm not in _proven:
         wanted = type(norm).forward(norm, *args, **kwargs)
         _proven[norm] = form if near(found, wanted) else None
@@ -47,7 +49,7 @@ def run(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return found
 
 
-def _fits(x: Any, form: Form, shape: tuple[int, ...] | None = None) -> bool:
+def _fits(x: Any, form: Form, shape: tuple[int, ...] | None = None) -> TypeGuard[Tensor]:
     if type(x) is not Tensor or not x.is_cpu or x.dtype not in FLOATS:
         return False
     return x.shape[-1] == form.width and shape in (None, x.shape)

@@ -20,7 +20,7 @@ from ...kernels.causal_conv import CausalConv
 from ...kernels.selective_scan import SelectiveScan
 from ...kernels.ssd_scan import SsdScan
 from .functions import PACKED
-from .steps import near, normed
+from .steps import Filtered, Selective, Ssd, near, normed
 
 if TYPE_CHECKING:
     from .mixer import Call
@@ -36,13 +36,13 @@ class Carried(NamedTuple):
     state: Tensor | None  # of the scan
 
 
-Family = Callable[[nn.Module, Tensor, Tensor | None, Carried], tuple[Tensor, Carried]]
+Family = Callable[[Any, Tensor, Tensor | None, Carried], tuple[Tensor, Carried]]
 _proven: "WeakKeyDictionary[nn.Module, Family | None]" = WeakKeyDictionary()
 
 
 def run(call: "Call") -> Any:
     """A mixer's forward: by pieces where it is of a family and nothing came before, else the whole."""
-    mixer = call.mixer
+    mixer: Any = call.mixer  # a module of any class, until it has proven to be of a family
     if not _fits(call):
         return call.whole()
     if mixer not in _proven:
@@ -80,7 +80,7 @@ def _fits(call: "Call") -> bool:
     return call.cache.get_conv_state(index) is None and not call.cache.is_recording_past(index)
 
 
-def _agrees(family: Family, mixer: nn.Module, hidden: Tensor, wanted: Tensor) -> bool:
+def _agrees(family: Family, mixer: Any, hidden: Tensor, wanted: Tensor) -> bool:
     try:
         found, _ = over(family, mixer, hidden, None, LEAST // 2)
     except (AttributeError, RuntimeError, ValueError, TypeError):  # it is no mixer of that family
@@ -88,7 +88,7 @@ def _agrees(family: Family, mixer: nn.Module, hidden: Tensor, wanted: Tensor) ->
     return near(found, wanted)
 
 
-def over(family: Family, mixer: nn.Module, hidden: Tensor, mask: Tensor | None, size: int) -> tuple[Tensor, Carried]:
+def over(family: Family, mixer: Filtered, hidden: Tensor, mask: Tensor | None, size: int) -> tuple[Tensor, Carried]:
     """A mixer over hidden [b, t, w], `size` positions at a time, and what is carried after the last."""
     filters = mixer.conv1d.weight
     carried = Carried(hidden.new_zeros(len(hidden), len(filters), filters.shape[-1]), None)
@@ -103,7 +103,7 @@ def over(family: Family, mixer: nn.Module, hidden: Tensor, mask: Tensor | None, 
 # -- the two families ----------------------------------------------------------------------------------------
 
 
-def selective(mixer: nn.Module, hidden: Tensor, live: Tensor | None, before: Carried) -> tuple[Tensor, Carried]:
+def selective(mixer: Selective, hidden: Tensor, live: Tensor | None, before: Carried) -> tuple[Tensor, Carried]:
     """Mamba-1: hidden [b, t, w] -> [b, t, w]; the state is [b, c, n]."""
     channels, n = mixer.A_log.shape
     x, z = mixer.in_proj(hidden).split(channels, 2)
@@ -118,7 +118,7 @@ def selective(mixer: nn.Module, hidden: Tensor, live: Tensor | None, before: Car
     return mixer.out_proj(y.mT), Carried(seen, state)
 
 
-def ssd(mixer: nn.Module, hidden: Tensor, live: Tensor | None, before: Carried) -> tuple[Tensor, Carried]:
+def ssd(mixer: Ssd, hidden: Tensor, live: Tensor | None, before: Carried) -> tuple[Tensor, Carried]:
     """Mamba-2: hidden [b, t, w] -> [b, t, w]; the state is [b, h, p, n]."""
     heads, groups, inner = mixer.num_heads, mixer.n_groups, mixer.num_heads * mixer.head_dim
     channels = before.window.shape[1]
@@ -126,6 +126,7 @@ def ssd(mixer: nn.Module, hidden: Tensor, live: Tensor | None, before: Carried) 
     mixed, seen = _convolved(mixer, mixed, live, before.window)
     x, b, c = mixed.split([inner, (channels - inner) // 2, (channels - inner) // 2], 2)
     a = -torch.exp(mixer.A_log.float())
+    least, most = map(float, mixer.time_step_limit)
     y, state = SsdScan.native(
         x.unflatten(2, (heads, -1)),
         dt,
@@ -135,7 +136,8 @@ def ssd(mixer: nn.Module, hidden: Tensor, live: Tensor | None, before: Carried) 
         mixer.D,
         mixer.dt_bias,
         True,
-        *map(float, mixer.time_step_limit),
+        least,
+        most,
         before.state,
         None,
     )
@@ -143,7 +145,7 @@ def ssd(mixer: nn.Module, hidden: Tensor, live: Tensor | None, before: Carried) 
     return mixer.out_proj(y.to(hidden.dtype)), Carried(seen, state)
 
 
-def _convolved(mixer: nn.Module, x: Tensor, live: Tensor | None, seen: Tensor) -> tuple[Tensor, Tensor]:
+def _convolved(mixer: Filtered, x: Tensor, live: Tensor | None, seen: Tensor) -> tuple[Tensor, Tensor]:
     """x [b, t, c] after the convolution, and what it has seen by then."""
     weight, k = mixer.conv1d.weight[:, 0], seen.shape[2]
     if CausalConv.accepts(weight, mixer.activation):

@@ -95,7 +95,8 @@ def scans(model: nn.Module) -> list[str]:
 
 def _scans(module: nn.Module) -> bool:
     """Whether a mixer scans, and has not lost its scan: then a layer's graph goes through what is left of it."""
-    return any("conv" not in name for name in _called(type(module))) and DECAY in module._parameters
+    kind: type = type(module)
+    return any("conv" not in name for name in _called(kind)) and DECAY in module._parameters
 
 
 def _calls_kernels(module: nn.Module) -> bool:
@@ -106,7 +107,8 @@ def _calls_kernels(module: nn.Module) -> bool:
             for held in names.values()
             if isinstance(held, types.FunctionType)
         )
-    called = _called(type(module))
+    kind: type = type(module)
+    called = _called(kind)
     return _scans(module) or (bool(called) and all("conv" in name for name in called))
 
 
@@ -116,7 +118,7 @@ def _graph_names(module: nn.Module) -> dict[str, Any] | None:
 
 
 @functools.cache
-def _called(kind: type) -> frozenset[str]:
+def _called(kind: type[nn.Module]) -> frozenset[str]:
     """Names of functions with a kernel that a class's forward calls."""
     from . import functions
 
@@ -133,7 +135,8 @@ def _called(kind: type) -> frozenset[str]:
 def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if leaves.is_tracing() or torch.compiler.is_compiling():
         return type(self).forward(self, *args, **kwargs)
-    return _mixers()(_over_kernels(type(self)), self, args, kwargs)
+    kind: type = type(self)
+    return _mixers()(_over_kernels(kind), self, args, kwargs)
 
 
 def _norm(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -162,13 +165,14 @@ def _norms() -> Callable[..., Any]:
 
 
 @functools.cache
-def _over_kernels(kind: type) -> Callable[..., Any]:
+def _over_kernels(kind: type[nn.Module]) -> Callable[..., Any]:
     """The class's forward with the names of scans and convolutions leading to kernels."""
     from . import functions
 
     inner = _innermost(kind.forward)
     names = dict(inner.__globals__)
-    for name in _called(kind):
+    cached: type = kind
+    for name in _called(cached):
         names[name] = functions.quick(name, names[name])
     return _rebuilt(kind.forward, inner, names)
 
@@ -208,5 +212,5 @@ def quick_convolution() -> Callable[..., Any]:
             return leaves.causal_conv(*args, **kwargs)
         return functions.leaf_convolution(*args, **kwargs)
 
-    causal_conv.__effc_original__ = leaves.causal_conv
+    vars(causal_conv)["__effc_original__"] = leaves.causal_conv
     return causal_conv

@@ -160,7 +160,11 @@ class Reft(nn.Module):
                 hidden = self._edited(hidden, cells, self.functions[name])
         return hidden
 
-    def _edited(self, hidden: Tensor, cells: Cells, function: Intervention) -> Tensor:
+    def interventions(self) -> list[Intervention]:
+        """One for each edge of a prompt, or one for both."""
+        return [function for function in self.functions.values() if isinstance(function, Intervention)]
+
+    def _edited(self, hidden: Tensor, cells: Cells, function: nn.Module) -> Tensor:
         at, active = (cells.rows, cells.columns), self.prompts.subspace
         if active is not None:
             active = active.to(hidden.device)
@@ -170,12 +174,12 @@ class Reft(nn.Module):
     @property
     def shape(self) -> tuple[str, int, int]:
         """Form, width and rank, the same of all its functions."""
-        function = next(iter(self.functions.values()))
+        function = self.interventions()[0]
         return function.form, function.project.shape[1], function.project.shape[0]
 
     def spec(self) -> dict[str, Any]:
         form, width, rank = self.shape
-        drop = next(iter(self.functions.values())).drop
+        drop = self.interventions()[0].drop
         return {
             "form": form,
             "width": width,

@@ -7,7 +7,7 @@ token a mixer is run both ways on the same state, and takes the step from then o
 """
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,8 +22,40 @@ from ...kernels.ssd_step import SsdStep
 if TYPE_CHECKING:
     from .mixer import Call
 
+
+class Filtered(Protocol):
+    """What both families have: projections around a convolution."""
+
+    in_proj: nn.Module
+    out_proj: nn.Module
+    conv1d: nn.Conv1d
+    activation: str | None
+    A_log: Tensor
+    D: Tensor
+
+
+class Selective(Filtered, Protocol):
+    """A mixer of Mamba-1."""
+
+    x_proj: nn.Linear
+    dt_proj: nn.Linear
+    _modules: dict[str, nn.Module | None]
+
+
+class Ssd(Filtered, Protocol):
+    """A mixer of Mamba-2."""
+
+    num_heads: int
+    n_groups: int
+    head_dim: int
+    norm: nn.Module
+    dt_bias: Tensor
+    time_step_limit: Iterable[float]
+
+
 _NORMS = ("dt_layernorm", "b_layernorm", "c_layernorm")
-Step = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+# Of a mixer that may be of the family: what it lacks is found out where it is tried.
+Step = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 _proven: "WeakKeyDictionary[nn.Module, Step | None]" = WeakKeyDictionary()
 
 
@@ -80,7 +112,7 @@ def near(found: Tensor, wanted: Tensor) -> bool:
 # -- the two families ----------------------------------------------------------------------------------------
 
 
-def selective(mixer: nn.Module, hidden: Tensor, seen: Tensor, state: Tensor) -> Tensor:
+def selective(mixer: Selective, hidden: Tensor, seen: Tensor, state: Tensor) -> Tensor:
     """Mamba-1: hidden [b, 1, w], seen [b, c, k], state [b, c, n] -> [b, 1, w]."""
     channels, n = state.shape[1:]
     both = _product(mixer.in_proj, hidden[:, 0])  # [b, 2 c]
@@ -94,7 +126,7 @@ def selective(mixer: nn.Module, hidden: Tensor, seen: Tensor, state: Tensor) -> 
     return _product(mixer.out_proj, y)[:, None]
 
 
-def ssd(mixer: nn.Module, hidden: Tensor, seen: Tensor, state: Tensor) -> Tensor:
+def ssd(mixer: Ssd, hidden: Tensor, seen: Tensor, state: Tensor) -> Tensor:
     """Mamba-2: hidden [b, 1, w], seen [b, c, k], state [b, h, p, n] -> [b, 1, w]."""
     (batch, heads, p, n), channels = state.shape, seen.shape[1]
     inner = heads * p
@@ -108,13 +140,13 @@ def ssd(mixer: nn.Module, hidden: Tensor, seen: Tensor, state: Tensor) -> Tensor
     return _product(mixer.out_proj, y[:, 0].to(hidden.dtype))[:, None]
 
 
-def normed(mixer: nn.Module, parts: Iterable[Tensor]) -> list[Tensor]:
+def normed(mixer: Selective, parts: Iterable[Tensor]) -> list[Tensor]:
     """The time step, B and C of Mamba-1, after the norms that some models have for them."""
     norms = (mixer._modules.get(name) for name in _NORMS)
     return [part if norm is None else norm(part) for part, norm in zip(parts, norms, strict=True)]
 
 
-def _convolved(mixer: nn.Module, x: Tensor, seen: Tensor) -> Tensor:
+def _convolved(mixer: Filtered, x: Tensor, seen: Tensor) -> Tensor:
     weight = mixer.conv1d.weight[:, 0]
     if CausalConv.accepts(weight, mixer.activation):
         raise TypeError(f"a convolution with {mixer.activation}")

@@ -118,7 +118,9 @@ def block_zeros(weight: Tensor) -> float:
 
 def unfit(program: "Program", paths: Sequence[str]) -> dict[str, str]:
     """Why modules can't run a kernel: their weight is read past them, or nothing calls them."""
-    read, called, handles = set(), set(), []
+    read: set[str] = set()
+    called: set[str] = set()
+    handles = []
     kinds = {path: type(program.model.get_submodule(path)) for path in paths}
     try:
         for path, kind in kinds.items():
@@ -137,7 +139,7 @@ def unfit(program: "Program", paths: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _watched(kind: type, path: str, read: set[str]) -> type:
+def _watched(kind: type[nn.Module], path: str, read: set[str]) -> type[nn.Module]:
     """The class, noting where the weight is read outside of its own forward."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -197,7 +199,7 @@ def errors_of(module: nn.Module, kernels: Sequence[str], x: Tensor | None) -> di
     """Output error of each kernel on some inputs; the same for kernels that store the same numbers."""
     if x is None:
         return {}
-    found = {}
+    found: dict[str, float] = {}
     exact = [k for k in kernels if k not in ROUNDED]
     for alike in (*([k for k in kernels if k in rounded] for rounded in (INT8, INT8_INT16, INT4)), exact):
         if alike:
@@ -221,7 +223,7 @@ def gate(accuracy: Accuracy, most: float, choices: Sequence[Choice]) -> None:
     """Reject (lowering-inaccurate) where it cost more than allowed, naming the modules that are furthest off."""
     if accuracy.divergence <= most:
         return
-    off = sorted((c for c in choices if c.kernel and c.error is not None), key=lambda c: -c.error)[:3]
+    off = sorted((c for c in choices if c.kernel and c.error is not None), key=lambda c: -(c.error or 0.0))[:3]
     worst = "; ".join(f"{c.site.path} on {FORMAT_OF[c.kernel]} is off by {c.error:.2%}" for c in off)
     said = ""
     if accuracy.perplexity:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from ...kernels import levels, native, packed
 from ...kernels.cache import Cache
-from ...kernels.ops import KERNELS
+from ...kernels.ops import LINEARS
 from .racing import Contender, copies
 
 EAGER, PREPACKED, DYNAMIC = "torch", "torch pre-packed", "torch int8 dynamic"
@@ -18,7 +19,7 @@ GROUPED = "torch grouped rows"
 
 def ours(kernel: str, w: Tensor, x: Tensor, label: str = "") -> Contender:
     """One of our kernels on a weight [n, k], packed for it."""
-    first = KERNELS[kernel].pack(w)
+    first = LINEARS[kernel].pack(w)
 
     def again() -> Tensor:
         own = packed.room(first.numel())
@@ -27,14 +28,14 @@ def ours(kernel: str, w: Tensor, x: Tensor, label: str = "") -> Contender:
         return own
 
     held = copies(again, first.numel())
-    call, n = KERNELS[kernel].call, len(w)
-    return Contender(label or kernel, [lambda p=p: call(x, p, None, n) for p in held], first.numel())
+    call, n = LINEARS[kernel].call, len(w)
+    return Contender(label or kernel, [partial(call, x, p, None, n) for p in held], first.numel())
 
 
 def eager(w: Tensor, x: Tensor) -> Contender:
     """What `nn.Linear` does."""
     held = copies(w.clone, w.nbytes)
-    return Contender(EAGER, [lambda p=p: linear(x, p) for p in held], w.nbytes)
+    return Contender(EAGER, [partial(linear, x, p) for p in held], w.nbytes)
 
 
 def prepacked(w: Tensor, x: Tensor) -> Contender:
@@ -42,7 +43,7 @@ def prepacked(w: Tensor, x: Tensor) -> Contender:
     w, x = w.bfloat16(), x.bfloat16()
     held = copies(lambda: torch.ops.mkldnn._reorder_linear_weight(w.clone(), len(x)), w.nbytes)
     op = torch.ops.mkldnn._linear_pointwise
-    return Contender(PREPACKED, [lambda p=p: op(x, p, None, "none", [], "") for p in held], w.nbytes)
+    return Contender(PREPACKED, [partial(op, x, p, None, "none", [], "") for p in held], w.nbytes)
 
 
 def dynamic_int8(w: Tensor, x: Tensor) -> Contender:
@@ -54,7 +55,7 @@ def dynamic_int8(w: Tensor, x: Tensor) -> Contender:
         quantised = torch.quantize_per_tensor(w.float(), scale, 0, torch.qint8)
     held = copies(lambda: torch.ops.quantized.linear_prepack(quantised, None), w.numel())
     wide, op = x.float(), torch.ops.quantized.linear_dynamic
-    return Contender(DYNAMIC, [lambda p=p: op(wide, p, reduce_range=False) for p in held], w.numel())
+    return Contender(DYNAMIC, [partial(op, wide, p, reduce_range=False) for p in held], w.numel())
 
 
 def of_torch(w: Tensor, x: Tensor, more: Sequence[str] = (PREPACKED, DYNAMIC)) -> list[Contender]:
@@ -74,7 +75,7 @@ def roof(bytes: int, threads: int) -> Contender:
     """Reading as many bytes and doing nothing with them."""
     held = copies(lambda: packed.room(bytes).fill_(1), bytes)
     call, level = native.function("read"), levels.code()
-    calls: list[Callable[[], object]] = [lambda p=p: call(level, p.data_ptr(), bytes, threads) for p in held]
+    calls: list[Callable[[], object]] = [partial(call, level, p.data_ptr(), bytes, threads) for p in held]
     return Contender("read", calls, bytes)
 
 
@@ -82,7 +83,7 @@ def grouped_rows(q: Tensor, k: Tensor, v: Tensor) -> Contender:
     """What a torch user may write for one token: the query heads of a key head as rows."""
     rows = q.view(1, k.shape[1], -1, k.shape[3])
     held = copies(lambda: (k.clone(), v.clone()), 2 * k.nbytes)
-    return Contender(GROUPED, [lambda p=p: scaled_dot_product_attention(rows, *p) for p in held], 2 * k.nbytes)
+    return Contender(GROUPED, [partial(scaled_dot_product_attention, rows, *p) for p in held], 2 * k.nbytes)
 
 
 def cached(q: Tensor, k: Tensor, v: Tensor, keep: float) -> Contender:
@@ -95,7 +96,7 @@ def cached(q: Tensor, k: Tensor, v: Tensor, keep: float) -> Contender:
 
     held = copies(filled, 2 * k.nbytes)
     name = "dense_attention" if keep == 1 else "sparse_attention"
-    return Contender(name, [lambda c=c: c.attend(q) for c in held], held[0].bytes)
+    return Contender(name, [partial(c.attend, q) for c in held], held[0].bytes)
 
 
 def random_weight(n: int, k: int, sparsity: float, block: bool = False) -> Tensor:

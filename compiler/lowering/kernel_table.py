@@ -3,12 +3,13 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from ...kernels import levels, packed
-from ...kernels.ops import KERNELS
+from ...kernels.ops import LINEARS
 from ..machine.fingerprint import machine
 from .contenders import EAGER, PREPACKED, cached, eager, grouped_rows, of_torch, ours, random_weight, roof
 from .kernel_goals import Tiles, Vectors
@@ -253,9 +254,7 @@ def attention(table: Table, _shapes: object) -> None:
 
 def packing(table: Table, _shapes: object) -> None:
     w = random_weight(4096, 4096, 0.5)
-    contenders = [
-        Contender(name, [lambda name=name: KERNELS[name].pack(w, table.threads)], w.nbytes) for name in packed.KINDS
-    ]
+    contenders = [Contender(name, [partial(LINEARS[name].pack, w, table.threads)], w.nbytes) for name in packed.KINDS]
     for c in table.line("packing 4096 x 4096", contenders).contenders:
         table.target(f"packing {c.name}, GB/s of bfloat16", c.bytes / c.seconds / 1e9, 1)
 

@@ -93,7 +93,8 @@ class Case:
         def near(share: float) -> float:
             return round(round(share / STEP) * STEP, 2)
 
-        return Case(*weight.shape, str(weight.dtype).removeprefix("torch."), near(zeros), near(blocks))
+        n, k = weight.shape
+        return Case(n, k, str(weight.dtype).removeprefix("torch."), near(zeros), near(blocks))
 
     @property
     def name(self) -> str:

@@ -46,6 +46,7 @@ def observe(model: nn.Module, *, vocab: int | None = None, seed: int = 0) -> lis
         if "input_ids" not in names or sees_and_reads(model) or not isinstance(model, PreTrainedModel):
             return [main_output(model(**sample(model, batch))) for batch in (BATCH, _OTHER_BATCH)]
         vocab = vocab or _vocabulary(model)
+        assert vocab is not None, f"the ids of a {type(model).__name__} have no bound"
         seen = [_logits(model, names, tokens(vocab, *shape, _device(model), seed)) for shape in _SHAPES]
         if _decodes(model, names):
             for padding in (0, PADDING):

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import DataRef
+from ..checkpoints.pretrained import pretrained
 from ..planning import keys
 from ..report.quantity import size
 from ..rows.forward import batches, evaluating, finite, logits, positions
@@ -77,18 +78,20 @@ def keep(ctx: Context, model: nn.Module, rows: Tensor, place: Path, head_place: 
     """Keep what a model says of rows in two files; nothing to do where that is kept."""
     if place.is_file():
         return
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    tail = _tail(model, head, rows[:1]) if isinstance(head, nn.Linear) else None
-    if tail is not None:
-        _keep_head(head_place, head, tail)
+    head = pretrained(model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    last = head if isinstance(head, nn.Linear) else None
+    tail = _tail(model, last, rows[:1]) if last is not None else None
+    last = None if tail is None else last
+    if last is not None and tail is not None:
+        _keep_head(head_place, last, tail)
     places, width = _predictions(model, rows)
-    width, dtype = (head.in_features, head.weight.dtype) if tail is not None else (width, torch.float16)
-    said = "hidden" if tail is not None else "log_probs"
+    width, dtype = (last.in_features, last.weight.dtype) if last is not None else (width, torch.float16)
+    said = "hidden" if last is not None else "log_probs"
     shapes = {said: (dtype, (len(rows), places, width)), "top": (torch.int32, (len(rows), places))}
     with whole(place, shapes) as write:
         tops = []
         for batch in ctx.each(list(batches(model, rows)), label):
-            outputs, top = _hidden(model, head, batch) if tail is not None else _log_probs(model, batch)
+            outputs, top = _hidden(model, last, batch) if last is not None else _log_probs(model, batch)
             write(outputs)
             tops.append(top)
         write(torch.cat(tops))
@@ -164,7 +167,7 @@ def tails(name: str) -> Tail:
 
 def _tail(model: nn.Module, head: nn.Linear, rows: Tensor) -> str | None:
     """Which tail makes the model's logits of what its output embedding is given; None where none does."""
-    config = model.config.get_text_config()
+    config = pretrained(model).config.get_text_config()
     known = [""]
     if cap := getattr(config, "final_logit_softcapping", None):
         known.append(f"cap:{cap}")
@@ -208,7 +211,8 @@ def _log_probs(model: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor]:
 def _predictions(model: nn.Module, rows: Tensor) -> tuple[int, int]:
     """How many predictions a model makes of a row, and over how many tokens or classes each."""
     with evaluating(model):
-        return tuple(logits(model, rows[:1]).shape[1:])
+        _, places, width = logits(model, rows[:1]).shape
+        return places, width
 
 
 # -- files ---------------------------------------------------------------------------------------------------

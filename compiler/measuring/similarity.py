@@ -100,16 +100,18 @@ class _Products:
     """
 
     def __init__(self) -> None:
-        self.count, self.sums = 0, None
+        self.count = 0
+        self.sums: tuple[Tensor, Tensor] | None = None
 
     def add(self, x: Tensor, y: Tensor) -> None:
         check_width(x, y)
         both = torch.cat([x.detach().cpu(), y], -1).double()  # [n, 2d]
-        found = both.sum(0), both.T @ both
-        self.sums = found if self.sums is None else tuple(a + b for a, b in zip(self.sums, found, strict=True))
+        total, products = self.sums or (0.0, 0.0)
+        self.sums = total + both.sum(0), products + both.T @ both
         self.count += len(both)
 
     def cka(self) -> float:
+        assert self.sums is not None, "there are no samples"
         total, products = self.sums
         centred = products - torch.outer(total, total) / self.count  # [2d, 2d]
         d = len(total) // 2

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
 from ..checkpoints.origin import longest_row
+from ..checkpoints.pretrained import pretrained
 from ..report.progress import follow
 from ..rows.forward import evaluating, output_logits
 from ..rows.inputs import begun, device_of, has_two_sides, words
@@ -115,7 +116,7 @@ def _within(model: nn.Module, length: int) -> Iterator[None]:
     try:
         yield
     except (IndexError, RuntimeError) as error:
-        longest = longest_row(model.config.to_dict()) if hasattr(model, "config") else None
+        longest = longest_row(pretrained(model).config.to_dict()) if hasattr(model, "config") else None
         if longest is None or length <= longest:
             raise
         raise Reject(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from ..checkpoints.pretrained import pretrained
 from . import attentions, calls, distances, rotations
 from .layout import Run, runs
 from .positional import call
@@ -74,7 +75,7 @@ class Attending:
 
     def _original_context(self) -> int:
         """The length up to which frequencies are those that the model was first trained with."""
-        config = self.reader.model.config.get_text_config()
+        config = pretrained(self.reader.model).config.get_text_config()
         scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
         found = scaling.get("original_max_position_embeddings") if isinstance(scaling, dict) else None
         found = found or getattr(config, "original_max_position_embeddings", None)
@@ -107,7 +108,7 @@ class Attending:
             moved = x.index - int(own[0]) + int(plan.layout.columns(made)[0])
             return Rows(_sorted(moved, rotation))
         register, lane = self.reader.register(x)
-        made = self.reader.written(
+        turned = self.reader.written(
             "rotary",
             x.index.shape,
             lane,
@@ -117,7 +118,7 @@ class Attending:
             start=0,
             **fields,
         )
-        return Rows(_sorted(made.index, rotation))
+        return Rows(_sorted(turned.index, rotation))
 
     # -- attention -------------------------------------------------------------------------------------------
 
@@ -228,6 +229,7 @@ class Attending:
         if not name:
             return None
         made, plan = node.kwargs[name], self.reader.plan
+        assert isinstance(made, fx.Node), f"`{name}` of {node.name} is no value"  # see `_gains`
         at = partial(self.reader.positions.at, made)
         if (made, whole) not in self._tables:
             config = getattr(module, "config", self.reader.model.config)

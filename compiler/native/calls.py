@@ -94,6 +94,7 @@ def operation(node: fx.Node) -> str:
 def moved(node: fx.Node, args: Any, kwargs: Any) -> Tensor | tuple[Tensor, ...]:
     """Run a call on element numbers. They may lie otherwise in memory than what they stand for: no view of that."""
     if node.op == "call_method":
-        name = "reshape" if node.target == "view" and not isinstance(args[1], torch.dtype) else node.target
+        name = "reshape" if node.target == "view" and not isinstance(args[1], torch.dtype) else str(node.target)
         return getattr(args[0], name)(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)
+    function: Any = node.target
+    return function(*args, **kwargs)

@@ -83,6 +83,7 @@ class Computing:
     def _becomes(self, node: fx.Node, found: Rows) -> None:
         """What a node changes in place: who reads the changed node later reads what was found."""
         own = node.args[0]
+        assert isinstance(own, fx.Node), f"{node.name} changes no value"
         base, order = own, {other: i for i, other in enumerate(node.graph.nodes)}
         while base.args and calls.operation(base) in calls.MOVES | calls.SAME and isinstance(base.args[0], fx.Node):
             base = base.args[0]
@@ -94,7 +95,9 @@ class Computing:
         if not all(isinstance(part, Rows) for part in args[0]):
             raise self.reader.refuse(node, "it joins numbers of tokens with others")
         parts = [self.reader.unsettled(part).index for part in args[0]]
-        return Rows(calls.moved(node, (parts, *args[1:]), kwargs))
+        joined = calls.moved(node, (parts, *args[1:]), kwargs)
+        assert isinstance(joined, Tensor), f"{node.name} joins into several"
+        return Rows(joined)
 
     def _binary(self, node: fx.Node, name: str, a: Any, b: Any) -> Any:
         function = calls.BINARY[name]
@@ -170,7 +173,7 @@ class Computing:
     def _functional_linear(self, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> Rows:
         if not (isinstance(x, Rows) and isinstance(weight, Tensor) and weight.dim() == 2):
             raise self.reader.refuse(node, "`linear` with a computed weight is not among the engine's steps")
-        own = linears.Linear(tuple(weight.shape), bias, weight=weight.detach())
+        own = linears.Linear((weight.shape[0], weight.shape[1]), bias, weight=weight.detach())
         return self.reader.linear(node, x, node.name, own)
 
 

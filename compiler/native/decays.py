@@ -131,7 +131,7 @@ def _forms(module: nn.Module, width: int) -> Iterator[Decay]:
         rates = [t.detach().float().flatten() for t in held if t.numel() == max(t.shape, default=0) > 0]
         rates = [t for t in rates if inner % len(t) == 0 and bool((t > 0).all())]
         for norm, act, by_head, rate in product(normal, bare, (True, False), rates):
-            for order in permutations(range(3)):
+            for order in permutations(range(3), 3):
                 yield Decay(made, gate, out, norm, act, by_head, order, rate)
 
 

@@ -43,7 +43,7 @@ class NativeEncoder(NativeModel):
         raise Reject(no_generation("this model encodes texts and generates none", help="call it, or `effc test` it"))
 
     @torch.no_grad()
-    def forward(
+    def forward(  # type: ignore[override]  # as transformers calls an encoder: it has no cache, and has segments
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,

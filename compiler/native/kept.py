@@ -43,12 +43,14 @@ def _kept(model: nn.Module, fault: Fault, instead: str, given: dict[str, Any]) -
                 help="take an encoder with its masked head, as a ...ForMaskedLM",
             )
         )
-    kept, slots = [], []
+    kept: list[Tensor] = []
+    slots: list[int] = []
     for number, layer in enumerate(cache.layers):
         if not getattr(layer, "is_initialized", True):  # its attention was cut
             continue
-        parts = getattr(layer, "keys", None), getattr(layer, "values", None)
-        if not all(isinstance(part, Tensor) and part.dim() == 4 for part in parts):
+        found = getattr(layer, "keys", None), getattr(layer, "values", None)
+        parts = [part for part in found if isinstance(part, Tensor) and part.dim() == 4]
+        if len(parts) < len(found):
             kind = type(layer).__name__
             raise Reject(fault(f"layer {number} of the cache is a {kind}, no keys and values", help=instead))
         kept += parts

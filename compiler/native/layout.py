@@ -75,10 +75,10 @@ class Layout:
         register, column = self.owner(int(flat[0]))
         if column == 0 and torch.equal(flat, self.rows(register).reshape(-1)):
             return Lane(self.columns(register), torch.arange(flat.numel()))  # a whole register, as most are
-        register, token = self.locate(flat)
+        registers, token = self.locate(flat)
         order = torch.sort(token, stable=True).indices
         elements = flat[order].view(self.tokens, -1)  # [tokens, width]
-        widths = torch.tensor(self.widths)[register[order]].view(self.tokens, -1)[0]
+        widths = torch.tensor(self.widths)[registers[order]].view(self.tokens, -1)[0]
         expected = elements[0] + torch.arange(self.tokens)[:, None] * widths
         if not torch.equal(expected, elements):
             raise Scattered

@@ -62,16 +62,20 @@ class Linear:
 
     def make(self, weights: str, group: int) -> Callable[[], Tensor]:
         """How to get the packed bytes."""
-        if self.packed is not None:
-            return lambda: self.packed
+        packed, weight = self.packed, self.weight
+        if packed is not None:
+            return lambda: packed
+        assert weight is not None, "a layer without a weight"
         if weights == "int4":
-            return lambda: DenseLinearInt4.pack(self.weight, group=group)
-        return lambda: packing.pack(KERNELS[weights], self.weight)
+            return lambda: DenseLinearInt4.pack(weight, group=group)
+        return lambda: packing.pack(KERNELS[weights], weight)
 
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for modules that share a weight."""
-        return "linear", *identity(self.weight if self.packed is None else self.packed)
+        held = self.weight if self.packed is None else self.packed
+        assert held is not None, "a layer without a weight"
+        return "linear", *identity(held)
 
 
 @dataclass(frozen=True)
@@ -129,12 +133,13 @@ def of(module: nn.Module) -> Linear | None:
     """The linear layer that a module is, or None; anything but a plain one is tried on a sample."""
     packed, bias = getattr(module, "packed", None), getattr(module, "bias", None)
     if isinstance(packed, Tensor) and packed.dtype == torch.uint8:
-        return Linear((module.out_features, module.in_features), bias, packed=packed.detach())
+        n, k = (getattr(module, name) for name in ("out_features", "in_features"))
+        return Linear((n, k), bias, packed=packed.detach())
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         return None
     if type(module).forward is nn.Linear.forward:
-        return Linear(tuple(weight.shape), bias, weight=weight.detach())
+        return Linear((weight.shape[0], weight.shape[1]), bias, weight=weight.detach())
     for candidate in (weight.detach().T, weight.detach()):
         x = torch.ones((1, candidate.shape[1]), dtype=weight.dtype).cumsum(-1).sin()
         ours = nn.functional.linear(x, candidate, bias)
@@ -143,5 +148,5 @@ def of(module: nn.Module) -> Linear | None:
         except (RuntimeError, ValueError):  # the other way round
             continue
         if found.shape == ours.shape and torch.allclose(found.float(), ours.float(), rtol=1e-2, atol=1e-3):
-            return Linear(tuple(candidate.shape), bias, weight=candidate)
+            return Linear((candidate.shape[0], candidate.shape[1]), bias, weight=candidate)
     return None

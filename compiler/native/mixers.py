@@ -19,9 +19,10 @@ from . import recurrences
 def with_mixers_open(program: Program) -> fx.Graph:
     """A copy of the flat graph; mixers that could not be opened stay the node that they were."""
     found = mixer_graphs(program) if program.opaque else {}
-    graph, made = fx.Graph(), {}
+    graph = fx.Graph()
+    made: dict[fx.Node, Any] = {}
     for node in flat(program).graph.nodes:
-        mixer = found.get(node.target) if node.op == "call_module" else None
+        mixer = found.get(str(node.target)) if node.op == "call_module" else None
         if mixer is None or mixer.graph is None:
             made[node] = graph.node_copy(node, made.__getitem__)
         else:
@@ -35,6 +36,7 @@ def _inlined(graph: fx.Graph, node: fx.Node, mixer: MixerGraph, program: Program
     args, kwargs = fx.map_arg((node.args, node.kwargs), outer.__getitem__)
     given = dict(zip(names, args, strict=False)) | kwargs
     made: dict[fx.Node, Any] = {}
+    assert mixer.graph is not None, mixer.why
     closed = _closed(program.model.get_submodule(mixer.path), mixer.graph)
     for old in mixer.graph.nodes:
         if old in closed:

@@ -125,10 +125,12 @@ def _called(layers: dict[str, nn.Linear]) -> Call:
 
 def _pasts(layers: Any, shares: list[Tensor], vectors: list[Tensor], made: Outputs, call: Call) -> Any:
     for (decay, first), order, own in product(permutations(vectors), permutations(layers), permutations(range(3))):
-        past = Past(order, tuple(shares[i] for i in own), -decay.exp(), first)
-        parts = [made.get((name, i)) for name, i in zip(order[:3], own, strict=True)]
-        if all(part is not None and part.shape[-1] == len(decay) for part in parts):
-            k, v, r = parts
+        of_k, of_v, of_r = (shares[i] for i in own)
+        past = Past(order, (of_k, of_v, of_r), -decay.exp(), first)
+        k, v, r = (made.get((name, i)) for name, i in zip(order[:3], own, strict=True))
+        if k is None or v is None or r is None:
+            continue
+        if all(part.shape[-1] == len(decay) for part in (k, v, r)):
             yield past, call(order[3], r.sigmoid() * past.mean(k, v))
 
 
@@ -137,7 +139,8 @@ def _forwards(layers: Any, shares: list[Tensor], made: Outputs, call: Call) -> A
         k, r = (made.get((name, i)) for name, i in zip((order[0], order[2]), own, strict=True))
         value = None if k is None or r is None else call(order[1], k.relu().square())
         if value is not None and r is not None and value.shape == r.shape:
-            yield Forward(order, tuple(shares[i] for i in own)), value * r.sigmoid()
+            of_k, of_r = (shares[i] for i in own)
+            yield Forward(order, (of_k, of_r)), value * r.sigmoid()
 
 
 class _Steps:

@@ -212,7 +212,9 @@ def recognise(module: nn.Module, width: int, experts: int, order: list[str], nam
 
     numbers = torch.arange(len(picked)).repeat(3, 1)
     wanted, more = answer(numbers), answer(torch.tensor([[0, len(picked)]] * 3)) if idle else None
-    for number, found in enumerate(_forms(light, width, len(picked) + idle) if wanted is not None else ()):
+    if wanted is None:
+        return None
+    for number, found in enumerate(_forms(light, width, len(picked) + idle)):
         if not _close(found, x, numbers, weights[:, : len(picked)], wanted):
             continue
         own = next(islice(_forms(module, width, experts), number, None))
@@ -308,7 +310,8 @@ class _Own(nn.Module):
         self.own = own
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.own._apply_gate(x)
+        gate: Any = self.own._apply_gate  # a method of classes that have it
+        return gate(x)
 
 
 class _Gated(nn.Module):

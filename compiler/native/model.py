@@ -30,7 +30,7 @@ too_many_sequences = Fault(
 
 no_states = Fault(
     "no-states",
-    "A native model is asked for what its engine does not keep.\n\n"
+    "A native model, or one by a graph as ONNX's, is asked for what it does not keep.\n\n"
     "It gives what comes out of its last step: no hidden states of layers, no attentions. The artifact's other forms, "
     "such as `hf`, give them.",
     exit="usage",
@@ -49,13 +49,12 @@ class Output(dict):
         )
 
 
-def refuse_states(**asked: bool | None) -> None:
+def refuse_states(why: str = "the native engine does not keep", /, **asked: bool | None) -> None:
     """Raises Reject where a call wants hidden states of layers, or attentions."""
     for name in (name for name, wanted in asked.items() if wanted):
         raise Reject(
             no_states(
-                f"`{name}` asks for what the native engine does not keep",
-                help="leave it out, or emit the model with `hf` too and load that",
+                f"`{name}` asks for what {why}", help="leave it out, or emit the model with `hf` too and load that"
             )
         )
 

@@ -36,7 +36,7 @@ class Offering:
         if name in calls.ASKS and isinstance(first, Offers):
             return self.reader.size_of(node, first.index, args[1:])
         if role == "experts" and offers == list(args) and not kwargs:
-            return self._answered(node, self.reader.model.get_submodule(node.target), first)
+            return self._answered(node, self.reader.model.get_submodule(str(node.target)), first)
         if name in calls.SAME and isinstance(first, Offers):
             return first
         if name in calls.MOVES and isinstance(first, Offers):
@@ -70,7 +70,7 @@ class Offering:
         tokens = plan.layout.tokens
         in_order = torch.equal(expert, torch.arange(choice.experts).repeat_interleave(tokens))
         found = mixtures.recognise_rows(module, width, choice.experts) if in_order and given.x is not None else None
-        if found is None:
+        if found is None or given.x is None:
             why = f"a {type(module).__name__} computes something else than two layers for each expert"
             raise self.reader.refuse(node, why)
         x = Rows(plan.layout.rows(given.x).view(tokens, 1, width).expand(-1, choice.count, -1))
@@ -84,6 +84,7 @@ class Offering:
     def _summed(self, node: fx.Node, made: Offers, dim: Any = None, **_: Any) -> Rows:
         """A sum over all experts of each token."""
         axis = dim[0] if isinstance(dim, tuple | list) and len(dim) == 1 else dim
+        assert made.answers is not None, "scores without answers"
         width, experts = self.reader.plan.layout.widths[made.answers], made.choice.experts
         index = made.index.movedim(axis, 0) if isinstance(axis, int) else made.index[:0]
         expert, token, column = index // width % experts, index // width // experts, index % width

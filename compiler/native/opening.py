@@ -126,7 +126,7 @@ def _plain(tensor: "Tensor", said: Any) -> "list[Callable[[], None]]":
     """What there is to check of a weight that is not packed: its pieces, each by the hash that is said of it."""
     import torch
 
-    raw = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    raw = tensor.view(-1).view(torch.uint8).numpy().data
     if isinstance(said, str):  # one hash of all, as it was written at first
         parts, said = [raw], [said]
     else:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .model import NativeModel, Output
+from .model import NativeModel, Output, refuse_states
 from .rows import Rows
 
 SEQUENCES = 64  # open at once: each takes what its keys and values take
@@ -18,8 +18,11 @@ class Stepper(Protocol):
     shapes   name -> [batch, heads, past, size of a head] of each
     """
 
-    past: list[str]
-    shapes: Mapping[str, Sequence[Any]]
+    @property
+    def past(self) -> Sequence[str]: ...
+
+    @property
+    def shapes(self) -> Mapping[str, Sequence[Any]]: ...
 
     def step(self, ids: Tensor, mask: Tensor, past: list[np.ndarray] | None = None) -> list[np.ndarray]:
         """Logits [b, t, vocabulary], then keys and values; mask [b, past + t] has zeros before what a row lacks."""
@@ -79,7 +82,12 @@ class PaddedModel(NativeModel):
         cache: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> Output:
+        refuse_states(
+            "its graph does not give", output_hidden_states=output_hidden_states, output_attentions=output_attentions
+        )
         if cache is not None or use_cache:
             return super().forward(input_ids, attention_mask, position_ids, cache, use_cache, logits_to_keep)
         logits = self.whole(input_ids, attention_mask, position_ids)

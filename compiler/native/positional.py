@@ -97,7 +97,7 @@ class Positions:
         if value is CACHE:
             return None
         if node.op == "placeholder":
-            return self._default_input(node.target, length)
+            return self._default_input(str(node.target), length)
         if node.op == "get_attr":
             return value
         args, kwargs = (_wide(fx.map_arg(part, lambda n: self.at(n, length))) for part in (node.args, node.kwargs))
@@ -147,8 +147,8 @@ def _wide(value: Any) -> Any:
 def call(node: fx.Node, model: nn.Module, args: Any, kwargs: Any) -> Any:
     """Run a node with these arguments."""
     if node.op == "call_module":
-        return model.get_submodule(node.target)(*args, **kwargs)
+        return model.get_submodule(str(node.target))(*args, **kwargs)
     if node.op == "call_method":
-        return getattr(args[0], node.target)(*args[1:], **kwargs)
-    assert node.op == "call_function", f"a {node.op} is not called"
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert node.op == "call_function" and not isinstance(node.target, str), f"a {node.op} is not called"
     return node.target(*args, **kwargs)

@@ -52,7 +52,7 @@ class Queues:
         if name == "getitem" and isinstance(first, Line) and args[1] == (_EVERY, None):
             return first
         if role == "experts" and len(args) == 2 and isinstance(first, Queued) and not kwargs:
-            return self._layer(node, self.reader.model.get_submodule(node.target), first, args[1])
+            return self._layer(node, self.reader.model.get_submodule(str(node.target)), first, args[1])
         if name in ("mul", "multiply") and any(isinstance(x, Line) for x in args):
             return self._weighed(node, *args)
         if name == "index_add":

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from ...kernels.engine_steps import MOST_WHOLE
 from ..checkpoints.origin import POSITIONS
+from ..checkpoints.pretrained import pretrained
 from ..ir.program import Program
 from ..report.progress import follow
 from ..rows.inputs import has_two_sides
@@ -81,9 +82,9 @@ class Reader:
         if side is None:
             graph = with_mixers_open(program)
             heard, side = sides.both(graph) if has_two_sides(program.model) else (None, sides.only(graph))
-            self.source = heard and Reader(program, self.numbers, self.model, heard)
+            self.source = Reader(program, self.numbers, self.model, heard) if heard else None
         self.side = side
-        config = self.model.config.get_text_config(**({} if side.ids == "input_ids" else {"decoder": True}))
+        config = pretrained(self.model).config.get_text_config(**({} if side.ids == "input_ids" else {"decoder": True}))
         ids = program.inputs[side.ids]
         layout = Layout(ids.numel())
         context = next(filter(None, (getattr(config, name, None) for name in POSITIONS)), None)
@@ -95,10 +96,10 @@ class Reader:
         self.ids = Ids(layout)
         self.shape = ids.shape
         words = (self.source and getattr(config, "decoder_vocab_size", None)) or config.vocab_size
-        self.plan = Plan(layout, words, context, encoder=self.source and self.source.plan)
+        self.plan: Plan = Plan(layout, words, context, encoder=self.source.plan if self.source else None)
         self.values: dict[fx.Node, Any] = {}
-        behind = self.source and self.source.positions
-        self.positions = Positions(self.model, self.values, layout, self.shape, behind)
+        behind = self.source.positions if self.source else None
+        self.positions: Positions = Positions(self.model, self.values, layout, self.shape, behind)
         self.attending, self.scanning, self.tables = Attending(self), Scanning(self), Tables(self)
         self.mixtures, self.writing, self.computing = Mixtures(self), Writing(self), Computing(self)
         self.shifting, self.queues, self.favours = Shifting(self), Queues(self), Favours(self)
@@ -143,7 +144,7 @@ class Reader:
         # T5 with a head has no base model of its own, so behind an encoder the head itself is asked for.
         headless = self.model.base_model is self.model
         if self.source is not None:
-            headless = self.model.get_output_embeddings() is None
+            headless = pretrained(self.model).get_output_embeddings() is None
         self.plan.gives = gives = Gives(headless, whole, isinstance(rows, First))
         rows = rows.rows if isinstance(rows, First) else rows
         if not isinstance(rows, Rows) or (gives.speaks and rows.index.shape[-1] != self.plan.vocabulary):
@@ -163,7 +164,7 @@ class Reader:
         if node.op == "placeholder":
             return self._placeholder(node)
         if node.op == "get_attr":
-            return attribute(self.model, node.target)
+            return attribute(self.model, str(node.target))
         args, kwargs = (fx.map_arg(part, self.values.__getitem__) for part in (node.args, node.kwargs))
         flat = leaves((args, kwargs))
         role = node.meta.get("role")
@@ -187,7 +188,7 @@ class Reader:
             return call(node, self.model, args, kwargs)
 
     def _placeholder(self, node: fx.Node) -> Any:
-        name = self.side.owns(node.target)
+        name = self.side.owns(str(node.target))
         if name == "input_ids":
             return Rows(self.plan.layout.rows(self.ids.register).view(self.shape))
         if node.target == "cache":
@@ -263,7 +264,7 @@ class Reader:
         return First(made)
 
     def _module(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
-        module, given = self.model.get_submodule(node.target), args[0] if args else None
+        module, given = self.model.get_submodule(str(node.target)), args[0] if args else None
         if role == "embedding":
             asked = self.positions.ignores_ids(node)
             return Positional(node) if asked else self.tables.embedding(node, module, args)
@@ -297,7 +298,7 @@ class Reader:
         if role == "linear":
             found = linears.of(module)
             if found is not None:
-                return self.linear(node, given, node.target, found)
+                return self.linear(node, given, str(node.target), found)
         if role == "norm":
             return norms.read(self, node, module, given)
         if role == "activation":
@@ -305,7 +306,7 @@ class Reader:
         raise self.refuse(node, f"a {type(module).__name__} is not among the engine's steps")
 
     def activated(self, node: fx.Node, given: Rows) -> Rows:
-        return Rows(given.index, Pending(self.model.get_submodule(node.target), (given.pending,), node))
+        return Rows(given.index, Pending(self.model.get_submodule(str(node.target)), (given.pending,), node))
 
     # -- layers ----------------------------------------------------------------------------------------------
 
@@ -371,10 +372,11 @@ class Reader:
             base if part is None else self._applied(base, part) if isinstance(part, Pending) else part
             for part in function.operands
         ]
-        if len(parts) == 1 and function.operands[0] is not None:
-            return self._applied(parts[0], Pending(function.call, (None,), function.at))
-        if len(parts) == 2 and op and all(isinstance(part, Rows) for part in parts):
-            return self.computing.of_two(node, op, *parts)
+        first, second = (*parts, None, None)[:2]
+        if len(parts) == 1 and function.operands[0] is not None and isinstance(first, Rows):
+            return self._applied(first, Pending(function.call, (None,), function.at))
+        if len(parts) == 2 and op and isinstance(first, Rows) and isinstance(second, Rows):
+            return self.computing.of_two(node, op, first, second)
         if len(parts) == 2 and any(part is not base for part in parts if isinstance(part, Rows)):
             whole = next(part for part in parts if isinstance(part, Rows))
             numbers = tuple(None if isinstance(part, Rows) else part for part in parts)

@@ -71,7 +71,9 @@ def recognise(module: nn.Module) -> Recurrence | None:
     vectors, matrices, biases = ([p.float() for p in own] for own in (vectors, matrices, biases))
     x = torch.randn((_LENGTH, width), generator=torch.Generator().manual_seed(0))
     wanted = _tried(module, x)
-    for first, second in permutations(range(2)) if wanted is not None else ():
+    if wanted is None:
+        return None
+    for first, second in permutations(range(2)):
         for one, other in permutations(range(2)):
             gates = Gate(matrices[first], biases[one]), Gate(matrices[second], biases[other])
             found = Recurrence(_POWER * F.softplus(vectors[0]), *gates)

@@ -53,8 +53,8 @@ def mean(reader: "Reader", node: fx.Node, x: Rows, dim: int) -> Rows:
         return Rows(reader.plan.layout.spread(made, order, x.index[..., :1].shape))
     if size > _MOST_SUMMED:
         raise reader.refuse(node, f"a mean of {size} numbers that do not lie side by side")
-    made = total(reader, node, [Rows(x.index.narrow(dim, i, 1)) for i in range(size)])
-    return Rows(made.index, Pending(calls.BINARY["mul"], (made.pending, 1.0 / size)))
+    whole = total(reader, node, [Rows(x.index.narrow(dim, i, 1)) for i in range(size)])
+    return Rows(whole.index, Pending(calls.BINARY["mul"], (whole.pending, 1.0 / size)))
 
 
 def inverse_root(reader: "Reader", node: fx.Node, x: Rows, eps: float) -> Rows:

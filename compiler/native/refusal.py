@@ -35,7 +35,7 @@ def refused_whole(model: nn.Module, why: str, help: str = _REMEDY) -> Reject:
 def innermost(node: fx.Node, model: nn.Module) -> tuple[str, nn.Module]:
     """The module that a node runs, where it is a call of one, else the one that it stands in."""
     scope = node.meta.get("scope", ())
-    path = node.target if node.op == "call_module" else (scope[-1] if scope else "")
+    path = str(node.target) if node.op == "call_module" else (scope[-1] if scope else "")
     return path, model.get_submodule(path)
 
 

@@ -100,8 +100,7 @@ def recognise(turn: Turn, context: int, head_dim: int) -> Rotation | None:
     probe = min(PROBE, context)
     found = turn(torch.eye(head_dim)[:, None].expand(head_dim, probe, head_dim), 0)  # [from, t, to]
     order = _order(found[:, 0])
-    pairs = None if order is None else _pairs(found[..., order])
-    if pairs is None:
+    if order is None or (pairs := _pairs(found[..., order])) is None:
         return None
     rotation = Rotation(Frequencies(torch.zeros(0), 1.0), *pairs, order)
     first, second = rotation.pairs()
@@ -116,7 +115,7 @@ def recognise(turn: Turn, context: int, head_dim: int) -> Rotation | None:
     if not torch.allclose(turn(x, 0), turned(x, cos[:probe], sin[:probe], rotation), atol=1e-5, rtol=1e-5):
         return None
     frequencies = fitted(cos, sin) if len(first) else rotation.frequencies
-    return frequencies and Rotation(frequencies, *pairs, order)
+    return None if frequencies is None else Rotation(frequencies, *pairs, order)
 
 
 def _order(first: Tensor) -> Tensor | None:

@@ -192,7 +192,8 @@ def answers(
     generator = torch.Generator().manual_seed(0)
     light = copy.deepcopy(module).float()
     for part in light.modules():
-        for held in (part._parameters, part._buffers):
+        tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for held in tables:
             for name, old in held.items():
                 if old is not None and old.is_floating_point():
                     new = torch.randn(old.shape, generator=generator) * (width**-0.5 * 2 if old.dim() > 1 else 0.3)

@@ -51,7 +51,8 @@ def rules_of(read: Callable[[str], Any], begun: int, most: int, vocabulary: int)
             yield known.SuppressTokensAtBeginLogitsProcessor(ids("begin_suppress_tokens"), first)
 
     found = known.LogitsProcessorList(processors())
-    return (lambda held, scores: found(held, scores)) if found else None
+    rules: Callable[..., Tensor] = found
+    return (lambda held, scores: rules(held, scores)) if found else None
 
 
 def _is_nested(value: Any) -> bool:

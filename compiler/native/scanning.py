@@ -136,7 +136,8 @@ class Scanning:
         plain = len(given) == 5 and len(args) == 3 and all(isinstance(x, Rows) for x in given.values())
         options = {name: value for name, value in kwargs.items() if value is not None}
         shapes = {name: tuple(x.index.shape) for name, x in given.items()} if plain else {}
-        found = deltas.recognise(node.target, shapes, options) if plain else None
+        function: Any = node.target
+        found = deltas.recognise(function, shapes, options) if plain else None
         if found is None:
             raise self.reader.refuse(node, "a linear attention of another form than the gated delta rule")
         q, k, v, decay, beta = given.values()
@@ -219,7 +220,7 @@ class Scanning:
         if axis is None:
             weight = matrix.reshape(matrix.shape[-2:]).detach()
             # It makes time steps out of a few numbers: int8 would be felt, and save nothing.
-            found = linears.Linear(tuple(weight.shape), None, weight=weight)
+            found = linears.Linear((weight.shape[0], weight.shape[1]), None, weight=weight)
             return self.reader.linear(node, Rows(index, x.pending), name, found, weights="bf16").index
         count = matrix.shape[axis]
         parts = index.expand(*index.shape[:axis], count, *index.shape[axis + 1 :]).split(1, axis)

@@ -105,7 +105,7 @@ def _bytes(tensor: "Tensor") -> memoryview:
     """What a tensor holds, where it lies."""
     import torch
 
-    return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
+    return tensor.contiguous().view(torch.uint8).numpy().data.cast("B")
 
 
 # -- reading -------------------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def tensors(folder: Path, stored: Stored, *, mapped: bool = False, threads: int 
         from ...kernels.packed import room
 
         whole = room(size)
-        _fill(memoryview(whole.numpy()), file, threads)
+        _fill(whole.numpy().data, file, threads)
     kinds = {"packed": torch.uint8, "f32": torch.float32, "bf16": torch.bfloat16}
     found = {}
     for name, entry in stored.entries.items():

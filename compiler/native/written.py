@@ -43,6 +43,11 @@ class Leaf:
         return x.reshape(len(x), *others).movedim(0, self.axis)
 
 
+def _second(node: fx.Node) -> fx.Node:
+    assert isinstance(node.args[1], fx.Node), f"{node.name} multiplies by no value"
+    return node.args[1]
+
+
 class Writing:
     """The part of a `Reader` that follows scores from the product that makes them to the one that spends them."""
 
@@ -58,7 +63,7 @@ class Writing:
 
     def begin(self, node: fx.Node) -> Written:
         """Scores of queries and keys; the cache keeps those keys, whether the model itself has one or not."""
-        self._kept(node.args[1])
+        self._kept(_second(node))
         return Written(node)
 
     def _kept(self, node: fx.Node) -> None:
@@ -69,7 +74,7 @@ class Writing:
         """What a node makes where a token's numbers meet those of all before it."""
         name, inputs = calls.operation(node), node.all_input_nodes
         if name in PRODUCTS and isinstance(args[0], Written) and isinstance(args[1], Rows):
-            self._kept(node.args[1])
+            self._kept(_second(node))
         held = [self.reader.values[used] for used in inputs]
         if name in calls.ASKS:
             return self.reader.sample_size(node, args)
@@ -108,7 +113,9 @@ class Writing:
         """The nodes of queries, keys and values."""
         if name == WHOLE:
             q, k, v = (*node.args, *node.kwargs.values())[:3]
-            kinds = [type(self.reader.values[x]) for x in (q, k, v) if isinstance(x, fx.Node)]
+            if not (isinstance(q, fx.Node) and isinstance(k, fx.Node) and isinstance(v, fx.Node)):
+                return None
+            kinds = [type(self.reader.values[x]) for x in (q, k, v)]
             return (q, k, v) if kinds == [Rows, Cached, Cached] else None
         values = [x for x in node.all_input_nodes if isinstance(self.reader.values[x], Cached)]
         seen, queue = {node}, [x for x in node.all_input_nodes if isinstance(self.reader.values[x], Written)]
@@ -126,7 +133,8 @@ class Writing:
                     queries.append(used)
                 elif isinstance(value, Cached):
                     keys.append(used)
-        return (*queries, *keys, *values) if (len(queries), len(keys), len(values)) == (1, 1, 1) else None
+        alone = len(queries) == len(keys) == len(values) == 1
+        return (queries[0], keys[0], values[0]) if alone else None
 
     # -- trials ----------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from ...dsl.diagnostics import Reject
 from ..checkpoints.origin import longest_row
+from ..checkpoints.pretrained import pretrained
 from ..ir.program import Program
 from ..layers.linear import params
 from ..measuring.results import first_result_of, tensors_of
@@ -91,7 +92,7 @@ def facts(model: nn.Module) -> dict[str, Any]:
 
 
 def _of_sources(model: nn.Module) -> dict[str, Any]:
-    vocabulary = 0 if hears(model) else model.get_encoder().get_input_embeddings().num_embeddings
+    vocabulary = 0 if hears(model) else pretrained(model).get_encoder().get_input_embeddings().num_embeddings
     return {"start": first_said(model), "pad": padding(model), "source_vocabulary": vocabulary}
 
 

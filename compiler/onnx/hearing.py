@@ -86,7 +86,7 @@ class HearingModel(NativeTranslator):
         output_attentions: bool | None = None,
     ) -> Output:
         """Of masked tokens zeros. With `use_cache` it gives `encoder_last_hidden_state` and a `cache` too."""
-        more = {
+        more: dict[str, Any] = {
             "decoder_attention_mask": decoder_attention_mask,
             "output_hidden_states": output_hidden_states,
             "output_attentions": output_attentions,

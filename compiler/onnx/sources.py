@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...dsl.diagnostics import Reject
 from ..capture.sample import sample
+from ..checkpoints.pretrained import pretrained
 from ..rows.forward import output_logits
 from ..rows.several import hears
 from .checking import BEGINNING, CONTINUATION, ENCODER, FEATURES
@@ -23,7 +24,7 @@ def refuse(model: nn.Module) -> None:
     kind = type(model).__name__
     if model.main_input_name != "input_ids" and not hears(model):
         why = f"{kind} takes `{model.main_input_name}`, and encoders of token ids or of sounds are written"
-    elif model.get_output_embeddings() is None:
+    elif pretrained(model).get_output_embeddings() is None:
         why = f"the decoder of {kind} has no head of logits"
     else:
         return
@@ -50,7 +51,7 @@ class Encoder(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        encoder = self.model.get_encoder()
+        encoder = pretrained(self.model).get_encoder()
         return encoder(input_ids=input_ids, attention_mask=attention_mask)[0].float()
 
 
@@ -62,7 +63,7 @@ class Hearing(nn.Module):
         self.model = model
 
     def forward(self, input_features: Tensor) -> Tensor:
-        return self.model.get_encoder()(input_features)[0].float()
+        return pretrained(self.model).get_encoder()(input_features)[0].float()
 
 
 class Beginning(nn.Module):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,7 +103,7 @@ def open_translator(
     vocabulary = _vocabulary(folder, sessions)
     context = facts["context"] or _UNBOUND
     engine = rows(sessions, context, vocabulary, facts["source_vocabulary"])
-    plan = {"vocabulary": vocabulary, "context": context, "steps": []}
+    plan: dict[str, Any] = {"vocabulary": vocabulary, "context": context, "steps": []}
     model = kind(engine, plan, held, facts, SEQUENCES, read_generation(folder))
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()

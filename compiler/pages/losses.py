@@ -16,7 +16,7 @@ def losses(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
     if course is None:
         return None
     lines = {"trained on": _points(course.get("loss")), "held out": _points(course.get("held_out"))}
-    values = [
+    values: list[dict[str, Any]] = [
         {"step": step, "loss": loss, "kind": kind, "says": f"{kind}, step {step:.0f}: {digits(loss)}"}
         for kind, points in lines.items()
         for step, loss in points

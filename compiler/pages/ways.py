@@ -17,7 +17,7 @@ def ways(calibration: Mapping[str, Any]) -> Chart | None:
     found = [*_branches(calibration), *_choices(calibration)][:MOST]
     if len(found) < 2:
         return None
-    values = [
+    values: list[dict[str, Any]] = [
         {"x": seconds, "y": 100 * share, "kind": kind, "says": f"{kind}: {share:.0%} right, {seconds:.3g} s"}
         for kind, share, seconds in found
     ]

@@ -16,7 +16,7 @@ def zeros(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
     found = [(path, share) for path, share in read if share is not None]
     if len(found) < 2 or not any(share for _, share in found):
         return None
-    values = [
+    values: list[dict[str, Any]] = [
         {"at": i, "share": 100 * share, "kind": path.rpartition(".")[2], "says": f"{path}: {share:.1%} zero"}
         for i, (path, share) in enumerate(found)
     ]

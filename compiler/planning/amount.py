@@ -1,6 +1,7 @@
 """How many items `keep:` or `remove:` means: counts, shares and alignment, rounded in one place."""
 
 from dataclasses import dataclass
+from typing import overload
 
 from ...dsl.values import Ratio
 
@@ -12,7 +13,13 @@ class Amount:
     value: int | Ratio
     removes: bool = False  # `remove:` rather than `keep:`
 
-    def kept(self, total: int, align: int = 1) -> int:
+    @overload
+    def kept(self, total: int, align: int = 1) -> int: ...
+
+    @overload
+    def kept(self, total: float, align: int = 1) -> float: ...
+
+    def kept(self, total: float, align: int = 1) -> float:
         """How many of `total` items stay: the nearest multiple of `align`, at least one step, at most all.
 
         Ties go to keeping more.

@@ -263,7 +263,8 @@ def _is_parted(node: "fx.Node") -> bool:
 
 
 def _item(node: "fx.Node", texts: dict[Any, str]) -> str:
-    return f"{node.args[0].name}_{node.args[1]}" if _is_parted(node.args[0]) else _expression(node, texts)
+    source: Any = node.args[0]
+    return f"{source.name}_{node.args[1]}" if _is_parted(source) else _expression(node, texts)
 
 
 def _comment(node: "fx.Node") -> str:

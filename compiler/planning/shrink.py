@@ -168,7 +168,7 @@ def _renamed(skeleton: Skeleton, name: Callable[[str], str]) -> Skeleton:
                 g,
                 site=name(g.site),
                 members=tuple(replace(m, tensor=name(m.tensor)) for m in g.members),
-                attributes=tuple((name(path), *rest) for path, *rest in g.attributes),
+                attributes=tuple((name(path), attribute, per) for path, attribute, per in g.attributes),
             )
             for g in skeleton.groups
         ),

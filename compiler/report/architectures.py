@@ -39,7 +39,8 @@ def matrix(body: dict[str, Any] | None = None) -> Matrix:
     """The shipped one, or that of a run."""
     body = body or json.loads(FILE.read_text(encoding="utf-8"))
     columns = (*body["looks"], *body["passes"])
-    cells, refusals = {}, {}
+    cells = {}
+    refusals: dict[str, list[str]] = {}
     for name, stages in body["rows"].items():
         cells[name] = {look: _SHORT[stages[look][0]] for look in body["looks"]}
         for word in body["passes"]:

@@ -5,7 +5,7 @@ what the encoder is given, its second half what the decoder says.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from ...dsl.diagnostics import Reject
 from ..checkpoints.classes import model_class
+from ..checkpoints.pretrained import pretrained
 from .several import hears, other_parts, parts, tokens_of, unpacked
 
 
@@ -39,7 +40,7 @@ def arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str
         source, target = sides(rows)
         given = {"decoder_input_ids": begun(model, target), **more}
         return (source,), {**_mask(source, padding(model)), **given}
-    return (rows,), (more if model.can_generate() else {**_mask(rows, padding(model)), **more})
+    return (rows,), (more if pretrained(model).can_generate() else {**_mask(rows, padding(model)), **more})
 
 
 def _several(model: nn.Module, rows: Tensor) -> dict[str, Tensor]:
@@ -70,18 +71,18 @@ def without_cache(model: nn.Module) -> dict[str, Any]:
 def has_two_sides(model: nn.Module) -> bool:
     """Whether a model is an encoder with a decoder, which take a sequence each; one that effc's engine runs, too."""
     known = isinstance(model, PreTrainedModel) or hasattr(model, "facts")
-    return known and "decoder_input_ids" in _names(type(model))
+    return known and "decoder_input_ids" in _names(type(model).forward)
 
 
 def is_two_sided(config: Mapping[str, Any]) -> bool:
     """The same of a model that is not made yet, by its config as plain JSON."""
     kind = model_class(str(config.get("model_type")), config.get("architectures"))
-    return kind is not None and "decoder_input_ids" in _names(kind)
+    return kind is not None and "decoder_input_ids" in _names(kind.forward)
 
 
 @cache
-def _names(kind: type) -> set[str]:
-    return set(inspect.signature(inspect.unwrap(kind.forward)).parameters)
+def _names(forward: Callable[..., Any]) -> set[str]:
+    return set(inspect.signature(inspect.unwrap(forward)).parameters)
 
 
 def sides(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,11 +98,12 @@ def begun(model: nn.Module, target: Tensor) -> Tensor:
 
 def first_said(model: nn.Module) -> int:
     """The token that a target begins with."""
-    first = model.config.get_text_config(decoder=True)
+    own = pretrained(model)
+    first = own.config.get_text_config(decoder=True)
     return next(
         (
             token
-            for config in (model.generation_config, model.config, first)
+            for config in (own.generation_config, own.config, first)
             for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id")
             if isinstance(token := getattr(config, name, None), int)
         ),

@@ -50,7 +50,7 @@ class Prompts:
         if rows is not None and not isinstance(rows, Tensor):
             return  # a trace, whose leaves run on the values of an earlier forward
         self._found.clear()
-        self.shape = None if rows is None else tuple(rows.shape[:2])
+        self.shape = None if rows is None else (rows.shape[0], rows.shape[1])
         self.extent = None if rows is None or _goes_on(given) else self._read(rows, given.get("attention_mask"))
 
     def _read(self, rows: Tensor, mask: Any) -> tuple[Tensor, Tensor]:
@@ -74,10 +74,10 @@ class Prompts:
         Layers that run without their model, as a search does it, are given whole rows.
         """
         b, t = hidden.shape[:2]
-        if self.shape == (b, t) and self.extent is None:
-            return None
         if self.shape != (b, t):
             return _cells(torch.zeros(b, dtype=torch.int64), torch.full((b,), t), first, last, t, hidden.device)
+        if self.extent is None:
+            return None
         if (first, last) not in self._found:
             self._found[first, last] = _cells(*self.extent, first, last, t, hidden.device)
         return self._found[first, last]
@@ -101,7 +101,8 @@ def _cells(start: Tensor, stop: Tensor, first: int, last: int, t: int, device: t
     start, stop = start[:, None], stop[:, None]
     prefix = (places >= start) & (places < start + front[:, None])  # [b, t]
     suffix = (places < stop) & (places >= stop - behind[:, None])
-    return tuple(Cells(*(x.to(device) for x in found.nonzero(as_tuple=True))) for found in (prefix, suffix))
+    first_of, last_of = (Cells(*(x.to(device) for x in found.nonzero(as_tuple=True))) for found in (prefix, suffix))
+    return first_of, last_of
 
 
 def _goes_on(given: Mapping[str, Any]) -> bool:
@@ -143,8 +144,8 @@ def _real_tokens(mask: Any, b: int, t: int) -> Tensor | None:
 
 def listener(model: nn.Module) -> Prompts | None:
     """The object that listens at a model's door, if one does."""
-    hooks = _door(model)._forward_pre_hooks.values()
-    return next((hook.__self__ for hook in hooks if isinstance(getattr(hook, "__self__", None), Prompts)), None)
+    owners = (getattr(hook, "__self__", None) for hook in _door(model)._forward_pre_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, Prompts)), None)
 
 
 def listen(model: nn.Module) -> Prompts:
@@ -161,7 +162,7 @@ def _door(model: nn.Module) -> nn.Module:
     return model.base_model if isinstance(model, PreTrainedModel) else model
 
 
-def _names(kind: type) -> tuple[str, ...]:
+def _names(kind: type[nn.Module]) -> tuple[str, ...]:
     """Names of what a forward takes, without `self`."""
     return tuple(inspect.signature(inspect.unwrap(kind.forward)).parameters)[1:]
 

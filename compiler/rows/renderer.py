@@ -23,7 +23,8 @@ def main() -> None:
         asked = json.loads(line)
         _limit_time(seconds)
         try:
-            (text,), _ = render_jinja_template(conversations=[asked.pop("messages")], **asked)
+            texts = render_jinja_template(conversations=[asked.pop("messages")], **asked)[0]
+            (text,) = list(texts)
             answer = (
                 {"text": text}
                 if len(text) <= TEXT

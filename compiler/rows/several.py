@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...dsl.diagnostics import Fault, Reject
+from ..checkpoints.pretrained import pretrained
 
 other_parts = Fault(
     "other-parts",
@@ -50,7 +51,8 @@ def hears(model: nn.Module) -> bool:
 def sees_and_reads(model: nn.Module) -> bool:
     """Whether a model has two towers, for images and for texts, and is given both at once. Others read alone."""
     towers = (getattr(type(model), f"get_{kind}_features", None) for kind in ("text", "image"))
-    if not _takes(model, "input_ids", "pixel_values") or model.can_generate() or not all(map(callable, towers)):
+    takes = _takes(model, "input_ids", "pixel_values") and not pretrained(model).can_generate()
+    if not takes or not all(map(callable, towers)):
         return False
     own = _of_images(model.config)
     return hasattr(own, "image_size") and hasattr(own, "num_channels")
@@ -79,14 +81,16 @@ def tokens_of(model: nn.Module) -> str:
 def unpacked(model: nn.Module, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """The parts of rows [b, n] by name, as wide as the model's numbers, and the tokens behind them [b, t]."""
     kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    wanted, found, at = parts(model), {}, 0
+    wanted, at = parts(model), 0
+    found: dict[str, Any] = {}
     _check(model, wanted, rows)
     for part in wanted:
         taken = rows[:, at : at + part.size].reshape(len(rows), *part.shape)
         found[part.name] = taken.to(kind if part.dtype.is_floating_point else part.dtype)
         at += part.size
-    more = {} if hears(model) or isinstance(model, PreTrainedModel) else model.dummy_inputs
-    found |= {name: value for name, value in more.items() if name not in found}  # numbers and switches
+    if not isinstance(model, PreTrainedModel):
+        own: Mapping[str, Any] = getattr(model, "dummy_inputs", {})
+        found |= {name: value for name, value in own.items() if name not in found}  # numbers and switches
     return found, rows[:, at:].long()
 
 

@@ -53,7 +53,8 @@ class _Renderer:
 
     def __init__(self) -> None:
         self.owner = os.getpid()  # a process that was forked off needs one of its own
-        self._lock, self._process = Lock(), None
+        self._lock = Lock()
+        self._process: subprocess.Popen[str] | None = None
 
     def write(self, asked: Mapping[str, Any]) -> str:
         line = json.dumps(asked, default=str) + "\n"

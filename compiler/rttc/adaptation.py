@@ -151,7 +151,8 @@ class Adaptable:
         for parameter in self._own.values():  # the switch of the adapters froze them
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW(self._own.values(), lr=regime.lr, weight_decay=0.0)
-        found, until = [], time.monotonic() + regime.seconds
+        found: list[float] = []
+        until = time.monotonic() + regime.seconds
         for _ in range(regime.epochs):
             for start in range(0, len(rows), regime.batch):
                 if time.monotonic() > until or stopped():

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..capture.capture import capture
+from ..checkpoints.pretrained import pretrained
+from ..layers.linear import weight_of
 from ..layers.reft import Intervention
 from ..training.adapters import Shape, adaptable, adapted
 
@@ -65,7 +67,7 @@ class Residual:
         self._on = False
         self._stacked: Mapping[str, Tensor] | None = None
         generator = torch.Generator().manual_seed(seed)
-        width = model.get_input_embeddings().weight.shape[1]  # type: ignore[operator, union-attr]
+        width = weight_of(pretrained(model).get_input_embeddings()).shape[1]
         self._edits: dict[str, Intervention] = {}
         self._hooks = []
         for path in on:

@@ -32,7 +32,9 @@ def trials(client: Guided, dev: Iterable[Sample], verifier: Verifier, settings: 
     """
     found = []
     for sample in dev:
-        rewards, right, seconds = {}, {}, {}
+        rewards: dict[str, float] = {}
+        right: dict[str, bool] = {}
+        seconds: dict[str, float] = {}
         for branch in BRANCHES:
             answered = _alone(client, sample.question, branch, settings)
             rewards[branch] = client.reward.score(sample.question, [answered.text])[0]
@@ -54,7 +56,7 @@ def _own_seconds(branch: str, decision: Decision) -> float:
 
 def aucs(found: Sequence[Trial]) -> dict[str, float]:
     """By branch and over all answers: how often the reward puts a right answer above a wrong one."""
-    scores = {b: auc([t.rewards[b] for t in found], [t.right[b] for t in found]) for b in BRANCHES}
+    scores: dict[str, float] = {b: auc([t.rewards[b] for t in found], [t.right[b] for t in found]) for b in BRANCHES}
     every = [(t.rewards[b], t.right[b]) for t in found for b in BRANCHES]
     return {**scores, "all": auc([s for s, _ in every], [r for _, r in every])}
 
@@ -147,7 +149,7 @@ class Calibration:
             "trials": [asdict(trial) for trial in self.trials],
             "curve": [asdict(point) for point in self.points],
         }
-        fixed = {branch: measure(self.trials, Policy(branch)) for branch in BRANCHES}
+        fixed: dict[str, Point] = {branch: measure(self.trials, Policy(branch)) for branch in BRANCHES}
         best = measure(self.trials, Policy("best", scales=self.policy.scales))
         names = {**fixed, "best of all": best, f"policy {self.policy.kind}": self.chosen}
         for suffix, said in (

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
+from ..checkpoints.pretrained import pretrained
 from ..rows.forward import evaluating
 from ..store.cache import digest
 
@@ -37,8 +38,9 @@ class Pooled:
     def __init__(self, encoder: nn.Module, tokenizer: Any, identity: str):
         self.encoder, self._tokenizer = encoder, tokenizer
         self.identity = digest([identity, "mean", _LENGTH])
-        self.width = int(encoder.config.hidden_size)
-        own = getattr(encoder.config, "max_position_embeddings", None) or _LENGTH
+        config = pretrained(encoder).config
+        self.width = int(config.hidden_size)
+        own = getattr(config, "max_position_embeddings", None) or _LENGTH
         self._length = min(_LENGTH, own)
 
     def embed(self, texts: Sequence[str]) -> Tensor:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from secrets import randbits
 from typing import Any
 
@@ -28,6 +29,10 @@ from .retrieval import Unreachable
 
 _PIECE = 24  # characters of an event: an answer is judged before it is told, so it comes whole
 BRANCH = "X-Effc-Branch"
+
+
+def _bytes_held(client: Guided, cache: str) -> float:
+    return getattr(client, cache).held
 
 
 class Front:
@@ -55,7 +60,7 @@ class Front:
         )
         for cache in ("lists", "states"):
             held = Gauge(f"effc_cached_{cache}_bytes", f"Bytes that cached {cache} hold.", registry=self.registry)
-            held.set_function(lambda cache=cache: getattr(client, cache).held)
+            held.set_function(partial(_bytes_held, client, cache))
         Gauge(
             "effc_batch_rows", "Answers in the largest batch that PyTorch gave so far.", registry=self.registry
         ).set_function(lambda: client.batcher.largest)

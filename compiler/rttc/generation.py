@@ -34,8 +34,10 @@ class Settings:
     stops: tuple[str, ...] = ()
 
     def chooser(self) -> Chooser:
-        drawn = {"temperature": self.temperature, "top_p": self.top_p, "do_sample": True} if self.temperature else {}
-        return Chooser(Sampling(seed=self.seed % 2**63, **drawn))
+        seed = self.seed % 2**63
+        if not self.temperature:
+            return Chooser(Sampling(seed=seed))
+        return Chooser(Sampling(seed=seed, temperature=self.temperature, top_p=self.top_p, do_sample=True))
 
 
 class Growth:

@@ -94,8 +94,8 @@ class Library:
             with self._scoring:  # a scorer's adapters are on while it reads
                 found: Sequence[float] = self.reward.score(asked.question, asked.answers)
         except Reject as refused:
-            said = refused.diagnostics[0]
-            raise Refused(500, said.message, code=said.slug.replace("-", "_")) from refused
+            first = refused.diagnostics[0]
+            raise Refused(500, first.message, code=first.slug.replace("-", "_")) from refused
         return {"reward": self.reward.name, "scale": self.reward.scale, "scores": list(found)}
 
 

@@ -86,7 +86,7 @@ def choose(
     """
     assert policy.kind != "router", "a router's choice is a policy of one branch"
     if policy.kind in BRANCHES:
-        alone: Branch = policy.kind  # type: ignore[assignment]
+        alone: Branch = policy.kind
         made = answer(alone)
         decision.branch = alone if made is not None else "direct"
         return made if made is not None else answer("direct") or ""
@@ -144,7 +144,7 @@ def outcome(trial: Trial, policy: Policy) -> tuple[Branch, float]:
 def measure(trials: Sequence[Trial], policy: Policy) -> Point:
     taken = [outcome(trial, policy) for trial in trials]
     right = sum(trial.right[branch] for trial, (branch, _) in zip(trials, taken, strict=True)) / len(trials)
-    shares = {name: sum(branch == name for branch, _ in taken) / len(taken) for name in BRANCHES}
+    shares: dict[str, float] = {name: sum(branch == name for branch, _ in taken) / len(taken) for name in BRANCHES}
     seconds = sum(s for _, s in taken) / len(trials)
     return Point(policy.direct, policy.rag, right, seconds, shares, bool(policy.scales))
 

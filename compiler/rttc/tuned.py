@@ -106,7 +106,7 @@ class Tuned:
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Raises KeyError or ValueError on tensors of another scorer."""
-        own = {f"adapters.{name}": p for name, p in self._attachment.parameters().items()}
+        own: dict[str, Tensor] = {f"adapters.{name}": p for name, p in self._attachment.parameters().items()}
         own |= {"head.weight": self._head.weight, "head.bias": self._head.bias}
         with torch.no_grad():
             for name, parameter in own.items():

@@ -9,6 +9,7 @@ import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ class Bisection:
         self.build.total = len(self.plan.stages)
         for stage in self.plan.stages:
             self.build.step(stage)
-        chain, looks = self._chain(), []
+        chain = self._chain()
+        looks: list[Look] = []
         first = Look("", "", self._verdict(self.plan.identity))
         culprit = None
         for stage in reversed(chain):
@@ -167,7 +169,7 @@ class Bisection:
         with tempfile.TemporaryDirectory(prefix="effc-bisect-") as work:
             journal = Journal(Path(work) / "scores.jsonl")
             for key, score in told.items():
-                journal.remember(key, lambda score=score: score)
+                journal.remember(key, partial(float, score))
             before = self.build.reach(stage.source)
             self.build.outcome = None  # what runs now is no result to go on from
             self.build.at = ""

@@ -14,6 +14,7 @@ from ..artifacts.artifact import write
 from ..artifacts.load import load
 from ..artifacts.manifest import Check, Expectation, Manifest
 from ..artifacts.verify import verify
+from ..families.family import Family
 from ..ir.outcome import Front, Model, Outcome
 from ..ir.program import Program
 from ..judging.accounting import Accounting, Tally
@@ -29,6 +30,7 @@ from ..planning.profile import packed_widths, profile
 from ..report.progress import announce
 from ..report.quantity import counted, size
 from ..store.cache import Cache
+from ..training.unmerged import Unmerged
 from ..words.context import Context
 from ..words.kinds import Form, Target
 
@@ -95,7 +97,8 @@ class Emission:
     def tell(self, target: Emit, artifacts: Sequence[Artifact], outcome: Callable[[], Outcome]) -> Page:
         """Write a file about the artifacts of a result, or about the result itself where it has none."""
         writer: Target = self.ctx.shelf.make("target", target.call)
-        path, sheets, missed = self.out / target.call.args["path"], [a.sheet for a in artifacts], ()
+        path, sheets = self.out / target.call.args["path"], [a.sheet for a in artifacts]
+        missed: tuple[Diagnostic, ...] = ()
         if not sheets:
             with announce("measuring"):
                 result = outcome()
@@ -182,6 +185,7 @@ def facts(outcome: Outcome, plan: Plan, source: str) -> dict[str, Any]:
                 for name, program in outcome.members()
             )
         }
+    assert isinstance(outcome, Model | Unmerged | Family), f"no program: {outcome.kind}"
     return changed(outcome.program, plan)
 
 
@@ -198,7 +202,7 @@ def changed(program: Program, plan: Plan) -> dict[str, Any]:
 
 def steps(plan: Plan, cache: Cache, last: str) -> list[Mapping[str, Any]]:
     """Every step that led to `last`: what it was asked, what it decided and why, what that changed."""
-    found = []
+    found: list[Mapping[str, Any]] = []
     for step in plan.pipeline.ancestors(last):
         name = step.name
         body = cache.step(plan.key_of(name))

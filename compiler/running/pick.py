@@ -216,9 +216,10 @@ def _fitting(front: Manifest, limits: tuple[Limit, ...]) -> str:
 
 def _measures(front: Manifest) -> dict[str, Measures]:
     """What is known of each point: what the front is measured by first, then what the report measured too."""
-    known: dict[str, dict[str, tuple[float, str, str]]] = {}
+    known: dict[str, Measures] = {}
     for member in front.members:
-        known[member["name"]] = facts = {metric: tuple(fact) for metric, *fact in member["measures"]}
+        facts = {metric: (value, unit, better) for metric, value, unit, better in member["measures"]}
+        known[member["name"]] = facts
         for row in front.measures:
             metric, of, name = row.metric.rpartition(" of ")
             if of and name == member["name"] and row.compiled is not None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +51,10 @@ class Result:
     stopped: list[Diagnostic] = field(default_factory=list)  # searches that had no more time
 
     @property
-    def missed(self) -> list[Any]:
+    def missed(self) -> list[Diagnostic]:
         """Diagnostics of the bounds that were missed."""
-        return [d for made in (*self.artifacts, *self.reports) for d in made.missed]
+        of = (*(made.missed for made in self.artifacts), *(made.missed for made in self.reports))
+        return [d for missed in of for d in missed]
 
 
 @dataclass
@@ -94,7 +96,7 @@ class Build:
             with self.stage(f"emit {target.call.word}", path) as done, placed(target.call):
                 made = of.setdefault(target.source, [])
                 if is_about(target.call.word):
-                    told = emission.tell(target, made, lambda at=target.source: self.reach(self.plan.key_of(at)))
+                    told = emission.tell(target, made, partial(self.reach_step, target.source))
                     result.reports.append(told)
                     done.change = size(told.path.stat().st_size)
                     continue
@@ -161,25 +163,29 @@ class Build:
             notes = holder.program.notes if isinstance(holder, (Model, Family)) else []
             return made, {"program": notes, "step": notes[-1:], "changes": [], "summary": made.summary, "dump": ""}
         program = outcome.program
-        before, version, notes = program.skeleton, program.version, len(program.notes)
-        promise = Promise.of(program) if isinstance(pass_.keeps, Close) else None
+        before, version, noted = program.skeleton, program.version, len(program.notes)
+        keeps = pass_.keeps
+        promise = Promise.of(program) if isinstance(keeps, Close) else None
         with as_profiled(named(stage.call), ctx):
             made = pass_.give(outcome, ctx)
         if made is outcome and program.version == version:
             raise Reject(
                 no_change(f"`{stage.call.word}` changed nothing", help="ask more of it, or leave the step out")
             )
-        if promise:
+        if promise and isinstance(keeps, Close):
             with announce("comparing with the model before"):
-                promise.check(program, pass_.keeps)
+                promise.check(program, keeps)
         lines = describe(before, program.skeleton)
         return made, {
             "program": program.notes,
-            "step": program.notes[notes:],
+            "step": program.notes[noted:],
             "changes": lines.rows,
             "summary": made.summary or lines.summary,
             "dump": lines.text,
         }
+
+    def reach_step(self, name: str) -> Outcome:
+        return self.reach(self.plan.key_of(name))
 
     def reach(self, key: str) -> Outcome:
         """The result under a key: what we have, a kept one, or the original captured."""

@@ -34,6 +34,7 @@ def save(
     outcome: Outcome, cache: Cache, key: str, parts: Mapping[str, Any], origin: Origin, notes: Mapping[str, Any]
 ) -> None:
     """Store a finished step."""
+    body: dict[str, Any]
     if isinstance(outcome, Front):
         body = {
             "points": [
@@ -60,6 +61,7 @@ def save(
             "tensors": {n: cache.store(t) for n, t in outcome.stored.items()},
         }
     else:
+        assert isinstance(outcome, Model), f"not kept: {outcome.kind}"
         body = _program(outcome.program, cache, origin)
         _map(outcome.program, cache, body["tensors"])
     cache.finish(key, parts, {"tensors": {}, "borrowed": {}, "edits": {}, **body, "notes": dict(notes)})

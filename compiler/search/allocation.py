@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..ir.surgery import tensor_at
 from ..rows.forward import batches, evaluating, main_output, predicts
 from ..rows.inputs import arguments
 from ..store.journal import Journal
@@ -191,7 +192,7 @@ def _zeroed(program: "Program", stage: Stage, share: float, norms: Mapping[str, 
     """A layer with zeros for as long as the context lasts."""
     with ExitStack() as stack:
         for path in stage.modules:
-            weight = program.model.get_submodule(path).weight
+            weight = tensor_at(program.model, f"{path}.weight")
             stack.callback(setattr, weight, "data", weight.data)
             keep = keep_mask(weight_score(program, path, norms[path]), share, "any", "row")
             turned = isinstance(program.model.get_submodule(path), Conv1D)

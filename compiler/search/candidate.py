@@ -19,10 +19,17 @@ class Candidate(ABC):
     joins   whether it may be tried and cut together with others of other layers
     """
 
-    name: str
-    place: str
-    unit: str
     joins: ClassVar[bool] = False
+    if TYPE_CHECKING:  # fields of some, properties of others: a field can't stand over a real property
+
+        @property
+        def name(self) -> str: ...
+
+        @property
+        def place(self) -> str: ...
+
+        @property
+        def unit(self) -> str: ...
 
     @abstractmethod
     def tried(self) -> AbstractContextManager[None]:

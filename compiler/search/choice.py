@@ -140,7 +140,8 @@ class Racing(Choice):
             (now.cost(c, growth, self.per), n, c, growth) for n, (c, growth) in enumerate(able) if growth is not None
         ]
         most = FOLD * max(now.cost(best, self.known[best.place], self.per), 0.0)
-        found, units, left = [], {best.unit}, now.left - _saved(best, self.per)
+        found: list[tuple[Candidate, float]] = []
+        units, left = {best.unit}, now.left - _saved(best, self.per)
         for cost, _, candidate, growth in sorted(asked, key=lambda one: one[:2]):
             if len(found) + 1 >= self.together or cost > most:
                 break

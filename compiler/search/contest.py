@@ -40,7 +40,7 @@ class Contest(Cutter, Pass):
         check_racing(self.search == "exact", self.estimate, self.together)
         return self.search == "exact"
 
-    def fit(self, reorder: str | None = None) -> Fit:
+    def fit(self, reorder: Literal["l1", "wanda", "obs"] | None = None) -> Fit:
         """Items ordered by `reorder`, or by what the repair leaves where there is one, else by weights."""
         repair = not self.exact if self.repair is None else self.repair
         return Fit(reorder or ("obs" if repair else "l1"), repair, self.data)

@@ -33,9 +33,9 @@ def thinned(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) -> tuple[S
         own = replace(goal, goal=goal.goal - sum(can[finer.kind] for finer in widths[number + 1 :]))
         left, made = _narrowed(left, own, saved, kind)
         cuts += made
-    for kind in sorted((p for p in parts if isinstance(p, Wholes)), key=lambda p: p.kind == SCANS):
+    for whole_parts in sorted((p for p in parts if isinstance(p, Wholes)), key=lambda p: p.kind == SCANS):
         if not met(left):
-            left, made = kind.smallest(left, met)
+            left, made = whole_parts.smallest(left, met)
             cuts += made
     return left, cuts
 

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from ...dsl.skeleton import Group, Member
 from ..ir.edits import is_below
 from ..ir.graphs import name_of
+from ..ir.surgery import tensor_at
 from ..ir.unit import Unit
 from ..rows.forward import evaluating, main_output
 from .reconstruct import module_of, readers
@@ -66,7 +67,7 @@ class Fold:
     def held(self, model: nn.Module, by: Tensor) -> Tensor:
         """The factors nearest to these, [channels], for which a norm's weight is a number of its type: then its readers
         are scaled by exactly what it lacks. 1 where that would be nothing."""
-        weight = model.get_submodule(self.writer).weight.detach()
+        weight = tensor_at(model, f"{self.writer}.weight").detach()
         if weight.dim() != 1:
             return by
         whole = weight.float() + self.offset
@@ -80,28 +81,31 @@ class Fold:
         writer = model.get_submodule(self.writer)
         less = torch.ones(outputs_of(writer), device=by.device)
         less[list(self.rows)] = by
-        weight = writer.weight.detach().float()
+        own = tensor_at(writer, "weight")
+        weight = own.detach().float()
         if weight.dim() == 1:
             new = (weight + self.offset) / less - self.offset
         else:
             new = weight / (less if isinstance(writer, Conv1D) else less[:, None])
-        found = {f"{self.writer}.weight": new.to(writer.weight.dtype)}
+        found = {f"{self.writer}.weight": new.to(own.dtype)}
         if getattr(writer, "bias", None) is not None:
-            found[f"{self.writer}.bias"] = (writer.bias.detach().float() / less).to(writer.bias.dtype)
+            bias = tensor_at(writer, "bias")
+            found[f"{self.writer}.bias"] = (bias.detach().float() / less).to(bias.dtype)
         for reader in self.readers:
             module = model.get_submodule(reader.path)
             more = self.spread(reader, by, inputs_of(module))
-            wide = module.weight.detach().float() * (more[:, None] if isinstance(module, Conv1D) else more)
-            found[f"{reader.path}.weight"] = wide.to(module.weight.dtype)
+            read = tensor_at(module, "weight")
+            wide = read.detach().float() * (more[:, None] if isinstance(module, Conv1D) else more)
+            found[f"{reader.path}.weight"] = wide.to(read.dtype)
         return found
 
 
 def outputs_of(module: nn.Module) -> int:
-    return module.weight.shape[1 if isinstance(module, Conv1D) else 0]
+    return tensor_at(module, "weight").shape[1 if isinstance(module, Conv1D) else 0]
 
 
 def inputs_of(module: nn.Module) -> int:
-    return module.weight.shape[0 if isinstance(module, Conv1D) else 1]
+    return tensor_at(module, "weight").shape[0 if isinstance(module, Conv1D) else 1]
 
 
 def folds(program: "Program") -> dict[str, list[Fold]]:
@@ -146,9 +150,10 @@ def _of_norms(program: "Program", unit: Unit) -> Iterator[Fold]:
             continue
         norm = program.model.get_submodule(path)
         offset = _offset(norm)
-        if offset is not None and (not offset or norm.weight.dtype == torch.float32):  # narrower ones round one more
-            every = tuple(range(len(norm.weight)))
-            yield Fold(path, every, tuple(Reader(reader, every, every) for reader in below), offset)
+        weight = tensor_at(norm, "weight") if offset is not None else None
+        if weight is not None and (not offset or weight.dtype == torch.float32):  # narrower ones round one more
+            every = tuple(range(len(weight)))
+            yield Fold(path, every, tuple(Reader(reader, every, every) for reader in below), offset or 0.0)
 
 
 def _asks_its_size(user: fx.Node) -> bool:
@@ -168,13 +173,14 @@ def _offset(norm: nn.Module) -> float | None:
     if not isinstance(weight, nn.Parameter) or weight.dim() != 1:
         return None
     whole, count = copy.deepcopy(norm).float().cpu(), len(weight)
-    x, by = torch.randn(1, 3, count, generator=torch.Generator().manual_seed(0)), _random_powers(count, "cpu")
+    x = torch.randn(1, 3, count, generator=torch.Generator().manual_seed(0))
+    by = _random_powers(count, torch.device("cpu"))
     bias = getattr(norm, "bias", None)
     for offset in (0.0, 1.0):
         less = copy.deepcopy(whole)
-        less.weight.copy_((whole.weight + offset) / by - offset)
+        less.get_parameter("weight").copy_((whole.get_parameter("weight") + offset) / by - offset)
         if bias is not None:
-            less.bias.copy_(whole.bias / by)
+            tensor_at(less, "bias").copy_(tensor_at(whole, "bias") / by)
         try:
             if torch.allclose(less(x) * by, whole(x), atol=1e-5):
                 return offset
@@ -203,7 +209,7 @@ class _Trial:
     def _tried(self, fold: Fold) -> bool:
         if self._before is None:
             self._before = self._outputs()
-        device = self.program.model.get_submodule(fold.writer).weight.device
+        device = tensor_at(self.program.model, f"{fold.writer}.weight").device
         by = _random_powers(len(fold.rows), device)
         with swapped(self.program, fold.scaled(self.program.model, by)):
             after = self._outputs()

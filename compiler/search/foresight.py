@@ -30,7 +30,8 @@ class Foresight:
     def __init__(self) -> None:
         self.estimates: dict[str, tuple[Estimate, float]] = {}
         self.dearer: Callable[[float, float], float | None] = lambda score, nats: None
-        self.slack, self.missed, self.compared = SLACK, [], 0
+        self.missed: list[str] = []
+        self.slack, self.compared = SLACK, 0
 
     def take(self, found: Mapping[str, tuple[Estimate, float]], dearer: Callable[[float, float], float | None]) -> None:
         self.estimates, self.dearer = dict(found), dearer

@@ -52,7 +52,7 @@ def reach(ledger: Ledger, of: str, parts: Sequence[Parts]) -> float:
     its widths only; of a group all but what stays."""
     blocks = [b for p in parts if isinstance(p, BlockParts) for b in p.branches]
     inside = {site for b in blocks for site in ledger.inside[b.site]}
-    widths = {
+    widths: dict[tuple[str, str], float] = {
         (g.site, g.kind): p.most(g) * p.step * _each(ledger, g, of)
         for p in parts
         if isinstance(p, WidthParts)

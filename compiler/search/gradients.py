@@ -8,6 +8,7 @@ the mean square of (gradient * delta) where the tokens that are predicted are dr
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,7 @@ class Gradients:
         return torch.stack([torch.autograd.grad(output, leaf, g, retain_graph=n < last)[0] for n, g in enumerate(grad)])
 
 
-def _are_tokens(ids: object) -> bool:
+def _are_tokens(ids: object) -> TypeGuard[Tensor]:
     return isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point()
 
 
@@ -118,11 +119,13 @@ def _estimate(grads: list[Tensor], plain: list, changed: list, tokens: int) -> E
 
 
 def _summed(logits: Tensor, labels: Tensor) -> Tensor:
-    return sum(
+    found = sum(
         nn.functional.cross_entropy(row[part].float(), ids[part], reduction="sum")
         for row, ids in zip(logits, labels, strict=True)
         for part in positions(row)
     )
+    assert isinstance(found, Tensor), "logits of no position"
+    return found
 
 
 def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:

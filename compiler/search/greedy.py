@@ -86,7 +86,10 @@ class Greedy:
             narrow_evenly(program, self.groups, self.amount, self.align, ctx.tell)
             return
         ordered, search = self.turns(), Search(program, ctx)
-        latency = latency_of(program, search, self.clock) if self.amount.of == "latency" else None
+        latency = None
+        if self.amount.of == "latency":
+            assert self.clock is not None, "a latency that no clock measures"
+            latency = latency_of(program, search, self.clock)
         ledger, goal = Ledger(program.skeleton, self.norms, latency), self.goal(program.skeleton, latency)
         self._refuse_unreached(ledger, goal)
         fitting = Fitting(program, ctx, search, self.widths or self.score, self.fit)
@@ -97,7 +100,7 @@ class Greedy:
         pools = {p.kind: p.pool(program, ledger, fitting) for p in able}
         if len(pools) == 1:
             refuse_unreached(next(iter(pools.values())).reachable(goal.of), goal, search.refused)
-        choice, search.overfit = self._choice(goal), self.check and Overfit(self.check, goal.goal)
+        choice, search.overfit = self._choice(goal), Overfit(self.check, goal.goal) if self.check else None
         for kinds, share in ordered:
             turn = Budget(goal.of, share * goal.goal, goal.total)
             score = self.score if "blocks" in kinds or self.widths is None else self.widths
@@ -122,7 +125,7 @@ class Greedy:
         fitting.collect(able)
         return able
 
-    def turns(self) -> list[tuple[Sequence[str], float]]:
+    def turns(self) -> list[tuple[tuple[str, ...], float]]:
         """(kinds that compete, share of what is to go that must have gone when their turn ends)."""
         order = tuple(dict.fromkeys(self.order or [p.kind for p in self.parts]))
         if self.split is None:
@@ -159,10 +162,11 @@ class Greedy:
 
     def goal(self, skeleton: Skeleton, latency: Latency | None = None) -> Budget:
         """The budget; one of a latency that is not measured yet as if time went with operations."""
-        if self.counted == CUTS and self.amount.of is None:
-            return Budget(CUTS, self.amount.value, self.amount.value)
-        if self.amount.of == "latency" and latency is None:
-            flops = Amount(Ratio(self.amount.value.value, "flops"), self.amount.removes)
+        value = self.amount.value
+        if self.counted == CUTS and isinstance(value, int):
+            return Budget(CUTS, value, value)
+        if isinstance(value, Ratio) and value.of == "latency" and latency is None:
+            flops = Amount(Ratio(value.value, "flops"), self.amount.removes)
             return budget(skeleton, flops, self.counted)
         return budget(skeleton, self.amount, self.counted, latency.total if latency else self.total)
 
@@ -217,8 +221,8 @@ class Greedy:
         """Ranking and refitting, and the rows that the model writes for them."""
         fitted = [] if self.score is None else self.fit.read(self.parts)
         effort = of_fitting(skeleton, ctx, fitted, self.fit.data) if fitted else Effort()
-        routed = self.fit.data is not None and any(p.kind == "experts" and p.groups for p in self.parts)
-        tokens = effort.tokens + (ctx.rows(self.fit.data).numel() if routed else 0)
+        routed, data = any(p.kind == "experts" and p.groups for p in self.parts), self.fit.data
+        tokens = effort.tokens + (ctx.rows(data).numel() if data is not None and routed else 0)
         return Effort(tokens, effort.bytes, effort.apart, {"look": 4.0 * params(skeleton), **effort.work})
 
 

@@ -152,6 +152,7 @@ class Search:
         The cost is said, not noted: a run that was killed and went on has another one, and the same result.
         """
         if self.overfit and self.cuts:
+            assert self.scored_by is not None, "cuts that nothing scored"
             self.overfit.look(self, self.saved[self.budget_of], self.scored_by, last=True)
             self.overfit.say(self)
         for pool in pools:
@@ -313,7 +314,7 @@ class Search:
     def _score_of(self, number: int, now: Round, candidate: Candidate, metric: MetricRef, budget: Budget) -> float:
         """A candidate's score; progress is how much of the budget is saved, and what is best so far."""
         finite = {n: now.sign * s for n, s in now.scores.items() if math.isfinite(s)}
-        best = min(finite, key=finite.get, default=None)
+        best = min(finite, key=finite.__getitem__, default=None)
         done = min(self.saved.get(budget.of, 0.0) / budget.goal, 1.0)
         left = f"{len(now.candidates) - len(now.scores)} of {len(now.candidates)} candidates left"
         left += f", {counted(self.ctx.crew.size, 'worker')}" if self.ctx.crew else ""
@@ -332,7 +333,7 @@ class Search:
             number = len(self.cuts)
             self.ctx.crew.want(self.journal, {key_of(number, c): task_of(self.cuts, c) for c in candidates})
 
-    def _measure(self, candidate: Candidate | None, metric: MetricRef) -> float:
+    def _measure(self, candidate: Candidate | Joint | None, metric: MetricRef) -> float:
         """A candidate without which the model gives no finite score is no candidate: NaN."""
         started = time.monotonic()
         with self.ctx.scoring():
@@ -340,7 +341,7 @@ class Search:
         self.scored, self._spent = self.scored + 1, self._spent + time.monotonic() - started
         return value
 
-    def _score(self, candidate: Candidate | None, metric: MetricRef) -> float:
+    def _score(self, candidate: Candidate | Joint | None, metric: MetricRef) -> float:
         prefix = self.prefix(metric)
         run = partial(self._run, metric)
         if candidate is None:

@@ -30,7 +30,7 @@ class Parts(ABC):
 
     kind: str
     parameter: str = ""
-    groups = ()
+    groups = tuple[Group, ...]()  # a field of some only
     step = 1
     sliced = False
 

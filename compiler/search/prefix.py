@@ -135,7 +135,8 @@ class Prefix:
         last layer the model's main output; gradients flow from the second to the first."""
         assert self.chain and layer > 0, "layers can't be entered in the middle"
         leaf, given = _with_leaf(self.output_of(layer - 1)[call])
-        model, layers, one, taken = self.program.model, self._layers(), self.calls[call], {}
+        model, layers, one = self.program.model, self._layers(), self.calls[call]
+        taken: dict[int, Any] = {}
         with ExitStack() as stack:
             at = _Position([one], [given])
             stack.callback(model.register_forward_pre_hook(at.begin, with_kwargs=True).remove)
@@ -267,7 +268,8 @@ class _FirstLook:
     def __init__(self, prefix: Prefix, layers: list[nn.Module]):
         self.prefix, self.count = prefix, len(layers)
         self.calls: list[Call] = []
-        self.is_chain, self.next, self.stream = True, 0, None
+        self.is_chain, self.next = True, 0
+        self.stream: Tensor | None = None
         self.result: Tensor | None = None
 
     def call(self, model: nn.Module, args: tuple, kwargs: dict) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from safetensors import safe_open
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Group, Member
+from ..ir.surgery import tensor_at
 from ..rows.forward import not_a_number
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def _is_matrix(module: nn.Module, member: Member) -> bool:
     )
 
 
-def _convolves(module: nn.Module) -> bool:
+def _convolves(module: nn.Module) -> TypeGuard[nn.Conv1d | nn.Conv2d]:
     """Whether a module is a convolution as torch computes it, of zeros around and a number of them."""
     return type(module).forward in (nn.Conv1d.forward, nn.Conv2d.forward) and (
         module.padding_mode == "zeros" and not isinstance(module.padding, str)
@@ -253,19 +254,21 @@ def _convolves(module: nn.Module) -> bool:
 def _width(module: nn.Module) -> int:
     if isinstance(module, nn.Linear):
         return module.in_features
-    return module.weight[0].numel() if _convolves(module) else module.weight.shape[0]
+    weight = tensor_at(module, "weight")
+    return weight[0].numel() if _convolves(module) else weight.shape[0]
 
 
 def inputs_of(module: nn.Module, x: Tensor) -> Tensor:
     """What each output of a module is a product of, [n, in] float32."""
     if not _convolves(module):
         return x.flatten(0, -2).float()
+    kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
+    padding = module.padding
+    assert not isinstance(padding, str), "a padding by name"
     if isinstance(module, nn.Conv1d):  # as an image of one row
-        sizes = [(1, module.kernel_size[0]), (1, module.dilation[0]), (0, module.padding[0]), (1, module.stride[0])]
+        kernel, dilation, padding, stride = (1, kernel[0]), (1, dilation[0]), (0, padding[0]), (1, stride[0])
         x = x.unsqueeze(-2)
-    else:
-        sizes = [module.kernel_size, module.dilation, module.padding, module.stride]
-    return nn.functional.unfold(x.float(), *sizes).movedim(1, 2).flatten(0, 1)
+    return nn.functional.unfold(x.float(), kernel, dilation, padding, stride).movedim(1, 2).flatten(0, 1)
 
 
 def _summing(sums: dict[str, Tensor], path: str):

@@ -56,7 +56,7 @@ class Ledger:
         self.lost: dict[tuple[str, str, str], float] = {}  # (site, kind, of) -> saved there by narrowing
         self.gone: dict[tuple[str, str], int] = {}  # (site, kind) -> steps that are gone
         self.crossing = _crossing(skeleton)
-        self.inside = {
+        self.inside: dict[str, set[tuple[str, str]]] = {
             b.site: {(g.site, g.kind) for g in skeleton.groups if is_inside(g, b)} for b in skeleton.branches
         }
         for b in skeleton.branches:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.grid import Grid
+from ..ir.surgery import tensor_at
 from ..layers.linear import weight_of
 from .folds import Fold, outputs_of
 from .layerwise import Grams
@@ -122,7 +123,7 @@ class Scaling:
             self.outputs[fold.writer] *= self._less(fold, by)
 
     def _device(self, fold: Fold) -> torch.device:
-        return self.model.get_submodule(fold.writer).weight.device
+        return tensor_at(self.model, f"{fold.writer}.weight").device
 
     def _tried(self, fold: Fold) -> Iterator[Tensor]:
         """Factors: powers of how large a channel is, and those divided by powers of how large its weights are, each

@@ -12,6 +12,7 @@ from ...dsl.inputs import inputs
 from ...dsl.skeleton import Part, Skeleton
 from ...dsl.values import DataRef, Ratio, Selector
 from ..ir.edits import is_below
+from ..ir.surgery import tensor_at
 from ..planning import shrink
 from ..store.shards import Shards
 from ..words.context import Context
@@ -88,7 +89,7 @@ def exchanged(program: "Program", ctx: Context, chosen: Sequence[Part], rows: Te
     for stage in ctx.each(parts, "layers", len(parts)):
         made = shards.remember(stage.unit, partial(_solve_stage, program, walk, stage, new))
         for path in stage.modules:
-            device = program.model.get_submodule(path).weight.device
+            device = tensor_at(program.model, f"{path}.weight").device
             found[path] = exchange(program, path, made[path].to(device), ctx)
         walk.leave(stage)
     return found

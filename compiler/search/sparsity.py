@@ -12,7 +12,7 @@ from ...dsl.inputs import PATTERNS, odd_pattern
 from ...dsl.skeleton import Part, Skeleton
 from ...dsl.values import Ratio, Selector
 from ..ir.edits import is_below
-from ..ir.surgery import put
+from ..ir.surgery import put, tensor_at
 from ..layers.linear import weight_of
 from ..planning.select import parts
 from ..rows.forward import LOOK, not_a_number
@@ -83,7 +83,7 @@ def exchange(program: "Program", path: str, weight: Tensor, ctx: "Context") -> f
     A large one goes to disk at once and is mapped, so that a pass over a whole model holds one module's.
     """
     module = program.model.get_submodule(path)
-    weight = weight.to(module.weight.dtype)
+    weight = weight.to(tensor_at(module, "weight").dtype)
     stored = weight.T.contiguous() if isinstance(module, Conv1D) else weight
     put(program.model, f"{path}.weight", ctx.mapped(stored))
     return zeros(weight)

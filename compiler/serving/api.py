@@ -169,7 +169,7 @@ class Service:
                 "messages" if isinstance(asked, ChatRequest) else "prompt",
                 "context_length_exceeded",
             )
-        chosen = {
+        chosen: dict[str, Any] = {
             "temperature": asked.temperature,
             "top_p": asked.top_p,
             "top_k": asked.top_k,

@@ -63,7 +63,7 @@ class Connection(H11Protocol):
         super().__init__(*given, **named)
         self.conn = Bounded(h11.SERVER, _HEADER_BYTES)
 
-    def connection_made(self, transport: Transport) -> None:
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # TCP's, as h11's own says
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections:
             transport.write(_plain(503, "as many connections are open as may", "too_many_connections"))

@@ -29,6 +29,10 @@ class Runner(Protocol):
     context: int
     vocabulary: int
 
+    @property
+    def backward(self) -> bool:
+        """Whether a sequence can be cut to any length, as `Places` asks."""
+
     def run(self, ids: Sequence[int], sequences: Sequence[int], wanted: Sequence[int]) -> Tensor:
         """Logits [wanted, vocabulary] float32 of the tokens at these positions of `ids`."""
 
@@ -48,6 +52,8 @@ class CachedModel:
     adapters    the same model with interventions on it, by name: modules of their own over the same weights, so that
                 nothing is switched in what another sequence runs on
     """
+
+    backward = False  # whole sequences are forgotten
 
     def __init__(self, model: Any, sequences: int = MOST_SEQUENCES, adapters: Mapping[str, Any] | None = None):
         from ..layers.reft import interventions

@@ -135,18 +135,19 @@ class Scheduler:
                     self._end(job, "cancelled", "nobody waits for the answer")
                 while self._waiting and self._free:
                     job = self._waiting.popleft()
-                    self._place(job)
-                    job.whole = self._choose(job.sequence, job.request.adapter)
+                    sequence = self._place(job)
+                    job.whole = self._choose(sequence, job.request.adapter)
                     self._running.append(job)
                 if self._running:
                     return True
                 self._changed.wait()
 
-    def _place(self, job: Job) -> None:
+    def _place(self, job: Job) -> int:
         """A sequence for a request; what it holds of the prompt is not read again."""
-        job.sequence, job.held = self._free.take(job.request.ids, job.request.owner)
+        job.sequence, job.held = sequence, _ = self._free.take(job.request.ids, job.request.owner)
         job.pending = job.pending[job.held :]
         self.metrics.held_tokens.inc(job.held)
+        return sequence
 
     def _call(self) -> None:
         """One call of the model, and what follows from it."""

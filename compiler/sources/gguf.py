@@ -101,6 +101,7 @@ def _described(path: Path, kept: Path, label: str) -> dict[str, Any]:
         with quiet(), _alone(path) as place:
             made = AutoConfig.from_pretrained(place, gguf_file=FILE, **NOTHING_ELSE)
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(made)]
+        assert isinstance(kind, type), f"several classes for a {type(made).__name__}"
     except (*_BREAKS, OSError) as error:
         raise Reject(bad_gguf(f"{label}: transformers can't read its architecture", note=first_line(error))) from error
     config = json.loads(made.to_json_string(use_diff=False))
@@ -190,9 +191,10 @@ def _convert(path: Path, into: Path, label: str) -> None:
     try:
         bars = redirect_stderr(io.StringIO())  # a progress bar of its own that nothing turns off
         with quiet(), panics(label), _alone(path) as place, bars:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 place, gguf_file=FILE, dtype=torch.float32, output_loading_info=True, **NOTHING_ELSE
             )
+            model, info = loaded  # a pair, which its annotation does not know
             AutoTokenizer.from_pretrained(place, gguf_file=FILE, **NOTHING_ELSE).save_pretrained(into)
     except _BREAKS as error:
         if is_want_of_memory(error):

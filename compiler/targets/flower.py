@@ -308,6 +308,6 @@ class Flower(Target):
             dtype = str(program.model.dtype).removeprefix("torch.")
             reft.write(program, into / "edits", {"place": "", "config": ctx.origin.config, "dtype": dtype})
             (into / "edits" / "model.safetensors").unlink()
-        form = "compact" if stock_config(program.model)[1] else "stock"
+        form: Literal["compact", "stock"] = "compact" if stock_config(program.model)[1] else "stock"
         Hf(path=self.path, form=form).emit(program, into, ctx)
         return "model" if form == "stock" else "compact"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ...dsl.values import Bytes
 from ..artifacts.load import POINTS
+from ..ir import outcome as kinds
 from ..ir.outcome import Outcome
 from ..words.context import Context
 from ..words.kinds import Form, Target, param
@@ -34,6 +35,7 @@ class Front(Target):
             hf.write_smallest(program, folder, ctx, self.shard.value)
 
     def forms_of(self, outcome: Outcome) -> tuple[Form, ...]:
+        assert isinstance(outcome, kinds.Front), f"a front, and not: {outcome.kind}"
         return tuple(
             form
             for name in outcome.names

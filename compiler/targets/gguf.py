@@ -11,6 +11,7 @@ from ...dsl.diagnostics import Diagnostic, Reject
 from ..artifacts.artifact import NOTES
 from ..artifacts.load import other_kind
 from ..checkpoints.companions import companions
+from ..checkpoints.pretrained import pretrained
 from ..ir.program import Program
 from ..machine.environment import check_modules
 from ..words.context import Context
@@ -36,7 +37,7 @@ def share_in_llama(kind: str, model: "nn.Module") -> float:
     """llama.cpp looks GELU up in a table of halves."""
     from ..gguf.families import FAMILIES
 
-    table = FAMILIES[model.config.model_type].of.activation == "gelu"
+    table = FAMILIES[pretrained(model).config.model_type].of.activation == "gelu"
     return max(share_of(kind, model), SHARES["f16"] if table else 0.0)
 
 

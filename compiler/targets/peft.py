@@ -9,6 +9,7 @@ from ..artifacts.stock import stock_config
 from ..checkpoints.companions import companions
 from ..ir.outcome import Outcome
 from ..machine.environment import check_modules
+from ..training.unmerged import Unmerged
 from ..words.context import Context
 from ..words.kinds import Form, Target, Wish, param
 from . import hf
@@ -46,6 +47,7 @@ class Peft(Target):
 
     def write(self, outcome: Outcome, into: Path, ctx: Context) -> None:
         check_modules(self.requires, self.extra, "the target `peft`")
+        assert isinstance(outcome, Unmerged), f"adapters, and not: {outcome.kind}"
         program = outcome.program
         program.model.to("cpu")
         config, why = stock_config(program.model)

@@ -316,15 +316,15 @@ class Rttc(Target):
         from ..rttc.tuned import tune
 
         if self.reward == "scorer":
-            graded, how = read_graded(ctx.folder / self.graded), {"seed": ctx.seed, "force": self.force}
+            graded = read_graded(ctx.folder / self.graded)
             if self.scorer == "head":
-                scorer: Any = train(graded, embedder, **how)
+                scorer: Any = train(graded, embedder, seed=ctx.seed, force=self.force)
             else:
 
                 def tell(at: int, of: int) -> None:
                     ctx.tick(Ticked("training the scorer", at, of))
 
-                scorer = tune(graded, embedder, self.scorer, tell=tell, **how)
+                scorer = tune(graded, embedder, self.scorer, tell=tell, seed=ctx.seed, force=self.force)
             scorer.save(into / REWARD)
             ctx.record("AUC of the scorer", scorer.auc)
 

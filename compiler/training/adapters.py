@@ -11,7 +11,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,15 @@ from ...kernels.grid import Grid
 from ..ir.edits import is_below
 from ..ir.program import Program
 from ..ir.surgery import split
+from ..layers.linear import weight_of
 from ..planning.select import parts
 from ..rows.forward import evaluating
 from ..search.masks import is_sparse
 from .masks import MaskedProduct, product
 from .rounded import RoundedProduct, rounded
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 nothing_to_adapt = Fault("nothing-to-adapt", "No linear module is there that could be given an adapter.")
 tied_adapter = Fault(
@@ -122,7 +127,7 @@ class Adapters:
     def follow(self, ranks: Mapping[str, int]) -> None:
         """Let each adapter use the first so many of its ranks, as `ranks` says by path whenever it runs."""
         for path, layer in self.layers.items():
-            layer.forward = _forward(layer, lambda path=path: ranks[path])
+            layer.forward = _forward(layer, partial(ranks.__getitem__, path))
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -152,7 +157,7 @@ class Adapters:
             mask, scales = vars(layer).get(_MASK), vars(layer).get(_SCALES)
             base = layer.get_base_layer()
             if scales is not None:
-                new = rounded(*_sides(layer), mask, layer.scaling[_NAME], _matrix(base), scales)
+                new = rounded(*_sides(layer), mask, layer.scaling[_NAME], weight_of(base), scales)
                 base.weight.data.copy_(new.T if isinstance(base, Conv1D) else new)
             elif mask is None:
                 layer.merge()
@@ -166,15 +171,9 @@ def _sides(layer: Any) -> tuple[Tensor, Tensor]:
     return layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
 
 
-def _matrix(base: nn.Module) -> Tensor:
-    """[out, in]"""
-    weight = base.weight.detach()
-    return weight.T if isinstance(base, Conv1D) else weight
-
-
 def _keep_zeros(layer: Any) -> None:
     """Let the adapter of a sparse weight give nothing where the weight is zero."""
-    weight = _matrix(layer.get_base_layer())
+    weight = weight_of(layer.get_base_layer())
     if is_sparse(weight):
         vars(layer)[_MASK] = weight != 0  # [out, in]
         layer.forward = _forward(layer, None)
@@ -182,7 +181,7 @@ def _keep_zeros(layer: Any) -> None:
 
 def _put_on_grid(layer: Any, grid: Grid) -> None:
     """Let weight and adapter be rounded together, on scales that fit the weight and stay."""
-    weight = _matrix(layer.get_base_layer())
+    weight = weight_of(layer.get_base_layer())
     vars(layer)[_SCALES] = grid.fit(weight.float())
     if _MASK not in vars(layer):
         vars(layer)[_MASK] = torch.ones(1, 1, dtype=torch.bool, device=weight.device).expand(weight.shape)
@@ -201,7 +200,7 @@ def _forward(layer: Any, rank: Callable[[], int] | None) -> Callable[..., Tensor
             a, b = a[: rank()], b[:, : rank()]
         dropped = layer.lora_dropout[_NAME](x.to(a.dtype))
         if scales is not None:
-            added = RoundedProduct.apply(dropped, a, b, mask, scale, _matrix(base), scales)
+            added = RoundedProduct.apply(dropped, a, b, mask, scale, weight_of(base), scales)
         elif mask is not None:
             added = MaskedProduct.apply(dropped, a, b, mask, scale)
         else:
@@ -245,7 +244,7 @@ def adapted(
     # A pattern, not a list: a name in a list would also match modules whose path ends with it.
     config = LoraConfig(
         r=shape.rank,
-        lora_alpha=shape.alpha,
+        lora_alpha=shape.alpha,  # type: ignore[arg-type]  # a number that it divides, whatever the annotation says
         lora_dropout=shape.dropout,
         bias="none",
         target_modules="|".join(f"{_HELD}[.]{re.escape(path)}" for path in paths),
@@ -261,8 +260,9 @@ def adapted(
         if zeros == "keep":
             for layer in layers.values():
                 _keep_zeros(layer)
-        for layer in layers.values() if grid else ():
-            _put_on_grid(layer, grid)
+        if grid:
+            for layer in layers.values():
+                _put_on_grid(layer, grid)
         yield Adapters(layers)
     finally:
         _remove(model, paths, LoraLayer)
@@ -270,7 +270,7 @@ def adapted(
             p.requires_grad_(flag)
 
 
-def _remove(model: nn.Module, paths: tuple[str, ...], kind: type) -> None:
+def _remove(model: nn.Module, paths: tuple[str, ...], kind: "type[LoraLayer]") -> None:
     for path in paths:
         layer = model.get_submodule(path)
         if isinstance(layer, kind):

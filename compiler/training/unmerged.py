@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..ir.outcome import Outcome
+from ..checkpoints.pretrained import pretrained
+from ..ir.outcome import Members, Outcome
 from ..ir.program import Program
 from ..report.quantity import count, counted
 from .adapters import Shape, adapted
@@ -42,7 +43,7 @@ class Unmerged(Outcome):
         """Modules that have an adapter."""
         return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.tensors))
 
-    def members(self) -> Iterator[tuple[str, Program]]:
+    def members(self) -> Members:
         """The program with its adapters on, for as long as it is its turn."""
         with self.applied():
             yield "", self.program
@@ -72,17 +73,17 @@ class Unmerged(Outcome):
             rank_pattern=lower,
             alpha_pattern=alphas,
             r=shape.rank,
-            lora_alpha=shape.alpha,
+            lora_alpha=shape.alpha,  # type: ignore[arg-type]  # a number that it divides, whatever the annotation says
             lora_dropout=shape.dropout,
             bias="none",
             target_modules=list(self.paths),
             base_model_name_or_path=base,
             inference_mode=True,
             fan_in_fan_out=transposed,
-            task_type="CAUSAL_LM" if model.can_generate() else None,
+            task_type="CAUSAL_LM" if pretrained(model).can_generate() else None,
         )
         folder.mkdir()
-        config.save_pretrained(folder)
+        config.save_pretrained(str(folder))
         save_file(
             {f"base_model.model.{name}.weight": tensor.contiguous() for name, tensor in self.tensors.items()},
             folder / "adapter_model.safetensors",

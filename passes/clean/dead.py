@@ -189,7 +189,8 @@ def _is_zero(program: Program, node: fx.Node, path: str) -> bool:
         node = before
     if node.op != "call_module":
         return False
-    module, below = root.get_submodule(node.target), f"{path}.{node.target}" if path else node.target
+    name = str(node.target)
+    module, below = root.get_submodule(name), f"{path}.{name}" if path else name
     inside = mixer_graphs(program).get(below)
     if inside is not None and inside.graph is not None:  # a mixer that is one node for the state that it keeps
         *_, output = inside.graph.nodes
@@ -205,7 +206,7 @@ def _zero_keeper(node: fx.Node, root: nn.Module) -> fx.Node | None:
     if len(inputs) != 1:
         return None
     if node.op == "call_module":
-        module = root.get_submodule(node.target)
+        module = root.get_submodule(str(node.target))
         bias = getattr(module, "bias", None)
         return inputs[0] if module_role(module) == "norm" and (bias is None or not bias.any()) else None
     return inputs[0] if node.op != "placeholder" and name_of(node) in MOVES | {"mul"} else None

@@ -1,6 +1,7 @@
 """Let linear modules run the native kernel that is fastest for each, or stay as they are."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import prod
 from typing import ClassVar, Literal
 
@@ -194,9 +195,7 @@ class SparseCpu(Pass):
             site = first[case]
             weight = choice.weight_of(program.model.get_submodule(site.path))
             if self._is_here(ctx):
-                found[case] = journal.remember(
-                    case.name, lambda w=weight, k=kernels[site.path]: raced(w, k, self.rows, isa)
-                )
+                found[case] = journal.remember(case.name, partial(raced, weight, kernels[site.path], self.rows, isa))
             else:
                 sizes = {kernel: _bytes(kernel, site) for kernel in kernels[site.path]}
                 found[case] = reckoned(case, sizes, self.rows, isa, threads)
@@ -216,7 +215,7 @@ class SparseCpu(Pass):
         """Whether this machine can tell how fast the kernels will be."""
         isa = self._isa(ctx)
         here = (isa == "native" or not levels.lacking(isa)) and self._threads(ctx) <= (cpus() or 1)
-        return here and not differs(self.machine and self.machine.name, ctx)
+        return here and not differs(self.machine.name if self.machine else None, ctx)
 
     def _source(self, ctx: Context) -> str:
         if self.format != "auto":

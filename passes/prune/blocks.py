@@ -38,6 +38,7 @@ class Blocks(Remover):
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
         self._refuse_without_choice(skeleton)
+        parts: LayerParts | BlockParts
         if self.unit == "layer":
             parts = LayerParts("blocks", all=len(skeleton.units), units=layers(skeleton, self.on))
         else:

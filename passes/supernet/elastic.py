@@ -42,7 +42,7 @@ from ...compiler.training.masks import masks
 from ...compiler.training.schedule import seed_of
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Effort, Lossy, param
-from ...dsl.skeleton import Skeleton
+from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef, Ratio, Selector
 
 
@@ -161,12 +161,9 @@ class Elastic(Learner):
         ]
         check_experts(self.experts, skeleton, self.on)
         check_kernels(self.kernels, skeleton, self.on)
-        elastic = (
-            bool(self.kernels)
-            or self.depth != "none"
-            or (self.train == "adapters" and self.steps > 0 and len(self.ranks) > 1)
-        )
-        refuse_one([*widths, *([None] if elastic else [])], "no group has two widths of these shares")
+        ranked = self.train == "adapters" and self.steps > 0 and len(self.ranks) > 1
+        if not (self.kernels or self.depth != "none" or ranked):
+            refuse_one(widths, "no group has two widths of these shares")
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
@@ -202,10 +199,12 @@ class Elastic(Learner):
         return width_dials(groups, shares, self.per, self.align if kind == "channels" else 1)
 
     def _space(self, program: Program, paths: tuple[str, ...], ctx: Context) -> tuple[Space, dict[str, list[int]]]:
-        skeleton, dials, elastic = program.skeleton, [], []
+        skeleton = program.skeleton
+        dials: list[Dial] = []
+        elastic: list[Group] = []
         for kind, shares in self._widths():
-            groups = chosen(skeleton, self.on, kind)
-            groups = able(program, groups, self._dials(groups, kind, shares))
+            asked = chosen(skeleton, self.on, kind)
+            groups = able(program, asked, self._dials(asked, kind, shares))
             elastic += groups
             dials += self._dials(groups, kind, shares)
         dials += kernel_dials(program, self.on, self.kernels, self.per)
@@ -231,6 +230,7 @@ class Elastic(Learner):
         with ExitStack() as stack:
             if paths:
                 shape, seed = family.shape, seed_of("adapters", ctx.seed)
+                assert shape is not None, "adapters without a shape"
                 adapters = stack.enter_context(adapted(program.model, paths, shape, seed, zeros="keep"))
                 drawn.ranks.update(dict.fromkeys(paths, shape.rank))
                 adapters.follow(drawn.ranks)
@@ -271,8 +271,10 @@ class Elastic(Learner):
         drawn.take(drawn.space.choice("middle"))
         if family.norms is not None:
             recalibrate(model, family.norms)
-        rows, labels = ctx.rows(self.held_out), ctx.labels(self.held_out)
+        held_out = self.held_out
+        assert held_out is not None, "judged by no rows"
+        rows, labels = ctx.rows(held_out), ctx.labels(held_out)
         if labels is None:
-            nats, tokens = nll(model, rows, ctx.answers(self.held_out))
+            nats, tokens = nll(model, rows, ctx.answers(held_out))
             return nats / tokens
-        return judge_classes(model, rows, ctx.prompts(self.held_out), labels, self.held_out.name)[0]
+        return judge_classes(model, rows, ctx.prompts(held_out), labels, held_out.name)[0]

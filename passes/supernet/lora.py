@@ -142,6 +142,7 @@ class Lora(Learner):
 
         def judge() -> float:
             drawn.take(drawn.space.choice("middle"))
+            assert self.held_out is not None, "judged by no rows"
             nats, tokens = nll(model, ctx.rows(self.held_out), ctx.answers(self.held_out))
             return nats / tokens
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ...compiler.data.chat import no_speakers
-from ...compiler.ir.outcome import Outcome
+from ...compiler.ir.outcome import Model, Outcome
 from ...compiler.ir.program import Program
 from ...compiler.machine.environment import check_modules
 from ...compiler.measuring import reference, similarity
@@ -103,6 +103,7 @@ class Heal(Learner):
         if self.merge:
             return super().give(outcome, ctx)
         self._check(ctx)
+        assert isinstance(outcome, Model), f"healed: {outcome.kind}"
         program, shape = outcome.program, Shape(self.rank, self.alpha, self.dropout)
         paths = adaptable(program, self.on, "method: full")
         with adapted(program.model, paths, shape, seed_of("adapters", ctx.seed), zeros="fill") as adapters:
@@ -228,6 +229,7 @@ class Heal(Learner):
         return merged
 
     def _held_out_loss(self, model: nn.Module, ctx: Context) -> float:
+        assert self.held_out is not None, "judged by no rows"
         rows = ctx.rows(self.held_out)
         if self._has_no_head(model, rows):
             kept, pooling = similarity.load(ctx, self.held_out), pooling_of(ctx.origin.folder, "auto")

@@ -86,7 +86,7 @@ class Reft(Learner):
             for hook in hooks:
                 hook.remove()
         for module in edits.values():
-            for function in module.functions.values():
+            for function in module.interventions():
                 function.settle()
         program.changed()
         program.note(
@@ -160,6 +160,9 @@ class Reft(Learner):
             with prompts(model, asked[chosen], active):
                 return lesson.learn(chosen, weight)
 
+        if labels is None:
+            return learn
+
         def classify(chosen: Tensor, weight: float) -> float:
             found = class_logits(model, rows[chosen], asked[chosen], active).float()
             check_classes(found, labels[chosen], self.data.name)
@@ -167,15 +170,17 @@ class Reft(Learner):
             (loss * weight).backward()
             return loss.item()
 
-        return learn if labels is None else classify
+        return classify
 
     def _judge(self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None):
-        rows, said = ctx.rows(self.held_out), ctx.speech(self.held_out)
-        asked, labels = self._lengths(self.held_out, edits, ctx), ctx.labels(self.held_out)
+        held_out = self.held_out
+        assert held_out is not None, "judged by no rows"
+        rows, said = ctx.rows(held_out), ctx.speech(held_out)
+        asked, labels = self._lengths(held_out, edits, ctx), ctx.labels(held_out)
 
         def judge() -> float:
             if labels is not None:
-                return judge_classes(model, rows, asked, labels, self.held_out.name)[0]
+                return judge_classes(model, rows, asked, labels, held_out.name)[0]
             nats, tokens = nll(model, rows, said, asked, active)
             return nats / tokens
 

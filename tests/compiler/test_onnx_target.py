@@ -110,6 +110,15 @@ def test_rows_of_unequal_length_go_through_the_graph_together(slim):
     assert torch.equal(both, torch.stack(alone))
 
 
+def test_what_the_graph_does_not_give_is_said_in_a_sentence(slim):
+    model, ids = load(slim.path), torch.tensor([[5, 6, 7]])
+    for name in ("output_hidden_states", "output_attentions"):
+        with pytest.raises(Reject, match=f"`{name}` asks for what its graph does not give"):
+            model(ids, **{name: True})
+    plain = model(ids).logits
+    assert torch.equal(model(ids, output_hidden_states=False, output_attentions=None).logits, plain)
+
+
 def test_equal_weights_of_another_file_are_not_read(slim, tmp_path):
     """External weights that lie elsewhere, ops of other domains and changed bytes: refused, never opened."""
     from effc.compiler.onnx.checking import check

@@ -11,6 +11,13 @@ OUT, IN, RANK, ALPHA = 6, 8, 4, 4.0
 FULL = {"m.A": (RANK, IN), "m.B": (OUT, RANK)}
 
 
+NONSENSE = {  # what a client says where numbers are asked for
+    "counts in words": {"examples": "many"},
+    "counts in lists": {"number": [2.0]},
+    "counts without end": {"examples": float("inf")},
+}
+
+
 class Regression(Learner):
     """y = (B A + added) x with rows of its own; a map that differs a little between clients."""
 
@@ -70,6 +77,10 @@ class Faulty(Participant):
             answer.arrays["own"]["m.B"] = answer.arrays["own"]["m.B"][:, :2]
         if now and self.fault == "replays":
             answer.config["number"] = 1
+        if now and self.fault in NONSENSE:
+            answer.config.update(NONSENSE[self.fault])
+        if message.kind == "join" and self.fault == "nameless":
+            answer.config["client"] = "the first"
         return answer
 
 

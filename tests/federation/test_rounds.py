@@ -145,6 +145,9 @@ def test_a_checkpoint_of_another_federation_is_not_taken(tmp_path):
         ("stale base", "the base model here is bbbbbbbbbbbb"),
         ("slow", "no reply within 2 s"),
         ("replays", "its reply is of round 1"),
+        ("counts in words", "it has no data"),
+        ("counts in lists", "its reply is of round [2.0]"),
+        ("counts without end", "it has no data"),
     ],
 )
 def test_a_faulty_client_is_left_out_of_its_round_and_comes_back(name, fault, says):
@@ -172,6 +175,13 @@ def test_a_client_without_data_is_left_out_and_named():
     course = federation(FedAvg(FULL), rows=0, clients=4, rounds=2)
     course.terms = course.terms.__class__(**{**course.terms.__dict__, "clients": 3})
     assert sorted(course.run().rounds[0].turns) == [0, 2, 3]
+
+
+def test_a_client_that_does_not_say_which_it_is_is_left_out_and_named():
+    with pytest.raises(Reject) as refused:
+        federation(FedAvg(FULL), fault="nameless").run()
+    assert "3 of 4 clients" in str(refused.value)
+    assert refused.value.diagnostics[0].note == "it does not say which client it is"
 
 
 def test_a_round_without_enough_states_stops_the_run_with_a_sentence():

@@ -6,11 +6,13 @@ from effc.compiler.capture.capture import capture
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.editing.scans import drop_scan
 from effc.compiler.layers.linear import KernelLinear, params
+from effc.compiler.native.linears import Numbers
 from effc.compiler.native.reader import Reader
 from effc.compiler.native.stored import write
 from effc.dsl.diagnostics import Reject
 from effc.dsl.values import Ratio
 from effc.kernels.native import KernelError
+from effc.kernels.packed import kernel_of
 from effc.kernels.packed_linear import unpacked
 
 from tests import mixers, tiny
@@ -188,6 +190,23 @@ def test_int8_is_asked_for_by_the_target_and_packs_what_is_not_lowered():
     weight = model.transformer.h[0].attn.c_attn.weight.T
     step = weight.abs().amax(1, keepdim=True) / 127
     assert ((unpacked(packed) - weight) / step).abs().max() <= 0.5001  # rounding to the nearest code
+
+
+def test_inputs_of_16_bits_are_those_of_all_int8_layers_which_hold_the_bytes_that_they_held():
+    program, stored = capture(tiny.model("gpt2")), {}
+    for inputs in ("int8", "int16"):
+        plan = Reader(program, Numbers.of_words("int8", inputs, 64, "auto")).read()
+        stored[inputs] = {n: e.make() for n, e in plan.entries.items() if e.kind == "packed"}
+    assert stored["int8"].keys() == stored["int16"].keys() and len(stored["int8"]) > 1
+    for name, packed in stored["int16"].items():
+        assert kernel_of(packed) == "dense_linear_int8_int16"
+        assert torch.equal(packed[128:], stored["int8"][name][128:])  # behind the header
+
+
+def test_a_head_of_its_own_numbers_is_left_to_them_beside_inputs_of_16_bits():
+    numbers = [Numbers.of_words("int8", "int16", 64, head).of_head for head in ("auto", "int8", "bf16", "int4")]
+    assert numbers == ["int8_int16", "int8_int16", "bf16", "int4"]
+    assert Numbers.of_words("int4", "int8", 64, "auto").of_head == "int8"
 
 
 def test_an_activation_that_no_step_computes_is_refused():

@@ -1,7 +1,8 @@
 """Groups of a state-space mixer: heads of a scan, its channels where each has a time step of its own, its states."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import lcm
 
 import numpy as np
@@ -49,7 +50,7 @@ class _Mixer:
         if scan.heads:
             norms = [span.channels // span.size for span in self.labelling.spans]
             evenly = lcm(blocks, *norms)
-            asked = [("ssm_heads", self.root[scan.items], evenly)]
+            asked: list[tuple[Kind, np.ndarray, int]] = [("ssm_heads", self.root[scan.items], evenly)]
         else:
             asked = [("ssm_channels", self.root[scan.items], 1)]
         asked.append(("ssm_state", self.root[scan.states].ravel(), blocks))
@@ -144,11 +145,13 @@ def _solved(needs: Sequence[Need], mixer: nn.Module) -> dict[Name, int]:
 def _unmet(needs: Sequence[Need], values: dict[Name, int], mixer: nn.Module) -> Need | None:
     """A literal that would have another value than it needs."""
     for need in needs:
-        names = need.names()
-        now = evaluate(need.source, lambda path, names=names: values.get(names[path], read(mixer, names[path])))
-        if now != need.needed:
+        if evaluate(need.source, partial(_value, need.names(), values, mixer)) != need.needed:
             return need
     return None
+
+
+def _value(names: Mapping[str, Name], values: Mapping[Name, int], mixer: nn.Module, path: str) -> int:
+    return values.get(names[path], read(mixer, names[path]))
 
 
 _NAMES = {"ssm_heads": "heads of its scan", "ssm_channels": "channels of its scan", "ssm_state": "states of its scan"}

@@ -104,7 +104,9 @@ class _ScanStep(Step):
     def parameter_product(self) -> Tensor:
         """A parameter [n, k] times [b, k, t]: reads k channels, gives n."""
         rows, x = self.args
-        self.claim_at(parameter_behind(self.node.args[0]), 1, x.amax((0, 2)), reads=True)
+        parameter = parameter_behind(self.node.args[0])
+        assert parameter is not None, f"{self.node.name} multiplies by no parameter"
+        self.claim_at(parameter, 1, x.amax((0, 2)), reads=True)
         return rows[:, :1].expand(x.shape[0], -1, x.shape[-1])
 
     def claim_at(self, tensor: str, axis: int, labels: Tensor, reads: bool = False) -> None:
@@ -127,7 +129,7 @@ class _ScanStep(Step):
         return self.scan_of_heads(x, given) if x.ndim == 4 else self.scan_of_channels(x, given, nodes)
 
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        target = getattr(self.node.target, "__effc_original__", self.node.target)
+        target: Any = getattr(self.node.target, "__effc_original__", self.node.target)
         names = list(inspect.signature(inspect.unwrap(target)).parameters)
         return dict(zip(names, args, strict=False)) | kwargs
 
@@ -184,7 +186,7 @@ class _ScanStep(Step):
             if type(value) is int and value > 1 and name != "training" and len(channels) % value == 0
         }
         for name, size in sizes.items():
-            self.out.spans.append(Span(self.node.target, name, size, len(channels)))
+            self.out.spans.append(Span(str(self.node.target), name, size, len(channels)))
         return torch.where(x == NOTHING, others[0], x) if others else x
 
 
@@ -194,4 +196,4 @@ def parameter_behind(node: Any) -> str | None:
         if len(node.all_input_nodes) != 1:
             return None
         node = node.all_input_nodes[0]
-    return node.target if isinstance(node, fx.Node) and node.op == "get_attr" else None
+    return str(node.target) if isinstance(node, fx.Node) and node.op == "get_attr" else None

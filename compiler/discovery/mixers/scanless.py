@@ -53,6 +53,7 @@ def scanless(found: MixerGraph, mixer: nn.Module) -> Scanless:
 
 def skip_of(found: MixerGraph) -> str | None:
     """The parameter, below the mixer, by which the scan hands its input on besides."""
+    assert found.graph is not None, found.why
     (scan,) = scans_in(found.graph)
     return parameter_behind(scan.kwargs.get("D"))
 
@@ -60,6 +61,7 @@ def skip_of(found: MixerGraph) -> str | None:
 def _identity(graph: fx.Graph, scan: fx.Node) -> fx.Node:
     """What was to be scanned, gated where the scan itself was to do that."""
     x, gate = scan.args[0], scan.kwargs.get("z")
+    assert isinstance(x, fx.Node), f"{scan.name} scans no value"
     if gate is None:
         return x
     with graph.inserting_before(scan):

@@ -13,12 +13,13 @@ class Inverted:
     def __init__(self, vectors: Tensor):
         rows, width = vectors.shape
         flat = faiss.IndexFlatIP(width)
-        self._index = flat
+        self._index: faiss.Index = flat
         if rows > _EXACT:
             cells = 4 * int(rows**0.5)
-            self._index = faiss.IndexIVFFlat(flat, width, cells, faiss.METRIC_INNER_PRODUCT)
-            self._index.nprobe = max(1, cells // _PART)
-            self._index.train(vectors.numpy())
+            inverted = faiss.IndexIVFFlat(flat, width, cells, faiss.METRIC_INNER_PRODUCT)
+            inverted.nprobe = max(1, cells // _PART)
+            inverted.train(vectors.numpy())
+            self._index = inverted
         self._index.add(vectors.numpy())
 
     def nearest(self, query: Tensor, count: int) -> list[int]:

@@ -9,6 +9,7 @@
 #include "block_sparse_linear.cc"
 #include "dense_linear.cc"
 #include "dense_linear_int8.cc"
+#include "dense_linear_int8_int16.cc"
 #include "sparse_linear.cc"
 #include "sparse_linear_int8.cc"
 
