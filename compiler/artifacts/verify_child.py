@@ -89,8 +89,7 @@ def probe_sounds(model: nn.Module, sounds: torch.Tensor, ids: torch.Tensor, step
     whole = model(input_features=sounds.to(kind), decoder_input_ids=ids, use_cache=True)
     more, parts = {"encoder_outputs": (whole.encoder_last_hidden_state,), "use_cache": True}, [first_output(whole)]
     for place in range(min(steps, getattr(model.config, "max_target_positions", steps))):
-        step = ids[:, place % ids.shape[1], None]
-        out = model(decoder_input_ids=step, **more)
+        out = model(decoder_input_ids=ids[:, place % ids.shape[1], None], **more)
         more["cache"] = out.get("cache")
         parts.append(first_output(out))
     return {"logits of a batch, and of decode steps": torch.cat(parts, 1)}
