@@ -85,11 +85,11 @@ def probe_two_sides(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, ste
 
 def probe_sounds(model: nn.Module, sounds: torch.Tensor, ids: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
     """What is said of sounds, whole and a token at a time: `generate` has rules that not every config keeps."""
-    kind = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     whole = model(input_features=sounds.to(kind), decoder_input_ids=ids, use_cache=True)
     more, parts = {"encoder_outputs": (whole.encoder_last_hidden_state,), "use_cache": True}, [first_output(whole)]
-    for place in range(steps):
-        out = model(decoder_input_ids=ids[:, place : place + 1], **more)
+    for place in range(min(steps, getattr(model.config, "max_target_positions", steps))):
+        out = model(decoder_input_ids=ids[:, place % ids.shape[1], None], **more)
         more["cache"] = out.get("cache")
         parts.append(first_output(out))
     return {"logits of a batch, and of decode steps": torch.cat(parts, 1)}

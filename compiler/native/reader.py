@@ -15,6 +15,7 @@ from ..checkpoints.pretrained import pretrained
 from ..ir.program import Program
 from ..report.progress import follow
 from ..rows.inputs import has_two_sides
+from ..rows.several import hears
 from . import activations, calls, decays, indexers, linears, mixing, norms, recurrences, sides
 from .attending import Attending
 from .computing import Computing
@@ -72,6 +73,9 @@ class Reader:
     ):
         self.model = model or program.model
         self.numbers = linears.Numbers(weights) if isinstance(weights, str) else weights
+        if hears(program.model):
+            why = "it hears sounds: the engine reads token ids, and has no convolution that sees what follows"
+            raise refused_whole(self.model, why, help="`hf` and `onnx` write it")
         if "input_ids" not in program.inputs:
             raise refused_whole(self.model, f"it takes {' and '.join(program.inputs)}, and the engine reads token ids")
         self.source: Reader | None = None  # of the encoder

@@ -26,6 +26,10 @@ def rules_of(read: Callable[[str], Any], begun: int, most: int, vocabulary: int)
     def ids(name: str) -> list[int]:
         value = read(name)
         tokens = list(as_tokens(value) or ()) if not _is_nested(value) else [t for word in value for t in word]
+        if (
+            "suppress" in name
+        ):  # what is not there is not said: configs keep those of the vocabulary that they began with
+            tokens = [token for token in tokens if 0 <= token < vocabulary]
         if any(not 0 <= token < vocabulary for token in tokens):
             raise Reject(bad_sampling(f"`{name}` names a token that is none of the {vocabulary}"))
         return tokens

@@ -35,6 +35,10 @@ class NativeTranslator(NativeModel):
 
     # -- sources ---------------------------------------------------------------------------------------------
 
+    def sources_of(self, given: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """Each source of a batch alone."""
+        return rows_of(given, mask)
+
     def encode(self, numbers: Sequence[int], sources: Sequence[Tensor]) -> None:
         """Read sources, each into an open sequence that has none yet."""
         longest = max(len(ids) for ids in sources)
@@ -79,7 +83,7 @@ class NativeTranslator(NativeModel):
             self._say(logits, said, mask, cache.numbers)
             return Output(logits=logits, cache=cache)
         assert input_ids is not None, "asked for above"
-        sources = rows_of(input_ids, attention_mask)
+        sources = self.sources_of(input_ids, attention_mask)
         if use_cache:
             cache = Sequences(self, len(said))
             self.encode(cache.numbers, sources)
@@ -126,7 +130,7 @@ class NativeTranslator(NativeModel):
         stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings or ())
         keep = bool(read("output_logits") if output_logits is None else output_logits)
         run = Generation(self, sampling, stops, tokenizer or self.tokenizer, streamer, keep, rules)
-        sources = rows_of(input_ids, attention_mask)
+        sources = self.sources_of(input_ids, attention_mask)
         sequences, logits = run(begun, torch.ones_like(begun), lambda numbers: self.encode(numbers, sources))
         as_object = read("return_dict_in_generate") if return_dict_in_generate is None else return_dict_in_generate
         if not as_object:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NAME, FACTS = "model", "effc"
 FILE, DATA = f"{NAME}.onnx", f"{NAME}.onnx.data"
 ENCODER, BEGINNING, CONTINUATION = "encoder_model", "decoder_model", "decoder_with_past_model"  # as other hosts have it
+FEATURES = "input_features"  # what an encoder of sounds takes
 DOMAINS = ("", "ai.onnx")
 RUNTIME = {"com.microsoft": ("DynamicQuantizeLSTM",)}  # ONNX Runtime's own, of which int8 needs one: others read files
 _NUMBERS = (1, 2, 3, 5, 6, 7, 9, 10, 11)  # onnx.TensorProto: those that torch has, float32 to float64

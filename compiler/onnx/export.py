@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...dsl.diagnostics import Reject
+from ..checkpoints.origin import longest_row
 from ..checkpoints.pretrained import pretrained
 from ..ir.program import Program
 from ..layers.linear import params
@@ -23,6 +24,7 @@ from ..native.kept import inputs_of
 from ..report.broken import first_line
 from ..rows.forward import without_dropout
 from ..rows.inputs import first_said, has_two_sides, padding
+from ..rows.several import hears
 from . import sources
 from .checking import FACTS, NAME, check
 from .decoder import KEEPS, Decoder
@@ -35,7 +37,6 @@ def write(program: Program, folder: Path, dynamic: str) -> None:
     """`model.onnx` and `model.onnx.data`: a decoder with its cache as inputs and outputs, anything else as it is.
 
     Of an encoder with a decoder three graphs, each with the file of its weights.
-
 
     dynamic   "int8": weights of matrix products in int8, what they multiply rounded as it comes; "none"
     """
@@ -84,14 +85,14 @@ def facts(model: nn.Module) -> dict[str, Any]:
         "class": type(model).__name__,
         "model_type": getattr(config, "model_type", ""),
         "params": params(model),
-        "context": getattr(text, "max_position_embeddings", None),
+        "context": longest_row(text.to_dict()) if hears(model) else getattr(text, "max_position_embeddings", None),
         "decodes": decodes(model),
         **(_of_sources(model) if has_two_sides(model) else {}),
     }
 
 
 def _of_sources(model: nn.Module) -> dict[str, Any]:
-    vocabulary = pretrained(model).get_encoder().get_input_embeddings().num_embeddings
+    vocabulary = 0 if hears(model) else pretrained(model).get_encoder().get_input_embeddings().num_embeddings
     return {"start": first_said(model), "pad": padding(model), "source_vocabulary": vocabulary}
 
 

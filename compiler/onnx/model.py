@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...dsl.diagnostics import Reject
 from ..checkpoints.generation import read_generation
 from ..native.padded import SEQUENCES, PaddedModel, PaddedRows
-from .checking import FILE, Stored, check, graphs_in, weights
+from .checking import ENCODER, FEATURES, FILE, Stored, check, graphs_in, weights
 from .refusal import refused_onnx
 from .session import Session
 
@@ -42,9 +42,11 @@ class OnnxModule(nn.Module):
 def open_onnx(folder: Path, threads: int | None = None) -> nn.Module:
     """The model of a folder that the target `onnx` wrote. Raises Reject (refused-onnx)."""
     if len(graphs_in(folder)) > 1:
+        from .hearing import open_hearing
         from .translator import open_translator
 
-        return open_translator(folder, threads)
+        hears = FEATURES in check(folder, ENCODER).inputs
+        return (open_hearing if hears else open_translator)(folder, threads)
     stored = check(folder)
     session, held = Session(folder / FILE, stored, threads), weights(folder, stored)
     if not stored.facts["decodes"]:

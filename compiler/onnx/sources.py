@@ -11,7 +11,8 @@ from ...dsl.diagnostics import Reject
 from ..capture.sample import sample
 from ..checkpoints.pretrained import pretrained
 from ..rows.forward import output_logits
-from .checking import BEGINNING, CONTINUATION, ENCODER
+from ..rows.several import hears
+from .checking import BEGINNING, CONTINUATION, ENCODER, FEATURES
 from .refusal import cannot_write_onnx
 
 SIDES = ("decoder", "encoder")  # whose keys and values a layer of the decoder keeps: what was said, and the source's
@@ -19,10 +20,10 @@ _FREE = torch.export.Dim.DYNAMIC
 
 
 def refuse(model: nn.Module) -> None:
-    """Raise Reject of an encoder with a decoder that is not written: one that hears, or whose decoder has no head."""
+    """Raise Reject of an encoder with a decoder that takes neither texts nor sounds, or has no head."""
     kind = type(model).__name__
-    if model.main_input_name != "input_ids":
-        why = f"{kind} takes `{model.main_input_name}`, and encoders of token ids are written"
+    if model.main_input_name != "input_ids" and not hears(model):
+        why = f"{kind} takes `{model.main_input_name}`, and encoders of token ids or of sounds are written"
     elif pretrained(model).get_output_embeddings() is None:
         why = f"the decoder of {kind} has no head of logits"
     else:
@@ -54,6 +55,17 @@ class Encoder(nn.Module):
         return encoder(input_ids=input_ids, attention_mask=attention_mask)[0].float()
 
 
+class Hearing(nn.Module):
+    """Hidden states [b, s, d] of sounds [b, bands, frames]."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_features: Tensor) -> Tensor:
+        return pretrained(self.model).get_encoder()(input_features)[0].float()
+
+
 class Beginning(nn.Module):
     """Logits of the first tokens of targets, and all keys and values: layer by layer its own, then the source's."""
 
@@ -62,7 +74,7 @@ class Beginning(nn.Module):
         self.model, self.slots = model, slots
 
     def forward(
-        self, encoder_attention_mask: Tensor, input_ids: Tensor, encoder_hidden_states: Tensor
+        self, encoder_attention_mask: Tensor | None, input_ids: Tensor, encoder_hidden_states: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         cache = _empty()
         logits = _logits(self.model, encoder_attention_mask, input_ids, encoder_hidden_states, cache)
@@ -80,7 +92,7 @@ class Continuation(nn.Module):
         self.model, self.slots, self.width = model, slots, width
 
     def forward(
-        self, encoder_attention_mask: Tensor, input_ids: Tensor, past: list[Tensor]
+        self, encoder_attention_mask: Tensor | None, input_ids: Tensor, past: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         cache = _empty()
         for n, slot in enumerate(self.slots):
@@ -94,42 +106,71 @@ class Continuation(nn.Module):
         return logits, [part for slot in self.slots for part in parts_of(cache.self_attention_cache, slot)]
 
 
+class HeardBeginning(Beginning):
+    """The same behind a sound, which is heard whole."""
+
+    def forward(  # type: ignore[override]  # its graph takes no mask
+        self, input_ids: Tensor, encoder_hidden_states: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        return super().forward(None, input_ids, encoder_hidden_states)
+
+
+class HeardContinuation(Continuation):
+    """The same behind a sound, which is heard whole."""
+
+    def forward(  # type: ignore[override]  # its graph takes no mask
+        self, input_ids: Tensor, past: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        return super().forward(None, input_ids, past)
+
+
 def graphs(model: nn.Module) -> Iterator[Graph]:
     """The three graphs of a model in float32."""
-    given = sample(model, padding=0)
-    ids, said = given["input_ids"], given["decoder_input_ids"]
-    mask = torch.ones_like(ids)
-    mask[1:, -2:] = 0
-    yield Graph(
-        ENCODER,
-        Encoder(model),
-        {"input_ids": ids, "attention_mask": mask},
-        {name: {0: _FREE, 1: _FREE} for name in ("input_ids", "attention_mask")},
-        ["input_ids", "attention_mask"],
-        ["last_hidden_state"],
-    )
-    states, cache = Encoder(model)(ids, mask), _empty()
+    given, heard = sample(model, padding=0), hears(model)
+    said = given["decoder_input_ids"]
+    reads = _hearing(model, given) if heard else _encoder(model, given)
+    yield reads
+    mask = None if heard else reads.arguments["attention_mask"]
+    states, cache = reads.module(**reads.arguments), _empty()
     _logits(model, mask, said, states, cache)
     slots = [n for n in range(len(cache.self_attention_cache.layers)) if all(p is not None for p in _parts(cache, n))]
     past = [part for slot in slots for part in _parts(cache, slot)]
     names = [f"{n}.{side}.{part}" for n in range(len(slots)) for side in SIDES for part in ("key", "value")]
     free = {0: _FREE, 1: _FREE}
+    # Of sounds all have as many states; what says which of them are a source's is only there where they differ.
+    masks, shapes = ({}, {}) if mask is None else ({"encoder_attention_mask": mask}, {"encoder_attention_mask": free})
+    wide = {0: _FREE} if heard else free
     yield Graph(
         BEGINNING,
-        Beginning(model, slots),
-        {"encoder_attention_mask": mask, "input_ids": said, "encoder_hidden_states": states},
-        {"encoder_attention_mask": free, "input_ids": free, "encoder_hidden_states": free},
-        ["encoder_attention_mask", "input_ids", "encoder_hidden_states"],
+        (HeardBeginning if heard else Beginning)(model, slots),
+        {**masks, "input_ids": said, "encoder_hidden_states": states},
+        {**shapes, "input_ids": free, "encoder_hidden_states": wide},
+        [*masks, "input_ids", "encoder_hidden_states"],
         ["logits", *(f"present.{name}" for name in names)],
     )
+    sides = [{0: _FREE} if heard and f".{SIDES[1]}." in name else {0: _FREE, 2: _FREE} for name in names]
     yield Graph(
         CONTINUATION,
-        Continuation(model, slots, states.shape[-1]),
-        {"encoder_attention_mask": mask, "input_ids": said[:, :2], "past": past},
-        {"encoder_attention_mask": free, "input_ids": free, "past": [{0: _FREE, 2: _FREE} for _ in past]},
-        ["encoder_attention_mask", "input_ids", *(f"past_key_values.{name}" for name in names)],
+        (HeardContinuation if heard else Continuation)(model, slots, states.shape[-1]),
+        {**masks, "input_ids": said[:, :2], "past": past},
+        {**shapes, "input_ids": free, "past": sides},
+        [*masks, "input_ids", *(f"past_key_values.{name}" for name in names)],
         ["logits", *(f"present.{name}" for name in names if f".{SIDES[0]}." in name)],
     )
+
+
+def _encoder(model: nn.Module, given: dict[str, Any]) -> Graph:
+    mask = torch.ones_like(given["input_ids"])
+    mask[1:, -2:] = 0
+    names = ["input_ids", "attention_mask"]
+    arguments = {"input_ids": given["input_ids"], "attention_mask": mask}
+    shapes = {name: {0: _FREE, 1: _FREE} for name in names}
+    return Graph(ENCODER, Encoder(model), arguments, shapes, names, ["last_hidden_state"])
+
+
+def _hearing(model: nn.Module, given: dict[str, Any]) -> Graph:
+    arguments = {FEATURES: given[FEATURES]}
+    return Graph(ENCODER, Hearing(model), arguments, {FEATURES: {0: _FREE}}, [FEATURES], ["last_hidden_state"])
 
 
 def _empty() -> Any:
@@ -153,7 +194,7 @@ def _parts(cache: Any, slot: int) -> list[Any]:
     return [part for half in _halves(cache) for part in parts_of(half, slot)]
 
 
-def _logits(model: nn.Module, mask: Tensor, ids: Tensor, states: Tensor, cache: Any) -> Tensor:
+def _logits(model: nn.Module, mask: Tensor | None, ids: Tensor, states: Tensor, cache: Any) -> Tensor:
     from transformers.modeling_outputs import BaseModelOutput
 
     out = model(

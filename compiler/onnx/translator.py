@@ -13,7 +13,7 @@ from ..checkpoints.generation import read_generation
 from ..native.padded import SEQUENCES
 from ..native.rows import Rows
 from ..native.translator import NativeTranslator
-from .checking import BEGINNING, CONTINUATION, ENCODER, check, weights
+from .checking import BEGINNING, CONTINUATION, ENCODER, FEATURES, check, weights
 from .refusal import refused_onnx
 from .session import Session
 from .sources import SIDES
@@ -86,17 +86,25 @@ class SourceRows(Rows):
         return torch.from_numpy(found["logits"])
 
 
-def open_translator(folder: Path, threads: int | None) -> NativeTranslator:
-    """The model of a folder with three graphs. Raises Reject (refused-onnx)."""
+def open_translator(
+    folder: Path,
+    threads: int | None,
+    rows: type[SourceRows] = SourceRows,
+    kind: type[NativeTranslator] = NativeTranslator,
+) -> NativeTranslator:
+    """The model of a folder with three graphs. Raises Reject (refused-onnx).
+
+    rows, kind   what asks the graphs, and the model over that
+    """
     stored = {name: check(folder, name) for name in (ENCODER, BEGINNING, CONTINUATION)}
     sessions = {name: Session(folder / f"{name}.onnx", own, threads) for name, own in stored.items()}
     held = {f"{name}/{key}": x for name, own in stored.items() for key, x in weights(folder, own, name).items()}
     facts = stored[BEGINNING].facts
     vocabulary = _vocabulary(folder, sessions)
     context = facts["context"] or _UNBOUND
-    engine = SourceRows(sessions, context, vocabulary, facts["source_vocabulary"])
+    engine = rows(sessions, context, vocabulary, facts["source_vocabulary"])
     plan: dict[str, Any] = {"vocabulary": vocabulary, "context": context, "steps": []}
-    model = NativeTranslator(engine, plan, held, facts, SEQUENCES, read_generation(folder))
+    model = kind(engine, plan, held, facts, SEQUENCES, read_generation(folder))
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
 
@@ -108,7 +116,7 @@ def _vocabulary(folder: Path, sessions: dict[str, Session]) -> int:
     present = [name.replace("past_key_values.", "present.") for name in past]
     shape = beginning.results.get("logits", ())
     fits = (
-        set(encoder.shapes) <= {"input_ids", "attention_mask"}
+        (set(encoder.shapes) <= {"input_ids", "attention_mask"} or set(encoder.shapes) == {FEATURES})
         and len(encoder.results) == 1
         and set(beginning.shapes) <= {"encoder_attention_mask", "input_ids", "encoder_hidden_states"}
         and set(continuation.shapes) - set(past) <= {"encoder_attention_mask", "input_ids"}

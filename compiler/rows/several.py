@@ -42,7 +42,10 @@ class Part:
 
 def hears(model: nn.Module) -> bool:
     """Whether a model is an encoder of sounds, in bands of frequency, with a decoder that says what was said."""
-    return _takes(model, "decoder_input_ids") and getattr(model, "main_input_name", "") == "input_features"
+    if getattr(model, "main_input_name", "") != "input_features":
+        return False
+    sized = all(hasattr(model.config, name) for name in ("num_mel_bins", "max_source_positions"))
+    return sized and "decoder_input_ids" in inspect.signature(inspect.unwrap(type(model).forward)).parameters
 
 
 def sees_and_reads(model: nn.Module) -> bool:

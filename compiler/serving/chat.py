@@ -10,6 +10,7 @@ import torch
 from ...dsl.diagnostics import Fault, Reject
 from ..artifacts.verify_child import Exported
 from ..rows.inputs import device_of
+from ..rows.several import hears
 from ..rows.template import conversation
 
 prompt_too_long = Fault("prompt-too-long", "A prompt has more tokens than the model has positions.", exit="usage")
@@ -34,7 +35,14 @@ class Reply:
 
 
 def refuse_silent(model: Any) -> None:
-    """Raise Reject of a model that generates nothing."""
+    """Raise Reject of a model that generates nothing, or nothing of texts."""
+    if hears(model):
+        raise Reject(
+            not_generative(
+                "this model hears sounds and reads no prompt",
+                help="`effc.load` opens it, and its `generate` takes `input_features`",
+            )
+        )
     if getattr(model, "can_generate", lambda: False)():
         return
     program = isinstance(model, Exported)

@@ -35,10 +35,10 @@ class Onnx(Target):
     `onnx/model.onnx` has the pruned shapes, in float32, its weights in `model.onnx.data` beside it. A causal language
     model takes `input_ids`, `attention_mask`, `position_ids` and `past_key_values.N.key` and `.value` of any batch and
     length, empty ones for a prompt, and gives `logits` and `present.N.key` and `.value`. Encoders, vision models and
-    plain modules take what their forward takes. An encoder with a decoder is three graphs: what reads, what begins a
-    target and what goes on with it. Before a compile succeeds a fresh process runs it in ONNX Runtime:
-    logits, and 32 greedy tokens. State-space mixers, linear attention and packed weights have no standard op and are
-    refused by name. `effc.load`, `effc run` and `effc serve` open it through ONNX Runtime.
+    plain modules take what their forward takes. An encoder with a decoder, of texts or of sounds, is three graphs:
+    what reads or hears, what begins a target and what goes on with it. Before a compile succeeds a fresh process runs
+    it in ONNX Runtime: logits, and 32 greedy tokens. State-space mixers, linear attention and packed weights have no
+    standard op and are refused by name. `effc.load`, `effc run` and `effc serve` open it through ONNX Runtime.
 
     Source: torch.onnx, `dynamo=True`; dynamic int8: onnxruntime.quantization.
     Example: onnx("runtime")

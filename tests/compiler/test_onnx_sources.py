@@ -127,11 +127,11 @@ def test_graphs_that_do_not_belong_together_are_refused(compiled, change, said, 
         open_onnx(folder)
 
 
-def test_a_decoder_without_a_head_and_one_that_hears_are_refused_by_name():
+def test_a_decoder_without_a_head_and_one_that_hears_otherwise_are_refused_by_name():
     with pytest.raises(Reject, match="has no head of logits"):
         refuse(transformers.BartModel(transformers.BartConfig(**BART)))
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
-    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_mel_bins": 8, "vocab_size": 64}
-    sizes |= {"max_source_positions": 16, "max_target_positions": 16, "pad_token_id": 0}
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": 64}
+    sizes |= {"input_feat_per_channel": 8, "pad_token_id": 0}  # frames that a mask shows some of
     with pytest.raises(Reject, match="takes `input_features`"):
-        refuse(transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**sizes)))
+        refuse(transformers.Speech2TextForConditionalGeneration(transformers.Speech2TextConfig(**sizes)))

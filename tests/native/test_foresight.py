@@ -15,7 +15,7 @@ from effc.compiler.native.foresight import foreseen
 from effc.compiler.native.reader import Reader
 from effc.dsl.diagnostics import Reject
 
-from tests import mixers, tiny
+from tests import mixers, tiny, worlds
 from tests.grids import wide
 from tests.native.survey import made
 from tests.native.test_plans import MIXTURES, NATIVE, REFUSED, STATEFUL, WRITTEN
@@ -112,6 +112,14 @@ def test_where_a_step_may_take_out_what_is_refused_the_plan_only_warns(written):
     assert plan.stages
     (said,) = [e.message for e in events if type(e).__name__ == "Warned"]
     assert said.startswith("native would refuse the model as it is: ") and said.endswith("unless `slim` takes that out")
+
+
+def test_a_model_that_hears_is_refused_by_what_its_encoder_would_need(tmp_path):
+    worlds.hearing(tmp_path)
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    make = partial(transformers.WhisperForConditionalGeneration, config)
+    refused = foreseen(Origin("whisper", {}, None, "whisper", make, make, lambda: None), "bf16")
+    assert "has no convolution that sees what follows" in refused.diagnostics[0].message
 
 
 def test_a_model_of_images_is_refused_by_what_it_takes():
