@@ -56,11 +56,10 @@ def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Progra
     own_config(model)
     program = Program(model, sample(model) if inputs is None else inputs)
     recapture(program)
-    if not program.units:
-        odd = next((f": {path} is {why}" for path, why in program.opaque.items()), "")
+    if not program.units and not program.shared:
         raise Reject(
             unsupported_model(
-                f"{type(model).__name__} has no repeated layers: no element of a module list is called just once{odd}",
+                f"{type(model).__name__} has no repeated layers: no element of a module list is called",
                 help="effc needs a transformers model whose layers are the elements of an nn.ModuleList",
             )
         )
@@ -72,7 +71,9 @@ def recapture(program: Program, touched: set[str] | None = None) -> None:
     """Trace the units again (all, or those `touched`), keep edited graphs, and raise the version."""
     program.inputs = _in_vocabulary(program.model, program.inputs)
     calls = record(program.model, program.inputs)
-    program.opaque.update(calls.odd)
+    program.shared = not calls.order and bool(calls.odd)
+    if not program.shared:  # where all are, the whole is seen through them
+        program.opaque.update(calls.odd)
     known: dict[Any, _Traced] = {}
     others = other_calls(program.model, program.inputs, _unseen(program, calls))
     units: dict[str, Unit] = {}
@@ -259,12 +260,13 @@ def _flat(program: Program) -> Unit:
     call.statics |= {name: call.free.pop(name) for name in ("use_cache",) if name in call.free}
     if has_two_sides(model):  # the decoder's masks ask its two caches what a graph of both would not know
         call.statics |= without_cache(model)
-    cached = not has_two_sides(model) and any(
+    kept = any(
         node.meta["dtype"] == "cache"
         for unit in program.units.values()
         for node in unit.graph.nodes
         if node.op == "placeholder"
     )
+    cached = not has_two_sides(model) and (kept or (program.shared and model.can_generate()))
     if cached and "cache" in argument_names(type(model)):
         call.free["cache"] = _cache(model)
     with without_dropout(model), prepared(model):

@@ -208,6 +208,13 @@ def _show_graph(program: Any, name: str, shared: Shared) -> None:
 def _unit(program: Any, name: str) -> Any:
     """By path, by the end of a path, or by number."""
     paths = list(program.units)
+    if not paths:
+        raise Reject(
+            unknown_layer(
+                "the model's layers run several times in one forward, and none of them is drawn alone",
+                help="leave `--graph` out: `effc inspect` lists its modules",
+            )
+        )
     if name.lstrip("-").isdigit() and -len(paths) <= int(name) < len(paths):
         return program.units[paths[int(name)]]
     found = [p for p in paths if p == name or p.endswith(f".{name}")]

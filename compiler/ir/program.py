@@ -27,6 +27,7 @@ class Program:
     opaque   module path -> why it is one node of the graph though it isn't a leaf by kind
     version  grows with every change; analyses are kept for as long as it stays
     edits    what was changed since the base config, as plain data to replay on a fresh skeleton
+    shared   whether layers run several times in one forward, so that none is a unit
     notes    what passes decided and why, as plain data for the manifest
     """
 
@@ -37,6 +38,7 @@ class Program:
     version: int = 0
     edits: Edits = field(default_factory=Edits)
     notes: list[dict[str, Any]] = field(default_factory=list)
+    shared: bool = False
     _analyses: dict[Callable[["Program"], Any], tuple[int, Any]] = field(default_factory=dict, repr=False)
 
     @property

@@ -8,6 +8,7 @@ from ...dsl.selectors import resolve
 from ...dsl.skeleton import Branch, Group, Part, Scan, Skeleton
 from ...dsl.structure import because
 from ...dsl.values import Selector
+from ..ir.edits import is_below
 
 nothing_to_narrow = Fault(
     "nothing-to-narrow",
@@ -32,6 +33,13 @@ def mixers(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
 def scans(skeleton: Skeleton, on: Selector | None) -> tuple[Scan, ...]:
     """Scans that are left, by the path of their mixer."""
     return _chosen(skeleton.scans, [s.site for s in skeleton.scans], on)
+
+
+def in_layers(skeleton: Skeleton, path: str) -> bool:
+    """Whether a module is inside of a layer: of a list's element, where layers run several times and none is a unit."""
+    if skeleton.units:
+        return any(is_below(path, unit) for unit in skeleton.units)
+    return any(name.isdigit() for name in path.split("."))
 
 
 def layers(skeleton: Skeleton, on: Selector | None) -> tuple[str, ...]:

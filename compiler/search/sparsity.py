@@ -11,10 +11,9 @@ from ...dsl.diagnostics import Fault, Reject
 from ...dsl.inputs import PATTERNS, odd_pattern
 from ...dsl.skeleton import Part, Skeleton
 from ...dsl.values import Ratio, Selector
-from ..ir.edits import is_below
 from ..ir.surgery import put, tensor_at
 from ..layers.linear import weight_of
-from ..planning.select import parts
+from ..planning.select import in_layers, parts
 from ..rows.forward import LOOK, not_a_number
 from .masks import magnitude, masked
 
@@ -30,7 +29,7 @@ def chosen_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
     """The linear modules that `on` selects; without it those inside the layers. Reject shared weights."""
     found = parts(skeleton, on)
     if on is None:
-        found = tuple(p for p in found if any(is_below(p.path, unit) for unit in skeleton.units))
+        found = tuple(p for p in found if in_layers(skeleton, p.path))
     if not found:
         raise Reject(
             no_linear(

@@ -20,6 +20,7 @@ UNCACHED = ("openai-gpt", "roformer")  # the same of models without a cache
 DELTA = ("qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "kimi_linear", "bailing_hybrid")  # gated delta rules
 SHARED = ("gemma3n_text", "gemma4_text")  # layers that attend to another's keys and values
 DECAYING = ("minimax",)  # linear attention
+REPEATED = ("hrm_text",)  # layers that run several times in one forward
 SCANNED = ("zamba",)  # a scan for each head
 MASKED = ("xmod", "doge")  # by the languages of rows; by what keys gain
 MOVED = ("recurrent_gemma", "rwkv")  # a convolution of torch, recurrences, numbers of the token before
@@ -37,6 +38,7 @@ OWN = ("apertus", "laguna", "gpt_neox_japanese")  # an activation, a gate, a bia
         *UNCACHED,
         *DELTA,
         *DECAYING,
+        *REPEATED,
         *SCANNED,
         *MASKED,
         *SHARED,
