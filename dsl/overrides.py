@@ -7,6 +7,7 @@ until the declared `param` gives it a type.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 
 from . import ast
 from .diagnostics import Diagnostic, Fault
@@ -102,7 +103,7 @@ def _of_file(source: Source, faults: list[Diagnostic]) -> Iterable[Override]:
                 bad_override(
                     f"`{name}` of the params file is no value of a param",
                     span,
-                    help="write a string, a number, a bool, or a list or an object of them",
+                    help="write a string, a finite number, a bool, or a list or an object of them",
                 )
             )
             continue
@@ -119,7 +120,7 @@ def _of_json(value, span: Span) -> ast.Expr | None:
     if isinstance(value, bool):
         return ast.Bool(value, span=span)
     if isinstance(value, (int, float)):
-        return ast.Number(repr(value), span=span)
+        return ast.Number(repr(value), span=span) if isfinite(value) else None
     if isinstance(value, str):
         return expression(value, span)
     if isinstance(value, list):

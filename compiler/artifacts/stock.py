@@ -26,7 +26,16 @@ if TYPE_CHECKING:
 _WIDTHS = re.compile(r"inner|intermediate|ffn|head|state|expand|experts|width|dim|size")
 _FIXED = re.compile(r"layers?$|_layer$|vocab|token|position|max_|window|version|seed")
 _LONGEST_SEARCH = 24
-_REFUSALS = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError, StrictDataclassError)
+_REFUSALS = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    StrictDataclassError,
+)
 
 
 def stock_config(model: nn.Module) -> tuple[Any, list[str]]:

@@ -156,7 +156,8 @@ def inputs_for(config, seed: int = 0, images: bool = False, behind: bool = False
         sounds = torch.randn(ROWS, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
         return {"sounds": sounds, "ids": torch.randint(0, config.vocab_size, (ROWS, LENGTH), generator=generator)}
     words = getattr(getattr(config, "text_config", None) or config, "vocab_size", None)
-    words = min(words or 0, getattr(config, "decoder_vocab_size", None) or words or 0)  # ids that both sides know
+    others = (getattr(config, name, None) or words or 0 for name in ("decoder_vocab_size", "src_vocab_size"))
+    words = min(words or 0, *others)  # ids that both sides know
     if images or not words:
         if not hasattr(config, "num_channels"):  # it stands with the part that looks
             config = getattr(config, "vision_config", None) or getattr(config, "backbone_config", config)

@@ -88,12 +88,12 @@ class Origin:
         """How many token ids the embedding has, where the config says. BEiT's counts the codes of picture patches."""
         if "image_size" in self.config and "text_config" not in self.config:
             return None
-        return self._number("vocab_size")
+        return self._number("src_vocab_size") or self._number("vocab_size")
 
     @property
     def said_vocabulary(self) -> int | None:
         """How many token ids a target is made of; other than those of a source where a translator has two tables."""
-        return self._number("decoder_vocab_size") or self.vocabulary
+        return self._number("decoder_vocab_size") or self._number("tgt_vocab_size") or self.vocabulary
 
     @property
     def positions(self) -> int | None:

@@ -68,7 +68,12 @@ def _logits(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) -
     padded = bool((given["attention_mask"] == 0).any())
     passed = given if padded else {"input_ids": given["input_ids"]}
     out = main_output(model(**{name: value for name, value in passed.items() if name in names}))
-    return out[given["attention_mask"].bool()] if out.shape[:2] == given["attention_mask"].shape else out
+    return _read(out, given["attention_mask"])
+
+
+def _read(out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Without what is said at padding; all of what is said of rows as a whole."""
+    return out[mask.bool()] if out.shape[:2] == mask.shape else out
 
 
 def _two_sided(model: nn.Module) -> list[torch.Tensor]:
@@ -109,7 +114,7 @@ def _decoded(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) 
         cache = out.get("cache")
         if cache is None:
             return []
-        seen.append(main_output(out)[given["attention_mask"][:, start:end].bool()])
+        seen.append(_read(main_output(out), given["attention_mask"][:, start:end]))
     return seen
 
 

@@ -141,10 +141,9 @@ class Reader:
         value = node.args[0] if isinstance(node.args[0], fx.Node) else None
         rows = self.values.get(value) if value is not None else None
         whole = any(step.get("whole") for step in self.plan.steps)
-        # T5 with a head has no base model of its own, so behind an encoder the head itself is asked for.
-        headless = self.model.base_model is self.model
-        if self.source is not None:
-            headless = pretrained(self.model).get_output_embeddings() is None
+        # T5 and Llama 4's text part with a head have no base model of their own: the head itself is asked for.
+        alone = self.source is not None or self.model.base_model is self.model
+        headless = alone and pretrained(self.model).get_output_embeddings() is None
         self.plan.gives = gives = Gives(headless, whole, isinstance(rows, First))
         rows = rows.rows if isinstance(rows, First) else rows
         if not isinstance(rows, Rows) or (gives.speaks and rows.index.shape[-1] != self.plan.vocabulary):

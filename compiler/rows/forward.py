@@ -62,6 +62,18 @@ def predicts(output: Any) -> bool:
     return not isinstance(output, Mapping) or "logits" in output
 
 
+def said_of(model: nn.Module, rows: Tensor) -> str:
+    """What a model says of rows: "tokens" that go on, "classes" of each as a whole, or "states" without a head."""
+    args, given = arguments(model, rows)
+    with evaluating(model):
+        output = model(*args, **given)
+    if not predicts(output):
+        return "states"
+    found = output_logits(output)
+    values = found if found.dim() > 2 else found[:, None]
+    return "tokens" if are_of_tokens(values, rows, predictions(model, rows)[0]) else "classes"
+
+
 def outputs(model: nn.Module, ids: Tensor) -> Tensor:
     """What a forward without a cache gives: logits, or what a model without a head has in their place."""
     args, given = arguments(model, ids)
@@ -127,6 +139,11 @@ def losses(values: Tensor, targets: Tensor) -> Tensor:
     )
 
 
+def are_of_tokens(values: Tensor, rows: Tensor, wanted: Tensor) -> bool:
+    """Whether logits [b, t, vocab] say what follows in rows, and no class of each as a whole."""
+    return values.shape[1] in (rows.shape[1], wanted.shape[1]) and rows.dim() == 2
+
+
 def nll(
     model: nn.Module,
     rows: Tensor,
@@ -146,7 +163,7 @@ def nll(
             with prompts(model, None if asked is None else asked[first : first + len(batch)], active):
                 values = logits(model, batch)  # [b, t, vocab]
             wanted, written = predictions(model, batch.to(values.device))
-            if values.shape[1] not in (batch.shape[1], wanted.shape[1]):
+            if not are_of_tokens(values, batch, wanted):
                 raise Reject(
                     no_next_token(
                         f"{type(model).__name__} predicts no next token",

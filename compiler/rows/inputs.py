@@ -118,7 +118,8 @@ def words(model: nn.Module, *, said: bool = False) -> int | None:
         return None
     said = said and has_two_sides(model)
     text = config.get_text_config(**({"decoder": True} if said else {}))
-    return (said and getattr(text, "decoder_vocab_size", None)) or getattr(text, "vocab_size", None)
+    own = getattr(text, "decoder_vocab_size" if said else "src_vocab_size", None)
+    return own or getattr(text, "vocab_size", None)
 
 
 def padding(model: nn.Module) -> int | None:

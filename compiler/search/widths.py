@@ -81,13 +81,16 @@ class Widths(Pool):
         self.sites = [Site(g, ascending(important(g))) for g in groups]
 
     def candidates(self) -> list["Narrowing"]:
-        alive = {(g.site, g.kind) for g in self.program.skeleton.groups}
         units = self.program.skeleton.units
-        return [
-            Narrowing(self, s, unit_of(s.group.site, units))
-            for s in self.sites
-            if s.left > self.step and (s.group.site, s.group.kind) in alive
-        ]
+        return [Narrowing(self, s, unit_of(s.group.site, units)) for s in self._left() if s.left > self.step]
+
+    def _left(self) -> list[Site]:
+        """The sites that the program still has, as it has them: a branch that went takes its tensors out of a group."""
+        now = {(g.site, g.kind): g for g in self.program.skeleton.groups}
+        left = [s for s in self.sites if (s.group.site, s.group.kind) in now]
+        for site in left:
+            site.group = now[site.group.site, site.group.kind]
+        return left
 
     def reachable(self, of: str) -> float:
         return sum(
@@ -102,17 +105,9 @@ class Widths(Pool):
         return silenced(self.program.model, site.group, items)
 
     def finish(self) -> None:
-        alive = {(g.site, g.kind) for g in self.program.skeleton.groups}
+        gone = [(site.group, site.dead) for site in self._left() if site.dead]
         with Rewriter(self.program) as rewrite:
-            slice_all(
-                self.program,
-                rewrite,
-                [
-                    (site.group, site.dead)
-                    for site in self.sites
-                    if site.dead and (site.group.site, site.group.kind) in alive
-                ],
-            )
+            slice_all(self.program, rewrite, gone)
 
 
 @dataclass(frozen=True)

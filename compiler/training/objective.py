@@ -1,4 +1,4 @@
-"""What a model is trained towards: the next token, and what the original says of it."""
+"""What a model is trained towards: the next token, or the original's class of a row, and what the original says."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ...dsl.diagnostics import Reject
 from ..measuring.reference import Reference, other_vocabulary
-from ..rows.forward import logits, positions
+from ..rows.forward import are_of_tokens, logits, positions
 from ..rows.inputs import predictions
 
 
@@ -15,7 +15,8 @@ from ..rows.inputs import predictions
 class Objective:
     """(1 - share) * cross-entropy with the next token + share * t^2 * KL(original || model), softened by t.
 
-    rows          [n, length] token ids; position p predicts p + 1, the first token of a row is given
+    rows          [n, length] token ids; position p predicts p + 1, the first token of a row is given; rows that are
+                  judged as a whole, as pictures are, have nothing to learn but what the original says
     original      what the original says of the same rows; needed where `share` is more than 0
     learned       [n, length] bool: which tokens are learned to be predicted, all where it is None
     Source: Hinton et al. 2015 (arXiv 1503.02531), section 2: t^2 keeps the gradients' size as t grows.
@@ -36,7 +37,7 @@ class Objective:
         ids = self._needed(chosen)  # [b, t]
         values = logits(self.model, ids)  # [b, t, vocab]
         gradient = torch.zeros_like(values)
-        wanted, learned = predictions(self.model, ids.to(values.device))  # [b, p]
+        wanted, learned = self._wanted(ids.to(values.device), values)
         if self.learned is not None:
             learned = self.learned[chosen, 1 : ids.shape[1]].to(values.device)
         count, total = wanted.numel() if learned is None else int(learned.sum()), 0.0
@@ -51,6 +52,14 @@ class Objective:
         values.backward(gradient)
         return total / count
 
+    def _wanted(self, rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What rows go on with, [b, p], and which of it counts; [b, 1] of no meaning where all is the original's."""
+        wanted, learned = predictions(self.model, rows)
+        if are_of_tokens(values, rows, wanted):
+            return wanted, learned
+        assert self.share == 1, "rows that are judged as a whole teach nothing by themselves"
+        return wanted.new_zeros(values.shape[:2], dtype=torch.int64), None
+
     def _needed(self, chosen: Tensor) -> Tensor:
         """The chosen rows up to the last token that is learned in any: no earlier prediction reads what is behind."""
         if self.learned is None:
@@ -61,7 +70,7 @@ class Objective:
     def _loss(self, ours: Tensor, targets: Tensor, number: int, part: slice, keep: Tensor | None) -> Tensor:
         """Sum over some positions of one row, or over those of them to `keep`, [c] bool."""
         mine, said = (ours, targets) if keep is None else (ours[keep], targets[keep])
-        loss = nn.functional.cross_entropy(mine, said, reduction="sum")
+        loss = nn.functional.cross_entropy(mine, said, reduction="sum") if self.share < 1 else mine.new_zeros(())
         if not self.share:
             return loss
         assert self.original is not None, "there is nothing to distill from"

@@ -13,8 +13,7 @@ from ...compiler.machine.environment import check_modules
 from ...compiler.measuring import reference, similarity
 from ...compiler.planning import shrink
 from ...compiler.planning.select import parts
-from ...compiler.rows.forward import evaluating, nll, predicts
-from ...compiler.rows.inputs import arguments
+from ...compiler.rows.forward import nll, said_of
 from ...compiler.rows.states import pooling_of
 from ...compiler.training.adapters import Shape, adaptable, adapted
 from ...compiler.training.course import train
@@ -41,6 +40,8 @@ class Heal(Learner):
     The model learns to predict the next token of every position of `data`, in rows of `pairs` the answers alone, or
     with `learn: responses` what assistants say in the conversations of `chat`. With `distill`, a share of the loss is
     how far the model's predictions are from the original's on the same rows.
+
+    A model that judges rows as a whole, as those of pictures do, learns what the original says of each.
 
     A model without a head, as a sentence embedder is, learns the original's hidden states instead: of every token
     that is no padding, and the vector of each row (see `similarity`); `held_out` is judged by the same.
@@ -178,11 +179,13 @@ class Heal(Learner):
     ) -> Course:
         """Train, and leave the best weights in place; raises Reject where the start was the best."""
         model, rows = program.model, ctx.rows(self.data)
-        if self._has_no_head(model, rows):
+        says = said_of(model, rows[:1])
+        if says == "states":
             return self._train_states(program, ctx, weights, kept)
         said = self._speech(self.data, ctx)
-        original = reference.load(ctx, self.data) if self.distill.value else None
-        lesson = Objective(model, rows, original, self.distill.value, self.temperature, said)
+        share = self.distill.value if says == "tokens" else 1.0
+        original = reference.load(ctx, self.data) if share else None
+        lesson = Objective(model, rows, original, share, self.temperature, said)
         teaching = torch.arange(len(rows)) if said is None else said[:, 1:].any(1).nonzero()[:, 0]
         return train(
             self,
@@ -216,11 +219,6 @@ class Heal(Learner):
             verb="healing",
         )
 
-    def _has_no_head(self, model: nn.Module, rows: torch.Tensor) -> bool:
-        args, given = arguments(model, rows[:1])
-        with evaluating(model):
-            return not predicts(model(*args, **given))
-
     def _judge_merged(self, program: Program, ctx: Context, course: Course) -> float:
         """Measured with adapters beside the weights, and now again with their sum, which is rounded."""
         start, merged = course.held_out[0][1], self._held_out_loss(program.model, ctx)
@@ -231,7 +229,12 @@ class Heal(Learner):
     def _held_out_loss(self, model: nn.Module, ctx: Context) -> float:
         assert self.held_out is not None, "judged by no rows"
         rows = ctx.rows(self.held_out)
-        if self._has_no_head(model, rows):
+        says = said_of(model, rows[:1])
+        if says == "classes":
+            return reference.divergence(
+                model, rows, reference.load(ctx, self.held_out), "divergence", self.held_out.name
+            )
+        if says == "states":
             kept, pooling = similarity.load(ctx, self.held_out), pooling_of(ctx.origin.folder, "auto")
             return similarity.feature_distance(model, rows, kept, pooling)
         nats, tokens = nll(model, rows, self._speech(self.held_out, ctx))

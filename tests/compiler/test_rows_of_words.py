@@ -11,10 +11,15 @@ def origin(**config):
     return Origin("model", config, None, "model", lambda: None, lambda: None, lambda: None)
 
 
+MARIAN = {"vocab_size": 128, "decoder_vocab_size": 90}
+FSMT = {"src_vocab_size": 128, "tgt_vocab_size": 90}
+
+
+@pytest.mark.parametrize("config", [MARIAN, FSMT])
 @pytest.mark.parametrize("source, target, known", [(127, 89, ""), (128, 5, "has 128"), (5, 90, "has 90")])
-def test_a_source_and_its_target_have_ids_of_their_own(source, target, known):
+def test_a_source_and_its_target_have_ids_of_their_own(source, target, known, config):
     rows = torch.tensor([[source, 1, target, 1]])
-    own = origin(vocab_size=128, decoder_vocab_size=90)
+    own = origin(**config)
     if not known:
         return check_rows(rows, "rows", own)
     with pytest.raises(Reject, match=known):

@@ -127,6 +127,14 @@ def test_percentages_and_numbers_divide_alike():
             "bad-override",
             "`split` of the params file is no value of a param",
         ),
+        *(
+            (
+                {"params": Source("p", f'{{"split": {{"blocks": {number}}}}}')},
+                "bad-override",
+                "`split` of the params file is no value of a param",
+            )
+            for number in ("NaN", "-Infinity", "1e400")
+        ),
     ],
 )
 def test_shares_from_outside_are_held_against_the_same_rules(given, slug, message):

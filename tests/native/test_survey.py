@@ -50,6 +50,10 @@ def test_a_plan_computes_what_torch_does(name):
     assert verdict(made(name)) == ("ok", "")
 
 
+def test_a_head_counts_where_a_model_has_no_base_of_its_own():
+    assert Reader(capture(made("llama4_text")), "bf16").read().gives.speaks
+
+
 def assert_decodes(native, ids, wanted):
     """Half of the rows at once, the other token by token."""
     output = native(ids[:, :20], use_cache=True)

@@ -1,0 +1,55 @@
+"""Models that judge rows as a whole, pictures and texts: healed towards what the original says, cut and observed."""
+
+import pytest
+import torch
+from effc.compiler.capture.capture import capture
+from effc.compiler.measuring import equivalence, reference
+from effc.compiler.search.branches import Branches
+from effc.compiler.search.saving import Ledger
+from effc.compiler.search.widths import Widths
+from effc.dsl.recipe import Invocation
+from effc.dsl.values import DataRef
+
+from tests.architectures import table
+from tests.architectures.passes import context
+
+HEAL = {"data": DataRef("rows"), "steps": 40, "batch": 2, "lr": 1e-2, "method": "full"}
+
+
+@pytest.mark.parametrize("name", ["vit_msn", "bert, classes"])
+@pytest.mark.parametrize("held_out", [None, DataRef("rows")])
+def test_it_learns_what_the_original_says_of_each_row(tmp_path, name, held_out):
+    model = table.model(name)
+    ctx = context(model, tmp_path, name)
+    ctx.recipe.data["others"] = Invocation("synthetic", {"count": 2, "length": 12, "seed": 1})
+    with torch.no_grad():
+        model.classifier.weight.add_(
+            torch.randn(model.classifier.weight.shape, generator=torch.Generator().manual_seed(0))
+        )
+    program, rows = capture(model), ctx.rows(DataRef("rows"))
+
+    def apart():
+        return reference.divergence(model, rows, reference.load(ctx, DataRef("rows")), "divergence", "rows")
+
+    before = apart()
+    args = HEAL if held_out is None else HEAL | {"data": DataRef("others"), "held_out": held_out, "every": 4}
+    ctx.shelf.make("pass", Invocation("tune.heal", args)).run(program, ctx)
+    assert 0 < apart() < before
+
+
+def test_a_decoder_of_classes_is_observed_though_it_says_nothing_of_tokens():
+    model = table.model("llama, classes")
+    assert equivalence.distance(equivalence.observe(model), equivalence.observe(model)) == 0
+
+
+def test_a_branch_that_went_takes_its_tensors_out_of_groups_that_reach_beyond_it():
+    program = capture(table.model("mobilevitv2"))
+    ledger, first = Ledger(program.skeleton), program.skeleton.branches[0]
+    widths = Widths(program, program.skeleton.groups, 1, ledger, lambda group: torch.arange(float(group.count)))
+    reaching = [s.group.site for s in widths.sites if any(m.tensor.startswith(first.site) for m in s.group.members)]
+    assert "mobilevitv2" in reaching  # the width of the stream
+    next(iter(Branches(program, program.skeleton.branches[:1], ledger).candidates())).cut()
+    program.changed()
+    names = dict(program.model.named_parameters())
+    (stream,) = [c.site.group for c in widths.candidates() if c.site.group.site == "mobilevitv2"]
+    assert all(member.tensor in names for member in stream.members)
