@@ -266,7 +266,7 @@ def _flat(program: Program) -> Unit:
         for node in unit.graph.nodes
         if node.op == "placeholder"
     )
-    cached = not has_two_sides(model) and (kept or (program.shared and model.can_generate()))
+    cached = not has_two_sides(model) and (kept or (program.shared and getattr(model, "can_generate", bool)()))
     if cached and "cache" in argument_names(type(model)):
         call.free["cache"] = _cache(model)
     with without_dropout(model), prepared(model):
