@@ -24,6 +24,7 @@ COUNT = "create_position_ids_from_input_ids"  # of transformers: positions of Ro
 TEXT = "text"  # the name of rows that are heard and not compared, and of their logits
 GIVEN = "given."  # before the names of what a plain module's forward takes
 OPENED = ".opened"  # behind the name of the outputs: a file that says that the folder is open
+SIDES = ("decoder_vocab_size", "src_vocab_size")  # of a translator with two vocabularies
 STEP, STEP_FACTS = "step.pt2", "step.json"  # beside an exported program: one that continues text, and what it takes
 
 
@@ -53,8 +54,7 @@ def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS)
     if getattr(model, "can_generate", bool)() and steps:
         for name, given in (("", torch.ones_like(mask)), (", left-padded", mask)):
             made = generate(model, ids, given, steps)
-            logits = torch.stack(made.logits, 1).float()
-            found[f"logits of prefill and {steps - 1} decode steps{name}"] = logits
+            found[f"logits of prefill and {steps - 1} decode steps{name}"] = torch.stack(made.logits, 1).float()
             found[f"greedy tokens{name}"] = made.sequences[:, ids.shape[1] :].clone()
     return found
 
@@ -155,9 +155,8 @@ def inputs_for(config, seed: int = 0, images: bool = False, behind: bool = False
     if hasattr(config, "num_mel_bins") and getattr(config, "is_encoder_decoder", False):
         sounds = torch.randn(ROWS, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
         return {"sounds": sounds, "ids": torch.randint(0, config.vocab_size, (ROWS, LENGTH), generator=generator)}
-    words = getattr(getattr(config, "text_config", None) or config, "vocab_size", None)
-    others = (getattr(config, name, None) or words or 0 for name in ("decoder_vocab_size", "src_vocab_size"))
-    words = min(words or 0, *others)  # ids that both sides know
+    words = getattr(getattr(config, "text_config", None) or config, "vocab_size", None) or 0
+    words = min(words, *(getattr(config, side, None) or words for side in SIDES))  # ids that both sides know
     if images or not words:
         if not hasattr(config, "num_channels"):  # it stands with the part that looks
             config = getattr(config, "vision_config", None) or getattr(config, "backbone_config", config)

@@ -8,7 +8,7 @@ from ...dsl.selectors import resolve
 from ...dsl.skeleton import Branch, Group, Part, Scan, Skeleton
 from ...dsl.structure import because
 from ...dsl.values import Selector
-from ..ir.edits import is_below
+from .shrink import is_below
 
 nothing_to_narrow = Fault(
     "nothing-to-narrow",

@@ -101,7 +101,7 @@ def without_scan(skeleton: Skeleton, scan: Scan) -> Skeleton:
 
 def without_unit(skeleton: Skeleton, unit: str) -> Skeleton:
     """The skeleton when a layer is gone; the layers after it in its list move up by one."""
-    left = _kept(skeleton, lambda path: not _below(path, unit))
+    left = _kept(skeleton, lambda path: not is_below(path, unit))
     left = replace(
         left,
         units=tuple(u for u in skeleton.units if u != unit),
@@ -132,7 +132,7 @@ def _kept(skeleton: Skeleton, alive: Callable[[str], bool]) -> Skeleton:
     )
 
 
-def _below(path: str, unit: str) -> bool:
+def is_below(path: str, unit: str) -> bool:
     return path == unit or path.startswith(f"{unit}.")
 
 

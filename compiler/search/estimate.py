@@ -33,6 +33,9 @@ def thinned(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) -> tuple[S
         own = replace(goal, goal=goal.goal - sum(can[finer.kind] for finer in widths[number + 1 :]))
         left, made = _narrowed(left, own, saved, kind)
         cuts += made
+    for kind in widths:  # sides of one tensor save less together than each of them does alone
+        left, made = _narrowed(left, goal, saved, kind)
+        cuts += made
     for whole_parts in sorted((p for p in parts if isinstance(p, Wholes)), key=lambda p: p.kind == SCANS):
         if not met(left):
             left, made = whole_parts.smallest(left, met)

@@ -41,7 +41,7 @@ def fields(name: str) -> list[tuple[str, str]]:
 def test_ops_are_numbered_as_the_header_numbers_them():
     assert enumerated(PLAN_H, "Op") == list(engine_steps.OPS)
     assert enumerated(PLAN_H, "Act") == engine_steps.STEPS["act"]["kind"].split()
-    assert enumerated(PLAN_H, "Router") == ["softmax", "logistic", "near"]  # `sigmoid` is an activation there
+    assert enumerated(PLAN_H, "Router") == ["softmax", "logistic", "near", "logits"]  # `sigmoid` is an activation there
     assert enumerated(PLAN_H, "Norm") == engine_steps.STEPS["norm"]["kind"].split()
     assert set(engine_steps.OPS) - set(engine_steps.STEPS) == {"angles", "place"}  # made while a plan is laid out
     assert set(engine_steps.STEPS) - set(engine_steps.OPS) == {"join"}  # becomes `place`
