@@ -71,7 +71,7 @@ def said_of(model: nn.Module, rows: Tensor) -> str:
         return "states"
     found = output_logits(output)
     values = found if found.dim() > 2 else found[:, None]
-    return "tokens" if are_of_tokens(values, rows, predictions(model, rows)[0]) else "classes"
+    return "tokens" if are_of_tokens(model, values, rows, predictions(model, rows)[0]) else "classes"
 
 
 def outputs(model: nn.Module, ids: Tensor) -> Tensor:
@@ -139,9 +139,11 @@ def losses(values: Tensor, targets: Tensor) -> Tensor:
     )
 
 
-def are_of_tokens(values: Tensor, rows: Tensor, wanted: Tensor) -> bool:
-    """Whether logits [b, t, vocab] say what follows in rows, and no class of each as a whole."""
-    return values.shape[1] in (rows.shape[1], wanted.shape[1]) and rows.dim() == 2
+def are_of_tokens(model: nn.Module, values: Tensor, rows: Tensor, wanted: Tensor) -> bool:
+    """Whether logits [b, t, vocab] say what follows in rows, and no class of each or of each of its tokens."""
+    known = words(model, said=True)
+    enough = known is None or values.shape[-1] >= known
+    return values.shape[1] in (rows.shape[1], wanted.shape[1]) and rows.dim() == 2 and enough
 
 
 def nll(
@@ -163,7 +165,7 @@ def nll(
             with prompts(model, None if asked is None else asked[first : first + len(batch)], active):
                 values = logits(model, batch)  # [b, t, vocab]
             wanted, written = predictions(model, batch.to(values.device))
-            if not are_of_tokens(values, batch, wanted):
+            if not are_of_tokens(model, values, batch, wanted):
                 raise Reject(
                     no_next_token(
                         f"{type(model).__name__} predicts no next token",

@@ -55,7 +55,7 @@ class Objective:
     def _wanted(self, rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None]:
         """What rows go on with, [b, p], and which of it counts; [b, 1] of no meaning where all is the original's."""
         wanted, learned = predictions(self.model, rows)
-        if are_of_tokens(values, rows, wanted):
+        if are_of_tokens(self.model, values, rows, wanted):
             return wanted, learned
         assert self.share == 1, "rows that are judged as a whole teach nothing by themselves"
         return wanted.new_zeros(values.shape[:2], dtype=torch.int64), None

@@ -16,7 +16,7 @@ from tests.architectures.passes import context
 HEAL = {"data": DataRef("rows"), "steps": 40, "batch": 2, "lr": 1e-2, "method": "full"}
 
 
-@pytest.mark.parametrize("name", ["vit_msn", "bert, classes"])
+@pytest.mark.parametrize("name", ["vit_msn", "bert, classes", "bert, labels of tokens"])
 @pytest.mark.parametrize("held_out", [None, DataRef("rows")])
 def test_it_learns_what_the_original_says_of_each_row(tmp_path, name, held_out):
     model = table.model(name)
