@@ -196,11 +196,16 @@ def picture(lines: list[dict], file: Path) -> None:
     for step in range(0, int(top), 50):
         y = high - low - step / top * (high - low - 20)
         parts.append(f'<text x="{left - 8}" y="{y + 4:.0f}" text-anchor="end" fill="#666">{step}</text>')
-    for line in lines:
+    taken: list[tuple[float, float, float]] = []  # of labels: left, right, height
+    for line in sorted(lines, key=lambda line: -line["speed"]):
         (x, y), colour = at(line), "#1a7f5a" if line["name"] in OWN else "#b5482a"
         label = f"{line['name']} ({line['both']:.1f})"
         parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4" fill="{colour}"/>')
-        parts.append(f'<text x="{x + 7:.0f}" y="{y + 4:.0f}" fill="{colour}">{label}</text>')
+        end, text = x + 7 + 6.2 * len(label), y + 4
+        while any(abs(text - other) < 12 and x < right and start < end for start, right, other in taken):
+            text += 3
+        taken.append((x, end, text))
+        parts.append(f'<text x="{x + 7:.0f}" y="{text:.0f}" fill="{colour}">{label}</text>')
     file.write_text("\n".join([*parts, "</svg>\n"]))
 
 
