@@ -11,6 +11,11 @@ Kind = Literal["channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_cha
 FORMAT = 1
 
 
+def is_below(path: str, root: str) -> bool:
+    """Whether a module's path is `root` or lies below it; all lie below "", the model itself."""
+    return not root or path == root or path.startswith(f"{root}.")
+
+
 @dataclass(frozen=True)
 class Part:
     """A module that owns parameters. `tensors`: (name below the module, shape), in registration order."""

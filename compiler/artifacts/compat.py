@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from ...dsl.diagnostics import Reject
-from ...dsl.skeleton import Branch, Group, Scan, Skeleton
+from ...dsl.skeleton import Branch, Group, Scan, Skeleton, is_below
 from ..capture.capture import capture
 from ..checkpoints.pretrained import pretrained
 from ..checkpoints.tensors import Piece
@@ -37,7 +37,6 @@ from ..discovery.mixers.graphs import mixer_graphs
 from ..discovery.mixers.scanless import scanless, skip_of
 from ..editing.rewrite import Rewriter
 from ..editing.scans import drop_scan
-from ..ir.edits import is_below
 from ..ir.graphs import sources
 from ..ir.program import Program
 from ..ir.unit import Unit

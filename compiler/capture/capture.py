@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from ...dsl.diagnostics import Reject
+from ...dsl.skeleton import is_below
 from ..checkpoints.pretrained import pretrained
-from ..ir.edits import is_below
 from ..ir.graphs import name_of
 from ..ir.program import Program
 from ..ir.surgery import own_config

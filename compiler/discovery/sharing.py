@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ...dsl.skeleton import Group, Member
-from ..ir.edits import is_below
+from ...dsl.skeleton import Group, Member, is_below
 from ..ir.program import Program
 
 Ties = Sequence[tuple[str, ...]]

@@ -10,12 +10,13 @@ from torch import fx, nn
 from transformers import PreTrainedModel
 
 from ...dsl.diagnostics import Reject
+from ...dsl.skeleton import is_below
 from ..capture.capture import recapture
 from ..capture.refresh import with_current_ints
 from ..discovery.following import Baked
 from ..discovery.unread import kept, lost_readers, rewritten, unread
 from ..ir import graph_json, slots, surgery
-from ..ir.edits import Swappable, is_below, renamed
+from ..ir.edits import Swappable, renamed
 from ..ir.graphs import attends, is_masked, referenced, sources, uses_cache
 from ..ir.liveness import sweep
 from ..ir.program import Program

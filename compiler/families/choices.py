@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, field
 from math import ceil, prod
 from typing import Any
 
-from ...dsl.skeleton import Skeleton
-from ..ir.edits import is_below
+from ...dsl.skeleton import Skeleton, is_below
 from ..training.schedule import seed_of
 
 RANK, LAYERS, BLOCKS, KERNEL = "rank", "layers", "blocks", "kernel"

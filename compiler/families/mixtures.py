@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from ...dsl.skeleton import Group, Member
-from ..ir.edits import is_below
+from ...dsl.skeleton import Group, Member, is_below
 from ..ir.surgery import attribute, set_attribute, tensor_at
 from ..layers.leaves import module_role
 from ..search.reconstruct import module_of, readers

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ...dsl.diagnostics import Fault, Reject
+from ...dsl.skeleton import is_below
 from ..layers import quick, reft, swaps
 from ..report.broken import first_line
 from . import attributes, graph_json, surgery, targets
@@ -78,11 +79,6 @@ class Edits:
             kept = {p: value for p, value in getattr(self, name).items() if not is_below(p, path)}
             setattr(self, name, kept)
         self.deleted = [p for p in self.deleted if not is_below(p, path)]
-
-
-def is_below(path: str, root: str) -> bool:
-    """Whether `path` is `root` or lies below it."""
-    return not root or path == root or path.startswith(f"{root}.")
 
 
 def renamed(path: str, moved: dict[str, str]) -> str:

@@ -5,10 +5,9 @@ from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.selectors import resolve
-from ...dsl.skeleton import Branch, Group, Part, Scan, Skeleton
+from ...dsl.skeleton import Branch, Group, Part, Scan, Skeleton, is_below
 from ...dsl.structure import because
 from ...dsl.values import Selector
-from .shrink import is_below
 
 nothing_to_narrow = Fault(
     "nothing-to-narrow",

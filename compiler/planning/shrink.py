@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ...dsl.skeleton import Branch, Group, Member, Part, Scan, Skeleton
+from ...dsl.skeleton import Branch, Group, Member, Part, Scan, Skeleton, is_below
 
 _ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1}
 _SCANNED = ("ssm_heads", "ssm_channels", "ssm_state")
@@ -130,10 +130,6 @@ def _kept(skeleton: Skeleton, alive: Callable[[str], bool]) -> Skeleton:
         scans=tuple(s for s in skeleton.scans if alive(s.site)),
         facts={**skeleton.facts, "refused": refused} if "refused" in skeleton.facts else skeleton.facts,
     )
-
-
-def is_below(path: str, unit: str) -> bool:
-    return path == unit or path.startswith(f"{unit}.")
 
 
 def _move_up(unit: str) -> Callable[[str], str]:

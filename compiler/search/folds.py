@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from transformers.pytorch_utils import Conv1D
 
-from ...dsl.skeleton import Group, Member
-from ..ir.edits import is_below
+from ...dsl.skeleton import Group, Member, is_below
 from ..ir.graphs import name_of
 from ..ir.surgery import tensor_at
 from ..ir.unit import Unit

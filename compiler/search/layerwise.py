@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ...dsl.diagnostics import Reject
-from ...dsl.skeleton import Part
-from ..ir.edits import is_below
+from ...dsl.skeleton import Part, is_below
 from ..rows.forward import LOOK, batches, evaluating, not_a_number, outputs
 from ..rows.inputs import arguments
 from .prefix import Call, Prefix

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ...dsl.inputs import inputs
-from ...dsl.skeleton import Part, Skeleton
+from ...dsl.skeleton import Part, Skeleton, is_below
 from ...dsl.values import DataRef, Ratio, Selector
-from ..ir.edits import is_below
 from ..ir.surgery import tensor_at
 from ..planning import shrink
 from ..store.shards import Shards

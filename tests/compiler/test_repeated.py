@@ -6,6 +6,7 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.commands.inspect import _unit
+from effc.compiler.planning.select import in_layers
 from effc.compiler.training.adapters import adaptable
 from effc.dsl.diagnostics import Reject
 from effc.dsl.values import DataRef, Ratio
@@ -61,3 +62,9 @@ def test_what_cuts_layers_is_refused_and_so_is_a_drawing_of_one(tmp_path, albert
         run(tmp_path, albert, "prune.blocks", remove=Ratio(0.5, "blocks"))
     with pytest.raises(Reject, match="run several times in one forward"):
         _unit(capture(copy.deepcopy(albert)), "0")
+
+
+def test_all_of_a_module_that_is_a_layer_itself_is_inside_of_it():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 8))
+    skeleton = capture(model, inputs={"input": torch.randn(2, 8)}).skeleton
+    assert list(skeleton.units) == [""] and all(in_layers(skeleton, part.path) for part in skeleton.parts)
