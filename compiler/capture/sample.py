@@ -48,7 +48,7 @@ def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: 
         said = tokens(config.vocab_size, batch, length, padding, device)["input_ids"]
         return {main: sounds(model.config, batch, device).to(dtype_of(model)), **spoken(said), "use_cache": True}
     if main == "input_values":
-        return {main: waves(model.config, batch, device).to(dtype_of(model))}
+        return {main: _in_channels(model, waves(model.config, batch, device).to(dtype_of(model)))}
     _refuse_other_inputs(model, main)
     inputs = tokens(config.vocab_size, batch, length, padding, device)
     if sees_and_reads(model):
@@ -74,7 +74,7 @@ def _refuse_other_inputs(model: PreTrainedModel, main: str) -> None:
     if main != "input_ids":
         raise Reject(
             unknown_inputs(
-                f"{name} takes `{main}`, and effc makes token ids and images only",
+                f"{name} takes `{main}`, and effc makes token ids, images and sounds only",
                 help="wrap it in a module of your own that has `dummy_inputs`",
             )
         )
@@ -125,6 +125,31 @@ def waves(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor
     if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
         return _numbers((batch, config.max_length, config.num_mel_bins), seed).sub(1).to(device)
     return _numbers((batch, SAMPLES), seed).sub(1).to(device)
+
+
+class _Heard(Exception):
+    """A convolution and what it is given, which ends the forward that found out."""
+
+
+def _in_channels(model: nn.Module, samples: Tensor) -> Tensor:
+    """Samples [batch, t] with an axis of channels where a model's first convolution is given them as they come."""
+
+    def tell(module: nn.Conv1d, args: tuple[Tensor, ...]) -> None:
+        raise _Heard(module.in_channels, args[0].shape)
+
+    hooks = [m.register_forward_pre_hook(tell) for m in model.modules() if isinstance(m, nn.Conv1d)]
+    try:
+        with torch.no_grad():
+            model(samples)
+    except _Heard as heard:
+        channels, shape = heard.args
+        return samples[:, None].expand(-1, channels, -1) if len(shape) == 2 else samples
+    except Exception:  # a model's forward may raise anything; capture says what
+        return samples
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return samples
 
 
 def _numbers(shape: tuple[int, ...], seed: int) -> Tensor:
