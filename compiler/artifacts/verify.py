@@ -21,7 +21,7 @@ from ..layers.quick import as_library
 from ..report.progress import announce, tick
 from ..rows.forward import LOOK, not_a_number
 from ..rows.inputs import has_two_sides
-from ..rows.several import sees_and_reads
+from ..rows.several import SAMPLES, sees_and_reads
 from ..words.kinds import Form
 from . import nursery
 from .manifest import Check
@@ -101,7 +101,8 @@ def _in_memory(
 
 def inputs_of(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
     """Fixed inputs for any model: what its config asks for, or what it takes under names of its own."""
-    if isinstance(model, PreTrainedModel) and model.main_input_name != "input_values" and not sees_and_reads(model):
+    drawn = isinstance(model, PreTrainedModel) and model.main_input_name not in SAMPLES and not sees_and_reads(model)
+    if drawn:
         images = model.main_input_name == "pixel_values"
         # A source is filled up behind its text, as encoders' rows are: many number positions by the place in a row.
         return inputs_for(model.config, seed, images, behind=has_two_sides(model) or not model.can_generate())

@@ -49,6 +49,8 @@ def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: 
         return {main: sounds(model.config, batch, device).to(dtype_of(model)), **spoken(said), "use_cache": True}
     if main == "input_values":
         return {main: _in_channels(model, waves(model.config, batch, device).to(dtype_of(model)))}
+    if main == "past_values" and hasattr(model.config, "num_input_channels"):
+        return {main: series(model.config, batch, device).to(dtype_of(model))}
     _refuse_other_inputs(model, main)
     inputs = tokens(config.vocab_size, batch, length, padding, device)
     if sees_and_reads(model):
@@ -74,7 +76,7 @@ def _refuse_other_inputs(model: PreTrainedModel, main: str) -> None:
     if main != "input_ids":
         raise Reject(
             unknown_inputs(
-                f"{name} takes `{main}`, and effc makes token ids, images and sounds only",
+                f"{name} takes `{main}`, and effc makes token ids, images, sounds and time series only",
                 help="wrap it in a module of your own that has `dummy_inputs`",
             )
         )
@@ -125,6 +127,11 @@ def waves(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor
     if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
         return _numbers((batch, config.max_length, config.num_mel_bins), seed).sub(1).to(device)
     return _numbers((batch, SAMPLES), seed).sub(1).to(device)
+
+
+def series(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
+    """Time series [batch, context, channels] of the length that the config names, in -1..1."""
+    return _numbers((batch, config.context_length, config.num_input_channels), seed).sub(1).to(device)
 
 
 class _Heard(Exception):

@@ -24,6 +24,7 @@ other_parts = Fault(
     "is given rows that hold all of them: of `tensors`, and of `sounds` where it hears.",
     exit="environment",
 )
+SAMPLES = ("input_values", "past_values")  # main inputs that hold sounds or time series, and no ids
 EXACT = 1 << 24  # integers below it are what they were after float32
 
 

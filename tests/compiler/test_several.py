@@ -125,6 +125,18 @@ def test_waves_have_the_axis_of_channels_that_a_first_convolution_is_given():
     assert {g.kind for g in capture(model).skeleton.groups} >= {"heads", "channels"}
 
 
+@pytest.mark.parametrize("kind", ["patchtst", "patchtsmixer"])
+def test_time_series_are_what_a_model_that_continues_them_is_captured_with(kind):
+    sizes = {"context_length": 32, "patch_length": 8, "num_input_channels": 3, "d_model": 16, "ffn_dim": 32}
+    config = transformers.AutoConfig.for_model(kind, **sizes, num_hidden_layers=2, num_attention_heads=4)
+    model = randomized(lambda: transformers.AutoModel.from_config(config, dtype=torch.float32))
+    assert sample(model)["past_values"].shape == (2, 32, 3)
+    assert "channels" in {g.kind for g in capture(model).skeleton.groups}
+    assert set(probe(model, inputs_of(model))) == {"outputs of a batch"}
+    with pytest.raises(Reject, match="takes `past_values`"):
+        arguments(model, torch.ones(1, 8, dtype=torch.int64))
+
+
 def test_norms_of_weights_are_captured_without_weights():
     config = transformers.Wav2Vec2Config(**{**_TEXT, "conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4})
     with torch.device("meta"):
