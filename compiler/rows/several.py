@@ -59,6 +59,15 @@ def sees_and_reads(model: nn.Module) -> bool:
     return hasattr(own, "image_size") and hasattr(own, "num_channels")
 
 
+def writes(model: Any) -> bool:
+    """Whether a model goes on from token ids alone: Whisper hears first, Pop2Piano's own `generate` wants sounds."""
+    if not getattr(model, "can_generate", bool)() or parts(model):
+        return False
+    asked = inspect.signature(model.generate).parameters.values()
+    needed = {p.name for p in asked if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    return needed <= {"input_ids", "inputs"}
+
+
 def parts(model: nn.Module) -> tuple[Part, ...]:
     """What a row of a model of several inputs begins with; nothing for models of one."""
     if hears(model):

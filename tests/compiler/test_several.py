@@ -18,7 +18,7 @@ from effc.compiler.measuring import equivalence
 from effc.compiler.native.reader import Reader
 from effc.compiler.rows.forward import outputs
 from effc.compiler.rows.inputs import arguments, predictions
-from effc.compiler.rows.several import packed, parts
+from effc.compiler.rows.several import packed, parts, writes
 from effc.compiler.search.layerwise import Layerwise, stages
 from effc.compiler.words.context import Settings
 from effc.dsl.diagnostics import Reject
@@ -135,6 +135,17 @@ def test_time_series_are_what_a_model_that_continues_them_is_captured_with(kind)
     assert set(probe(model, inputs_of(model))) == {"outputs of a batch"}
     with pytest.raises(Reject, match="takes `past_values`"):
         arguments(model, torch.ones(1, 8, dtype=torch.int64))
+
+
+def test_a_model_whose_own_generate_wants_sounds_writes_nothing_and_is_compared_by_its_logits():
+    sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    config = transformers.Pop2PianoConfig(**sizes, num_decoder_layers=2)
+    model = randomized(lambda: transformers.Pop2PianoForConditionalGeneration(config))
+    assert model.can_generate() and not writes(model)
+    assert {name.split()[0] for name in probe(model, inputs_of(model))} == {"logits"}
+    assert writes(
+        randomized(lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=32, n_head=4)))
+    )
 
 
 def test_norms_of_weights_are_captured_without_weights():
