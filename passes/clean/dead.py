@@ -69,10 +69,7 @@ class Dead(Pass):
     def _narrow(self, program: Program, kinds: tuple[str, ...]) -> None:
         groups = [g for g in program.skeleton.groups if g.kind in kinds]
         silent = _silent(program, groups)
-        cuts = [
-            (group, _spared(group, _dead(program, group, silent), self._align(group)))
-            for group in groups
-        ]
+        cuts = [(group, _spared(group, _dead(program, group, silent), self._align(group))) for group in groups]
         with Rewriter(program) as rewrite:
             slice_all(program, rewrite, [(group, gone) for group, gone in cuts if gone])
 
