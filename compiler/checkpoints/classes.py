@@ -74,7 +74,7 @@ def model_class(model_type: str, named: Any) -> "type[PreTrainedModel] | None":
     import transformers
     from transformers import PreTrainedModel
 
-    listed, exported = frozenset(class_names(model_type)), frozenset(transformers.__all__)
+    listed, exported = frozenset(class_names(model_type)), frozenset(dir(transformers))
     for name in named if isinstance(named, (list, tuple)) else ():
         kind = getattr(transformers, name, None) if isinstance(name, str) and name in listed | exported else None
         if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
