@@ -142,7 +142,7 @@ def series(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tenso
     return _numbers((batch, config.context_length, config.num_input_channels), seed).sub(1).to(device)
 
 
-class _Heard(Exception):
+class _Entry(Exception):
     """A convolution and what it is given, which ends the forward that found out."""
 
 
@@ -150,14 +150,14 @@ def _in_channels(model: nn.Module, samples: Tensor) -> Tensor:
     """Samples [batch, t] with an axis of channels where a model's first convolution is given them as they come."""
 
     def tell(module: nn.Conv1d, args: tuple[Tensor, ...]) -> None:
-        raise _Heard(module.in_channels, args[0].shape)
+        raise _Entry(module.in_channels, args[0].shape)
 
     hooks = [m.register_forward_pre_hook(tell) for m in model.modules() if isinstance(m, nn.Conv1d)]
     try:
         with torch.no_grad():
             model(samples)
-    except _Heard as heard:
-        channels, shape = heard.args
+    except _Entry as entry:
+        channels, shape = entry.args
         return samples[:, None].expand(-1, channels, -1) if len(shape) == 2 else samples
     except Exception:  # a model's forward may raise anything; capture says what
         return samples
