@@ -109,6 +109,18 @@ def test_a_usage_error_is_json_where_json_was_asked_for(effc):
     assert (body["status"], body["exit"], body["diagnostics"][0]["slug"]) == ("error", 2, "usage")
 
 
+@pytest.mark.parametrize("verb", ["compile", "plan", "test"])
+def test_events_that_can_not_be_written_are_refused_before_anything_is_computed(effc, write, verb):
+    run = effc(verb, write(), "--events", "away/events.jsonl")
+    assert run.code == 2 and "there is no folder away" in " ".join(run.err.replace("│", " ").split())
+
+
+def test_what_fills_the_cache_is_freed_by_its_verb_and_what_was_named_is_not(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "cache" / "x"))
+    assert "cache gc" in explained(full, tmp_path / "cache")[0].help
+    assert "cache gc" not in explained(full, tmp_path / "other")[0].help
+
+
 def test_a_traceback_is_shown_only_with_debug(effc, write):
     recipe = write()
     events = ("--events", ".")  # a folder: opening it breaks inside the command
