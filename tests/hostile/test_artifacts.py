@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.artifacts.finite import _sound
+from effc.compiler.artifacts.finite import _sound, _tensors
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.signature import new_key, sign
 from effc.compiler.checkpoints.safetensors_header import read_header
@@ -336,6 +336,23 @@ def test_verify_names_weights_that_are_no_numbers_though_hashes_were_written_ane
         said = capsys.readouterr().err
         assert "error[weights-not-finite]" in said and f"`{name}` holds 1 value NaN or infinite" in said
         shutil.rmtree(case)
+
+
+@pytest.mark.parametrize("kind", ["program", "onnx"])
+def test_verify_names_weights_of_graphs_that_are_no_numbers(honest, kind, tmp_path, capsys):
+    from effc.compiler.cli import main
+
+    case = tmp_path / kind
+    shutil.copytree(honest / kind, case)
+    graph = next(f for f in files_of(case) if f.suffix in (".pt2", ".onnx"))
+    name, weight = next((n, x) for n, x in _tensors(graph) if x.dim() == 2 and x.is_floating_point())
+    own = weight.detach().contiguous().numpy().tobytes()
+    del weight  # which is mapped from the file
+    file, at = next((f, at) for f in files_of(case) if (at := f.read_bytes().find(own)) >= 0)
+    put(file, at, NUMBERS["nan"], 4)
+    consistent(case)
+    assert main(["verify", str(case)]) == 5
+    assert f"`{name}` holds 1 value NaN or infinite" in capsys.readouterr().err
 
 
 def test_a_mask_of_minus_infinity_is_no_fault():
