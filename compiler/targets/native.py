@@ -120,7 +120,8 @@ class Native(Target):
         from ..native.linears import Numbers
 
         stored = Numbers.of_words(self.weights, self.inputs, self.group, self.head).weights
-        return (Form(FOLDER, "native", rounds=partial(share_of, stored), routes=_routes, reason=_REASON),)
+        rounds = partial(share_of, stored)
+        return (Form(FOLDER, "native", rounds=rounds, routes=_routes, reason=_REASON, halves=True),)
 
     @classmethod
     def picture(cls, folder: Path) -> Any:

@@ -1,6 +1,7 @@
 """Models that rounding moves far are held to how far it moves them, and faults are told from it nevertheless."""
 
 import copy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -75,6 +76,14 @@ def test_a_weight_that_is_another_is_found_in_such_a_model_too(tmp_path, name, h
 
 
 OUTPUTS = ("o_proj", "down_proj", "out_proj", ".o", ".wo")
+
+
+def test_a_form_that_rounds_less_is_not_held_to_what_bfloat16_moves(tmp_path):
+    model = original(*FAR[0])
+    found, place = native(model, tmp_path, FAR[0][0])
+    given = inputs(model)
+    checked = judged(replace(FORM, halves=False), place, model, given, probe(model, given, 3), found, steps=3)
+    assert not all(check.holds for check in checked)
 
 
 def test_a_draw_rounds_weights_as_an_engine_does_and_lets_nothing_else_drift():
