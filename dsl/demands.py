@@ -34,14 +34,14 @@ def report_demands(line: Line, emits: Sequence[Emit]) -> None:
         if stage.sound and stage.call:
             for fault in together(stage.word, stage.call, scope):
                 line.report(stage, fault)
-        if stage.call and (fault := _lacking(stage.word, stage.call, line.before(stage.name)[:-1], scope)):
-            line.report(stage, fault)
+        if stage.call and (lacking := _lacking(stage.word, stage.call, line.before(stage.name)[:-1], scope)):
+            line.report(stage, lacking)
     for emit in emits:
         word = scope.session.vocabulary.words("target")[emit.call.word]
         for fault in together(word, emit.call, scope):
             scope.report(fault)
-        if fault := _lacking(word, emit.call, line.before(emit.source), scope):
-            scope.report(fault)
+        if lacking := _lacking(word, emit.call, line.before(emit.source), scope):
+            scope.report(lacking)
 
 
 def together(word: Word, call: Invocation, scope: Scope) -> list[Diagnostic]:
