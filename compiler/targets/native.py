@@ -120,8 +120,7 @@ class Native(Target):
         from ..native.linears import Numbers
 
         stored = Numbers.of_words(self.weights, self.inputs, self.group, self.head).weights
-        rounds = partial(share_of, stored)
-        return (Form(FOLDER, "native", rounds=rounds, routes=_routes, reason=_REASON, halves=True),)
+        return (Form(FOLDER, "native", rounds=partial(share_of, stored), routes=_routes, reason=_REASON),)
 
     @classmethod
     def picture(cls, folder: Path) -> Any:

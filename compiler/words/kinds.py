@@ -194,8 +194,6 @@ class Form:
     rounds      where numbers are rounded coarsely: model -> how far logits may be off, as a share of root mean
                 squares, since the largest of many thousand errors says little; else their dtype says it, of the largest
     routes      folder -> whether experts are chosen in it: of what rounds, some tokens then meet others
-    halves      it rounds to bfloat16 or more coarsely: a model that such rounding moves further than that share is held
-                to how far it does
     reason      for that share
     generates   whether it continues prompts, where the model does
     steps       how many greedy tokens it is asked for
@@ -210,7 +208,6 @@ class Form:
     generates: bool = True
     member: str = ""
     steps: int = 8
-    halves: bool = False
 
 
 @dataclass(frozen=True)

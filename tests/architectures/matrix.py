@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 from effc.compiler.artifacts import verify_child
-from effc.compiler.artifacts.verify import inputs_of, judged
+from effc.compiler.artifacts.verify import compare, inputs_of
 from effc.compiler.artifacts.verify_child import probe
 from effc.compiler.capture.capture import capture
 from effc.compiler.measuring import equivalence
@@ -206,7 +206,10 @@ def off(w: Written, form: Form) -> str:
     place = w.folder / f"{form.folder}.outputs"
     if not place.is_file():
         return (w.folder / f"{form.folder}.outputs.error").read_text(encoding="utf-8")
-    checks = judged(form, w.folder / form.folder, w.model, w.inputs, w.expected, load_file(place), steps=3)
+    rounded = form.rounds(w.model) if form.rounds else None
+    routes = rounded is not None and form.routes(w.folder / form.folder)
+    dtype = next(w.model.parameters()).dtype
+    checks = compare(form, w.expected, load_file(place), dtype, rounded, routes=routes)
     return next((f"{c.what} differ by {c.worst:.3g}, allowed is {c.tolerance:.3g}" for c in checks if not c.holds), "")
 
 
