@@ -56,6 +56,7 @@ class Group:
                 attribute, "config.num_attention_heads", is one of the module's config: give the module its
                 own copy first, others read the shared one. None for a group of one item. Of a state-space
                 mixer's groups, per is what one item less takes from the value, which need not be count * per
+    multiple    what is computed with them takes multiples of that many items only: packed experts
     """
 
     site: str
@@ -65,6 +66,7 @@ class Group:
     attributes: tuple[tuple[str, str, float], ...] = ()
     per_block: int = 0
     readers: int = 1
+    multiple: int = 1
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Skeleton:
 
     def to_json(self) -> dict:
         data = {"format": FORMAT, **asdict(self)}
+        data["groups"] = [{n: v for n, v in g.items() if n != "multiple" or v > 1} for g in data["groups"]]
         return data if self.scans else {name: value for name, value in data.items() if name != "scans"}
 
     @staticmethod
@@ -139,6 +142,7 @@ class Skeleton:
                 deep(g["attributes"]),
                 g["per_block"],
                 g["readers"],
+                g.get("multiple", 1),
             )
             for g in data["groups"]
         )

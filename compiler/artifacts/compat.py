@@ -33,6 +33,7 @@ from ..capture.capture import capture
 from ..checkpoints.pretrained import pretrained
 from ..checkpoints.tensors import Piece
 from ..discovery.bypass import staying
+from ..discovery.experts import odd_widths
 from ..discovery.mixers.graphs import mixer_graphs
 from ..discovery.mixers.scanless import scanless, skip_of
 from ..editing.rewrite import Rewriter
@@ -56,7 +57,7 @@ class Padding:
 
     shapes   of the stock model's tensors, tied ones once
     places   for each cut axis, where its indices lie in the original width
-    dead     tensors of branches that nothing calls any more, also where they are still in the tree
+    dead     tensors of branches that nothing calls any more, also those that are still in the tree
     ones     of those that are not there, the ones that are filled with ones, not zeros
     """
 
@@ -137,8 +138,10 @@ def _smaller(program: Program, filled: Padding) -> Iterator[list[dict[str, int]]
             widest[kind] = max(widest.get(kind, 0), left)
     ratios = {(left, size) for (_, _, size), left in widest.items() if 0 < left < size}
     values = {name: value for name, value in sorted(vars(filled.config).items()) if type(value) is int}
+    step = max((g.multiple for g in program.skeleton.groups), default=1)
     for name, value in values.items():
-        fits = sorted({value * left // size for left, size in ratios if value * left % size == 0})
+        found = {value * left // size for left, size in ratios if value * left % size == 0}
+        fits = sorted(found | {n for n in (-(-n // step) * step for n in found) if n < value})
         if _MLP_WIDTHS.search(name):
             yield [{name: n} for n in fits]
         elif name == "num_key_value_heads" and {"num_attention_heads", "hidden_size"} <= values.keys():
@@ -167,6 +170,7 @@ def _padding(program: Program, config: Any, below: int | None = None) -> Padding
     shapes = {name: tuple(t.shape) for name, t in distinct(made)}
     ours = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items()}
     plan = Padding(config, shapes)
+    plan.why += odd_widths(program.skeleton, shapes)
     plan.why += [f"{name} is new" for name in ours if name not in made.state_dict()]
     plan.why += _other_numbers(model, made)
     plan.why += _other_heads(program.skeleton, stock.skeleton)

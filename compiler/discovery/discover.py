@@ -15,7 +15,7 @@ from ..capture.patches import module_calls
 from ..ir.program import Program
 from ..layers.linear import KernelLinear
 from .coupling import groups_of
-from .experts import WHOLE, expert_groups
+from .experts import WHOLE, expert_groups, in_multiples
 from .following import Baked, attributes_of
 from .labels import label
 from .mixers.state_space import state_space
@@ -51,7 +51,7 @@ def discover(program: Program) -> Skeleton:
     for one in joined(placed, program, tied):
         groups += [one] if isinstance(one, Group) else []
         refused += [] if isinstance(one, Group) else [list(one)]
-    groups = list(told_apart(groups))
+    groups = [in_multiples(group, model) for group in told_apart(groups)]
     mixers = state_space(program)
     several = {name for same in tied for name in same}
     groups += [group for group in mixers.groups if not any(m.tensor in several for m in group.members)]

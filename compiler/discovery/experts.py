@@ -4,23 +4,27 @@ They stay whole in graphs that run: which experts are called depends on numbers.
 the same for all tokens at once, without asking which, and that one can be traced.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from transformers.integrations.moe import ExpertsInterface
 
-from ...dsl.skeleton import Group, Member
+from ...dsl.skeleton import Group, Member, Skeleton
 from ..capture.trace import trace
 from ..ir.surgery import attribute
 from ..ir.unit import argument_names
+from ..layers.leaves import module_role
 from .labelling import Labelling
 from .residual import common
 
 _BATCHED = "batched_mm"
 _EACH = ((0, 1),)  # one index of the first axis for each expert
 WHOLE = "whole experts can't go"
+_GROUPED_BYTES = 16  # torch multiplies packed experts in groups, whose rows start at multiples of so many bytes
 
 
 class Unrouted(Exception):
@@ -103,6 +107,34 @@ def _chosen_among(labelling: Labelling, router: str, count: int) -> int:
         ),
         default=count,
     )
+
+
+def in_multiples(group: Group, model: nn.Module) -> Group:
+    """A group of the widths of packed experts says of how many channels the product of all experts at once takes
+    multiples; one that has another width is not computed so."""
+    multiple = 1
+    for member in group.members if group.kind == "channels" and not group.per_block else ():
+        size, step = sum(n for _, n in member.segments), grouped_step(model, member.tensor, member.axis)
+        multiple = math.lcm(multiple, step // math.gcd(size, step))
+    return replace(group, multiple=multiple) if multiple > 1 and group.count % multiple == 0 else group
+
+
+def grouped_step(model: nn.Module, tensor: str, axis: int) -> int:
+    """What the size of an axis of packed experts is a multiple of; 1 for all else."""
+    owner, _, name = tensor.rpartition(".")
+    module = model.get_submodule(owner)
+    weight = dict(module.named_parameters(recurse=False)).get(name)
+    if weight is None or weight.dim() != 3 or axis == 0 or module_role(module) != "experts":
+        return 1
+    return _GROUPED_BYTES // weight.element_size()
+
+
+def odd_widths(skeleton: Skeleton, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """Packed experts of widths that the product of all of them doesn't take."""
+    for group, m in ((g, m) for g in skeleton.groups if g.multiple > 1 for m in g.members if m.tensor in shapes):
+        size, step = shapes[m.tensor][m.axis], group.multiple * sum(n for _, n in m.segments)
+        if size % step:
+            yield f"{m.tensor} would be {size} wide, and is computed in steps of {step}"
 
 
 def _by_position(function: Callable[..., Any]) -> Callable[..., Any]:

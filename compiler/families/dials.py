@@ -17,7 +17,7 @@ from ..planning.select import branches, competing, layers
 from ..search.importance import ascending, l1
 from ..search.narrowing import cuttable
 from ..search.routing import refuse_few
-from ..search.saving import steps
+from ..search.saving import steps, stride
 from .choices import BLOCKS, KERNEL, LAYERS, Dial
 from .kernels import padding
 from .mixtures import EXPERTS
@@ -63,7 +63,7 @@ def width_dials(
     """A dial for each group, or one for all groups of a size; a group in which all shares are the same has none."""
     sites: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for group in groups:
-        values = sorted({Amount(share).kept(steps(group), align) for share in shares}, reverse=True)
+        values = sorted({Amount(share).kept(steps(group), stride(group, align)) for share in shares}, reverse=True)
         name = f"{group.site}:{group.kind}" if per == "layer" else f"{group.kind} of {steps(group)}"
         if len(values) > 1:
             sites.setdefault((name, tuple(values)), []).append(group.site)

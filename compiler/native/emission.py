@@ -4,6 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...kernels.native import KernelError
 from ..capture.sample import first_position, uncounted
 from ..checkpoints.companions import companions
@@ -12,6 +14,7 @@ from ..layers.linear import params
 from ..rows.inputs import first_said, has_two_sides, padding
 from ..words.context import Context
 from .linears import Numbers
+from .model import READS_PADDING
 from .plan import Gives
 from .reader import Reader
 from .refusal import refused_whole
@@ -36,8 +39,16 @@ def facts(model: Any, weights: str, gives: Gives = Gives()) -> dict[str, Any]:
     if has_two_sides(model):
         return known | {"start": first_said(model), "pad": padding(model)}
     if gives.speaks:
-        return known
+        return known | ({READS_PADDING: True} if _reads_padding(model) else {})
     return known | {"gives": asdict(gives), "pad": padding(model), "position": first_position(model)}
+
+
+@torch.no_grad()
+def _reads_padding(model: Any) -> bool:
+    """Whether a model takes padding for text: its forward is given a mask and doesn't read it, as RWKV's."""
+    ids, mask = (torch.tensor([row], device=model.device) for row in ([0, 1, 2, 3], [0, 0, 1, 1]))
+    told, untold = (model(input_ids=ids, **given)["logits"] for given in ({"attention_mask": mask}, {}))
+    return torch.equal(told, untold)
 
 
 def _identity(model: Any, weights: str) -> dict[str, Any]:

@@ -29,6 +29,9 @@ too_many_sequences = Fault(
 )
 
 
+READS_PADDING = "reads_padding"  # among the facts: the model was given masks and did not read them
+
+
 no_states = Fault(
     "no-states",
     "A native model, or one by a graph as ONNX's, is asked for what it does not keep.\n\n"
@@ -211,6 +214,10 @@ class NativeModel(nn.Module):
         with self._alone():
             return self.engine.run(ids.tolist(), numbers, asked)
 
+    def _text(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Which tokens are text: where the model that it was takes padding for text, all of them."""
+        return torch.ones_like(ids) if mask is None or self.facts.get(READS_PADDING) is True else mask
+
     # -- what transformers' models have ----------------------------------------------------------------------
 
     def forward(
@@ -227,7 +234,7 @@ class NativeModel(nn.Module):
         """Logits [b, t, vocabulary]; of masked tokens zeros. Positions are those of a sequence's own tokens."""
         refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         length = input_ids.shape[1]
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -length:]
+        mask = self._text(input_ids, attention_mask)[:, -length:]
         if position_ids is None:
             refuse_uncounted(input_ids, mask, self.uncounted)
         keep = min(logits_to_keep or input_ids.shape[1], input_ids.shape[1])
@@ -308,7 +315,7 @@ class NativeModel(nn.Module):
             .checked()
         )
         stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings or ())
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = self._text(input_ids, attention_mask)
         as_object = return_dict_in_generate
         if as_object is None:
             as_object = getattr(config, "return_dict_in_generate", False)

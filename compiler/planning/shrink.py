@@ -124,12 +124,25 @@ def _kept(skeleton: Skeleton, alive: Callable[[str], bool]) -> Skeleton:
     return replace(
         skeleton,
         parts=tuple(p for p in skeleton.parts if alive(p.path)),
-        groups=tuple(g for g in skeleton.groups if all(alive(owner(m.tensor)) for m in g.members)),
+        groups=tuple(left for g in skeleton.groups if (left := _trimmed(g, alive)) is not None),
         tied=tuple(same for same in tied if len(same) > 1),
         opaque=tuple(entry for entry in skeleton.opaque if alive(entry[0])),
         scans=tuple(s for s in skeleton.scans if alive(s.site)),
         facts={**skeleton.facts, "refused": refused} if "refused" in skeleton.facts else skeleton.facts,
     )
+
+
+def _trimmed(group: Group, alive: Callable[[str], bool]) -> Group | None:
+    """A group without the tensors of modules that are gone; None where nothing is left that makes or reads it."""
+    made = len(group.members) - group.readers
+    left = [i for i, m in enumerate(group.members) if alive(m.tensor.rpartition(".")[0])]
+    if len(left) == len(group.members):
+        return group
+    readers = sum(i >= made for i in left)
+    if readers in (0, len(left)):
+        return None
+    attributes = tuple(entry for entry in group.attributes if alive(entry[0]))
+    return replace(group, members=tuple(group.members[i] for i in left), attributes=attributes, readers=readers)
 
 
 def _move_up(unit: str) -> Callable[[str], str]:

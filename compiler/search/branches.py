@@ -70,6 +70,7 @@ class BranchCut(Candidate):
                 keep=staying(program.units[branch.unit].graph, branch),
                 frees=self.saves("params"),
             )
+        self.pool.ledger.dropped(branch.site)
 
     def saves(self, of: str) -> float:
         return self.pool.ledger.branch(self.branch.site, of)

@@ -56,7 +56,7 @@ def _measure(skeleton: Skeleton, of: str, parts: Sequence[Parts]) -> float:
 
 def _of_cut(ledger: Ledger, kind: WidthParts, group: Group, of: str) -> float:
     """What one cut of a group saves."""
-    return kind.step * ledger.of_step(group.site, group.kind, of)
+    return kind.stride(group) * ledger.of_step(group.site, group.kind, of)
 
 
 def _narrowed(
@@ -72,13 +72,13 @@ def _narrowed(
     share = min(1.0, missing / full) if full else 0.0
     cuts = {(g.site, g.kind): int(share * kind.most(g)) for g in groups}
     for group in groups:
-        left = _less(left, group, cuts[group.site, group.kind] * kind.step)
+        left = _less(left, group, cuts[group.site, group.kind] * kind.stride(group))
     while not goal.is_met(saved(left)):
         able = [g for g in groups if cuts[g.site, g.kind] < kind.most(g)]
         if not able:
             break
         for group in able:
-            left = _less(left, group, kind.step)
+            left = _less(left, group, kind.stride(group))
             cuts[group.site, group.kind] += 1
             if goal.is_met(saved(left)):
                 break

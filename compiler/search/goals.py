@@ -53,7 +53,7 @@ def reach(ledger: Ledger, of: str, parts: Sequence[Parts]) -> float:
     blocks = [b for p in parts if isinstance(p, BlockParts) for b in p.branches]
     inside = {site for b in blocks for site in ledger.inside[b.site]}
     widths: dict[tuple[str, str], float] = {
-        (g.site, g.kind): p.most(g) * p.step * _each(ledger, g, of)
+        (g.site, g.kind): p.most(g) * p.stride(g) * _each(ledger, g, of)
         for p in parts
         if isinstance(p, WidthParts)
         for g in p.groups

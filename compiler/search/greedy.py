@@ -31,7 +31,7 @@ from .loop import Search
 from .narrowing import cuttable, forecast, leave, narrow_evenly
 from .overfit import Overfit
 from .parts import Parts, Wholes
-from .saving import OF_MODEL, Ledger, steps
+from .saving import OF_MODEL, Ledger, steps, stride
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -116,7 +116,7 @@ class Greedy:
         """The parts without groups that can't be cut, each of which is said with the reason; their items ranked."""
         able = []
         for parts in self.parts:
-            groups, refused = cuttable(program, [(g, parts.step) for g in parts.groups])
+            groups, refused = cuttable(program, [(g, stride(g, parts.step)) for g in parts.groups])
             leave(program, refused, search.ctx.tell)
             search.refused |= {f"{group.site}:{group.kind}": why for group, why in refused}
             able += [parts.only(groups)] if groups or not parts.groups else []

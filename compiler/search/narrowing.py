@@ -15,7 +15,7 @@ from ..planning.amount import Amount
 from ..report.progress import Event, Said
 from .importance import ascending, l1
 from .refusals import out_of_reach
-from .saving import steps
+from .saving import steps, stride
 from .widths import Site, slice_all, unit_of
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def forecast(skeleton: Skeleton, groups: Sequence[Group], amount: Amount, align:
     if amount.of == "params":
         return _forecast_params(skeleton, groups, amount, align)
     for group in groups:
-        kept = amount.kept(steps(group), align) * group.count // steps(group)
+        kept = amount.kept(steps(group), stride(group, align)) * group.count // steps(group)
         skeleton = shrink.narrowed(skeleton, again(skeleton, group), kept)
     return skeleton
 

@@ -12,7 +12,7 @@ from ..planning import shrink
 from ..planning.select import branches, competing
 from .branches import Branches, Layers
 from .candidate import Pool
-from .saving import OF_MODEL, SCANS, Ledger, steps
+from .saving import OF_MODEL, SCANS, Ledger, steps, stride
 from .scans import Scans
 from .slices import Slices
 from .widths import Widths
@@ -181,7 +181,11 @@ class WidthParts(Parts):
 
     def most(self, group: Group) -> int:
         """How many cuts a group bears."""
-        return max(0, steps(group) - self.least) // self.step
+        return max(0, steps(group) - self.least) // self.stride(group)
+
+    def stride(self, group: Group) -> int:
+        """How many of its steps a group loses with a cut."""
+        return stride(group, self.step)
 
     def pool(self, program: "Program", ledger: Ledger, fitting: "Fitting") -> Pool:
         return Widths(program, self.groups, self.step, ledger, fitting.important, fitting.repair)

@@ -1,7 +1,7 @@
 """What a cut saves: parameters, operations, blocks or items, by arithmetic on shapes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,9 @@ from ..planning.select import is_inside
 
 if TYPE_CHECKING:
     from .latency import Latency
+
+Key = tuple[str, str]  # site and kind of a group
+Kin = tuple[tuple[Key, int], ...]  # groups, and how many of their steps are gone
 
 SCANS = "scans"
 CONTEXT = 512  # positions that a decoded token attends to where operations are counted
@@ -36,6 +39,11 @@ def steps(group: Group) -> int:
     return group.per_block or group.count
 
 
+def stride(group: Group, step: int) -> int:
+    """How many of its steps a group loses at a time, where `step` is asked for: those that it is computed in."""
+    return math.lcm(step, group.multiple)
+
+
 class Ledger:
     """Savings of a search's candidates, and what has been cut inside of which branch.
 
@@ -44,6 +52,7 @@ class Ledger:
     of_step(site, kind, of)     what one step of a group has
     next(site, kind, n, of)     what its next steps have, after what is gone: of chained convolutions a step has less
                                 where a neighbour was narrowed, since both are sides of one tensor
+    dropped(site)               note that a branch is gone: a group that spans more than it has less
 
     norms   whether a branch's own norms count with it. MultiPruner's code counts them as kept until the end,
             so a search that repeats its decisions leaves them out.
@@ -56,6 +65,8 @@ class Ledger:
         self.lost: dict[tuple[str, str, str], float] = {}  # (site, kind, of) -> saved there by narrowing
         self.gone: dict[tuple[str, str], int] = {}  # (site, kind) -> steps that are gone
         self.crossing = _crossing(skeleton)
+        self.partly = {b.site: _partly(skeleton, b) for b in skeleton.branches}
+        self.missing: tuple[str, ...] = ()  # branches that are gone and held a part of groups that stay
         self.inside: dict[str, set[tuple[str, str]]] = {
             b.site: {(g.site, g.kind) for g in skeleton.groups if is_inside(g, b)} for b in skeleton.branches
         }
@@ -73,10 +84,20 @@ class Ledger:
 
     def branch(self, site: str, of: str) -> float:
         """What a branch that may have been narrowed still has."""
+        around = self.partly[site] & self.gone.keys()
+        kin = tuple((key, self.gone[key]) for key in self.gone if key in self.inside[site] | around) if around else ()
+        narrowed = {key for key, _ in kin}
         gone = sum(
-            v for (place, kind, what), v in self.lost.items() if what == of and (place, kind) in self.inside[site]
+            v
+            for (place, kind, what), v in self.lost.items()
+            if what == of and (place, kind) in self.inside[site] and (place, kind) not in narrowed
         )
-        return self.of_branch(site, of) - gone
+        return (self._of_narrowed(site, of, kin) if kin else self.of_branch(site, of)) - gone
+
+    def dropped(self, site: str) -> None:
+        """Note that a branch is gone."""
+        if self.partly[site]:
+            self.missing = (*self.missing, site)
 
     def scan(self, scan: Scan, of: str) -> float:
         """What a scan has, in the model as it was."""
@@ -84,18 +105,17 @@ class Ledger:
 
     def next(self, site: str, kind: str, count: int, of: str) -> float:
         """What the next `count` steps of a group save, after what is gone."""
-        if of not in OF_MODEL or (site, kind) not in self.crossing:
+        missing = tuple(b for b in self.missing if (site, kind) in self.partly[b])
+        if of not in OF_MODEL or ((site, kind) not in self.crossing and not missing):
             return count * self.of_step(site, kind, of)
-        kin = tuple((one, self.gone[one]) for one in self.crossing[site, kind] if self.gone.get(one))
-        return self._crossed((site, kind), count, of, kin)
+        kin = tuple((one, self.gone[one]) for one in self.crossing.get((site, kind), ()) if self.gone.get(one))
+        return self._crossed((site, kind), count, of, kin, missing)
 
-    def _crossed_saving(
-        self, key: tuple[str, str], count: int, of: str, kin: tuple[tuple[tuple[str, str], int], ...]
-    ) -> float:
-        left = self.skeleton
-        for one, steps_gone in kin:
-            left = _less(left, one, steps_gone)
-        return OF_MODEL[of](left) - OF_MODEL[of](_less(left, key, count))
+    def _crossed_saving(self, key: Key, count: int, of: str, kin: Kin, missing: tuple[str, ...]) -> float:
+        left = _narrowed(self.skeleton, kin)
+        sides = (_without(side, missing) for side in (left, _less(left, key, count)))
+        before, after = (OF_MODEL[of](side) for side in sides)
+        return before - after
 
     def narrowed(self, site: str, kind: str, count: int) -> None:
         """Note that the next `count` steps of a group are gone."""
@@ -108,6 +128,10 @@ class Ledger:
             self.lost[site, kind, of] = self.lost.get((site, kind, of), 0.0) + value
 
     def _of_branch(self, site: str, of: str) -> float:
+        return self._of_narrowed(site, of, ())
+
+    def _of_narrowed(self, site: str, of: str, kin: Kin) -> float:
+        """What a branch has where groups have lost so many steps."""
         branch = next(b for b in self.skeleton.branches if b.site == site)
         if of == "blocks":
             return 1
@@ -115,9 +139,10 @@ class Ledger:
             return self.latency.per_branch[branch.role]
         if of not in OF_MODEL:
             return 0
+        skeleton = _narrowed(self.skeleton, kin)
         if of == "params" and not self.norms:
-            return float(_params_without_norms(self.skeleton, branch))
-        return OF_MODEL[of](self.skeleton) - OF_MODEL[of](shrink.without_branch(self.skeleton, branch))
+            return float(_params_without_norms(skeleton, branch))
+        return OF_MODEL[of](skeleton) - OF_MODEL[of](shrink.without_branch(skeleton, branch))
 
     def _layer(self, unit: str, of: str) -> float:
         if of == "blocks":
@@ -144,6 +169,12 @@ class Ledger:
         return OF_MODEL[of](self.skeleton) - OF_MODEL[of](less)
 
 
+def _partly(skeleton: Skeleton, branch: Branch) -> frozenset[Key]:
+    """Groups that have some of their tensors in a branch and others outside of it."""
+    held = ((g, [m.tensor.rpartition(".")[0] in branch.parts for m in g.members]) for g in skeleton.groups)
+    return frozenset((g.site, g.kind) for g, inside in held if any(inside) and not all(inside))
+
+
 def _crossing(skeleton: Skeleton) -> dict[tuple[str, str], tuple[tuple[str, str], ...]]:
     """Groups whose steps save less as others are narrowed, with those: they are two sides of one tensor.
 
@@ -159,6 +190,19 @@ def _crossing(skeleton: Skeleton) -> dict[tuple[str, str], tuple[tuple[str, str]
             for other in (other for side, other in pairs if side != axis):
                 found.setdefault(key, {})[other] = None
     return {key: tuple(others) for key, others in found.items()}
+
+
+def _narrowed(skeleton: Skeleton, kin: Kin) -> Skeleton:
+    """The skeleton when groups have lost so many steps each."""
+    for key, count in kin:
+        skeleton = _less(skeleton, key, count)
+    return skeleton
+
+
+def _without(skeleton: Skeleton, sites: Sequence[str]) -> Skeleton:
+    for site in sites:
+        skeleton = shrink.without_branch(skeleton, next(b for b in skeleton.branches if b.site == site))
+    return skeleton
 
 
 def _less(skeleton: Skeleton, key: tuple[str, str], count: int) -> Skeleton:

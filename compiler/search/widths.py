@@ -7,7 +7,7 @@ head, since each KV head must serve the same number.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -16,11 +16,10 @@ from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group
 from ..editing.rewrite import Rewriter
 from ..ir.surgery import attribute, tensor_at
-from ..layers.leaves import module_role
 from .candidate import Candidate, Pool
 from .importance import ascending
 from .reconstruct import Reconstruction, silenced
-from .saving import Ledger, steps
+from .saving import Ledger, steps, stride
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -31,7 +30,6 @@ odd_experts = Fault(
     "The library computes all experts in one grouped matrix product, which wants rows of a multiple of 16 bytes: 4 "
     "channels in float32, 8 in bfloat16.",
 )
-_GROUPED_BYTES = 16
 
 
 @dataclass
@@ -61,7 +59,8 @@ class Site:
 
 
 class Widths(Pool):
-    """`step` items at a time from any of the groups; each keeps at least one item more than none.
+    """`step` items at a time from any of the groups, more where one is computed in larger steps; each keeps at least
+    one item more than none.
 
     important   scores of a group's items, [count], larger for those that matter more
     repair      what makes up in the readers for what is cut; None leaves their weights as they are
@@ -82,20 +81,27 @@ class Widths(Pool):
 
     def candidates(self) -> list["Narrowing"]:
         units = self.program.skeleton.units
-        return [Narrowing(self, s, unit_of(s.group.site, units)) for s in self._left() if s.left > self.step]
+        return [
+            Narrowing(self, s, unit_of(s.group.site, units), stride(s.group, self.step))
+            for s in self._left()
+            if s.left > stride(s.group, self.step)
+        ]
 
     def _left(self) -> list[Site]:
         """The sites that the program still has, as it has them: a branch that went takes its tensors out of a group."""
-        now = {(g.site, g.kind): g for g in self.program.skeleton.groups}
-        left = [s for s in self.sites if (s.group.site, s.group.kind) in now]
-        for site in left:
-            site.group = now[site.group.site, site.group.kind]
+        left = []
+        for site in self.sites:
+            now = _now(site.group, self.program.skeleton.groups)
+            if now is not None:
+                site.group = replace(now, site=site.group.site)  # as the search and its ledger know it
+                left.append(site)
         return left
 
     def reachable(self, of: str) -> float:
         return sum(
-            (s.left - 1) // self.step * self.step * self.ledger.of_step(s.group.site, s.group.kind, of)
+            (s.left - 1) // step * step * self.ledger.of_step(s.group.site, s.group.kind, of)
             for s in self.sites
+            for step in (stride(s.group, self.step),)
         )
 
     def weights_without(self, site: Site, items: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -110,6 +116,14 @@ class Widths(Pool):
             slice_all(self.program, rewrite, gone)
 
 
+def _now(group: Group, groups: Sequence[Group]) -> Group | None:
+    """A group as a program has it now; one that lost tensors may be found under another module's name."""
+    alike = [g for g in groups if g.kind == group.kind]
+    axes = {(m.tensor, m.axis) for m in group.members}
+    mine = [g for g in alike if axes.issuperset((m.tensor, m.axis) for m in g.members)]
+    return next((g for g in mine if g.site == group.site), mine[0] if len(mine) == 1 else None)
+
+
 @dataclass(frozen=True)
 class Narrowing(Candidate):
     """The least important step of one site."""
@@ -119,29 +133,30 @@ class Narrowing(Candidate):
     pool: Widths
     site: Site
     unit: str
+    step: int
 
     @property
     def name(self) -> str:
-        return f"{self.site.group.site} {self.site.left} -> {self.site.left - self.pool.step}"
+        return f"{self.site.group.site} {self.site.left} -> {self.site.left - self.step}"
 
     @property
     def place(self) -> str:
         return f"{self.site.group.site}:{self.site.group.kind}"
 
     def tried(self) -> AbstractContextManager[None]:
-        return swapped(self.pool.program, self.pool.weights_without(self.site, self.site.next(self.pool.step)))
+        return swapped(self.pool.program, self.pool.weights_without(self.site, self.site.next(self.step)))
 
     def cut(self) -> None:
         pool, site = self.pool, self.site
-        items = site.next(pool.step)
+        items = site.next(self.step)
         for path, value in pool.weights_without(site, items).items():
             pool.program.model.get_parameter(path).data = value
         site.dead.update(items)
-        pool.ledger.narrowed(site.group.site, site.group.kind, pool.step)
+        pool.ledger.narrowed(site.group.site, site.group.kind, self.step)
         pool.program.changed()
 
     def saves(self, of: str) -> float:
-        return self.pool.ledger.next(self.site.group.site, self.site.group.kind, self.pool.step, of)
+        return self.pool.ledger.next(self.site.group.site, self.site.group.kind, self.step, of)
 
 
 @contextmanager
@@ -166,12 +181,11 @@ def slice_all(program: "Program", rewrite: Rewriter, cuts: Sequence[tuple[Group,
     """The same for several groups at once: of a concatenation each has a part of the same axis."""
     gone: dict[tuple[str, int], set[int]] = {}
     for group, dead in cuts:
+        _refuse_odd_experts(group, len(dead))
         for member in group.members:
             gone.setdefault((member.tensor, member.axis), set()).update(
                 i for item in dead for i in member.indices(item)
             )
-    for (tensor, axis), indices in gone.items():
-        _refuse_odd_experts(program, tensor, axis, len(indices))
     for (tensor, axis), indices in gone.items():
         total = tensor_at(program.model, tensor).shape[axis]
         rewrite.narrow(tensor, axis, [i for i in range(total) if i not in indices])
@@ -183,18 +197,15 @@ def slice_all(program: "Program", rewrite: Rewriter, cuts: Sequence[tuple[Group,
         program.note(site=group.site, kind=group.kind, removed=sorted(dead), kept=left)
 
 
-def _refuse_odd_experts(program: "Program", tensor: str, axis: int, lost: int) -> None:
-    """torch multiplies packed experts in groups, whose rows have to start at multiples of 16 bytes."""
-    weight, owner = tensor_at(program.model, tensor), tensor.rpartition(".")[0]
-    if weight.dim() == 3 and axis > 0 and module_role(program.model.get_submodule(owner)) == "experts":
-        left, step = weight.shape[axis] - lost, _GROUPED_BYTES // weight.element_size()
-        if left % step:
-            raise Reject(
-                odd_experts(
-                    f"{tensor} would be {left} wide, but experts are multiplied in steps of {step}",
-                    help=f"`align: {2 * step}` keeps widths that are",
-                )
+def _refuse_odd_experts(group: Group, lost: int) -> None:
+    left = group.count - lost
+    if left % group.multiple:
+        raise Reject(
+            odd_experts(
+                f"{group.site} would be {left} wide, but experts are multiplied in steps of {group.multiple}",
+                help=f"`align: {2 * group.multiple}` keeps widths that are",
             )
+        )
 
 
 def unit_of(site: str, units: Sequence[str]) -> str:

@@ -56,10 +56,10 @@ class Pt2(Target):
     loads = {"program": '`program/model.pt2` is a program of torch alone: `torch.export.load`, or `effc.load(".")`.'}
     marks = {"program": "model.pt2"}
 
-    context: int = param(
-        "Tokens that keys and values of a program which continues text have places for; 0: no such program.",
-        default=0,
-        ge=0,
+    context: int | None = param(
+        "Tokens that keys and values of a program which continues text have places for; without it none is written.",
+        default=None,
+        ge=64,
     )
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
@@ -141,7 +141,7 @@ def _cannot(model: "nn.Module", error: Exception) -> Any:
     )
 
 
-_LEAST = 64  # tokens: what the check in a fresh process takes, and some
+_LEAST = 64  # tokens: what the check in a fresh process takes, and some; `context` says it, too
 
 
 def _refuse_context(model: Any, context: int) -> None:
@@ -156,11 +156,11 @@ def _refuse_context(model: Any, context: int) -> None:
         )
     refuse_states(model, cannot_export, "`native` holds it; or leave `context` out")
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
-    if not _LEAST <= context <= most:
+    if context > most:
         raise Reject(
             cannot_export(
-                f"a context of {context} tokens is not between {_LEAST} and the {most} positions of the model",
-                help=f"write `context: {min(most, 1024)}`",
+                f"a context of {context} tokens is longer than the {most} positions of the model",
+                help=f"write `context: {min(most, 1024)}`" if most >= _LEAST else "leave `context` out",
                 argument="context",
             )
         )

@@ -17,6 +17,7 @@ from ...compiler.ir.program import Program
 from ...compiler.ir.surgery import tensor_at
 from ...compiler.layers.leaves import module_role
 from ...compiler.measuring.promise import outputs
+from ...compiler.search.saving import stride
 from ...compiler.search.widths import slice_all
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Close, Pass, param
@@ -67,12 +68,12 @@ class Dead(Pass):
     def _narrow(self, program: Program, kinds: tuple[str, ...]) -> None:
         groups = [g for g in program.skeleton.groups if g.kind in kinds]
         silent = _silent(program, groups)
-        cuts = [
-            (group, _spared(group, _dead(program, group, silent), self.align if group.kind == "channels" else 1))
-            for group in groups
-        ]
+        cuts = [(group, _spared(group, _dead(program, group, silent), self._align(group))) for group in groups]
         with Rewriter(program) as rewrite:
             slice_all(program, rewrite, [(group, gone) for group, gone in cuts if gone])
+
+    def _align(self, group: Group) -> int:
+        return stride(group, self.align if group.kind == "channels" else 1)
 
 
 # -- channels and heads --------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ def recipe(tmp_path):
         (("sps = sparsify.wanda(sparsity: 50% of weights)",), 'hf("out")', "missing-parameter", "`data`"),
         (("cpu = lower.sparse_cpu(isa: avx1024)",), 'hf("out")', "", "avx1024"),
         (("kv = lower.sparse_kv(keep: 0%)",), 'hf("out")', "out-of-range", "`keep`"),
+        ((SPARSE,), 'pt2("out", context: 24)', "out-of-range", "`context`"),
     ],
 )
 def test_check_refuses_before_any_weight_is_read(effc, recipe, steps, target, slug, said):

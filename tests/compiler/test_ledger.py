@@ -1,19 +1,23 @@
-"""What a search believes to have saved is what the model then lacks, in whatever order its parts are narrowed."""
+"""What a search believes to have saved is what the model then lacks, in whatever order its parts are cut."""
 
 from functools import cache
 
 import pytest
 from effc.compiler.capture.capture import capture
 from effc.compiler.planning import shrink
+from effc.compiler.planning.select import competing
+from effc.compiler.search.branches import Branches
+from effc.compiler.search.importance import l1
 from effc.compiler.search.narrowing import again
 from effc.compiler.search.saving import OF_MODEL, Ledger, steps
+from effc.compiler.search.widths import Widths
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
 from tests.architectures import table
 
-NAMES = ("mobilenet_v1", "resnet", "llama", "mixtral")
+NAMES = ("mobilenet_v1", "resnet", "llama", "mixtral", "mobilevitv2")
 
 
 @cache
@@ -28,7 +32,15 @@ def test_steps_save_what_the_model_loses_in_any_order(name, data):
     ledger, saved = Ledger(before), dict.fromkeys(OF_MODEL, 0.0)
     groups = [g for g in before.groups if g.kind == "channels" and not g.per_block]
     for _ in range(data.draw(st.integers(1, 6))):
-        group = again(left, data.draw(st.sampled_from(groups)))
+        if len(left.branches) > 1 and data.draw(st.booleans()):
+            branch = data.draw(st.sampled_from(left.branches))
+            for of in saved:
+                saved[of] += ledger.branch(branch.site, of)
+            ledger.dropped(branch.site)
+            left = shrink.without_branch(left, branch)
+            continue
+        known = {(g.site, g.kind) for g in left.groups}
+        group = again(left, data.draw(st.sampled_from([g for g in groups if (g.site, g.kind) in known])))
         if steps(group) < 3:
             continue
         count = data.draw(st.integers(1, max(1, steps(group) // 3)))
@@ -38,6 +50,25 @@ def test_steps_save_what_the_model_loses_in_any_order(name, data):
         left = shrink.narrowed(left, group, group.count - count)
     for of, value in saved.items():
         assert value == pytest.approx(OF_MODEL[of](before) - OF_MODEL[of](left))
+
+
+@settings(deadline=None, max_examples=5)  # each captures a model and edits it up to eight times
+@given(data=st.data())
+def test_cuts_at_random_take_what_they_count_on_out_of_the_model(data):
+    program = capture(table.model("mobilevitv2"))
+    size = shrink.params(program.skeleton)
+    ledger = Ledger(program.skeleton)
+    groups = competing(program.skeleton, None)["channels"]
+    widths = Widths(program, groups, 8, ledger, lambda group: l1(program, group))
+    blocks = Branches(program, program.skeleton.branches, ledger)
+    saved = 0.0
+    for _ in range(data.draw(st.integers(2, 8))):
+        pool = blocks if blocks.candidates() and data.draw(st.booleans()) else widths
+        candidate = data.draw(st.sampled_from(pool.candidates()))
+        saved += candidate.saves("params")
+        candidate.cut()
+    widths.finish()
+    assert size - shrink.params(program.skeleton) == saved
 
 
 def test_a_step_between_narrowed_neighbours_saves_less_than_at_first():

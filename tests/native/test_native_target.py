@@ -110,21 +110,38 @@ def mixture(name: str, dtype: torch.dtype, seed: int) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(
-    "name,dtype,seed",
+    "name,dtype",
     [
-        ("hunyuan_v1_moe", torch.bfloat16, 0),
-        pytest.param("hunyuan_v1_moe", torch.float32, 1, marks=pytest.mark.heavy),
-        pytest.param("minimax_m2", torch.bfloat16, 0, marks=pytest.mark.heavy),
+        ("hunyuan_v1_moe", torch.bfloat16),
+        pytest.param("hunyuan_v1_moe", torch.float32, marks=pytest.mark.heavy),
+        pytest.param("minimax_m2", torch.bfloat16, marks=pytest.mark.heavy),
     ],
 )
-def test_a_mixture_is_written_though_rounding_sends_some_tokens_to_other_experts(tmp_path, name, dtype, seed):
-    model = mixture(name, dtype, seed)
+def test_a_mixture_is_written_though_rounding_sends_some_tokens_to_other_experts(tmp_path, name, dtype):
+    """Which model has such tokens depends on how a processor rounds: the first of some that has is looked for."""
+    for seed in range(8):
+        model = mixture(name, dtype, seed)
+        folder, target = emitted(tmp_path / str(seed), copy.deepcopy(model))
+        (form,) = target.forms()
+        assert form.routes(folder / form.folder)
+        assert all(check.holds for check in verify(folder, model, target.forms()))
+        try:
+            verify(folder, model, [replace(form, routes=lambda folder: False)])  # as another model is compared
+        except Reject as refused:
+            assert "differ by" in refused.diagnostics[0].message
+            return
+    raise AssertionError("no token of eight models met another expert")
+
+
+def test_a_model_that_never_read_its_mask_takes_padding_for_text(tmp_path):
+    model = tiny.model("rwkv")
     folder, target = emitted(tmp_path, copy.deepcopy(model))
-    (form,) = target.forms()
-    assert form.routes(folder / form.folder)
     assert all(check.holds for check in verify(folder, model, target.forms()))
-    with pytest.raises(Reject, match="differ by"):  # as another model is compared
-        verify(folder, model, [replace(form, routes=lambda folder: False)])
+    native, ids = load(folder / "native"), torch.randint(3, 128, (2, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    with torch.no_grad():
+        torch.testing.assert_close(native(ids, mask).logits, model(ids, attention_mask=mask).logits, atol=2e-2, rtol=0)
 
 
 def doubled(model):
