@@ -46,6 +46,7 @@ SAME = {torch.float32: 1e-5}  # equal shapes give equal sums; BLAS may still cho
 PADDED = {torch.float32: 1e-4}  # zeros change how sums are blocked, hence their rounding
 _HALF = {"same": 2**-6, "padded": 2**-4}  # bfloat16 rounds at 2**-8, and over some layers
 SECONDS = 1800
+_CACHES = {"cache", "past_key_values"}  # what forwards call the keys and values of tokens before
 
 
 def verify(
@@ -113,10 +114,10 @@ def inputs_of(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
 def _decodes_together(model: PreTrainedModel, given: Mapping[str, torch.Tensor]) -> bool:
     """Whether rows that a model continues together come out as each does alone. transformers' RWKV mixes them up: what
     it says of several has no sense, and nothing is held against it. Those that cache keys and values are not asked."""
-    ids = given.get("ids")
     known = inspect.signature(model.forward).parameters
-    if ids is None or "past_key_values" in known or not model.can_generate():
+    if "mask" not in given or has_two_sides(model) or not model.can_generate() or _CACHES & known.keys():
         return True
+    ids = given["ids"]
     together, *alone = (
         torch.cat(generate(model, rows, torch.ones_like(rows), 2).logits, 1).float() for rows in (ids, *ids.split(1))
     )

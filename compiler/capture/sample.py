@@ -48,6 +48,14 @@ def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: 
         said = tokens(config.vocab_size, batch, length, padding, device)["input_ids"]
         return {main: sounds(model.config, batch, device).to(dtype_of(model)), **spoken(said), "use_cache": True}
     if main == "input_values":
+        if "decoder_input_ids" in names:
+            raise Reject(
+                unknown_inputs(
+                    f"{type(model).__name__} says what it hears in waves, and effc gives waves to encoders only",
+                    help="a model that reads features of sounds, as Whisper, is captured; or wrap this one in a module "
+                    "of your own that has `dummy_inputs`",
+                )
+            )
         return {main: waves(model.config, batch, device).to(dtype_of(model))}
     _refuse_other_inputs(model, main)
     inputs = tokens(config.vocab_size, batch, length, padding, device)
