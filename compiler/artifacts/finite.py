@@ -27,13 +27,13 @@ def check_finite(path: Path, manifest: Manifest) -> None:
     """Raises Reject (weights-not-finite) with the tensors of an artifact that hold NaN or infinity; its forms were
     checked before."""
     wrong = [
-        _complaint(path / file, name, x) for file in manifest.files for name, x in _tensors(path / file) if not _sound(x)
+        _fault_of(path / file, name, x) for file in manifest.files for name, x in _tensors(path / file) if not _sound(x)
     ]
     if wrong:
         raise Reject(*wrong)
 
 
-def _complaint(file: Path, name: str, x: "Tensor") -> Diagnostic:
+def _fault_of(file: Path, name: str, x: "Tensor") -> Diagnostic:
     count = int((~x.float().isfinite()).sum())
     return weights_not_finite(
         f"{file}: `{name}` holds {counted(count, 'value')} NaN or infinite",
