@@ -22,7 +22,7 @@ from ..layers.quick import as_library
 from ..report.progress import announce, tick
 from ..rows.forward import LOOK, not_a_number
 from ..rows.inputs import has_two_sides
-from ..rows.several import sees_and_reads
+from ..rows.several import SAMPLES, sees_and_reads
 from ..words.kinds import Form
 from . import nursery
 from .manifest import Check
@@ -103,12 +103,12 @@ def _in_memory(
 
 def inputs_of(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
     """Fixed inputs for any model: what its config asks for, or what it takes under names of its own."""
-    if isinstance(model, PreTrainedModel) and model.main_input_name != "input_values" and not sees_and_reads(model):
-        images = model.main_input_name == "pixel_values"
-        # A source is filled up behind its text, as encoders' rows are: many number positions by the place in a row.
-        given = inputs_for(model.config, seed, images, behind=has_two_sides(model) or not model.can_generate())
-        return given if _decodes_together(model, given) else {name: x[-1:].clone() for name, x in given.items()}
-    return {f"{GIVEN}{name}": x.contiguous() for name, x in sample(model).items()}
+    if not isinstance(model, PreTrainedModel) or model.main_input_name in SAMPLES or sees_and_reads(model):
+        return {f"{GIVEN}{name}": x.contiguous() for name, x in sample(model).items()}
+    images = model.main_input_name == "pixel_values"
+    # A source is filled up behind its text, as encoders' rows are: many number positions by the place in a row.
+    given = inputs_for(model.config, seed, images, behind=has_two_sides(model) or not model.can_generate())
+    return given if _decodes_together(model, given) else {name: x[-1:].clone() for name, x in given.items()}
 
 
 def _decodes_together(model: PreTrainedModel, given: Mapping[str, torch.Tensor]) -> bool:

@@ -51,7 +51,7 @@ def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS)
         "logits of a batch": first_output(model(input_ids=ids)),
         f"logits of a {side}-padded batch": padded * mask[..., None] if padded.dim() == 3 else padded,
     }
-    if getattr(model, "can_generate", bool)() and steps:
+    if steps and continues(model):
         for name, given in (("", torch.ones_like(mask)), (", left-padded", mask)):
             made = generate(model, ids, given, steps)
             found[f"logits of prefill and {steps - 1} decode steps{name}"] = torch.stack(made.logits, 1).float()
@@ -75,7 +75,7 @@ def probe_two_sides(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, ste
             model(input_ids=ids, attention_mask=mask, decoder_input_ids=said)
         ),
     }
-    if getattr(model, "can_generate", bool)() and steps:
+    if steps and continues(model):
         for name, given in (("", torch.ones_like(mask)), (f", {side}-padded", mask)):
             made = generate(model, ids, given, steps)
             found[f"logits of prefill and {steps - 1} decode steps{name}"] = torch.stack(made.logits, 1).float()
@@ -115,34 +115,29 @@ def first_position(model: nn.Module) -> int:
     return 0
 
 
+def continues(model: Any) -> bool:
+    """Whether a model's `generate` goes on from token ids alone: Pop2Piano's wants sounds."""
+    asked = inspect.signature(model.generate).parameters.values() if getattr(model, "can_generate", bool)() else None
+    needed = {p.name for p in asked or () if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    return asked is not None and needed <= {"input_ids", "inputs"}
+
+
 def generate(model: Any, ids: torch.Tensor, mask: torch.Tensor, steps: int):
     from transformers import GenerationConfig
 
-    greedy = GenerationConfig(
-        max_new_tokens=steps,
-        min_new_tokens=steps,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        pad_token_id=0,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
+    plain = {"do_sample": False, "num_beams": 1, "use_cache": True, "pad_token_id": 0, "output_logits": True}
+    greedy = GenerationConfig(max_new_tokens=steps, min_new_tokens=steps, return_dict_in_generate=True, **plain)
     given = own_positions(model, mask) if first_position(model) else {}
     return model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy, **given)
 
 
 def first_output(output) -> torch.Tensor:
     """Logits, or the last hidden state of a model without a head."""
-    if isinstance(output, torch.Tensor):
-        return output.float().contiguous()
-    if isinstance(output, dict) and "logits" in output:
-        return output["logits"].float().contiguous()
-    return (
-        (output[0] if isinstance(output, (tuple, list)) or hasattr(output, "to_tuple") else next(iter(output.values())))
-        .float()
-        .contiguous()
-    )
+    if isinstance(output, dict):
+        output = output["logits"] if "logits" in output else next(iter(output.values()))
+    elif not isinstance(output, torch.Tensor):
+        output = output[0]
+    return output.float().contiguous()
 
 
 def inputs_for(config, seed: int = 0, images: bool = False, behind: bool = False) -> dict[str, torch.Tensor]:

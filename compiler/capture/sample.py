@@ -56,7 +56,9 @@ def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: 
                     "of your own that has `dummy_inputs`",
                 )
             )
-        return {main: waves(model.config, batch, device).to(dtype_of(model))}
+        return {main: _in_channels(model, waves(model.config, batch, device).to(dtype_of(model)))}
+    if main == "past_values" and hasattr(model.config, "num_input_channels"):
+        return {main: series(model.config, batch, device).to(dtype_of(model))}
     _refuse_other_inputs(model, main)
     inputs = tokens(config.vocab_size, batch, length, padding, device)
     if sees_and_reads(model):
@@ -82,7 +84,7 @@ def _refuse_other_inputs(model: PreTrainedModel, main: str) -> None:
     if main != "input_ids":
         raise Reject(
             unknown_inputs(
-                f"{name} takes `{main}`, and effc makes token ids and images only",
+                f"{name} takes `{main}`, and effc makes token ids, images, sounds and time series only",
                 help="wrap it in a module of your own that has `dummy_inputs`",
             )
         )
@@ -145,6 +147,36 @@ def waves(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor
     if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
         return _numbers((batch, config.max_length, config.num_mel_bins), seed).sub(1).to(device)
     return _numbers((batch, SAMPLES), seed).sub(1).to(device)
+
+
+def series(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
+    """Time series [batch, context, channels] of the length that the config names, in -1..1."""
+    return _numbers((batch, config.context_length, config.num_input_channels), seed).sub(1).to(device)
+
+
+class _Entry(Exception):
+    """A convolution and what it is given, which ends the forward that found out."""
+
+
+def _in_channels(model: nn.Module, samples: Tensor) -> Tensor:
+    """Samples [batch, t] with an axis of channels where a model's first convolution is given them as they come."""
+
+    def tell(module: nn.Conv1d, args: tuple[Tensor, ...]) -> None:
+        raise _Entry(module.in_channels, args[0].shape)
+
+    hooks = [m.register_forward_pre_hook(tell) for m in model.modules() if isinstance(m, nn.Conv1d)]
+    try:
+        with torch.no_grad():
+            model(samples)
+    except _Entry as entry:
+        channels, shape = entry.args
+        return samples[:, None].expand(-1, channels, -1) if len(shape) == 2 else samples
+    except Exception:  # a model's forward may raise anything; capture says what
+        return samples
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return samples
 
 
 def _numbers(shape: tuple[int, ...], seed: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Which classes of transformers a config may name, and what of a config is never taken.
 
-A config comes from anybody. `architectures` names a class out of transformers' own tables for the config's model
+A config comes from anybody. `architectures` names one of transformers' own classes for the config's model
 type; keys that name code, kernels, other files or a method of quantisation are left out, and what a model computes
 with is effc's choice.
 """
@@ -66,14 +66,21 @@ def class_names(model_type: str) -> Iterator[str]:
 
 
 def model_class(model_type: str, named: Any) -> "type[PreTrainedModel] | None":
-    """The first class of `architectures` that the tables have for the model type."""
+    """The first class of `architectures` that transformers has for the model type.
+
+    Either its tables list it there, or it is one of its own, with a config of that type: `PatchTSTForPrediction` and
+    `LongT5EncoderModel` stand in no table.
+    """
     import transformers
     from transformers import PreTrainedModel
 
-    listed = frozenset(class_names(model_type))
+    listed, exported = frozenset(class_names(model_type)), frozenset(dir(transformers))
     for name in named if isinstance(named, (list, tuple)) else ():
-        kind = getattr(transformers, name, None) if isinstance(name, str) and name in listed else None
-        if isinstance(kind, type) and issubclass(kind, PreTrainedModel):
+        kind = getattr(transformers, name, None) if isinstance(name, str) and name in listed | exported else None
+        if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+            continue
+        runs = kind.forward is not PreTrainedModel.forward
+        if name in listed or (runs and getattr(kind.config_class, "model_type", None) == model_type):
             return kind
     return None
 

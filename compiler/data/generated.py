@@ -7,7 +7,7 @@ from ...dsl.diagnostics import Reject
 from ..planning.keys import versions
 from ..rows.forward import not_a_number, without_dropout
 from ..rows.inputs import device_of
-from ..rows.several import parts
+from ..rows.several import writes
 from ..store.cache import Cache, digest
 from ..words.context import Context
 from ..words.kinds import Data, param
@@ -69,7 +69,7 @@ class Generated(Data):
         import torch
 
         model = ctx.original() or ctx.origin.load().eval()
-        if not getattr(model, "can_generate", lambda: False)() or parts(model):
+        if not writes(model):
             raise Reject(
                 bad_rows(
                     f"{ctx.origin.label} is a {type(model).__name__}, which writes no text of its own",

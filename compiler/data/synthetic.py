@@ -55,12 +55,12 @@ class Synthetic(Data):
         import torch
 
         from ..capture.sample import sample
-        from ..rows.several import parts, tokens_of
+        from ..rows.several import SAMPLES, parts, tokens_of
 
         with torch.device("meta"):
             model: Any = ctx.origin.build().to("meta")
         several = parts(model)
-        if words is not None and not several and model.main_input_name != "input_values":
+        if words is not None and not several and model.main_input_name not in SAMPLES:
             return (), words
         if several and all(part.dtype.is_floating_point for part in several):
             words = model.config.get_text_config().vocab_size if tokens_of(model) else None

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...dsl.diagnostics import Reject
 from ..api import Session, plans
+from ..report.quantity import signed
 from ..store.cache import default_cache
 from ..words.context import Settings
 
@@ -48,10 +49,10 @@ def steps(path: Path, texts: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def effect_text(stage) -> str:
-    """`-> 16 modules, -3.1 M params`."""
+    """`-> 16 modules, -3.10 M params`."""
     parts = [f"{len(stage.matched)} module{'' if len(stage.matched) == 1 else 's'}"] if stage.matched else []
     lost = stage.after.params - stage.before.params
-    parts += [f"{lost / 1e6:+.2f} M params"] if lost else []
+    parts += [f"{signed(lost)} params"] if lost else []
     return f"-> {', '.join(parts)}" if parts else ""
 
 

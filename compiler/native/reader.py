@@ -78,6 +78,8 @@ class Reader:
             raise refused_whole(self.model, why, help="`hf` and `onnx` write it")
         if "input_ids" not in program.inputs:
             raise refused_whole(self.model, f"it takes {' and '.join(program.inputs)}, and the engine reads token ids")
+        if "pixel_values" in program.inputs:
+            raise refused_whole(self.model, "it takes pictures as well, and the engine reads token ids alone")
         self.source: Reader | None = None  # of the encoder
         if side is None:
             graph = with_mixers_open(program)

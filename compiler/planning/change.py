@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ...dsl.skeleton import Skeleton
+from ..report.quantity import signed
 from . import shrink
 
 
@@ -23,7 +24,7 @@ def describe(before: Skeleton, after: Skeleton) -> Change:
     rows = [*_layers(before, after), *_branches(before, after), *_groups(before, after), *_lowered(before, after)]
     # A packed weight is its own, also where it was tied: the skeleton counts it twice, the model has it once.
     lost = 0 if _lowered(before, after) else shrink.params(before) - shrink.params(after)
-    parts = [p for p in (_counted(before, after), f"{-lost / 1e6:+.2f} M params" if lost else "") if p]
+    parts = [p for p in (_counted(before, after), f"{signed(-lost)} params" if lost else "") if p]
     return Change(", ".join(parts) or "values only", tuple(rows))
 
 
@@ -64,9 +65,7 @@ def _branches(before: Skeleton, after: Skeleton) -> list[str]:
     left = {b.site for b in after.branches}
     shapes = before.shapes()
     return [
-        f"{b.site} removed, {-_weight(shapes, b.parts) / 1e6:+.2f} M params"
-        for b in before.branches
-        if b.site not in left
+        f"{b.site} removed, {signed(-_weight(shapes, b.parts))} params" for b in before.branches if b.site not in left
     ]
 
 

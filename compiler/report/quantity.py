@@ -35,6 +35,11 @@ def count(value: float) -> str:
     return digits(value)
 
 
+def signed(value: float) -> str:
+    """A count that something moved by: `-3.10 M`, `+512`."""
+    return f"{'+' if value > 0 else ''}{count(value)}"
+
+
 def size(value: float) -> str:
     """Bytes in binary units: `256.6 MiB`."""
     for scale, name in _BYTES:

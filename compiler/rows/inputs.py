@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ...dsl.diagnostics import Reject
 from ..checkpoints.classes import model_class
 from ..checkpoints.pretrained import pretrained
-from .several import hears, other_parts, parts, tokens_of, unpacked
+from .several import SAMPLES, hears, other_parts, parts, tokens_of, unpacked
 
 
 def arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -29,11 +29,10 @@ def arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str
         return (rows.to(dtype_of(model)),), more
     if not hasattr(model, "can_generate"):
         return (rows,), more
-    if getattr(model, "main_input_name", "") == "input_values":
+    if (main := getattr(model, "main_input_name", "")) in SAMPLES:
         raise Reject(
             other_parts(
-                f"{type(model).__name__} takes `input_values`, and its rows are token ids",
-                help="give it rows of `tensors`",
+                f"{type(model).__name__} takes `{main}`, and its rows are token ids", help="give it rows of `tensors`"
             )
         )
     if has_two_sides(model):

@@ -24,6 +24,7 @@ other_parts = Fault(
     "is given rows that hold all of them: of `tensors`, and of `sounds` where it hears.",
     exit="environment",
 )
+SAMPLES = ("input_values", "past_values")  # main inputs that hold sounds or time series, and no ids
 EXACT = 1 << 24  # integers below it are what they were after float32
 
 
@@ -56,6 +57,15 @@ def sees_and_reads(model: nn.Module) -> bool:
         return False
     own = _of_images(model.config)
     return hasattr(own, "image_size") and hasattr(own, "num_channels")
+
+
+def writes(model: Any) -> bool:
+    """Whether a model goes on from token ids alone: Whisper hears first, Pop2Piano's own `generate` wants sounds."""
+    if not getattr(model, "can_generate", bool)() or parts(model):
+        return False
+    asked = inspect.signature(model.generate).parameters.values()
+    needed = {p.name for p in asked if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    return needed <= {"input_ids", "inputs"}
 
 
 def parts(model: nn.Module) -> tuple[Part, ...]:

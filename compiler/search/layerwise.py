@@ -70,10 +70,11 @@ class Layerwise:
         """Entered for the first time, it is tried on one batch whether layers can be."""
         if self._prefix is None:
             model = self.program.model
-            calls = [Call(*arguments(model, batch), batch.numel()) for batch in batches(model, self.rows)]
+            few = list(batches(model, self.rows))
+            calls = [Call(*arguments(model, batch), batch.numel()) for batch in few]
             self._prefix = prefix = Prefix(self.program, room=0)
             with evaluating(model):
-                prefix.measure(lambda: float(outputs(model, self.rows[: len(calls[0].args[0])]).numel()))
+                prefix.measure(lambda: float(outputs(model, few[0]).numel()))
             if prefix.chain:
                 prefix.begin_anew(calls)
         return self._prefix

@@ -19,7 +19,7 @@ from ..machine.memory import room_for
 from ..report.progress import Event, Listener, Said, Ticked, Warned, hear
 from ..report.quantity import count, counted, size
 from ..rows.forward import batches, evaluating, not_a_number, outputs
-from ..rows.several import parts
+from ..rows.several import writes
 from ..store.journal import Journal
 from .asking import Follower, key_of, task_of
 from .budget import CUTS, Budget
@@ -129,8 +129,7 @@ class Search:
 
     def _own_rows(self) -> Tensor | None:
         """None where the model is none that writes, or writes of what it hears alone."""
-        model = self.program.model
-        if not getattr(model, "can_generate", lambda: False)() or parts(model):
+        if not writes(self.program.model):
             return None
         return torch.stack(list(Generated.fitting(self.ctx.origin).rows(self.ctx.tokenizer, self.ctx)))
 

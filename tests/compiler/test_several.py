@@ -15,9 +15,11 @@ from effc.compiler.capture.capture import capture
 from effc.compiler.capture.sample import sample
 from effc.compiler.data.sounds import _samples
 from effc.compiler.measuring import equivalence
+from effc.compiler.native.reader import Reader
 from effc.compiler.rows.forward import outputs
 from effc.compiler.rows.inputs import arguments, predictions
-from effc.compiler.rows.several import packed, parts
+from effc.compiler.rows.several import packed, parts, writes
+from effc.compiler.search.layerwise import Layerwise, stages
 from effc.compiler.words.context import Settings
 from effc.dsl.diagnostics import Reject
 from safetensors.torch import save_file
@@ -112,6 +114,38 @@ def test_waves_of_sound_are_what_wav2vec2_is_captured_with():
     assert {"encoder.layers.0", "encoder.layers.1"} < set(program.units)
     assert {g.kind for g in program.skeleton.groups} >= {"heads", "channels"}
     assert set(probe(model, inputs_of(model))) == {"outputs of a batch"}
+
+
+def test_waves_have_the_axis_of_channels_that_a_first_convolution_is_given():
+    """OmniASR hands what it is given to its first convolution; wav2vec2 adds the axis itself."""
+    audio = {**_TEXT, "conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4}
+    config = transformers.AutoConfig.for_model("omniasr_ctc", audio_config=audio, vocab_size=32)
+    model = randomized(lambda: transformers.AutoModelForCTC.from_config(config, dtype=torch.float32))
+    assert sample(model)["input_values"].shape[:2] == (2, 1)
+    assert {g.kind for g in capture(model).skeleton.groups} >= {"heads", "channels"}
+
+
+@pytest.mark.parametrize("kind", ["patchtst", "patchtsmixer"])
+def test_time_series_are_what_a_model_that_continues_them_is_captured_with(kind):
+    sizes = {"context_length": 32, "patch_length": 8, "num_input_channels": 3, "d_model": 16, "ffn_dim": 32}
+    config = transformers.AutoConfig.for_model(kind, **sizes, num_hidden_layers=2, num_attention_heads=4)
+    model = randomized(lambda: transformers.AutoModel.from_config(config, dtype=torch.float32))
+    assert sample(model)["past_values"].shape == (2, 32, 3)
+    assert "channels" in {g.kind for g in capture(model).skeleton.groups}
+    assert set(probe(model, inputs_of(model))) == {"outputs of a batch"}
+    with pytest.raises(Reject, match="takes `past_values`"):
+        arguments(model, torch.ones(1, 8, dtype=torch.int64))
+
+
+def test_a_model_whose_own_generate_wants_sounds_writes_nothing_and_is_compared_by_its_logits():
+    sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    config = transformers.Pop2PianoConfig(**sizes, num_decoder_layers=2)
+    model = randomized(lambda: transformers.Pop2PianoForConditionalGeneration(config))
+    assert model.can_generate() and not writes(model)
+    assert {name.split()[0] for name in probe(model, inputs_of(model))} == {"logits"}
+    assert writes(
+        randomized(lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=32, n_head=4)))
+    )
 
 
 def test_norms_of_weights_are_captured_without_weights():
@@ -264,3 +298,21 @@ def test_tensors_that_are_no_rows_of_the_model_are_refused(folder, tensors, fact
     with pytest.raises(Reject) as refused:
         compiled(folder, "a = sparsify.wanda(sparsity: 50% of weights, data: heard)", "", 'tensors("odd.safetensors")')
     assert fact in refused.value.diagnostics[0].message
+
+
+def test_towers_that_are_given_everything_by_name_are_thinned_and_refused_by_the_engine():
+    config = transformers.OwlViTConfig(
+        text_config={**_TEXT, "max_position_embeddings": 16}, vision_config=_IMAGE, projection_dim=32
+    )
+    model = randomized(lambda: transformers.OwlViTModel(config))
+    program = capture(model)
+    given = sample(model)
+    rows = packed({"pixel_values": given["pixel_values"], "ids": given["input_ids"]}, ("pixel_values", "ids"))
+    assert arguments(model, rows)[0] == (), "a picture comes before the text, so nothing is given by place"
+    layers, paths = Layerwise(program, rows), set()
+    for stage in stages(program, [m for m in program.skeleton.parts if m.path.endswith("q_proj")]):
+        layers.look(stage, lambda path, module, x: paths.add(path))
+        layers.leave(stage)
+    assert {path.split(".")[0] for path in paths} == {"text_model", "vision_model"}
+    with pytest.raises(Reject, match="takes pictures as well"):
+        Reader(program, "bf16").read()

@@ -58,7 +58,7 @@ def test_a_step_says_how_many_modules_it_changes_and_what_goes_once_it_was_plann
     editor.heard("workspace/inlayHint/refresh")
     ((line, column, said),) = hints(editor)
     assert (line, column) == (4, len(RECIPE.split("\n")[4]))
-    assert said == "-> 8 modules, -0.29 M params"
+    assert said == "-> 8 modules, -294.9 k params"
     child = editor.process.pid
     editor.end = lambda end=editor.end: end()
     children = Path(f"/proc/{child}/task/{child}/children")

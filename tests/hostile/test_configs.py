@@ -13,7 +13,7 @@ from effc.compiler.checkpoints.classes import class_names, plain
 from effc.compiler.checkpoints.companions import companions
 from effc.compiler.checkpoints.folder import open_folder
 from effc.dsl.diagnostics import Reject
-from transformers import LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PatchTSTConfig, PatchTSTForPrediction
 
 from tests import tiny, worlds
 from tests.worlds import refused
@@ -163,6 +163,14 @@ def test_a_class_that_nobody_knows_is_the_model_types_own(folder):
 def test_listed_classes_are_taken(folder):
     config = json.loads((folder / "config.json").read_text()) | {"architectures": ["LlamaForSequenceClassification"]}
     assert parse_config(config)[1] is LlamaForSequenceClassification
+
+
+def test_a_class_in_no_table_is_taken_where_its_config_is_of_the_type_and_it_runs():
+    config = PatchTSTConfig(context_length=32, patch_length=8, d_model=16).to_dict()
+    assert parse_config(config | {"architectures": ["PatchTSTForPrediction"]})[1] is PatchTSTForPrediction
+    for other in ("PatchTSTPreTrainedModel", "LongT5EncoderModel", "PreTrainedModel"):
+        with pytest.raises(Reject, match="is no model class of transformers"):
+            parse_config(config | {"architectures": [other]})
 
 
 @pytest.mark.parametrize("name", [*tiny.NAMES, *tiny.WIDER])
