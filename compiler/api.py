@@ -347,7 +347,7 @@ def build(
 ) -> "list[Result]":
     """Compile every pipeline that emits something; `saved` is a plan of `plan -o`, whose drift is refused."""
     session.recipes()  # before torch is imported, which takes seconds
-    from .artifacts.artifact import check_free
+    from .artifacts.claim import Place, claimed
     from .machine.deadline import Deadline
     from .planning.plan import refuse_drift
     from .planning.room import refuse_short
@@ -363,19 +363,19 @@ def build(
         raise Reject(nothing_to_emit(f"{session.path} emits no artifact", help='add `emit NAME { hf("folder") }`'))
     if saved is not None:
         refuse_drift(saved, made)
-    for plan in made:
-        for target in plan.pipeline.emits:
-            with placed(target.call.where("path")):
-                check_free(plan.folder(out) / target.call.args["path"], force, session.shelf.is_about(target.call.word))
-    refuse_short(made, out, session.settings.cache_dir)
-    results, cache = [], Cache(session.settings.cache_dir)
-    cache.sweep()
-    with working(session, hands) as team:
-        for plan in made:
-            told(plan)
-            ctx = session.context(plan.recipe, plan.pipeline)
-            where = plan.folder(out)
-            results.append(Build(plan, ctx, cache, dump=dump, team=team).run(where, force))
+    is_about = session.shelf.is_about
+    places = [Place(p.folder(out), e.call, is_about(e.call.word)) for p in made for e in p.pipeline.emits]
+    results: list[Result] = []
+    with claimed(places, force):
+        refuse_short(made, out, session.settings.cache_dir)
+        cache = Cache(session.settings.cache_dir)
+        cache.sweep()
+        with working(session, hands) as team:
+            for plan in made:
+                told(plan)
+                ctx = session.context(plan.recipe, plan.pipeline)
+                where = plan.folder(out)
+                results.append(Build(plan, ctx, cache, dump=dump, team=team).run(where, force))
     return results
 
 

@@ -157,7 +157,7 @@ def _leave(carried: Carried, argv: list[str]) -> int:
         return 0
     if asked_to_stop() and not isinstance(error, Reject):
         error = KeyboardInterrupt()
-    diagnostics = explained(error)
+    diagnostics = explained(error, shared.cache_dir if shared else None)
     if shared.debug if shared else "--debug" in argv:
         show_traceback(error)
     screen = shared.screen if shared else _guess(argv)

@@ -34,15 +34,14 @@ def report_demands(line: Line, emits: Sequence[Emit]) -> None:
         if stage.sound and stage.call:
             for fault in together(stage.word, stage.call, scope):
                 line.report(stage, fault)
-        if lacking := _lacking(stage.word, line.before(stage.name)[:-1], scope):
-            reason = stage.word.facts["needs"][lacking]
-            line.report(stage, _missing(stage.word, lacking, reason).at(stage.call.span))
+        if stage.call and (lacking := _lacking(stage.word, stage.call, line.before(stage.name)[:-1], scope)):
+            line.report(stage, lacking)
     for emit in emits:
         word = scope.session.vocabulary.words("target")[emit.call.word]
         for fault in together(word, emit.call, scope):
             scope.report(fault)
-        if lacking := _lacking(word, line.before(emit.source), scope):
-            scope.report(_missing(word, lacking, word.facts["needs"][lacking]).at(emit.call.span))
+        if lacking := _lacking(word, emit.call, line.before(emit.source), scope):
+            scope.report(lacking)
 
 
 def together(word: Word, call: Invocation, scope: Scope) -> list[Diagnostic]:
@@ -110,13 +109,16 @@ def _unprompted(word: Word, call: Invocation, args: Mapping[str, Any], scope: Sc
                 )
 
 
-def _lacking(word: Word, before: list[Stage], scope: Scope) -> str:
-    """A pass that must have run before this word and has not; "" where all have, or nobody can tell."""
+def _lacking(word: Word, call: Invocation, before: list[Stage], scope: Scope) -> Diagnostic | None:
+    """A fault where a pass must have run before this word and has not; None where all have, or nobody can tell."""
     if scope.session.broken or any(s.word is None for s in before):
-        return ""
+        return None
     done = {s.word.name for s in before if s.word}
-    return next((name for name in word.facts.get("needs", {}) if name not in done), "")
-
-
-def _missing(word: Word, lacking: str, reason: str) -> Diagnostic:
-    return missing_step(f"`{word.name}` needs `{lacking}` before it", note=reason, help=f"add a step `{lacking}(...)`")
+    args = {p.name: p.default for p in word.params} | dict(call.args)
+    for key, reason in word.facts.get("needs", {}).items():
+        name, _, conditions = key.partition(" & ")
+        if name not in done and (not conditions or meets(conditions, args)):
+            given = next((n for n in named_in(conditions) if n in call.spans), "") if conditions else ""
+            said = f"`{word.name}` needs `{name}` before it"
+            return missing_step(said, call.where(given), note=reason, help=f"add a step `{name}(...)`")
+    return None

@@ -31,7 +31,7 @@ output_unwritable = Fault("output-unwritable", "This user can't write where an a
 disk_full = Fault("disk-full", "The file system has no room, or allows no file that large.", exit="resources")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 _DRAFT = re.compile(r"\.(.+)\.effc-(\d+)-(\d+)(\.old)?")  # name, process, its start time
 
 
@@ -42,7 +42,7 @@ def write(into: Path, *, build: Callable[[Path], Manifest], force: bool = False)
     `force` an existing artifact is exchanged; a reader sees the old one or the new one.
     """
     into = Path(os.path.abspath(into))
-    with _environment(into):
+    with environment(into):
         check_free(into, force)
         made = [folder for folder in into.parents if not folder.exists()]  # the innermost first
         into.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def write(into: Path, *, build: Callable[[Path], Manifest], force: bool = False)
             _place(draft, into, force)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-            _drop_empty(made)
+            drop_empty(made)
     return manifest
 
 
@@ -68,7 +68,7 @@ def _let_read(folder: Path) -> None:
             file.chmod(mode & 0o777 | usual)
 
 
-def _drop_empty(folders: list[Path]) -> None:
+def drop_empty(folders: list[Path]) -> None:
     """Take away what was made for an artifact that did not come to be; the first that holds something stays."""
     for folder in folders:
         try:
@@ -186,7 +186,7 @@ def _started(process: int) -> str:
 
 
 @contextmanager
-def _environment(into: Path) -> Iterator[None]:
+def environment(into: Path) -> Iterator[None]:
     """What the file system refuses, as a diagnostic."""
     try:
         yield

@@ -1,6 +1,7 @@
 """Programs of torch alone as models: what the target `pt2` wrote, opened again."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,13 @@ def check(folder: Path) -> None:
     if (folder / STEP).exists():
         _archive(folder / STEP)
         _step_facts(folder)
+
+
+def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Weights and constants of a program by name, mapped from its file. Raises Reject (refused-program)."""
+    archive = _archive(path)
+    yield from archive.weights.items()
+    yield from archive.constants.items()
 
 
 def _step_facts(folder: Path) -> Any:

@@ -218,12 +218,19 @@ def dump(data: Mapping[str, Any]) -> bytes:
 def read_manifest(path: Path) -> Manifest:
     """The manifest of an artifact folder. Says nothing of the files: `verify_files` does."""
     data = _read(path / NAME)
-    measured = _read(path / MEASURES) if (path / MEASURES).is_file() else None
+    found = _formed(path / NAME, data)
+    if not (path / MEASURES).is_file():
+        return found
+    return _formed(path / MEASURES, data, _read(path / MEASURES))
+
+
+def _formed(file: Path, data: Any, measured: Any = None) -> Manifest:
+    """A manifest of JSON. Raises Reject (artifact-broken), which names `file`, where that is of another form."""
     try:
         return Manifest.from_json(data, measured)
     except MISFIT as error:
         raise Reject(
-            artifact_broken(f"{path / NAME} lacks a field or has one of another form: {error}", help=_AGAIN)
+            artifact_broken(f"{file} lacks a field or has one of another form: {error}", help=_AGAIN)
         ) from error
 
 

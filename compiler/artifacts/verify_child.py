@@ -159,7 +159,7 @@ def inputs_for(config, seed: int = 0, images: bool = False, behind: bool = False
         shape = (getattr(config, "num_channels", 3), *(size if isinstance(size, (list, tuple)) else (size, size)))
         return {"pixels": torch.rand(ROWS, *shape, generator=generator)}
     ids = torch.randint(min(3, words - 1), words, (ROWS, LENGTH), generator=generator)  # special tokens come first
-    mask = torch.ones_like(ids)
+    mask = torch.ones_like(ids := ids.masked_fill(ids == (getattr(config, "pad_token_id", None) or 0), words - 1))
     mask[ROWS // 2 :, : LENGTH // 3] = 0
     return {"ids": ids, "mask": mask.flip(1) if behind else mask}
 

@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -102,12 +102,24 @@ def first_position(model: nn.Module) -> int:
 
     compiler/artifacts/verify_child.py has the same for itself: it runs where nothing of effc is imported.
     """
+    made, padding = _counting(model)
+    return 0 if made is None else int(made(torch.tensor([[padding + 1]]), padding)[0, 0])
+
+
+def uncounted(model: nn.Module) -> int | None:
+    """The token that gets no position wherever it stands, in such a model."""
+    made, padding = _counting(model)
+    return None if made is None else padding
+
+
+def _counting(model: nn.Module) -> tuple[Callable[[Tensor, int], Tensor] | None, int]:
+    """What numbers a model's tokens by what they are, and the one that it leaves out."""
     for module in model.modules():
         home = sys.modules.get(type(module).__module__)  # which counts for Luke and MPNet, whose classes do not
         made, padding = getattr(module, COUNT, getattr(home, COUNT, None)), getattr(module, "padding_idx", None)
         if callable(made) and type(padding) is int:
-            return int(made(torch.tensor([[padding + 1]]), padding)[0, 0])
-    return 0
+            return made, padding
+    return None, 0
 
 
 def pixels(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:

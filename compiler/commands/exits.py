@@ -1,8 +1,10 @@
 """The one exit path: every exception becomes diagnostics and an exit code of `dsl.diagnostics.EXITS`."""
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -92,8 +94,8 @@ class Carried(Exception):
         self.error, self.shared = error, shared
 
 
-def explained(error: BaseException) -> Sequence[Diagnostic]:
-    """What to tell a person about an exception."""
+def explained(error: BaseException, cache: Path | None = None) -> Sequence[Diagnostic]:
+    """What to tell a person about an exception; `cache` is the folder of finished steps, where it is another."""
     match error:
         case Reject():
             return error.diagnostics
@@ -105,8 +107,7 @@ def explained(error: BaseException) -> Sequence[Diagnostic]:
     if is_want_of_memory(error):
         return [_memory(error)]
     if getattr(error, "errno", None) == errno.ENOSPC or any(t in text for t in _FULL):
-        where = f" at {_file(error)}" if _file(error) else ""
-        return [no_space(f"the disk is full{where}", help="`effc cache gc` frees what is no longer used")]
+        return [_no_space(_file(error), cache)]
     if type(error).__module__.split(".")[0] in _NETWORK:
         return [no_network(_sentence(error), help="check the connection; --offline uses what was downloaded")]
     if _is(error, "NoSuchLevel"):
@@ -132,6 +133,17 @@ def exit_table() -> str:
 
 def _is(error: BaseException, name: str) -> bool:
     return any(c.__name__ == name for c in type(error).__mro__)
+
+
+def _no_space(file: str, cache: Path | None) -> Diagnostic:
+    """Only what lies in the cache is freed by its verb; of a file that somebody named, the disk is theirs."""
+    from ..store.cache import default_cache
+
+    kept = os.path.abspath(cache or default_cache())
+    help = "`effc cache gc` frees what is no longer used"
+    if file and not Path(os.path.abspath(file)).is_relative_to(kept):
+        help = "make room on its disk, or name a file on another one"
+    return no_space(f"the disk is full{f' at {file}' if file else ''}", help=help)
 
 
 def _memory(error: BaseException) -> Diagnostic:

@@ -184,6 +184,8 @@ class Shared:
         """Progress as the flags want it: bars on a terminal, lines elsewhere, JSON lines in a file."""
         from ..report.render import listening
 
+        if self.events and not self.events.absolute().parent.is_dir():  # said before anything is computed
+            raise typer.BadParameter(f"`--events {self.events}`: there is no folder {self.events.parent}")
         live = sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
         return listening(
             quiet=self.quiet,

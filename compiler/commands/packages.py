@@ -99,10 +99,11 @@ def _locked(project: Path, name: str) -> list[tuple[str, dict[str, str]]]:
 def _pinned(source: str, project: Path, shared: Shared) -> "Package":
     """Copy a package into the cache and write it into the lock."""
     from ..words import lockfile
-    from ..words.packages import copied, kept, package_in
+    from ..words.packages import copied, kept, package_in, refuse_outside
 
     with _folder(source, shared) as (folder, commit):
         package = package_in(folder)
+        refuse_outside(package)
         into = kept(shared.cache_folder, package.tree)
         into.parent.mkdir(parents=True, exist_ok=True)
         copied(package, into)
@@ -115,7 +116,7 @@ def _pinned(source: str, project: Path, shared: Shared) -> "Package":
 
 def _fetched(name: str, facts: dict[str, str], project: Path, shared: Shared) -> "Package":
     """A package as the lock pins it, fetched where this machine lacks it."""
-    from ..words.packages import copied, folder_of, kept, package_edited, package_gone, package_in
+    from ..words.packages import copied, folder_of, kept, package_edited, package_gone, package_in, refuse_outside
 
     try:
         return package_in(folder_of(name, facts, project, shared.cache_folder))
@@ -129,6 +130,7 @@ def _fetched(name: str, facts: dict[str, str], project: Path, shared: Shared) ->
         if package.tree != facts["tree"]:
             said = f"{source} does not hold the `{name}` that effspec.lock pins"
             raise Reject(package_edited(said, help=f"`effc update {name}` takes what it holds now"))
+        refuse_outside(package)
         into = kept(shared.cache_folder, package.tree)
         into.parent.mkdir(parents=True, exist_ok=True)
         copied(package, into)

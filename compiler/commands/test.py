@@ -54,6 +54,7 @@ def register(app: typer.Typer) -> None:
     ) -> int:
         """Measure again what `expect` demands, and compare with the recipe's baseline; exit 4 on a miss."""
         from .. import api
+        from ..judging import baseline
         from ..judging.retest import compiled_from, test_artifact, test_recipe
 
         for file in report_file:
@@ -72,12 +73,13 @@ def register(app: typer.Typer) -> None:
             if place.is_dir():
                 file, given = compiled_from(place, recipe)
                 session = api.session(file, settings=shared.settings(tell), set=given)
+                baseline.read(session.path)  # one that is broken is told before anything is planned or measured
                 results = test_artifact(place, session, api.plans(session))
             else:
                 session = shared.session(place, tell)
+                if not bless:
+                    baseline.read(session.path)
                 results = test_recipe(session, api.plans(session), output, bless)
-        from ..judging import baseline
-
         if not bless and place.exists() and not any(r.drifts for r in results):  # one of the library's has no file here
             there = baseline.place(session.path)
             shared.screen.say(f"compared with no baseline: `effc test {session.path} --bless` writes {there}")

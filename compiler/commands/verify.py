@@ -19,7 +19,10 @@ _key = typer.Option(
 def register(app: typer.Typer) -> None:
     @verb(app)
     def verify(artifact: Annotated[Path, _place], shared: Shared, verify_key: Annotated[list[str], _key] = ()) -> None:  # type: ignore[assignment]
-        """Check an artifact: hashes of all files, what each form holds, and signatures. Nothing of it is run."""
+        """Check an artifact: hashes of all files, what each form holds, that weights are numbers, and signatures.
+
+        Nothing of it is run."""
+        from ..artifacts.finite import check_finite
         from ..artifacts.forms import check_forms
         from ..artifacts.manifest import read_manifest
         from ..report.quantity import counted
@@ -31,6 +34,7 @@ def register(app: typer.Typer) -> None:
 
             signed = check_signature(artifact, verify_key)
         forms = check_forms(artifact, manifest)
+        check_finite(artifact, manifest)
         if manifest.kind == "flower":
             check_federation(artifact, shared.cache_folder)
         if shared.format == "json":

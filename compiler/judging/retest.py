@@ -83,6 +83,7 @@ def test_recipe(session: "Session", plans: "Sequence[Plan]", out: Path, bless: b
     bless   write a baseline of what is measured instead
     """
     from ..artifacts.manifest import NAME, read_manifest
+    from . import baseline
 
     found: list[tuple[Path, Plan]] = []
     stale: list[Diagnostic] = []
@@ -103,8 +104,6 @@ def test_recipe(session: "Session", plans: "Sequence[Plan]", out: Path, bless: b
         raise Reject(*stale)
     results = _all_tested(found, session, bless)
     if bless:
-        from . import baseline
-
         baseline.bless(session.path, results, lambda plan: session.context(plan.recipe, plan.pipeline))
     return results
 

@@ -48,7 +48,6 @@ nothing_lowered = Fault(
     "nothing-lowered",
     "No linear module is better off with a kernel.\n\n"
     "Each stays as it is where no kernel takes it, or none is faster than torch on that machine.",
-    exit="failure",
 )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ...kernels.native import KernelError
-from ..capture.sample import first_position
+from ..capture.sample import first_position, uncounted
 from ..checkpoints.companions import companions
 from ..ir.program import Program
 from ..layers.linear import params
@@ -33,12 +33,14 @@ def emit(program: Program, folder: Path, ctx: Context, numbers: Numbers) -> None
 
 def facts(model: Any, weights: str, gives: Gives = Gives()) -> dict[str, Any]:
     """What an artifact says of the model, and of what may run it: packed weights are the same at every level."""
+    known = _identity(model, weights)
+    if (skipped := uncounted(model)) is not None:
+        known["uncounted"] = skipped
     if has_two_sides(model):
-        return _identity(model, weights) | {"start": first_said(model), "pad": padding(model)}
+        return known | {"start": first_said(model), "pad": padding(model)}
     if gives.speaks:
-        return _identity(model, weights) | ({READS_PADDING: True} if _reads_padding(model) else {})
-    encodes = {"gives": asdict(gives), "pad": padding(model), "position": first_position(model)}
-    return _identity(model, weights) | encodes
+        return known | ({READS_PADDING: True} if _reads_padding(model) else {})
+    return known | {"gives": asdict(gives), "pad": padding(model), "position": first_position(model)}
 
 
 @torch.no_grad()

@@ -9,12 +9,10 @@ from torch import Tensor
 from ...dsl.diagnostics import Fault, Reject
 from .model import NativeModel, Output, refuse_states
 from .stored import native_damaged
+from .uncounted import other_positions, refuse_uncounted
 
 two_texts = Fault("two-texts-in-a-row", "The engine encodes one text a row, and a row holds two.", exit="usage")
 no_generation = Fault("no-generation", "A model that encodes texts is asked to write some.", exit="usage")
-other_positions = Fault(
-    "other-positions", "An encoder of the engine counts the tokens of a text from 0 on.", exit="usage"
-)
 _FIELDS = ("states", "whole", "first")
 
 
@@ -66,6 +64,8 @@ class NativeEncoder(NativeModel):
                     "rows are filled up, and nothing says where", help="give the model their `attention_mask`"
                 )
             )
+        if position_ids is None:
+            refuse_uncounted(input_ids, mask, self.uncounted)
         self._check_positions(mask.bool(), position_ids)
         rows = [ids[seen] for ids, seen in zip(input_ids, mask.bool(), strict=True)]
         width = self.engine.width

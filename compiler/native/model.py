@@ -15,6 +15,7 @@ from ...dsl.diagnostics import Fault, Reject
 from .generation import Generation
 from .places import Places
 from .sampling import Sampling, as_tokens
+from .uncounted import refuse_uncounted
 
 context_full = Fault(
     "context-full",
@@ -132,6 +133,8 @@ class NativeModel(nn.Module):
         self.config.get_text_config = lambda decoder=True: self.config
         told = {"eos_token_id": None, "pad_token_id": None, **(generation or {})}
         self.generation_config = SimpleNamespace(**told)
+        skipped = facts.get("uncounted")
+        self.uncounted = skipped if type(skipped) is int else None
         self.name_or_path = ""
         self._places = Places(engine, sequences, remembers)
         self._lock, self._process = threading.RLock(), os.getpid()
@@ -232,6 +235,8 @@ class NativeModel(nn.Module):
         refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         length = input_ids.shape[1]
         mask = self._text(input_ids, attention_mask)[:, -length:]
+        if position_ids is None:
+            refuse_uncounted(input_ids, mask, self.uncounted)
         keep = min(logits_to_keep or input_ids.shape[1], input_ids.shape[1])
         logits = torch.zeros((len(input_ids), keep, self.plan["vocabulary"]))
         if cache is None and use_cache:

@@ -13,6 +13,7 @@ from .model import NativeModel, Output, Sequences, check_known, context_full, re
 from .rules import rules_of
 from .sampling import Sampling, as_tokens, bad_sampling
 from .stored import native_damaged
+from .uncounted import refuse_uncounted
 
 no_target = Fault("no-target", "An encoder with a decoder is called without what its decoder has said.", exit="usage")
 
@@ -37,6 +38,8 @@ class NativeTranslator(NativeModel):
 
     def sources_of(self, given: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Each source of a batch alone."""
+        if not given.is_floating_point():  # of tokens, not of sounds
+            refuse_uncounted(given, mask, self.uncounted)
         return rows_of(given, mask)
 
     def encode(self, numbers: Sequence[int], sources: Sequence[Tensor]) -> None:
@@ -78,6 +81,7 @@ class NativeTranslator(NativeModel):
         if said is None or (input_ids is None and cache is None):
             raise Reject(no_target("a source and `decoder_input_ids` are what it computes logits of"))
         mask = torch.ones_like(said) if decoder_attention_mask is None else decoder_attention_mask[:, -said.shape[1] :]
+        refuse_uncounted(said, mask, self.uncounted)
         logits = torch.zeros((*said.shape, self.plan["vocabulary"]))
         if cache is not None:
             self._say(logits, said, mask, cache.numbers)

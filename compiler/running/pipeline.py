@@ -37,7 +37,11 @@ from .team import StepCrew, Team, step_of
 if TYPE_CHECKING:
     from torch import nn
 
-no_change = Fault("no-change", "A step ran and left the model as it was.", exit="failure")
+no_change = Fault(
+    "no-change",
+    "A step ran and left the model as it was.\n\n"
+    "A recipe says what is done to a model, so a step that does nothing to it is refused: leave it out.",
+)
 
 
 @dataclass

@@ -63,6 +63,9 @@ def write_whole(path: Path, *data: "bytes | memoryview") -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
+    except OSError as error:  # what `write` and `fsync` raise names no file, and a draft is nobody's
+        error.filename = str(path)
+        raise
     finally:
         draft.unlink(missing_ok=True)
 

@@ -64,6 +64,9 @@ class Flower(Target):
     later = "it speaks of what the federation gives: `effc run`, then `effc test`"
     extra: ClassVar[str] = "tune"
     requires: ClassVar[tuple[str, ...]] = ("peft",)
+    needs: ClassVar[dict[str, str]] = {
+        "reft.insert & trains: reft": "`trains: reft` federates the interventions that a step inserts"
+    }
     unfit: ClassVar[dict[str, tuple[str, str]]] = {
         "strategy: ffa | stack | svd | hetlora & not trains: lora": (
             "`strategy: ffa`, `stack`, `svd` and `hetlora` put adapters together, and nothing else is trained with any",

@@ -77,7 +77,8 @@ class Word(ABC):  # noqa: B024 (its kinds have the abstract methods)
                {"strategy: ffa & not trains: lora": ("`ffa` averages adapters", "`trains: lora`")}
     only       {"mix": "strategy: abm"}: a parameter that is read where a condition holds, and is refused elsewhere
     apart      {"held_out": "data"}: a parameter whose rows judge, and the one that they must not be among
-    needs      {pass: reason}: a step of this pass must come before
+    needs      {pass: reason}: a step of this pass must come before; {"reft.insert & trains: reft": reason} where
+               conditions hold
     answers    parameters whose rows must say where a prompt ends and its answer begins
     reads      {parameter: ("file", ...)}: it is a path of a "file" or "folder", unless it is one of the words after
     """

@@ -78,6 +78,22 @@ def package_in(folder: Path) -> Package:
     return Package(name, version, sentence, folder, tree_hash(folder))
 
 
+def refuse_outside(package: Package) -> None:
+    """Raises Reject (outside-package) where a recipe of a package names what lies outside it: every use refuses that,
+    and whoever adds it is to know at once."""
+    from ...dsl.enclosed import outside
+    from ...dsl.parse import parse
+
+    found: list[Diagnostic] = []
+    for file in files(package.folder):
+        if file.suffix == ".effspec":
+            source = read_source(file)
+            source = Source(source.name, source.text, root=package.folder.as_posix())
+            found += outside(parse(source).file)
+    if found:
+        raise Reject(*found)
+
+
 def tree_hash(folder: Path) -> str:
     """sha256 over the names and contents of a package's files. Raises Reject (bad-package) on what is no data."""
     found, size = hashlib.sha256(), 0

@@ -28,7 +28,6 @@ nothing_dead = Fault(
     "nothing-dead",
     "`clean.dead` found nothing to remove: every channel, head and branch contributes.\n\n"
     "A step that changes nothing is an error, so leave it out for models that were never masked or padded.",
-    exit="failure",
 )
 
 

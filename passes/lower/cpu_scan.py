@@ -14,12 +14,11 @@ no_scan = Fault(
     "`lower.cpu_scan` found no scan that its kernels know.\n\n"
     "They know those of Mamba and Mamba-2, in whatever model of transformers they occur. Models that only attend "
     "have none, and mixers written elsewhere, or of other kinds, stay as they are.",
-    exit="failure",
 )
 no_cpu = Fault(
     "no-scan-kernels", "Scans can't be lowered where effc's kernels for the CPU don't run.", exit="environment"
 )
-already = Fault("scans-are-lowered", "All scans of a model run on effc's kernels already.", exit="failure")
+already = Fault("scans-are-lowered", "All scans of a model run on effc's kernels already.")
 
 
 class CpuScan(Pass):

@@ -82,6 +82,18 @@ def test_a_disk_that_fills_up_is_exit_6_and_holds_nothing_half_written(here, whe
     assert not any(name.endswith("manifest.json") or "/steps/" in name for name in left), left
 
 
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare here")
+def test_a_disk_without_room_for_a_file_that_was_named_is_not_the_caches(here):
+    many = ", ".join(f"Smooth{number}QuantModifier: {{smoothing_strength: 0.8}}" for number in range(200))
+    (here / "r.yaml").write_text(f"s: {{m: {{GPTQModifier: {{scheme: W4A16}}, {many}}}}}")
+    run = in_small_disk(here, "4k", "import", "r.yaml", "-o", "small/r.effspec")
+    assert run.returncode == 6 and not run.stdout, run.stderr
+    assert run.stderr == (
+        "error[no-space]: the disk is full at small/r.effspec\n"
+        "help: make room on its disk, or name a file on another one\n"
+    )
+
+
 def test_a_memory_bound_that_is_passed_is_exit_6_and_leaves_no_artifact(effc, here):
     run = effc("compile", "r.effspec", "--no-progress", "--max-memory", "10MiB", "--cache-dir", "cache")
     assert (run.code, run.out) == (6, "")

@@ -190,6 +190,15 @@ def test_what_is_no_json_or_no_file_is_refused(effc, own):
     assert "error[odd-file]" in effc("test", "r.effspec", "-q").err
 
 
+@pytest.mark.parametrize("text", ["{", "{}", '{"format": 2}'])
+def test_a_broken_baseline_is_told_before_anything_else_is_looked_at(effc, own, text, monkeypatch):
+    shutil.rmtree(own / "out")  # so that nothing could be measured
+    monkeypatch.setattr("effc.compiler.planning.plan.plan", None)  # nor planned
+    (own / "r.baseline.json").write_text(text)
+    run = effc("test", "r.effspec")
+    assert run.code == 2 and "error[broken-baseline]" in run.err
+
+
 def test_a_missed_bound_is_not_blessed(effc, own):
     text = (own / "r.effspec").read_text().replace("0.99 * base", "0.1 * base")
     (own / "r.effspec").write_text(text)

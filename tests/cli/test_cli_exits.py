@@ -10,10 +10,12 @@ import time
 
 import pytest
 import typer
+from effc.compiler.artifacts.claim import Place, claimed
 from effc.compiler.commands.exits import MEANINGS, exit_table, explained
 from effc.compiler.commands.flags import duration
 from effc.compiler.commands.screen import code_of
 from effc.dsl.diagnostics import EXITS, Fault, Reject
+from effc.dsl.recipe import Invocation
 
 from tests.grids import wide
 
@@ -107,6 +109,27 @@ def test_a_usage_error_is_json_where_json_was_asked_for(effc):
     body = json.loads(run.out)
     assert (run.code, run.err) == (2, "")
     assert (body["status"], body["exit"], body["diagnostics"][0]["slug"]) == ("error", 2, "usage")
+
+
+@pytest.mark.parametrize("verb", ["compile", "plan", "test"])
+def test_events_that_can_not_be_written_are_refused_before_anything_is_computed(effc, write, verb):
+    run = effc(verb, write(), "--events", "away/events.jsonl")
+    assert run.code == 2 and "there is no folder away" in " ".join(run.err.replace("│", " ").split())
+
+
+def test_a_second_compile_into_a_place_is_refused_before_it_computes(effc, write, tmp_path):
+    recipe = write()
+    with claimed([Place(tmp_path / "out", Invocation("hf", {"path": "small"}))], False):
+        run = effc("compile", recipe, "--no-progress", "--cache-dir", "cache")
+    assert run.code == 2 and "error[output-busy]" in run.err and "r.effspec:" in run.err
+    assert not list((tmp_path / "cache").rglob("steps/*"))  # nothing was computed
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_fills_the_cache_is_freed_by_its_verb_and_what_was_named_is_not(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "cache" / "x"))
+    assert "cache gc" in explained(full, tmp_path / "cache")[0].help
+    assert "cache gc" not in explained(full, tmp_path / "other")[0].help
 
 
 def test_a_traceback_is_shown_only_with_debug(effc, write):

@@ -8,6 +8,8 @@ import time
 import tomllib
 
 import pytest
+from effc.compiler.words import lockfile
+from effc.compiler.words.packages import VENDORED, package_in
 
 TIGHT = """effspec 1
 \"\"\"Prune tightly.\"\"\"
@@ -106,12 +108,31 @@ def test_a_package_that_was_edited_is_refused(effc, added):
 )
 def test_a_recipe_of_a_package_names_nothing_outside_it(effc, tmp_path, path, line):
     text = TIGHT.replace('data own = text("../data/few.txt", samples: 1, length: 16)', line.format(path))
-    package(tmp_path / "theirs", text)
+    theirs = package(tmp_path / "theirs", text)
     (tmp_path / "r.effspec").write_text(USER)
     (tmp_path / "secret.txt").write_text("secret")
-    assert effc("add", "theirs").code == 0
+    run = effc("add", "theirs")
+    assert run.code == 3 and "error[outside-package]" in run.err and "recipes/tight.effspec:" in run.err
+    assert not (tmp_path / "effspec.lock").exists()
+    vendored(theirs, tmp_path)
     run = effc("check", "r.effspec")
     assert run.code == 3 and "error[outside-package]" in run.err
+
+
+def vendored(theirs, project):
+    """A package in a project that nobody asked when it was added: a clone has such, lock and all."""
+    found = package_in(theirs)
+    shutil.copytree(theirs, project / VENDORED / found.name)
+    lock = lockfile.read(project)
+    lock["packages"][found.name] = {"source": "theirs", "version": found.version, "tree": found.tree}
+    lockfile.write(project, lock)
+
+
+def test_a_package_that_turned_is_not_taken_by_an_update(effc, added):
+    before = tree(added)
+    package(added / "theirs", TIGHT.replace("../data/few.txt", "../../few.txt"), "1.1")
+    run = effc("update", "edge")
+    assert run.code == 3 and "error[outside-package]" in run.err and tree(added) == before
 
 
 def link(folder):

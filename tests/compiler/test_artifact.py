@@ -157,6 +157,15 @@ def test_a_manifest_that_no_effc_of_this_version_wrote_is_refused(tmp_path, text
     assert slug(lambda: read_manifest(tmp_path)) == expected
 
 
+@pytest.mark.parametrize("change", [{"measures": [1]}, {"machine": []}, {"checks": [{"what": 1}]}, {"run": "long"}])
+def test_a_fault_among_measures_is_told_of_their_file(tmp_path, change):
+    write(tmp_path / "a", build=build)
+    body = json.loads((tmp_path / "a" / "measures.json").read_text())
+    (tmp_path / "a" / "measures.json").write_text(json.dumps(body | change))
+    (found,) = refused(lambda: read_manifest(tmp_path / "a")).diagnostics
+    assert found.slug == "artifact-broken" and str(tmp_path / "a" / "measures.json") in found.message
+
+
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "a\\..\\b", ""])
 def test_a_manifest_can_not_name_files_outside_its_folder(tmp_path, name):
     write(tmp_path / "a", build=build)

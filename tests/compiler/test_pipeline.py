@@ -126,7 +126,7 @@ def test_a_step_that_changes_nothing_is_refused_at_its_place(recipe):
     with pytest.raises(Reject) as refused:
         compiled(recipe, "a")
     (diagnostic,) = refused.value.diagnostics
-    assert diagnostic.slug == "no-change" and diagnostic.exit == 1
+    assert diagnostic.slug == "no-change" and diagnostic.exit == 3
     assert "prune.channels" in diagnostic.span.text
 
 

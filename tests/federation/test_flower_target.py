@@ -249,7 +249,10 @@ def asked(folder: Path, more: str) -> Path:
     ],
 )
 def test_what_can_not_go_together_is_told_by_check_where_it_is_written(tmp_path, more, blamed, says):
-    wrong = api.check(asked(tmp_path, more), cache_dir=tmp_path / "cache").diagnostics[0]
+    recipe = asked(tmp_path, more)
+    if "trains: reft" in more:
+        recipe.write_text(recipe.read_text().replace("shared(base) { }", "shared(base) { e = reft.insert() }"))
+    wrong = api.check(recipe, cache_dir=tmp_path / "cache").diagnostics[0]
     assert wrong.slug in ("unfit-choices", "out-of-range") and says in wrong.message
     assert wrong.span.source.text[wrong.span.start :].startswith(blamed)
 
@@ -295,13 +298,36 @@ def test_the_limits_in_the_header_are_those_of_the_server():
     assert f"way: function & strategy: abm & trains: reft & clients > {MANY}" in Flower.unfit
 
 
+def refused_by_compile(folder, recipe):
+    ledger(folder)
+    with pytest.raises(Reject) as refused:
+        api.compile(recipe, out=folder / "out", cache_dir=folder / "cache")
+    (wrong,) = refused.value.diagnostics
+    assert not (folder / "out").exists() or not any((folder / "out").iterdir())
+    return wrong
+
+
+def test_interventions_learn_nothing_of_rows_without_prompts(tmp_path):
+    recipe = asked(tmp_path, "trains: reft, strategy: fedavg")
+    recipe.write_text(recipe.read_text().replace("shared(base) { }", "shared(base) { e = reft.insert() }"))
+    wrong = refused_by_compile(tmp_path, recipe)
+    assert wrong.slug == "unfit-strategy" and "where a prompt ends" in wrong.message and wrong.span is not None
+
+
+def test_interventions_that_no_step_inserts_are_asked_for_by_check(tmp_path):
+    ledger(tmp_path)
+    (wrong,) = api.check(asked(tmp_path, "trains: reft, strategy: fedavg"), cache_dir=tmp_path / "cache").diagnostics
+    assert wrong.slug == "missing-step" and "needs `reft.insert` before it" in wrong.message
+    assert wrong.span.text == "reft" and "reft.insert(...)" in wrong.help
+    assert not api.check(asked(tmp_path, "strategy: fedavg"), cache_dir=tmp_path / "cache").diagnostics
+
+
 @pytest.mark.parametrize(
     ("more", "slug", "blamed", "says"),
     [
         ("clients: 50", "empty-client", "", "of 50 would have none"),
         ("hold: 99%", "empty-client", "hold", "judge itself by 8 of its 9 rows and learn from 1"),
         ("trains: prompt, tokens: 5000", "unfit-strategy", "tokens", "made for 512"),
-        ("trains: reft, strategy: fedavg", "unfit-strategy", "", "where a prompt ends"),
         ("strategy: coverage, trains: full, budgets: [100%, 1%, 50%, 50%]", "budget-too-small", "budgets", "smallest"),
         ("strategy: coverage, trains: full, budgets: [1MiB, 50%, 50%, 50%]", "budget-too-small", "budgets", "memory"),
         ("strategy: coverage, trains: full, budgets: [1.5M, 50%, 50%, 50%]", "unfit-strategy", "budgets", "largest"),
@@ -311,10 +337,7 @@ def test_the_limits_in_the_header_are_those_of_the_server():
     ],
 )
 def test_what_data_or_model_do_not_allow_is_refused_before_anything_is_written(tmp_path, more, slug, blamed, says):
-    ledger(tmp_path)
-    with pytest.raises(Reject) as refused:
-        api.compile(asked(tmp_path, more), out=tmp_path / "out", cache_dir=tmp_path / "cache")
-    (wrong,) = refused.value.diagnostics
+    wrong = refused_by_compile(tmp_path, asked(tmp_path, more))
     assert wrong.slug == slug and says in wrong.message and wrong.argument.split(" ")[0] == blamed
     assert wrong.span is not None and "method: " not in wrong.help  # which this target does not have
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())

@@ -3,18 +3,25 @@
 Each lot runs in a process of its own whose file opens, imports and process starts are watched (`watched.py`).
 """
 
+import hashlib
 import json
+import math
 import os
 import random
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from effc.compiler.artifacts.finite import _sound, _tensors
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.signature import new_key, sign
+from effc.compiler.checkpoints.safetensors_header import read_header
+from effc.compiler.gguf import reading as gguf
+from effc.compiler.native.stored import pieces
 from effc.dsl.diagnostics import Reject
 
 from tests.hostile import kinds
@@ -273,6 +280,85 @@ def test_verify_holds_native_weights_against_their_checksums_though_the_manifest
         consistent(case)
         assert main(["verify", str(case)]) == 5
         assert f"`{name}`" in (said := capsys.readouterr().err) and "native-damaged" in said
+
+
+def spoil_safetensors(file: Path, number: bytes) -> str:
+    header = read_header(file)
+    name, slot = next((n, s) for n, s in header.slots.items() if s.dtype in ("F32", "BF16") and len(s.shape) == 2)
+    start = file.stat().st_size - max(s.end for s in header.slots.values())
+    put(file, start + slot.start, number, 4 if slot.dtype == "F32" else 2)
+    return name
+
+
+def spoil_native(file: Path, number: bytes) -> str:
+    plan = json.loads((file.parent / "plan.json").read_text())
+    name, entry = next((n, e) for n, e in plan["entries"].items() if e["kind"] != "packed")
+    put(file, entry["at"], number, {"f32": 4, "bf16": 2}[entry["kind"]])
+    data = memoryview(file.read_bytes())[entry["at"] : entry["at"] + entry["bytes"]]
+    entry["sha256"] = [hashlib.sha256(piece).hexdigest() for piece in pieces(data)]
+    (file.parent / "plan.json").write_text(json.dumps(plan))
+    return name
+
+
+def spoil_gguf(file: Path, number: bytes) -> str:
+    name, entry = next((n, e) for n, e in gguf.read(file).entries.items() if e.kind == 0)  # F32
+    put(file, entry.start, number, 4)
+    return name
+
+
+def put(file: Path, at: int, number: bytes, width: int) -> None:
+    """Write the last bytes of a float32 that are as wide as the number that is there: those of bfloat16, too."""
+    with open(file, "r+b") as stream:
+        stream.seek(at)
+        stream.write(number[-width:])
+
+
+SPOILS = {".safetensors": spoil_safetensors, ".bin": spoil_native, ".gguf": spoil_gguf}
+NUMBERS = {"nan": struct.pack("<f", math.nan), "infinite": struct.pack("<f", -math.inf)}
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("program", "onnx", "rttc")])
+def test_verify_names_weights_that_are_no_numbers_though_hashes_were_written_anew(
+    honest, kind, number, tmp_path, capsys
+):
+    from effc.compiler.cli import main
+
+    for place in files_of(honest / kind):
+        if place.suffix not in SPOILS:
+            continue
+        case = tmp_path / kind
+        shutil.copytree(honest / kind, case)
+        file = case / place.relative_to(honest / kind)
+        name = SPOILS[file.suffix](file, NUMBERS[number])
+        consistent(case)
+        assert main(["verify", str(case)]) == 5
+        said = capsys.readouterr().err
+        assert "error[weights-not-finite]" in said and f"`{name}` holds 1 value NaN or infinite" in said
+        shutil.rmtree(case)
+
+
+@pytest.mark.parametrize("kind", ["program", "onnx"])
+def test_verify_names_weights_of_graphs_that_are_no_numbers(honest, kind, tmp_path, capsys):
+    from effc.compiler.cli import main
+
+    case = tmp_path / kind
+    shutil.copytree(honest / kind, case)
+    graph = next(f for f in files_of(case) if f.suffix in (".pt2", ".onnx"))
+    name, weight = next((n, x) for n, x in _tensors(graph) if x.dim() == 2 and x.is_floating_point())
+    own = weight.detach().contiguous().numpy().tobytes()
+    del weight  # which is mapped from the file
+    file, at = next((f, at) for f in files_of(case) if (at := f.read_bytes().find(own)) >= 0)
+    put(file, at, NUMBERS["nan"], 4)
+    consistent(case)
+    assert main(["verify", str(case)]) == 5
+    assert f"`{name}` holds 1 value NaN or infinite" in capsys.readouterr().err
+
+
+def test_a_mask_of_minus_infinity_is_no_fault():
+    mask = torch.zeros(4, 4).masked_fill(torch.ones(4, 4).triu(1).bool(), -torch.inf)
+    assert _sound(mask) and _sound(torch.tensor(torch.inf)) and _sound(torch.arange(3))
+    assert not any(map(_sound, (mask + 1, -mask, mask.where(mask == 0, torch.nan), torch.full((4,), -torch.inf))))
 
 
 def test_verify_refuses_a_target_that_there_is_not(honest, tmp_path, capsys):

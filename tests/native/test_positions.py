@@ -4,7 +4,11 @@ import pytest
 import torch
 from effc.compiler.artifacts.verify_child import first_position
 from effc.compiler.capture.capture import capture
+from effc.compiler.native.emission import facts
+from effc.compiler.native.opening import open_native
 from effc.compiler.native.reader import Reader
+from effc.compiler.native.stored import write
+from effc.dsl.diagnostics import Reject
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.native.naive import Naive
@@ -105,3 +109,33 @@ def test_a_plan_counts_positions_as_the_model_does(name):
         wanted = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
     assert torch.allclose(engine.run(ids[0].tolist(), [0] * 14, [True] * 14), wanted, atol=ATOL, rtol=1e-4)
     assert plan.context == 64 - first_position(model)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xmod"])
+def test_a_row_that_holds_the_token_that_is_not_counted_is_refused_where_it_is_counted(kind, tmp_path):
+    torch.manual_seed(0)
+    more = {"default_language": "en_XX", "languages": ["en_XX"]} if kind == "xmod" else {}
+    config = AutoConfig.for_model(kind, **_BERT, **more)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    plan = Reader(capture(model), "bf16").read()
+    write(plan, tmp_path, facts(model, "bf16", plan.gives))
+    native = open_native(tmp_path, threads=1, sequences=2)
+    ids = torch.randint(5, 128, (2, 12), generator=torch.Generator().manual_seed(1))
+    ids[0, 4] = ids[1, 7] = config.pad_token_id
+    with pytest.raises(Reject, match="it counts all but 1"):
+        native(ids)
+    own = torch.arange(12).expand(2, 12)
+    with torch.no_grad():  # counted as a text's own tokens they are the same
+        wanted = model(input_ids=ids, position_ids=own + first_position(model)).logits
+    found = native(ids, position_ids=own + first_position(model)).logits
+    assert float((found - wanted).norm()) <= 0.02 * float(wanted.norm())
+    filled = ids.clone()
+    filled[:, :3], filled[:, 4], filled[:, 7] = config.pad_token_id, 9, 9
+    mask = (filled != config.pad_token_id).long()
+    with torch.no_grad():
+        wanted = model(input_ids=filled, attention_mask=mask).logits[:, 3:]
+    found = native(filled, mask).logits[:, 3:]
+    assert float((found - wanted).norm()) <= 0.02 * float(wanted.norm())
+    filled[:, :3] = 9  # hidden by the mask, and counted by the model
+    with pytest.raises(Reject, match="it counts all but 1"):
+        native(filled, mask)

@@ -245,7 +245,7 @@ def test_a_model_without_zeros_is_told_to_leave_the_step_out(folder):
     with pytest.raises(Reject) as refused:
         compiled(folder, ON_RANDOM, "tidy")
     (diagnostic,) = refused.value.diagnostics
-    assert (diagnostic.slug, diagnostic.exit, diagnostic.span.text) == ("nothing-dead", 1, "clean.dead()")
+    assert (diagnostic.slug, diagnostic.exit, diagnostic.span.text) == ("nothing-dead", 3, "clean.dead()")
     assert diagnostic.help.startswith("leave the step out")
 
 
