@@ -113,12 +113,12 @@ def write(tmp_path):
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """A recipe with one bound that holds and one that fails, compiled once by a real process."""
+    """A recipe with one bound that holds and one that fails, compiled once by a real process, from an empty cache."""
     folder = tmp_path_factory.mktemp("compiled")
     expect = "expect small {\n  params <= 0.9 * base\n  perplexity(data: heldout) <= 0.5 * base\n}\n"
     steps = "  thin = prune.channels(keep: 75% of channels, align: 32)"
     (folder / "r.effspec").write_text(recipe_text(steps, expect), encoding="utf-8")
-    env = {**os.environ, "EFFC_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "cli-cache")}
+    env = {**os.environ, "EFFC_CACHE_DIR": str(folder / "cache")}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, "compile", "r.effspec", "--events", "events.jsonl"],
         cwd=folder,

@@ -63,7 +63,8 @@ def test_an_output_folder_without_permission_is_refused_before_work(effc, write,
     assert run.err.startswith("error[output-unwritable]: out: this user can't write there\n  --> r.effspec:")
 
 
-def test_plan_says_what_is_cached_and_whether_there_is_work(effc, compiled, tmp_path):
+def test_plan_says_what_is_cached_and_whether_there_is_work(effc, compiled, tmp_path, monkeypatch):
+    monkeypatch.setenv("EFFC_CACHE_DIR", str(compiled[0] / "cache"))
     folder, _ = compiled
     fresh = effc("plan", folder / "r.effspec", "--cache-dir", tmp_path / "empty", "--detailed-exitcode")
     assert fresh.code == 7 and "prune.channels" in fresh.out
