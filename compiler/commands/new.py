@@ -4,14 +4,19 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ...dsl.diagnostics import Fault, Reject
+from ...dsl.recipe import Invocation
 from ...dsl.show import quoted
 from ...dsl.source import Source
 from .flags import Shared, verb
+
+if TYPE_CHECKING:
+    from ...dsl.skeleton import Skeleton
+    from ..checkpoints.origin import Origin
 
 file_exists = Fault("file-exists", "A file that a command should write is there already.", exit="usage")
 unknown_goal = Fault("unknown-goal", "`effc new --goal` has no such goal.", exit="usage")
@@ -22,6 +27,7 @@ nothing_fits = Fault(
     exit="environment",
 )
 
+_FILES = {".gguf": "gguf", ".json": "config"}  # by what their names end in
 HF = 'hf("{path}")'
 SEARCH = """light = prune.multi(remove: 5% of params, group: 32, score: perplexity(text.calib))
   small = prune.multi(remove: 8% of params, group: 32, score: perplexity(text.calib))
@@ -29,7 +35,7 @@ SEARCH = """light = prune.multi(remove: 5% of params, group: 32, score: perplexi
 FEDERATION = 'flower("{path}", data: text.calib, clients: 4, rounds: 4, hold: 25%, steps: 8)'
 GUIDE = 'rttc("{path}", knowledge: "{knowledge}", policy: ttt, count: 32)'
 
-# goal -> sentence, steps, bounds, name of the pipeline, target.
+# goal -> sentence, steps, bounds, name of the pipeline, target; steps and bounds as a model of text has them.
 # A step or bound that the model or this effc has no use for is left out.
 GOALS = {
     "smaller": (
@@ -81,8 +87,13 @@ SAMPLES = """{"question": "What is the capital of France?", "answer": "Paris"}
 {"text": "The Andes are the longest range of mountains on land."}
 """
 
+_OF_TEXT = ("federated", "rttc")  # goals whose target reads and writes text
+
 _model = typer.Argument(
-    metavar="[MODEL]", show_default=False, help="zoo:NAME, a model folder or ORG/NAME; zoo:tiny-llama unless given."
+    metavar="[MODEL]",
+    show_default=False,
+    help="zoo:NAME, a model folder, ORG/NAME, a .gguf file, a config.json or FILE.py:FUNCTION; zoo:tiny-llama unless "
+    "given.",
 )
 _goal = typer.Option("--goal", metavar="|".join(GOALS), help="What the recipe is for.")
 _output = typer.Option(
@@ -107,8 +118,7 @@ def register(app: typer.Typer) -> None:
             raise Reject(unknown_goal(f"`{goal}` is no goal", help=f"goals are {', '.join(GOALS)}"))
         beside = output.parent if output else Path()
         source = source_of(model, beside)
-        last = Path(model).resolve().name if Path(model).is_dir() else re.split("[/:]", model)[-1]
-        short = re.sub(r"[^A-Za-z0-9]+", "-", last).strip("-").lower()
+        short = re.sub(r"[^A-Za-z0-9]+", "-", _called(model)).strip("-").lower()
         path = output or Path(f"{short or 'model'}-{goal}.effspec")
         if path.exists():
             raise Reject(file_exists(f"{path} exists", help="name another file with -o"))
@@ -128,7 +138,7 @@ def register(app: typer.Typer) -> None:
 
 @dataclass(frozen=True)
 class Named:
-    """How a recipe names a model: `zoo("tiny-llama")`, `hf("./x")`, `hf("org/name")`."""
+    """How a recipe names a model: `zoo("tiny-llama")`, `hf("./x")`, `hf("org/name")`, `gguf("./x.gguf")`."""
 
     word: str
     name: str
@@ -136,6 +146,11 @@ class Named:
     @property
     def text(self) -> str:
         return f"{self.word}({quoted(self.name)})"
+
+    def call(self, session) -> Invocation:
+        params = session.shelf.vocabulary.word("model", self.word).params
+        first = next(p.name for p in params if p.positional)
+        return Invocation(self.word, {**{p.name: p.default for p in params}, first: self.name})
 
 
 def source_of(model: str, beside: Path) -> Named:
@@ -145,11 +160,64 @@ def source_of(model: str, beside: Path) -> Named:
         return Named(kind, name)
     if Path(model).is_dir():
         return Named("hf", _near(Path(model), beside))
+    if Path(model).is_file() and Path(model).suffix in _FILES:
+        return Named(_FILES[Path(model).suffix], _near(Path(model), beside))
+    file, _, function = model.rpartition(":")
+    if file.endswith(".py") and Path(file).is_file():
+        return Named("module", f"{_near(Path(file), beside)}:{function}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return Named("hf", model)
     from ..models import nowhere
 
     raise Reject(nowhere(model))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What a recipe scores a model by, and on which rows.
+
+    lines    that declare the rows
+    metric   perplexity of a model that predicts tokens, similarity of what else there is
+    calib    the rows that a search reads, and `heldout` those of bounds
+    """
+
+    lines: tuple[str, ...]
+    metric: str
+    calib: str
+    heldout: str
+
+    def read(self, line: str) -> str:
+        """A step or a bound of `GOALS` for this model."""
+        line = line.replace("text.calib", self.calib).replace("text.heldout", self.heldout)
+        if self.metric == "similarity":
+            line = re.sub(r"perplexity(\(\S+\) )<= [\d.]+ \* base", r"similarity\1>= 0.80", line)
+        return line.replace("perplexity(", f"{self.metric}(")
+
+
+_TEXTS = ("# Texts that come with effc; text of your own domain says more.", "use std.text")
+_DRAWN = (
+    "# Random rows show that it works; rows of your own say what it does: `effc explain data`.",
+    "data calib = synthetic(count: 16, seed: 1)",
+    "data heldout = synthetic(count: 16, seed: 2)",
+)
+
+
+def judge_of(origin: "Origin", skeleton: "Skeleton") -> Judge:
+    """Text for what has a tokenizer; random rows for images, sounds, series and whatever a module takes."""
+    from ..rows.inputs import is_two_sided
+
+    reads = bool(skeleton.facts.get("vocab") and origin.tokenizer_identity)
+    says = skeleton.facts.get("causal_lm") or (reads and is_two_sided(origin.config))
+    metric = "perplexity" if says else "similarity"
+    return Judge(_TEXTS, metric, "text.calib", "text.heldout") if reads else Judge(_DRAWN, metric, "calib", "heldout")
+
+
+def _called(model: str) -> str:
+    """What a person calls a model: the name of its folder or file, of a config's the folder that it lies in."""
+    path = Path(model).resolve()
+    if path.is_file():
+        return path.parent.name if path.name == "config.json" else path.stem
+    return path.name if path.is_dir() else re.split("[/:]", model)[-1]
 
 
 def _near(folder: Path, beside: Path) -> str:
@@ -163,24 +231,33 @@ def _near(folder: Path, beside: Path) -> str:
 def fitting(source: Named, goal: str, short: str, path: Path, shared: Shared) -> str:
     """The recipe with every step and bound that checks for this model."""
     session = shared.session(path)
-    forms, bounds = GOALS[goal][1:3]
-    branches = _branches(source, session)
+    call = source.call(session)
+    skeleton = session.skeleton(call)
+    judge = judge_of(session.origin(call), skeleton)
+    if goal in _OF_TEXT and judge.lines is not _TEXTS:
+        said = f"the goal `{goal}` is of models that read text by a tokenizer, and {source.text} has none"
+        raise Reject(nothing_fits(said, help=f"goals for it are {', '.join(g for g in GOALS if g not in _OF_TEXT)}"))
+    branches = max(1, len(skeleton.branches) // 10)  # about a tenth of them
+    forms, bounds = (tuple(judge.read(line) for line in lines) for lines in GOALS[goal][1:3])
     steps = tuple(s.format(branches=branches) for s in forms)
+    if not skeleton.facts.get("causal_lm"):
+        bounds = tuple(b for b in bounds if not b.startswith("decode"))
 
-    def faults(steps: tuple[str, ...], bounds: tuple[str, ...] = ()) -> list:
-        return _faults(_text(source.text, goal, short, steps, bounds), path, session)
+    def draft(steps: tuple[str, ...], bounds: tuple[str, ...]) -> str:
+        return _text(source.text, goal, short, judge, steps, bounds)
 
     fit: tuple[str, ...] = ()
     for step in steps:
-        fit += () if faults((*fit, step)) else (step,)
+        fit += () if _faults(draft((*fit, step), ()), path, session) else (step,)
     if not fit:
-        raise Reject(*faults(steps[:1]) or [nothing_fits(f"no step for the goal `{goal}` fits {source.text}")])
+        none = nothing_fits(f"no step for the goal `{goal}` fits {source.text}")
+        raise Reject(*_faults(draft(steps[:1], ()), path, session) or [none])
     kept: tuple[str, ...] = ()
     for bound in bounds:
-        kept += () if faults(fit, (*kept, bound)) else (bound,)
+        kept += () if _faults(draft(fit, (*kept, bound)), path, session) else (bound,)
     from ...dsl.format import format_source
 
-    return format_source(Source(str(path), _text(source.text, goal, short, fit, kept)))
+    return format_source(Source(str(path), draft(fit, kept)))
 
 
 def _faults(text: str, path: Path, session) -> list:
@@ -194,32 +271,20 @@ def _faults(text: str, path: Path, session) -> list:
     return [d for d in checked.diagnostics if d.severity == "error"]
 
 
-def _branches(source: Named, session) -> int:
-    """About a tenth of the residual branches, at least one."""
-    from ...dsl.recipe import Invocation
-
-    more = {} if source.word == "zoo" else {"revision": "main", "dtype": "auto"}
-    skeleton = session.skeleton(Invocation(source.word, {"name": source.name, **more}))
-    return max(1, len(skeleton.branches) // 10)
-
-
-def _text(call: str, goal: str, short: str, steps: tuple[str, ...], bounds: tuple[str, ...]) -> str:
+def _text(call: str, goal: str, short: str, judge: Judge, steps: tuple[str, ...], bounds: tuple[str, ...]) -> str:
     sentence, _, _, name, target = GOALS[goal]
     about = sentence.format(model=short)
+    used = judge.lines
+    if not any("heldout" in line for line in (*steps, *bounds)) and judge.lines is _DRAWN:
+        used = judge.lines[:-1]
+    model = f"model base = {call}"
     lines = [
         "effspec 1",
         f'"""{about}"""',
         "",
-        "# Texts that come with effc; text of your own domain says more.",
-        "use std.text",
-        "",
-        f"model base = {call}",
-        "",
-        f"pipeline {name}(base) {{",
-        *(f"  {s}" for s in steps),
-        "}",
-        "",
+        *([*used, "", model] if used[-1].startswith("use") else [model, "", *used]),
     ]
+    lines += ["", f"pipeline {name}(base) {{", *(f"  {s}" for s in steps), "}", ""]
     if bounds:
         lines += [f"expect {name} {{", *(f"  {b}" for b in bounds), "}", ""]
     written = target.format(path=f"{short}-{name}", knowledge=_knowledge(short))
