@@ -108,6 +108,9 @@ _TINY = (
 )
 NAMES = (*dict.fromkeys((*_TINY, *_SPECIAL)), *PLAIN, *MORE)
 ROWS = (*NAMES, *GENERATED)  # of the whole matrix; what is generated stands there once it was run
+# Of models whose rounding grows from layer to layer, or whose routers are nearly undecided, where weights are as wide as
+# others' here: those of trained models are not.
+CALM = dict.fromkeys(("gemma4_text", "qwen3_next", "phimoe", "mt5", "t5, gated"), 0.05)
 PLAIN_CONFIGS = {"fused qkv": {"vocab_size": 64}}  # what a recipe's `config:` would say of them
 
 
@@ -119,7 +122,10 @@ def model(name: str) -> nn.Module:
         return randomized(lambda: _from_config(*MORE[name]))
     if name in GENERATED:
         auto, kind, values = GENERATED[name]
-        return randomized(lambda: getattr(transformers, auto).from_config(config(kind, values), dtype=torch.float32))
+        made = getattr(transformers, auto)
+        return randomized(
+            lambda: made.from_config(config(kind, values), dtype=torch.float32), spread=CALM.get(name, 0.1)
+        )
     if name not in _SPECIAL:
         return tiny.model(name)
     kind, values = _SPECIAL[name]
@@ -132,14 +138,14 @@ def _from_config(auto: str, kind: str, values: dict) -> nn.Module:
     return getattr(transformers, auto).from_config(config, dtype=torch.float32)
 
 
-def randomized(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+def randomized(make: Callable[[], nn.Module], seed: int = 0, spread: float = 0.1) -> nn.Module:
+    """A model whose numbers are drawn: those of matrices by a normal law as wide as `spread`, others by twice that."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = make().eval()
         with torch.no_grad():
             for parameter in made.parameters():
-                spread = 0.1 if parameter.dim() in (2, 3) else 0.2
-                noise = torch.randn(parameter.shape) * spread
+                noise = torch.randn(parameter.shape) * (spread if parameter.dim() in (2, 3) else 2 * spread)
                 parameter.copy_(noise if parameter.dim() > 1 else parameter + noise)
             for module in made.modules():
                 if isinstance(module, nn.BatchNorm2d):
