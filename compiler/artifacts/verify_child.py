@@ -61,8 +61,10 @@ def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS)
 
 @torch.no_grad()
 def logits_of_rows(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
-    """[rows, length, vocabulary] in float32, each row computed alone."""
-    return torch.cat([first_output(model(input_ids=row[None])) for row in rows])
+    """[rows, length, vocabulary] in float32, each row computed alone; all of its tokens have positions."""
+    skips = first_position(model) or getattr(model, "uncounted", None) is not None  # RoBERTa's kin, some tokens
+    given = own_positions(model, torch.ones_like(rows[:1])) if skips else {}
+    return torch.cat([first_output(model(input_ids=row[None], **given)) for row in rows])
 
 
 def probe_two_sides(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
@@ -106,7 +108,10 @@ def first_position(model: nn.Module) -> int:
     """The number of a row's first position: RoBERTa and its kin begin behind the one of padding.
 
     They count so where they are given none; `generate` gives positions from 0 on, which they never met in training.
+    An encoder of effc's engine says so itself.
     """
+    if type(own := getattr(model, "first_position", None)) is int:
+        return own
     for module in model.modules():
         home = sys.modules.get(type(module).__module__)  # which counts for Luke and MPNet, whose classes do not
         made, padding = getattr(module, COUNT, getattr(home, COUNT, None)), getattr(module, "padding_idx", None)

@@ -56,7 +56,8 @@ class Accounting:
                 return Accounting(_few(rows, words), ref.name)
         generator = torch.Generator().manual_seed(ctx.seed)
         length = min(LENGTH, ctx.origin.positions or LENGTH)
-        return Accounting(_few(torch.randint(words, (ROWS, length), generator=generator), words))
+        first = min(3, words - 1)  # special tokens come first, and some models count without them
+        return Accounting(_few(torch.randint(first, words, (ROWS, length), generator=generator), words))
 
     def look(self, original: nn.Module) -> None:
         """Hear the original, the first time that it is there."""

@@ -36,7 +36,7 @@ def prompt_ids(model: nn.Module, batch: int, length: int) -> Tensor:
     """The same ids for every model of a vocabulary: [batch, length]."""
     generator = torch.Generator().manual_seed(0)
     known = min(words(model) or 256, words(model, said=True) or 256)  # to both sides, where there are two
-    ids = torch.randint(known, (batch, length), generator=generator)
+    ids = torch.randint(min(3, known - 1), known, (batch, length), generator=generator)  # special tokens come first
     return ids.to(device_of(model))
 
 

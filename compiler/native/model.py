@@ -235,7 +235,7 @@ class NativeModel(nn.Module):
         refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         length = input_ids.shape[1]
         mask = self._text(input_ids, attention_mask)[:, -length:]
-        if position_ids is None:
+        if position_ids is None and cache is None:  # what goes on from a cache is counted as `generate` does
             refuse_uncounted(input_ids, mask, self.uncounted)
         keep = min(logits_to_keep or input_ids.shape[1], input_ids.shape[1])
         logits = torch.zeros((len(input_ids), keep, self.plan["vocabulary"]))

@@ -110,7 +110,7 @@ NAMES = (*dict.fromkeys((*_TINY, *_SPECIAL)), *PLAIN, *MORE)
 ROWS = (*NAMES, *GENERATED)  # of the whole matrix; what is generated stands there once it was run
 # Of models whose rounding grows from layer to layer, or whose routers are nearly undecided, where weights are as wide as
 # others' here: those of trained models are not.
-CALM = dict.fromkeys(("gemma4_text", "qwen3_next", "phimoe", "mt5", "t5, gated"), 0.05)
+CALM = dict.fromkeys(("gemma4_text", "qwen3_next", "phimoe", "minimax", "distilbert", "mt5", "t5, gated"), 0.05)
 PLAIN_CONFIGS = {"fused qkv": {"vocab_size": 64}}  # what a recipe's `config:` would say of them
 
 
@@ -119,7 +119,7 @@ def model(name: str) -> nn.Module:
     if name in PLAIN:
         return randomized(PLAIN[name])
     if name in MORE:
-        return randomized(lambda: _from_config(*MORE[name]))
+        return randomized(lambda: _from_config(*MORE[name]), spread=CALM.get(name, 0.1))
     if name in GENERATED:
         auto, kind, values = GENERATED[name]
         made = getattr(transformers, auto)

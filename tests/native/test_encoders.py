@@ -4,6 +4,7 @@ import effc
 import pytest
 import torch
 import transformers
+from effc.compiler import api
 from effc.compiler.capture.capture import capture
 from effc.compiler.native.emission import facts
 from effc.compiler.native.opening import open_native
@@ -164,3 +165,16 @@ def test_a_table_of_distances_added_to_scores_that_are_written_out_is_refused_by
     model = transformers.MPNetModel(transformers.MPNetConfig(**SIZES)).eval()
     with pytest.raises(Reject, match="attention that the engine does not have"):
         Reader(capture(model), "bf16").read()
+
+
+@pytest.mark.parametrize("kind", ["RobertaForTokenClassification", "RobertaForCausalLM"])
+def test_models_that_count_behind_padding_are_compiled_and_hold_in_a_fresh_process(kind, tmp_path):
+    """What a compile does beside: positions of its own process, rows that it draws, accounts and times."""
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(**SIZES, is_decoder=kind.endswith("LM"))
+    getattr(transformers, kind)(config).save_pretrained(tmp_path / "m")
+    recipe = 'effspec 1\nmodel base = hf("./m")\npipeline lean(base) {}\nemit lean { native("cpu") }\n'
+    (tmp_path / "r.effspec").write_text(recipe)
+    (result,) = api.compile(tmp_path / "r.effspec", tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
+    (artifact,) = result.artifacts
+    assert artifact.manifest.checks and all(check.holds for check in artifact.manifest.checks)
