@@ -1,5 +1,7 @@
 """The model card: `README.md` of an artifact, for a person who meets the folder without its recipe."""
 
+import textwrap
+
 from .accounts import Account, account_rows
 from .load import facts
 from .manifest import Check, Expectation, Manifest, Measure
@@ -144,12 +146,13 @@ def _checked(checks: tuple[Check, ...]) -> str:
         [f"`{form}`", str(len(found)), f"{max(c.worst for c in found):.2g}", f"{min(c.tolerance for c in found):.2g}"]
         for form, found in forms.items()
     ]
+    compared = dict.fromkeys(check.what.partition(": ")[2] or check.what for check in checks)
+    said = f"Reopened in a fresh process and compared with the model in memory: {'; '.join(compared)}."
     return "\n".join(
         [
             "## Checked",
             "",
-            "Reopened in a fresh process and compared with the model in memory: logits of a batch, of a",
-            "left-padded one, of prefill and cached steps, and greedy tokens.",
+            textwrap.fill(said, 100),
             "",
             _table(["form", "outputs", "worst difference", "allowed"], rows),
         ]

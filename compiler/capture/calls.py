@@ -31,9 +31,7 @@ unsupported_model = Fault(
 # How models say that a size or a cache is not one for them. A wrong name or type would be a mistake of ours.
 _CANT_RUN = (RuntimeError, ValueError, IndexError)
 _OWN = __name__.partition(".")[0]  # the package: an environment may lie inside of the folder of its sources
-_WITHOUT_WEIGHTS = (
-    "effc looks at a model before its weights are read: let that line not ask what numbers a tensor holds"
-)
+_WITHOUT_WEIGHTS = "effc looks at a model before its weights are read"
 _NO_KERNEL = re.compile(r"Could not run '|no fake impl|Torch not compiled with CUDA|no NVIDIA driver")
 _OTHER_SHAPE = (3, 11, 3)  # batch, length, left padding of each further row
 
@@ -134,7 +132,10 @@ def _remedy(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:
             "a CPU implementation with torch.library, or let the module fall back to torch functions"
         )
     if any(p.is_meta for p in model.parameters()):
-        return _WITHOUT_WEIGHTS
+        return (
+            f"{_WITHOUT_WEIGHTS}, and gives it {', '.join(inputs)} alone: where it needs more, wrap it in a module of "
+            "your own that has `dummy_inputs`; where that line asks what numbers a tensor holds, let it not"
+        )
     return (
         f"it was given {', '.join(inputs)} alone, which must be enough; if a step of the recipe came before, it "
         "can't do without what the step removed"
@@ -143,7 +144,7 @@ def _remedy(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:
 
 def asks_numbers(refused: Reject) -> bool:
     """Whether a model was refused that has no weights, and that may run where it has some."""
-    return any(found.help == _WITHOUT_WEIGHTS for found in refused.diagnostics)
+    return any((found.help or "").startswith(_WITHOUT_WEIGHTS) for found in refused.diagnostics)
 
 
 def first_sentence(error: Exception) -> str:

@@ -84,8 +84,8 @@ def _refuse_other_inputs(model: PreTrainedModel, main: str) -> None:
     if main != "input_ids":
         raise Reject(
             unknown_inputs(
-                f"{name} takes `{main}`, and effc makes token ids, images, sounds and time series only",
-                help="wrap it in a module of your own that has `dummy_inputs`",
+                f"{name} takes `{main}`, and effc doesn't know what it would be given there",
+                help="wrap it in a module of your own that has `dummy_inputs`, and give it rows of `tensors`",
             )
         )
     if type(getattr(model.config.get_text_config(), "vocab_size", None)) is not int:

@@ -195,10 +195,11 @@ class Judge:
 
 
 _TEXTS = ("# Texts that come with effc; text of your own domain says more.", "use std.text")
+LONGEST = 256  # tokens of a row of the texts that come with effc
 _DRAWN = (
     "# Random rows show that it works; rows of your own say what it does: `effc explain data`.",
-    "data calib = synthetic(count: 16, seed: 1)",
-    "data heldout = synthetic(count: 16, seed: 2)",
+    "data calib = synthetic(count: 16{long}, seed: 1)",
+    "data heldout = synthetic(count: 16{long}, seed: 2)",
 )
 
 
@@ -206,10 +207,14 @@ def judge_of(origin: "Origin", skeleton: "Skeleton") -> Judge:
     """Text for what has a tokenizer; random rows for images, sounds, series and whatever a module takes."""
     from ..rows.inputs import is_two_sided
 
-    reads = bool(skeleton.facts.get("vocab") and origin.tokenizer_identity)
+    words, most = skeleton.facts.get("vocab"), origin.positions or LONGEST
+    reads = bool(words and origin.tokenizer_identity and most >= LONGEST)
     says = skeleton.facts.get("causal_lm") or (reads and is_two_sided(origin.config))
     metric = "perplexity" if says else "similarity"
-    return Judge(_TEXTS, metric, "text.calib", "text.heldout") if reads else Judge(_DRAWN, metric, "calib", "heldout")
+    if reads:
+        return Judge(_TEXTS, metric, "text.calib", "text.heldout")
+    long = f", length: {most}" if words and most < 128 else ""  # tokens of a row, unless said
+    return Judge(tuple(line.format(long=long) for line in _DRAWN), metric, "calib", "heldout")
 
 
 def _called(model: str) -> str:
@@ -250,8 +255,9 @@ def fitting(source: Named, goal: str, short: str, path: Path, shared: Shared) ->
     for step in steps:
         fit += () if _faults(draft((*fit, step), ()), path, session) else (step,)
     if not fit:
-        none = nothing_fits(f"no step for the goal `{goal}` fits {source.text}")
-        raise Reject(*_faults(draft(steps[:1], ()), path, session) or [none])
+        why = "; ".join(found.message for found in _faults(draft(steps[:1], ()), path, session))
+        said = f"no step for the goal `{goal}` fits {source.text}: {why}"
+        raise Reject(nothing_fits(said, help="`effc inspect` shows what is in it; try another --goal"))
     kept: tuple[str, ...] = ()
     for bound in bounds:
         kept += () if _faults(draft(fit, (*kept, bound)), path, session) else (bound,)
@@ -275,7 +281,7 @@ def _text(call: str, goal: str, short: str, judge: Judge, steps: tuple[str, ...]
     sentence, _, _, name, target = GOALS[goal]
     about = sentence.format(model=short)
     used = judge.lines
-    if not any("heldout" in line for line in (*steps, *bounds)) and judge.lines is _DRAWN:
+    if not any("heldout" in line for line in (*steps, *bounds)) and judge.lines is not _TEXTS:
         used = judge.lines[:-1]
     model = f"model base = {call}"
     lines = [
