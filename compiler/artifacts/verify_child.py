@@ -164,9 +164,8 @@ def inputs_for(config, seed: int = 0, images: bool = False, behind: bool = False
     return {"ids": ids, "mask": mask.flip(1) if behind else mask}
 
 
-def chosen(attention: str) -> "str | dict[str, Any] | None":
-    """The `attn_implementation` that was asked for: of all, or by the names of parts."""
-    return json.loads(attention) if attention.startswith("{") else attention or None
+def chosen(attention: str) -> str | dict[str, Any]:
+    return json.loads(attention) if attention.startswith("{") else attention
 
 
 def load_plain(folder: str, attention: str) -> nn.Module:
@@ -174,8 +173,9 @@ def load_plain(folder: str, attention: str) -> nn.Module:
 
     with open(f"{folder}/config.json", encoding="utf-8") as file:
         kind = getattr(transformers, json.load(file)["architectures"][0])
+    how = chosen(attention) or None
     model, info = kind.from_pretrained(
-        folder, dtype="auto", local_files_only=True, output_loading_info=True, attn_implementation=chosen(attention)
+        folder, dtype="auto", local_files_only=True, output_loading_info=True, attn_implementation=how
     )
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     wrong = {name: sorted(map(str, info[name])) for name in kinds if info[name]}

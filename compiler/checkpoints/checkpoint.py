@@ -215,9 +215,10 @@ def _attentions(own: str, config: transformers.PreTrainedConfig) -> str | dict[s
 
 
 def _attention_of_part(config: transformers.PreTrainedConfig) -> str:
-    auto, classes = transformers.models.auto.modeling_auto, []
+    auto = transformers.models.auto.modeling_auto
+    classes: list[type[transformers.PreTrainedModel]] = []
     for table in (auto.MODEL_MAPPING, auto.MODEL_FOR_BACKBONE_MAPPING):
-        found = table.get(type(config), ())
+        found: Any = table.get(type(config), ())
         classes += found if isinstance(found, tuple) else [found]
     return "sdpa" if all(kind._supports_sdpa for kind in classes) else "eager"
 
