@@ -11,7 +11,7 @@ from ..dsl.recipe import Bound, Invocation, Pipeline, Recipe
 from ..dsl.skeleton import Skeleton
 from ..dsl.source import Source
 from .checkpoints.origin import Origin
-from .discovery.structure import kept_skeleton, refuse_other_shapes, shipped_skeleton, skeleton_of
+from .discovery.structure import kept_skeleton, refuse_other_tensors, shipped_skeleton, skeleton_of
 from .report.progress import Listener, Warned, announce
 from .store.cache import default_cache
 from .words.context import Context, Settings
@@ -302,7 +302,7 @@ def plans(session: Session) -> "list[Plan]":
             with announce("finding the model's structure"):
                 skeleton = skeleton_of(ctx.origin, session.settings)
             with placed(recipe.models[pipeline.model].span):
-                refuse_other_shapes(ctx.origin, skeleton)
+                refuse_other_tensors(ctx.origin, skeleton)
             with announce("reckoning time and memory"):
                 found.append(plan(recipe, pipeline, ctx, skeleton))
     if session.settings.locked:

@@ -5,6 +5,7 @@ more than before, beside logits of a few tokens.
 """
 
 import inspect
+import json
 import os
 import subprocess
 import tempfile
@@ -126,7 +127,16 @@ def _decodes_together(model: PreTrainedModel, given: Mapping[str, torch.Tensor])
 
 
 def attention_of(model: Any) -> str:
-    return getattr(getattr(model, "config", None), "_attn_implementation", None) or ""
+    """Which attention a model runs with; as JSON by the names of its parts where one of them takes another."""
+    found = _attentions(getattr(model, "config", None))
+    return found if isinstance(found, str) else json.dumps(found)
+
+
+def _attentions(config: Any) -> str | dict[str, Any]:
+    own = getattr(config, "_attn_implementation", None) or ""
+    held = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", ())}
+    parts = {name: _attentions(part) or own for name, part in held.items() if part is not None}
+    return {"": own, **parts} if any(said != own for said in parts.values()) else own
 
 
 def reopen(

@@ -169,13 +169,18 @@ def inputs_for(config, seed: int = 0, images: bool = False, behind: bool = False
     return {"ids": ids, "mask": mask.flip(1) if behind else mask}
 
 
+def chosen(attention: str) -> str | dict[str, Any]:
+    return json.loads(attention) if attention.startswith("{") else attention
+
+
 def load_plain(folder: str, attention: str) -> nn.Module:
     import transformers
 
     with open(f"{folder}/config.json", encoding="utf-8") as file:
         kind = getattr(transformers, json.load(file)["architectures"][0])
+    how = chosen(attention) or None
     model, info = kind.from_pretrained(
-        folder, dtype="auto", local_files_only=True, output_loading_info=True, attn_implementation=attention or None
+        folder, dtype="auto", local_files_only=True, output_loading_info=True, attn_implementation=how
     )
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     wrong = {name: sorted(map(str, info[name])) for name in kinds if info[name]}
@@ -190,7 +195,7 @@ def load_effc(folder: str, attention: str) -> nn.Module:
 
     model = load(folder, kernels=False)  # as the recipe says, like the model in memory
     if attention:
-        model.set_attn_implementation(attention)
+        model.set_attn_implementation(chosen(attention))
     return model.eval()
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ...dsl.diagnostics import Reject
+
 _OPTION = "dropout"
 
 
@@ -28,9 +30,15 @@ def drops(graph: fx.Graph, layer: nn.Module) -> bool:
 
 
 def adopt(graph: fx.Graph, retrace: Callable[[], fx.Graph], layer: nn.Module) -> None:
-    """Give the attention nodes the probabilities that they have in training mode, if the two traces agree."""
-    with _training(layer), torch.random.fork_rng(devices=[]):
-        second = retrace()
+    """Give the attention nodes the probabilities that they have in training mode, if the two traces agree.
+
+    DETR has none of that mode: there it asks whether all that it computed is finite.
+    """
+    try:
+        with _training(layer), torch.random.fork_rng(devices=[]):
+            second = retrace()
+    except Reject:
+        return
     here, there = _attentions(graph), _attentions(second)
     if [node.name for node in here] == [node.name for node in there]:
         for node, trained in zip(here, there, strict=True):

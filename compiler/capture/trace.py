@@ -30,6 +30,8 @@ _ADDS = (operator.add, operator.iadd, torch.add)
 _TO_PYTHON = ("item", "tolist")
 _RESULTS = (torch.Tensor, *_SCALARS, tuple, list, dict, Cache, nn.Module, PreTrainedConfig)
 
+_OF_TORCH = frozenset(vars(nn.Module()))  # tables of parameters and hooks, which torch keeps
+
 
 class Uncapturable(Exception):
     """The forward does something that a graph can't say."""
@@ -253,18 +255,22 @@ def trace(
     """
     tracer = Tracer(root, family, opaque, inline, optional)
     leaves.entered(tracer)
+    tables = _tables(root)
     try:
         with torch.no_grad(), patched(tracer), sourced(tracer.paths, tracer):
             values = {name: _placeholder(tracer, name, held) for name, held in arguments.items()}
             result = pick(root.forward(**values, **statics))
             tracer.graph.output(tracer.argument(result, "args", []))
+        tracer.graph.eliminate_dead_code(is_impure)
     except Exception as error:
         vars(error)["effc_path"] = tracer.failed or ""
         raise
     finally:
         leaves.left(tracer)
         _put_back(root)
-    tracer.graph.eliminate_dead_code(is_impure)
+        for table, before in tables:
+            table.clear()
+            table.update(before)
     return Trace(tracer.graph, tracer.index_used)
 
 
@@ -273,6 +279,13 @@ def _put_back(root: nn.Module) -> None:
     for module in root.modules():
         for kept in (vars(module), module._buffers):
             kept.update({name: thing.held for name, thing in kept.items() if type(thing) is Value})
+
+
+def _tables(root: nn.Module) -> list[tuple[dict, dict]]:
+    """Dicts that modules hold and what is in them: LeViT keeps the biases that it took once in one, by device, and
+    another trace would find values of this one there."""
+    held = (thing for module in root.modules() for name, thing in vars(module).items() if name not in _OF_TORCH)
+    return [(thing, dict(thing)) for thing in held if type(thing) is dict]
 
 
 def _placeholder(tracer: Tracer, name: str, held: Any) -> Value:

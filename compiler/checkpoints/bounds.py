@@ -17,12 +17,12 @@ bad_config = Fault(
 )
 
 _REPEATS = re.compile(
-    r"(?!.*(_head|_size|_dim|theta|_ids?$|token|multiple))"
+    r"(?!.*(_head|_size|_dim|theta|_ids?$|token|multiple|window|expert_capacity|interval|period))"
     r".*(layer|block|expert|depth|stage|stack)s?.*"
 )
 _FREE = re.compile(
     r".*(position|theta|token|_id|seed|version|window|max_|_length|context|limit|chunk|norm|eps|base"
-    r"|factor|interval|every|period|offset|index|indices|freq|timescale|bins|classes_map).*"
+    r"|expert_capacity|factor|interval|every|period|offset|index|indices|freq|timescale|bins|classes_map).*"
 )
 _ROWS = {("doge", "num_experts")}  # its experts are rows of one embedding, 16,384 where there is no mixture, too
 _DRAWN = re.compile(r"vocab_size|num_channels|image_size|num_mel_bins|max_source_positions")  # what inputs are made by

@@ -48,7 +48,7 @@ model_code = Fault(
 
 # Tensors that stock checkpoints carry and modules make for themselves.
 SLACK = 1 << 24  # numbers that a model may have beside its weights: tables of positions, ties
-_HARMLESS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", "position_ids")
+HARMLESS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", "position_ids")
 
 
 def build(config: Mapping[str, Any], dtype: str, code: Path | None = None) -> nn.Module:
@@ -64,7 +64,7 @@ def build(config: Mapping[str, Any], dtype: str, code: Path | None = None) -> nn
             )
     made, kind = parse_config(config)
     with quiet(), library(f"a `{config['model_type']}`"):
-        module = kind._from_config(made, dtype=getattr(torch, dtype), attn_implementation=attention(kind))
+        module = kind._from_config(made, dtype=getattr(torch, dtype), attn_implementation=attention(kind, made))
     return module.eval()
 
 
@@ -159,17 +159,27 @@ def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConf
             isinstance(names, (list, tuple))
             and not set(dir(transformers)).isdisjoint(name for name in names if isinstance(name, str))
         ):
-            named = ", ".join(map(str, names)) if isinstance(names, (list, tuple)) else str(names)
-            raise Reject(
-                unknown_architecture(
-                    f"{named or model_type} is no model class of transformers {transformers.__version__}",
-                    help="name one in `architectures` of config.json",
-                )
-            )
+            raise _no_class(model_type, names)
         found = classes[type(made)]
         assert isinstance(found, type), f"several classes for a {type(made).__name__}"
         kind = found
     return made, kind
+
+
+def _no_class(model_type: str, names: Any) -> Reject:
+    """Why none of the names is taken: nobody's class, or that of another model type."""
+    named = names if isinstance(names, (list, tuple)) else [names]
+    said = f"{', '.join(map(str, named)) or model_type} is no model class of transformers {transformers.__version__}"
+    for name in named:
+        kind = getattr(transformers, name, None) if isinstance(name, str) and name in dir(transformers) else None
+        owner = getattr(getattr(kind, "config_class", None), "model_type", model_type)
+        if owner and owner != model_type:
+            said = (
+                f"{name} is no model class of transformers {transformers.__version__} for a `{model_type}`, which the "
+                f"config is of: it is one of `{owner}`"
+            )
+            break
+    return Reject(unknown_architecture(said, help="name one in `architectures` of config.json"))
 
 
 def _refuse_timm(made: transformers.PreTrainedConfig) -> None:
@@ -190,9 +200,27 @@ def _configs(config: transformers.PreTrainedConfig) -> Iterator[transformers.Pre
             yield from _configs(part)
 
 
-def attention(kind: type[transformers.PreTrainedModel]) -> str:
-    """Which attention a class runs with: torch's fused one wherever the class supports it."""
-    return "sdpa" if kind._supports_sdpa else "eager"
+def attention(kind: type[transformers.PreTrainedModel], made: transformers.PreTrainedConfig) -> str | dict[str, Any]:
+    """Which attention a class runs with, as `attn_implementation`: torch's fused one wherever it is supported.
+
+    Parts that a config names are models of their own: DETR has it, and its ResNet does not.
+    """
+    return _attentions("sdpa", made) if kind._supports_sdpa else "eager"
+
+
+def _attentions(own: str, config: transformers.PreTrainedConfig) -> str | dict[str, Any]:
+    held = {name: getattr(config, name, None) for name in config.sub_configs}
+    parts = {name: _attentions(_attention_of_part(part), part) for name, part in held.items() if part is not None}
+    return {"": own, **parts} if any(said != own for said in parts.values()) else own
+
+
+def _attention_of_part(config: transformers.PreTrainedConfig) -> str:
+    auto = transformers.models.auto.modeling_auto
+    classes: list[type[transformers.PreTrainedModel]] = []
+    for table in (auto.MODEL_MAPPING, auto.MODEL_FOR_BACKBONE_MAPPING):
+        found: Any = table.get(type(config), ())
+        classes += found if isinstance(found, tuple) else [found]
+    return "sdpa" if all(kind._supports_sdpa for kind in classes) else "eager"
 
 
 def load(folder: Path, config: Mapping[str, Any], dtype: str, label: str, count: int | None) -> nn.Module:
@@ -229,7 +257,7 @@ def stock(folder: Path, config: Mapping[str, Any], count: int, **options: Any) -
     as_stored(made)
     with quiet(), library(str(folder)):
         return kind.from_pretrained(
-            folder, config=made, attn_implementation=attention(kind), trust_remote_code=False, **options
+            folder, config=made, attn_implementation=attention(kind, made), trust_remote_code=False, **options
         )
 
 
@@ -254,7 +282,7 @@ def check_names(info: Mapping[str, Any], label: str) -> None:
                 help="fetch the weights again, or take the config they were saved with",
             )
         )
-    extra = sorted(n for n in info["unexpected_keys"] if not n.endswith(_HARMLESS))
+    extra = sorted(n for n in info["unexpected_keys"] if not n.endswith(HARMLESS))
     if extra:
         found.append(
             other_weights(

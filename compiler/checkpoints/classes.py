@@ -6,6 +6,8 @@ with is effc's choice.
 """
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -83,6 +85,36 @@ def model_class(model_type: str, named: Any) -> "type[PreTrainedModel] | None":
         if name in listed or (runs and getattr(kind.config_class, "model_type", None) == model_type):
             return kind
     return None
+
+
+def class_taken(config: Mapping[str, Any]) -> str:
+    """What to tell a person where a config names no class that transformers has, and another is taken; else "".
+
+    Modeling files are looked into first: torch, which the tables of classes need, is slow to import.
+    """
+    model_type, named = config["model_type"], config.get("architectures") or []
+    names = [name for name in named if isinstance(name, str)]
+    if any(f"\nclass {name}(" in text for text in _modeling(model_type) for name in names):
+        return ""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    taken = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    known = not set(dir(transformers)).isdisjoint(names)
+    if taken is None or known or model_class(model_type, names) is not None:
+        return ""  # it opens as that class, or is refused once it is made
+    if not named:
+        return f"`architectures` of the config names no class: opened as {taken}"
+    said = ", ".join(map(str, named))[:80]
+    return f"`architectures` of the config names {said}, which transformers doesn't have: opened as {taken}"
+
+
+def _modeling(model_type: str) -> Iterator[str]:
+    spec = find_spec("transformers")
+    name = model_type.replace("-", "_")
+    if spec and spec.submodule_search_locations and name.isidentifier():
+        for path in Path(spec.submodule_search_locations[0], "models", name).glob("modeling_*.py"):
+            yield path.read_text(encoding="utf-8")
 
 
 _GENERIC = frozenset(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
@@ -19,6 +20,7 @@ from ..store.hashes import file_hash, files_hash
 from ..store.regular import CONFIG, MANIFEST, MISFIT, TOKENIZER, check_regular, read_json
 from ..words.context import Settings
 from .bounds import bad_config, check_numbers
+from .classes import class_taken
 from .origin import Origin
 from .rescaled import NOTE, rescales
 from .safetensors_header import FLOATS, Header, damaged_weights, read_header
@@ -135,12 +137,13 @@ def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: 
         tokenizer_identity=files_hash(tokenizers, settings.cache_dir) if tokenizers else "",
         weight_bytes=count * WIDTHS[chosen],
         code=_code(folder, settings) if trusted else "",
-        notes=_notes(config, chosen, settings.device),
+        notes=_notes(config, chosen, settings.device, trusted),
     )
 
 
-def _notes(config: Mapping[str, Any], dtype: str, device: str) -> tuple[str, ...]:
-    said = {SLOW_FLOAT16: dtype == "float16" and device == "cpu", NOTE: rescales(config)}
+def _notes(config: Mapping[str, Any], dtype: str, device: str, trusted: bool) -> tuple[str, ...]:
+    taken = "" if trusted else class_taken(config)
+    said = {SLOW_FLOAT16: dtype == "float16" and device == "cpu", NOTE: rescales(config), taken: taken != ""}
     return tuple(note for note, holds in said.items() if holds)
 
 
@@ -165,6 +168,13 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
         raise Reject(bad_config(f"{path} is not JSON: {breakage(error)}", help="fetch the file again")) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise Reject(bad_config(f"{path} has no `model_type`", help="take the model's own config.json"))
+    if not isinstance(config.get("architectures", []), (list, NoneType)):
+        raise Reject(
+            bad_config(
+                f"`architectures` of {path} is no list of names",
+                help='write it as ["BertForMaskedLM"], with the class that the weights are of',
+            )
+        )
     return config
 
 

@@ -29,7 +29,7 @@ def open_headed(folder: Path, table: Mapping[type, Any], label: str) -> nn.Modul
         return kind.from_pretrained(
             folder,
             config=made,
-            attn_implementation=attention(kind),
+            attn_implementation=attention(kind, made),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,

@@ -1,6 +1,7 @@
 """The skeleton of a model that a recipe names: shipped beside its weights, kept from before, or found on its graphs."""
 
 import json
+import re
 
 from ...dsl.skeleton import Skeleton
 from ..checkpoints.origin import Origin
@@ -47,18 +48,38 @@ def _skeleton_key(origin: Origin) -> str:
     return skeletons.fingerprint({"structure": origin.fingerprint, "dtype": origin.dtype}, version("transformers"))
 
 
-def refuse_other_shapes(origin: Origin, skeleton: Skeleton) -> None:
-    """Refuse weights of other shapes than the config asks for, by their headers. Tensors that go by another name
-    in the file are left to loading, which knows what each architecture renames."""
+def refuse_other_tensors(origin: Origin, skeleton: Skeleton) -> None:
+    """Refuse weights that lack tensors that the config asks for, or have other shapes, by their headers.
+
+    Tensors that go by another name in the file are left to loading, which knows what each architecture renames.
+    """
     from ..checkpoints.folder import INDEX, SINGLE, find_weights
 
     if origin.folder is None or not any((origin.folder / name).is_file() for name in (INDEX, SINGLE)):
         return
     from ..checkpoints.checkpoint import check_names
 
-    asked = {f"{part.path}.{name}": shape for part in skeleton.parts for name, shape in part.tensors}
+    asked = skeleton.shapes()
     slots = find_weights(origin.folder, origin.label).slots
     wrong = [
         (name, slot.shape, asked[name]) for name, slot in slots.items() if name in asked and slot.shape != asked[name]
     ]
-    check_names({"mismatched_keys": wrong, "missing_keys": (), "unexpected_keys": ()}, origin.label)
+    lost = () if origin.code else _lost(origin, skeleton, set(slots))
+    check_names({"mismatched_keys": wrong, "missing_keys": lost, "unexpected_keys": ()}, origin.label)
+
+
+# What modules keep beside parameters, which skeletons don't list.
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def _lost(origin: Origin, skeleton: Skeleton, there: set[str]) -> list[str]:
+    """Tensors that the file lacks by any name: all that it has is known, so nothing of it is to be renamed."""
+    from ..checkpoints.checkpoint import HARMLESS, parse_config
+
+    asked = set(skeleton.shapes())
+    if any(not name.endswith((*_BUFFERS, *HARMLESS)) for name in there - asked):
+        return []
+    same = {name: group for group in skeleton.tied for name in group}
+    lost = [name for name in asked - there if there.isdisjoint(same.get(name, ()))]
+    free = (parse_config(origin.config)[1]._keys_to_ignore_on_load_missing or ()) if lost else ()
+    return [name for name in lost if not any(re.search(pattern, name) for pattern in free)]

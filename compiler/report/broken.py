@@ -1,7 +1,10 @@
 """Where text that should be JSON in UTF-8 breaks, in a few words: libraries word it too variously to quote."""
 
 import json
+import re
 
+_ANNOUNCES = re.compile(r"(Class v|V)alidation error for ")  # of huggingface_hub, what is wrong stands below
+_KIND = re.compile(r"^(Type|Value)Error: (?=.)")
 _EMPTY = ("can't allocate memory", "not enough memory", "CUDA out of memory")
 
 
@@ -21,5 +24,8 @@ def is_want_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What a library said, short enough for a note."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+    """What a library said first, short enough for a note: lines that only announce the next are read on from."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    while len(lines) > 1 and lines[0].endswith(":"):
+        lines[:2] = [lines[1] if _ANNOUNCES.match(lines[0]) else f"{lines[0]} {lines[1]}"]
+    return _KIND.sub("", lines[0])[:200].rstrip(".")

@@ -248,6 +248,23 @@ def test_code_that_needs_a_package_which_is_not_here_is_the_environments(effc, h
     assert run.code == 5 and "raises ZeroDivisionError" in run.err and "--debug" in run.err
 
 
+def test_weights_of_fewer_layers_are_refused_before_they_are_read(effc, here):
+    reconfigured(here, num_hidden_layers=3)
+    run = effc("plan", "r.effspec")
+    assert (run.code, run.out) == (5, "") and run.err.startswith("error[other-weights]: "), run.err
+    assert "the weights have no `model.layers.2.input_layernorm.weight`, and 8 more" in run.err.splitlines()[0]
+    assert PLACES["model"] in run.err and "take the config they were saved with" in run.err
+
+
+def test_weights_that_need_no_tensor_of_their_own_are_planned(effc, here):
+    """Two tables are one, and the file holds it once."""
+    assert "lm_head.weight" not in load_file(weights(here))
+    assert effc("plan", "r.effspec").code == 0
+    reconfigured(here, tie_word_embeddings=False)
+    run = effc("plan", "r.effspec")
+    assert run.code == 5 and "the weights have no `lm_head.weight`" in run.err
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_wrong_with_a_model_or_a_text_is_told_at_its_place(effc, here, name):
     damage, code, place, slug, fact, remedy = BAD[name]

@@ -160,6 +160,60 @@ def test_a_class_that_nobody_knows_is_the_model_types_own(folder):
     assert type(opened(reconfigured(folder, architectures=["EvilForCausalLM", 3], **CODE))) is LlamaForCausalLM
 
 
+def notes(folder):
+    return open_folder(folder, "here", "auto", worlds.context(folder.parent).settings).notes
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        (["os.system"], "names os.system, which transformers doesn't have: opened as LlamaForCausalLM"),
+        ([7], "names 7, which transformers doesn't have: opened as LlamaForCausalLM"),
+        ([], "names no class: opened as LlamaForCausalLM"),
+        (["EvilForCausalLM", "LlamaForCausalLM"], ""),
+        (["LlamaForSequenceClassification"], ""),
+    ],
+    ids=str,
+)
+def test_a_class_that_is_taken_in_place_of_the_configs_is_told(folder, named, said):
+    found = notes(reconfigured(folder, architectures=named))
+    assert len(found) == bool(said) and said in "".join(found)
+
+
+@pytest.mark.parametrize("named", ["LlamaForCausalLM", 3, {"a": "LlamaForCausalLM"}, True], ids=str)
+def test_classes_are_named_in_a_list(folder, named):
+    (found,) = refused(lambda: notes(reconfigured(folder, architectures=named))).diagnostics
+    assert found.slug == "bad-config" and "`architectures` of" in found.message and "is no list" in found.message
+
+
+def test_a_class_of_another_model_type_is_called_so(folder):
+    (found,) = refused(lambda: opened(reconfigured(folder, architectures=["GPT2LMHeadModel"]))).diagnostics
+    assert found.message.startswith("GPT2LMHeadModel is no model class of transformers ")
+    assert found.message.endswith(" for a `llama`, which the config is of: it is one of `gpt2`")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_size": 33}, "The hidden size (33) is not a multiple of the number of attention heads (4)"),
+        ({"hidden_size": "32"}, "Field 'hidden_size' expected int, got str (value: '32')"),
+    ],
+    ids=str,
+)
+def test_a_note_says_what_is_wrong_with_a_value(folder, changes, said):
+    (found,) = refused(lambda: opened(reconfigured(folder, **changes))).diagnostics
+    assert found.slug == "bad-config" and found.note == said
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("max_window_layers", 80), ("expert_capacity", 64), ("moe_layer_interval", 500), ("attn_layer_period", 500)],
+)
+def test_numbers_that_shape_no_weight_are_free(folder, key, value):
+    changes = reconfigured(folder, **{key: value})
+    assert type(opened(changes)) is LlamaForCausalLM
+
+
 def test_listed_classes_are_taken(folder):
     config = json.loads((folder / "config.json").read_text()) | {"architectures": ["LlamaForSequenceClassification"]}
     assert parse_config(config)[1] is LlamaForSequenceClassification
