@@ -105,10 +105,8 @@ def own_positions(model: nn.Module, mask: torch.Tensor) -> dict[str, torch.Tenso
 
 
 def first_position(model: nn.Module) -> int:
-    """The number of a row's first position: RoBERTa and its kin begin behind the one of padding.
-
-    They count so where they are given none; `generate` gives positions from 0 on, which they never met in training.
-    An encoder of effc's engine says so itself.
+    """The number of a row's first position: RoBERTa and its kin begin behind the one of padding, where they are given
+    none; `generate` gives positions from 0 on, which they never met in training. An encoder of the engine says its own.
     """
     if type(own := getattr(model, "first_position", None)) is int:
         return own
@@ -169,18 +167,13 @@ def inputs_for(config, seed: int = 0, images: bool = False, behind: bool = False
     return {"ids": ids, "mask": mask.flip(1) if behind else mask}
 
 
-def chosen(attention: str) -> str | dict[str, Any]:
-    return json.loads(attention) if attention.startswith("{") else attention
-
-
 def load_plain(folder: str, attention: str) -> nn.Module:
     import transformers
 
     with open(f"{folder}/config.json", encoding="utf-8") as file:
         kind = getattr(transformers, json.load(file)["architectures"][0])
-    how = chosen(attention) or None
     model, info = kind.from_pretrained(
-        folder, dtype="auto", local_files_only=True, output_loading_info=True, attn_implementation=how
+        folder, dtype="auto", local_files_only=True, output_loading_info=True, attn_implementation=attention or None
     )
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     wrong = {name: sorted(map(str, info[name])) for name in kinds if info[name]}
@@ -195,7 +188,7 @@ def load_effc(folder: str, attention: str) -> nn.Module:
 
     model = load(folder, kernels=False)  # as the recipe says, like the model in memory
     if attention:
-        model.set_attn_implementation(chosen(attention))
+        model.set_attn_implementation(attention)
     return model.eval()
 
 
@@ -357,7 +350,8 @@ def main(how: str, folder: str, given: str, outputs: str, attention: str, thread
     from safetensors.torch import load_file, save_file
 
     torch.set_num_threads(int(threads))
-    inputs, model = load_file(given), OPENERS[how](folder, attention)
+    attends = json.loads(attention) if attention.startswith("{") else attention  # of each part, where they differ
+    inputs, model = load_file(given), OPENERS[how](folder, attends)
     open(outputs + OPENED, "w").close()
     text = inputs.pop(TEXT, None)
     found = probe(model, inputs, int(steps))
