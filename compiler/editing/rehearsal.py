@@ -17,6 +17,8 @@ from ...dsl.diagnostics import Fault, Reject
 from ..capture.calls import record
 from ..ir.program import Program
 
+SMALL = 1 << 30  # bytes of a model that is copied with its numbers
+
 layer_needed = Fault(
     "layer-needed",
     "A layer, or a branch of one, can't be removed, because the model does not run without it.\n\n"
@@ -113,15 +115,30 @@ def runs(program: Program) -> bool:
 
 def weightless(program: Program) -> Program:
     """A copy of a program, of its model all but the numbers: parameters and buffers are on the meta device."""
-    model = program.model
     bare: dict[int, object] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in _tensors(program):
         empty = torch.empty_like(tensor, device="meta")
         bare[id(tensor)] = (
             nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
         )
-    units = {path: replace(unit) for path, unit in program.units.items()}
     inputs = {
         name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in program.inputs.items()
     }
-    return Program(copy.deepcopy(model, bare), inputs, units, dict(program.opaque), edits=copy.deepcopy(program.edits))
+    return _copied(program, bare, inputs)
+
+
+def small_copy(program: Program) -> Program | None:
+    """A copy with all numbers, for a model that doesn't run without any; None where it would take `SMALL` bytes."""
+    if sum(tensor.nbytes for tensor in _tensors(program)) > SMALL:
+        return None
+    return _copied(program, {}, dict(program.inputs))
+
+
+def _tensors(program: Program) -> list[torch.Tensor]:
+    return [*program.model.parameters(), *program.model.buffers()]
+
+
+def _copied(program: Program, known: dict[int, object], inputs: dict[str, Any]) -> Program:
+    units = {path: replace(unit) for path, unit in program.units.items()}
+    model = copy.deepcopy(program.model, known)
+    return Program(model, inputs, units, dict(program.opaque), edits=copy.deepcopy(program.edits))

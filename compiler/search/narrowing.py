@@ -8,7 +8,7 @@ from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import Ratio
 from ..capture.calls import unsupported_model
-from ..editing.rehearsal import runs, weightless
+from ..editing.rehearsal import runs, small_copy, weightless
 from ..editing.rewrite import Rewriter
 from ..planning import shrink
 from ..planning.amount import Amount
@@ -89,8 +89,15 @@ def leave(program: "Program", refused: Sequence[tuple[Group, str]], tell: Callab
 
 
 def _refusal(program: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
-    """Why a model does not run when groups have lost their first steps; None where it does, or never ran."""
-    trial = weightless(program)
+    """Why a model does not run when groups have lost their first steps; None where it does, or nothing tells."""
+    why = _failure(weightless(program), cuts)
+    if why is None or runs(weightless(program)):
+        return why
+    trial = small_copy(program)  # its code asks for numbers, as mixtures that look which experts were chosen do
+    return None if trial is None else _failure(trial, cuts)
+
+
+def _failure(trial: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
     sliced = [(g, set(Site(g, list(range(g.count))).next(count))) for g, count in cuts]
     try:
         with Rewriter(trial) as rewrite:
@@ -98,7 +105,9 @@ def _refusal(program: "Program", cuts: Sequence[tuple[Group, int]]) -> str | Non
     except Reject as refused:
         if any(d.fault is not unsupported_model for d in refused.diagnostics):
             raise
-        return refused.diagnostics[0].message if runs(weightless(program)) else None
+        said = refused.diagnostics[0].message
+        where, _, line = said.partition(": ")[0], *said.rpartition(" at ")[1:]
+        return f"{where} with fewer of them, at {line}"
     return None
 
 

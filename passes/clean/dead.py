@@ -17,6 +17,7 @@ from ...compiler.ir.program import Program
 from ...compiler.ir.surgery import tensor_at
 from ...compiler.layers.leaves import module_role
 from ...compiler.measuring.promise import outputs
+from ...compiler.search.narrowing import cuttable, leave
 from ...compiler.search.saving import stride
 from ...compiler.search.widths import slice_all
 from ...compiler.words.context import Context
@@ -56,7 +57,7 @@ class Dead(Pass):
         _drop_branches(program)
         # KV heads first: query heads of one that is gone need no look.
         for kinds in (("kv_heads",), ("heads", "channels")):
-            self._narrow(program, kinds)
+            self._narrow(program, kinds, ctx)
         if program.version == version:
             raise Reject(
                 nothing_dead(
@@ -65,12 +66,14 @@ class Dead(Pass):
                 )
             )
 
-    def _narrow(self, program: Program, kinds: tuple[str, ...]) -> None:
+    def _narrow(self, program: Program, kinds: tuple[str, ...], ctx: Context) -> None:
         groups = [g for g in program.skeleton.groups if g.kind in kinds]
         silent = _silent(program, groups)
         cuts = [(group, _spared(group, _dead(program, group, silent), self._align(group))) for group in groups]
+        able, refused = cuttable(program, [(g, len(gone) * (g.per_block or g.count) // g.count) for g, gone in cuts])
+        leave(program, refused, ctx.tell)
         with Rewriter(program) as rewrite:
-            slice_all(program, rewrite, [(group, gone) for group, gone in cuts if gone])
+            slice_all(program, rewrite, [(group, gone) for group, gone in cuts if gone and group in able])
 
     def _align(self, group: Group) -> int:
         return stride(group, self.align if group.kind == "channels" else 1)
