@@ -34,7 +34,13 @@ class Main(nn.Module):
         self.first = first_position(model) if takes else 0
 
     def forward(
-        self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, pixel_values: Any = None
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        pixel_values: Any = None,
+        input_values: Any = None,
+        past_values: Any = None,
     ) -> Any:
         if position_ids is None and self.first and input_ids is not None:
             position_ids = self._positions(input_ids, attention_mask)
@@ -43,6 +49,8 @@ class Main(nn.Module):
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "pixel_values": pixel_values,
+            "input_values": input_values,
+            "past_values": past_values,
         }
         given = {name: x for name, x in named.items() if x is not None}
         return main_output(self.model(**given, **without_cache(self.model)))

@@ -58,6 +58,7 @@ def cosine(model: nn.Module, rows: Tensor, kept: dict[str, Tensor], pooling: str
     rowwise, tokenwise, count, at = 0.0, 0.0, 0, 0
     for made in every_state(model, rows, pooling):
         theirs = slice(at, at + len(made.pooled))
+        _check_tokens(made.tokens, kept["t"])
         rowwise += _cosines(made.pooled, kept["v"][theirs]).sum().item()
         tokenwise += _cosines(made.tokens[made.counted], kept["t"][theirs][made.counted.cpu()]).sum().item()
         count, at = count + int(made.counted.sum()), theirs.stop
@@ -67,6 +68,18 @@ def cosine(model: nn.Module, rows: Tensor, kept: dict[str, Tensor], pooling: str
 def _cosines(ours: Tensor, theirs: Tensor) -> Tensor:
     check_width(ours, theirs)
     return nn.functional.cosine_similarity(ours.double(), theirs.to(ours.device).double(), dim=-1)
+
+
+def _check_tokens(ours: Tensor, theirs: Tensor) -> None:
+    """Raises Reject (other-vocabulary) for what is no state of the same tokens, as a result of a model with a head."""
+    if ours.shape[1:] != theirs.shape[1:]:
+        found, known = (" x ".join(map(str, x.shape[1:])) for x in (ours, theirs))
+        raise Reject(
+            other_vocabulary(
+                f"similarity compares hidden states of {known} numbers a row, and {found} are given",
+                help="bound it of `hf`: an exported model with a head gives its result alone",
+            )
+        )
 
 
 def check_width(ours: Tensor, theirs: Tensor) -> None:
@@ -87,6 +100,7 @@ def linear_cka(model: nn.Module, rows: Tensor, kept: dict[str, Tensor], pooling:
     rowwise, tokenwise, at = _Products(), _Products(), 0
     for made in every_state(model, rows, pooling):
         theirs = slice(at, at + len(made.pooled))
+        _check_tokens(made.tokens, kept["t"])
         rowwise.add(made.pooled, kept["v"][theirs])
         tokenwise.add(made.tokens[made.counted], kept["t"][theirs][made.counted.cpu()])
         at = theirs.stop

@@ -117,6 +117,7 @@ def _stepped(decoder: Decoder, given: dict[str, Any], past: list[Any]) -> Any:
 
 def _forward(model: nn.Module, given: dict[str, Any]) -> Any:
     free, axes = torch.export.Dim.AUTO, 2 if "input_ids" in given else 1
+    given = {name: x.float() if x.is_floating_point() else x for name, x in given.items()}
     shapes = {name: dict.fromkeys(range(axes), free) if x.dim() else None for name, x in given.items()}
     return _exported(first_result_of(model), given, shapes, list(given), None)
 

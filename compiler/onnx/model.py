@@ -32,7 +32,11 @@ class OnnxModule(nn.Module):
         if "input_ids" in given:
             given.setdefault("attention_mask", torch.ones_like(given["input_ids"]))
             given.setdefault("position_ids", (given["attention_mask"].cumsum(-1) - 1).clamp(min=0))
-        return torch.from_numpy(self._session.run({n: given[n].detach().numpy() for n in names})[0])
+        found = {n: given[n].detach() for n in names}
+        plain = {
+            n: (x.float() if x.is_floating_point() else x).numpy() for n, x in found.items()
+        }  # numpy has no halves
+        return torch.from_numpy(self._session.run(plain)[0])
 
     def train(self, mode: bool = True) -> "OnnxModule":
         assert not mode, "a graph of ONNX has no training mode"
