@@ -20,7 +20,7 @@ from ..report.broken import first_line
 from ..report.progress import follow
 from ..report.quantity import counted
 from .bounds import bad_config
-from .classes import model_class, plain
+from .classes import exported, model_class, plain
 from .generation import read_generation
 from .rescaled import as_stored
 
@@ -157,7 +157,7 @@ def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConf
         classes = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
         if type(made) not in classes or (
             isinstance(names, (list, tuple))
-            and not set(dir(transformers)).isdisjoint(name for name in names if isinstance(name, str))
+            and not exported().isdisjoint(name for name in names if isinstance(name, str))
         ):
             raise _no_class(model_type, names)
         found = classes[type(made)]
@@ -171,7 +171,7 @@ def _no_class(model_type: str, names: Any) -> Reject:
     named = names if isinstance(names, (list, tuple)) else [names]
     said = f"{', '.join(map(str, named)) or model_type} is no model class of transformers {transformers.__version__}"
     for name in named:
-        kind = getattr(transformers, name, None) if isinstance(name, str) and name in dir(transformers) else None
+        kind = getattr(transformers, name, None) if isinstance(name, str) and name in exported() else None
         owner = getattr(getattr(kind, "config_class", None), "model_type", model_type)
         if owner and owner != model_type:
             said = (

@@ -6,6 +6,7 @@ with is effc's choice.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,19 @@ def class_names(model_type: str) -> Iterator[str]:
             yield from (known,) if isinstance(known, str) else known
 
 
+@cache
+def _listed(model_type: str) -> frozenset[str]:
+    return frozenset(class_names(model_type))
+
+
+@cache
+def exported() -> frozenset[str]:
+    """All names that transformers gives; to ask for them takes a tenth of a second."""
+    import transformers
+
+    return frozenset(dir(transformers))
+
+
 def model_class(model_type: str, named: Any) -> "type[PreTrainedModel] | None":
     """The first class of `architectures` that transformers has for the model type.
 
@@ -76,9 +90,10 @@ def model_class(model_type: str, named: Any) -> "type[PreTrainedModel] | None":
     import transformers
     from transformers import PreTrainedModel
 
-    listed, exported = frozenset(class_names(model_type)), frozenset(dir(transformers))
+    listed = _listed(model_type)
     for name in named if isinstance(named, (list, tuple)) else ():
-        kind = getattr(transformers, name, None) if isinstance(name, str) and name in listed | exported else None
+        known = isinstance(name, str) and (name in listed or name in exported())
+        kind = getattr(transformers, name, None) if known else None
         if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
             continue
         runs = kind.forward is not PreTrainedModel.forward
@@ -96,11 +111,10 @@ def class_taken(config: Mapping[str, Any]) -> str:
     names = [name for name in named if isinstance(name, str)]
     if any(f"\nclass {name}(" in text for text in _modeling(model_type) for name in names):
         return ""
-    import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     taken = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
-    known = not set(dir(transformers)).isdisjoint(names)
+    known = not exported().isdisjoint(names)
     if taken is None or known or model_class(model_type, names) is not None:
         return ""  # it opens as that class, or is refused once it is made
     if not named:
