@@ -153,35 +153,9 @@ def _need(node: fx.Node, place: str, value: int, needed: int) -> Need:
 def _sizes(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]:
     """view, reshape and expand: a size literal counts the positions of its axis."""
     out = labelling.values[node]
-    _refuse_sizes_of_others(node, labelling, gone)
     for axis, (owner, place, size) in enumerate(_written_sizes(node, labelling)):
         if isinstance(size, int) and size > 1:
             yield _need(owner, place, size, size - int(vanished(out, axis, gone).sum()))
-
-
-def _refuse_sizes_of_others(node: fx.Node, labelling: Labelling, gone: Tensor) -> None:
-    """A size that is measured on another value, as wide as this one by chance, doesn't follow. Raises Baked."""
-    out, first = labelling.values[node], node.args[1]
-    for axis, size in enumerate(first if isinstance(first, (tuple, list)) else node.args[1:]):
-        other, at = _measured(size)
-        x = None if other is None else labelling.values.get(other)
-        if other is None or not isinstance(x, Tensor) or not isinstance(at, int) or not -x.ndim <= at < x.ndim:
-            continue
-        if int(vanished(out, axis, gone).sum()) != int(vanished(x, at, gone).sum()):
-            raise Baked(f"`{name_of(node)}` gives it the width of `{other.name}`, which does not follow its count")
-
-
-def _measured(size: Any) -> tuple[fx.Node | None, Any]:
-    """The value that a size was read off, and along which axis."""
-    if isinstance(size, fx.Node) and name_of(size) == "getitem":
-        shape, at = size.args
-        if isinstance(shape, fx.Node) and (name_of(shape), len(shape.args)) in (("size", 1), ("getattr", 2)):
-            other = shape.args[0]
-            return (other, at) if isinstance(other, fx.Node) else (None, None)
-    if isinstance(size, fx.Node) and name_of(size) == "size" and len(size.args) == 2:
-        other, at = size.args
-        return (other, at) if isinstance(other, fx.Node) else (None, None)
-    return None, None
 
 
 def _written_sizes(node: fx.Node, labelling: Labelling) -> Iterator[tuple[fx.Node, str, Any]]:

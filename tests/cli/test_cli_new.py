@@ -69,7 +69,7 @@ def test_a_gguf_file_is_named_as_one(tmp_path, monkeypatch):
 
 
 def test_what_writes_is_judged_by_perplexity_and_what_encodes_by_similarity():
-    reads = SimpleNamespace(tokenizer_identity="x", config={})
+    reads = SimpleNamespace(tokenizer_identity="x", config={}, positions=512)
     bound = "perplexity(text.heldout) <= 1.50 * base in light"
     assert judge_of(reads, SimpleNamespace(facts={"vocab": 9, "causal_lm": True})).read(bound) == bound
     encoder = judge_of(reads, SimpleNamespace(facts={"vocab": 9, "causal_lm": False}))
