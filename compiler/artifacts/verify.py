@@ -27,7 +27,7 @@ from ..rows.several import SAMPLES, sees_and_reads
 from ..words.kinds import Form
 from . import nursery
 from .manifest import Check
-from .verify_child import GENERATION, GIVEN, OPENED, STEPS, TEXT, generate, inputs_for, probe
+from .verify_child import GENERATION, GIVEN, OPENED, STEPS, TEXT, continues, generate, inputs_for, probe
 
 reload_differs = Fault(
     "reload-differs",
@@ -116,7 +116,7 @@ def _decodes_together(model: PreTrainedModel, given: Mapping[str, torch.Tensor])
     """Whether rows that a model continues together come out as each does alone. transformers' RWKV mixes them up: what
     it says of several has no sense, and nothing is held against it. Those that cache keys and values are not asked."""
     known = inspect.signature(model.forward).parameters
-    if "mask" not in given or has_two_sides(model) or not model.can_generate() or _CACHES & known.keys():
+    if "mask" not in given or has_two_sides(model) or not continues(model) or _CACHES & known.keys():
         return True
     ids = given["ids"]
     together, *alone = (

@@ -106,7 +106,7 @@ def _failure(trial: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
         if any(d.fault is not unsupported_model for d in refused.diagnostics):
             raise
         said = refused.diagnostics[0].message
-        where, _, line = said.partition(": ")[0], *said.rpartition(" at ")[1:]
+        where, line = said.partition(": ")[0], said.rpartition(" at ")[2]  # without Python's words between them
         return f"{where} with fewer of them, at {line}"
     return None
 
