@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...kernels.grid import Scales
 
+SQUARES = 1 << 23  # numbers of the systems for scales that are held at once, twice in float64
 BLOCK = 128  # columns whose effect on each other is followed one by one, on the others all at once
 
 
@@ -54,27 +55,39 @@ def sweep(weight: Tensor, gram: Tensor, scales: Scales, values: Tensor, keep: Te
 
 
 def fit_scales(weight: Tensor, gram: Tensor, scales: Scales, values: Tensor) -> tuple[Scales, Tensor]:
-    """Scales that are best for the outputs while the codes stay; as they were where that is no gain.
-
-    With the steps C = code - zero of an output, its error is a square in its scales: A s = b with A the sums of
-    C H C^T over pairs of groups and b those of C H w.
-    """
+    """Scales that are best for the outputs while the codes stay; as they were where that is no gain."""
     count, width = scales.scale.shape[1], weight.shape[1] // scales.scale.shape[1]
     steps = (values.unflatten(1, (count, width)) / scales.scale[:, :, None]).round()  # [out, groups, group]
-    pairs = weight.new_empty(len(weight), count, count)
-    for g in range(count):
-        seen = steps[:, g] @ gram[g * width : (g + 1) * width]  # [out, in]
-        pairs[:, g] = (seen.unflatten(1, (count, width)) * steps).sum(2)
-    wanted = ((weight @ gram).unflatten(1, (count, width)) * steps).sum(2)  # [out, groups]
-    used = steps.any(2)  # a group of zeros asks for nothing
-    pairs.diagonal(dim1=1, dim2=2).add_(torch.where(used, 1e-6 * pairs.diagonal(dim1=1, dim2=2), 1.0))
-    best = torch.linalg.solve(pairs.double(), wanted.double()).float().bfloat16().float()
-    near = used & (best > 0.5 * scales.scale) & (best < 2 * scales.scale)
+    rows = max(1, SQUARES // count**2)
+    parts = zip((weight @ gram).split(rows), steps.split(rows), strict=True)
+    best = torch.cat([best_scales(gram, *part) for part in parts]).bfloat16().float()
+    near = steps.any(2) & (best > 0.5 * scales.scale) & (best < 2 * scales.scale)  # and no NaN
     best = torch.where(near, best, scales.scale)
     found = (steps * best[:, :, None]).flatten(1)
     gains = _lost(weight, gram, found) < _lost(weight, gram, values)  # [out]
     scale = torch.where(gains[:, None], best, scales.scale)
     return Scales(scales.most, scale, scales.zero), torch.where(gains[:, None], found, values)
+
+
+def best_scales(gram: Tensor, wanted: Tensor, steps: Tensor) -> Tensor:
+    """The scales [out, groups] that lose least for steps C = code - zero [out, groups, group]; NaN where none do.
+
+    The squared error of an output is a square in its scales: A s = b with A the sums of C H C^T over pairs of groups
+    and b those of C times `wanted`, W H [out, in]. Not by linalg.solve: MKL's LU of many matrices of 150 rows and more
+    fails or hangs with several threads.
+    """
+    count, width = steps.shape[1:]
+    pairs = gram.new_empty(len(steps), count, count)
+    for g in range(count):
+        seen = steps[:, g] @ gram[g * width : (g + 1) * width]  # [out, in]
+        pairs[:, g] = (seen.unflatten(1, (count, width)) * steps).sum(2)
+    own = pairs.diagonal(dim1=1, dim2=2)
+    own.add_(torch.where(steps.any(2), 1e-6 * own, 1.0))  # a group of zeros asks for nothing
+    sums = (wanted.unflatten(1, (count, width)) * steps).sum(2).double()[:, :, None]
+    lower, failed = torch.linalg.cholesky_ex(pairs.double())
+    found = torch.linalg.solve_triangular(lower, sums, upper=False)
+    found = torch.linalg.solve_triangular(lower.mT, found, upper=True)[:, :, 0]
+    return torch.where(failed[:, None] > 0, torch.nan, found).float()
 
 
 def _lost(weight: Tensor, gram: Tensor, values: Tensor) -> Tensor:

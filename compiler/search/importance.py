@@ -89,7 +89,9 @@ def obs(program: "Program", group: Group, moments: Moments, damping: float = DAM
         rows = torch.tensor([columns(weight, member, [i]) for i in range(group.count)], device=place)  # [count, size]
         blocks = inverse[rows[:, :, None], rows[:, None, :]]  # [count, size, size]
         taken = across[:, rows].permute(1, 2, 0)  # [count, size, out]
-        total += (taken * torch.linalg.solve(blocks, taken)).sum((1, 2)).cpu()
+        # one by one: MKL's LU of many matrices of 150 rows and more fails or hangs with several threads
+        errors = [(own * torch.linalg.solve(block, own)).sum() for block, own in zip(blocks, taken, strict=True)]
+        total += torch.stack(errors).cpu()
     return total
 
 

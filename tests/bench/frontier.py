@@ -7,7 +7,8 @@ turns of 16 tokens, decoding greedily from contexts of 64 to 128, with real-time
 that other work on the machine hardly counts. Perplexity is what each computes itself of `docs` and `kjv`, 8 rows of 256
 tokens each. Sparse and pruned ones are trained for `--steps` steps; `bf16, trained` and `int8, trained` are the whole
 model after as many, since training on text like `docs` and `kjv` helps by itself. llama.cpp takes part where `llama_cpp`
-imports; its files are made by its own quantiser from float16. FOLDER keeps what is done.
+imports; its files are made by its own quantiser from float16. ik_llama.cpp reads the same files, where the environment's
+`IK_LLAMA_BENCH` names the library that ik_llama.cc makes. FOLDER keeps what is done.
 """
 
 import argparse
@@ -53,11 +54,13 @@ OWN = {  # name -> steps, numbers of linear layers, kernel of the projections
     "own int8, pruned 10%, trained": ((THIN, HEAL), "int8", ""),
 }
 LLAMA = {f"llama.cpp {kind.lower()}": kind for kind in ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_NL")}
+IK = {f"ik_{name}": name for name in LLAMA}  # reads the file of
 STEPS = 16  # tokens of a turn
 REST = 0.03  # seconds before a turn: threads of the one before spin for some milliseconds
 
 
 def place_of(folder: Path, name: str) -> Path:
+    name = IK.get(name, name)
     return folder / "frontier" / name.replace(" ", "-").replace(",", "").replace("%", "")
 
 
@@ -109,13 +112,15 @@ def bytes_of(folder: Path, name: str) -> int:
 
 def serve(folder: Path, name: str, threads: int) -> None:
     """Answer lines of stdin: `decode` with seconds a token, `score FILE` with the nats of each token."""
-    from decoders import Llama, Own, perplexity, silent_llama
+    from decoders import Ik, Llama, Own, perplexity, silent_llama
     from effc.compiler.lowering.racing import real_time
 
     torch.set_num_threads(threads)
     rows = json.loads((folder / "rows.json").read_text())
     if name in OWN:
         contestant = Own(place_of(folder, name), threads)
+    elif name in IK:
+        contestant = Ik(place_of(folder, name) / "model.gguf", threads)
     else:
         with silent_llama():
             contestant = Llama(place_of(folder, name) / "model.gguf", threads)
@@ -210,6 +215,7 @@ def picture(lines: list[dict], file: Path) -> None:
 
 
 def main() -> None:
+    from decoders import IK_LIBRARY
     from effc.compiler.machine.fingerprint import machine
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -217,7 +223,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--only", nargs="+", choices=[*OWN, *LLAMA])
+    parser.add_argument("--only", nargs="+", choices=[*OWN, *LLAMA, *IK])
     parser.add_argument("--svg", type=Path)
     parser.add_argument("--no-speed", action="store_true")
     parser.add_argument("--serve")
@@ -228,7 +234,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     print(", ".join(f"{k} {v}" for k, v in machine().items()), flush=True)
-    names = asked.only or [*OWN, *(LLAMA if find_spec("llama_cpp") else ())]
+    names = asked.only or [*OWN, *(LLAMA if find_spec("llama_cpp") else ()), *(IK if IK_LIBRARY else ())]
     if not find_spec("llama_cpp"):
         print("llama.cpp: absent, `llama_cpp` does not import", flush=True)
     smol.rescaled(folder)
@@ -236,13 +242,13 @@ def main() -> None:
         rows_of(folder)
     for name in names:
         if not place_of(folder, name).exists():
-            write_own(folder, name, asked.steps) if name in OWN else write_llama(folder, name)
+            write_own(folder, name, asked.steps) if name in OWN else write_llama(folder, IK.get(name, name))
     report(folder, names, asked)
 
 
 def scores(folder: Path, name: str, threads: int) -> list[float]:
     """Perplexity of the held-out texts; kept beside what it is of."""
-    kept = place_of(folder, name) / "perplexity.json"
+    kept = place_of(folder, name) / f"{'ik_' if name in IK else ''}perplexity.json"
     if not kept.exists():
         player = Contestant(folder, name, threads)
         found = [player.ask(f"score {text}") for text in smol.HELD_OUT]
@@ -267,7 +273,7 @@ def report(folder: Path, names: list[str], asked: argparse.Namespace) -> None:
             speed = statistics.median(rates)
             lines.append({"name": name, "speed": speed, "both": math.prod(known[name]) ** 0.5})
         print(line.format(name, *cells, *[""] * (6 - len(cells))), flush=True)
-    for theirs in (row for row in lines if row["name"] in LLAMA):
+    for theirs in (row for row in lines if row["name"] not in OWN):
         better = [row for row in lines if row["name"] in OWN and row["both"] <= theirs["both"]]
         best = max(better, key=lambda row: row["speed"], default=None)
         said = "none" if best is None else f"{best['name']}, {best['speed'] / theirs['speed']:.2f}x"

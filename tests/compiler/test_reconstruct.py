@@ -100,6 +100,20 @@ def test_items_that_depend_on_each_other_are_ranked(tmp_path):
     assert scores.isfinite().all()
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_wide_heads_are_ranked_by_any_number_of_threads(tmp_path, threads):
+    wide = tiny.model("llama", hidden_size=768, num_attention_heads=12, num_key_value_heads=4, head_dim=64)
+    program, before = capture(wide), torch.get_num_threads()
+    group = next(g for g in program.skeleton.groups if g.kind == "kv_heads")
+    moments = read(program, tmp_path)
+    torch.set_num_threads(threads)
+    try:
+        scores = importance.obs(program, group, moments)
+    finally:
+        torch.set_num_threads(before)
+    assert scores.isfinite().all() and len(scores) == 4
+
+
 class Counting(Moments):
     """Moments that count how often they are read."""
 

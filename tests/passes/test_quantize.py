@@ -135,6 +135,20 @@ def test_codes_and_scales_are_looked_at_again_as_a_naive_search_does(symmetric, 
     assert torch.allclose(found.double(), naive_sweep(weight, gram, scales, first, keep), atol=1e-6)
 
 
+def test_scales_of_many_groups_are_fitted_in_slices_and_by_any_number_of_threads(monkeypatch):
+    weight, _, gram = problem(6, 1280, seed=3)
+    scales, before, found = Grid(3, 8, True, False).fit(weight), torch.get_num_threads(), []
+    first = scales.round(weight)
+    for threads, squares in ((1, 1 << 23), (2, 1 << 23), (2, 160**2)):
+        torch.set_num_threads(threads)
+        monkeypatch.setattr(descent, "SQUARES", squares)
+        try:
+            found.append(descent.fit_scales(weight, gram, scales, first)[0].scale)
+        finally:
+            torch.set_num_threads(before)
+    assert (found[0] != scales.scale).any() and all(torch.allclose(found[0], other, rtol=0.01) for other in found)
+
+
 @settings(max_examples=30)
 @given(sweeps=st.integers(1, 4), symmetric=st.booleans(), sparse=st.booleans(), seed=st.integers(0, 99))
 def test_no_sweep_raises_the_error_or_leaves_the_grid(sweeps, symmetric, sparse, seed):
