@@ -383,11 +383,12 @@ def _use_threads(settings: Settings) -> None:
     """Results depend on how many threads add up, so the number is settled once and is part of every key."""
     import torch
 
+    from ..kernels.cores import usable_cores
+
     if settings.workers and not settings.threads:
         settings.threads = 1  # as each worker has
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    settings.threads = torch.get_num_threads()
+    settings.threads = settings.threads or min(torch.get_num_threads(), usable_cores())
+    torch.set_num_threads(settings.threads)
 
 
 __all__ = ["Session", "build", "check", "compile", "default_cache", "load", "plan", "plans", "session"]

@@ -5,19 +5,18 @@ prompt, a step of many sequences of different lengths, and mixtures of both are 
 """
 
 import ctypes
-import os
 import threading
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from . import levels, native, packed
+from .cores import usable_cores
 from .engine_plan import Layout, laid_out
 from .engine_steps import Plan, Slot, Step, Weight
 from .native import KernelError
@@ -30,16 +29,6 @@ SPENT = ("rows", "prepare", "multiply", "mix", "append", "attend", "scan", "wait
 
 class Cancelled(Exception):
     """Another thread asked a running call to stop; its sequences are as before the call."""
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: its affinity, and what its container is allowed."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, -(-int(quota) // int(period))))
 
 
 class Engine:

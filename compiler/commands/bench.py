@@ -1,6 +1,5 @@
 """`effc bench`: what the native kernels do on this machine."""
 
-import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -48,6 +47,7 @@ def register(app: typer.Typer) -> None:
         """
         shapes = [_parsed(text) for text in shape]
         from ..lowering.kernel_table import PARTS, SHAPES, Table, summary, surroundings
+        from ..machine.fingerprint import cpus
 
         parts = [p.strip() for p in only.split(",") if p.strip()] or list(PARTS)
         unknown = [p for p in parts if p not in PARTS]
@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
         if not 0 < seconds <= 600:
             raise typer.BadParameter("`--seconds` is more than 0 and at most 600")
         shared.check_environment()
-        threads = shared.threads or len(os.sched_getaffinity(0))
+        threads = shared.threads or cpus()
         screen, plain = shared.screen, shared.format == "text"
         table = Table(seconds, threads)
         if plain:

@@ -172,9 +172,10 @@ def pythons() -> list[Finding]:
 def machine() -> list[Finding]:
     """Processor, instruction sets that our kernels can use, cores."""
     from ..machine.environment import processor_flags, processor_name
+    from ..machine.fingerprint import cpus
 
     telling = [f for f in TELLING if f in processor_flags()]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = cpus()
     return [
         Finding("processor", f"{processor_name()}, {cores} usable core{'s' * (cores > 1)}"),
         Finding("instructions", ", ".join(telling) or "no vector sets that effc knows"),

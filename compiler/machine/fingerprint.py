@@ -49,9 +49,11 @@ def _isa() -> str:
     return level()
 
 
-def cpus() -> int | None:
+def cpus() -> int:
     """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    from ...kernels.cores import usable_cores
+
+    return usable_cores()
 
 
 def _cores() -> int | None:

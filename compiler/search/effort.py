@@ -1,5 +1,6 @@
 """What ranking and refitting take besides scores, from shapes alone: for `plan`."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,13 +27,15 @@ def of_fitting(skeleton: Skeleton, ctx: "Context", groups: Sequence[Group], data
     if not widths:
         return Effort()
     widest, moments = max(widths.values()), sum(4 * w * w for w in widths.values())
-    solving, work = _SOLVED * widest**2, {"float64": float(sum(_FACTORED * w**3 for w in widths.values()))}
+    solving, factored = _SOLVED * widest**2, float(sum(_FACTORED * w**3 for w in widths.values()))
     collecting = min(moments, max(room_for(ctx.settings.max_memory), 4 * widest**2))
+    rounds, rows = math.ceil(moments / collecting), Generated.fitting(ctx.origin)
+    tokens = rows.count * rows.length if data is None else ctx.rows(data).numel()
+    work = {"float64": factored, "float32": 2.0 * tokens * sum(w * w for w in widths.values())}
     if data is not None:
-        return Effort(ctx.rows(data).numel(), solving, collecting, work)
-    rows = Generated.fitting(ctx.origin)
+        return Effort(rounds * tokens, solving, collecting, work)
     writing = min(AT_ONCE, rows.count) * rows.length * _kept_per_token(skeleton)
-    return Effort(2 * rows.count * rows.length, solving, max(collecting, writing), work)
+    return Effort((1 + rounds) * tokens, solving, max(collecting, writing), work)
 
 
 def _kept_per_token(skeleton: Skeleton) -> int:

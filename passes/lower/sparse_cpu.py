@@ -214,7 +214,7 @@ class SparseCpu(Pass):
     def _is_here(self, ctx: Context) -> bool:
         """Whether this machine can tell how fast the kernels will be."""
         isa = self._isa(ctx)
-        here = (isa == "native" or not levels.lacking(isa)) and self._threads(ctx) <= (cpus() or 1)
+        here = (isa == "native" or not levels.lacking(isa)) and self._threads(ctx) <= cpus()
         return here and not differs(self.machine.name if self.machine else None, ctx)
 
     def _source(self, ctx: Context) -> str:

@@ -7,7 +7,8 @@ import time
 
 import pytest
 import torch
-from effc.kernels.engine import Cancelled, Engine, usable_cores
+from effc.kernels.cores import quota, usable_cores
+from effc.kernels.engine import Cancelled, Engine
 from effc.kernels.native import KernelError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -188,6 +189,27 @@ def test_the_context_can_be_used_to_its_last_token():
 def test_threads_are_no_more_than_the_cores_that_the_process_may_use():
     assert Engine(BUILT.plan, BUILT.weights, 10_000).threads == min(usable_cores(), 256)
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    "files, cores",
+    [
+        ({}, float("inf")),
+        ({"cpu.max": "max 100000\n"}, float("inf")),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "0 0\n"}, float("inf")),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, float("inf")),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
+        ({"cpu/cpu.cfs_quota_us": "lots\n"}, float("inf")),
+    ],
+)
+def test_a_container_bounds_the_cores_that_are_used(tmp_path, monkeypatch, files, cores):
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert quota(tmp_path) == cores
+    monkeypatch.setattr("effc.kernels.cores.quota", lambda: cores)
+    assert usable_cores() <= max(1, cores) + 1 and (cores >= 1 or usable_cores() == 1)
 
 
 def test_no_tokens_are_no_logits():
