@@ -17,6 +17,7 @@ from ...dsl.values import DataRef, handles
 from ..artifacts.accounts import Account
 from ..artifacts.verify_child import logits_of_rows
 from ..ir.weights import distinct
+from ..planning.cost import LENGTH, ROOM, ROWS
 from ..rows.forward import evaluating
 from ..rows.inputs import device_of
 from ..words.context import Context
@@ -25,8 +26,6 @@ from ..words.kinds import Form
 if TYPE_CHECKING:
     from ..planning.plan import Plan
 
-ROWS, LENGTH = 4, 64  # llama.cpp is opened for rows of that length
-ROOM = 64 << 20  # bytes of logits of one form
 ORIGINAL, PROGRAM = "original", "in memory"
 
 
@@ -67,17 +66,20 @@ class Accounting:
     def account(self, what: str, logits: Tensor, bytes_: int, program: Tensor | None = None) -> Account:
         """A row of the table. `program` are the logits of the program in memory that a form holds."""
         assert self.base is not None and self.text is not None, "the original was not heard"
-        ours, base = logits.log_softmax(-1), self.base.log_softmax(-1)
-        perplexity = None
-        if self.of:
-            said = ours.view(*self.text.shape, -1)[:, :-1].gather(-1, self.text[:, 1:, None].cpu())
-            perplexity = math.exp(min(-said.double().mean().item(), 700.0))
+        apart, drift, said = [], [], []
+        for row, ids in enumerate(self.text.cpu()):  # one by one: a vocabulary's probabilities are large
+            part = slice(row * len(ids), (row + 1) * len(ids))
+            ours = logits[part].log_softmax(-1)
+            apart.append(_divergence(self.base[part].log_softmax(-1), ours))
+            if program is not None:
+                drift.append(_divergence(program[part].log_softmax(-1), ours))
+            said.append(ours[:-1].gather(-1, ids[1:, None]))
         return Account(
             what,
-            divergence=_divergence(base, ours),
-            drift=None if program is None else _divergence(program.log_softmax(-1), ours),
+            divergence=_mean(apart),
+            drift=None if program is None else _mean(drift),
             agreement=float((self.base.argmax(-1) == logits.argmax(-1)).double().mean()),
-            perplexity=perplexity,
+            perplexity=math.exp(min(-torch.cat(said).double().mean().item(), 700.0)) if self.of else None,
             bytes=bytes_,
             tokens=self.text.numel(),
             data=self.of,
@@ -127,10 +129,14 @@ def _logits(model: nn.Module, text: Tensor) -> Tensor:
         return logits_of_rows(model, text.to(device_of(model))).flatten(0, 1).cpu()
 
 
-def _divergence(truth: Tensor, ours: Tensor) -> float:
-    """KL in nats per token, which rounding may leave below 0."""
+def _divergence(truth: Tensor, ours: Tensor) -> Tensor:
+    """KL in nats of each token, which rounding may leave below 0."""
     found = (truth.exp() * (truth - ours)).nan_to_num(0.0)  # 0 * inf: a token that has no probability at all
-    return max(0.0, found.sum(-1).double().mean().item())
+    return found.sum(-1)
+
+
+def _mean(divergences: list[Tensor]) -> float:
+    return max(0.0, torch.cat(divergences).double().mean().item())
 
 
 def _bytes(model: nn.Module) -> int:

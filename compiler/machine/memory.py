@@ -32,6 +32,12 @@ def give_back() -> None:
         trim(0)
 
 
+def at_rest() -> int:
+    """What is held once freed memory went back, as before every stage."""
+    give_back()
+    return held()
+
+
 class Watch:
     """Samples memory from a thread while a stage runs; `peak` is the most that it saw.
 

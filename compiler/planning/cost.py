@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ...dsl.recipe import Emit, Invocation, Pipeline
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, handles
-from ..machine.memory import held
+from ..machine.memory import at_rest
 from ..machine.speeds import Speeds
 from ..store.cache import Cache
 from ..store.speeds import speeds
@@ -22,8 +22,10 @@ from .peak import MARGIN, PROCESS, is_mapped, moved_bytes
 if TYPE_CHECKING:
     from ..words.context import Context
 
-# Of a check in a fresh process: short forwards in memory, as many there, and of each of the few rows of the account.
-PROBES, ROWS = 20, 4
+PROBES = 20  # of a check in a fresh process: short forwards in memory, and as many there
+# Of accounts: rows, each a forward; tokens of one, for which llama.cpp is opened; and bytes of logits of one form. Held
+# are those of the original, the program and a form, and what compares a row of them.
+ROWS, LENGTH, ROOM, ACCOUNTS = 4, 64, 64 << 20, 4
 HASHES = 3  # of what changed: as it is mapped, as the step is kept, as it is named
 
 
@@ -82,7 +84,10 @@ def emission(emit: Emit, now: Skeleton, original: Skeleton, pipeline: Pipeline, 
     tokens = sum(_tokens(dict(bound.metric.args), ctx) for bound in pipeline.expects if bound.metric.args)
     flops = 2 * tokens * shrink.flops_per_token(original, 512)
     seconds = speed.seconds(work) + flops / speed.product(dtype_of(now)) + 2 * loading(now, ctx) + speed.start
-    peak = int(MARGIN * ((held() or PROCESS) + _widest(now, packed, written)))
+    accounts = (
+        ACCOUNTS * min(ROOM, 4 * ROWS * LENGTH * (now.facts.get("vocab") or 0)) if now.facts.get("causal_lm") else 0
+    )
+    peak = int(MARGIN * ((at_rest() or PROCESS) + max(accounts, _widest(now, packed, written))))
     return Emission(emit.call, emit.source, seconds, peak, written)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import MetricRef, handles
-from ..machine.memory import held, room_for
+from ..machine.memory import at_rest, room_for
 from . import keys, shrink
 from .select import parts
 
@@ -40,7 +40,7 @@ def peak_bytes(
     storing = _largest(after) + (shrink.bytes_(before) if first and not mapped else 0)
     if mapped:
         storing += _bytes(after, _reshaped(before, after))  # until the step is kept; then they are mapped, too
-    return int(MARGIN * ((held() or PROCESS) + weights + max(storing, apart, _scoring(call, before, ctx))))
+    return int(MARGIN * ((at_rest() or PROCESS) + weights + max(storing, apart, _scoring(call, before, ctx))))
 
 
 def _reshaped(before: Skeleton, after: Skeleton) -> dict[str, tuple[int, ...]]:
