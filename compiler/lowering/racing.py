@@ -91,13 +91,17 @@ def real_time(on: bool) -> bool:
 
 
 def copies(make: Callable[[], Any], bytes: int) -> list[Any]:
-    """Enough of what `make` gives that calls which go round read none of it from a cache.
+    """Enough of what `make` gives that calls which go round read none of it from a cache."""
+    return [make() for _ in range(max(1, min(256, -(-cold_bytes() // max(bytes, 1)))))]
+
+
+def cold_bytes() -> int:
+    """What the copies of a contender hold.
 
     At most a 32nd of the memory, as up to eight race: a virtual machine sees the whole cache of its host, and where
     most of the memory is taken, large pages run out, without which every kernel reads at half the speed.
     """
-    cold = min(COLD * last_cache(), (memory() or _LARGE_MEMORY) // 32)
-    return [make() for _ in range(max(1, min(256, -(-cold // max(bytes, 1)))))]
+    return min(COLD * last_cache(), (memory() or _LARGE_MEMORY) // 32)
 
 
 @cache

@@ -29,6 +29,7 @@ class Speeds:
     select   numbers among which a threshold is found
     sort     numbers sorted in groups of four
     pack     numbers packed for a kernel
+    grid     numbers for whose groups the best scales of four bits are searched
     hash     bytes
     disk     bytes written and synced
     start    seconds until a fresh process has its libraries
@@ -43,6 +44,7 @@ class Speeds:
     select: float
     sort: float
     pack: float
+    grid: float
     hash: float
     disk: float = DISK
     start: float = START
@@ -70,7 +72,7 @@ def measure(folder: Path | None = None, each: float = 0.02) -> Speeds:
     return Speeds(**found, disk=disk, start=_best(_started, 0.0, _of_children), measured=True)
 
 
-_PARALLEL = ("float32", "bfloat16", "float64", "read", "pack")  # what all threads do together
+_PARALLEL = ("float32", "bfloat16", "float64", "read", "pack", "grid")  # what all threads do together
 
 
 def _best(call: Callable[[], object], seconds: float, clock: Callable[[], float] = time.process_time) -> float:
@@ -94,6 +96,8 @@ def _probes() -> dict[str, tuple[float, Callable[[], object]]]:
     """What is done for each speed, and how much of it that is."""
     import numpy as np
     import torch
+
+    from ...kernels.grid import Grid
 
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(WIDE, WIDE, generator=generator)
@@ -128,6 +132,7 @@ def _probes() -> dict[str, tuple[float, Callable[[], object]]]:
         "select": (float(long.numel()), select),
         "sort": (count, lambda: score.reshape(-1, 4).argsort(dim=1, stable=True)),
         "pack": (count, pack),
+        "grid": (count / 8, lambda: Grid(4, 64, True, True).fit(weight[: WIDE // 8])),
         "hash": (float(BYTES), lambda: hashlib.sha256(data).digest()),
     }
 

@@ -80,18 +80,18 @@ def emission(emit: Emit, now: Skeleton, original: Skeleton, pipeline: Pipeline, 
         return Emission(emit.call, emit.source, 1.0, 0, 1 << 20)
     written, packed = target.files(numbers, whole, shrink.bytes_(original))
     read = (PROBES + ROWS) * (whole + written) + ROWS * shrink.bytes_(original)
-    work = {"disk": written, "hash": 2 * written, "pack": packed, "read": read, "look": 2 * numbers}
+    work = {"disk": written, "hash": 2 * written, "read": read, "look": 2 * numbers, **packed}
     tokens = sum(_tokens(dict(bound.metric.args), ctx) for bound in pipeline.expects if bound.metric.args)
     flops = 2 * tokens * shrink.flops_per_token(original, 512)
     seconds = speed.seconds(work) + flops / speed.product(dtype_of(now)) + 2 * loading(now, ctx) + speed.start
     accounts = (
         ACCOUNTS * min(ROOM, 4 * ROWS * LENGTH * (now.facts.get("vocab") or 0)) if now.facts.get("causal_lm") else 0
     )
-    peak = int(MARGIN * ((at_rest() or PROCESS) + max(accounts, _widest(now, packed, written))))
+    peak = int(MARGIN * ((at_rest() or PROCESS) + accounts + _widest(now, bool(packed), written)))
     return Emission(emit.call, emit.source, seconds, peak, written)
 
 
-def _widest(skeleton: Skeleton, packed: int, written: int) -> int:
+def _widest(skeleton: Skeleton, packed: bool, written: int) -> int:
     """The largest tensor while it is written, and what the writer has of a model that it opens again."""
     largest = max((rows * wide for rows, wide, *_ in (s for s in skeleton.shapes().values() if len(s) > 1)), default=0)
     return 4 * largest + (written if packed else 0)  # the engine reads its weights, torch maps them

@@ -77,10 +77,10 @@ class Hf(Target):
         if notes:
             (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
-    def files(self, numbers: int, bytes_: int, original: int) -> tuple[int, int]:
+    def files(self, numbers: int, bytes_: int, original: int) -> tuple[int, dict[str, float]]:
         """Where widths are uneven a folder of the original's shapes stands beside the other one."""
         both = self.form in ("auto", "both") and bytes_ != original
-        return bytes_ + both * original, 0
+        return bytes_ + both * original, {}
 
     def forms(self) -> tuple[Form, ...]:
         return FORMS

@@ -113,8 +113,8 @@ class Native(Target):
 
         foresee(ctx, Numbers.of_words(self.weights, self.inputs, self.group, self.head))
 
-    def files(self, numbers: int, bytes_: int, original: int) -> tuple[int, int]:
-        return round(_BYTES[self.weights] * numbers), numbers
+    def files(self, numbers: int, bytes_: int, original: int) -> tuple[int, dict[str, float]]:
+        return round(_BYTES[self.weights] * numbers), {"grid" if self.weights == "int4" else "pack": float(numbers)}
 
     def forms(self) -> tuple[Form, ...]:
         from ..native.linears import Numbers

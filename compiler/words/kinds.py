@@ -260,9 +260,10 @@ class Target(Word):
 
     path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)
 
-    def files(self, numbers: int, bytes_: int, original: int) -> tuple[int, int]:
-        """About how many bytes it writes of a model, and numbers it packs; `original`: bytes before any step."""
-        return bytes_, 0
+    def files(self, numbers: int, bytes_: int, original: int) -> tuple[int, dict[str, float]]:
+        """About how many bytes it writes of a model, and how it packs its numbers, as `Effort.work`; `original`: bytes
+        before any step."""
+        return bytes_, {}
 
     def write(self, outcome: "Outcome", into: Path, ctx: "Context") -> None:
         """Write the artifact's files into an empty folder; a target that holds more than models says how."""

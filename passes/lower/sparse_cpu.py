@@ -11,6 +11,7 @@ from ...compiler.ir.program import Program
 from ...compiler.layers.linear import cpu_only
 from ...compiler.lowering import accuracy, choice
 from ...compiler.lowering.choice import Choice, Site
+from ...compiler.lowering.racing import cold_bytes
 from ...compiler.lowering.speed import SECONDS, Case, raced, reckoned, recorded
 from ...compiler.machine.fingerprint import cpus
 from ...compiler.planning.profiled import differs
@@ -226,13 +227,17 @@ class SparseCpu(Pass):
         """Predictions before and after, twice each; a race for each shape; weights packed for errors, and once."""
         chosen = parts(skeleton, self.on)
         shapes = [shape for part in chosen for name, shape in part.tensors if name == "weight"]
-        kernels = 6 if self.format == "auto" else 1
-        raced = SECONDS * (kernels + 2) * len(set(shapes)) if self.format == "auto" and self.timings is None else 0.0
+        races = self.format == "auto" and self.timings is None
+        contenders = 8 if races else 0
+        held = contenders * max([cold_bytes(), *(2 * prod(shape) for shape in shapes)])
         rows = Generated.fitting(ctx.origin)
         read = rows.count * rows.length if self.data is None else ctx.rows(self.data).numel()
         tokens = (4 if self.data is not None else 6) * read
-        work = {"seconds": raced, "pack": 4.0 * sum(map(prod, shapes))}
-        return Effort(tokens, apart=2 * sum(map(prod, shapes)), work=work)
+        numbers = float(sum(map(prod, shapes)))
+        work = {"seconds": SECONDS * contenders * len(set(shapes)), "pack": 4 * numbers}
+        if self.format in ("auto", "dense_int4"):
+            work["grid"] = numbers
+        return Effort(tokens, apart=max(held, 2 * round(numbers)), work=work)
 
     def reads_clock(self) -> bool:
         return self.format == "auto" and self.timings is None

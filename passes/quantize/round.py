@@ -8,7 +8,6 @@ from ...compiler.search.sparsity import exchange, finite_weight, sizes
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Effort
 from ...dsl.skeleton import Skeleton
-from ...kernels.grid import SHRINKS
 
 
 class Round(Quantizer):
@@ -31,6 +30,6 @@ class Round(Quantizer):
         note(program, chosen, found, self.grid)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        """Every number is rounded once for each scale that is tried."""
-        tried = SHRINKS if self.grid.search else 1
-        return Effort(work={"select": float(tried * sum(sizes(self.chosen(skeleton)).values()))})
+        """Scales of every number's group are tried, or follow from the largest."""
+        how = "grid" if self.grid.search else "select"
+        return Effort(work={how: float(sum(sizes(self.chosen(skeleton)).values()))})

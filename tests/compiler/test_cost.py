@@ -22,7 +22,7 @@ CONFIG = {
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }
-SLOW = Speeds(*[1e6] * 9, disk=1e6, start=1.0, measured=True)  # a million of everything in a second
+SLOW = Speeds(*[1e6] * 10, disk=1e6, start=1.0, measured=True)  # a million of everything in a second
 RECIPE = """effspec 1
 model base = config("tiny.json", seed: 1)
 data  rows = synthetic(2, length: 16, seed: 1)
