@@ -10,6 +10,7 @@ extern "C" {
 // A context over `file` with room for `room` tokens, null where there is none; `repack` lays weights out by rows as they
 // are loaded (its option -rtr). Its defaults decide about the rest.
 llama_context *ik_open(const char *file, int threads, int room, int repack) {
+    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     llama_backend_init();
     llama_model_params model = llama_model_default_params();
     model.repack_tensors = repack;
