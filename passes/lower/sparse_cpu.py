@@ -228,8 +228,8 @@ class SparseCpu(Pass):
         chosen = parts(skeleton, self.on)
         shapes = [shape for part in chosen for name, shape in part.tensors if name == "weight"]
         races = self.format == "auto" and self.timings is None
-        contenders = 8 if races else 0
-        held = contenders * max([cold_bytes(), *(2 * prod(shape) for shape in shapes)])
+        contenders = len(choice.FORMATS) + 3 if races else 0  # and torch's
+        held = contenders * max((2 * prod(s) + cold_bytes() for s in shapes), default=0)
         rows = Generated.fitting(ctx.origin)
         read = rows.count * rows.length if self.data is None else ctx.rows(self.data).numel()
         tokens = (4 if self.data is not None else 6) * read
