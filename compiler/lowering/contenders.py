@@ -1,7 +1,7 @@
 """What races for a linear module or an attention: our kernels, and the strongest that torch offers."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -75,8 +75,11 @@ def roof(bytes: int, threads: int) -> Contender:
     """Reading as many bytes and doing nothing with them."""
     held = copies(lambda: packed.room(bytes).fill_(1), bytes)
     call, level = native.function("read"), levels.code()
-    calls: list[Callable[[], object]] = [partial(call, level, p.data_ptr(), bytes, threads) for p in held]
-    return Contender("read", calls, bytes)
+
+    def read(memory: Tensor) -> object:  # and keeps it: a pointer alone would not
+        return call(level, memory.data_ptr(), bytes, threads)
+
+    return Contender("read", [partial(read, p) for p in held], bytes)
 
 
 def grouped_rows(q: Tensor, k: Tensor, v: Tensor) -> Contender:
