@@ -14,6 +14,8 @@ from . import keys, shrink
 from .select import parts
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ...dsl.recipe import Invocation
     from ..checkpoints.origin import Origin
     from ..words.context import Context
@@ -69,6 +71,17 @@ def _bytes(skeleton: Skeleton, shapes: dict[str, tuple[int, ...]]) -> int:
 
 def _largest(skeleton: Skeleton) -> int:
     return itemsize(skeleton) * max(map(math.prod, skeleton.shapes().values()), default=0)
+
+
+def batch_bytes(skeleton: Skeleton, rows: "Tensor") -> int:
+    """What a batch of rows of tokens holds besides weights: logits, states, what a layer computes; 0 of other rows."""
+    if rows.dim() != 2 or rows.is_floating_point():
+        return 0
+    count, length = rows.shape
+    item, vocab, hidden = itemsize(skeleton), skeleton.facts.get("vocab") or 0, skeleton.facts.get("hidden") or 0
+    tokens = length * min(count, BATCH_ROWS, max(1, BATCH_BYTES // max(1, 4 * vocab * length)))
+    wide = max((n for shape in skeleton.shapes().values() for n in shape if n != vocab), default=0)
+    return item * tokens * (vocab + 4 * wide) + 2 * item * rows.numel() * hidden
 
 
 def _scoring(call: "Invocation", skeleton: Skeleton, ctx: "Context") -> int:

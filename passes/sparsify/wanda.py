@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from ...compiler.ir.program import Program
+from ...compiler.planning.peak import batch_bytes
 from ...compiler.search.allocation import effort as allocation_effort
 from ...compiler.search.allocation import shares
 from ...compiler.search.layerwise import Layerwise, Norms, Stage, stages
@@ -72,10 +73,12 @@ class Wanda(Pass):
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        """Every layer runs twice: once for the look at it, once masked."""
+        """Every layer runs twice: once for the look at it, once masked. Four of a module's scores are held."""
         rows: Tensor = ctx.rows(self.data)
+        chosen = chosen_parts(skeleton, self.on)
         tokens = 2 * rows.numel() + allocation_effort(self.allocation, len(skeleton.units), rows)
-        return Effort(tokens, work=looking(chosen_parts(skeleton, self.on), self.pattern))
+        held = 32 * max(sizes(chosen).values(), default=0) + batch_bytes(skeleton, rows)
+        return Effort(tokens, apart=held, work=looking(chosen, self.pattern))
 
 
 def _norms(walk: Layerwise, stage: Stage) -> dict[str, list[float]]:
