@@ -73,13 +73,14 @@ class Accounting:
             apart.append(_divergence(self.base[part].log_softmax(-1), ours))
             if program is not None:
                 drift.append(_divergence(program[part].log_softmax(-1), ours))
-            said.append(ours[:-1].gather(-1, ids[1:, None]))
+            if self.of:
+                said.append(ours[:-1].gather(-1, ids[1:, None]))
         return Account(
             what,
             divergence=_mean(apart),
-            drift=None if program is None else _mean(drift),
+            drift=_mean(drift) if drift else None,
             agreement=float((self.base.argmax(-1) == logits.argmax(-1)).double().mean()),
-            perplexity=math.exp(min(-torch.cat(said).double().mean().item(), 700.0)) if self.of else None,
+            perplexity=math.exp(min(-torch.cat(said).double().mean().item(), 700.0)) if said else None,
             bytes=bytes_,
             tokens=self.text.numel(),
             data=self.of,

@@ -78,17 +78,20 @@ def emission(emit: Emit, now: Skeleton, original: Skeleton, pipeline: Pipeline, 
     speed, whole, numbers = here(ctx), shrink.bytes_(now), shrink.params(now)
     if target.about:
         return Emission(emit.call, emit.source, 1.0, 0, 1 << 20)
-    written, packed = target.files(numbers, whole, shrink.bytes_(original))
+    written, packing = target.files(numbers, whole, shrink.bytes_(original))
     read = (PROBES + ROWS) * (whole + written) + ROWS * shrink.bytes_(original)
-    work = {"disk": written, "hash": 2 * written, "read": read, "look": 2 * numbers, **packed}
+    work = {"disk": written, "hash": 2 * written, "read": read, "look": 2 * numbers, **packing}
     tokens = sum(_tokens(dict(bound.metric.args), ctx) for bound in pipeline.expects if bound.metric.args)
     flops = 2 * tokens * shrink.flops_per_token(original, 512)
     seconds = speed.seconds(work) + flops / speed.product(dtype_of(now)) + 2 * loading(now, ctx) + speed.start
-    accounts = (
-        ACCOUNTS * min(ROOM, 4 * ROWS * LENGTH * (now.facts.get("vocab") or 0)) if now.facts.get("causal_lm") else 0
-    )
-    peak = int(MARGIN * ((at_rest() or PROCESS) + accounts + _widest(now, bool(packed), written)))
+    peak = int(MARGIN * ((at_rest() or PROCESS) + _accounts(now) + _widest(now, bool(packing), written)))
     return Emission(emit.call, emit.source, seconds, peak, written)
+
+
+def _accounts(skeleton: Skeleton) -> int:
+    """Bytes of logits; only language models are accounted for."""
+    words = skeleton.facts.get("vocab") or 0
+    return ACCOUNTS * min(ROOM, 4 * ROWS * LENGTH * words) if skeleton.facts.get("causal_lm") else 0
 
 
 def _widest(skeleton: Skeleton, packed: bool, written: int) -> int:

@@ -77,23 +77,30 @@ def batch_bytes(skeleton: Skeleton, rows: "Tensor") -> int:
     """What a batch of rows of tokens holds besides weights: logits, states, what a layer computes; 0 of other rows."""
     if rows.dim() != 2 or rows.is_floating_point():
         return 0
-    count, length = rows.shape
-    item, vocab, hidden = itemsize(skeleton), skeleton.facts.get("vocab") or 0, skeleton.facts.get("hidden") or 0
-    tokens = length * min(count, BATCH_ROWS, max(1, BATCH_BYTES // max(1, 4 * vocab * length)))
+    item, vocab, hidden, wide = _sizes(skeleton)
+    return item * _batch(*rows.shape, vocab) * (vocab + 4 * wide) + 2 * item * rows.numel() * hidden
+
+
+def _sizes(skeleton: Skeleton) -> tuple[int, int, int, int]:
+    """Bytes of a number, the vocabulary, the width of hidden states, and the widest that a layer computes."""
+    vocab, hidden = skeleton.facts.get("vocab") or 0, skeleton.facts.get("hidden") or 0
     wide = max((n for shape in skeleton.shapes().values() for n in shape if n != vocab), default=0)
-    return item * tokens * (vocab + 4 * wide) + 2 * item * rows.numel() * hidden
+    return itemsize(skeleton), vocab, hidden, wide
+
+
+def _batch(rows: int, length: int, vocab: int) -> int:
+    """Tokens of a batch."""
+    return length * min(rows, BATCH_ROWS, max(1, BATCH_BYTES // max(1, 4 * vocab * length)))
 
 
 def _scoring(call: "Invocation", skeleton: Skeleton, ctx: "Context") -> int:
     """Logits of a batch, twice more where a search compares them, what layers gave, what one computes."""
     scores = handles(call.args, MetricRef)
-    item, vocab = itemsize(skeleton), skeleton.facts.get("vocab") or 0
-    hidden, most = skeleton.facts.get("hidden") or 0, 0
-    wide = max((n for shape in skeleton.shapes().values() for n in shape if n != vocab), default=0)
+    (item, vocab, hidden, wide), most = _sizes(skeleton), 0
     for name in keys.data_named(ctx.recipe, scores):
         given = ctx.rows_by_name(name)
         rows, length = len(given), given[0].numel()
-        batch = length * min(rows, BATCH_ROWS, max(1, BATCH_BYTES // max(1, 4 * vocab * length)))
+        batch = _batch(rows, length, vocab)
         kept = min(item * hidden * rows * length * len(skeleton.units), room_for(ctx.settings.max_memory))
         most = max(most, 3 * item * vocab * batch + kept + 4 * item * wide * batch)
     # Some are measured against the original's logits, made again in float32 as those of narrower types are.
