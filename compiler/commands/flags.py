@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from ...dsl.profiles import MOST_THREADS
 from .exits import Carried
 from .screen import Screen
 
@@ -87,7 +88,7 @@ _seed = _flag("machine", "Seed of all that is random; 0 unless given.", "--seed"
 _device = _flag(
     "machine", "Where passes and metrics compute; only cpu, the default, is tested.", "--device", metavar="NAME"
 )
-_threads = _flag("machine", "Threads of torch.", "--threads", metavar="N", min=1)
+_threads = _flag("machine", "Threads of torch.", "--threads", metavar="N", min=1, max=MOST_THREADS)
 _memory = _flag("machine", "Memory allowed, such as 20GiB.", "--max-memory", metavar="SIZE", parser=size)
 _still = _flag("progress", "No progress on stderr.", "--no-progress")
 _events = _flag("progress", "Write progress as JSON lines to a file.", "--events", metavar="FILE")

@@ -255,3 +255,9 @@ sys.exit(99 if "torch" in sys.modules else code)
 def test_what_is_no_number_is_no_fraction_of_a_flag(effc, words):
     run = effc(*words)
     assert (run.code, run.out) == (2, "") and "error[usage]" in run.err
+
+
+@pytest.mark.parametrize("threads", ["0", "1025", "99999999999"])
+def test_more_threads_than_any_machine_has_are_refused_before_they_start(effc, threads):
+    run = effc("doctor", "--threads", threads)
+    assert (run.code, run.out) == (2, "") and "1<=x<=1024" in run.err
