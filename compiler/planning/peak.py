@@ -78,7 +78,8 @@ def batch_bytes(skeleton: Skeleton, rows: "Tensor") -> int:
     if rows.dim() != 2 or rows.is_floating_point():
         return 0
     item, vocab, hidden, wide = _sizes(skeleton)
-    return item * _batch(*rows.shape, vocab) * (vocab + 4 * wide) + 2 * item * rows.numel() * hidden
+    tokens = _batch(len(rows), rows.shape[1], vocab)
+    return item * tokens * (vocab + 4 * wide) + 2 * item * rows.numel() * hidden
 
 
 def _sizes(skeleton: Skeleton) -> tuple[int, int, int, int]:
