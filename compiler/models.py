@@ -30,6 +30,8 @@ model_breaks = Fault(
     exit="environment",
 )
 
+no_words = Fault("no-words", "A model was asked to answer and has no tokenizer beside its weights.", exit="usage")
+
 
 @dataclass
 class NamedModel:
@@ -108,18 +110,34 @@ def nowhere(place: str):
 
 
 def open_model(
-    place: str, settings: "Settings", *, steady: bool = False, mapped: bool = False, signed_by: Sequence[str] = ()
+    place: str,
+    settings: "Settings",
+    *,
+    steady: bool = False,
+    mapped: bool | None = None,
+    signed_by: Sequence[str] = (),
+    speaks: bool = False,
 ) -> NamedModel:
-    """The model with its weights, ready to run; `steady`, `mapped` and `signed_by` as `load` has them."""
+    """The model with its weights, ready to run; `steady`, `mapped` and `signed_by` as `load` has them.
+
+    One that `speaks` has a tokenizer: Reject (no-words) otherwise, before an artifact's weights are read.
+    """
+    if settings.threads:
+        import torch
+
+        torch.set_num_threads(settings.threads)  # the native engine takes as many as torch has when it opens
     path = Path(place)
     if path.is_dir() and is_artifact(path):
         from .artifacts.load import load, locate
 
         folder, _ = locate(path)
+        tokenizer = _tokenizer(folder)
+        if speaks:
+            _refuse_wordless(tokenizer, place)
         model = load(
             path, device=settings.device, steady=steady, mapped=mapped, signed_by=signed_by, tell=settings.tell
         )
-        return NamedModel(place, model, _tokenizer(folder))
+        return NamedModel(place, model, tokenizer)
     if signed_by:
         from .artifacts.signature import unsigned
 
@@ -130,7 +148,15 @@ def open_model(
             )
         )
     origin = origin_of(place, settings)
-    return NamedModel(origin.label, origin.load().eval().to(settings.device), origin.tokenizer())
+    tokenizer = origin.tokenizer()
+    if speaks:
+        _refuse_wordless(tokenizer, origin.label)
+    return NamedModel(origin.label, origin.load().eval().to(settings.device), tokenizer)
+
+
+def _refuse_wordless(tokenizer: Any, label: str) -> None:
+    if tokenizer is None:
+        raise Reject(no_words(f"{label} has no tokenizer", help="copy the tokenizer files beside the weights"))
 
 
 def _tokenizer(folder: Path) -> Any:

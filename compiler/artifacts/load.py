@@ -30,7 +30,7 @@ class LoadOptions(TypedDict, total=False):
     sequences: int | None
     steady: bool
     kernels: bool
-    mapped: bool
+    mapped: bool | None
     base: Any
     signed_by: Sequence[str]
     tell: Listener
@@ -46,7 +46,7 @@ def load(
     sequences: int | None = None,
     steady: bool = False,
     kernels: bool = True,
-    mapped: bool = False,
+    mapped: bool | None = None,
     base: Any = None,
     signed_by: Sequence[str] = (),
     tell: Listener = silent,
@@ -67,7 +67,8 @@ def load(
     steady      the native engine gives the same logits to the bit whatever other sequences it computes in a call
     kernels     state-space scans run on effc's kernels where those are compiled; False: where the recipe says so
     mapped      weights of the native engine stay on disk, mapped and checked in place: no copy is made, and processes
-                share them; computing is slower, and the files must stay as they are
+                share them; the files must stay as they are, and computing is slower where the system caches files in
+                small pages. By default those that take more than a quarter of the machine's memory
     base        of the target `reft`: the model that interventions are put onto, or its folder; by default the one that
                 the artifact names
     signed_by   public keys (`ed25519:...`, or files with one), one of which must have signed the artifact; every

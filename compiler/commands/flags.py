@@ -106,9 +106,10 @@ required_key = typer.Option(
 )
 
 mapped_weights = typer.Option(
-    "--mapped",
+    "--mapped/--copied",
     show_default=False,
-    help="Leave weights of a native artifact on disk, checked in place: opens without a copy, answers more slowly.",
+    help="Leave weights of a native artifact on disk, checked in place, or copy them first. Mapped unless said "
+    "otherwise: those above a quarter of the memory.",
 )
 
 knowledge_url = typer.Option(

@@ -12,7 +12,6 @@ from ...dsl.diagnostics import Reject
 from ...dsl.render import printable
 from ..models import check_place
 from .flags import Shared, finite, knowledge_url, mapped_weights, required_key, verb
-from .services import no_words
 
 _place = typer.Argument(
     metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.", show_default=False
@@ -49,7 +48,7 @@ def register(app: typer.Typer) -> None:
         knowledge: Annotated[str | None, knowledge_url] = None,
         explain: Annotated[bool, _explain] = False,
         pick: Annotated[str, _pick] = "",
-        mapped: Annotated[bool, mapped_weights] = False,
+        mapped: Annotated[bool | None, mapped_weights] = None,
         adapter: Annotated[list[str], _adapter] = (),  # type: ignore[assignment]
     ) -> None:
         """Talk to a model: a chat, or one answer with --prompt or a pipe. Of a federation: simulate it."""
@@ -65,7 +64,7 @@ def register(app: typer.Typer) -> None:
             return federate(Path(model), shared)
         if prompt is None and not sys.stdin.isatty():
             prompt = sys.stdin.read().rstrip("\n")
-        from ..rttc.app import is_app
+        from ..rttc.place import is_app
 
         if is_app(model):
             from .guide import ask
@@ -90,21 +89,15 @@ def _talk(
     longest: int,
     temperature: float,
     adapters: Sequence[str],
-    mapped: bool,
+    mapped: bool | None,
 ) -> None:
     from ..models import computing, open_model
     from ..serving.adapters import Talkers, named, views
     from ..serving.chat import Talker, refuse_silent
 
     folders = named(adapters)
-    opened = open_model(place, shared.settings(), signed_by=signed_by, mapped=mapped)
+    opened = open_model(place, shared.settings(), signed_by=signed_by, mapped=mapped, speaks=True)
     refuse_silent(opened.model)
-    if opened.tokenizer is None:
-        raise Reject(no_words(f"{opened.label} has no tokenizer", help="copy the tokenizer files beside the weights"))
-    if shared.threads:
-        import torch
-
-        torch.set_num_threads(shared.threads)
     models = {"": opened.model, **views(opened.model, opened.label, folders, signed_by)}
     made = {name: Talker(model, opened.tokenizer, longest, temperature, shared.seed) for name, model in models.items()}
     talker = Talkers(made) if adapters else made[""]

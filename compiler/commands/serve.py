@@ -185,7 +185,7 @@ def _service(
     keys: Sequence[str],
     adapters: Sequence[str],
 ) -> Service:
-    from ..rttc.app import is_app
+    from ..rttc.place import is_app
 
     name = name or _called(place)
     if not is_app(place):

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from ..rttc.guided import Guided
     from ..rttc.retrieval import Remote
 
-no_words = Fault("no-words", "A model was asked to answer and has no tokenizer beside its weights.", exit="usage")
 no_such_role = Fault(
     "no-such-role",
     "A folder was to be served in a role that it can't have.\n\n"
@@ -38,8 +37,6 @@ class Service:
 def model_service(
     place: str, name: str, shared: Shared, parallel: int, queue: int, keys: Sequence[str], adapters: Sequence[str] = ()
 ) -> Service:
-    import torch
-
     from ..models import computing, open_model
     from ..native.places import tokens_in
     from ..native.sampling import as_tokens
@@ -50,11 +47,7 @@ def model_service(
     from ..serving.scheduler import Scheduler
 
     folders = named(adapters)
-    if shared.threads:
-        torch.set_num_threads(shared.threads)
-    opened = open_model(place, shared.settings(), steady=True, signed_by=keys)
-    if opened.tokenizer is None:
-        raise Reject(no_words(f"{opened.label} has no tokenizer", help="copy the tokenizer files beside the weights"))
+    opened = open_model(place, shared.settings(), steady=True, signed_by=keys, speaks=True)
     made = views(opened.model, opened.label, folders, keys)
     runner = runner_of(opened.model, opened.label, made)
     with computing(opened.label):
@@ -87,10 +80,11 @@ def library_service(place: str, name: str, shared: Shared, keys: Sequence[str], 
     client's."""
     from ..artifacts.manifest import read_manifest, verify_files
     from ..artifacts.signature import check_signature
-    from ..rttc.app import EMBEDDER, KNOWLEDGE, NAME, REWARD, read_app, scorer_of
+    from ..rttc.app import EMBEDDER, KNOWLEDGE, REWARD, read_app, scorer_of
     from ..rttc.embedder import folder_embedder
     from ..rttc.knowledge import open_base
     from ..rttc.library import Library, application
+    from ..rttc.place import NAME
     from ..rttc.reward import Judge
 
     folder, app = Path(place), read_app(Path(place))
@@ -115,19 +109,13 @@ def library_service(place: str, name: str, shared: Shared, keys: Sequence[str], 
 
 def guided(place: str, shared: Shared, keys: Sequence[str], knowledge: str | None) -> "Guided":
     """The client of a folder; its model, base and rewards are compared with the manifest first."""
-    import torch
-
     from ..artifacts.manifest import read_manifest, verify_files
     from ..models import open_model
     from ..rttc.app import client_of, read_app
 
     folder, app = Path(place), read_app(Path(place))
-    if shared.threads:
-        torch.set_num_threads(shared.threads)
-    opened = open_model(place, shared.settings(), signed_by=keys)
+    opened = open_model(place, shared.settings(), signed_by=keys, speaks=True)
     verify_files(folder, read_manifest(folder))
-    if opened.tokenizer is None:
-        raise Reject(no_words(f"{opened.label} has no tokenizer", help="emit the folder again with a tokenizer"))
     return client_of(app, folder, opened.model, opened.tokenizer, shared.cache_folder, remote(knowledge))
 
 

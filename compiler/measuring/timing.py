@@ -8,7 +8,7 @@ import gc
 import inspect
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...dsl.diagnostics import Fault, Reject
 from ..checkpoints.origin import longest_row
 from ..checkpoints.pretrained import pretrained
+from ..machine.fingerprint import memory
 from ..report.progress import follow
 from ..rows.forward import evaluating, output_logits
 from ..rows.inputs import begun, device_of, has_two_sides, words
@@ -29,6 +30,7 @@ prompt_too_long = Fault(
 )
 
 WARMUP = 3  # runs that are not counted: allocations, page faults, lazily built tables
+FIT = 0.75  # of the memory, for weights
 CACHES = ("cache", "past_key_values", "cache_params")  # newest name first; later ones may be its aliases
 
 
@@ -168,6 +170,9 @@ def interleaved(
 ) -> Turns:
     """Measure a timed metric on models that take turns step by step; whoever begins alternates.
 
+    Models that memory does not hold together take turns by the round: step by step each would read its weights from
+    disk again whenever its turn comes.
+
     models  name -> model, the one to compare with first
     enough  whether the rounds so far will do; if not, more follow until `seconds` have passed
     share   how many rounds divide the metric's number of timings among them
@@ -188,10 +193,20 @@ def _round(models: Mapping[str, nn.Module], metric: Any, about: str, share: int)
     taken: dict[str, list[float]] = {name: [] for name in names}
     with still(*models.values()):
         turns = WARMUP + -(-max(clock.count for clock in clocks.values()) // share)
-        for turn in follow(range(turns), f"steps of timing, {about}"):
-            for name in names if turn % 2 == 0 else names[::-1]:
-                taken[name].append(clocks[name].step())
+        if fit(models.values()):
+            order = [name for turn in range(turns) for name in (names if turn % 2 == 0 else names[::-1])]
+        else:
+            order = [name for name in names for _ in range(turns)]
+        for name in follow(order, f"steps of timing, {about}"):
+            taken[name].append(clocks[name].step())
     return {name: clocks[name].value(taken[name][WARMUP:]) for name in names}
+
+
+def fit(models: Iterable[nn.Module]) -> bool:
+    """Whether memory holds the weights of all of them at once, with room for what else there is."""
+    total = memory()
+    held = sum(t.nbytes for model in models for t in (*model.parameters(), *model.buffers()))
+    return total is None or held < FIT * total
 
 
 def _turns(seen: Sequence[Mapping[str, float]]) -> Turns:

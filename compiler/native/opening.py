@@ -30,7 +30,7 @@ def open_native(
     *,
     threads: int | None = None,
     sequences: int = SEQUENCES,
-    mapped: bool = False,
+    mapped: bool | None = None,
     believed: bool = False,
     steady: bool = False,
     remembers: int = 0,
@@ -39,8 +39,9 @@ def open_native(
 
     threads     that compute; as many as torch has by default
     sequences   that can be open at once
-    mapped      leave weights on disk, mapped: no copy is made, processes share the memory, and computing is slower, as
-                files lie in small pages; they must stay as they are for as long as the model is open
+    mapped      leave weights on disk, mapped: no copy is made, processes share the memory, and computing is slower
+                where the system caches files in small pages; they must stay as they are for as long as the model is
+                open. By default those are mapped that take more than a quarter of the machine's memory
     believed    do not hold weights against their checksums, which reads each whole
     steady      logits of a sequence are the same to the bit whatever else a call computes
     remembers   tokens of earlier prompts that are held, for prompts that begin alike; sums are then rounded in another

@@ -26,6 +26,7 @@ from .caching import EVICTIONS, Eviction, StateCache
 from .embedder import Embedder, Pooled, folder_embedder, own_embedder
 from .guided import Guided, identity_of
 from .knowledge import check_embedder, open_base
+from .place import NAME
 from .policy import Policy, read_policy
 from .prompts import Prompts
 from .retrieval import Local, Remote, Retriever
@@ -37,7 +38,7 @@ from .selection import SELECTIONS
 from .tuned import open_tuned
 from .voice import APART, Voice, apart, no_place, open_voice
 
-FORMAT, NAME = 1, "app.json"
+FORMAT = 1
 KNOWLEDGE, EMBEDDER, REWARD, NATIVE = "knowledge", "embedder", "reward", "native"
 ENGINES = ("torch", "native", "adapted")
 CACHES = ("lists", "states")
@@ -128,10 +129,6 @@ def engine_of(folder: Path, model: Any, tokenizer: Any, app: App, asked: str) ->
     if not off <= APART:
         return "native", f"the engine's adapted logits are off by {off:.2f} of root mean squares"
     return "adapted", ""
-
-
-def is_app(place: str) -> bool:
-    return (Path(place) / NAME).is_file()
 
 
 def embedder_of(app: App, folder: Path, model: Any, tokenizer: Any, cache_dir: Path) -> Embedder:

@@ -181,8 +181,9 @@ class Rttc(Target):
                 raise Reject(fault(f"there is no model folder {ctx.folder / place}"))
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
-        from ..rttc.app import KNOWLEDGE, NAME, App, embedder_of
+        from ..rttc.app import KNOWLEDGE, App, embedder_of
         from ..rttc.calibration import nearness
+        from ..rttc.place import NAME
         from ..store.cache import write_whole
 
         Hf(path=self.path).emit(program, into, ctx)

@@ -221,7 +221,7 @@ class Wish:
     sequences: int | None = None
     steady: bool = False
     kernels: bool = True
-    mapped: bool = False
+    mapped: bool | None = None
 
 
 class Picture(Protocol):

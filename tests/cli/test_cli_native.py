@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from effc.compiler.artifacts.load import load
 from effc.compiler.sources.zoo import zoo
 from effc.dsl.diagnostics import Reject
@@ -103,6 +104,25 @@ def test_run_answers_as_text_and_as_json(effc, artifact):
     assert said["text"].strip() == told.out.strip() and said["new_tokens"] <= 12
     again = [effc("run", path, "-p", "In the beginning", "-n", "12", "-t", "1.5", "--seed", "4").out for _ in range(2)]
     assert again[0] == again[1] != told.out
+
+
+def test_the_engine_takes_as_many_threads_as_were_asked_for(artifact, monkeypatch):
+    from effc.compiler.models import open_model
+    from effc.compiler.words.context import Settings
+
+    monkeypatch.setattr("effc.kernels.engine.usable_cores", lambda: 4)
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        opened = open_model(str(artifact[0]), Settings(artifact[0].parent / "cache", threads=threads))
+        assert opened.model.engine.threads == threads
+    torch.set_num_threads(before)
+
+
+def test_a_model_that_can_not_speak_is_refused_before_its_weights_are_read(effc, artifact, tmp_path):
+    place = tmp_path / "cpu"
+    shutil.copytree(artifact[0], place, ignore=shutil.ignore_patterns("token*", "weights.bin", "chat_template*"))
+    assert effc("run", place, "-p", "And").err.startswith("error[no-words]")
+    assert effc("serve", place).err.startswith("error[no-words]")
 
 
 def test_a_form_of_the_artifact_runs_as_the_artifact_does(effc, artifact):

@@ -81,6 +81,15 @@ def test_what_was_written_opens(whole, tmp_path):
     assert maps(tmp_path, open_native(tmp_path, mapped=True)) and not maps(tmp_path, open_native(tmp_path))
 
 
+def test_weights_of_more_than_a_quarter_of_the_memory_are_mapped_unless_said_otherwise(whole, tmp_path, monkeypatch):
+    folder = put(tmp_path, *whole)
+    size = len(whole[1])
+    for memory, mapped in ((3 * size, True), (5 * size, False), (None, False)):
+        monkeypatch.setattr(stored, "memory", lambda memory=memory: memory)
+        assert maps(folder, open_native(folder)) == mapped
+        assert not maps(folder, open_native(folder, mapped=False))
+
+
 def maps(folder, model):
     """Whether a model's weights lie in its file."""
     if not Path("/proc/self/maps").exists():

@@ -10,12 +10,13 @@ import pytest
 import torch
 from effc.compiler.artifacts.manifest import dump, file_sha256
 from effc.compiler.rttc.adaptation import Adaptable, Regime
-from effc.compiler.rttc.app import NAME, read_app
+from effc.compiler.rttc.app import read_app
 from effc.compiler.rttc.attachment import places_of
 from effc.compiler.rttc.caching import StateCache
 from effc.compiler.rttc.embedder import own_embedder
 from effc.compiler.rttc.guided import Guided, identity_of
 from effc.compiler.rttc.knowledge import build
+from effc.compiler.rttc.place import NAME
 from effc.compiler.rttc.policy import Policy
 from effc.compiler.rttc.prompts import Prompts
 from effc.compiler.rttc.retrieval import Local

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import effc as package
 import httpx
 import pytest
-from effc.compiler.rttc.app import NAME, read_app
+from effc.compiler.rttc.app import read_app
 from effc.compiler.rttc.knowledge import open_base
+from effc.compiler.rttc.place import NAME
 from effc.compiler.rttc.policy import Policy
 from effc.compiler.rttc.retrieval import Remote, Unreachable
 from effc.dsl.diagnostics import Reject
