@@ -121,7 +121,9 @@ def code_of(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConfig, type[transformers.PreTrainedModel]]:
+def parse_config(
+    config: Mapping[str, Any],
+) -> "tuple[transformers.PreTrainedConfig, type[transformers.PreTrainedModel]]":
     """The config object and the model class; causal language models where `architectures` is silent."""
     from ...dsl.nearest import nearest
 
@@ -182,7 +184,7 @@ def _no_class(model_type: str, names: Any) -> Reject:
     return Reject(unknown_architecture(said, help="name one in `architectures` of config.json"))
 
 
-def _refuse_timm(made: transformers.PreTrainedConfig) -> None:
+def _refuse_timm(made: "transformers.PreTrainedConfig") -> None:
     if any("timm" in part.model_type for part in _configs(made)):
         raise Reject(
             unknown_architecture(
@@ -192,7 +194,7 @@ def _refuse_timm(made: transformers.PreTrainedConfig) -> None:
         )
 
 
-def _configs(config: transformers.PreTrainedConfig) -> Iterator[transformers.PreTrainedConfig]:
+def _configs(config: "transformers.PreTrainedConfig") -> "Iterator[transformers.PreTrainedConfig]":
     """A config and those of its parts, those that it has by default included."""
     yield config
     for part in vars(config).values():
@@ -200,7 +202,9 @@ def _configs(config: transformers.PreTrainedConfig) -> Iterator[transformers.Pre
             yield from _configs(part)
 
 
-def attention(kind: type[transformers.PreTrainedModel], made: transformers.PreTrainedConfig) -> str | dict[str, Any]:
+def attention(
+    kind: "type[transformers.PreTrainedModel]", made: "transformers.PreTrainedConfig"
+) -> str | dict[str, Any]:
     """Which attention a class runs with, as `attn_implementation`: torch's fused one wherever it is supported.
 
     Parts that a config names are models of their own: DETR has it, and its ResNet does not.
@@ -208,13 +212,13 @@ def attention(kind: type[transformers.PreTrainedModel], made: transformers.PreTr
     return _attentions("sdpa", made) if kind._supports_sdpa else "eager"
 
 
-def _attentions(own: str, config: transformers.PreTrainedConfig) -> str | dict[str, Any]:
+def _attentions(own: str, config: "transformers.PreTrainedConfig") -> str | dict[str, Any]:
     held = {name: getattr(config, name, None) for name in config.sub_configs}
     parts = {name: _attentions(_attention_of_part(part), part) for name, part in held.items() if part is not None}
     return {"": own, **parts} if any(said != own for said in parts.values()) else own
 
 
-def _attention_of_part(config: transformers.PreTrainedConfig) -> str:
+def _attention_of_part(config: "transformers.PreTrainedConfig") -> str:
     auto = transformers.models.auto.modeling_auto
     classes: list[type[transformers.PreTrainedModel]] = []
     for table in (auto.MODEL_MAPPING, auto.MODEL_FOR_BACKBONE_MAPPING):

@@ -1,6 +1,7 @@
 """What a module answers to where it is one of transformers', or one of effc's that stands for one."""
 
-from typing import TYPE_CHECKING, cast
+import sys
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 from torch import nn
 
@@ -14,3 +15,10 @@ def pretrained(model: nn.Module) -> "PreTrainedModel":
     No check while it runs: a model of the native engine, or of ONNX, is no `PreTrainedModel` and answers like one.
     """
     return cast("PreTrainedModel", model)
+
+
+def is_pretrained(model: object) -> "TypeGuard[PreTrainedModel]":
+    """Whether it is one of transformers' own. Their half is not imported to tell, which takes seconds that a native
+    artifact need not wait: before somebody imported it, nothing is."""
+    modeling = sys.modules.get("transformers.modeling_utils")
+    return modeling is not None and isinstance(model, modeling.PreTrainedModel)

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ...dsl.diagnostics import Reject
 from ..checkpoints.classes import model_class
-from ..checkpoints.pretrained import pretrained
+from ..checkpoints.pretrained import is_pretrained, pretrained
 from .several import SAMPLES, hears, other_parts, parts, tokens_of, unpacked
 
 
@@ -69,7 +68,7 @@ def without_cache(model: nn.Module) -> dict[str, Any]:
 
 def has_two_sides(model: nn.Module) -> bool:
     """Whether a model is an encoder with a decoder, which take a sequence each; one that effc's engine runs, too."""
-    known = isinstance(model, PreTrainedModel) or hasattr(model, "facts")
+    known = is_pretrained(model) or hasattr(model, "facts")
     return known and "decoder_input_ids" in _names(type(model).forward)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
+
+from ..checkpoints.pretrained import is_pretrained
 
 _STATES = ("cache", "past_key_values", "past_key_value", "cache_params", "layer_past", "state")
 _ROWS = ("input_ids", "inputs_embeds")
@@ -111,6 +111,8 @@ def _goes_on(given: Mapping[str, Any]) -> bool:
 
 
 def _holds(state: Any) -> bool:
+    from transformers.cache_utils import Cache
+
     if not isinstance(state, Cache):
         return True  # RWKV hands its state on, and begins without one
     for ask in (state.get_seq_length, state.has_previous_state):
@@ -159,7 +161,7 @@ def listen(model: nn.Module) -> Prompts:
 
 def _door(model: nn.Module) -> nn.Module:
     """The outermost module that is always called with token ids: of transformers' models, the one below a head."""
-    return model.base_model if isinstance(model, PreTrainedModel) else model
+    return model.base_model if is_pretrained(model) else model
 
 
 def _names(kind: type[nn.Module]) -> tuple[str, ...]:

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ...dsl.diagnostics import Fault, Reject
-from ..checkpoints.pretrained import pretrained
+from ..checkpoints.pretrained import is_pretrained, pretrained
 
 other_parts = Fault(
     "other-parts",
@@ -74,7 +73,7 @@ def parts(model: nn.Module) -> tuple[Part, ...]:
         return (Part("input_features", sound_shape(model.config), torch.float32),)
     if sees_and_reads(model):
         return (Part("pixel_values", image_shape(model.config), torch.float32),)
-    own = None if isinstance(model, PreTrainedModel) else getattr(model, "dummy_inputs", None)
+    own = None if is_pretrained(model) else getattr(model, "dummy_inputs", None)
     if not isinstance(own, Mapping):
         return ()
     found = [Part(name, tuple(x.shape[1:]), x.dtype) for name, x in own.items() if isinstance(x, Tensor) and x.dim()]
@@ -98,7 +97,7 @@ def unpacked(model: nn.Module, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]
         taken = rows[:, at : at + part.size].reshape(len(rows), *part.shape)
         found[part.name] = taken.to(kind if part.dtype.is_floating_point else part.dtype)
         at += part.size
-    if not isinstance(model, PreTrainedModel):
+    if not is_pretrained(model):
         own: Mapping[str, Any] = getattr(model, "dummy_inputs", {})
         found |= {name: value for name, value in own.items() if name not in found}  # numbers and switches
     return found, rows[:, at:].long()
@@ -142,6 +141,6 @@ def sound_shape(config: Any) -> tuple[int, int]:
 
 
 def _takes(model: nn.Module, *names: str) -> bool:
-    if not isinstance(model, PreTrainedModel):
+    if not is_pretrained(model):
         return False
     return set(names) <= set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ...dsl.diagnostics import Reject
+from ..checkpoints.pretrained import is_pretrained
 from ..checkpoints.sentences import MODULES, json_of, modules, no_pooling
 from .forward import batches, evaluating, main_output
 from .inputs import arguments, padding, written
@@ -28,7 +28,7 @@ class States:
 
 def states(model: nn.Module, rows: Tensor, pooling: str) -> States:
     """Hidden states without a cache; of a model with a head, those below it. Images give patches, maps their pixels."""
-    below = model.base_model if isinstance(model, PreTrainedModel) else model
+    below = model.base_model if is_pretrained(model) else model
     args, given = arguments(below, rows)
     output = below(*args, **given)
     tokens = main_output(output)

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...dsl.diagnostics import Reject
 from ..artifacts.load import other_kind
-from ..ir.program import Program
 from ..words.context import Context
 from ..words.kinds import Form, Target, Wish, param
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..ir.program import Program
 
 FOLDER = "native"
 
@@ -99,7 +100,7 @@ class Native(Target):
         default="auto",
     )
 
-    def emit(self, program: Program, into: Path, ctx: Context) -> None:
+    def emit(self, program: "Program", into: Path, ctx: Context) -> None:
         from ..native.emission import emit
         from ..native.linears import Numbers
 

@@ -125,6 +125,17 @@ def test_a_model_that_can_not_speak_is_refused_before_its_weights_are_read(effc,
     assert effc("serve", place).err.startswith("error[no-words]")
 
 
+def test_it_answers_without_the_models_of_transformers_whose_import_takes_seconds(artifact):
+    code = (
+        "import sys\nfrom effc.compiler.cli import main\n"
+        f"sys.argv = ['effc', 'run', {str(artifact[0])!r}, '-p', 'And', '-n', '2']\n"
+        "try:\n    main()\nexcept SystemExit as ended:\n    assert not ended.code\n"
+        "print(sorted({'transformers.modeling_utils', 'torch._dynamo', 'sympy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_a_form_of_the_artifact_runs_as_the_artifact_does(effc, artifact):
     path, _ = artifact
     first, second = (effc("run", p, "-p", "And", "-n", "5") for p in (path, path / "native"))
