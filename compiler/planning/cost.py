@@ -78,7 +78,7 @@ def emission(emit: Emit, now: Skeleton, original: Skeleton, pipeline: Pipeline, 
     speed, whole, numbers = here(ctx), shrink.bytes_(now), shrink.params(now)
     if target.about:
         return Emission(emit.call, emit.source, 1.0, 0, 1 << 20)
-    written, packing = target.files(numbers, whole, shrink.bytes_(original))
+    written, packing = target.files(shrink.weights(now, original))
     read = (PROBES + ROWS) * (whole + written) + ROWS * shrink.bytes_(original)
     work = {"disk": written, "hash": 2 * written, "read": read, "look": 2 * numbers, **packing}
     tokens = sum(_tokens(dict(bound.metric.args), ctx) for bound in pipeline.expects if bound.metric.args)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ...dsl.skeleton import Branch, Group, Member, Part, Scan, Skeleton, is_below
+from ..words.kinds import Weights
 
 _ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1}
 _SCANNED = ("ssm_heads", "ssm_channels", "ssm_state")
@@ -24,6 +25,18 @@ def params(skeleton: Skeleton) -> int:
 def bytes_(skeleton: Skeleton) -> int:
     """Bytes of all parameters as they are stored."""
     return params(skeleton) * _ITEMSIZE.get(skeleton.facts.get("dtype", "float32"), 4)
+
+
+def weights(now: Skeleton, original: Skeleton) -> Weights:
+    """What targets reckon the size of their files with."""
+    tables = {
+        f"{part.path}.{name}": math.prod(shape)
+        for part in now.parts
+        if part.kind.endswith(_LOOKUPS)
+        for name, shape in part.tensors
+    }
+    heads = sum(tables.get(same[0], 0) for same in now.tied if not set(same) <= tables.keys())
+    return Weights(bytes_(now), bytes_(original), params(now), sum(tables.values()), heads)
 
 
 def flops_per_token(skeleton: Skeleton, context: int) -> int:

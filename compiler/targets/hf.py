@@ -18,7 +18,7 @@ from ..checkpoints.tensors import Piece, write_tensors
 from ..ir.program import Program
 from ..ir.weights import distinct
 from ..words.context import Context
-from ..words.kinds import Form, Target, Wish, param
+from ..words.kinds import Form, Target, Weights, Wish, param
 
 cannot_write_form = Fault("cannot-write-form", "A recipe asks for a checkpoint that its model can't have.")
 
@@ -77,10 +77,10 @@ class Hf(Target):
         if notes:
             (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
-    def files(self, numbers: int, bytes_: int, original: int) -> tuple[int, dict[str, float]]:
+    def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
         """Where widths are uneven a folder of the original's shapes stands beside the other one."""
-        both = self.form in ("auto", "both") and bytes_ != original
-        return bytes_ + both * original, {}
+        both = self.form in ("auto", "both") and weights.bytes != weights.original
+        return weights.bytes + both * weights.original, {}
 
     def forms(self) -> tuple[Form, ...]:
         return FORMS

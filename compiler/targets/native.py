@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ...dsl.diagnostics import Reject
 from ..artifacts.load import other_kind
 from ..words.context import Context
-from ..words.kinds import Form, Target, Wish, param
+from ..words.kinds import Form, Target, Weights, Wish, param
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,8 +114,14 @@ class Native(Target):
 
         foresee(ctx, Numbers.of_words(self.weights, self.inputs, self.group, self.head))
 
-    def files(self, numbers: int, bytes_: int, original: int) -> tuple[int, dict[str, float]]:
-        return round(_BYTES[self.weights] * numbers), {"grid" if self.weights == "int4" else "pack": float(numbers)}
+    def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
+        """Tables are bfloat16; a head that has their weights is packed in their place, of int8 besides."""
+        small, both = self.weights == "int4", self.weights == "int8"
+        head = ("int8" if small else self.weights) if self.head == "auto" else self.head
+        tables = weights.tables - (not both) * weights.heads
+        matrices = _BYTES[self.weights] * (weights.numbers - weights.tables)
+        written = matrices + _BYTES["bf16"] * tables + _BYTES[head] * weights.heads
+        return round(written), {"grid" if small else "pack": float(weights.numbers)}
 
     def forms(self) -> tuple[Form, ...]:
         from ..native.linears import Numbers

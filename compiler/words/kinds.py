@@ -224,6 +224,22 @@ class Wish:
     mapped: bool | None = None
 
 
+@dataclass(frozen=True)
+class Weights:
+    """What a plan knows of a model's weights.
+
+    bytes     as they are stored; `original` before any step
+    numbers   of all weights, each once
+    tables    of these, rows that are looked up; `heads` of those, what an output layer multiplies by, too
+    """
+
+    bytes: int
+    original: int
+    numbers: int
+    tables: int
+    heads: int
+
+
 class Picture(Protocol):
     """What a folder holds, for people and for programs."""
 
@@ -260,10 +276,9 @@ class Target(Word):
 
     path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)
 
-    def files(self, numbers: int, bytes_: int, original: int) -> tuple[int, dict[str, float]]:
-        """About how many bytes it writes of a model, and how it packs its numbers, as `Effort.work`; `original`: bytes
-        before any step."""
-        return bytes_, {}
+    def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
+        """About how many bytes it writes of a model, and how it packs its numbers, as `Effort.work`."""
+        return weights.bytes, {}
 
     def write(self, outcome: "Outcome", into: Path, ctx: "Context") -> None:
         """Write the artifact's files into an empty folder; a target that holds more than models says how."""

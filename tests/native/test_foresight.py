@@ -11,9 +11,15 @@ from effc.compiler import api
 from effc.compiler.capture.capture import capture
 from effc.compiler.checkpoints.origin import Origin
 from effc.compiler.checkpoints.stand_in import stand_in
+from effc.compiler.discovery.discover import discover
 from effc.compiler.native.foresight import foreseen
+from effc.compiler.native.linears import Numbers
 from effc.compiler.native.reader import Reader
+from effc.compiler.native.stored import WEIGHTS, write
+from effc.compiler.planning import shrink
+from effc.compiler.words.shelf import Shelf
 from effc.dsl.diagnostics import Reject
+from effc.dsl.recipe import Invocation
 
 from tests import mixers, tiny, worlds
 from tests.grids import wide
@@ -129,3 +135,18 @@ def test_a_model_of_images_is_refused_by_what_it_takes():
     build = partial(transformers.ViTForImageClassification, config)
     refused = foreseen(Origin("vit", {}, None, "vit", build, build, lambda: None), "bf16")
     assert "it takes pixel_values, and the engine reads token ids" in refused.diagnostics[0].message
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
+def test_the_size_of_its_file_is_foreseen_with_tables_that_are_and_are_not_shared(tmp_path, weights, tied):
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 4096}
+    model = tiny.model("llama", tie_word_embeddings=tied, **sizes)
+    program = capture(model)
+    target = Shelf().make("target", Invocation("native", {"path": "a", "weights": weights}))
+    now = discover(program)
+    told, _ = target.files(shrink.weights(now, now))
+    numbers = Numbers.of_words(weights, "int8", 64, "auto")
+    write(Reader(program, numbers).read(), tmp_path, {"class": "X", "model_type": "llama", "params": 1})
+    near = 0.15 if weights == "int4" and not tied else 0.08  # a head of its own is int8 there, which is not reckoned
+    assert told == pytest.approx((tmp_path / WEIGHTS).stat().st_size, rel=near)
