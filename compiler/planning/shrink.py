@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ...dsl.skeleton import Branch, Group, Member, Part, Scan, Skeleton, is_below
-from ..words.kinds import Weights
+from ..words.weights import Weights
 
 _ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1}
 _SCANNED = ("ssm_heads", "ssm_channels", "ssm_state")

@@ -1,7 +1,10 @@
 """Which numbers of a score stay: as many go as asked, the least first, of equal ones the first.
 
-Thresholds are found by selection, in linear time; only neighbours in small groups are sorted.
+Thresholds are found by selection, in linear time; only neighbours in small groups are sorted. On a CPU numpy compares,
+counts and multiplies two to five times as fast as torch does with one thread.
 """
+
+import math
 
 import numpy as np
 import torch
@@ -12,6 +15,7 @@ from ...dsl.inputs import PATTERNS
 OUTPUTS, INPUTS = 16, 2  # of a block: one vector of the kernel `block_sparse_linear`
 
 LEAST = 0.01  # share of a matrix that is zero on purpose
+LONG, SAMPLE = 1 << 20, 1 << 16  # numbers of a row whose threshold is looked for near a sample's, and of the sample
 
 
 def is_sparse(weight: Tensor) -> bool:
@@ -24,7 +28,7 @@ def is_sparse(weight: Tensor) -> bool:
 def keep_mask(score: Tensor, share: float, pattern: str, each: str) -> Tensor:
     """True where a weight stays; of equal scores the first ones go.
 
-    score    [out, in]   not negative, float32 or float64
+    score    [out, in]   not negative, float32 or float64; but of "blocks" int16 as well
     share    of the weights that go, rounded down to whole weights or blocks; the groups' own for "2:4" and "4:8"
     pattern  "any"; "2:4" or "4:8": so many of every so many neighbours along the inputs; or "blocks" of 16
              outputs by 2 inputs, which go and stay whole
@@ -56,10 +60,10 @@ def keep_largest(score: Tensor, kept: int) -> Tensor:
     if not gone or not kept:
         return torch.full_like(score, bool(kept), dtype=torch.bool)
     least = smallest(score, gone)
-    keep = score >= least
+    keep = _reach(score, least)
     extra = _counts(keep) - kept  # of those at the threshold the first go, [n]
     for row in extra.nonzero()[:, 0].tolist():
-        ties = _places(score[row] == least[row])[: int(extra[row])]
+        ties = _ties(score[row], least[row])[: int(extra[row])]
         keep[row, ties] = False
     return keep
 
@@ -71,8 +75,26 @@ def _counts(keep: Tensor) -> Tensor:
     return torch.from_numpy(np.count_nonzero(keep.numpy(), axis=1))
 
 
-def _places(row: Tensor) -> Tensor:
-    return row.nonzero()[:, 0] if row.device.type != "cpu" else torch.from_numpy(np.flatnonzero(row.numpy()))
+def _reach(score: Tensor, least: Tensor) -> Tensor:
+    if score.device.type != "cpu":
+        return score >= least
+    return torch.from_numpy(score.numpy() >= least.numpy())
+
+
+def _ties(row: Tensor, least: Tensor) -> Tensor:
+    """Places of a row where it is `least` [1]."""
+    if row.device.type != "cpu":
+        return (row == least).nonzero()[:, 0]
+    return torch.from_numpy(np.flatnonzero(row.numpy() == least.numpy()))
+
+
+def ranks(weight: Tensor) -> Tensor:
+    """What is ordered as magnitudes are and takes half as long to look at: of 16-bit floats their bits without the
+    sign, int16; of others the magnitudes."""
+    if weight.dtype not in (torch.bfloat16, torch.float16):
+        return magnitude(weight)
+    bits = weight.view(torch.int16)
+    return bits & 0x7FFF if bits.device.type != "cpu" else torch.from_numpy(bits.numpy() & np.int16(0x7FFF))
 
 
 def magnitude(weight: Tensor) -> Tensor:
@@ -81,11 +103,14 @@ def magnitude(weight: Tensor) -> Tensor:
 
 
 def masked(weight: Tensor, keep: Tensor) -> Tensor:
-    """The weight with zeros where it does not stay: its bits times one or nothing, thrice as fast as a choice."""
-    bits = _BITS.get(weight.dtype)
-    if bits is None:
+    """The weight with zeros where it does not stay: its bits times one or nothing, ten times as fast as a choice."""
+    kind = _BITS.get(weight.dtype)
+    if kind is None:
         return torch.where(keep, weight, 0.0)
-    return (weight.view(bits) * keep).view(weight.dtype)
+    bits = weight.view(kind)
+    if bits.device.type != "cpu":
+        return (bits * keep).view(weight.dtype)
+    return torch.from_numpy(bits.numpy() * keep.numpy().view(np.int8)).view(weight.dtype)
 
 
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
@@ -95,8 +120,26 @@ def smallest(score: Tensor, place: int) -> Tensor:
     """The `place`-th smallest of every row, counted from 1: [n, 1]."""
     if score.device.type != "cpu":
         return score.kthvalue(place, dim=1, keepdim=True).values
-    found = np.partition(score.numpy(), place - 1, axis=1)[:, place - 1 : place]  # three times as fast as kthvalue
+    rows = score.numpy()
+    if rows.shape[1] >= LONG:
+        return torch.from_numpy(np.stack([_threshold(row, place) for row in rows])[:, None])
+    found = np.partition(rows, place - 1, axis=1)[:, place - 1 : place]  # three times as fast as kthvalue
     return torch.from_numpy(found.copy())
+
+
+def _threshold(row: np.ndarray, place: int) -> np.generic:
+    """The `place`-th smallest of a long row. A sample tells about where it is, so that three in a hundred numbers are
+    left to partition; where it misleads, all are."""
+    sample = np.sort(row[:: len(row) // SAMPLE])
+    at, slack = place * len(sample) // len(row), 4 * math.isqrt(len(sample))
+    low, high = sample[max(0, at - slack)], sample[min(len(sample) - 1, at + slack)]
+    near = row >= low
+    rank = place - (len(row) - np.count_nonzero(near))
+    near &= row <= high
+    some = row[near]
+    if not 1 <= rank <= len(some):
+        some, rank = row, place
+    return np.partition(some, rank - 1)[rank - 1]
 
 
 def _block_scores(score: Tensor) -> Tensor:

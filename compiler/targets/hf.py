@@ -18,7 +18,8 @@ from ..checkpoints.tensors import Piece, write_tensors
 from ..ir.program import Program
 from ..ir.weights import distinct
 from ..words.context import Context
-from ..words.kinds import Form, Target, Weights, Wish, param
+from ..words.kinds import Form, Target, Wish, param
+from ..words.weights import Weights
 
 cannot_write_form = Fault("cannot-write-form", "A recipe asks for a checkpoint that its model can't have.")
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ...dsl.diagnostics import Reject
 from ..artifacts.load import other_kind
 from ..words.context import Context
-from ..words.kinds import Form, Target, Weights, Wish, param
+from ..words.kinds import Form, Target, Wish, param
+from ..words.weights import Weights
 
 if TYPE_CHECKING:
     from torch import nn

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..measuring.timing import Clock
     from ..pages.sheet import Sheet
     from .context import Context
+    from .weights import Weights
 
 _MISSING = object()
 
@@ -224,22 +225,6 @@ class Wish:
     mapped: bool | None = None
 
 
-@dataclass(frozen=True)
-class Weights:
-    """What a plan knows of a model's weights.
-
-    bytes     as they are stored; `original` before any step
-    numbers   of all weights, each once
-    tables    of these, rows that are looked up; `heads` of those, what an output layer multiplies by, too
-    """
-
-    bytes: int
-    original: int
-    numbers: int
-    tables: int
-    heads: int
-
-
 class Picture(Protocol):
     """What a folder holds, for people and for programs."""
 
@@ -276,7 +261,7 @@ class Target(Word):
 
     path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)
 
-    def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
+    def files(self, weights: "Weights") -> tuple[int, dict[str, float]]:
         """About how many bytes it writes of a model, and how it packs its numbers, as `Effort.work`."""
         return weights.bytes, {}
 

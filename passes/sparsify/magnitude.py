@@ -3,7 +3,7 @@
 from typing import Literal
 
 from ...compiler.ir.program import Program
-from ...compiler.search.masks import keep_mask, magnitude
+from ...compiler.search.masks import keep_mask, magnitude, ranks
 from ...compiler.search.sparsity import check_pattern, chosen_parts, finite_weight, looking, mask, note
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Effort, Lossy, Pass, param
@@ -42,7 +42,8 @@ class Magnitude(Pass):
         chosen, found = chosen_parts(program.skeleton, self.on), {}
         check_pattern(chosen, self.pattern, self.sparsity)
         for part in ctx.each(chosen, "masks", len(chosen)):
-            score = magnitude(finite_weight(program, part.path))
+            weight = finite_weight(program, part.path)
+            score = magnitude(weight) if self.pattern == "blocks" else ranks(weight)
             keep = keep_mask(score, self.sparsity.value, self.pattern, self.each)
             found[part.path] = mask(program, part.path, keep, ctx)
         note(program, chosen, found, pattern=self.pattern)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.layers.linear import weight_of
-from effc.compiler.search.masks import keep_mask, magnitude, masked
+from effc.compiler.search.masks import keep_mask, magnitude, masked, ranks, smallest
 from effc.dsl.values import DataRef, Ratio, Selector
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,8 +71,25 @@ def test_a_masked_weight_has_the_bits_that_sorting_and_choosing_give(dtype, each
     order = flat.argsort(dim=1, stable=True)[:, : int(0.6 * flat.shape[1])]
     keep = torch.ones_like(flat, dtype=torch.bool).scatter_(1, order, False).view(score.shape)
     assert torch.equal(keep_mask(magnitude(weight), 0.6, "any", each), keep)
+    assert torch.equal(keep_mask(ranks(weight), 0.6, "any", each), keep)
     expected = torch.where(keep, weight, 0.0)
     assert torch.equal(masked(weight, keep).view(torch.uint8), expected.view(torch.uint8))
+
+
+@pytest.mark.parametrize("place", [1, 2, 70_000, 1 << 20, (1 << 20) + 12])
+@pytest.mark.parametrize("kind", ["normal", "few", "rising", "every other", "bits"])
+def test_the_threshold_of_a_long_row_is_that_of_its_order(kind, place):
+    count = (1 << 20) + 12
+    row = torch.randn(count, generator=torch.Generator().manual_seed(3)).abs()
+    if kind == "few":
+        row = (row * 2).round()
+    elif kind == "rising":
+        row = torch.arange(count).float()
+    elif kind == "every other":  # a sample of every sixteenth sees none of the others
+        row[::16] += 100
+    elif kind == "bits":
+        row = ranks(row.bfloat16())
+    assert float(smallest(row[None], place)) == float(row.sort().values[place - 1])
 
 
 @given(rows=st.integers(1, 70), columns=st.integers(1, 30), seed=st.integers(0, 99))

@@ -1,0 +1,19 @@
+"""What targets reckon the size of their files with."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a plan knows of a model's weights.
+
+    bytes     as they are stored; `original` before any step
+    numbers   of all weights, each once
+    tables    of these, rows that are looked up; `heads` of those, what an output layer multiplies by, too
+    """
+
+    bytes: int
+    original: int
+    numbers: int
+    tables: int
+    heads: int
