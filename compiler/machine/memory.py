@@ -6,11 +6,13 @@ from pathlib import Path
 
 from ...dsl.diagnostics import Fault, Reject
 from ..report.quantity import size
+from .fingerprint import memory
 
 memory_bound = Fault(
     "memory-bound", "A compile would hold, or came to hold, more memory than it was allowed.", exit="resources"
 )
 
+SHARE = 0.75  # of the memory, for weights that are in use at once
 _STATUS = Path("/proc/self/status")
 
 
@@ -80,6 +82,12 @@ def room_for(limit: int | None, share: float = 0.5, most: int = 4 << 30) -> int:
     """
     spare = limit - held() if limit is not None else available()
     return max(0, min(int(share * spare), most))
+
+
+def holds(weights: int) -> bool:
+    """Whether the machine's memory holds so many bytes of weights at once, with room for what else there is."""
+    total = memory()
+    return total is None or weights < SHARE * total
 
 
 def available() -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...dsl.diagnostics import Fault, Reject
 from ..checkpoints.origin import longest_row
 from ..checkpoints.pretrained import pretrained
-from ..machine.fingerprint import memory
+from ..machine.memory import holds
 from ..report.progress import follow
 from ..rows.forward import evaluating, output_logits
 from ..rows.inputs import begun, device_of, has_two_sides, words
@@ -30,7 +30,6 @@ prompt_too_long = Fault(
 )
 
 WARMUP = 3  # runs that are not counted: allocations, page faults, lazily built tables
-FIT = 0.75  # of the memory, for weights
 CACHES = ("cache", "past_key_values", "cache_params")  # newest name first; later ones may be its aliases
 
 
@@ -203,10 +202,8 @@ def _round(models: Mapping[str, nn.Module], metric: Any, about: str, share: int)
 
 
 def fit(models: Iterable[nn.Module]) -> bool:
-    """Whether memory holds the weights of all of them at once, with room for what else there is."""
-    total = memory()
-    held = sum(t.nbytes for model in models for t in (*model.parameters(), *model.buffers()))
-    return total is None or held < FIT * total
+    """Whether memory holds the weights of all of them at once."""
+    return holds(sum(t.nbytes for model in models for t in (*model.parameters(), *model.buffers())))
 
 
 def _turns(seen: Sequence[Mapping[str, float]]) -> Turns:

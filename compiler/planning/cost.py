@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ...dsl.recipe import Emit, Invocation, Pipeline
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, handles
-from ..machine.memory import at_rest
+from ..machine.memory import at_rest, holds
 from ..machine.speeds import Speeds
 from ..store.cache import Cache
 from ..store.speeds import speeds
@@ -26,6 +26,7 @@ PROBES = 20  # of a check in a fresh process: short forwards in memory, and as m
 # Of accounts: rows, each a forward; tokens of one, for which llama.cpp is opened; and bytes of logits of one form. Held
 # are those of the original, the program and a form, and what compares a row of them.
 ROWS, LENGTH, ROOM, ACCOUNTS = 4, 64, 64 << 20, 4
+CLOCKED, PROMPT, ROUNDS = 42, 128, 3  # steps of a model that are timed, in rounds that each read a prompt
 HASHES = 3  # of what changed: as it is mapped, as the step is kept, as it is named
 
 
@@ -80,8 +81,13 @@ def emission(emit: Emit, now: Skeleton, original: Skeleton, pipeline: Pipeline, 
         return Emission(emit.call, emit.source, 1.0, 0, 1 << 20)
     written, packing = target.files(shrink.weights(now, original))
     read = (PROBES + ROWS) * (whole + written) + ROWS * shrink.bytes_(original)
-    work = {"disk": written, "hash": 2 * written, "read": read, "look": 2 * numbers, **packing}
     tokens = sum(_tokens(dict(bound.metric.args), ctx) for bound in pipeline.expects if bound.metric.args)
+    again = 0
+    if now.facts.get("causal_lm"):
+        both = shrink.bytes_(original) + written
+        read, tokens = read + CLOCKED * both, tokens + ROUNDS * PROMPT
+        again = 0 if holds(both) else ROUNDS * both  # read from disk whenever its turn comes
+    work = {"disk": written + again, "hash": 2 * written, "read": read, "look": 2 * numbers, **packing}
     flops = 2 * tokens * shrink.flops_per_token(original, 512)
     seconds = speed.seconds(work) + flops / speed.product(dtype_of(now)) + 2 * loading(now, ctx) + speed.start
     peak = int(MARGIN * ((at_rest() or PROCESS) + _accounts(now) + _widest(now, bool(packing), written)))

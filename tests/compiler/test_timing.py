@@ -89,9 +89,9 @@ def test_models_take_turns_step_by_step_and_drift_cancels():
 def test_models_that_memory_does_not_hold_together_take_turns_by_the_round(monkeypatch):
     a, b = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
     a.name, b.name, begun = "a", "b", len(SEEN)
-    monkeypatch.setattr(timing, "memory", lambda: 5 * 72 * 4)
+    monkeypatch.setattr("effc.compiler.machine.memory.memory", lambda: 5 * 72 * 4)
     assert timing.fit([a, b])
-    monkeypatch.setattr(timing, "memory", lambda: 2 * 72 * 4)
+    monkeypatch.setattr("effc.compiler.machine.memory.memory", lambda: 2 * 72 * 4)
     turns = timing.interleaved({"a": a, "b": b}, Drifting(), rounds=2)
     half = timing.WARMUP + 4
     assert SEEN[begun:] == 2 * (half * ["a"] + half * ["b"]) and len(turns.rounds) == 2
