@@ -1,5 +1,6 @@
 """The emitted thing against the original: every bound's metric, and size, in one run."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from ...dsl.show import show
 from ...dsl.values import MetricRef
 from ..artifacts.manifest import Measure
 from ..measuring.timing import WARMUP, Turns, interleaved, no_cache
-from ..planning import keys
+from ..planning import cost, keys
 from ..store.cache import Cache
 from ..words.context import Context
 from .gate import Known, Outcome, measure_bounds, metric_label
@@ -65,7 +66,7 @@ def compare(
             ours = ctx.metric(metric)
             pairs[metric] = (ours.measure(original, ctx), ours.measure(model, ctx))
     named = {bound.metric: metric_label(bound) for bound in reversed(plan.pipeline.expects)}
-    spread = {metric: t.spread for metric, t in taken.items()}
+    spread = {metric: t.spread for metric, t in taken.items() if len(t.rounds) > 1}
     measures = (
         replace(measured(m, named.get(m) or show(m), *pairs[m], ctx), spread=spread.get(m)) for m in in_order(pairs)
     )
@@ -115,7 +116,7 @@ def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[Metri
     """Times of both models, taking turns: those that a bound names, and one that every table has.
 
     The former are timed until they decide their bounds, or for SECONDS; of the latter a third of the steps a round
-    must do: nobody asked for it, and a step of a large model takes seconds.
+    must do, and one round where three would take long: nobody asked for it, and a step of a large model takes seconds.
     """
     asked = [b.metric for b in plan.pipeline.expects if b.profile is None and ctx.metric(b.metric).timed]
     decodes = plan.skeleton.facts.get("causal_lm") and hasattr(model, "generate")  # a plain program doesn't
@@ -136,10 +137,11 @@ def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[Metri
             turns = interleaved(
                 {"original": original, "compiled": model},
                 ctx.metric(metric),
-                rounds=3,
+                rounds=cost.ROUNDS,
                 enough=enough,
                 seconds=SECONDS,
-                share=1 if metric in asked else 3,
+                share=1 if metric in asked else cost.ROUNDS,
+                most=math.inf if metric in asked else cost.UNASKED,
             )
         except Reject as refused:
             if metric in asked or any(d.fault is not no_cache for d in refused.diagnostics):

@@ -6,6 +6,7 @@ compares within a round: the median of those ratios holds where two separate run
 
 import gc
 import inspect
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -166,6 +167,7 @@ def interleaved(
     enough: Callable[[Turns], bool] = lambda turns: True,
     seconds: float = 0.0,
     share: int = 1,
+    most: float = math.inf,
 ) -> Turns:
     """Measure a timed metric on models that take turns step by step; whoever begins alternates.
 
@@ -175,11 +177,15 @@ def interleaved(
     models  name -> model, the one to compare with first
     enough  whether the rounds so far will do; if not, more follow until `seconds` have passed
     share   how many rounds divide the metric's number of timings among them
+    most    seconds after which no further one of `rounds` begins
     A machine that others use is slow for some milliseconds at a time, longer than many steps take: turns of whole
     measures would give such a time to one of the models alone.
     """
-    seen, until = [], time.monotonic() + seconds
+    began = time.monotonic()
+    seen, until = [], began + seconds
     for number in range(1, rounds + 1):
+        if seen and time.monotonic() - began > most:
+            break
         seen.append(_round(models, metric, f"round {number} of {rounds}", share))
     while time.monotonic() < until and not enough(_turns(seen)):
         seen.append(_round(models, metric, f"round {len(seen) + 1}, until it decides", share))

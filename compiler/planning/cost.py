@@ -26,7 +26,9 @@ PROBES = 20  # of a check in a fresh process: short forwards in memory, and as m
 # Of accounts: rows, each a forward; tokens of one, for which llama.cpp is opened; and bytes of logits of one form. Held
 # are those of the original, the program and a form, and what compares a row of them.
 ROWS, LENGTH, ROOM, ACCOUNTS = 4, 64, 64 << 20, 4
-CLOCKED, PROMPT, ROUNDS = 42, 128, 3  # steps of a model that are timed, in rounds that each read a prompt
+# Of a speed that nobody asked for: steps of a model that a round times after a prompt, rounds, and seconds after which
+# none is begun any more.
+CLOCKED, PROMPT, ROUNDS, UNASKED = 14, 128, 3, 30.0
 HASHES = 3  # of what changed: as it is mapped, as the step is kept, as it is named
 
 
@@ -85,8 +87,9 @@ def emission(emit: Emit, now: Skeleton, original: Skeleton, pipeline: Pipeline, 
     again = 0
     if now.facts.get("causal_lm"):
         both = shrink.bytes_(original) + written
-        read, tokens = read + CLOCKED * both, tokens + ROUNDS * PROMPT
-        again = 0 if holds(both) else ROUNDS * both  # read from disk whenever its turn comes
+        rounds = ROUNDS if speed.seconds({"read": CLOCKED * both}) < UNASKED else 1
+        read, tokens = read + rounds * CLOCKED * both, tokens + rounds * PROMPT
+        again = 0 if holds(both) else rounds * both  # read from disk whenever its turn comes
     work = {"disk": written + again, "hash": 2 * written, "read": read, "look": 2 * numbers, **packing}
     flops = 2 * tokens * shrink.flops_per_token(original, 512)
     seconds = speed.seconds(work) + flops / speed.product(dtype_of(now)) + 2 * loading(now, ctx) + speed.start

@@ -86,6 +86,13 @@ def test_models_take_turns_step_by_step_and_drift_cancels():
     assert turns.spread == (pytest.approx(turns.ratio), pytest.approx(turns.ratio))
 
 
+def test_what_takes_long_is_timed_in_fewer_rounds():
+    a, b = torch.nn.Identity(), torch.nn.Identity()
+    a.name, b.name = "a", "b"
+    assert len(timing.interleaved({"a": a, "b": b}, Drifting(), rounds=3, most=0.0).rounds) == 1
+    assert len(timing.interleaved({"a": a, "b": b}, Drifting(), rounds=3, most=60.0).rounds) == 3
+
+
 def test_models_that_memory_does_not_hold_together_take_turns_by_the_round(monkeypatch):
     a, b = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
     a.name, b.name, begun = "a", "b", len(SEEN)
