@@ -11,7 +11,7 @@ from ...dsl.skeleton import Skeleton
 from ...dsl.values import MetricRef, handles
 from ..machine.memory import at_rest, room_for
 from . import keys, shrink
-from .select import parts
+from .select import in_layers, parts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +39,8 @@ def peak_bytes(
     mapped = is_mapped(ctx.origin)
     weights = 0 if mapped else shrink.bytes_(before)
     # What changed is stored, a tensor at a time; at the first step the original is hashed beside the result.
-    storing = _largest(after) + (shrink.bytes_(before) if first and not mapped else 0)
+    storing = _largest(after, moved(call, before, after) if mapped else after.shapes())
+    storing += shrink.bytes_(before) if first and not mapped else 0
     if mapped:
         storing += _bytes(after, _reshaped(before, after))  # until the step is kept; then they are mapped, too
     return int(MARGIN * ((at_rest() or PROCESS) + weights + max(storing, apart, _scoring(call, before, ctx))))
@@ -50,12 +51,18 @@ def _reshaped(before: Skeleton, after: Skeleton) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in after.shapes().items() if then.get(name) != shape}
 
 
-def moved_bytes(call: "Invocation", before: Skeleton, after: Skeleton) -> int:
-    """Bytes of the tensors that a step leaves changed: of new shapes, else all that its `on` selects."""
+def moved(call: "Invocation", before: Skeleton, after: Skeleton) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that a step leaves changed: of new shapes, else all that its `on` selects, or by default
+    those inside the layers."""
     if reshaped := _reshaped(before, after):
-        return _bytes(after, reshaped)
-    chosen = {f"{part.path}.weight" for part in parts(before, call.args.get("on"))}
-    return _bytes(after, {name: shape for name, shape in after.shapes().items() if name in chosen})
+        return reshaped
+    on = call.args.get("on")
+    chosen = {f"{p.path}.weight" for p in parts(before, on) if on is not None or in_layers(before, p.path)}
+    return {name: shape for name, shape in after.shapes().items() if name in chosen}
+
+
+def moved_bytes(call: "Invocation", before: Skeleton, after: Skeleton) -> int:
+    return _bytes(after, moved(call, before, after))
 
 
 def is_mapped(origin: "Origin") -> bool:
@@ -69,8 +76,8 @@ def _bytes(skeleton: Skeleton, shapes: dict[str, tuple[int, ...]]) -> int:
     return itemsize(skeleton) * sum(math.prod(shape) for name, shape in shapes.items() if name not in copies)
 
 
-def _largest(skeleton: Skeleton) -> int:
-    return itemsize(skeleton) * max(map(math.prod, skeleton.shapes().values()), default=0)
+def _largest(skeleton: Skeleton, shapes: dict[str, tuple[int, ...]]) -> int:
+    return itemsize(skeleton) * max(map(math.prod, shapes.values()), default=0)
 
 
 def batch_bytes(skeleton: Skeleton, rows: "Tensor") -> int:

@@ -3,8 +3,9 @@
 from typing import Literal
 
 from ...compiler.ir.program import Program
+from ...compiler.planning.peak import itemsize
 from ...compiler.search.masks import keep_mask, magnitude, ranks
-from ...compiler.search.sparsity import check_pattern, chosen_parts, finite_weight, looking, mask, note
+from ...compiler.search.sparsity import check_pattern, chosen_parts, finite_weight, looking, mask, note, sizes
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Effort, Lossy, Pass, param
 from ...dsl.skeleton import Skeleton
@@ -49,7 +50,10 @@ class Magnitude(Pass):
         note(program, chosen, found, pattern=self.pattern)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        return Effort(work=looking(chosen_parts(skeleton, self.on), self.pattern))
+        """Of a module what is ordered, a mask and the result are held; of blocks and groups sums and places, too."""
+        chosen = chosen_parts(skeleton, self.on)
+        each = 2 * itemsize(skeleton) + 1 if self.pattern == "any" else 32
+        return Effort(apart=each * max(sizes(chosen).values(), default=0), work=looking(chosen, self.pattern))
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """The same shapes. What the pattern doesn't fit is said here, before any weight is read."""
