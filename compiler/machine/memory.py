@@ -13,6 +13,7 @@ memory_bound = Fault(
 )
 
 SHARE = 0.75  # of the memory, for weights that are in use at once
+LARGE = 0.25  # of the memory, for a copy of weights
 _STATUS = Path("/proc/self/status")
 
 
@@ -88,6 +89,13 @@ def holds(weights: int) -> bool:
     """Whether the machine's memory holds so many bytes of weights at once, with room for what else there is."""
     total = memory()
     return total is None or weights < SHARE * total
+
+
+def is_large(weights: int) -> bool:
+    """Whether a file of weights is left where it lies, though a copy may be read faster: a copy takes seconds, and room
+    that the system needs to hold the file."""
+    total = memory()
+    return total is not None and weights > LARGE * total
 
 
 def available() -> int:

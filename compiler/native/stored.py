@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ...kernels.native import KernelError
-from ..machine.fingerprint import memory
+from ..machine.memory import is_large
 from ..report.progress import follow
 from ..store.regular import MANIFEST, check_regular, read_json
 
@@ -42,7 +42,6 @@ PLAN, WEIGHTS = "plan.json", "weights.bin"
 VERSION = 1
 ALIGN, PAGE = 64, 4096
 PIECE = 4 << 20  # bytes under one hash
-MAPPED_SHARE = 0.25  # of the memory: weights above it are mapped unless somebody says otherwise
 _MAGIC, _ORDER, _HEADER = b"effcwts\0", 0x01020304, struct.Struct("=8sIIq")
 _WIDTH = {"packed": 1, "f32": 4, "bf16": 2}
 _MOST = 1 << 48  # bytes of a file, numbers of a shape: larger ones are no sizes
@@ -229,10 +228,7 @@ def tensors(folder: Path, stored: Stored, *, mapped: bool | None = False, thread
     import torch
 
     file, size = folder / WEIGHTS, (folder / WEIGHTS).stat().st_size
-    if mapped is None:
-        total = memory()
-        mapped = total is not None and size > MAPPED_SHARE * total
-    if mapped:
+    if is_large(size) if mapped is None else mapped:
         whole = torch.frombuffer(_view(file, size), dtype=torch.uint8)
     else:
         from ...kernels.packed import room

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ...dsl.recipe import Emit, Invocation, Pipeline
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, handles
-from ..machine.memory import at_rest, holds
+from ..machine.memory import at_rest, holds, is_large
 from ..machine.speeds import Speeds
 from ..store.cache import Cache
 from ..store.speeds import speeds
@@ -93,7 +93,8 @@ def emission(emit: Emit, now: Skeleton, original: Skeleton, pipeline: Pipeline, 
     work = {"disk": written + again, "hash": 2 * written, "read": read, "look": 2 * numbers, **packing}
     flops = 2 * tokens * shrink.flops_per_token(original, 512)
     seconds = speed.seconds(work) + flops / speed.product(dtype_of(now)) + 2 * loading(now, ctx) + speed.start
-    peak = int(MARGIN * ((at_rest() or PROCESS) + _accounts(now) + _widest(now, bool(packing), written)))
+    engine = written if packing and not is_large(written) else 0  # reads its weights; torch maps them
+    peak = int(MARGIN * ((at_rest() or PROCESS) + max(_widest(now) if packing else 0, _accounts(now) + engine)))
     return Emission(emit.call, emit.source, seconds, peak, written)
 
 
@@ -103,10 +104,9 @@ def _accounts(skeleton: Skeleton) -> int:
     return ACCOUNTS * min(ROOM, 4 * ROWS * LENGTH * words) if skeleton.facts.get("causal_lm") else 0
 
 
-def _widest(skeleton: Skeleton, packed: bool, written: int) -> int:
-    """The largest tensor while it is written, and what the writer has of a model that it opens again."""
-    largest = max((rows * wide for rows, wide, *_ in (s for s in skeleton.shapes().values() if len(s) > 1)), default=0)
-    return 4 * largest + (written if packed else 0)  # the engine reads its weights, torch maps them
+def _widest(skeleton: Skeleton) -> int:
+    """Bytes of the largest tensor while it is packed."""
+    return 2 * max((rows * wide for rows, wide, *_ in (s for s in skeleton.shapes().values() if len(s) > 1)), default=0)
 
 
 def _tokens(args: Mapping[str, object], ctx: "Context") -> int:
