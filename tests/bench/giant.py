@@ -1,7 +1,7 @@
 """Make Llamas of random weights as large as asked, and print what every stage takes of the machine for them.
 
     python -m tests.bench.giant make 1b FOLDER
-    python -m tests.bench.giant run FOLDER [--only NAME ...] [--threads 1] [--work FOLDER]
+    python -m tests.bench.giant run FOLDER [--only NAME ...] [--threads 1] [--work FOLDER] [--rows N] [--length N]
 
 `make` streams shards to disk, a tensor in memory at a time: 135m, 0.4b, 1b (hidden 2048, 16 layers, 32 heads on 8, MLP
 8192, vocabulary 49,152) or 8b (Llama 3.1's shapes), in bfloat16. Random weights show mechanics, memory and speed; what
@@ -30,7 +30,6 @@ SHAPES = {  # hidden, layers, heads, heads of keys, MLP, vocabulary, tied
     "1b": (2048, 16, 32, 8, 8192, 49152, True),
     "8b": (4096, 32, 32, 8, 14336, 128256, False),
 }
-DATA = "synthetic(4, length: 256, seed: 0)"
 RECIPES = {  # name: steps, emit
     "magnitude": ("s = sparsify.magnitude(sparsity: 50% of weights)", "hf"),
     "wanda": ("s = sparsify.wanda(sparsity: 50% of weights, data: rows)", "hf"),
@@ -92,16 +91,16 @@ def make(size: str, folder: Path, shard_bytes: int = 2 << 30, seed: int = 0) -> 
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def recipe(model: Path, name: str) -> str:
+def recipe(model: Path, name: str, rows: int, length: int) -> str:
     steps, target = RECIPES[name]
     return (
-        f'effspec 1\nmodel base = hf("{model}")\ndata rows = {DATA}\n'
+        f'effspec 1\nmodel base = hf("{model}")\ndata rows = synthetic({rows}, length: {length}, seed: 0)\n'
         f"pipeline lean(base) {{\n  {steps}\n}}\nemit lean {{ {TARGETS[target]} }}\n"
     )
 
 
-def compiled(model: Path, name: str, work: Path, threads: int, measured: str) -> None:
-    """Compile one recipe in this process, whose plan reckons with speeds as JSON; a line of JSON for each stage."""
+def compiled(model: Path, name: str, work: Path, threads: int, measured: str, rows: int, length: int) -> None:
+    """Compile one recipe in this process, whose plan reckons with speeds as JSON; then print its stages as JSON."""
     from effc.compiler import api
     from effc.compiler.machine.speeds import Speeds
     from effc.compiler.report.progress import StageEnded
@@ -109,14 +108,14 @@ def compiled(model: Path, name: str, work: Path, threads: int, measured: str) ->
 
     torch.set_num_threads(threads)
     path = work / f"{name}.effspec"
-    path.write_text(recipe(model, name), encoding="utf-8")
-    rows: list[dict] = []
+    path.write_text(recipe(model, name, rows, length), encoding="utf-8")
+    stages: list[dict] = []
     before = 0.0
 
     def ended(stage: str, seconds: float, peak: int) -> None:
         nonlocal before
         now = processor_seconds()
-        rows.append({"stage": stage, "seconds": seconds, "cpu": now - before, "peak": peak})
+        stages.append({"stage": stage, "seconds": seconds, "cpu": now - before, "peak": peak})
         before = now
 
     def tell(event: object) -> None:
@@ -132,9 +131,9 @@ def compiled(model: Path, name: str, work: Path, threads: int, measured: str) ->
     foreseen = {s.name: (s.seconds, s.peak_bytes) for s in plan.stages}
     foreseen |= {f"emit {e.call.word}": (e.seconds, e.peak_bytes) for e in plan.emissions}
     api.compile(path, work / "out", **options)
-    for row in rows:
+    for row in stages:
         row["planned"], row["planned_peak"] = foreseen.get(row["stage"], (None, None))
-    print(json.dumps({"name": name, "rows": rows, "hwm": high_water()}))
+    print(json.dumps({"name": name, "rows": stages, "hwm": high_water()}))
 
 
 def processor_seconds() -> float:
@@ -152,7 +151,7 @@ def high_water() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-def run(model: Path, only: list[str], threads: int, work: Path | None) -> None:
+def run(model: Path, only: list[str], threads: int, work: Path | None, data: list[str]) -> None:
     from effc.compiler.machine.fingerprint import machine
     from effc.compiler.machine.speeds import measure
 
@@ -170,7 +169,7 @@ def run(model: Path, only: list[str], threads: int, work: Path | None) -> None:
         folder = Path(tempfile.mkdtemp(dir=work))
         try:
             command = [sys.executable, "-m", "tests.bench.giant", "one", str(model), name, str(folder), str(threads)]
-            done = subprocess.run([*command, measured], stdout=subprocess.PIPE, text=True, check=False)
+            done = subprocess.run([*command, measured, *data], stdout=subprocess.PIPE, text=True, check=False)
             if done.returncode:
                 print(f"{name:<11} ended with {done.returncode}", flush=True)
                 continue
@@ -201,19 +200,25 @@ def main() -> None:
     running.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES))
     running.add_argument("--threads", type=int, default=1)
     running.add_argument("--work", type=Path, help="where caches and artifacts lie meanwhile")
+    running.add_argument("--rows", default="4", help="of random tokens, for steps that look at data")
+    running.add_argument("--length", default="256", help="of a row, in tokens")
     one = verbs.add_parser("one")
     one.add_argument("folder", type=Path)
     one.add_argument("name")
     one.add_argument("work", type=Path)
     one.add_argument("threads", type=int)
     one.add_argument("measured")
+    one.add_argument("rows", type=int)
+    one.add_argument("length", type=int)
     options = parser.parse_args()
     if options.verb == "make":
         make(options.size, options.folder)
     elif options.verb == "run":
-        run(options.folder.resolve(), options.only, options.threads, options.work)
+        run(options.folder.resolve(), options.only, options.threads, options.work, [options.rows, options.length])
     else:
-        compiled(options.folder, options.name, options.work, options.threads, options.measured)
+        compiled(
+            options.folder, options.name, options.work, options.threads, options.measured, options.rows, options.length
+        )
 
 
 if __name__ == "__main__":
