@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from ...dsl.recipe import Emit, Invocation, Pipeline
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, handles
-from ..machine.memory import at_rest, holds, is_large
+from ..machine.memory import holds, is_large
 from ..machine.speeds import Speeds
 from ..store.cache import Cache
 from ..store.speeds import speeds
 from ..words.kinds import Effort, Target
 from . import shrink
-from .peak import MARGIN, PROCESS, is_mapped, moved_bytes
+from .peak import MARGIN, is_mapped, moved_bytes, standing
 
 if TYPE_CHECKING:
     from ..words.context import Context
@@ -94,7 +94,7 @@ def emission(emit: Emit, now: Skeleton, original: Skeleton, pipeline: Pipeline, 
     flops = 2 * tokens * shrink.flops_per_token(original, 512)
     seconds = speed.seconds(work) + flops / speed.product(dtype_of(now)) + 2 * loading(now, ctx) + speed.start
     engine = written if packing and not is_large(written) else 0  # reads its weights; torch maps them
-    peak = int(MARGIN * ((at_rest() or PROCESS) + max(_widest(now) if packing else 0, _accounts(now) + engine)))
+    peak = int(MARGIN * (standing(now) + max(_widest(now) if packing else 0, _accounts(now) + engine)))
     return Emission(emit.call, emit.source, seconds, peak, written)
 
 

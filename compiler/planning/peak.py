@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES, BATCH_BYTES, BATCH_ROWS = 64 << 20, 256 << 20, 16  # as compiler/rows/forward.py runs a model
 MARGIN = 1.05  # what allocators and libraries keep for themselves
 PROCESS = 280 << 20  # Python with torch and transformers, where the system doesn't tell
+LAYER = 2 << 20  # of a layer: its modules and its graph, from the first step on
 
 
 def itemsize(skeleton: Skeleton) -> int:
@@ -43,7 +44,12 @@ def peak_bytes(
     storing += shrink.bytes_(before) if first and not mapped else 0
     if mapped:
         storing += _bytes(after, _reshaped(before, after))  # until the step is kept; then they are mapped, too
-    return int(MARGIN * ((at_rest() or PROCESS) + weights + max(storing, apart, _scoring(call, before, ctx))))
+    return int(MARGIN * (standing(before) + weights + max(storing, apart, _scoring(call, before, ctx))))
+
+
+def standing(skeleton: Skeleton) -> int:
+    """Bytes of the process with a model that has its modules and graphs, but no weights of its own."""
+    return (at_rest() or PROCESS) + LAYER * len(skeleton.units)
 
 
 def _reshaped(before: Skeleton, after: Skeleton) -> dict[str, tuple[int, ...]]:

@@ -208,8 +208,8 @@ def main() -> None:
     one.add_argument("work", type=Path)
     one.add_argument("threads", type=int)
     one.add_argument("measured")
-    one.add_argument("rows", type=int)
-    one.add_argument("length", type=int)
+    one.add_argument("rows", type=int, nargs="?", default=4)
+    one.add_argument("length", type=int, nargs="?", default=256)
     options = parser.parse_args()
     if options.verb == "make":
         make(options.size, options.folder)
