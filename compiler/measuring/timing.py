@@ -182,7 +182,8 @@ def interleaved(
     measures would give such a time to one of the models alone.
     """
     began = time.monotonic()
-    seen, until = [], began + seconds
+    seen: list[dict[str, float]] = []
+    until = began + seconds
     for number in range(1, rounds + 1):
         if seen and time.monotonic() - began > most:
             break

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import MetricRef, handles
 from ..machine.memory import at_rest, room_for
+from ..words.kinds import Effort
 from . import keys, shrink
 from .select import in_layers, parts
 
@@ -31,20 +32,17 @@ def itemsize(skeleton: Skeleton) -> int:
 
 
 def peak_bytes(
-    call: "Invocation", before: Skeleton, after: Skeleton, first: bool, ctx: "Context", apart: int = 0
+    call: "Invocation", before: Skeleton, after: Skeleton, first: bool, ctx: "Context", effort: Effort
 ) -> int:
-    """Bytes that a step holds at most; the `first` works on the model itself, later ones on what came of it.
-
-    apart   what it holds besides the weights before it scores
-    """
+    """Bytes that a step holds at most; the `first` works on the model itself, later ones on what came of it."""
     mapped = is_mapped(ctx.origin)
     weights = 0 if mapped else shrink.bytes_(before)
     # What changed is stored, a tensor at a time; at the first step the original is hashed beside the result.
     storing = _largest(after, moved(call, before, after) if mapped else after.shapes())
     storing += shrink.bytes_(before) if first and not mapped else 0
-    if mapped:
+    if mapped and not effort.streams:
         storing += _bytes(after, _reshaped(before, after))  # until the step is kept; then they are mapped, too
-    return int(MARGIN * (standing(before) + weights + max(storing, apart, _scoring(call, before, ctx))))
+    return int(MARGIN * (standing(before) + weights + max(storing, effort.apart, _scoring(call, before, ctx))))
 
 
 def standing(skeleton: Skeleton) -> int:

@@ -83,7 +83,7 @@ class Greedy:
     def run(self, program: "Program", ctx: "Context") -> None:
         if self.score is None:
             self._refuse_without_score()
-            narrow_evenly(program, self.groups, self.amount, self.align, ctx.tell)
+            narrow_evenly(program, self.groups, self.amount, self.align, ctx.tell, ctx.mapped)
             return
         ordered, search = self.turns(), Search(program, ctx)
         latency = None
@@ -223,7 +223,8 @@ class Greedy:
         effort = of_fitting(skeleton, ctx, fitted, self.fit.data) if fitted else Effort()
         routed, data = any(p.kind == "experts" and p.groups for p in self.parts), self.fit.data
         tokens = effort.tokens + (ctx.rows(data).numel() if data is not None and routed else 0)
-        return Effort(tokens, effort.bytes, effort.apart, {"look": 4.0 * params(skeleton), **effort.work})
+        work = {"look": 4.0 * params(skeleton), **effort.work}
+        return Effort(tokens, effort.bytes, effort.apart, work, streams=self.score is None)
 
 
 class Cutter(ABC):

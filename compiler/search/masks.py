@@ -134,7 +134,7 @@ def _threshold(row: np.ndarray, place: int) -> np.generic:
     at, slack = place * len(sample) // len(row), 4 * math.isqrt(len(sample))
     low, high = sample[max(0, at - slack)], sample[min(len(sample) - 1, at + slack)]
     near = row >= low
-    rank = place - (len(row) - np.count_nonzero(near))
+    rank = place - len(row) + int(np.count_nonzero(near))
     near &= row <= high
     some = row[near]
     if not 1 <= rank <= len(some):

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import Ratio
@@ -28,10 +30,12 @@ def narrow_evenly(
     amount: Amount,
     align: int,
     tell: Callable[[Event], None] = lambda event: None,
+    store: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
     """Every group that can be cut is narrowed as `forecast` says; the items of least weight magnitude go.
 
     tell   is told which groups stay, and why
+    store  takes a tensor that is narrow now, and gives it from where it shall lie
     Raises Reject (out-of-reach) where none can.
     """
     left = {(g.site, g.kind): g.count for g in forecast(program.skeleton, groups, amount, align).groups}
@@ -50,7 +54,7 @@ def narrow_evenly(
         )
     cuts = [(s.group, set(s.next(gone[s.group.site, s.group.kind]))) for s in sites if s.group in able]
     with Rewriter(program) as rewrite:
-        slice_all(program, rewrite, [(group, items) for group, items in cuts if items])
+        slice_all(program, rewrite, [(group, items) for group, items in cuts if items], store)
 
 
 def cuttable(program: "Program", cuts: Sequence[tuple[Group, int]]) -> tuple[list[Group], list[tuple[Group, str]]]:

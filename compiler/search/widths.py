@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from torch import Tensor
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group
 from ..editing.rewrite import Rewriter
-from ..ir.surgery import attribute, tensor_at
+from ..ir.surgery import attribute, put, tensor_at
+from ..report.progress import follow
 from .candidate import Candidate, Pool
 from .importance import ascending
 from .reconstruct import Reconstruction, silenced
@@ -177,18 +179,30 @@ def slice_out(program: "Program", rewrite: Rewriter, group: Group, dead: set[int
     slice_all(program, rewrite, [(group, dead)])
 
 
-def slice_all(program: "Program", rewrite: Rewriter, cuts: Sequence[tuple[Group, set[int]]]) -> None:
-    """The same for several groups at once: of a concatenation each has a part of the same axis."""
-    gone: dict[tuple[str, int], set[int]] = {}
+def slice_all(
+    program: "Program",
+    rewrite: Rewriter,
+    cuts: Sequence[tuple[Group, set[int]]],
+    store: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> None:
+    """The same for several groups at once: of a concatenation each has a part of the same axis.
+
+    store   takes a tensor that is as narrow as it will be, and gives it from where it shall lie
+    """
+    gone: dict[str, dict[int, set[int]]] = {}
     for group, dead in cuts:
         _refuse_odd_experts(group, len(dead))
         for member in group.members:
-            gone.setdefault((member.tensor, member.axis), set()).update(
+            gone.setdefault(member.tensor, {}).setdefault(member.axis, set()).update(
                 i for item in dead for i in member.indices(item)
             )
-    for (tensor, axis), indices in gone.items():
-        total = tensor_at(program.model, tensor).shape[axis]
-        rewrite.narrow(tensor, axis, [i for i in range(total) if i not in indices])
+    for tensor, axes in follow(gone.items(), "tensors made narrower"):
+        for axis, indices in axes.items():
+            total = tensor_at(program.model, tensor).shape[axis]
+            rewrite.narrow(tensor, axis, [i for i in range(total) if i not in indices])
+        narrow = tensor_at(program.model, tensor)
+        if (stored := store(narrow)) is not narrow:
+            put(program.model, tensor, stored)
     for group, dead in cuts:
         left = group.count - len(dead)
         for module, name, per in group.attributes:

@@ -106,12 +106,14 @@ class Effort:
     bytes    held besides the weights while it scores or learns
     apart    held besides the weights before it scores
     work     other work by the machine's speed for it (`machine.speeds.Speeds`): {"select": numbers}
+    streams  tensors of new shapes are stored as they are made, and hold no memory
     """
 
     tokens: int = 0
     bytes: int = 0
     apart: int = 0
     work: "Mapping[str, float]" = field(default_factory=dict)
+    streams: bool = False
 
 
 class Pass(Word):
