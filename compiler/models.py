@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..dsl.diagnostics import Fault, Reject
 from ..dsl.recipe import Invocation
+from .machine.memory import Watch, memory_bound
 from .report.broken import first_line, is_want_of_memory
+from .report.quantity import size
 
 if TYPE_CHECKING:
     from .checkpoints.origin import Origin
@@ -126,6 +128,18 @@ def open_model(
         import torch
 
         torch.set_num_threads(settings.threads)  # the native engine takes as many as torch has when it opens
+    with Watch(settings.max_memory) as watch:
+        opened = _open(place, settings, steady, mapped, signed_by, speaks)
+    most = settings.max_memory
+    if most is not None and watch.peak > most:
+        held = f"{size(watch.peak)} of memory are held to open {opened.label}, {size(most)} are allowed"
+        raise Reject(memory_bound(held, help="raise --max-memory"))
+    return opened
+
+
+def _open(
+    place: str, settings: "Settings", steady: bool, mapped: bool | None, signed_by: Sequence[str], speaks: bool
+) -> NamedModel:
     path = Path(place)
     if path.is_dir() and is_artifact(path):
         from .artifacts.load import load, locate

@@ -13,7 +13,7 @@ from ...dsl.diagnostics import Reject
 from ..machine.environment import check_modules
 from ..models import check_place
 from .exits import interrupted
-from .flags import Shared, finite, knowledge_url, required_key, size, verb
+from .flags import Shared, finite, knowledge_url, mapped_weights, required_key, size, verb
 from .services import Service, guided_service, library_service, model_service, no_such_role
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ def register(app: typer.Typer) -> None:
         timeout: Annotated[float, _timeout] = 15.0,
         access_log: Annotated[str, _log] = "-",
         require_signature: Annotated[list[str], required_key] = (),  # type: ignore[assignment]
+        mapped: Annotated[bool | None, mapped_weights] = None,
     ) -> None:
         """Answer OpenAI's chat and completions API, many requests at once."""
         shared.check_environment()
@@ -139,7 +140,9 @@ def register(app: typer.Typer) -> None:
         bounded = replace(admission, rate=Rate(rate) if rate else None)
         limits = Limits(max_body or 4 * MIB, connections, timeout)
         entrance = Entrance(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
-        service = _service(model, name, role, knowledge, engine, shared, parallel, queue, require_signature, adapter)
+        service = _service(
+            model, name, role, knowledge, engine, shared, parallel, queue, require_signature, adapter, mapped
+        )
         url = url_of(listener, secure=tls_cert is not None)
         app = guarded(service.app, service.count, entrance)
         try:
@@ -184,6 +187,7 @@ def _service(
     queue: int,
     keys: Sequence[str],
     adapters: Sequence[str],
+    mapped: bool | None,
 ) -> Service:
     from ..rttc.place import is_app
 
@@ -196,7 +200,7 @@ def _service(
                     help="serve it without --role, --knowledge and --engine",
                 )
             )
-        return model_service(place, name, shared, parallel, queue, keys, adapters)
+        return model_service(place, name, shared, parallel, queue, keys, adapters, mapped)
     if adapters:
         raise Reject(no_such_role(f"`{place}` chooses what answers by itself", help="serve it without --adapter"))
     if role == "server" and knowledge:

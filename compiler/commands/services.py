@@ -35,7 +35,14 @@ class Service:
 
 
 def model_service(
-    place: str, name: str, shared: Shared, parallel: int, queue: int, keys: Sequence[str], adapters: Sequence[str] = ()
+    place: str,
+    name: str,
+    shared: Shared,
+    parallel: int,
+    queue: int,
+    keys: Sequence[str],
+    adapters: Sequence[str] = (),
+    mapped: bool | None = None,
 ) -> Service:
     from ..models import computing, open_model
     from ..native.places import tokens_in
@@ -47,7 +54,7 @@ def model_service(
     from ..serving.scheduler import Scheduler
 
     folders = named(adapters)
-    opened = open_model(place, shared.settings(), steady=True, signed_by=keys, speaks=True)
+    opened = open_model(place, shared.settings(), steady=True, mapped=mapped, signed_by=keys, speaks=True)
     made = views(opened.model, opened.label, folders, keys)
     runner = runner_of(opened.model, opened.label, made)
     with computing(opened.label):

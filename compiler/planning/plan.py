@@ -24,7 +24,7 @@ from .cost import Emission, emission, step_seconds
 from .drawing import left_alone
 from .foreseen import refuse_foreseen
 from .peak import moved_bytes, peak_bytes
-from .select import branches, groups, layers, mixers, parts, scans
+from .select import branches, groups, in_layers, layers, mixers, parts, scans
 
 plan_drift = Fault("plan-drift", "A saved plan no longer describes what a compile would do.")
 FORMAT = 1
@@ -204,7 +204,7 @@ def _stage(
         key,
         parts,
         source,
-        matched(before, pass_.acts_on, call),
+        matched(before, pass_, call),
         Size.of(before),
         Size.of(after),
         hedges=(told, _hedge(pass_, forwards, told)),
@@ -223,8 +223,9 @@ def _hedge(pass_: Pass, forwards: int, before: str) -> str:
     return "at most" if not pass_.foreseeable else before or ("about" if forwards else "")
 
 
-def matched(skeleton: Skeleton, acts_on: str, call: Invocation) -> tuple[str, ...]:
+def matched(skeleton: Skeleton, pass_: Pass, call: Invocation) -> tuple[str, ...]:
     """Paths of what a step may touch."""
+    acts_on, everywhere = pass_.acts_on, pass_.everywhere
     on = call.args.get("on")
     if acts_on == "branches":
         whole = call.args.get("unit") == "layer"
@@ -238,7 +239,8 @@ def matched(skeleton: Skeleton, acts_on: str, call: Invocation) -> tuple[str, ..
     if acts_on in ("channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_channels", "ssm_state"):
         return tuple(g.site for g in groups(skeleton, acts_on, on))
     if acts_on == "linear":
-        return tuple(p.path for p in parts(skeleton, on))
+        inside = on is None and not everywhere
+        return tuple(p.path for p in parts(skeleton, on) if not inside or in_layers(skeleton, p.path))
     return ()
 
 

@@ -31,15 +31,15 @@ _BYTES = {"bf16": 2.0, "int8": 1.0, "int4": 0.56}  # of a number, scales with it
 _REASON = "root mean squares: weights, what linear layers read, keys and values are rounded over all layers"
 
 
-def share_of(weights: str, model: "nn.Module") -> float:
-    """For int8 and int4 wherever they are: as the target's weights, or in layers that a pass lowered to it."""
+def share_of(stored: frozenset[str], model: "nn.Module") -> float:
+    """For int8 and int4 wherever they are: as the target's weights or its head's, or in layers that a pass lowered."""
     import torch
 
     from ..layers.linear import lowered
 
     kernels = {module.kernel for _, module in lowered(model)}
     for numbers in ("int4", "int8", "int8_int16"):
-        if weights == numbers or any(kernel.endswith(f"_{numbers}") for kernel in kernels):
+        if numbers in stored or any(kernel.endswith(f"_{numbers}") for kernel in kernels):
             return SHARES[numbers]
     rounded = any(p.dtype == torch.bfloat16 for p in model.parameters())
     return SHARE_OF_BFLOAT16 if rounded else SHARES["bf16"]
@@ -76,7 +76,15 @@ class Native(Target):
         "inputs: int16 & not weights: int8": (
             "inputs of 16 bits meet int8 weights alone",
             "take `weights: int8`, or leave `inputs` out",
-        )
+        ),
+        "group: 32 & not weights: int4 & not head: int4": (
+            "groups share scales of int4 alone",
+            "take `weights: int4` or `head: int4`, or leave `group` out",
+        ),
+        "group: 128 & not weights: int4 & not head: int4": (
+            "groups share scales of int4 alone",
+            "take `weights: int4` or `head: int4`, or leave `group` out",
+        ),
     }
 
     weights: Literal["bf16", "int8", "int4"] = param(
@@ -127,7 +135,8 @@ class Native(Target):
     def forms(self) -> tuple[Form, ...]:
         from ..native.linears import Numbers
 
-        stored = Numbers.of_words(self.weights, self.inputs, self.group, self.head).weights
+        numbers = Numbers.of_words(self.weights, self.inputs, self.group, self.head)
+        stored = frozenset((numbers.weights, numbers.head))
         return (Form(FOLDER, "native", rounds=partial(share_of, stored), routes=_routes, reason=_REASON),)
 
     @classmethod

@@ -122,6 +122,7 @@ class Pass(Word):
     keeps          Close(atol) or Lossy()
     acts_on        what `on:` selects: "channels", "heads", "kv_heads", "experts", "branches", "layers", "linear" or
                    ""; of state-space mixers: "ssm" (whole blocks), "scans", "ssm_heads", "ssm_channels", "ssm_state"
+    everywhere     what it selects without `on` lies outside of the layers, too: output heads
     divides        the parameter whose number divides the inputs of every module, 0 for all, or whose pattern of zeros
                    ("2:4") does; within: the one that is no larger than hidden states are wide, or whose numbers are
                    no larger than every module
@@ -139,6 +140,7 @@ class Pass(Word):
 
     keeps: ClassVar[Close | Lossy] = Lossy()
     acts_on: ClassVar[str] = ""
+    everywhere: ClassVar[bool] = False
     after: ClassVar[dict[str, str]] = {}
     makes: ClassVar[dict[str, str]] = {}
     determinism: ClassVar[str] = "seeded"

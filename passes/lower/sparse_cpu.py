@@ -51,6 +51,8 @@ class SparseCpu(Pass):
 
     keeps = Lossy()
     acts_on = "linear"
+    everywhere = True
+    reads = {"timings": ("file",)}
     determinism = "deterministic"
     foreseeable = False
     makes = {"": "packed weights"}

@@ -69,6 +69,7 @@ class Heal(Learner):
 
     keeps = Lossy()
     acts_on = "linear"
+    everywhere = True
     determinism = "seeded"
     apart = {"held_out": "data"}
     unfit = {

@@ -125,6 +125,12 @@ def test_a_model_that_can_not_speak_is_refused_before_its_weights_are_read(effc,
     assert effc("serve", place).err.startswith("error[no-words]")
 
 
+def test_no_model_is_opened_that_takes_more_memory_than_is_allowed(effc, artifact):
+    run = effc("run", artifact[0], "-p", "And", "-n", "2", "--max-memory", "10MiB")
+    assert run.code == 6 and run.err.startswith("error[memory-bound]") and "10.0 MiB are allowed" in run.err
+    assert effc("run", artifact[0], "-p", "And", "-n", "2", "--max-memory", "8GiB").code == 0
+
+
 def test_it_answers_without_the_models_of_transformers_whose_import_takes_seconds(artifact):
     code = (
         "import sys\nfrom effc.compiler.cli import main\n"

@@ -33,6 +33,7 @@ def emitted(tmp_path, model, **options):
         pytest.param("gpt2", torch.float32, {}, marks=pytest.mark.heavy),
         ("gemma2", torch.float16, {"weights": "int8"}),
         ("qwen3", torch.bfloat16, {"weights": "int8", "inputs": "int16"}),
+        ("qwen3", torch.float32, {"head": "int4"}),
         pytest.param("llama", torch.bfloat16, {}, marks=pytest.mark.heavy),
     ],
 )
@@ -41,6 +42,20 @@ def test_a_fresh_process_computes_what_the_model_does(tmp_path, name, dtype, opt
     folder, target = emitted(tmp_path, copy.deepcopy(model), **options)
     checks = verify(folder, model, target.forms())
     assert len(checks) == 6 and all(check.holds and check.reason for check in checks)
+
+
+def test_a_model_whose_numbers_bfloat16_does_not_keep_is_held_to_what_torch_makes_of_it(tmp_path):
+    model = tiny.model("llama")
+    for name, weight in model.named_parameters():
+        if "_proj" in name:  # large sums of numbers that are all alike: what is left of them is rounding
+            weight.data = torch.where(
+                torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.6, 2.0, -3.0
+            )
+    folder, target = emitted(tmp_path, copy.deepcopy(model))
+    checks = verify(folder, model, target.forms())
+    assert all("torch's own bfloat16 is off by" in check.reason for check in checks if "logits" in check.what)
+    with pytest.raises(Reject, match="logits of a batch differ by"):
+        verify(folder, tiny.model("llama", seed=1), target.forms())
 
 
 def test_weights_of_another_model_are_found_by_the_fresh_process(tmp_path):
