@@ -9,7 +9,7 @@ from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.artifacts.verify import verify
 from effc.compiler.capture.capture import capture
-from effc.compiler.targets.native import Native
+from effc.compiler.targets.native import SHARES, Native
 from effc.dsl.diagnostics import Reject
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -44,13 +44,9 @@ def test_a_fresh_process_computes_what_the_model_does(tmp_path, name, dtype, opt
     assert len(checks) == 6 and all(check.holds and check.reason for check in checks)
 
 
-def test_a_model_whose_numbers_bfloat16_does_not_keep_is_held_to_what_torch_makes_of_it(tmp_path):
+def test_a_model_whose_numbers_bfloat16_does_not_keep_is_held_to_what_torch_makes_of_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(SHARES, "bf16", 1e-4)  # as if all numbers were harder to keep
     model = tiny.model("llama")
-    for name, weight in model.named_parameters():
-        if "_proj" in name:  # large sums of numbers that are all alike: what is left of them is rounding
-            weight.data = torch.where(
-                torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.6, 2.0, -3.0
-            )
     folder, target = emitted(tmp_path, copy.deepcopy(model))
     checks = verify(folder, model, target.forms())
     assert all("torch's own bfloat16 is off by" in check.reason for check in checks if "logits" in check.what)
