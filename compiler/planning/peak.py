@@ -85,12 +85,14 @@ def _largest(skeleton: Skeleton, shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def batch_bytes(skeleton: Skeleton, rows: "Tensor") -> int:
-    """What a batch of rows of tokens holds besides weights: logits, states, what a layer computes; 0 of other rows."""
+    """What a batch of rows of tokens holds besides weights: logits, in float32 as well, states, what a layer computes;
+    0 of other rows."""
     if rows.dim() != 2 or rows.is_floating_point():
         return 0
     item, vocab, hidden, wide = _sizes(skeleton)
     tokens = _batch(len(rows), rows.shape[1], vocab)
-    return item * tokens * (vocab + 4 * wide) + 2 * item * rows.numel() * hidden
+    logits = vocab * (item + (4 if item < 4 else 0))
+    return tokens * (logits + 4 * item * wide) + 2 * item * rows.numel() * hidden
 
 
 def _sizes(skeleton: Skeleton) -> tuple[int, int, int, int]:

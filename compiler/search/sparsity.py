@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ..words.context import Context
 
 tied_weight = Fault("tied-weight", "A pass is to make zeros in a weight that another module reads, too.")
+ROWWISE = 3  # times the work of thresholds of whole modules
+
 no_linear = Fault("no-linear", "A pass works on linear modules, and there is none for it.")
 
 
@@ -98,9 +100,11 @@ def sizes(chosen: Sequence[Part]) -> dict[str, int]:
     return {part.path: n * k for part in chosen for n, k in [dict(part.tensors)["weight"]]}
 
 
-def looking(chosen: Sequence[Part], pattern: str = "any") -> dict[str, float]:
-    """What finding masks takes, for `plan`: thresholds among all weights, or the order in small groups."""
-    return {"sort" if pattern in PATTERNS else "select": float(sum(sizes(chosen).values()))}
+def looking(chosen: Sequence[Part], pattern: str = "any", each: str = "module") -> dict[str, float]:
+    """What finding masks takes, for `plan`: thresholds among all weights, or of every row, whose numbers are all
+    partitioned, or the order in small groups."""
+    numbers = float(sum(sizes(chosen).values()))
+    return {"sort": numbers} if pattern in PATTERNS else {"select": numbers * (ROWWISE if each == "row" else 1)}
 
 
 def note(program: "Program", chosen: Sequence[Part], found: Mapping[str, float], **more: Any) -> None:

@@ -52,8 +52,9 @@ class Magnitude(Pass):
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """Of a module what is ordered, a mask and the result are held; of blocks and groups sums and places, too."""
         chosen = chosen_parts(skeleton, self.on)
-        each = 2 * itemsize(skeleton) + 1 if self.pattern == "any" else 32
-        return Effort(apart=each * max(sizes(chosen).values(), default=0), work=looking(chosen, self.pattern))
+        held = 2 * itemsize(skeleton) + 1 if self.pattern == "any" else 32
+        work = looking(chosen, self.pattern, self.each)
+        return Effort(apart=held * max(sizes(chosen).values(), default=0), work=work)
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """The same shapes. What the pattern doesn't fit is said here, before any weight is read."""

@@ -18,6 +18,8 @@ from ...compiler.words.kinds import Effort, Lossy, Pass, param
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, Ratio, Selector
 
+HELD = 7  # bytes of a weight of the largest module: a float32 score, a mask, the result
+
 
 class Wanda(Pass):
     """Make those weights of linear modules zero that matter least for what the modules are given.
@@ -73,12 +75,12 @@ class Wanda(Pass):
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        """Every layer runs twice: once for the look at it, once masked. Four of a module's scores are held."""
+        """Every layer runs twice: once for the look at it, once masked."""
         rows: Tensor = ctx.rows(self.data)
         chosen = chosen_parts(skeleton, self.on)
         tokens = 2 * rows.numel() + allocation_effort(self.allocation, len(skeleton.units), rows)
-        held = 32 * max(sizes(chosen).values(), default=0) + batch_bytes(skeleton, rows)
-        return Effort(tokens, apart=held, work=looking(chosen, self.pattern))
+        held = HELD * max(sizes(chosen).values(), default=0) + batch_bytes(skeleton, rows)
+        return Effort(tokens, apart=held, work=looking(chosen, self.pattern, "row"))
 
 
 def _norms(walk: Layerwise, stage: Stage) -> dict[str, list[float]]:
