@@ -43,16 +43,20 @@ class Magnitude(Pass):
         chosen, found = chosen_parts(program.skeleton, self.on), {}
         check_pattern(chosen, self.pattern, self.sparsity)
         for part in ctx.each(chosen, "masks", len(chosen)):
-            weight = finite_weight(program, part.path)
-            score = magnitude(weight) if self.pattern == "blocks" else ranks(weight)
-            keep = keep_mask(score, self.sparsity.value, self.pattern, self.each)
-            found[part.path] = mask(program, part.path, keep, ctx)
+            found[part.path] = self._mask(program, part.path, ctx)
         note(program, chosen, found, pattern=self.pattern)
 
+    def _mask(self, program: Program, path: str, ctx: Context) -> float:
+        """Of one module, so that nothing of it is held when the next one begins; its share of zeros."""
+        weight = finite_weight(program, path)
+        score = magnitude(weight) if self.pattern == "blocks" else ranks(weight)
+        return mask(program, path, keep_mask(score, self.sparsity.value, self.pattern, self.each), ctx)
+
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        """Of a module what is ordered, a mask and the result are held; of blocks and groups sums and places, too."""
+        """Of a module what is ordered, a mask, the result and its bytes are held; of blocks and groups sums and
+        places, too."""
         chosen = chosen_parts(skeleton, self.on)
-        held = 2 * itemsize(skeleton) + 1 if self.pattern == "any" else 32
+        held = 3 * itemsize(skeleton) + 1 if self.pattern == "any" else 32
         work = looking(chosen, self.pattern, self.each)
         return Effort(apart=held * max(sizes(chosen).values(), default=0), work=work)
 
