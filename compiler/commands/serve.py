@@ -135,16 +135,14 @@ def register(app: typer.Typer) -> None:
         check_certificate(tls_cert, tls_key)
         listener = listening(host, port)
         admission = admission_at(listener, host, _keys(api_key), allow_host, insecure)
-        if insecure and not admission.keys:
-            shared.screen.say(f"warning: everybody who reaches {host} may use the model")
         bounded = replace(admission, rate=Rate(rate) if rate else None)
+        _warn(shared, host, insecure and not admission.keys)
         limits = Limits(max_body or 4 * MIB, connections, timeout)
         entrance = Entrance(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
         service = _service(
             model, name, role, knowledge, engine, shared, parallel, queue, require_signature, adapter, mapped
         )
-        url = url_of(listener, secure=tls_cert is not None)
-        app = guarded(service.app, service.count, entrance)
+        app, url = guarded(service.app, service.count, entrance), url_of(listener, secure=tls_cert is not None)
         try:
             answer(app, listener, entrance, lambda: _tell(shared, service.name, url), service.stop)
         except KeyboardInterrupt:
@@ -174,6 +172,11 @@ def _called(place: str) -> str:
         return name
     path = Path(place).resolve()
     return path.parent.name if kind_of(path.name) else path.name
+
+
+def _warn(shared: Shared, host: str, everybody: bool) -> None:
+    if everybody:
+        shared.screen.say(f"warning: everybody who reaches {host} may use the model")
 
 
 def _service(
