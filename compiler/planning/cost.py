@@ -17,7 +17,7 @@ from ..store.cache import Cache
 from ..store.speeds import speeds
 from ..words.kinds import Effort, Target
 from . import shrink
-from .peak import MARGIN, is_mapped, moved_bytes, standing
+from .peak import MARGIN, is_mapped, itemsize, moved_bytes, standing
 
 if TYPE_CHECKING:
     from ..words.context import Context
@@ -99,14 +99,15 @@ def emission(emit: Emit, now: Skeleton, original: Skeleton, pipeline: Pipeline, 
 
 
 def _accounts(skeleton: Skeleton) -> int:
-    """Bytes of logits; only language models are accounted for."""
+    """Bytes of logits, of prompts that are timed as well; only language models are accounted for."""
     words = skeleton.facts.get("vocab") or 0
-    return ACCOUNTS * min(ROOM, 4 * ROWS * LENGTH * words) if skeleton.facts.get("causal_lm") else 0
+    timed = 2 * PROMPT * words * itemsize(skeleton)
+    return ACCOUNTS * min(ROOM, 4 * ROWS * LENGTH * words) + timed if skeleton.facts.get("causal_lm") else 0
 
 
 def _widest(skeleton: Skeleton) -> int:
     """Bytes of the largest tensor while it is packed."""
-    return 2 * max((rows * wide for rows, wide, *_ in (s for s in skeleton.shapes().values() if len(s) > 1)), default=0)
+    return 3 * max((rows * wide for rows, wide, *_ in (s for s in skeleton.shapes().values() if len(s) > 1)), default=0)
 
 
 def _tokens(args: Mapping[str, object], ctx: "Context") -> int:
