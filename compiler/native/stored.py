@@ -88,8 +88,8 @@ def write(plan: "Plan", folder: Path, facts: Mapping[str, Any]) -> None:
         file.seek(0)
         file.write(_HEADER.pack(_MAGIC, _ORDER, VERSION, size))
         if is_large(size) and hasattr(os, "posix_fadvise"):
-            # It will be mapped. As it was written the system caches it in small pages, as it is read again in huge ones,
-            # where it can: kernels then read it a third faster.
+            # It will be mapped. As it was written the system caches it in small pages, as it is read again in huge
+            # ones, where it can: kernels then read it a third faster.
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     body = {
