@@ -234,7 +234,9 @@ def tensors(folder: Path, stored: Stored, *, mapped: bool | None = False, thread
     import torch
 
     file, size = folder / WEIGHTS, (folder / WEIGHTS).stat().st_size
-    if is_large(size) if mapped is None else mapped:
+    if mapped is None:
+        mapped = is_large(size)
+    if mapped:
         whole = torch.frombuffer(_view(file, size), dtype=torch.uint8)
     else:
         from ...kernels.packed import room

@@ -12,7 +12,7 @@ from ...dsl.values import MetricRef, handles
 from ..machine.memory import at_rest, room_for
 from ..words.kinds import Effort
 from . import keys, shrink
-from .select import in_layers, parts
+from .select import inner_parts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,8 +60,7 @@ def moved(call: "Invocation", before: Skeleton, after: Skeleton) -> dict[str, tu
     those inside the layers."""
     if reshaped := _reshaped(before, after):
         return reshaped
-    on = call.args.get("on")
-    chosen = {f"{p.path}.weight" for p in parts(before, on) if on is not None or in_layers(before, p.path)}
+    chosen = {f"{part.path}.weight" for part in inner_parts(before, call.args.get("on"))}
     return {name: shape for name, shape in after.shapes().items() if name in chosen}
 
 

@@ -24,7 +24,7 @@ from .cost import Emission, emission, step_seconds
 from .drawing import left_alone
 from .foreseen import refuse_foreseen
 from .peak import moved_bytes, peak_bytes
-from .select import branches, groups, in_layers, layers, mixers, parts, scans
+from .select import branches, groups, inner_parts, layers, mixers, parts, scans
 
 plan_drift = Fault("plan-drift", "A saved plan no longer describes what a compile would do.")
 FORMAT = 1
@@ -225,8 +225,7 @@ def _hedge(pass_: Pass, forwards: int, before: str) -> str:
 
 def matched(skeleton: Skeleton, pass_: Pass, call: Invocation) -> tuple[str, ...]:
     """Paths of what a step may touch."""
-    acts_on, everywhere = pass_.acts_on, pass_.everywhere
-    on = call.args.get("on")
+    acts_on, on = pass_.acts_on, call.args.get("on")
     if acts_on == "branches":
         whole = call.args.get("unit") == "layer"
         return layers(skeleton, on) if whole else tuple(b.site for b in branches(skeleton, on))
@@ -239,8 +238,7 @@ def matched(skeleton: Skeleton, pass_: Pass, call: Invocation) -> tuple[str, ...
     if acts_on in ("channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_channels", "ssm_state"):
         return tuple(g.site for g in groups(skeleton, acts_on, on))
     if acts_on == "linear":
-        inside = on is None and not everywhere
-        return tuple(p.path for p in parts(skeleton, on) if not inside or in_layers(skeleton, p.path))
+        return tuple(p.path for p in (parts if pass_.everywhere else inner_parts)(skeleton, on))
     return ()
 
 

@@ -105,6 +105,11 @@ def parts(skeleton: Skeleton, on: Selector | None, kinds: Sequence[str] = ("Line
     return _chosen(found, [p.path for p in found], on)
 
 
+def inner_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
+    """Linear modules that `on` selects; without it those inside the layers, no output head."""
+    return tuple(p for p in parts(skeleton, on) if on is not None or in_layers(skeleton, p.path))
+
+
 def _chosen(items: Sequence[Any], paths: list[str], on: Selector | None) -> tuple[Any, ...]:
     if on is None:
         return tuple(items)

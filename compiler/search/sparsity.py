@@ -13,7 +13,7 @@ from ...dsl.skeleton import Part, Skeleton
 from ...dsl.values import Ratio, Selector
 from ..ir.surgery import put, tensor_at
 from ..layers.linear import weight_of
-from ..planning.select import in_layers, parts
+from ..planning.select import inner_parts
 from ..rows.forward import LOOK, not_a_number
 from .masks import magnitude, masked
 
@@ -29,9 +29,7 @@ no_linear = Fault("no-linear", "A pass works on linear modules, and there is non
 
 def chosen_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
     """The linear modules that `on` selects; without it those inside the layers. Reject shared weights."""
-    found = parts(skeleton, on)
-    if on is None:
-        found = tuple(p for p in found if in_layers(skeleton, p.path))
+    found = inner_parts(skeleton, on)
     if not found:
         raise Reject(
             no_linear(

@@ -24,7 +24,7 @@ from ...kernels.grid import Grid
 from ..ir.program import Program
 from ..ir.surgery import split
 from ..layers.linear import weight_of
-from ..planning.select import in_layers, parts
+from ..planning.select import inner_parts, parts
 from ..rows.forward import evaluating
 from ..search.masks import is_sparse
 from .masks import MaskedProduct, product
@@ -68,7 +68,7 @@ def adaptable(program: Program, on: Selector | None, whole: str = "") -> tuple[s
     Raises Reject where a selected one is tied, and where none is left.
     """
     skeleton, read = program.skeleton, _read_past(program)
-    found = [p.path for p in parts(skeleton, on) if on is not None or in_layers(skeleton, p.path)]
+    found = [part.path for part in inner_parts(skeleton, on)]
     fused = _FUSED.get(skeleton.model_type)
     found = [path for path in found if path not in read and split(path)[1] != fused]
     shared = {name for names in skeleton.tied for name in names}
