@@ -10,13 +10,12 @@ from ..data.generated import AT_ONCE, Generated
 from ..machine.memory import room_for
 from ..planning.peak import itemsize
 from ..words.kinds import Effort
+from .importance import parts
 from .reconstruct import readers
 
 if TYPE_CHECKING:
     from ..words.context import Context
 
-# Operations by the width's cube: the factor (1/3) and the inverse (2/3) for the order, another factor for a first fit.
-_FACTORED = 4 / 3
 _SOLVED = 3 * 8  # bytes per entry: the float64 factor, what is solved, and the weights that read it
 
 
@@ -27,7 +26,7 @@ def of_fitting(skeleton: Skeleton, ctx: "Context", groups: Sequence[Group], data
     if not widths:
         return Effort()
     widest, moments = max(widths.values()), sum(4 * w * w for w in widths.values())
-    solving, factored = _SOLVED * widest**2, float(sum(_FACTORED * w**3 for w in widths.values()))
+    solving, factored = _SOLVED * widest**2, sum(map(_factored, widths.values()))
     collecting = min(moments, max(room_for(ctx.settings.max_memory), 4 * widest**2))
     rounds, rows = math.ceil(moments / collecting), Generated.fitting(ctx.origin)
     tokens = rows.count * rows.length if data is None else ctx.rows(data).numel()
@@ -36,6 +35,11 @@ def of_fitting(skeleton: Skeleton, ctx: "Context", groups: Sequence[Group], data
         return Effort(rounds * tokens, solving, collecting, work)
     writing = min(AT_ONCE, rows.count) * rows.length * _kept_per_token(skeleton)
     return Effort((1 + rounds) * tokens, solving, max(collecting, writing), work)
+
+
+def _factored(width: int) -> float:
+    """Operations for a reader: of each part a factor (1/3) and an inverse (2/3) for the order, of all a first fit."""
+    return width**3 / parts(width) ** 2 + width**3 / 3
 
 
 def _kept_per_token(skeleton: Skeleton) -> int:

@@ -1,5 +1,7 @@
 """What is thought of candidates before they are scored, and how far it can be trusted."""
 
+import math
+from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +14,17 @@ if TYPE_CHECKING:
     from .loop import Search
 
 Forecast = tuple[Mapping[str, tuple[Estimate, float]], Callable[[float, float], float | None]]
-SLACK = 0.5  # how far below an estimate the truth is taken to lie at most, before any was scored, of its terms' sizes
-MARGIN = 1.25  # how much more than the worst that was seen
+SLACK = 0.5  # how far below an estimate the truth is taken to lie at most, of its terms' sizes, until FEW were scored
+FEW = 8
+TRUST = 0.9  # of the candidates that were scored, how many keep to the bound
+MARGIN = 0.1  # what is put on top, of the terms' sizes
 
 
 class Foresight:
     """Estimates by place, and the least that the truth may be.
 
-    The truth is held to be at least estimate - slack * (|first| + second), its two terms. Whatever is scored is
-    compared with that: one that lies lower widens the slack for all, to more than the worst that was seen.
+    The truth is held to be at least estimate - slack * (|first| + second), its two terms. Whatever is scored tells how
+    far below its estimate it lies: nine of ten of them lie above the bound, of the first few all do.
 
     estimates   place -> (estimate, what the candidate saved then)
     dearer      (score, nats) -> the score when every token costs so many nats more
@@ -31,7 +35,8 @@ class Foresight:
         self.estimates: dict[str, tuple[Estimate, float]] = {}
         self.dearer: Callable[[float, float], float | None] = lambda score, nats: None
         self.missed: list[str] = []
-        self.slack, self.compared = SLACK, 0
+        self.slack = SLACK
+        self._short: list[float] = []  # how far below, of the terms' sizes, in ascending order
 
     def take(self, found: Mapping[str, tuple[Estimate, float]], dearer: Callable[[float, float], float | None]) -> None:
         self.estimates, self.dearer = dict(found), dearer
@@ -40,25 +45,30 @@ class Foresight:
         return place in self.estimates
 
     def growths(self, candidate: Candidate, now: "Round") -> tuple[float, float]:
-        """How much worse the score should be without it, and how much at least.
+        """How much worse the score should be without it, and how much at least."""
+        growth, terms = self._foreseen(candidate, now)
+        return growth, growth - self.slack * terms
+
+    def learn(self, candidate: Candidate, growth: float, now: "Round") -> None:
+        """Compare an estimate with what was scored."""
+        expected, terms = self._foreseen(candidate, now)
+        if not (terms > 0 and math.isfinite(growth)):
+            return
+        if growth < expected - self.slack * terms:
+            self.missed.append(candidate.name)
+        insort(self._short, (expected - growth) / terms)
+        few = len(self._short) < FEW
+        worst = self._short[-1 if few else int(TRUST * len(self._short))]
+        self.slack = max(SLACK if few else 0.0, worst + MARGIN)
+
+    def _foreseen(self, candidate: Candidate, now: "Round") -> tuple[float, float]:
+        """The growth that its estimate tells, and the size of its terms.
 
         A candidate that has become smaller since, a branch that was narrowed, is taken to cost less as well.
         """
         estimate, saved = self.estimates[candidate.place]
         share = min(1.0, candidate.saves("params") / saved) if saved > 0 else 1.0
-        growth, terms = (share * self._growth(nats, now) for nats in (estimate.growth, estimate.terms))
-        return growth, growth - self.slack * terms
-
-    def learn(self, candidate: Candidate, growth: float, now: "Round") -> None:
-        """Compare an estimate with what was scored."""
-        expected, least = self.growths(candidate, now)
-        terms = (expected - least) / self.slack
-        if not terms > 0:
-            return
-        self.compared += 1
-        if growth < least:
-            self.missed.append(candidate.name)
-        self.slack = max(self.slack, MARGIN * (expected - growth) / terms)
+        return share * self._growth(estimate.growth, now), share * self._growth(estimate.terms, now)
 
     def _growth(self, nats: float, now: "Round") -> float:
         score = self.dearer(now.base(), nats)

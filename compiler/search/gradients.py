@@ -2,7 +2,8 @@
 
 A candidate changes what its layer gives by some delta, which that layer alone tells. To first order the loss changes by
 gradient * delta; to second order by half of delta' F delta, with F the Fisher information of what the model predicts:
-the mean square of (gradient * delta) where the tokens that are predicted are drawn from the model itself.
+the mean square of (gradient * delta) where the tokens that are predicted are drawn from the model itself. Products of
+tokens that lie far apart add more noise than they tell, so squares are of sums over a few tokens each.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from .candidate import Candidate
 from .prefix import Prefix, stream
 
 DRAWS = 2  # of what the model predicts, for every token: the noise of what F tells falls with its root
+WINDOW = 16  # tokens whose changes are taken to add up: of a whole row there would be too few sums to square
 SWEEP = 2 + DRAWS  # forwards of the whole model that it takes as long as, besides a layer for every candidate
 
 
@@ -112,9 +114,10 @@ def _estimate(grads: list[Tensor], plain: list, changed: list, tokens: int) -> E
     first = second = 0.0
     for grad, before, after in zip(grads, plain, changed, strict=True):
         delta = stream(after).float() - stream(before).float()
-        along = torch.einsum("nbth,bth->nb", grad.float(), delta).double()
+        along = torch.einsum("nbth,bth->nbt", grad.float(), delta).double()
         first += along[0].sum().item()
-        second += 0.5 * along[1:].square().mean(0).sum().item()
+        sums = torch.stack([part.sum(-1) for part in along[1:].split(WINDOW, -1)])  # [windows, draws, b]
+        second += 0.5 * sums.square().mean(1).sum().item()
     return Estimate(first / tokens, second / tokens)
 
 

@@ -202,8 +202,8 @@ class Greedy:
             )
 
     def forwards(self, skeleton: Skeleton) -> int:
-        """How many scores it takes: every candidate for each cut where it is exact, about six where it races; with
-        estimates a sweep, a third of the candidates, and six for every round."""
+        """How many scores it takes: every candidate for each cut where it is exact, about three where it races; with
+        estimates a sweep, a third of the candidates, and three for every round."""
         if self.score is None:
             return 0
         goal, first = self.goal(skeleton), sum(p.count for p in self.parts)
@@ -215,7 +215,7 @@ class Greedy:
         begin, rounds = first, math.ceil(cuts / self.together)
         if self.estimate == "taylor":
             begin = min(first, SWEEP + first // max(1, len(skeleton.units)) + first // 3)
-        return every if self.exact else min(every, begin + 6 * rounds)
+        return every if self.exact else min(every, begin + 3 * rounds)
 
     def effort(self, skeleton: Skeleton, ctx: "Context") -> Effort:
         """Ranking and refitting, and the rows that the model writes for them."""

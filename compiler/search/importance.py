@@ -3,6 +3,7 @@
 Large sums run on the device of the weights; scores of items are on the CPU.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from .reconstruct import DAMPING, Moments, as_matrix, columns, exact_place, fact
 
 if TYPE_CHECKING:
     from ..ir.program import Program
+
+TOGETHER = 4096  # inputs that make up for each other in `obs`: a factor of all takes time by the cube of the width
 
 
 def l1(program: "Program", group: Group) -> torch.Tensor:
@@ -69,9 +72,10 @@ def obs(program: "Program", group: Group, moments: Moments, damping: float = DAM
     """Squared error of the readers' outputs when an item goes and the others make up for it; [count] float64.
 
     Where only grouped convolutions or experts read it, by weights alone, as `l1`.
-    With P the inverse of the damped second moments and D an item's channels: the trace of W_D P_DD^-1 W_D^T.
+    With P the inverse of the damped second moments and D an item's channels: the trace of W_D P_DD^-1 W_D^T. A reader
+    of more than TOGETHER inputs is taken apart, and an item's error is what its own part can't make up for.
     Source: Optimal Brain Surgeon (Hassibi and Stork 1993) in groups, as in ZipLM (Kurtic et al. 2023,
-    arXiv 2302.04089), section 3.1.
+    arXiv 2302.04089), section 3.1; the parts are ours.
     """
     total = torch.zeros(group.count, dtype=torch.float64)
     if not any(has_moments(program.model, member) for member in readers(group)):
@@ -81,18 +85,41 @@ def obs(program: "Program", group: Group, moments: Moments, damping: float = DAM
         if moment is None:
             continue
         weight = program.model.get_parameter(member.tensor).detach()
-        place = exact_place(weight)
-        weight = weight.to(place).double()
-        across = as_matrix(weight, member)  # [out, in]
-        lower = factor(moment.to(place), range(len(moment)), damping)
-        inverse = torch.cholesky_inverse(lower, out=lower)
-        rows = torch.tensor([columns(weight, member, [i]) for i in range(group.count)], device=place)  # [count, size]
-        blocks = inverse[rows[:, :, None], rows[:, None, :]]  # [count, size, size]
-        taken = across[:, rows].permute(1, 2, 0)  # [count, size, out]
-        # one by one: MKL's LU of many matrices of 150 rows and more fails or hangs with several threads
-        errors = [(own * torch.linalg.solve(block, own)).sum() for block, own in zip(blocks, taken, strict=True)]
-        total += torch.stack(errors).cpu()
+        moment, places = moment.to(exact_place(weight)), [columns(weight, member, [i]) for i in range(group.count)]
+        if len(moment) <= TOGETHER:
+            total += _errors(weight, member, moment, places, range(len(moment)), damping)
+            continue
+        for part in torch.arange(group.count).tensor_split(min(group.count, parts(len(moment)))):
+            own = [places[i] for i in part.tolist()]
+            total[part] += _errors(weight, member, moment, own, [i for place in own for i in place], damping)
     return total
+
+
+def parts(inputs: int) -> int:
+    """How many a reader's inputs are taken apart into for `obs`."""
+    return math.ceil(inputs / TOGETHER)
+
+
+def _errors(
+    weight: torch.Tensor,
+    member: Member,
+    moment: torch.Tensor,
+    items: Sequence[Sequence[int]],
+    inputs: Sequence[int],
+    damping: float,
+) -> torch.Tensor:
+    """[items] float64 on the CPU: what is lost with each item's inputs where the others of `inputs` make up for it."""
+    lower = factor(moment, inputs, damping)
+    inverse = torch.cholesky_inverse(lower, out=lower)
+    own = torch.tensor(items, device=moment.device)  # [items, size]
+    where = torch.empty(len(moment), dtype=torch.int64, device=moment.device)
+    where[torch.tensor(inputs, device=moment.device)] = torch.arange(len(inputs), device=moment.device)
+    at = where[own]
+    blocks = inverse[at[:, :, None], at[:, None, :]]  # [items, size, size]
+    taken = as_matrix(weight, member).to(moment.device)[:, own].double().permute(1, 2, 0)  # [items, size, out]
+    # one by one: MKL's LU of many matrices of 150 rows and more fails or hangs with several threads
+    errors = [(rows * torch.linalg.solve(block, rows)).sum() for block, rows in zip(blocks, taken, strict=True)]
+    return torch.stack(errors).cpu()
 
 
 def _size(program: "Program", member: Member) -> int:

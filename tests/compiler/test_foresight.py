@@ -6,8 +6,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.search import gradients
 from effc.compiler.search.choice import Exact, Racing, Round
-from effc.compiler.search.foresight import MARGIN, SLACK, Foresight
+from effc.compiler.search.foresight import FEW, MARGIN, SLACK, TRUST, Foresight
 from effc.compiler.search.gradients import Estimate, Gradients
 from effc.compiler.search.prefix import Prefix
 from hypothesis import given, settings
@@ -74,7 +75,8 @@ def test_the_first_term_is_the_slope_of_the_loss():
         assert found[candidate.name].first == pytest.approx(slope, rel=1e-3)  # rounded to float32 on the way
 
 
-def test_the_second_term_is_half_of_the_fisher_information():
+def test_the_second_term_is_half_of_the_fisher_information(monkeypatch):
+    monkeypatch.setattr(gradients, "WINDOW", IDS.shape[1])
     model, part = tiny.model("llama").double(), 1e-2
     with torch.no_grad():
         before = model(IDS, use_cache=False).logits[:, :-1].double().log_softmax(-1)
@@ -83,6 +85,18 @@ def test_the_second_term_is_half_of_the_fisher_information():
         with candidate.tried():
             moved = divergence(model, before) / IDS[:, 1:].numel()
         assert found[candidate.name].second == pytest.approx(moved, rel=0.15)  # 4 rows and 400 draws: 4% of noise
+
+
+def test_windows_tell_about_as_much_and_are_less_noisy(monkeypatch):
+    def told(window, draws):
+        monkeypatch.setattr(gradients, "WINDOW", window)
+        return torch.tensor([e.second for e in swept(tiny.model("llama").double(), 1e-2, draws)[1].values()])
+
+    truth = told(IDS.shape[1], 400)
+    near, far = (told(window, 400) for window in (4, 1))
+    assert torch.allclose(near, truth, rtol=0.3) and torch.allclose(far, truth, rtol=0.4)
+    whole, parts = ([(told(window, 2) / truth).log().abs().mean() for _ in range(3)] for window in (IDS.shape[1], 4))
+    assert sum(parts) < sum(whole)
 
 
 def test_weights_take_gradients_again_after_a_sweep():
@@ -121,7 +135,7 @@ terms = st.tuples(st.floats(-1, 1), st.floats(0, 1))
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(terms, st.floats(-SLACK, 3)), min_size=1, max_size=9))
+@given(st.lists(st.tuples(terms, st.floats(-SLACK, 3)), min_size=1, max_size=FEW - 1))
 def test_what_keeps_to_its_bound_is_never_missed(lots):
     estimates = {str(i): Estimate(*pair) for i, (pair, _) in enumerate(lots)}
     growths = {n: e.growth + off * e.terms for (n, e), (_, off) in zip(estimates.items(), lots, strict=True)}
@@ -130,6 +144,18 @@ def test_what_keeps_to_its_bound_is_never_missed(lots):
     assert growths[best.name] == pytest.approx(growths[exact.name], abs=1e-9)
     for name in growths.keys() - now.scores.keys():  # all that was left out was above the best by its bound
         assert estimates[name].growth - SLACK * estimates[name].terms >= growths[best.name] - 1e-9
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(terms, st.floats(-3, 3)), min_size=1, max_size=40))
+def test_what_is_left_out_is_above_the_best_by_the_bound_that_scores_made(lots):
+    estimates = {str(i): Estimate(*pair) for i, (pair, _) in enumerate(lots)}
+    growths = {n: e.growth + off * e.terms for (n, e), (_, off) in zip(estimates.items(), lots, strict=True)}
+    racing = Racing("params", foreseen(estimates))
+    best, now = choose(racing, growths)
+    assert growths[best.name] == pytest.approx(min(v - 1 for v in now.scores.values()), abs=1e-9)
+    for name in growths.keys() - now.scores.keys():
+        assert racing.foresight.growths(Fixed(name), now)[1] >= growths[best.name] - 1e-9
 
 
 def test_what_can_not_win_is_not_scored():
@@ -142,9 +168,26 @@ def test_a_score_below_its_bound_widens_it_for_all_and_is_named():
     estimates = {"low": Estimate(0.0, 1.0), "wrong": Estimate(0.0, 1.5), "right": Estimate(0.0, 3.5)}
     racing = Racing("params", foreseen(estimates))
     best, now = choose(racing, {"low": 1.0, "wrong": 0.1, "right": 0.05})
-    assert racing.foresight.slack == pytest.approx(MARGIN * 3.45 / 3.5)
+    assert racing.foresight.slack == pytest.approx(MARGIN + 3.45 / 3.5)
     assert best.name == "right"  # outside of the first bound, inside of the wider one
     assert racing.notes(now)["below"] == ["wrong"] and racing.notes(now)["left_out"] == 0
+
+
+@given(st.lists(st.floats(-3, 3), min_size=FEW, max_size=60))
+def test_nine_of_ten_scores_lie_above_the_bound_that_they_make(offs):
+    foresight = foreseen({str(i): Estimate(0.5, 1.0) for i in range(len(offs))})
+    now = Round([], lambda: 1.0, lambda _asked: [], 1.0)
+    for i, off in enumerate(offs):
+        foresight.learn(Fixed(str(i)), 1.5 + 1.5 * off, now)
+    least = [foresight.growths(Fixed(str(i)), now)[1] for i in range(len(offs))]
+    above = sum(1.5 + 1.5 * off >= bound for off, bound in zip(offs, least, strict=True))
+    assert above >= TRUST * len(offs) and foresight.slack <= max(0.0, MARGIN - min(offs)) + 1e-9
+
+
+def test_a_score_that_is_no_number_teaches_nothing():
+    foresight = foreseen({"a": Estimate(0.0, 1.0)})
+    foresight.learn(Fixed("a"), math.inf, Round([], lambda: 1.0, lambda _asked: [], 1.0))
+    assert foresight.slack == SLACK and not foresight.missed
 
 
 def test_companions_cost_about_the_same_lie_in_other_layers_and_fit_into_the_budget():

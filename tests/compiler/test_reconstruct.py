@@ -1,5 +1,7 @@
 """What readers do about channels that go: least squares, on the device of the weights, solved once."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
@@ -98,6 +100,33 @@ def test_items_that_depend_on_each_other_are_ranked(tmp_path):
     moments = read(program, tmp_path, IDS[:1, :3])  # 3 tokens, 96 channels
     scores = importance.obs(program, program.skeleton.groups[0], moments, damping=0.0)
     assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["channels", "heads"])
+def test_an_item_costs_more_the_fewer_others_may_make_up_for_it(tmp_path, monkeypatch, kind):
+    program = capture(tiny.model("llama", num_attention_heads=4, num_key_value_heads=4))
+    group = next(g for g in program.skeleton.groups if g.kind == kind)
+    (reader,) = readers(group)
+    moments = read(program, tmp_path, torch.randint(3, 128, (32, 24), generator=torch.Generator().manual_seed(3)))
+    found, inputs = [], program.model.get_parameter(reader.tensor).shape[1]
+    for together in (inputs, inputs // 2, 1):
+        monkeypatch.setattr(importance, "TOGETHER", together)
+        found.append(importance.obs(program, group, moments, damping=1e-6))
+    assert all((more >= less * (1 - 1e-4)).all() for less, more in pairwise(found))
+    assert not torch.allclose(found[0], found[1]) and not torch.allclose(found[1], found[2])
+
+    weight, size = program.model.get_parameter(reader.tensor).detach().double(), inputs // group.count
+    moment, half = moments.of(reader.tensor.removesuffix(".weight")).double(), inputs // 2
+    for item in range(group.count):  # the others of its half take over, by least squares
+        start = item * size // half * half
+        gone = set(range(item * size, (item + 1) * size))
+        keep = [i for i in range(start, start + half) if i not in gone]
+        lost = sorted(gone)
+        share = torch.linalg.lstsq(moment[keep][:, keep], moment[keep][:, lost], driver="gelsd").solution
+        change = torch.zeros(inputs, len(lost), dtype=torch.float64)
+        change[lost], change[keep] = -torch.eye(len(lost), dtype=torch.float64), share
+        error = weight[:, lost] @ change.T
+        assert found[1][item] == pytest.approx(((error @ moment) * error).sum().item(), rel=0.02)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
