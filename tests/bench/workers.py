@@ -3,7 +3,8 @@
     python -m tests.bench.workers [--rounds 2] [--hidden 256] [--ray]
 
 The search is `prune.multi(search: exact)` on a Llama of random weights (8 layers, 49,152 tokens of vocabulary), scored on
-8 rows of 128 tokens: three cuts. Runs alternate, one thread each; caches are new every time.
+8 rows of 128 tokens: three cuts. Runs alternate, one thread each; caches are new every time. With `--ray` also by the
+workers of a cluster that starts on this machine, as many as it has cores.
 """
 
 import argparse
@@ -106,17 +107,22 @@ def main() -> None:
         )
         (folder / "llama.json").write_text(json.dumps(config.to_dict()))
         (folder / "few.effspec").write_text(RECIPE)
-        ratios = []
+        several, ratios = {"two workers": "2", **({"Ray": "ray"} if asked.ray else {})}, {}
         for number in range(asked.rounds):
             alone, _, scores = searched(folder, "")
-            both, before, _ = searched(folder, "2")
-            ratios.append(alone / both)
-            print(
-                f"round {number + 1}: {scores} scores, alone {alone:.1f} s, two workers {both:.1f} s "
-                f"(called after {before:.1f}): {ratios[-1]:.2f} times as fast",
-                flush=True,
-            )
-        print(f"median {statistics.median(ratios):.2f} times; load {os.getloadavg()[0]:.0f}")
+            print(f"round {number + 1}: {scores} scores, alone {alone:.1f} s", end="")
+            for name, workers in several.items():
+                took, before, _ = searched(folder, workers)
+                ratios.setdefault(name, []).append(alone / took)
+                print(
+                    f"; {name} {took:.1f} s (called after {before:.1f}), {alone / took:.2f} times as fast",
+                    end="",
+                    flush=True,
+                )
+            print()
+        for name, found in ratios.items():
+            print(f"{name}: median {statistics.median(found):.2f} times")
+        print(f"load {os.getloadavg()[0]:.0f}")
 
 
 if __name__ == "__main__":
