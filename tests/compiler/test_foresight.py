@@ -139,7 +139,7 @@ terms = st.tuples(st.floats(-1, 1), st.floats(0, 1))
 def test_what_keeps_to_its_bound_is_never_missed(lots):
     estimates = {str(i): Estimate(*pair) for i, (pair, _) in enumerate(lots)}
     growths = {n: e.growth + off * e.terms for (n, e), (_, off) in zip(estimates.items(), lots, strict=True)}
-    best, now = choose(Racing("params", foreseen(estimates)), growths)
+    best, now = choose(Racing("params", foreseen(estimates), patience=99), growths)
     exact, _ = choose(Exact("params"), growths)
     assert growths[best.name] == pytest.approx(growths[exact.name], abs=1e-9)
     for name in growths.keys() - now.scores.keys():  # all that was left out was above the best by its bound
@@ -151,7 +151,7 @@ def test_what_keeps_to_its_bound_is_never_missed(lots):
 def test_what_is_left_out_is_above_the_best_by_the_bound_that_scores_made(lots):
     estimates = {str(i): Estimate(*pair) for i, (pair, _) in enumerate(lots)}
     growths = {n: e.growth + off * e.terms for (n, e), (_, off) in zip(estimates.items(), lots, strict=True)}
-    racing = Racing("params", foreseen(estimates))
+    racing = Racing("params", foreseen(estimates), patience=99)
     best, now = choose(racing, growths)
     assert growths[best.name] == pytest.approx(min(v - 1 for v in now.scores.values()), abs=1e-9)
     for name in growths.keys() - now.scores.keys():
@@ -162,6 +162,13 @@ def test_what_can_not_win_is_not_scored():
     estimates = {str(i): Estimate(0.0, 1.0 + 0.9 * i) for i in range(9)}
     best, now = choose(Racing("params", foreseen(estimates)), {n: e.growth for n, e in estimates.items()})
     assert best.name == "0" and list(now.scores) == ["0", "1"]  # 2.8 * (1 - SLACK) is more than 1
+
+
+def test_a_round_ends_after_three_fruitless_scores_however_hopeful_the_rest():
+    estimates = {str(i): Estimate(0.0, 1.0 + i / 100) for i in range(9)}
+    growths = {n: 1.0 if n == "1" else 1.2 for n in estimates}
+    best, now = choose(Racing("params", foreseen(estimates)), growths)
+    assert best.name == "1" and list(now.scores) == ["0", "1", "2", "3", "4"]
 
 
 def test_a_score_below_its_bound_widens_it_for_all_and_is_named():
