@@ -134,15 +134,18 @@ class Racing(Choice):
         return self.foresight is not None and candidate.place in self.foresight
 
     def companions(self, now: Round, best: Candidate) -> list[tuple[Candidate, float]]:
-        """Narrowings in other layers that should cost about what the best costs, as far as the budget takes them."""
+        """Narrowings in other layers that should cost about what the best costs, as far as the budget takes them, or no
+        more than what half of the budget that is left will cost anyway."""
         able = [(c, self._expected(c, now)) for c in now.candidates if best.joins and c.joins and c is not best]
         asked = [
             (now.cost(c, growth, self.per), n, c, growth) for n, (c, growth) in enumerate(able) if growth is not None
         ]
+        asked.sort(key=lambda one: one[:2])
         most = FOLD * max(now.cost(best, self.known[best.place], self.per), 0.0)
+        most = max(most, self._level([(cost, candidate) for cost, _, candidate, _ in asked], now.left / 2))
         found: list[tuple[Candidate, float]] = []
         units, left = {best.unit}, now.left - _saved(best, self.per)
-        for cost, _, candidate, growth in sorted(asked, key=lambda one: one[:2]):
+        for cost, _, candidate, growth in asked:
             if len(found) + 1 >= self.together or cost > most:
                 break
             if candidate.unit not in units and _saved(candidate, self.per) <= left:
@@ -150,6 +153,14 @@ class Racing(Choice):
                 units.add(candidate.unit)
                 left -= _saved(candidate, self.per)
         return found
+
+    def _level(self, costs: Sequence[tuple[float, Candidate]], wanted: float) -> float:
+        """The cost of the last candidate, from the cheapest on, that it takes to save so much."""
+        for cost, candidate in costs:
+            wanted -= _saved(candidate, self.per)
+            if wanted <= 0:
+                return cost
+        return -math.inf
 
     def _expected(self, candidate: Candidate, now: Round) -> float | None:
         """The growth of its last score, or else of its estimate."""

@@ -35,7 +35,10 @@ RECIPES = {  # name: steps, emit
     "wanda": ("s = sparsify.wanda(sparsity: 50% of weights, data: rows)", "hf"),
     "channels": ("s = prune.channels(keep: 90% of channels)", "hf"),
     "multi": ("s = prune.multi(remove: 0.3% of params, group: 512, score: perplexity(rows), data: rows)", "hf"),
-    "sparse_cpu": ("s = sparsify.magnitude(sparsity: 50% of weights)\n  c = lower.sparse_cpu(data: rows, divergence: 0.2)", "native"),
+    "sparse_cpu": (
+        "s = sparsify.magnitude(sparsity: 50% of weights)\n  c = lower.sparse_cpu(data: rows, divergence: 0.2)",
+        "native",
+    ),
     "bf16": ("s = sparsify.magnitude(sparsity: 50% of weights)", "native"),
     "int8": ("s = sparsify.magnitude(sparsity: 50% of weights)", "native int8"),
 }

@@ -206,3 +206,12 @@ def test_companions_cost_about_the_same_lie_in_other_layers_and_fit_into_the_bud
     assert [c.name for c, _ in racing.companions(now, best)] == ["b"]
     racing.judged(False)
     assert racing.companions(now, best)[1:] == []
+
+
+def test_where_the_best_costs_nothing_companions_cost_what_half_of_the_budget_will_cost_anyway():
+    racing = Racing("params", together=9)
+    growths = {"a": 0.0, "b": 0.1, "c": 0.2, "d": 0.9, "e": 2.0}
+    best, now = choose(racing, growths, left=6.0)
+    assert [c.name for c, _ in racing.companions(now, best)] == ["b", "c", "d"]
+    best, now = choose(racing, growths, left=2.0)
+    assert [c.name for c, _ in racing.companions(now, best)] == ["b"]
