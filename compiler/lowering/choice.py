@@ -1,6 +1,6 @@
 """Which kernel, if any, takes the place of each linear module, and why."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -171,21 +171,29 @@ def kernels_for(site: Site, format: str) -> tuple[list[str], str]:
 
 
 def choose(
-    site: Site, kernels: Sequence[str], times: Mapping[str, float], errors: Mapping[str, float], most: float
+    site: Site, kernels: Sequence[str], times: Mapping[str, float], error: Callable[[str], float | None], most: float
 ) -> tuple[str, str]:
     """(kernel or "", why) of a module whose contenders were timed.
 
-    Of kernels that are equally fast it is the most exact; int8 and int4 only where they are not too far off.
+    Of kernels that are equally fast it is the most exact; int8 and int4 only where they are not too far off. `error`
+    is asked for no kernel that is slower than the one that wins.
     """
-    fit = [k for k in kernels if k in times and not (k in ROUNDED and errors.get(k, 0.0) > most)]
-    barred = [k for k in kernels if k in times and k not in fit]
-    off = ", ".join(f"{FORMAT_OF[k]} would be off by {errors[k]:.1%} of its outputs" for k in barred)
-    left_out = f"; {off}" if off else ""
-    if not fit:
+    off: dict[str, float] = {}
+
+    def fits(kernel: str) -> bool:
+        off[kernel] = (error(kernel) or 0.0) if kernel in ROUNDED else 0.0
+        return off[kernel] <= most or kernel not in ROUNDED
+
+    by_time = sorted((k for k in kernels if k in times), key=times.__getitem__)
+    fastest = next(filter(fits, by_time), None)
+    barred = [k for k in by_time if off.get(k, 0.0) > most]
+    said = ", ".join(f"{FORMAT_OF[k]} would be off by {off[k]:.1%} of its outputs" for k in barred)
+    left_out = f"; {said}" if said else ""
+    if fastest is None:
         return "", f"no kernel takes it{left_out}"
-    fastest = min(fit, key=times.__getitem__)
-    near = [k for k in fit if k == fastest or times[k] <= times[fastest] * WINS]
-    kernel = min(near, key=lambda k: (k in ROUNDED, errors.get(k, 0.0) if k in ROUNDED else 0.0, times[k]))
+    behind = by_time[by_time.index(fastest) + 1 :]
+    near = [fastest, *(k for k in behind if times[k] <= times[fastest] * WINS and fits(k))]
+    kernel = min(near, key=lambda k: (k in ROUNDED, off[k], times[k]))
     if times[kernel] * WINS > times[EAGER]:
         return "", (
             f"torch takes {seconds(times[EAGER])} and the fastest kernel, {FORMAT_OF[kernel]}, "
@@ -194,28 +202,39 @@ def choose(
     return kernel, f"{digits(times[EAGER] / times[kernel], 3)} times as fast as torch{left_out}"
 
 
-def errors_of(module: nn.Module, kernels: Sequence[str], x: Tensor | None) -> dict[str, float]:
-    """Output error of each kernel on some inputs; the same for kernels that store the same numbers."""
-    if x is None:
-        return {}
-    found: dict[str, float] = {}
-    exact = [k for k in kernels if k not in ROUNDED]
-    for alike in (*([k for k in kernels if k in rounded] for rounded in (INT8, INT8_INT16, INT4)), exact):
-        if alike:
-            found |= dict.fromkeys(alike, output_error(module, KernelLinear.of(module, alike[-1]), x))
-    return found
+class Trial:
+    """One module on kernels, each packed when it is asked for.
+
+    x   some inputs of the module; None where nothing runs it
+    """
+
+    def __init__(self, path: str, module: nn.Module, x: Tensor | None):
+        self.path, self.module, self.x = path, module, x
+        self._errors: dict[tuple[str, ...], float] = {}
+        self._last: tuple[str, KernelLinear] | None = None
+
+    def packed(self, kernel: str) -> KernelLinear:
+        """The module on a kernel; Reject with its path where the weight can't be packed."""
+        if self._last is None or self._last[0] != kernel:
+            try:
+                self._last = kernel, KernelLinear.of(self.module, kernel)
+            except KernelError as error:
+                help = "leave it out of `on:`, or ask for another format"
+                raise Reject(cant_pack(f"{self.path}: {error}", help=help)) from error
+        return self._last[1]
+
+    def error(self, kernel: str) -> float | None:
+        """How far its outputs are off, as a share; the same for kernels that store the same numbers."""
+        if self.x is None:
+            return None
+        alike = next((same for same in (INT8, INT8_INT16, INT4) if kernel in same), ())  # (): those that do not round
+        if alike not in self._errors:
+            self._errors[alike] = output_error(self.module, self.packed(kernel), self.x)
+        return self._errors[alike]
 
 
 def sampled(program: "Program", paths: Sequence[str], rows: Tensor | None) -> dict[str, Tensor]:
     return {} if rows is None else inputs_of(program.model, list(paths), rows)
-
-
-def packed(path: str, module: nn.Module, kernel: str) -> KernelLinear:
-    """The module on its kernel; Reject with its path where the weight can't be packed."""
-    try:
-        return KernelLinear.of(module, kernel)
-    except KernelError as error:
-        raise Reject(cant_pack(f"{path}: {error}", help="leave it out of `on:`, or ask for another format")) from error
 
 
 def gate(accuracy: Accuracy, most: float, choices: Sequence[Choice]) -> None:

@@ -133,18 +133,17 @@ class SparseCpu(Pass):
         with Rewriter(program) as rewrite:
             for site in ctx.each(sites, "packing", len(sites)):
                 kernels, refused = able[site.path]
-                module, x = modules.pop(site.path), given.get(site.path)
+                trial = choice.Trial(site.path, modules.pop(site.path), given.get(site.path))
                 if site.path in apart or not kernels:
                     why = apart.get(site.path) or refused or "no kernel is worth a try"
                     choices.append(Choice(site, "", why, site.bytes, None, {}))
                     continue
-                errors = choice.errors_of(module, kernels, x)
                 kernel, why = kernels[0], "as the recipe says"
                 if self.format == "auto":
-                    kernel, why = choice.choose(site, kernels, times[site.case], errors, self.error)
-                taken = choice.packed(site.path, module, kernel) if kernel else None
-                size = taken.packed.numel() if taken else site.bytes
-                choices.append(Choice(site, kernel, why, size, errors.get(kernel), times.get(site.case, {})))
+                    kernel, why = choice.choose(site, kernels, times[site.case], trial.error, self.error)
+                taken = trial.packed(kernel) if kernel else None
+                size, error = (taken.packed.numel(), trial.error(kernel)) if taken else (site.bytes, None)
+                choices.append(Choice(site, kernel, why, size, error, times.get(site.case, {})))
                 if taken:
                     rewrite.swap_module(site.path, taken)
         self._close(program, ctx, choices, times, before)

@@ -112,27 +112,27 @@ def test_every_pass_that_changes_a_weight_comes_before_it():
 
 
 def test_the_fastest_kernel_wins_and_says_by_how_much():
-    kernel, why = choose(SITE, ALL, timed(dense_linear=0.5, sparse_linear=0.25), {}, 0.03)
+    kernel, why = choose(SITE, ALL, timed(dense_linear=0.5, sparse_linear=0.25), {}.get, 0.03)
     assert (kernel, why) == ("sparse_linear", "4 times as fast as torch")
 
 
 def test_where_torch_is_as_fast_a_module_stays_and_the_reason_has_both_times():
-    kernel, why = choose(SITE, ALL, timed(dense_linear=0.98, sparse_linear=1.2), {}, 0.03)
+    kernel, why = choose(SITE, ALL, timed(dense_linear=0.98, sparse_linear=1.2), {}.get, 0.03)
     assert kernel == "" and "torch takes 1.0 s" in why and "dense_bf16, 980 ms" in why
 
 
 def test_of_equals_the_exact_one_wins():
-    assert choose(SITE, ALL, timed(sparse_linear=0.51, sparse_linear_int8=0.5), {}, 0.03)[0] == "sparse_linear"
-    assert choose(SITE, ALL, timed(sparse_linear=0.6, sparse_linear_int8=0.5), {}, 0.03)[0] == "sparse_linear_int8"
+    assert choose(SITE, ALL, timed(sparse_linear=0.51, sparse_linear_int8=0.5), {}.get, 0.03)[0] == "sparse_linear"
+    assert choose(SITE, ALL, timed(sparse_linear=0.6, sparse_linear_int8=0.5), {}.get, 0.03)[0] == "sparse_linear_int8"
 
 
 def test_of_two_that_round_and_are_equally_fast_the_one_that_is_less_off_wins():
     errors = {"dense_linear_int8": 0.02, "dense_linear_int8_int16": 0.005}
     near = timed(dense_linear=0.9, dense_linear_int8=0.5, dense_linear_int8_int16=0.51)
-    assert choose(SITE, ALL, near, errors, 0.03)[0] == "dense_linear_int8_int16"
+    assert choose(SITE, ALL, near, errors.get, 0.03)[0] == "dense_linear_int8_int16"
     apart = timed(dense_linear=0.9, dense_linear_int8=0.5, dense_linear_int8_int16=0.6)
-    assert choose(SITE, ALL, apart, errors, 0.03)[0] == "dense_linear_int8"
-    assert choose(SITE, ALL, apart, errors, 0.01)[0] == "dense_linear_int8_int16"
+    assert choose(SITE, ALL, apart, errors.get, 0.03)[0] == "dense_linear_int8"
+    assert choose(SITE, ALL, apart, errors.get, 0.01)[0] == "dense_linear_int8_int16"
 
 
 def test_the_error_of_inputs_of_16_bits_is_an_eighth_of_that_of_8_bits_where_a_channel_is_large():
@@ -140,22 +140,36 @@ def test_the_error_of_inputs_of_16_bits_is_an_eighth_of_that_of_8_bits_where_a_c
     x = torch.randn(40, 256, generator=torch.Generator().manual_seed(0))
     x[:, 3] *= 100
     module.weight.data[:, 3] *= 0.01
-    errors = choice.errors_of(module, ["dense_linear_int8", "sparse_linear_int8", "dense_linear_int8_int16"], x)
-    assert errors["sparse_linear_int8"] == errors["dense_linear_int8"] > 8 * errors["dense_linear_int8_int16"] > 0
+    off = choice.Trial("up", module, x).error
+    assert off("sparse_linear_int8") == off("dense_linear_int8") > 8 * off("dense_linear_int8_int16") > 0
+
+
+def test_no_kernel_is_packed_that_is_slower_than_the_one_that_wins():
+    times = timed(
+        dense_linear=0.5, sparse_linear=0.4, dense_linear_int8=0.1, sparse_linear_int8=0.2, dense_linear_int4=0.3
+    )
+    asked = []
+
+    def error(kernel):
+        asked.append(kernel)
+        return 0.08 if kernel == "dense_linear_int8" else 0.01
+
+    assert choose(SITE, ALL, times, error, 0.03)[0] == "sparse_linear_int8"
+    assert asked == ["dense_linear_int8", "sparse_linear_int8"]
 
 
 def test_int8_that_is_too_far_off_is_left_out_and_named():
     times = timed(dense_linear=0.5, sparse_linear_int8=0.2)
-    kernel, why = choose(SITE, ALL, times, {"sparse_linear_int8": 0.08}, 0.03)
+    kernel, why = choose(SITE, ALL, times, {"sparse_linear_int8": 0.08}.get, 0.03)
     assert kernel == "dense_linear" and "sparse_int8 would be off by 8.0% of its outputs" in why
 
 
 def test_int4_is_judged_by_an_error_of_its_own():
     times = timed(dense_linear=0.5, dense_linear_int8=0.3, dense_linear_int4=0.2)
     errors = {"dense_linear_int8": 0.01, "dense_linear_int4": 0.1}
-    kernel, why = choose(SITE, ALL, times, errors, 0.03)
+    kernel, why = choose(SITE, ALL, times, errors.get, 0.03)
     assert kernel == "dense_linear_int8" and "dense_int4 would be off by 10.0% of its outputs" in why
-    assert choose(SITE, ALL, times, errors, 0.2)[0] == "dense_linear_int4"
+    assert choose(SITE, ALL, times, errors.get, 0.2)[0] == "dense_linear_int4"
 
 
 def test_ratios_are_against_torchs_strongest_too():
@@ -301,7 +315,7 @@ def test_a_profile_of_another_machine_is_no_reason_to_refuse_the_step(tmp_path):
 def test_weights_that_no_kernel_can_pack_are_refused_with_their_path(tmp_path):
     module = torch.nn.Linear(4, 4)
     module.weight.data[0, 0] = float("nan")
-    found = refused(lambda: choice.packed("up", module, "sparse_linear")).diagnostics[0]
+    found = refused(lambda: choice.Trial("up", module, None).packed("sparse_linear")).diagnostics[0]
     assert found.slug == "cant-pack" and found.message.startswith("up: ") and "NaN or infinite" in found.message
 
 
