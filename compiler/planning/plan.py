@@ -52,6 +52,7 @@ class Stage:
     matched      what it may touch
     exact        whether `after` is known, or the likely outcome of a search
     seconds      an estimate from this machine's speeds; peak_bytes and disk_bytes likewise from shapes
+    spare_bytes  on disk besides, while it runs
     cached, why  whether the result is kept; if not, the first part of the key that differs
     """
 
@@ -68,6 +69,7 @@ class Stage:
     seconds: float
     peak_bytes: int
     disk_bytes: int
+    spare_bytes: int
     cached: bool
     why: str
 
@@ -212,6 +214,7 @@ def _stage(
         seconds=0.0 if cached else step_seconds(call, before, after, first, effort, tokens, ctx),
         peak_bytes=peak_bytes(call, before, after, first, ctx, effort) + effort.bytes,
         disk_bytes=moved_bytes(call, before, after),
+        spare_bytes=effort.files,
         cached=cached,
         why="" if cached else store.why(parts),
     )

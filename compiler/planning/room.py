@@ -25,7 +25,8 @@ SPARE = 1.25  # of a forecast: an estimate that is a little over is no reason to
 def disk_bytes(plan: "Plan", out: Path, cache: Path) -> dict[Path, int]:
     """Bytes that a compile writes, by the folder that is there and whose disk takes them."""
     found: dict[Path, int] = {}
-    kept = sum(stage.disk_bytes for stage in plan.stages if not stage.cached)
+    missing = [stage for stage in plan.stages if not stage.cached]
+    kept = sum(stage.disk_bytes for stage in missing) + max((stage.spare_bytes for stage in missing), default=0)
     for folder, amount in ((cache, kept), (out, sum(e.disk_bytes for e in plan.emissions))):
         there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
         found[there] = found.get(there, 0) + amount

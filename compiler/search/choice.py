@@ -62,7 +62,7 @@ class Choice(ABC):
         """The candidate to cut; None where none has a finite score."""
 
     def companions(self, now: Round, best: Candidate) -> list[tuple[Candidate, float]]:
-        """What may go together with the best, each with the growth that is expected of it."""
+        """What may go together with the best, each with the growth that is allowed for it."""
         return []
 
     def judged(self, together: bool) -> None:  # noqa: B027 (who has no companions hears of none)
@@ -142,16 +142,17 @@ class Racing(Choice):
         ]
         asked.sort(key=lambda one: one[:2])
         most = FOLD * max(now.cost(best, self.known[best.place], self.per), 0.0)
-        most = max(most, self._level([(cost, candidate) for cost, _, candidate, _ in asked], now.left / 2))
+        level = self._level([(cost, candidate) for cost, _, candidate, _ in asked], now.left / 2)
         found: list[tuple[Candidate, float]] = []
         units, left = {best.unit}, now.left - _saved(best, self.per)
         for cost, _, candidate, growth in asked:
-            if len(found) + 1 >= self.together or cost > most:
+            if len(found) + 1 >= self.together or cost > max(most, level):
                 break
-            if candidate.unit not in units and _saved(candidate, self.per) <= left:
-                found.append((candidate, growth))
+            saved = _saved(candidate, self.per)
+            if candidate.unit not in units and saved <= left:
+                found.append((candidate, max(growth, level * saved)))
                 units.add(candidate.unit)
-                left -= _saved(candidate, self.per)
+                left -= saved
         return found
 
     def _level(self, costs: Sequence[tuple[float, Candidate]], wanted: float) -> float:

@@ -11,7 +11,7 @@ from ..machine.memory import room_for
 from ..planning.peak import itemsize
 from ..words.kinds import Effort
 from .importance import parts
-from .reconstruct import readers
+from .reconstruct import bytes_on_disk, readers
 
 if TYPE_CHECKING:
     from ..words.context import Context
@@ -25,6 +25,7 @@ def of_fitting(skeleton: Skeleton, ctx: "Context", groups: Sequence[Group], data
     widths = {m.tensor: shapes[m.tensor][m.axis] for g in groups for m in readers(g)}
     if not widths:
         return Effort()
+    files = sum(map(bytes_on_disk, widths.values()))
     widest, moments = max(widths.values()), sum(4 * w * w for w in widths.values())
     solving, factored = _SOLVED * widest**2, sum(map(_factored, widths.values()))
     collecting = min(moments, max(room_for(ctx.settings.max_memory), 4 * widest**2))
@@ -32,9 +33,9 @@ def of_fitting(skeleton: Skeleton, ctx: "Context", groups: Sequence[Group], data
     tokens = rows.count * rows.length if data is None else ctx.rows(data).numel()
     work = {"float64": factored, "float32": 2.0 * tokens * sum(w * w for w in widths.values())}
     if data is not None:
-        return Effort(rounds * tokens, solving, collecting, work)
+        return Effort(rounds * tokens, solving, collecting, work, files=files)
     writing = min(AT_ONCE, rows.count) * rows.length * _kept_per_token(skeleton)
-    return Effort((1 + rounds) * tokens, solving, max(collecting, writing), work)
+    return Effort((1 + rounds) * tokens, solving, max(collecting, writing), work, files=files)
 
 
 def _factored(width: int) -> float:

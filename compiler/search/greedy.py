@@ -7,7 +7,7 @@ narrowed alike.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ...dsl.amounts import needs_score
@@ -224,7 +224,7 @@ class Greedy:
         routed, data = any(p.kind == "experts" and p.groups for p in self.parts), self.fit.data
         tokens = effort.tokens + (ctx.rows(data).numel() if data is not None and routed else 0)
         work = {"look": 4.0 * params(skeleton), **effort.work}
-        return Effort(tokens, effort.bytes, effort.apart, work, streams=self.score is None)
+        return replace(effort, tokens=tokens, work=work, streams=self.score is None)
 
 
 class Cutter(ABC):

@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 
 DAMPING = 1e-3  # of the mean diagonal: keeps nearly equal channels from cancelling each other
 _RAISES = 12  # what rounding adds to the least eigenvalue is at most in^2 * 6e-8 of the mean diagonal
+STRIPE = 2048  # rows of moments that are kept together, up to the diagonal: what lies above is the same
 _ROWS = 512  # gathered at once: a whole float32 copy beside the float64 one would be half as large
+
+
+def bytes_on_disk(width: int) -> int:
+    """Of the moments of a module of so many inputs."""
+    return sum(4 * min(STRIPE, width - start) * min(width, start + STRIPE) for start in range(0, width, STRIPE))
 
 
 def readers(group: Group) -> tuple[Member, ...]:
@@ -84,7 +90,13 @@ class Moments:
         if not file.exists():
             return None
         with safe_open(file, "pt") as opened:
-            return opened.get_tensor("moment")
+            width = opened.get_slice("diagonal").get_shape()[0]
+            whole = torch.empty(width, width)
+            for start in range(0, width, STRIPE):
+                stripe = opened.get_tensor(f"rows {start}")  # [rows, start + rows]
+                whole[start : start + STRIPE, : stripe.shape[1]] = stripe
+                whole[:start, start : start + STRIPE] = stripe[:, :start].T
+            return whole
 
     def norms(self, module: str) -> Tensor | None:
         """Root of the summed squares per input channel, [in] float64."""
@@ -101,7 +113,10 @@ class Moments:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self._file(module)
         draft = file.with_suffix(".draft")
-        save_file({"moment": moment, "diagonal": moment.diagonal().contiguous()}, draft, {"module": module})
+        stripes = {
+            f"rows {i}": moment[i : i + STRIPE, : i + STRIPE].contiguous() for i in range(0, len(moment), STRIPE)
+        }
+        save_file({**stripes, "diagonal": moment.diagonal().contiguous()}, draft, {"module": module})
         draft.rename(file)
 
 

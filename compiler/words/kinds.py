@@ -107,6 +107,7 @@ class Effort:
     apart    held besides the weights before it scores
     work     other work by the machine's speed for it (`machine.speeds.Speeds`): {"select": numbers}
     streams  tensors of new shapes are stored as they are made, and hold no memory
+    files    bytes on disk while it runs, besides what it makes
     """
 
     tokens: int = 0
@@ -114,6 +115,7 @@ class Effort:
     apart: int = 0
     work: "Mapping[str, float]" = field(default_factory=dict)
     streams: bool = False
+    files: int = 0
 
 
 class Pass(Word):

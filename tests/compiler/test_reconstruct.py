@@ -6,7 +6,7 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.editing.rehearsal import weightless
-from effc.compiler.search import importance
+from effc.compiler.search import importance, reconstruct
 from effc.compiler.search.reconstruct import Moments, Reconstruction, readers, repaired, silenced
 from effc.dsl.diagnostics import Reject
 from hypothesis import given, settings
@@ -284,3 +284,16 @@ def test_what_a_convolution_reads_is_made_up_for_by_least_squares(tmp_path, kind
     assert not program.model.last.weight[:, 4].any()
     assert (after - before).abs().max() < 0.02 * before.abs().max(), "twice channel 1 is what channel 4 was"
     assert len(importance.wanda(program, group, moments)) == 6
+
+
+def test_moments_are_kept_up_to_the_diagonal_and_come_back_whole(tmp_path, monkeypatch):
+    program = capture(tiny.model("llama"))
+    module = "model.layers.0.mlp.down_proj"  # 96 inputs
+    whole = read(program, tmp_path / "whole")
+    expected = whole.of(module)
+    monkeypatch.setattr(reconstruct, "STRIPE", 20)
+    parts = read(program, tmp_path / "parts")
+    assert torch.allclose(parts.of(module), expected, rtol=1e-6)
+    files = {kept: next(kept.folder.glob(parts._file(module).name)).stat().st_size for kept in (whole, parts)}
+    assert files[parts] < 0.7 * files[whole]
+    assert 4 * 96 + reconstruct.bytes_on_disk(96) <= files[parts] < 4 * 96 + reconstruct.bytes_on_disk(96) + 1000
