@@ -94,7 +94,8 @@ def emission(emit: Emit, now: Skeleton, original: Skeleton, pipeline: Pipeline, 
     flops = 2 * tokens * shrink.flops_per_token(original, 512)
     seconds = speed.seconds(work) + flops / speed.product(dtype_of(now)) + 2 * loading(now, ctx) + speed.start
     engine = written if packing and not is_large(written) else 0  # reads its weights; torch maps them
-    peak = int(MARGIN * (standing(now) + max(_widest(now) if packing else 0, _accounts(now) + engine)))
+    held = standing(now) + shrink.packed_weights(now)[1]
+    peak = int(MARGIN * (held + max(_widest(now) if packing else 0, _accounts(now) + engine)))
     return Emission(emit.call, emit.source, seconds, peak, written)
 
 

@@ -36,7 +36,24 @@ def weights(now: Skeleton, original: Skeleton) -> Weights:
         for name, shape in part.tensors
     }
     heads = sum(tables.get(same[0], 0) for same in now.tied if not set(same) <= tables.keys())
-    return Weights(bytes_(now), bytes_(original), params(now), sum(tables.values()), heads)
+    lowered, packed = packed_weights(now)
+    return Weights(bytes_(now), bytes_(original), params(now), sum(tables.values()), heads, lowered, packed)
+
+
+def sparse(skeleton: Skeleton, share: float) -> Skeleton:
+    """The skeleton of a model in whose linear modules a share of zeros was made."""
+    return replace(skeleton, facts={**skeleton.facts, "zeros": share})
+
+
+def lowered(skeleton: Skeleton, numbers: int, packed: int) -> Skeleton:
+    """The skeleton of a model of whose weights so many numbers were packed for kernels, into so many bytes."""
+    return replace(skeleton, facts={**skeleton.facts, "packed": [numbers, packed]})
+
+
+def packed_weights(skeleton: Skeleton) -> tuple[int, int]:
+    """How many numbers a step packed for kernels, and into about how many bytes."""
+    numbers, packed = skeleton.facts.get("packed") or (0, 0)
+    return numbers, packed
 
 
 def flops_per_token(skeleton: Skeleton, context: int) -> int:

@@ -67,9 +67,9 @@ class Zeros(Pass):
         note(program, chosen, zeros, allocation=how, tokens=rows.numel(), pattern=self.pattern)
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """The same shapes. What the pattern doesn't fit is said here, before any weight is read."""
+        """The same shapes, with zeros. What the pattern doesn't fit is said here, before any weight is read."""
         self._chosen(skeleton)
-        return skeleton
+        return shrink.sparse(skeleton, self.sparsity.value)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         return effort(skeleton, chosen_parts(skeleton, self.on), ctx.rows(self.data), self.allocation)

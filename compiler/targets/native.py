@@ -124,13 +124,16 @@ class Native(Target):
         foresee(ctx, Numbers.of_words(self.weights, self.inputs, self.group, self.head))
 
     def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
-        """Tables are bfloat16; a head that has their weights is packed in their place, of int8 besides."""
+        """Tables are bfloat16; a head that has their weights is packed in their place, of int8 besides; what a step
+        packed stays as it is."""
         small, both = self.weights == "int4", self.weights == "int8"
         head = ("int8" if small else self.weights) if self.head == "auto" else self.head
         tables = weights.tables - (not both) * weights.heads
-        matrices = _BYTES[self.weights] * (weights.numbers - weights.tables)
-        written = matrices + _BYTES["bf16"] * tables + _BYTES[head] * weights.heads
-        return round(written), {"grid" if small else "pack": float(weights.numbers)}
+        others = max(0, weights.numbers - weights.tables - weights.lowered)
+        written = (
+            weights.packed + _BYTES[self.weights] * others + _BYTES["bf16"] * tables + _BYTES[head] * weights.heads
+        )
+        return round(written), {"grid" if small else "pack": float(weights.numbers - weights.lowered)}
 
     def forms(self) -> tuple[Form, ...]:
         from ..native.linears import Numbers

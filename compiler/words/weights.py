@@ -10,6 +10,7 @@ class Weights:
     bytes     as they are stored; `original` before any step
     numbers   of all weights, each once
     tables    of these, rows that are looked up; `heads` of those, what an output layer multiplies by, too
+    lowered   of these, what a step packed for kernels already, into about `packed` bytes
     """
 
     bytes: int
@@ -17,3 +18,5 @@ class Weights:
     numbers: int
     tables: int
     heads: int
+    lowered: int = 0
+    packed: int = 0

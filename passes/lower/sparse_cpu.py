@@ -14,6 +14,7 @@ from ...compiler.lowering.choice import Choice, Site
 from ...compiler.lowering.racing import cold_bytes
 from ...compiler.lowering.speed import SECONDS, Case, raced, reckoned, recorded
 from ...compiler.machine.fingerprint import cpus
+from ...compiler.planning import shrink
 from ...compiler.planning.profiled import differs
 from ...compiler.planning.select import parts
 from ...compiler.report.progress import Said
@@ -224,6 +225,20 @@ class SparseCpu(Pass):
             return "none"
         return f"from {self.timings}" if self.timings else "raced here" if self._is_here(ctx) else "reckoned"
 
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        """The same shapes, of packed weights."""
+        chosen = [shape for part in parts(skeleton, self.on) for name, shape in part.tensors if name == "weight"]
+        numbers = sum(map(prod, chosen))
+        return shrink.lowered(skeleton, numbers, round(self._per_number(skeleton) * numbers))
+
+    def _per_number(self, skeleton: Skeleton) -> float:
+        """Bytes of a number that is packed; where kernels race, as those of int8 have it."""
+        zeros = skeleton.facts.get("zeros") or 0.0
+        if self.format == "auto":
+            return min(1.0, 1 - zeros + 1 / 8)
+        wide = 0.54 if "int4" in self.format else 1.0 if "int8" in self.format else 2.0
+        return wide * (1 - zeros) + 1 / 8 if self.format.startswith("sparse") else wide
+
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """Predictions before and after, twice each; a race for each shape; weights packed for errors, and once."""
         chosen = parts(skeleton, self.on)
@@ -235,10 +250,10 @@ class SparseCpu(Pass):
         read = rows.count * rows.length if self.data is None else ctx.rows(self.data).numel()
         tokens = (4 if self.data is not None else 6) * read
         numbers = float(sum(map(prod, shapes)))
-        work = {"seconds": SECONDS * contenders * len(set(shapes)), "pack": 4 * numbers}
-        if self.format in ("auto", "dense_int4"):
+        work = {"seconds": SECONDS * contenders * len(set(shapes)), "pack": 2 * numbers}
+        if self.format == "dense_int4":
             work["grid"] = numbers
-        return Effort(tokens, apart=max(held, 2 * round(numbers)), work=work)
+        return Effort(tokens, apart=max(held, round(self._per_number(skeleton) * numbers)), work=work)
 
     def reads_clock(self) -> bool:
         return self.format == "auto" and self.timings is None

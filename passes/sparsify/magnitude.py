@@ -3,6 +3,7 @@
 from typing import Literal
 
 from ...compiler.ir.program import Program
+from ...compiler.planning import shrink
 from ...compiler.planning.peak import itemsize
 from ...compiler.search.masks import keep_mask, magnitude, ranks
 from ...compiler.search.sparsity import check_pattern, chosen_parts, finite_weight, looking, mask, note, sizes
@@ -61,6 +62,6 @@ class Magnitude(Pass):
         return Effort(apart=held * max(sizes(chosen).values(), default=0), work=work)
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """The same shapes. What the pattern doesn't fit is said here, before any weight is read."""
+        """The same shapes, with zeros. What the pattern doesn't fit is said here, before any weight is read."""
         check_pattern(chosen_parts(skeleton, self.on), self.pattern, self.sparsity)
-        return skeleton
+        return shrink.sparse(skeleton, self.sparsity.value)

@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from ...compiler.ir.program import Program
+from ...compiler.planning import shrink
 from ...compiler.planning.peak import batch_bytes
 from ...compiler.search.allocation import effort as allocation_effort
 from ...compiler.search.allocation import shares
@@ -70,9 +71,9 @@ class Wanda(Pass):
         note(program, chosen, found, pattern=self.pattern, allocation=self.allocation, tokens=rows.numel())
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """The same shapes. What the pattern doesn't fit is said here, before any weight is read."""
+        """The same shapes, with zeros. What the pattern doesn't fit is said here, before any weight is read."""
         check_pattern(chosen_parts(skeleton, self.on), self.pattern, self.sparsity, self.allocation)
-        return skeleton
+        return shrink.sparse(skeleton, self.sparsity.value)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """Every layer runs twice: once for the look at it, once masked."""
