@@ -175,13 +175,14 @@ def choose(
 ) -> tuple[str, str]:
     """(kernel or "", why) of a module whose contenders were timed.
 
-    Of kernels that are equally fast it is the most exact; int8 and int4 only where they are not too far off. `error`
-    is asked for no kernel that is slower than the one that wins.
+    Of kernels that are equally fast it is the one of the finest grid; int8 and int4 only where they are not too far
+    off. `error` is asked for those alone that win by it.
     """
     off: dict[str, float] = {}
 
     def fits(kernel: str) -> bool:
-        off[kernel] = (error(kernel) or 0.0) if kernel in ROUNDED else 0.0
+        if kernel not in off:
+            off[kernel] = (error(kernel) or 0.0) if kernel in ROUNDED else 0.0
         return off[kernel] <= most or kernel not in ROUNDED
 
     by_time = sorted((k for k in kernels if k in times), key=times.__getitem__)
@@ -192,14 +193,19 @@ def choose(
     if fastest is None:
         return "", f"no kernel takes it{left_out}"
     behind = by_time[by_time.index(fastest) + 1 :]
-    near = [fastest, *(k for k in behind if times[k] <= times[fastest] * WINS and fits(k))]
-    kernel = min(near, key=lambda k: (k in ROUNDED, off[k], times[k]))
+    near = [fastest, *(k for k in behind if times[k] <= times[fastest] * WINS)]
+    kernel = next(filter(fits, sorted(near, key=lambda k: (_coarseness(k), times[k]))))
     if times[kernel] * WINS > times[EAGER]:
         return "", (
             f"torch takes {seconds(times[EAGER])} and the fastest kernel, {FORMAT_OF[kernel]}, "
             f"{seconds(times[kernel])}{left_out}"
         )
     return kernel, f"{digits(times[EAGER] / times[kernel], 3)} times as fast as torch{left_out}"
+
+
+def _coarseness(kernel: str) -> int:
+    """Of the grid that a kernel puts weights and inputs on; 0 where it keeps them."""
+    return next((1 + n for n, same in enumerate((INT8_INT16, INT8, INT4)) if kernel in same), 0)
 
 
 class Trial:
