@@ -220,8 +220,9 @@ class _Race:
     def _hope(self, place: int) -> float | None:
         """What a candidate is expected to cost; None where it can't be the best."""
         candidate, racing = self.now.candidates[place], self.racing
-        expected = least = racing.known.get(candidate.place)
-        if expected is None:
+        if candidate.place in racing.known:
+            expected = least = racing.known[candidate.place]
+        else:
             expected, least = racing.foresight.growths(candidate, self.now)
         if self.best is not None:
             beaten = (self.now.cost(candidate, least, racing.per), place) > self.least
