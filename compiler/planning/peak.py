@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..words.context import Context
 
 CHUNK_BYTES, BATCH_BYTES, BATCH_ROWS = 64 << 20, 256 << 20, 16  # as compiler/rows/forward.py runs a model
-MARGIN = 1.05  # what allocators and libraries keep for themselves
+MARGIN = 1.06  # what allocators and libraries keep for themselves
 PROCESS = 280 << 20  # Python with torch and transformers, where the system doesn't tell
 LAYER = 2 << 20  # of a layer: its modules and its graph, from the first step on
 
@@ -42,7 +42,8 @@ def peak_bytes(
     storing += shrink.bytes_(before) if first and not mapped else 0
     if mapped and not effort.streams:
         storing += _bytes(after, _reshaped(before, after))  # until the step is kept; then they are mapped, too
-    return int(MARGIN * (standing(before) + weights + max(storing, effort.apart, _scoring(call, before, ctx))))
+    held = max(effort.apart, max(storing, _scoring(call, before, ctx)) + effort.bytes)
+    return int(MARGIN * (standing(before) + weights + held))
 
 
 def standing(skeleton: Skeleton) -> int:

@@ -212,7 +212,7 @@ def _stage(
         hedges=(told, _hedge(pass_, forwards, told)),
         forwards=forwards,
         seconds=0.0 if cached else step_seconds(call, before, after, first, effort, tokens, ctx),
-        peak_bytes=peak_bytes(call, before, after, first, ctx, effort) + effort.bytes,
+        peak_bytes=peak_bytes(call, before, after, first, ctx, effort),
         disk_bytes=moved_bytes(call, before, after),
         spare_bytes=effort.files,
         cached=cached,

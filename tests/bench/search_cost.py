@@ -8,6 +8,7 @@ exact     the published search: stages 44:52:4, every candidate in every round
 racing    every candidate once, then only those that may win
 taylor    the same, and candidates that an estimate from gradients shows to lose are left out
 together  the same, and up to four cuts of different layers at once
+eight     the same with up to eight
 
 Forwards count one layer over all tokens that are scored, `own` those of them that the rows take which the model
 writes itself, to write and to read. `whole` is what scoring every candidate of every round by the whole model
@@ -46,6 +47,7 @@ METHODS = {
     "racing": "estimate: none",
     "taylor": "estimate: taylor",
     "together": "estimate: taylor, together: 4",
+    "eight": "estimate: taylor, together: 8",
 }
 RECIPE = """effspec 1
 model base = {source}
