@@ -216,7 +216,7 @@ class Trial:
 
     def __init__(self, path: str, module: nn.Module, x: Tensor | None):
         self.path, self.module, self.x = path, module, x
-        self._errors: dict[tuple[str, ...], float] = {}
+        self._errors: dict[int, float] = {}  # by coarseness
         self._last: tuple[str, KernelLinear] | None = None
 
     def packed(self, kernel: str) -> KernelLinear:
@@ -233,7 +233,7 @@ class Trial:
         """How far its outputs are off, as a share; the same for kernels that store the same numbers."""
         if self.x is None:
             return None
-        alike = next((same for same in (INT8, INT8_INT16, INT4) if kernel in same), ())  # (): those that do not round
+        alike = _coarseness(kernel)
         if alike not in self._errors:
             self._errors[alike] = output_error(self.module, self.packed(kernel), self.x)
         return self._errors[alike]

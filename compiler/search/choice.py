@@ -138,7 +138,9 @@ class Racing(Choice):
         more than what half of the budget that is left will cost anyway."""
         able = [(c, self._expected(c, now)) for c in now.candidates if best.joins and c.joins and c is not best]
         asked = [
-            (now.cost(c, growth, self.per), n, c, growth) for n, (c, growth) in enumerate(able) if growth is not None
+            (cost, n, c, growth)
+            for n, (c, growth) in enumerate(able)
+            if growth is not None and math.isfinite(cost := now.cost(c, growth, self.per))
         ]
         asked.sort(key=lambda one: one[:2])
         most = FOLD * max(now.cost(best, self.known[best.place], self.per), 0.0)

@@ -215,3 +215,12 @@ def test_where_the_best_costs_nothing_companions_cost_what_half_of_the_budget_wi
     assert [c.name for c, _ in racing.companions(now, best)] == ["b", "c", "d"]
     best, now = choose(racing, growths, left=2.0)
     assert [c.name for c, _ in racing.companions(now, best)] == ["b"]
+
+
+def test_what_has_no_score_is_nobodys_companion():
+    racing = Racing("params", together=9)
+    growths = {"a": 0.0, "b": 0.1, "c": math.inf}
+    best, now = choose(racing, growths, left=9.0)
+    assert [c.name for c, _ in racing.companions(now, best)] == []
+    best, now = choose(racing, growths, left=2.0)
+    assert [c.name for c, _ in racing.companions(now, best)] == ["b"]
