@@ -12,6 +12,7 @@ from ..dsl.skeleton import Skeleton
 from ..dsl.source import Source
 from .checkpoints.origin import Origin
 from .discovery.structure import kept_skeleton, refuse_other_tensors, shipped_skeleton, skeleton_of
+from .machine.device import chosen, repeat_itself
 from .report.progress import Listener, Warned, announce
 from .store.cache import default_cache
 from .words.context import Context, Settings
@@ -216,7 +217,7 @@ class Options(TypedDict, total=False):
     set                 other values of params: {name: value}, or "name=value" texts
     params              a JSON file of such values
     seed                of all that is random
-    device              where passes and metrics compute
+    device              where passes and metrics compute: "cpu", "cuda", ..., or "auto"
     offline             never use the network
     trust_remote_code   run Python that a model brings along
     max_memory          bytes
@@ -278,7 +279,8 @@ def session(path: str | Path, **options: Unpack[Options]) -> Session:
     granted: dict[str, Any] = {name: value for name, value in options.items() if name in _GRANTED and value is not None}
     if unknown := options.keys() - Options.__annotations__.keys():
         raise TypeError(f"effc knows no option `{min(unknown)}`: {', '.join(sorted(Options.__annotations__))}")
-    granted |= {name: kind(granted[name]) for name, kind in (("workers", str), ("cache_dir", Path)) if name in granted}
+    kinds = (("workers", str), ("cache_dir", Path), ("device", chosen))
+    granted |= {name: kind(granted[name]) for name, kind in kinds if name in granted}
     params = options.get("params")
     settings = options.get("settings") or Settings(**{"cache_dir": default_cache(), **granted})
     return Session(Path(path), settings, options.get("set", ()), None if params is None else Path(params))
@@ -389,6 +391,7 @@ def _use_threads(settings: Settings) -> None:
         settings.threads = 1  # as each worker has
     settings.threads = settings.threads or min(torch.get_num_threads(), usable_cores())
     torch.set_num_threads(settings.threads)
+    repeat_itself(settings.device)
 
 
 __all__ = ["Session", "build", "check", "compile", "default_cache", "load", "plan", "plans", "session"]

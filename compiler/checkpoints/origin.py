@@ -8,7 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...dsl.diagnostics import Reject
 from ...dsl.source import Span
+from ..machine.device import full
+from ..report.quantity import size
 from ..words.placing import placed
 
 if TYPE_CHECKING:
@@ -67,8 +70,13 @@ class Origin:
                 return self.build()
 
         def load() -> "torch.nn.Module":
+            import torch
+
             with placed(span):
-                return self.load().to(device)
+                try:
+                    return self.load().to(device)
+                except torch.OutOfMemoryError as error:
+                    raise Reject(full(device, f"the model, whose weights take {size(self.weight_bytes)},")) from error
 
         def tokenizer() -> Any:
             with placed(span):

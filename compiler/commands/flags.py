@@ -86,7 +86,10 @@ _cache = _flag("cache", "Where finished steps are kept.", "--cache-dir", metavar
 _trust = _flag("machine", "Run Python that a model brings along.", "--trust-remote-code")
 _seed = _flag("machine", "Seed of all that is random; 0 unless given.", "--seed", metavar="N", min=0, max=2**32 - 1)
 _device = _flag(
-    "machine", "Where passes and metrics compute; only cpu, the default, is tested.", "--device", metavar="NAME"
+    "machine",
+    "Where passes and metrics compute: cpu unless given; cuda, cuda:1, mps, auto.",
+    "--device",
+    metavar="NAME",
 )
 _threads = _flag("machine", "Threads of torch.", "--threads", metavar="N", min=1, max=MOST_THREADS)
 _memory = _flag("machine", "Memory allowed, such as 20GiB.", "--max-memory", metavar="SIZE", parser=size)
@@ -169,11 +172,12 @@ class Shared:
     def check_environment(self) -> None:
         """Before any work: packages in their ranges, the device and the level of the kernels there."""
         from ...kernels.levels import level
-        from ..machine.environment import check_device, check_packages
+        from ..machine.device import check_device, chosen
+        from ..machine.environment import check_packages
 
         check_packages()
         level()
-        check_device(self.device)
+        check_device(chosen(self.device))
 
     def session(self, recipe: Path, tell: "Listener | None" = None) -> "Session":
         """One recipe with what the flags say; a name of the library where there is no such file."""
@@ -200,6 +204,7 @@ class Shared:
 
     def settings(self, tell: "Listener | None" = None) -> "Settings":
         """What the compiler is granted."""
+        from ..machine.device import chosen
         from ..report.progress import silent
         from ..words.context import Settings
 
@@ -207,7 +212,7 @@ class Shared:
         return Settings(
             self.cache_folder,
             self.seed,
-            self.device,
+            chosen(self.device),
             self.offline or hub_offline,
             self.trust_remote_code,
             self.max_memory,

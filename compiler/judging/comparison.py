@@ -16,7 +16,7 @@ from ..measuring.timing import WARMUP, Turns, interleaved, no_cache
 from ..planning import cost, keys
 from ..store.cache import Cache
 from ..words.context import Context
-from .gate import Known, Outcome, measure_bounds, metric_label
+from .gate import Known, Outcome, measure, measure_bounds, metric_label
 from .timed import SECONDS, decides, openness
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def compare(
     for metric in (*map(MetricRef, ALWAYS), *scores):
         if metric not in pairs:
             ours = ctx.metric(metric)
-            pairs[metric] = (ours.measure(original, ctx), ours.measure(model, ctx))
+            pairs[metric] = (measure(ours, original, ctx), measure(ours, model, ctx))
     named = {bound.metric: metric_label(bound) for bound in reversed(plan.pipeline.expects)}
     spread = {metric: t.spread for metric, t in taken.items() if len(t.rounds) > 1}
     measures = (

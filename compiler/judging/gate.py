@@ -7,6 +7,7 @@ latency bounds therefore compare two numbers of one process on one machine.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Diagnostic, Fault
@@ -15,6 +16,7 @@ from ...dsl.show import show
 from ...dsl.values import Bytes, Duration, MetricRef, Range, Ratio
 from ..planning.profiled import as_profiled, differs
 from ..report.quantity import BYTES_PER, SECONDS_PER, measured
+from ..rows.at_once import in_room
 from ..words.placing import placed
 
 if TYPE_CHECKING:
@@ -176,7 +178,8 @@ def measure_bounds(
             with as_profiled(bound.profile, ctx):
                 metric = ctx.metric(bound.metric)
                 value = None if bound.profile else (taken or {}).get(bound.metric)
-                ours[key] = (float(metric.measure(model, ctx)) if value is None else value, metric.unit)
+                value = measure(metric, model, ctx) if value is None else value
+                ours[key] = (value, metric.unit)
             ctx.record(metric_label(bound), *ours[key])
     _measure_baselines(wanted, ctx, known)
     outcomes = []
@@ -188,6 +191,11 @@ def measure_bounds(
         original = known[_baseline_key(bound)] if bound.baseline else None
         outcomes.append(judge(bound, original, value, unit))
     return outcomes
+
+
+def measure(metric: Any, model: Any, ctx: "Context") -> float:
+    """What a metric says of a model, of fewer rows at once where a device has no room."""
+    return float(in_room(partial(metric.measure, model, ctx), ctx))
 
 
 def _baseline_key(bound: Bound) -> tuple[str, MetricRef]:
@@ -207,7 +215,7 @@ def _measure_baselines(bounds: Sequence[Bound], ctx: "Context", known: Known) ->
         model = baseline_origin(name, ctx).load().eval()
         for key, bound in ctx.each(list(missing.items()), f"expect {name}", len(missing)):
             with as_profiled(bound.profile, ctx):
-                known[key] = float(ctx.metric(bound.metric).measure(model, ctx))
+                known[key] = measure(ctx.metric(bound.metric), model, ctx)
         del model
 
 

@@ -27,15 +27,6 @@ package_version = Fault(
 )
 
 
-unknown_device = Fault("unknown-device", "`--device` names no kind of device that torch knows.", exit="usage")
-device_missing = Fault(
-    "device-missing",
-    "The device given with `--device` is not there, or this torch was built without it.\n\n"
-    "Leave `--device` out to use the CPU.",
-    exit="environment",
-)
-
-
 @dataclass(frozen=True)
 class Package:
     """A distribution that effc names, its range and what is here. `group` is "" for required ones."""
@@ -76,29 +67,6 @@ def check_packages(names: Iterable[str] = ()) -> None:
     wrong = [complaint(p) for p in dict.fromkeys(chosen) if p.state != "ok"]
     if wrong:
         raise Reject(*wrong)
-
-
-def check_device(name: str) -> None:
-    """Reject a device that torch does not know or can't use here.
-
-    Passes, scores and measures run there; artifacts are written and verified on the CPU. Only the CPU is
-    tested.
-    """
-    if name == "cpu":
-        return
-    import torch
-
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).splitlines()[0].split(". ")[0].rstrip(".")
-        if "device string" in first or "device type" in first:
-            raise Reject(
-                unknown_device(f"torch knows no device `{name}`", help="devices are cpu, cuda, cuda:1, mps")
-            ) from error
-        raise Reject(
-            device_missing(f"there is no device `{name}` here: {first}", help="leave --device out to use the CPU")
-        ) from error
 
 
 def check_modules(modules: Iterable[str], group: str, user: str) -> None:

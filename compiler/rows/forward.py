@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
 from ..report.progress import follow
+from .at_once import rows_at_once
 from .inputs import arguments, predictions, words
 from .prompts import prompts
 
@@ -114,7 +115,7 @@ def batches(model: nn.Module, rows: Tensor) -> Iterator[Tensor]:
     """Rows in batches whose logits fit `BATCH_BYTES`; a function of shapes alone, so two models agree."""
     width = vocabulary(model) or 1 << 15
     each = rows[0].numel() * (4 if rows.is_floating_point() else width * 4)
-    return iter(rows.split(max(1, min(16, BATCH_BYTES // each))))
+    return iter(rows.split(max(1, min(rows_at_once(), BATCH_BYTES // each))))
 
 
 def vocabulary(model: nn.Module) -> int | None:
@@ -215,7 +216,7 @@ def _groups(
         end = start + 1
         while (
             end < len(order)
-            and end - start < 16
+            and end - start < rows_at_once()
             and ((end - start + 1) * len(asked[order[end]][0]) * width * 4 <= BATCH_BYTES)
         ):
             end += 1

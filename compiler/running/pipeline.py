@@ -25,6 +25,7 @@ from ..planning.plan import Plan, Stage
 from ..planning.profiled import as_profiled, named, refuse_others
 from ..report.progress import StageBegan, StageEnded, announce, hear
 from ..report.quantity import size
+from ..rows.at_once import in_room
 from ..store.cache import Cache
 from ..training.unmerged import Unmerged
 from ..words.context import Context
@@ -118,12 +119,7 @@ class Build:
         with self.stage(stage.name, stage.call.word) as done, placed(stage.call):
             pass_: Pass = self.ctx.shelf.make("pass", stage.call)
             self.cache.scratch(stage.key)  # before anything is loaded, where it can't be kept
-            if handles(stage.call.args, StepRef):  # it names what it works on, one at a time
-                outcome: Outcome = Front((), self.program_at)
-            else:
-                outcome = self.reach(stage.source)
-            self.at = ""  # from here until it is kept, the program is between steps
-            given, facts = self.give(pass_, outcome, stage)
+            outcome, given, facts = in_room(partial(self.attempt, pass_, stage), self.ctx)
             stage = self.as_stopped(stage)
             if (
                 isinstance(given, (Unmerged, Family))
@@ -145,6 +141,16 @@ class Build:
             "planned_bytes": stage.peak_bytes,
             "peak_bytes": done.peak,
         }
+
+    def attempt(self, pass_: Pass, stage: Stage) -> tuple[Outcome, Outcome, dict[str, Any]]:
+        """What a step works on, what it makes of that, and what is told of it."""
+        if handles(stage.call.args, StepRef):  # it names what it works on, one at a time
+            outcome: Outcome = Front((), self.program_at)
+        else:
+            outcome = self.reach(stage.source)
+        self.at = ""  # from here until it is kept, the program is between steps
+        given, facts = self.give(pass_, outcome, stage)
+        return outcome, given, facts
 
     def as_stopped(self, stage: Stage) -> Stage:
         """The stage as it is planned now: a search that had no more time gave another result than was planned."""

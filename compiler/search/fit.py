@@ -8,7 +8,7 @@ import torch
 
 from ...dsl.skeleton import Group
 from ...dsl.values import DataRef, MetricRef
-from ..machine.memory import room_for
+from ..machine.device import room_on
 from . import importance
 from .reconstruct import Moments, Reconstruction, has_moments, module_of, readers
 from .routing import trusted
@@ -55,9 +55,7 @@ class Fitting:
         model, groups = self.program.model, self.fit.read(parts)
         modules = [module_of(m) for g in groups for m in readers(g) if has_moments(model, m)]
         if modules:
-            self.search.collect(
-                self.moments, modules, self.score, self.fit.data, room_for(self.ctx.settings.max_memory)
-            )
+            self.search.collect(self.moments, modules, self.score, self.fit.data, room_on(self.ctx.settings))
 
     def important(self, group: Group) -> torch.Tensor:
         """[count] float64, larger for items that matter more."""

@@ -15,7 +15,7 @@ from ...dsl.values import DataRef, MetricRef, handles
 from ..data.generated import Generated
 from ..editing.rehearsal import frees_nothing, layer_needed
 from ..machine.deadline import Stop, TimeUp
-from ..machine.memory import room_for
+from ..machine.device import room_on
 from ..report.progress import Event, Listener, Said, Ticked, Warned, hear
 from ..report.quantity import count, counted, size
 from ..rows.forward import batches, evaluating, not_a_number, outputs
@@ -375,7 +375,7 @@ class Search:
     def prefix(self, metric: MetricRef) -> Prefix:
         """What the layers gave for a metric, shared by all that measure it."""
         if metric not in self.prefixes:
-            self.prefixes[metric] = Prefix(self.program, room_for(self.ctx.settings.max_memory))
+            self.prefixes[metric] = Prefix(self.program, room_on(self.ctx.settings))
         return self.prefixes[metric]
 
 

@@ -18,6 +18,7 @@ from ...dsl.diagnostics import Fault, Reject
 from ..measuring.reference import no_space
 from ..report.progress import Ticked
 from ..report.quantity import size
+from ..rows.at_once import parts_of
 from ..store.cache import digest
 from ..words.context import Context
 from .saved import Saved
@@ -145,7 +146,9 @@ class Run:
             torch.manual_seed(seed_of("dropout", regime.seed, step, part))
             place = ((step - 1) * regime.accumulate + part) * regime.batch
             rows = self.order.take(place, regime.batch)
-            loss += self.learn(rows, 1 / regime.accumulate) / regime.accumulate
+            for some in parts_of(rows):
+                share = len(some) / len(rows) / regime.accumulate
+                loss += self.learn(some, share) * share
             self._check(loss, "loss", step)
         self.trained.collect()
         norm = torch.nn.utils.clip_grad_norm_(masters, regime.clip).item()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.measuring.reference import Reference
+from effc.compiler.rows.at_once import AtOnce
 from effc.compiler.rows.forward import nll
 from effc.compiler.training.adapters import Shape, adaptable, adapted
 from effc.compiler.training.loop import Regime, Run
@@ -247,13 +248,20 @@ def test_a_run_of_other_settings_starts_anew(tmp_path):
     assert equal(other, trained(tmp_path / "b", lr=3e-3)[0])
 
 
-def test_accumulating_two_batches_is_one_batch_of_twice_the_rows(tmp_path):
+def test_accumulating_two_batches_is_one_batch_of_twice_the_rows(tmp_path, monkeypatch):
+    """So are the parts that a batch is learned from in where a device has no room for it."""
     start, facts = tiny.model("llama"), {"steps": 1, "warmup": 0}
-    wide, narrow = copy.deepcopy(start), copy.deepcopy(start)
-    for model, more in ((wide, {"batch": 4}), (narrow, {"batch": 2, "accumulate": 2})):
+    wide, narrow, parted = (copy.deepcopy(start) for _ in range(3))
+    losses = []
+    for model, fewer, more in (
+        (wide, None, {"batch": 4}),
+        (narrow, None, {"batch": 2, "accumulate": 2}),
+        (parted, 3, {"batch": 4, "accumulate": 1}),
+    ):
+        monkeypatch.setattr(AtOnce, "fewer", fewer)
         ctx = context_of(tmp_path, model, recipe_of([]))
         parameters = dict(model.named_parameters())
-        Run(
+        course = Run(
             Trained(parameters),
             regime(**facts, **more, save=100 + len(more)),
             len(ROWS),
@@ -261,11 +269,16 @@ def test_accumulating_two_batches_is_one_batch_of_twice_the_rows(tmp_path):
             None,
             ctx,
         ).run()
-    moved = [(a - b).abs().max().item() for a, b in zip(wide.parameters(), narrow.parameters(), strict=True)]
+        losses.append(course.curve[0][1])
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
     far = [(a - b).abs().max().item() for a, b in zip(wide.parameters(), start.parameters(), strict=True)]
     assert min(far) > 5e-3
-    # AdamW's first step is a sign: that of a tiny gradient may flip, so the middle one is held.
-    assert sorted(moved)[len(moved) // 2] < 1e-5
+    for other in (
+        narrow,
+        parted,
+    ):  # AdamW's first step is a sign: of a tiny gradient it may flip, so the middle is held
+        moved = [(a - b).abs().max().item() for a, b in zip(wide.parameters(), other.parameters(), strict=True)]
+        assert sorted(moved)[len(moved) // 2] < 1e-5
 
 
 def test_the_best_weights_are_kept_and_waiting_ends_the_run(tmp_path):

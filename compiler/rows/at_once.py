@@ -1,0 +1,50 @@
+"""How many rows a model is given at once, and what becomes of work that a device has no room for."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from ...dsl.diagnostics import Reject
+from ..machine.device import full, let_go
+from ..report.progress import Said
+
+if TYPE_CHECKING:
+    from ..words.context import Context
+
+T = TypeVar("T")
+MOST = 16
+
+
+class AtOnce:
+    """Rows of a forward. Fewer than `MOST` once a device had no room for them; it lasts as long as the process."""
+
+    fewer: int | None = None
+
+
+def rows_at_once() -> int:
+    return min(MOST, AtOnce.fewer or MOST)
+
+
+def parts_of(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Rows that are learned from together, in as many parts as a device has room for: one, as long as it has."""
+    return rows.split(AtOnce.fewer or len(rows))
+
+
+def in_room(work: Callable[[], T], ctx: "Context") -> T:
+    """What `work` gives, which begins again with half as many rows at once where the device has no room for them.
+
+    Scores differ by rounding then, as they do between devices. Raises Reject (device-full) where one row is too much.
+    """
+    device = ctx.settings.device
+    while True:
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            pass  # what the traceback holds is let go before it begins again
+        let_go(device)
+        most = rows_at_once()
+        if most == 1:
+            raise Reject(full(device, "running one row at a time"))
+        AtOnce.fewer = most // 2
+        ctx.tell(Said(f"{device} has no room for {most} rows at once: begun again, {AtOnce.fewer} at once"))
