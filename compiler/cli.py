@@ -15,6 +15,7 @@ from .commands.exits import Carried, exit_table, explained, show_traceback
 from .commands.interrupt import acknowledge, asked_to_stop, within_a_second
 from .commands.screen import Screen, code_of
 from .commands.sections import SECTIONS
+from .commands.streams import ReaderLeft, outlive_readers
 
 VERBS = (
     "check",
@@ -106,6 +107,8 @@ def app(argv: Sequence[str] = ()) -> typer.Typer:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns its exit code."""
+    if argv is None:
+        outlive_readers()
     code = _run(sys.argv[1:] if argv is None else argv)
     if argv is None and code == EXITS["interrupted"]:
         for stream in (sys.stdout, sys.stderr):
@@ -116,15 +119,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     _hush_libraries()
+    code = 0
     try:
         with within_a_second():
             code = _guarded(argv)
             sys.stdout.flush()
         return code
-    except (KeyboardInterrupt, OSError) as error:  # stdout closed, or full
-        code = _leave(Carried(error, None), argv)
+    except (KeyboardInterrupt, OSError) as error:  # stdout is full
+        lost = _leave(Carried(error, None), argv)
         _drop_output()
-        return code
+        return code or lost  # what was found before is not made good by a disk
 
 
 def _guarded(argv: list[str]) -> int:
@@ -152,8 +156,7 @@ def _leave(carried: Carried, argv: list[str]) -> int:
         return error.exit_code
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
-    if isinstance(error, BrokenPipeError):  # the reader has had enough, as in `effc passes | head`
-        _drop_output()
+    if isinstance(error, ReaderLeft):
         return 0
     if asked_to_stop() and not isinstance(error, Reject):
         error = KeyboardInterrupt()

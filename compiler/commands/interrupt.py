@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ...dsl.diagnostics import EXITS
 
@@ -79,7 +79,8 @@ def _watch(reader: int) -> None:
             continue
         time.sleep(PATIENCE)
         if not _said.is_set():
-            os.write(2, f"note[interrupted]: {SENTENCE}\n".encode())
+            with suppress(OSError):  # nobody reads it
+                os.write(2, f"note[interrupted]: {SENTENCE}\n".encode())
         os._exit(EXITS["interrupted"])
     os.close(reader)
 

@@ -12,6 +12,7 @@ from ...dsl.diagnostics import Reject
 from ...dsl.render import printable
 from ..models import check_place
 from .flags import Shared, finite, knowledge_url, mapped_weights, required_key, verb
+from .streams import refuse_silence
 
 _place = typer.Argument(
     metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.", show_default=False
@@ -189,3 +190,4 @@ def _write(text: str) -> None:
     """What a model says: a terminal is not driven by it."""
     sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+    refuse_silence()

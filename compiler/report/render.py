@@ -12,12 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from io import BufferedWriter, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from ...dsl.render import visible
 from .progress import Event, Listener, Recorded, Said, StageBegan, StageEnded, Ticked, Warned, hear, silent
 from .quantity import measured, seconds, size
+from .spout import Spout
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -274,7 +276,8 @@ def listening(
             renderer = Bars(sys.stderr, verbose, color) if bars else Plain(sys.stderr, verbose)
             heard.append(stack.enter_context(renderer))
         if events:
-            heard.append(Lines(stack.enter_context(open(events, "w", encoding="utf-8"))))
+            file = TextIOWrapper(BufferedWriter(Spout(events, "w")), encoding="utf-8")  # a pipe's reader may leave
+            heard.append(Lines(stack.enter_context(file)))
         tell = silent if not heard else heard[0] if len(heard) == 1 else partial(_all, heard)
         with hear(tell):
             yield tell
