@@ -1,4 +1,4 @@
-"""stdout and stderr whose reader may leave, as `| head` does: what nobody hears ends no work and changes no exit code."""
+"""stdout and stderr whose reader may leave, as `| head` does: what nobody hears ends no work and changes no code."""
 
 import os
 import sys
