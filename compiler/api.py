@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..dsl.check import Checked
     from ..dsl.overrides import Overrides
+    from .artifacts.claim import Place
     from .artifacts.load import LoadOptions
     from .planning.lock import Fact
     from .planning.plan import Plan
@@ -348,12 +349,16 @@ def build(
     told: "Callable[[Plan], None]" = lambda plan: None,
 ) -> "list[Result]":
     """Compile every pipeline that emits something; `saved` is a plan of `plan -o`, whose drift is refused."""
-    session.recipes()  # before torch is imported, which takes seconds
-    from .artifacts.claim import Place, claimed
+    from .artifacts.claim import check_places, claimed
+    from .running.hiring import check_workers, hands_of, working
+
+    if session.settings.workers:
+        check_workers(session.settings.workers)
+    places = _places(session, out)
+    check_places(places, force)  # all of it before torch is imported, which takes seconds
     from .machine.deadline import Deadline
     from .planning.plan import refuse_drift
     from .planning.room import refuse_short
-    from .running.hiring import hands_of, working
     from .running.pipeline import Build
     from .store.cache import Cache
 
@@ -365,8 +370,6 @@ def build(
         raise Reject(nothing_to_emit(f"{session.path} emits no artifact", help='add `emit NAME { hf("folder") }`'))
     if saved is not None:
         refuse_drift(saved, made)
-    is_about = session.shelf.is_about
-    places = [Place(p.folder(out), e.call, is_about(e.call.word)) for p in made for e in p.pipeline.emits]
     results: list[Result] = []
     with claimed(places, force):
         refuse_short(made, out, session.settings.cache_dir)
@@ -379,6 +382,19 @@ def build(
                 where = plan.folder(out)
                 results.append(Build(plan, ctx, cache, dump=dump, team=team).run(where, force))
     return results
+
+
+def _places(session: Session, out: Path) -> "list[Place]":
+    """Where artifacts are to go, as the recipe's text alone says."""
+    from .artifacts.claim import Place
+
+    is_about = session.shelf.is_about
+    return [
+        Place(out / recipe.variant, emit.call, is_about(emit.call.word))
+        for recipe in session.recipes()
+        for pipeline in recipe.pipelines.values()
+        for emit in pipeline.emits
+    ]
 
 
 def _use_threads(settings: Settings) -> None:

@@ -43,15 +43,16 @@ def claimed(places: Sequence[Place], force: bool) -> Iterator[None]:
     (output-busy).
     """
     with ExitStack() as held:
-        _check(places, force)
+        check_places(places, force)
         for place in places:
             with placed(place.call.where("path")):
                 held.enter_context(_held(place.path))
-        _check(places, force)  # who held one before may have left an artifact there
+        check_places(places, force)  # who held one before may have left an artifact there
         yield
 
 
-def _check(places: Sequence[Place], force: bool) -> None:
+def check_places(places: Sequence[Place], force: bool) -> None:
+    """Raises Reject where one is taken (output-exists) or can't be written (output-unwritable)."""
     for place in places:
         with placed(place.call.where("path")):
             check_free(place.folder / place.call.args["path"], force, place.about)

@@ -57,7 +57,7 @@ def register(app: typer.Typer) -> None:
         plan: Annotated[Path | None, _plan] = None,
         force: Annotated[bool, _force] = False,
         dump_ir: Annotated[str, _dump] = "",
-        workers: Annotated[str, _workers] = "",
+        workers: Annotated[str | None, _workers] = None,
         max_time: Annotated[float | None, _time] = None,
     ) -> int:
         """Compile a recipe into artifacts, each reopened and measured. Goes on where it was stopped."""
@@ -65,11 +65,15 @@ def register(app: typer.Typer) -> None:
             raise typer.BadParameter(f"`--dump-ir {dump_ir}` is not known here: {', '.join(DUMPS)}")
         from .. import api
 
+        if workers is not None:  # empty where a script's $N is not set
+            from ..running.hiring import check_workers
+
+            check_workers(workers)
         shared.check_environment()
         saved = _saved(plan) if plan else None
         with shared.listening() as tell:
             session = shared.session(recipe, tell)
-            session.settings.workers = workers
+            session.settings.workers = workers or ""
             session.settings.max_time = max_time
             results = api.build(session, output, force=force, saved=saved, dump=dump_ir)
         return report(results, shared)

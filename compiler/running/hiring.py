@@ -21,25 +21,46 @@ unknown_workers = Fault(
     exit="usage",
 )
 MOST = 1024
+PORTS = range(1, 1 << 16)
 
 
-def hands_of(settings: Settings) -> Hands:
-    """Raises Reject (unknown-workers) for other words, and what keeps a cluster from being joined."""
-    asked = settings.workers
-    if re.fullmatch(r"\d{1,4}", asked) and 1 <= int(asked) <= MOST:
-        return Processes(int(asked), settings.threads or 1)
-    kind, _, address = asked.partition(":")
-    if kind != "ray" or (":" in asked and not address):
+def check_workers(asked: str) -> int | str:
+    """How many processes, or the address of a cluster, "" for one of our own; reads the words alone.
+
+    Raises Reject (unknown-workers) for other words, and (package-missing) for a cluster without Ray.
+    """
+    if re.fullmatch(r"[0-9]{1,4}", asked) and 1 <= int(asked) <= MOST:
+        return int(asked)
+    kind, colon, address = asked.partition(":")
+    if kind != "ray" or (colon and not address):
         raise Reject(
             unknown_workers(
-                f"`--workers {asked}` is neither a number from 1 to {MOST} nor a cluster",
+                f"`--workers {asked}` is neither a number from 1 to {MOST} nor a cluster"
+                if asked
+                else "`--workers` is given nothing",
                 help="write `--workers 2`, `--workers ray` or `--workers ray:HOST:PORT`",
             )
         )
+    host, _, port = address.rpartition(":")
+    if address and not (host and re.fullmatch(r"[0-9]{1,5}", port) and int(port) in PORTS):
+        raise Reject(
+            unknown_workers(
+                f"`--workers {asked}` names no host and port",
+                help="write the address that `ray start --head` prints, such as ray:10.0.0.5:6379",
+            )
+        )
     check_modules(("ray",), "ray", f"`--workers {asked}`")
+    return address
+
+
+def hands_of(settings: Settings) -> Hands:
+    """Raises Reject as `check_workers` does, and where no cluster answers."""
+    asked = check_workers(settings.workers)
+    if isinstance(asked, int):
+        return Processes(asked, settings.threads or 1)
     from .cluster import Actors
 
-    return Actors(address, settings.threads or 1)
+    return Actors(asked, settings.threads or 1)
 
 
 @contextmanager

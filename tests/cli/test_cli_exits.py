@@ -224,6 +224,28 @@ def test_a_group_of_verbs_alone_shows_them(effc, verb):
     assert (run.code, run.err) == (0, "") and f"Usage: effc {verb}" in run.out and "\nCommands:\n" in run.out
 
 
+UNFIT = ["", "0", "-1", "1.5", "many", "1025", "ray:", "ray:here", "ray::6379", "ray:here:0", "ray:here:99999"]
+
+
+@pytest.mark.parametrize("word", UNFIT)
+def test_workers_that_are_none_are_refused_before_the_recipe_is_read(effc, word):
+    run = effc("compile", "nowhere.effspec", f"--workers={word}")
+    assert (run.code, run.out) == (2, "") and run.err.startswith("error[unknown-workers]: `--workers")
+
+
+def test_a_place_that_is_taken_is_refused_before_torch_is_imported(write, tmp_path):
+    recipe = write()
+    (tmp_path / "out/small").mkdir(parents=True)
+    code = f"""
+import sys
+from effc.compiler.cli import main
+code = main(["compile", {str(recipe)!r}])
+sys.exit(99 if "torch" in sys.modules else code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "error[output-exists]: out/small exists" in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize(
     "words",
     [("compile", "bad.effspec"), ("plan", "bad.effspec"), ("run", "nowhere", "--prompt", "a"), ("serve", "nowhere")],
