@@ -4,10 +4,13 @@ alone, and only when asked for."""
 import importlib
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
+from select import select
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
@@ -19,16 +22,22 @@ no_cluster = Fault(
     "The address is the one that `ray start --head` prints, with its port: 6379 unless told otherwise.",
     exit="network",
 )
-PATIENCE = 4.0  # seconds to be connected in, and again for the answer
+PATIENCE = 3.0  # seconds to be connected in, again for an answer, and again for one in Ray's words
 SETTINGS = 4  # the kind of the first frame of either side, RFC 9113, section 3.4
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, SETTINGS, 0, 0, 0, 0, 0])
 HEAD = "give the address that `ray start --head` prints, such as ray:10.0.0.5:6379"
+HEARD = """import sys
+from ray._raylet import GcsClient
+print(flush=True)
+GcsClient(address=sys.argv[1])
+print("joined", flush=True)
+"""  # the client that `ray.init` makes first, and makes twenty times where nobody answers it
 OBJECTS = 80 << 20  # bytes of Ray's store: answers are short lines
 
 
 def check_answers(address: str) -> None:
     """Raises Reject (no-cluster) within seconds where nobody answers as the head of a cluster does: by HTTP/2, which
-    its calls go over. Ray's own way to say so takes a minute."""
+    its calls go over, and then to a client of Ray's. Ray's own way to say so takes minutes, under lines of its own."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE) as head:
@@ -37,8 +46,25 @@ def check_answers(address: str) -> None:
         speaks = len(answer) == 9 and answer[3] == SETTINGS
     except (OSError, ValueError, OverflowError):
         speaks = False
-    if not speaks:
+    if not speaks or not _answers_ray(address):
         raise Reject(no_cluster(f"nobody answers at {address} as a cluster of Ray's does", help=HEAD))
+
+
+def _answers_ray(address: str) -> bool:
+    """Asked by a process of its own: a call of Ray's can't be broken off, nor silenced."""
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", HEARD, address],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as asking:
+        assert asking.stdout is not None
+        try:
+            if not asking.stdout.readline():  # Ray is imported, which waits for nobody; this one has no such client
+                return True
+            return bool(select([asking.stdout], [], [], PATIENCE)[0]) and asking.stdout.readline() == b"joined\n"
+        finally:
+            asking.kill()
 
 
 class Worker:

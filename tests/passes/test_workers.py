@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from importlib import metadata
 
 import pytest
@@ -127,13 +129,24 @@ def test_workers_that_are_none_are_refused(tmp_path, word):
     assert caught.value.exit == 2
 
 
-@pytest.mark.parametrize("port", ["closed", "silent"])
+def answer(listening, words):
+    """Say the same to everybody who comes, and keep the line."""
+    lines = []
+    with suppress(OSError):  # closed: the test is over
+        while True:
+            lines.append(listening.accept()[0])
+            lines[-1].sendall(words)
+
+
+@pytest.mark.parametrize("port", ["closed", "silent", b"HTTP/1.1 404 Not Found\r\n\r\n", bytes([0, 0, 0, 4, *[0] * 5])])
 def test_an_address_where_no_cluster_is_is_refused_within_ten_seconds(tmp_path, port):
     pytest.importorskip("ray")
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        if port == "silent":
+        if port != "closed":
             listening.listen()
+        if isinstance(port, bytes):  # the last are settings of HTTP/2, as of a server that isn't Ray's
+            threading.Thread(target=answer, args=(listening, port), daemon=True).start()
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         began = time.monotonic()
         with pytest.raises(Reject, match="no-cluster") as caught:
