@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from select import select
 
 WORKER = "effc.compiler.workers"
@@ -32,6 +33,14 @@ class Hands(ABC):
     @abstractmethod
     def receive(self, seconds: float) -> Sequence[tuple[int, str, bool]]:
         """(place, answer, True), or (place, why it was lost, False), as soon as there are some; at last none."""
+
+    @abstractmethod
+    def dismiss(self, place: int) -> None:
+        """Let one go that may hear nothing any more; nothing is received of it from then on."""
+
+    def is_stopped(self, place: int) -> bool:
+        """Whether a worker is seen to do nothing until somebody lets it go on; false where that can't be seen."""
+        return False
 
     @abstractmethod
     def end(self) -> None:
@@ -83,15 +92,33 @@ class Processes(Hands):
             found += [(place, line.decode(), True) for line in lines]
         return found
 
+    def dismiss(self, place: int) -> None:
+        worker = self.workers.pop(place)
+        worker.kill()
+        _close(worker)
+        with suppress(subprocess.TimeoutExpired):  # one that hangs in the kernel ends when that lets it
+            worker.wait(1.0)
+
+    def is_stopped(self, place: int) -> bool:
+        try:
+            said = Path(f"/proc/{self.workers[place].pid}/stat").read_text()
+        except OSError:  # another system, or it has just ended
+            return False
+        return said.rpartition(")")[2].split()[:1] == ["T"]  # proc(5): stopped by a signal
+
     def end(self) -> None:
         for worker in self.workers.values():
             worker.kill()
             worker.wait()
-            for pipe in (worker.stdin, worker.stdout):
-                if pipe:
-                    with suppress(BrokenPipeError):
-                        pipe.close()
+            _close(worker)
         self.workers.clear()
+
+
+def _close(worker: "subprocess.Popen[bytes]") -> None:
+    for pipe in (worker.stdin, worker.stdout):
+        if pipe:
+            with suppress(BrokenPipeError):
+                pipe.close()
 
 
 def _end_of(worker: "subprocess.Popen[bytes]") -> str:

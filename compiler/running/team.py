@@ -4,7 +4,8 @@ import json
 import os
 import platform
 import secrets
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from ...dsl.diagnostics import Fault, Reject
 from ...dsl.overrides import PREFIX
 from ..planning.keys import versions
 from ..report.progress import Said, Warned
-from ..report.quantity import counted
+from ..report.quantity import counted, seconds
 from ..store.journal import Journal
 from ..words.context import Settings
 from ..words.crew import Crew, Task
 from .hands import Hands
+from .silence import Silence
 
 no_workers = Fault(
     "no-workers",
@@ -60,6 +62,7 @@ class Team:
     refused: dict[int, str] = field(default_factory=dict)
     work: float = 0.0
     pids: dict[int, int] = field(default_factory=dict)
+    silence: Silence = field(default_factory=Silence)
 
     def hire(self) -> None:
         self.hired = True
@@ -81,6 +84,7 @@ class Team:
         self.hands.hire(place)
         self.hands.send(place, json.dumps({"hello": True}))
         self.busy[place] = ("", "")
+        self.silence.hire(place)
 
     @property
     def is_alone(self) -> bool:
@@ -90,7 +94,22 @@ class Team:
     def begin(self, place: int, task: tuple[str, str], line: str) -> None:
         self.idle.remove(place)
         self.busy[place] = task
+        self.silence.begin(place, task[0])
         self.hands.send(place, line)
+
+    def receive(self, patience: float) -> Sequence[tuple[int, str, bool]]:
+        """What has come in, and who is lost; one that is silent for too long is let go, and lost as others are."""
+        began = time.monotonic()
+        found = list(self.hands.receive(patience))
+        self.silence.wait(time.monotonic() - began)
+        answered = {place for place, _, _ in found}
+        for place in sorted(self.silence.owed.keys() - answered) if patience else ():
+            if silent := self.silence.news(place):
+                self.settings.tell(Said(f"worker {place + 1} has not answered for {seconds(silent)}"))
+            if self.silence.is_lost(place, self.hands.is_stopped):
+                self.hands.dismiss(place)
+                found.append((place, f"it did not answer for {seconds(self.silence.owed[place].waited)}", False))
+        return found
 
     def greet(self, place: int, theirs: Mapping[str, str]) -> None:
         """Let a worker in whose versions are ours."""
@@ -182,16 +201,18 @@ class StepCrew(Crew):
             self.team.hire()
         self.step = {**self.step, "size": self.size}
 
-    def _look(self, journal: Journal, seconds: float) -> None:
+    def _look(self, journal: Journal, patience: float) -> None:
         """Hand out what is wanted, and take what has come in."""
         self._hand_out()
-        if seconds:
+        if patience:
             self.team.check()
-        for place, text, alive in self.team.hands.receive(seconds):
+        for place, text, alive in self.team.receive(patience):
             step, key = self.team.busy.pop(place, ("", ""))
             key = key if step == self.step["key"] else ""  # of an earlier step nothing is wanted any more
+            answer = json.loads(text) if alive else {}
+            self.team.silence.end(place, measures="value" in answer or "facts" in answer)
             if alive:
-                self._take(journal, place, key, json.loads(text))
+                self._take(journal, place, key, answer)
                 continue
             self.team.idle = [other for other in self.team.idle if other != place]
             self._again(key)

@@ -50,10 +50,11 @@ emit lean {{ front("lean") }}
 
 
 class Deadly(Hands):
-    """Other hands; of every step a worker dies of the first task that it is given, whatever the load of the machine."""
+    """Other hands; of every step a worker dies of the first task that it is given, whatever the load of the machine.
+    Of those that are `frozen` nobody hears any more instead."""
 
-    def __init__(self, hands):
-        self.hands, self.pids, self.killed = hands, {}, []
+    def __init__(self, hands, frozen=False):
+        self.hands, self.frozen, self.pids, self.killed = hands, frozen, {}, []
 
     size = property(lambda self: self.hands.size)
 
@@ -67,7 +68,8 @@ class Deadly(Hands):
             return
         os.kill(self.pids[place], signal.SIGSTOP)  # or it may have answered before it is killed
         self.hands.send(place, line)
-        os.kill(self.pids[place], signal.SIGKILL)
+        if not self.frozen:
+            os.kill(self.pids[place], signal.SIGKILL)
         self.killed.append(step["key"])
 
     def receive(self, seconds):
@@ -77,25 +79,45 @@ class Deadly(Hands):
                 self.pids[place] = answer["pid"]
         return found
 
+    def dismiss(self, place):
+        self.hands.dismiss(place)
+
+    def is_stopped(self, place):
+        return self.hands.is_stopped(place)
+
     def end(self):
         self.hands.end()
 
 
-def stepped(recipe, cache, workers="", deadly=False):
+def stepped(recipe, cache, workers="", deadly=False, frozen=False):
     """What the cache keeps of every step, run by so many workers; what was told; the steps that a worker died in."""
     heard = []
     torch.set_num_threads(1)
     session = api.session(recipe, cache_dir=recipe.parent / cache, threads=1, workers=workers, tell=heard.append)
     hands = hands_of(session.settings) if workers else None
-    if deadly:
-        hands = Deadly(hands)
+    if deadly or frozen:
+        hands = Deadly(hands, frozen)
     (plan,) = api.plans(session)
     with working(session, hands) as team:
+        if frozen:
+            team.silence.first = 2.0
         ctx, kept = session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir)
         build = Build(plan, ctx, kept, team=team)
         for stage in plan.stages:
             build.step(stage)
-    return [kept.step(stage.key) for stage in plan.stages], heard, hands.killed if deadly else []
+    return [kept.step(stage.key) for stage in plan.stages], heard, hands.killed if deadly or frozen else []
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="this system doesn't tell who is stopped")
+def test_a_worker_that_is_stopped_is_named_and_given_up_and_changes_nothing(tmp_path):
+    recipe = written(tmp_path, NET, FEW)
+    alone, _, _ = stepped(recipe, "alone")
+    shared, heard, frozen = stepped(recipe, "shared", 1, frozen=True)
+    assert shared == alone and len(frozen) == 1
+    said = [event.message for event in heard if isinstance(event, Said)]
+    told = next(n for n, line in enumerate(said) if line.startswith("worker 1 has not answered for "))
+    assert any("was lost (it did not answer for " in line and "is done again" in line for line in said[told:])
 
 
 @pytest.mark.parametrize("steps", [(NET, FEW), pytest.param((CUT, NET, FEW), marks=pytest.mark.heavy)])
