@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from ..dsl.check import Checked
     from ..dsl.overrides import Overrides
-    from .artifacts.claim import Place
     from .artifacts.load import LoadOptions
     from .planning.lock import Fact
     from .planning.plan import Plan
@@ -349,12 +348,12 @@ def build(
     told: "Callable[[Plan], None]" = lambda plan: None,
 ) -> "list[Result]":
     """Compile every pipeline that emits something; `saved` is a plan of `plan -o`, whose drift is refused."""
-    from .artifacts.claim import check_places, claimed
+    from .artifacts.claim import check_places, claimed, places_of
     from .running.hiring import check_workers, hands_of, working
 
     if session.settings.workers:
         check_workers(session.settings.workers)
-    places = _places(session, out)
+    places = places_of(session.recipes(), out, session.shelf.is_about)
     check_places(places, force)  # all of it before torch is imported, which takes seconds
     from .machine.deadline import Deadline
     from .planning.plan import refuse_drift
@@ -382,19 +381,6 @@ def build(
                 where = plan.folder(out)
                 results.append(Build(plan, ctx, cache, dump=dump, team=team).run(where, force))
     return results
-
-
-def _places(session: Session, out: Path) -> "list[Place]":
-    """Where artifacts are to go, as the recipe's text alone says."""
-    from .artifacts.claim import Place
-
-    is_about = session.shelf.is_about
-    return [
-        Place(out / recipe.variant, emit.call, is_about(emit.call.word))
-        for recipe in session.recipes()
-        for pipeline in recipe.pipelines.values()
-        for emit in pipeline.emits
-    ]
 
 
 def _use_threads(settings: Settings) -> None:

@@ -4,13 +4,13 @@ The hold is a lock of the system on a hidden file beside the place, so that it e
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...dsl.diagnostics import Fault, Reject
-from ...dsl.recipe import Invocation
+from ...dsl.recipe import Invocation, Recipe
 from ..words.placing import placed
 from .artifact import check_free, drop_empty, environment
 
@@ -33,6 +33,16 @@ class Place:
     @property
     def path(self) -> Path:
         return Path(os.path.abspath(self.folder / self.call.args["path"]))
+
+
+def places_of(recipes: Sequence[Recipe], out: Path, is_about: Callable[[str], bool]) -> list[Place]:
+    """Where artifacts of checked recipes are to go: the recipe's text alone says."""
+    return [
+        Place(out / recipe.variant, emit.call, is_about(emit.call.word))
+        for recipe in recipes
+        for pipeline in recipe.pipelines.values()
+        for emit in pipeline.emits
+    ]
 
 
 @contextmanager

@@ -12,12 +12,13 @@ LONG, LOST = 3, 10  # times as long as the longest of a kind: to be told, and to
 
 @dataclass
 class Owed:
-    """An answer that a worker owes. `waited` are seconds in which nobody did anything but wait for answers."""
+    """An answer that a worker owes. `waited` are seconds in which nobody did anything but wait for answers,
+    `mention` how many they were when a line told of them."""
 
     kind: Kind
     since: float
-    told: float = 0.0
     waited: float = 0.0
+    mention: float = 0.0
 
 
 @dataclass
@@ -60,9 +61,9 @@ class Silence:
         owed = self.owed[place]
         known = self.longest.get(owed.kind)
         least = 2 * self.first if known is None else max(self.first, LONG * known)
-        if owed.waited < max(least, 2 * owed.told):
+        if owed.waited < max(least, 2 * owed.mention):
             return 0.0
-        owed.told = owed.waited
+        owed.mention = owed.waited
         return owed.waited
 
     def is_lost(self, place: int, is_stopped: Callable[[int], bool]) -> bool:
