@@ -30,6 +30,7 @@ def run(tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_a_compile_whose_words_nobody_reads_leaves_its_artifact(run, write, tmp_path, unread):
     done = run("compile", write(), "-o", "o", stdout=subprocess.PIPE, stderr=unread)
     assert done.returncode == 0 and "small -> o/small" in done.stdout
