@@ -45,6 +45,10 @@ class SourceFiles:
         """One hash over several files: their names and contents, not where they lie."""
         return digest({name: self.hash(path) for name, path in files.items()})
 
+    def is_touched(self) -> bool:
+        """Whether a file may have changed."""
+        return any(not path.exists() or _fact(path) != fact for path, fact in self.facts.items())
+
     def refuse_change(self) -> None:
         """Raises Reject (model-changed) where a file is no longer what was hashed.
 

@@ -289,6 +289,10 @@ class Build:
                     leftovers.drop(self.cache, key)
                 raise changed from error
             raise
+        except KeyboardInterrupt:  # which leaves no time to read files again
+            if key and self.ctx.origin.files is not None and self.ctx.origin.files.is_touched():
+                leftovers.drop(self.cache, key)
+            raise
 
     @contextmanager
     def stage(self, name: str, about: str) -> "Iterator[Done]":

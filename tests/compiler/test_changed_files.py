@@ -126,6 +126,16 @@ def test_a_file_that_is_exchanged_ends_the_compile(tmp_path, name):
         compiled(tmp_path, act, at_first_cut)
 
 
+def test_an_interrupted_step_leaves_nothing_where_weights_were_written(model, tmp_path):
+    def act():
+        write(model, changed(model.read_bytes()))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compiled(tmp_path, act, at_first_cut)
+    assert not list((tmp_path / "cache" / "work").glob("*"))
+
+
 def test_weights_that_are_removed_are_named(tmp_path):
     file = worlds.llama(tmp_path / "model") / "model.safetensors"
     with pytest.raises(Reject) as refused:
