@@ -223,6 +223,10 @@ def find_weights(folder: Path, label: str) -> Weights:
                 "transformers where you trust it and `save_pretrained` it",
             )
         )
+    if shards := sorted(f.name for f in folder.glob("model-*-of-*.safetensors")):
+        raise Reject(
+            no_model(f"{label}: {folder} has {len(shards)} shards and no {INDEX}", help="fetch the index of the shards")
+        )
     raise Reject(
         no_model(
             f"{label}: there is no {SINGLE} in {folder}",
@@ -236,13 +240,20 @@ def find_weights(folder: Path, label: str) -> Weights:
 def _sharded(folder: Path, label: str) -> Weights:
     index = folder / INDEX
     try:
-        places = read_json(index, MANIFEST)["weight_map"]
-        names = sorted(set(places.values()))
+        read = read_json(index, MANIFEST)
     except MISFIT as error:
         raise Reject(
             damaged_weights(f"{index} is no index of shards", help="fetch it again", note=breakage(error))
         ) from error
-    if not all(isinstance(n, str) and n and Path(n).name == n for n in names):
+    places = read.get("weight_map") if isinstance(read, dict) else None
+    if not isinstance(places, dict):
+        said = "its `weight_map`, which says which file a tensor is in, is no object"
+        raise Reject(damaged_weights(f"{index} is no index of shards: {said}", help="fetch it again"))
+    for tensor, file in places.items():
+        if not isinstance(file, str):
+            raise Reject(damaged_weights(f"{index} names no file for `{tensor}`", help="fetch it again"))
+    names = sorted(set(places.values()))
+    if not all(n and Path(n).name == n for n in names):
         raise Reject(damaged_weights(f"{index} names files outside its folder", help="fetch it again"))
     gone = [n for n in names if not (folder / n).is_file()]
     if gone:
@@ -292,6 +303,14 @@ def _check_dtype(config: Mapping[str, Any], weights: Weights, label: str) -> str
                 f"{label}: the weights are {', '.join(kinds) or 'none at all'}", help=f"effc reads {', '.join(FLOATS)}"
             )
         )
+    for name, slot in weights.slots.items():
+        if slot.dtype not in FLOATS and name.endswith((".weight", ".bias")):
+            raise Reject(
+                weights_dtype(
+                    f"{label}: `{name}` is {slot.dtype}, where a weight is {', '.join(FLOATS)}",
+                    help="fetch the weights again, or start from the model that these were quantized from",
+                )
+            )
     return "float32" if weights.dtype == "float64" else weights.dtype
 
 
