@@ -44,6 +44,7 @@ VERBS = (
     "doctor",
     "bench",
 )  # modules of commands/
+MAPPING = ("compile", "pick", "run", "serve", "federate", "test", "bisect", "diff", "inspect", "verify", "bench")
 HOMES = {
     "passes": "shelves",
     "recipes": "shelves",
@@ -109,6 +110,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns its exit code."""
     if argv is None:
         outlive_readers()
+    if argv is None and len(sys.argv) > 1 and sys.argv[1] in MAPPING:
+        from ..kernels.native import watch_mapped_files
+
+        watch_mapped_files()  # in a process of our own alone: a signal's handler is everybody's
     code = _run(sys.argv[1:] if argv is None else argv)
     if argv is None and code == EXITS["interrupted"]:
         for stream in (sys.stdout, sys.stderr):

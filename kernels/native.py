@@ -54,6 +54,7 @@ ARGUMENTS = {
     "dense_attention": _ATTENTION,
     "sparse_attention": _ATTENTION,
     "read": (_i, _p, _q, _i),
+    "watch_mapped_files": (),
     **dict.fromkeys(LINEAR, _LINEAR),
     "engine_layout": (),
     "engine_create": (_p, _p),
@@ -109,3 +110,9 @@ def call(name: str, *arguments, what: str = "the packed weight") -> None:
     status = function(name)(*arguments)
     if status:
         raise refused(status, what)
+
+
+def watch_mapped_files() -> None:
+    """Have this process say why it ends where a mapped file is cut; for processes that are ours alone."""
+    if hasattr(levels.library(), "effc_watch_mapped_files"):  # a build of one's own may be older
+        call("watch_mapped_files")

@@ -26,6 +26,7 @@ _FREE = re.compile(
 )
 _ROWS = {("doge", "num_experts")}  # its experts are rows of one embedding, 16,384 where there is no mixture, too
 _DRAWN = re.compile(r"vocab_size|num_channels|image_size|num_mel_bins|max_source_positions")  # what inputs are made by
+_COUNTS = re.compile(r"(num|n)_")
 _DEEPEST = 24
 WITHOUT_WEIGHTS = {"layers": 4096, "size": 1 << 24}  # of models with random weights
 
@@ -36,6 +37,7 @@ def check_numbers(config: Mapping[str, Any], slots: Mapping[str, Slot] | None, l
     slots   the tensors that are there; None for a model that gets random weights
     spare   how many times as large the model was whose weights these are
     """
+    _check_heads(config, label)
     if slots is None:
         layers, size = WITHOUT_WEIGHTS["layers"], WITHOUT_WEIGHTS["size"]
     else:
@@ -50,7 +52,11 @@ def check_numbers(config: Mapping[str, Any], slots: Mapping[str, Slot] | None, l
                 bad_config(f"{label}: `{name}` of the config is {value}", help="take the model's own config.json")
             )
         most = layers if counts else 1 << 40 if _FREE.fullmatch(key) else size
-        if abs(value) > most:
+        if (value < 0 and _COUNTS.match(key)) or math.isnan(value):
+            raise Reject(
+                bad_config(f"{label}: `{name}` of the config is {value}", help="take the model's own config.json")
+            )
+        if abs(value) > most and type(value) is int:
             there = "" if slots is None else ", which the weights don't have room for"
             raise Reject(
                 bad_config(
@@ -59,7 +65,20 @@ def check_numbers(config: Mapping[str, Any], slots: Mapping[str, Slot] | None, l
             )
 
 
-def _numbers(value: Any, name: str, depth: int) -> Iterator[tuple[str, int]]:
+def _check_heads(config: Mapping[str, Any], label: str) -> None:
+    """Reject groups of query heads that are not equally large: no attention computes with them."""
+    queries, keys = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    if type(queries) is int and type(keys) is int and queries > keys > 0 and queries % keys:
+        raise Reject(
+            bad_config(
+                f"{label}: the config has {queries} attention heads (`num_attention_heads`), which "
+                f"{keys} of keys and values (`num_key_value_heads`) do not divide",
+                help="take the model's own config.json",
+            )
+        )
+
+
+def _numbers(value: Any, name: str, depth: int) -> Iterator[tuple[str, int | float]]:
     if depth > _DEEPEST:
         raise Reject(bad_config("the config is nested too deep", help="take the model's own config.json"))
     if isinstance(value, Mapping):
@@ -68,5 +87,5 @@ def _numbers(value: Any, name: str, depth: int) -> Iterator[tuple[str, int]]:
     elif isinstance(value, list):
         for item in value:
             yield from _numbers(item, name, depth + 1)
-    elif type(value) is int:
+    elif type(value) in (int, float):
         yield name, value

@@ -16,7 +16,6 @@ from ...dsl.diagnostics import Fault, Reject
 from ...dsl.read import other_kind
 from ..report.broken import breakage
 from ..store.cache import digest
-from ..store.hashes import file_hash, files_hash
 from ..store.regular import CONFIG, MANIFEST, MISFIT, TOKENIZER, check_regular, read_json
 from ..words.context import Settings
 from .bounds import bad_config, check_numbers
@@ -24,6 +23,7 @@ from .classes import class_taken
 from .origin import Origin
 from .rescaled import NOTE, rescales
 from .safetensors_header import FLOATS, Header, damaged_weights, read_header
+from .source_files import SourceFiles
 
 no_model = Fault("no-model", "A model source points at something that holds no model.", exit="environment")
 pickle_weights = Fault(
@@ -125,18 +125,20 @@ def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: 
     chosen, count = found if dtype == "auto" else dtype, sum(s.count for s in weights.slots.values())
     tokenizers = tokenizer_files(folder)
     decides = {"config.json": folder / "config.json", **weights.files}
+    files = SourceFiles(settings.cache_dir)
     return Origin(
         label=label,
         config=config,
         folder=folder,
-        identity=digest([files_hash(decides, settings.cache_dir), chosen]),
+        identity=digest([files.hash_all(decides), chosen]),
         build=partial(_build, config, chosen, folder if trusted else None, None if trusted else count),
         load=partial(_load, folder, config, chosen, label, None if trusted else count),
         tokenizer=cache(partial(load_tokenizer, folder, label, trusted)) if tokenizers else nothing,
         dtype=chosen,
-        tokenizer_identity=files_hash(tokenizers, settings.cache_dir) if tokenizers else "",
+        tokenizer_identity=files.hash_all(tokenizers) if tokenizers else "",
         weight_bytes=count * WIDTHS[chosen],
-        code=_code(folder, settings) if trusted else "",
+        code=files.hash_all(_code(folder)) if trusted else "",
+        files=files,
         notes=_notes(config, chosen, settings.device, trusted),
     )
 
@@ -221,6 +223,10 @@ def find_weights(folder: Path, label: str) -> Weights:
                 "transformers where you trust it and `save_pretrained` it",
             )
         )
+    if shards := sorted(f.name for f in folder.glob("model-*-of-*.safetensors")):
+        raise Reject(
+            no_model(f"{label}: {folder} has {len(shards)} shards and no {INDEX}", help="fetch the index of the shards")
+        )
     raise Reject(
         no_model(
             f"{label}: there is no {SINGLE} in {folder}",
@@ -234,13 +240,20 @@ def find_weights(folder: Path, label: str) -> Weights:
 def _sharded(folder: Path, label: str) -> Weights:
     index = folder / INDEX
     try:
-        places = read_json(index, MANIFEST)["weight_map"]
-        names = sorted(set(places.values()))
+        read = read_json(index, MANIFEST)
     except MISFIT as error:
         raise Reject(
             damaged_weights(f"{index} is no index of shards", help="fetch it again", note=breakage(error))
         ) from error
-    if not all(isinstance(n, str) and n and Path(n).name == n for n in names):
+    places = read.get("weight_map") if isinstance(read, dict) else None
+    if not isinstance(places, dict):
+        said = "its `weight_map`, which says which file a tensor is in, is no object"
+        raise Reject(damaged_weights(f"{index} is no index of shards: {said}", help="fetch it again"))
+    for tensor, file in places.items():
+        if not isinstance(file, str):
+            raise Reject(damaged_weights(f"{index} names no file for `{tensor}`", help="fetch it again"))
+    names = sorted(set(places.values()))
+    if not all(n and Path(n).name == n for n in names):
         raise Reject(damaged_weights(f"{index} names files outside its folder", help="fetch it again"))
     gone = [n for n in names if not (folder / n).is_file()]
     if gone:
@@ -290,6 +303,14 @@ def _check_dtype(config: Mapping[str, Any], weights: Weights, label: str) -> str
                 f"{label}: the weights are {', '.join(kinds) or 'none at all'}", help=f"effc reads {', '.join(FLOATS)}"
             )
         )
+    for name, slot in weights.slots.items():
+        if slot.dtype not in FLOATS and name.endswith((".weight", ".bias")):
+            raise Reject(
+                weights_dtype(
+                    f"{label}: `{name}` is {slot.dtype}, where a weight is {', '.join(FLOATS)}",
+                    help="fetch the weights again, or start from the model that these were quantized from",
+                )
+            )
     return "float32" if weights.dtype == "float64" else weights.dtype
 
 
@@ -316,8 +337,8 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
     return found if vocabularies & set(found) else {}
 
 
-def _code(folder: Path, settings: Settings) -> str:
-    return digest({f.name: file_hash(f, settings.cache_dir) for f in sorted(folder.glob("*.py"))})
+def _code(folder: Path) -> dict[str, Path]:
+    return {file.name: file for file in sorted(folder.glob("*.py"))}
 
 
 def refuse_adapter(folder: Path, label: str) -> None:

@@ -13,6 +13,7 @@ from ...dsl.source import Span
 from ..machine.device import full
 from ..report.quantity import size
 from ..words.placing import placed
+from .source_files import SourceFiles
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,8 @@ class Origin:
     weight_bytes        bytes of the weights as `load` holds them, as far as known before reading; else 0
     code                sha256 over user code that makes the module; "" where transformers makes it
     notes               what a person should know, e.g. that float16 is slow on a CPU
+    files               what identities were hashed from; None where no file decides the model
+    span                where a recipe declares it
     """
 
     label: str
@@ -61,6 +64,8 @@ class Origin:
     weight_bytes: int = 0
     code: str = ""
     notes: tuple[str, ...] = ()
+    files: SourceFiles | None = field(default=None, repr=False, compare=False)
+    span: Span | None = None
 
     def declared(self, span: Span | None, device: str) -> "Origin":
         """The same as a recipe names it at `span`, which gets the blame; `load` moves it to a device."""
@@ -82,7 +87,16 @@ class Origin:
             with placed(span):
                 return self.tokenizer()
 
-        return replace(self, build=build, load=load, tokenizer=tokenizer)
+        return replace(self, build=build, load=load, tokenizer=tokenizer, span=span)
+
+    def refuse_change(self) -> None:
+        """Raises Reject (model-changed) where a file that decides the model was changed since it was hashed.
+
+        To be asked before anything is kept that was computed from the model's weights.
+        """
+        if self.files is not None:
+            with placed(self.span):
+                self.files.refuse_change()
 
     @cached_property
     def fingerprint(self) -> str:

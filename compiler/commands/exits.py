@@ -50,6 +50,13 @@ no_space = Fault(
     exit="resources",
 )
 no_access = Fault("no-access", "A file or folder can't be read or written.", exit="environment")
+file_cut = Fault(
+    "file-cut",
+    "A file that was mapped became shorter while it was read, or its disk can't be read.\n\n"
+    "Weights of models and artifacts are mapped, and the system ends whoever reads what is no longer there. Nothing is "
+    "half written: `compile` goes on where it was, unless files of the model were written since.",
+    exit="environment",
+)  # told by kernels/src/mapped.cc
 no_level = Fault(
     "no-such-isa",
     "`EFFC_ISA` names a level of instruction sets that does not exist, or that this machine lacks.\n\n"

@@ -55,6 +55,7 @@ class Generated(Data):
         rows = kept.value(parts)
         if rows is None:
             rows = self._written(tokenizer, ctx).tolist()
+            ctx.origin.refuse_change()
             kept.keep(parts, rows)
         return iter(torch.tensor(rows, dtype=torch.int64))
 

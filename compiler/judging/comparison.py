@@ -192,6 +192,7 @@ def remembered(plan: "Plan", cache: Cache, ctx: Context) -> Known:
 
 
 def remember(known: Known, before: Known, plan: "Plan", cache: Cache, ctx: Context) -> None:
+    ctx.origin.refuse_change()
     for (name, metric), value in known.items():
         plain = name == plan.pipeline.model and "on" not in dict(metric.args)
         if plain and (name, metric) not in before and not ctx.metric(metric).timed:

@@ -212,10 +212,12 @@ def _measure_baselines(bounds: Sequence[Bound], ctx: "Context", known: Known) ->
         missing = {key: b for key, b in asked.items() if key not in known}
         if not missing:
             continue
-        model = baseline_origin(name, ctx).load().eval()
+        origin = baseline_origin(name, ctx)
+        model = origin.load().eval()
         for key, bound in ctx.each(list(missing.items()), f"expect {name}", len(missing)):
             with as_profiled(bound.profile, ctx):
                 known[key] = measure(ctx.metric(bound.metric), model, ctx)
+        origin.refuse_change()
         del model
 
 

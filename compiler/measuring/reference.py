@@ -83,7 +83,7 @@ def keep(ctx: Context, model: nn.Module, rows: Tensor, place: Path, head_place: 
     tail = _tail(model, last, rows[:1]) if last is not None else None
     last = None if tail is None else last
     if last is not None and tail is not None:
-        _keep_head(head_place, last, tail)
+        _keep_head(ctx, head_place, last, tail)
     places, width = _predictions(model, rows)
     width, dtype = (last.in_features, last.weight.dtype) if last is not None else (width, torch.float16)
     said = "hidden" if last is not None else "log_probs"
@@ -95,6 +95,7 @@ def keep(ctx: Context, model: nn.Module, rows: Tensor, place: Path, head_place: 
             write(outputs)
             tops.append(top)
         write(torch.cat(tops))
+        ctx.origin.refuse_change()
 
 
 def load(ctx: Context, ref: DataRef) -> Reference:
@@ -260,13 +261,14 @@ def _seal(place: Path) -> Path:
     return place.with_suffix(".json")
 
 
-def _keep_head(place: Path, head: nn.Linear, tail: str) -> None:
+def _keep_head(ctx: Context, place: Path, head: nn.Linear, tail: str) -> None:
     if place.is_file():
         return
     tensors = {"weight": head.weight} | ({"bias": head.bias} if head.bias is not None else {})
     with whole(place, {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}, {"tail": tail}) as write:
         for tensor in tensors.values():
             write(tensor.detach())
+        ctx.origin.refuse_change()
 
 
 class whole:

@@ -33,6 +33,7 @@ def keep(ctx: Context, model: nn.Module, rows: Tensor, place: Path, pooling: str
             write(made.tokens)
             pooled.append(made.pooled.to(dtype))
         write(torch.cat(pooled))
+        ctx.origin.refuse_change()
 
 
 def load(ctx: Context, ref: DataRef, asked: str = "auto") -> dict[str, Tensor]:

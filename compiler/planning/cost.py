@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...dsl.conditions import holds as is_so
 from ...dsl.recipe import Emit, Invocation, Pipeline
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, handles
@@ -15,7 +16,7 @@ from ..machine.memory import holds, is_large
 from ..machine.speeds import Speeds
 from ..store.cache import Cache
 from ..store.speeds import speeds
-from ..words.kinds import Effort, Target
+from ..words.kinds import Effort, Pass, Target
 from . import shrink
 from .peak import MARGIN, is_mapped, itemsize, moved_bytes, standing
 
@@ -81,7 +82,7 @@ def emission(emit: Emit, now: Skeleton, original: Skeleton, pipeline: Pipeline, 
     speed, whole, numbers = here(ctx), shrink.bytes_(now), shrink.params(now)
     if target.about:
         return Emission(emit.call, emit.source, 1.0, 0, 1 << 20)
-    written, packing = target.files(shrink.weights(now, original))
+    written, packing = target.files(shrink.weights(now, original, _alike(emit.source, pipeline, ctx)))
     read = (PROBES + ROWS) * (whole + written) + ROWS * shrink.bytes_(original)
     tokens = sum(_tokens(dict(bound.metric.args), ctx) for bound in pipeline.expects if bound.metric.args)
     again = 0
@@ -97,6 +98,21 @@ def emission(emit: Emit, now: Skeleton, original: Skeleton, pipeline: Pipeline, 
     held = standing(now) + shrink.packed_weights(now)[1]
     peak = int(MARGIN * (held + max(_widest(now) if packing else 0, _accounts(now) + engine)))
     return Emission(emit.call, emit.source, seconds, peak, written)
+
+
+def _alike(source: str, pipeline: Pipeline, ctx: "Context") -> bool:
+    """Whether no step in front of a target says that it makes layers that differ, or sizes that it can't foresee."""
+    steps = {step.name: step for step in pipeline.steps}
+    while source in steps:
+        call = steps[source].call
+        made: Pass = ctx.shelf.make("pass", call)
+        if not made.foreseeable and not made.everywhere:  # what touches every module alike changes no shape
+            return False
+        for when, what in made.makes.items():
+            if what.startswith(("uneven", "missing")) and is_so(when, call.args):
+                return False
+        source = steps[source].source
+    return True
 
 
 def _accounts(skeleton: Skeleton) -> int:

@@ -27,7 +27,7 @@ def bytes_(skeleton: Skeleton) -> int:
     return params(skeleton) * _ITEMSIZE.get(skeleton.facts.get("dtype", "float32"), 4)
 
 
-def weights(now: Skeleton, original: Skeleton) -> Weights:
+def weights(now: Skeleton, original: Skeleton, alike: bool = True) -> Weights:
     """What targets reckon the size of their files with."""
     tables = {
         f"{part.path}.{name}": math.prod(shape)
@@ -37,7 +37,7 @@ def weights(now: Skeleton, original: Skeleton) -> Weights:
     }
     heads = sum(tables.get(same[0], 0) for same in now.tied if not set(same) <= tables.keys())
     lowered, packed = packed_weights(now)
-    return Weights(bytes_(now), bytes_(original), params(now), sum(tables.values()), heads, lowered, packed)
+    return Weights(bytes_(now), bytes_(original), params(now), sum(tables.values()), heads, alike, lowered, packed)
 
 
 def sparse(skeleton: Skeleton, share: float) -> Skeleton:

@@ -89,6 +89,7 @@ class Emission:
             with announce("measuring"):
                 compared, verdicts = self.judge(outcome, target, folder, forms)
             new.extend(misses(verdicts, self.ctx.settings.undecided))
+            self.ctx.origin.refuse_change()
             return self.measured(outcome, target, compared).with_measures(checks=checks, accounts=tally.accounts())
 
         manifest = write(path, build=build, force=self.force)
@@ -105,6 +106,7 @@ class Emission:
                 compared, verdicts = self.judge(result, target, self.out, [])
                 missed = tuple(misses(verdicts, self.ctx.settings.undecided))
                 sheets = [Sheet("", replace(self.measured(result, target, compared), kind=""))]
+        self.ctx.origin.refuse_change()
         with announce("drawing"):
             path.parent.mkdir(parents=True, exist_ok=True)
             writer.tell(sheets, path)

@@ -31,7 +31,7 @@ from ..training.unmerged import Unmerged
 from ..words.context import Context
 from ..words.kinds import Close, Pass
 from ..words.placing import placed
-from . import snapshot
+from . import leftovers, snapshot
 from .emission import Artifact, Emission, Page
 from .team import StepCrew, Team, step_of
 
@@ -98,7 +98,7 @@ class Build:
         of: dict[str, list[Artifact]] = {}
         for target in sorted(self.plan.pipeline.emits, key=lambda e: is_about(e.call.word)):
             path = str(target.call.args["path"])
-            with self.stage(f"emit {target.call.word}", path) as done, placed(target.call):
+            with self.stage(f"emit {target.call.word}", path) as done, self.unchanged(), placed(target.call):
                 made = of.setdefault(target.source, [])
                 if is_about(target.call.word):
                     told = emission.tell(target, made, partial(self.reach_step, target.source))
@@ -116,9 +116,9 @@ class Build:
             self.ctx.tell(StageEnded(stage.name, 0.0, cached=True))
             self.took[stage.name] = {"planned": round(stage.seconds, 2), "cached": True}
             return
-        with self.stage(stage.name, stage.call.word) as done, placed(stage.call):
+        with self.stage(stage.name, stage.call.word) as done, self.unchanged(stage.key), placed(stage.call):
             pass_: Pass = self.ctx.shelf.make("pass", stage.call)
-            self.cache.scratch(stage.key)  # before anything is loaded, where it can't be kept
+            leftovers.claim(self.cache, stage.key, self.ctx)  # before anything is loaded, where it can't be kept
             outcome, given, facts = in_room(partial(self.attempt, pass_, stage), self.ctx)
             stage = self.as_stopped(stage)
             if (
@@ -275,6 +275,24 @@ class Build:
         """The key and the program of another step."""
         key = self.plan.key_of(name)
         return key, self.program_of(key)
+
+    @contextmanager
+    def unchanged(self, key: str = "") -> "Iterator[None]":
+        """Blame a file of the model that changed for whatever breaks, and drop what the step of a key left."""
+        try:
+            yield
+        except Exception as error:
+            try:
+                self.ctx.origin.refuse_change()
+            except Reject as changed:
+                if key:
+                    leftovers.drop(self.cache, key)
+                raise changed from error
+            raise
+        except KeyboardInterrupt:  # which leaves no time to read files again
+            if key and self.ctx.origin.files is not None and self.ctx.origin.files.is_touched():
+                leftovers.drop(self.cache, key)
+            raise
 
     @contextmanager
     def stage(self, name: str, about: str) -> "Iterator[Done]":

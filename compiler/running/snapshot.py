@@ -33,7 +33,7 @@ from ..training.unmerged import Unmerged
 def save(
     outcome: Outcome, cache: Cache, key: str, parts: Mapping[str, Any], origin: Origin, notes: Mapping[str, Any]
 ) -> None:
-    """Store a finished step."""
+    """Store a finished step. Raises Reject (model-changed) where it was computed from other files than were hashed."""
     body: dict[str, Any]
     if isinstance(outcome, Front):
         body = {
@@ -64,6 +64,7 @@ def save(
         assert isinstance(outcome, Model), f"not kept: {outcome.kind}"
         body = _program(outcome.program, cache, origin)
         _map(outcome.program, cache, body["tensors"])
+    origin.refuse_change()
     cache.finish(key, parts, {"tensors": {}, "borrowed": {}, "edits": {}, **body, "notes": dict(notes)})
 
 
@@ -174,5 +175,6 @@ def original_tensors(origin: Origin, cache: Cache) -> dict[str, str]:
             tensor_hash(t): name
             for name, t in follow(distinct(model), "tensors of the original", len(model.state_dict()))
         }
+        origin.refuse_change()
         cache.keep(parts, known)
     return known

@@ -7,8 +7,8 @@ from typing import Literal
 from ..checkpoints.bounds import check_numbers
 from ..checkpoints.folder import check_code, load_tokenizer, nothing, read_config, tokenizer_files
 from ..checkpoints.origin import Origin
+from ..checkpoints.source_files import SourceFiles
 from ..store.cache import digest
-from ..store.hashes import files_hash
 from ..words.context import Context
 from ..words.kinds import Source, param
 
@@ -40,6 +40,7 @@ class Config(Source):
         check_numbers(config, None, label)
         dtype = self._dtype(config)
         tokenizers = tokenizer_files(path.parent)
+        files = SourceFiles(ctx.settings.cache_dir)
         return Origin(
             label=label,
             config=config,
@@ -49,7 +50,8 @@ class Config(Source):
             load=partial(_random, config, self.seed, dtype),
             tokenizer=cache(partial(load_tokenizer, path.parent, label)) if tokenizers else nothing,
             dtype=dtype,
-            tokenizer_identity=files_hash(tokenizers, ctx.settings.cache_dir) if tokenizers else "",
+            tokenizer_identity=files.hash_all(tokenizers) if tokenizers else "",
+            files=files,
         )
 
     def _dtype(self, config: dict) -> str:

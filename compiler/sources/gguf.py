@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from ..checkpoints.folder import WIDTHS, find_weights, no_model
 from ..checkpoints.gguf_header import check_header
 from ..checkpoints.origin import Origin
 from ..checkpoints.safetensors_header import Slot
+from ..checkpoints.source_files import SourceFiles
 from ..machine.environment import check_modules
 from ..report.broken import first_line, is_want_of_memory
 from ..store.cache import digest, remember
@@ -65,12 +66,13 @@ class Gguf(Source):
             raise Reject(no_model(f"{label}: {path} is {kind}, where a file is needed", help="name a file"))
         if not path.is_file():
             raise Reject(no_model(f"{label}: there is no file {path}", help="paths are relative to the recipe"))
-        content = file_hash(path, ctx.settings.cache_dir)
+        files = SourceFiles(ctx.settings.cache_dir)
+        content = files.hash(path)
         made = digest([FORMAT, content, version("transformers"), version("gguf")])
         folder = ctx.settings.cache_dir / "gguf" / made
-        about = _described(path, folder.with_name(f"{made}.json"), label)
+        about = _described(path, folder.with_name(f"{made}.json"), label, files)
         config = about["config"]
-        converted = partial(_converted, path, folder, config, label, ctx.settings.cache_dir)
+        converted = partial(_converted, path, folder, config, label, files)
         return Origin(
             label=label,
             config=config,
@@ -82,10 +84,11 @@ class Gguf(Source):
             dtype=self.dtype,
             tokenizer_identity=digest(["gguf", content]),
             weight_bytes=about["weights"] * WIDTHS[self.dtype],
+            files=files,
         )
 
 
-def _described(path: Path, kept: Path, label: str) -> dict[str, Any]:
+def _described(path: Path, kept: Path, label: str, files: SourceFiles) -> dict[str, Any]:
     """`config` as transformers derives it, and the number of `weights`; once, because that needs torch."""
     known = read_noted(kept, kept.parent)
     if known is not None:
@@ -109,6 +112,7 @@ def _described(path: Path, kept: Path, label: str) -> dict[str, Any]:
     config.pop("_name_or_path", None)
     check_numbers(config, slots, label)
     about = {"key": kept.stem, "config": config, "weights": weights}
+    files.refuse_change()
     remember(kept, sealed(about))
     return about
 
@@ -140,7 +144,7 @@ def weights_in(path: Path, label: str) -> dict[str, Slot]:
         ) from error
 
 
-def _converted(path: Path, folder: Path, config: dict[str, Any], label: str, cache_dir: Path) -> Path:
+def _converted(path: Path, folder: Path, config: dict[str, Any], label: str, files: SourceFiles) -> Path:
     """The folder of safetensors that the file became, made if it is not there; appears whole or not at all.
 
     Raises Reject (cache-damaged) where a file of it holds something else than was written.
@@ -148,7 +152,7 @@ def _converted(path: Path, folder: Path, config: dict[str, Any], label: str, cac
     if folder.is_dir():
         find_weights(folder, label)  # whole: a disk may have lost what was written last
         known = read_noted(folder / f"{_FILES}.json", folder)
-        if known is None or known.get("of") != folder.name or known.get("files") != _hashes(folder, cache_dir):
+        if known is None or known.get("of") != folder.name or known.get("files") != _hashes(folder, files.hash):
             raise Reject(
                 cache_damaged(f"{folder} does not hold what was written there", help="delete it, then compile again")
             )
@@ -160,21 +164,24 @@ def _converted(path: Path, folder: Path, config: dict[str, Any], label: str, cac
     try:
         _convert(path, draft, label)
         (draft / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
-        seal = sealed({"key": _FILES, "of": folder.name, "files": _hashes(draft, cache_dir)})
+        seal = sealed(
+            {"key": _FILES, "of": folder.name, "files": _hashes(draft, partial(file_hash, cache_dir=files.cache_dir))}
+        )
         (draft / f"{_FILES}.json").write_bytes(seal)
+        files.refuse_change()  # it was read piece by piece, and its hash names the folder
         os.replace(draft, folder)
     except OSError:
         if not folder.is_dir():  # else another process was first, with the same bytes
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return folder
+    return _converted(path, folder, config, label, files)
 
 
-def _hashes(folder: Path, cache_dir: Path) -> dict[str, str]:
+def _hashes(folder: Path, hash: Callable[[Path], str]) -> dict[str, str]:
     """What every file of a converted folder holds; a large one is read again only where it was written since."""
     files = (file for file in sorted(folder.iterdir()) if file.stem != _FILES)
-    return {file.name: file_hash(file, cache_dir) for file in files}
+    return {file.name: hash(file) for file in files}
 
 
 def _convert(path: Path, into: Path, label: str) -> None:

@@ -9,9 +9,9 @@ from ...dsl.diagnostics import Fault, Reject
 from ...dsl.read import other_kind
 from ..checkpoints.folder import nothing, remote_code
 from ..checkpoints.origin import Origin
+from ..checkpoints.source_files import SourceFiles
 from ..report.broken import breakage, first_line
 from ..store.cache import digest
-from ..store.hashes import file_hash
 from ..store.regular import CONFIG, read_json
 from ..words.context import Context
 from ..words.kinds import Source, param
@@ -58,7 +58,8 @@ class Module(Source):
         if not ctx.settings.trust_remote_code:
             raise Reject(remote_code(f"{label} runs {file}", help="read that file, then add --trust-remote-code"))
         config = _config(ctx.folder / self.config, label) if self.config else None
-        code = file_hash(file, ctx.settings.cache_dir)
+        files = SourceFiles(ctx.settings.cache_dir)
+        code = files.hash(file)
         make = partial(_make, file, function, config, self.seed, label)
         return Origin(
             label=label,
@@ -69,6 +70,7 @@ class Module(Source):
             load=partial(_load, make, label),
             tokenizer=nothing,
             code=code,
+            files=files,
         )
 
 

@@ -264,6 +264,9 @@ class Cache:
         kin = [e for e in self.entries() if e.parts.get("step", {}).get("word") == parts["step"]["word"]]
         if not kin:
             return f"no result of {parts['step']['word']} is kept"
+        kin = [e for e in kin if any(e.parts.get(k) == parts[k] for k in ("input", "step"))]
+        if not kin:
+            return f"no result of {parts['step']['word']} is kept for this model"
         nearest = max(kin, key=lambda e: sum(e.parts.get(k) == v for k, v in parts.items()))
         for name, value in parts.items():
             if nearest.parts.get(name) != value:

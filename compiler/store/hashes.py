@@ -1,6 +1,7 @@
 """sha256 of files and folders; a file that has not changed is not read twice."""
 
 import hashlib
+import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -27,16 +28,21 @@ def file_hash(path: Path, cache_dir: Path) -> str:
             return known
     except (OSError, UnicodeDecodeError):
         pass
-    found = _read(path, fact.st_size)
-    if time.time() - fact.st_mtime > SETTLED:
+    found = read_hash(path)
+    if time.time() - fact.st_mtime > SETTLED and _is_same(fact, path.stat()):
         with suppress(OSError):  # a cache that can only be read: hashed again next time
             write_whole(kept, f"{found} {digest([name, found])}".encode())
     return found
 
 
-def _read(path: Path, size: int) -> str:
+def _is_same(before: os.stat_result, after: os.stat_result) -> bool:
+    """Whether nobody wrote a file while it was read: what was read would be of neither the old nor the new one."""
+    return all(getattr(before, f) == getattr(after, f) for f in ("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino"))
+
+
+def read_hash(path: Path) -> str:
     """sha256 of a file that is read a piece at a time, so that many gigabytes tell how far they are."""
-    digest_, parts = hashlib.sha256(), -(-size // PIECE)
+    digest_, parts = hashlib.sha256(), -(-path.stat().st_size // PIECE)
     with open(path, "rb", buffering=0) as file:
         for _ in follow(range(parts), f"hashing {path.name}, pieces of 16 MiB", parts):
             digest_.update(file.read(PIECE))

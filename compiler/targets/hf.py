@@ -79,8 +79,8 @@ class Hf(Target):
             (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
     def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
-        """Where widths are uneven a folder of the original's shapes stands beside the other one."""
-        both = self.form in ("auto", "both") and weights.bytes != weights.original
+        """Where no config has the shapes, a folder of the original's stands beside the other one."""
+        both = self.form == "both" or (self.form == "auto" and not weights.alike)
         return weights.bytes + both * weights.original, {}
 
     def forms(self) -> tuple[Form, ...]:

@@ -58,6 +58,7 @@ def test_why_names_the_first_part_that_differs(tmp_path):
     parts = finished(cache, "k", input="a", seed=0)
     assert cache.why({**parts, "seed": 1}) == "seed differs: 0 then, 1 now"
     step = {**parts["step"], "args": {"keep": 0.5, "on": None}}
+    assert cache.why({**parts, "step": step, "input": "c"}) == "no result of prune.blocks is kept for this model"
     parts = finished(cache, "l", input="b", step=step, seed=0)
     told = cache.why({**parts, "step": {**step, "args": {"keep": 0.75, "on": None}}})
     assert told == "step args keep differs: 0.5 then, 0.75 now"

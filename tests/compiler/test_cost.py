@@ -110,3 +110,11 @@ def test_what_the_disk_has_no_room_for_is_said_before_the_start(told, tmp_path):
         refuse_short([plan], folder / "out", folder, free={folder: 1000})
     (fault,) = refused.value.diagnostics
     assert fault.slug == "too-large" and fault.exit == 6 and "1000 B are free" in fault.message
+
+
+def test_files_of_layers_that_lose_alike_are_counted_once(told):
+    step = "prune.channels(keep: 50% of channels{})"
+    alike = told(step.format("")).emissions[0].disk_bytes
+    uneven = told(step.format(", score: perplexity(rows), data: rows")).emissions[0].disk_bytes
+    original = told("sparsify.magnitude(sparsity: 50% of weights)").emissions[0].disk_bytes
+    assert alike < original and uneven > 1.5 * original

@@ -142,3 +142,19 @@ def test_smollm2_from_gguf_knows_english(tmp_path):
     module, tokens = found.load(), found.tokenizer()
     ids = torch.tensor([tokens("The capital of France is")["input_ids"]])
     assert tokens.decode(module(ids).logits[0, -1].argmax()).strip() == "Paris"
+
+
+def test_a_gguf_file_that_is_written_while_it_is_read_is_converted_to_nothing(gguf_file, tmp_path):
+    found = Gguf(path="m.gguf").resolve(worlds.context(tmp_path))
+    gguf_file.write_bytes(gguf_file.read_bytes()[:-4] + b"\0\0\0\x3f")
+    assert worlds.slug(found.load) == "model-changed"
+    assert not found.folder.exists() and not list(found.folder.parent.glob(".gguf-*"))
+
+
+def test_what_a_gguf_file_was_converted_to_is_looked_at_like_the_file(gguf_file, tmp_path):
+    found = Gguf(path="m.gguf").resolve(worlds.context(tmp_path))
+    found.load()
+    found.refuse_change()
+    weights = found.folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\x3f")
+    assert worlds.slug(found.refuse_change) == "model-changed"

@@ -115,4 +115,4 @@ def test_a_compile_peaks_below_what_is_told_and_not_far(folder, model, step):
     assert run.returncode == 0, run.stderr
     for line in run.stdout.splitlines():
         planned, measured = map(int, line.split())
-        assert measured <= planned <= 1.25 * measured, f"{planned / measured:.2f} of {measured >> 20} MiB"
+        assert measured <= planned <= 1.3 * measured, f"{planned / measured:.2f} of {measured >> 20} MiB"

@@ -218,19 +218,36 @@ def test_a_missing_shard_is_named(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "said"),
     [
-        "{}",
-        "[]",
-        "x",
-        '{"weight_map": {"a": "../model.safetensors"}}',
-        '{"weight_map": {"a": 3}}',
-        '{"weight_map": ["a"]}',
+        ("{}", "its `weight_map`, which says which file a tensor is in, is no object"),
+        ("[]", "its `weight_map`, which says which file a tensor is in, is no object"),
+        ('{"weight_map": null}', "its `weight_map`, which says which file a tensor is in, is no object"),
+        ("x", "is no index of shards"),
+        ('{"weight_map": {"a": "../model.safetensors"}}', "names files outside its folder"),
+        ('{"weight_map": {"a": "b", "c": 3}}', "names no file for `c`"),
+        ('{"weight_map": ["a"]}', "its `weight_map`, which says which file a tensor is in, is no object"),
     ],
 )
-def test_an_index_that_is_none(folder, body):
+def test_an_index_that_is_none(folder, body, said):
     (folder / "model.safetensors.index.json").write_text(body)
-    assert worlds.slug(lambda: origin(folder)) == "damaged-weights"
+    (found,) = worlds.refused(lambda: origin(folder)).diagnostics
+    assert found.slug == "damaged-weights" and said in found.message and "object" not in (found.note or "")
+
+
+def test_shards_without_an_index_are_told_of(folder, tmp_path):
+    origin(folder).load().save_pretrained(tmp_path / "s", max_shard_size="20KB")
+    (tmp_path / "s" / "model.safetensors.index.json").unlink()
+    (found,) = worlds.refused(lambda: origin(tmp_path / "s")).diagnostics
+    assert found.slug == "no-model" and "shards and no model.safetensors.index.json" in found.message
+
+
+def test_a_weight_of_integers_is_named(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].int()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (found,) = worlds.refused(lambda: origin(folder)).diagnostics
+    assert found.exit == 5 and "`model.layers.1.mlp.up_proj.weight` is I32" in found.message
 
 
 def test_names_and_shapes_that_the_config_does_not_ask_for(folder):

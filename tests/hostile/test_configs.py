@@ -1,6 +1,7 @@
 """A model folder comes from anybody: its config makes a model of transformers that the weights have room for, or none."""
 
 import json
+import math
 import shutil
 import time
 
@@ -102,6 +103,9 @@ def test_a_sound_folder_opens(folder):
         {"architectures": [["x"]]},
         {"max_position_embeddings": -5},
         {"num_experts": 10**7},
+        {"rms_norm_eps": math.nan},
+        {"num_hidden_layers": -3},
+        {"num_key_value_heads": 3},
     ],
     ids=lambda changes: json.dumps(changes)[:50],
 )
