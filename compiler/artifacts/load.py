@@ -100,6 +100,13 @@ def load(
     return model.to(device)
 
 
+def load_to_judge(path: Path, device: str) -> Any:
+    """As `load`, by sizes alone, on the device of a compile, or on the CPU where the files run nowhere else."""
+    folder, manifest = locate(path)
+    elsewhere = target_of(folder, manifest[1] if manifest else None).on_cpu
+    return load(path, check="size", device=None if elsewhere else device)
+
+
 @cache
 def _shelf() -> Shelf:
     return Shelf()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...dsl.skeleton import Skeleton
 from .edits import Edits
@@ -58,6 +58,11 @@ class Program:
         if known is None or known[0] != self.version:
             known = self._analyses[analyse] = (self.version, analyse(self))
         return known[1]
+
+    def to_cpu(self) -> None:
+        """Move the model, and the batch that it is looked at with: files are written from there."""
+        self.model.to("cpu")
+        self.inputs = {name: x.cpu() if isinstance(x, Tensor) else x for name, x in self.inputs.items()}
 
     def changed(self) -> None:
         """Say that the model or a graph is not what it was."""

@@ -240,13 +240,13 @@ def _measurable(manifest: "Manifest") -> bool:
 
 def _compared(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comparison":
     """The bounds that speak of an artifact, judged on what lies there."""
-    from ..artifacts.load import facts, load, members
+    from ..artifacts.load import facts, load_to_judge, members
     from ..artifacts.manifest import read_manifest
     from .comparison import compare
     from .verdicts import Verdicts
 
     def open_form(folder: Path) -> Any:
-        return load(folder, check="size", device=ctx.settings.device)
+        return load_to_judge(folder, ctx.settings.device)
 
     manifest = read_manifest(path)
     if manifest.members:

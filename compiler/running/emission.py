@@ -11,7 +11,7 @@ from ...dsl.diagnostics import Diagnostic
 from ...dsl.recipe import Emit, Recipe
 from ...dsl.values import DataRef
 from ..artifacts.artifact import write
-from ..artifacts.load import load
+from ..artifacts.load import load_to_judge
 from ..artifacts.manifest import Check, Expectation, Manifest
 from ..artifacts.verify import verify
 from ..families.family import Family
@@ -126,9 +126,8 @@ class Emission:
             return self.verdicts.on_front((name, program.model) for name, program in outcome.members())
         if isinstance(outcome, Model) and forms:
             rounds = any(form.rounds for form in forms)
-            return self.verdicts.on_model(
-                target, lambda: load(folder / forms[0].folder, check="size", device=self.ctx.settings.device), rounds
-            )
+            where = folder / forms[0].folder
+            return self.verdicts.on_model(target, lambda: load_to_judge(where, self.ctx.settings.device), rounds)
         with closing(outcome.members()) as members:
             _, program = next(members)
             return self.verdicts.on_model(target, lambda: program.model, rounds=False)
@@ -140,7 +139,7 @@ def reopen(folder: Path, outcome: Outcome, forms: list[Form], seed: int, tally: 
         return ()
     checks: list[Check] = []
     for name, program in outcome.members():
-        program.model.to("cpu")  # files are computed again from there
+        program.to_cpu()  # files are computed again from there
         own, told = [f for f in forms if f.member == name], tally.program(name, program.model)
         checks += verify(folder, program.model, own, seed=seed, text=tally.text, told=told)
     return tuple(checks)

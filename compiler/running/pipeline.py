@@ -246,7 +246,7 @@ class Build:
     def emit(self, target: Emit, emission: Emission) -> Artifact:
         outcome = self.reach(self.plan.key_of(target.source))
         if isinstance(outcome, Model):
-            outcome.program.model.to("cpu")  # files are written from there
+            outcome.program.to_cpu()  # files are written from there
         if isinstance(outcome, Front):
             outcome = replace(outcome, whole=lambda point: self.reach(point.key))
         artifact = emission.emit(outcome, target)

@@ -59,7 +59,7 @@ class Family(Target):
                     f"the family's whole model is of no config: {why[0]}", help='write `front("sizes")` instead'
                 )
             )
-        family.program.model.to("cpu")
+        family.program.to_cpu()
         (into / "shared").mkdir()
         hf.write_stock(family.program, config, into / "shared", ctx, self.shard.value)
         shared.write(family, {name: choice for name, choice in choices.items() if choice}, into)

@@ -31,7 +31,7 @@ class Front(Target):
         for name, program in outcome.members():
             folder = into / POINTS / name
             folder.mkdir(parents=True)
-            program.model.to("cpu")
+            program.to_cpu()
             hf.write_smallest(program, folder, ctx, self.shard.value)
 
     def forms_of(self, outcome: Outcome) -> tuple[Form, ...]:

@@ -57,6 +57,7 @@ class Gguf(Target):
 
     extra: ClassVar[str] = "gguf"
     requires: ClassVar[tuple[str, ...]] = ("gguf",)
+    on_cpu = True
     loads = {"gguf": '`gguf/model.gguf` is for llama.cpp and its kin; `effc.load(".")` and `effc run .` read it too.'}
     marks = {"gguf": "model.gguf"}
     cannot_hold = {

@@ -68,6 +68,7 @@ class Native(Target):
     Example: native("cpu")
     """
 
+    on_cpu = True
     loads = {"native": '`native/` is run by effc\'s engine: `effc.load(".")`, `effc run .` or `effc serve .`.'}
     marks = {"native": "plan.json"}
     whole = False

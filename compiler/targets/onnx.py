@@ -46,6 +46,7 @@ class Onnx(Target):
 
     extra: ClassVar[str] = "onnx"
     requires: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
+    on_cpu = True
     loads = {
         "onnx": '`onnx/model.onnx` is run by ONNX Runtime: `effc.load(".")`, `effc run .`, or any other host of it.'
     }

@@ -49,7 +49,7 @@ class Peft(Target):
         check_modules(self.requires, self.extra, "the target `peft`")
         assert isinstance(outcome, Unmerged), f"adapters, and not: {outcome.kind}"
         program = outcome.program
-        program.model.to("cpu")
+        program.to_cpu()
         config, why = stock_config(program.model)
         if why:
             raise Reject(

@@ -247,6 +247,7 @@ class Target(Word):
                    with spaces between
     whole          whether loading compares all hashes unless it is told otherwise
     upon           it holds no model of its own: a caller may name the one that it goes onto
+    on_cpu         what it writes is computed by an engine of the CPU, whatever device a compile is on
     about          it writes one file about the pipeline's artifacts, after them, which is none itself
     use            what to do with an artifact that holds no model to load
     holds          kinds of results that it can write: "model", "adapters", "front"
@@ -259,6 +260,7 @@ class Target(Word):
     marks: ClassVar[dict[str, str]] = {}
     whole: ClassVar[bool] = True
     upon: ClassVar[bool] = False
+    on_cpu: ClassVar[bool] = False
     about: ClassVar[bool] = False
     use: ClassVar[str] = ""
     holds: ClassVar[tuple[str, ...]] = ("model",)

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import nn
 
 NAME = "emulated"
 
@@ -27,10 +28,28 @@ def device() -> Any:
     torch.utils.rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _module(memory))
     torch.utils.generate_methods_for_privateuse1_backend()
-    torch.__future__.set_swap_module_params_on_conversion(
-        True
-    )  # else `to` parts tied weights here, as it does not on CUDA
+    nn.Module.to = _to(nn.Module.to)
     return memory
+
+
+def _to(plain: Any) -> Any:
+    """`Module.to` that keeps tied weights tied, as it does between CPU and CUDA; devices of others get new parameters."""
+
+    def to(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        places: dict[int, list[tuple[nn.Module, str]]] = {}
+        held = []  # so that no number is given twice
+        for module in self.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    held.append(parameter)
+                    places.setdefault(id(parameter), []).append((module, name))
+        plain(self, *args, **kwargs)
+        for (first, its), *others in places.values():
+            for module, name in others:
+                module._parameters[name] = first._parameters[its]
+        return self
+
+    return to
 
 
 def _module(memory: Any) -> ModuleType:

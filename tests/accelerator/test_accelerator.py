@@ -102,3 +102,33 @@ def test_a_device_without_room_for_the_model_is_refused_with_a_remedy(tmp_path):
 def test_auto_is_the_accelerator_where_there_is_one(tmp_path):
     _, code, said, peak = compile(tmp_path, "auto", "channels")
     assert code == 0 and peak > 0, said
+
+
+TARGETS = """effspec 1
+model base = zoo("tiny-llama")
+data rows = text("{zoo}/calib.txt", samples: 16, length: 32, seed: 7)
+pipeline thin(base) {{
+  s = prune.channels(keep: 75% of channels)
+}}
+emit thin {{
+  hf("hf")
+  native("native")
+  gguf("gguf")
+  onnx("onnx")
+  pt2("pt2")
+  pruning_config("pruning")
+  flower("flower", data: rows, clients: 2, rounds: 1, strategy: hetlora, ranks: [2, 4], steps: 1)
+  rttc("rttc", knowledge: "{zoo}/calib.txt", policy: ttt)
+  report("report.html")
+}}
+"""
+
+
+def test_every_target_is_written_and_judged_of_what_a_device_computed(tmp_path):
+    """Those of engines that run on the CPU alone, too."""
+    recipe = tmp_path / "r.effspec"
+    recipe.write_text(TARGETS.format(zoo=HERE / "recipes" / "zoo" / "tiny-llama"))
+    code, said, peak = effc(tmp_path, "compile", str(recipe), "-o", str(tmp_path / "out"), "--device", "emulated")
+    assert code == 0 and peak > 0, said
+    written = {path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")}
+    assert written == {"hf", "native", "gguf", "onnx", "pt2", "pruning", "flower", "rttc", "report.html"}
