@@ -22,9 +22,22 @@ def outlive_readers() -> None:
 
 def refuse_silence() -> None:
     """Raises ReaderLeft where nobody reads stdout any more."""
-    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    raw = _raw()
     if isinstance(raw, Spout) and raw.lost:
         raise ReaderLeft
+
+
+def told() -> None:
+    """Raises the OSError for which stdout did not take all of an answer: a disk is full."""
+    sys.stdout.flush()
+    raw = _raw()
+    if isinstance(raw, Spout) and raw.full is not None:
+        raise raw.full
+
+
+def _raw() -> object:
+    buffer = getattr(sys.stdout, "buffer", None)
+    return getattr(buffer, "raw", buffer)
 
 
 def _outliving(stream: TextIO | None, number: int) -> TextIO:
@@ -34,8 +47,9 @@ def _outliving(stream: TextIO | None, number: int) -> TextIO:
     if not isinstance(stream, TextIOWrapper) or type(getattr(buffer, "raw", buffer)) is not FileIO:
         return stream  # a console of Windows, or what a test reads
     stream.flush()
+    spout = Spout(number, "w", closefd=False)
     return TextIOWrapper(
-        BufferedWriter(Spout(number, "w", closefd=False)),
+        spout if stream.write_through else BufferedWriter(spout),  # PYTHONUNBUFFERED: nothing is held back
         stream.encoding,
         stream.errors,
         line_buffering=stream.line_buffering,

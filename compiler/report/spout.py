@@ -5,16 +5,24 @@ from io import FileIO
 
 
 class Spout(FileIO):
-    """A file or stream that turns into /dev/null when its reader has left; stderr does so whatever it can't take."""
+    """A file or stream that turns into /dev/null when its reader has left; stdout and stderr do so whatever they can't
+    take, so that no verb breaks off where it says something.
+
+    lost   whether nobody hears it any more
+    full   why stdout could not take an answer, of which somebody has to be told in the end
+    """
 
     lost = False
+    full: OSError | None = None
 
     def write(self, data) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            if self.fileno() != 2 and not isinstance(error, BrokenPipeError):  # a full disk loses an answer: exit 6
-                raise
+            if not isinstance(error, BrokenPipeError):
+                if self.fileno() > 2:
+                    raise
+                self.full = error
         self.lost = True
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, self.fileno())  # processes and libraries that write there by themselves outlive it, too

@@ -109,3 +109,22 @@ with within_a_second():
         assert child.wait(20) == 130
     finally:
         child.kill()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_line_for_a_person_is_written_at_once(tmp_path, unbuffered):
+    """However Python was told to hold words back."""
+    script = (
+        "import sys; from effc.compiler.commands.streams import outlive_readers; outlive_readers();"
+        "print('hear', file=sys.stderr); print(open('said').read())"
+    )
+    with open(tmp_path / "said", "w") as said:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )
+    assert done.stdout.strip() == "hear"

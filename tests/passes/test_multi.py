@@ -378,7 +378,7 @@ def test_kept_outputs_are_bounded_by_the_memory_that_is_allowed(tmp_path, monkey
     model = tiny.model("llama", num_hidden_layers=8)
     free = pruned(tmp_path, model, remove=Ratio(0.1, "params"))
     most = COSTS["layer outputs kept"]
-    monkeypatch.setattr("effc.compiler.search.loop.room_for", lambda limit: most // 3)
+    monkeypatch.setattr("effc.compiler.search.loop.room_on", lambda settings: most // 3)
     (tmp_path / "again").mkdir()
     bound = pruned(tmp_path / "again", model, remove=Ratio(0.1, "params"))
     one = IDS.numel() * 64 * 4  # the outputs of one layer: the one last asked for
