@@ -15,7 +15,7 @@ from .commands.exits import Carried, exit_table, explained, show_traceback
 from .commands.interrupt import acknowledge, asked_to_stop, within_a_second
 from .commands.screen import Screen, code_of
 from .commands.sections import SECTIONS
-from .commands.streams import ReaderLeft, outlive_readers, told
+from .commands.streams import ReaderLeft, outlive_readers, refuse_full
 
 VERBS = (
     "check",
@@ -128,7 +128,7 @@ def _run(argv: list[str]) -> int:
     try:
         with within_a_second():
             code = _guarded(argv)
-            told()
+            refuse_full()
         return code
     except (KeyboardInterrupt, OSError) as error:  # stdout is full
         lost = _leave(Carried(error, None), argv)

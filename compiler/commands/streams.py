@@ -27,7 +27,7 @@ def refuse_silence() -> None:
         raise ReaderLeft
 
 
-def told() -> None:
+def refuse_full() -> None:
     """Raises the OSError for which stdout did not take all of an answer: a disk is full."""
     sys.stdout.flush()
     raw = _raw()
