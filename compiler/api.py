@@ -12,7 +12,7 @@ from ..dsl.skeleton import Skeleton
 from ..dsl.source import Source
 from .checkpoints.origin import Origin
 from .discovery.structure import kept_skeleton, refuse_other_tensors, shipped_skeleton, skeleton_of
-from .machine.device import chosen, repeat_itself
+from .machine.device import choose, repeat_itself
 from .report.progress import Listener, Warned, announce
 from .store.cache import default_cache
 from .words.context import Context, Settings
@@ -279,7 +279,7 @@ def session(path: str | Path, **options: Unpack[Options]) -> Session:
     granted: dict[str, Any] = {name: value for name, value in options.items() if name in _GRANTED and value is not None}
     if unknown := options.keys() - Options.__annotations__.keys():
         raise TypeError(f"effc knows no option `{min(unknown)}`: {', '.join(sorted(Options.__annotations__))}")
-    kinds = (("workers", str), ("cache_dir", Path), ("device", chosen))
+    kinds = (("workers", str), ("cache_dir", Path), ("device", choose))
     granted |= {name: kind(granted[name]) for name, kind in kinds if name in granted}
     params = options.get("params")
     settings = options.get("settings") or Settings(**{"cache_dir": default_cache(), **granted})

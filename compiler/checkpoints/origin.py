@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
 from ...dsl.source import Span
-from ..machine.device import full
+from ..machine.device import no_room
 from ..report.quantity import size
 from ..words.placing import placed
 from .source_files import SourceFiles
@@ -81,7 +81,8 @@ class Origin:
                 try:
                     return self.load().to(device)
                 except torch.OutOfMemoryError as error:
-                    raise Reject(full(device, f"the model, whose weights take {size(self.weight_bytes)},")) from error
+                    said = f", whose weights take {size(self.weight_bytes)}," if self.weight_bytes else ""
+                    raise Reject(no_room(device, f"the model{said}")) from error
 
         def tokenizer() -> Any:
             with placed(span):

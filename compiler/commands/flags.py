@@ -172,12 +172,12 @@ class Shared:
     def check_environment(self) -> None:
         """Before any work: packages in their ranges, the device and the level of the kernels there."""
         from ...kernels.levels import level
-        from ..machine.device import check_device, chosen
+        from ..machine.device import check_device, choose
         from ..machine.environment import check_packages
 
         check_packages()
         level()
-        check_device(chosen(self.device))
+        check_device(choose(self.device))
 
     def session(self, recipe: Path, tell: "Listener | None" = None) -> "Session":
         """One recipe with what the flags say; a name of the library where there is no such file."""
@@ -204,7 +204,7 @@ class Shared:
 
     def settings(self, tell: "Listener | None" = None) -> "Settings":
         """What the compiler is granted."""
-        from ..machine.device import chosen
+        from ..machine.device import choose
         from ..report.progress import silent
         from ..words.context import Settings
 
@@ -212,7 +212,7 @@ class Shared:
         return Settings(
             self.cache_folder,
             self.seed,
-            chosen(self.device),
+            choose(self.device),
             self.offline or hub_offline,
             self.trust_remote_code,
             self.max_memory,

@@ -26,7 +26,7 @@ device_full = Fault(
 )
 
 
-def chosen(name: str) -> str:
+def choose(name: str) -> str:
     """A device by name; of `auto`, the accelerator that torch finds here, or else the CPU."""
     if name != "auto":
         return name
@@ -45,7 +45,7 @@ def check_device(name: str) -> None:
         return
     import torch
 
-    try:
+    try:  # torch says it by class as it likes: no such word, built without it, no code for it
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).splitlines()[0].split(". ")[0].rstrip(".")
@@ -94,7 +94,7 @@ def let_go(name: str) -> None:
         empty()
 
 
-def full(name: str, what: str) -> Diagnostic:
+def no_room(name: str, what: str) -> Diagnostic:
     """That a device has no room for something."""
     left = spare(name)
     had = "" if left is None else f": {size(left)} are left"

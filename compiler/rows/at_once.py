@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from ...dsl.diagnostics import Reject
-from ..machine.device import full, let_go
+from ..machine.device import let_go, no_room
 from ..report.progress import Said
 
 if TYPE_CHECKING:
@@ -45,6 +45,6 @@ def in_room(work: Callable[[], T], ctx: "Context") -> T:
         let_go(device)
         most = rows_at_once()
         if most == 1:
-            raise Reject(full(device, "running one row at a time"))
+            raise Reject(no_room(device, "running one row at a time"))
         AtOnce.fewer = most // 2
         ctx.tell(Said(f"{device} has no room for {most} rows at once: begun again, {AtOnce.fewer} at once"))
