@@ -49,7 +49,7 @@ def check_device(name: str) -> None:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).splitlines()[0].split(". ")[0].rstrip(".")
-        if "device string" in first or "device type" in first:
+        if "device string" in first.lower() or "device type" in first:
             raise Reject(
                 unknown_device(f"torch knows no device `{name}`", help="devices are auto, cpu, cuda, cuda:1, mps")
             ) from error

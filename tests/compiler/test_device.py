@@ -5,8 +5,10 @@ import json
 import pytest
 from effc.compiler import api
 from effc.compiler.judging.gate import baseline_origin
+from effc.compiler.machine.device import check_device
 from effc.compiler.running import snapshot
 from effc.compiler.store.cache import Cache
+from effc.dsl.diagnostics import Reject
 
 from tests import tiny
 
@@ -59,3 +61,10 @@ def test_a_kept_step_is_restored_to_the_device(recipe):
         ).program
         assert devices(program.model) == {device} and {g.count for g in program.skeleton.groups} == {48, 4, 2}
         assert program.inputs["input_ids"].device.type == device
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "auto:1"])
+def test_a_word_that_is_no_device_is_a_wrong_flag(name):
+    with pytest.raises(Reject) as refused:
+        check_device(name)
+    assert refused.value.diagnostics[0].slug == "unknown-device" and refused.value.exit == 2
