@@ -151,7 +151,7 @@ def _print_recipe(name: str, known: "dict[str, Shipped]", shared: Shared) -> Non
         return shared.screen.answer_json("recipes", name=found.name, path=str(found.path), text=text, **told)
     shared.screen.write(text)
     for effect in effects.of(found):
-        shared.screen.say(f"{effect.text()}\n  {effects.where(effect)}, {effect.seconds:.0f} s")
+        shared.screen.say(f"\n{effect.table()}\n  {effects.where(effect)}, {effect.seconds:.0f} s")
     if not found.is_module and not effects.of(found):
         shared.screen.say("not measured")
     return None

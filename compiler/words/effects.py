@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..report.quantity import change, measured
+from ..report.quantity import change, counted, measured
 from ..store.regular import read_json
 from .library import Shipped, folders
 
@@ -15,8 +15,20 @@ FILE = "effects.json"
 FORMAT = 1
 MOST = 1 << 20  # bytes of the file
 RANDOM = "random weights: this says that it runs, and nothing of quality"
+NOTHING = "it compiles; what it gives shows where it is run"
 _DOC = re.compile(r'^""".*?"""', re.S | re.M)
 _COMMENT = re.compile(r"^\s*#.*$", re.M)
+
+
+class Value(NamedTuple):
+    """A metric of something that was compiled, and the original's where it was measured."""
+
+    unit: str
+    original: float | None
+    compiled: float
+
+
+Points = dict[str, dict[str, Value]]  # a point of a front, "" of what is no front -> metric -> its value
 
 
 @dataclass(frozen=True)
@@ -39,20 +51,95 @@ class Effect:
     random: bool = False
     rows: tuple[tuple[str, str, str, float | None, float], ...] = ()
 
+    @property
+    def model(self) -> str:
+        return f"{self.on} in place of {self.stands_for}" if self.stands_for else self.on
+
     def text(self) -> str:
-        """`tiny-llama: params 1.84 M -> 1.55 M (-15.4 %), ...`."""
-        of: dict[str, list[str]] = {}
+        """`tiny-llama: params 1.84 M -> 1.55 M (-15.4 %), ...`; of a front how far its choices reach."""
+        parts = [(name, _reach(points) if set(points) != {""} else _line(points[""])) for name, points in self._told()]
+        what = "; ".join(f"{name}: {told}" if len(parts) > 1 else told for name, told in parts) or NOTHING
+        return f"{self.model}: {what}" + (f" ({RANDOM})" if self.random else "")
+
+    def table(self) -> str:
+        """The same with every choice of a front, and a line for each metric of anything else."""
+        lines = [self.model + (f" ({RANDOM})" if self.random else "")]
+        for name, points in self._told():
+            named = [name] if len(self._told()) > 1 or set(points) != {""} else [""]
+            cells = _choices(points, *named) if set(points) != {""} else _metrics(points[""], *named)
+            widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+            lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+        return "\n".join(lines if self.rows else [*lines, f"  {NOTHING}"])
+
+    def _told(self) -> list[tuple[str, Points]]:
+        """Artifacts with their points, each once: a front and the family that it was chosen from say the same."""
+        found: dict[str, Points] = {}
         for artifact, metric, unit, original, compiled in self.rows:
-            now = measured(compiled, unit)
-            text = now if original is None else f"{measured(original, unit)} -> {now}"
-            moved = "" if original is None else change(original, compiled)
-            of.setdefault(artifact, []).append(f"{metric} {text}" + (f" ({moved})" if moved else ""))
-        told = [", ".join(parts) for parts in of.values()]
-        if len(of) > 1:
-            told = [f"{name}: {parts}" for name, parts in zip(of, told, strict=True)]
-        what = "; ".join(told) or "it compiles; what it gives shows where it is run"
-        model = f"{self.on} in place of {self.stands_for}" if self.stands_for else self.on
-        return f"{model}: {what}" + (f" ({RANDOM})" if self.random else "")
+            metric, _, point = metric.partition(" of ")
+            if not point:
+                artifact, _, point = artifact.partition("/")
+            values = found.setdefault(artifact, {}).setdefault(point, {})
+            values.setdefault(metric, Value(unit, original, compiled))
+        told: list[tuple[str, Points]] = []
+        for name, points in found.items():
+            if not any(_alike(points, other) for _, other in told):
+                told.append((name, points))
+        return told
+
+
+def _alike(points: Points, others: Points) -> bool:
+    return _choices(points, "") == _choices(others, "") and set(points) != {""}
+
+
+def _line(values: Mapping[str, Value]) -> str:
+    """`params 1.84 M -> 1.55 M (-15.4 %), ...`."""
+    told = []
+    for metric, (unit, original, compiled) in values.items():
+        if original is None:
+            told.append(f"{metric} {measured(compiled, unit)}")
+        else:
+            moved = f"{measured(original, unit)} -> {measured(compiled, unit)} ({change(original, compiled)})"
+            told.append(f"{metric} {moved}")
+    return ", ".join(told)
+
+
+def _reach(points: Points) -> str:
+    """`4 choices: params 428.4 k to 1.84 M (was 1.84 M), ...`."""
+    found: dict[str, list[Value]] = {}
+    for values in points.values():
+        for metric, value in values.items():
+            found.setdefault(metric, []).append(value)
+    told = []
+    for metric, each in found.items():
+        ends = dict.fromkeys(measured(end(v.compiled for v in each), each[0].unit) for end in (min, max))
+        known = [f" (was {measured(v.original, v.unit)})" for v in each if v.original is not None]
+        told.append(f"{metric} {' to '.join(ends)}{known[0] if known else ''}")
+    return f"{counted(len(points), 'choice')}: {', '.join(told)}"
+
+
+def _choices(points: Points, name: str) -> list[list[str]]:
+    """A line for each point: its name and its numbers; the original's before them."""
+    metrics = list(dict.fromkeys(metric for values in points.values() for metric in values))
+    first = {
+        metric: measured(v.original, v.unit)
+        for values in points.values()
+        for metric, v in values.items()
+        if v.original is not None
+    }
+    lines = [["original", *(first.get(metric, "") for metric in metrics)]]
+    for point, values in points.items():
+        numbers = (measured(values[m].compiled, values[m].unit) if m in values else "" for m in metrics)
+        lines.append([point, *numbers])
+    return [[name, *metrics], *(lines if first else lines[1:])]
+
+
+def _metrics(values: Mapping[str, Value], name: str) -> list[list[str]]:
+    """A line for each metric: the original's, the compiled one's, how far they are apart."""
+    rows = [[name, "original", "compiled", ""]]
+    for metric, (unit, original, compiled) in values.items():
+        before = ["", ""] if original is None else [measured(original, unit), change(original, compiled)]
+        rows.append([metric, before[0], measured(compiled, unit), before[1]])
+    return rows
 
 
 @dataclass

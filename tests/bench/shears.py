@@ -4,12 +4,14 @@
                                  [--test 200] [--sparsity 50] [--model 'gguf("...")']
 
 DATA     a folder of LLM-Adapters' tasks: TASK/train.json and TASK/test.json, "instruction" and "answer"; or of GSM8K:
-         train.jsonl and test.jsonl with `--task gsm8k`, "question" and "answer"
+         train.jsonl and test.jsonl with `--task gsm8k`, "question" and "answer"; or of SST-2: train.tsv and test.tsv
+         with `--task sst2`, "sentence" and "label"
 FOLDER   keeps what is done
 
 Of commonsense tasks the accuracy on test questions, an answer chosen by likelihood; of GSM8K the perplexity of worked
 solutions behind their questions, as 135 M parameters solve next to none. Seeds choose what is learned and in which
-order, and which ranks a step draws. All adapters sit on q, k, v, up and down, of rank 32 and alpha 64.
+order, and which ranks a step draws. All adapters sit on q, k, v, up and down, of rank 32 and alpha 64, and learn the
+answers alone; masks and grids look at questions with their answers.
 LoRA     of one rank; on sparse weights it fills their zeros when it is merged, so that nothing stays sparse
 NLS      ranks 32, 24, 16, a draw a step: the middle ones, or those of `search.hill` by the dev questions; fills zeros, too
 merged   NLS whose adapters give nothing where weights are zero (SparsePEFT); int4: trained through a grid as well
@@ -27,7 +29,7 @@ import torch
 
 ON = 'on: "*.{q,k,v,up,down}_proj"'
 LEARN = "data: train, steps: {steps}, batch: 8, lr: 3e-4"
-ZEROS = "sps = sparsify.wanda(sparsity: {sparsity}% of weights, data: train)\n  "
+ZEROS = "sps = sparsify.wanda(sparsity: {sparsity}% of weights, data: calib)\n  "
 NLS = "net = supernet.lora(" + ON + ", ranks: [32, 24, 16], zeros: {zeros}, {more}" + LEARN + ")\n  "
 LORA = "fit = tune.heal(" + ON + ", rank: 32, alpha: 64.0, dropout: 0.1, zeros: fill, " + LEARN + ")"
 PICK = "fit = supernet.pick(ranks: middle)"
@@ -44,7 +46,7 @@ ROUTES = {
     "sparse, NLS, merged int4": ZEROS
     + NLS.replace("{zeros}", "keep").replace("{more}", "bits: 4, group: 64, ")
     + PICK
-    + '\n  q = quantize.gptq(on: "*.{o,gate}_proj", data: train, bits: 4, group: 64)',
+    + '\n  q = quantize.gptq(on: "*.{o,gate}_proj", data: calib, bits: 4, group: 64)',
 }
 RECIPE = """effspec 1
 model base = {model}
@@ -54,11 +56,16 @@ pipeline lean(base) {{
 }}
 """
 ROWS = 'data {name} = choices("{file}.jsonl", samples: {samples}, seed: {seed}, length: 192)\n'
-SOLVED = 'data {name} = pairs("{file}.jsonl", prompt: "question", answer: "answer", samples: {samples}, seed: {seed})\n'
+SOLVED = """data {name} = pairs("{file}.jsonl", prompt: "prompt", join: " ", answer: "answer", length: 256, longer: drop,
+    samples: {samples}, seed: {seed})
+"""
 
 
 def records(folder: Path, task: str, part: str) -> list[dict]:
     """Questions with options and the right one; of GSM8K with worked solutions."""
+    if task == "sst2":
+        lines = (folder / f"{part}.tsv").read_text(encoding="utf-8").splitlines()[1:]
+        return [review(*line.split("\t")) for line in lines if line]
     if task == "gsm8k":
         return [json.loads(line) for line in (folder / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()]
     found = []
@@ -69,11 +76,17 @@ def records(folder: Path, task: str, part: str) -> list[dict]:
     return found
 
 
+def review(sentence: str, label: str) -> dict:
+    options = ["negative", "positive"]
+    return {"question": f"Review: {sentence.strip()}\nSentiment:", "options": options, "answer": options[int(label)]}
+
+
 def split(source: Path, folder: Path, task: str) -> None:
     """Every tenth of what was meant for training is what a search may look at."""
     learned = records(source, task, "train")
     parts = {"train": [r for i, r in enumerate(learned) if i % 10], "dev": learned[::10]}
     for name, some in {**parts, "test": records(source, task, "test")}.items():
+        some = [{**r, "prompt": f"Question: {r['question']}\nAnswer:"} for r in some]  # as `choices` lays them out
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)), encoding="utf-8")
 
 
@@ -85,7 +98,9 @@ def built(folder: Path, name: str, asked, seed: int):
 
     line = SOLVED if asked.task == "gsm8k" else ROWS
     counts = {"train": (asked.train, seed), "dev": (asked.dev, 0), "test": (asked.test, 0)}
-    data = "".join(line.format(name=n, file=n, samples=count, seed=s) for n, (count, s) in counts.items())
+    layouts = {"train": SOLVED, "dev": line, "test": line}
+    data = "".join(layouts[n].format(name=n, file=n, samples=count, seed=s) for n, (count, s) in counts.items())
+    data += (SOLVED if asked.task == "gsm8k" else ROWS).format(name="calib", file="train", samples=160, seed=seed)
     steps = ROUTES[name]
     for key, value in {"steps": asked.steps, "sparsity": asked.sparsity, "dev": measure_of(asked.task, "dev")}.items():
         steps = steps.replace(f"{{{key}}}", str(value))

@@ -2,7 +2,7 @@
 
 import json
 
-from effc.compiler.words.effects import Effects
+from effc.compiler.words.effects import Effect, Effects
 from effc.compiler.words.library import shipped
 
 
@@ -38,12 +38,37 @@ def test_what_a_recipe_gave_is_told_with_its_machine_and_what_was_not_measured_s
     assert listed.out.count("\n  not measured\n") == len(unknown)
     assert f"measured on {effects.where(effects.of(known)[0])}" in listed.err
     shown = effc("recipes", "show", known.name)
-    assert shown.out == known.text and effects.of(known)[0].text() in shown.err
+    assert shown.out == known.text and effects.of(known)[0].table() in shown.err
     assert all("not measured" in effc("recipes", "show", r.name).err for r in unknown[:1])
     rows = json.loads(effc("recipes", "--format", "json").out)["recipes"]
     told = {row["name"]: row.get("effects") for row in rows}
     assert all(told[r.name] == [] for r in unknown) and told["std.text"] is None
     assert told[known.name][0]["rows"] and told[known.name][0]["machine"]["cpu"]
+
+
+def test_a_front_is_told_by_its_reach_and_shown_choice_by_choice_and_the_family_behind_it_is_not_told_again():
+    def rows(artifact: str) -> list:
+        return [
+            (artifact, "params of one", "params", 2e6, 2e6),
+            (artifact, "params of two", "params", 2e6, 1e6),
+            (f"{artifact}/one", "params", "params", None, 2e6),
+            (f"{artifact}/one", "perplexity(dev)", "", None, 30.0),
+            (f"{artifact}/two", "perplexity(dev)", "", None, 40.5),
+        ]
+
+    front = Effect("tiny", machine=0, seed=0, seconds=1.0, rows=(*rows("sizes"), *rows("sizes-shared")))
+    assert front.text() == "tiny: 2 choices: params 1.00 M to 2.00 M (was 2.00 M), perplexity(dev) 30 to 40.5"
+    assert front.table().splitlines() == [
+        "tiny",
+        "  sizes     params  perplexity(dev)",
+        "  original  2.00 M",
+        "  one       2.00 M  30",
+        "  two       1.00 M  40.5",
+    ]
+    other = ("lean", "params", "params", 2e6, 1e6)
+    both = Effect("tiny", machine=0, seed=0, seconds=1.0, rows=(*rows("sizes"), other))
+    assert both.text().endswith("40.5; lean: params 2.00 M -> 1.00 M (-50.0 %)")
+    assert both.table().endswith("  lean    original  compiled\n  params  2.00 M    1.00 M    -50.0 %")
 
 
 def test_a_recipe_is_copied_with_its_files_and_compiled_by_name(effc, tmp_path):
