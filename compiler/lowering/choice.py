@@ -1,7 +1,7 @@
 """Which kernel, if any, takes the place of each linear module, and why."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -80,6 +80,13 @@ class Choice:
         """How many times as long another contender takes."""
         ours = self.seconds.get(self.kernel or EAGER)
         return round(self.seconds[other] / ours, 3) if ours and other in self.seconds else None
+
+    def on(self, kernel: str, trial: "Trial") -> "Choice":
+        """The same module on a kernel of a finer grid."""
+        why = f"{FORMAT_OF[self.kernel]} was off by {self.error:.1%} of its outputs, and all together by too much"
+        return replace(
+            self, kernel=kernel, why=why, bytes=trial.packed(kernel).packed.numel(), error=trial.error(kernel)
+        )
 
     def to_json(self) -> dict[str, Any]:
         others = (EAGER, PREPACKED, DYNAMIC, "dense_linear", "dense_linear_int8")
@@ -201,6 +208,24 @@ def choose(
             f"{seconds(times[kernel])}{left_out}"
         )
     return kernel, f"{digits(times[EAGER] / times[kernel], 3)} times as fast as torch{left_out}"
+
+
+def finer(choices: Sequence[Choice], share: float) -> dict[str, str]:
+    """Paths of modules that are to be more exact -> the fastest kernel of a finer grid that took part in the race.
+
+    The furthest off come first, as many as make up this share of all squared errors; {} where none can be finer.
+    """
+    off = sorted((c for c in choices if c.kernel in ROUNDED and c.error), key=lambda c: -(c.error or 0.0))
+    wanted, gone = share * sum((c.error or 0.0) ** 2 for c in off), 0.0
+    found: dict[str, str] = {}
+    for c in off:
+        if found and gone >= wanted:
+            break
+        able = [k for k in c.seconds if k in FORMAT_OF and _coarseness(k) < _coarseness(c.kernel)]
+        if able:
+            found[c.site.path] = min(able, key=c.seconds.__getitem__)
+            gone += (c.error or 0.0) ** 2
+    return found
 
 
 def _coarseness(kernel: str) -> int:

@@ -12,12 +12,13 @@ from ...compiler.layers.linear import cpu_only
 from ...compiler.lowering import accuracy, choice
 from ...compiler.lowering.choice import Choice, Site
 from ...compiler.lowering.racing import cold_bytes
-from ...compiler.lowering.speed import SECONDS, Case, raced, reckoned, recorded
+from ...compiler.lowering.speed import ROUNDED, SECONDS, Case, raced, reckoned, recorded
 from ...compiler.machine.fingerprint import cpus
 from ...compiler.planning import shrink
 from ...compiler.planning.profiled import differs
 from ...compiler.planning.select import parts
 from ...compiler.report.progress import Said
+from ...compiler.report.quantity import counted, digits
 from ...compiler.search.sparsity import no_linear
 from ...compiler.store.journal import Journal
 from ...compiler.words.context import Context
@@ -42,9 +43,12 @@ class SparseCpu(Pass):
     For another machine, give `timings` measured there, or name its `isa` or profile: then times are
     reckoned from bytes and instructions, which tells kernels apart, not their milliseconds.
 
-    What it costs in accuracy is measured on `data`, the model before against the model after, and more than
-    `divergence` is a missed expectation. Zeros come from `sparsify.*`; without any, packing alone is
-    several times as fast as what torch does with one row of bfloat16.
+    What it costs in accuracy is measured on `data`, the model before against the model after. Where predictions
+    move by more than `divergence`, the modules that are furthest off take the fastest kernel of a finer grid,
+    as many as it needs. A missed expectation is what that can't mend, and a format asked for by name.
+
+    Zeros come from `sparsify.*`; without any, packing alone is several times as fast as what torch does with
+    one row of bfloat16.
 
     Source: own; the formats as SparAMX has them (AbouElhamayed et al. 2025, arXiv 2502.12444), other kernels.
     Example: cpu = lower.sparse_cpu(on: "*_proj")
@@ -130,7 +134,7 @@ class SparseCpu(Pass):
         able = {s.path: choice.kernels_for(s, self.format) for s in sites}
         asked = [s for s in sites if s.path not in apart and able[s.path][0]]
         times = self._times(program, ctx, asked, {s.path: able[s.path][0] for s in asked})
-        choices = []
+        choices, trials = [], {}
         with Rewriter(program) as rewrite:
             for site in ctx.each(sites, "packing", len(sites)):
                 kernels, refused = able[site.path]
@@ -147,7 +151,36 @@ class SparseCpu(Pass):
                 choices.append(Choice(site, kernel, why, size, error, times.get(site.case, {})))
                 if taken:
                     rewrite.swap_module(site.path, taken)
-        self._close(program, ctx, choices, times, before)
+                if kernel in ROUNDED and self.format == "auto":
+                    trials[site.path] = trial  # its weight is needed where all together move predictions too far
+        cost = None if before is None else self._mend(program, ctx, choices, trials, before)
+        self._close(program, ctx, choices, times, cost)
+
+    def _mend(
+        self,
+        program: Program,
+        ctx: Context,
+        choices: list[Choice],
+        trials: Mapping[str, choice.Trial],
+        before: accuracy.Before,
+    ) -> accuracy.Accuracy:
+        """What it cost, once modules that are far off have a finer grid where it was too much."""
+        cost = before.against(program.model)
+        while cost.divergence > self.divergence:
+            own = [c for c in choices if c.site.path in trials]
+            finer = choice.finer(own, 1 - self.divergence / cost.divergence)
+            if not finer:
+                break
+            with Rewriter(program) as rewrite:
+                for number, made in enumerate(choices):
+                    if kernel := finer.get(made.site.path):
+                        trial = trials[made.site.path]
+                        rewrite.swap_module(made.site.path, trial.packed(kernel))
+                        choices[number] = made.on(kernel, trial)
+            moved, cost = cost.divergence, before.against(program.model)
+            said = f"predictions moved by {digits(moved)} nats, now by {digits(cost.divergence)}"
+            ctx.tell(Said(f"{counted(len(finer), 'module')} furthest off on finer grids: {said}"))
+        return cost
 
     def _close(
         self,
@@ -155,7 +188,7 @@ class SparseCpu(Pass):
         ctx: Context,
         choices: Sequence[Choice],
         times: Mapping[Case, Mapping[str, float]],
-        before: accuracy.Before | None,
+        cost: accuracy.Accuracy | None,
     ) -> None:
         """Judge, then say what was decided."""
         if not any(choice.kernel for choice in choices):
@@ -165,7 +198,6 @@ class SparseCpu(Pass):
                     help="leave the step out, make zeros first, or ask for a format by name",
                 )
             )
-        cost = None if before is None else before.against(program.model)
         if cost is not None:
             choice.gate(cost, self.divergence, choices)
         accuracy.forget(ctx.workdir)

@@ -267,6 +267,23 @@ def test_more_than_the_divergence_allowed_is_a_missed_expectation_with_names_and
     assert "model.layers." in found.note and "dense_int8" in found.note
 
 
+def test_modules_furthest_off_take_finer_grids_until_predictions_move_by_no_more_than_is_allowed(tmp_path, monkeypatch):
+    monkeypatch.setattr("effc.passes.lower.sparse_cpu.raced", decided)  # int4 is the fastest of all
+    _, coarse = run(tmp_path, sparse(), error=1.0)
+    moved = coarse["accuracy"]["divergence"]
+    program, note = run(tmp_path, sparse(), error=1.0, divergence=moved / 4)
+    assert note["accuracy"]["divergence"] <= moved / 4 < moved
+    was, now = ({e["module"]: e for e in found["lowered"]} for found in (coarse, note))
+    changed = [m for m in now if now[m]["format"] != was[m]["format"]]
+    kept = [m for m in now if m not in changed and now[m]["format"] == "dense_int4"]
+    assert changed and kept and all(now[m]["error"] < was[m]["error"] for m in changed)
+    assert max(now[m]["error"] for m in kept) <= min(was[m]["error"] for m in changed)
+    assert all("was off by" in now[m]["why"] for m in changed)
+    assert {p: m.kernel for p, m in lowered(program.model)} == {m: now[m]["kernel"] for m in now}
+    found = refused(lambda: run(tmp_path, sparse(), error=1.0, divergence=1e-12)).diagnostics[0]
+    assert found.slug == "lowering-inaccurate" and "int" not in found.note  # the finest that there is
+
+
 def test_where_nothing_wins_the_step_is_refused_with_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "effc.passes.lower.sparse_cpu.raced", lambda w, kernels, rows, isa: {EAGER: 1.0, **dict.fromkeys(kernels, 2.0)}
