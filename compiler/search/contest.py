@@ -6,7 +6,6 @@ from ...dsl.values import DataRef, MetricRef
 from ..words.kinds import Lossy, Pass, param
 from .fit import Fit
 from .greedy import Cutter
-from .refusals import check_racing
 
 
 class Contest(Cutter, Pass):
@@ -14,6 +13,7 @@ class Contest(Cutter, Pass):
 
     keeps = Lossy()
     determinism = "deterministic"
+    only = {"estimate": "search: racing", "together": "search: racing"}
 
     score: MetricRef = param("What the model is scored by without each candidate.")
     search: Literal["racing", "exact"] = param("Score what may win, or everything.", default="racing")
@@ -36,8 +36,6 @@ class Contest(Cutter, Pass):
 
     @property
     def exact(self) -> bool:
-        """Raises Reject where an exact search is asked for what only a racing one has."""
-        check_racing(self.search == "exact", self.estimate, self.together)
         return self.search == "exact"
 
     def fit(self, reorder: Literal["l1", "wanda", "obs"] | None = None) -> Fit:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ...dsl.diagnostics import Diagnostic, Fault, Reject
+from ...dsl.diagnostics import Diagnostic, Fault
 
 if TYPE_CHECKING:
     from .choice import Round
@@ -22,7 +22,6 @@ saved_less = Fault(
     "The step's result is not kept.",
     exit="failure",
 )
-idle_options = Fault("idle-options", "A search is told what only a racing one does.")
 SCORE_HELP = "score on other data, or look at what made the model's weights"
 
 
@@ -41,16 +40,3 @@ def nothing_chosen(now: "Round", refused: Mapping[str, str], of: str, share: flo
             argument="keep remove",
         )
     return no_finite_score(f"all {len(now.scores)} candidates score NaN or infinity", help=SCORE_HELP)
-
-
-def check_racing(exact: bool, estimate: str, together: int) -> None:
-    """Raise Reject where an exact search, which scores everything and cuts one thing a round, is told otherwise."""
-    if exact and (estimate != "none" or together > 1):
-        name = "estimate" if estimate != "none" else "together"
-        raise Reject(
-            idle_options(
-                f"`{name}` is for racing searches, and this one is exact",
-                help=f"leave `{name}` or `search: exact` out",
-                argument=name,
-            )
-        )
