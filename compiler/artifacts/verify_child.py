@@ -119,10 +119,10 @@ def first_position(model: nn.Module) -> int:
 
 
 def continues(model: Any) -> bool:
-    """Whether a model's `generate` goes on from token ids alone: Pop2Piano's wants sounds."""
+    """Whether a model's `generate` goes on from token ids: Pop2Piano's wants sounds."""
     asked = inspect.signature(model.generate).parameters.values() if getattr(model, "can_generate", bool)() else None
     needed = {p.name for p in asked or () if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
-    return asked is not None and needed <= {"input_ids", "inputs"}
+    return asked is not None and needed <= {"input_ids", "inputs", "attention_mask", "generation_config"}
 
 
 def generate(model: Any, ids: torch.Tensor, mask: torch.Tensor, steps: int):

@@ -84,8 +84,10 @@ def test_effc_opens_both_programs_as_one_model_that_generates_batches_of_any_pad
         opened.generate(long, max_new_tokens=1)
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3_text", "gpt2", "opt", "phi3", "cohere", "mistral"])
+OTHERS = ("gemma2", "gemma3_text", "opt", "phi3", "cohere", "mistral")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", *(pytest.param(n, marks=pytest.mark.heavy) for n in OTHERS)])
 def test_a_fresh_process_holds_both_programs_to_the_model(tmp_path, name):
     model = tiny.model(name)
     folder, target = emitted(tmp_path, model, context=64)
