@@ -162,10 +162,10 @@ def _facts(word: Word) -> Iterator[str]:
         for condition, reasons in facts["cannot_hold"].items():
             for what, reason in reasons.items():
                 yield f"Can't hold {what}{f' with `{condition}`' if condition else ''}: {reason}."
-        for reason, help_ in facts["unfit"].values():
-            yield f"Refused: {reason} ({help_})."
-        for name, condition in facts["only"].items():
-            yield f"`{name}` is refused but with {phrase(condition)}."
+    for reason, help_ in dict.fromkeys(facts.get("unfit", {}).values()):
+        yield f"Refused: {reason} ({help_})."
+    for name, condition in facts.get("only", {}).items():
+        yield f"`{name}` belongs to {phrase(condition)}."
     if word.kind == "metric":
         yield f"Unit: {facts['unit'] or 'none'}. Better when {facts['better']}."
     if facts.get("extra"):

@@ -118,7 +118,7 @@ class Elastic(Learner):
     )
     train: Literal["adapters", "weights"] = param("What is trained.", default="adapters")
     ranks: list[int] = param(
-        "What the rank of a layer's adapters may be, the largest first.", default=(16,), falling=True
+        "What the rank of a layer's adapters may be, the largest first.", default=(16,), ge=1, falling=True
     )
     alpha: float = param("What the products are multiplied with, divided by the largest rank.", default=32.0, gt=0)
     dropout: float = param("Probability that an input of an adapter is dropped.", default=0.0, ge=0, lt=1)

@@ -57,7 +57,7 @@ class Lora(Learner):
     extra: ClassVar[str] = "tune"
     requires: ClassVar[tuple[str, ...]] = ("peft",)
 
-    ranks: list[int] = param("What a site's rank may be, the largest first.", least=2, falling=True)
+    ranks: list[int] = param("What a site's rank may be, the largest first.", ge=1, least=2, falling=True)
     data: DataRef = param("Rows to learn from.")
     per: Literal["layer", "module", "kind"] = param(
         "What has a rank of its own: layers, modules, or all modules of one name.", default="layer"
