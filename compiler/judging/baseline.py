@@ -18,7 +18,7 @@ from ..artifacts.manifest import Measure
 from ..machine.fingerprint import machine
 from ..measuring.confidence import median_interval
 from ..planning import keys
-from ..report.quantity import change, digits, measured
+from ..report.quantity import apart, change, digits, measured
 from ..store.cache import write_whole
 from ..store.regular import MIB, MISFIT, read_json
 from .gate import metric_label
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 EXACT = ("params", "flops")  # counts of shapes: no library moves them
+COUNTS = (*EXACT, "bytes")
 ROUNDING = 1e-5  # what other code of one instruction set does to a sum: libraries choose by the processor
 SAME = ("effc", "torch", "transformers", "isa", "threads")  # what decides the bits of a result
 CLOCKED = ("cpu", "isa", "threads")  # what decides how fast one model is against another
@@ -53,6 +54,12 @@ baseline_undecided = Fault(
 baseline_open = Fault(
     "baseline-open",
     "A ratio of times could not be decided, and `--undecided pass` lets it through.",
+    severity="warning",
+)
+baseline_gone = Fault(
+    "baseline-gone",
+    "A baseline holds a measure that nothing measures any more.\n\n"
+    "A bound was taken out of the recipe, or the file was edited: what it held is not held now.",
     severity="warning",
 )
 foreign_baseline = Fault(
@@ -93,8 +100,9 @@ class Drift:
         """`1.02 against 0.9`."""
         if self.now is None:
             return "not measured any more"
-        text = measured(self.now, self.unit)
-        return text if self.then is None else f"{text} against {measured(self.then, self.unit)}"
+        if self.then is None:
+            return measured(self.now, self.unit)
+        return " against ".join(apart(self.now, self.then, self.unit))
 
     def to_json(self) -> dict[str, Any]:
         def finite(x: float | None) -> float | str | None:
@@ -208,6 +216,8 @@ def _check(body: Any) -> None:
     values = [float(m["value"]) for m in measures]
     if not all(math.isfinite(x) for x in (*shares, *values)) or min(shares) < 0:
         raise ValueError("a number is none that a baseline has")
+    if any(x < 0 for m, x in zip(measures, values, strict=True) if m["clocked"] or m["metric"] in COUNTS):
+        raise ValueError("a count, or a ratio of times, is negative")
     if not all(isinstance(m["clocked"], bool) for m in measures) or not isinstance(body["machine"], dict):
         raise ValueError("a field is of another form")
 
@@ -306,7 +316,7 @@ def _bound_span(name: str, result: "Tested") -> Span | None:
     return bound.span if bound and bound.span else result.plan.pipeline.span
 
 
-OURS = (baseline_missed, baseline_undecided, baseline_open)
+OURS = (baseline_missed, baseline_undecided, baseline_open, baseline_gone)
 
 
 def complaints(drifts: Sequence[Drift], body: Mapping[str, Any], undecided: str) -> Iterator[Diagnostic]:
@@ -314,13 +324,16 @@ def complaints(drifts: Sequence[Drift], body: Mapping[str, Any], undecided: str)
     others = ", ".join(_differs(body, machine(), SAME))
     note = f"the baseline was written with another {others}" if others else ""
     for d in drifts:
+        if d.state == "gone":
+            said = f"`{d.metric}` stands in the baseline, and nothing measures it now"
+            yield baseline_gone(said, d.span, help="give it a bound again, or write a new baseline with `--bless`")
         if d.state not in ("worse", "undecided") or d.then is None or d.now is None or d.limit is None:
             continue
         what = "the ratio of " if d.clocked else ""
         moved = change(d.then, d.now)
-        message = (
-            f"{what}`{d.metric}` was {digits(d.then)} and is {digits(d.now)} ({moved}), at worst {digits(d.limit)}"
-        )
+        then, now = (digits(d.then), digits(d.now)) if d.clocked else apart(d.then, d.now, d.unit)
+        limit = then if d.limit == d.then else digits(d.limit) if d.clocked else apart(d.limit, d.now, d.unit)[0]
+        message = f"{what}`{d.metric}` was {then} and is {now} ({moved}), at worst {limit}"
         fault, help = baseline_missed, "if that is meant, write a new baseline with `--bless`"
         if d.state == "undecided":
             fault = baseline_undecided if undecided == "fail" else baseline_open

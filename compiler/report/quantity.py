@@ -79,6 +79,16 @@ def measured(value: float, unit: str = "") -> str:
     return f"{digits(value)} {unit}".rstrip()
 
 
+def apart(one: float, other: float, unit: str = "") -> tuple[str, str]:
+    """Two values of a metric, with as many digits as tell them apart: `1,542,273` and `1,542,272`."""
+    short = measured(one, unit), measured(other, unit)
+    if short[0] != short[1] or one == other:
+        return short
+    whole = [f"{v:,.0f}" if float(v).is_integer() else f"{v:.12g}" for v in (one, other)]
+    behind = "" if unit in ("params", "parameters") else f" {unit}".rstrip()
+    return f"{whole[0]}{behind}", f"{whole[1]}{behind}"
+
+
 def change(before: float, after: float) -> str:
     """`-20.4 %`, `+3.0 %`, `same`."""
     if before == after:

@@ -121,6 +121,24 @@ def test_a_measure_that_is_worse_fails_on_the_line_of_its_bound(effc, own, monke
     )
 
 
+def test_counts_that_differ_by_little_are_told_with_all_their_digits(effc, own):
+    def less(body):
+        for measure in body["artifacts"][0]["measures"]:
+            measure["value"] -= measure["metric"] == "params"
+
+    edit(own, less)
+    run = effc("test", "r.effspec", "--no-progress", "-q")
+    then = next(m for m in json.loads((own / "r.baseline.json").read_text())["artifacts"][0]["measures"])["value"]
+    assert run.code == 4 and f"`params` was {then:,.0f} and is {then + 1:,.0f}" in run.err
+    assert f"{then + 1:,.0f} against {then:,.0f}" in run.out
+
+
+def test_a_measure_that_nothing_measures_any_more_is_warned_of(effc, own):
+    edit(own, lambda body: body["artifacts"][0]["measures"][0].update(metric="flops"))
+    run = effc("test", "r.effspec", "--no-progress")
+    assert run.code == 0 and "warning[baseline-gone]: `flops` stands in the baseline" in run.err
+
+
 @pytest.mark.heavy
 def test_elsewhere_quality_may_move_a_little_and_times_are_left_out(effc, own):
     def elsewhere(body):
@@ -171,6 +189,7 @@ def test_a_baseline_of_another_recipe_is_refused(effc, own, change, said):
         lambda body: body.update(artifacts=[1]),
         lambda body: body["artifacts"][0]["measures"][0].update(metric="a\x1b[31m"),
         lambda body: body["artifacts"][0]["measures"][0].update(clocked="no"),
+        lambda body: body["artifacts"][0]["measures"][0].update(value=-1),
     ],
 )
 def test_what_is_no_baseline_is_refused_before_numbers_are_compared(effc, own, change):
