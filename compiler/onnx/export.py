@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from ..layers.linear import params
 from ..measuring.results import first_result_of, tensors_of
 from ..native.kept import inputs_of
 from ..report.broken import first_line
-from ..rows.forward import without_dropout
+from ..rows.forward import has_two_towers, main_name, without_dropout
 from ..rows.inputs import first_said, has_two_sides, padding
 from ..rows.several import hears
 from . import sources
+from .axes import name_axes
 from .checking import FACTS, NAME, check
 from .decoder import KEEPS, Decoder
 from .refusal import cannot_write_onnx
@@ -57,6 +58,7 @@ def _save(made: Any, model: nn.Module, folder: Path, name: str, dynamic: str) ->
     for node in made.model.graph.all_nodes():  # they say whose files lay where
         node.metadata_props.clear()
         node.doc_string = None
+    name_axes(made.model)
     made.model.metadata_props[FACTS] = json.dumps(facts(model))
     path = folder / f"{name}.onnx"
     if dynamic == "none":
@@ -119,7 +121,9 @@ def _forward(model: nn.Module, given: dict[str, Any]) -> Any:
     free, axes = torch.export.Dim.AUTO, 2 if "input_ids" in given else 1
     given = {name: x.float() if x.is_floating_point() else x for name, x in given.items()}
     shapes = {name: dict.fromkeys(range(axes), free) if x.dim() else None for name, x in given.items()}
-    return _exported(first_result_of(model), given, shapes, list(given), None)
+    said = model(**given) if isinstance(model, PreTrainedModel) else None
+    outputs = [main_name(said)] if isinstance(said, Mapping) and not has_two_towers(said) else None
+    return _exported(first_result_of(model), given, shapes, list(given), outputs)
 
 
 def _exported(module: nn.Module, given: Any, shapes: Any, inputs: list[str], outputs: list[str] | None) -> Any:

@@ -86,10 +86,18 @@ def main_output(output: Any) -> Tensor:
     if isinstance(output, (tuple, list)):
         return main_output(output[0])
     if isinstance(output, Mapping):
-        if "text_embeds" in output and "image_embeds" in output:  # two towers: what each says, not who fits whom
+        if has_two_towers(output):  # what each says, not who fits whom
             return torch.cat([output["text_embeds"], output["image_embeds"]], -1)
-        return next(output[name] for name in ("logits", "last_hidden_state", *output) if name in output)
+        return output[main_name(output)]
     return output  # a tensor, or what stands for one while a forward is traced
+
+
+def has_two_towers(output: Mapping[str, Any]) -> bool:
+    return "text_embeds" in output and "image_embeds" in output
+
+
+def main_name(output: Mapping[str, Any]) -> str:
+    return next(name for name in ("logits", "last_hidden_state", *output) if name in output)
 
 
 @contextmanager

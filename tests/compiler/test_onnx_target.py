@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 
 import pytest
@@ -82,6 +83,35 @@ def test_pruned_shapes_are_in_the_file_and_nothing_wider(slim):
     assert held <= json.loads(graph_facts(slim))["params"]
     past = [i.name for i in graph.input if i.name.startswith("past_key_values.")]
     assert past == [f"past_key_values.{layer}.{part}" for layer in (0, 1) for part in ("key", "value")]
+
+
+def axes(value) -> list:
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def test_axes_of_any_length_have_the_names_that_hosts_know(slim):
+    graph = onnx.load(slim.path / "onnx" / "model.onnx", load_external_data=False).graph
+    found = {value.name: axes(value) for value in (*graph.input, *graph.output)}
+    assert found["input_ids"] == ["batch_size", "sequence_length"] == found["logits"][:2]
+    assert found["attention_mask"] == ["batch_size", "total_sequence_length"]
+    assert found["past_key_values.0.key"][::2] == ["batch_size", "past_sequence_length"]
+    assert found["present.0.key"][2].split(" + ") in (
+        ["past_sequence_length", "sequence_length"],
+        ["sequence_length", "past_sequence_length"],
+    )
+    unnamed = [dim.dim_param for v in graph.value_info for dim in v.type.tensor_type.shape.dim if dim.dim_param]
+    assert unnamed and not any(re.search(r"\bs\d", name) for name in unnamed)
+
+
+@pytest.mark.parametrize(("head", "said"), [("ForSequenceClassification", "logits"), ("Model", "last_hidden_state")])
+def test_what_an_encoder_says_has_the_name_that_it_has_in_transformers(tmp_path, head, said):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    model = getattr(transformers, f"Bert{head}")(transformers.BertConfig(vocab_size=64, **sizes)).eval()
+    folder, _ = emitted(tmp_path, model)
+    graph = onnx.load(folder / "onnx" / "model.onnx", load_external_data=False).graph
+    assert [value.name for value in graph.output] == [said]
+    assert axes(graph.input[0]) == ["batch_size", "sequence_length"]
 
 
 def graph_facts(artifact) -> str:
