@@ -18,7 +18,7 @@ from ..artifacts.manifest import Measure
 from ..machine.fingerprint import machine
 from ..measuring.confidence import median_interval
 from ..planning import keys
-from ..report.quantity import apart, change, digits, measured
+from ..report.quantity import change, digits, measured, tell_apart
 from ..store.cache import write_whole
 from ..store.regular import MIB, MISFIT, read_json
 from .gate import metric_label
@@ -102,7 +102,7 @@ class Drift:
             return "not measured any more"
         if self.then is None:
             return measured(self.now, self.unit)
-        return " against ".join(apart(self.now, self.then, self.unit))
+        return " against ".join(tell_apart(self.now, self.then, self.unit))
 
     def to_json(self) -> dict[str, Any]:
         def finite(x: float | None) -> float | str | None:
@@ -331,8 +331,8 @@ def complaints(drifts: Sequence[Drift], body: Mapping[str, Any], undecided: str)
             continue
         what = "the ratio of " if d.clocked else ""
         moved = change(d.then, d.now)
-        then, now = (digits(d.then), digits(d.now)) if d.clocked else apart(d.then, d.now, d.unit)
-        limit = then if d.limit == d.then else digits(d.limit) if d.clocked else apart(d.limit, d.now, d.unit)[0]
+        then, now = (digits(d.then), digits(d.now)) if d.clocked else tell_apart(d.then, d.now, d.unit)
+        limit = then if d.limit == d.then else digits(d.limit) if d.clocked else tell_apart(d.limit, d.now, d.unit)[0]
         message = f"{what}`{d.metric}` was {then} and is {now} ({moved}), at worst {limit}"
         fault, help = baseline_missed, "if that is meant, write a new baseline with `--bless`"
         if d.state == "undecided":

@@ -79,7 +79,7 @@ def measured(value: float, unit: str = "") -> str:
     return f"{digits(value)} {unit}".rstrip()
 
 
-def apart(one: float, other: float, unit: str = "") -> tuple[str, str]:
+def tell_apart(one: float, other: float, unit: str = "") -> tuple[str, str]:
     """Two values of a metric, with as many digits as tell them apart: `1,542,273` and `1,542,272`."""
     short = measured(one, unit), measured(other, unit)
     if short[0] != short[1] or one == other:
