@@ -57,21 +57,23 @@ class Effect:
 
     def text(self) -> str:
         """`tiny-llama: params 1.84 M -> 1.55 M (-15.4 %), ...`; of a front how far its choices reach."""
-        parts = [(name, _reach(points) if set(points) != {""} else _line(points[""])) for name, points in self._told()]
+        parts = [
+            (name, _reach(points) if set(points) != {""} else _line(points[""])) for name, points in self._results()
+        ]
         what = "; ".join(f"{name}: {told}" if len(parts) > 1 else told for name, told in parts) or NOTHING
         return f"{self.model}: {what}" + (f" ({RANDOM})" if self.random else "")
 
     def table(self) -> str:
         """The same with every choice of a front, and a line for each metric of anything else."""
         lines = [self.model + (f" ({RANDOM})" if self.random else "")]
-        for name, points in self._told():
-            named = [name] if len(self._told()) > 1 or set(points) != {""} else [""]
+        for name, points in self._results():
+            named = [name] if len(self._results()) > 1 or set(points) != {""} else [""]
             cells = _choices(points, *named) if set(points) != {""} else _metrics(points[""], *named)
             widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
             lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
         return "\n".join(lines if self.rows else [*lines, f"  {NOTHING}"])
 
-    def _told(self) -> list[tuple[str, Points]]:
+    def _results(self) -> list[tuple[str, Points]]:
         """Artifacts with their points, each once: a front and the family that it was chosen from say the same."""
         found: dict[str, Points] = {}
         for artifact, metric, unit, original, compiled in self.rows:
@@ -82,12 +84,12 @@ class Effect:
             values.setdefault(metric, Value(unit, original, compiled))
         told: list[tuple[str, Points]] = []
         for name, points in found.items():
-            if not any(_alike(points, other) for _, other in told):
+            if not any(_match(points, other) for _, other in told):
                 told.append((name, points))
         return told
 
 
-def _alike(points: Points, others: Points) -> bool:
+def _match(points: Points, others: Points) -> bool:
     return _choices(points, "") == _choices(others, "") and set(points) != {""}
 
 
