@@ -1,5 +1,6 @@
 """Sizes of a step against the widths of the modules that it works on: groups that divide inputs, ranks that fit."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -52,13 +53,11 @@ def odd_groups(parts: Sequence[Part], group: int) -> Diagnostic | None:
     odd = [part for part in parts if group and inputs(part) % group]
     if not odd:
         return None
-    more = f", and {len(odd) - 1} more are like that" if len(odd) > 1 else ""
     width = inputs(odd[0])
-    fits = max(n for n in range(1, min(group, width) + 1) if width % n == 0)
+    fits = max(n for n in range(1, min(group, width) + 1) if all(inputs(part) % n == 0 for part in odd))
     return unfit_group(
-        f"{odd[0].path} has {width} inputs, which groups of {group} don't divide{more}",
-        help=f"write `group: {fits}`, `group: 0` for one scale an output, or leave it out of `on:`, as in "
-        f"`* - {odd[0].path}`",
+        f"{odd[0].path} has {width} inputs, which groups of {group} don't divide{_more(odd)}",
+        help=f"write `group: {fits}`, or `group: 0` for one scale an output{_without(odd, parts)}",
         argument="group",
     )
 
@@ -88,15 +87,35 @@ def odd_pattern(parts: Sequence[Part], pattern: str, sparsity: Ratio, allocation
         )
     odd = [part for part in parts if inputs(part) % of]
     if odd:
-        more = f", and {len(odd) - 1} more are like that" if len(odd) > 1 else ""
         found.append(
             unfit_pattern(
-                f"{odd[0].path} has {inputs(odd[0])} inputs, which groups of {of} don't divide{more}",
-                help=f"leave it out of `on:`, as in `* - {odd[0].path}`, or write `pattern: any`",
+                f"{odd[0].path} has {inputs(odd[0])} inputs, which groups of {of} don't divide{_more(odd)}",
+                help=f"write `pattern: any`{_without(odd, parts)}",
                 argument="pattern",
             )
         )
     return found
+
+
+def _more(odd: Sequence[Part]) -> str:
+    return f", and {len(odd) - 1} more are like that" if len(odd) > 1 else ""
+
+
+def _without(odd: Sequence[Part], parts: Sequence[Part]) -> str:
+    """How a selector leaves them out: `; or leave it out: on: "layers.*" - "*.down_proj"`; "" where none is left."""
+    names = list(dict.fromkeys(part.path.rpartition(".")[2] for part in odd))
+    others = {part.path for part in parts} - {part.path for part in odd}
+    if not others:
+        return ""
+    apart = any(path.rpartition(".")[2] in names for path in others)  # one layer's is odd, another's is not
+    globs = [part.path for part in odd] if apart else [f"*.{name}" for name in names]
+    if len(globs) > 4:
+        return ""
+    unit = re.match(r"(.*?)\.\d+\.", odd[0].path)
+    whole = f"{unit[1]}.*" if unit else "*"
+    them = "them" if len(odd) > 1 else "it"
+    chosen = " - ".join(f'"{glob}"' for glob in (whole, *globs))
+    return f"; or leave {them} out: `on: {chosen}`"
 
 
 def wide_rank(rank: int, width: int, where: str) -> Diagnostic:

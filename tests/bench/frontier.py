@@ -31,7 +31,7 @@ SCALE = "s = quantize.scale(group: 32, data: calib)"
 EIGHT = "s = quantize.scale(bits: 8, group: 0, zero: middle, scales: range, inputs: int8, data: calib)"
 EIGHT_OF_WEIGHTS = "s = quantize.scale(bits: 8, group: 0, zero: middle, scales: range, data: calib)"
 ZEROS = "sps = sparsify.admm(sparsity: {}% of weights, data: calib)"
-THIN = "cut = prune.multi(remove: 10% of params, group: 32, score: perplexity(calib))"
+THIN = "cut = prune.multi(remove: 10% of params, group: 128, score: perplexity(calib), estimate: taylor, together: 8)"
 HEAL = "fit = tune.heal(data: train, method: full, steps: {0}, batch: 4, lr: 5e-5, save: 20)"
 OWN = {  # name -> steps, numbers of linear layers, kernel of the projections
     "own bf16": ((), "bf16", ""),

@@ -229,7 +229,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, word, bad):
         (
             {"pattern": "4:8"},
             "model.layers.0.mlp.down_proj has 90 inputs, which groups of 8 don't divide, and 2 more",
-            "`* - model.layers.0.mlp.down_proj`",
+            '"model.layers.*" - "*.down_proj"',
         ),
     ],
 )
