@@ -58,7 +58,7 @@ def within(value: Any, want: Param, span: Span, report: Callable[[Diagnostic], N
 def _off_grid(value: int, want: Param, span: Span) -> Diagnostic | None:
     """A number that is none of those declared, or no multiple."""
     if want.among and value not in want.among:
-        near = min(want.among, key=lambda n: (abs(n - value), -n))  # of two as near the larger: 0 is often none
+        near = min(filter(None, want.among), key=lambda n: (abs(n - value), n))  # 0 is for none: nobody meant it
         *others, last = map(str, want.among)
         return out_of_range(
             f"`{want.name}` is {value}, which is none of {', '.join(others)} and {last}",

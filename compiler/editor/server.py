@@ -104,17 +104,15 @@ class Server(LanguageServer):
 
     def tell(self, uri: str) -> None:
         """Publish what is wrong, and plan what is sound."""
-        reading, document = self.reading(uri), self.workspace.text_documents.get(uri)
-        number = document.version if document else None
-        self.text_document_publish_diagnostics(lsp.PublishDiagnosticsParams(uri, shown(reading), number))
+        reading, document = self.reading(uri), self.workspace.get_text_document(uri)
+        self.text_document_publish_diagnostics(lsp.PublishDiagnosticsParams(uri, shown(reading), document.version))
         if self.options["plan"]:
             self.forecasts.ask(reading, self.desk)
 
     async def tell_soon(self, uri: str, number: int | None) -> None:
         """The same, unless the document changes again at once."""
         await asyncio.sleep(PAUSE)
-        document = self.workspace.text_documents.get(uri)
-        if document is not None and document.version == number:
+        if path_of(uri) in self.desk.texts and self.workspace.get_text_document(uri).version == number:
             self.tell(uri)
 
     def tell_all(self) -> None:
@@ -123,6 +121,6 @@ class Server(LanguageServer):
         self.read_all()
 
     def read_all(self) -> None:
-        for uri in list(self.workspace.text_documents):
-            self.take(uri)
-            self.tell(uri)
+        for document in list(self.workspace.text_documents.values()):  # its keys may be spelled otherwise
+            self.take(document.uri)
+            self.tell(document.uri)

@@ -75,6 +75,16 @@ def test_a_sound_recipe_has_no_diagnostics_and_a_changed_one_those_of_check_in_t
     assert editor.change("lean.effspec", RECIPE) == []
 
 
+def test_a_folder_whose_address_is_written_with_percent_signs_is_as_good_as_any(editor):
+    (editor.folder / "my recipés").mkdir()
+    name, text = "my recipés/lean.effspec", RECIPE.replace("./mine", "../mine")
+    assert editor.open(name, text) == []
+    (found,) = editor.change(name, text.replace("prune.blocks", "prune.bloks"))
+    assert found["code"] == "unknown-word"
+    editor.say("textDocument/didSave", {"textDocument": {"uri": editor.uri(name)}})
+    assert [d["code"] for d in editor.diagnostics(name)] == ["unknown-word"]
+
+
 def test_places_are_counted_in_utf_16_whatever_stands_before_them(editor):
     text = RECIPE.replace('"lean"', '"лёгкая-🙂🙂"').replace("from: thin", "from: thim")
     (found, *_) = [d for d in editor.change("lean.effspec", text) if d["code"] == "unknown-name"]
