@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,7 +42,7 @@ def register(app: typer.Typer) -> None:
             return _until_over(made, shared)
         if shared.format == "json":
             return shared.screen.answer_json("federate up", run=made.run, port=made.port, folder=str(made.folder))
-        return shared.screen.say(f"effc federate status {folder.resolve()}")
+        return shared.screen.say(f"effc federate status {quote(str(folder.resolve()))}")
 
     @verb(group, name="status")
     def watch(folder: Annotated[Path, _app], shared: Shared, wait: Annotated[bool, _wait] = False) -> None:

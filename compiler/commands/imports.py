@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -56,7 +57,7 @@ def register(app: typer.Typer) -> None:
         if not output:
             return shared.screen.write(text)
         shared.screen.answer(str(output))
-        return shared.screen.say(f"next: read its comments, then effc plan {output}")
+        return shared.screen.say(f"next: read its comments, then effc plan {quote(str(output))}")
 
 
 def _source(model: str) -> str:

@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -133,7 +134,7 @@ def register(app: typer.Typer) -> None:
         if shared.format == "json":
             return shared.screen.answer_json("new", path=str(path), goal=goal, model=source.text)
         shared.screen.answer(str(path))
-        return shared.screen.say(f"next: effc plan {path}, then effc compile {path}")
+        return shared.screen.say(f"next: effc plan {quote(str(path))}, then effc compile {quote(str(path))}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -128,7 +129,8 @@ def _copy(recipe: "Shipped", into: Path, shared: Shared) -> None:
     if shared.format == "json":
         return shared.screen.answer_json("recipes", copied=[str(into / name) for name in files])
     shared.screen.answer(str(into / recipe.name))
-    return shared.screen.say(f"next: effc plan {into / recipe.name}, then effc compile {into / recipe.name}")
+    there = quote(str(into / recipe.name))
+    return shared.screen.say(f"next: effc plan {there}, then effc compile {there}")
 
 
 def _known(name: str, known: "dict[str, Shipped]") -> "Shipped":

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -82,7 +83,9 @@ def register(app: typer.Typer) -> None:
                 results = test_recipe(session, api.plans(session), output, bless)
         if not bless and place.exists() and not any(r.drifts for r in results):  # one of the library's has no file here
             there = baseline.place(session.path)
-            shared.screen.say(f"compared with no baseline: `effc test {session.path} --bless` writes {there}")
+            shared.screen.say(
+                f"compared with no baseline: `effc test {quote(str(session.path))} --bless` writes {there}"
+            )
         report(results, shared)
         for file in report_file:
             file.write_text(written(results, file.suffix), encoding="utf-8")

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
@@ -97,7 +98,7 @@ def test_recipe(session: "Session", plans: "Sequence[Plan]", out: Path, bless: b
         raise Reject(
             not_compiled(
                 f"{out} holds no artifact of {session.path}",
-                help=f"effc compile {session.path}, or name their folder with -o",
+                help=f"effc compile {quote(str(session.path))}, or name their folder with -o",
             )
         )
     if stale:
@@ -259,7 +260,10 @@ def _compared(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comp
         asked = tuple(replace(b, part="") for b in asked)
     elif facts(manifest.kind).get("later") and any(b.part for b in asked):
         raise Reject(
-            not_run(f"{path} has not run, and bounds speak of what it gives", help=f"effc run {path}, then test it")
+            not_run(
+                f"{path} has not run, and bounds speak of what it gives",
+                help=f"effc run {quote(str(path))}, then test it",
+            )
         )
     plan = replace(plan, pipeline=replace(plan.pipeline, expects=asked))
     if given is not None:

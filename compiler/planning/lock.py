@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
@@ -127,7 +128,7 @@ def locked(recipe: Path) -> dict[str, str]:
     kept = lockfile.read(recipe.parent)["recipes"].get(recipe.name)
     if kept is None:
         said = f"{recipe.parent / lockfile.NAME} says nothing of {recipe.name}"
-        raise Reject(no_lock(said, help=f"write it with `effc lock {recipe}`"))
+        raise Reject(no_lock(said, help=f"write it with `effc lock {quote(str(recipe))}`"))
     return kept
 
 

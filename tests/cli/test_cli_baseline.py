@@ -62,6 +62,13 @@ def test_a_test_without_a_baseline_says_so(effc, own):
     )
 
 
+def test_a_command_that_is_named_can_be_copied_whatever_the_recipe_is_called(effc, own):
+    (own / "r.baseline.json").unlink()
+    (own / "r.effspec").rename(own / "my r.effspec")
+    run = effc("test", "my r.effspec", "--no-progress", "-o", "out")
+    assert "`effc test 'my r.effspec' --bless`" in run.err
+
+
 def test_a_time_is_held_where_a_bound_reads_it(effc, own):
     kept = json.loads((own / "r.baseline.json").read_text())["artifacts"][0]["measures"]
     assert {m["metric"] for m in kept} == {"params", "bytes", "perplexity(data: heldout)"}
