@@ -12,6 +12,7 @@ from pathlib import Path
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.recipe import Invocation, Recipe
 from ..words.placing import placed
+from . import unfinished
 from .artifact import check_free, drop_empty, environment
 
 output_busy = Fault(
@@ -59,13 +60,16 @@ def claimed(places: Sequence[Place], force: bool) -> Iterator[None]:
                 held.enter_context(_held(place.path))
         check_places(places, force)  # who held one before may have left an artifact there
         yield
+        for place in places:
+            unfinished.forget(place.path)
 
 
 def check_places(places: Sequence[Place], force: bool) -> None:
     """Raises Reject where one is taken (output-exists) or can't be written (output-unwritable)."""
     for place in places:
         with placed(place.call.where("path")):
-            check_free(place.folder / place.call.args["path"], force, place.about)
+            mine = force or unfinished.is_unfinished(place.path, place.call)
+            check_free(place.folder / place.call.args["path"], mine, place.about)
 
 
 @contextmanager

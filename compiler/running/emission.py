@@ -1,5 +1,6 @@
 """From a finished program to an artifact in its place: write, reopen, measure, judge."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from ...dsl.values import DataRef
 from ..artifacts.artifact import write
 from ..artifacts.load import load_to_judge
 from ..artifacts.manifest import Check, Expectation, Manifest
+from ..artifacts.unfinished import is_unfinished, mark
 from ..artifacts.verify import verify
 from ..families.family import Family
 from ..ir.outcome import Front, Model, Outcome
@@ -92,7 +94,9 @@ class Emission:
             self.ctx.origin.refuse_change()
             return self.measured(outcome, target, compared).with_measures(checks=checks, accounts=tally.accounts())
 
-        manifest = write(path, build=build, force=self.force)
+        place = Path(os.path.abspath(path))
+        manifest = write(path, build=build, force=self.force or is_unfinished(place, target.call))
+        mark(place, target.call)
         return Artifact(path, manifest, tuple(new))
 
     def tell(self, target: Emit, artifacts: Sequence[Artifact], outcome: Callable[[], Outcome]) -> Page:
@@ -110,6 +114,7 @@ class Emission:
         with announce("drawing"):
             path.parent.mkdir(parents=True, exist_ok=True)
             writer.tell(sheets, path)
+        mark(Path(os.path.abspath(path)), target.call)
         return Page(path, missed)
 
     def measured(self, outcome: Outcome, target: Emit, compared: Comparison) -> Manifest:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -216,6 +217,25 @@ def test_an_interrupt_ends_at_once_and_leaves_nothing_half_written(write, tmp_pa
     )
     assert events.read_text().count("Ticked") <= scored + 2  # what was being scored, and no more
     assert not (tmp_path / "out").exists()
+
+
+def test_a_compile_that_was_killed_between_two_artifacts_is_compiled_again_without_force(write, tmp_path, effc):
+    recipe = write("  thin = prune.channels(keep: 75% of channels, align: 32)", file="two.effspec")
+    recipe.write_text(recipe.read_text().replace('hf("small")', 'hf("small") hf("other")'))
+    first = tmp_path / "out" / "small"
+    child = subprocess.Popen([sys.executable, "-c", SCRIPT, "compile", str(recipe), "-q"], cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out" / ".small.effc-unfinished").exists():
+        assert child.poll() is None and time.monotonic() < deadline, "nothing was put into place"
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    assert (first / "manifest.json").is_file() and not (tmp_path / "out" / "other").exists()
+    shutil.copy(recipe, tmp_path / "another.effspec")
+    assert "error[output-exists]" in effc("compile", "another.effspec", "-q").err  # it is not that one's
+    assert effc("compile", "two.effspec", "-q").code == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["other", "small"]
+    assert "error[output-exists]" in effc("compile", "two.effspec", "-q").err  # the whole was done
 
 
 @pytest.mark.parametrize("verb", ["cache", "bench", "federate"])
