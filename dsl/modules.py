@@ -69,15 +69,7 @@ def _parsed(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
             session.parsed[name] = None
             return None
         if source is None:
-            scope.report(
-                unknown_module(
-                    f"there is no {name}",
-                    node.target.span,
-                    help="a path is relative to the file that uses it"
-                    if isinstance(node.target, ast.Text)
-                    else "`effc recipes` lists the library",
-                )
-            )
+            scope.report(unknown_module(f"there is no {name}", node.target.span, help=_elsewhere(node.target, name)))
             session.parsed[name] = None
         else:
             from .parse import parse
@@ -139,3 +131,12 @@ def call_given(call: ast.Call, file: ast.File, scope: Scope) -> dict | None:
             sound &= value is not POISON
             out[arg.name] = Argument(value, arg.value.span, "call")
     return out if sound else None
+
+
+def _elsewhere(target: ast.Text | ast.Name, name: str) -> str:
+    """Where a module of this name would have to be."""
+    if isinstance(target, ast.Text):
+        return "a path is relative to the file that uses it"
+    if name.startswith("std."):
+        return "`effc recipes` lists the library"
+    return f"names of the library begin with `std.`; `effc add` brings a package such as `{name.partition('.')[0]}`"

@@ -257,8 +257,11 @@ def compare(
             continue
         got = found.get(name)
         what = f"{form.folder}, fresh process: {name}"
-        if got is None or got.shape != want.shape:
-            checks.append(Check(what, float("inf"), 0.0, "an output of another shape"))
+        if got is None:
+            checks.append(Check(what, math.inf, 0.0, "a fresh process gave none"))
+        elif got.shape != want.shape:
+            shapes = f"they are {list(got.shape)} in a fresh process, and {list(want.shape)} here"
+            checks.append(Check(what, math.inf, 0.0, shapes))
         elif want.is_floating_point():
             ends = _ends(name, expected, found)
             until = None if ends is None else int(ends.min())
@@ -337,7 +340,8 @@ def _largest(expected: Mapping[str, torch.Tensor]) -> float:
 
 
 def _differs(check: Check):
+    far = f"{check.what} differ by {check.worst:.3g}, allowed is {check.tolerance:.3g}"
     return reload_differs(
-        f"{check.what} differ by {check.worst:.3g}, allowed is {check.tolerance:.3g}",
-        help="nothing was put in place; report this with the recipe",
+        f"{check.what}: {check.reason}" if math.isinf(check.worst) else far,
+        help="this artifact was not put in place; report this with the recipe",
     )

@@ -25,11 +25,15 @@ package_unreachable = Fault(
 secret_source = Fault(
     "secret-source", "A password was given in the address of a package, which `effspec.lock` would show.", exit="usage"
 )
+unknown_source = Fault(
+    "unknown-source", "`effc add` was given neither a folder nor an address of a git repository.", exit="usage"
+)
 unknown_package = Fault("unknown-package", "`effspec.lock` names no such package.", exit="usage")
 
 _GIT = re.compile(r"(https|ssh|file)://[^\s]+|[\w.-]+@[\w.-]+:[^\s]+")
 # Of what a repository or a configuration could run when files are fetched and written: nothing does.
 _TAME = ("core.hooksPath=/dev/null", "core.symlinks=false", "core.fsmonitor=false", "protocol.ext.allow=never")
+_ODD = {"120000": "a link", "160000": "a submodule"}  # modes of git's trees
 SECONDS, _LARGEST = 300, 512 << 20  # for git; bytes of a file that it writes
 
 _source = typer.Argument(
@@ -141,7 +145,15 @@ def _fetched(name: str, facts: dict[str, str], project: Path, shared: Shared) ->
 def _folder(source: str, shared: Shared) -> Iterator[tuple[Path, str]]:
     """The folder of a source, and the commit where it is a repository."""
     if not _GIT.fullmatch(source):
-        yield Path(source).expanduser(), ""
+        folder = Path(source).expanduser()
+        if not folder.is_dir():
+            raise Reject(
+                unknown_source(
+                    f"`{source}` is no folder, and no address that a package is fetched from",
+                    help="a repository is named by https://, ssh:// or file://, or as user@host:path",
+                )
+            )
+        yield folder, ""
         return
     if re.search(r"://[^/@\s]*:[^/@\s]*@", source):  # it would stand in the lock, under version control
         raise Reject(secret_source("the address holds a password", help="leave it out: git's credential helper has it"))
@@ -164,7 +176,7 @@ def _clone(source: str, into: Path) -> str:
 def _weigh(folder: Path, source: str) -> None:
     """Reject what was fetched where it has more files than a package may, before one is written: a dozen objects can
     stand for as many as one likes."""
-    from ..words.packages import MOST_BYTES, MOST_FILES, too_large
+    from ..words.packages import MOST_BYTES, MOST_FILES, bad_package, too_large
 
     count, bytes = 0, 0
     command = _command(folder, "ls-tree", "-r", "-l", "-z", "FETCH_HEAD")
@@ -174,10 +186,20 @@ def _weigh(folder: Path, source: str) -> None:
         while chunk := listing.stdout.read(1 << 16):
             *entries, rest = (rest + chunk).split(b"\0")
             count += len(entries)
+            for mode, name in (_entry(entry) for entry in entries):
+                if mode in _ODD and not any(part.startswith(".") for part in name.split("/")):
+                    said = f"{name!a} in {source} is {_ODD[mode]}"
+                    raise Reject(bad_package(said, help="a package holds plain files"))
             bytes += sum(int(size) for entry in entries if (size := entry.split(b"\t")[0].split()[-1]).isdigit())
             if count > MOST_FILES or bytes > MOST_BYTES or len(rest) > 1 << 16:
                 listing.kill()
                 raise Reject(too_large(source))
+
+
+def _entry(line: bytes) -> tuple[str, str]:
+    """Mode and name of what `git ls-tree` lists."""
+    about, _, name = line.partition(b"\t")
+    return about.split(b" ")[0].decode(), name.decode(errors="replace")
 
 
 def _within(bytes: int, command: list[str]) -> list[str]:
@@ -206,7 +228,8 @@ def _git(folder: Path, *args: str) -> str:
     except subprocess.TimeoutExpired as error:
         raise Reject(package_unreachable(f"git took longer than {SECONDS} s")) from error
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        lines = done.stderr.strip().splitlines() or ["nothing"]
+        said = next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[-1])
         raise Reject(package_unreachable(f"git could not fetch it: {said[:200]}", help="check address and revision"))
     return done.stdout
 

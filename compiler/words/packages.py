@@ -68,13 +68,14 @@ def package_in(folder: Path) -> Package:
     except FileNotFoundError as error:
         raise Reject(bad_package(f"{folder} has no {ABOUT}", help="it needs `name` and `version`")) from error
     except (OSError, ValueError) as error:
-        raise Reject(bad_package(f"{folder / ABOUT} is no TOML that can be read")) from error
+        help = 'it is written like `name = "edge"` and `version = "1.0"`, a line each'
+        raise Reject(bad_package(f"{folder / ABOUT} is no TOML that can be read: {error}", help=help)) from error
     name, version, sentence = (body.get(key, "") for key in ("name", "version", "sentence"))
     if not (isinstance(name, str) and _NAME.fullmatch(name) and name not in _RESERVED):
         said = f"{folder / ABOUT} has no `name` that a recipe could use"
         raise Reject(bad_package(said, help="lower-case letters, digits and `_`, such as `edge`; `std` is taken"))
     if not all(isinstance(text, str) and text.isprintable() for text in (version, sentence)) or not version:
-        raise Reject(bad_package(f"{folder / ABOUT} has no `version`, or a `sentence` of several lines"))
+        raise Reject(bad_package(f"{folder / ABOUT} has no `version`, or one or a `sentence` of unprintable letters"))
     return Package(name, version, sentence, folder, tree_hash(folder))
 
 

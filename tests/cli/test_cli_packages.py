@@ -197,6 +197,32 @@ def test_a_repository_is_fetched_by_add_alone(effc, tmp_path, tmp_path_factory, 
     assert effc("check", "r.effspec", "--cache-dir", other).code == 0
 
 
+@pytest.mark.parametrize("odd", ["a link", "a submodule"])
+def test_links_and_submodules_of_a_repository_are_refused_as_those_of_a_folder(effc, tmp_path, monkeypatch, odd):
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    theirs = package(tmp_path / "repository")
+    git = ("git", "-C", theirs, "-c", "user.name=a", "-c", "user.email=a@b")
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", "."], check=True)
+    if odd == "a link":
+        (theirs / "data").mkdir(exist_ok=True)
+        (theirs / "data" / "other.txt").symlink_to("/etc/passwd")
+        subprocess.run([*git, "add", "."], check=True)
+    else:
+        entry = f"160000,{'1' * 40},data/other"
+        subprocess.run([*git, "update-index", "--add", "--cacheinfo", entry], check=True)
+    subprocess.run([*git, "commit", "-qm", "one"], check=True)
+    run = effc("add", f"file://{theirs}")
+    assert run.code != 0 and f"is {odd}" in run.err and "data/other" in run.err
+    assert not (tmp_path / "effspec.lock").exists()
+
+
+@pytest.mark.parametrize("source", ["http://127.0.0.1:1/e.git", "ext::sh -c id", "no/such/folder"])
+def test_what_is_neither_a_folder_nor_an_address_is_said_to_be_neither(effc, source):
+    run = effc("add", source)
+    assert run.code == 2 and f"error[unknown-source]: `{source}` is no folder" in run.err
+
+
 def test_a_repository_of_a_dozen_objects_that_stand_for_many_files_is_refused_at_once(effc, tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     theirs = package(tmp_path / "repository")
