@@ -212,7 +212,8 @@ def _report_empty(file: ast.File, scope: Scope) -> None:
 
 def _report_unused_names(scope: Scope) -> None:
     for name, entry in scope.names.items():
-        if not entry.used and entry.kind != "pipeline" and name not in scope.early:
+        lost = entry.kind == "module" and entry.scope is None  # what is wrong with it is said already
+        if not entry.used and entry.kind != "pipeline" and name not in scope.early and not lost:
             scope.report(
                 unused_name(
                     f"{LABELS[entry.kind].split()[-1]} `{name}` is never used",

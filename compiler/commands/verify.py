@@ -48,7 +48,10 @@ def register(app: typer.Typer) -> None:
             )
         said = f"ok: {counted(len(manifest.files), 'file')} as the manifest has them"
         said += f", forms {', '.join(forms)}" if forms else ""
-        return shared.screen.answer(said + (f", signed by {signed}" if signed else ""))
+        shared.screen.answer(said + (f", signed by {signed}" if signed else ""))
+        if not signed:
+            shared.screen.say("its measures and its card are held by a signature alone: --verify-key looks at one")
+        return None
 
 
 def check_federation(artifact: Path, cache: Path) -> None:
