@@ -19,6 +19,9 @@ _delete = typer.Option("--delete", help="Remove what is damaged; compile makes i
 _age = typer.Option("--older-than", metavar="DAYS", callback=finite, help="Drop what was not used for so many days.")
 
 
+NAMED = 3  # damaged files that are named; a broken disk damages hundreds
+
+
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Look after the cache of finished steps.", no_args_is_help=True, rich_markup_mode=None)
     app.add_typer(group, name="cache")
@@ -93,12 +96,13 @@ def _answer(shared: Shared, wrong: list, deleted: bool, steps: int) -> int:
     if wrong and not deleted:
         from ..store.cache import cache_damaged
 
+        named = "\n".join(f"{path}: {reason}" for path, reason in wrong[:NAMED])
+        more = f"\nand {len(wrong) - NAMED} more; `--format json` has all" if len(wrong) > NAMED else ""
         raise Reject(
-            *(
-                cache_damaged(
-                    f"{path}: {reason}", help="`effc cache verify --delete` removes it; compile makes it again"
-                )
-                for path, reason in wrong
+            cache_damaged(
+                f"{counted(len(wrong), 'file')} of the cache {'is' if len(wrong) == 1 else 'are'} damaged",
+                note=named + more,
+                help="`effc cache verify --delete` removes what is damaged; compile makes it again",
             )
         )
     gone = f", {counted(len(wrong), 'damaged file')} removed" if wrong else ""

@@ -42,17 +42,22 @@ def register(app: typer.Typer) -> None:
         force: Annotated[bool, _force] = False,
     ) -> int:
         """Take one model out of a front: the best that keeps the limits, or the point that you name."""
-        from ..running import pick as picking
+        from ..running.limits import limits as limits_of
 
         asked = {"params": params, "bytes": bytes, "decode.p50": latency}
         texts = [*(f"{name}={value}" for name, value in asked.items() if value), *(limit or ())]
         if any("=" not in text for text in texts):
             raise typer.BadParameter("a limit reads METRIC=VALUE: --limit 'perplexity(heldout)=34'")
+        from ..artifacts.manifest import read_manifest
+
+        read_manifest(artifact)  # a folder that is no artifact is refused first, before anybody imports torch
         if texts and point:
             raise typer.BadParameter(f"`--point {point}` says which point: leave it out, or the limit {texts[0]}")
         if not texts and not point:
             raise typer.BadParameter("say which point: --point NAME, or limits such as --params 1.6M")
-        limits = tuple(picking.Limit(*text.rsplit("=", 1)) for text in texts)
+        limits = limits_of(texts)
+        from ..running import pick as picking
+
         where = output or artifact.with_name(f"{artifact.name}-picked")
         with shared.listening() as tell:
             name, manifest = picking.pick(artifact, where, point=point, limits=limits, on=on, force=force, tell=tell)

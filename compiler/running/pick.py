@@ -1,17 +1,15 @@
 """One model out of a front that was emitted: an artifact of its own, without training and without the recipe."""
 
 import atexit
-import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
-from ...dsl.units import natural
 from ...kernels.levels import NAMES
 from ..artifacts.artifact import check_free, write
 from ..artifacts.load import POINTS, load
@@ -20,7 +18,6 @@ from ..artifacts.manifest import Manifest, read_manifest, verify_files
 from ..artifacts.verify import verify
 from ..checkpoints.folder import open_folder
 from ..families import shared
-from ..judging.gate import in_unit
 from ..machine.environment import processor_flags
 from ..machine.fingerprint import machine
 from ..models import computing
@@ -31,6 +28,8 @@ from ..targets.hf import FORMS as CHECKPOINTS
 from ..targets.hf import write_smallest
 from ..words.context import Context, Settings
 from ..words.shelf import Shelf
+from .limits import Limit, Measures, apart
+from .limits import limits as limits_of
 
 no_front = Fault("no-front", "A point is picked from an artifact that holds one model.", exit="usage")
 no_such_point = Fault("no-such-point", "A front has no point of that name or number.", exit="usage")
@@ -39,9 +38,6 @@ none_fits = Fault(
     "No point of a front keeps the limits that were asked for.\n\n"
     "The points and what they measure stand in the artifact's README.md; `effc inspect` lists them.",
     exit="gate",
-)
-unmeasured_limit = Fault(
-    "unmeasured-limit", "A limit is set on what was not measured of a front's points.", exit="usage"
 )
 measured_elsewhere = Fault(
     "measured-elsewhere",
@@ -57,38 +53,6 @@ _FORMS = tuple(replace(form, opens="effc") for form in CHECKPOINTS)
 
 FRONT, FAMILY = "front", "family"  # targets whose artifacts hold points
 SHARD = 5_000_000_000  # bytes of a weights file, at most
-
-Measures = Mapping[str, tuple[float, str, str]]
-
-
-@dataclass(frozen=True)
-class Limit:
-    """`metric` as the recipe writes it; `value` as written, "1.6M" or "30ms"."""
-
-    metric: str
-    value: str
-
-    def holds(self, measures: Measures) -> bool:
-        return self.distance(measures) <= 0
-
-    def distance(self, measures: Measures) -> float:
-        """How far a point is from the limit, as a share of it; at most 0 where it keeps it."""
-        if self.metric not in measures:
-            raise Reject(
-                unmeasured_limit(f"the front has no measure `{self.metric}`", help=f"it has {', '.join(measures)}")
-            )
-        value, unit, better = measures[self.metric]
-        limit = in_unit(_value(self.value), unit)
-        gap = (value - limit) if better == "lower" else (limit - value)
-        return gap / (abs(limit) or 1.0)
-
-
-def _value(text: str) -> Any:
-    amount = re.fullmatch(r"(\d+(?:\.\d+)?)([A-Za-z%]*)", text)
-    value = natural(*amount.groups()) if amount else None
-    if value is None:
-        raise Reject(unmeasured_limit(f"`{text}` is no amount", help="write it like 1.6M, 24MiB, 30ms or 85%"))
-    return value
 
 
 def pick(
@@ -131,7 +95,7 @@ def folder_of(path: Path, asked: str) -> Path:
 
     A point of weights that are shared is cut out first, into a folder that is there until this process ends.
     """
-    limits = tuple(Limit(*text.rsplit("=", 1)) for text in asked.split(",")) if "=" in asked else ()
+    limits = limits_of(apart(asked)) if "=" in asked else ()
     front = _read(path)
     name = _chosen(front, "" if limits else asked, limits)
     if front.kind == FRONT:

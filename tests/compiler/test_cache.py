@@ -101,3 +101,14 @@ def test_a_draft_that_a_killed_run_left_goes_with_the_next_compile_and_one_being
         os.utime(path, (0, 0))
     assert cache.sweep() == len(b"64 characters, some day")
     assert sorted(p.name for p in old.parent.iterdir()) == [".abce.4712", "abcd"]
+
+
+def test_much_damage_is_counted_and_the_remedy_said_once(tmp_path, capsys):
+    from effc.compiler.cli import main
+
+    (tmp_path / "blobs/aa").mkdir(parents=True)
+    for number in range(5):
+        (tmp_path / "blobs/aa" / f"odd{number}").write_bytes(b"")
+    assert main(["cache", "verify", "--cache-dir", str(tmp_path)]) == 5
+    told = capsys.readouterr().err
+    assert "5 files of the cache are damaged" in told and "and 2 more" in told and told.count("--delete") == 1

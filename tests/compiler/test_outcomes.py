@@ -11,7 +11,8 @@ import torch
 from effc.compiler import api
 from effc.compiler.artifacts.artifact import artifact_hash
 from effc.compiler.artifacts.manifest import read_manifest
-from effc.compiler.running.pick import Limit, pick, refuse_elsewhere
+from effc.compiler.running.limits import Limit
+from effc.compiler.running.pick import pick, refuse_elsewhere
 from effc.dsl.diagnostics import Reject
 from effc.kernels.levels import NAMES
 
@@ -133,7 +134,7 @@ def test_what_is_picked_is_the_point_itself_and_an_artifact_of_its_own(front, tm
         ({"limits": (Limit("params", "12"),)}, "none-fits"),
         ({"limits": (Limit("bytes", "1KiB"),)}, "none-fits"),
         ({"limits": (Limit("throughput", "1"),)}, "unmeasured-limit"),
-        ({"limits": (Limit("params", "many"),)}, "unmeasured-limit"),
+        ({"limits": (Limit("params", "many"),)}, "no-amount"),
     ],
 )
 def test_a_pick_that_fits_no_point_is_refused_and_leaves_nothing(front, tmp_path, asked, slug):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from effc.compiler import api
 from effc.compiler.artifacts.load import load
-from effc.compiler.running.pick import Limit, folder_of, pick
+from effc.compiler.running.limits import Limit
+from effc.compiler.running.pick import folder_of, pick
 from effc.dsl.diagnostics import Reject
 
 from tests.passes.test_workers import CUT, FEW, NET, written
