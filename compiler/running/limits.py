@@ -69,7 +69,7 @@ class Limit:
         )
 
     def amount(self, unit: str | None = None) -> Any:
-        """What is written, of a measure in `unit` where that is known: `512 B` are bytes there, and 7B billions else."""
+        """What is written, of a measure in `unit` where that is known: `512 B` are bytes of some, and 7B billions."""
         found = _AMOUNT.fullmatch(self.value.strip())
         value = natural(found[1], _PRINTED.get(found[2], found[2])) if found else None
         if found and found[2] == "B" and unit in BYTES_PER:
