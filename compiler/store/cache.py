@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
+from .difference import difference
 from .regular import check_regular, refuse_odd
 from .sealed import HASH, SEAL, cache_closed, cache_damaged, canonical, read_noted, read_sealed, refuse_open, sealed
 
@@ -270,7 +271,7 @@ class Cache:
         nearest = max(kin, key=lambda e: sum(e.parts.get(k) == v for k, v in parts.items()))
         for name, value in parts.items():
             if nearest.parts.get(name) != value:
-                return _difference(name, nearest.parts.get(name), value)
+                return difference(name, nearest.parts.get(name), value)
         return "kept, but some of its tensors are gone"
 
     def damaged(self) -> Iterator[tuple[Path, str]]:
@@ -341,19 +342,6 @@ def _drop(path: Path) -> int:
     except FileNotFoundError:  # another run collects, too
         return 0
     return size
-
-
-def _difference(name: str, then: Any, now: Any) -> str:
-    """The first thing inside two values in which they differ: `step args remove differs: 1 then, 2 now`."""
-    if isinstance(then, Mapping) and isinstance(now, Mapping):
-        inside = next(k for k in (*now, *then) if k not in now or k not in then or now[k] != then[k])
-        return _difference(f"{name} {inside}", then.get(inside), now.get(inside))
-    return f"{name} differs: {_short(then)} then, {_short(now)} now"
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else canonical(value)
-    return text if len(text) <= 60 else f"{text[:28]}…{text[-28:]}"
 
 
 def _aligned(file: bytes) -> tuple[bytes, memoryview]:

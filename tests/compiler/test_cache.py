@@ -56,12 +56,17 @@ def test_a_step_whose_tensor_is_gone_counts_as_unfinished(tmp_path):
 def test_why_names_the_first_part_that_differs(tmp_path):
     cache = Cache(tmp_path)
     parts = finished(cache, "k", input="a", seed=0)
-    assert cache.why({**parts, "seed": 1}) == "seed differs: 0 then, 1 now"
+    assert cache.why({**parts, "seed": 1}) == "the seed was 0 and is 1"
     step = {**parts["step"], "args": {"keep": 0.5, "on": None}}
     assert cache.why({**parts, "step": step, "input": "c"}) == "no result of prune.blocks is kept for this model"
     parts = finished(cache, "l", input="b", step=step, seed=0)
     told = cache.why({**parts, "step": {**step, "args": {"keep": 0.75, "on": None}}})
-    assert told == "step args keep differs: 0.5 then, 0.75 now"
+    assert told == "`keep` was 0.5 and is 0.75"
+    shares = [{"Ratio": {"value": 1.0, "of": None}}, {"Ratio": {"value": 0.5, "of": None}}]
+    told = cache.why({**parts, "step": {**step, "args": {"keep": shares, "on": None}}})
+    assert told == "`keep` was 0.5 and is [100%, 50%]"
+    told = cache.why({**parts, "input": "c" * 64})
+    assert told == "it works on another result than the one that is kept"
     assert cache.why({**parts, "step": {"word": "prune.heads"}}) == "no result of prune.heads is kept"
 
 
