@@ -109,17 +109,20 @@ class Rewriter:
         Raises Reject (layer-needed), with nothing changed, if the model does not run without it, or its config has no
         number of layers that could be one less.
         """
-        owner = surgery.split(path)[0]
-        config = surgery.attribute(self.program.model, surgery.config_path(self.program.model, owner))
-        if not isinstance(getattr(config, "num_hidden_layers", None), int):
-            raise Reject(
-                layer_needed(
-                    f"{path} can't be removed: the config of the model names no number of layers",
-                    help="remove residual branches instead",
-                )
-            )
+        if why := self._uncounted(path):
+            raise Reject(layer_needed(f"{path} can't be removed: {why}", help="remove residual branches instead"))
         rehearse(self.program, path, lambda trial: Rewriter(trial)._take_layer(path))
         self._take_layer(path)
+
+    def _uncounted(self, path: str) -> str | None:
+        """Why the config can't say that a layer is gone. `num_hidden_layers` of two stacks is the encoder's alone."""
+        model = self.program.model
+        where = surgery.saved_config(model, surgery.split(path)[0])
+        if where is None or (isinstance(model, PreTrainedModel) and has_two_sides(model)):
+            return "effc keeps no number of layers for each stack of such a model"
+        if not isinstance(getattr(surgery.attribute(model, where), "num_hidden_layers", None), int):
+            return "the config of the model names no number of layers"
+        return None
 
     def _take_layer(self, path: str) -> None:
         program, edits = self.program, self.program.edits

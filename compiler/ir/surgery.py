@@ -164,6 +164,13 @@ def own_config(model: nn.Module) -> None:
 
 def config_path(model: nn.Module, path: str) -> str:
     """Where the config that governs a module lies, from the root: `config` or `config.text_config`."""
+    found = saved_config(model, path)
+    assert found is not None, "the layers' config is neither the model's nor a part of it"
+    return found
+
+
+def saved_config(model: nn.Module, path: str) -> str | None:
+    """As `config_path`; None where it is a copy, as each stack of a T5 has, that is not saved with the model."""
     while True:
         path = split(path)[0]
         config = vars(model.get_submodule(path)).get("config")
@@ -172,8 +179,7 @@ def config_path(model: nn.Module, path: str) -> str:
     if config is model.config:
         return "config"
     name = next((name for name, held in vars(model.config).items() if held is config), None)
-    assert name is not None, "the layers' config is neither the model's nor a part of it"
-    return f"config.{name}"
+    return None if name is None else f"config.{name}"
 
 
 def attribute(module: nn.Module, path: str) -> Any:

@@ -12,6 +12,8 @@ from effc.compiler.capture.capture import capture
 from effc.compiler.discovery.bypass import staying
 from effc.compiler.editing.rehearsal import layer_needed
 from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.families.choices import LAYERS
+from effc.compiler.families.dials import depth_dials
 from effc.compiler.ir.program import Program
 from effc.compiler.measuring import equivalence, timing
 from effc.compiler.rows import inputs
@@ -78,6 +80,16 @@ def test_without_any_branch_the_caches_stay_right(name):
         assert equivalence.compare(silenced, program.model) < 1e-5
         assert equivalence.distance(generated(silenced), generated(program.model)) < 1e-5
     assert removed >= 7
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "whisper"])
+def test_no_whole_layer_goes_where_two_stacks_share_a_config(name):
+    program = captured(name)
+    for unit in (list(program.units)[1], list(program.units)[-1]):
+        with pytest.raises(Reject) as refused:
+            Rewriter(program).drop_layer(unit)
+        assert refused.value.diagnostics[0].fault is layer_needed and unit in refused.value.diagnostics[0].message
+    assert depth_dials(program, None, LAYERS) == []
 
 
 @pytest.mark.parametrize(
