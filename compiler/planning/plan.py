@@ -319,7 +319,7 @@ def _draw_stage(index: int, stage: Stage, width: int) -> list[str]:
     state = "cached" if stage.cached else f"to run: {stage.why}"
     moved = f"({change(stage.before.params, stage.after.params)})"
     if stage.before == stage.after and after == "at most ":
-        moved = "(the weights decide)"
+        moved = "(known once it has run)"
     lines = [
         f"  {index}. {stage.name} = {stage.call.word}",
         f"     touches   {_paths(stage.matched, width - 15)}" if stage.matched else "",

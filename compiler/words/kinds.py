@@ -132,7 +132,7 @@ class Pass(Word):
     makes          {conditions: what}: what some targets can't hold, e.g. {"spread: greedy": "uneven widths"};
                    "" always holds
     determinism    "deterministic", "seeded" or "nondeterministic"
-    foreseeable    shapes after it follow from the skeleton; False where the weights decide, so that `forecast`
+    foreseeable    shapes after it follow from the skeleton; False where weights or a choice decide, so that `forecast`
                    is only the most that is left
     elsewhere      a profile that it names may be of another machine: it decides by reckoning then
     takes          kinds of results that it works on: "model", "adapters", "front"; of the step before it, or of the

@@ -40,6 +40,7 @@ class Pick(Pass):
     keeps = Lossy()
     determinism = "deterministic"
     takes = ("family",)
+    foreseeable = False  # widths of a choice are the family's to know: the whole model is the most that is left
     gives = {"": "model", "merge: false": "adapters"}
 
     ranks: Literal["largest", "middle", "smallest"] = param("The value that every dial takes.", default="middle")

@@ -255,7 +255,7 @@ def test_a_plan_says_that_weights_decide_how_much_is_left(folder):
     (plan,) = api.plan(folder / "r.effspec", cache_dir=folder / "cache")
     assert [stage.hedges for stage in plan.stages] == [("", "at most"), ("at most", "at most")]
     lines = draw(plan).splitlines()
-    assert "     params    109.0 k -> at most 109.0 k  (the weights decide)" in lines
+    assert "     params    109.0 k -> at most 109.0 k  (known once it has run)" in lines
     assert "     params    at most 109.0 k -> at most 81.3 k  (-25.4 %)" in lines, lines
 
 
