@@ -18,7 +18,7 @@ from .manifest import NAME
 
 def mark(place: Path, call: Invocation) -> None:
     """Note what lies in a place now, and whose. It is a convenience: where it can't be written, there is none."""
-    with suppress(OSError):
+    with suppress(OSError, Reject):  # a manifest beyond all bounds, too
         write_whole(_note(place), json.dumps({"recipe": _recipe(call), "sha256": _hash(place)}).encode())
 
 
