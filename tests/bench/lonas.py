@@ -11,7 +11,8 @@ LoRA     adapters of rank 8 on the whole model, `--steps` steps
 LoNAS    `supernet.elastic`, adapters of rank 8, one drawn choice a step, the same number of steps, once for all sizes
 pruned   `prune.multi` by accuracy on 256 training rows to the operations of a choice, then LoRA for as many steps,
          anew for each size
-MACs are of one token in a row of 32. Accuracy is on the 872 rows of test.tsv, which no decision reads.
+MACs are of one token in a row of 32. Accuracy is on the 872 rows of test.tsv, which no decision reads. Latency is of
+reading one row of 32 tokens, one thread, in turns with the whole model: the median of seven ratios.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import torch
 import transformers
 from effc.compiler import api
 from effc.compiler.ir.program import Program
+from effc.compiler.measuring.timing import interleaved
 from effc.compiler.planning import shrink
 from effc.compiler.rows.classes import class_logits
 from effc.compiler.running.pipeline import Build
@@ -46,7 +48,8 @@ pipeline lean(base) {{
 """
 ELASTIC = """supernet.elastic(channels: [100%, 75%, 50%, 25%], heads: [100%, 75%, 50%], per: model, align: 1, data: train,
     ranks: [8], alpha: 16.0, steps: {steps}, batch: 16, lr: 1e-3)"""
-PRUNED = "prune.multi(remove: {share:.2f}% of flops, group: 128, score: accuracy(judge), data: train)"
+PRUNED = """prune.multi(remove: {share:.2f}% of flops, group: 128, score: accuracy(judge), data: train,
+    estimate: taylor, together: 8)"""
 
 
 def jsonl(source: Path, into: Path) -> None:
@@ -98,6 +101,12 @@ def accuracy(program: Program, ctx) -> float:
     return ctx.metric(MetricRef("accuracy", (("data", DataRef("test")),))).measure(program.model, ctx)
 
 
+def latency(program: Program, ctx) -> float:
+    """Over that of the whole model; both read a row of 32 tokens in turns."""
+    word = MetricRef("prefill.p50", (("prompt", LENGTH),))
+    return interleaved({"whole": ctx.origin.load().eval(), "this": program.model.eval()}, ctx.metric(word), 7).ratio
+
+
 def macs(skeleton) -> float:
     return shrink.flops_per_token(skeleton, LENGTH) / 2
 
@@ -138,42 +147,45 @@ def main() -> None:
         began = time.monotonic()
         base_of(asked.model, folder, asked.tuned)
         print(f"{asked.tuned} steps of all weights took {time.monotonic() - began:.0f} s", flush=True)
-        found: dict[tuple[str, float], list[float]] = {}
+        found: dict[str, list[tuple[float, float, float]]] = {}
         for seed in range(asked.seeds):
-            for name, size, value in routes(folder, asked.steps, seed):
-                found.setdefault((name, size), []).append(value)
+            for name, program, ctx in routes(folder, asked.steps, seed):
+                size, right, slow = macs(program.skeleton), accuracy(program, ctx), latency(program, ctx)
+                found.setdefault(name, []).append((size, right, slow))
                 print(
-                    f"seed {seed}: {name}, {size / 1e6:.2f} M MACs: {value:.3f}, {time.monotonic() - began:.0f} s",
+                    f"seed {seed}: {name}, {size / 1e6:.2f} M MACs: accuracy {right:.3f}, latency {slow:.2f}, "
+                    f"{time.monotonic() - began:.0f} s",
                     flush=True,
                 )
-    print("\n| | M MACs a token | accuracy, mean and range |\n|---|---|---|")
-    for (name, size), values in found.items():
-        print(f"| {name} | {size / 1e6:.2f} | {statistics.mean(values):.3f} ({min(values):.3f}–{max(values):.3f}) |")
+    print("\n| | M MACs a token | latency over the whole's | accuracy, mean and range |\n|---|---|---|---|")
+    for name, rows in found.items():
+        sizes, values, slows = zip(*rows, strict=True)
+        spread = f"{statistics.mean(values):.3f} ({min(values):.3f}–{max(values):.3f})"
+        print(f"| {name} | {statistics.mean(sizes) / 1e6:.2f} | {statistics.mean(slows):.2f} | {spread} |")
 
 
 def routes(folder: Path, steps: int, seed: int):
-    """(name, MACs, accuracy) of everything that is compared."""
+    """(name, program, context to measure it in) of everything that is compared."""
     build, key = built(folder, ELASTIC.format(steps=steps), seed)
     whole = build.reach(build.plan.identity).program
     top = macs(whole.skeleton)
-    yield "start", top, accuracy(whole, build.ctx)
+    yield "start", whole, build.ctx
     healed(whole, build.ctx, steps, seed)
-    yield "LoRA", top, accuracy(whole, build.ctx)
+    yield "LoRA", whole, build.ctx
     build.outcome = None
     sizes = {}
     for name, choice in choices_of(build.reach(key).space).items():
         program = build.reach(key).cut(choice)
         build.outcome = None
         sizes[name] = macs(program.skeleton)
-        yield f"LoNAS, {name}", sizes[name], accuracy(program, build.ctx)
+        yield f"LoNAS, {name}", program, build.ctx
     for name, size in sizes.items():
         if size < top:
             pruned, cut = built(folder, PRUNED.format(share=100 * (1 - size / top)), seed)
             program = pruned.reach(cut).program
-            size = macs(program.skeleton)
-            yield f"pruned as {name}", size, accuracy(program, pruned.ctx)
+            yield f"pruned as {name}", program, pruned.ctx
             healed(program, pruned.ctx, steps, seed)
-            yield f"pruned as {name}, LoRA", size, accuracy(program, pruned.ctx)
+            yield f"pruned as {name}, LoRA", program, pruned.ctx
 
 
 if __name__ == "__main__":

@@ -53,15 +53,26 @@ def write_texts(folder: Path) -> None:
 
 
 def session_of(
-    folder: Path, name: str, steps: str, *, model: str, emit: str = 'hf("hf")', samples: int = 16, seed: int = 7
+    folder: Path,
+    name: str,
+    steps: str,
+    *,
+    model: str,
+    emit: str = 'hf("hf")',
+    samples: int = 16,
+    seed: int = 7,
+    chance: int = 0,
 ):
-    """A session of a recipe with these steps. `name` is its file's; `samples` rows of 256 tokens calibrate."""
+    """A session of a recipe with these steps. `name` is its file's; `samples` rows of 256 tokens calibrate.
+
+    `seed` chooses these rows, `chance` what steps draw, such as the order of rows that a training reads.
+    """
     from effc.compiler import api
 
     recipe = folder / f"{name}.effspec"
     data = DATA.format(bible=BIBLE, samples=samples, seed=seed, rows=8)
     recipe.write_text(RECIPE.format(model=model, data=data, steps=steps, emit=emit))
-    return api.session(recipe, cache_dir=folder / "cache", threads=torch.get_num_threads(), seed=0)
+    return api.session(recipe, cache_dir=folder / "cache", threads=torch.get_num_threads(), seed=chance)
 
 
 def build_of(folder: Path, name: str, steps: str, **more):
@@ -87,6 +98,16 @@ def perplexities(program, ctx) -> list[float]:
 
     sums = [nll(program.model, ctx.rows(DataRef(name))) for name in HELD_OUT]
     return [math.exp(nats / tokens) for nats, tokens in sums]
+
+
+def before_and_after(build, healed: bool) -> tuple[object, list[float], list[float]]:
+    """The program before the last step where that heals, its perplexities, and those after that step."""
+    stages = build.plan.stages[:-1] if healed else build.plan.stages
+    for stage in stages:
+        build.step(stage)
+    program = build.reach(stages[-1].key if stages else build.plan.identity).program
+    before = perplexities(program, build.ctx)
+    return program, before, perplexities(finished(build), build.ctx) if healed else []
 
 
 def rescaled(folder: Path) -> Path:

@@ -10,6 +10,7 @@ goes: half of the weights and 2:4, one allocation, 8 samples, 8 steps.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import smol
@@ -20,11 +21,11 @@ METHODS = {
     "wanda": "sparsify.wanda({0}, data: calib)",
     "sparsegpt": "sparsify.sparsegpt({0}, data: calib)",
     "admm": "sparsify.admm({0}, data: calib)",
+    "admm, owl": "sparsify.admm({0}, data: calib, allocation: owl)",
     "admm, searched": "sparsify.admm({0}, data: calib, allocation: searched)",
 }
 SHARES = {
-    "50%": "sparsity: 50% of weights",
-    "60%": "sparsity: 60% of weights",
+    **{share: f"sparsity: {share} of weights" for share in ("30%", "50%", "60%", "70%")},
     "2:4": 'sparsity: 50% of weights, pattern: "2:4"',
 }
 HEAL = "fit = tune.heal(data: train, method: full, steps: {0}, batch: 4, lr: 5e-5, save: 20)"
@@ -43,7 +44,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.quick:
         asked.steps, asked.samples, asked.shares = 8, 8, ["50%", "2:4"]
-        asked.only = [name for name in asked.only if "searched" not in name]
+        asked.only = [name for name in asked.only if "," not in name]
     folder = asked.folder.resolve()
     torch.set_num_threads(1)
     print(", ".join(f"{k} {v}" for k, v in machine().items()), flush=True)
@@ -53,18 +54,14 @@ def main() -> None:
     line = "{:<16}{:>6}{:>8}{:>14}{:>9}{:>16}{:>9}"
     print(line.format("", "", "zeros", *smol.HELD_OUT, *(f"healed, {name}" for name in smol.HELD_OUT)), flush=True)
     model, heal = smol.base(folder, "bfloat16"), [HEAL.format(asked.steps)] if asked.steps else []
-    cases = [(m, s) for s in asked.shares for m in asked.only if not (s == "2:4" and "searched" in m)]
+    cases = [(m, s) for s in asked.shares for m in asked.only if not (s == "2:4" and "," in m)]
     for name, share in [("dense", ""), *cases]:
         made = [] if name == "dense" else [f"sps = {METHODS[name].format(SHARES[share])}"]
         more = {"model": model, "samples": asked.samples}
-        build = smol.build_of(folder, "sparse", "\n  ".join([*made, *heal]), **more)
-        for stage in build.plan.stages[: len(made)]:
-            build.step(stage)
-        before = build.reach(build.plan.stages[0].key if made else build.plan.identity).program
-        zeros = next((note["sparsity"] for note in before.notes if "sparsity" in note), 0.0)
-        found = smol.perplexities(before, build.ctx)
-        if heal:
-            found += smol.perplexities(smol.finished(build), build.ctx)
+        build = smol.build_of(folder, f"sparse{os.getpid()}", "\n  ".join([*made, *heal]), **more)
+        program, before, after = smol.before_and_after(build, bool(heal))
+        zeros = next((note["sparsity"] for note in program.notes if "sparsity" in note), 0.0)
+        found = before + after
         print(
             line.format(name, share, f"{zeros:.1%}", *(f"{p:.2f}" for p in found), *[""] * (4 - len(found))), flush=True
         )
