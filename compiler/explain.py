@@ -124,12 +124,16 @@ def _bounds(param: Param) -> Iterator[str]:
         yield f"one of {', '.join(map(show, param.among))}"
     if param.multiple:
         yield f"a multiple of {param.multiple}"
+    if param.odd:
+        yield "odd"
     if param.least:
         yield f"{param.least} or more of them"
     if param.distinct:
         yield "each once"
     if param.falling:
         yield "each smaller than the one before"
+    if param.whole:
+        yield "each smaller than the one before, the first 100%"
     if param.spelled:
         yield "spelled as the default is"
 

@@ -22,7 +22,7 @@ def holds(condition: str, args: Mapping[str, Any]) -> bool:
         return True
     name, colon, wanted = condition.partition(":")
     value = args.get(name.strip())
-    return plain(value) in [one.strip() for one in wanted.split("|")] if colon else value not in (None, False)
+    return plain(value) in [one.strip() for one in wanted.split("|")] if colon else value not in (None, False, ())
 
 
 def meets(conditions: str, args: Mapping[str, Any]) -> bool:

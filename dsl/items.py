@@ -1,4 +1,4 @@
-"""Lists as parameters ask for them: enough items, none twice, falling from one to the next."""
+"""Lists as parameters ask for them: enough items, none twice, falling from one to the next, from the whole."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -8,11 +8,13 @@ from . import ast
 from .diagnostics import Diagnostic, Fault, Fix
 from .show import plain, show
 from .units import magnitude
+from .values import Ratio
 from .vocabulary import Param
 
 too_few_items = Fault("too-few-items", "A list has fewer items than its parameter needs.")
 repeated_item = Fault("repeated-item", "A list whose items are to differ names one of them twice.")
 rising_items = Fault("rising-items", "A list is to fall from each item to the next, and does not.")
+partial_items = Fault("partial-items", "A list of shares is to begin with the whole, 100%, and does not.")
 
 
 def items_fit(expr: ast.Items, values: tuple[Any, ...], want: Param, report: Callable[[Diagnostic], None]) -> bool:
@@ -32,12 +34,19 @@ def items_fit(expr: ast.Items, values: tuple[Any, ...], want: Param, report: Cal
                 )
             )
             return False
-    if want.falling and any(magnitude(b) >= magnitude(a) for a, b in pairwise(values)):
+    if (want.falling or want.whole) and any(magnitude(b) >= magnitude(a) for a, b in pairwise(values)):
         fallen = sorted(set(values), key=magnitude, reverse=True)
         told = f"write `{want.name}: {show(tuple(fallen))}`" if len(fallen) > 1 else ""
         offer = Fix(expr.span, show(tuple(fallen))) if told else None
         said = f"`{want.name}` does not fall from each item to the next"
         report(rising_items(said, expr.span, help=told, offer=offer))
+        return False
+    if want.whole and values and values[0].value != 1.0:
+        rest = [value for value in values if 0 < value.value < 1]
+        right = show((Ratio(1.0), *rest))
+        said = f"`{want.name}` begins with {show(values[0])}, not with 100%"
+        told, offer = (f"write `{want.name}: {right}`", Fix(expr.span, right)) if rest else ("", None)
+        report(partial_items(said, expr.items[0].span, help=told, offer=offer))
         return False
     return True
 

@@ -56,7 +56,7 @@ def within(value: Any, want: Param, span: Span, report: Callable[[Diagnostic], N
 
 
 def _off_grid(value: int, want: Param, span: Span) -> Diagnostic | None:
-    """A number that is none of those declared, or no multiple."""
+    """A number that is none of those declared, no multiple, or even."""
     if want.among and value not in want.among:
         near = min(filter(None, want.among), key=lambda n: (abs(n - value), n))  # 0 is for none: nobody meant it
         *others, last = map(str, want.among)
@@ -74,6 +74,10 @@ def _off_grid(value: int, want: Param, span: Span) -> Diagnostic | None:
             help=f"write `{near}`",
             offer=Fix(span, str(near)),
         )
+    if want.odd and value % 2 == 0:
+        near = str(max(1, value - 1))
+        said = f"`{want.name}` is {value}, which is even"
+        return out_of_range(said, span, help=f"write `{near}`", offer=Fix(span, near))
     return None
 
 

@@ -48,8 +48,9 @@ class Param:
     of       legal bases of a ratio ("channels", "params", ...), a ratio without `of` takes the only one; or the
              names that shares are divided among
     unit     what a plain int counts ("blocks", "channels", "steps", "ms"), for pages and messages
-    among    the numbers that it may be; multiple: of what, 0 where it does not matter
+    among    the numbers that it may be; multiple: of what, 0 where it does not matter; odd: none that two divides
     least    items of a list, at least; distinct: none twice; falling: each smaller than the one before
+    whole    a list of shares falls from 100%
     """
 
     name: str
@@ -65,9 +66,11 @@ class Param:
     unit: str = ""
     among: tuple[int, ...] = ()
     multiple: int = 0
+    odd: bool = False
     least: int = 0
     distinct: bool = False
     falling: bool = False
+    whole: bool = False
     spelled: str = ""  # what a text looks like, as a regular expression over all of it
     lines: bool = False  # a text that may hold tabs and line ends; others are names and paths
     positional: bool = False  # may be given without its name, in order of declaration

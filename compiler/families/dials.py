@@ -26,35 +26,11 @@ from .switches import is_maskable
 if TYPE_CHECKING:
     from ..ir.program import Program
 
-unfit_shares = Fault(
-    "unfit-shares",
-    "Shares of an elastic width are to be two or more, from 100% down, each smaller than the one before.",
-)
 one_choice = Fault(
     "one-choice",
     "A family would have one choice alone, so that there is nothing to search.\n\n"
     "The model has no part of the kinds that are asked for, or all shares come to the same number of items.",
 )
-
-unfit_kernels = Fault(
-    "unfit-kernels", "Sizes of a convolution's kernel are odd, so that a smaller one has the same middle."
-)
-
-
-def check_shares(name: str, shares: Sequence[Ratio]) -> None:
-    """Reject (unfit-shares) what does not fall from 100%."""
-    values = [share.value for share in shares]
-    fallen = sorted({1.0, *(v for v in values if 0 < v < 1)}, reverse=True)
-    if values and (values != fallen or len(values) < 2):
-        said = ", ".join(f"{value:.4g}" for value in (100 * v for v in values))
-        right = ", ".join(f"{100 * v:.4g}%" for v in (fallen if len(fallen) > 1 else [1.0, 0.75, 0.5]))
-        raise Reject(
-            unfit_shares(
-                f"`{name}` has shares of {said} percent, which do not fall from 100%",
-                help=f"write `{name}: [{right}]`",
-                argument=name,
-            )
-        )
 
 
 def width_dials(
@@ -117,16 +93,7 @@ def _can_go(edit) -> bool:
 
 
 def check_kernels(asked: Sequence[int], skeleton: Skeleton, on: Selector | None) -> None:
-    """Reject (unfit-kernels) even sizes, and (one-choice) sizes that no convolution is larger than."""
-    if even := [size for size in asked if size % 2 == 0]:
-        odd = list(dict.fromkeys(size - 1 + size % 2 for size in asked))
-        raise Reject(
-            unfit_kernels(
-                f"`kernels` has {even[0]}, which is even and has no middle",
-                help=f"write `kernels: {odd}`" if odd[-1] > 0 else "give odd sizes, as in `kernels: [5, 3]`",
-                argument="kernels",
-            )
-        )
+    """Reject (one-choice) sizes that no convolution is larger than."""
     if asked and not larger_kernels(skeleton, on, asked):
         raise Reject(
             one_choice(
@@ -208,6 +175,6 @@ def refuse_one(dials: Sequence[Dial], asked: str) -> None:
         raise Reject(
             one_choice(
                 f"nothing of the model is elastic: {asked}",
-                help="ask for shares further apart, other kinds, or a smaller `align`",
+                help="ask for shares further apart, for other parts of the model, or for a smaller `align`",
             )
         )

@@ -39,9 +39,11 @@ def param(
     unit: str = "",
     among: tuple[int, ...] = (),
     multiple: int = 0,
+    odd: bool = False,
     least: int = 0,
     distinct: bool = False,
     falling: bool = False,
+    whole: bool = False,
     spelled: str = "",
     lines: bool = False,
     positional: bool = False,
@@ -49,7 +51,7 @@ def param(
     """A parameter of a recipe word: a field with a sentence, a default, and what else `dsl.vocabulary.Param` says."""
     about = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "of": of, "unit": unit, "among": among}
     about |= {"multiple": multiple, "least": least, "distinct": distinct, "falling": falling, "positional": positional}
-    about |= {"spelled": spelled, "lines": lines}
+    about |= {"odd": odd, "whole": whole, "spelled": spelled, "lines": lines}
     if default is _MISSING:
         return field(kw_only=True, metadata=about)
     return field(kw_only=True, default=default, metadata=about)

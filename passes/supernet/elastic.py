@@ -10,7 +10,6 @@ from ...compiler.families.dials import (
     able,
     check_experts,
     check_kernels,
-    check_shares,
     chosen,
     depth_dials,
     kernel_dials,
@@ -45,6 +44,15 @@ from ...compiler.words.kinds import Effort, Lossy, param
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef, Ratio, Selector
 
+KINDS = {  # of groups, in words
+    "channels": "channels",
+    "heads": "heads",
+    "ssm_heads": "scan heads",
+    "ssm_channels": "scan channels",
+    "ssm_state": "states",
+    "experts": "experts",
+}
+
 
 class Elastic(Learner):
     """Make widths and depth of a model elastic, and train it so that every choice of them is a model.
@@ -76,34 +84,42 @@ class Elastic(Learner):
     determinism = "seeded"
     apart = {"held_out": "data"}
     gives = {"": "family"}
+    unfit = {
+        "not channels & not heads & not scan_heads & not scan_channels & not states & not experts & not kernels"
+        " & depth: none & count ranks < 2": ("nothing is elastic", "ask for `channels`, `heads`, `depth`, or `ranks`"),
+        "not channels & not heads & not scan_heads & not scan_channels & not states & not experts & not kernels"
+        " & depth: none & train: weights": ("nothing is elastic", "ask for `channels`, `heads`, or `depth`"),
+    }
     extra: ClassVar[str] = "tune"
 
     data: DataRef = param("Rows to learn from.")
     channels: list[Ratio] = param(
-        "Shares of an MLP's channels that may stay, from 100% down.", default=(), least=2, falling=True
+        "Shares of an MLP's channels that may stay, from 100% down.", default=(), gt=0, least=2, whole=True
     )
     heads: list[Ratio] = param(
-        "Shares of an attention's heads that may stay, from 100% down.", default=(), least=2, falling=True
+        "Shares of an attention's heads that may stay, from 100% down.", default=(), gt=0, least=2, whole=True
     )
     scan_heads: list[Ratio] = param(
-        "Shares of the heads of a scan that may stay, from 100% down.", default=(), least=2, falling=True
+        "Shares of the heads of a scan that may stay, from 100% down.", default=(), gt=0, least=2, whole=True
     )
     scan_channels: list[Ratio] = param(
         "Shares of the channels of a scan without heads that may stay, from 100% down.",
         default=(),
+        gt=0,
         least=2,
-        falling=True,
+        whole=True,
     )
     states: list[Ratio] = param(
-        "Shares of a scan's states that may stay, from 100% down.", default=(), least=2, falling=True
+        "Shares of a scan's states that may stay, from 100% down.", default=(), gt=0, least=2, whole=True
     )
     experts: list[Ratio] = param(
-        "Shares of a layer's experts that may stay, from 100% down.", default=(), least=2, falling=True
+        "Shares of a layer's experts that may stay, from 100% down.", default=(), gt=0, least=2, whole=True
     )
     kernels: list[int] = param(
-        "Sizes, all odd, that larger kernels of convolutions may shrink to, the largest first.",
+        "Sizes that larger kernels of convolutions may shrink to, the largest first.",
         default=(),
         ge=1,
+        odd=True,
         least=1,
         falling=True,
     )
@@ -150,8 +166,6 @@ class Elastic(Learner):
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """The same shapes. Shares and ranks that can't be are said here, before any weight is read."""
-        for name in ("channels", "heads", "scan_heads", "scan_channels", "states", "experts"):
-            check_shares(name, getattr(self, name))
         if self.train == "adapters" and self.steps:
             check_modules(("peft",), self.extra, "`supernet.elastic` with `train: adapters`")
             inside = tuple(f"{unit}." for unit in skeleton.units)
@@ -163,7 +177,9 @@ class Elastic(Learner):
         check_kernels(self.kernels, skeleton, self.on)
         ranked = self.train == "adapters" and self.steps > 0 and len(self.ranks) > 1
         if not (self.kernels or self.depth != "none" or ranked):
-            refuse_one(widths, "no group has two widths of these shares")
+            there = any(chosen(skeleton, self.on, kind) for kind, _ in self._widths())
+            names = " or ".join(KINDS[kind] for kind, _ in self._widths())
+            refuse_one(widths, "no group has two widths of these shares" if there else f"no {names} are selected")
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
@@ -185,15 +201,7 @@ class Elastic(Learner):
     # -- what may be chosen ----------------------------------------------------------------------------------
 
     def _widths(self) -> list[tuple[str, list[Ratio]]]:
-        asked = {
-            "channels": self.channels,
-            "heads": self.heads,
-            "ssm_heads": self.scan_heads,
-            "ssm_channels": self.scan_channels,
-            "ssm_state": self.states,
-            "experts": self.experts,
-        }
-        return [(kind, shares) for kind, shares in asked.items() if shares]
+        return [(kind, shares) for kind, name in KINDS.items() if (shares := getattr(self, name.replace(" ", "_")))]
 
     def _dials(self, groups, kind: str, shares: list[Ratio]) -> list[Dial]:
         return width_dials(groups, shares, self.per, self.align if kind == "channels" else 1)

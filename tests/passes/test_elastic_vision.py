@@ -211,10 +211,9 @@ def test_what_images_and_their_models_can_not_do_is_refused(tmp_path):
     with pytest.raises(Reject, match="one-choice") as caught:
         trained(tmp_path, "resnet", depth="layers", steps=0)
     assert "depth: blocks" in caught.value.diagnostics[0].help
-    for sizes, slug, help_ in (([4], "unfit-kernels", "`kernels: [3]`"), ([9, 7], "one-choice", "smaller sizes")):
-        with pytest.raises(Reject, match=slug) as caught:
-            trained(tmp_path, "resnet", kernels=sizes, steps=0)
-        assert help_ in caught.value.diagnostics[0].help
+    with pytest.raises(Reject, match="one-choice") as caught:
+        trained(tmp_path, "resnet", kernels=[9, 7], steps=0)
+    assert "smaller sizes" in caught.value.diagnostics[0].help
 
 
 def test_kernels_of_convolutions_have_a_dial_where_their_zeros_can_shrink_with_them():
