@@ -146,8 +146,8 @@ def _open(
 
         folder, _ = locate(path)
         tokenizer = _tokenizer(folder)
-        if speaks:
-            _refuse_wordless(tokenizer, place)
+        if speaks and tokenizer is None:
+            raise _wordless(place)
         model = load(
             path, device=settings.device, steady=steady, mapped=mapped, signed_by=signed_by, tell=settings.tell
         )
@@ -163,14 +163,21 @@ def _open(
         )
     origin = origin_of(place, settings)
     tokenizer = origin.tokenizer()
-    if speaks:
-        _refuse_wordless(tokenizer, origin.label)
+    if speaks and tokenizer is None:
+        raise _wordless(origin.label)
     return NamedModel(origin.label, origin.load().eval().to(settings.device), tokenizer)
 
 
-def _refuse_wordless(tokenizer: Any, label: str) -> None:
-    if tokenizer is None:
-        raise Reject(no_words(f"{label} has no tokenizer", help="copy the tokenizer files beside the weights"))
+def refuse_wordless(folder: Path, label: str) -> None:
+    """Reject (no-words) a folder of weights without tokenizer files."""
+    from .checkpoints.folder import tokenizer_files
+
+    if not tokenizer_files(folder):
+        raise _wordless(label)
+
+
+def _wordless(label: str) -> Reject:
+    return Reject(no_words(f"{label} has no tokenizer", help="copy the tokenizer files beside the weights"))
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -133,7 +133,7 @@ def wide_ranks(parts: Sequence[Part], ranks: Sequence[int]) -> Diagnostic | None
         if narrow < max(ranks):
             return unfit_ranks(
                 f"rank {max(ranks)} is more than {part.path} has: it is {narrow} wide",
-                help=f"give ranks of at most {narrow}, or leave it out of `on:`",
+                help=f"give `ranks` of at most {narrow}, or leave it out of `on:`",
                 argument="ranks",
             )
     return None

@@ -48,9 +48,9 @@ def register(app: typer.Typer) -> None:
         texts = [*(f"{name}={value}" for name, value in asked.items() if value), *(limit or ())]
         if any("=" not in text for text in texts):
             raise typer.BadParameter("a limit reads METRIC=VALUE: --limit 'perplexity(heldout)=34'")
-        from ..artifacts.manifest import read_manifest
+        from ..artifacts.fronts import read_front
 
-        read_manifest(artifact)  # a folder that is no artifact is refused first, before anybody imports torch
+        read_front(artifact)  # what holds no points is refused first, before anybody imports torch
         if texts and point:
             raise typer.BadParameter(f"`--point {point}` says which point: leave it out, or the limit {texts[0]}")
         if not texts and not point:

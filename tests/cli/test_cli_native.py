@@ -184,3 +184,8 @@ def test_what_the_engine_can_not_run_is_refused_with_node_module_and_line(effc, 
     assert run.code == 5 and "error[cannot-run-natively]: node `" in run.err
     assert "mlp.act_fn (MishActivation, activations.py:" in run.err
     assert not (tmp_path / "out" / "cpu").exists()
+
+
+def test_pick_says_that_one_model_holds_no_points_before_it_asks_for_limits(effc, artifact):
+    done = effc("pick", str(artifact[0]))
+    assert done.code == 2 and "error[no-front]" in done.err and "`native`" in done.err

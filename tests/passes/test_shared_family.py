@@ -1,11 +1,13 @@
 """The target `family`: weights written once, from which `effc pick` cuts points out."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from effc.compiler import api
 from effc.compiler.artifacts.load import load
+from effc.compiler.artifacts.signature import new_key, sign
 from effc.compiler.running.limits import Limit
 from effc.compiler.running.pick import folder_of, pick
 from effc.dsl.diagnostics import Reject
@@ -43,6 +45,22 @@ def test_points_that_are_cut_out_of_shared_weights_are_those_that_were_written_a
     assert load(folder_of(artifacts / "once", points[-1])) is not None
 
 
+def test_a_point_to_talk_to_without_a_tokenizer_is_refused_before_it_is_cut_out(artifacts):
+    with pytest.raises(Reject, match="no-words") as caught:
+        folder_of(artifacts / "once", "1", speaks=True)
+    assert caught.value.diagnostics[0].message == f"{artifacts / 'once'} has no tokenizer"
+
+
+def test_a_point_to_run_is_cut_out_of_a_front_that_one_of_the_keys_signed(artifacts, tmp_path):
+    front = shutil.copytree(artifacts / "once", tmp_path / "once")
+    ours, theirs = (new_key(tmp_path / f"{name}.key") for name in ("ours", "theirs"))
+    sign(front, tmp_path / "ours.key")
+    assert folder_of(front, "1", signed_by=[ours]).is_dir()
+    with pytest.raises(Reject, match="unsigned-artifact") as caught:
+        folder_of(front, "1", signed_by=[theirs])
+    assert caught.value.diagnostics[0].message.startswith(f"{front} is signed by {ours}")
+
+
 def test_a_point_is_picked_by_what_was_measured(artifacts, tmp_path):
     members = json.loads((artifacts / "once/manifest.json").read_bytes())["members"]
     sizes = {m["name"]: next(v for name, v, *_ in m["measures"] if name == "params") for m in members}
@@ -52,8 +70,6 @@ def test_a_point_is_picked_by_what_was_measured(artifacts, tmp_path):
 
 @pytest.mark.parametrize("field", ["values", "places", "choice", "orders"])
 def test_a_family_that_does_not_fit_its_weights_is_refused(artifacts, tmp_path, field):
-    import shutil
-
     from effc.compiler.checkpoints.folder import open_folder
     from effc.compiler.families import shared
     from effc.compiler.words.context import Settings
