@@ -102,7 +102,7 @@ class _Search:
             if whole and not reason and self.one_item(roots, self.owner[readers[0]]):
                 reason = "a norm or a mixing function runs over all its channels"
             if reason:
-                self.refuse(site, reason)
+                self.refuse(site or module_of(members[0][0]), reason)  # of two stacks no module encloses all
             elif whole:
                 columns = self.owner[readers[0]]
                 order = dict.fromkeys(columns[np.isin(columns, roots)].tolist())

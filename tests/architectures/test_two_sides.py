@@ -48,6 +48,13 @@ def generated(model: nn.Module) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_what_can_not_be_narrowed_has_a_name_though_no_module_encloses_both_stacks(name):
+    program = captured(name)
+    for path, _ in program.skeleton.facts["refused"]:
+        assert path and program.model.get_submodule(path), path
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_graphs_say_what_the_model_says_token_by_token(name):
     program, reference = copy.deepcopy(captured(name)), table.model(name)
     assert not program.opaque
