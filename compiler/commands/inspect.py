@@ -72,7 +72,7 @@ def _show_front(front: "Manifest", place: str, graph: str | None, shared: Shared
         )
     if shared.format == "json":
         points = [{"name": m["name"], "measures": m["measures"], "steps": m["steps"]} for m in front.members]
-        return shared.screen.answer_json("inspect", points=points)
+        return shared.screen.answer_json("inspect", points=points, latency_error=_latency_error(front))
     drawn = [
         (str(number), *(value for _, value, *_ in m["measures"][1::-1])) for number, m in enumerate(front.members, 1)
     ]
@@ -87,9 +87,18 @@ def _show_front(front: "Manifest", place: str, graph: str | None, shared: Shared
     ]
     shared.screen.say(shared.screen.styled(place, "bold"))
     shared.screen.answer(shared.screen.table([head, *rows], right=tuple(range(2, len(head)))).rstrip("\n"))
+    if (error := _latency_error(front)) is not None:
+        shared.screen.say(f"times were added up from a table, {error:.1%} off at most where whole models were timed")
     if len(names) == 2:
         shared.screen.say("\n" + text(drawn, *names))
     return None
+
+
+def _latency_error(front: "Manifest") -> float | None:
+    """Of the table that a search added times up from, as a share; None where nothing was timed."""
+    notes = [note for step in front.steps for note in step.get("decisions", ()) if isinstance(note, dict)]
+    found = [error for note in notes if isinstance(error := note.get("latency_error"), float)]
+    return found[-1] if found else None
 
 
 def _need_two(place: str, names: list[str]) -> None:

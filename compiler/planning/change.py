@@ -1,6 +1,8 @@
 """What a step changed, measured on the skeletons before and after, as a person would say it."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ...dsl.skeleton import Skeleton
 from ..report.quantity import signed
@@ -19,12 +21,13 @@ class Change:
         return "\n".join(self.rows)
 
 
-def describe(before: Skeleton, after: Skeleton) -> Change:
-    """Layers and branches that are gone, groups that are narrower, parameters that went."""
+def describe(before: Skeleton, after: Skeleton, notes: Sequence[Mapping[str, Any]] = ()) -> Change:
+    """Layers and branches that are gone, groups that are narrower, parameters that went; zeros as the step notes."""
     rows = [*_layers(before, after), *_branches(before, after), *_groups(before, after), *_lowered(before, after)]
     # A packed weight is its own, also where it was tied: the skeleton counts it twice, the model has it once.
     lost = 0 if _lowered(before, after) else shrink.params(before) - shrink.params(after)
     parts = [p for p in (_counted(before, after), f"{signed(-lost)} params" if lost else "") if p]
+    parts += [f"{100 * note['sparsity']:.1f} % zeros" for note in notes if "sparsity" in note]
     return Change(", ".join(parts) or "values only", tuple(rows))
 
 

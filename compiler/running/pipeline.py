@@ -185,7 +185,7 @@ class Build:
         if promise and isinstance(keeps, Close):
             with announce("comparing with the model before"):
                 promise.check(program, keeps)
-        lines = describe(before, program.skeleton)
+        lines = describe(before, program.skeleton, program.notes[noted:])
         return made, {
             "program": program.notes,
             "step": program.notes[noted:],

@@ -8,6 +8,7 @@ import torch
 from effc.compiler import api
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.signature import new_key, sign
+from effc.compiler.cli import main
 from effc.compiler.running.limits import Limit
 from effc.compiler.running.pick import folder_of, pick
 from effc.dsl.diagnostics import Reject
@@ -66,6 +67,17 @@ def test_a_point_is_picked_by_what_was_measured(artifacts, tmp_path):
     sizes = {m["name"]: next(v for name, v, *_ in m["measures"] if name == "params") for m in members}
     least = min(sizes, key=sizes.get)
     assert pick(artifacts / "once", tmp_path / "least", limits=(Limit("params", str(int(sizes[least]))),))[0] == least
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_inspect_says_how_far_off_times_from_a_table_are(artifacts, tmp_path, capsys, form):
+    front = shutil.copytree(artifacts / "once", tmp_path / "once")
+    body = json.loads((front / "manifest.json").read_bytes())
+    body["steps"][-1]["decisions"] = [{"evaluated": 4, "latency_error": 0.07}]
+    (front / "manifest.json").write_text(json.dumps(body))
+    assert main(["inspect", str(front), "--format", form]) == 0
+    said = capsys.readouterr()
+    assert "7.0% off at most" in said.err if form == "text" else json.loads(said.out)["latency_error"] == 0.07
 
 
 @pytest.mark.parametrize("field", ["values", "places", "choice", "orders"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.layers.linear import weight_of
+from effc.compiler.planning.change import describe
 from effc.compiler.search.masks import keep_mask, magnitude, masked, ranks, smallest
 from effc.dsl.values import DataRef, Ratio, Selector
 from hypothesis import given
@@ -172,6 +173,12 @@ def test_wanda_makes_the_published_masks(tmp_path, share, pattern):
         published(model, rows, share, pattern)
     for name, weight in model.named_parameters():
         assert torch.equal(weight != 0, program.model.get_parameter(name) != 0), name
+
+
+def test_the_table_says_how_much_became_zero(tmp_path):
+    skeleton = capture(tiny.model("llama")).skeleton
+    program, note = run(tmp_path, tiny.model("llama"), "magnitude", sparsity=Ratio(0.25, "weights"))
+    assert describe(skeleton, program.skeleton, [note]).summary == "25.0 % zeros"
 
 
 def test_wanda_goes_on_from_what_a_killed_run_had_measured(tmp_path):
