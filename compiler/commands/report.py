@@ -16,7 +16,7 @@ several_pipelines = Fault(
 )
 
 _places = typer.Argument(metavar="ARTIFACT...", help="Artifacts of one pipeline.", show_default=False)
-_output = typer.Option("-o", "--output", metavar="FILE", help="Where the page goes.")
+_output = typer.Option("-o", "--output", metavar="FILE", help="Where the page goes; `-` prints it.")
 
 
 def register(app: typer.Typer) -> None:
@@ -43,9 +43,16 @@ def register(app: typer.Typer) -> None:
                     help="write a page for each, or compare them with `effc diff`",
                 )
             )
+        if str(output) == "-":
+            if shared.format == "json":
+                raise typer.BadParameter(
+                    "`-o -` prints the page, and `--format json` prints JSON: leave one of them out"
+                )
+            return shared.screen.write(page(sheets))
         text = page(sheets).encode()
         write_whole(output, text)
         if shared.format == "json":
             shared.screen.answer_json("report", path=str(output), bytes=len(text))
         else:
             shared.screen.answer(f"{output}  {size(len(text))}, opens in any browser")
+        return None

@@ -216,6 +216,8 @@ def test_the_verb_writes_a_page_and_says_where(kinds, tmp_path, capsys):
     assert "front.html" in capsys.readouterr().out
     text = place.read_text()
     assert text.startswith("<!doctype html>") and "points of the front" in text.lower()
+    assert main(["report", str(kinds / "front"), "-o", "-"]) == 0
+    assert capsys.readouterr().out == text
 
 
 def test_artifacts_of_two_pipelines_have_no_page_together(kinds, tmp_path, capsys):
