@@ -84,11 +84,17 @@ def served(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def hear(step: "Step", name: str, other: Any, heads: Tensor) -> None:
-    """What else attention is given: sinks [h] and biases [1, h, t, s] belong to their heads."""
+    """What else attention is given: sinks [h] and biases [1, h, t, s] belong to their heads.
+
+    A bias of constants has no labels, and every attention that is given it has as many heads: it gets some, in place,
+    so that the next one meets them.
+    """
     for x in tensors_in(other):
         if x.ndim == 1 and len(x) == len(heads):
             step.out.couple(x, heads)
         elif x.ndim == 4 and x.shape[1] == len(heads):
+            if len(heads) > 1 and not (x > NOTHING).any():
+                x.copy_(step.out.fresh(len(heads))[None, :, None, None])
             step.out.couple(x, heads[None, :, None, None])
         elif (x > STREAM).any():
             step.out.block((x, heads), f"attention is given `{name}`, whose heads are not known")

@@ -130,7 +130,8 @@ def _once(refused: Iterable[tuple[str, str]], whole: bool) -> Iterator[tuple[str
 
 
 def told_apart(groups: Iterable[Group]) -> Iterator[Group]:
-    """Groups with sites of their own: where several lie in the same module, the module that makes or reads them."""
+    """Groups with sites of their own: where several lie in the same module, the module that makes or reads them, and
+    of heads the attention around it."""
     groups = list(groups)
     shared = Counter((g.site, g.kind) for g in groups)
     taken = {key for key, count in shared.items() if count == 1}
@@ -139,6 +140,7 @@ def told_apart(groups: Iterable[Group]) -> Iterator[Group]:
             yield group
             continue
         owners = [m.tensor.rpartition(".")[0] for m in (*group.members, group.members[0])]
+        owners = [*(o.rpartition(".")[0] for o in owners if group.kind != "channels"), *owners]
         site = next((s for s in owners if (s, group.kind) not in taken), group.site)
         taken.add((site, group.kind))
         yield replace(group, site=site)

@@ -158,6 +158,15 @@ def _sizes(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]:
             yield _need(owner, place, size, size - int(vanished(out, axis, gone).sum()))
 
 
+def _made_sizes(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]:
+    """Constants of a size that is written out: `torch.zeros((1, heads, t, s))`, or `torch.zeros(1, heads, t, s)`."""
+    first, out = node.args[0], labelling.values[node]
+    sizes, place = (first, "args.0.") if isinstance(first, tuple | list) else (node.args, "args.")
+    for axis, size in enumerate(sizes[: out.ndim]):
+        if isinstance(size, int) and size > 1:
+            yield _need(node, f"{place}{axis}", size, size - int(vanished(out, axis, gone).sum()))
+
+
 def _written_sizes(node: fx.Node, labelling: Labelling) -> Iterator[tuple[fx.Node, str, Any]]:
     """For each axis: the node and place where its size is written, and the size: an int, a node, or None."""
     first = node.args[1]
@@ -251,4 +260,7 @@ _LITERALS = {
     "split": _splits,
     "split_with_sizes": _splits,
     "getitem": _slices,
+    "zeros": _made_sizes,
+    "ones": _made_sizes,
+    "full": _made_sizes,
 }

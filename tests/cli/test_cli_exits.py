@@ -195,6 +195,8 @@ def test_a_hub_out_of_reach_is_exit_8(process, write, flag):
 
 @pytest.mark.parametrize("number", wide([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], {signal.SIGINT}))
 def test_an_interrupt_ends_at_once_and_leaves_nothing_half_written(write, tmp_path, number):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip("whoever began the tests ignores the signal, as nohup does, and so does what they begin")
     recipe = write("  slim = prune.blocks(remove: 9, score: perplexity(heldout))", file=f"{number}.effspec")
     events = tmp_path / "events.jsonl"
     child = subprocess.Popen(
