@@ -38,6 +38,7 @@ KINDS = {  # one architecture for each way in which groups lie
     "one block three times": "shared block",
     "pixels": "vit",
     "post-norm": "bert",
+    "one bias of constants for several layers": "t5",
 }
 SHARE = 3e-4
 ROWS = json.loads(FILE.read_text(encoding="utf-8"))["rows"]  # test_matrix.py holds them to what runs

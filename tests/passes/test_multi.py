@@ -313,13 +313,20 @@ def refuse_one(search, value):
 def test_latency_is_measured_and_saved(tmp_path):
     model = tiny.model("llama", num_hidden_layers=6, intermediate_size=512)
     clock = MetricRef("decode.p50", (("prompt", 8), ("steps", 8)))
-    program = pruned(tmp_path, model, remove=Ratio(0.2, "latency"), group=64, clock=clock)
+    for attempt in range(3):  # the clock of a busy machine may say that no branch takes any time
+        work = tmp_path / str(attempt)
+        work.mkdir()
+        try:
+            program = pruned(work, model, remove=Ratio(0.2, "latency"), group=64, clock=clock)
+            break
+        except Reject as refused:
+            assert attempt < 2 and refused.diagnostics[0].slug == "out-of-reach", refused
     (measured,) = [n for n in program.notes if "latency" in n]
     assert measured["latency"] > 0 and set(measured["per_branch"]) == {"attention", "mlp"}
     assert [n for n in program.notes if "cut" in n][-1]["share"] >= 0.2
     (tmp_path / "again").mkdir()
     (tmp_path / "again/work").mkdir()
-    journal = (tmp_path / "work/scores.jsonl").read_bytes()
+    journal = (work / "work/scores.jsonl").read_bytes()
     (tmp_path / "again/work/scores.jsonl").write_bytes(journal)  # one that goes on has the same table
     again = pruned(tmp_path / "again", model, remove=Ratio(0.2, "latency"), group=64, clock=clock)
     assert again.notes == program.notes
