@@ -87,14 +87,18 @@ def hear(step: "Step", name: str, other: Any, heads: Tensor) -> None:
     """What else attention is given: sinks [h] and biases [1, h, t, s] belong to their heads.
 
     A bias of constants has no labels, and every attention that is given it has as many heads: it gets some, in place,
-    so that the next one meets them.
+    so that the next one meets them. One from outside of the graph can't follow.
     """
+    made = step.node.kwargs.get(name, step.node.args[4] if len(step.node.args) > 4 else None)
+    outside = isinstance(made, fx.Node) and made.op == "placeholder" and made.name not in step.run.given
     for x in tensors_in(other):
         if x.ndim == 1 and len(x) == len(heads):
             step.out.couple(x, heads)
         elif x.ndim == 4 and x.shape[1] == len(heads):
-            if len(heads) > 1 and not (x > NOTHING).any():
+            if len(heads) > 1 and x.is_contiguous() and not (x > NOTHING).any():
                 x.copy_(step.out.fresh(len(heads))[None, :, None, None])
+                if outside:
+                    step.out.block(x, f"`{made.name}`, from outside of the layer, has an entry for each of its heads")
             step.out.couple(x, heads[None, :, None, None])
         elif (x > STREAM).any():
             step.out.block((x, heads), f"attention is given `{name}`, whose heads are not known")
