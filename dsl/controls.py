@@ -1,6 +1,7 @@
-"""Characters that no name, path or text of a recipe has: they would drive a terminal, or end a line of ours."""
+"""Characters that no name, path or text of a recipe has: they would drive a terminal, end a line of ours, or show
+letters in another order than they stand in."""
 
-from unicodedata import category
+from unicodedata import bidirectional, category
 
 from .diagnostics import Diagnostic, Fault
 from .source import Span
@@ -8,22 +9,31 @@ from .source import Span
 control_character = Fault(
     "control-character",
     "A name, a path or a text holds a control character.\n\n"
-    "Such characters drive terminals, end lines of what is printed, and end paths early. Docstrings and the few texts "
-    "that are more than a name or a path may hold tabs and line ends.",
+    "Such characters drive terminals, end lines of what is printed, end paths early, or turn the order in which letters "
+    "are shown. Docstrings and the few texts that are more than a name or a path may hold tabs, line ends and turns.",
 )
 
 LINES = "\n\r\t"
+TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # (Boucher and Anderson, arXiv 2111.00169)
 
 
 def control_in(text: str, lines: bool = False) -> str:
-    """The first control character of a text, "" where it has none; with `lines`, tabs and line ends are none."""
+    """The first control character of a text, "" where it has none; with `lines`, tabs and line ends are none, nor is
+    what turns letters."""
     if text.isprintable():
         return ""
-    return next((c for c in text if category(c) in ("Cc", "Cs", "Zl", "Zp") and not (lines and c in LINES)), "")
+    return next((c for c in text if _drives(c, lines)), "")
+
+
+def _drives(c: str, lines: bool) -> bool:
+    if lines and (c in LINES or bidirectional(c) in TURNS):  # texts in two directions need them
+        return False
+    return category(c) in ("Cc", "Cs", "Zl", "Zp") or bidirectional(c) in TURNS
 
 
 def refused(what: str, found: str, span: Span | None = None) -> Diagnostic:
     """What is said of a control character that a text holds; `what` is how the text is called."""
     known = {"\n": "a line end", "\r": "a carriage return", "\t": "a tab", "\x1b": "escape"}
     kind = known.get(found) or ("half a character" if category(found) == "Cs" else "a control character")
+    kind = "which turns the order of letters" if bidirectional(found) in TURNS else kind
     return control_character(f"{what} holds U+{ord(found):04X}, {kind}", span, help="leave it out")
