@@ -9,8 +9,9 @@ from .source import Span
 control_character = Fault(
     "control-character",
     "A name, a path or a text holds a control character.\n\n"
-    "Such characters drive terminals, end lines of what is printed, end paths early, or turn the order in which letters "
-    "are shown. Docstrings and the few texts that are more than a name or a path may hold tabs, line ends and turns.",
+    "Such characters drive terminals, end lines of what is printed, end paths early, or turn the order in which "
+    "letters are shown. Docstrings and the few texts that are more than a name or a path may hold tabs, line ends and "
+    "turns.",
 )
 
 LINES = "\n\r\t"
