@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ...dsl.conditions import holds as is_so
 from ...dsl.recipe import Emit, Invocation, Pipeline
 from ...dsl.skeleton import Skeleton
-from ...dsl.values import DataRef, handles
+from ...dsl.values import DataRef, MetricRef, handles
 from ..machine.memory import holds, is_large
 from ..machine.speeds import Speeds
 from ..store.cache import Cache
@@ -27,6 +27,7 @@ PROBES = 20  # of a check in a fresh process: short forwards in memory, and as m
 # Of accounts: rows, each a forward; tokens of one, for which llama.cpp is opened; and bytes of logits of one form. Held
 # are those of the original, the program and a form, and what compares a row of them.
 ROWS, LENGTH, ROOM, ACCOUNTS = 4, 64, 64 << 20, 4
+LEFT = 96 << 20  # what a search leaves: kernels that were compiled for each shape, freed memory in pieces
 # Of a speed that nobody asked for: steps of a model that a round times after a prompt, rounds, and seconds after which
 # none is begun any more.
 CLOCKED, PROMPT, ROUNDS, UNASKED = 14, 128, 3, 30.0
@@ -95,9 +96,14 @@ def emission(emit: Emit, now: Skeleton, original: Skeleton, pipeline: Pipeline, 
     flops = 2 * tokens * shrink.flops_per_token(original, 512)
     seconds = speed.seconds(work) + flops / speed.product(dtype_of(now)) + 2 * loading(now, ctx) + speed.start
     engine = written if packing and not is_large(written) else 0  # reads its weights; torch maps them
-    held = standing(now) + shrink.packed_weights(now)[1]
+    held = standing(now) + shrink.packed_weights(now)[1] + (LEFT if _searched(emit.source, pipeline) else 0)
     peak = int(MARGIN * (held + max(_widest(now) if packing else 0, _accounts(now) + engine)))
     return Emission(emit.call, emit.source, seconds, peak, written)
+
+
+def _searched(source: str, pipeline: Pipeline) -> bool:
+    """Whether a step in front of a target scores candidates."""
+    return any(handles(step.call.args, MetricRef) for step in pipeline.ancestors(source))
 
 
 def _alike(source: str, pipeline: Pipeline, ctx: "Context") -> bool:

@@ -32,6 +32,6 @@ def test_a_large_model_is_compiled_in_the_memory_that_its_plan_says(large, speed
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [row for row in json.loads(done.stdout.splitlines()[-1])["rows"] if row["planned_peak"]]
-    # What a long search leaves with the allocator is not reckoned: 15 % of what is written after it.
+    # What a search leaves with the allocator is reckoned as a constant, and grows with it.
     over = {row["stage"]: row["peak"] / row["planned_peak"] for row in rows if row["peak"] > 1.2 * row["planned_peak"]}
     assert rows and not over

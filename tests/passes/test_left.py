@@ -62,8 +62,9 @@ def models(monkeypatch):
 @pytest.mark.parametrize("name", wide(NAMES, {"trocr"}))
 def test_a_search_over_all_kinds_leaves_heads_that_can_not_go(tmp_path, models, name):
     program, _ = passes.pruned(name, "prune.multi", tmp_path)
-    reasons = [note["why"] for note in program.notes if "left" in note]
-    assert reasons and all("fails when it runs in" in why for why in reasons)
+    tried = [note["why"] for note in program.notes if "left" in note]
+    known = [why for _, why in program.skeleton.facts["refused"] if "from outside of the layer" in why]
+    assert (tried or known) and all("fails when it runs in" in why for why in tried)
     assert not any("heads" in note.get("kind", "") for note in program.notes if "cut" in note)
     assert [note for note in program.notes if "cut" in note]
 
