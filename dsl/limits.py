@@ -75,9 +75,9 @@ def _off_grid(value: int, want: Param, span: Span) -> Diagnostic | None:
             offer=Fix(span, str(near)),
         )
     if want.odd and value % 2 == 0:
-        near = str(max(1, value - 1))
+        odd = str(max(1, value - 1))
         said = f"`{want.name}` is {value}, which is even"
-        return out_of_range(said, span, help=f"write `{near}`", offer=Fix(span, near))
+        return out_of_range(said, span, help=f"write `{odd}`", offer=Fix(span, odd))
     return None
 
 
