@@ -160,8 +160,12 @@ def _sizes(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]:
 
 def _made_sizes(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]:
     """Constants of a size that is written out: `torch.zeros((1, heads, t, s))`, or `torch.zeros(1, heads, t, s)`."""
-    first, out = node.args[0], labelling.values[node]
-    sizes, place = (first, "args.0.") if isinstance(first, tuple | list) else (node.args, "args.")
+    given, out = node.args[0] if node.args else node.kwargs.get("size"), labelling.values[node]
+    sizes, place = given, "args.0." if node.args else "kwargs.size."
+    if isinstance(given, int):
+        sizes, place = node.args, "args."
+    if not isinstance(sizes, tuple | list):
+        return
     for axis, size in enumerate(sizes[: out.ndim]):
         if isinstance(size, int) and size > 1:
             yield _need(node, f"{place}{axis}", size, size - int(vanished(out, axis, gone).sum()))

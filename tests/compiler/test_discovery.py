@@ -378,6 +378,24 @@ def test_heads_of_all_layers_that_are_given_a_bias_of_one_of_them_go_together():
     assert group.attributes == tuple((f"layers.{i}", "heads", 1.0) for i in range(3))
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda h, t: torch.zeros(1, h, t, t),
+        lambda h, t: torch.zeros(size=(1, h, t, t)),
+        lambda h, t: torch.full((1, h, t, t), 3.0),
+    ],
+)
+def test_the_size_of_a_bias_of_constants_is_found_however_it_is_written(made, monkeypatch):
+    def forward(self, x, bias=None):
+        return forward_with(self, x, made(self.heads, x.shape[1]) if bias is None else bias)
+
+    forward_with = Biased.forward
+    monkeypatch.setattr(Biased, "forward", forward)
+    (group,) = discover(capture(Handed(), inputs={"x": torch.randn(2, 3, 8)})).groups
+    assert group.attributes == tuple((f"layers.{i}", "heads", 1.0) for i in range(3))
+
+
 def test_heads_that_are_given_a_bias_from_outside_of_their_layer_stay():
     found = discover(capture(Outside(), inputs={"x": torch.randn(2, 3, 8)}))
     assert found.groups == ()
