@@ -11,11 +11,12 @@ from ..dsl.recipe import Bound, Invocation, Pipeline, Recipe
 from ..dsl.skeleton import Skeleton
 from ..dsl.source import Source
 from .checkpoints.origin import Origin
-from .discovery.structure import kept_skeleton, refuse_other_tensors, shipped_skeleton, skeleton_of
+from .discovery.structure import kept_skeleton, refuse_other_tensors, resolve_skeleton, shipped_skeleton
 from .machine.device import choose, repeat_itself
+from .machine.settings import Settings
 from .report.progress import Listener, Warned, announce
 from .store.cache import default_cache
-from .words.context import Context, Settings
+from .words.context import Context
 from .words.placing import placed
 from .words.present import missing
 from .words.shelf import Shelf
@@ -158,7 +159,7 @@ class Session:
         return shipped_skeleton(origin) or kept_skeleton(origin, self.settings)
 
     def skeleton(self, call: Invocation) -> Skeleton:
-        return skeleton_of(self.origin(call), self.settings)
+        return resolve_skeleton(self.origin(call), self.settings)
 
     def library(self, name: str) -> Source | None:
         """A module that a recipe uses: `std.name` of the shipped library, `edge.name` of a package, else a path."""
@@ -302,7 +303,7 @@ def plans(session: Session) -> "list[Plan]":
         for pipeline in recipe.pipelines.values():
             ctx = session.context(recipe, pipeline)
             with announce("finding the model's structure"):
-                skeleton = skeleton_of(ctx.origin, session.settings)
+                skeleton = resolve_skeleton(ctx.origin, session.settings)
             with placed(recipe.models[pipeline.model].span):
                 refuse_other_tensors(ctx.origin, skeleton)
             with announce("reckoning time and memory"):

@@ -14,7 +14,7 @@ from .report.quantity import size
 
 if TYPE_CHECKING:
     from .checkpoints.origin import Origin
-    from .words.context import Settings
+    from .machine.settings import Settings
 
 unknown_place = Fault(
     "unknown-place",

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 from effc.compiler.checkpoints.origin import Origin
-from effc.compiler.words.context import Context, Settings
+from effc.compiler.machine.settings import Settings
+from effc.compiler.words.context import Context
 from effc.compiler.words.shelf import Shelf
 from effc.dsl.recipe import Emit, Invocation, Pipeline, Recipe, Step
 from effc.dsl.source import Source

@@ -102,7 +102,7 @@ def test_the_options_of_a_function_are_those_of_the_settings():
     from inspect import signature
 
     from effc.compiler.artifacts.load import LoadOptions, load
-    from effc.compiler.words.context import Settings
+    from effc.compiler.machine.settings import Settings
 
     assert {*api.Options.__annotations__} == {f.name for f in fields(Settings)} - {"watch", "deadline"} | {
         "settings",

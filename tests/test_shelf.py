@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from effc.compiler import api
 from effc.compiler.judging.gate import measure_bounds
+from effc.compiler.machine.settings import Settings
 from effc.compiler.running.pipeline import Build
 from effc.compiler.store.cache import Cache
-from effc.compiler.words.context import Settings
 from effc.compiler.words.shelf import SHELVES, Shelf
 from effc.dsl.diagnostics import Reject
 from effc.dsl.render import render

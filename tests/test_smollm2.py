@@ -7,6 +7,7 @@ import pytest
 import torch
 from effc.compiler import api
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.rewrite import Rewriter
 from effc.dsl.values import DataRef, MetricRef
 
@@ -65,7 +66,7 @@ def test_it_is_captured_in_the_units_that_it_has_and_speaks_as_before(model):
     before = model.generate(**asked)
     program = capture(model)
     assert len(program.units) == 30 and not program.opaque
-    assert {g.kind for g in program.skeleton.groups} == {"channels", "heads", "kv_heads"}
+    assert {g.kind for g in skeleton_of(program).groups} == {"channels", "heads", "kv_heads"}
     for unit in program.units.values():
         unit.bind(model)
     assert torch.equal(model.generate(**asked), before)
@@ -79,7 +80,7 @@ def test_a_dropped_branch_computes_what_a_silent_one_does(model):
     with torch.no_grad():
         expected = model(ids).logits
         handle.remove()
-        branch = next(b for b in program.skeleton.branches if b.site == "model.layers.20.self_attn")
+        branch = next(b for b in skeleton_of(program).branches if b.site == "model.layers.20.self_attn")
         with Rewriter(program) as rewrite:
             rewrite.drop_branch(branch.unit, branch.join)
         found = model(ids).logits

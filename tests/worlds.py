@@ -6,7 +6,8 @@ import wave
 from pathlib import Path
 
 from effc.compiler.checkpoints.origin import Origin
-from effc.compiler.words.context import Context, Settings
+from effc.compiler.machine.settings import Settings
+from effc.compiler.words.context import Context
 from effc.compiler.words.shelf import Shelf
 from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Invocation, Recipe

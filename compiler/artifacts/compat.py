@@ -33,6 +33,7 @@ from ..capture.capture import capture
 from ..checkpoints.pretrained import pretrained
 from ..checkpoints.tensors import Piece
 from ..discovery.bypass import staying
+from ..discovery.discover import skeleton_of
 from ..discovery.experts import odd_widths
 from ..discovery.mixers.graphs import mixer_graphs
 from ..discovery.mixers.scanless import scanless, skip_of
@@ -138,7 +139,7 @@ def _smaller(program: Program, filled: Padding) -> Iterator[list[dict[str, int]]
             widest[kind] = max(widest.get(kind, 0), left)
     ratios = {(left, size) for (_, _, size), left in widest.items() if 0 < left < size}
     values = {name: value for name, value in sorted(vars(filled.config).items()) if type(value) is int}
-    step = max((g.multiple for g in program.skeleton.groups), default=1)
+    step = max((g.multiple for g in skeleton_of(program).groups), default=1)
     for name, value in values.items():
         found = {value * left // size for left, size in ratios if value * left % size == 0}
         fits = sorted(found | {n for n in (-(-n // step) * step for n in found) if n < value})
@@ -170,23 +171,23 @@ def _padding(program: Program, config: Any, below: int | None = None) -> Padding
     shapes = {name: tuple(t.shape) for name, t in distinct(made)}
     ours = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items()}
     plan = Padding(config, shapes)
-    plan.why += odd_widths(program.skeleton, shapes)
+    plan.why += odd_widths(skeleton_of(program), shapes)
     plan.why += [f"{name} is new" for name in ours if name not in made.state_dict()]
     plan.why += _other_numbers(model, made)
-    plan.why += _other_heads(program.skeleton, stock.skeleton)
+    plan.why += _other_heads(skeleton_of(program), skeleton_of(stock))
     if not plan.why:
-        scans = _lost_scans(program.skeleton, stock.skeleton)
+        scans = _lost_scans(skeleton_of(program), skeleton_of(stock))
         for scan in scans:
             _place_identity(plan, stock, scan, ours)
-        for cluster in _clusters(stock.skeleton):
-            _place(plan, stock.skeleton, cluster, ours)
-        plan.why += _unexplained(plan, ours, stock.skeleton.facts.get("refused", ()))
-        missing = _missing(program.skeleton, stock.skeleton)
+        for cluster in _clusters(skeleton_of(stock)):
+            _place(plan, skeleton_of(stock), cluster, ours)
+        plan.why += _unexplained(plan, ours, skeleton_of(stock).facts.get("refused", ()))
+        missing = _missing(skeleton_of(program), skeleton_of(stock))
         for branch in missing:
             used = _used(program.units[branch.unit])
             dead = {name for name in shapes if _is_dead(name, branch, used)}
             plan.dead |= dead
-            plan.why += _shared(branch, dead, stock.skeleton, ours)
+            plan.why += _shared(branch, dead, skeleton_of(stock), ours)
             if not dead:
                 plan.why.append(f"{branch.site} still runs, for what it hands on besides its output")
         plan.why += _odd_graphs(program, stock, missing, scans)

@@ -195,16 +195,20 @@ def load_effc(folder: str, attention: str) -> nn.Module:
 class Exported(nn.Module):
     """A program of torch: takes its inputs by name or in order, as the module that it was made of.
 
-    One of tokens needs no mask where all are seen, and no positions where they count what is seen. It knows no
-    training.
+    One of tokens needs no mask where all are seen, and no positions where they count what is seen. It only evaluates.
 
-    params   how many numbers its packed weights stand for together with all others, where it has any
+    params   numbers of all its weights, where packed ones (uint8) are among them; None where the file states none
     """
 
     def __init__(self, program: nn.Module, names: tuple[str, ...], params: int | None = None):
         super().__init__()
         self.program, self.names, self.params = program, names, params
-        self.training = False
+        self.training, self.stored_bytes = False, None
+
+    @property
+    def n_params(self) -> int | None:
+        packed = any(b.dtype == torch.uint8 for b in self.buffers())
+        return self.params if packed else sum(p.numel() for p in self.parameters())
 
     def forward(self, *args: torch.Tensor, **given: torch.Tensor):
         given = {**dict(zip(self.names, args, strict=False)), **given}
@@ -278,12 +282,8 @@ def load_exported(folder: str, attention: str) -> nn.Module:
     plain = Exported(program.module(), tuple(json.loads(names["inputs.json"])))
     if not os.path.exists(f"{folder}/{STEP}"):
         return plain
-    return Stepped(torch.export.load(f"{folder}/{STEP}").module(), _facts(folder), plain)
-
-
-def _facts(folder: str) -> dict:
     with open(f"{folder}/{STEP_FACTS}", encoding="utf-8") as file:
-        return json.load(file)
+        return Stepped(torch.export.load(f"{folder}/{STEP}").module(), json.load(file), plain)
 
 
 def load_native(folder: str, attention: str) -> nn.Module:

@@ -14,10 +14,10 @@ from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.read import other_kind
+from ..machine.settings import Settings
 from ..report.broken import breakage
 from ..store.cache import digest
 from ..store.regular import CONFIG, MANIFEST, MISFIT, TOKENIZER, check_regular, read_json
-from ..words.context import Settings
 from .bounds import bad_config, check_numbers
 from .classes import class_taken
 from .origin import Origin

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from ..api import Session
+    from ..machine.settings import Settings
     from ..report.progress import Listener
-    from ..words.context import Settings
 
 MOST = 2**62  # bytes, or seconds
 FORMATS = ("text", "json", "github", "junit", "md")
@@ -205,8 +205,8 @@ class Shared:
     def settings(self, tell: "Listener | None" = None) -> "Settings":
         """What the compiler is granted."""
         from ..machine.device import choose
+        from ..machine.settings import Settings
         from ..report.progress import silent
-        from ..words.context import Settings
 
         hub_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
         return Settings(

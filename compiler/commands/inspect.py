@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...dsl.diagnostics import Fault, Reject
+from ..discovery.discover import skeleton_of
 from .flags import Shared, verb
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _draw_profile(place: str, shared: Shared) -> None:
 
 def _skeletons(place: str, shared: Shared) -> "list[tuple[str, Skeleton]]":
     """The models that a place names: a recipe may have several."""
-    from ..discovery.structure import skeleton_of
+    from ..discovery.structure import resolve_skeleton
     from ..models import is_artifact, origin_of
 
     path = Path(place)
@@ -171,9 +172,9 @@ def _skeletons(place: str, shared: Shared) -> "list[tuple[str, Skeleton]]":
         calls = {c.word + repr(c.args): (n, c) for r in session.recipes() for n, c in r.models.items()}
         return [(f"{n} = {session.origin(c).label}", session.skeleton(c)) for n, c in calls.values()]
     if path.is_dir() and is_artifact(path):
-        return [(place, _program(place, shared).skeleton)]
+        return [(place, skeleton_of(_program(place, shared)))]
     origin = origin_of(place, shared.settings())
-    return [(origin.label, skeleton_of(origin, shared.settings()))]
+    return [(origin.label, resolve_skeleton(origin, shared.settings()))]
 
 
 def _programs(place: str, shared: Shared) -> Any:

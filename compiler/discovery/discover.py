@@ -33,6 +33,11 @@ class Structure:
     leaving: bool = False
 
 
+def skeleton_of(program: Program) -> Skeleton:
+    """Shapes and discovered structure of a program as it is now, computed once per version of it."""
+    return program.analysis(discover)
+
+
 @module_calls()
 def discover(program: Program) -> Skeleton:
     """The skeleton of a captured model. Reads shapes and attributes only, so the meta device will do."""

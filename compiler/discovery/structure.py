@@ -5,7 +5,8 @@ import re
 
 from ...dsl.skeleton import Skeleton
 from ..checkpoints.origin import Origin
-from ..words.context import Settings
+from ..machine.settings import Settings
+from .discover import skeleton_of
 
 
 def shipped_skeleton(origin: Origin) -> Skeleton | None:
@@ -22,7 +23,7 @@ def kept_skeleton(origin: Origin, settings: Settings) -> Skeleton | None:
     return skeletons.load(settings.cache_dir / "skeletons", _skeleton_key(origin))
 
 
-def skeleton_of(origin: Origin, settings: Settings) -> Skeleton:
+def resolve_skeleton(origin: Origin, settings: Settings) -> Skeleton:
     """The skeleton of a model: shipped, kept, or discovered on the meta device and kept."""
     known = shipped_skeleton(origin) or kept_skeleton(origin, settings)
     if known is None:
@@ -37,7 +38,7 @@ def find_skeleton(origin: Origin) -> Skeleton:
     """Capture a model without weights and look at its graphs."""
     from ..capture.weightless import captured
 
-    return captured(origin).skeleton
+    return skeleton_of(captured(origin))
 
 
 def _skeleton_key(origin: Origin) -> str:

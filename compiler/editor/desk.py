@@ -16,8 +16,8 @@ from ...dsl.skeleton import Skeleton
 from ...dsl.source import Source
 from ...dsl.vocabulary import Vocabulary
 from ..api import unseen_model
+from ..machine.settings import Settings
 from ..store.cache import default_cache
-from ..words.context import Settings
 from ..words.shelf import Shelf
 from .models import Models, Visit
 from .positions import Lines

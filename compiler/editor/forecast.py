@@ -11,9 +11,9 @@ from typing import Any
 
 from ...dsl.diagnostics import Reject
 from ..api import Session, plans
+from ..machine.settings import Settings
 from ..report.quantity import signed
 from ..store.cache import default_cache
-from ..words.context import Settings
 
 
 def main() -> int:

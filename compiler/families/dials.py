@@ -10,6 +10,7 @@ from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Branch, Group, Skeleton
 from ...dsl.values import Ratio, Selector
 from ..discovery.bypass import staying
+from ..discovery.discover import skeleton_of
 from ..editing.rehearsal import layer_needed, weightless
 from ..editing.rewrite import Rewriter
 from ..planning.amount import Amount
@@ -63,7 +64,7 @@ def able(program: "Program", groups: Sequence[Group], dials: Sequence[Dial]) -> 
 def depth_dials(program: "Program", on: Selector | None, of: str) -> list[Dial]:
     """A dial for each layer, or residual branch, that may be left out: all but the first that is selected, as long as
     the model runs without all of them together."""
-    bare, skeleton, found = weightless(program), program.skeleton, []
+    bare, skeleton, found = weightless(program), skeleton_of(program), []
     if of == LAYERS:
         for unit in reversed(layers(skeleton, on)[1:]):
             if _can_go(lambda unit=unit: Rewriter(bare).drop_layer(unit)):
@@ -125,7 +126,7 @@ def kernel_dials(
 ) -> list[Dial]:
     """A dial for each convolution whose zeros around can shrink with it, or one for all of a size."""
     sites: dict[tuple[str, int], list[str]] = {}
-    for path, own in (larger_kernels(program.skeleton, on, asked) if asked else {}).items():
+    for path, own in (larger_kernels(skeleton_of(program), on, asked) if asked else {}).items():
         if all(padding(program, path, (own - size) // 2) is not None for size in asked if size < own):
             sites.setdefault((path if per == "layer" else f"of {own}", own), []).append(path)
     return [

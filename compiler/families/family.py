@@ -12,6 +12,7 @@ from ...dsl.diagnostics import Reject
 from ...dsl.inputs import unfit_ranks, wide_ranks
 from ...dsl.skeleton import Part, Skeleton
 from ...kernels.grid import Grid
+from ..discovery.discover import skeleton_of
 from ..ir.outcome import Members, Outcome
 from ..ir.program import Program
 from ..ir.weights import assign
@@ -159,7 +160,7 @@ class Family(Outcome):
 
     def smaller(self, choice: Mapping[str, int]) -> Skeleton:
         """The skeleton of what `cut` gives."""
-        return smaller(self.program.skeleton, self.space, choice)
+        return smaller(skeleton_of(self.program), self.space, choice)
 
     @property
     def acts_on_zeros(self) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from ...dsl.skeleton import Group
+from ..discovery.discover import skeleton_of
 from ..ir.program import Program
 from ..search.saving import steps
 from ..training.adapters import Shape
@@ -50,7 +51,7 @@ def check_family(family: "Family") -> None:
         _check_grid(family)
     if family.norms is not None:
         assert family.norms.is_floating_point() and family.norms.dim() == 4 and len(family.norms), "no images for norms"
-    skeleton = family.program.skeleton
+    skeleton = skeleton_of(family.program)
     groups: dict[tuple[str, str], Group] = {(g.site, g.kind): g for g in skeleton.groups}
     known = {RANK: set(family.paths), LAYERS: set(skeleton.units), BLOCKS: {b.site for b in skeleton.branches}}
     kernels = larger_kernels(skeleton, None, [1])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...dsl.skeleton import Group, Member, is_below
+from ..discovery.discover import skeleton_of
 from ..ir.surgery import attribute, set_attribute, tensor_at
 from ..layers.leaves import module_role
 from ..search.reconstruct import module_of, readers
@@ -44,7 +45,7 @@ def _is_shared(program: "Program", group: Group) -> bool:
     own = {m.tensor for m in _scores(group)}
     return any(
         g.kind == EXPERTS and g != group and not own.isdisjoint(m.tensor for m in g.members)
-        for g in program.skeleton.groups
+        for g in skeleton_of(program).groups
     )
 
 

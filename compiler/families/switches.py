@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...dsl.skeleton import Group, Member, Skeleton
 from ..capture.refresh import with_current_ints
 from ..discovery.bypass import bypassed, staying
+from ..discovery.discover import skeleton_of
 from ..editing.rewrite import Rewriter
 from ..ir.surgery import put, tensor_at
 from ..ir.unit import Unit, code_key
@@ -96,7 +97,7 @@ class Switches:
     _bound: dict[str, State] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        skeleton = self.program.skeleton
+        skeleton = skeleton_of(self.program)
         self.groups: dict[tuple[str, str], Group] = {(g.site, g.kind): g for g in skeleton.groups}
         self.branches = {b.site: b for b in skeleton.branches}
         self.scans = Scans(self.program.model)
@@ -249,7 +250,7 @@ def cut(
     crop(program, space, choice, crops)
     gone = [unit for unit, on in space.by_place(choice, LAYERS).items() if not on]
     sites = [site for site, on in space.by_place(choice, BLOCKS).items() if not on]
-    skeleton = program.skeleton
+    skeleton = skeleton_of(program)
     cuts = []
     for kind in WIDTHS:
         for site, left in space.by_place(choice, kind).items():
@@ -266,7 +267,7 @@ def cut(
             for name, count in above:
                 rewrite.set_attr(name, count - fewer[0][1])
     for site in sites:
-        found = next((b for b in program.skeleton.branches if b.site == site), None)
+        found = next((b for b in skeleton_of(program).branches if b.site == site), None)
         if found is not None and found.unit not in gone:
             with Rewriter(program) as rewrite:
                 rewrite.drop_branch(found.unit, found.join, keep=staying(program.units[found.unit].graph, found))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from ...dsl.diagnostics import Reject
 from ...dsl.inputs import rank_too_large
 from ..checkpoints.pretrained import pretrained
+from ..discovery.discover import skeleton_of
 from ..layers.linear import weight_of
 from .faults import unfit_strategy
 from .low_rank import modules
@@ -35,7 +36,7 @@ def shapes_of(
     if trains == "reft":
         found = _functions(program)
         return {name: tuple(p.shape) for path, f in found.items() for name, p in arrays(path, f).items()}
-    parts = {part.path: part for part in program.skeleton.parts}
+    parts = {part.path: part for part in skeleton_of(program).parts}
     full: dict[str, tuple[int, ...]] = {}
     for path in adaptable(program, on, "trains: full"):
         shape = dict(parts[path].tensors)["weight"]
@@ -129,7 +130,7 @@ def check_whole(program: "Program", sizes: "Sequence[Size]") -> None:
     """Reject sizes of which none is the whole model: one client tells the others the weights to start from."""
     from ..planning.shrink import params
 
-    whole, largest = params(program.skeleton), max((size.params for size in sizes), default=0)
+    whole, largest = params(skeleton_of(program)), max((size.params for size in sizes), default=0)
     if sizes and largest < whole:
         raise Reject(
             unfit_strategy(

@@ -197,8 +197,8 @@ _open = ExitStack()  # adapters stay on their model as long as the process lives
 @cache
 def _seat(identity: str, file: Path, model: str, data: str, own: bool, client: int, clients: int) -> Client:
     """The client of a partition in this process, which may answer many messages."""
+    from ..machine.settings import Settings
     from ..store.cache import default_cache
-    from ..words.context import Settings
 
     declared = read_declaration(file).with_changes(clients=clients)
     place = Place(declared, Path(model), Path(data), Settings(default_cache()), own)

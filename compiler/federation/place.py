@@ -12,8 +12,9 @@ import torch
 from ...dsl.recipe import Invocation, Recipe
 from ...dsl.source import Source
 from ...dsl.values import from_json
+from ..machine.settings import Settings
 from ..models import open_model, origin_of
-from ..words.context import Context, Settings
+from ..words.context import Context
 from ..words.shelf import Shelf
 from .client import Learner, Participant
 from .declaration import Declaration, base_hash, check_base

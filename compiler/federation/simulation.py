@@ -12,7 +12,7 @@ from .place import Place
 from .rounds import Federation
 
 if TYPE_CHECKING:
-    from ..words.context import Settings
+    from ..machine.settings import Settings
 
 
 def simulate(

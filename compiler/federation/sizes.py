@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...dsl.diagnostics import Fault, Reject
+from ..discovery.discover import skeleton_of
 from ..planning import shrink
 from ..planning.shrink import flops_per_token
 from .averaging import FedAvg
@@ -101,7 +102,7 @@ class Scale:
 
         self.program, self.load = program, load
         self.sites = [Site(group, ascending(l1(program, group))) for group in cuttable_groups(program)]
-        self._sizes: dict[int, Size] = {STEPS: Size(shrink.params(program.skeleton), {}, {})}
+        self._sizes: dict[int, Size] = {STEPS: Size(shrink.params(skeleton_of(program)), {}, {})}
         self._takes: dict[tuple[str, int], float] = {}
 
     def size(self, step: int) -> Size:
@@ -124,7 +125,7 @@ class Scale:
             part = capture(copy.deepcopy(self.program.model))
             cut(part, size)
             return latency(part.model, self.load)
-        skeleton = skeleton_of(self.program, size)
+        skeleton = skeleton_at_size(self.program, size)
         return memory(skeleton, self.load) if kind == "memory" else flops_per_token(skeleton, self.load.length)
 
     def fit(self, budget: Budget, kind: str) -> Size:
@@ -144,12 +145,12 @@ class Scale:
         )
 
 
-def skeleton_of(program: "Program", size: Size) -> "Skeleton":
+def skeleton_at_size(program: "Program", size: Size) -> "Skeleton":
     """The program's skeleton when it is that sub-network."""
     from ..search.narrowing import again
 
-    skeleton = program.skeleton
-    for group in program.skeleton.groups:
+    skeleton = skeleton_of(program)
+    for group in skeleton_of(program).groups:
         lost = size.cuts.get(f"{group.site} {group.kind}", ())
         if lost:
             skeleton = shrink.narrowed(skeleton, again(skeleton, group), group.count - len(lost))
@@ -163,7 +164,7 @@ def _narrowed(program: "Program", sites: Sequence["Site"], step: int) -> Size:
     from ..search.narrowing import cuttable, forecast
 
     groups = [s.group for s in sites]
-    small = forecast(program.skeleton, groups, Amount(Ratio(step / STEPS, "")), 1)
+    small = forecast(skeleton_of(program), groups, Amount(Ratio(step / STEPS, "")), 1)
     left = {(g.site, g.kind): g.count for g in small.groups}
     gone = [s.size - left.get((s.group.site, s.group.kind), 1) * s.size // s.group.count for s in sites]
     able, _ = cuttable(program, [(s.group, n) for s, n in zip(sites, gone, strict=True)])
@@ -172,7 +173,7 @@ def _narrowed(program: "Program", sites: Sequence["Site"], step: int) -> Size:
 
 def cuttable_groups(program: "Program") -> list["Group"]:
     """Channels, and whole groups of heads that share keys and values, or heads where none share."""
-    groups = program.skeleton.groups
+    groups = skeleton_of(program).groups
     heads = "kv_heads" if any(g.kind == "kv_heads" for g in groups) else "heads"
     return [g for g in groups if g.kind in ("channels", heads)]
 
@@ -201,7 +202,7 @@ def cut(program: "Program", size: Size) -> None:
     from ..editing.rewrite import Rewriter
     from ..search.widths import slice_all
 
-    groups = {f"{g.site} {g.kind}": g for g in program.skeleton.groups}
+    groups = {f"{g.site} {g.kind}": g for g in skeleton_of(program).groups}
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(groups[name], set(items)) for name, items in size.cuts.items()])
 

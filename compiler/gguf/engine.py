@@ -157,6 +157,6 @@ def open_gguf(folder: Path) -> NativeModel:
     }
     plan = {"vocabulary": facts.vocabulary, "context": facts.context}
     model = NativeModel(Engine(facts, weights), plan, weights, said, _SEQUENCES, read_generation(folder))
-    model.stored = sum(entry.bytes for entry in stored.entries.values())
+    model.stored_bytes = sum(entry.bytes for entry in stored.entries.values())
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ...dsl.skeleton import Skeleton
 from .edits import Edits
 from .unit import Unit
 
@@ -40,13 +39,6 @@ class Program:
     notes: list[dict[str, Any]] = field(default_factory=list)
     shared: bool = False
     _analyses: dict[Callable[["Program"], Any], tuple[int, Any]] = field(default_factory=dict, repr=False)
-
-    @property
-    def skeleton(self) -> Skeleton:
-        """Shapes and discovered structure as they are now."""
-        from ..discovery.discover import discover  # discovery reads programs, so it imports this file first
-
-        return self.analysis(discover)
 
     def note(self, **decision: Any) -> None:
         """Say what was decided; the manifest and `effc inspect` show it."""

@@ -1,12 +1,24 @@
 """A model's tensors by name: each storage once, and other tensors in their place."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from ..layers.linear import settle
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A model whose weights are no parameters of its modules, as those of an engine: it counts them itself.
+
+    n_params       numbers that it stands for, each once; None where its file does not say
+    stored_bytes   bytes of its weights as they are stored; None where they are the tensors of its modules
+    """
+
+    n_params: int | None
+    stored_bytes: int | None
 
 
 def distinct(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -195,7 +195,7 @@ def measure_bounds(
 
 def measure(metric: Any, model: Any, ctx: "Context") -> float:
     """What a metric says of a model, of fewer rows at once where a device has no room."""
-    return float(in_room(partial(metric.measure, model, ctx), ctx))
+    return float(in_room(partial(metric.measure, model, ctx), ctx.settings.device, ctx.tell))
 
 
 def _baseline_key(bound: Bound) -> tuple[str, MetricRef]:

@@ -9,6 +9,7 @@ from torch import fx
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import Selector
+from ..discovery.discover import skeleton_of
 from ..editing.rewrite import Rewriter
 from ..layers import leaves
 from ..layers.attention import UNKNOWN
@@ -31,7 +32,7 @@ class Attending:
 
 def attendings(program: "Program", on: Selector | None) -> tuple[Attending, ...]:
     """The calls inside of the branches that `on` selects."""
-    chosen = {(b.unit, b.site) for b in branches(program.skeleton, on) if b.role == "attention"}
+    chosen = {(b.unit, b.site) for b in branches(skeleton_of(program), on) if b.role == "attention"}
     found = []
     for path, unit in program.units.items():
         for node in unit.graph.nodes:
@@ -70,7 +71,8 @@ def exchange(
         first = next((f"{site}: {reason}" for site, reason in why.items()), "no layer calls attention as one operation")
         raise Reject(
             no_attention(
-                f"no attention of {program.skeleton.model_type} can be exchanged; {first}", help="leave the step out"
+                f"no attention of {skeleton_of(program).model_type} can be exchanged; {first}",
+                help="leave the step out",
             )
         )
     return why

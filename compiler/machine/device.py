@@ -2,14 +2,10 @@
 
 import os
 import warnings
-from typing import TYPE_CHECKING
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ..report.quantity import size
 from .memory import room_for
-
-if TYPE_CHECKING:
-    from ..words.context import Settings
 
 unknown_device = Fault("unknown-device", "`--device` names no kind of device that torch knows.", exit="usage")
 device_missing = Fault(
@@ -78,11 +74,11 @@ def spare(name: str) -> int | None:
     return int(look(torch.device(name))[0]) if look else None
 
 
-def room_on(settings: "Settings") -> int:
-    """As `room_for`, on a device: half of what it has to spare, and no more than is taken of the CPU's memory."""
-    left = None if settings.device == "cpu" else spare(settings.device)
-    found = room_for(settings.max_memory)
-    return found if left is None else min(found, left // 2)
+def room_on(device: str, max_memory: int | None) -> int:
+    """Bytes as `room_for`, on a device: at most half of its free memory, and at most what the CPU would get."""
+    free = None if device == "cpu" else spare(device)
+    room = room_for(max_memory)
+    return room if free is None else min(room, free // 2)
 
 
 def let_go(name: str) -> None:

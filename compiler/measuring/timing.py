@@ -24,6 +24,7 @@ from ..machine.memory import holds
 from ..report.progress import follow
 from ..rows.forward import evaluating, output_logits
 from ..rows.inputs import begun, device_of, has_two_sides, words
+from ..words.clock import Clock
 
 no_cache = Fault("no-cache", "Decoding is timed with a cache of keys and values, and the model has none.")
 prompt_too_long = Fault(
@@ -42,25 +43,12 @@ def prompt_ids(model: nn.Module, batch: int, length: int) -> Tensor:
     return ids.to(device_of(model))
 
 
-@dataclass(frozen=True)
-class Clock:
-    """Timings of one model, one at a time.
-
-    step    does what is timed once, and returns its seconds
-    count   how many timings make a value
-    value   from the seconds of all steps to what the metric says
-    """
-
-    step: Callable[[], float]
-    count: int
-    value: Callable[[Sequence[float]], float]
-
-    def measure(self, model: nn.Module) -> float:
-        """The value of a model that is timed alone."""
-        with still(model):
-            for _ in range(WARMUP):
-                self.step()
-            return self.value([self.step() for _ in range(self.count)])
+def measure_alone(clock: Clock, model: nn.Module) -> float:
+    """Value of a model that is timed without others, after `WARMUP` untimed steps."""
+    with still(model):
+        for _ in range(WARMUP):
+            clock.step()
+        return clock.value([clock.step() for _ in range(clock.count)])
 
 
 def prefill_step(model: nn.Module, length: int) -> Callable[[], float]:

@@ -5,9 +5,10 @@ from typing import ClassVar
 
 from torch import nn
 
+from ..words.clock import Clock
 from ..words.context import Context
 from ..words.kinds import Metric, param
-from .timing import Clock, decode_step, percentile, prefill_step
+from .timing import decode_step, measure_alone, percentile, prefill_step
 
 
 class Wait(Metric):
@@ -18,7 +19,7 @@ class Wait(Metric):
     percent: ClassVar[int] = 50
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        return self.clock(model).measure(model)
+        return measure_alone(self.clock(model), model)
 
     def value(self, seconds: Sequence[float]) -> float:
         return 1e3 * percentile(seconds, self.percent)

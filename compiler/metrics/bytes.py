@@ -4,8 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..ir.weights import distinct
-from ..native.model import NativeModel
+from ..ir.weights import Counted, distinct
 from ..words.context import Context
 from ..words.kinds import Metric
 
@@ -24,6 +23,6 @@ class Bytes(Metric):
     exact: ClassVar[bool] = True
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        if isinstance(model, NativeModel) and model.stored is not None:
-            return model.stored
+        if isinstance(model, Counted) and model.stored_bytes is not None:
+            return model.stored_bytes
         return sum(t.nbytes for _, t in distinct(model) if isinstance(t, Tensor))

@@ -5,6 +5,7 @@ from typing import ClassVar
 from torch import nn
 
 from ..capture.capture import capture
+from ..discovery.discover import skeleton_of
 from ..planning.shrink import flops_per_token
 from ..words.context import Context
 from ..words.kinds import Metric, param
@@ -27,4 +28,4 @@ class Flops(Metric):
     context: int = param("Positions that the token attends to.", default=512, ge=0, unit="tokens")
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        return flops_per_token(capture(model).skeleton, self.context)
+        return flops_per_token(skeleton_of(capture(model)), self.context)

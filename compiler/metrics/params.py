@@ -2,14 +2,11 @@
 
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from ...dsl.diagnostics import Fault, Reject
-from ..artifacts.verify_child import Exported
+from ..ir.weights import Counted
 from ..layers.linear import params
-from ..native.model import NativeModel
-from ..onnx.model import OnnxModule
 from ..words.context import Context
 from ..words.kinds import Metric
 
@@ -37,15 +34,13 @@ class Params(Metric):
     exact: ClassVar[bool] = True
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        if isinstance(model, (NativeModel, OnnxModule)):  # their weights are no parameters
-            return model.facts["params"]
-        if isinstance(model, Exported) and any(b.dtype == torch.uint8 for b in model.buffers()):
-            if model.params is None:
-                raise Reject(
-                    params_untold(
-                        "the exported program does not say how many numbers its packed weights stand for",
-                        help="compile it again with this effc",
-                    )
+        if not isinstance(model, Counted):
+            return params(model)
+        if model.n_params is None:
+            raise Reject(
+                params_untold(
+                    "the exported program does not say how many numbers its packed weights stand for",
+                    help="compile it again with this effc",
                 )
-            return model.params
-        return params(model)
+            )
+        return model.n_params

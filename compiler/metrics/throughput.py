@@ -4,7 +4,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from ..measuring.timing import Clock, decode_step
+from ..measuring.timing import decode_step, measure_alone
+from ..words.clock import Clock
 from ..words.context import Context
 from ..words.kinds import Metric, param
 
@@ -28,7 +29,7 @@ class Throughput(Metric):
     steps: int = param("How many tokens of each sequence are timed.", default=32, ge=1, unit="tokens")
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        return self.clock(model).measure(model)
+        return measure_alone(self.clock(model), model)
 
     def clock(self, model: nn.Module) -> Clock:
         return Clock(

@@ -101,11 +101,11 @@ class NativeModel(nn.Module):
     weights     the tensors that it reads; buffers, so that their bytes are counted
     facts       what the artifact says of the model that it was
     remembers   tokens of earlier prompts that free sequences hold, for prompts that begin alike
-    stored      bytes of the weights in their file, where they are others there than in memory
+    stored_bytes  bytes of the weights in their file; None where they are those of its buffers
     owner       of what sequences hold: another name where weights change
     """
 
-    stored: int | None = None
+    stored_bytes: int | None = None
     owner = ""
 
     def __init__(
@@ -136,6 +136,7 @@ class NativeModel(nn.Module):
         skipped = facts.get("uncounted")
         self.uncounted = skipped if type(skipped) is int else None
         self.name_or_path = ""
+        self.n_params: int | None = facts.get("params")
         self._places = Places(engine, sequences, remembers)
         self._lock, self._process = threading.RLock(), os.getpid()
 

@@ -22,6 +22,8 @@ class OnnxModule(nn.Module):
     def __init__(self, session: Session, held: dict[str, Tensor], facts: dict[str, Any]):
         super().__init__()
         self._session, self.facts, self.training = session, facts, False
+        self.n_params: int | None = facts.get("params")
+        self.stored_bytes: int | None = None
         self.weights = nn.Module()
         for name, tensor in held.items():
             self.weights.register_buffer(name.replace(".", "/"), tensor)

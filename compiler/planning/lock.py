@@ -17,12 +17,13 @@ from ...dsl.source import Span
 from ...dsl.values import DataRef, from_json
 from ..checkpoints.folder import TOKENIZER_FILES, find_weights
 from ..machine.fingerprint import machine
+from ..machine.settings import Settings
 from ..report.progress import Warned
 from ..store.hashes import file_hash
 from ..store.regular import parse_json
 from ..store.sealed import canonical
 from ..words import lockfile
-from ..words.context import Context, Settings
+from ..words.context import Context
 from . import keys
 
 if TYPE_CHECKING:

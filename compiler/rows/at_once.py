@@ -1,16 +1,13 @@
 """How many rows a model is given at once, and what becomes of work that a device has no room for."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 
 from ...dsl.diagnostics import Reject
 from ..machine.device import let_go, no_room
-from ..report.progress import Said
-
-if TYPE_CHECKING:
-    from ..words.context import Context
+from ..report.progress import Listener, Said
 
 T = TypeVar("T")
 MOST = 16
@@ -31,12 +28,11 @@ def parts_of(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return rows.split(AtOnce.fewer or len(rows))
 
 
-def in_room(work: Callable[[], T], ctx: "Context") -> T:
-    """What `work` gives, which begins again with half as many rows at once where the device has no room for them.
+def in_room(work: Callable[[], T], device: str, on_event: Listener) -> T:
+    """Result of `work`, called again with half as many rows at once each time the device runs out of memory.
 
     Scores differ by rounding then, as they do between devices. Raises Reject (device-full) where one row is too much.
     """
-    device = ctx.settings.device
     while True:
         try:
             return work()
@@ -47,4 +43,4 @@ def in_room(work: Callable[[], T], ctx: "Context") -> T:
         if most == 1:
             raise Reject(no_room(device, "running one row at a time"))
         AtOnce.fewer = most // 2
-        ctx.tell(Said(f"{device} has no room for {most} rows at once: begun again, {AtOnce.fewer} at once"))
+        on_event(Said(f"{device} has no room for {most} rows at once: begun again, {AtOnce.fewer} at once"))

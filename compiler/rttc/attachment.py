@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..capture.capture import capture
 from ..checkpoints.pretrained import pretrained
+from ..discovery.discover import skeleton_of
 from ..layers.linear import weight_of
 from ..layers.reft import Intervention
 from ..training.adapters import Shape, adaptable, adapted
@@ -122,7 +123,7 @@ def places_of(model: nn.Module, kind: str = "lora") -> tuple[str, ...]:
     such, else on all linear modules (LoRA)."""
     program = capture(model.eval())
     if kind == "reft":
-        return tuple(program.skeleton.units)
+        return tuple(skeleton_of(program).units)
     found = adaptable(program, None)
     named = tuple(p for p in found if p.rpartition(".")[2] in _PROJECTIONS)
     return named or found

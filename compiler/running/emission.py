@@ -16,6 +16,7 @@ from ..artifacts.load import load_to_judge
 from ..artifacts.manifest import Check, Expectation, Manifest
 from ..artifacts.unfinished import is_unfinished, mark
 from ..artifacts.verify import verify
+from ..discovery.discover import skeleton_of
 from ..families.family import Family
 from ..ir.outcome import Front, Model, Outcome
 from ..ir.program import Program
@@ -201,7 +202,7 @@ def changed(program: Program, plan: Plan) -> dict[str, Any]:
         "edits": program.edits.to_json(),
         "profile": {
             "before": profile(plan.skeleton),
-            "after": packed_widths(plan.skeleton, program.skeleton, program.edits.swapped, program.edits.layers),
+            "after": packed_widths(plan.skeleton, skeleton_of(program), program.edits.swapped, program.edits.layers),
         },
     }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...dsl.diagnostics import Fault, Reject
 from ..machine.environment import check_modules
-from ..words.context import Settings
+from ..machine.settings import Settings
 from .hands import Hands, Processes
 from .team import Team, facts
 

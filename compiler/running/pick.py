@@ -22,13 +22,14 @@ from ..checkpoints.folder import open_folder
 from ..families import shared
 from ..machine.environment import processor_flags
 from ..machine.fingerprint import machine
+from ..machine.settings import Settings
 from ..models import computing, refuse_wordless
 from ..report.progress import Listener, StageBegan, StageEnded, announce, hear, silent
 from ..report.quantity import measured
 from ..store.cache import default_cache
 from ..targets.hf import FORMS as CHECKPOINTS
 from ..targets.hf import write_smallest
-from ..words.context import Context, Settings
+from ..words.context import Context
 from ..words.shelf import Shelf
 from .limits import Limit, Measures, apart
 from .limits import limits as limits_of

@@ -12,6 +12,7 @@ from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.recipe import Emit
 from ...dsl.values import DataRef, MetricRef, StepRef, handles
 from ..capture.capture import capture
+from ..discovery.discover import skeleton_of
 from ..families.family import Family
 from ..ir.outcome import Front, Model, Outcome, Point
 from ..ir.program import Program
@@ -119,7 +120,8 @@ class Build:
         with self.stage(stage.name, stage.call.word) as done, self.unchanged(stage.key), placed(stage.call):
             pass_: Pass = self.ctx.shelf.make("pass", stage.call)
             leftovers.claim(self.cache, stage.key, self.ctx)  # before anything is loaded, where it can't be kept
-            outcome, given, facts = in_room(partial(self.attempt, pass_, stage), self.ctx)
+            attempt = partial(self.attempt, pass_, stage)
+            outcome, given, facts = in_room(attempt, self.ctx.settings.device, self.ctx.tell)
             stage = self.as_stopped(stage)
             if (
                 isinstance(given, (Unmerged, Family))
@@ -173,7 +175,7 @@ class Build:
             notes = holder.program.notes if isinstance(holder, (Model, Family)) else []
             return made, {"program": notes, "step": notes[-1:], "changes": [], "summary": made.summary, "dump": ""}
         program = outcome.program
-        before, version, noted = program.skeleton, program.version, len(program.notes)
+        before, version, noted = skeleton_of(program), program.version, len(program.notes)
         keeps = pass_.keeps
         promise = Promise.of(program) if isinstance(keeps, Close) else None
         with as_profiled(named(stage.call), ctx):
@@ -185,7 +187,7 @@ class Build:
         if promise and isinstance(keeps, Close):
             with announce("comparing with the model before"):
                 promise.check(program, keeps)
-        lines = describe(before, program.skeleton, program.notes[noted:])
+        lines = describe(before, skeleton_of(program), program.notes[noted:])
         return made, {
             "program": program.notes,
             "step": program.notes[noted:],

@@ -12,11 +12,11 @@ from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.overrides import PREFIX
+from ..machine.settings import Settings
 from ..planning.keys import versions
 from ..report.progress import Said, Warned
 from ..report.quantity import counted, seconds
 from ..store.journal import Journal
-from ..words.context import Settings
 from ..words.crew import Crew, Task
 from .hands import Hands
 from .silence import Silence

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Branch
 from ..discovery.bypass import staying
+from ..discovery.discover import skeleton_of
 from ..editing.rehearsal import layer_needed, weightless
 from ..editing.rewrite import Rewriter
 from ..editing.trial import without_branch, without_layer
@@ -25,18 +26,18 @@ class Branches(Pool):
 
     def __init__(self, program: "Program", chosen: Sequence[Branch], ledger: Ledger):
         self.program, self.ledger = program, ledger
-        self.roles = list(dict.fromkeys(b.role for b in program.skeleton.branches))
+        self.roles = list(dict.fromkeys(b.role for b in skeleton_of(program).branches))
         self.allowed = {b.site for b in chosen}
 
     def candidates(self) -> list["BranchCut"]:
-        branches = self.program.skeleton.branches
+        branches = skeleton_of(self.program).branches
         if len(branches) <= 1:
             return []
         alive = [b for b in branches if b.site in self.allowed]
         return [BranchCut(self, b) for b in sorted(alive, key=lambda b: self.roles.index(b.role))]
 
     def reachable(self, of: str) -> float:
-        branches = self.program.skeleton.branches
+        branches = skeleton_of(self.program).branches
         each = sorted(self.ledger.branch(b.site, of) for b in branches if b.site in self.allowed)
         return sum(each[1:] if len(each) == len(branches) else each)
 
@@ -87,7 +88,7 @@ class Layers(Pool):
 
     def __init__(self, program: "Program", chosen: Sequence[str], ledger: Ledger):
         self.program, self.ledger = program, ledger
-        self.names = list(program.skeleton.units)  # of what is left, in order
+        self.names = list(skeleton_of(program).units)  # of what is left, in order
         self.allowed = set(chosen)
         self.free = self._free()
         self.independent = self.free == self.allowed
@@ -109,7 +110,7 @@ class Layers(Pool):
         self.free = self.free - {name} if self.independent else self._free()
 
     def _pairs(self) -> Iterable[tuple[str, str]]:
-        return zip(self.names, self.program.skeleton.units, strict=True)
+        return zip(self.names, skeleton_of(self.program).units, strict=True)
 
     def _free(self) -> set[str]:
         """The names of the layers that may go and that the model, as it is, runs without; the last one stays."""

@@ -55,7 +55,9 @@ class Fitting:
         model, groups = self.program.model, self.fit.read(parts)
         modules = [module_of(m) for g in groups for m in readers(g) if has_moments(model, m)]
         if modules:
-            self.search.collect(self.moments, modules, self.score, self.fit.data, room_on(self.ctx.settings))
+            settings = self.ctx.settings
+            room = room_on(settings.device, settings.max_memory)
+            self.search.collect(self.moments, modules, self.score, self.fit.data, room)
 
     def important(self, group: Group) -> torch.Tensor:
         """[count] float64, larger for items that matter more."""

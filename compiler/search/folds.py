@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...dsl.skeleton import Group, Member, is_below
+from ..discovery.discover import skeleton_of
 from ..ir.graphs import name_of
 from ..ir.surgery import tensor_at
 from ..ir.unit import Unit
@@ -117,7 +118,7 @@ def folds(program: "Program") -> dict[str, list[Fold]]:
 
 def _is_free(program: "Program", path: str) -> bool:
     """Whether a module's weight is its own."""
-    return not any(name.startswith(f"{path}.") for names in program.skeleton.tied for name in names)
+    return not any(name.startswith(f"{path}.") for names in skeleton_of(program).tied for name in names)
 
 
 def _is_linear(program: "Program", path: str) -> bool:
@@ -220,7 +221,7 @@ class _Trial:
 
 
 def _of_groups(program: "Program", unit: Unit, trial: _Trial) -> Iterator[Fold]:
-    for group in program.skeleton.groups:
+    for group in skeleton_of(program).groups:
         if group.kind not in _KINDS or not is_below(group.site, unit.path):
             continue
         if not all(_is_linear(program, module_of(m)) and _is_input(program.model, m) for m in readers(group)):

@@ -14,6 +14,7 @@ from ...dsl.amounts import needs_score
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import MetricRef, Ratio, Shares
+from ..discovery.discover import skeleton_of
 from ..machine.deadline import TimeUp
 from ..planning.amount import Amount
 from ..planning.shrink import params
@@ -90,7 +91,7 @@ class Greedy:
         if self.amount.of == "latency":
             assert self.clock is not None, "a latency that no clock measures"
             latency = latency_of(program, search, self.clock)
-        ledger, goal = Ledger(program.skeleton, self.norms, latency), self.goal(program.skeleton, latency)
+        ledger, goal = Ledger(skeleton_of(program), self.norms, latency), self.goal(skeleton_of(program), latency)
         self._refuse_unreached(ledger, goal)
         fitting = Fitting(program, ctx, search, self.widths or self.score, self.fit)
         try:
@@ -235,7 +236,7 @@ class Cutter(ABC):
         """The search on a model of this skeleton. Raises Reject where there is nothing to cut."""
 
     def run(self, program: "Program", ctx: "Context") -> None:
-        self.greedy(program.skeleton).run(program, ctx)
+        self.greedy(skeleton_of(program)).run(program, ctx)
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         return self.greedy(skeleton).forecast(skeleton)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...dsl.skeleton import Group, Member
+from ..discovery.discover import skeleton_of
 from ..ir.surgery import tensor_at
 from .reconstruct import DAMPING, Moments, as_matrix, columns, exact_place, factor, has_moments, module_of, readers
 
@@ -44,7 +45,7 @@ def _served(program: "Program", group: Group) -> tuple[int, set[tuple[str, int, 
     """How many query heads a KV head serves, and where (tensor, axis, start) the query heads' own rows begin."""
     if group.kind != "kv_heads":
         return 1, set()
-    heads = next((g for g in program.skeleton.groups if (g.site, g.kind) == (group.site, "heads")), None)
+    heads = next((g for g in skeleton_of(program).groups if (g.site, g.kind) == (group.site, "heads")), None)
     if heads is None:
         return 1, set()
     return heads.per_block, {(m.tensor, m.axis, start) for m in heads.members for start, _ in m.segments}

@@ -9,10 +9,12 @@ from ...dsl.diagnostics import Fault, Reject
 from ...dsl.show import show
 from ...dsl.values import MetricRef
 from ..discovery.bypass import bypassed
+from ..discovery.discover import skeleton_of
 from ..editing.scans import without_scan
 from ..editing.trial import running
 from ..ir.unit import Unit, code_key
-from ..measuring.timing import WARMUP, Clock, still
+from ..measuring.timing import WARMUP, still
+from ..words.clock import Clock
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -62,9 +64,9 @@ def clocked(program: "Program", metric: Any, journal: "Journal") -> Latency:
 
 
 def _table(program: "Program", metric: Any) -> dict[str, Any]:
-    counts = Counter(b.role for b in program.skeleton.branches)
-    if program.skeleton.scans:
-        counts[SCAN] = len(program.skeleton.scans)
+    counts = Counter(b.role for b in skeleton_of(program).branches)
+    if skeleton_of(program).scans:
+        counts[SCAN] = len(skeleton_of(program).scans)
     cases = {role: _bypassed(program, role) for role in ("", *counts)}
     totals: list[float] = []
     between: dict[str, list[float]] = {role: [] for role in counts}
@@ -88,10 +90,10 @@ def _table(program: "Program", metric: Any) -> dict[str, Any]:
 def _bypassed(program: "Program", role: str) -> list[Unit]:
     """Every layer's graph without its branches of a role; made once, since fresh code runs slower at first."""
     units = []
-    scans = {s.unit: s for s in program.skeleton.scans} if role == SCAN else {}
+    scans = {s.unit: s for s in skeleton_of(program).scans} if role == SCAN else {}
     for path, unit in program.units.items():
         graph = without_scan(program, scans[path]).graph if path in scans else unit.graph
-        for branch in program.skeleton.branches:
+        for branch in skeleton_of(program).branches:
             if (branch.unit, branch.role) == (path, role):
                 graph = bypassed(graph, branch)
         units.append(replace(unit, graph=graph, key=code_key(graph)))

@@ -375,7 +375,8 @@ class Search:
     def prefix(self, metric: MetricRef) -> Prefix:
         """What the layers gave for a metric, shared by all that measure it."""
         if metric not in self.prefixes:
-            self.prefixes[metric] = Prefix(self.program, room_on(self.ctx.settings))
+            settings = self.ctx.settings
+            self.prefixes[metric] = Prefix(self.program, room_on(settings.device, settings.max_memory))
         return self.prefixes[metric]
 
 

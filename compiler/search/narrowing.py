@@ -10,6 +10,7 @@ from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import Ratio
 from ..capture.calls import unsupported_model
+from ..discovery.discover import skeleton_of
 from ..editing.rehearsal import runs, small_copy, weightless
 from ..editing.rewrite import Rewriter
 from ..planning import shrink
@@ -38,7 +39,7 @@ def narrow_evenly(
     store  takes a tensor that is narrow now, and gives it from where it shall lie
     Raises Reject (out-of-reach) where none can.
     """
-    left = {(g.site, g.kind): g.count for g in forecast(program.skeleton, groups, amount, align).groups}
+    left = {(g.site, g.kind): g.count for g in forecast(skeleton_of(program), groups, amount, align).groups}
     sites = [Site(group, ascending(l1(program, group))) for group in groups]
     gone = {
         (s.group.site, s.group.kind): s.size - left[s.group.site, s.group.kind] * s.size // s.group.count for s in sites

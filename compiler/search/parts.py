@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...dsl.skeleton import Branch, Group, Scan, Skeleton
 from ...dsl.values import Selector
+from ..discovery.discover import skeleton_of
 from ..planning import shrink
 from ..planning.select import branches, competing
 from .branches import Branches, Layers
@@ -113,7 +114,7 @@ class MixerParts(BlockParts):
     """Residual branches of state-space mixers: layers where each chosen one is a layer that the model runs without."""
 
     def pool(self, program: "Program", ledger: Ledger, fitting: "Fitting") -> Pool:
-        alone = {u for u in program.units if sum(b.unit == u for b in program.skeleton.branches) == 1}
+        alone = {u for u in program.units if sum(b.unit == u for b in skeleton_of(program).branches) == 1}
         units = [b.unit for b in self.branches]
         if alone.issuperset(units):
             layers = Layers(program, units, ledger)

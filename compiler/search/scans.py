@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...dsl.skeleton import Scan, Skeleton
+from ..discovery.discover import skeleton_of
 from ..editing.rewrite import Rewriter
 from ..editing.scans import drop_scan, without_scan
 from ..editing.trial import running
@@ -28,17 +29,17 @@ class Scans(Pool):
         self.allowed = {s.site for s in chosen}
 
     def candidates(self) -> list["ScanCut"]:
-        scans = self.program.skeleton.scans
+        scans = skeleton_of(self.program).scans
         return [ScanCut(self, s) for s in scans if s.site in self.allowed] if len(scans) > 1 else []
 
     def reachable(self, of: str) -> float:
-        scans = self.program.skeleton.scans
+        scans = skeleton_of(self.program).scans
         return all_but_the_last([self.saved(s, of) for s in scans if s.site in self.allowed], len(scans))
 
     def saved(self, scan: Scan, of: str) -> float:
         if of == "latency":
             return self.ledger.latency.per_branch.get(SCAN, 0.0)
-        return saved(self.program.skeleton, scan, of)
+        return saved(skeleton_of(self.program), scan, of)
 
 
 def saved(skeleton: Skeleton, scan: Scan, of: str) -> float:

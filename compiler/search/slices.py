@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...dsl.skeleton import Group
+from ..discovery.discover import skeleton_of
 from ..editing.rewrite import Rewriter
 from ..ir import surgery
 from ..planning import shrink
@@ -59,7 +60,7 @@ class Slices(Pool):
         self.ranked = {g.site: Ranked(steps(g), list(range(g.count)), ascending(important(g))) for g in groups}
 
     def candidates(self) -> list["Slice"]:
-        skeleton = self.program.skeleton
+        skeleton = skeleton_of(self.program)
         scans = {s.site for s in skeleton.scans}
         return [
             Slice(self, g, unit_of(g.site, skeleton.units))
@@ -69,7 +70,7 @@ class Slices(Pool):
 
     def groups(self) -> list[Group]:
         """As they are now."""
-        return [g for g in self.program.skeleton.groups if g.kind == self.kind and g.site in self.ranked]
+        return [g for g in skeleton_of(self.program).groups if g.kind == self.kind and g.site in self.ranked]
 
     def reachable(self, of: str) -> float:
         return sum(max(0, steps(g) - self.least) // self.step * self.saved(g, of) for g in self.groups())
@@ -83,8 +84,8 @@ class Slices(Pool):
             return self.step * self.ledger.of_step(group.site, group.kind, of)
         if of not in OF_MODEL:
             return 0
-        less = shrink.narrowed(self.program.skeleton, group, group.count - gone)
-        return OF_MODEL[of](self.program.skeleton) - OF_MODEL[of](less)
+        less = shrink.narrowed(skeleton_of(self.program), group, group.count - gone)
+        return OF_MODEL[of](skeleton_of(self.program)) - OF_MODEL[of](less)
 
 
 @dataclass(frozen=True)

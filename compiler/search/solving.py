@@ -11,6 +11,7 @@ from torch import Tensor
 from ...dsl.inputs import inputs
 from ...dsl.skeleton import Part, Skeleton, is_below
 from ...dsl.values import DataRef, Ratio, Selector
+from ..discovery.discover import skeleton_of
 from ..ir.surgery import tensor_at
 from ..planning import shrink
 from ..store.shards import Shards
@@ -55,7 +56,7 @@ class Zeros(Pass):
 
         A module that no row reached keeps its largest weights as they are.
         """
-        chosen, how, rows = self._chosen(program.skeleton), self.allocation, ctx.rows(self.data)
+        chosen, how, rows = self._chosen(skeleton_of(program)), self.allocation, ctx.rows(self.data)
         spread = allocation.shares(program, stages(program, chosen), rows, self.sparsity.value, how, sizes(chosen), ctx)
 
         def replacement(unit: str, weight: Tensor, gram: Tensor | None) -> Tensor:

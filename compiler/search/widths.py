@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group
+from ..discovery.discover import skeleton_of
 from ..editing.rewrite import Rewriter
 from ..ir.surgery import attribute, put, tensor_at
 from ..report.progress import follow
@@ -82,7 +83,7 @@ class Widths(Pool):
         self.sites = [Site(g, ascending(important(g))) for g in groups]
 
     def candidates(self) -> list["Narrowing"]:
-        units = self.program.skeleton.units
+        units = skeleton_of(self.program).units
         return [
             Narrowing(self, s, unit_of(s.group.site, units), stride(s.group, self.step))
             for s in self._left()
@@ -93,7 +94,7 @@ class Widths(Pool):
         """The sites that the program still has, as it has them: a branch that went takes its tensors out of a group."""
         left = []
         for site in self.sites:
-            now = _now(site.group, self.program.skeleton.groups)
+            now = _now(site.group, skeleton_of(self.program).groups)
             if now is not None:
                 site.group = replace(now, site=site.group.site)  # as the search and its ledger know it
                 left.append(site)

@@ -7,7 +7,8 @@ from typing import Literal
 from ...dsl.diagnostics import Fault, Reject
 from ..checkpoints.folder import open_folder
 from ..checkpoints.origin import Origin
-from ..words.context import Context, Settings
+from ..machine.settings import Settings
+from ..words.context import Context
 from ..words.kinds import Source, param
 
 hub_unreachable = Fault(

@@ -7,6 +7,7 @@ import torch
 
 from ..artifacts.pruning_config import written
 from ..capture.capture import capture
+from ..discovery.discover import skeleton_of
 from ..ir.program import Program
 from ..words.context import Context
 from ..words.kinds import Target
@@ -30,7 +31,7 @@ class PruningConfig(Target):
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         with torch.device("meta"):
             model = ctx.origin.build()
-        before = capture(model).skeleton
+        before = skeleton_of(capture(model))
         removed = [note["cut"] for note in program.notes if "cut" in note]
-        config = written(before, program.skeleton, removed, program.edits.layers)
+        config = written(before, skeleton_of(program), removed, program.edits.layers)
         (into / "pruning_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import Selector
 from ...kernels.grid import Grid
+from ..discovery.discover import skeleton_of
 from ..ir.program import Program
 from ..ir.surgery import split
 from ..layers.linear import weight_of
@@ -67,7 +68,7 @@ def adaptable(program: Program, on: Selector | None, whole: str = "") -> tuple[s
     Left out are those whose weight is read past the module, which an adapter would not see.
     Raises Reject where a selected one is tied, and where none is left.
     """
-    skeleton, read = program.skeleton, _read_past(program)
+    skeleton, read = skeleton_of(program), _read_past(program)
     found = [part.path for part in inner_parts(skeleton, on)]
     fused = _FUSED.get(skeleton.model_type)
     found = [path for path in found if path not in read and split(path)[1] != fused]
@@ -104,7 +105,7 @@ def _read_past(program: Program) -> set[str]:
     finally:
         for hook in hooks:
             hook.remove()
-    paths = [part.path for part in parts(program.skeleton, None)]
+    paths = [part.path for part in parts(skeleton_of(program), None)]
     return {path for path in paths if path not in called and split(path)[0] in called}
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from ...dsl.recipe import Invocation, Recipe
 from ...dsl.source import Source
 from ...dsl.values import DataRef, MetricRef, StepRef
-from ..report.progress import Event, Listener, Recorded, each, silent
+from ..machine.settings import Settings
+from ..report.progress import Event, Listener, Recorded, each
 from .placing import placed
 
 if TYPE_CHECKING:
@@ -17,33 +18,11 @@ if TYPE_CHECKING:
 
     from ..checkpoints.origin import Origin
     from ..ir.program import Program
-    from ..machine.deadline import Deadline
-    from ..machine.memory import Watch
     from .crew import Crew, Orders
     from .kinds import Data
     from .shelf import Shelf
 
 T = TypeVar("T")
-
-
-@dataclass
-class Settings:
-    """What the command line grants; the same for every recipe of a run."""
-
-    cache_dir: Path
-    seed: int = 0
-    device: str = "cpu"
-    offline: bool = False
-    trust_remote_code: bool = False
-    max_memory: int | None = None  # bytes
-    threads: int | None = None
-    undecided: str = "fail"  # or "pass": what a timed bound that can't be decided comes to
-    locked: bool = False  # refuse what is not as `effspec.lock` has it
-    tell: Listener = silent
-    workers: str = ""  # how many processes score, "ray" or "ray:ADDRESS"; "" has none
-    watch: "Watch | None" = None  # of the running stage; `each` asks it whether the bound is passed
-    max_time: float | None = None  # seconds that searches may take
-    deadline: "Deadline | None" = None  # of the running compile; `each` asks it whether searches have time
 
 
 @dataclass

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from ...dsl.values import DataRef
     from ..ir.outcome import Outcome
     from ..ir.program import Program
-    from ..measuring.timing import Clock
-    from ..pages.sheet import Sheet
+    from .clock import Clock
     from .context import Context
     from .weights import Weights
 
@@ -283,8 +282,8 @@ class Target(Word):
         """Write a model's files into an empty folder."""
         raise AssertionError(f"{type(self).__name__} holds no model")
 
-    def tell(self, sheets: "Sequence[Sheet]", file: Path) -> None:
-        """Write the file of a target that is `about` artifacts: a sheet for each."""
+    def tell(self, sheets: Sequence[Any], file: Path) -> None:
+        """Write the file of a target that is `about` artifacts; `sheets` has a `pages.sheet.Sheet` for each of them."""
         raise AssertionError(f"{type(self).__name__} tells nothing of others")
 
     def foresee(self, ctx: "Context") -> None:

@@ -21,13 +21,14 @@ from typing import Any
 from ...dsl.diagnostics import Reject
 from ..api import Session, plans, session
 from ..machine.memory import available, held
+from ..machine.settings import Settings
 from ..planning.plan import Plan, Stage
 from ..planning.profiled import as_profiled, named
 from ..running.pipeline import Build
 from ..running.team import TOKEN, facts
 from ..store.cache import Cache
 from ..store.regular import read_json
-from ..words.context import Context, Settings
+from ..words.context import Context
 from ..words.crew import Orders, Task
 
 

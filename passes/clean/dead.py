@@ -7,6 +7,7 @@ from torch import fx, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...compiler.discovery.bypass import node_named, staying
+from ...compiler.discovery.discover import skeleton_of
 from ...compiler.discovery.labelling import MOVES
 from ...compiler.discovery.mixers.graphs import mixer_graphs
 from ...compiler.discovery.residual import through
@@ -67,7 +68,7 @@ class Dead(Pass):
             )
 
     def _narrow(self, program: Program, kinds: tuple[str, ...], ctx: Context) -> None:
-        groups = [g for g in program.skeleton.groups if g.kind in kinds]
+        groups = [g for g in skeleton_of(program).groups if g.kind in kinds]
         silent = _silent(program, groups)
         cuts = [(group, _spared(group, _dead(program, group, silent), self._align(group))) for group in groups]
         able, refused = cuttable(program, [(g, len(gone) * (g.per_block or g.count) // g.count) for g, gone in cuts])
@@ -155,7 +156,7 @@ def _drop_layers(program: Program) -> None:
     """Layers all of whose branches give zero, from the last to the first."""
     before = outputs(program)
     for unit in reversed(list(program.units)):
-        branches = [b for b in program.skeleton.branches if b.unit == unit]
+        branches = [b for b in skeleton_of(program).branches if b.unit == unit]
         if len(program.units) > 1 and branches and all(_gives_zero(program, b) for b in branches):
             with without_layer(program, unit):
                 same = torch.equal(outputs(program), before)
@@ -167,12 +168,12 @@ def _drop_layers(program: Program) -> None:
 
 def _drop_branches(program: Program) -> None:
     before = outputs(program)
-    sites = [b.site for b in program.skeleton.branches if _gives_zero(program, b)]
+    sites = [b.site for b in skeleton_of(program).branches if _gives_zero(program, b)]
     for site in sites:
-        branch = next(b for b in program.skeleton.branches if b.site == site)
+        branch = next(b for b in skeleton_of(program).branches if b.site == site)
         with without_branch(program, branch):
             same = torch.equal(outputs(program), before)
-        if same and len(program.skeleton.branches) > 1:
+        if same and len(skeleton_of(program).branches) > 1:
             with Rewriter(program) as rewrite:
                 keep = staying(program.units[branch.unit].graph, branch)
                 rewrite.drop_branch(branch.unit, branch.join, keep)

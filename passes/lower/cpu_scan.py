@@ -1,5 +1,6 @@
 """Run the scans and convolutions of state-space mixers on effc's kernels."""
 
+from ...compiler.discovery.discover import skeleton_of
 from ...compiler.editing.rewrite import Rewriter
 from ...compiler.ir.program import Program
 from ...compiler.layers import quick
@@ -63,7 +64,7 @@ class CpuScan(Pass):
             raise Reject(no_cpu("effc is here without its compiled kernels", help="install a wheel for this platform"))
         model = program.model
         if not quick.scans(model):
-            raise Reject(_none_in(program.skeleton))
+            raise Reject(_none_in(skeleton_of(program)))
         places = [path for path in quick.places(model) if not quick.is_marked(model, path)]
         if not places:
             raise Reject(already("all scans run on the kernels already", help="leave the step out"))

@@ -6,6 +6,7 @@ from math import prod
 from typing import ClassVar, Literal
 
 from ...compiler.data.generated import Generated
+from ...compiler.discovery.discover import skeleton_of
 from ...compiler.editing.rewrite import Rewriter
 from ...compiler.ir.program import Program
 from ...compiler.layers.linear import cpu_only
@@ -118,11 +119,12 @@ class SparseCpu(Pass):
                     help="compile with --device cpu",
                 )
             )
-        paths = [part.path for part in parts(program.skeleton, self.on)]
+        paths = [part.path for part in parts(skeleton_of(program), self.on)]
         if not paths:
             raise Reject(
                 no_linear(
-                    f"{program.skeleton.model_type} has no linear module to lower", help="packed ones stay as they are"
+                    f"{skeleton_of(program).model_type} has no linear module to lower",
+                    help="packed ones stay as they are",
                 )
             )
         rows = accuracy.rows_for(program, ctx, self.data)

@@ -4,6 +4,7 @@ from typing import Literal
 
 from ...compiler.artifacts.pruning_config import Layer, layers_of, read
 from ...compiler.discovery.bypass import staying
+from ...compiler.discovery.discover import skeleton_of
 from ...compiler.editing.rewrite import Rewriter
 from ...compiler.ir.program import Program
 from ...compiler.search.importance import ascending, l1
@@ -38,7 +39,7 @@ class Apply(Pass):
         return (self.path,)
 
     def run(self, program: Program, ctx: Context) -> None:
-        skeleton = program.skeleton
+        skeleton = skeleton_of(program)
         config, layers = read(ctx.folder / self.path, skeleton), layers_of(skeleton)
         orders = {id(g): self._order(program, g) for layer in layers for g in (layer.heads, layer.channels) if g}
         for kind, role in (("attn", "attention"), ("mlp", "mlp")):
@@ -60,7 +61,7 @@ class Apply(Pass):
 
     def _remove(self, program: Program, layer: Layer, role: str) -> None:
         branch = layer.branches[role]
-        now = next(b for b in program.skeleton.branches if b.site == branch.site)
+        now = next(b for b in skeleton_of(program).branches if b.site == branch.site)
         with Rewriter(program) as rewrite:
             graph = program.units[now.unit].graph
             rewrite.drop_branch(now.unit, now.join, keep=staying(graph, now))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ...compiler.discovery.discover import skeleton_of
 from ...compiler.editing.rehearsal import rehearse
 from ...compiler.editing.rewrite import Rewriter
 from ...compiler.ir.program import Program
@@ -39,7 +40,7 @@ class Experts(Pass):
     data: DataRef | None = param("Rows on which the router's weights are summed.", default=None)
 
     def run(self, program: Program, ctx: Context) -> None:
-        chosen = self._groups(program.skeleton)
+        chosen = self._groups(skeleton_of(program))
         trusted = routing.trusted(program, ctx, self.data, chosen) if self.data else {}
         cuts = []
         for group in chosen:
@@ -59,7 +60,7 @@ class Experts(Pass):
     def _take(self, program: Program, cuts: Sequence[tuple[Group, set[int]]], rewrite: Rewriter | None = None) -> None:
         rewrite = rewrite or Rewriter(program)
         slice_all(program, rewrite, cuts)
-        every = [g for g in program.skeleton.groups if g.kind == "experts"]
+        every = [g for g in skeleton_of(program).groups if g.kind == "experts"]
         for name, count in routing.said_above(program, [group for group, _ in cuts], every):
             rewrite.set_attr(name, Amount(self.keep).kept(count))
 

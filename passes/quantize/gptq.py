@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...compiler.discovery.discover import skeleton_of
 from ...compiler.ir.program import Program
 from ...compiler.search.quantizing import Quantizer, kept, note
 from ...compiler.search.solving import effort, exchanged
@@ -46,7 +47,7 @@ class Gptq(Quantizer):
     damping: float = param("What is added to the inputs' squares, as a share of their mean.", default=0.01, gt=0)
 
     def run(self, program: Program, ctx: Context) -> None:
-        chosen, rows, grid = self.chosen(program.skeleton), ctx.rows(self.data), self.grid
+        chosen, rows, grid = self.chosen(skeleton_of(program)), ctx.rows(self.data), self.grid
 
         def new(_unit: str, weight: Tensor, gram: Tensor | None) -> Tensor:
             keep = kept(weight)

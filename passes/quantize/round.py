@@ -2,6 +2,7 @@
 
 import torch
 
+from ...compiler.discovery.discover import skeleton_of
 from ...compiler.ir.program import Program
 from ...compiler.search.quantizing import Quantizer, kept, note
 from ...compiler.search.sparsity import exchange, finite_weight, sizes
@@ -22,7 +23,7 @@ class Round(Quantizer):
     """
 
     def run(self, program: Program, ctx: Context) -> None:
-        chosen, found = self.chosen(program.skeleton), {}
+        chosen, found = self.chosen(skeleton_of(program)), {}
         for part in ctx.each(chosen, "rounding", len(chosen)):
             weight = finite_weight(program, part.path).float()
             keep, new = kept(weight), self.grid.fit(weight).round(weight)

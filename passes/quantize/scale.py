@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from ...compiler.discovery.discover import skeleton_of
 from ...compiler.ir.program import Program
 from ...compiler.ir.surgery import put
 from ...compiler.search.folds import Fold, folds
@@ -48,7 +49,7 @@ class Scale(GridPass):
     )
 
     def run(self, program: Program, ctx: Context) -> None:
-        chosen, rows = self.chosen(program.skeleton), ctx.rows(self.data)
+        chosen, rows = self.chosen(skeleton_of(program)), ctx.rows(self.data)
         parts, found, shards = stages(program, chosen), folds(program), Shards(ctx.workdir / "layers")
         walk, changed = Layerwise(program, rows), []
         for stage in ctx.each(parts, "layers", len(parts)):

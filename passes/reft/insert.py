@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Literal
 
+from ...compiler.discovery.discover import skeleton_of
 from ...compiler.editing.interventions import insert, make
 from ...compiler.editing.positions import edges
 from ...compiler.ir.program import Program
@@ -67,7 +68,7 @@ class Insert(Pass):
 
     def run(self, program: Program, ctx: Context) -> None:
         self._refuse_start()
-        chosen = layers(program.skeleton, self.on)
+        chosen = layers(skeleton_of(program), self.on)
         made = make(
             program,
             chosen,

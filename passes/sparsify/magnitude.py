@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from ...compiler.discovery.discover import skeleton_of
 from ...compiler.ir.program import Program
 from ...compiler.planning import shrink
 from ...compiler.planning.peak import itemsize
@@ -41,7 +42,7 @@ class Magnitude(Pass):
     each: Literal["module", "row"] = param("What loses that share: modules, or every output.", default="module")
 
     def run(self, program: Program, ctx: Context) -> None:
-        chosen, found = chosen_parts(program.skeleton, self.on), {}
+        chosen, found = chosen_parts(skeleton_of(program), self.on), {}
         check_pattern(chosen, self.pattern, self.sparsity)
         for part in ctx.each(chosen, "masks", len(chosen)):
             found[part.path] = self._mask(program, part.path, ctx)

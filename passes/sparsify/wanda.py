@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from ...compiler.discovery.discover import skeleton_of
 from ...compiler.ir.program import Program
 from ...compiler.planning import shrink
 from ...compiler.planning.peak import batch_bytes
@@ -56,7 +57,7 @@ class Wanda(Pass):
     )
 
     def run(self, program: Program, ctx: Context) -> None:
-        chosen, found, rows = chosen_parts(program.skeleton, self.on), {}, ctx.rows(self.data)
+        chosen, found, rows = chosen_parts(skeleton_of(program), self.on), {}, ctx.rows(self.data)
         check_pattern(chosen, self.pattern, self.sparsity, self.allocation)
         parts, journal = stages(program, chosen), Journal(ctx.workdir / "norms.jsonl")
         spread = shares(program, parts, rows, self.sparsity.value, self.allocation, sizes(chosen), ctx)

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
+from ...compiler.discovery.discover import skeleton_of
 from ...compiler.families.choices import Dial, Drawn, Space, rank_dials
 from ...compiler.families.dials import (
     able,
@@ -150,7 +151,7 @@ class Elastic(Learner):
     def give(self, outcome: Outcome, ctx: Context) -> Outcome:
         assert isinstance(outcome, Model), f"a family of {outcome.kind}"
         program = outcome.program
-        self.forecast(program.skeleton)
+        self.forecast(skeleton_of(program))
         refuse_same_rows(self.data, self.held_out, ctx)
         adapts = self.train == "adapters" and self.steps > 0
         paths = adaptable(program, None) if adapts else ()
@@ -207,7 +208,7 @@ class Elastic(Learner):
         return width_dials(groups, shares, self.per, self.align if kind == "channels" else 1)
 
     def _space(self, program: Program, paths: tuple[str, ...], ctx: Context) -> tuple[Space, dict[str, list[int]]]:
-        skeleton = program.skeleton
+        skeleton = skeleton_of(program)
         dials: list[Dial] = []
         elastic: list[Group] = []
         for kind, shares in self._widths():

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from ...compiler.discovery.discover import skeleton_of
 from ...compiler.families.choices import Drawn, Space
 from ...compiler.families.family import Family, check_ranks
 from ...compiler.ir.outcome import Model, Outcome
@@ -81,11 +82,11 @@ class Lora(Learner):
     def give(self, outcome: Outcome, ctx: Context) -> Outcome:
         assert isinstance(outcome, Model), f"a family of {outcome.kind}"
         program = outcome.program
-        self.forecast(program.skeleton)
+        self.forecast(skeleton_of(program))
         refuse_same_rows(self.data, self.held_out, ctx)
         paths = adaptable(program, self.on)
         shape = Shape(self.ranks[0], self.alpha, self.dropout)
-        drawn = Drawn(Space.of_ranks(paths, self.per, program.skeleton, self.ranks), ctx.seed)
+        drawn = Drawn(Space.of_ranks(paths, self.per, skeleton_of(program), self.ranks), ctx.seed)
         drawn.take(drawn.space.choice("largest"))
         seed, grid = seed_of("adapters", ctx.seed), self.grid
         with adapted(program.model, paths, shape, seed, zeros=self.zeros, grid=grid) as adapters:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ...compiler.data.chat import no_speakers
+from ...compiler.discovery.discover import skeleton_of
 from ...compiler.ir.outcome import Model, Outcome
 from ...compiler.ir.program import Program
 from ...compiler.machine.environment import check_modules
@@ -263,7 +264,7 @@ class Heal(Learner):
             return dict(model.named_parameters())
         found = {
             f"{part.path}.{name}": p
-            for part in parts(program.skeleton, self.on)
+            for part in parts(skeleton_of(program), self.on)
             for name, p in model.get_submodule(part.path).named_parameters()
         }
         seen = {id(p): name for name, p in reversed(found.items())}

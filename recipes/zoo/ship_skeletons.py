@@ -10,8 +10,9 @@ import tempfile
 from pathlib import Path
 
 from effc.compiler.discovery.structure import find_skeleton
+from effc.compiler.machine.settings import Settings
 from effc.compiler.sources.zoo import zoo
-from effc.compiler.words.context import Context, Settings
+from effc.compiler.words.context import Context
 from effc.compiler.words.shelf import Shelf
 from effc.dsl.recipe import Invocation
 

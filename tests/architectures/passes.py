@@ -9,11 +9,13 @@ import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.capture.sample import sample
 from effc.compiler.checkpoints.origin import Origin
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.ir.program import Program
+from effc.compiler.machine.settings import Settings
 from effc.compiler.measuring import equivalence
 from effc.compiler.rows.forward import predicts
 from effc.compiler.targets.native import Native
-from effc.compiler.words.context import Context, Settings
+from effc.compiler.words.context import Context
 from effc.compiler.words.shelf import Shelf
 from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Invocation, Recipe
@@ -147,7 +149,7 @@ def context(model: nn.Module, folder: Path, name: str) -> Context:
 
 def masked(program: Program) -> None:
     """Make something dead, for `clean.dead` to find: the first items of every group, or else a branch."""
-    skeleton = program.skeleton
+    skeleton = skeleton_of(program)
     groups = [g for g in skeleton.groups if g.kind in ("channels", "heads", "kv_heads")]
     with torch.no_grad():
         for group in groups:

@@ -13,6 +13,7 @@ import random
 import pytest
 import torch
 from effc.compiler.capture.capture import capture, flat
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.ir.program import Program
 from effc.compiler.measuring import equivalence
@@ -75,7 +76,7 @@ def silence(model: nn.Module, group: Group, items: set[int]) -> None:
 
 def check(name: str, seed: int) -> None:
     apart = ("experts", "ssm_heads", "ssm_channels", "ssm_state")  # other ways to mask them: tests/passes
-    cuts = chosen([g for g in captured(name).skeleton.groups if g.count > 1 and g.kind not in apart], seed)
+    cuts = chosen([g for g in skeleton_of(captured(name)).groups if g.count > 1 and g.kind not in apart], seed)
     silenced, program = copy.deepcopy(captured(name).model), copy.deepcopy(captured(name))
     for group, items in cuts:
         silence(silenced, group, items)
@@ -127,17 +128,17 @@ class Stack(nn.Module):
 
 def test_a_matrix_that_is_read_directly_has_rows_and_columns():
     program = capture(Stack().eval())
-    first = [g for g in program.skeleton.groups if g.members[0].tensor.startswith("layers.0")]
+    first = [g for g in skeleton_of(program).groups if g.members[0].tensor.startswith("layers.0")]
     assert [[(m.tensor, m.axis) for m in g.members] for g in first] == [
         [("layers.0.up.weight", 0), ("layers.0.up.bias", 0), ("layers.0.mix", 0)],
         [("layers.0.mix", 1), ("layers.0.shift", 1), ("layers.0.down.weight", 1)],
     ]
-    assert len({(g.site, g.kind) for g in program.skeleton.groups}) == 4, "each has a site of its own"
+    assert len({(g.site, g.kind) for g in skeleton_of(program).groups}) == 4, "each has a site of its own"
 
 
 def test_experts_of_a_width_that_torch_cannot_multiply_are_refused_before_anything_is_cut():
     program = copy.deepcopy(captured("mixtral"))
-    group = next(g for g in program.skeleton.groups if g.kind == "channels")
+    group = next(g for g in skeleton_of(program).groups if g.kind == "channels")
     with pytest.raises(Reject) as refused, Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(group, {0})])
     assert refused.value.diagnostics[0].slug == "odd-experts"
@@ -168,7 +169,7 @@ class Padded(nn.Module):
 def test_a_layer_that_is_a_torch_layer_but_for_its_forward_is_looked_into():
     program = capture(Padded().eval())
     silenced = copy.deepcopy(program.model)
-    (group,) = program.skeleton.groups
+    (group,) = skeleton_of(program).groups
     assert {(m.tensor, m.axis) for m in group.members} == {
         ("first.weight", 0),
         ("first.bias", 0),
@@ -187,5 +188,5 @@ def test_a_net_that_returns_a_tensor_has_one_graph_of_all_its_layers():
 
 
 def test_layers_that_share_a_table_of_biases_have_their_heads_in_one_group():
-    groups = captured("t5 encoder").skeleton.groups
+    groups = skeleton_of(captured("t5 encoder")).groups
     assert len({(g.kind, g.per_block, g.members) for g in groups}) == len(groups)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.families.choices import Space
 from effc.compiler.families.dials import able, chosen, depth_dials, kernel_dials, orders, width_dials
@@ -39,13 +40,13 @@ def test_graphs_and_groups_of_all_its_blocks_are_found(net):
         unit.bind(program.model)
     assert equivalence.distance(reference, equivalence.observe(program.model)) == 0.0
     assert len(program.units) == 16 and not program.opaque
-    assert len(program.skeleton.branches) == 9, "inverted residuals that keep their shape"
-    assert len(program.skeleton.groups) == 24 and not program.skeleton.facts["refused"]
+    assert len(skeleton_of(program).branches) == 9, "inverted residuals that keep their shape"
+    assert len(skeleton_of(program).groups) == 24 and not skeleton_of(program).facts["refused"]
 
 
 def test_a_tenth_of_every_width_can_go(net):
     program, silenced = capture(copy.deepcopy(net)), copy.deepcopy(net)
-    cuts = [(g, set(ascending(l1(program, g))[: g.count // 10])) for g in program.skeleton.groups]
+    cuts = [(g, set(ascending(l1(program, g))[: g.count // 10])) for g in skeleton_of(program).groups]
     for group, items in cuts:
         silence(silenced, group, items)
     with Rewriter(program) as rewrite:
@@ -61,7 +62,7 @@ def test_widths_kernels_and_blocks_of_it_are_elastic(net):
     net = copy.deepcopy(net)
     net.dummy_inputs = {"inputs": net.dummy_inputs["inputs"][..., :64, :64]}
     program = capture(copy.deepcopy(net))
-    groups, shares = chosen(program.skeleton, None, "channels"), [Ratio(1.0), Ratio(0.75)]
+    groups, shares = chosen(skeleton_of(program), None, "channels"), [Ratio(1.0), Ratio(0.75)]
     groups = able(program, groups, width_dials(groups, shares, "layer", 8))
     dials = [*width_dials(groups, shares, "layer", 8), *kernel_dials(program, None, [3], "layer")]
     assert len(groups) == 23, "all but the one of 16 channels, of which three quarters are no multiple of 8"

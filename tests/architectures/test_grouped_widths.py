@@ -8,6 +8,7 @@ import torch
 from effc.compiler.artifacts.compat import padding
 from effc.compiler.capture.capture import capture
 from effc.compiler.checkpoints.pretrained import pretrained
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.ir.program import Program
 from effc.compiler.search.widths import slice_all
@@ -56,13 +57,15 @@ def made(dtype: torch.dtype) -> nn.Module:
 @pytest.mark.parametrize("dead", [1, 5, 11])
 def test_dead_channels_of_experts_go_in_whole_steps(tmp_path, dtype, dead):
     model = made(dtype)
-    before = widths(capture(model).skeleton)
+    before = widths(skeleton_of(capture(model)))
     assert before and all(g.multiple == STEP[dtype] for g in before)
     mask(model, before, dead)
-    mask(model, [g for g in capture(model).skeleton.groups if g.kind == "kv_heads"], 1)  # where no step is dead whole
+    mask(
+        model, [g for g in skeleton_of(capture(model)).groups if g.kind == "kv_heads"], 1
+    )  # where no step is dead whole
     expected = model(IDS).logits
     program = cut(model, tmp_path, "clean.dead", align=1)
-    left = widths(program.skeleton)
+    left = widths(skeleton_of(program))
     assert [g.count for g in left] == [g.count - dead // STEP[dtype] * STEP[dtype] for g in before]
     torch.testing.assert_close(program.model(IDS).logits, expected, atol=2e-2 if dtype.itemsize == 2 else 1e-4, rtol=0)
 
@@ -78,10 +81,10 @@ def test_dead_channels_of_experts_go_in_whole_steps(tmp_path, dtype, dead):
 )
 def test_passes_that_narrow_experts_take_whole_steps(tmp_path, word, args, dtype):
     model = made(dtype)
-    skeleton = capture(model).skeleton
+    skeleton = skeleton_of(capture(model))
     step = Shelf().make("pass", Invocation(word, {**PASSES[word], **args}))
     foreseen = step.forecast(skeleton)
-    left = widths(cut(model, tmp_path, word, **args).skeleton)
+    left = widths(skeleton_of(cut(model, tmp_path, word, **args)))
     assert len(left) == len(widths(skeleton)) and sum(g.count for g in left) < sum(g.count for g in widths(skeleton))
     assert all(g.count % STEP[dtype] == 0 for g in (*left, *widths(foreseen)))
     if args["score"] is None:
@@ -91,7 +94,7 @@ def test_passes_that_narrow_experts_take_whole_steps(tmp_path, word, args, dtype
 @pytest.mark.parametrize("name", ["afmoe", "ernie4_5_moe"])
 def test_a_checkpoint_that_is_filled_up_has_widths_that_can_be_multiplied(tmp_path, name):
     program = capture(table.model(name))
-    cuts = [(g, set(range(4))) for g in program.skeleton.groups if g.kind == "channels"]
+    cuts = [(g, set(range(4))) for g in skeleton_of(program).groups if g.kind == "channels"]
     with Rewriter(program) as rewrite:  # 28 of 32 for each expert, 60 of 64 for two shared ones together: 30 each
         slice_all(program, rewrite, cuts)
     filled = padding(program)
@@ -105,4 +108,4 @@ def test_a_checkpoint_that_is_filled_up_has_widths_that_can_be_multiplied(tmp_pa
 def test_a_model_whose_experts_have_odd_widths_may_keep_them():
     model = tiny.model("mixtral", intermediate_size=30)
     model.set_experts_implementation("eager")
-    assert not widths(capture(model).skeleton)
+    assert not widths(skeleton_of(capture(model)))

@@ -4,6 +4,7 @@ import torch
 from effc.compiler.artifacts.compat import padding
 from effc.compiler.capture.capture import capture
 from effc.compiler.discovery.bypass import staying
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.measuring import equivalence
 from effc.compiler.search.widths import slice_all
@@ -17,7 +18,7 @@ torch.set_num_threads(1)
 def without_branch(name: str, layer: int, role: str):
     program = capture(table.model(name))
     unit = list(program.units)[layer]
-    branch = next(b for b in program.skeleton.branches if b.unit == unit and b.role == role)
+    branch = next(b for b in skeleton_of(program).branches if b.unit == unit and b.role == role)
     with Rewriter(program) as rewrite:
         rewrite.drop_branch(unit, branch.join, staying(program.units[unit].graph, branch))
     return program
@@ -30,7 +31,7 @@ def test_a_dropped_branch_that_another_layer_still_runs_can_not_come_back_as_zer
 
 def test_what_two_layers_share_is_cut_once_and_stays_shared():
     program = capture(table.model("zamba2"))
-    groups = [g for g in program.skeleton.groups if g.members[0].tensor.startswith("model.layers.2.")]
+    groups = [g for g in skeleton_of(program).groups if g.members[0].tensor.startswith("model.layers.2.")]
     groups = [g for g in groups if not g.kind.startswith("ssm")]  # the mixer is not shared
     assert {g.kind for g in groups} == {"channels", "heads"}
     cuts = [(g, set(range(g.count // 2))) for g in groups if g.count > 1]

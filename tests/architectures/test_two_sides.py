@@ -10,6 +10,7 @@ from effc.compiler.artifacts.verify import inputs_of
 from effc.compiler.artifacts.verify_child import probe
 from effc.compiler.capture.capture import capture
 from effc.compiler.discovery.bypass import staying
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.rehearsal import layer_needed
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.families.choices import LAYERS
@@ -50,7 +51,7 @@ def generated(model: nn.Module) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_can_not_be_narrowed_has_a_name_though_no_module_encloses_both_stacks(name):
     program = captured(name)
-    for path, _ in program.skeleton.facts["refused"]:
+    for path, _ in skeleton_of(program).facts["refused"]:
         assert path and program.model.get_submodule(path), path
 
 
@@ -70,7 +71,7 @@ def test_the_graphs_say_what_the_model_says_token_by_token(name):
 def test_without_any_branch_the_caches_stay_right(name):
     """Against the model whose branch adds zeros; the decoder's own cache is asked at its first slot how long it is."""
     removed = 0
-    for branch in captured(name).skeleton.branches:
+    for branch in skeleton_of(captured(name)).branches:
         program = copy.deepcopy(captured(name))
         silenced = copy.deepcopy(program.model)
         try:
@@ -103,7 +104,7 @@ def test_no_whole_layer_goes_where_two_stacks_share_a_config(name):
     ("name", "kind"), [("t5", "channels"), ("bart", "channels"), ("bart", "heads"), ("whisper", "heads")]
 )
 def test_both_stacks_can_be_sliced(name, kind):
-    sites = {g.site.split(".")[-4] for g in captured(name).skeleton.groups if g.kind == kind}
+    sites = {g.site.split(".")[-4] for g in skeleton_of(captured(name)).groups if g.kind == kind}
     assert sites
     assert_sliced_is_silenced(captured(name), kind)
 

@@ -17,17 +17,19 @@ from effc.compiler.checkpoints.folder import open_folder
 from effc.compiler.checkpoints.origin import Origin
 from effc.compiler.checkpoints.rescaled import NOTE
 from effc.compiler.discovery.bypass import staying
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.rehearsal import layer_needed
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.ir.edits import Edits, replay
 from effc.compiler.ir.program import Program
+from effc.compiler.machine.settings import Settings
 from effc.compiler.measuring import equivalence
 from effc.compiler.planning.select import required
 from effc.compiler.rows.forward import output_logits
 from effc.compiler.rows.inputs import arguments
 from effc.compiler.search.widths import slice_all
 from effc.compiler.targets.hf import Hf
-from effc.compiler.words.context import Context, Settings
+from effc.compiler.words.context import Context
 from effc.compiler.words.shelf import Shelf
 from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Recipe
@@ -48,12 +50,12 @@ def captured(name: str) -> Program:
 
 
 def kinds(program: Program) -> set[str]:
-    return {g.kind for g in program.skeleton.groups}
+    return {g.kind for g in skeleton_of(program).groups}
 
 
 def assert_sliced_is_silenced(program: Program, kind: str) -> None:
-    groups = [g for g in program.skeleton.groups if g.kind == kind]
-    assert groups, program.skeleton.facts["refused"]
+    groups = [g for g in skeleton_of(program).groups if g.kind == kind]
+    assert groups, skeleton_of(program).facts["refused"]
     cuts = chosen(groups, 1)
     silenced, trial = copy.deepcopy(program.model), copy.deepcopy(program)
     for group, items in cuts:
@@ -89,7 +91,7 @@ def test_a_layer_that_adds_its_mask_itself_runs_without_one_also_after_a_cut(nam
         assert equivalence.compare(reference, program.model) == 0.0
         for unit in program.units.values():
             unit.unbind(program.model)
-        group = next(g for g in program.skeleton.groups if g.kind == "channels")
+        group = next(g for g in skeleton_of(program).groups if g.kind == "channels")
         with Rewriter(program) as rewrite:
             slice_all(program, rewrite, [(group, {0})])
         reference = copy.deepcopy(program.model)
@@ -115,7 +117,7 @@ def test_what_they_are_made_of_can_be_sliced(name, kind):
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_stream_that_is_weighed_before_it_is_added_to_is_one(name, number):
     program = copy.deepcopy(captured(name))
-    branch = program.skeleton.branches[number]
+    branch = skeleton_of(program).branches[number]
     silenced = copy.deepcopy(program.model)
     unit = program.units[branch.unit]
     with Rewriter(program) as rewrite:
@@ -131,7 +133,7 @@ def test_a_stream_that_is_weighed_before_it_is_added_to_is_one(name, number):
 def test_experts_go_with_all_that_has_an_entry_for_each(name):
     """Biases of a choice among them, buffers of the router; as many of every group that they are compared in."""
     program = copy.deepcopy(captured(name))
-    groups = [g for g in program.skeleton.groups if g.kind == "experts"]
+    groups = [g for g in skeleton_of(program).groups if g.kind == "experts"]
     count = groups[0].count
     assert groups[0].per_block == (4 if name == "deepseek_v3" else 0)
     block = groups[0].per_block or count
@@ -151,13 +153,13 @@ def test_experts_go_with_all_that_has_an_entry_for_each(name):
 
 def test_a_branch_that_reads_the_sum_before_it_does_not_hide_the_branch_of_that_sum():
     """RWKV's feed-forward is handed the state of the attention, which it did not take from the sum alone."""
-    joins = [b.join for b in capture(tiny.model("rwkv")).skeleton.branches]
+    joins = [b.join for b in skeleton_of(capture(tiny.model("rwkv"))).branches]
     assert joins == ["add"] * 3
 
 
 def test_a_branch_that_the_model_asks_for_by_name_is_refused_before_anything_changes():
     program = copy.deepcopy(captured("recurrent_gemma"))
-    before, branch = equivalence.observe(program.model), program.skeleton.branches[0]
+    before, branch = equivalence.observe(program.model), skeleton_of(program).branches[0]
     with pytest.raises(Reject) as refused:
         Rewriter(program).drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
     assert refused.value.diagnostics[0].fault is layer_needed
@@ -165,13 +167,13 @@ def test_a_branch_that_the_model_asks_for_by_name_is_refused_before_anything_cha
 
 
 def test_branches_of_a_layer_have_sites_of_their_own():
-    sites = [b.site for b in captured("fnet").skeleton.branches]
+    sites = [b.site for b in skeleton_of(captured("fnet")).branches]
     assert len(set(sites)) == len(sites) and "fnet.encoder.layer.0.fourier.self" in sites
 
 
 def test_a_branch_without_weights_can_not_come_back_as_zeros():
     program = copy.deepcopy(captured("fnet"))
-    branch = next(b for b in program.skeleton.branches if not b.parts)
+    branch = next(b for b in skeleton_of(program).branches if not b.parts)
     with Rewriter(program) as rewrite:
         rewrite.drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
     assert "fourier" in " ".join(padding(program).why)
@@ -179,7 +181,7 @@ def test_a_branch_without_weights_can_not_come_back_as_zeros():
 
 def test_query_heads_whose_keys_another_layer_makes_come_back_beside_the_right_ones():
     program = copy.deepcopy(captured("gemma3n"))
-    group = next(g for g in program.skeleton.groups if g.kind == "heads" and g.site.startswith("model.layers.2."))
+    group = next(g for g in skeleton_of(program).groups if g.kind == "heads" and g.site.startswith("model.layers.2."))
     silenced = copy.deepcopy(program.model)
     silence(silenced, group, {0, 2})
     with Rewriter(program) as rewrite:
@@ -195,7 +197,7 @@ def test_heads_come_back_in_their_own_width_or_not_at_all():
     """A config without a word for it makes the same width of fewer, wider heads."""
     program = copy.deepcopy(captured("deberta_v2"))
     with Rewriter(program) as rewrite:
-        slice_all(program, rewrite, [(g, {0, 1}) for g in program.skeleton.groups if g.kind == "heads"])
+        slice_all(program, rewrite, [(g, {0, 1}) for g in skeleton_of(program).groups if g.kind == "heads"])
     filled, stock = padding(program), table.model("deberta_v2")
     assert not filled.why and filled.config.num_attention_heads == 4
     stock.load_state_dict({piece.name: piece.make() for piece in filled.pieces(program)}, strict=False)
@@ -214,7 +216,7 @@ def test_heads_come_back_in_their_own_width_or_not_at_all():
 def test_what_can_not_go_is_refused_with_the_reason_that_is_about_it(name, kind, said):
     program = captured(name)
     with pytest.raises(Reject) as refused:
-        required(program.skeleton, kind, ())
+        required(skeleton_of(program), kind, ())
     assert said in refused.value.diagnostics[0].message.split(";", 1)[-1]
 
 
@@ -246,7 +248,7 @@ def test_models_that_draw_random_numbers_are_refused(device):
 def test_a_size_that_a_layer_is_handed_is_known_after_its_graph_was_stored():
     """Swin's layers take height and width as a tuple, which JSON has as a list."""
     program, again = copy.deepcopy(captured("swin")), table.model("swin")
-    branch = program.skeleton.branches[0]
+    branch = skeleton_of(program).branches[0]
     with Rewriter(program) as rewrite:
         rewrite.drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
     replay(again, Edits.from_json(json.loads(json.dumps(program.edits.to_json()))))
@@ -265,7 +267,7 @@ class Skipped(nn.Linear):
 
 def test_layers_that_are_left_out_while_training_alone_draw_a_number():
     program = capture(Stack(lambda: Skipped(8, 8)).eval())
-    assert len(program.skeleton.branches) == 2
+    assert len(skeleton_of(program).branches) == 2
 
 
 def test_models_that_generate_from_a_second_stream_are_refused_with_and_without_weights():
@@ -365,8 +367,8 @@ class Stack(nn.Module):
 )
 def test_plain_layers_can_be_sliced(layer, kind, count):
     program = capture(Stack(layer).eval())
-    assert {g.count for g in program.skeleton.groups if g.kind == kind} == {count}
-    assert len(program.skeleton.branches) == 2
+    assert {g.count for g in skeleton_of(program).groups if g.kind == kind} == {count}
+    assert len(skeleton_of(program).branches) == 2
     assert_sliced_is_silenced(program, kind)
 
 
@@ -377,4 +379,4 @@ def test_models_of_halves_are_shown_images_of_halves(name):
     args, given = arguments(model, inputs_of(model)["pixels"])
     with torch.no_grad():
         assert torch.equal(model(*args, **given).logits.float(), looked)
-    assert capture(model).skeleton.groups
+    assert skeleton_of(capture(model)).groups

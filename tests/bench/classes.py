@@ -66,7 +66,7 @@ def _line(folder: Path, name: str, place: str, seconds: float, seeds: list[int])
     from effc.compiler.federation.language import Language
     from effc.compiler.federation.place import Place
     from effc.compiler.federation.rows import rows_of
-    from effc.compiler.words.context import Settings
+    from effc.compiler.machine.settings import Settings
 
     path, declared = compiled(folder, ARMS[name], ["train"], place, "", 0)
     seat = Place(declared, path / declared.folder, folder, Settings(folder / "cache", threads=1))

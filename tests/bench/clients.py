@@ -117,7 +117,7 @@ def course(made: tuple[Path, Declaration], data: Path, tests: list[str], seed: i
     from effc.compiler.federation.grid import LocalGrid
     from effc.compiler.federation.place import Place
     from effc.compiler.federation.rounds import Federation
-    from effc.compiler.words.context import Settings
+    from effc.compiler.machine.settings import Settings
 
     path, declared = made[0], made[1].with_changes(seed=seed)
     place = Place(declared, path / declared.folder, data, Settings(data / "cache", seed=seed, threads=1))

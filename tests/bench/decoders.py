@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.layers import linear as lowered
+from effc.compiler.machine.settings import Settings
 from effc.compiler.native import stored
 from effc.compiler.native.opening import open_native
 from effc.compiler.native.reader import Reader
 from effc.compiler.rows.forward import losses
 from effc.compiler.search import masks
-from effc.compiler.words.context import Context, Settings
+from effc.compiler.words.context import Context
 from effc.compiler.words.shelf import Shelf
 from effc.dsl.recipe import Invocation
 from torch import nn

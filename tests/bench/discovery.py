@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.machine.fingerprint import machine, versions
 
 from tests.architectures import table
@@ -39,7 +40,7 @@ def cost(model: torch.nn.Module) -> tuple[float, float, int]:
     start = time.process_time()
     program = capture(model)
     captured = time.process_time()
-    found = program.skeleton
+    found = skeleton_of(program)
     return captured - start, time.process_time() - captured, len(found.branches) + len(found.groups)
 
 

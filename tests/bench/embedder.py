@@ -21,9 +21,9 @@ import torch
 from effc.compiler import api
 from effc.compiler.artifacts.load import load
 from effc.compiler.checkpoints.folder import load_tokenizer
+from effc.compiler.machine.settings import Settings
 from effc.compiler.metrics.retrieval import ranks
 from effc.compiler.rows.states import every_state, pooling_of
-from effc.compiler.words.context import Settings
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 

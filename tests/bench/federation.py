@@ -53,7 +53,7 @@ def course(folder: Path, arm: str, seed: int, rounds: int, local: int):
     from effc.compiler.federation.app import PACKAGE
     from effc.compiler.federation.declaration import read_declaration
     from effc.compiler.federation.simulation import simulate
-    from effc.compiler.words.context import Settings
+    from effc.compiler.machine.settings import Settings
 
     steps, more = ARMS[arm]
     recipe = folder / "r.effspec"

@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 import transformers
 from effc.compiler import api
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.ir.program import Program
 from effc.compiler.measuring.timing import interleaved
 from effc.compiler.planning import shrink
@@ -150,7 +151,7 @@ def main() -> None:
         found: dict[str, list[tuple[float, float, float]]] = {}
         for seed in range(asked.seeds):
             for name, program, ctx in routes(folder, asked.steps, seed):
-                size, right, slow = macs(program.skeleton), accuracy(program, ctx), latency(program, ctx)
+                size, right, slow = macs(skeleton_of(program)), accuracy(program, ctx), latency(program, ctx)
                 found.setdefault(name, []).append((size, right, slow))
                 print(
                     f"seed {seed}: {name}, {size / 1e6:.2f} M MACs: accuracy {right:.3f}, latency {slow:.2f}, "
@@ -168,7 +169,7 @@ def routes(folder: Path, steps: int, seed: int):
     """(name, program, context to measure it in) of everything that is compared."""
     build, key = built(folder, ELASTIC.format(steps=steps), seed)
     whole = build.reach(build.plan.identity).program
-    top = macs(whole.skeleton)
+    top = macs(skeleton_of(whole))
     yield "start", whole, build.ctx
     healed(whole, build.ctx, steps, seed)
     yield "LoRA", whole, build.ctx
@@ -177,7 +178,7 @@ def routes(folder: Path, steps: int, seed: int):
     for name, choice in choices_of(build.reach(key).space).items():
         program = build.reach(key).cut(choice)
         build.outcome = None
-        sizes[name] = macs(program.skeleton)
+        sizes[name] = macs(skeleton_of(program))
         yield f"LoNAS, {name}", program, build.ctx
     for name, size in sizes.items():
         if size < top:

@@ -31,6 +31,7 @@ import effc
 import torch
 from effc.compiler.api import plans, session
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.machine.fingerprint import machine
 from effc.compiler.measuring.timing import interleaved
@@ -141,9 +142,9 @@ def layers_by_similarity(build: Build, share: float) -> torch.nn.Module:
         program.model(rows)
     for handle in handles:
         handle.remove()
-    total, order = params(program.skeleton), sorted(sums, key=sums.get)
+    total, order = params(skeleton_of(program)), sorted(sums, key=sums.get)
     gone = []
-    while params(program.skeleton) > (1 - share) * total:
+    while params(skeleton_of(program)) > (1 - share) * total:
         path = order.pop(0)
         gone.append(path)
         number = int(path.rpartition(".")[2]) - sum(
@@ -163,7 +164,7 @@ def randomly(build: Build, share: float, seed: int, group: int) -> torch.nn.Modu
 
     program = capture(build.ctx.origin.load())
     build.keep_references(program)
-    skeleton, random = program.skeleton, torch.Generator().manual_seed(seed)
+    skeleton, random = skeleton_of(program), torch.Generator().manual_seed(seed)
     ledger, saved = Ledger(skeleton), 0.0
     by_kind = {kind: [g for g in skeleton.groups if g.kind == kind] for kind in ("channels", "kv_heads")}
     pools = [

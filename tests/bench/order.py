@@ -19,6 +19,7 @@ from unittest.mock import patch
 import torch
 from effc.compiler.api import plans, session
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.machine.fingerprint import machine
 from effc.compiler.search import importance
 from effc.compiler.search.reconstruct import DAMPING, Moments, readers, repaired
@@ -60,7 +61,7 @@ def main() -> None:
     print(f"{', '.join(f'{k} {v}' for k, v in machine().items())}, 1 thread")
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
         program, rows = opened(Path(name))
-        groups = [g for g in program.skeleton.groups if g.kind == "channels"][:: asked.every]
+        groups = [g for g in skeleton_of(program).groups if g.kind == "channels"][:: asked.every]
         members = [member for group in groups for member in readers(group)]
         moments, seconds, errors = Moments(Path(name) / "moments"), {}, {}
         moments.collect(program, [m.tensor.rpartition(".")[0] for m in members], lambda: read(program, rows), 1 << 30)

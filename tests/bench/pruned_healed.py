@@ -16,6 +16,7 @@ from pathlib import Path
 
 import smol
 import torch
+from effc.compiler.discovery.discover import skeleton_of
 
 CUT = "cut = prune.multi(remove: {0}% of params, group: 128, score: perplexity(calib), estimate: taylor, together: 8)"
 HEAL = "fit = tune.heal(data: train, method: full, steps: {0}, batch: 4, lr: 5e-5, save: 20)"
@@ -43,7 +44,7 @@ def main() -> None:
             more = {"model": model, "samples": asked.samples, "seed": 7 + seed, "chance": seed}
             build = smol.build_of(folder, f"pruned{os.getpid()}", words, **more)
             program, before, after = smol.before_and_after(build, True)
-            row = [params(program.skeleton) / 1e6, *before, *after]
+            row = [params(skeleton_of(program)) / 1e6, *before, *after]
             found.setdefault(share, []).append(row)
             print(share, seed, *(f"{value:.2f}" for value in row), f"{time.monotonic() - began:.0f} s", flush=True)
     print("\n| removed | M params |", " | ".join((*smol.HELD_OUT, *(f"{n}, healed" for n in smol.HELD_OUT))), "|")

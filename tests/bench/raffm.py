@@ -85,7 +85,7 @@ def course(app, data: Path, seed: int) -> list[Look]:
     from effc.compiler.federation.grid import LocalGrid
     from effc.compiler.federation.place import Place
     from effc.compiler.federation.rounds import Federation
-    from effc.compiler.words.context import Settings
+    from effc.compiler.machine.settings import Settings
 
     from tests.bench.clients import test_rows
 

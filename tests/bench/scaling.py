@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from effc.compiler.discovery.discover import skeleton_of
 from heal import begun
 from torch import Tensor, nn
 
@@ -54,7 +55,7 @@ def perplexities(build, program, rule, steps: int, lr: float, seed: int) -> list
     from effc.dsl.values import DataRef
 
     paths, found = adaptable(program, None), []
-    drawn = Drawn(Space.of_ranks(paths, "layer", program.skeleton, RANKS), seed)
+    drawn = Drawn(Space.of_ranks(paths, "layer", skeleton_of(program), RANKS), seed)
     with adapted(program.model, paths, Shape(RANKS[0], ALPHA, 0.0), seed) as adapters:
         adapters.follow(drawn.ranks)
         learned(program, adapters, drawn, build.ctx.rows(DataRef("calib")), rule, steps, lr, seed)

@@ -31,6 +31,7 @@ from statistics import mean, stdev
 import torch
 from effc.compiler.api import plans, session
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.machine.fingerprint import machine
 from effc.compiler.planning.shrink import params
 from effc.compiler.report.progress import Recorded
@@ -103,7 +104,7 @@ def row(method: str, model: str, share: float, seed: int, tokens: int, cache: Pa
 
 def _facts(program, build: Build, said: dict, seconds: float, tokens: int) -> dict[str, float]:
     rounds = [note["scores"] for note in program.notes if "scores" in note]
-    original = capture(build.ctx.origin.load()).skeleton
+    original = skeleton_of(capture(build.ctx.origin.load()))
     layers, flops = len(original.units), _multiplied(original)
     run, whole = said.get("layer forwards", float("nan")), said.get(WHOLE, float("nan"))
     own = said.get("layer forwards to rank and refit", float("nan"))
@@ -123,7 +124,7 @@ def _facts(program, build: Build, said: dict, seconds: float, tokens: int) -> di
         "peak": run * tokens * flops / layers / seconds / speed(next(program.model.parameters()).dtype),
         "like": values[0],
         "unlike": values[1],
-        "params": params(program.skeleton) / params(original),
+        "params": params(skeleton_of(program)) / params(original),
     }
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.machine.fingerprint import machine
 from effc.compiler.machine.memory import held
 from effc.compiler.rows.forward import evaluating
@@ -43,8 +44,8 @@ def measured(size: str, folder: Path, tokens: int) -> dict[str, float]:
     model = AutoModelForCausalLM.from_pretrained(folder / size, dtype=torch.bfloat16).eval()
     program, vocabulary = capture(model), SIZES[size][-1]
     ids = torch.randint(vocabulary, (tokens // 256, 256), generator=torch.Generator().manual_seed(0))
-    last = max(g.site for g in program.skeleton.groups if g.kind == "channels")
-    group = next(g for g in program.skeleton.groups if (g.site, g.kind) == (last, "channels"))
+    last = max(g.site for g in skeleton_of(program).groups if g.kind == "channels")
+    group = next(g for g in skeleton_of(program).groups if (g.site, g.kind) == (last, "channels"))
     (member,) = readers(group)
     found: dict[str, float] = {}
 

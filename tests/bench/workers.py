@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 from effc.compiler import api
+from effc.compiler.machine.settings import Settings
 from effc.compiler.report.progress import Said
 from effc.compiler.running.hands import Hands, Processes
 from effc.compiler.running.hiring import hands_of, working
 from effc.compiler.running.pipeline import Build
 from effc.compiler.store.cache import Cache
-from effc.compiler.words.context import Settings
 
 RECIPE = """effspec 1
 model base = {source}

@@ -107,8 +107,8 @@ def test_run_answers_as_text_and_as_json(effc, artifact):
 
 
 def test_the_engine_takes_as_many_threads_as_were_asked_for(artifact, monkeypatch):
+    from effc.compiler.machine.settings import Settings
     from effc.compiler.models import open_model
-    from effc.compiler.words.context import Settings
 
     monkeypatch.setattr("effc.kernels.engine.usable_cores", lambda: 4)
     before = torch.get_num_threads()

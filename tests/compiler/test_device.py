@@ -4,6 +4,7 @@ import json
 
 import pytest
 from effc.compiler import api
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.judging.gate import baseline_origin
 from effc.compiler.machine.device import check_device
 from effc.compiler.running import snapshot
@@ -59,7 +60,7 @@ def test_a_kept_step_is_restored_to_the_device(recipe):
             reach=lambda key: pytest.fail("it needs no other step"),
             load=lambda point: pytest.fail("no front"),
         ).program
-        assert devices(program.model) == {device} and {g.count for g in program.skeleton.groups} == {48, 4, 2}
+        assert devices(program.model) == {device} and {g.count for g in skeleton_of(program).groups} == {48, 4, 2}
         assert program.inputs["input_ids"].device.type == device
 
 

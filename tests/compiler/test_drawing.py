@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.planning.drawing import dot, draw, graph_text, human
 from effc.compiler.planning.shrink import narrowed, params, without_branch
 from effc.dsl.skeleton import Part, Skeleton
@@ -27,7 +28,7 @@ def first_unit(name: str):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_tree_as_a_person_would_draw_it(name, golden):
-    golden(draw(program(name).skeleton) + "\n", f"tree-{name}.txt")
+    golden(draw(skeleton_of(program(name))) + "\n", f"tree-{name}.txt")
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -37,14 +38,14 @@ def test_a_program_as_a_person_would_write_it(name, golden):
 
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_equal_layers_are_drawn_once_and_all_parameters_are_there(name):
-    skeleton = program(name).skeleton
+    skeleton = skeleton_of(program(name))
     text = draw(skeleton)
     assert "0..2" in text and f"{human(params(skeleton))} parameters" in text.splitlines()[0]
     assert "96 channels" in text and "4 heads of 16" in text
 
 
 def test_layers_that_differ_are_drawn_apart():
-    skeleton = program("llama").skeleton
+    skeleton = skeleton_of(program("llama"))
     group = next(g for g in skeleton.groups if g.site == "model.layers.0.mlp")
     text = draw(narrowed(skeleton, group, 80))
     assert "80 channels" in text and "layers.0 " not in text.replace("layers\n", "")
@@ -52,7 +53,7 @@ def test_layers_that_differ_are_drawn_apart():
 
 
 def test_a_branch_that_is_gone_is_not_drawn():
-    skeleton = program("gpt2").skeleton
+    skeleton = skeleton_of(program("gpt2"))
     gone = next(b for b in skeleton.branches if b.site == "transformer.h.1.attn")
     assert draw(without_branch(skeleton, gone)).count("heads of 16") == 2
 
@@ -60,7 +61,7 @@ def test_a_branch_that_is_gone_is_not_drawn():
 @settings(deadline=None, max_examples=50)  # the first example captures a model
 @given(st.integers(20, 120))
 def test_no_line_is_wider_than_asked(width):
-    assert max(map(len, draw(program("opt").skeleton, width=width).splitlines())) <= width
+    assert max(map(len, draw(skeleton_of(program("opt")), width=width).splitlines())) <= width
 
 
 def test_what_cannot_be_narrowed_is_said_once():

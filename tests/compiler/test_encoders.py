@@ -9,11 +9,11 @@ import torch
 from effc.compiler import api
 from effc.compiler.artifacts.load import load
 from effc.compiler.checkpoints.folder import open_folder
+from effc.compiler.machine.settings import Settings
 from effc.compiler.measuring import similarity
 from effc.compiler.metrics.retrieval import ranks
 from effc.compiler.rows import inputs
 from effc.compiler.rows.states import pooling_of, states
-from effc.compiler.words.context import Settings
 from effc.dsl.values import DataRef, MetricRef
 from torch.nn.functional import normalize
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast

@@ -5,6 +5,7 @@ import torch
 from effc.compiler.artifacts.exported import read
 from effc.compiler.artifacts.verify import verify
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.metrics.bytes import Bytes
 from effc.compiler.metrics.params import Params
@@ -22,7 +23,7 @@ ROUNDING = 1e-4  # sums in another order, logits of size about 5, float32
 def test_a_model_with_an_edited_layer_compiles_and_exports():
     model = tiny.model("llama")
     program = capture(model)
-    branch = next(b for b in program.skeleton.branches if b.unit == "model.layers.1")
+    branch = next(b for b in skeleton_of(program).branches if b.unit == "model.layers.1")
     with Rewriter(program) as rewrite:
         rewrite.drop_branch(branch.unit, branch.join)
     given = {"input_ids": torch.arange(3, 17).view(2, 7)}

@@ -2,6 +2,7 @@
 
 import pytest
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.search.saving import Ledger, whole
 from effc.compiler.words.shelf import Shelf
 from effc.dsl.recipe import Invocation
@@ -25,7 +26,7 @@ def a_pass(word, **args):
 )
 def test_what_is_foreseen_meets_the_budget_by_less_than_one_cut(word, model, of, share):
     made = mixers.model(model) if word == "shed.multi" else tiny.model(model)
-    before = capture(made).skeleton
+    before = skeleton_of(capture(made))
     step = a_pass(word, remove=Ratio(share, of), group=8)
     after = step.forecast(before)
     gone = 1 - whole(after, of) / whole(before, of)
@@ -43,7 +44,7 @@ def test_scores_are_foreseen_within_a_factor_of_two(tmp_path, search):
     recipe = recipe_of([("step", "prune.blocks", {"remove": 2, "unit": "branch", "search": search})])
     ctx, program = context_of(tmp_path, model, recipe), capture(model)
     step = ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
-    foreseen, scored = step.forwards(program.skeleton), []
+    foreseen, scored = step.forwards(skeleton_of(program)), []
     measure = Search._measure
     Search._measure = lambda self, *args: scored.append(1) or measure(self, *args)
     try:
@@ -54,7 +55,7 @@ def test_scores_are_foreseen_within_a_factor_of_two(tmp_path, search):
 
 
 def test_estimates_and_cuts_that_are_made_together_are_foreseen_to_cost_less():
-    skeleton = capture(tiny.model("llama", num_hidden_layers=12)).skeleton
+    skeleton = skeleton_of(capture(tiny.model("llama", num_hidden_layers=12)))
 
     def foreseen(**args):
         return a_pass("prune.multi", remove=Ratio(0.2, "params"), group=8, **args).forwards(skeleton)
@@ -77,7 +78,7 @@ def test_estimates_and_cuts_that_are_made_together_are_foreseen_to_cost_less():
 def test_ranking_on_rows_takes_tokens_that_a_plan_counts(tmp_path, word, model, args):
     made = tiny.model(model) if model == "llama" else mixers.model(model)
     ctx = context_of(tmp_path, made, recipe_of([]))
-    skeleton = capture(made).skeleton
+    skeleton = skeleton_of(capture(made))
     effort = a_pass(word, **args, data=DataRef("rows")) if "data" not in args else a_pass(word, **args)
     effort = effort.effort(skeleton, ctx)
     assert effort.tokens == ctx.rows(DataRef("rows")).numel()
@@ -89,5 +90,5 @@ def test_weights_alone_take_no_rows(tmp_path):
     made = tiny.model("llama")
     ctx = context_of(tmp_path, made, recipe_of([]))
     for args in ({"score": None}, {"score": SCORE, "reorder": "l1", "repair": False}):
-        effort = a_pass("prune.channels", **args, data=DataRef("rows")).effort(capture(made).skeleton, ctx)
+        effort = a_pass("prune.channels", **args, data=DataRef("rows")).effort(skeleton_of(capture(made)), ctx)
         assert effort.tokens == 0

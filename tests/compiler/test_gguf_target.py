@@ -12,11 +12,11 @@ from effc.compiler.artifacts.verify import verify
 from effc.compiler.capture.capture import capture
 from effc.compiler.gguf.reading import read
 from effc.compiler.gguf.refusal import cannot_write_gguf
+from effc.compiler.machine.settings import Settings
 from effc.compiler.metrics.bytes import Bytes
 from effc.compiler.metrics.params import Params
 from effc.compiler.onnx.refusal import cannot_write_onnx
 from effc.compiler.targets.gguf import Gguf
-from effc.compiler.words.context import Settings
 from effc.compiler.words.kinds import Wish
 from effc.dsl.diagnostics import EXITS, Reject
 from effc.kernels.codes import held

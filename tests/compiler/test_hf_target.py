@@ -16,6 +16,7 @@ from effc.compiler.artifacts.verify_child import inputs_for, probe
 from effc.compiler.capture.capture import capture
 from effc.compiler.checkpoints.origin import Origin
 from effc.compiler.discovery.bypass import staying
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.ir.program import Program
 from effc.compiler.sources.zoo import zoo
@@ -61,20 +62,20 @@ def cut(program: Program, group: Group, items: list[int]) -> None:
 
 
 def groups(program: Program, kind: str, layer: int) -> list[Group]:
-    unit = program.skeleton.units[layer] + "."
-    return [g for g in program.skeleton.groups if g.kind == kind and g.members[0].tensor.startswith(unit)]
+    unit = skeleton_of(program).units[layer] + "."
+    return [g for g in skeleton_of(program).groups if g.kind == kind and g.members[0].tensor.startswith(unit)]
 
 
 def drop(program: Program, role: str, layer: int) -> None:
-    unit = program.skeleton.units[layer]
-    branch = next(b for b in program.skeleton.branches if b.role == role and b.unit == unit)
+    unit = skeleton_of(program).units[layer]
+    branch = next(b for b in skeleton_of(program).branches if b.role == role and b.unit == unit)
     with Rewriter(program) as rewrite:
         rewrite.drop_branch(unit, branch.join, staying(program.units[unit].graph, branch))
 
 
 def widths(program: Program) -> None:
     """Every MLP loses the same number of channels, scattered ones."""
-    for layer in range(len(program.skeleton.units)):
+    for layer in range(len(skeleton_of(program).units)):
         for group in groups(program, "channels", layer):
             cut(program, group, list(range(layer, group.count, 3)))
 
@@ -93,13 +94,13 @@ def uneven(program: Program) -> None:
 
 def layers(program: Program) -> None:
     with Rewriter(program) as rewrite:
-        rewrite.drop_layer(program.skeleton.units[1])
+        rewrite.drop_layer(skeleton_of(program).units[1])
 
 
 def changed(name: str, change: str, **config) -> Program:
     program = capture(tiny.model(name, **config))
     if change == "one branch":
-        drop(program, program.skeleton.branches[0].role, 0)
+        drop(program, skeleton_of(program).branches[0].role, 0)
     elif change == "fewer and uneven":
         drop(program, "attention", 0)
         layers(program)

@@ -4,6 +4,7 @@ from functools import cache
 
 import pytest
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.planning import shrink
 from effc.compiler.planning.select import competing
 from effc.compiler.search.branches import Branches
@@ -22,7 +23,7 @@ NAMES = ("mobilenet_v1", "resnet", "llama", "mixtral", "mobilevitv2")
 
 @cache
 def skeleton(name):
-    return capture(tiny.model(name) if name in ("llama", "mixtral") else table.model(name)).skeleton
+    return skeleton_of(capture(tiny.model(name) if name in ("llama", "mixtral") else table.model(name)))
 
 
 @settings(deadline=None, max_examples=40)  # the first example of a name captures a model
@@ -56,11 +57,11 @@ def test_steps_save_what_the_model_loses_in_any_order(name, data):
 @given(data=st.data())
 def test_cuts_at_random_take_what_they_count_on_out_of_the_model(data):
     program = capture(table.model("mobilevitv2"))
-    size = shrink.params(program.skeleton)
-    ledger = Ledger(program.skeleton)
-    groups = competing(program.skeleton, None)["channels"]
+    size = shrink.params(skeleton_of(program))
+    ledger = Ledger(skeleton_of(program))
+    groups = competing(skeleton_of(program), None)["channels"]
     widths = Widths(program, groups, 8, ledger, lambda group: l1(program, group))
-    blocks = Branches(program, program.skeleton.branches, ledger)
+    blocks = Branches(program, skeleton_of(program).branches, ledger)
     saved = 0.0
     for _ in range(data.draw(st.integers(2, 8))):
         pool = blocks if blocks.candidates() and data.draw(st.booleans()) else widths
@@ -68,7 +69,7 @@ def test_cuts_at_random_take_what_they_count_on_out_of_the_model(data):
         saved += candidate.saves("params")
         candidate.cut()
     widths.finish()
-    assert size - shrink.params(program.skeleton) == saved
+    assert size - shrink.params(skeleton_of(program)) == saved
 
 
 def test_a_step_between_narrowed_neighbours_saves_less_than_at_first():

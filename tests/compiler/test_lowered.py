@@ -14,6 +14,7 @@ from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.artifacts.verify import verify
 from effc.compiler.capture.capture import capture
 from effc.compiler.commands.exits import explained
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.ir.edits import Edits, replay
 from effc.compiler.ir.graph_json import dump
@@ -42,7 +43,7 @@ IDS = torch.arange(3, 23).view(2, 10)
 
 def lower(program: Program, kernel: str = "sparse_linear", only: str = "") -> None:
     with Rewriter(program) as rewrite:
-        for part in program.skeleton.parts:
+        for part in skeleton_of(program).parts:
             if part.kind in ("Linear", "Conv1D") and part.path.endswith(only):
                 module = program.model.get_submodule(part.path)
                 rewrite.swap_module(part.path, KernelLinear.of(module, kernel))
@@ -80,14 +81,14 @@ def hf(**form) -> Hf:
 def test_a_lowered_model_says_nearly_the_same_and_is_captured_alike(name):
     program = made(name)
     before = capture(tiny.model(name))
-    assert len(dict(lowered(program.model))) == sum(p.kind in ("Linear", "Conv1D") for p in before.skeleton.parts)
+    assert len(dict(lowered(program.model))) == sum(p.kind in ("Linear", "Conv1D") for p in skeleton_of(before).parts)
     ours, theirs = logits(program.model), logits(before.model)
     assert (ours - theirs).abs().max() <= 0.02 * theirs.abs().max()  # weights and inputs in bfloat16
     assert {u: dump(unit.graph) for u, unit in program.units.items()} == {
         u: dump(unit.graph) for u, unit in before.units.items()
     }
-    roles = [(b.site, b.role, b.parts) for b in program.skeleton.branches]
-    assert roles == [(b.site, b.role, b.parts) for b in before.skeleton.branches]
+    roles = [(b.site, b.role, b.parts) for b in skeleton_of(program).branches]
+    assert roles == [(b.site, b.role, b.parts) for b in skeleton_of(before).branches]
 
 
 @pytest.mark.parametrize("kernel", sorted(KINDS))
@@ -104,9 +105,11 @@ def test_every_kernel_computes_what_its_packed_weight_stands_for(kernel):
 
 def test_its_channels_can_no_longer_be_cut_and_discovery_says_why():
     program = made(only="down_proj")
-    assert not [g for g in program.skeleton.groups if g.kind == "channels"]
-    assert ["model.layers.0.mlp.down_proj", "its weight is packed for a kernel"] in program.skeleton.facts["refused"]
-    assert [g for g in program.skeleton.groups if g.kind == "kv_heads"]  # attention is as it was
+    assert not [g for g in skeleton_of(program).groups if g.kind == "channels"]
+    assert ["model.layers.0.mlp.down_proj", "its weight is packed for a kernel"] in skeleton_of(program).facts[
+        "refused"
+    ]
+    assert [g for g in skeleton_of(program).groups if g.kind == "kv_heads"]  # attention is as it was
 
 
 def test_a_packed_weight_counts_as_the_numbers_that_it_stands_for():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from effc.compiler import api
 from effc.compiler.artifacts.load import load
+from effc.compiler.machine.settings import Settings
 from effc.compiler.serving.chat import refuse_silent
-from effc.compiler.words.context import Settings
 from effc.dsl.diagnostics import Reject
 
 from tests import worlds

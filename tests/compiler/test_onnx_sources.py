@@ -7,9 +7,9 @@ import torch
 import transformers
 from effc.compiler import api
 from effc.compiler.artifacts.load import load
+from effc.compiler.machine.settings import Settings
 from effc.compiler.onnx.model import open_onnx
 from effc.compiler.onnx.sources import refuse
-from effc.compiler.words.context import Settings
 from effc.dsl.diagnostics import Reject
 
 from tests.native.test_translators import BART, GREEDY, assert_near, made, sources

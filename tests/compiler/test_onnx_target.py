@@ -13,10 +13,10 @@ from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.verify import verify
 from effc.compiler.artifacts.verify_child import first_output
 from effc.compiler.capture.capture import capture
+from effc.compiler.machine.settings import Settings
 from effc.compiler.metrics.params import Params
 from effc.compiler.targets.onnx import Onnx
 from effc.compiler.targets.pt2 import Pt2
-from effc.compiler.words.context import Settings
 from effc.compiler.words.kinds import Wish
 from effc.dsl.diagnostics import Reject
 

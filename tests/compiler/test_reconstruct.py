@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.rehearsal import weightless
 from effc.compiler.search import importance, reconstruct
 from effc.compiler.search.reconstruct import Moments, Reconstruction, readers, repaired, silenced
@@ -23,7 +24,7 @@ IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(2))
 def read(program, folder, ids=IDS):
     """Moments of what all readers of channels and heads are given."""
     moments = Moments(folder)
-    modules = [m.tensor.rpartition(".")[0] for g in program.skeleton.groups for m in readers(g)]
+    modules = [m.tensor.rpartition(".")[0] for g in skeleton_of(program).groups for m in readers(g)]
     with torch.no_grad():
         moments.collect(program, modules, lambda: program.model(ids, use_cache=False), 1 << 30)
     return moments
@@ -55,11 +56,11 @@ class Real(Moments):
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
 def test_everything_is_computed_on_the_device_of_the_weights(tmp_path, name):
     program = capture(tiny.model(name))
-    groups = program.skeleton.groups
+    groups = skeleton_of(program).groups
     read(program, tmp_path)
     moments = Real(tmp_path)
     there = weightless(program)  # the meta device stands for one: it is not the CPU
-    assert there.skeleton.groups  # found before: finding reads indices off the CPU
+    assert skeleton_of(there).groups  # found before: finding reads indices off the CPU
     with FakeTensorMode(allow_non_fake_inputs=True), OneDevice():
         for group in groups:
             for ranking in (
@@ -98,14 +99,14 @@ def test_inputs_that_depend_on_each_other_are_solved_with_more_damping():
 def test_items_that_depend_on_each_other_are_ranked(tmp_path):
     program = capture(tiny.model("llama"))
     moments = read(program, tmp_path, IDS[:1, :3])  # 3 tokens, 96 channels
-    scores = importance.obs(program, program.skeleton.groups[0], moments, damping=0.0)
+    scores = importance.obs(program, skeleton_of(program).groups[0], moments, damping=0.0)
     assert scores.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["channels", "heads"])
 def test_an_item_costs_more_the_fewer_others_may_make_up_for_it(tmp_path, monkeypatch, kind):
     program = capture(tiny.model("llama", num_attention_heads=4, num_key_value_heads=4))
-    group = next(g for g in program.skeleton.groups if g.kind == kind)
+    group = next(g for g in skeleton_of(program).groups if g.kind == kind)
     (reader,) = readers(group)
     moments = read(program, tmp_path, torch.randint(3, 128, (32, 24), generator=torch.Generator().manual_seed(3)))
     found, inputs = [], program.model.get_parameter(reader.tensor).shape[1]
@@ -133,7 +134,7 @@ def test_an_item_costs_more_the_fewer_others_may_make_up_for_it(tmp_path, monkey
 def test_wide_heads_are_ranked_by_any_number_of_threads(tmp_path, threads):
     wide = tiny.model("llama", hidden_size=768, num_attention_heads=12, num_key_value_heads=4, head_dim=64)
     program, before = capture(wide), torch.get_num_threads()
-    group = next(g for g in program.skeleton.groups if g.kind == "kv_heads")
+    group = next(g for g in skeleton_of(program).groups if g.kind == "kv_heads")
     moments = read(program, tmp_path)
     torch.set_num_threads(threads)
     try:
@@ -157,7 +158,7 @@ def test_a_trial_and_its_cut_are_solved_once_and_give_the_same_bits(tmp_path):
     program = capture(tiny.model("llama"))
     read(program, tmp_path)
     moments = Counting(tmp_path)
-    first, second = [g for g in program.skeleton.groups if g.kind == "channels"][:2]
+    first, second = [g for g in skeleton_of(program).groups if g.kind == "channels"][:2]
     repair = Reconstruction(program, moments)
     trials = [repair.without(g, set(), [1, 3]) for g in (first, second)]
     assert moments.reads == 2
@@ -175,7 +176,7 @@ def test_a_trial_and_its_cut_are_solved_once_and_give_the_same_bits(tmp_path):
 
 def test_what_was_solved_holds_for_weights_that_changed_meanwhile(tmp_path):
     program = capture(tiny.model("llama"))
-    moments, group = read(program, tmp_path), program.skeleton.groups[0]
+    moments, group = read(program, tmp_path), skeleton_of(program).groups[0]
     repair = Reconstruction(program, moments)
     repair.without(group, set(), [1])
     with torch.no_grad():
@@ -272,7 +273,7 @@ class Convolved(torch.nn.Module):
 def test_what_a_convolution_reads_is_made_up_for_by_least_squares(tmp_path, kind, more):
     torch.manual_seed(0)
     program = capture(Convolved(kind, **more).eval())
-    (group,) = program.skeleton.groups
+    (group,) = skeleton_of(program).groups
     moments, x = Moments(tmp_path), torch.randn(program.inputs["x"].repeat_interleave(8, 0).shape)
     with torch.no_grad():
         moments.collect(program, ["last"], lambda: program.model(x), 1 << 30)

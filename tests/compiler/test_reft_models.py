@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.rows.prompts import prompts
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
@@ -98,7 +99,7 @@ def test_a_vision_transformer_is_edited_at_its_class_token():
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mamba2", "jamba", "bert"])
 def test_structure_that_was_found_is_found_behind_interventions(name):
     model = tiny.model(name)
-    before, after = capture(copy.deepcopy(model)).skeleton, intervened(model).skeleton
+    before, after = skeleton_of(capture(copy.deepcopy(model))), skeleton_of(intervened(model))
     assert after.branches == before.branches and after.groups == before.groups and after.scans == before.scans
     assert after.facts["refused"] == before.facts["refused"]
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.commands.inspect import _unit
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.planning.select import in_layers
 from effc.compiler.training.adapters import adaptable
 from effc.dsl.diagnostics import Reject
@@ -39,7 +40,7 @@ def run(tmp_path, model, word, **args):
 
 def test_it_is_captured_without_units(albert):
     program = capture(copy.deepcopy(albert))
-    assert program.shared and not program.units and program.skeleton.parts
+    assert program.shared and not program.units and skeleton_of(program).parts
 
 
 @pytest.mark.parametrize("word", ["sparsify.magnitude", "sparsify.wanda"])
@@ -66,5 +67,5 @@ def test_what_cuts_layers_is_refused_and_so_is_a_drawing_of_one(tmp_path, albert
 
 def test_all_of_a_module_that_is_a_layer_itself_is_inside_of_it():
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 8))
-    skeleton = capture(model, inputs={"input": torch.randn(2, 8)}).skeleton
+    skeleton = skeleton_of(capture(model, inputs={"input": torch.randn(2, 8)}))
     assert list(skeleton.units) == [""] and all(in_layers(skeleton, part.path) for part in skeleton.parts)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.trial import without_branch
 from effc.compiler.search.choice import Exact, Racing, Round
 from effc.compiler.search.prefix import Prefix
@@ -38,7 +39,7 @@ def test_a_score_from_the_middle_equals_the_whole_forwards_bit_for_bit(name, roo
     prefix = Prefix(program, room)
     assert prefix.measure(run) == run()
     assert prefix.chain
-    for branch in reversed(program.skeleton.branches):
+    for branch in reversed(skeleton_of(program).branches):
         with without_branch(program, branch):
             expected = run()
         assert prefix.measure(run, branch.unit, lambda b=branch: without_branch(program, b)) == expected
@@ -131,7 +132,7 @@ def test_a_metric_whose_forwards_depend_on_what_the_model_says_is_measured_whole
 
     prefix = Prefix(program, 1 << 30)
     prefix.measure(run)
-    for branch in program.skeleton.branches[::-1]:
+    for branch in skeleton_of(program).branches[::-1]:
         with without_branch(program, branch):
             expected = run()
         assert prefix.measure(run, branch.unit, lambda b=branch: without_branch(program, b)) == expected

@@ -14,13 +14,14 @@ from effc.compiler.artifacts.verify_child import probe
 from effc.compiler.capture.capture import capture
 from effc.compiler.capture.sample import sample
 from effc.compiler.data.sounds import _samples
+from effc.compiler.discovery.discover import skeleton_of
+from effc.compiler.machine.settings import Settings
 from effc.compiler.measuring import equivalence
 from effc.compiler.native.reader import Reader
 from effc.compiler.rows.forward import outputs
 from effc.compiler.rows.inputs import arguments, predictions
 from effc.compiler.rows.several import packed, parts, writes
 from effc.compiler.search.layerwise import Layerwise, stages
-from effc.compiler.words.context import Settings
 from effc.dsl.diagnostics import Reject
 from safetensors.torch import save_file
 from torch import nn
@@ -92,7 +93,7 @@ def test_two_towers_are_one_program_of_units_in_both(kind):
     for unit in program.units.values():
         unit.bind(program.model)
     assert equivalence.distance(said, equivalence.observe(program.model)) == 0.0
-    assert {g.site.split(".")[0] for g in program.skeleton.groups} == {"text_model", "vision_model"}
+    assert {g.site.split(".")[0] for g in skeleton_of(program).groups} == {"text_model", "vision_model"}
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
@@ -112,7 +113,7 @@ def test_waves_of_sound_are_what_wav2vec2_is_captured_with():
     assert sample(model)["input_values"].dim() == 2
     program = capture(model)
     assert {"encoder.layers.0", "encoder.layers.1"} < set(program.units)
-    assert {g.kind for g in program.skeleton.groups} >= {"heads", "channels"}
+    assert {g.kind for g in skeleton_of(program).groups} >= {"heads", "channels"}
     assert set(probe(model, inputs_of(model))) == {"outputs of a batch"}
 
 
@@ -122,7 +123,7 @@ def test_waves_have_the_axis_of_channels_that_a_first_convolution_is_given():
     config = transformers.AutoConfig.for_model("omniasr_ctc", audio_config=audio, vocab_size=32)
     model = randomized(lambda: transformers.AutoModelForCTC.from_config(config, dtype=torch.float32))
     assert sample(model)["input_values"].shape[:2] == (2, 1)
-    assert {g.kind for g in capture(model).skeleton.groups} >= {"heads", "channels"}
+    assert {g.kind for g in skeleton_of(capture(model)).groups} >= {"heads", "channels"}
 
 
 @pytest.mark.parametrize("kind", ["patchtst", "patchtsmixer"])
@@ -131,7 +132,7 @@ def test_time_series_are_what_a_model_that_continues_them_is_captured_with(kind)
     config = transformers.AutoConfig.for_model(kind, **sizes, num_hidden_layers=2, num_attention_heads=4)
     model = randomized(lambda: transformers.AutoModel.from_config(config, dtype=torch.float32))
     assert sample(model)["past_values"].shape == (2, 32, 3)
-    assert "channels" in {g.kind for g in capture(model).skeleton.groups}
+    assert "channels" in {g.kind for g in skeleton_of(capture(model)).groups}
     assert set(probe(model, inputs_of(model))) == {"outputs of a batch"}
     with pytest.raises(Reject, match="takes `past_values`"):
         arguments(model, torch.ones(1, 8, dtype=torch.int64))
@@ -152,7 +153,7 @@ def test_norms_of_weights_are_captured_without_weights():
     config = transformers.Wav2Vec2Config(**{**_TEXT, "conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4})
     with torch.device("meta"):
         program = capture(transformers.Wav2Vec2ForCTC(config))
-    assert {g.kind for g in program.skeleton.groups} >= {"heads", "channels"}
+    assert {g.kind for g in skeleton_of(program).groups} >= {"heads", "channels"}
 
 
 def test_tokens_are_no_rows_of_a_model_that_takes_waves():
@@ -165,7 +166,7 @@ def test_pictures_of_sound_are_what_a_spectrogram_transformer_is_captured_with()
     config = transformers.ASTConfig(**{**_IMAGE, "max_length": 64, "num_mel_bins": 32, "patch_size": 16})
     model = randomized(lambda: transformers.ASTModel(config))
     assert sample(model)["input_values"].shape == (2, 64, 32)
-    assert {g.kind for g in capture(model).skeleton.groups} >= {"heads", "channels"}
+    assert {g.kind for g in skeleton_of(capture(model)).groups} >= {"heads", "channels"}
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
@@ -310,7 +311,7 @@ def test_towers_that_are_given_everything_by_name_are_thinned_and_refused_by_the
     rows = packed({"pixel_values": given["pixel_values"], "ids": given["input_ids"]}, ("pixel_values", "ids"))
     assert arguments(model, rows)[0] == (), "a picture comes before the text, so nothing is given by place"
     layers, paths = Layerwise(program, rows), set()
-    for stage in stages(program, [m for m in program.skeleton.parts if m.path.endswith("q_proj")]):
+    for stage in stages(program, [m for m in skeleton_of(program).parts if m.path.endswith("q_proj")]):
         layers.look(stage, lambda path, module, x: paths.add(path))
         layers.leave(stage)
     assert {path.split(".")[0] for path in paths} == {"text_model", "vision_model"}

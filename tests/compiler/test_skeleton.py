@@ -10,7 +10,7 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.discovery.bypass import staying
-from effc.compiler.discovery.discover import discover
+from effc.compiler.discovery.discover import discover, skeleton_of
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.planning import shrink, skeletons
 from effc.dsl.skeleton import Group, Member, Part, Skeleton
@@ -64,19 +64,19 @@ def test_narrowing_on_paper_is_what_discovery_finds_afterwards(name):
         if group:
             count = group.count // 2
             cut(program, group, count)
-            assert program.skeleton == shrink.narrowed(skeleton(name), group, count)
+            assert skeleton_of(program) == shrink.narrowed(skeleton(name), group, count)
 
 
 def test_query_heads_and_kv_groups_narrow_in_either_order():
     for order in (("heads", "kv_heads"), ("kv_heads", "heads")):
         program = capture(tiny.model("phi3", num_attention_heads=16, num_key_value_heads=4))
-        paper = program.skeleton
+        paper = skeleton_of(program)
         for kind in order:
             group = next(g for g in paper.groups if g.kind == kind)
-            assert group in program.skeleton.groups
+            assert group in skeleton_of(program).groups
             cut(program, group, group.count // 2)
             paper = shrink.narrowed(paper, group, group.count // 2)
-            assert program.skeleton == paper
+            assert skeleton_of(program) == paper
 
 
 @pytest.mark.parametrize("name", wide(tiny.NAMES, tiny.STAND))
@@ -85,7 +85,7 @@ def test_dropping_a_layer_on_paper_is_what_discovery_finds_afterwards(name):
     unit = skeleton(name).units[1]
     with Rewriter(program) as rewrite:
         rewrite.drop_layer(unit)
-    assert program.skeleton == shrink.without_unit(skeleton(name), unit)
+    assert skeleton_of(program) == shrink.without_unit(skeleton(name), unit)
 
 
 @pytest.mark.parametrize("role", ["attention", "mlp"])
@@ -95,7 +95,7 @@ def test_dropping_a_branch_on_paper_is_what_discovery_finds_afterwards(name, rol
     branch = next(b for b in skeleton(name).branches if b.unit == skeleton(name).units[1] and b.role == role)
     with Rewriter(program) as rewrite:
         rewrite.drop_branch(branch.unit, branch.join, keep=staying(program.units[branch.unit].graph, branch))
-    paper, found = shrink.without_branch(skeleton(name), branch), program.skeleton
+    paper, found = shrink.without_branch(skeleton(name), branch), skeleton_of(program)
     assert nodes_apart(found) == nodes_apart(paper)
 
 

@@ -2,6 +2,7 @@
 
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.planning.amount import Amount
 from effc.compiler.planning.select import groups
 from effc.compiler.search.narrowing import narrow_evenly
@@ -13,7 +14,7 @@ from tests import tiny
 def with_fewer_heads(share: float):
     """A Llama of 8 heads on 4 KV heads whose config states head_dim, with that share of its KV heads left."""
     program = capture(tiny.model("llama", num_attention_heads=8, num_key_value_heads=4, head_dim=16))
-    narrow_evenly(program, groups(program.skeleton, "kv_heads", None), Amount(Ratio(share, "kv_heads")), 1)
+    narrow_evenly(program, groups(skeleton_of(program), "kv_heads", None), Amount(Ratio(share, "kv_heads")), 1)
     return program.model
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from effc.compiler import api
 from effc.compiler.judging.verdicts import Verdicts
+from effc.compiler.machine.settings import Settings
 from effc.compiler.store.cache import Cache
-from effc.compiler.words.context import Settings
 from torch import nn
 
 from tests import tiny

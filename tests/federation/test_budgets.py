@@ -6,7 +6,7 @@ import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.federation.budgets import Load, memory
 from effc.compiler.federation.coverage import sandwich
-from effc.compiler.federation.sizes import STEPS, Coverage, Scale, Size, sizes_for, skeleton_of
+from effc.compiler.federation.sizes import STEPS, Coverage, Scale, Size, sizes_for, skeleton_at_size
 from effc.compiler.federation.strategy import Sent
 from effc.compiler.planning.shrink import flops_per_token, params
 from effc.dsl.diagnostics import Reject
@@ -40,7 +40,7 @@ def test_a_size_is_the_largest_within_its_budget_and_grows_with_it(scale, kind):
 
 def test_what_a_size_takes_is_counted_on_what_is_left(scale):
     size = scale.size(STEPS // 2)
-    skeleton = skeleton_of(scale.program, size)
+    skeleton = skeleton_at_size(scale.program, size)
     assert params(skeleton) == size.params
     assert scale.takes("flops", STEPS // 2) == flops_per_token(skeleton, LOAD.length)
     # weights, gradients and two moments are 16 bytes a parameter, the states of a round 12

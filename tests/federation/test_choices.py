@@ -17,10 +17,10 @@ from effc.compiler.federation.place import Place
 from effc.compiler.federation.results import write_results
 from effc.compiler.federation.simulation import simulate
 from effc.compiler.federation.sizes import cut, sizes_for
+from effc.compiler.machine.settings import Settings
 from effc.compiler.rows.forward import nll
 from effc.compiler.sources.zoo import zoo
 from effc.compiler.training.trained import Trained
-from effc.compiler.words.context import Settings
 from effc.dsl.diagnostics import Reject
 from transformers import AutoModelForCausalLM
 

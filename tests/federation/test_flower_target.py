@@ -22,8 +22,8 @@ from effc.compiler.federation.rounds import Federation
 from effc.compiler.federation.secure import LEAST
 from effc.compiler.federation.simulation import simulate
 from effc.compiler.federation.state import state_hash
+from effc.compiler.machine.settings import Settings
 from effc.compiler.targets.flower import Flower
-from effc.compiler.words.context import Settings
 from effc.dsl.diagnostics import Reject
 
 pytest.importorskip("peft")

@@ -13,7 +13,7 @@ from effc.compiler.federation.place import Place, slots_on
 from effc.compiler.federation.results import write_results
 from effc.compiler.federation.simulation import simulate
 from effc.compiler.federation.state import state_hash
-from effc.compiler.words.context import Settings
+from effc.compiler.machine.settings import Settings
 from effc.dsl.diagnostics import Reject
 from transformers import BertForSequenceClassification
 

@@ -15,9 +15,9 @@ from effc.compiler.federation.simulation import simulate
 from effc.compiler.federation.state import state_hash
 from effc.compiler.federation.table import line
 from effc.compiler.judging import retest
+from effc.compiler.machine.settings import Settings
 from effc.compiler.report.quantity import size
 from effc.compiler.targets.flower import Flower
-from effc.compiler.words.context import Settings
 from effc.dsl.diagnostics import Reject
 
 pytestmark = pytest.mark.slow

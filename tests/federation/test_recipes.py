@@ -8,7 +8,7 @@ from effc.compiler import api
 from effc.compiler.federation.app import PACKAGE
 from effc.compiler.federation.declaration import base_hash, read_declaration
 from effc.compiler.federation.simulation import simulate
-from effc.compiler.words.context import Settings
+from effc.compiler.machine.settings import Settings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

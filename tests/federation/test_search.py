@@ -12,7 +12,7 @@ from effc.compiler.federation.place import Place
 from effc.compiler.federation.rounds import Terms
 from effc.compiler.federation.search import Librarian, Library, Search, merged, top
 from effc.compiler.federation.simulation import simulate
-from effc.compiler.words.context import Settings
+from effc.compiler.machine.settings import Settings
 from effc.dsl.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st

@@ -12,7 +12,7 @@ from effc.compiler.federation.course import Course, Round, Turn
 from effc.compiler.federation.declaration import read_declaration
 from effc.compiler.federation.simulation import simulate
 from effc.compiler.federation.stream import forgotten, task_of
-from effc.compiler.words.context import Settings
+from effc.compiler.machine.settings import Settings
 from effc.dsl.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st

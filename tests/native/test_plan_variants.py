@@ -3,6 +3,7 @@
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.editing.scans import drop_scan
 from effc.compiler.layers.linear import KernelLinear, params
@@ -106,7 +107,7 @@ def test_a_mixer_without_its_scan_convolves_and_that_is_all(name):
     model = made(name)
     program = capture(model)
     with Rewriter(program) as rewrite:
-        drop_scan(program, rewrite, program.skeleton.scans[0])
+        drop_scan(program, rewrite, skeleton_of(program).scans[0])
     engine = naive(program)
     ops = [s["op"] for s in engine.plan["steps"]]
     assert ops.count("convolve") == ops.count("ssd") + ops.count("selective") + 1

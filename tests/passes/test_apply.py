@@ -8,6 +8,7 @@ import pytest
 import torch
 from effc.compiler.artifacts.pruning_config import layers_of, written
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.planning.profile import draw, profile
 from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Invocation
@@ -56,7 +57,7 @@ def test_a_written_config_rebuilds_the_pruned_model_weight_by_weight(tmp_path, n
     model = tiny.model(name)
     searched = pruned(tmp_path, model, remove=Ratio(0.25, "params"), search="exact", split=PUBLISHED, group=8)
     removed = [note["cut"] for note in searched.notes if "cut" in note]
-    config = written(capture(model).skeleton, searched.skeleton, removed, searched.edits.layers)
+    config = written(skeleton_of(capture(model)), skeleton_of(searched), removed, searched.edits.layers)
     ours, theirs = applied(tmp_path, model, config).model.state_dict(), searched.model.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
@@ -72,7 +73,7 @@ def test_the_form_is_the_published_one(tmp_path):
         "pruned_mlp_width": {"0": 96, "1": 48, "2": 96},
     }
     program = applied(tmp_path, model, config)
-    assert written(capture(model).skeleton, program.skeleton, [], {}) == config
+    assert written(skeleton_of(capture(model)), skeleton_of(program), [], {}) == config
 
 
 FULL = {"attn": {str(i): 64 for i in range(4)}, "mlp": {str(i): 96 for i in range(4)}}
@@ -149,7 +150,7 @@ def test_a_lost_state_space_branch_is_not_written_as_nothing(tmp_path):
 
 
 def test_a_width_that_the_form_has_no_field_for_is_refused(tmp_path):
-    before = replace(capture(tiny.model("qwen3_next")).skeleton, groups=())
+    before = replace(skeleton_of(capture(tiny.model("qwen3_next"))), groups=())
     narrow = next(p for p in before.parts if p.path == "model.layers.0.linear_attn.out_proj")
     ((name, shape),) = narrow.tensors
     parts = [replace(p, tensors=((name, (shape[0], 16)),)) if p is narrow else p for p in before.parts]
@@ -200,7 +201,7 @@ def test_a_file_that_is_no_config_of_this_model_is_refused(tmp_path, config, fac
 def test_the_last_branch_may_be_any_and_stays(tmp_path):
     config = {"pruned_attn_idx": [0, 1, 2], "pruned_mlp_idx": [2, 0]}
     program = applied(tmp_path, tiny.model("llama"), config)
-    assert [b.site for b in program.skeleton.branches] == ["model.layers.1.mlp"]
+    assert [b.site for b in skeleton_of(program).branches] == ["model.layers.1.mlp"]
 
 
 def test_a_layer_with_two_mlps_is_refused(tmp_path):
@@ -212,7 +213,7 @@ def test_a_layer_with_two_mlps_is_refused(tmp_path):
 
 
 def test_a_layer_with_two_groups_of_mlp_channels_is_refused():
-    skeleton = capture(tiny.model("llama")).skeleton
+    skeleton = skeleton_of(capture(tiny.model("llama")))
     group = next(g for g in skeleton.groups if g.site == "model.layers.1.mlp")
     with pytest.raises(Reject, match="layer 1 has two groups of MLP channels, the form knows one"):
         layers_of(replace(skeleton, groups=(*skeleton.groups, group)))
@@ -235,7 +236,7 @@ def test_a_profile_draws_what_is_gone_and_what_is_left(tmp_path):
     model = tiny.model("llama")
     config = {"pruned_attn_idx": [2], "pruned_mlp_width": {"0": 48}, "pruned_attn_width": {"1": 32}}
     after = applied(tmp_path, model, config)
-    picture = draw(profile(capture(model).skeleton), profile(after.skeleton, after.edits.layers))
+    picture = draw(profile(skeleton_of(capture(model))), profile(skeleton_of(after), after.edits.layers))
     assert (
         picture
         == """\
@@ -261,7 +262,7 @@ def test_a_profile_draws_query_heads_where_they_went_without_their_kv_head(tmp_p
     recipe = recipe_of([("step", "prune.heads", {"keep": keep})])
     ctx = context_of(tmp_path, model, recipe)
     ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
-    line = draw(profile(capture(model).skeleton), profile(program.skeleton)).splitlines()[1]
+    line = draw(profile(skeleton_of(capture(model))), profile(skeleton_of(program))).splitlines()[1]
     assert line.strip().split("  ")[1] == row
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from effc.compiler import api
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.measuring.promise import Promise
 from effc.compiler.planning.plan import draw
 from effc.compiler.words.kinds import Close
@@ -36,7 +37,7 @@ def logits(model):
 
 
 def groups_of(model, kind):
-    return [g for g in capture(model).skeleton.groups if g.kind == kind]
+    return [g for g in skeleton_of(capture(model)).groups if g.kind == kind]
 
 
 @torch.no_grad()
@@ -55,7 +56,7 @@ def zero_module(model, *paths):
 
 
 def counts(program, kind):
-    return [g.count for g in program.skeleton.groups if g.kind == kind]
+    return [g.count for g in skeleton_of(program).groups if g.kind == kind]
 
 
 def assert_same(program, model):
@@ -130,12 +131,12 @@ def test_widths_stay_multiples_of_align(tmp_path):
 @pytest.mark.parametrize("name", KINDS)
 def test_a_branch_without_an_output_projection_goes(tmp_path, name):
     model = tiny.model(name)
-    branch = [b for b in capture(model).skeleton.branches if b.role == "mlp"][1]
+    branch = [b for b in skeleton_of(capture(model)).branches if b.role == "mlp"][1]
     last = next(g for g in groups_of(model, "channels") if g.site.startswith(branch.unit)).members[-1].tensor
     zero_module(model, last.rpartition(".")[0])
     program = cleaned(tmp_path, model)
-    assert branch.site not in [b.site for b in program.skeleton.branches]
-    assert len(program.skeleton.branches) == 5
+    assert branch.site not in [b.site for b in skeleton_of(program).branches]
+    assert len(skeleton_of(program).branches) == 5
     assert_same(program, model)
 
 
@@ -158,7 +159,7 @@ def test_a_branch_that_adds_a_bias_stays_with_one_channel(tmp_path, name):
     group = groups_of(model, "channels")[0]
     zero(model, group.members[-group.readers :], range(96))
     program = cleaned(tmp_path, model)
-    assert counts(program, "channels") == [1, 96, 96] and len(program.skeleton.branches) == 6
+    assert counts(program, "channels") == [1, 96, 96] and len(skeleton_of(program).branches) == 6
     assert_same(program, model)
 
 
@@ -179,8 +180,8 @@ def test_of_a_model_of_zeros_the_last_of_everything_stays(tmp_path):
         for parameter in model.parameters():
             parameter.zero_()
     program = cleaned(tmp_path, model)
-    assert len(program.units) == 1 and len(program.skeleton.branches) == 1
-    assert {g.count for g in program.skeleton.groups} == {1}
+    assert len(program.units) == 1 and len(skeleton_of(program).branches) == 1
+    assert {g.count for g in skeleton_of(program).groups} == {1}
     assert_same(program, model)
 
 

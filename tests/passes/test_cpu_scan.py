@@ -7,6 +7,7 @@ import pytest
 import torch
 from effc.compiler import api
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.editing.scans import drop_scan
 from effc.compiler.ir.edits import Edits, replay
@@ -233,9 +234,9 @@ def first_of_each(group) -> set[int]:
 def test_a_model_that_lost_a_scan_and_states_runs_on_kernels_and_reloads_so(tmp_path, name):
     program = capture(mixers.model(name))
     with Rewriter(program) as rewrite:
-        drop_scan(program, rewrite, program.skeleton.scans[0])
+        drop_scan(program, rewrite, skeleton_of(program).scans[0])
     for kind in ("ssm_heads", "ssm_channels", "ssm_state"):
-        if group := next((g for g in program.skeleton.groups if g.kind == kind and g.count > 2), None):
+        if group := next((g for g in skeleton_of(program).groups if g.kind == kind and g.count > 2), None):
             with Rewriter(program) as rewrite:
                 slice_out(program, rewrite, group, first_of_each(group))
     before = observe(program.model)
@@ -251,7 +252,7 @@ def test_a_model_that_lost_a_scan_and_states_runs_on_kernels_and_reloads_so(tmp_
         assert differs and differs_too
         assert distance(before, observe(program.model)) == 0
     assert distance(observe(fresh), observe(program.model)) <= 1e-5  # its first step was the library's
-    assert scans(fresh) == scans(program.model) == [s.site for s in program.skeleton.scans]
+    assert scans(fresh) == scans(program.model) == [s.site for s in skeleton_of(program).scans]
     assert_generates_alike(fresh, program.model)
 
 
@@ -263,7 +264,7 @@ def test_a_lowered_model_is_captured_again_as_the_library_writes_it(tmp_path):
         assert {path: unit.key for path, unit in before.units.items()} == {
             path: unit.key for path, unit in after.units.items()
         }
-        assert before.skeleton == after.skeleton
+        assert skeleton_of(before) == skeleton_of(after)
 
 
 # -- recipes and artifacts -----------------------------------------------------------------------------------

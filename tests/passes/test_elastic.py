@@ -8,6 +8,7 @@ import pytest
 import torch
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.families.choices import Drawn, Space
 from effc.compiler.families.dials import able, chosen, depth_dials, orders, width_dials
 from effc.compiler.families.family import Family
@@ -31,7 +32,7 @@ def family_of(name, per="layer", depth="layers"):
     """What may be chosen of a tiny model, with nothing trained."""
     program, dials, elastic = capture(tiny.model(name)), [], []
     for kind in ("channels", "heads"):
-        groups = chosen(program.skeleton, None, kind)
+        groups = chosen(skeleton_of(program), None, kind)
         groups = able(program, groups, width_dials(groups, SHARES, per, 1))
         dials += width_dials(groups, SHARES, per, 1)
         elastic += groups
@@ -47,7 +48,7 @@ def scan_family(name):
     """What may be chosen of the scans of a tiny model."""
     program, dials, elastic = capture(tiny.model(name)), [], []
     for kind in SCANS:
-        groups = chosen(program.skeleton, None, kind)
+        groups = chosen(skeleton_of(program), None, kind)
         groups = able(program, groups, width_dials(groups, SHARES, "layer", 1))
         dials += width_dials(groups, SHARES, "layer", 1)
         elastic += groups
@@ -100,7 +101,7 @@ def test_a_choice_of_scans_computes_masked_what_it_does_cut_out(name, kinds):
             assert not torch.allclose(masked, start, atol=1e-3)
             cut = alone(family, choice)
             assert torch.allclose(cut.model(ids).logits, masked, atol=2e-4, rtol=1e-4)
-            assert family.smaller(choice).parts == cut.skeleton.parts
+            assert family.smaller(choice).parts == skeleton_of(cut).parts
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -137,7 +138,7 @@ def test_discovery_gives_dials_of_every_kind(families):
 @given(seed=st.integers(0, 999))
 def test_narrower_choices_are_parts_of_wider_ones(families, seed):
     family = families("llama")
-    group = next(g for g in family.program.skeleton.groups if g.kind == "channels")
+    group = next(g for g in skeleton_of(family.program).groups if g.kind == "channels")
     left = [dead(family.orders, group, n) for n in sorted({1 + seed % 95, 1 + seed // 11, 96}, reverse=True)]
     assert left[0] == set() and all(a <= b for a, b in itertools.pairwise(left))
 

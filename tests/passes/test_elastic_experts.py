@@ -6,6 +6,7 @@ import pytest
 import torch
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.families.choices import BLOCKS, Space
 from effc.compiler.families.dials import able, chosen, depth_dials, orders, width_dials
 from effc.compiler.families.family import Family
@@ -33,7 +34,7 @@ NAMES = ("mixtral", "qwen3_moe", "gpt_oss", "jamba", "deepseek_v3", "lfm2_moe", 
 def family_of(name, depth="none"):
     """A tiny model's experts as choices, beside its branches."""
     program = capture(table.model(name))
-    groups = chosen(program.skeleton, None, "experts")
+    groups = chosen(skeleton_of(program), None, "experts")
     groups = able(program, groups, width_dials(groups, SHARES, "layer", 1))
     dials = width_dials(groups, SHARES, "layer", 1)
     if depth != "none":
@@ -69,7 +70,7 @@ def test_a_choice_of_experts_computes_masked_what_it_does_cut_out(name):
 
 def test_a_layer_keeps_the_same_number_of_each_group_that_its_router_compares():
     family = family_of("deepseek_v3")
-    group = next(g for g in family.program.skeleton.groups if g.kind == "experts")
+    group = next(g for g in skeleton_of(family.program).groups if g.kind == "experts")
     assert group.per_block == 4 and {v for d in family.space.dials for v in d.values} == {4, 3, 2}
     gone = [dead(family.orders, group, left) for left in (4, 3, 2)]
     assert [len(items) for items in gone] == [0, 2, 4] and gone[1] < gone[2]
@@ -80,7 +81,7 @@ def test_a_layer_keeps_the_same_number_of_each_group_that_its_router_compares():
 def test_experts_go_by_trust_and_one_choice_is_read_by_plain_transformers(tmp_path, train):
     model, ids = tiny.model("mixtral"), rows_of(3)
     bare = capture(copy.deepcopy(model))
-    groups = chosen(bare.skeleton, None, "experts")
+    groups = chosen(skeleton_of(bare), None, "experts")
     trust = trusted(bare, context_of(tmp_path, bare.model, recipe_of([]), rows_of(1)), ROWS, groups, 64)
     net = {"experts": [Ratio(1.0), Ratio(0.5)], "per": "model", "data": ROWS, "steps": 2, "batch": 2, "lr": 3e-3}
     family = through(
@@ -109,13 +110,13 @@ def test_weights_of_experts_that_are_out_are_not_learned_and_the_others_are(tmp_
     moved = {
         n: (t - model.get_parameter(n)).flatten(1).abs().amax(1) > 0 for n, t in family.weights.items() if t.dim() > 1
     }
-    for group in (g for g in family.program.skeleton.groups if g.kind == "experts"):
+    for group in (g for g in skeleton_of(family.program).groups if g.kind == "experts"):
         gone = dead(family.orders, group, choice[f"{group.site}:experts"])
         left = set(range(4)) - gone
         for member in group.members:
             assert not any(moved[member.tensor][sorted(gone)].tolist()), (member.tensor, gone)
             assert any(moved[member.tensor][sorted(left)].tolist()), member.tensor
-    assert any(choice[f"{g.site}:experts"] == 2 for g in family.program.skeleton.groups if g.kind == "experts")
+    assert any(choice[f"{g.site}:experts"] == 2 for g in skeleton_of(family.program).groups if g.kind == "experts")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.families.choices import Space
 from effc.compiler.families.dials import able, chosen, depth_dials, kernel_dials, orders, width_dials
 from effc.compiler.families.family import Family
@@ -121,7 +122,7 @@ def family_of(name):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
     program, dials, elastic = capture(model), [], []
     for kind in ("channels", "heads"):
-        groups = chosen(program.skeleton, None, kind)
+        groups = chosen(skeleton_of(program), None, kind)
         elastic += (groups := able(program, groups, width_dials(groups, HALF, "layer", 1)))
         dials += width_dials(groups, HALF, "layer", 1)
     dials += [*kernel_dials(program, None, [5, 3], "layer"), *depth_dials(program, None, "blocks")]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.ir.program import Program
 from effc.compiler.measuring import equivalence
@@ -27,7 +28,7 @@ NAMES = ("mixtral", "qwen3_moe", "jamba", "granitemoehybrid")
 
 
 def experts(program: Program) -> list:
-    return [g for g in program.skeleton.groups if g.kind == "experts"]
+    return [g for g in skeleton_of(program).groups if g.kind == "experts"]
 
 
 @pytest.mark.parametrize("name", wide(NAMES, {"mixtral", "jamba"}))
@@ -62,10 +63,10 @@ def test_half_of_the_experts_leaves_a_stock_checkpoint(tmp_path, data):
     model = tiny.model("mixtral")
     program = capture(model)
     few = Experts(keep=Ratio(0.5, "experts"), data=data)
-    forecast = few.forecast(program.skeleton)
+    forecast = few.forecast(skeleton_of(program))
     few.run(program, context_of(tmp_path, model, recipe_of([])))
     assert [g.count for g in experts(program)] == [2, 2, 2]
-    assert program.skeleton.shapes() == forecast.shapes()
+    assert skeleton_of(program).shapes() == forecast.shapes()
     config, why = stock_config(model)
     assert (config.num_local_experts, why) == (2, [])
 
@@ -95,12 +96,12 @@ def test_those_go_that_the_router_trusts_least(tmp_path):
 
 def test_fewer_than_are_chosen_for_a_token_are_refused():
     with pytest.raises(Reject, match="would keep 1 of 4 experts, and 2 are chosen for a token"):
-        Experts(keep=Ratio(0.25, "experts")).forecast(capture(tiny.model("mixtral")).skeleton)
+        Experts(keep=Ratio(0.25, "experts")).forecast(skeleton_of(capture(tiny.model("mixtral"))))
 
 
 def test_a_model_without_experts_is_refused():
     with pytest.raises(Reject, match="llama has no experts that could go"):
-        Experts(keep=Ratio(0.5, "experts")).forecast(capture(tiny.model("llama")).skeleton)
+        Experts(keep=Ratio(0.5, "experts")).forecast(skeleton_of(capture(tiny.model("llama"))))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_a_model_without_experts_is_refused():
     ],
 )
 def test_experts_that_can_not_go_by_themselves_are_left_with_a_reason(name, why):
-    skeleton = capture(table.model(name)).skeleton
+    skeleton = skeleton_of(capture(table.model(name)))
     assert not [g for g in skeleton.groups if g.kind == "experts"]
     with pytest.raises(Reject, match=why):
         Experts(keep=Ratio(0.5, "experts")).forecast(skeleton)

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.search.allocation import owl, searched
 from effc.compiler.search.layerwise import Grams, Layerwise, Norms, stages
 from effc.compiler.search.masks import keep_mask
@@ -109,7 +110,7 @@ def test_grams_and_norms_are_those_of_whole_forwards():
         model(rows, use_cache=False)
     for hook in hooks:
         hook.remove()
-    for stage in stages(program, chosen_parts(program.skeleton, None)):
+    for stage in stages(program, chosen_parts(skeleton_of(program), None)):
         grams, norms = Grams(), Norms()
         walk.look(stage, grams.listen)
         walk.look(stage, norms.listen)
@@ -199,7 +200,7 @@ def test_probes_leave_the_model_as_it_was(tmp_path):
 
     model = tiny.model("gpt2")
     program, before = capture(model), copy.deepcopy(model.state_dict())
-    chosen = chosen_parts(program.skeleton, None)
+    chosen = chosen_parts(skeleton_of(program), None)
     ctx = context_of(tmp_path, model, recipe_of([]))
     spread = shares(
         program, stages(program, chosen), torch.randint(3, 128, (4, 12)), 0.5, "searched", sizes(chosen), ctx

@@ -2,6 +2,7 @@
 
 import pytest
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.search.narrowing import cuttable
 
 from tests.architectures import passes, table
@@ -63,7 +64,7 @@ def models(monkeypatch):
 def test_a_search_over_all_kinds_leaves_heads_that_can_not_go(tmp_path, models, name):
     program, _ = passes.pruned(name, "prune.multi", tmp_path)
     tried = [note["why"] for note in program.notes if "left" in note]
-    known = [why for _, why in program.skeleton.facts["refused"] if "from outside of the layer" in why]
+    known = [why for _, why in skeleton_of(program).facts["refused"] if "from outside of the layer" in why]
     assert (tried or known) and all("fails when it runs in" in why for why in tried)
     assert not any("heads" in note.get("kind", "") for note in program.notes if "cut" in note)
     assert [note for note in program.notes if "cut" in note]
@@ -79,8 +80,8 @@ def test_where_no_head_can_go_the_reason_is_said(tmp_path, models, name):
 
 def test_every_module_is_left_under_its_own_name(models):
     program = capture(table.model("trocr"))
-    heads = [g for g in program.skeleton.groups if g.kind == "heads"]
-    channels = [g for g in program.skeleton.groups if g.kind == "channels"]
+    heads = [g for g in skeleton_of(program).groups if g.kind == "heads"]
+    channels = [g for g in skeleton_of(program).groups if g.kind == "channels"]
     able, refused = cuttable(program, [(g, 1) for g in (*heads, *channels)])
     assert able == channels and [g for g, _ in refused] == heads
     assert all(g.site in why for g, why in refused)

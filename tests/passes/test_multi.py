@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.planning.shrink import flops_per_token
 from effc.compiler.report.progress import Recorded, Warned
 from effc.dsl.diagnostics import Reject
@@ -103,7 +104,7 @@ def test_every_architecture_meets_its_budget_and_computes_what_was_scored(tmp_pa
     loss = torch.nn.functional.cross_entropy(values, IDS[:, 1:].reshape(-1))
     assert torch.allclose(loss.exp(), torch.tensor(last["score"]), rtol=1e-3)  # sliced and masked sums differ
     if of == "flops":
-        before, after = (flops_per_token(x, 512) for x in (capture(model).skeleton, program.skeleton))
+        before, after = (flops_per_token(x, 512) for x in (skeleton_of(capture(model)), skeleton_of(program)))
         assert 1 - after / before == pytest.approx(last["share"], abs=1e-3)
     else:
         before = sum(p.numel() for p in model.parameters())
@@ -385,7 +386,7 @@ def test_kept_outputs_are_bounded_by_the_memory_that_is_allowed(tmp_path, monkey
     model = tiny.model("llama", num_hidden_layers=8)
     free = pruned(tmp_path, model, remove=Ratio(0.1, "params"))
     most = COSTS["layer outputs kept"]
-    monkeypatch.setattr("effc.compiler.search.loop.room_on", lambda settings: most // 3)
+    monkeypatch.setattr("effc.compiler.search.loop.room_on", lambda device, max_memory: most // 3)
     (tmp_path / "again").mkdir()
     bound = pruned(tmp_path / "again", model, remove=Ratio(0.1, "params"))
     one = IDS.numel() * 64 * 4  # the outputs of one layer: the one last asked for

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.planning.shrink import params
 from effc.compiler.report.progress import Warned
 from effc.dsl.values import Ratio
@@ -55,6 +56,6 @@ def test_what_is_foreseen_of_coarse_cuts_is_about_what_goes(tmp_path, name):
     gone = 1 - sum(p.numel() for p in program.model.parameters()) / before
     recipe = recipe_of([("step", "prune.multi", {**DEFAULTS, "remove": Ratio(0.05, "params"), "group": 64})])
     step = context_of(tmp_path, model, recipe).shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
-    skeleton = capture(model).skeleton
+    skeleton = skeleton_of(capture(model))
     foreseen = 1 - params(step.forecast(skeleton)) / params(skeleton)
     assert 0.05 <= foreseen < 0.065 and abs(foreseen - gone) < 0.02

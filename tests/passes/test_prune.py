@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.trial import running
 from effc.compiler.report.progress import Ticked, hear
 from effc.compiler.search.branches import Layers
@@ -108,9 +109,9 @@ def test_layers_go_whole_and_leave_a_stock_config(tmp_path):
 def test_channels_of_least_magnitude_go_and_the_rest_computes_as_if_they_were_zero(tmp_path, name):
     model = tiny.model(name)
     program = pruned(tmp_path, model, "prune.channels", keep=Ratio(0.5, "channels"), align=16)
-    assert {g.count for g in program.skeleton.groups if g.kind == "channels"} == {48}
+    assert {g.count for g in skeleton_of(program).groups if g.kind == "channels"} == {48}
     masked = copy.deepcopy(model)
-    skeleton = capture(masked).skeleton
+    skeleton = skeleton_of(capture(masked))
     groups = {g.site: g for g in skeleton.groups if g.kind == "channels"}
     for note in (n for n in program.notes if "removed" in n):
         silence(masked, groups[note["site"]], note["removed"])
@@ -123,7 +124,7 @@ def test_heads_go_and_the_rest_computes_as_if_they_were_zero(tmp_path, name, bas
     model = tiny.model(name)
     program = pruned(tmp_path, model, "prune.heads", keep=Ratio(0.5, base))
     masked = copy.deepcopy(model)
-    groups = {(g.site, g.kind): g for g in capture(masked).skeleton.groups}
+    groups = {(g.site, g.kind): g for g in skeleton_of(capture(masked)).groups}
     for note in (n for n in program.notes if "removed" in n):
         silence(masked, groups[note["site"], note["kind"]], note["removed"])
     assert program.notes
@@ -169,7 +170,7 @@ def greedy_width_oracle(model, cuts, step):
 def test_with_a_score_widths_are_those_of_an_exhaustive_oracle(tmp_path, seed):
     model = tiny.model("llama", seed=seed)
     program = pruned(tmp_path, model, "prune.channels", keep=Ratio(2 / 3, "channels"), align=16, score=SCORE)
-    counts = [g.count for g in program.skeleton.groups if g.kind == "channels"]
+    counts = [g.count for g in skeleton_of(program).groups if g.kind == "channels"]
     assert counts == greedy_width_oracle(model, cuts=6, step=16)
 
 
@@ -237,7 +238,7 @@ def test_more_layers_than_the_model_can_do_without_are_out_of_reach(tmp_path, na
 
 def test_a_layer_that_only_others_free_is_counted_when_it_can_go():
     program = capture(tiny.model("jamba", num_hidden_layers=5))
-    pool = Layers(program, program.skeleton.units, Ledger(program.skeleton))
+    pool = Layers(program, skeleton_of(program).units, Ledger(skeleton_of(program)))
     assert [c.name for c in pool.candidates()] == ["model.layers.4"]
     assert pool.reachable("blocks") == 3
     pool.candidates()[0].cut()
@@ -247,22 +248,22 @@ def test_a_layer_that_only_others_free_is_counted_when_it_can_go():
 
 def test_the_last_layer_stays():
     program = capture(tiny.model("llama", num_hidden_layers=2))
-    pool = Layers(program, program.skeleton.units, Ledger(program.skeleton))
+    pool = Layers(program, skeleton_of(program).units, Ledger(skeleton_of(program)))
     pool.candidates()[0].cut()
-    for last in (pool, Layers(program, program.skeleton.units, Ledger(program.skeleton))):
+    for last in (pool, Layers(program, skeleton_of(program).units, Ledger(skeleton_of(program)))):
         assert not last.candidates() and last.reachable("blocks") == 0
 
 
 def test_rows_of_k_and_v_count_for_every_query_head_that_they_serve():
     program = capture(tiny.model("llama", num_attention_heads=8, num_key_value_heads=2))
     attention = program.model.model.layers[1].self_attn
-    (group,) = [g for g in program.skeleton.groups if g.kind == "kv_heads" and ".1." in g.site]
+    (group,) = [g for g in skeleton_of(program).groups if g.kind == "kv_heads" and ".1." in g.site]
     q, k, v = (
         p.weight.abs().double().sum(1).reshape(2, -1).sum(1)
         for p in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     assert torch.allclose(l1(program, group), q + 4 * k + 4 * v)
-    (group,) = [g for g in program.skeleton.groups if g.kind == "heads" and ".1." in g.site]
+    (group,) = [g for g in skeleton_of(program).groups if g.kind == "heads" and ".1." in g.site]
     assert torch.allclose(l1(program, group).reshape(2, 4).sum(1), q)
 
 
@@ -271,5 +272,5 @@ def test_fused_rows_of_k_and_v_count_as_often():
     program = capture(tiny.model("phi3"))
     rows = program.model.model.layers[0].self_attn.qkv_proj.weight.abs().double().sum(1)
     q, k, v = (part.reshape(2, -1).sum(1) for part in rows.split([64, 32, 32]))
-    (group,) = [g for g in program.skeleton.groups if g.kind == "kv_heads" and ".0." in g.site]
+    (group,) = [g for g in skeleton_of(program).groups if g.kind == "kv_heads" and ".0." in g.site]
     assert torch.allclose(l1(program, group), q + 2 * k + 2 * v)

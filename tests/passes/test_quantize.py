@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.layers.linear import weight_of
 from effc.compiler.search import descent
 from effc.compiler.search.updates import gptq
@@ -217,6 +218,6 @@ def test_groups_that_do_not_divide_are_refused_before_weights_are_read(tmp_path,
     args = {"group": 64, "bits": 4} | ({"data": DataRef("rows")} if word == "gptq" else {})
     recipe = recipe_of([("q", f"quantize.{word}", {**defaults("pass", f"quantize.{word}"), **args})])
     step = context_of(tmp_path, model, recipe).shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
-    found = refused(lambda: step.forecast(capture(model).skeleton)).diagnostics[0]
+    found = refused(lambda: step.forecast(skeleton_of(capture(model)))).diagnostics[0]
     assert found.slug == "unfit-group" and "model.layers.0.mlp.down_proj has 90 inputs" in found.message
     assert "`group: 45`" in found.help

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.ir.edits import Edits, replay
 from effc.compiler.ir.outcome import Model
 from effc.compiler.ir.weights import assign
@@ -255,7 +256,7 @@ def test_a_shed_model_takes_interventions(ctx, name):
 
     program = capture(mixers.model(name))
     with Rewriter(program) as rewrite:
-        drop_scan(program, rewrite, program.skeleton.scans[-1])
+        drop_scan(program, rewrite, skeleton_of(program).scans[-1])
     ids = torch.randint(3, 128, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         before = program.model(ids).logits
@@ -301,7 +302,7 @@ def test_what_can_not_be_trained_is_refused_by_name(ctx, insert, train, slug):
 
 
 def test_an_insertion_that_can_not_be_is_refused_before_weights_are_read(ctx):
-    skeleton = capture(ctx.origin.load()).skeleton
+    skeleton = skeleton_of(capture(ctx.origin.load()))
     for args, slug in (
         ({"rank": 33}, "rank-too-large"),
         ({"positions": "x"}, "bad-positions"),
@@ -313,12 +314,12 @@ def test_an_insertion_that_can_not_be_is_refused_before_weights_are_read(ctx):
 
 def test_what_is_foreseen_is_what_comes(ctx):
     program = capture(ctx.origin.load())
-    before = program.skeleton
+    before = skeleton_of(program)
     args = {**worlds.defaults("pass", "reft.insert"), "tied": False, "rank": 3}
     made = Shelf().make("pass", Invocation("reft.insert", args))
     made.run(program, ctx)
     assert sorted(made.forecast(before).parts, key=lambda p: p.path) == sorted(
-        program.skeleton.parts, key=lambda p: p.path
+        skeleton_of(program).parts, key=lambda p: p.path
     )
 
 

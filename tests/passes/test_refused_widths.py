@@ -2,6 +2,7 @@
 
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.search.narrowing import cuttable
 from effc.compiler.search.saving import stride
 
@@ -14,7 +15,7 @@ torch.set_num_threads(1)
 def test_a_model_that_runs_with_numbers_alone_tells_what_it_needs():
     """DBRX looks which experts were chosen, so nothing shows without weights: their width stands in its config."""
     program = capture(table.model("dbrx"))
-    groups = program.skeleton.groups
+    groups = skeleton_of(program).groups
     able, refused = cuttable(program, [(group, stride(group, 1)) for group in groups])
     assert {g.kind for g in able} >= {"kv_heads"} and {g.kind for g, _ in refused} == {"channels"}
     why = refused[0][1]

@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.trial import without_branch
 from effc.compiler.search.budget import Budget
 from effc.compiler.search.choice import Exact
@@ -84,11 +85,11 @@ def weigh(model, *modules):
 )
 def test_a_branch_that_goes_takes_its_weights_along(tmp_path, name, site, modules):
     model = model_of(name)
-    branches = [b.site for b in capture(model).skeleton.branches]
+    branches = [b.site for b in skeleton_of(capture(model)).branches]
     assert site in branches
     program = pruned(tmp_path, model, remove=1, on=Selector((("|", site),)))
     assert size(program.model) <= size(model) - weigh(model, *modules)
-    assert site not in [b.site for b in program.skeleton.branches]
+    assert site not in [b.site for b in skeleton_of(program).branches]
     made = program.model.generate(IDS, max_new_tokens=4, do_sample=False, use_cache=True)
     again = program.model.generate(IDS, max_new_tokens=4, do_sample=False, use_cache=False)
     assert torch.equal(made, again)
@@ -107,7 +108,7 @@ def test_what_layers_hand_on_in_a_dict_is_still_there_while_a_branch_is_on_trial
     """Gemma 3n's later layers read keys and values out of a dict that an earlier one wrote them into."""
     model = table.model("gemma3n")
     program = capture(model)
-    for branch in program.skeleton.branches:
+    for branch in skeleton_of(program).branches:
         with without_branch(program, branch), torch.no_grad():
             assert model(input_ids=IDS).logits.isfinite().all()
 

@@ -84,7 +84,7 @@ def test_inspect_says_how_far_off_times_from_a_table_are(artifacts, tmp_path, ca
 def test_a_family_that_does_not_fit_its_weights_is_refused(artifacts, tmp_path, field):
     from effc.compiler.checkpoints.folder import open_folder
     from effc.compiler.families import shared
-    from effc.compiler.words.context import Settings
+    from effc.compiler.machine.settings import Settings
 
     shutil.copytree(artifacts / "once", tmp_path / "once")
     body = json.loads((tmp_path / "once" / shared.FAMILY).read_bytes())

@@ -7,6 +7,7 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.discovery.bypass import staying
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.editing.scans import drop_scan
 from effc.compiler.ir.edits import Edits, replay
@@ -69,8 +70,8 @@ def assert_decodes(model):
 def test_a_removed_scan_is_the_identity_and_takes_its_weights_along(name):
     model = mixers.model(name)
     program = capture(copy.deepcopy(model))
-    scan = program.skeleton.scans[-1]
-    foreseen = without_scan(program.skeleton, scan)
+    scan = skeleton_of(program).scans[-1]
+    foreseen = without_scan(skeleton_of(program), scan)
     with Rewriter(program) as rewrite:
         drop_scan(program, rewrite, scan)
     mixers.identity(model.get_submodule(scan.site))
@@ -78,9 +79,9 @@ def test_a_removed_scan_is_the_identity_and_takes_its_weights_along(name):
     kept = {n for n in program.model.state_dict() if n.startswith(f"{scan.site}.")}
     gone = ("A_log", "D", "dt_bias", "x_proj.weight", "dt_proj.weight", "dt_proj.bias", "b_layernorm.weight")
     assert kept and not kept & {f"{scan.site}.{n}" for n in gone}
-    assert foreseen.shapes() == program.skeleton.shapes()
-    assert params(foreseen) == sum(p.numel() for p in program.model.parameters()) < params(capture(model).skeleton)
-    assert scan.site not in {s.site for s in program.skeleton.scans}
+    assert foreseen.shapes() == skeleton_of(program).shapes()
+    assert params(foreseen) == sum(p.numel() for p in program.model.parameters()) < params(skeleton_of(capture(model)))
+    assert scan.site not in {s.site for s in skeleton_of(program).scans}
     assert_decodes(program.model)
     assert distance(observe(program.model), observe(reloaded(program, name))) == 0.0
 
@@ -153,7 +154,7 @@ def test_of_parallel_branches_either_may_go(role):
     """Falcon-H1 adds attention and a mixer that read the same normed stream, as Hymba does."""
     model = mixers.model("falcon_h1")
     program = capture(copy.deepcopy(model))
-    branches = [b for b in program.skeleton.branches if b.role == role]
+    branches = [b for b in skeleton_of(program).branches if b.role == role]
     with Rewriter(program) as rewrite:
         for branch in branches[:2]:
             rewrite.drop_branch(branch.unit, branch.join, keep=staying(program.units[branch.unit].graph, branch))
@@ -174,7 +175,7 @@ def test_of_parallel_branches_either_may_go(role):
 def test_a_hybrid_decodes_rightly_when_the_first_branch_of_a_kind_is_gone(name, role):
     model = mixers.model(name)
     program = capture(copy.deepcopy(model))
-    branch = next(b for b in program.skeleton.branches if b.role == role)
+    branch = next(b for b in skeleton_of(program).branches if b.role == role)
     before = set(program.model.state_dict())
     with Rewriter(program) as rewrite:
         rewrite.drop_branch(branch.unit, branch.join, keep=staying(program.units[branch.unit].graph, branch))
@@ -202,10 +203,10 @@ def assert_masked_is_sliced(data, name, kind, mask):
     """A model without some items is the stock one in which they are masked, in a trial and for good."""
     model = mixers.model(name, seed=data.draw(st.integers(0, 3)))
     program = capture(copy.deepcopy(model))
-    groups = [g for g in program.skeleton.groups if g.kind == kind]
+    groups = [g for g in skeleton_of(program).groups if g.kind == kind]
     group = data.draw(st.sampled_from(groups))
     dead = chosen(data, group)
-    foreseen = narrowed(program.skeleton, group, group.count - len(dead))
+    foreseen = narrowed(skeleton_of(program), group, group.count - len(dead))
     mask(model.get_submodule(group.site), sorted(dead))
     expected, untouched = observe(model), observe(program.model)
     with sliced(program, group, dead):
@@ -215,11 +216,11 @@ def assert_masked_is_sliced(data, name, kind, mask):
         slice_out(program, rewrite, group, dead)
     assert distance(tried, observe(program.model)) == 0.0
     assert distance(expected, tried) < 1e-4  # 1e-4: float32 sums in another order
-    assert foreseen.shapes() == program.skeleton.shapes()
+    assert foreseen.shapes() == skeleton_of(program).shapes()
     assert {g.site: g.count for g in foreseen.groups if g.kind == kind} == {
-        g.site: g.count for g in program.skeleton.groups if g.kind == kind
+        g.site: g.count for g in skeleton_of(program).groups if g.kind == kind
     }
-    assert {s.site: dict(s.cuts) for s in foreseen.scans} == {s.site: dict(s.cuts) for s in program.skeleton.scans}
+    assert {s.site: dict(s.cuts) for s in foreseen.scans} == {s.site: dict(s.cuts) for s in skeleton_of(program).scans}
     assert_decodes(program.model)
     assert distance(tried, observe(reloaded(program, name))) == 0.0
 
@@ -266,9 +267,9 @@ MAMBA_STATE = ("mamba", "shed.state", "ssm_state", "states")
 @pytest.mark.parametrize("score", [None, SCORE], ids=["even", "scored"])
 def test_items_go_as_far_as_asked(tmp_path, name, word, kind, of, score):
     model = mixers.model(name)
-    before = capture(model).skeleton
+    before = skeleton_of(capture(model))
     program = shed(tmp_path, model, word, keep=Ratio(0.5, of), score=score)
-    counts = {g.site: g.count for g in program.skeleton.groups if g.kind == kind}
+    counts = {g.site: g.count for g in skeleton_of(program).groups if g.kind == kind}
     assert sum(counts.values()) == sum(g.count for g in before.groups if g.kind == kind) // 2
     assert len(set(counts.values())) == 1 or score
     assert_decodes(program.model)
@@ -280,7 +281,7 @@ def test_a_model_whose_scans_went_can_be_captured_and_shed_again(tmp_path, name)
     program = shed(tmp_path, mixers.model(name), "shed.ssm", remove=1)
     before, model = observe(program.model), program.model
     again = capture(model)
-    assert len(again.skeleton.scans) == len(program.skeleton.scans)
+    assert len(skeleton_of(again).scans) == len(skeleton_of(program).scans)
     for unit in again.units.values():
         unit.bind(model)
     assert distance(before, observe(model)) == 0.0
@@ -292,7 +293,7 @@ def test_a_model_whose_scans_went_can_be_captured_and_shed_again(tmp_path, name)
 )
 def test_what_is_left_is_the_share_of_the_models_params_that_was_asked_for(tmp_path, name, word, step):
     model, step_of = mixers.model(name), next(iter(step.values()), 1)
-    skeleton, whole = capture(model).skeleton, model.num_parameters()
+    skeleton, whole = skeleton_of(capture(model)), model.num_parameters()
     groups = [g for g in skeleton.groups if g.kind == word.replace("shed.", "ssm_")]
     item = whole - params(narrowed(skeleton, groups[0], groups[0].count - 1))
     keep = 1 - 4.5 * item * step_of / whole

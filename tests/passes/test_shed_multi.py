@@ -8,6 +8,7 @@ import torch
 from effc.compiler.artifacts.compat import padding
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.editing.scans import drop_scan
 from effc.compiler.measuring.equivalence import distance, observe
@@ -109,7 +110,7 @@ def test_an_exact_search_over_blocks_and_scans_decides_as_a_naive_oracle(tmp_pat
 def test_a_budget_of_the_model_is_met_by_parts_of_every_kind(tmp_path, name, of):
     model = mixers.model(name)
     program = shed(tmp_path, model, remove=Ratio(0.25, of))
-    assert whole(program.skeleton, of) <= 0.7501 * whole(capture(model).skeleton, of)
+    assert whole(skeleton_of(program), of) <= 0.7501 * whole(skeleton_of(capture(model)), of)
     ids, mask = IDS[:2, :6], torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
     one, two = (
         program.model.generate(ids, attention_mask=mask, max_new_tokens=5, do_sample=False, use_cache=use)
@@ -122,7 +123,7 @@ def test_a_budget_of_the_model_is_met_by_parts_of_every_kind(tmp_path, name, of)
 def test_whole_experts_compete_as_far_as_their_router_goes(tmp_path, data):
     model = mixers.model("granitemoehybrid")
     program = shed(tmp_path, model, remove=4, search="exact", order=("experts", "scans"), data=data)
-    left = {g.site: g.count for g in program.skeleton.groups if g.kind == "experts"}
+    left = {g.site: g.count for g in skeleton_of(program).groups if g.kind == "experts"}
     assert sum(left.values()) + sum(" experts" in cut for cut in cuts(program)) == 3 * 4
     assert min(left.values()) >= 2, "two are chosen for a token"
     assert any(" experts" in cut for cut in cuts(program))
@@ -149,7 +150,7 @@ def test_a_net_without_residual_branches_is_narrowed(tmp_path, word):
     before = sum(p.numel() for p in model.parameters())
     program, _ = passes.pruned("mobilenet_v1", word, tmp_path)
     after = sum(p.numel() for p in program.model.parameters())
-    assert after <= 0.9 * before and not program.skeleton.branches
+    assert after <= 0.9 * before and not skeleton_of(program).branches
     share = max(note["share"] for note in program.notes if "share" in note)
     assert share == pytest.approx(1 - after / before, abs=1e-6), "what neighbours share is counted once"
 
@@ -221,7 +222,7 @@ def test_kinds_that_the_model_lacks_are_refused_alone_and_passed_over_together(t
 def test_halves_that_a_config_can_say_make_a_stock_checkpoint(name, kind):
     program = capture(mixers.model(name))
     with Rewriter(program) as rewrite:
-        for group in [g for g in program.skeleton.groups if g.kind == kind]:
+        for group in [g for g in skeleton_of(program).groups if g.kind == kind]:
             size = group.per_block or group.count
             slice_out(program, rewrite, group, {i for i in range(group.count) if i % size < size // 2})
     config, why = stock_config(program.model)
@@ -238,7 +239,7 @@ def test_a_lost_scan_is_an_identity_in_stock_shapes(name):
     model = mixers.model(name)
     program = capture(copy.deepcopy(model))
     with Rewriter(program) as rewrite:
-        drop_scan(program, rewrite, program.skeleton.scans[0])
+        drop_scan(program, rewrite, skeleton_of(program).scans[0])
     filled = padding(program)
     assert not filled.why
     stock = copy.deepcopy(model)

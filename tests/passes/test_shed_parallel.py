@@ -8,6 +8,7 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.discovery.bypass import staying
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.ir.edits import Edits, replay
 from effc.compiler.measuring.equivalence import distance, observe
@@ -30,18 +31,18 @@ def without(program, branch):
 
 
 def branches(program, role, unit="layers.1"):
-    return [b for b in program.skeleton.branches if (b.unit, b.role) == (unit, role)]
+    return [b for b in skeleton_of(program).branches if (b.unit, b.role) == (unit, role)]
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["one projection", "two projections"])
 def test_both_sides_are_branches(fused):
     program = capture(model(fused))
-    assert [b.role for b in program.skeleton.branches] == 3 * ["attention", "ssm", "mlp"] or [
-        b.role for b in program.skeleton.branches
+    assert [b.role for b in skeleton_of(program).branches] == 3 * ["attention", "ssm", "mlp"] or [
+        b.role for b in skeleton_of(program).branches
     ] == 3 * ["ssm", "attention", "mlp"]
-    parts = [part for b in program.skeleton.branches for part in b.parts]
+    parts = [part for b in skeleton_of(program).branches for part in b.parts]
     assert len(set(parts)) == len(parts), "what both sides need is neither's"
-    assert len({b.site for b in program.skeleton.branches}) == 9
+    assert len({b.site for b in skeleton_of(program).branches}) == 9
 
 
 @pytest.mark.parametrize("role", ["attention", "ssm"])
@@ -72,7 +73,7 @@ def test_either_side_can_go_and_takes_its_weights_along(fused, role):
 def test_the_other_side_goes_with_the_whole_mixer(first):
     program, silenced = capture(model(True)), model(True)
     without(program, branches(program, first)[0])
-    (other,) = [b for b in program.skeleton.branches if b.unit == "layers.1" and b.role in ("attention", "ssm")]
+    (other,) = [b for b in skeleton_of(program).branches if b.unit == "layers.1" and b.role in ("attention", "ssm")]
     assert any(part.endswith("out_proj") for part in other.parts)
     without(program, other)
     with torch.no_grad():
@@ -84,7 +85,7 @@ def test_the_other_side_goes_with_the_whole_mixer(first):
 
 def test_what_a_side_saves_is_counted_once():
     program = capture(model(False))
-    ledger = Ledger(program.skeleton)
+    ledger = Ledger(skeleton_of(program))
     for branch in branches(program, "attention") + branches(program, "ssm"):
-        sizes = [math.prod(s) for p in program.skeleton.parts if p.path in branch.parts for _, s in p.tensors]
+        sizes = [math.prod(s) for p in skeleton_of(program).parts if p.path in branch.parts for _, s in p.tensors]
         assert ledger.branch(branch.site, "params") == sum(sizes) > 0

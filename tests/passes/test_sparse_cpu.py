@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.layers.linear import lowered
 from effc.compiler.lowering import choice, racing, speed
 from effc.compiler.lowering.choice import Site
@@ -75,16 +76,16 @@ def logits(model):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "phi3"])
 def test_packed_modules_tell_the_widths_that_their_groups_had(tmp_path, name):
-    before = capture(tiny.model(name)).skeleton
+    before = skeleton_of(capture(tiny.model(name)))
     program, _ = run(tmp_path, tiny.model(name), format="dense_bf16")
-    assert program.skeleton.groups == ()
-    wanted, found = profile(before), packed_widths(before, program.skeleton, program.edits.swapped)
+    assert skeleton_of(program).groups == ()
+    wanted, found = profile(before), packed_widths(before, skeleton_of(program), program.edits.swapped)
     for layer, branches in wanted.items():
         for branch, widths in branches.items():
             fused = {"heads", "kv_heads"} & (widths.keys() - found[layer][branch].keys())
             assert found[layer][branch] == {k: v for k, v in widths.items() if k not in fused}
         assert any("channels" in widths for widths in found[layer].values())
-    assert describe(before, program.skeleton).summary.endswith("linear modules on kernels")
+    assert describe(before, skeleton_of(program)).summary.endswith("linear modules on kernels")
 
 
 def test_every_pass_that_changes_a_weight_comes_before_it():

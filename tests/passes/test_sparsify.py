@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.layers.linear import weight_of
 from effc.compiler.planning.change import describe
 from effc.compiler.search.masks import keep_mask, magnitude, masked, ranks, smallest
@@ -176,9 +177,9 @@ def test_wanda_makes_the_published_masks(tmp_path, share, pattern):
 
 
 def test_the_table_says_how_much_became_zero(tmp_path):
-    skeleton = capture(tiny.model("llama")).skeleton
+    skeleton = skeleton_of(capture(tiny.model("llama")))
     program, note = run(tmp_path, tiny.model("llama"), "magnitude", sparsity=Ratio(0.25, "weights"))
-    assert describe(skeleton, program.skeleton, [note]).summary == "25.0 % zeros"
+    assert describe(skeleton, skeleton_of(program), [note]).summary == "25.0 % zeros"
 
 
 def test_wanda_goes_on_from_what_a_killed_run_had_measured(tmp_path):
@@ -249,4 +250,4 @@ def test_a_pattern_that_does_not_fit_is_refused_before_weights_are_read(tmp_path
     args |= {"damping": 0.01} if word in ("sparsegpt", "admm") else {}
     recipe = recipe_of([("step", f"sparsify.{word}", args)])
     step = context_of(tmp_path, model, recipe).shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
-    assert message in refused(lambda: step.forecast(capture(model).skeleton)).diagnostics[0].message
+    assert message in refused(lambda: step.forecast(skeleton_of(capture(model)))).diagnostics[0].message

@@ -7,6 +7,7 @@ import pytest
 import torch
 from effc.compiler import api
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.families.choices import Dial, Drawn, Space
 from effc.compiler.families.family import Family
 from effc.compiler.ir.outcome import Model
@@ -76,7 +77,7 @@ def family_of(name, mask, per="layer", ranks=(8, 4, 2)):
         n, k = weight_of(program.model.get_submodule(path)).shape
         tensors[f"{path}.lora_A"] = torch.randn(max(ranks), k, generator=generator) * 0.1
         tensors[f"{path}.lora_B"] = torch.randn(n, max(ranks), generator=generator) * 0.1
-    return Family(program, "", Space.of_ranks(paths, per, program.skeleton, ranks), shape, tensors, mask)
+    return Family(program, "", Space.of_ranks(paths, per, skeleton_of(program), ranks), shape, tensors, mask)
 
 
 @pytest.mark.parametrize("mask", [False, True])
@@ -206,7 +207,7 @@ def test_ranks_that_can_not_be_are_refused_before_weights_are_read(tmp_path, ran
     model, args = tiny.model("llama"), {**NET, "ranks": ranks}
     recipe = recipe_of([("net", "supernet.lora", {**defaults("pass", "supernet.lora"), **args})])
     step = context_of(tmp_path, model, recipe).shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
-    found = refused(lambda: step.forecast(capture(model).skeleton)).diagnostics[0]
+    found = refused(lambda: step.forecast(skeleton_of(capture(model)))).diagnostics[0]
     assert found.slug == "unfit-ranks" and message in found.message and help_ in found.help
 
 

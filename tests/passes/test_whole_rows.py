@@ -3,6 +3,7 @@
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.discover import skeleton_of
 from effc.compiler.measuring import equivalence, reference
 from effc.compiler.search.branches import Branches
 from effc.compiler.search.saving import Ledger
@@ -44,11 +45,11 @@ def test_a_decoder_of_classes_is_observed_though_it_says_nothing_of_tokens():
 
 def test_a_branch_that_went_takes_its_tensors_out_of_groups_that_reach_beyond_it():
     program = capture(table.model("mobilevitv2"))
-    ledger, first = Ledger(program.skeleton), program.skeleton.branches[0]
-    widths = Widths(program, program.skeleton.groups, 1, ledger, lambda group: torch.arange(float(group.count)))
+    ledger, first = Ledger(skeleton_of(program)), skeleton_of(program).branches[0]
+    widths = Widths(program, skeleton_of(program).groups, 1, ledger, lambda group: torch.arange(float(group.count)))
     reaching = [s.group.site for s in widths.sites if any(m.tensor.startswith(first.site) for m in s.group.members)]
     assert "mobilevitv2" in reaching  # the width of the stream
-    next(iter(Branches(program, program.skeleton.branches[:1], ledger).candidates())).cut()
+    next(iter(Branches(program, skeleton_of(program).branches[:1], ledger).candidates())).cut()
     program.changed()
     names = dict(program.model.named_parameters())
     (stream,) = [c.site.group for c in widths.candidates() if c.site.group.site == "mobilevitv2"]

@@ -14,12 +14,12 @@ from importlib import metadata
 import pytest
 import torch
 from effc.compiler import api
+from effc.compiler.machine.settings import Settings
 from effc.compiler.report.progress import Said, Ticked
 from effc.compiler.running.hands import Hands
 from effc.compiler.running.hiring import hands_of, working
 from effc.compiler.running.pipeline import Build
 from effc.compiler.store.cache import Cache
-from effc.compiler.words.context import Settings
 from effc.dsl.diagnostics import Reject
 
 from tests import tiny

@@ -22,10 +22,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from effc.compiler.artifacts.artifact import write
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.capture.capture import capture
+from effc.compiler.machine.settings import Settings
 from effc.compiler.models import origin_of
 from effc.compiler.sources.zoo import zoo
 from effc.compiler.targets.native import Native
-from effc.compiler.words.context import Settings
 
 from tests.worlds import context
 

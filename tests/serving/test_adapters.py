@@ -9,6 +9,7 @@ import torch
 from effc.compiler import api
 from effc.compiler.artifacts.reft import base_hash
 from effc.compiler.artifacts.signature import new_key, sign
+from effc.compiler.machine.settings import Settings
 from effc.compiler.models import open_model
 from effc.compiler.native.model import NativeModel
 from effc.compiler.serving.adapters import Talkers, named, views
@@ -16,7 +17,6 @@ from effc.compiler.serving.chat import Talker
 from effc.compiler.serving.request import Request
 from effc.compiler.serving.runner import CachedModel, runner_of
 from effc.compiler.serving.scheduler import SHARED_PROMPT_TOKENS, Scheduler
-from effc.compiler.words.context import Settings
 from effc.dsl.diagnostics import Reject
 
 from tests.serving.conftest import serving
