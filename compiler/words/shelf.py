@@ -3,9 +3,10 @@
 `Shelf` lists files, reads headers without importing (for `check`) and imports one file when it is used.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,29 @@ from ...dsl.recipe import Invocation
 from ...dsl.values import MetricRef
 from ...dsl.vocabulary import Vocabulary, Word
 
-# kind -> (package below effc, folder below the repository's root)
+# kind -> folders of its files, below effc's packages
 SHELVES = {
-    "pass": "passes",
-    "target": "compiler/targets",
-    "metric": "compiler/metrics",
-    "data": "compiler/data",
-    "model": "compiler/sources",
+    "pass": ("passes",),
+    "target": ("compiler/targets",),
+    "metric": ("compiler/metrics",),
+    "data": ("compiler/data",),
+    "model": ("compiler/sources",),
 }
 
 
 class Words(Mapping[str, Word]):
-    """The words of one shelf by dotted name; a header is read when it is asked for."""
+    """Words of one kind by dotted name, which is the path below one of its folders; a header is read at first use.
 
-    def __init__(self, kind: str, folder: Path):
-        self.kind, self.folder = kind, folder
-        self.read: dict[str, Word] = {}
+    modules   name -> the module that defines it
+    """
 
-    @cached_property
-    def paths(self) -> dict[str, Path]:
-        files = sorted(self.folder.rglob("*.py")) if self.folder.is_dir() else []
-        named = {".".join(f.relative_to(self.folder).with_suffix("").parts): f for f in files}
-        return {name: f for name, f in named.items() if not any(p.startswith("_") for p in name.split("."))}
+    def __init__(self, kind: str, folders: Mapping[str, Path]):
+        self.kind, self.read = kind, dict[str, Word]()
+        files = [(package, root, f) for package, root in folders.items() for f in sorted(root.rglob("*.py"))]
+        names = [(".".join(f.relative_to(root).with_suffix("").parts), package, f) for package, root, f in files]
+        public = [entry for entry in sorted(names) if not any(p.startswith("_") for p in entry[0].split("."))]
+        self.paths = {name: file for name, _, file in public}
+        self.modules = {name: f"{package}.{name}" for name, package, _ in public}
 
     def __getitem__(self, name: str) -> Word:
         if name not in self.read:
@@ -55,29 +57,22 @@ class Shelf:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        from importlib.util import find_spec
-
-        by_kind = {}
-        for kind, where in SHELVES.items():
-            package, *rest = where.split("/")
-            spec = find_spec(f"effc.{package}")
-            assert spec and spec.submodule_search_locations, f"effc.{package} is not installed"
-            roots = [Path(p).joinpath(*rest) for p in spec.submodule_search_locations]
-            by_kind[kind] = Words(kind, next((r for r in roots if any(r.glob("*.py"))), roots[0]))
-        return Vocabulary(by_kind)
+        return Vocabulary({kind: Words(kind, _roots(folders)) for kind, folders in SHELVES.items()})
 
     def load(self, kind: str, name: str) -> type:
         """The class of a word; imports its file. A metric `decode.p50` lives in metrics/decode/p50.py."""
         from .kinds import Word as Base
 
-        module = import_module(f"effc.{SHELVES[kind].replace('/', '.')}.{name}")
-        found = [
+        words = self.vocabulary.words(kind)
+        assert isinstance(words, Words)
+        module = import_module(words.modules[name])
+        defined = [
             v
             for v in vars(module).values()
             if isinstance(v, type) and issubclass(v, Base) and v.__module__ == module.__name__
         ]
-        assert len(found) == 1, f"{module.__name__} defines {len(found)} words, not one"
-        return found[0]
+        assert len(defined) == 1, f"{module.__name__} defines {len(defined)} words, not one"
+        return defined[0]
 
     def is_about(self, target: str) -> bool:
         """Whether a target writes of artifacts, and none itself."""
@@ -89,3 +84,16 @@ class Shelf:
 
     def metric(self, ref: MetricRef) -> Any:
         return self.load("metric", ref.name)(**dict(ref.args))
+
+
+def _roots(folders: Sequence[str]) -> dict[str, Path]:
+    """Package -> folder on disk. An editable install has several roots of a package; one of them has the sources."""
+    roots = {}
+    for folder in folders:
+        top, *below = folder.split("/")
+        spec = find_spec(f"effc.{top}")
+        assert spec and spec.submodule_search_locations, f"effc.{top} is not installed"
+        candidates = [Path(p).joinpath(*below) for p in spec.submodule_search_locations]
+        package = ".".join(("effc", top, *below))
+        roots[package] = next((c for c in candidates if any(c.glob("*.py"))), candidates[0])
+    return roots
