@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Deploy a federation here on Flower.", no_args_is_help=True, rich_markup_mode=None)
     app.add_typer(group, name="federate")
 
-    @verb(group, name="up", shows=("cache",))
+    @verb(group, name="up", shows=("cache",), opens=("folder",))
     def start(
         folder: Annotated[Path, _app],
         shared: Shared,

@@ -24,15 +24,12 @@ def register(app: typer.Typer) -> None:
         Nothing of it is run."""
         from ..artifacts.finite import check_finite
         from ..artifacts.forms import check_forms
+        from ..artifacts.load import authenticate
         from ..artifacts.manifest import read_manifest
         from ..report.quantity import counted
 
+        signed = authenticate(artifact, verify_key) if verify_key else ""
         manifest = read_manifest(artifact)
-        signed = ""
-        if verify_key:
-            from ..artifacts.signature import check_signature
-
-            signed = check_signature(artifact, verify_key)
         forms = check_forms(artifact, manifest)
         check_finite(artifact, manifest)
         if manifest.kind == "flower":
