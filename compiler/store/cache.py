@@ -59,7 +59,8 @@ def write_whole(path: Path, *data: "bytes | memoryview") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(draft, "wb") as file:
+        draft.unlink(missing_ok=True)  # of a process that died and had our number, or a link that somebody left
+        with open(draft, "xb") as file:
             file.writelines(data)
             file.flush()
             os.fsync(file.fileno())
