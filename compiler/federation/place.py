@@ -15,6 +15,7 @@ from ...dsl.values import from_json
 from ..models import open_model, origin_of
 from ..words.context import Context, Settings
 from ..words.shelf import Shelf
+from .bounds import Bounds
 from .client import Learner, Participant
 from .declaration import Declaration, base_hash, check_base
 from .partition import divided, held_back
@@ -55,7 +56,9 @@ class Place:
             seats = []
             for client in clients:
                 learners = {size: self._learner(client, rows, slots[size]) for size in wanted[client]}
-                seats.append(Participant(client, learners[wanted[client][0]], learners if declared.sizes else {}))
+                first, sizes = learners[wanted[client][0]], learners if declared.sizes else {}
+                bounds = Bounds(declared.full, declared.clients, declared.deadline)
+                seats.append(Participant(client, first, sizes, bounds))
             yield seats
 
     def _librarians(self, clients: list[int], rows: "list[Rows]") -> "list[Librarian]":
