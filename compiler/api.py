@@ -1,5 +1,6 @@
 """The public door: check, plan, compile, load. Imports torch only where weights or graphs are needed."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -118,8 +119,6 @@ class Session:
 
     def overrides(self) -> "Overrides":
         """Values of params from a file, the environment and --set, the later ones stronger."""
-        import os
-
         from ..dsl.overrides import read_overrides
 
         texts = self.set.items() if isinstance(self.set, Mapping) else ()
@@ -171,7 +170,7 @@ class Session:
             return self._read(found.path) if found else None
         if "/" not in name and (packed := module(name, self.path.parent, self.settings.cache_dir)):
             return packed
-        return self._module(name) if _is_file(Path(name)) else None
+        return self._module(name) if os.path.isfile(name) else None
 
     def _module(self, name: str) -> Source:
         """A module by its path. Of a file outside the recipe's folder that is no text, nothing is said but that."""
@@ -188,19 +187,11 @@ def model_key(call: Invocation) -> str:
     return repr((call.word, sorted(call.args.items()), call.folder))
 
 
-def _is_file(path: Path) -> bool:
-    """Whether there is a file; a path that no system has leads to none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
 def _params_source(path: Path) -> Source:
     """The text of a params file; whatever is wrong with it is a mistake of the command line."""
     from ..dsl.overrides import bad_override
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise Reject(
             bad_override(f"there is no params file `{path}`", help='it holds one JSON object: {"keep": "80%"}')
         )

@@ -1,6 +1,6 @@
 """A model that a person names on the command line: an artifact, a folder, `zoo:NAME`, or a recipe's own."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,15 +112,9 @@ def nowhere(place: str):
 
 
 def open_model(
-    place: str,
-    settings: "Settings",
-    *,
-    steady: bool = False,
-    mapped: bool | None = None,
-    signed_by: Sequence[str] = (),
-    speaks: bool = False,
+    place: str, settings: "Settings", *, steady: bool = False, mapped: bool | None = None, speaks: bool = False
 ) -> NamedModel:
-    """The model with its weights, ready to run; `steady`, `mapped` and `signed_by` as `load` has them.
+    """The model with its weights, ready to run; `steady` and `mapped` as `load` has them.
 
     One that `speaks` has a tokenizer: Reject (no-words) otherwise, before an artifact's weights are read.
     """
@@ -129,7 +123,7 @@ def open_model(
 
         torch.set_num_threads(settings.threads)  # the native engine takes as many as torch has when it opens
     with Watch(settings.max_memory) as watch:
-        opened = _open(place, settings, steady, mapped, signed_by, speaks)
+        opened = _open(place, settings, steady, mapped, speaks)
     most = settings.max_memory
     if most is not None and watch.peak > most:
         held = f"{size(watch.peak)} of memory are held to open {opened.label}, {size(most)} are allowed"
@@ -137,9 +131,7 @@ def open_model(
     return opened
 
 
-def _open(
-    place: str, settings: "Settings", steady: bool, mapped: bool | None, signed_by: Sequence[str], speaks: bool
-) -> NamedModel:
+def _open(place: str, settings: "Settings", steady: bool, mapped: bool | None, speaks: bool) -> NamedModel:
     path = Path(place)
     if path.is_dir() and is_artifact(path):
         from .artifacts.load import load, locate
@@ -148,19 +140,8 @@ def _open(
         tokenizer = _tokenizer(folder)
         if speaks and tokenizer is None:
             raise _wordless(place)
-        model = load(
-            path, device=settings.device, steady=steady, mapped=mapped, signed_by=signed_by, tell=settings.tell
-        )
+        model = load(path, device=settings.device, steady=steady, mapped=mapped, tell=settings.tell)
         return NamedModel(place, model, tokenizer)
-    if signed_by:
-        from .artifacts.signature import unsigned
-
-        raise Reject(
-            unsigned(
-                f"{place} is no artifact, and artifacts alone are signed",
-                help="compile it and sign what is emitted, or leave out --require-signature",
-            )
-        )
     origin = origin_of(place, settings)
     tokenizer = origin.tokenizer()
     if speaks and tokenizer is None:

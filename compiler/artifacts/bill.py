@@ -7,15 +7,16 @@ from importlib import metadata
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
+from ..machine.environment import distributions
 from .manifest import Manifest, dump
 
 _SPEC = "1.6"
 
 
 def bill(manifest: Manifest) -> bytes:
-    """The packages that this process has imported (a step that came from the cache was made by the versions in the
-    manifest's lock), Python, and the model and data that went in, by the hashes that the lock has."""
-    packages = [_package(name, found) for name, found in sorted(_imported().items())]
+    """The installed packages that effc may use, whichever of them this process has imported (a run that goes on after a
+    kill imports fewer), Python, and the model and data that went in, by the hashes that the lock has."""
+    packages = [_package(name, package) for name, package in sorted(distributions().items())]
     inputs = [_input(label, identity) for label, identity in sorted(manifest.lock.get("inputs", {}).items())]
     python = ".".join(map(str, sys.version_info[:3]))
     interpreter = {"type": "platform", "bom-ref": "python", "name": "python", "version": python}
@@ -43,26 +44,6 @@ def bill(manifest: Manifest) -> bytes:
     stamp = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     body["serialNumber"], metadata_of["timestamp"] = f"urn:uuid:{serial}", stamp
     return dump(body)
-
-
-def _imported() -> dict[str, metadata.Distribution]:
-    """Distributions of the modules that are loaded, by their names."""
-    loaded = {module.partition(".")[0] for module in list(sys.modules)}
-    owners = {id(owner): owner for module in loaded for owner in _owners().get(module, ())}
-    return {owner.name.lower().replace("_", "-"): owner for owner in owners.values()}
-
-
-@cache
-def _owners() -> dict[str, list[metadata.Distribution]]:
-    """Distributions by the modules and packages that they brought. `metadata.packages_distributions` makes a path of
-    every file and parses every description for that, and takes several times as long."""
-    found: dict[str, list[metadata.Distribution]] = {}
-    for owner in metadata.distributions():
-        files = (line.partition(",")[0] for line in (owner.read_text("RECORD") or "").splitlines())
-        tops = {file.partition("/")[0].partition(".")[0] for file in files if not file.startswith((".", '"'))}
-        for top in tops | set((owner.read_text("top_level.txt") or "").split()):
-            found.setdefault(top, []).append(owner)
-    return found
 
 
 @cache  # its description is parsed for that

@@ -1,7 +1,9 @@
 """Each form of an artifact read for what it is, without making a model of it."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ...dsl.diagnostics import Reject
 from .load import POINTS, facts, forms_of, members
@@ -24,10 +26,25 @@ def check_forms(path: Path, manifest: Manifest) -> list[str]:
     found = [form for form in forms_of(manifest.kind) if (path / form).is_dir()]
     for form in found:
         _CHECKS[form](path / form)
+        _check_beside(path / form)
     for name, folder in members(path, manifest):
         _CHECKS[folder.name](folder)
+        _check_beside(folder)
         found.append(f"{POINTS}/{name}/{folder.name}")
     return found
+
+
+def _check_beside(folder: Path) -> None:
+    """What lies beside the weights of a form or of its base, read as loading does: values for generation, and the
+    tokenizer."""
+    from ..checkpoints.folder import load_tokenizer, tokenizer_files
+    from ..checkpoints.generation import read_generation
+
+    base = folder.parent / "base"
+    for place in (folder, base, base / "compact"):
+        read_generation(place)
+        if tokenizer_files(place):
+            load_tokenizer(place, str(place))
 
 
 def _adapter(folder: Path) -> None:
@@ -41,6 +58,9 @@ def _reft(folder: Path) -> None:
     from .reft import read
 
     read(folder)
+    base = folder.parent / "base" / "compact"
+    if base.is_dir():
+        _compact(base)
 
 
 def _checkpoint(folder: Path) -> None:
@@ -52,6 +72,23 @@ def _checkpoint(folder: Path) -> None:
     refuse_adapter(folder, str(folder))
     check_numbers(config, weights.slots, str(folder))
     parse_config(config)
+    _check_shapes(config, {name: slot.shape for name, slot in weights.slots.items()}, str(folder))
+
+
+def _check_shapes(config: dict[str, Any], stored: Mapping[str, tuple[int, ...]], label: str) -> None:
+    """Raises Reject (other-weights) where a model of the config, without storage, has other shapes than the weights of
+    its names, or far more numbers."""
+    import torch
+
+    from ..checkpoints.checkpoint import build, check_names, check_size
+
+    with torch.device("meta"):
+        module = build(config, "float32")
+    check_size(module, sum(math.prod(shape) for shape in stored.values()))
+    tensors = module.state_dict()
+    both = [(name, shape, tuple(tensors[name].shape)) for name, shape in stored.items() if name in tensors]
+    other = [(name, shape, expected) for name, shape, expected in both if tuple(shape) != expected]
+    check_names({"mismatched_keys": other, "missing_keys": (), "unexpected_keys": ()}, label)
 
 
 def _compact(folder: Path) -> None:
@@ -60,7 +97,7 @@ def _compact(folder: Path) -> None:
     from ..checkpoints.folder import find_weights
     from ..ir import graph_json
     from ..ir.edits import Edits
-    from .models import SPARE
+    from .models import SPARE, edited
     from .sealed import read_record
 
     record = read_record(folder)
@@ -68,6 +105,7 @@ def _compact(folder: Path) -> None:
     parse_config(record["base"])
     for entry in Edits.from_json(record["edits"]).graphs.values():
         graph_json.load(entry["graph"])
+    edited(folder, record)
 
 
 def _program(folder: Path) -> None:

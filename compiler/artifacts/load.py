@@ -77,18 +77,15 @@ def load(
     """
     from ..layers.linear import refuse_elsewhere
 
-    folder, manifest = locate(Path(path))
     if signed_by:
-        from .signature import check_signature
-
-        check_signature(manifest[0] if manifest else Path(path), signed_by)
+        authenticate(Path(path), signed_by)
+    folder, manifest = locate(Path(path))
     target = target_of(folder, manifest[1] if manifest else None)
     if base is not None and not target.upon:
         raise Reject(other_kind(f"{folder} is a model, and goes onto no other", help="load it without `base`"))
     if manifest:
-        hashes = bool(signed_by) or check == "sha256" or (check == "auto" and target.whole)
-        apart = () if signed_by else _elsewhere(*manifest, folder)
-        verify_files(*manifest, hashes=hashes, apart=apart)
+        hashes = not signed_by and (check == "sha256" or (check == "auto" and target.whole))
+        verify_files(*manifest, hashes=hashes, apart=_elsewhere(*manifest, folder))
     wish = Wish(dtype, device, base, threads, sequences, steady, kernels, mapped)
     model, recorded = target.open(folder, wish)
     versions = manifest[1].lock.get("versions", {}) if recorded is None and manifest else recorded or {}
@@ -98,6 +95,34 @@ def load(
         return model
     refuse_elsewhere(model, device)
     return model.to(device)
+
+
+def authenticate(path: Path, keys: Sequence[str]) -> str:
+    """The first of the public keys that signed the artifact which `path` is, or is a form or a point of.
+
+    Every verb and `load` come here before they look at anything else of an artifact: only the files that a signature
+    is of are read, then those of the manifest are compared with its hashes.
+    Raises Reject: `unsigned-artifact` where none of the keys signed, `artifact-edited` where a file differs.
+    """
+    from .signature import check_signature, unsigned
+
+    artifact = _artifact_of(path)
+    if artifact is None:
+        help = "compile it and sign what is emitted, or leave out --require-signature"
+        raise Reject(unsigned(f"{path} is no artifact, and artifacts alone are signed", help=help))
+    key = check_signature(artifact, keys)
+    verify_files(artifact)
+    return key
+
+
+def _artifact_of(path: Path) -> Path | None:
+    """The folder with the manifest that `locate` goes by."""
+    candidates = [path]
+    if kind_of(path.name):
+        candidates.append(path.parent)
+    if path.parent.name == POINTS and not path.name.startswith("."):  # hidden files have no hash
+        candidates.append(path.parents[1])
+    return next((folder for folder in candidates if (folder / NAME).is_file()), None)
 
 
 def load_to_judge(path: Path, device: str) -> Any:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from ..ir.edits import Edits
+
 SPARE = 64  # times as large as its stored weights may a model have been before it was edited
 
 tensors_differ = Fault(
@@ -47,13 +49,27 @@ def stock_model(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
 
 def rebuild(folder: Path, record: Mapping[str, Any], dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
     """The blank original, edited again, with the folder's weights mapped in."""
+    from ..checkpoints.blank import cut_tables
+    from ..checkpoints.pretrained import pretrained
+
+    model, edits = edited(folder, record)
+    fill(model, folder, cut_tables(model, edits.shapes), dtype)
+    attach(model, record)
+    _dress(model, folder)
+    return pretrained(model.eval())
+
+
+def edited(folder: Path, record: Mapping[str, Any]) -> "tuple[Any, Edits]":
+    """The blank original with a record's edits, without storage, and these edits.
+
+    Raises Reject where the folder's weights are too few for such a model, or the edits are none of it.
+    """
     import torch
 
-    from ..checkpoints.blank import blank, cut_tables
+    from ..checkpoints.blank import blank
     from ..checkpoints.bounds import check_numbers
     from ..checkpoints.checkpoint import build, check_size
     from ..checkpoints.folder import find_weights
-    from ..checkpoints.pretrained import pretrained
     from ..ir.edits import Edits, replay
 
     slots = find_weights(folder, str(folder)).slots
@@ -71,10 +87,7 @@ def rebuild(folder: Path, record: Mapping[str, Any], dtype: "torch.dtype | None"
                 help="install the effc that wrote it",
             )
         ) from error
-    fill(model, folder, cut_tables(model, edits.shapes), dtype)
-    attach(model, record)
-    _dress(model, folder)
-    return pretrained(model.eval())
+    return model, edits
 
 
 def fill(model: Any, folder: Path, tables: "Mapping[str, torch.Tensor]", dtype: "torch.dtype | None" = None) -> None:

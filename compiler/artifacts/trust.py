@@ -1,7 +1,7 @@
 """What an artifact that somebody sent would do here, and which checks it passes: read, never loaded."""
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,13 +42,16 @@ class Check:
     state: str = "ok"
 
 
-def look(path: Path) -> list[Check]:
-    """Reject where there is no manifest to go by."""
+def look(path: Path, read: Callable[[Path, Manifest], list[str]]) -> list[Check]:
+    """Every check of an artifact. Raises Reject where there is no manifest to go by.
+
+    read    reads the forms as `effc verify` does, and returns them
+    """
     manifest = read_manifest(path)
     hashes = _hashes(path, manifest)
     return [
         hashes,
-        *(_forms(path, manifest) if hashes.state == "ok" else ()),
+        *(_forms(path, manifest, read) if hashes.state == "ok" else ()),
         *_signatures(path),
         *_files(path),
         *_configs(path),
@@ -65,12 +68,9 @@ def _hashes(path: Path, manifest: Manifest) -> Check:
     return Check("files", f"{len(manifest.files)} have the content that the manifest records, and there are no others")
 
 
-def _forms(path: Path, manifest: Manifest) -> Iterator[Check]:
-    """As `effc verify` reads them: what they say by the rules of SECURITY.md, without a model."""
-    from .forms import check_forms
-
+def _forms(path: Path, manifest: Manifest, read: Callable[[Path, Manifest], list[str]]) -> Iterator[Check]:
     try:
-        found = check_forms(path, manifest)
+        found = read(path, manifest)
     except Reject as refused:
         yield Check("forms", refused.diagnostics[0].message, "bad")
         return

@@ -3,6 +3,7 @@
 Nothing here unpickles, and nothing runs code that came with a model unless the command line granted it.
 """
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -109,9 +110,10 @@ class Weights:
 
 def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: str = "") -> Origin:
     """The origin of a local folder. `dtype` "auto" keeps what the files hold."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # false of a name that is too long for the system, too
         said = f"{folder} is {other_kind(folder) or 'a file'}, where a folder is needed"
-        raise Reject(no_model(f"{label}: {said if folder.exists() else f'there is no folder {folder}'}", help=help))
+        said = said if os.path.exists(folder) else f"there is no folder {folder}"
+        raise Reject(no_model(f"{label}: {said}", help=help))
     for name in ("config.json", *COMPANIONS):
         if (folder / name).exists():
             check_regular(folder / name, TOKENIZER, root_of(folder))
@@ -158,7 +160,7 @@ def nothing() -> None:
 
 def read_config(path: Path, label: str) -> dict[str, Any]:
     """config.json as it is, checked to be an object that says what the model is."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         kind = other_kind(path)
         said = f"{path} is {kind}, where a file is needed" if kind else f"there is no {path.name} in {path.parent}"
         raise Reject(no_model(f"{label}: {said}", help=_what_lies_there(path.parent)))
@@ -181,6 +183,8 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
 
 
 def _what_lies_there(folder: Path) -> str:
+    if not os.path.isdir(folder):
+        return "take a folder that `save_pretrained` wrote"
     if any(folder.glob("*.gguf")):
         return f'a GGUF file is read with gguf("{next(folder.glob("*.gguf")).name}")'
     inner = next(folder.glob("*/config.json"), None)

@@ -12,7 +12,7 @@ _after = typer.Argument(metavar="B", help="Another one.", show_default=False)
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app)
+    @verb(app, opens=("before", "after"))
     def diff(before: Annotated[Path, _before], after: Annotated[Path, _after], shared: Shared) -> None:
         """Compare two artifacts: measures, shapes, steps, recipe, machine."""
         from ..artifacts.diff import diff

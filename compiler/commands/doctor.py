@@ -11,6 +11,7 @@ import typer
 
 from ...dsl.diagnostics import EXITS
 from .flags import Shared, verb
+from .verify import read_forms
 
 TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd")
 LITTLE = 2 << 30  # bytes free below which a compile of a small model may not fit
@@ -67,7 +68,7 @@ def _trust(path: Path, shared: Shared) -> int:
     """Every check of an artifact; the exit code of a broken environment where one fails."""
     from ..artifacts.trust import look
 
-    found = look(path)
+    found = look(path, lambda artifact, manifest: read_forms(artifact, manifest, shared.cache_folder))
     bad = any(check.state == "bad" for check in found)
     if shared.format == "json":
         body = [{"topic": c.topic, "fact": c.fact, "state": c.state} for c in found]

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Deploy a federation here on Flower.", no_args_is_help=True, rich_markup_mode=None)
     app.add_typer(group, name="federate")
 
-    @verb(group, name="up", shows=("cache",))
+    @verb(group, name="up", shows=("cache",), opens=("folder",))
     def start(
         folder: Annotated[Path, _app],
         shared: Shared,
@@ -72,6 +72,7 @@ def _deploy(folder: Path, shared: Shared, data: Sequence[Path], port: int) -> "D
     from ..federation.foreign import check_code
     from .simulate import data_folder
 
+    place = place_of(folder)
     check_flower()
     verify_files(folder)
     declared = read_declaration(folder / PACKAGE / NAME)
@@ -79,14 +80,18 @@ def _deploy(folder: Path, shared: Shared, data: Sequence[Path], port: int) -> "D
         check_code(folder, declared)
     check_base(declared, folder / declared.folder, shared.cache_folder)
     common = folder if data else data_folder(folder)
-    made = up(folder, declared, place_of(folder), common, list(data), shared.cache_folder, port)
+    made = up(folder, declared, place, common, list(data), shared.cache_folder, port)
     shared.screen.say(f"run {made.run} on {declared.clients} nodes, SuperLink at 127.0.0.1:{made.port}")
     return made
 
 
 def place_of(app: Path) -> Path:
-    """The folder of an app's deployment, beside it."""
-    return app.with_name(f"{app.name}-deployment")
+    """The folder of an app's deployment, beside it. Raises Reject (odd-file) where links lie in it."""
+    from ..store.regular import refuse_odd
+
+    folder = app.with_name(f"{app.name}-deployment")
+    refuse_odd(folder)
+    return folder
 
 
 def _until_over(made: "Deployment", shared: Shared) -> None:

@@ -8,7 +8,7 @@ may pass one list), and hands every exception to the one exit path in `exits.py`
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import isfinite
@@ -101,11 +101,14 @@ _undecided = _flag(
 )
 _locked = _flag("lock", "Refuse what is not as effspec.lock has it.", "--locked")
 
-required_key = typer.Option(
+_required_key = typer.Option(
     "--require-signature",
     metavar="KEY",
     show_default=False,
     help="Use the artifact only if this public key signed it; repeatable, one of them must.",
+)
+_SIGNED = inspect.Parameter(
+    "require_signature", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[list[str], _required_key], default=[]
 )
 
 mapped_weights = typer.Option(
@@ -264,11 +267,16 @@ def verb(
     *,
     formats: tuple[str, ...] = ("text", "json"),
     shows: tuple[str, ...] = (),
+    opens: tuple[str, ...] = (),
 ) -> Callable:
-    """Make a command. `shows` names the panels of shared flags that matter to it, beside "speech"."""
+    """Make a command. `shows` names the panels of shared flags that matter to it, beside "speech".
+
+    opens   its parameters that are artifacts, of which `--require-signature` asks for a signature before it runs
+    """
 
     def wrap(run: Callable) -> Callable:
         own = [p for n, p in inspect.signature(run, eval_str=True).parameters.items() if n != "shared"]
+        own += [_SIGNED] if opens else []
         taken = {p.name for p in own}  # a verb's own option goes before a shared one of that name
         shared_names = [f.name for f in fields(Shared) if f.name not in taken]
         added = [_parameter(name, formats, ("speech", *shows)) for name in shared_names]
@@ -280,6 +288,8 @@ def verb(
             try:
                 _check_choices(shared, formats)
                 _check_texts({**given, **vars(shared)})
+                if keys := given.pop(_SIGNED.name, ()):
+                    _authenticate([given[name] for name in opens], keys)
                 return run(shared=shared, **given) or 0
             except BaseException as error:
                 raise Carried(error, shared) from error
@@ -319,6 +329,15 @@ def _check_choices(shared: Shared, formats: tuple[str, ...]) -> None:
     ):
         if value not in legal:
             raise typer.BadParameter(f"`{name} {value}` is not known here: {', '.join(legal)}")
+
+
+def _authenticate(values: Sequence[Any], keys: Sequence[str]) -> None:
+    """Raises Reject for an artifact, or for the folder of `NAME=FOLDER`, that none of the keys signed."""
+    from ..artifacts.load import authenticate
+
+    for value in values:
+        for place in [Path(value)] if isinstance(value, (str, Path)) else value:
+            authenticate(Path(place if isinstance(place, Path) else place.partition("=")[2]), keys)
 
 
 SPOKEN = ("prompt", "sets")  # what a model is told, and values that the recipe's own check reads

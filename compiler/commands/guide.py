@@ -1,6 +1,6 @@
 """`effc run` of a folder of the target `rttc`: one answer, or line by line, with what was decided."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
@@ -13,13 +13,7 @@ if TYPE_CHECKING:
 
 
 def ask(
-    place: str,
-    prompt: str | None,
-    shared: Shared,
-    keys: Sequence[str],
-    knowledge: str | None,
-    explain: bool,
-    drawn: Mapping[str, Any],
+    place: str, prompt: str | None, shared: Shared, knowledge: str | None, explain: bool, drawn: Mapping[str, Any]
 ) -> None:
     """Answer a prompt, or the lines that a person writes until Ctrl-D; each stands for itself."""
     from ..models import computing
@@ -27,7 +21,7 @@ def ask(
     from .services import guided
 
     with computing(place):
-        client, settings = guided(place, shared, keys, knowledge), Settings(**drawn)
+        client, settings = guided(place, shared, knowledge), Settings(**drawn)
         return _ask(client, prompt, shared, explain, settings)
 
 

@@ -25,7 +25,7 @@ _graph = typer.Option(
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, formats=("text", "json", "dot", "svg"), shows=("inputs", "cache", "machine"))
+    @verb(app, formats=("text", "json", "dot", "svg"), shows=("inputs", "cache", "machine"), opens=("model",))
     def inspect(model: Annotated[str, _place], shared: Shared, graph: Annotated[str | None, _graph] = None) -> None:
         """Draw a model: modules, shapes, heads, channels, or one layer's program."""
         if shared.format == "dot" and graph is None:

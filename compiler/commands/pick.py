@@ -28,7 +28,7 @@ _force = typer.Option("--force", help="Replace an artifact that exists.", show_d
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, shows=("machine", "progress"))
+    @verb(app, shows=("machine", "progress"), opens=("artifact",))
     def pick(
         artifact: Annotated[Path, _front],
         shared: Shared,

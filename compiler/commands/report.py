@@ -20,7 +20,7 @@ _output = typer.Option("-o", "--output", metavar="FILE", help="Where the page go
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app)
+    @verb(app, opens=("artifacts",))
     def report(
         artifacts: Annotated[list[Path], _places],
         shared: Shared,

@@ -11,7 +11,7 @@ import typer
 from ...dsl.diagnostics import Reject
 from ...dsl.render import printable
 from ..models import check_place
-from .flags import Shared, finite, knowledge_url, mapped_weights, required_key, verb
+from .flags import Shared, finite, knowledge_url, mapped_weights, verb
 from .streams import refuse_silence
 
 _place = typer.Argument(
@@ -38,14 +38,13 @@ _explain = typer.Option("--explain", help="Of a folder of `rttc`: say which bran
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, shows=("machine",))
+    @verb(app, shows=("machine",), opens=("model", "adapter"))
     def run(
         model: Annotated[str, _place],
         shared: Shared,
         prompt: Annotated[str | None, _prompt] = None,
         max_new_tokens: Annotated[int, _length] = 256,
         temperature: Annotated[float, _warmth] = 0.0,
-        require_signature: Annotated[list[str], required_key] = (),  # type: ignore[assignment]
         knowledge: Annotated[str | None, knowledge_url] = None,
         explain: Annotated[bool, _explain] = False,
         pick: Annotated[str, _pick] = "",
@@ -58,10 +57,7 @@ def register(app: typer.Typer) -> None:
         if pick:
             from ..running.pick import folder_of
 
-            picked = folder_of(Path(model), pick, speaks=True, signed_by=require_signature)
-            if Path(model) not in picked.parents:
-                require_signature = []  # of the front; nobody can have signed what was cut out of it just now
-            model = str(picked)
+            model = str(folder_of(Path(model), pick, speaks=True))
         from .simulate import federate, is_federation
 
         if is_federation(model):
@@ -77,19 +73,17 @@ def register(app: typer.Typer) -> None:
                 model,
                 prompt,
                 shared,
-                require_signature,
                 knowledge,
                 explain,
                 {"most": max_new_tokens, "temperature": temperature, "seed": shared.seed},
             )
-        return _talk(model, prompt, shared, require_signature, max_new_tokens, temperature, adapter, mapped)
+        return _talk(model, prompt, shared, max_new_tokens, temperature, adapter, mapped)
 
 
 def _talk(
     place: str,
     prompt: str | None,
     shared: Shared,
-    signed_by: Sequence[str],
     longest: int,
     temperature: float,
     adapters: Sequence[str],
@@ -100,9 +94,9 @@ def _talk(
     from ..serving.chat import Talker, refuse_silent
 
     folders = named(adapters)
-    opened = open_model(place, shared.settings(), signed_by=signed_by, mapped=mapped, speaks=True)
+    opened = open_model(place, shared.settings(), mapped=mapped, speaks=True)
     refuse_silent(opened.model)
-    models = {"": opened.model, **views(opened.model, opened.label, folders, signed_by)}
+    models = {"": opened.model, **views(opened.model, opened.label, folders)}
     made = {name: Talker(model, opened.tokenizer, longest, temperature, shared.seed) for name, model in models.items()}
     talker = Talkers(made) if adapters else made[""]
     with computing(opened.label):

@@ -13,7 +13,7 @@ from ...dsl.diagnostics import Reject
 from ..machine.environment import check_modules
 from ..models import check_place
 from .exits import interrupted
-from .flags import Shared, finite, knowledge_url, mapped_weights, required_key, size, verb
+from .flags import Shared, finite, knowledge_url, mapped_weights, size, verb
 from .services import Service, guided_service, library_service, model_service, no_such_role
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ _log = typer.Option("--access-log", metavar="FILE", help="JSON lines without pro
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, shows=("machine",))
+    @verb(app, shows=("machine",), opens=("model", "adapter"))
     def serve(
         model: Annotated[str, _place],
         shared: Shared,
@@ -120,7 +120,6 @@ def register(app: typer.Typer) -> None:
         connections: Annotated[int, _connections] = 256,
         timeout: Annotated[float, _timeout] = 15.0,
         access_log: Annotated[str, _log] = "-",
-        require_signature: Annotated[list[str], required_key] = (),  # type: ignore[assignment]
         mapped: Annotated[bool | None, mapped_weights] = None,
     ) -> None:
         """Answer OpenAI's chat and completions API, many requests at once."""
@@ -139,9 +138,7 @@ def register(app: typer.Typer) -> None:
         _warn(shared, host, insecure and not admission.keys)
         limits = Limits(max_body or 4 * MIB, connections, timeout)
         entrance = Entrance(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
-        service = _service(
-            model, name, role, knowledge, engine, shared, parallel, queue, require_signature, adapter, mapped
-        )
+        service = _service(model, name, role, knowledge, engine, shared, parallel, queue, adapter, mapped)
         app, url = guarded(service.app, service.count, entrance), url_of(listener, secure=tls_cert is not None)
         try:
             answer(app, listener, entrance, lambda: _tell(shared, service.name, url), service.stop)
@@ -188,7 +185,6 @@ def _service(
     shared: Shared,
     parallel: int,
     queue: int,
-    keys: Sequence[str],
     adapters: Sequence[str],
     mapped: bool | None,
 ) -> Service:
@@ -203,18 +199,18 @@ def _service(
                     help="serve it without --role, --knowledge and --engine",
                 )
             )
-        return model_service(place, name, shared, parallel, queue, keys, adapters, mapped)
+        return model_service(place, name, shared, parallel, queue, adapters, mapped)
     if adapters:
         raise Reject(no_such_role(f"`{place}` chooses what answers by itself", help="serve it without --adapter"))
     if role == "server" and knowledge:
         raise Reject(no_such_role("a server has the base itself", help="give --knowledge to its clients"))
     if role == "server":
-        return library_service(place, name, shared, keys, engine)
+        return library_service(place, name, shared, engine)
     if role not in (None, "client"):
         raise Reject(no_such_role(f"`{role}` is no role", help="write `--role client` or `--role server`"))
     if engine != "auto":
         raise Reject(no_such_role("a client has no --engine", help="give it to the server of --role server"))
-    return guided_service(place, name, shared, queue, keys, knowledge)
+    return guided_service(place, name, shared, queue, knowledge)
 
 
 def _tell(shared: Shared, name: str, url: str) -> None:

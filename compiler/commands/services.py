@@ -40,7 +40,6 @@ def model_service(
     shared: Shared,
     parallel: int,
     queue: int,
-    keys: Sequence[str],
     adapters: Sequence[str] = (),
     mapped: bool | None = None,
 ) -> Service:
@@ -54,8 +53,8 @@ def model_service(
     from ..serving.scheduler import Scheduler
 
     folders = named(adapters)
-    opened = open_model(place, shared.settings(), steady=True, mapped=mapped, signed_by=keys, speaks=True)
-    made = views(opened.model, opened.label, folders, keys)
+    opened = open_model(place, shared.settings(), steady=True, mapped=mapped, speaks=True)
+    made = views(opened.model, opened.label, folders)
     runner = runner_of(opened.model, opened.label, made)
     with computing(opened.label):
         try_out(runner)
@@ -69,24 +68,21 @@ def model_service(
     return Service(name, application(service), scheduler.metrics.add_answer, scheduler.stop)
 
 
-def guided_service(
-    place: str, name: str, shared: Shared, queue: int, keys: Sequence[str], knowledge: str | None
-) -> Service:
+def guided_service(place: str, name: str, shared: Shared, queue: int, knowledge: str | None) -> Service:
     from ..models import computing
     from ..rttc.front import Front, application
 
     with computing(place):
-        front = Front(name, guided(place, shared, keys, knowledge), queue)
+        front = Front(name, guided(place, shared, knowledge), queue)
     return Service(
         name, application(front), lambda path, status, _: front.answers.labels(path, str(status)).inc(), front.stop
     )
 
 
-def library_service(place: str, name: str, shared: Shared, keys: Sequence[str], engine: str) -> Service:
+def library_service(place: str, name: str, shared: Shared, engine: str) -> Service:
     """The base of a folder, searched by an engine. No model is loaded but a judge or scorer that needs none of the
     client's."""
     from ..artifacts.manifest import read_manifest, verify_files
-    from ..artifacts.signature import check_signature
     from ..rttc.app import EMBEDDER, KNOWLEDGE, REWARD, read_app, scorer_of
     from ..rttc.embedder import folder_embedder
     from ..rttc.knowledge import open_base
@@ -96,9 +92,7 @@ def library_service(place: str, name: str, shared: Shared, keys: Sequence[str], 
 
     folder, app = Path(place), read_app(Path(place))
     manifest = read_manifest(folder)
-    if keys:
-        check_signature(folder, keys)
-    for part in ("",) if keys else (NAME, KNOWLEDGE, EMBEDDER, REWARD):
+    for part in (NAME, KNOWLEDGE, EMBEDDER, REWARD):
         verify_files(folder, manifest, under=part)
     reward: Any = None
     if app.reward == "judge":
@@ -114,14 +108,14 @@ def library_service(place: str, name: str, shared: Shared, keys: Sequence[str], 
     )
 
 
-def guided(place: str, shared: Shared, keys: Sequence[str], knowledge: str | None) -> "Guided":
+def guided(place: str, shared: Shared, knowledge: str | None) -> "Guided":
     """The client of a folder; its model, base and rewards are compared with the manifest first."""
     from ..artifacts.manifest import read_manifest, verify_files
     from ..models import open_model
     from ..rttc.app import client_of, read_app
 
     folder, app = Path(place), read_app(Path(place))
-    opened = open_model(place, shared.settings(), signed_by=keys, speaks=True)
+    opened = open_model(place, shared.settings(), speaks=True)
     verify_files(folder, read_manifest(folder))
     return client_of(app, folder, opened.model, opened.tokenizer, shared.cache_folder, remote(knowledge))
 

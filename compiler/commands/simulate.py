@@ -27,12 +27,14 @@ def federate(path: Path, shared: "Shared") -> None:
     from ..federation.simulation import simulate
     from ..federation.table import HEAD, line
     from ..models import computing
+    from ..store.regular import refuse_odd
 
     path = path.resolve()  # `.` has no name, and results lie beside it by its name
+    into = path.with_name(f"{path.name}-result")
+    refuse_odd(into)
     verify_files(path)
     declared = read_declaration(path / PACKAGE / NAME)
     data, screen = data_folder(path), shared.screen
-    into = path.with_name(f"{path.name}-result")
     if screen.format != "json":
         screen.answer(HEAD)
     told = (lambda r: None) if screen.format == "json" else (lambda r: screen.answer(line(r)))

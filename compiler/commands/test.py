@@ -44,6 +44,7 @@ def register(app: typer.Typer) -> None:
         app,
         formats=("text", "json", "junit", "github", "md"),
         shows=("inputs", "lock", "cache", "machine", "progress", "gate"),
+        opens=("place",),
     )
     def test(
         place: Annotated[Path, _place],

@@ -1,11 +1,14 @@
 """`effc verify`: whether an artifact is the one that was written, and of forms that effc takes."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .flags import Shared, verb
+
+if TYPE_CHECKING:
+    from ..artifacts.manifest import Manifest
 
 _place = typer.Argument(metavar="ARTIFACT", help="A folder that `effc compile` wrote.", show_default=False)
 _key = typer.Option(
@@ -22,21 +25,13 @@ def register(app: typer.Typer) -> None:
         """Check an artifact: hashes of all files, what each form holds, that weights are numbers, and signatures.
 
         Nothing of it is run."""
-        from ..artifacts.finite import check_finite
-        from ..artifacts.forms import check_forms
+        from ..artifacts.load import authenticate
         from ..artifacts.manifest import read_manifest
         from ..report.quantity import counted
 
+        signed = authenticate(artifact, verify_key) if verify_key else ""
         manifest = read_manifest(artifact)
-        signed = ""
-        if verify_key:
-            from ..artifacts.signature import check_signature
-
-            signed = check_signature(artifact, verify_key)
-        forms = check_forms(artifact, manifest)
-        check_finite(artifact, manifest)
-        if manifest.kind == "flower":
-            check_federation(artifact, shared.cache_folder)
+        forms = read_forms(artifact, manifest, shared.cache_folder)
         if shared.format == "json":
             return shared.screen.answer_json(
                 "verify",
@@ -52,6 +47,30 @@ def register(app: typer.Typer) -> None:
         if not signed:
             shared.screen.say("its measures and its card are held by a signature alone: --verify-key looks at one")
         return None
+
+
+def read_forms(artifact: Path, manifest: "Manifest", cache: Path) -> list[str]:
+    """The forms of an artifact. Raises Reject for what loading one, or running the artifact, would refuse of its files;
+    `effc doctor --trust` reads them by this, too."""
+    from ..artifacts.finite import check_finite
+    from ..artifacts.forms import check_forms
+
+    forms = check_forms(artifact, manifest)
+    check_finite(artifact, manifest)
+    if manifest.kind == "flower":
+        check_federation(artifact, cache)
+    if manifest.kind == "rttc":
+        check_app(artifact)
+    return forms
+
+
+def check_app(artifact: Path) -> None:
+    """Raises Reject where the description of test-time compute, or its knowledge base, is not what effc writes."""
+    from ..rttc.app import KNOWLEDGE, read_app
+    from ..rttc.knowledge import open_base
+
+    read_app(artifact)
+    open_base(artifact / KNOWLEDGE)
 
 
 def check_federation(artifact: Path, cache: Path) -> None:

@@ -1,5 +1,6 @@
 """Windows of tokens from a data set of the hub, or of local files in its formats."""
 
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..store.cache import digest
 from ..words.context import Context
 from ..words.kinds import Data, param
 
+_LONGEST = 193  # characters of ORG/NAME, 96 each
 data_unreachable = Fault("data-unreachable", "A data set of the hub is needed and can't be had.", exit="network")
 bad_dataset = Fault("bad-dataset", "A data set can't be read, or has no such split or configuration.")
 
@@ -113,8 +115,10 @@ def _local(name: str, folder: Path) -> tuple[str, list[str]] | None:
     """The builder and the files of a local name; None for a name of the hub."""
     path = Path(name).expanduser()
     if path.suffix not in FORMATS and not name.startswith((".", "/", "~")):
+        if len(name) > _LONGEST:
+            raise Reject(bad_dataset(f"a name of the hub has at most {_LONGEST} characters, and this has {len(name)}"))
         return None
-    if (folder / path).is_dir():
+    if os.path.isdir(folder / path):
         files = [f for f in sorted((folder / path).rglob("*")) if f.suffix in FORMATS]
         files = [f for f in files if f.suffix == files[0].suffix]
         if not files:

@@ -81,7 +81,7 @@ def _started() -> subprocess.Popen:
     """On one thread: what a person types comes first."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "EFFC_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "effc.compiler.editor.forecast"],
+        [sys.executable, "-P", "-m", "effc.compiler.editor.forecast"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ...dsl.diagnostics import Fault, Reject
+from ...dsl.diagnostics import Reject
 from ..store.regular import parse_json
 from ..training.schedule import seed_of
+from .bounds import Bounds, client_refuses
 from .grid import Answer, Message
 from .low_rank import modules
 from .masks import Keys, fixed, others_mean
@@ -23,8 +24,6 @@ from .mixing import adaptive, mix
 from .rotations import projected
 from .secure import LEAST
 from .state import State, fault_of, shapes
-
-client_refuses = Fault("client-refuses", "A client of a federation can't do what its server asks.", exit="failure")
 
 
 class Learner(ABC):
@@ -73,13 +72,22 @@ class Participant:
     """The client of a partition.
 
     sizes    number of a sub-network -> what trains it; empty where all rounds are of `learner`
+    bounds   of what a server may ask; None trusts it
     """
 
-    def __init__(self, client: int, learner: Learner, sizes: Mapping[int, Learner] = MappingProxyType({})):
-        self.client, self.learner, self.sizes = client, learner, sizes
+    def __init__(
+        self,
+        client: int,
+        learner: Learner,
+        sizes: Mapping[int, Learner] = MappingProxyType({}),
+        bounds: Bounds | None = None,
+    ):
+        self.client, self.learner, self.sizes, self.bounds = client, learner, sizes, bounds
         self.own = learner
 
     def __call__(self, message: Message, memory: dict[str, Any]) -> Answer:
+        if self.bounds:
+            self.bounds.check(message.config, message.arrays)
         self.learner = self._learner_for(message)
         if message.kind == "join":
             said: dict[str, str | int | float | bool] = {
@@ -159,7 +167,7 @@ class Participant:
             raise Reject(client_refuses(f"there is no state of round {message.number} here"))
         publics = {int(k): bytes.fromhex(key) for k, key in parse_json(str(message.config["publics"])).items()}
         keys, own = keys_of(memory), int(message.config["client"])
-        if len(publics) < LEAST or publics.get(own) != keys.public:
+        if len(set(publics.values())) < max(LEAST, len(publics)) or publics.get(own) != keys.public:
             raise Reject(client_refuses(f"a sum of {len(publics)} states would tell whose they are"))
         values = fixed(memory["own"], len(publics))
         return Answer({"masked": {"sum": values + keys.mask(own, publics, message.number, len(values))}})

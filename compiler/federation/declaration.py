@@ -63,6 +63,7 @@ class Declaration:
     counted    among whom what a client changed of an entry counts (coverage.py)
     allocation "budgets": a client trains its own size in all rounds; "sandwich": sizes are drawn anew each round
     budgets    of the clients, as the recipe has them, and what they are of
+    examples   rows that a client counts with at most, whatever it says; 0: no bound, as in older declarations
     """
 
     base: str
@@ -101,6 +102,7 @@ class Declaration:
     allocation: str = "budgets"
     budgets: tuple[str, ...] = ()
     counts: str = "params"
+    examples: int = 0
 
     def affords(self, client: int) -> tuple[int, ...]:
         """Numbers of the sizes that a client may have to train, its own first; -1 of the whole model without sizes."""
@@ -116,13 +118,24 @@ class Declaration:
     def identity(self) -> str:
         """sha256 of all that decides a run but how many rounds it has: more of them go on from fewer."""
         more = ("deadline",) if self.stream else ("rounds", "deadline")  # tasks share a stream's rounds
-        return digest({k: v for k, v in self.to_json().items() if k not in more})
+        older = {"examples": 0}  # what declarations did not have yet changes no identity of theirs
+        body = self.to_json().items()
+        return digest({k: v for k, v in body if k not in more and (k not in older or v != older[k])})
 
     def with_changes(self, **changes: Any) -> "Declaration":
         return replace(self, **changes)
 
     def terms(self) -> Terms:
-        return Terms(self.rounds, self.clients, self.base, share=self.share, deadline=self.deadline, seed=self.seed)
+        return Terms(
+            self.rounds,
+            self.clients,
+            self.base,
+            share=self.share,
+            deadline=self.deadline,
+            seed=self.seed,
+            partitions=self.clients,
+            examples=self.examples,
+        )
 
     def to_json(self) -> dict[str, Any]:
         body = asdict(self)
@@ -191,6 +204,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "mix": lambda value: value is None or _is_number(value),
     "ranks": lambda value: all(map(_is_count, value)),
     "seed": lambda value: type(value) is int,
+    "examples": lambda value: type(value) is int and 0 <= value < 1 << 62,
     "protects": _is_one_of("clients", "rows"),
     "secure": lambda value: type(value) is bool,
     "stream": lambda value: type(value) is bool,

@@ -223,12 +223,12 @@ def _wait(made: Deployment, seconds: float = 60.0) -> None:
 
 
 def _write_config(home: Path, port: int) -> None:
-    home.mkdir(exist_ok=True)
+    from ..store.cache import write_whole
+
     ca = json.dumps(str(home.parent / "keys" / "ca.crt"))
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "{ENTRY}"\n\n[superlink.{ENTRY}]\n'
-        f'address = "127.0.0.1:{port}"\nroot-certificates = {ca}\n'
-    )
+    text = f'[superlink]\ndefault = "{ENTRY}"\n\n[superlink.{ENTRY}]\n'
+    text += f'address = "127.0.0.1:{port}"\nroot-certificates = {ca}\n'
+    write_whole(home / "config.toml", text.encode())
 
 
 def _flower_json(commands: Path, env: Mapping[str, str], *words: str) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...dsl.diagnostics import Fault, Reject
+from .bounds import deadline_of
 from .checkpoint import Checkpoint
 from .declaration import federation_of, read_declaration
-from .grid import Answer, Client, Message, Reply
+from .grid import SENTENCE, Answer, Client, Message, Reply
 from .noise import privacy
 from .place import Place
 from .results import write_results
@@ -58,20 +59,25 @@ class FlowerGrid:
         return [name for name in ids if name]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Reply]:
-        return [self._reply(letter) for letter in self.grid.pull_messages(list(message_ids))]
+        letters = list(self.grid.pull_messages(list(message_ids)))
+        return [self._reply(letter) for letter in letters if letter.metadata.reply_to_message_id in self.nodes]
 
     def _reply(self, letter: "Letter") -> Reply:
+        """A letter that can't be read is its client's mistake, whatever reading it raised."""
         to = letter.metadata.reply_to_message_id
         node = self.nodes.pop(to)
-        if letter.has_error():
-            return Reply(to, node, error=_sentence(str(letter.error.reason)))
-        return Reply(to, node, _states(letter.content), _config(letter.content))
+        try:
+            if letter.has_error():
+                return Reply(to, node, error=_sentence(str(letter.error.reason)))
+            return Reply(to, node, _states(letter.content), _config(letter.content))
+        except Exception as error:
+            return Reply(to, node, error=f"its reply can't be read: {_sentence(f'{type(error).__name__}: {error}')}")
 
 
 def _sentence(reason: str) -> str:
     """What a client said, out of the traceback that the engine sends."""
     lines = [line.strip() for line in reason.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "the client failed and said nothing"
+    return lines[-1][:SENTENCE] if lines else "the client failed and said nothing"
 
 
 def _letter(message: Message) -> "Letter":
@@ -157,7 +163,7 @@ def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
                 help='--run-config or --node-config: \'model="..." data="..."\'',
             )
         )
-    with _turn, limit(float(config.get("deadline", declared.deadline)) + GRACE):
+    with _turn, limit(deadline_of(config, declared.deadline) + GRACE):
         participant = _seat(declared.identity, file, model, data, own, int(node["partition-id"]), declared.clients)
         memory = _remembered(context)
         answer: Answer = participant(message, memory)

@@ -4,7 +4,6 @@ The grid has the methods of Flower's: `get_node_ids`, `push_messages`, `pull_mes
 and nothing else, so that it runs unchanged here, in Flower's simulation and in its deployment (flower.py).
 """
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,16 +12,9 @@ from typing import Any, Protocol
 
 from .state import State, size_of
 
+SENTENCE = 500  # characters of what a client says went wrong
 Plain = Mapping[str, str | int | float | bool]
 Told = Mapping[str, str | int | float | bool | list[float]]  # what a client says, who may say anything
-
-
-def as_number(said: object) -> float:
-    """What a client says, as a number; NaN of what is none."""
-    try:
-        return float(said) if isinstance(said, str | int | float) else math.nan
-    except (ValueError, OverflowError):
-        return math.nan
 
 
 @dataclass(frozen=True)
@@ -113,7 +105,7 @@ class LocalGrid:
                 made = self.clients[message.node](message, self.memories[message.node])
                 self._replies[name] = Reply(name, message.node, made.arrays, made.config)
             except Exception as error:  # whatever it is: the engine of a deployment tells no more either
-                self._replies[name] = Reply(name, message.node, error=str(error) or type(error).__name__)
+                self._replies[name] = Reply(name, message.node, error=(str(error) or type(error).__name__)[:SENTENCE])
 
 
 def exchange(grid: Grid, messages: Sequence[Message], deadline: float, every: float) -> list[Reply]:

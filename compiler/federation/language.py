@@ -14,7 +14,8 @@ from ..rows.prompts import prompts
 from ..training.objective import Objective
 from ..training.schedule import RowOrder, seed_of
 from ..training.trained import Trained, training
-from .client import Learner, client_refuses
+from .bounds import client_refuses
+from .client import Learner
 from .rows import Rows
 from .slots import Slots
 from .state import State

@@ -3,11 +3,12 @@
 Each pair of clients agrees on a secret (X25519) that the server, which only carries public keys, doesn't learn; from
 it come new masks every round (HKDF, then the ChaCha20 key stream). Numbers are fixed point, 32 bits, and sums are
 modulo 2^32, so that masks cancel exactly. A client that drops out leaves its masks in the others' messages: the round
-is repeated without it. The server can't see single states: no median, no weights by content, no check for NaN (the
-client makes that one), and a client that lies can't be told.
+is repeated without it, and a server that then gets its late answer can take the masks off: those of the others' first
+and second answers differ by them. The server can't see single states: no median, no weights by content, no check for
+NaN (the client makes that one), and a client that lies can't be told.
 
-Source: Bonawitz et al. 2017, "Practical Secure Aggregation for Privacy-Preserving Machine Learning", without the
-shares that recover from drop-outs.
+Source: Bonawitz et al. 2017, "Practical Secure Aggregation for Privacy-Preserving Machine Learning", without the second
+mask and the shares that recover from drop-outs.
 """
 
 from collections.abc import Mapping
@@ -34,6 +35,12 @@ class Keys:
         self._key = X25519PrivateKey.from_private_bytes(private) if private else X25519PrivateKey.generate()
         self.private: bytes = self._key.private_bytes_raw()
         self.public: bytes = self._key.public_key().public_bytes_raw()
+
+    def check(self, public: str) -> None:
+        """Raises ValueError for what is no public key in hex, or one that has no secret with others."""
+        from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+
+        self._key.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(public)))
 
     def mask(self, own: int, publics: Mapping[int, bytes], number: int, count: int) -> np.ndarray:
         """The sum of the masks of client `own` with each of the others in a round, uint32 [count]."""

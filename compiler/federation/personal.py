@@ -23,7 +23,8 @@ class AllButMe(Strategy):
     A mean costs as much for each client however many there are (rest.py). A median is found for each of up to MANY
     clients; of more, one is found of all, and everybody gets the mean of the others with the weights that it gave them.
 
-    center    the mean of the others, or their geometric median
+    center    the mean of the others by their examples, or their geometric median, in which all count alike: what a
+              client says of itself gives it no weight
     way       how interventions are put together (rotations.py)
     share     how much of the others a client takes in; None: what its validation likes best
     Source: FedReFT, Siddika et al. 2025 (arXiv 2508.20295).
@@ -71,9 +72,10 @@ class AllButMe(Strategy):
         some = next(iter(self.states.values()))
         if self.center == "median" and len(self.states) <= MANY:
             products = function_gram(self.states) if self.way == "function" and paths(some) else gram(self.states)
-            self._shares = shares_of_others(self.examples, products)
+            self._shares = shares_of_others(dict.fromkeys(self.examples, 1.0), products)
         elif self.way != "function" or not paths(some):
-            weights = pull_of_median(self.states, self.examples) if self.center == "median" else self.examples
+            alike = dict.fromkeys(self.examples, 1.0)
+            weights = pull_of_median(self.states, alike) if self.center == "median" else self.examples
             self._rest = Rest(self.states, weights, "align" if self.way == "align" else "project")
 
     def results(self) -> dict[str, State]:

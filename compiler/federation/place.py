@@ -16,6 +16,7 @@ from ..machine.settings import Settings
 from ..models import open_model, origin_of
 from ..words.context import Context
 from ..words.shelf import Shelf
+from .bounds import Bounds
 from .client import Learner, Participant
 from .declaration import Declaration, base_hash, check_base
 from .partition import divided, held_back
@@ -56,7 +57,9 @@ class Place:
             seats = []
             for client in clients:
                 learners = {size: self._learner(client, rows, slots[size]) for size in wanted[client]}
-                seats.append(Participant(client, learners[wanted[client][0]], learners if declared.sizes else {}))
+                first, sizes = learners[wanted[client][0]], learners if declared.sizes else {}
+                bounds = Bounds(declared.full, declared.clients, declared.deadline)
+                seats.append(Participant(client, first, sizes, bounds))
             yield seats
 
     def _librarians(self, clients: list[int], rows: "list[Rows]") -> "list[Librarian]":

@@ -52,9 +52,9 @@ def start_of(pid: int) -> str:
 
 
 def start(name: str, command: Sequence[str], env: Mapping[str, str], folder: Path) -> Process:
-    """A process in a session of its own, whose output goes to `NAME.log` in the folder."""
+    """A process in a session of its own, whose output goes to `NAME.log` in the folder. Raises OSError for a link."""
     log = folder / f"{name}.log"
-    with log.open("ab") as out:
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644), "ab") as out:
         made = subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,

@@ -138,4 +138,11 @@ def declare(
         sizes=tuple(distinct.values()),
         size_of=tuple(list(distinct).index(size.params) for size in sizes),
         budgets=tuple(map(literal, _budgets(request))),
+        examples=0 if request.trains == "index" else request.examples or _largest_part(request, ctx),
     )
+
+
+def _largest_part(request: Any, ctx: "Context") -> int:
+    """Rows of the client that is dealt most."""
+    sizes = [len(ctx.rows(ref)) for ref in refs_of(request)]
+    return max(map(len, divided(sizes, request.clients, request.split, request.beta, ctx.seed)))

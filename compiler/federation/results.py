@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..store.cache import write_whole
+from ..store.regular import CONFIG, read_regular, refuse_odd
 from .course import Course
 from .declaration import Declaration
 from .low_rank import modules, rank_of
@@ -23,12 +25,12 @@ def write_results(
     """A folder for every state ("global", or one of each client), and how the rounds went.
 
     source    the artifact, whose `edits/` say how interventions are put in
-    """
-    from ..store.cache import write_whole
 
+    Raises Reject (odd-file) where links lie in the folder already.
+    """
+    refuse_odd(into)
     for name, state in states.items():
         folder = into / name
-        folder.mkdir(parents=True, exist_ok=True)
         if declared.trains == "lora":
             _write_adapter(state, declared, folder)
         elif declared.trains == "reft" and source is not None:
@@ -45,13 +47,11 @@ def _write_adapter(state: State, declared: Declaration, folder: Path) -> None:
     named = {f"{PREFIX}.{name}": array for name, array in state.items() if name not in inside}
     named |= {f"{PREFIX}.{path}.lora_{side}.weight": state[f"{path}.{side}"] for path in factors for side in "AB"}
     _write_tensors(named, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps(_config(state, declared), indent=2) + "\n")
+    write_whole(folder / "adapter_config.json", (json.dumps(_config(state, declared), indent=2) + "\n").encode())
 
 
 def _write_interventions(state: State, source: Path, folder: Path) -> None:
     """As the target `reft` writes them, so that they go onto the base; a head's arrays beside them."""
-    import shutil
-
     inner = {"R": "project", "V": "project", "W": "aim", "b": "bias"}
     made: dict[str, np.ndarray] = {}
     rest: dict[str, np.ndarray] = {}
@@ -59,9 +59,8 @@ def _write_interventions(state: State, source: Path, folder: Path) -> None:
         path, _, last = name.rpartition(".")
         is_edit = ".reft.functions." in name and last in inner
         (made if is_edit else rest)[f"{path}.{inner[last]}" if is_edit else name] = array
-    (folder / "reft").mkdir(exist_ok=True)
     _write_tensors(made, folder / "reft" / "model.safetensors")
-    shutil.copyfile(source / "edits" / "reft.json", folder / "reft" / "reft.json")
+    write_whole(folder / "reft" / "reft.json", read_regular(source / "edits" / "reft.json", CONFIG, source))
     if rest:
         _write_tensors(rest, folder / "head.safetensors")
 
@@ -83,6 +82,6 @@ def _config(state: State, declared: Declaration) -> dict[str, Any]:
 
 
 def _write_tensors(state: State, file: Path) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, file)
+    write_whole(file, save({name: np.ascontiguousarray(array) for name, array in state.items()}))

@@ -4,7 +4,6 @@ A client that fails, is late, sends NaN or other shapes, holds another base mode
 round with a sentence; the run goes on with the others, or stops with a sentence where fewer than `least` are left.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,9 +11,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ...dsl.diagnostics import Fault, Reject
+from .bounds import as_number
 from .checkpoint import Checkpoint
 from .course import Course, Round, Turn
-from .grid import Grid, Message, Reply, as_number, exchange
+from .grid import SENTENCE, Grid, Message, Reply, exchange
+from .masks import Keys
 from .secure import LEAST, masked_request, opened_sum
 from .state import State, fault_of, numbers
 from .strategy import Sent, Strategy
@@ -38,6 +39,8 @@ class Terms:
     patience    seconds to wait for `clients`
     base        sha256 of the model that all must hold
     every       seconds between two looks for replies
+    partitions  client numbers are below it; 0 for no bound
+    examples    rows that a client counts with at most; 0 for no bound
     """
 
     rounds: int
@@ -49,11 +52,13 @@ class Terms:
     patience: float = 120.0
     seed: int = 0
     every: float = 0.1
+    partitions: int = 0
+    examples: int = 0
 
 
 @dataclass(frozen=True)
 class Member:
-    """A node that joined, as the client of a partition."""
+    """A node that joined, as the client of a partition. `examples` are what it counts with at most in any round."""
 
     client: int
     node: int
@@ -136,29 +141,49 @@ class Federation:
         asked = [Message(node, "join", 0, {}, {"secure": True} if self.strategy.secure else {}) for node in fresh]
         replies = exchange(self.grid, asked, self.terms.deadline, self.terms.every)
         for reply in sorted(replies, key=lambda r: (_client(r), r.node)):
-            member = self._admit(reply)
+            member = self._member(reply)
             self.known[reply.node] = None if member is None else member.client
             if member is not None:
                 self.members[member.client] = member
                 self.faults.pop(member.client, None)
 
-    def _admit(self, reply: Reply) -> Member | None:
+    def _member(self, reply: Reply) -> Member | None:
         """The client that a node is, or None, with the reason in `faults`."""
-        client, base, examples = _client(reply), reply.config.get("base"), as_number(reply.config.get("examples"))
+        client = _client(reply)
+        try:
+            return self._admitted(client, reply)
+        except Exception as error:  # of what a stranger sent: it is left out, whatever that was
+            self.faults[client if client >= 0 else -1 - len(self.faults)] = _sentence(error)
+            return None
+
+    def _admitted(self, client: int, reply: Reply) -> Member:
+        """Raises ValueError with the reason where the node can't take part."""
+        base, examples = reply.config.get("base"), as_number(reply.config.get("examples"))
+        public = str(reply.config.get("public", ""))
         if reply.error:
-            why = reply.error
-        elif base != self.terms.base:
-            why = f"its base model is {str(base)[:12]}, that of the federation {self.terms.base[:12]}"
-        elif not 1 <= examples < math.inf:
-            why = "it has no data"
-        elif client < 0:
-            why = "it does not say which client it is"
-        elif client in self.members:
-            why = f"another node is client {client} already"
-        else:
-            return Member(client, reply.node, int(examples), str(reply.config.get("public", "")))
-        self.faults[client if client >= 0 else -1 - len(self.faults)] = why
-        return None
+            raise ValueError(reply.error)
+        if base != self.terms.base:
+            raise ValueError(f"its base model is {str(base)[:12]}, that of the federation {self.terms.base[:12]}")
+        if not examples >= 1:
+            raise ValueError("it has no data")
+        if client < 0:
+            raise ValueError("it does not say which client it is")
+        if client in self.members:
+            raise ValueError(f"another node is client {client} already")
+        if self.terms.partitions and client >= self.terms.partitions:
+            raise ValueError(f"it is client {str(client)[:12]}, and there are {self.terms.partitions}")
+        if self.strategy.secure:
+            self._check_key(public)
+        return Member(client, reply.node, int(min(examples, self.terms.examples or examples)), public)
+
+    def _check_key(self, public: str) -> None:
+        """Raises ValueError: a key that others can't use, or that is another's, would break every round's sum."""
+        try:
+            Keys().check(public)
+        except ValueError as error:
+            raise ValueError("its key for masks is none") from error
+        if any(member.public == public for member in self.members.values()):
+            raise ValueError("its key for masks is another client's")
 
     def _initial(self) -> State:
         """The state that all start from, from the first client that can tell it."""
@@ -167,10 +192,13 @@ class Federation:
                 continue
             message = Message(member.node, "initial", 0)
             for reply in exchange(self.grid, [message], self.terms.deadline, self.terms.every):
-                state = reply.arrays.get("own", {})
-                why = reply.error or fault_of(state, self.strategy.full)
-                if not why:
-                    return state
+                try:
+                    state = reply.arrays.get("own", {})
+                    why = reply.error or fault_of(state, self.strategy.full)
+                    if not why:
+                        return state
+                except Exception as error:
+                    why = _sentence(error)
                 self.faults[client] = why
         raise Reject(too_few_clients("no client could tell the state to start from", note=self._text(self.faults)))
 
@@ -186,15 +214,15 @@ class Federation:
         by_node = {reply.node: reply for reply in replies}
         turns, faults, sent = {}, dict(self.faults), {}
         for client in chosen:
-            reply = by_node.get(self.members[client].node)
-            why = self._fault(client, number, reply)
-            if why:
-                faults[client] = why
+            try:
+                reply = self._usable(client, number, by_node.get(self.members[client].node))
+                examples = min(as_number(reply.config.get("examples")), self.members[client].examples)
+                turn = _turn(reply, messages[client], self.terms.rounds)
+            except Exception as error:  # of what a client sent: it costs that client its round, whatever it was
+                faults[client] = _sentence(error)
                 self.holding.pop(client, None)  # its node's memory is not what we think
                 continue
-            assert reply is not None
-            sent[client] = Sent(reply.arrays.get("own", {}), as_number(reply.config.get("examples")))
-            turns[client] = _turn(reply, messages[client])
+            sent[client], turns[client] = Sent(reply.arrays.get("own", {}), examples), turn
             self.holding[client] = number
         summed = self._sum(number, sorted(sent), faults) if self.strategy.secure else None
         if summed is not None:
@@ -237,16 +265,19 @@ class Federation:
         config |= payload.config
         return Message(self.members[client].node, "train", number, payload.arrays, config)
 
-    def _fault(self, client: int, round_: int, reply: Reply | None) -> str:
+    def _usable(self, client: int, round_: int, reply: Reply | None) -> Reply:
+        """The reply. Raises ValueError with the reason where it can't be used."""
         if reply is None:
-            return f"no reply within {self.terms.deadline:g} s"
+            raise ValueError(f"no reply within {self.terms.deadline:g} s")
         if reply.error:
-            return reply.error
+            raise ValueError(reply.error)
         if as_number(reply.config.get("number")) != round_:
-            return f"its reply is of round {str(reply.config.get('number'))[:12]}"
-        if not 0 < as_number(reply.config.get("examples")) < math.inf:
-            return "it has no data"
-        return "" if self.strategy.secure else fault_of(reply.arrays.get("own", {}), self.strategy.wanted(client))
+            raise ValueError(f"its reply is of round {str(reply.config.get('number'))[:12]}")
+        if not as_number(reply.config.get("examples")) > 0:
+            raise ValueError("it has no data")
+        if not self.strategy.secure and (why := fault_of(reply.arrays.get("own", {}), self.strategy.wanted(client))):
+            raise ValueError(why)
+        return reply
 
     def _sum(self, number: int, clients: list[int], faults: dict[int, str]) -> Sum:
         """The sum of what these clients learned, or of those of them that still answer; none of fewer than three."""
@@ -255,14 +286,13 @@ class Federation:
             asked = [masked_request(self.members[c].node, c, number, publics) for c in clients]
             by_node = {r.node: r for r in exchange(self.grid, asked, self.terms.deadline, self.terms.every)}
             replies = {c: by_node.get(self.members[c].node) for c in clients}
-            wanted, vectors = numbers(self.strategy.full), {}
+            count, vectors = numbers(self.strategy.full), {}
             for client, reply in replies.items():
-                why = self._unmasked(reply, wanted)
-                if why:
-                    faults[client] = why
+                try:
+                    vectors[client] = self._masked_state(reply, count)
+                except Exception as error:
+                    faults[client] = _sentence(error)
                     self.holding.pop(client, None)
-                elif reply is not None:
-                    vectors[client] = reply.arrays["masked"]["sum"]
             if len(vectors) == len(clients):
                 return Sum(opened_sum([vectors[c] for c in clients], self.strategy.full), tuple(clients))
             clients = sorted(vectors)
@@ -274,21 +304,25 @@ class Federation:
             )
         )
 
-    def _unmasked(self, reply: Reply | None, wanted: int) -> str:
-        """Why a masked state can't be used; "" where it can."""
+    def _masked_state(self, reply: Reply | None, count: int) -> np.ndarray:
+        """A state under masks, uint32 [count]. Raises ValueError with the reason where it can't be used."""
         if reply is None:
-            return f"no masked state within {self.terms.deadline:g} s"
+            raise ValueError(f"no masked state within {self.terms.deadline:g} s")
         if reply.error:
-            return reply.error
-        found = reply.arrays.get("masked", {}).get("sum")
-        if found is None or found.shape != (wanted,) or found.dtype != np.uint32:
-            return f"its masked state is not {wanted} numbers of 32 bits"
-        return ""
+            raise ValueError(reply.error)
+        state = reply.arrays.get("masked", {}).get("sum")
+        if not isinstance(state, np.ndarray) or state.shape != (count,) or state.dtype != np.uint32:
+            raise ValueError(f"its masked state is not {count} numbers of 32 bits")
+        return state
 
     @staticmethod
     def _text(faults: Mapping[int, str]) -> str:
         shown = [f"client {client}: {text}" if client >= 0 else text for client, text in sorted(faults.items())]
         return "; ".join(_first_line(text) for text in shown[:8])
+
+
+def _sentence(error: Exception) -> str:
+    return (str(error) or type(error).__name__)[:SENTENCE]
 
 
 def _first_line(text: str) -> str:
@@ -298,13 +332,14 @@ def _first_line(text: str) -> str:
 def _client(reply: Reply) -> int:
     """Which client a node says it is; -1 of what is no number of one."""
     said = as_number(reply.config.get("client"))
-    return int(said) if 0 <= said < math.inf else -1
+    return int(said) if said >= 0 else -1
 
 
-def _turn(reply: Reply, message: Message) -> Turn:
+def _turn(reply: Reply, message: Message, rounds: int) -> Turn:
+    """What a client says of its turn; of tasks there are as many as rounds at most."""
     values = {name: as_number(reply.config.get(name)) for name in NUMBERS}
     told = reply.config.get("by_task")
-    tasks = tuple(as_number(x) for x in told) if isinstance(told, list) else ()
+    tasks = tuple(as_number(x) for x in told[:rounds]) if isinstance(told, list) else ()
     return Turn(**values, by_task=tasks, bytes_up=reply.bytes, bytes_down=message.bytes)
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from ...dsl.diagnostics import Reject
-from .client import client_refuses
+from .bounds import as_number, client_refuses
 from .course import Course, Round, Turn
-from .grid import Answer, Message, Reply, as_number, exchange
+from .grid import Answer, Message, Reply, exchange
 from .rounds import Federation, too_few_clients
-from .state import State
+from .state import State, value_fault
 from .strategy import Payload, Sent, Strategy
 
 
@@ -118,8 +118,8 @@ class Library(Federation):
     def _inquiry(self, number: int, client: int) -> Round:
         started, faults, sizes = time.monotonic(), dict(self.faults), [0, 0]
         (reply,) = self._send("ask", number, {client: {}}, sizes).values()
-        questions = reply.arrays.get("own", {}).get("questions") if reply and not reply.error else None
-        if questions is None or questions.ndim != 2 or not np.isfinite(questions).all():
+        questions = _questions(reply)
+        if questions is None:
             return Round(number, {}, {**faults, client: _why(reply)}, time.monotonic() - started)
         asked = {k: {"questions": questions} for k in sorted(self.members)}
         found = {}
@@ -158,11 +158,18 @@ def _why(reply: Reply | None) -> str:
     return reply.error or "what it sent can't be used"
 
 
+def _questions(reply: Reply | None) -> np.ndarray | None:
+    """Vectors of a reply, where they are that."""
+    found = reply.arrays.get("own", {}).get("questions") if reply and not reply.error else None
+    fits = isinstance(found, np.ndarray) and found.ndim == 2 and not value_fault("questions", found)
+    return found if fits else None
+
+
 def _pair(reply: Reply | None, questions: int, count: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Scores and numbers of a reply, where they are that."""
     own = reply.arrays.get("own", {}) if reply and not reply.error else {}
     scores, numbers = own.get("scores"), own.get("numbers")
-    if scores is None or numbers is None or scores.ndim != 2 or scores.shape != numbers.shape:
+    if not isinstance(scores, np.ndarray) or not isinstance(numbers, np.ndarray) or scores.shape != numbers.shape:
         return None
-    fits = len(scores) == questions and 1 <= scores.shape[1] <= count
-    return (scores, numbers) if fits and np.isfinite(scores).all() and numbers.dtype.kind == "i" else None
+    fits = scores.ndim == 2 and len(scores) == questions and 1 <= scores.shape[1] <= count
+    return (scores, numbers) if fits and not value_fault("scores", scores) and numbers.dtype == np.int64 else None

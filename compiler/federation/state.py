@@ -13,6 +13,7 @@ from ..store.cache import digest
 
 State = Mapping[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
+LARGEST = 1e9  # magnitude of a number: squares and products of adapters then stay far inside of float32
 
 
 def shapes(state: State) -> dict[str, tuple[int, ...]]:
@@ -39,10 +40,19 @@ def fault_of(state: State, wanted: Shapes) -> str:
         array = state[name]
         if array.shape != tuple(wanted[name]):
             return f"`{name}` is {array.shape}, not {tuple(wanted[name])}"
-        if array.dtype.kind != "f":
-            return f"`{name}` holds {array.dtype}, not floating-point numbers"
-        if not np.isfinite(array).all():
-            return f"`{name}` holds NaN or infinity"
+        if why := value_fault(name, array):
+            return why
+    return ""
+
+
+def value_fault(name: str, array: np.ndarray) -> str:
+    """Why the numbers of an array can't be used; "" where they can: float32, and products of two stay finite."""
+    if array.dtype != np.float32:
+        return f"`{name}` holds {array.dtype}, not float32"
+    if not np.isfinite(array).all():
+        return f"`{name}` holds NaN or infinity"
+    if array.size and np.abs(array).max() > LARGEST:
+        return f"`{name}` holds a number above {LARGEST:g}"
     return ""
 
 

@@ -60,6 +60,23 @@ def packages() -> list[Package]:
     return sorted(found, key=lambda p: p.group != "")
 
 
+def distributions() -> dict[str, metadata.Distribution]:
+    """Installed distributions that effc asks for, and that these ask for without an extra, by plain name."""
+    found: dict[str, metadata.Distribution] = {}
+    waiting = ["effc", *(p.name for p in packages())]
+    while waiting:
+        name = waiting.pop()
+        if _plain(name) in found:
+            continue
+        try:
+            found[_plain(name)] = package = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if _plain(name) != "effc":
+            waiting += [name for name, _, group in map(_requirement, package.requires or ()) if not group]
+    return found
+
+
 def check_packages(names: Iterable[str] = ()) -> None:
     """Reject required packages (or those named) that are missing or outside their range."""
     wanted = {_plain(n) for n in names}

@@ -149,4 +149,4 @@ def _written(folder: Path) -> None:
 
 
 def _started() -> None:
-    subprocess.run([sys.executable, "-c", "import torch, transformers"], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-P", "-c", "import torch, transformers"], check=True, capture_output=True)

@@ -1,5 +1,6 @@
 """What a step's result depends on, part by part: the cache key and the reason why it misses."""
 
+import os
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -62,7 +63,7 @@ def files(call: Invocation, ctx: Context) -> dict[str, str]:
     """Hashes of the files that a pass reads, by the paths in the recipe; "" for one that is not there."""
     named = ctx.shelf.make("pass", call).files()
     folder = ctx.relative_to(call).folder
-    return {n: file_hash(folder / n, ctx.settings.cache_dir) if (folder / n).is_file() else "" for n in named}
+    return {n: file_hash(folder / n, ctx.settings.cache_dir) if os.path.isfile(folder / n) else "" for n in named}
 
 
 def data_identity(ref: DataRef, ctx: Context) -> str:

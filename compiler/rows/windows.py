@@ -2,6 +2,7 @@
 
 import codecs
 import glob
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ def find_files(paths: str | Sequence[str], folder: Path) -> list[Path]:
     found: list[Path] = []
     for text in [paths] if isinstance(paths, str) else paths:
         path = folder / Path(text).expanduser()
-        if path.is_file():
+        if os.path.isfile(path):
             found.append(path)
             continue
         if kind := other_kind(path):
@@ -59,7 +60,7 @@ def find_files(paths: str | Sequence[str], folder: Path) -> list[Path]:
 def _near(path: Path) -> str:
     from ...dsl.nearest import nearest
 
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         return "paths are relative to the recipe"
     near = nearest(path.name, [f.name for f in path.parent.iterdir()])
     return f"did you mean `{near}`?" if near else "paths are relative to the recipe"

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
+from ..artifacts.manifest import hash_files
 from ..artifacts.reft import base_hash
+from ..store.cache import digest
 from ..store.regular import CONFIG, MISFIT, read_json
 from .adaptation import Adaptable, Regime
 from .attachment import KINDS, places_of
@@ -174,14 +176,14 @@ def client_of(
         retriever, version = Local(base, app.selection), base.version
     else:
         retriever, version = server, server.url
-    weights = base_hash(model)
     adaptable = None
     if app.adapters:
         places = places_of(model, app.regime.kind)
         adaptable = Adaptable(model, tokenizer, places, app.regime, prompts.question)
     voice = voice_of(app, folder, adaptable)
     reward = reward_of(app, folder, voice.bare if voice else model, prompts, embedder)
-    identity = identity_of(weights, embedder.identity, version, adaptable.shape if adaptable else "")
+    parts = digest([hash_files(folder), app.to_json()])
+    identity = identity_of(parts, embedder.identity, version, adaptable.shape if adaptable else "")
     lists, states = (
         StateCache(identity, app.near[name], app.bytes[name], app.evict, cache_dir / "rttc" / identity[:32] / name)
         for name in CACHES

@@ -143,9 +143,14 @@ class Guided:
         self._facts = facts
 
 
-def identity_of(base: str, embedder: str, version: str, shape: str) -> str:
-    """What cached states belong to: the model's weights, the embedder, the base's version, the adapters' shape."""
-    return digest([base, embedder, version, shape])
+def identity_of(parts: str, embedder: str, version: str, shape: str) -> str:
+    """Identity of all that cached states depend on.
+
+    parts     hash of the folder's files and of how they belong together: weights, config, tokenizer, training
+    version   of the knowledge base, or the address of its server
+    shape     of the adapters
+    """
+    return digest([parts, embedder, version, shape])
 
 
 class _Query:

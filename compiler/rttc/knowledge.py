@@ -1,6 +1,6 @@
 """A knowledge base: samples and their vectors in a folder, searched exactly.
 
-    kb.json               format, version, embedder, counts, hashes of the two others; written last
+    kb.json               format, embedder, counts, hashes of the two others, version of all that; written last
     samples.jsonl         one sample a line
     vectors.safetensors   `vectors` [n, width] float32 of length 1, `centre` [width]
 
@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -185,9 +185,14 @@ def _write(
         "dropped": dropped,
         "embedder": embedder,
         "files": hashes,
-        "version": digest([hashes, embedder])[:16],
+        "version": version_of(hashes, embedder),
     }
     write_whole(folder / NAME, (json.dumps(body, indent=2, sort_keys=True) + "\n").encode())
+
+
+def version_of(hashes: Mapping[str, str], embedder: str) -> str:
+    """Version of a base by its content; the `version` of a file that somebody wrote is not read."""
+    return digest([hashes, embedder])[:16]
 
 
 def open_base(folder: Path) -> Base:
@@ -196,6 +201,8 @@ def open_base(folder: Path) -> Base:
         body = read_json(folder / NAME, CONFIG)
         if body["format"] != FORMAT:
             raise ValueError(f"format {body['format']}, and this effc reads {FORMAT}")
+        if sorted(body["files"]) != [TEXTS, VECTORS]:
+            raise ValueError(f"its files are {TEXTS} and {VECTORS}")
         for name in (TEXTS, VECTORS):
             if _hash(folder / name) != body["files"][name]:
                 raise ValueError(f"{name} has other content than when it was written")
@@ -205,7 +212,7 @@ def open_base(folder: Path) -> Base:
             tensors["vectors"],
             tensors["centre"],
             body["embedder"],
-            body["version"],
+            version_of(body["files"], body["embedder"]),
             body["dropped"],
         )
     except (OSError, SafetensorError, *MISFIT) as error:

@@ -3,11 +3,14 @@ alone, and only when asked for."""
 
 import importlib
 import os
+import secrets
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from contextlib import chdir
 from dataclasses import dataclass, field
 from functools import cached_property
 from select import select
@@ -22,6 +25,14 @@ no_cluster = Fault(
     "The address is the one that `ray start --head` prints, with its port: 6379 unless told otherwise.",
     exit="network",
 )
+open_cluster = Fault(
+    "open-cluster",
+    "A cluster of Ray's was named with `--workers ray:ADDRESS` that asks nobody for a token.\n\n"
+    "Ray listens on all interfaces of its machines, and whoever reaches them runs code there as the user who started "
+    "it. With RAY_AUTH_MODE=token in the environment of `ray start` and of effc, and one RAY_AUTH_TOKEN_PATH for all, "
+    "every call needs the token in that file.",
+    exit="environment",
+)
 PATIENCE = 3.0  # seconds to be connected in, again for an answer, and again for one in Ray's words
 SETTINGS = 4  # the kind of the first frame of either side, RFC 9113, section 3.4
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, SETTINGS, 0, 0, 0, 0, 0])
@@ -35,9 +46,14 @@ print("joined", flush=True)
 OBJECTS = 80 << 20  # bytes of Ray's store: answers are short lines
 
 
+TOKEN = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH for `ray start` and for effc"
+LOCAL = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # the latter has Ray listen at loopback
+
+
 def check_answers(address: str) -> None:
     """Raises Reject (no-cluster) within seconds where nobody answers as the head of a cluster does: by HTTP/2, which
-    its calls go over, and then to a client of Ray's. Ray's own way to say so takes minutes, under lines of its own."""
+    its calls go over, and then to a client of Ray's. Ray's own way to say so takes minutes, under lines of its own.
+    Raises Reject (open-cluster) where it answers a client without a token."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE) as head:
@@ -46,25 +62,39 @@ def check_answers(address: str) -> None:
         speaks = len(answer) == 9 and answer[3] == SETTINGS
     except (OSError, ValueError, OverflowError):
         speaks = False
-    if not speaks or not _answers_ray(address):
-        raise Reject(no_cluster(f"nobody answers at {address} as a cluster of Ray's does", help=HEAD))
+    if speaks and _joins(address, "disabled"):
+        raise Reject(open_cluster(f"the cluster at {address} asks nobody for a token", help=TOKEN))
+    has_token = os.environ.get("RAY_AUTH_MODE") == "token"
+    if not speaks or not has_token or not _joins(address, "token"):
+        said = f"nobody answers at {address} as a cluster of Ray's does"
+        raise Reject(no_cluster(said if has_token else f"{said} without a token", help=HEAD if has_token else TOKEN))
 
 
-def _answers_ray(address: str) -> bool:
-    """Asked by a process of its own: a call of Ray's can't be broken off, nor silenced."""
+def _joins(address: str, mode: str) -> bool:
+    """Whether a client may join, with the environment's token or none, by RAY_AUTH_MODE. Asked by a process of its
+    own: a call of Ray's can't be broken off, nor silenced."""
     with subprocess.Popen(
         [sys.executable, "-P", "-c", HEARD, address],
+        env={**os.environ, "RAY_AUTH_MODE": mode},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     ) as asking:
         assert asking.stdout is not None
         try:
-            if not asking.stdout.readline():  # Ray is imported, which waits for nobody; this one has no such client
-                return True
+            asking.stdout.readline()  # Ray is imported, which waits for nobody
             return bool(select([asking.stdout], [], [], PATIENCE)[0]) and asking.stdout.readline() == b"joined\n"
         finally:
             asking.kill()
+
+
+def _check_token() -> None:
+    """Raises Reject (open-cluster) where this process would join without a token: Ray reads its environment once."""
+    from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
+
+    if get_authentication_mode() != AuthenticationMode.TOKEN:
+        raise Reject(open_cluster("Ray was imported here before it was to ask for a token", help=TOKEN))
+    AuthenticationTokenLoader.instance().reset_cache()  # one of an earlier cluster
 
 
 class Worker:
@@ -92,6 +122,7 @@ class Actors(Hands):
     actors: dict[int, Any] = field(default_factory=dict)
     owed: dict[Any, int] = field(default_factory=dict)
     folder: "tempfile.TemporaryDirectory[str] | None" = None
+    environment: dict[str, str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.address:
@@ -101,20 +132,24 @@ class Actors(Hands):
     def size(self) -> int:
         """Joins the cluster."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        import ray
-
+        # Paths of sockets have at most 107 bytes.
+        self.folder = tempfile.TemporaryDirectory(prefix="effc-ray-", dir="/tmp", ignore_cleanup_errors=True)
         options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False, "namespace": "effc"}
-        if not self.address:  # paths of sockets have at most 107 bytes
+        if not self.address:
             os.environ.setdefault("RAY_worker_niceness", "0")  # theirs is 15, which starves beside other work
-            self.folder = tempfile.TemporaryDirectory(prefix="effc-ray-", dir="/tmp", ignore_cleanup_errors=True)
+            self._set_environment(LOCAL | {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
             options |= {
                 "num_cpus": os.cpu_count(),
                 "include_dashboard": False,
                 "object_store_memory": OBJECTS,
                 "_temp_dir": self.folder.name,
             }
+        import ray
+
+        _check_token()
         try:
-            ray.init(address=self.address or "local", **options)
+            with chdir(self.folder.name):  # which Ray puts before the libraries on its workers' path
+                ray.init(address=self.address or "local", **options)
         except (ConnectionError, RuntimeError, ValueError) as error:  # something answers there that is no head
             said = str(error).partition("\n")[0]
             raise Reject(
@@ -129,6 +164,10 @@ class Actors(Hands):
                 )
             )
         return count
+
+    def _set_environment(self, values: Mapping[str, str]) -> None:
+        self.environment = {name: os.environ.get(name) for name in values}
+        os.environ.update(values)
 
     def hire(self, place: int) -> None:
         import ray
@@ -167,3 +206,8 @@ class Actors(Hands):
         ray.shutdown()
         if self.folder:
             self.folder.cleanup()
+        for name, value in self.environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

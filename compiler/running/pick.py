@@ -4,7 +4,7 @@ import atexit
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from ..artifacts.fronts import FRONT, read_front
 from ..artifacts.load import POINTS, load
 from ..artifacts.load import members as points
 from ..artifacts.manifest import Manifest, verify_files
-from ..artifacts.signature import check_signature
 from ..artifacts.verify import verify
 from ..checkpoints.folder import open_folder
 from ..families import shared
@@ -91,16 +90,13 @@ def pick(
     return name, manifest
 
 
-def folder_of(path: Path, asked: str, *, speaks: bool = False, signed_by: Sequence[str] = ()) -> Path:
+def folder_of(path: Path, asked: str, *, speaks: bool = False) -> Path:
     """The folder of one point of a front that was emitted: by name, number or limits, "params=1.6M,bytes=6MiB".
 
     A point of weights that are shared is cut out first, into a folder that is there until this process ends.
 
     speaks     Reject (no-words) of weights that are shared and have no tokenizer beside them
-    signed_by  keys one of which must have signed the front
     """
-    if signed_by:
-        check_signature(path, signed_by)
     limits = limits_of(apart(asked)) if "=" in asked else ()
     front = read_front(path)
     name = _chosen(front, "" if limits else asked, limits)

@@ -257,7 +257,7 @@ def step_of(name: str, key: str, scratch: Path, team: Team) -> dict[str, Any]:
         **team.recipe,
         "name": name,
         "key": key,
-        "scratch": str(scratch),
+        "scratch": str(scratch.resolve()),
         "token": secrets.token_hex(8),
         "environment": environment,
     }

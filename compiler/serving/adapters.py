@@ -40,10 +40,8 @@ def named(texts: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def views(model: Any, label: str, folders: Mapping[str, Path], signed_by: Sequence[str] = ()) -> dict[str, Any]:
+def views(model: Any, label: str, folders: Mapping[str, Path]) -> dict[str, Any]:
     """The model once more for every folder, with its interventions on: other modules over the same tensors.
-
-    signed_by   public keys, one of which must have signed the artifact of every folder
 
     Raises Reject where the model is none of torch, or another than an adapter was trained in.
     """
@@ -61,7 +59,7 @@ def views(model: Any, label: str, folders: Mapping[str, Path], signed_by: Sequen
         )
     own, made = base_hash(model), {}
     for name, folder in folders.items():
-        _check_files(folder, signed_by)
+        _check_files(folder)
         base, _ = read(folder)
         if base["sha256"] != own:
             raise Reject(
@@ -77,15 +75,12 @@ def views(model: Any, label: str, folders: Mapping[str, Path], signed_by: Sequen
     return made
 
 
-def _check_files(folder: Path, signed_by: Sequence[str]) -> None:
-    """Compare with the manifest, where the folder is an artifact's, and the artifact with its signature if asked to."""
+def _check_files(folder: Path) -> None:
+    """Compare with the manifest, where the folder is an artifact's."""
     from ..artifacts.manifest import NAME, read_manifest, verify_files
-    from ..artifacts.signature import check_signature
 
-    if signed_by:
-        check_signature(folder.parent, signed_by)
     if (folder.parent / NAME).is_file():
-        verify_files(folder.parent, read_manifest(folder.parent), under="" if signed_by else folder.name)
+        verify_files(folder.parent, read_manifest(folder.parent), under=folder.name)
 
 
 class Talkers:

@@ -1,6 +1,7 @@
 """A model in a GGUF file, as llama.cpp uses it."""
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ class Gguf(Source):
         label = f'gguf("{self.path}")'
         if kind := other_kind(path):
             raise Reject(no_model(f"{label}: {path} is {kind}, where a file is needed", help="name a file"))
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise Reject(no_model(f"{label}: there is no file {path}", help="paths are relative to the recipe"))
         files = SourceFiles(ctx.settings.cache_dir)
         content = files.hash(path)

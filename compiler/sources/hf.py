@@ -1,5 +1,6 @@
 """A model in the Hugging Face layout: a folder, or a repository of the hub."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -67,7 +68,7 @@ class Hf(Source):
         try:
             fetched = self._fetch(label, ctx.settings)
         except Reject as refused:
-            if (ctx.folder / self.name / "config.json").is_file():
+            if os.path.isfile(ctx.folder / self.name / "config.json"):
                 help = f'a folder of that name lies beside the recipe: write hf("./{self.name}")'
                 raise Reject(*(replace(d, help=help) for d in refused.diagnostics)) from refused
             raise

@@ -1,5 +1,6 @@
 """A module that the user's own Python file makes."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -53,7 +54,7 @@ class Module(Source):
         file = ctx.folder / Path(name).expanduser()
         if kind := other_kind(file):
             raise Reject(user_module(f"{label}: {file} is {kind}, where a file is needed", help="name a file"))
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise Reject(user_module(f"{label}: there is no file {file}", help="paths are relative to the recipe"))
         if not ctx.settings.trust_remote_code:
             raise Reject(remote_code(f"{label} runs {file}", help="read that file, then add --trust-remote-code"))

@@ -25,7 +25,18 @@ from typing import TYPE_CHECKING, Any
 from ...dsl.diagnostics import Reject
 from .difference import difference
 from .regular import check_regular, refuse_odd
-from .sealed import HASH, SEAL, cache_closed, cache_damaged, canonical, read_noted, read_sealed, refuse_open, sealed
+from .sealed import (
+    HASH,
+    SEAL,
+    cache_closed,
+    cache_damaged,
+    canonical,
+    read_noted,
+    read_sealed,
+    read_sealed_hash,
+    refuse_open,
+    sealed,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +70,8 @@ def write_whole(path: Path, *data: "bytes | memoryview") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(draft, "wb") as file:
+        draft.unlink(missing_ok=True)  # of a process that died and had our number, or a link that somebody left
+        with open(draft, "xb") as file:
             file.writelines(data)
             file.flush()
             os.fsync(file.fileno())
@@ -292,6 +304,9 @@ class Cache:
             yield from _refused(path, lambda path=path: self._value(path))
         for path in sorted((*self.folder.glob("skeletons/*.json"), *self.folder.glob("gguf/*.json"))):
             yield from _refused(path, lambda path=path: read_noted(path, self.folder))
+        for path in sorted((self.folder / "hashes").glob("*/*")):
+            if not _DRAFT.fullmatch(path.name):
+                yield from _refused(path, lambda path=path: read_sealed_hash(path, self.folder))
 
     def collect(self, *, keep_seconds: float) -> int:
         """Drop steps and scratch not used for so long, and tensors that no step names; bytes freed."""

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from ...dsl.diagnostics import Reject
 from ..report.progress import follow
 from .cache import digest, write_whole
-from .regular import read_regular
+from .sealed import cache_damaged, read_sealed_hash, sealed_hash
 
 PIECE = 16 << 20  # bytes
 # A file written this recently (seconds) may be written again within one tick of its clock: not remembered.
@@ -23,15 +24,15 @@ def file_hash(path: Path, cache_dir: Path) -> str:
     name = digest([str(path), fact.st_size, fact.st_mtime_ns, fact.st_ino])
     kept = cache_dir / "hashes" / name[:2] / name
     try:
-        known, _, seal = read_regular(kept, 1 << 10, cache_dir).decode().partition(" ")
-        if seal == digest([name, known]):
+        if known := read_sealed_hash(kept, cache_dir):
             return known
-    except (OSError, UnicodeDecodeError):
-        pass
+    except Reject as refused:  # one that is damaged is made again; `effc cache verify` names it
+        if refused.diagnostics[0].fault is not cache_damaged:
+            raise
     found = read_hash(path)
     if time.time() - fact.st_mtime > SETTLED and _is_same(fact, path.stat()):
         with suppress(OSError):  # a cache that can only be read: hashed again next time
-            write_whole(kept, f"{found} {digest([name, found])}".encode())
+            write_whole(kept, sealed_hash(name, found))
     return found
 
 

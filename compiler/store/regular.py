@@ -53,12 +53,22 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
 
 
 def refuse_odd(folder: Path) -> None:
-    """Raises Reject (odd-file) for a folder of files that we write to which is a link, or holds one, or a pipe: whoever
-    left it there would have others of us written to."""
-    for place in (folder, *folder.rglob("*")):
-        mode = place.lstat().st_mode
-        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-            raise Reject(odd_file(f"{place} is a link, or no ordinary file", help="remove it"))
+    """Raises Reject (odd-file) for a folder that we are about to write to which is a link, or holds a link, a pipe, a
+    file with a second name or one of another user: whoever left it there would have us write elsewhere.
+
+    A folder that does not exist yet is none of these.
+    """
+    for path in (folder, *folder.rglob("*")):
+        try:
+            fact = path.lstat()
+        except FileNotFoundError:  # processes that still run take away what they are done with
+            continue
+        if not (stat.S_ISDIR(fact.st_mode) or stat.S_ISREG(fact.st_mode)):
+            raise Reject(odd_file(f"{path} is a link, or no ordinary file", help="remove it"))
+        if stat.S_ISREG(fact.st_mode) and fact.st_nlink > 1:
+            raise Reject(odd_file(f"{path} is a file that has another name, too", help="remove it, or copy it"))
+        if hasattr(os, "geteuid") and fact.st_uid != os.geteuid():
+            raise Reject(odd_file(f"{path} belongs to another user", help="remove it, or take a folder of your own"))
 
 
 def read_json(path: Path, most: int, within: Path | None = None) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
-from .regular import MANIFEST, read_json
+from .regular import MANIFEST, read_json, read_regular
 
 SEAL = "seal"
 HASH = re.compile(r"[0-9a-f]{64}")
@@ -82,6 +82,33 @@ def read_noted(path: Path, folder: Path) -> dict[str, Any] | None:
     if body.get("key") != path.stem:
         raise Reject(cache_damaged(f"{path} belongs to another name", help=_HELP))
     return body
+
+
+def sealed_hash(name: str, content: str) -> bytes:
+    """A file's hash as the cache keeps it under a name, with a seal over both."""
+    return f"{content} {_seal_of_hash(name, content)}".encode()
+
+
+def read_sealed_hash(path: Path, folder: Path) -> str | None:
+    """A file's hash that the cache in `folder` keeps; None where there is none, or one of before there were seals.
+
+    Raises Reject (cache-damaged) where it was changed, or is another name's.
+    """
+    try:
+        content, space, seal = read_regular(path, 1 << 10, folder).decode().partition(" ")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Reject(cache_damaged(f"{path} can't be read as a hash", help=_HELP)) from error
+    if HASH.fullmatch(content) and not space:
+        return None
+    if seal != _seal_of_hash(path.name, content):
+        raise Reject(cache_damaged(f"{path} was changed after it was written", help=_HELP))
+    return content
+
+
+def _seal_of_hash(name: str, content: str) -> str:
+    return hashlib.sha256(canonical([name, content]).encode()).hexdigest()
 
 
 def _folders(folder: Path) -> list[Path]:

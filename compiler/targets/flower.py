@@ -252,6 +252,11 @@ class Flower(Target):
         default=0.0,
         ge=0,
     )
+    examples: int | None = param(
+        "Rows that a client counts with at most, whatever it says; those of the largest part dealt unless given.",
+        default=None,
+        ge=1,
+    )
     clip: float = param("Largest norm of a client's change, or of a row's gradient; 0 for no bound.", default=0.0, ge=0)
     noise: float = param("Deviation of the noise, in units of `clip`.", default=0.0, ge=0)
     delta: float = param("For which epsilon is told.", default=1e-5, gt=0, lt=1)

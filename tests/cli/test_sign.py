@@ -4,12 +4,16 @@ import base64
 import json
 import shutil
 import stat
+import subprocess
+import sys
 import tarfile
 from importlib import metadata
 
 import effc as package
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from effc.compiler.artifacts.bill import bill
+from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.artifacts.signature import new_key, sign, statement
 from effc.dsl.diagnostics import Reject
 
@@ -158,7 +162,17 @@ def test_an_edited_artifact_is_not_signed(artifact, keys, tmp_path):  # noqa: F8
     assert not (folder / "signatures.json").exists()
 
 
-def test_the_bill_of_materials_names_what_the_process_had_loaded(artifact):  # noqa: F811
+def test_the_bill_of_materials_is_the_same_whatever_the_process_had_imported():
+    code = "import sys; from effc.compiler.artifacts.bill import bill; from effc.compiler.artifacts.manifest import Manifest"
+    code += "; sys.stdout.buffer.write(bill(Manifest('hf')))"
+    fresh = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    here = json.loads(bill(Manifest("hf")))
+    assert fresh["components"] == here["components"] and fresh["serialNumber"] == here["serialNumber"]
+    names = {c["name"] for c in here["components"]}
+    assert {"effc", "torch", "huggingface-hub"} <= names and not names & {"pytest", "hypothesis"}
+
+
+def test_the_bill_of_materials_names_the_packages_that_were_used(artifact):  # noqa: F811
     body = json.loads((artifact / "sbom.json").read_bytes())
     assert (body["bomFormat"], body["specVersion"]) == ("CycloneDX", "1.6")
     assert body["serialNumber"].startswith("urn:uuid:")

@@ -127,6 +127,27 @@ def test_a_step_in_anothers_place_is_not_used(cache):
     assert "no record of a finished step" in damage_of(lambda: cache.step(other))
 
 
+def test_every_flipped_bit_of_a_kept_hash_is_seen_and_none_is_believed(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(hashes, "SETTLED", -1.0)
+    (tmp_path / "file").write_text("content")
+    right = hashes.file_hash(tmp_path / "file", cache.folder)
+    (kept,) = cache.folder.glob("hashes/*/*")
+    assert not list(cache.damaged())
+    whole = kept.read_bytes()
+    for at in range(len(whole)):
+        for bit in range(8):
+            kept.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :])
+            assert [path for path, _ in cache.damaged()] == [kept], (at, bit)
+            if bit == at % 8:
+                assert hashes.file_hash(tmp_path / "file", cache.folder) == right and kept.read_bytes() == whole
+    kept.write_bytes(whole)
+    other = kept.with_name("0" * 64)
+    other.write_bytes(whole)
+    assert [path for path, _ in cache.damaged()] == [other]
+    other.write_text(right)  # as caches of before there were seals have it: not used, and no damage
+    assert not list(cache.damaged())
+
+
 @pytest.mark.parametrize("text", ["null", "[]", "{}", "3", '"x"', "", "{", '{"tensors": []}', "[" * 50_000, "\udcff"])
 @pytest.mark.parametrize("folder", ["steps", "values"])
 def test_files_of_another_form_are_said_to_be_damaged(cache, folder, text):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from effc.compiler import api
-from effc.compiler.artifacts.load import load
+from effc.compiler.artifacts.load import authenticate, load
 from effc.compiler.artifacts.signature import new_key, sign
 from effc.compiler.cli import main
 from effc.compiler.running.limits import Limit
@@ -56,9 +56,9 @@ def test_a_point_to_run_is_cut_out_of_a_front_that_one_of_the_keys_signed(artifa
     front = shutil.copytree(artifacts / "once", tmp_path / "once")
     ours, theirs = (new_key(tmp_path / f"{name}.key") for name in ("ours", "theirs"))
     sign(front, tmp_path / "ours.key")
-    assert folder_of(front, "1", signed_by=[ours]).is_dir()
+    assert authenticate(front, [theirs, ours]) == ours and folder_of(front, "1").is_dir()
     with pytest.raises(Reject, match="unsigned-artifact") as caught:
-        folder_of(front, "1", signed_by=[theirs])
+        authenticate(front, [theirs])
     assert caught.value.diagnostics[0].message.startswith(f"{front} is signed by {ours}")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -10,12 +11,14 @@ import threading
 import time
 from contextlib import suppress
 from importlib import metadata
+from importlib.util import find_spec
 
 import pytest
 import torch
 from effc.compiler import api
 from effc.compiler.machine.settings import Settings
 from effc.compiler.report.progress import Said, Ticked
+from effc.compiler.running.cluster import check_answers
 from effc.compiler.running.hands import Hands
 from effc.compiler.running.hiring import hands_of, working
 from effc.compiler.running.pipeline import Build
@@ -25,6 +28,13 @@ from effc.dsl.diagnostics import Reject
 from tests import tiny
 
 pytestmark = pytest.mark.slow
+
+
+def needs_ray():
+    """Skip where there is none; it is not imported, since Ray reads its environment once."""
+    if not find_spec("ray"):
+        pytest.skip("needs ray")
+
 
 CUT = "prune.multi(remove: 12% of params, group: 16, score: perplexity(rows), data: rows)"
 NET = "supernet.elastic(channels: [100%, 50%], heads: [100%, 50%], data: rows, steps: 0)"
@@ -162,7 +172,7 @@ def answer(listening, words):
 
 @pytest.mark.parametrize("port", ["closed", "silent", b"HTTP/1.1 404 Not Found\r\n\r\n", bytes([0, 0, 0, 4, *[0] * 5])])
 def test_an_address_where_no_cluster_is_is_refused_within_ten_seconds(tmp_path, port):
-    pytest.importorskip("ray")
+    needs_ray()
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         if port != "closed":
@@ -178,9 +188,25 @@ def test_an_address_where_no_cluster_is_is_refused_within_ten_seconds(tmp_path, 
 
 
 @pytest.fixture
-def cluster(tmp_path_factory):
+def token(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+@pytest.fixture
+def cluster(tmp_path_factory, token):
     """The address of a cluster of two nodes, each a group of processes of this machine, with one processor each."""
-    pytest.importorskip("ray")
+    yield from started(tmp_path_factory, nodes=2)
+
+
+@pytest.fixture
+def open_cluster(tmp_path_factory):
+    """The address of a cluster of one node that asks for no token."""
+    yield from started(tmp_path_factory, nodes=1)
+
+
+def started(tmp_path_factory, nodes):
+    needs_ray()
     command, env = (
         [sys.executable, "-m", "ray.scripts.scripts"],
         {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"},
@@ -191,9 +217,9 @@ def cluster(tmp_path_factory):
     folder = tmp_path_factory.mktemp("r")
     common = ["--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats", "--block"]
     head = ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false", f"--temp-dir={folder}"]
-    nodes = []
-    for more in (head, [f"--address={address}"]):
-        nodes.append(
+    running = []
+    for more in (head, [f"--address={address}"])[:nodes]:
+        running.append(
             subprocess.Popen(
                 [*command, "start", *common, *more],
                 env=env,
@@ -204,12 +230,61 @@ def cluster(tmp_path_factory):
         )
         health = [*command, "health-check", "--address", address]
         while subprocess.run(health, env=env, capture_output=True).returncode:
-            assert nodes[-1].poll() is None, "a node did not start"
+            assert running[-1].poll() is None, "a node did not start"
             time.sleep(0.5)
     yield address
-    for node in reversed(nodes):
+    for node in reversed(running):
         node.terminate()
         node.wait(30)
+
+
+def test_a_cluster_that_asks_for_no_token_is_not_joined(tmp_path, open_cluster, monkeypatch):
+    for mode in ("disabled", "token"):
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
+        with pytest.raises(Reject, match="open-cluster") as caught:
+            hands_of(Settings(tmp_path, workers=f"ray:{open_cluster}"))
+        assert caught.value.exit == 5 and "RAY_AUTH_MODE=token" in caught.value.diagnostics[0].help
+
+
+def test_a_cluster_is_joined_with_its_token_alone(tmp_path, cluster, monkeypatch):
+    check_answers(cluster)
+    for name, value in (("RAY_AUTH_TOKEN", "a" * 64), ("RAY_AUTH_MODE", "disabled")):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(Reject, match="no-cluster"):
+            hands_of(Settings(tmp_path, workers=f"ray:{cluster}"))
+
+
+OWN = """
+import json, os, sys
+from pathlib import Path
+from effc.compiler.running.cluster import Actors
+
+def listening():
+    rows = [line.split() for n in ("tcp", "tcp6") for line in Path("/proc/net", n).read_text().splitlines()[1:]]
+    return {row[9]: row[1].rpartition(":")[0] for row in rows if row[3] == "0A"}
+
+before = listening()
+actors = Actors("", 1)
+assert actors.size
+import ray
+paths = ray.get(ray.remote(lambda: sys.path).remote())
+heard = [address for inode, address in listening().items() if inode not in before]
+print(json.dumps({"paths": paths, "heard": heard, "mode": os.environ["RAY_AUTH_MODE"]}))
+actors.end()
+assert "RAY_AUTH_TOKEN" not in os.environ
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_cluster_of_its_own_listens_at_loopback_and_imports_nothing_of_the_working_directory(tmp_path):
+    needs_ray()
+    (tmp_path / "torch.py").write_text("raise SystemExit('not ours')")
+    done = subprocess.run([sys.executable, "-P", "-c", OWN], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["mode"] == "token" and str(tmp_path) not in found["paths"]
+    assert len(found["heard"]) > 3 and all(address.endswith("0100007F") for address in found["heard"])
 
 
 @pytest.mark.heavy
@@ -227,6 +302,6 @@ def test_on_two_nodes_of_ray_a_killed_worker_changes_nothing(tmp_path, cluster):
 @pytest.mark.heavy
 @pytest.mark.timeout(1200)
 def test_ray_starts_a_cluster_of_its_own(tmp_path):
-    pytest.importorskip("ray")
+    needs_ray()
     recipe = written(tmp_path, NET, FEW)
     assert stepped(recipe, "shared", "ray")[0] == stepped(recipe, "alone")[0]

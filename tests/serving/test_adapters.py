@@ -7,6 +7,7 @@ import httpx
 import pytest
 import torch
 from effc.compiler import api
+from effc.compiler.artifacts.load import authenticate
 from effc.compiler.artifacts.reft import base_hash
 from effc.compiler.artifacts.signature import new_key, sign
 from effc.compiler.machine.settings import Settings
@@ -163,14 +164,14 @@ def test_another_base_and_the_native_engine_are_refused_by_name(folders, artifac
     assert runner_of(opened.model, "tiny").choose(0, "") is False
 
 
-def test_where_a_signature_is_asked_for_adapters_need_one_too(folders, opened, tmp_path):
+def test_where_a_signature_is_required_adapters_need_one_too(folders, tmp_path):
     key = new_key(tmp_path / "key")
     shutil.copytree(folders["left"], tmp_path / "left")
-    found = named([f"left={tmp_path / 'left'}"])
+    (found,) = named([f"left={tmp_path / 'left'}"]).values()
     with pytest.raises(Reject, match="is not signed"):
-        views(opened.model, "tiny", found, [key])
+        authenticate(found, [key])
     sign(tmp_path / "left", tmp_path / "key")
-    assert list(views(opened.model, "tiny", found, [key])) == ["left"]
+    assert authenticate(found, [key]) == key
     (tmp_path / "left" / "more.txt").write_text("")
     with pytest.raises(Reject, match="is not in the manifest"):
-        views(opened.model, "tiny", found, [key])
+        authenticate(found, [key])

@@ -1,0 +1,79 @@
+"""Processes of Python that effc starts import nothing of the folder that they are started in."""
+
+import ast
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.test_layout import files, shown, tree
+
+SAFE = ("-P", "-I")  # neither the working directory nor a script's folder comes before the libraries
+READ_ONLY = {"compiler/federation/deployment.py"}  # where Flower's commands lie, beside the interpreter
+
+
+def interpreters(module: ast.Module) -> list[tuple[int, bool]]:
+    """Line of every mention of `sys.executable`, and whether a command with a safe flag begins with it."""
+    safe = {
+        node.elts[0]
+        for node in ast.walk(module)
+        if isinstance(node, (ast.List, ast.Tuple))
+        and len(node.elts) > 1
+        and isinstance(flag := node.elts[1], ast.Constant)
+        and flag.value in SAFE
+    }
+    mentions = [
+        n for n in ast.walk(module) if isinstance(n, ast.Attribute) and n.attr in ("executable", "_base_executable")
+    ]
+    return [(n.lineno, n in safe) for n in mentions]
+
+
+def test_every_start_of_python_leaves_the_working_directory_out():
+    wrong = [
+        f"{shown(file)}:{line}"
+        for file in files()
+        for line, safe in interpreters(tree(file))
+        if not safe and shown(file) not in READ_ONLY
+    ]
+    assert not wrong
+
+
+def starts_otherwise(node: ast.AST) -> bool:
+    """Whether a statement starts Python, or could, without a mention of `sys.executable`."""
+    if isinstance(node, (ast.List, ast.Tuple)) and len(node.elts) > 1:
+        command = node.elts[0].value if isinstance(node.elts[0], ast.Constant) else None
+        return isinstance(command, str) and command.rpartition("/")[2] in ("python", "python3")
+    if not isinstance(node, (ast.Import, ast.ImportFrom)):
+        return False
+    module, names = getattr(node, "module", "") or "", {alias.name for alias in node.names}
+    return bool(
+        {"multiprocessing", "runpy", "torch.multiprocessing"} & {module, *names}
+        or "ProcessPoolExecutor" in names
+        or (module == "sys" and "executable" in names)
+    )
+
+
+def test_python_is_started_by_way_of_sys_executable_alone():
+    wrong = [
+        f"{shown(file)}:{node.lineno}"
+        for file in files()
+        for node in ast.walk(tree(file))
+        if starts_otherwise(node) and hasattr(node, "lineno")
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "from effc.compiler.machine.speeds import _started; _started()",
+        "from effc.compiler.editor.hints import _started; p = _started(); p.stdin.close(); p.wait()",
+    ],
+)
+def test_a_torch_beside_the_user_is_not_imported(tmp_path, start):
+    for name in ("torch", "transformers", "json", "effc"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write('{name}')\n")
+    env = {**os.environ, "EFFC_CACHE_DIR": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-P", "-c", start], cwd=tmp_path, env=env, check=True, timeout=120)
+    assert not (tmp_path / "ran").exists()
