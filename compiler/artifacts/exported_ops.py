@@ -38,8 +38,13 @@ _KINDS = re.compile(r"(Optional\[)?(List\[)?(Optional\[)?(Tensor|int|SymInt|floa
 _FAMILIES = re.compile(
     r".*(quant|mkldnn|cudnn|miopen|sparse|nested|fbgemm|vulkan|embedding_bag|rnn|lstm|gru|ctc|unsafe|storage|resize|"
     r"from_file|strided|set_data|backward|pin_memory|coalesce|histogramdd|hspmm|inverse|int_repr|overrideable|"
-    r"flatten_dense|retain|requires_grad).*|_.*|q_.*|qscheme|set_?|data|renorm_"
+    r"flatten_dense|retain|requires_grad|batch_norm_).*|_.*|q_.*|qscheme|set_?|data|renorm_"
 )
+
+
+def _is_dispatched(name: str, overload: str) -> bool:
+    """Whether torch's dispatcher has an operator: others are TorchScript's own, which fake tensors do not know."""
+    return torch._C._dispatch_has_kernel(f"aten::{name}" if overload == "default" else f"aten::{name}.{overload}")
 
 
 @cache
@@ -59,7 +64,7 @@ def _is_safe(name: str, overload: str) -> bool:
     if overload.startswith("__") or not torch._C._jit_get_schemas_for_operator(f"aten::{name}"):
         return False
     packet = getattr(torch.ops.aten, name)
-    if overload not in packet.overloads():
+    if overload not in packet.overloads() or not _is_dispatched(name, overload):
         return False
     schema = getattr(packet, overload)._schema
     arguments = schema.arguments
