@@ -21,7 +21,7 @@ from .classes import class_taken
 from .origin import Origin
 from .rescaled import NOTE, rescales
 from .safetensors_header import FLOATS
-from .source_files import SourceFiles
+from .source_files import SourceFiles, root_of
 from .weights import Weights, files_there, find_weights, no_model
 
 remote_code = Fault(
@@ -188,12 +188,6 @@ def _check_dtype(config: Mapping[str, Any], weights: Weights, label: str) -> str
                 )
             )
     return "float32" if weights.dtype == "float64" else weights.dtype
-
-
-def root_of(folder: Path) -> Path:
-    """What links of a model folder may not lead out of: the folder, or the hub's cache of that model."""
-    cached = folder.parent.name == "snapshots" and (folder.parents[1] / "blobs").is_dir()
-    return folder.parents[1] if cached else folder
 
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:
