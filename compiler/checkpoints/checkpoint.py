@@ -248,7 +248,7 @@ def _read(folder: Path, config: Mapping[str, Any], dtype: str, weights: Weights,
     if trusted:
         with quiet(), code_of(folder):
             with torch.device("meta"):
-                empty = build(config, dtype, folder)
+                empty: Any = build(config, dtype, folder)
             return from_files(type(empty), empty.config, folder, weights, **options)
     return stock(folder, config, weights, **options)
 
@@ -283,9 +283,9 @@ def from_files(
     read = kind.from_pretrained(None, config=config, state_dict=dict(mapped(weights)), **options)
     model = read[0] if isinstance(read, tuple) else read
     if model.can_generate():
-        from_config = {} if (folder / GENERATION).is_file() else {"config_file_name": "config.json"}
+        own = (folder / GENERATION).is_file()
         model.generation_config = transformers.GenerationConfig.from_pretrained(
-            folder, _from_model_config=bool(from_config), **from_config
+            folder, GENERATION if own else "config.json", _from_model_config=not own
         )
     model.name_or_path = model.config.name_or_path = str(folder)
     return read

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from secrets import randbits
@@ -50,7 +50,7 @@ class Service:
     async def answer(self, asked: ChatRequest | CompletionRequest, call: Call) -> Any:
         """The answer to a request, whole or as a stream."""
         check_name(asked.model, *self.adapters)
-        encode = self._chat if isinstance(asked, ChatRequest) else self._prompt
+        encode: Callable[[Any], list[int]] = self._chat if isinstance(asked, ChatRequest) else self._prompt
         async with turn(call, len(await call.body())):
             ids = await asyncio.to_thread(encode, asked)
         key = call.scope.get("state", {}).get("key")

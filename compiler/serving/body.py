@@ -19,7 +19,7 @@ from .turns import Turns
 Form = TypeVar("Form", bound=BaseModel)
 
 _MOST_FIELDS, _MOST_CONTAINERS = 200, 20_000
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # one without an end runs to that of the body
+_STRING_OR_CONTAINER = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]', re.DOTALL)  # a string may lack its end
 _turns: WeakKeyDictionary[Any, Turns] = WeakKeyDictionary()  # by application
 
 
@@ -62,15 +62,17 @@ def take_texts(app: FastAPI, answer: Callable[[ChatRequest | CompletionRequest, 
         return await answer(await read_body(call, CompletionRequest), call)
 
 
-def _containers(body: bytes) -> int:
-    """Lists and objects that a body has, at most: each costs memory, and time of whoever looks for unused ones."""
-    if body.count(b"[") + body.count(b"{") > _MOST_CONTAINERS:
-        body = _STRING.sub(b"", body)
-    return body.count(b"[") + body.count(b"{")
+def _is_crowded(body: bytes) -> bool:
+    """Whether a body has more lists and objects than any request: each costs memory, and time of whoever looks for
+    unused ones."""
+    if body.count(b"[") + body.count(b"{") <= _MOST_CONTAINERS:
+        return False
+    outside = (match for match in _STRING_OR_CONTAINER.finditer(body) if match[0] in (b"[", b"{"))
+    return any(number >= _MOST_CONTAINERS for number, _ in enumerate(outside))
 
 
 def _checked(body: bytes, form: type[Form]) -> Form:
-    if _containers(body) > _MOST_CONTAINERS:
+    if _is_crowded(body):
         raise Refused(400, f"the body has more than {_MOST_CONTAINERS} lists and objects")
     try:
         parsed = from_json(body, allow_inf_nan=False, cache_strings=False)
