@@ -16,6 +16,13 @@ foreign_module = Fault(
     "A `use` names a file outside the recipe's folder, and the file is no recipe.\n\n"
     "Nothing of such a file is shown: whoever wrote the recipe may not be allowed to read it.",
 )
+too_many_modules = Fault(
+    "too-many-modules",
+    "A recipe uses modules that use modules, more than 2,000 times in all.\n\n"
+    "Each `use`, and each call of a module's pipeline, has names of its own, so that a file that two others use counts "
+    "twice.",
+)
+_MOST = 2000
 nameless_module = Fault("nameless-module", "A `use` of a path gives the module no name.")
 
 
@@ -98,6 +105,14 @@ def open_module(file: ast.File, scope: Scope, alias: str, given: dict, instance:
 
     session = scope.session
     inner = Scope(session, scope.variant, prefix=f"{scope.prefix}{alias}.", instance=instance, arguments=given)
+    session.module_count += 1
+    if session.module_count > _MOST:
+        if session.module_count == _MOST + 1:
+            fewer = "use each file once, where its names are needed"
+            scope.report(
+                too_many_modules(f"modules are used {_MOST} times already", Span(file.source, 0, 0), help=fewer)
+            )
+        return inner
     session.open.append(file.source.name)
     declare_all(file, inner)
     session.open.pop()

@@ -56,6 +56,7 @@ class Session:
     faults: list[Diagnostic] = field(default_factory=list)
     parsed: dict[str, ast.File | None] = field(default_factory=dict)  # modules by name
     open: list[str] = field(default_factory=list)  # modules being read, to see cycles
+    module_count: int = 0  # modules so far, each as often as it is used
     overrides: Any = None
     lost: frozenset[str] = frozenset()  # names of declarations that the parser could not read
     broken: bool = False  # whether there is anything that it could not read

@@ -101,27 +101,57 @@ def _choice(body: str, start: int) -> Choice:
     return Choice(tuple(o.strip() for o in options), tuple(starts))
 
 
-def _pattern(plain: str) -> str:
-    """The regular expression of a glob without braces."""
-    text = ""
-    for component in plain.split("."):
-        if component == "**":
-            text += r"(?:[^.]+\.)*"
-        else:
-            text += "[^.]*".join(re.escape(piece) for piece in re.split(r"\*+", component)) + r"\."
-    return text
-
-
 @lru_cache(maxsize=4096)
-def _compiled(plain: str) -> re.Pattern:
-    # Every component, in the pattern and in the path, ends with a dot: `**` may then stand for none.
-    return re.compile(r"(?:[^.]+\.)*" + _pattern(plain))
+def _components(plain: str) -> tuple[str, ...]:
+    """Components of a glob without braces; one that may stand for none begins it, as an end of a path is enough."""
+    return ("**", *(c if c == "**" else re.sub(r"\*+", "*", c) for c in plain.split(".")))
+
+
+def _fits(plain: str, path: str) -> bool:
+    """Whether a glob without braces matches a path or an end of it.
+
+    A table of the components that may come next, for each name of the path: `re` would try `**` in all ways.
+    """
+    components, names = _components(plain), path.split(".")
+    if components[-1] != "**" and not _is_named(components[-1], names[-1]):
+        return False
+    reached = _with_none({0}, components)
+    for name in names:
+        stays = {at for at in reached if at < len(components) and components[at] == "**"}
+        moves = {at + 1 for at in reached - stays if at < len(components) and _is_named(components[at], name)}
+        reached = _with_none(stays | moves, components)
+    return len(components) in reached
+
+
+def _with_none(reached: set[int], components: tuple[str, ...]) -> set[int]:
+    """Also those behind a `**` that stands for none."""
+    for at in sorted(reached):
+        while at < len(components) and components[at] == "**":
+            at += 1
+            reached.add(at)
+    return reached
+
+
+def _is_named(component: str, name: str) -> bool:
+    """Whether a name fits a component: `*` is any part of it."""
+    first, *pieces = component.split("*")
+    if not pieces:
+        return first == name
+    at, end = len(first), len(name) - len(pieces[-1])
+    if not name.startswith(first) or not name.endswith(pieces[-1]) or at > end:
+        return False
+    for piece in pieces[:-1]:
+        found = name.find(piece, at, end)
+        if found < 0:
+            return False
+        at = found + len(piece)
+    return True
 
 
 def matches(glob: str, path: str) -> bool:
     """Whether a glob, braces included, matches a path or an end of it."""
     options = [p.options if isinstance(p, Choice) else (p,) for p in read(glob)]
-    return any(_compiled("".join(pick)).fullmatch(path + ".") for pick in product(*options))
+    return any(_fits("".join(pick), path) for pick in product(*options))
 
 
 @lru_cache(maxsize=1024)
@@ -141,8 +171,7 @@ def _matched(glob: str, paths: Sequence[str]) -> tuple[set[str], set[tuple[int, 
     found: set[str] = set()
     alive: set[tuple[int, int]] = set()
     for pick, plain in _expanded(glob):
-        pattern = _compiled(plain)
-        hits = [p for p in paths if pattern.fullmatch(p + ".")]
+        hits = [p for p in paths if _fits(plain, p)]
         if hits:
             found.update(hits)
             alive.update(enumerate(pick))

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
-from ..store.regular import check_regular, read_json
+from ..store.regular import read_json
 
 refused_adapter = Fault(
     "refused-adapter",
@@ -29,15 +29,11 @@ def read(folder: Path, base: Any) -> Any:
     odd = [path for path in body["target_modules"] if path not in paths]
     if odd:
         raise Reject(refused_adapter(f"{folder / CONFIG} names `{odd[0][:80]}`, which the base doesn't have"))
+    _check_tensors(folder, body)
     try:
-        check_regular(folder / WEIGHTS)
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise Reject(refused_adapter(f"{folder / WEIGHTS} can't be read: {error}")) from error
-    wanted = {f"{_PREFIX}{path}.{side}.weight" for path in body["target_modules"] for side in ("lora_A", "lora_B")}
-    if set(tensors) != wanted:
-        lost = sorted(wanted ^ set(tensors))[0]
-        raise Reject(refused_adapter(f"{folder / WEIGHTS} and {CONFIG} differ about `{lost[:80]}`"))
     config = LoraConfig(
         r=body["r"],
         lora_alpha=body["lora_alpha"],
@@ -57,12 +53,26 @@ def read(folder: Path, base: Any) -> Any:
 
 def check(folder: Path) -> None:
     """Read the numbers, and the headers of the weights, as `read` does; no model is made."""
+    _check_tensors(folder, _config(folder / CONFIG))
+
+
+def _check_tensors(folder: Path, body: dict[str, Any]) -> None:
+    """Hold names and ranks of the weights, by their header, against the config, before peft makes room for them."""
     from ..checkpoints.safetensors_header import read_header
 
-    body = _config(folder / CONFIG)
-    wanted = {f"{_PREFIX}{path}.{side}.weight" for path in body["target_modules"] for side in ("lora_A", "lora_B")}
-    if set(read_header(folder / WEIGHTS).slots) != wanted:
-        raise Reject(refused_adapter(f"{folder / WEIGHTS} has other tensors than {CONFIG} names"))
+    try:
+        slots = read_header(folder / WEIGHTS).slots
+    except OSError as error:
+        raise Reject(refused_adapter(f"{folder / WEIGHTS} can't be read: {error}")) from error
+    expected = {f"{_PREFIX}{path}.{side}.weight" for path in body["target_modules"] for side in ("lora_A", "lora_B")}
+    if set(slots) != expected:
+        lost = sorted(expected ^ set(slots))[0]
+        raise Reject(refused_adapter(f"{folder / WEIGHTS} and {CONFIG} differ about `{lost[:80]}`"))
+    for name, slot in slots.items():
+        axis = 0 if name.endswith(".lora_A.weight") else 1
+        if len(slot.shape) != 2 or slot.shape[axis] != body["r"]:
+            fact = f"has `{name[:80]}` of {list(slot.shape)}, and the rank of {CONFIG} is {body['r']}"
+            raise Reject(refused_adapter(f"{folder / WEIGHTS} {fact}"))
 
 
 def _config(file: Path) -> dict[str, Any]:

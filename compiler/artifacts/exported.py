@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from .verify_child import STEP, STEP_FACTS, Exported
 
 if TYPE_CHECKING:
     from .exported_archive import Archive
+    from .exported_json import Unlisted
 
 FOLDER, FILE, NAMES = "program", "model.pt2", "inputs.json"
 KERNELS = "kernels.json"  # beside the program: which of effc's ops it calls, where it calls any
@@ -75,10 +77,10 @@ def _refuse_unreadable(path: Path) -> None:
 
 
 def check(folder: Path) -> None:
-    """Raises Reject (refused-program) unless a file holds listed calls and plain tensors alone."""
-    _archive(folder / FILE)
+    """Raises Reject (refused-program) unless a file holds listed calls and plain tensors alone, of sizes that fit."""
+    _module(folder / FILE, _archive(folder / FILE))
     if (folder / STEP).exists():
-        _archive(folder / STEP)
+        _module(folder / STEP, _archive(folder / STEP))
         _step_facts(folder)
 
 
@@ -111,7 +113,7 @@ def _archive(path: Path) -> "Archive":
         check_regular(path)
         return read_archive(path)
     except Unlisted as error:
-        raise Reject(refused_program(f"{path} holds {error}", help="compile it again with this effc")) from error
+        raise _refusal(path, error) from error
     except OSError as error:
         raise Reject(refused_program(f"{path} can't be read: {error.strerror}")) from error
 
@@ -157,15 +159,27 @@ def _vocabulary(folder: Path, plain: Exported) -> int:
     return logits.shape[-1]
 
 
+def _refusal(path: Path, error: "Unlisted") -> Reject:
+    return Reject(refused_program(f"{path} holds {error}", help="compile it again with this effc"))
+
+
 def _module(path: Path, archive: "Archive") -> nn.Module:
     from torch._export.serde import schema, serialize  # torch.export.load is these and a reader that unpickles
+
+    from .exported_json import Unlisted
+    from .exported_shapes import check_module, guard_calls
 
     try:
         data = serialize._dict_to_dataclass(schema.ExportedProgram, archive.program)
         made = serialize.ExportedProgramDeserializer().deserialize(data, archive.weights, archive.constants, b"")
-        return made.module()
+        module = made.module()
+        check_module(module)
+        guard_calls(module, partial(_refusal, path))
+        return module
     except MemoryError:
         raise
+    except Unlisted as error:
+        raise _refusal(path, error) from error
     except Exception as error:  # torch reads what is listed, and may still find that it makes no program
         cause = error.__cause__ or error  # the other one begins with all that the node says
         if is_want_of_memory(cause):

@@ -19,6 +19,7 @@ _PATH = re.compile(r"([A-Za-z0-9_]{1,200}(\.[A-Za-z0-9_]{1,200}){0,40})?", re.AS
 _TEXT = re.compile(r"[\w ,.>()\-]{0,64}", re.ASCII)
 _SYMBOL = re.compile(r"[a-z]{1,8}\d{1,9}")
 _DEEPEST, _LONGEST = 32, 4000
+_MOST_TERMS, _MOST_LEVELS, _MOST_DEGREE = 200, 32, 8  # of an expression over sizes: real ones have 20, 6 and 3
 _NUMBERS = ("Infinity", "-Infinity", "NaN")
 _DEVICES = ("cpu", "meta")
 _TREES = (None, "builtins.tuple", "builtins.list", "builtins.dict")
@@ -128,7 +129,33 @@ def _is_sum(text: str) -> bool:
         tree = ast.parse(text, mode="eval").body
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return False
-    return _is_term(tree)
+    small = _is_term(tree) and _terms(tree) <= _MOST_TERMS
+    return small and _depth(tree) <= _MOST_LEVELS and _degree(tree) <= _MOST_DEGREE
+
+
+def _terms(tree: ast.AST) -> int:
+    return sum(isinstance(node, ast.Call) for node in ast.walk(tree))
+
+
+def _depth(node: ast.AST) -> int:
+    """Calls within each other."""
+    return 1 + max(map(_depth, node.args), default=0) if isinstance(node, ast.Call) else 0
+
+
+def _degree(node: ast.AST) -> int:
+    """The largest power of symbols that a term of an expression may have: sympy multiplies products out."""
+    if not isinstance(node, ast.Call):
+        return 0
+    assert isinstance(node.func, ast.Name), "a term is called by its name"
+    degrees = [_degree(argument) for argument in node.args]
+    match node.func.id:
+        case "Symbol":
+            return 1
+        case "Mul":
+            return sum(degrees)
+        case "Pow":
+            return 2 * degrees[0]
+    return max(degrees, default=0)
 
 
 def _is_term(node: ast.AST) -> bool:

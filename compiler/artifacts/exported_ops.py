@@ -1,8 +1,10 @@
 """Which operators a stored exported program may call.
 
-Of aten: those whose arguments are tensors, numbers, sizes and types. That leaves out what reads or writes files, draws
-from generators, prints, or takes over another tensor's memory; families that trust what is in a tensor (quantised,
-sparse and nested ones, backends of one vendor) are left out by name. Of effc: its own kernels. Of Python: arithmetic.
+Of aten: public ones of tensors whose other arguments are numbers, sizes and types. That leaves out what reads or writes
+files, draws from generators, prints, or takes over another tensor's memory. Private ones, which trust callers to have
+looked at shapes, those that write into a tensor as `out`, those of TorchScript's numbers alone (a remainder of 0 ends
+the process), and families that trust what is in a tensor (quantised, sparse and nested ones, backends of one vendor)
+are left out. Of effc: its own kernels. Of Python: arithmetic.
 """
 
 import re
@@ -25,10 +27,9 @@ _PYTHON = _words("""
     torch.sym_float torch.sym_sum torch.sym_ite math.ceil math.floor math.trunc
 """)
 _PRIVATE = _words("""
-    __and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ _assert_tensor_metadata _assert_scalar _log_softmax
-    _softmax _to_copy _unsafe_view _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_attention_math
-    _native_batch_norm_legit_no_training _grouped_mm _shape_as_tensor _conj _reshape_alias
-""")
+    __and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ _assert_tensor_metadata _assert_scalar
+""")  # those that torch.export writes: names of Python's operators (`&`), and conditions, which compute nothing
+_OF_NUMBERS = _words("_assert_scalar sym_constrain_range sym_constrain_range_for_size")  # conditions on sizes
 _WITH_TEXT = _words("""
     einsum gelu gelu_ div div_ divide floor_divide pad scatter_reduce scatter_reduce_ index_reduce scatter scatter_
     norm linalg_norm linalg_vector_norm linalg_matrix_norm bucketize searchsorted meshgrid _assert_scalar argsort
@@ -37,8 +38,13 @@ _KINDS = re.compile(r"(Optional\[)?(List\[)?(Optional\[)?(Tensor|int|SymInt|floa
 _FAMILIES = re.compile(
     r".*(quant|mkldnn|cudnn|miopen|sparse|nested|fbgemm|vulkan|embedding_bag|rnn|lstm|gru|ctc|unsafe|storage|resize|"
     r"from_file|strided|set_data|backward|pin_memory|coalesce|histogramdd|hspmm|inverse|int_repr|overrideable|"
-    r"flatten_dense|retain|requires_grad).*|_.*|q_.*|qscheme|set_?|data|renorm_"
+    r"flatten_dense|retain|requires_grad|batch_norm_).*|_.*|q_.*|qscheme|set_?|data|renorm_"
 )
+
+
+def _is_dispatched(name: str, overload: str) -> bool:
+    """Whether torch's dispatcher has an operator: others are TorchScript's own, which fake tensors do not know."""
+    return torch._C._dispatch_has_kernel(f"aten::{name}" if overload == "default" else f"aten::{name}.{overload}")
 
 
 @cache
@@ -58,8 +64,14 @@ def _is_safe(name: str, overload: str) -> bool:
     if overload.startswith("__") or not torch._C._jit_get_schemas_for_operator(f"aten::{name}"):
         return False
     packet = getattr(torch.ops.aten, name)
-    if overload not in packet.overloads():
+    if overload not in packet.overloads() or not _is_dispatched(name, overload):
         return False
-    kinds = [str(argument.type) for argument in getattr(packet, overload)._schema.arguments]
+    schema = getattr(packet, overload)._schema
+    arguments = schema.arguments
+    if any(argument.is_out for argument in arguments):
+        return False
+    if name not in _OF_NUMBERS and not any("Tensor" in str(part.type) for part in (*arguments, *schema.returns)):
+        return False
+    kinds = [str(argument.type) for argument in arguments]
     text = ("str", "Optional[str]")
     return all(_KINDS.fullmatch(kind) or (kind in text and name in _WITH_TEXT) for kind in kinds)

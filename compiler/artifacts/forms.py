@@ -66,7 +66,8 @@ def _reft(folder: Path) -> None:
 def _checkpoint(folder: Path) -> None:
     from ..checkpoints.bounds import check_numbers
     from ..checkpoints.checkpoint import parse_config
-    from ..checkpoints.folder import find_weights, read_config, refuse_adapter
+    from ..checkpoints.folder import read_config, refuse_adapter
+    from ..checkpoints.weights import find_weights
 
     config, weights = read_config(folder / "config.json", str(folder)), find_weights(folder, str(folder))
     refuse_adapter(folder, str(folder))
@@ -94,7 +95,7 @@ def _check_shapes(config: dict[str, Any], stored: Mapping[str, tuple[int, ...]],
 def _compact(folder: Path) -> None:
     from ..checkpoints.bounds import check_numbers
     from ..checkpoints.checkpoint import parse_config
-    from ..checkpoints.folder import find_weights
+    from ..checkpoints.weights import find_weights
     from ..ir import graph_json
     from ..ir.edits import Edits
     from .models import SPARE, edited

@@ -147,7 +147,7 @@ class Manifest:
         body |= {
             "steps": tuple(body["steps"]),
             "notes": tuple(body["notes"]),
-            "members": tuple(map(_member, body["members"])),
+            "members": _members(body["members"]),
             "files": {_inside(n): (int(size), str(sha)) for n, (size, sha) in body["files"].items()},
         }
         return Manifest(**body)
@@ -172,6 +172,14 @@ def _plain(value: Any) -> Any:
 
 
 _STEP = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+
+
+def _members(data: Any) -> tuple[Mapping[str, Any], ...]:
+    """Points of a front, each named once: every name is a folder that is read."""
+    members = tuple(map(_member, data))
+    if len({member["name"] for member in members}) < len(members):
+        raise ValueError("two points have one name")
+    return members
 
 
 def _member(data: Any) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from ..checkpoints.weights import Weights
     from ..ir.edits import Edits
 
 SPARE = 64  # times as large as its stored weights may a model have been before it was edited
@@ -28,20 +29,14 @@ def stock_model(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
     """A folder that transformers reads itself."""
     from ..checkpoints.bounds import check_numbers
     from ..checkpoints.checkpoint import check_names, stock
-    from ..checkpoints.folder import find_weights, read_config, refuse_adapter
+    from ..checkpoints.folder import read_config, refuse_adapter
+    from ..checkpoints.weights import find_weights
 
-    config, slots = read_config(folder / "config.json", str(folder)), find_weights(folder, str(folder)).slots
+    config, weights = read_config(folder / "config.json", str(folder)), find_weights(folder, str(folder))
     refuse_adapter(folder, str(folder))
-    check_numbers(config, slots, str(folder))
+    check_numbers(config, weights.slots, str(folder))
     model, info = stock(
-        folder,
-        config,
-        sum(slot.count for slot in slots.values()),
-        dtype=dtype or "auto",
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
+        folder, config, weights, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
     )
     check_names(info, str(folder))
     return model.eval()
@@ -52,15 +47,15 @@ def rebuild(folder: Path, record: Mapping[str, Any], dtype: "torch.dtype | None"
     from ..checkpoints.blank import cut_tables
     from ..checkpoints.pretrained import pretrained
 
-    model, edits = edited(folder, record)
-    fill(model, folder, cut_tables(model, edits.shapes), dtype)
+    model, edits, weights = edited(folder, record)
+    fill(model, folder, weights, cut_tables(model, edits.shapes), dtype)
     attach(model, record)
     _dress(model, folder)
     return pretrained(model.eval())
 
 
-def edited(folder: Path, record: Mapping[str, Any]) -> "tuple[Any, Edits]":
-    """The blank original with a record's edits, without storage, and these edits.
+def edited(folder: Path, record: Mapping[str, Any]) -> "tuple[Any, Edits, Weights]":
+    """The blank original with a record's edits, without storage, these edits, and the folder's weights.
 
     Raises Reject where the folder's weights are too few for such a model, or the edits are none of it.
     """
@@ -69,13 +64,13 @@ def edited(folder: Path, record: Mapping[str, Any]) -> "tuple[Any, Edits]":
     from ..checkpoints.blank import blank
     from ..checkpoints.bounds import check_numbers
     from ..checkpoints.checkpoint import build, check_size
-    from ..checkpoints.folder import find_weights
+    from ..checkpoints.weights import find_weights
     from ..ir.edits import Edits, replay
 
-    slots = find_weights(folder, str(folder)).slots
-    check_numbers(record["base"], slots, str(folder), spare=SPARE)
+    weights = find_weights(folder, str(folder))
+    check_numbers(record["base"], weights.slots, str(folder), spare=SPARE)
     with torch.device("meta"):
-        check_size(build(record["base"], record["dtype"]), sum(slot.count for slot in slots.values()), spare=SPARE)
+        check_size(build(record["base"], record["dtype"]), weights.count, spare=SPARE)
     model = blank(record["base"], record["dtype"])
     edits = Edits.from_json(record["edits"])
     try:
@@ -87,17 +82,23 @@ def edited(folder: Path, record: Mapping[str, Any]) -> "tuple[Any, Edits]":
                 help="install the effc that wrote it",
             )
         ) from error
-    return model, edits
+    return model, edits, weights
 
 
-def fill(model: Any, folder: Path, tables: "Mapping[str, torch.Tensor]", dtype: "torch.dtype | None" = None) -> None:
+def fill(
+    model: Any,
+    folder: Path,
+    weights: "Weights",
+    tables: "Mapping[str, torch.Tensor]",
+    dtype: "torch.dtype | None" = None,
+) -> None:
     """Map the folder's tensors into the model; Reject unless they are the model's, name by name."""
     from ..checkpoints.tensors import mapped
     from ..ir.surgery import put
     from ..ir.weights import assign, distinct
 
     wanted = {**dict(distinct(model)), **tables}
-    found = dict(mapped(folder))
+    found = dict(mapped(weights))
     known = model.state_dict(keep_vars=True).keys() | wanted.keys()
     wrong = [f"`{n}` is missing" for n in wanted if n not in found]
     wrong += [f"`{n}` has no place in the model" for n in found if n not in known]

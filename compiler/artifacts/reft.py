@@ -161,6 +161,7 @@ def put_on(model: Any, folder: Path, *, check: bool = True) -> None:
     check   whether the model's tensors are compared with those that the interventions were trained in
     """
     from ..checkpoints.tensors import mapped
+    from ..checkpoints.weights import find_weights
     from ..ir.edits import replay
     from ..ir.weights import assign
 
@@ -181,7 +182,10 @@ def put_on(model: Any, folder: Path, *, check: bool = True) -> None:
     before = {path: vars(model.get_submodule(path)).get("forward") for path in edits.graphs}
     sealed = getattr(model.config, KEY, None)
     replay(model, edits)
-    ours, found = {n: t for n, t in model.named_parameters() if _is_ours(n)}, dict(mapped(folder))
+    ours, found = (
+        {n: t for n, t in model.named_parameters() if _is_ours(n)},
+        dict(mapped(find_weights(folder, str(folder)))),
+    )
     if {n: t.shape for n, t in ours.items()} != {n: t.shape for n, t in found.items()}:
         raise Reject(
             no_interventions(

@@ -21,8 +21,11 @@ from ..report.progress import follow
 from ..report.quantity import counted
 from .bounds import bad_config
 from .classes import exported, model_class, plain
+from .generation import NAME as GENERATION
 from .generation import read_generation
 from .rescaled import as_stored
+from .tensors import mapped
+from .weights import Weights
 
 other_weights = Fault(
     "other-weights",
@@ -227,42 +230,65 @@ def _attention_of_part(config: "transformers.PreTrainedConfig") -> str:
     return "sdpa" if all(kind._supports_sdpa for kind in classes) else "eager"
 
 
-def load(folder: Path, config: Mapping[str, Any], dtype: str, label: str, count: int | None) -> nn.Module:
+def load(
+    folder: Path, config: Mapping[str, Any], dtype: str, label: str, weights: Weights, trusted: bool = False
+) -> nn.Module:
     """The module with its weights, mapped from disk where the dtype is the stored one; one copy otherwise.
 
-    count   numbers that the folder's weights have; None where the folder's own code makes the model
+    trusted   the folder's own code makes the model
     """
-    module, info = _read(folder, config, dtype, count)
+    module, info = _read(folder, config, dtype, weights, trusted)
     check_names(info, label)
     check_finite(module, label)
     return module.eval()
 
 
-def _read(folder: Path, config: Mapping[str, Any], dtype: str, count: int | None):
-    options = {
-        "dtype": getattr(torch, dtype),
-        "local_files_only": True,
-        "use_safetensors": True,
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,
-    }
-    if count is None:
+def _read(folder: Path, config: Mapping[str, Any], dtype: str, weights: Weights, trusted: bool):
+    options = {"dtype": getattr(torch, dtype), "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if trusted:
         with quiet(), code_of(folder):
-            return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options)
-    return stock(folder, config, count, **options)
+            with torch.device("meta"):
+                empty: Any = build(config, dtype, folder)
+            return from_files(type(empty), empty.config, folder, weights, **options)
+    return stock(folder, config, weights, **options)
 
 
-def stock(folder: Path, config: Mapping[str, Any], count: int, **options: Any) -> Any:
+def stock(folder: Path, config: Mapping[str, Any], weights: Weights, **options: Any) -> Any:
     """What `from_pretrained` of the class that a config asks for gives, once it is seen that the weights have room."""
     read_generation(folder)
     with torch.device("meta"):
-        check_size(build(config, "float32"), count)
+        check_size(build(config, "float32"), weights.count)
     made, kind = parse_config(config)
     as_stored(made)
     with quiet(), library(str(folder)):
-        return kind.from_pretrained(
-            folder, config=made, attn_implementation=attention(kind, made), trust_remote_code=False, **options
+        return from_files(kind, made, folder, weights, attn_implementation=attention(kind, made), **options)
+
+
+def from_files(
+    kind: Any, config: "transformers.PreTrainedConfig", folder: Path, weights: Weights, **options: Any
+) -> Any:
+    """A model of a class as `from_pretrained` gives it, and what `options` add, from tensors of these files alone.
+
+    Left to itself transformers takes the first that it finds of an adapter, shards of a distributed checkpoint, a file
+    that the config names, one file, an index, and what the class lists beside them.
+    """
+    more = getattr(type(config), "extra_files", ())
+    if more:
+        raise Reject(
+            other_weights(
+                f"{folder}: a `{config.model_type}` has weights in {', '.join(more)} as well, which effc does not read",
+                help="take a model whose weights lie in model.safetensors, or in shards that an index names",
+            )
         )
+    read = kind.from_pretrained(None, config=config, state_dict=dict(mapped(weights)), **options)
+    model = read[0] if isinstance(read, tuple) else read
+    if model.can_generate():
+        own = (folder / GENERATION).is_file()
+        model.generation_config = transformers.GenerationConfig.from_pretrained(
+            folder, GENERATION if own else "config.json", _from_model_config=not own
+        )
+    model.name_or_path = model.config.name_or_path = str(folder)
+    return read
 
 
 def check_names(info: Mapping[str, Any], label: str) -> None:

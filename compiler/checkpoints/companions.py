@@ -6,12 +6,13 @@ from pathlib import Path
 from torch import nn
 
 from ..store.regular import TOKENIZER, check_regular
-from .folder import COMPANIONS, TOKENIZER_FILES, root_of
+from .folder import COMPANIONS, TOKENIZER_FILES
 from .origin import Origin
 from .pretrained import pretrained
 from .sentences import MODULES, module_paths
+from .source_files import root_of
+from .tokenizer_form import TEMPLATES
 
-_TEMPLATES = "additional_chat_templates/*.jinja"
 # Of a folder of sentence-transformers: what it says, and what becomes of the transformer's states.
 _SENTENCES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
 _MODULE_FILES = ("config.json", "model.safetensors")
@@ -20,7 +21,7 @@ _MODULE_FILES = ("config.json", "model.safetensors")
 def companions(model: nn.Module, origin: Origin, folder: Path) -> None:
     """Tokenizer, chat template, generation config and licence, byte for byte where the origin has files."""
     if origin.folder:
-        for file in (*(origin.folder / n for n in COMPANIONS), *sorted(origin.folder.glob(_TEMPLATES))):
+        for file in (*(origin.folder / n for n in COMPANIONS), *sorted(origin.folder.glob(TEMPLATES))):
             if file.is_file():
                 _copy(file, folder / file.relative_to(origin.folder), root_of(origin.folder))
         _sentence_modules(origin.folder, folder)

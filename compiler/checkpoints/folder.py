@@ -4,9 +4,7 @@ Nothing here unpickles, and nothing runs code that came with a model unless the 
 """
 
 import os
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,25 +16,15 @@ from ...dsl.read import other_kind
 from ..machine.settings import Settings
 from ..report.broken import breakage
 from ..store.cache import digest
-from ..store.regular import CONFIG, MANIFEST, MISFIT, TOKENIZER, check_regular, read_json
+from ..store.regular import CONFIG, TOKENIZER, check_regular, read_json
 from .bounds import bad_config, check_numbers
 from .classes import class_taken
 from .origin import Origin
 from .rescaled import NOTE, rescales
-from .safetensors_header import FLOATS, Header, damaged_weights, read_header
-from .source_files import SourceFiles
+from .safetensors_header import FLOATS
+from .source_files import SourceFiles, root_of
+from .weights import Weights, files_there, find_weights, no_model
 
-no_model = Fault("no-model", "A model source points at something that holds no model.", exit="environment")
-pickle_weights = Fault(
-    "pickle-weights",
-    "A model has its weights only as a pickle, which runs code when it is read.\n\n"
-    "effc reads safetensors and GGUF. Take a revision of the model with safetensors, or convert the file once, "
-    "in a place of its own, if you trust its author.",
-    exit="environment",
-)
-missing_shard = Fault(
-    "missing-shard", "The index of a sharded checkpoint names files that are not there.", exit="environment"
-)
 remote_code = Fault(
     "remote-code",
     "A model needs code that came with it, and running that was not granted.\n\n"
@@ -73,39 +61,12 @@ COMPANIONS = (
     "LICENSE.md",
     "NOTICE",
 )
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 # Slow types of a processor that has no arithmetic for them: measured 7.6 s in float16, 1.9 s in float32, 1.1 s
 # in bfloat16 for 512 tokens of a 135M model on an AVX512 machine.
 SLOW_FLOAT16 = (
     "float16 is kept as stored and computes several times slower than float32 on a CPU; "
     "`dtype: float32` or `dtype: bfloat16` changes that"
 )
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The safetensors files of a folder and their headers, by file name."""
-
-    files: Mapping[str, Path]
-    headers: Mapping[str, Header]
-
-    @property
-    def slots(self):
-        return {name: slot for header in self.headers.values() for name, slot in header.slots.items()}
-
-    @property
-    def bytes(self) -> int:
-        return sum(slot.end - slot.start for slot in self.slots.values())
-
-    @property
-    def dtype(self) -> str:
-        """The float type that most bytes are in."""
-        count: Counter[str] = Counter()
-        for slot in self.slots.values():
-            count[slot.dtype] += slot.end - slot.start
-        return FLOATS.get(count.most_common(1)[0][0], "") if count else ""
 
 
 def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: str = "") -> Origin:
@@ -124,7 +85,7 @@ def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: 
     refuse_adapter(folder, label)
     if not trusted:
         check_numbers(config, weights.slots, label)
-    chosen, count = found if dtype == "auto" else dtype, sum(s.count for s in weights.slots.values())
+    chosen = found if dtype == "auto" else dtype
     tokenizers = tokenizer_files(folder)
     decides = {"config.json": folder / "config.json", **weights.files}
     files = SourceFiles(settings.cache_dir)
@@ -133,12 +94,12 @@ def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: 
         config=config,
         folder=folder,
         identity=digest([files.hash_all(decides), chosen]),
-        build=partial(_build, config, chosen, folder if trusted else None, None if trusted else count),
-        load=partial(_load, folder, config, chosen, label, None if trusted else count),
+        build=partial(_build, config, chosen, folder if trusted else None, None if trusted else weights.count),
+        load=partial(_load, folder, config, chosen, label, weights, trusted),
         tokenizer=cache(partial(load_tokenizer, folder, label, trusted)) if tokenizers else nothing,
         dtype=chosen,
         tokenizer_identity=files.hash_all(tokenizers) if tokenizers else "",
-        weight_bytes=count * WIDTHS[chosen],
+        weight_bytes=weights.count * WIDTHS[chosen],
         code=files.hash_all(_code(folder)) if trusted else "",
         files=files,
         notes=_notes(config, chosen, settings.device, trusted),
@@ -163,7 +124,7 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         kind = other_kind(path)
         said = f"{path} is {kind}, where a file is needed" if kind else f"there is no {path.name} in {path.parent}"
-        raise Reject(no_model(f"{label}: {said}", help=_what_lies_there(path.parent)))
+        raise Reject(no_model(f"{label}: {said}", help=files_there(path.parent)))
     try:
         config = read_json(path, CONFIG)
     except OSError as error:
@@ -180,15 +141,6 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
             )
         )
     return config
-
-
-def _what_lies_there(folder: Path) -> str:
-    if not os.path.isdir(folder):
-        return "take a folder that `save_pretrained` wrote"
-    if any(folder.glob("*.gguf")):
-        return f'a GGUF file is read with gguf("{next(folder.glob("*.gguf")).name}")'
-    inner = next(folder.glob("*/config.json"), None)
-    return f"one lies in {inner.parent}" if inner else "take a folder that `save_pretrained` wrote"
 
 
 def check_code(config: Mapping[str, Any], label: str, settings: Settings) -> bool:
@@ -210,84 +162,6 @@ def _is_native(model_type: str) -> bool:
     assert spec and spec.submodule_search_locations, "transformers is not installed"
     name = model_type.replace("-", "_")
     return name.isidentifier() and (Path(spec.submodule_search_locations[0]) / "models" / name).is_dir()
-
-
-def find_weights(folder: Path, label: str) -> Weights:
-    """Headers of the safetensors files, or `Reject` saying what lies there instead."""
-    if (folder / INDEX).is_file():
-        return _sharded(folder, label)
-    if (folder / SINGLE).is_file():
-        return Weights({SINGLE: folder / SINGLE}, {SINGLE: read_header(folder / SINGLE)})
-    pickles = sorted(f.name for pattern in PICKLES for f in folder.glob(pattern))
-    if pickles:
-        raise Reject(
-            pickle_weights(
-                f"{label}: the weights are only there as {', '.join(pickles[:3])}",
-                help="take a revision with model.safetensors, or load the model once with "
-                "transformers where you trust it and `save_pretrained` it",
-            )
-        )
-    if shards := sorted(f.name for f in folder.glob("model-*-of-*.safetensors")):
-        raise Reject(
-            no_model(f"{label}: {folder} has {len(shards)} shards and no {INDEX}", help="fetch the index of the shards")
-        )
-    raise Reject(
-        no_model(
-            f"{label}: there is no {SINGLE} in {folder}",
-            help=_what_lies_there(folder)
-            if any(folder.glob("*.gguf"))
-            else 'fetch the weights; config.json alone is read with config("config.json"), which makes random ones',
-        )
-    )
-
-
-def _sharded(folder: Path, label: str) -> Weights:
-    index = folder / INDEX
-    try:
-        read = read_json(index, MANIFEST)
-    except MISFIT as error:
-        raise Reject(
-            damaged_weights(f"{index} is no index of shards", help="fetch it again", note=breakage(error))
-        ) from error
-    places = read.get("weight_map") if isinstance(read, dict) else None
-    if not isinstance(places, dict):
-        said = "its `weight_map`, which says which file a tensor is in, is no object"
-        raise Reject(damaged_weights(f"{index} is no index of shards: {said}", help="fetch it again"))
-    for tensor, file in places.items():
-        if not isinstance(file, str):
-            raise Reject(damaged_weights(f"{index} names no file for `{tensor}`", help="fetch it again"))
-    names = sorted(set(places.values()))
-    if not all(n and Path(n).name == n for n in names):
-        raise Reject(damaged_weights(f"{index} names files outside its folder", help="fetch it again"))
-    gone = [n for n in names if not (folder / n).is_file()]
-    if gone:
-        raise Reject(
-            missing_shard(
-                f"{label}: {len(gone)} of {len(names)} shards are not there: {', '.join(gone[:3])}",
-                help=f"fetch them into {folder}",
-            )
-        )
-    headers = {n: read_header(folder / n) for n in names}
-    lost = [t for t, n in places.items() if t not in headers[n].slots]
-    if lost:
-        raise Reject(
-            missing_shard(
-                f"{label}: `{lost[0]}` is not in {places[lost[0]]}, where the index puts it",
-                help="fetch the index and the shards of one revision",
-            )
-        )
-    first: dict[str, str] = {}
-    for name in names:
-        for tensor in headers[name].slots:
-            if tensor in first:
-                raise Reject(
-                    damaged_weights(
-                        f"{label}: `{tensor}` is in {first[tensor]} and again in {name}",
-                        help="fetch the index and the shards of one revision",
-                    )
-                )
-            first[tensor] = name
-    return Weights({INDEX: index, **{n: folder / n for n in names}}, headers)
 
 
 def _check_dtype(config: Mapping[str, Any], weights: Weights, label: str) -> str:
@@ -316,12 +190,6 @@ def _check_dtype(config: Mapping[str, Any], weights: Weights, label: str) -> str
                 )
             )
     return "float32" if weights.dtype == "float64" else weights.dtype
-
-
-def root_of(folder: Path) -> Path:
-    """What links of a model folder may not lead out of: the folder, or the hub's cache of that model."""
-    cached = folder.parent.name == "snapshots" and (folder.parents[1] / "blobs").is_dir()
-    return folder.parents[1] if cached else folder
 
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:
@@ -365,10 +233,10 @@ def _build(config: dict[str, Any], dtype: str, code: Path | None, count: int | N
     return module
 
 
-def _load(folder: Path, config: dict[str, Any], dtype: str, label: str, count: int | None):
+def _load(folder: Path, config: dict[str, Any], dtype: str, label: str, weights: Weights, trusted: bool):
     from .checkpoint import load
 
-    return load(folder, config, dtype, label, count)
+    return load(folder, config, dtype, label, weights, trusted)
 
 
 def load_tokenizer(folder: Path, label: str, trusted: bool = False):

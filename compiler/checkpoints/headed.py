@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from .bounds import check_numbers
-from .checkpoint import attention, check_size, library, parse_config, quiet
-from .folder import find_weights, read_config, refuse_adapter
+from .checkpoint import attention, check_size, from_files, library, parse_config, quiet
+from .folder import read_config, refuse_adapter
+from .weights import find_weights
 
 
 def open_headed(folder: Path, table: Mapping[type, Any], label: str) -> nn.Module:
@@ -19,19 +20,13 @@ def open_headed(folder: Path, table: Mapping[type, Any], label: str) -> nn.Modul
     quantisation and code of its author are left out, an adapter that would name another model is refused.
     """
     refuse_adapter(folder, label)
-    config, slots = read_config(folder / "config.json", label), find_weights(folder, label).slots
-    check_numbers(config, slots, label)
+    config, weights = read_config(folder / "config.json", label), find_weights(folder, label)
+    check_numbers(config, weights.slots, label)
     made, _ = parse_config(config)
     with quiet(), library(label):
         kind = table[type(made)]
         with torch.device("meta"):
-            check_size(kind(made), sum(slot.count for slot in slots.values()))
-        return kind.from_pretrained(
-            folder,
-            config=made,
-            attn_implementation=attention(kind, made),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
+            check_size(kind(made), weights.count)
+        return from_files(
+            kind, made, folder, weights, attn_implementation=attention(kind, made), dtype=torch.float32
         ).eval()

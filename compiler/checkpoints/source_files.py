@@ -75,3 +75,9 @@ class SourceFiles:
 def _fact(path: Path) -> Fact:
     fact = os.stat(path)
     return fact.st_size, fact.st_mtime_ns, fact.st_ctime_ns, fact.st_ino
+
+
+def root_of(folder: Path) -> Path:
+    """What links of a model folder may not lead out of: the folder, or the hub's cache of that model."""
+    cached = folder.parent.name == "snapshots" and (folder.parents[1] / "blobs").is_dir()
+    return folder.parents[1] if cached else folder

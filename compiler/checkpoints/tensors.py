@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..report.progress import follow
-from .folder import INDEX, SINGLE, find_weights
+from .weights import INDEX, SINGLE, Weights
 
 ALIGN = 64
 
@@ -112,14 +112,11 @@ def _bytes(piece: Piece) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 
-def mapped(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a checkpoint folder, mapped privately: training on it leaves the file alone.
-
-    Headers are checked first, so a cut or patched file is refused with its numbers.
-    """
+def mapped(weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the files whose headers were checked, mapped privately: training on it leaves the file alone."""
     from safetensors import safe_open
 
-    for path in find_weights(folder, str(folder)).files.values():
+    for path in weights.files.values():
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)

@@ -10,15 +10,18 @@ import transformers
 
 from ...dsl.diagnostics import Fault, Reject
 from ..report.broken import first_line
-from ..store.regular import CONFIG, MISFIT, TOKENIZER, read_json, read_regular
+from ..store.regular import CONFIG, MISFIT, TOKENIZER, check_regular, read_json, read_regular
 from .checkpoint import quiet
 from .classes import is_tokenizer
-from .tokenizer_form import check, check_pieces, check_tokens
+from .source_files import root_of
+from .tokenizer_form import TEMPLATES, check, check_tokens
+from .tokenizer_pieces import check_sentencepiece, check_tekken, check_tiktoken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WHOLE, PIECES = "tokenizer.json", ("tokenizer.model", "spiece.model")
+WHOLE = "tokenizer.json"
+_READ = (".json", ".jinja", ".txt", ".model", ".spm", ".tiktoken")  # what transformers reads of a folder for one
 TOKENS = ("tokenizer_config.json", "special_tokens_map.json")
 _CALLS = ("_encode_plus", "_decode", "convert_tokens_to_string")  # by which a tokenizer runs the library
 
@@ -33,12 +36,13 @@ bad_tokenizer = Fault(
 
 def open_tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:
     """The tokenizer of a folder. Reject (bad-tokenizer) where its files are damaged, or ask for what none needs."""
-    if not trusted:
-        _check_config(folder, label)
+    files = () if trusted else _check_config(folder, label)
     _check_form(folder, label)
     try:
         with quiet(), panics(label):
-            made = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
+            made = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trusted, **dict.fromkeys(files)
+            )
     except Reject:
         raise
     except Exception as error:  # the tokenizers library raises bare Exception
@@ -54,18 +58,29 @@ def open_tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:
     return _guarded(made, label)
 
 
+def _checks(folder: Path) -> Iterator[tuple[Path, Callable[[Path], None]]]:
+    """Files of a folder that a library makes a tokenizer of, each with what refuses it by `MISFIT`."""
+    for path in sorted(folder.iterdir()):
+        name = path.name
+        if name == WHOLE:
+            yield path, lambda file: check(read_json(file, TOKENIZER))
+        elif name in TOKENS:
+            yield path, lambda file: check_tokens(read_json(file, CONFIG))
+        elif "tekken" in name and path.suffix == ".json":
+            yield path, lambda file: check_tekken(read_json(file, TOKENIZER))
+        elif "tiktoken" in name:
+            yield path, lambda file: check_tiktoken(read_regular(file, TOKENIZER))
+        elif ".model" in name.removeprefix("model") or path.suffix == ".spm":
+            yield path, lambda file: check_sentencepiece(read_regular(file, TOKENIZER))
+
+
 def _check_form(folder: Path, label: str) -> None:
-    whole = folder / WHOLE
-    for path in (whole, *(folder / name for name in (*PIECES, *TOKENS))):
+    for path in (*folder.iterdir(), *folder.glob(TEMPLATES)):
+        if path.suffix in _READ:
+            check_regular(path, TOKENIZER, root_of(folder))
+    for path, reading in _checks(folder):
         try:
-            if not path.exists():
-                continue
-            if path == whole:
-                check(read_json(path, TOKENIZER))
-            elif path.name in TOKENS:
-                check_tokens(read_json(path, CONFIG))
-            else:
-                check_pieces(read_regular(path, TOKENIZER))
+            reading(path)
         except (OSError, *MISFIT) as error:
             raise Reject(
                 bad_tokenizer(
@@ -123,11 +138,18 @@ def _plain(kind: "type[PreTrainedTokenizerBase]", state: dict[str, Any]) -> Any:
     return made
 
 
-def _check_config(folder: Path, label: str) -> None:
-    """Reject (bad-tokenizer) where a tokenizer names a class that is none, or a chat template of a megabyte."""
+_ELSEWHERE = ("gguf_file", "fast_tokenizer_files", "tokenizer_object", "init_inputs")
+
+
+def _check_config(folder: Path, label: str) -> tuple[str, ...]:
+    """Names of the config's fields that are files, which transformers is to take from the folder alone.
+
+    Reject (bad-tokenizer) where a tokenizer names a class that is none, or has a field by which transformers reads
+    something else than the files of a tokenizer.
+    """
     path = folder / "tokenizer_config.json"
     if not path.exists():
-        return
+        return ()
     try:
         said = read_json(path, CONFIG)
     except (OSError, ValueError, RecursionError) as error:
@@ -147,3 +169,12 @@ def _check_config(folder: Path, label: str) -> None:
                 help="fetch the tokenizer files again",
             )
         )
+    other = next((name for name in _ELSEWHERE if said.get(name)), None)
+    if other is not None:
+        raise Reject(
+            bad_tokenizer(
+                f"{label}: {path} has a `{other}`, which leads to other files than a tokenizer's",
+                help="fetch the tokenizer files again, from somebody whom you trust",
+            )
+        )
+    return tuple(name for name in said if name.endswith("_file"))

@@ -6,28 +6,26 @@ make of one character is reckoned from the file, and counts are held to what tok
 """
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+from .tokenizer_steps import Unbounded, check_whole, steps
+
+TEMPLATES = "additional_chat_templates/*.jinja"
 _MOST_GROWTH = (
     1024  # characters that one may become: a table of Unicode forms, bytes and a few signs written out make 576
 )
 _MOST_TEXT = 256  # characters of a text that is put in
 _MOST_ADDED = 1024  # that all texts which are put before another have
 _MOST_STEPS, _MOST_PIECES, _MOST_SPECIAL = 256, 64, 64  # the last: tokens that one of a template stands for
-_MOST_CUT, _MOST_WORD, _MOST_PAD = 1024, 10_000, 1 << 20
+_MOST_CUT, _MOST_WORD, _MOST_PAD = 1024, 1000, 1 << 20
 _MOST_FORM = 64  # bytes of what a table of Unicode forms makes of a few characters; the longest of Unicode is 33
 _FORMS_GROWTH, _BYTES_GROWTH = 18, 4  # of one character in such a table; of one into its bytes
-_LISTS = ("normalizers", "pretokenizers", "processors", "decoders")
 
 
 # What an added token says of itself. The library prints other names as they are, past Python, to standard output.
 _TOKEN = frozenset({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"})
-
-
-class Unbounded(ValueError):
-    """A tokenizer that could take any memory; the text says where."""
 
 
 def check_tokens(body: Any) -> None:
@@ -49,24 +47,21 @@ def check_tokens(body: Any) -> None:
 
 def check(body: Any) -> None:
     """Of a file that was read. Raises Unbounded, or another of `regular.MISFIT` where a part is of another form."""
-    if not isinstance(body, dict):
-        raise Unbounded("it is no object")
-    before = [*_steps(body.get("normalizer")), *_steps(body.get("pre_tokenizer"))]
-    for steps in (before, list(_steps(body.get("decoder")))):
-        _within(len(steps), _MOST_STEPS, "the number of its steps")
-        _within(_growth(steps), _MOST_GROWTH, "the number of characters that one becomes")
-        _within(sum(len(step.get("prepend") or "") for step in steps), _MOST_ADDED, "what is put before a text")
-        for step in steps:
+    check_whole(body)
+    before = [*steps(body, "normalizer"), *steps(body, "pre_tokenizer")]
+    for row in (before, list(steps(body, "decoder"))):
+        _within(len(row), _MOST_STEPS, "the number of its steps")
+        _within(_growth(row), _MOST_GROWTH, "the number of characters that one becomes")
+        _within(sum(len(step.get("prepend") or "") for step in row), _MOST_ADDED, "what is put before a text")
+        for step in row:
             _check_step(step)
-    processors = list(_steps(body.get("post_processor")))
+    processors = list(steps(body, "post_processor"))
     for processor in processors:
         _check_template(processor)
     _within(len(processors), _MOST_STEPS, "the number of its templates")
     _within(prod(map(_repeats, processors)), _MOST_PIECES, "how often a text stands in its template")
     _check_ends(body.get("truncation"), body.get("padding"))
-    model = body.get("model")
-    if isinstance(model, dict):
-        _within(model.get("max_input_chars_per_word") or 0, _MOST_WORD, "the length of a word")
+    _within(body["model"].get("max_input_chars_per_word") or 0, _MOST_WORD, "the length of a word")
 
 
 def _within(number: Any, most: int, what: str) -> None:
@@ -74,25 +69,11 @@ def _within(number: Any, most: int, what: str) -> None:
         raise Unbounded(f"{what} is {str(number)[:20]}, more than the {most} that are taken")
 
 
-def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
-    """The steps of a part that may be a sequence of others, in order."""
-    if part is None:
-        return
-    if not isinstance(part, dict):
-        raise Unbounded("a step is no object")
-    lists = [part[name] for name in _LISTS if name in part]
-    if not lists:
-        yield part
-    for steps in lists:
-        for step in steps:
-            yield from _steps(step)
-
-
-def _growth(steps: Sequence[Mapping[str, Any]]) -> int:
+def _growth(row: Sequence[Mapping[str, Any]]) -> int:
     """Characters that steps make of one at most: each multiplies what one before it may have put there."""
     made: list[int] = []
-    for step in steps:
-        above = [many for many, before in zip(made, steps, strict=False) if _meets(step, before)]
+    for step in row:
+        above = [many for many, before in zip(made, row, strict=False) if _meets(step, before)]
         made.append(min(_factor(step) * max(above, default=1), _MOST_GROWTH + 1))
     return max(made, default=1)
 
@@ -125,10 +106,10 @@ def _check_step(step: Mapping[str, Any]) -> None:
     if step.get("type") == "FixedLength" and not step["length"] > 0:
         raise Unbounded("it cuts texts into pieces of nothing")
     if step.get("type") == "Precompiled" and step.get("precompiled_charsmap"):
-        _check_forms(base64.b64decode(step["precompiled_charsmap"]))
+        check_forms(base64.b64decode(step["precompiled_charsmap"]))
 
 
-def _check_forms(table: bytes) -> None:
+def check_forms(table: bytes) -> None:
     """A table as sentencepiece writes it: bytes of a trie, the trie, and texts that end with 0."""
     length = int.from_bytes(table[:4], "little")
     if len(table) < 4 or length % 4 or not 0 < length <= len(table) - 4:
@@ -159,42 +140,3 @@ def _check_ends(truncation: Any, padding: Any) -> None:
         fixed = strategy.get("Fixed", 0) if isinstance(strategy, dict) else 0
         for number in (fixed, padding.get("pad_to_multiple_of") or 0):
             _within(number, _MOST_PAD, "the length that it pads texts to")
-
-
-def check_pieces(data: bytes) -> None:
-    """Of a model of sentencepiece, whose table of Unicode forms is field 2 of its field 3. Raises Unbounded."""
-    for number, part in _fields(data):
-        if number == 3 and isinstance(part, bytes):
-            for inner, table in _fields(part):
-                if inner == 2 and table:
-                    _check_forms(table if isinstance(table, bytes) else b"")
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """Numbers and values of a message in the encoding of protocol buffers."""
-    at = 0
-    while at < len(data):
-        key, at = _number(data, at)
-        if key & 7 == 0:
-            value, at = _number(data, at)
-            yield key >> 3, value
-            continue
-        if key & 7 == 2:
-            length, at = _number(data, at)
-        else:
-            length = {1: 8, 5: 4}[key & 7]
-        if at + length > len(data):
-            raise Unbounded("a part of it is cut")
-        yield key >> 3, data[at : at + length]
-        at += length
-
-
-def _number(data: bytes, at: int) -> tuple[int, int]:
-    """A number in groups of seven bits, and where it ends."""
-    found = 0
-    for shift in range(0, 70, 7):
-        byte = data[at]
-        found, at = found | (byte & 127) << shift, at + 1
-        if byte < 128:
-            return found, at
-    raise Unbounded("a number of it has no end")

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from ...dsl.diagnostics import Reject
-from ...dsl.render import printable
 from ..models import check_place
 from .flags import Shared, finite, knowledge_url, mapped_weights, verb
+from .speech import Speech
 from .streams import refuse_silence
 
 _place = typer.Argument(
@@ -121,8 +121,9 @@ def answer_once(talker, prompt: str, shared: Shared) -> None:
             seconds=round(reply.seconds, 4),
             tokens_per_second=round(reply.tokens_per_second, 2),
         )
-    reply = talker.say(prompt, _write)
-    _write("\n")
+    speech = Speech()
+    reply = talker.say(prompt, lambda text: _write(speech.push(text)))
+    _write(f"{speech.end()}\n")
     _stop_if_asked(reply)
     if shared.verbose:
         shared.screen.say(_speed(reply))
@@ -165,12 +166,13 @@ def _prompt_mark(styled: str) -> str:
 
 
 def _exchange(talker, line: str, shared: Shared) -> None:
+    speech = Speech()
     try:
-        reply = talker.say(line, _write)
+        reply = talker.say(line, lambda text: _write(speech.push(text)))
     except Reject as refused:
         return shared.screen.complain(refused.diagnostics, "run")
     mark = " …" if reply.stop == "stopped" else ""
-    _write(f"{mark}\n")
+    _write(f"{speech.end()}{mark}\n")
     if shared.verbose:
         shared.screen.say(shared.screen.styled(_speed(reply), "dim", stream=sys.stderr))
     return None
@@ -184,7 +186,6 @@ def _speed(reply) -> str:
 
 
 def _write(text: str) -> None:
-    """What a model says: a terminal is not driven by it."""
-    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.write(text)
     sys.stdout.flush()
     refuse_silence()

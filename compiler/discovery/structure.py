@@ -54,7 +54,7 @@ def refuse_other_tensors(origin: Origin, skeleton: Skeleton) -> None:
 
     Tensors that go by another name in the file are left to loading, which knows what each architecture renames.
     """
-    from ..checkpoints.folder import INDEX, SINGLE, find_weights
+    from ..checkpoints.weights import INDEX, SINGLE, find_weights
 
     if origin.folder is None or not any((origin.folder / name).is_file() for name in (INDEX, SINGLE)):
         return

@@ -24,6 +24,10 @@ DOMAINS = ("", "ai.onnx")
 RUNTIME = {"com.microsoft": ("DynamicQuantizeLSTM",)}  # ONNX Runtime's own, of which int8 needs one: others read files
 _NUMBERS = (1, 2, 3, 5, 6, 7, 9, 10, 11)  # onnx.TensorProto: those that torch has, float32 to float64
 _MOST = 256 * MIB  # of the graph: weights lie beside it
+_REFUSED = {
+    "SparseTensorProto": "sparse tensor",
+    "TrainingInfoProto": "graph for training",
+}  # messages that effc never writes
 _AGAIN = "compile it again with this effc"
 
 
@@ -46,7 +50,7 @@ class Stored:
     @property
     def operators(self) -> dict[str, int]:
         counted: dict[str, int] = {}
-        for node in _nodes(self.model.graph):
+        for node in nodes(self.model):
             counted[node.op_type] = counted.get(node.op_type, 0) + 1
         return dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
 
@@ -69,32 +73,52 @@ def check(folder: Path, name: str = NAME) -> Stored:
         raise Reject(refused_onnx(f"{path} can't be read: {error.strerror}")) from error
     except Exception as error:  # what protobuf raises is of its own kind
         raise _refused(path, f"is no ONNX: {first_line(error)}") from error
-    if not _readable(model):
-        raise _refused(path, "holds names that are not UTF-8")
+    _check_schema(path, model)
     odd = _odd_domains(model)
     if odd or model.functions:
         raise _refused(path, f"calls ops of {', '.join(odd) or 'its own functions'}, not of ONNX")
-    beside = f"{path.name}.data"
-    data = _mapped(path.with_name(beside))
-    _check_weights(path, model, len(data))
-    return Stored(model, graph, beside, data, tuple(i.name for i in model.graph.input), _facts(path, model))
+    external = f"{path.name}.data"
+    data = _mapped(path.with_name(external))
+    _check_tensors(path, model, len(data))
+    return Stored(model, graph, external, data, tuple(i.name for i in model.graph.input), _facts(path, model))
 
 
-def _readable(message: Any) -> bool:
-    """Whether all texts of a message are text: protobuf hands on as bytes what it can't decode."""
+def messages(message: Any) -> Iterator[Any]:
+    """A message of protobuf and all messages inside of it, whichever field has them."""
+    yield message
     for field, value in message.ListFields():
-        each = [value] if isinstance(value, str | bytes) or hasattr(value, "ListFields") else value
-        if field.type == field.TYPE_STRING and any(isinstance(v, bytes) for v in each):
-            return False
-        if field.type == field.TYPE_MESSAGE and not all(map(_readable, each)):
-            return False
-    return True
+        if field.type == field.TYPE_MESSAGE:
+            for inner in [value] if hasattr(value, "ListFields") else value:
+                yield from messages(inner)
+
+
+def nodes(message: Any) -> Iterator[Any]:
+    """The nodes anywhere in a message, of branches and functions as well."""
+    return (inner for inner in messages(message) if inner.DESCRIPTOR.name == "NodeProto")
+
+
+def _check_schema(path: Path, model: Any) -> None:
+    """Refuse what another reader of the same bytes may understand otherwise, and kinds of messages that effc never
+    writes."""
+    size = model.ByteSize()
+    model.DiscardUnknownFields()
+    if model.ByteSize() != size:
+        raise _refused(path, "has fields that are not of ONNX")
+    for message in messages(model):
+        if message.DESCRIPTOR.name in _REFUSED:
+            raise _refused(path, f"has a {_REFUSED[message.DESCRIPTOR.name]}")
+        for field, value in message.ListFields():
+            # protobuf hands on as bytes what it can't decode
+            if field.type == field.TYPE_STRING and any(
+                isinstance(text, bytes) for text in ([value] if isinstance(value, str | bytes) else value)
+            ):
+                raise _refused(path, "holds names that are not UTF-8")
 
 
 def _odd_domains(model: Any) -> list[str]:
     """Domains of ops that effc does not write, each with the op where others of the domain are written."""
     odd = {o.domain for o in model.opset_import if o.domain not in DOMAINS and o.domain not in RUNTIME}
-    for node in _nodes(model.graph):
+    for node in nodes(model):
         if not node.op_type.isidentifier():
             odd.add(f"odd names ({node.op_type!a})")
         elif node.domain in RUNTIME and node.op_type not in RUNTIME[node.domain]:
@@ -113,25 +137,34 @@ def _mapped(path: Path) -> bytearray | mmap.mmap:
         return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) if size else bytearray()
 
 
-def _check_weights(path: Path, model: Any, size: int) -> None:
-    if any(t.data_location == t.EXTERNAL for t in _inner_tensors(model.graph)):
-        raise _refused(path, f"has a weight inside of an op that lies in another file than {path.name}.data")
-    for tensor in model.graph.initializer:
+def _check_tensors(path: Path, model: Any, size: int) -> None:
+    """Refuse a tensor that lies elsewhere than in the graph's own bytes: initializers of the graph alone may lie in the
+    data file, whose size in bytes is `size`."""
+    tensors = [message for message in messages(model) if message.DESCRIPTOR.name == "TensorProto"]
+    for tensor in tensors:
         if any(axis < 0 for axis in tensor.dims):
             raise _refused(path, f"has a weight `{tensor.name}` of a size below zero")
-        if tensor.data_location != tensor.EXTERNAL:
-            continue
-        entry = {e.key: e.value for e in tensor.external_data}
-        if len(entry) < len(tensor.external_data):  # readers differ in which of two they take
-            raise _refused(path, f"has a weight `{tensor.name}` with two places")
-        try:
-            start, length = int(entry.get("offset", "0")), int(entry["length"])
-        except (KeyError, ValueError) as error:
-            raise _refused(path, f"has a weight `{tensor.name}` without a place") from error
-        if entry.get("location") != f"{path.name}.data":
-            raise _refused(path, f"has a weight `{tensor.name}` in another file than {path.name}.data")
-        if start < 0 or length < 0 or start + length > size:
-            raise _refused(path, f"has a weight `{tensor.name}` outside of {path.name}.data")
+        if tensor.external_data and tensor.data_location != tensor.EXTERNAL:  # readers differ in which they believe
+            raise _refused(path, f"has a weight `{tensor.name}` both inside and in another file")
+    external = [tensor for tensor in model.graph.initializer if tensor.data_location == tensor.EXTERNAL]
+    if sum(tensor.data_location == tensor.EXTERNAL for tensor in tensors) > len(external):
+        raise _refused(path, f"has a weight inside of an op that lies in another file than {path.name}.data")
+    for tensor in external:
+        _check_region(path, tensor, size)
+
+
+def _check_region(path: Path, tensor: Any, size: int) -> None:
+    entry = {e.key: e.value for e in tensor.external_data}
+    if len(entry) < len(tensor.external_data):  # readers differ in which of two they take
+        raise _refused(path, f"has a weight `{tensor.name}` with two places")
+    try:
+        start, length = int(entry.get("offset", "0")), int(entry["length"])
+    except (KeyError, ValueError) as error:
+        raise _refused(path, f"has a weight `{tensor.name}` without a place") from error
+    if entry.get("location") != f"{path.name}.data":
+        raise _refused(path, f"has a weight `{tensor.name}` in another file than {path.name}.data")
+    if start < 0 or length < 0 or start + length > size:
+        raise _refused(path, f"has a weight `{tensor.name}` outside of {path.name}.data")
 
 
 def weights(folder: Path, stored: Stored, name: str = NAME) -> "dict[str, torch.Tensor]":
@@ -181,25 +214,6 @@ def _facts(path: Path, model: Any) -> dict[str, Any]:
     if not fits:
         raise _refused(path, "does not say which model it was made of")
     return facts
-
-
-def _nodes(graph: Any) -> Iterator[Any]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _nodes(inner)
-
-
-def _inner_tensors(graph: Any) -> Iterator[Any]:
-    """All but the initializers of a graph."""
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for inner in (attribute.g, *attribute.graphs):
-                yield from (*inner.initializer, *_inner_tensors(inner))
 
 
 def _refused(path: Path, what: str):

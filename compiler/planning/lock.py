@@ -15,7 +15,8 @@ from ...dsl.recipe import Invocation
 from ...dsl.show import show
 from ...dsl.source import Span
 from ...dsl.values import DataRef, from_json
-from ..checkpoints.folder import TOKENIZER_FILES, find_weights
+from ..checkpoints.folder import TOKENIZER_FILES
+from ..checkpoints.weights import find_weights
 from ..machine.fingerprint import machine
 from ..machine.settings import Settings
 from ..report.progress import Warned

@@ -80,8 +80,9 @@ def folder_embedder(folder: Path, cache_dir: Path) -> Pooled:
     tokenizer, wherever the folder lies."""
     from transformers import MODEL_MAPPING
 
-    from ..checkpoints.folder import find_weights, load_tokenizer, read_config, tokenizer_files
+    from ..checkpoints.folder import load_tokenizer, read_config, tokenizer_files
     from ..checkpoints.headed import open_headed
+    from ..checkpoints.weights import find_weights
     from ..store.hashes import files_hash
 
     config, words = read_config(folder / "config.json", str(folder)), tokenizer_files(folder)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from secrets import randbits
@@ -18,7 +18,7 @@ from ...dsl.diagnostics import Reject
 from ...kernels.native import KernelError
 from ..rows.template import render
 from .answers import Answer, ChatAnswer, Refused
-from .body import take_texts
+from .body import take_texts, turn
 from .errors import tell_errors, write_down
 from .metrics import TYPE
 from .protocol import ChatRequest, CompletionRequest
@@ -50,10 +50,9 @@ class Service:
     async def answer(self, asked: ChatRequest | CompletionRequest, call: Call) -> Any:
         """The answer to a request, whole or as a stream."""
         check_name(asked.model, *self.adapters)
-        if isinstance(asked, ChatRequest):
-            ids = await asyncio.to_thread(self._chat, asked)
-        else:
-            ids = await asyncio.to_thread(self._prompt, asked)
+        encode: Callable[[Any], list[int]] = self._chat if isinstance(asked, ChatRequest) else self._prompt
+        async with turn(call, len(await call.body())):
+            ids = await asyncio.to_thread(encode, asked)
         key = call.scope.get("state", {}).get("key")
         request = replace(self._request(asked, ids), owner="" if key is None else f"key {key}")
         pieces: asyncio.Queue[Piece] = asyncio.Queue()
@@ -117,6 +116,13 @@ class Service:
                 "no_chat_template",
             )
         messages = [message.plain() for message in asked.messages]
+        if len(messages) > self.context:
+            raise Refused(
+                400,
+                f"the model's context is {self.context} tokens, and {len(messages)} messages are more",
+                "messages",
+                "context_length_exceeded",
+            )
         self._check_length(sum(len(message["content"]) for message in messages), "messages")
         try:
             text = render(self.tokenizer, messages, add_generation_prompt=True)

@@ -1,8 +1,11 @@
 """Bodies that are JSON of a known form, read where that holds up nobody, and the routes that take them."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from fastapi import FastAPI
 from fastapi import Request as Call
@@ -11,10 +14,13 @@ from pydantic_core import from_json
 
 from .answers import Refused
 from .protocol import ChatRequest, CompletionRequest, Unsupported
+from .turns import Turns
 
 Form = TypeVar("Form", bound=BaseModel)
 
-_MOST_FIELDS = 200
+_MOST_FIELDS, _MOST_CONTAINERS = 200, 20_000
+_STRING_OR_CONTAINER = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]', re.DOTALL)  # a string may lack its end
+_turns: WeakKeyDictionary[Any, Turns] = WeakKeyDictionary()  # by application
 
 
 async def read_body(call: Call, form: type[Form]) -> Form:
@@ -32,7 +38,16 @@ async def read_body(call: Call, form: type[Form]) -> Form:
             else "the request has no `Content-Type: application/json`",
             code="unsupported_media_type",
         )
-    return await asyncio.to_thread(_checked, await call.body(), form)
+    body = await call.body()
+    async with turn(call, len(body)):
+        return await asyncio.to_thread(_checked, body, form)
+
+
+def turn(call: Call, size: int) -> AbstractAsyncContextManager[None]:
+    """The turn of a request at work whose cost grows with the bytes of its body."""
+    key = call.scope.get("state", {}).get("key")
+    client = f"key {key}" if key is not None else (call.client.host if call.client else "")
+    return _turns.setdefault(call.app, Turns()).turn(client, size)
 
 
 def take_texts(app: FastAPI, answer: Callable[[ChatRequest | CompletionRequest, Call], Awaitable[Any]]) -> None:
@@ -47,7 +62,18 @@ def take_texts(app: FastAPI, answer: Callable[[ChatRequest | CompletionRequest, 
         return await answer(await read_body(call, CompletionRequest), call)
 
 
+def _is_crowded(body: bytes) -> bool:
+    """Whether a body has more lists and objects than any request: each costs memory, and time of whoever looks for
+    unused ones."""
+    if body.count(b"[") + body.count(b"{") <= _MOST_CONTAINERS:
+        return False
+    outside = (match for match in _STRING_OR_CONTAINER.finditer(body) if match[0] in (b"[", b"{"))
+    return any(number >= _MOST_CONTAINERS for number, _ in enumerate(outside))
+
+
 def _checked(body: bytes, form: type[Form]) -> Form:
+    if _is_crowded(body):
+        raise Refused(400, f"the body has more than {_MOST_CONTAINERS} lists and objects")
     try:
         parsed = from_json(body, allow_inf_nan=False, cache_strings=False)
     except ValueError as error:  # lone surrogates and bytes that are no UTF-8 too

@@ -3,15 +3,19 @@
 import json
 import socket
 from asyncio import TimerHandle, Transport
+from collections.abc import Sequence
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .answers import error_body
+from .guard import loopback
 from .limits import Limits
 
 _HEADER_BYTES = 64 * 1024
+_HEADERS = 200
+_PIECES = 1 << 14  # of a body: each costs the same, and may be of one byte
 
 
 class Door(socket.socket):
@@ -33,14 +37,31 @@ class Door(socket.socket):
 class Bounded(h11.Connection):
     """HTTP whose headers, and trailers behind a body in pieces, are no longer than may be, however they came.
 
-    h11 itself counts the bytes of what is not whole yet, and takes any length of what came whole in one piece.
+    h11 itself counts the bytes of what is not whole yet, and takes any length of what came whole in one piece, any
+    number of headers, and bodies in any number of pieces.
     """
+
+    _pieces = 0
 
     def next_event(self) -> Any:
         event = super().next_event()
-        if isinstance(event, (h11.Request, h11.EndOfMessage)) and _length(event) > _HEADER_BYTES:
-            raise h11.RemoteProtocolError("the headers are too long", error_status_hint=431)
+        if isinstance(event, (h11.Request, h11.EndOfMessage)):
+            self._pieces = 0
+            if _length(event) > _HEADER_BYTES or len(event.headers) > _HEADERS:
+                raise h11.RemoteProtocolError("the headers are too long", error_status_hint=431)
+        elif isinstance(event, h11.Data):
+            self._pieces += 1
+            if self._pieces > _PIECES:
+                raise h11.RemoteProtocolError("the body comes in too many pieces", error_status_hint=413)
         return event
+
+
+def is_crowd(address: str, addresses: Sequence[str], most: int) -> bool:
+    """Whether an address of another machine is more than `most` times among those of all connections.
+
+    Proxies of this machine speak for everybody.
+    """
+    return not loopback(address) and addresses.count(address) > most
 
 
 def _length(event: h11.Request | h11.EndOfMessage) -> int:
@@ -65,11 +86,17 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # TCP's, as h11's own says
         super().connection_made(transport)
-        if len(self.connections) > self.limits.connections:
+        if len(self.connections) > self.limits.connections or self._is_crowd():
             transport.write(_plain(503, "as many connections are open as may", "too_many_connections"))
             transport.close()
         else:
             self._watch()
+
+    def _is_crowd(self) -> bool:
+        """Whether an address of another machine has more connections than one may."""
+        clients = [getattr(other, "client", None) for other in self.connections]
+        addresses = [client[0] for client in clients if client is not None]
+        return self.client is not None and is_crowd(self.client[0], addresses, self.limits.address)
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():

@@ -197,7 +197,10 @@ class _Exchange:
         await asyncio.sleep(0)  # a connection that broke is heard of here, before more is written to it
 
     async def _refuse(self, refused: Refused) -> None:
-        response = JSONResponse(refused.body, refused.status, refused.headers)
+        headers = refused.headers
+        if self._scope["method"] == "POST" and self._body is None:  # the rest of it would be read for nothing
+            headers = {**(headers or {}), "Connection": "close"}
+        response = JSONResponse(refused.body, refused.status, headers)
         try:
             await response(self._scope, self._receive, self._tell)
         except TimeoutError:

@@ -20,6 +20,11 @@ class Limits:
     seconds: float = 15.0
 
     @property
+    def address(self) -> int:
+        """Connections of one address of another machine."""
+        return max(1, self.connections // 4)
+
+    @property
     def slow(self) -> float:
         """Seconds for a body, and for a piece of an answer that the client does not take."""
         return 4 * self.seconds

@@ -30,6 +30,10 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _LEAST = {"temperature": 1e-4, "top_p": 2.0**-126, "repetition_penalty": 1e-2}
 
 
+MOST_MESSAGES, MOST_PARTS = 2048, 4096  # of a conversation: an empty message costs a template as much as a long one
+_LONGEST_STOP = 1024  # characters
+
+
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="ignore")
     include_usage: bool | None = None
@@ -47,7 +51,7 @@ class AnyRequest(BaseModel):
     top_k: int | None = Field(None, ge=0, lt=2**31)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
-    stop: list[Annotated[str, Field(min_length=1)]] | None = Field(None, max_length=4)
+    stop: list[Annotated[str, Field(min_length=1, max_length=_LONGEST_STOP)]] | None = Field(None, max_length=4)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -99,10 +103,9 @@ class Unsupported(Exception):
     def __init__(self, name: str, value: Any):
         self.name = name
         legal = " or ".join(str(v) for v in _NEUTRAL[name] if not isinstance(v, (list, dict)) and v != "")
+        said = "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else f"{value!s:.60}"
         super().__init__(
-            f"`{name}` is {value!s:.60}, and only {legal} is supported here"
-            if legal
-            else f"`{name}` is not supported here"
+            f"`{name}` is {said}, and only {legal} is supported here" if legal else f"`{name}` is not supported here"
         )
 
 
@@ -129,10 +132,24 @@ class Message(BaseModel):
 
 
 class ChatRequest(AnyRequest):
-    messages: Annotated[list[Message], FailFast()] = Field(min_length=1)
+    messages: Annotated[list[Message], FailFast()] = Field(min_length=1, max_length=MOST_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @field_validator("messages", mode="before")
+    @classmethod
+    def are_few(cls, messages: Any) -> Any:
+        """Counted before the first of them is looked at."""
+        if not isinstance(messages, list):
+            return messages
+        if len(messages) > MOST_MESSAGES:
+            raise ValueError(f"there are {len(messages)} messages, and a conversation has at most {MOST_MESSAGES}")
+        contents = [message.get("content") for message in messages if isinstance(message, dict)]
+        parts = sum(len(content) for content in contents if isinstance(content, list))
+        if parts > MOST_PARTS:
+            raise ValueError(f"the messages have {parts} parts, and those of a conversation have at most {MOST_PARTS}")
+        return messages
 
     @property
     def most(self) -> int | None:

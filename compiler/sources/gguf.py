@@ -13,11 +13,12 @@ from typing import Any, ClassVar, Literal
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.read import other_kind
 from ..checkpoints.bounds import check_numbers
-from ..checkpoints.folder import WIDTHS, find_weights, no_model
+from ..checkpoints.folder import WIDTHS
 from ..checkpoints.gguf_header import check_header
 from ..checkpoints.origin import Origin
 from ..checkpoints.safetensors_header import Slot
 from ..checkpoints.source_files import SourceFiles
+from ..checkpoints.weights import find_weights, no_model
 from ..machine.environment import check_modules
 from ..report.broken import first_line, is_want_of_memory
 from ..store.cache import digest, remember
@@ -80,7 +81,7 @@ class Gguf(Source):
             folder=folder,
             identity=digest(["gguf", content, self.dtype]),
             build=partial(_build, config, self.dtype),
-            load=partial(_load, converted, config, self.dtype, label, about["weights"]),
+            load=partial(_load, converted, config, self.dtype, label),
             tokenizer=cache(partial(_tokenizer, converted, label)),
             dtype=self.dtype,
             tokenizer_identity=digest(["gguf", content]),
@@ -219,10 +220,11 @@ def _build(config: dict[str, Any], dtype: str):
     return build(config, dtype)
 
 
-def _load(converted, config: dict[str, Any], dtype: str, label: str, count: int):
+def _load(converted, config: dict[str, Any], dtype: str, label: str):
     from ..checkpoints.checkpoint import load
 
-    return load(converted(), config, dtype, label, count)
+    folder = converted()
+    return load(folder, config, dtype, label, find_weights(folder, label))
 
 
 def _tokenizer(converted, label: str):

@@ -21,6 +21,7 @@ odd_file = Fault(
 
 MIB = 1 << 20
 CONFIG, MANIFEST, TOKENIZER = 16 * MIB, 256 * MIB, 512 * MIB  # bytes: the largest that a file of the kind has
+_SPARSE = 1 << 34  # bytes above which a file of holes, which costs nothing to send, takes minutes to be hashed
 DATA = 1 << 36  # bytes of a text that somebody learns from
 _DEEPEST = 100  # of lists and objects in JSON: what effc and transformers write has a tenth of it
 # What it raises to take data apart that is of another form than was thought.
@@ -133,6 +134,8 @@ def check_regular(path: Path, most: int | None = None, within: Path | None = Non
         raise Reject(odd_file(f"{path} is no ordinary file", help=_HELP))
     if within is not None and not path.resolve().is_relative_to(within.resolve()):
         raise Reject(odd_file(f"{path} is a link that leads out of {within}", help=_HELP))
+    if fact.st_size > _SPARSE and getattr(fact, "st_blocks", fact.st_size) * 512 < fact.st_size >> 6:
+        raise Reject(odd_file(f"{path} has {fact.st_size} bytes, of which its disk holds next to none", help=_HELP))
     if most is not None and fact.st_size > most:
         raise Reject(odd_file(f"{path} has {fact.st_size} bytes, more than such a file can have", help=_HELP))
 

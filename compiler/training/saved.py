@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoints.tensors import Piece, mapped, write_tensors
+from ..checkpoints.weights import find_weights
 from ..store.cache import canonical, sync, write_whole
 
 MANIFEST = "training.json"
@@ -40,7 +41,7 @@ class Saved:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Tensors of a folder, mapped from disk."""
-        return dict(mapped(self.folder / name))
+        return dict(mapped(find_weights(self.folder / name, name)))
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """A folder of tensors, there whole or not at all; it counts once `finish` names it."""

@@ -44,6 +44,7 @@ def pickled(folder: Path) -> None:
 def sharded(folder: Path) -> None:
     index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
     (folder / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    weights(folder).unlink()
 
 
 def guzzled(folder: Path) -> None:

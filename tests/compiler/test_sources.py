@@ -230,6 +230,7 @@ def test_a_missing_shard_is_named(folder, tmp_path):
     ],
 )
 def test_an_index_that_is_none(folder, body, said):
+    (folder / "model.safetensors").rename(folder / "b")
     (folder / "model.safetensors.index.json").write_text(body)
     (found,) = worlds.refused(lambda: origin(folder)).diagnostics
     assert found.slug == "damaged-weights" and said in found.message and "object" not in (found.note or "")

@@ -1,5 +1,7 @@
 """Modules in a recipe: their pipelines are called like passes, their names, faults and paths are their own."""
 
+import time
+
 from effc.dsl.source import Source
 from effc.dsl.values import DataRef, MetricRef, Ratio, StepRef
 
@@ -77,3 +79,16 @@ def test_paths_of_a_module_start_beside_its_file():
     texts = {"lib/mine.effspec": Source("lib/mine.effspec", MODULE)}
     found = framed("  m = mine.slimming()", top='use "./lib/mine.effspec" as mine', library=texts.get)
     assert {name: call.folder for name, call in found.recipes[0].data.items()} == {"calib": "", "mine.words": "lib"}
+
+
+def test_modules_that_use_the_next_one_twice_are_opened_so_often_and_no_more():
+    """Thirty files, each of which uses the next one under two names: a thousand million modules."""
+
+    def file(name: str) -> Source | None:
+        number = int(name.removesuffix(".effspec").removeprefix("m"))
+        below = "".join(f'use "./m{number + 1}.effspec" as {alias}\n' for alias in "ab") if number < 30 else ""
+        return Source(name, f"effspec 1\n{below}")
+
+    started = time.process_time()
+    found = framed("  s = cut(keep: 5% of params)", top='use "./m1.effspec" as mine', library=file)
+    assert slugs(found)[0] == "too-many-modules" and time.process_time() - started < 20

@@ -1,5 +1,8 @@
 """Selectors select what sets of paths would: laws over generated trees, and the examples of the manual."""
 
+import re
+import time
+
 import pytest
 from effc.dsl.selectors import BadGlob, dead, matches, read, resolve
 from effc.dsl.values import Selector
@@ -116,3 +119,37 @@ def test_any_text_is_read_or_refused(text):
         resolve(one(text), LAYERS)
     except BadGlob as bad:
         assert 0 <= bad.start <= bad.end <= len(text)
+
+
+@pytest.mark.parametrize(
+    "glob",
+    [
+        ".".join(["**", "a"] * 40),
+        "*a" * 40 + "b",
+        ".".join(["**"] * 40) + ".x",
+        "{" + ",".join(["**.*a*a*a*"] * 50) + "}",
+    ],
+)
+def test_stars_cost_no_more_time_than_a_table_has_fields(glob):
+    paths = [".".join(["a" * 60] * 60), ".".join(["a"] * 120), ".".join("ab" * 60)]
+    started = time.process_time()
+    for path in paths:
+        matches(glob, path)
+    assert time.process_time() - started < 1
+
+
+def as_expression(glob: str) -> re.Pattern:
+    """The regular expression that a glob without braces stands for."""
+    text = ""
+    for component in glob.split("."):
+        parts = "[^.]*".join(map(re.escape, re.split(r"\*+", component)))
+        text += r"(?:[^.]+\.)*" if component == "**" else parts + r"\."
+    return re.compile(r"(?:[^.]+\.)*" + text)
+
+
+NAMES = st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=5).map(".".join)
+
+
+@given(glob=st.lists(st.text("ab*", min_size=1, max_size=4), min_size=1, max_size=4).map(".".join), path=NAMES)
+def test_a_glob_matches_what_its_expression_matches(glob, path):
+    assert matches(glob, path) == bool(as_expression(glob).fullmatch(f"{path}."))

@@ -82,6 +82,7 @@ TOLD = {
     "outside-package",
     "long-selector",
     "too-deep",
+    "too-many-modules",
     "more-mistakes",
     "json-form",
     "wrong-order",

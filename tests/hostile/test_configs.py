@@ -300,7 +300,8 @@ def test_real_configs_have_room(name, tmp_path):
     """Of every architecture that effc is tested with: nothing is refused for its numbers."""
     model = tiny.model(name)
     model.save_pretrained(tmp_path)
-    from effc.compiler.checkpoints.folder import find_weights, read_config
+    from effc.compiler.checkpoints.folder import read_config
+    from effc.compiler.checkpoints.weights import find_weights
 
     check_numbers(read_config(tmp_path / "config.json", "here"), find_weights(tmp_path, "here").slots, "here")
     check_numbers(read_config(tmp_path / "config.json", "here"), None, "here")

@@ -1,9 +1,11 @@
 """Counts and places that a binary file states are held against the file before anybody believes them."""
 
+import json
 import struct
 import time
 
 import pytest
+from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.ir import graph_json
 from effc.compiler.sources.gguf import weights_in
 
@@ -87,3 +89,14 @@ def _dims(*sizes):
 )
 def test_a_weight_of_onnx_that_lies_elsewhere_or_in_two_places_is_refused(tmp_path, change):
     assert slug(lambda: changed_onnx(tmp_path, change)) == "refused-onnx"
+
+
+def test_a_front_names_each_point_once():
+    """Every name is a folder that is read and measured: thousands of one name would be thousands of readings."""
+    point = {"name": "small", "measures": [["params", 1, "", "lower"]], "profile": {}, "steps": []}
+    whole = Manifest("front", files={"points/small/model/config.json": (1, "0")}).to_json()
+    body = json.loads(json.dumps(whole))
+    assert len(Manifest.from_json(body | {"members": [point, point | {"name": "large"}]}).members) == 2
+    for count in (2, 3000):
+        with pytest.raises(ValueError, match="two points have one name"):
+            Manifest.from_json(body | {"members": [point] * count})

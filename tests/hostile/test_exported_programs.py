@@ -1,9 +1,11 @@
 """An exported program comes from anybody: it calls listed operators, and nothing of it is unpickled or compiled."""
 
+import contextlib
 import copy
 import io
 import json
 import pickle
+import time
 import zipfile
 from pathlib import Path
 
@@ -189,6 +191,14 @@ def test_only_listed_operators_are_called(written, reading, target):
     assert "as `target`" in refusal(lambda: reading(with_json(written, MODEL, change)))
 
 
+def product(levels: int) -> str:
+    """Products of sums of such products: of 2**levels in one symbol."""
+    if not levels:
+        return "Symbol('s0')"
+    inner = product(levels - 1)
+    return f"Mul(Add({inner}, Symbol('s{levels}')), Add({inner}, Symbol('s{levels + 1}')))"
+
+
 EXPRESSIONS = [
     "__import__('os').system('x')",
     "Symbol('s0').__class__",
@@ -203,6 +213,10 @@ EXPRESSIONS = [
     "S('1')",
     "factorial(Integer(99999999))",
     "Integer('9')",
+    *(f"FloorDiv({product(n)}, Symbol('s1'))" for n in (4, 5, 6)),  # sympy multiplies them out: seconds, minutes, days
+    f"FloorDiv({'Pow(Add(' * 4}Symbol('s0'){', Integer(1)), Integer(2))' * 4}, Symbol('s1'))",
+    f"{'Add(' * 40}Symbol('s0'){', Integer(1))' * 40}",
+    f"Max({', '.join(f'Integer({n})' for n in range(250))})",
 ]
 
 
@@ -212,6 +226,17 @@ def test_sizes_are_sums_of_symbols_and_numbers(written, reading, text):
         body["graph_module"]["graph"]["sym_int_values"] = {"n": {"as_expr": {"expr_str": text, "hint": None}}}
 
     assert "as `expr_str`" in refusal(lambda: reading(with_json(written, MODEL, change)))
+
+
+def test_an_expression_as_large_as_may_be_takes_no_time(written, reading):
+    def change(body):
+        text = f"FloorDiv({product(3)}, Symbol('s1'))"
+        body["graph_module"]["graph"]["sym_int_values"] = {"n": {"as_expr": {"expr_str": text, "hint": None}}}
+
+    started = time.process_time()
+    with contextlib.suppress(Reject):
+        reading(with_json(written, MODEL, change))
+    assert time.process_time() - started < 10
 
 
 def test_guards_that_are_code_are_not_run(written, reading, tmp_path):

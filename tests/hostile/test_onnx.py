@@ -87,3 +87,83 @@ def test_a_domain_that_is_only_declared_is_refused(folder, domain):
     changed(folder, lambda model: model.opset_import.append(onnx.helper.make_opsetid(domain, 1)))
     with pytest.raises(Reject, match=f"calls ops of {domain}"):
         check(folder)
+
+
+def outside(location: str = "../../secret.bin"):
+    """A tensor of 8 bytes whose numbers lie in another file."""
+    tensor = onnx.TensorProto(name="s", dims=[8], data_type=onnx.TensorProto.UINT8)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": location, "offset": "0", "length": "8"}.items():
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def sparse():
+    indices = onnx.helper.make_tensor("i", onnx.TensorProto.INT64, [8], range(8))
+    return onnx.SparseTensorProto(values=outside(), indices=indices, dims=[8])
+
+
+def with_attribute(model, **fields):
+    """A node `Constant` whose one attribute has these fields."""
+    node = model.graph.node.add(op_type="Constant", output=["spelled"])
+    node.attribute.add(name="sparse_value", **fields)
+
+
+PLACES = {
+    "a sparse attribute": lambda m: with_attribute(m, sparse_tensor=sparse(), type=11),
+    "one of several sparse attributes": lambda m: with_attribute(m, sparse_tensors=[sparse()], type=12),
+    "a sparse initializer": lambda m: m.graph.sparse_initializer.append(sparse()),
+    "an attribute": lambda m: with_attribute(m, t=outside(), type=4),
+    "one of several attributes": lambda m: with_attribute(m, tensors=[outside()], type=9),
+    "a branch": lambda m: with_attribute(m, g=onnx.GraphProto(initializer=[outside()]), type=5),
+    "a sparse attribute in a branch": lambda m: with_attribute(
+        m, g=onnx.helper.make_graph([onnx.helper.make_node("Constant", [], ["y"], sparse_value=sparse())], "b", [], [])
+    ),
+    "training": lambda m: m.training_info.add(initialization=onnx.GraphProto(initializer=[outside()])),
+    "a function": lambda m: m.functions.add(
+        name="f", node=[onnx.helper.make_node("Constant", [], ["y"], sparse_value=sparse())]
+    ),
+    "a default of a function": lambda m: m.functions.add(
+        name="f", attribute_proto=[onnx.helper.make_attribute("value", outside())]
+    ),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_tensor_that_lies_in_another_file_is_refused_wherever_the_message_has_it(folder, place):
+    changed(folder, PLACES[place])
+    with pytest.raises(Reject, match=r"model\.onnx (has|calls)"):
+        check(folder)
+
+
+@pytest.mark.parametrize("message", ["SparseTensorProto", "FunctionProto", "TrainingInfoProto"])
+def test_the_places_above_are_all_that_the_schema_has(message):
+    """A newer schema with another way to a tensor fails here, until the list above tries it."""
+    schema = onnx.TensorProto.DESCRIPTOR.file.message_types_by_name
+    ways = {
+        f"{kind}.{field.name}"
+        for kind, entry in schema.items()
+        for field in entry.fields
+        if field.message_type is not None and field.message_type.name in ("TensorProto", message)
+    }
+    known = {"SparseTensorProto.values", "SparseTensorProto.indices", "AttributeProto.t", "AttributeProto.tensors",
+             "GraphProto.initializer", "AttributeProto.sparse_tensor", "AttributeProto.sparse_tensors",
+             "GraphProto.sparse_initializer", "ModelProto.functions", "ModelProto.training_info"}  # fmt: skip
+    assert ways <= known
+
+
+def test_a_tensor_in_the_graph_that_also_names_a_file_is_refused(folder):
+    def change(model):
+        inside = next(t for t in model.graph.initializer if t.data_location != t.EXTERNAL)
+        inside.external_data.add(key="location", value="../../secret.bin")
+
+    changed(folder, change)
+    with pytest.raises(Reject, match="both inside and in another file"):
+        check(folder)
+
+
+def test_a_field_that_the_schema_does_not_have_is_refused_as_another_reader_may_know_it(folder):
+    graph = (folder / FILE).read_bytes()
+    (folder / FILE).write_bytes(graph + bytes([0xBA, 0x3E, 1, 7]))  # field 999 of the model, one byte long
+    with pytest.raises(Reject, match="fields that are not of ONNX"):
+        check(folder)

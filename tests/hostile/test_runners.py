@@ -9,6 +9,7 @@ import pytest
 from effc.compiler import api
 from effc.compiler.commands.gate_report import junit, markdown
 from effc.compiler.commands.screen import Screen
+from effc.compiler.commands.speech import Speech
 from effc.compiler.commands.test import written
 from effc.compiler.judging import retest
 from effc.compiler.judging.baseline import Drift
@@ -17,6 +18,8 @@ from effc.compiler.judging.gate import Outcome
 from effc.dsl.diagnostics import Fault
 from effc.dsl.render import visible
 from effc.dsl.source import Source, Span
+from hypothesis import given
+from hypothesis import strategies as st
 
 COMMANDS = (
     "::set-output name=a::b",
@@ -96,3 +99,34 @@ def test_junit_is_xml_and_holds_no_control_character(results, tmp_path):
     assert len(top.findall(".//testcase")) == 3
     for suffix in (".xml", ".md", ".json"):
         (tmp_path / f"report{suffix}").write_text(written(results, suffix), encoding="utf-8")
+
+
+PIECES = st.lists(st.text("a:# \n[\x1b\u202e", max_size=6), max_size=8)
+
+
+@given(PIECES)
+def test_what_a_model_says_is_as_safe_in_pieces_as_in_one(pieces):
+    speech = Speech()
+    assert "".join(map(speech.push, pieces)) + speech.end() == visible("".join(pieces))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("width", [1, 2, 3, 1000])
+def test_a_model_says_no_command_however_its_words_are_cut(command, width):
+    speech, text = Speech(), f"It is\n{command}\x1b[2J\n{' ' * 200}{command}\n{command}"
+    cut = [text[at : at + width] for at in range(0, len(text), width)]
+    shown = "".join(map(speech.push, cut)) + speech.end()
+    assert not [line for line in shown.splitlines() if runs(line)] and "\x1b" not in shown
+
+
+def test_words_of_a_model_come_at_once():
+    speech = Speech()
+    assert [speech.push(text) for text in ("It", " is:", " so", "\n", "and: #", "1")] == [
+        "It",
+        " is:",
+        " so",
+        "\n",
+        "and: ",
+        "",
+    ]
+    assert speech.push(" ") == "#1 "

@@ -3,14 +3,16 @@
 import base64
 import copy
 import json
+import os
 import pickle
 import shutil
 
 import pytest
-from effc.compiler.checkpoints import tokenizer_form
+from effc.compiler.checkpoints import tokenizer_form, tokenizer_pieces
 from effc.compiler.checkpoints.tokenizer import open_tokenizer
 from effc.compiler.sources.zoo import zoo
 from effc.dsl.diagnostics import Reject
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from tests.worlds import tokenizer
 
@@ -81,6 +83,21 @@ REFUSED = {
     "a table without an end": forms(b"\xff\xff\xff\xff"),
     "a table that is none": forms(bytes(12)),
     "a table of pages": forms((4).to_bytes(4, "little") + bytes(4) + b"a" * 5000 + b"\0"),
+    "no steps beside a step": {"normalizer": {**DOUBLED, "normalizers": []}},
+    "no steps beside steps": {
+        "normalizer": {"type": "Sequence", "normalizers": [{**DOUBLED, "content": "a" * 2000, "normalizers": []}]}
+    },
+    "no type": {"normalizer": {"prepend": "a" * 200}},
+    "no type of a sequence": {"normalizer": {"normalizers": [DOUBLED]}},
+    "a type of another part": {"normalizer": {"type": "FixedLength", "length": 0}},
+    "a type that is none": {"pre_tokenizer": {"type": "Endless"}},
+    "a field of another step": {"normalizer": {"type": "NFC", "content": "a"}},
+    "steps that are none": {"normalizer": {"type": "Sequence", "normalizers": {"type": "NFC"}}},
+    "a list of another part": {"normalizer": {"type": "Sequence", "pretokenizers": [DOUBLED] * 40}},
+    "a part that is none": {"endless": {}},
+    "a model that is none": {"model": 3},
+    "a model of another type": {"model": {"type": "Endless", "vocab": {}}},
+    "a word without an end": {"model": {"type": "WordPiece", "vocab": {}, "max_input_chars_per_word": 1 << 40}},
     "a step that is none": {"normalizer": 7},
     "no numbers": {"padding": {"strategy": {"Fixed": "x"}}},
 }
@@ -125,6 +142,102 @@ def test_a_table_of_sentencepiece_is_looked_at_too(folder, table):
     (folder / "tokenizer.model").write_bytes(piece + b"\x1a" + bytes([len(inner) & 127 | 128, len(inner) >> 7]) + inner)
     with pytest.raises(Reject, match=r"tokenizer\.model describes no tokenizer"):
         open_tokenizer(folder, "m")
+
+
+LARGE = base64.b64encode(b"ab" * 600_000)
+PIECE = b"a" * 2000
+CONVERTED = {
+    "tiktoken.model": LARGE + b" 0\n",
+    "qwen.tiktoken": b"YQ== 0\n" + LARGE + b" 1\n",
+    "tekken.json": json.dumps(
+        {"config": {"pattern": "a"}, "vocab": [{"rank": 0, "token_bytes": LARGE.decode()}]}
+    ).encode(),
+    "tekken_240911.json": json.dumps({"config": {"pattern": "(a" * 5000}, "vocab": []}).encode(),
+    "tokenizer.model": b"\x0a\xd3\x0f\x0a\xd0\x0f" + PIECE,
+    "source.spm": b"\x0a\xd3\x0f\x0a\xd0\x0f" + PIECE,
+    "tokenizer.model.v3": b"\x0a\xd3\x0f\x0a\xd0\x0f" + PIECE,
+}
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_a_piece_that_would_be_cut_in_all_ways_for_days_is_refused(folder, name):
+    (folder / name).write_bytes(CONVERTED[name])
+    with pytest.raises(Reject, match=r"describes no tokenizer that is taken"):
+        open_tokenizer(folder, "m")
+
+
+def test_vocabularies_of_ordinary_pieces_are_taken():
+    lines = b"".join(base64.b64encode(bytes([n])) + b" %d\n" % n for n in range(256))
+    tokenizer_pieces.check_tiktoken(lines)
+    tokenizer_pieces.check_tekken(
+        {
+            "config": {"pattern": r"\s+"},
+            "vocab": [{"rank": 0, "token_bytes": "YQ=="}],
+            "special_tokens": [{"token_str": "<s>"}],
+        }
+    )
+    tokenizer_pieces.check_sentencepiece(b"\x0a\x03\x0a\x01a")
+
+
+@pytest.mark.parametrize("key", ["gguf_file", "fast_tokenizer_files", "tokenizer_object", "init_inputs"])
+def test_a_field_that_leads_to_other_files_is_refused(folder, tmp_path, key):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: ["../secret.gguf"]}))
+    with pytest.raises(Reject, match=f"has a `{key}`"):
+        open_tokenizer(folder, "m")
+
+
+@pytest.mark.parametrize("key", ["vocab_file", "merges_file", "tokenizer_file", "spm_file", "added_tokens_file"])
+def test_files_that_a_config_names_are_not_opened(folder, tmp_path_factory, key):
+    """A pipe that nobody writes to would hold up whoever opens it."""
+    outside = tmp_path_factory.mktemp("outside") / "pipe"
+    os.mkfifo(outside)
+    path = folder / "tokenizer_config.json"
+    expected = open_tokenizer(folder, "m")("and it came")["input_ids"]
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: str(outside)}))
+    assert open_tokenizer(folder, "m")("and it came")["input_ids"] == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["additional_chat_templates/x.jinja", "chat_template.jinja", "merges.txt", "vocab.json"]
+)
+def test_a_file_of_a_tokenizer_that_is_a_link_to_outside_is_refused(folder, tmp_path_factory, name):
+    outside = tmp_path_factory.mktemp("outside") / "secret"
+    outside.write_text("a secret")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(outside)
+    with pytest.raises(Reject, match="odd-file"):
+        open_tokenizer(folder, "m")
+
+
+def steps_of(part: str, module) -> list[dict]:
+    """Steps as the library itself writes them, of each of its classes that is made of these arguments."""
+    whole, written = Tokenizer(models.BPE()), []
+    arguments = [(), ("a", "b"), ("a",), ("a", "isolated"), (("a", 1), ("b", 2))]
+    for kind in (k for k in vars(module).values() if isinstance(k, type)):
+        for given in arguments:
+            try:
+                setattr(whole, part, kind(*given))
+            except Exception:
+                continue
+            written.append(json.loads(whole.to_str()))
+            break
+    return written
+
+
+@pytest.mark.parametrize(
+    ("part", "module", "least"),
+    [
+        ("normalizer", normalizers, 11), ("pre_tokenizer", pre_tokenizers, 11), ("decoder", decoders, 9),
+        ("post_processor", processors, 4),
+    ],
+)  # fmt: skip
+def test_steps_as_the_library_writes_them_are_taken(part, module, least):
+    written = steps_of(part, module)
+    assert len(written) >= least
+    for body in written:
+        tokenizer_form.check(body)
 
 
 @pytest.mark.parametrize(

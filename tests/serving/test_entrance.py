@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from effc.compiler.serving.connection import is_crowd
+from effc.compiler.serving.limits import Limits
 
 from tests.cli.conftest import effc, own_cache, process  # noqa: F401
 from tests.clock import until
@@ -118,6 +120,45 @@ def test_connections_that_never_say_a_whole_request_are_closed_and_others_are_an
         ends = [rest(connection) for connection in open_ones]
     assert all(b"408 Request Timeout" in end for end in ends[:3])  # and the last one is closed
     assert ends[3].startswith(b"HTTP/1.1 200")
+
+
+def refused_while_sending(server, head: bytes, piece: bytes, most: int) -> tuple[bytes, int]:
+    """The answer to a body in pieces that has no end, and how many pieces were sent until the server closed."""
+    with raw(
+        server, b"POST /v1/completions HTTP/1.1\r\n" + head + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
+    ) as connection:
+        connection.settimeout(20)
+        for number in range(most):
+            try:
+                connection.sendall(piece)
+            except (ConnectionResetError, BrokenPipeError):
+                return rest(connection), number
+        return rest(connection), most
+
+
+def test_a_body_of_one_who_is_refused_is_not_read(server):
+    piece = b"10000\r\n" + b"a" * 0x10000 + b"\r\n"
+    _, sent = refused_while_sending(server, b"Host: evil.example", piece, 4000)  # 250 MiB
+    assert sent < 4000
+
+
+def test_a_body_of_pieces_of_one_byte_ends_the_connection(server):
+    _, sent = refused_while_sending(server, b"Host: localhost", b"1\r\n \r\n" * 500, 5000)  # 2.5 million pieces
+    assert sent < 5000
+    assert server.complete(max_tokens=1).usage.completion_tokens == 1
+
+
+def test_more_headers_than_any_client_sends_are_refused(server):
+    lines = b"".join(b"a%d: b\r\n" % n for n in range(300))
+    with raw(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + lines + b"\r\n") as connection:
+        assert rest(connection).startswith(b"HTTP/1.1 400")
+
+
+def test_an_address_of_another_machine_has_a_share_of_the_connections():
+    addresses = ["10.0.0.1"] * 64 + ["10.0.0.2"] * 60 + ["127.0.0.1"] * 90
+    assert is_crowd("10.0.0.1", addresses, 63) and not is_crowd("10.0.0.2", addresses, 63)
+    assert not is_crowd("127.0.0.1", addresses, 63)  # a proxy's
+    assert Limits(connections=256).address == 64 and Limits(connections=1).address == 1
 
 
 @pytest.mark.parametrize("most", [80_000, 250_000])

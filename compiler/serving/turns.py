@@ -1,0 +1,47 @@
+"""Requests that are parsed, rendered and counted: few at once, and large ones of one client one after the other."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
+
+from .answers import Refused
+from .limits import MIB
+
+SMALL = 64 << 10  # bytes of a body that waits for no large one
+_SMALL_AT_ONCE, _LARGE_AT_ONCE = 4, 1  # of a pool of threads that has five at least
+_MOST = 32 * MIB  # of large bodies that one client may have here
+
+
+class Turns:
+    """Work before a model is asked, in threads that share one interpreter: it costs as much as a body is large."""
+
+    def __init__(self) -> None:
+        self._small, self._large = asyncio.Semaphore(_SMALL_AT_ONCE), asyncio.Semaphore(_LARGE_AT_ONCE)
+        self._clients: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._bytes: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def turn(self, client: str, size: int) -> AsyncIterator[None]:
+        """Wait until a request of `size` bytes may be worked at; Refused (429) where too many of the client wait."""
+        if size <= SMALL:
+            async with self._small:
+                yield
+            return
+        if self._bytes[client] and self._bytes[client] + size > _MOST:
+            raise Refused(
+                429,
+                f"{self._bytes[client]} bytes of requests of this client wait: send this one once they are answered",
+                code="too_many_requests",
+                headers={"Retry-After": "1"},
+            )
+        self._bytes[client] += size
+        try:
+            lock = self._clients.setdefault(client, asyncio.Lock())
+            async with lock, self._large:
+                yield
+        finally:
+            self._bytes[client] -= size
+            if not self._bytes[client]:
+                del self._bytes[client]
