@@ -35,8 +35,7 @@ def check_forms(path: Path, manifest: Manifest) -> list[str]:
 
 
 def _check_beside(folder: Path) -> None:
-    """What lies beside the weights of a form or of its base, read as loading does: values for generation, and the
-    tokenizer."""
+    """Generation values and tokenizer beside the weights of a form or of its base, read as loading does."""
     from ..checkpoints.folder import load_tokenizer, tokenizer_files
     from ..checkpoints.generation import read_generation
 
