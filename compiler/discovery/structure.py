@@ -6,7 +6,6 @@ import re
 from ...dsl.skeleton import Skeleton
 from ..checkpoints.origin import Origin
 from ..machine.settings import Settings
-from .discover import skeleton_of
 
 
 def shipped_skeleton(origin: Origin) -> Skeleton | None:
@@ -37,6 +36,8 @@ def resolve_skeleton(origin: Origin, settings: Settings) -> Skeleton:
 def find_skeleton(origin: Origin) -> Skeleton:
     """Capture a model without weights and look at its graphs."""
     from ..capture.weightless import captured
+
+    from .discover import skeleton_of
 
     return skeleton_of(captured(origin))
 
