@@ -14,6 +14,7 @@ from .checkpoints.origin import Origin
 from .discovery.structure import kept_skeleton, refuse_other_tensors, shipped_skeleton, skeleton_of
 from .machine.device import choose, repeat_itself
 from .report.progress import Listener, Warned, announce
+from .report.warned import model_remark
 from .store.cache import default_cache
 from .words.context import Context, Settings
 from .words.placing import placed
@@ -311,7 +312,7 @@ def plans(session: Session) -> "list[Plan]":
         lock.refuse_drift(session.path, _facts(session, found), session.settings)
     for origin in session.origins.values():
         for note in origin.notes:
-            session.settings.tell(Warned(f"{origin.label}: {note}"))
+            session.settings.tell(Warned(model_remark(f"{origin.label}: {note}")))
     return found
 
 

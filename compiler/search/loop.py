@@ -18,6 +18,7 @@ from ..machine.deadline import Stop, TimeUp
 from ..machine.device import room_on
 from ..report.progress import Event, Listener, Said, Ticked, Warned, hear
 from ..report.quantity import count, counted, size
+from ..report.warned import far_beyond
 from ..rows.forward import batches, evaluating, not_a_number, outputs
 from ..rows.several import writes
 from ..store.journal import Journal
@@ -177,8 +178,10 @@ class Search:
         if self.cuts and goal.is_beyond(saved):
             self.ctx.tell(
                 Warned(
-                    f"warning: {saved / goal.total:.1%} of {goal.of} went where {goal.goal / goal.total:.1%} was to: "
-                    f"{self.cuts[-1].name}, the last cut, is that large"
+                    far_beyond(
+                        f"{saved / goal.total:.1%} of {goal.of} went where {goal.goal / goal.total:.1%} was to: "
+                        f"{self.cuts[-1].name}, the last cut, is that large"
+                    )
                 )
             )
 

@@ -7,6 +7,7 @@ from ...dsl.show import show
 from ...dsl.values import DataRef, MetricRef, handles
 from ..report.progress import Warned
 from ..report.quantity import count, counted, digits
+from ..report.warned import few_rows, fitted_rows
 
 if TYPE_CHECKING:
     from .loop import Search
@@ -43,8 +44,11 @@ class Rows:
         if tokens < ENOUGH:
             search.ctx.tell(
                 Warned(
-                    f"warning: {show(self.metric)} reads {count(tokens)} tokens, which a search fits: other text will "
-                    f"lose more than the score says; give it {count(ENOUGH)} or more, of more than one kind of text"
+                    few_rows(
+                        f"{show(self.metric)} reads {count(tokens)} tokens, which a search fits: other text will lose "
+                        "more than the score says",
+                        help=f"give it {count(ENOUGH)} or more, of more than one kind of text",
+                    )
                 )
             )
 
@@ -56,9 +60,11 @@ class Rows:
         search.program.note(fits=show(self.metric), cuts=len(search.cuts), begun=self.begun, score=score)
         search.ctx.tell(
             Warned(
-                f"warning: {show(self.metric)} is {digits(score)} after {counted(len(search.cuts), 'cut')} and was "
-                f"{digits(self.begun)} before: the search fits the score's rows, and other text will not agree; "
-                "give it more of them, or look at others by `check`"
+                fitted_rows(
+                    f"{show(self.metric)} is {digits(score)} after {counted(len(search.cuts), 'cut')} and was "
+                    f"{digits(self.begun)} before: the search fits the score's rows, and other text will not agree",
+                    help="give it more of them, or look at others by `check`",
+                )
             )
         )
 
@@ -105,8 +111,11 @@ class Overfit:
             if grown > FITTED * fitted:
                 search.ctx.tell(
                     Warned(
-                        f"warning: {show(self.metric)} grew {grown:.2f}-fold and {show(last.by)}, the score, "
-                        f"{fitted:.2f}-fold: the search fitted the score's rows; give it more of them"
+                        fitted_rows(
+                            f"{show(self.metric)} grew {grown:.2f}-fold and {show(last.by)}, the score, "
+                            f"{fitted:.2f}-fold: the search fitted the score's rows",
+                            help="give it more of them",
+                        )
                     )
                 )
 
