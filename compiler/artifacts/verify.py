@@ -22,6 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...dsl.diagnostics import Fault, Reject
+from ..capture.calls import stock_fails
 from ..capture.sample import sample
 from ..layers.quick import as_library
 from ..machine.memory import is_large
@@ -106,7 +107,12 @@ def _in_memory(
     model: nn.Module, inputs: dict[str, torch.Tensor], steps: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """What the model computes, and what it does without kernels of ours: transformers alone runs none."""
-    expected = probe(model, inputs, steps)
+    try:
+        expected = probe(model, inputs, steps)
+    except Reject:
+        raise
+    except Exception as error:  # a model's own code may raise anything
+        raise Reject(stock_fails(model, "answers or writes", error)) from error
     with as_library(model) as differs:
         plain = probe(model, inputs, steps) if differs else expected
     if not all(t.isfinite().all() for t in expected.values() if t.is_floating_point()):

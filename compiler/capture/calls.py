@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 
-from ...dsl.diagnostics import Fault, Reject
+from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ..ir.unit import argument_names
 from ..layers.leaves import is_modeling
 from ..rows.forward import without_dropout
@@ -26,6 +26,11 @@ from .signature import call_signature, module_signature
 
 unsupported_model = Fault(
     "unsupported-model", "A model does something that effc can't capture as a graph.", exit="environment"
+)
+stock_failure = Fault(
+    "stock-fails",
+    "A model's own code in transformers fails on ordinary tokens, before effc has changed anything in it.",
+    exit="environment",
 )
 
 # How models say that a size or a cache is not one for them. A wrong name or type would be a mistake of ours.
@@ -145,6 +150,15 @@ def _remedy(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:
 def asks_numbers(refused: Reject) -> bool:
     """Whether a model was refused that has no weights, and that may run where it has some."""
     return any((found.help or "").startswith(_WITHOUT_WEIGHTS) for found in refused.diagnostics)
+
+
+def stock_fails(model: nn.Module, verb: str, error: Exception) -> Diagnostic:
+    """Diagnostic of an exception that a model's own forward or `generate` raised."""
+    said = f"{type(error).__name__}: {first_sentence(error)} at {source_line(error, model)}"
+    return stock_failure(
+        f"{type(model).__name__} fails when it {verb}: {said}",
+        help="its code is of the model: take another version of transformers, or another class of the model",
+    )
 
 
 def first_sentence(error: Exception) -> str:

@@ -59,12 +59,21 @@ def sees_and_reads(model: nn.Module) -> bool:
 
 
 def writes(model: Any) -> bool:
-    """Whether a model goes on from token ids alone: Whisper hears first, Pop2Piano's own `generate` wants sounds."""
-    if not getattr(model, "can_generate", bool)() or parts(model):
+    """Whether a model goes on from token ids alone: Whisper hears first, Pop2Piano's own `generate` wants sounds, and a
+    decoder beside an encoder begins with a token that its config names."""
+    if not getattr(model, "can_generate", bool)() or parts(model) or not begins(model):
         return False
     asked = inspect.signature(model.generate).parameters.values()
     needed = {p.name for p in asked if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
     return needed <= {"input_ids", "inputs"}
+
+
+def begins(model: Any) -> bool:
+    """Whether `generate` knows the first token of a decoder beside an encoder; other decoders go on from a prompt."""
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return True
+    config = getattr(model, "generation_config", None)
+    return any(getattr(config, name, None) is not None for name in ("decoder_start_token_id", "bos_token_id"))
 
 
 def parts(model: nn.Module) -> tuple[Part, ...]:
