@@ -83,7 +83,8 @@ class Search:
             pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.place not in self.refused]
             if not pairs:
                 return
-            pairs = [(pool, c) for pool, c in pairs if budget.has_room(saved, c)] or pairs
+            if not choice.scores_all:
+                pairs = [(pool, c) for pool, c in pairs if budget.has_room(saved, c)] or pairs
             try:
                 self._decide(pairs, metric, budget, choice)
             except TimeUp:
