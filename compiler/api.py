@@ -11,7 +11,8 @@ from ..dsl.recipe import Bound, Invocation, Pipeline, Recipe
 from ..dsl.skeleton import Skeleton
 from ..dsl.source import Source
 from .checkpoints.origin import Origin
-from .discovery.structure import kept_skeleton, refuse_other_tensors, shipped_skeleton, skeleton_of
+from .discovery.structure import kept_skeleton, refuse_other_tensors, shipped_skeleton
+from .editing.rehearsed import skeleton_of
 from .machine.device import choose, repeat_itself
 from .report.progress import Listener, Warned, announce
 from .report.warned import model_remark
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from .running.pipeline import Result
 
 nothing_to_emit = Fault("nothing-to-emit", "A recipe was compiled whose pipelines emit no artifact.", exit="usage")
-
 unseen_model = Fault(
     "unseen-model",
     "What a model is made of is not known yet.\n\n"

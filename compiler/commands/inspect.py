@@ -162,7 +162,7 @@ def _draw_profile(place: str, shared: Shared) -> None:
 
 def _skeletons(place: str, shared: Shared) -> "list[tuple[str, Skeleton]]":
     """The models that a place names: a recipe may have several."""
-    from ..discovery.structure import skeleton_of
+    from ..editing.rehearsed import skeleton_of
     from ..models import is_artifact, origin_of
 
     path = Path(place)

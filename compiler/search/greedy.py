@@ -175,7 +175,7 @@ class Greedy:
             if parts.parameter:
                 refuse_coarse(parts.parameter, parts.step, parts.groups)
         if goal.of != CUTS:
-            refuse_unreached(reach(ledger, goal.of, self.parts), goal)
+            refuse_unreached(reach(ledger, goal.of, self.parts), goal, ledger.skeleton.stays)
 
     # -- what `plan` says ------------------------------------------------------------------------------------
 
