@@ -24,12 +24,13 @@ from transformers import PreTrainedModel
 from ...dsl.diagnostics import Fault, Reject
 from ..capture.calls import stock_fails
 from ..capture.sample import sample
+from ..checkpoints.pretrained import is_pretrained
 from ..layers.quick import as_library
 from ..machine.memory import is_large
 from ..report.progress import announce, tick
 from ..rows.forward import LOOK, not_a_number
 from ..rows.inputs import has_two_sides
-from ..rows.several import SAMPLES, sees_and_reads
+from ..rows.several import SAMPLES, bands_of, frames_of, sees_and_reads
 from ..words.kinds import Form
 from . import nursery
 from .manifest import Check
@@ -144,7 +145,8 @@ def own_rounding(
 
 def inputs_of(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
     """Fixed inputs for any model: what its config asks for, or what it takes under names of its own."""
-    if not isinstance(model, PreTrainedModel) or model.main_input_name in SAMPLES or sees_and_reads(model):
+    series = model.main_input_name in SAMPLES or frames_of(model) or bands_of(model) if is_pretrained(model) else True
+    if series or sees_and_reads(model):
         return {f"{GIVEN}{name}": x.contiguous() for name, x in sample(model).items()}
     images = model.main_input_name == "pixel_values"
     # A source is filled up behind its text, as encoders' rows are: many number positions by the place in a row.

@@ -108,13 +108,7 @@ def _recorded(model: nn.Module, inputs: dict[str, Any], places: dict[str, nn.Mod
         with NoDraws():
             _run(model, inputs, hook, places)
     except Drawn as error:
-        raise Reject(
-            unsupported_model(
-                f"{failed_in(error, model) or type(model).__name__} draws random numbers when it runs, so {error} at "
-                f"{source_line(error, model)}",
-                help="let it draw while it trains alone",
-            )
-        ) from error
+        raise Reject(_drawing(error, model)) from error
     except Exception as error:  # whatever a model's own code raises, it can't be run
         at = f" in {path}" if (path := failed_in(error, model)) else ""
         raise Reject(
@@ -128,6 +122,26 @@ def _recorded(model: nn.Module, inputs: dict[str, Any], places: dict[str, nn.Mod
         calls.order.remove(path)
         calls.odd[path] = f"called {counts[path]} times in one forward"
     return calls
+
+
+def _drawing(error: Exception, model: nn.Module) -> Diagnostic:
+    """Diagnostic of a forward that draws numbers; or that makes modules anew, whose weights are drawn: BigBird's
+    `set_attention_type` does where rows are short, and its config's `attention_type` says which it has."""
+    where, line = failed_in(error, model) or type(model).__name__, source_line(error, model)
+    names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    setters = [name.removeprefix("set_") for name in names if name.startswith("set_")]
+    switch = next((name for name in setters if hasattr(getattr(model, "config", None), name)), "")
+    if "__init__" not in names:
+        return unsupported_model(
+            f"{where} draws random numbers when it runs, so {error} at {line}", help="let it draw while it trains alone"
+        )
+    said = f"{where} makes modules anew when it runs, with weights that are drawn, at {line}"
+    if not switch:
+        return unsupported_model(said, help="let it make all of its modules when it is made")
+    return unsupported_model(
+        f"{said}: it changes its `{switch}`, which is {getattr(model.config, switch)!r}, for short rows",
+        help=f"set `{switch}` in its config.json to the one that it changes to, as 'original_full' of BigBird",
+    )
 
 
 def _remedy(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:

@@ -66,6 +66,31 @@ def test_states_below_the_head_of_a_model_of_two_sides_need_no_generation_config
     assert compiled(tmp_path, f"{cls}ForConditionalGeneration", config, "similarity") < 0.95
 
 
+_FRAMES = {**{name: value for name, value in _SEEN.items() if name not in ("vocab_size", "max_position_embeddings")}}
+
+
+@pytest.mark.parametrize(
+    ("cls", "config"),
+    [
+        ("VideoMAEForVideoClassification", transformers.VideoMAEConfig(**_FRAMES, num_frames=4, tubelet_size=2)),
+        ("TimesformerForVideoClassification", transformers.TimesformerConfig(**_FRAMES, num_frames=4)),
+    ],
+)
+def test_a_model_of_videos_is_given_as_many_images_as_its_config_says(cls, config, tmp_path):
+    assert compiled(tmp_path, cls, config, "similarity") < 0.95
+
+
+def test_an_encoder_of_features_is_given_frames_as_wide_as_its_config_says(tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = transformers.Wav2Vec2BertConfig(**sizes, feature_projection_input_dim=16, conv_depthwise_kernel_size=5)
+    assert compiled(tmp_path, "Wav2Vec2BertForSequenceClassification", config, "similarity") < 0.95
+
+
+def test_an_attention_that_is_exchanged_for_short_rows_is_named_with_the_word_of_the_config(tmp_path):
+    with pytest.raises(Reject, match=r"makes modules anew .* it changes its `attention_type`, which is 'block_sparse'"):
+        compiled(tmp_path, "BigBirdForMaskedLM", transformers.BigBirdConfig(**_TEXT), "perplexity")
+
+
 def test_a_decoder_whose_config_names_no_first_token_writes_nothing_and_is_pruned(tmp_path):
     config = transformers.T5Config(vocab_size=128, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
     assert compiled(tmp_path, "T5ForConditionalGeneration", config, "perplexity") < 0.95
