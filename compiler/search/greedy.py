@@ -29,7 +29,7 @@ from .gradients import SWEEP
 from .latency import Latency, latency_of
 from .loop import Search
 from .narrowing import cuttable, forecast, leave, narrow_evenly
-from .overfit import Overfit
+from .overfit import Overfit, refuse_few
 from .parts import Parts, Wholes
 from .saving import OF_MODEL, Ledger, steps, stride
 
@@ -218,7 +218,9 @@ class Greedy:
         return every if self.exact else min(every, begin + 3 * rounds)
 
     def effort(self, skeleton: Skeleton, ctx: "Context") -> Effort:
-        """Ranking and refitting, and the rows that the model writes for them."""
+        """Ranking and refitting, and the rows that the model writes for them. Raises Reject (too-few-rows)."""
+        if self.score is not None and not self.exact and (goal := self.goal(skeleton)).of in OF_MODEL:
+            refuse_few(self.score, goal.goal / goal.total * params(skeleton), ctx)
         fitted = [] if self.score is None else self.fit.read(self.parts)
         effort = of_fitting(skeleton, ctx, fitted, self.fit.data) if fitted else Effort()
         routed, data = any(p.kind == "experts" and p.groups for p in self.parts), self.fit.data
