@@ -23,7 +23,7 @@ unsupported_argument = Fault(
 )
 
 # Arguments that say how a caller wants results, not what a layer computes: any value may be passed.
-_FREE = frozenset({"use_cache", "output_hidden_states", "return_dict", "num_items_in_batch"})
+_FREE = frozenset({"use_cache", "output_hidden_states", "return_dict", "num_items_in_batch", "logits_to_keep"})
 
 
 _CACHES = ("cache", "layer_past", "past_key_values", "past_key_value")

@@ -24,7 +24,7 @@ from .effort import of_fitting
 from .estimate import thinned
 from .fit import Fit, Fitting
 from .foresight import Foresight
-from .goals import budget, reach, refuse_coarse, refuse_unreached, turns
+from .goals import budget, reach, refuse_beyond, refuse_coarse, refuse_unreached, smallest, turns
 from .gradients import SWEEP
 from .latency import Latency, latency_of
 from .loop import Search
@@ -77,6 +77,7 @@ class Greedy:
     even_params: bool = False
     estimate: str = "none"
     together: int = 1
+    overshoots: bool = True  # whether far more may go than is asked for, where nothing smaller can
 
     # -- the search ------------------------------------------------------------------------------------------
 
@@ -92,6 +93,7 @@ class Greedy:
             latency = latency_of(program, search, self.clock)
         ledger, goal = Ledger(program.skeleton, self.norms, latency), self.goal(program.skeleton, latency)
         self._refuse_unreached(ledger, goal)
+        search.limit = None if self.overshoots or goal.of not in OF_MODEL else goal
         fitting = Fitting(program, ctx, search, self.widths or self.score, self.fit)
         try:
             able = self._able(program, search, fitting, goal)
@@ -174,6 +176,8 @@ class Greedy:
         for parts in self.parts:
             if parts.parameter:
                 refuse_coarse(parts.parameter, parts.step, parts.groups)
+        if goal.of in OF_MODEL and not self.overshoots:
+            refuse_beyond(smallest(ledger, goal.of, self.parts), 0.0, goal)
         if goal.of != CUTS:
             refuse_unreached(reach(ledger, goal.of, self.parts), goal, ledger.skeleton.stays)
 

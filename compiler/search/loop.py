@@ -27,6 +27,7 @@ from .budget import CUTS, Budget
 from .candidate import Candidate, Cut, Joint, Pool
 from .choice import Choice, Round
 from .foresight import foreseen
+from .goals import refuse_beyond
 from .overfit import Overfit, Rows
 from .prefix import Prefix
 from .reconstruct import Moments
@@ -52,6 +53,7 @@ class Search:
 
     def __init__(self, program: "Program", ctx: "Context"):
         self.program, self.ctx = program, ctx
+        self.limit: Budget | None = None  # the goal of all turns, beyond which nothing may go far
         self.journal = Journal(ctx.workdir / "scores.jsonl")
         self.prefixes: dict[MetricRef, Prefix] = {}
         self.scored_by: MetricRef | None = None  # what the last cut was scored by
@@ -84,7 +86,10 @@ class Search:
             if not pairs:
                 return
             if not choice.scores_all:
-                pairs = [(pool, c) for pool, c in pairs if budget.has_room(saved, c)] or pairs
+                near = [(pool, c) for pool, c in pairs if budget.has_room(saved, c)]
+                if not near and self.limit:
+                    refuse_beyond(min(c.saves(budget.of) for _, c in pairs), saved, self.limit)
+                pairs = near or pairs
             try:
                 self._decide(pairs, metric, budget, choice)
             except TimeUp:

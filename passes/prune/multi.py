@@ -101,6 +101,7 @@ class Multi(Contest):
             clock=self.clock,
             estimate=self.estimate,
             together=self.together,
+            overshoots=self.overshoot or exact,
             fit=self.fit(self.reorder or ("l1" if exact else "obs")),
         )
 

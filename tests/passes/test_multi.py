@@ -107,10 +107,18 @@ def test_far_more_than_was_asked_for_goes_only_where_nothing_smaller_can_and_is_
     heard = []
     model = tiny.model("llama")
     before = sum(p.numel() for p in model.parameters())
-    program = pruned(tmp_path, model, heard.append, remove=Ratio(0.03, "params"), group=group)
+    program = pruned(tmp_path, model, heard.append, remove=Ratio(0.03, "params"), group=group, overshoot=group == 96)
     gone = 1 - sum(p.numel() for p in program.model.parameters()) / before
     warned = [e.message for e in heard if isinstance(e, Warned) and "of params went where 3.0% was to" in e.message]
     assert gone <= 0.045 if group == 8 else (gone > 0.045 and len(warned) == 1)
+
+
+def test_far_more_than_was_asked_for_is_refused_unless_the_recipe_allows_it(tmp_path):
+    with pytest.raises(
+        Reject, match=r"overshoots: 3\.0% of params are to go, and the smallest part .* is \d+\.\d%"
+    ) as no:
+        pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.03, "params"), group=48, heads=2)
+    assert "`overshoot: true`" in no.value.diagnostics[0].help
 
 
 def test_repair_leaves_less_damage_than_none(tmp_path):

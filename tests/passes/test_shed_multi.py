@@ -31,6 +31,7 @@ DEFAULTS = {
     "search": "racing",
     "estimate": "none",
     "together": 1,
+    "overshoot": False,
     "rank": None,
     "repair": None,
     "group": 16,
