@@ -38,6 +38,13 @@ _CANT_RUN = (RuntimeError, ValueError, IndexError)
 _OWN = __name__.partition(".")[0]  # the package: an environment may lie inside of the folder of its sources
 _WITHOUT_WEIGHTS = "effc looks at a model before its weights are read"
 _NO_KERNEL = re.compile(r"Could not run '|no fake impl|Torch not compiled with CUDA|no NVIDIA driver")
+_BESIDES = (
+    "input_ids",
+    "pixel_values",
+    "pixel_values_videos",
+    "input_features",
+    "bbox",
+)  # of forwards that may not do without
 _OTHER_SHAPE = (3, 11, 3)  # batch, length, left padding of each further row
 
 
@@ -150,10 +157,17 @@ def _remedy(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:
             "torch has no code for that operation on the device that effc looks at models on: register a fake and "
             "a CPU implementation with torch.library, or let the module fall back to torch functions"
         )
-    if any(p.is_meta for p in model.parameters()):
+    if any(p.is_meta for p in model.parameters()):  # before anything else is said: numbers may be what it lacks
         return (
             f"{_WITHOUT_WEIGHTS}, and gives it {', '.join(inputs)} alone: where it needs more, wrap it in a module of "
             "your own that has `dummy_inputs`; where that line asks what numbers a tensor holds, let it not"
+        )
+    lacking = [name for name in _BESIDES if name in argument_names(type(model)) and name not in inputs]
+    if lacking:
+        names = ", ".join(f"`{name}`" for name in lacking)
+        return (
+            f"it takes {names} besides, and effc gives it {', '.join(inputs)}: wrap it in a module of your own "
+            "whose `dummy_inputs` have all that it takes, and give it rows of `tensors`: `effc explain unknown-inputs`"
         )
     return (
         f"it was given {', '.join(inputs)} alone, which must be enough; if a step of the recipe came before, it "

@@ -20,7 +20,17 @@ unknown_inputs = Fault(
     "Nothing says what a module's forward takes.\n\n"
     "Models of transformers are run on token ids or pixels made from their config; those of two sequences, or of "
     "sound, are not. Any other module names small inputs of its own in the attribute or property `dummy_inputs`: the "
-    "keyword arguments of its forward, tensors whose first axis is the batch.",
+    "keyword arguments of its forward, tensors whose first axis is the batch. A module around a model of transformers "
+    "that takes more than effc makes:\n\n"
+    "    class Seen(torch.nn.Module):\n"
+    "        def __init__(self):\n"
+    "            super().__init__()\n"
+    '            self.model = AutoModelForImageTextToText.from_pretrained("./model")\n'
+    '            self.dummy_inputs = {"input_ids": torch.ones(2, 8, dtype=torch.long),\n'
+    '                                 "pixel_values": torch.rand(2, 3, 224, 224)}\n\n'
+    "        def forward(self, input_ids, pixel_values):\n"
+    "            return self.model(input_ids=input_ids, pixel_values=pixel_values).logits\n\n"
+    '`module("seen.py:Seen")` names it in a recipe, and `tensors("rows.safetensors")` its rows.',
     exit="environment",
 )
 
