@@ -24,7 +24,6 @@ from transformers import PreTrainedModel
 from ...dsl.diagnostics import Fault, Reject
 from ..capture.calls import stock_fails
 from ..capture.sample import sample
-from ..checkpoints.pretrained import is_pretrained
 from ..layers.quick import as_library
 from ..machine.memory import is_large
 from ..report.progress import announce, tick
@@ -145,8 +144,8 @@ def own_rounding(
 
 def inputs_of(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
     """Fixed inputs for any model: what its config asks for, or what it takes under names of its own."""
-    series = model.main_input_name in SAMPLES or frames_of(model) or bands_of(model) if is_pretrained(model) else True
-    if series or sees_and_reads(model):
+    numbers = getattr(model, "main_input_name", "") in SAMPLES or frames_of(model) or bands_of(model)
+    if not isinstance(model, PreTrainedModel) or numbers or sees_and_reads(model):
         return {f"{GIVEN}{name}": x.contiguous() for name, x in sample(model).items()}
     images = model.main_input_name == "pixel_values"
     # A source is filled up behind its text, as encoders' rows are: many number positions by the place in a row.
