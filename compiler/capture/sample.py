@@ -150,7 +150,7 @@ def pixels(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tenso
 def videos(config: Any, frames: int, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
     """Videos [batch, frames, channels, height, width] of the size that the config names, in 0..2."""
     size = getattr(config, "image_size", None) or getattr(config, "crop_size", IMAGE)
-    channels: int = getattr(config, "num_channels", None) or getattr(config, "in_chans", 3)
+    channels = next((getattr(config, name) for name in ("num_channels", "in_chans") if hasattr(config, name)), 3)
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     return _numbers((batch, frames, channels, height, width), seed).to(device)
 
