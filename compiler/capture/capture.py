@@ -222,8 +222,9 @@ def _fullest_first(calls: list[Call]) -> list[Call]:
     """The call with most arguments first, where the first one lacks some: a mask is None where it hides nothing, and
     CANINE's hides nothing of a short row. Calls without those arguments are taken as calls of whole rows."""
     fullest = max(calls, key=lambda call: len(call.free))
-    if not set(fullest.free) > set(calls[0].free):
-        return calls
+    lacking = set(fullest.free) - set(calls[0].free)
+    if not set(fullest.free) > set(calls[0].free) or not all("mask" in name for name in lacking):
+        return calls  # a second stream, as XLNet's, is another computation
     rest = [replace(call, plain=call.plain or call.free.keys() != fullest.free.keys()) for call in calls]
     return [fullest, *(call for call, given in zip(rest, calls, strict=True) if given is not fullest)]
 
