@@ -12,10 +12,12 @@ from ..dsl.recipe import Bound, Invocation, Pipeline, Recipe
 from ..dsl.skeleton import Skeleton
 from ..dsl.source import Source
 from .checkpoints.origin import Origin
-from .discovery.structure import kept_skeleton, refuse_other_tensors, resolve_skeleton, shipped_skeleton
+from .discovery.structure import kept_skeleton, refuse_other_tensors, shipped_skeleton
+from .editing.rehearsed import resolve_skeleton
 from .machine.device import choose, repeat_itself
 from .machine.settings import Settings
 from .report.progress import Listener, Warned, announce
+from .report.warned import model_remark
 from .store.cache import default_cache
 from .words.context import Context
 from .words.placing import placed
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from .running.pipeline import Result
 
 nothing_to_emit = Fault("nothing-to-emit", "A recipe was compiled whose pipelines emit no artifact.", exit="usage")
-
 unseen_model = Fault(
     "unseen-model",
     "What a model is made of is not known yet.\n\n"
@@ -303,7 +304,7 @@ def plans(session: Session) -> "list[Plan]":
         lock.refuse_drift(session.path, _facts(session, found), session.settings)
     for origin in session.origins.values():
         for note in origin.notes:
-            session.settings.tell(Warned(f"{origin.label}: {note}"))
+            session.settings.tell(Warned(model_remark(f"{origin.label}: {note}")))
     return found
 
 

@@ -108,8 +108,14 @@ class Skeleton:
     opaque: tuple[tuple[str, str], ...] = ()  # (module path, reason): captured only as a leaf
     scans: tuple[Scan, ...] = ()  # those that are left
     # hidden, vocab, positions, dtype, causal_lm, layers, layer_class, head_dim; of the config, whatever
-    # single layers have: heads, kv_heads, active_experts; refused: [module path, why it can't be narrowed]
+    # single layers have: heads, kv_heads, active_experts; refused: [module path, why it can't be narrowed];
+    # stays: [site of a branch, why it can't be removed]
     facts: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def stays(self) -> dict[str, str]:
+        """Sites of branches that can't be removed, with the reason, as far as a rehearsal without weights told."""
+        return dict(self.facts.get("stays", ()))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor by path, tied ones too."""

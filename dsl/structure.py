@@ -23,6 +23,12 @@ no_match = Fault("no-match", "A selector, or one alternative of it, matches noth
 nothing_to_select = Fault("nothing-to-select", "A pass works on something that the model doesn't have.")
 
 _SAID = {"ssm_heads": "heads of its scan", "ssm_channels": "channels of its scan", "ssm_state": "states of its scan"}
+_GROUPS_OF = {  # kinds of groups by the words of `order`
+    "heads": ("heads", "kv_heads"),
+    "scan_heads": ("ssm_heads",),
+    "scan_channels": ("ssm_channels",),
+    "states": ("ssm_state",),
+}
 _OF_MIXERS = ("ssm", "scans", "ssm_heads", "ssm_channels", "ssm_state")
 LINEAR = ("Linear", "Conv1D")
 NOUNS = {
@@ -31,6 +37,7 @@ NOUNS = {
     "kv_heads": "attention modules with KV heads",
     "experts": "layers of experts",
     "branches": "residual branches",
+    "parts": "residual branches, channels and heads",
     "layers": "layers",
     "linear": "linear modules",
     "ssm": "state-space blocks",
@@ -120,11 +127,23 @@ def things_of(stage: Stage, skeleton: Skeleton) -> Things:
     if kind == "layers":
         return Things(kind, skeleton.units)
     assert kind == "branches", f"{stage.word.name} acts on {kind}"
-    return Things(kind, tuple(b.site for b in skeleton.branches))
+    if not args.get("order"):
+        return Things(kind, tuple(b.site for b in skeleton.branches if b.site not in skeleton.stays))
+    return _of_kinds(args["order"], skeleton)
+
+
+def _of_kinds(order: Sequence[str], skeleton: Skeleton) -> Things:
+    """Parts of a step that cuts any of several kinds: branches, or groups where the model has no branches."""
+    if skeleton.branches:
+        return Things("branches", tuple(b.site for b in skeleton.branches))
+    kinds = {kind for name in order for kind in _GROUPS_OF.get(name, (name,))}
+    sites = tuple(dict.fromkeys(g.site for g in skeleton.groups if g.kind in kinds))
+    return Things("parts", sites)
 
 
 def _absent(stage: Stage, things: Things, skeleton: Skeleton):
-    refused = skeleton.facts.get("refused") or []
+    refused = [[site, why] for site, why in skeleton.stays.items()] if things.kind == "branches" else []
+    refused = refused or skeleton.facts.get("refused") or []
     told = [entry for entry in refused if entry[1].startswith(_SAID.get(things.kind, ""))] or refused
     note = f"`{told[0][0]}`: {because(skeleton, *told[0])}" if told and things.groups == () else ""
     return nothing_to_select(

@@ -2,6 +2,7 @@
 
 import textwrap
 
+from ..report.warned import sentence
 from .accounts import Account, account_rows
 from .load import facts
 from .manifest import Check, Expectation, Manifest, Measure
@@ -91,7 +92,11 @@ def _changed(manifest: Manifest) -> str:
     rows = [[f"`{s.get('name', '')}`", f"`{s.get('word', '')}`", _summary(s)] for s in manifest.steps]
     told = searches(manifest.steps)
     searched = ["", *(f"Searched: {line}." for line in told)] if told else []
-    return "\n".join(["## Changed", "", _table(["step", "pass", "change"], rows), *searched])
+    warnings = [
+        f"Warning of `{s.get('name', '')}`: {sentence(w)}." for s in manifest.steps for w in s.get("warnings", ())
+    ]
+    warned = [line for warning in warnings for line in ("", warning)]
+    return "\n".join(["## Changed", "", _table(["step", "pass", "change"], rows), *searched, *warned])
 
 
 def _kernels(manifest: Manifest) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from ...dsl.diagnostics import Fault, Reject
 from ..report.progress import Listener, Warned, silent
+from ..report.warned import other_versions
 from ..words.kinds import Wish
 from ..words.shelf import Shelf
 from .manifest import NAME, Manifest, no_artifact, read_manifest, verify_files
@@ -90,7 +91,7 @@ def load(
     model, recorded = target.open(folder, wish)
     versions = manifest[1].lock.get("versions", {}) if recorded is None and manifest else recorded or {}
     for sentence in newer_than_here(versions):
-        tell(Warned(sentence))
+        tell(Warned(other_versions(sentence)))
     if device is None:
         return model
     refuse_elsewhere(model, device)

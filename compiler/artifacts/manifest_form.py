@@ -27,6 +27,8 @@ def check_form(data: Mapping[str, Any], measured: Mapping[str, Any], records: Ma
     for step in data["steps"]:
         said = [step.get(name, "") for name in ("name", "word", "summary")]
         _need(_is_words(said) and _is_plain_text(said), "steps")
+        warnings = step.get("warnings", [])
+        _need(_is_records(warnings) and all(map(_is_texts, warnings)) and _is_plain_text(warnings), "steps")
         _need(_is_records(step.get("decisions", [])) and _is_words(step.get("changes", [])), "steps")
     _need(not data["profile"] or set(data["profile"]) == {"before", "after"}, "profile")
     for side in data["profile"]:

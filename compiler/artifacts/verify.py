@@ -22,13 +22,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...dsl.diagnostics import Fault, Reject
+from ..capture.calls import stock_fails
 from ..capture.sample import sample
 from ..layers.quick import as_library
 from ..machine.memory import is_large
 from ..report.progress import announce, tick
 from ..rows.forward import LOOK, not_a_number
 from ..rows.inputs import has_two_sides
-from ..rows.several import SAMPLES, sees_and_reads
+from ..rows.several import SAMPLES, bands_of, frames_of, sees_and_reads
 from ..words.kinds import Form
 from . import nursery
 from .manifest import Check
@@ -106,7 +107,12 @@ def _in_memory(
     model: nn.Module, inputs: dict[str, torch.Tensor], steps: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """What the model computes, and what it does without kernels of ours: transformers alone runs none."""
-    expected = probe(model, inputs, steps)
+    try:
+        expected = probe(model, inputs, steps)
+    except Reject:
+        raise
+    except Exception as error:  # a model's own code may raise anything
+        raise Reject(stock_fails(model, "answers or writes", error)) from error
     with as_library(model) as differs:
         plain = probe(model, inputs, steps) if differs else expected
     if not all(t.isfinite().all() for t in expected.values() if t.is_floating_point()):
@@ -138,7 +144,8 @@ def own_rounding(
 
 def inputs_of(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
     """Fixed inputs for any model: what its config asks for, or what it takes under names of its own."""
-    if not isinstance(model, PreTrainedModel) or model.main_input_name in SAMPLES or sees_and_reads(model):
+    numbers = getattr(model, "main_input_name", "") in SAMPLES or frames_of(model) or bands_of(model)
+    if not isinstance(model, PreTrainedModel) or numbers or sees_and_reads(model):
         return {f"{GIVEN}{name}": x.contiguous() for name, x in sample(model).items()}
     images = model.main_input_name == "pixel_values"
     # A source is filled up behind its text, as encoders' rows are: many number positions by the place in a row.

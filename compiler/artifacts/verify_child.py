@@ -21,8 +21,8 @@ from torch import nn
 LENGTH, ROWS, STEPS = 12, 2, 8  # of the probe: tokens, rows, generated tokens
 GENERATION = ("logits of prefill", "greedy tokens")  # begin the names of what a generation gives
 COUNT = "create_position_ids_from_input_ids"  # of transformers: positions of RoBERTa and its kin
-TEXT = "text"  # the name of rows that are heard and not compared, and of their logits
-GIVEN = "given."  # before the names of what a plain module's forward takes
+TEXT, GIVEN = "text", "given."  # rows that are not compared, and their logits; before names of a plain module's inputs
+STARTS = {"decoder_start_token_id", "bos_token_id"}  # of which `generate` of two sides needs one
 OPENED = ".opened"  # behind the name of the outputs: a file that says that the folder is open
 SIDES = ("decoder_vocab_size", "src_vocab_size")  # of a translator with two vocabularies
 STEP, STEP_FACTS = "step.pt2", "step.json"  # beside an exported program: one that continues text, and what it takes
@@ -119,9 +119,11 @@ def first_position(model: nn.Module) -> int:
 
 
 def continues(model: Any) -> bool:
-    """Whether a model's `generate` goes on from token ids: Pop2Piano's wants sounds."""
+    """Whether a model's `generate` goes on from token ids: Pop2Piano's wants sounds, decoders of two sides a start."""
     asked = inspect.signature(model.generate).parameters.values() if getattr(model, "can_generate", bool)() else None
     needed = {p.name for p in asked or () if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and asked is not None:
+        needed |= STARTS if not any(vars(model.generation_config).get(name) is not None for name in STARTS) else set()
     return asked is not None and needed <= {"input_ids", "inputs", "attention_mask", "generation_config"}
 
 
@@ -370,8 +372,7 @@ def nurse(idle: float) -> None:
         if not child:
             os._exit(do(job))
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        sys.stdout.write(f"{status}\n")
-        sys.stdout.flush()
+        print(status, flush=True)
 
 
 def do(job: dict) -> int:
@@ -389,10 +390,8 @@ def do(job: dict) -> int:
         print(error, file=sys.stderr, flush=True)
         return 1
     except BaseException:
-        traceback.print_exc()
+        traceback.print_exc()  # to a stderr that Python buffers by lines
         return 1
-    finally:
-        sys.stderr.flush()
 
 
 if __name__ == "__main__":

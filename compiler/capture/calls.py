@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 
-from ...dsl.diagnostics import Fault, Reject
+from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ..ir.unit import argument_names
 from ..layers.leaves import is_modeling
 from ..rows.forward import without_dropout
@@ -27,12 +27,24 @@ from .signature import call_signature, module_signature
 unsupported_model = Fault(
     "unsupported-model", "A model does something that effc can't capture as a graph.", exit="environment"
 )
+stock_failure = Fault(
+    "stock-fails",
+    "A model's own code in transformers fails on ordinary tokens, before effc has changed anything in it.",
+    exit="environment",
+)
 
 # How models say that a size or a cache is not one for them. A wrong name or type would be a mistake of ours.
 _CANT_RUN = (RuntimeError, ValueError, IndexError)
 _OWN = __name__.partition(".")[0]  # the package: an environment may lie inside of the folder of its sources
 _WITHOUT_WEIGHTS = "effc looks at a model before its weights are read"
 _NO_KERNEL = re.compile(r"Could not run '|no fake impl|Torch not compiled with CUDA|no NVIDIA driver")
+_BESIDES = (
+    "input_ids",
+    "pixel_values",
+    "pixel_values_videos",
+    "input_features",
+    "bbox",
+)  # of forwards that may not do without
 _OTHER_SHAPE = (3, 11, 3)  # batch, length, left padding of each further row
 
 
@@ -103,13 +115,7 @@ def _recorded(model: nn.Module, inputs: dict[str, Any], places: dict[str, nn.Mod
         with NoDraws():
             _run(model, inputs, hook, places)
     except Drawn as error:
-        raise Reject(
-            unsupported_model(
-                f"{failed_in(error, model) or type(model).__name__} draws random numbers when it runs, so {error} at "
-                f"{source_line(error, model)}",
-                help="let it draw while it trains alone",
-            )
-        ) from error
+        raise Reject(_drawing(error, model)) from error
     except Exception as error:  # whatever a model's own code raises, it can't be run
         at = f" in {path}" if (path := failed_in(error, model)) else ""
         raise Reject(
@@ -125,16 +131,43 @@ def _recorded(model: nn.Module, inputs: dict[str, Any], places: dict[str, nn.Mod
     return calls
 
 
+def _drawing(error: Exception, model: nn.Module) -> Diagnostic:
+    """Diagnostic of a forward that draws numbers; or that makes modules anew, whose weights are drawn: BigBird's
+    `set_attention_type` does where rows are short, and its config's `attention_type` says which it has."""
+    where, line = failed_in(error, model) or type(model).__name__, source_line(error, model)
+    names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    setters = [name.removeprefix("set_") for name in names if name.startswith("set_")]
+    switch = next((name for name in setters if hasattr(getattr(model, "config", None), name)), "")
+    if "__init__" not in names:
+        return unsupported_model(
+            f"{where} draws random numbers when it runs, so {error} at {line}", help="let it draw while it trains alone"
+        )
+    said = f"{where} makes modules anew when it runs, with weights that are drawn, at {line}"
+    if not switch:
+        return unsupported_model(said, help="let it make all of its modules when it is made")
+    return unsupported_model(
+        f"{said}: it changes its `{switch}`, which is {getattr(model.config, switch)!r}, for short rows",
+        help=f"set `{switch}` in its config.json to the one that it changes to, as 'original_full' of BigBird",
+    )
+
+
 def _remedy(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:
     if _NO_KERNEL.search(str(error)):
         return (
             "torch has no code for that operation on the device that effc looks at models on: register a fake and "
             "a CPU implementation with torch.library, or let the module fall back to torch functions"
         )
-    if any(p.is_meta for p in model.parameters()):
+    if any(p.is_meta for p in model.parameters()):  # before anything else is said: numbers may be what it lacks
         return (
             f"{_WITHOUT_WEIGHTS}, and gives it {', '.join(inputs)} alone: where it needs more, wrap it in a module of "
             "your own that has `dummy_inputs`; where that line asks what numbers a tensor holds, let it not"
+        )
+    lacking = [name for name in _BESIDES if name in argument_names(type(model)) and name not in inputs]
+    if lacking:
+        names = ", ".join(f"`{name}`" for name in lacking)
+        return (
+            f"it takes {names} besides, and effc gives it {', '.join(inputs)}: wrap it in a module of your own "
+            "whose `dummy_inputs` have all that it takes, and give it rows of `tensors`: `effc explain unknown-inputs`"
         )
     return (
         f"it was given {', '.join(inputs)} alone, which must be enough; if a step of the recipe came before, it "
@@ -145,6 +178,15 @@ def _remedy(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:
 def asks_numbers(refused: Reject) -> bool:
     """Whether a model was refused that has no weights, and that may run where it has some."""
     return any((found.help or "").startswith(_WITHOUT_WEIGHTS) for found in refused.diagnostics)
+
+
+def stock_fails(model: nn.Module, verb: str, error: Exception) -> Diagnostic:
+    """Diagnostic of an exception that a model's own forward or `generate` raised."""
+    said = f"{type(error).__name__}: {first_sentence(error)} at {source_line(error, model)}"
+    return stock_failure(
+        f"{type(model).__name__} fails when it {verb}: {said}",
+        help="its code is of the model: take another version of transformers, or another class of the model",
+    )
 
 
 def first_sentence(error: Exception) -> str:

@@ -9,7 +9,7 @@ without such layers is one unit itself.
 import copy
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -180,7 +180,7 @@ def _traced(
 ) -> _Traced:
     """Trace all calls; the innermost module that fails, or that runs other operations in another call, becomes
     a leaf, and all is traced again."""
-    layer, opaque = model.get_submodule(path), dict(opaque)
+    layer, opaque, calls = model.get_submodule(path), dict(opaque), _fullest_first(calls)
     optional |= frozenset(name for call in calls if call.plain for name in calls[0].free if name not in call.free)
     for _ in range(_RETRIES):
         traces: list[Trace] = []
@@ -216,6 +216,17 @@ def _traced(
             help=_REMEDY,
         )
     )
+
+
+def _fullest_first(calls: list[Call]) -> list[Call]:
+    """The call with most arguments first, where the first one lacks some: a mask is None where it hides nothing, and
+    CANINE's hides nothing of a short row. Calls without those arguments are taken as calls of whole rows."""
+    fullest = max(calls, key=lambda call: len(call.free))
+    lacking = set(fullest.free) - set(calls[0].free)
+    if not set(fullest.free) > set(calls[0].free) or not all("mask" in name for name in lacking):
+        return calls  # a second stream, as XLNet's, is another computation
+    rest = [replace(call, plain=call.plain or call.free.keys() != fullest.free.keys()) for call in calls]
+    return [fullest, *(call for call, given in zip(rest, calls, strict=True) if given is not fullest)]
 
 
 def _arguments(call: Call, first: Call) -> dict[str, Any]:

@@ -13,19 +13,30 @@ from transformers.integrations.moe import ExpertsInterface
 
 from ...dsl.diagnostics import Fault, Reject
 from ..rows.inputs import dtype_of, words
-from ..rows.several import hears, image_shape, sees_and_reads, sound_shape
+from ..rows.several import bands_of, frames_of, hears, image_shape, sees_and_reads, sound_shape
 
 unknown_inputs = Fault(
     "unknown-inputs",
     "Nothing says what a module's forward takes.\n\n"
     "Models of transformers are run on token ids or pixels made from their config; those of two sequences, or of "
     "sound, are not. Any other module names small inputs of its own in the attribute or property `dummy_inputs`: the "
-    "keyword arguments of its forward, tensors whose first axis is the batch.",
+    "keyword arguments of its forward, tensors whose first axis is the batch. A module around a model of transformers "
+    "that takes more than effc makes:\n\n"
+    "    class Seen(torch.nn.Module):\n"
+    "        def __init__(self):\n"
+    "            super().__init__()\n"
+    '            self.model = AutoModelForImageTextToText.from_pretrained("./model")\n'
+    '            self.dummy_inputs = {"input_ids": torch.ones(2, 8, dtype=torch.long),\n'
+    '                                 "pixel_values": torch.rand(2, 3, 224, 224)}\n\n'
+    "        def forward(self, input_ids, pixel_values):\n"
+    "            return self.model(input_ids=input_ids, pixel_values=pixel_values).logits\n\n"
+    '`module("seen.py:Seen")` names it in a recipe, and `tensors("rows.safetensors")` its rows.',
     exit="environment",
 )
 
 BATCH, LENGTH, PADDING = 2, 7, 2  # odd length: no chunk or window size divides it
 IMAGE = 64  # pixels
+FRAMES = 64  # of features of sound, for encoders that take any number
 SAMPLES = 1600  # of sound: a tenth of a second
 COUNT = "create_position_ids_from_input_ids"  # of transformers: positions of RoBERTa and its kin
 
@@ -41,6 +52,8 @@ def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: 
     names = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
     device = next(model.parameters()).device
     main = getattr(model, "main_input_name", "input_ids")
+    if frames := frames_of(model):
+        return {main: videos(model.config, frames, batch, device).to(dtype_of(model))}
     if main == "pixel_values" and not sees_and_reads(model):
         return {main: pixels(model.config, batch, device).to(dtype_of(model))}
     config = model.config.get_text_config()
@@ -59,6 +72,8 @@ def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: 
         return {main: _in_channels(model, waves(model.config, batch, device).to(dtype_of(model)))}
     if main == "past_values" and hasattr(model.config, "num_input_channels"):
         return {main: series(model.config, batch, device).to(dtype_of(model))}
+    if bands := bands_of(model):
+        return {main: _numbers((batch, FRAMES, bands), 0).sub(1).to(device).to(dtype_of(model))}
     _refuse_other_inputs(model, main)
     inputs = tokens(config.vocab_size, batch, length, padding, device)
     if sees_and_reads(model):
@@ -130,6 +145,14 @@ def pixels(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tenso
     shape = (batch, getattr(config, "num_channels", 3), *(size if isinstance(size, (list, tuple)) else (size, size)))
     count = torch.Size(shape).numel()
     return ((torch.arange(count).view(shape) * 7919 + 31 * seed) % 256).float().div(255).to(device)
+
+
+def videos(config: Any, frames: int, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
+    """Videos [batch, frames, channels, height, width] of the size that the config names, in 0..2."""
+    size = getattr(config, "image_size", None) or getattr(config, "crop_size", IMAGE)
+    channels = next((getattr(config, name) for name in ("num_channels", "in_chans") if hasattr(config, name)), 3)
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return _numbers((batch, frames, channels, height, width), seed).to(device)
 
 
 def sounds(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:

@@ -203,6 +203,7 @@ class Shared:
             color=self.screen.colors(sys.stderr),
             verbose=self.verbose,
             events=self.events,
+            warned=self.screen.warn,
         )
 
     def settings(self, tell: "Listener | None" = None) -> "Settings":

@@ -163,7 +163,7 @@ def _draw_profile(place: str, shared: Shared) -> None:
 
 def _skeletons(place: str, shared: Shared) -> "list[tuple[str, Skeleton]]":
     """The models that a place names: a recipe may have several."""
-    from ..discovery.structure import resolve_skeleton
+    from ..editing.rehearsed import resolve_skeleton
     from ..models import is_artifact, origin_of
 
     path = Path(place)

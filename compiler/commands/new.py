@@ -2,21 +2,24 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...dsl.diagnostics import Fault, Reject
+from ...dsl.diagnostics import Diagnostic, Fault, Reject
+from ...dsl.format import format_source
 from ...dsl.recipe import Invocation
 from ...dsl.show import quoted
 from ...dsl.source import Source
+from ..report.progress import silent
 from .flags import Shared, verb
 
 if TYPE_CHECKING:
     from ...dsl.skeleton import Skeleton
+    from ..api import Session
     from ..checkpoints.origin import Origin
 
 file_exists = Fault("file-exists", "A file that a command should write is there already.", exit="usage")
@@ -88,6 +91,7 @@ SAMPLES = """{"question": "What is the capital of France?", "answer": "Paris"}
 {"text": "The Andes are the longest range of mountains on land."}
 """
 
+SHARES = (1, 2 / 3, 1 / 3, 1 / 8)  # of what a goal removes, until a plan of it can be carried out
 _OF_TEXT = ("federated", "rttc")  # goals whose target reads and writes text
 
 _model = typer.Argument(
@@ -243,7 +247,7 @@ def fitting(source: Named, goal: str, short: str, path: Path, shared: Shared) ->
     if goal in _OF_TEXT and judge.lines is not _TEXTS:
         said = f"the goal `{goal}` is of models that read text by a tokenizer, and {source.text} has none"
         raise Reject(nothing_fits(said, help=f"goals for it are {', '.join(g for g in GOALS if g not in _OF_TEXT)}"))
-    branches = max(1, len(skeleton.branches) // 10)  # about a tenth of them
+    branches = max(1, (len(skeleton.branches) - len(skeleton.stays)) // 10)  # about a tenth of them
     forms, bounds = (tuple(judge.read(line) for line in lines) for lines in GOALS[goal][1:3])
     steps = tuple(s.format(branches=branches) for s in forms)
     if not skeleton.facts.get("causal_lm"):
@@ -252,22 +256,51 @@ def fitting(source: Named, goal: str, short: str, path: Path, shared: Shared) ->
     def draft(steps: tuple[str, ...], bounds: tuple[str, ...]) -> str:
         return _text(source.text, goal, short, judge, steps, bounds)
 
-    fit: tuple[str, ...] = ()
-    for step in steps:
-        fit += () if _faults(draft((*fit, step), ()), path, session) else (step,)
-    if not fit:
-        why = "; ".join(found.message for found in _faults(draft(steps[:1], ()), path, session))
-        said = f"no step for the goal `{goal}` fits {source.text}: {why}"
-        raise Reject(nothing_fits(said, help="`effc inspect` shows what is in it; try another --goal"))
-    kept: tuple[str, ...] = ()
-    for bound in bounds:
-        kept += () if _faults(draft(fit, (*kept, bound)), path, session) else (bound,)
-    from ...dsl.format import format_source
+    why: list[Diagnostic] = []
+    for share in SHARES:
+        smaller, looser = (tuple(_scaled(line, share) for line in lines) for lines in (steps, bounds))
+        fit: tuple[str, ...] = ()
+        for step in smaller:
+            fit += () if _faults(draft((*fit, step), ()), path, session) else (step,)
+        chosen: tuple[str, ...] = ()
+        for bound in looser if fit else ():
+            chosen += () if _faults(draft(fit, (*chosen, bound)), path, session) else (bound,)
+        text = draft(fit, chosen)
+        why = _unplanned(text, path, session) if fit else _faults(draft(smaller[:1], ()), path, session)
+        if not why:
+            return format_source(Source(str(path), text))
+        if all(d.slug != "out-of-reach" for d in why):
+            break
+    said = "; ".join(" ".join(filter(None, (f"{d.message};", d.note))).rstrip(";") for d in why)
+    raise Reject(
+        nothing_fits(
+            f"no step for the goal `{goal}` fits {source.text}: {said}",
+            help="`effc inspect` shows what is in it; try another --goal",
+        )
+    )
 
-    return format_source(Source(str(path), draft(fit, kept)))
+
+def _scaled(line: str, share: float) -> str:
+    """A step that removes that share of what it removes, and a bound on parameters as much looser."""
+    line = re.sub(r"(\d+)% of params", lambda found: f"{max(1, round(share * int(found[1])))}% of params", line)
+    return re.sub(
+        r"(params +<=) ([\d.]+)", lambda found: f"{found[1]} {min(1, 1 - share * (1 - float(found[2]))):.3g}", line
+    )
 
 
-def _faults(text: str, path: Path, session) -> list:
+def _unplanned(text: str, path: Path, session: "Session") -> list[Diagnostic]:
+    """What `effc plan` says against a text, as the file that it will be."""
+    from .. import api
+
+    draft = replace(session, texts={path.resolve(): text}, settings=replace(session.settings, tell=silent))
+    try:
+        api.plans(draft)
+    except Reject as refused:
+        return list(refused.diagnostics)
+    return []
+
+
+def _faults(text: str, path: Path, session: "Session") -> list[Diagnostic]:
     """Errors of a text, checked as the file it will be."""
     from ...dsl.check import check
     from ...dsl.parse import parse

@@ -5,11 +5,12 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...dsl.diagnostics import EXITS, Diagnostic
-from ...dsl.render import inert, on_a_line, printable, visible
+from ...dsl.render import as_json, inert, on_a_line, printable, render, visible
+from ..report.progress import Warned
 
 SCHEMA = 1
 _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36"}
@@ -23,6 +24,7 @@ class Screen:
     color: str = "auto"
     quiet: bool = False
     verbose: int = 0
+    warnings: list[Diagnostic] = field(default_factory=list)  # of the run, which an answer in JSON ends with
 
     def colors(self, stream) -> bool:
         """NO_COLOR wins over FORCE_COLOR, a flag wins over both."""
@@ -44,7 +46,22 @@ class Screen:
 
     def answer_json(self, verb: str, status: str = "ok", **body: Any) -> None:
         """The answer as one JSON object."""
+        warnings = [] if self.quiet else as_json(self.warnings)["diagnostics"]
+        if warnings:
+            body["diagnostics"] = [*body.get("diagnostics", []), *warnings]
         print(json_text({"schema_version": SCHEMA, "verb": verb, "status": status, **body}), file=sys.stdout)
+
+    def warn(self, event: Warned, shown: bool) -> None:
+        """Warning of a run: to stderr at once, unless the progress there has `shown` it, and into the answer.
+
+        A runner of CI jobs reads it at once, since the run may not end.
+        """
+        if not shown:
+            self.say(event.message)
+        if self.format == "github":
+            self.complain([event.diagnostic])
+        else:
+            self.warnings.append(event.diagnostic)
 
     def say(self, text: str) -> None:
         """A remark for a person."""
@@ -59,8 +76,6 @@ class Screen:
 
     def complain(self, diagnostics: Sequence[Diagnostic], verb: str = "", **body: Any) -> None:
         """Print diagnostics: text to stderr, json and github to stdout. Quiet hides all but errors."""
-        from ...dsl.render import as_json, render
-
         if self.quiet:
             diagnostics = [d for d in diagnostics if d.severity == "error"]
         if self.format == "json":

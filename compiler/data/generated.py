@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
+from ..capture.calls import stock_fails
+from ..machine.deadline import TimeUp
 from ..planning.keys import versions
 from ..rows.forward import not_a_number, without_dropout
 from ..rows.inputs import device_of
@@ -104,13 +106,18 @@ class Generated(Data):
             pad_token_id=0,
             eos_token_id=model.generation_config.eos_token_id,
         )
-        with torch.no_grad():
-            return model.generate(
-                first,
-                attention_mask=torch.ones_like(first),
-                generation_config=config,
-                logits_processor=LogitsProcessorList([look]),
-            ).cpu()
+        try:
+            with torch.no_grad():
+                return model.generate(
+                    first,
+                    attention_mask=torch.ones_like(first),
+                    generation_config=config,
+                    logits_processor=LogitsProcessorList([look]),
+                ).cpu()
+        except (Reject, TimeUp):
+            raise
+        except Exception as error:  # a model's own code may raise anything
+            raise Reject(stock_fails(model, "writes", error)) from error
 
 
 def _all_finite(logits: "torch.Tensor") -> "torch.Tensor":

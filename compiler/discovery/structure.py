@@ -22,21 +22,15 @@ def kept_skeleton(origin: Origin, settings: Settings) -> Skeleton | None:
     return skeletons.load(settings.cache_dir / "skeletons", _skeleton_key(origin))
 
 
-def resolve_skeleton(origin: Origin, settings: Settings) -> Skeleton:
-    """The skeleton of a model: shipped, kept, or discovered on the meta device and kept."""
-    known = shipped_skeleton(origin) or kept_skeleton(origin, settings)
-    if known is None:
-        from ..planning import skeletons
+def keep_skeleton(origin: Origin, settings: Settings, skeleton: Skeleton) -> None:
+    from ..planning import skeletons
 
-        known = find_skeleton(origin)
-        skeletons.store(settings.cache_dir / "skeletons", _skeleton_key(origin), known)
-    return known
+    skeletons.store(settings.cache_dir / "skeletons", _skeleton_key(origin), skeleton)
 
 
 def find_skeleton(origin: Origin) -> Skeleton:
     """Capture a model without weights and look at its graphs."""
     from ..capture.weightless import captured
-
     from .discover import skeleton_of
 
     return skeleton_of(captured(origin))

@@ -277,7 +277,10 @@ class Rewriter:
             return dict.fromkeys(program.units, slots.UNIFORM)
         if not program.edits.kinds:
             first = next(iter(program.units), "")
-            config = surgery.attribute(program.model, surgery.config_path(program.model, first))
+            where = surgery.saved_config(
+                program.model, first
+            )  # a copy of it, as CANINE gives some layers, has no words
+            config = surgery.attribute(program.model, where) if where is not None else None
             kinds = getattr(config, _LAYER_TYPES, None) or ()
             if len(kinds) != len(program.units):
                 kinds = [slots.UNIFORM] * len(program.units)
@@ -296,7 +299,9 @@ class Rewriter:
         surgery.number_layers(program.model, numbers)
         if not paths or not isinstance(program.model, PreTrainedModel):
             return
-        where = surgery.config_path(program.model, paths[0])
+        where = surgery.saved_config(program.model, paths[0])
+        if where is None:
+            return
         config = surgery.attribute(program.model, where)
         if _LAYER_TYPES in slots.per_layer_values(config, len(paths)):
             self.set_attr(f"{where}.{_LAYER_TYPES}", list(found.kinds))

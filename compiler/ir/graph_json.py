@@ -40,7 +40,12 @@ def dump(graph: fx.Graph) -> dict[str, Any]:
         check_growth(graph)
         return {"format": FORMAT, "nodes": [_node(node) for node in graph.nodes]}
     except (Unlisted, Endless) as error:
-        raise _refusal(str(error)) from error
+        raise Reject(
+            refused_graph(
+                f"an edited layer would hold {error}, which artifacts have no word for",
+                help="narrow the layer, or leave it as it is with `on:`",
+            )
+        ) from error
 
 
 def load(data: Any) -> fx.Graph:

@@ -1,8 +1,8 @@
 """The closed list of operations that a stored graph may name, and their spellings.
 
-A name is `leaf.attention`, `torch.cat`, `functional.silu`, `operator.add`, `getattr`, or a library function
-in full, `transformers.masking_utils.create_causal_mask`. Everything else is refused: stored graphs are
-untrusted.
+A name is `leaf.attention`, `torch.cat`, `functional.silu`, `linalg.norm`, `fft.fftn`, `operator.add`, `getattr`, or a
+library function in full, `transformers.masking_utils.create_causal_mask`. Everything else is refused: stored graphs
+are untrusted.
 """
 
 import operator
@@ -53,6 +53,10 @@ _FUNCTIONAL = _words("""
     rms_norm scaled_dot_product_attention selu sigmoid silu softmax softplus tanh unfold
 """)
 
+_LINALG = _words("matrix_norm norm vector_norm")
+
+_FFT = _words("fft fft2 fftn ifft ifft2 ifftn irfft irfftn rfft rfftn")
+
 _METHOD = _words("""
     abs add add_ addcdiv addcmul addmm addmv all amax amin any argmax argmin argsort baddbmm bfloat16
     bitwise_and bitwise_not bitwise_or bmm bool broadcast_to ceil ceil_ chunk clamp clamp_ clip clip_
@@ -92,8 +96,9 @@ def function_name(function: Any) -> str:
         return "getattr"
     name = getattr(function, "__name__", "")
     for prefix, listed, owner in _TABLES:
-        if name in listed and getattr(owner, name, None) is function:
-            return f"{prefix}.{name}"
+        short = name.removeprefix(f"{prefix}_")  # `torch.linalg.vector_norm` calls itself linalg_vector_norm
+        if short in listed and getattr(owner, short, None) is function:
+            return f"{prefix}.{short}"
     full = f"{getattr(function, '__module__', '')}.{name}"
     if _LIBRARY.fullmatch(full) and leaves.function_role(name):
         return full
@@ -159,4 +164,6 @@ _TABLES = (
     ("operator", _OPERATOR, operator),
     ("torch", _TORCH, torch),
     ("functional", _FUNCTIONAL, torch.nn.functional),
+    ("linalg", _LINALG, torch.linalg),
+    ("fft", _FFT, torch.fft),
 )

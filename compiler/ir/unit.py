@@ -14,8 +14,16 @@ import torch
 from torch import fx, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ...dsl.diagnostics import Fault, Reject
+
+unsupported_argument = Fault(
+    "unsupported-argument",
+    "A layer that runs its graph is given an argument which the graph was made without.",
+    exit="environment",
+)
+
 # Arguments that say how a caller wants results, not what a layer computes: any value may be passed.
-_FREE = frozenset({"use_cache", "output_hidden_states", "return_dict", "num_items_in_batch"})
+_FREE = frozenset({"use_cache", "output_hidden_states", "return_dict", "num_items_in_batch", "logits_to_keep"})
 
 
 _CACHES = ("cache", "layer_past", "past_key_values", "past_key_value")
@@ -99,7 +107,7 @@ def bound(
 ) -> Callable[..., Any]:
     """A `forward` that hands its arguments to `function`.
 
-    Raises TypeError when an argument that the graph has baked comes with another value.
+    Raises Reject (unsupported-argument) when an argument that the graph has baked comes with another value.
     """
 
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -108,7 +116,12 @@ def bound(
         values = [given.pop(name, None) for name in placeholders]
         for name, value in given.items():
             if not _is_baked(name, value, statics):
-                raise TypeError(f"{path} was compiled without `{name}`, so it can't follow it")
+                raise Reject(
+                    unsupported_argument(
+                        f"{path} was compiled without `{name}`, so it can't follow it",
+                        help="call the model without it, or with rows without padding where the model adds it itself",
+                    )
+                )
         return function(self, *values)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

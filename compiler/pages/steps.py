@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..artifacts.manifest import Manifest
+from ..report.warned import sentence
 from .chart import Chart
 from .cuts import cuts
 from .losses import losses
@@ -17,6 +18,7 @@ class Step:
     name: str
     word: str
     summary: str
+    warnings: tuple[str, ...]
     charts: tuple[Chart, ...]
     changes: tuple[str, ...]
 
@@ -28,5 +30,6 @@ def steps(manifest: Manifest) -> list[Step]:
         charts = [drawn for draw in (cuts, losses, zeros) if (drawn := draw(decisions))]
         changes = tuple(word(change) for change in rows(step.get("changes"))[:CHANGES])
         name, said, summary = (word(step.get(key)) for key in ("name", "word", "summary"))
-        found.append(Step(name, said, summary, tuple(charts), changes))
+        warnings = tuple(sentence(table(warning)) for warning in rows(step.get("warnings"))[:CHANGES])
+        found.append(Step(name, said, summary, warnings, tuple(charts), changes))
     return found

@@ -5,6 +5,7 @@ from typing import Any
 from ...dsl.diagnostics import Reject
 from ...dsl.recipe import Emit, Invocation, Pipeline
 from ..report.progress import Warned
+from ..report.warned import may_be_refused
 from ..words.context import Context
 from ..words.kinds import Lossy, Target
 from ..words.placing import placed
@@ -29,12 +30,9 @@ def _refuse_model(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) 
         taking = next((step.name for step in pipeline.steps if _takes_out(step.call, ctx)), None)
         if taking is None:
             raise
-        ctx.tell(
-            Warned(
-                f"{emit.call.word} would refuse the model as it is: {refused.diagnostics[0].message}; "
-                f"it is refused at the end unless `{taking}` takes that out"
-            )
-        )
+        said = f"{emit.call.word} would refuse the model as it is: {refused.diagnostics[0].message}"
+        note = f"it is refused at the end unless `{taking}` takes that out"
+        ctx.tell(Warned(may_be_refused(said, emit.call.span, note=note)))
 
 
 def _refuse_steps(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) -> None:
@@ -44,12 +42,9 @@ def _refuse_steps(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) 
     source: Any = ctx.shelf.load("model", ctx.recipe.models[pipeline.model].word)
     if source.plain:
         raise Reject(lacking)
-    ctx.tell(
-        Warned(
-            f"no step before {emit.call.word} makes what it needs: {lacking.message}; "
-            f"it is refused at the end unless the weights of `{pipeline.model}` came so"
-        )
-    )
+    said = f"no step before {emit.call.word} makes what it needs: {lacking.message}"
+    note = f"it is refused at the end unless the weights of `{pipeline.model}` came so"
+    ctx.tell(Warned(may_be_refused(said, emit.call.span, note=note)))
 
 
 def _takes_out(call: Invocation, ctx: Context) -> bool:

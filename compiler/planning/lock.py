@@ -20,6 +20,7 @@ from ..checkpoints.weights import find_weights
 from ..machine.fingerprint import machine
 from ..machine.settings import Settings
 from ..report.progress import Warned
+from ..report.warned import other_level
 from ..store.hashes import file_hash
 from ..store.regular import parse_json
 from ..store.sealed import canonical
@@ -146,7 +147,8 @@ def refuse_drift(recipe: Path, found: Mapping[str, Fact], settings: Settings) ->
     kept = dict(locked(recipe))
     isa = kept.pop(ISA, "")
     if isa != found[ISA].text:
-        settings.tell(Warned(f"the lock was written with kernels for {isa}, these are for {found[ISA].text}"))
+        said = f"the lock was written with kernels for {isa}, these are for {found[ISA].text}"
+        settings.tell(Warned(other_level(said)))
     wrong = [_changed(name, kept.get(name), fact) for name, fact in found.items() if name != ISA]
     told = [d for d in wrong if d]
     told += [

@@ -24,7 +24,7 @@ from .cost import Emission, emission, step_seconds
 from .drawing import left_alone
 from .foreseen import refuse_foreseen
 from .peak import moved_bytes, peak_bytes
-from .select import branches, groups, inner_parts, layers, mixers, parts, scans
+from .select import branches, competing, groups, inner_parts, layers, mixers, parts, removable, scans
 
 plan_drift = Fault("plan-drift", "A saved plan no longer describes what a compile would do.")
 FORMAT = 1
@@ -231,7 +231,12 @@ def matched(skeleton: Skeleton, pass_: Pass, call: Invocation) -> tuple[str, ...
     acts_on, on = pass_.acts_on, call.args.get("on")
     if acts_on == "branches":
         whole = call.args.get("unit") == "layer"
-        return layers(skeleton, on) if whole else tuple(b.site for b in branches(skeleton, on))
+        if whole:
+            return layers(skeleton, on)
+        if "order" not in call.args:
+            return tuple(b.site for b in removable(skeleton, on))
+        inside = [g.site for some in competing(skeleton, on).values() for g in some]
+        return tuple(b.site for b in branches(skeleton, on)) or tuple(dict.fromkeys(inside))
     if acts_on == "layers":
         return layers(skeleton, on)
     if acts_on == "ssm":

@@ -23,6 +23,11 @@ def branches(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
     return _chosen(skeleton.branches, [b.site for b in skeleton.branches], on)
 
 
+def removable(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
+    """Those of them that can be removed as a whole."""
+    return tuple(branch for branch in branches(skeleton, on) if branch.site not in skeleton.stays)
+
+
 def mixers(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
     """Residual branches that scan a state along the sequence."""
     found = [b for b in skeleton.branches if b.role == "ssm"]

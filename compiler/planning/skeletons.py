@@ -14,11 +14,13 @@ from ..store.sealed import read_noted, sealed
 def fingerprint(config: Mapping[str, Any], transformers_version: str) -> str:
     """The key of a config's skeleton.
 
-    Two things besides the config decide what is found: the library that builds the model, and the source of
-    capture and discovery.
+    Two things besides the config decide it: the library that builds the model, and the source of capture, discovery
+    and the rehearsal of its branches.
     """
     folder = Path(__file__).parents[1]
-    sources = [source_hash(folder / name) for name in ("capture/capture.py", "discovery/discover.py")]
+    sources = [
+        source_hash(folder / name) for name in ("capture/capture.py", "discovery/discover.py", "editing/rehearsed.py")
+    ]
     return digest([FORMAT, dict(config), transformers_version, sources])
 
 

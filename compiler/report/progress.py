@@ -15,6 +15,8 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from typing import TypeVar
 
+from ...dsl.diagnostics import Diagnostic
+
 T = TypeVar("T")
 
 
@@ -87,9 +89,18 @@ class Said(Event):
 
 @dataclass(frozen=True)
 class Warned(Event):
-    """A diagnostic of lower severity, already rendered as one line."""
+    """A diagnostic of severity "warning"; it is no progress, and is shown where progress is not."""
 
-    message: str
+    diagnostic: Diagnostic
+
+    @property
+    def message(self) -> str:
+        """One line: `warning[few-rows]: ...; what to do`."""
+        d = self.diagnostic
+        return f"{d.severity}[{d.slug}]: " + "; ".join(part for part in (d.message, d.note, d.help) if part)
+
+    def to_json(self) -> dict:
+        return {"event": "Warned", "slug": self.diagnostic.slug, "message": self.message, "at": self.at}
 
 
 Listener = Callable[[Event], None]

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from io import BufferedWriter, TextIOWrapper
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from ...dsl.render import visible
-from .progress import Event, Listener, Recorded, Said, StageBegan, StageEnded, Ticked, Warned, hear, silent
+from .progress import Event, Listener, Recorded, Said, StageBegan, StageEnded, Ticked, Warned, hear
 from .quantity import measured, seconds, size
 from .spout import Spout
 
@@ -268,19 +268,28 @@ def listening(
     color: bool = True,
     verbose: int = 0,
     events: Path | None = None,
+    warned: Callable[[Warned, bool], None] = lambda event, shown: None,
 ) -> Iterator[Listener]:
-    """The listener for a command, alive inside the `with`."""
+    """Listener for a command, alive inside the `with`.
+
+    warned   hears every warning, and whether the progress shows it already
+    """
     with ExitStack() as stack:
-        heard: list[Listener] = []
+        heard: list[Listener] = [partial(_pass_on, warned, progress and not quiet)]
         if progress and not quiet:
             renderer = Bars(sys.stderr, verbose, color) if bars else Plain(sys.stderr, verbose)
             heard.append(stack.enter_context(renderer))
         if events:
             file = TextIOWrapper(BufferedWriter(Spout(events, "w")), encoding="utf-8")  # a pipe's reader may leave
             heard.append(Lines(stack.enter_context(file)))
-        tell = silent if not heard else heard[0] if len(heard) == 1 else partial(_all, heard)
+        tell = partial(_all, heard)
         with hear(tell):
             yield tell
+
+
+def _pass_on(warned: Callable[[Warned, bool], None], shown: bool, event: Event) -> None:
+    if isinstance(event, Warned):
+        warned(event, shown)
 
 
 def _all(heard: list[Listener], event: Event) -> None:

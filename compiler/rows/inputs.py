@@ -101,7 +101,7 @@ def first_said(model: nn.Module) -> int:
     return next(
         (
             token
-            for config in (own.generation_config, own.config, first)
+            for config in (getattr(own, "generation_config", None), own.config, first)  # none without a head
             for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id")
             if isinstance(token := getattr(config, name, None), int)
         ),

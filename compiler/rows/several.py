@@ -48,6 +48,22 @@ def hears(model: nn.Module) -> bool:
     return sized and "decoder_input_ids" in inspect.signature(inspect.unwrap(type(model).forward)).parameters
 
 
+def frames_of(model: nn.Module) -> int:
+    """How many images a video has of a model that takes videos alone; 0 of others."""
+    main, config = getattr(model, "main_input_name", ""), getattr(model, "config", None)
+    names = {"pixel_values": "num_frames", "pixel_values_videos": "frames_per_clip"}
+    frames = getattr(config, names.get(main, ""), None)
+    return frames if isinstance(frames, int) and not _takes(model, "input_ids") else 0
+
+
+def bands_of(model: nn.Module) -> int:
+    """How many numbers a frame of sound has, of an encoder that takes features [frames, numbers]; 0 of others."""
+    if getattr(model, "main_input_name", "") != "input_features" or _takes(model, "decoder_input_ids"):
+        return 0
+    bands = getattr(model.config, "feature_projection_input_dim", None)
+    return bands if isinstance(bands, int) else 0
+
+
 def sees_and_reads(model: nn.Module) -> bool:
     """Whether a model has two towers, for images and for texts, and is given both at once. Others read alone."""
     towers = (getattr(type(model), f"get_{kind}_features", None) for kind in ("text", "image"))
@@ -59,12 +75,21 @@ def sees_and_reads(model: nn.Module) -> bool:
 
 
 def writes(model: Any) -> bool:
-    """Whether a model goes on from token ids alone: Whisper hears first, Pop2Piano's own `generate` wants sounds."""
-    if not getattr(model, "can_generate", bool)() or parts(model):
+    """Whether a model goes on from token ids alone: Whisper hears first, Pop2Piano's own `generate` wants sounds, and a
+    decoder beside an encoder begins with a token that its config names."""
+    if not getattr(model, "can_generate", bool)() or parts(model) or not begins(model):
         return False
     asked = inspect.signature(model.generate).parameters.values()
     needed = {p.name for p in asked if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
     return needed <= {"input_ids", "inputs"}
+
+
+def begins(model: Any) -> bool:
+    """Whether `generate` knows the first token of a decoder beside an encoder; other decoders go on from a prompt."""
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return True
+    config = getattr(model, "generation_config", None)
+    return any(getattr(config, name, None) is not None for name in ("decoder_start_token_id", "bos_token_id"))
 
 
 def parts(model: nn.Module) -> tuple[Part, ...]:

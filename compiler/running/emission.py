@@ -223,6 +223,7 @@ def steps(plan: Plan, cache: Cache, last: str) -> list[Mapping[str, Any]]:
                 "summary": notes["summary"],
                 "changes": notes["changes"],
                 "decisions": notes["step"],
+                **({"warnings": notes["warnings"]} if notes.get("warnings") else {}),
             }
         )
     return found

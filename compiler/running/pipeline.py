@@ -24,7 +24,8 @@ from ..measuring.promise import Promise
 from ..planning.change import describe
 from ..planning.plan import Plan, Stage
 from ..planning.profiled import as_profiled, named, refuse_others
-from ..report.progress import StageBegan, StageEnded, announce, hear
+from ..report import warned
+from ..report.progress import Event, Listener, StageBegan, StageEnded, Warned, announce, hear
 from ..report.quantity import size
 from ..rows.at_once import in_room
 from ..store.cache import Cache
@@ -115,6 +116,7 @@ class Build:
         if self.cache.has(stage.key):
             self.index += 1
             self.ctx.tell(StageEnded(stage.name, 0.0, cached=True))
+            self.repeat_warnings(stage)
             self.took[stage.name] = {"planned": round(stage.seconds, 2), "cached": True}
             return
         with self.stage(stage.name, stage.call.word) as done, self.unchanged(stage.key), placed(stage.call):
@@ -144,6 +146,13 @@ class Build:
             "peak_bytes": done.peak,
         }
 
+    def repeat_warnings(self, stage: Stage) -> None:
+        """Tell the warnings of a step whose result the cache has."""
+        body = self.cache.step(stage.key)
+        assert body is not None, f"the result of {stage.name} is not in the cache"
+        for diagnostic in warned.from_json(body["notes"].get("warnings", ()), stage.span):
+            self.ctx.tell(Warned(diagnostic))
+
     def attempt(self, pass_: Pass, stage: Stage) -> tuple[Outcome, Outcome, dict[str, Any]]:
         """What a step works on, what it makes of that, and what is told of it."""
         if handles(stage.call.args, StepRef):  # it names what it works on, one at a time
@@ -151,8 +160,9 @@ class Build:
         else:
             outcome = self.reach(stage.source)
         self.at = ""  # from here until it is kept, the program is between steps
-        given, facts = self.give(pass_, outcome, stage)
-        return outcome, given, facts
+        heard = Warnings(self.ctx.tell, stage)
+        given, facts = self.give(pass_, outcome, stage, heard)
+        return outcome, given, facts | {"warnings": warned.to_json(heard.diagnostics)}
 
     def as_stopped(self, stage: Stage) -> Stage:
         """The stage as it is planned now: a search that had no more time gave another result than was planned."""
@@ -165,9 +175,10 @@ class Build:
             self.stopped.append(replace(deadline.over(stage.name, stop), span=stage.span))
         return next(s for s in self.plan.stages if s.name == stage.name)
 
-    def give(self, pass_: Pass, outcome: Outcome, stage: Stage) -> tuple[Outcome, dict[str, Any]]:
-        """What a pass makes of a result, and what the manifest is told of it."""
+    def give(self, pass_: Pass, outcome: Outcome, stage: Stage, heard: "Warnings") -> tuple[Outcome, dict[str, Any]]:
+        """Result of a pass, and its notes for the manifest; `heard` keeps its warnings."""
         ctx = self.context(stage)
+        ctx = replace(ctx, settings=replace(ctx.settings, tell=heard))
         if not isinstance(outcome, Model):
             with as_profiled(named(stage.call), ctx):
                 made = pass_.give(outcome, ctx)
@@ -310,6 +321,21 @@ class Build:
         watch.check()
         done.seconds, done.peak = time.monotonic() - started, watch.peak
         self.ctx.tell(StageEnded(name, done.seconds, change=done.change, peak_bytes=done.peak, dump=done.dump))
+
+
+@dataclass
+class Warnings:
+    """Listener of a running step: passes events on, and keeps warnings with the step's place in the recipe."""
+
+    tell: Listener
+    stage: Stage
+    diagnostics: list[Diagnostic] = field(default_factory=list)
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Warned):
+            event = Warned(event.diagnostic.at(self.stage.span))
+            self.diagnostics.append(event.diagnostic)
+        self.tell(event)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from ..machine.settings import Settings
 from ..planning.keys import versions
 from ..report.progress import Said, Warned
 from ..report.quantity import counted, seconds
+from ..report.warned import worker_left_out
 from ..store.journal import Journal
 from ..words.crew import Crew, Task
 from .hands import Hands
@@ -124,7 +125,7 @@ class Team:
         self.idle = [other for other in self.idle if other != place]
         self.refused[place] = why
         where = f" on {node}" if node else ""
-        self.settings.tell(Warned(f"warning: worker {place + 1}{where} is left out: {why}"))
+        self.settings.tell(Warned(worker_left_out(f"worker {place + 1}{where} is left out: {why}")))
         if len(self.refused) == self.hands.size:
             raise Reject(
                 no_workers(

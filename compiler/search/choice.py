@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from .candidate import Candidate
 from .foresight import Forecast, Foresight
@@ -57,6 +57,12 @@ class Round:
 
 
 class Choice(ABC):
+    """
+    scores_all   cuts that save far more than is asked for are candidates, too
+    """
+
+    scores_all: ClassVar[bool] = False
+
     @abstractmethod
     def choose(self, now: Round) -> Candidate | None:
         """The candidate to cut; None where none has a finite score."""
@@ -83,6 +89,8 @@ class Exact(Choice):
 
     Source: BlockPruner and MultiPruner (arXiv 2501.09949), whose comparison is a strict `<` in candidate order.
     """
+
+    scores_all = True
 
     def __init__(self, per: str = ""):
         self.per = per

@@ -32,6 +32,11 @@ class Contest(Cutter, Pass):
         "32 that the model itself writes.",
         default=None,
     )
+    overshoot: bool = param(
+        "Whether more than half of the goal may go beyond it, where no part that is left is smaller; an exact search "
+        "does that as published.",
+        default=False,
+    )
     clock: MetricRef = param("Which latency, measured on the machine that compiles.", default=MetricRef("decode.p50"))
 
     @property

@@ -1,12 +1,13 @@
 """From a recipe's amount to a budget, and what can't be reached."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import Shares
 from ..planning.amount import Amount
-from .budget import CUTS, Budget
+from .budget import CUTS, SPARE, Budget
 from .parts import BlockParts, Parts, ScanParts, Wholes, WidthParts
 from .refusals import out_of_reach
 from .saving import OF_MODEL, SCANS, Ledger, steps, whole
@@ -15,6 +16,13 @@ too_coarse = Fault(
     "too-coarse",
     "A cut is larger than all that it could be cut from.\n\n"
     "Of a kind of which nothing can go, a search would say nothing, and its budget would come from the others.",
+)
+
+
+overshoots = Fault(
+    "overshoots",
+    "Even the smallest part that a search may cut is far more than is to go.\n\n"
+    "A recipe that asks for 10 % is not to lose 29 %: cut in smaller steps, or say `overshoot: true`.",
 )
 
 
@@ -119,6 +127,31 @@ def refuse_unreached(most: float, wanted: Budget, refused: Mapping[str, str] | N
             note=note,
             help=f"{less}cut in smaller steps, or let more modules or kinds be cut",
             argument="keep remove",
+        )
+    )
+
+
+def smallest(ledger: Ledger, of: str, parts: Sequence[Parts]) -> float:
+    """What the smallest cut of all saves; 0 where there is none."""
+    found = [part.weigh(ledger, name, of) for part in parts if isinstance(part, Wholes) for name in part.names]
+    for part in parts:
+        if isinstance(part, WidthParts):
+            found += [ledger.next(g.site, g.kind, part.stride(g), of) for g in part.groups if part.most(g)]
+    return min((saved for saved in found if saved > 0), default=0.0)
+
+
+def refuse_beyond(least: float, saved: float, goal: Budget) -> None:
+    """Reject (overshoots) where even the smallest cut, which saves `least`, goes far beyond the goal."""
+    if saved + least <= (1 + SPARE) * goal.goal:
+        return
+    share, each = goal.goal / goal.total, least / goal.total
+    raise Reject(
+        overshoots(
+            f"{share:.1%} of {goal.of} are to go, and the smallest part that can go is {each:.1%}"
+            + (f", with {saved / goal.total:.1%} gone" if saved else ""),
+            help=f"remove {math.ceil(1000 * each / (1 + SPARE)) / 10:g}% or more, cut in smaller steps, let other "
+            "modules or kinds be cut, or allow it with `overshoot: true`",
+            argument="remove",
         )
     )
 

@@ -25,12 +25,12 @@ from .effort import of_fitting
 from .estimate import thinned
 from .fit import Fit, Fitting
 from .foresight import Foresight
-from .goals import budget, reach, refuse_coarse, refuse_unreached, turns
+from .goals import budget, reach, refuse_beyond, refuse_coarse, refuse_unreached, smallest, turns
 from .gradients import SWEEP
 from .latency import Latency, latency_of
 from .loop import Search
 from .narrowing import cuttable, forecast, leave, narrow_evenly
-from .overfit import Overfit
+from .overfit import Overfit, refuse_few
 from .parts import Parts, Wholes
 from .saving import OF_MODEL, Ledger, steps, stride
 
@@ -78,6 +78,7 @@ class Greedy:
     even_params: bool = False
     estimate: str = "none"
     together: int = 1
+    overshoots: bool = True  # whether far more may go than is asked for, where nothing smaller can
 
     # -- the search ------------------------------------------------------------------------------------------
 
@@ -93,6 +94,7 @@ class Greedy:
             latency = latency_of(program, search, self.clock)
         ledger, goal = Ledger(skeleton_of(program), self.norms, latency), self.goal(skeleton_of(program), latency)
         self._refuse_unreached(ledger, goal)
+        search.limit = None if self.overshoots or goal.of not in OF_MODEL else goal
         fitting = Fitting(program, ctx, search, self.widths or self.score, self.fit)
         try:
             able = self._able(program, search, fitting, goal)
@@ -175,8 +177,10 @@ class Greedy:
         for parts in self.parts:
             if parts.parameter:
                 refuse_coarse(parts.parameter, parts.step, parts.groups)
+        if goal.of in OF_MODEL and not self.overshoots:
+            refuse_beyond(smallest(ledger, goal.of, self.parts), 0.0, goal)
         if goal.of != CUTS:
-            refuse_unreached(reach(ledger, goal.of, self.parts), goal)
+            refuse_unreached(reach(ledger, goal.of, self.parts), goal, skeleton_of(ledger).stays)
 
     # -- what `plan` says ------------------------------------------------------------------------------------
 
@@ -219,7 +223,9 @@ class Greedy:
         return every if self.exact else min(every, begin + 3 * rounds)
 
     def effort(self, skeleton: Skeleton, ctx: "Context") -> Effort:
-        """Ranking and refitting, and the rows that the model writes for them."""
+        """Ranking and refitting, and the rows that the model writes for them. Raises Reject (too-few-rows)."""
+        if self.score is not None and not self.exact and (goal := self.goal(skeleton)).of in OF_MODEL:
+            refuse_few(self.score, goal.goal / goal.total * params(skeleton), ctx)
         fitted = [] if self.score is None else self.fit.read(self.parts)
         effort = of_fitting(skeleton, ctx, fitted, self.fit.data) if fitted else Effort()
         routed, data = any(p.kind == "experts" and p.groups for p in self.parts), self.fit.data

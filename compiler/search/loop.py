@@ -18,6 +18,7 @@ from ..machine.deadline import Stop, TimeUp
 from ..machine.device import room_on
 from ..report.progress import Event, Listener, Said, Ticked, Warned, hear
 from ..report.quantity import count, counted, size
+from ..report.warned import far_beyond
 from ..rows.forward import batches, evaluating, not_a_number, outputs
 from ..rows.several import writes
 from ..store.journal import Journal
@@ -26,6 +27,7 @@ from .budget import CUTS, Budget
 from .candidate import Candidate, Cut, Joint, Pool
 from .choice import Choice, Round
 from .foresight import foreseen
+from .goals import refuse_beyond
 from .overfit import Overfit, Rows
 from .prefix import Prefix
 from .reconstruct import Moments
@@ -51,6 +53,7 @@ class Search:
 
     def __init__(self, program: "Program", ctx: "Context"):
         self.program, self.ctx = program, ctx
+        self.limit: Budget | None = None  # the goal of all turns, beyond which nothing may go far
         self.journal = Journal(ctx.workdir / "scores.jsonl")
         self.prefixes: dict[MetricRef, Prefix] = {}
         self.scored_by: MetricRef | None = None  # what the last cut was scored by
@@ -82,7 +85,11 @@ class Search:
             pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.place not in self.refused]
             if not pairs:
                 return
-            pairs = [(pool, c) for pool, c in pairs if budget.has_room(saved, c)] or pairs
+            if not choice.scores_all:
+                near = [(pool, c) for pool, c in pairs if budget.has_room(saved, c)]
+                if not near and self.limit:
+                    refuse_beyond(min(c.saves(budget.of) for _, c in pairs), saved, self.limit)
+                pairs = near or pairs
             try:
                 self._decide(pairs, metric, budget, choice)
             except TimeUp:
@@ -177,8 +184,10 @@ class Search:
         if self.cuts and goal.is_beyond(saved):
             self.ctx.tell(
                 Warned(
-                    f"warning: {saved / goal.total:.1%} of {goal.of} went where {goal.goal / goal.total:.1%} was to: "
-                    f"{self.cuts[-1].name}, the last cut, is that large"
+                    far_beyond(
+                        f"{saved / goal.total:.1%} of {goal.of} went where {goal.goal / goal.total:.1%} was to: "
+                        f"{self.cuts[-1].name}, the last cut, is that large"
+                    )
                 )
             )
 

@@ -10,7 +10,7 @@ from ...dsl.skeleton import Branch, Group, Scan, Skeleton
 from ...dsl.values import Selector
 from ..discovery.discover import skeleton_of
 from ..planning import shrink
-from ..planning.select import branches, competing
+from ..planning.select import branches, competing, removable
 from .branches import Branches, Layers
 from .candidate import Pool
 from .saving import OF_MODEL, SCANS, Ledger, steps, stride
@@ -223,13 +223,14 @@ def parts_of(
 
     sizes   how much a cut takes, by the name of the parameter that says it
     """
-    blocks, inside = branches(skeleton, on), competing(skeleton, on)
+    blocks, inside = removable(skeleton, on), competing(skeleton, on)
     found: list[Parts] = []
     for kind in dict.fromkeys(order):
         if kind == "blocks":
             found += [BlockParts(kind, all=len(skeleton.branches), branches=blocks)] if blocks else []
         elif kind == "scans":
-            free = tuple(s for s in skeleton.scans if any(s.site in b.parts for b in blocks))
+            around = branches(skeleton, on)
+            free = tuple(s for s in skeleton.scans if any(s.site in b.parts for b in around))
             found += [ScanParts(kind, all=len(skeleton.scans), scans=free)] if free else []
         elif groups := inside.get(_INSIDE_SCANS.get(kind, kind), ()):
             size = sizes[_STEPS[kind]]

@@ -25,8 +25,9 @@ class Multi(Contest):
     error that their removal leaves, and lets what stays make up for it by least squares. Error and fit are over
     text that the original writes itself: one kind of text would not keep what others need, and a fit to the rows
     that are scored would flatter every cut.
-    `search: exact` scores every candidate in every round by plain loss and orders by weight magnitude: with
-    `split` these are the decisions of MultiPruner's published code, norms of removed blocks counted as kept.
+    `search: exact` scores every candidate in every round by plain loss, also those that save far more than is left
+    to save, and orders by weight magnitude: with `split` these are the decisions of MultiPruner's published code,
+    norms of removed blocks counted as kept.
     Perplexity here weighs every token alike and in float32; the published code leaves out end-of-text tokens and
     rounds losses to the model's dtype.
 
@@ -100,6 +101,7 @@ class Multi(Contest):
             clock=self.clock,
             estimate=self.estimate,
             together=self.together,
+            overshoots=self.overshoot or exact,
             fit=self.fit(self.reorder or ("l1" if exact else "obs")),
         )
 

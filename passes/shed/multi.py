@@ -90,6 +90,7 @@ class Multi(Contest):
             clock=self.clock,
             estimate=self.estimate,
             together=self.together,
+            overshoots=self.overshoot or self.exact,
             fit=self.fit(),
         )
 

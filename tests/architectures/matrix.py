@@ -7,8 +7,10 @@
                                                                 are: what ended early goes on, several may share it
     python -m tests.architectures.matrix --column WORD [...]    only these columns, and what each architecture looks like
     python -m tests.architectures.matrix --seconds N [...]      begin no further architectures after so long
+    python -m tests.architectures.matrix --lot N --seed S       N types that no row names, by lot: see lot.py
 
-A cell is green, or refused with the diagnostic that refused it, or none where the architecture has no such thing.
+A cell is a recipe: what `check` and `plan` refuse of one with that pass is refused here; then the pass runs, the result
+is emitted, and reopened in a fresh process. It is green, or refused with the diagnostic that refused it, or none where the architecture has no such thing.
 Anything else, a traceback or a difference, is a failure: no cell of what ships is one.
 """
 
@@ -38,7 +40,7 @@ from effc.dsl.diagnostics import Reject
 from torch import nn
 from transformers import PreTrainedModel
 
-from tests.architectures import table
+from tests.architectures import lot, table
 from tests.architectures.passes import (
     ENGINE,
     GREEN,
@@ -304,8 +306,13 @@ def main(arguments: list[str]) -> None:
     asked.add_argument("--keep", type=Path)
     asked.add_argument("--column", nargs="*", default=list(WORDS), metavar="WORD", choices=WORDS)
     asked.add_argument("--seconds", type=float, default=math.inf)
+    asked.add_argument("--lot", type=int, metavar="N")
+    asked.add_argument("--seed", type=int, default=0, metavar="S")
     given = asked.parse_args(arguments)
     torch.set_num_threads(1)
+    if given.lot:
+        lot.run(given.lot, given.seed)
+        return
     with tempfile.TemporaryDirectory() as folder:
         place = given.keep or Path(folder)
         place.mkdir(exist_ok=True)

@@ -25,6 +25,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tests.architectures import table
+from tests.architectures.checks import refused
 
 STEPS = ("prune", "emit", "reload")
 
@@ -53,6 +54,7 @@ PASSES = {
         "search": "racing",
         "estimate": "none",
         "together": 1,
+        "overshoot": True,  # of a model of three layers one is a third
         "rank": None,
         "reorder": None,
         "repair": None,
@@ -84,6 +86,7 @@ PASSES = {
         "search": "racing",
         "estimate": "none",
         "together": 1,
+        "overshoot": True,  # of a model of three layers one is a third
         "rank": None,
         "repair": None,
         "group": 16,
@@ -128,7 +131,7 @@ GREEN, NONE = Cell("green"), Cell("none")
 
 
 def refusal(reject: Reject) -> Cell:
-    return Cell("refused", "; ".join(d.message for d in reject.diagnostics))
+    return Cell("refused", "; ".join(d.message for d in reject.diagnostics if d.severity == "error"))
 
 
 def context(model: nn.Module, folder: Path, name: str) -> Context:
@@ -166,8 +169,10 @@ def masked(program: Program) -> None:
 
 
 def pruned(name: str, word: str, folder: Path) -> tuple[Program, Context] | Cell:
-    """The program after a pass, or how it was refused. Asserts that it is smaller and computes what its graphs do."""
+    """The program after a pass, or how it, or a recipe of it, was refused. Asserts that it is smaller and computes what its graphs do."""
     model = table.model(name)
+    if reject := refused(model, HALF.get(word, word), arguments(HALF.get(word, word), model), folder.parent / "cache"):
+        return refusal(reject)
     ctx = context(model, folder, name)
     if word in HALF:
         word, model = HALF[word], in_halves(model)

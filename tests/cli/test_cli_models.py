@@ -108,7 +108,10 @@ def test_what_a_person_should_know_of_a_model_is_told_before_work(effc, write, t
     save_file(weights, tmp_path / "half" / "model.safetensors", {"format": "pt"})
     run = effc("plan", write(model='hf("./half")'))
     assert run.code == 0
-    assert run.err.startswith('hf("./half"): float16 is kept as stored and computes several times slower than float32')
+    assert (
+        'warning[model-remark]: hf("./half"): float16 is kept as stored and computes several times slower than float32'
+        in run.err
+    )
     assert run.err.count("float16 is kept") == 1 and "float16 is kept" not in run.out
 
 

@@ -6,6 +6,7 @@ import time
 
 from effc.compiler.report.progress import Recorded, StageBegan, StageEnded, Ticked, Warned, announce, follow, hear
 from effc.compiler.report.render import Bars, Lines, Pace, Plain, listening
+from effc.compiler.report.warned import model_remark
 
 MIB = 1 << 20
 
@@ -90,17 +91,17 @@ def test_values_are_told_only_to_those_who_want_more():
 def test_a_warning_and_a_shape_diff_are_shown():
     out = io.StringIO()
     with Plain(out) as listen:
-        listen(Warned("torch 2.8 wrote it"))
+        listen(Warned(model_remark("torch 2.8 wrote it")))
         stage(listen, dump="layers.7.mlp 1536 -> 1280\n")
     lines = out.getvalue().splitlines()
-    assert lines[0] == "torch 2.8 wrote it" and lines[2] == "layers.7.mlp 1536 -> 1280"
+    assert lines[0] == "warning[model-remark]: torch 2.8 wrote it" and lines[2] == "layers.7.mlp 1536 -> 1280"
 
 
 def test_bars_leave_a_line_for_each_stage():
     out = io.StringIO()
     with Bars(out, color=False) as listen:
         stage(listen)
-        listen(Warned("[odd] brackets stay"))
+        listen(Warned(model_remark("[odd] brackets stay")))
     assert "✓  2/6  thin          prune.channels  -0.44 M params" in out.getvalue()
     assert "[odd] brackets stay" in out.getvalue()
 

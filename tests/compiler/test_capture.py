@@ -367,7 +367,7 @@ def test_a_layer_that_cannot_be_captured_is_refused_with_its_path_and_line():
 
 def test_an_argument_that_was_baked_is_not_ignored():
     model = bind(capture(tiny.model("llama")))
-    with pytest.raises(TypeError, match="compiled without `output_attentions`"):
+    with pytest.raises(Reject, match="compiled without `output_attentions`"):
         model(**tokens(128, 2, 5, 1), output_attentions=True)
 
 

@@ -106,5 +106,12 @@ def test_steps_are_counted_over_all_kinds(tmp_path):
 
 @pytest.mark.parametrize("word", ARGUMENTS)
 def test_selected_blocks_alone_are_cut(tmp_path, word):
-    program = cut(tmp_path, mixers.model("bamba"), word, remove=Ratio(0.1, "params"), on=Selector((("|", "*.mamba"),)))
+    program = cut(
+        tmp_path,
+        mixers.model("bamba"),
+        word,
+        remove=Ratio(0.1, "params"),
+        overshoot=word == "prune.multi",
+        on=Selector((("|", "*.mamba"),)),
+    )
     assert all(".mamba" in name for name in cuts(program))

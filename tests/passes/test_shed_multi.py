@@ -32,6 +32,7 @@ DEFAULTS = {
     "search": "racing",
     "estimate": "none",
     "together": 1,
+    "overshoot": False,
     "rank": None,
     "repair": None,
     "group": 16,

@@ -1,0 +1,288 @@
+"""Architectures by lot: model types of transformers that no row of the matrix names, through whole recipes.
+
+    python -m tests.architectures.matrix --lot 40 --seed 1      draws 40, prints the share that goes through and why not
+
+A type is drawn where transformers has a class of it for a task of `TASKS` and its config is no part of another's. Its
+config is shrunk by names that configs share (`SIZES`); a type whose config does not shrink so is drawn again, and named.
+Every model has a process and a time limit of its own: check, plan, compile, reload in a fresh process. A pass is asked for
+10 % of the parameters, or for less where not so many can go, as `effc new` does.
+"""
+
+import argparse
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+
+from tests.architectures import table
+from tests.architectures.generated import GENERATED
+from tests.architectures.more import MORE
+
+TASKS = (  # of one class for each type, the first that there is
+    "CAUSAL_LM",
+    "SEQ_TO_SEQ_CAUSAL_LM",
+    "MASKED_LM",
+    "IMAGE_CLASSIFICATION",
+    "SEQUENCE_CLASSIFICATION",
+    "SPEECH_SEQ_2_SEQ",
+    "CTC",
+    "AUDIO_CLASSIFICATION",
+    "VIDEO_CLASSIFICATION",
+    "IMAGE_TEXT_TO_TEXT",
+    "MULTIMODAL_LM",
+    "ZERO_SHOT_IMAGE_CLASSIFICATION",
+)
+WORDS = ("prune.multi", "sparsify.wanda")
+REMOVED = (10, 5, 2, 1)  # % of parameters, the first that can go, as `effc new` looks for one
+SECONDS = 240  # that a model and its recipes may take
+NUMBERS = 12_000_000  # parameters of what still counts as tiny
+SIZES: tuple[tuple[str, Any], ...] = (  # names of configs -> what stands there in a small one; the first that matches
+    (r"num_feat_extract_layers", 7),  # as many as its convolutions, which are a list
+    (r"(.*_)?vocab_size.*|n_words", 128),
+    (r"(pad|bos|eos|decoder_start|sep|cls|mask)_token_id", None),  # those of the small vocabulary follow
+    (r".*token_(id|index)", 5),
+    (r"max_(position_embeddings|target_positions|seq_len)|n_positions", 256),
+    (r"max_source_positions", 64),
+    (r".*(num|n)_.*layers?|(encoder|decoder|text|vision|qformer)_layers|n_layers?|num_layers|depth", 2),
+    (r"num_hidden_layers", 2),
+    (r".*(key_value|kv)_heads", 4),
+    (r".*(attention_heads|num_heads|n_heads?)", 4),
+    (r"head_dim|.*_head_dim|d_kv|attention_head_size", 16),
+    (r"(hidden_size|d_model|n_embd|embed_dim|hidden_dim|embedding_size|projection_dim|dim|d_embed)", 64),
+    (r".*(intermediate_size|ffn_dim|ffn_size|d_ff|n_inner|dff)", 96),
+    (r"(num|n)_(local_|routed_)?experts|moe_num_experts", 4),
+    (r"num_experts_per_tok(en)?|moe_k|moe_topk|top_k_experts", 2),
+    (r"n_group|topk_group|num_expert_group", 1),
+    (r"q_lora_rank", 24),
+    (r"kv_lora_rank", 16),
+    (r"(qk_nope|v)_head_dim", 16),
+    (r"qk_rope_head_dim", 8),
+    (r"image_size|input_size|img_size", 64),
+    (r"patch_size", 16),
+)
+
+
+@dataclass
+class Drawn:
+    """A type of the lot, its class, and of each pass a state ("green", "refused", "failed", "late") with the reason."""
+
+    kind: str
+    cls: str = ""
+    cells: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def is_made(self) -> bool:
+        return bool(self.cells)
+
+
+def classes() -> dict[str, str]:
+    """Class names by model type, of the first task that has one; types that the matrix names are left out."""
+    named = {values[1] for values in (*GENERATED.values(), *MORE.values())} | set(table.ROWS)
+    found: dict[str, str] = {}
+    for task in TASKS:
+        for kind, cls in getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES").items():
+            found.setdefault(kind, cls if isinstance(cls, str) else cls[0])
+    alike = {kind.replace("-", "_") for kind in named}
+    return {
+        kind: cls
+        for kind, cls in sorted(found.items())
+        if kind in CONFIG_MAPPING_NAMES and kind.replace("-", "_") not in alike and not _is_part(kind)
+    }
+
+
+def _is_part(kind: str) -> bool:
+    """Whether a config stands inside of another one, or cannot be read here."""
+    try:
+        return bool(CONFIG_MAPPING[kind].base_config_key)
+    except Exception:  # a config of a package that is not installed
+        return True
+
+
+def small(kind: str) -> Iterator[PretrainedConfig]:
+    """Configs of a type, from the smallest to those with fewer names changed."""
+    for skipped in ((), ("image", "patch"), ("head", "kv", "image", "patch"), ("head", "kv", "hidden", "dim", "patch")):
+        try:
+            config = AutoConfig.for_model(kind)
+            _shrink(config, skipped)
+            yield CONFIG_MAPPING[kind].from_dict(config.to_dict())
+        except Exception:  # anybody's checks of anybody's names
+            continue
+
+
+def _shrink(config: PretrainedConfig, skipped: tuple[str, ...]) -> None:
+    """Write `SIZES` over the numbers of a config and of those inside of it."""
+    layers = getattr(config, "num_hidden_layers", None)
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PretrainedConfig):
+            _shrink(value, skipped)
+        elif isinstance(value, list) and isinstance(layers, int) and len(value) == layers > 2:
+            setattr(config, name, _both_kinds(value))
+        elif type(value) is int and not any(part in name for part in skipped):
+            size = next((size for pattern, size in SIZES if re.fullmatch(pattern, name)), value)
+            setattr(config, name, size if size is not None else min(value, 3))
+        elif isinstance(value, dict) and "mrope_section" in value:
+            rotated = int(getattr(config, "head_dim", 16) * (value.get("partial_rotary_factor") or 1)) // 2
+            value["mrope_section"] = [rotated // 4, rotated // 4, rotated - 2 * (rotated // 4)]
+        elif name in ("depths", "hidden_sizes", "embed_dims") and isinstance(value, list):
+            setattr(config, name, [1 if name == "depths" else 32 * (place + 1) for place in range(len(value))])
+
+
+def _both_kinds(of_layers: list[Any]) -> list[Any]:
+    """Two entries of a list with one for each layer: of two kinds where there are two."""
+    first = of_layers[0]
+    return [first, next((entry for entry in of_layers if entry != first), first)]
+
+
+def made(kind: str, cls: str) -> torch.nn.Module | None:
+    """A small model of a type with random weights, or None where no config of it gives one."""
+    maker = getattr(transformers, cls)
+    for config in small(kind):
+        try:
+            with torch.device("meta"):
+                blank = maker(config)
+            if sum(p.numel() for p in blank.parameters()) <= NUMBERS:
+                return table.randomized(lambda config=config: maker(config), spread=0.05)
+        except Exception:  # any of hundreds of classes of others' code
+            continue
+    return None
+
+
+# -- one model ------------------------------------------------------------------------------------------------
+
+
+def tried(kind: str, cls: str, folder: Path) -> dict[str, list[str]]:
+    """State and reason of each pass for a type, by whole recipes; nothing where it can't be made small."""
+    model = made(kind, cls)
+    if model is None:
+        return {}
+    model.save_pretrained(folder / "model")
+    del model
+    return {word: list(compiled(word, folder)) for word in WORDS}
+
+
+def compiled(word: str, folder: Path) -> tuple[str, str]:
+    """What comes of a recipe with one pass."""
+    from effc.compiler import api
+    from effc.compiler.commands.new import Named, judge_of
+    from effc.dsl.diagnostics import Reject
+
+    path = folder / f"{word}.effspec"
+    try:
+        session = api.session(path, cache_dir=folder / "cache")
+        call = Named("hf", "./model").call(session)
+        judge = judge_of(session.origin(call), session.skeleton(call))
+        for share in REMOVED:
+            path.write_text(_recipe(word, judge.metric, share), encoding="utf-8")
+            faults = [d for d in api.check(path, cache_dir=folder / "cache").diagnostics if d.severity == "error"]
+            if faults:
+                raise Reject(*faults)
+            try:
+                api.plan(path, cache_dir=folder / "cache", threads=1)
+                break
+            except Reject as refused:
+                if refused.diagnostics[0].slug != "out-of-reach" or share == REMOVED[-1]:
+                    raise
+        api.compile(path, folder / "out", cache_dir=folder / "cache", threads=1)
+    except Reject as refused:
+        return "refused", "; ".join(f"{d.slug}: {d.message} {d.note}".strip() for d in refused.diagnostics)
+    except Exception as error:  # which is what is looked for
+        import traceback
+
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return "failed", f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
+    return "green", ""
+
+
+def _recipe(word: str, metric: str, share: int) -> str:
+    call = {
+        "prune.multi": f"prune.multi(remove: {share}% of params, group: 8, score: {metric}(rows))",
+        "sparsify.wanda": "sparsify.wanda(sparsity: 50%, data: rows)",
+    }[word]
+    name = word.replace(".", "_")
+    return f"""effspec 1
+model base = hf("./model")
+data rows = synthetic(count: 4, seed: 1)
+pipeline {name}(base) {{ slim = {call} }}
+emit {name} {{ hf("{name}") }}
+"""
+
+
+# -- the lot --------------------------------------------------------------------------------------------------
+
+
+def drawn(number: int, seed: int) -> Iterator[Drawn]:
+    """Types in the order of a lot, each tried in a process of its own, until `number` of them could be made small."""
+    pool = classes()
+    for kind in shuffled(pool, seed):
+        if number == 0:
+            break
+        one = alone(kind, pool[kind])
+        number -= one.is_made
+        yield one
+
+
+def shuffled(pool: Mapping[str, str], seed: int) -> list[str]:
+    """Types in the order of a lot."""
+    order = sorted(pool)
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def alone(kind: str, cls: str) -> Drawn:
+    """A type, tried in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "cells.json"
+        command = [sys.executable, "-m", "tests.architectures.lot", kind, cls, folder, str(result)]
+        try:
+            subprocess.run(command, timeout=SECONDS, capture_output=True, check=False)
+        except subprocess.TimeoutExpired:
+            return Drawn(kind, cls, dict.fromkeys(WORDS, ("late", f"not done in {SECONDS} s")))
+        if not result.is_file():
+            return Drawn(kind, cls, dict.fromkeys(WORDS, ("failed", "its process died")))
+        return Drawn(kind, cls, {word: tuple(cell) for word, cell in json.loads(result.read_text()).items()})
+
+
+def run(number: int, seed: int) -> list[Drawn]:
+    """Print every type and reason as it is tried, and the shares."""
+    found = []
+    print(f"{len(classes())} types; {number} by lot, seed {seed}", flush=True)
+    for one in drawn(number, seed):
+        found.append(one)
+        said = "; ".join(f"{word} {state} {why}".strip() for word, (state, why) in one.cells.items())
+        print(f"{one.kind:24} {one.cls:40} {said or 'not made small'}", flush=True)
+    print(summary(found, seed))
+    return found
+
+
+def summary(found: list[Drawn], seed: int) -> str:
+    """One sentence: of how many types each pass goes through, and what could not be made small."""
+    of, left = [one for one in found if one.is_made], [one.kind for one in found if not one.is_made]
+    said = []
+    for word in WORDS:
+        count = Counter(one.cells[word][0] for one in of)
+        rest = ", ".join(f"{number} {state}" for state, number in sorted(count.items()) if state != "green")
+        said.append(f"`{word}` {count['green']} of {len(of)}" + (f" ({rest})" if rest else ""))
+    return f"By lot (seed {seed}): {', '.join(said)}; not made small: {', '.join(left) or 'none'}."
+
+
+if __name__ == "__main__":
+    asked = argparse.ArgumentParser()
+    for name in ("kind", "cls", "folder", "result"):
+        asked.add_argument(name)
+    given = asked.parse_args()
+    torch.set_num_threads(1)
+    cells = tried(given.kind, given.cls, Path(given.folder))
+    Path(given.result).write_text(json.dumps(cells), encoding="utf-8")

@@ -1,0 +1,42 @@
+"""Nets without residual branches: a step that cuts several kinds acts on those that there are."""
+
+import json
+
+import pytest
+from effc.compiler import api
+from effc.dsl.diagnostics import Reject
+
+from tests.architectures import table
+from tests.architectures.checks import refused
+
+
+def checked(tmp_path, name, step):
+    model = table.model(name)
+    body = {**json.loads(model.config.to_json_string()), "architectures": [type(model).__name__]}
+    (tmp_path / "config.json").write_text(json.dumps(body))
+    (tmp_path / "r.effspec").write_text(
+        'effspec 1\nmodel base = config("./config.json")\ndata rows = synthetic(count: 4)\n'
+        f'pipeline small(base) {{ slim = {step} }}\nemit small {{ hf("small") }}\n'
+    )
+    (plan,) = api.plan(tmp_path / "r.effspec", cache_dir=tmp_path / "cache", threads=1)
+    return plan
+
+
+@pytest.mark.parametrize("order", ["", ", order: [channels]"])
+@pytest.mark.parametrize("name", ["efficientnet", "mobilenet_v1"])
+def test_channels_of_a_net_without_branches_are_cut_by_a_recipe(tmp_path, name, order):
+    plan = checked(tmp_path, name, f"prune.multi(remove: 5% of params, group: 4, score: similarity(rows){order})")
+    assert plan.stages[0].matched
+
+
+def test_a_net_without_branches_and_groups_is_refused_with_all_kinds(tmp_path):
+    with pytest.raises(Reject, match="works on residual branches, channels and heads, which the model doesn't have"):
+        checked(tmp_path, "albert", "prune.multi(remove: 5% of params, score: similarity(rows))")
+
+
+def test_the_matrix_takes_what_check_refuses_for_a_refusal(tmp_path):
+    from tests.architectures.passes import arguments
+
+    model = table.model("efficientnet")
+    reject = refused(model, "prune.channels", arguments("prune.channels", model), tmp_path)
+    assert reject is not None and "is more than the 2 channels of" in str(reject)
