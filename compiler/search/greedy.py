@@ -180,7 +180,7 @@ class Greedy:
         if goal.of in OF_MODEL and not self.overshoots:
             refuse_beyond(smallest(ledger, goal.of, self.parts), 0.0, goal)
         if goal.of != CUTS:
-            refuse_unreached(reach(ledger, goal.of, self.parts), goal, skeleton_of(ledger).stays)
+            refuse_unreached(reach(ledger, goal.of, self.parts), goal, ledger.skeleton.stays)
 
     # -- what `plan` says ------------------------------------------------------------------------------------
 

@@ -182,14 +182,9 @@ class Search:
         """Say where far more went than was asked for: parts that could go were that large."""
         saved = self.saved.get(goal.of, 0.0)
         if self.cuts and goal.is_beyond(saved):
-            self.ctx.tell(
-                Warned(
-                    far_beyond(
-                        f"{saved / goal.total:.1%} of {goal.of} went where {goal.goal / goal.total:.1%} was to: "
-                        f"{self.cuts[-1].name}, the last cut, is that large"
-                    )
-                )
-            )
+            share, allowed = f"{saved / goal.total:.1%} of {goal.of}", f"{goal.goal / goal.total:.1%}"
+            last = f"{self.cuts[-1].name}, the last cut, is that large"
+            self.ctx.tell(Warned(far_beyond(f"{share} went where {allowed} was to: {last}")))
 
     def _refuse_less(self) -> None:
         """Reject what left the model larger than all cuts together should have."""
