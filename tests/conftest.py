@@ -76,9 +76,9 @@ def one_thread():
 @pytest.fixture(scope="session", autouse=True)
 def one_nursery():
     """Files that emit nothing may lie between two that do: what a nursery imports takes seconds each time."""
-    from effc.compiler.artifacts import nursery
+    from effc.compiler.artifacts import fork_server
 
-    nursery.IDLE = 3600.0
+    fork_server.IDLE = 3600.0
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ import copy
 from pathlib import Path
 
 import torch
-from effc.compiler.checkpoints.origin import Origin
-from effc.compiler.machine.settings import Settings
-from effc.compiler.words.context import Context
-from effc.compiler.words.shelf import Shelf
-from effc.dsl.recipe import Emit, Invocation, Pipeline, Recipe, Step
-from effc.dsl.source import Source
-from effc.dsl.values import Bytes, DataRef, MetricRef
+from effc.compiler.core.settings import Settings
+from effc.compiler.models.checkpoints.origin import Origin
+from effc.compiler.plugin.context import Context
+from effc.compiler.plugin.registry import Shelf
+from effc.dsl.checker.recipe import Emit, Invocation, Pipeline, Recipe, Step
+from effc.dsl.checker.values import Bytes, DataRef, MetricRef
+from effc.dsl.syntax.source import Source
 from safetensors.torch import save_file
 
 SCORE = MetricRef("perplexity", (("data", DataRef("rows")),))

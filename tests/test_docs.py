@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
-from effc.compiler import api
-from effc.compiler.cli import app
-from effc.compiler.commands.exits import MEANINGS
-from effc.compiler.words.shelf import SHELVES, Shelf
-from effc.dsl.diagnostics import EXITS
-from effc.dsl.render import render
+from effc.compiler.cli.main import app
+from effc.compiler.cli.verbs.exit_codes import MEANINGS
+from effc.compiler.driver import api
+from effc.compiler.plugin.registry import SHELVES, Shelf
+from effc.dsl.syntax.diagnostics import EXITS
+from effc.dsl.syntax.render import render
 from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,7 +102,7 @@ def test_the_options_of_a_function_are_those_of_the_settings():
     from inspect import signature
 
     from effc.compiler.artifacts.load import LoadOptions, load
-    from effc.compiler.machine.settings import Settings
+    from effc.compiler.core.settings import Settings
 
     assert {*api.Options.__annotations__} == {f.name for f in fields(Settings)} - {"watch", "deadline"} | {
         "settings",

@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from effc.compiler.explain import STATEMENTS, _fault, all_faults, explain
-from effc.compiler.words.shelf import SHELVES, Shelf
-from effc.dsl.diagnostics import Reject
-from effc.dsl.edition import HEADS
+from effc.compiler.cli.explain import STATEMENTS, _fault, all_faults, explain
+from effc.compiler.plugin.registry import SHELVES, Shelf
+from effc.dsl.syntax.diagnostics import Reject
+from effc.dsl.syntax.edition import HEADS
 
 VOCABULARY = Shelf().vocabulary
 WORDS = sorted({name for kind in SHELVES for name in VOCABULARY.words(kind)})
@@ -55,7 +55,7 @@ def test_each_statement_is_shown_as_it_is_written():
 
 def test_explaining_imports_no_torch():
     code = (
-        "import sys; from effc.compiler.explain import explain; explain('out-of-range'); explain('hf'); "
+        "import sys; from effc.compiler.cli.explain import explain; explain('out-of-range'); explain('hf'); "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

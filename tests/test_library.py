@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from effc.compiler import api
-from effc.compiler.cli import main
-from effc.compiler.commands.new import GOALS
-from effc.compiler.words.effects import RANDOM, Effects, meaning
-from effc.compiler.words.library import Shipped, by_name, shipped, with_files
-from effc.compiler.words.shelf import Shelf
-from effc.dsl import ast
+from effc.compiler.cli.main import main
+from effc.compiler.cli.verbs.new import GOALS
+from effc.compiler.driver import api
+from effc.compiler.plugin.library_effects import RANDOM, Effects, meaning
+from effc.compiler.plugin.recipe_library import Shipped, by_name, shipped, with_files
+from effc.compiler.plugin.registry import Shelf
+from effc.dsl.syntax import ast
 
 from tests.stand_ins import embedded
 
@@ -42,7 +42,7 @@ def test_measured_effects_are_of_recipes_as_they_are_now():
     effects = Effects.read()
     assert set(effects.kept) <= set(RECIPES)
     changed = [name for name, kept in effects.kept.items() if kept["of"] != meaning(RECIPES[name])]
-    assert changed == [], "measure them again: python -m tests.bench.recipes NAME"
+    assert changed == [], "measure them again: python -m bench.recipes NAME"
     for name in effects.kept:
         for effect in effects.of(RECIPES[name]):
             drawn = "= config(" in RECIPES[name].text

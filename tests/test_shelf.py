@@ -9,14 +9,14 @@ import re
 from pathlib import Path
 
 import pytest
-from effc.compiler import api
-from effc.compiler.judging.gate import measure_bounds
-from effc.compiler.machine.settings import Settings
-from effc.compiler.running.pipeline import Build
-from effc.compiler.store.cache import Cache
-from effc.compiler.words.shelf import SHELVES, Shelf
-from effc.dsl.diagnostics import Reject
-from effc.dsl.render import render
+from effc.compiler.core.cache import Cache
+from effc.compiler.core.settings import Settings
+from effc.compiler.driver import api
+from effc.compiler.driver.judging.gate import measure_bounds
+from effc.compiler.driver.pipeline import Build
+from effc.compiler.plugin.registry import SHELVES, Shelf
+from effc.dsl.syntax.diagnostics import Reject
+from effc.dsl.syntax.render import render
 
 from tests import tiny, worlds
 

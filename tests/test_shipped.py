@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from effc.compiler import api
-from effc.compiler.discovery.structure import find_skeleton
-from effc.compiler.models import origin_of
-from effc.compiler.sources.zoo import zoo
-from effc.compiler.words.library import shipped
-from effc.dsl import ast
-from effc.dsl.format import format_source
-from effc.dsl.render import render
-from effc.dsl.skeleton import Skeleton
+from effc.compiler.analysis.discovery.structure import find_skeleton
+from effc.compiler.driver import api
+from effc.compiler.driver.models import origin_of
+from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.plugin.recipe_library import shipped
+from effc.dsl.checker.skeleton import Skeleton
+from effc.dsl.syntax import ast
+from effc.dsl.syntax.format import format_source
+from effc.dsl.syntax.render import render
 
 from tests.worlds import context
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler import api
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.editing.rewrite import Rewriter
-from effc.dsl.values import DataRef, MetricRef
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.driver import api
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.transforms.editing.rewrite import Rewriter
+from effc.dsl.checker.values import DataRef, MetricRef
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [
@@ -112,8 +112,8 @@ def test_it_is_pruned_emitted_and_reloaded_in_fresh_processes(session, tmp_path,
 
 def test_an_exact_search_decides_as_whole_forwards_do(session, tmp_path):
     """One round of candidates, each scored without effc: a hook that silences the branch."""
-    from effc.compiler.running.pipeline import Build
-    from effc.compiler.store.cache import Cache
+    from effc.compiler.core.cache import Cache
+    from effc.compiler.driver.pipeline import Build
 
     sites = [f"model.layers.{i}.{part}" for part in ("self_attn", "mlp") for i in (2, 14, 27)]
     opened = session('prune.blocks(remove: 1, on: "layers.{2,14,27}.*", score: perplexity(calib))', 99, 1)

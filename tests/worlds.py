@@ -5,13 +5,13 @@ import math
 import wave
 from pathlib import Path
 
-from effc.compiler.checkpoints.origin import Origin
-from effc.compiler.machine.settings import Settings
-from effc.compiler.words.context import Context
-from effc.compiler.words.shelf import Shelf
-from effc.dsl.diagnostics import Reject
-from effc.dsl.recipe import Invocation, Recipe
-from effc.dsl.source import Source
+from effc.compiler.core.settings import Settings
+from effc.compiler.models.checkpoints.origin import Origin
+from effc.compiler.plugin.context import Context
+from effc.compiler.plugin.registry import Shelf
+from effc.dsl.checker.recipe import Invocation, Recipe
+from effc.dsl.syntax.diagnostics import Reject
+from effc.dsl.syntax.source import Source
 
 VOCABULARY = 261  # all bytes, <s>, </s> and three spare
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ...dsl.diagnostics import Fault, Reject
-from ..store.regular import read_json
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ..core.safe_read import read_json
 
 refused_adapter = Fault(
     "refused-adapter",
@@ -58,7 +58,7 @@ def check(folder: Path) -> None:
 
 def _check_tensors(folder: Path, body: dict[str, Any]) -> None:
     """Hold names and ranks of the weights, by their header, against the config, before peft makes room for them."""
-    from ..checkpoints.safetensors_header import read_header
+    from ..models.checkpoints.safetensors_header import read_header
 
     try:
         slots = read_header(folder / WEIGHTS).slots

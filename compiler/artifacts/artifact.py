@@ -16,11 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from stat import S_ISREG
 
-from ...dsl.diagnostics import Diagnostic, Fault, Reject
-from ..store.cache import sync, write_whole
-from .bill import bill
+from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ..core.cache import sync, write_whole
 from .card import card
 from .manifest import CARD, MEASURES, NAME, SBOM, Manifest, artifact_hash, dump, hash_files, verify_files
+from .sbom import bill
 
 __all__ = ["NOTES", "artifact_hash", "verify_files", "write"]
 

@@ -2,11 +2,11 @@
 
 import textwrap
 
-from ..report.warned import sentence
-from .accounts import Account, account_rows
+from ..core.warned import sentence
+from .form_losses import Account, account_rows
 from .load import facts
 from .manifest import Check, Expectation, Manifest, Measure
-from .searches import searches
+from .search_summary import searches
 
 
 def card(manifest: Manifest) -> str:
@@ -200,12 +200,12 @@ def _value(value: float | None, unit: str) -> str:
 
 
 def _bytes(count: float) -> str:
-    from ..report.quantity import size
+    from ..core.quantity import size
 
     return size(count)
 
 
 def _threads(machine) -> str:
-    from ..report.quantity import counted
+    from ..core.quantity import counted
 
     return counted(machine["threads"], "thread") if machine.get("threads") else ""

@@ -27,24 +27,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...dsl.diagnostics import Reject
-from ...dsl.skeleton import Branch, Group, Scan, Skeleton, is_below
-from ..capture.capture import capture
-from ..checkpoints.pretrained import pretrained
-from ..checkpoints.tensors import Piece
-from ..discovery.bypass import staying
-from ..discovery.discover import skeleton_of
-from ..discovery.experts import odd_widths
-from ..discovery.mixers.graphs import mixer_graphs
-from ..discovery.mixers.scanless import scanless, skip_of
-from ..editing.rewrite import Rewriter
-from ..editing.scans import drop_scan
+from ...dsl.checker.skeleton import Branch, Group, Scan, Skeleton, is_below
+from ...dsl.syntax.diagnostics import Reject
+from ..analysis.discovery.bypass import staying
+from ..analysis.discovery.discover import skeleton_of
+from ..analysis.discovery.experts import odd_widths
+from ..analysis.discovery.mixers.graphs import mixer_graphs
+from ..analysis.discovery.mixers.scanless import scanless, skip_of
+from ..analysis.planning import shrink
+from ..ir.capture.capture import capture
 from ..ir.graphs import sources
+from ..ir.layers.leaves import packed_attention
 from ..ir.program import Program
 from ..ir.unit import Unit
 from ..ir.weights import distinct
-from ..layers.leaves import packed_attention
-from ..planning import shrink
+from ..models.checkpoints.pretrained import pretrained
+from ..models.checkpoints.tensor_files import Piece
+from ..transforms.editing.rewrite import Rewriter
+from ..transforms.editing.scan_removal import drop_scan
 from .stock import stock_config, stock_model
 
 _MLP_WIDTHS = re.compile(r"intermediate|inner|ffn")  # a head's width may not change, only their number

@@ -6,9 +6,9 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from ...dsl.render import on_a_line
-from ..checkpoints.safetensors_header import Slot, read_header
-from ..report.quantity import measured, size
+from ...dsl.syntax.render import on_a_line
+from ..core.quantity import measured, size
+from ..models.checkpoints.safetensors_header import Slot, read_header
 from .load import forms_of
 from .manifest import Manifest, read_manifest
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ...dsl.diagnostics import Fault, Reject
-from ..checkpoints.generation import read_generation
-from ..layers.linear import params as held_by
-from ..report.broken import first_line, is_want_of_memory
-from ..store.regular import check_regular, parse_json, read_regular
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ..core.json_errors import first_line, is_want_of_memory
+from ..core.safe_read import check_regular, parse_json, read_regular
+from ..ir.layers.linear import params as held_by
+from ..models.checkpoints.generation_config import read_generation
 from .verify_child import STEP, STEP_FACTS, Exported
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..store.regular import parse_json
+from ..core.safe_read import parse_json
 from .exported_json import Unlisted, program
 
 _PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_\d{1,6}")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ..store.regular import parse_json
+from ..core.safe_read import parse_json
 from .exported_ops import is_listed
 
 _NAME = re.compile(r"[A-Za-z_]\w{0,400}", re.ASCII)

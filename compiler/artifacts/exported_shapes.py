@@ -17,7 +17,7 @@ from torch.fx._pytree import tree_flatten_spec
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
-from ..report.broken import first_line
+from ..core.json_errors import first_line
 from .exported_json import Unlisted
 
 aten = torch.ops.aten

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import StaticLayer
 
-from ...dsl.diagnostics import Fault, Reject
-from ..native.kept import inputs_of
-from ..native.padded import SEQUENCES, PaddedModel, PaddedRows
-from ..store.regular import parse_json, read_regular
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ..core.safe_read import parse_json, read_regular
+from ..runtimes.native.kv_tensors import inputs_of
+from ..runtimes.native.padded import SEQUENCES, PaddedModel, PaddedRows
 from .verify_child import STEP_FACTS, Exported
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

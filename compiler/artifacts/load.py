@@ -5,11 +5,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from ...dsl.diagnostics import Fault, Reject
-from ..report.progress import Listener, Warned, silent
-from ..report.warned import other_versions
-from ..words.kinds import Wish
-from ..words.shelf import Shelf
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ..core.events import Listener, Warned, silent
+from ..core.warned import other_versions
+from ..plugin.interfaces import Wish
+from ..plugin.registry import Shelf
 from .manifest import NAME, Manifest, no_artifact, read_manifest, verify_files
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def load(
                 hash is then compared
     tell        hears a sentence where versions differ from those that wrote it
     """
-    from ..layers.linear import refuse_elsewhere
+    from ..ir.layers.linear import refuse_elsewhere
 
     if signed_by:
         authenticate(Path(path), signed_by)
@@ -237,7 +237,7 @@ def holds_model(manifest: Manifest) -> bool:
 
 def newer_than_here(versions: Mapping[str, str]) -> list[str]:
     """A sentence for each library that is older here than where it was written, or a major version apart."""
-    from ..machine.fingerprint import versions as present
+    from ..core.fingerprint import versions as present
 
     said = []
     for name, here in present().items():

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...dsl.diagnostics import Diagnostic, Fault, Reject
-from ..store.regular import MANIFEST, MISFIT, check_regular, odd_file, read_json
-from .accounts import Account
+from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ..core.safe_read import MANIFEST, MISFIT, check_regular, odd_file, read_json
+from .form_losses import Account
 from .manifest_form import check_form, is_profile
 
 FORMAT = 1
@@ -98,7 +98,7 @@ class Manifest:
     edits         `Edits.to_json()`
     members       of a front, in the recipe's order: {"name", "measures": [(metric, value, unit, better)],
                   "steps": names of those that led to it, "edits", "profile"}
-    profile       {"before", "after"}: the layers' branches and widths, as in compiler/planning/profile.py
+    profile       {"before", "after"}: branches and widths of layers, as in compiler/analysis/planning/layer_profile.py
     notes         what the target wants known: forms it couldn't write, with the reason
     files         relative path -> (bytes, sha256) of every file but `UNHASHED`
 

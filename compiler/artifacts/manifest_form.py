@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from ...dsl.controls import control_in
+from ...dsl.syntax.control_characters import control_in
 
 _DEEPEST = 40
 
@@ -55,7 +55,7 @@ def _need(condition: bool, what: str) -> None:
 
 
 def is_profile(value: Any) -> bool:
-    """Layers by path, of each its branches by name, of each a role and counts: `planning/profile.py` draws them."""
+    """Layers by path, their branches by name, a role and counts of each (`analysis/planning/layer_profile.py`)."""
     return _is_table(value) and all(
         _is_table(branches) and all(map(_is_branch, branches.values())) for branches in value.values()
     )

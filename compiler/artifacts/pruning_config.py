@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...dsl.diagnostics import Fault, Reject
-from ...dsl.skeleton import Branch, Group, Skeleton
+from ...dsl.checker.skeleton import Branch, Group, Skeleton
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ..analysis.planning.layer_profile import original, profile
+from ..analysis.planning.selection import is_inside
+from ..core.safe_read import MANIFEST, read_json
 from ..ir.edits import renamed
-from ..planning.profile import original, profile
-from ..planning.select import is_inside
-from ..store.regular import MANIFEST, read_json
 
 bad_pruning_config = Fault("bad-pruning-config", "A pruning_config.json is not one, or is another model's.")
 no_published_form = Fault(

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...dsl.diagnostics import Fault, Reject
-from ..store.regular import MANIFEST, read_json
-from .sealed import KEY, attach, record
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ..core.safe_read import MANIFEST, read_json
+from .compact_config import KEY, attach, record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,14 +40,14 @@ _before: "weakref.WeakKeyDictionary[Any, dict[str, Any]]" = weakref.WeakKeyDicti
 
 def base_hash(model: "nn.Module") -> str:
     """sha256 over all tensors of a model by name, interventions left out."""
+    from ..core.cache import digest, tensor_hash
     from ..ir.weights import distinct
-    from ..store.cache import digest, tensor_hash
 
     return digest(sorted((name, tensor_hash(t)) for name, t in distinct(model) if not _is_ours(name)))
 
 
 def _is_ours(name: str) -> bool:
-    from ..editing.interventions import NAME
+    from ..transforms.editing.interventions import NAME
 
     return f".{NAME}." in name
 
@@ -57,11 +57,11 @@ def _is_ours(name: str) -> bool:
 
 def write(program: "Program", folder: Path, base: Mapping[str, Any]) -> None:
     """`base`: "config" and "dtype" of the base, "place" (`zoo:NAME`, `hf:ORG/NAME`, a folder; "" for `base/`)."""
-    from ..checkpoints.tensors import Piece, write_tensors
+    from ..core.cache import canonical
     from ..ir.edits import Edits
+    from ..ir.layers.reft import interventions
     from ..ir.weights import distinct
-    from ..layers.reft import interventions
-    from ..store.cache import canonical
+    from ..models.checkpoints.tensor_files import Piece, write_tensors
 
     paths = [path for path, _ in interventions(program.model)]
     units = [path.rpartition(".")[0] for path in paths]
@@ -138,7 +138,7 @@ def base_folder(folder: Path) -> Path:
 
 
 def _in_zoo(name: str) -> Path | None:
-    from ..sources.zoo import zoo
+    from ..inputs.sources.zoo import zoo
 
     return zoo().get(name)
 
@@ -160,10 +160,10 @@ def put_on(model: Any, folder: Path, *, check: bool = True) -> None:
 
     check   whether the model's tensors are compared with those that the interventions were trained in
     """
-    from ..checkpoints.tensors import mapped
-    from ..checkpoints.weights import find_weights
     from ..ir.edits import replay
     from ..ir.weights import assign
+    from ..models.checkpoints.tensor_files import mapped
+    from ..models.checkpoints.weights import find_weights
 
     base, edits = read(folder)
     if any(_is_ours(name) for name, _ in model.named_parameters()):
@@ -200,7 +200,7 @@ def put_on(model: Any, folder: Path, *, check: bool = True) -> None:
 
 def take_off(model: Any) -> None:
     """Take interventions off that `put_on` put onto a model: it computes what it did, to the bit."""
-    from ..layers.reft import interventions
+    from ..ir.layers.reft import interventions
 
     for path, forward in _before.pop(model, {}).items():
         layer = model.get_submodule(path)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...dsl.diagnostics import Fault, Reject
-from ..machine.environment import check_modules
-from ..store.cache import write_whole
-from ..store.regular import CONFIG, MISFIT, read_json, read_regular
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ..core.cache import write_whole
+from ..core.environment import check_modules
+from ..core.safe_read import CONFIG, MISFIT, read_json, read_regular
 from .manifest import MEASURES, NAME, SBOM, SIGNATURES, dump, file_sha256, read_manifest, verify_files
 
 FORMAT = 1

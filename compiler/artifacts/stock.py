@@ -16,9 +16,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from ..checkpoints.pretrained import pretrained
-from ..layers.linear import lowered
-from ..layers.quick import is_quick
+from ..ir.layers.fast_mixers import is_quick
+from ..ir.layers.linear import lowered
+from ..models.checkpoints.pretrained import pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +40,7 @@ _REFUSALS = (
 
 def stock_config(model: nn.Module) -> tuple[Any, list[str]]:
     """A config from which transformers builds this very model; and why none does, empty where one does."""
-    from ..checkpoints.checkpoint import quiet
+    from ..models.checkpoints.checkpoint import quiet
 
     with quiet():  # dozens are built
         return _stock_config(model)
@@ -148,7 +148,7 @@ def differences(model: nn.Module, config: Any, untouched: Mapping[str, Mapping[s
 
 def stock_model(kind: "type[PreTrainedModel]", config: Any, dtype: Any) -> nn.Module | str:
     """The model without weights, or why its class does not make one of that config."""
-    from ..checkpoints.checkpoint import quiet
+    from ..models.checkpoints.checkpoint import quiet
 
     try:
         with quiet(), torch.device("meta"):

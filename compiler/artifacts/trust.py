@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...dsl.diagnostics import Reject
-from ..store.regular import read_json
+from ...dsl.syntax.diagnostics import Reject
+from ..core.safe_read import read_json
 from .manifest import Manifest, artifact_files, read_manifest, verify_files
 from .signature import signatures, signs
 

@@ -21,17 +21,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...dsl.diagnostics import Fault, Reject
-from ..capture.calls import stock_fails
-from ..capture.sample import sample
-from ..layers.quick import as_library
-from ..machine.memory import is_large
-from ..report.progress import announce, tick
-from ..rows.forward import LOOK, not_a_number
-from ..rows.inputs import has_two_sides
-from ..rows.several import SAMPLES, bands_of, frames_of, sees_and_reads
-from ..words.kinds import Form
-from . import nursery
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ..core.events import announce, tick
+from ..core.memory import is_large
+from ..ir.capture.first_calls import stock_fails
+from ..ir.capture.sample import sample
+from ..ir.layers.fast_mixers import as_library
+from ..models.rows.forward import LOOK, not_a_number
+from ..models.rows.inputs import has_two_sides
+from ..models.rows.packed_inputs import SAMPLES, bands_of, frames_of, sees_and_reads
+from ..plugin.interfaces import Form
+from . import fork_server
 from .manifest import Check
 from .verify_child import GENERATION, GIVEN, OPENED, STEPS, TEXT, continues, generate, inputs_for, probe
 
@@ -196,7 +196,7 @@ def reopen(
         save_file(dict(inputs), given)
         threads = str(torch.get_num_threads())
         try:
-            done = nursery.run(
+            done = fork_server.run(
                 [how, str(folder), str(given), str(outputs), attention, threads, str(steps)],
                 _environment(),
                 seconds,
@@ -229,7 +229,7 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _died(folder: Path, done: nursery.Done):
+def _died(folder: Path, done: fork_server.Done):
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     said = lines[-1].rstrip(".") if lines else "it said nothing"
     if done.returncode < 0:

@@ -7,11 +7,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from ...dsl.diagnostics import Fault, Reject
-from ...dsl.skeleton import is_below
-from ..layers import quick, reft, swaps
-from ..report.broken import first_line
-from . import attributes, graph_json, surgery, targets
+from ...dsl.checker.skeleton import is_below
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ..core.json_errors import first_line
+from . import editable_attributes, graph_json, surgery, targets
+from .layers import fast_mixers, reft, swap_table
 from .operations import Unlisted, check_path
 
 refused_edits = Fault("refused-edits", "Stored edits don't fit the model they are replayed on.", exit="environment")
@@ -121,19 +121,19 @@ def _replay(model: nn.Module, edits: Edits) -> None:
     for path in edits.deleted:
         surgery.delete(model, path)
     for path, entry in edits.swapped.items():
-        _put_in(model, path, swaps.CLASSES[entry["class"]], entry["spec"])
+        _put_in(model, path, swap_table.CLASSES[entry["class"]], entry["spec"])
     reft.connect(model)
     for path, shape in edits.shapes.items():
         _resize(model, path, shape)
     for path, value in edits.attributes.items():
-        attributes.check(model, path, value)
+        editable_attributes.check(model, path, value)
         surgery.set_attribute(model, path, value)
     for path, entry in edits.graphs.items():
         within = any(is_below(other, path) for other in edits.graphs if other != path)
         assert not within, f"graphs within that of {path}"
         _bind(model, path, entry)
-    if any(surgery.split(path)[1] == quick.MARK for path in edits.attributes):
-        quick.quicken(model, marked=True)
+    if any(surgery.split(path)[1] == fast_mixers.MARK for path in edits.attributes):
+        fast_mixers.quicken(model, marked=True)
 
 
 def _positions(model: nn.Module, edits: Edits) -> dict[str, int]:
@@ -243,8 +243,8 @@ def _swap(value: Any) -> dict[str, Any]:
         and isinstance(value["class"], str),
         "a module of another form",
     )
-    name = swaps.PLACES.get(value["class"], value["class"])
-    _need(name in swaps.CLASSES, f"the class {name[:80]}")
+    name = swap_table.PLACES.get(value["class"], value["class"])
+    _need(name in swap_table.CLASSES, f"the class {name[:80]}")
     return {"class": name, "spec": _plain(value["spec"], 0)}
 
 

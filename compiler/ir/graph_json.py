@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ...dsl.diagnostics import Fault, Reject
-from .growth import Endless, check_growth
+from ...dsl.syntax.diagnostics import Fault, Reject
 from .operations import (
     DTYPES,
     Unlisted,
@@ -23,6 +22,7 @@ from .operations import (
     function_name,
     operand_count,
 )
+from .size_bounds import Endless, check_growth
 
 refused_graph = Fault(
     "refused-graph", "A stored graph holds something outside the list of operations.", exit="environment"

@@ -7,7 +7,7 @@ import torch
 from torch import fx
 from transformers.cache_utils import Cache
 
-from ..layers import leaves
+from .layers import leaves
 
 
 def name_of(node: fx.Node) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..layers import leaves
+from .layers import leaves
 
 
 def _words(text: str) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""What a step gives: a model, a front of models with their measures, or (training/unmerged.py) adapters.
+"""What a step gives: a model, a front of models with their measures, or (transforms/training/unmerged.py) adapters.
 
 Everything after the passes (snapshots, emission, judging, `effc pick`) goes by `members`, so that a result of several
 models needs no path of its own.
@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..report.quantity import counted
+from ..core.quantity import counted
 from .program import Program
 
 Members = Generator[tuple[str, Program], None, None]

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
-from .integers import LAYER_INDICES
+from .traced_integers import LAYER_INDICES
 
 _STATISTICS = frozenset({"running_mean", "running_var"})
 

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from transformers import PreTrainedConfig
 
-from ..layers import leaves
+from .layers import leaves
 from .operations import Unlisted, is_library
 from .surgery import module_at, split
 

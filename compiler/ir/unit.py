@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ...dsl.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault, Reject
 
 unsupported_argument = Fault(
     "unsupported-argument",

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from ..layers.linear import settle
+from .layers.linear import settle
 
 
 @runtime_checkable

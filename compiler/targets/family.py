@@ -4,16 +4,16 @@ from pathlib import Path
 
 import torch
 
-from ...dsl.diagnostics import Fault, Reject
-from ...dsl.values import Bytes
+from ...dsl.checker.values import Bytes
+from ...dsl.syntax.diagnostics import Fault, Reject
 from ..artifacts.stock import stock_config
 from ..artifacts.verify import verify
-from ..checkpoints.folder import open_folder
-from ..families import shared
-from ..families.family import Family as Choices
 from ..ir.outcome import Front, Outcome
-from ..words.context import Context
-from ..words.kinds import Form, Target, param
+from ..models.checkpoints.model_folder import open_folder
+from ..plugin.context import Context
+from ..plugin.interfaces import Form, Target, param
+from ..transforms.supernet import shared_weights
+from ..transforms.supernet.family import Family as Choices
 from . import hf
 
 no_shared_weights = Fault(
@@ -62,16 +62,16 @@ class Family(Target):
         family.program.to_cpu()
         (into / "shared").mkdir()
         hf.write_stock(family.program, config, into / "shared", ctx, self.shard.value)
-        shared.write(family, {name: choice for name, choice in choices.items() if choice}, into)
-        verify(into, family.program.model, [Form(shared.WEIGHTS, "plain")], seed=ctx.seed)
+        shared_weights.write(family, {name: choice for name, choice in choices.items() if choice}, into)
+        verify(into, family.program.model, [Form(shared_weights.WEIGHTS, "plain")], seed=ctx.seed)
         self._compare(outcome, into, ctx)
 
     def _compare(self, outcome: Front, into: Path, ctx: Context) -> None:
         """Every point as it is cut out of the files, with the same out of memory."""
         dtype = ctx.origin.dtype
         for name, program in outcome.members():
-            origin = open_folder(into / shared.WEIGHTS, str(into / shared.WEIGHTS), dtype, ctx.settings)
-            found, wanted = shared.cut(into, name, origin).model.state_dict(), program.model.state_dict()
+            origin = open_folder(into / shared_weights.WEIGHTS, str(into / shared_weights.WEIGHTS), dtype, ctx.settings)
+            found, wanted = shared_weights.cut(into, name, origin).model.state_dict(), program.model.state_dict()
             assert found.keys() == wanted.keys(), f"point {name} has other tensors"
             wrong = [key for key, value in found.items() if not torch.equal(value, wanted[key])]
             assert not wrong, f"point {name} differs in {wrong[0]}"

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from ...dsl.values import Bytes
+from ...dsl.checker.values import Bytes
 from ..artifacts.load import POINTS
 from ..ir import outcome as kinds
 from ..ir.outcome import Outcome
-from ..words.context import Context
-from ..words.kinds import Form, Target, param
+from ..plugin.context import Context
+from ..plugin.interfaces import Form, Target, param
 from . import hf
 
 

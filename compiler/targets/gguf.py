@@ -7,15 +7,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ...dsl.diagnostics import Diagnostic, Reject
+from ...dsl.syntax.diagnostics import Diagnostic, Reject
 from ..artifacts.artifact import NOTES
 from ..artifacts.load import other_kind
-from ..checkpoints.companions import companions
-from ..checkpoints.pretrained import pretrained
+from ..core.environment import check_modules
 from ..ir.program import Program
-from ..machine.environment import check_modules
-from ..words.context import Context
-from ..words.kinds import Form, Pass, Target, Wish, param
+from ..models.checkpoints.pretrained import pretrained
+from ..models.checkpoints.sidecar_files import companions
+from ..plugin.context import Context
+from ..plugin.interfaces import Form, Pass, Target, Wish, param
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +35,7 @@ def share_of(kind: str, model: "nn.Module") -> float:
 
 def share_in_llama(kind: str, model: "nn.Module") -> float:
     """llama.cpp looks GELU up in a table of halves."""
-    from ..gguf.families import FAMILIES
+    from ..runtimes.gguf.families import FAMILIES
 
     table = FAMILIES[pretrained(model).config.model_type].of.activation == "gelu"
     return max(share_of(kind, model), SHARES["f16"] if table else 0.0)
@@ -79,7 +79,7 @@ class Gguf(Target):
     )
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
-        from ..gguf.writing import write
+        from ..runtimes.gguf.writing import write
 
         check_modules(self.requires, self.extra, "the target `gguf`")
         refuse(program.model)
@@ -91,14 +91,14 @@ class Gguf(Target):
             (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
     def foresee(self, ctx: Context) -> None:
-        from ..checkpoints.blank import nothing_stored
+        from ..models.checkpoints.meta_init import nothing_stored
 
         check_modules(self.requires, self.extra, "the target `gguf`")
         with nothing_stored():
             refuse(ctx.origin.build())
 
     def lacks(self, before: Sequence[Pass]) -> Diagnostic | None:
-        from ..gguf.four_bits import KINDS, makes_codes, no_codes
+        from ..runtimes.gguf.four_bits import KINDS, makes_codes, no_codes
 
         return None if self.type not in KINDS or any(map(makes_codes, before)) else no_codes(self.type)
 
@@ -112,7 +112,7 @@ class Gguf(Target):
 
     @classmethod
     def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
-        from ..gguf.engine import open_gguf
+        from ..runtimes.gguf.engine import open_gguf
 
         check_modules(cls.requires, cls.extra, "an artifact of the target `gguf`")
         if wish.dtype is not None or str(wish.device or "cpu").partition(":")[0] != "cpu":
@@ -123,7 +123,7 @@ class Gguf(Target):
 
     @classmethod
     def picture(cls, folder: Path) -> Any:
-        from ..gguf.picture import picture
+        from ..runtimes.gguf.summary import picture
 
         check_modules(cls.requires, cls.extra, "an artifact of the target `gguf`")
         return picture(folder)
@@ -131,9 +131,9 @@ class Gguf(Target):
 
 def refuse(model: "nn.Module") -> None:
     """Raise Reject of a model whose config alone says that no GGUF is written of it."""
-    from ..gguf.families import refuse_config
-    from ..gguf.refusal import INSTEAD, cannot_write_gguf
-    from ..gguf.shapes import refuse_names
+    from ..runtimes.gguf.families import refuse_config
+    from ..runtimes.gguf.refusal import INSTEAD, cannot_write_gguf
+    from ..runtimes.gguf.shapes import refuse_names
 
     if not hasattr(model, "config") or not hasattr(model, "lm_head"):
         kind = type(model).__name__

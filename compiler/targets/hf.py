@@ -5,21 +5,21 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from ...dsl.diagnostics import Fault, Reject
-from ...dsl.values import Bytes
+from ...dsl.checker.values import Bytes
+from ...dsl.syntax.diagnostics import Fault, Reject
 from ..artifacts.artifact import NOTES
+from ..artifacts.compact_config import KEY, read_record, record, seal
 from ..artifacts.compat import Padding, padding
-from ..artifacts.sealed import KEY, read_record, record, seal
 from ..artifacts.stock import stock_config
-from ..checkpoints.blank import cut_tables
-from ..checkpoints.companions import companions
-from ..checkpoints.rescaled import NOTE, as_stored, rescales
-from ..checkpoints.tensors import Piece, write_tensors
 from ..ir.program import Program
 from ..ir.weights import distinct
-from ..words.context import Context
-from ..words.kinds import Form, Target, Wish, param
-from ..words.weights import Weights
+from ..models.checkpoints.mamba_rescale import NOTE, as_stored, rescales
+from ..models.checkpoints.meta_init import cut_tables
+from ..models.checkpoints.sidecar_files import companions
+from ..models.checkpoints.tensor_files import Piece, write_tensors
+from ..plugin.context import Context
+from ..plugin.interfaces import Form, Target, Wish, param
+from ..plugin.weight_sizes import Weights
 
 cannot_write_form = Fault("cannot-write-form", "A recipe asks for a checkpoint that its model can't have.")
 
@@ -88,8 +88,8 @@ class Hf(Target):
 
     @classmethod
     def open(cls, folder: Path, wish: Wish) -> tuple[Any, Any]:
-        from ..artifacts.models import rebuild, stock_model
-        from ..layers.quick import quicken
+        from ..artifacts.model_loading import rebuild, stock_model
+        from ..ir.layers.fast_mixers import quicken
 
         versions = None
         if folder.name in ("model", "compat"):

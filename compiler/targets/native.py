@@ -4,11 +4,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...dsl.diagnostics import Reject
+from ...dsl.syntax.diagnostics import Reject
 from ..artifacts.load import other_kind
-from ..words.context import Context
-from ..words.kinds import Form, Target, Wish, param
-from ..words.weights import Weights
+from ..plugin.context import Context
+from ..plugin.interfaces import Form, Target, Wish, param
+from ..plugin.weight_sizes import Weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +35,7 @@ def share_of(stored: frozenset[str], model: "nn.Module") -> float:
     """For int8 and int4 wherever they are: as the target's weights or its head's, or in layers that a pass lowered."""
     import torch
 
-    from ..layers.linear import lowered
+    from ..ir.layers.linear import lowered
 
     kernels = {module.kernel for _, module in lowered(model)}
     for numbers in ("int4", "int8", "int8_int16"):
@@ -46,7 +46,7 @@ def share_of(stored: frozenset[str], model: "nn.Module") -> float:
 
 
 def _routes(folder: Path) -> bool:
-    from ..native.stored import read
+    from ..runtimes.native.plan_files import read
 
     plan = read(folder).plan
     return any(step["op"] == "route" for part in (plan, plan.get("encoder", {"steps": ()})) for step in part["steps"])
@@ -111,16 +111,16 @@ class Native(Target):
     )
 
     def emit(self, program: "Program", into: Path, ctx: Context) -> None:
-        from ..native.emission import emit
-        from ..native.linears import Numbers
+        from ..runtimes.native.emission import emit
+        from ..runtimes.native.linears import Numbers
 
         folder = into / FOLDER
         folder.mkdir()
         emit(program, folder, ctx, Numbers.of_words(self.weights, self.inputs, self.group, self.head))
 
     def foresee(self, ctx: Context) -> None:
-        from ..native.foresight import foresee
-        from ..native.linears import Numbers
+        from ..runtimes.native.engine_support import foresee
+        from ..runtimes.native.linears import Numbers
 
         foresee(ctx, Numbers.of_words(self.weights, self.inputs, self.group, self.head))
 
@@ -137,7 +137,7 @@ class Native(Target):
         return round(written), {"grid" if small else "pack": float(weights.numbers - weights.lowered)}
 
     def forms(self) -> tuple[Form, ...]:
-        from ..native.linears import Numbers
+        from ..runtimes.native.linears import Numbers
 
         numbers = Numbers.of_words(self.weights, self.inputs, self.group, self.head)
         stored = frozenset((numbers.weights, numbers.head))
@@ -145,14 +145,14 @@ class Native(Target):
 
     @classmethod
     def picture(cls, folder: Path) -> Any:
-        from ..native.picture import picture
+        from ..runtimes.native.summary import picture
 
         return picture(folder)
 
     @classmethod
     def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
-        from ..layers.linear import cpu_only
-        from ..native.opening import open_native
+        from ..ir.layers.linear import cpu_only
+        from ..runtimes.native.opening import open_native
 
         if wish.device is not None and str(wish.device).partition(":")[0] != "cpu":
             raise Reject(

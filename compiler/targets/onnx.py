@@ -4,12 +4,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ...dsl.diagnostics import Reject
-from ..checkpoints.companions import companions
+from ...dsl.syntax.diagnostics import Reject
+from ..core.environment import check_modules
 from ..ir.program import Program
-from ..machine.environment import check_modules
-from ..words.context import Context
-from ..words.kinds import Form, Target, Wish, param
+from ..models.checkpoints.sidecar_files import companions
+from ..plugin.context import Context
+from ..plugin.interfaces import Form, Target, Wish, param
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,7 +68,7 @@ class Onnx(Target):
         check_modules(self.requires, self.extra, "the target `onnx`")
         from transformers import PreTrainedModel
 
-        from ..onnx.export import write
+        from ..runtimes.onnx.export import write
 
         folder = into / FOLDER
         folder.mkdir()
@@ -78,7 +78,7 @@ class Onnx(Target):
             program.model.config.save_pretrained(folder)  # which other hosts of ONNX ask for
 
     def foresee(self, ctx: Context) -> None:
-        from ..onnx.foresight import foresee
+        from ..runtimes.onnx.export_support import foresee
 
         check_modules(self.requires, self.extra, "the target `onnx`")
         foresee(ctx)
@@ -88,7 +88,7 @@ class Onnx(Target):
 
     @classmethod
     def picture(cls, folder: Path) -> Any:
-        from ..onnx.picture import picture
+        from ..runtimes.onnx.summary import picture
 
         check_modules(cls.requires, cls.extra, "an artifact of the target `onnx`")
         return picture(folder)
@@ -96,7 +96,7 @@ class Onnx(Target):
     @classmethod
     def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
         from ..artifacts.load import other_kind
-        from ..onnx.model import open_onnx
+        from ..runtimes.onnx.model import open_onnx
 
         check_modules(cls.requires, cls.extra, "an artifact of the target `onnx`")
         if wish.dtype is not None or str(wish.device or "cpu").partition(":")[0] != "cpu":

@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from ...dsl.diagnostics import Fault, Reject
-from ...dsl.values import Bytes
+from ...dsl.checker.values import Bytes
+from ...dsl.syntax.diagnostics import Fault, Reject
 from ..artifacts.stock import stock_config
-from ..checkpoints.companions import companions
+from ..core.environment import check_modules
 from ..ir.outcome import Outcome
-from ..machine.environment import check_modules
-from ..training.unmerged import Unmerged
-from ..words.context import Context
-from ..words.kinds import Form, Target, Wish, param
+from ..models.checkpoints.sidecar_files import companions
+from ..plugin.context import Context
+from ..plugin.interfaces import Form, Target, Wish, param
+from ..transforms.training.unmerged import Unmerged
 from . import hf
 
 shaped_base = Fault(
@@ -68,7 +68,7 @@ class Peft(Target):
     @classmethod
     def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
         from ..artifacts.adapter import read
-        from ..artifacts.models import stock_model
+        from ..artifacts.model_loading import stock_model
 
         check_modules(cls.requires, cls.extra, "an artifact of the target `peft`")
         return read(folder, stock_model(folder.parent / BASE, wish.dtype)), None

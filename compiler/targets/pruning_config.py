@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
+from ..analysis.discovery.discover import skeleton_of
 from ..artifacts.pruning_config import written
-from ..capture.capture import capture
-from ..discovery.discover import skeleton_of
+from ..ir.capture.capture import capture
 from ..ir.program import Program
-from ..words.context import Context
-from ..words.kinds import Target
+from ..plugin.context import Context
+from ..plugin.interfaces import Target
 
 
 class PruningConfig(Target):

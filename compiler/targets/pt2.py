@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...dsl.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault, Reject
 from ..artifacts.artifact import NOTES
 from ..artifacts.verify_child import STEP
+from ..core.json_errors import first_line
 from ..ir.program import Program
-from ..report.broken import first_line
-from ..words.context import Context
-from ..words.kinds import Form, Target, Wish, param
+from ..plugin.context import Context
+from ..plugin.interfaces import Form, Target, Wish, param
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,9 +66,9 @@ class Pt2(Target):
         import torch
 
         from ..artifacts.exported import write
-        from ..layers.linear import params
-        from ..measuring.results import first_result_of, refuse_two_sides, tensors_of
-        from ..rows.forward import without_dropout
+        from ..evaluation.results import first_result_of, refuse_two_sides, tensors_of
+        from ..ir.layers.linear import params
+        from ..models.rows.forward import without_dropout
 
         folder = into / FOLDER
         folder.mkdir()
@@ -103,7 +103,7 @@ class Pt2(Target):
     def _continued(self, model: "nn.Module", folder: Path, ctx: Context) -> list[str]:
         """The program that continues text, where one is asked for; sentences of it."""
         from ..artifacts.exported_steps import note, write_facts
-        from ..checkpoints.companions import companions
+        from ..models.checkpoints.sidecar_files import companions
 
         if not self.context:
             return []
@@ -113,8 +113,8 @@ class Pt2(Target):
         return [note(facts, STEP)]
 
     def foresee(self, ctx: Context) -> None:
-        from ..checkpoints.blank import nothing_stored
-        from ..measuring.results import refuse_two_sides
+        from ..evaluation.results import refuse_two_sides
+        from ..models.checkpoints.meta_init import nothing_stored
 
         with nothing_stored():
             model = ctx.origin.build()
@@ -148,7 +148,7 @@ def _refuse_context(model: Any, context: int) -> None:
     """Raise Reject of a model that continues no text, or not that much."""
     from transformers import PreTrainedModel
 
-    from ..native.kept import refuse_states
+    from ..runtimes.native.kv_tensors import refuse_states
 
     if not isinstance(model, PreTrainedModel) or not model.can_generate() or model.main_input_name != "input_ids":
         raise Reject(
@@ -171,7 +171,7 @@ def _steps(model: "nn.Module", context: int, folder: Path) -> dict[str, Any]:
 
     from ..artifacts.exported import save
     from ..artifacts.exported_steps import export_steps
-    from ..rows.forward import without_dropout
+    from ..models.rows.forward import without_dropout
 
     _refuse_context(model, context)
     with without_dropout(model), torch.no_grad():

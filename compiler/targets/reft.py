@@ -4,20 +4,20 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from ...dsl.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault, Reject
 from ..artifacts import reft
 from ..artifacts.artifact import NOTES
+from ..artifacts.compact_config import KEY
 from ..artifacts.load import load
 from ..artifacts.manifest import NAME, no_artifact
-from ..artifacts.models import stock_model
-from ..artifacts.sealed import KEY
-from ..checkpoints.folder import read_config
-from ..editing.interventions import insert, remove
+from ..artifacts.model_loading import stock_model
+from ..ir.layers.fast_mixers import quicken
+from ..ir.layers.reft import interventions
 from ..ir.program import Program
-from ..layers.quick import quicken
-from ..layers.reft import interventions
-from ..words.context import Context
-from ..words.kinds import Form, Target, Wish, param
+from ..models.checkpoints.model_folder import read_config
+from ..plugin.context import Context
+from ..plugin.interfaces import Form, Target, Wish, param
+from ..transforms.editing.interventions import insert, remove
 from . import hf
 
 nothing_to_write = Fault("nothing-to-write", "Interventions are to be written of a model that has none.")

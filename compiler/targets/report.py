@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ..pages.chart import check_packages
-from ..pages.page import page
-from ..store.cache import write_whole
-from ..words.context import Context
-from ..words.kinds import Target
+from ..artifacts.pages.chart import check_packages
+from ..artifacts.pages.page import page
+from ..core.cache import write_whole
+from ..plugin.context import Context
+from ..plugin.interfaces import Target
 
 if TYPE_CHECKING:
-    from ..pages.sheet import Sheet
+    from ..artifacts.pages.sheet import Sheet
 
 
 class Report(Target):

@@ -1,4 +1,4 @@
-"""Write syntaxes/effspec.tmLanguage.json from dsl/grammar.lark: `python editors/vscode/grammar.py [--check]`.
+"""Write syntaxes/effspec.tmLanguage.json from dsl/syntax/grammar.lark: `python editors/vscode/grammar.py [--check]`.
 
 Keywords, signs, numbers, strings and comments are the terminals of the grammar; only their colours are chosen here.
 """
@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from effc.dsl.parse import HEADS
-from effc.dsl.scan import grammar, keywords
+from effc.dsl.syntax.lexer import grammar, keywords
+from effc.dsl.syntax.parse import HEADS
 
 OUT = Path(__file__).with_name("syntaxes") / "effspec.tmLanguage.json"
 ESCAPE = r"\\(?:u[0-9a-fA-F]{4}|.)"
@@ -61,7 +61,7 @@ def made() -> str:
         plain(name, "variable.other"),
     ]
     body = {
-        "information_for_contributors": "written by grammar.py from dsl/grammar.lark",
+        "information_for_contributors": "written by grammar.py from dsl/syntax/grammar.lark",
         "scopeName": "source.effspec",
         "name": "effspec",
         "fileTypes": ["effspec"],

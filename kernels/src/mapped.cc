@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr int kEnvironment = 5;  // the exit code of `EXITS` in dsl/diagnostics.py
+constexpr int kEnvironment = 5;  // the exit code of `EXITS` in dsl/syntax/diagnostics.py
 constexpr char kSentence[] =
     "error[file-cut]: a file that was mapped became shorter while it was read, or its disk can't be read\n"
     "help: a model or an artifact was changed while it was used; run this again once nothing writes to it\n";

@@ -6,25 +6,25 @@ import torch
 from torch import fx, nn
 from transformers.pytorch_utils import Conv1D
 
-from ...compiler.discovery.bypass import node_named, staying
-from ...compiler.discovery.discover import skeleton_of
-from ...compiler.discovery.labelling import MOVES
-from ...compiler.discovery.mixers.graphs import mixer_graphs
-from ...compiler.discovery.residual import through
-from ...compiler.editing.rewrite import Rewriter
-from ...compiler.editing.trial import without_branch, without_layer
+from ...compiler.analysis.discovery.bypass import node_named, staying
+from ...compiler.analysis.discovery.discover import skeleton_of
+from ...compiler.analysis.discovery.labelling import MOVES
+from ...compiler.analysis.discovery.mixers.graphs import mixer_graphs
+from ...compiler.analysis.discovery.residual import through
+from ...compiler.evaluation.promise import outputs
 from ...compiler.ir.graphs import name_of
+from ...compiler.ir.layers.leaves import module_role
 from ...compiler.ir.program import Program
 from ...compiler.ir.surgery import tensor_at
-from ...compiler.layers.leaves import module_role
-from ...compiler.measuring.promise import outputs
-from ...compiler.search.narrowing import cuttable, leave
-from ...compiler.search.saving import stride
-from ...compiler.search.widths import slice_all
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Close, Pass, param
-from ...dsl.diagnostics import Fault, Reject
-from ...dsl.skeleton import Branch, Group, Member
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Close, Pass, param
+from ...compiler.transforms.editing.rewrite import Rewriter
+from ...compiler.transforms.editing.trial import without_branch, without_layer
+from ...compiler.transforms.search.savings import stride
+from ...compiler.transforms.search.uniform_widths import cuttable, leave
+from ...compiler.transforms.search.widths import slice_all
+from ...dsl.checker.skeleton import Branch, Group, Member
+from ...dsl.syntax.diagnostics import Fault, Reject
 
 nothing_dead = Fault(
     "nothing-dead",

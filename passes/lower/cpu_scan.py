@@ -1,13 +1,13 @@
 """Run the scans and convolutions of state-space mixers on effc's kernels."""
 
-from ...compiler.discovery.discover import skeleton_of
-from ...compiler.editing.rewrite import Rewriter
+from ...compiler.analysis.discovery.discover import skeleton_of
+from ...compiler.ir.layers import fast_mixers
 from ...compiler.ir.program import Program
-from ...compiler.layers import quick
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Close, Pass
-from ...dsl.diagnostics import Fault, Reject
-from ...dsl.skeleton import Skeleton
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Close, Pass
+from ...compiler.transforms.editing.rewrite import Rewriter
+from ...dsl.checker.skeleton import Skeleton
+from ...dsl.syntax.diagnostics import Fault, Reject
 from ...kernels import levels
 
 no_scan = Fault(
@@ -63,15 +63,15 @@ class CpuScan(Pass):
         if levels.library() is None:
             raise Reject(no_cpu("effc is here without its compiled kernels", help="install a wheel for this platform"))
         model = program.model
-        if not quick.scans(model):
+        if not fast_mixers.scans(model):
             raise Reject(_none_in(skeleton_of(program)))
-        places = [path for path in quick.places(model) if not quick.is_marked(model, path)]
+        places = [path for path in fast_mixers.places(model) if not fast_mixers.is_marked(model, path)]
         if not places:
             raise Reject(already("all scans run on the kernels already", help="leave the step out"))
         with Rewriter(program) as rewrite:
             for path in places:
-                rewrite.set_attr(f"{path}.{quick.MARK}", True)
-        quick.quicken(model, marked=True)
+                rewrite.set_attr(f"{path}.{fast_mixers.MARK}", True)
+        fast_mixers.quicken(model, marked=True)
         program.note(lowered_scans=places, level=levels.level())
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:

@@ -2,12 +2,12 @@
 
 from torch import fx
 
+from ...compiler.ir.layers import leaves
 from ...compiler.ir.program import Program
-from ...compiler.layers import leaves
-from ...compiler.lowering.attentions import attendings, exchange, heads_of, odd_option, replaced
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Close, Pass, param
-from ...dsl.values import Selector
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Close, Pass, param
+from ...compiler.transforms.lowering.attentions import attendings, exchange, heads_of, odd_option, replaced
+from ...dsl.checker.values import Selector
 
 
 class GroupQueries(Pass):

@@ -5,28 +5,28 @@ from functools import partial
 from math import prod
 from typing import ClassVar, Literal
 
-from ...compiler.data.generated import Generated
-from ...compiler.discovery.discover import skeleton_of
-from ...compiler.editing.rewrite import Rewriter
+from ...compiler.analysis.discovery.discover import skeleton_of
+from ...compiler.analysis.planning import shrink
+from ...compiler.analysis.planning.machine_profile import differs
+from ...compiler.analysis.planning.selection import parts
+from ...compiler.core.events import Said
+from ...compiler.core.fingerprint import cpus
+from ...compiler.core.journal import Journal
+from ...compiler.core.quantity import counted, digits
+from ...compiler.inputs.data.generated import Generated
+from ...compiler.ir.layers.linear import cpu_only
 from ...compiler.ir.program import Program
-from ...compiler.layers.linear import cpu_only
-from ...compiler.lowering import accuracy, choice
-from ...compiler.lowering.choice import Choice, Site
-from ...compiler.lowering.racing import cold_bytes
-from ...compiler.lowering.speed import ROUNDED, SECONDS, Case, raced, reckoned, recorded
-from ...compiler.machine.fingerprint import cpus
-from ...compiler.planning import shrink
-from ...compiler.planning.profiled import differs
-from ...compiler.planning.select import parts
-from ...compiler.report.progress import Said
-from ...compiler.report.quantity import counted, digits
-from ...compiler.search.sparsity import no_linear
-from ...compiler.store.journal import Journal
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Effort, Lossy, Pass, param
-from ...dsl.diagnostics import Reject
-from ...dsl.skeleton import Skeleton
-from ...dsl.values import DataRef, ProfileRef, Selector
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
+from ...compiler.transforms.editing.rewrite import Rewriter
+from ...compiler.transforms.lowering import choice, prediction_error
+from ...compiler.transforms.lowering.choice import Choice, Site
+from ...compiler.transforms.lowering.racing import cold_bytes
+from ...compiler.transforms.lowering.speed import ROUNDED, SECONDS, Case, raced, reckoned, recorded
+from ...compiler.transforms.search.sparsity import no_linear
+from ...dsl.checker.skeleton import Skeleton
+from ...dsl.checker.values import DataRef, ProfileRef, Selector
+from ...dsl.syntax.diagnostics import Reject
 from ...kernels import levels
 
 
@@ -127,8 +127,8 @@ class SparseCpu(Pass):
                     help="packed ones stay as they are",
                 )
             )
-        rows = accuracy.rows_for(program, ctx, self.data)
-        before = None if rows is None else accuracy.Before.of(program, ctx, rows)
+        rows = prediction_error.rows_for(program, ctx, self.data)
+        before = None if rows is None else prediction_error.Before.of(program, ctx, rows)
         apart = choice.unfit(program, paths)
         modules = {path: program.model.get_submodule(path) for path in paths}
         sites = [choice.site_of(path, module) for path, module in modules.items()]
@@ -164,8 +164,8 @@ class SparseCpu(Pass):
         ctx: Context,
         choices: list[Choice],
         trials: Mapping[str, choice.Trial],
-        before: accuracy.Before,
-    ) -> accuracy.Accuracy:
+        before: prediction_error.Before,
+    ) -> prediction_error.Accuracy:
         """What it cost, once modules that are far off have a finer grid where it was too much."""
         cost = before.against(program.model)
         while cost.divergence > self.divergence:
@@ -190,7 +190,7 @@ class SparseCpu(Pass):
         ctx: Context,
         choices: Sequence[Choice],
         times: Mapping[Case, Mapping[str, float]],
-        cost: accuracy.Accuracy | None,
+        cost: prediction_error.Accuracy | None,
     ) -> None:
         """Judge, then say what was decided."""
         if not any(choice.kernel for choice in choices):
@@ -202,7 +202,7 @@ class SparseCpu(Pass):
             )
         if cost is not None:
             choice.gate(cost, self.divergence, choices)
-        accuracy.forget(ctx.workdir)
+        prediction_error.forget(ctx.workdir)
         for sentence in choice.summary(choices):
             ctx.tell(Said(sentence))
         program.note(

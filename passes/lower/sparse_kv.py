@@ -5,18 +5,18 @@ from functools import partial
 
 from torch import fx
 
+from ...compiler.core.quantity import digits
+from ...compiler.ir.layers import leaves
+from ...compiler.ir.layers.linear import cpu_only
 from ...compiler.ir.program import Program
-from ...compiler.layers import leaves
-from ...compiler.layers.linear import cpu_only
-from ...compiler.lowering import decoding_accuracy
-from ...compiler.lowering.accuracy import Accuracy, rows_for
-from ...compiler.lowering.attentions import attendings, exchange, heads_of, odd_option, replaced, updated
-from ...compiler.lowering.choice import lowering_inaccurate
-from ...compiler.report.quantity import digits
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Lossy, Pass, param
-from ...dsl.diagnostics import Fault, Reject
-from ...dsl.values import DataRef, Ratio, Selector
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Lossy, Pass, param
+from ...compiler.transforms.lowering import decoding_error
+from ...compiler.transforms.lowering.attentions import attendings, exchange, heads_of, odd_option, replaced, updated
+from ...compiler.transforms.lowering.choice import lowering_inaccurate
+from ...compiler.transforms.lowering.prediction_error import Accuracy, rows_for
+from ...dsl.checker.values import DataRef, Ratio, Selector
+from ...dsl.syntax.diagnostics import Fault, Reject
 from ...kernels.cache import TOKENS
 from ...kernels.ops import KERNELS
 
@@ -72,7 +72,7 @@ class SparseKv(Pass):
                 )
             )
         rows = rows_for(program, ctx, self.data)
-        before = None if rows is None else decoding_accuracy.Before.of(program.model, rows, ctx, self.window)
+        before = None if rows is None else decoding_error.Before.of(program.model, rows, ctx, self.window)
         chosen = attendings(program, self.on)
         left = exchange(program, chosen, _reason, partial(_packed, told=self._facts()))
         cost = None if before is None else before.against(program.model, ctx)

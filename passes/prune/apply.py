@@ -2,16 +2,16 @@
 
 from typing import Literal
 
+from ...compiler.analysis.discovery.bypass import staying
+from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.artifacts.pruning_config import Layer, layers_of, read
-from ...compiler.discovery.bypass import staying
-from ...compiler.discovery.discover import skeleton_of
-from ...compiler.editing.rewrite import Rewriter
 from ...compiler.ir.program import Program
-from ...compiler.search.importance import ascending, l1
-from ...compiler.search.widths import slice_out
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Lossy, Pass, param
-from ...dsl.skeleton import Group
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Lossy, Pass, param
+from ...compiler.transforms.editing.rewrite import Rewriter
+from ...compiler.transforms.search.importance import ascending, l1
+from ...compiler.transforms.search.widths import slice_out
+from ...dsl.checker.skeleton import Group
 
 
 class Apply(Pass):

@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-from ...compiler.planning.select import branches, layers
-from ...compiler.search.greedy import Greedy
-from ...compiler.search.parts import BlockParts, LayerParts
-from ...compiler.search.remover import Remover
-from ...compiler.words.kinds import param
-from ...dsl.diagnostics import Fault, Reject
-from ...dsl.skeleton import Skeleton
-from ...dsl.values import Ratio, Selector
+from ...compiler.analysis.planning.selection import branches, layers
+from ...compiler.plugin.interfaces import param
+from ...compiler.transforms.search.block_pruner import Remover
+from ...compiler.transforms.search.greedy import Greedy
+from ...compiler.transforms.search.parts import BlockParts, LayerParts
+from ...dsl.checker.skeleton import Skeleton
+from ...dsl.checker.values import Ratio, Selector
+from ...dsl.syntax.diagnostics import Fault, Reject
 
 no_block = Fault("no-block", "Blocks are to go from a model that has none to spare.")
 

@@ -1,13 +1,13 @@
 """Make MLPs narrower."""
 
-from ...compiler.planning.amount import Amount
-from ...compiler.planning.select import groups, required
-from ...compiler.search.greedy import Greedy, items
-from ...compiler.search.narrower import Refitting
-from ...compiler.search.parts import WidthParts
-from ...compiler.words.kinds import param
-from ...dsl.skeleton import Skeleton
-from ...dsl.values import Ratio, Selector
+from ...compiler.analysis.planning.amount import Amount
+from ...compiler.analysis.planning.selection import groups, required
+from ...compiler.plugin.interfaces import param
+from ...compiler.transforms.search.greedy import Greedy, items
+from ...compiler.transforms.search.parts import WidthParts
+from ...compiler.transforms.search.width_pruner import Refitting
+from ...dsl.checker.skeleton import Skeleton
+from ...dsl.checker.values import Ratio, Selector
 
 
 class Channels(Refitting):

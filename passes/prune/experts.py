@@ -2,21 +2,21 @@
 
 from collections.abc import Sequence
 
-from ...compiler.discovery.discover import skeleton_of
-from ...compiler.editing.rehearsal import rehearse
-from ...compiler.editing.rewrite import Rewriter
+from ...compiler.analysis.discovery.discover import skeleton_of
+from ...compiler.analysis.planning.amount import Amount
+from ...compiler.analysis.planning.selection import groups, required
 from ...compiler.ir.program import Program
-from ...compiler.planning.amount import Amount
-from ...compiler.planning.select import groups, required
-from ...compiler.search import routing
-from ...compiler.search.importance import ascending, l1
-from ...compiler.search.narrowing import forecast
-from ...compiler.search.saving import steps
-from ...compiler.search.widths import Site, slice_all
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Effort, Lossy, Pass, param
-from ...dsl.skeleton import Group, Skeleton
-from ...dsl.values import DataRef, Ratio, Selector
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
+from ...compiler.transforms.editing.dry_run import rehearse
+from ...compiler.transforms.editing.rewrite import Rewriter
+from ...compiler.transforms.search import routing
+from ...compiler.transforms.search.importance import ascending, l1
+from ...compiler.transforms.search.savings import steps
+from ...compiler.transforms.search.uniform_widths import forecast
+from ...compiler.transforms.search.widths import Site, slice_all
+from ...dsl.checker.skeleton import Group, Skeleton
+from ...dsl.checker.values import DataRef, Ratio, Selector
 
 
 class Experts(Pass):

@@ -2,15 +2,15 @@
 
 from typing import Literal
 
-from ...compiler.planning.amount import Amount
-from ...compiler.search.contest import Contest
-from ...compiler.search.greedy import Greedy
-from ...compiler.search.latency import no_clock
-from ...compiler.search.parts import parts_of
-from ...compiler.words.kinds import param
-from ...dsl.diagnostics import Reject
-from ...dsl.skeleton import Skeleton
-from ...dsl.values import MetricRef, ProfileRef, Ratio, Selector, Shares
+from ...compiler.analysis.planning.amount import Amount
+from ...compiler.plugin.interfaces import param
+from ...compiler.transforms.search.competing_pruner import Contest
+from ...compiler.transforms.search.greedy import Greedy
+from ...compiler.transforms.search.latency import no_clock
+from ...compiler.transforms.search.parts import parts_of
+from ...dsl.checker.skeleton import Skeleton
+from ...dsl.checker.values import MetricRef, ProfileRef, Ratio, Selector, Shares
+from ...dsl.syntax.diagnostics import Reject
 
 
 class Multi(Contest):

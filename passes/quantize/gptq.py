@@ -5,15 +5,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...compiler.discovery.discover import skeleton_of
+from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.ir.program import Program
-from ...compiler.search.quantizing import Quantizer, kept, note
-from ...compiler.search.solving import effort, exchanged
-from ...compiler.search.updates import gptq
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Effort, param
-from ...dsl.skeleton import Skeleton
-from ...dsl.values import DataRef
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Effort, param
+from ...compiler.transforms.search.quantizing import Quantizer, kept, note
+from ...compiler.transforms.search.solving import effort, exchanged
+from ...compiler.transforms.search.updates import gptq
+from ...dsl.checker.skeleton import Skeleton
+from ...dsl.checker.values import DataRef
 
 
 class Gptq(Quantizer):

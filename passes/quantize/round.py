@@ -2,13 +2,13 @@
 
 import torch
 
-from ...compiler.discovery.discover import skeleton_of
+from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.ir.program import Program
-from ...compiler.search.quantizing import Quantizer, kept, note
-from ...compiler.search.sparsity import exchange, finite_weight, sizes
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Effort
-from ...dsl.skeleton import Skeleton
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Effort
+from ...compiler.transforms.search.quantizing import Quantizer, kept, note
+from ...compiler.transforms.search.sparsity import exchange, finite_weight, sizes
+from ...dsl.checker.skeleton import Skeleton
 
 
 class Round(Quantizer):

@@ -5,20 +5,20 @@ from typing import Literal
 
 from torch import Tensor
 
-from ...compiler.discovery.discover import skeleton_of
+from ...compiler.analysis.discovery.discover import skeleton_of
+from ...compiler.core.shards import Shards
 from ...compiler.ir.program import Program
 from ...compiler.ir.surgery import put
-from ...compiler.search.folds import Fold, folds
-from ...compiler.search.layerwise import Layerwise, Stage, stages
-from ...compiler.search.quantizing import GridPass
-from ...compiler.search.scaling import Scaling, Sums
-from ...compiler.search.solving import effort
-from ...compiler.search.sparsity import finite_weight
-from ...compiler.store.shards import Shards
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Close, Effort, param
-from ...dsl.skeleton import Skeleton
-from ...dsl.values import DataRef
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Close, Effort, param
+from ...compiler.transforms.search.folds import Fold, folds
+from ...compiler.transforms.search.layerwise import Layerwise, Stage, stages
+from ...compiler.transforms.search.quantizing import GridPass
+from ...compiler.transforms.search.scaling import Scaling, Sums
+from ...compiler.transforms.search.solving import effort
+from ...compiler.transforms.search.sparsity import finite_weight
+from ...dsl.checker.skeleton import Skeleton
+from ...dsl.checker.values import DataRef
 
 
 class Scale(GridPass):

@@ -3,19 +3,19 @@
 from dataclasses import replace
 from typing import Literal
 
-from ...compiler.discovery.discover import skeleton_of
-from ...compiler.editing.interventions import insert, make
-from ...compiler.editing.positions import edges
+from ...compiler.analysis.discovery.discover import skeleton_of
+from ...compiler.analysis.planning.selection import layers
+from ...compiler.ir.layers.reft import FORMS, has_identity
 from ...compiler.ir.program import Program
-from ...compiler.layers.reft import FORMS, has_identity
-from ...compiler.planning.select import layers
-from ...compiler.training.schedule import seed_of
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Lossy, Pass, param
-from ...dsl.diagnostics import Fault, Reject
-from ...dsl.inputs import wide_rank
-from ...dsl.skeleton import Part, Skeleton
-from ...dsl.values import Selector
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Lossy, Pass, param
+from ...compiler.transforms.editing.interventions import insert, make
+from ...compiler.transforms.editing.position_spec import edges
+from ...compiler.transforms.training.schedule import seed_of
+from ...dsl.checker.inputs import wide_rank
+from ...dsl.checker.skeleton import Part, Skeleton
+from ...dsl.checker.values import Selector
+from ...dsl.syntax.diagnostics import Fault, Reject
 
 no_identity = Fault("no-identity", "An intervention is to change nothing at first, and its form has no such values.")
 

@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-from ...compiler.families.explorer import beats
 from ...compiler.ir.outcome import Front as Points
 from ...compiler.ir.outcome import Outcome, Point
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Lossy, Pass, param
-from ...dsl.diagnostics import Fault, Reject
-from ...dsl.show import show
-from ...dsl.values import MetricRef, StepRef
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Lossy, Pass, param
+from ...compiler.transforms.supernet.explorer import beats
+from ...dsl.checker.value_text import show
+from ...dsl.checker.values import MetricRef, StepRef
+from ...dsl.syntax.diagnostics import Fault, Reject
 
 too_few_points = Fault("too-few-points", "A front is asked for of fewer than two different models.")
 

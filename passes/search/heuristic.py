@@ -3,9 +3,9 @@
 import random
 from collections import Counter
 
-from ...compiler.families.explorer import Explorer, Genome
-from ...compiler.families.method import Method, sizes
-from ...compiler.words.kinds import param
+from ...compiler.plugin.interfaces import param
+from ...compiler.transforms.supernet.explorer import Explorer, Genome
+from ...compiler.transforms.supernet.search_pass import Method, sizes
 
 
 class Heuristic(Method):

@@ -2,8 +2,8 @@
 
 import random
 
-from ...compiler.families.explorer import Explorer, Genome, near
-from ...compiler.families.method import Method, drawn, pursue, sizes
+from ...compiler.transforms.supernet.explorer import Explorer, Genome, near
+from ...compiler.transforms.supernet.search_pass import Method, drawn, pursue, sizes
 
 
 class Hill(Method):

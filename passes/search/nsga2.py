@@ -3,12 +3,12 @@
 import random
 from typing import ClassVar
 
-from ...compiler.families.explorer import Explorer
-from ...compiler.families.genetic import evolve
-from ...compiler.families.method import Method
-from ...compiler.machine.environment import check_modules
-from ...compiler.words.kinds import param
-from ...dsl.skeleton import Skeleton
+from ...compiler.core.environment import check_modules
+from ...compiler.plugin.interfaces import param
+from ...compiler.transforms.supernet.explorer import Explorer
+from ...compiler.transforms.supernet.genetic import evolve
+from ...compiler.transforms.supernet.search_pass import Method
+from ...dsl.checker.skeleton import Skeleton
 
 
 class Nsga2(Method):

@@ -5,9 +5,9 @@ import random
 
 import torch
 
-from ...compiler.families.explorer import Explorer, Genome, Values, near, unbeaten
-from ...compiler.families.method import Method, drawn, pursue, sizes
-from ...compiler.words.kinds import param
+from ...compiler.plugin.interfaces import param
+from ...compiler.transforms.supernet.explorer import Explorer, Genome, Values, near, unbeaten
+from ...compiler.transforms.supernet.search_pass import Method, drawn, pursue, sizes
 
 RIDGE = 0.1  # of standardised measures
 

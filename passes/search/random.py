@@ -2,8 +2,8 @@
 
 import random
 
-from ...compiler.families.explorer import Explorer
-from ...compiler.families.method import Method, drawn, pursue
+from ...compiler.transforms.supernet.explorer import Explorer
+from ...compiler.transforms.supernet.search_pass import Method, drawn, pursue
 
 
 class Random(Method):

@@ -1,12 +1,12 @@
 """Remove whole state-space blocks, the least missed first."""
 
-from ...compiler.planning.select import mixers
-from ...compiler.search.greedy import Greedy
-from ...compiler.search.parts import MixerParts
-from ...compiler.search.remover import Remover
-from ...compiler.words.kinds import param
-from ...dsl.skeleton import Skeleton
-from ...dsl.values import Ratio, Selector
+from ...compiler.analysis.planning.selection import mixers
+from ...compiler.plugin.interfaces import param
+from ...compiler.transforms.search.block_pruner import Remover
+from ...compiler.transforms.search.greedy import Greedy
+from ...compiler.transforms.search.parts import MixerParts
+from ...dsl.checker.skeleton import Skeleton
+from ...dsl.checker.values import Ratio, Selector
 
 
 class Blocks(Remover):

@@ -1,14 +1,14 @@
 """Remove heads of Mamba-2 scans."""
 
-from ...compiler.planning.amount import Amount
-from ...compiler.planning.select import groups
-from ...compiler.search.fit import Fit
-from ...compiler.search.greedy import Greedy
-from ...compiler.search.narrower import Narrower
-from ...compiler.search.parts import SliceParts
-from ...compiler.words.kinds import param
-from ...dsl.skeleton import Skeleton
-from ...dsl.values import DataRef, Ratio, Selector
+from ...compiler.analysis.planning.amount import Amount
+from ...compiler.analysis.planning.selection import groups
+from ...compiler.plugin.interfaces import param
+from ...compiler.transforms.search.compensation import Fit
+from ...compiler.transforms.search.greedy import Greedy
+from ...compiler.transforms.search.parts import SliceParts
+from ...compiler.transforms.search.width_pruner import Narrower
+from ...dsl.checker.skeleton import Skeleton
+from ...dsl.checker.values import DataRef, Ratio, Selector
 
 
 class Heads(Narrower):

@@ -2,16 +2,16 @@
 
 from typing import Literal
 
-from ...compiler.planning.amount import Amount
-from ...compiler.search.budget import CUTS
-from ...compiler.search.contest import Contest
-from ...compiler.search.greedy import Greedy
-from ...compiler.search.parts import parts_of
-from ...compiler.search.routing import least_experts
-from ...compiler.words.kinds import param
-from ...dsl.diagnostics import Fault, Reject
-from ...dsl.skeleton import Skeleton
-from ...dsl.values import Ratio, Selector, Shares
+from ...compiler.analysis.planning.amount import Amount
+from ...compiler.plugin.interfaces import param
+from ...compiler.transforms.search.budget import CUTS
+from ...compiler.transforms.search.competing_pruner import Contest
+from ...compiler.transforms.search.greedy import Greedy
+from ...compiler.transforms.search.parts import parts_of
+from ...compiler.transforms.search.routing import least_experts
+from ...dsl.checker.skeleton import Skeleton
+from ...dsl.checker.values import Ratio, Selector, Shares
+from ...dsl.syntax.diagnostics import Fault, Reject
 
 nothing_to_shed = Fault("nothing-to-shed", "None of the kinds of parts that a search may cut is in the model.")
 

@@ -1,12 +1,12 @@
 """Remove the scans of state-space mixers, and all that only they need."""
 
-from ...compiler.planning.select import scans
-from ...compiler.search.greedy import Greedy
-from ...compiler.search.parts import ScanParts
-from ...compiler.search.remover import Remover
-from ...compiler.words.kinds import param
-from ...dsl.skeleton import Skeleton
-from ...dsl.values import Ratio, Selector
+from ...compiler.analysis.planning.selection import scans
+from ...compiler.plugin.interfaces import param
+from ...compiler.transforms.search.block_pruner import Remover
+from ...compiler.transforms.search.greedy import Greedy
+from ...compiler.transforms.search.parts import ScanParts
+from ...dsl.checker.skeleton import Skeleton
+from ...dsl.checker.values import Ratio, Selector
 
 
 class Ssm(Remover):

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from ...compiler.search.solving import Zeros
-from ...compiler.search.updates import admm
-from ...compiler.words.kinds import param
-from ...dsl.values import Ratio
+from ...compiler.plugin.interfaces import param
+from ...compiler.transforms.search.solving import Zeros
+from ...compiler.transforms.search.updates import admm
+from ...dsl.checker.values import Ratio
 
 
 class Admm(Zeros):

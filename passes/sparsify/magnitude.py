@@ -2,16 +2,24 @@
 
 from typing import Literal
 
-from ...compiler.discovery.discover import skeleton_of
+from ...compiler.analysis.discovery.discover import skeleton_of
+from ...compiler.analysis.planning import shrink
+from ...compiler.analysis.planning.peak_memory import itemsize
 from ...compiler.ir.program import Program
-from ...compiler.planning import shrink
-from ...compiler.planning.peak import itemsize
-from ...compiler.search.masks import keep_mask, magnitude, ranks
-from ...compiler.search.sparsity import check_pattern, chosen_parts, finite_weight, looking, mask, note, sizes
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Effort, Lossy, Pass, param
-from ...dsl.skeleton import Skeleton
-from ...dsl.values import Ratio, Selector
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
+from ...compiler.transforms.search.masks import keep_mask, magnitude, ranks
+from ...compiler.transforms.search.sparsity import (
+    check_pattern,
+    chosen_parts,
+    finite_weight,
+    looking,
+    mask,
+    note,
+    sizes,
+)
+from ...dsl.checker.skeleton import Skeleton
+from ...dsl.checker.values import Ratio, Selector
 
 
 class Magnitude(Pass):

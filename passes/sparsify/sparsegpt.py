@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from ...compiler.search.solving import Zeros
-from ...compiler.search.updates import sparsegpt
-from ...compiler.words.kinds import param
+from ...compiler.plugin.interfaces import param
+from ...compiler.transforms.search.solving import Zeros
+from ...compiler.transforms.search.updates import sparsegpt
 
 
 class SparseGpt(Zeros):

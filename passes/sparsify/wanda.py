@@ -5,20 +5,20 @@ from typing import Literal
 
 from torch import Tensor
 
-from ...compiler.discovery.discover import skeleton_of
+from ...compiler.analysis.discovery.discover import skeleton_of
+from ...compiler.analysis.planning import shrink
+from ...compiler.analysis.planning.peak_memory import batch_bytes
+from ...compiler.core.journal import Journal
 from ...compiler.ir.program import Program
-from ...compiler.planning import shrink
-from ...compiler.planning.peak import batch_bytes
-from ...compiler.search.allocation import effort as allocation_effort
-from ...compiler.search.allocation import shares
-from ...compiler.search.layerwise import Layerwise, Norms, Stage, stages
-from ...compiler.search.masks import keep_mask
-from ...compiler.search.sparsity import check_pattern, chosen_parts, looking, mask, note, sizes, weight_score
-from ...compiler.store.journal import Journal
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Effort, Lossy, Pass, param
-from ...dsl.skeleton import Skeleton
-from ...dsl.values import DataRef, Ratio, Selector
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
+from ...compiler.transforms.search.allocation import effort as allocation_effort
+from ...compiler.transforms.search.allocation import shares
+from ...compiler.transforms.search.layerwise import Layerwise, Norms, Stage, stages
+from ...compiler.transforms.search.masks import keep_mask
+from ...compiler.transforms.search.sparsity import check_pattern, chosen_parts, looking, mask, note, sizes, weight_score
+from ...dsl.checker.skeleton import Skeleton
+from ...dsl.checker.values import DataRef, Ratio, Selector
 
 HELD = 7  # bytes of a weight of the largest module: a float32 score, a mask, the result
 

@@ -5,9 +5,20 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from ...compiler.discovery.discover import skeleton_of
-from ...compiler.families.choices import Dial, Drawn, Space, rank_dials
-from ...compiler.families.dials import (
+from ...compiler.analysis.discovery.discover import skeleton_of
+from ...compiler.analysis.planning import shrink
+from ...compiler.analysis.planning.selection import parts
+from ...compiler.core.environment import check_modules
+from ...compiler.core.journal import Journal
+from ...compiler.ir.outcome import Model, Outcome
+from ...compiler.ir.program import Program
+from ...compiler.models.rows.classifier import judge_classes
+from ...compiler.models.rows.forward import nll
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Effort, Lossy, param
+from ...compiler.transforms.search.routing import trusted
+from ...compiler.transforms.supernet.choices import Dial, Drawn, Space, rank_dials
+from ...compiler.transforms.supernet.elastic_dims import (
     able,
     check_experts,
     check_kernels,
@@ -19,31 +30,20 @@ from ...compiler.families.dials import (
     refuse_one,
     width_dials,
 )
-from ...compiler.families.family import Family, check_ranks
-from ...compiler.families.kernels import fresh
-from ...compiler.families.lessons import Classes, Lesson, Tokens, refuse_wordless
-from ...compiler.families.norms import batch_norms, recalibrate
-from ...compiler.families.switches import Switches
-from ...compiler.ir.outcome import Model, Outcome
-from ...compiler.ir.program import Program
-from ...compiler.machine.environment import check_modules
-from ...compiler.planning import shrink
-from ...compiler.planning.select import parts
-from ...compiler.rows.classes import judge_classes
-from ...compiler.rows.forward import nll
-from ...compiler.search.routing import trusted
-from ...compiler.store.journal import Journal
-from ...compiler.training.adapters import Shape, adaptable, adapted
-from ...compiler.training.course import train
-from ...compiler.training.effort import adapter_size, effort
-from ...compiler.training.gains import refuse_same_rows
-from ...compiler.training.learner import Learner
-from ...compiler.training.masks import masks
-from ...compiler.training.schedule import seed_of
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Effort, Lossy, param
-from ...dsl.skeleton import Group, Skeleton
-from ...dsl.values import DataRef, Ratio, Selector
+from ...compiler.transforms.supernet.family import Family, check_ranks
+from ...compiler.transforms.supernet.kernels import fresh
+from ...compiler.transforms.supernet.norms import batch_norms, recalibrate
+from ...compiler.transforms.supernet.objectives import Classes, Lesson, Tokens, refuse_wordless
+from ...compiler.transforms.supernet.subnet_masks import Switches
+from ...compiler.transforms.training.acceptance import refuse_same_rows
+from ...compiler.transforms.training.adapters import Shape, adaptable, adapted
+from ...compiler.transforms.training.effort import adapter_size, effort
+from ...compiler.transforms.training.masks import masks
+from ...compiler.transforms.training.schedule import seed_of
+from ...compiler.transforms.training.trained_pass import Learner
+from ...compiler.transforms.training.training_run import train
+from ...dsl.checker.skeleton import Group, Skeleton
+from ...dsl.checker.values import DataRef, Ratio, Selector
 
 KINDS = {  # of groups, in words
     "channels": "channels",

@@ -4,26 +4,26 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ...compiler.discovery.discover import skeleton_of
-from ...compiler.families.choices import Drawn, Space
-from ...compiler.families.family import Family, check_ranks
+from ...compiler.analysis.discovery.discover import skeleton_of
+from ...compiler.analysis.planning.selection import parts
+from ...compiler.core.environment import check_modules
 from ...compiler.ir.outcome import Model, Outcome
-from ...compiler.machine.environment import check_modules
-from ...compiler.planning.select import parts
-from ...compiler.rows.forward import nll
-from ...compiler.search.grid import check_groups
-from ...compiler.training.adapters import Shape, adaptable, adapted
-from ...compiler.training.course import train
-from ...compiler.training.effort import adapter_size, effort
-from ...compiler.training.gains import refuse_same_rows
-from ...compiler.training.learner import Learner
-from ...compiler.training.loop import Course
-from ...compiler.training.objective import Objective
-from ...compiler.training.schedule import seed_of
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Effort, Lossy, param
-from ...dsl.skeleton import Part, Skeleton
-from ...dsl.values import DataRef, Selector
+from ...compiler.models.rows.forward import nll
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Effort, Lossy, param
+from ...compiler.transforms.search.grid import check_groups
+from ...compiler.transforms.supernet.choices import Drawn, Space
+from ...compiler.transforms.supernet.family import Family, check_ranks
+from ...compiler.transforms.training.acceptance import refuse_same_rows
+from ...compiler.transforms.training.adapters import Shape, adaptable, adapted
+from ...compiler.transforms.training.effort import adapter_size, effort
+from ...compiler.transforms.training.loop import Course
+from ...compiler.transforms.training.objective import Objective
+from ...compiler.transforms.training.schedule import seed_of
+from ...compiler.transforms.training.trained_pass import Learner
+from ...compiler.transforms.training.training_run import train
+from ...dsl.checker.skeleton import Part, Skeleton
+from ...dsl.checker.values import DataRef, Selector
 from ...kernels.grid import Grid
 
 

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from ...compiler.families.family import Family
 from ...compiler.ir.outcome import Model, Outcome
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Lossy, Pass, param
-from ...dsl.diagnostics import Fault, Reject
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Lossy, Pass, param
+from ...compiler.transforms.supernet.family import Family
+from ...dsl.syntax.diagnostics import Fault, Reject
 
 masked_apart = Fault(
     "masked-apart",

@@ -6,31 +6,31 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from ...compiler.data.chat import no_speakers
-from ...compiler.discovery.discover import skeleton_of
+from ...compiler.analysis.discovery.discover import skeleton_of
+from ...compiler.analysis.planning import shrink
+from ...compiler.analysis.planning.selection import parts
+from ...compiler.core.environment import check_modules
+from ...compiler.evaluation import reference, similarity
+from ...compiler.inputs.data.chat import no_speakers
 from ...compiler.ir.outcome import Model, Outcome
 from ...compiler.ir.program import Program
-from ...compiler.machine.environment import check_modules
-from ...compiler.measuring import reference, similarity
-from ...compiler.planning import shrink
-from ...compiler.planning.select import parts
-from ...compiler.rows.forward import nll, said_of
-from ...compiler.rows.states import pooling_of
-from ...compiler.training.adapters import Shape, adaptable, adapted
-from ...compiler.training.course import train
-from ...compiler.training.effort import adapter_size, effort, whole_size
-from ...compiler.training.gains import no_gain, refuse_same_rows
-from ...compiler.training.learner import Learner
-from ...compiler.training.loop import Course
-from ...compiler.training.masks import masks
-from ...compiler.training.objective import Objective
-from ...compiler.training.schedule import seed_of
-from ...compiler.training.unmerged import Unmerged
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Effort, Lossy, param
-from ...dsl.diagnostics import Fault, Reject
-from ...dsl.skeleton import Skeleton
-from ...dsl.values import DataRef, Ratio, Selector
+from ...compiler.models.rows.encoder_states import pooling_of
+from ...compiler.models.rows.forward import nll, said_of
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Effort, Lossy, param
+from ...compiler.transforms.training.acceptance import no_gain, refuse_same_rows
+from ...compiler.transforms.training.adapters import Shape, adaptable, adapted
+from ...compiler.transforms.training.effort import adapter_size, effort, whole_size
+from ...compiler.transforms.training.loop import Course
+from ...compiler.transforms.training.masks import masks
+from ...compiler.transforms.training.objective import Objective
+from ...compiler.transforms.training.schedule import seed_of
+from ...compiler.transforms.training.trained_pass import Learner
+from ...compiler.transforms.training.training_run import train
+from ...compiler.transforms.training.unmerged import Unmerged
+from ...dsl.checker.skeleton import Skeleton
+from ...dsl.checker.values import DataRef, Ratio, Selector
+from ...dsl.syntax.diagnostics import Fault, Reject
 
 nothing_apart = Fault("nothing-apart", "Adapters are asked for apart from a model that is trained without any.")
 
@@ -60,7 +60,7 @@ class Heal(Learner):
     Without it, the last weights are kept, whatever they are worth. The loss curve stands in the manifest.
 
     On little text, distill: full training alone learned 139 KB by heart and left a model that had lost three
-    branches worse than it was, with `distill: 50%` it gave back 38 % of what was lost (tests/bench/heal.py).
+    branches worse than it was, with `distill: 50%` it gave back 38 % of what was lost (bench/heal.py).
 
     Source: LoRA (Hu et al. 2021, arXiv 2106.09685), on zeros SparsePEFT (Munoz et al. 2024, arXiv 2410.03750);
     distillation (Hinton et al. 2015, arXiv 1503.02531);

@@ -5,24 +5,24 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ...compiler.ir.layers.reft import Reft as Edits
+from ...compiler.ir.layers.reft import interventions
 from ...compiler.ir.program import Program
-from ...compiler.layers.reft import Reft as Edits
-from ...compiler.layers.reft import interventions
-from ...compiler.rows.classes import check_classes, class_logits, judge_classes
-from ...compiler.rows.forward import nll
-from ...compiler.rows.prompts import head, prompts
-from ...compiler.training.effort import effort
-from ...compiler.training.gains import no_gain, refuse_same_rows
-from ...compiler.training.learner import Learner
-from ...compiler.training.loop import Course, Regime, Run
-from ...compiler.training.objective import Objective
-from ...compiler.training.trained import Trained, recomputing, training
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Effort, Lossy, param
-from ...dsl.demands import no_prompts
-from ...dsl.diagnostics import Fault, Reject
-from ...dsl.skeleton import Skeleton
-from ...dsl.values import DataRef, Ratio
+from ...compiler.models.rows.classifier import check_classes, class_logits, judge_classes
+from ...compiler.models.rows.forward import nll
+from ...compiler.models.rows.prompt_positions import head, prompts
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Effort, Lossy, param
+from ...compiler.transforms.training.acceptance import no_gain, refuse_same_rows
+from ...compiler.transforms.training.effort import effort
+from ...compiler.transforms.training.loop import Course, Regime, Run
+from ...compiler.transforms.training.objective import Objective
+from ...compiler.transforms.training.trainable import Trained, recomputing, training
+from ...compiler.transforms.training.trained_pass import Learner
+from ...dsl.checker.demands import no_prompts
+from ...dsl.checker.skeleton import Skeleton
+from ...dsl.checker.values import DataRef, Ratio
+from ...dsl.syntax.diagnostics import Fault, Reject
 
 nothing_inserted = Fault("nothing-inserted", "Interventions are to be trained in a model that has none.")
 prompts_too_short = Fault("prompts-too-short", "An intervention has more positions than any prompt has tokens.")

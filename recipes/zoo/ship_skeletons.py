@@ -9,12 +9,12 @@ import json
 import tempfile
 from pathlib import Path
 
-from effc.compiler.discovery.structure import find_skeleton
-from effc.compiler.machine.settings import Settings
-from effc.compiler.sources.zoo import zoo
-from effc.compiler.words.context import Context
-from effc.compiler.words.shelf import Shelf
-from effc.dsl.recipe import Invocation
+from effc.compiler.analysis.discovery.structure import find_skeleton
+from effc.compiler.core.settings import Settings
+from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.plugin.context import Context
+from effc.compiler.plugin.registry import Shelf
+from effc.dsl.checker.recipe import Invocation
 
 
 def found(name: str) -> str:

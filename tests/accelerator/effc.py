@@ -6,7 +6,7 @@ Its last line on stderr is the most that the device held, in bytes.
 import os
 import sys
 
-from effc.compiler.cli import main
+from effc.compiler.cli.main import main
 
 from tests.accelerator import emulated
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from effc.compiler import api
-from effc.dsl.diagnostics import Reject
-from effc.dsl.show import show
+from effc.compiler.driver import api
+from effc.dsl.checker.value_text import show
+from effc.dsl.syntax.diagnostics import Reject
 from torch import nn
 from transformers import PreTrainedModel
 

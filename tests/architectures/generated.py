@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from tests.native.particular import CONFIGS
-from tests.native.survey import COMMON
+from tests.compiler.runtimes.native.particular import CONFIGS
+from tests.compiler.runtimes.native.survey import COMMON
 
 _LM, _MASKED, _IMAGE = "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForImageClassification"
 _SPOKEN = "AutoModelForSeq2SeqLM"

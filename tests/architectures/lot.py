@@ -175,9 +175,9 @@ def tried(kind: str, cls: str, folder: Path) -> dict[str, list[str]]:
 
 def compiled(word: str, folder: Path) -> tuple[str, str]:
     """What comes of a recipe with one pass."""
-    from effc.compiler import api
-    from effc.compiler.commands.new import Named, judge_of
-    from effc.dsl.diagnostics import Reject
+    from effc.compiler.cli.verbs.new import Named, judge_of
+    from effc.compiler.driver import api
+    from effc.dsl.syntax.diagnostics import Reject
 
     path = folder / f"{word}.effspec"
     try:

@@ -1,7 +1,7 @@
 """Architectures against passes: what works, and what is refused with which sentence.
 
     python -m tests.architectures.matrix [NAME ...]             print the table
-    python -m tests.architectures.matrix --write [NAME ...]     and write compiler/report/architectures.json, which ships,
+    python -m tests.architectures.matrix --write [NAME ...]     and write compiler/core/architectures.json, which ships,
                                                                 and the table in docs/architectures.md
     python -m tests.architectures.matrix --keep FOLDER [...]    put cells there as they are done, and take those that
                                                                 are: what ended early goes on, several may share it
@@ -31,12 +31,12 @@ import torch
 from effc.compiler.artifacts import verify_child
 from effc.compiler.artifacts.verify import compare, inputs_of
 from effc.compiler.artifacts.verify_child import probe
-from effc.compiler.capture.capture import capture
-from effc.compiler.measuring import equivalence
-from effc.compiler.report.architectures import Matrix, markdown, matrix
+from effc.compiler.core.architectures import Matrix, markdown, matrix
+from effc.compiler.evaluation import equivalence
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.plugin.interfaces import Form
 from effc.compiler.targets.native import Native
-from effc.compiler.words.kinds import Form
-from effc.dsl.diagnostics import Reject
+from effc.dsl.syntax.diagnostics import Reject
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -57,7 +57,7 @@ from tests.architectures.passes import (
 )
 
 ROOT = Path(__file__).parents[2]
-SHIPPED, PAGE = ROOT / "compiler/report/architectures.json", ROOT / "docs/architectures.md"
+SHIPPED, PAGE = ROOT / "compiler/core/architectures.json", ROOT / "docs/architectures.md"
 LOOKS = ("capture", "other shape", "padded", "decode")
 AT_ONCE = 6  # architectures whose artifacts one fresh process reopens
 LENGTH = 40  # tokens of the rows that are probed: beyond windows and the lengths that stretched positions were made for

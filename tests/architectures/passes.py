@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.capture.sample import sample
-from effc.compiler.checkpoints.origin import Origin
-from effc.compiler.discovery.discover import skeleton_of
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.core.settings import Settings
+from effc.compiler.evaluation import equivalence
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.ir.capture.sample import sample
 from effc.compiler.ir.program import Program
-from effc.compiler.machine.settings import Settings
-from effc.compiler.measuring import equivalence
-from effc.compiler.rows.forward import predicts
+from effc.compiler.models.checkpoints.origin import Origin
+from effc.compiler.models.rows.forward import predicts
+from effc.compiler.plugin.context import Context
+from effc.compiler.plugin.registry import Shelf
 from effc.compiler.targets.native import Native
-from effc.compiler.words.context import Context
-from effc.compiler.words.shelf import Shelf
-from effc.dsl.diagnostics import Reject
-from effc.dsl.recipe import Invocation, Recipe
-from effc.dsl.source import Source
-from effc.dsl.values import Bytes, DataRef, MetricRef, Ratio
+from effc.dsl.checker.recipe import Invocation, Recipe
+from effc.dsl.checker.values import Bytes, DataRef, MetricRef, Ratio
+from effc.dsl.syntax.diagnostics import Reject
+from effc.dsl.syntax.source import Source
 from torch import nn
 from transformers import PreTrainedModel
 

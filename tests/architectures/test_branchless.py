@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from effc.compiler import api
-from effc.dsl.diagnostics import Reject
+from effc.compiler.driver import api
+from effc.dsl.syntax.diagnostics import Reject
 
 from tests.architectures import table
 from tests.architectures.checks import refused

@@ -12,15 +12,15 @@ import random
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture, flat
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.core.architectures import FILE
+from effc.compiler.evaluation import equivalence
+from effc.compiler.ir.capture.capture import capture, flat
 from effc.compiler.ir.program import Program
-from effc.compiler.measuring import equivalence
-from effc.compiler.report.architectures import FILE
-from effc.compiler.search.widths import slice_all
-from effc.dsl.diagnostics import Reject
-from effc.dsl.skeleton import Group
+from effc.compiler.transforms.editing.rewrite import Rewriter
+from effc.compiler.transforms.search.widths import slice_all
+from effc.dsl.checker.skeleton import Group
+from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn

@@ -4,16 +4,16 @@ import copy
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.editing.rewrite import Rewriter
-from effc.compiler.families.choices import Space
-from effc.compiler.families.dials import able, chosen, depth_dials, kernel_dials, orders, width_dials
-from effc.compiler.families.family import Family
-from effc.compiler.measuring import equivalence
-from effc.compiler.search.importance import ascending, l1
-from effc.compiler.search.widths import slice_all
-from effc.dsl.values import Ratio
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.evaluation import equivalence
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.transforms.editing.rewrite import Rewriter
+from effc.compiler.transforms.search.importance import ascending, l1
+from effc.compiler.transforms.search.widths import slice_all
+from effc.compiler.transforms.supernet.choices import Space
+from effc.compiler.transforms.supernet.elastic_dims import able, chosen, depth_dials, kernel_dials, orders, width_dials
+from effc.compiler.transforms.supernet.family import Family
+from effc.dsl.checker.values import Ratio
 
 from tests.architectures.test_closure import SHARE, silence
 

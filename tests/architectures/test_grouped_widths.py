@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.artifacts.compat import padding
-from effc.compiler.capture.capture import capture
-from effc.compiler.checkpoints.pretrained import pretrained
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.program import Program
-from effc.compiler.search.widths import slice_all
-from effc.compiler.words.shelf import Shelf
-from effc.dsl.recipe import Invocation
-from effc.dsl.skeleton import Group, Skeleton
-from effc.dsl.values import Ratio
+from effc.compiler.models.checkpoints.pretrained import pretrained
+from effc.compiler.plugin.registry import Shelf
+from effc.compiler.transforms.editing.rewrite import Rewriter
+from effc.compiler.transforms.search.widths import slice_all
+from effc.dsl.checker.recipe import Invocation
+from effc.dsl.checker.skeleton import Group, Skeleton
+from effc.dsl.checker.values import Ratio
 from safetensors.torch import save_file
 from torch import nn
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.report.architectures import FILE, markdown, matrix
+from effc.compiler.core.architectures import FILE, markdown, matrix
 
 from tests.architectures.matrix import LOOKS, body, run
 from tests.architectures.more import MORE
@@ -78,7 +78,7 @@ def test_every_refusal_is_a_sentence():
 
 
 def test_doctor_prints_the_matrix():
-    command = "from effc.compiler.cli import main; raise SystemExit(main(['doctor', '--architectures']))"
+    command = "from effc.compiler.cli.main import main; raise SystemExit(main(['doctor', '--architectures']))"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
     found = matrix()
     assert done.returncode == 0 and found.summary in done.stdout

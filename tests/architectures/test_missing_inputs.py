@@ -4,8 +4,8 @@ import json
 
 import pytest
 import transformers
-from effc.compiler import api
-from effc.dsl.diagnostics import Reject
+from effc.compiler.driver import api
+from effc.dsl.syntax.diagnostics import Reject
 
 _TEXT = {
     "vocab_size": 128,

@@ -2,11 +2,11 @@
 
 import pytest
 import transformers
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.editing.rehearsed import immovable
-from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.ir import graph_json
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.transforms.editing.rehearsed import immovable
+from effc.compiler.transforms.editing.rewrite import Rewriter
 
 from tests.architectures import table
 

@@ -76,7 +76,7 @@ def effc(tmp_path):
         command = [
             sys.executable,
             "-c",
-            "from effc.compiler.cli import main; raise SystemExit(main())",
+            "from effc.compiler.cli.main import main; raise SystemExit(main())",
             verb,
             "net.effspec",
             "--trust-remote-code",

@@ -1,13 +1,13 @@
 """Blocks that several layers share stay shared, whatever is cut."""
 
 import torch
+from effc.compiler.analysis.discovery.bypass import staying
+from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.artifacts.compat import padding
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.bypass import staying
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.editing.rewrite import Rewriter
-from effc.compiler.measuring import equivalence
-from effc.compiler.search.widths import slice_all
+from effc.compiler.evaluation import equivalence
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.transforms.editing.rewrite import Rewriter
+from effc.compiler.transforms.search.widths import slice_all
 
 from tests.architectures import table
 from tests.architectures.test_closure import SHARE, silence

@@ -6,20 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from effc.compiler.analysis.discovery.bypass import staying
+from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.artifacts.verify import inputs_of
 from effc.compiler.artifacts.verify_child import probe
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.bypass import staying
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.editing.rehearsal import layer_needed
-from effc.compiler.editing.rewrite import Rewriter
-from effc.compiler.families.choices import LAYERS
-from effc.compiler.families.dials import depth_dials
+from effc.compiler.evaluation import equivalence, timing
+from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.program import Program
-from effc.compiler.measuring import equivalence, timing
-from effc.compiler.rows import inputs
-from effc.compiler.rows.forward import logits, nll
-from effc.dsl.diagnostics import Reject
+from effc.compiler.models.rows import inputs
+from effc.compiler.models.rows.forward import logits, nll
+from effc.compiler.transforms.editing.dry_run import layer_needed
+from effc.compiler.transforms.editing.rewrite import Rewriter
+from effc.compiler.transforms.supernet.choices import LAYERS
+from effc.compiler.transforms.supernet.elastic_dims import depth_dials
+from effc.dsl.syntax.diagnostics import Reject
 from torch import nn
 from transformers import MoonshineConfig, MoonshineForConditionalGeneration
 

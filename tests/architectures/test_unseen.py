@@ -8,32 +8,32 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from effc.compiler.analysis.discovery.bypass import staying
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.analysis.planning.selection import required
 from effc.compiler.artifacts.compat import padding
 from effc.compiler.artifacts.verify import inputs_of
 from effc.compiler.artifacts.verify_child import probe
-from effc.compiler.capture.capture import capture
-from effc.compiler.checkpoints.blank import nothing_stored
-from effc.compiler.checkpoints.folder import open_folder
-from effc.compiler.checkpoints.origin import Origin
-from effc.compiler.checkpoints.rescaled import NOTE
-from effc.compiler.discovery.bypass import staying
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.editing.rehearsal import layer_needed
-from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.core.settings import Settings
+from effc.compiler.evaluation import equivalence
+from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay
 from effc.compiler.ir.program import Program
-from effc.compiler.machine.settings import Settings
-from effc.compiler.measuring import equivalence
-from effc.compiler.planning.select import required
-from effc.compiler.rows.forward import output_logits
-from effc.compiler.rows.inputs import arguments
-from effc.compiler.search.widths import slice_all
+from effc.compiler.models.checkpoints.mamba_rescale import NOTE
+from effc.compiler.models.checkpoints.meta_init import nothing_stored
+from effc.compiler.models.checkpoints.model_folder import open_folder
+from effc.compiler.models.checkpoints.origin import Origin
+from effc.compiler.models.rows.forward import output_logits
+from effc.compiler.models.rows.inputs import arguments
+from effc.compiler.plugin.context import Context
+from effc.compiler.plugin.registry import Shelf
 from effc.compiler.targets.hf import Hf
-from effc.compiler.words.context import Context
-from effc.compiler.words.shelf import Shelf
-from effc.dsl.diagnostics import Reject
-from effc.dsl.recipe import Recipe
-from effc.dsl.source import Source
+from effc.compiler.transforms.editing.dry_run import layer_needed
+from effc.compiler.transforms.editing.rewrite import Rewriter
+from effc.compiler.transforms.search.widths import slice_all
+from effc.dsl.checker.recipe import Recipe
+from effc.dsl.syntax.diagnostics import Reject
+from effc.dsl.syntax.source import Source
 from torch import nn
 from transformers import XLNetLMHeadModel
 

@@ -1,8 +1,8 @@
 """Hypothesis strategies of syntax trees: everything that a recipe can say, and nothing else."""
 
-from effc.dsl import ast
-from effc.dsl.abstract import RESERVED
-from effc.dsl.source import Source, Span
+from effc.dsl.syntax import ast
+from effc.dsl.syntax.source import Source, Span
+from effc.dsl.syntax.tree_builder import RESERVED
 from hypothesis import strategies as st
 
 NOWHERE = Span(Source("made", ""), 0, 0)

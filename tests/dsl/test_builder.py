@@ -1,10 +1,10 @@
 """A recipe written in Python is the recipe that its text says."""
 
 import pytest
-from effc.dsl.builder import call, name, percent, quantity, recipe, select
-from effc.dsl.diagnostics import Reject
-from effc.dsl.parse import parse
-from effc.dsl.source import Source
+from effc.dsl.syntax.builder import call, name, percent, quantity, recipe, select
+from effc.dsl.syntax.diagnostics import Reject
+from effc.dsl.syntax.parse import parse
+from effc.dsl.syntax.source import Source
 
 
 def slim():

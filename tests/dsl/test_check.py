@@ -5,13 +5,13 @@ import subprocess
 import sys
 
 import pytest
-from effc.compiler.words.shelf import Shelf
-from effc.dsl.check import Checked, check
-from effc.dsl.overrides import read_overrides
-from effc.dsl.parse import parse
-from effc.dsl.source import Source
-from effc.dsl.values import Bytes, DataRef, Duration, MetricRef, Range, Ratio, Selector, StepRef
-from effc.dsl.vocabulary import Param, Vocabulary, Word
+from effc.compiler.plugin.registry import Shelf
+from effc.dsl.checker.check import Checked, check
+from effc.dsl.checker.overrides import read_overrides
+from effc.dsl.checker.values import Bytes, DataRef, Duration, MetricRef, Range, Ratio, Selector, StepRef
+from effc.dsl.checker.vocabulary import Param, Vocabulary, Word
+from effc.dsl.syntax.parse import parse
+from effc.dsl.syntax.source import Source
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -321,8 +321,8 @@ def test_checking_imports_no_torch_and_takes_little_time():
     )
     text = text.replace('text("calib.txt")', 'text("calib.txt", length: 8)')
     code = (
-        "import sys; from effc.dsl.source import Source; from effc.dsl.parse import parse; "
-        "from effc.compiler.words.shelf import Shelf; from effc.dsl.check import check; "
+        "import sys; from effc.dsl.syntax.source import Source; from effc.dsl.syntax.parse import parse; "
+        "from effc.compiler.plugin.registry import Shelf; from effc.dsl.checker.check import check; "
         f"found = check(parse(Source('a', {text!r})).file, Shelf().vocabulary); "
         "assert found.recipes, found.diagnostics; sys.exit('torch' in sys.modules)"
     )

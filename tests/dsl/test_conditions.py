@@ -1,9 +1,9 @@
 """Conditions in headers: what terms mean, and that they are of parameters that the word has."""
 
 import pytest
-from effc.compiler.words.shelf import Shelf
-from effc.dsl.conditions import compared_in, meets, named_in
-from effc.dsl.values import DataRef, Ratio
+from effc.compiler.plugin.registry import Shelf
+from effc.dsl.checker.conditions import compared_in, meets, named_in
+from effc.dsl.checker.values import DataRef, Ratio
 
 ARGS = {
     "clients": 3,

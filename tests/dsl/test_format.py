@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from effc.dsl.diagnostics import Reject
-from effc.dsl.format import COLUMNS, format_file, format_source
-from effc.dsl.parse import parse
-from effc.dsl.source import Source
-from effc.dsl.write import text_of, width
+from effc.dsl.syntax.diagnostics import Reject
+from effc.dsl.syntax.format import COLUMNS, format_file, format_source
+from effc.dsl.syntax.parse import parse
+from effc.dsl.syntax.source import Source
+from effc.dsl.syntax.write import text_of, width
 
 
 def canonical(text: str) -> str:

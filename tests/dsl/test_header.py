@@ -8,9 +8,9 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from effc.compiler.words.header import BASES, inherited, read_header
-from effc.compiler.words.shelf import SHELVES, Shelf
-from effc.dsl.vocabulary import REQUIRED
+from effc.compiler.plugin.header import BASES, inherited, read_header
+from effc.compiler.plugin.registry import SHELVES, Shelf
+from effc.dsl.checker.vocabulary import REQUIRED
 
 SHELF = Shelf()
 WORDS = [(kind, name) for kind in SHELVES for name in SHELF.vocabulary.words(kind)]
@@ -52,7 +52,7 @@ def test_what_must_be_given_comes_first_then_a_words_own_parameters_then_those_i
 
 @pytest.mark.parametrize("kind, name", WORDS)
 def test_every_parameter_has_a_sentence_and_a_default_within_its_bounds(kind, name):
-    from effc.dsl.limits import within
+    from effc.dsl.checker.limits import within
 
     for param in SHELF.vocabulary.word(kind, name).params:
         assert param.doc.endswith(".") and (param.doc[0].isupper() or param.doc[0] in "`0123456789"), param.name
@@ -149,7 +149,7 @@ def test_targets_have_a_path_first():
 
 def test_reading_all_headers_imports_no_torch():
     code = (
-        "import sys; from effc.compiler.words.shelf import Shelf, SHELVES; v = Shelf().vocabulary; "
+        "import sys; from effc.compiler.plugin.registry import Shelf, SHELVES; v = Shelf().vocabulary; "
         "[v.word(k, n) for k in SHELVES for n in v.words(k)]; "
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))"
     )

@@ -2,8 +2,8 @@
 
 import time
 
-from effc.dsl.source import Source
-from effc.dsl.values import DataRef, MetricRef, Ratio, StepRef
+from effc.dsl.checker.values import DataRef, MetricRef, Ratio, StepRef
+from effc.dsl.syntax.source import Source
 
 from tests.dsl.test_check import framed, slugs
 

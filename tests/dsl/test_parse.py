@@ -4,14 +4,14 @@ import os
 
 import lark
 import pytest
-from effc.dsl import ast
-from effc.dsl.diagnostics import Reject
-from effc.dsl.edition import DEPTH
-from effc.dsl.parse import SHOWN, parse
-from effc.dsl.read import LIMIT, read_source
-from effc.dsl.render import apply_fixes
-from effc.dsl.scan import grammar
-from effc.dsl.source import Source
+from effc.dsl.syntax import ast
+from effc.dsl.syntax.diagnostics import Reject
+from effc.dsl.syntax.edition import DEPTH
+from effc.dsl.syntax.lexer import grammar
+from effc.dsl.syntax.parse import SHOWN, parse
+from effc.dsl.syntax.render import apply_fixes
+from effc.dsl.syntax.source import Source
+from effc.dsl.syntax.source_file import LIMIT, read_source
 
 from tests.clock import own_time
 from tests.grids import wide
@@ -133,9 +133,9 @@ def test_the_grammar_stands_alone(tmp_path):
     """Another tool can use the file with plain Lark and its contextual lexer."""
     from pathlib import Path
 
-    import effc.dsl
+    import effc.dsl.syntax
 
-    text = Path(effc.dsl.__file__).with_name("grammar.lark").read_text()
+    text = Path(effc.dsl.syntax.__file__).with_name("grammar.lark").read_text()
     tour = Path(__file__).with_name("tour.effspec").read_text()
     other = lark.Lark(text, parser="lalr", lexer="contextual", propagate_positions=True, maybe_placeholders=True)
     assert other.parse(tour).data == "start"
@@ -276,7 +276,7 @@ def test_every_token_removed_costs_at_most_one_diagnostic():
     """No cascades, wherever a recipe breaks."""
     from pathlib import Path
 
-    from effc.dsl.scan import scan
+    from effc.dsl.syntax.lexer import scan
 
     text = Path(__file__).with_name("tour.effspec").read_text()
     for token in scan(Source("a", text))[0][2:-1]:

@@ -3,12 +3,12 @@
 import os
 
 import pytest
-from effc.compiler import api
-from effc.compiler.rows.windows import find_files
-from effc.compiler.words.placing import placed
-from effc.dsl.diagnostics import Fault, Reject
-from effc.dsl.recipe import Invocation
-from effc.dsl.source import Source, Span
+from effc.compiler.core.error_location import placed
+from effc.compiler.driver import api
+from effc.compiler.inputs.windows import find_files
+from effc.dsl.checker.recipe import Invocation
+from effc.dsl.syntax.diagnostics import Fault, Reject
+from effc.dsl.syntax.source import Source, Span
 
 RECIPE = """effspec 1
 model base = zoo("tiny-llama")

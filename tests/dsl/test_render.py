@@ -4,11 +4,11 @@ import json
 import re
 
 import pytest
-from effc.dsl.diagnostics import Diagnostic, Fault, Fix
-from effc.dsl.excerpt import WIDTH
-from effc.dsl.parse import parse
-from effc.dsl.render import apply_fixes, render
-from effc.dsl.source import Source, Span
+from effc.dsl.syntax.diagnostics import Diagnostic, Fault, Fix
+from effc.dsl.syntax.excerpt import WIDTH
+from effc.dsl.syntax.parse import parse
+from effc.dsl.syntax.render import apply_fixes, render
+from effc.dsl.syntax.source import Source, Span
 
 out_of_range = Fault("test-out-of-range", "A parameter lies outside its bounds.")
 warned = Fault("test-warning", "Something is odd.", severity="warning")

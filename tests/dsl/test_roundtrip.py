@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
-from effc.compiler.words.shelf import Shelf
-from effc.dsl.check import check
-from effc.dsl.diagnostics import Reject
-from effc.dsl.format import format_file
-from effc.dsl.json_form import file_from_json, file_to_json
-from effc.dsl.parse import SHOWN, parse
-from effc.dsl.render import apply_fixes, render
-from effc.dsl.source import Source
+from effc.compiler.plugin.registry import Shelf
+from effc.dsl.checker.check import check
+from effc.dsl.syntax.diagnostics import Reject
+from effc.dsl.syntax.format import format_file
+from effc.dsl.syntax.json_form import file_from_json, file_to_json
+from effc.dsl.syntax.parse import SHOWN, parse
+from effc.dsl.syntax.render import apply_fixes, render
+from effc.dsl.syntax.source import Source
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -66,7 +66,7 @@ def test_formatted_lines_have_no_trailing_space_and_blank_lines_stand_alone(file
 
 
 def tokens(text: str) -> list[tuple[int, int]]:
-    from effc.dsl.scan import scan
+    from effc.dsl.syntax.lexer import scan
 
     return [(t.start_pos, t.end_pos) for t in scan(Source("made", text))[0][:-1]]
 

@@ -4,8 +4,8 @@ import re
 import time
 
 import pytest
-from effc.dsl.selectors import BadGlob, dead, matches, read, resolve
-from effc.dsl.values import Selector
+from effc.dsl.checker.selectors import BadGlob, dead, matches, read, resolve
+from effc.dsl.checker.values import Selector
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,19 +4,19 @@ import json
 from math import isclose
 
 import pytest
-from effc.compiler.explain import explain
-from effc.compiler.words.header import read_header
-from effc.dsl.check import check
-from effc.dsl.format import format_source
-from effc.dsl.json_form import file_from_json, file_to_json
-from effc.dsl.limits import within
-from effc.dsl.overrides import read_overrides
-from effc.dsl.parse import parse
-from effc.dsl.render import apply_fixes
-from effc.dsl.show import plain, show
-from effc.dsl.source import Source
-from effc.dsl.values import Shares, from_json, to_json
-from effc.dsl.vocabulary import Param, Vocabulary, Word
+from effc.compiler.cli.explain import explain
+from effc.compiler.plugin.header import read_header
+from effc.dsl.checker.check import check
+from effc.dsl.checker.limits import within
+from effc.dsl.checker.overrides import read_overrides
+from effc.dsl.checker.value_text import plain, show
+from effc.dsl.checker.values import Shares, from_json, to_json
+from effc.dsl.checker.vocabulary import Param, Vocabulary, Word
+from effc.dsl.syntax.format import format_source
+from effc.dsl.syntax.json_form import file_from_json, file_to_json
+from effc.dsl.syntax.parse import parse
+from effc.dsl.syntax.render import apply_fixes
+from effc.dsl.syntax.source import Source
 from hypothesis import given
 from hypothesis import strategies as st
 

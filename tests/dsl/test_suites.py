@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from effc.compiler.words.shelf import Shelf
-from effc.dsl.check import check
-from effc.dsl.overrides import read_overrides
-from effc.dsl.parse import parse
-from effc.dsl.source import Source
+from effc.compiler.plugin.registry import Shelf
+from effc.dsl.checker.check import check
+from effc.dsl.checker.overrides import read_overrides
+from effc.dsl.syntax.parse import parse
+from effc.dsl.syntax.source import Source
 
 
 def load(name: str):
@@ -52,7 +52,7 @@ def test_a_recipe_of_the_manual_has_the_faults_it_is_marked_with(case, update):
     assert {(place(d), d.slug) for d in found} == case.marks
     if case.output is None:
         return
-    from effc.dsl.render import render
+    from effc.dsl.syntax.render import render
 
     said = render(found)
     if update:
@@ -91,7 +91,7 @@ TOLD = {
 
 
 def test_every_fault_of_the_language_has_a_section_and_nearly_every_one_a_recipe():
-    files = (Path(__file__).resolve().parents[2] / "dsl").glob("*.py")
+    files = (Path(__file__).resolve().parents[2] / "dsl").rglob("*.py")
     slugs = {s for f in files for s in re.findall(r'Fault\(\s*"([a-z0-9-]+)"', f.read_text(encoding="utf-8"))}
     sections = {s for p in suite.pages() for s in re.findall(r"^## (.+)$", p.read_text(encoding="utf-8"), re.M)}
     shown = {case.title for case in CASES if any(slug == case.title for _, slug in case.marks)}

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import lark
 import pytest
-from effc.dsl import scan, tables
-from effc.dsl.parse import parse
-from effc.dsl.source import Source
+from effc.dsl.syntax import lexer, tables
+from effc.dsl.syntax.parse import parse
+from effc.dsl.syntax.source import Source
 
 TEXTS = [f.read_text(encoding="utf-8") for f in sorted(Path(__file__).parents[2].glob("recipes/**/*.effspec"))]
 here = pytest.mark.skipif(
@@ -17,7 +17,7 @@ here = pytest.mark.skipif(
 
 @here
 def test_the_kept_tables_are_of_this_grammar():
-    assert tables.read() is not None, "python -m effc.dsl.tables"
+    assert tables.read() is not None, "python -m effc.dsl.syntax.tables"
 
 
 @here
@@ -25,7 +25,7 @@ def test_texts_whole_and_broken_are_read_alike(monkeypatch):
     texts = [*TEXTS, *(text[: len(text) * 2 // 3] for text in TEXTS), *(text.replace(")", "", 1) for text in TEXTS)]
     kept = [parse.__wrapped__(Source("a", text)) for text in texts]
     built = tables.build()
-    monkeypatch.setattr(scan, "grammar", lambda: built)
+    monkeypatch.setattr(lexer, "grammar", lambda: built)
     assert [parse.__wrapped__(Source("a", text)) for text in texts] == kept
     assert len(texts) > 60 and any(parsed.diagnostics for parsed in kept)
 

@@ -1,6 +1,6 @@
 """The structure of `zoo("tiny-llama")`, written by hand: the language is tested without torch."""
 
-from effc.dsl.skeleton import Branch, Group, Member, Part, Skeleton
+from effc.dsl.checker.skeleton import Branch, Group, Member, Part, Skeleton
 
 LAYERS, HIDDEN, WIDTH, HEADS, KV, DIM = 8, 128, 384, 8, 4, 16
 

@@ -8,25 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.checkpoints.folder import open_folder
-from effc.compiler.checkpoints.origin import Origin
-from effc.compiler.cli import main
-from effc.compiler.families.family import Family
-from effc.compiler.federation.declaration import read_declaration
+from effc.compiler.apps.federation.declaration import read_declaration
+from effc.compiler.apps.rttc.app import read_app
+from effc.compiler.apps.rttc.engines.index import Unreachable
+from effc.compiler.apps.rttc.knowledge import open_base
+from effc.compiler.apps.rttc.retrieval import Remote
+from effc.compiler.cli.main import main
+from effc.compiler.core.cache import Cache
+from effc.compiler.core.sealed_json import SEAL, sealed
+from effc.compiler.driver.judging import baseline
+from effc.compiler.driver.snapshot import restore
+from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.outcome import Front, Model, Outcome
-from effc.compiler.judging import baseline
-from effc.compiler.rttc.app import read_app
-from effc.compiler.rttc.engines.index import Unreachable
-from effc.compiler.rttc.knowledge import open_base
-from effc.compiler.rttc.retrieval import Remote
-from effc.compiler.running.snapshot import restore
-from effc.compiler.store.cache import Cache
-from effc.compiler.store.sealed import SEAL, sealed
-from effc.compiler.words import lockfile, packages
-from effc.dsl.diagnostics import Reject
-from effc.dsl.parse import parse
-from effc.dsl.source import Source
+from effc.compiler.models.checkpoints.model_folder import open_folder
+from effc.compiler.models.checkpoints.origin import Origin
+from effc.compiler.plugin import lockfile, recipe_packages
+from effc.compiler.transforms.supernet.family import Family
+from effc.dsl.syntax.diagnostics import Reject
+from effc.dsl.syntax.parse import parse
+from effc.dsl.syntax.source import Source
 
 from tests.hostile.kinds import STORED
 from tests.hostile.test_caches import unpacked
@@ -99,7 +99,7 @@ def read_lock(data: bytes, folder: Path) -> None:
     assert lockfile.read(folder) == found, "a lock that was written is read as it was"
     for name, facts in found["packages"].items():
         with suppress(Reject):  # what it pins is not here
-            packages.folder_of(name, facts, folder, folder / "cache")
+            recipe_packages.folder_of(name, facts, folder, folder / "cache")
 
 
 def abouts(honest: Path) -> list[bytes]:
@@ -107,8 +107,8 @@ def abouts(honest: Path) -> list[bytes]:
 
 
 def read_about(data: bytes, folder: Path) -> None:
-    (folder / packages.ABOUT).write_bytes(data)
-    packages.package_in(folder)
+    (folder / recipe_packages.ABOUT).write_bytes(data)
+    recipe_packages.package_in(folder)
 
 
 def baselines(honest: Path) -> list[bytes]:

@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 from effc.compiler.artifacts import exported
 from effc.compiler.artifacts.manifest import read_manifest
-from effc.compiler.checkpoints.safetensors_header import read_header
+from effc.compiler.core.safe_read import parse_json
+from effc.compiler.inputs.sources.gguf import weights_in
 from effc.compiler.ir import graph_json
-from effc.compiler.native import opening, stored
-from effc.compiler.onnx import checking
-from effc.compiler.sources.gguf import weights_in
-from effc.compiler.store.regular import parse_json
-from effc.dsl.diagnostics import Reject
-from effc.dsl.parse import parse
-from effc.dsl.source import Source
+from effc.compiler.models.checkpoints.safetensors_header import read_header
+from effc.compiler.runtimes.native import opening, plan_files
+from effc.compiler.runtimes.onnx import checking
+from effc.dsl.syntax.diagnostics import Reject
+from effc.dsl.syntax.parse import parse
+from effc.dsl.syntax.source import Source
 from effc.kernels import engine_plan, packed
 from effc.kernels.native import KernelError
 
@@ -102,8 +102,8 @@ def _plan(kind: str) -> Callable[[bytes, Path], None]:
         (folder / "plan.json").write_bytes(data)
         if not (folder / "weights.bin").exists():
             (folder / "weights.bin").write_bytes(_weights[kind])
-        found = stored.read(folder)
-        engine_plan.laid_out(found.plan, stored.tensors(folder, found, mapped=True), deep=True)
+        found = plan_files.read(folder)
+        engine_plan.laid_out(found.plan, plan_files.tensors(folder, found, mapped=True), deep=True)
         if "EFFC_KERNELS" in os.environ:  # a build that is watched: what was taken must compute, too
             opening.open_native(folder, threads=1, sequences=1)(torch.tensor([[1, 2, 3]]))
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from effc.compiler.artifacts.artifact import write
 from effc.compiler.artifacts.manifest import Manifest
-from effc.compiler.capture.capture import capture
-from effc.compiler.checkpoints.folder import open_folder
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.models.checkpoints.model_folder import open_folder
 from effc.compiler.targets.hf import Hf
 
 from tests import tiny, worlds
@@ -101,7 +101,7 @@ def world(folder: Path) -> Path:
 
 
 def main() -> None:
-    from effc.compiler import api
+    from effc.compiler.driver import api
 
     with tempfile.TemporaryDirectory() as scratch:
         recipe, out = world(Path(scratch)), Path(scratch, "out")

@@ -6,7 +6,7 @@ import resource
 import pytest
 import torch
 from effc.compiler.artifacts import adapter
-from effc.dsl.diagnostics import Reject
+from effc.dsl.syntax.diagnostics import Reject
 from safetensors.torch import save_file
 
 from tests import worlds

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.artifacts.finite import _sound, _tensors
+from effc.compiler.artifacts.finite_weights import _sound, _tensors
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.signature import new_key, sign
-from effc.compiler.checkpoints.safetensors_header import read_header
-from effc.compiler.gguf import reading as gguf
-from effc.compiler.native.stored import pieces
-from effc.dsl.diagnostics import Reject
+from effc.compiler.models.checkpoints.safetensors_header import read_header
+from effc.compiler.runtimes.gguf import reading as gguf
+from effc.compiler.runtimes.native.plan_files import pieces
+from effc.dsl.syntax.diagnostics import Reject
 
 from tests.hostile import kinds
 from tests.hostile.kinds import FRONTS, KINDS
@@ -209,7 +209,7 @@ def test_crafted_artifacts_do_nothing_but_be_refused(lot, name):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_verify_tells_a_sound_artifact_from_a_changed_one(honest, kind, tmp_path, capsys):
-    from effc.compiler.cli import main
+    from effc.compiler.cli.main import main
 
     assert main(["verify", str(honest / kind)]) == 0
     assert capsys.readouterr().out.startswith("ok: ")
@@ -267,7 +267,7 @@ def test_whatever_file_of_an_artifact_was_changed_its_signature_does_not_vouch_f
 def test_verify_holds_native_weights_against_their_checksums_though_the_manifest_was_changed_along(
     honest, tmp_path, capsys
 ):
-    from effc.compiler.cli import main
+    from effc.compiler.cli.main import main
 
     case = tmp_path / "native"
     shutil.copytree(honest / "native", case)
@@ -322,7 +322,7 @@ NUMBERS = {"nan": struct.pack("<f", math.nan), "infinite": struct.pack("<f", -ma
 def test_verify_names_weights_that_are_no_numbers_though_hashes_were_written_anew(
     honest, kind, number, tmp_path, capsys
 ):
-    from effc.compiler.cli import main
+    from effc.compiler.cli.main import main
 
     for place in files_of(honest / kind):
         if place.suffix not in SPOILS:
@@ -340,7 +340,7 @@ def test_verify_names_weights_that_are_no_numbers_though_hashes_were_written_ane
 
 @pytest.mark.parametrize("kind", ["program", "onnx"])
 def test_verify_names_weights_of_graphs_that_are_no_numbers(honest, kind, tmp_path, capsys):
-    from effc.compiler.cli import main
+    from effc.compiler.cli.main import main
 
     case = tmp_path / kind
     shutil.copytree(honest / kind, case)
@@ -362,7 +362,7 @@ def test_a_mask_of_minus_infinity_is_no_fault():
 
 
 def test_verify_refuses_a_target_that_there_is_not(honest, tmp_path, capsys):
-    from effc.compiler.cli import main
+    from effc.compiler.cli.main import main
 
     shutil.copytree(honest / "compact", tmp_path / "compact")
     manifest = tmp_path / "compact" / "manifest.json"

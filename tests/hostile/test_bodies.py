@@ -9,15 +9,15 @@ import random
 
 import pytest
 import torch
+from effc.compiler.apps.rttc import chat_server, knowledge_server
+from effc.compiler.apps.rttc.app import client_of, read_app
+from effc.compiler.apps.rttc.knowledge import open_base
+from effc.compiler.apps.serving.api import Service, application
+from effc.compiler.apps.serving.runner import runner_of, try_out
+from effc.compiler.apps.serving.scheduler import Scheduler
 from effc.compiler.artifacts.load import load
-from effc.compiler.models import computing
-from effc.compiler.rttc import front, library
-from effc.compiler.rttc.app import client_of, read_app
-from effc.compiler.rttc.knowledge import open_base
-from effc.compiler.serving.api import Service, application
-from effc.compiler.serving.runner import runner_of, try_out
-from effc.compiler.serving.scheduler import Scheduler
-from effc.dsl.diagnostics import Reject
+from effc.compiler.driver.models import computing
+from effc.dsl.syntax.diagnostics import Reject
 from starlette.testclient import TestClient
 from transformers import AutoTokenizer
 
@@ -49,8 +49,8 @@ def servers(tmp_path_factory):
     guided = client_of(read_app(place), place, load(place), words, folder / "cache")
     apps = {
         "model": application(Service("m", scheduler, words, runner.context, runner.vocabulary)),
-        "guided": front.application(front.Front("m", guided)),
-        "library": library.application(library.Library(open_base(place / "knowledge"), "diverse")),
+        "guided": chat_server.application(chat_server.Front("m", guided)),
+        "library": knowledge_server.application(knowledge_server.Library(open_base(place / "knowledge"), "diverse")),
     }
     clients = {name: TestClient(app, raise_server_exceptions=False) for name, app in apps.items()}
     apps["guided"].state.words = words

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.planning import skeletons
-from effc.compiler.running.snapshot import restore
-from effc.compiler.store import hashes
-from effc.compiler.store.cache import Cache, digest, tensor_hash
-from effc.compiler.store.sealed import sealed
-from effc.dsl.diagnostics import Reject
-from effc.dsl.skeleton import Skeleton
+from effc.compiler.analysis.planning import skeleton_store
+from effc.compiler.core import hashes
+from effc.compiler.core.cache import Cache, digest, tensor_hash
+from effc.compiler.core.sealed_json import sealed
+from effc.compiler.driver.snapshot import restore
+from effc.dsl.checker.skeleton import Skeleton
+from effc.dsl.syntax.diagnostics import Reject
 from safetensors.torch import save
 
 from tests.stored.test_stored import origin_in
@@ -75,13 +75,13 @@ def test_a_blob_that_was_edited_is_not_used(cache):
 
 def test_a_skeleton_that_was_edited_or_is_another_ones_is_found_again(cache):
     folder = cache.folder / "skeletons"
-    skeletons.store(folder, "one", Skeleton("x", (), ()))
+    skeleton_store.store(folder, "one", Skeleton("x", (), ()))
     path = folder / "one.json"
     whole = path.read_bytes()
-    assert skeletons.load(folder, "one") == Skeleton("x", (), ()) and not list(cache.damaged())
+    assert skeleton_store.load(folder, "one") == Skeleton("x", (), ()) and not list(cache.damaged())
     (folder / "two.json").write_bytes(whole)
     path.write_bytes(whole.replace(b'"x"', b'"y"'))
-    assert skeletons.load(folder, "one") is None and skeletons.load(folder, "two") is None
+    assert skeleton_store.load(folder, "one") is None and skeleton_store.load(folder, "two") is None
     assert [found.name for found, _ in cache.damaged()] == ["one.json", "two.json"]
 
 

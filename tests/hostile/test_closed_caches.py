@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.store.cache import Cache, digest, tensor_hash
+from effc.compiler.core.cache import Cache, digest, tensor_hash
 
 from tests import worlds
 from tests.hostile.closed import UNTRIED
@@ -25,9 +25,9 @@ emit lean { hf("lean") }
 READING = """
 import sys
 from pathlib import Path
-from effc.compiler.store.cache import Cache
-from effc.compiler.planning import skeletons
-from effc.dsl.diagnostics import Reject
+from effc.compiler.core.cache import Cache
+from effc.compiler.analysis.planning import skeletons
+from effc.dsl.syntax.diagnostics import Reject
 cache = Cache(Path(sys.argv[1]))
 key = cache.entries()[0].key
 assert cache.fetch(cache.step(key)["tensors"]["w"]).sum() == 8

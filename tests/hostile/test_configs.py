@@ -8,12 +8,12 @@ import time
 import pytest
 import torch
 from effc.compiler.artifacts.load import load
-from effc.compiler.checkpoints.bounds import check_numbers
-from effc.compiler.checkpoints.checkpoint import parse_config
-from effc.compiler.checkpoints.classes import class_names, plain
-from effc.compiler.checkpoints.companions import companions
-from effc.compiler.checkpoints.folder import open_folder
-from effc.dsl.diagnostics import Reject
+from effc.compiler.models.checkpoints.checkpoint import parse_config
+from effc.compiler.models.checkpoints.config_bounds import check_numbers
+from effc.compiler.models.checkpoints.config_classes import class_names, plain
+from effc.compiler.models.checkpoints.model_folder import open_folder
+from effc.compiler.models.checkpoints.sidecar_files import companions
+from effc.dsl.syntax.diagnostics import Reject
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PatchTSTConfig, PatchTSTForPrediction
 
 from tests import tiny, worlds
@@ -300,8 +300,8 @@ def test_real_configs_have_room(name, tmp_path):
     """Of every architecture that effc is tested with: nothing is refused for its numbers."""
     model = tiny.model(name)
     model.save_pretrained(tmp_path)
-    from effc.compiler.checkpoints.folder import read_config
-    from effc.compiler.checkpoints.weights import find_weights
+    from effc.compiler.models.checkpoints.model_folder import read_config
+    from effc.compiler.models.checkpoints.weights import find_weights
 
     check_numbers(read_config(tmp_path / "config.json", "here"), find_weights(tmp_path, "here").slots, "here")
     check_numbers(read_config(tmp_path / "config.json", "here"), None, "here")

@@ -6,8 +6,8 @@ import time
 
 import pytest
 from effc.compiler.artifacts.manifest import Manifest
+from effc.compiler.inputs.sources.gguf import weights_in
 from effc.compiler.ir import graph_json
-from effc.compiler.sources.gguf import weights_in
 
 from tests.worlds import slug
 
@@ -44,7 +44,7 @@ def test_a_graph_whose_arguments_no_function_could_have_is_refused():
 
 def changed_onnx(folder, change):
     onnx = pytest.importorskip("onnx")
-    from effc.compiler.onnx import checking
+    from effc.compiler.runtimes.onnx import checking
 
     tensor = onnx.TensorProto(name="w", data_type=1, dims=[2, 3])
     tensor.data_location = onnx.TensorProto.EXTERNAL

@@ -13,7 +13,7 @@ import pytest
 import torch
 from effc.compiler.artifacts import exported
 from effc.compiler.artifacts.exported_ops import is_listed
-from effc.dsl.diagnostics import Reject
+from effc.dsl.syntax.diagnostics import Reject
 
 torch.set_num_threads(1)
 MODEL, CONSTANTS = "models/model.json", "data/constants/model_constants_config.json"

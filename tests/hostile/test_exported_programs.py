@@ -13,7 +13,7 @@ import pytest
 import torch
 from effc.compiler.artifacts import exported
 from effc.compiler.artifacts.exported_ops import is_listed
-from effc.dsl.diagnostics import Reject
+from effc.dsl.syntax.diagnostics import Reject
 from torch._export.serde.serialize import GraphModuleDeserializer
 
 from tests.worlds import refused

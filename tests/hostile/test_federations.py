@@ -7,18 +7,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from effc.compiler.federation.averaging import FedAvg
-from effc.compiler.federation.bounds import DAY, Bounds, deadline_of
-from effc.compiler.federation.client import Participant
-from effc.compiler.federation.flower import FlowerGrid
-from effc.compiler.federation.grid import Answer, Message
-from effc.compiler.federation.personal import AllButMe
-from effc.compiler.federation.products import Pad, Stack, Truncate
-from effc.compiler.federation.secure import Summed
-from effc.compiler.federation.strategy import Sent
-from effc.dsl.diagnostics import Reject
+from effc.compiler.apps.federation.averaging import FedAvg
+from effc.compiler.apps.federation.bounds import DAY, Bounds, deadline_of
+from effc.compiler.apps.federation.client import Participant
+from effc.compiler.apps.federation.flower import FlowerGrid
+from effc.compiler.apps.federation.grid import Answer, Message
+from effc.compiler.apps.federation.personal import AllButMe
+from effc.compiler.apps.federation.products import Pad, Stack, Truncate
+from effc.compiler.apps.federation.secure import Summed
+from effc.compiler.apps.federation.strategy import Sent
+from effc.dsl.syntax.diagnostics import Reject
 
-from tests.federation.least_squares import ALPHA, FULL, RANK, Regression, federation
+from tests.compiler.apps.federation.least_squares import ALPHA, FULL, RANK, Regression, federation
 
 STRATEGIES = {
     "fedavg": lambda: FedAvg(FULL),

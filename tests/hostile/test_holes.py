@@ -5,9 +5,9 @@ import time
 
 import pytest
 from effc.compiler.artifacts.manifest import Manifest, verify_files
-from effc.compiler.checkpoints.safetensors_header import read_header
-from effc.compiler.sources.hf import Hf
-from effc.dsl.diagnostics import Reject
+from effc.compiler.inputs.sources.hf import Hf
+from effc.compiler.models.checkpoints.safetensors_header import read_header
+from effc.dsl.syntax.diagnostics import Reject
 
 from tests import worlds
 

@@ -6,9 +6,9 @@ import shutil
 import tarfile
 
 import pytest
+from effc.compiler.apps.rttc.app import client_of, read_app
+from effc.compiler.apps.rttc.knowledge import open_base
 from effc.compiler.artifacts.load import load
-from effc.compiler.rttc.app import client_of, read_app
-from effc.compiler.rttc.knowledge import open_base
 from transformers import AutoTokenizer
 
 from tests.hostile.kinds import STORED

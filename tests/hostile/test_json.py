@@ -5,34 +5,34 @@ import os
 from pathlib import Path
 
 import pytest
-from effc.compiler.store.regular import parse_json, read_json
-from effc.dsl.diagnostics import Reject
+from effc.compiler.core.safe_read import parse_json, read_json
+from effc.dsl.syntax.diagnostics import Reject
 
 ROOT = Path(__file__).parents[2] / "compiler"
 # Files that read what effc itself has just written, in this process or in a folder of its own.
 OWN = {
     "artifacts/artifact.py": "notes of a draft",
-    "artifacts/sealed.py": "a config that transformers has just written",
+    "artifacts/compact_config.py": "a config that transformers has just written",
     "artifacts/verify_child.py": "what this compile emitted; it knows nothing of effc",
-    "discovery/structure.py": "a skeleton of the zoo",
-    "editor/forecast.py": "questions of the editor's own process",
-    "editor/hints.py": "answers of a process that it started",
-    "checkpoints/safetensors_header.py": "a header, each name once",
-    "report/architectures.py": "a table of effc itself",
-    "federation/declaration.py": "its own JSON again",
-    "rttc/policy.py": "JSON that was parsed before",
-    "gguf/cuts.py": "tokens that llama.cpp makes, from a process that it started",
-    "gguf/cuts_child.py": "texts from the process that started it",
-    "gguf/vocabulary.py": "a tokenizer that its library has just written",
-    "sources/gguf.py": "a config that transformers has just made",
-    "running/team.py": "answers of processes that it started",
-    "rows/renderer.py": "what the process that started it asks",
-    "rows/template.py": "answers of a process that it started",
-    "store/journal.py": "scratch of this step, sealed by lines",
-    "store/sealed.py": "its own JSON again",
-    "targets/rttc.py": "its own JSON again",
-    "training/saved.py": "scratch of this step",
-    "workers/replica.py": "what the process that started it asks",
+    "analysis/discovery/structure.py": "a skeleton of the zoo",
+    "cli/editor/forecast.py": "questions of the editor's own process",
+    "cli/editor/hints.py": "answers of a process that it started",
+    "models/checkpoints/safetensors_header.py": "a header, each name once",
+    "core/architectures.py": "a table of effc itself",
+    "apps/federation/declaration.py": "its own JSON again",
+    "apps/rttc/policy.py": "JSON that was parsed before",
+    "runtimes/gguf/pretokenizers.py": "tokens that llama.cpp makes, from a process that it started",
+    "runtimes/gguf/llama_tokens_child.py": "texts from the process that started it",
+    "runtimes/gguf/vocabulary.py": "a tokenizer that its library has just written",
+    "inputs/sources/gguf.py": "a config that transformers has just made",
+    "driver/worker_team.py": "answers of processes that it started",
+    "models/rows/template_child.py": "what the process that started it asks",
+    "models/rows/chat_template.py": "answers of a process that it started",
+    "core/journal.py": "scratch of this step, sealed by lines",
+    "core/sealed_json.py": "its own JSON again",
+    "apps/rttc/targets/rttc.py": "its own JSON again",
+    "transforms/training/run_files.py": "scratch of this step",
+    "driver/workers/replica.py": "what the process that started it asks",
 }
 
 
@@ -76,4 +76,4 @@ def test_files_of_others_are_read_by_these_readers_alone():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.loads", "json.load"):
                 plain.add(file.relative_to(ROOT).as_posix())
-    assert plain - {"store/regular.py"} == set(OWN), "use `read_json` or `parse_json` of store/regular.py"
+    assert plain - {"core/safe_read.py"} == set(OWN), "use `read_json` or `parse_json` of core/safe_read.py"

@@ -5,9 +5,9 @@ import shutil
 import tarfile
 
 import pytest
-from effc.compiler.cli import main
-from effc.compiler.commands.screen import Screen
-from effc.compiler.store.cache import Cache, digest
+from effc.compiler.cli.main import main
+from effc.compiler.cli.verbs.output import Screen
+from effc.compiler.core.cache import Cache, digest
 
 from tests.hostile.kinds import STORED
 from tests.hostile.mutations import consistent

@@ -6,11 +6,11 @@ import shutil
 import tarfile
 
 import pytest
-from effc.compiler.federation.processes import start
-from effc.compiler.store.cache import write_whole
-from effc.dsl.diagnostics import Reject
+from effc.compiler.apps.federation.processes import start
+from effc.compiler.core.cache import write_whole
+from effc.dsl.syntax.diagnostics import Reject
 
-from tests.cli.conftest import effc, own_cache  # noqa: F401
+from tests.compiler.cli.verbs.conftest import effc, own_cache  # noqa: F401
 from tests.hostile.kinds import STORED
 
 WRITTEN = {

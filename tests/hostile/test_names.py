@@ -3,8 +3,8 @@
 from contextlib import suppress
 
 import pytest
-from effc.compiler import api
-from effc.dsl.diagnostics import Reject
+from effc.compiler.driver import api
+from effc.dsl.syntax.diagnostics import Reject
 
 LONG = "a" * 300  # bytes of a name: systems have 255
 STEP = "x = prune.channels(keep: 50% of channels, score: perplexity(d))"

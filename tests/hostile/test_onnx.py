@@ -5,9 +5,9 @@ import tarfile
 
 import pytest
 import torch
-from effc.compiler.onnx.checking import DATA, FILE, check, weights
-from effc.compiler.onnx.model import Session, open_onnx
-from effc.dsl.diagnostics import Reject
+from effc.compiler.runtimes.onnx.checking import DATA, FILE, check, weights
+from effc.compiler.runtimes.onnx.model import Session, open_onnx
+from effc.dsl.syntax.diagnostics import Reject
 
 from tests.hostile.kinds import STORED
 

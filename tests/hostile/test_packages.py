@@ -6,15 +6,15 @@ import shutil
 import time
 
 import pytest
+from effc.compiler.apps.federation.declaration import read_declaration
+from effc.compiler.apps.rttc.app import read_app
+from effc.compiler.apps.rttc.knowledge import open_base
+from effc.compiler.apps.rttc.sample import read_samples
 from effc.compiler.artifacts import reft
-from effc.compiler.cli import main
-from effc.compiler.federation.declaration import read_declaration
-from effc.compiler.rows.windows import read_text
-from effc.compiler.rttc.app import read_app
-from effc.compiler.rttc.knowledge import open_base
-from effc.compiler.rttc.sample import read_samples
-from effc.compiler.words import lockfile, packages
-from effc.dsl.diagnostics import Reject
+from effc.compiler.cli.main import main
+from effc.compiler.inputs.windows import read_text
+from effc.compiler.plugin import lockfile, recipe_packages
+from effc.dsl.syntax.diagnostics import Reject
 
 from tests.hostile import kinds
 from tests.hostile.mutations import consistent
@@ -97,9 +97,9 @@ def test_a_model_that_breaks_is_not_effcs_fault(honest, tmp_path, capsys):
 )
 def test_toml_that_takes_hours_is_refused_at_once(tmp_path, text):
     started = time.process_time()
-    (tmp_path / packages.ABOUT).write_text(text)
+    (tmp_path / recipe_packages.ABOUT).write_text(text)
     (tmp_path / lockfile.NAME).write_text(text)
-    for read in (packages.package_in, lockfile.read):
+    for read in (recipe_packages.package_in, lockfile.read):
         with pytest.raises(Reject, match="is no TOML that can be read"):
             read(tmp_path)
     assert time.process_time() - started < 5

@@ -6,18 +6,18 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from effc.compiler import api
-from effc.compiler.commands.gate_report import junit, markdown
-from effc.compiler.commands.screen import Screen
-from effc.compiler.commands.speech import Speech
-from effc.compiler.commands.test import written
-from effc.compiler.judging import retest
-from effc.compiler.judging.baseline import Drift
-from effc.compiler.judging.comparison import Comparison
-from effc.compiler.judging.gate import Outcome
-from effc.dsl.diagnostics import Fault
-from effc.dsl.render import visible
-from effc.dsl.source import Source, Span
+from effc.compiler.cli.verbs.gate_report import junit, markdown
+from effc.compiler.cli.verbs.output import Screen
+from effc.compiler.cli.verbs.speech import Speech
+from effc.compiler.cli.verbs.test import written
+from effc.compiler.driver import api
+from effc.compiler.driver.judging import retest
+from effc.compiler.driver.judging.baseline import Drift
+from effc.compiler.driver.judging.comparison import Comparison
+from effc.compiler.driver.judging.gate import Outcome
+from effc.dsl.syntax.diagnostics import Fault
+from effc.dsl.syntax.render import visible
+from effc.dsl.syntax.source import Source, Span
 from hypothesis import given
 from hypothesis import strategies as st
 

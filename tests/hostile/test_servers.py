@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from effc.compiler.rttc.engines.index import Unreachable
-from effc.compiler.rttc.retrieval import Remote
+from effc.compiler.apps.rttc.engines.index import Unreachable
+from effc.compiler.apps.rttc.retrieval import Remote
 
 FACTS = {"version": "1", "embedder": "e", "centre": [0.5, 0.25], "samples": 2}
 

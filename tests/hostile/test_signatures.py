@@ -8,10 +8,10 @@ import effc as package
 import pytest
 import typer
 from effc.compiler.artifacts.signature import new_key, sign
-from effc.compiler.cli import app
-from effc.dsl.diagnostics import Reject
+from effc.compiler.cli.main import app
+from effc.dsl.syntax.diagnostics import Reject
 
-from tests.cli.conftest import effc, own_cache  # noqa: F401
+from tests.compiler.cli.verbs.conftest import effc, own_cache  # noqa: F401
 from tests.hostile.kinds import honest
 
 SIGNED_FILES = {"manifest.json", "measures.json", "sbom.json", "signatures.json"}  # read to check a signature

@@ -10,7 +10,7 @@ import pytest
 from tests.test_layout import files, shown, tree
 
 SAFE = ("-P", "-I")  # neither the working directory nor a script's folder comes before the libraries
-READ_ONLY = {"compiler/federation/deployment.py"}  # where Flower's commands lie, beside the interpreter
+READ_ONLY = {"compiler/apps/federation/deployment.py"}  # where Flower's commands lie, beside the interpreter
 
 
 def interpreters(module: ast.Module) -> list[tuple[int, bool]]:
@@ -67,8 +67,8 @@ def test_python_is_started_by_way_of_sys_executable_alone():
 @pytest.mark.parametrize(
     "start",
     [
-        "from effc.compiler.machine.speeds import _started; _started()",
-        "from effc.compiler.editor.hints import _started; p = _started(); p.stdin.close(); p.wait()",
+        "from effc.compiler.core.speeds import _started; _started()",
+        "from effc.compiler.cli.editor.hints import _started; p = _started(); p.stdin.close(); p.wait()",
     ],
 )
 def test_a_torch_beside_the_user_is_not_imported(tmp_path, start):

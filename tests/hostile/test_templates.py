@@ -4,8 +4,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from effc.compiler.rows import template
-from effc.compiler.rows.template import TooLong, render
+from effc.compiler.models.rows import chat_template
+from effc.compiler.models.rows.chat_template import TooLong, render
 from jinja2 import TemplateError
 
 from tests import worlds
@@ -64,8 +64,8 @@ MEMORY = [
 @pytest.fixture
 def quick(monkeypatch):
     """A renderer that has little time; the next test has one of its own."""
-    monkeypatch.setattr(template, "SECONDS", 0.3)
-    monkeypatch.setattr(template, "_own", None)
+    monkeypatch.setattr(chat_template, "SECONDS", 0.3)
+    monkeypatch.setattr(chat_template, "_own", None)
 
 
 @pytest.mark.parametrize("text", TIME)
@@ -97,10 +97,10 @@ def test_many_threads_get_each_its_own_text(tmp_path):
 def test_a_process_that_was_forked_has_a_renderer_of_its_own(tmp_path):
     tokenizer = worlds.tokenizer(tmp_path, chat="{{ messages[0].content }}")
     render(tokenizer, TURNS)
-    owner = template._own
+    owner = chat_template._own
     child = os.fork()
     if not child:
-        fine = render(tokenizer, TURNS) == "hello" and template._own is not owner
+        fine = render(tokenizer, TURNS) == "hello" and chat_template._own is not owner
         os._exit(0 if fine else 1)
     assert os.waitpid(child, 0)[1] == 0
 

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from effc.compiler.cli import main
-from effc.compiler.commands.screen import Screen
-from effc.dsl.diagnostics import Fault
-from effc.dsl.render import visible
+from effc.compiler.cli.main import main
+from effc.compiler.cli.verbs.output import Screen
+from effc.dsl.syntax.diagnostics import Fault
+from effc.dsl.syntax.render import visible
 
 EVIL = ("\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\u202e", "\u2066", "\x08\x08", "\r", "\ud800", "\x7f", "\u2028")
 

@@ -8,10 +8,10 @@ import pickle
 import shutil
 
 import pytest
-from effc.compiler.checkpoints import tokenizer_form, tokenizer_pieces
-from effc.compiler.checkpoints.tokenizer import open_tokenizer
-from effc.compiler.sources.zoo import zoo
-from effc.dsl.diagnostics import Reject
+from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.models.checkpoints import tokenizer_checks, tokenizer_pieces
+from effc.compiler.models.checkpoints.tokenizer import open_tokenizer
+from effc.dsl.syntax.diagnostics import Reject
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from tests.worlds import tokenizer
@@ -237,7 +237,7 @@ def test_steps_as_the_library_writes_them_are_taken(part, module, least):
     written = steps_of(part, module)
     assert len(written) >= least
     for body in written:
-        tokenizer_form.check(body)
+        tokenizer_checks.check(body)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_what_real_tokenizers_do_is_taken():
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
         "special_tokens": {"a": {"id": "a", "ids": [1], "tokens": ["a"]}},
     }
-    tokenizer_form.check(
+    tokenizer_checks.check(
         {
             **several("normalizer", "normalizers", albert),
             **several("pre_tokenizer", "pretokenizers", cut),

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 from effc.compiler.artifacts.load import load, locate
-from effc.compiler.models import _tokenizer
-from effc.dsl.diagnostics import Reject
+from effc.compiler.driver.models import _tokenizer
+from effc.dsl.syntax.diagnostics import Reject
 
-from tests.cli.conftest import effc, own_cache  # noqa: F401
+from tests.compiler.cli.verbs.conftest import effc, own_cache  # noqa: F401
 from tests.hostile.kinds import honest
 from tests.hostile.mutations import consistent
 

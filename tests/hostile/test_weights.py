@@ -8,10 +8,10 @@ import shutil
 
 import pytest
 import torch
-from effc.compiler.artifacts.models import stock_model
-from effc.compiler.checkpoints.headed import open_headed
-from effc.compiler.planning.lock import _files
-from effc.compiler.sources.hf import Hf
+from effc.compiler.analysis.planning.lock import _files
+from effc.compiler.artifacts.model_loading import stock_model
+from effc.compiler.inputs.sources.hf import Hf
+from effc.compiler.models.checkpoints.auxiliary_models import open_headed
 from safetensors.torch import load_file, save_file
 from transformers import MODEL_MAPPING, AutoModelForCausalLM
 

@@ -76,7 +76,7 @@ def _is_own(path) -> bool:
 
 def outcome(call, speaks: bool = True) -> str:
     """What a call came to; `speaks`: its answer is effc's own words, not a model's."""
-    from effc.dsl.diagnostics import Reject
+    from effc.dsl.syntax.diagnostics import Reject
 
     try:
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as said:
@@ -97,8 +97,8 @@ def outcome(call, speaks: bool = True) -> str:
 
 def verbs(case: Path, honest: Path):
     from effc.compiler.artifacts.load import load
-    from effc.compiler.cli import main
-    from effc.compiler.models import computing
+    from effc.compiler.cli.main import main
+    from effc.compiler.driver.models import computing
 
     def computed():
         import torch

@@ -5,8 +5,8 @@ from effc.kernels.ops import KERNELS
 from effc.kernels.packed import kernel_of
 from torch.nn import functional as F
 
+from tests.compiler.runtimes.native.naive import ACTS
 from tests.kernels.engine_plans import Built
-from tests.native.naive import ACTS
 
 
 def wanted_logits(built: Built, ids: list[int], source: list[int] | None = None) -> torch.Tensor:

@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from effc.compiler.commands.exits import file_cut
-from effc.dsl.diagnostics import EXITS
+from effc.compiler.cli.verbs.exit_codes import file_cut
+from effc.dsl.syntax.diagnostics import EXITS
 from effc.kernels import levels
 
 pytestmark = pytest.mark.skipif(levels.library() is None, reason="the kernels are not compiled")

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from effc.compiler.native import plan
+from effc.compiler.runtimes.native import plan
 from effc.kernels import engine_steps, levels, native, packed
 
 SOURCES = Path(native.__file__).resolve().parent / "src"

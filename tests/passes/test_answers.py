@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from effc.dsl.values import DataRef
+from effc.dsl.checker.values import DataRef
 
 from tests.passes.test_heal_recipe import building
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.analysis.planning.layer_profile import draw, profile
 from effc.compiler.artifacts.pruning_config import layers_of, written
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.planning.profile import draw, profile
-from effc.dsl.diagnostics import Reject
-from effc.dsl.recipe import Invocation
-from effc.dsl.values import Ratio, Selector
+from effc.compiler.ir.capture.capture import capture
+from effc.dsl.checker.recipe import Invocation
+from effc.dsl.checker.values import Ratio, Selector
+from effc.dsl.syntax.diagnostics import Reject
 
 from tests import tiny
 from tests.passes.test_multi import PUBLISHED, pruned
@@ -287,7 +287,7 @@ emit lean {
 
 
 def test_an_artifact_that_holds_no_model_is_written_and_says_so(tmp_path, monkeypatch):
-    from effc.compiler.cli import main
+    from effc.compiler.cli.main import main
 
     widths = {str(i): 320 for i in range(8)}
     (tmp_path / "published.json").write_text(json.dumps({"pruned_mlp_width": widths}))
@@ -302,7 +302,7 @@ def test_an_artifact_that_holds_no_model_is_written_and_says_so(tmp_path, monkey
 
 
 def test_another_content_of_the_file_is_another_result(tmp_path):
-    from effc.compiler import api
+    from effc.compiler.driver import api
 
     (tmp_path / "lean.effspec").write_text(RECIPE)
     keys = []

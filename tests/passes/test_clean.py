@@ -5,14 +5,14 @@ import json
 
 import pytest
 import torch
-from effc.compiler import api
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.measuring.promise import Promise
-from effc.compiler.planning.plan import draw
-from effc.compiler.words.kinds import Close
-from effc.compiler.words.shelf import Shelf
-from effc.dsl.diagnostics import Reject
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.analysis.planning.plan import draw
+from effc.compiler.driver import api
+from effc.compiler.evaluation.promise import Promise
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.plugin.interfaces import Close
+from effc.compiler.plugin.registry import Shelf
+from effc.dsl.syntax.diagnostics import Reject
 
 from tests import tiny
 from tests.recipes_in_memory import context_of, recipe_of

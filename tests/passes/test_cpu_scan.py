@@ -5,18 +5,18 @@ import json
 
 import pytest
 import torch
-from effc.compiler import api
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.editing.rewrite import Rewriter
-from effc.compiler.editing.scans import drop_scan
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.driver import api
+from effc.compiler.driver.models import origin_of
+from effc.compiler.evaluation.equivalence import distance, observe
+from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay
-from effc.compiler.layers import pieces, quick, steps
-from effc.compiler.layers.quick import MARK, as_library, is_quick, quicken, scans, slowed
-from effc.compiler.measuring.equivalence import distance, observe
-from effc.compiler.models import origin_of
-from effc.compiler.search.widths import slice_out
-from effc.dsl.render import render
+from effc.compiler.ir.layers import decode_steps, fast_mixers, scan_chunks
+from effc.compiler.ir.layers.fast_mixers import MARK, as_library, is_quick, quicken, scans, slowed
+from effc.compiler.transforms.editing.rewrite import Rewriter
+from effc.compiler.transforms.editing.scan_removal import drop_scan
+from effc.compiler.transforms.search.widths import slice_out
+from effc.dsl.syntax.render import render
 from effc.kernels import levels
 from transformers import AutoModelForCausalLM
 
@@ -28,8 +28,8 @@ from tests.worlds import context, refused, slug
 
 ALL = (*mixers.MAMBA1, *mixers.MAMBA2)
 STEPS = {
-    **dict.fromkeys(mixers.MAMBA1, steps.selective),
-    **dict.fromkeys(mixers.MAMBA2, steps.ssd),
+    **dict.fromkeys(mixers.MAMBA1, decode_steps.selective),
+    **dict.fromkeys(mixers.MAMBA2, decode_steps.ssd),
     "falcon_h1": None,
 }  # gates without a norm, and weighs what it projects
 IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
@@ -85,11 +85,12 @@ def test_a_mixer_of_a_known_family_decodes_in_one_step(name):
     model = mixers.model(name)
     quicken(model)
     generated(model)
-    assert {steps._proven[model.get_submodule(path)] for path in scans(model)} == {STEPS[name]}
+    assert {decode_steps._proven[model.get_submodule(path)] for path in scans(model)} == {STEPS[name]}
 
 
 PIECES = {
-    name: step and {steps.selective: pieces.selective, steps.ssd: pieces.ssd}[step] for name, step in STEPS.items()
+    name: step and {decode_steps.selective: scan_chunks.selective, decode_steps.ssd: scan_chunks.ssd}[step]
+    for name, step in STEPS.items()
 }
 
 
@@ -99,8 +100,8 @@ def test_a_long_padded_prefill_goes_by_pieces_and_is_decoded_from(name, monkeypa
     quick = copy.deepcopy(model)
     quicken(quick)
     sizes = []
-    monkeypatch.setattr(pieces, "ROWS", 120)
-    monkeypatch.setattr(pieces, "over", recorded(pieces.over, sizes))
+    monkeypatch.setattr(scan_chunks, "ROWS", 120)
+    monkeypatch.setattr(scan_chunks, "over", recorded(scan_chunks.over, sizes))
     ids = torch.randint(3, 128, (3, 101), generator=torch.Generator().manual_seed(2))
     mask = torch.ones_like(ids)
     mask[0, :70] = mask[2, :3] = 0
@@ -114,7 +115,7 @@ def test_a_long_padded_prefill_goes_by_pieces_and_is_decoded_from(name, monkeypa
                 for each, out in ((model, a), (quick, b))
             )
             assert close(a, b)
-    assert {pieces._proven[quick.get_submodule(path)] for path in scans(quick)} == {PIECES[name]}
+    assert {scan_chunks._proven[quick.get_submodule(path)] for path in scans(quick)} == {PIECES[name]}
     assert PIECES[name] is None or {34, 101} <= set(sizes)  # three rows of 34 positions; one row at once
 
 
@@ -177,7 +178,7 @@ def test_a_mixer_that_computes_otherwise_is_not_stepped_and_still_right(name):
     assert quicken(quick) and scans(quick)
     assert distance(observe(model), observe(quick)) <= TOLERANCE
     assert_generates_alike(model, quick)
-    assert {steps._proven[quick.get_submodule(path)] for path in scans(quick)} == {None}
+    assert {decode_steps._proven[quick.get_submodule(path)] for path in scans(quick)} == {None}
 
 
 @pytest.mark.parametrize("name", ["mamba", "bamba"])
@@ -194,7 +195,7 @@ def test_bfloat16_keeps_outputs_within_its_rounding(name):
             each(ids, use_cache=False).logits.float() for each in (copy.deepcopy(model).float(), model, quick)
         )
     assert float((fast - wide).norm()) <= 1.5 * float((plain - wide).norm())
-    assert None not in {pieces._proven[quick.get_submodule(path)] for path in scans(quick)}
+    assert None not in {scan_chunks._proven[quick.get_submodule(path)] for path in scans(quick)}
 
 
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
@@ -382,4 +383,4 @@ def test_quickening_leaves_the_librarys_functions_and_other_models_alone():
     generated(model)
     assert all(vars(modeling_mamba2)[name] is held for name, held in before.items())
     assert not any("forward" in vars(module) for module in other.modules())
-    assert quick.scans(other) == quick.scans(model)
+    assert fast_mixers.scans(other) == fast_mixers.scans(model)

@@ -9,14 +9,14 @@ from effc.compiler.artifacts.artifact import write
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.artifacts.verify import verify
-from effc.compiler.capture.capture import capture
-from effc.compiler.layers import leaves
-from effc.compiler.layers.attention import PackedLayer
-from effc.compiler.measuring.equivalence import compare
-from effc.compiler.measuring.promise import Promise
+from effc.compiler.evaluation.equivalence import compare
+from effc.compiler.evaluation.promise import Promise
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.ir.layers import leaves
+from effc.compiler.ir.layers.attention import PackedLayer
+from effc.compiler.plugin.interfaces import Close
 from effc.compiler.targets.hf import Hf
-from effc.compiler.words.kinds import Close
-from effc.dsl.values import Bytes, DataRef, Ratio
+from effc.dsl.checker.values import Bytes, DataRef, Ratio
 from effc.kernels.native import KernelError
 from transformers import DynamicCache, StaticCache
 
@@ -78,7 +78,7 @@ def test_grouped_queries_compute_the_same_in_every_situation(tmp_path, name):
 
 
 def test_a_decoded_token_takes_the_rows_and_a_prompt_does_not(tmp_path, monkeypatch):
-    from effc.compiler.layers import attention as decoding
+    from effc.compiler.ir.layers import attention as decoding
 
     seen = []
     plain = decoding.scaled_dot_product_attention
@@ -147,7 +147,7 @@ def test_a_forgetful_cache_grows_and_differs_from_a_whole_one_only_where_it_forg
 
 
 def test_a_store_that_is_full_grows(tmp_path):
-    from effc.compiler.layers import attention as decoding
+    from effc.compiler.ir.layers import attention as decoding
 
     model = tiny.model("llama", **LONG)
     program, _ = pruned(tmp_path, model, **WHOLE)

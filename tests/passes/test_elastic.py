@@ -6,15 +6,15 @@ import json
 
 import pytest
 import torch
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.analysis.planning import shrink
 from effc.compiler.artifacts.stock import stock_config
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.families.choices import Drawn, Space
-from effc.compiler.families.dials import able, chosen, depth_dials, orders, width_dials
-from effc.compiler.families.family import Family
-from effc.compiler.families.switches import dead
-from effc.compiler.planning import shrink
-from effc.dsl.values import Ratio
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.transforms.supernet.choices import Drawn, Space
+from effc.compiler.transforms.supernet.elastic_dims import able, chosen, depth_dials, orders, width_dials
+from effc.compiler.transforms.supernet.family import Family
+from effc.compiler.transforms.supernet.subnet_masks import dead
+from effc.dsl.checker.values import Ratio
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM

@@ -6,18 +6,18 @@ from functools import cache
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.families.choices import Space
-from effc.compiler.families.dials import able, chosen, depth_dials, kernel_dials, orders, width_dials
-from effc.compiler.families.family import Family
-from effc.compiler.families.kernels import fresh
-from effc.compiler.families.norms import batch_norms
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.analysis.planning import shrink
+from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay
 from effc.compiler.ir.outcome import Model
-from effc.compiler.planning import shrink
-from effc.dsl.diagnostics import Reject
-from effc.dsl.values import DataRef, Ratio
+from effc.compiler.transforms.supernet.choices import Space
+from effc.compiler.transforms.supernet.elastic_dims import able, chosen, depth_dials, kernel_dials, orders, width_dials
+from effc.compiler.transforms.supernet.family import Family
+from effc.compiler.transforms.supernet.kernels import fresh
+from effc.compiler.transforms.supernet.norms import batch_norms
+from effc.dsl.checker.values import DataRef, Ratio
+from effc.dsl.syntax.diagnostics import Reject
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForImageClassification, EfficientNetConfig, MobileNetV2Config, ResNetConfig, ViTConfig
@@ -181,7 +181,7 @@ def trained(tmp_path, name, classes="labels", **args):
     save_file({"images": images(32, 2), "labels": torch.arange(32) % 5}, tmp_path / "digits.safetensors")
     made = {"data": DataRef("digits"), "channels": HALF, "train": "weights", "steps": 3, "batch": 8, "align": 4, **args}
     recipe = recipe_of([("net", "supernet.elastic", {**defaults("pass", "supernet.elastic"), **made})])
-    from effc.dsl.recipe import Invocation
+    from effc.dsl.checker.recipe import Invocation
 
     recipe.data["digits"] = Invocation(
         "images", {**defaults("data", "images"), "path": "digits.safetensors", "classes": classes}

@@ -4,15 +4,15 @@ import copy
 
 import pytest
 import torch
+from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.artifacts.stock import stock_config
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.evaluation import equivalence
+from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.program import Program
-from effc.compiler.measuring import equivalence
-from effc.compiler.search.widths import slice_all
-from effc.dsl.diagnostics import Reject
-from effc.dsl.values import DataRef, Ratio
+from effc.compiler.transforms.editing.rewrite import Rewriter
+from effc.compiler.transforms.search.widths import slice_all
+from effc.dsl.checker.values import DataRef, Ratio
+from effc.dsl.syntax.diagnostics import Reject
 from effc.passes.prune.experts import Experts
 from hypothesis import given, settings
 from hypothesis import strategies as st

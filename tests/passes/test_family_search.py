@@ -5,12 +5,12 @@ import time
 
 import pytest
 import torch
-from effc.compiler import api
-from effc.compiler.families.explorer import beats, crowding, thinned, unbeaten
-from effc.compiler.report.fronts import svg, text
-from effc.compiler.running import pick as picking
-from effc.compiler.sources.zoo import zoo
-from effc.dsl.values import MetricRef, Ratio
+from effc.compiler.core.front_chart import svg, text
+from effc.compiler.driver import api
+from effc.compiler.driver import pick as picking
+from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.transforms.supernet.explorer import beats, crowding, thinned, unbeaten
+from effc.dsl.checker.values import MetricRef, Ratio
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,15 +8,15 @@ import shutil
 
 import pytest
 import torch
-from effc.compiler import api
-from effc.compiler.capture.capture import capture
-from effc.compiler.report.progress import Said
-from effc.compiler.rows.forward import nll
-from effc.compiler.sources.zoo import zoo
-from effc.compiler.words.shelf import Shelf
-from effc.dsl.diagnostics import Reject
-from effc.dsl.recipe import Invocation
-from effc.dsl.values import DataRef, Ratio, Selector
+from effc.compiler.core.events import Said
+from effc.compiler.driver import api
+from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.models.rows.forward import nll
+from effc.compiler.plugin.registry import Shelf
+from effc.dsl.checker.recipe import Invocation
+from effc.dsl.checker.values import DataRef, Ratio, Selector
+from effc.dsl.syntax.diagnostics import Reject
 from safetensors.torch import save_file
 
 from tests import tiny

@@ -7,11 +7,11 @@ import time
 
 import pytest
 import torch
-from effc.compiler import api
-from effc.compiler.running.pipeline import Build
-from effc.compiler.store.cache import Cache
-from effc.dsl.diagnostics import Reject
-from effc.dsl.values import DataRef
+from effc.compiler.core.cache import Cache
+from effc.compiler.driver import api
+from effc.compiler.driver.pipeline import Build
+from effc.dsl.checker.values import DataRef
+from effc.dsl.syntax.diagnostics import Reject
 
 from tests import tiny
 from tests.killing import kill_often

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.measuring.reference import Reference
-from effc.compiler.rows.at_once import AtOnce
-from effc.compiler.rows.forward import nll
-from effc.compiler.training.adapters import Shape, adaptable, adapted
-from effc.compiler.training.loop import Regime, Run
-from effc.compiler.training.objective import Objective
-from effc.compiler.training.schedule import RowOrder, factor
-from effc.compiler.training.trained import Trained, recomputing, training
-from effc.dsl.diagnostics import Reject
-from effc.dsl.values import Selector
+from effc.compiler.evaluation.reference import Reference
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.models.rows.batch_limit import AtOnce
+from effc.compiler.models.rows.forward import nll
+from effc.compiler.transforms.training.adapters import Shape, adaptable, adapted
+from effc.compiler.transforms.training.loop import Regime, Run
+from effc.compiler.transforms.training.objective import Objective
+from effc.compiler.transforms.training.schedule import RowOrder, factor
+from effc.compiler.transforms.training.trainable import Trained, recomputing, training
+from effc.dsl.checker.values import Selector
+from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,13 +6,13 @@ import time
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.search.allocation import owl, searched
-from effc.compiler.search.layerwise import Grams, Layerwise, Norms, stages
-from effc.compiler.search.masks import keep_mask
-from effc.compiler.search.sparsity import chosen_parts
-from effc.compiler.search.updates import admm, sparsegpt
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.transforms.search.allocation import owl, searched
+from effc.compiler.transforms.search.layerwise import Grams, Layerwise, Norms, stages
+from effc.compiler.transforms.search.masks import keep_mask
+from effc.compiler.transforms.search.sparsity import chosen_parts
+from effc.compiler.transforms.search.updates import admm, sparsegpt
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -193,8 +193,8 @@ def test_layers_take_uneven_shares_that_make_the_whole_one(tmp_path, word, how):
 
 
 def test_probes_leave_the_model_as_it_was(tmp_path):
-    from effc.compiler.search.allocation import shares
-    from effc.compiler.search.sparsity import sizes
+    from effc.compiler.transforms.search.allocation import shares
+    from effc.compiler.transforms.search.sparsity import sizes
 
     from tests.recipes_in_memory import context_of, recipe_of
 

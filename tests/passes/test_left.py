@@ -1,9 +1,9 @@
 """Modules that a model does not run without are left as they are, with the reason, and the pass goes on."""
 
 import pytest
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.search.narrowing import cuttable
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.transforms.search.uniform_widths import cuttable
 
 from tests.architectures import passes, table
 from tests.grids import wide
@@ -88,9 +88,9 @@ def test_every_module_is_left_under_its_own_name(models):
 
 
 def test_what_can_not_go_is_told_with_the_remedy_for_its_kind():
-    from effc.compiler.editing.rehearsal import rehearse
-    from effc.compiler.editing.rewrite import Rewriter
-    from effc.dsl.diagnostics import Reject
+    from effc.compiler.transforms.editing.dry_run import rehearse
+    from effc.compiler.transforms.editing.rewrite import Rewriter
+    from effc.dsl.syntax.diagnostics import Reject
 
     program = capture(table.model("llama"))
     last = program.model.config.num_hidden_layers

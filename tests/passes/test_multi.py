@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.planning.shrink import flops_per_token
-from effc.compiler.report.progress import Recorded, Warned
-from effc.dsl.diagnostics import Reject
-from effc.dsl.values import DataRef, MetricRef, ProfileRef, Ratio, Shares
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.analysis.planning.shrink import flops_per_token
+from effc.compiler.core.events import Recorded, Warned
+from effc.compiler.ir.capture.capture import capture
+from effc.dsl.checker.values import DataRef, MetricRef, ProfileRef, Ratio, Shares
+from effc.dsl.syntax.diagnostics import Reject
 from safetensors.torch import save_file
 
 from tests import tiny
@@ -166,7 +166,7 @@ def test_a_search_that_was_cut_short_goes_on_to_the_same_model(tmp_path, search,
 
 def interrupted_after(scores, monkeypatch, run):
     """Run with an interrupt in place of a score, as Ctrl-C would come."""
-    from effc.compiler.search.loop import Search
+    from effc.compiler.transforms.search.loop import Search
 
     real, count = Search._measure, 0
 
@@ -290,8 +290,8 @@ def test_what_can_not_be_reached_is_refused_before_anything_is_scored(tmp_path):
 
 def test_a_candidate_without_a_score_costs_the_search_nothing(tmp_path, monkeypatch):
     """A layer that overflows without another one: its score is no number, and the result can be kept."""
-    from effc.compiler.search.loop import Search
-    from effc.compiler.store.cache import canonical
+    from effc.compiler.core.cache import canonical
+    from effc.compiler.transforms.search.loop import Search
 
     real = Search._run
     monkeypatch.setattr(Search, "_run", lambda self, metric: refuse_one(self, real(self, metric)))
@@ -303,7 +303,7 @@ def test_a_candidate_without_a_score_costs_the_search_nothing(tmp_path, monkeypa
 
 def refuse_one(search, value):
     """NaN for the third score, as a metric reports it."""
-    from effc.compiler.rows.forward import finite
+    from effc.compiler.models.rows.forward import finite
 
     search.scored_here = getattr(search, "scored_here", 0) + 1
     return finite(float("nan"), "perplexity") if search.scored_here == 3 else value
@@ -353,7 +353,7 @@ def test_rows_of_their_own_rank_and_refit(tmp_path):
 
 
 def test_without_rows_those_that_the_original_writes_rank_and_refit(tmp_path, monkeypatch):
-    from effc.compiler.data.generated import Generated
+    from effc.compiler.inputs.data.generated import Generated
 
     monkeypatch.setattr(Generated, "fitting", classmethod(lambda cls, origin: cls(count=3, length=9)))
     model = tiny.model("llama")
@@ -384,7 +384,7 @@ def test_kept_outputs_are_bounded_by_the_memory_that_is_allowed(tmp_path, monkey
     model = tiny.model("llama", num_hidden_layers=8)
     free = pruned(tmp_path, model, remove=Ratio(0.1, "params"))
     most = COSTS["layer outputs kept"]
-    monkeypatch.setattr("effc.compiler.search.loop.room_on", lambda device, max_memory: most // 3)
+    monkeypatch.setattr("effc.compiler.transforms.search.loop.room_on", lambda device, max_memory: most // 3)
     (tmp_path / "again").mkdir()
     bound = pruned(tmp_path / "again", model, remove=Ratio(0.1, "params"))
     one = IDS.numel() * 64 * 4  # the outputs of one layer: the one last asked for

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.planning.shrink import params
-from effc.compiler.report.progress import Warned
-from effc.dsl.values import Ratio
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.analysis.planning.shrink import params
+from effc.compiler.core.events import Warned
+from effc.compiler.ir.capture.capture import capture
+from effc.dsl.checker.values import Ratio
 
 from tests import tiny
 from tests.passes.test_multi import DEFAULTS, IDS, pruned

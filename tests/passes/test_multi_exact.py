@@ -1,7 +1,7 @@
 """An exact prune.multi against the published loop: decision by decision, those that overshoot, too."""
 
 import pytest
-from effc.dsl.values import Ratio, Shares
+from effc.dsl.checker.values import Ratio, Shares
 
 from tests import tiny
 from tests.grids import wide

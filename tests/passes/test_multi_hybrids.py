@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.measuring.equivalence import distance, observe
-from effc.compiler.search.saving import whole
-from effc.dsl.values import DataRef, MetricRef, Ratio, Selector
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.evaluation.equivalence import distance, observe
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.transforms.search.savings import whole
+from effc.dsl.checker.values import DataRef, MetricRef, Ratio, Selector
 
 from tests import mixers
 from tests.grids import wide

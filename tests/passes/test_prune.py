@@ -5,16 +5,16 @@ import dataclasses
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.editing.trial import running
-from effc.compiler.report.progress import Ticked, hear
-from effc.compiler.search.branches import Layers
-from effc.compiler.search.importance import l1
-from effc.compiler.search.saving import Ledger
-from effc.compiler.search.widths import swapped
-from effc.dsl.diagnostics import Reject
-from effc.dsl.values import Ratio
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.core.events import Ticked, hear
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.transforms.editing.trial import running
+from effc.compiler.transforms.search.branches import Layers
+from effc.compiler.transforms.search.importance import l1
+from effc.compiler.transforms.search.savings import Ledger
+from effc.compiler.transforms.search.widths import swapped
+from effc.dsl.checker.values import Ratio
+from effc.dsl.syntax.diagnostics import Reject
 
 from tests import tiny
 from tests.grids import wide

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.layers.linear import weight_of
-from effc.compiler.search import descent
-from effc.compiler.search.updates import gptq
-from effc.dsl.values import DataRef, Ratio
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.ir.layers.linear import weight_of
+from effc.compiler.transforms.search import descent
+from effc.compiler.transforms.search.updates import gptq
+from effc.dsl.checker.values import DataRef, Ratio
 from effc.kernels.grid import Grid
 from hypothesis import given, settings
 from hypothesis import strategies as st

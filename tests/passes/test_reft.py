@@ -6,20 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.core.cache import Cache, digest
+from effc.compiler.driver import snapshot
+from effc.compiler.inputs.sources.hf import Hf
+from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay
+from effc.compiler.ir.layers.reft import interventions
 from effc.compiler.ir.outcome import Model
 from effc.compiler.ir.weights import assign
-from effc.compiler.layers.reft import interventions
-from effc.compiler.rows.forward import nll
-from effc.compiler.running import snapshot
-from effc.compiler.sources.hf import Hf
-from effc.compiler.store.cache import Cache, digest
-from effc.compiler.words.shelf import Shelf
-from effc.dsl.diagnostics import Reject
-from effc.dsl.recipe import Invocation
-from effc.dsl.values import DataRef, MetricRef, Ratio, Selector
+from effc.compiler.models.rows.forward import nll
+from effc.compiler.plugin.registry import Shelf
+from effc.dsl.checker.recipe import Invocation
+from effc.dsl.checker.values import DataRef, MetricRef, Ratio, Selector
+from effc.dsl.syntax.diagnostics import Reject
 
 from tests import mixers, worlds
 
@@ -251,8 +251,8 @@ def test_a_changed_model_takes_interventions_and_keeps_its_change(ctx, before):
 
 @pytest.mark.parametrize("name", ["mamba2", "bamba"])
 def test_a_shed_model_takes_interventions(ctx, name):
-    from effc.compiler.editing.rewrite import Rewriter
-    from effc.compiler.editing.scans import drop_scan
+    from effc.compiler.transforms.editing.rewrite import Rewriter
+    from effc.compiler.transforms.editing.scan_removal import drop_scan
 
     program = capture(mixers.model(name))
     with Rewriter(program) as rewrite:

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.sources.hf import Hf
-from effc.dsl.recipe import Invocation
-from effc.dsl.values import DataRef, MetricRef, Ratio
+from effc.compiler.inputs.sources.hf import Hf
+from effc.compiler.ir.capture.capture import capture
+from effc.dsl.checker.recipe import Invocation
+from effc.dsl.checker.values import DataRef, MetricRef, Ratio
 
 from tests import worlds
 

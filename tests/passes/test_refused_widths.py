@@ -1,10 +1,10 @@
 """Groups that a model does not run without stay, each with its reason, and the pass goes on with the others."""
 
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.search.narrowing import cuttable
-from effc.compiler.search.saving import stride
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.transforms.search.savings import stride
+from effc.compiler.transforms.search.uniform_widths import cuttable
 
 from tests.architectures import table
 from tests.passes.test_clean import cleaned

@@ -5,14 +5,14 @@ import copy
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.editing.trial import without_branch
-from effc.compiler.search.budget import Budget
-from effc.compiler.search.choice import Exact
-from effc.compiler.search.loop import Search
-from effc.dsl.diagnostics import Reject
-from effc.dsl.values import Selector
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.transforms.editing.trial import without_branch
+from effc.compiler.transforms.search.budget import Budget
+from effc.compiler.transforms.search.choice import Exact
+from effc.compiler.transforms.search.loop import Search
+from effc.dsl.checker.values import Selector
+from effc.dsl.syntax.diagnostics import Reject
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests import tiny

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.layers.linear import KernelLinear, weight_of
-from effc.compiler.measuring import equivalence
-from effc.compiler.search.folds import folds
-from effc.dsl.values import DataRef
+from effc.compiler.evaluation import equivalence
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.ir.layers.linear import KernelLinear, weight_of
+from effc.compiler.transforms.search.folds import folds
+from effc.dsl.checker.values import DataRef
 from effc.kernels.grid import Grid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

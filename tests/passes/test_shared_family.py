@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
-from effc.compiler import api
 from effc.compiler.artifacts.load import authenticate, load
 from effc.compiler.artifacts.signature import new_key, sign
-from effc.compiler.cli import main
-from effc.compiler.running.limits import Limit
-from effc.compiler.running.pick import folder_of, pick
-from effc.dsl.diagnostics import Reject
+from effc.compiler.cli.main import main
+from effc.compiler.driver import api
+from effc.compiler.driver.pick import folder_of, pick
+from effc.compiler.driver.point_limits import Limit
+from effc.dsl.syntax.diagnostics import Reject
 
 from tests.passes.test_workers import CUT, FEW, NET, written
 
@@ -82,12 +82,12 @@ def test_inspect_says_how_far_off_times_from_a_table_are(artifacts, tmp_path, ca
 
 @pytest.mark.parametrize("field", ["values", "places", "choice", "orders"])
 def test_a_family_that_does_not_fit_its_weights_is_refused(artifacts, tmp_path, field):
-    from effc.compiler.checkpoints.folder import open_folder
-    from effc.compiler.families import shared
-    from effc.compiler.machine.settings import Settings
+    from effc.compiler.core.settings import Settings
+    from effc.compiler.models.checkpoints.model_folder import open_folder
+    from effc.compiler.transforms.supernet import shared_weights
 
     shutil.copytree(artifacts / "once", tmp_path / "once")
-    body = json.loads((tmp_path / "once" / shared.FAMILY).read_bytes())
+    body = json.loads((tmp_path / "once" / shared_weights.FAMILY).read_bytes())
     name, dial = next(iter(body["points"])), next(d for d in body["family"]["space"] if d["kind"] == "channels")
     if field == "choice":
         body["points"][name][dial["name"]] = 7
@@ -95,10 +95,10 @@ def test_a_family_that_does_not_fit_its_weights_is_refused(artifacts, tmp_path, 
         body["family"]["orders"] = {site: items[1:] for site, items in body["family"]["orders"].items()}
     else:
         dial[field] = [10**6, 8] if field == "values" else ["model.layers.9.mlp"]
-    (tmp_path / "once" / shared.FAMILY).write_text(json.dumps(body))
-    model = tmp_path / "once" / shared.WEIGHTS
+    (tmp_path / "once" / shared_weights.FAMILY).write_text(json.dumps(body))
+    model = tmp_path / "once" / shared_weights.WEIGHTS
     with pytest.raises(Reject, match="cache-damaged"):
-        shared.cut(tmp_path / "once", name, open_folder(model, "model", "auto", Settings(tmp_path)))
+        shared_weights.cut(tmp_path / "once", name, open_folder(model, "model", "auto", Settings(tmp_path)))
 
 
 def test_a_family_whose_model_is_of_no_config_is_refused(tmp_path):

@@ -5,17 +5,17 @@ import json
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.bypass import staying
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.editing.rewrite import Rewriter
-from effc.compiler.editing.scans import drop_scan
+from effc.compiler.analysis.discovery.bypass import staying
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.analysis.planning.shrink import narrowed, params, without_scan
+from effc.compiler.evaluation.equivalence import distance, observe
+from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay
-from effc.compiler.measuring.equivalence import distance, observe
-from effc.compiler.planning.shrink import narrowed, params, without_scan
-from effc.compiler.search.slices import sliced
-from effc.compiler.search.widths import slice_out
-from effc.dsl.values import Ratio
+from effc.compiler.transforms.editing.rewrite import Rewriter
+from effc.compiler.transforms.editing.scan_removal import drop_scan
+from effc.compiler.transforms.search.slices import sliced
+from effc.compiler.transforms.search.widths import slice_out
+from effc.dsl.checker.values import Ratio
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 

@@ -5,18 +5,18 @@ import dataclasses
 
 import pytest
 import torch
+from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.artifacts.compat import padding
 from effc.compiler.artifacts.stock import stock_config
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.editing.rewrite import Rewriter
-from effc.compiler.editing.scans import drop_scan
-from effc.compiler.measuring.equivalence import distance, observe
-from effc.compiler.report.progress import Recorded
-from effc.compiler.search.saving import whole
-from effc.compiler.search.widths import slice_out
-from effc.dsl.diagnostics import Reject
-from effc.dsl.values import DataRef, MetricRef, Ratio, Shares
+from effc.compiler.core.events import Recorded
+from effc.compiler.evaluation.equivalence import distance, observe
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.transforms.editing.rewrite import Rewriter
+from effc.compiler.transforms.editing.scan_removal import drop_scan
+from effc.compiler.transforms.search.savings import whole
+from effc.compiler.transforms.search.widths import slice_out
+from effc.dsl.checker.values import DataRef, MetricRef, Ratio, Shares
+from effc.dsl.syntax.diagnostics import Reject
 
 from tests import mixers
 from tests.architectures import passes, table

@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.bypass import staying
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.analysis.discovery.bypass import staying
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.evaluation.equivalence import distance, observe
+from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay
-from effc.compiler.measuring.equivalence import distance, observe
-from effc.compiler.search.saving import Ledger
+from effc.compiler.transforms.editing.rewrite import Rewriter
+from effc.compiler.transforms.search.savings import Ledger
 
 from tests import hymba
 from tests.architectures.table import randomized

@@ -4,9 +4,9 @@ import json
 import re
 
 import pytest
-from effc.compiler import api
-from effc.compiler.discovery.discover import skeleton_of
-from effc.dsl.diagnostics import Reject
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.driver import api
+from effc.dsl.syntax.diagnostics import Reject
 from safetensors.torch import save_file
 
 from tests import mixers
@@ -92,8 +92,8 @@ def test_a_number_of_cuts_that_a_model_does_not_hold_is_refused_by_the_number_th
 
 def test_items_with_an_entry_in_a_buffer_are_ranked_by_weights_and_take_it_along():
     """Falcon-H1 scales the rows of its input projection by a buffer."""
-    from effc.compiler.capture.capture import capture
-    from effc.compiler.search.importance import l1
+    from effc.compiler.ir.capture.capture import capture
+    from effc.compiler.transforms.search.importance import l1
 
     program = capture(mixers.model("falcon_h1"))
     for group in [g for g in skeleton_of(program).groups if g.kind in ("ssm_heads", "ssm_state")]:

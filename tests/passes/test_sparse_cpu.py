@@ -6,19 +6,19 @@ import shutil
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.layers.linear import lowered
-from effc.compiler.lowering import choice, racing, speed
-from effc.compiler.lowering.choice import Site
-from effc.compiler.lowering.contenders import EAGER
-from effc.compiler.lowering.speed import Case, reckoned
-from effc.compiler.machine.fingerprint import cpus
-from effc.compiler.planning.change import describe
-from effc.compiler.planning.profile import packed_widths, profile
-from effc.compiler.planning.profiled import refuse_others
-from effc.compiler.words.shelf import Shelf
-from effc.dsl.values import DataRef, ProfileRef, Selector
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.analysis.planning.layer_profile import packed_widths, profile
+from effc.compiler.analysis.planning.machine_profile import refuse_others
+from effc.compiler.analysis.planning.shape_change import describe
+from effc.compiler.core.fingerprint import cpus
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.ir.layers.linear import lowered
+from effc.compiler.plugin.registry import Shelf
+from effc.compiler.transforms.lowering import choice, racing, speed
+from effc.compiler.transforms.lowering.choice import Site
+from effc.compiler.transforms.lowering.contenders import EAGER
+from effc.compiler.transforms.lowering.speed import Case, reckoned
+from effc.dsl.checker.values import DataRef, ProfileRef, Selector
 from effc.kernels import levels
 from transformers import AutoModelForCausalLM
 
@@ -327,8 +327,8 @@ def test_a_model_that_is_lowered_already_has_nothing_left(tmp_path):
 
 
 def test_unless_told_otherwise_accuracy_is_measured_on_what_the_model_writes(tmp_path, monkeypatch):
-    from effc.compiler.data.generated import Generated
-    from effc.compiler.sources.zoo import zoo
+    from effc.compiler.inputs.data.generated import Generated
+    from effc.compiler.inputs.sources.zoo import zoo
 
     monkeypatch.setattr(Generated, "fitting", classmethod(lambda cls, _: cls(count=2, length=12)))
     model = AutoModelForCausalLM.from_pretrained(zoo()["tiny-llama"]).eval()

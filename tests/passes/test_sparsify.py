@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.layers.linear import weight_of
-from effc.compiler.planning.change import describe
-from effc.compiler.search.masks import keep_mask, magnitude, masked, ranks, smallest
-from effc.dsl.values import DataRef, Ratio, Selector
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.analysis.planning.shape_change import describe
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.ir.layers.linear import weight_of
+from effc.compiler.transforms.search.masks import keep_mask, magnitude, masked, ranks, smallest
+from effc.dsl.checker.values import DataRef, Ratio, Selector
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -194,7 +194,7 @@ def test_wanda_goes_on_from_what_a_killed_run_had_measured(tmp_path):
 
 @pytest.mark.heavy
 def test_the_more_a_pass_does_the_less_half_of_the_weights_cost_on_what_it_has_seen(tmp_path):
-    from effc.compiler.sources.zoo import zoo
+    from effc.compiler.inputs.sources.zoo import zoo
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(zoo()["tiny-llama"]).eval()

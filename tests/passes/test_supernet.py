@@ -5,17 +5,17 @@ import json
 
 import pytest
 import torch
-from effc.compiler import api
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.families.choices import Dial, Drawn, Space
-from effc.compiler.families.family import Family
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.driver import api
+from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.ir.layers.linear import weight_of
 from effc.compiler.ir.outcome import Model
-from effc.compiler.layers.linear import weight_of
-from effc.compiler.sources.zoo import zoo
-from effc.compiler.training.adapters import Shape, adaptable, adapted
-from effc.compiler.training.rounded import RoundedProduct
-from effc.dsl.values import DataRef, Ratio
+from effc.compiler.transforms.supernet.choices import Dial, Drawn, Space
+from effc.compiler.transforms.supernet.family import Family
+from effc.compiler.transforms.training.adapters import Shape, adaptable, adapted
+from effc.compiler.transforms.training.rounded_adapters import RoundedProduct
+from effc.dsl.checker.values import DataRef, Ratio
 from effc.kernels.grid import Grid
 from hypothesis import given
 from hypothesis import strategies as st

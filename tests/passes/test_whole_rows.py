@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture
-from effc.compiler.discovery.discover import skeleton_of
-from effc.compiler.measuring import equivalence, reference
-from effc.compiler.search.branches import Branches
-from effc.compiler.search.saving import Ledger
-from effc.compiler.search.widths import Widths
-from effc.dsl.recipe import Invocation
-from effc.dsl.values import DataRef
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.evaluation import equivalence, reference
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.transforms.search.branches import Branches
+from effc.compiler.transforms.search.savings import Ledger
+from effc.compiler.transforms.search.widths import Widths
+from effc.dsl.checker.recipe import Invocation
+from effc.dsl.checker.values import DataRef
 
 from tests.architectures import table
 from tests.architectures.passes import context

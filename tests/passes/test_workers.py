@@ -15,15 +15,15 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from effc.compiler import api
-from effc.compiler.machine.settings import Settings
-from effc.compiler.report.progress import Said, Ticked
-from effc.compiler.running.cluster import check_answers
-from effc.compiler.running.hands import Hands
-from effc.compiler.running.hiring import hands_of, working
-from effc.compiler.running.pipeline import Build
-from effc.compiler.store.cache import Cache
-from effc.dsl.diagnostics import Reject
+from effc.compiler.core.cache import Cache
+from effc.compiler.core.events import Said, Ticked
+from effc.compiler.core.settings import Settings
+from effc.compiler.driver import api
+from effc.compiler.driver.pipeline import Build
+from effc.compiler.driver.ray_workers import check_answers
+from effc.compiler.driver.worker_pool import hands_of, working
+from effc.compiler.driver.worker_transport import Hands
+from effc.dsl.syntax.diagnostics import Reject
 
 from tests import tiny
 
@@ -258,7 +258,7 @@ def test_a_cluster_is_joined_with_its_token_alone(tmp_path, cluster, monkeypatch
 OWN = """
 import json, os, sys
 from pathlib import Path
-from effc.compiler.running.cluster import Actors
+from effc.compiler.driver.ray_workers import Actors
 
 def listening():
     rows = [line.split() for n in ("tcp", "tcp6") for line in Path("/proc/net", n).read_text().splitlines()[1:]]

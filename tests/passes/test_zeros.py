@@ -4,15 +4,15 @@ import copy
 
 import pytest
 import torch
-from effc.compiler import api
-from effc.compiler.capture.capture import capture
-from effc.compiler.layers.linear import KernelLinear, weight_of
-from effc.compiler.search.masks import is_sparse
-from effc.compiler.sources.zoo import zoo
-from effc.compiler.training.adapters import Shape, adaptable, adapted
-from effc.compiler.training.masks import MaskedProduct, product
-from effc.compiler.words.shelf import Shelf
-from effc.dsl.values import DataRef, Ratio
+from effc.compiler.driver import api
+from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.ir.layers.linear import KernelLinear, weight_of
+from effc.compiler.plugin.registry import Shelf
+from effc.compiler.transforms.search.masks import is_sparse
+from effc.compiler.transforms.training.adapters import Shape, adaptable, adapted
+from effc.compiler.transforms.training.masks import MaskedProduct, product
+from effc.dsl.checker.values import DataRef, Ratio
 from hypothesis import given
 from hypothesis import strategies as st
 

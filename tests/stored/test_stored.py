@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from effc.compiler.artifacts.load import load
-from effc.compiler.checkpoints.origin import Origin
-from effc.compiler.layers.linear import lowered
-from effc.compiler.running.snapshot import restore
-from effc.compiler.store.cache import Cache
-from effc.compiler.store.sealed import sealed
-from effc.compiler.words.shelf import Shelf
-from effc.dsl.recipe import Invocation
+from effc.compiler.core.cache import Cache
+from effc.compiler.core.sealed_json import sealed
+from effc.compiler.driver.snapshot import restore
+from effc.compiler.ir.layers.linear import lowered
+from effc.compiler.models.checkpoints.origin import Origin
+from effc.compiler.plugin.registry import Shelf
+from effc.dsl.checker.recipe import Invocation
 from safetensors.torch import load_file
 
 from tests.worlds import context

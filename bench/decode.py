@@ -1,0 +1,269 @@
+"""SmolLM2-135M decoding: the native engine's variants, torch, ONNX Runtime and llama.cpp, in turn.
+
+    python bench/decode.py [--threads 2] [--seconds 4] [--only own,torch,onnx,llama] [--keep FOLDER] [--no-quality]
+
+All decode greedily from contexts of 64 to 128 tokens, and read prompts of 256 and 1,024. Each lives in a process of
+its own, since ggml sets up AMX tiles once a thread and dies where anybody else has released them, and is asked for
+a burst at a time, after a pause in which the threads of the one before come to rest; real-time priority where the
+system allows it. A step in which a thread was pre-empted is thrown away. The memory bound is what a token must read
+of weights, at the read bandwidth measured in the same race. llama.cpp takes part where `llama_cpp` imports (of
+llama-cpp-python, built for this machine: wheels without AVX-512 are no fair opponent; its `LLAMA_CPP_LIB_PATH`
+names a build), ik_llama.cpp where `IK_LLAMA_BENCH` names the library that ik_llama.cc makes, ONNX Runtime where it,
+`onnx` and `onnxscript` import.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from decoders import IK, IK_LIBRARY, LLAMA, ONNX, OWN, SHORT, contestant, perplexity, prepare, present, tokenizer
+from effc.compiler.transforms.lowering.contenders import roof
+from effc.compiler.transforms.lowering.racing import preempted, real_time
+
+ROOT = Path(__file__).parents[1]
+PROMPTS = (256, 1024)  # tokens
+REST = 0.02  # seconds
+STEPS = 24  # tokens of a burst
+READ, READ_BYTES = "read", 128 << 20
+
+
+class Reading:
+    """Reads as many bytes as a model has and does nothing with them: its step is the memory bound."""
+
+    def __init__(self, threads: int):
+        self.bytes, self.turn = READ_BYTES, 0
+        self.calls = roof(READ_BYTES, threads).calls
+
+    def prompt(self, ids: list[int]) -> None: ...
+
+    def step(self) -> None:
+        self.turn += 1
+        self.calls[self.turn % len(self.calls)]()
+
+
+# The child: one contestant, who does what is asked for
+
+
+def serve(folder: Path, name: str, threads: int) -> None:
+    """Open the contestant, say what that took, then answer requests, a line of JSON each."""
+    torch.set_num_threads(threads)
+    rows = json.loads((folder / "rows.json").read_text())
+    if name in LLAMA:
+        import llama_cpp  # noqa: F401
+    before, raised = peak(), real_time(True)
+    started = time.perf_counter()
+    made = Reading(threads) if name == READ else contestant(folder, name, threads)
+    loaded = time.perf_counter() - started
+    made.prompt(rows[0][: PROMPTS[0]])
+    first = time.perf_counter() - started - loaded
+    if raised:
+        real_time(False)
+    for _ in range(2):
+        made.step()
+    say(load_s=loaded, first_s=first, peak_bytes=peak() - before, bytes=made.bytes)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if asked["do"] == "perplexity":
+            cut = [row[: PROMPTS[0]] for row in rows]
+            say(perplexity=perplexity(made, cut))
+        elif asked["do"] == "prompt":
+            say(seconds=timed(lambda n=asked["count"]: made.prompt(rows[0][:n]), 1))
+        else:
+            made.prompt(rows[0][:SHORT])
+            say(seconds=timed(made.step, asked["count"]))
+
+
+def timed(call, count: int) -> list[list]:
+    """Seconds of each call, and whether no thread was pre-empted in it."""
+    raised = real_time(True)
+    found = []
+    for _ in range(count):
+        gone, start = preempted(), time.perf_counter()
+        call()
+        found.append([time.perf_counter() - start, preempted() == gone])
+    if raised:
+        real_time(False)
+    return found
+
+
+def peak() -> int:
+    """Bytes of the largest resident set of this process so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) << 10
+
+
+def say(**facts) -> None:
+    print(json.dumps(facts), flush=True)
+
+
+# The parent: who races
+
+
+@dataclass
+class Racer:
+    """A contestant's process, and the seconds seen of it by what it did."""
+
+    name: str
+    process: subprocess.Popen
+    facts: dict
+    kept: dict[str, list[float]] = field(default_factory=dict)
+    thrown: dict[str, list[float]] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, folder: Path, name: str, threads: int) -> "Racer":
+        command = [sys.executable, __file__, "--child", name, "--keep", str(folder), "--threads", str(threads)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return cls(name, process, answer(name, process))
+
+    def ask(self, do: str, count: int = 1) -> dict:
+        self.process.stdin.write(json.dumps({"do": do, "count": count}) + "\n")
+        self.process.stdin.flush()
+        return answer(self.name, self.process)
+
+    def burst(self, do: str, count: int) -> float:
+        key = do if do == "step" else f"{do} {count}"
+        spent = 0.0
+        for seconds, undisturbed in self.ask(do, count)["seconds"]:
+            (self.kept if undisturbed else self.thrown).setdefault(key, []).append(seconds)
+            spent += seconds
+        return spent
+
+    def seconds(self, key: str) -> float:
+        """Median of the samples that count; of all, where the machine left none."""
+        return statistics.median(self.kept.get(key) or self.thrown[key])
+
+    def counted(self, key: str) -> str:
+        kept = len(self.kept.get(key, []))
+        return f"{kept}/{kept + len(self.thrown.get(key, []))}"
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def answer(name: str, process: subprocess.Popen) -> dict:
+    for line in process.stdout:
+        if line.startswith("{"):
+            return json.loads(line)
+    raise SystemExit(f"{name} ended with {process.wait()}")
+
+
+def race(racers: list[Racer], do: str, count: int, seconds: float) -> None:
+    """Bursts in turn, forwards and backwards, until the median racer had `seconds`."""
+    spent = {racer.name: 0.0 for racer in racers}
+    turn = 0
+    while turn < 4 or statistics.median(spent.values()) < seconds:
+        for racer in racers if turn % 2 else racers[::-1]:
+            time.sleep(REST)
+            spent[racer.name] += racer.burst(do, count)
+        turn += 1
+
+
+def table(title: str, head: list[str], rows: list[list[str]]) -> None:
+    print(f"\n{title}")
+    wide = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
+    for row in [head, *rows]:
+        first, *others = (
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, wide, strict=True))
+        )
+        print("  ".join([first, *others]))
+
+
+def report(folder: Path, asked: argparse.Namespace) -> None:
+    names = present(asked.only.split(","))
+    prepare(folder, names)
+    loads = {name: [load(folder, name, asked.threads) for _ in range(2)] for name in names}
+    racers = [Racer.start(folder, name, asked.threads) for name in [READ, *names]]
+    race(racers, "step", STEPS, asked.seconds)
+    reading, *racers = racers
+    for tokens in PROMPTS:
+        race(racers, "prompt", tokens, asked.seconds)
+    rate = READ_BYTES / reading.seconds("step")
+    print(f"{asked.threads} threads, read bandwidth {rate / 1e9:.1f} GB/s; medians of samples without pre-emption")
+    fills = [f"prompt {tokens}" for tokens in PROMPTS]
+    lines = []
+    for r in racers:
+        step = r.seconds("step")
+        speeds = [f"{tokens / r.seconds(key):.0f}" for tokens, key in zip(PROMPTS, fills, strict=True)]
+        counts = ", ".join(r.counted(key) for key in ("step", *fills))
+        bound = r.facts["bytes"] / rate / step
+        lines.append([r.name, f"{1 / step:.1f}", f"{1e3 * step:.2f}", f"{bound:.2f}", *speeds, counts])
+    head = ["", "tokens/s", "ms", "of bound", *(f"prefill {tokens} t/s" for tokens in PROMPTS), "samples"]
+    table("SmolLM2-135M-Instruct", head, lines)
+    goals(racers)
+    if not asked.no_quality:
+        quality = [[r.name, f"{r.ask('perplexity')['perplexity']:.3f}"] for r in racers]
+        table("perplexity, 4 rows of 256 tokens of the zoo's held-out text", ["", "perplexity"], quality)
+    for racer in [reading, *racers]:
+        loads.setdefault(racer.name, []).append(racer.facts)
+        racer.close()
+    lines = []
+    for name in names:
+        low = {key: statistics.median(facts[key] for facts in loads[name]) for key in loads[name][0]}
+        lines.append([name, f"{low['load_s']:.2f}", f"{1e3 * low['first_s']:.0f}", f"{low['peak_bytes'] / 2**20:.0f}"])
+    head = ["", "load s", "first token ms", "peak MiB"]
+    table("each in its process, median of 3, above what the process had before", head, lines)
+
+
+def load(folder: Path, name: str, threads: int) -> dict:
+    racer = Racer.start(folder, name, threads)
+    racer.close()
+    return racer.facts
+
+
+def goals(racers: list[Racer]) -> None:
+    by = {r.name: r for r in racers}
+    pairs = [("own 50% sparse int8", "llama.cpp q8_0", 1.5), ("own bf16", "llama.cpp bf16", 1.3)]
+    pairs += [(ours, f"ik_{theirs}", goal) for ours, theirs, goal in pairs]
+    for ours, theirs, goal in pairs:
+        if ours in by and theirs in by:
+            ratio = by[theirs].seconds("step") / by[ours].seconds("step")
+            print(f"{ours} against {theirs}: {ratio:.2f}x (goal {goal}x)")
+    mine = [r for r in racers if r.name in OWN]
+    for tokens in PROMPTS if mine else ():
+        for family, names in (("llama.cpp", LLAMA), ("ik_llama.cpp", IK)):
+            theirs = [r for r in racers if r.name in names]
+            if theirs:
+                best, other = (min(r.seconds(f"prompt {tokens}") for r in side) for side in (mine, theirs))
+                print(f"a prompt of {tokens} against the best of {family}: {other / best:.2f}x (goal 1.2x)")
+    for module, name in ((ONNX[-1], "ONNX Runtime"), ("llama_cpp", "llama.cpp")):
+        if not find_spec(module):
+            print(f"{name}: absent, `{module}` does not import")
+    if not IK_LIBRARY:
+        print("ik_llama.cpp: absent, `IK_LLAMA_BENCH` names no library (see ik_llama.cc)")
+
+
+def main() -> None:
+    sys.stdout.reconfigure(line_buffering=True)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--only", default="own,torch,onnx,llama")
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--no-quality", action="store_true")
+    asked = parser.parse_args()
+    if asked.child:
+        serve(asked.keep, asked.child, asked.threads)
+        return
+    with contextlib.ExitStack() as stack:
+        folder = asked.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(exist_ok=True)
+        if not (folder / "rows.json").exists():
+            ids = tokenizer()((ROOT / "recipes/zoo/tiny-llama/heldout.txt").read_text()[:30000])["input_ids"]
+            rows = [ids[i : i + PROMPTS[-1]] for i in range(0, 4 * PROMPTS[-1], PROMPTS[-1])]
+            (folder / "rows.json").write_text(json.dumps(rows))
+        report(folder, asked)
+
+
+if __name__ == "__main__":
+    main()

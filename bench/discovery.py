@@ -1,0 +1,58 @@
+"""Print what capture and discovery cost, in CPU seconds of one thread.
+
+    python bench/discovery.py
+
+SmolLM2's structure on the meta device, and every architecture of tests/architectures/table.py, tiny and random.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.core.fingerprint import machine, versions
+from effc.compiler.ir.capture.capture import capture
+
+from tests.architectures import table
+
+
+def smollm2() -> torch.nn.Module:
+    config = LlamaConfig(
+        hidden_size=576,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        intermediate_size=1536,
+        vocab_size=49152,
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        return LlamaForCausalLM(config)
+
+
+def cost(model: torch.nn.Module) -> tuple[float, float, int]:
+    """CPU seconds of capture and of discovery, and how many branches and groups were found."""
+    start = time.process_time()
+    program = capture(model)
+    captured = time.process_time()
+    found = skeleton_of(program)
+    return captured - start, time.process_time() - captured, len(found.branches) + len(found.groups)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print(", ".join(f"{k} {v}" for k, v in {**machine(), **versions()}.items()))
+    print(f"{'':20} {'capture s':>10} {'discover s':>11} {'found':>6}")
+    makers = {"SmolLM2, meta device": smollm2, **{name: lambda name=name: table.model(name) for name in table.NAMES}}
+    for name, make in makers.items():
+        captured, discovered, found = cost(make())
+        print(f"{name:20} {captured:10.2f} {discovered:11.2f} {found:6}")
+
+
+if __name__ == "__main__":
+    main()

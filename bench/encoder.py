@@ -1,0 +1,81 @@
+"""Texts a second of an encoder: torch in float32 and bfloat16 against the native engine, taking turns.
+
+    python bench/encoder.py FOLDER [--threads N]
+
+FOLDER is a checkpoint of an encoder without a head, as all-MiniLM-L6-v2. Prints for batches of texts of one length the
+median over rounds of texts a second, and the ratio to torch's better one in the same round.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+LENGTHS, BATCHES, ROUNDS = (16, 128), (1, 32), 7
+
+
+def native(model, weights: str, threads: int):
+    from effc.compiler.ir.capture.capture import capture
+    from effc.compiler.runtimes.native.emission import facts
+    from effc.compiler.runtimes.native.opening import open_native
+    from effc.compiler.runtimes.native.plan_files import write
+    from effc.compiler.runtimes.native.reader import Reader
+
+    plan = Reader(capture(model), weights).read()
+    with tempfile.TemporaryDirectory() as folder:
+        write(plan, Path(folder), facts(model, weights, plan.gives))
+        return open_native(Path(folder), threads=threads, sequences=max(BATCHES))
+
+
+def seconds(call, ids) -> float:
+    started = time.perf_counter()
+    call(ids)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder")
+    parser.add_argument("--threads", type=int, default=1)
+    asked = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(asked.threads)
+    import torch
+    from effc.compiler.core.fingerprint import machine
+    from transformers import AutoModel
+
+    torch.set_num_threads(asked.threads)
+    model = AutoModel.from_pretrained(asked.folder).eval()
+    half = AutoModel.from_pretrained(asked.folder, dtype=torch.bfloat16).eval()
+    calls = {
+        "torch float32": lambda ids: model(input_ids=ids),
+        "torch bfloat16": lambda ids: half(input_ids=ids),
+        "native bf16": native(model, "bf16", asked.threads),
+        "native int8": native(model, "int8", asked.threads),
+    }
+    told = machine()
+    print(
+        f"{told['cpu']}, torch {told['torch']}, transformers {told['transformers']}; {asked.threads} threads; {ROUNDS} rounds, texts of random tokens, seed 0"
+    )
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        for batch in BATCHES:
+            for length in LENGTHS:
+                ids = torch.randint(1000, 20000, (batch, length))
+                taken = {name: [] for name in calls}
+                for turn in range(ROUNDS + 1):
+                    for name, call in calls.items():
+                        spent = seconds(call, ids)
+                        if turn:
+                            taken[name].append(spent)
+                best = [min(pair) for pair in zip(taken["torch float32"], taken["torch bfloat16"], strict=True)]
+                print(f"{batch} texts of {length} tokens")
+                for name, each in taken.items():
+                    ratio = statistics.median(b / own for b, own in zip(best, each, strict=True))
+                    print(f"  {name:15} {batch / statistics.median(each):8.1f} texts/s   {ratio:.2f} of torch's better")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

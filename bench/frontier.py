@@ -1,0 +1,286 @@
+"""Print tokens a second against held-out perplexity: SmolLM2 in this engine's formats and in llama.cpp's.
+
+    python bench/frontier.py FOLDER [--threads 2] [--rounds 9] [--only NAME ...] [--svg FILE] [--no-speed]
+
+The model is that of smol.py, which no 4-bit format gets back. Each contender lives in a process of its own; they take
+turns of 16 tokens, decoding greedily from contexts of 64 to 128, with real-time priority where the system allows it, so
+that other work on the machine hardly counts. Perplexity is what each computes itself of `docs` and `kjv`, 8 rows of 256
+tokens each. Sparse and pruned ones are trained for `--steps` steps; `bf16, trained` and `int8, trained` are the whole
+model after as many, since training on text like `docs` and `kjv` helps by itself. llama.cpp takes part where `llama_cpp`
+imports; its files are made by its own quantiser from float16. ik_llama.cpp reads the same files, where the environment's
+`IK_LLAMA_BENCH` names the library that ik_llama.cc makes. FOLDER keeps what is done.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import smol
+import torch
+
+ROUND = "q = quantize.round(group: 32)"
+PUBLISHED = "q = quantize.gptq(group: 32, data: calib, scales: range, order: given, sweeps: 0)"
+GPTQ = "q = quantize.gptq(group: 32, data: calib)"
+SCALE = "s = quantize.scale(group: 32, data: calib)"
+EIGHT = "s = quantize.scale(bits: 8, group: 0, zero: middle, scales: range, inputs: int8, data: calib)"
+EIGHT_OF_WEIGHTS = "s = quantize.scale(bits: 8, group: 0, zero: middle, scales: range, data: calib)"
+ZEROS = "sps = sparsify.admm(sparsity: {}% of weights, data: calib)"
+THIN = "cut = prune.multi(remove: 10% of params, group: 128, score: perplexity(calib), estimate: taylor, together: 8)"
+HEAL = "fit = tune.heal(data: train, method: full, steps: {0}, batch: 4, lr: 5e-5, save: 20)"
+OWN = {  # name -> steps, numbers of linear layers, kernel of the projections
+    "own bf16": ((), "bf16", ""),
+    "own int8": ((), "int8", ""),
+    "own int8, scaled": ((EIGHT,), "int8", ""),
+    "own int8, int16 inputs": ((), "int8_int16", ""),
+    "own int8, int16 inputs, scaled": ((EIGHT_OF_WEIGHTS,), "int8_int16", ""),
+    "own int4, rounded": ((ROUND,), "int4", ""),
+    "own int4, published gptq": ((PUBLISHED,), "int4", ""),
+    "own int4, gptq": ((GPTQ,), "int4", ""),
+    "own int4, scaled, rounded": ((SCALE, ROUND), "int4", ""),
+    "own int4, scaled, gptq": ((SCALE, GPTQ), "int4", ""),
+    "own bf16, trained": ((HEAL,), "bf16", ""),
+    "own int8, trained": ((HEAL,), "int8", ""),
+    "own int8, trained, scaled": ((HEAL, EIGHT), "int8", ""),
+    "own int8, int16 inputs, trained": ((HEAL,), "int8_int16", ""),
+    "own int8, 30% zeros, trained": ((ZEROS.format(30), HEAL), "int8", "sparse_linear_int8"),
+    "own int8, 50% zeros, trained": ((ZEROS.format(50), HEAL), "int8", "sparse_linear_int8"),
+    "own int8, 60% zeros, trained": ((ZEROS.format(60), HEAL), "int8", "sparse_linear_int8"),
+    "own int8, pruned 10%, trained": ((THIN, HEAL), "int8", ""),
+}
+LLAMA = {f"llama.cpp {kind.lower()}": kind for kind in ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_NL")}
+IK = {f"ik_{name}": name for name in LLAMA}  # reads the file of
+STEPS = 16  # tokens of a turn
+REST = 0.03  # seconds before a turn: threads of the one before spin for some milliseconds
+
+
+def place_of(folder: Path, name: str) -> Path:
+    name = IK.get(name, name)
+    return folder / "frontier" / name.replace(" ", "-").replace(",", "").replace("%", "")
+
+
+def write_own(folder: Path, name: str, steps: int) -> None:
+    from effc.compiler.ir.layers.linear import KernelLinear
+    from effc.compiler.runtimes.native import plan_files
+    from effc.compiler.runtimes.native.emission import facts
+    from effc.compiler.runtimes.native.linears import Numbers
+    from effc.compiler.runtimes.native.reader import Reader
+
+    made, weights, kernel = OWN[name]
+    words = "\n  ".join(made).format(steps)
+    build = smol.build_of(folder, place_of(folder, name).name, words, model=smol.base(folder, "bfloat16"), seed=0)
+    program = smol.finished(build)
+    model = program.model
+    for path, module in list(model.named_modules()) if kernel else []:
+        if path.endswith("_proj"):
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, KernelLinear.of(module, kernel))
+    place = place_of(folder, name)
+    place.mkdir(parents=True)
+    program.changed()
+    plan_files.write(Reader(program, Numbers(weights, 32)).read(), place, facts(model, weights))
+
+
+def write_llama(folder: Path, name: str) -> None:
+    """A file of one of llama.cpp's forms, by its own quantiser from float16."""
+    import llama_cpp as api
+    from decoders import silent_llama
+    from effc.compiler.runtimes.gguf.writing import write
+
+    whole = folder / "frontier" / "model.gguf"
+    if not whole.exists():
+        build = smol.build_of(folder, "frontier", "", model=smol.base(folder))
+        write(build.ctx.origin.load(), whole.parent, "f16", build.ctx.tokenizer)
+    place = place_of(folder, name)
+    place.mkdir()
+    options = api.llama_model_quantize_default_params()
+    options.nthread = 1
+    options.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{LLAMA[name]}")
+    with silent_llama():
+        status = api.llama_model_quantize(str(whole).encode(), str(place / "model.gguf").encode(), options)
+    assert status == 0, f"no {name} file"
+
+
+def bytes_of(folder: Path, name: str) -> int:
+    return sum(file.stat().st_size for file in place_of(folder, name).glob("*") if file.suffix in (".gguf", ".bin"))
+
+
+def serve(folder: Path, name: str, threads: int) -> None:
+    """Answer lines of stdin: `decode` with seconds a token, `score FILE` with the nats of each token."""
+    from decoders import Ik, Llama, Own, perplexity, silent_llama
+    from effc.compiler.transforms.lowering.racing import real_time
+
+    torch.set_num_threads(threads)
+    rows = json.loads((folder / "rows.json").read_text())
+    if name in OWN:
+        contestant = Own(place_of(folder, name), threads)
+    elif name in IK:
+        contestant = Ik(place_of(folder, name) / "model.gguf", threads)
+    else:
+        with silent_llama():
+            contestant = Llama(place_of(folder, name) / "model.gguf", threads)
+    contestant.prompt(rows["docs"][0][:64])
+    print("ready", flush=True)
+    for line in sys.stdin:
+        if line.strip() == "decode":
+            raised = real_time(True)
+            contestant.step()
+            started = time.perf_counter()
+            for _ in range(STEPS):
+                contestant.step()
+            found = (time.perf_counter() - started) / STEPS
+            if raised:
+                real_time(False)
+        else:
+            found = perplexity(contestant, rows[line.split()[1]])
+        print(found, flush=True)
+
+
+class Contestant:
+    def __init__(self, folder: Path, name: str, threads: int):
+        command = [sys.executable, __file__, str(folder), "--serve", name, "--threads", str(threads)]
+        self.name, self.child = name, subprocess.Popen(command, stdin=-1, stdout=-1, text=True)
+        line = self.child.stdout.readline()
+        assert line == "ready\n", f"{name} did not begin"
+
+    def ask(self, line: str) -> float:
+        self.child.stdin.write(line + "\n")
+        self.child.stdin.flush()
+        return float(self.child.stdout.readline())
+
+    def end(self) -> None:
+        self.child.stdin.close()
+        self.child.wait()
+
+
+def rows_of(folder: Path) -> None:
+    from effc.dsl.checker.values import DataRef
+
+    build = smol.build_of(folder, "frontier", "", model=smol.base(folder, "bfloat16"))
+    rows = {name: build.ctx.rows(DataRef(name)).tolist() for name in smol.HELD_OUT}
+    (folder / "rows.json").write_text(json.dumps(rows))
+
+
+def race(folder: Path, names: list[str], threads: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds a token of each, turn by turn."""
+    players = [Contestant(folder, name, threads) for name in names]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds + 1):
+        for player in players:
+            time.sleep(REST)
+            found = player.ask("decode")
+            if number:  # the first turn warms up
+                seconds[player.name].append(found)
+    for player in players:
+        player.end()
+    return seconds
+
+
+def picture(lines: list[dict], file: Path) -> None:
+    """Speed against perplexity of `docs` and `kjv` together, as text that a browser draws."""
+    wide, high, left, low = 760, 440, 60, 40
+    xs, ys = [math.log(r["both"]) for r in lines], [r["speed"] for r in lines]
+    x0, x1, top = min(xs) - 0.02, max(xs) + 0.12, max(ys) * 1.1
+
+    def at(line: dict) -> tuple[float, float]:
+        x = left + (math.log(line["both"]) - x0) / (x1 - x0) * (wide - left - 20)
+        return x, high - low - line["speed"] / top * (high - low - 20)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" font-family="sans-serif" font-size="12">',
+        f'<rect width="{wide}" height="{high}" fill="white"/>',
+        f'<path d="M{left} 20V{high - low}H{wide - 20}" fill="none" stroke="#888"/>',
+        f'<text x="{wide / 2}" y="{high - 8}">held-out perplexity, geometric mean of docs and kjv (log)</text>',
+        f'<text x="14" y="{high / 2}" transform="rotate(-90 14 {high / 2})">tokens/s</text>',
+    ]
+    for step in range(0, int(top), 50):
+        y = high - low - step / top * (high - low - 20)
+        parts.append(f'<text x="{left - 8}" y="{y + 4:.0f}" text-anchor="end" fill="#666">{step}</text>')
+    taken: list[tuple[float, float, float]] = []  # of labels: left, right, height
+    for line in sorted(lines, key=lambda line: -line["speed"]):
+        (x, y), colour = at(line), "#1a7f5a" if line["name"] in OWN else "#b5482a"
+        label = f"{line['name']} ({line['both']:.1f})"
+        parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4" fill="{colour}"/>')
+        end, text = x + 7 + 6.2 * len(label), y + 4
+        while any(abs(text - other) < 12 and x < right and start < end for start, right, other in taken):
+            text += 3
+        taken.append((x, end, text))
+        parts.append(f'<text x="{x + 7:.0f}" y="{text:.0f}" fill="{colour}">{label}</text>')
+    file.write_text("\n".join([*parts, "</svg>\n"]))
+
+
+def main() -> None:
+    from decoders import IK_LIBRARY
+    from effc.compiler.core.fingerprint import machine
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--only", nargs="+", choices=[*OWN, *LLAMA, *IK])
+    parser.add_argument("--svg", type=Path)
+    parser.add_argument("--no-speed", action="store_true")
+    parser.add_argument("--serve")
+    asked = parser.parse_args()
+    folder = asked.folder.resolve()
+    if asked.serve:
+        serve(folder, asked.serve, asked.threads)
+        return
+    torch.set_num_threads(1)
+    print(", ".join(f"{k} {v}" for k, v in machine().items()), flush=True)
+    names = asked.only or [*OWN, *(LLAMA if find_spec("llama_cpp") else ()), *(IK if IK_LIBRARY else ())]
+    if not find_spec("llama_cpp"):
+        print("llama.cpp: absent, `llama_cpp` does not import", flush=True)
+    smol.rescaled(folder)
+    if not (folder / "rows.json").exists():
+        rows_of(folder)
+    for name in names:
+        if not place_of(folder, name).exists():
+            write_own(folder, name, asked.steps) if name in OWN else write_llama(folder, IK.get(name, name))
+    report(folder, names, asked)
+
+
+def scores(folder: Path, name: str, threads: int) -> list[float]:
+    """Perplexity of the held-out texts; kept beside what it is of."""
+    kept = place_of(folder, name) / f"{'ik_' if name in IK else ''}perplexity.json"
+    if not kept.exists():
+        player = Contestant(folder, name, threads)
+        found = [player.ask(f"score {text}") for text in smol.HELD_OUT]
+        player.end()
+        kept.write_text(json.dumps(found))
+    return json.loads(kept.read_text())
+
+
+def report(folder: Path, names: list[str], asked: argparse.Namespace) -> None:
+    known = {name: scores(folder, name, asked.threads) for name in names}
+    seconds = {} if asked.no_speed else race(folder, names, asked.threads, asked.rounds)
+    line = "{:<32}{:>8}{:>9}{:>9}{:>12}{:>20}{:>12}"
+    print(line.format("", "MB", *smol.HELD_OUT, "tokens/s", "lowest..highest", "of bf16"), flush=True)
+    lines = []
+    for name in names:
+        cells, turns = [f"{bytes_of(folder, name) / 1e6:.0f}", *(f"{p:.2f}" for p in known[name])], seconds.get(name)
+        if turns:
+            shares = [a / b for a, b in zip(seconds[names[0]], turns, strict=True)]
+            rates = sorted(1 / s for s in turns)
+            cells += [f"{statistics.median(rates):.0f}", f"{rates[0]:.0f}..{rates[-1]:.0f}"]
+            cells.append(f"{statistics.median(shares):.2f}")
+            speed = statistics.median(rates)
+            lines.append({"name": name, "speed": speed, "both": math.prod(known[name]) ** 0.5})
+        print(line.format(name, *cells, *[""] * (6 - len(cells))), flush=True)
+    for theirs in (row for row in lines if row["name"] not in OWN):
+        better = [row for row in lines if row["name"] in OWN and row["both"] <= theirs["both"]]
+        best = max(better, key=lambda row: row["speed"], default=None)
+        said = "none" if best is None else f"{best['name']}, {best['speed'] / theirs['speed']:.2f}x"
+        print(f"no worse than {theirs['name']}: {said} (goal 1.3x)", flush=True)
+    if asked.svg and lines:
+        picture(lines, asked.svg)
+
+
+if __name__ == "__main__":
+    main()

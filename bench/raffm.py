@@ -1,0 +1,179 @@
+"""Print what sub-networks of clients cost and give beside FedAvg of the whole model: RaFFM to a common target.
+
+    python -m bench.raffm MODEL DATA [--target 0.8] [--rounds 4] [--steps 8] [--seeds 0,1] [--layers 6]
+                                 [--deal dirichlet|even]
+
+MODEL and DATA as bench/reviews.py has them: all six layers of MiniLM with a head on its first token, or fewer and
+one that takes the mean, of whose vocabulary the pieces are kept that the sentences have, since no sub-network is smaller
+in words. Four clients have 1,600 sentences of SST-2, dealt by a Dirichlet distribution (beta 0.5) over the two classes
+or evenly, and train all weights. After each round the server's model is judged on 300 sentences of the test file (a share of 0.8
+has a standard error of 0.02).
+Bytes are those of the arrays, up and down, of all clients; seconds are processor time of all clients' training on one
+thread, and of the one that took longest. `to the target` counts up to and with the first round that reaches it.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bench.reviews import Arm, compiled, drawn, sst2, write_classifier, write_rows
+
+TESTS, KEPT = 300, 2000  # test rows; ids below are special tokens and single letters, and stay
+DEALS = {"dirichlet": "split: dirichlet, beta: 0.5", "even": "split: even"}
+COVER = "trains: full, strategy: coverage"
+ARMS = {
+    "FedAvg, all of the model": Arm("", "trains: full, strategy: fedavg", ()),
+    "RaFFM, 100%, 90%, 90%, 90%": Arm("", f"{COVER}, budgets: [100%, 90%, 90%, 90%]", ()),
+    "the same, counted by holders": Arm("", f"{COVER}, budgets: [100%, 90%, 90%, 90%], counted: holders", ()),
+    "RaFFM, 100%, 75%, 60%, 50%": Arm("", f"{COVER}, budgets: [100%, 75%, 60%, 50%]", ()),
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """After a round: accuracy, bytes of all clients both ways, processor seconds of all and of the slowest."""
+
+    accuracy: float
+    bytes: int
+    seconds: float
+    slowest: float
+
+
+def keep_words(folder: Path, texts: list[str]) -> int:
+    """Leave of a classifier's vocabulary what these texts have; how many pieces that is."""
+    from transformers import AutoTokenizer, BertForSequenceClassification
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    used = {i for text in texts for i in tokenizer(text)["input_ids"] if i >= KEPT}
+    kept = [*range(KEPT), *sorted(used)]
+    file = folder / "tokenizer.json"
+    body = json.loads(file.read_text())
+    words = {number: word for word, number in body["model"]["vocab"].items()}
+    body["model"]["vocab"] = {words[old]: new for new, old in enumerate(kept)}
+    file.write_text(json.dumps(body))
+    model = BertForSequenceClassification.from_pretrained(folder)
+    table = model.get_input_embeddings()
+    table.weight = torch.nn.Parameter(table.weight.detach()[kept].clone())
+    table.num_embeddings = model.config.vocab_size = len(kept)
+    model.save_pretrained(folder)
+    return len(kept)
+
+
+class Clock:
+    """A client that tells the processor time of its training."""
+
+    def __init__(self, seat, spent: list[float]):
+        self.seat, self.spent, self.learner, self.client = seat, spent, seat.learner, seat.client
+
+    def __call__(self, message, memory):
+        began = time.process_time()
+        answer = self.seat(message, memory)
+        if message.kind == "train":
+            self.spent.append(time.process_time() - began)
+        return answer
+
+
+def course(app, data: Path, seed: int) -> list[Look]:
+    """What every round came to."""
+    from effc.compiler.apps.federation.client_host import Place
+    from effc.compiler.apps.federation.declaration import strategy_of
+    from effc.compiler.apps.federation.grid import LocalGrid
+    from effc.compiler.apps.federation.rounds import Federation
+    from effc.compiler.core.settings import Settings
+
+    from bench.clients import test_rows
+
+    path, declared = app[0], app[1].with_changes(seed=seed)
+    place = Place(declared, path / declared.folder, data, Settings(data / "cache", seed=seed, threads=1))
+    looks: list[Look] = []
+    spent: list[float] = []
+    with place.seats(list(range(declared.clients))) as seats:
+        judge = seats[0].learner  # of the whole model
+        learns, judge_rows = judge.held_out, test_rows(place, data, declared.data[0].name, "test")
+        run = Federation(LocalGrid([Clock(s, spent) for s in seats]), strategy_of(declared), declared.terms())
+
+        def look(round_) -> None:
+            judge.held_out = judge_rows
+            found = judge.judged(run.strategy.results()["global"], {})[1]
+            judge.held_out = learns
+            sent = sum(t.bytes_up + t.bytes_down for t in round_.turns.values())
+            looks.append(Look(found, sent, sum(spent), max(spent)))
+            spent.clear()
+
+        run.tell = look
+        run.run()
+    return looks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--target", type=float, default=0.8)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rate", default="2e-4")
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--deal", choices=DEALS, default="dirichlet")
+    parser.add_argument("--arms", help="Part of their names.", default="")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        places = rows(args, folder, seeds)
+        print(f"{args.rounds} rounds of {args.steps} steps of 8, rate {args.rate}, target {args.target}, seeds {seeds}")
+        print("| arm | MiB a round | CPU s a round | of the slowest | accuracy by round |", end="")
+        print(" rounds to the target | MiB | CPU s |\n|---|---|---|---|---|---|---|---|", flush=True)
+        for number, name in enumerate(name for name in ARMS if args.arms in name):
+            told = (
+                f"clients: 4, hold: 0%, {DEALS[args.deal]}, rounds: {args.rounds}, steps: {args.steps}, lr: {args.rate}"
+            )
+            app = compiled(folder, ARMS[name], ["class0", "class1"], f"app-{number}", told, seeds[0])
+            print(_line(name, [course(app, place, seed) for seed, place in places.items()], args.target), flush=True)
+
+
+def rows(args, folder: Path, seeds: list[int]) -> dict[int, Path]:
+    """The folder of every seed's sentences; the classifier lies in `folder`, whose own are the first seed's."""
+    from effc.compiler.models.checkpoints.model_folder import load_tokenizer
+
+    write_classifier(args.model, folder / "classifier", args.data, args.layers, mean=args.layers < 6)
+    tokenizer = load_tokenizer(folder / "classifier", "the model", False)
+    test = drawn(sst2(args.data, "test"), TESTS, 0, tokenizer)
+    parts = {seed: drawn(sst2(args.data, "train"), 1600, seed, tokenizer) for seed in seeds}
+    places = {seed: folder / f"seed-{seed}" if n else folder for n, seed in enumerate(seeds)}
+    for seed, place in places.items():
+        place.mkdir(exist_ok=True)
+        write_rows(test, place / "test.jsonl")
+        for label in "01":
+            write_rows([row for row in parts[seed] if row["label"] == label], place / f"class{label}.jsonl")
+    kept = keep_words(folder / "classifier", [row["text"] for part in (test, *parts.values()) for row in part])
+    print(f"MiniLM with {kept:,} pieces of its vocabulary")
+    return places
+
+
+def _line(name: str, runs: list[list[Look]], target: float) -> str:
+    looks = [look for run in runs for look in run]
+    each = [f"{statistics.mean(look.bytes for look in looks) / 2**20:.1f}"]
+    each += [f"{statistics.mean(getattr(look, part) for look in looks):.1f}" for part in ("seconds", "slowest")]
+    each.append("; ".join(" ".join(f"{look.accuracy:.2f}" for look in run) for run in runs))
+    until = [next((n for n, look in enumerate(run, 1) if look.accuracy >= target), None) for run in runs]
+    each.append(", ".join("none" if n is None else str(n) for n in until))
+    for scale, part in ((2**20, "bytes"), (1, "seconds")):
+        sums = [
+            None if n is None else sum(getattr(look, part) for look in run[:n]) / scale
+            for n, run in zip(until, runs, strict=True)
+        ]
+        each.append(", ".join("-" if value is None else f"{value:.0f}" for value in sums))
+    return f"| {name} | {' | '.join(each)} |"
+
+
+if __name__ == "__main__":
+    main()

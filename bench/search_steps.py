@@ -1,0 +1,154 @@
+"""Print what one step of each kind of a search by prune.multi takes on a large model, and what a whole search adds up to.
+
+    python bench/search_steps.py [SIZE] [--tokens 1024] [--share 0.1] [--threads 1] [--folder FOLDER]
+
+Made for machines that are too slow or too busy for the whole search (`search_large.py`). The checkpoint is random and
+made on the spot. Each kind runs once on the model itself by effc's own code; processor seconds count, so that what
+else runs on the machine matters little. The sum takes the number of steps by the formulas that are printed beside
+it. Of the 8B Llama (hidden 4096, 32 layers, 32/8 heads, MLP 14336) nothing ran: its steps are this model's, scaled by
+their operations.
+"""
+
+import argparse
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.core.fingerprint import machine
+from effc.compiler.core.memory import held
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.models.rows.forward import evaluating
+from effc.compiler.transforms.search.gradients import DRAWS, Gradients
+from effc.compiler.transforms.search.importance import obs
+from effc.compiler.transforms.search.prefix import Prefix
+from effc.compiler.transforms.search.reconstruct import Moments, Reconstruction, module_of, readers
+from search_large import GROUP, SIZES, make
+from transformers import AutoModelForCausalLM
+
+OWN_ROWS, OWN_LENGTH = 32, 256
+EIGHT = (4096, 32, 32, 8, 14336, 128256)
+
+
+def timed(what: str, run) -> float:
+    started = time.process_time()
+    run()
+    seconds = time.process_time() - started
+    print(f"  {what:60} {seconds:8.2f} processor s, {held() / 2**30:5.2f} GiB held", flush=True)
+    return seconds
+
+
+def measured(size: str, folder: Path, tokens: int) -> dict[str, float]:
+    model = AutoModelForCausalLM.from_pretrained(folder / size, dtype=torch.bfloat16).eval()
+    program, vocabulary = capture(model), SIZES[size][-1]
+    ids = torch.randint(vocabulary, (tokens // 256, 256), generator=torch.Generator().manual_seed(0))
+    last = max(g.site for g in skeleton_of(program).groups if g.kind == "channels")
+    group = next(g for g in skeleton_of(program).groups if (g.site, g.kind) == (last, "channels"))
+    (member,) = readers(group)
+    found: dict[str, float] = {}
+
+    def write() -> None:
+        with torch.no_grad():
+            model.generate(ids[:1, :1].expand(OWN_ROWS, 1), max_new_tokens=5, min_new_tokens=5, do_sample=False)
+
+    found["write"] = timed(f"4 more tokens of {OWN_ROWS} rows, written", write) / 4
+    with tempfile.TemporaryDirectory() as name:
+        moments = Moments(Path(name))
+
+        def read() -> None:
+            with evaluating(model):
+                model(ids, use_cache=False)
+
+        found["read"] = timed(f"{tokens} tokens, read", read)
+        collect = timed(
+            f"{tokens} tokens, read for moments of one MLP",
+            lambda: moments.collect(program, [module_of(member)], read, 1 << 40),
+        )
+        found["moments"] = max(0.0, collect - found["read"])
+        found["rank"] = timed("channels of one MLP, ranked", lambda: obs(program, group, moments))
+        repair, items = Reconstruction(program, moments), list(range(GROUP[size]))
+        found["fit"] = timed("one cut of channels, refitted", lambda: repair.without(group, (), items))
+    found["layer"], found["behind"] = swept(program, ids)
+    return found
+
+
+def swept(program, ids: torch.Tensor) -> tuple[float, float]:
+    """The sweep of one layer, and of what is behind the last one."""
+    prefix = Prefix(program, 4 << 30)
+
+    def run() -> float:
+        with evaluating(program.model):
+            for rows in ids.split(4):
+                program.model(rows, use_cache=False)
+        return 0.0
+
+    prefix.measure(run)
+    sweep, grads = Gradients(prefix, 0), []
+    behind = timed("gradients of what the last layer gives", lambda: grads.extend(sweep._behind()[0]))
+    last = len(program.units) - 1
+    layer = timed(
+        f"gradients through one layer, {1 + DRAWS} at once",
+        lambda: [sweep._through(last, call, grad) for call, grad in enumerate(grads)],
+    )
+    return layer, behind
+
+
+def scaled(found: dict[str, float], size: str) -> dict[str, float]:
+    """The steps of an 8B Llama by operations: products of layers, second moments, factors of their width cubed."""
+    hidden, _, heads, kv, mlp, _ = SIZES[size]
+    wide, _, more_heads, more_kv, more_mlp, _ = EIGHT
+
+    def layer(hidden: int, heads: int, kv: int, mlp: int) -> float:
+        return hidden * (2 * hidden + 2 * hidden * kv / heads + 3 * mlp)
+
+    per_layer = layer(wide, more_heads, more_kv, more_mlp) / layer(hidden, heads, kv, mlp)
+    whole = per_layer * EIGHT[1] / SIZES[size][1]
+    square, cube = (more_mlp / mlp) ** 2, (more_mlp / mlp) ** 3
+    by = {"write": whole, "read": whole, "moments": square, "rank": cube, "fit": cube, "layer": per_layer}
+    return {name: seconds * by.get(name, whole) for name, seconds in found.items()}
+
+
+def total(found: dict[str, float], layers: int, tokens: int, cuts: int, together: int) -> dict[str, float]:
+    """Processor seconds of a whole search with `estimate: taylor`, by what they are spent on."""
+    own, half = OWN_ROWS * OWN_LENGTH / tokens, (layers + 1) / (2 * layers)
+    first = 4 * layers / 6
+    return {
+        "rows of its own": OWN_LENGTH * found["write"],
+        "their moments": own * (found["read"] + layers * found["moments"]),
+        "ranking": layers * found["rank"],
+        "sweep": found["behind"] + layers * found["layer"] + found["read"] * (1 + 4),
+        "first round": first * half * found["read"],
+        "later rounds": math.ceil(cuts / together) * 3 * half * found["read"],
+        "refits": (layers + cuts) * found["fit"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size", nargs="?", choices=SIZES, default="1b")
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--cuts", type=int, default=34)
+    parser.add_argument("--together", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=Path("build/large"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(", ".join(f"{k} {v}" for k, v in machine().items()), f"{options.threads} threads", sep=", ")
+    make(options.folder / options.size, options.size)
+    found = measured(options.size, options.folder, options.tokens)
+    print("\nwrite x 256; moments: 8192 tokens; ranking: every MLP; sweep: head, every layer, 4L candidates in their")
+    print("layers; first round: a sixth of 4L candidates from the middle; later: 3 scores a round; a refit a cut:")
+    cases = (
+        (options.size, found, SIZES[options.size][1]),
+        ("8B, by operations", scaled(found, options.size), EIGHT[1]),
+    )
+    for name, steps, layers in cases:
+        parts = total(steps, layers, options.tokens, options.cuts, options.together)
+        print(f"  {name:18} {sum(parts.values()) / 60:7.1f} processor minutes: ", end="")
+        print(", ".join(f"{what} {seconds / 60:.1f}" for what, seconds in parts.items()))
+
+
+if __name__ == "__main__":
+    main()

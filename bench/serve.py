@@ -1,0 +1,153 @@
+"""Print what `effc serve` gives: tokens per second and time to the first one, at several requests at once.
+
+    python bench/serve.py MODEL [--threads 2] [--at-once 1 4 16] [--words 60] [--new 64] [--long 800]
+                                      [--rounds 3] [--json FILE]
+
+MODEL is what `effc serve` takes. Every request continues another part of Python's own language reference. The
+client is a process of its own on the same machine, and reads streams. Beside it, "engine" is the same
+number of sequences stepped by the engine in a loop, without sampling, text and HTTP. The last row is the
+longest wait between two tokens of a running answer while a prompt of --long words comes in, and while none
+does.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import pydoc_data.topics
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import httpx
+
+EFFC = (sys.executable, "-c", "import sys; from effc.compiler.cli.main import main; sys.exit(main())")
+TEXT = " ".join(" ".join(pydoc_data.topics.topics.values()).split()).split(" ")
+
+
+@contextmanager
+def served(model: str, threads: int):
+    command = [*EFFC, "serve", model, "--port", "0", "--threads", str(threads), "--name", "model"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process.stdout.readline().strip().partition(" at ")[2]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def ask(client: httpx.AsyncClient, prompt: str, new: int) -> list[float]:
+    """Times at which text came, the first one that of the request; the last entry is the number of tokens."""
+    body = {
+        "model": "model",
+        "prompt": prompt,
+        "max_tokens": new,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    times, count = [time.perf_counter()], 0
+    async with client.stream("POST", "/completions", json=body) as answer:
+        answer.raise_for_status()
+        async for line in answer.aiter_lines():
+            if '"text": "' in line and '"text": ""' not in line:
+                times.append(time.perf_counter())
+            elif '"usage": ' in line:
+                count = json.loads(line[6:])["usage"]["completion_tokens"]
+    return [*times, count]
+
+
+def prompts(count: int, words: int, start: int = 0) -> list[str]:
+    return [" ".join(TEXT[(start + i) * 997 % 20_000 :][:words]) for i in range(count)]
+
+
+async def at_once(url: str, count: int, words: int, new: int, start: int) -> dict[str, float]:
+    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+        began = time.perf_counter()
+        found = await asyncio.gather(*(ask(client, prompt, new) for prompt in prompts(count, words, start)))
+    tokens, seconds = sum(times[-1] for times in found), max(times[-2] for times in found) - began
+    firsts = [times[1] - times[0] for times in found]
+    return {"tokens_per_second": tokens / seconds, "first": median(firsts), "last_first": max(firsts)}
+
+
+async def stalls(url: str, words: int, long: int, new: int) -> tuple[float, float]:
+    """The longest wait between pieces of four answers, with and without a long prompt coming in."""
+    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+        waits = []
+        for more in ([], prompts(1, long, 91)):
+            running = [asyncio.create_task(ask(client, prompt, new)) for prompt in prompts(4, words, 50 + len(more))]
+            await asyncio.sleep(0.5)
+            await asyncio.gather(*(ask(client, prompt, 1) for prompt in more))
+            found = await asyncio.gather(*running)
+            waits.append(max(b - a for times in found for a, b in pairwise(times[1:-1])))
+    return waits[1], waits[0]
+
+
+def engine(model: str, threads: int, counts: list[int], words: int, new: int) -> dict[int, float]:
+    """Tokens per second of the engine alone; nothing where the model has none."""
+    import effc
+    from effc.compiler.driver.models import _tokenizer, is_artifact
+
+    path = Path(model)
+    if not (path.is_dir() and is_artifact(path) and (path / "native").is_dir()):
+        return {}
+    own, tokenizer = effc.load(path, threads=threads).engine, _tokenizer(path / "native")
+    found = {}
+    for count in counts:
+        began = time.perf_counter()
+        for sequence, prompt in enumerate(prompts(count, words)):
+            ids = tokenizer(prompt)["input_ids"]
+            own.run(ids, [sequence] * len(ids), [len(ids) - 1])
+        for _ in range(new - 1):
+            own.run([300] * count, list(range(count)), list(range(count)))
+        found[count] = count * new / (time.perf_counter() - began)
+        for sequence in range(count):
+            own.forget(sequence)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--words", type=int, default=60)
+    parser.add_argument("--long", type=int, default=800)
+    parser.add_argument("--new", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    alone = engine(given.model, given.threads, given.at_once, given.words, given.new)
+    rows: dict[int, list[dict[str, float]]] = {count: [] for count in given.at_once}
+    with served(given.model, given.threads) as url:
+        asyncio.run(at_once(url, 1, given.words, 4, 99))  # warm
+        for turn in range(given.rounds):
+            for count in given.at_once:
+                rows[count].append(asyncio.run(at_once(url, count, given.words, given.new, 16 * turn)))
+        long, plain = asyncio.run(stalls(url, given.words, given.long, 4 * given.new))
+    print(
+        f"{given.model}, {given.threads} threads, {given.words} words in, {given.new} tokens out, medians "
+        f"of {given.rounds} rounds\n"
+    )
+    print("at once   tokens/s   engine   first token   last one's first")
+    best = {count: {name: median(row[name] for row in found) for name in found[0]} for count, found in rows.items()}
+    for count, row in best.items():
+        beside = f"{alone[count]:8.1f}" if alone else "       -"
+        print(
+            f"{count:7}   {row['tokens_per_second']:8.1f} {beside}   {row['first'] * 1e3:8.0f} ms"
+            f"   {row['last_first'] * 1e3:13.0f} ms"
+        )
+    print(
+        f"\nlongest wait between tokens of four answers: {long * 1e3:.0f} ms while {given.long} words come "
+        f"in, {plain * 1e3:.0f} ms otherwise"
+    )
+    if given.json:
+        given.json.write_text(json.dumps({"served": best, "engine": alone, "waits": [long, plain]}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Adapters on half of a model's weights (Shears, SQFT) beside adapters on all of it, on questions with answers to choose.
+
+    python bench/shears.py DATA FOLDER [--task ARC-Easy] [--seeds 0 1 2] [--steps 200] [--train 800] [--dev 48]
+                                 [--test 200] [--sparsity 50] [--model 'gguf("...")']
+
+DATA     a folder of LLM-Adapters' tasks: TASK/train.json and TASK/test.json, "instruction" and "answer"; or of GSM8K:
+         train.jsonl and test.jsonl with `--task gsm8k`, "question" and "answer"; or of SST-2: train.tsv and test.tsv
+         with `--task sst2`, "sentence" and "label"
+FOLDER   keeps what is done
+
+Of commonsense tasks the accuracy on test questions, an answer chosen by likelihood; of GSM8K the perplexity of worked
+solutions behind their questions, as 135 M parameters solve next to none. Seeds choose what is learned and in which
+order, and which ranks a step draws. All adapters sit on q, k, v, up and down, of rank 32 and alpha 64, and learn the
+answers alone; masks and grids look at questions with their answers.
+LoRA     of one rank; on sparse weights it fills their zeros when it is merged, so that nothing stays sparse
+NLS      ranks 32, 24, 16, a draw a step: the middle ones, or those of `search.hill` by the dev questions; fills zeros, too
+merged   NLS whose adapters give nothing where weights are zero (SparsePEFT); int4: trained through a grid as well
+"""
+
+import argparse
+import json
+import re
+import statistics
+import time
+from pathlib import Path
+
+import smol
+import torch
+
+ON = 'on: "*.{q,k,v,up,down}_proj"'
+LEARN = "data: train, steps: {steps}, batch: 8, lr: 3e-4"
+ZEROS = "sps = sparsify.wanda(sparsity: {sparsity}% of weights, data: calib)\n  "
+NLS = "net = supernet.lora(" + ON + ", ranks: [32, 24, 16], zeros: {zeros}, {more}" + LEARN + ")\n  "
+LORA = "fit = tune.heal(" + ON + ", rank: 32, alpha: 64.0, dropout: 0.1, zeros: fill, " + LEARN + ")"
+PICK = "fit = supernet.pick(ranks: middle)"
+ROUTES = {
+    "as it is": "",
+    "LoRA": LORA,
+    "sparse": ZEROS,
+    "sparse, LoRA": ZEROS + LORA,
+    "sparse, NLS, middle": ZEROS + NLS.replace("{zeros}", "fill").replace("{more}", "") + PICK,
+    "sparse, NLS, searched": ZEROS
+    + NLS.replace("{zeros}", "fill").replace("{more}", "")
+    + "best = search.hill(measure: [{dev}], evals: 12, points: 1)",
+    "sparse, NLS, merged": ZEROS + NLS.replace("{zeros}", "keep").replace("{more}", "") + PICK,
+    "sparse, NLS, merged int4": ZEROS
+    + NLS.replace("{zeros}", "keep").replace("{more}", "bits: 4, group: 64, ")
+    + PICK
+    + '\n  q = quantize.gptq(on: "*.{o,gate}_proj", data: calib, bits: 4, group: 64)',
+}
+RECIPE = """effspec 1
+model base = {model}
+{data}
+pipeline lean(base) {{
+  {steps}
+}}
+"""
+ROWS = 'data {name} = choices("{file}.jsonl", samples: {samples}, seed: {seed}, length: 192)\n'
+SOLVED = """data {name} = pairs("{file}.jsonl", prompt: "prompt", join: " ", answer: "answer", length: 256, longer: drop,
+    samples: {samples}, seed: {seed})
+"""
+
+
+def records(folder: Path, task: str, part: str) -> list[dict]:
+    """Questions with options and the right one; of GSM8K with worked solutions."""
+    if task == "sst2":
+        lines = (folder / f"{part}.tsv").read_text(encoding="utf-8").splitlines()[1:]
+        return [review(*line.split("\t")) for line in lines if line]
+    if task == "gsm8k":
+        return [json.loads(line) for line in (folder / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = []
+    for one in json.loads((folder / task / f"{part}.json").read_text(encoding="utf-8")):
+        options = re.search(r"Answer format: (\S+)", one["instruction"])
+        assert options, f"{one['instruction'][:60]} has no options"
+        found.append({"question": one["instruction"], "options": options[1].split("/"), "answer": one["answer"]})
+    return found
+
+
+def review(sentence: str, label: str) -> dict:
+    options = ["negative", "positive"]
+    return {"question": f"Review: {sentence.strip()}\nSentiment:", "options": options, "answer": options[int(label)]}
+
+
+def split(source: Path, folder: Path, task: str) -> None:
+    """Every tenth of what was meant for training is what a search may look at."""
+    learned = records(source, task, "train")
+    parts = {"train": [r for i, r in enumerate(learned) if i % 10], "dev": learned[::10]}
+    for name, some in {**parts, "test": records(source, task, "test")}.items():
+        some = [{**r, "prompt": f"Question: {r['question']}\nAnswer:"} for r in some]  # as `choices` lays them out
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)), encoding="utf-8")
+
+
+def built(folder: Path, name: str, asked, seed: int):
+    """The program at the end of a route, and the context to measure it in."""
+    from effc.compiler.core.cache import Cache
+    from effc.compiler.driver import api
+    from effc.compiler.driver.pipeline import Build
+
+    line = SOLVED if asked.task == "gsm8k" else ROWS
+    counts = {"train": (asked.train, seed), "dev": (asked.dev, 0), "test": (asked.test, 0)}
+    layouts = {"train": SOLVED, "dev": line, "test": line}
+    data = "".join(layouts[n].format(name=n, file=n, samples=count, seed=s) for n, (count, s) in counts.items())
+    data += (SOLVED if asked.task == "gsm8k" else ROWS).format(name="calib", file="train", samples=160, seed=seed)
+    steps = ROUTES[name]
+    for key, value in {"steps": asked.steps, "sparsity": asked.sparsity, "dev": measure_of(asked.task, "dev")}.items():
+        steps = steps.replace(f"{{{key}}}", str(value))
+    path = folder / "shears.effspec"
+    path.write_text(RECIPE.format(model=asked.model, data=data, steps=steps), encoding="utf-8")
+    session = api.session(path, cache_dir=folder / "cache", threads=torch.get_num_threads(), seed=seed)
+    (plan,) = api.plans(session)
+    build = Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
+    for stage in plan.stages:
+        build.step(stage)
+    outcome = build.reach(plan.stages[-1].key if plan.stages else plan.identity)
+    return (outcome.load(outcome.points[0]) if hasattr(outcome, "points") else outcome.program), build.ctx
+
+
+def measure_of(task: str, rows: str) -> str:
+    return f"{'perplexity' if task == 'gsm8k' else 'choice'}({rows})"
+
+
+def said(program, ctx, task: str) -> dict[str, float]:
+    from effc.dsl.checker.values import DataRef, MetricRef
+
+    word = MetricRef("perplexity" if task == "gsm8k" else "choice", (("data", DataRef("test")),))
+    weights = [p for name, p in program.model.named_parameters() if name.endswith("_proj.weight")]
+    zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+    trained = [note["trained"] for note in program.notes if "trained" in note]
+    return {
+        "value": ctx.metric(word).measure(program.model, ctx),
+        "zeros": zeros,
+        "trained": trained[-1] if trained else 0,
+    }
+
+
+def main() -> None:
+    from effc.compiler.core.fingerprint import machine
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--task", default="ARC-Easy")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    for name, value in (("steps", 200), ("train", 800), ("dev", 48), ("test", 200), ("sparsity", 50)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--only", nargs="+", default=list(ROUTES), choices=list(ROUTES))
+    parser.add_argument("--model", default="")
+    asked = parser.parse_args()
+    asked.model = asked.model or f'gguf("{smol.gguf_path()}")'
+    folder, began = asked.folder.resolve(), time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    split(asked.data, folder, asked.task)
+    torch.set_num_threads(1)
+    print(", ".join(f"{k} {v}" for k, v in machine().items()), flush=True)
+    found: dict[str, list[dict[str, float]]] = {}
+    for seed in asked.seeds:
+        for name in asked.only:
+            found.setdefault(name, []).append(said(*built(folder, name, asked, seed), asked.task))
+            print(f"seed {seed}: {name}: {found[name][-1]}, {time.monotonic() - began:.0f} s", flush=True)
+    print(f"\n| | {measure_of(asked.task, asked.task)}, mean and range | zeros | trained |\n|---|---|---|---|")
+    for name, each in found.items():
+        values = [one["value"] for one in each]
+        spread = f"{statistics.mean(values):.3f} ({min(values):.3f}–{max(values):.3f})"
+        print(f"| {name} | {spread} | {each[-1]['zeros']:.1%} | {each[-1]['trained']:,.0f} |")
+
+
+if __name__ == "__main__":
+    main()

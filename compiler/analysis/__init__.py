@@ -1,0 +1,1 @@
+"""Structure found on graphs, and arithmetic on shapes: what `plan` says."""

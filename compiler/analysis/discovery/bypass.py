@@ -1,0 +1,32 @@
+"""A unit's graph without one residual branch."""
+
+import copy
+
+from torch import fx
+
+from ....dsl.checker.skeleton import Branch
+from ...ir.liveness import sweep
+
+
+def node_named(graph: fx.Graph, name: str) -> fx.Node:
+    found = next((node for node in graph.nodes if node.name == name), None)
+    assert found is not None, f"the graph has no node {name}"
+    return found
+
+
+def staying(graph: fx.Graph, branch: Branch) -> str:
+    """The operand of the branch's join that is not the branch."""
+    operands = [node.name for node in node_named(graph, branch.join).args[:2] if isinstance(node, fx.Node)]
+    assert branch.value in operands, f"{branch.value} is no operand of {branch.join}"
+    return operands[1 - operands.index(branch.value)]
+
+
+def bypassed(graph: fx.Graph, branch: Branch) -> fx.Graph:
+    """A copy in which the join is its other operand; what only the branch computed is gone."""
+    name = staying(graph, branch)
+    graph = copy.deepcopy(graph)
+    join = node_named(graph, branch.join)
+    join.replace_all_uses_with(node_named(graph, name))
+    graph.erase_node(join)
+    sweep(graph)
+    return graph

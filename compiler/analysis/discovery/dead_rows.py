@@ -1,0 +1,96 @@
+"""Rows of weights that nobody reads any more, once a graph has lost a part."""
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from ...ir.capture.refresh import write
+from ...ir.graphs import name_of
+from .dependent_integers import Baked, Need, needs_of
+from .labelling import Labelling, tensors_in
+
+_UNEVEN = ("chunk", "tensor_split", "unflatten", "repeat_interleave")  # parts of sizes that no literal says
+
+
+def unread(labelling: Labelling, result: np.ndarray) -> np.ndarray:
+    """For each label whether nothing reads it: no column of a product, no attention, nothing of which little is known.
+
+    result   labels of what the graph returns
+    """
+    root = labelling.roots()
+    read = np.zeros(len(root), bool)
+    heard = [claim.labels for claim in labelling.claims if claim.reads]
+    heard += [labels for attention in labelling.attentions for labels in (attention.q, attention.kv)]
+    heard += [labels for labels, _ in (*labelling.blocked, *labelling.chosen)]
+    for labels in (*heard, result):
+        read[root[labels]] = True
+    gone = ~read[root]
+    gone[:2] = False  # NOTHING and STREAM
+    return gone
+
+
+def kept(labelling: Labelling, gone: np.ndarray) -> dict[tuple[str, int], list[int]]:
+    """(tensor, axis) -> the indices that are still read, where some are not."""
+    found = {}
+    for claim in labelling.claims:
+        left = np.flatnonzero(~gone[claim.labels])
+        if not claim.reads and len(left) < len(claim.labels):
+            found[claim.tensor, claim.axis] = left.tolist()
+    return {place: left for place, left in found.items() if left}
+
+
+def rewritten(graph: fx.Graph, labelling: Labelling, gone: np.ndarray, root: nn.Module) -> fx.Graph:
+    """A copy whose literals have the values that the kept rows need, and follow no attribute any more. Raises Baked."""
+    _refuse_uneven(labelling, gone)
+    needs = [need for need in needs_of(labelling, torch.from_numpy(gone), root) if need.value != need.needed]
+    graph = copy.deepcopy(graph)
+    nodes = {node.name: node for node in graph.nodes}
+    for need in needs:
+        _set(nodes[need.node.name], need)
+    return graph
+
+
+def _set(node: fx.Node, need: Need) -> None:
+    write(node, need.place.split("."), need.needed)
+    node.meta["ints"] = tuple(entry for entry in node.meta.get("ints", ()) if entry[0] != need.place)
+
+
+def _refuse_uneven(labelling: Labelling, gone: np.ndarray) -> None:
+    for node in labelling.values:
+        if name_of(node) in _UNEVEN and node.op != "placeholder":
+            divided = node.args[0]
+            assert isinstance(divided, fx.Node), f"{node.name} divides no value"
+            for x in tensors_in(labelling.values[divided]):
+                if gone[x.numpy()].any():
+                    raise Baked(f"`{name_of(node)}` divides what nobody else needs")
+
+
+def lost_readers(before: fx.Graph, after: fx.Graph) -> Iterator[str]:
+    """Modules that multiply matrices, of whose results less is read than before."""
+    users = {node.name: len(node.users) for node in before.nodes}
+    for node in after.nodes:
+        if 0 < len(node.users) < users.get(node.name, 0):
+            source = node
+            while source.op in ("call_function", "call_method") and name_of(source) in _PARTED:
+                source = source.all_input_nodes[0]
+            if source.op == "call_module" and source.meta.get("role") in ("linear", "conv"):
+                yield source.target
+
+
+_PARTED = (
+    "split",
+    "chunk",
+    "tensor_split",
+    "split_with_sizes",
+    "getitem",
+    "view",
+    "reshape",
+    "transpose",
+    "unbind",
+    "narrow",
+    "permute",
+    "unflatten",
+)

@@ -1,0 +1,296 @@
+"""Which channel of which tensor does each number of an activation come from.
+
+A unit's graph is run once on integer *labels* instead of numbers: every output row of a weight gets a label
+of its own, views, splits and transposes move labels by being executed on them, elementwise functions couple
+the labels that meet, norms and softmaxes couple all along their axis, and a contracting module reads labels
+at its columns. No values are needed, so a model on the meta device will do.
+
+The alternative, one NaN per channel through the real weights, takes seconds per layer and loses the NaN in
+fused attention kernels.
+"""
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
+from transformers.pytorch_utils import Conv1D
+
+from ...ir.graphs import name_of
+from ...ir.layers.linear import KernelLinear
+from ...ir.layers.reft import Reft
+from . import attention_rules, image_rules, packed_rules
+from .experts import graph_of_leaf, has_own_forward
+from .labelling import (
+    EXTREMES,
+    MADE,
+    MIXES,
+    MOVES,
+    NOTHING,
+    POINTWISE,
+    PRODUCTS,
+    REDUCES,
+    STREAM,
+    Labelling,
+    blank,
+    tensors_in,
+)
+
+_MISFITS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
+
+
+def label(graph: fx.Graph, root: nn.Module, stream: str | None) -> Labelling:
+    """Run the graph of the unit `root` on labels; `stream` names the placeholder of the residual stream, if any."""
+    out = Labelling()
+    result = Run(out, root, stream=stream).through(graph)
+    found = [x.numpy().ravel() for x in tensors_in(result)]
+    out.output = np.unique(np.concatenate(found)) if found else out.output
+    return out
+
+
+class Run:
+    """A run over one graph. `prefix` is where its root lies below the unit, `given` what its placeholders hold."""
+
+    def __init__(
+        self,
+        out: Labelling,
+        root: nn.Module,
+        given: Mapping[str, Any] | None = None,
+        prefix: str = "",
+        stream: str | None = None,
+    ):
+        self.out, self.root, self.given, self.prefix, self.stream = out, root, given or {}, prefix, stream
+
+    def through(self, graph: fx.Graph) -> Any:
+        """The labels of what the graph returns."""
+        for node in graph.nodes:
+            if node.op == "output":
+                return fx.map_arg(node.args[0], self.out.values.__getitem__)
+            step = Step(self.out, self.root, node, self)
+            try:
+                self.out.values[node] = step.value(self.stream)
+            except _MISFITS:
+                # The arguments have another form than the rule for this name expects: it is some other function.
+                self.out.values[node] = step.unknown(f"`{name_of(node)}`")
+        raise AssertionError("a graph without an output")
+
+    def inside(self, graph: fx.Graph, module: nn.Module, path: str, args: tuple, kwargs: Mapping) -> Any:
+        """The labels that come out of a module that was opened, given its call's arguments."""
+        names = [n.name for n in graph.nodes if n.op == "placeholder"]
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        return Run(self.out, module, given, path).through(graph)
+
+
+class Step:
+    """One node of a run: its arguments as labels, and the rules."""
+
+    def __init__(self, out: Labelling, root: nn.Module, node: fx.Node, run: Run | None = None):
+        self.out, self.root, self.node, self.run = out, root, node, run or Run(out, root)
+        # Labels, sizes, modules: whatever the call is given when it runs. A rule that expects others has a misfit.
+        self.args: tuple[Any, ...] = tuple(fx.map_arg(node.args, out.values.__getitem__))
+        self.kwargs: dict[str, Any] = dict(fx.map_arg(node.kwargs, out.values.__getitem__))
+
+    def below(self, path: str) -> str:
+        """A path below the root of this graph, as one below the unit."""
+        return ".".join(part for part in (self.run.prefix, path) if part)
+
+    @property
+    def path(self) -> str:
+        """Of the module or parameter that the node names."""
+        return self.below(str(self.node.target))
+
+    def value(self, stream: str | None) -> Any:
+        node = self.node
+        if node.op == "placeholder":
+            given = self.run.given.get(node.name)
+            found = blank(node.meta.get("shape")) if given is None else given
+            return found.fill_(STREAM) if node.name == stream else found
+        if node.op == "get_attr":
+            return self.attribute()
+        if node.op == "call_module":
+            return self.module(self.root.get_submodule(str(node.target)))
+        return self.function(name_of(node))
+
+    def attribute(self) -> Any:
+        """A parameter, or a buffer of numbers, that is read directly has labels of its own."""
+        found = self.root
+        for name in str(self.node.target).split("."):
+            found = getattr(found, name)
+        if not isinstance(found, Tensor):
+            return self.node
+        if not isinstance(found, nn.Parameter) and not found.is_floating_point():
+            return blank(found.shape)
+        if found.ndim == 1:
+            return self.claim("", 0, self.out.fresh(len(found)))
+        return packed_rules.weight(self, found)
+
+    def function(self, name: str) -> Any:
+        rule = _LEAVES.get(name) or _LEAVES.get(self.node.meta.get("role", ""))
+        if rule is not None:
+            return rule(self)
+        if packed_rules.weights_in((self.args, self.kwargs)):
+            return packed_rules.apply(self, name)
+        labelled = list(tensors_in((self.args, self.kwargs)))
+        if name in EXTREMES and labelled:
+            return self.pointwise(labelled) if len(labelled) > 1 else self.extreme(labelled[0])
+        if name in MADE:
+            return blank(self.node.meta.get("shape"))
+        if name in MOVES or (not labelled and _is_plain(self.node)):
+            return self.execute()
+        if name in POINTWISE:
+            return self.pointwise(labelled)
+        if name in MIXES | REDUCES and labelled:
+            return self.mix(name, labelled[0])
+        if name in PRODUCTS and all(x.ndim > 1 for x in labelled):
+            return self.product(labelled)
+        return self.unknown(f"`{name}`")
+
+    def execute(self) -> Any:
+        target = self.node.target
+        if target is operator.getitem and packed_rules.picks(self.args[1]):
+            return packed_rules.picked(self, *self.args)
+        if self.node.op == "call_method":
+            return getattr(self.args[0], str(target))(*self.args[1:], **self.kwargs)
+        if target is getattr and self.args[1] == "dtype":
+            return self.node.meta.get("dtype")
+        assert not isinstance(target, str), f"{target} is no function"
+        return target(*self.args, **self.kwargs)
+
+    def pointwise(self, inputs: list[Tensor]) -> Any:
+        if not inputs:
+            return blank(self.node.meta.get("shape"))
+        found = inputs[0]
+        for other in inputs[1:]:
+            self.out.couple(found, other)
+            found, other = torch.broadcast_tensors(found, other)
+            found = torch.where(found == NOTHING, other, found)
+        return found
+
+    def mix(self, name: str, x: Tensor) -> Any:
+        if "softmax" in name:
+            self.out.weighed.append(np.unique(x.numpy()))
+        axes = self.mixed_axes(name, x)
+        for axis in axes:
+            self.out.couple_along(x, axis)
+        if name in MIXES:
+            return x
+        keep = self.kwargs.get("keepdim", self.args[2] if len(self.args) > 2 else False) is True
+        return x.amax(axes, keepdim=keep)
+
+    def extreme(self, x: Tensor) -> Any:
+        """The largest or smallest along one axis and where it is, or of all."""
+        if not isinstance(self.node.meta["dtype"], tuple):
+            return self.mix("amax", x)
+        axis: Any = self.kwargs.get("dim", self.args[1] if len(self.args) > 1 else None)
+        self.out.couple_along(x, axis)
+        keep = self.kwargs.get("keepdim", self.args[2] if len(self.args) > 2 else False)
+        return x.amax(axis, keepdim=keep), blank(self.node.meta["shape"][1])
+
+    def mixed_axes(self, name: str, x: Tensor) -> tuple[int, ...]:
+        sizes = "normalized_shape" if name in ("layer_norm", "rms_norm") else "dim"
+        given = self.args[1] if len(self.args) > 1 else self.kwargs.get(sizes)
+        if given is None:
+            return tuple(range(x.ndim))
+        if sizes == "normalized_shape":
+            return tuple(range(-len(given), 0))
+        return (given,) if isinstance(given, int) else tuple(given)
+
+    def module(self, module: nn.Module) -> Any:
+        x: Any = next(tensors_in((self.args, self.kwargs)), None)
+        kind = type(module).__name__
+        runs = type(module).forward  # a subclass with another forward is something else
+        if runs is nn.Linear.forward and isinstance(module, nn.Linear):
+            return self.contract(x, module, out_axis=0)
+        if runs is Conv1D.forward and isinstance(module, Conv1D):
+            return self.contract(x, module, out_axis=1)
+        if runs in image_rules.CONVOLUTIONS and isinstance(module, _ConvNd):
+            return image_rules.convolve(self, x, module)
+        if isinstance(module, image_rules.MOVING):
+            return module(x)
+        if runs in image_rules.POOLS:
+            return image_rules.pool(self, x)
+        if isinstance(module, image_rules.NORMS):
+            return image_rules.channel_norm(self, x, module)
+        if "Norm" in kind:
+            return self.norm(x, module)
+        if isinstance(module, Reft):  # mixes the channels of a stream, and hands it on
+            self.out.couple_along(x, -1)
+            return x
+        if runs is nn.Embedding.forward and isinstance(module, nn.Embedding):
+            rows = self.claim("weight", 1, self.out.fresh(module.embedding_dim))
+            return rows.expand(*x.shape, -1)
+        if _is_pointwise(module) and all(p.numel() == 1 for p in module.parameters()):
+            return x
+        if runs is nn.PReLU.forward and isinstance(module, nn.PReLU):  # a slope for each channel of [b, c, ...]
+            self.out.couple(self.claim("weight", 0, self.out.fresh(len(module.weight))), x.movedim(1, -1))
+            return x
+        why = ""
+        if self.node.meta.get("role") in ("experts", "router") or has_own_forward(module):
+            graph, why = graph_of_leaf(module, self.node, self.args, self.kwargs)
+            if graph is not None:
+                return self.run.inside(graph, module, self.path, self.args, self.kwargs)
+        if isinstance(module, KernelLinear):
+            self.out.refused.append((self.path, "its weight is packed for a kernel"))
+        elif next(module.parameters(), None) is not None:
+            self.out.refused.append((self.path, f"a {kind} is taken as a whole{why}"))
+        return self.unknown(f"{kind} {self.path}")
+
+    def claim(self, name: str, axis: int, labels: Tensor, reads: bool = False) -> Tensor:
+        """Note a claim of a parameter of the module that is called, or of the one that is read."""
+        return self.out.claim(f"{self.path}.{name}" if name else self.path, axis, labels, reads)
+
+    def contract(self, x: Tensor, module: nn.Linear | Conv1D, out_axis: int) -> Tensor:
+        """A matrix product: reads its input's labels at its columns and gives its rows new ones."""
+        flat = x.reshape(-1, x.shape[-1])
+        self.out.couple_along(flat, 0)
+        self.claim("weight", 1 - out_axis, flat.amax(0), reads=True)
+        rows = self.claim("weight", out_axis, self.out.fresh(module.weight.shape[out_axis]))
+        if module.bias is not None:
+            self.claim("bias", 0, rows)
+        return rows.expand(*x.shape[:-1], -1)
+
+    def norm(self, x: Tensor, module: nn.Module) -> Tensor:
+        """A norm's statistics run over the axes of its weight: what shares them can't be parted."""
+        weight = next(module.parameters(), None)
+        for axis in range(1, 1 + (weight.ndim if weight is not None else 1)):
+            self.out.couple_along(x, -axis)
+        return x
+
+    def unknown(self, what: str) -> Any:
+        """No rule: what goes in can't be narrowed, nor what its result meets."""
+        reason = f"{what} does something unknown with its channels"
+        result = blank(self.node.meta.get("shape"))
+        if any((x > NOTHING).any() for x in tensors_in((self.args, self.kwargs))):
+            self.out.block((self.args, self.kwargs), reason)
+            mark = self.out.fresh(1)
+            self.out.block(mark, reason)
+            for x in tensors_in(result):
+                x.fill_(int(mark))
+        return result
+
+    def product(self, inputs: list[Tensor]) -> Tensor:
+        """[..., n, k] @ [..., k, m]: the contracted channels belong together, and so do those they meet."""
+        *added, left, right = inputs
+        self.out.couple_along(left, -1)
+        self.out.couple_along(right, -2)
+        return self.pointwise([right.amax(-2, keepdim=True), left.amax(-1, keepdim=True), *added])
+
+
+_LEAVES = {**attention_rules.RULES, **image_rules.RULES, **packed_rules.RULES}
+
+
+def _is_plain(node: fx.Node) -> bool:
+    """Whether the node computes with sizes and Python values only."""
+    return node.op == "call_function" and node.target.__module__ in ("_operator", "builtins", "math")
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    home = type(module).__module__
+    mixing = isinstance(module, (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU))
+    return not mixing and (
+        isinstance(module, nn.Identity)
+        or home.startswith(("torch.nn.modules.activation", "torch.nn.modules.dropout", "transformers.activations"))
+    )

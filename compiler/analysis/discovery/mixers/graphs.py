@@ -1,0 +1,104 @@
+"""State-space mixers opened up: the graph of a prefill without a cache, from which scans and their parts are read.
+
+In a unit's graph such a mixer is one node, because whether it has a state decides which way its forward goes.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import fx, nn
+
+from ....ir.capture.first_calls import Call, split
+from ....ir.capture.sample import prepared
+from ....ir.capture.signature import call_signature, module_signature
+from ....ir.capture.trace import trace
+from ....ir.layers.leaves import is_state_space
+from ....ir.unit import argument_names
+from ....models.rows.forward import without_dropout
+
+if TYPE_CHECKING:
+    from ....ir.program import Program
+
+SCAN, CONV = "ssm_scan", "ssm_conv"
+CACHE = "cache"
+
+
+@dataclass(frozen=True)
+class MixerGraph:
+    """A mixer's graph, targets below the mixer; `why` says why there is none."""
+
+    path: str
+    graph: fx.Graph | None
+    why: str = ""
+
+
+_known: "WeakKeyDictionary[nn.Module, dict[Hashable, tuple[fx.Graph | None, str]]]" = WeakKeyDictionary()
+
+
+def mixer_graphs(program: "Program") -> dict[str, MixerGraph]:
+    """Every module that is one node for the state that it keeps, by path; equal ones are traced once."""
+    return program.analysis(_trace_mixers)
+
+
+def _trace_mixers(program: "Program") -> dict[str, MixerGraph]:
+    model = program.model
+    mixers = {path: model.get_submodule(path) for path in program.opaque if _is_there(model, path)}
+    mixers = {path: mixer for path, mixer in mixers.items() if is_state_space(mixer)}
+    known = _known.setdefault(model, {})
+    signatures = {path: module_signature(mixer) for path, mixer in mixers.items()}
+    calls = _first_calls(program, mixers)
+    found = {}
+    for path, call in calls.items():
+        key = (signatures[path], call_signature(call.free))
+        if key not in known:
+            known[key] = _traced(program, mixers[path], call)
+        found[path] = MixerGraph(path, *known[key])
+    return found
+
+
+def _is_there(model: nn.Module, path: str) -> bool:
+    """Whether a pass has left the module: notes of opaque ones outlive them."""
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def _first_calls(program: "Program", mixers: dict[str, nn.Module]) -> dict[str, Call]:
+    """What each mixer is given in a forward of the program's inputs."""
+    calls: dict[str, Call] = {}
+
+    def hook(path: str):
+        def keep(mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = dict(zip(argument_names(type(mixer)), args, strict=False)) | kwargs
+            calls.setdefault(path, split(given))
+
+        return keep
+
+    handles = [m.register_forward_pre_hook(hook(path), with_kwargs=True) for path, m in mixers.items()]
+    try:
+        if mixers:
+            with torch.no_grad(), without_dropout(program.model), prepared(program.model):
+                program.model(**program.inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _traced(program: "Program", mixer: nn.Module, call: Call) -> tuple[fx.Graph | None, str]:
+    free = {name: value for name, value in call.free.items() if name != CACHE}
+    family = type(program.model).__module__
+    try:
+        with without_dropout(program.model), prepared(program.model):
+            return trace(mixer, free, {**call.statics, CACHE: None}, family=family, inline=True).graph, ""
+    except Exception as error:  # a forward may raise anything
+        return None, f"it can't be captured without its state: {error}"
+
+
+def scans_in(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.meta.get("role") == SCAN]

@@ -1,0 +1,159 @@
+"""Groups of a state-space mixer: heads of a scan, its channels where each has a time step of its own, its states."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import lcm
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from .....dsl.checker.skeleton import Group, Kind, Member
+from ....ir.traced_integers import evaluate
+from ..coupling import Uneven, segments
+from ..dependent_integers import Baked, Name, Need, needs_of, read
+from ..labels import NOTHING, STREAM
+from .mixer_labels import Scan, ScanLabelling, Span, label_mixer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a mixer is made of, paths below it.
+
+    refused      why a kind of item can't be told apart
+    understood   whether it has one scan, of the kind that dt, A, B and C are given to
+    """
+
+    groups: tuple[Group, ...] = ()
+    refused: tuple[str, ...] = ()
+    understood: bool = True
+
+
+def parts_of_mixer(graph: fx.Graph, mixer: nn.Module) -> Parts:
+    labelling = label_mixer(graph, mixer)
+    if len(labelling.scans) != 1:
+        odd = labelling.odd or [f"it has {len(labelling.scans)} scans"]
+        return Parts(refused=tuple(odd), understood=False)
+    return _Mixer(labelling, mixer).parts(labelling.scans[0])
+
+
+class _Mixer:
+    def __init__(self, labelling: ScanLabelling, mixer: nn.Module):
+        self.labelling, self.mixer = labelling, mixer
+        self.root = labelling.roots()
+        self.blocked = {root: why for labels, why in labelling.blocked for root in self.root[labels].tolist()}
+
+    def parts(self, scan: Scan) -> Parts:
+        groups, refused = [], []
+        blocks = len(scan.states)
+        if scan.heads:
+            norms = [span.channels // span.size for span in self.labelling.spans]
+            evenly = lcm(blocks, *norms)
+            asked: list[tuple[Kind, np.ndarray, int]] = [("ssm_heads", self.root[scan.items], evenly)]
+        else:
+            asked = [("ssm_channels", self.root[scan.items], 1)]
+        asked.append(("ssm_state", self.root[scan.states].ravel(), blocks))
+        for kind, items, evenly in asked:
+            try:
+                groups.append(self.group(kind, items, evenly))
+            except (Uneven, Baked) as why:
+                refused.append(f"{_NAMES[kind]}: {why}")
+        return Parts(tuple(groups), tuple(refused))
+
+    def group(self, kind: Kind, items: np.ndarray, blocks: int) -> Group:
+        count = len(items)
+        if len(set(items.tolist())) < count:
+            raise Uneven("a norm or a mixing function runs over several of them")
+        if not {NOTHING, self.root[STREAM]}.isdisjoint(items.tolist()):
+            raise Uneven("they are not made by a projection of the mixer's own")
+        blocked = next((self.blocked[r] for r in items.tolist() if r in self.blocked), None)
+        if blocked:
+            raise Uneven(blocked)
+        if count % blocks:
+            raise Uneven(f"{count} of them don't divide into {blocks} groups")
+        written, reading = list(self.members(items, False)), list(self.members(items, True))
+        attributes = self.attributes(kind, items, blocks)
+        return Group(
+            "", kind, count, (*written, *reading), attributes, count // blocks if blocks > 1 else 0, len(reading)
+        )
+
+    def members(self, items: np.ndarray, reads: bool) -> Iterator[Member]:
+        item_of = np.full(self.labelling.count, -1)
+        item_of[items] = np.arange(len(items))
+        for claim in self.labelling.claims:
+            item = item_of[self.root[claim.labels]]
+            if claim.reads is reads and (item >= 0).any():
+                yield Member(claim.tensor, claim.axis, segments(item, len(items), claim.tensor))
+
+    # -- integers that follow --------------------------------------------------------------------------------
+
+    def attributes(self, kind: Kind, items: np.ndarray, blocks: int) -> tuple[tuple[str, str, float], ...]:
+        """(module, attribute, what one item less takes from it). Raises Baked."""
+        if len(items) == blocks:
+            return ()
+        probed = items[:: len(items) // blocks]
+        gone = np.zeros(self.labelling.count, bool)
+        gone[probed] = True
+        needs = list(needs_of(self.labelling, torch.from_numpy(gone[self.root]), self.mixer))
+        values = _solved(needs, self.mixer)
+        found = [
+            (module, name, (read(self.mixer, (module, name)) - value) / len(probed))
+            for (module, name), value in values.items()
+        ]
+        return (*found, *self.spans(kind, items), *self.untold(kind, items, needs))
+
+    def untold(self, kind: Kind, items: np.ndarray, needs: Sequence[Need]) -> Iterator[tuple[str, str, float]]:
+        """Attributes that say the number of channels and that no literal is read from: initialisers read them."""
+        if kind == "ssm_channels":
+            told = {name for need in needs for _, name in need.names().values()}
+            yield from (
+                ("", name, 1.0)
+                for name, value in vars(self.mixer).items()
+                if type(value) is int and value == len(items) and name not in told
+            )
+
+    def spans(self, kind: Kind, items: np.ndarray) -> Iterator[tuple[str, str, float]]:
+        """Sizes over which norms behind the scan take their means, evenly over its groups."""
+        if kind == "ssm_state":
+            return
+        for span in self.labelling.spans:
+            width = span.channels // len(items)
+            yield span.module, span.attribute, width * span.size / span.channels
+
+
+def _solved(needs: Sequence[Need], mixer: nn.Module) -> dict[Name, int]:
+    """The attributes that must take other values: those that a literal is read from as they are, or where none is, one
+    that gives every literal the value it needs. Raises Baked."""
+    values: dict[Name, int] = {}
+    for need in needs:
+        names = need.names()
+        if need.source in names and need.value != need.needed:
+            name = names[need.source]
+            if values.setdefault(name, need.needed) != need.needed:
+                raise Baked(f"`{name[1]}` would need two values")
+    unmet = _unmet(needs, values, mixer)
+    for name in unmet.names().values() if unmet else ():
+        for value in range(1, read(mixer, name)):
+            if name not in values and _unmet(needs, values | {name: value}, mixer) is None:
+                return values | {name: value}
+    if unmet:
+        raise Baked(f"`{unmet.source}` is {unmet.value} where {unmet.needed} is needed")
+    return values
+
+
+def _unmet(needs: Sequence[Need], values: dict[Name, int], mixer: nn.Module) -> Need | None:
+    """A literal that would have another value than it needs."""
+    for need in needs:
+        if evaluate(need.source, partial(_value, need.names(), values, mixer)) != need.needed:
+            return need
+    return None
+
+
+def _value(names: Mapping[str, Name], values: Mapping[Name, int], mixer: nn.Module, path: str) -> int:
+    return values.get(names[path], read(mixer, names[path]))
+
+
+_NAMES = {"ssm_heads": "heads of its scan", "ssm_channels": "channels of its scan", "ssm_state": "states of its scan"}
+
+__all__ = ["Parts", "Span", "parts_of_mixer"]

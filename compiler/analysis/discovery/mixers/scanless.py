@@ -1,0 +1,89 @@
+"""What is left of a state-space mixer without its scan: the convolved input goes on as it is, gate and norm stay.
+
+Source: Mamba-Shedder (Munoz et al. 2025, arXiv 2501.17088): y = x after convolution and activation. That what only
+fed the scan goes, too, rows of projections and channels of the convolution: own.
+"""
+
+import copy
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch.nn.functional as F
+from torch import fx, nn
+
+from ....ir.graphs import referenced
+from ....ir.liveness import sweep
+from ..dead_rows import kept, rewritten, unread
+from ..labels import tensors_in
+from .graphs import MixerGraph, scans_in
+from .mixer_labels import label_mixer, parameter_behind
+
+
+@dataclass(frozen=True)
+class Scanless:
+    """A mixer without its scan, paths below it.
+
+    graph   without a cache, every tensor still as wide as it was
+    narrow  the same with the widths that `keep` leaves
+    keep    (tensor, axis) -> the indices that are still read
+    dead    parameters and modules that nothing reads
+    """
+
+    graph: fx.Graph
+    narrow: fx.Graph
+    keep: dict[tuple[str, int], list[int]]
+    dead: tuple[str, ...]
+
+
+def scanless(found: MixerGraph, mixer: nn.Module) -> Scanless:
+    """Raises Baked where what the scan alone needs can't be told from the rest."""
+    assert found.graph is not None, found.why
+    graph = copy.deepcopy(found.graph)
+    (scan,) = scans_in(graph)
+    scan.replace_all_uses_with(_identity(graph, scan))
+    sweep(graph)
+    labelling = label_mixer(graph, mixer)
+    *_, last = labelling.values.values()
+    gone = unread(labelling, np.concatenate([np.unique(x.numpy()) for x in tensors_in(last)]))
+    dead = tuple(_unused(mixer, found.graph, graph))
+    return Scanless(graph, rewritten(graph, labelling, gone, mixer), kept(labelling, gone), dead)
+
+
+def skip_of(found: MixerGraph) -> str | None:
+    """The parameter, below the mixer, by which the scan hands its input on besides."""
+    assert found.graph is not None, found.why
+    (scan,) = scans_in(found.graph)
+    return parameter_behind(scan.kwargs.get("D"))
+
+
+def _identity(graph: fx.Graph, scan: fx.Node) -> fx.Node:
+    """What was to be scanned, gated where the scan itself was to do that."""
+    x, gate = scan.args[0], scan.kwargs.get("z")
+    assert isinstance(x, fx.Node), f"{scan.name} scans no value"
+    if gate is None:
+        return x
+    with graph.inserting_before(scan):
+        opened_gate = graph.call_function(F.silu, (gate,))
+        gated = graph.call_function(operator.mul, (x, opened_gate))
+    for node in (opened_gate, gated):
+        node.meta |= {key: scan.meta[key] for key in ("scope", "shape", "dtype")}
+    return gated
+
+
+def _unused(mixer: nn.Module, before: fx.Graph, after: fx.Graph) -> Iterator[str]:
+    """Modules and parameters that the scan alone used."""
+    then, now = referenced(before), referenced(after)
+    gone: list[str] = []
+    for path in sorted(then - now, key=len):
+        owner = path
+        while owner and not _is_used(owner, now):
+            path, owner = owner, owner.rpartition(".")[0]
+        if not _is_used(path, now) and path not in gone:
+            gone.append(path)
+            yield path
+
+
+def _is_used(path: str, used: set[str]) -> bool:
+    return any(u == path or u.startswith(f"{path}.") or path.startswith(f"{u}.") for u in used)

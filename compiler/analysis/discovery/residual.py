@@ -1,0 +1,265 @@
+"""Residual branches of a unit, found on its graph.
+
+An add of two same-shape values is a residual add if one of them dominates the other: every path from the
+entry of the stream to the branch's value passes the point where the stream was tapped. Names play no part.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, fx, nn
+
+from ...ir.graphs import name_of
+from ...ir.layers.leaves import module_role
+from ...ir.layers.linear import KernelLinear
+from ...ir.liveness import written_into
+from .labelling import PRODUCTS, tensors_in
+
+ADDS = frozenset(("add", "iadd", "add_"))
+KEEPS = frozenset(("to", "float", "type", "contiguous", "clone", "dropout"))  # still the same stream
+SCALES = frozenset(("mul", "imul", "mul_", "truediv"))
+SCANS = frozenset(("ssm_scan", "ssm_conv"))
+WORK = frozenset(("linear", "conv", "experts", "router", "embedding", "module", "opaque"))
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one branch adds: the nodes between the tap and `value`, an operand of the add `join`."""
+
+    join: fx.Node
+    value: fx.Node
+    nodes: frozenset[fx.Node]
+    role: str
+    site: str  # below the unit; "" where the work lies in the unit itself
+    modules: tuple[str, ...]  # below the unit, with parameters: called by no node outside of the branch
+
+
+def terms(graph: fx.Graph, root: nn.Module, entries: Sequence[fx.Node], values: Mapping) -> list[Term]:
+    """The branches in the order in which they are added; `values`, of a labelling, tell data from sizes.
+
+    entries   where data comes in: the residual stream, or all of a graph's inputs
+    """
+    above = dominators(entries, values)
+    found: list[tuple[fx.Node, fx.Node, frozenset[fx.Node]]] = []
+    for node in graph.nodes:
+        tap = tap_of(node, above, values)
+        if tap is not None:
+            value = next(x for x in _operands(node) if x is not tap[1])
+            found += _split(node, value, tap[0], above, values)
+    inner = {join for join, _, _ in found if any(join in nodes for _, _, nodes in found)}
+    kept = [term for term in found if term[0] not in inner]
+    return [_term(root, graph, join, value, nodes, _alone(nodes, value, kept)) for join, value, nodes in kept]
+
+
+def dominators(entries: Sequence[fx.Node], values: Mapping) -> dict[fx.Node, fx.Node | None]:
+    """The immediate dominator of every node that data reaches from `entries`; None: nothing but all of them."""
+    above: dict[fx.Node, fx.Node | None] = dict.fromkeys(entries)
+    depth: dict[fx.Node | None, int] = {None: -1, **dict.fromkeys(entries, 0)}
+    node = entries[0].next
+    while node.op != "root":
+        inputs = [x for x in _fed(node) if x in above]
+        if node not in above and inputs and carries_data(node, values):
+            low: fx.Node | None = inputs[0]
+            for other in inputs[1:]:
+                low = _meet(low, other, above, depth)
+            above[node], depth[node] = low, depth[low] + 1
+        node = node.next
+    return above
+
+
+def _fed(node: fx.Node) -> Iterator[fx.Node]:
+    """What a node's value comes from: what it reads, and what was written into that before."""
+    for x in node.all_input_nodes:
+        yield x
+        for write in written_into(x):
+            if write < node:
+                yield from (y for y in write.all_input_nodes if y is not x)
+
+
+def _meet(a: fx.Node | None, b: fx.Node | None, above: Mapping, depth: Mapping) -> fx.Node | None:
+    while a is not b:
+        if depth[a] >= depth[b]:
+            a = above[a]
+        else:
+            b = above[b]
+    return a
+
+
+def carries_data(node: fx.Node, values: Mapping) -> bool:
+    return next(tensors_in(values.get(node)), None) is not None
+
+
+def tap_of(node: fx.Node, above: Mapping, values: Mapping) -> tuple[fx.Node, fx.Node] | None:
+    """Where a residual add taps the stream, and which operand carries it; None for any other node."""
+    if not _is_add(node, above, values):
+        return None
+    left, right = _operands(node)
+    for stream, value in ((left, right), (right, left)):
+        for tap in _taps(stream, value, above, values):
+            if tap is not through(value) and _dominates(tap, value, above):
+                return tap, stream
+    return None
+
+
+def _operands(add: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Of what `_is_add` says is one."""
+    left, right = add.args
+    assert isinstance(left, fx.Node) and isinstance(right, fx.Node), f"{add.name} adds other things than two values"
+    return left, right
+
+
+def _taps(stream: fx.Node, value: fx.Node, above: Mapping, values: Mapping) -> Iterator[fx.Node]:
+    """Where a value may have left the stream: at itself, or, where that is a sum, at the sum's own tap beside it."""
+    yield stream
+    yield through(stream)
+    yield unscaled(stream)
+    earlier = tap_of(through(stream), above, values)
+    if earlier is not None and through(stream) not in _between(earlier[0], value, above):
+        yield earlier[0]
+
+
+def _is_add(node: fx.Node, above: Mapping, values: Mapping) -> bool:
+    if node not in above or name_of(node) not in ADDS or len(node.args) != 2:
+        return False
+    left, right = node.args
+    if left not in above or right not in above:
+        return False
+    left, right = values[left], values[right]
+    return isinstance(left, Tensor) and isinstance(right, Tensor) and left.shape == right.shape
+
+
+def _dominates(tap: fx.Node, node: fx.Node | None, above: Mapping) -> bool:
+    while node is not None and node is not tap:
+        node = above[node]
+    return node is tap
+
+
+def through(node: fx.Node) -> fx.Node:
+    """The node behind casts, dropouts and modules that do nothing."""
+    while (node.op in ("call_function", "call_method") and name_of(node) in KEEPS) or (
+        node.op == "call_module" and node.meta.get("role") in ("dropout", "identity")
+    ):
+        behind = node.args[0]
+        assert isinstance(behind, fx.Node), f"{node.name} keeps no value"
+        node = behind
+    return node
+
+
+def unscaled(node: fx.Node) -> fx.Node:
+    """The node behind products with numbers and with parameters: some models weigh stream and branch."""
+    while name_of(node := through(node)) in SCALES and len(node.args) == 2:
+        data = [x for x in node.args if isinstance(x, fx.Node) and x.op != "get_attr"]
+        if len(data) != 1:
+            break
+        node = data[0]
+    return node
+
+
+def _split(join: fx.Node, value: fx.Node, tap: fx.Node, above: Mapping, values: Mapping) -> list:
+    """Branches that run in parallel meet in an add of their own, in the same module as the residual add."""
+    inner = through(value)
+    if (
+        _is_add(inner, above, values)
+        and inner.meta.get("scope") == join.meta.get("scope")
+        and tap_of(inner, above, values) is None
+    ):
+        return [part for x in _operands(inner) for part in _split(inner, x, tap, above, values)]
+    given = _before_output(inner, above)
+    if given is not None and _is_add(given, above, values) and tap_of(given, above, values) is None:
+        sides = [_between(tap, x, above) for x in _operands(given)]
+        if {"attention", "ssm"} == {_role(side - sides[1 - i], True) for i, side in enumerate(sides)}:
+            return [(given, x, side) for x, side in zip(_operands(given), sides, strict=True)]
+    return [(join, value, _between(tap, value, above))]
+
+
+def _before_output(node: fx.Node, above: Mapping) -> fx.Node | None:
+    """What the last projection of a branch is given, norms and weighing left out; None where there is no such."""
+    seen = False
+    while (node := unscaled(node)).op == "call_module" and node.meta.get("role") in ("linear", "norm"):
+        inputs = [x for x in node.all_input_nodes if x in above]
+        if len(inputs) != 1:
+            return None
+        node, seen = inputs[0], True
+    return node if seen else None
+
+
+def _alone(nodes: frozenset[fx.Node], value: fx.Node, terms: Sequence[tuple]) -> frozenset[fx.Node]:
+    """A branch without what another one in parallel computes as well: both may begin with the same norm."""
+    beside = [other for _, at, other in terms if at is not value and value not in other and at not in nodes]
+    return nodes.difference(*beside)
+
+
+def _between(tap: fx.Node, value: fx.Node, above: Mapping) -> frozenset[fx.Node]:
+    seen: set[fx.Node] = set()
+    queue = [value]
+    while queue:
+        node = queue.pop()
+        if node is not tap and node in above and node not in seen:
+            seen.add(node)
+            queue += _fed(node)
+    return frozenset(seen)
+
+
+def _term(
+    root: nn.Module,
+    graph: fx.Graph,
+    join: fx.Node,
+    value: fx.Node,
+    nodes: frozenset[fx.Node],
+    alone: frozenset[fx.Node],
+) -> Term:
+    ours = {path for n in alone for path in modules_used(n, root)}
+    others = {path for n in graph.nodes if n not in alone for path in modules_used(n, root)}
+    work = [path for path in ours if _works(root.get_submodule(path))]
+    order = {path: i for i, (path, _) in enumerate(root.named_modules())}
+    called = {n.target for n in alone if n.op == "call_module"}
+    own = {
+        f"{path}.{below}" if below else path
+        for path in ours - others  # of what is one node, all below it
+        for below, part in root.get_submodule(path).named_modules()
+        if (part._parameters or isinstance(part, KernelLinear)) and (path in called or not below)
+    }
+    role = _role(alone, bool(work))
+    site = common(work or [n.meta["scope"][-1] for n in alone if n.meta.get("scope")])
+    return Term(join, value, nodes, role, site, tuple(sorted(own, key=order.__getitem__)))
+
+
+def _works(module: nn.Module) -> bool:
+    return module_role(module) in WORK and _holds_weights(module)
+
+
+def _holds_weights(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None or isinstance(module, KernelLinear)
+
+
+def _role(nodes: frozenset[fx.Node], works: bool) -> str:
+    roles = {n.meta.get("role") for n in nodes}
+    called = [name_of(n) for n in nodes]
+    written_out = "softmax" in called and sum(name in PRODUCTS for name in called) > 1
+    if "attention" in roles or "scaled_dot_product_attention" in called or written_out:
+        return "attention"
+    return "ssm" if roles & SCANS else "mlp" if works else "other"
+
+
+def modules_used(node: fx.Node, root: nn.Module) -> list[str]:
+    """Modules that a node calls, or whose parameter it reads."""
+    if node.op == "call_module":
+        return [str(node.target)]
+    reads = [str(x.target) for x in node.all_input_nodes if x.op == "get_attr"]
+    owners = []
+    for path in reads:
+        owner, _, name = path.rpartition(".")
+        if isinstance(getattr(root.get_submodule(owner), name, None), nn.Parameter):
+            owners.append(owner)
+    return owners
+
+
+def common(paths: list[str]) -> str:
+    """The smallest module that encloses all of these modules."""
+    split = [p.split(".") for p in paths]
+    shared = []
+    for names in zip(*split, strict=False):
+        if len(set(names)) > 1:
+            break
+        shared.append(names[0])
+    return ".".join(shared)

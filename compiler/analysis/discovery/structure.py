@@ -1,0 +1,81 @@
+"""The skeleton of a model that a recipe names: shipped beside its weights, kept from before, or found on its graphs."""
+
+import json
+import re
+
+from ....dsl.checker.skeleton import Skeleton
+from ...core.settings import Settings
+from ...models.checkpoints.origin import Origin
+
+
+def shipped_skeleton(origin: Origin) -> Skeleton | None:
+    """The skeleton that lies beside a zoo model's weights."""
+    path = origin.folder / "skeleton.json" if origin.folder else None
+    if path is None or not path.is_file() or not origin.label.startswith("zoo("):
+        return None
+    return Skeleton.from_json(json.loads(path.read_bytes()))
+
+
+def kept_skeleton(origin: Origin, settings: Settings) -> Skeleton | None:
+    from ..planning import skeleton_store
+
+    return skeleton_store.load(settings.cache_dir / "skeletons", _skeleton_key(origin))
+
+
+def keep_skeleton(origin: Origin, settings: Settings, skeleton: Skeleton) -> None:
+    from ..planning import skeleton_store
+
+    skeleton_store.store(settings.cache_dir / "skeletons", _skeleton_key(origin), skeleton)
+
+
+def find_skeleton(origin: Origin) -> Skeleton:
+    """Capture a model without weights and look at its graphs."""
+    from ...ir.capture.meta_capture import captured
+    from .discover import skeleton_of
+
+    return skeleton_of(captured(origin))
+
+
+def _skeleton_key(origin: Origin) -> str:
+    from importlib.metadata import version
+
+    from ..planning import skeleton_store
+
+    return skeleton_store.fingerprint({"structure": origin.fingerprint, "dtype": origin.dtype}, version("transformers"))
+
+
+def refuse_other_tensors(origin: Origin, skeleton: Skeleton) -> None:
+    """Refuse weights that lack tensors that the config asks for, or have other shapes, by their headers.
+
+    Tensors that go by another name in the file are left to loading, which knows what each architecture renames.
+    """
+    from ...models.checkpoints.weights import INDEX, SINGLE, find_weights
+
+    if origin.folder is None or not any((origin.folder / name).is_file() for name in (INDEX, SINGLE)):
+        return
+    from ...models.checkpoints.checkpoint import check_names
+
+    asked = skeleton.shapes()
+    slots = find_weights(origin.folder, origin.label).slots
+    wrong = [
+        (name, slot.shape, asked[name]) for name, slot in slots.items() if name in asked and slot.shape != asked[name]
+    ]
+    lost = () if origin.code else _lost(origin, skeleton, set(slots))
+    check_names({"mismatched_keys": wrong, "missing_keys": lost, "unexpected_keys": ()}, origin.label)
+
+
+# What modules keep beside parameters, which skeletons don't list.
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def _lost(origin: Origin, skeleton: Skeleton, there: set[str]) -> list[str]:
+    """Tensors that the file lacks by any name: all that it has is known, so nothing of it is to be renamed."""
+    from ...models.checkpoints.checkpoint import HARMLESS, parse_config
+
+    asked = set(skeleton.shapes())
+    if any(not name.endswith((*_BUFFERS, *HARMLESS)) for name in there - asked):
+        return []
+    same = {name: group for group in skeleton.tied for name in group}
+    lost = [name for name in asked - there if there.isdisjoint(same.get(name, ()))]
+    free = (parse_config(origin.config)[1]._keys_to_ignore_on_load_missing or ()) if lost else ()
+    return [name for name in lost if not any(re.search(pattern, name) for pattern in free)]

@@ -1,0 +1,34 @@
+"""How many items `keep:` or `remove:` means: counts, shares and alignment, rounded in one place."""
+
+from dataclasses import dataclass
+from typing import overload
+
+from ....dsl.checker.values import Ratio
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A share or count to keep of something, as a recipe says it."""
+
+    value: int | Ratio
+    removes: bool = False  # `remove:` rather than `keep:`
+
+    @overload
+    def kept(self, total: int, align: int = 1) -> int: ...
+
+    @overload
+    def kept(self, total: float, align: int = 1) -> float: ...
+
+    def kept(self, total: float, align: int = 1) -> float:
+        """How many of `total` items stay: the nearest multiple of `align`, at least one step, at most all.
+
+        Ties go to keeping more.
+        """
+        share = self.value.value * total if isinstance(self.value, Ratio) else self.value
+        wanted = total - share if self.removes else share
+        steps = int(wanted / align + 0.5 + 1e-9)  # 1e-9: 0.85 * 20 is 16.999999999999996
+        return min(max(steps, 1) * align, total)
+
+    @property
+    def of(self) -> str | None:
+        return self.value.of if isinstance(self.value, Ratio) else None

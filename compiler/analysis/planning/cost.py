@@ -1,0 +1,137 @@
+"""What a step and a target take of the machine, from shapes and from its speeds: for `plan`.
+
+Counted is what grows with the model: loading, forwards, looks at weights, solving, hashing and writing what changed.
+Times are of an idle machine.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ....dsl.checker.conditions import holds as is_so
+from ....dsl.checker.recipe import Emit, Invocation, Pipeline
+from ....dsl.checker.skeleton import Skeleton
+from ....dsl.checker.values import DataRef, MetricRef, handles
+from ...core.cache import Cache
+from ...core.memory import holds, is_large
+from ...core.speed_cache import speeds
+from ...core.speeds import Speeds
+from ...plugin.interfaces import Effort, Pass, Target
+from . import shrink
+from .peak_memory import MARGIN, is_mapped, itemsize, moved_bytes, standing
+
+if TYPE_CHECKING:
+    from ...plugin.context import Context
+
+PROBES = 20  # of a check in a fresh process: short forwards in memory, and as many there
+# Of accounts: rows, each a forward; tokens of one, for which llama.cpp is opened; and bytes of logits of one form. Held
+# are those of the original, the program and a form, and what compares a row of them.
+ROWS, LENGTH, ROOM, ACCOUNTS = 4, 64, 64 << 20, 4
+LEFT = 96 << 20  # what a search leaves: kernels that were compiled for each shape, freed memory in pieces
+# Of a speed that nobody asked for: steps of a model that a round times after a prompt, rounds, and seconds after which
+# none is begun any more.
+CLOCKED, PROMPT, ROUNDS, UNASKED = 14, 128, 3, 30.0
+HASHES = 3  # of what changed: as it is mapped, as the step is kept, as it is named
+
+
+@dataclass(frozen=True)
+class Emission:
+    """A target of a plan: seconds, the most memory of this process, and bytes on disk."""
+
+    call: Invocation
+    source: str
+    seconds: float
+    peak_bytes: int
+    disk_bytes: int
+
+
+def here(ctx: "Context") -> Speeds:
+    return speeds(ctx.settings.cache_dir)
+
+
+def dtype_of(skeleton: Skeleton) -> str:
+    return skeleton.facts.get("dtype") or "float32"
+
+
+def loading(skeleton: Skeleton, ctx: "Context") -> float:
+    """Seconds until a model has its weights, all looked at, and its graphs."""
+    work = {"look": shrink.params(skeleton), "seconds": 0.5 + 0.02 * len(skeleton.units)}
+    if not is_mapped(ctx.origin):
+        work["read"] = 2 * shrink.bytes_(skeleton)
+    return here(ctx).seconds(work)
+
+
+def step_seconds(
+    call: Invocation, before: Skeleton, after: Skeleton, first: bool, effort: Effort, tokens: int, ctx: "Context"
+) -> float:
+    """Of one step that is not kept. The `first` loads the model, and hashes it unless that was done."""
+    speed, changed = here(ctx), moved_bytes(call, before, after)
+    flops = tokens * shrink.flops_per_token(before, 512)
+    whole = shrink.bytes_(after)
+    work = {"hash": whole + (HASHES - 1) * changed, "disk": changed}
+    total = flops / speed.product(dtype_of(before)) + speed.seconds(work) + speed.seconds(effort.work)
+    if first:
+        total += loading(before, ctx)
+        known = Cache(ctx.settings.cache_dir).value({"tensors of": ctx.origin.identity, "dtype": ctx.origin.dtype})
+        total += 0.0 if known else speed.seconds({"hash": shrink.bytes_(before)}) + loading(before, ctx)
+    return total
+
+
+def emission(emit: Emit, now: Skeleton, original: Skeleton, pipeline: Pipeline, ctx: "Context") -> Emission:
+    """Writing, hashing, reopening in a fresh process, and what is measured of it."""
+    target: Target = ctx.shelf.make("target", emit.call)
+    speed, whole, numbers = here(ctx), shrink.bytes_(now), shrink.params(now)
+    if target.about:
+        return Emission(emit.call, emit.source, 1.0, 0, 1 << 20)
+    written, packing = target.files(shrink.weights(now, original, _alike(emit.source, pipeline, ctx)))
+    read = (PROBES + ROWS) * (whole + written) + ROWS * shrink.bytes_(original)
+    tokens = sum(_tokens(dict(bound.metric.args), ctx) for bound in pipeline.expects if bound.metric.args)
+    again = 0
+    if now.facts.get("causal_lm"):
+        both = shrink.bytes_(original) + written
+        rounds = ROUNDS if speed.seconds({"read": CLOCKED * both}) < UNASKED else 1
+        read, tokens = read + rounds * CLOCKED * both, tokens + rounds * PROMPT
+        again = 0 if holds(both) else rounds * both  # read from disk whenever its turn comes
+    work = {"disk": written + again, "hash": 2 * written, "read": read, "look": 2 * numbers, **packing}
+    flops = 2 * tokens * shrink.flops_per_token(original, 512)
+    seconds = speed.seconds(work) + flops / speed.product(dtype_of(now)) + 2 * loading(now, ctx) + speed.start
+    engine = written if packing and not is_large(written) else 0  # reads its weights; torch maps them
+    held = standing(now) + shrink.packed_weights(now)[1] + (LEFT if _searched(emit.source, pipeline) else 0)
+    peak = int(MARGIN * (held + max(_widest(now) if packing else 0, _accounts(now) + engine)))
+    return Emission(emit.call, emit.source, seconds, peak, written)
+
+
+def _searched(source: str, pipeline: Pipeline) -> bool:
+    """Whether a step in front of a target scores candidates."""
+    return any(handles(step.call.args, MetricRef) for step in pipeline.ancestors(source))
+
+
+def _alike(source: str, pipeline: Pipeline, ctx: "Context") -> bool:
+    """Whether no step in front of a target says that it makes layers that differ, or sizes that it can't foresee."""
+    steps = {step.name: step for step in pipeline.steps}
+    while source in steps:
+        call = steps[source].call
+        made: Pass = ctx.shelf.make("pass", call)
+        if not made.foreseeable and not made.everywhere:  # what touches every module alike changes no shape
+            return False
+        for when, what in made.makes.items():
+            if what.startswith(("uneven", "missing")) and is_so(when, call.args):
+                return False
+        source = steps[source].source
+    return True
+
+
+def _accounts(skeleton: Skeleton) -> int:
+    """Bytes of logits, of prompts that are timed as well; only language models are accounted for."""
+    words = skeleton.facts.get("vocab") or 0
+    timed = 2 * PROMPT * words * itemsize(skeleton)
+    return ACCOUNTS * min(ROOM, 4 * ROWS * LENGTH * words) + timed if skeleton.facts.get("causal_lm") else 0
+
+
+def _widest(skeleton: Skeleton) -> int:
+    """Bytes of the largest tensor while it is packed."""
+    return 3 * max((rows * wide for rows, wide, *_ in (s for s in skeleton.shapes().values() if len(s) > 1)), default=0)
+
+
+def _tokens(args: Mapping[str, object], ctx: "Context") -> int:
+    return sum(ctx.rows(ref).numel() for ref in handles(dict(args), DataRef))

@@ -1,0 +1,66 @@
+"""Whether disk and memory have room for what a plan says, asked before anything runs."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...core.fingerprint import machine
+from ...core.quantity import size
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+too_large = Fault(
+    "too-large",
+    "A compile would need more memory or disk than this machine has.\n\n"
+    "Said before anything runs. What steps make of weights lies on disk, in the cache and in artifacts; what they hold "
+    "besides is in memory. `effc plan` says how much of both.",
+    exit="resources",
+)
+SPARE = 1.25  # of a forecast: an estimate that is a little over is no reason to refuse
+
+
+def disk_bytes(plan: "Plan", out: Path, cache: Path) -> dict[Path, int]:
+    """Bytes that a compile writes, by the folder that is there and whose disk takes them."""
+    found: dict[Path, int] = {}
+    missing = [stage for stage in plan.stages if not stage.cached]
+    kept = sum(stage.disk_bytes for stage in missing) + max((stage.spare_bytes for stage in missing), default=0)
+    for folder, amount in ((cache, kept), (out, sum(e.disk_bytes for e in plan.emissions))):
+        there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
+        found[there] = found.get(there, 0) + amount
+    return found
+
+
+def refuse_short(plans: Sequence["Plan"], out: Path, cache: Path, free: Mapping[Path, int] | None = None) -> None:
+    """Raise Reject (too-large) where a disk has no room for the plans, or memory for the largest step.
+
+    free   bytes by folder, instead of what their disks say
+    """
+    asked: dict[int, tuple[Path, int]] = {}  # by disk
+    for plan in plans:
+        for folder, amount in disk_bytes(plan, out, cache).items():
+            disk = folder.stat().st_dev
+            first, before = asked.get(disk, (folder, 0))
+            asked[disk] = (first, before + amount)
+    faults = []
+    for folder, amount in asked.values():
+        left = free[folder] if free and folder in free else shutil.disk_usage(folder).free
+        if amount > SPARE * left:
+            faults.append(
+                too_large(
+                    f"the compile writes about {size(amount)}, and {size(left)} are free at {folder}",
+                    help="`effc cache gc` frees what is no longer used; --cache-dir and -o name folders on other disks",
+                )
+            )
+    has, peak = machine().get("memory_bytes"), max((plan.peak_bytes for plan in plans), default=0)
+    if has and peak > SPARE * has:
+        faults.append(
+            too_large(
+                f"the largest step holds about {size(peak)} of memory, and this machine has {size(has)}",
+                help="a checkpoint that is computed in its own type stays on disk; fewer or shorter rows hold less",
+            )
+        )
+    if faults:
+        raise Reject(*faults)

@@ -1,0 +1,111 @@
+"""What a step's result depends on, part by part: the cache key and the reason why it misses."""
+
+import os
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ....dsl.checker.recipe import Invocation, Recipe
+from ....dsl.checker.values import DataRef, MetricRef, ProfileRef, StepRef, handles, to_json
+from ...core.cache import digest
+from ...core.environment import installed
+from ...core.error_location import placed
+from ...core.fingerprint import machine
+from ...core.hashes import file_hash
+from ...core.source_closure import fingerprint
+from ...plugin.context import Context
+
+FORMAT = 1
+LOADING = Path(__file__).parents[2] / "models" / "checkpoints" / "checkpoint.py"  # how weights become a model
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
+
+
+def step_parts(call: Invocation, source: str, ctx: Context, steps: Mapping[str, str]) -> dict[str, Any]:
+    """The parts of a step's key, the most telling first.
+
+    source    key of the result that it works on, or the identity of the model
+    steps     keys of the results of the steps before it, by name
+    """
+    words = [("pass", call.word), *(("metric", m.name) for m in handles(call.args, MetricRef))]
+    data = {ref.name: data_identity(ref, ctx) for ref in handles(call.args, DataRef)}
+    words += [("data", ctx.recipe.data[name].word) for name in data]
+    return (
+        {
+            "step": {"word": call.word, "args": to_jsonable(call.args)},
+            "input": source,
+            "data": data,
+            "files": files(call, ctx),
+            "seed": ctx.settings.seed,
+            "source": {f"{kind} {name}": word_source(kind, name, ctx) for kind, name in words},
+            "libraries": versions(*ctx.shelf.vocabulary.word("pass", call.word).facts.get("requires", ())),
+            "device": ctx.settings.device,
+            "threads": ctx.settings.threads,
+            "format": FORMAT,
+        }
+        | _results(call, steps)
+        | (_measured_on(call, ctx) if ctx.shelf.make("pass", call).reads_clock() else {})
+    )
+
+
+def _results(call: Invocation, steps: Mapping[str, str]) -> dict[str, Any]:
+    """Keys of the results that a call names besides the one it follows; nothing where it names none."""
+    named = {ref.name: steps[ref.name] for ref in handles(call.args, StepRef)}
+    return {"results": named} if named else {}
+
+
+def _measured_on(call: Invocation, ctx: Context) -> dict[str, Any]:
+    profiles = {ref.name: to_jsonable(ctx.recipe.profiles[ref.name]) for ref in handles(call.args, ProfileRef)}
+    return {"machine": machine()} | ({"profiles": profiles} if profiles else {})
+
+
+def files(call: Invocation, ctx: Context) -> dict[str, str]:
+    """Hashes of the files that a pass reads, by the paths in the recipe; "" for one that is not there."""
+    named = ctx.shelf.make("pass", call).files()
+    folder = ctx.relative_to(call).folder
+    return {n: file_hash(folder / n, ctx.settings.cache_dir) if os.path.isfile(folder / n) else "" for n in named}
+
+
+def data_identity(ref: DataRef, ctx: Context) -> str:
+    """Hash of a data set's content, parameters and tokenizer."""
+    call = ctx.recipe.data[ref.name]
+    with placed(call):
+        return ctx.data(ref).identity(ctx.relative_to(call))
+
+
+def word_source(kind: str, name: str, ctx: Context) -> str:
+    word = ctx.shelf.vocabulary.word(kind, name)
+    assert word, f"no {kind} {name}"
+    return fingerprint(Path(word.path))
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Versions of the libraries that every result depends on, and of others; "" where one is missing."""
+    return {name: metadata.version(name) for name in LIBRARIES} | {name: installed(name) for name in more}
+
+
+def to_jsonable(args: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: to_json(value) for name, value in sorted(args.items())}
+
+
+def value_parts(metric: MetricRef, origin: str, ctx: Context) -> dict[str, Any]:
+    """The parts of a measured value's key; `origin` is the identity of the model measured."""
+    data = {ref.name: data_identity(ref, ctx) for ref in handles(dict(metric.args), DataRef)}
+    return {
+        "metric": to_json(metric),
+        "model": origin,
+        "data": data,
+        "source": word_source("metric", metric.name, ctx),
+        "loading": fingerprint(LOADING),
+        "libraries": versions(),
+        "device": ctx.settings.device,
+        "threads": ctx.settings.threads,
+    }
+
+
+def key(parts: Mapping[str, Any]) -> str:
+    return digest(parts)
+
+
+def data_named(recipe: Recipe, value: Any) -> list[str]:
+    return [ref.name for ref in handles(value, DataRef)]

@@ -1,0 +1,174 @@
+"""What a lock says of a recipe: every fact that decides its artifacts, each with its place in the recipe.
+
+Two folders with one lock give one artifact hash on processors with the same instructions.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from ....dsl.checker.recipe import Invocation
+from ....dsl.checker.value_text import show
+from ....dsl.checker.values import DataRef, from_json
+from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ....dsl.syntax.source import Span
+from ...core.events import Warned
+from ...core.fingerprint import machine
+from ...core.hashes import file_hash
+from ...core.safe_read import parse_json
+from ...core.sealed_json import canonical
+from ...core.settings import Settings
+from ...core.warned import other_level
+from ...models.checkpoints.model_folder import TOKENIZER_FILES
+from ...models.checkpoints.weights import find_weights
+from ...plugin import lockfile
+from ...plugin.context import Context
+from . import keys
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+no_lock = Fault(
+    "no-lock",
+    "`--locked` was given, and no lock speaks of the recipe.\n\n`effc lock RECIPE` writes `effspec.lock` beside it.",
+    exit="usage",
+)
+lock_drift = Fault(
+    "lock-drift",
+    "Something that decides the artifact is not as `effspec.lock` has it.\n\n"
+    "The lock holds hashes of the model's files and of data, versions of passes and libraries, and every argument with "
+    "its default. Where the change is meant, `effc lock RECIPE` writes the lock again.",
+)
+ISA = "machine isa"  # told, not refused: results differ by rounding
+THREADS = "setting threads"
+HELP = "if that is meant, write the lock again with `effc lock`"
+
+
+@dataclass(frozen=True)
+class Fact:
+    text: str
+    span: Span | None = None
+
+
+def facts(plans: "Sequence[Plan]", contexts: Sequence[Context]) -> dict[str, Fact]:
+    """Everything that decides what compiling gives, by what it is called in the lock, in a steady order."""
+    found: dict[str, Fact] = {}
+    for plan, ctx in zip(plans, contexts, strict=True):
+        found |= dict(_settings(ctx))
+        before = f"[{plan.recipe.variant}] " if plan.recipe.variant else ""
+        found |= {before + name: fact for name, fact in _of_plan(plan, ctx)}
+    return dict(sorted(found.items()))
+
+
+def _settings(ctx: Context) -> Iterator[tuple[str, Fact]]:
+    here = machine()
+    yield ISA, Fact(str(here.get("isa", "")))
+    yield "version effc", Fact(str(here.get("effc", "")))
+    yield "setting device", Fact(ctx.settings.device)
+    yield "setting seed", Fact(str(ctx.settings.seed))
+    yield THREADS, Fact(str(ctx.settings.threads))
+
+
+def _of_plan(plan: "Plan", ctx: Context) -> Iterator[tuple[str, Fact]]:
+    yield from _model(plan.pipeline.model, ctx)
+    for name, call in ctx.recipe.data.items():
+        yield from _arguments(f"data {name}", call)
+        yield f"data {name} content", Fact(keys.data_identity(DataRef(name), ctx), call.span)
+    for stage in plan.stages:
+        name = f"step {plan.pipeline.name}.{stage.name}"
+        yield from _arguments(name, stage.call)
+        for file, content in stage.parts["files"].items():
+            yield f"{name} file {file}", Fact(content, stage.span)
+        for word, source in stage.parts["source"].items():
+            yield f"source {word}", Fact(source, stage.span)
+        for library, version in stage.parts["libraries"].items():
+            yield f"version {library}", Fact(version, stage.span)
+    for number, emit in enumerate(plan.pipeline.emits, 1):
+        yield from _arguments(f"emit {plan.pipeline.name}.{number}", emit.call)
+        yield f"source target {emit.call.word}", Fact(keys.word_source("target", emit.call.word, ctx), emit.call.span)
+
+
+def _arguments(name: str, call: Invocation) -> Iterator[tuple[str, Fact]]:
+    """The word and all its arguments, those that the recipe leaves to their defaults included."""
+    yield name, Fact(call.word, call.span)
+    for arg, value in keys.to_jsonable(call.args).items():
+        yield f"{name} {arg}", Fact(canonical(value), call.where(arg))
+
+
+def _model(name: str, ctx: Context) -> Iterator[tuple[str, Fact]]:
+    call, origin = ctx.recipe.models[name], ctx.origin
+    yield from _arguments(f"model {name}", call)
+    yield f"model {name} identity", Fact(origin.identity, call.span)
+    if origin.folder is None or not origin.folder.is_dir():
+        return
+    if origin.folder.parent.name == "snapshots":  # as the hub's cache lays a repository out: the folder is the commit
+        yield f"model {name} commit", Fact(origin.folder.name, call.where("revision"))
+    for file in _files(origin.folder, origin.label):
+        yield f"model {name} file {file.name}", Fact(file_hash(file, ctx.settings.cache_dir), call.span)
+
+
+def _files(folder: Path, label: str) -> list[Path]:
+    """Config, tokenizer and weights."""
+    plain = [folder / name for name in ("config.json", *TOKENIZER_FILES) if (folder / name).is_file()]
+    return plain + (list(find_weights(folder, label).files.values()) if any(folder.glob("*.safetensors")) else [])
+
+
+# -- the file ------------------------------------------------------------------------------------------------
+
+
+def write(recipe: Path, found: Mapping[str, Fact]) -> Path:
+    """Put a recipe's facts into the lock beside it; what the lock says of others stays."""
+    lock = lockfile.read(recipe.parent)
+    lock["recipes"][recipe.name] = {name: fact.text for name, fact in found.items()}
+    return lockfile.write(recipe.parent, lock)
+
+
+def locked(recipe: Path) -> dict[str, str]:
+    """What the lock beside a recipe says of it. Raises Reject (no-lock, broken-lock)."""
+    kept = lockfile.read(recipe.parent)["recipes"].get(recipe.name)
+    if kept is None:
+        said = f"{recipe.parent / lockfile.NAME} says nothing of {recipe.name}"
+        raise Reject(no_lock(said, help=f"write it with `effc lock {quote(str(recipe))}`"))
+    return kept
+
+
+def take_threads(recipe: Path, settings: Settings) -> None:
+    """Use the threads that the lock names, where the command line names none."""
+    text = locked(recipe).get(THREADS, "")
+    if settings.threads is None and text.isdecimal() and 0 < int(text) < 10_000:
+        settings.threads = int(text)
+
+
+def refuse_drift(recipe: Path, found: Mapping[str, Fact], settings: Settings) -> None:
+    """Raise Reject (lock-drift) with every fact that is not as the lock has it, each at its place."""
+    kept = dict(locked(recipe))
+    isa = kept.pop(ISA, "")
+    if isa != found[ISA].text:
+        said = f"the lock was written with kernels for {isa}, these are for {found[ISA].text}"
+        settings.tell(Warned(other_level(said)))
+    wrong = [_changed(name, kept.get(name), fact) for name, fact in found.items() if name != ISA]
+    told = [d for d in wrong if d]
+    told += [
+        lock_drift(f"`{name}` is in the lock and not in the recipe", help=HELP) for name in kept if name not in found
+    ]
+    if told:
+        raise Reject(*told)
+
+
+def _changed(name: str, then: str | None, now: Fact) -> Diagnostic | None:
+    if then == now.text:
+        return None
+    if then is None:
+        return lock_drift(f"the lock has no `{name}`", now.span, help=HELP)
+    return lock_drift(f"`{name}` was {_brief(then)} when it was locked and is {_brief(now.text)}", now.span, help=HELP)
+
+
+def _brief(text: str) -> str:
+    """A fact for people: an argument as a recipe writes it, other texts as they are, long ones cut."""
+    if text[:1] in ("{", "[", '"') or text in ("null", "true", "false"):
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
+            text = show(from_json(parse_json(text)))
+    return text if len(text) <= 40 else f"{text[:18]}…{text[-18:]}"

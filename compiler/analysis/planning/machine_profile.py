@@ -1,0 +1,76 @@
+"""Whether this machine is the one that a profile describes, and running as it says."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ....dsl.checker.recipe import Invocation
+from ....dsl.checker.values import ProfileRef, handles
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...core.error_location import placed
+
+if TYPE_CHECKING:
+    from ...plugin.context import Context
+
+another_machine = Fault(
+    "another-machine",
+    "A step decides by what it measures on a machine, and this is another one.\n\n"
+    "Compile on a machine with the instruction set that the profile names, or name one that this machine has.",
+    exit="environment",
+)
+
+
+def named(call: Invocation) -> str | None:
+    """The profile that a step's arguments name."""
+    refs = handles(call.args, ProfileRef)
+    return refs[0].name if refs else None
+
+
+def refuse_others(calls: Sequence[Invocation], ctx: "Context") -> None:
+    """Reject steps that name a profile which this machine is not, unless they decide for other machines, too."""
+    for call in calls:
+        word = ctx.shelf.vocabulary.word("pass", call.word)
+        if word is not None and word.facts.get("elsewhere"):
+            continue
+        reason = differs(named(call), ctx)
+        if reason:
+            with placed(call.span):
+                raise Reject(
+                    another_machine(
+                        reason, help="compile on such a machine, or leave the profile out to measure on this one"
+                    )
+                )
+
+
+def differs(profile: str | None, ctx: "Context") -> str:
+    """Why this machine is not the one that a profile describes; "" where it is."""
+    if profile is None:
+        return ""
+    from ....kernels.levels import NAMES, level
+    from ...core.environment import processor_flags
+
+    isa = str(ctx.recipe.profiles[profile].get("isa", "portable"))
+    here = level()
+    if isa not in NAMES:  # finer than the kernels' levels: amx_bf16, avx512_bf16
+        has = isa in processor_flags()
+        return "" if has else f"profile {profile} asks for {isa}, which this machine lacks"
+    if NAMES.index(isa) > NAMES.index(here):
+        return f"profile {profile} asks for {isa}, this machine has {here}"
+    return ""
+
+
+@contextmanager
+def as_profiled(profile: str | None, ctx: "Context") -> Iterator[None]:
+    """Run with the thread count of a profile."""
+    threads = ctx.recipe.profiles[profile].get("threads") if profile else None
+    if not threads:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(threads))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,122 @@
+"""How much memory a step will hold at most: told by `plan` from shapes, held to measured peaks by a test.
+
+Anonymous memory counts, as `memory.held` measures it: weights that are mapped from disk come and go. What a
+pass keeps beside its scores, it says by `effort`.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+from ....dsl.checker.skeleton import Skeleton
+from ....dsl.checker.values import MetricRef, handles
+from ...core.memory import at_rest, room_for
+from ...plugin.interfaces import Effort
+from . import keys, shrink
+from .selection import inner_parts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ....dsl.checker.recipe import Invocation
+    from ...models.checkpoints.origin import Origin
+    from ...plugin.context import Context
+
+CHUNK_BYTES, BATCH_BYTES, BATCH_ROWS = 64 << 20, 256 << 20, 16  # as compiler/models/rows/forward.py runs a model
+MARGIN = 1.06  # what allocators and libraries keep for themselves
+PROCESS = 280 << 20  # Python with torch and transformers, where the system doesn't tell
+LAYER = 2 << 20  # of a layer: its modules and its graph, from the first step on
+
+
+def itemsize(skeleton: Skeleton) -> int:
+    return shrink.bytes_(skeleton) // max(1, shrink.params(skeleton))
+
+
+def peak_bytes(
+    call: "Invocation", before: Skeleton, after: Skeleton, first: bool, ctx: "Context", effort: Effort
+) -> int:
+    """Bytes that a step holds at most; the `first` works on the model itself, later ones on what came of it."""
+    mapped = is_mapped(ctx.origin)
+    weights = 0 if mapped else shrink.bytes_(before)
+    # What changed is stored, a tensor at a time; at the first step the original is hashed beside the result.
+    storing = _largest(after, moved(call, before, after) if mapped else after.shapes())
+    storing += shrink.bytes_(before) if first and not mapped else 0
+    if mapped and not effort.streams:
+        storing += _bytes(after, _reshaped(before, after))  # until the step is kept; then they are mapped, too
+    held = max(effort.apart, max(storing, _scoring(call, before, ctx)) + effort.bytes)
+    return int(MARGIN * (standing(before) + weights + held))
+
+
+def standing(skeleton: Skeleton) -> int:
+    """Bytes of the process with a model that has its modules and graphs, but no weights of its own."""
+    return (at_rest() or PROCESS) + LAYER * len(skeleton.units)
+
+
+def _reshaped(before: Skeleton, after: Skeleton) -> dict[str, tuple[int, ...]]:
+    then = before.shapes()
+    return {name: shape for name, shape in after.shapes().items() if then.get(name) != shape}
+
+
+def moved(call: "Invocation", before: Skeleton, after: Skeleton) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that a step leaves changed: of new shapes, else all that its `on` selects, or by default
+    those inside the layers."""
+    if reshaped := _reshaped(before, after):
+        return reshaped
+    chosen = {f"{part.path}.weight" for part in inner_parts(before, call.args.get("on"))}
+    return {name: shape for name, shape in after.shapes().items() if name in chosen}
+
+
+def moved_bytes(call: "Invocation", before: Skeleton, after: Skeleton) -> int:
+    return _bytes(after, moved(call, before, after))
+
+
+def is_mapped(origin: "Origin") -> bool:
+    """Whether weights stay on disk until they are touched: they are files of the type that is computed in."""
+    stored = origin.config.get("dtype") or origin.config.get("torch_dtype") or origin.dtype
+    return origin.folder is not None and stored == origin.dtype
+
+
+def _bytes(skeleton: Skeleton, shapes: dict[str, tuple[int, ...]]) -> int:
+    copies = {name for same in skeleton.tied for name in same[1:]}
+    return itemsize(skeleton) * sum(math.prod(shape) for name, shape in shapes.items() if name not in copies)
+
+
+def _largest(skeleton: Skeleton, shapes: dict[str, tuple[int, ...]]) -> int:
+    return itemsize(skeleton) * max(map(math.prod, shapes.values()), default=0)
+
+
+def batch_bytes(skeleton: Skeleton, rows: "Tensor") -> int:
+    """What a batch of rows of tokens holds besides weights: logits, in float32 as well, states, what a layer computes;
+    0 of other rows."""
+    if rows.dim() != 2 or rows.is_floating_point():
+        return 0
+    item, vocab, hidden, wide = _sizes(skeleton)
+    tokens = _batch(len(rows), rows.shape[1], vocab)
+    logits = vocab * (item + (4 if item < 4 else 0))
+    return tokens * (logits + 4 * item * wide) + 2 * item * rows.numel() * hidden
+
+
+def _sizes(skeleton: Skeleton) -> tuple[int, int, int, int]:
+    """Bytes of a number, the vocabulary, the width of hidden states, and the widest that a layer computes."""
+    vocab, hidden = skeleton.facts.get("vocab") or 0, skeleton.facts.get("hidden") or 0
+    wide = max((n for shape in skeleton.shapes().values() for n in shape if n != vocab), default=0)
+    return itemsize(skeleton), vocab, hidden, wide
+
+
+def _batch(rows: int, length: int, vocab: int) -> int:
+    """Tokens of a batch."""
+    return length * min(rows, BATCH_ROWS, max(1, BATCH_BYTES // max(1, 4 * vocab * length)))
+
+
+def _scoring(call: "Invocation", skeleton: Skeleton, ctx: "Context") -> int:
+    """Logits of a batch, twice more where a search compares them, what layers gave, what one computes."""
+    scores = handles(call.args, MetricRef)
+    (item, vocab, hidden, wide), most = _sizes(skeleton), 0
+    for name in keys.data_named(ctx.recipe, scores):
+        given = ctx.rows_by_name(name)
+        rows, length = len(given), given[0].numel()
+        batch = _batch(rows, length, vocab)
+        kept = min(item * hidden * rows * length * len(skeleton.units), room_for(ctx.settings.max_memory))
+        most = max(most, 3 * item * vocab * batch + kept + 4 * item * wide * batch)
+    # Some are measured against the original's logits, made again in float32 as those of narrower types are.
+    float32 = item < 4 or any(ctx.metric(ref).needs_original for ref in scores)
+    return most + (2 * min(CHUNK_BYTES, most) if float32 else 0)

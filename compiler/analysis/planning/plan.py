@@ -1,0 +1,343 @@
+"""What a compile will do: matched modules, sizes before and after, cost, and what the cache already has.
+
+Reads configs and skeletons, never weights.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ....dsl.checker.recipe import Invocation, Pipeline, Recipe
+from ....dsl.checker.skeleton import Skeleton
+from ....dsl.checker.value_text import show
+from ....dsl.checker.values import from_json, is_json
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.source import Span
+from ...core.cache import Cache
+from ...core.error_location import placed
+from ...core.quantity import change, count, seconds, size
+from ...plugin.context import Context
+from ...plugin.interfaces import Pass
+from . import keys, shrink
+from .cost import Emission, emission, step_seconds
+from .drawing import left_alone
+from .peak_memory import moved_bytes, peak_bytes
+from .selection import branches, competing, groups, inner_parts, layers, mixers, parts, removable, scans
+from .target_support import refuse_foreseen
+
+plan_drift = Fault("plan-drift", "A saved plan no longer describes what a compile would do.")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Size:
+    """`flops` per token at a context of 512 tokens; `bytes` of the weights as they are stored."""
+
+    params: int
+    flops: int
+    bytes: int
+
+    @staticmethod
+    def of(skeleton: Skeleton) -> "Size":
+        return Size(shrink.params(skeleton), shrink.flops_per_token(skeleton, 512), shrink.bytes_(skeleton))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step.
+
+    key, parts   what its result is kept under, and what that is made of
+    source       the key of the result that it works on
+    matched      what it may touch
+    exact        whether `after` is known, or the likely outcome of a search
+    seconds      an estimate from this machine's speeds; peak_bytes and disk_bytes likewise from shapes
+    spare_bytes  on disk besides, while it runs
+    cached, why  whether the result is kept; if not, the first part of the key that differs
+    """
+
+    name: str
+    call: Invocation
+    key: str
+    parts: Mapping[str, Any]
+    source: str
+    matched: tuple[str, ...]
+    before: Size
+    after: Size
+    hedges: tuple[str, str]
+    forwards: int
+    seconds: float
+    peak_bytes: int
+    disk_bytes: int
+    spare_bytes: int
+    cached: bool
+    why: str
+
+    @property
+    def span(self) -> Span | None:
+        return self.call.span
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of one pipeline of one variant, each after those that it works on."""
+
+    recipe: Recipe
+    pipeline: Pipeline
+    model: str  # label of the source
+    identity: str  # hash of what decides the weights
+    stages: tuple[Stage, ...]
+    skeleton: Skeleton = field(repr=False)
+    emissions: tuple[Emission, ...] = ()
+
+    @property
+    def has_work(self) -> bool:
+        return not all(stage.cached for stage in self.stages)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of the steps that run, and of the targets."""
+        running = [s.peak_bytes for s in self.stages if not s.cached]
+        return max((*running, *(e.peak_bytes for e in self.emissions)), default=0)
+
+    @property
+    def seconds(self) -> float:
+        return sum(s.seconds for s in self.stages if not s.cached) + sum(e.seconds for e in self.emissions)
+
+    def folder(self, out: Path) -> Path:
+        """The folder that the variant's artifacts go into."""
+        return out / self.recipe.variant if self.recipe.variant else out
+
+    def key_of(self, name: str) -> str:
+        """The key of a step's result; of the model itself, its identity."""
+        return next((s.key for s in self.stages if s.name == name), self.identity)
+
+    def stopped(self, name: str, facts: Mapping[str, Any]) -> "Plan":
+        """The same where a step's search had to stop: its result has another key, and so has all that follows."""
+        moved: dict[str, str] = {}
+        stages = []
+        for stage in self.stages:
+            parts = dict(stage.parts)
+            if stage.name == name:
+                parts["stopped"] = dict(facts)
+            parts["input"] = moved.get(parts["input"], parts["input"])
+            if "results" in parts:
+                parts["results"] = {n: moved.get(key, key) for n, key in parts["results"].items()}
+            if parts != stage.parts:
+                moved[stage.key] = keys.key(parts)
+                source = moved.get(stage.source, stage.source)
+                stage = replace(stage, parts=parts, key=moved[stage.key], source=source)
+            stages.append(stage)
+        return replace(self, stages=tuple(stages))
+
+    def to_json(self) -> dict[str, Any]:
+        """What `plan -o` saves; keys and sizes decide drift, estimates don't."""
+        stages = [
+            {
+                "name": s.name,
+                "word": s.call.word,
+                "args": keys.to_jsonable(s.call.args),
+                "key": s.key,
+                "parts": s.parts,
+                "matched": list(s.matched),
+                "before": vars(s.before),
+                "after": vars(s.after),
+                "hedges": list(s.hedges),
+                "forwards": s.forwards,
+                "seconds": round(s.seconds, 1),
+                "peak_bytes": s.peak_bytes,
+                "cached": s.cached,
+                "why": s.why,
+            }
+            for s in self.stages
+        ]
+        emits = [{"target": e.call.word, "path": e.call.args["path"], "of": e.source} for e in self.pipeline.emits]
+        taking = [{"seconds": round(e.seconds, 1), "peak_bytes": e.peak_bytes} for e in self.emissions]
+        return {
+            "pipeline": self.pipeline.name,
+            "variant": self.recipe.variant,
+            "model": self.model,
+            "identity": self.identity,
+            "stages": stages,
+            "emits": emits,
+            "emissions": taking,
+        }
+
+
+def plan(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Skeleton) -> Plan:
+    """The plan of a pipeline; `skeleton` is that of its model."""
+    store = Cache(ctx.settings.cache_dir)
+    done: dict[str, tuple[str, Skeleton, str]] = {pipeline.model: (ctx.origin.identity, skeleton, "")}
+    stages = []
+    for step in pipeline.steps:
+        first = step.source == pipeline.model
+        with placed(step.call):
+            known = {name: key for name, (key, _, _) in done.items()}
+            stage, after = _stage(step.name, step.call, *done[step.source], first, ctx, store, known)
+        done[step.name] = (stage.key, after, stage.hedges[1])
+        stages.append(stage)
+    refuse_foreseen(pipeline, ctx)
+    emissions = tuple(emission(emit, done[emit.source][1], skeleton, pipeline, ctx) for emit in pipeline.emits)
+    return Plan(recipe, pipeline, ctx.origin.label, ctx.origin.identity, tuple(stages), skeleton, emissions)
+
+
+def _stage(
+    name: str,
+    call: Invocation,
+    source: str,
+    before: Skeleton,
+    told: str,
+    first: bool,
+    ctx: Context,
+    store: Cache,
+    steps: Mapping[str, str],
+) -> tuple[Stage, Skeleton]:
+    pass_ = ctx.shelf.make("pass", call)
+    after = pass_.forecast(before)
+    parts = keys.step_parts(call, source, ctx, steps)
+    forwards = pass_.forwards(before)
+    effort = pass_.effort(before, ctx)
+    tokens = effort.tokens + (forwards * _tokens(call, ctx) if forwards else 0)
+    key = keys.key(parts)
+    cached = store.has(key)
+    stage = Stage(
+        name,
+        call,
+        key,
+        parts,
+        source,
+        matched(before, pass_, call),
+        Size.of(before),
+        Size.of(after),
+        hedges=(told, _hedge(pass_, forwards, told)),
+        forwards=forwards,
+        seconds=0.0 if cached else step_seconds(call, before, after, first, effort, tokens, ctx),
+        peak_bytes=peak_bytes(call, before, after, first, ctx, effort),
+        disk_bytes=moved_bytes(call, before, after),
+        spare_bytes=effort.files,
+        cached=cached,
+        why="" if cached else store.why(parts),
+    )
+    return stage, after
+
+
+def _hedge(pass_: Pass, forwards: int, before: str) -> str:
+    """How the size after a step is told, given how that before it is."""
+    return "at most" if not pass_.foreseeable else before or ("about" if forwards else "")
+
+
+def matched(skeleton: Skeleton, pass_: Pass, call: Invocation) -> tuple[str, ...]:
+    """Paths of what a step may touch."""
+    acts_on, on = pass_.acts_on, call.args.get("on")
+    if acts_on == "branches":
+        whole = call.args.get("unit") == "layer"
+        if whole:
+            return layers(skeleton, on)
+        if "order" not in call.args:
+            return tuple(b.site for b in removable(skeleton, on))
+        inside = [g.site for some in competing(skeleton, on).values() for g in some]
+        return tuple(b.site for b in branches(skeleton, on)) or tuple(dict.fromkeys(inside))
+    if acts_on == "layers":
+        return layers(skeleton, on)
+    if acts_on == "ssm":
+        return tuple(b.site for b in mixers(skeleton, on))
+    if acts_on == "scans":
+        return tuple(s.site for s in scans(skeleton, on))
+    if acts_on in ("channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_channels", "ssm_state"):
+        return tuple(g.site for g in groups(skeleton, acts_on, on))
+    if acts_on == "linear":
+        return tuple(p.path for p in (parts if pass_.everywhere else inner_parts)(skeleton, on))
+    return ()
+
+
+def _tokens(call: Invocation, ctx: Context) -> int:
+    """How many tokens one score reads."""
+    names = keys.data_named(ctx.recipe, call.args)
+    rows = [ctx.rows_by_name(name) for name in names]
+    return sum(len(x) if x.is_floating_point() else x.numel() for x in rows)
+
+
+def refuse_drift(saved: Any, now: Sequence[Plan]) -> None:
+    """Raise Reject (plan-drift) naming the first thing that is not as it was when the plans were saved."""
+    if not (isinstance(saved, dict) and saved.get("format") == FORMAT and isinstance(saved.get("plans"), list)):
+        raise Reject(plan_drift(f"the saved plan is not of format {FORMAT}", help="make it again with `effc plan -o`"))
+    _same("the number of pipelines", len(saved["plans"]), len(now))
+    for old, plan in zip(saved["plans"], now, strict=True):
+        fresh = plan.to_json()
+        for name in ("pipeline", "variant", "model", "identity", "emits"):
+            _same(name, old.get(name), fresh[name])
+        _same("the number of steps", len(old.get("stages", ())), len(fresh["stages"]))
+        for then, today in zip(old["stages"], fresh["stages"], strict=True):
+            for part, value in today["parts"].items():
+                told, before, now_ = _first_other([part], then.get("parts", {}).get(part), value)
+                _same(f"`{told}` of step {today['name']}", before, now_)
+
+
+def _first_other(names: list[str], then: Any, today: Any) -> tuple[str, Any, Any]:
+    """The first thing in two parts that is not the same: what it is called, and both."""
+    while (
+        isinstance(then, dict) and isinstance(today, dict) and then != today and not (is_json(then) and is_json(today))
+    ):
+        name = next(k for k in (*then, *today) if then.get(k) != today.get(k))
+        names, then, today = [*names, name], then.get(name), today.get(name)
+    return " ".join(n for n in names if n not in ("step", "args")) or names[0], then, today
+
+
+def _same(what: str, then: Any, today: Any) -> None:
+    if then != today:
+        raise Reject(
+            plan_drift(
+                f"{what} was {_brief(then)} when the plan was made and is {_brief(today)} now",
+                help="look at `effc plan` again, and save it with -o if it is what you want",
+            )
+        )
+
+
+def saved_form(plans: Sequence[Plan]) -> dict[str, Any]:
+    """What `plan -o` writes."""
+    return {"format": FORMAT, "plans": [p.to_json() for p in plans]}
+
+
+def _brief(value: Any) -> str:
+    text = show(from_json(value)) if not isinstance(value, str) and is_json(value) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def draw(plan: Plan, width: int = 100) -> str:
+    """The plan as text: a block per step and a line for the whole."""
+    title = plan.pipeline.name + (f" [{plan.recipe.variant}]" if plan.recipe.variant else "")
+    first = plan.stages[0].before if plan.stages else Size.of(plan.skeleton)
+    lines = [f"{title}: {plan.model}, {count(first.params)} parameters, {size(first.bytes)}", ""]
+    for index, stage in enumerate(plan.stages, 1):
+        lines += _draw_stage(index, stage, width)
+    lines += [f"  note: {remark}" for remark in left_alone(plan.skeleton)]
+    for made in plan.emissions:
+        cost = f"about {seconds(made.seconds)}, {size(made.disk_bytes)} on disk"
+        lines.append(f"  emit {made.call.word} to {made.call.args['path']}: {cost}")
+    work = f"{sum(not s.cached for s in plan.stages)} of {len(plan.stages)} steps to run"
+    cost = f", about {seconds(plan.seconds)}, peak {size(plan.peak_bytes)}"
+    return "\n".join([*lines, "", f"{work}{cost}"])
+
+
+def _draw_stage(index: int, stage: Stage, width: int) -> list[str]:
+    before, after = (f"{told} ".lstrip() for told in stage.hedges)
+    state = "cached" if stage.cached else f"to run: {stage.why}"
+    moved = f"({change(stage.before.params, stage.after.params)})"
+    if stage.before == stage.after and after == "at most ":
+        moved = "(known once it has run)"
+    lines = [
+        f"  {index}. {stage.name} = {stage.call.word}",
+        f"     touches   {_paths(stage.matched, width - 15)}" if stage.matched else "",
+        f"     params    {before}{count(stage.before.params)} -> {after}{count(stage.after.params)}  {moved}",
+        f"     flops     {before}{count(stage.before.flops)} -> {after}{count(stage.after.flops)} per token",
+        f"     bytes     {before}{size(stage.before.bytes)} -> {after}{size(stage.after.bytes)}",
+    ]
+    if not stage.cached:
+        scores = f"{stage.forwards} scores, " if stage.forwards else ""
+        lines.append(f"     takes     about {scores}{seconds(stage.seconds)}, peak {size(stage.peak_bytes)}")
+    return [*filter(None, lines), f"     cache     {state}", ""]
+
+
+def _paths(paths: tuple[str, ...], width: int) -> str:
+    text = f"{len(paths)}: " + ", ".join(paths)
+    return text if len(text) <= width else f"{len(paths)}: {paths[0]} … {paths[-1]}"

@@ -1,0 +1,122 @@
+"""What a step's `on:` selects in a skeleton: branches, layers, groups or linear modules."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ....dsl.checker.selectors import resolve
+from ....dsl.checker.skeleton import Branch, Group, Part, Scan, Skeleton, is_below
+from ....dsl.checker.structure import because
+from ....dsl.checker.values import Selector
+from ....dsl.syntax.diagnostics import Fault, Reject
+
+nothing_to_narrow = Fault(
+    "nothing-to-narrow",
+    "A pass narrows channels or heads, and discovery found none in the model that could go.\n\n"
+    "Channels can't go alone where a norm takes its mean over them, where an operation that effc doesn't know mixes "
+    "them, where another module shares the weights, or where a number is written into the source. A module that "
+    "couldn't be captured is taken as a whole.",
+)
+
+
+def branches(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
+    """Residual branches, unit by unit, in the order in which they run."""
+    return _chosen(skeleton.branches, [b.site for b in skeleton.branches], on)
+
+
+def removable(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
+    """Those of them that can be removed as a whole."""
+    return tuple(branch for branch in branches(skeleton, on) if branch.site not in skeleton.stays)
+
+
+def mixers(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
+    """Residual branches that scan a state along the sequence."""
+    found = [b for b in skeleton.branches if b.role == "ssm"]
+    return _chosen(found, [b.site for b in found], on)
+
+
+def scans(skeleton: Skeleton, on: Selector | None) -> tuple[Scan, ...]:
+    """Scans that are left, by the path of their mixer."""
+    return _chosen(skeleton.scans, [s.site for s in skeleton.scans], on)
+
+
+def in_layers(skeleton: Skeleton, path: str) -> bool:
+    """Whether a module is inside of a layer: of a list's element, where layers run several times and none is a unit."""
+    if skeleton.units:
+        return any(is_below(path, unit) for unit in skeleton.units)
+    return any(name.isdigit() for name in path.split("."))
+
+
+def layers(skeleton: Skeleton, on: Selector | None) -> tuple[str, ...]:
+    """Units: the repeated layers of the model."""
+    return _chosen(skeleton.units, list(skeleton.units), on)
+
+
+def groups(skeleton: Skeleton, kind: str, on: Selector | None) -> tuple[Group, ...]:
+    """Channel or head groups of a kind."""
+    found = [g for g in skeleton.groups if g.kind == kind]
+    return _chosen(found, [g.site for g in found], on)
+
+
+def required(skeleton: Skeleton, kind: str, found: Sequence[Group]) -> tuple[Group, ...]:
+    """The groups that a pass is to narrow; Reject, with what discovery says against it, where the model has none."""
+    if not found and not any(g.kind == kind for g in skeleton.groups):
+        refused = sorted(skeleton.facts.get("refused", ()), key=lambda r: not _is_about(r, kind, skeleton))
+        reasons = [f"{path or 'the model'}: {because(skeleton, path, why)}" for path, why in refused]
+        words = kind.replace("_", " ").replace("kv", "KV")
+        first = f"; {reasons[0]}" if reasons else ""
+        raise Reject(
+            nothing_to_narrow(
+                f"{skeleton.model_type} has no {words} that could go{first}",
+                note="; ".join(reasons[1:6]),
+                help="`effc plan` lists what a model has, and what stays as it is and why",
+            )
+        )
+    return tuple(found)
+
+
+def competing(skeleton: Skeleton, on: Selector | None) -> dict[str, tuple[Group, ...]]:
+    """Groups that a search over all kinds may narrow, by kind: those inside of branches that may be cut, and of
+    attention KV heads where there are, else heads. Where all may be cut, those that lie in no branch may be, too: a net
+    without residual branches has no others."""
+    allowed = branches(skeleton, on)
+    inside = [g for g in skeleton.groups if any(is_inside(g, b) for b in allowed)]
+    if on is None:
+        inside += [g for g in skeleton.groups if not any(is_inside(g, b) for b in skeleton.branches)]
+    shared = {g.site for g in skeleton.groups if g.kind == "kv_heads"}
+    found: dict[str, list[Group]] = {}
+    for group in inside:
+        if group.kind != "heads" or group.site not in shared:
+            found.setdefault("heads" if group.kind == "kv_heads" else group.kind, []).append(group)
+    return {kind: tuple(some) for kind, some in found.items()}
+
+
+def _is_about(refused: Sequence[str], kind: str, skeleton: Skeleton) -> bool:
+    """Whether a reason tells of that kind: heads are attention's, channels anything else's."""
+    path, why = refused
+    if kind == "experts" or why.startswith("whole experts"):
+        return kind == "experts" and why.startswith("whole experts")
+    role = next((b.role for b in skeleton.branches if f"{path}.".startswith(f"{b.site}.")), "")
+    return (role == "attention") == (kind in ("heads", "kv_heads"))
+
+
+def is_inside(group: Group, branch: Branch) -> bool:
+    """Whether a group lives and dies with a branch: its tensors are the branch's modules'."""
+    return all(m.tensor.rpartition(".")[0] in branch.parts for m in group.members)
+
+
+def parts(skeleton: Skeleton, on: Selector | None, kinds: Sequence[str] = ("Linear", "Conv1D")) -> tuple[Part, ...]:
+    """Modules of the given kinds."""
+    found = [p for p in skeleton.parts if p.kind in kinds]
+    return _chosen(found, [p.path for p in found], on)
+
+
+def inner_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
+    """Linear modules that `on` selects; without it those inside the layers, no output head."""
+    return tuple(p for p in parts(skeleton, on) if on is not None or in_layers(skeleton, p.path))
+
+
+def _chosen(items: Sequence[Any], paths: list[str], on: Selector | None) -> tuple[Any, ...]:
+    if on is None:
+        return tuple(items)
+    wanted = set(resolve(on, paths))
+    return tuple(item for item, path in zip(items, paths, strict=True) if path in wanted)

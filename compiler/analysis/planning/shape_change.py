@@ -1,0 +1,94 @@
+"""What a step changed, measured on the skeletons before and after, as a person would say it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ....dsl.checker.skeleton import Skeleton
+from ...core.quantity import signed
+from . import shrink
+
+
+@dataclass(frozen=True)
+class Change:
+    """`summary` in one line, `rows` as plain data for the manifest, `text` as the shape diff."""
+
+    summary: str
+    rows: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.rows)
+
+
+def describe(before: Skeleton, after: Skeleton, notes: Sequence[Mapping[str, Any]] = ()) -> Change:
+    """Layers and branches that are gone, groups that are narrower, parameters that went; zeros as the step notes."""
+    rows = [*_layers(before, after), *_branches(before, after), *_groups(before, after), *_lowered(before, after)]
+    # A packed weight is its own, also where it was tied: the skeleton counts it twice, the model has it once.
+    lost = 0 if _lowered(before, after) else shrink.params(before) - shrink.params(after)
+    parts = [p for p in (_counted(before, after), f"{signed(-lost)} params" if lost else "") if p]
+    parts += [f"{100 * note['sparsity']:.1f} % zeros" for note in notes if "sparsity" in note]
+    return Change(", ".join(parts) or "values only", tuple(rows))
+
+
+def _counted(before: Skeleton, after: Skeleton) -> str:
+    layers = len(before.units) - len(after.units)
+    branches = len(before.branches) - len(after.branches)
+    counts = [f"-{layers} layers" if layers else "", f"-{branches} branches" if branches and not layers else ""]
+    if not layers and not branches and not _lowered(before, after):  # which no longer tell what they couple
+        for kind, name in (
+            ("channels", "channels"),
+            ("kv_heads", "KV heads"),
+            ("heads", "heads"),
+            ("experts", "experts"),
+        ):
+            lost = _total(before, kind) - _total(after, kind)
+            if lost and not (kind == "heads" and counts and counts[-1].endswith("KV heads")):  # they went with them
+                counts.append(f"-{lost} {name}")
+    return ", ".join([*(c for c in counts if c), *_lowered(before, after)])
+
+
+def _lowered(before: Skeleton, after: Skeleton) -> list[str]:
+    now, then = (sum(p.kind == "KernelLinear" for p in skeleton.parts) for skeleton in (after, before))
+    return [f"{now - then} linear modules on kernels"] if now > then else []
+
+
+def _total(skeleton: Skeleton, kind: str) -> int:
+    return sum(g.count for g in skeleton.groups if g.kind == kind)
+
+
+def _layers(before: Skeleton, after: Skeleton) -> list[str]:
+    lost = len(before.units) - len(after.units)
+    return [f"layers {len(before.units)} -> {len(after.units)}"] if lost else []
+
+
+def _branches(before: Skeleton, after: Skeleton) -> list[str]:
+    if len(before.units) != len(after.units):
+        return []
+    left = {b.site for b in after.branches}
+    shapes = before.shapes()
+    return [
+        f"{b.site} removed, {signed(-_weight(shapes, b.parts))} params" for b in before.branches if b.site not in left
+    ]
+
+
+def _weight(shapes: dict[str, tuple[int, ...]], parts: tuple[str, ...]) -> int:
+    total = 0
+    for path, shape in shapes.items():
+        if path.rpartition(".")[0] in parts:
+            size = 1
+            for length in shape:
+                size *= length
+            total += size
+    return total
+
+
+def _groups(before: Skeleton, after: Skeleton) -> list[str]:
+    if len(before.units) != len(after.units) or _lowered(before, after):
+        return []
+    now = {(g.site, g.kind): g.count for g in after.groups}
+    return [
+        f"{g.site} {g.count} -> {now[g.site, g.kind]} {g.kind}"
+        for g in before.groups
+        if now.get((g.site, g.kind), g.count) != g.count
+    ]

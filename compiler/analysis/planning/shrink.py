@@ -1,0 +1,362 @@
+"""What a model weighs, and its skeleton after a cut: arithmetic on shapes, for `plan` and for forecasts.
+
+Everything returns a new skeleton or a number; nothing needs torch. The rules mirror the rewriter's, and a
+test holds both equal.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ....dsl.checker.skeleton import Branch, Group, Member, Part, Scan, Skeleton, is_below
+from ...plugin.weight_sizes import Weights
+
+_ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1}
+_SCANNED = ("ssm_heads", "ssm_channels", "ssm_state")
+_LOOKUPS = ("Embedding", "Embeddings")  # class names that end so read rows and multiply nothing
+
+
+def params(skeleton: Skeleton) -> int:
+    """How many numbers the model holds; tied tensors count once."""
+    copies = {name for same in skeleton.tied for name in same[1:]}
+    return sum(math.prod(shape) for name, shape in skeleton.shapes().items() if name not in copies)
+
+
+def bytes_(skeleton: Skeleton) -> int:
+    """Bytes of all parameters as they are stored."""
+    return params(skeleton) * _ITEMSIZE.get(skeleton.facts.get("dtype", "float32"), 4)
+
+
+def weights(now: Skeleton, original: Skeleton, alike: bool = True) -> Weights:
+    """What targets reckon the size of their files with."""
+    tables = {
+        f"{part.path}.{name}": math.prod(shape)
+        for part in now.parts
+        if part.kind.endswith(_LOOKUPS)
+        for name, shape in part.tensors
+    }
+    heads = sum(tables.get(same[0], 0) for same in now.tied if not set(same) <= tables.keys())
+    lowered, packed = packed_weights(now)
+    return Weights(bytes_(now), bytes_(original), params(now), sum(tables.values()), heads, alike, lowered, packed)
+
+
+def sparse(skeleton: Skeleton, share: float) -> Skeleton:
+    """The skeleton of a model in whose linear modules a share of zeros was made."""
+    return replace(skeleton, facts={**skeleton.facts, "zeros": share})
+
+
+def lowered(skeleton: Skeleton, numbers: int, packed: int) -> Skeleton:
+    """The skeleton of a model of whose weights so many numbers were packed for kernels, into so many bytes."""
+    return replace(skeleton, facts={**skeleton.facts, "packed": [numbers, packed]})
+
+
+def packed_weights(skeleton: Skeleton) -> tuple[int, int]:
+    """How many numbers a step packed for kernels, and into about how many bytes."""
+    numbers, packed = skeleton.facts.get("packed") or (0, 0)
+    return numbers, packed
+
+
+def flops_per_token(skeleton: Skeleton, context: int) -> int:
+    """Floating-point operations of one decoded token that attends to `context` positions.
+
+    Two per weight that takes part in a matrix product (a tied output head does, a looked-up embedding
+    doesn't, of packed experts the active ones do), and queries times keys, weights times values; of a scan six per
+    channel and state: decay, input and output, each multiplied and added.
+    """
+    weights = sum(_multiplied(skeleton, part) for part in skeleton.parts)
+    return (
+        2 * weights
+        + 4 * context * sum(map(_attended, _query_heads(skeleton)))
+        + 6 * sum(_states(skeleton, scan.site) for scan in skeleton.scans)
+    )
+
+
+def _states(skeleton: Skeleton, site: str) -> int:
+    """Numbers that a scan keeps per row: its channels times the states of each."""
+    inside = {g.kind: g for g in skeleton.groups if g.site == site and g.kind in _SCANNED}
+    state, items = inside.get("ssm_state"), inside.get("ssm_heads", inside.get("ssm_channels"))
+    if state is None or items is None:
+        return 0
+    return _attended(items) * (state.per_block or state.count)
+
+
+def _multiplied(skeleton: Skeleton, part: Part) -> int:
+    if part.kind.endswith(_LOOKUPS):
+        return 0
+    active = skeleton.facts.get("active_experts")
+    total = 0
+    for _, shape in part.tensors:
+        if len(shape) == 3 and active and part.kind.endswith("Experts"):
+            shape = (min(active, shape[0]), *shape[1:])
+        total += math.prod(shape) if len(shape) > 1 else 0
+    return total
+
+
+def _query_heads(skeleton: Skeleton) -> Iterator[Group]:
+    return (group for group in skeleton.groups if group.kind == "heads")
+
+
+def _attended(group: Group) -> int:
+    """Channels that the heads hand to the output projection."""
+    return group.count * sum(size for _, size in group.members[-1].segments)
+
+
+# -- cuts ----------------------------------------------------------------------------------------------------
+
+
+def without_branch(skeleton: Skeleton, branch: Branch) -> Skeleton:
+    """The skeleton when a residual branch is gone, with its modules and groups."""
+    dead = set(branch.parts)
+    return replace(
+        _kept(skeleton, lambda path: path not in dead), branches=tuple(b for b in skeleton.branches if b != branch)
+    )
+
+
+def without_scan(skeleton: Skeleton, scan: Scan) -> Skeleton:
+    """The skeleton when a mixer hands its convolved input on instead of scanning it."""
+    shapes = dict(scan.cuts)
+
+    def left(part: Part) -> Part:
+        named = [(name, shapes.get(f"{part.path}.{name}", shape)) for name, shape in part.tensors]
+        return replace(part, tensors=tuple((name, shape) for name, shape in named if shape is not None))
+
+    parts = [p for p in map(left, skeleton.parts) if p.tensors]
+    return replace(
+        skeleton,
+        parts=tuple(parts),
+        scans=tuple(s for s in skeleton.scans if s != scan),
+        groups=tuple(g for g in skeleton.groups if not (g.site == scan.site and g.kind in _SCANNED)),
+    )
+
+
+def without_unit(skeleton: Skeleton, unit: str) -> Skeleton:
+    """The skeleton when a layer is gone; the layers after it in its list move up by one."""
+    left = _kept(skeleton, lambda path: not is_below(path, unit))
+    left = replace(
+        left,
+        units=tuple(u for u in skeleton.units if u != unit),
+        branches=tuple(b for b in skeleton.branches if b.unit != unit),
+    )
+    layers = skeleton.facts.get("layers")
+    if isinstance(layers, int):
+        left = replace(left, facts={**left.facts, "layers": layers - 1})
+    return _renamed(left, _move_up(unit))
+
+
+def _kept(skeleton: Skeleton, alive: Callable[[str], bool]) -> Skeleton:
+    """Only the modules that are alive, and what refers to them."""
+
+    def owner(tensor: str) -> str:
+        return tensor.rpartition(".")[0]
+
+    tied = (tuple(name for name in same if alive(owner(name))) for same in skeleton.tied)
+    refused = [entry for entry in skeleton.facts.get("refused", ()) if alive(entry[0])]
+    return replace(
+        skeleton,
+        parts=tuple(p for p in skeleton.parts if alive(p.path)),
+        groups=tuple(left for g in skeleton.groups if (left := _trimmed(g, alive)) is not None),
+        tied=tuple(same for same in tied if len(same) > 1),
+        opaque=tuple(entry for entry in skeleton.opaque if alive(entry[0])),
+        scans=tuple(s for s in skeleton.scans if alive(s.site)),
+        facts={**skeleton.facts, "refused": refused} if "refused" in skeleton.facts else skeleton.facts,
+    )
+
+
+def _trimmed(group: Group, alive: Callable[[str], bool]) -> Group | None:
+    """A group without the tensors of modules that are gone; None where nothing is left that makes or reads it."""
+    made = len(group.members) - group.readers
+    left = [i for i, m in enumerate(group.members) if alive(m.tensor.rpartition(".")[0])]
+    if len(left) == len(group.members):
+        return group
+    readers = sum(i >= made for i in left)
+    if readers in (0, len(left)):
+        return None
+    attributes = tuple(entry for entry in group.attributes if alive(entry[0]))
+    return replace(group, members=tuple(group.members[i] for i in left), attributes=attributes, readers=readers)
+
+
+def _move_up(unit: str) -> Callable[[str], str]:
+    """The new path of a module once `unit` has left its list."""
+    prefix, _, gone = unit.rpartition(".")
+
+    def moved(path: str) -> str:
+        if not path.startswith(f"{prefix}."):
+            return path
+        number, dot, rest = path[len(prefix) + 1 :].partition(".")
+        if not number.isdigit() or int(number) < int(gone):
+            return path
+        return f"{prefix}.{int(number) - 1}{dot}{rest}"
+
+    return moved
+
+
+def _renamed(skeleton: Skeleton, name: Callable[[str], str]) -> Skeleton:
+    facts = skeleton.facts
+    if "refused" in facts:
+        facts = {**facts, "refused": [[name(path), why] for path, why in facts["refused"]]}
+    return replace(
+        skeleton,
+        facts=facts,
+        units=tuple(map(name, skeleton.units)),
+        parts=tuple(replace(p, path=name(p.path)) for p in skeleton.parts),
+        branches=tuple(
+            replace(b, site=name(b.site), unit=name(b.unit), parts=tuple(map(name, b.parts))) for b in skeleton.branches
+        ),
+        groups=tuple(
+            replace(
+                g,
+                site=name(g.site),
+                members=tuple(replace(m, tensor=name(m.tensor)) for m in g.members),
+                attributes=tuple((name(path), attribute, per) for path, attribute, per in g.attributes),
+            )
+            for g in skeleton.groups
+        ),
+        tied=tuple(tuple(map(name, same)) for same in skeleton.tied),
+        opaque=tuple((name(path), why) for path, why in skeleton.opaque),
+        scans=tuple(
+            replace(s, site=name(s.site), unit=name(s.unit), cuts=tuple((name(t), n) for t, n in s.cuts))
+            for s in skeleton.scans
+        ),
+    )
+
+
+def with_kernel(skeleton: Skeleton, path: str, size: int) -> Skeleton:
+    """The skeleton when a convolution's kernel is so high and wide."""
+
+    def smaller(part: Part) -> Part:
+        sizes = ((n, (*shape[:2], size, size) if n == "weight" else shape) for n, shape in part.tensors)
+        return replace(part, tensors=tuple(sizes)) if part.path == path else part
+
+    return replace(skeleton, parts=tuple(map(smaller, skeleton.parts)))
+
+
+# -- widths --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """`group` keeps `count` items: where indices of its tensors move, and how other groups change."""
+
+    group: Group
+    count: int
+
+    def lost_before(self, tensor: str, axis: int, at: float) -> int:
+        """Indices that vanish along an axis before position `at`."""
+        gone = self.group.count - self.count
+        return sum(
+            gone * size
+            for m in self.group.members
+            if (m.tensor, m.axis) == (tensor, axis)
+            for start, size in m.segments
+            if start < at
+        )
+
+    def shape(self, tensor: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(n - self.lost_before(tensor, axis, math.inf) for axis, n in enumerate(shape))
+
+    def members(self, other: Group, count: int) -> tuple[Member, ...]:
+        """The members of a group that will have `count` items: where they lie, and how wide an item is."""
+
+        def moved(m: Member, start: int, size: int) -> tuple[int, int]:
+            end = start + other.count * size
+            front, all_in_all = (self.lost_before(m.tensor, m.axis, at) for at in (start, end))
+            return start - front, (end - start - all_in_all + front) // count
+
+        return tuple(replace(m, segments=tuple(moved(m, *segment) for segment in m.segments)) for m in other.members)
+
+    def applied(self, other: Group) -> Group:
+        """Any group of the model after the cut."""
+        mine = {(m.tensor, m.axis) for m in self.group.members}
+        if other == self.group:
+            per_block = self.count * other.per_block // other.count
+            return _sized(other, self.count, self.members(other, self.count), other.attributes, per_block)
+        if not any((m.tensor, m.axis) in mine for m in other.members):
+            return other
+        if other.site == self.group.site and {other.kind, self.group.kind} == {"heads", "kv_heads"}:
+            return self.related(other)
+        return replace(other, members=self.members(other, other.count))
+
+    def related(self, other: Group) -> Group:
+        """Query heads when KV groups go; KV groups when query heads go."""
+        count = self.count * other.per_block if other.kind == "heads" else other.count
+        after = {(path, name): per * self.count for path, name, per in self.group.attributes}
+        attributes = tuple(
+            (path, name, round(after.get((path, name), per * other.count)) / count)
+            for path, name, per in other.attributes
+        )
+        return _sized(other, count, self.members(other, count), attributes, other.per_block)
+
+
+def _sized(group: Group, count: int, members: tuple[Member, ...], attributes: tuple, per_block: int) -> Group:
+    """A group of one item is written plainly: it can't lose one, so nothing follows, and its runs join."""
+    if count == 1:
+        attributes, members = (), tuple(replace(m, segments=_joined(m.segments)) for m in members)
+    return replace(group, count=count, members=members, attributes=attributes, per_block=per_block)
+
+
+def _joined(segments: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    joined: list[tuple[int, int]] = []
+    for start, size in segments:
+        if joined and sum(joined[-1]) == start:
+            joined[-1] = (joined[-1][0], joined[-1][1] + size)
+        else:
+            joined.append((start, size))
+    return tuple(joined)
+
+
+def narrowed(skeleton: Skeleton, group: Group, count: int) -> Skeleton:
+    """The skeleton when `group` keeps `count` of its items, whichever they are.
+
+    Query heads under grouped-query attention keep the same number per KV head, so `count` divides by theirs.
+    """
+    assert group in skeleton.groups, f"{group.site} has no such group of {group.kind}"
+    assert 0 < count <= group.count, f"{count} of {group.count} {group.kind}"
+    assert count * group.per_block % group.count == 0, f"{count} heads don't divide by the KV heads"
+    cut = _Cut(group, count)
+    touched = {m.tensor for m in group.members}
+
+    def part(p: Part) -> Part:
+        return replace(
+            p,
+            tensors=tuple(
+                (name, cut.shape(full, shape) if (full := f"{p.path}.{name}") in touched else shape)
+                for name, shape in p.tensors
+            ),
+        )
+
+    groups = map(cut.applied, skeleton.groups)
+    return replace(
+        skeleton,
+        parts=tuple(map(part, skeleton.parts)),
+        groups=tuple(_merged(list(groups))),
+        scans=tuple(_rescanned(skeleton, scan, cut) for scan in skeleton.scans),
+    )
+
+
+def _rescanned(skeleton: Skeleton, scan: Scan, cut: _Cut) -> Scan:
+    """What a scan leaves when its mixer is narrower: of an axis that it cuts, as much as before less what went
+    of what it leaves; B, C and time steps, which it takes, are behind that."""
+    if scan.site != cut.group.site:
+        return scan
+    shapes = skeleton.shapes()
+
+    def left(tensor: str, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if shape is None:
+            return None
+        return tuple(
+            after - cut.lost_before(tensor, axis, after if after < full else math.inf)
+            for axis, (after, full) in enumerate(zip(shape, shapes[tensor], strict=True))
+        )
+
+    return replace(scan, cuts=tuple((tensor, left(tensor, shape)) for tensor, shape in scan.cuts))
+
+
+def _merged(groups: Sequence[Group]) -> Iterator[Group]:
+    """One query head per KV head is plain attention: one group of heads, with their keys and values."""
+    plain = {g.site for g in groups if g.kind == "heads" and g.per_block == 1}
+    blocks = {g.site: g for g in groups if g.kind == "kv_heads"}
+    for group in groups:
+        if group.site not in plain or group.site not in blocks or group.kind == "channels":
+            yield group
+        elif group.kind == "heads":
+            yield replace(blocks[group.site], kind="heads")

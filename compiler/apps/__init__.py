@@ -1,0 +1,1 @@
+"""Programs built on effc: federation, test-time compute, serving."""

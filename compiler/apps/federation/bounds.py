@@ -1,0 +1,86 @@
+"""Bounds of what the other side of a federation says: clients and servers may come from anybody.
+
+A state is float32, finite and of magnitudes whose products stay finite, too; numbers are of a range. Whatever lies
+outside is refused before memory is taken or anything is computed.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from .state import Shapes, State, value_fault
+
+DAY = 86400.0  # seconds; a round may last as long even where its declaration says less
+WAYS = ("project", "align", "function")
+
+client_refuses = Fault("client-refuses", "A client of a federation can't do what its server asks.", exit="failure")
+
+
+def deadline_of(config: Mapping[str, Any], declared: float) -> float:
+    """Seconds that a server gives a client. Raises Reject (client-refuses) for none, or for more than a day where the
+    declaration does not say so itself."""
+    return _number(config, "deadline", declared, 0.0, max(declared, DAY))
+
+
+def _number(config: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
+    value = config.get(name, default)
+    if type(value) not in (int, float) or not low <= value <= high:  # false for nan
+        raise Reject(client_refuses(f"the server's `{name}` is {str(value)[:40]}, not from {low:g} to {high:g}"))
+    return float(value)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Of a server's messages to one client, by the declaration that the client has itself.
+
+    full      shapes of a whole state, that of the largest rank
+    clients   how many there are: what is merged has the ranks of all
+    """
+
+    full: Shapes
+    clients: int
+    deadline: float
+
+    def check(self, config: Mapping[str, Any], arrays: Mapping[str, State]) -> None:
+        """Raises Reject (client-refuses) for a message that an honest server of this declaration would not send."""
+        deadline_of(config, self.deadline)
+        _number(config, "rounds", 1, 1, 1_000_000)
+        _number(config, "rank", 1, 1, self._rank)
+        _number(config, "among", 0, 0, self.clients)
+        if config.get("mix", "adaptive") != "adaptive":
+            _number(config, "mix", 0.0, 0.0, 1.0)
+        if config.get("way", WAYS[0]) not in WAYS:
+            raise Reject(client_refuses(f"the server's `way` is {str(config['way'])[:40]}"))
+        for use, state in arrays.items():
+            longest = self.clients if use.startswith("merge.") else 1
+            for name, array in state.items():
+                if why := self._fault(name, array, longest):
+                    raise Reject(client_refuses(f"the server's `{use[:40]}` can't be used: {why}"))
+
+    @property
+    def _rank(self) -> int:
+        return max((shape[0] for name, shape in self.full.items() if name.endswith(".A")), default=1)
+
+    def _fault(self, name: str, array: np.ndarray, stacks: int) -> str:
+        """`stacks` adapters may lie behind one another in an array, along their ranks."""
+        shape = self.full.get(name)
+        if shape is None:
+            return f"`{name[:80]}` is no array of this federation"
+        axis = {"A": 0, "B": 1}.get(name.rpartition(".")[2])
+        most = [size * (stacks if at == axis else 1) for at, size in enumerate(shape)]
+        if array.ndim != len(shape) or any(n > size for n, size in zip(array.shape, most, strict=True)):
+            return f"`{name}` is {array.shape}, more than {tuple(most)}"
+        return value_fault(name, array)
+
+
+def as_number(said: object) -> float:
+    """A finite number that the other side says; NaN of what is none."""
+    try:
+        value = float(said) if isinstance(said, str | int | float) else math.nan
+    except (ValueError, OverflowError):
+        return math.nan
+    return value if math.isfinite(value) else math.nan

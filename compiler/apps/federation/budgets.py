@@ -1,0 +1,105 @@
+"""What a client can afford, and what a size of the model takes of it.
+
+A budget is a share of the model's parameters or operations, a number of them, bytes of memory, or seconds of an update.
+"""
+
+import copy
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ....dsl.checker.skeleton import Skeleton
+from ....dsl.checker.value_text import show
+from ....dsl.checker.values import Bytes, Duration, Ratio
+from ...analysis.planning import shrink
+from ...core.quantity import count, seconds, size
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Budget = float | int | Bytes | Duration  # a float is a share
+STATES = 12  # bytes a parameter: the state that was sent, the client's own, and the one that it sends, in float32
+TIMED = 5  # updates, of which the median counts, after one that warms up
+
+
+@dataclass(frozen=True)
+class Load:
+    """What an update learns from: so many rows of so many tokens."""
+
+    batch: int = 4
+    length: int = 128
+
+
+def kind_of(budget: Budget, counts: str) -> str:
+    """ "params", "flops", "memory" or "latency": what it bounds; `counts` says what shares and plain numbers are of."""
+    if isinstance(budget, Bytes):
+        return "memory"
+    return "latency" if isinstance(budget, Duration) else counts
+
+
+def limit(budget: Budget, whole: float) -> float:
+    """The most that a client affords, where the whole model takes so much."""
+    if isinstance(budget, Bytes):
+        return budget.value
+    if isinstance(budget, Duration):
+        return budget.seconds
+    return budget * whole if isinstance(budget, float) else budget
+
+
+def literal(budget: Budget) -> str:
+    """As a recipe has it."""
+    return show(Ratio(budget) if isinstance(budget, float) else budget)
+
+
+def phrase(kind: str, value: float) -> str:
+    """An amount of what a budget bounds: `1.2 M parameters`."""
+    if kind == "params":
+        return f"{int(value):,} parameters"
+    if kind == "flops":
+        return f"{count(value)}FLOP a token"
+    return f"{size(value)} of memory" if kind == "memory" else f"{seconds(value)} an update"
+
+
+def amount(kind: str, value: float, whole: float) -> str:
+    """The least budget that a value fits into, as a recipe writes it."""
+    if kind == "memory":
+        unit = 1 << (20 if value >= 10 << 20 else 10)
+        return show(Bytes((int(value) // unit + 1) * unit))
+    if kind == "latency":
+        return show(Duration(int(1000 * value + 1) / 1000))
+    return f"{int(100 * value / whole) + 1}%"
+
+
+def memory(skeleton: Skeleton, load: Load) -> int:
+    """Bytes that a client needs to train all weights, besides Python and torch: the states that it exchanges, weights,
+    gradients, AdamW's moments, and a batch's activations."""
+    from ...transforms.training.effort import effort
+
+    trained = shrink.params(skeleton)
+    return effort(skeleton, trained, load.batch * load.length, 0, 0).bytes + STATES * trained
+
+
+def latency(model: "nn.Module", load: Load) -> float:
+    """Seconds of an update of all weights on this machine, in the median; the model is left as it was."""
+    import torch
+
+    from ...evaluation.timing import prompt_ids
+    from ...models.rows.inputs import without_cache
+
+    tried = copy.deepcopy(model).train()
+    for p in tried.parameters():
+        p.requires_grad_(True)
+    ids = prompt_ids(tried, load.batch, load.length)
+    optimizer = torch.optim.AdamW(tried.parameters(), lr=1e-6)
+
+    def update() -> float:
+        began = time.perf_counter()
+        made = tried(input_ids=ids, **without_cache(tried))
+        (made.logits if "logits" in made else made.last_hidden_state).float().square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return time.perf_counter() - began
+
+    update()
+    return statistics.median(update() for _ in range(TIMED))

@@ -1,0 +1,48 @@
+"""What a server keeps after every round: its strategy's states and how the rounds went."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .state import State
+
+_SEPARATOR = "|"
+
+
+class Checkpoint:
+    """Whole or not at all, of one federation: another `identity` in the same folder is not read."""
+
+    def __init__(self, folder: Path, identity: str):
+        from ...transforms.training.run_files import Saved
+
+        self._saved = Saved(folder, identity)
+
+    def write(self, number: int, states: Mapping[str, State], body: Mapping[str, Any]) -> None:
+        import torch
+
+        flat = {
+            f"{name}{_SEPARATOR}{key}": torch.from_numpy(np.ascontiguousarray(array))
+            for name, state in states.items()
+            for key, array in state.items()
+        }
+        if flat:
+            self._saved.write(f"state-{number}", flat)
+        self._saved.finish({**body, "number": number}, [f"state-{number}"] if flat else [])
+
+    def read(self) -> tuple[dict[str, State], dict[str, Any]] | None:
+        """The states and the body of the last round that was kept; None where there is none."""
+        body = self._saved.read()
+        if body is None:
+            return None
+        states: dict[str, dict[str, np.ndarray]] = {}
+        for full, tensor in self._saved.tensors(f"state-{body['number']}").items():
+            name, _, key = full.partition(_SEPARATOR)
+            states.setdefault(name, {})[key] = tensor.numpy().copy()
+        return dict(states), body
+
+    def clear(self) -> None:
+        import shutil
+
+        shutil.rmtree(self._saved.folder, ignore_errors=True)

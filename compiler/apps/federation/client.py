@@ -1,0 +1,248 @@
+"""A client: takes in what the server sent, trains, and answers; its data stay with it.
+
+What it learned itself lies in the memory of its node. Where the server sends a state of its own ("own"), that wins: the
+node may have been away. Nothing that a client raises or answers holds rows, prompts or their losses one by one.
+"""
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from ....dsl.syntax.diagnostics import Reject
+from ...core.safe_read import parse_json
+from ...transforms.training.schedule import seed_of
+from .bounds import Bounds, client_refuses
+from .grid import Answer, Message
+from .low_rank import modules
+from .masks import Keys, fixed, others_mean
+from .mixing import adaptive, mix
+from .rotations import projected
+from .secure import LEAST
+from .state import State, fault_of, shapes
+
+
+class Learner(ABC):
+    """What a client trains, on its own rows.
+
+    base        sha256 of the model that it holds
+    examples    how many rows it learns from; 0 where it has no data
+    task        of several that come one after another, the one whose rows it learns from
+    anchor      what the state was when the task began; asked for where `anchors`
+    """
+
+    base: str
+    examples: int
+    task: int = 0
+    anchors: bool = False
+    anchor: State = MappingProxyType({})
+
+    def begin(self, number: int, rounds: int) -> None:  # noqa: B027 (most learn from the same rows in all of them)
+        """A round of so many begins, both from 1."""
+
+    def by_task(self) -> tuple[float, ...]:
+        """What was judged last, task by task; empty where there is one."""
+        return ()
+
+    @abstractmethod
+    def drawn(self, seed: int, rank: int | None = None) -> State:
+        """A state to start from; every client draws the same."""
+
+    @abstractmethod
+    def trained(self, state: State, names: frozenset[str], added: State, seed: int, until: float) -> State:
+        """The state after training these of its arrays; Reject (client-refuses) where time.monotonic() passes `until`.
+
+        added    what was merged into the base, [out, in] by module
+        """
+
+    @abstractmethod
+    def loss(self, state: State, added: State) -> float:
+        """On its own held-out rows; NaN where it has none."""
+
+    def judged(self, state: State, added: State) -> tuple[float, float]:
+        """The loss, and the share of held-out rows that it gets right; NaN where that is no question."""
+        return self.loss(state, added), math.nan
+
+
+class Participant:
+    """The client of a partition.
+
+    sizes    number of a sub-network -> what trains it; empty where all rounds are of `learner`
+    bounds   of what a server may ask; None trusts it
+    """
+
+    def __init__(
+        self,
+        client: int,
+        learner: Learner,
+        sizes: Mapping[int, Learner] = MappingProxyType({}),
+        bounds: Bounds | None = None,
+    ):
+        self.client, self.learner, self.sizes, self.bounds = client, learner, sizes, bounds
+        self.own = learner
+
+    def __call__(self, message: Message, memory: dict[str, Any]) -> Answer:
+        if self.bounds:
+            self.bounds.check(message.config, message.arrays)
+        self.learner = self._learner_for(message)
+        if message.kind == "join":
+            said: dict[str, str | int | float | bool] = {
+                "client": self.client,
+                "examples": self.learner.examples,
+                "base": self.learner.base,
+            }
+            if message.config.get("secure"):
+                said["public"] = keys_of(memory).public.hex()
+            return Answer(config=said)
+        if message.kind == "masked":
+            return self._masked(message, memory)
+        if message.kind == "initial":
+            return Answer({"own": self.learner.drawn(int(message.config.get("seed", 0)))})
+        if message.kind != "train":
+            raise Reject(client_refuses(f"a message of the kind `{message.kind}` means nothing here"))
+        return self._train(message, memory)
+
+    def _learner_for(self, message: Message) -> Learner:
+        """What trains the size that a message names, its own where it names none."""
+        size = int(message.config.get("size", -1))
+        if not self.sizes:
+            return self.learner
+        if size < 0:
+            return self.own
+        if size not in self.sizes:
+            raise Reject(client_refuses(f"sub-network {size} is more than this client affords"))
+        return self.sizes[size]
+
+    def _train(self, message: Message, memory: dict[str, Any]) -> Answer:
+        config, started = message.config, time.monotonic()
+        self._check(message)
+        self.learner.begin(message.number, int(config["rounds"]))
+        if not self.learner.examples:
+            raise Reject(client_refuses(f"it has no rows of the task of round {message.number}"))
+        added = self._merged(message, memory)
+        state, mixed = self._start(message, memory, added)
+        if self.learner.anchors:
+            self._anchor(state, memory)
+        before = self.learner.loss(state, added)
+        names = frozenset(message.arrays["global"] if "fixed" in memory else state)
+        seed = seed_of(int(config["seed"]), message.number, self.client)
+        until = started + float(config["deadline"])
+        state = self.learner.trained(state, names, added, seed, until)
+        if why := fault_of(state, shapes(state)):
+            raise Reject(
+                client_refuses(f"training left a state that can't be used: {why}", help="lower the learning rate")
+            )
+        memory["own"] = state
+        loss, accuracy = self.learner.judged(state, added)
+        memory["number"] = {"number": np.array([message.number])}
+        sent = {} if config.get("secure") else {"own": {n: array for n, array in state.items() if n in names}}
+        return Answer(
+            sent,
+            {
+                "number": message.number,
+                "examples": self.learner.examples,
+                "before": before,
+                "mix": mixed,
+                "loss": loss,
+                "accuracy": accuracy,
+                "seconds": time.monotonic() - started,
+                **({"by_task": list(told)} if (told := self.learner.by_task()) else {}),
+            },
+        )
+
+    def _anchor(self, state: State, memory: dict[str, Any]) -> None:
+        """Remember what a task began with. A node that lost its memory takes what it has now."""
+        task = self.learner.task
+        if int(memory.get("task", {"number": [-1]})["number"][0]) != task:
+            memory["task"], memory["anchor"] = {"number": np.array([task])}, state
+        self.learner.anchor = memory["anchor"]
+
+    def _masked(self, message: Message, memory: dict[str, Any]) -> Answer:
+        """What it learned in this round, under masks against the clients that the server names."""
+        if int(memory.get("number", {"number": [-1]})["number"][0]) != message.number:
+            raise Reject(client_refuses(f"there is no state of round {message.number} here"))
+        publics = {int(k): bytes.fromhex(key) for k, key in parse_json(str(message.config["publics"])).items()}
+        keys, own = keys_of(memory), int(message.config["client"])
+        if len(set(publics.values())) < max(LEAST, len(publics)) or publics.get(own) != keys.public:
+            raise Reject(client_refuses(f"a sum of {len(publics)} states would tell whose they are"))
+        values = fixed(memory["own"], len(publics))
+        return Answer({"masked": {"sum": values + keys.mask(own, publics, message.number, len(values))}})
+
+    def _check(self, message: Message) -> None:
+        if message.config["base"] != self.learner.base:
+            raise Reject(
+                client_refuses(
+                    f"the base model here is {self.learner.base[:12]}, the server's {str(message.config['base'])[:12]}",
+                    help="bring the folder of the model that the server has",
+                )
+            )
+
+    def _merged(self, message: Message, memory: dict[str, Any]) -> State:
+        """What is merged into the base: the stacks of all rounds so far, each added once, in their order."""
+        added, done = memory.setdefault("added", {}), memory.setdefault("done", set())
+        stacks = {
+            int(name.removeprefix("merge.")): stack
+            for name, stack in message.arrays.items()
+            if name.startswith("merge.")
+        }
+        for number in sorted(stacks.keys() - done):
+            for path in modules(stacks[number]):
+                product = stacks[number][f"{path}.B"] @ stacks[number][f"{path}.A"]  # [out, in]
+                added[path] = added[path] + product if path in added else product
+            done.add(number)
+        return added
+
+    def _start(self, message: Message, memory: dict[str, Any], added: State) -> tuple[State, float]:
+        """The state to train from, and the share of the others in it (NaN where that is no question)."""
+        arrays, config = message.arrays, message.config
+        if "fixed" in arrays:
+            memory["fixed"] = arrays["fixed"]
+        if "global" in arrays:
+            return projected({**memory.get("fixed", {}), **arrays["global"]}), math.nan
+        if "mean" in arrays:
+            return self._mix_with_others(arrays["mean"], memory.get("own"), config, added)
+        if "mix" not in config:
+            seed = seed_of(int(config["seed"]), message.number)
+            return {**self.learner.drawn(seed, int(config["rank"])), **arrays.get("head", {})}, math.nan
+        own = arrays.get("own") or memory.get("own")
+        if not own:
+            raise Reject(
+                client_refuses(
+                    "there is no state here, and none was sent", help="the server sends a whole one in the next round"
+                )
+            )
+        return self._mixed(own, arrays.get("others"), config, added)
+
+    def _mix_with_others(
+        self, mean: State, own: State | None, config: Mapping[str, Any], added: State
+    ) -> tuple[State, float]:
+        """The mean of the others, out of the mean of all that this client is one of; without a state, the mean."""
+        among = int(config["among"])
+        if not own:
+            return projected(mean), math.nan
+        others = others_mean({name: array * among for name, array in mean.items()}, own, among) if among else mean
+        return self._mixed(own, others, config, added)
+
+    def _mixed(self, own: State, others: State | None, config: Mapping[str, Any], added: State) -> tuple[State, float]:
+        if not others:
+            return own, 0.0
+        if config["mix"] == "adaptive":
+            share, state = adaptive(own, others, lambda s: _of(self.learner.loss(s, added)), config["way"])
+            return state, share
+        return mix(own, others, float(config["mix"]), config["way"]), float(config["mix"])
+
+
+def keys_of(memory: dict[str, Any]) -> Keys:
+    """A node's keys for masks, made at the first call; they lie in its memory and leave it never."""
+    if "keys" not in memory:
+        memory["keys"] = {"private": np.frombuffer(Keys().private, np.uint8).copy()}
+    return Keys(memory["keys"]["private"].tobytes())
+
+
+def _of(loss: float) -> float:
+    """A loss that can be compared: a client without held-out rows stays as it is."""
+    return np.inf if math.isnan(loss) else loss

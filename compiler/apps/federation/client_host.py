@@ -1,0 +1,176 @@
+"""A client's place: the model that it holds and the rows that are its own."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ....dsl.checker.recipe import Invocation, Recipe
+from ....dsl.checker.values import from_json
+from ....dsl.syntax.source import Source
+from ...core.settings import Settings
+from ...driver.models import open_model, origin_of
+from ...plugin.context import Context
+from ...plugin.registry import Shelf
+from .bounds import Bounds
+from .client import Learner, Participant
+from .declaration import Declaration, base_hash, check_base
+from .partition import divided, held_back
+
+if TYPE_CHECKING:
+    from .rows import Rows
+    from .search import Librarian
+    from .slots import Slots
+
+
+class Place:
+    """One machine: a model's folder and a folder that data paths start from. `seats` share the model.
+
+    own    the data there are one client's alone: it learns from all of them, and nothing is divided
+    """
+
+    def __init__(self, declared: Declaration, model: Path, data: Path, settings: Settings, own: bool = False):
+        self.declared, self.model, self.data, self.settings, self.own = declared, model, data, settings, own
+        self.base = base_hash(model, settings.cache_dir)
+
+    def check_base(self) -> None:
+        """Reject where the folder holds another model."""
+        check_base(self.declared, self.model, self.settings.cache_dir)
+
+    @contextmanager
+    def seats(self, clients: list[int]) -> "Iterator[Sequence[Participant | Librarian]]":
+        """Clients that answer messages, over one model; over one of each size where they train sub-networks."""
+        rows, declared = self._rows(), self.declared
+        if declared.trains == "index":
+            yield self._librarians(clients, rows)
+            return
+        wanted = {client: declared.affords(client) for client in clients}
+        with ExitStack() as open_slots:
+            slots = {}
+            for size in sorted({size for sizes in wanted.values() for size in sizes}):
+                model = open_model(str(self.model), self.settings).model
+                slots[size] = open_slots.enter_context(slots_on(model, declared, size))
+            seats = []
+            for client in clients:
+                learners = {size: self._learner(client, rows, slots[size]) for size in wanted[client]}
+                first, sizes = learners[wanted[client][0]], learners if declared.sizes else {}
+                bounds = Bounds(declared.full, declared.clients, declared.deadline)
+                seats.append(Participant(client, first, sizes, bounds))
+            yield seats
+
+    def _librarians(self, clients: list[int], rows: "list[Rows]") -> "list[Librarian]":
+        """Clients with vectors of their questions and documents, the halves of rows of `texts` with two fields.
+
+        Whose question is whose, and whose document, is divided apart: an answer may lie with another client.
+        """
+        from ...models.rows.encoder_states import every_state, pooling_of
+        from .search import Librarian
+
+        model, declared = open_model(str(self.model), self.settings).model, self.declared
+        pooling = pooling_of(self.model, "auto")
+        pairs = []
+        for part in rows:
+            found = torch.cat([s.pooled.double() for s in every_state(model, part.ids, pooling)])
+            pairs.append(torch.nn.functional.normalize(found, dim=-1).float().cpu().numpy())
+        halves = [len(p) // 2 for p in pairs]
+        asked = np.concatenate([p[:n] for p, n in zip(pairs, halves, strict=True)])
+        known = np.concatenate([p[n:] for p, n in zip(pairs, halves, strict=True)])
+        if self.own:
+            numbers = np.arange(len(known))
+            partners = {k: np.stack([np.full(len(known), k), numbers], axis=1) for k in clients}
+            return [Librarian(k, self.base, asked, known, partners[k], declared.top) for k in clients]
+        questions, documents = (self._dealt(halves, declared.seed + n) for n in (0, 1))
+        place = {at: (k, n) for k, own in enumerate(documents) for n, at in enumerate(own)}
+        return [
+            Librarian(
+                k,
+                self.base,
+                asked[questions[k]],
+                known[documents[k]],
+                np.array([place[at] for at in questions[k]]),
+                declared.top,
+            )
+            for k in clients
+        ]
+
+    def _dealt(self, sizes: list[int], seed: int) -> list[list[int]]:
+        """For every client numbers of records, all data sets behind one another."""
+        declared, starts = self.declared, [sum(sizes[:n]) for n in range(len(sizes))]
+        found = divided(sizes, declared.clients, declared.split, declared.beta, seed)  # type: ignore[arg-type]
+        return [[starts[number] + row for number, row in part] for part in found]
+
+    def _rows(self) -> "list[Rows]":
+        """Rows of every data set."""
+        from .rows import rows_of
+
+        calls = {d.name: Invocation(d.word, {k: from_json(v) for k, v in d.args.items()}) for d in self.declared.data}
+        recipe = Recipe(Source("federation.json", ""), "", {}, {}, calls, {}, {})
+        origin = origin_of(str(self.model), self.settings)
+        context = Context(self.settings, recipe, self.data, Shelf(), origin, self.settings.cache_dir)
+        return [rows_of(d.name, context) for d in self.declared.data]
+
+    def _learner(self, client: int, rows: "list[Rows]", slots: "Slots") -> Learner:
+        from .language import Language, Local
+        from .rows import joined
+        from .stream import Stream
+
+        declared = self.declared
+        private = declared.protects == "rows" and declared.clip > 0
+        local = Local(declared.steps, declared.batch, declared.lr, anchor=declared.anchor)
+        if private:
+            local = replace(local, clip=declared.clip, noise=declared.noise)
+        if declared.stream:
+            tasks = rows if self.own else tasks_of(declared, rows)[client]
+            return Stream(slots, [self._held_back(task) for task in tasks], local, self.base)
+        mine = joined(rows) if self.own else parts_of(declared, rows)[client]
+        return Language(slots, *self._held_back(mine), local, self.base)
+
+    def _held_back(self, rows: "Rows") -> "tuple[Rows, Rows]":
+        """Rows to learn from, and rows to judge by."""
+        learn, held = held_back(len(rows), self.declared.hold, self.declared.seed) if len(rows) else ([], [])
+        return rows.select(learn), rows.select(held)
+
+
+def tasks_of(declared: Declaration, rows: "list[Rows]") -> "list[list[Rows]]":
+    """For every client its rows of every data set, none of some perhaps."""
+    sizes = [len(r) for r in rows]
+    found = divided(sizes, declared.clients, declared.split, declared.beta, declared.seed)  # type: ignore[arg-type]
+    return [[r.select([row for n, row in part if n == number]) for number, r in enumerate(rows)] for part in found]
+
+
+def parts_of(declared: Declaration, rows: "list[Rows]") -> "list[Rows]":
+    """The rows of every client."""
+    from .rows import joined
+
+    sizes = [len(r) for r in rows]
+    found = divided(sizes, declared.clients, declared.split, declared.beta, declared.seed)  # type: ignore[arg-type]
+    whole = joined(rows) if len({r.ids.shape[1] for r in rows}) == 1 else None
+    if whole is None:  # rows of data sets of different length stay apart: every client has one of them
+        return [rows[part[0][0]].select([row for _, row in part]) for part in found]
+    starts = [sum(sizes[:n]) for n in range(len(sizes))]
+    return [whole.select([starts[number] + row for number, row in part]) for part in found]
+
+
+@contextmanager
+def slots_on(model: Any, declared: Declaration, size: int = -1) -> "Iterator[Slots]":
+    """Where the states of a federation go in a model; `size` names the sub-network that it becomes, -1 for none."""
+    from .slots import Edited, Headed, LowRank, SoftPrompt, Whole
+
+    full = declared.full
+    if size >= 0:
+        from ...ir.capture.capture import capture
+        from .sizes import cut
+
+        cut(capture(model), declared.sizes[size])
+        full = declared.sizes[size].shapes(full)
+    if declared.trains == "lora":
+        with LowRank.on(model, full, declared.alpha) as slots:
+            yield Headed(slots, full)
+    elif declared.trains == "reft":
+        yield Headed(Edited(model, full), full)
+    else:
+        yield {"prompt": SoftPrompt, "full": Whole}[declared.trains](model, full)

@@ -1,0 +1,281 @@
+"""What a federation is: the model by hash, what is trained and sent, whose rows are whose. `federation.json`."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...core.cache import digest
+from ...core.hashes import files_hash
+from ...core.safe_read import CONFIG, MISFIT, read_json
+from .averaging import FedAvg, FrozenA
+from .checkpoint import Checkpoint
+from .grid import Grid
+from .history import Round
+from .personal import AllButMe
+from .products import Pad, Stack, Truncate
+from .rounds import Federation, Terms
+from .search import Library, Search
+from .secure import Summed
+from .sizes import Coverage, Size
+from .state import Shapes
+from .strategy import Strategy
+
+NAME, FORMAT = "federation.json", 3
+
+bad_federation = Fault(
+    "bad-federation", "The declaration of a federation is not one that this effc reads.", exit="environment"
+)
+other_base = Fault(
+    "other-federation-base",
+    "The model in a folder is not the one that a federation was declared for.",
+    exit="environment",
+)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data word of the recipe: its arguments as plain JSON, paths relative to a folder that every machine names."""
+
+    name: str
+    word: str
+    args: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """
+    base       sha256 over the weights and config of the model in `folder` of the artifact
+    trains     "lora", "reft", "prompt" or "full"; "index": nothing is trained, documents are sought (search.py)
+    top        how many documents answer a question
+    full       shapes of a whole state, that of the client with the largest rank
+    ranks      of the clients' adapters, by number; empty: all have the largest
+    mix        share of the others that a client takes in; None: what its validation likes best
+    clip       bound of a client's change, 0 for none; with `noise` times it as deviation
+    hold       share of its rows that a client keeps back to judge by
+    share      of the clients that take part in a round
+    protects   whom `clip` and `noise` hide: "clients" from the server's mean, or "rows" of each client
+    secure     the server is given sums of masked states
+    stream     data sets are tasks that come one after another; `anchor` holds fast to what was learned before
+    sizes      sub-networks, and which one each client trains; empty: the whole model
+    counted    among whom what a client changed of an entry counts (coverage.py)
+    allocation "budgets": a client trains its own size in all rounds; "sandwich": sizes are drawn anew each round
+    budgets    of the clients, as the recipe has them, and what they are of
+    examples   rows that a client counts with at most, whatever it says; 0: no bound, as in older declarations
+    """
+
+    base: str
+    folder: str
+    trains: str
+    full: Shapes
+    alpha: float
+    ranks: tuple[int, ...]
+    strategy: str
+    center: str
+    way: str
+    mix: float | None
+    clip: float
+    noise: float
+    delta: float
+    clients: int
+    split: str
+    beta: float
+    hold: float
+    data: tuple[DataSet, ...]
+    steps: int
+    batch: int
+    lr: float
+    rounds: int
+    deadline: float
+    share: float
+    seed: int
+    protects: str
+    secure: bool
+    sizes: tuple[Size, ...]
+    size_of: tuple[int, ...]
+    stream: bool
+    anchor: float
+    top: int
+    counted: str = "holders"  # what declarations that don't say it did
+    allocation: str = "budgets"
+    budgets: tuple[str, ...] = ()
+    counts: str = "params"
+    examples: int = 0
+
+    def affords(self, client: int) -> tuple[int, ...]:
+        """Numbers of the sizes that a client may have to train, its own first; -1 of the whole model without sizes."""
+        if not self.sizes:
+            return (-1,)
+        own = self.size_of[client]
+        if self.allocation == "budgets":
+            return (own,)
+        smaller = [n for n, size in enumerate(self.sizes) if size.params < self.sizes[own].params]
+        return (own, *sorted(smaller, key=lambda n: -self.sizes[n].params))
+
+    @property
+    def identity(self) -> str:
+        """sha256 of all that decides a run but how many rounds it has: more of them go on from fewer."""
+        more = ("deadline",) if self.stream else ("rounds", "deadline")  # tasks share a stream's rounds
+        older = {"examples": 0}  # what declarations did not have yet changes no identity of theirs
+        body = self.to_json().items()
+        return digest({k: v for k, v in body if k not in more and (k not in older or v != older[k])})
+
+    def with_changes(self, **changes: Any) -> "Declaration":
+        return replace(self, **changes)
+
+    def terms(self) -> Terms:
+        return Terms(
+            self.rounds,
+            self.clients,
+            self.base,
+            share=self.share,
+            deadline=self.deadline,
+            seed=self.seed,
+            partitions=self.clients,
+            examples=self.examples,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        body = asdict(self)
+        body["full"] = {name: list(shape) for name, shape in self.full.items()}
+        return {"format": FORMAT, **json.loads(json.dumps(body))}
+
+    @staticmethod
+    def from_json(body: Mapping[str, Any]) -> "Declaration":
+        """Raises KeyError, TypeError or ValueError on data of another form."""
+        made = {f.name: body[f.name] for f in fields(Declaration) if f.name in body or f.default is MISSING}
+        made |= {
+            "full": {str(n): tuple(int(x) for x in shape) for n, shape in body["full"].items()},
+            "ranks": tuple(int(r) for r in body["ranks"]),
+            "data": tuple(DataSet(**d) for d in body["data"]),
+            "sizes": tuple(Size.from_json(size) for size in body["sizes"]),
+            "size_of": tuple(int(n) for n in body["size_of"]),
+            "budgets": tuple(body.get("budgets", ())),
+        }
+        found = Declaration(**made)
+        for name, fits in _FITS.items():
+            if not fits(getattr(found, name)):
+                raise ValueError(f"`{name}` is of another form, or out of its range")
+        if not all(
+            isinstance(d.name, str) and isinstance(d.word, str) and isinstance(d.args, dict) for d in found.data
+        ):
+            raise ValueError("`data` is of another form")
+        if not (
+            all(size.fits(found.full) for size in found.sizes)
+            and (not found.sizes or len(found.size_of) == found.clients)
+            and all(0 <= n < len(found.sizes) for n in found.size_of)
+            and len(found.budgets) in (0, found.clients)
+        ):
+            raise ValueError("`sizes` are not of the model's arrays")
+        return found
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e300
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= 1_000_000
+
+
+def _is_one_of(*texts: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value in texts
+
+
+STRATEGIES = ("fedavg", "ffa", "stack", "svd", "hetlora", "abm", "coverage", "alone", "search")
+_FITS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(
+        ("alpha", "clip", "noise", "delta", "beta", "hold", "lr", "deadline", "share", "anchor"), _is_number
+    ),
+    **dict.fromkeys(("clients", "steps", "batch", "rounds", "top"), _is_count),
+    "folder": _is_one_of("compact", "model"),  # beside it, never a path
+    "trains": _is_one_of("lora", "reft", "prompt", "full", "index"),
+    "strategy": _is_one_of(*STRATEGIES),
+    "center": _is_one_of("mean", "median"),
+    "counted": _is_one_of("all", "holders"),
+    "allocation": _is_one_of("budgets", "sandwich"),
+    "counts": _is_one_of("params", "flops"),
+    "budgets": lambda value: all(isinstance(text, str) for text in value),
+    "way": _is_one_of("project", "align", "function"),
+    "split": _is_one_of("even", "blocks", "dirichlet", "distinct"),
+    "base": lambda value: isinstance(value, str),
+    "mix": lambda value: value is None or _is_number(value),
+    "ranks": lambda value: all(map(_is_count, value)),
+    "seed": lambda value: type(value) is int,
+    "examples": lambda value: type(value) is int and 0 <= value < 1 << 62,
+    "protects": _is_one_of("clients", "rows"),
+    "secure": lambda value: type(value) is bool,
+    "stream": lambda value: type(value) is bool,
+}
+
+
+def read_declaration(file: Path) -> Declaration:
+    try:
+        body = read_json(file, CONFIG)
+        if body["format"] != FORMAT:
+            raise ValueError(f"format {body['format']}, this effc reads {FORMAT}")
+        return Declaration.from_json(body)
+    except OSError as error:
+        raise Reject(
+            bad_federation(f"{file} can't be read: {error.strerror}", help="name the folder that `effc compile` wrote")
+        ) from error
+    except MISFIT as error:
+        raise Reject(
+            bad_federation(f"{file} is no declaration of a federation: {error}", help="compile the recipe again")
+        ) from error
+
+
+def base_hash(folder: Path, cache_dir: Path) -> str:
+    """sha256 over names and contents of the weights and the config in a model's folder."""
+    found = sorted(f for f in folder.glob("*") if f.suffix == ".safetensors" or f.name == "config.json")
+    if not found:
+        raise Reject(other_base(f"{folder} holds no weights", help="bring the folder of the model that was emitted"))
+    return files_hash(found, cache_dir)
+
+
+def check_base(declared: Declaration, folder: Path, cache_dir: Path) -> None:
+    """Reject where the folder holds another model."""
+    found = base_hash(folder, cache_dir)
+    if found != declared.base:
+        raise Reject(
+            other_base(
+                f"{folder} is {found[:12]}, the federation is of {declared.base[:12]}",
+                help="bring the folder of the model that was emitted with the federation",
+            )
+        )
+
+
+def strategy_of(declared: Declaration, seed: int | None = None) -> Strategy:
+    """The server's side. `seed` makes noise repeatable and worthless; for tests."""
+    if declared.strategy == "search":
+        return Search({})
+    ranks = dict(enumerate(declared.ranks))
+    clip = declared.clip if declared.protects == "clients" else 0.0
+    if declared.secure:
+        return Summed(declared.full, declared.strategy == "abm", declared.mix)
+    if declared.strategy == "coverage":
+        anew = declared.seed if declared.allocation == "sandwich" else None
+        own = dict(enumerate(declared.size_of))
+        return Coverage(declared.full, declared.sizes, own, declared.counted, anew)  # type: ignore[arg-type]  # checked
+    if declared.strategy == "fedavg":
+        return FedAvg(declared.full, clip, declared.noise, seed)
+    if declared.strategy == "ffa":
+        return FrozenA(declared.full, clip, declared.noise, seed)
+    if declared.strategy in ("stack", "svd", "hetlora"):
+        kinds: dict[str, type[Stack] | type[Truncate] | type[Pad]] = {"stack": Stack, "svd": Truncate, "hetlora": Pad}
+        return kinds[declared.strategy](declared.full, declared.alpha, ranks)
+    mix = 0.0 if declared.strategy == "alone" else declared.mix
+    return AllButMe(declared.full, declared.center, declared.way, mix)  # type: ignore[arg-type]
+
+
+def federation_of(
+    declared: Declaration, grid: Grid, checkpoint: Checkpoint | None, tell: Callable[[Round], None]
+) -> Federation:
+    """A run of a declaration over a grid."""
+    if declared.strategy != "search":
+        return Federation(grid, strategy_of(declared), declared.terms(), checkpoint, tell)
+    made = Library(grid, strategy_of(declared), declared.terms(), None, tell)
+    made.count = declared.top
+    return made

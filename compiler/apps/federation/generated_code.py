@@ -1,0 +1,49 @@
+"""Whether the code of a federation's folder is what effc writes: Flower imports all that it finds there."""
+
+import re
+import tempfile
+from pathlib import Path
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from .app import PACKAGE, write_app
+from .declaration import Declaration
+
+foreign_code = Fault(
+    "foreign-code",
+    "A federation was to be deployed with code that effc did not write.\n\n"
+    "Flower runs the Python files of the folder, on the server and on every node. effc's own say where "
+    "federation.json lies and no more; others may do anything. `--trust-remote-code` runs them.",
+    exit="environment",
+)
+_START = f"{PACKAGE}/__init__.py"
+_SAID = re.compile(rb'"""The Flower App of the federation [\w. -]{0,200}\."""\n')
+_CODE = re.compile(r"\.(py[a-z]?|so[.\d]*|pth|dll|dylib)$|^setup\.cfg$|^hatch\.toml$", re.I)
+
+
+def check_code(folder: Path, declared: Declaration) -> None:
+    """Raises Reject (foreign-code) for code, or what says how it is built, other than `write_app` makes of the
+    declaration."""
+    with tempfile.TemporaryDirectory() as place:
+        write_app(declared, "", Path(place))
+        own = {name: Path(place, name).read_bytes() for name in (*_python(Path(place)), "pyproject.toml")}
+    there = {*_python(folder), "pyproject.toml"}
+    for name in sorted(there | own.keys()):
+        file = folder / name
+        found = file.read_bytes() if file.is_file() and not file.is_symlink() else None
+        if found is None or (not _SAID.fullmatch(found) if name == _START else _current(found) != own.get(name)):
+            raise Reject(
+                foreign_code(
+                    f"{file} is {'not there' if found is None else 'not what effc writes'}",
+                    help="compile the federation again; --trust-remote-code runs it as it is",
+                )
+            )
+
+
+def _current(code: bytes) -> bytes:
+    """Code as this version writes it: 0.1 had its Flower part at another path."""
+    return code.replace(b"effc.compiler.federation", b"effc.compiler.apps.federation")
+
+
+def _python(folder: Path) -> set[str]:
+    """All that Python or a build would run, in caches and hidden folders, too."""
+    return {f.relative_to(folder).as_posix() for f in folder.rglob("*") if _CODE.search(f.name)}

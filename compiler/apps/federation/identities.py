@@ -1,0 +1,129 @@
+"""Certificates and keys of a deployment: a CA of its own, the server's certificate for loopback, a P-384 key a node.
+
+Made anew for every deployment and ended with it; nothing here is for a server that others reach.
+"""
+
+import datetime
+import ipaddress
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+
+DAYS = 30  # that a certificate is good for
+
+bad_certificate = Fault(
+    "bad-deployment-certificate",
+    "The certificate of a deployment is missing, or its days are over.",
+    exit="environment",
+)
+
+
+def make_identities(folder: Path, nodes: int) -> None:
+    """`ca.crt`, `server.crt`, `server.key`, `secret`, `node0`, `node0.pub` ... where only their owner reads."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    folder.mkdir(mode=0o700)
+    ca, server = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
+    _write(folder / "ca.crt", _pem(_certificate("effc federation CA", ca, ca, None)))
+    _write(folder / "server.crt", _pem(_certificate("localhost", server, ca, "effc federation CA")))
+    _write(folder / "server.key", _private(server, "PKCS8"))
+    _write(folder / "secret", secrets.token_hex(32).encode())
+    for number in range(nodes):
+        key = ec.generate_private_key(ec.SECP384R1())
+        _write(folder / f"node{number}", _private(key, "OpenSSH"))
+        _write(folder / f"node{number}.pub", _public(key))
+
+
+def check_certificates(folder: Path, now: datetime.datetime | None = None) -> None:
+    """Raises Reject (bad-deployment-certificate) where one is missing, can't be read, or is out of its days."""
+    from cryptography import x509
+
+    now = now or datetime.datetime.now(datetime.UTC)
+    for name in ("ca.crt", "server.crt"):
+        file = folder / name
+        try:
+            found = x509.load_pem_x509_certificate(file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise Reject(
+                bad_certificate(f"{file} is missing or is no certificate", help="`effc federate down`, then `up` again")
+            ) from error
+        if not found.not_valid_before_utc <= now <= found.not_valid_after_utc:
+            raise Reject(
+                bad_certificate(
+                    f"{file} is good from {found.not_valid_before_utc:%Y-%m-%d} "
+                    f"to {found.not_valid_after_utc:%Y-%m-%d}",
+                    help="`effc federate down`, then `up` again: it makes new ones",
+                )
+            )
+
+
+def _certificate(name: str, key: Any, signer: Any, issuer: str | None) -> Any:
+    """Signed by `signer`; of the CA itself where there is no issuer."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.hashes import SHA384
+    from cryptography.x509.oid import NameOID
+
+    def named(text: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+    start = datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=5)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(named(name))
+        .issuer_name(named(issuer or name))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(start + datetime.timedelta(days=DAYS))
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        # Python verifies strictly from 3.13 on: RFC 5280 wants these of an authority and of what it signs.
+        .add_extension(_usage(signs=issuer is None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+    )
+    if issuer:
+        there = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        made = made.add_extension(x509.SubjectAlternativeName(there), critical=False)
+    return made.sign(signer, SHA384())
+
+
+def _usage(signs: bool) -> Any:
+    from cryptography.x509 import KeyUsage
+
+    return KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs,
+        crl_sign=signs,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _pem(certificate: Any) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return certificate.public_bytes(Encoding.PEM)
+
+
+def _private(key: Any, form: str) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    return key.private_bytes(Encoding.PEM, getattr(PrivateFormat, form), NoEncryption())
+
+
+def _public(key: Any) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n"
+
+
+def _write(file: Path, content: bytes) -> None:
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+        out.write(content)

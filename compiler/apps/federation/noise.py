@@ -1,0 +1,93 @@
+"""What one client can change of a result is bounded, and noise hides it: differential privacy of clients.
+
+Source: DP-FedAvg, McMahan et al. 2018 (arXiv 1710.06963): uniform weights, clipped changes, Gaussian noise.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import lgamma, log, log1p
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .history import Round
+from .state import State, vector
+
+if TYPE_CHECKING:
+    from .declaration import Declaration
+
+
+def clipped(state: State, before: State, norm: float) -> dict[str, np.ndarray]:
+    """The state with its change, as one vector, shortened to that length where it is longer."""
+    change = {name: array.astype(np.float64) - before[name] for name, array in state.items()}
+    length = float(np.linalg.norm(vector(change)))
+    factor = min(1.0, norm / length) if length > 0 else 1.0
+    return {name: (before[name] + factor * change[name]).astype(state[name].dtype) for name in state}
+
+
+def noisy_mean(
+    states: Mapping[int, State], before: State, norm: float, multiplier: float, seed: int | None = None
+) -> dict[str, np.ndarray]:
+    """The mean of the clipped states, all clients alike, with normal noise of deviation multiplier * norm / clients.
+
+    A seed makes a test repeatable and the noise worthless: whoever knows it takes the noise off. Without one it
+    comes from the system.
+    """
+    near = {k: clipped(state, before, norm) for k, state in states.items()}
+    draw = np.random.default_rng(seed)
+    deviation = multiplier * norm / len(near)
+    return {
+        name: (
+            sum(near[k][name].astype(np.float64) for k in sorted(near)) / len(near)
+            + deviation * draw.standard_normal(array.shape)
+        ).astype(array.dtype)
+        for name, array in sorted(before.items())
+    }
+
+
+def privacy(rounds: Sequence[Round], declared: "Declaration") -> str:
+    """The epsilon that was spent, as a sentence: of a client, or of a row of the client that has fewest."""
+    if not declared.noise:
+        return "changes are bounded and no noise hides them: epsilon is infinite"
+    if declared.protects == "clients":
+        spent = epsilon(len(rounds), declared.noise, declared.delta)
+        return f"epsilon {spent:.2f} at delta {declared.delta:g} for a client, with fresh noise each round"
+    fewest = min(turn.examples for round_ in rounds for turn in round_.turns.values())
+    share = min(1.0, declared.batch / fewest)
+    spent = epsilon_of_rows(len(rounds) * declared.steps, share, declared.noise, declared.delta)
+    return f"epsilon {spent:.2f} at delta {declared.delta:g} for a row of a client with {fewest:.0f}, at most"
+
+
+def epsilon(rounds: int, multiplier: float, delta: float) -> float:
+    """The epsilon of that many rounds for a client that takes part in every one (no gain from sampling).
+
+    Rényi differential privacy of the Gaussian mechanism, adjacency by adding or removing a client: order a costs
+    a / (2 multiplier^2) a round; the best of many orders is converted.
+    Source: Mironov 2017 (arXiv 1702.07476); conversion of Canonne, Kamath and Steinke 2020 (arXiv 2004.00010).
+    """
+    if multiplier <= 0:
+        return float("inf")
+    orders = np.concatenate([np.linspace(1.01, 20, 2000), np.arange(20.5, 2000, 0.5)])
+    spent = rounds * orders / (2 * multiplier**2)
+    converted = spent + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
+    return float(max(converted.min(), 0.0))
+
+
+def epsilon_of_rows(steps: int, share: float, multiplier: float, delta: float) -> float:
+    """The epsilon of a row of a client after so many steps, each of rows drawn one by one with probability `share`.
+
+    Rényi differential privacy of the Poisson-sampled Gaussian mechanism at integer orders, adjacency by adding or
+    removing a row.
+    Source: Mironov, Talwar and Zhang 2019 (arXiv 1908.10530), section 3.3; conversion as in `epsilon`.
+    """
+    if multiplier <= 0:
+        return float("inf")
+    found = float("inf")
+    for order in range(2, 257):
+        k = np.arange(order + 1)
+        ways = np.array([lgamma(order + 1) - lgamma(i + 1) - lgamma(order - i + 1) for i in k])
+        left = np.where(k < order, (order - k) * log1p(-min(share, 1 - 1e-15)), 0.0)  # of 0 rows left: log 1
+        terms = ways + k * log(share) + left + (k * k - k) / (2 * multiplier**2)
+        most = terms.max()
+        spent = steps * (most + log(np.exp(terms - most).sum())) / (order - 1)
+        found = min(found, spent + log1p(-1 / order) - log(delta * order) / (order - 1))
+    return max(found, 0.0)

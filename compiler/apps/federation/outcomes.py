@@ -1,0 +1,126 @@
+"""What a federation gave, as models: the states beside its app, each put into the model that clients started from."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...core.safe_read import MISFIT, read_json
+from .app import PACKAGE
+from .declaration import NAME, Declaration, check_base, read_declaration
+from .history import Round
+from .low_rank import modules
+from .results import MARK, PREFIX, STATE
+from .state import State, fault_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ...plugin.context import Context
+
+MARKED = 1 << 28  # bytes of the rounds of a federation, at most
+INNER = {"project": ("R", "V"), "aim": ("W",), "bias": ("b",)}  # of interventions' files, and arrays that hold them
+
+bad_result = Fault(
+    "bad-federation-result",
+    "What lies beside a federation is no result of it.\n\n"
+    "`effc run` and `effc federate up` write states for the declaration that they ran; a federation that was compiled "
+    "anew has to run again.",
+    exit="environment",
+)
+
+
+def result_of(app: Path) -> Path | None:
+    """The folder of states beside an app, of its run here or else of its deployment."""
+    places = (app.with_name(f"{app.name}-result"), app.with_name(f"{app.name}-deployment") / "result")
+    return next((place for place in places if (place / MARK).is_file()), None)
+
+
+def rounds_of(app: Path, declared: Declaration) -> tuple[Round, ...]:
+    """How the run went whose result lies beside an app; () where none of this declaration does."""
+    folder = result_of(app.resolve())
+    if folder is None:
+        return ()
+    try:
+        body = read_json(folder / MARK, MARKED)
+        return tuple(Round.from_json(r) for r in body["rounds"]) if body["identity"] == declared.identity else ()
+    except (OSError, AttributeError, *MISFIT):
+        return ()  # a picture of the app is none of its result's mistakes
+
+
+def models(app: Path, ctx: "Context") -> "Iterator[tuple[str, nn.Module]] | None":
+    """The model with each state in it, by the state's name, one at a time; None where the federation has not run.
+
+    A model is good until the next one is asked for. Raises Reject (bad-federation-result) at the call.
+    """
+    folder = result_of(app.resolve())
+    if folder is None:
+        return None
+    declared = read_declaration(app / PACKAGE / NAME)
+    if declared.trains == "index":
+        return None
+    check_base(declared, app / declared.folder, ctx.settings.cache_dir)
+    _check(folder, declared)
+    states = sorted(f for f in folder.iterdir() if f.is_dir())
+    if not states:
+        raise Reject(bad_result(f"{folder} holds no state", help="run the federation again: `effc run`"))
+    return _put(app, declared, states, ctx)
+
+
+def _put(app: Path, declared: Declaration, states: list[Path], ctx: "Context") -> "Iterator[tuple[str, nn.Module]]":
+    from ...driver.models import open_model
+    from .client_host import slots_on
+
+    model = open_model(str(app / declared.folder), ctx.settings).model
+    with slots_on(model, declared) as slots:
+        for folder in states:
+            slots.put(read_state(folder, declared), {})
+            yield folder.name, slots.model.eval()
+
+
+def _check(folder: Path, declared: Declaration) -> None:
+    try:
+        body = read_json(folder / MARK, MARKED)
+        same = body["identity"] == declared.identity and body["base"] == declared.base
+    except (OSError, *MISFIT) as error:
+        raise Reject(bad_result(f"{folder / MARK} can't be read: {error}", help="run the federation again")) from error
+    if not same:
+        raise Reject(bad_result(f"{folder} is the result of another federation", help="run this one again: `effc run`"))
+
+
+def read_state(folder: Path, declared: Declaration) -> State:
+    """The arrays of a folder that `write_results` wrote, under the names of a declaration.
+
+    Raises Reject (bad-federation-result) where it holds other ones.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    names = (STATE, "adapter_model.safetensors", "reft/model.safetensors", "head.safetensors")
+    found: dict[str, np.ndarray] = {}
+    for file in (folder / name for name in names):
+        if file.is_file():
+            try:
+                found |= {_array(name, declared): array for name, array in load_file(file).items()}
+            except (OSError, SafetensorError) as error:
+                raise Reject(bad_result(f"{file} can't be read: {error}", help="run the federation again")) from error
+    wanted = dict(declared.full)
+    for path in modules(wanted):  # of stacks, and of clients of less rank
+        rank = found[f"{path}.A"].shape[:1] if f"{path}.A" in found else ()
+        if rank and rank[0]:
+            wanted[f"{path}.A"] = (rank[0], wanted[f"{path}.A"][1])
+            wanted[f"{path}.B"] = (wanted[f"{path}.B"][0], rank[0])
+    if why := fault_of(found, wanted):
+        raise Reject(bad_result(f"{folder} is no state of the federation: {why}", help="run the federation again"))
+    return found
+
+
+def _array(name: str, declared: Declaration) -> str:
+    """The name of an array that a file calls so."""
+    name = name.removeprefix(f"{PREFIX}.")
+    for side in "AB":
+        name = name.replace(f".lora_{side}.weight", f".{side}")
+    path, _, last = name.rpartition(".")
+    return next((f"{path}.{n}" for n in INNER.get(last, ()) if f"{path}.{n}" in declared.full), name)

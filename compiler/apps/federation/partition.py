@@ -1,0 +1,89 @@
+"""Which rows of the data are whose: a function of the numbers of rows, the clients and a seed."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+
+Split = Literal["even", "blocks", "dirichlet", "distinct"]
+
+empty_client = Fault(
+    "empty-client", "A client of a federation would have no rows to learn from, or too few for one update."
+)
+
+
+def divided(sizes: Sequence[int], clients: int, split: Split, beta: float, seed: int) -> list[list[tuple[int, int]]]:
+    """For every client its rows, as (data set, row), in the order of the data; every row is somebody's, once.
+
+    even        rows are dealt out in an order that the seed decides
+    blocks      rows that lie together stay together: clients differ as parts of a text do
+    dirichlet   clients' shares of every data set are drawn; the smaller `beta`, the more they differ
+    distinct    every client has a data set of its own
+    Raises Reject (empty-client) where a client has no row.
+    """
+    if split == "distinct":
+        if len(sizes) != clients:
+            raise Reject(
+                empty_client(
+                    f"`split: distinct` gives every client a data set of its own: {clients} clients, "
+                    f"{len(sizes)} data sets",
+                    help=f"`clients: {len(sizes)}`",
+                )
+            )
+        found = [[(k, row) for row in range(size)] for k, size in enumerate(sizes)]
+    else:
+        found = [[] for _ in range(clients)]
+        draw = np.random.default_rng(seed)
+        for number, size in enumerate(sizes):
+            order = np.arange(size) if split == "blocks" else draw.permutation(size)
+            for k, rows in enumerate(np.split(order, _cuts(size, clients, split, beta, draw))):
+                found[k] += [(number, row) for row in sorted(rows.tolist())]
+    empty = [k for k, rows in enumerate(found) if not rows]
+    if empty:
+        raise Reject(
+            empty_client(
+                f"client {empty[0]} of {clients} would have none of the {sum(sizes)} rows",
+                help="give more data, ask for fewer clients, or raise `beta`"
+                if split == "dirichlet"
+                else "give more data, or ask for fewer clients",
+            )
+        )
+    return found
+
+
+def _cuts(size: int, clients: int, split: str, beta: float, draw: np.random.Generator) -> np.ndarray:
+    """Where the rows of a data set are cut into those of the clients."""
+    if split == "dirichlet":
+        return np.round(np.cumsum(draw.dirichlet([beta] * clients))[:-1] * size).astype(int)
+    return np.round(np.arange(1, clients) * size / clients).astype(int)
+
+
+def held_back(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of the rows to learn from and of those to judge by; one row is only learned from."""
+    held = min(round(share * count), count - 1) if share else 0
+    if share and count > 1:
+        held = max(held, 1)
+    order = np.random.default_rng(seed).permutation(count).tolist()
+    return sorted(order[held:]), sorted(order[:held])
+
+
+def check_held_back(parts: Sequence[Sequence[tuple[int, int]]], stream: bool, share: float, batch: int) -> None:
+    """Reject (empty-client) where what a client holds back leaves it less to learn from, and less than an update takes.
+
+    parts    rows of every client, as `divided` has them
+    stream   each data set is learned from by itself
+    """
+    for client, rows in enumerate(parts):
+        for count in Counter(number if stream else 0 for number, _ in rows).values():
+            learn, held = (len(part) for part in held_back(count, share, 0))
+            if learn < min(held, batch):
+                raise Reject(
+                    empty_client(
+                        f"client {client} would judge itself by {held} of its {count} rows and learn from {learn}",
+                        help=f"an update takes {batch}: hold less back, or give more data",
+                        argument="hold batch",
+                    )
+                )

@@ -1,0 +1,95 @@
+"""Strategies in which every client has a state of its own: FedReFT's All-But-Me, and training alone."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from .all_but_me import Center, shares_of_others
+from .leave_one_out import Rest
+from .median import gram, pull_of_median
+from .rotations import Way, combined, function_gram, paths
+from .state import Shapes, State, normal
+from .strategy import Payload, Sent, Strategy
+
+MANY = 64  # clients: of more, medians one by one and means of functions cost their square
+
+
+class AllButMe(Strategy):
+    """Every client gets what the others sent, put together, and takes a share of it into its own state.
+
+    "The others" are all whose state is known, those of earlier rounds too. A client's own state travels down where
+    its node doesn't have it: at its first round, and after it failed or was away.
+
+    A mean costs as much for each client however many there are (rest.py). A median is found for each of up to MANY
+    clients; of more, one is found of all, and everybody gets the mean of the others with the weights that it gave them.
+
+    center    the mean of the others by their examples, or their geometric median, in which all count alike: what a
+              client says of itself gives it no weight
+    way       how interventions are put together (rotations.py)
+    share     how much of the others a client takes in; None: what its validation likes best
+    Source: FedReFT, Siddika et al. 2025 (arXiv 2508.20295).
+    """
+
+    personal = True
+
+    def __init__(self, full: Shapes, center: Center, way: Way, share: float | None):
+        super().__init__(full)
+        self.center, self.way, self.share = center, way, share
+        self.states: dict[int, State] = {}
+        self.examples: dict[int, float] = {}
+        self._shares: dict[int, dict[int, float]] = {}  # of a median for each
+        self._rest: Rest | None = None
+
+    def payload(self, client: int, number: int, holds: int | None) -> Payload:
+        arrays: dict[str, State] = {}
+        if holds is None:
+            arrays["own"] = self.states.get(client, self.initial)
+        if others := self._mean_of_others(client):
+            arrays["others"] = others
+        share = "adaptive" if self.share is None else self.share
+        return Payload(arrays, {"mix": share, "way": self.way})
+
+    def _mean_of_others(self, client: int) -> State:
+        """What the others sent, put together; nothing where there are none."""
+        if self.share == 0:
+            return {}
+        own = self.states.get(client, self.initial)
+        if self._rest is not None:
+            return self._rest.of(client, own)
+        rest = {k: w for k, w in self.examples.items() if k != client and w > 0}
+        shares = self._shares.get(client) or (normal(rest) if rest else {})
+        return combined(self.states, shares, own, self.way) if shares else {}
+
+    def take(self, number: int, sent: Mapping[int, Sent]) -> None:
+        for client, one in sent.items():
+            self.states[client], self.examples[client] = one.state, one.examples
+        self._weigh()
+
+    def _weigh(self) -> None:
+        self._shares, self._rest = {}, None
+        if not self.states or self.share == 0:
+            return
+        some = next(iter(self.states.values()))
+        if self.center == "median" and len(self.states) <= MANY:
+            products = function_gram(self.states) if self.way == "function" and paths(some) else gram(self.states)
+            self._shares = shares_of_others(dict.fromkeys(self.examples, 1.0), products)
+        elif self.way != "function" or not paths(some):
+            alike = dict.fromkeys(self.examples, 1.0)
+            weights = pull_of_median(self.states, alike) if self.center == "median" else self.examples
+            self._rest = Rest(self.states, weights, "align" if self.way == "align" else "project")
+
+    def results(self) -> dict[str, State]:
+        return {f"client-{client}": state for client, state in sorted(self.states.items())}
+
+    def saved(self) -> dict[str, State]:
+        clients = sorted(self.states)
+        return {f"client-{k}": self.states[k] for k in clients} | {
+            "initial": self.initial,
+            "examples": {str(k): np.array([self.examples[k]]) for k in clients},
+        }
+
+    def restore(self, saved: Mapping[str, State]) -> None:
+        self.initial = dict(saved["initial"])
+        self.examples = {int(k): float(v[0]) for k, v in saved.get("examples", {}).items()}
+        self.states = {k: saved[f"client-{k}"] for k in sorted(self.examples)}
+        self._weigh()

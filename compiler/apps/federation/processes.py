@@ -1,0 +1,133 @@
+"""Processes that outlive the command that started them: known by id and start, so that no other is ever ended."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ....dsl.syntax.diagnostics import Reject
+from ...core.safe_read import open_regular
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Flower's logs have it, whoever reads them
+GRACE = 10.0  # seconds between asking a process to end and ending it
+
+
+@dataclass(frozen=True)
+class Process:
+    """`started` is what the system says of its start: an id may be another process's by now."""
+
+    name: str
+    pid: int
+    started: str
+    log: str
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what names no process: 0 and less are groups, which a signal would go to."""
+        fits = type(self.pid) is int and self.pid > 1 and all(isinstance(t, str) for t in (self.name, self.started))
+        if not fits or not isinstance(self.log, str):
+            raise ValueError("a process has a name, an id, its start and a log")
+
+    @property
+    def lives(self) -> bool:
+        return self.started != "" and self.started == start_of(self.pid)
+
+
+def start_of(pid: int) -> str:
+    """When a process began, in the system's own words; "" where there is none that runs."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]
+    except OSError:
+        pass
+    if Path("/proc/self").exists():
+        return ""
+    found = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+def start(name: str, command: Sequence[str], env: Mapping[str, str], folder: Path) -> Process:
+    """A process in a session of its own, whose output goes to `NAME.log` in the folder. Raises OSError for a link."""
+    log = folder / f"{name}.log"
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644), "ab") as out:
+        made = subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            cwd=folder,
+            env=dict(env),
+            start_new_session=True,
+        )
+    return Process(name, made.pid, start_of(made.pid), str(log))
+
+
+def end(processes: Sequence[Process]) -> list[str]:
+    """Ask all to end, then end what is left, each with its own children; the names of those that lived."""
+    living = [p for p in processes if p.lives]
+    for process in living:
+        _signal(process, signal.SIGTERM)
+    until = time.monotonic() + GRACE
+    while time.monotonic() < until and any(p.lives for p in living):
+        _reap(living)
+        time.sleep(0.1)
+    for process in living:
+        _signal(process, signal.SIGKILL)  # what is left of its session
+    _reap(living)
+    return [p.name for p in living]
+
+
+def _signal(process: Process, number: int) -> None:
+    """To the session that the process began: it and what it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def _reap(processes: Sequence[Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(ChildProcessError):  # another command's child
+            os.waitpid(process.pid, os.WNOHANG)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens at."""
+    held = [socket.socket() for _ in range(count)]
+    try:
+        for one in held:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in held]
+    finally:
+        for one in held:
+            one.close()
+
+
+def is_taken(port: int) -> bool:
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as one:
+        one.settimeout(1.0)
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def last_line(log: str) -> str:
+    """What a process said last."""
+    try:
+        with open_regular(Path(log)) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4000))
+            lines = file.read(4000).decode(errors="replace").strip().splitlines()
+    except (OSError, Reject):
+        return ""
+    return _COLOUR.sub("", lines[-1]).strip() if lines else ""

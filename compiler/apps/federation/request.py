@@ -1,0 +1,156 @@
+"""What a recipe asks of a federation: checked against its data and its model, and written down as a declaration.
+
+`request` is the target `flower` with its arguments.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ....dsl.checker.values import DataRef, Ratio, to_json
+from ....dsl.syntax.diagnostics import Reject
+from .budgets import Budget, Load, literal
+from .declaration import DataSet, Declaration
+from .faults import unfit_strategy
+from .partition import check_held_back, divided
+from .trainable_shapes import (
+    check_forms,
+    check_index,
+    check_positions,
+    check_prompts,
+    check_ranks,
+    check_whole,
+    shapes_of,
+)
+
+if TYPE_CHECKING:
+    from ....dsl.checker.recipe import Invocation
+    from ...ir.program import Program
+    from ...plugin.context import Context
+    from .sizes import Size
+
+
+def refs_of(request: Any) -> tuple[DataRef, ...]:
+    """Its data sets."""
+    return request.data if isinstance(request.data, tuple) else (request.data,)
+
+
+def check_rows(request: Any, ctx: "Context") -> None:
+    """Reject where a client would have no rows, or rows are not such as are to be learned from."""
+    refs = refs_of(request)
+    if request.trains == "index":
+        check_index(ctx, refs)
+    sizes = [len(ctx.rows(ref)) // (1 + (request.trains == "index")) for ref in refs]
+    parts = divided(sizes, request.clients, request.split, request.beta, ctx.seed)
+    if request.trains != "index":
+        check_held_back(parts, request.stream, request.hold.value, request.batch)
+    if request.trains == "prompt":
+        check_positions(request.tokens, max(ctx.rows(ref).shape[1] for ref in refs), ctx.origin.positions)
+    _check_kind(request, ctx)
+
+
+def _check_kind(request: Any, ctx: "Context") -> None:
+    """Reject rows with classes, or without prompts, where what is trained can't learn from them."""
+    if request.trains == "prompt" and _classifies(request, ctx):
+        raise Reject(
+            unfit_strategy(
+                "`trains: prompt` learns to predict tokens, and the rows have classes", help="`trains: lora`"
+            )
+        )
+    if _classifies(request, ctx) and request.strategy in ("svd", "hetlora"):
+        raise Reject(
+            unfit_strategy(
+                f"`strategy: {request.strategy}` puts adapters together, and rows with classes train a head as well",
+                help="`strategy: fedavg`, `ffa`, `stack` or `abm`",
+            )
+        )
+    if request.trains == "reft" and any(ctx.prompts(ref) is None for ref in refs_of(request)):
+        raise Reject(
+            unfit_strategy(
+                "interventions edit prompts, and the rows don't say where a prompt ends",
+                help="give rows of `pairs` or `labels`",
+            )
+        )
+
+
+def _classifies(request: Any, ctx: "Context") -> bool:
+    return any(ctx.labels(ref) is not None for ref in refs_of(request))
+
+
+def shapes(request: Any, program: "Program", ctx: "Context") -> dict[str, tuple[int, ...]]:
+    """Of a whole state, the head's among them where rows have classes."""
+    rank = max(request.ranks or (request.rank,))
+    if request.trains == "reft":
+        check_forms(program, request.strategy == "abm", request.way)
+        check_prompts(program, ctx, refs_of(request))
+    made = shapes_of(program, request.trains, request.tokens, rank, request.on)
+    check_ranks(made, rank, "ranks" if request.ranks else "rank")
+    if _classifies(request, ctx):
+        from ...models.rows.prompt_positions import head
+
+        made |= {name: tuple(p.shape) for name, p in head(program.model).items()}
+    return made
+
+
+def _budgets(request: Any) -> list[Budget]:
+    return [b.value if isinstance(b, Ratio) else b for b in request.budgets or ()]
+
+
+def sizes_of(request: Any, program: "Program", ctx: "Context") -> "list[Size]":
+    """The sub-network of every client; none where no budgets are given."""
+    from .sizes import sizes_for
+
+    if not request.budgets:
+        return []
+    load = Load(request.batch, max(ctx.rows(ref).shape[1] for ref in refs_of(request)))
+    sizes = sizes_for(program, _budgets(request), request.counts, load)
+    check_whole(program, sizes)
+    return sizes
+
+
+def declare(
+    request: Any, full: dict[str, tuple[int, ...]], sizes: "list[Size]", folder: str, base: str, ctx: "Context"
+) -> Declaration:
+    """The declaration of a federation over the model in `folder`, whose hash is `base`."""
+
+    def data(ref: DataRef) -> DataSet:
+        call: Invocation = ctx.recipe.data[ref.name]
+        return DataSet(ref.name, call.word, {k: to_json(v) for k, v in call.args.items()})
+
+    distinct = {size.params: size for size in sizes}
+    same: tuple[str, ...] = (
+        "trains",
+        "alpha",
+        "strategy",
+        "center",
+        "way",
+        "clip",
+        "noise",
+        "delta",
+        "clients",
+        "split",
+        "beta",
+    )
+    same += ("steps", "batch", "lr", "rounds", "protects", "secure", "stream", "anchor", "top", "counted")
+    same += ("allocation", "counts")
+    return Declaration(
+        **{name: getattr(request, name) for name in same},
+        base=base,
+        folder=folder,
+        full=full,
+        ranks=request.ranks or (),
+        mix=None if request.mixing == "adaptive" else request.mix.value,
+        hold=request.hold.value,
+        data=tuple(data(ref) for ref in refs_of(request)),
+        deadline=request.deadline.seconds,
+        share=request.share.value,
+        seed=ctx.seed,
+        sizes=tuple(distinct.values()),
+        size_of=tuple(list(distinct).index(size.params) for size in sizes),
+        budgets=tuple(map(literal, _budgets(request))),
+        examples=0 if request.trains == "index" else request.examples or _largest_part(request, ctx),
+    )
+
+
+def _largest_part(request: Any, ctx: "Context") -> int:
+    """Rows of the client that is dealt most."""
+    sizes = [len(ctx.rows(ref)) for ref in refs_of(request)]
+    return max(map(len, divided(sizes, request.clients, request.split, request.beta, ctx.seed)))

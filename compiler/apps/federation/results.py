@@ -1,0 +1,87 @@
+"""What a federation leaves: folders of states, those of adapters as peft reads them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core.cache import write_whole
+from ...core.safe_read import CONFIG, read_regular, refuse_odd
+from .declaration import Declaration
+from .history import Course
+from .low_rank import modules, rank_of
+from .state import State
+
+MARK = "federation-result.json"
+STATE = "state.safetensors"
+PREFIX = "base_model.model"  # of names in peft's files
+
+
+def write_results(
+    states: Mapping[str, State], course: Course, declared: Declaration, into: Path, source: Path | None = None
+) -> None:
+    """A folder for every state ("global", or one of each client), and how the rounds went.
+
+    source    the artifact, whose `edits/` say how interventions are put in
+
+    Raises Reject (odd-file) where links lie in the folder already.
+    """
+    refuse_odd(into)
+    for name, state in states.items():
+        folder = into / name
+        if declared.trains == "lora":
+            _write_adapter(state, declared, folder)
+        elif declared.trains == "reft" and source is not None:
+            _write_interventions(state, source, folder)
+        else:
+            _write_tensors(state, folder / STATE)
+    body = {"identity": declared.identity, "base": declared.base, "rounds": [r.to_json() for r in course.rounds]}
+    write_whole(into / MARK, (json.dumps(body, indent=2) + "\n").encode())
+
+
+def _write_adapter(state: State, declared: Declaration, folder: Path) -> None:
+    factors = modules(state)
+    inside = {f"{path}.{side}" for path in factors for side in "AB"}
+    named = {f"{PREFIX}.{name}": array for name, array in state.items() if name not in inside}
+    named |= {f"{PREFIX}.{path}.lora_{side}.weight": state[f"{path}.{side}"] for path in factors for side in "AB"}
+    _write_tensors(named, folder / "adapter_model.safetensors")
+    write_whole(folder / "adapter_config.json", (json.dumps(_config(state, declared), indent=2) + "\n").encode())
+
+
+def _write_interventions(state: State, source: Path, folder: Path) -> None:
+    """As the target `reft` writes them, so that they go onto the base; a head's arrays beside them."""
+    inner = {"R": "project", "V": "project", "W": "aim", "b": "bias"}
+    made: dict[str, np.ndarray] = {}
+    rest: dict[str, np.ndarray] = {}
+    for name, array in state.items():
+        path, _, last = name.rpartition(".")
+        is_edit = ".reft.functions." in name and last in inner
+        (made if is_edit else rest)[f"{path}.{inner[last]}" if is_edit else name] = array
+    _write_tensors(made, folder / "reft" / "model.safetensors")
+    write_whole(folder / "reft" / "reft.json", read_regular(source / "edits" / "reft.json", CONFIG, source))
+    if rest:
+        _write_tensors(rest, folder / "head.safetensors")
+
+
+def _config(state: State, declared: Declaration) -> dict[str, Any]:
+    whole = sorted({name.partition(".")[0] for name in state if not name.endswith((".A", ".B"))})
+    return {
+        "peft_type": "LORA",
+        "task_type": None if whole else "CAUSAL_LM",
+        "modules_to_save": whole or None,
+        "base_model_name_or_path": None,
+        "r": rank_of(state),
+        "lora_alpha": declared.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": modules(state),
+        "inference_mode": True,
+    }
+
+
+def _write_tensors(state: State, file: Path) -> None:
+    from safetensors.numpy import save
+
+    write_whole(file, save({name: np.ascontiguousarray(array) for name, array in state.items()}))

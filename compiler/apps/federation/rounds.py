@@ -1,0 +1,352 @@
+"""The round loop: who takes part, what each gets, what is made of the replies in time, and going on after a kill.
+
+A client that fails, is late, sends NaN or other shapes, holds another base model or has no data is left out of the
+round with a sentence; the run goes on with the others, or stops with a sentence where fewer than `least` are left.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from .bounds import as_number
+from .checkpoint import Checkpoint
+from .grid import SENTENCE, Grid, Message, Reply, exchange
+from .history import Course, Round, Turn
+from .masks import Keys
+from .secure import LEAST, masked_request, opened_sum
+from .state import State, fault_of, numbers
+from .strategy import Sent, Strategy
+
+too_few_clients = Fault(
+    "too-few-clients", "Fewer clients came to a federation, or answered in a round, than it needs.", exit="failure"
+)
+
+NUMBERS = ("loss", "before", "examples", "seconds", "mix", "accuracy")  # of a reply
+_LOOK = 1.0  # seconds between two counts of the nodes
+
+
+@dataclass(frozen=True)
+class Terms:
+    """
+    rounds      in all
+    clients     that must come before the first round
+    least       usable replies without which a round is a failure
+    share       of the clients that take part in a round, drawn by `seed`
+    deadline    seconds that a round may take
+    patience    seconds to wait for `clients`
+    base        sha256 of the model that all must hold
+    every       seconds between two looks for replies
+    partitions  client numbers are below it; 0 for no bound
+    examples    rows that a client counts with at most; 0 for no bound
+    """
+
+    rounds: int
+    clients: int
+    base: str
+    least: int = 1
+    share: float = 1.0
+    deadline: float = 600.0
+    patience: float = 120.0
+    seed: int = 0
+    every: float = 0.1
+    partitions: int = 0
+    examples: int = 0
+
+
+@dataclass(frozen=True)
+class Member:
+    """A node that joined, as the client of a partition. `examples` are what it counts with at most in any round."""
+
+    client: int
+    node: int
+    examples: int
+    public: str = ""  # its key for masks, hex
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Of the states of some clients."""
+
+    total: State
+    clients: tuple[int, ...]
+
+
+@dataclass
+class Federation:
+    """One run. `tell` hears every round when it is over."""
+
+    grid: Grid
+    strategy: Strategy
+    terms: Terms
+    checkpoint: Checkpoint | None = None
+    tell: Callable[[Round], None] = lambda round_: None
+    members: dict[int, Member] = field(default_factory=dict)  # by client
+    known: dict[int, int | None] = field(default_factory=dict)  # node -> client, None where it can't take part
+    holding: dict[int, int] = field(default_factory=dict)  # client -> last round whose state its node has
+    faults: dict[int, str] = field(default_factory=dict)  # of nodes that can't take part
+    course: Course = field(default_factory=Course)
+
+    def run(self) -> Course:
+        """All rounds that are left; Reject where too few clients are."""
+        self._resume()
+        self._gather()
+        if not self.course.rounds and self.strategy.starts:
+            self.strategy.begin(self._initial())
+        for number in range(len(self.course.rounds) + 1, self.terms.rounds + 1):
+            round_ = self._round(number)
+            self.course.rounds.append(round_)
+            if self.checkpoint:
+                body = {"rounds": [r.to_json() for r in self.course.rounds]}
+                self.checkpoint.write(number, self.strategy.saved(), body)
+            self.tell(round_)
+        return self.course
+
+    def _resume(self) -> None:
+        kept = self.checkpoint.read() if self.checkpoint else None
+        if kept is not None:
+            states, body = kept
+            self.strategy.restore(states)
+            self.course = Course([Round.from_json(r) for r in body["rounds"]])
+
+    # -- who is there ----------------------------------------------------------------------------------------
+
+    def _gather(self) -> None:
+        """Wait until as many clients have joined as the terms ask for."""
+        end = time.monotonic() + self.terms.patience
+        while True:
+            self._meet()
+            if len(self.members) >= self.terms.clients:
+                return
+            asked_all = len(self.known) >= self.terms.clients
+            if time.monotonic() >= end or (asked_all and self.faults):
+                raise Reject(
+                    too_few_clients(
+                        f"{len(self.members)} of {self.terms.clients} clients can take part",
+                        note=self._text(self.faults),
+                        help="start the others, or ask for fewer with `wait`",
+                    )
+                )
+            time.sleep(min(self.terms.every, _LOOK))
+
+    def _meet(self) -> None:
+        """Ask nodes that are new who they are; forget those that are gone."""
+        there = set(self.grid.get_node_ids())
+        for client in [c for c, m in self.members.items() if m.node not in there]:
+            self.known.pop(self.members.pop(client).node)
+            self.holding.pop(client, None)
+        fresh = sorted(there - self.known.keys())
+        asked = [Message(node, "join", 0, {}, {"secure": True} if self.strategy.secure else {}) for node in fresh]
+        replies = exchange(self.grid, asked, self.terms.deadline, self.terms.every)
+        for reply in sorted(replies, key=lambda r: (_client(r), r.node)):
+            member = self._member(reply)
+            self.known[reply.node] = None if member is None else member.client
+            if member is not None:
+                self.members[member.client] = member
+                self.faults.pop(member.client, None)
+
+    def _member(self, reply: Reply) -> Member | None:
+        """The client that a node is, or None, with the reason in `faults`."""
+        client = _client(reply)
+        try:
+            return self._admitted(client, reply)
+        except Exception as error:  # of what a stranger sent: it is left out, whatever that was
+            self.faults[client if client >= 0 else -1 - len(self.faults)] = _sentence(error)
+            return None
+
+    def _admitted(self, client: int, reply: Reply) -> Member:
+        """Raises ValueError with the reason where the node can't take part."""
+        base, examples = reply.config.get("base"), as_number(reply.config.get("examples"))
+        public = str(reply.config.get("public", ""))
+        if reply.error:
+            raise ValueError(reply.error)
+        if base != self.terms.base:
+            raise ValueError(f"its base model is {str(base)[:12]}, that of the federation {self.terms.base[:12]}")
+        if not examples >= 1:
+            raise ValueError("it has no data")
+        if client < 0:
+            raise ValueError("it does not say which client it is")
+        if client in self.members:
+            raise ValueError(f"another node is client {client} already")
+        if self.terms.partitions and client >= self.terms.partitions:
+            raise ValueError(f"it is client {str(client)[:12]}, and there are {self.terms.partitions}")
+        if self.strategy.secure:
+            self._check_key(public)
+        return Member(client, reply.node, int(min(examples, self.terms.examples or examples)), public)
+
+    def _check_key(self, public: str) -> None:
+        """Raises ValueError: a key that others can't use, or that is another's, would break every round's sum."""
+        try:
+            Keys().check(public)
+        except ValueError as error:
+            raise ValueError("its key for masks is none") from error
+        if any(member.public == public for member in self.members.values()):
+            raise ValueError("its key for masks is another client's")
+
+    def _initial(self) -> State:
+        """The state that all start from, from the first client that can tell it."""
+        for client, member in sorted(self.members.items()):
+            if not self.strategy.tells_start(client):
+                continue
+            message = Message(member.node, "initial", 0)
+            for reply in exchange(self.grid, [message], self.terms.deadline, self.terms.every):
+                try:
+                    state = reply.arrays.get("own", {})
+                    why = reply.error or fault_of(state, self.strategy.full)
+                    if not why:
+                        return state
+                except Exception as error:
+                    why = _sentence(error)
+                self.faults[client] = why
+        raise Reject(too_few_clients("no client could tell the state to start from", note=self._text(self.faults)))
+
+    # -- a round ---------------------------------------------------------------------------------------------
+
+    def _round(self, number: int) -> Round:
+        started = time.monotonic()
+        self._meet()
+        chosen = self._chosen(number)
+        self.strategy.prepare(number, chosen)
+        messages = {c: self._message(c, number) for c in chosen}
+        replies = exchange(self.grid, list(messages.values()), self.terms.deadline, self.terms.every)
+        by_node = {reply.node: reply for reply in replies}
+        turns, faults, sent = {}, dict(self.faults), {}
+        for client in chosen:
+            try:
+                reply = self._usable(client, number, by_node.get(self.members[client].node))
+                examples = min(as_number(reply.config.get("examples")), self.members[client].examples)
+                turn = _turn(reply, messages[client], self.terms.rounds)
+            except Exception as error:  # of what a client sent: it costs that client its round, whatever it was
+                faults[client] = _sentence(error)
+                self.holding.pop(client, None)  # its node's memory is not what we think
+                continue
+            sent[client], turns[client] = Sent(reply.arrays.get("own", {}), examples), turn
+            self.holding[client] = number
+        summed = self._sum(number, sorted(sent), faults) if self.strategy.secure else None
+        if summed is not None:
+            sent = {client: one for client, one in sent.items() if client in summed.clients}
+            size = 4 * numbers(self.strategy.full)  # of the masked half
+            turns = {c: replace(t, bytes_up=t.bytes_up + size) for c, t in turns.items() if c in sent}
+        if len(sent) < max(1, self.terms.least):
+            raise Reject(
+                too_few_clients(
+                    f"round {number}: {len(sent)} of {len(chosen)} clients sent a usable state, {self.terms.least} are "
+                    "needed",
+                    note=self._text(faults),
+                    help="run again: it goes on from the last round that was kept",
+                )
+            )
+        if summed is not None:
+            self.strategy.take_sum(summed.total, summed.clients)
+        else:
+            self.strategy.take(number, sent)
+        return Round(number, turns, faults, time.monotonic() - started)
+
+    def _chosen(self, number: int) -> list[int]:
+        """The clients of a round; who takes part follows from the seed and the round."""
+        there = sorted(self.members)
+        if self.terms.share >= 1:
+            return there
+        count = max(1, round(self.terms.share * len(there)))
+        draw = np.random.default_rng([self.terms.seed, number])
+        return sorted(draw.choice(there, size=count, replace=False).tolist())
+
+    def _message(self, client: int, number: int) -> Message:
+        payload = self.strategy.payload(client, number, self.holding.get(client))
+        terms = self.terms
+        config: dict[str, str | int | float | bool] = {
+            "base": terms.base,
+            "deadline": terms.deadline,
+            "seed": terms.seed,
+            "rounds": terms.rounds,
+        }
+        config |= payload.config
+        return Message(self.members[client].node, "train", number, payload.arrays, config)
+
+    def _usable(self, client: int, round_: int, reply: Reply | None) -> Reply:
+        """The reply. Raises ValueError with the reason where it can't be used."""
+        if reply is None:
+            raise ValueError(f"no reply within {self.terms.deadline:g} s")
+        if reply.error:
+            raise ValueError(reply.error)
+        if as_number(reply.config.get("number")) != round_:
+            raise ValueError(f"its reply is of round {str(reply.config.get('number'))[:12]}")
+        if not as_number(reply.config.get("examples")) > 0:
+            raise ValueError("it has no data")
+        if not self.strategy.secure and (why := fault_of(reply.arrays.get("own", {}), self.strategy.wanted(client))):
+            raise ValueError(why)
+        return reply
+
+    def _sum(self, number: int, clients: list[int], faults: dict[int, str]) -> Sum:
+        """The sum of what these clients learned, or of those of them that still answer; none of fewer than three."""
+        while len(clients) >= LEAST:
+            publics = {c: self.members[c].public for c in clients}
+            asked = [masked_request(self.members[c].node, c, number, publics) for c in clients]
+            by_node = {r.node: r for r in exchange(self.grid, asked, self.terms.deadline, self.terms.every)}
+            replies = {c: by_node.get(self.members[c].node) for c in clients}
+            count, vectors = numbers(self.strategy.full), {}
+            for client, reply in replies.items():
+                try:
+                    vectors[client] = self._masked_state(reply, count)
+                except Exception as error:
+                    faults[client] = _sentence(error)
+                    self.holding.pop(client, None)
+            if len(vectors) == len(clients):
+                return Sum(opened_sum([vectors[c] for c in clients], self.strategy.full), tuple(clients))
+            clients = sorted(vectors)
+        raise Reject(
+            too_few_clients(
+                f"round {number}: {len(clients)} clients are left, and a sum hides the states of {LEAST} or more",
+                note=self._text(faults),
+                help="run again when more of them are there",
+            )
+        )
+
+    def _masked_state(self, reply: Reply | None, count: int) -> np.ndarray:
+        """A state under masks, uint32 [count]. Raises ValueError with the reason where it can't be used."""
+        if reply is None:
+            raise ValueError(f"no masked state within {self.terms.deadline:g} s")
+        if reply.error:
+            raise ValueError(reply.error)
+        state = reply.arrays.get("masked", {}).get("sum")
+        if not isinstance(state, np.ndarray) or state.shape != (count,) or state.dtype != np.uint32:
+            raise ValueError(f"its masked state is not {count} numbers of 32 bits")
+        return state
+
+    @staticmethod
+    def _text(faults: Mapping[int, str]) -> str:
+        shown = [f"client {client}: {text}" if client >= 0 else text for client, text in sorted(faults.items())]
+        return "; ".join(_first_line(text) for text in shown[:8])
+
+
+def _sentence(error: Exception) -> str:
+    return (str(error) or type(error).__name__)[:SENTENCE]
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text else text
+
+
+def _client(reply: Reply) -> int:
+    """Which client a node says it is; -1 of what is no number of one."""
+    said = as_number(reply.config.get("client"))
+    return int(said) if said >= 0 else -1
+
+
+def _turn(reply: Reply, message: Message, rounds: int) -> Turn:
+    """What a client says of its turn; of tasks there are as many as rounds at most."""
+    values = {name: as_number(reply.config.get(name)) for name in NUMBERS}
+    told = reply.config.get("by_task")
+    tasks = tuple(as_number(x) for x in told[:rounds]) if isinstance(told, list) else ()
+    return Turn(**values, by_task=tasks, bytes_up=reply.bytes, bytes_down=message.bytes)
+
+
+def lines(rounds: Sequence[Round]) -> list[str]:
+    """A line for every fault that clients had, with its round."""
+    return [
+        f"round {r.number}, client {client}: {_first_line(text)}" if client >= 0 else f"round {r.number}: {text}"
+        for r in rounds
+        for client, text in sorted(r.faults.items())
+    ]

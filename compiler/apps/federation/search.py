@@ -1,0 +1,175 @@
+"""Federated retrieval: clients keep their documents, and the vectors of one client's questions are searched by all.
+
+What goes round are vectors of questions, scores, and numbers of documents that mean something to their owner alone. As
+every client scores all that it has, the best of their best are those of one index over everything.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ....dsl.syntax.diagnostics import Reject
+from .bounds import as_number, client_refuses
+from .grid import Answer, Message, Reply, exchange
+from .history import Course, Round, Turn
+from .rounds import Federation, too_few_clients
+from .state import State, value_fault
+from .strategy import Payload, Sent, Strategy
+
+
+def top(questions: np.ndarray, documents: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and numbers of the best documents for each question, the best first: [q, k] float32 and int64.
+
+    questions, documents   unit vectors [q, d] and [n, d]; k is `count`, or n where that is less
+    Of equal ones the one of the lower number is better.
+    """
+    scores = questions.astype(np.float64) @ documents.astype(np.float64).T
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(scores, order, 1).astype(np.float32), order
+
+
+def merged(found: Mapping[int, tuple[np.ndarray, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Owners and numbers of the best of what clients found, [q, k] int64 each; of equal ones the lower client's."""
+    order = sorted(found)
+    scores = np.concatenate([found[k][0] for k in order], axis=1)
+    numbers = np.concatenate([found[k][1] for k in order], axis=1)
+    owners = np.concatenate([np.full(found[k][1].shape, k) for k in order], axis=1)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(owners, best, 1), np.take_along_axis(numbers, best, 1)
+
+
+class Librarian:
+    """A client that asks and is asked.
+
+    partners   [q, 2] of each of its questions the client and the number of the document that answers it
+    """
+
+    def __init__(
+        self, client: int, base: str, questions: np.ndarray, documents: np.ndarray, partners: np.ndarray, count: int
+    ):
+        self.client, self.base, self.count = client, base, count
+        self.questions, self.documents, self.partners = questions, documents, partners
+
+    def __call__(self, message: Message, memory: dict[str, Any]) -> Answer:
+        if message.kind == "join":
+            return Answer(config={"client": self.client, "examples": len(self.documents), "base": self.base})
+        if message.config["base"] != self.base:
+            raise Reject(client_refuses(f"the base model here is {self.base[:12]}, vectors of another mean nothing"))
+        number = {"number": message.number}
+        if message.kind == "ask":
+            return Answer({"own": {"questions": self.questions}}, number)
+        if message.kind == "search":
+            return Answer({"own": self._best(message.arrays["others"]["questions"])}, number)
+        if message.kind == "judge":
+            right = message.arrays["others"]["owners"] == self.partners[:, :1]
+            right &= message.arrays["others"]["numbers"] == self.partners[:, 1:]
+            return Answer(config={**number, "accuracy": float(right.any(1).mean())})
+        raise Reject(client_refuses(f"a message of the kind `{message.kind}` means nothing here"))
+
+    def _best(self, questions: np.ndarray) -> State:
+        if questions.ndim != 2 or questions.shape[1] != self.documents.shape[1] or not np.isfinite(questions).all():
+            raise Reject(client_refuses("what was sent are no vectors of this model's width"))
+        scores, numbers = top(questions, self.documents, self.count)
+        return {"scores": scores, "numbers": numbers}
+
+
+class Search(Strategy):
+    """Nothing is trained, and nothing is kept."""
+
+    starts = False
+
+    def payload(self, client: int, number: int, holds: int | None) -> Payload:
+        raise AssertionError("nothing is trained")
+
+    def take(self, number: int, sent: Mapping[int, Sent]) -> None:
+        raise AssertionError("nothing is trained")
+
+    def results(self) -> dict[str, State]:
+        return {}
+
+    def saved(self) -> dict[str, State]:
+        return {}
+
+    def restore(self, saved: Mapping[str, State]) -> None: ...
+
+
+class Library(Federation):
+    """A round for every client: its questions are answered by all, and it judges what they found.
+
+    The table's accuracy is the share of its questions whose own document is among the best `count`. A client that
+    fails, is late or sends no scores is searched without, and named.
+    """
+
+    count: int = 1
+
+    def run(self) -> Course:
+        self._gather()
+        for number, client in enumerate(sorted(self.members), start=1):
+            round_ = self._inquiry(number, client)
+            self.course.rounds.append(round_)
+            self.tell(round_)
+        if not any(r.turns for r in self.course.rounds):
+            raise Reject(too_few_clients("no client got an answer", note=self._text(self.course.rounds[-1].faults)))
+        return self.course
+
+    def _inquiry(self, number: int, client: int) -> Round:
+        started, faults, sizes = time.monotonic(), dict(self.faults), [0, 0]
+        (reply,) = self._send("ask", number, {client: {}}, sizes).values()
+        questions = _questions(reply)
+        if questions is None:
+            return Round(number, {}, {**faults, client: _why(reply)}, time.monotonic() - started)
+        asked = {k: {"questions": questions} for k in sorted(self.members)}
+        found = {}
+        for k, reply in self._send("search", number, asked, sizes).items():
+            pair = _pair(reply, len(questions), self.count)
+            if pair is None:
+                faults[k] = _why(reply)
+            else:
+                found[k] = pair
+        if not found:
+            return Round(number, {}, faults, time.monotonic() - started)
+        owners, numbers = merged(found, self.count)
+        (reply,) = self._send("judge", number, {client: {"owners": owners, "numbers": numbers}}, sizes).values()
+        if reply is None or reply.error:
+            return Round(number, {}, {**faults, client: _why(reply)}, time.monotonic() - started)
+        spent = time.monotonic() - started
+        right = as_number(reply.config.get("accuracy"))
+        turn = Turn(math.nan, math.nan, len(questions), spent, sizes[0], sizes[1], accuracy=right)
+        return Round(number, {client: turn}, faults, spent)
+
+    def _send(self, kind: str, number: int, states: Mapping[int, State], sizes: list[int]) -> dict[int, Reply | None]:
+        """The reply of each of these clients to its state, None of one that was late; adds the bytes up and down."""
+        config: dict[str, str | int | float | bool] = {"base": self.terms.base, "deadline": self.terms.deadline}
+        sent = [
+            Message(self.members[k].node, kind, number, {"others": s} if s else {}, config) for k, s in states.items()
+        ]
+        replies = {r.node: r for r in exchange(self.grid, sent, self.terms.deadline, self.terms.every)}
+        sizes[0] += sum(r.bytes for r in replies.values())
+        sizes[1] += sum(m.bytes for m in sent)
+        return {k: replies.get(self.members[k].node) for k in states}
+
+
+def _why(reply: Reply | None) -> str:
+    if reply is None:
+        return "no reply in time"
+    return reply.error or "what it sent can't be used"
+
+
+def _questions(reply: Reply | None) -> np.ndarray | None:
+    """Vectors of a reply, where they are that."""
+    found = reply.arrays.get("own", {}).get("questions") if reply and not reply.error else None
+    fits = isinstance(found, np.ndarray) and found.ndim == 2 and not value_fault("questions", found)
+    return found if fits else None
+
+
+def _pair(reply: Reply | None, questions: int, count: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Scores and numbers of a reply, where they are that."""
+    own = reply.arrays.get("own", {}) if reply and not reply.error else {}
+    scores, numbers = own.get("scores"), own.get("numbers")
+    if not isinstance(scores, np.ndarray) or not isinstance(numbers, np.ndarray) or scores.shape != numbers.shape:
+        return None
+    fits = scores.ndim == 2 and len(scores) == questions and 1 <= scores.shape[1] <= count
+    return (scores, numbers) if fits and not value_fault("scores", scores) and numbers.dtype == np.int64 else None

@@ -1,0 +1,33 @@
+"""A whole federation in this process: clients share one model and take turns with it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .checkpoint import Checkpoint
+from .client_host import Place
+from .declaration import Declaration, federation_of
+from .grid import LocalGrid
+from .history import Round
+from .rounds import Federation
+
+if TYPE_CHECKING:
+    from ...core.settings import Settings
+
+
+def simulate(
+    declared: Declaration,
+    model: Path,
+    data: Path,
+    settings: "Settings",
+    tell: Callable[[Round], None] = lambda round_: None,
+) -> Federation:
+    """Run all rounds; killed and called again, it goes on. Reject where it can't be finished."""
+    place = Place(declared, model, data, settings)
+    place.check_base()
+    checkpoint = Checkpoint(settings.cache_dir / "federations" / declared.identity, declared.identity)
+    with place.seats(list(range(declared.clients))) as clients:
+        run = federation_of(declared, LocalGrid(clients), checkpoint, tell)
+        run.run()
+    checkpoint.clear()
+    return run

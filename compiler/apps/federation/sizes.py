@@ -1,0 +1,256 @@
+"""Sub-networks of one model: for every client the largest within its budget, cut by the model's own symmetries.
+
+Channels and heads are groups that discovery found: all tensors of a group are cut at the same items, so that what is
+left is a model of its own whatever rotates or shares between them (rotary positions, grouped-query attention). Inside
+a head nothing is permuted: under rotary positions that would be another function. Of each group the items of least
+weight magnitude go first, RaFFM's salience, on all of the group's tensors and not on q and k alone.
+
+Source: RaFFM, Yu et al. 2023 (arXiv 2310.00247); HeteroFL, Diao et al. 2021 (arXiv 2010.01264).
+"""
+
+import copy
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...analysis.discovery.discover import skeleton_of
+from ...analysis.planning import shrink
+from ...analysis.planning.shrink import flops_per_token
+from .averaging import FedAvg
+from .budgets import Budget, Load, amount, kind_of, latency, limit, memory, phrase
+from .coverage import Counted, Index, coverage_mean, part_of, sandwich
+from .state import Shapes, State
+from .strategy import Payload, Sent
+
+if TYPE_CHECKING:
+    from ....dsl.checker.skeleton import Group, Skeleton
+    from ...ir.program import Program
+    from ...transforms.search.widths import Site
+
+STEPS = 32  # into which every group is divided; a size keeps some of them
+
+budget_too_small = Fault("budget-too-small", "No sub-network of a model is as small as a client's budget asks.")
+
+
+@dataclass(frozen=True)
+class Size:
+    """
+    params   that the sub-network has
+    cuts     "site kind" -> items that go
+    kept     tensor -> for each of its axes the indices that stay, None for all
+    """
+
+    params: int
+    cuts: Mapping[str, tuple[int, ...]]
+    kept: Mapping[str, tuple[tuple[int, ...] | None, ...]]
+
+    @staticmethod
+    def from_json(body: Mapping[str, Any]) -> "Size":
+        cuts = {str(n): tuple(int(i) for i in items) for n, items in body["cuts"].items()}
+        kept = {
+            str(n): tuple(None if axis is None else tuple(int(i) for i in axis) for axis in axes)
+            for n, axes in body["kept"].items()
+        }
+        return Size(int(body["params"]), cuts, kept)
+
+    def fits(self, full: Shapes) -> bool:
+        """Whether it names arrays that are there, and indices in them, ascending."""
+        return all(
+            name in full
+            and len(axes) == len(full[name])
+            and all(
+                axis is None or (axis and list(axis) == sorted(set(axis)) and axis[0] >= 0 and axis[-1] < most)
+                for axis, most in zip(axes, full[name], strict=True)
+            )
+            for name, axes in self.kept.items()
+        )
+
+    def index(self) -> dict[str, Index]:
+        return {
+            name: tuple(None if axis is None else np.array(axis, np.int64) for axis in axes)
+            for name, axes in self.kept.items()
+        }
+
+    def shapes(self, full: Shapes) -> dict[str, tuple[int, ...]]:
+        """Of the sub-network's arrays."""
+        axes: dict[str, tuple[Any, ...]] = {n: self.kept.get(n, (None,) * len(shape)) for n, shape in full.items()}
+        return {
+            name: tuple(size if kept is None else len(kept) for size, kept in zip(shape, axes[name], strict=True))
+            for name, shape in full.items()
+        }
+
+
+def sizes_for(program: "Program", budgets: Sequence[Budget], counts: str = "params", load: Load = Load()) -> list[Size]:
+    """For each budget the largest size within it; `counts` says what shares and plain numbers are of.
+
+    Raises Reject (budget-too-small), with the least that is possible, where none fits.
+    """
+    scale = Scale(program, load)
+    return [scale.fit(budget, kind_of(budget, counts)) for budget in budgets]
+
+
+class Scale:
+    """All sizes of a program from the smallest, 1, to the whole, STEPS; each is worked out once."""
+
+    def __init__(self, program: "Program", load: Load):
+        from ...transforms.search.importance import ascending, l1
+        from ...transforms.search.widths import Site
+
+        self.program, self.load = program, load
+        self.sites = [Site(group, ascending(l1(program, group))) for group in cuttable_groups(program)]
+        self._sizes: dict[int, Size] = {STEPS: Size(shrink.params(skeleton_of(program)), {}, {})}
+        self._takes: dict[tuple[str, int], float] = {}
+
+    def size(self, step: int) -> Size:
+        if step not in self._sizes:
+            self._sizes[step] = _narrowed(self.program, self.sites, step)
+        return self._sizes[step]
+
+    def takes(self, kind: str, step: int) -> float:
+        """What the size takes of a budget of that kind."""
+        if (kind, step) not in self._takes:
+            self._takes[kind, step] = self._count(kind, self.size(step))
+        return self._takes[kind, step]
+
+    def _count(self, kind: str, size: Size) -> float:
+        if kind == "params":
+            return size.params
+        if kind == "latency":
+            from ...ir.capture.capture import capture
+
+            part = capture(copy.deepcopy(self.program.model))
+            cut(part, size)
+            return latency(part.model, self.load)
+        skeleton = skeleton_at_size(self.program, size)
+        return memory(skeleton, self.load) if kind == "memory" else flops_per_token(skeleton, self.load.length)
+
+    def fit(self, budget: Budget, kind: str) -> Size:
+        """The largest size within a budget."""
+        whole = self.takes(kind, STEPS)
+        most = limit(budget, whole)
+        step = bisect_right(range(1, STEPS + 1), most, key=lambda n: self.takes(kind, n))
+        if step:
+            return self.size(step)
+        least = self.takes(kind, 1)
+        raise Reject(
+            budget_too_small(
+                f"a client's budget is {phrase(kind, most)}, and the smallest sub-network takes {phrase(kind, least)}",
+                help=f"give it at least {amount(kind, least, whole)}",
+                argument="budgets",
+            )
+        )
+
+
+def skeleton_at_size(program: "Program", size: Size) -> "Skeleton":
+    """The program's skeleton when it is that sub-network."""
+    from ...transforms.search.uniform_widths import again
+
+    skeleton = skeleton_of(program)
+    for group in skeleton_of(program).groups:
+        lost = size.cuts.get(f"{group.site} {group.kind}", ())
+        if lost:
+            skeleton = shrink.narrowed(skeleton, again(skeleton, group), group.count - len(lost))
+    return skeleton
+
+
+def _narrowed(program: "Program", sites: Sequence["Site"], step: int) -> Size:
+    """So many of STEPS parts of every group that can be cut, those that weigh most."""
+    from ....dsl.checker.values import Ratio
+    from ...analysis.planning.amount import Amount
+    from ...transforms.search.uniform_widths import cuttable, forecast
+
+    groups = [s.group for s in sites]
+    small = forecast(skeleton_of(program), groups, Amount(Ratio(step / STEPS, "")), 1)
+    left = {(g.site, g.kind): g.count for g in small.groups}
+    gone = [s.size - left.get((s.group.site, s.group.kind), 1) * s.size // s.group.count for s in sites]
+    able, _ = cuttable(program, [(s.group, n) for s, n in zip(sites, gone, strict=True)])
+    return _size(program, [(s.group, s.next(n)) for s, n in zip(sites, gone, strict=True) if n and s.group in able])
+
+
+def cuttable_groups(program: "Program") -> list["Group"]:
+    """Channels, and whole groups of heads that share keys and values, or heads where none share."""
+    groups = skeleton_of(program).groups
+    heads = "kv_heads" if any(g.kind == "kv_heads" for g in groups) else "heads"
+    return [g for g in groups if g.kind in ("channels", heads)]
+
+
+def _size(program: "Program", cuts: Sequence[tuple["Group", Sequence[int]]]) -> Size:
+    shapes = {name: tuple(p.shape) for name, p in program.model.named_parameters()}
+    gone: dict[tuple[str, int], set[int]] = {}
+    for group, items in cuts:
+        for member in group.members:
+            at = gone.setdefault((member.tensor, member.axis), set())
+            at |= {i for item in items for i in member.indices(item)}
+    kept: dict[str, list[tuple[int, ...] | None]] = {}
+    for (name, axis), lost in gone.items():
+        if name in shapes:
+            axes = kept.setdefault(name, [None] * len(shapes[name]))
+            axes[axis] = tuple(i for i in range(shapes[name][axis]) if i not in lost)
+    size = Size(
+        0, {f"{g.site} {g.kind}": tuple(sorted(items)) for g, items in cuts}, {n: tuple(a) for n, a in kept.items()}
+    )
+    count = sum(int(np.prod(shape)) for shape in size.shapes(shapes).values())
+    return Size(count, size.cuts, size.kept)
+
+
+def cut(program: "Program", size: Size) -> None:
+    """Make a program's model that sub-network: smaller tensors, fewer heads, nothing masked."""
+    from ...transforms.editing.rewrite import Rewriter
+    from ...transforms.search.widths import slice_all
+
+    groups = {f"{g.site} {g.kind}": g for g in skeleton_of(program).groups}
+    with Rewriter(program) as rewrite:
+        slice_all(program, rewrite, [(groups[name], set(items)) for name, items in size.cuts.items()])
+
+
+class Coverage(FedAvg):
+    """Clients train sub-networks of different size.
+
+    options   the sizes that there are
+    own       client -> number of the size that its budget allows; one without holds the whole model
+    counted   among whom what a client changed of an entry counts (coverage.py)
+    seed      sizes are drawn anew each round: one client the largest, one the smallest, each of the others any that it
+              can afford; None: each trains its own
+    """
+
+    def __init__(
+        self,
+        full: Shapes,
+        options: Sequence[Size],
+        own: Mapping[int, int],
+        counted: Counted = "all",
+        seed: int | None = None,
+    ):
+        super().__init__(full)
+        self.options, self.own, self.counted, self.seed = tuple(options), dict(own), counted, seed
+        self.now = dict(own)  # client -> number of its size in this round
+        self._indices = [size.index() for size in self.options]
+
+    def prepare(self, number: int, clients: Sequence[int]) -> None:
+        if self.seed is not None:
+            order = sorted(range(len(self.options)), key=lambda n: -self.options[n].params)
+            most = {k: order.index(self.own[k]) for k in clients if k in self.own}
+            drawn = sandwich(clients, order, [self.seed, number], most)
+            self.now = {k: n for k, n in drawn.items() if k in self.own}
+
+    def tells_start(self, client: int) -> bool:
+        return client not in self.own or not self.options[self.own[client]].kept
+
+    def payload(self, client: int, number: int, holds: int | None) -> Payload:
+        config = {"size": self.now[client]} if client in self.now else {}
+        return Payload({"global": part_of(self.state, self._index(client))}, config)
+
+    def _index(self, client: int) -> Mapping[str, Index]:
+        return self._indices[self.now[client]] if client in self.now else {}
+
+    def wanted(self, client: int) -> Shapes:
+        return self.options[self.now[client]].shapes(self.full) if client in self.now else self.full
+
+    def take(self, number: int, sent: Mapping[int, Sent]) -> None:
+        parts: dict[int, State] = {k: s.state for k, s in sent.items()}
+        indices = {k: self._index(k) for k in sent}
+        self.state = coverage_mean(self.state, parts, indices, {k: s.examples for k, s in sent.items()}, self.counted)

@@ -1,0 +1,239 @@
+"""Places in a model where a client's state is put, run and trained: adapters, a soft prompt, the weights themselves."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...ir.layers.reft import FORMS, Intervention, interventions
+from ...ir.surgery import tensor_at
+from ...models.checkpoints.pretrained import pretrained
+from ...models.rows.inputs import without_cache
+from ...models.rows.prompt_positions import head
+from ...transforms.training.adapters import Shape, adapted
+from ...transforms.training.schedule import seed_of
+from .low_rank import modules
+from .state import Shapes, State
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
+
+
+class Slots(ABC):
+    """
+    model    what runs with the state in it
+    full     shapes of a whole state
+    """
+
+    model: nn.Module
+    full: Shapes
+
+    @abstractmethod
+    def drawn(self, seed: int, rank: int | None) -> State:
+        """A state to start from: one that changes nothing, where there is such a state."""
+
+    @abstractmethod
+    def put(self, state: State, added: State) -> None:
+        """Put a state into the model, over a base to which `added` ([out, in] by module) was added."""
+
+    @abstractmethod
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What the model now has of the state, by the names of its arrays."""
+
+    def settle(self) -> None:  # noqa: B027 (most have nothing to do)
+        """After training: let parameters be what they stand for."""
+
+
+def _draw(seed: int, name: str) -> np.random.Generator:
+    """NumPy's streams are the same on every machine, and so is what clients start from."""
+    return np.random.default_rng(seed_of("slots", seed, name))
+
+
+class LowRank(Slots):
+    """Adapters, as peft has them; a state may be of any rank."""
+
+    def __init__(self, model: nn.Module, layers: "Mapping[str, LoraLayer]", full: Shapes, alpha: float):
+        self.model, self.layers, self.full, self.alpha = model, layers, full, alpha
+        self.base: dict[str, Tensor] = {}  # weights before anything was added
+
+    @staticmethod
+    @contextmanager
+    def on(model: nn.Module, full: Shapes, alpha: float) -> "Iterator[LowRank]":
+        """Adapters on a model; afterwards it is as it was."""
+        rank = max(full[f"{path}.A"][0] for path in modules(full))
+        with adapted(model, tuple(modules(full)), Shape(rank, alpha, 0.0), 0) as adapters:
+            slots = LowRank(model, adapters.layers, full, alpha)
+            try:
+                yield slots
+            finally:
+                slots._add({})
+
+    def drawn(self, seed: int, rank: int | None) -> State:
+        """A as peft draws it (uniform within 1 / sqrt(inputs)), B zero."""
+        state = {}
+        for path in modules(self.full):
+            most, inputs = self.full[f"{path}.A"]
+            bound = 1 / np.sqrt(inputs)
+            shape = (rank or most, inputs)
+            state[f"{path}.A"] = _draw(seed, path).uniform(-bound, bound, shape).astype(np.float32)
+            state[f"{path}.B"] = np.zeros((self.full[f"{path}.B"][0], rank or most), np.float32)
+        return state
+
+    @torch.no_grad()
+    def put(self, state: State, added: State) -> None:
+        for path, layer in self.layers.items():
+            name, sides = _sides(layer)
+            layer.scaling[name] = self.alpha / len(state[f"{path}.A"])
+            for side, part in sides.items():
+                new = torch.from_numpy(state[f"{path}.{side}"]).to(part.get_parameter("weight"), copy=True)
+                part.weight = nn.Parameter(new)
+        self._add(added)
+
+    def _add(self, added: State) -> None:
+        for path, layer in self.layers.items():
+            if path in added or path in self.base:
+                weight = tensor_at(layer.get_base_layer(), "weight")
+                before = self.base.setdefault(path, weight.detach().clone())
+                more = torch.from_numpy(added[path]) if path in added else torch.zeros(())
+                turned = more.T if getattr(layer, "fan_in_fan_out", False) and path in added else more
+                weight.data = before + turned.to(before)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        found: dict[str, nn.Parameter] = {}
+        for path, layer in self.layers.items():
+            found |= {f"{path}.{side}": part.get_parameter("weight") for side, part in _sides(layer)[1].items()}
+        return found
+
+
+def _sides(layer: "LoraLayer") -> tuple[str, dict[str, nn.Module]]:
+    """The name of its only adapter, and what that is made of."""
+    (name,) = layer.lora_A
+    return name, {"A": layer.lora_A[name], "B": layer.lora_B[name]}
+
+
+class Edited(Slots):
+    """Interventions that the model has; their rows R are orthonormal whenever a state leaves it."""
+
+    def __init__(self, model: nn.Module, full: Shapes):
+        self.model, self.full, self.functions = model, full, functions(model)
+        self.start = {name: p.detach().float().cpu().numpy().copy() for name, p in self.parameters().items()}
+
+    def drawn(self, seed: int, rank: int | None) -> State:
+        return {name: array.copy() for name, array in self.start.items()}
+
+    @torch.no_grad()
+    def put(self, state: State, added: State) -> None:
+        for name, parameter in self.parameters().items():
+            parameter.copy_(torch.from_numpy(state[name]))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for path, function in self.functions.items() for name, p in arrays(path, function).items()}
+
+    def settle(self) -> None:
+        for function in self.functions.values():
+            function.settle()
+
+
+def functions(model: nn.Module) -> dict[str, Intervention]:
+    """The functions of a model's interventions by path."""
+    return {
+        f"{path}.functions.{name}": function
+        for path, module in interventions(model)
+        for name, function in module.functions.items()
+        if isinstance(function, Intervention)
+    }
+
+
+def arrays(path: str, function: Intervention) -> dict[str, nn.Parameter]:
+    """The parameters of a function under the names that rotations.py knows: R where rows are orthonormal, else V."""
+    project = "R" if FORMS[function.form].orthonormal else "V"
+    found = {f"{path}.{project}": function.project, f"{path}.b": function.bias}
+    return found if function.aim is None else {**found, f"{path}.W": function.aim}
+
+
+class Headed(Slots):
+    """Slots of a model that ends in a head over whole rows, which is trained along and sent with the rest."""
+
+    def __init__(self, inner: Slots, full: Shapes):
+        self.inner, self.model, self.full = inner, inner.model, full
+        self.held = {name: p for name, p in head(inner.model).items() if name in full}
+        self.start = {name: p.detach().float().cpu().numpy().copy() for name, p in self.held.items()}
+
+    def drawn(self, seed: int, rank: int | None) -> State:
+        return {**self.inner.drawn(seed, rank), **{name: array.copy() for name, array in self.start.items()}}
+
+    @torch.no_grad()
+    def put(self, state: State, added: State) -> None:
+        self.inner.put(state, added)
+        for name, parameter in self.held.items():
+            parameter.copy_(torch.from_numpy(state[name]))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {**self.inner.parameters(), **self.held}
+
+    def settle(self) -> None:
+        self.inner.settle()
+
+
+class Whole(Slots):
+    """All weights of the model, or those of the names given."""
+
+    def __init__(self, model: nn.Module, full: Shapes):
+        self.model, self.full = model, full
+        held = dict(model.named_parameters())
+        self.held = {name: held[name] for name in full}
+        self.start = {name: p.detach().float().cpu().numpy().copy() for name, p in self.held.items()}
+
+    def drawn(self, seed: int, rank: int | None) -> State:
+        return {name: array.copy() for name, array in self.start.items()}
+
+    @torch.no_grad()
+    def put(self, state: State, added: State) -> None:
+        for name, parameter in self.held.items():
+            parameter.copy_(torch.from_numpy(state[name]))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return self.held
+
+
+class Prompted(nn.Module):
+    """A language model behind rows of embeddings that are no words: logits of the words alone.
+
+    Source: prompt tuning, Lester et al. 2021 (arXiv 2104.08691).
+    """
+
+    def __init__(self, model: nn.Module, prompt: Tensor):
+        super().__init__()
+        self.model, self.prompt = model, nn.Parameter(prompt)  # [m, d]
+        self.config = model.config
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> tuple[Tensor]:
+        words = pretrained(self.model).get_input_embeddings()(input_ids)  # [b, t, d]
+        front = self.prompt.to(words.dtype).expand(len(words), *self.prompt.shape)
+        made = self.model(inputs_embeds=torch.cat([front, words], 1), **without_cache(self.model))
+        return (made.logits[:, len(self.prompt) :],)
+
+
+class SoftPrompt(Slots):
+    """Embeddings in front of every row; the model itself never changes."""
+
+    def __init__(self, model: nn.Module, full: Shapes):
+        self.full = full
+        self.words = pretrained(model).get_input_embeddings().get_parameter("weight")
+        self.model: Prompted = Prompted(model, torch.zeros(full["prompt"], device=self.words.device))
+
+    def drawn(self, seed: int, rank: int | None) -> State:
+        """Embeddings of tokens drawn by the seed."""
+        ids = _draw(seed, "prompt").integers(len(self.words), size=self.full["prompt"][0])
+        return {"prompt": self.words.detach()[torch.from_numpy(ids)].float().cpu().numpy()}
+
+    @torch.no_grad()
+    def put(self, state: State, added: State) -> None:
+        self.model.prompt.copy_(torch.from_numpy(state["prompt"]))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {"prompt": self.model.prompt}

@@ -1,0 +1,97 @@
+"""What clients send: arrays by name, and their weighted mean.
+
+All of these functions work in float64 and give back the type that they were given. Clients are added in the order
+of their numbers, so that the order in which replies came in changes no bit of a result.
+"""
+
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+
+from ...core.cache import digest
+
+State = Mapping[str, np.ndarray]
+Shapes = Mapping[str, tuple[int, ...]]
+LARGEST = 1e9  # magnitude of a number: squares and products of adapters then stay far inside of float32
+
+
+def shapes(state: State) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in state.items()}
+
+
+def size_of(state: State) -> int:
+    """Bytes of the arrays alone, without framing."""
+    return sum(array.nbytes for array in state.values())
+
+
+def numbers(state: State | Shapes) -> int:
+    """How many numbers a state has."""
+    return sum(prod(value if isinstance(value, tuple) else value.shape) for value in state.values())
+
+
+def fault_of(state: State, wanted: Shapes) -> str:
+    """Why a state can't be used, as a sentence; "" where it can."""
+    if missing := sorted(wanted.keys() - state.keys()):
+        return f"`{missing[0]}` is missing"
+    if surplus := sorted(state.keys() - wanted.keys()):
+        return f"`{surplus[0]}` was not asked for"
+    for name in sorted(wanted):
+        array = state[name]
+        if array.shape != tuple(wanted[name]):
+            return f"`{name}` is {array.shape}, not {tuple(wanted[name])}"
+        if why := value_fault(name, array):
+            return why
+    return ""
+
+
+def value_fault(name: str, array: np.ndarray) -> str:
+    """Why the numbers of an array can't be used; "" where they can: float32, and products of two stay finite."""
+    if array.dtype != np.float32:
+        return f"`{name}` holds {array.dtype}, not float32"
+    if not np.isfinite(array).all():
+        return f"`{name}` holds NaN or infinity"
+    if array.size and np.abs(array).max() > LARGEST:
+        return f"`{name}` holds a number above {LARGEST:g}"
+    return ""
+
+
+def total(states: Mapping[int, State], shares: Mapping[int, float]) -> dict[str, np.ndarray]:
+    """The sum of share * state over the clients that have a share."""
+    chosen = [k for k in sorted(states) if shares.get(k)]
+    assert chosen, "no client has a share"
+    first = states[chosen[0]]
+    return {
+        name: sum(shares[k] * states[k][name].astype(np.float64) for k in chosen).astype(first[name].dtype)
+        for name in first
+    }
+
+
+def normal(weights: Mapping[int, float]) -> dict[int, float]:
+    """The weights divided by their sum; clients of weight 0 are left out."""
+    mass = sum(weights[k] for k in sorted(weights))
+    return {k: weights[k] / mass for k in sorted(weights) if weights[k] > 0}
+
+
+def mean(states: Mapping[int, State], weights: Mapping[int, float]) -> dict[str, np.ndarray]:
+    """The weighted mean: FedAvg, and FedIT where the states are the factors of adapters.
+
+    Source: McMahan et al. 2017 (arXiv 1602.05629); FedIT, Zhang et al. 2023 (arXiv 2305.05644).
+    """
+    return total(states, normal(weights))
+
+
+def vector(state: State) -> np.ndarray:
+    """All numbers of a state, by name, as one float64 vector."""
+    return np.concatenate([state[name].astype(np.float64).ravel() for name in sorted(state)])
+
+
+def state_hash(state: State) -> str:
+    """sha256 over names, shapes and bits."""
+    import hashlib
+
+    body = {
+        name: [list(a.shape), str(a.dtype), hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest()]
+        for name, a in state.items()
+    }
+    return digest(body)

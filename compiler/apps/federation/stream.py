@@ -1,0 +1,71 @@
+"""Tasks one after another: what is learned now, what of the ones before is kept, and how much was forgotten."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from .history import Round
+from .language import Language, Local
+from .rows import Rows
+from .slots import Slots
+from .state import State
+
+
+def task_of(number: int, rounds: int, tasks: int) -> int:
+    """The task of a round, both from their first: each has as many rounds as the others, or one less."""
+    return min(tasks - 1, (number - 1) * tasks // rounds)
+
+
+class Stream(Language):
+    """A client whose data sets come one after another: in a task's rounds it learns from that one's rows alone.
+
+    parts    rows to learn from and rows to judge by, for every task; a client may have none of one
+    """
+
+    def __init__(self, slots: Slots, parts: Sequence[tuple[Rows, Rows]], local: Local, base: str):
+        super().__init__(slots, *parts[0], local, base)
+        self.parts = tuple(parts)
+        self.tasks, self.anchors = len(self.parts), local.anchor > 0
+        self.examples = max(len(rows) for rows, _ in self.parts)  # it has data, if not of the first task
+        self.told: tuple[float, ...] = ()
+
+    def begin(self, number: int, rounds: int) -> None:
+        self.task = task_of(number, rounds, self.tasks)
+        self.rows, self.held_out = self.parts[self.task]
+        self.examples = len(self.rows)
+
+    def judged(self, state: State, added: State) -> tuple[float, float]:
+        """Of the tasks that it has met so far, each weighing the same; `told` has them one by one."""
+        found = []
+        for _, held in self.parts[: self.task + 1]:
+            self.held_out = held
+            found.append(super().judged(state, added))
+        self.told = tuple(loss for loss, _ in found)
+        known = [pair for pair in found if not math.isnan(pair[0])]
+        if not known:
+            return math.nan, math.nan
+        loss, right = (math.fsum(values) / len(known) for values in zip(*known, strict=True))
+        return loss, right
+
+    def by_task(self) -> tuple[float, ...]:
+        return self.told
+
+
+def forgotten(rounds: Sequence[Round]) -> list[float]:
+    """For every task but the last, how much worse it is done at the end than when its rounds were over, in nats per
+    token: the mean over the clients that are known both times. NaN where none is.
+
+    Source: backward transfer with its sign turned, Lopez-Paz and Ranzato 2017 (arXiv 1706.08840).
+    """
+    last = rounds[-1].turns
+    tasks = max((len(turn.by_task) for turn in last.values()), default=0)
+    made = []
+    for task in range(tasks - 1):
+        own = [r for r in rounds if max((len(t.by_task) for t in r.turns.values()), default=0) == task + 1]
+        then = own[-1].turns if own else {}
+        both = [(last[c].by_task, then[c].by_task) for c in last if c in then]
+        worse = [a[task] - b[task] for a, b in both if len(a) > task < len(b)]
+        worse = [value for value in worse if not np.isnan(value)]
+        made.append(math.fsum(worse) / len(worse) if worse else math.nan)
+    return made

@@ -1,0 +1,91 @@
+"""A federation as a table: who holds what, and how many bytes go where in a round."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...core.quantity import counted, size
+from .app import division, sentence
+from .declaration import Declaration, strategy_of
+from .history import Round
+from .noise import privacy
+from .state import numbers
+from .table import HEAD, line
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What `effc inspect` shows of a Flower App, and of how it went where its result lies beside it."""
+
+    declared: Declaration
+    rounds: tuple[Round, ...] = ()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For every client what it trains, and the bytes of its arrays in a round; the first round may send more."""
+        declared, strategy = self.declared, strategy_of(self.declared)
+        made = []
+        for client in range(declared.clients):
+            up = 4 * numbers(strategy.wanted(client))  # 0 of a search: it depends on how much is asked
+            rank = declared.ranks[client] if declared.ranks else None
+            budget = declared.sizes[declared.size_of[client]].params if declared.sizes else None
+            row: dict[str, Any] = {
+                "client": client,
+                "up": up,
+                "down": _down(declared, up),
+                "rank": rank,
+                "params": budget,
+            }
+            row["budget"] = declared.budgets[client] if declared.budgets else None
+            made.append(row)
+        return made
+
+    def draw(self) -> str:
+        declared = self.declared
+        data = ", ".join(f"{d.name} ({d.word})" for d in declared.data)
+        some = "all" if declared.share >= 1 else f"{declared.share:.0%}"
+        head = [
+            f"{sentence(declared)}, {declared.rounds} rounds of {declared.steps} steps of {declared.batch} rows",
+            f"rows of {data}, {division(declared)}, {declared.hold:.0%} of a client's held back to judge itself by",
+            f"{some} of the clients in a round of {declared.deadline:g} s at most; model {declared.folder}/, sha256 "
+            f"{declared.base[:12]}",
+        ]
+        if declared.secure:
+            head.append("the server is given sums of masked states, and no state")
+        if declared.clip:
+            head.append(f"{declared.protects} are hidden: clip {declared.clip:g}, noise {declared.noise:g}")
+        lines = [f"{'client':>6}  {'up':>10}  {'down':>10}  holds"]
+        for row in self.rows():
+            holds = f"rank {row['rank']}" if row["rank"] else "all"
+            if row["params"]:
+                holds = f"{row['params']:,} parameters"
+            if row["budget"]:
+                holds += f", {'at most' if declared.allocation == 'sandwich' else 'budget'} {_budget(declared, row)}"
+            down = size(row["down"]) if row["down"] is not None else "grows"
+            lines.append(f"{row['client']:>6}  {size(row['up']):>10}  {down:>10}  {holds}")
+        if self.rounds:
+            lines += ["", f"ran {counted(len(self.rounds), 'round')}, the last of them:", HEAD, line(self.rounds[-1])]
+            lines += [privacy(self.rounds, declared)] if declared.clip else []
+        return "\n".join([*head, "", *lines])
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "declaration": self.declared.to_json(),
+            "clients": self.rows(),
+            "rounds": [r.to_json() for r in self.rounds],
+        }
+
+
+def _budget(declared: Declaration, row: dict[str, Any]) -> str:
+    """As the recipe has it, with what shares and plain numbers are of."""
+    text = str(row["budget"])
+    return text if text[-1] in "Bshdn" else f"{text} {'of FLOPs' if declared.counts == 'flops' else 'of parameters'}"
+
+
+def _down(declared: Declaration, up: int) -> int | None:
+    """Bytes to a client in a later round; None where they grow with its absence and the others' ranks."""
+    if declared.strategy == "alone":
+        return 0
+    if declared.strategy == "stack":
+        ranks = declared.ranks or (1,) * declared.clients
+        own = up // ranks[0]
+        return own * sum(ranks) if declared.share >= 1 else None
+    return up

@@ -1,0 +1,158 @@
+"""Which arrays a federation trains in a program, by their shapes."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ....dsl.checker.inputs import rank_too_large
+from ....dsl.syntax.diagnostics import Reject
+from ...analysis.discovery.discover import skeleton_of
+from ...ir.layers.linear import weight_of
+from ...models.checkpoints.pretrained import pretrained
+from .faults import unfit_strategy
+from .low_rank import modules
+from .state import Shapes
+
+if TYPE_CHECKING:
+    from ....dsl.checker.values import DataRef, Selector
+    from ...ir.layers.reft import Intervention
+    from ...ir.program import Program
+    from ...plugin.context import Context
+    from .sizes import Size
+
+
+def shapes_of(
+    program: "Program", trains: str, tokens: int, rank: int, on: "Selector | None"
+) -> dict[str, tuple[int, ...]]:
+    """Of a whole state but for a head: `trains` as the target `flower` has it, adapters of this rank on modules."""
+    from ...transforms.training.adapters import adaptable
+    from .slots import arrays
+
+    if trains == "index":
+        return {}
+    if trains == "prompt":
+        return {"prompt": (tokens, weight_of(pretrained(program.model).get_input_embeddings()).shape[1])}
+    if trains == "full":
+        return {name: tuple(p.shape) for name, p in program.model.named_parameters()}
+    if trains == "reft":
+        found = _functions(program)
+        return {name: tuple(p.shape) for path, f in found.items() for name, p in arrays(path, f).items()}
+    parts = {part.path: part for part in skeleton_of(program).parts}
+    full: dict[str, tuple[int, ...]] = {}
+    for path in adaptable(program, on, "trains: full"):
+        shape = dict(parts[path].tensors)["weight"]
+        out, inputs = reversed(shape) if parts[path].kind == "Conv1D" else shape
+        full |= {f"{path}.A": (rank, inputs), f"{path}.B": (out, rank)}
+    return full
+
+
+def check_ranks(full: Shapes, rank: int, argument: str) -> None:
+    """Reject (rank-too-large) adapters whose product needs no such rank: B A is at most as wide as a weight."""
+    widths = {path: min(full[f"{path}.A"][1], full[f"{path}.B"][0]) for path in modules(full)}
+    path = min(widths, key=lambda p: widths[p], default="")
+    if path and rank > widths[path]:
+        raise Reject(
+            rank_too_large(
+                f"an adapter has rank {rank}, and the weight of `{path}` none above {widths[path]}",
+                help=f"at most {widths[path]}; 4 to 32 are usual",
+                argument=argument,
+            )
+        )
+
+
+def _functions(program: "Program") -> "dict[str, Intervention]":
+    """Its interventions. Raises Reject (unfit-strategy) where it has none."""
+    from .slots import functions
+
+    found = functions(program.model)
+    if not found:
+        raise Reject(
+            unfit_strategy(
+                f"`trains: reft`, and {type(program.model).__name__} has no interventions",
+                help="put `reft.insert()` into the pipeline",
+            )
+        )
+    return found
+
+
+def check_forms(program: "Program", personal: bool, way: str) -> None:
+    """Reject a way of putting interventions together (rotations.py) that means nothing for their forms."""
+    forms = {function.form for function in _functions(program).values()}
+    if personal and way != "project" and forms - {"loreft", "odireft"}:
+        raise Reject(
+            unfit_strategy(
+                f"`way: {way}` rotates R, W and b together, and interventions are {', '.join(sorted(forms))}",
+                help="`way: project`, or `reft.insert(form: loreft)`",
+            )
+        )
+    if personal and way == "function" and forms != {"loreft"}:
+        raise Reject(
+            unfit_strategy(
+                "`way: function` averages what `loreft` computes, and other forms compute something else",
+                help="`way: align`",
+            )
+        )
+
+
+def check_prompts(program: "Program", ctx: "Context", refs: "Sequence[DataRef]") -> None:
+    """Reject interventions at more positions than any prompt of the data has."""
+    from ...ir.layers.reft import interventions
+
+    wanted = max((module.first + module.last for _, module in interventions(program.model)), default=0)
+    for ref in refs:
+        lengths = ctx.prompts(ref)
+        if lengths is not None and len(lengths) and int(lengths.max()) < wanted:
+            raise Reject(
+                unfit_strategy(
+                    f"interventions edit {wanted} positions, and the longest prompt of `{ref.name}` has "
+                    f"{int(lengths.max())} tokens",
+                    help="insert interventions of fewer `positions`",
+                    argument="data",
+                )
+            )
+
+
+def check_positions(tokens: int, length: int, positions: int | None) -> None:
+    """Reject a soft prompt that leaves rows no room among a model's positions, where it says how many it has."""
+    if positions is not None and tokens + length > positions:
+        raise Reject(
+            unfit_strategy(
+                f"{tokens} embeddings in front of rows of {length} tokens are {tokens + length} positions, and the "
+                f"model was made for {positions}",
+                help=f"at most `tokens: {positions - length}`; 8 to 100 are usual"
+                if positions > length
+                else "cut rows shorter",
+                argument="tokens",
+            )
+        )
+
+
+def check_whole(program: "Program", sizes: "Sequence[Size]") -> None:
+    """Reject sizes of which none is the whole model: one client tells the others the weights to start from."""
+    from ...analysis.planning.shrink import params
+
+    whole, largest = params(skeleton_of(program)), max((size.params for size in sizes), default=0)
+    if sizes and largest < whole:
+        raise Reject(
+            unfit_strategy(
+                f"the largest budget holds {largest:,} of {whole:,} parameters, and one client tells the others the "
+                "weights to start from",
+                help="give one of them `100%`",
+                argument="budgets",
+            )
+        )
+
+
+def check_index(ctx: "Context", refs: "Sequence[DataRef]") -> None:
+    """Reject data that are no texts with a partner each."""
+    from ...inputs.data.texts import Texts
+
+    for ref in refs:
+        data = ctx.data(ref)
+        if not isinstance(data, Texts) or len(data.fields) != 2:
+            raise Reject(
+                unfit_strategy(
+                    f"an index is made of documents and questions, and `{ref.name}` has none",
+                    help='`texts`, with two fields: `fields: ["question", "answer"]`',
+                    argument="data",
+                )
+            )

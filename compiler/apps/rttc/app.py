@@ -1,0 +1,199 @@
+"""The folder that runs: a client model with its knowledge base, reward, policy and thresholds.
+
+    app.json          how they belong together; the thresholds were calibrated for these and no others
+    knowledge/        samples.jsonl, vectors.safetensors, kb.json
+    embedder/         a sentence encoder, where the model does not embed itself
+    router.safetensors    where the policy is a router
+    reward/           a trained scorer or a judge, where the model does not judge itself
+    native/           the model as the native engine runs it, where it answers
+    calibration.json  what the dev set showed: answers, areas under the curve, the curve of thresholds
+
+The model lies beside them in a form of the target `hf`, and opens as one.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...artifacts.manifest import hash_files
+from ...artifacts.reft import base_hash
+from ...core.cache import digest
+from ...core.safe_read import CONFIG, MISFIT, read_json
+from .adaptation import Adaptable, Regime
+from .app_folder import NAME
+from .attachment import KINDS, places_of
+from .caching import EVICTIONS, Eviction, StateCache
+from .embedder import Embedder, Pooled, folder_embedder, own_embedder
+from .guided import Guided, identity_of
+from .knowledge import check_embedder, open_base
+from .native_generator import APART, Voice, apart, no_place, open_voice
+from .policy import Policy, read_policy
+from .prompts import Prompts
+from .retrieval import Local, Remote, Retriever
+from .reward import Judge, Reward, SelfLikelihood
+from .router import open_router
+from .scorer import NAME as SCORER
+from .scorer import open_scorer
+from .selection import SELECTIONS
+from .tuned_scorer import open_tuned
+
+FORMAT = 1
+KNOWLEDGE, EMBEDDER, REWARD, NATIVE = "knowledge", "embedder", "reward", "native"
+ENGINES = ("torch", "native", "adapted")
+CACHES = ("lists", "states")
+REWARDS = ("self", "scorer", "judge")
+
+broken_app = Fault(
+    "broken-app", "The description of a test-time compute folder is not what effc writes.", exit="environment"
+)
+
+
+@dataclass(frozen=True)
+class App:
+    """
+    reward     "self", "scorer" or "judge"
+    embed      "own" or "folder"
+    near       cosines from which the caches hit, by cache: "lists" and "states"
+    bytes      that each cache may hold, and `evict` what leaves one that is full
+    adapters   whether the model may be trained while it answers
+    engine     what generates: "torch"; "native" for answers without adapters alone; "adapted" for all
+    """
+
+    policy: Policy
+    regime: Regime
+    reward: str
+    embed: str
+    near: Mapping[str, float]
+    selection: str = "diverse"
+    bytes: Mapping[str, int] = field(default_factory=lambda: {"lists": 64 << 20, "states": 64 << 20})
+    evict: Eviction = "lfu"
+    adapters: bool = True
+    engine: str = "torch"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, **asdict(self), "near": dict(self.near), "bytes": dict(self.bytes)}
+
+
+def read_app(folder: Path) -> App:
+    try:
+        body = read_json(folder / NAME, CONFIG)
+        if body.pop("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        if type(body.get("bytes")) is int:  # as folders were written that had one size for both
+            body["bytes"] = dict.fromkeys(CACHES, body["bytes"])
+        policy, regime = read_policy(json.dumps(body.pop("policy")).encode()), Regime(**body.pop("regime"))
+        app = App(policy=policy, regime=regime, **body)
+        numbers = all(isinstance(value, (int, float)) for name, value in asdict(regime).items() if name != "kind")
+        fits = (
+            app.reward in REWARDS,
+            app.embed in ("own", "folder"),
+            app.selection in SELECTIONS,
+            all(type(app.bytes[name]) is int and 0 <= app.bytes[name] < 2**40 for name in CACHES),
+            app.evict in EVICTIONS,
+            type(app.adapters) is bool,
+            app.engine in ENGINES,
+            all(isinstance(app.near[name], (int, float)) for name in CACHES),
+            regime.kind in KINDS,
+            numbers and 1 <= regime.rank <= 256,
+            1 <= regime.batch <= 64,
+            1 <= regime.epochs <= 16,
+            2 <= regime.length <= 4096,
+            0 <= regime.seconds <= 600,
+        )
+        if not all(fits):
+            raise ValueError("a field has another form, or is out of its range")
+        return app
+    except (OSError, *MISFIT) as error:
+        raise Reject(broken_app(f"{folder / NAME} can't be read: {error}", help="emit the folder again")) from error
+
+
+def engine_of(folder: Path, model: Any, tokenizer: Any, app: App, asked: str) -> tuple[str, str]:
+    """What generates for a folder that holds the model for the engine, and why that is not all; "" where it is all.
+
+    asked   a question to compare the engine's and PyTorch's adapted logits on
+    """
+    if not app.adapters:
+        return "native", ""
+    prompts = prompts_of(model, tokenizer)
+    adaptable = Adaptable(model, tokenizer, places_of(model, app.regime.kind), app.regime, prompts.question)
+    try:
+        ids = prompts.question(asked)[: prompts.context]  # a sample may be a whole page
+        off = apart(open_voice(folder / NATIVE, adaptable), adaptable, ids)
+    except Reject as refused:
+        if refused.diagnostics[0].fault != no_place:
+            raise
+        return "native", refused.diagnostics[0].message
+    finally:
+        adaptable.close()
+    if not off <= APART:
+        return "native", f"the engine's adapted logits are off by {off:.2f} of root mean squares"
+    return "adapted", ""
+
+
+def embedder_of(app: App, folder: Path, model: Any, tokenizer: Any, cache_dir: Path) -> Embedder:
+    if app.embed == "folder":
+        return folder_embedder(folder / EMBEDDER, cache_dir)
+    return own_embedder(model, tokenizer, base_hash(model))
+
+
+def reward_of(app: App, folder: Path, model: Any, prompts: Prompts, embedder: Embedder) -> Reward:
+    if app.reward == "scorer":
+        return scorer_of(folder, embedder)
+    if app.reward == "judge":
+        return Judge(folder / REWARD)
+    return SelfLikelihood(model, prompts)
+
+
+def scorer_of(folder: Path, embedder: Embedder) -> Reward:
+    """A head over the embedder's vectors, or adapters on the embedder."""
+    told = read_json(folder / REWARD / SCORER, CONFIG) if (folder / REWARD / SCORER).is_file() else {}
+    if isinstance(told, dict) and "kind" in told:
+        assert isinstance(embedder, Pooled), "an encoder in a folder is one"
+        return open_tuned(folder / REWARD, embedder)
+    return open_scorer(folder / REWARD, embedder)
+
+
+def prompts_of(model: Any, tokenizer: Any) -> Prompts:
+    return Prompts(tokenizer, getattr(model.config, "max_position_embeddings", None) or 1 << 20)
+
+
+def client_of(
+    app: App, folder: Path, model: Any, tokenizer: Any, cache_dir: Path, server: Remote | None = None
+) -> Guided:
+    """A client over the parts of a folder. Its caches lie in `cache_dir`, by what they belong to.
+
+    server   asked for samples in place of the folder's own base
+    """
+    prompts = prompts_of(model, tokenizer)
+    embedder = embedder_of(app, folder, model, tokenizer, cache_dir)
+    retriever: Retriever
+    if server is None:
+        base = open_base(folder / KNOWLEDGE).searched_by("auto")
+        check_embedder(base, embedder)
+        retriever, version = Local(base, app.selection), base.version
+    else:
+        retriever, version = server, server.url
+    adaptable = None
+    if app.adapters:
+        places = places_of(model, app.regime.kind)
+        adaptable = Adaptable(model, tokenizer, places, app.regime, prompts.question)
+    voice = voice_of(app, folder, adaptable)
+    reward = reward_of(app, folder, voice.bare if voice else model, prompts, embedder)
+    parts = digest([hash_files(folder), app.to_json()])
+    identity = identity_of(parts, embedder.identity, version, adaptable.shape if adaptable else "")
+    lists, states = (
+        StateCache(identity, app.near[name], app.bytes[name], app.evict, cache_dir / "rttc" / identity[:32] / name)
+        for name in CACHES
+    )
+    router = open_router(folder, embedder.width) if app.policy.kind == "router" else None
+    return Guided(model, prompts, embedder, retriever, reward, app.policy, lists, states, adaptable, router, voice)
+
+
+def voice_of(app: App, folder: Path, adaptable: Adaptable | None) -> Voice | None:
+    """The engine of a folder, where it answers."""
+    if app.engine == "torch":
+        return None
+    return open_voice(folder / NATIVE, adaptable if app.engine == "adapted" else None)

@@ -1,0 +1,129 @@
+"""What is trained at test time: tensors that hang on a frozen model, and are in use only while they are switched on."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...analysis.discovery.discover import skeleton_of
+from ...ir.capture.capture import capture
+from ...ir.layers.linear import weight_of
+from ...ir.layers.reft import Intervention
+from ...models.checkpoints.pretrained import pretrained
+from ...transforms.training.adapters import Shape, adaptable, adapted
+
+KINDS = ("lora", "reft")
+_PROJECTIONS = ("q_proj", "v_proj", "up_proj", "down_proj")
+
+
+class Attachment(Protocol):
+    """On one model, from when it is made until `close`."""
+
+    def parameters(self) -> dict[str, nn.Parameter]: ...
+
+    def switch(self, on: bool) -> None:
+        """While it is off the model computes what it did before."""
+
+    def rows(self, stacked: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Within it row i of a batch has the i-th of `stacked`, parameters [rows, ...]; it must be switched off."""
+
+    def close(self) -> None:
+        """Leave the module tree as it was."""
+
+
+class LowRank:
+    """LoRA on linear modules, by peft."""
+
+    def __init__(self, model: nn.Module, on: tuple[str, ...], rank: int, alpha: float, seed: int):
+        self._stack = ExitStack()
+        self._adapters = self._stack.enter_context(adapted(model, on, Shape(rank, alpha, 0.0), seed))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return self._adapters.parameters()
+
+    def switch(self, on: bool) -> None:
+        for layer in self._adapters.layers.values():
+            layer.enable_adapters(on)
+
+    def rows(self, stacked: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        return self._adapters.rows(stacked)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+class Residual:
+    """ReFT behind layers, at every position, of prompts and of what is generated.
+
+    A text that is learned has no prompt at whose edges an edit could sit (first and last seven learn a third as much
+    of it), and what is edited in learning must be edited in decoding: so these are hooks, and not the interventions
+    at prompts that a recipe inserts. The form is DiReFT, h + P'(Ah + b): no basis is orthonormalized for a token.
+
+    Source: Wu et al. 2024 (arXiv 2404.03592), equation 3.
+    """
+
+    def __init__(self, model: nn.Module, on: tuple[str, ...], rank: int, seed: int):
+        self._on = False
+        self._stacked: Mapping[str, Tensor] | None = None
+        generator = torch.Generator().manual_seed(seed)
+        width = weight_of(pretrained(model).get_input_embeddings()).shape[1]
+        self._edits: dict[str, Intervention] = {}
+        self._hooks = []
+        for path in on:
+            layer = model.get_submodule(path)
+            like = next(layer.parameters())
+            edit = Intervention("direft", width, min(rank, width), 0.0, dtype=torch.float32, device=like.device)
+            edit.start("identity", generator)
+            self._edits[path] = edit
+            self._hooks.append(layer.register_forward_hook(self._edited(path, edit)))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {f"{path}.{name}": p for path, edit in self._edits.items() for name, p in edit.named_parameters()}
+
+    def switch(self, on: bool) -> None:
+        self._on = on
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    @contextmanager
+    def rows(self, stacked: Mapping[str, Tensor]) -> Iterator[None]:
+        self._stacked = stacked
+        try:
+            yield
+        finally:
+            self._stacked = None
+
+    def _edited(self, path: str, edit: Intervention) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            if not self._on and self._stacked is None:
+                return None
+            hidden: Tensor = output[0] if isinstance(output, tuple) else output  # [b, t, d]
+            if self._stacked is None:
+                made = edit(hidden.flatten(0, -2)).view_as(hidden)
+            else:
+                project, aim, bias = (self._stacked[f"{path}.{name}"] for name in ("project", "aim", "bias"))
+                h = hidden.to(project.dtype)
+                made = (h + torch.baddbmm(bias[:, None], h, aim.mT) @ project).to(hidden.dtype)
+            return (made, *output[1:]) if isinstance(output, tuple) else made
+
+        return hook
+
+
+def attached(kind: str, model: nn.Module, on: tuple[str, ...], rank: int, alpha: float, seed: int) -> Attachment:
+    assert kind in KINDS, f"nothing is called {kind}"
+    return Residual(model, on, rank, seed) if kind == "reft" else LowRank(model, on, rank, alpha, seed)
+
+
+def places_of(model: nn.Module, kind: str = "lora") -> tuple[str, ...]:
+    """Where an attachment sits: behind every layer (ReFT); on the q, v, up and down projections where the layers have
+    such, else on all linear modules (LoRA)."""
+    program = capture(model.eval())
+    if kind == "reft":
+        return tuple(skeleton_of(program).units)
+    found = adaptable(program, None)
+    named = tuple(p for p in found if p.rpartition(".")[2] in _PROJECTIONS)
+    return named or found

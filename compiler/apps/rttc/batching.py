@@ -1,0 +1,181 @@
+"""The turns of one PyTorch model among many queries: one computation at a time, answers that wait together in a batch.
+
+Each row of a batch has the adapters of its own query, by products gathered per row: what one query trained never
+touches another's words. In float32 a row is what it is alone, to rounding; bfloat16 would round otherwise by the number
+of rows, so there answers come one by one, as they do for models that don't read padded rows (`agree`).
+
+Source: gathered products as in Punica (Chen et al. 2023, arXiv 2310.18547), section 3, without its kernel.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models.rows.forward import evaluating
+from .adaptation import Adaptable, State
+from .generation import Growth, Settings, ends_of, generate_rows, padded
+from .prompts import Prompts
+
+ROWS = 8  # of a batch: a step of so many of 135M parameters took no longer than one row's, with weights read once
+_APART = 1e-3  # of root mean squares, between a row's logits in a batch and alone: rounding of float32 is 1e-6
+
+
+@dataclass(eq=False)
+class _Row:
+    """An answer that is waited for. `error` is what broke its batch."""
+
+    ids: list[int]
+    settings: Settings
+    growth: Growth
+    state: State | None
+    ended: bool = False
+    error: BaseException | None = None
+
+
+class Batcher:
+    """All methods may be called from any thread. `largest` is how many rows the largest batch had."""
+
+    def __init__(self, model: Any, prompts: Prompts, adaptable: Adaptable | None):
+        self._model, self._prompts, self._adaptable = model, prompts, adaptable
+        self._changed = threading.Condition()
+        self._busy = False
+        self._waiting: list[_Row] = []
+        self._agrees: bool | None = None
+        self.largest = 0
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within it nobody else computes on the model."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy)
+            self._busy = True
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def say(
+        self, ids: list[int], settings: Settings, stopped: Callable[[], bool], state: State | None = None
+    ) -> tuple[str, int, str]:
+        """An answer under the adapters of `state`, or of the bare model; as `Growth.outcome` tells it."""
+        growth = Growth(self._prompts, ids, settings, ends_of(self._model, self._prompts), stopped)
+        row = _Row(ids, settings, growth, state)
+        with self._changed:
+            self._waiting.append(row)
+        while self._enter(row):
+            threading.Thread(target=self._work, name="effc-batch", daemon=True).start()
+        if row.error is not None:
+            raise row.error
+        return growth.outcome()
+
+    def _work(self) -> None:
+        """One batch, in a thread of its own: whoever asked for a short answer is not kept by the long ones beside."""
+        try:
+            self._answer(self._batch())
+        finally:
+            self._leave()
+
+    def _enter(self, row: _Row) -> bool:
+        """Wait for the model, True, or until another thread has answered the row, False."""
+        with self._changed:
+            self._changed.wait_for(lambda: row.ended or not self._busy)
+            if not row.ended:
+                self._busy = True
+            return not row.ended
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._busy = False
+            self._changed.notify_all()
+
+    def _batch(self) -> list[_Row]:
+        """Those that waited longest, as many as one batch takes within the model's context."""
+        with self._changed:
+            found: list[_Row] = []
+            for row in self._waiting[:ROWS]:
+                longest = max(len(one.ids) for one in (*found, row))
+                if found and longest + max(one.growth.most for one in (*found, row)) > self._prompts.context:
+                    break
+                found.append(row)
+            del self._waiting[: len(found)]
+            return found
+
+    def _answer(self, batch: list[_Row]) -> None:
+        try:
+            if len(batch) > 1 and self._agrees is None:
+                self._agrees = agree(self._model, self._adaptable)
+            for part in [batch] if self._agrees else [[row] for row in batch]:
+                self._grow(part)
+        except BaseException as error:
+            for row in batch:
+                row.error = None if row.ended else error
+        finally:
+            for row in batch:
+                self._tell(row)
+
+    def _grow(self, part: Sequence[_Row]) -> None:
+        self.largest = max(self.largest, len(part))
+        with _under(self._adaptable, [row.state for row in part]):
+            generate_rows(
+                self._model,
+                [row.ids for row in part],
+                [row.growth for row in part],
+                [row.settings.chooser() for row in part],
+                ends_of(self._model, self._prompts),
+                lambda number: self._tell_early(part[number], part),
+            )
+
+    def _tell_early(self, row: _Row, part: Sequence[_Row]) -> None:
+        """Where others go on; the last is told when the model is as it was, without adapters."""
+        if any(other is not row and not other.ended for other in part):
+            self._tell(row)
+
+    def _tell(self, row: _Row) -> None:
+        """Nobody waits for the other rows of its batch."""
+        with self._changed:
+            row.ended = True
+            self._changed.notify_all()
+
+
+def _under(adaptable: Adaptable | None, states: Sequence[State | None]) -> Any:
+    assert adaptable is not None or not any(states), "only what can be trained has adapters"
+    return adaptable.rows(states) if adaptable is not None else nullcontext()
+
+
+def agree(model: Any, adaptable: Adaptable | None) -> bool:
+    """Whether rows of a batch, one padded and each under other adapters, come out as each does alone: the logits of
+    two tokens are compared. False for models below float32, for those that carry a state over padding, and for those
+    whose layers see tokens of all rows as one list."""
+    if next(model.parameters()).dtype not in (torch.float32, torch.float64):
+        return False
+    draw = torch.Generator().manual_seed(0)
+    width = model.get_input_embeddings().weight.shape[0]
+    rows = [torch.randint(width, (length,), generator=draw).tolist() for length in (3, 8)]
+    states = [None if adaptable is None else _random(adaptable, draw) for _ in rows]
+    try:
+        alone = [_two(model, adaptable, [row], [state]) for row, state in zip(rows, states, strict=True)]
+        found = _two(model, adaptable, rows, states)
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    wanted = torch.cat(alone, dim=1)
+    return bool((found - wanted).square().mean().sqrt() <= _APART * wanted.square().mean().sqrt())
+
+
+def _random(adaptable: Adaptable, draw: torch.Generator) -> State:
+    return {n: t + 0.05 * torch.randn(t.shape, generator=draw).to(t) for n, t in adaptable.state().items()}
+
+
+def _two(model: Any, adaptable: Adaptable | None, rows: Sequence[list[int]], states: Sequence[State | None]) -> Tensor:
+    """Logits [2, rows, vocabulary] of the first two tokens of answers."""
+    ids, mask = padded(rows, 0)
+    asked = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+    with evaluating(model), _under(adaptable, states):
+        made = model.generate(
+            input_ids=ids, attention_mask=mask, output_logits=True, return_dict_in_generate=True, **asked
+        )
+    return torch.stack(made.logits)

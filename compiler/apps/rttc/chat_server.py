@@ -1,0 +1,206 @@
+"""The client's side: OpenAI's chat and completions API over a guided model, with every decision told beside."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from secrets import randbits
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi import Request as Call
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from ....dsl.syntax.diagnostics import Reject
+from ..serving.answers import Answer, ChatAnswer, Refused
+from ..serving.body import take_texts
+from ..serving.chat import prompt_too_long
+from ..serving.errors import place_of, tell_errors, write_down
+from ..serving.metrics import TYPE
+from ..serving.protocol import ChatRequest, CompletionRequest
+from ..serving.request import Piece
+from ..serving.stream import check_name, events, leaving
+from .generation import Cancelled, Settings
+from .guided import Answered, Guided
+from .retrieval import Unreachable
+
+_PIECE = 24  # characters of an event: an answer is judged before it is told, so it comes whole
+BRANCH = "X-Effc-Branch"
+
+
+def _bytes_held(client: Guided, cache: str) -> float:
+    return getattr(client, cache).held
+
+
+class Front:
+    """One guided model, and the queries that are on their way through it.
+
+    waiting   queries that may wait; more are told to come back
+    parallel  that are on their way at once; none ever has another's adapters
+    """
+
+    def __init__(self, name: str, client: Guided, waiting: int = 16, parallel: int = 16):
+        self.name, self.client, self._most = name, client, waiting + parallel
+        self._workers = ThreadPoolExecutor(parallel, thread_name_prefix="effc-guided")
+        self._stopped = threading.Event()
+        self._held = 0
+        self.registry = CollectorRegistry()
+        self.branches = Counter(
+            "effc_queries", "Queries by the branch that answered.", ["branch"], registry=self.registry
+        )
+        self.hits = Counter("effc_cache_hits", "Queries that took another's state.", ["cache"], registry=self.registry)
+        self.took = Histogram(
+            "effc_query_seconds", "To answer one, waiting in the queue left out.", registry=self.registry
+        )
+        self.answers = Counter(
+            "effc_http_responses", "Answers by the path and the status.", ["path", "status"], registry=self.registry
+        )
+        for cache in ("lists", "states"):
+            held = Gauge(f"effc_cached_{cache}_bytes", f"Bytes that cached {cache} hold.", registry=self.registry)
+            held.set_function(partial(_bytes_held, client, cache))
+        Gauge(
+            "effc_batch_rows", "Answers in the largest batch that PyTorch gave so far.", registry=self.registry
+        ).set_function(lambda: client.batcher.largest)
+        Gauge("effc_queries_held", "Queries that wait or are answered.", registry=self.registry).set_function(
+            lambda: self._held
+        )
+
+    def stop(self) -> None:
+        """Cancel all; caches keep their counts."""
+        self._stopped.set()
+        self.client.lists.flush()
+        self.client.states.flush()
+
+    def readiness(self) -> dict[str, Any]:
+        """Refused (503) where the server stops; without samples it is ready, and says what it lacks."""
+        if self._stopped.is_set():
+            raise Refused(503, "the server stops", code="stopping")
+        try:
+            facts = self.client.facts()
+        except Unreachable as error:
+            return {"status": "ok", "note": f"{error}; answers are direct"}
+        return {"status": "ok", "version": facts.version, "samples": facts.samples}
+
+    async def answer(self, asked: ChatRequest | CompletionRequest, call: Call) -> Any:
+        check_name(asked.model, self.name)
+        if asked.alternatives is not None:
+            raise Refused(400, "`logprobs` is not supported here", "logprobs", "unsupported_parameter")
+        answered = await self._answered(_messages(asked, self.client), _settings(asked), call)
+        kind = ChatAnswer if isinstance(asked, ChatRequest) else Answer
+        answer = kind(self.name, answered.prompt_tokens, self.client.prompts.tokenizer)
+        headers = {BRANCH: answered.decision.branch}
+        if asked.stream:
+            told = {"effc": answered.decision.to_json()}
+            return StreamingResponse(
+                events(answer, _pieces(answered), asked.tells_usage, beside=told),
+                media_type="text/event-stream",
+                headers={"Cache-Control": "no-cache", **headers},
+            )
+        answer.add(Piece(answered.text, answered.new_tokens, answered.finish))  # type: ignore[arg-type]
+        return JSONResponse({**answer.whole(False), "effc": answered.decision.to_json()}, headers=headers)
+
+    async def _answered(self, messages: list[dict[str, str]], settings: Settings, call: Call) -> Answered:
+        if self._stopped.is_set():
+            raise Refused(503, "the server stops", code="stopping")
+        if self._held >= self._most:
+            seconds = max(1, min(60, round(2 * self._held)))
+            raise Refused(
+                429,
+                f"ask again in {seconds} s: as many queries wait as may",
+                code="too_many_requests",
+                headers={"Retry-After": str(seconds)},
+            )
+        left = threading.Event()
+        watch = asyncio.create_task(_leave(call, left))
+        self._held += 1
+        try:
+            answered = await asyncio.get_running_loop().run_in_executor(
+                self._workers, self._ask, messages, settings, left
+            )
+        except Cancelled as gone:
+            raise Refused(503, "the server stops", code="stopping") from gone
+        except Reject as refused:
+            said = refused.diagnostics[0]
+            code = "context_length_exceeded" if said.fault == prompt_too_long else said.slug.replace("-", "_")
+            raise Refused(400, said.message, "messages", code) from refused
+        except Exception as error:  # whatever it is, the next queries may fare better
+            raise Refused(500, write_down(call, place_of(error)), code="failed") from error
+        finally:
+            self._held -= 1
+            watch.cancel()
+        decision = answered.decision
+        self.branches.labels(decision.branch).inc()
+        for cache, hit in (("lists", decision.list_hit), ("states", decision.adapter_hit)):
+            self.hits.labels(cache).inc(int(hit))
+        return answered
+
+    def _ask(self, messages: list[dict[str, str]], settings: Settings, left: threading.Event) -> Answered:
+        with self.took.time():
+            return self.client.ask(messages, settings, lambda: left.is_set() or self._stopped.is_set())
+
+
+async def _leave(call: Call, left: threading.Event) -> None:
+    await leaving(call)
+    left.set()
+
+
+def _messages(asked: ChatRequest | CompletionRequest, client: Guided) -> list[dict[str, str]]:
+    if isinstance(asked, ChatRequest):
+        found = [message.plain() for message in asked.messages]
+    elif isinstance(asked.prompt, str):
+        found = [{"role": "user", "content": asked.prompt}]
+    else:
+        raise Refused(400, "the prompt is tokens, and a text is needed to look for samples", "prompt")
+    if sum(len(m["content"]) for m in found) > 64 * client.prompts.context:
+        raise Refused(
+            400,
+            f"the model's context is {client.prompts.context} tokens, and the text is longer",
+            "messages",
+            "context_length_exceeded",
+        )
+    return found
+
+
+def _settings(asked: ChatRequest | CompletionRequest) -> Settings:
+    seed = randbits(62) if asked.seed is None else asked.seed
+    temperature = 1.0 if asked.temperature is None else asked.temperature
+    return Settings(asked.most or 256, temperature, asked.top_p or 1.0, seed, asked.stops)
+
+
+async def _pieces(answered: Answered) -> AsyncIterator[Piece]:
+    text = answered.text
+    for start in range(0, max(1, len(text)), _PIECE):
+        last = start + _PIECE >= len(text)
+        yield Piece(text[start : start + _PIECE], answered.new_tokens, answered.finish if last else "")  # type: ignore[arg-type]
+
+
+def application(front: Front) -> FastAPI:
+    @asynccontextmanager
+    async def running(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        front.stop()
+
+    app = FastAPI(title="effc guided", lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
+    tell_errors(app)
+    take_texts(app, front.answer)
+
+    @app.get("/v1/models")
+    async def models() -> Any:
+        return {"object": "list", "data": [{"id": front.name, "object": "model", "created": 0, "owned_by": "effc"}]}
+
+    @app.get("/ready")
+    async def ready() -> Any:
+        return await asyncio.to_thread(front.readiness)
+
+    @app.get("/health")
+    async def health() -> Any:
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    async def metrics() -> Any:
+        return Response(generate_latest(front.registry), media_type=TYPE)
+
+    return app

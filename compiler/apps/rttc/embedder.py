@@ -1,0 +1,96 @@
+"""Texts to unit vectors: a sentence encoder in a folder, or the hidden states of the model that answers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...core.cache import digest
+from ...models.checkpoints.pretrained import pretrained
+from ...models.rows.forward import evaluating
+
+no_embedder = Fault("no-embedder", "A folder that was to embed texts holds no encoder that can.", exit="environment")
+
+_BATCH = 16
+_LENGTH = 256  # tokens of a text that count; MiniLM was trained with as many
+
+
+class Embedder(Protocol):
+    """`identity` tells vectors apart that must not be compared."""
+
+    identity: str
+    width: int
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors [n, width] float32."""
+
+
+class Pooled:
+    """Mean of the last hidden states over the tokens of a text, scaled to length 1, as MiniLM's authors do it.
+
+    encoder   its forward gives hidden states [b, t, width], padding behind does not change them
+    Source: Reimers and Gurevych 2019 (arXiv 1908.10084), section 3, mean pooling.
+    """
+
+    def __init__(self, encoder: nn.Module, tokenizer: Any, identity: str):
+        self.encoder, self._tokenizer = encoder, tokenizer
+        self.identity = digest([identity, "mean", _LENGTH])
+        config = pretrained(encoder).config
+        self.width = int(config.hidden_size)
+        own = getattr(config, "max_position_embeddings", None) or _LENGTH
+        self._length = min(_LENGTH, own)
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        found = torch.empty(len(texts), self.width)
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
+        for start in range(0, len(order), _BATCH):
+            chosen = order[start : start + _BATCH]
+            found[chosen] = self._batch([texts[i] for i in chosen])
+        return found
+
+    def pairs(self, questions: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
+        """Tokens of each question with its answer behind it, as the tokenizer writes a pair."""
+        cut = {"truncation": True, "max_length": self._length}
+        return [self._tokenizer(q, a, **cut)["input_ids"] for q, a in zip(questions, answers, strict=True)]
+
+    def mean(self, rows: Sequence[list[int]]) -> Tensor:
+        """Means [b, width] of the hidden states over the tokens of each row, float32."""
+        width = max(map(len, rows))
+        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])  # [b, t]
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        hidden = self.encoder(input_ids=ids, attention_mask=mask)[0].float()  # [b, t, width]
+        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+    def _batch(self, texts: Sequence[str]) -> Tensor:
+        rows = [self._tokenizer(text, truncation=True, max_length=self._length)["input_ids"] or [0] for text in texts]
+        with evaluating(self.encoder):
+            return nn.functional.normalize(self.mean(rows), dim=-1)
+
+
+def own_embedder(model: Any, tokenizer: Any, identity: str) -> Pooled:
+    """The causal model's own states: coarser than an encoder's, and nothing more to load."""
+    return Pooled(model.get_decoder(), tokenizer, f"own {identity}")
+
+
+def folder_embedder(folder: Path, cache_dir: Path) -> Pooled:
+    """A sentence encoder (MiniLM and its kin) as `save_pretrained` wrote it. Its vectors are those of its weights and
+    tokenizer, wherever the folder lies."""
+    from transformers import MODEL_MAPPING
+
+    from ...core.hashes import files_hash
+    from ...models.checkpoints.auxiliary_models import open_headed
+    from ...models.checkpoints.model_folder import load_tokenizer, read_config, tokenizer_files
+    from ...models.checkpoints.weights import find_weights
+
+    config, words = read_config(folder / "config.json", str(folder)), tokenizer_files(folder)
+    if not words or "auto_map" in config:
+        why = "brings its own code" if words else "has no tokenizer"
+        raise Reject(no_embedder(f"{folder} {why}", help="take a MiniLM-class encoder with its tokenizer files"))
+    files = {"config.json": folder / "config.json", **find_weights(folder, str(folder)).files, **words}
+    encoder: Any = open_headed(folder, MODEL_MAPPING, str(folder))
+    if not getattr(encoder.config, "hidden_size", None):
+        raise Reject(no_embedder(f"{folder} is a {config['model_type']}, whose states have no one width"))
+    return Pooled(encoder, load_tokenizer(folder, str(folder)), files_hash(files, cache_dir))

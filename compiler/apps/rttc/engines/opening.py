@@ -1,0 +1,51 @@
+"""Engines by their names.
+
+The files of a knowledge base stay the truth: an engine holds a copy of the vectors of one version, under its name,
+made when it is opened and not there yet.
+"""
+
+from importlib.util import find_spec
+
+from torch import Tensor
+
+from .....dsl.syntax.diagnostics import Reject
+from .index import Flat, Index, no_engine
+
+MANY = 100_000  # vectors; exact search of more is a job for faiss, where it is installed
+
+
+def open_index(engine: str, vectors: Tensor, version: str) -> Index:
+    """The engine of a name, with these vectors in it. "auto" is exact up to 100,000 of them, and where faiss is not
+    installed. Reject (no-vector-engine) where there is none."""
+    kind, _, rest = engine.partition(":")
+    if engine == "auto":
+        kind = "faiss" if len(vectors) > MANY and find_spec("faiss") else "flat"
+    if kind == "flat" and not rest:
+        return Flat(vectors)
+    if kind == "faiss" and not rest:
+        _check("faiss", engine)
+        from .faiss import Inverted
+
+        return Inverted(vectors)
+    if kind in ("postgresql", "postgres") and rest.startswith("//"):
+        _check("psycopg", engine)
+        from .postgres import Postgres
+
+        return Postgres(engine, vectors, version)
+    if kind == "qdrant" and rest:
+        _check("qdrant_client", engine)
+        from .qdrant import Qdrant
+
+        return Qdrant(rest, vectors, version)
+    raise Reject(
+        no_engine(
+            f"`{kind}` is no engine of vectors",
+            help="write flat, faiss, postgresql://HOST/DATABASE or qdrant:http://HOST:6333",
+        )
+    )
+
+
+def _check(module: str, engine: str) -> None:
+    if not find_spec(module):
+        kind = engine.partition(":")[0]
+        raise Reject(no_engine(f"`{kind}` needs the module `{module}`", help="pip install 'effc[vectors]'"))

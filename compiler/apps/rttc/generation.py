@@ -1,0 +1,192 @@
+"""Tokens of an answer, up to an end, a limit or a stop string: by the engine, or by a model of transformers in rows."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...models.rows.inputs import device_of
+from ...runtimes.native.sampling import Chooser, Sampling, as_tokens
+from ..serving.chat import prompt_too_long
+from ..serving.text import Stops
+from .prompts import Prompts
+
+empty_prompt = Fault("empty-prompt", "A model was asked to answer nothing at all.", exit="usage")
+
+
+class Cancelled(Exception):
+    """Nobody waits for the answer any more."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an answer is drawn. `temperature` 0 takes the likeliest token."""
+
+    most: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stops: tuple[str, ...] = ()
+
+    def chooser(self) -> Chooser:
+        seed = self.seed % 2**63
+        if not self.temperature:
+            return Chooser(Sampling(seed=seed))
+        return Chooser(Sampling(seed=seed, temperature=self.temperature, top_p=self.top_p, do_sample=True))
+
+
+class Growth:
+    """The tokens of one answer as they come.
+
+    ids      of the prompt; Reject where it has none, or more than the model takes
+    ends     tokens that end an answer
+    """
+
+    def __init__(
+        self, prompts: Prompts, ids: Sequence[int], settings: Settings, ends: Sequence[int], stopped: Callable[[], bool]
+    ):
+        if not ids:
+            raise Reject(empty_prompt("the prompt has no token", help="ask something"))
+        self.most = min(settings.most, prompts.context - len(ids))
+        if self.most < 1:
+            raise Reject(prompt_too_long(f"the prompt has {len(ids)} tokens, the model takes {prompts.context - 1}"))
+        self.tokens: list[int] = []
+        self.ended = False
+        self._tokenizer, self._ends, self._stopped, self._wanted = prompts.tokenizer, ends, stopped, settings.stops
+
+    def push(self, token: int) -> None:
+        self.tokens.append(token)
+        met = any(stop in self._decoded() for stop in self._wanted)
+        self.ended = met or token in self._ends or len(self.tokens) >= self.most or self._stopped()
+
+    def outcome(self) -> tuple[str, int, str]:
+        """The text, the number of its tokens, and why it ended: "stop" or "length". Raises Cancelled."""
+        if self._stopped():
+            raise Cancelled
+        stops = Stops(self._wanted)
+        text = stops.push(self._decoded()) + stops.end()
+        ended = stops.met or (bool(self.tokens) and self.tokens[-1] in self._ends)
+        return text, len(self.tokens), "stop" if ended else "length"
+
+    def _decoded(self) -> str:
+        return self._tokenizer.decode(self.tokens, skip_special_tokens=True)
+
+
+def ends_of(model: Any, prompts: Prompts) -> tuple[int, ...]:
+    known = (model.generation_config.eos_token_id, prompts.tokenizer.eos_token_id)
+    return next((as_tokens(found) or () for found in known if found is not None), ())
+
+
+def generate(
+    model: Any, prompts: Prompts, ids: Sequence[int], settings: Settings, stopped: Callable[[], bool]
+) -> tuple[str, int, str]:
+    """An answer by the engine, as `Growth.outcome` tells it."""
+    ends = ends_of(model, prompts)
+    growth = Growth(prompts, ids, settings, ends, stopped)
+    drawn: dict[str, Any] = {"do_sample": False}
+    if settings.temperature > 0:
+        drawn = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    with suppress(_Met):
+        model.generate(
+            torch.tensor([list(ids)]),
+            max_new_tokens=growth.most,
+            eos_token_id=list(ends),
+            seed=settings.seed % 2**63,
+            streamer=_Streamer(growth),
+            **drawn,
+        )
+    return growth.outcome()
+
+
+class _Met(Exception):
+    """A stop string was said, or nobody listens."""
+
+
+class _Streamer:
+    """What `generate` calls a streamer."""
+
+    def __init__(self, growth: Growth):
+        self._growth, self._prompt = growth, True
+
+    def put(self, value: Tensor) -> None:
+        if self._prompt:
+            self._prompt = False
+            return
+        for token in value.reshape(-1).tolist():
+            self._growth.push(token)
+        if self._growth.ended:
+            raise _Met
+
+    def end(self) -> None: ...
+
+
+@torch.no_grad()  # training follows: no inference tensors
+def generate_rows(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    growth: Sequence[Growth],
+    choosers: Sequence[Chooser],
+    ends: Sequence[int],
+    tell: Callable[[int], None],
+) -> None:
+    """Answers of a model of transformers to several prompts in one batch, each by settings of its own.
+
+    growth    what each row says is pushed there; `tell` hears the number of a row as soon as it has ended
+    """
+    pad = ends[0] if ends else 0
+    ids, mask = padded(rows, pad, device_of(model))
+    model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        max_new_tokens=max(one.most for one in growth),
+        eos_token_id=list(ends) or None,
+        pad_token_id=pad,
+        logits_processor=LogitsProcessorList([_Drawn(choosers)]),
+        stopping_criteria=StoppingCriteriaList([_Ended(growth, tell)]),
+    )
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int, device: Any = None) -> tuple[Tensor, Tensor]:
+    """Token ids [b, t] that end together, and the mask of those that are some."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+class _Drawn(LogitsProcessor):
+    """Leaves of each row's logits the token that its own settings draw; the largest is taken then."""
+
+    def __init__(self, choosers: Sequence[Chooser]):
+        self._choosers = choosers
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        found = scores.clone()
+        for row, chooser in enumerate(self._choosers):
+            if chooser.sampling.do_sample:
+                token = chooser.choose(scores[row : row + 1].float().cpu(), [], 0)
+                found[row] = -torch.inf
+                found[row, int(token)] = 0.0
+        return found
+
+
+class _Ended(StoppingCriteria):
+    def __init__(self, growth: Sequence[Growth], tell: Callable[[int], None]):
+        self._growth, self._tell = growth, tell
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **more: Any) -> Any:
+        for row, one in enumerate(self._growth):
+            if not one.ended:
+                one.push(int(input_ids[row, -1]))
+                if one.ended:
+                    self._tell(row)
+        return torch.tensor([one.ended for one in self._growth], device=input_ids.device)

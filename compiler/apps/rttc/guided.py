@@ -1,0 +1,319 @@
+"""The client: a query through embedding, caches, branches and reward, to an answer and a decision.
+
+Many queries may be on their way at once. One computes on the model at a time, but for answers by PyTorch that wait
+together, which are one batch; the engine has turns of its own, so that it answers while PyTorch trains. Who trains has
+the only turn until its adapters are kept: the same question that came meanwhile finds them.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....dsl.syntax.diagnostics import Reject
+from ...core.cache import digest
+from ...core.safe_read import parse_json
+from .adaptation import Adaptable, State
+from .batching import Batcher
+from .caching import StateCache
+from .embedder import Embedder
+from .generation import Cancelled, Settings, generate
+from .knowledge import Match
+from .native_generator import Voice
+from .policy import Branch, Decision, Policy, choose
+from .prompts import Message, Prompts
+from .retrieval import Retriever, Unreachable
+from .reward import Reward
+from .router import Router, features
+from .sample import sample_of
+from .signals import Signals, signals
+
+_MINUTE = 60.0  # seconds after which a base is asked again for its version
+
+
+@dataclass(frozen=True)
+class Answered:
+    """`finish` is "stop" where the model ended, "length" at the limit."""
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    finish: str
+    decision: Decision
+
+
+@dataclass(frozen=True)
+class BranchAnswer:
+    """One branch's answer."""
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    finish: str
+
+
+@dataclass
+class Guided:
+    """
+    model      holds the adapters, and answers where there is no `voice`; `adaptable` is None where it can't be trained
+    voice      the native engine, which answers in the model's place
+    router     decides where the policy is "router"
+    lists      of samples, by query; `states` of adapters, by query
+    """
+
+    model: Any
+    prompts: Prompts
+    embedder: Embedder
+    retriever: Retriever
+    reward: Reward
+    policy: Policy
+    lists: StateCache
+    states: StateCache
+    adaptable: Adaptable | None = None
+    router: Router | None = None
+    voice: Voice | None = None
+
+    def __post_init__(self) -> None:
+        self.batcher = Batcher(self.model, self.prompts, self.adaptable)
+        self.training = threading.Lock()
+        self._engine = threading.RLock()
+        self._facts: Any = None
+        self._asked = 0.0
+
+    def ask(
+        self, messages: Sequence[Message], settings: Settings = Settings(), stopped: Callable[[], bool] = lambda: False
+    ) -> Answered:
+        """Answer a conversation. Raises Cancelled once `stopped` says so; Reject where the prompt is too long."""
+        return _Query(self, list(messages), settings, stopped).answer()
+
+    def speaker(self, branch: Branch = "direct") -> Any:
+        """What generates an answer of this branch: the engine where it can."""
+        spoken = self.voice and (self.voice.adapted if branch == "ttt" else self.voice.bare)
+        return spoken or self.model
+
+    def say(
+        self, ids: list[int], settings: Settings, stopped: Callable[[], bool], state: State | None = None
+    ) -> tuple[str, int, str]:
+        """An answer under the adapters of `state`, or of the bare model; as `Growth.outcome` tells it."""
+        speaker = self.speaker("direct" if state is None else "ttt")
+        if speaker is self.model:
+            return self.batcher.say(ids, settings, stopped, state)
+        with self._engine:
+            if state is not None:
+                assert self.voice is not None, "the engine is a voice"
+                self.voice.put(state)
+            return generate(speaker, self.prompts, ids, settings, stopped)
+
+    def reading(self) -> AbstractContextManager[Any]:
+        """What is held while questions are embedded: the sentence encoder, or the model where it embeds itself."""
+        own = getattr(self.embedder, "encoder", self.model)
+        return self.batcher.alone() if any(own is module for module in self.model.modules()) else self._engine
+
+    def judging(self) -> AbstractContextManager[Any]:
+        """What is held while answers are scored, or first tokens looked at."""
+        return self.batcher.alone() if self.voice is None else self._engine
+
+    def facts(self) -> Any:
+        """Of the base, asked for again once a minute; a new version empties both caches. Raises Unreachable where none
+        was ever reached."""
+        if self._facts is None or time.monotonic() > self._asked + _MINUTE:
+            self._asked = time.monotonic()
+            try:
+                self._renew(self.retriever.facts())
+            except Unreachable:
+                if self._facts is None:
+                    raise
+        return self._facts
+
+    def check_version(self, version: str) -> None:
+        if self._facts is not None and version != self._facts.version:
+            self._renew(self.retriever.facts())
+
+    def _renew(self, facts: Any) -> None:
+        if facts.embedder != self.embedder.identity:
+            raise Unreachable("the knowledge base was embedded by another model than this client's, and is not asked")
+        for cache in (self.lists, self.states):
+            cache.claim(facts.version)
+        self._facts = facts
+
+
+def identity_of(parts: str, embedder: str, version: str, shape: str) -> str:
+    """Identity of all that cached states depend on.
+
+    parts     hash of the folder's files and of how they belong together: weights, config, tokenizer, training
+    version   of the knowledge base, or the address of its server
+    shape     of the adapters
+    """
+    return digest([parts, embedder, version, shape])
+
+
+class _Query:
+    """One on its way."""
+
+    def __init__(self, client: Guided, messages: list[Message], settings: Settings, stopped: Callable[[], bool]):
+        self._client, self._messages, self._settings, self._stopped = client, messages, settings, stopped
+        self._decision = Decision()
+        self._answers: dict[Branch, BranchAnswer] = {}
+        self._matches: Sequence[Match] | None = None
+        self._vector: Tensor | None = None
+        self._state: State | None = None
+        self._reuses = False
+        self._turn = ExitStack()
+
+    @property
+    def _question(self) -> str:
+        return self._messages[-1]["content"]
+
+    def answer(self) -> Answered:
+        client, decision = self._client, self._decision
+        try:
+            if client.policy.kind != "direct":
+                self._place()
+            policy = self._routed(client.policy)
+            self._reuses = policy.kind in ("sequential", "ttt")
+            if self._reuse() is not None:
+                decision.branch = "ttt"
+            else:
+                choose(policy, self._branch, self._score, decision)
+                self._remember()
+        except Reject as refused:  # a reward without a number; the prompt was taken already
+            if "direct" not in self._answers:
+                raise
+            decision.branch, decision.note = "direct", refused.diagnostics[0].message
+        finally:
+            self._turn.close()
+        made = self._answers[decision.branch]
+        return Answered(made.text, made.prompt_tokens, made.new_tokens, made.finish, decision)
+
+    def _place(self) -> None:
+        """The query's vector, as the base compares them."""
+        try:
+            facts = self._client.facts()
+        except Unreachable as error:
+            self._decision.note = str(error)
+            return
+        with self._client.reading(), self._timed("embed"):
+            self._vector = facts.place(self._client.embedder.embed([self._question])[0])
+
+    def _routed(self, policy: Policy) -> Policy:
+        """A router's choice, as a policy of that branch alone; without a vector there are no samples to go for."""
+        if policy.kind != "router":
+            return policy
+        router = self._client.router
+        assert router is not None, "a policy has its router"
+        if self._vector is None:
+            return replace(policy, kind="direct")
+        with self._timed("route"):
+            branch = router.branch(features(self._vector, self._signals() if router.looks else None))
+        return replace(policy, kind=branch)
+
+    def _signals(self) -> Signals:
+        with self._client.judging():
+            return signals(self._client.speaker(), self._client.prompts.ids(self._messages))
+
+    def _reuse(self) -> str | None:
+        """An answer with the adapters of a query that was near enough; None where there was none."""
+        if not self._reuses or self._vector is None or self._client.adaptable is None:
+            return None
+        self._state = self._client.states.find(self._vector)
+        if self._state is None:
+            return None
+        self._decision.adapter_hit = True
+        return self._generate("ttt", self._client.prompts.ids(self._messages))
+
+    def _branch(self, branch: Branch) -> str | None:
+        if self._stopped():
+            raise Cancelled
+        if branch == "direct":
+            return self._generate(branch, self._client.prompts.ids(self._messages))
+        matches = self._samples()
+        if not matches:
+            return None
+        if branch == "rag":
+            shown = [match.sample for match in matches[: self._client.policy.shown]]
+            ids = self._client.prompts.with_samples(self._messages, shown, self._settings.most)
+            return None if ids is None else self._generate(branch, ids)
+        if self._client.adaptable is None:
+            return None
+        self._turn.enter_context(self._client.training)
+        known = self._reuse()
+        return self._trained(self._client.adaptable, matches) if known is None else known
+
+    def _trained(self, adaptable: Adaptable, matches: Sequence[Match]) -> str:
+        with self._client.batcher.alone(), self._timed("train"):
+            if self._stopped():
+                raise Cancelled
+            try:
+                scores = [match.score for match in matches]
+                trained = adaptable.train([match.sample for match in matches], scores, self._stopped)
+                self._state = adaptable.state()
+            finally:
+                adaptable.off()
+        self._decision.steps = len(trained.losses)
+        return self._generate("ttt", self._client.prompts.ids(self._messages))
+
+    def _samples(self) -> Sequence[Match]:
+        """Of an earlier query that was near enough, or of the base; none where it can't be reached."""
+        if self._matches is None:
+            self._matches = self._look_up() if self._vector is not None else ()
+            self._decision.samples = len(self._matches)
+        return self._matches
+
+    def _look_up(self) -> Sequence[Match]:
+        client, vector = self._client, self._vector
+        assert vector is not None, "a query without a vector has no samples"
+        if (kept := client.lists.find(vector)) is not None:
+            self._decision.list_hit = True
+            rows = parse_json(bytes(kept["samples"].tolist()))
+            return [Match(sample_of(body), score) for body, score in rows]
+        try:
+            with self._timed("retrieve"):
+                found = client.retriever.retrieve(vector, client.policy.count)
+            client.check_version(found.version)
+        except Unreachable as error:
+            self._decision.note = str(error)
+            return ()
+        self._decision.bytes = found.bytes
+        rows = json.dumps([[match.sample.to_json(), match.score] for match in found.matches]).encode()
+        client.lists.put(vector, {"samples": torch.frombuffer(bytearray(rows), dtype=torch.uint8)})
+        return found.matches
+
+    def _remember(self) -> None:
+        """Keep the adapters whose answer was the best: worse ones would be found again."""
+        if self._decision.branch != "ttt" or self._decision.adapter_hit:
+            return
+        if self._vector is not None and self._state is not None:
+            self._client.states.put(self._vector, self._state)
+
+    def _score(self, text: str) -> float:
+        with self._client.judging(), self._timed("reward"):
+            return self._client.reward.score(self._question, [text])[0]
+
+    def _generate(self, branch: Branch, ids: list[int]) -> str:
+        with self._timed(branch):
+            state = self._state if branch == "ttt" else None
+            made = self._client.say(ids, self._settings, self._stopped, state)
+        self._answers[branch] = BranchAnswer(made[0], len(ids), made[1], made[2])
+        return made[0]
+
+    def _timed(self, name: str) -> "_Timer":
+        return _Timer(self._decision.seconds, name)
+
+
+class _Timer:
+    """Adds the seconds of its block to a table."""
+
+    def __init__(self, table: dict[str, float], name: str):
+        self._table, self._name = table, name
+
+    def __enter__(self) -> None:
+        self._started = time.monotonic()
+
+    def __exit__(self, *raised: Any) -> None:
+        self._table[self._name] = self._table.get(self._name, 0.0) + time.monotonic() - self._started

@@ -1,0 +1,132 @@
+"""The server's side: a knowledge base over HTTP. It hears vectors, never a query's text, and logs neither."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import torch
+from fastapi import FastAPI
+from fastapi import Request as Call
+from fastapi.responses import Response
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict, Field
+
+from ....dsl.syntax.diagnostics import Reject
+from ..serving.answers import Refused
+from ..serving.body import read_body
+from ..serving.errors import tell_errors
+from ..serving.metrics import TYPE
+from .engines.index import Unreachable
+from .knowledge import Base
+from .reward import Reward
+
+MOST_SAMPLES = 256
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+
+_APART = 0.01  # from 1, of a vector that was rounded on its way
+
+
+class AskedSamples(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    vector: list[float] = Field(min_length=1, max_length=65_536)
+    count: int = Field(8, ge=1, le=MOST_SAMPLES)
+
+
+class AskedScores(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    question: str
+    answers: Annotated[list[str], Field(min_length=1, max_length=64)]
+
+
+class Library:
+    """A base that is asked; `reward` is None where the server scores nothing."""
+
+    def __init__(self, base: Base, selection: str, reward: Reward | None = None):
+        self.base, self.selection, self.reward = base, selection, reward
+        self._scoring = threading.Lock()
+        self.registry = CollectorRegistry()
+        self.asked = Counter("effc_retrievals", "Lists of samples that were sent.", registry=self.registry)
+        self.took = Histogram("effc_retrieval_seconds", "To find one list.", buckets=_SECONDS, registry=self.registry)
+        self.answers = Counter(
+            "effc_http_responses", "Answers by the path and the status.", ["path", "status"], registry=self.registry
+        )
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "version": self.base.version,
+            "embedder": self.base.embedder,
+            "samples": len(self.base.samples),
+            "centre": [round(v, 6) for v in self.base.centre.tolist()],
+        }
+
+    def search(self, asked: AskedSamples) -> dict[str, Any]:
+        width = self.base.centre.numel()
+        if len(asked.vector) != width:
+            raise Refused(
+                400,
+                f"`vector` has {len(asked.vector)} numbers, the base's have {width}: it is of another embedder",
+                "vector",
+                "other_embedder",
+            )
+        query = torch.tensor(asked.vector)
+        if not torch.isfinite(query).all():
+            raise Refused(400, "`vector` has a number too large for float32", "vector")
+        if abs(float(query.double().norm()) - 1) > _APART:
+            raise Refused(400, f"`vector` has the length {float(query.double().norm()):.3g}, not 1", "vector")
+        try:
+            with self.took.time():
+                matches = self.base.search(query, asked.count, self.selection)
+        except Unreachable as error:
+            raise Refused(503, str(error), code="engine_down") from error
+        self.asked.inc()
+        return {
+            "version": self.base.version,
+            "matches": [{"sample": m.sample.to_json(), "score": round(m.score, 6)} for m in matches],
+        }
+
+    def scores(self, asked: AskedScores) -> dict[str, Any]:
+        if self.reward is None:
+            said = "this server scores no answers: the reward of its folder needs the client's model"
+            raise Refused(404, said, code="no_reward")
+        try:
+            with self._scoring:  # a scorer's adapters are on while it reads
+                found: Sequence[float] = self.reward.score(asked.question, asked.answers)
+        except Reject as refused:
+            first = refused.diagnostics[0]
+            raise Refused(500, first.message, code=first.slug.replace("-", "_")) from refused
+        return {"reward": self.reward.name, "scale": self.reward.scale, "scores": list(found)}
+
+
+def application(library: Library) -> FastAPI:
+    app = FastAPI(title="effc knowledge", docs_url=None, redoc_url=None, openapi_url=None)
+    tell_errors(app)
+
+    @app.post("/v1/retrieve")
+    async def retrieve(call: Call) -> Any:
+        asked = await read_body(call, AskedSamples)
+        return await asyncio.to_thread(library.search, asked)
+
+    @app.post("/v1/score")
+    async def score(call: Call) -> Any:
+        asked = await read_body(call, AskedScores)
+        return await asyncio.to_thread(library.scores, asked)
+
+    @app.get("/v1/knowledge")
+    async def knowledge() -> Any:
+        return library.facts()
+
+    @app.get("/health")
+    async def health() -> Any:
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> Any:
+        return {"status": "ok", "version": library.base.version, "samples": len(library.base.samples)}
+
+    @app.get("/metrics")
+    async def metrics() -> Any:
+        return Response(generate_latest(library.registry), media_type=TYPE)
+
+    return app

@@ -1,0 +1,230 @@
+"""The native engine as a client's voice: the bare model, and one whose low-rank steps are written anew for a query.
+
+A plan of the engine is a list of steps over registers. Behind a linear layer (LoRA), or behind a whole layer (ReFT),
+three are put in: two small products and a sum. Their weights lie in memory that the engine reads, and `put` writes
+there what training left. Both engines read the same large weights, which are in memory once.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ....kernels import packed as packing
+from ....kernels.engine import Engine
+from ...models.rows.forward import evaluating, logits
+from ...runtimes.native.model import NativeModel
+from ...runtimes.native.opening import open_native
+from ...runtimes.native.plan import inputs, renumbered, weights
+from .adaptation import Adaptable, State
+
+_KERNEL = "dense_linear"
+# Of root mean squares, between the engine's logits and PyTorch's under the same adapters: bfloat16 weights, keys and
+# values are 0.02 apart with no adapter at all, and an adapter at the wrong place, or not scaled, is 0.2 and more.
+APART = 0.06
+_READY = 4  # states that are kept as the engine reads them: some 9 MB each for LoRA of rank 8 on 135M parameters
+_SEQUENCES = 4  # a question as it was looked at, answered and judged, and prompts with samples before it
+_REMEMBERED = 2048  # tokens of each
+_DOUBLINGS = 9  # of the spread of random adapters, until they move what the model says
+
+no_place = Fault(
+    "no-place-for-adapters",
+    "The native engine's plan has no place at which adapters of this kind could act.\n\n"
+    "LoRA acts on linear layers that are one step each, ReFT on hidden states that alone leave a layer.",
+    exit="environment",
+)
+
+Plan = Mapping[str, Any]
+
+
+class Voice:
+    """`bare` answers as the model is; `adapted`, where the engine can, by the adapters that were put on last."""
+
+    def __init__(self, bare: NativeModel, adapted: "Adapted | None" = None):
+        self.bare, self._adapted = bare, adapted
+
+    @property
+    def adapted(self) -> NativeModel | None:
+        return self._adapted.model if self._adapted else None
+
+    def put(self, state: State) -> None:
+        assert self._adapted is not None, "this voice has no adapters"
+        self._adapted.put(state)
+
+
+def open_voice(folder: Path, adaptable: Adaptable | None, threads: int | None = None) -> Voice:
+    """Of a folder of the target `native`; adapters are those that `adaptable` trains.
+
+    Raises Reject (no-place-for-adapters) where the plan has none for them.
+    """
+    bare = open_native(folder, threads=threads, sequences=_SEQUENCES, steady=True, remembers=_SEQUENCES * _REMEMBERED)
+    return Voice(bare, Adapted(bare, adaptable) if adaptable else None)
+
+
+class Adapted:
+    """A second engine over the weights of a first, with steps for the adapters."""
+
+    def __init__(self, bare: NativeModel, adaptable: Adaptable):
+        self._kind, self._on, regime = adaptable.regime.kind, adaptable.on, adaptable.regime
+        self._scale = regime.alpha / regime.rank if self._kind == "lora" else 1.0
+        first = adaptable.state()
+        plan, shapes = adapted_plan(bare.plan, self._kind, self._on, _ranks(self._kind, self._on, first))
+        self._own = {name: _blank(shape) for name, shape in shapes.items()}
+        shared = {name.replace("/", "."): tensor for name, tensor in bare.weights.named_buffers()}
+        engine = Engine(
+            {**plan}, {**shared, **self._own}, bare.engine.threads, _SEQUENCES, copy=False, steady=True
+        )  # an answer is the same to the bit, whatever is held of its prompt
+        self._ready: OrderedDict[int, tuple[State, dict[str, Tensor], str]] = OrderedDict()
+        self._made = 0
+        own = {"eos_token_id": bare.generation_config.eos_token_id}
+        self.model = NativeModel(
+            engine, plan, self._own, bare.facts, _SEQUENCES, own, remembers=_SEQUENCES * _REMEMBERED
+        ).eval()
+
+    def put(self, state: State) -> None:
+        """Write a state of the adapters to where the engine reads it; it must not be changed afterwards."""
+        ready = self._ready.pop(id(state), None)
+        if ready is None:
+            self._made += 1
+            ready = state, self._packed(state), f"state {self._made}"
+        for name, tensor in ready[1].items():
+            self._own[name].copy_(tensor)
+        self.model.owner = ready[2]
+        self._ready[id(state)] = ready  # the state is held, so that no other gets its number
+        if len(self._ready) > _READY:
+            self._ready.popitem(last=False)
+
+    def _packed(self, state: State) -> dict[str, Tensor]:
+        """Ten times as dear as a copy of what it gives: 21 ms of CPU for LoRA of rank 8 on 30 layers."""
+        found = {}
+        for path in self._on:
+            low, up, bias = _matrices(self._kind, path, state)
+            for name, matrix in ((f"{path}.low", low), (f"{path}.up", up * self._scale)):
+                found[name] = packing.pack(_KERNEL, matrix.contiguous(), threads=1)
+            if bias is not None:
+                found[f"{path}.low.bias"] = bias
+        return found
+
+
+def _matrices(kind: str, path: str, state: State) -> tuple[Tensor, Tensor, Tensor | None]:
+    """[rank, in], [out, rank] and [rank] of a place: what is added to y is up (low x + bias)."""
+    if kind == "lora":
+        return state[f"{path}.lora_A"], state[f"{path}.lora_B"], None
+    return state[f"{path}.aim"], state[f"{path}.project"].T, state[f"{path}.bias"]
+
+
+def _ranks(kind: str, on: Sequence[str], state: State) -> dict[str, int]:
+    return {path: len(_matrices(kind, path, state)[0]) for path in on}
+
+
+def _blank(shape: Sequence[int]) -> Tensor:
+    return packing.pack(_KERNEL, torch.zeros(*shape), threads=1) if len(shape) == 2 else torch.zeros(*shape)
+
+
+# -- plans ---------------------------------------------------------------------------------------------------
+
+
+def adapted_plan(
+    plan: Plan, kind: str, on: Sequence[str], ranks: Mapping[str, int]
+) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """A plan with steps for adapters behind the places `on`, and the shapes of the weights that they read.
+
+    Raises Reject (no-place-for-adapters).
+    """
+    places = {_end(plan, kind, path): path for path in on}
+    steps: list[dict[str, Any]] = []
+    widths: list[int] = []
+    now: dict[int, int] = {}  # a register of the plan -> the one that stands for it
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def append(width: int, **step: Any) -> int:
+        steps.append({**step, "to": len(steps)})
+        widths.append(width)
+        return len(steps) - 1
+
+    for number, old in enumerate(plan["steps"]):
+        width = plan["registers"][old["to"]]
+        now[old["to"]] = len(steps)
+        append(width, **renumbered(old, now))
+        if number not in places:
+            continue
+        path = places[number]
+        base = now[old["to"]]
+        x = steps[-1]["x"] if kind == "lora" else base
+        rank, bias = ranks[path], None if kind == "lora" else f"{path}.low.bias"
+        shapes[f"{path}.low"], shapes[f"{path}.up"] = (rank, widths[x]), (width, rank)
+        if bias:
+            shapes[bias] = (rank,)
+        low = append(rank, op="linear", x=x, weight=f"{path}.low", bias=bias)
+        up = append(width, op="linear", x=low, weight=f"{path}.up", bias=None)
+        now[old["to"]] = append(width, op="add", x=base, y=up)
+    return {**plan, "steps": steps, "registers": widths, "logits": now[plan["logits"]]}, shapes
+
+
+def _end(plan: Plan, kind: str, path: str) -> int:
+    """The number of the step behind which adapters act."""
+    found = _linear(plan, path) if kind == "lora" else _layer(plan, path)
+    if found is None:
+        what = "is no linear step of its own" if kind == "lora" else "has other results than hidden states"
+        raise Reject(
+            no_place(f"`{path}` {what} in the native engine's plan", help="`generation: torch` lets PyTorch answer")
+        )
+    return found
+
+
+def _linear(plan: Plan, path: str) -> int | None:
+    steps = plan["steps"]
+    found = [i for i, step in enumerate(steps) if step["op"] == "linear" and step["weight"] == f"{path}.weight"]
+    return found[0] if len(found) == 1 else None
+
+
+def _layer(plan: Plan, path: str) -> int | None:
+    """The first step behind all of a layer's own from which on one register alone, that step's, is read."""
+    steps = plan["steps"]
+    own = [i for i, step in enumerate(steps) if any(name.startswith(f"{path}.") for name in weights(step))]
+    if not own:
+        return None
+    made = {step["to"]: i for i, step in enumerate(steps)}
+    for number in range(own[-1], len(steps) - 1):
+        later = {register for step in steps[number + 1 :] for register in inputs(step)}
+        if {register for register in later if made[register] <= number} == {steps[number]["to"]}:
+            return number
+    return None
+
+
+# -- equality ------------------------------------------------------------------------------------------------
+
+
+def apart(voice: Voice, adaptable: Adaptable, ids: Sequence[int], seed: int = 0) -> float:
+    """How far the engine's logits of a prompt are from PyTorch's under the same random adapters, as a share of root
+    mean squares. The adapters are as large as it takes to move the logits by a third, and off again afterwards."""
+    assert voice.adapted is not None, "there are adapters to compare"
+    row, first = torch.tensor([list(ids)]), adaptable.state()
+    try:
+        bare = _logits(adaptable, first, row)
+        for doubled in range(_DOUBLINGS):
+            generator = torch.Generator().manual_seed(seed)
+            spread = 0.01 * 2**doubled
+            state = {name: t + spread * torch.randn(t.shape, generator=generator).to(t) for name, t in first.items()}
+            wanted = _logits(adaptable, state, row)
+            if _distance(wanted, bare) > 1 / 3:
+                break
+        voice.put(state)
+        return _distance(logits(voice.adapted, row), wanted)
+    finally:
+        adaptable.put(first)
+        adaptable.off()
+
+
+def _logits(adaptable: Adaptable, state: State, row: Tensor) -> Tensor:
+    adaptable.put(state)
+    with evaluating(adaptable.model):
+        return logits(adaptable.model, row).float()
+
+
+def _distance(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())

@@ -1,0 +1,197 @@
+"""Which of three ways a query is answered, decided by the reward of what is there so far."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...core.safe_read import MISFIT
+
+Branch = Literal["direct", "rag", "ttt"]
+BRANCHES: tuple[Branch, ...] = ("direct", "rag", "ttt")
+Scales = Mapping[str, tuple[float, float]]
+KINDS = ("sequential", "best", "router", *BRANCHES)
+
+bad_policy = Fault("bad-policy", "A policy file is not what effc writes.", exit="environment")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """
+    kind           "sequential": stop at the first answer that is good enough; "best": make all three and take the
+                   best (dear, the upper bound of what a reward can do); "router": one branch, predicted before
+                   anything is generated; a branch's name: that one always
+    direct, rag    rewards from which that answer is good enough; they belong to this model, reward and domain
+    count          samples that are retrieved
+    shown          of them in the prompt of a retrieval answer
+    scales         by branch, slope and bias of the log-odds that an answer with some reward is right: thresholds are
+                   then of that chance. Without them rewards are compared as they are
+    """
+
+    kind: str = "sequential"
+    direct: float = 0.0
+    rag: float = 0.0
+    count: int = 8
+    shown: int = 4
+    scales: Scales = field(default_factory=dict)
+
+    def worth(self, branch: Branch, reward: float) -> float:
+        """What is compared of an answer: the chance that it is right, or its reward where that has no scale."""
+        if branch not in self.scales:
+            return reward
+        slope, bias = self.scales[branch]
+        return 0.5 + 0.5 * math.tanh((slope * reward + bias) / 2)  # the logistic function, which can't overflow so
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Decision:
+    """What was done for one query. `seconds`, `rewards` and `chances` that the answer is right, where rewards have
+    scales, by branch; `note` says what went wrong on the way."""
+
+    branch: Branch = "direct"
+    rewards: dict[str, float] = field(default_factory=dict)
+    chances: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    samples: int = 0
+    list_hit: bool = False
+    adapter_hit: bool = False
+    steps: int = 0
+    bytes: int = 0
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        body = asdict(self)
+        for name in ("rewards", "chances", "seconds"):
+            body[name] = {key: round(value, 6) for key, value in body[name].items()}
+        return body
+
+
+def good_enough(policy: Policy, branch: Branch, worth: float) -> bool:
+    """Whether a sequential policy stops at this answer."""
+    return branch == "ttt" or worth >= (policy.direct if branch == "direct" else policy.rag)
+
+
+def choose(
+    policy: Policy, answer: Callable[[Branch], str | None], score: Callable[[str], float], decision: Decision
+) -> str:
+    """Run the branches that the policy asks for, and give the best answer among them; the first of equals.
+
+    answer   makes a branch's answer; None where it can't (no server, no samples): the policy goes on without it
+    score    of an answer
+    """
+    assert policy.kind != "router", "a router's choice is a policy of one branch"
+    if policy.kind in BRANCHES:
+        alone: Branch = policy.kind
+        made = answer(alone)
+        decision.branch = alone if made is not None else "direct"
+        return made if made is not None else answer("direct") or ""
+    texts: dict[Branch, str] = {}
+    worth: dict[Branch, float] = {}
+    for branch in BRANCHES:
+        text = answer(branch)
+        if text is None:
+            continue
+        texts[branch] = text
+        decision.rewards[branch] = score(text)
+        worth[branch] = policy.worth(branch, decision.rewards[branch])
+        if policy.scales:
+            decision.chances[branch] = worth[branch]
+        if policy.kind == "sequential" and good_enough(policy, branch, worth[branch]):
+            break
+    decision.branch = max(texts, key=worth.__getitem__)
+    return texts[decision.branch]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a dev question showed: by branch, the reward, whether it was right, and the seconds it took."""
+
+    rewards: Mapping[str, float]
+    right: Mapping[str, bool]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One pair of thresholds, and what the dev set says of it. `shares` of the branches whose answer was given;
+    `scaled` where thresholds are of chances, not of rewards."""
+
+    direct: float
+    rag: float
+    accuracy: float
+    seconds: float
+    shares: Mapping[str, float]
+    scaled: bool = False
+
+
+def outcome(trial: Trial, policy: Policy) -> tuple[Branch, float]:
+    """The branch that a policy takes on a trial, and the seconds it spends until then."""
+    decision, spent = Decision(), [0.0]
+
+    def answer(branch: Branch) -> str | None:
+        spent[0] += trial.seconds[branch]
+        return branch
+
+    choose(policy, answer, lambda branch: trial.rewards[branch], decision)
+    return decision.branch, spent[0]
+
+
+def measure(trials: Sequence[Trial], policy: Policy) -> Point:
+    taken = [outcome(trial, policy) for trial in trials]
+    right = sum(trial.right[branch] for trial, (branch, _) in zip(trials, taken, strict=True)) / len(trials)
+    shares: dict[str, float] = {name: sum(branch == name for branch, _ in taken) / len(taken) for name in BRANCHES}
+    seconds = sum(s for _, s in taken) / len(trials)
+    return Point(policy.direct, policy.rag, right, seconds, shares, bool(policy.scales))
+
+
+def curve(trials: Sequence[Trial], steps: int = 9, scales: Scales | None = None) -> list[Point]:
+    """Every pair of thresholds at quantiles of the dev set's rewards, "never stop" and "always stop" included."""
+    plain = Policy(scales=scales or {})
+    levels = {b: _levels([plain.worth(b, trial.rewards[b]) for trial in trials], steps) for b in BRANCHES[:2]}
+    return [measure(trials, replace(plain, direct=a, rag=b)) for a in levels["direct"] for b in levels["rag"]]
+
+
+def calibrate(
+    trials: Sequence[Trial], price: float = 0.0, steps: int = 9, scales: Scales | None = None
+) -> tuple[Policy, list[Point]]:
+    """The thresholds with the largest accuracy - price * seconds on a dev set, the cheapest of equals, and the curve.
+
+    price    accuracy that a second is worth: 0.01 gives up one answer in a hundred for a second a query
+    scales   rewards are compared as they are, and as chances by these; whichever the dev set says more for
+    """
+    points = curve(trials, steps) + (curve(trials, steps, scales) if scales else [])
+    best = max(points, key=lambda p: (round(p.accuracy - price * p.seconds, 9), -p.seconds))
+    return Policy(direct=best.direct, rag=best.rag, scales=scales or {} if best.scaled else {}), points
+
+
+def _levels(rewards: Sequence[float], steps: int) -> list[float]:
+    ordered = sorted(rewards)
+    inner = {ordered[min(len(ordered) - 1, at * len(ordered) // steps)] for at in range(steps)}
+    span = max(1.0, ordered[-1] - ordered[0])
+    return [ordered[0] - span, *sorted(inner), ordered[-1] + span]
+
+
+def read_policy(text: bytes) -> Policy:
+    try:
+        body = json.loads(text)
+        body["scales"] = {b: tuple(map(float, pair)) for b, pair in body.get("scales", {}).items()}
+        policy = Policy(**body)
+        kinds = (
+            isinstance(policy.direct, (int, float)),
+            isinstance(policy.rag, (int, float)),
+            policy.kind in KINDS,
+            type(policy.count) is int and 1 <= policy.count <= 256,
+            type(policy.shown) is int and 1 <= policy.shown <= policy.count,
+            all(branch in BRANCHES and len(pair) == 2 for branch, pair in policy.scales.items()),
+            all(math.isfinite(number) for pair in policy.scales.values() for number in pair),
+        )
+        if not all(kinds):
+            raise ValueError("a field has another form, or is out of its range")
+    except MISFIT as error:
+        raise Reject(bad_policy(f"the policy can't be read: {error}", help="emit the folder again")) from error
+    return policy

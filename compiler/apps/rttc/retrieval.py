@@ -1,0 +1,135 @@
+"""Where samples come from: a base in this process, or a server that has one. Only a query's vector leaves."""
+
+import http.client
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...core.safe_read import MISFIT, parse_json
+from .engines.index import Unreachable
+from .knowledge import Base, Match
+from .sample import sample_of
+
+_MOST_BYTES = 16 << 20  # of a server's answer
+_SLOWEST = 6  # times the wait for one packet, for all of them
+
+
+class _Here(urllib.request.HTTPRedirectHandler):
+    """A server is asked at its own address: what it redirects to would be given the key."""
+
+    def redirect_request(self, *args: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_Here)
+
+
+def _read(answer: Any, until: float) -> bytes:
+    """An answer, bounded in bytes and in time, however slowly it comes. Raises TimeoutError."""
+    parts, held = [], 0
+    while held <= _MOST_BYTES and (part := answer.read1(_MOST_BYTES + 1 - held)):
+        parts.append(part)
+        held += len(part)
+        if time.monotonic() > until:
+            raise TimeoutError
+    return b"".join(parts)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a client knows of a base. `centre` is what all its texts share, taken off every vector."""
+
+    version: str
+    embedder: str
+    centre: Tensor
+    samples: int
+
+    def place(self, raw: Tensor) -> Tensor:
+        return nn.functional.normalize(raw - self.centre, dim=-1)
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Samples for a query, the version of the base that gave them, and the bytes that went over the wire."""
+
+    matches: Sequence[Match]
+    version: str
+    bytes: int = 0
+
+
+class Retriever(Protocol):
+    """Both methods raise Unreachable."""
+
+    def facts(self) -> Facts: ...
+
+    def retrieve(self, vector: Tensor, count: int) -> Retrieved:
+        """Samples for a placed vector, `count` at most."""
+
+
+@dataclass(frozen=True)
+class Local:
+    base: Base
+    selection: str = "diverse"
+
+    def facts(self) -> Facts:
+        return Facts(self.base.version, self.base.embedder, self.base.centre, len(self.base.samples))
+
+    def retrieve(self, vector: Tensor, count: int) -> Retrieved:
+        return Retrieved(self.base.search(vector, count, self.selection), self.base.version)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A server of `effc serve OUT --role server`."""
+
+    url: str
+    key: str = ""
+    seconds: float = 5.0
+
+    def facts(self) -> Facts:
+        body, _ = self._ask("/v1/knowledge", None)
+        return _facts(body)
+
+    def retrieve(self, vector: Tensor, count: int) -> Retrieved:
+        sent = json.dumps({"vector": [round(v, 6) for v in vector.tolist()], "count": count}).encode()
+        body, received = self._ask("/v1/retrieve", sent)
+        try:
+            matches = [Match(sample_of(row["sample"]), float(row["score"])) for row in body["matches"]]
+            return Retrieved(matches[:count], str(body["version"]), len(sent) + received)
+        except MISFIT as error:
+            raise Unreachable(f"{self.url} answered something else than samples") from error
+
+    def _ask(self, path: str, sent: bytes | None) -> tuple[Any, int]:
+        text = self._received(path, sent)
+        if len(text) > _MOST_BYTES:
+            raise Unreachable(f"{self.url} answered more than {_MOST_BYTES} bytes")
+        try:
+            return parse_json(text), len(text)
+        except ValueError as error:
+            raise Unreachable(f"{self.url} answered no JSON") from error
+
+    def _received(self, path: str, sent: bytes | None) -> bytes:
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        request = urllib.request.Request(self.url.rstrip("/") + path, data=sent, headers=headers)
+        try:
+            with _OPENER.open(request, timeout=self.seconds) as answer:
+                return _read(answer, time.monotonic() + _SLOWEST * self.seconds)
+        except urllib.error.HTTPError as error:
+            raise Unreachable(f"{self.url} refused with status {error.code}") from error
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise Unreachable(f"{self.url} does not answer") from error
+
+
+def _facts(body: Any) -> Facts:
+    try:
+        centre = torch.tensor([float(v) for v in body["centre"]])
+        return Facts(str(body["version"]), str(body["embedder"]), centre, int(body["samples"]))
+    except MISFIT as error:
+        raise Unreachable("the server describes no knowledge base") from error

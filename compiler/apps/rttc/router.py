@@ -1,0 +1,176 @@
+"""Which branch a query needs, predicted before anything is generated.
+
+    router.safetensors    `weight` [branches, width + 2], `bias`, `mean`, `scale`; numbers about it in the metadata
+
+For each branch the odds that its answer is right are a logistic regression over the query's vector and, where they tell
+enough of questions held out to be worth a forward of the prompt, the model's margin and entropy at the first token. The
+branch with the largest probability less `price` for each of its seconds is taken: reward - c * latency, with an
+expected reward.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...core.safe_read import MISFIT, check_regular, parse_json
+from .logistic import fit_logistic
+from .policy import BRANCHES, Branch, Point, Trial
+from .scorer import LEAST_AUC, auc, weak_reward
+from .signals import Signals
+
+NAME, FORMAT, FOLDS = "router.safetensors", 1, 5
+PENALTIES = (0.003, 0.03, 0.3)  # dozens of questions and hundreds of coordinates: how strongly they are held back
+_TELLING = 0.02  # of AUC, that the first token must add: a look is lost where no direct answer goes on from it
+_SIGNALS = 2
+
+broken_router = Fault("broken-router", "A file that was to hold a router does not.", exit="environment")
+
+
+def features(vector: Tensor, shown: Signals | None) -> Tensor:
+    """[width + 2] of one query; its vector is as the base compares them. Zeros stand for what nobody looked at."""
+    return torch.cat([vector, torch.tensor([shown.margin, shown.entropy] if shown else [0.0, 0.0])])
+
+
+@dataclass(frozen=True)
+class Router:
+    """
+    weight, bias    [branches, width + 2], [branches]: log-odds that a branch's answer is right, of scaled features
+    mean, scale     [width + 2] of the features that it was fitted on
+    seconds         that each branch took on the dev set
+    price           probability that a second is worth
+    auc             over (question, branch) pairs, of questions that were held out
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    scale: Tensor
+    seconds: tuple[float, ...]
+    price: float
+    auc: float
+
+    @property
+    def looks(self) -> bool:
+        """Whether it asks for the model's signals at the first token."""
+        return bool(self.weight[:, -_SIGNALS:].any())
+
+    def chances(self, of: Tensor) -> Tensor:
+        """Of features [n, width + 2], the probability that each branch is right, [n, branches]."""
+        return (((of - self.mean) / self.scale) @ self.weight.T + self.bias).sigmoid()
+
+    def branch(self, of: Tensor) -> Branch:
+        """For features [width + 2]; the first of equals, which is the cheapest."""
+        worth = self.chances(of[None])[0] - self.price * torch.tensor(self.seconds)
+        return BRANCHES[int(worth.argmax())]
+
+    def save(self, folder: Path) -> None:
+        told = {"format": FORMAT, "seconds": self.seconds, "price": self.price, "auc": self.auc}
+        parts = {"weight": self.weight, "bias": self.bias, "mean": self.mean, "scale": self.scale}
+        save_file({n: t.contiguous() for n, t in parts.items()}, folder / NAME, {"router": json.dumps(told)})
+
+
+def open_router(folder: Path, width: int) -> Router:
+    """Of a folder; `width` is that of a query's vector."""
+    try:
+        check_regular(folder / NAME)
+        with safe_open(folder / NAME, "pt") as file:
+            told = parse_json(file.metadata()["router"])
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        router = Router(
+            **found, seconds=tuple(map(float, told["seconds"])), price=float(told["price"]), auc=float(told["auc"])
+        )
+        if told["format"] != FORMAT or len(router.seconds) != len(BRANCHES):
+            raise ValueError("it has another form")
+        if router.weight.shape != (len(BRANCHES), width + 2) or router.mean.shape != router.scale.shape:
+            raise ValueError("it was fitted over another embedder")
+        return router
+    except (OSError, SafetensorError, *MISFIT) as error:
+        raise Reject(
+            broken_router(f"{folder / NAME} holds no router: {error}", help="emit the folder again")
+        ) from error
+
+
+def train(trials: Sequence[Trial], of: Tensor, price: float | None, *, seed: int = 0, force: bool = False) -> Router:
+    """Fitted on a dev set; `of` [n, width + 2] are the features of its questions.
+
+    price    of a second; None for the least at which questions held out take no longer than by the better of always
+             `rag` and always `ttt`
+
+    Reject (weak-reward) where questions held out are predicted no better than by a coin, unless `force`.
+    """
+    right = torch.tensor([[float(trial.right[b]) for b in BRANCHES] for trial in trials])  # [n, branches]
+    blind = torch.cat([of[:, :-_SIGNALS], torch.zeros(len(of), _SIGNALS)], dim=1)
+    looking, blindly = _strongest(of, right, seed), _strongest(blind, right, seed)
+    area, of, penalty = looking if looking[0] >= blindly[0] + _TELLING else blindly
+    if area < LEAST_AUC and not force:
+        raise Reject(
+            weak_reward(
+                f"the router's AUC is {area:.3f} on dev questions held out",
+                help="give more dev questions, take `policy: sequential`, or use `force: true`",
+            )
+        )
+    seconds = tuple(sum(t.seconds[b] for t in trials) / len(trials) for b in BRANCHES)
+    if price is None:
+        price = _fair_price(_held_out(of, right, penalty, seed).sigmoid(), right, trials)
+    return Router(*_fit(of, right, penalty), seconds, price, area)
+
+
+def _fair_price(chances: Tensor, right: Tensor, trials: Sequence[Trial]) -> float:
+    """Of chances [n, branches] of questions that their router has not seen."""
+    seconds = torch.tensor([[trial.seconds[b] for b in BRANCHES] for trial in trials])  # [n, branches]
+    mean = seconds.mean(0)
+    better = max((1, 2), key=lambda b: (float(right[:, b].mean()), -float(mean[b])))
+    dearest = 1 / max(float(mean.sort().values.diff().min()), 1e-6)  # a branch that is dearer is never worth as much
+    for price in (0.0, *(dearest * 1.2**-at for at in range(59, -1, -1))):
+        taken = (chances - price * mean).argmax(1, keepdim=True)
+        if float(seconds.gather(1, taken).mean()) <= float(mean[better]):
+            return price
+    return dearest
+
+
+def measure_router(router: Router, trials: Sequence[Trial], of: Tensor) -> Point:
+    """What it does on a set of questions. Thresholds have no part in it."""
+    taken = [router.branch(row) for row in of]
+    right = sum(t.right[b] for t, b in zip(trials, taken, strict=True)) / len(trials)
+    seconds = sum(t.seconds[b] for t, b in zip(trials, taken, strict=True)) / len(trials)
+    return Point(0.0, 0.0, right, seconds, {b: taken.count(b) / len(taken) for b in BRANCHES})
+
+
+def _fit(of: Tensor, right: Tensor, penalty: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mean, scale = of.mean(0), of.std(0, correction=0).clamp(min=1e-6)  # of one question too
+    # A vector's coordinates tell little each and are many: together they weigh as much as one of the two signals.
+    scale = scale * torch.cat([torch.full((of.shape[1] - 2,), (of.shape[1] - 2) ** 0.5), torch.ones(2)])
+    fitted = [fit_logistic((of - mean) / scale, column, penalty) for column in right.T]
+    return torch.stack([weight for weight, _ in fitted]), torch.tensor([bias for _, bias in fitted]), mean, scale
+
+
+def _strongest(of: Tensor, right: Tensor, seed: int) -> tuple[float, Tensor, float]:
+    """The largest area over questions held out that some penalty reaches, the features, and that penalty."""
+    found = {penalty: _spread(_held_out(of, right, penalty, seed), right) for penalty in PENALTIES}
+    penalty = max(found, key=lambda p: found[p])
+    return found[penalty], of, penalty
+
+
+def _held_out(of: Tensor, right: Tensor, penalty: float, seed: int) -> Tensor:
+    """Log-odds [n, branches] of every question, by a router that has not seen it."""
+    order = torch.randperm(len(of), generator=torch.Generator().manual_seed(seed))
+    found = torch.zeros_like(right)
+    for part in order.chunk(min(FOLDS, len(of))):
+        rest = torch.tensor(sorted(set(range(len(of))) - set(part.tolist())), dtype=torch.int64)
+        if not len(rest):
+            continue
+        weight, bias, mean, scale = _fit(of[rest], right[rest], penalty)
+        found[part] = ((of[part] - mean) / scale) @ weight.T + bias
+    return found
+
+
+def _spread(values: Tensor, right: Tensor) -> float:
+    """Area under the curve, of all branches together: knowing that one is better than another counts too."""
+    return auc(values.flatten().tolist(), [bool(r) for r in right.flatten().tolist()])

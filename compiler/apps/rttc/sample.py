@@ -1,0 +1,81 @@
+"""A sample of a knowledge base: what is put into a prompt, and what is trained on."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...core.safe_read import DATA, parse_json, read_regular
+
+bad_samples = Fault(
+    "bad-samples",
+    "A file of samples for a knowledge base can't be read.\n\n"
+    'It is JSON lines, each `{"question": ..., "answer": ...}` or `{"text": ...}`; or a plain '
+    "text, whose paragraphs are the samples.",
+    exit="usage",
+)
+
+MOST_CHARACTERS = 8192  # of a sample: what a stranger put into a base can't make a training longer than this
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A question with its answer, or a text, whose question is ""."""
+
+    question: str
+    answer: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.question}\n{self.answer}" if self.question else self.answer
+
+    @property
+    def subject(self) -> str:
+        """What queries are compared with."""
+        return self.question or self.answer
+
+    def to_json(self) -> dict[str, str]:
+        return {"question": self.question, "answer": self.answer} if self.question else {"text": self.answer}
+
+
+def sample_of(body: Any) -> Sample:
+    """Raises ValueError on what is none."""
+    if isinstance(body, dict) and isinstance(body.get("text"), str) and body["text"].strip():
+        found = Sample("", body["text"])
+    elif isinstance(body, dict) and all(
+        isinstance(body.get(k), str) and body[k].strip() for k in ("question", "answer")
+    ):
+        found = Sample(body["question"], body["answer"])
+    else:
+        raise ValueError("it has neither `question` and `answer` nor `text`")
+    if len(found.text) > MOST_CHARACTERS:
+        raise ValueError(f"it has {len(found.text)} characters, and at most {MOST_CHARACTERS} are taken")
+    found.text.encode()  # UnicodeEncodeError, a ValueError, for a lone surrogate
+    return found
+
+
+def read_samples(file: Path) -> Iterator[Sample]:
+    """Samples of a file, in its order; Reject with the line that is none."""
+    try:
+        text = read_regular(file, DATA).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        why = (getattr(error, "strerror", None) or "it is not UTF-8").lower()
+        raise Reject(bad_samples(f"{file} can't be read: {why}")) from error
+    if file.suffix not in (".jsonl", ".json"):
+        yield from (Sample("", part.strip()) for part in text.split("\n\n") if part.strip())
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                yield sample_of(parse_json(line))
+            except (ValueError, RecursionError) as error:
+                raise Reject(bad_samples(f"line {number} of {file} is no sample: {error}")) from error
+
+
+def distinct(samples: Iterable[Sample]) -> list[Sample]:
+    """The first of those whose texts are the same but for case and spaces."""
+    found: dict[str, Sample] = {}
+    for sample in samples:
+        found.setdefault(" ".join(sample.text.lower().split()), sample)
+    return list(found.values())

@@ -1,0 +1,161 @@
+"""A small reward model of one's own: a linear head over the vectors of a question and an answer."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...core.cache import write_whole
+from ...core.safe_read import CONFIG, DATA, MISFIT, check_regular, parse_json, read_json, read_regular
+from .embedder import Embedder
+from .logistic import fit_logistic
+from .reward import finite
+from .sample import bad_samples
+
+NAME, WEIGHTS, FORMAT = "scorer.json", "scorer.safetensors", 1
+LEAST_AUC = 0.55  # below, a coin is about as good
+
+weak_reward = Fault(
+    "weak-reward",
+    "A reward does not tell right answers from wrong ones, on samples held out.\n\n"
+    "An AUC of 0.5 is a coin's. Routing by it is noise; train on more, or on samples of the own task, "
+    "or insist with `force`.",
+    exit="gate",
+)
+broken_scorer = Fault("broken-scorer", "A folder that was to hold a trained scorer does not.", exit="environment")
+
+
+@dataclass(frozen=True)
+class Graded:
+    """An answer, and whether it was right."""
+
+    question: str
+    answer: str
+    right: bool
+
+
+def auc(scores: Sequence[float], right: Sequence[bool]) -> float:
+    """How often a right answer scores above a wrong one, equals half; 0.5 where one kind is missing."""
+    good = torch.tensor([s for s, r in zip(scores, right, strict=True) if r], dtype=torch.float64)
+    bad = torch.tensor([s for s, r in zip(scores, right, strict=True) if not r], dtype=torch.float64)
+    if not len(good) or not len(bad):
+        return 0.5
+    above = (good[:, None] > bad).double() + 0.5 * (good[:, None] == bad).double()
+    return float(above.mean())
+
+
+class Scorer:
+    """Log-odds that an answer is right. `auc` is that on questions which it was not trained on."""
+
+    name, scale = "scorer", "log-odds"
+
+    def __init__(self, weight: Tensor, bias: float, embedder: Embedder, auc: float):
+        self._weight, self._bias, self._embedder, self.auc = weight, bias, embedder, auc
+
+    def score(self, question: str, answers: Sequence[str]) -> list[float]:
+        features = _features(self._embedder, [question] * len(answers), answers)
+        return finite((features @ self._weight + self._bias).tolist(), self.name)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"weight": self._weight.contiguous()}, folder / WEIGHTS)
+        body = {"format": FORMAT, "bias": self._bias, "auc": self.auc, "embedder": self._embedder.identity}
+        write_whole(folder / NAME, (json.dumps(body, indent=2, sort_keys=True) + "\n").encode())
+
+
+def open_scorer(folder: Path, embedder: Embedder) -> Scorer:
+    try:
+        check_regular(folder / WEIGHTS)
+        body, weight = read_json(folder / NAME, CONFIG), load_file(folder / WEIGHTS)["weight"]
+        if body["format"] != FORMAT or body["embedder"] != embedder.identity or weight.shape != (4 * embedder.width,):
+            raise ValueError("it was trained over another embedder")
+        return Scorer(weight, float(body["bias"]), embedder, float(body["auc"]))
+    except (OSError, SafetensorError, *MISFIT) as error:
+        raise Reject(
+            broken_scorer(f"{folder} holds no scorer for this embedder: {error}", help="train it again")
+        ) from error
+
+
+def train(
+    graded: Sequence[Graded],
+    embedder: Embedder,
+    *,
+    seed: int = 0,
+    held: float = 0.25,
+    penalty: float = 1e-3,
+    force: bool = False,
+) -> Scorer:
+    """Logistic regression, by L-BFGS. Questions are split, so that no question is on both sides.
+
+    Reject (weak-reward) where the AUC on the held-out questions is below 0.55, unless `force`.
+    """
+    parts = halves(graded, seed, held)
+    (x, y), (x_held, _) = [
+        (
+            _features(embedder, [g.question for g in part], [g.answer for g in part]),
+            torch.tensor([float(g.right) for g in part]),
+        )
+        for part in parts
+    ]
+    weight, bias = fit_logistic(x, y, penalty)
+    found = auc((x_held @ weight + bias).tolist(), [g.right for g in parts[1]])
+    refuse_weak(found, parts[1], force)
+    return Scorer(weight, bias, embedder, found)
+
+
+def halves(graded: Sequence[Graded], seed: int, held: float = 0.25) -> tuple[list[Graded], list[Graded]]:
+    """What is learned from, and what is held out: a share of the questions, with all of their answers."""
+    questions = sorted({g.question for g in graded})
+    order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(seed)).tolist()
+    kept = {questions[i] for i in order[: max(1, round(held * len(questions)))]}
+    return [g for g in graded if g.question not in kept], [g for g in graded if g.question in kept]
+
+
+def refuse_weak(found: float, held: Sequence[Graded], force: bool) -> None:
+    """Reject (weak-reward) an area on answers held out that is near a coin's, unless `force`."""
+    if found < LEAST_AUC and not force:
+        questions = len({g.question for g in held})
+        raise Reject(
+            weak_reward(
+                f"the scorer's AUC is {found:.3f} on {len(held)} answers to {questions} questions held out",
+                help="grade more answers of the own task, or use `force`",
+            )
+        )
+
+
+def _features(embedder: Embedder, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
+    """Both vectors, their product and their distance by coordinate, [n, 4 * width]."""
+    if not answers:
+        return torch.empty(0, 4 * embedder.width)
+    asked, told = embedder.embed(questions), embedder.embed(list(answers))
+    return torch.cat([asked, told, asked * told, (asked - told).abs()], dim=1)
+
+
+def read_graded(file: Path) -> list[Graded]:
+    """JSON lines with `question`, `answer` and `right`; Reject with the line that is none."""
+    found = []
+    try:
+        lines = read_regular(file, DATA).decode().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Reject(bad_samples(f"{file} can't be read")) from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            body = parse_json(line)
+            if not isinstance(body, dict) or {"question", "answer", "right"} - body.keys():
+                raise ValueError("it has not all of `question`, `answer` and `right`")
+            if not isinstance(body["right"], bool):
+                raise ValueError("`right` is neither true nor false")
+            found.append(Graded(str(body["question"]), str(body["answer"]), body["right"]))
+        except MISFIT as error:
+            raise Reject(bad_samples(f"line {number} of {file} is no graded answer: {error}")) from error
+    if len({g.question for g in found}) < 4:
+        raise Reject(bad_samples(f"{file} grades answers to fewer than 4 questions"))
+    return found

@@ -1,0 +1,369 @@
+"""A client and a server that answer with test-time compute, guided by a reward."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from .....dsl.checker.values import Bytes
+from .....dsl.syntax.diagnostics import Fault, Reject
+from ....artifacts.artifact import NOTES
+from ....ir.program import Program
+from ....plugin.context import Context
+from ....plugin.interfaces import Form, Target, Wish, param
+from ....targets.hf import FORMS, Hf
+from ....targets.native import FOLDER, Native
+
+no_questions = Fault(
+    "no-dev-questions",
+    "A policy that stops at good answers was asked for without dev questions.\n\n"
+    "How large a reward is large enough belongs to the model, the reward and the domain: it is "
+    "calibrated on questions with known answers.",
+)
+no_graded = Fault("no-graded-answers", "A scorer was to be trained without graded answers.")
+
+
+class Rttc(Target):
+    """A client and a server that answer with test-time compute, guided by a reward.
+
+    Each query is answered directly, with samples of a knowledge base in the prompt (`rag`), or after a short training
+    of low-rank adapters on them (`ttt`), whatever the reward of the answer so far asks for. `effc run` talks to the
+    folder, `effc serve` answers OpenAI's API (`--role client`) or gives samples to clients (`--role server`). The
+    thresholds are calibrated here on the questions of `dev`: the largest accuracy less `price` for each second.
+
+    Source: reward-guided test-time compute with query-state caching; training as in arXiv 2411.07279, samples chosen
+    as in arXiv 2410.08020.
+    Example: rttc("client", knowledge: "kb.jsonl", policy: rag)
+    """
+
+    loads = {
+        "compact": '`compact/` is the client\'s model: `effc.load(".")`; `effc run .` and `effc serve .` use all.',
+        "model": "`model/` is the client's model, an ordinary checkpoint; `effc run .` and `effc serve .` use all.",
+        "compat": "`compat/` is the same, filled with zeros for plain transformers.",
+    }
+    extra = "rttc"
+    requires = ("peft",)
+    unfit = {
+        'policy: sequential & dev: ""': (
+            "`policy: sequential` has no thresholds without `dev`",
+            'give `dev: "dev.jsonl"`, or a fixed policy such as `policy: rag`',
+        ),
+        'policy: router & dev: ""': (
+            "`policy: router` has nothing to learn from without `dev`",
+            'give `dev: "dev.jsonl"`, or a fixed policy such as `policy: rag`',
+        ),
+        "policy: ttt & adapt: none": (
+            "`policy: ttt` always trains, and `adapt: none` leaves nothing to train",
+            "take `adapt: lora`, or `policy: rag`",
+        ),
+        "check: choice & count options < 2": (
+            "`check: choice` has fewer than two words to choose from",
+            'name them: `options: ["yes", "no"]`',
+        ),
+        "scorer: lora & embed: own": (
+            "`scorer: lora` trains a sentence encoder, and there is none",
+            'name one: `embed: "./minilm"`, or take `scorer: head`',
+        ),
+        "scorer: reft & embed: own": (
+            "`scorer: reft` trains a sentence encoder, and there is none",
+            'name one: `embed: "./minilm"`, or take `scorer: head`',
+        ),
+        'reward: scorer & graded: ""': (
+            '`reward: "scorer"` has nothing to learn from without `graded`',
+            'give `graded: "graded.jsonl"`, or `reward: "self"`',
+        ),
+    }
+    reads = {
+        "knowledge": ("file",),
+        "dev": ("file",),
+        "graded": ("file",),
+        "embed": ("folder", "own"),
+        "reward": ("folder", "self", "scorer"),
+    }
+    cannot_hold = {
+        "": {
+            "packed weights": "kernels of packed weights can't be trained through",
+            "pruned caches": "adapters are trained through a plain cache",
+            "interventions": "adapters go onto a model without interventions",
+        }
+    }
+
+    knowledge: str = param("Samples: JSON lines with `question` and `answer`, or `text`; or a text, by paragraphs.")
+    policy: Literal["sequential", "best", "router", "direct", "rag", "ttt"] = param(
+        "Stop at the first answer that is good enough, make all three and take the best, predict one branch before "
+        "anything is generated, or always the same branch.",
+        default="sequential",
+    )
+    dev: str = param("Questions with answers, JSON lines, that thresholds are calibrated on.", default="")
+    check: Literal["exact", "number", "choice", "pattern"] = param(
+        "How an answer to a dev question is compared with the right one.", default="exact"
+    )
+    options: tuple[str, ...] = param("The words that a `choice` chooses from.", default=())
+    embed: str = param(
+        "Folder of a sentence encoder (MiniLM and its kin); `own` uses the model's own states.", default="own"
+    )
+    reward: str = param(
+        "`self` is the model's likelihood, `scorer` is trained from `graded`, else a folder with a "
+        "classifier of one logit.",
+        default="self",
+    )
+    graded: str = param("Answers with `question`, `answer` and `right`, JSON lines, to train a scorer on.", default="")
+    scorer: Literal["head", "lora", "reft"] = param(
+        "What of a `scorer` is trained: a linear head over the vectors of question and answer, or adapters on the "
+        "encoder too, which then reads both together.",
+        default="head",
+    )
+    adapt: Literal["lora", "reft", "none"] = param(
+        "What is trained while answering: low-rank adapters, interventions at every position (cached states are a "
+        "tenth as large), or nothing.",
+        default="lora",
+    )
+    rank: int = param("Of the adapters.", default=8, ge=1, le=256)
+    epochs: int = param("Times that the samples of a query are gone over.", default=2, ge=1, le=16)
+    lr: float = param("Learning rate of AdamW.", default=5e-4, gt=0, le=1)
+    batch: int = param("Samples of a step of training.", default=4, ge=1, le=64)
+    learn: Literal["samples", "answers"] = param(
+        "What is learned: whole samples, or their answers alone, given the questions.", default="samples"
+    )
+    seconds: float = param("After which no step of a query's training is begun.", default=60.0, ge=0, le=600)
+    count: int = param("Samples for a query.", default=8, ge=1, le=256)
+    shown: int = param("Of them in the prompt of a `rag` answer, at most.", default=4, ge=1, le=256)
+    selection: Literal["diverse", "nearest"] = param("How samples are chosen.", default="diverse")
+    generation: Literal["auto", "native", "torch"] = param(
+        "What generates: the native engine, PyTorch, or the engine where the model allows it. Training is PyTorch's.",
+        default="auto",
+    )
+    evict: Literal["lfu", "lru"] = param(
+        "What leaves a full cache: what hit least often, the oldest of equals, or what did not hit for longest.",
+        default="lfu",
+    )
+    lists: Bytes = param("That cached lists of samples may take.", default=Bytes(67_108_864), ge=0)
+    states: Bytes = param("That cached adapters may take.", default=Bytes(67_108_864), ge=0)
+    price: float | None = param(
+        "Accuracy that a second is worth, for the calibration. Unless given, thresholds ask for accuracy alone, and a "
+        "router takes no longer than the better of always `rag` and always `ttt`.",
+        default=None,
+        ge=0,
+    )
+    length: int = param("Most tokens of an answer in the calibration.", default=32, ge=1, le=4096)
+    force: bool = param("Take a reward that tells right from wrong no better than a coin.", default=False)
+
+    def foresee(self, ctx: Context) -> None:
+        from ..sample import read_samples
+        from ..scorer import read_graded
+
+        if self.policy in ("sequential", "router") and not self.dev:
+            lacks = "has no thresholds" if self.policy == "sequential" else "has nothing to learn from"
+            raise Reject(
+                no_questions(
+                    f"`policy: {self.policy}` {lacks} without `dev`",
+                    help='give `dev: "dev.jsonl"`, or a fixed policy such as `policy: rag`',
+                )
+            )
+        if self.reward == "scorer" and not self.graded:
+            raise Reject(
+                no_graded(
+                    "`reward: scorer` has nothing to learn from without `graded`",
+                    help='give `graded: "graded.jsonl"`, or `reward: "self"`',
+                )
+            )
+        if self.generation == "native":
+            Native(path=self.path).foresee(ctx)
+        for _ in read_samples(ctx.folder / self.knowledge):
+            pass
+        self._questions(ctx)
+        if self.reward == "scorer":
+            read_graded(ctx.folder / self.graded)
+        for _, place, fault in self._folders():
+            if not (ctx.folder / place / "config.json").is_file():
+                raise Reject(fault(f"there is no model folder {ctx.folder / place}"))
+
+    def emit(self, program: Program, into: Path, ctx: Context) -> None:
+        from ....core.cache import write_whole
+        from ..app import KNOWLEDGE, App, embedder_of
+        from ..app_folder import NAME
+        from ..calibration import nearness
+
+        Hf(path=self.path).emit(program, into, ctx)
+        model, tokenizer, cache = program.model, ctx.tokenizer, ctx.settings.cache_dir
+        app = App(
+            self._policy(),
+            self._regime(ctx),
+            self._kind(),
+            "own" if self.embed == "own" else "folder",
+            {},
+            self.selection,
+            bytes={"lists": self.lists.value, "states": self.states.value},
+            evict=self.evict,
+            adapters=self.adapt != "none",
+        )
+        self._copy(into, ctx)
+        embedder = embedder_of(app, into, model, tokenizer, cache)
+        base = self._build(into / KNOWLEDGE, embedder, ctx)
+        self._train_scorer(into, embedder, ctx)
+        app = replace(app, near=nearness(base.vectors, ctx.seed))
+        app = replace(app, engine=self._engine(app, program, into, base.samples[0].subject, ctx))
+        if self.dev:
+            app = self._calibrated(app, into, model, tokenizer, ctx)
+        for note in [*self._commands(), *_left_out(base)]:
+            _note(into, note)
+        write_whole(into / NAME, (json.dumps(app.to_json(), indent=2, sort_keys=True) + "\n").encode())
+
+    @classmethod
+    def open(cls, folder: Path, wish: Wish) -> tuple[Any, Any]:
+        return Hf.open(folder, wish)
+
+    def forms(self) -> tuple[Form, ...]:
+        return (*FORMS, *Native(path=self.path).forms())
+
+    def _engine(self, app: Any, program: Program, into: Path, asked: str, ctx: Context) -> str:
+        """Write the engine's folder, and say what generates; why it is not the engine goes into the notes."""
+        from ....runtimes.native.refusal import cannot_run_natively
+        from ..app import engine_of
+
+        if self.generation == "torch":
+            return "torch"
+        try:
+            Native(path=self.path).emit(program, into, ctx)
+        except Reject as refused:
+            if self.generation == "native" or refused.diagnostics[0].fault != cannot_run_natively:
+                raise
+            shutil.rmtree(into / FOLDER)
+            _note(into, f"PyTorch answers, not the native engine: {refused.diagnostics[0].message}.")
+            return "torch"
+        engine, why = engine_of(into, program.model, ctx.tokenizer, app, asked)
+        if why:
+            _note(into, f"Answers after a training come from PyTorch, not the native engine: {why}.")
+        return engine
+
+    def _commands(self) -> list[str]:
+        """How the folder is used, for its model card."""
+        told = [
+            '`effc run . --prompt "..." --explain` answers, and says which way, why, and what it took.',
+            '`effc serve .` answers OpenAI\'s API at http://127.0.0.1:8000/v1 (`pip install "effc[rttc]"`).',
+            "`effc serve . --role server --host 0.0.0.0 --port 9000 --api-key KEY` gives samples to other machines; "
+            "there `EFFC_KNOWLEDGE_KEY=KEY effc serve . --knowledge http://HOST:9000` answers. It sends the vectors of "
+            "questions alone.",
+        ]
+        drawn = (
+            "`calibration.txt` and `calibration.svg` draw what the dev questions showed, `calibration.json` has all."
+        )
+        return [*told, drawn] if self.dev else told
+
+    def _kind(self) -> str:
+        return self.reward if self.reward in ("self", "scorer") else "judge"
+
+    def _policy(self) -> Any:
+        from ..policy import Policy
+
+        return Policy(self.policy, count=self.count, shown=min(self.shown, self.count))
+
+    def _regime(self, ctx: Context) -> Any:
+        from ..adaptation import Regime
+
+        return Regime(
+            rank=self.rank,
+            alpha=2.0 * self.rank,
+            lr=self.lr,
+            batch=self.batch,
+            epochs=self.epochs,
+            answers=self.learn == "answers",
+            seconds=self.seconds,
+            seed=ctx.seed,
+            kind="reft" if self.adapt == "reft" else "lora",
+        )
+
+    def _folders(self) -> list[tuple[str, str, Fault]]:
+        """Models that travel with the folder: where to, where from, and what it is called where there is none."""
+        from ..app import EMBEDDER, REWARD
+        from ..embedder import no_embedder
+        from ..reward import no_judge
+
+        embedder = [] if self.embed == "own" else [(EMBEDDER, self.embed, no_embedder)]
+        return embedder + ([(REWARD, self.reward, no_judge)] if self._kind() == "judge" else [])
+
+    def _copy(self, into: Path, ctx: Context) -> None:
+        for name, place, _ in self._folders():
+            shutil.copytree(ctx.folder / place, into / name, ignore=shutil.ignore_patterns(".*", "*.py", "*.bin"))
+
+    def _build(self, folder: Path, embedder: Any, ctx: Context) -> Any:
+        from ....core.events import Ticked
+        from ..knowledge import build
+
+        guard = [sample.question for sample in self._questions(ctx)]
+        return build(
+            [ctx.folder / self.knowledge],
+            embedder,
+            folder,
+            guard=guard,
+            drafts=ctx.settings.cache_dir / "rttc" / "building",  # what is beside the folder goes with a killed compile
+            tell=lambda at, of: ctx.tick(Ticked("embedding samples", at, of)),
+        )
+
+    def _questions(self, ctx: Context) -> Sequence[Any]:
+        from ..sample import read_samples
+
+        found = [s for s in read_samples(ctx.folder / self.dev) if s.question] if self.dev else []
+        if self.dev and not found:
+            raise Reject(no_questions(f"{self.dev} has no question with an answer"))
+        return found
+
+    def _train_scorer(self, into: Path, embedder: Any, ctx: Context) -> None:
+        from ....core.events import Ticked
+        from ..app import REWARD
+        from ..scorer import read_graded, train
+        from ..tuned_scorer import tune
+
+        if self.reward == "scorer":
+            graded = read_graded(ctx.folder / self.graded)
+            if self.scorer == "head":
+                scorer: Any = train(graded, embedder, seed=ctx.seed, force=self.force)
+            else:
+
+                def tell(at: int, of: int) -> None:
+                    ctx.tick(Ticked("training the scorer", at, of))
+
+                scorer = tune(graded, embedder, self.scorer, tell=tell, seed=ctx.seed, force=self.force)
+            scorer.save(into / REWARD)
+            ctx.record("AUC of the scorer", scorer.auc)
+
+    def _calibrated(self, app: Any, into: Path, model: Any, tokenizer: Any, ctx: Context) -> Any:
+        """With the thresholds, or the router, of the dev questions; what they showed goes into files of its own."""
+        from ..app import client_of
+        from ..calibration import settle, trials
+        from ..generation import Settings
+        from ..reward import Verifier
+
+        questions = self._questions(ctx)
+        every = replace(app.policy, kind="best")  # a router is not there yet
+        off = replace(
+            app, policy=every, near={"lists": 2.0, "states": 2.0}, bytes=dict.fromkeys(("lists", "states"), 0)
+        )  # every question on its own
+        client = client_of(off, into, model, tokenizer, ctx.workdir)
+        verifier = Verifier(self.check, {s.question: s.answer for s in questions}, self.options)
+        try:
+            asked = ctx.each(questions, "calibrating", len(questions))
+            found = trials(client, asked, verifier, Settings(most=self.length, seed=ctx.seed))
+            made = settle(client, app.policy, questions, found, self.price, ctx.seed, self.force)
+        finally:
+            if client.adaptable is not None:
+                client.adaptable.close()
+        ctx.record("AUC of the reward", made.auc["all"])
+        if made.router is not None:
+            ctx.record("AUC of the router", made.router.auc)
+        made.write(into, client.reward)
+        return replace(app, policy=made.policy)
+
+
+def _left_out(base: Any) -> list[str]:
+    if not base.dropped:
+        return []
+    return [f"Of the samples {base.dropped} ask a dev question, or come near one, and were left out of the base."]
+
+
+def _note(into: Path, note: str) -> None:
+    """One more sentence for the model card."""
+    held = json.loads((into / NOTES).read_bytes()) if (into / NOTES).exists() else []
+    (into / NOTES).write_text(json.dumps([*held, note]), encoding="utf-8")

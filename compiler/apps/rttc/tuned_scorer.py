@@ -1,0 +1,155 @@
+"""A reward model of one's own that reads question and answer together: adapters on the sentence encoder, and a head.
+
+The head alone (scorer.py) sees two vectors, which say what texts are about and little of whether a sum is right. Here
+the encoder itself learns, by LoRA or ReFT; its adapters are on while an answer is scored, and off while it embeds.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ....dsl.syntax.diagnostics import Reject
+from ...core.cache import write_whole
+from ...core.safe_read import CONFIG, MISFIT, check_regular, read_json
+from ...models.rows.forward import evaluating
+from .attachment import KINDS, attached, places_of
+from .embedder import Pooled
+from .reward import finite
+from .scorer import FORMAT, NAME, WEIGHTS, Graded, auc, broken_scorer, halves, refuse_weak
+
+_BATCH, _CLIP = 8, 1.0
+
+
+class Tuned:
+    """Log-odds that an answer is right. `auc` is that on questions which it was not trained on."""
+
+    name, scale = "scorer", "log-odds"
+
+    def __init__(self, embedder: Pooled, kind: str, rank: int, seed: int = 0):
+        self._embedder, self._kind, self._rank, self.auc = embedder, kind, rank, 0.5
+        encoder = embedder.encoder
+        self._attachment = attached(kind, encoder, places_of(encoder, kind), rank, 2.0 * rank, seed)
+        self._head = nn.Linear(embedder.width, 1)
+        nn.init.zeros_(self._head.weight)
+        nn.init.zeros_(self._head.bias)
+        own = {id(p) for p in self._attachment.parameters().values()}
+        for parameter in encoder.parameters():
+            parameter.requires_grad_(id(parameter) in own)
+        self._attachment.switch(on=False)
+
+    def score(self, question: str, answers: Sequence[str]) -> list[float]:
+        return finite(self.odds([question] * len(answers), answers).tolist(), self.name)
+
+    def odds(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
+        """Log-odds [n] of answers to questions."""
+        rows, found = self._embedder.pairs(questions, answers), []
+        self._attachment.switch(on=True)
+        try:
+            with evaluating(self._embedder.encoder):
+                for start in range(0, len(rows), _BATCH):
+                    found.append(self._head(self._embedder.mean(rows[start : start + _BATCH]))[:, 0])
+        finally:
+            self._attachment.switch(on=False)
+        return torch.cat(found) if found else torch.empty(0)
+
+    def fit(
+        self,
+        graded: Sequence[Graded],
+        *,
+        epochs: int = 2,
+        lr: float = 1e-3,
+        seconds: float = 1800.0,
+        seed: int = 0,
+        tell: Callable[[int, int], None] = lambda at, of: None,
+    ) -> None:
+        """AdamW over shuffled answers; no step is begun after `seconds`. Both kinds weigh alike, however many."""
+        rows = self._embedder.pairs([g.question for g in graded], [g.answer for g in graded])
+        right = torch.tensor([float(g.right) for g in graded])
+        share = float(right.mean().clamp(0.05, 0.95))
+        weights = torch.where(right > 0, 0.5 / share, 0.5 / (1 - share))
+        own = [*self._attachment.parameters().values(), *self._head.parameters()]
+        self._attachment.switch(on=True)
+        for parameter in own:  # the switch of the adapters froze them
+            parameter.requires_grad_(True)
+        optimizer, draw = torch.optim.AdamW(own, lr=lr, weight_decay=0.0), torch.Generator().manual_seed(seed)
+        steps, until = epochs * -(-len(rows) // _BATCH), time.monotonic() + seconds
+        try:
+            parts = [p for _ in range(epochs) for p in torch.randperm(len(rows), generator=draw).split(_BATCH)]
+            for step, part in enumerate(parts):
+                if time.monotonic() > until:
+                    break
+                odds = self._head(self._embedder.mean([rows[i] for i in part.tolist()]))[:, 0]
+                loss = nn.functional.binary_cross_entropy_with_logits(odds, right[part], weights[part])
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(own, _CLIP)
+                optimizer.step()
+                tell(step + 1, steps)
+        finally:
+            self._attachment.switch(on=False)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {f"adapters.{name}": p.detach().contiguous() for name, p in self._attachment.parameters().items()}
+        head = {"head.weight": self._head.weight.detach(), "head.bias": self._head.bias.detach()}
+        save_file({**state, **head}, folder / WEIGHTS)
+        body = {"format": FORMAT, "kind": self._kind, "rank": self._rank, "auc": self.auc}
+        body |= {"embedder": self._embedder.identity}
+        write_whole(folder / NAME, (json.dumps(body, indent=2, sort_keys=True) + "\n").encode())
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Raises KeyError or ValueError on tensors of another scorer."""
+        own: dict[str, Tensor] = {f"adapters.{name}": p for name, p in self._attachment.parameters().items()}
+        own |= {"head.weight": self._head.weight, "head.bias": self._head.bias}
+        with torch.no_grad():
+            for name, parameter in own.items():
+                if tensors[name].shape != parameter.shape:
+                    raise ValueError(f"`{name}` has another shape")
+                parameter.copy_(tensors[name])
+
+
+def tune(
+    graded: Sequence[Graded],
+    embedder: Pooled,
+    kind: str,
+    *,
+    rank: int = 8,
+    seed: int = 0,
+    force: bool = False,
+    **how: Any,
+) -> Tuned:
+    """Train one; questions are split, so that none is on both sides. Reject (weak-reward) where the AUC on those held
+    out is below 0.55, unless `force`."""
+    learned, held = halves(graded, seed)
+    scorer = Tuned(embedder, kind, rank, seed)
+    scorer.fit(learned, seed=seed, **how)
+    odds = scorer.odds([g.question for g in held], [g.answer for g in held])
+    scorer.auc = auc(odds.tolist(), [g.right for g in held])
+    refuse_weak(scorer.auc, held, force)
+    return scorer
+
+
+def open_tuned(folder: Path, embedder: Pooled) -> Tuned:
+    try:
+        check_regular(folder / WEIGHTS)
+        body, tensors = read_json(folder / NAME, CONFIG), load_file(folder / WEIGHTS)
+        kind, rank = body["kind"], body["rank"]
+        if kind not in KINDS or type(rank) is not int or not 1 <= rank <= 256 or body["format"] != FORMAT:
+            raise ValueError("it has another form")
+        if body["embedder"] != embedder.identity:
+            raise ValueError("it was trained over another embedder")
+        scorer = Tuned(embedder, kind, rank)
+        scorer.load(tensors)
+        scorer.auc = float(body["auc"])
+        return scorer
+    except (OSError, SafetensorError, *MISFIT) as error:
+        raise Reject(
+            broken_scorer(f"{folder} holds no scorer for this embedder: {error}", help="train it again")
+        ) from error

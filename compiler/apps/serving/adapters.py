@@ -1,0 +1,107 @@
+"""Several folders of interventions on one base, for requests that name one: `BASE:NAME`."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+
+if TYPE_CHECKING:
+    from .chat import Reply, Talker
+
+no_adapter = Fault(
+    "no-adapter",
+    "An adapter was named that can't be put onto the model that is served.\n\n"
+    "`--adapter NAME=FOLDER` takes artifacts of the target `reft`, or their `reft/` folders, that were trained in this "
+    "very model; the model is one that torch runs. Requests name it as `MODEL:NAME`.",
+    exit="usage",
+)
+
+
+def named(texts: Sequence[str]) -> dict[str, Path]:
+    """Folders of interventions by name, out of `NAME=FOLDER`. Raises Reject (no-adapter)."""
+    from ...artifacts.reft import FILE, FOLDER
+
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, place = text.partition("=")
+        if not equals or not name or not place or any(mark in name for mark in ":/ ") or not name.isprintable():
+            raise Reject(no_adapter(f"`--adapter {text}` names no adapter", help="write --adapter NAME=FOLDER"))
+        if name in found:
+            raise Reject(no_adapter(f"two adapters are called `{name}`", help="give either a name of its own"))
+        folder = Path(place)
+        inner = next((f for f in (folder / FOLDER, folder) if (f / FILE).is_file()), None)
+        if inner is None:
+            raise Reject(
+                no_adapter(f"{place} holds no interventions", help="name an artifact that the target `reft` wrote")
+            )
+        found[name] = inner
+    return found
+
+
+def views(model: Any, label: str, folders: Mapping[str, Path]) -> dict[str, Any]:
+    """The model once more for every folder, with its interventions on: other modules over the same tensors.
+
+    Raises Reject where the model is none of torch, or another than an adapter was trained in.
+    """
+    from ...artifacts.reft import base_hash, other_base, put_on, read
+    from ...runtimes.native.model import NativeModel
+
+    if not folders:
+        return {}
+    if isinstance(model, NativeModel):
+        raise Reject(
+            no_adapter(
+                f"{label} runs on the native engine, which has no step for interventions",
+                help="serve the model as `hf` wrote it, or its own folder",
+            )
+        )
+    own, made = base_hash(model), {}
+    for name, folder in folders.items():
+        _check_files(folder)
+        base, _ = read(folder)
+        if base["sha256"] != own:
+            raise Reject(
+                other_base(
+                    f"{folder} belongs to {base['place'] or 'the model beside it'}, and {label} has other tensors",
+                    help="serve the model that it was trained in",
+                )
+            )
+        shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+        made[name] = copy.deepcopy(model, shared)
+        put_on(made[name], folder, check=False)
+        made[name].eval()
+    return made
+
+
+def _check_files(folder: Path) -> None:
+    """Compare with the manifest, where the folder is an artifact's."""
+    from ...artifacts.manifest import NAME, read_manifest, verify_files
+
+    if (folder.parent / NAME).is_file():
+        verify_files(folder.parent, read_manifest(folder.parent), under=folder.name)
+
+
+class Talkers:
+    """Talkers by their adapter, "" for the plain model, one of whom answers until a prompt begins with another's name.
+
+    A single adapter answers from the start. Raises Reject (no-adapter) for a name that is none.
+    """
+
+    def __init__(self, talkers: "Mapping[str, Talker]"):
+        self.talkers = talkers
+        self.name = list(talkers)[-1] if len(talkers) == 2 else ""
+
+    @property
+    def chats(self) -> bool:
+        return self.talkers[""].chats
+
+    def say(self, prompt: str, hear: Callable[[str], None]) -> "Reply":
+        if prompt.startswith(":"):
+            name, _, prompt = prompt[1:].partition(" ")
+            if name not in self.talkers:
+                known = ", ".join(f"`:{one}`" for one in self.talkers)
+                raise Reject(no_adapter(f"there is no adapter `{name:.40}`", help=f"there are {known}"))
+            self.name = name
+        return self.talkers[self.name].say(prompt, hear)

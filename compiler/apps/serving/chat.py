@@ -1,0 +1,175 @@
+"""Talking to a causal language model: prompts in, text out as it comes."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...artifacts.verify_child import Exported
+from ...models.rows.chat_template import conversation
+from ...models.rows.inputs import device_of
+from ...models.rows.packed_inputs import hears
+
+prompt_too_long = Fault("prompt-too-long", "A prompt has more tokens than the model has positions.", exit="usage")
+not_generative = Fault("not-generative", "A model that can't generate text was asked to.", exit="usage")
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """`stop` is "end" where the model ended it, "length" at the limit, "stopped" where the reader did."""
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    seconds: float
+    stop: str
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.new_tokens / self.seconds if self.seconds else 0.0
+
+
+def refuse_silent(model: Any) -> None:
+    """Raise Reject of a model that generates nothing, or nothing of texts."""
+    if hears(model):
+        raise Reject(
+            not_generative(
+                "this model hears sounds and reads no prompt",
+                help="`effc.load` opens it, and its `generate` takes `input_features`",
+            )
+        )
+    if getattr(model, "can_generate", lambda: False)():
+        return
+    program = isinstance(model, Exported)
+    raise Reject(
+        not_generative(
+            "a program of torch alone generates no text: it keeps nothing of the tokens before"
+            if program
+            else f"{type(model).__name__} generates no text",
+            help='compile it with `pt2("...", context: 1024)`, or as `hf` or `native`'
+            if program
+            else "`effc run` talks to causal language models",
+        )
+    )
+
+
+@dataclass
+class Talker:
+    """A model with its tokenizer.
+
+    temperature  0 takes the likeliest token each time, so that an answer can be had again
+    seed         of the sampling; every answer starts from it
+    """
+
+    model: Any
+    tokenizer: Any
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    seed: int = 0
+    history: list[Message] = field(default_factory=list)
+
+    def __post_init__(self):
+        refuse_silent(self.model)
+
+    @property
+    def chats(self) -> bool:
+        """Whether the tokenizer knows how a conversation is written."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def say(self, prompt: str, hear: Callable[[str], None]) -> Reply:
+        """Answer (or, without a chat template, continue) a prompt; `hear` gets the text piece by piece.
+
+        A KeyboardInterrupt ends the answer; what was said stays in the history.
+        """
+        asked = [*self.history, {"role": "user", "content": prompt}]
+        inputs, asked = self._encode(asked, prompt)
+        stream = _Stream(self.tokenizer, hear)
+        started, stop = time.monotonic(), ""
+        torch.manual_seed(self.seed)
+        try:
+            with torch.inference_mode():
+                self.model.generate(**inputs, **self._sampling(), streamer=stream)
+        except KeyboardInterrupt:
+            stop = "stopped"
+        stream.flush()
+        if self.chats:
+            self.history = [*asked, {"role": "assistant", "content": stream.text}]
+        stop = stop or ("length" if len(stream.tokens) >= self.max_new_tokens else "end")
+        asked_tokens, seconds = inputs["input_ids"].shape[1], time.monotonic() - started
+        return Reply(stream.text, asked_tokens, len(stream.tokens), seconds, stop)
+
+    def _encode(self, asked: list[Message], prompt: str) -> tuple[dict[str, Any], list[Message]]:
+        """Token ids; the oldest exchanges are forgotten where the model has too few positions."""
+        room = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
+        while True:
+            ids = self._ids(asked, prompt)
+            if ids.shape[1] < room:
+                break
+            if len(asked) == 1:
+                raise Reject(prompt_too_long(f"the prompt has {ids.shape[1]} tokens, the model takes {room - 1}"))
+            asked = asked[2:]
+        ids = ids.to(device_of(self.model))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, asked
+
+    def _ids(self, asked: Sequence[Message], prompt: str) -> torch.Tensor:
+        if self.chats:
+            text = conversation(self.tokenizer, asked, add_generation_prompt=True)
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        else:
+            ids = self.tokenizer(prompt)["input_ids"]
+        start = self.tokenizer.bos_token_id
+        ids = ids or [start if start is not None else self.tokenizer.eos_token_id or 0]
+        return torch.tensor([ids])
+
+    def _sampling(self) -> dict[str, Any]:
+        ends = self.model.generation_config.eos_token_id
+        ends = self.tokenizer.eos_token_id if ends is None else ends
+        pad = self.tokenizer.pad_token_id
+        pad = (ends[0] if isinstance(ends, list) else ends) if pad is None else pad
+        chosen: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "eos_token_id": ends,
+            "pad_token_id": pad,
+            "do_sample": self.temperature > 0,
+        }
+        if self.temperature > 0:
+            return {**chosen, "temperature": self.temperature}
+        return {**chosen, "temperature": None, "top_p": None, "top_k": None}
+
+
+class _Stream:
+    """What `generate` calls a streamer: turns tokens into text as soon as the characters are whole."""
+
+    def __init__(self, tokenizer, hear: Callable[[str], None]):
+        self.tokenizer, self.hear = tokenizer, hear
+        self.tokens: list[int] = []
+        self.text = ""
+        self.prompt_seen = False
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.prompt_seen:
+            self.prompt_seen = True
+            return
+        self.tokens += value.reshape(-1).tolist()
+        self._emit(self._decoded(), last=False)
+
+    def end(self) -> None:
+        self.flush()
+
+    def flush(self) -> None:
+        self._emit(self._decoded(), last=True)
+
+    def _decoded(self) -> str:
+        return self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+
+    def _emit(self, whole: str, last: bool) -> None:
+        if not last and whole.endswith("\ufffd"):  # a character of several tokens is not complete
+            return
+        if len(whole) > len(self.text):
+            self.hear(whole[len(self.text) :])
+            self.text = whole

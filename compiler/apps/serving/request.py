@@ -1,0 +1,144 @@
+"""One request on its way: what was asked, what was answered so far."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ....kernels.sampling import Sampler
+from .text import Stops, Words
+
+Finish = Literal["", "stop", "length", "cancelled", "failed"]
+
+_BEFORE = 6  # tokens of a prompt that the first of the answer are decoded behind
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt, and how it is to be continued.
+
+    most          tokens at most; prompt and answer fit in the context
+    top_k         0 keeps all; the other settings as `kernels.sampling.Sampler` has them
+    stops         strings that end the answer and are not part of it
+    alternatives  how many of the likeliest tokens are told beside each; None tells no probabilities
+    adapter       whose model answers; "" for the plain one
+    owner         whose requests this one may go on with
+    """
+
+    ids: tuple[int, ...]
+    most: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stops: tuple[str, ...] = ()
+    alternatives: int | None = None
+    adapter: str = ""
+    owner: str = ""
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token that was chosen, the logarithm of its probability, and the likeliest ones with theirs."""
+
+    id: int
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some more of an answer. `finish` says that it was the last, `count` how many tokens there are now.
+
+    held    tokens of the prompt that were known from a request before
+    error   of one that "failed" what broke, for the log and nobody else; of one that was "cancelled" why
+    """
+
+    text: str
+    count: int
+    finish: Finish = ""
+    error: str = ""
+    tokens: tuple[Token, ...] = ()
+    held: int = 0
+
+
+class Job:
+    """A request that was accepted.
+
+    hear      gets the pieces, in the thread of the scheduler
+    pending   tokens that the model has not seen yet
+    sequence  of the model, None while the request waits
+    whole     its prompt is read in one call
+    held      tokens of the prompt that its sequence had from a request before
+    """
+
+    def __init__(self, request: Request, hear: Callable[[Piece], None], tokenizer: Any, ends: Sequence[int]):
+        self.request, self.hear = request, hear
+        self.pending = list(request.ids)
+        self.sequence: int | None = None
+        self.whole = False
+        self.held = 0
+        self.cancelled = False
+        self.over = False  # its last piece was heard
+        self.count = 0
+        self.submitted = time.monotonic()
+        self.first = 0.0  # when its first token came
+        self._ends = frozenset(ends)
+        self._words, self._stops = Words(tokenizer, request.ids[-_BEFORE:]), Stops(request.stops)
+        self._seen = list(request.ids)
+        self._untold: list[Token] = []
+        self._sampler = Sampler(
+            request.temperature, request.top_k, request.top_p, request.repetition_penalty, request.seed
+        )
+
+    @property
+    def starting(self) -> bool:
+        """Whether the model still reads the prompt."""
+        return self.count == 0
+
+    @property
+    def owner(self) -> int:
+        """The sequence that the request has, now that it does not wait."""
+        assert self.sequence is not None, "a request that waits has no sequence"
+        return self.sequence
+
+    @property
+    def known(self) -> list[int]:
+        """The tokens that its sequence has."""
+        return self._seen[: len(self._seen) - len(self.pending)]
+
+    def advance(self, logits: Tensor) -> Piece:
+        """Choose the next token by logits [vocabulary]; the piece of text that it makes certain."""
+        token = self._sampler.choose(logits, self._seen)
+        self.count += 1
+        if self.request.alternatives is not None:
+            self._untold.append(_token(token, logits, self.request.alternatives))
+        finish: Finish = ""
+        if token in self._ends:
+            text, finish = "", "stop"
+        else:
+            self._seen.append(token)
+            self.pending = [token]
+            text = self._stops.push(self._words.push(token))
+            finish = "length" if self.count >= self.request.most else ""
+        if finish:
+            text += self._stops.push(self._words.end())
+            text += self._stops.end()
+        finish = "stop" if self._stops.met else finish
+        return Piece(text, self.count, finish, tokens=self._certain(), held=self.held)
+
+    def _certain(self) -> tuple[Token, ...]:
+        """The tokens of text that is out: none that may belong to a stop string."""
+        if self._stops.met or self._stops.holds:
+            return ()
+        told, self._untold = tuple(self._untold), []
+        return told
+
+
+def _token(token: int, logits: Tensor, alternatives: int) -> Token:
+    logprobs = logits.float().log_softmax(-1)
+    values, ids = logprobs.topk(min(alternatives, len(logprobs)))
+    return Token(token, float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))

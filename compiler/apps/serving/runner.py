@@ -1,0 +1,161 @@
+"""What serves: a model that keeps several sequences at once, and takes tokens of all of them in one call."""
+
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+
+unserved_model = Fault(
+    "unserved-model",
+    "A model was asked to be served that can't answer.\n\n"
+    "Causal language models that attend to a cache are served: artifacts of the targets `native` and `hf`, "
+    "and model folders. Models with state-space layers are served as artifacts of `native`: with transformers some "
+    "compute wrong logits when a prompt comes in pieces.",
+    exit="usage",
+)
+
+MOST_SEQUENCES = 16
+_PIECE = 128  # tokens of one forward: a prompt is cut at multiples of it, whatever else runs
+
+
+class Runner(Protocol):
+    """Flat batches of tokens, each of one sequence, which it extends; the native engine is one."""
+
+    sequences: int
+    context: int
+    vocabulary: int
+
+    @property
+    def backward(self) -> bool:
+        """Whether a sequence can be cut to any length, as `Places` asks."""
+
+    def run(self, ids: Sequence[int], sequences: Sequence[int], wanted: Sequence[int]) -> Tensor:
+        """Logits [wanted, vocabulary] float32 of the tokens at these positions of `ids`."""
+
+    def forget(self, sequence: int, length: int = 0) -> None: ...
+
+    def length(self, sequence: int) -> int: ...
+
+    def cancel(self) -> None:
+        """From any thread: a running call may end with an exception, and its sequences are then forgotten."""
+
+
+class CachedModel:
+    """A model of transformers as a runner: one forward per sequence, each with its cache.
+
+    Sequences never share a forward, so that answers do not depend on what else runs.
+
+    adapters    the same model with interventions on it, by name: modules of their own over the same weights, so that
+                nothing is switched in what another sequence runs on
+    """
+
+    backward = False  # whole sequences are forgotten
+
+    def __init__(self, model: Any, sequences: int = MOST_SEQUENCES, adapters: Mapping[str, Any] | None = None):
+        from ...ir.layers.reft import interventions
+
+        config = model.config.get_text_config(decoder=True)
+        self._models = {"": model, **(adapters or {})}
+        self._edited = {name: any(True for _ in interventions(made)) for name, made in self._models.items()}
+        self._chosen: dict[int, str] = {}  # what sequences run on, where that is not the model itself
+        self._caches: dict[int, Any] = {}
+        self._lengths = [0] * sequences
+        self.sequences = sequences
+        self.context = getattr(config, "max_position_embeddings", None) or 1 << 20
+        self.vocabulary = config.vocab_size
+
+    def choose(self, sequence: int, adapter: str) -> bool:
+        """Let a new sequence run on an adapter's model, "" for the plain one; whether its prompt must come whole.
+
+        Interventions edit the first and the last tokens of a prompt, which they know if it is read in one forward.
+        """
+        self._chosen[sequence] = adapter
+        return self._edited[adapter]
+
+    @torch.inference_mode()
+    def run(self, ids: Sequence[int], sequences: Sequence[int], wanted: Sequence[int]) -> Tensor:
+        found, asked, start = [], set(wanted), 0
+        while start < len(ids):
+            end = start + 1
+            room = _PIECE - self._lengths[sequences[start]] % _PIECE
+            if self._edited[self._chosen.get(sequences[start], "")]:
+                room = len(ids)
+            while end < len(ids) and sequences[end] == sequences[start] and end - start < room:
+                end += 1
+            logits = self._forward(sequences[start], ids[start:end])
+            found += [logits[i - start].float().cpu() for i in range(start, end) if i in asked]
+            start = end
+        return torch.stack(found) if found else torch.empty(0, self.vocabulary)
+
+    def _forward(self, sequence: int, ids: Sequence[int]) -> Tensor:
+        from transformers.cache_utils import DynamicCache
+
+        if sequence not in self._caches:
+            self._caches[sequence] = DynamicCache(config=self._models[""].config)
+        model = self._models[self._chosen.get(sequence, "")]
+        row = torch.tensor([list(ids)], device=model.device)
+        made = model(input_ids=row, cache=self._caches[sequence], use_cache=True)
+        self._lengths[sequence] += len(ids)
+        return made.logits[0]
+
+    def forget(self, sequence: int, length: int = 0) -> None:
+        assert length == 0, "a sequence is forgotten whole"
+        self._caches.pop(sequence, None)
+        self._chosen.pop(sequence, None)
+        self._lengths[sequence] = 0
+
+    def length(self, sequence: int) -> int:
+        return self._lengths[sequence]
+
+    def cancel(self) -> None:
+        """A forward goes on to its end: torch has no way to break it off."""
+
+
+def try_out(runner: Runner) -> None:
+    """One token, before anybody asks: a model that can't be computed is found out while somebody looks."""
+    logits = runner.run([0], [0], [0])
+    runner.forget(0)
+    if tuple(logits.shape) != (1, runner.vocabulary):
+        raise ValueError(f"logits of {tuple(logits.shape)} for {runner.vocabulary} tokens")
+
+
+def runner_of(model: Any, label: str, adapters: Mapping[str, Any] | None = None) -> Runner:
+    """The native engine of an artifact that has one, else the model; Reject where that can't be served.
+
+    adapters    as `CachedModel` has them; `adapters.views` makes them
+    """
+    from ...ir.layers.leaves import is_state_space
+    from ...runtimes.native.model import NativeModel
+    from ...runtimes.native.seq2seq import NativeTranslator
+
+    if isinstance(model, NativeTranslator):
+        raise Reject(
+            unserved_model(
+                f"{label} reads a source and answers with a target, and the server continues texts",
+                help='say it with `effc run`, or from Python with `effc.load("...").generate(...)`',
+            )
+        )
+    if isinstance(model, NativeModel) and model.can_generate():
+        assert not adapters, "the native engine was given adapters"
+        return model.engine
+    can_generate = getattr(model, "can_generate", None)
+    if can_generate is None or not can_generate() or getattr(model.config, "is_encoder_decoder", False):
+        kind = type(model).__name__
+        raise Reject(
+            unserved_model(
+                f"{label} is no causal language model: {kind} answers no prompt",
+                help="serve one that generates text; from Python, `effc.load` gives what this one computes",
+            )
+        )
+    if is_state_space(model) or "cache" not in signature(model.forward).parameters:
+        raise Reject(
+            unserved_model(
+                f"{label} keeps a state, and such models may misread a prompt in pieces",
+                help="emit it as `native` and serve that; `effc run` talks to it as it is",
+            )
+        )
+    return CachedModel(model, adapters=adapters)

@@ -1,0 +1,230 @@
+"""Continuous batching: one thread that owns a model and gives it, call by call, tokens of all requests.
+
+A call holds one token of each answer that grows, and a piece of the prompts that are still read: short while
+others wait for their next token, so that a long prompt slows them and does not stop them.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...runtimes.native.sequence_pool import Places
+from .errors import place_of
+from .metrics import Metrics
+from .request import Finish, Job, Piece, Request
+from .runner import MOST_SEQUENCES, Runner
+
+PROMPT_TOKENS = 512  # of prompts in a call that nobody else waits for
+SHARED_PROMPT_TOKENS = 64  # of prompts in a call that answers share
+STOPS = "the server stops"
+
+
+class Full(Exception):
+    """As many requests wait as may; `seconds` until it is worth to ask again."""
+
+    def __init__(self, seconds: int):
+        super().__init__(f"ask again in {seconds} s")
+        self.seconds = seconds
+
+
+class Stopped(Exception):
+    """The scheduler takes no more requests."""
+
+
+class Scheduler:
+    """Requests over one runner.
+
+    ends      tokens that end an answer
+    waiting   requests that may wait while others run
+    choose    gives a new sequence its adapter, and says whether its prompt must be read in one call
+    remembers tokens of requests before that are held for those that go on with them; 0 where the runner can't
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Any,
+        ends: Sequence[int],
+        waiting: int = 64,
+        running: int = MOST_SEQUENCES,
+        choose: Callable[[int, str], bool] = lambda sequence, adapter: False,
+        remembers: int = 0,
+    ):
+        self._choose = choose
+        self._runner, self._tokenizer, self._ends = runner, tokenizer, tuple(ends)
+        self._most_waiting = waiting
+        self._places = min(running, runner.sequences)
+        self._free = Places(runner, self._places, remembers)
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._serve, name="effc-scheduler", daemon=True)
+        self.metrics = Metrics()
+        self.metrics.gauge("effc_requests_running", "Requests that are being answered.", lambda: len(self._running))
+        self.metrics.gauge("effc_requests_waiting", "Requests that wait for a place.", lambda: len(self._waiting))
+
+    # -- from any thread -------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it answers requests."""
+        return self._thread.is_alive() and not self._stopping
+
+    def submit(self, request: Request, hear: Callable[[Piece], None]) -> Job:
+        """Take a request; `hear` gets its answer piece by piece. Raises Full, or Stopped."""
+        job = Job(request, hear, self._tokenizer, self._ends)
+        with self._changed:
+            if not self.alive:
+                raise Stopped
+            if len(self._waiting) >= self._most_waiting + len(self._free):
+                self.metrics.requests.labels("refused").inc()
+                raise Full(self._patience())
+            self._waiting.append(job)
+            self._changed.notify()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Nobody waits for the answer any more; what has ended stays as it is."""
+        with self._changed:
+            job.cancelled = True
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Take no more requests and cancel all. A call of the model may go on, and nobody waits for it."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+            for job in [*self._running, *self._waiting]:
+                self._tell(job, Piece("", job.count, "cancelled", STOPS))
+        self._runner.cancel()
+
+    def join(self, seconds: float) -> None:
+        self._thread.join(seconds)
+
+    def _patience(self) -> int:
+        """Seconds until as many places are free as requests wait, by how long requests took so far."""
+        rounds = (len(self._waiting) + 1) / self._places
+        return max(1, min(60, round(self.metrics.mean * rounds)))
+
+    # -- in its own thread -----------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        try:
+            while self._ready():
+                self._call()
+        finally:  # also where it breaks: nobody waits for ever
+            with self._changed:
+                self._stopping = True
+                for job in [*self._running, *self._waiting]:
+                    self._end(job, "cancelled", STOPS)
+
+    def _ready(self) -> bool:
+        """Wait for work; drop what was cancelled, and give free places to those who wait longest."""
+        with self._changed:
+            while True:
+                if self._stopping:
+                    return False
+                dropped = [job for job in (*self._running, *self._waiting) if job.cancelled]
+                for job in dropped:
+                    self._end(job, "cancelled", "nobody waits for the answer")
+                while self._waiting and self._free:
+                    job = self._waiting.popleft()
+                    sequence = self._place(job)
+                    job.whole = self._choose(sequence, job.request.adapter)
+                    self._running.append(job)
+                if self._running:
+                    return True
+                self._changed.wait()
+
+    def _place(self, job: Job) -> int:
+        """A sequence for a request; what it holds of the prompt is not read again."""
+        job.sequence, job.held = sequence, _ = self._free.take(job.request.ids, job.request.owner)
+        job.pending = job.pending[job.held :]
+        self.metrics.held_tokens.inc(job.held)
+        return sequence
+
+    def _call(self) -> None:
+        """One call of the model, and what follows from it."""
+        batch = self._batch()
+        ids = [token for _, tokens in batch for token in tokens]
+        owners = [job.owner for job, tokens in batch for _ in tokens]
+        wanted, whole, at = [], [], 0
+        for job, tokens in batch:
+            at += len(tokens)
+            if len(tokens) == len(job.pending):
+                whole.append(job)
+                wanted.append(at - 1)
+        try:
+            logits = self._runner.run(ids, owners, wanted)
+            assert len(logits) == len(wanted), f"{len(logits)} rows of logits for {len(wanted)} tokens"
+        except Exception as error:  # whatever it is, the next requests may fare better
+            for job, _ in batch:
+                why = STOPS if self._stopping else place_of(error)
+                self._end(job, "cancelled" if self._stopping else "failed", why)
+            return
+        self._count(batch, len(ids))
+        for job, tokens in batch:
+            job.pending = job.pending[len(tokens) :]
+        for job, row in zip(whole, logits, strict=True):
+            self._advance(job, row)
+
+    def _batch(self) -> list[tuple[Job, list[int]]]:
+        """Whose tokens go into the next call: answers first, then prompts in the order in which they came."""
+        growing = [job for job in self._running if not job.starting]
+        room = SHARED_PROMPT_TOKENS if growing else PROMPT_TOKENS
+        batch = [(job, job.pending) for job in growing]
+        for job in self._running:
+            if job.starting and room:
+                batch.append((job, job.pending if job.whole else job.pending[:room]))
+                room = max(0, room - len(batch[-1][1]))
+        return batch
+
+    def _count(self, batch: Sequence[tuple[Job, list[int]]], tokens: int) -> None:
+        self.metrics.call.observe(tokens)
+        self.metrics.prompt_tokens.inc(sum(len(part) for job, part in batch if job.starting))
+
+    def _advance(self, job: Job, logits: Any) -> None:
+        if job.cancelled:
+            return
+        starting = job.starting
+        try:
+            piece = job.advance(logits)
+        except Exception as error:  # logits that are no numbers, or none that this request can be drawn by
+            self._end(job, "failed", place_of(error))
+            return
+        self.metrics.new_tokens.inc()
+        if starting:
+            job.first = time.monotonic()
+            self.metrics.first.observe(job.first - job.submitted)
+        if piece.finish:
+            self._end(job, piece.finish, piece=piece)
+        elif piece.text or piece.tokens:
+            self._tell(job, piece)
+
+    def _end(self, job: Job, finish: Finish, error: str = "", piece: Piece | None = None) -> None:
+        """Free the place of a request, then say that it has ended."""
+        if job in self._running:
+            self._running.remove(job)
+            assert job.sequence is not None, "what runs has a sequence"
+            self._free.give_back(job.sequence, () if finish == "failed" else job.known, job.request.owner)
+        else:
+            self._waiting.remove(job)
+        now = time.monotonic()
+        self.metrics.requests.labels(finish).inc()
+        if piece:
+            self.metrics.ended(now - job.submitted)
+            if job.count > 1:
+                self.metrics.step.observe((now - job.first) / (job.count - 1))
+        self._tell(job, piece or Piece("", job.count, finish, error))
+
+    @staticmethod
+    def _tell(job: Job, piece: Piece) -> None:
+        if not job.over:
+            job.over = bool(piece.finish)
+            job.hear(piece)

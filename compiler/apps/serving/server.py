@@ -1,0 +1,192 @@
+"""An address of this machine, and a server at it that ends when it is told to."""
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from .access_log import AccessLog
+from .connection import Door, settings
+from .guard import Admission, Guard, loopback
+from .keys import Keys
+from .limits import Limits
+
+address_taken = Fault(
+    "address-taken",
+    "The address that a server was to answer at can't be used.\n\n"
+    "Another program listens there, or the host is none of this machine's. `--port 0` takes a free port.",
+    exit="environment",
+)
+
+
+open_server = Fault(
+    "open-server",
+    "A server without keys was to be reached from other machines.\n\n"
+    "Everybody who reaches the address could use the model, and nothing that is sent is hidden from others on the "
+    "way unless TLS is on. Give --api-key (or EFFC_API_KEY), best with --tls-cert and --tls-key; --insecure serves "
+    "without, where the network itself keeps strangers off.",
+    exit="usage",
+)
+bad_certificate = Fault(
+    "bad-certificate",
+    "The certificate or the key that a server was to use for TLS can't be read.\n\n"
+    "Both are PEM files: --tls-cert holds the certificate and its chain, --tls-key the private key without a "
+    "passphrase.",
+    exit="usage",
+)
+
+SPARE = 32  # connections that are told that there are too many; more are closed without a word
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """How a server meets the network.
+
+    cert, key   PEM files for TLS, or neither
+    origins     of web pages that may use it
+    """
+
+    admission: Admission = field(default_factory=Admission)
+    limits: Limits = field(default_factory=Limits)
+    log: AccessLog = field(default_factory=lambda: AccessLog(None))
+    cert: Path | None = None
+    key: Path | None = None
+    origins: Sequence[str] = ()
+
+
+def admission_at(listener: socket.socket, host: str, keys: Keys, allowed: Sequence[str], insecure: bool) -> Admission:
+    """Who may ask at an address. On this machine's own, only under its own names; elsewhere, only with a key."""
+    if loopback(listener.getsockname()[0]):
+        return Admission(keys, {*_LOCAL, host.lower(), *(name.lower() for name in allowed)})
+    if not keys and not insecure:
+        raise Reject(
+            open_server(
+                f"{host} can be reached from other machines, and there is no --api-key",
+                help="`--api-key $(openssl rand -hex 24)` makes one; --insecure insists",
+            )
+        )
+    return Admission(keys, {name.lower() for name in allowed} or None)
+
+
+def check_certificate(cert: Path | None, key: Path | None) -> None:
+    """Reject files that TLS could not use, before a model is loaded."""
+    if cert is None and key is None:
+        return
+    if cert is None or key is None:
+        given, missing = ("--tls-key", "--tls-cert") if cert is None else ("--tls-cert", "--tls-key")
+        raise Reject(bad_certificate(f"{given} needs {missing} beside it"))
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
+    except OSError as error:  # SSLError is one
+        why = f"`{cert}` and `{key}` are no certificate and its private key: {_words(error)}"
+        raise Reject(bad_certificate(why)) from error
+
+
+def listening(host: str, port: int) -> Door:
+    """A socket at which clients may already wait; Reject where there can be none."""
+    help = "stop the program that listens there, or choose another --port; 0 takes a free one"
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = Door(family, kind)
+    except OSError as error:
+        help = "--host 127.0.0.1 is this machine alone, 0.0.0.0 all its addresses"
+        raise Reject(address_taken(f"`{host}` is no host here: {_words(error)}", help=help)) from error
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen()
+    except OSError as error:
+        made.close()
+        if error.errno == errno.EADDRINUSE:
+            raise Reject(address_taken(f"port {port} of {host} is in use", help=help)) from error
+        why = f"port {port} of {host} can't be used: {_words(error)}"
+        raise Reject(address_taken(why, help=help)) from error
+    return made
+
+
+def url_of(listener: socket.socket, secure: bool = False) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"{'https' if secure else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def guarded(app: FastAPI, count: Callable[[str, int, float], None], entrance: Entrance) -> Any:
+    """An application behind all that keeps strangers off; `count` hears the path, status and seconds of an answer."""
+    known = {getattr(route, "path", "") for route in app.routes}
+
+    def counted(path: str, status: int, seconds: float) -> None:
+        """Paths that strangers make up are one, or they would fill the memory."""
+        count(path if path in known else "other", status, seconds)
+
+    guard = Guard(app, entrance.admission, entrance.limits, entrance.log, counted)
+    if not entrance.origins:
+        return guard
+    return CORSMiddleware(
+        guard,
+        allow_origins=list(entrance.origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type"],
+        expose_headers=["X-Request-Id"],
+    )
+
+
+def serve(app: Any, listener: Door, entrance: Entrance, ready: Callable[[], None], stop: Callable[[], None]) -> None:
+    """Answer until a signal comes; it is raised again at the end, as KeyboardInterrupt under `effc`.
+
+    stop   cancels all that is answered, as soon as the signal is there
+    """
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=1,
+        ssl_certfile=entrance.cert,
+        ssl_keyfile=entrance.key,
+        **settings(entrance.limits),
+    )
+    listener.most = entrance.limits.connections + SPARE
+    with closing(listener):
+        try:
+            _Server(config, ready, stop, entrance.limits.seconds).run(sockets=[listener])
+        finally:
+            entrance.log.close()
+
+
+class _Server(uvicorn.Server):
+    """Tells when it is up, and cancels all requests as soon as it is to end: they don't hold it up.
+
+    seconds   that a client has to agree on TLS
+    """
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], stop: Callable[[], None], seconds: float):
+        super().__init__(config)
+        self._ready, self._stop, self._seconds = ready, stop, seconds
+
+    async def startup(self, sockets=None) -> None:
+        if self.config.is_ssl:  # uvicorn has no setting for it, and asyncio waits for a minute
+            loop = asyncio.get_running_loop()
+            loop.create_server = partial(loop.create_server, ssl_handshake_timeout=self._seconds)  # type: ignore[method-assign]
+        await super().startup(sockets)
+        self._ready()
+
+    def handle_exit(self, sig, frame) -> None:
+        super().handle_exit(sig, frame)
+        asyncio.get_running_loop().call_soon_threadsafe(self._stop)
+
+
+def _words(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

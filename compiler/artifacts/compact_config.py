@@ -1,0 +1,94 @@
+"""config.json of a checkpoint with true shapes: what effc needs to rebuild it, and a seal for everyone else.
+
+The original config and the edits are under the key `effc`. Plain transformers must not load such a folder: it
+would fill the tensors of dropped branches at random and only log it. So `model_type` is "effc", which
+`AutoModel` refuses by name, and `transformers_weights` names a file that doesn't exist, which the model
+classes themselves stumble over.
+"""
+
+import json
+import types
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ..core.safe_read import MANIFEST, read_json
+
+FORMAT = 1
+KEY = "effc"
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+CONFIG = "config.json"
+_SEAL = {"model_type": "effc", "transformers_weights": "load-this-folder-with-effc.safetensors"}
+
+not_sealed = Fault("no-effc-config", "A folder's config.json was not written by effc.", exit="environment")
+
+
+def record(base: Mapping[str, Any], edits: Any, dtype: str) -> dict[str, Any]:
+    """What goes under the key `effc`. `base` is the config before any edit, `edits` is `Edits.to_json()`."""
+    from ..core.fingerprint import versions
+
+    return {"format": FORMAT, "base": dict(base), "edits": edits, "dtype": dtype, "versions": versions()}
+
+
+def seal(folder: Path) -> None:
+    """Make the config.json that transformers wrote into the folder one that only effc loads."""
+    file = folder / CONFIG
+    body = json.loads(file.read_bytes())
+    assert KEY in body, f"{file} has no key {KEY}"
+    file.write_text(json.dumps(body | _SEAL, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of a folder, checked; Reject where there is none."""
+    file = folder / CONFIG
+    try:
+        body = read_json(file, MANIFEST)
+    except OSError as error:
+        raise Reject(not_sealed(f"{folder} has no {CONFIG} that can be read")) from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise Reject(not_sealed(f"{file} is not JSON")) from error
+    found = body.get(KEY) if isinstance(body, dict) else None
+    if not isinstance(found, dict):
+        raise Reject(
+            not_sealed(
+                f"{file} has no key `{KEY}`",
+                help="an ordinary checkpoint is loaded with transformers' own `from_pretrained`",
+            )
+        )
+    if type(found.get("format")) is not int or found["format"] > FORMAT:
+        raise Reject(
+            not_sealed(
+                f"{file} has record format {found.get('format')}, this effc reads {FORMAT}",
+                help="install the effc that wrote it, or a newer one",
+            )
+        )
+    base = found.get("base")
+    if not (isinstance(base, dict) and isinstance(base.get("model_type"), str) and "edits" in found):
+        raise Reject(not_sealed(f"{file} lacks the original config or the edits"))
+    if str(found.get("dtype")) not in _DTYPES:
+        raise Reject(not_sealed(f"{file} has another dtype than {', '.join(_DTYPES)}"))
+    versions = found.get("versions", {})
+    if not (isinstance(versions, dict) and all(isinstance(text, str) for text in versions.values())):
+        raise Reject(not_sealed(f"{file} has versions of another form"))
+    return found
+
+
+def attach(model: Any, found: Mapping[str, Any]) -> None:
+    """Have the model's own `save_pretrained` write folders that `effc.load` reads.
+
+    The method is bound to the instance: the class stays transformers' own, so that generation, Trainer and
+    PEFT know it. `push_to_hub(...)` goes through it too. Weights keep the names that they have in memory.
+    """
+    setattr(model.config, KEY, dict(found))
+    model.save_pretrained = types.MethodType(_save, model)
+
+
+def _save(model: Any, save_directory: Any, *args: Any, save_original_format: bool = False, **options: Any) -> None:
+    if options.pop("push_to_hub", False):
+        raise TypeError("save first, then call `push_to_hub` of the model: the config is sealed in between")
+    plain = partial(type(model).save_pretrained, model, save_directory, *args)
+    plain(save_original_format=save_original_format, **options)
+    if (Path(save_directory) / CONFIG).is_file():
+        seal(Path(save_directory))

@@ -1,0 +1,92 @@
+"""Whether all weights of an artifact are numbers: a compile writes no others, so NaN or infinity was put there since.
+
+Hashes can't tell: whoever changes weights can write them anew.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ..core.quantity import counted
+from .manifest import Manifest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+weights_not_finite = Fault(
+    "weights-not-finite",
+    "Weights of an artifact hold NaN or infinity.\n\n"
+    "A compile refuses a model that has such weights, and reopens what it wrote: they came to be afterwards, and "
+    "hashes that fit were written beside them. A mask of 0 and minus infinity is none.",
+    exit="environment",
+)
+
+
+def check_finite(path: Path, manifest: Manifest) -> None:
+    """Raises Reject (weights-not-finite) with the tensors of an artifact that hold NaN or infinity; its forms were
+    checked before."""
+    wrong = [
+        _fault_of(path / file, name, x) for file in manifest.files for name, x in _tensors(path / file) if not _sound(x)
+    ]
+    if wrong:
+        raise Reject(*wrong)
+
+
+def _fault_of(file: Path, name: str, x: "Tensor") -> Diagnostic:
+    count = int((~x.float().isfinite()).sum())
+    return weights_not_finite(
+        f"{file}: `{name}` holds {counted(count, 'value')} NaN or infinite",
+        help="compile again, or fetch the artifact again from somebody whom you trust",
+    )
+
+
+def _sound(x: "Tensor") -> bool:
+    """Whether a tensor is of numbers, or is a mask, or one infinite bound."""
+    if not x.is_floating_point() or not x.numel():
+        return True
+    x = x if x.element_size() > 1 else x.float()  # 8 bits have no order in torch
+    if all(end.isfinite() for end in x.aminmax()):
+        return True
+    if x.isnan().any():
+        return False
+    rest = x[x.isfinite()]
+    return x.numel() == 1 or bool(len(rest) and not rest.any() and (x <= 0).all())
+
+
+def _tensors(file: Path) -> "Iterator[tuple[str, Tensor]]":
+    """The tensors of a file of weights by name, one at a time; none of another."""
+    from ..runtimes.gguf.engine import FILE as GGUF
+    from ..runtimes.native.plan_files import WEIGHTS
+    from .exported import tensors as exported
+
+    match file.suffix, file.name:
+        case ".safetensors", _:
+            from safetensors import safe_open
+
+            with safe_open(file, "pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                    yield name, opened.get_tensor(name)
+        case _, name if name == WEIGHTS:
+            yield from _native(file.parent)
+        case _, name if name == GGUF:
+            from ..runtimes.gguf.reading import read
+
+            stored = read(file)
+            yield from ((entry, stored.tensor(entry)) for entry in stored.entries)
+        case ".onnx", _:
+            from ..runtimes.onnx.checking import check, weights
+
+            yield from weights(file.parent, check(file.parent, file.stem), file.stem).items()
+        case ".pt2", _:
+            yield from exported(file)
+
+
+def _native(folder: Path) -> "Iterator[tuple[str, Tensor]]":
+    import torch
+
+    from ...kernels.packed_linear import unpacked
+    from ..runtimes.native.plan_files import read, tensors
+
+    for name, x in tensors(folder, read(folder), mapped=True).items():
+        yield name, unpacked(x) if x.dtype == torch.uint8 else x

@@ -1,0 +1,55 @@
+"""What a few tokens say of the original, the program in memory and every form: compression and runtime told apart."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from ..core.quantity import digits, size
+
+
+@dataclass(frozen=True)
+class Account:
+    """A few tokens through the original, the program in memory or a form of the artifact.
+
+    divergence   KL from the original, nats per token: what compression and runtime cost together
+    drift        KL from the program in memory, of forms alone: what file format and runtime changed
+    agreement    share of positions where it would choose the original's next token
+    perplexity   None of random tokens
+    bytes        of weights; of a form, of its files
+    data         that the tokens are from; "" of random ones
+    """
+
+    what: str
+    divergence: float | None
+    drift: float | None
+    agreement: float | None
+    perplexity: float | None
+    bytes: int
+    tokens: int
+    data: str = ""
+
+    @property
+    def where(self) -> str:
+        return f"{self.tokens} tokens of {self.data}" if self.data else f"{self.tokens} random tokens"
+
+
+def table(artifacts: Mapping[str, tuple[Account, ...]]) -> list[Account]:
+    """The rows of several artifacts of one pipeline: the original and programs in memory once, forms by artifact."""
+    found: dict[str, Account] = {}
+    for place, accounts in artifacts.items():
+        for row in accounts:
+            known = row.drift is None
+            name = row.what if known or len(artifacts) == 1 else f"{place}: {row.what}"
+            found.setdefault(name, replace(row, what=name))
+    return list(found.values())
+
+
+def account_rows(accounts: Iterable[Account]) -> list[tuple[str, ...]]:
+    """A table as people read it, its head first."""
+    head = ("", "KL to original", "KL to memory", "same top token", "perplexity", "bytes")
+    return [head, *(_shown(row) for row in accounts)]
+
+
+def _shown(row: Account) -> tuple[str, ...]:
+    nats = ["" if v is None else f"{v:.2g}" if v < 1e-3 else f"{v:.4f}" for v in (row.divergence, row.drift)]
+    same = "" if row.agreement is None else f"{100 * row.agreement:.1f} %"
+    return row.what, *nats, same, "" if row.perplexity is None else digits(row.perplexity), size(row.bytes)

@@ -1,0 +1,23 @@
+"""Which artifacts hold points to choose from."""
+
+from pathlib import Path
+
+from ...dsl.syntax.diagnostics import Fault, Reject
+from .manifest import Manifest, read_manifest
+
+no_front = Fault("no-front", "A point is picked from an artifact that holds one model.", exit="usage")
+
+FRONT, FAMILY = "front", "family"  # targets whose artifacts hold points
+
+
+def read_front(path: Path) -> Manifest:
+    """The manifest of a front; Reject (no-front) of anything else."""
+    front = read_manifest(path)
+    if front.kind not in (FRONT, FAMILY):
+        raise Reject(
+            no_front(
+                f"{path} was written by the target `{front.kind}`, which holds one model",
+                help='emit a front first: `emit NAME { front("sizes") }`',
+            )
+        )
+    return front

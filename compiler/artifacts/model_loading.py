@@ -1,0 +1,135 @@
+"""Models from the folders of an artifact: what transformers reads itself, and what is rebuilt from a config and edits.
+
+The folders may come from anybody: sizes are held against the weights that are there before anything is built.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ..core.safe_read import MISFIT
+from .compact_config import attach, not_sealed
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from ..ir.edits import Edits
+    from ..models.checkpoints.weights import Weights
+
+SPARE = 64  # times as large as its stored weights may a model have been before it was edited
+
+tensors_differ = Fault(
+    "tensors-differ", "The tensors of a folder are not those that its record asks for.", exit="environment"
+)
+
+
+def stock_model(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
+    """A folder that transformers reads itself."""
+    from ..models.checkpoints.checkpoint import check_names, stock
+    from ..models.checkpoints.config_bounds import check_numbers
+    from ..models.checkpoints.model_folder import read_config, refuse_adapter
+    from ..models.checkpoints.weights import find_weights
+
+    config, weights = read_config(folder / "config.json", str(folder)), find_weights(folder, str(folder))
+    refuse_adapter(folder, str(folder))
+    check_numbers(config, weights.slots, str(folder))
+    model, info = stock(
+        folder, config, weights, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    check_names(info, str(folder))
+    return model.eval()
+
+
+def rebuild(folder: Path, record: Mapping[str, Any], dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
+    """The blank original, edited again, with the folder's weights mapped in."""
+    from ..models.checkpoints.meta_init import cut_tables
+    from ..models.checkpoints.pretrained import pretrained
+
+    model, edits, weights = edited(folder, record)
+    fill(model, folder, weights, cut_tables(model, edits.shapes), dtype)
+    attach(model, record)
+    _dress(model, folder)
+    return pretrained(model.eval())
+
+
+def edited(folder: Path, record: Mapping[str, Any]) -> "tuple[Any, Edits, Weights]":
+    """The blank original with a record's edits, without storage, these edits, and the folder's weights.
+
+    Raises Reject where the folder's weights are too few for such a model, or the edits are none of it.
+    """
+    import torch
+
+    from ..ir.edits import Edits, replay
+    from ..models.checkpoints.checkpoint import build, check_size
+    from ..models.checkpoints.config_bounds import check_numbers
+    from ..models.checkpoints.meta_init import blank
+    from ..models.checkpoints.weights import find_weights
+
+    weights = find_weights(folder, str(folder))
+    check_numbers(record["base"], weights.slots, str(folder), spare=SPARE)
+    with torch.device("meta"):
+        check_size(build(record["base"], record["dtype"]), weights.count, spare=SPARE)
+    model = blank(record["base"], record["dtype"])
+    edits = Edits.from_json(record["edits"])
+    try:
+        replay(model, edits)
+    except MISFIT as error:
+        raise Reject(
+            not_sealed(
+                f"{folder / 'config.json'} has edits that this effc can't replay: {error}",
+                help="install the effc that wrote it",
+            )
+        ) from error
+    return model, edits, weights
+
+
+def fill(
+    model: Any,
+    folder: Path,
+    weights: "Weights",
+    tables: "Mapping[str, torch.Tensor]",
+    dtype: "torch.dtype | None" = None,
+) -> None:
+    """Map the folder's tensors into the model; Reject unless they are the model's, name by name."""
+    from ..ir.surgery import put
+    from ..ir.weights import assign, distinct
+    from ..models.checkpoints.tensor_files import mapped
+
+    wanted = {**dict(distinct(model)), **tables}
+    found = dict(mapped(weights))
+    known = model.state_dict(keep_vars=True).keys() | wanted.keys()
+    wrong = [f"`{n}` is missing" for n in wanted if n not in found]
+    wrong += [f"`{n}` has no place in the model" for n in found if n not in known]
+    wrong += [
+        f"`{n}` is {tuple(found[n].shape)} in the file and {tuple(w.shape)} in the model"
+        for n, w in wanted.items()
+        if n in found and found[n].shape != w.shape
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise Reject(
+            tensors_differ(
+                f"{folder}: {', '.join(wrong[:3])}{more}",
+                help="weights and config.json are of different saves: copy both again",
+            )
+        )
+    kept = {name: found[name] for name in wanted if name not in tables}
+    assign(model, {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in kept.items()})
+    for name in tables:
+        put(model, name, found[name])
+
+
+def _dress(model: Any, folder: Path) -> None:
+    """What `from_pretrained` adds to a bare model."""
+    from transformers import GenerationConfig
+
+    from ..models.checkpoints.checkpoint import library
+    from ..models.checkpoints.generation_config import read_generation
+
+    if model.can_generate() and (folder / "generation_config.json").is_file():
+        with library(str(folder)):
+            read_generation(folder)
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.name_or_path = model.config.name_or_path = str(folder)

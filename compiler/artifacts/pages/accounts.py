@@ -1,0 +1,30 @@
+"""The same tokens through the original, the program in memory and each form, as rows of a table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..form_losses import account_rows, table
+from .sheet import Sheet, word
+
+
+@dataclass(frozen=True)
+class Row:
+    """`shares` are of the largest divergence: what there is, and what of it the program in memory has too."""
+
+    what: str
+    cells: tuple[str, ...]
+    shares: tuple[float, float]
+
+
+def accounts(sheets: Sequence[Sheet]) -> list[Row]:
+    found = table({sheet.place: sheet.manifest.accounts for sheet in sheets if sheet.manifest.accounts})
+    if not found:
+        return []
+    most = max([row.divergence or 0.0 for row in found]) or 1.0
+    program, rows = 0.0, []
+    for row, (_, *cells) in zip(found, account_rows(found)[1:], strict=True):
+        if row.drift is None:
+            program = row.divergence or 0.0
+        whole = row.divergence or 0.0
+        rows.append(Row(word(row.what), tuple(cells), (whole / most, min(whole, program) / most)))
+    return rows

@@ -1,0 +1,86 @@
+"""The recipe's text line by line, with what came of each line beside it."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ...core.quantity import counted, measured, size
+from .sheet import Sheet, number, rows, table, word
+
+LINES = 2000
+_TOKENS = re.compile(
+    r'(?P<comment>\#.*)|(?P<string>"""|"(?:[^"\\]|\\.)*"?)'
+    r"|(?P<key>\b(?:effspec|use|model|data|pipeline|expect|emit|param|variant|export|in|on|as|base)\b)"
+    r"|(?P<number>\b\d[\d_.]*(?:e-?\d+)?\s?(?:%|[KMG]i?B|ms|s\b)?)|(?P<name>[\w.]+)|(?P<other>\s+|.)"
+)
+
+
+@dataclass
+class Line:
+    """`tokens` are (class, text); `notes` are (outcome, text), an outcome being "" where nothing was judged."""
+
+    number: int
+    tokens: list[tuple[str, str]]
+    notes: list[tuple[str, str]] = field(default_factory=list)
+
+
+def listing(sheets: list[Sheet]) -> list[Line]:
+    """Sheets are of one recipe, each of another artifact."""
+    manifest = sheets[0].manifest
+    text = manifest.recipe.get("text", "").splitlines()[:LINES]
+    lines = [Line(i, tokens) for i, tokens in enumerate(_tokens(text), 1)]
+    for sheet in sheets:
+        for at, note in _notes(sheet, text):
+            if note not in lines[at].notes:
+                lines[at].notes.append(note)
+    return lines
+
+
+def _tokens(text: list[str]) -> Iterator[list[tuple[str, str]]]:
+    """A few classes are enough to read by: comments, texts, numbers, the language's own words."""
+    inside = False  # a text of several lines
+    for line in text:
+        found: list[tuple[str, str]] = []
+        for part in _TOKENS.finditer(line):
+            kind = part.lastgroup or ""
+            if part[0] == '"""':
+                inside, kind = not inside, "string"
+            elif inside:
+                kind = "string"
+            kind = "" if kind in ("name", "other") else kind
+            if found and found[-1][0] == kind:
+                found[-1] = (kind, found[-1][1] + part[0])
+            else:
+                found.append((kind, part[0]))
+        yield found
+
+
+def _notes(sheet: Sheet, text: list[str]) -> Iterator[tuple[int, tuple[str, str]]]:
+    manifest = sheet.manifest
+    took = {word(s.get("name")): s for s in map(table, rows(manifest.run.get("steps")))}
+    for step in manifest.steps:
+        at = _find(text, rf"^\s*{re.escape(step.get('name', ''))}\s*=")
+        if at is not None and step.get("name"):
+            yield at, ("", _took(word(step.get("summary")), table(took.get(step["name"]))))
+    for e in manifest.expectations:
+        if 0 < e.line <= len(text) and e.text in " ".join(text[e.line - 1].split()):
+            unit = next((m.unit for m in manifest.measures if e.text.startswith(f"{m.metric} ")), "")
+            value = measured(e.value, unit) if e.value is not None else ""
+            yield (
+                e.line - 1,
+                (e.outcome, " · ".join(filter(None, (f"{e.outcome}: {value}" if value else e.outcome, e.note)))),
+            )
+    at = _find(text, rf"^\s*(emit\s.*)?{re.escape(manifest.kind)}\(.*{re.escape(sheet.place)}")
+    if at is not None and sheet.place:
+        checks = f", {counted(len(manifest.checks), 'check')} in fresh processes" if manifest.checks else ""
+        yield at, ("", f"{size(manifest.bytes)}{checks}")
+
+
+def _took(summary: str, took) -> str:
+    seconds = number(took.get("seconds"))
+    spent = "from the cache" if took.get("cached") is True else measured(seconds, "s") if seconds is not None else ""
+    return " · ".join(filter(None, (summary, spent)))
+
+
+def _find(text: list[str], pattern: str) -> int | None:
+    return next((i for i, line in enumerate(text) if re.search(pattern, line)), None)

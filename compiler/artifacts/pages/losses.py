@@ -1,0 +1,46 @@
+"""What training came to: the loss by step, on the rows that taught and on those that were held out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...core.quantity import digits
+from .chart import SAYS, Chart, axis, chart, dot, hue
+from .sheet import number, rows
+
+MOST = 2000
+
+
+def losses(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """None where a step trained nothing."""
+    course = next((d for d in decisions if rows(d.get("loss"))), None)
+    if course is None:
+        return None
+    lines = {"trained on": _points(course.get("loss")), "held out": _points(course.get("held_out"))}
+    values: list[dict[str, Any]] = [
+        {"step": step, "loss": loss, "kind": kind, "says": f"{kind}, step {step:.0f}: {digits(loss)}"}
+        for kind, points in lines.items()
+        for step, loss in points
+    ]
+    if len(values) < 2:
+        return None
+    hues = hue([v["kind"] for v in values])
+    x, y = axis("step", "step", axis={"format": "~s"}), axis("loss", "loss", scale={"zero": False})
+    spec = {
+        "data": {"values": values},
+        "encoding": {"x": x, "y": y, "color": hues},
+        "layer": [
+            {"mark": {"type": "line", "strokeWidth": 2, "aria": False}},
+            {"mark": dot(36), "encoding": {"description": SAYS}},
+        ],
+    }
+    held, best = lines["held out"] or lines["trained on"], number(course.get("best"))
+    says = f"Loss by step: {digits(held[0][1])} at first, {digits(held[-1][1])} at last"
+    says += f", lowest after step {best:.0f}." if best is not None else "."
+    listed = [(v["kind"], f"{v['step']:.0f}", digits(v["loss"])) for v in values]
+    return chart("Loss while it was trained", says, spec, ("rows", "step", "loss"), listed)
+
+
+def _points(value: Any) -> list[tuple[float, float]]:
+    pairs = [p for p in rows(value)[:MOST] if isinstance(p, (list, tuple)) and len(p) == 2]
+    read = [(number(step), number(loss)) for step, loss in pairs]
+    return [(step, loss) for step, loss in read if step is not None and loss is not None]

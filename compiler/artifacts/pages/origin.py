@@ -1,0 +1,158 @@
+"""Where an artifact comes from and what it is: versions, machine, hashes, sizes, and what each step took."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...core.quantity import change, counted, measured, size
+from ..manifest import Check
+from .sheet import Sheet, number, rows, table, word
+
+FILES = 500
+
+
+@dataclass(frozen=True)
+class Spent:
+    """A step's time and memory beside what `plan` said; shares are of the longest."""
+
+    name: str
+    planned: str
+    took: str
+    planned_share: float
+    took_share: float
+    peak: str
+
+
+def facts(sheet: Sheet) -> list[tuple[str, str]]:
+    """Name and value, those that are known."""
+    manifest = sheet.manifest
+    lock, machine = manifest.lock, manifest.machine
+    versions = {"effc": manifest.effc, **table(lock.get("versions"))}
+    memory = number(machine.get("memory_bytes"))
+    found = [
+        ("Compiled", word(manifest.run.get("created")).replace("T", " ").replace("+00:00", " UTC")),
+        ("Recipe", " ".join(filter(None, (word(manifest.recipe.get("name")), word(manifest.recipe.get("variant")))))),
+        ("Versions", ", ".join(f"{name} {word(v)}" for name, v in versions.items() if v)),
+        ("Processor", ", ".join(filter(None, (word(machine.get("cpu")), word(machine.get("isa")))))),
+        ("Machine", ", ".join(filter(None, (word(machine.get("os")), size(memory) + " of memory" if memory else "")))),
+        ("Python", word(machine.get("python"))),
+        ("Threads", _plain(lock.get("threads"))),
+        ("Device", word(lock.get("device"))),
+        ("Seed", _plain(lock.get("seed"))),
+        ("Parameters", ", ".join(f"{n} = {_plain(v)}" for n, v in table(manifest.recipe.get("params")).items())),
+        ("Size on disk", f"{size(manifest.bytes)} in {counted(len(manifest.files), 'file')}" if manifest.files else ""),
+    ]
+    return [(name, value) for name, value in found if value]
+
+
+def hashes(sheet: Sheet) -> list[tuple[str, str]]:
+    """What identifies the artifact and all that went into it."""
+    own = [("artifact", sheet.hash)] if sheet.hash else []
+    return own + [(word(label), word(identity)) for label, identity in sheet.manifest.lock.get("inputs", {}).items()]
+
+
+def files(sheet: Sheet) -> list[tuple[str, str, str]]:
+    return [(word(name), size(bytes_), word(sha)) for name, (bytes_, sha) in list(sheet.manifest.files.items())[:FILES]]
+
+
+def spent(sheet: Sheet) -> list[Spent]:
+    found = []
+    for step in map(table, rows(sheet.manifest.run.get("steps"))[:FILES]):
+        planned, took, peak = (number(step.get(name)) for name in ("planned", "seconds", "peak_bytes"))
+        found.append((word(step.get("name")), planned, took, peak, step.get("cached") is True))
+    measuring = number(table(sheet.manifest.run.get("seconds")).get("measure"))
+    if measuring is not None:
+        found.append(("measuring", None, measuring, None, False))
+    longest = max([v for _, planned, took, *_ in found for v in (planned, took) if v], default=1.0)
+    return [
+        Spent(
+            name,
+            measured(planned, "s") if planned else "",
+            "from the cache" if cached else measured(took, "s") if took is not None else "",
+            (planned or 0.0) / longest,
+            (took or 0.0) / longest,
+            size(peak) if peak else "",
+        )
+        for name, planned, took, peak, cached in found
+    ]
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """A form of the artifact, and how far its outputs were from those in memory."""
+
+    form: str
+    outputs: int
+    worst: str
+    allowed: str
+    share: float  # of what is allowed
+    reasons: tuple[str, ...]
+
+
+def reopened(checks: tuple[Check, ...]) -> list[Reopened]:
+    forms: dict[str, list[Check]] = {}
+    for check in checks:
+        forms.setdefault(word(check.what.partition(",")[0]), []).append(check)
+    found = []
+    for form, said in forms.items():
+        worst = max(said, key=lambda c: (c.worst or 0.0) / c.tolerance if c.tolerance else 0.0)
+        share = (worst.worst or 0.0) / worst.tolerance if worst.tolerance else 0.0
+        reasons = tuple(dict.fromkeys(word(c.reason) for c in said if c.reason))
+        found.append(
+            Reopened(
+                form, len(said), f"{worst.worst or 0.0:.2g}", f"{worst.tolerance or 0.0:.2g}", min(share, 1.0), reasons
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measure with its bounds: (text, limit, outcome, note)."""
+
+    metric: str
+    before: str
+    after: str
+    change: str
+    good: str  # "better", "worse" or ""
+    spread: str
+    bounds: tuple[tuple[str, str, str, str], ...]
+    shares: tuple[float, float] = (0.0, 0.0)  # of the larger of both
+
+
+def measures(sheet: Sheet) -> list[Row]:
+    found, left = [], list(sheet.manifest.expectations)
+    for m in sheet.manifest.measures:
+        told = [e for e in left if e.text.startswith(f"{m.metric} ")]
+        left = [e for e in left if e not in told]
+        before, after = number(m.original), number(m.compiled)
+        bounds = tuple((e.text.removeprefix(m.metric).strip(), e.limit, e.outcome, word(e.note)) for e in told)
+        whole = max(abs(before or 0.0), abs(after or 0.0)) or 1.0
+        found.append(
+            Row(
+                word(m.metric),
+                measured(before, m.unit) if before is not None else "",
+                measured(after, m.unit) if after is not None else "",
+                change(before, after).replace("-", "−") if before is not None and after is not None else "",
+                "" if m.spread and m.spread[0] < 1 < m.spread[1] else _good(before, after, m.better),
+                " to ".join(change(1.0, end).replace("-", "−") for end in m.spread) if m.spread else "",
+                bounds,
+                (abs(before or 0.0) / whole, abs(after or 0.0) / whole),
+            )
+        )
+    return found + [
+        Row(word(e.text), "", _plain(e.value), "", "", "", (("", e.limit, e.outcome, word(e.note)),)) for e in left
+    ]
+
+
+def _good(before: float | None, after: float | None, better: str) -> str:
+    if before is None or after is None or before == after:
+        return ""
+    return "better" if (after < before) == (better == "lower") else "worse"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return "" if value is None else str(value).lower()
+    if isinstance(value, (int, float)):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    return word(value) if isinstance(value, str) else word(str(value))

@@ -1,0 +1,79 @@
+"""A front: its points over two measures, and all measures as a table."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...core.quantity import counted, measured
+from ..manifest import Manifest
+from .chart import SAYS, Chart, axis, chart, dot
+
+COSTS = ("params", "bytes", "flops", "decode", "prefill")  # go along the bottom
+SCALES = {"B": (1 << 20, "MiB"), "bytes": (1 << 20, "MiB"), "params": (1e6, "M")}
+
+
+@dataclass(frozen=True)
+class Points:
+    """`charts` is empty where the points have one measure."""
+
+    charts: tuple[Chart, ...]
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def points(manifest: Manifest) -> Points | None:
+    if not manifest.members:
+        return None
+    first = manifest.members[0]["measures"]
+    head = ("point", *(metric for metric, *_ in first), "steps")
+    rows = tuple(
+        (m["name"], *(measured(value, unit) for _, value, unit, _ in m["measures"]), ", ".join(m["steps"]))
+        for m in manifest.members
+    )
+    alike = all([n for n, *_ in m["measures"]] == [n for n, *_ in first] for m in manifest.members)
+    drawn = (_scatter(manifest, head, rows),) if alike and len(first) > 1 and len(manifest.members) > 1 else ()
+    return Points(drawn, head, rows)
+
+
+def _scatter(manifest: Manifest, head: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> Chart:
+    first = manifest.members[0]["measures"]
+    up, across = (1, 0) if first[0][0].startswith(COSTS) else (0, 1)
+    values = []
+    for m in manifest.members:
+        (y_name, y, y_unit, _), (x_name, x, x_unit, _) = m["measures"][up], m["measures"][across]
+        says = f"{m['name']} · {x_name} {measured(x, x_unit)} · {y_name} {measured(y, y_unit)}"
+        values.append({"x": x / _scale(x_unit)[0], "y": y / _scale(y_unit)[0], "name": m["name"], "says": says})
+    spec = {
+        "data": {"values": values},
+        "encoding": {
+            "x": axis("x", _title(first[across]), scale={"zero": False, "padding": 40}),
+            "y": axis("y", _title(first[up]), scale={"zero": False, "padding": 28}),
+        },
+        "layer": [
+            {"mark": {"type": "line", "color": "var(--line-strong)", "strokeDash": [3, 4], "aria": False}},
+            {
+                "mark": dot(110, color="var(--accent)", stroke="var(--card)", strokeWidth=2),
+                "encoding": {"description": SAYS},
+            },
+            {
+                "mark": {"type": "text", "dy": -14, "fontSize": 12, "color": "var(--ink)", "aria": False},
+                "encoding": {"text": {"field": "name"}},
+            },
+        ],
+    }
+    up_name, across_name = first[up][0], first[across][0]
+    says = f"{counted(len(values), 'point')}, {up_name} over {across_name}: " + "; ".join(
+        v["says"] for v in values[:20]
+    )
+    better = " and ".join(f"{first[i][3]} {first[i][0]}" for i in (up, across))
+    note = f"Better is {better}."
+    return chart(f"{up_name} against {across_name}", says, spec, head, rows, note=note, height=340)
+
+
+def _scale(unit: str) -> tuple[float, str]:
+    return SCALES.get(unit, (1.0, unit))
+
+
+def _title(measure: Any) -> str:
+    name, _, unit, _ = measure
+    shown = _scale(unit)[1]
+    return f"{name}, {shown}" if shown else name

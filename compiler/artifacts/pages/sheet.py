@@ -1,0 +1,62 @@
+"""What a page is made of: the manifest of an artifact, where it lies, and its hash.
+
+Whatever a manifest holds was written by somebody. `check_form` has seen to the records; what lies in its tables is
+taken here with these few functions, which give nothing where it is of another form.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ....dsl.syntax.diagnostics import Reject
+from ...core.safe_read import DATA, MISFIT, read_json
+from ..manifest import Manifest, artifact_hash, read_manifest
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """`place` as the page names it; `hash` is "" of what is no artifact; `calibration` is that of test-time compute."""
+
+    place: str
+    manifest: Manifest
+    hash: str = ""
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(path: Path) -> "Sheet":
+        return Sheet(path.name, read_manifest(path), artifact_hash(path), _calibration(path / "calibration.json"))
+
+    @property
+    def pipeline(self) -> tuple[str, ...]:
+        """What two artifacts have in common that show one result: recipe, variant and pipeline."""
+        recipe = self.manifest.recipe
+        return recipe.get("text", ""), recipe.get("variant", ""), self.manifest.name
+
+
+def _calibration(file: Path) -> Mapping[str, Any]:
+    try:
+        return table(read_json(file, DATA))
+    except (OSError, Reject, *MISFIT):
+        return {}
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None."""
+    if type(value) not in (int, float) or not -1e300 < value < 1e300:  # false for nan
+        return None
+    return float(value)
+
+
+def table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def rows(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else []
+
+
+def word(value: Any, most: int = 200) -> str:
+    """A text on one line; "" of anything else."""
+    said = " ".join(value.split()) if isinstance(value, str) else ""
+    return said if len(said) <= most else said[: most - 1] + "…"

@@ -1,0 +1,35 @@
+"""The steps of the recipe: what each says of itself, and charts of how it decided."""
+
+from dataclasses import dataclass
+
+from ...core.warned import sentence
+from ..manifest import Manifest
+from .chart import Chart
+from .cuts import cuts
+from .losses import losses
+from .sheet import rows, table, word
+from .zeros import zeros
+
+CHANGES = 400
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    word: str
+    summary: str
+    warnings: tuple[str, ...]
+    charts: tuple[Chart, ...]
+    changes: tuple[str, ...]
+
+
+def steps(manifest: Manifest) -> list[Step]:
+    found = []
+    for step in manifest.steps:
+        decisions = [table(d) for d in rows(step.get("decisions"))]
+        charts = [drawn for draw in (cuts, losses, zeros) if (drawn := draw(decisions))]
+        changes = tuple(word(change) for change in rows(step.get("changes"))[:CHANGES])
+        name, said, summary = (word(step.get(key)) for key in ("name", "word", "summary"))
+        warnings = tuple(sentence(table(warning)) for warning in rows(step.get("warnings"))[:CHANGES])
+        found.append(Step(name, said, summary, warnings, tuple(charts), changes))
+    return found

@@ -1,0 +1,31 @@
+"""How much the searches of an artifact's steps scored, and what they left out, as a line of each."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..core.quantity import count, counted
+
+
+def searches(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for every step that searched; decisions are untrusted, and what is no count is passed over."""
+    lines = []
+    for step in steps:
+        told = scored(step.get("decisions", ()))
+        if told:
+            lines.append(f"{step.get('name', '')}: {told}")
+    return lines
+
+
+def scored(decisions: Sequence[Any]) -> str:
+    """ "12 cuts, 40 scores; 96 candidates left out by estimates, of which 2 of 24 were too high"; "" of no search."""
+    rounds = [d for d in decisions if isinstance(d, Mapping) and isinstance(d.get("scores"), Mapping)]
+    if not rounds:
+        return ""
+    total = sum(len(d["scores"]) for d in rounds)
+    told = f"{counted(len(rounds), 'cut')}, {counted(total, 'score')}"
+    left = [d["left_out"] for d in rounds if isinstance(d.get("left_out"), int)]
+    if not left:
+        return told
+    missed = sum(len(d["below"]) for d in rounds if isinstance(d.get("below"), list))
+    of = f"; {counted(missed, 'estimate')} too high, which widened the bound" if missed else ""
+    return f"{told}; {count(left[-1])} candidates never scored, as estimates showed them to lose{of}"

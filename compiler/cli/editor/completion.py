@@ -1,0 +1,280 @@
+"""What may be written at a place: statements, words, parameters and values, the model's own module paths."""
+
+import os
+import re
+from collections.abc import Iterator
+
+from lsprotocol import types as lsp
+
+from ....dsl.checker import profiles
+from ....dsl.checker.params import HANDLES, TYPES
+from ....dsl.checker.skeleton import Skeleton
+from ....dsl.checker.type_phrases import sample, wanted_phrase
+from ....dsl.checker.units import BYTES, COUNTS, DURATIONS
+from ....dsl.checker.vocabulary import Param, Vocabulary, Word
+from ....dsl.syntax import ast
+from ....dsl.syntax.edition import HEADS
+from ...plugin.recipe_library import shipped
+from .cursor import Frame, Place, place
+from .names import Occurrence, occurrences
+from .word_pages import about
+from .workspace import Desk, Reading
+
+Kind = lsp.CompletionItemKind
+_OF_HEAD = {"model": "model", "data": "data", "pipeline": "pass", "emit": "target", "expect": "metric"}
+_UNITS = {
+    "ratio": ("%",),
+    "bytes": tuple(BYTES),
+    "duration": tuple(DURATIONS),
+    "int": tuple(COUNTS),
+    "float": tuple(COUNTS),
+}
+_GROUPS = {
+    "channels": ("channels",),
+    "heads": ("heads", "kv_heads"),
+    "kv_heads": ("kv_heads", "heads"),
+    "experts": ("experts",),
+}
+MOST = 400  # items of an answer
+
+
+def complete(reading: Reading, offset: int, desk: Desk) -> lsp.CompletionList:
+    where = place(reading.source, offset)
+    items = [] if where.comment else list(_Complete(where, reading, desk).items())
+    replaced = reading.lines.between(where.start, offset)
+    for item in items:
+        item.text_edit = lsp.TextEdit(replaced, item.insert_text or item.label)
+        item.filter_text = item.filter_text or item.label
+        item.insert_text = None
+    return lsp.CompletionList(is_incomplete=False, items=items[:MOST])
+
+
+class _Complete:
+    def __init__(self, where: Place, reading: Reading, desk: Desk):
+        self.place, self.reading, self.desk = where, reading, desk
+        self.vocabulary: Vocabulary = desk.vocabulary
+
+    def items(self) -> Iterator[lsp.CompletionItem]:
+        where = self.place
+        if where.call:
+            yield from self.in_call(where.call)
+        elif where.quoted:
+            if where.head == "use":
+                yield from self.files(".effspec")
+        elif where.frames and where.frames[-1].sign == "{":
+            yield from self.in_block()
+        elif where.frames:
+            if where.head == "pipeline":
+                yield from self.names("model")
+        elif where.first:
+            yield from (_item(head, Kind.Keyword) for head in HEADS)
+        else:
+            yield from self.in_head()
+
+    def in_head(self) -> Iterator[lsp.CompletionItem]:
+        """Behind the keyword of a statement."""
+        head, before = self.place.head, self.place.before
+        if before == ("use",):
+            yield from (_item(s.name, Kind.Module, s.sentence) for s in shipped().values() if s.is_module)
+        elif before[-1:] == ("=",) and head in ("model", "data"):
+            yield from self.words(head)
+        elif before[-1:] == (":",) and head == "param":
+            yield from (_item(t, Kind.TypeParameter) for t in (*TYPES, *HANDLES))
+        elif len(before) == 1 and head in ("expect", "emit"):
+            yield from self.names("pipeline")
+        elif len(before) == 1 and head == "matrix":
+            yield from self.names("param")
+
+    def in_block(self) -> Iterator[lsp.CompletionItem]:
+        """Inside the braces of a statement."""
+        head, before = self.place.head, self.place.before
+        if head == "pipeline" and before[-1:] == ("=",):
+            yield from self.words("pass")
+            yield from self.pipelines()
+        elif head == "emit":
+            yield from self.words("target")
+        elif head == "expect" and before[-1:] == ("*",):
+            yield from self.names("model")
+        elif head == "expect" and before[-1:] == ("on",):
+            yield from self.names("profile")
+        elif head == "expect" and before[-1:] == ("in",):
+            yield from self.parts()
+        elif head == "expect" and before[-1:] not in (("<=",), (">=",), ("<",), (">",), ("==",)):
+            yield from self.words("metric")
+        elif head == "profile" and before[-1:] != (":",):
+            yield from (_item(p.name, Kind.Property, p.doc, f"{p.name}: ") for p in profiles.KEYS)
+        elif head == "profile" and (key := profiles.key(before[-2])):
+            yield from self.value(key, None)
+
+    def in_call(self, call: Frame) -> Iterator[lsp.CompletionItem]:
+        word = self.word(call)
+        if word is None:
+            return
+        if call.argument == "from":
+            yield from self.names("step")
+            yield from self.model()
+        elif call.argument:
+            if param := word.param(call.argument):
+                yield from self.value(param, word)
+        else:
+            slots = [p for p in word.params if p.positional]
+            if call.slot < len(slots):
+                yield from self.value(slots[call.slot], word)
+            if not self.place.quoted and self.place.frames[-1].call:
+                yield from self.parameters(word, call)
+
+    def parameters(self, word: Word, call: Frame) -> Iterator[lsp.CompletionItem]:
+        for i, param in enumerate(p for p in word.params if p.name not in call.names):
+            rank = f"{'0' if param.required else '1'}{i:03}"
+            yield _item(param.name, Kind.Field, wanted_phrase(param), f"{param.name}: ", about(param), rank)
+        if word.kind in ("pass", "target") and "from" not in call.names and self.place.depth == 1:
+            yield _item("from", Kind.Field, "the step or model that it works on", "from: ", rank="2")
+
+    def word(self, call: Frame) -> Word | None:
+        kind = _OF_HEAD.get(self.place.head, "") if self.place.depth == 1 else "metric"
+        return self.vocabulary.word(kind, call.call)
+
+    def value(self, param: Param, word: Word | None) -> Iterator[lsp.CompletionItem]:
+        """Values of a parameter, as far as they can be named."""
+        where, types = self.place, {t.removeprefix("list[").removesuffix("]") for t in param.types}
+        if where.quoted:
+            yield from self.paths(types, word)
+            if word and param.name in word.facts.get("reads", {}):
+                yield from self.files("")
+            return
+        if where.number:
+            yield from (_item(u, Kind.Unit) for t in sorted(types) for u in _UNITS.get(t, ()) if u)
+            return
+        if where.before[-1:] == ("of",):
+            yield from (_item(base, Kind.EnumMember) for base in param.of)
+            return
+        for choice in param.choices:
+            yield _item(choice, Kind.EnumMember, "default" if choice == param.default else "", _written(choice))
+        if "bool" in types:
+            yield from (_item(v, Kind.Value) for v in ("true", "false"))
+        for kind in ("data", "model", "profile", "step"):
+            if kind in types:
+                yield from self.names(kind)
+        if "metric" in types:
+            yield from self.words("metric")
+        if "selector" in types:
+            yield from self.paths(types, word, quotes='"')
+        if "ratio" in types:
+            yield from (_item(f"85% of {base}", Kind.Value) for base in param.of)
+        elif (text := sample(param)) and not param.choices and types & {"bytes", "duration", "shares", "range"}:
+            yield _item(text, Kind.Value)
+        yield from self.names("param")
+
+    def names(self, kind: str) -> Iterator[lsp.CompletionItem]:
+        """Names of a kind that are declared above, those of modules included."""
+        for name, found in self.known().items():
+            inside = kind != "step" or (found.pipeline == self.place.subject and name != self.place.step)
+            if found.kind == kind and inside and (found.span.start < self.place.start or "." in name):
+                yield _item(name, Kind.Variable, kind)
+
+    def model(self) -> Iterator[lsp.CompletionItem]:
+        """The one that the pipeline starts from."""
+        for statement in self.reading.file.statements:
+            if isinstance(statement, ast.Pipeline) and statement.name.path == self.place.subject:
+                yield _item(statement.model.path, Kind.Variable, "model")
+
+    def pipelines(self) -> Iterator[lsp.CompletionItem]:
+        """Pipelines of modules, which a step may call."""
+        for name, found in self.known().items():
+            if found.kind == "pipeline" and "." in name:
+                yield _item(name, Kind.Function, "pipeline", f"{name}(")
+
+    def known(self) -> dict[str, Occurrence]:
+        """Declared names; `alias.name` of modules."""
+        own = {o.name: o for o in occurrences(self.reading.file, self.vocabulary) if o.declares}
+        for statement in self.reading.file.statements:
+            if isinstance(statement, ast.Use):
+                own |= dict(self.members(statement))
+        return own
+
+    def members(self, use: ast.Use) -> Iterator[tuple[str, Occurrence]]:
+        from ....dsl.checker.modules import module_name
+
+        path = self.desk.module(module_name(use.target, self.reading.source.name), self.reading.path)
+        module = self.desk.other(path) if path else None
+        if module is None:
+            return
+        alias = (
+            use.alias.path
+            if use.alias
+            else use.target.path.rpartition(".")[2]
+            if isinstance(use.target, ast.Name)
+            else ""
+        )
+        for found in occurrences(module.file, self.vocabulary):
+            if found.declares and not found.pipeline and found.kind != "module":
+                yield f"{alias}.{found.name}", found
+
+    def words(self, kind: str) -> Iterator[lsp.CompletionItem]:
+        for name in self.vocabulary.words(kind):
+            word = self.vocabulary.words(kind)[name]
+            needs = kind != "metric" or any(p.required for p in word.params)
+            yield _item(name, Kind.Function, word.summary, f"{name}(" if needs else name)
+
+    def parts(self) -> Iterator[lsp.CompletionItem]:
+        """What `in` may name: targets of the pipeline, points of a front, any."""
+        for statement in self.reading.file.statements:
+            if isinstance(statement, ast.Emit) and statement.pipeline.path == self.place.subject:
+                yield from (_item(call.name.path, Kind.EnumMember, "target") for call in statement.targets)
+        yield from self.names("step")
+        yield _item("any", Kind.Keyword, "any point of a front")
+
+    def files(self, end: str) -> Iterator[lsp.CompletionItem]:
+        """Files and folders beside the recipe, or in the folder that is written so far."""
+        folder, slash, _ = self.place.word.rpartition("/")
+        try:
+            found = sorted(os.scandir(self.reading.path.parent / folder), key=lambda e: e.name)[:MOST]
+        except (OSError, ValueError):
+            return
+        for entry in found:
+            if not entry.name.startswith(".") and (entry.is_dir() or entry.name.endswith(end)):
+                kind = Kind.Folder if entry.is_dir() else Kind.File
+                start = folder + slash if slash or not end else "./"
+                yield _item(f"{start}{entry.name}{'/' * entry.is_dir()}", kind)
+
+    def paths(self, types: set[str], word: Word | None, quotes: str = "") -> Iterator[lsp.CompletionItem]:
+        """Module paths of the recipe's models: the globs that cover layers first."""
+        if "selector" not in types:
+            return
+        found = [p for s in self.reading.skeletons for p in modules(s, word.facts.get("acts_on", "") if word else "")]
+        globs = dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", path) for path in found)
+        for rank, path in enumerate(dict.fromkeys([*globs, *found])):
+            count = sum(re.sub(r"\.\d+(?=\.|$)", ".*", p) == path for p in set(found))
+            told = f"{count} modules" if count > 1 else "module"
+            text = f"{quotes}{path}{quotes}"
+            yield _item(text, Kind.Value, told, rank=f"{rank:05}")
+
+
+def modules(skeleton: Skeleton, acts_on: str) -> list[str]:
+    """The paths that a pass selects from; every module's where it says nothing."""
+    if acts_on in _GROUPS:
+        return [g.site for g in skeleton.groups if g.kind in _GROUPS[acts_on]]
+    if acts_on == "branches":
+        return [b.site for b in skeleton.branches]
+    if acts_on == "layers":
+        return list(skeleton.units)
+    if acts_on.startswith(("ssm", "scans")):
+        return [b.site for b in skeleton.branches if b.role == "ssm"]
+    return [p.path for p in skeleton.parts]
+
+
+def _written(choice: str) -> str:
+    return choice if choice.isidentifier() else f'"{choice}"'
+
+
+def _item(
+    label: str, kind: lsp.CompletionItemKind, detail: str = "", insert: str = "", doc: str = "", rank: str = ""
+) -> lsp.CompletionItem:
+    return lsp.CompletionItem(
+        label,
+        kind=kind,
+        detail=detail or None,
+        documentation=lsp.MarkupContent(lsp.MarkupKind.Markdown, doc) if doc else None,
+        insert_text=insert or label,
+        sort_text=rank or None,
+    )

@@ -1,0 +1,135 @@
+"""Where in a recipe a cursor is, told by tokens: what stands around it is half written more often than not."""
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ....dsl.syntax.edition import HEADS
+from ....dsl.syntax.lexer import scan
+from ....dsl.syntax.source import Source
+
+_WORD = re.compile(r"[A-Za-z_][\w.]*$")
+_UNIT = re.compile(r"-?\d[\d_]*(\.\d+)?([A-Za-z%]*)$")
+_STRINGS = ("STRING", "LONG_STRING", "OPEN_STRING", "OPEN_LONG_STRING")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An open bracket: of a call, with the parameter that is being given and those given before; else of a block,
+    a list or shares."""
+
+    sign: str
+    call: str = ""
+    argument: str = ""
+    names: tuple[str, ...] = ()
+    slot: int = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """head: keyword of the statement, "" between two; subject: the name behind it; step: the one that is
+    being written; frames: open brackets, outermost
+    first; before: the last words and signs of the item; word: what is written so far, from `start`."""
+
+    head: str = ""
+    subject: str = ""
+    step: str = ""
+    frames: tuple[Frame, ...] = ()
+    before: tuple[str, ...] = ()
+    word: str = ""
+    start: int = 0
+    quoted: bool = False
+    number: bool = False
+    comment: bool = False
+    first: bool = True  # whether nothing stands before the word on its line
+
+    @property
+    def call(self) -> Frame | None:
+        """The innermost open call; lists and shares in its arguments belong to it."""
+        return next((f for f in reversed(self.frames) if f.call), None)
+
+    @property
+    def depth(self) -> int:
+        return sum(bool(f.call) for f in self.frames)
+
+
+def place(source: Source, offset: int) -> Place:
+    scanned: tuple[list[Any], list[Any]] = scan(source)
+    tokens, comments = scanned
+    text = source.text[:offset]
+    if any(c.span.start < offset <= c.span.end for c in comments):
+        return Place(comment=True, start=offset)
+    inside = next((t for t in tokens if t.type in _STRINGS and t.start_pos < offset and _open(t, offset)), None)
+    if inside is not None:
+        quotes = 3 if "LONG" in inside.type else 1
+        start, word, number = min(inside.start_pos + quotes, offset), "", False
+        word = text[start:]
+    elif (unit := _UNIT.search(text)) and not re.search(r"[A-Za-z_.]$", text[: unit.start()]):
+        start, word, number = unit.start(2), unit[2], True
+    else:
+        found = _WORD.search(text)
+        start, word, number = (found.start() if found else offset), found[0] if found else "", False
+    bound = inside.start_pos if inside is not None else start
+    walk = _Walk()
+    for before in (t for t in tokens if t.end_pos <= bound and t.type != "$END"):
+        walk.take(before)
+    line = text[max(text.rfind("\n", 0, bound), text.rfind("\r", 0, bound)) + 1 : bound]
+    return replace(
+        walk.place(), word=word, start=start, quoted=inside is not None, number=number, first=not line.strip()
+    )
+
+
+def _open(token, offset: int) -> bool:
+    """Whether an offset is inside a string, and not behind its closing quotes."""
+    return offset < token.end_pos or (token.type.startswith("OPEN") and offset == token.end_pos)
+
+
+@dataclass
+class _Walk:
+    head: str = ""
+    subject: str = ""
+    step: str = ""
+    frames: list[Frame] = field(default_factory=list)
+    item: list[str] = field(default_factory=list)
+    last: str = ""  # type of the token before
+    line: int = 0
+
+    def take(self, token) -> None:
+        fresh = token.line != self.line
+        if token in HEADS and token.type == "NAME" and fresh and (token.column == 1 or not self.frames):
+            self.head, self.subject, self.step, self.frames, self.item = str(token), "", "", [], []
+        elif token.type in ("LPAR", "LSQB", "LBRACE"):
+            self.open(token)
+        elif token.type in ("RPAR", "RSQB", "RBRACE"):
+            self.close()
+        elif self.frames and self.frames[-1].call and token.type in ("COLON", "COMMA"):
+            self.turn(token.type)
+        elif self.item and not self.subject and len(self.item) == 1 and token.type in ("NAME", "DOTTED"):
+            self.subject = str(token)
+        elif token.type == "EQUAL" and len(self.frames) == 1:
+            self.step = self.item[-1]
+        self.item.append(str(token))
+        self.last, self.line = token.type, token.end_line
+
+    def open(self, token) -> None:
+        named = self.last in ("NAME", "DOTTED") and token.type == "LPAR"
+        declares = self.head == "pipeline" and not self.frames
+        self.frames.append(Frame(str(token), self.item[-1] if named and not declares else ""))
+
+    def close(self) -> None:
+        if self.frames:
+            self.frames.pop()
+        if not self.frames and self.head in ("profile", "matrix", "pipeline", "expect", "emit") and self.last != "(":
+            closes_name = self.head == "pipeline" and "{" not in self.item
+            if not closes_name:
+                self.head, self.item = "", []
+
+    def turn(self, kind: str) -> None:
+        top = self.frames[-1]
+        if kind == "COLON":
+            self.frames[-1] = replace(top, argument=self.item[-1], names=(*top.names, self.item[-1]))
+        else:
+            self.frames[-1] = replace(top, argument="", slot=top.slot + (not top.argument))
+
+    def place(self) -> Place:
+        return Place(self.head, self.subject, self.step, tuple(self.frames), tuple(self.item[-4:]))

@@ -1,0 +1,148 @@
+"""The requests of the protocol, each answered by the file of its noun."""
+
+import os
+import sys
+from typing import BinaryIO, cast
+
+from lsprotocol import types as lsp
+from pygls.exceptions import JsonRpcInvalidParams
+
+from ....dsl.syntax.diagnostics import Reject
+from ....dsl.syntax.format import format_source
+from .completion import complete
+from .diagnostics import actions
+from .hints import hints
+from .hover import declaration, hover, used
+from .names import at, occurrences
+from .outline import folds, outline
+from .rename import Unfit, nameable, rename, uri_of
+from .server import Input, Server
+from .workspace import path_of
+
+
+def serve() -> int:
+    """Until the editor leaves. Nothing but the protocol goes to stdout: what a library prints there goes to stderr."""
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    server = Server()
+    for listen in (_documents, _names, _questions, _shapes):
+        listen(server)
+    try:
+        server.start_io(cast(BinaryIO, Input(sys.stdin.buffer)), out)
+    finally:
+        server.forecasts.end()
+    return 0
+
+
+def _documents(server: Server) -> None:
+    @server.feature(lsp.INITIALIZE)
+    def begun(params: lsp.InitializeParams) -> None:
+        server.begin(params.initialization_options)
+
+    @server.feature(lsp.TEXT_DOCUMENT_DID_OPEN)
+    def open_text(params: lsp.DidOpenTextDocumentParams) -> None:
+        server.take(params.text_document.uri)
+        server.tell(params.text_document.uri)
+
+    @server.feature(lsp.TEXT_DOCUMENT_DID_CHANGE)
+    async def changed(params: lsp.DidChangeTextDocumentParams) -> None:
+        server.take(params.text_document.uri)
+        await server.tell_soon(params.text_document.uri, params.text_document.version)
+
+    @server.feature(lsp.TEXT_DOCUMENT_DID_SAVE)
+    def saved(params: lsp.DidSaveTextDocumentParams) -> None:
+        server.tell_all()
+
+    @server.feature(lsp.WORKSPACE_DID_CHANGE_WATCHED_FILES)
+    def elsewhere(params: lsp.DidChangeWatchedFilesParams) -> None:
+        server.tell_all()
+
+    @server.feature(lsp.TEXT_DOCUMENT_DID_CLOSE)
+    def closed(params: lsp.DidCloseTextDocumentParams) -> None:
+        server.desk.close(path_of(params.text_document.uri))
+        server.text_document_publish_diagnostics(lsp.PublishDiagnosticsParams(params.text_document.uri, []))
+
+
+def _names(server: Server) -> None:
+    @server.feature(lsp.TEXT_DOCUMENT_DEFINITION)
+    def definition(params: lsp.DefinitionParams) -> lsp.Location | None:
+        reading = server.reading(params.text_document.uri)
+        offset = reading.lines.offset(params.position)
+        if module := used(reading, offset, server.desk):
+            return lsp.Location(uri_of(module), lsp.Range(lsp.Position(0, 0), lsp.Position(0, 0)))
+        found = at(occurrences(reading.file, server.desk.vocabulary), offset)
+        declared = declaration(found, reading, server.desk) if found else None
+        if declared is None:
+            return None
+        home, one = declared
+        return lsp.Location(uri_of(home.path), home.lines.range(one.span))
+
+    @server.feature(lsp.TEXT_DOCUMENT_REFERENCES)
+    def references(params: lsp.ReferenceParams) -> list[lsp.Location]:
+        reading = server.reading(params.text_document.uri)
+        found = occurrences(reading.file, server.desk.vocabulary)
+        here = at(found, reading.lines.offset(params.position))
+        return [
+            lsp.Location(params.text_document.uri, reading.lines.range(o.span))
+            for o in found
+            if here and o.key == here.key
+        ]
+
+    @server.feature(lsp.TEXT_DOCUMENT_PREPARE_RENAME)
+    def prepare(params: lsp.PrepareRenameParams) -> lsp.Range | None:
+        reading = server.reading(params.text_document.uri)
+        found = nameable(reading, reading.lines.offset(params.position), server.desk)
+        return reading.lines.range(found.span) if found else None
+
+    @server.feature(lsp.TEXT_DOCUMENT_RENAME, lsp.RenameOptions(prepare_provider=True))
+    def renamed(params: lsp.RenameParams) -> lsp.WorkspaceEdit:
+        reading = server.reading(params.text_document.uri)
+        try:
+            return rename(reading, reading.lines.offset(params.position), params.new_name, server.desk)
+        except Unfit as unfit:
+            raise JsonRpcInvalidParams(str(unfit)) from None
+
+
+def _questions(server: Server) -> None:
+    @server.feature(lsp.TEXT_DOCUMENT_HOVER)
+    def hover_at(params: lsp.HoverParams) -> lsp.Hover | None:
+        reading = server.reading(params.text_document.uri)
+        return hover(reading, reading.lines.offset(params.position), server.desk)
+
+    @server.feature(lsp.TEXT_DOCUMENT_COMPLETION, lsp.CompletionOptions(trigger_characters=[".", '"', ":", "=", "("]))
+    def completed(params: lsp.CompletionParams) -> lsp.CompletionList:
+        reading = server.reading(params.text_document.uri)
+        return complete(reading, reading.lines.offset(params.position), server.desk)
+
+    @server.feature(
+        lsp.TEXT_DOCUMENT_CODE_ACTION,
+        lsp.CodeActionOptions([lsp.CodeActionKind.QuickFix, lsp.CodeActionKind.SourceFixAll]),
+    )
+    def corrected(params: lsp.CodeActionParams) -> list[lsp.CodeAction]:
+        uri = params.text_document.uri
+        return actions(server.reading(uri), params.range, uri)
+
+
+def _shapes(server: Server) -> None:
+    @server.feature(lsp.TEXT_DOCUMENT_FORMATTING)
+    def formatted(params: lsp.DocumentFormattingParams) -> list[lsp.TextEdit] | None:
+        reading = server.reading(params.text_document.uri)
+        try:
+            text = format_source(reading.source)
+        except Reject:  # torn: its diagnostics say where
+            return None
+        return [] if text == reading.source.text else [lsp.TextEdit(reading.lines.whole, text)]
+
+    @server.feature(lsp.TEXT_DOCUMENT_INLAY_HINT)
+    def hinted(params: lsp.InlayHintParams) -> list[lsp.InlayHint]:
+        reading = server.reading(params.text_document.uri)
+        found = hints(reading, server.forecasts, server.desk, server.options["defaults"])
+        return [h for h in found if params.range.start.line <= h.position.line <= params.range.end.line]
+
+    @server.feature(lsp.TEXT_DOCUMENT_DOCUMENT_SYMBOL)
+    def outlined(params: lsp.DocumentSymbolParams) -> list[lsp.DocumentSymbol]:
+        return outline(server.reading(params.text_document.uri))
+
+    @server.feature(lsp.TEXT_DOCUMENT_FOLDING_RANGE)
+    def folded(params: lsp.FoldingRangeParams) -> list[lsp.FoldingRange]:
+        return folds(server.reading(params.text_document.uri))

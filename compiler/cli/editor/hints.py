@@ -1,0 +1,113 @@
+"""Hints inside the text: what each step does, from the process that plans, and the defaults of a call."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from lsprotocol import types as lsp
+
+from .word_pages import calls, resolved
+from .workspace import Desk, Reading
+
+SHOWN = 3  # defaults of a call; the others are in the tooltip
+
+
+class Forecasts:
+    """What the last plan said of each text. One process answers, one question at a time, the newest first; it starts
+    when it is first asked and ends with the editor."""
+
+    def __init__(self, told: Callable[[], None]):
+        self.told = told  # called, from another thread, once there is something new
+        self.known: dict[tuple[Path, str], list[dict]] = {}
+        self.wanted: tuple[Reading, dict[str, str]] | None = None
+        self.change = threading.Condition()
+        self.process: subprocess.Popen | None = None
+        self.thread: threading.Thread | None = None
+        self.ended = False
+
+    def of(self, reading: Reading) -> list[dict]:
+        return self.known.get((reading.path, reading.source.text), [])
+
+    def ask(self, reading: Reading, desk: Desk) -> None:
+        """Plan a sound recipe whose models are known, in its turn."""
+        if not reading.recipes or not reading.skeletons or (reading.path, reading.source.text) in self.known:
+            return
+        with self.change:
+            self.wanted = (reading, {str(path): text for path, text in desk.texts.items()})
+            if self.thread is None:
+                self.thread = threading.Thread(target=self._run, daemon=True)
+                self.thread.start()
+            self.change.notify()
+
+    def end(self) -> None:
+        with self.change:
+            self.ended = True
+            self.change.notify()
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+    def _run(self) -> None:
+        while True:
+            with self.change:
+                while self.wanted is None and not self.ended:
+                    self.change.wait()
+                if self.ended or self.wanted is None:
+                    return
+                (reading, texts), self.wanted = self.wanted, None
+            answer = self._answer({"id": 0, "path": str(reading.path), "texts": texts})
+            if len(self.known) > 50:
+                self.known.clear()
+            self.known[reading.path, reading.source.text] = answer
+            self.told()
+
+    def _answer(self, question: dict) -> list[dict]:
+        if self.process is None or self.process.poll() is not None:
+            self.process = _started()
+        assert self.process.stdin and self.process.stdout, "the process has pipes"
+        try:
+            self.process.stdin.write((json.dumps(question) + "\n").encode())
+            self.process.stdin.flush()
+            return json.loads(self.process.stdout.readline())["steps"]
+        except (OSError, ValueError, KeyError):  # it ended: a recipe that it can't plan has no hints
+            return []
+
+
+def _started() -> subprocess.Popen:
+    """On one thread: what a person types comes first."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "EFFC_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "effc.compiler.cli.editor.forecast"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+
+
+def hints(reading: Reading, forecasts: Forecasts, desk: Desk, defaults: bool) -> list[lsp.InlayHint]:
+    found = [
+        lsp.InlayHint(
+            reading.lines.position(step["end"]), step["said"], tooltip="what `effc plan` foresees", padding_left=True
+        )
+        for step in forecasts.of(reading)
+        if step["said"]
+    ]
+    return found + (_defaults(reading, desk) if defaults else [])
+
+
+def _defaults(reading: Reading, desk: Desk) -> list[lsp.InlayHint]:
+    """Parameters that a call leaves out, before its closing parenthesis."""
+    found = []
+    for call, word in calls(reading.file, desk.vocabulary):
+        left = [f"{name}: {value}" for name, value, given in resolved(word, call) if not given]
+        if left and reading.source.text[call.span.end - 1] == ")":
+            more = ", ..." if len(left) > SHOWN else ""
+            label = (", " if call.args else "") + ", ".join(left[:SHOWN]) + more
+            place = reading.lines.position(call.span.end - 1)
+            found.append(lsp.InlayHint(place, label, lsp.InlayHintKind.Parameter, tooltip="\n".join(left)))
+    return found

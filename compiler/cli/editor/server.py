@@ -1,0 +1,126 @@
+"""One editor's language server: what it has open, and when it is told what."""
+
+import asyncio
+import logging
+from importlib.metadata import version
+from typing import Any, BinaryIO
+
+from lsprotocol import types as lsp
+from pygls.exceptions import JsonRpcException, JsonRpcInvalidParams
+from pygls.lsp.server import LanguageServer
+from pygls.protocol import LanguageServerProtocol
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...core.quantity import size
+from .diagnostics import shown
+from .hints import Forecasts
+from .workspace import Desk, Reading, path_of
+
+MOST = 64 << 20  # bytes of a message: no recipe is near that, and memory is reserved as soon as a message is announced
+long_message = Fault(
+    "long-message", "An editor announced a message larger than any that the language server reads.", exit="usage"
+)
+PAUSE = 0.02  # seconds in which another change makes this one's diagnostics void
+
+
+class Protocol(LanguageServerProtocol):
+    """The protocol's messages; a request that is none is answered, too."""
+
+    def structure_message(self, data: dict[str, Any]) -> Any:
+        try:
+            return super().structure_message(data)
+        except JsonRpcException as error:
+            if "id" in data and "method" in data:
+                self._send_response(data["id"], None, error.to_response_error())
+            raise
+
+
+class Input:
+    """What an editor writes, line by line and message by message. Raises Reject (long-message)."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.readline, self.close, self.stream = stream.readline, stream.close, stream
+
+    def read(self, count: int) -> bytes:
+        if count > MOST:
+            said = f"a message of {size(count)} was announced, the most that is read is {size(MOST)}"
+            raise Reject(long_message(said, help="start `effc lsp` from an editor (docs/editor.md)"))
+        return self.stream.read(count)
+
+
+class Server(LanguageServer):
+    """`options` come with `initialize`:
+
+    plan       sound recipes are planned in a process of their own, and hints tell what steps do
+    defaults   hints tell the parameters that calls leave out
+    """
+
+    def __init__(self) -> None:
+        whole = lsp.TextDocumentSyncKind.Full
+        super().__init__("effc", version("effc"), text_document_sync_kind=whole, protocol_cls=Protocol)
+        # It prints a page of each malformed message: an editor that reads none would stop us with a full pipe.
+        logging.getLogger("pygls").setLevel(logging.CRITICAL)
+        self.desk = Desk()
+        self.forecasts = Forecasts(self.planned)
+        self.options: dict[str, Any] = {"plan": True, "defaults": False}
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def begin(self, options: Any) -> None:
+        """Take an editor's wishes; the first recipe that is read makes the words known, so that no person waits."""
+        self.loop = asyncio.get_running_loop()
+        self.desk.models.notify = self.looked
+        if isinstance(options, dict):
+            self.options |= {name: options[name] for name in self.options if isinstance(options.get(name), bool)}
+        warm = path_of("untitled:effc-warm")
+        self.desk.write(warm, 'effspec 1\nmodel m = zoo("tiny-llama")\npipeline p(m) { x = clean.dead() }\n')
+        self.desk.close(warm)
+
+    def looked(self) -> None:
+        """A model's structure is known; called from another thread."""
+        if self.loop:
+            self.loop.call_soon_threadsafe(self.read_all)
+
+    def planned(self) -> None:
+        """Ask the editor to ask for hints again, where it can; called from another thread."""
+        workspace = self.client_capabilities.workspace
+        if self.loop and workspace and workspace.inlay_hint and workspace.inlay_hint.refresh_support:
+            self.loop.call_soon_threadsafe(self.workspace_inlay_hint_refresh, None)
+
+    def take(self, uri: str) -> None:
+        """The text of a document as the editor has it now."""
+        path = path_of(uri)
+        self.desk.texts[path] = self.workspace.get_text_document(uri).source
+        self.desk.stale.add(path)
+
+    def reading(self, uri: str) -> Reading:
+        """Of a document that is open, or of a file as it lies on disk."""
+        path = path_of(uri)
+        if path in self.desk.texts:
+            return self.desk.reading(path)
+        try:
+            return self.desk.glance(path)
+        except Reject as refused:
+            raise JsonRpcInvalidParams("; ".join(d.message for d in refused.diagnostics)) from None
+
+    def tell(self, uri: str) -> None:
+        """Publish what is wrong, and plan what is sound."""
+        reading, document = self.reading(uri), self.workspace.get_text_document(uri)
+        self.text_document_publish_diagnostics(lsp.PublishDiagnosticsParams(uri, shown(reading), document.version))
+        if self.options["plan"]:
+            self.forecasts.ask(reading, self.desk)
+
+    async def tell_soon(self, uri: str, number: int | None) -> None:
+        """The same, unless the document changes again at once."""
+        await asyncio.sleep(PAUSE)
+        if path_of(uri) in self.desk.texts and self.workspace.get_text_document(uri).version == number:
+            self.tell(uri)
+
+    def tell_all(self) -> None:
+        """Files have changed: whatever is open is read again."""
+        self.desk.forget()
+        self.read_all()
+
+    def read_all(self) -> None:
+        for document in list(self.workspace.text_documents.values()):  # its keys may be spelled otherwise
+            self.take(document.uri)
+            self.tell(document.uri)

@@ -1,0 +1,231 @@
+"""`effc explain`: the page of a word, or of a fault by its slug. Reads sources and the manual, no torch."""
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ...dsl.checker.conditions import phrase
+from ...dsl.checker.type_phrases import sample, wanted_phrase
+from ...dsl.checker.value_text import plain, show
+from ...dsl.checker.values import Bytes, Duration, Ratio
+from ...dsl.checker.vocabulary import Param, Vocabulary, Word
+from ...dsl.syntax.diagnostics import EXITS, Fault, Reject
+from ...dsl.syntax.nearest import suggestion
+from ..plugin.interfaces import Close
+from ..plugin.registry import SHELVES, Shelf
+
+unknown_page = Fault("unknown-page", "`effc explain` was asked for something that has no page.", exit="usage")
+
+TITLES = {
+    "pass": "a pass",
+    "target": "a target",
+    "metric": "a metric",
+    "data": "a kind of data",
+    "model": "a source of models",
+}
+STATEMENTS = {
+    "use": 'use std.text, use "./mine.effspec" as mine: names of another file',
+    "param": 'param NAME: TYPE = VALUE in RANGE "sentence": what `--set NAME=VALUE` may change',
+    "model": "model NAME = SOURCE(...): where the model comes from",
+    "data": "data NAME = KIND(...): rows for passes and metrics",
+    "profile": "profile NAME { isa: ...  threads: ... }: a machine that bounds and passes may name",
+    "matrix": "matrix NAME: [A, B]: one variant of the recipe for each value of a `param`",
+    "pipeline": "pipeline NAME(MODEL) { step = pass(...) ... }: steps work on the one before, or say `from: step`",
+    "expect": "expect NAME { METRIC <= FACTOR * base in TARGET on PROFILE ... }: bounds on what a pipeline makes",
+    "emit": 'emit NAME { TARGET("folder") ... }: the artifacts of a pipeline',
+}
+PACKAGES = ("dsl", "compiler", "passes", "kernels")
+
+
+def explain(name: str) -> str:
+    """The page of a word, a family such as `prune`, a fault or a shipped recipe; raises Reject for another name."""
+    vocabulary = Shelf().vocabulary
+    found = [vocabulary.words(kind)[name] for kind in SHELVES if name in vocabulary.words(kind)]
+    if found:
+        return "\n\n\n".join(word_page(w) for w in found)
+    family = [vocabulary.words(kind)[n] for kind in SHELVES for n in vocabulary.words(kind) if n.startswith(f"{name}.")]
+    if family:
+        return "\n".join(f"{w.name}  {w.summary}" for w in family)
+    from ..plugin.recipe_library import page, shipped
+
+    known = dict(all_faults())
+    if name in known:
+        return fault_page(_fault(known[name]))
+    if name in (recipes := shipped()):
+        return page(recipes[name])
+    if said := [part for part in (STATEMENTS.get(name), "\n".join(_uses(name, vocabulary))) if part]:
+        return "\n\n".join(said)
+    words = [w for kind in SHELVES for w in vocabulary.words(kind).values()]
+    inner = [n for w in words for p in w.params for n in (p.name, *p.choices)]
+    names = [*recipes, *(w.name for w in words)]
+    raise Reject(
+        unknown_page(
+            f"nothing is called `{name}`",
+            help=suggestion(name, [*names, *known]) or suggestion(name, inner) or "`effc passes --all` lists all words",
+        )
+    )
+
+
+def _uses(name: str, vocabulary: Vocabulary) -> list[str]:
+    """For what is no word but a parameter, or one of a parameter's values: a line for each page that has it."""
+    found = []
+    for word in (vocabulary.words(kind)[n] for kind in SHELVES for n in vocabulary.words(kind)):
+        for param in word.params:
+            if name == param.name:
+                found.append(f"`{name}` is a parameter of `{word.name}`: {param.doc}")
+            elif name in param.choices:
+                found.append(f"`{name}` is a value of `{param.name}` of `{word.name}`: {param.doc}")
+    return [*found, "", f"`effc explain {found[0].split('`')[-2]}` prints a whole page"] if found else []
+
+
+def word_page(word: Word) -> str:
+    """Docstring, parameters and what the header promises."""
+    blocks = [f"{word.name}, {TITLES[word.kind]}", word.doc.strip()]
+    if word.params:
+        blocks.append("Parameters\n" + "\n".join(parameter(p) for p in word.params))
+    if facts := list(_facts(word)):
+        blocks.append("\n".join(facts))
+    return "\n\n".join(blocks)
+
+
+def parameter(param: Param) -> str:
+    name = param.name + (" (may stand without its name)" if param.positional else "")
+    said = [_type(param), "required" if param.required else f"default {default(param)}", *_bounds(param)]
+    return f"  {name}: {', '.join(said)}\n      {param.doc}"
+
+
+def default(param: Param) -> str:
+    """A parameter's default as a recipe would write it."""
+    return plain(param.default) if param.default in param.choices else show(param.default)
+
+
+def _type(param: Param) -> str:
+    text = wanted_phrase(param)
+    if "shares" in param.types:
+        return f"{text}, like `{sample(param)}`"
+    return f"{text} of {' or '.join(param.of)}" if param.of else text
+
+
+def _bounds(param: Param) -> Iterator[str]:
+    """`at least 1`: each bound, written as the first of the parameter's types that has one."""
+    for words, limit in (
+        ("at least", param.ge),
+        ("more than", param.gt),
+        ("at most", param.le),
+        ("less than", param.lt),
+    ):
+        if limit is not None:
+            yield f"{words} {_limit(param.types[0].removeprefix('list[').rstrip(']'), limit)}"
+    if param.among:
+        yield f"one of {', '.join(map(show, param.among))}"
+    if param.multiple:
+        yield f"a multiple of {param.multiple}"
+    if param.odd:
+        yield "odd"
+    if param.least:
+        yield f"{param.least} or more of them"
+    if param.distinct:
+        yield "each once"
+    if param.falling:
+        yield "each smaller than the one before"
+    if param.whole:
+        yield "each smaller than the one before, the first 100%"
+    if param.spelled:
+        yield "spelled as the default is"
+
+
+def _limit(type_: str, limit: float) -> str:
+    kinds: dict[str, Callable[[float], Any]] = {"ratio": Ratio, "bytes": lambda v: Bytes(int(v)), "duration": Duration}
+    return show(kinds[type_](limit) if type_ in kinds else limit)
+
+
+def _facts(word: Word) -> Iterator[str]:
+    """The header's promises as sentences."""
+    facts = word.facts
+    if word.kind == "pass":
+        keeps = facts["keeps"]
+        yield (
+            f"Keeps the outputs within {show(keeps.atol)}."
+            if isinstance(keeps, Close)
+            else "May change the outputs; the report measures how much."
+        )
+        yield {
+            "deterministic": "Deterministic.",
+            "seeded": "Deterministic for a seed.",
+            "nondeterministic": "Not deterministic.",
+        }[facts["determinism"]]
+        for name, reason in facts["after"].items():
+            yield f"Comes after {name}: {reason}."
+        for condition, what in facts["makes"].items():
+            yield f"Makes {what}{f' with `{condition}`' if condition else ''}."
+    if word.kind == "target":
+        for condition, reasons in facts["cannot_hold"].items():
+            for what, reason in reasons.items():
+                yield f"Can't hold {what}{f' with `{condition}`' if condition else ''}: {reason}."
+    for reason, help_ in dict.fromkeys(facts.get("unfit", {}).values()):
+        yield f"Refused: {reason} ({help_})."
+    for name, condition in facts.get("only", {}).items():
+        yield f"`{name}` belongs to {phrase(condition)}."
+    if word.kind == "metric":
+        yield f"Unit: {facts['unit'] or 'none'}. Better when {facts['better']}."
+    if facts.get("extra"):
+        yield f'Needs the packages of `pip install "effc[{facts["extra"]}]"`.'
+
+
+def fault_page(fault: Fault) -> str:
+    """What a fault means, what command ends with it, and its section of the manual."""
+    end = f"ends with exit code {EXITS[fault.exit]}" if fault.severity == "error" else "does not end a command"
+    sentence, _, more = fault.doc.partition("\n\n")
+    blocks = [
+        f"{fault.slug}, {'an' if fault.severity == 'error' else 'a'} {fault.severity}: {end}",
+        sentence,
+        more,
+        section(fault.slug),
+    ]
+    return "\n\n".join(b.strip("\n") for b in blocks if b.strip())
+
+
+def section(title: str) -> str:
+    """The text below a heading of the manual, "" where there is none."""
+    for folder in _folders("dsl"):
+        for page in sorted((folder / "suites").glob("*.md")):
+            found = re.search(
+                rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+            )
+            if found:
+                return found[1].strip()
+    return ""
+
+
+@cache
+def all_faults() -> tuple[tuple[str, ast.Call], ...]:
+    """Slug and declaration of every fault of effc, from the sources: no file of theirs is imported."""
+    texts = (
+        path.read_text(encoding="utf-8")
+        for package in PACKAGES
+        for folder in _folders(package)
+        for path in sorted(folder.rglob("*.py"))
+    )
+    return tuple(pair for text in texts if "Fault(" in text for pair in _declared(ast.parse(text)))
+
+
+def _declared(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
+    for node in tree.body:
+        call = node.value if isinstance(node, ast.Assign) else None
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Fault":
+            yield ast.literal_eval(call.args[0]), call
+
+
+def _fault(call: ast.Call) -> Fault:
+    named = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    return Fault(*(ast.literal_eval(a) for a in call.args), **named)
+
+
+def _folders(package: str) -> list[Path]:
+    spec = find_spec(f"effc.{package}")
+    assert spec and spec.submodule_search_locations, f"effc.{package} is not installed"
+    return [Path(p) for p in spec.submodule_search_locations]

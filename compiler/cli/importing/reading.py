@@ -1,0 +1,108 @@
+"""YAML and JSON of other tools, within bounds: no tags, no anchors, no key twice, nothing deep.
+
+An anchor that is used ten times in ten lists of which each holds the last is a billion values in a hundred bytes;
+recipes have no use for anchors, so they are refused.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.source import Source, Span
+from ...core.safe_read import parse_json, read_regular
+
+MOST = 256 << 10  # bytes
+DEEPEST = 40
+_DEEP = f"is nested deeper than {DEEPEST} levels"
+_LARGEST = 10**300  # no fraction is as large, and arithmetic of both would break
+
+unreadable_import = Fault(
+    "unreadable-import",
+    "A file given to `effc import` is not YAML or JSON that effc reads.\n\n"
+    "Anchors, tags and keys that stand twice are refused, and so is what is nested deeper than forty levels or larger "
+    "than 256 KiB: recipes have no use for them.",
+    exit="usage",
+)
+
+
+def read(path: Path) -> tuple[Any, Source]:
+    """The content of a file, plain lists, objects, texts, numbers; and the text itself. Raises Reject."""
+    try:
+        text = read_regular(path, MOST).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise Reject(unreadable_import(f"there is no file `{path}`")) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise Reject(unreadable_import(f"{path} is no text that can be read")) from error
+    source = Source(str(path), text)
+    value = _json(source) if path.suffix.lower() == ".json" else _yaml(source)
+    _check(value, source, 0)
+    return value, source
+
+
+def _json(source: Source) -> Any:
+    try:
+        return parse_json(source.text)
+    except (ValueError, RecursionError) as error:
+        said = str(getattr(error, "msg", error)).lower()
+        raise Reject(unreadable_import(f"this is no JSON: {said}", _at(source, getattr(error, "pos", 0)))) from error
+
+
+def _yaml(source: Source) -> Any:
+    import yaml
+
+    try:
+        depth = 0
+        for number, event in enumerate(yaml.parse(source.text, Loader=yaml.SafeLoader)):
+            anchor, tag = getattr(event, "anchor", None), getattr(event, "tag", None)
+            # Before the rest is read: of every level the scanner looks at all above it.
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if anchor or tag or number > 50_000 or depth > DEEPEST:
+                what = "an anchor or its use" if anchor else "a tag" if tag else "too many values"
+                what = _DEEP if depth > DEEPEST else f"has {what}"
+                raise Reject(unreadable_import(f"this {what}", _at(source, event.start_mark.index)))
+        return yaml.load(source.text, Loader=_once(yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        said = str(getattr(error, "problem", "") or "it does not parse")
+        raise Reject(
+            unreadable_import(f"this is no YAML: {said[:120]}", _at(source, mark.index if mark else 0))
+        ) from error
+    except (ValueError, RecursionError) as error:  # a date that is none; brackets without end
+        raise Reject(unreadable_import(f"{source.name} holds what no recipe does")) from error
+
+
+def _once(loader: Any) -> Any:
+    """A loader that refuses a key that stands twice, which YAML's own overwrites in silence."""
+
+    class Once(loader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
+            most = Counter(keys).most_common(1)
+            if most and most[0][1] > 1:
+                raise Reject(unreadable_import(f"the key `{most[0][0][:80]}` stands twice"))
+            return super().construct_mapping(node, deep)
+
+    return Once
+
+
+def _check(value: Any, source: Source, depth: int) -> None:
+    if depth > DEEPEST:
+        raise Reject(unreadable_import(f"{source.name} {_DEEP}"))
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise Reject(unreadable_import(f"{source.name} has a key that is no text"))
+        for inner in value.values():
+            _check(inner, source, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _check(inner, source, depth + 1)
+    elif type(value) is int and abs(value) >= _LARGEST:
+        raise Reject(unreadable_import(f"{source.name} holds a number of more than 300 digits"))
+    elif not (value is None or isinstance(value, (str, int, float, bool))):
+        raise Reject(unreadable_import(f"{source.name} holds a {type(value).__name__}, which no recipe does"))
+
+
+def _at(source: Source, place: int) -> Span:
+    place = min(place, max(len(source.text) - 1, 0))
+    return Span(source, place, min(place + 1, len(source.text)))

@@ -1,0 +1,209 @@
+"""`effc`: the command line. Verbs live in commands/, every way out leads through `main`."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from itertools import pairwise
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from ...dsl.syntax.diagnostics import EXITS, Reject
+from .verbs.exit_codes import Carried, exit_table, explained, show_traceback
+from .verbs.help_sections import SECTIONS
+from .verbs.interrupt import acknowledge, asked_to_stop, within_a_second
+from .verbs.output import Screen, code_of
+from .verbs.pipe_streams import ReaderLeft, outlive_readers, refuse_full
+
+VERBS = (
+    "check",
+    "fmt",
+    "new",
+    "explain",
+    "lsp",
+    "catalogue",
+    "packages",
+    "imports",
+    "lock",
+    "plan",
+    "compile",
+    "pick",
+    "run",
+    "serve",
+    "federate",
+    "test",
+    "bisect",
+    "diff",
+    "inspect",
+    "report",
+    "verify",
+    "sign",
+    "cache",
+    "doctor",
+    "bench",
+)  # modules of commands/
+MAPPING = ("compile", "pick", "run", "serve", "federate", "test", "bisect", "diff", "inspect", "verify", "bench")
+HOMES = {
+    "passes": "catalogue",
+    "recipes": "catalogue",
+    "add": "packages",
+    "update": "packages",
+    "vendor": "packages",
+    "import": "imports",
+}
+
+
+class Verbs(TyperGroup):
+    """The list of verbs by what they are for, and the exit codes below it."""
+
+    def format_commands(self, ctx, formatter) -> None:
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                found = [(n, self.get_command(ctx, n)) for n in names]
+                formatter.write_dl([(n, c.get_short_help_str(200)) for n, c in found if c], col_max=10)
+
+    def format_epilog(self, ctx, formatter) -> None:
+        formatter.write(f"\nExit codes:\n{exit_table()}\n")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"effc {version('effc')}")
+        raise typer.Exit()
+
+
+_version_flag = typer.Option(
+    "--version", callback=_version, is_eager=True, show_default=False, help="Print the version and leave."
+)
+
+
+def effc(context: typer.Context, version: Annotated[bool, _version_flag] = False) -> None:
+    """Compile a model-optimization recipe (.effspec) into a smaller, faster model that reloads.
+
+    Start with `effc new`, then check, plan, compile and run what it wrote.
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def app(argv: Sequence[str] = ()) -> typer.Typer:
+    """The command with the verb that is called, or with all where none is: each costs some milliseconds."""
+    made = typer.Typer(
+        cls=Verbs,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+        subcommand_metavar="VERB ...",
+    )
+    made.callback(invoke_without_command=True)(effc)
+    called = HOMES.get(argv[0], argv[0]) if argv else ""
+    for name in [called] if called in VERBS else VERBS:
+        import_module(f".verbs.{name}", __package__).register(made)
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line; returns its exit code."""
+    if argv is None:
+        outlive_readers()
+    if argv is None and len(sys.argv) > 1 and sys.argv[1] in MAPPING:
+        from ...kernels.native import watch_mapped_files
+
+        watch_mapped_files()  # in a process of our own alone: a signal's handler is everybody's
+    code = _run(sys.argv[1:] if argv is None else argv)
+    if argv is None and code == EXITS["interrupted"]:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)  # taking torch apart takes seconds, and a person waits
+    return code
+
+
+def _run(argv: list[str]) -> int:
+    _hush_libraries()
+    code = 0
+    try:
+        with within_a_second():
+            code = _guarded(argv)
+            refuse_full()
+        return code
+    except (KeyboardInterrupt, OSError) as error:  # stdout is full
+        lost = _leave(Carried(error, None), argv)
+        _drop_output()
+        return code or lost  # what was found before is not made good by a disk
+
+
+def _guarded(argv: list[str]) -> int:
+    try:
+        # `--dump-ir` alone is short for its commonest value; typer knows no optional values.
+        given = ["--dump-ir=changed" if a == "--dump-ir" else a for a in argv]
+        result = app(given)(args=given, prog_name="effc", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except Carried as carried:
+        return _leave(carried, argv)
+    except typer.Exit as exit:
+        return exit.exit_code
+    except typer.Abort as error:
+        return _leave(Carried(KeyboardInterrupt(), None), argv) if error else 0
+    except (KeyboardInterrupt, Exception) as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # `effc cache` alone; not every click has the class
+            print(error.ctx.get_help())  # that class has a context
+            return 0
+        return _leave(Carried(error, None), argv)
+
+
+def _leave(carried: Carried, argv: list[str]) -> int:
+    error, shared = carried.error, carried.shared
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, ReaderLeft):
+        return 0
+    if asked_to_stop() and not isinstance(error, Reject):
+        error = KeyboardInterrupt()
+    diagnostics = explained(error, shared.cache_dir if shared else None)
+    if shared.debug if shared else "--debug" in argv:
+        show_traceback(error)
+    screen = shared.screen if shared else _guess(argv)
+    screen.complain(diagnostics, argv[0] if argv else "")
+    acknowledge()
+    return code_of(diagnostics)
+
+
+def _guess(argv: list[str]) -> Screen:
+    """A screen for a command line that could not be read: what its flags would have said."""
+    joined = " ".join(argv).replace("=", " ").split()
+    told = dict(pairwise(joined))
+    form = told.get("--format", "text")
+    return Screen(form if form in ("json", "github") else "text", told.get("--color", "auto"))
+
+
+def _drop_output() -> None:
+    """What stdout can't take is lost, and Python must not try again when it ends."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _hush_libraries() -> None:
+    """Libraries write to stderr on their own; ours is the only progress and the only complaint. And threads of torch
+    spin for milliseconds at every meeting, on cores that the others may need: on a machine that is shared, a compile by
+    two threads took twenty times as long as by one. They wait for 40 us, and let go."""
+    import warnings
+
+    for name, value in (
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("GOMP_SPINCOUNT", "1000"),
+    ):
+        os.environ.setdefault(name, value)
+    if "-v" not in sys.argv and "--verbose" not in sys.argv and "--debug" not in sys.argv:
+        warnings.simplefilter("ignore")

@@ -1,0 +1,98 @@
+"""`effc bench`: what the native kernels do on this machine."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ....dsl.syntax.diagnostics import EXITS
+from .flags import Shared, verb
+
+if TYPE_CHECKING:
+    from ...transforms.lowering.kernel_table import Table
+
+_only = typer.Option(
+    "--only",
+    metavar="PARTS",
+    show_default=False,
+    help="Parts by commas: gemv, block, rows, prefill, attention, pack; all unless given.",
+)
+_seconds = typer.Option("--seconds", metavar="S", help="Time for each contender of a line.")
+_shape = typer.Option(
+    "--shape", metavar="NxK", help="Outputs and inputs that `gemv` measures; repeatable.", show_default=False
+)
+_gate = typer.Option("--gate", help="Exit with 4 where a target is missed.", show_default=False)
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="Measure what effc brings along.", no_args_is_help=True, rich_markup_mode=None)
+    app.add_typer(group, name="bench")
+
+    @group.callback()
+    def bench() -> None:
+        """Measure what effc brings along."""
+
+    @verb(group, shows=("machine",))
+    def kernels(
+        shared: Shared,
+        only: Annotated[str, _only] = "",
+        seconds: Annotated[float, _seconds] = 0.3,
+        shape: Annotated[list[str], _shape] = (),
+        gate: Annotated[bool, _gate] = False,
+    ) -> int:
+        """Race the native kernels against torch's strongest, and compare with their targets.
+
+        Ratios within a line are what counts: all take turns over weights that no cache holds, and samples in
+        which the system took a processor away are thrown out. `of read` compares with reading as many bytes;
+        a missed target says the most that this allows.
+        """
+        shapes = [_parsed(text) for text in shape]
+        from ...core.fingerprint import cpus
+        from ...transforms.lowering.kernel_table import PARTS, SHAPES, Table, summary, surroundings
+
+        parts = [p.strip() for p in only.split(",") if p.strip()] or list(PARTS)
+        unknown = [p for p in parts if p not in PARTS]
+        if unknown:
+            raise typer.BadParameter(f"`--only {unknown[0]}` is no part: {', '.join(PARTS)}")
+        if not 0 < seconds <= 600:
+            raise typer.BadParameter("`--seconds` is more than 0 and at most 600")
+        shared.check_environment()
+        threads = shared.threads or cpus()
+        screen, plain = shared.screen, shared.format == "text"
+        table = Table(seconds, threads)
+        if plain:
+            table.tell = lambda line: screen.answer(line.text() + "\n")
+        where = surroundings(table)
+        if plain:
+            screen.answer(_where(where) + "\n")
+        table.run(parts, shapes or SHAPES)
+        missed = [t for t in table.targets if not t.met]
+        code = EXITS["gate"] if gate and missed else 0
+        if plain:
+            screen.answer(summary(table.targets))
+        else:
+            screen.answer_json("bench kernels", "error" if code else "ok", **_body(table, where, code))
+        return code
+
+
+def _body(table: "Table", where: dict, code: int) -> dict[str, Any]:
+    return {
+        "exit": code,
+        "machine": where,
+        "lines": [line.to_json() for line in table.lines],
+        "targets": [t.to_json() for t in table.targets],
+    }
+
+
+def _parsed(text: str) -> tuple[int, int]:
+    numbers = text.lower().split("x")
+    if len(numbers) != 2 or not all(n.strip().isdecimal() and 0 < int(n) <= 1 << 20 for n in numbers):
+        raise typer.BadParameter(f"`--shape {text}` is no shape: write outputs x inputs, such as 1536x576")
+    return int(numbers[0]), int(numbers[1])
+
+
+def _where(found: dict) -> str:
+    return (
+        f"{found.get('cpu', 'a processor without a name')}, {found.get('cpus', '?')} processors here; "
+        f"torch {found.get('torch')}; kernels {found['kernels']}; {found['threads']} threads; "
+        f"{found['bursts']} bursts; load {found['load']}"
+    )

@@ -1,0 +1,89 @@
+"""`effc bisect`: which step, or which single cut, broke a bound."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from .flags import Shared, verb
+from .output import code_of
+
+if TYPE_CHECKING:
+    from ...driver.bisect import Blame
+
+unknown_gate = Fault("unknown-gate", "`effc bisect --gate` names no bound of the recipe, or several.", exit="usage")
+
+_recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False, readable=False)
+_gate = typer.Option(
+    "--gate", metavar="EXPECT", show_default=False, help="The bound, or how it begins; the only one unless given."
+)
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app, shows=("inputs", "lock", "cache", "machine", "progress"))
+    def bisect(recipe: Annotated[Path, _recipe], shared: Shared, gate: Annotated[str, _gate] = "") -> int:
+        """Say which step, or which single cut, broke a bound; exit 4 where one did. What the cache has is not run."""
+        from ...driver import api
+
+        shared.check_environment()
+        with shared.listening() as tell:
+            session = shared.session(recipe, tell)
+            plans = api.plans(session)
+            whole = [(p, b) for p in plans for b in p.pipeline.expects if not b.part]  # of the result, not of a target
+            asked = [(p, b) for p, b in whole if _is_meant(b, gate)]
+            if len(asked) != 1:
+                raise Reject(_unclear(asked or whole, bool(asked), gate))
+            blame = api.bisect(session, *asked[0])
+        return report(blame, shared)
+
+
+def _is_meant(bound, gate: str) -> bool:
+    from ...driver.judging.gate import bound_text
+
+    return "".join(bound_text(bound).split()).startswith("".join(gate.split()))
+
+
+def _unclear(bounds, several: bool, gate: str):
+    from ...driver.judging.gate import bound_text
+
+    texts = list(dict.fromkeys(f"`{bound_text(b)}`" for _, b in bounds))
+    said = f"{len(bounds)} bounds begin with `{gate}`" if several else f"no bound begins with `{gate}`"
+    help = f"--gate takes one of {', '.join(texts[:8])}" if texts else "add a bound without `in` to `expect`"
+    return unknown_gate(said, help=help)
+
+
+def report(blame: "Blame", shared: Shared) -> int:
+    from ...driver.judging.gate import bound_text
+
+    screen, found = shared.screen, blame.diagnostics
+    looks = [{"step": k.step, "word": k.word, **k.verdict.to_json()} for k in blame.looks]
+    cuts = [{"cut": name, "value": value if value == value else None} for name, value in blame.cuts]
+    if screen.format == "json":
+        screen.complain(found, "bisect", bound=bound_text(blame.bound), steps=looks, cuts=cuts, broken_by=_name(blame))
+        return code_of(found)
+    screen.answer(screen.styled(bound_text(blame.bound), "bold"))
+    screen.answer(screen.table(rows(blame), head=False, indent="  "))
+    screen.complain(found, "bisect")
+    if not found:
+        screen.say(f"{screen.styled('ok', 'green')}: the result keeps the bound")
+    return code_of(found)
+
+
+def _name(blame: "Blame") -> str | None:
+    return blame.step.name if blame.step else None
+
+
+def rows(blame: "Blame") -> list[tuple[str, ...]]:
+    """A row for every result that was measured, and under the step that broke the bound one for each cut."""
+    from ...core.quantity import measured
+
+    lines: list[tuple[str, ...]] = []
+    for look in blame.looks:
+        value = "" if look.verdict.value is None else measured(look.verdict.value, look.verdict.unit)
+        cuts = blame.cuts if look.step == _name(blame) else ()
+        for number, (name, after) in enumerate(cuts, 1):
+            broke = "missed" if number == len(cuts) else "ok"
+            lines.append((f"  cut {number} of {blame.of}", name, measured(after, look.verdict.unit), broke))
+        lines.append((look.step or "the model", look.word, value, look.verdict.state))
+    return lines

@@ -1,0 +1,135 @@
+"""`effc cache`: what finished steps are kept, why one is not, and keeping it small and sound."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ....dsl.syntax.diagnostics import EXITS, Reject
+from .flags import Shared, finite, verb
+
+if TYPE_CHECKING:
+    from ...core.cache import Cache
+
+_recipe = typer.Argument(
+    metavar="RECIPE", help="A recipe; each of its steps is looked up.", show_default=False, readable=False
+)
+_delete = typer.Option("--delete", help="Remove what is damaged; compile makes it again.", show_default=False)
+_age = typer.Option("--older-than", metavar="DAYS", callback=finite, help="Drop what was not used for so many days.")
+
+
+NAMED = 3  # damaged files that are named; a broken disk damages hundreds
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="Look after the cache of finished steps.", no_args_is_help=True, rich_markup_mode=None)
+    app.add_typer(group, name="cache")
+    _listing(group)
+    _care(group)
+
+
+def _listing(group: typer.Typer) -> None:
+    @verb(group, shows=("cache",))
+    def ls(shared: Shared) -> None:
+        """List finished steps, last used first."""
+        entries = _cache(shared).entries()
+        if shared.format == "json":
+            rows = [
+                {"key": e.key, "step": _word(e), "bytes": e.bytes, "used": e.used, "parts": dict(e.parts)}
+                for e in entries
+            ]
+            return shared.screen.answer_json("cache ls", folder=str(shared.cache_folder), steps=rows)
+        if not entries:
+            return shared.screen.say(f"{shared.cache_folder} holds no finished step")
+        from ...core.quantity import counted, seconds, size
+
+        rows = [("key", "step", "size", "used")]
+        now = time.time()
+        rows += [(e.key[:12], _word(e), size(e.bytes), f"{seconds(max(0, now - e.used))} ago") for e in entries]
+        shared.screen.answer(shared.screen.table(rows, right=(2,)))
+        return shared.screen.say(f"{counted(len(entries), 'step')} in {shared.cache_folder}")
+
+    @verb(group, shows=("cache", "inputs", "machine"))
+    def why(recipe: Annotated[Path, _recipe], shared: Shared) -> None:
+        """Say for each step of a recipe whether it is kept, and what differs where it is not."""
+        from ...driver import api
+
+        plans = api.plans(shared.session(recipe))
+        rows = [(s.name, s.call.word, "kept" if s.cached else s.why) for p in plans for s in p.stages]
+        if shared.format == "json":
+            steps = [{"step": n, "word": w, "cache": r} for n, w, r in rows]
+            return shared.screen.answer_json("cache why", steps=steps)
+        return shared.screen.answer(shared.screen.table(rows, head=False))
+
+
+def _care(group: typer.Typer) -> None:
+    @verb(group, shows=("cache",))
+    def gc(shared: Shared, older_than: Annotated[float, _age] = 30.0) -> None:
+        """Free what was not used for a while, and tensors that no step names."""
+        from ...core.quantity import size
+
+        freed = _cache(shared).collect(keep_seconds=older_than * 86400)
+        if shared.format == "json":
+            return shared.screen.answer_json("cache gc", freed_bytes=freed)
+        return shared.screen.answer(f"freed {size(freed)}")
+
+    @verb(group, shows=("cache",))
+    def verify(shared: Shared, delete: Annotated[bool, _delete] = False) -> int:
+        """Read every file again and compare it with its name."""
+        cache = _cache(shared)
+        wrong = list(cache.damaged())
+        if delete:
+            for path, _ in wrong:
+                path.unlink(missing_ok=True)
+        if shared.format == "json":
+            files = [{"path": str(path), "reason": why, "deleted": delete} for path, why in wrong]
+            bad = bool(wrong) and not delete
+            shared.screen.answer_json("cache verify", "error" if bad else "ok", damaged=files)
+            return EXITS["environment"] if bad else 0
+        return _answer(shared, wrong, delete, len(cache.entries()))
+
+
+def _answer(shared: Shared, wrong: list, deleted: bool, steps: int) -> int:
+    from ...core.quantity import counted
+
+    if wrong and not deleted:
+        from ...core.cache import cache_damaged
+
+        named = "\n".join(f"{path}: {reason}" for path, reason in wrong[:NAMED])
+        more = f"\nand {len(wrong) - NAMED} more; `--format json` has all" if len(wrong) > NAMED else ""
+        raise Reject(
+            cache_damaged(
+                f"{counted(len(wrong), 'file')} of the cache {'is' if len(wrong) == 1 else 'are'} damaged",
+                note=named + more,
+                help="`effc cache verify --delete` removes what is damaged; compile makes it again",
+            )
+        )
+    gone = f", {counted(len(wrong), 'damaged file')} removed" if wrong else ""
+    shared.screen.answer(f"ok: {counted(steps, 'step')}{gone}")
+    return 0
+
+
+def _cache(shared: Shared) -> "Cache":
+    from ...core.cache import Cache
+
+    return Cache(shared.cache_folder)
+
+
+def _word(entry) -> str:
+    """The step as a recipe would write it, without what has its default."""
+    from ....dsl.checker.value_text import plain
+    from ....dsl.checker.values import from_json
+    from ...plugin.registry import Shelf
+
+    step = entry.parts.get("step", {})
+    word = Shelf().vocabulary.word("pass", step.get("word", ""))
+    usual = {p.name: p.default for p in word.params} if word else {}
+    given = {name: from_json(value) for name, value in step.get("args", {}).items()}
+    args = [
+        f"{name}: {plain(given[name])}"
+        for name in sorted(given, key=list({**usual, **given}).index)
+        if given[name] is not None and (name not in usual or given[name] != usual[name])
+    ]
+    text = f"{step.get('word', 'unknown')}({', '.join(args)})"
+    return text if len(text) <= 72 else text[:71] + "…"

@@ -1,0 +1,95 @@
+"""`effc check`: everything wrong with a recipe that can be known without weights, all at once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ....dsl.syntax.diagnostics import Diagnostic, Reject
+from .flags import Shared, verb
+from .output import code_of
+
+if TYPE_CHECKING:
+    from ....dsl.checker.recipe import Recipe
+
+_recipes = typer.Argument(metavar="RECIPE...", help="Recipe files.", show_default=False, readable=False)
+_fix = typer.Option("--fix", help="Write corrections that are sure into the file.", show_default=False)
+_resolve = typer.Option("--resolve", help="Look at models not seen before, too; imports torch.", show_default=False)
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app, formats=("text", "json", "github"), shows=("inputs", "cache"))
+    def check(
+        recipes: Annotated[list[Path], _recipes],
+        shared: Shared,
+        fix: Annotated[bool, _fix] = False,
+        resolve: Annotated[bool, _resolve] = False,
+    ) -> int:
+        """Check recipes: all mistakes at once, each with its place."""
+        found, good = [], []
+        for path in recipes:
+            variants, diagnostics = look(path, shared, fix, resolve)
+            found += diagnostics
+            good += [(path, variants)] if variants else []
+        tell(found, good, shared, bare=len(recipes) == 1)
+        return code_of(found)
+
+
+def look(path: Path, shared: Shared, fix: bool, resolve: bool) -> "tuple[Sequence[Recipe], list[Diagnostic]]":
+    """The checked variants of a file, none where it has errors, and what is to be said of it."""
+    session = shared.session(path)
+    variants, found = _checked(session, resolve)
+    if fix and (sure := [d for d in found if d.fix and d.span and d.span.source.name == str(path)]):
+        from ....dsl.syntax.render import apply_fixes
+        from ...core.cache import write_whole
+        from ...core.quantity import counted
+
+        write_whole(path, apply_fixes(sure[0].span.source.text, sure).encode())
+        shared.screen.say(f"fixed {counted(len(sure), 'mistake')} in {path}")
+        variants, found = _checked(session, resolve)
+    return variants, found
+
+
+def _checked(session, resolve: bool) -> "tuple[Sequence[Recipe], list[Diagnostic]]":
+    try:
+        checked = session.check(resolve=resolve)
+    except Reject as refused:
+        return (), list(refused.diagnostics)
+    broken = any(d.severity == "error" for d in checked.diagnostics)
+    return () if broken else checked.recipes, list(checked.diagnostics)
+
+
+def tell(found: list[Diagnostic], good: list, shared: Shared, *, bare: bool) -> None:
+    """Diagnostics, and a summary line for each pipeline of each sound recipe."""
+    rows = [{"path": str(path), **row} for path, variants in good for row in summaries(variants)]
+    screen = shared.screen
+    screen.complain(found, "check", recipes=rows)
+    if screen.format != "text" or shared.quiet:
+        return
+    for row in rows:
+        screen.answer(screen.styled("ok", "green") + f": {'' if bare else row['path'] + ': '}{sizes_line(row)}")
+
+
+def summaries(variants: "Sequence[Recipe]") -> list[dict[str, Any]]:
+    """Per pipeline: how many steps, artifacts, bounds; `variants` of a matrix count together."""
+    first = variants[0]
+    return [
+        {
+            "pipeline": p.name,
+            "steps": len(p.steps),
+            "artifacts": len(p.emits),
+            "bounds": len(p.expects),
+            "variants": len(variants),
+        }
+        for p in first.pipelines.values()
+    ]
+
+
+def sizes_line(row: dict[str, Any]) -> str:
+    """`lean: 3 steps, 2 artifacts, 2 bounds, 3 variants`."""
+    from ...core.quantity import counted
+
+    parts = [counted(row[f"{noun}s"], noun) for noun in ("step", "artifact", "bound")]
+    parts += [counted(row["variants"], "variant")] if row["variants"] > 1 else []
+    return f"{row['pipeline']}: {', '.join(parts)}"

@@ -1,0 +1,178 @@
+"""`effc compile`: run what the plan shows, and end with a table of what it gave."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...core.safe_read import MANIFEST, read_json
+from .flags import Shared, duration, verb
+from .output import code_of
+
+if TYPE_CHECKING:
+    from ...artifacts.manifest import Expectation, Manifest
+    from ...driver.pipeline import Result
+    from .output import Screen
+
+unreadable_plan = Fault(
+    "unreadable-plan",
+    "The file given with `--plan` is not there, or is no saved plan.\n\n`effc plan RECIPE -o FILE` writes one.",
+    exit="usage",
+)
+
+DUMPS = ("changed", "before", "after")
+
+_recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False, readable=False)
+_out = typer.Option("-o", "--output", metavar="FOLDER", help="Where artifacts go.")
+_plan = typer.Option(
+    "--plan", metavar="FILE", help="Refuse to do anything else than this saved plan.", show_default=False
+)
+_force = typer.Option("--force", help="Replace artifacts that exist.", show_default=False)
+_workers = typer.Option(
+    "--workers",
+    metavar="N|ray|ray:HOST:PORT",
+    help="Processes that score, of one thread each unless --threads says more.",
+    show_default=False,
+)
+_time = typer.Option(
+    "--max-time",
+    metavar="TIME",
+    help="Stop searches after so long, such as 30m, at the best so far.",
+    parser=duration,
+    show_default=False,
+)
+_dump = typer.Option(
+    "--dump-ir", metavar="[=changed|before|after]", help="Show shapes at every step.", show_default=False
+)
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app, formats=("text", "json", "github"), shows=("inputs", "lock", "cache", "machine", "progress", "gate"))
+    def compile(
+        recipe: Annotated[Path, _recipe],
+        shared: Shared,
+        output: Annotated[Path, _out] = Path("out"),
+        plan: Annotated[Path | None, _plan] = None,
+        force: Annotated[bool, _force] = False,
+        dump_ir: Annotated[str, _dump] = "",
+        workers: Annotated[str | None, _workers] = None,
+        max_time: Annotated[float | None, _time] = None,
+    ) -> int:
+        """Compile a recipe into artifacts, each reopened and measured. Goes on where it was stopped."""
+        if dump_ir and dump_ir not in DUMPS:
+            raise typer.BadParameter(f"`--dump-ir {dump_ir}` is not known here: {', '.join(DUMPS)}")
+        from ...driver import api
+
+        if workers is not None:  # empty where a script's $N is not set
+            from ...driver.worker_pool import check_workers
+
+            check_workers(workers)
+        shared.check_environment()
+        saved = _saved(plan) if plan else None
+        with shared.listening() as tell:
+            session = shared.session(recipe, tell)
+            session.settings.workers = workers or ""
+            session.settings.max_time = max_time
+            results = api.build(session, output, force=force, saved=saved, dump=dump_ir)
+        return report(results, shared)
+
+
+def _saved(path: Path) -> Any:
+    try:
+        return read_json(path, MANIFEST)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", "") or "it is not JSON"
+        raise Reject(
+            unreadable_plan(f"{path}: {why.lower()}", help="`effc plan RECIPE -o FILE` writes a plan")
+        ) from error
+
+
+def report(results: "Sequence[Result]", shared: Shared) -> int:
+    """The table of every artifact, then the searches that had to stop and the bounds that were missed."""
+    screen, missed = shared.screen, [d for r in results for d in (*r.stopped, *r.missed)]
+    rows = [{"path": str(a.path), **artifact_json(a.manifest)} for r in results for a in r.artifacts]
+    if screen.format == "text":
+        for result in results:
+            for a in result.artifacts:
+                screen.answer(drawn(a.path, a.manifest, screen) + "\n")
+            for told in result.reports:
+                screen.answer(screen.styled(f"{result.plan.pipeline.name} -> {told.path}", "bold") + "\n")
+            if accounts := accounts_drawn(result, screen):
+                screen.answer(accounts + "\n")
+    screen.complain(missed, "compile", artifacts=rows)
+    if not missed and screen.format == "text":
+        from ...core.quantity import seconds
+
+        screen.say(screen.styled("ok", "green") + f": compiled in {seconds(sum(r.seconds for r in results))}")
+    return code_of(missed)
+
+
+def artifact_json(manifest: "Manifest") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "name": manifest.name,
+        "target": manifest.kind,
+        "bytes": manifest.bytes,
+        "measures": [asdict(m) for m in manifest.measures],
+        "expectations": [asdict(e) for e in manifest.expectations],
+        "checks": [asdict(c) for c in manifest.checks],
+        "accounts": [asdict(a) for a in manifest.accounts],
+    }
+
+
+def accounts_drawn(result: "Result", screen: "Screen") -> str:
+    """The original, the program in memory and every form of all artifacts, on the same tokens; "" of no language."""
+    from ...artifacts.form_losses import account_rows, table
+
+    found = table({a.path.name: a.manifest.accounts for a in result.artifacts if a.manifest.accounts})
+    if not found:
+        return ""
+    title = screen.styled(f"{result.plan.pipeline.name} on {found[0].where}", "bold")
+    return f"{title}\n{screen.table(account_rows(found), right=(1, 2, 3, 4, 5), indent='  ')}".rstrip("\n")
+
+
+def drawn(path: Path, manifest: "Manifest", screen: "Screen") -> str:
+    """`small -> out/small  hf, 4.2 MiB`, and a row for every measure."""
+    from ...core.quantity import size
+
+    title = screen.styled(f"{manifest.name} -> {path}", "bold")
+    title += screen.styled(f"  {manifest.kind}, {size(manifest.bytes)} on disk", "dim")
+    rows = list(measured_rows(manifest))
+    if not rows:
+        return title
+    head = ("", "before", "after", "change", "bound", "")
+    lines = screen.table([head, *rows], right=(1, 2, 3), indent="  ").splitlines()
+    return "\n".join(
+        [title, lines[0], *(_tinted(line, row[-1], screen) for line, row in zip(lines[1:], rows, strict=True))]
+    )
+
+
+def _tinted(line: str, outcome: str, screen: "Screen") -> str:
+    """The outcome at the end of a line in its colour."""
+    color = {"holds": "green", "fails": "red", "skipped": "yellow", "undecided": "yellow"}.get(outcome)
+    return line.removesuffix(outcome) + screen.styled(outcome, color) if color else line
+
+
+def measured_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
+    """Metric, before, after, change, and the bound with what came of it."""
+    from ...core.quantity import change, measured
+
+    rows, left = [], list(manifest.expectations)
+    for m in manifest.measures:
+        before = measured(m.original, m.unit) if m.original is not None else ""
+        told = [e for e in left if e.text.startswith(f"{m.metric} ")]
+        left = [e for e in left if e not in told]
+        moved = change(m.original, m.compiled) if m.original is not None else ""
+        if m.spread and moved:
+            moved += f" ({', '.join(change(1.0, end).removesuffix(' %') for end in m.spread)})"
+        first = (m.metric, before, measured(m.compiled, m.unit), moved)
+        rows.append((*first, _bound(told[0], m.metric) if told else "", told[0].outcome if told else ""))
+        rows += [("", "", "", "", _bound(e, m.metric), e.outcome) for e in told[1:]]
+    return rows + [(e.text, "", "", "", "", e.outcome) for e in left]
+
+
+def _bound(expectation: "Expectation", metric: str) -> str:
+    return expectation.text.removeprefix(metric).strip()

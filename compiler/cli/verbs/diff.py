@@ -1,0 +1,24 @@
+"""`effc diff`: what two artifacts have different: shapes, measures, recipe, versions."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .flags import Shared, verb
+
+_before = typer.Argument(metavar="A", help="An artifact.", show_default=False)
+_after = typer.Argument(metavar="B", help="Another one.", show_default=False)
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app, opens=("before", "after"))
+    def diff(before: Annotated[Path, _before], after: Annotated[Path, _after], shared: Shared) -> None:
+        """Compare two artifacts: measures, shapes, steps, recipe, machine."""
+        from ...artifacts.diff import diff
+
+        found = diff(before, after)
+        if shared.format == "json":
+            shared.screen.answer_json("diff", **found.to_json())
+        else:
+            shared.screen.answer(found.draw().rstrip("\n"))

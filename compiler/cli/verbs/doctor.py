@@ -1,0 +1,234 @@
+"""`effc doctor`: is everything here that effc needs, and what to do where it isn't."""
+
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ....dsl.syntax.diagnostics import EXITS
+from .flags import Shared, verb
+from .verify import read_forms
+
+TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd")
+LITTLE = 2 << 30  # bytes free below which a compile of a small model may not fit
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `state` is "ok", "note" (works, but) or "missing"."""
+
+    topic: str
+    fact: str
+    state: str = "ok"
+    remedy: str = ""
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app, shows=("cache", "machine"))
+    def doctor(
+        shared: Shared,
+        architectures: Annotated[
+            bool, typer.Option("--architectures", help="Show instead which architectures were tried with which passes.")
+        ] = False,
+        trust: Annotated[
+            Path | None,
+            typer.Option(
+                "--trust",
+                metavar="ARTIFACT",
+                show_default=False,
+                help="Show instead what an artifact would do here, and which checks it passes.",
+            ),
+        ] = None,
+        measure: Annotated[
+            bool, typer.Option("--measure", help="Measure this machine's speeds for plans, and keep them in the cache.")
+        ] = False,
+    ) -> int:
+        """Look at Python, packages, instruction sets, cache and disk."""
+        if trust is not None:
+            return _trust(trust, shared)
+        if measure:
+            return _measure(shared)
+        if architectures:
+            return _architectures(shared)
+        found = [*pythons(), *machine(), *storage(shared.cache_folder)]
+        missing = [f for f in found if f.state == "missing"]
+        if shared.format == "json":
+            body = [{"topic": f.topic, "fact": f.fact, "state": f.state, "remedy": f.remedy} for f in found]
+            shared.screen.answer_json("doctor", "error" if missing else "ok", findings=body)
+        else:
+            _draw(found, missing, shared)
+        return EXITS["environment"] if missing else 0
+
+
+def _trust(path: Path, shared: Shared) -> int:
+    """Every check of an artifact; the exit code of a broken environment where one fails."""
+    from ...artifacts.trust import look
+
+    found = look(path, lambda artifact, manifest: read_forms(artifact, manifest, shared.cache_folder))
+    bad = any(check.state == "bad" for check in found)
+    if shared.format == "json":
+        body = [{"topic": c.topic, "fact": c.fact, "state": c.state} for c in found]
+        shared.screen.answer_json("doctor", "error" if bad else "ok", checks=body)
+    else:
+        colors, width = {"ok": "green", "note": "yellow", "bad": "red"}, max(len(c.topic) for c in found)
+        for c in found:
+            state = shared.screen.styled(f"{c.state:<4}", colors[c.state])
+            shared.screen.answer(f"{state}  {c.topic:<{width}}  {c.fact}")
+    return EXITS["environment"] if bad else 0
+
+
+def _measure(shared: Shared) -> int:
+    """Measure what plans reckon with, keep it, and say it."""
+    import torch
+
+    from ...core.quantity import count, counted, seconds, size
+    from ...core.speed_cache import keep
+    from ...core.speeds import measure
+
+    if shared.threads:
+        torch.set_num_threads(shared.threads)
+    shared.cache_folder.mkdir(parents=True, exist_ok=True)
+    found = measure(shared.cache_folder, each=0.5)
+    keep(shared.cache_folder, found)
+    threads, screen = torch.get_num_threads(), shared.screen
+    if shared.format == "json":
+        screen.answer_json("doctor", "ok", threads=threads, speeds=asdict(found))
+        return 0
+    said = {
+        "products": f"{count(found.float32)} operations a second in float32, {count(found.bfloat16)} in bfloat16, "
+        f"{count(found.float64)} in float64",
+        "weights": f"{size(found.read)} a second read by a product of one row, {count(found.look)} numbers looked at",
+        "masks": f"{count(found.select)} weights a second by threshold, {count(found.sort)} in groups of four",
+        "packing": f"{count(found.pack)} weights a second",
+        "hashing": f"{size(found.hash)} a second",
+        "disk": f"{size(found.disk)} a second written and synced",
+        "start": f"{seconds(found.start)} until a fresh process has its libraries",
+    }
+    screen.answer(screen.table([("", counted(threads, "thread")), *said.items()]))
+    screen.say(f"kept in {shared.cache_folder}: `effc plan` reckons with it. On a busy machine measure again later")
+    return 0
+
+
+def _architectures(shared: Shared) -> int:
+    """The matrix that the test run left, and every sentence that refused something."""
+    from ...core.architectures import matrix
+
+    found, screen = matrix(), shared.screen
+    if shared.format == "json":
+        screen.answer_json("doctor", "ok", architectures=asdict(found))
+        return 0
+    rows = [("", *found.columns)]
+    rows += [(name, *(cells[column] for column in found.columns)) for name, cells in found.cells.items()]
+    screen.answer(screen.table(rows))
+    screen.answer("")
+    for why, places in found.refusals.items():
+        screen.answer(f"{places[0]}: {why}")
+    screen.answer("")
+    screen.answer(found.summary)
+    return 0
+
+
+def _draw(found: list[Finding], missing: list[Finding], shared: Shared) -> None:
+    screen = shared.screen
+    colors = {"ok": "green", "note": "yellow", "missing": "red"}
+    width = max(len(f.topic) for f in found)
+    for f in found:
+        state = screen.styled(f"{f.state:<7}", colors[f.state])
+        screen.answer(f"{state}  {f.topic:<{width}}  {f.fact}")
+        if f.remedy and f.state != "ok":
+            screen.answer(" " * (width + 11) + screen.styled(f.remedy, "dim"))
+    from ...core.quantity import counted
+
+    screen.say("" if not missing else f"{counted(len(missing), 'required thing')} missing")
+
+
+def pythons() -> list[Finding]:
+    """Python and every package, with the range that effc states."""
+    from ...core.environment import Package, packages, python_version
+
+    new_enough = sys.version_info >= (3, 11)
+    found = [
+        Finding(
+            "python",
+            f"{python_version()}, needs >=3.11",
+            "ok" if new_enough else "missing",
+            "" if new_enough else "install Python 3.11 or newer",
+        )
+    ]
+    extras: dict[tuple[str, str], list[Package]] = {}  # several want the same, which is said once
+    for p in packages():
+        extras.setdefault((p.name, p.range), []).append(p)
+    for p, *more in extras.values():
+        state = "ok" if p.state == "ok" else "note" if p.group else "missing"
+        group = f"  [{', '.join(x.group for x in (p, *more))}]" if p.group else ""
+        fact = f"{p.version}, needs {p.range}" if p.version else f"not installed, needs {p.range}"
+        found.append(Finding(p.name, fact + group, state, p.remedy if state != "ok" else ""))
+    return found
+
+
+def machine() -> list[Finding]:
+    """Processor, instruction sets that our kernels can use, cores."""
+    from ...core.environment import processor_flags, processor_name
+    from ...core.fingerprint import cpus
+
+    telling = [f for f in TELLING if f in processor_flags()]
+    cores = cpus()
+    return [
+        Finding("processor", f"{processor_name()}, {cores} usable core{'s' * (cores > 1)}"),
+        Finding("instructions", ", ".join(telling) or "no vector sets that effc knows"),
+        kernels(),
+        Finding("threads", f"{os.environ.get('OMP_NUM_THREADS') or cores} unless --threads says otherwise"),
+    ]
+
+
+def kernels() -> Finding:
+    """Whether the native kernels are there, at which level of instruction sets they run, and why at that."""
+    from ....kernels.levels import NoSuchLevel, library, why
+
+    if library() is None:
+        return Finding(
+            "kernels",
+            "not compiled, or by an older effc; torch is used instead",
+            "note",
+            "install effc again, or from a wheel for this platform",
+        )
+    try:
+        return Finding("kernels", f"compiled, {why()}")
+    except NoSuchLevel as error:
+        return Finding("kernels", str(error), "missing", "unset EFFC_ISA, or name a level that is here")
+
+
+def storage(cache: Path) -> list[Finding]:
+    """The cache, whether it can be written, and what is free on its disk."""
+    from ...core.quantity import counted, size
+
+    existing = next(p for p in (cache, *cache.absolute().parents) if p.exists())
+    files = [f for f in cache.rglob("*") if f.is_file()] if cache.is_dir() else []
+    used = sum(f.stat().st_size for f in files)
+    steps = sum(1 for _ in (cache / "steps").glob("*.json"))
+    fact = f"{cache}, {counted(steps, 'step')}, {size(used)}" if cache.is_dir() else f"{cache}, not made yet"
+    writable = os.access(existing, os.W_OK)
+    found = [
+        Finding(
+            "cache",
+            fact,
+            "ok" if writable else "missing",
+            "" if writable else "no permission to write there; name another with --cache-dir",
+        )
+    ]
+    free = shutil.disk_usage(existing).free
+    found.append(
+        Finding(
+            "disk",
+            f"{size(free)} free where the cache is",
+            "ok" if free > LITTLE else "note",
+            "" if free > LITTLE else "effc cache gc frees what is no longer used",
+        )
+    )
+    hub = os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
+    found.append(Finding("models", f"{hub}" + (", offline" if os.environ.get("HF_HUB_OFFLINE") else "")))
+    return found

@@ -1,0 +1,33 @@
+"""`effc explain`: the manual page of a word of the language or of a diagnostic."""
+
+from typing import Annotated
+
+import typer
+
+from .flags import Shared, verb
+from .help_sections import SECTIONS
+
+_name = typer.Argument(
+    metavar="NAME",
+    show_default=False,
+    help="A pass, target, metric, ..., a shipped recipe, or the slug of a diagnostic.",
+)
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app)
+    def explain(name: Annotated[str, _name], shared: Shared) -> None:
+        """Explain a word of recipes, or a diagnostic by its slug."""
+        from ....dsl.syntax.diagnostics import Reject
+        from ..explain import explain
+
+        try:
+            text = explain(name)
+        except Reject:
+            if not any(name in verbs for verbs in SECTIONS.values()):
+                raise
+            text = f"`effc {name} --help` says what this verb does and takes"
+        if shared.format == "json":
+            shared.screen.answer_json("explain", name=name, text=text)
+        else:
+            shared.screen.answer(text.rstrip("\n"))

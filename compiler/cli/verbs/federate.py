@@ -1,0 +1,136 @@
+"""`effc federate`: a local deployment of a federation on Flower, started, watched and ended."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ....dsl.syntax.diagnostics import Reject
+from .flags import Shared, verb
+
+if TYPE_CHECKING:
+    from ...apps.federation.deployment import Deployment
+
+LOOK = 2.0  # seconds between two looks at a run
+
+_app = typer.Argument(metavar="FOLDER", help="An artifact of the target `flower`.", show_default=False)
+_data = typer.Option(
+    "--data", metavar="FOLDER", show_default=False, help="A client's own data; once for each client, or left out."
+)
+_port = typer.Option("--port", metavar="PORT", min=0, max=65535, help="Of the SuperLink; 0 takes a free one.")
+_wait = typer.Option("--wait", help="Stay until the run is over; the exit code is its end.")
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="Deploy a federation here on Flower.", no_args_is_help=True, rich_markup_mode=None)
+    app.add_typer(group, name="federate")
+
+    @verb(group, name="up", shows=("cache",), opens=("folder",))
+    def start(
+        folder: Annotated[Path, _app],
+        shared: Shared,
+        data: Annotated[list[Path], _data] = (),  # type: ignore[assignment]
+        port: Annotated[int, _port] = 0,
+        wait: Annotated[bool, _wait] = False,
+    ) -> None:
+        """Start a SuperLink with TLS and the clients' nodes, and submit the run."""
+        made = _deploy(folder.resolve(), shared, data, port)
+        if wait:
+            return _until_over(made, shared)
+        if shared.format == "json":
+            return shared.screen.answer_json("federate up", run=made.run, port=made.port, folder=str(made.folder))
+        return shared.screen.say(f"effc federate status {quote(str(folder.resolve()))}")
+
+    @verb(group, name="status")
+    def watch(folder: Annotated[Path, _app], shared: Shared, wait: Annotated[bool, _wait] = False) -> None:
+        """Say how the run goes and which processes live; the exit code is that of a run that is over."""
+        from ...apps.federation.deployment import read_deployment
+
+        made = read_deployment(place_of(folder.resolve()))
+        return _until_over(made, shared) if wait else _tell(made, shared)
+
+    @verb(group, name="down")
+    def stop(folder: Annotated[Path, _app], shared: Shared) -> None:
+        """End the deployment's processes; logs, checkpoints and results stay."""
+        from ...apps.federation.deployment import down, read_deployment
+
+        made = read_deployment(place_of(folder.resolve()))
+        names = down(made)
+        if shared.format == "json":
+            return shared.screen.answer_json("federate down", ended=names, folder=str(made.folder))
+        return shared.screen.say(f"ended {', '.join(names) or 'nothing'}; results and logs are in {made.folder}")
+
+
+def _deploy(folder: Path, shared: Shared, data: Sequence[Path], port: int) -> "Deployment":
+    from ...apps.federation.app import PACKAGE
+    from ...apps.federation.declaration import NAME, check_base, read_declaration
+    from ...apps.federation.deployment import check_flower, up
+    from ...apps.federation.generated_code import check_code
+    from ...artifacts.manifest import verify_files
+    from .federation_run import data_folder
+
+    place = place_of(folder)
+    check_flower()
+    verify_files(folder)
+    declared = read_declaration(folder / PACKAGE / NAME)
+    if not shared.trust_remote_code:
+        check_code(folder, declared)
+    check_base(declared, folder / declared.folder, shared.cache_folder)
+    common = folder if data else data_folder(folder)
+    made = up(folder, declared, place, common, list(data), shared.cache_folder, port)
+    shared.screen.say(f"run {made.run} on {declared.clients} nodes, SuperLink at 127.0.0.1:{made.port}")
+    return made
+
+
+def place_of(app: Path) -> Path:
+    """The folder of an app's deployment, beside it. Raises Reject (odd-file) where links lie in it."""
+    from ...core.safe_read import refuse_odd
+
+    folder = app.with_name(f"{app.name}-deployment")
+    refuse_odd(folder)
+    return folder
+
+
+def _until_over(made: "Deployment", shared: Shared) -> None:
+    from ...apps.federation.deployment import status
+
+    while not made.broken and not status(made)[0].startswith("finished"):
+        time.sleep(LOOK)
+    _tell(made, shared)
+
+
+def _tell(made: "Deployment", shared: Shared) -> None:
+    from ...apps.federation.deployment import deployment_failed, status
+    from ...apps.federation.processes import last_line
+
+    if any(p.name == "superlink" for p in made.broken):
+        raise _ended(made)  # and nobody else knows how the run goes
+    word, details = status(made)
+    if shared.format == "json":
+        living = {p.name: p.lives for p in made.processes}
+        shared.screen.answer_json("federate status", run=made.run, status=word, details=details, processes=living)
+    else:
+        rows = [(p.name, str(p.pid), "lives" if p.lives else f"ended: {last_line(p.log)}") for p in made.processes]
+        shared.screen.answer(shared.screen.table([("process", "pid", ""), *rows], right=(1,)).rstrip("\n"))
+        shared.screen.answer(f"run {made.run}: {word}")
+    if word in ("finished:failed", "finished:stopped"):
+        raise Reject(deployment_failed(f"the run is {word}: {details}", help=f"logs are in {made.folder}"))
+    if made.broken and word != "finished:completed":
+        raise _ended(made)
+
+
+def _ended(made: "Deployment") -> Reject:
+    from ...apps.federation.deployment import deployment_failed
+    from ...apps.federation.processes import last_line
+
+    gone = made.broken[0]
+    return Reject(
+        deployment_failed(
+            f"{gone.name} has ended: {last_line(gone.log)}",
+            note=f"see {gone.log}",
+            help="`effc federate down`, then `up`: the run goes on from its last round",
+        )
+    )

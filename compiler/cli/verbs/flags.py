@@ -1,0 +1,356 @@
+"""The flags that every verb takes, declared once.
+
+`@verb(app)` turns a function of `shared: Shared` and its own parameters into a command: it adds the shared
+flags, hides from `--help` those that can't matter to the verb (they are accepted everywhere, so that a script
+may pass one list), and hands every exception to the one exit path in `exits.py`.
+"""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from ....dsl.checker.profiles import MOST_THREADS
+from .exit_codes import Carried
+from .output import Screen
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from ...core.events import Listener
+    from ...core.settings import Settings
+    from ...driver.api import Session
+
+MOST = 2**62  # bytes, or seconds
+FORMATS = ("text", "json", "github", "junit", "md")
+
+
+def size(text: str) -> int:
+    """`20GiB`, `500MB`, `1073741824`."""
+    import re
+
+    from ....dsl.checker.units import BYTES
+
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    units = {**BYTES, "": 1}
+    found = float(match[1]) * units[match[2]] if match and match[2] in units else 0
+    if not 1 <= found < MOST:
+        raise typer.BadParameter(f"`{text:.40}` is no size: write a number and a unit, such as 20GiB or 500MB")
+    return int(found)
+
+
+def finite(value: float | None) -> float | None:
+    """A callback of options that take fractions: NaN keeps every bound, since it is compared with none."""
+    if value is not None and not isfinite(value):
+        raise typer.BadParameter(f"{value} is no number that can be kept to")
+    return value
+
+
+def duration(text: str) -> float:
+    """Seconds of `90s`, `30m` or `30min`, `2h`."""
+    import re
+
+    from ....dsl.checker.units import DURATIONS
+
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text)
+    units = {**DURATIONS, "m": 60.0}
+    if match and not match[2]:
+        raise typer.BadParameter(f"`{text}` has no unit: write {match[1]}s, {match[1]}m or {match[1]}h")
+    found = float(match[1]) * units[match[2]] if match and match[2] in units else 0
+    if not 0 < found < MOST:
+        raise typer.BadParameter(f"`{text:.40}` is no time: write a number and a unit, such as 90s, 30m or 2h")
+    return found
+
+
+def _flag(panel: str, doc: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=doc, rich_help_panel=panel, show_default=False, show_envvar=False, **more)
+
+
+_quiet = _flag("speech", "Say nothing but the answer and errors.", "--quiet", "-q")
+_verbose = _flag("speech", "Say more; twice: everything.", "--verbose", "-v", count=True)
+_format = _flag("speech", "How to print the answer.", "--format")
+_color = _flag("speech", "Colour: on a terminal, always or never.", "--color", metavar="auto|always|never")
+_debug = _flag("speech", "Show the traceback of an internal error.", "--debug")
+_sets = _flag("inputs", "Give a `param` another value; repeatable.", "--set", metavar="NAME=VALUE")
+_params = _flag("inputs", "Values of params, from a JSON file.", "--params", metavar="FILE")
+_offline = _flag("machine", "Never use the network.", "--offline", envvar="EFFC_OFFLINE")
+_cache = _flag("cache", "Where finished steps are kept.", "--cache-dir", metavar="FOLDER", envvar="EFFC_CACHE_DIR")
+_trust = _flag("machine", "Run Python that a model brings along.", "--trust-remote-code")
+_seed = _flag("machine", "Seed of all that is random; 0 unless given.", "--seed", metavar="N", min=0, max=2**32 - 1)
+_device = _flag(
+    "machine",
+    "Where passes and metrics compute: cpu unless given; cuda, cuda:1, mps, auto.",
+    "--device",
+    metavar="NAME",
+)
+_threads = _flag("machine", "Threads of torch.", "--threads", metavar="N", min=1, max=MOST_THREADS)
+_memory = _flag("machine", "Memory allowed, such as 20GiB.", "--max-memory", metavar="SIZE", parser=size)
+_still = _flag("progress", "No progress on stderr.", "--no-progress")
+_events = _flag("progress", "Write progress as JSON lines to a file.", "--events", metavar="FILE")
+
+_undecided = _flag(
+    "gate", "What a timed bound comes to that this machine can't decide.", "--undecided", metavar="fail|pass"
+)
+_locked = _flag("lock", "Refuse what is not as effspec.lock has it.", "--locked")
+
+_required_key = typer.Option(
+    "--require-signature",
+    metavar="KEY",
+    show_default=False,
+    help="Use the artifact only if this public key signed it; repeatable, one of them must.",
+)
+_SIGNED = inspect.Parameter(
+    "require_signature", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[list[str], _required_key], default=[]
+)
+
+mapped_weights = typer.Option(
+    "--mapped/--copied",
+    show_default=False,
+    help="Leave weights of a native artifact on disk, checked in place, or copy them first. Mapped unless said "
+    "otherwise: those above a quarter of the memory.",
+)
+
+knowledge_url = typer.Option(
+    "--knowledge",
+    metavar="URL",
+    show_default=False,
+    help="Of a folder of `rttc`: take samples from this server, not from the folder.",
+)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What every verb was told. The panel of a flag says which verbs show it in their help."""
+
+    quiet: Annotated[bool, _quiet] = False
+    verbose: Annotated[int, _verbose] = 0
+    format: Annotated[str, _format] = "text"
+    color: Annotated[str, _color] = "auto"
+    debug: Annotated[bool, _debug] = False
+    sets: Annotated[list[str], _sets] = ()  # type: ignore[assignment]
+    params: Annotated[Path | None, _params] = None
+    offline: Annotated[bool, _offline] = False
+    cache_dir: Annotated[Path | None, _cache] = None
+    trust_remote_code: Annotated[bool, _trust] = False
+    seed: Annotated[int, _seed] = 0
+    device: Annotated[str, _device] = "cpu"
+    threads: Annotated[int | None, _threads] = None
+    max_memory: Annotated[int | None, _memory] = None
+    no_progress: Annotated[bool, _still] = False
+    events: Annotated[Path | None, _events] = None
+    undecided: Annotated[str, _undecided] = "fail"
+    locked: Annotated[bool, _locked] = False
+
+    @cached_property
+    def screen(self) -> Screen:
+        return Screen(self.format, self.color, self.quiet, self.verbose)
+
+    @property
+    def overrides(self) -> dict[str, str]:
+        """What `--set` said, by name."""
+        pairs = [text.partition("=") for text in self.sets]
+        for name, equals, _ in pairs:
+            if not equals or not name.strip():
+                raise typer.BadParameter("`--set` takes NAME=VALUE, such as --set keep=80%")
+        return {name.strip(): value.strip() for name, _, value in pairs}
+
+    @property
+    def cache_folder(self) -> Path:
+        from ....dsl.syntax.source_file import other_kind
+        from ...core.cache import default_cache
+
+        folder = self.cache_dir or default_cache()
+        if folder.exists() and not folder.is_dir():
+            raise typer.BadParameter(f"the cache is a folder, and {folder} is {other_kind(folder) or 'a file'}")
+        return folder
+
+    def check_environment(self) -> None:
+        """Before any work: packages in their ranges, the device and the level of the kernels there."""
+        from ....kernels.levels import level
+        from ...core.device import check_device, choose
+        from ...core.environment import check_packages
+
+        check_packages()
+        level()
+        check_device(choose(self.device))
+
+    def session(self, recipe: Path, tell: "Listener | None" = None) -> "Session":
+        """One recipe with what the flags say; a name of the library where there is no such file."""
+        from ...driver.api import session
+        from ...plugin.recipe_library import by_name
+
+        return session(by_name(recipe), settings=self.settings(tell), set=self.overrides, params=self.params)
+
+    def listening(self) -> "AbstractContextManager[Listener]":
+        """Progress as the flags want it: bars on a terminal, lines elsewhere, JSON lines in a file."""
+        from ...core.progress_bars import listening
+
+        if self.events and not self.events.absolute().parent.is_dir():  # said before anything is computed
+            raise typer.BadParameter(f"`--events {self.events}`: there is no folder {self.events.parent}")
+        live = sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
+        return listening(
+            quiet=self.quiet,
+            progress=not self.no_progress,
+            bars=live,
+            color=self.screen.colors(sys.stderr),
+            verbose=self.verbose,
+            events=self.events,
+            warned=self.screen.warn,
+        )
+
+    def settings(self, tell: "Listener | None" = None) -> "Settings":
+        """What the compiler is granted."""
+        from ...core.device import choose
+        from ...core.events import silent
+        from ...core.settings import Settings
+
+        hub_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+        return Settings(
+            self.cache_folder,
+            self.seed,
+            choose(self.device),
+            self.offline or hub_offline,
+            self.trust_remote_code,
+            self.max_memory,
+            self.threads,
+            self.undecided,
+            self.locked,
+            tell or silent,
+        )
+
+
+class Verb(TyperCommand):
+    """A command whose help lists its own options first and the shared ones after them."""
+
+    def invoke(self, ctx) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Carried as carried:
+            if getattr(carried.error, "ctx", ctx) is None:  # a wrong flag, which the verb itself refuses
+                carried.error.ctx = ctx  # type: ignore[attr-defined]  # of click's usage errors, which alone get here
+            raise
+
+    def format_usage(self, ctx, formatter) -> None:
+        arguments = [_metavar(p, ctx) for p in self.get_params(ctx) if p.param_type_name == "argument"]
+        formatter.write_usage(ctx.command_path, " ".join(["[OPTIONS]", *arguments]))
+
+    def format_options(self, ctx, formatter) -> None:
+        shared = {f.name for f in fields(Shared)} - {"format"}
+        sections: dict[str, list] = {"Arguments": [], "Options": [], "Shared options": []}
+        for item in self.get_params(ctx):
+            record = item.get_help_record(ctx)
+            if item.param_type_name == "argument":
+                sections["Arguments"].append((_metavar(item, ctx), item.help or (record or ("", ""))[1]))
+            elif record is not None:
+                sections["Shared options" if item.name in shared else "Options"].append(record)
+        for title, rows in sections.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl([(name, text.replace("\\[", "[")) for name, text in rows])
+
+
+def _metavar(argument, ctx) -> str:
+    """What an argument is called in help; typer fills in `metavar` itself only from 0.21 on."""
+    return argument.metavar or argument.make_metavar(ctx)
+
+
+def verb(
+    app: typer.Typer,
+    name: str | None = None,
+    *,
+    formats: tuple[str, ...] = ("text", "json"),
+    shows: tuple[str, ...] = (),
+    opens: tuple[str, ...] = (),
+) -> Callable:
+    """Make a command. `shows` names the panels of shared flags that matter to it, beside "speech".
+
+    opens   its parameters that are artifacts, of which `--require-signature` asks for a signature before it runs
+    """
+
+    def wrap(run: Callable) -> Callable:
+        own = [p for n, p in inspect.signature(run, eval_str=True).parameters.items() if n != "shared"]
+        own += [_SIGNED] if opens else []
+        taken = {p.name for p in own}  # a verb's own option goes before a shared one of that name
+        shared_names = [f.name for f in fields(Shared) if f.name not in taken]
+        added = [_parameter(name, formats, ("speech", *shows)) for name in shared_names]
+
+        def command(**given: Any) -> int:
+            shared = Shared(**{name: given.pop(name) for name in shared_names})
+            if shared.offline:  # before huggingface_hub is imported, which reads it once
+                os.environ["HF_HUB_OFFLINE"] = "1"
+            try:
+                _check_choices(shared, formats)
+                _check_texts({**given, **vars(shared)})
+                if keys := given.pop(_SIGNED.name, ()):
+                    _authenticate([given[name] for name in opens], keys)
+                return run(shared=shared, **given) or 0
+            except BaseException as error:
+                raise Carried(error, shared) from error
+
+        command.__name__, command.__doc__ = run.__name__, run.__doc__
+        command.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in (*own, *added)}
+        app.command(name, cls=Verb)(command)
+        return run
+
+    return wrap
+
+
+def _parameter(name: str, formats: tuple[str, ...], panels: tuple[str, ...]) -> inspect.Parameter:
+    from copy import copy
+    from typing import get_args, get_type_hints
+
+    kind, option = get_args(get_type_hints(Shared, include_extras=True)[name])
+    option = copy(option)
+    option.hidden = option.rich_help_panel not in panels
+    if name == "format":
+        option.metavar, option.hidden = "|".join(formats), len(formats) == 1
+    default = next(f.default for f in fields(Shared) if f.name == name)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[kind, option],
+        default=list(default) if default == () else default,
+    )
+
+
+def _check_choices(shared: Shared, formats: tuple[str, ...]) -> None:
+    for name, value, legal in (
+        ("--format", shared.format, formats),
+        ("--color", shared.color, ("auto", "always", "never")),
+        ("--undecided", shared.undecided, ("fail", "pass")),
+    ):
+        if value not in legal:
+            raise typer.BadParameter(f"`{name} {value}` is not known here: {', '.join(legal)}")
+
+
+def _authenticate(values: Sequence[Any], keys: Sequence[str]) -> None:
+    """Raises Reject for an artifact, or for the folder of `NAME=FOLDER`, that none of the keys signed."""
+    from ...artifacts.load import authenticate
+
+    for value in values:
+        for place in [Path(value)] if isinstance(value, (str, Path)) else value:
+            authenticate(Path(place if isinstance(place, Path) else place.partition("=")[2]), keys)
+
+
+SPOKEN = ("prompt", "sets")  # what a model is told, and values that the recipe's own check reads
+
+
+def _check_texts(given: Mapping[str, Any]) -> None:
+    """Names and paths drive no terminal and end no line of ours; what a system can't spell in UTF-8 is no such mark."""
+    from ....dsl.syntax.control_characters import control_in, refused
+
+    for name in given.keys() - set(SPOKEN):
+        value = given[name]
+        for text in value if isinstance(value, (list, tuple)) else [value]:
+            found = isinstance(text, (str, Path)) and control_in(os.fsencode(text).decode("utf-8", "replace"))
+            if found:
+                raise typer.BadParameter(refused(f"`{name.replace('_', '-')}`", found).message)

@@ -1,0 +1,140 @@
+"""`effc fmt`: one style, no options."""
+
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ....dsl.syntax.diagnostics import EXITS, Diagnostic, Reject
+from ....dsl.syntax.source import Source
+from .flags import Shared, verb
+
+if TYPE_CHECKING:
+    from ....dsl.syntax import ast
+
+_files = typer.Argument(
+    metavar="FILE...", help="Recipe files; - reads stdin and writes stdout.", show_default=False, readable=False
+)
+_check = typer.Option("--check", help="Write nothing; exit 3 where a file is not in the style.", show_default=False)
+_to = typer.Option(
+    "--to",
+    metavar="effspec|json",
+    show_default=False,
+    help="Print one recipe in this form; FILE.json is read as the JSON form, which has no comments.",
+)
+_diff = typer.Option("--diff", help="Write nothing; print what would change.", show_default=False)
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app)
+    def fmt(
+        files: Annotated[list[Path], _files],
+        shared: Shared,
+        check: Annotated[bool, _check] = False,
+        diff: Annotated[bool, _diff] = False,
+        to: Annotated[str | None, _to] = None,
+    ) -> int:
+        """Write recipes in the one style; comments stay."""
+        if to is not None:
+            return _print_as(to, files, shared, check or diff)
+        changed = []
+        faults: list[Diagnostic] = []
+        for path in files:
+            try:
+                source, after = formatted(path)
+            except Reject as refused:
+                faults += refused.diagnostics
+                continue
+            if source.text != after:
+                changed.append(path)
+            _put(path, source, after, shared, check, diff)
+        if faults:
+            raise Reject(*faults)
+        return _end(files, changed, shared, check, diff)
+
+
+def _print_as(form: str, files: list[Path], shared: Shared, more: bool) -> int:
+    """One recipe to stdout, as text or as JSON."""
+    if form not in ("effspec", "json"):
+        raise typer.BadParameter(f"`--to {form}` is not known here: effspec, json")
+    if len(files) != 1 or more:
+        raise typer.BadParameter("`--to` prints one file and writes none")
+    from ....dsl.syntax.format import format_file
+    from ....dsl.syntax.json_form import file_to_json
+
+    file = _tree(files[0])
+    if form == "json":
+        shared.screen.answer(json.dumps(file_to_json(file), indent=2, ensure_ascii=False))
+        if lost := len(file.comments):
+            from ...core.quantity import counted
+
+            shared.screen.say(f"left out {counted(lost, 'comment')}: the JSON form has none")
+    else:
+        shared.screen.write(format_file(file))
+    return 0
+
+
+def _tree(path: Path) -> "ast.File":
+    """What a file says, be it text or JSON; Reject where it can't be read."""
+    from ....dsl.syntax.json_form import file_from_source
+    from ....dsl.syntax.parse import parse
+
+    source = _source(path)
+    if path.suffix == ".json" or (str(path) == "-" and source.text.lstrip().startswith("{")):
+        return file_from_source(source)
+    parsed = parse(source)
+    if errors := [d for d in parsed.diagnostics if d.severity == "error"]:
+        raise Reject(*errors)
+    return parsed.file
+
+
+def _source(path: Path) -> Source:
+    from ....dsl.syntax.source_file import read_source
+
+    return Source("<stdin>", sys.stdin.read()) if str(path) == "-" else read_source(path)
+
+
+def formatted(path: Path) -> tuple[Source, str]:
+    """A file and how it should look; Reject where it can't be parsed."""
+    from ....dsl.syntax.format import format_source
+
+    source = _source(path)
+    return source, format_source(source)
+
+
+def _put(path: Path, source: Source, after: str, shared: Shared, check: bool, diff: bool) -> None:
+    if diff:
+        lines = difflib.unified_diff(
+            source.text.splitlines(keepends=True), after.splitlines(keepends=True), f"{path}", f"{path} (formatted)"
+        )
+        shared.screen.write(_colored("".join(lines), shared))
+    elif str(path) == "-" and not check:
+        shared.screen.write(after)
+    elif source.text != after and not check:
+        from ...core.cache import write_whole
+
+        write_whole(path, after.encode())
+
+
+def _colored(text: str, shared: Shared) -> str:
+    styles = {"+": "green", "-": "red", "@": "cyan"}
+    lines = [shared.screen.styled(line, styles[line[0]]) if line[:1] in styles else line for line in text.splitlines()]
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def _end(files: list[Path], changed: list[Path], shared: Shared, check: bool, diff: bool) -> int:
+    from ...core.quantity import counted
+
+    if shared.format == "json":
+        names = [str(p) for p in changed]
+        status = "error" if changed and check else "ok"
+        shared.screen.answer_json("fmt", status, changed=names, files=len(files))
+    elif str(files[0]) != "-" or check:
+        for path in changed:
+            shared.screen.say(f"{'would change' if check or diff else 'formatted'} {path}")
+        if not changed:
+            shared.screen.say(f"{counted(len(files), 'file')} in style")
+    return EXITS["recipe"] if changed and check else 0

@@ -1,0 +1,140 @@
+"""What `effc test` found, for CI: JUnit XML, and Markdown for a job summary or a pull request."""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ....dsl.syntax.render import on_a_line, visible
+
+if TYPE_CHECKING:
+    from ...driver.judging.baseline import Drift
+    from ...driver.judging.gate import Outcome
+    from ...driver.judging.retest import Tested
+
+BAR = "¦"  # in place of what ends a cell, which readers of Markdown let escape in different ways
+FAILS = ("missed", "undecided", "worse")
+
+
+def value_text(outcome: "Outcome") -> str:
+    """The value, and the original's: `5.1 against 4.3`."""
+    from ...core.quantity import measured
+
+    if outcome.value is None:
+        return "not measured"
+    text = measured(outcome.value, outcome.unit)
+    return text if outcome.original is None else f"{text} against {measured(outcome.original, outcome.unit)}"
+
+
+def at_worst(drift: "Drift") -> str:
+    from ...core.quantity import measured
+
+    return "" if drift.limit is None else measured(drift.limit, drift.unit)
+
+
+def rows_json(results: "Sequence[Tested]") -> list[dict[str, Any]]:
+    return [
+        {
+            "path": str(r.path),
+            "pipeline": r.pipeline,
+            "bounds": [o.to_json() for o in r.outcomes],
+            "baseline": [d.to_json() for d in r.drifts],
+        }
+        for r in results
+    ]
+
+
+def markdown(results: "Sequence[Tested]") -> str:
+    """A table of the bounds, and one of what moved since the baseline."""
+    from ...driver.judging.gate import bound_text
+
+    lines = []
+    for r in results:
+        lines += [f"### {r.pipeline} ({_code(str(r.path))})", "", "| bound | measured | limit | |", "|---|---|---|---|"]
+        lines += [_row(bound_text(o.bound), value_text(o), str(o.limit), o.state) for o in r.outcomes]
+        if r.drifts:
+            lines += ["", "| measure | now against the baseline | at worst | |", "|---|---|---|---|"]
+            lines += [_row(d.metric, d.text(), at_worst(d), d.state) for d in r.drifts]
+        lines.append("")
+    return "\n".join(lines).rstrip("\n")
+
+
+def _row(name: str, value: str, limit: str, state: str) -> str:
+    """Of a table: recipes and baselines of anybody say what is in it, and put neither cells nor links there."""
+    cells = (_code(name), _plain(value), _plain(limit), _mark(state))
+    return f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"
+
+
+def _code(text: str) -> str:
+    text = visible(on_a_line(text))
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    gap = " " if text[:1] == "`" or text[-1:] == "`" else ""
+    return f"{fence}{gap}{text}{gap}{fence}"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\\`*_\[\]<>~]", r"\\\g<0>", visible(on_a_line(text)))
+
+
+def _mark(state: str) -> str:
+    return f"**{state}**" if state in FAILS else state
+
+
+def junit(results: "Sequence[Tested]") -> str:
+    """One test case per bound, and one per measure of the baseline."""
+    from xml.etree import ElementTree as xml
+
+    states = {id(r): [*(o.state for o in r.outcomes), *(d.state for d in r.drifts)] for r in results}
+    every = [state for found in states.values() for state in found]
+    top = xml.Element(
+        "testsuites", name="effc test", tests=str(len(every)), failures=str(sum(s in FAILS for s in every))
+    )
+    for r in results:
+        own = states[id(r)]
+        suite = xml.SubElement(
+            top,
+            "testsuite",
+            name=r.pipeline,
+            tests=str(len(own)),
+            failures=str(sum(s in FAILS for s in own)),
+            skipped=str(sum(s in ("skipped", "elsewhere") for s in own)),
+        )
+        for o in r.outcomes:
+            _bound_case(suite, o, r)
+        for d in r.drifts:
+            _drift_case(suite, d, r)
+    for element in top.iter():  # XML has no control characters at all
+        element.text = element.text and visible(element.text)
+        element.attrib.update({key: visible(value) for key, value in element.attrib.items()})
+    xml.indent(top)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + xml.tostring(top, encoding="unicode")
+
+
+def _case(suite: Any, name: str, span: Any, r: "Tested") -> Any:
+    from xml.etree import ElementTree as xml
+
+    where = {"line": str(span.line), "file": span.source.name} if span else {}
+    return xml.SubElement(suite, "testcase", {"name": name, "classname": r.pipeline, **where})
+
+
+def _bound_case(suite: Any, o: "Outcome", r: "Tested") -> None:
+    from xml.etree import ElementTree as xml
+
+    from ...driver.judging.gate import bound_text
+
+    case = _case(suite, bound_text(o.bound), o.bound.span, r)
+    if o.state == "missed":
+        xml.SubElement(case, "failure", message=f"{value_text(o)}, limit {o.limit}").text = str(r.path)
+    elif o.state == "undecided":
+        xml.SubElement(case, "failure", message=f"undecided: {o.undecided}").text = str(r.path)
+    elif o.state == "skipped":
+        xml.SubElement(case, "skipped", message=o.skipped)
+
+
+def _drift_case(suite: Any, d: "Drift", r: "Tested") -> None:
+    from xml.etree import ElementTree as xml
+
+    case = _case(suite, f"{d.metric}, baseline", d.span, r)
+    if d.state in FAILS:
+        xml.SubElement(case, "failure", message=f"{d.state}: {d.text()}, at worst {at_worst(d)}").text = str(r.path)
+    elif d.state == "elsewhere":
+        xml.SubElement(case, "skipped", message="a time of another machine")

@@ -1,0 +1,131 @@
+"""`effc import`: a recipe of another tool, written as `.effspec`; what has no equivalent becomes a comment."""
+
+import re
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.source import Source
+from .flags import Shared, verb
+
+if TYPE_CHECKING:
+    from ..importing.steps import Imported
+
+nothing_to_import = Fault(
+    "nothing-to-import",
+    "A file given to `effc import` is no recipe of a tool that effc knows, or nothing of it has an equivalent.\n\n"
+    "Known are llm-compressor's YAML, with modifiers such as `GPTQModifier`, and Olive's JSON, with `passes`.",
+)
+import_there = Fault("import-there", "A file that `effc import` should write is there already.", exit="usage")
+
+_file = typer.Argument(metavar="FILE", help="llm-compressor's YAML, or Olive's JSON.", show_default=False)
+_output = typer.Option(
+    "-o", "--output", metavar="FILE", help="Where to write it; printed unless given.", show_default=False
+)
+_model = typer.Option("--model", metavar="MODEL", help="The model, where the file names none: zoo:NAME or ORG/NAME.")
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app, "import", shows=())
+    def import_(
+        file: Annotated[Path, _file],
+        shared: Shared,
+        output: Annotated[Path | None, _output] = None,
+        model: Annotated[str, _model] = "zoo:tiny-llama",
+    ) -> None:
+        """Write another tool's recipe as .effspec, with comments for what has no equivalent."""
+        from ...core.cache import write_whole
+        from ..importing import llm_compressor, olive
+        from ..importing.reading import read
+
+        body, source = read(file)
+        tool = next((t for t in (olive, llm_compressor) if t.is_one(body)), None)
+        if tool is None:
+            said = f"{file} is no recipe of llm-compressor or Olive"
+            raise Reject(nothing_to_import(said, help="it has no modifiers and no `passes`"))
+        if output and output.exists():
+            raise Reject(import_there(f"{output} exists", help="name another file with -o"))
+        made = tool.imported(body)
+        text, left = written(made, _source(made.model or model), Path(source.name).name, shared)
+        if output:
+            write_whole(output, text.encode())
+        if shared.format == "json":
+            return shared.screen.answer_json("import", text=text, path=str(output) if output else None, left=left)
+        if not output:
+            return shared.screen.write(text)
+        shared.screen.answer(str(output))
+        return shared.screen.say(f"next: read its comments, then effc plan {quote(str(output))}")
+
+
+def _source(model: str) -> str:
+    """How a recipe names a model that a foreign file names by a path or a repository."""
+    kind, colon, name = model.partition(":")
+    if colon and kind == "zoo" and re.fullmatch(r"[\w-]+", name):
+        return f'zoo("{name}")'
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith((".", "/", "~")):
+        return f'hf("{model}")'
+    return f'hf("./{model}")'
+
+
+def written(made: "Imported", model: str, name: str, shared: Shared) -> tuple[str, list[str]]:
+    """The recipe as text, and all that it has no equivalent for."""
+    from ....dsl.syntax.format import format_source
+
+    sound: list[tuple[str, str, list[str]]] = []
+    remarks = list(made.remarks)
+    for step in made.steps:
+        errors = _errors(_text(made.tool, model, name, [*sound, step], [], []), shared)
+        if errors:
+            remarks.append(f"{step[1]}: {errors[0]}")
+        else:
+            sound.append(step)
+    if not sound:
+        raise Reject(nothing_to_import(f"nothing of {name} has an equivalent here", note="\n".join(remarks[:20])))
+    emits = (
+        ["onnx"]
+        if "onnx" in made.emits and "onnx" in shared.session(Path(name)).shelf.vocabulary.words("target")
+        else []
+    )
+    if "onnx" in made.emits and not emits:
+        remarks.append("this effc writes no ONNX: the checkpoint can be exported from its folder")
+    text = _text(made.tool, model, name, sound, remarks, emits)
+    left = [*remarks, *(said for _, _, said_of in sound for said in said_of)]
+    return format_source(Source(name, text)), left
+
+
+def _text(
+    tool: str, model: str, name: str, steps: list[tuple[str, str, list[str]]], remarks: list[str], emits: list[str]
+) -> str:
+    shown = re.sub(r"[^\w.-]", "_", name)
+    lines = [
+        "effspec 1",
+        f'"""What {shown} asks of {tool}, as far as effc has it."""',
+        "",
+        "# Texts that come with effc stand in place of the calibration data: put yours there.",
+        "use std.text",
+        "",
+        f"model base = {model}",
+        "",
+        *(f"# {said}" for said in remarks),
+        "pipeline made(base) {",
+    ]
+    for step, call, said in steps:
+        lines += [*(f"  # {text}" for text in said), f"  {step} = {call}"]
+    lines += ["}", "", "expect made { perplexity(text.heldout) <= 1.2 * base }", ""]
+    targets = " ".join(f'{target}("{target}")' for target in ("hf", *emits))
+    lines += [f"emit made {{ {targets} }}", ""]
+    return "\n".join(lines)
+
+
+def _errors(text: str, shared: Shared) -> list[str]:
+    """What is wrong with a recipe, whatever its model is."""
+    from ....dsl.checker.check import check
+    from ....dsl.syntax.parse import parse
+
+    parsed = parse(Source("imported.effspec", text))
+    session = shared.session(Path("imported.effspec"))
+    found = check(parsed.file, session.shelf.vocabulary, library=session.library).diagnostics
+    return [d.message for d in (*parsed.diagnostics, *found) if d.severity == "error"]

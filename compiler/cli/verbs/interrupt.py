@@ -1,0 +1,90 @@
+"""Ctrl-C, SIGTERM and a terminal that closes end a command within a second, wherever it is.
+
+Python runs its handlers between two bytecodes, and one call into torch may last a minute. So a thread listens
+on the wake-up pipe that the signal itself writes to: it gives the main thread a moment to end well, and ends
+the process otherwise. That is safe, because files of the cache and artifacts are written whole and renamed.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from ....dsl.syntax.diagnostics import EXITS
+
+PATIENCE = 0.7  # seconds that the main thread has to end well
+SENTENCE = "stopped; nothing is half written, and compile goes on where it was stopped"
+
+_patient = threading.Event()  # set while a verb answers Ctrl-C itself
+_asked = threading.Event()  # set once a signal came that nobody answers
+_said = threading.Event()  # set once the main thread has told that it stops
+
+
+@contextmanager
+def within_a_second() -> Iterator[None]:
+    """Turn SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, and end the process if nothing comes of it.
+
+    A terminal that closes hangs up: a draft and a process that reopens it would stay behind.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = {s: signal.signal(s, _raise) for s in _signals()}
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(writer)
+
+
+def _signals() -> tuple[signal.Signals, ...]:
+    """What ends a command; not a hang-up that whoever started it (nohup) wants ignored."""
+    hangup = getattr(signal, "SIGHUP", None)
+    more = (hangup,) if hangup and signal.getsignal(hangup) is not signal.SIG_IGN else ()
+    return (signal.SIGINT, signal.SIGTERM, *more)
+
+
+@contextmanager
+def answered_here() -> Iterator[None]:
+    """While this lasts, Ctrl-C only raises KeyboardInterrupt: the caller goes on after it."""
+    _patient.set()
+    try:
+        yield
+    finally:
+        _patient.clear()
+
+
+def _raise(number, frame) -> None:
+    if number != signal.SIGINT or not _patient.is_set():
+        _asked.set()
+    raise KeyboardInterrupt
+
+
+def asked_to_stop() -> bool:
+    """Whether a signal came: an import that it breaks off ends in quite other errors."""
+    return _asked.is_set()
+
+
+def _watch(reader: int) -> None:
+    while number := os.read(reader, 1):
+        if number[0] == signal.SIGINT and _patient.is_set():
+            continue
+        time.sleep(PATIENCE)
+        if not _said.is_set():
+            with suppress(OSError):  # nobody reads it
+                os.write(2, f"note[interrupted]: {SENTENCE}\n".encode())
+        os._exit(EXITS["interrupted"])
+    os.close(reader)
+
+
+def acknowledge() -> None:
+    """The main thread has printed why it ends; the watch need not."""
+    _said.set()

@@ -1,0 +1,28 @@
+"""`effc lock`: write down all that decides a recipe's artifacts."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .flags import Shared, verb
+
+_recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False, readable=False)
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app, shows=("inputs", "cache", "machine", "progress"))
+    def lock(recipe: Annotated[Path, _recipe], shared: Shared) -> None:
+        """Write effspec.lock beside a recipe: hashes of model and data, versions, every default. See --locked."""
+        from ...core.quantity import counted
+        from ...driver import api
+        from ...plugin.recipe_library import own
+
+        own(recipe)
+        shared.check_environment()
+        with shared.listening() as tell:
+            path, facts = api.lock(shared.session(recipe, tell))
+        if shared.format == "json":
+            return shared.screen.answer_json("lock", path=str(path), facts=facts)
+        shared.screen.answer(str(path))
+        return shared.screen.say(f"locked: {counted(len(facts), 'fact')} of {recipe.name}")

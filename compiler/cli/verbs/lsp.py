@@ -1,0 +1,17 @@
+"""`effc lsp`: the language server that editors start."""
+
+import typer
+
+from .flags import Shared, verb
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app)
+    def lsp(shared: Shared) -> int:
+        """Serve an editor over stdin and stdout; its extension starts this (docs/editor.md)."""
+        from ...core.environment import check_modules
+
+        check_modules(("pygls",), "editor", "`effc lsp`")
+        from ..editor.handlers import serve
+
+        return serve()

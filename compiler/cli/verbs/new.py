@@ -1,0 +1,335 @@
+"""`effc new`: a recipe for a model and a goal, which checks."""
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ....dsl.checker.recipe import Invocation
+from ....dsl.checker.value_text import quoted
+from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ....dsl.syntax.format import format_source
+from ....dsl.syntax.source import Source
+from ...core.events import silent
+from .flags import Shared, verb
+
+if TYPE_CHECKING:
+    from ....dsl.checker.skeleton import Skeleton
+    from ...driver.api import Session
+    from ...models.checkpoints.origin import Origin
+
+file_exists = Fault("file-exists", "A file that a command should write is there already.", exit="usage")
+unknown_goal = Fault("unknown-goal", "`effc new --goal` has no such goal.", exit="usage")
+nothing_fits = Fault(
+    "nothing-fits",
+    "No step that `effc new` knows fits the model.\n\n"
+    "`effc inspect MODEL` shows what effc finds in it, `effc passes` what there is to do.",
+    exit="environment",
+)
+
+_FILES = {".gguf": "gguf", ".json": "config"}  # by what their names end in
+HF = 'hf("{path}")'
+SEARCH = """light = prune.multi(remove: 5% of params, group: 32, score: perplexity(text.calib))
+  small = prune.multi(remove: 8% of params, group: 32, score: perplexity(text.calib))
+  both = search.front(points: [light, small], measure: [perplexity(text.heldout), params])"""
+FEDERATION = 'flower("{path}", data: text.calib, clients: 4, rounds: 4, hold: 25%, steps: 8)'
+GUIDE = 'rttc("{path}", knowledge: "{knowledge}", policy: ttt, count: 32)'
+
+# goal -> sentence, steps, bounds, name of the pipeline, target; steps and bounds as a model of text has them.
+# A step or bound that the model or this effc has no use for is left out.
+GOALS = {
+    "smaller": (
+        "Make {model} smaller: branches, MLP channels and heads compete for what goes.",
+        ("slim = prune.multi(remove: 15% of params, group: 32, score: perplexity(text.calib))",),
+        ("params              <= 0.86 * base", "perplexity(text.heldout) <= 2.00 * base"),
+        "small",
+        HF,
+    ),
+    "faster": (
+        "Make {model} answer faster: the residual branches that are missed least go whole.",
+        ("slim = prune.blocks(remove: {branches}, score: perplexity(text.calib))",),
+        ("decode.p50          <= 1.00 * base", "perplexity(text.heldout) <= 3.00 * base"),
+        "fast",
+        HF,
+    ),
+    "gentle": (
+        "Take a little off {model} and keep nearly all of its quality.",
+        ("slim = prune.blocks(remove: 1, score: perplexity(text.calib))",),
+        ("params              <= 0.99 * base", "perplexity(text.heldout) <= 1.50 * base"),
+        "light",
+        HF,
+    ),
+    "search": (
+        "Cut {model} at two depths, and keep both: `effc pick` takes the best that fits a budget.",
+        (SEARCH,),
+        ("perplexity(text.heldout) <= 1.50 * base in light", "params <= 0.93 * base in any"),
+        "sizes",
+        'front("{path}")',
+    ),
+    "federated": (
+        "Prune {model} a little, then let four clients heal it together: their rows stay with them.",
+        ("slim = prune.blocks(remove: 1, score: perplexity(text.calib))",),
+        (),
+        "together",
+        FEDERATION,
+    ),
+    "rttc": (
+        "Let {model} answer with training on the samples of a knowledge base that tell most about the query.",
+        ("slim = prune.blocks(remove: 1, score: perplexity(text.calib))",),
+        ("perplexity(text.heldout) <= 1.50 * base",),
+        "guide",
+        GUIDE,
+    ),
+}
+# What stands in a knowledge base until somebody writes a better one.
+SAMPLES = """{"question": "What is the capital of France?", "answer": "Paris"}
+{"question": "Which river runs through Cairo?", "answer": "the Nile"}
+{"text": "The Andes are the longest range of mountains on land."}
+"""
+
+SHARES = (1, 2 / 3, 1 / 3, 1 / 8)  # of what a goal removes, until a plan of it can be carried out
+_OF_TEXT = ("federated", "rttc")  # goals whose target reads and writes text
+
+_model = typer.Argument(
+    metavar="[MODEL]",
+    show_default=False,
+    help="zoo:NAME, a model folder, ORG/NAME, a .gguf file, a config.json or FILE.py:FUNCTION; zoo:tiny-llama unless "
+    "given.",
+)
+_goal = typer.Option("--goal", metavar="|".join(GOALS), help="What the recipe is for.")
+_output = typer.Option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    show_default=False,
+    help="Where to write it; named after model and goal unless given.",
+)
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app, shows=("cache", "machine"))
+    def new(
+        shared: Shared,
+        model: Annotated[str, _model] = "zoo:tiny-llama",
+        goal: Annotated[str, _goal] = "smaller",
+        output: Annotated[Path | None, _output] = None,
+    ) -> None:
+        """Write a recipe that checks, for a model and a goal."""
+        if goal not in GOALS:
+            raise Reject(unknown_goal(f"`{goal}` is no goal", help=f"goals are {', '.join(GOALS)}"))
+        beside = output.parent if output else Path()
+        source = source_of(model, beside)
+        short = re.sub(r"[^A-Za-z0-9]+", "-", _called(model)).strip("-").lower()
+        path = output or Path(f"{short or 'model'}-{goal}.effspec")
+        if path.exists():
+            raise Reject(file_exists(f"{path} exists", help="name another file with -o"))
+        text = fitting(source, goal, short or "model", path, shared)
+        from ...core.cache import write_whole
+
+        write_whole(path, text.encode())
+        base = path.parent / _knowledge(short or "model")
+        if goal == "rttc" and not base.exists():
+            write_whole(base, SAMPLES.encode())
+            shared.screen.say(f"{base} holds three samples: put yours there")
+        if shared.format == "json":
+            return shared.screen.answer_json("new", path=str(path), goal=goal, model=source.text)
+        shared.screen.answer(str(path))
+        return shared.screen.say(f"next: effc plan {quote(str(path))}, then effc compile {quote(str(path))}")
+
+
+@dataclass(frozen=True)
+class Named:
+    """How a recipe names a model: `zoo("tiny-llama")`, `hf("./x")`, `hf("org/name")`, `gguf("./x.gguf")`."""
+
+    word: str
+    name: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.word}({quoted(self.name)})"
+
+    def call(self, session) -> Invocation:
+        params = session.shelf.vocabulary.word("model", self.word).params
+        first = next(p.name for p in params if p.positional)
+        return Invocation(self.word, {**{p.name: p.default for p in params}, first: self.name})
+
+
+def source_of(model: str, beside: Path) -> Named:
+    """How a recipe in the folder `beside` names a model of the command line."""
+    kind, colon, name = model.partition(":")
+    if colon and kind in ("zoo", "hf"):
+        return Named(kind, name)
+    if Path(model).is_dir():
+        return Named("hf", _near(Path(model), beside))
+    if Path(model).is_file() and Path(model).suffix in _FILES:
+        return Named(_FILES[Path(model).suffix], _near(Path(model), beside))
+    file, _, function = model.rpartition(":")
+    if file.endswith(".py") and Path(file).is_file():
+        return Named("module", f"{_near(Path(file), beside)}:{function}")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        return Named("hf", model)
+    from ...driver.models import nowhere
+
+    raise Reject(nowhere(model))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What a recipe scores a model by, and on which rows.
+
+    lines    that declare the rows
+    metric   perplexity of a model that predicts tokens, similarity of what else there is
+    calib    the rows that a search reads, and `heldout` those of bounds
+    """
+
+    lines: tuple[str, ...]
+    metric: str
+    calib: str
+    heldout: str
+
+    def read(self, line: str) -> str:
+        """A step or a bound of `GOALS` for this model."""
+        line = line.replace("text.calib", self.calib).replace("text.heldout", self.heldout)
+        if self.metric == "similarity":
+            line = re.sub(r"perplexity(\(\S+\) )<= [\d.]+ \* base", r"similarity\1>= 0.80", line)
+        return line.replace("perplexity(", f"{self.metric}(")
+
+
+_TEXTS = ("# Texts that come with effc; text of your own domain says more.", "use std.text")
+LONGEST = 256  # tokens of a row of the texts that come with effc
+_DRAWN = (
+    "# Random rows show that it works; rows of your own say what it does: `effc explain data`.",
+    "data calib = synthetic(count: 16{long}, seed: 1)",
+    "data heldout = synthetic(count: 16{long}, seed: 2)",
+)
+
+
+def judge_of(origin: "Origin", skeleton: "Skeleton") -> Judge:
+    """Text for what has a tokenizer; random rows for images, sounds, series and whatever a module takes."""
+    from ...models.rows.inputs import is_two_sided
+
+    words, most = skeleton.facts.get("vocab"), origin.positions or LONGEST
+    reads = bool(words and origin.tokenizer_identity and most >= LONGEST)
+    says = skeleton.facts.get("causal_lm") or (reads and is_two_sided(origin.config))
+    metric = "perplexity" if says else "similarity"
+    if reads:
+        return Judge(_TEXTS, metric, "text.calib", "text.heldout")
+    long = f", length: {most}" if words and most < 128 else ""  # tokens of a row, unless said
+    return Judge(tuple(line.format(long=long) for line in _DRAWN), metric, "calib", "heldout")
+
+
+def _called(model: str) -> str:
+    """What a person calls a model: the name of its folder or file, of a config's the folder that it lies in."""
+    path = Path(model).resolve()
+    if path.is_file():
+        return path.parent.name if path.name == "config.json" else path.stem
+    return path.name if path.is_dir() else re.split("[/:]", model)[-1]
+
+
+def _near(folder: Path, beside: Path) -> str:
+    """A folder as seen from a recipe: relative where both lie in the working folder, or close to it."""
+    steps = Path(os.path.relpath(folder.resolve(), beside.resolve())).as_posix()
+    if steps.startswith("../../.."):
+        return folder.resolve().as_posix()
+    return steps if steps.startswith(".") else f"./{steps}"
+
+
+def fitting(source: Named, goal: str, short: str, path: Path, shared: Shared) -> str:
+    """The recipe with every step and bound that checks for this model."""
+    session = shared.session(path)
+    call = source.call(session)
+    skeleton = session.skeleton(call)
+    judge = judge_of(session.origin(call), skeleton)
+    if goal in _OF_TEXT and judge.lines is not _TEXTS:
+        said = f"the goal `{goal}` is of models that read text by a tokenizer, and {source.text} has none"
+        raise Reject(nothing_fits(said, help=f"goals for it are {', '.join(g for g in GOALS if g not in _OF_TEXT)}"))
+    branches = max(1, (len(skeleton.branches) - len(skeleton.stays)) // 10)  # about a tenth of them
+    forms, bounds = (tuple(judge.read(line) for line in lines) for lines in GOALS[goal][1:3])
+    steps = tuple(s.format(branches=branches) for s in forms)
+    if not skeleton.facts.get("causal_lm"):
+        bounds = tuple(b for b in bounds if not b.startswith("decode"))
+
+    def draft(steps: tuple[str, ...], bounds: tuple[str, ...]) -> str:
+        return _text(source.text, goal, short, judge, steps, bounds)
+
+    why: list[Diagnostic] = []
+    for share in SHARES:
+        smaller, looser = (tuple(_scaled(line, share) for line in lines) for lines in (steps, bounds))
+        fit: tuple[str, ...] = ()
+        for step in smaller:
+            fit += () if _faults(draft((*fit, step), ()), path, session) else (step,)
+        chosen: tuple[str, ...] = ()
+        for bound in looser if fit else ():
+            chosen += () if _faults(draft(fit, (*chosen, bound)), path, session) else (bound,)
+        text = draft(fit, chosen)
+        why = _unplanned(text, path, session) if fit else _faults(draft(smaller[:1], ()), path, session)
+        if not why:
+            return format_source(Source(str(path), text))
+        if all(d.slug != "out-of-reach" for d in why):
+            break
+    said = "; ".join(" ".join(filter(None, (f"{d.message};", d.note))).rstrip(";") for d in why)
+    raise Reject(
+        nothing_fits(
+            f"no step for the goal `{goal}` fits {source.text}: {said}",
+            help="`effc inspect` shows what is in it; try another --goal",
+        )
+    )
+
+
+def _scaled(line: str, share: float) -> str:
+    """A step that removes that share of what it removes, and a bound on parameters as much looser."""
+    line = re.sub(r"(\d+)% of params", lambda found: f"{max(1, round(share * int(found[1])))}% of params", line)
+    return re.sub(
+        r"(params +<=) ([\d.]+)", lambda found: f"{found[1]} {min(1, 1 - share * (1 - float(found[2]))):.3g}", line
+    )
+
+
+def _unplanned(text: str, path: Path, session: "Session") -> list[Diagnostic]:
+    """What `effc plan` says against a text, as the file that it will be."""
+    from ...driver import api
+
+    draft = replace(session, texts={path.resolve(): text}, settings=replace(session.settings, tell=silent))
+    try:
+        api.plans(draft)
+    except Reject as refused:
+        return list(refused.diagnostics)
+    return []
+
+
+def _faults(text: str, path: Path, session: "Session") -> list[Diagnostic]:
+    """Errors of a text, checked as the file it will be."""
+    from ....dsl.checker.check import check
+    from ....dsl.syntax.parse import parse
+
+    parsed = parse(Source(str(path), text))
+    assert not parsed.diagnostics, f"a recipe of ours does not parse: {parsed.diagnostics}"
+    checked = check(parsed.file, session.shelf.vocabulary, skeleton=session.skeleton, library=session.library)
+    return [d for d in checked.diagnostics if d.severity == "error"]
+
+
+def _text(call: str, goal: str, short: str, judge: Judge, steps: tuple[str, ...], bounds: tuple[str, ...]) -> str:
+    sentence, _, _, name, target = GOALS[goal]
+    about = sentence.format(model=short)
+    used = judge.lines
+    if not any("heldout" in line for line in (*steps, *bounds)) and judge.lines is not _TEXTS:
+        used = judge.lines[:-1]
+    model = f"model base = {call}"
+    lines = [
+        "effspec 1",
+        f'"""{about}"""',
+        "",
+        *([*used, "", model] if used[-1].startswith("use") else [model, "", *used]),
+    ]
+    lines += ["", f"pipeline {name}(base) {{", *(f"  {s}" for s in steps), "}", ""]
+    if bounds:
+        lines += [f"expect {name} {{", *(f"  {b}" for b in bounds), "}", ""]
+    written = target.format(path=f"{short}-{name}", knowledge=_knowledge(short))
+    return "\n".join([*lines, f"emit {name} {{ {written} }}", ""])
+
+
+def _knowledge(short: str) -> str:
+    return f"{short}-knowledge.jsonl"

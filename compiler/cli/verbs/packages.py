@@ -1,0 +1,254 @@
+"""`effc add`, `effc update`, `effc vendor`: recipe packages of others. Only these verbs fetch any."""
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from .flags import Shared, verb
+
+if TYPE_CHECKING:
+    from ...plugin.recipe_packages import Package
+
+package_unreachable = Fault(
+    "package-unreachable",
+    "A package's repository could not be fetched.\n\nSee what git says, and whether the revision exists.",
+    exit="network",
+)
+secret_source = Fault(
+    "secret-source", "A password was given in the address of a package, which `effspec.lock` would show.", exit="usage"
+)
+unknown_source = Fault(
+    "unknown-source", "`effc add` was given neither a folder nor an address of a git repository.", exit="usage"
+)
+unknown_package = Fault("unknown-package", "`effspec.lock` names no such package.", exit="usage")
+
+_GIT = re.compile(r"(https|ssh|file)://[^\s]+|[\w.-]+@[\w.-]+:[^\s]+")
+# Of what a repository or a configuration could run when files are fetched and written: nothing does.
+_TAME = ("core.hooksPath=/dev/null", "core.symlinks=false", "core.fsmonitor=false", "protocol.ext.allow=never")
+_ODD = {"120000": "a link", "160000": "a submodule"}  # modes of git's trees
+SECONDS, _LARGEST = 300, 512 << 20  # for git; bytes of a file that it writes
+
+_source = typer.Argument(
+    metavar="[FOLDER|REPOSITORY[@REVISION]]",
+    show_default=False,
+    help="A folder, or what git fetches: https://…, ssh://…; all that effspec.lock names unless given.",
+)
+_name = typer.Argument(metavar="[PACKAGE]", show_default=False, help="One package; all unless given.")
+_project = typer.Option("--project", metavar="FOLDER", help="The folder of the recipes, with their effspec.lock.")
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app, shows=("cache", "machine"))
+    def add(shared: Shared, source: Annotated[str, _source] = "", project: Annotated[Path, _project] = Path()) -> None:
+        """Add a recipe package: copy it, and pin it in effspec.lock by the hash of its tree."""
+        if source:
+            return _answer("add", [_pinned(source, project, shared)], shared)
+        return _answer("add", [_fetched(name, facts, project, shared) for name, facts in _locked(project, "")], shared)
+
+    @verb(app, shows=("cache", "machine"))
+    def update(shared: Shared, name: Annotated[str, _name] = "", project: Annotated[Path, _project] = Path()) -> None:
+        """Take what the sources of packages hold now, and pin that."""
+        _answer("update", [_pinned(facts["source"], project, shared) for _, facts in _locked(project, name)], shared)
+
+    @verb(app, shows=("cache",))
+    def vendor(shared: Shared, name: Annotated[str, _name] = "", project: Annotated[Path, _project] = Path()) -> None:
+        """Copy packages beside the recipes, so that a clone of the project has them."""
+        from ...plugin.recipe_packages import VENDORED, copied, package_in
+
+        done = []
+        for called, facts in _locked(project, name):
+            package = package_in(_pinned_folder(called, facts, project, shared.cache_folder))
+            into = project / VENDORED / called
+            into.parent.mkdir(parents=True, exist_ok=True)
+            copied(package, into)
+            done.append(package)
+        _answer("vendor", done, shared)
+
+
+def _pinned_folder(name: str, facts: dict[str, str], project: Path, cache: Path) -> Path:
+    """The cache's copy, else the one beside the recipes, which an update of the lock leaves behind."""
+    from ...plugin.recipe_packages import folder_of, package_gone
+
+    try:
+        return folder_of(name, facts, project, cache, vendored=False)
+    except Reject as refused:
+        if any(d.fault is not package_gone for d in refused.diagnostics):
+            raise
+    return folder_of(name, facts, project, cache)
+
+
+def _locked(project: Path, name: str) -> list[tuple[str, dict[str, str]]]:
+    from ....dsl.syntax.nearest import suggestion
+    from ...plugin import lockfile
+
+    packages = lockfile.read(project)["packages"]
+    if name and name not in packages:
+        raise Reject(unknown_package(f"the lock has no package `{name}`", help=suggestion(name, packages, "it has")))
+    chosen = [(n, facts) for n, facts in packages.items() if not name or n == name]
+    for called, facts in chosen:
+        if not facts.get("source"):
+            said = f"the lock says no source of `{called}`"
+            raise Reject(lockfile.broken_lock(said, help="add the package again"))
+    return chosen
+
+
+def _pinned(source: str, project: Path, shared: Shared) -> "Package":
+    """Copy a package into the cache and write it into the lock."""
+    from ...plugin import lockfile
+    from ...plugin.recipe_packages import copied, kept, package_in, refuse_outside
+
+    with _folder(source, shared) as (folder, commit):
+        package = package_in(folder)
+        refuse_outside(package)
+        into = kept(shared.cache_folder, package.tree)
+        into.parent.mkdir(parents=True, exist_ok=True)
+        copied(package, into)
+    lock = lockfile.read(project)
+    facts = {"source": source, "version": package.version, "tree": package.tree}
+    lock["packages"][package.name] = facts | ({"commit": commit} if commit else {})
+    lockfile.write(project, lock)
+    return package
+
+
+def _fetched(name: str, facts: dict[str, str], project: Path, shared: Shared) -> "Package":
+    """A package as the lock pins it, fetched where this machine lacks it."""
+    from ...plugin.recipe_packages import (
+        copied,
+        folder_of,
+        kept,
+        package_edited,
+        package_gone,
+        package_in,
+        refuse_outside,
+    )
+
+    try:
+        return package_in(folder_of(name, facts, project, shared.cache_folder))
+    except Reject as refused:
+        if any(d.fault not in (package_gone, package_edited) for d in refused.diagnostics):
+            raise
+    plain, commit = facts.get("source", ""), facts.get("commit", "")
+    source = f"{plain.rpartition('@')[0] or plain}@{commit}" if commit else plain
+    with _folder(source, shared) as (folder, _):
+        package = package_in(folder)
+        if package.tree != facts["tree"]:
+            said = f"{source} does not hold the `{name}` that effspec.lock pins"
+            raise Reject(package_edited(said, help=f"`effc update {name}` takes what it holds now"))
+        refuse_outside(package)
+        into = kept(shared.cache_folder, package.tree)
+        into.parent.mkdir(parents=True, exist_ok=True)
+        copied(package, into)
+    return package
+
+
+@contextmanager
+def _folder(source: str, shared: Shared) -> Iterator[tuple[Path, str]]:
+    """The folder of a source, and the commit where it is a repository."""
+    if not _GIT.fullmatch(source):
+        folder = Path(source).expanduser()
+        if not folder.is_dir():
+            raise Reject(
+                unknown_source(
+                    f"`{source}` is no folder, and no address that a package is fetched from",
+                    help="a repository is named by https://, ssh:// or file://, or as user@host:path",
+                )
+            )
+        yield folder, ""
+        return
+    if re.search(r"://[^/@\s]*:[^/@\s]*@", source):  # it would stand in the lock, under version control
+        raise Reject(secret_source("the address holds a password", help="leave it out: git's credential helper has it"))
+    if shared.offline:
+        raise Reject(package_unreachable(f"{source} was to be fetched with --offline", help="leave --offline out"))
+    with tempfile.TemporaryDirectory(prefix="effc-package-") as place:
+        yield Path(place), _clone(source, Path(place))
+
+
+def _clone(source: str, into: Path) -> str:
+    """Fetch one commit and write its files; the commit's hash."""
+    url, _, revision = source.rpartition("@") if re.search(r"[^/@]@[^@/:]+$", source) else (source, "", "")
+    _git(into, "init", "-q")
+    _git(into, "fetch", "-q", "--depth", "1", "--no-tags", "--no-recurse-submodules", "--", url, revision or "HEAD")
+    _weigh(into, source)
+    _git(into, "checkout", "-q", "FETCH_HEAD")
+    return _git(into, "rev-parse", "FETCH_HEAD").strip()
+
+
+def _weigh(folder: Path, source: str) -> None:
+    """Reject what was fetched where it has more files than a package may, before one is written: a dozen objects can
+    stand for as many as one likes."""
+    from ...plugin.recipe_packages import MOST_BYTES, MOST_FILES, bad_package, too_large
+
+    count, bytes = 0, 0
+    command = _command(folder, "ls-tree", "-r", "-l", "-z", "FETCH_HEAD")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as listing:
+        assert listing.stdout is not None, "it is a pipe"
+        rest = b""
+        while chunk := listing.stdout.read(1 << 16):
+            *entries, rest = (rest + chunk).split(b"\0")
+            count += len(entries)
+            for mode, name in (_entry(entry) for entry in entries):
+                if mode in _ODD and not any(part.startswith(".") for part in name.split("/")):
+                    said = f"{name!a} in {source} is {_ODD[mode]}"
+                    raise Reject(bad_package(said, help="a package holds plain files"))
+            bytes += sum(int(size) for entry in entries if (size := entry.split(b"\t")[0].split()[-1]).isdigit())
+            if count > MOST_FILES or bytes > MOST_BYTES or len(rest) > 1 << 16:
+                listing.kill()
+                raise Reject(too_large(source))
+
+
+def _entry(line: bytes) -> tuple[str, str]:
+    """Mode and name of what `git ls-tree` lists."""
+    about, _, name = line.partition(b"\t")
+    return about.split(b" ")[0].decode(), name.decode(errors="replace")
+
+
+def _within(bytes: int, command: list[str]) -> list[str]:
+    """The command, none of whose files may be larger."""
+    return ["sh", "-c", f'ulimit -f {bytes // 512}; exec "$@"', "sh", *command] if os.name == "posix" else command
+
+
+def _command(folder: Path, *args: str) -> list[str]:
+    return ["git", *(word for setting in _TAME for word in ("-c", setting)), "-C", str(folder), *args]
+
+
+def _git(folder: Path, *args: str) -> str:
+    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_LFS_SKIP_SMUDGE": "1"}
+    try:
+        done = subprocess.run(
+            _within(_LARGEST, _command(folder, *args)),
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
+    except FileNotFoundError as error:
+        raise Reject(package_unreachable("git is not installed", help="install git, or add a folder")) from error
+    except subprocess.TimeoutExpired as error:
+        raise Reject(package_unreachable(f"git took longer than {SECONDS} s")) from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["nothing"]
+        said = next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[-1])
+        raise Reject(package_unreachable(f"git could not fetch it: {said[:200]}", help="check address and revision"))
+    return done.stdout
+
+
+def _answer(action: str, packages: "list[Package]", shared: Shared) -> None:
+    if shared.format == "json":
+        rows = [{"name": p.name, "version": p.version, "tree": p.tree} for p in packages]
+        return shared.screen.answer_json(action, packages=rows)
+    for p in packages:
+        about = f"  {p.sentence}" if p.sentence else ""
+        shared.screen.answer(f"{p.name} {p.version}  {p.tree[:12]}{about}")
+    if not packages:
+        shared.screen.say("effspec.lock names no package")
+    return None

@@ -1,0 +1,69 @@
+"""`effc pick`: one model out of a front, as an artifact of its own."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .flags import Shared, verb
+
+_front = typer.Argument(metavar="ARTIFACT", help="What the target `front` wrote.", show_default=False)
+_out = typer.Option("-o", "--output", metavar="FOLDER", help="Where the picked model goes.", show_default=False)
+_point = typer.Option(
+    "--point", metavar="NAME|N", help="The point: its name, or its number from 1.", show_default=False
+)
+_params = typer.Option("--params", metavar="N", help="At most so many parameters: 1.6M.", show_default=False)
+_bytes = typer.Option("--bytes", metavar="SIZE", help="At most so many bytes of weights: 6MiB.", show_default=False)
+_latency = typer.Option("--latency", metavar="TIME", help="At most so long for a token: 30ms.", show_default=False)
+_on = typer.Option(
+    "--on",
+    metavar="PROFILE",
+    help="Only if the measures are of the machine that this profile of the recipe describes.",
+    show_default=False,
+)
+_limit = typer.Option(
+    "--limit", metavar="METRIC=VALUE", help="A limit on any measure of the front.", show_default=False
+)
+_force = typer.Option("--force", help="Replace an artifact that exists.", show_default=False)
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app, shows=("machine", "progress"), opens=("artifact",))
+    def pick(
+        artifact: Annotated[Path, _front],
+        shared: Shared,
+        output: Annotated[Path | None, _out] = None,
+        point: Annotated[str, _point] = "",
+        params: Annotated[str, _params] = "",
+        bytes: Annotated[str, _bytes] = "",
+        latency: Annotated[str, _latency] = "",
+        on: Annotated[str, _on] = "",
+        limit: Annotated[list[str] | None, _limit] = None,
+        force: Annotated[bool, _force] = False,
+    ) -> int:
+        """Take one model out of a front: the best that keeps the limits, or the point that you name."""
+        from ...driver.point_limits import limits as limits_of
+
+        asked = {"params": params, "bytes": bytes, "decode.p50": latency}
+        texts = [*(f"{name}={value}" for name, value in asked.items() if value), *(limit or ())]
+        if any("=" not in text for text in texts):
+            raise typer.BadParameter("a limit reads METRIC=VALUE: --limit 'perplexity(heldout)=34'")
+        from ...artifacts.front_kinds import read_front
+
+        read_front(artifact)  # what holds no points is refused first, before anybody imports torch
+        if texts and point:
+            raise typer.BadParameter(f"`--point {point}` says which point: leave it out, or the limit {texts[0]}")
+        if not texts and not point:
+            raise typer.BadParameter("say which point: --point NAME, or limits such as --params 1.6M")
+        limits = limits_of(texts)
+        from ...driver import pick as picking
+
+        where = output or artifact.with_name(f"{artifact.name}-picked")
+        with shared.listening() as tell:
+            name, manifest = picking.pick(artifact, where, point=point, limits=limits, on=on, force=force, tell=tell)
+        if shared.format == "json":
+            shared.screen.answer_json("pick", point=name, path=str(where), bytes=manifest.bytes)
+        else:
+            shared.screen.answer(f"{name} -> {where}")
+            shared.screen.say(f"ok: {len(manifest.checks)} checks in a fresh process")
+        return 0

@@ -1,0 +1,73 @@
+"""`effc plan`: what a compile would do to which modules, what it costs, and what the cache has already."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ....dsl.syntax.diagnostics import EXITS
+from .flags import Shared, verb
+
+_recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False, readable=False)
+_output = typer.Option(
+    "-o", "--output", metavar="FILE", show_default=False, help="Save the plan; `compile --plan` refuses drift."
+)
+_detailed = typer.Option(
+    "--detailed-exitcode", help=f"Exit {EXITS['work-to-do']} where there is work to do.", show_default=False
+)
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app, shows=("inputs", "lock", "cache", "machine", "progress"))
+    def plan(
+        recipe: Annotated[Path, _recipe],
+        shared: Shared,
+        output: Annotated[Path | None, _output] = None,
+        detailed_exitcode: Annotated[bool, _detailed] = False,
+    ) -> int:
+        """Show what a compile will do, to what, and what it costs.
+
+        Reads no weights."""
+        from ...analysis.planning.plan import saved_form
+        from ...driver import api
+
+        shared.check_environment()
+        with shared.listening() as tell:
+            plans = api.plans(shared.session(recipe, tell))
+        if output:
+            from ...core.cache import write_whole
+
+            write_whole(output, (json.dumps(saved_form(plans), indent=1) + "\n").encode())
+        if shared.format == "json":
+            shared.screen.answer_json("plan", plans=[p.to_json() for p in plans])
+        else:
+            _draw(plans, shared)
+        if output:
+            shared.screen.say(f"saved to {output}; compile with --plan {output} refuses anything else")
+        work = any(p.has_work for p in plans)
+        return EXITS["work-to-do"] if work and detailed_exitcode else 0
+
+
+def _draw(plans: list, shared: Shared) -> None:
+    from shutil import get_terminal_size
+
+    from ...analysis.planning.plan import draw
+
+    width = min(120, max(60, get_terminal_size((100, 24)).columns))
+    shared.screen.answer("\n\n".join(draw(p, width).rstrip("\n") for p in plans))
+    if shared.verbose:
+        for recipe in {id(p.recipe): p.recipe for p in plans}.values():
+            _origins(recipe, shared)
+
+
+def _origins(recipe, shared: Shared) -> None:
+    """Where the value of every param came from."""
+    from ....dsl.checker.value_text import show
+
+    rows = [
+        ("param", "value", "from"),
+        *((name, show(value), recipe.origins.get(name, "recipe")) for name, value in recipe.params.items()),
+    ]
+    if len(rows) > 1:
+        shared.screen.answer("\n" + shared.screen.table(rows))

@@ -1,0 +1,90 @@
+"""`effc run` of a folder of the target `rttc`: one answer, or line by line, with what was decided."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ....dsl.syntax.diagnostics import Reject
+from .flags import Shared
+
+if TYPE_CHECKING:
+    from ...apps.rttc.generation import Settings
+    from ...apps.rttc.guided import Answered, Guided
+    from ...apps.rttc.policy import Decision
+
+
+def ask(
+    place: str, prompt: str | None, shared: Shared, knowledge: str | None, explain: bool, drawn: Mapping[str, Any]
+) -> None:
+    """Answer a prompt, or the lines that a person writes until Ctrl-D; each stands for itself."""
+    from ...apps.rttc.generation import Settings
+    from ...driver.models import computing
+    from .services import guided
+
+    with computing(place):
+        client, settings = guided(place, shared, knowledge), Settings(**drawn)
+        return _ask(client, prompt, shared, explain, settings)
+
+
+def _ask(client: "Guided", prompt: str | None, shared: Shared, explain: bool, settings: "Settings") -> None:
+    try:
+        if prompt is not None:
+            return _show(client.ask([{"role": "user", "content": prompt}], settings), prompt, shared, explain)
+        while (line := _line()) is not None:
+            try:
+                if line.strip():
+                    _show(client.ask([{"role": "user", "content": line}], settings), line, shared, explain)
+            except Reject as refused:
+                shared.screen.complain(refused.diagnostics, "run")
+    finally:
+        client.lists.flush()
+        client.states.flush()
+    return None
+
+
+def _line() -> str | None:
+    try:
+        return input("> ")
+    except EOFError:
+        return None
+
+
+def _show(answered: "Answered", prompt: str, shared: Shared, explain: bool) -> None:
+    screen = shared.screen
+    if shared.format == "json":
+        screen.answer_json(
+            "run",
+            prompt=prompt,
+            text=answered.text,
+            stop=answered.finish,
+            prompt_tokens=answered.prompt_tokens,
+            new_tokens=answered.new_tokens,
+            decision=answered.decision.to_json(),
+        )
+        return
+    screen.answer(answered.text)
+    if explain or answered.decision.note:
+        screen.say(explained(answered.decision))
+
+
+def explained(decision: "Decision") -> str:
+    """Which branch answered and what it cost, in a sentence or two."""
+    from ...core.quantity import counted, seconds
+
+    names = {"direct": "directly", "rag": "with samples in the prompt", "ttt": "after a training on samples"}
+    parts = [f"answered {names[decision.branch]}"]
+    if decision.adapter_hit:
+        parts.append("by the adapters of an earlier query")
+    elif decision.samples:
+        where = "from the cache" if decision.list_hit else "retrieved"
+        parts.append(f"{counted(decision.samples, 'sample')} {where}")
+    if decision.steps:
+        parts.append(counted(decision.steps, "step"))
+    if decision.rewards:
+        parts.append("rewards " + ", ".join(_reward(decision, name) for name in decision.rewards))
+    parts.append(", ".join(f"{name} {seconds(value)}" for name, value in decision.seconds.items()))
+    return "; ".join(part for part in parts if part) + (f"\nnote: {decision.note}" if decision.note else "")
+
+
+def _reward(decision: "Decision", branch: str) -> str:
+    chance = decision.chances.get(branch)
+    return f"{branch} {decision.rewards[branch]:.3g}" + ("" if chance is None else f" (right by {chance:.0%})")

@@ -1,0 +1,191 @@
+"""`effc run`: talk to a model, on a terminal or through a pipe."""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ....dsl.syntax.diagnostics import Reject
+from ...driver.models import check_place
+from .flags import Shared, finite, knowledge_url, mapped_weights, verb
+from .pipe_streams import refuse_silence
+from .speech import Speech
+
+_place = typer.Argument(
+    metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.", show_default=False
+)
+_prompt = typer.Option("-p", "--prompt", metavar="TEXT", help="Answer this and leave.", show_default=False)
+_length = typer.Option("--max-new-tokens", "-n", metavar="N", min=1, help="Longest answer in tokens.")
+_warmth = typer.Option(
+    "--temperature", "-t", metavar="T", min=0.0, callback=finite, help="0 takes the likeliest token each time."
+)
+_pick = typer.Option(
+    "--pick",
+    metavar="NAME|N|METRIC=VALUE",
+    help="Of a front: one point, or the best within limits.",
+    show_default=False,
+)
+_adapter = typer.Option(
+    "--adapter",
+    metavar="NAME=FOLDER",
+    show_default=False,
+    help="Interventions (target `reft`) to answer with; lines that begin with :NAME choose among several.",
+)
+_explain = typer.Option("--explain", help="Of a folder of `rttc`: say which branch answered, and why.")
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app, shows=("machine",), opens=("model", "adapter"))
+    def run(
+        model: Annotated[str, _place],
+        shared: Shared,
+        prompt: Annotated[str | None, _prompt] = None,
+        max_new_tokens: Annotated[int, _length] = 256,
+        temperature: Annotated[float, _warmth] = 0.0,
+        knowledge: Annotated[str | None, knowledge_url] = None,
+        explain: Annotated[bool, _explain] = False,
+        pick: Annotated[str, _pick] = "",
+        mapped: Annotated[bool | None, mapped_weights] = None,
+        adapter: Annotated[list[str], _adapter] = (),  # type: ignore[assignment]
+    ) -> None:
+        """Talk to a model: a chat, or one answer with --prompt or a pipe. Of a federation: simulate it."""
+        shared.check_environment()
+        check_place(model)
+        if pick:
+            from ...driver.pick import folder_of
+
+            model = str(folder_of(Path(model), pick, speaks=True))
+        from .federation_run import federate, is_federation
+
+        if is_federation(model):
+            return federate(Path(model), shared)
+        if prompt is None and not sys.stdin.isatty():
+            prompt = sys.stdin.read().rstrip("\n")
+        from ...apps.rttc.app_folder import is_app
+
+        if is_app(model):
+            from .rttc_chat import ask
+
+            return ask(
+                model,
+                prompt,
+                shared,
+                knowledge,
+                explain,
+                {"most": max_new_tokens, "temperature": temperature, "seed": shared.seed},
+            )
+        return _talk(model, prompt, shared, max_new_tokens, temperature, adapter, mapped)
+
+
+def _talk(
+    place: str,
+    prompt: str | None,
+    shared: Shared,
+    longest: int,
+    temperature: float,
+    adapters: Sequence[str],
+    mapped: bool | None,
+) -> None:
+    from ...apps.serving.adapters import Talkers, named, views
+    from ...apps.serving.chat import Talker, refuse_silent
+    from ...driver.models import computing, open_model
+
+    folders = named(adapters)
+    opened = open_model(place, shared.settings(), mapped=mapped, speaks=True)
+    refuse_silent(opened.model)
+    models = {"": opened.model, **views(opened.model, opened.label, folders)}
+    made = {name: Talker(model, opened.tokenizer, longest, temperature, shared.seed) for name, model in models.items()}
+    talker = Talkers(made) if adapters else made[""]
+    with computing(opened.label):
+        if prompt is None:
+            converse(talker, opened.label, shared)
+        else:
+            answer_once(talker, prompt, shared)
+
+
+def answer_once(talker, prompt: str, shared: Shared) -> None:
+    """One prompt: the text to stdout as it comes, or one JSON object."""
+    if shared.format == "json":
+        reply = talker.say(prompt, lambda text: None)
+        _stop_if_asked(reply)
+        return shared.screen.answer_json(
+            "run",
+            prompt=prompt,
+            text=reply.text,
+            stop=reply.stop,
+            prompt_tokens=reply.prompt_tokens,
+            new_tokens=reply.new_tokens,
+            seconds=round(reply.seconds, 4),
+            tokens_per_second=round(reply.tokens_per_second, 2),
+        )
+    speech = Speech()
+    reply = talker.say(prompt, lambda text: _write(speech.push(text)))
+    _write(f"{speech.end()}\n")
+    _stop_if_asked(reply)
+    if shared.verbose:
+        shared.screen.say(_speed(reply))
+
+
+def _stop_if_asked(reply) -> None:
+    if reply.stop == "stopped":
+        raise KeyboardInterrupt
+
+
+def converse(talker, label: str, shared: Shared) -> None:
+    """A chat: Ctrl-C stops the answer, Ctrl-D ends."""
+    from .interrupt import answered_here
+
+    screen = shared.screen
+    kind = "answers" if talker.chats else "continues your text"
+    screen.say(screen.styled(f"{label} {kind}; Ctrl-C stops it, Ctrl-D ends", "dim", stream=sys.stderr))
+    mark = _prompt_mark(screen.styled("> ", "cyan"))
+    with answered_here():
+        while True:
+            try:
+                line = input(mark)
+            except KeyboardInterrupt:
+                print()
+                continue
+            except EOFError:
+                print()
+                return
+            if line.strip():
+                _exchange(talker, line, shared)
+
+
+def _prompt_mark(styled: str) -> str:
+    """A prompt with line editing and history, where Python has readline: it must know what takes no room."""
+    try:
+        import readline  # noqa: F401 (`input` uses it once it is imported)
+    except ImportError:
+        return styled
+    return re.sub(r"(\x1b\[[0-9;]*m)", "\x01\\1\x02", styled)
+
+
+def _exchange(talker, line: str, shared: Shared) -> None:
+    speech = Speech()
+    try:
+        reply = talker.say(line, lambda text: _write(speech.push(text)))
+    except Reject as refused:
+        return shared.screen.complain(refused.diagnostics, "run")
+    mark = " …" if reply.stop == "stopped" else ""
+    _write(f"{speech.end()}{mark}\n")
+    if shared.verbose:
+        shared.screen.say(shared.screen.styled(_speed(reply), "dim", stream=sys.stderr))
+    return None
+
+
+def _speed(reply) -> str:
+    from ...core.quantity import digits, seconds
+
+    speed = digits(reply.tokens_per_second, 3)
+    return f"{reply.new_tokens} tokens in {seconds(reply.seconds)}, {speed} per second, {reply.stop}"
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    refuse_silence()

@@ -1,0 +1,221 @@
+"""`effc serve`: a model behind OpenAI's interface."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ....dsl.syntax.diagnostics import Reject
+from ...core.environment import check_modules
+from ...driver.models import check_place
+from .exit_codes import interrupted
+from .flags import Shared, finite, knowledge_url, mapped_weights, size, verb
+from .services import Service, guided_service, library_service, model_service, no_such_role
+
+if TYPE_CHECKING:
+    from ...apps.serving.access_log import AccessLog
+    from ...apps.serving.keys import Keys
+
+_place = typer.Argument(
+    metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.", show_default=False
+)
+_host = typer.Option("--host", metavar="HOST", help="Address to answer at; 0.0.0.0 is all of the machine's.")
+_port = typer.Option("--port", metavar="N", min=0, max=65535, help="0 takes a free one.")
+_name = typer.Option(
+    "--name", metavar="TEXT", show_default=False, help="What clients call the model; its folder's name unless given."
+)
+_role = typer.Option(
+    "--role",
+    metavar="client|server",
+    show_default=False,
+    help="Of a folder of `rttc`: answer, or give samples to clients that do.",
+)
+_engine = typer.Option(
+    "--engine",
+    metavar="NAME|URL",
+    help="What finds samples, with --role server: flat, faiss, postgresql://..., qdrant:http://...; auto is flat up to "
+    "100,000 samples.",
+)
+_adapter = typer.Option(
+    "--adapter",
+    metavar="NAME=FOLDER",
+    show_default=False,
+    help="Interventions (target `reft`) that requests may name: the model MODEL:NAME; repeatable.",
+)
+_parallel = typer.Option("--parallel", metavar="N", min=1, max=16, help="Requests that are answered at once.")
+_queue = typer.Option(
+    "--queue", metavar="N", min=0, max=100_000, help="Requests that may wait; more are told to come back."
+)
+_key = typer.Option(
+    "--api-key",
+    metavar="KEY",
+    show_default=False,
+    help="Answer only who sends it; repeatable. EFFC_API_KEY holds several, with commas between.",
+)
+_insecure = typer.Option("--insecure", help="Serve other machines without a key.")
+_cert = typer.Option("--tls-cert", metavar="FILE", show_default=False, help="Certificate (PEM): serve HTTPS.")
+_tls_key = typer.Option("--tls-key", metavar="FILE", show_default=False, help="Its private key (PEM).")
+_hosts = typer.Option(
+    "--allow-host",
+    metavar="NAME",
+    show_default=False,
+    help="A name that clients may ask under, such as a proxy's; repeatable.",
+)
+_cors = typer.Option(
+    "--cors",
+    metavar="ORIGIN",
+    show_default=False,
+    help="Web pages that may use the server, such as https://example.org; repeatable.",
+)
+_body = typer.Option(
+    "--max-body", metavar="SIZE", parser=size, show_default=False, help="Largest body of a request; 4MiB unless given."
+)
+_rate = typer.Option(
+    "--rate",
+    metavar="N",
+    min=0.1,
+    max=1e6,
+    callback=finite,
+    show_default=False,
+    help="Requests a minute of one client, by its key or address; a quarter of them may come at once.",
+)
+_connections = typer.Option("--connections", metavar="N", min=1, max=100_000, help="Connections open at once.")
+_timeout = typer.Option(
+    "--timeout",
+    metavar="SECONDS",
+    min=0.1,
+    max=3600.0,
+    callback=finite,
+    help="For the headers of a request, and between two of one connection.",
+)
+_log = typer.Option("--access-log", metavar="FILE", help="JSON lines without prompts: `-` is stderr, or `none`.")
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app, shows=("machine",), opens=("model", "adapter"))
+    def serve(
+        model: Annotated[str, _place],
+        shared: Shared,
+        host: Annotated[str, _host] = "127.0.0.1",
+        port: Annotated[int, _port] = 8000,
+        name: Annotated[str | None, _name] = None,
+        role: Annotated[str | None, _role] = None,
+        knowledge: Annotated[str | None, knowledge_url] = None,
+        engine: Annotated[str, _engine] = "auto",
+        adapter: Annotated[list[str], _adapter] = (),  # type: ignore[assignment]
+        parallel: Annotated[int, _parallel] = 16,
+        queue: Annotated[int, _queue] = 64,
+        api_key: Annotated[list[str], _key] = (),  # type: ignore[assignment]
+        insecure: Annotated[bool, _insecure] = False,
+        tls_cert: Annotated[Path | None, _cert] = None,
+        tls_key: Annotated[Path | None, _tls_key] = None,
+        allow_host: Annotated[list[str], _hosts] = (),  # type: ignore[assignment]
+        cors: Annotated[list[str], _cors] = (),  # type: ignore[assignment]
+        max_body: Annotated[int | None, _body] = None,
+        rate: Annotated[float | None, _rate] = None,
+        connections: Annotated[int, _connections] = 256,
+        timeout: Annotated[float, _timeout] = 15.0,
+        access_log: Annotated[str, _log] = "-",
+        mapped: Annotated[bool | None, mapped_weights] = None,
+    ) -> None:
+        """Answer OpenAI's chat and completions API, many requests at once."""
+        shared.check_environment()
+        check_place(model)
+        check_modules(["fastapi", "uvicorn", "prometheus_client"], "serve", "`effc serve`")
+        from ...apps.serving.limits import MIB, Limits
+        from ...apps.serving.rate import Rate
+        from ...apps.serving.server import Entrance, admission_at, check_certificate, guarded, listening, url_of
+        from ...apps.serving.server import serve as answer
+
+        check_certificate(tls_cert, tls_key)
+        listener = listening(host, port)
+        admission = admission_at(listener, host, _keys(api_key), allow_host, insecure)
+        bounded = replace(admission, rate=Rate(rate) if rate else None)
+        _warn(shared, host, insecure and not admission.keys)
+        limits = Limits(max_body or 4 * MIB, connections, timeout)
+        entrance = Entrance(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
+        service = _service(model, name, role, knowledge, engine, shared, parallel, queue, adapter, mapped)
+        app, url = guarded(service.app, service.count, entrance), url_of(listener, secure=tls_cert is not None)
+        try:
+            answer(app, listener, entrance, lambda: _tell(shared, service.name, url), service.stop)
+        except KeyboardInterrupt:
+            raise Reject(interrupted("the server has stopped; running answers were cancelled")) from None
+
+
+def _keys(named: Sequence[str]) -> "Keys":
+    """Those of --api-key and those of the environment."""
+    from ...apps.serving.keys import Keys
+
+    held = [key.strip() for key in os.environ.get("EFFC_API_KEY", "").split(",") if key.strip()]
+    return Keys([*named, *held])
+
+
+def _log_to(place: str, shared: Shared) -> "AccessLog":
+    from ...apps.serving.access_log import log_to
+
+    return log_to("none" if shared.quiet and place == "-" else place)
+
+
+def _called(place: str) -> str:
+    """A model's name by the place that it was opened at."""
+    from ...artifacts.load import kind_of
+
+    kind, colon, name = place.partition(":")
+    if colon and kind in ("zoo", "hf"):
+        return name
+    path = Path(place).resolve()
+    return path.parent.name if kind_of(path.name) else path.name
+
+
+def _warn(shared: Shared, host: str, everybody: bool) -> None:
+    if everybody:
+        shared.screen.say(f"warning: everybody who reaches {host} may use the model")
+
+
+def _service(
+    place: str,
+    name: str | None,
+    role: str | None,
+    knowledge: str | None,
+    engine: str,
+    shared: Shared,
+    parallel: int,
+    queue: int,
+    adapters: Sequence[str],
+    mapped: bool | None,
+) -> Service:
+    from ...apps.rttc.app_folder import is_app
+
+    name = name or _called(place)
+    if not is_app(place):
+        if role or knowledge or engine != "auto":
+            raise Reject(
+                no_such_role(
+                    f"`{place}` is no folder of the target `rttc`",
+                    help="serve it without --role, --knowledge and --engine",
+                )
+            )
+        return model_service(place, name, shared, parallel, queue, adapters, mapped)
+    if adapters:
+        raise Reject(no_such_role(f"`{place}` chooses what answers by itself", help="serve it without --adapter"))
+    if role == "server" and knowledge:
+        raise Reject(no_such_role("a server has the base itself", help="give --knowledge to its clients"))
+    if role == "server":
+        return library_service(place, name, shared, engine)
+    if role not in (None, "client"):
+        raise Reject(no_such_role(f"`{role}` is no role", help="write `--role client` or `--role server`"))
+    if engine != "auto":
+        raise Reject(no_such_role("a client has no --engine", help="give it to the server of --role server"))
+    return guided_service(place, name, shared, queue, knowledge)
+
+
+def _tell(shared: Shared, name: str, url: str) -> None:
+    if shared.format == "json":
+        shared.screen.answer_json("serve", model=name, url=url)
+    else:
+        shared.screen.answer(f"{name} at {url}/v1")
+    sys.stdout.flush()

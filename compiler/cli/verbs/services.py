@@ -1,0 +1,131 @@
+"""What `effc serve` can put behind an address: a model, a client of test-time compute, a knowledge base."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from .flags import Shared
+
+if TYPE_CHECKING:
+    from ...apps.rttc.guided import Guided
+    from ...apps.rttc.retrieval import Remote
+
+no_such_role = Fault(
+    "no-such-role",
+    "A folder was to be served in a role that it can't have.\n\n"
+    "Folders of the target `rttc` have two: `client` answers, `server` gives samples to clients.",
+    exit="usage",
+)
+
+
+_HELD = 512 << 20  # bytes of keys and values that are held for requests that go on with earlier ones
+
+
+@dataclass(frozen=True)
+class Service:
+    """`count` hears the path, the status and the seconds of an answer; `stop` cancels all."""
+
+    name: str
+    app: Any
+    count: Callable[[str, int, float], None]
+    stop: Callable[[], None]
+
+
+def model_service(
+    place: str,
+    name: str,
+    shared: Shared,
+    parallel: int,
+    queue: int,
+    adapters: Sequence[str] = (),
+    mapped: bool | None = None,
+) -> Service:
+    from ...apps.serving.adapters import named, views
+    from ...apps.serving.api import Service as Model
+    from ...apps.serving.api import application
+    from ...apps.serving.runner import CachedModel, runner_of, try_out
+    from ...apps.serving.scheduler import Scheduler
+    from ...driver.models import computing, open_model
+    from ...runtimes.native.sampling import as_tokens
+    from ...runtimes.native.sequence_pool import tokens_in
+
+    folders = named(adapters)
+    opened = open_model(place, shared.settings(), steady=True, mapped=mapped, speaks=True)
+    made = views(opened.model, opened.label, folders)
+    runner = runner_of(opened.model, opened.label, made)
+    with computing(opened.label):
+        try_out(runner)
+    known = (opened.model.generation_config.eos_token_id, opened.tokenizer.eos_token_id)
+    ends = next((as_tokens(found) for found in known if found is not None), ())
+    more: dict[str, Any] = {"remembers": tokens_in(_HELD, getattr(opened.model, "plan", {}))}
+    if isinstance(runner, CachedModel):
+        more = {"choose": runner.choose}
+    scheduler = Scheduler(runner, opened.tokenizer, ends or (), queue, parallel, **more)
+    service = Model(name, scheduler, opened.tokenizer, runner.context, runner.vocabulary, list(made))
+    return Service(name, application(service), scheduler.metrics.add_answer, scheduler.stop)
+
+
+def guided_service(place: str, name: str, shared: Shared, queue: int, knowledge: str | None) -> Service:
+    from ...apps.rttc.chat_server import Front, application
+    from ...driver.models import computing
+
+    with computing(place):
+        front = Front(name, guided(place, shared, knowledge), queue)
+    return Service(
+        name, application(front), lambda path, status, _: front.answers.labels(path, str(status)).inc(), front.stop
+    )
+
+
+def library_service(place: str, name: str, shared: Shared, engine: str) -> Service:
+    """The base of a folder, searched by an engine. No model is loaded but a judge or scorer that needs none of the
+    client's."""
+    from ...apps.rttc.app import EMBEDDER, KNOWLEDGE, REWARD, read_app, scorer_of
+    from ...apps.rttc.app_folder import NAME
+    from ...apps.rttc.embedder import folder_embedder
+    from ...apps.rttc.knowledge import open_base
+    from ...apps.rttc.knowledge_server import Library, application
+    from ...apps.rttc.reward import Judge
+    from ...artifacts.manifest import read_manifest, verify_files
+
+    folder, app = Path(place), read_app(Path(place))
+    manifest = read_manifest(folder)
+    for part in (NAME, KNOWLEDGE, EMBEDDER, REWARD):
+        verify_files(folder, manifest, under=part)
+    reward: Any = None
+    if app.reward == "judge":
+        reward = Judge(folder / REWARD)
+    elif app.reward == "scorer" and app.embed == "folder":
+        reward = scorer_of(folder, folder_embedder(folder / EMBEDDER, shared.cache_folder))
+    library = Library(open_base(folder / KNOWLEDGE).searched_by(engine), app.selection, reward)
+    return Service(
+        name,
+        application(library),
+        lambda path, status, _: library.answers.labels(path, str(status)).inc(),
+        lambda: None,
+    )
+
+
+def guided(place: str, shared: Shared, knowledge: str | None) -> "Guided":
+    """The client of a folder; its model, base and rewards are compared with the manifest first."""
+    from ...apps.rttc.app import client_of, read_app
+    from ...artifacts.manifest import read_manifest, verify_files
+    from ...driver.models import open_model
+
+    folder, app = Path(place), read_app(Path(place))
+    opened = open_model(place, shared.settings(), speaks=True)
+    verify_files(folder, read_manifest(folder))
+    return client_of(app, folder, opened.model, opened.tokenizer, shared.cache_folder, remote(knowledge))
+
+
+def remote(url: str | None) -> "Remote | None":
+    """A server of samples; EFFC_KNOWLEDGE_KEY is the key that it asks for."""
+    from ...apps.rttc.retrieval import Remote
+
+    if url is None:
+        return None
+    if not url.startswith(("http://", "https://")):
+        raise Reject(no_such_role(f"`{url}` is no address of a server", help="write http://HOST:PORT"))
+    return Remote(url, os.environ.get("EFFC_KNOWLEDGE_KEY", ""))

@@ -1,0 +1,60 @@
+"""`effc sign`: vouch for an artifact, or see who did."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .flags import Shared, verb
+
+_place = typer.Argument(metavar="ARTIFACT", help="A folder that `effc compile` wrote.", show_default=False)
+_key = typer.Option("--key", metavar="FILE", help="The secret key to sign with.", show_default=False)
+_new = typer.Option(
+    "--new-key", metavar="FILE", help="Make a secret key, and FILE.pub for those who check.", show_default=False
+)
+_verify = typer.Option(
+    "--verify-key",
+    metavar="KEY",
+    show_default=False,
+    help="Sign nothing: check that this public key (`ed25519:...` or a file) signed the artifact; "
+    "repeatable, one of them must.",
+)
+_note = typer.Option("--note", metavar="TEXT", help="A word that is signed too.", show_default=False)
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app)
+    def sign(
+        shared: Shared,
+        artifact: Annotated[Path | None, _place] = None,
+        key: Annotated[Path | None, _key] = None,
+        new_key: Annotated[Path | None, _new] = None,
+        verify_key: Annotated[list[str], _verify] = (),  # type: ignore[assignment]
+        note: Annotated[str, _note] = "",
+    ) -> None:
+        """Sign an artifact with Ed25519, make a key, or check a signature, offline."""
+        asked = [key is not None, new_key is not None, bool(verify_key)]
+        if sum(asked) != 1 or (artifact is None) != (new_key is not None):
+            raise typer.BadParameter("one of `ARTIFACT --key FILE`, `ARTIFACT --verify-key KEY` and `--new-key FILE`")
+        if new_key is not None:
+            from ...artifacts import signature
+
+            return _tell(shared, "made", signature.new_key(new_key), new_key)
+        assert artifact is not None, "both other ways name one"
+        if verify_key:
+            from ...artifacts.load import authenticate
+
+            return _tell(shared, "signed", authenticate(artifact, verify_key), artifact)
+        from ...artifacts.signature import sign
+
+        assert key is not None, "what is left"
+        return _tell(shared, "signed", sign(artifact, key, note).key, artifact)
+
+
+def _tell(shared: Shared, outcome: str, key: str, place: Path) -> None:
+    if shared.format == "json":
+        shared.screen.answer_json("sign", outcome=outcome, key=key, path=str(place))
+    elif outcome == "made":
+        shared.screen.answer(f"{key}\n{place} is secret; give {place}.pub to those who check")
+    else:
+        shared.screen.answer(f"{place} is signed by {key}")

@@ -1,0 +1,168 @@
+"""`effc test`: is what was compiled as good, as small and as fast as the recipe demands? A gate for CI."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ....dsl.syntax.render import as_json
+from .flags import Shared, verb
+from .gate_report import at_worst, junit, markdown, rows_json, value_text
+from .output import SCHEMA, code_of, json_text
+
+if TYPE_CHECKING:
+    from ...driver.judging.retest import Tested
+
+REPORTS = (".json", ".xml", ".md")
+
+_place = typer.Argument(
+    metavar="ARTIFACT|RECIPE",
+    help="An artifact, or a recipe whose artifacts exist.",
+    show_default=False,
+    readable=False,
+)
+_out = typer.Option("-o", "--output", metavar="FOLDER", help="Where the artifacts of a recipe are.")
+_bless = typer.Option(
+    "--bless", show_default=False, help="Write NAME.baseline.json beside the recipe: what later tests are held against."
+)
+_report = typer.Option(
+    "--report",
+    metavar="FILE",
+    show_default=False,
+    help="Write the result to a file, too: .json, .xml (JUnit) or .md by its name; repeatable.",
+)
+_recipe = typer.Option(
+    "--recipe", metavar="FILE", show_default=False, help="The recipe of an artifact, where it is not beside it."
+)
+
+
+def register(app: typer.Typer) -> None:
+    @verb(
+        app,
+        formats=("text", "json", "junit", "github", "md"),
+        shows=("inputs", "lock", "cache", "machine", "progress", "gate"),
+        opens=("place",),
+    )
+    def test(
+        place: Annotated[Path, _place],
+        shared: Shared,
+        output: Annotated[Path, _out] = Path("out"),
+        recipe: Annotated[Path | None, _recipe] = None,
+        bless: Annotated[bool, _bless] = False,
+        report_file: Annotated[list[Path], _report] = (),  # type: ignore[assignment]
+    ) -> int:
+        """Measure again what `expect` demands, and compare with the recipe's baseline; exit 4 on a miss."""
+        from ...driver import api
+        from ...driver.judging import baseline
+        from ...driver.judging.retest import compiled_from, test_artifact, test_recipe
+
+        for file in report_file:
+            if file.suffix not in REPORTS:
+                raise typer.BadParameter(f"`--report {file}`: its name ends in none of {', '.join(REPORTS)}")
+            if not file.parent.is_dir():  # said before anything is measured
+                raise typer.BadParameter(f"`--report {file}`: there is no folder {file.parent}")
+        if bless:
+            from ...plugin.recipe_library import own
+
+            own(place)
+        if bless and place.is_dir():
+            raise typer.BadParameter("`--bless` takes a recipe: a baseline holds all its artifacts")
+        shared.check_environment()
+        with shared.listening() as tell:
+            if place.is_dir():
+                file, given = compiled_from(place, recipe)
+                session = api.session(file, settings=shared.settings(tell), set=given)
+                baseline.read(session.path)  # one that is broken is told before anything is planned or measured
+                results = test_artifact(place, session, api.plans(session))
+            else:
+                session = shared.session(place, tell)
+                if not bless:
+                    baseline.read(session.path)
+                results = test_recipe(session, api.plans(session), output, bless)
+        if not bless and place.exists() and not any(r.drifts for r in results):  # one of the library's has no file here
+            there = baseline.place(session.path)
+            shared.screen.say(
+                f"compared with no baseline: `effc test {quote(str(session.path))} --bless` writes {there}"
+            )
+        report(results, shared)
+        for file in report_file:
+            file.write_text(written(results, file.suffix), encoding="utf-8")
+        if bless:
+            shared.screen.say(f"wrote {baseline.place(place)}")
+        return code_of([d for r in results for d in r.diagnostics])
+
+
+def report(results: "Sequence[Tested]", shared: Shared) -> None:
+    screen, found = shared.screen, [d for r in results for d in r.diagnostics]
+    if screen.format == "junit":
+        screen.answer(junit(results))
+    elif screen.format == "md":
+        screen.answer(markdown(results))
+    elif screen.format in ("json", "github"):
+        screen.complain(found, "test", artifacts=rows_json(results))
+        if screen.format == "github" and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
+            with open(summary, "a", encoding="utf-8") as file:  # as GitHub wants it: other steps write there, too
+                file.write(markdown(results) + "\n")
+    else:
+        screen.answer("\n\n".join(_drawn(r, shared) for r in results))
+        screen.complain(found, "test")
+        _sum_up(results, shared)
+
+
+def written(results: "Sequence[Tested]", suffix: str) -> str:
+    """The text of a report file."""
+    if suffix == ".json":
+        found = as_json([d for r in results for d in r.diagnostics])["diagnostics"]
+        body = {"schema_version": SCHEMA, "verb": "test", "artifacts": rows_json(results), "diagnostics": found}
+        return json_text(body) + "\n"
+    return (junit(results) if suffix == ".xml" else markdown(results)) + "\n"
+
+
+def _drawn(result: "Tested", shared: Shared) -> str:
+    from ...driver.judging.gate import bound_text
+
+    screen = shared.screen
+    color = {"ok": "green", "missed": "red", "skipped": "yellow", "undecided": "yellow"}
+    rows = [(bound_text(o.bound), value_text(o), f"limit {o.limit}" if o.limit else "") for o in result.outcomes]
+    lines = screen.table(rows, head=False).splitlines()
+    body = [
+        f"  {screen.styled(f'{o.state:<9}', color[o.state])}  {line}"
+        for o, line in zip(result.outcomes, lines, strict=True)
+    ]
+    return "\n".join([f"{screen.styled(result.pipeline, 'bold')}  {result.path}", *body, *_drifts(result, shared)])
+
+
+def _drifts(result: "Tested", shared: Shared) -> list[str]:
+    """A line for every measure of the baseline."""
+    if not result.drifts:
+        return []
+    screen, color = shared.screen, {"worse": "red", "undecided": "yellow", "better": "green"}
+    rows = [(d.metric, d.text(), f"at worst {at_worst(d)}" if d.limit is not None else "") for d in result.drifts]
+    lines = screen.table(rows, head=False).splitlines()
+    return [
+        "  baseline",
+        *(
+            f"  {screen.styled(f'{d.state:<9}', color.get(d.state, 'dim'))}  {line}"
+            for d, line in zip(result.drifts, lines, strict=True)
+        ),
+    ]
+
+
+def _sum_up(results: "Sequence[Tested]", shared: Shared) -> None:
+    from ...core.quantity import counted
+
+    states = [o.state for r in results for o in r.outcomes]
+    parts = [f"{counted(states.count('ok'), 'bound')} kept"] if "ok" in states else []
+    parts += [f"{states.count('missed')} missed"] if "missed" in states else []
+    parts += [f"{states.count('skipped')} not for this machine"] if "skipped" in states else []
+    parts += [f"{states.count('undecided')} undecided"] if "undecided" in states else []
+    moved = [d.state for r in results for d in r.drifts]
+    for state, text in (("worse", "worse than the baseline"), ("better", "better than the baseline")):
+        parts += [f"{counted(moved.count(state), 'measure')} {text}"] if state in moved else []
+    states += ["missed" if state == "worse" else state for state in moved]
+    head = next((state for state in ("missed", "undecided") if state in states), "ok")
+    colored = shared.screen.styled(head, {"ok": "green", "undecided": "yellow"}.get(head, "red"))
+    shared.screen.say(f"{colored}: {', '.join(parts)}")

@@ -1,0 +1,82 @@
+"""`effc verify`: whether an artifact is the one that was written, and of forms that effc takes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .flags import Shared, verb
+
+if TYPE_CHECKING:
+    from ...artifacts.manifest import Manifest
+
+_place = typer.Argument(metavar="ARTIFACT", help="A folder that `effc compile` wrote.", show_default=False)
+_key = typer.Option(
+    "--verify-key",
+    metavar="KEY",
+    show_default=False,
+    help="A public key (`ed25519:...` or a file), one of which must have signed the artifact; repeatable.",
+)
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app)
+    def verify(artifact: Annotated[Path, _place], shared: Shared, verify_key: Annotated[list[str], _key] = ()) -> None:  # type: ignore[assignment]
+        """Check an artifact: hashes of all files, what each form holds, that weights are numbers, and signatures.
+
+        Nothing of it is run."""
+        from ...artifacts.load import authenticate
+        from ...artifacts.manifest import read_manifest
+        from ...core.quantity import counted
+
+        signed = authenticate(artifact, verify_key) if verify_key else ""
+        manifest = read_manifest(artifact)
+        forms = read_forms(artifact, manifest, shared.cache_folder)
+        if shared.format == "json":
+            return shared.screen.answer_json(
+                "verify",
+                path=str(artifact),
+                kind=manifest.kind,
+                forms=forms,
+                files=len(manifest.files),
+                signed_by=signed or None,
+            )
+        said = f"ok: {counted(len(manifest.files), 'file')} as the manifest has them"
+        said += f", forms {', '.join(forms)}" if forms else ""
+        shared.screen.answer(said + (f", signed by {signed}" if signed else ""))
+        if not signed:
+            shared.screen.say("its measures and its card are held by a signature alone: --verify-key looks at one")
+        return None
+
+
+def read_forms(artifact: Path, manifest: "Manifest", cache: Path) -> list[str]:
+    """The forms of an artifact. Raises Reject for what loading one, or running the artifact, would refuse of its files;
+    `effc doctor --trust` reads them by this, too."""
+    from ...artifacts.finite_weights import check_finite
+    from ...artifacts.form_checks import check_forms
+
+    forms = check_forms(artifact, manifest)
+    check_finite(artifact, manifest)
+    if manifest.kind == "flower":
+        check_federation(artifact, cache)
+    if manifest.kind == "rttc":
+        check_app(artifact)
+    return forms
+
+
+def check_app(artifact: Path) -> None:
+    """Raises Reject where the description of test-time compute, or its knowledge base, is not what effc writes."""
+    from ...apps.rttc.app import KNOWLEDGE, read_app
+    from ...apps.rttc.knowledge import open_base
+
+    read_app(artifact)
+    open_base(artifact / KNOWLEDGE)
+
+
+def check_federation(artifact: Path, cache: Path) -> None:
+    """Raises Reject where the declaration is not one, or is of another model than lies beside it."""
+    from ...apps.federation.app import PACKAGE
+    from ...apps.federation.declaration import NAME, check_base, read_declaration
+
+    declared = read_declaration(artifact / PACKAGE / NAME)
+    check_base(declared, artifact / declared.folder, cache)

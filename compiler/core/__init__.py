@@ -1,0 +1,1 @@
+"""Ground floor: events, quantities, hashes, the cache, the machine, settings."""

@@ -1,0 +1,382 @@
+"""Results of finished steps, by what they were made from.
+
+    steps/KEY.json     one finished step: the parts of its key, the edits so far, where every tensor is, notes
+    blobs/ab/HASH      one tensor each, named by the hash of its content, so equal tensors are kept once
+    values/KEY.json    small results: measured values of the original model
+    work/KEY/          scratch of steps that have not finished: what a killed run goes on from
+    skeletons/ …       other folders belong to the files that write them
+
+Every file is written whole, synced and renamed; a step's file comes after its tensors. What is read is held against
+its name or its seal first, and a folder that others can write to is refused.
+"""
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...dsl.syntax.diagnostics import Reject
+from .key_diff import difference
+from .safe_read import check_regular, refuse_odd
+from .sealed_json import (
+    HASH,
+    SEAL,
+    cache_closed,
+    cache_damaged,
+    canonical,
+    read_noted,
+    read_sealed,
+    read_sealed_hash,
+    refuse_open,
+    sealed,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+LARGE = 1 << 20  # bytes of a tensor from which on it is worth a file that is mapped
+_DRAFT = re.compile(r"\..+\.\d+")  # as `write_whole` names them
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+STRAY = 3600.0  # seconds after which a draft is what a killed run left: no file takes as long to write
+ALIGNMENT = 64  # bytes, of every tensor that torch makes on a CPU
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # of a folder that can only be read
+
+
+def remember(path: Path, data: bytes) -> None:
+    """`write_whole` of what is made again where it is lost: nothing in a folder that can only be read."""
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        if error.errno not in CLOSED:
+            raise
+
+
+def write_whole(path: Path, *data: "bytes | memoryview") -> None:
+    """Write so that a reader sees all of it or nothing, whenever the writer dies."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.unlink(missing_ok=True)  # of a process that died and had our number, or a link that somebody left
+        with open(draft, "xb") as file:
+            file.writelines(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError as error:  # what `write` and `fsync` raise names no file, and a draft is nobody's
+        error.filename = str(path)
+        raise
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have the file system put a file or folder on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished step as `effc cache ls` lists it. `bytes` counts tensors that may be shared with others."""
+
+    key: str
+    parts: Mapping[str, Any]
+    body: Mapping[str, Any]
+    bytes: int
+    used: float
+
+
+def default_cache() -> Path:
+    """EFFC_CACHE_DIR, or the user's cache folder."""
+    from platformdirs import user_cache_path
+
+    return Path(os.environ.get("EFFC_CACHE_DIR") or user_cache_path("effc"))
+
+
+class Cache:
+    def __init__(self, folder: Path):
+        """Raises Reject (cache-open) where others can write to the folder."""
+        refuse_open(folder)
+        self.folder = folder
+
+    def work(self, key: str) -> Path:
+        return self.folder / "work" / key
+
+    def scratch(self, key: str) -> Path:
+        """The folder of a step that is about to run. Raises Reject (cache-closed) where it can't be made, and
+        (odd-file) where links lie there: what a step keeps would be written to somebody else's files."""
+        if (self.folder / "work").is_symlink():
+            refuse_odd(self.folder / "work")
+        if os.path.lexists(self.work(key)):
+            refuse_odd(self.work(key))
+        try:
+            self.work(key).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno not in CLOSED:
+                raise
+            raise Reject(
+                cache_closed(
+                    f"a step is not in the cache, and {self.folder} can only be read",
+                    help="give a folder that you can write to by --cache-dir",
+                )
+            ) from error
+        return self.work(key)
+
+    # -- steps ------------------------------------------------------------------------------------------------
+    def has(self, key: str) -> bool:
+        return self.step(key) is not None
+
+    def step(self, key: str) -> dict | None:
+        """A finished step, or None; one whose tensors are not all there counts as unfinished."""
+        path = self.folder / "steps" / f"{key}.json"
+        body = self._step(path)
+        if body is None or not all(self.blob(h).is_file() for h in body["tensors"].values() if h):
+            return None
+        if not all(self.has(needed) for needed in body.get("needs", ())):
+            return None
+        with suppress(OSError):  # a cache that can only be read
+            os.utime(path)
+        return body
+
+    def _step(self, path: Path) -> dict | None:
+        """A step's record, None where it has no seal; Reject (cache-damaged) one that was changed or is none."""
+        body = read_sealed(path, self.folder)
+        if body is None:
+            return None
+        self._check_step(path, body)
+        return body if SEAL in body else None  # of before there were seals: computed again
+
+    @staticmethod
+    def _check_step(path: Path, body: Mapping[str, Any]) -> None:
+        tables = all(isinstance(body.get(name), dict) for name in ("parts", "tensors", "borrowed", "edits", "notes"))
+        made_of = not HASH.fullmatch(path.stem) or (tables and digest(body["parts"]) == path.stem)
+        needs = body.get("needs", [])
+        listed = isinstance(needs, list) and path.stem not in needs and all(isinstance(key, str) for key in needs)
+        if (
+            not tables
+            or not made_of
+            or not listed
+            or body.get("key") != path.stem
+            or not all(h is None or (isinstance(h, str) and HASH.fullmatch(h)) for h in body["tensors"].values())
+        ):
+            raise Reject(
+                cache_damaged(
+                    f"{path} is no record of a finished step",
+                    help="run `effc cache verify --delete`, then compile again",
+                )
+            )
+
+    def finish(self, key: str, parts: Mapping[str, Any], body: Mapping[str, Any]) -> None:
+        """Record a step whose tensors are stored; its scratch is no longer needed."""
+        record = {"key": key, "parts": parts, **body}
+        write_whole(self.folder / "steps" / f"{key}.json", sealed(record))
+        shutil.rmtree(self.work(key), ignore_errors=True)
+
+    # -- tensors ----------------------------------------------------------------------------------------------
+    def blob(self, name: str) -> Path:
+        return self.folder / "blobs" / name[:2] / name
+
+    def store(self, tensor: "torch.Tensor") -> str:
+        """Keep a tensor; its name is the hash of dtype, shape and content."""
+        from safetensors.torch import save
+
+        name = tensor_hash(tensor)
+        path = self.blob(name)
+        if not path.is_file():
+            write_whole(path, *_aligned(save({"t": tensor.detach().cpu().contiguous()})))
+        return name
+
+    def fetch(self, name: str) -> "torch.Tensor":
+        """A stored tensor, mapped from disk; Reject (cache-damaged) where its hash is another than its name."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self.blob(name)
+        try:
+            check_regular(path, within=self.folder)
+            with safe_open(path, "pt") as file:
+                tensor = file.get_tensor("t")
+        except (SafetensorError, OSError, KeyError) as error:
+            raise Reject(
+                cache_damaged(
+                    f"{path} can't be read: {error}", help="run `effc cache verify --delete`, then compile again"
+                )
+            ) from error
+        if tensor_hash(tensor) != name:
+            raise Reject(
+                cache_damaged(
+                    f"{path} holds another tensor than its name says",
+                    help="run `effc cache verify --delete`, then compile again",
+                )
+            )
+        return tensor
+
+    def mapped(self, name: str) -> "torch.Tensor":
+        """A tensor that was stored just now, mapped privately: not hashed again."""
+        from safetensors import safe_open
+
+        with safe_open(self.blob(name), "pt") as file:
+            return file.get_tensor("t")
+
+    # -- small values -----------------------------------------------------------------------------------------
+    def value(self, parts: Mapping[str, Any]) -> Any:
+        """A small value by the parts of its key, or None; Reject (cache-damaged) where either was changed."""
+        body = self._value(self.folder / "values" / f"{digest(parts)}.json")
+        return None if body is None else body["value"]
+
+    def _value(self, path: Path) -> dict | None:
+        body = read_sealed(path, self.folder)
+        if body is None or SEAL not in body:  # of before there were seals: measured again
+            return None
+        if not {"parts", "value"} <= set(body) or digest(body["parts"]) != path.stem:
+            raise Reject(
+                cache_damaged(
+                    f"{path} is the value of something else than its name says",
+                    help="run `effc cache verify --delete`, then compile again",
+                )
+            )
+        return body
+
+    def keep(self, parts: Mapping[str, Any], value: Any) -> None:
+        remember(self.folder / "values" / f"{digest(parts)}.json", sealed({"parts": parts, "value": value}))
+
+    # -- care -------------------------------------------------------------------------------------------------
+    def entries(self) -> list[Entry]:
+        """Finished steps, last used first."""
+        found = []
+        for path in (self.folder / "steps").glob("*.json"):
+            try:
+                body = self._step(path)
+            except Reject:  # `damaged` says so
+                continue
+            if body is None:
+                continue
+            blobs = [self.blob(h) for h in set(body["tensors"].values()) if h]
+            size = sum(b.stat().st_size for b in blobs if b.is_file())
+            found.append(Entry(path.stem, body["parts"], body, size, path.stat().st_mtime))
+        return sorted(found, key=lambda e: -e.used)
+
+    def why(self, parts: Mapping[str, Any]) -> str:
+        """Why a step with these parts is not in the cache: the first part that differs from its nearest kin."""
+        kin = [e for e in self.entries() if e.parts.get("step", {}).get("word") == parts["step"]["word"]]
+        if not kin:
+            return f"no result of {parts['step']['word']} is kept"
+        kin = [e for e in kin if any(e.parts.get(k) == parts[k] for k in ("input", "step"))]
+        if not kin:
+            return f"no result of {parts['step']['word']} is kept for this model"
+        nearest = max(kin, key=lambda e: sum(e.parts.get(k) == v for k, v in parts.items()))
+        for name, value in parts.items():
+            if nearest.parts.get(name) != value:
+                return difference(name, nearest.parts.get(name), value)
+        return "kept, but some of its tensors are gone"
+
+    def damaged(self) -> Iterator[tuple[Path, str]]:
+        """Every file that does not hold what its name says, with the reason."""
+        for path in sorted((self.folder / "blobs").glob("*/*")):
+            if not HASH.fullmatch(path.name) and not _DRAFT.fullmatch(path.name):
+                yield path, "no name of a tensor"
+            elif not _DRAFT.fullmatch(path.name):
+                yield from _refused(path, lambda name=path.name: self.fetch(name))
+        for path in sorted((self.folder / "steps").glob("*.json")):
+            wrong = list(_refused(path, lambda path=path: self._step(path)))
+            yield from wrong
+            if not wrong and self._step(path) is None:
+                yield path, "written before steps had seals, and no longer used"
+            elif not wrong and self.step(path.stem) is None:
+                yield path, "tensors that it names are gone"
+        for path in sorted((self.folder / "values").glob("*.json")):
+            yield from _refused(path, lambda path=path: self._value(path))
+        for path in sorted((*self.folder.glob("skeletons/*.json"), *self.folder.glob("gguf/*.json"))):
+            yield from _refused(path, lambda path=path: read_noted(path, self.folder))
+        for path in sorted((self.folder / "hashes").glob("*/*")):
+            if not _DRAFT.fullmatch(path.name):
+                yield from _refused(path, lambda path=path: read_sealed_hash(path, self.folder))
+
+    def collect(self, *, keep_seconds: float) -> int:
+        """Drop steps and scratch not used for so long, and tensors that no step names; bytes freed."""
+        freed, horizon = 0, time.time() - keep_seconds
+        for entry in self.entries():
+            if entry.used <= horizon:
+                freed += _drop(self.folder / "steps" / f"{entry.key}.json")
+        named = {h for e in self.entries() for h in e.body["tensors"].values()}
+        for path in (self.folder / "blobs").glob("*/*"):
+            if path.name not in named and path.stat().st_mtime <= horizon:
+                freed += _drop(path)
+        for path in (self.folder / "work").glob("*"):
+            if path.stat().st_mtime <= horizon:
+                freed += sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+                shutil.rmtree(path, ignore_errors=True)
+        return freed + self.sweep()
+
+    def sweep(self) -> int:
+        """Drop the drafts that killed runs left in any folder of the cache; bytes freed."""
+        horizon, freed = time.time() - STRAY, 0
+        for folder, _, names in os.walk(self.folder):  # which minds no folder that vanishes
+            for path in (Path(folder, name) for name in names if _DRAFT.fullmatch(name)):
+                if _written(path) < horizon:
+                    freed += _drop(path)
+        return freed
+
+
+def _refused(path: Path, read: Callable[[], Any]) -> Iterator[tuple[Path, str]]:
+    """The path and the reason where a file is refused."""
+    try:
+        read()
+    except Reject as reject:
+        yield path, reject.diagnostics[0].message.removeprefix(f"{path} ")
+
+
+def _written(path: Path) -> float:
+    """When a file was last written, in seconds since the epoch; never where another run has just dropped it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
+
+
+def _drop(path: Path) -> int:
+    try:
+        size = path.stat().st_size
+        path.unlink()
+    except FileNotFoundError:  # another run collects, too
+        return 0
+    return size
+
+
+def _aligned(file: bytes) -> tuple[bytes, memoryview]:
+    """A safetensors file whose header is filled up, so that mapped numbers lie where torch would put new ones.
+
+    What a matrix product rounds depends on that on some processors: a step would give other bits after its input came
+    from the cache than after it was made.
+    """
+    end = 8 + int.from_bytes(file[:8], "little")
+    room = -end % ALIGNMENT
+    return (end - 8 + room).to_bytes(8, "little") + file[8:end] + b" " * room, memoryview(file)[end:]
+
+
+def tensor_hash(tensor: "torch.Tensor") -> str:
+    """sha256 over dtype, shape and bytes of a tensor."""
+    import torch
+
+    flat = tensor.detach().cpu().contiguous()
+    head = f"{flat.dtype} {tuple(flat.shape)} ".encode()
+    found = hashlib.sha256(head)
+    if flat.numel():
+        found.update(memoryview(flat.view(-1).view(torch.uint8).numpy()))
+    return found.hexdigest()

@@ -1,0 +1,90 @@
+"""How long the searches of a compile may take, and what came of one that had no more time."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from .quantity import seconds
+
+out_of_time = Fault(
+    "out-of-time",
+    "A search had no more time, as `--max-time` says.\n\n"
+    "What it had found by then is emitted, under a key of its own in the cache. Every score is kept: `effc compile` "
+    "again, with more time or without a bound, goes on from there to the result that it would have had at once.",
+    exit="resources",
+)
+no_time = Fault(
+    "no-time",
+    "`--max-time` is too short for the first decision of a search.\n\n"
+    "Nothing is emitted. Every score so far is kept, and `effc compile` again goes on from there.",
+    exit="resources",
+)
+
+
+class TimeUp(Exception):
+    """The time for searches is over."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Where a search stopped: `reached` in words, `facts` as they are part of its result's key."""
+
+    reached: str
+    facts: dict[str, Any]
+
+
+class Deadline:
+    """The time that searches have from now on, in seconds. Other work is not cut short: it has no best so far."""
+
+    def __init__(self, allowed: float):
+        self.allowed, self.began = allowed, time.monotonic()
+        self.stop: Stop | None = None
+        self._breaks = False
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.began
+
+    @contextmanager
+    def breaking(self) -> Iterator[None]:
+        """Let `check` end what runs inside: what it was about can be left unfinished."""
+        before, self._breaks = self._breaks, True
+        try:
+            self.check()
+            yield
+        finally:
+            self._breaks = before
+
+    def check(self) -> None:
+        """Raises TimeUp where the time is over and what runs may be left."""
+        if self._breaks and self.elapsed > self.allowed:
+            raise TimeUp
+
+    def claim(self) -> Stop | None:
+        """Where the running search stopped, told once."""
+        stop, self.stop = self.stop, None
+        return stop
+
+    def too_short(self, what: str, more: float) -> Reject:
+        """For the first decision of a search; it takes about so many seconds `more`."""
+        least = self.elapsed + more
+        return Reject(
+            no_time(
+                f"{seconds(self.allowed)} are too short for {what}: that takes about {seconds(least)}",
+                help=f"give `--max-time {flag(1.1 * least)}` or more, or none; what was scored so far is kept",
+            )
+        )
+
+    def over(self, step: str, stop: Stop) -> Diagnostic:
+        return out_of_time(
+            f"`{step}` stopped after {seconds(self.allowed)} at the best so far: {stop.reached}",
+            help="compile again with more time, or without `--max-time`: it goes on from there",
+        )
+
+
+def flag(value: float) -> str:
+    """Seconds as `--max-time` reads them, rounded up: `40s`, `12m`."""
+    return f"{int(value) + 1}s" if value < 120 else f"{int(value / 60) + 1}m"

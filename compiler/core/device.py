@@ -1,0 +1,100 @@
+"""The device that passes, scores and measures run on: found, made to repeat itself, and asked for its memory."""
+
+import os
+import warnings
+
+from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from .memory import room_for
+from .quantity import size
+
+unknown_device = Fault("unknown-device", "`--device` names no kind of device that torch knows.", exit="usage")
+device_missing = Fault(
+    "device-missing",
+    "The device given with `--device` is not there, or this torch was built without it.\n\n"
+    "Leave `--device` out to use the CPU; `--device auto` takes an accelerator where there is one.",
+    exit="environment",
+)
+device_full = Fault(
+    "device-full",
+    "A device has no room for a model, or for one row that it is given.\n\n"
+    "A model lies on the device as a whole. `--device cpu`, the default, reads weights from disk as they are needed.",
+    exit="resources",
+)
+
+
+def choose(name: str) -> str:
+    """A device by name; of `auto`, the accelerator that torch finds here, or else the CPU."""
+    if name != "auto":
+        return name
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if found is None else found.type
+
+
+def check_device(name: str) -> None:
+    """Reject a device that torch does not know or can't use here.
+
+    Passes, scores and measures run there; artifacts are written and verified on the CPU.
+    """
+    if name == "cpu":
+        return
+    import torch
+
+    try:  # torch says it by class as it likes: no such word, built without it, no code for it
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+        if "device string" in first.lower() or "device type" in first:
+            raise Reject(
+                unknown_device(f"torch knows no device `{name}`", help="devices are auto, cpu, cuda, cuda:1, mps")
+            ) from error
+        raise Reject(
+            device_missing(f"there is no device `{name}` here: {first}", help="leave --device out to use the CPU")
+        ) from error
+
+
+def repeat_itself(name: str) -> None:
+    """Have torch take operations there that give the same bits every time, where it has them."""
+    if name == "cpu":
+        return
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    warnings.filterwarnings("ignore", message=".* does not have a deterministic implementation")  # nothing to be done
+    torch.backends.cudnn.benchmark = False
+
+
+def spare(name: str) -> int | None:
+    """Bytes of a device that nobody holds, where it says."""
+    import torch
+
+    look = getattr(torch.get_device_module(name), "mem_get_info", None)
+    return int(look(torch.device(name))[0]) if look else None
+
+
+def room_on(device: str, max_memory: int | None) -> int:
+    """Bytes as `room_for`, on a device: at most half of its free memory, and at most what the CPU would get."""
+    free = None if device == "cpu" else spare(device)
+    room = room_for(max_memory)
+    return room if free is None else min(room, free // 2)
+
+
+def let_go(name: str) -> None:
+    """Give back what torch keeps of a device's memory for later."""
+    import torch
+
+    empty = getattr(torch.get_device_module(name), "empty_cache", None)
+    if empty is not None:
+        empty()
+
+
+def no_room(name: str, what: str) -> Diagnostic:
+    """That a device has no room for something."""
+    left = spare(name)
+    had = "" if left is None else f": {size(left)} are left"
+    return device_full(
+        f"{what} takes more memory than {name} has{had}",
+        help="compile with --device cpu, which reads weights from disk as they are needed, or give shorter rows",
+    )

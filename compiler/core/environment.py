@@ -1,0 +1,190 @@
+"""What this machine and this Python offer: package versions against the ranges effc states, instruction sets.
+
+The ranges are read from the installed metadata, so pyproject.toml is the one place that states them.
+"""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+
+package_missing = Fault(
+    "package-missing",
+    "A package that this work needs is not installed.\n\n"
+    'Optional packages come in groups: `pip install "effc[gguf]"` installs what the gguf target needs. '
+    "`effc doctor` lists all of them.",
+    exit="environment",
+)
+package_version = Fault(
+    "package-version",
+    "An installed package lies outside the range of versions that effc is tested with.\n\n"
+    "Install a version inside the range; `effc doctor` shows every package and its range.",
+    exit="environment",
+)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A distribution that effc names, its range and what is here. `group` is "" for required ones."""
+
+    name: str
+    range: str
+    group: str = ""
+    version: str = ""  # "" where it is missing
+
+    @property
+    def state(self) -> str:
+        """ "ok", "missing" or "outside" its range."""
+        if not self.version:
+            return "missing"
+        return "ok" if _within(self.version, self.range) else "outside"
+
+    @property
+    def remedy(self) -> str:
+        if self.group and self.state == "missing":
+            return f'pip install "effc[{self.group}]"'
+        return f'pip install "{self.name}{self.range}"'
+
+
+def packages() -> list[Package]:
+    """Every package of the installed metadata, required ones first, test tools left out."""
+    found = []
+    for text in metadata.requires("effc") or ():
+        name, spread, group = _requirement(text)
+        if group not in ("test", "dev"):
+            found.append(Package(name, spread, group, installed(name)))
+    return sorted(found, key=lambda p: p.group != "")
+
+
+def distributions() -> dict[str, metadata.Distribution]:
+    """Installed distributions that effc asks for, and that these ask for without an extra, by plain name."""
+    found: dict[str, metadata.Distribution] = {}
+    waiting = ["effc", *(p.name for p in packages())]
+    while waiting:
+        name = waiting.pop()
+        if _plain(name) in found:
+            continue
+        try:
+            found[_plain(name)] = package = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if _plain(name) != "effc":
+            waiting += [name for name, _, group in map(_requirement, package.requires or ()) if not group]
+    return found
+
+
+def check_packages(names: Iterable[str] = ()) -> None:
+    """Reject required packages (or those named) that are missing or outside their range."""
+    wanted = {_plain(n) for n in names}
+    chosen = [p for p in packages() if (_plain(p.name) in wanted if wanted else not p.group)]
+    wrong = [complaint(p) for p in dict.fromkeys(chosen) if p.state != "ok"]
+    if wrong:
+        raise Reject(*wrong)
+
+
+def check_modules(modules: Iterable[str], group: str, user: str) -> None:
+    """Reject where a module of an optional group does not exist. `user` names who needs it: "target gguf"."""
+    from importlib.util import find_spec
+
+    missing = [m for m in modules if find_spec(m) is None]
+    if missing:
+        raise Reject(
+            package_missing(
+                f"{user} needs {' and '.join(missing)}, not installed here",
+                help=f'pip install "effc[{group}]"' if group else f"pip install {' '.join(missing)}",
+            )
+        )
+
+
+def complaint(package: Package) -> Diagnostic:
+    if package.state == "missing":
+        return package_missing(
+            f"{package.name} is not installed, effc needs {package.name}{package.range}", help=package.remedy
+        )
+    return package_version(
+        f"{package.name} {package.version} is installed, effc needs {package.range}", help=package.remedy
+    )
+
+
+def _requirement(text: str) -> tuple[str, str, str]:
+    """Name, range and extra of a metadata line such as `gguf>=0.17; extra == "gguf"`."""
+    import re
+
+    need, _, marker = text.partition(";")
+    match = re.match(r"\s*([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*\(?([^)]*)\)?", need)
+    assert match, f"metadata line {text}"
+    extra = re.search(r"""extra\s*==\s*['"]([^'"]+)""", marker)
+    clauses = sorted(match[2].replace(" ", "").split(","), key=lambda c: not c.startswith(">"))
+    return match[1], ",".join(clauses), extra[1] if extra else ""
+
+
+def installed(name: str) -> str:
+    """The version of a package; "" where it is missing."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _within(version: str, spread: str) -> bool:
+    """Whether `2.13.0+cpu` lies in `>=2.8,<3`. Enough of PEP 440 for what pyproject.toml says."""
+    at = _release(version)
+    tests = {
+        ">=": lambda a, b: a >= b,
+        "<=": lambda a, b: a <= b,
+        "==": lambda a, b: a == b,
+        "!=": lambda a, b: a != b,
+        ">": lambda a, b: a > b,
+        "<": lambda a, b: a < b,
+    }
+    for clause in filter(None, spread.split(",")):
+        op = next(o for o in tests if clause.startswith(o))
+        bound = _release(clause[len(op) :])
+        width = max(len(at), len(bound))
+        if not tests[op](at + (0,) * (width - len(at)), bound + (0,) * (width - len(bound))):
+            return False
+    return True
+
+
+def _release(version: str) -> tuple[int, ...]:
+    import re
+
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(map(int, match[0].split("."))) if match else ()
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+@cache
+def processor_flags() -> frozenset[str]:
+    """Instruction sets as Linux names them: `avx2`, `amx_bf16`; the kernels' level elsewhere."""
+    from ...kernels.levels import NAMES, level
+
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.partition(":")[2].split())
+    return frozenset(NAMES[: NAMES.index(level()) + 1])
+
+
+def processor_name() -> str:
+    """The processor as its maker calls it."""
+    import platform
+
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def python_version() -> str:
+    return ".".join(map(str, sys.version_info[:3]))

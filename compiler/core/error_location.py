@@ -1,0 +1,24 @@
+"""Diagnostics that know no place get that of the call that they came from."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ...dsl.checker.recipe import Invocation
+from ...dsl.syntax.diagnostics import Diagnostic, Reject
+from ...dsl.syntax.source import Span
+
+
+@contextmanager
+def placed(at: Span | Invocation | None) -> Iterator[None]:
+    """A diagnostic that has no place gets this one; of a call, that of the argument which it blames."""
+    try:
+        yield
+    except Reject as refused:
+        if isinstance(at, Invocation):
+            raise Reject(*(d.at(blamed(at, d)) for d in refused.diagnostics)) from refused
+        raise Reject(*(d.at(at) for d in refused.diagnostics)) from refused
+
+
+def blamed(call: Invocation, diagnostic: Diagnostic) -> Span | None:
+    """The argument that a diagnostic blames, where the recipe gives it; else the whole call."""
+    return call.where(next((name for name in diagnostic.argument.split() if name in call.spans), ""))

@@ -1,0 +1,105 @@
+"""How much memory this process holds, and a bound on it."""
+
+import ctypes
+import threading
+from pathlib import Path
+
+from ...dsl.syntax.diagnostics import Fault, Reject
+from .fingerprint import memory
+from .quantity import size
+
+memory_bound = Fault(
+    "memory-bound", "A compile would hold, or came to hold, more memory than it was allowed.", exit="resources"
+)
+
+SHARE = 0.75  # of the memory, for weights that are in use at once
+LARGE = 0.25  # of the memory, for a copy of weights
+_STATUS = Path("/proc/self/status")
+
+
+def held() -> int:
+    """Bytes of anonymous memory: file-backed pages (mapped weights) can be dropped and don't count.
+
+    0 where the system doesn't tell.
+    """
+    if not _STATUS.exists():
+        return 0
+    rows = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
+    return sum(int(rows.get(name, "0 kB").split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))
+
+
+def give_back() -> None:
+    """Have the allocator return what was freed to the system, where it can be told to (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if _STATUS.exists() else None
+    if trim is not None:
+        trim(0)
+
+
+def at_rest() -> int:
+    """What is held once freed memory went back, as before every stage."""
+    give_back()
+    return held()
+
+
+class Watch:
+    """Samples memory from a thread while a stage runs; `peak` is the most that it saw.
+
+    `check` raises once the bound has been passed: passes call it through `ctx.each`.
+    """
+
+    def __init__(self, limit: int | None = None, every: float = 0.02):
+        self.limit, self.every = limit, every
+        self.peak = 0
+        self._stop = threading.Event()
+
+    def __enter__(self) -> "Watch":
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._stop.is_set():
+            self.peak = max(self.peak, held())
+            self._stop.wait(self.every)
+
+    def check(self) -> None:
+        if self.limit is not None and self.peak > self.limit:
+            raise Reject(
+                memory_bound(
+                    f"{size(self.peak)} of memory are held, {size(self.limit)} are allowed",
+                    help="raise --max-memory, or score on fewer or shorter rows; finished work is kept in the cache",
+                )
+            )
+
+
+def room_for(limit: int | None, share: float = 0.5, most: int = 4 << 30) -> int:
+    """Bytes that a stage may spend on keeping what it could compute again.
+
+    A share of what the bound leaves above what is held now; without a bound, of what the system has to spare.
+    """
+    spare = limit - held() if limit is not None else available()
+    return max(0, min(int(share * spare), most))
+
+
+def holds(weights: int) -> bool:
+    """Whether the machine's memory holds so many bytes of weights at once, with room for what else there is."""
+    total = memory()
+    return total is None or weights < SHARE * total
+
+
+def is_large(weights: int) -> bool:
+    """Whether a file of weights is left where it lies, though a copy may be read faster: a copy takes seconds, and room
+    that the system needs to hold the file."""
+    total = memory()
+    return total is not None and weights > LARGE * total
+
+
+def available() -> int:
+    """Bytes that could be allocated without swapping; 1 GiB where the system doesn't tell."""
+    meminfo = Path("/proc/meminfo")
+    rows = dict(line.split(":", 1) for line in meminfo.read_text().splitlines()) if meminfo.exists() else {}
+    return int(rows["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in rows else 1 << 30

@@ -1,0 +1,297 @@
+"""Progress for people and for programs: bars on a terminal, plain lines elsewhere, JSON lines in a file.
+
+Everything goes to stderr. A renderer is a listener of `progress` events and a context manager.
+"""
+
+import json
+import re
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from io import BufferedWriter, TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from ...dsl.syntax.render import visible
+from .events import Event, Listener, Recorded, Said, StageBegan, StageEnded, Ticked, Warned, hear
+from .pipe_safe import Spout
+from .quantity import measured, seconds, size
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+HEARTBEAT = 4.0  # seconds without a line after which a long stage says that it lives
+
+
+class Renderer(ABC):
+    """Holds what is running now; events may come from any thread."""
+
+    def __init__(self, stream: TextIO, verbose: int = 0):
+        self.stream, self.verbose = stream, verbose
+        self.stage: StageBegan | None = None
+        self.tick: Ticked | None = None
+        self.pace: Pace | None = None
+        self.lock = threading.RLock()
+
+    def __call__(self, event: Event) -> None:
+        with self.lock:
+            match event:
+                case StageBegan():
+                    self.stage, self.tick, self.pace = event, None, None
+                    self.began(event)
+                case Ticked():
+                    if self.stage is None:  # before the first: hashing, finding structure
+                        self.stage = StageBegan("plan", at=event.at)
+                        self.began(self.stage)
+                    if self.pace is None or not self.pace.fits(event):
+                        self.pace = Pace(event)
+                    self.tick = event
+                    if event.is_last:  # what comes now has no name yet, and is not what was counted
+                        self.tick = self.pace = None
+                    self.ticked(event)
+                case StageEnded():
+                    if self.stage and self.stage.stage != event.stage:
+                        self.stage = None  # one that was cached never began
+                    self.ended(event)
+                    if event.dump:
+                        self.line(event.dump.rstrip("\n"))
+                    self.stage = self.tick = self.pace = None
+                case Recorded():
+                    self.recorded(event)
+                case Said():
+                    self.line(f"       {event.message}")
+                case Warned():
+                    self.line(event.message)
+
+    @abstractmethod
+    def began(self, event: StageBegan) -> None: ...
+
+    @abstractmethod
+    def ticked(self, event: Ticked) -> None: ...
+
+    def recorded(self, event: Recorded) -> None:
+        if self.verbose:
+            self.line(f"       {event.name}  {measured(event.value, event.unit)}")
+
+    @abstractmethod
+    def ended(self, event: StageEnded) -> None: ...
+
+    @abstractmethod
+    def line(self, text: str) -> None: ...
+
+    def __enter__(self) -> "Renderer":
+        return self
+
+    @abstractmethod
+    def __exit__(self, *error) -> None: ...
+
+
+def summary(began: StageBegan | None, ended: StageEnded) -> str:
+    """One line for a finished stage: `2/6  thin  prune.channels  -0.44 M params  12 s  peak 1.2 GiB`."""
+    place = f"{began.index}/{began.total}" if began and began.total else ""
+    about = began.about if began else ""
+    cost = "cached" if ended.cached else seconds(ended.seconds)
+    peak = f"peak {size(ended.peak_bytes)}" if ended.peak_bytes and not ended.cached else ""
+    head = f"{place:>5}  {ended.stage:<12}"
+    return "  ".join(part for part in (head, about, ended.change, cost, peak) if part).rstrip()
+
+
+class Pace:
+    """How fast the items of one label go, counted from its first event: what came before is no measure of them."""
+
+    def __init__(self, first: Ticked):
+        self.first = first
+
+    def fits(self, event: Ticked) -> bool:
+        """Whether an event goes on with the same work: labels may count (`cut 3, % of the budget`)."""
+        return (_DIGITS.sub("", event.label), event.total) == (_DIGITS.sub("", self.first.label), self.first.total)
+
+    def left(self, tick: Ticked, now: float) -> float | None:
+        """Seconds until all are done, `now` in seconds since the epoch; None where nothing is known yet."""
+        done, taken = tick.done - self.first.done, now - self.first.at
+        return taken * (tick.total - tick.done) / done if done > 0 and taken > 0 else None
+
+
+_DIGITS = re.compile(r"\d+")
+
+
+def doing(tick: Ticked | None) -> str:
+    """`scoring 34/60, best 21.3`; of work in one piece only its name, and what comes then."""
+    if tick is None:
+        return "running"
+    counted = f"{tick.label} {tick.done}/{tick.total}" if tick.total else tick.label
+    return f"{counted}, {tick.note}" if tick.note else counted
+
+
+def standing(stage: StageBegan, tick: Ticked | None, elapsed: float, left: float | None = None) -> str:
+    """One line for a stage that runs: `2/6  thin  scoring 34/60, best 21.3  (45 s, about 30 s left)`."""
+    place = f"{stage.index}/{stage.total}" if stage.total else ""
+    more = "" if left is None else ", less than a second left" if left < 1 else f", about {seconds(left)} left"
+    return f"{place:>5}  {stage.stage:<12}  … {doing(tick)}  ({seconds(elapsed)}{more})"
+
+
+class Plain(Renderer):
+    """One line per finished stage, and a heartbeat every few seconds while one runs."""
+
+    def __init__(self, stream: TextIO, verbose: int = 0, heartbeat: float = HEARTBEAT):
+        super().__init__(stream, verbose)
+        self.heartbeat = heartbeat
+        self.stop = threading.Event()
+        self.since = self.said = time.monotonic()
+
+    def began(self, event: StageBegan) -> None:
+        self.since = self.said = time.monotonic()
+
+    def ticked(self, event: Ticked) -> None:
+        pass  # the heartbeat tells how far it is
+
+    def ended(self, event: StageEnded) -> None:
+        self.line(summary(self.stage, event))
+
+    def line(self, text: str) -> None:
+        self.said = time.monotonic()
+        print(visible(text), file=self.stream, flush=True)
+
+    def __enter__(self) -> "Plain":
+        threading.Thread(target=self._beat, daemon=True).start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.stop.set()
+
+    def _beat(self) -> None:
+        while not self.stop.wait(min(1.0, self.heartbeat / 4)):
+            with self.lock:
+                now = time.monotonic()
+                if self.stage and now - self.said >= self.heartbeat:
+                    left = self.pace.left(self.tick, time.time()) if self.pace and self.tick else None
+                    self.line(standing(self.stage, self.tick, now - self.since, left))
+
+
+class Bars(Renderer):
+    """A bar for the running stage with the time left, and a line above it for each finished one."""
+
+    def __init__(self, stream: TextIO, verbose: int = 0, color: bool = True):
+        super().__init__(stream, verbose)
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        console = Console(file=stream, force_terminal=True, no_color=not color, highlight=False, soft_wrap=True)
+        self.progress = Progress(
+            SpinnerColumn(style="cyan"),
+            TextColumn("{task.fields[place]}  {task.fields[stage]}"),
+            TextColumn("[dim]{task.description}"),
+            BarColumn(24, style="bright_black", complete_style="cyan", pulse_style="cyan"),
+            TextColumn("{task.fields[state]}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            refresh_per_second=8,
+        )
+        self.task: TaskID | None = None
+
+    def began(self, event: StageBegan) -> None:
+        self._drop()
+        place = f"{event.index}/{event.total}" if event.total else ""
+        self.task = self.progress.add_task(event.about, total=None, stage=event.stage, place=place, state="")
+
+    def ticked(self, event: Ticked) -> None:
+        if self.task is not None:
+            if event.is_last:
+                self.progress.update(
+                    self.task, description=self.stage.about if self.stage else "", total=None, state=""
+                )
+                return
+            left = self.pace.left(event, event.at) if self.pace else None
+            state = [
+                f"{event.done}/{event.total}" if event.total else "",
+                f"{seconds(left)} left" if left else "",
+                event.note,
+            ]
+            self.progress.update(
+                self.task,
+                description=event.label,
+                completed=event.done,
+                total=event.total or None,
+                state="  ".join(filter(None, state)),
+            )
+
+    def ended(self, event: StageEnded) -> None:
+        self._drop()
+        self.line(f"[green]✓[/green]{_escaped(summary(self.stage, event))}", markup=True)
+
+    def line(self, text: str, markup: bool = False) -> None:
+        self.progress.console.print(visible(text), markup=markup)
+
+    def _drop(self) -> None:
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+            self.task = None
+
+    def __enter__(self) -> "Bars":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._drop()
+        self.progress.stop()
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+class Lines:
+    """Every event as one line of JSON, written at once."""
+
+    def __init__(self, file: TextIO):
+        self.file, self.lock = file, threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        with self.lock:
+            self.file.write(json.dumps(event.to_json()) + "\n")
+            self.file.flush()
+
+
+@contextmanager
+def listening(
+    *,
+    quiet: bool = False,
+    progress: bool = True,
+    bars: bool = False,
+    color: bool = True,
+    verbose: int = 0,
+    events: Path | None = None,
+    warned: Callable[[Warned, bool], None] = lambda event, shown: None,
+) -> Iterator[Listener]:
+    """Listener for a command, alive inside the `with`.
+
+    warned   hears every warning, and whether the progress shows it already
+    """
+    with ExitStack() as stack:
+        heard: list[Listener] = [partial(_pass_on, warned, progress and not quiet)]
+        if progress and not quiet:
+            renderer = Bars(sys.stderr, verbose, color) if bars else Plain(sys.stderr, verbose)
+            heard.append(stack.enter_context(renderer))
+        if events:
+            file = TextIOWrapper(BufferedWriter(Spout(events, "w")), encoding="utf-8")  # a pipe's reader may leave
+            heard.append(Lines(stack.enter_context(file)))
+        tell = partial(_all, heard)
+        with hear(tell):
+            yield tell
+
+
+def _pass_on(warned: Callable[[Warned, bool], None], shown: bool, event: Event) -> None:
+    if isinstance(event, Warned):
+        warned(event, shown)
+
+
+def _all(heard: list[Listener], event: Event) -> None:
+    for tell in heard:
+        tell(event)

@@ -1,0 +1,141 @@
+"""JSON files of the cache that say of themselves whether they are whole: a seal over all the rest."""
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...dsl.syntax.diagnostics import Fault, Reject
+from .safe_read import MANIFEST, read_json, read_regular
+
+SEAL = "seal"
+HASH = re.compile(r"[0-9a-f]{64}")
+
+cache_damaged = Fault("cache-damaged", "A file of the cache does not hold what its name says.", exit="environment")
+cache_open = Fault(
+    "cache-open",
+    "Others than its owner can write to the cache.\n\n"
+    "What is kept there is taken for what effc computed itself: whoever writes to it decides what a compile gives.",
+    exit="environment",
+)
+cache_closed = Fault(
+    "cache-closed",
+    "A step has to be computed, and nothing can be kept in the cache.\n\n"
+    "What is kept there can be used all the same: a compile of which every step is there needs no more than reading.",
+    exit="environment",
+)
+_HELP = "run `effc cache verify --delete`, then compile again"
+
+
+def canonical(value: Any) -> str:
+    """JSON with one spelling per value: what hashes are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def sealed(body: Mapping[str, Any]) -> bytes:
+    """A record as the cache keeps it: with the hash of everything in it."""
+    plain = json.loads(canonical(body))  # as it is read again: keys are text
+    return canonical({**plain, SEAL: _seal(plain)}).encode()
+
+
+def _seal(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical({k: v for k, v in body.items() if k != SEAL}).encode()).hexdigest()
+
+
+def read_sealed(path: Path, folder: Path) -> dict[str, Any] | None:
+    """A record of the cache in `folder`; None where there is none.
+
+    Raises Reject (cache-damaged) where it is no object or was changed since it was written. What effc wrote before
+    there were seals has none.
+    """
+    try:
+        body = read_json(path, MANIFEST, folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise Reject(cache_damaged(f"{path} can't be read: {error.strerror}", help=_HELP)) from error
+    except (ValueError, RecursionError) as error:
+        raise Reject(cache_damaged(f"{path} is not JSON", help=_HELP)) from error
+    if not isinstance(body, dict):
+        raise Reject(cache_damaged(f"{path} is no JSON object", help=_HELP))
+    try:
+        whole = SEAL not in body or body[SEAL] == _seal(body)
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise Reject(cache_damaged(f"{path} was changed after it was written", help=_HELP))
+    return body
+
+
+def read_noted(path: Path, folder: Path) -> dict[str, Any] | None:
+    """A sealed record that says itself, by `key`, which file it is; None where there is none, or none with a seal.
+
+    Raises Reject (cache-damaged) where it was changed, or is another file's.
+    """
+    body = read_sealed(path, folder)
+    if body is None or SEAL not in body:  # of before there were seals: made again
+        return None
+    if body.get("key") != path.stem:
+        raise Reject(cache_damaged(f"{path} belongs to another name", help=_HELP))
+    return body
+
+
+def sealed_hash(name: str, content: str) -> bytes:
+    """A file's hash as the cache keeps it under a name, with a seal over both."""
+    return f"{content} {_seal_of_hash(name, content)}".encode()
+
+
+def read_sealed_hash(path: Path, folder: Path) -> str | None:
+    """A file's hash that the cache in `folder` keeps; None where there is none, or one of before there were seals.
+
+    Raises Reject (cache-damaged) where it was changed, or is another name's.
+    """
+    try:
+        content, space, seal = read_regular(path, 1 << 10, folder).decode().partition(" ")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Reject(cache_damaged(f"{path} can't be read as a hash", help=_HELP)) from error
+    if HASH.fullmatch(content) and not space:
+        return None
+    if seal != _seal_of_hash(path.name, content):
+        raise Reject(cache_damaged(f"{path} was changed after it was written", help=_HELP))
+    return content
+
+
+def _seal_of_hash(name: str, content: str) -> str:
+    return hashlib.sha256(canonical([name, content]).encode()).hexdigest()
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders of a cache; what lies deeper is named by a hash, or checked as it is read."""
+    try:
+        with os.scandir(folder) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_dir()]
+    except OSError:
+        return []
+
+
+def refuse_open(folder: Path) -> None:
+    """Reject (cache-open) a folder that other people than this one can write to."""
+    if not hasattr(os, "getuid"):
+        return
+    for path in (folder, *_folders(folder)):
+        try:
+            fact = path.stat()
+        except OSError:
+            continue
+        own_group = fact.st_gid == os.getgid() and fact.st_gid == fact.st_uid  # a group of one, as Debian makes them
+        if fact.st_uid not in (os.getuid(), 0):
+            raise Reject(cache_open(f"{path} belongs to another user", help="give a folder of your own by --cache-dir"))
+        if fact.st_mode & stat.S_IWOTH or (fact.st_mode & stat.S_IWGRP and not own_group):
+            raise Reject(
+                cache_open(
+                    f"{path} can be written to by others",
+                    help=f"`chmod -R go-w {folder}`, then `effc cache verify`; or give another folder by --cache-dir",
+                )
+            )

@@ -1,0 +1,35 @@
+"""The machine's speeds as they were measured, kept in the cache under all that they depend on."""
+
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .cache import Cache
+from .fingerprint import machine
+from .speeds import Speeds, measure
+
+
+def key_of(threads: int) -> dict[str, Any]:
+    """The machine, the versions, and threads."""
+    return {"speeds of": {k: v for k, v in machine().items() if k != "threads"}, "threads": threads, "format": 1}
+
+
+@cache
+def speeds(cache_dir: Path) -> Speeds:
+    """As `effc doctor --measure` found them; else as a moment's look does."""
+    import torch
+
+    body = Cache(cache_dir).value(key_of(torch.get_num_threads()))
+    whole = isinstance(body, dict) and body.keys() == Speeds.__dataclass_fields__.keys()
+    if whole and all(type(v) in (int, float) and v > 0 for v in body.values() if v is not True):
+        return Speeds(**body)
+    return measure()
+
+
+def keep(cache_dir: Path, found: Speeds) -> None:
+    """Keep what was measured, sealed, for plans of later runs."""
+    import torch
+
+    Cache(cache_dir).keep(key_of(torch.get_num_threads()), asdict(found))
+    speeds.cache_clear()

@@ -1,0 +1,1 @@
+"""Runs of recipes: the pipeline, resuming, judging, workers, and the Python API."""

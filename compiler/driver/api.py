@@ -1,0 +1,392 @@
+"""The public door: check, plan, compile, load. Imports torch only where weights or graphs are needed."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from ...dsl.checker.recipe import Bound, Invocation, Pipeline, Recipe
+from ...dsl.checker.skeleton import Skeleton
+from ...dsl.syntax.diagnostics import EXITS, Diagnostic, Fault, Reject, in_order
+from ...dsl.syntax.parse import parse, read_source, unknown_edition
+from ...dsl.syntax.source import Source
+from ..analysis.discovery.structure import kept_skeleton, refuse_other_tensors, shipped_skeleton
+from ..core.cache import default_cache
+from ..core.device import choose, repeat_itself
+from ..core.error_location import placed
+from ..core.events import Listener, Warned, announce
+from ..core.settings import Settings
+from ..core.warned import model_remark
+from ..models.checkpoints.origin import Origin
+from ..plugin.context import Context
+from ..plugin.input_files import missing
+from ..plugin.registry import Shelf
+from ..transforms.editing.rehearsed import resolve_skeleton
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ...dsl.checker.check import Checked
+    from ...dsl.checker.overrides import Overrides
+    from ..analysis.planning.lock import Fact
+    from ..analysis.planning.plan import Plan
+    from ..artifacts.load import LoadOptions
+    from .bisect import Blame
+    from .pipeline import Result
+
+nothing_to_emit = Fault("nothing-to-emit", "A recipe was compiled whose pipelines emit no artifact.", exit="usage")
+unseen_model = Fault(
+    "unseen-model",
+    "What a model is made of is not known yet.\n\n"
+    "Selectors and amounts are compared with the model's structure, which effc finds once for every config: in "
+    "`effc plan`, `effc compile` and `effc check --resolve`, which import torch and may fetch the model's files.",
+    severity="note",
+)
+
+
+def _covers(error: Diagnostic, other: Diagnostic) -> bool:
+    """Whether an error is of the same place, or of one around it: whoever mends it need not be told the other."""
+    around, within = error.span, other.span
+    return (
+        error.severity == "error"
+        and around is not None
+        and within is not None
+        and around.source is within.source
+        and around.start <= within.start <= within.end <= around.end
+    )
+
+
+@dataclass
+class Session:
+    """One recipe file and what the command line said: shared by check, plan, compile and test."""
+
+    path: Path
+    settings: Settings
+    set: Mapping[str, Any] | Sequence[str] = ()  # {name: value}, or "name=value" texts
+    params: Path | None = None  # --params file.json
+    shelf: Shelf = field(default_factory=Shelf)
+    origins: dict[str, Origin] = field(default_factory=dict)
+    texts: Mapping[Path, str] = field(default_factory=dict)  # of files that an editor has open, by resolved path
+
+    def check(self, *, resolve: bool = False) -> "Checked":
+        """Everything wrong with the recipe that can be known without weights.
+
+        `resolve` makes skeletons that are not known yet, which imports torch.
+        """
+        from ...dsl.checker.check import Checked, check
+
+        parsed = parse(self._read(self.path))
+        if foreign := [d for d in parsed.diagnostics if d.fault is unknown_edition]:
+            return Checked((), tuple(foreign))  # what the rest means is not known here
+        torn = any(d.severity == "error" for d in parsed.diagnostics)
+        said: list[Diagnostic] = []
+
+        def structure(call: Invocation) -> Skeleton | None:
+            try:
+                known = self.skeleton(call) if resolve else self.known_skeleton(call)
+            except Reject as refused:  # one fault among those of the recipe
+                said.extend(refused.diagnostics)
+                return None
+            if known is None:
+                said.append(
+                    unseen_model(
+                        "this model was not looked at yet, so selectors and amounts are not compared with it",
+                        call.span,
+                        help="`effc plan` looks at it and finds what is wrong; so does `effc check --resolve`",
+                    )
+                )
+            return known
+
+        checked = check(
+            parsed.file,
+            self.shelf.vocabulary,
+            overrides=self.overrides(),
+            library=self.library,
+            skeleton=structure,
+            broken=torn,
+        )
+        for recipe in checked.recipes:
+            absent = missing(recipe, self.shelf.vocabulary, self.path.parent)
+            said += [d for d in absent if not any(_covers(other, d) for other in said)]
+        found = in_order((*parsed.diagnostics, *checked.diagnostics, *said))
+        broken = any(d.severity == "error" for d in found)
+        return Checked(() if broken else checked.recipes, found, checked.unresolved)
+
+    def _read(self, path: str | Path) -> Source:
+        """A file's text: as the editor has it, else as the disk does."""
+        open_ = self.texts.get(Path(path).resolve()) if self.texts else None
+        return read_source(path) if open_ is None else Source(str(path), open_)
+
+    def overrides(self) -> "Overrides":
+        """Values of params from a file, the environment and --set, the later ones stronger."""
+        from ...dsl.checker.overrides import read_overrides
+
+        texts = self.set.items() if isinstance(self.set, Mapping) else ()
+        sets = [f"{name}={text}" for name, text in texts] or list(self.set)
+        return read_overrides(sets, _params_source(self.params) if self.params else None, os.environ)
+
+    def recipes(self, *, resolve: bool = False) -> tuple[Recipe, ...]:
+        """The checked variants; raises Reject with all faults."""
+        checked = self.check(resolve=resolve)
+        if any(d.severity == "error" for d in checked.diagnostics):
+            raise Reject(*checked.diagnostics)
+        return checked.recipes
+
+    def context(self, recipe: Recipe, pipeline: Pipeline) -> Context:
+        origin = self.origin(recipe.models[pipeline.model])
+        return Context(self.settings, recipe, self.path.parent, self.shelf, origin, self.settings.cache_dir / "work")
+
+    def origin(self, call: Invocation) -> Origin:
+        """The resolved source of a model; each is resolved once."""
+        key = model_key(call)
+        if key not in self.origins:
+            ctx = Context.bare(self.settings, self.path.parent, self.shelf)
+            with placed(call.span):
+                found = self.shelf.make("model", call).resolve(ctx.relative_to(call))
+            self.origins[key] = found.declared(call.span, self.settings.device)
+        return self.origins[key]
+
+    def known_skeleton(self, call: Invocation) -> Skeleton | None:
+        """The skeleton of a model if it is shipped or was made before; needs no torch and no network."""
+        apart = replace(self, settings=replace(self.settings, offline=True))
+        try:
+            origin = apart.origin(call)
+        except Reject as refused:
+            if all(d.exit == EXITS["network"] for d in refused.diagnostics):
+                return None
+            raise
+        return shipped_skeleton(origin) or kept_skeleton(origin, self.settings)
+
+    def skeleton(self, call: Invocation) -> Skeleton:
+        return resolve_skeleton(self.origin(call), self.settings)
+
+    def library(self, name: str) -> Source | None:
+        """A module that a recipe uses: `std.name` of the shipped library, `edge.name` of a package, else a path."""
+        from ..plugin.recipe_library import MODULES, shipped
+        from ..plugin.recipe_packages import module
+
+        if name.startswith(f"{MODULES}."):
+            found = shipped().get(name)
+            return self._read(found.path) if found else None
+        if "/" not in name and (packed := module(name, self.path.parent, self.settings.cache_dir)):
+            return packed
+        return self._module(name) if os.path.isfile(name) else None
+
+    def _module(self, name: str) -> Source:
+        """A module by its path. Of a file outside the recipe's folder that is no text, nothing is said but that."""
+        if Path(name).resolve().is_relative_to(self.path.parent.resolve()):
+            return self._read(name)
+        try:
+            return replace(self._read(name), foreign=True)
+        except Reject:
+            return Source(name, "", foreign=True)
+
+
+def model_key(call: Invocation) -> str:
+    """What a model is kept under in a session."""
+    return repr((call.word, sorted(call.args.items()), call.folder))
+
+
+def _params_source(path: Path) -> Source:
+    """The text of a params file; whatever is wrong with it is a mistake of the command line."""
+    from ...dsl.checker.overrides import bad_override
+
+    if not os.path.isfile(path):
+        raise Reject(
+            bad_override(f"there is no params file `{path}`", help='it holds one JSON object: {"keep": "80%"}')
+        )
+    try:
+        return read_source(path)
+    except Reject as refused:
+        raise Reject(*(replace(d, fault=bad_override) for d in refused.diagnostics)) from refused
+
+
+class Options(TypedDict, total=False):
+    """What `check`, `plan` and `compile` may be told; all of it the command line's flags of the same names.
+
+    settings            all of the following at once, in their place
+    cache_dir           where finished steps are kept
+    set                 other values of params: {name: value}, or "name=value" texts
+    params              a JSON file of such values
+    seed                of all that is random
+    device              where passes and metrics compute: "cpu", "cuda", ..., or "auto"
+    offline             never use the network
+    trust_remote_code   run Python that a model brings along
+    max_memory          bytes
+    max_time            seconds that the searches of a compile may take, which then stop at the best so far
+    threads             of torch
+    undecided           "fail" or "pass": what a timed bound that can't be decided comes to
+    locked              refuse what is not as `effspec.lock` has it
+    workers             how many processes score candidates and choices, or "ray", or "ray:ADDRESS"; each has one thread
+                        unless `threads` says otherwise, and so has this process
+    tell                hears what happens, event by event
+    """
+
+    settings: Settings | None
+    cache_dir: str | Path | None
+    set: Mapping[str, Any] | Sequence[str]
+    params: str | Path | None
+    seed: int
+    device: str
+    offline: bool
+    trust_remote_code: bool
+    max_memory: int | None
+    max_time: float | None
+    threads: int | None
+    undecided: str
+    locked: bool
+    workers: int | str
+    tell: Listener
+
+
+def check(path: str | Path, **options: Unpack[Options]) -> "Checked":
+    """All mistakes of a recipe file that can be known without weights."""
+    return session(path, **options).check()
+
+
+def plan(path: str | Path, **options: Unpack[Options]) -> "list[Plan]":
+    """What compiling a recipe file would do, per variant and pipeline; reads no weights."""
+    return plans(session(path, **options))
+
+
+def compile(
+    path: str | Path, out: str | Path = "out", *, force: bool = False, **options: Unpack[Options]
+) -> "list[Result]":
+    """Compile a recipe file into artifacts below `out`.
+
+    Raises Reject for whatever the user can mend. A missed `expect` does not raise: see `Result.missed`.
+    """
+    return build(session(path, **options), Path(out), force=force)
+
+
+def load(path: str | Path, **options: "Unpack[LoadOptions]") -> "PreTrainedModel":
+    """A compiled model, as an ordinary transformers model that generates, trains and saves."""
+    from ..artifacts.load import load
+
+    return load(Path(path), **options)
+
+
+def session(path: str | Path, **options: Unpack[Options]) -> Session:
+    """One recipe file with what is said of it."""
+    granted: dict[str, Any] = {name: value for name, value in options.items() if name in _GRANTED and value is not None}
+    if unknown := options.keys() - Options.__annotations__.keys():
+        raise TypeError(f"effc knows no option `{min(unknown)}`: {', '.join(sorted(Options.__annotations__))}")
+    kinds = (("workers", str), ("cache_dir", Path), ("device", choose))
+    granted |= {name: kind(granted[name]) for name, kind in kinds if name in granted}
+    params = options.get("params")
+    settings = options.get("settings") or Settings(**{"cache_dir": default_cache(), **granted})
+    return Session(Path(path), settings, options.get("set", ()), None if params is None else Path(params))
+
+
+_GRANTED = frozenset(f.name for f in fields(Settings)) - {"watch", "deadline"}
+
+
+def plans(session: Session) -> "list[Plan]":
+    session.recipes()
+    from ..analysis.planning import lock
+    from ..analysis.planning.plan import plan
+
+    recipes, found = session.recipes(resolve=True), []
+    if session.settings.locked:
+        lock.take_threads(session.path, session.settings)
+    _use_threads(session.settings)
+    for recipe in recipes:
+        for pipeline in recipe.pipelines.values():
+            ctx = session.context(recipe, pipeline)
+            with announce("finding the model's structure"):
+                skeleton = resolve_skeleton(ctx.origin, session.settings)
+            with placed(recipe.models[pipeline.model].span):
+                refuse_other_tensors(ctx.origin, skeleton)
+            with announce("reckoning time and memory"):
+                found.append(plan(recipe, pipeline, ctx, skeleton))
+    if session.settings.locked:
+        lock.refuse_drift(session.path, _facts(session, found), session.settings)
+    for origin in session.origins.values():
+        for note in origin.notes:
+            session.settings.tell(Warned(model_remark(f"{origin.label}: {note}")))
+    return found
+
+
+def lock(session: Session) -> tuple[Path, dict[str, str]]:
+    """Write the lock of a recipe; its path and what it says."""
+    from ..analysis.planning import lock
+
+    found = _facts(session, plans(session))
+    return lock.write(session.path, found), {name: fact.text for name, fact in found.items()}
+
+
+def _facts(session: Session, found: "Sequence[Plan]") -> "dict[str, Fact]":
+    from ..analysis.planning.lock import facts
+
+    return facts(found, [session.context(p.recipe, p.pipeline) for p in found])
+
+
+def bisect(session: Session, plan: "Plan", bound: Bound) -> "Blame":
+    """Which step of a plan, or which cut of it, broke a bound; steps that the cache lacks are run."""
+    from ..core.cache import Cache
+    from .bisect import Bisection
+
+    ctx = session.context(plan.recipe, plan.pipeline)
+    return Bisection(plan, ctx, Cache(session.settings.cache_dir), bound).run()
+
+
+def build(
+    session: Session,
+    out: Path,
+    *,
+    force: bool = False,
+    saved: Any = None,
+    dump: str = "",
+    told: "Callable[[Plan], None]" = lambda plan: None,
+) -> "list[Result]":
+    """Compile every pipeline that emits something; `saved` is a plan of `plan -o`, whose drift is refused."""
+    from ..artifacts.output_lock import check_places, claimed, places_of
+    from .worker_pool import check_workers, hands_of, working
+
+    if session.settings.workers:
+        check_workers(session.settings.workers)
+    places = places_of(session.recipes(), out, session.shelf.is_about)
+    check_places(places, force)  # all of it before torch is imported, which takes seconds
+    from ..analysis.planning.free_space import refuse_short
+    from ..analysis.planning.plan import refuse_drift
+    from ..core.cache import Cache
+    from ..core.deadline import Deadline
+    from .pipeline import Build
+
+    hands = hands_of(session.settings) if session.settings.workers else None
+    if session.settings.max_time is not None:
+        session.settings.deadline = Deadline(session.settings.max_time)
+    made = [p for p in plans(session) if p.pipeline.emits]
+    if not made:
+        raise Reject(nothing_to_emit(f"{session.path} emits no artifact", help='add `emit NAME { hf("folder") }`'))
+    if saved is not None:
+        refuse_drift(saved, made)
+    results: list[Result] = []
+    with claimed(places, force):
+        refuse_short(made, out, session.settings.cache_dir)
+        cache = Cache(session.settings.cache_dir)
+        cache.sweep()
+        with working(session, hands) as team:
+            for plan in made:
+                told(plan)
+                ctx = session.context(plan.recipe, plan.pipeline)
+                where = plan.folder(out)
+                results.append(Build(plan, ctx, cache, dump=dump, team=team).run(where, force))
+    return results
+
+
+def _use_threads(settings: Settings) -> None:
+    """Results depend on how many threads add up, so the number is settled once and is part of every key."""
+    import torch
+
+    from ...kernels.cores import usable_cores
+
+    if settings.workers and not settings.threads:
+        settings.threads = 1  # as each worker has
+    settings.threads = settings.threads or min(torch.get_num_threads(), usable_cores())
+    torch.set_num_threads(settings.threads)
+    repeat_itself(settings.device)
+
+
+__all__ = ["Session", "build", "check", "compile", "default_cache", "load", "plan", "plans", "session"]

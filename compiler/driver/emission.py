@@ -1,0 +1,254 @@
+"""From a finished program to an artifact in its place: write, reopen, measure, judge."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ...dsl.checker.recipe import Emit, Recipe
+from ...dsl.checker.values import DataRef
+from ...dsl.syntax.diagnostics import Diagnostic
+from ..analysis.discovery.discover import skeleton_of
+from ..analysis.planning import keys
+from ..analysis.planning.layer_profile import packed_widths, profile
+from ..analysis.planning.plan import Plan
+from ..artifacts.artifact import write
+from ..artifacts.load import load_to_judge
+from ..artifacts.manifest import Check, Expectation, Manifest
+from ..artifacts.pages.sheet import Sheet
+from ..artifacts.unfinished_marker import is_unfinished, mark
+from ..artifacts.verify import verify
+from ..core.cache import Cache
+from ..core.events import announce
+from ..core.fingerprint import machine
+from ..core.quantity import counted, size
+from ..ir.outcome import Front, Model, Outcome
+from ..ir.program import Program
+from ..plugin.context import Context
+from ..plugin.interfaces import Form, Target
+from ..transforms.supernet.family import Family
+from ..transforms.training.unmerged import Unmerged
+from .judging.accounting import Accounting, Tally
+from .judging.comparison import Comparison
+from .judging.gate import Outcome as Verdict
+from .judging.gate import bound_text, misses
+from .judging.verdicts import Verdicts
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What an emit left: where it is, what it says of itself, and the bounds that it misses."""
+
+    path: Path
+    manifest: Manifest
+    missed: tuple[Diagnostic, ...]
+
+    @property
+    def sheet(self) -> Sheet:
+        return Sheet.of(self.path)
+
+    @property
+    def summary(self) -> str:
+        checks = self.manifest.checks
+        said = f", {counted(len(checks), 'check')} in fresh processes" if checks else ""
+        return f"{size(self.manifest.bytes)}{said}"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A file about artifacts, and the bounds that were missed where there are none."""
+
+    path: Path
+    missed: tuple[Diagnostic, ...] = ()
+
+
+@dataclass
+class Emission:
+    """How one pipeline's results become artifacts: written, reopened, judged; nothing is in place before that."""
+
+    plan: Plan
+    cache: Cache
+    ctx: Context
+    out: Path
+    force: bool
+    verdicts: Verdicts
+    accounting: Accounting
+    took: Mapping[str, Mapping[str, Any]]  # of each step: seconds and bytes, planned and found
+
+    def emit(self, outcome: Outcome, target: Emit) -> Artifact:
+        path, new = self.out / target.call.args["path"], []
+        writer: Target = self.ctx.shelf.make("target", target.call)
+
+        def build(folder: Path) -> Manifest:
+            with announce("writing", "then reopening and measuring"):
+                writer.write(outcome, folder, self.ctx)
+            forms = [f for f in writer.forms_of(outcome) if (folder / f.folder).is_dir()]
+            with announce("reopening", "then measuring"):
+                tally = Tally(self.accounting, folder)
+                checks = reopen(folder, outcome, forms, self.ctx.seed, tally)
+            with announce("measuring"):
+                compared, verdicts = self.judge(outcome, target, folder, forms)
+            new.extend(misses(verdicts, self.ctx.settings.undecided))
+            self.ctx.origin.refuse_change()
+            return self.measured(outcome, target, compared).with_measures(checks=checks, accounts=tally.accounts())
+
+        place = Path(os.path.abspath(path))
+        manifest = write(path, build=build, force=self.force or is_unfinished(place, target.call))
+        mark(place, target.call)
+        return Artifact(path, manifest, tuple(new))
+
+    def tell(self, target: Emit, artifacts: Sequence[Artifact], outcome: Callable[[], Outcome]) -> Page:
+        """Write a file about the artifacts of a result, or about the result itself where it has none."""
+        writer: Target = self.ctx.shelf.make("target", target.call)
+        path, sheets = self.out / target.call.args["path"], [a.sheet for a in artifacts]
+        missed: tuple[Diagnostic, ...] = ()
+        if not sheets:
+            with announce("measuring"):
+                result = outcome()
+                compared, verdicts = self.judge(result, target, self.out, [])
+                missed = tuple(misses(verdicts, self.ctx.settings.undecided))
+                sheets = [Sheet("", replace(self.measured(result, target, compared), kind=""))]
+        self.ctx.origin.refuse_change()
+        with announce("drawing"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            writer.tell(sheets, path)
+        mark(Path(os.path.abspath(path)), target.call)
+        return Page(path, missed)
+
+    def measured(self, outcome: Outcome, target: Emit, compared: Comparison) -> Manifest:
+        return described(outcome, target, self.plan, self.cache, self.ctx).with_measures(
+            measures=compared.measures,
+            machine=machine(),
+            expectations=tuple(expectation(v) for v in compared.outcomes),
+            run={**compared.run, "steps": [{"name": name, **facts} for name, facts in self.took.items()]},
+        )
+
+    def judge(self, outcome: Outcome, target: Emit, folder: Path, forms: list[Form]):
+        """What the artifact measures, and what came of the bounds that nobody judged before."""
+        if isinstance(outcome, Front):
+            return self.verdicts.on_front((name, program.model) for name, program in outcome.members())
+        if isinstance(outcome, Model) and forms:
+            rounds = any(form.rounds for form in forms)
+            where = folder / forms[0].folder
+            return self.verdicts.on_model(target, lambda: load_to_judge(where, self.ctx.settings.device), rounds)
+        with closing(outcome.members()) as members:
+            _, program = next(members)
+            return self.verdicts.on_model(target, lambda: program.model, rounds=False)
+
+
+def reopen(folder: Path, outcome: Outcome, forms: list[Form], seed: int, tally: Tally) -> tuple[Check, ...]:
+    """What fresh processes compute from each form, compared with the member that it holds; `tally` hears both."""
+    if not forms:
+        return ()
+    checks: list[Check] = []
+    for name, program in outcome.members():
+        program.to_cpu()  # files are computed again from there
+        own, told = [f for f in forms if f.member == name], tally.program(name, program.model)
+        checks += verify(folder, program.model, own, seed=seed, text=tally.text, told=told)
+    return tuple(checks)
+
+
+def described(outcome: Outcome, target: Emit, plan: Plan, cache: Cache, ctx: Context) -> Manifest:
+    """The part of a manifest that is the same whenever the recipe is compiled."""
+    recipe = plan.recipe
+    return Manifest(
+        kind=target.call.word,
+        name=plan.pipeline.name,
+        effc=version("effc"),
+        recipe={
+            "name": Path(recipe.source.name).name,
+            "text": recipe.source.text,
+            "variant": recipe.variant,
+            "params": keys.to_jsonable(recipe.params),
+            "resolved": resolved(recipe),
+        },
+        lock={
+            "inputs": inputs(plan, ctx),
+            "versions": keys.versions(),
+            "seed": ctx.seed,
+            "threads": ctx.settings.threads,
+            "device": ctx.settings.device,
+        },
+        steps=tuple(steps(plan, cache, target.source)),
+        **facts(outcome, plan, target.source),
+    )
+
+
+def facts(outcome: Outcome, plan: Plan, source: str) -> dict[str, Any]:
+    """Edits and widths of a model; of a front the measures of its points, by name."""
+    if isinstance(outcome, Front):
+        measures = {p.name: [[name, *m] for name, m in p.measures.items()] for p in outcome.points}
+        return {
+            "members": tuple(
+                {
+                    "name": name,
+                    "measures": measures[name],
+                    "steps": sorted(s.name for s in plan.pipeline.ancestors(name) or plan.pipeline.ancestors(source)),
+                    **changed(program, plan),
+                }
+                for name, program in outcome.members()
+            )
+        }
+    assert isinstance(outcome, Model | Unmerged | Family), f"no program: {outcome.kind}"
+    return changed(outcome.program, plan)
+
+
+def changed(program: Program, plan: Plan) -> dict[str, Any]:
+    """What the program's edits are, and the widths of its layers before and after them."""
+    return {
+        "edits": program.edits.to_json(),
+        "profile": {
+            "before": profile(plan.skeleton),
+            "after": packed_widths(plan.skeleton, skeleton_of(program), program.edits.swapped, program.edits.layers),
+        },
+    }
+
+
+def steps(plan: Plan, cache: Cache, last: str) -> list[Mapping[str, Any]]:
+    """Every step that led to `last`: what it was asked, what it decided and why, what that changed."""
+    found: list[Mapping[str, Any]] = []
+    for step in plan.pipeline.ancestors(last):
+        name = step.name
+        body = cache.step(plan.key_of(name))
+        assert body is not None, f"the result of {name} is not in the cache"
+        notes = body["notes"]
+        found.append(
+            {
+                "name": name,
+                "word": step.call.word,
+                "args": keys.to_jsonable(step.call.args),
+                "summary": notes["summary"],
+                "changes": notes["changes"],
+                "decisions": notes["step"],
+                **({"warnings": notes["warnings"]} if notes.get("warnings") else {}),
+            }
+        )
+    return found
+
+
+def inputs(plan: Plan, ctx: Context) -> dict[str, str]:
+    """Identity of the model and of every data set."""
+    return {plan.model: plan.identity} | {
+        f"data {name}": keys.data_identity(DataRef(name), ctx) for name in sorted(ctx.recipe.data)
+    }
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """Models and data with all their arguments, defaults too, and the profiles where there are some."""
+    calls = {
+        kind: {name: {"word": call.word, "args": keys.to_jsonable(call.args)} for name, call in table.items()}
+        for kind, table in (("models", recipe.models), ("data", recipe.data))
+    }
+    profiles = {name: keys.to_jsonable(facts) for name, facts in recipe.profiles.items()}
+    return calls | ({"profiles": profiles} if profiles else {})
+
+
+def expectation(outcome: Verdict) -> Expectation:
+    state = {"ok": "holds", "missed": "fails"}.get(outcome.state, outcome.state)
+    line = outcome.bound.span.line if outcome.bound.span else 0
+    return Expectation(
+        bound_text(outcome.bound), outcome.value, outcome.limit, state, line, outcome.skipped or outcome.undecided
+    )

@@ -1,0 +1,341 @@
+"""A baseline: what a recipe's artifacts measured when somebody was content, kept beside the recipe for CI.
+
+`NAME.baseline.json` lies beside `NAME.effspec` and goes into version control. It holds measures, how far each may
+move, and the machine. What a clock says is compared as a ratio to the original, which ran in turns with it.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ....dsl.checker.values import DataRef, handles
+from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ....dsl.syntax.source import Span
+from ...analysis.planning import keys
+from ...artifacts.manifest import Measure
+from ...core.cache import write_whole
+from ...core.fingerprint import machine
+from ...core.quantity import change, digits, measured, tell_apart
+from ...core.safe_read import MIB, MISFIT, read_json
+from ...evaluation.confidence import median_interval
+from .gate import metric_label
+
+if TYPE_CHECKING:
+    from ...analysis.planning.plan import Plan
+    from ...plugin.context import Context
+    from .retest import Tested
+
+FORMAT = 1
+EXACT = ("params", "flops")  # counts of shapes: no library moves them
+COUNTS = (*EXACT, "bytes")
+ROUNDING = 1e-5  # what other code of one instruction set does to a sum: libraries choose by the processor
+SAME = ("effc", "torch", "transformers", "isa", "threads")  # what decides the bits of a result
+CLOCKED = ("cpu", "isa", "threads")  # what decides how fast one model is against another
+# How far a measure may move to the worse, as a share: of what is computed by other versions, and of a ratio of times.
+TOLERANCE = {"quality": 0.01, "time": 0.1}
+
+baseline_missed = Fault(
+    "baseline-missed",
+    "A measure is worse than the recipe's baseline allows.\n\n"
+    "On the machine and the versions of the baseline all but times must be as they were, to rounding. Elsewhere they "
+    "may move by the `tolerance` in it, and ratios of times by theirs. Where the change is meant, "
+    "`effc test RECIPE --bless` writes a new baseline.",
+    exit="gate",
+)
+baseline_undecided = Fault(
+    "baseline-undecided",
+    "A ratio of times lies beyond the baseline's tolerance, but swings too much to say so with confidence.\n\n"
+    "It is no yes, so the exit code is that of a gate; `--undecided pass` lets it through.",
+    exit="gate",
+)
+baseline_open = Fault(
+    "baseline-open",
+    "A ratio of times could not be decided, and `--undecided pass` lets it through.",
+    severity="warning",
+)
+baseline_gone = Fault(
+    "baseline-gone",
+    "A baseline holds a measure that nothing measures any more.\n\n"
+    "A bound was taken out of the recipe, or the file was edited: what it held is not held now.",
+    severity="warning",
+)
+foreign_baseline = Fault(
+    "foreign-baseline",
+    "A baseline was written for another recipe, another model or other data.\n\n"
+    "Numbers of different questions say nothing of each other. `effc test RECIPE --bless` writes a new one.",
+    exit="usage",
+)
+broken_baseline = Fault("broken-baseline", "A file of the name of a baseline is none.", exit="usage")
+nothing_blessed = Fault(
+    "nothing-blessed",
+    "`--bless` was given, but what was measured is nothing to hold others to.\n\n"
+    "A baseline holds every artifact of a recipe, and each keeps its bounds.",
+    exit="gate",
+)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One measure against the baseline's.
+
+    state   "same", "moved" (within tolerance), "better", "worse", "undecided", "new", "gone", or "elsewhere": a time of
+            another machine
+    then, now, limit   in `unit`; where a clock measured (`clocked`) ratios to the original
+    span    of the bound that names the metric, or of the pipeline
+    """
+
+    metric: str
+    unit: str
+    state: str
+    then: float | None
+    now: float | None
+    limit: float | None = None
+    span: Span | None = None
+    clocked: bool = False
+
+    def text(self) -> str:
+        """`1.02 against 0.9`."""
+        if self.now is None:
+            return "not measured any more"
+        if self.then is None:
+            return measured(self.now, self.unit)
+        return " against ".join(tell_apart(self.now, self.then, self.unit))
+
+    def to_json(self) -> dict[str, Any]:
+        def finite(x: float | None) -> float | str | None:
+            return x if x is None or math.isfinite(x) else str(x)
+
+        names = ("then", "now", "limit")
+        return {"metric": self.metric, "unit": self.unit, "state": self.state} | {
+            n: finite(getattr(self, n)) for n in names
+        }
+
+
+def place(recipe: Path) -> Path:
+    return recipe.with_suffix(".baseline.json")
+
+
+# -- writing -------------------------------------------------------------------------------------------------
+
+
+def bless(recipe: Path, results: "Sequence[Tested]", context: "Any") -> Path:
+    """Write the baseline of a recipe; `context` makes the Context of a plan. Raises Reject where a bound is missed."""
+    missed = [d for r in results for d in r.diagnostics if d.severity == "error" and d.fault not in OURS]
+    if missed:
+        raise Reject(
+            *missed, nothing_blessed("a bound is missed, so nothing was blessed", help="mend the recipe or its bounds")
+        )
+    body = {
+        "format": FORMAT,
+        "recipe": recipe.name,
+        "machine": machine(),
+        "tolerance": TOLERANCE,
+        "artifacts": [
+            {
+                **named(r.plan, r.name),
+                "inputs": inputs(r.plan, context(r.plan)),
+                "measures": [_kept(m, r) for m in r.compared.measures if _is_held(m.metric, r)],
+            }
+            for r in results
+        ],
+    }
+    text = json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(place(recipe), text.encode())
+    return place(recipe)
+
+
+def _is_held(metric: str, result: "Tested") -> bool:
+    """Whether a measure is held: all but times that no bound reads, since those swing on a machine that others use."""
+    bounds = {metric_label(b) for b in result.plan.pipeline.expects}
+    return metric not in result.compared.ratios or metric.partition(" of ")[0] in bounds
+
+
+def _kept(measure: Measure, result: "Tested") -> dict[str, Any]:
+    clocked = measure.metric in result.compared.ratios
+    value = measure.ratio if clocked else measure.compiled
+    if value is None or not math.isfinite(value):
+        raise Reject(nothing_blessed(f"`{measure.metric}` is {value}, which is nothing to compare with"))
+    return {
+        "metric": measure.metric,
+        "unit": "" if clocked else measure.unit,
+        "value": value,
+        "better": measure.better,
+        "clocked": clocked,
+    }
+
+
+def inputs(plan: "Plan", ctx: "Context") -> dict[str, str]:
+    """What is asked of whom: the model's identity, and that of the data of every bound."""
+    named = {ref for bound in plan.pipeline.expects for ref in handles(dict(bound.metric.args), DataRef)}
+    return {"model": plan.identity} | {
+        f"data {ref.name}": keys.data_identity(ref, ctx) for ref in sorted(named, key=lambda ref: ref.name)
+    }
+
+
+# -- reading -------------------------------------------------------------------------------------------------
+
+
+def read(recipe: Path) -> dict[str, Any] | None:
+    """The baseline beside a recipe, checked; None where there is none."""
+    file = place(recipe)
+    try:
+        body = read_json(file, MIB)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise Reject(broken_baseline(f"{file} is no JSON that can be read", help=_AGAIN)) from error
+    try:
+        _check(body)
+    except MISFIT as error:
+        said = f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else str(error)
+        said = "a part is of another form" if isinstance(error, TypeError) else said
+        raise Reject(broken_baseline(f"{file} is no baseline: {said}", help=_AGAIN)) from error
+    if body["recipe"] != recipe.name:
+        raise Reject(foreign_baseline(f"{file} was written for {body['recipe']}, not for {recipe.name}", help=_AGAIN))
+    return body
+
+
+_AGAIN = "look at what it says, then write it again with `effc test RECIPE --bless`"
+
+
+def _check(body: Any) -> None:
+    """Raises ValueError, KeyError or TypeError where a part is of another form."""
+    if body["format"] != FORMAT:
+        raise ValueError(f"format {str(body['format'])[:20]}")
+    texts = [body["recipe"], *(a[n] for a in body["artifacts"] for n in ("pipeline", "variant", "artifact"))]
+    measures = [m for a in body["artifacts"] for m in a["measures"]]
+    texts += [m[n] for m in measures for n in ("metric", "unit", "better")]
+    texts += [text for a in body["artifacts"] for pair in a["inputs"].items() for text in pair]
+    if not all(isinstance(text, str) and text.isprintable() for text in texts):
+        raise ValueError("a name is no text of one line")
+    tolerance = body["tolerance"]
+    shares = [float(tolerance[name]) for name in TOLERANCE]
+    values = [float(m["value"]) for m in measures]
+    if not all(math.isfinite(x) for x in (*shares, *values)) or min(shares) < 0:
+        raise ValueError("a number is none that a baseline has")
+    if any(x < 0 for m, x in zip(measures, values, strict=True) if m["clocked"] or m["metric"] in COUNTS):
+        raise ValueError("a count, or a ratio of times, is negative")
+    if not all(isinstance(m["clocked"], bool) for m in measures) or not isinstance(body["machine"], dict):
+        raise ValueError("a field is of another form")
+
+
+# -- comparing -----------------------------------------------------------------------------------------------
+
+
+def kept_of(body: Mapping[str, Any], named: Mapping[str, str], plan: "Plan", ctx: "Context") -> Mapping[str, Any]:
+    """What a baseline has of an artifact. Raises Reject (foreign-baseline), before anything is measured."""
+    kept = next((a for a in body["artifacts"] if {n: a[n] for n in named} == dict(named)), None)
+    if kept is None:
+        said = f"the baseline has no artifact `{named['artifact']}` of pipeline `{named['pipeline']}`"
+        raise Reject(foreign_baseline(said, plan.pipeline.span, help=_AGAIN))
+    asked = inputs(plan, ctx)
+    for name in sorted(asked.keys() & kept["inputs"].keys()):
+        if asked[name] != kept["inputs"][name]:
+            said = f"{name} is another than when the baseline was written"
+            raise Reject(foreign_baseline(said, _span(name, plan), help=_AGAIN))
+    return kept
+
+
+def named(plan: "Plan", artifact: str) -> dict[str, str]:
+    """What a baseline finds an artifact by."""
+    return {"pipeline": plan.pipeline.name, "variant": plan.recipe.variant, "artifact": artifact}
+
+
+def compare_with(body: Mapping[str, Any], kept: Mapping[str, Any], result: "Tested") -> tuple[Drift, ...]:
+    """Every measure of an artifact against what the baseline has of it."""
+    then = {m["metric"]: m for m in kept["measures"]}
+    now = {m.metric: m for m in result.compared.measures if m.metric in then or _is_held(m.metric, result)}
+    return tuple(_drift(name, then.get(name), now.get(name), result, body) for name in dict.fromkeys([*now, *then]))
+
+
+def _span(name: str, plan: "Plan") -> Span | None:
+    kind, _, data = name.partition(" ")
+    return (plan.recipe.data[data] if kind == "data" else plan.recipe.models[plan.pipeline.model]).span
+
+
+def _drift(name: str, then: Any, now: Measure | None, result: "Tested", body: Mapping[str, Any]) -> Drift:
+    span = _bound_span(name, result)
+    if now is None:
+        return Drift(name, then["unit"], "gone", float(then["value"]), None, None, span)
+    ratios = result.compared.ratios.get(name)
+    value = now.ratio if ratios is not None else now.compiled
+    unit = "" if ratios is not None else now.unit
+    if then is None or value is None or then["clocked"] != (ratios is not None):
+        return Drift(name, unit, "new", None, value, None, span)
+    old, here = float(then["value"]), machine()
+    if ratios is not None:
+        if _differs(body, here, CLOCKED):
+            return Drift(name, unit, "elsewhere", old, value, None, span)
+        limit = _moved(old, float(body["tolerance"]["time"]), now.better)
+        ends = median_interval(ratios) or (min(ratios), max(ratios))
+        state = _clocked_state(value, ends, limit, old, now.better)
+        return Drift(name, unit, state, old, value, limit, span, clocked=True)
+    exact = not _differs(body, here, SAME)
+    counted = name.partition(" of ")[0] in EXACT
+    room = ROUNDING if exact else float(body["tolerance"]["quality"])
+    limit = old if counted else _moved(old, room, now.better)
+    if value == old or (not counted and exact and abs(value - old) <= ROUNDING * abs(old)):
+        state = "same"
+    elif _worse(value, limit, now.better):
+        state = "worse"
+    else:
+        state = "moved" if _worse(value, old, now.better) else "better"
+    return Drift(name, unit, state, old, value, limit, span)
+
+
+def _clocked_state(value: float, ends: tuple[float, float], limit: float, old: float, better: str) -> str:
+    """Worse where all of the interval is; a median beyond the limit whose interval is not decides nothing."""
+    nearest = ends[0] if better == "lower" else ends[1]
+    if _worse(nearest, limit, better):
+        return "worse"
+    if _worse(value, limit, better):
+        return "undecided"
+    return "moved" if _worse(value, old, better) else "better"
+
+
+def _worse(value: float, limit: float, better: str) -> bool:
+    """Whether a value lies on the wrong side of a limit; one that is no number always does."""
+    return not (value <= limit if better == "lower" else value >= limit)
+
+
+def _moved(value: float, share: float, better: str) -> float:
+    return value + (abs(value) * share if better == "lower" else -abs(value) * share)
+
+
+def _differs(body: Mapping[str, Any], here: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    return [name for name in names if body["machine"].get(name) != here.get(name)]
+
+
+def _bound_span(name: str, result: "Tested") -> Span | None:
+    """The line that set a bound on the metric; else the pipeline's."""
+    metric = name.partition(" of ")[0]
+    bound = next((b for b in result.plan.pipeline.expects if metric_label(b) == metric), None)
+    return bound.span if bound and bound.span else result.plan.pipeline.span
+
+
+OURS = (baseline_missed, baseline_undecided, baseline_open, baseline_gone)
+
+
+def complaints(drifts: Sequence[Drift], body: Mapping[str, Any], undecided: str) -> Iterator[Diagnostic]:
+    """A diagnostic for each measure that is worse than the baseline allows, or may be."""
+    others = ", ".join(_differs(body, machine(), SAME))
+    note = f"the baseline was written with another {others}" if others else ""
+    for d in drifts:
+        if d.state == "gone":
+            said = f"`{d.metric}` stands in the baseline, and nothing measures it now"
+            yield baseline_gone(said, d.span, help="give it a bound again, or write a new baseline with `--bless`")
+        if d.state not in ("worse", "undecided") or d.then is None or d.now is None or d.limit is None:
+            continue
+        what = "the ratio of " if d.clocked else ""
+        moved = change(d.then, d.now)
+        then, now = (digits(d.then), digits(d.now)) if d.clocked else tell_apart(d.then, d.now, d.unit)
+        limit = then if d.limit == d.then else digits(d.limit) if d.clocked else tell_apart(d.limit, d.now, d.unit)[0]
+        message = f"{what}`{d.metric}` was {then} and is {now} ({moved}), at worst {limit}"
+        fault, help = baseline_missed, "if that is meant, write a new baseline with `--bless`"
+        if d.state == "undecided":
+            fault = baseline_undecided if undecided == "fail" else baseline_open
+            help = "test again where nothing else runs; `--undecided pass` lets it through"
+        yield fault(message, d.span, note=note, help=help)

@@ -1,0 +1,281 @@
+"""The gate: what a pipeline's `expect` block demands, measured and judged.
+
+`judge` is pure. `measure_bounds` measures each metric once on the result and once on each named baseline;
+latency bounds therefore compare two numbers of one process on one machine.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ....dsl.checker.recipe import Bound, Pipeline
+from ....dsl.checker.value_text import show
+from ....dsl.checker.values import Bytes, Duration, MetricRef, Range, Ratio
+from ....dsl.syntax.diagnostics import Diagnostic, Fault
+from ...analysis.planning.machine_profile import as_profiled, differs
+from ...core.error_location import placed
+from ...core.quantity import BYTES_PER, SECONDS_PER, measured
+from ...models.rows.batch_limit import in_room
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...plugin.context import Context
+
+expectation_missed = Fault(
+    "expectation-missed",
+    "A measured value lies outside the bound that an `expect` block sets.\n\n"
+    "The artifact exists and reloads, but it is not as good, as small or as fast as the recipe demands. "
+    "Loosen the bound, or ask less of the passes: keep more channels, remove fewer blocks, tune longer.",
+    exit="gate",
+)
+bound_skipped = Fault(
+    "bound-skipped",
+    "A bound holds for a machine profile that this machine does not match, or for what only a run of the artifact "
+    "gives, so it was not measured here.\n\n"
+    "Run `effc test` on the machine that the profile describes, or after `effc run`.",
+    severity="warning",
+)
+
+bound_undecided = Fault(
+    "bound-undecided",
+    "A timed bound could not be decided on this machine: what was measured lies too close to the limit, or swings too "
+    "much.\n\n"
+    "The two models took turns, step by step, until the confidence interval of the median lay on one side of the limit "
+    "or a minute had passed. It is no yes, so the exit code is that of a gate; `--undecided pass` lets it through.",
+    exit="gate",
+)
+bound_left_open = Fault(
+    "bound-left-open",
+    "A timed bound could not be decided on this machine, and `--undecided pass` lets it through.",
+    severity="warning",
+)
+
+_HOLDS: dict[str, Callable[[float, float], bool]] = {
+    "<=": lambda a, b: a <= b,
+    "<": lambda a, b: a < b,
+    ">=": lambda a, b: a >= b,
+    ">": lambda a, b: a > b,
+    "==": lambda a, b: a == b or math.isclose(a, b, rel_tol=1e-9),
+}  # 1e-9: the limit is a product
+_LIES = {"<=": "above", "<": "not below", ">=": "below", ">": "not above", "==": "not", "in": "outside"}
+
+
+Known = dict[tuple[str, MetricRef], float]  # values of baselines by (model name, metric)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One bound, judged. `low` and `high` are its limits in the metric's unit, None where open.
+
+    value      of the result, in `unit`; None where the bound was skipped
+    original   the baseline's value, None where the bound names none
+    skipped    why it was not measured, "" where it was
+    undecided  why timings don't decide it, "" where they do
+    where      the point of a front that it is of, or the artifact that it was judged on again
+    """
+
+    bound: Bound
+    value: float | None
+    original: float | None = None
+    unit: str = ""
+    holds: bool = True
+    low: float | None = None
+    high: float | None = None
+    skipped: str = ""
+    where: str = ""
+    undecided: str = ""
+
+    @property
+    def limit(self) -> str:
+        """The resolved limit as text: `21.8`, `18 .. 22`."""
+        ends = [measured(e, self.unit) for e in dict.fromkeys((self.low, self.high)) if e is not None]
+        return " .. ".join(ends)
+
+    @property
+    def state(self) -> str:
+        if self.skipped or self.undecided:
+            return "skipped" if self.skipped else "undecided"
+        return "ok" if self.holds else "missed"
+
+    def to_json(self) -> dict:
+        def finite(x: float | None) -> float | str | None:
+            return x if x is None or math.isfinite(x) else str(x)
+
+        return {
+            "bound": bound_text(self.bound),
+            "metric": metric_label(self.bound),
+            "state": self.state,
+            "value": finite(self.value),
+            "original": finite(self.original),
+            "unit": self.unit,
+            "low": finite(self.low),
+            "high": finite(self.high),
+            "skipped": self.skipped,
+            "undecided": self.undecided,
+        }
+
+
+def judge(bound: Bound, original: float | None, value: float, unit: str = "") -> Outcome:
+    """Whether a value keeps a bound. `original` is the baseline's value where the bound names one.
+
+    A value or limit that is not a number keeps no bound.
+    """
+    assert (bound.baseline is None) == (original is None), f"{bound.baseline} against {original}"
+    factor = 1.0 if original is None else original
+    ends = (bound.limit.low, bound.limit.high) if isinstance(bound.limit, Range) else (bound.limit,) * 2
+    low, high = (in_unit(end, unit) * factor for end in ends)
+    if bound.op == "in":
+        low, high = min(low, high), max(low, high)  # a negative baseline turns the range round
+        holds = low <= value <= high
+        return Outcome(bound, value, original, unit, holds, low, high)
+    holds = _HOLDS[bound.op](value, low)
+    return Outcome(
+        bound,
+        value,
+        original,
+        unit,
+        holds,
+        None if bound.op in ("<=", "<") else low,
+        None if bound.op in (">=", ">") else high,
+    )
+
+
+def in_unit(limit: Any, unit: str) -> float:
+    """A limit as a number in the metric's unit."""
+    match limit:
+        case Bytes(value):
+            return value / BYTES_PER.get(unit, 1)
+        case Duration(value):
+            return value / SECONDS_PER.get(unit, 1.0)
+        case Ratio(value):
+            return value * 100 if unit == "%" else value
+    return float(limit)
+
+
+def measure_bounds(
+    pipeline: Pipeline,
+    model: "torch.nn.Module",
+    ctx: "Context",
+    known: "Known | None" = None,
+    taken: "Mapping[MetricRef, float] | None" = None,
+) -> list[Outcome]:
+    """Measure and judge every bound of a pipeline on its result, in the order they are written.
+
+    `known` holds values of baselines by (model name, metric) and is filled with those measured here; pass the
+    same one again to measure no baseline twice. A baseline's weights are loaded once and dropped again. `taken`
+    holds values of the result that were measured already, in turn with a baseline's.
+    """
+    known = {} if known is None else known
+    ours: dict[tuple[MetricRef, str | None], tuple[float, str]] = {}
+    apart = {b: reason for b in pipeline.expects if (reason := differs(b.profile, ctx))}
+    wanted = [b for b in pipeline.expects if b not in apart]
+    for bound in ctx.each(wanted, "expect", len(wanted)):
+        key = (bound.metric, bound.profile)
+        if key not in ours:
+            with as_profiled(bound.profile, ctx):
+                metric = ctx.metric(bound.metric)
+                value = None if bound.profile else (taken or {}).get(bound.metric)
+                value = measure(metric, model, ctx) if value is None else value
+                ours[key] = (value, metric.unit)
+            ctx.record(metric_label(bound), *ours[key])
+    _measure_baselines(wanted, ctx, known)
+    outcomes = []
+    for bound in pipeline.expects:
+        if bound in apart:
+            outcomes.append(Outcome(bound, None, skipped=apart[bound]))
+            continue
+        value, unit = ours[bound.metric, bound.profile]
+        original = known[_baseline_key(bound)] if bound.baseline else None
+        outcomes.append(judge(bound, original, value, unit))
+    return outcomes
+
+
+def measure(metric: Any, model: Any, ctx: "Context") -> float:
+    """What a metric says of a model, of fewer rows at once where a device has no room."""
+    return float(in_room(partial(metric.measure, model, ctx), ctx.settings.device, ctx.tell))
+
+
+def _baseline_key(bound: Bound) -> tuple[str, MetricRef]:
+    """A profile changes the thread count, so a profiled metric is another metric."""
+    metric = bound.metric
+    if bound.profile:
+        metric = replace(metric, args=(*metric.args, ("on", bound.profile)))
+    return bound.baseline or "", metric
+
+
+def _measure_baselines(bounds: Sequence[Bound], ctx: "Context", known: Known) -> None:
+    for name in dict.fromkeys(b.baseline for b in bounds if b.baseline):
+        asked = {_baseline_key(b): b for b in bounds if b.baseline == name}
+        missing = {key: b for key, b in asked.items() if key not in known}
+        if not missing:
+            continue
+        origin = baseline_origin(name, ctx)
+        model = origin.load().eval()
+        for key, bound in ctx.each(list(missing.items()), f"expect {name}", len(missing)):
+            with as_profiled(bound.profile, ctx):
+                known[key] = measure(ctx.metric(bound.metric), model, ctx)
+        origin.refuse_change()
+        del model
+
+
+def baseline_origin(name: str, ctx: "Context") -> Any:
+    """The origin of a model that the recipe declares."""
+    call = ctx.recipe.models[name]
+    with placed(call.span):
+        found = ctx.shelf.make("model", call).resolve(ctx.relative_to(call))
+    return found.declared(call.span, ctx.settings.device)
+
+
+def misses(outcomes: Sequence[Outcome], undecided: str = "fail") -> list[Diagnostic]:
+    """A diagnostic at the recipe line of every bound that was missed or left open, a warning for every one skipped.
+
+    undecided   "fail", or "pass" for a warning
+    """
+    found = []
+    for o in outcomes:
+        if o.skipped:
+            message = f"`{bound_text(o.bound)}` was not measured"
+            found.append(bound_skipped(message, o.bound.span, note=o.skipped))
+        elif o.undecided:
+            fault = bound_undecided if undecided == "fail" else bound_left_open
+            found.append(
+                fault(
+                    f"`{bound_text(o.bound)}` is undecided on this machine",
+                    o.bound.span,
+                    note=o.undecided,
+                    help="measure on a machine at rest, or loosen the bound",
+                )
+            )
+        elif not o.holds:
+            found.append(_miss(o))
+    return found
+
+
+def _miss(o: Outcome) -> Diagnostic:
+    assert o.value is not None, "a skipped bound is no miss"
+    name = metric_label(o.bound)
+    name += f"` of `{o.where}" if o.where else ""
+    message = f"`{name}` is {measured(o.value, o.unit)}, {_LIES[o.bound.op]} {o.limit}"
+    if math.isnan(o.value):
+        message = f"`{name}` is not a number"
+    note = f"`{o.bound.baseline}` measures {measured(o.original, o.unit)}" if o.original is not None else ""
+    return expectation_missed(message, o.bound.span, note=note)
+
+
+def bound_text(bound: Bound) -> str:
+    """A bound as it was written."""
+    if bound.span:
+        return " ".join(bound.span.text.split())
+    limit = show(bound.limit)
+    factor = f"{limit} * {bound.baseline}" if bound.baseline else limit
+    where = f" on {bound.profile}" if bound.profile else ""
+    return f"{show(bound.metric)} {bound.op} {factor}{where}"
+
+
+def metric_label(bound: Bound) -> str:
+    """The metric of a bound as it was written."""
+    written = bound_text(bound).split(f" {bound.op} ", 1)[0] if bound.span else ""
+    return written or show(bound.metric)

@@ -1,0 +1,309 @@
+"""Measure again what `expect` demands, on artifacts that exist."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+from ....dsl.checker.recipe import Emit
+from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ...core.safe_read import read_regular
+
+if TYPE_CHECKING:
+    from ...analysis.planning.plan import Plan
+    from ...artifacts.manifest import Manifest
+    from ...core.cache import Cache
+    from ...plugin.context import Context
+    from ..api import Session
+    from .baseline import Drift
+    from .comparison import Comparison
+    from .gate import Outcome
+
+not_compiled = Fault(
+    "not-compiled",
+    "No artifact of the recipe is where it should be.\n\nCompile the recipe, or say with `-o` where its artifacts are.",
+    exit="usage",
+)
+recipe_lost = Fault(
+    "recipe-lost",
+    "The recipe that an artifact was compiled from is not beside it.\n\n"
+    "The artifact holds its text, but paths to data are relative to the file. `--recipe FILE` names it.",
+    exit="usage",
+)
+not_run = Fault(
+    "not-run",
+    "What an artifact gives when it is run was to be judged before it ran.\n\n"
+    "`effc run FOLDER` of a federation simulates it and leaves its states beside it.",
+    exit="usage",
+)
+stale_artifact = Fault(
+    "stale-artifact",
+    "An artifact was compiled from other steps than the recipe has now.\n\n"
+    "What it measures says nothing of the recipe: the compile after the last change is missing, or it did not replace "
+    "the artifact (`effc compile --force` does). Bounds may change without a compile.",
+    exit="usage",
+)
+RECIPE = 1 << 20  # bytes: more than any has
+
+nothing_expected = Fault("nothing-expected", "A recipe without `expect` was tested.", exit="usage")
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One artifact and what came of every bound; `diagnostics` has a place in the recipe for each miss.
+
+    name     of the artifact: its path below the output folder, as the recipe says it
+    drifts   every measure against the recipe's baseline, where there is one
+    """
+
+    path: Path
+    name: str
+    plan: "Plan"
+    compared: "Comparison"
+    diagnostics: tuple[Diagnostic, ...]
+    drifts: "tuple[Drift, ...]" = ()
+
+    @property
+    def pipeline(self) -> str:
+        return self.plan.pipeline.name
+
+    @property
+    def outcomes(self) -> "tuple[Outcome, ...]":
+        return self.compared.outcomes
+
+    @property
+    def holds(self) -> bool:
+        return all(o.holds for o in self.outcomes)
+
+
+def test_recipe(session: "Session", plans: "Sequence[Plan]", out: Path, bless: bool = False) -> list[Tested]:
+    """Every artifact below `out` that the recipe emits, against the bounds that it has now and its baseline.
+
+    bless   write a baseline of what is measured instead
+    """
+    from ...artifacts.manifest import NAME, read_manifest
+    from . import baseline
+
+    found: list[tuple[Path, Plan]] = []
+    stale: list[Diagnostic] = []
+    for plan in plans:
+        for emit in plan.pipeline.emits:
+            path = plan.folder(out) / str(emit.call.args["path"])
+            if (path / NAME).is_file() and _measurable(read_manifest(path)):
+                found.append((path, plan))
+                stale += _stale(path, emit, plan)
+    if not found:
+        raise Reject(
+            not_compiled(
+                f"{out} holds no artifact of {session.path}",
+                help=f"effc compile {quote(str(session.path))}, or name their folder with -o",
+            )
+        )
+    if stale:
+        raise Reject(*stale)
+    results = _all_tested(found, session, bless)
+    if bless:
+        baseline.bless(session.path, results, lambda plan: session.context(plan.recipe, plan.pipeline))
+    return results
+
+
+def _stale(path: Path, emit: Emit, plan: "Plan") -> Iterator[Diagnostic]:
+    """A complaint where an artifact came of other steps than the recipe has, at the first that is another."""
+    from ...analysis.planning.keys import to_jsonable
+    from ...artifacts.manifest import read_manifest
+
+    done = [(s["name"], s["word"], s["args"]) for s in read_manifest(path).steps]
+    for then, step in zip_longest(done, plan.pipeline.ancestors(emit.source)):
+        if step is None or then != (step.name, step.call.word, to_jsonable(step.call.args)):
+            said = f"`{step.name}` is another now" if step else f"`{then[0]}` is gone"
+            yield stale_artifact(
+                f"{path} was compiled from other steps: {said}",
+                step.call.span if step else plan.pipeline.span,
+                help="compile the recipe again, with --force since the artifact stands there",
+            )
+            return
+
+
+def compiled_from(path: Path, recipe: Path | None) -> tuple[Path, dict[str, Any]]:
+    """The recipe of an artifact that holds a model, `recipe` or the one beside it, and the params that it was given."""
+    from ...artifacts.load import other_kind
+    from ...artifacts.manifest import read_manifest
+
+    manifest = read_manifest(path)
+    if not _measurable(manifest):
+        raise Reject(
+            other_kind(
+                f"{path} was written by the target `{manifest.kind}` and holds no model to measure",
+                help="test the artifact of another target of the same recipe",
+            )
+        )
+    file = recipe or recipe_of(path, manifest)
+    if file is None:
+        name = manifest.recipe.get("name", "its recipe")
+        raise Reject(
+            recipe_lost(f"{name}, which {path} was compiled from, is not beside it", help="name it with --recipe")
+        )
+    return file, params_of(manifest)
+
+
+def test_artifact(path: Path, session: "Session", plans: "Sequence[Plan]") -> list[Tested]:
+    """One artifact, against the bounds of the recipe that it was compiled from."""
+    from ...artifacts.manifest import read_manifest
+
+    manifest = read_manifest(path)
+    variant = manifest.recipe.get("variant", "")
+    own = [p for p in plans if (p.pipeline.name, p.recipe.variant) == (manifest.name, variant)]
+    if not own:
+        raise Reject(
+            recipe_lost(
+                f"{session.path} has no pipeline `{manifest.name}` any more",
+                help="name the recipe of the artifact with --recipe",
+            )
+        )
+    return _all_tested([(path, own[0])], session)
+
+
+def _all_tested(found: "list[tuple[Path, Plan]]", session: "Session", bless: bool = False) -> list[Tested]:
+    if not any(plan.pipeline.expects for _, plan in found):
+        raise Reject(
+            nothing_expected(f"{session.path} expects nothing", help="add `expect NAME { params <= 0.9 * base }`")
+        )
+    spoken = [(path, plan) for path, plan in found if _speaks_of(plan, path)]
+    if not spoken:
+        raise Reject(
+            nothing_expected(
+                f"no bound of the recipe speaks of {found[0][0]}",
+                help="its bounds are `in` other artifacts or points: test those",
+            )
+        )
+    from . import baseline
+
+    body = None if bless else baseline.read(session.path)
+    if body is None:
+        return [_tested(path, plan, session) for path, plan in spoken]
+    kept = [
+        baseline.kept_of(
+            body, baseline.named(plan, _name(path, plan)), plan, session.context(plan.recipe, plan.pipeline)
+        )
+        for path, plan in spoken
+    ]
+    judged = []
+    for (path, plan), then in zip(spoken, kept, strict=True):
+        result = _tested(path, plan, session)
+        drifts = baseline.compare_with(body, then, result)
+        said = tuple(baseline.complaints(drifts, body, session.settings.undecided))
+        judged.append(replace(result, drifts=drifts, diagnostics=(*result.diagnostics, *said)))
+    return judged
+
+
+def _speaks_of(plan: "Plan", path: Path) -> bool:
+    """Whether any bound is asked of an artifact; of a front every one may be."""
+    from ...artifacts.manifest import read_manifest
+
+    manifest = read_manifest(path)
+    return any(manifest.members or bound.part in ("", manifest.kind) for bound in plan.pipeline.expects)
+
+
+def _tested(path: Path, plan: "Plan", session: "Session") -> Tested:
+    from ...artifacts.manifest import verify_files
+    from ...core.cache import Cache
+    from ...core.events import StageBegan, StageEnded, tick
+    from ..models import computing
+    from .gate import misses
+
+    tell = session.settings.tell
+    tell(StageBegan(f"test {plan.pipeline.name}", str(path)))
+    tick("opening the artifact and the original")
+    verify_files(path)
+    ctx = session.context(plan.recipe, plan.pipeline)
+    with computing(str(path)):
+        compared = _compared(path, plan, Cache(session.settings.cache_dir), ctx)
+    tell(StageEnded(f"test {plan.pipeline.name}", compared.run["seconds"]["measure"]))
+    said = misses(compared.outcomes, session.settings.undecided)
+    return Tested(path, _name(path, plan), plan, compared, tuple(said))
+
+
+def _name(path: Path, plan: "Plan") -> str:
+    """What the recipe calls an artifact; one that was moved goes by its folder's name."""
+    emitted = [str(e.call.args["path"]) for e in plan.pipeline.emits]
+    tails = path.resolve().parts
+    return next((name for name in emitted if tails[-len(Path(name).parts) :] == Path(name).parts), path.resolve().name)
+
+
+def _measurable(manifest: "Manifest") -> bool:
+    """Whether an artifact holds a model, or several."""
+    from ...artifacts.load import holds_model
+
+    return bool(manifest.members) or holds_model(manifest)
+
+
+def _compared(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comparison":
+    """The bounds that speak of an artifact, judged on what lies there."""
+    from ...artifacts.load import facts, load_to_judge, members
+    from ...artifacts.manifest import read_manifest
+    from .comparison import compare
+    from .verdicts import Verdicts
+
+    def open_form(folder: Path) -> Any:
+        return load_to_judge(folder, ctx.settings.device)
+
+    manifest = read_manifest(path)
+    if manifest.members:
+        models = ((name, open_form(folder)) for name, folder in members(path, manifest))
+        return Verdicts(plan, cache, ctx).on_front(models)[0]
+    target: Any = ctx.shelf.load("target", manifest.kind)
+    given = target.results(path, ctx)
+    asked = tuple(b for b in plan.pipeline.expects if b.part in ("", manifest.kind))
+    if given is not None:
+        asked = tuple(replace(b, part="") for b in asked)
+    elif facts(manifest.kind).get("later") and any(b.part for b in asked):
+        raise Reject(
+            not_run(
+                f"{path} has not run, and bounds speak of what it gives",
+                help=f"effc run {quote(str(path))}, then test it",
+            )
+        )
+    plan = replace(plan, pipeline=replace(plan.pipeline, expects=asked))
+    if given is not None:
+        return Verdicts(plan, cache, ctx).on_front(given)[0]
+    return compare(open_form(path), plan, cache, ctx)
+
+
+def recipe_of(path: Path, manifest: "Manifest") -> Path | None:
+    """The recipe's file in a folder above the artifact, in the working folder or in the library, with the same text."""
+    from ...plugin.recipe_library import shipped
+
+    name, text = manifest.recipe.get("name"), manifest.recipe.get("text")
+    for folder in _around(path):
+        file = folder / str(name)
+        if name and _reads(file, str(text)):
+            return file
+    own = (recipe.path for recipe in shipped().values() if recipe.path.name == name)
+    return next((file for file in own if _reads(file, str(text))), None)
+
+
+def _reads(file: Path, text: str) -> bool:
+    """Whether a file holds a text; the artifact that names it may come from anybody."""
+    try:
+        return file.is_file() and read_regular(file, RECIPE).decode(errors="replace") == text
+    except (OSError, ValueError, Reject):
+        return False
+
+
+def _around(path: Path) -> Iterator[Path]:
+    yield from path.absolute().parents
+    here = Path.cwd()
+    yield here
+    yield from sorted(f for f in here.glob("*/") if not f.name.startswith("."))
+
+
+def params_of(manifest: "Manifest") -> dict[str, Any]:
+    """The params that the artifact was compiled with, as `--set` would say them; not those of a matrix."""
+    from ....dsl.checker.value_text import plain
+    from ....dsl.checker.values import from_json
+
+    swept = {pair.partition("=")[0].strip() for pair in str(manifest.recipe.get("variant", "")).split(",")}
+    params = manifest.recipe.get("params", {})
+    return {name: plain(from_json(value)) for name, value in params.items() if name not in swept}

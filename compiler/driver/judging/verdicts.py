@@ -1,0 +1,103 @@
+"""The bounds of one pipeline, each judged once on what it speaks of.
+
+A bound without `in` speaks of the result: it is judged on the first artifact that holds it, or on the program itself
+where no target writes a model. A target that rounds computes something else, so there it is judged again; so it is
+on an artifact that is of another size, whatever it computes. What a clock said of one artifact is said of no other.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ....dsl.checker.recipe import Bound, Emit
+from ....dsl.checker.value_text import show
+from ....dsl.checker.values import MetricRef
+from ...artifacts.load import facts
+from ...artifacts.manifest import Measure
+from ...core.cache import Cache
+from ...plugin.context import Context
+from .comparison import Comparison, compare
+from .gate import Outcome as Verdict
+from .gate import judge, metric_label
+
+if TYPE_CHECKING:
+    from ...analysis.planning.plan import Plan
+
+
+@dataclass
+class Verdicts:
+    """What was judged so far, by the result that it was judged on."""
+
+    plan: "Plan"
+    cache: Cache
+    ctx: Context
+    look: Callable[[Any], None] = lambda original: None
+    whole: dict[str, Comparison] = field(default_factory=dict)
+
+    def on_model(self, target: Emit, model: Callable[[], Any], rounds: bool) -> tuple[Comparison, tuple[Verdict, ...]]:
+        """All that is to be said of an artifact, and the verdicts among it that are new.
+
+        model    makes what is measured: the artifact reopened, or the program in memory
+        rounds   the artifact's numbers are not the result's
+        """
+        known = None if rounds else self.whole.get(target.source)
+        word, later = target.call.word, facts(target.call.word).get("later", "")
+        wait = tuple(Verdict(b, None, skipped=later) for b in self.plan.pipeline.expects if later and b.part == word)
+        own = [
+            b for b in self.plan.pipeline.expects if (b.part == word and not later) or (not b.part and known is None)
+        ]
+        made = compare(model(), self._with(own), self.cache, self.ctx, self.look)
+        if known is None:
+            if not rounds:
+                self.whole[target.source] = made
+            return replace(made, outcomes=(*made.outcomes, *wait)), (*made.outcomes, *wait)
+        clocked = {name for b in self.plan.pipeline.expects if self.ctx.metric(b.metric).timed for name in _names(b)}
+        said = {m.metric for m in made.measures} | set(known.ratios) | clocked
+        measures = (*made.measures, *(m for m in known.measures if m.metric not in said))
+        held = [v for v in known.outcomes if metric_label(v.bound) not in clocked]
+        again = [_again(v, made.measures, str(target.call.args["path"])) for v in held]
+        new = (*(v for v, old in zip(again, held, strict=True) if v is not old), *made.outcomes, *wait)
+        return replace(made, outcomes=(*again, *made.outcomes, *wait), measures=measures), new
+
+    def on_front(self, models: Iterator[tuple[str, Any]]) -> tuple[Comparison, tuple[Verdict, ...]]:
+        """Every point against the bounds that speak of it: one verdict a bound, on the point that decides it."""
+        judged = [(name, self._point(name, model)) for name, model in models]
+        said = [replace(v, where=name) for name, made in judged for v in made.outcomes]
+        verdicts = [decisive([v for v in said if v.bound == b]) for b in dict.fromkeys(v.bound for v in said)]
+        measures = tuple(replace(m, metric=f"{m.metric} of {name}") for name, made in judged for m in made.measures)
+        seconds = sum(made.run["seconds"]["measure"] for _, made in judged)
+        timings = {f"{metric} of {name}": t for name, made in judged for metric, t in made.run["timings"].items()}
+        run = {**judged[-1][1].run, "seconds": {"measure": round(seconds, 2)}, "timings": timings}
+        ratios = {f"{metric} of {name}": r for name, made in judged for metric, r in made.ratios.items()}
+        return Comparison(tuple(verdicts), measures, run, ratios), tuple(verdicts)
+
+    def _point(self, name: str, model: Any) -> Comparison:
+        own = [b for b in self.plan.pipeline.expects if b.part in ("", "all", "any", name)]
+        return compare(model, self._with(own), self.cache, self.ctx, self.look, self._scores())
+
+    def _scores(self) -> list[MetricRef]:
+        """What the front is measured by, so that every point says the same of itself; times are taken in turns."""
+        lists = [step.call.args.get("measure", ()) for step in self.plan.pipeline.steps]
+        return [m for refs in lists for m in refs if isinstance(m, MetricRef) and not self.ctx.metric(m).timed]
+
+    def _with(self, bounds: list[Bound]) -> "Plan":
+        return replace(self.plan, pipeline=replace(self.plan.pipeline, expects=tuple(bounds)))
+
+
+def _names(bound: Bound) -> tuple[str, str]:
+    """What a table may call the metric of a bound."""
+    return metric_label(bound), show(bound.metric)
+
+
+def _again(verdict: Verdict, measures: Sequence[Measure], artifact: str) -> Verdict:
+    """The same, unless the artifact itself measures something else."""
+    value = next((m.compiled for m in measures if m.metric in _names(verdict.bound)), verdict.value)
+    if value == verdict.value or verdict.skipped or value is None:
+        return verdict
+    return replace(judge(verdict.bound, verdict.original, value, verdict.unit), where=artifact)
+
+
+def decisive(verdicts: list[Verdict]) -> Verdict:
+    """Of a bound's verdicts on several points the one that counts: any that holds will do, or all have to."""
+    wanted = verdicts[0].bound.part == "any"
+    return next((v for v in verdicts if v.holds == wanted), verdicts[0])

@@ -1,0 +1,169 @@
+"""A model that a person names on the command line: an artifact, a folder, `zoo:NAME`, or a recipe's own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...dsl.checker.recipe import Invocation
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ..core.json_errors import first_line, is_want_of_memory
+from ..core.memory import Watch, memory_bound
+from ..core.quantity import size
+
+if TYPE_CHECKING:
+    from ..core.settings import Settings
+    from ..models.checkpoints.origin import Origin
+
+unknown_place = Fault(
+    "unknown-place",
+    "A path given on the command line leads to no model.\n\n"
+    "A model is an artifact that `effc compile` wrote, a folder in the Hugging Face layout, `zoo:NAME`, "
+    "`hf:ORG/NAME`, or a recipe.",
+    exit="usage",
+)
+
+model_breaks = Fault(
+    "model-breaks",
+    "A model was opened, and breaks when it computes.\n\n"
+    "Its files are of the right form, but what they say doesn't fit together: operations that are given other shapes "
+    "than they take, for one. `--debug` shows where it broke.",
+    exit="environment",
+)
+
+no_words = Fault("no-words", "A model was asked to answer and has no tokenizer beside its weights.", exit="usage")
+
+
+@dataclass
+class NamedModel:
+    """`model` has its weights; `tokenizer` is None where there is none."""
+
+    label: str
+    model: Any
+    tokenizer: Any
+
+
+@contextmanager
+def computing(label: str) -> Iterator[None]:
+    """Within it a model computes that may come from anybody: where it breaks, that is the model's mistake.
+
+    Raises Reject (model-breaks) for what torch or Python raise; want of memory and interruptions stay what they are.
+    """
+    try:
+        yield
+    except Reject:
+        raise
+    except Exception as error:
+        if is_want_of_memory(error) or isinstance(error, OSError):
+            raise
+        raise Reject(
+            model_breaks(
+                f"{label} breaks when it computes: {type(error).__name__}: {first_line(error)}",
+                help="fetch it again; where this effc wrote it, report it with what --debug shows",
+            )
+        ) from error
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a folder is what `effc compile` wrote, or a form of it, or what such a model saved again."""
+    from ..artifacts.compact_config import KEY
+    from ..artifacts.load import POINTS, is_marked, kind_of
+    from ..artifacts.manifest import NAME
+    from ..core.safe_read import CONFIG, read_json
+
+    if (path / NAME).is_file() or (path.parent.name == POINTS and (path.parents[1] / NAME).is_file()):
+        return True
+    try:
+        return KEY in read_json(path / "config.json", CONFIG)
+    except (OSError, ValueError, TypeError, RecursionError):
+        kind = kind_of(path.name)
+        return kind is not None and (path.parent / NAME).is_file() and is_marked(path.parent, kind, path.name)
+
+
+def origin_of(place: str, settings: "Settings") -> "Origin":
+    """The origin of `zoo:NAME` or of a folder in the Hugging Face layout."""
+    from ..plugin.context import Context
+    from ..plugin.registry import Shelf
+
+    kind, colon, name = place.partition(":")
+    if kind == "zoo" and colon:
+        call = Invocation("zoo", {"name": name})
+    elif kind == "hf" and colon:
+        call = Invocation("hf", {"name": name, "revision": "main", "dtype": "auto"})
+    elif Path(place).is_dir():
+        call = Invocation("hf", {"name": str(Path(place).resolve()), "revision": "main", "dtype": "auto"})
+    else:
+        raise Reject(nowhere(place))
+    ctx = Context.bare(settings, Path(), Shelf())
+    return ctx.shelf.make("model", call).resolve(ctx)
+
+
+def check_place(place: str) -> None:
+    """Reject (unknown-place) what can't lead to a model, before anybody imports torch to look closer."""
+    kind, colon, _ = place.partition(":")
+    if not Path(place).is_dir() and not (colon and kind in ("zoo", "hf")):
+        raise Reject(nowhere(place))
+
+
+def nowhere(place: str):
+    found = f"`{place}` is a file" if Path(place).is_file() else f"there is no `{place}`"
+    return unknown_place(found, help="name an artifact, a model folder, zoo:NAME or hf:ORG/NAME")
+
+
+def open_model(
+    place: str, settings: "Settings", *, steady: bool = False, mapped: bool | None = None, speaks: bool = False
+) -> NamedModel:
+    """The model with its weights, ready to run; `steady` and `mapped` as `load` has them.
+
+    One that `speaks` has a tokenizer: Reject (no-words) otherwise, before an artifact's weights are read.
+    """
+    if settings.threads:
+        import torch
+
+        torch.set_num_threads(settings.threads)  # the native engine takes as many as torch has when it opens
+    with Watch(settings.max_memory) as watch:
+        opened = _open(place, settings, steady, mapped, speaks)
+    most = settings.max_memory
+    if most is not None and watch.peak > most:
+        held = f"{size(watch.peak)} of memory are held to open {opened.label}, {size(most)} are allowed"
+        raise Reject(memory_bound(held, help="raise --max-memory"))
+    return opened
+
+
+def _open(place: str, settings: "Settings", steady: bool, mapped: bool | None, speaks: bool) -> NamedModel:
+    path = Path(place)
+    if path.is_dir() and is_artifact(path):
+        from ..artifacts.load import load, locate
+
+        folder, _ = locate(path)
+        tokenizer = _tokenizer(folder)
+        if speaks and tokenizer is None:
+            raise _wordless(place)
+        model = load(path, device=settings.device, steady=steady, mapped=mapped, tell=settings.tell)
+        return NamedModel(place, model, tokenizer)
+    origin = origin_of(place, settings)
+    tokenizer = origin.tokenizer()
+    if speaks and tokenizer is None:
+        raise _wordless(origin.label)
+    return NamedModel(origin.label, origin.load().eval().to(settings.device), tokenizer)
+
+
+def refuse_wordless(folder: Path, label: str) -> None:
+    """Reject (no-words) a folder of weights without tokenizer files."""
+    from ..models.checkpoints.model_folder import tokenizer_files
+
+    if not tokenizer_files(folder):
+        raise _wordless(label)
+
+
+def _wordless(label: str) -> Reject:
+    return Reject(no_words(f"{label} has no tokenizer", help="copy the tokenizer files beside the weights"))
+
+
+def _tokenizer(folder: Path) -> Any:
+    from ..artifacts.load import target_of
+    from ..models.checkpoints.model_folder import load_tokenizer, tokenizer_files
+
+    folder = target_of(folder, None).words(folder)
+    return load_tokenizer(folder, str(folder), False) if tokenizer_files(folder) else None

@@ -1,0 +1,231 @@
+"""One model out of a front that was emitted: an artifact of its own, without training and without the recipe."""
+
+import atexit
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ...kernels.levels import NAMES
+from ..artifacts.artifact import check_free, write
+from ..artifacts.front_kinds import FRONT, read_front
+from ..artifacts.load import POINTS, load
+from ..artifacts.load import members as points
+from ..artifacts.manifest import Manifest, verify_files
+from ..artifacts.verify import verify
+from ..core.cache import default_cache
+from ..core.environment import processor_flags
+from ..core.events import Listener, StageBegan, StageEnded, announce, hear, silent
+from ..core.fingerprint import machine
+from ..core.quantity import measured
+from ..core.settings import Settings
+from ..models.checkpoints.model_folder import open_folder
+from ..plugin.context import Context
+from ..plugin.registry import Shelf
+from ..targets.hf import FORMS as CHECKPOINTS
+from ..targets.hf import write_smallest
+from ..transforms.supernet import shared_weights
+from .models import computing, refuse_wordless
+from .point_limits import Limit, Measures, apart
+from .point_limits import limits as limits_of
+
+no_such_point = Fault("no-such-point", "A front has no point of that name or number.", exit="usage")
+none_fits = Fault(
+    "none-fits",
+    "No point of a front keeps the limits that were asked for.\n\n"
+    "The points and what they measure stand in the artifact's README.md; `effc inspect` lists them.",
+    exit="gate",
+)
+measured_elsewhere = Fault(
+    "measured-elsewhere",
+    "A point is picked for a machine, by latencies that were measured on another one.\n\n"
+    "`effc pick --on PROFILE` names a profile of the recipe that the front was compiled from, and takes its measures "
+    "for what they are: of the machine, and the number of threads, that they were taken with.",
+    exit="environment",
+)
+into_itself = Fault("into-itself", "A point would be picked into the front that it comes from.", exit="usage")
+
+# The front may come from anybody: plain transformers, which believes what a config says, opens none of it.
+_FORMS = tuple(replace(form, opens="effc") for form in CHECKPOINTS)
+
+SHARD = 5_000_000_000  # bytes of a weights file, at most
+
+
+def pick(
+    path: Path,
+    into: Path,
+    *,
+    point: str = "",
+    limits: tuple[Limit, ...] = (),
+    on: str = "",
+    force: bool = False,
+    tell: Listener = silent,
+) -> tuple[str, Manifest]:
+    """Copy one point of a front to `into`, and compare what a fresh process computes from the copy.
+
+    point    its name, or its number in the order of the recipe, from 1
+    limits   or what it must keep: the best at the first measure that does is taken
+    on       a profile of the front's recipe that its machine has to be; "" where that doesn't matter
+    return   the point's name, and the manifest of the new artifact
+    """
+    front = read_front(path)
+    if on:
+        refuse_elsewhere(front, on)
+    if path.resolve() in (into.resolve(), *into.resolve().parents) or into.resolve() in path.resolve().parents:
+        raise Reject(into_itself(f"{into} and the front {path} lie inside one another", help="name another folder"))
+    check_free(into, force)
+    name = _chosen(front, point, limits)
+    start = time.monotonic()
+    tell(StageBegan("pick", name))
+    with hear(tell):
+        with announce("reading and checking files"):
+            verify_files(path, front, under=f"{POINTS}/{name}" if front.kind == FRONT else "")
+        take = _copied if front.kind == FRONT else _cut_out
+        manifest = write(into, build=_build(path, front, name, take), force=force)
+    tell(StageEnded("pick", time.monotonic() - start))
+    return name, manifest
+
+
+def folder_of(path: Path, asked: str, *, speaks: bool = False) -> Path:
+    """The folder of one point of a front that was emitted: by name, number or limits, "params=1.6M,bytes=6MiB".
+
+    A point of weights that are shared is cut out first, into a folder that is there until this process ends.
+
+    speaks     Reject (no-words) of weights that are shared and have no tokenizer beside them
+    """
+    limits = limits_of(apart(asked)) if "=" in asked else ()
+    front = read_front(path)
+    name = _chosen(front, "" if limits else asked, limits)
+    if front.kind == FRONT:
+        return path / POINTS / name
+    if speaks:
+        refuse_wordless(path / shared_weights.WEIGHTS, str(path))
+    place = tempfile.mkdtemp(prefix="effc-pick-")
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    pick(path, Path(place, name), point=name)
+    return Path(place, name)
+
+
+def refuse_elsewhere(front: Manifest, on: str) -> None:
+    """Reject a front whose measures are not of the machine that a profile of its recipe describes."""
+    profiles = front.recipe.get("resolved", {}).get("profiles", {})
+    if on not in profiles:
+        raise Reject(
+            no_such_point(
+                f"the recipe of the front has no profile `{on}`",
+                help=f"it has {', '.join(profiles)}" if profiles else "leave `--on` out, or declare it in the recipe",
+            )
+        )
+    asked, taken = profiles[on], front.machine
+    isa, threads, had = asked.get("isa", NAMES[0]), asked.get("threads"), taken.get("isa")
+    reason = ""
+    if isa not in NAMES or had not in NAMES:
+        here = taken.get("cpu") == machine().get("cpu") and isa in processor_flags()
+        reason = "" if here else f"nothing says whether {taken.get('cpu', 'the machine')} has {isa}"
+    elif NAMES.index(isa) > NAMES.index(had):
+        reason = f"{on} asks for {isa}, and {taken.get('cpu', 'the machine')} has {had}"
+    elif threads and threads != taken.get("threads"):
+        reason = f"{on} asks for {threads} threads, and {taken.get('threads')} were used"
+    if reason:
+        raise Reject(
+            measured_elsewhere(
+                f"what the front measured is of another machine than {on}: {reason}",
+                help="compile the recipe on such a machine, with `--threads` as the profile says, or leave `--on` out",
+            )
+        )
+
+
+def _chosen(front: Manifest, point: str, limits: tuple[Limit, ...]) -> str:
+    names = [str(member["name"]) for member in front.members]
+    return _named(point, names) if point else _fitting(front, limits)
+
+
+def _named(point: str, names: list[str]) -> str:
+    if point in names:
+        return point
+    if point.isdigit() and 1 <= int(point) <= len(names):
+        return names[int(point) - 1]
+    raise Reject(no_such_point(f"there is no point `{point}`", help=f"there are {', '.join(names)}"))
+
+
+def _fitting(front: Manifest, limits: tuple[Limit, ...]) -> str:
+    measures = _measures(front)
+    fit = [name for name in measures if all(limit.holds(measures[name]) for limit in limits)]
+    if not fit:
+        near = min(measures, key=lambda n: max(limit.distance(measures[n]) for limit in limits))
+        said = ", ".join(f"{name} {measured(value, unit)}" for name, (value, unit, _) in measures[near].items())
+        raise Reject(
+            none_fits(
+                "no point keeps what was asked for",
+                note=f"the nearest is `{near}`: {said}",
+                help=f"loosen a limit, or take it with `--point {near}`",
+            )
+        )
+    first = next(iter(measures[fit[0]]))
+    return min(fit, key=lambda n: measures[n][first][0] * (1 if measures[n][first][2] == "lower" else -1))
+
+
+def _measures(front: Manifest) -> dict[str, Measures]:
+    """What is known of each point: what the front is measured by first, then what the report measured too."""
+    known: dict[str, Measures] = {}
+    for member in front.members:
+        facts = {metric: (value, unit, better) for metric, value, unit, better in member["measures"]}
+        known[member["name"]] = facts
+        for row in front.measures:
+            metric, of, name = row.metric.rpartition(" of ")
+            if of and name == member["name"] and row.compiled is not None:
+                facts.setdefault(metric, (row.compiled, row.unit, row.better))
+    return known
+
+
+Take = Callable[[Path, Manifest, str, Path], Any]
+
+
+def _copied(path: Path, front: Manifest, name: str, draft: Path) -> Any:
+    """Copy the files of a point; the model that they hold."""
+    for file in (f for f in front.files if f.startswith(f"{POINTS}/{name}/")):
+        copy = draft / Path(file).relative_to(f"{POINTS}/{name}")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path / file, copy)
+    form = dict(points(path, front))[name]
+    with computing(str(form)):
+        return load(form, check="size", kernels=False)
+
+
+def _cut_out(path: Path, front: Manifest, name: str, draft: Path) -> Any:
+    """Cut a point out of weights that all points share, and write it; the model."""
+    settings, folder = Settings(default_cache()), path / shared_weights.WEIGHTS
+    origin = open_folder(folder, str(folder), "auto", settings)
+    with computing(str(folder)), announce("cutting the point out"):
+        program = shared_weights.cut(path, name, origin)
+    ctx = Context.bare(settings, path, Shelf(), origin, draft)
+    write_smallest(program, draft, ctx, SHARD)
+    return program.model
+
+
+def _build(path: Path, front: Manifest, name: str, take: Take) -> Callable[[Path], Manifest]:
+    def build(draft: Path) -> Manifest:
+        model = take(path, front, name, draft)
+        with computing(str(draft)):
+            checks = verify(draft, model, _FORMS)
+        member, own = next(m for m in front.members if m["name"] == name), f" of {name}"
+        steps = tuple(s for s in front.steps if s.get("name") in member["steps"])
+        rows = [m for m in front.measures if m.metric.endswith(own)]
+        measures = tuple(replace(m, metric=m.metric.removesuffix(own)) for m in rows)
+        return replace(
+            front,
+            kind="hf",
+            steps=steps,
+            edits=member["edits"],
+            profile=member["profile"],
+            members=(),
+            notes=(f"Point `{name}` of a front.",),
+            files={},
+            expectations=(),
+        ).with_measures(measures=measures, checks=checks, machine=front.machine, run=front.run, expectations=())
+
+    return build

@@ -1,0 +1,348 @@
+"""The one loop: run what the cache lacks, check it, keep it, emit, verify, measure."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...dsl.checker.recipe import Emit
+from ...dsl.checker.values import DataRef, MetricRef, StepRef, handles
+from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ..analysis.discovery.discover import skeleton_of
+from ..analysis.planning.machine_profile import as_profiled, named, refuse_others
+from ..analysis.planning.plan import Plan, Stage
+from ..analysis.planning.shape_change import describe
+from ..core import warned
+from ..core.cache import Cache
+from ..core.error_location import placed
+from ..core.events import Event, Listener, StageBegan, StageEnded, Warned, announce, hear
+from ..core.memory import Watch, give_back
+from ..core.quantity import size
+from ..evaluation import reference, similarity
+from ..evaluation.promise import Promise
+from ..ir.capture.capture import capture
+from ..ir.outcome import Front, Model, Outcome, Point
+from ..ir.program import Program
+from ..models.rows.batch_limit import in_room
+from ..plugin.context import Context
+from ..plugin.interfaces import Close, Pass
+from ..transforms.supernet.family import Family
+from ..transforms.training.unmerged import Unmerged
+from . import snapshot, unfinished_steps
+from .emission import Artifact, Emission, Page
+from .judging.accounting import Accounting
+from .judging.verdicts import Verdicts
+from .worker_team import StepCrew, Team, step_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+no_change = Fault(
+    "no-change",
+    "A step ran and left the model as it was.\n\n"
+    "A recipe says what is done to a model, so a step that does nothing to it is refused: leave it out.",
+)
+
+
+@dataclass
+class Result:
+    """What a compile of one pipeline gave: its artifacts, and the plan that led to them."""
+
+    plan: Plan
+    artifacts: list[Artifact] = field(default_factory=list)
+    reports: list[Page] = field(default_factory=list)
+    seconds: float = 0.0
+    stopped: list[Diagnostic] = field(default_factory=list)  # searches that had no more time
+
+    @property
+    def missed(self) -> list[Diagnostic]:
+        """Diagnostics of the bounds that were missed."""
+        of = (*(made.missed for made in self.artifacts), *(made.missed for made in self.reports))
+        return [d for missed in of for d in missed]
+
+
+@dataclass
+class Build:
+    """One compile: the last result, and the key of the step that gave it."""
+
+    plan: Plan
+    ctx: Context
+    cache: Cache
+    dump: str = ""  # "", "changed", "before", "after": what to say of the program at each step
+    team: Team | None = None
+    outcome: Outcome | None = None
+    at: str = ""
+    total: int = 0
+    index: int = 0
+    took: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each step, what it took of this machine
+    stopped: list[Diagnostic] = field(default_factory=list)  # searches that had no more time
+
+    def run(self, out: Path, force: bool) -> Result:
+        started = time.monotonic()
+        self.total = len(self.plan.stages) + len(self.plan.pipeline.emits)
+        refuse_others([s.call for s in self.plan.stages if not self.cache.has(s.key)], self.ctx)
+        for place in range(len(self.plan.stages)):  # one whose search is stopped changes the plan of those behind it
+            self.step(self.plan.stages[place])
+        accounting = Accounting.of_plan(self.plan, self.ctx)
+        verdicts = Verdicts(self.plan, self.cache, self.ctx, accounting.look)
+        result = Result(self.plan, stopped=self.stopped)
+        emission = Emission(self.plan, self.cache, self.ctx, out, force, verdicts, accounting, self.took)
+        self.emit_all(emission, result)
+        result.seconds = time.monotonic() - started
+        return result
+
+    def emit_all(self, emission: Emission, result: Result) -> None:
+        """Artifacts in the recipe's order, then what is about them."""
+        is_about = self.ctx.shelf.is_about
+        of: dict[str, list[Artifact]] = {}
+        for target in sorted(self.plan.pipeline.emits, key=lambda e: is_about(e.call.word)):
+            path = str(target.call.args["path"])
+            with self.stage(f"emit {target.call.word}", path) as done, self.unchanged(), placed(target.call):
+                made = of.setdefault(target.source, [])
+                if is_about(target.call.word):
+                    told = emission.tell(target, made, partial(self.reach_step, target.source))
+                    result.reports.append(told)
+                    done.change = size(told.path.stat().st_size)
+                    continue
+                made.append(self.emit(target, emission))
+                result.artifacts.append(made[-1])
+                done.change = made[-1].summary
+
+    def step(self, stage: Stage) -> None:
+        """Run one step unless its result is kept; nothing is loaded for one that is."""
+        if self.cache.has(stage.key):
+            self.index += 1
+            self.ctx.tell(StageEnded(stage.name, 0.0, cached=True))
+            self.repeat_warnings(stage)
+            self.took[stage.name] = {"planned": round(stage.seconds, 2), "cached": True}
+            return
+        with self.stage(stage.name, stage.call.word) as done, self.unchanged(stage.key), placed(stage.call):
+            pass_: Pass = self.ctx.shelf.make("pass", stage.call)
+            unfinished_steps.claim(self.cache, stage.key, self.ctx)  # before anything is loaded, where it can't be kept
+            attempt = partial(self.attempt, pass_, stage)
+            outcome, given, facts = in_room(attempt, self.ctx.settings.device, self.ctx.tell)
+            stage = self.as_stopped(stage)
+            if (
+                isinstance(given, (Unmerged, Family))
+                and isinstance(outcome, Model)
+                and stage.source != self.plan.identity
+            ):
+                given.base = stage.source
+            if isinstance(given, Front) and isinstance(outcome, Family):
+                points = (replace(point, key=stage.source) for point in given.points)
+                given = Front(tuple(points), self.program_at)
+            done.change, dump = facts["summary"], facts.pop("dump")
+            done.dump = dump if self.dump else ""
+            with announce("keeping the result"):
+                snapshot.save(given, self.cache, stage.key, stage.parts, self.ctx.origin, facts)
+            self.outcome, self.at = given, stage.key
+        self.took[stage.name] = {
+            "planned": round(stage.seconds, 2),
+            "seconds": round(done.seconds, 2),
+            "planned_bytes": stage.peak_bytes,
+            "peak_bytes": done.peak,
+        }
+
+    def repeat_warnings(self, stage: Stage) -> None:
+        """Tell the warnings of a step whose result the cache has."""
+        body = self.cache.step(stage.key)
+        assert body is not None, f"the result of {stage.name} is not in the cache"
+        for diagnostic in warned.from_json(body["notes"].get("warnings", ()), stage.span):
+            self.ctx.tell(Warned(diagnostic))
+
+    def attempt(self, pass_: Pass, stage: Stage) -> tuple[Outcome, Outcome, dict[str, Any]]:
+        """What a step works on, what it makes of that, and what is told of it."""
+        if handles(stage.call.args, StepRef):  # it names what it works on, one at a time
+            outcome: Outcome = Front((), self.program_at)
+        else:
+            outcome = self.reach(stage.source)
+        self.at = ""  # from here until it is kept, the program is between steps
+        heard = Warnings(self.ctx.tell, stage)
+        given, facts = self.give(pass_, outcome, stage, heard)
+        return outcome, given, facts | {"warnings": warned.to_json(heard.diagnostics)}
+
+    def as_stopped(self, stage: Stage) -> Stage:
+        """The stage as it is planned now: a search that had no more time gave another result than was planned."""
+        deadline = self.ctx.settings.deadline
+        stop = deadline.claim() if deadline else None
+        if deadline is None or stop is None:
+            return stage
+        self.plan = self.plan.stopped(stage.name, stop.facts)
+        with placed(stage.call):
+            self.stopped.append(replace(deadline.over(stage.name, stop), span=stage.span))
+        return next(s for s in self.plan.stages if s.name == stage.name)
+
+    def give(self, pass_: Pass, outcome: Outcome, stage: Stage, heard: "Warnings") -> tuple[Outcome, dict[str, Any]]:
+        """Result of a pass, and its notes for the manifest; `heard` keeps its warnings."""
+        ctx = self.context(stage)
+        ctx = replace(ctx, settings=replace(ctx.settings, tell=heard))
+        if not isinstance(outcome, Model):
+            with as_profiled(named(stage.call), ctx):
+                made = pass_.give(outcome, ctx)
+            holder = made if isinstance(made, Model) else outcome  # a search says of its family what it did
+            notes = holder.program.notes if isinstance(holder, (Model, Family)) else []
+            return made, {"program": notes, "step": notes[-1:], "changes": [], "summary": made.summary, "dump": ""}
+        program = outcome.program
+        before, version, noted = skeleton_of(program), program.version, len(program.notes)
+        keeps = pass_.keeps
+        promise = Promise.of(program) if isinstance(keeps, Close) else None
+        with as_profiled(named(stage.call), ctx):
+            made = pass_.give(outcome, ctx)
+        if made is outcome and program.version == version:
+            raise Reject(
+                no_change(f"`{stage.call.word}` changed nothing", help="ask more of it, or leave the step out")
+            )
+        if promise and isinstance(keeps, Close):
+            with announce("comparing with the model before"):
+                promise.check(program, keeps)
+        lines = describe(before, skeleton_of(program), program.notes[noted:])
+        return made, {
+            "program": program.notes,
+            "step": program.notes[noted:],
+            "changes": lines.rows,
+            "summary": made.summary or lines.summary,
+            "dump": lines.text,
+        }
+
+    def reach_step(self, name: str) -> Outcome:
+        return self.reach(self.plan.key_of(name))
+
+    def reach(self, key: str) -> Outcome:
+        """The result under a key: what we have, a kept one, or the original captured."""
+        if self.outcome is None or self.at != key:
+            self.outcome = None  # frees the one we have before another is loaded
+            if key == self.plan.identity:
+                with announce("loading the model"):
+                    program = capture(self.ctx.origin.load())
+                self.keep_references(program)
+                self.outcome = Model(program)
+            else:
+                with announce("loading the result of the step before"):
+                    self.outcome = snapshot.restore(self.cache, key, self.ctx.origin, self.program_of, self.program_at)
+            self.at = key
+        return self.outcome
+
+    def program_of(self, key: str) -> Program:
+        """The program of a step that gives a model; the caller holds it, nobody else does."""
+        made = self.reach(key)
+        assert isinstance(made, Model), f"{key} gives {made.kind}"
+        self.outcome, self.at = None, ""
+        return made.program
+
+    def program_at(self, point: Point) -> Program:
+        """The program of a front's point: a step's, or a choice of a family, cut out."""
+        if point.choice is None:
+            return self.program_of(point.key)
+        family = self.reach(point.key)
+        assert isinstance(family, Family), f"{point.key} gives {family.kind}"
+        self.outcome, self.at = None, ""
+        return family.cut(point.choice)
+
+    def keep_references(self, program: Program) -> None:
+        """Keep what the original says on the data that it is compared on, while it is still the original."""
+        asked = [metric for step in self.plan.pipeline.steps for metric in handles(step.call.args, MetricRef)]
+        asked += [bound.metric for bound in self.plan.pipeline.expects]
+        for ref in asked:
+            metric = self.ctx.metric(ref)
+            if metric.needs_original and metric.compares == "predictions":
+                for data in handles(dict(ref.args), DataRef):
+                    reference.prepare(self.ctx, program.model, data)
+            elif metric.needs_original:
+                similarity.prepare(self.ctx, program.model, metric.data, metric.pooling)
+        for step in self.plan.pipeline.steps:
+            for data in self.ctx.shelf.make("pass", step.call).originals():
+                reference.prepare(self.ctx, program.model, data)
+
+    def emit(self, target: Emit, emission: Emission) -> Artifact:
+        outcome = self.reach(self.plan.key_of(target.source))
+        if isinstance(outcome, Model):
+            outcome.program.to_cpu()  # files are written from there
+        if isinstance(outcome, Front):
+            outcome = replace(outcome, whole=lambda point: self.reach(point.key))
+        artifact = emission.emit(outcome, target)
+        self.outcome, self.at = None, ""
+        return artifact
+
+    def context(self, stage: Stage) -> Context:
+        scratch = self.cache.scratch(stage.key)
+        return replace(
+            self.ctx.relative_to(stage.call),
+            workdir=scratch,
+            results=self.result,
+            original=self.original(stage),
+            crew=StepCrew(self.team, step_of(stage.name, stage.key, scratch, self.team)) if self.team else None,
+        )
+
+    def original(self, stage: Stage) -> "Callable[[], nn.Module | None]":
+        """Gives the model of a step that works on the original, as long as nothing of it was changed."""
+        if stage.source != self.plan.identity or not isinstance(self.outcome, Model):
+            return lambda: None
+        program = self.outcome.program
+        version = program.version
+        return lambda: program.model if program.version == version else None
+
+    def result(self, name: str) -> tuple[str, Program]:
+        """The key and the program of another step."""
+        key = self.plan.key_of(name)
+        return key, self.program_of(key)
+
+    @contextmanager
+    def unchanged(self, key: str = "") -> "Iterator[None]":
+        """Blame a file of the model that changed for whatever breaks, and drop what the step of a key left."""
+        try:
+            yield
+        except Exception as error:
+            try:
+                self.ctx.origin.refuse_change()
+            except Reject as changed:
+                if key:
+                    unfinished_steps.drop(self.cache, key)
+                raise changed from error
+            raise
+        except KeyboardInterrupt:  # which leaves no time to read files again
+            if key and self.ctx.origin.files is not None and self.ctx.origin.files.is_touched():
+                unfinished_steps.drop(self.cache, key)
+            raise
+
+    @contextmanager
+    def stage(self, name: str, about: str) -> "Iterator[Done]":
+        """Tell that a stage begins and ends, how long it took and the most memory it held."""
+        self.index += 1
+        self.ctx.tell(StageBegan(name, about, self.index, self.total))
+        started, done = time.monotonic(), Done()
+        give_back()  # what the stage before freed, and the allocator kept, is not held by this one
+        with Watch(self.ctx.settings.max_memory) as watch:
+            self.ctx.settings.watch = watch
+            with hear(self.ctx.tick):
+                yield done
+        watch.check()
+        done.seconds, done.peak = time.monotonic() - started, watch.peak
+        self.ctx.tell(StageEnded(name, done.seconds, change=done.change, peak_bytes=done.peak, dump=done.dump))
+
+
+@dataclass
+class Warnings:
+    """Listener of a running step: passes events on, and keeps warnings with the step's place in the recipe."""
+
+    tell: Listener
+    stage: Stage
+    diagnostics: list[Diagnostic] = field(default_factory=list)
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Warned):
+            event = Warned(event.diagnostic.at(self.stage.span))
+            self.diagnostics.append(event.diagnostic)
+        self.tell(event)
+
+
+@dataclass
+class Done:
+    """What a stage has to say when it ends."""
+
+    change: str = ""
+    dump: str = ""
+    seconds: float = 0.0
+    peak: int = 0

@@ -1,0 +1,86 @@
+"""Which workers `--workers` names."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ..core.environment import check_modules
+from ..core.settings import Settings
+from .worker_team import Team, facts
+from .worker_transport import Hands, Processes
+
+if TYPE_CHECKING:
+    from .api import Session
+
+unknown_workers = Fault(
+    "unknown-workers",
+    "`--workers` says what no workers are.\n\n"
+    "A number starts so many processes on this machine, `ray` a cluster of Ray's here, `ray:HOST:PORT` joins one.",
+    exit="usage",
+)
+MOST = 1024
+PORTS = range(1, 1 << 16)
+
+
+def check_workers(asked: str) -> int | str:
+    """How many processes, or the address of a cluster, "" for one of our own; reads the words alone.
+
+    Raises Reject (unknown-workers) for other words, and (package-missing) for a cluster without Ray.
+    """
+    if re.fullmatch(r"[0-9]{1,4}", asked) and 1 <= int(asked) <= MOST:
+        return int(asked)
+    kind, colon, address = asked.partition(":")
+    if kind != "ray" or (colon and not address):
+        raise Reject(
+            unknown_workers(
+                f"`--workers {asked}` is neither a number from 1 to {MOST} nor a cluster"
+                if asked
+                else "`--workers` is given nothing",
+                help="write `--workers 2`, `--workers ray` or `--workers ray:HOST:PORT`",
+            )
+        )
+    host, _, port = address.rpartition(":")
+    if address and not (host and re.fullmatch(r"[0-9]{1,5}", port) and int(port) in PORTS):
+        raise Reject(
+            unknown_workers(
+                f"`--workers {asked}` names no host and port",
+                help="write the address that `ray start --head` prints, such as ray:10.0.0.5:6379",
+            )
+        )
+    check_modules(("ray",), "ray", f"`--workers {asked}`")
+    return address
+
+
+def hands_of(settings: Settings) -> Hands:
+    """Raises Reject as `check_workers` does, and where no cluster answers."""
+    asked = check_workers(settings.workers)
+    if isinstance(asked, int):
+        return Processes(asked, settings.threads or 1)
+    from .ray_workers import Actors
+
+    return Actors(asked, settings.threads or 1)
+
+
+@contextmanager
+def working(session: "Session", hands: Hands | None) -> Iterator[Team | None]:
+    """The workers of a compile, let go afterwards."""
+    settings = session.settings
+    if hands is None:
+        yield None
+        return
+    told = {
+        "recipe": str(session.path.resolve()),
+        "set": dict(session.set) if isinstance(session.set, Mapping) else list(session.set),
+        "params": str(session.params.resolve()) if session.params else "",
+        "settings": {
+            "cache_dir": str(settings.cache_dir.resolve()),
+            **{name: getattr(settings, name) for name in ("seed", "device", "offline", "trust_remote_code", "threads")},
+        },
+    }
+    team = Team(hands, settings, told, facts())
+    try:
+        yield team
+    finally:
+        team.end()

@@ -1,0 +1,127 @@
+"""Workers as the one who asks sees them: something that is sent lines, answers with lines, and may be lost."""
+
+import os
+import signal
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from select import select
+
+WORKER = "effc.compiler.driver.workers"
+
+
+class Hands(ABC):
+    """A number of workers, each in a place of its own, from 0."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """How many there may be; where they are to be found is looked for when this is first asked."""
+
+    @abstractmethod
+    def hire(self, place: int) -> None:
+        """Start a worker in a place that has none."""
+
+    @abstractmethod
+    def send(self, place: int, line: str) -> None:
+        """Ask a worker that owes no answer."""
+
+    @abstractmethod
+    def receive(self, seconds: float) -> Sequence[tuple[int, str, bool]]:
+        """(place, answer, True), or (place, why it was lost, False), as soon as there are some; at last none."""
+
+    @abstractmethod
+    def dismiss(self, place: int) -> None:
+        """Let one go that may hear nothing any more; nothing is received of it from then on."""
+
+    def is_stopped(self, place: int) -> bool:
+        """Whether a worker is seen to do nothing until somebody lets it go on; false where that can't be seen."""
+        return False
+
+    @abstractmethod
+    def end(self) -> None:
+        """Let all go."""
+
+
+@dataclass
+class Processes(Hands):
+    """Processes of this machine, with pipes. They end by themselves when whoever asks has ended, however that was."""
+
+    count: int
+    threads: int
+    workers: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    buffers: dict[int, bytes] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        return self.count
+
+    def hire(self, place: int) -> None:
+        env = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))}
+        self.workers[place] = subprocess.Popen(
+            [sys.executable, "-P", "-m", WORKER],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the one who asks
+        )
+        self.buffers[place] = b""
+
+    def send(self, place: int, line: str) -> None:
+        pipe = self.workers[place].stdin
+        assert pipe is not None
+        with suppress(BrokenPipeError):  # `receive` tells that it was lost
+            pipe.write(line.encode() + b"\n")
+            pipe.flush()
+
+    def receive(self, seconds: float) -> list[tuple[int, str, bool]]:
+        pipes = {w.stdout.fileno(): place for place, w in self.workers.items() if w.stdout}
+        found = []
+        for number in select(list(pipes), [], [], seconds)[0]:
+            place = pipes[number]
+            part = os.read(number, 1 << 16)
+            if not part:
+                found.append((place, _end_of(self.workers.pop(place)), False))
+                continue
+            *lines, self.buffers[place] = (self.buffers[place] + part).split(b"\n")
+            found += [(place, line.decode(), True) for line in lines]
+        return found
+
+    def dismiss(self, place: int) -> None:
+        worker = self.workers.pop(place)
+        worker.kill()
+        _close(worker)
+        with suppress(subprocess.TimeoutExpired):  # one that hangs in the kernel ends when that lets it
+            worker.wait(1.0)
+
+    def is_stopped(self, place: int) -> bool:
+        try:
+            said = Path(f"/proc/{self.workers[place].pid}/stat").read_text()
+        except OSError:  # another system, or it has just ended
+            return False
+        return said.rpartition(")")[2].split()[:1] == ["T"]  # proc(5): stopped by a signal
+
+    def end(self) -> None:
+        for worker in self.workers.values():
+            worker.kill()
+            worker.wait()
+            _close(worker)
+        self.workers.clear()
+
+
+def _close(worker: "subprocess.Popen[bytes]") -> None:
+    for pipe in (worker.stdin, worker.stdout):
+        if pipe:
+            with suppress(BrokenPipeError):
+                pipe.close()
+
+
+def _end_of(worker: "subprocess.Popen[bytes]") -> str:
+    worker.kill()  # one that closed its answers and lives on is of no use
+    code = worker.wait()
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with {code}"

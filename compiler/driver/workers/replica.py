@@ -1,0 +1,155 @@
+"""A step as the one who asks runs it, in another process: it answers tasks instead of deciding.
+
+A worker is told which recipe and which step, by its key: it reads the recipe, maps the checkpoint and earlier results
+from the cache, and runs the same pass. Where the pass would score and choose, it scores what it is asked for, and cuts
+what was chosen. The key is over the recipe, data, source and versions, so a worker that would compute anything else
+has another one and says so. Messages are lines of JSON; nothing is pickled, and no script of a user is run again.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+from ....dsl.syntax.diagnostics import Reject
+from ...analysis.planning.machine_profile import as_profiled, named
+from ...analysis.planning.plan import Plan, Stage
+from ...core.cache import Cache
+from ...core.memory import available, held
+from ...core.safe_read import read_json
+from ...core.settings import Settings
+from ...plugin.context import Context
+from ...plugin.remote_scorer import Orders, Task
+from ..api import Session, plans, session
+from ..pipeline import Build
+from ..worker_team import TOKEN, facts
+
+
+class Misfit(Exception):
+    """This worker would compute something else, or has not what it takes; the message says why."""
+
+
+class _Dismissed(BaseException):
+    """The step is over, or another one is asked about."""
+
+
+class Replica(Orders):
+    """Answers lines with lines; one thread does all of it, so that the pass may wait for tasks in its own loops."""
+
+    def __init__(self) -> None:
+        self.asked: SimpleQueue[tuple[str, Callable[[str], None]]] = SimpleQueue()
+        self.message: dict[str, Any] | None = None  # that is answered next
+        self.reply: Callable[[str], None] = lambda line: None
+        self.about: str = ""  # the step that is running
+        Thread(target=self._serve, daemon=True).start()
+
+    def ask(self, line: str, reply: Callable[[str], None]) -> None:
+        """`reply` hears the answer, from another thread."""
+        self.asked.put((line, reply))
+
+    def answered(self, line: str) -> str:
+        """The answer, waited for."""
+        heard: SimpleQueue[str] = SimpleQueue()
+        self.ask(line, heard.put)
+        return heard.get()
+
+    # -- for the pass ----------------------------------------------------------------------------------------
+
+    def next(self) -> Task:
+        message = self._peek()
+        if message["about"] != self.about:
+            raise _Dismissed
+        self.message = None
+        return message["task"]
+
+    def put_back(self, task: Task) -> None:
+        self.message = {"about": self.about, "task": task}
+
+    def answer(self, value: Any, work: float = 0.0) -> None:
+        self.reply(json.dumps({"value": value, "work": work}))
+
+    # -- the thread ------------------------------------------------------------------------------------------
+
+    def _peek(self) -> dict[str, Any]:
+        while self.message is None:
+            line, self.reply = self.asked.get()
+            message = json.loads(line)
+            if message.get("hello"):
+                self.reply(json.dumps({"facts": facts(), "pid": os.getpid()}))
+            else:
+                self.message = {**message, "about": json.dumps(message["step"], sort_keys=True)}
+        return self.message
+
+    def _serve(self) -> None:
+        while True:
+            message = self._peek()
+            self.about = message["about"]
+            try:
+                with ExitStack() as stack:
+                    _run(json.loads(self.about), self, stack)
+                raise Misfit(f"step {json.loads(self.about)['name']} asks no worker")
+            except _Dismissed:
+                continue
+            except Misfit as misfit:
+                answer = {"misfit": str(misfit)}
+            except Reject as refused:
+                answer = {"failed": "; ".join(d.message for d in refused.diagnostics)}
+            except Exception as error:  # whatever it is, the one who asks computes the value and meets it, too
+                answer = {"failed": f"{type(error).__name__}: {error}"}
+            self.message, self.about = None, ""
+            self.reply(json.dumps(answer))
+
+
+def _run(step: Mapping[str, Any], orders: Orders, stack: ExitStack) -> None:
+    """Run a step's pass, which asks `orders` for what to do."""
+    _check_shared(step)
+    os.environ.update(step["environment"])
+    opened, plan, stage = _stage_of(step)
+    build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(opened.settings.cache_dir))
+    outcome = build.reach(stage.source)
+    opened.settings.max_memory = held() + available() // max(1, step["size"])
+    ctx: Context = replace(build.context(stage), workdir=_scratch(Path(step["scratch"]), stack), orders=orders)
+    with as_profiled(named(stage.call), ctx):
+        ctx.shelf.make("pass", stage.call).give(outcome, ctx)
+
+
+def _check_shared(step: Mapping[str, Any]) -> None:
+    try:
+        token = read_json(Path(step["scratch"]) / TOKEN, 1 << 10)
+    except (OSError, ValueError, Reject):
+        token = None
+    if token != step["token"]:
+        raise Misfit(f"{step['settings']['cache_dir']} is not the same folder here: give one that all share")
+
+
+def _stage_of(step: Mapping[str, Any]) -> tuple[Session, Plan, Stage]:
+    settings = Settings(**{**step["settings"], "cache_dir": Path(step["settings"]["cache_dir"])})
+    params = step["params"]
+    try:
+        opened = session(step["recipe"], settings=settings, set=step["set"], params=Path(params) if params else None)
+        made = plans(opened)
+    except Reject as refused:
+        raise Misfit(f"the recipe is refused here: {refused.diagnostics[0].message}") from refused
+    for plan in made:
+        for stage in plan.stages:
+            if stage.key == step["key"]:
+                return opened, plan, stage
+    raise Misfit(f"step {step['name']} has another key here: recipe, data or effc itself are not the same")
+
+
+def _scratch(theirs: Path, stack: ExitStack) -> Path:
+    """A folder of our own with what the one who asks knows: journals are copied, since they write to them."""
+    ours = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="effc-worker-")))
+    for path in theirs.iterdir():
+        if path.suffix == ".jsonl":
+            shutil.copyfile(path, ours / path.name)
+        elif path.is_dir():
+            (ours / path.name).symlink_to(path.resolve())
+    return ours

@@ -1,0 +1,1 @@
+"""Clocks, references and metrics."""

@@ -1,0 +1,133 @@
+"""Are two models the same function? Asked on the shapes where a wrong one shows.
+
+Comparing tokens misses a wrong cache slot or mask; so logits are compared on the shape of capture, on another
+one, on a left-padded batch, and over a prefill and two decode steps, plain and padded.
+"""
+
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..ir.capture.sample import BATCH, LENGTH, PADDING, sample, tokens
+from ..models.rows.forward import main_output, without_dropout
+from ..models.rows.inputs import has_two_sides
+from ..models.rows.packed_inputs import sees_and_reads
+
+_STEPS = 2
+_OTHER_BATCH = 3
+# (batch, length, padding of each further row)
+_SHAPES = ((BATCH, LENGTH, 0), (3, 11, 0), (1, 1, 0), (BATCH, LENGTH, PADDING), (3, 11, 3))
+
+
+def compare(reference: nn.Module, candidate: nn.Module, *, vocab: int | None = None, seed: int = 0) -> float:
+    """The worst absolute difference of logits between two models; inf if any isn't finite.
+
+    vocab   ids are drawn below it; by default the reference's vocabulary
+    seed    chooses the ids
+    """
+    vocab = vocab or _vocabulary(reference)
+    return distance(observe(reference, vocab=vocab, seed=seed), observe(candidate, vocab=vocab, seed=seed))
+
+
+def observe(model: nn.Module, *, vocab: int | None = None, seed: int = 0) -> list[torch.Tensor]:
+    """Logits [tokens, vocabulary] of every situation, without those at padding; kept to compare a model with
+    what it was before an edit in place.
+
+    Models that read no tokens are observed on their capture sample and on one of another size.
+    """
+    names = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
+    with torch.no_grad(), without_dropout(model):
+        if has_two_sides(model):
+            return _two_sided(model)
+        if "input_ids" not in names or sees_and_reads(model) or not isinstance(model, PreTrainedModel):
+            return [main_output(model(**sample(model, batch))) for batch in (BATCH, _OTHER_BATCH)]
+        vocab = vocab or _vocabulary(model)
+        assert vocab is not None, f"the ids of a {type(model).__name__} have no bound"
+        seen = [_logits(model, names, tokens(vocab, *shape, _device(model), seed)) for shape in _SHAPES]
+        if _decodes(model, names):
+            for padding in (0, PADDING):
+                given = tokens(vocab, BATCH, LENGTH + _STEPS, padding, _device(model), seed)
+                seen += _decoded(model, names, given)
+        return seen
+
+
+def distance(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
+    """The worst absolute difference of two observations; inf where shapes differ or a value isn't finite."""
+    if [t.shape for t in before] != [t.shape for t in after]:
+        return math.inf
+    worst = max(float((a.float() - b.float()).abs().max()) for a, b in zip(before, after, strict=True))
+    return worst if math.isfinite(worst) else math.inf
+
+
+def _logits(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) -> torch.Tensor:
+    """One forward; an unpadded batch goes without mask and positions, so that both ways are seen."""
+    padded = bool((given["attention_mask"] == 0).any())
+    passed = given if padded else {"input_ids": given["input_ids"]}
+    out = main_output(model(**{name: value for name, value in passed.items() if name in names}))
+    return _read(out, given["attention_mask"])
+
+
+def _read(out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Without what is said at padding; all of what is said of rows as a whole."""
+    return out[mask.bool()] if out.shape[:2] == mask.shape else out
+
+
+def _two_sided(model: nn.Module) -> list[torch.Tensor]:
+    """An encoder with a decoder: whole targets beside sources with padding and without, then a token at a time."""
+    seen: list[torch.Tensor] = []
+    for shape in _SHAPES:
+        given = sample(model, *shape)
+        if not shape[2]:
+            given = {name: value for name, value in given.items() if not name.endswith("attention_mask")}
+        seen.append(main_output(model(**given)))
+    for padding in (0, PADDING):
+        given, cache = sample(model, BATCH, LENGTH, padding), None
+        first = {name: x for name, x in given.items() if not name.startswith("decoder_") and name != "use_cache"}
+        for place in range(given["decoder_input_ids"].shape[1]):
+            step = given["decoder_input_ids"][:, place : place + 1]
+            out = model(**first, decoder_input_ids=step, use_cache=True, **({"cache": cache} if cache else {}))
+            cache = out.get("cache")
+            seen.append(main_output(out))
+    return seen
+
+
+def _decoded(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Prefill, then one token at a time with the cache: mask and positions given if the batch is padded.
+
+    Nothing for encoders, which have the option but return no cache.
+    """
+    length = given["input_ids"].shape[1] - _STEPS
+    padded = bool((given["attention_mask"] == 0).any())
+    cache: Any = None
+    seen = []
+    for start, end in ((0, length), *((i, i + 1) for i in range(length, length + _STEPS))):
+        passed: dict[str, Any] = {"input_ids": given["input_ids"][:, start:end], "use_cache": True}
+        if padded and (cache is None or not all(cache.is_linear)):  # a pure state has no use for an old mask
+            passed["attention_mask"] = given["attention_mask"][:, :end]
+        if padded:
+            passed["position_ids"] = given["position_ids"][:, start:end]
+        out = model(**{name: value for name, value in passed.items() if name in names}, cache=cache)
+        cache = out.get("cache")
+        if cache is None:
+            return []
+        seen.append(_read(main_output(out), given["attention_mask"][:, start:end]))
+    return seen
+
+
+def _decodes(model: nn.Module, names: set[str]) -> bool:
+    """Whether the model takes a cache object; that it is a decoder not all of their configs say."""
+    return "cache" in names and not model.config.is_encoder_decoder
+
+
+def _vocabulary(model: nn.Module) -> int | None:
+    """None for models that read no tokens."""
+    config = getattr(model, "config", None)
+    return getattr(config.get_text_config(), "vocab_size", None) if config is not None else None
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,39 @@
+"""How often a model's most probable token is the original's."""
+
+from typing import ClassVar
+
+from torch import nn
+
+from ....dsl.checker.values import DataRef
+from ...models.rows.forward import batches, evaluating, finite, logits
+from ...plugin.context import Context
+from ...plugin.interfaces import Metric, param
+from ..reference import load
+
+
+class Agreement(Metric):
+    """How often a model's most probable token is the original's.
+
+    The share of positions, from 0 to 1, where both would choose the same next token under greedy decoding,
+    given the same text before it.
+
+    Source: Dutta et al. 2024, "Accuracy is not all you need" (arXiv 2407.09141): flips.
+    Example: agreement(heldout) >= 0.9
+    """
+
+    better: ClassVar[str] = "higher"
+    needs_original: ClassVar[bool] = True
+
+    data: DataRef = param("Rows to predict.", positional=True)
+
+    def measure(self, model: nn.Module, ctx: Context) -> float:
+        rows, top = ctx.rows(self.data), load(ctx, self.data).top
+        same, at = 0, 0
+        with evaluating(model):
+            for batch in batches(model, rows):
+                values = logits(model, batch)  # [b, t, vocab]
+                best, token = values.max(-1)
+                finite(best.float().sum().item(), "agreement", self.data.name)
+                same += int((token.cpu() == top[at : at + len(batch)]).sum())
+                at += len(batch)
+        return same / top.numel()

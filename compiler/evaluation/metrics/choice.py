@@ -1,0 +1,47 @@
+"""How often a model finds the right answer among several."""
+
+from typing import ClassVar
+
+from torch import nn
+
+from ....dsl.checker.values import DataRef
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...inputs.data.choices import Choices
+from ...models.rows.forward import continuations, finite
+from ...plugin.context import Context
+from ...plugin.interfaces import Metric, param
+
+no_choices = Fault("no-choices", "Accuracy is measured on data made by `choices`, which has questions with options.")
+
+
+class Choice(Metric):
+    """How often a model finds the right answer among several.
+
+    The option whose tokens have the highest summed log-probability after the question counts as the model's
+    answer; with `normalised`, the sum is divided by the option's length in characters first. From 0 to 1.
+
+    Source: EleutherAI's lm-evaluation-harness, `acc` and `acc_norm`.
+    Example: choice(arc, normalised: true) >= 0.95 * base
+    """
+
+    better: ClassVar[str] = "higher"
+
+    data: DataRef = param("Questions, made by `choices`.", positional=True)
+    normalised: bool = param("Divide by the option's length in characters.", default=False)
+
+    def measure(self, model: nn.Module, ctx: Context) -> float:
+        data = ctx.data(self.data)
+        if not isinstance(data, Choices):
+            raise Reject(
+                no_choices(f"`{self.data.name}` has rows, not questions with options", help="make it with `choices`")
+            )
+        items = data.items(ctx.tokenizer, ctx.relative_to(ctx.recipe.data[self.data.name]))
+        asked = [(row, begin) for item in items for row, begin in zip(item.rows, item.begins, strict=True)]
+        sums = iter(continuations(model, asked))
+        right = 0
+        for item in items:
+            scores = [finite(next(sums), "choice", self.data.name) for _ in item.rows]
+            if self.normalised:
+                scores = [s / n for s, n in zip(scores, item.lengths, strict=True)]
+            right += scores.index(max(scores)) == item.answer
+        return right / len(items)

@@ -1,0 +1,16 @@
+"""How long it takes to decode one token, in the median."""
+
+from ...wait_times import Decode
+
+
+class P50(Decode):
+    """How long it takes to decode one token, in the median.
+
+    Greedy decoding with the KV cache after a prompt of random tokens, batch 1, after warm-up steps; one time
+    per token, in milliseconds. It is the wait between two tokens.
+
+    Source: own.
+    Example: decode.p50 <= 0.75 * base
+    """
+
+    percent = 50

@@ -1,0 +1,30 @@
+"""How far a model's predictions are from the original's."""
+
+from typing import ClassVar
+
+from torch import nn
+
+from ....dsl.checker.values import DataRef
+from ...plugin.context import Context
+from ...plugin.interfaces import Metric, param
+from ..reference import divergence, load
+
+
+class Divergence(Metric):
+    """How far a model's predictions are from the original's.
+
+    Mean over all positions of KL(original || model) in nats: what the model's next-token distribution costs
+    where the original's is true. It sees damage that perplexity, which looks at one token of each position,
+    averages away. 0 for the original.
+
+    Source: Kullback and Leibler 1951, "On information and sufficiency".
+    Example: divergence(heldout) <= 0.05
+    """
+
+    unit: ClassVar[str] = "nats/token"
+    needs_original: ClassVar[bool] = True
+
+    data: DataRef = param("Rows to predict.", positional=True)
+
+    def measure(self, model: nn.Module, ctx: Context) -> float:
+        return divergence(model, ctx.rows(self.data), load(ctx, self.data), "divergence", self.data.name)

@@ -1,0 +1,46 @@
+"""How many numbers a model holds."""
+
+from typing import ClassVar
+
+from torch import nn
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...ir.layers.linear import params
+from ...ir.weights import Counted
+from ...plugin.context import Context
+from ...plugin.interfaces import Metric
+
+params_untold = Fault(
+    "params-untold",
+    "An exported program has packed weights, and does not say how many numbers it holds.\n\n"
+    "Which packed weights stand for numbers that an embedding has already is known only where they were packed. "
+    "Programs that were written before effc noted it have to be written again.",
+    exit="environment",
+)
+
+
+class Params(Metric):
+    """How many numbers a model holds.
+
+    Parameters, each counted once where modules share it; buffers are not counted, but the weights that a kernel's
+    packed one stands for are. A weight that is zero counts as long as it is there: see `bytes` for what sparsity
+    saves.
+
+    Source: own.
+    Example: params <= 0.80 * base
+    """
+
+    unit: ClassVar[str] = "params"
+    exact: ClassVar[bool] = True
+
+    def measure(self, model: nn.Module, ctx: Context) -> float:
+        if not isinstance(model, Counted):
+            return params(model)
+        if model.n_params is None:
+            raise Reject(
+                params_untold(
+                    "the exported program does not say how many numbers its packed weights stand for",
+                    help="compile it again with this effc",
+                )
+            )
+        return model.n_params

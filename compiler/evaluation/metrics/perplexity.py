@@ -1,0 +1,34 @@
+"""How surprised a model is by text, per token."""
+
+import math
+
+from torch import nn
+
+from ....dsl.checker.values import DataRef
+from ...models.rows.forward import finite, nll
+from ...plugin.context import Context
+from ...plugin.interfaces import Metric, param
+
+
+class Perplexity(Metric):
+    """How surprised a model is by text, per token.
+
+    exp(nats / tokens) over all predicted tokens, each counted once: the first token of a row is given, not
+    predicted. The loss is taken in float32 whatever the model computes in, sums in float64.
+
+    Of rows of `pairs` the answers alone are counted, with the end token after them, as `tune.reft` learns them: prompts
+    are given, and what fills a row up is no text. Interventions act on the prompts.
+
+    Source: Jelinek et al. 1977, "Perplexity: a measure of the difficulty of speech recognition tasks".
+    Example: perplexity(heldout) <= 1.15 * base
+    """
+
+    data: DataRef = param("Rows to predict.", positional=True)
+
+    def dearer(self, value: float, nats: float) -> float:
+        return value * math.exp(min(nats, 80.0))
+
+    def measure(self, model: nn.Module, ctx: Context) -> float:
+        nats, tokens = nll(model, ctx.rows(self.data), ctx.answers(self.data), ctx.prompts(self.data))
+        mean = finite(nats / tokens, "perplexity", self.data.name)
+        return finite(math.exp(min(mean, 800.0)) if mean < 709 else math.inf, "perplexity", self.data.name)

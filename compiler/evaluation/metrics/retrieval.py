@@ -1,0 +1,59 @@
+"""How well a model finds to each text the one that belongs to it."""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ....dsl.checker.values import DataRef
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...inputs.data.texts import Texts
+from ...models.rows.encoder_states import every_state, pooling_of
+from ...models.rows.forward import finite
+from ...plugin.context import Context
+from ...plugin.interfaces import Metric, param
+
+no_partners = Fault(
+    "no-partners", "Retrieval is measured on data made by `texts` from two fields: texts and what is sought."
+)
+
+
+class Retrieval(Metric):
+    """How well a model finds to each text the one that belongs to it.
+
+    Each text of the first field of `texts` is compared with all of the second by the cosine of their vectors.
+    `recall` is the share whose own partner is the nearest, `mrr` the mean of 1 / rank of the partner. A tie counts
+    against the model.
+
+    Source: recall@1 and mean reciprocal rank as in BEIR (Thakur et al. 2021, arXiv 2104.08663); vectors as in
+    sentence-transformers.
+    Example: retrieval(questions) >= 0.95 * base
+    """
+
+    better: ClassVar[str] = "higher"
+
+    data: DataRef = param("Texts and their partners, made by `texts` from two fields.", positional=True)
+    score: Literal["recall", "mrr"] = param("First place alone, or 1 / rank.", default="recall")
+    pooling: Literal["auto", "mean", "first", "last", "max", "own"] = param(
+        "How states of tokens become the vector of a text: see `similarity`.", default="auto"
+    )
+
+    def measure(self, model: nn.Module, ctx: Context) -> float:
+        data = ctx.data(self.data)
+        if not isinstance(data, Texts) or len(data.fields) != 2:
+            raise Reject(
+                no_partners(
+                    f"`{self.data.name}` has no texts with a partner each",
+                    help='make it with `texts`, and name two: `fields: ["question", "answer"]`',
+                )
+            )
+        pooling = pooling_of(ctx.origin.folder, self.pooling)
+        made = [found.pooled.double() for found in every_state(model, ctx.rows(self.data), pooling)]
+        asked, sought = nn.functional.normalize(torch.cat(made), dim=-1).chunk(2)
+        found = 1.0 / ranks(asked @ sought.T)
+        return finite(float((found if self.score == "mrr" else found.floor()).mean()), "retrieval", self.data.name)
+
+
+def ranks(likeness: Tensor) -> Tensor:
+    """The place of each row's own column [n] among all, from 1; equal ones come before it."""
+    return (likeness >= likeness.diagonal()[:, None]).sum(1).double()

@@ -1,0 +1,59 @@
+"""A pass's promise that outputs are kept, checked by running the model before and after."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ..ir.capture.sample import knows_inputs
+from ..models.rows.forward import main_output, without_dropout
+from ..plugin.interfaces import Close
+from .equivalence import distance, observe
+
+if TYPE_CHECKING:
+    from ..ir.program import Program
+
+promise_broken = Fault("promise-broken", "A pass that promises to keep outputs changed them.", exit="failure")
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a model computed before a pass ran: some tokens each, on several shapes, padded and while decoding."""
+
+    outputs: list[torch.Tensor]
+
+    @staticmethod
+    def of(program: "Program") -> "Promise":
+        return Promise(observed(program))
+
+    def check(self, program: "Program", keeps: Close) -> None:
+        """Raise Reject (promise-broken) where outputs differ by more than was promised, or are no numbers."""
+        worst = distance(self.outputs, observed(program))
+        most = self._allowed(program, keeps)
+        if not worst <= most:
+            raise Reject(
+                promise_broken(
+                    f"outputs changed by {worst:.3g}, the pass promises at most {most:.3g}",
+                    help="this is a defect of the pass: leave the step out, and report it",
+                )
+            )
+
+    def _allowed(self, program: "Program", keeps: Close) -> float:
+        """`atol` is told for float32; a narrower type rounds sums that are added in another order more coarsely."""
+        largest = max(float(t.abs().max()) for t in self.outputs)
+        step = torch.finfo(next(program.model.parameters()).dtype).eps * largest
+        return max(keeps.atol, 8 * step) if keeps.atol else 0.0
+
+
+def observed(program: "Program") -> list[torch.Tensor]:
+    """Outputs in all situations that `equivalence` looks at; of modules of other kinds, on the capture's batch."""
+    if knows_inputs(program.model):
+        return observe(program.model)
+    return [outputs(program)]
+
+
+def outputs(program: "Program") -> torch.Tensor:
+    """Logits, or the last hidden state, of the inputs that the program was captured with, float32."""
+    with torch.no_grad(), without_dropout(program.model):
+        return main_output(program.model(**program.inputs)).float()

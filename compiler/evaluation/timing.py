@@ -1,0 +1,244 @@
+"""Clocking a model: batch 1, warmed up, with its KV cache, and two models in turn in one process.
+
+Times of one process swing with what else the machine does. `interleaved` lets models take turns, step by step, and
+compares within a round: the median of those ratios holds where two separate runs would not.
+"""
+
+import gc
+import inspect
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ..core.events import follow
+from ..core.memory import holds
+from ..models.checkpoints.origin import longest_row
+from ..models.checkpoints.pretrained import pretrained
+from ..models.rows.forward import evaluating, output_logits
+from ..models.rows.inputs import begun, device_of, has_two_sides, words
+from ..plugin.clock import Clock
+
+no_cache = Fault("no-cache", "Decoding is timed with a cache of keys and values, and the model has none.")
+prompt_too_long = Fault(
+    "timed-prompt-too-long", "A measure of time reads a prompt that the model has no positions for."
+)
+
+WARMUP = 3  # runs that are not counted: allocations, page faults, lazily built tables
+CACHES = ("cache", "past_key_values", "cache_params")  # newest name first; later ones may be its aliases
+
+
+def prompt_ids(model: nn.Module, batch: int, length: int) -> Tensor:
+    """The same ids for every model of a vocabulary: [batch, length]."""
+    generator = torch.Generator().manual_seed(0)
+    known = min(words(model) or 256, words(model, said=True) or 256)  # to both sides, where there are two
+    ids = torch.randint(min(3, known - 1), known, (batch, length), generator=generator)  # special tokens come first
+    return ids.to(device_of(model))
+
+
+def measure_alone(clock: Clock, model: nn.Module) -> float:
+    """Value of a model that is timed without others, after `WARMUP` untimed steps."""
+    with still(model):
+        for _ in range(WARMUP):
+            clock.step()
+        return clock.value([clock.step() for _ in range(clock.count)])
+
+
+def prefill_step(model: nn.Module, length: int) -> Callable[[], float]:
+    """A forward over a prompt that fills the cache."""
+    ids, device = prompt_ids(model, 1, length), device_of(model)
+    given = {**_prompt(model, ids), **_caching(model)}
+
+    def step() -> float:
+        started = _now(device)
+        with _within(model, length):
+            model(**given)
+        return _now(device) - started
+
+    return step
+
+
+def _prompt(model: nn.Module, ids: Tensor) -> dict[str, Any]:
+    """A prompt as a model takes it: to an encoder with a decoder it is the source, of which nothing is said yet."""
+    return {"input_ids": ids} | ({"decoder_input_ids": begun(model, ids[:, :1])} if has_two_sides(model) else {})
+
+
+def _next(model: nn.Module, token: Tensor, output: Any) -> dict[str, Any]:
+    if not has_two_sides(model):
+        return {"input_ids": token}
+    given = output.get("encoder_last_hidden_state")  # the engine keeps it to itself
+    return {"decoder_input_ids": token} | ({} if given is None else {"encoder_outputs": (given,)})
+
+
+def decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[[], float]:
+    """The next token after a prompt of `length` tokens, greedy, with the cache; the first step reads the prompt."""
+    caching, device = _caching(model), device_of(model)
+    if not caching:
+        raise Reject(
+            no_cache(f"the forward of {type(model).__name__} takes no `use_cache`", help="time it with `prefill`")
+        )
+    output: Any = None
+
+    def step() -> float:
+        nonlocal output
+        if output is None:
+            with _within(model, length):
+                output = model(**_prompt(model, prompt_ids(model, batch, length)), **caching)
+        token = output_logits(output)[:, -1:].argmax(-1)  # [batch, 1]
+        given = {**_next(model, token, output), **caching, **cache_of(output)}  # not a part of what is timed
+        started = _now(device)
+        output = model(**given)
+        return _now(device) - started
+
+    return step
+
+
+@contextmanager
+def _within(model: nn.Module, length: int) -> Iterator[None]:
+    """Turn the failure of a prompt that is longer than the model's positions into a Reject."""
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        longest = longest_row(pretrained(model).config.to_dict()) if hasattr(model, "config") else None
+        if longest is None or length <= longest:
+            raise
+        raise Reject(
+            prompt_too_long(
+                f"a prompt of {length} tokens is timed, and the model has {longest} positions",
+                help=f"set `prompt:` of the measure to less than {longest}",
+            )
+        ) from error
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The smallest value that at least `percent` of a hundred values don't exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What taking turns showed. `ratio` is the median over rounds of (last model / first model)."""
+
+    values: Mapping[str, float]
+    ratio: float
+    rounds: tuple[Mapping[str, float], ...]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Of each round: the last model's value by the first one's."""
+        return _ratios(self.rounds)
+
+    @property
+    def compiled(self) -> list[float]:
+        """The last model's value in each round."""
+        return [list(r.values())[-1] for r in self.rounds]
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The smallest and the largest ratio of a round."""
+        ratios = _ratios(self.rounds)
+        return min(ratios), max(ratios)
+
+
+def interleaved(
+    models: Mapping[str, nn.Module],
+    metric: Any,
+    rounds: int = 5,
+    enough: Callable[[Turns], bool] = lambda turns: True,
+    seconds: float = 0.0,
+    share: int = 1,
+    most: float = math.inf,
+) -> Turns:
+    """Measure a timed metric on models that take turns step by step; whoever begins alternates.
+
+    Models that memory does not hold together take turns by the round: step by step each would read its weights from
+    disk again whenever its turn comes.
+
+    models  name -> model, the one to compare with first
+    enough  whether the rounds so far will do; if not, more follow until `seconds` have passed
+    share   how many rounds divide the metric's number of timings among them
+    most    seconds after which no further one of `rounds` begins
+    A machine that others use is slow for some milliseconds at a time, longer than many steps take: turns of whole
+    measures would give such a time to one of the models alone.
+    """
+    began = time.monotonic()
+    seen: list[dict[str, float]] = []
+    until = began + seconds
+    for number in range(1, rounds + 1):
+        if seen and time.monotonic() - began > most:
+            break
+        seen.append(_round(models, metric, f"round {number} of {rounds}", share))
+    while time.monotonic() < until and not enough(_turns(seen)):
+        seen.append(_round(models, metric, f"round {len(seen) + 1}, until it decides", share))
+    return _turns(seen)
+
+
+def _round(models: Mapping[str, nn.Module], metric: Any, about: str, share: int) -> dict[str, float]:
+    names = list(models)
+    clocks = {name: metric.clock(model) for name, model in models.items()}
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    with still(*models.values()):
+        turns = WARMUP + -(-max(clock.count for clock in clocks.values()) // share)
+        if fit(models.values()):
+            order = [name for turn in range(turns) for name in (names if turn % 2 == 0 else names[::-1])]
+        else:
+            order = [name for name in names for _ in range(turns)]
+        for name in follow(order, f"steps of timing, {about}"):
+            taken[name].append(clocks[name].step())
+    return {name: clocks[name].value(taken[name][WARMUP:]) for name in names}
+
+
+def fit(models: Iterable[nn.Module]) -> bool:
+    """Whether memory holds the weights of all of them at once."""
+    return holds(sum(t.nbytes for model in models for t in (*model.parameters(), *model.buffers())))
+
+
+def _turns(seen: Sequence[Mapping[str, float]]) -> Turns:
+    values = {name: statistics.median(r[name] for r in seen) for name in seen[0]}
+    return Turns(values, statistics.median(_ratios(seen)), tuple(seen))
+
+
+def _ratios(rounds: Sequence[Mapping[str, float]]) -> list[float]:
+    return [last / first for first, *_, last in (tuple(r.values()) for r in rounds)]
+
+
+@contextmanager
+def still(*models: nn.Module) -> Iterator[None]:
+    """No gradients, no garbage collection while the clock runs."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with ExitStack() as stack:
+            for model in models:
+                stack.enter_context(evaluating(model))
+            stack.enter_context(torch.inference_mode())
+            yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _now(device: torch.device) -> float:
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+def _caching(model: nn.Module) -> dict[str, Any]:
+    return {"use_cache": True} if "use_cache" in inspect.signature(model.forward).parameters else {}
+
+
+def cache_of(output: Any) -> dict[str, Any]:
+    """The cache that a forward returned, as the next one takes it."""
+    name = next((n for n in CACHES if n in output), None)
+    if name is None:
+        raise Reject(no_cache(f"{type(output).__name__} holds none of {', '.join(CACHES)}"))
+    return {name: output[name]}

@@ -1,5 +1,0 @@
-"""What a recipe may ask of a federation in vain."""
-
-from ...dsl.diagnostics import Fault
-
-unfit_strategy = Fault("unfit-strategy", "A federation's strategy can't put together what its clients are to train.")

@@ -1,0 +1,1 @@
+"""Sources of models, and kinds of data."""

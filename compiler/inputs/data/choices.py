@@ -1,0 +1,135 @@
+"""Questions with several answers of which one is right."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ....dsl.syntax.diagnostics import Reject
+from ...plugin.context import Context
+from ...plugin.interfaces import Data, param
+from ..records import Record, bad_record, check_field, read_records, text_of
+from ..windows import content_identity, cut, encode, find_files, need_tokenizer, start_token
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question as token ids [start, prompt, option] per option; option i begins at `begins[i]`."""
+
+    rows: tuple[tuple[int, ...], ...]
+    begins: tuple[int, ...]
+    lengths: tuple[int, ...]  # characters of each option
+    answer: int
+
+
+class Choices(Data):
+    """Questions with several answers of which one is right.
+
+    A record has a question, its options and the answer. Options are a list in one field (or a dict with `text`
+    and `label` lists), or the texts of several fields, or with `fixed` the same for every record. The answer is
+    a number from 0, a label, a letter (A is the first), the name of the option's field, or the option's text.
+    As rows for calibration or healing, questions with their right answers follow each other.
+
+    Source: the request layout of EleutherAI's lm-evaluation-harness, `multiple_choice`.
+    Example: data arc = choices("arc.jsonl", options: "choices", answer: "answerKey", length: 256)
+    """
+
+    reads = {"path": ("file",)}
+
+    path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
+    question: str = param("Field of the question.", default="question")
+    options: str | tuple[str, ...] = param("Field of the list of options, or a list of fields.", default="options")
+    fixed: tuple[str, ...] | None = param("Options that every record has, in place of a field.", default=None)
+    answer: str = param("Field of the answer.", default="answer")
+    layout: Literal["qa", "plain"] = param(
+        "`qa` writes `Question: …`, a line end and `Answer:`; `plain` the question alone.", default="qa"
+    )
+    samples: int | None = param("How many questions; all of them where it is left out.", default=None, ge=1)
+    seed: int | None = param("Decides which; the run's own seed where it is left out.", default=None)
+    length: int = param("Tokens in a row, where it is used as rows.", default=256, ge=2, unit="tokens")
+
+    def items(self, tokenizer: Any, ctx: Context) -> list[Item]:
+        """The questions for scoring: every option behind its question."""
+        tokenizer = need_tokenizer(tokenizer, ctx)
+        start = start_token(tokenizer, "auto")
+        front = [] if start is None else [start]
+        found = []
+        for prompt, options, answer in self._chosen(ctx):
+            rows = [(*front, *encode(f"{prompt} {option}", tokenizer)) for option in options]
+            begin = max(len(front) + len(encode(prompt, tokenizer)), 1)
+            begins = tuple(min(begin, len(row) - 1) for row in rows)
+            found.append(Item(tuple(rows), begins, tuple(max(len(o), 1) for o in options), answer))
+        return found
+
+    def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+        tokenizer = need_tokenizer(tokenizer, ctx)
+        text = "\n\n".join(f"{prompt} {options[answer]}" for prompt, options, answer in self._chosen(ctx))
+        return cut(encode(text, tokenizer), self.length, start_token(tokenizer, "auto"), None, 0)
+
+    def identity(self, ctx: Context) -> str:
+        about = {
+            name: getattr(self, name)
+            for name in ("question", "options", "fixed", "answer", "layout", "samples", "length")
+        }
+        about["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
+        return content_identity("choices", find_files(self.path, ctx.folder), about, ctx)
+
+    def _chosen(self, ctx: Context) -> list[tuple[str, list[str], int]]:
+        """(prompt, options, index of the right one) for the questions that `samples` leaves."""
+        import torch
+
+        found = [
+            self._read(record, number, path)
+            for path in find_files(self.path, ctx.folder)
+            for number, record in enumerate(self._records(path), start=1)
+        ]
+        if self.samples is None or self.samples >= len(found):
+            return found
+        generator = torch.Generator().manual_seed(ctx.seed if self.seed is None else self.seed)
+        return [found[i] for i in torch.randperm(len(found), generator=generator)[: self.samples].tolist()]
+
+    def _records(self, path: Path) -> list[Record]:
+        records = read_records(path)
+        fields = () if self.fixed else (self.options,) if isinstance(self.options, str) else self.options
+        for name in (self.question, *fields, self.answer):
+            check_field(records, name, path)
+        return records
+
+    def _read(self, record: Record, number: int, path: Path) -> tuple[str, list[str], int]:
+        options, labels = self._options(record, number, path)
+        if len(options) < 2 or not all(isinstance(o, str) and o for o in options):
+            raise Reject(bad_record(f"record {number} of {path} has no two options that are text"))
+        answer = index_of(record[self.answer], options, labels)
+        if answer is None:
+            raise Reject(
+                bad_record(
+                    f"the answer of record {number} of {path} is none of its {len(options)} options",
+                    help="an answer is a number from 0, a label, a letter or an option's text",
+                )
+            )
+        question = text_of(record, self.question, number, path)
+        return (f"Question: {question}\nAnswer:" if self.layout == "qa" else question), options, answer
+
+    def _options(self, record: Record, number: int, path: Path) -> tuple[list[Any], list[str]]:
+        if self.fixed:
+            return list(self.fixed), []
+        if not isinstance(self.options, str):
+            return [text_of(record, name, number, path) for name in self.options], list(self.options)
+        held = record[self.options]
+        if isinstance(held, dict) and isinstance(held.get("text"), list):
+            return held["text"], [str(label) for label in held.get("label") or ()]
+        return (held if isinstance(held, list) else []), []
+
+
+def index_of(answer: Any, options: Sequence[str], labels: Sequence[str]) -> int | None:
+    """Which option an answer means; None where it means none. Labels win over texts, texts over numbers."""
+    if isinstance(answer, bool):
+        answer = str(answer).lower()
+    text = str(answer).strip()
+    for known in (labels, options):
+        if text in known:
+            return list(known).index(text)
+    if text.isdecimal() and int(text) < len(options):
+        return int(text)
+    place = ord(text.upper()) - ord("A") if len(text) == 1 and text.isascii() else -1
+    return place if 0 <= place < len(options) else None

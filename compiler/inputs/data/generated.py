@@ -1,0 +1,152 @@
+"""Text that the model itself writes."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ....dsl.syntax.diagnostics import Reject
+from ...analysis.planning.keys import versions
+from ...core.cache import Cache, digest
+from ...core.deadline import TimeUp
+from ...ir.capture.first_calls import stock_fails
+from ...models.rows.forward import not_a_number, without_dropout
+from ...models.rows.inputs import device_of
+from ...models.rows.packed_inputs import writes
+from ...plugin.context import Context
+from ...plugin.interfaces import Data, param
+from ...plugin.row_checks import bad_rows
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...models.checkpoints.origin import Origin
+
+AT_ONCE = 32  # rows that are written together: their caches lie in memory beside the model
+
+
+class Generated(Data):
+    """Text that the model itself writes, each token drawn from what the model predicts.
+
+    For ranking and refitting where no text speaks for all that a model is used for: what it writes unprompted is
+    spread over what it was trained on. The rows are kept in the cache. The model's weights are loaded once more
+    while it writes, unless the step works on the original. An end of text is never drawn, so that every row is full.
+
+    Source: Self-calibration (Williams, Chrysostomou and Aletras 2024, arXiv 2410.17170).
+    Example: data own = generated(32, length: 256, seed: 0)
+    """
+
+    count: int = param("How many rows.", default=32, ge=1, unit="rows", positional=True)
+    length: int = param("Tokens in a row, the first one included.", default=256, ge=2, unit="tokens")
+    temperature: float = param("What logits are divided by before a token is drawn.", default=1.0, gt=0)
+    seed: int | None = param("Decides the draws; the run's own seed where it is left out.", default=None)
+
+    @classmethod
+    def fitting(cls, origin: "Origin") -> "Generated":
+        """As many rows as rank and refit well, no longer than the model's positions; the run's seed."""
+        return cls(count=32, length=min(256, origin.positions or 256))
+
+    def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+        import torch
+
+        kept = Cache(ctx.settings.cache_dir)
+        parts = {
+            "rows": self.identity(ctx),
+            "versions": versions(),
+            "device": ctx.settings.device,
+            "threads": ctx.settings.threads,
+        }
+        rows = kept.value(parts)
+        if rows is None:
+            rows = self._written(tokenizer, ctx).tolist()
+            ctx.origin.refuse_change()
+            kept.keep(parts, rows)
+        return iter(torch.tensor(rows, dtype=torch.int64))
+
+    def identity(self, ctx: Context) -> str:
+        return digest(["generated", self.count, self.length, self.temperature, self._seed(ctx), ctx.origin.identity])
+
+    def _seed(self, ctx: Context) -> int:
+        return ctx.seed if self.seed is None else self.seed
+
+    def _written(self, tokenizer: Any, ctx: Context) -> "torch.Tensor":
+        """[count, length] on the CPU."""
+        import torch
+
+        model = ctx.original() or ctx.origin.load().eval()
+        if not writes(model):
+            raise Reject(
+                bad_rows(
+                    f"{ctx.origin.label} is a {type(model).__name__}, which writes no text of its own",
+                    help='take rows from a text: `text("calib.txt")`, or of `sounds` where it hears',
+                )
+            )
+        with torch.random.fork_rng(devices=_devices(device_of(model))), without_dropout(model):
+            torch.manual_seed(self._seed(ctx))
+            sizes = [min(AT_ONCE, self.count - n) for n in range(0, self.count, AT_ONCE)]
+            steps = self.length * len(sizes)
+            ticks = ctx.each(range(steps), "writing tokens of rows", steps)
+            done = [self._batch(model, _first(model, tokenizer, ctx, n), ticks) for n in sizes]
+        return torch.cat(done)
+
+    def _batch(self, model: Any, first: "torch.Tensor", ticks: Iterator[int]) -> "torch.Tensor":
+        import torch
+        from transformers import GenerationConfig, LogitsProcessorList
+
+        def look(_ids: "torch.Tensor", logits: "torch.Tensor") -> "torch.Tensor":
+            next(ticks)  # a token of every row
+            return _all_finite(logits)
+
+        more = self.length - 1
+        config = GenerationConfig(
+            do_sample=True,
+            temperature=self.temperature,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=more,
+            min_new_tokens=more,
+            pad_token_id=0,
+            eos_token_id=model.generation_config.eos_token_id,
+        )
+        try:
+            with torch.no_grad():
+                return model.generate(
+                    first,
+                    attention_mask=torch.ones_like(first),
+                    generation_config=config,
+                    logits_processor=LogitsProcessorList([look]),
+                ).cpu()
+        except (Reject, TimeUp):
+            raise
+        except Exception as error:  # a model's own code may raise anything
+            raise Reject(stock_fails(model, "writes", error)) from error
+
+
+def _all_finite(logits: "torch.Tensor") -> "torch.Tensor":
+    """What is drawn from; Reject where it is no distribution."""
+    if logits.isnan().any() or logits.eq(float("inf")).any():  # minus infinity: never drawn
+        raise Reject(
+            not_a_number(
+                "what the model predicts of its own text is not a number, or infinite",
+                help="look at what made the model's weights, or give rows as `data`",
+            )
+        )
+    return logits
+
+
+def _first(model: Any, tokenizer: Any, ctx: Context, count: int) -> "torch.Tensor":
+    """[count, 1]: the token that texts begin with, else the one that they end with, else drawn like any other."""
+    import torch
+
+    known = (
+        getattr(tokenizer, "bos_token_id", None),
+        model.generation_config.bos_token_id,
+        model.generation_config.eos_token_id,
+    )
+    vocabulary = ctx.origin.vocabulary or 1
+    start = next((t for t in known if isinstance(t, int) and t < vocabulary), None)  # configs keep their defaults
+    if start is not None:
+        return torch.full((count, 1), start, device=model.device)
+    return torch.randint(vocabulary, (count, 1)).to(model.device)
+
+
+def _devices(device: "torch.device") -> list[int]:
+    return [device.index or 0] if device.type == "cuda" else []

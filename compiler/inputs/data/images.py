@@ -1,0 +1,72 @@
+"""Images with a class each, for models that look at them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ....dsl.syntax.diagnostics import Reject
+from ....dsl.syntax.nearest import suggestion
+from ...models.checkpoints.safetensors_header import read_header
+from ...plugin.context import Context
+from ...plugin.interfaces import Data, param
+from ..records import bad_record, no_field
+from ..windows import choose_rows, content_identity, find_files
+
+WHOLE = ("U8", "I64", "I32", "I16", "I8")
+
+
+class Images(Data):
+    """Images with a class each, for models that look at them.
+
+    Two tensors of a safetensors file: images [rows, channels, height, width], as bytes (then they are divided by 255)
+    or in float32 as the model takes them, and the number of each one's class, [rows]. No file says what mean and spread
+    a model expects: normalise them before.
+
+    Source: own.
+    Example: data digits = images("digits.safetensors", samples: 32)
+    """
+
+    reads = {"path": ("file",)}
+
+    path: str = param("A safetensors file, relative to the recipe.", positional=True)
+    images: str = param("Name of the tensor of images.", default="images")
+    classes: str | None = param("Name of the tensor of classes; rows have none where it is left out.", default=None)
+    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
+    seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
+
+    def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+        images = self._tensor(self.images, ("U8", "F32"), 4, ctx)
+        return self._choose(images.float().div(255) if not images.is_floating_point() else images, ctx)
+
+    def labels(self, tokenizer: Any, ctx: Context) -> Iterator[int] | None:
+        if self.classes is None:
+            return None
+        return (int(n) for n in self._choose(self._tensor(self.classes, WHOLE, 1, ctx), ctx))
+
+    def identity(self, ctx: Context) -> str:
+        about = {
+            "tensors": [self.images, self.classes],
+            "samples": self.samples,
+            "seed": (ctx.seed if self.seed is None else self.seed) if self.samples else 0,
+        }
+        return content_identity("images", find_files(self.path, ctx.folder), about, ctx)
+
+    def _choose(self, values: Any, ctx: Context) -> Iterator[Any]:
+        return choose_rows(values, self.samples, ctx.seed if self.seed is None else self.seed)
+
+    def _tensor(self, name: str, kinds: tuple[str, ...], axes: int, ctx: Context) -> Any:
+        from safetensors import safe_open
+
+        (path,) = find_files(self.path, ctx.folder)
+        slots = read_header(path).slots
+        if name not in slots:
+            raise Reject(no_field(f"{path} has no tensor `{name}`", help=suggestion(name, slots, "it has")))
+        slot = slots[name]
+        if slot.dtype not in kinds or len(slot.shape) != axes or min(slot.shape) < 1:
+            raise Reject(
+                bad_record(
+                    f"`{name}` of {path} is {slot.dtype} of shape {list(slot.shape)}",
+                    help=f"{' or '.join(kinds)} with {axes} axes, none of them empty",
+                )
+            )
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(name)

@@ -1,0 +1,83 @@
+"""Texts with a class each, for models that end in a head."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.nearest import suggestion
+from ...plugin.context import Context
+from ...plugin.interfaces import Data, param
+from ..records import check_field, fitting, read_records, text_of
+from ..windows import choose_rows, content_identity, find_files, need_tokenizer
+
+unknown_class = Fault("unknown-class", "A record's label is none of the classes that a recipe names.")
+text_too_long = Fault("text-too-long", "A text has more tokens than a row.")
+
+
+class Labels(Data):
+    """Texts with a class each, for models that end in a head.
+
+    A record is a text and a label in two fields. A row is the text with the special tokens that the tokenizer puts
+    around it, filled up behind to `length`. `tune.reft` learns the classes, the head along with the interventions;
+    `accuracy` counts how often the likeliest class is the right one.
+
+    Source: own; the task of GLUE (Wang et al. 2019, arXiv 1804.07461).
+    Example: data reviews = labels("reviews.jsonl", classes: ["negative", "positive"], length: 64)
+    """
+
+    reads = {"path": ("file",)}
+    prompted = True
+
+    path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
+    text: str = param("Field of the text.", default="text")
+    label: str = param("Field of the label.", default="label")
+    classes: tuple[str, ...] = param(
+        "Labels as records have them, in the order of the head's outputs.", least=2, distinct=True
+    )
+    length: int = param("Tokens in a row.", ge=2, unit="tokens")
+    longer: Literal["refuse", "drop"] = param("What becomes of texts that fit into no row.", default="refuse")
+    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
+    seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
+
+    def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+        fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        return self._choose([[*ids, *[fill] * (self.length - len(ids))] for ids, _ in self._items(tokenizer, ctx)], ctx)
+
+    def prompts(self, tokenizer: Any, ctx: Context) -> Iterator[int]:
+        return (int(n) for n in self._choose([len(ids) for ids, _ in self._items(tokenizer, ctx)], ctx))
+
+    def labels(self, tokenizer: Any, ctx: Context) -> Iterator[int]:
+        return (int(n) for n in self._choose([number for _, number in self._items(tokenizer, ctx)], ctx))
+
+    def _choose(self, values: list, ctx: Context) -> Iterator[Any]:
+        import torch
+
+        return choose_rows(torch.tensor(values), self.samples, ctx.seed if self.seed is None else self.seed)
+
+    def _items(self, tokenizer: Any, ctx: Context) -> list[tuple[list[int], int]]:
+        """Ids and class of every text that fits."""
+        tokenizer, found = need_tokenizer(tokenizer, ctx), []
+        for path in find_files(self.path, ctx.folder):
+            records = read_records(path)
+            for name in (self.text, self.label):
+                check_field(records, name, path)
+            for number, record in enumerate(records, start=1):
+                ids = tokenizer(text_of(record, self.text, number, path), verbose=False)["input_ids"]
+                found.append((ids, self._number(str(record[self.label]), number, path)))
+        return fitting(found, [len(ids) for ids, _ in found], self.length, self.longer, text_too_long, "texts")
+
+    def _number(self, label: str, number: int, path: Path) -> int:
+        if label not in self.classes:
+            raise Reject(
+                unknown_class(
+                    f"the label of record {number} of {path} is `{label}`",
+                    help=suggestion(label, self.classes, "`classes` has"),
+                )
+            )
+        return self.classes.index(label)
+
+    def identity(self, ctx: Context) -> str:
+        about = {name: getattr(self, name) for name in ("text", "label", "classes", "length", "longer", "samples")}
+        about["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
+        return content_identity("labels", find_files(self.path, ctx.folder), about, ctx)

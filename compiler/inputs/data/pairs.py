@@ -1,0 +1,127 @@
+"""Prompts and their answers, a row each."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...plugin.context import Context
+from ...plugin.interfaces import Data, param
+from ..records import Record, check_field, fitting, read_records, text_of
+from ..windows import choose_rows, content_identity, encode, find_files, need_tokenizer, start_token
+
+pair_too_long = Fault("pair-too-long", "A prompt with its answer has more tokens than a row.")
+empty_pair = Fault("empty-pair", "A prompt or an answer has no text, so that nothing can be learned from it.")
+
+
+@dataclass(frozen=True)
+class _Pair:
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+def _size(pair: _Pair, sides: bool) -> int:
+    """Tokens of a row that a pair needs."""
+    lengths = len(pair.prompt), len(pair.answer)
+    return 2 * max(lengths) if sides else sum(lengths)
+
+
+class Pairs(Data):
+    """Prompts and their answers, a row each.
+
+    A record is a prompt and an answer in two fields. A row is the prompt, what joins the two, the answer and the end
+    token, filled up behind to `length` tokens. `tune.reft` learns to say the answers and edits hidden states of the
+    prompts alone; `tune.heal(learn: responses)` learns the answers of the same rows. Rows of `text` have no such
+    parts, those of `chat` several in a row.
+
+    For an encoder with a decoder the prompt is the source and the answer the target, each with the special tokens that
+    the tokenizer puts there and filled up to half of `length`; `join` has no place between them.
+
+    Source: own.
+    Example: data arc = pairs("arc.json", prompt: "instruction", answer: "output", length: 160)
+    """
+
+    reads = {"path": ("file",)}
+    prompted = True
+
+    path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
+    prompt: str = param("Field of the prompt.", default="prompt")
+    answer: str = param("Field of the answer.", default="answer")
+    join: str = param("What stands between them; it begins the answer.", default="\n", lines=True)
+    length: int = param("Tokens in a row.", ge=2, unit="tokens")
+    longer: Literal["refuse", "drop"] = param("What becomes of pairs that fit into no row.", default="refuse")
+    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
+    seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
+
+    def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+        fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        if self._has_sides(ctx):
+            half = self.length // 2
+            return self._lay(
+                tokenizer, ctx, lambda pair: (*pair.prompt, *(fill,) * (half - len(pair.prompt)), *pair.answer), fill
+            )
+        return self._lay(tokenizer, ctx, lambda pair: (*pair.prompt, *pair.answer), fill)
+
+    def speech(self, tokenizer: Any, ctx: Context) -> Iterator[Any] | None:
+        if self._has_sides(ctx):
+            return None  # all of a target is learned, and nothing of a source
+        return self._lay(tokenizer, ctx, lambda pair: (*(0,) * len(pair.prompt), *(1,) * len(pair.answer)), 0)
+
+    def prompts(self, tokenizer: Any, ctx: Context) -> Iterator[int] | None:
+        if self._has_sides(ctx):
+            return None
+        return (int(row.sum()) for row in self._lay(tokenizer, ctx, lambda pair: (1,) * len(pair.prompt), 0))
+
+    def _lay(self, tokenizer: Any, ctx: Context, tell: Any, fill: int) -> Iterator[Any]:
+        """A row of numbers for each pair that is chosen: what `tell` says of its tokens, then `fill`."""
+        import torch
+
+        rows = [tell(pair) for pair in self._pairs(tokenizer, ctx)]
+        full = torch.tensor([[*row, *(fill,) * (self.length - len(row))] for row in rows], dtype=torch.int64)
+        return choose_rows(full, self.samples, ctx.seed if self.seed is None else self.seed)
+
+    def _pairs(self, tokenizer: Any, ctx: Context) -> list[_Pair]:
+        tokenizer = need_tokenizer(tokenizer, ctx)
+        found = [
+            (self._sides if self._has_sides(ctx) else self._pair)(record, number, path, tokenizer)
+            for path in find_files(self.path, ctx.folder)
+            for number, record in enumerate(self._records(path), start=1)
+        ]
+        sides = self._has_sides(ctx)
+        sizes = [_size(pair, sides) for pair in found]
+        return fitting(found, sizes, self.length, self.longer, pair_too_long, "pairs")
+
+    def _pair(self, record: Record, number: int, path: Path, tokenizer: Any) -> _Pair:
+        start = start_token(tokenizer, "auto")
+        prompt = encode(text_of(record, self.prompt, number, path), tokenizer)
+        answer = encode(self.join + text_of(record, self.answer, number, path), tokenizer)
+        if not prompt or not answer:
+            which = "prompt" if answer else "answer"
+            raise Reject(empty_pair(f"the {which} of record {number} of {path} is empty"))
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        return _Pair((*([] if start is None else [start]), *prompt), (*answer, *end))
+
+    def _sides(self, record: Record, number: int, path: Path, tokenizer: Any) -> _Pair:
+        source = tokenizer(text_of(record, self.prompt, number, path), verbose=False)["input_ids"]
+        target = tokenizer(text_target=text_of(record, self.answer, number, path), verbose=False)["input_ids"]
+        if not source or not target:
+            which = "prompt" if target else "answer"
+            raise Reject(empty_pair(f"the {which} of record {number} of {path} is empty"))
+        return _Pair(tuple(source), tuple(target))
+
+    def _has_sides(self, ctx: Context) -> bool:
+        from ...models.rows.inputs import is_two_sided
+
+        return is_two_sided(ctx.origin.config)
+
+    def identity(self, ctx: Context) -> str:
+        about = {name: getattr(self, name) for name in ("prompt", "answer", "join", "length", "longer", "samples")}
+        about["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
+        return content_identity("pairs", find_files(self.path, ctx.folder), about, ctx)
+
+    def _records(self, path: Path) -> list[Record]:
+        records = read_records(path)
+        for name in (self.prompt, self.answer):
+            check_field(records, name, path)
+        return records

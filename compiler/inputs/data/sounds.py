@@ -1,0 +1,150 @@
+"""Recordings with what is said in them, for models that hear."""
+
+import io
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...core.safe_read import DATA, read_regular
+from ...plugin.context import Context
+from ...plugin.interfaces import Data, param
+from ..records import Record, check_field, fitting, read_records, text_of
+from ..windows import choose_rows, content_identity, find_files, need_tokenizer
+from .labels import text_too_long
+
+bad_sound = Fault("bad-sound", "A recording can't be read, or is not such as the model hears.")
+no_features = Fault(
+    "no-features",
+    "A recording is to become what a model hears, and the model came without what makes that of it.",
+    exit="environment",
+)
+_WIDTHS = {1: "u1", 2: "<i2", 4: "<i4"}  # bytes of a sample -> numpy's name
+
+
+class Sounds(Data):
+    """Recordings with what is said in them, for models that hear.
+
+    A record names a WAV file, relative to the file of records, and has the text that is said in it. The model's own
+    feature extractor (preprocessor_config.json) makes pictures of the sound, filled up or cut to the length that the
+    model hears; its tokenizer makes the target, filled up to `length` tokens. Recordings are PCM of 8, 16, 24 or 32
+    bits at the extractor's rate; several channels are averaged.
+
+    `divergence`, `perplexity` and `agreement` then judge what the model says of the sounds, and `tune.heal` learns it.
+
+    Source: own; the task of Whisper (Radford et al. 2022, arXiv 2212.04356).
+    Example: data speech = sounds("clips.jsonl", length: 16)
+    """
+
+    reads = {"path": ("file",)}
+
+    path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
+    sound: str = param("Field of the WAV file's path.", default="sound")
+    text: str = param("Field of what is said.", default="text")
+    length: int = param("Tokens of a target.", ge=2, unit="tokens")
+    longer: Literal["refuse", "drop"] = param("What becomes of texts that fit into no row.", default="refuse")
+    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
+    seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
+
+    def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+        import torch
+
+        tokenizer, extract = need_tokenizer(tokenizer, ctx), _extractor(ctx)
+        found = [
+            (self._file(record, number, path), self._speech(record, number, path, tokenizer))
+            for path in find_files(self.path, ctx.folder)
+            for number, record in enumerate(self._records(path), start=1)
+        ]
+        sizes = [len(said) for _, said in found]
+        found = fitting(found, sizes, self.length, self.longer, text_too_long, "texts")
+        fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        rows = []
+        for file, said in found:
+            heard = _features(file, extract, ctx)
+            target = torch.tensor([*said, *(fill,) * (self.length - len(said))]).float()
+            rows.append(torch.cat([heard.flatten(), target]))
+        return choose_rows(torch.stack(rows), self.samples, ctx.seed if self.seed is None else self.seed)
+
+    def identity(self, ctx: Context) -> str:
+        about = {name: getattr(self, name) for name in ("sound", "text", "length", "longer", "samples")}
+        about["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
+        files = find_files(self.path, ctx.folder)
+        heard = [self._file(r, n, path) for path in files for n, r in enumerate(self._records(path), start=1)]
+        own = [] if ctx.origin.folder is None else [ctx.origin.folder / "preprocessor_config.json"]
+        return content_identity("sounds", [*files, *heard, *(f for f in own if f.is_file())], about, ctx)
+
+    def _records(self, path: Path) -> list[Record]:
+        records = read_records(path)
+        for name in (self.sound, self.text):
+            check_field(records, name, path)
+        return records
+
+    def _file(self, record: Record, number: int, path: Path) -> Path:
+        file = path.parent / text_of(record, self.sound, number, path)
+        if not file.is_file():
+            raise Reject(bad_sound(f"record {number} of {path} names {file}, which is not there"))
+        return file
+
+    def _speech(self, record: Record, number: int, path: Path, tokenizer: Any) -> tuple[int, ...]:
+        said = tokenizer(text_target=text_of(record, self.text, number, path), verbose=False)["input_ids"]
+        if not said:
+            raise Reject(bad_sound(f"record {number} of {path} says nothing"))
+        return tuple(said)
+
+
+def _extractor(ctx: Context) -> Any:
+    """What makes features of sounds; of transformers' own classes, never of code that a folder brings."""
+    from transformers import AutoFeatureExtractor
+
+    folder = ctx.origin.folder
+    if folder is None or not (folder / "preprocessor_config.json").is_file():
+        raise Reject(
+            no_features(
+                f"{ctx.origin.label} has no preprocessor_config.json",
+                help="take a folder that has one, or make features elsewhere and name them by `tensors`",
+            )
+        )
+    return AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _features(file: Path, extract: Any, ctx: Context) -> Any:
+    """Pictures of one recording, [bands, frames] as the model hears them."""
+    import torch
+
+    made = extract(_samples(file, extract.sampling_rate), sampling_rate=extract.sampling_rate, return_tensors="np")
+    found = torch.from_numpy(made["input_features"][0]).float()
+    wanted = ctx.origin.config.get("num_mel_bins"), 2 * int(ctx.origin.config.get("max_source_positions", 0))
+    if tuple(found.shape) != wanted:
+        raise Reject(
+            bad_sound(
+                f"the feature extractor makes {list(found.shape)} of a sound, and the model hears {list(wanted)}",
+                help="take the preprocessor_config.json that came with the model",
+            )
+        )
+    return found
+
+
+def _samples(file: Path, rate: int) -> Any:
+    """Samples of a WAV file in -1..1, [t] float32."""
+    import numpy
+
+    try:
+        with wave.open(io.BytesIO(read_regular(file, DATA)), "rb") as sound:
+            width, channels, own = sound.getsampwidth(), sound.getnchannels(), sound.getframerate()
+            data = sound.readframes(sound.getnframes())
+    except (wave.Error, EOFError) as error:
+        raise Reject(bad_sound(f"{file} is no WAV file of PCM samples", help="convert it to 16-bit PCM")) from error
+    if own != rate:
+        fact = f"{file} has {own} samples a second, and the model hears {rate}"
+        raise Reject(bad_sound(fact, help=f"resample it to {rate} Hz"))
+    if width not in (*_WIDTHS, 3) or len(data) < width * channels:
+        raise Reject(bad_sound(f"{file} has {len(data)} bytes of samples of {width}", help="convert it to 16-bit PCM"))
+    data = data[: len(data) // (width * channels) * width * channels]  # a file that was cut off
+    if width == 3:
+        threes = numpy.frombuffer(data, "u1").reshape(-1, 3)
+        numbers = (threes.astype("<i4") << [8, 16, 24]).sum(1, dtype="<i4")  # as the upper bytes of 32 bits
+    else:
+        numbers = numpy.frombuffer(data, _WIDTHS[width])
+    scaled = numbers.astype("f4") / 128 - 1 if width == 1 else numbers.astype("f4") / 2 ** (31 if width > 2 else 15)
+    return scaled.reshape(-1, channels).mean(1)

@@ -1,0 +1,80 @@
+"""Random token ids, or whatever else a model takes, for tests of shape and speed."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ....dsl.syntax.diagnostics import Reject
+from ...core.cache import digest
+from ...plugin.context import Context
+from ...plugin.interfaces import Data, param
+from ...plugin.row_checks import bad_rows, check_rows
+
+TOKENS = "input_ids"  # the main input of models that read
+
+
+class Synthetic(Data):
+    """Random token ids, or whatever else a model takes, for tests of shape and speed.
+
+    Ids are uniform over the model's vocabulary, pixels and the like normally distributed. Such rows exercise
+    every path of a compile without data; what they say of quality means nothing, but how far a pruned model's
+    predictions move can be told on them. A model of several inputs is given all of them, in one row.
+
+    Source: own.
+    Example: data noise = synthetic(8, length: 128, seed: 0)
+    """
+
+    count: int = param("How many rows.", default=8, ge=1, le=10_000_000, unit="rows", positional=True)
+    length: int = param("Tokens in a row.", default=128, ge=2, le=10_000_000, unit="tokens")
+    seed: int | None = param("Decides the ids; the run's own seed where it is left out.", default=None)
+
+    def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+        import torch
+
+        generator = torch.Generator().manual_seed(ctx.seed if self.seed is None else self.seed)
+        ahead, words = self._drawn(ctx)
+        if words is None:
+            return iter(torch.randn(self.count, *ahead, generator=generator))
+        if not ahead:
+            return iter(torch.randint(words, (self.count, self.length), generator=generator))
+        numbers = torch.randn(self.count, *ahead, generator=generator)
+        ids = torch.randint(words, (self.count, self.length), generator=generator)
+        check_rows(ids, "synthetic", ctx.origin)
+        return iter(torch.cat([numbers, ids.float()], dim=1))
+
+    def identity(self, ctx: Context) -> str:
+        seed = ctx.seed if self.seed is None else self.seed
+        ahead, words = self._drawn(ctx)
+        drawn = ahead if words is None else [ahead, words] if ahead else words
+        return digest(["synthetic", self.count, self.length, seed, drawn])
+
+    def _drawn(self, ctx: Context) -> tuple[tuple[int, ...], int | None]:
+        """The shape of the numbers that a row begins with, and how many ids there are for what follows them."""
+        known, config = (ctx.origin.vocabulary, ctx.origin.said_vocabulary), ctx.origin.config
+        words = min((n for n in known if n is not None), default=None)  # both halves of a row know them
+        other = ("num_mel_bins", "conv_stride", "vision_config", "image_size")  # of models that hear or see
+        if words is not None and not any(name in config for name in other):
+            return (), words
+        import torch
+
+        from ...ir.capture.sample import sample
+        from ...models.rows.packed_inputs import parts, tokens_of
+
+        with torch.device("meta"):
+            model: Any = ctx.origin.build().to("meta")
+        several = parts(model)
+        if words is not None and not several and getattr(model, "main_input_name", TOKENS) == TOKENS:
+            return (), words
+        if several and all(part.dtype.is_floating_point for part in several):
+            words = model.config.get_text_config().vocab_size if tokens_of(model) else None
+            return (sum(part.size for part in several),), words
+        with torch.device("meta"):
+            taken = list(sample(model).values())
+        if len(taken) != 1 or not taken[0].is_floating_point():
+            raise Reject(
+                bad_rows(
+                    f"{ctx.origin.label} takes {len(taken)} inputs and has no `vocab_size` to draw ids "
+                    "from: random rows can't be made for it",
+                    help='put rows of all that it takes into a file, and name that: `tensors("rows.safetensors")`',
+                )
+            )
+        return tuple(taken[0].shape[1:]), None

@@ -1,0 +1,105 @@
+"""Rows of whatever a model takes, made elsewhere: a tensor for each input."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ....dsl.syntax.diagnostics import Reject
+from ....dsl.syntax.nearest import suggestion
+from ...models.checkpoints.safetensors_header import Header, read_header
+from ...plugin.context import Context
+from ...plugin.interfaces import Data, param
+from ...plugin.row_checks import check_rows
+from ..records import bad_record, no_field
+from ..windows import choose_rows, content_identity, find_files
+
+
+class Tensors(Data):
+    """Rows of whatever a model takes, made elsewhere: a tensor for each input.
+
+    A safetensors file has a tensor [rows, ...] under the name of each input: `sample`, `timestep` and
+    `encoder_hidden_states` of a diffusion model, `pixel_values` and `input_ids` of one that sees and reads,
+    `input_features` and `decoder_input_ids`, which is what is to be said, of one that hears. Shapes are those of the
+    model's config, or of its `dummy_inputs`; token ids are checked against its vocabulary.
+
+    Source: own.
+    Example: data batch = tensors("batch.safetensors", samples: 2)
+    """
+
+    reads = {"path": ("file",)}
+
+    path: str = param("A safetensors file, relative to the recipe.", positional=True)
+    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
+    seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
+
+    def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+        import torch
+        from safetensors import safe_open
+
+        from ...models.rows.packed_inputs import packed
+
+        (path,) = find_files(self.path, ctx.folder)
+        header, wanted = read_header(path), _wanted(ctx)
+        names = _named(header, wanted, path)
+        with safe_open(path, "pt") as file:
+            found = {name: file.get_tensor(name) for name in names}
+        for name, values in found.items():
+            _check(name, values, wanted[name], path)
+            if wanted[name] is None:
+                check_rows(values.long(), name, ctx.origin)
+        if len({len(x) for x in found.values()}) > 1:
+            counts = ", ".join(f"`{name}` {len(x)}" for name, x in found.items())
+            raise Reject(bad_record(f"the tensors of {path} have different numbers of rows: {counts}"))
+        (first, *more) = found.values()
+        single = first if first.is_floating_point() else first.to(torch.int64)
+        made = packed(found, tuple(names)) if more else single
+        return choose_rows(made, self.samples, ctx.seed if self.seed is None else self.seed)
+
+    def identity(self, ctx: Context) -> str:
+        about = {"samples": self.samples, "seed": (ctx.seed if self.seed is None else self.seed) if self.samples else 0}
+        return content_identity("tensors", find_files(self.path, ctx.folder), about, ctx)
+
+
+def _wanted(ctx: Context) -> dict[str, tuple[int, ...] | None]:
+    """The shape of each input in a row, in the order of a packed row; None for tokens, of any number."""
+    import torch
+
+    from ...ir.capture.sample import sample
+    from ...models.rows.packed_inputs import parts, tokens_of
+
+    with torch.device("meta"):
+        model = ctx.origin.build().to("meta")
+        taken = {name: x for name, x in sample(model).items() if isinstance(x, torch.Tensor)}
+    several = {part.name: part.shape for part in parts(model)}
+    if several:
+        return several | ({tokens_of(model): None} if tokens_of(model) else {})
+    name, first = next(iter(taken.items()))
+    return {name: None if name == "input_ids" else tuple(first.shape[1:])}
+
+
+def _named(header: Header, wanted: Mapping[str, Any], path: Path) -> list[str]:
+    """The names of what is read, in the order of a row; refuses a file that lacks one, or has another."""
+    for name in wanted:
+        if name not in header.slots:
+            raise Reject(no_field(f"{path} has no tensor `{name}`", help=suggestion(name, header.slots, "it has")))
+    odd = sorted(set(header.slots) - set(wanted))
+    if odd:
+        takes = ", ".join(f"`{name}`" for name in wanted)
+        raise Reject(bad_record(f"{path} has a tensor `{odd[0]}`, and the model takes {takes}"))
+    return list(wanted)
+
+
+def _check(name: str, values: Any, shape: tuple[int, ...] | None, path: Path) -> None:
+    """Refuse what is no row of that input, and numbers that a packed row would round."""
+    from ...models.rows.packed_inputs import EXACT
+
+    fits = values.dim() == 2 and not values.is_floating_point() if shape is None else values.shape[1:] == shape
+    if not fits or not len(values):
+        form = "rows, tokens" if shape is None else ", ".join(["rows", *map(str, shape)])
+        raise Reject(
+            bad_record(f"`{name}` of {path} has the shape {list(values.shape)}", help=f"the model takes [{form}]")
+        )
+    if values.is_floating_point() and not bool(values.isfinite().all()):
+        raise Reject(bad_record(f"`{name}` of {path} holds numbers that are not finite"))
+    if not values.is_floating_point() and bool((values.abs() >= EXACT).any()):
+        raise Reject(bad_record(f"`{name}` of {path} holds whole numbers of {EXACT} and more"))

@@ -1,0 +1,49 @@
+"""Windows of tokens from text files."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from ...plugin.context import Context
+from ...plugin.interfaces import Data, param
+from ..windows import content_identity, cut, encode, find_files, need_tokenizer, read_text, start_token
+
+
+class Text(Data):
+    """Windows of tokens from text files.
+
+    The files are encoded one after the other, each as a whole, and cut into rows of `length` tokens without
+    overlap; the tail that fills no row is left out. Where the tokenizer puts a start token in front of a text,
+    every row begins with it and holds `length - 1` tokens of text. Without `samples` all rows come in order;
+    with it, that many in an order that the seed decides, no row twice, fewer a prefix of more.
+
+    Source: the fixed-window perplexity of Hugging Face's guide "Perplexity of fixed-length models", with a
+    stride of one window.
+    Example: data calib = text("calib.txt", samples: 64, length: 512, seed: 7)
+    """
+
+    reads = {"path": ("file",)}
+
+    path: str | tuple[str, ...] = param("File, glob, or list of them, relative to the recipe.", positional=True)
+    length: int = param("Tokens in a row, a start token included.", ge=2, unit="tokens")
+    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
+    seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
+    start: Literal["auto", "always", "never"] = param(
+        "Whether rows begin with the start token; `auto` does what the tokenizer does.", default="auto"
+    )
+
+    def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+        tokenizer = need_tokenizer(tokenizer, ctx)
+        ids = [i for file in find_files(self.path, ctx.folder) for i in encode(read_text(file), tokenizer)]
+        return cut(ids, self.length, start_token(tokenizer, self.start), self.samples, self._seed(ctx))
+
+    def identity(self, ctx: Context) -> str:
+        about = {
+            "length": self.length,
+            "samples": self.samples,
+            "start": self.start,
+            "seed": self._seed(ctx) if self.samples else 0,
+        }
+        return content_identity("text", find_files(self.path, ctx.folder), about, ctx)
+
+    def _seed(self, ctx: Context) -> int:
+        return ctx.seed if self.seed is None else self.seed

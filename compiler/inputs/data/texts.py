@@ -1,0 +1,84 @@
+"""Short texts, a row each."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from ....dsl.syntax.diagnostics import Reject
+from ...plugin.context import Context
+from ...plugin.interfaces import Data, param
+from ..records import Record, check_field, read_records, text_of
+from ..windows import choose_rows, content_identity, find_files, need_tokenizer, read_text
+from .labels import text_too_long
+
+
+class Texts(Data):
+    """Short texts, a row each.
+
+    As an embedder is given them: each with the special tokens that the tokenizer puts around it, cut after `length`
+    and filled up behind; models that write no text are told where the filling begins. A record of a JSONL, JSON or
+    CSV file has the text in a field; of any other file each line that is not empty is one. With two `fields`, all
+    texts of the first come before all of the second, and `retrieval` asks which belong together.
+
+    Source: own.
+    Example: data questions = texts("questions.jsonl", fields: ["question", "answer"], length: 64)
+    """
+
+    path: str | tuple[str, ...] = param("File, glob, or list of them, relative to the recipe.", positional=True)
+    fields: tuple[str, ...] = param("Fields of the text, one or two.", default=("text",))
+    length: int = param("Tokens in a row, special tokens included.", ge=2, unit="tokens")
+    longer: Literal["cut", "drop", "refuse"] = param("What becomes of records that fit into no row.", default="cut")
+    samples: int | None = param("How many records; all of them where it is left out.", default=None, ge=1, unit="rows")
+    seed: int | None = param("Decides which; the run's own seed where it is left out.", default=None)
+
+    def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+        fill = tokenizer.pad_token_id if tokenizer is not None and tokenizer.pad_token_id is not None else 0
+        kept = self._kept(need_tokenizer(tokenizer, ctx), ctx)
+        return iter([self._filled(ids, fill) for field in zip(*kept, strict=True) for ids in field])
+
+    def prompts(self, tokenizer: Any, ctx: Context) -> Iterator[int]:
+        kept = self._kept(need_tokenizer(tokenizer, ctx), ctx)
+        return iter([len(ids) for field in zip(*kept, strict=True) for ids in field])
+
+    def identity(self, ctx: Context) -> str:
+        about = {name: getattr(self, name) for name in ("fields", "length", "longer", "samples")}
+        about["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
+        return content_identity("texts", find_files(self.path, ctx.folder), about, ctx)
+
+    def _filled(self, ids: list[int], fill: int) -> Any:
+        import torch
+
+        return torch.tensor([*ids, *[fill] * (self.length - len(ids))])
+
+    def _kept(self, tokenizer: Any, ctx: Context) -> list[tuple[list[int], ...]]:
+        """Ids of the texts of each record that is chosen."""
+        import torch
+
+        found = [
+            tuple(
+                tokenizer(text, verbose=False, truncation=self.longer == "cut", max_length=self.length)["input_ids"]
+                for text in record
+            )
+            for path in find_files(self.path, ctx.folder)
+            for record in self._records(path)
+        ]
+        longest = max(len(ids) for record in found for ids in record)
+        fitting = [record for record in found if max(map(len, record)) <= self.length]
+        if len(fitting) < len(found) and (self.longer == "refuse" or not fitting):
+            raise Reject(
+                text_too_long(
+                    f"{len(found) - len(fitting)} of {len(found)} records exceed {self.length} tokens, the longest "
+                    f"{longest}",
+                    help=f"`length: {longest}`, or `longer: cut`",
+                )
+            )
+        order = choose_rows(torch.arange(len(fitting)), self.samples, ctx.seed if self.seed is None else self.seed)
+        return [fitting[int(number)] for number in order]
+
+    def _records(self, path: Path) -> list[tuple[str, ...]]:
+        if path.suffix not in (".jsonl", ".json", ".csv"):
+            return [(line,) * len(self.fields) for line in read_text(path).splitlines() if line.strip()]
+        records: list[Record] = read_records(path)
+        for name in self.fields:
+            check_field(records, name, path)
+        return [tuple(text_of(r, name, n, path) for name in self.fields) for n, r in enumerate(records, start=1)]

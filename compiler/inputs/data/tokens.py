@@ -1,0 +1,76 @@
+"""Rows of token ids that were made elsewhere."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ....dsl.syntax.diagnostics import Reject
+from ....dsl.syntax.nearest import suggestion
+from ...models.checkpoints.safetensors_header import Header, read_header
+from ...plugin.context import Context
+from ...plugin.interfaces import Data, param
+from ...plugin.row_checks import bad_rows
+from ..records import bad_record, no_field
+from ..windows import choose_rows, content_identity, find_files
+
+INTEGERS = ("I64", "I32", "I16", "I8", "U8", "U16", "U32")
+
+
+class Tokens(Data):
+    """Rows of token ids that were made elsewhere.
+
+    One integer tensor [rows, length] in a safetensors file. Ids are checked against the model's vocabulary.
+    The tokenizer plays no part.
+
+    Source: own.
+    Example: data calib = tokens("rows.safetensors", samples: 64)
+    """
+
+    reads = {"path": ("file",)}
+
+    path: str = param("A safetensors file, relative to the recipe.", positional=True)
+    tensor: str | None = param("Name of the tensor; the only one where it is left out.", default=None)
+    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
+    seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
+
+    def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+        import torch
+        from safetensors import safe_open
+
+        (path,) = find_files(self.path, ctx.folder)
+        header = read_header(path)
+        name = self._chosen(header, path)
+        slot = header.slots[name]
+        if slot.dtype not in INTEGERS or len(slot.shape) != 2:
+            raise Reject(
+                bad_record(
+                    f"`{name}` of {path} is {slot.dtype} of {len(slot.shape)} dimensions",
+                    help="token rows are integers of shape [rows, length]",
+                )
+            )
+        if min(slot.shape) < 1 or slot.shape[1] < 2:
+            raise Reject(
+                bad_rows(
+                    f"`{name}` of {path} has {slot.shape[0]} rows of {slot.shape[1]} tokens",
+                    help="at least one row of two tokens",
+                )
+            )
+        with safe_open(path, "pt") as file:
+            ids = file.get_tensor(name).to(torch.int64)
+        return choose_rows(ids, self.samples, ctx.seed if self.seed is None else self.seed)
+
+    def identity(self, ctx: Context) -> str:
+        about = {
+            "tensor": self.tensor,
+            "samples": self.samples,
+            "seed": (ctx.seed if self.seed is None else self.seed) if self.samples else 0,
+        }
+        return content_identity("tokens", find_files(self.path, ctx.folder), about, ctx)
+
+    def _chosen(self, header: Header, path: Path) -> str:
+        if self.tensor is None and len(header.slots) == 1:
+            return next(iter(header.slots))
+        if self.tensor is None or self.tensor not in header.slots:
+            fact = f"has no tensor `{self.tensor}`" if self.tensor else f"has {len(header.slots)} tensors"
+            raise Reject(no_field(f"{path} {fact}", help=suggestion(self.tensor or "", header.slots, "it has")))
+        return self.tensor

@@ -1,0 +1,77 @@
+"""Records from JSON, JSON lines and CSV files: dicts by field name."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.nearest import suggestion
+from ..core.json_errors import breakage
+from ..core.safe_read import parse_json
+from .windows import read_text
+
+bad_record = Fault("bad-record", "A line of a data file is not a record, or a field of it holds something else.")
+no_field = Fault("no-field", "A data file has no field of the name that a recipe gives.")
+
+Record = dict[str, Any]
+T = TypeVar("T")
+
+
+def read_records(path: Path) -> list[Record]:
+    """All records of a .jsonl, .json (a list) or .csv file, at least one."""
+    text = read_text(path)
+    if path.suffix == ".csv":
+        found: list[Any] = list(csv.DictReader(io.StringIO(text, newline="")))
+    elif path.suffix == ".json":
+        found = _parse(text, str(path))
+    else:
+        found = [
+            _parse(line, f"line {number} of {path}")
+            for number, line in enumerate(text.split("\n"), start=1)
+            if line.strip()
+        ]
+    if not isinstance(found, list) or not found:
+        raise Reject(bad_record(f"{path} holds no records", help="one JSON object a line, or one list of them"))
+    for number, record in enumerate(found, start=1):
+        if not isinstance(record, dict):
+            raise Reject(bad_record(f"record {number} of {path} is not an object"))
+    return found
+
+
+def _parse(text: str, name: str) -> Any:
+    try:
+        return parse_json(text)
+    except (ValueError, RecursionError) as error:
+        raise Reject(bad_record(f"{name} is not JSON: {breakage(error)}")) from error
+
+
+def check_field(records: Iterable[Record], name: str, path: str | Path) -> None:
+    """Reject a field that some record lacks, with the nearest one that it has."""
+    for number, record in enumerate(records, start=1):
+        if name not in record:
+            raise Reject(
+                no_field(f"record {number} of {path} has no field `{name}`", help=suggestion(name, record, "it has"))
+            )
+
+
+def text_of(record: Record, name: str, number: int, path: str | Path) -> str:
+    """The text of a field; numbers count as text."""
+    value = record[name]
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise Reject(bad_record(f"`{name}` of record {number} of {path} is not text"))
+    return str(value)
+
+
+def fitting(items: Sequence[T], sizes: Sequence[int], length: int, longer: str, too_long: Fault, noun: str) -> list[T]:
+    """Those that fit into a row of so many tokens; Reject where others may not be dropped, or none is left."""
+    short = [item for item, size in zip(items, sizes, strict=True) if size <= length]
+    if len(short) < len(items) and (longer == "refuse" or not short):
+        raise Reject(
+            too_long(
+                f"{len(items) - len(short)} of {len(items)} {noun} exceed {length} tokens, the longest {max(sizes)}",
+                help=f"`length: {max(sizes)}`" + (", or `longer: drop`" if short else ""),
+            )
+        )
+    return short

@@ -1,0 +1,73 @@
+"""A model with random weights, from its config alone."""
+
+from functools import cache, partial
+from pathlib import Path
+from typing import Literal
+
+from ...core.cache import digest
+from ...models.checkpoints.config_bounds import check_numbers
+from ...models.checkpoints.model_folder import check_code, load_tokenizer, nothing, read_config, tokenizer_files
+from ...models.checkpoints.origin import Origin
+from ...models.checkpoints.source_files import SourceFiles
+from ...plugin.context import Context
+from ...plugin.interfaces import Source, param
+
+
+class Config(Source):
+    """A model with random weights, from its config alone.
+
+    The seed decides the weights, as the architecture's own initialisation draws them. Tokenizer files that lie
+    beside the config are used. For tests of shapes, speed and memory: what such a model says means nothing.
+
+    Source: own.
+    Example: model base = config("config.json", seed: 0)
+    """
+
+    plain = True
+    reads = {"path": ("file",)}
+
+    path: str = param("A config.json, relative to the recipe.", positional=True)
+    seed: int = param("Decides the weights.", default=0, ge=0)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = param(
+        "What weights are held and computed in; `auto` is what the config says, else float32.", default="auto"
+    )
+
+    def resolve(self, ctx: Context) -> Origin:
+        path = ctx.folder / Path(self.path).expanduser()
+        label = f'config("{self.path}")'
+        config = read_config(path, label)
+        check_code(config | {"auto_map": {}} if "auto_map" in config else config, label, ctx.settings)
+        check_numbers(config, None, label)
+        dtype = self._dtype(config)
+        tokenizers = tokenizer_files(path.parent)
+        files = SourceFiles(ctx.settings.cache_dir)
+        return Origin(
+            label=label,
+            config=config,
+            folder=None,
+            identity=digest(["random", config, self.seed, dtype]),
+            build=partial(_build, config, dtype),
+            load=partial(_random, config, self.seed, dtype),
+            tokenizer=cache(partial(load_tokenizer, path.parent, label)) if tokenizers else nothing,
+            dtype=dtype,
+            tokenizer_identity=files.hash_all(tokenizers) if tokenizers else "",
+            files=files,
+        )
+
+    def _dtype(self, config: dict) -> str:
+        said = config.get("dtype") or config.get("torch_dtype")
+        if self.dtype != "auto":
+            return self.dtype
+        return said if said in ("float32", "bfloat16", "float16") else "float32"
+
+
+def _build(config: dict, dtype: str):
+    from ...models.checkpoints.checkpoint import build
+
+    return build(config, dtype)
+
+
+def _random(config: dict, seed: int, dtype: str):
+    from ...models.checkpoints.checkpoint import random
+
+    return random(config, seed, dtype)

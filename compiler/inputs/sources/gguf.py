@@ -1,0 +1,233 @@
+"""A model in a GGUF file, as llama.cpp uses it."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.source_file import other_kind
+from ...core.cache import digest, remember
+from ...core.environment import check_modules
+from ...core.hashes import file_hash
+from ...core.json_errors import first_line, is_want_of_memory
+from ...core.safe_read import check_regular
+from ...core.sealed_json import cache_damaged, read_noted, sealed
+from ...models.checkpoints.config_bounds import check_numbers
+from ...models.checkpoints.gguf_header import check_header
+from ...models.checkpoints.model_folder import WIDTHS
+from ...models.checkpoints.origin import Origin
+from ...models.checkpoints.safetensors_header import Slot
+from ...models.checkpoints.source_files import SourceFiles
+from ...models.checkpoints.weights import find_weights, no_model
+from ...plugin.context import Context
+from ...plugin.interfaces import Source, param
+
+bad_gguf = Fault(
+    "bad-gguf", "A GGUF file is cut, is not one, or holds an architecture that can't be read.", exit="environment"
+)
+
+# What the readers of gguf and transformers raise for a file that they weren't written for.
+_BREAKS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
+FILE = "model.gguf"
+NOTHING_ELSE = {"local_files_only": True, "trust_remote_code": False}
+FORMAT = 2  # of what lies in the cache folder
+_FILES = "effc-files"  # a record in the folder of the hashes of all others
+
+
+class Gguf(Source):
+    """A model in a GGUF file, as llama.cpp uses it.
+
+    The weights are dequantized once, exactly, to float32 safetensors in the cache folder (four bytes a weight,
+    named by the hash of the file) and mapped from there ever after. The tokenizer comes from the file too.
+
+    Source: transformers, "GGUF and interaction with Transformers"; the `gguf` package of llama.cpp.
+    Example: model base = gguf("SmolLM2-135M-Instruct.Q4_1.gguf")
+    """
+
+    extra: ClassVar[str] = "gguf"
+    requires: ClassVar[tuple[str, ...]] = ("gguf", "accelerate")
+
+    reads = {"path": ("file",)}
+
+    path: str = param("The file, relative to the recipe.", positional=True)
+    dtype: Literal["float32", "bfloat16", "float16"] = param(
+        "What weights are held and computed in; float32 is exact.", default="float32"
+    )
+
+    def resolve(self, ctx: Context) -> Origin:
+        check_modules(self.requires, self.extra, "model source gguf")
+        path = ctx.folder / Path(self.path).expanduser()
+        label = f'gguf("{self.path}")'
+        if kind := other_kind(path):
+            raise Reject(no_model(f"{label}: {path} is {kind}, where a file is needed", help="name a file"))
+        if not os.path.isfile(path):
+            raise Reject(no_model(f"{label}: there is no file {path}", help="paths are relative to the recipe"))
+        files = SourceFiles(ctx.settings.cache_dir)
+        content = files.hash(path)
+        made = digest([FORMAT, content, version("transformers"), version("gguf")])
+        folder = ctx.settings.cache_dir / "gguf" / made
+        about = _described(path, folder.with_name(f"{made}.json"), label, files)
+        config = about["config"]
+        converted = partial(_converted, path, folder, config, label, files)
+        return Origin(
+            label=label,
+            config=config,
+            folder=folder,
+            identity=digest(["gguf", content, self.dtype]),
+            build=partial(_build, config, self.dtype),
+            load=partial(_load, converted, config, self.dtype, label),
+            tokenizer=cache(partial(_tokenizer, converted, label)),
+            dtype=self.dtype,
+            tokenizer_identity=digest(["gguf", content]),
+            weight_bytes=about["weights"] * WIDTHS[self.dtype],
+            files=files,
+        )
+
+
+def _described(path: Path, kept: Path, label: str, files: SourceFiles) -> dict[str, Any]:
+    """`config` as transformers derives it, and the number of `weights`; once, because that needs torch."""
+    known = read_noted(kept, kept.parent)
+    if known is not None:
+        return known
+    slots = weights_in(path, label)
+    weights = sum(slot.count for slot in slots.values())
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    from ...models.checkpoints.checkpoint import quiet
+
+    try:
+        with quiet(), _alone(path) as place:
+            made = AutoConfig.from_pretrained(place, gguf_file=FILE, **NOTHING_ELSE)
+        kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(made)]
+        assert isinstance(kind, type), f"several classes for a {type(made).__name__}"
+    except (*_BREAKS, OSError) as error:
+        raise Reject(bad_gguf(f"{label}: transformers can't read its architecture", note=first_line(error))) from error
+    config = json.loads(made.to_json_string(use_diff=False))
+    config |= {"architectures": [kind.__name__], "dtype": "float32"}
+    config.pop("_name_or_path", None)
+    check_numbers(config, slots, label)
+    about = {"key": kept.stem, "config": config, "weights": weights}
+    files.refuse_change()
+    remember(kept, sealed(about))
+    return about
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[Path]:
+    """A folder with nothing but the file: what lies beside it could name another model, or code of its author."""
+    with tempfile.TemporaryDirectory(prefix="effc-gguf-") as place:
+        (Path(place) / FILE).symlink_to(path.resolve())
+        yield Path(place)
+
+
+def weights_in(path: Path, label: str) -> dict[str, Slot]:
+    """The file's tensor table, shapes alone; every tensor lies inside the file, else `Reject`."""
+    from gguf import GGUFReader
+
+    check_regular(path)
+    try:
+        check_header(path)
+        tensors = GGUFReader(path).tensors
+        return {str(t.name): Slot("F32", tuple(int(n) for n in t.shape), 0, 0) for t in tensors}
+    except (*_BREAKS, MemoryError) as error:
+        raise Reject(
+            bad_gguf(
+                f"{label}: {path} of {path.stat().st_size} bytes is cut or not GGUF",
+                help="fetch the file again",
+                note=first_line(error),
+            )
+        ) from error
+
+
+def _converted(path: Path, folder: Path, config: dict[str, Any], label: str, files: SourceFiles) -> Path:
+    """The folder of safetensors that the file became, made if it is not there; appears whole or not at all.
+
+    Raises Reject (cache-damaged) where a file of it holds something else than was written.
+    """
+    if folder.is_dir():
+        find_weights(folder, label)  # whole: a disk may have lost what was written last
+        known = read_noted(folder / f"{_FILES}.json", folder)
+        if known is None or known.get("of") != folder.name or known.get("files") != _hashes(folder, files.hash):
+            raise Reject(
+                cache_damaged(f"{folder} does not hold what was written there", help="delete it, then compile again")
+            )
+        return folder
+    import os
+    import shutil
+
+    draft = Path(tempfile.mkdtemp(prefix=".gguf-", dir=folder.parent))
+    try:
+        _convert(path, draft, label)
+        (draft / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
+        seal = sealed(
+            {"key": _FILES, "of": folder.name, "files": _hashes(draft, partial(file_hash, cache_dir=files.cache_dir))}
+        )
+        (draft / f"{_FILES}.json").write_bytes(seal)
+        files.refuse_change()  # it was read piece by piece, and its hash names the folder
+        os.replace(draft, folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was first, with the same bytes
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return _converted(path, folder, config, label, files)
+
+
+def _hashes(folder: Path, hash: Callable[[Path], str]) -> dict[str, str]:
+    """What every file of a converted folder holds; a large one is read again only where it was written since."""
+    files = (file for file in sorted(folder.iterdir()) if file.stem != _FILES)
+    return {file.name: hash(file) for file in files}
+
+
+def _convert(path: Path, into: Path, label: str) -> None:
+    import io
+    from contextlib import redirect_stderr
+
+    import torch
+    from safetensors.torch import save_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ...models.checkpoints.checkpoint import check_finite, check_names, quiet
+    from ...models.checkpoints.tokenizer import panics
+
+    try:
+        bars = redirect_stderr(io.StringIO())  # a progress bar of its own that nothing turns off
+        with quiet(), panics(label), _alone(path) as place, bars:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                place, gguf_file=FILE, dtype=torch.float32, output_loading_info=True, **NOTHING_ELSE
+            )
+            model, info = loaded  # a pair, which its annotation does not know
+            AutoTokenizer.from_pretrained(place, gguf_file=FILE, **NOTHING_ELSE).save_pretrained(into)
+    except _BREAKS as error:
+        if is_want_of_memory(error):
+            raise
+        raise Reject(bad_gguf(f"{label}: transformers can't make its model", note=first_line(error))) from error
+    check_names(info, label)
+    check_finite(model, label)
+    save_model(model, str(into / "model.safetensors"), metadata={"format": "pt"})  # tied tensors once
+
+
+def _build(config: dict[str, Any], dtype: str):
+    from ...models.checkpoints.checkpoint import build
+
+    return build(config, dtype)
+
+
+def _load(converted, config: dict[str, Any], dtype: str, label: str):
+    from ...models.checkpoints.checkpoint import load
+
+    folder = converted()
+    return load(folder, config, dtype, label, find_weights(folder, label))
+
+
+def _tokenizer(converted, label: str):
+    from ...models.checkpoints.tokenizer import open_tokenizer
+
+    return open_tokenizer(converted(), label)

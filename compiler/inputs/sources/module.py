@@ -1,0 +1,117 @@
+"""A module that the user's own Python file makes."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.source_file import other_kind
+from ...core.cache import digest
+from ...core.json_errors import breakage, first_line
+from ...core.safe_read import CONFIG, read_json
+from ...models.checkpoints.model_folder import nothing, remote_code
+from ...models.checkpoints.origin import Origin
+from ...models.checkpoints.source_files import SourceFiles
+from ...plugin.context import Context
+from ...plugin.interfaces import Source, param
+
+if TYPE_CHECKING:
+    from torch import nn
+
+user_module = Fault(
+    "user-module",
+    "A Python file that is to make the model does not.\n\n"
+    "The function is called with the config as a dict where one is given, else with nothing, and returns a "
+    "torch.nn.Module.",
+)
+
+
+class Module(Source):
+    """A module that the user's own Python file makes.
+
+    `file.py:make` names a function that returns a `torch.nn.Module`; with `config`, it is given that JSON file
+    as a dict. torch's generator is seeded before it runs, so random weights repeat. It runs only where
+    `--trust-remote-code` is given on the command line. Files that the file imports don't count towards the
+    model's identity: keep what decides the model in the file or the config.
+
+    Source: own.
+    Example: model net = module("./net.py:make", config: "net.json")
+    """
+
+    place: str = param("File and function, `file.py:make`, relative to the recipe.", positional=True)
+    config: str | None = param("A JSON file that the function is given as a dict.", default=None)
+    seed: int = param("Seeds torch before the function runs.", default=0, ge=0)
+
+    def resolve(self, ctx: Context) -> Origin:
+        label = f'module("{self.place}")'
+        name, _, function = self.place.rpartition(":")
+        if not name or not function.isidentifier():
+            raise Reject(
+                user_module(f"{label} does not name a file and a function", help='write it as "./file.py:make"')
+            )
+        file = ctx.folder / Path(name).expanduser()
+        if kind := other_kind(file):
+            raise Reject(user_module(f"{label}: {file} is {kind}, where a file is needed", help="name a file"))
+        if not os.path.isfile(file):
+            raise Reject(user_module(f"{label}: there is no file {file}", help="paths are relative to the recipe"))
+        if not ctx.settings.trust_remote_code:
+            raise Reject(remote_code(f"{label} runs {file}", help="read that file, then add --trust-remote-code"))
+        config = _config(ctx.folder / self.config, label) if self.config else None
+        files = SourceFiles(ctx.settings.cache_dir)
+        code = files.hash(file)
+        make = partial(_make, file, function, config, self.seed, label)
+        return Origin(
+            label=label,
+            config={"model_type": "module", "function": function, **(config or {})},
+            folder=None,
+            identity=digest(["module", code, function, config, self.seed]),
+            build=make,
+            load=partial(_load, make, label),
+            tokenizer=nothing,
+            code=code,
+            files=files,
+        )
+
+
+def _config(path: Path, label: str) -> dict[str, Any]:
+    try:
+        config = read_json(path, CONFIG)
+    except (OSError, ValueError, RecursionError) as error:
+        raise Reject(user_module(f"{label}: {path} can't be read as JSON: {breakage(error)}")) from error
+    if not isinstance(config, dict):
+        raise Reject(user_module(f"{label}: {path} is not a JSON object"))
+    return config
+
+
+def _make(file: Path, function: str, config: dict | None, seed: int, label: str) -> "nn.Module":
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    import torch
+
+    spec = spec_from_file_location(f"effc_user_{file.stem}", file)
+    assert spec and spec.loader, f"{file} is not Python"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            code = module_from_spec(spec)
+            spec.loader.exec_module(code)
+            made = getattr(code, function)(*([config] if config is not None else []))
+        except Exception as error:
+            raise Reject(
+                user_module(
+                    f"{label} raises {type(error).__name__}", help="--debug shows where", note=first_line(error)
+                )
+            ) from error
+    if not isinstance(made, torch.nn.Module):
+        raise Reject(user_module(f"{label} returned a {type(made).__name__}, not a torch.nn.Module"))
+    return made.eval()
+
+
+def _load(make: "Callable[[], nn.Module]", label: str) -> "nn.Module":
+    from ...models.checkpoints.checkpoint import check_finite
+
+    module = make()
+    check_finite(module, label)
+    return module

@@ -1,0 +1,41 @@
+"""A small model that is part of effc."""
+
+import sys
+from pathlib import Path
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.nearest import suggestion
+from ...models.checkpoints.model_folder import open_folder
+from ...models.checkpoints.origin import Origin
+from ...plugin.context import Context
+from ...plugin.interfaces import Source, param
+
+unknown_model = Fault("unknown-model", "The zoo has no model of that name.")
+
+
+class Zoo(Source):
+    """A small model that is part of effc.
+
+    Trained far enough that pruning visibly costs and healing visibly repairs, small enough for a test; needs no
+    network. Its folder holds a card with the data, the training and the measured quality.
+
+    Source: own; recipes/zoo.
+    Example: model base = zoo("tiny-llama")
+    """
+
+    plain = True
+
+    name: str = param("Name of the model.", positional=True)
+
+    def resolve(self, ctx: Context) -> Origin:
+        known = zoo()
+        if self.name not in known:
+            raise Reject(unknown_model(f"the zoo has no `{self.name}`", help=suggestion(self.name, known, "it has")))
+        return open_folder(known[self.name], f'zoo("{self.name}")', "auto", ctx.settings)
+
+
+def zoo() -> dict[str, Path]:
+    """The models of the installed package by name."""
+    folders = [Path(root) / "recipes" / "zoo" for root in sys.modules[__package__.split(".")[0]].__path__]
+    found = [f for folder in folders if folder.is_dir() for f in sorted(folder.iterdir()) if f.is_dir()]
+    return {f.name: f for f in found if not f.name.startswith((".", "_"))}

@@ -1,0 +1,154 @@
+"""Rows of one length from running text: reading, encoding, cutting, choosing."""
+
+import codecs
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.source_file import other_kind
+from ..core.cache import digest
+from ..core.hashes import file_hash
+from ..core.safe_read import DATA, read_regular
+from ..plugin.context import Context
+
+if TYPE_CHECKING:
+    import torch
+
+no_file = Fault("no-file", "A file that a recipe names is not there.")
+not_utf8 = Fault("not-utf8", "A text file is in another encoding than UTF-8.")
+too_short = Fault(
+    "too-short",
+    "A data set has fewer tokens than its rows need.\n\n"
+    "Rows are cut without overlap: `samples` rows of `length` tokens need that many tokens of text.",
+)
+no_tokenizer = Fault(
+    "no-tokenizer", "Text is to become tokens and the model came without a tokenizer.", exit="environment"
+)
+
+_SAVED = "save what it gives in a file, and name that"  # of a pipe or a device, which can be read once at most
+_INSTEAD = {"a folder": "name a file in it, or all of them, as in `texts/*.txt`"}
+_SHORTEST = 8  # tokens in a row that are still worth a suggestion
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def find_files(paths: str | Sequence[str], folder: Path) -> list[Path]:
+    """Files by path or glob, relative to `folder`, in the order written and by name within a glob."""
+    found: list[Path] = []
+    for text in [paths] if isinstance(paths, str) else paths:
+        path = folder / Path(text).expanduser()
+        if os.path.isfile(path):
+            found.append(path)
+            continue
+        if kind := other_kind(path):
+            raise Reject(no_file(f"{path} is {kind}, where a file is needed", help=_INSTEAD.get(kind, _SAVED)))
+        matched = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+        if not matched:
+            fact = "no file matches" if glob.has_magic(text) else "there is no file"
+            raise Reject(no_file(f"{fact} {path}", help=_near(path)))
+        found += matched
+    return list(dict.fromkeys(found))
+
+
+def _near(path: Path) -> str:
+    from ...dsl.syntax.nearest import nearest
+
+    if not os.path.isdir(path.parent):
+        return "paths are relative to the recipe"
+    near = nearest(path.name, [f.name for f in path.parent.iterdir()])
+    return f"did you mean `{near}`?" if near else "paths are relative to the recipe"
+
+
+def read_text(path: Path) -> str:
+    data = read_regular(path, DATA)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "latin1")
+        raise Reject(
+            not_utf8(
+                f"{path} is not UTF-8 at byte {error.start} (0x{data[error.start]:02x})",
+                help=f"convert it: iconv -f {encoding} -t utf-8 {path.name}",
+            )
+        ) from error
+
+
+def need_tokenizer(tokenizer: Any, ctx: Context) -> Any:
+    if tokenizer is None:
+        raise Reject(
+            no_tokenizer(
+                f"{ctx.origin.label} has no tokenizer files",
+                help="take a folder with tokenizer.json, or give token ids with `tokens`",
+            )
+        )
+    return tokenizer
+
+
+def encode(text: str, tokenizer: Any) -> list[int]:
+    """Ids of a whole text without any special token around it."""
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
+
+
+def start_token(tokenizer: Any, start: str) -> int | None:
+    """The id in front of every row: the tokenizer's own habit for "auto"."""
+    if start == "never" or tokenizer.bos_token_id is None:
+        return None
+    habit = tokenizer("a", verbose=False)["input_ids"][:1] == [tokenizer.bos_token_id]
+    return tokenizer.bos_token_id if habit or start == "always" else None
+
+
+def cut(ids: Sequence[int], length: int, start: int | None, samples: int | None, seed: int) -> "Iterator[torch.Tensor]":
+    """Rows of `length` ids without overlap, each behind `start`; the tail that fills no row is left out.
+
+    With `samples`, that many of them in an order that the seed decides: fewer samples are a prefix of more.
+    """
+    import torch
+
+    body = length - (start is not None)
+    count = len(ids) // body if body else 0
+    wanted = samples or 1
+    if count < wanted:
+        raise Reject(
+            too_short(
+                f"{len(ids)} tokens make {count} of {wanted} rows of {length} tokens",
+                help=_shorter(len(ids), count, wanted, length, body),
+            )
+        )
+    rows = torch.tensor(ids[: count * body], dtype=torch.int64).view(count, body)  # [count, body]
+    if start is not None:
+        rows = torch.cat([torch.full((count, 1), start), rows], dim=1)  # [count, length]
+    return choose_rows(rows, samples, seed)
+
+
+def choose_rows(rows: "torch.Tensor", samples: int | None, seed: int) -> "Iterator[torch.Tensor]":
+    """All rows in order, or some in an order that the seed decides."""
+    import torch
+
+    if samples is None:
+        return iter(rows)
+    if samples > len(rows):
+        raise Reject(too_short(f"{samples} rows are wanted, {len(rows)} are there", help=f"`samples: {len(rows)}`"))
+    generator = torch.Generator().manual_seed(seed)
+    return iter(rows[torch.randperm(len(rows), generator=generator)[:samples]])
+
+
+def _shorter(tokens: int, count: int, wanted: int, length: int, body: int) -> str:
+    """What would fit: fewer rows, shorter ones if they are worth the name, or how much text it takes."""
+    if count:
+        return f"give more text, or `samples: {count}`"
+    longest = tokens // wanted + length - body
+    shorter = f", or `length: {longest}`" if longest >= _SHORTEST else ""
+    return f"give {body * wanted} tokens of text{shorter}"
+
+
+def content_identity(word: str, files: Iterable[Path], about: dict[str, Any], ctx: Context) -> str:
+    """sha256 over a data word: its files, what it was told, and the tokenizer."""
+    contents = [file_hash(f, ctx.settings.cache_dir) for f in files]
+    return digest({"word": word, "files": contents, "about": about, "tokenizer": ctx.origin.tokenizer_identity})

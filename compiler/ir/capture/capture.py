@@ -1,0 +1,302 @@
+"""Capture: from a model to a `Program`.
+
+The repeated units are found by running a tiny left-padded batch (left-padded because without padding the mask
+is None, and a graph captured so is wrong for padded batches): they are the elements of module lists that are
+called once with a floating-point tensor. One layer is traced per distinct signature. A plain PyTorch module
+without such layers is one unit itself.
+"""
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Any
+
+from torch import fx, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+from ....dsl.checker.skeleton import is_below
+from ....dsl.syntax.diagnostics import Reject
+from ...models.checkpoints.pretrained import pretrained
+from ...models.rows.forward import main_output, without_dropout
+from ...models.rows.inputs import has_two_sides, without_cache, words
+from ..graphs import name_of
+from ..program import Program
+from ..surgery import own_config
+from ..unit import Unit, argument_names, code_key
+from .dropout import adopt, drops
+from .first_calls import Call, Calls, other_calls, record, source_line, split, unsupported_model
+from .patches import module_calls
+from .refresh import describe_again
+from .sample import prepared, sample
+from .trace import Trace, trace
+
+_TAKE_NONE = ("scaled_dot_product_attention",)
+_RETRIES = 8  # how many modules of one unit may turn out opaque before the unit is given up
+_REMEDY = (
+    "put what that line does into a module of its own, which then stays one node, or write it with torch "
+    "functions that don't ask what numbers a tensor holds"
+)
+_ONE_GRAPH = (
+    "one graph must hold for all calls of a layer: in a model of your own, pass the same arguments each time "
+    "and put what differs into a module of its own; in place of a library's, take another model"
+)
+
+
+def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Program:
+    """The program of a model; works on the meta device, too.
+
+    inputs   keyword arguments of the forward; by default a left-padded batch [2, 7] made from the config
+    Raises Reject (unsupported-model) with the module path and the source line that broke.
+    """
+    if any(p.is_meta for p in model.parameters()):
+        model.to("meta")  # norms of weights take numbers apart that have none, and are left elsewhere
+    own_config(model)
+    program = Program(model, sample(model) if inputs is None else inputs)
+    recapture(program)
+    if not program.units and not program.shared:
+        raise Reject(
+            unsupported_model(
+                f"{type(model).__name__} has no repeated layers: no element of a module list is called",
+                help="effc needs a transformers model whose layers are the elements of an nn.ModuleList",
+            )
+        )
+    return program
+
+
+@module_calls()
+def recapture(program: Program, touched: set[str] | None = None) -> None:
+    """Trace the units again (all, or those `touched`), keep edited graphs, and raise the version."""
+    program.inputs = _in_vocabulary(program.model, program.inputs)
+    calls = record(program.model, program.inputs)
+    program.shared = not calls.order and bool(calls.odd)
+    if not program.shared:  # where all are, the whole is seen through them
+        program.opaque.update(calls.odd)
+    known: dict[Any, _Traced] = {}
+    others = other_calls(program.model, program.inputs, _unseen(program, calls))
+    units: dict[str, Unit] = {}
+    for path in calls.order:
+        old = program.units.get(path)
+        if old is not None and old.edited:
+            call = calls.first[calls.signatures[path]]
+            with without_dropout(program.model):
+                values = tuple(map(call.free.get, old.placeholders))
+                describe_again(old.graph, old.module(program.model), values)
+        if old is not None and (old.edited or (touched is not None and path not in touched)):
+            units[path] = old
+            continue
+        signature = calls.signatures[path]
+        if signature in known and known[signature].of_this_layer:
+            others |= other_calls(program.model, program.inputs, [path])
+            del known[signature]
+        if signature not in known:
+            known[signature] = _layer(
+                program,
+                path,
+                [calls.first[signature], *others.get(path, ())],
+                optional=old.optional if old else frozenset(),
+            )
+        units[path] = known[signature].unit(program, path)
+    program.units = _shared(units)
+    program.changed()
+
+
+def _unseen(program: Program, calls: Calls) -> list[str]:
+    """One unit for each signature that none of the program's units has been traced with."""
+    new = {calls.signatures[path]: path for path in reversed(calls.order) if path not in program.units}
+    return [path for path in calls.order if path in new.values()]
+
+
+def _shared(units: dict[str, Unit]) -> dict[str, Unit]:
+    """Graphs that are equal in code and in what is noted of their values become one object."""
+    graphs: dict[Any, Any] = {}
+    for unit in units.values():
+        if not unit.edited:
+            notes = tuple(tuple(node.meta.items()) for node in unit.graph.nodes)
+            unit.graph = graphs.setdefault((unit.key, notes), unit.graph)
+    return units
+
+
+def _in_vocabulary(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with ids that the model still knows: an edit may have taken rows of the embedding."""
+    if "input_ids" not in inputs or not isinstance(model, PreTrainedModel):
+        return inputs
+    known = {name: words(model, said=name != "input_ids") for name in ("input_ids", "decoder_input_ids")}
+    return {name: value % known[name] if known.get(name) else value for name, value in inputs.items()}
+
+
+# -- tracing -------------------------------------------------------------------------------------------------
+
+
+class Differs(Exception):
+    """A module runs other operations in another call. `effc_path` is where."""
+
+    def __init__(self, path: str, what: str):
+        super().__init__(what)
+        self.effc_path = path
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """A traced layer: its graph and, below it, what had to stay a leaf and why."""
+
+    graph: fx.Graph
+    call: Call
+    opaque: dict[str, str]
+    of_this_layer: bool
+    optional: frozenset[str] = frozenset()
+
+    def unit(self, program: Program, path: str) -> Unit:
+        program.opaque.update({f"{path}.{below}" if path else below: why for below, why in self.opaque.items()})
+        return Unit(
+            path, self.graph, tuple(self.call.free), self.call.statics, code_key(self.graph), optional=self.optional
+        )
+
+
+def _layer(program: Program, path: str, calls: list[Call], *, optional: frozenset[str] = frozenset()) -> _Traced:
+    model, layer = program.model, program.model.get_submodule(path)
+    known = {p.removeprefix(f"{path}."): why for p, why in program.opaque.items() if is_below(p, path)}
+    with without_dropout(model), prepared(model):
+        traced = _traced(model, path, calls, known, optional=optional)
+        if drops(traced.graph, layer):
+            adopt(
+                traced.graph,
+                lambda: _traced(model, path, calls[:1], traced.opaque, optional=traced.optional).graph,
+                layer,
+            )
+    return traced
+
+
+def _traced(
+    model: nn.Module,
+    path: str,
+    calls: list[Call],
+    opaque: dict[str, str],
+    *,
+    optional: frozenset[str] = frozenset(),
+    pick: Callable[[Any], Any] = lambda result: result,
+) -> _Traced:
+    """Trace all calls; the innermost module that fails, or that runs other operations in another call, becomes
+    a leaf, and all is traced again."""
+    layer, opaque, calls = model.get_submodule(path), dict(opaque), _fullest_first(calls)
+    optional |= frozenset(name for call in calls if call.plain for name in calls[0].free if name not in call.free)
+    for _ in range(_RETRIES):
+        traces: list[Trace] = []
+        try:
+            for call in (call for call in calls if not call.plain):
+                traces.append(
+                    trace(
+                        layer,
+                        _arguments(call, calls[0]),
+                        calls[0].statics,
+                        family=type(model).__module__,
+                        opaque=frozenset(opaque),
+                        pick=pick,
+                        optional=optional,
+                    )
+                )
+                _agree(traces[0].graph, traces[-1].graph)
+            _does_without(traces[0].graph, optional)
+            return _Traced(traces[0].graph, calls[0], opaque, any(t.of_this_layer for t in traces), optional)
+        except Exception as error:  # a forward may raise anything
+            below, why = vars(error)["effc_path"], f"{error} at {source_line(error, model)}"
+            if isinstance(error, Differs):
+                why = str(error)
+            if not below or below in opaque:
+                full = ".".join(part for part in (path, below) if part) or type(model).__name__
+                remedy = _ONE_GRAPH if isinstance(error, Differs) else _REMEDY
+                raise Reject(unsupported_model(f"{full} can't be captured: {why}", help=remedy)) from error
+            opaque[below] = why
+    raise Reject(
+        unsupported_model(
+            f"{path} has more than {_RETRIES} modules that can't be captured",
+            note="; ".join(opaque.values()),
+            help=_REMEDY,
+        )
+    )
+
+
+def _fullest_first(calls: list[Call]) -> list[Call]:
+    """The call with most arguments first, where the first one lacks some: a mask is None where it hides nothing, and
+    CANINE's hides nothing of a short row. Calls without those arguments are taken as calls of whole rows."""
+    fullest = max(calls, key=lambda call: len(call.free))
+    lacking = set(fullest.free) - set(calls[0].free)
+    if not set(fullest.free) > set(calls[0].free) or not all("mask" in name for name in lacking):
+        return calls  # a second stream, as XLNet's, is another computation
+    rest = [replace(call, plain=call.plain or call.free.keys() != fullest.free.keys()) for call in calls]
+    return [fullest, *(call for call, given in zip(rest, calls, strict=True) if given is not fullest)]
+
+
+def _arguments(call: Call, first: Call) -> dict[str, Any]:
+    """A copy of a call's arguments (a trace writes to the cache that it is given), named as in the first call."""
+    odd = set(call.free) - set(first.free)
+    if odd:
+        raise Differs("", f"it is given {', '.join(sorted(odd))} in some calls only")
+    return {name: copy.deepcopy(call.free.get(name)) for name in first.free}
+
+
+def _agree(first: fx.Graph, other: fx.Graph) -> None:
+    for a, b in zip_longest(map(_call_of, first.nodes), map(_call_of, other.nodes), fillvalue=((), "")):
+        if a[1] != b[1]:
+            # The one that does more at this point is further inside.
+            scope = max(a[0], b[0], key=len)
+            raise Differs(scope[-1] if scope else "", "it runs other operations on other sizes, or while decoding")
+
+
+def _does_without(graph: fx.Graph, optional: frozenset[str]) -> None:
+    """Whether all that reads an argument that may be None takes a None: leaves and modules that stay whole do."""
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.target in optional:
+            for user in node.users:
+                whole = user.op in ("call_module", "output") or user.meta.get("role") or name_of(user) in _TAKE_NONE
+                if not whole:
+                    scope = user.meta.get("scope") or ("",)
+                    raise Differs(scope[-1], f"it runs other operations where it is given no `{node.target}`")
+
+
+def _call_of(node: fx.Node) -> tuple[tuple[str, ...], str]:
+    return node.meta.get("scope", ()), f"{node.op} {node.target} {node.args} {node.kwargs}"
+
+
+def flat(program: Program) -> Unit:
+    """The whole model as one graph that returns logits or the last hidden state; made once for a version."""
+    return program.analysis(_flat)
+
+
+def _flat(program: Program) -> Unit:
+    model = program.model
+    call = split(program.inputs)
+    call.statics |= {name: call.free.pop(name) for name in ("use_cache",) if name in call.free}
+    if has_two_sides(model):  # the decoder's masks ask its two caches what a graph of both would not know
+        call.statics |= without_cache(model)
+    kept = any(
+        node.meta["dtype"] == "cache"
+        for unit in program.units.values()
+        for node in unit.graph.nodes
+        if node.op == "placeholder"
+    )
+    cached = not has_two_sides(model) and (kept or (program.shared and getattr(model, "can_generate", bool)()))
+    if cached and "cache" in argument_names(type(model)):
+        call.free["cache"] = _cache(model)
+    with without_dropout(model), prepared(model):
+        # What is opaque in a unit is so here: finding it again would take a trace for each.
+        return _traced(model, "", [call], program.opaque, pick=main_output).unit(program, "")
+
+
+def _own_cache(model: nn.Module) -> type[DynamicCache] | None:
+    """The one kind of cache that is written beside a model, which takes no other."""
+    beside = vars(sys.modules[type(model).__module__]).values()
+    found = [kind for kind in beside if isinstance(kind, type) and issubclass(kind, DynamicCache)]
+    own = [kind for kind in found if kind.__module__ == type(model).__module__]
+    return own[0] if len(own) == 1 else None
+
+
+def _cache(model: nn.Module) -> DynamicCache | EncoderDecoderCache:
+    own = pretrained(model).config
+    config = own.get_text_config(decoder=True)
+    if not has_two_sides(model):
+        kind = _own_cache(model)
+        return DynamicCache(config=own) if kind is None else kind()
+    return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))

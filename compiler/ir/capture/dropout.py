@@ -1,0 +1,60 @@
+"""What a unit drops while training, though it is traced in evaluation mode.
+
+Attention is handed `0.0 if not self.training else self.attention_dropout`: the trace sees the 0.0. A second
+trace in training mode gives the probability; the `attention` leaf applies it only while its module trains.
+Nothing else is taken from that trace: other branches on `training` (noise, layer drop) keep their quiet side.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ....dsl.syntax.diagnostics import Reject
+
+_OPTION = "dropout"
+
+
+def drops(graph: fx.Graph, layer: nn.Module) -> bool:
+    """Whether attention in the unit may drop anything in training, judged by attributes that say so."""
+    if not any(_OPTION in node.kwargs for node in _attentions(graph)):
+        return False
+    holders = [vars(module) for module in layer.modules()]
+    holders += [vars(held["config"]) for held in holders if "config" in held]
+    holders += [{"dropout": module.p} for module in layer.modules() if isinstance(module, nn.Dropout)]
+    return any(
+        "drop" in name and isinstance(value, float) and value > 0 for held in holders for name, value in held.items()
+    )
+
+
+def adopt(graph: fx.Graph, retrace: Callable[[], fx.Graph], layer: nn.Module) -> None:
+    """Give the attention nodes the probabilities that they have in training mode, if the two traces agree.
+
+    DETR has none of that mode: there it asks whether all that it computed is finite.
+    """
+    try:
+        with _training(layer), torch.random.fork_rng(devices=[]):
+            second = retrace()
+    except Reject:
+        return
+    here, there = _attentions(graph), _attentions(second)
+    if [node.name for node in here] == [node.name for node in there]:
+        for node, trained in zip(here, there, strict=True):
+            probability = trained.kwargs.get(_OPTION)
+            if isinstance(probability, float):
+                node.kwargs = {**node.kwargs, _OPTION: probability}
+
+
+def _attentions(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.meta.get("role") == "attention"]
+
+
+@contextmanager
+def _training(layer: nn.Module) -> Iterator[Any]:
+    layer.train()
+    try:
+        yield
+    finally:
+        layer.eval()

@@ -1,0 +1,392 @@
+"""The first call of every unit, found by running the model once."""
+
+import copy
+import inspect
+import linecache
+import re
+import traceback
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+
+from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ...models.rows.forward import without_dropout
+from ...models.rows.inputs import has_two_sides
+from ..layers.leaves import is_modeling
+from ..unit import argument_names
+from .random_draws import Drawn, NoDraws
+from .sample import knows_inputs, prepared, sample
+from .signature import call_signature, module_signature
+
+unsupported_model = Fault(
+    "unsupported-model", "A model does something that effc can't capture as a graph.", exit="environment"
+)
+stock_failure = Fault(
+    "stock-fails",
+    "A model's own code in transformers fails on ordinary tokens, before effc has changed anything in it.",
+    exit="environment",
+)
+
+# How models say that a size or a cache is not one for them. A wrong name or type would be a mistake of ours.
+_CANT_RUN = (RuntimeError, ValueError, IndexError)
+_OWN = __name__.partition(".")[0]  # the package: an environment may lie inside of the folder of its sources
+_WITHOUT_WEIGHTS = "effc looks at a model before its weights are read"
+_NO_KERNEL = re.compile(r"Could not run '|no fake impl|Torch not compiled with CUDA|no NVIDIA driver")
+_BESIDES = (
+    "input_ids",
+    "pixel_values",
+    "pixel_values_videos",
+    "input_features",
+    "bbox",
+)  # of forwards that may not do without
+_OTHER_SHAPE = (3, 11, 3)  # batch, length, left padding of each further row
+
+
+@dataclass
+class Call:
+    """The arguments of a unit's first call: `free` become placeholders, `statics` are baked.
+
+    plain   a call for rows without padding and mask: what it lacks of another call's arguments is None then
+    """
+
+    free: dict[str, Any] = field(default_factory=dict)
+    statics: dict[str, Any] = field(default_factory=dict)
+    plain: bool = False
+
+
+@dataclass
+class Calls:
+    order: list[str] = field(default_factory=list)  # unit paths as they were called
+    signatures: dict[str, Any] = field(default_factory=dict)  # unit path -> signature
+    first: dict[Any, Call] = field(default_factory=dict)  # signature -> the first call that had it
+    odd: dict[str, str] = field(default_factory=dict)  # path -> why a list element is no unit
+
+
+def candidates(model: nn.Module) -> dict[str, nn.Module]:
+    """The elements of module lists that lie in no other element, by path."""
+    found: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        if type(module) is nn.ModuleList and not any(path.startswith(f"{outer}.") for outer in found):
+            found |= {f"{path}.{name}" if path else name: child for name, child in module.named_children()}
+    return found
+
+
+def record(model: nn.Module, inputs: dict[str, Any]) -> Calls:
+    """Run the model once and keep, per distinct signature, the arguments of a unit's first call.
+
+    A module that is none of transformers and has no repeated layers is one unit, "".
+    Raises Reject (unsupported-model) if the model's own forward fails.
+    """
+    calls = _recorded(model, inputs, candidates(model))
+    if not calls.order and not isinstance(model, PreTrainedModel):
+        whole = _recorded(model, inputs, {"": model})
+        whole.odd = calls.odd
+        return whole
+    return calls
+
+
+def _recorded(model: nn.Module, inputs: dict[str, Any], places: dict[str, nn.Module]) -> Calls:
+    calls = Calls()
+    counts: dict[str, int] = {}
+
+    def hook(path: str):
+        def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            counts[path] = counts.get(path, 0) + 1
+            given = _arguments(layer, args, kwargs)
+            if counts[path] > 1 or not (path == "" or any(map(_is_stream, given.values()))):
+                return
+            calls.order.append(path)
+            signature = (structure[path], call_signature(given))
+            calls.signatures[path] = signature
+            if signature not in calls.first:
+                calls.first[signature] = split(given)
+
+        return keep
+
+    # Before our own hooks make layers differ.
+    structure = {path: module_signature(layer) for path, layer in places.items()}
+    try:
+        with NoDraws():
+            _run(model, inputs, hook, places)
+    except Drawn as error:
+        raise Reject(_drawing(error, model)) from error
+    except Exception as error:  # whatever a model's own code raises, it can't be run
+        at = f" in {path}" if (path := failed_in(error, model)) else ""
+        raise Reject(
+            unsupported_model(
+                f"{type(model).__name__} fails when it runs{at}: {type(error).__name__}: {first_sentence(error)} "
+                f"at {source_line(error, model)}",
+                help=_remedy(error, model, inputs),
+            )
+        ) from error
+    for path in [path for path in calls.order if counts[path] > 1]:
+        calls.order.remove(path)
+        calls.odd[path] = f"called {counts[path]} times in one forward"
+    return calls
+
+
+def _drawing(error: Exception, model: nn.Module) -> Diagnostic:
+    """Diagnostic of a forward that draws numbers; or that makes modules anew, whose weights are drawn: BigBird's
+    `set_attention_type` does where rows are short, and its config's `attention_type` says which it has."""
+    where, line = failed_in(error, model) or type(model).__name__, source_line(error, model)
+    names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    setters = [name.removeprefix("set_") for name in names if name.startswith("set_")]
+    switch = next((name for name in setters if hasattr(getattr(model, "config", None), name)), "")
+    if "__init__" not in names:
+        return unsupported_model(
+            f"{where} draws random numbers when it runs, so {error} at {line}", help="let it draw while it trains alone"
+        )
+    said = f"{where} makes modules anew when it runs, with weights that are drawn, at {line}"
+    if not switch:
+        return unsupported_model(said, help="let it make all of its modules when it is made")
+    return unsupported_model(
+        f"{said}: it changes its `{switch}`, which is {getattr(model.config, switch)!r}, for short rows",
+        help=f"set `{switch}` in its config.json to the one that it changes to, as 'original_full' of BigBird",
+    )
+
+
+def _remedy(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:
+    if _NO_KERNEL.search(str(error)):
+        return (
+            "torch has no code for that operation on the device that effc looks at models on: register a fake and "
+            "a CPU implementation with torch.library, or let the module fall back to torch functions"
+        )
+    if any(p.is_meta for p in model.parameters()):  # before anything else is said: numbers may be what it lacks
+        return (
+            f"{_WITHOUT_WEIGHTS}, and gives it {', '.join(inputs)} alone: where it needs more, wrap it in a module of "
+            "your own that has `dummy_inputs`; where that line asks what numbers a tensor holds, let it not"
+        )
+    lacking = [name for name in _BESIDES if name in argument_names(type(model)) and name not in inputs]
+    if lacking:
+        names = ", ".join(f"`{name}`" for name in lacking)
+        return (
+            f"it takes {names} besides, and effc gives it {', '.join(inputs)}: wrap it in a module of your own "
+            "whose `dummy_inputs` have all that it takes, and give it rows of `tensors`: `effc explain unknown-inputs`"
+        )
+    return (
+        f"it was given {', '.join(inputs)} alone, which must be enough; if a step of the recipe came before, it "
+        "can't do without what the step removed"
+    )
+
+
+def asks_numbers(refused: Reject) -> bool:
+    """Whether a model was refused that has no weights, and that may run where it has some."""
+    return any((found.help or "").startswith(_WITHOUT_WEIGHTS) for found in refused.diagnostics)
+
+
+def stock_fails(model: nn.Module, verb: str, error: Exception) -> Diagnostic:
+    """Diagnostic of an exception that a model's own forward or `generate` raised."""
+    said = f"{type(error).__name__}: {first_sentence(error)} at {source_line(error, model)}"
+    return stock_failure(
+        f"{type(model).__name__} fails when it {verb}: {said}",
+        help="its code is of the model: take another version of transformers, or another class of the model",
+    )
+
+
+def first_sentence(error: Exception) -> str:
+    """What an exception says first: torch appends tables of what else there is."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    return text.split(". ")[0].rstrip(".")
+
+
+def failed_in(error: Exception, model: nn.Module) -> str:
+    """The path of the innermost module in whose forward an exception passed; "" for the model itself."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    seen = [
+        paths[id(frame.f_locals["self"])]
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if id(frame.f_locals.get("self")) in paths
+    ]
+    return seen[-1] if seen else ""
+
+
+def source_line(error: Exception, model: nn.Module) -> str:
+    """Where in the model's own source an exception passed: file, line and text."""
+    files = {
+        inspect.unwrap(type(m).forward).__code__.co_filename
+        for m in model.modules()
+        if is_modeling(type(m).__module__, type(model).__module__)
+    }
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((f for f in reversed(frames) if f.filename in files), frames[-1])
+    name = frame.filename.rpartition("/")[2]
+    return f"{name}:{frame.lineno}: `{linecache.getline(frame.filename, frame.lineno or 0).strip()}`"
+
+
+class _Enough(Exception):
+    """All layers that were asked for have been called."""
+
+
+def other_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, list[Call]]:
+    """How some units are called on another shape and in a decode step: a right graph is the same for all.
+
+    Nothing for inputs that were not made by `sample`, and nothing for what the model itself can't run.
+    """
+    found: dict[str, list[Call]] = {path: [] for path in paths}
+    if not paths or not knows_inputs(model) or set(inputs) != set(sample(model)):
+        return found
+    for calls in (_calls(model, sample(model, *_OTHER_SHAPE), paths), _decode_calls(model, inputs, paths)):
+        for path, call in calls.items():
+            found[path].append(call)
+    for path, call in _generating_calls(model, inputs, paths).items():
+        found[path].append(call)
+    for path, call in _plain_calls(model, inputs, paths).items():
+        found[path].append(replace(call, plain=True))
+    return found
+
+
+def _generating_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
+    """How units are called where a model generates from more than it reads: a second stream of XLNet."""
+    if "input_ids" not in inputs or not isinstance(model, PreTrainedModel) or not model.can_generate():
+        return {}
+    if not isinstance(model, GenerationMixin):
+        return {}
+    if type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation:
+        return {}
+    try:
+        given = model.prepare_inputs_for_generation(inputs["input_ids"])
+    except Exception:  # whatever a model's own code raises: it asks for a cache, or for values
+        return {}
+    given = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+    return _calls(model, given, paths) if set(given) - set(inputs) else {}
+
+
+def _plain_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
+    """How units are called for whole rows: encoders hand them no mask then."""
+    if "attention_mask" not in inputs or not isinstance(model, PreTrainedModel):
+        return {}
+    whole = {
+        name: value
+        for name, value in sample(model, padding=0).items()
+        if name not in ("attention_mask", "position_ids", "decoder_attention_mask")
+    }
+    return _calls(model, whole, paths)
+
+
+def _decode_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
+    """How units are called for the token after these inputs, with the cache or the state that they left."""
+    if "input_ids" not in inputs or not isinstance(model, PreTrainedModel):
+        return {}
+    if "cache" in argument_names(type(model)):
+        caches: list[Cache] = []
+        _calls(model, inputs, paths, caches)
+        left: dict[str, Any] = {"cache": caches[0]} if caches else {}
+    else:
+        inputs = sample(model, batch=1)  # more rows RWKV itself decodes wrongly: it broadcasts its state
+        left = _returned_state(model, inputs)
+    if not left:
+        return {}
+    batch, length = inputs["input_ids"].shape
+    if "decoder_input_ids" in inputs:
+        more = sample(model, batch, length + 1)
+        step = {"decoder_input_ids": more["decoder_input_ids"][:, -1:]}
+        return _calls(model, inputs | {"decoder_attention_mask": more["decoder_attention_mask"]} | step | left, paths)
+    step = sample(model, batch, length + 1)
+    step |= {name: step[name][:, -1:] for name in ("input_ids", "position_ids") if name in step}
+    return _calls(model, step | left, paths)
+
+
+def _returned_state(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What a forward returns under a name that it also takes."""
+    with torch.no_grad(), without_dropout(model), prepared(model):
+        out = model(**inputs)
+    names = set(argument_names(type(model))) - set(inputs)
+    return {name: out[name] for name in names if name in out and is_free(out[name])}
+
+
+def _calls(
+    model: nn.Module, inputs: dict[str, Any], paths: list[str], caches: list[Cache] | None = None
+) -> dict[str, Call]:
+    """The first calls of these units; the forward is left as soon as the last of them has returned.
+
+    Nothing where the model refuses the inputs: what it can't run itself needs no graph.
+    """
+    found: dict[str, Call] = {}
+
+    def hook(path: str):
+        def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if len(found) == len(paths):
+                raise _Enough
+            if path in paths and path not in found:
+                given = _arguments(layer, args, kwargs)
+                found[path] = split(given)
+                if caches is not None:
+                    caches.extend(value for value in given.values() if isinstance(value, Cache))
+
+        return keep
+
+    try:
+        _run(model, inputs, hook, {"": model} if "" in paths else candidates(model))
+    except _Enough:
+        pass
+    except _CANT_RUN:
+        return {}
+    except AssertionError as error:
+        if not _is_theirs(error):
+            raise
+        return {}
+    return found
+
+
+def _is_theirs(error: Exception) -> bool:
+    """Whether it was raised in others' code: XLM asserts what inputs are, and takes those of a cache otherwise."""
+    *_, last = traceback.walk_tb(error.__traceback__)
+    return str(last[0].f_globals.get("__name__", "")).partition(".")[0] != _OWN
+
+
+def _run(
+    model: nn.Module, inputs: dict[str, Any], hook: Callable[[str], Callable[..., None]], places: dict[str, nn.Module]
+) -> None:
+    handles = [layer.register_forward_pre_hook(hook(path), with_kwargs=True) for path, layer in places.items()]
+    try:
+        with torch.no_grad(), without_dropout(model), prepared(model):
+            model(**inputs, **_uncalled_for(model, inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _uncalled_for(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """A cache for encoders, which make none themselves, but hand on what `generate` gives them."""
+    if not isinstance(model, PreTrainedModel) or "cache" in inputs or "cache" not in argument_names(type(model)):
+        return {}
+    if getattr(model.config, "is_decoder", True) or has_two_sides(model):
+        return {}
+    return {"cache": DynamicCache(config=model.config)}
+
+
+def _arguments(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return dict(zip(argument_names(type(layer)), args, strict=False)) | kwargs
+
+
+def _is_stream(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 1
+
+
+def is_free(value: Any) -> bool:
+    """Whether an argument becomes a placeholder: tensors, caches, and tables that layers hand on to each other."""
+    if isinstance(value, (tuple, list)):
+        return bool(value) and all(map(is_free, value))
+    return isinstance(value, (torch.Tensor, Cache, MutableMapping))
+
+
+def split(given: dict[str, Any]) -> Call:
+    """Free and baked arguments; copied, because the rest of the forward goes on writing to the cache.
+
+    `use_cache` is free where no cache says by itself whether it is there: RWKV's state is a list.
+    """
+    stateful = "use_cache" in given and not any(isinstance(value, Cache) for value in given.values())
+    memo: dict[int, Any] = {}
+    call = Call()
+    for name, value in given.items():
+        if is_free(value) or (stateful and name == "use_cache"):
+            call.free[name] = copy.deepcopy(value, memo)
+        else:
+            call.statics[name] = value
+    return call

@@ -1,0 +1,28 @@
+"""The program of a model whose weights nobody has read: captured on the meta device, or over numbers that stand in.
+
+Some models ask while they run what numbers a tensor holds: how many tokens an expert takes, which rows are in a
+language. On the meta device there are none; these are captured again, on numbers that take no room.
+"""
+
+from ....dsl.syntax.diagnostics import Reject
+from ...models.checkpoints.fake_weights import stand_in
+from ...models.checkpoints.meta_init import nothing_stored
+from ...models.checkpoints.origin import Origin
+from ..program import Program
+from .capture import capture
+from .first_calls import asks_numbers
+
+
+def captured(origin: Origin) -> Program:
+    """Raises Reject (unsupported-model) with what the meta device said, where numbers do not help."""
+    with nothing_stored():
+        model = origin.build()
+    try:
+        return capture(model)
+    except Reject as refused:
+        if not asks_numbers(refused):
+            raise
+        try:
+            return capture(stand_in(origin))
+        except Reject as real:
+            raise refused if asks_numbers(real) else real from None

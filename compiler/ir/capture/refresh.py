@@ -1,0 +1,75 @@
+"""Keeping an edited graph true to its layer: literals follow their attributes, shapes are read again.
+
+A unit whose data flow was edited can't be traced again (its own forward calls modules that are gone).
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..graphs import describe
+from ..surgery import attribute
+from ..traced_integers import evaluate
+
+
+def with_current_ints(graph: fx.Graph, layer: nn.Module) -> fx.Graph | None:
+    """A copy of the graph with its sourced literals evaluated anew; None if none has changed."""
+    fresh = copy.deepcopy(graph)
+    changed = False
+    for node in fresh.nodes:
+        current = tuple(
+            (place, evaluate(source, _reader(layer, node)), source) for place, _, source in node.meta.get("ints", ())
+        )
+        if current != node.meta.get("ints", ()):
+            changed = True
+            node.meta["ints"] = current
+            for place, value, _ in current:
+                write(node, place.split("."), value)
+    return fresh if changed else None
+
+
+def _reader(layer: nn.Module, node: fx.Node):
+    def read(path: str) -> int:
+        if path.startswith("config."):
+            scope = node.meta["scope"][-1] if node.meta["scope"] else ""
+            return int(attribute(layer.get_submodule(scope), path))
+        return int(attribute(layer, path))
+
+    return read
+
+
+def write(node: fx.Node, place: list[str], value: int) -> None:
+    if place[0] == "args":
+        node.args = _with(node.args, place[1:], value)
+    else:
+        node.kwargs = _with(node.kwargs, place[1:], value)
+
+
+def _with(tree: Any, place: list[str], value: int) -> Any:
+    if not place:
+        return value
+    head, rest = place[0], place[1:]
+    if isinstance(tree, slice):
+        parts = {name: getattr(tree, name) for name in ("start", "stop", "step")}
+        parts[head] = _with(parts[head], rest, value)
+        return slice(*parts.values())
+    if isinstance(tree, dict):
+        return {key: _with(item, rest, value) if key == head else item for key, item in tree.items()}
+    items = [_with(item, rest, value) if str(i) == head else item for i, item in enumerate(tree)]
+    return items if isinstance(tree, list) else tuple(items)
+
+
+class _Describer(fx.Interpreter):
+    def run_node(self, node: fx.Node) -> Any:
+        held = super().run_node(node)
+        if node.op != "output":
+            node.meta["shape"], node.meta["dtype"] = describe(held)
+        return held
+
+
+def describe_again(graph: fx.Graph, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+    """Run the graph once and write the shapes and types of all values into `node.meta`."""
+    with torch.no_grad():
+        _Describer(layer, graph=graph).run(*arguments)

@@ -1,0 +1,264 @@
+"""The small batch that models are captured with, and the state in which they run it."""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, masking_utils
+from transformers.integrations.moe import ExpertsInterface
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...models.rows.inputs import dtype_of, words
+from ...models.rows.packed_inputs import bands_of, frames_of, hears, image_shape, sees_and_reads, sound_shape
+
+unknown_inputs = Fault(
+    "unknown-inputs",
+    "Nothing says what a module's forward takes.\n\n"
+    "Models of transformers are run on token ids or pixels made from their config; those of two sequences, or of "
+    "sound, are not. Any other module names small inputs of its own in the attribute or property `dummy_inputs`: the "
+    "keyword arguments of its forward, tensors whose first axis is the batch. A module around a model of transformers "
+    "that takes more than effc makes:\n\n"
+    "    class Seen(torch.nn.Module):\n"
+    "        def __init__(self):\n"
+    "            super().__init__()\n"
+    '            self.model = AutoModelForImageTextToText.from_pretrained("./model")\n'
+    '            self.dummy_inputs = {"input_ids": torch.ones(2, 8, dtype=torch.long),\n'
+    '                                 "pixel_values": torch.rand(2, 3, 224, 224)}\n\n'
+    "        def forward(self, input_ids, pixel_values):\n"
+    "            return self.model(input_ids=input_ids, pixel_values=pixel_values).logits\n\n"
+    '`module("seen.py:Seen")` names it in a recipe, and `tensors("rows.safetensors")` its rows.',
+    exit="environment",
+)
+
+BATCH, LENGTH, PADDING = 2, 7, 2  # odd length: no chunk or window size divides it
+IMAGE = 64  # pixels
+FRAMES = 64  # of features of sound, for encoders that take any number
+SAMPLES = 1600  # of sound: a tenth of a second
+COUNT = "create_position_ids_from_input_ids"  # of transformers: positions of RoBERTa and its kin
+
+
+def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: int = PADDING) -> dict[str, Any]:
+    """Keyword arguments of a forward: left-padded ids [2, 7] with mask, positions and a cache, pixels, or sounds.
+
+    Raises Reject (unknown-inputs) for a module that is none of transformers and has no `dummy_inputs`, and for models
+    that read neither one sequence of tokens nor images.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return _own_inputs(model, batch)
+    names = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
+    device = next(model.parameters()).device
+    main = getattr(model, "main_input_name", "input_ids")
+    if frames := frames_of(model):
+        return {main: videos(model.config, frames, batch, device).to(dtype_of(model))}
+    if main == "pixel_values" and not sees_and_reads(model):
+        return {main: pixels(model.config, batch, device).to(dtype_of(model))}
+    config = model.config.get_text_config()
+    if hears(model):
+        said = tokens(config.vocab_size, batch, length, padding, device)["input_ids"]
+        return {main: sounds(model.config, batch, device).to(dtype_of(model)), **spoken(said), "use_cache": True}
+    if main == "input_values":
+        if "decoder_input_ids" in names:
+            raise Reject(
+                unknown_inputs(
+                    f"{type(model).__name__} says what it hears in waves, and effc gives waves to encoders only",
+                    help="a model that reads features of sounds, as Whisper, is captured; or wrap this one in a module "
+                    "of your own that has `dummy_inputs`",
+                )
+            )
+        return {main: _in_channels(model, waves(model.config, batch, device).to(dtype_of(model)))}
+    if main == "past_values" and hasattr(model.config, "num_input_channels"):
+        return {main: series(model.config, batch, device).to(dtype_of(model))}
+    if bands := bands_of(model):
+        return {main: _numbers((batch, FRAMES, bands), 0).sub(1).to(device).to(dtype_of(model))}
+    _refuse_other_inputs(model, main)
+    inputs = tokens(config.vocab_size, batch, length, padding, device)
+    if sees_and_reads(model):
+        inputs["pixel_values"] = image_rows(model.config, batch, device).to(dtype_of(model))
+    elif "use_cache" in names:
+        inputs["use_cache"] = True
+    if "decoder_input_ids" in names:
+        inputs |= spoken(inputs["input_ids"] % (words(model, said=True) or config.vocab_size))
+    return {name: value for name, value in inputs.items() if name in names}
+
+
+def spoken(ids: Tensor) -> dict[str, Tensor]:
+    """What a decoder is given beside sources: as many rows, shorter than they are, one of them with a mask."""
+    target = ids.flip(1)[:, : max(1, ids.shape[1] - 2)]
+    mask = torch.ones_like(target)
+    mask[1:, :1] = 0
+    return {"decoder_input_ids": target, "decoder_attention_mask": mask}
+
+
+def _refuse_other_inputs(model: PreTrainedModel, main: str) -> None:
+    """Models that read something else than one row of tokens or one image."""
+    name = type(model).__name__
+    if main != "input_ids":
+        raise Reject(
+            unknown_inputs(
+                f"{name} takes `{main}`, and effc doesn't know what it would be given there",
+                help="wrap it in a module of your own that has `dummy_inputs`, and give it rows of `tensors`",
+            )
+        )
+    if type(getattr(model.config.get_text_config(), "vocab_size", None)) is not int:
+        raise Reject(
+            unknown_inputs(
+                f"the config of {name} states no `vocab_size`, below which token ids would be drawn",
+                help="wrap it in a module of your own that has `dummy_inputs`",
+            )
+        )
+
+
+def first_position(model: nn.Module) -> int:
+    """The number of a row's first position: RoBERTa and its kin begin behind the one of padding.
+
+    compiler/artifacts/verify_child.py has the same for itself: it runs where nothing of effc is imported.
+    """
+    made, padding = _counting(model)
+    return 0 if made is None else int(made(torch.tensor([[padding + 1]]), padding)[0, 0])
+
+
+def uncounted(model: nn.Module) -> int | None:
+    """The token that gets no position wherever it stands, in such a model."""
+    made, padding = _counting(model)
+    return None if made is None else padding
+
+
+def _counting(model: nn.Module) -> tuple[Callable[[Tensor, int], Tensor] | None, int]:
+    """What numbers a model's tokens by what they are, and the one that it leaves out."""
+    for module in model.modules():
+        home = sys.modules.get(type(module).__module__)  # which counts for Luke and MPNet, whose classes do not
+        made, padding = getattr(module, COUNT, getattr(home, COUNT, None)), getattr(module, "padding_idx", None)
+        if callable(made) and type(padding) is int:
+            return made, padding
+    return None, 0
+
+
+def pixels(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
+    """Images [batch, channels, height, width] of the size that the config names, in 0..1."""
+    if not hasattr(config, "num_channels"):  # it stands with the part that looks, or colours are three
+        config = getattr(config, "vision_config", None) or getattr(config, "backbone_config", None) or config
+    size = getattr(config, "image_size", None) or IMAGE  # convolutional nets take any
+    shape = (batch, getattr(config, "num_channels", 3), *(size if isinstance(size, (list, tuple)) else (size, size)))
+    count = torch.Size(shape).numel()
+    return ((torch.arange(count).view(shape) * 7919 + 31 * seed) % 256).float().div(255).to(device)
+
+
+def videos(config: Any, frames: int, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
+    """Videos [batch, frames, channels, height, width] of the size that the config names, in 0..2."""
+    size = getattr(config, "image_size", None) or getattr(config, "crop_size", IMAGE)
+    channels = next((getattr(config, name) for name in ("num_channels", "in_chans") if hasattr(config, name)), 3)
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return _numbers((batch, frames, channels, height, width), seed).to(device)
+
+
+def sounds(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
+    """Features of sound [batch, bands, frames], as many frames as the encoder's convolutions halve to its positions."""
+    return _numbers((batch, *sound_shape(config)), seed).sub(1).to(device)
+
+
+def image_rows(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
+    """Images for a model that is given texts with them, in 0..2."""
+    return _numbers((batch, *image_shape(config)), seed).to(device)
+
+
+def waves(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
+    """Sound as it is: samples [batch, t], or pictures of it [batch, frames, bands] where the config says how long."""
+    if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
+        return _numbers((batch, config.max_length, config.num_mel_bins), seed).sub(1).to(device)
+    return _numbers((batch, SAMPLES), seed).sub(1).to(device)
+
+
+def series(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
+    """Time series [batch, context, channels] of the length that the config names, in -1..1."""
+    return _numbers((batch, config.context_length, config.num_input_channels), seed).sub(1).to(device)
+
+
+class _Entry(Exception):
+    """A convolution and what it is given, which ends the forward that found out."""
+
+
+def _in_channels(model: nn.Module, samples: Tensor) -> Tensor:
+    """Samples [batch, t] with an axis of channels where a model's first convolution is given them as they come."""
+
+    def tell(module: nn.Conv1d, args: tuple[Tensor, ...]) -> None:
+        raise _Entry(module.in_channels, args[0].shape)
+
+    hooks = [m.register_forward_pre_hook(tell) for m in model.modules() if isinstance(m, nn.Conv1d)]
+    try:
+        with torch.no_grad():
+            model(samples)
+    except _Entry as entry:
+        channels, shape = entry.args
+        return samples[:, None].expand(-1, channels, -1) if len(shape) == 2 else samples
+    except Exception:  # a model's forward may raise anything; capture says what
+        return samples
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return samples
+
+
+def _numbers(shape: tuple[int, ...], seed: int) -> Tensor:
+    """In 0..2; deterministic without torch's generators."""
+    count = torch.Size(shape).numel()
+    return ((torch.arange(count).view(shape) * 7919 + 31 * seed) % 256).float().div(128)
+
+
+def knows_inputs(model: nn.Module) -> bool:
+    """Whether `sample` can make inputs for a model."""
+    return isinstance(model, PreTrainedModel) or isinstance(getattr(model, "dummy_inputs", None), Mapping)
+
+
+def _own_inputs(model: nn.Module, batch: int) -> dict[str, Any]:
+    """What a plain module says it takes, with another number of rows."""
+    if not knows_inputs(model):
+        raise Reject(
+            unknown_inputs(
+                f"{type(model).__name__} does not say what its forward takes",
+                help="give it an attribute `dummy_inputs`: keyword arguments, tensors whose first axis is the batch",
+            )
+        )
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    own: Mapping[str, Any] = getattr(model, "dummy_inputs", {})
+    rows = {
+        name: x[torch.arange(batch, device=x.device) % len(x)] if isinstance(x, Tensor) and x.dim() else x
+        for name, x in own.items()
+    }
+    return {name: x.to(device) if isinstance(x, Tensor) else x for name, x in rows.items()}
+
+
+def tokens(vocab: int, batch: int, length: int, padding: int, device: Any = "cpu", seed: int = 0) -> dict[str, Any]:
+    """Ids, mask and positions [batch, length]; row i is left-padded by i * padding positions.
+
+    Deterministic in `seed` without touching torch's generators; values on the meta device don't exist anyway.
+    """
+    ids = (torch.arange(batch * length).view(batch, length) * 7919 + 31 * seed + 3) % vocab
+    start = (torch.arange(batch) * padding).view(batch, 1)
+    mask = (torch.arange(length).view(1, length) >= start).long()
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    named = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    return {name: value.to(device) for name, value in named.items()}
+
+
+@contextmanager
+def prepared(model: nn.Module) -> Iterator[None]:
+    """On the meta device, masks are built without looking whether padding occurs: nothing is there to see.
+
+    Experts are computed in batches there: grouped products have no shapes but for bfloat16, and a loop over the
+    experts that were hit needs numbers.
+    """
+    if next(model.parameters()).device.type != "meta":
+        yield
+        return
+    experts: Any = ExpertsInterface  # whose method is another one for a while
+    tracing, find = masking_utils.is_tracing, experts.get_interface
+    masking_utils.is_tracing = lambda tensor=None: True
+    experts.get_interface = lambda self, name, default: self["batched_mm"]
+    try:
+        yield
+    finally:
+        masking_utils.is_tracing, experts.get_interface = tracing, find

@@ -1,0 +1,306 @@
+"""The symbolic tracer: runs a module on concrete values and records what is computed from its inputs.
+
+Python control flow over shapes, configs and attributes is evaluated, not recorded; sizes and devices stay
+symbolic, so batch and length are free in the graph. See `leaves` for what stays whole.
+"""
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.fx.proxy import TracerBase
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
+
+from ..graphs import describe, is_impure
+from ..layers import leaves
+from ..traced_integers import LayerIndex, Sourced, sourced
+from .patches import patched
+from .proxy import Method, Value
+
+_PLAIN = (type(None), bool, str, torch.dtype, torch.layout, torch.memory_format)
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
+_SCALARS = (*_PLAIN, int, float, complex, torch.device, type(...))
+_ADDS = (operator.add, operator.iadd, torch.add)
+_TO_PYTHON = ("item", "tolist")
+_RESULTS = (torch.Tensor, *_SCALARS, tuple, list, dict, Cache, nn.Module, PreTrainedConfig)
+
+_OF_TORCH = frozenset(vars(nn.Module()))  # tables of parameters and hooks, which torch keeps
+
+
+class Uncapturable(Exception):
+    """The forward does something that a graph can't say."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    graph: fx.Graph
+    of_this_layer: bool  # something was decided by the layer's own number: other layers need their own trace
+
+
+class Tracer(TracerBase):
+    """One trace of one root. `on` is false while a leaf executes."""
+
+    def __init__(
+        self, root: nn.Module, family: str, opaque: frozenset[str], inline: bool, optional: frozenset[str] = frozenset()
+    ):
+        self.root = root
+        self.family = family
+        self.opaque = opaque  # paths that are leaves because tracing through them failed
+        self.optional = optional  # placeholders that are None in other calls
+        self.inline = inline  # whether to see inside modules that keep a state in the cache
+        self.graph = fx.Graph()
+        self.paths = {module: path for path, module in root.named_modules()}
+        self.objects = _objects(self.paths)  # id of tensor or config -> path
+        self.reads: dict[str, Value] = {}  # path -> its get_attr, made once
+        self.stack: list[nn.Module] = [root]
+        self.failed: str | None = None  # innermost module in which an exception passed
+        self.paused = 0
+        self.index_used = False  # whether Python decided or reckoned by a layer's own number
+
+    @property
+    def on(self) -> bool:
+        return not self.paused
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        self.paused += 1
+        try:
+            yield
+        finally:
+            self.paused -= 1
+
+    # -- values ----------------------------------------------------------------------------------------------
+
+    def unwrap(self, tree: Any) -> Any:
+        """The concrete values in a tree of arguments."""
+        if isinstance(tree, Value):
+            return tree.held
+        if isinstance(tree, Sourced):
+            return int(tree)
+        if isinstance(tree, LayerIndex):
+            return tree.value
+        if isinstance(tree, slice):
+            return slice(self.unwrap(tree.start), self.unwrap(tree.stop), self.unwrap(tree.step))
+        if type(tree) in (tuple, list, torch.Size):
+            return (list if type(tree) is list else tuple)(map(self.unwrap, tree))
+        if type(tree) is dict:
+            return {key: self.unwrap(value) for key, value in tree.items()}
+        return tree
+
+    def execute(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        args, kwargs = self.unwrap(args), self.unwrap(kwargs)
+        with self.off():
+            if kind == "call_function":
+                return target(*args, **kwargs)
+            if kind == "call_method":
+                return getattr(args[0], target)(*args[1:], **kwargs)
+            assert kind == "call_module", f"a {kind} is not executed"
+            return self.root.get_submodule(target)(*args, **kwargs)
+
+    def numbers_read(self) -> None:
+        """Say that Python is about to decide by the numbers in a tensor, which other inputs would change."""
+        if not self.inline:
+            raise Uncapturable("what runs depends on the numbers in a tensor")
+
+    # -- recording -------------------------------------------------------------------------------------------
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any = None,
+        proxy_factory_fn: Any = None,
+    ) -> Any:
+        """Execute a call and record it; plain results (None, bool, str, dtype) come back as they are."""
+        if kind == "call_method" and target in _TO_PYTHON:
+            self.numbers_read()
+        if target in _DROPOUTS and type(kwargs.get("training")) is bool:
+            # `training=self.training` is read when the graph runs: a bound layer can still be trained.
+            path = ".".join(part for part in (self.paths[self.stack[-1]], "training") if part)
+            kwargs = {**kwargs, "training": self.attribute(path, kwargs["training"])}
+        if target in _ADDS and len(args) == 2 and any(map(self.may_be_none, args)):
+            target, args = leaves.masked, args if self.may_be_none(args[1]) else args[::-1]
+        held = self.execute(kind, target, args, kwargs)
+        if isinstance(held, _PLAIN) and target is not operator.setitem:
+            return held
+        return self.record(kind, target, args, kwargs, held)
+
+    def may_be_none(self, value: Any) -> bool:
+        """Whether a value is an argument that isn't given in some calls."""
+        return isinstance(value, Value) and value.node.op == "placeholder" and value.node.target in self.optional
+
+    def record(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], held: Any) -> Value:
+        if not isinstance(held, _RESULTS):
+            raise Uncapturable(f"`{getattr(target, '__name__', target)}` gives a {type(held).__name__}")
+        ints: list[tuple[str, int, str]] = []
+        node = self.graph.create_node(
+            kind, target, self.argument(args, "args", ints), self.argument(kwargs, "kwargs", ints)
+        )
+        node.meta["scope"] = tuple(self.paths.get(module, "") for module in self.stack[1:])
+        node.meta["shape"], node.meta["dtype"] = describe(held)
+        if ints:
+            node.meta["ints"] = tuple(ints)
+        role = self.role(kind, target)
+        if role:
+            node.meta["role"] = role
+        return Value(node, self, held)
+
+    def role(self, kind: str, target: Any) -> str | None:
+        if kind == "call_module":
+            module = self.root.get_submodule(target)
+            if target in self.opaque:
+                return "ssm_scan" if leaves.is_state_space(module) else "opaque"
+            return leaves.module_role(module)
+        if kind == "call_function":
+            return getattr(target, "role", None) or (
+                leaves.function_role(target.__name__)
+                if not target.__module__.startswith(("torch", "_op")) and hasattr(target, "__code__")
+                else None
+            )
+        return None
+
+    def argument(self, tree: Any, place: str, ints: list[tuple[str, int, str]]) -> Any:
+        """An argument as the graph holds it. `place` says where it stands, for the provenance of literals."""
+        if isinstance(tree, Value):
+            return tree.node
+        if isinstance(tree, LayerIndex):
+            return self.attribute(tree.source, tree.value).node
+        if isinstance(tree, Sourced):
+            ints.append((place, int(tree), tree.source))
+            return int(tree)
+        if isinstance(tree, (nn.Module, torch.Tensor, PreTrainedConfig)):
+            return self.attribute(self.path_of(tree), tree).node
+        if isinstance(tree, slice):
+            return slice(
+                *(self.argument(getattr(tree, part), f"{place}.{part}", ints) for part in ("start", "stop", "step"))
+            )
+        if isinstance(tree, (tuple, list)):
+            kind = list if isinstance(tree, list) else tuple
+            return kind(self.argument(item, f"{place}.{i}", ints) for i, item in enumerate(tree))
+        if isinstance(tree, dict):
+            return {key: self.argument(value, f"{place}.{key}", ints) for key, value in tree.items()}
+        if isinstance(tree, _SCALARS):
+            return tree
+        raise Uncapturable(f"a {type(tree).__name__} is passed to an operation")
+
+    def path_of(self, thing: Any) -> str:
+        path = self.paths.get(thing) if isinstance(thing, nn.Module) else self.objects.get(id(thing))
+        if path is None:
+            raise Uncapturable(f"a {type(thing).__name__} that belongs to no module is used")
+        return path
+
+    def attribute(self, path: str, held: Any) -> Value:
+        """The read of a module, tensor, config or layer index of the tree."""
+        if path not in self.reads:
+            self.reads[path] = self.record("get_attr", path, (), {}, held)
+        return self.reads[path]
+
+    # -- calls -----------------------------------------------------------------------------------------------
+
+    def call_module(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], forward: Callable[..., Any]
+    ) -> Any:
+        path = self.paths.get(module)
+        if path is not None and (path in self.opaque or leaves.is_leaf(module, self.family)):
+            return self.create_proxy("call_module", path, args, kwargs)
+        self.stack.append(module)
+        try:
+            return forward(module, *args, **kwargs)
+        except Exception:
+            if self.failed is None:
+                self.failed = path
+            raise
+        finally:
+            self.stack.pop()
+
+    def cache_method(self, cache: Value, name: str) -> Callable[..., Any]:
+        if name == "update":
+            # Whatever else is passed is for caches that this library release doesn't have.
+            return lambda k, v, layer_idx, *_, **__: leaves.cache_update(cache, k, v, layer_idx)
+        if name == "get_seq_length":
+            return lambda *args: leaves.cache_length(cache, *args)
+        if not self.inline:
+            # Whether it has a state decides which way the forward goes: a graph would know one way only.
+            raise Uncapturable(f"a state of its own is kept in the cache (`{name}`)")
+        return Method(cache, name)
+
+
+def trace(
+    root: nn.Module,
+    arguments: Mapping[str, Any],
+    statics: Mapping[str, Any],
+    *,
+    family: str,
+    opaque: frozenset[str] = frozenset(),
+    inline: bool = False,
+    optional: frozenset[str] = frozenset(),
+    pick: Callable[[Any], Any] = lambda result: result,
+) -> Trace:
+    """The graph of `root.forward(**arguments, **statics)` with the arguments as placeholders.
+
+    Tensors, tuples and caches in `arguments` may have other sizes when the graph runs; `statics` are baked.
+    `inline` looks inside modules that keep a state in the cache: good for analysis, wrong for decoding.
+    `optional` arguments may be None when the graph runs: what they are added to stays as it is then.
+    `pick` chooses what the graph returns. An exception leaves with `effc_path`, the innermost module that it
+    passed.
+    """
+    tracer = Tracer(root, family, opaque, inline, optional)
+    leaves.entered(tracer)
+    tables = _tables(root)
+    try:
+        with torch.no_grad(), patched(tracer), sourced(tracer.paths, tracer):
+            values = {name: _placeholder(tracer, name, held) for name, held in arguments.items()}
+            result = pick(root.forward(**values, **statics))
+            tracer.graph.output(tracer.argument(result, "args", []))
+        tracer.graph.eliminate_dead_code(is_impure)
+    except Exception as error:
+        vars(error)["effc_path"] = tracer.failed or ""
+        raise
+    finally:
+        leaves.left(tracer)
+        _put_back(root)
+        for table, before in tables:
+            table.clear()
+            table.update(before)
+    return Trace(tracer.graph, tracer.index_used)
+
+
+def _put_back(root: nn.Module) -> None:
+    """What a forward keeps in an attribute of its module, such as a table moved to a device, is a number again."""
+    for module in root.modules():
+        for kept in (vars(module), module._buffers):
+            kept.update({name: thing.held for name, thing in kept.items() if type(thing) is Value})
+
+
+def _tables(root: nn.Module) -> list[tuple[dict, dict]]:
+    """Dicts that modules hold and what is in them: LeViT keeps the biases that it took once in one, by device, and
+    another trace would find values of this one there."""
+    held = (thing for module in root.modules() for name, thing in vars(module).items() if name not in _OF_TORCH)
+    return [(thing, dict(thing)) for thing in held if type(thing) is dict]
+
+
+def _placeholder(tracer: Tracer, name: str, held: Any) -> Value:
+    node = tracer.graph.placeholder(name, default_value=None)
+    node.meta["scope"] = ()
+    node.meta["shape"], node.meta["dtype"] = describe(held)
+    return Value(node, tracer, held)
+
+
+def _objects(paths: dict[nn.Module, str]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for module, path in paths.items():
+        prefix = f"{path}." if path else ""
+        own = {**vars(module), **module._parameters, **module._buffers}
+        for name, thing in own.items():
+            if isinstance(thing, (torch.Tensor, PreTrainedConfig)):
+                found.setdefault(id(thing), prefix + name)
+    return found

@@ -1,0 +1,65 @@
+"""Which attributes of modules and configs stored edits may change, and to what.
+
+Passes make things smaller: numbers of heads and layers, widths, lists with an entry per layer. So a stored value is a
+number no larger than the one that is there, or what is left of a list. Text, and with it the names of backends, of
+code and of quantisation methods, is never set.
+"""
+
+import math
+from typing import Any, cast
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from .layers.fast_mixers import MARK
+from .operations import Unlisted
+from .surgery import module_at, split
+from .traced_integers import LAYER_INDICES
+
+_PER_LAYER = ("layer", "block", "pattern")
+_CONFIG = "config"
+_MISSING = object()
+
+
+def check(model: nn.Module, path: str, value: Any) -> None:
+    """Raises Unlisted unless an attribute is there and the value is one that a pass could have left in it."""
+    owner, name = split(path)
+    if name == MARK and isinstance(value, bool):
+        module_at(model, owner)
+        return
+    held = value_at(model, path)
+    if held is _MISSING or name.startswith("_") or name in LAYER_INDICES:
+        raise Unlisted(f"a value for {path}, which is no number or list that effc changes")
+    if not _fits(held, value, name):
+        raise Unlisted(f"a value for {path} that no pass leaves there")
+
+
+def value_at(model: nn.Module, path: str) -> Any:
+    """The value at a path of modules that may go through one's config, `_MISSING` where there is none."""
+    parts, holder = path.split("."), cast("nn.Module | PreTrainedConfig | None", model)
+    while len(parts) > 1 and isinstance(holder, nn.Module) and parts[0] in holder._modules:
+        holder = holder._modules[parts.pop(0)]
+    while len(parts) > 1:
+        holder = vars(holder).get(parts.pop(0))
+        if not isinstance(holder, PreTrainedConfig):
+            return _MISSING
+    name = parts[0]
+    if isinstance(holder, PreTrainedConfig):
+        return getattr(holder, name, _MISSING) if name in vars(holder) or name in holder.attribute_map else _MISSING
+    return vars(holder).get(name, _MISSING)
+
+
+def _fits(held: Any, value: Any, name: str) -> bool:
+    if isinstance(held, str):
+        return any(word in name for word in _PER_LAYER) and isinstance(value, str) and _is_part(held, value)
+    if isinstance(held, (list, tuple)):
+        return isinstance(value, (list, tuple)) and _is_part(held, value)
+    if isinstance(held, float):
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(held) in (bool, int) and type(value) is type(held) and 0 <= value <= held
+
+
+def _is_part(held: Any, value: Any) -> bool:
+    """Whether a list, or a pattern of letters, is no longer than the one before and holds nothing new but numbers."""
+    most = max((item for item in held if type(item) is int), default=-1)
+    return len(value) <= len(held) and all(item in held or (type(item) is int and 0 <= item <= most) for item in value)

@@ -1,0 +1,216 @@
+"""State-space mixers on effc's kernels instead of what transformers falls back to on a CPU.
+
+The library's functions for scans and convolutions are the leaf functions of `leaves`; a mixer finds them by
+name in its source file. A quickened mixer runs its own forward with those names leading to kernels: nothing of
+transformers is changed, only this module's `forward`, and a trace sees the library's functions as ever. What a
+kernel can't take (another device or type, an odd activation, packed sequences) goes to the library's function.
+"""
+
+import functools
+import re
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ....kernels import levels
+from . import leaves
+
+MARK = "cpu_scan"  # the attribute by which edits say that a module was quickened
+DECAY = "A_log"
+_NORM = re.compile(r"\w*RMSNorm(Gated)?")
+
+
+def quicken(model: nn.Module, *, marked: bool = False) -> list[str]:
+    """Let the state-space mixers of a model run on kernels; their paths, none where no kernels are compiled.
+
+    marked   only those that carry `MARK`
+    """
+    if levels.library() is None:
+        return []
+    found = [path for path in places(model) if not marked or is_marked(model, path)]
+    for path in found:
+        module = model.get_submodule(path)
+        names = _graph_names(module)
+        if names is None:
+            module.forward = types.MethodType(_forward, module)
+        else:
+            names |= {name: quick_convolution() for name, held in names.items() if held is leaves.causal_conv}
+    for module in model.modules() if found else ():
+        if _is_norm(module) and "forward" not in vars(module):
+            module.forward = types.MethodType(_norm, module)
+    return found
+
+
+def slowed(model: nn.Module) -> None:
+    """Undo `quicken`."""
+    for module in model.modules():
+        if is_quick(module):
+            del module.forward
+        names = _graph_names(module) or {}
+        names |= {name: leaves.causal_conv for name, held in names.items() if held is quick_convolution()}
+
+
+def is_marked(model: nn.Module, path: str) -> bool:
+    """Whether edits say that a module was quickened."""
+    return bool(vars(model.get_submodule(path)).get(MARK))
+
+
+@contextmanager
+def as_library(model: nn.Module) -> Iterator[bool]:
+    """Run a model as plain transformers does, within a block; whether that is another way than before."""
+    bound = [(module, module.forward) for module in model.modules() if is_quick(module)]
+    graphs = [
+        (names, dict(names))
+        for names in map(_graph_names, model.modules())
+        if names and quick_convolution() in names.values()
+    ]
+    slowed(model)
+    try:
+        yield bool(bound or graphs)
+    finally:
+        for module, forward in bound:
+            module.forward = forward
+        for names, before in graphs:
+            names |= before
+
+
+def is_quick(module: nn.Module) -> bool:
+    """Whether a module runs its class's forward, over kernels."""
+    return getattr(vars(module).get("forward"), "__func__", None) in (_forward, _norm)
+
+
+def places(model: nn.Module) -> list[str]:
+    """Modules that scan or convolve along the sequence by functions that have a kernel."""
+    return [path for path, module in model.named_modules() if _calls_kernels(module)]
+
+
+def scans(model: nn.Module) -> list[str]:
+    """Those of `places` that scan."""
+    return [path for path, module in model.named_modules() if _graph_names(module) is None and _scans(module)]
+
+
+def _scans(module: nn.Module) -> bool:
+    """Whether a mixer scans, and has not lost its scan: then a layer's graph goes through what is left of it."""
+    kind: type = type(module)
+    return any("conv" not in name for name in _called(kind)) and DECAY in module._parameters
+
+
+def _calls_kernels(module: nn.Module) -> bool:
+    names = _graph_names(module)
+    if names is not None:
+        return any(
+            held in (leaves.causal_conv, quick_convolution())
+            for held in names.values()
+            if isinstance(held, types.FunctionType)
+        )
+    kind: type = type(module)
+    called = _called(kind)
+    return _scans(module) or (bool(called) and all("conv" in name for name in called))
+
+
+def _graph_names(module: nn.Module) -> dict[str, Any] | None:
+    """The names in a bound graph's code; None for a module that runs its class's forward."""
+    return getattr(vars(module).get("forward"), "effc_names", None)
+
+
+@functools.cache
+def _called(kind: type[nn.Module]) -> frozenset[str]:
+    """Names of functions with a kernel that a class's forward calls."""
+    from . import functions
+
+    function = _innermost(kind.forward)
+    code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    if code is None or not kind.__module__.startswith("transformers."):
+        return frozenset()
+    return frozenset(name for name in code.co_names if name in functions.QUICK and name in names)
+
+
+# -- running -------------------------------------------------------------------------------------------------
+
+
+def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    if leaves.is_tracing() or torch.compiler.is_compiling():
+        return type(self).forward(self, *args, **kwargs)
+    kind: type = type(self)
+    return _mixers()(_over_kernels(kind), self, args, kwargs)
+
+
+def _norm(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    if leaves.is_tracing() or torch.compiler.is_compiling():
+        return type(self).forward(self, *args, **kwargs)
+    return _norms()(self, args, kwargs)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    kind = type(module)
+    return _NORM.fullmatch(kind.__name__) is not None and kind.__module__.startswith("transformers.")
+
+
+@functools.cache
+def _mixers() -> Callable[..., Any]:
+    from . import mixer  # not before it is needed: its kernels register themselves with torch
+
+    return mixer.run
+
+
+@functools.cache
+def _norms() -> Callable[..., Any]:
+    from . import norms
+
+    return norms.run
+
+
+@functools.cache
+def _over_kernels(kind: type[nn.Module]) -> Callable[..., Any]:
+    """The class's forward with the names of scans and convolutions leading to kernels."""
+    from . import functions
+
+    inner = _innermost(kind.forward)
+    names = dict(inner.__globals__)
+    cached: type = kind
+    for name in _called(cached):
+        names[name] = functions.quick(name, names[name])
+    return _rebuilt(kind.forward, inner, names)
+
+
+def _innermost(function: Any) -> Any:
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
+
+
+def _rebuilt(function: Any, inner: Any, names: dict[str, Any]) -> Any:
+    """A copy of a decorated function whose innermost one has other global names."""
+    if function is inner:
+        return _copied(inner, names, inner.__closure__)
+    below = function.__wrapped__
+    new = _rebuilt(below, inner, names)
+    held = function.__closure__ or ()
+    cells = tuple(types.CellType(new) if cell.cell_contents is below else cell for cell in held)
+    assert any(cell.cell_contents is new for cell in cells), f"{function.__qualname__} hides what it wraps"
+    return _copied(function, function.__globals__, cells)
+
+
+def _copied(function: Any, names: dict[str, Any], cells: Any) -> Any:
+    copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, cells)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+@functools.cache
+def quick_convolution() -> Callable[..., Any]:
+    """The leaf function `causal_conv` over the kernel; a trace records the leaf."""
+    from . import functions
+
+    @functools.wraps(leaves.causal_conv)
+    def causal_conv(*args: Any, **kwargs: Any) -> Any:
+        if leaves.is_tracing() or torch.compiler.is_compiling():
+            return leaves.causal_conv(*args, **kwargs)
+        return functions.leaf_convolution(*args, **kwargs)
+
+    vars(causal_conv)["__effc_original__"] = leaves.causal_conv
+    return causal_conv

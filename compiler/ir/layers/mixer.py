@@ -1,0 +1,35 @@
+"""A mixer's forward where kernels are: a step, piece by piece, or its class's own over kernels."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ....kernels.sequences import FLOATS
+from . import decode_steps, scan_chunks
+
+
+class Call(NamedTuple):
+    """What a mixer's forward is given; hidden is [b, t, w]."""
+
+    forward: Callable[..., Any]  # the class's, over kernels
+    mixer: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    hidden: Tensor
+    cache: Any
+    mask: Any
+
+    def whole(self) -> Any:
+        return self.forward(self.mixer, *self.args, **self.kwargs)
+
+
+def run(forward: Callable[..., Any], mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    hidden = args[0] if args else kwargs.get("hidden_states")
+    if type(hidden) is not Tensor or not hidden.is_cpu or hidden.dtype not in FLOATS or torch.is_grad_enabled():
+        return forward(mixer, *args, **kwargs)
+    cache = args[1] if len(args) > 1 else kwargs.get("cache")
+    mask = args[2] if len(args) > 2 else kwargs.get("attention_mask")
+    call = Call(forward, mixer, args, kwargs, hidden, cache, mask)
+    return (decode_steps if hidden.shape[1] == 1 else scan_chunks).run(call)

@@ -1,0 +1,67 @@
+"""Norms beside scans over a kernel: with one token, and with few, they cost more than what they do.
+
+A root-mean-square norm is one pass instead of six, one behind a gate instead of twelve. What its class computes
+is not looked up: the first call is made both ways, and the kernel is used from then on only where the results
+agree.
+"""
+
+from typing import Any, NamedTuple, TypeGuard
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ....kernels.gated_norm import GatedNorm
+from ....kernels.sequences import FLOATS
+from .decode_steps import near
+
+_EPSILONS = ("variance_epsilon", "eps")
+_proven: "WeakKeyDictionary[nn.Module, Form | None]" = WeakKeyDictionary()
+
+
+class Form(NamedTuple):
+    """What the kernel has to know of a norm."""
+
+    width: int
+    groups: int
+    epsilon: float
+
+    def over(self, x: Tensor, gate: Tensor | None, weight: Tensor) -> Tensor:
+        gate = None if gate is None else gate.reshape(-1, self.width)
+        flat = x.reshape(-1, self.width)
+        return GatedNorm.native(flat, gate, weight, self.epsilon, self.groups).view(x.shape)
+
+
+def run(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A norm's forward: the kernel where that does the same, else its class's."""
+    x = args[0] if args else kwargs.get("hidden_states")
+    gate = args[1] if len(args) > 1 else kwargs.get("gate")
+    form = None if torch.is_grad_enabled() else _form(norm)
+    if form is None or not _fits(x, form) or not (gate is None or _fits(gate, form, x.shape)):
+        return type(norm).forward(norm, *args, **kwargs)
+    weight = norm.weight
+    assert isinstance(weight, Tensor), "a norm without a weight"
+    found = form.over(x, gate, weight)
+    if norm not in _proven:
+        wanted = type(norm).forward(norm, *args, **kwargs)
+        _proven[norm] = form if near(found, wanted) else None
+        return wanted
+    return found
+
+
+def _fits(x: Any, form: Form, shape: tuple[int, ...] | None = None) -> TypeGuard[Tensor]:
+    if type(x) is not Tensor or not x.is_cpu or x.dtype not in FLOATS:
+        return False
+    return x.shape[-1] == form.width and shape in (None, x.shape)
+
+
+def _form(norm: nn.Module) -> Form | None:
+    """The one that is proven, or that its attributes tell."""
+    if norm in _proven:
+        return _proven[norm]
+    weight, told = norm._parameters.get("weight"), vars(norm)
+    epsilon = next((told[name] for name in _EPSILONS if name in told), None)
+    if weight is None or not weight.is_cpu or epsilon is None:
+        return None
+    width, size = weight.numel(), told.get("group_size")
+    return Form(width, width // size if size and width % size == 0 else 1, epsilon)

@@ -1,0 +1,158 @@
+"""A whole state-space mixer over many positions, some hundreds at a time.
+
+What lies between a mixer's projections is several times as wide as its input. Over a long sequence that
+leaves every cache, and the pages which the system hands out for it anew in every layer cost more time than
+the scan. A piece at a time, with states handed on, it is read where it was just written; products are as
+fast, and what a layer needs beside its result does not grow with the length. As with steps, whether a mixer
+is of one of the two published families is not looked up: the first positions that it meets are computed both
+ways.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ....kernels.causal_conv import CausalConv
+from ....kernels.selective_scan import SelectiveScan
+from ....kernels.ssd_scan import SsdScan
+from .decode_steps import Filtered, Selective, Ssd, near, normed
+from .functions import PACKED
+
+if TYPE_CHECKING:
+    from .mixer import Call
+
+ROWS = 384  # of a piece: with more of them products are hardly faster, and what they leave is colder
+LEAST = 32  # positions of a piece, and of the proof
+
+
+class Carried(NamedTuple):
+    """What goes from piece to piece."""
+
+    window: Tensor  # [b, c, k]: what the convolution read last, zeros before the first position
+    state: Tensor | None  # of the scan
+
+
+Family = Callable[[Any, Tensor, Tensor | None, Carried], tuple[Tensor, Carried]]
+_proven: "WeakKeyDictionary[nn.Module, Family | None]" = WeakKeyDictionary()
+
+
+def run(call: "Call") -> Any:
+    """A mixer's forward: by pieces where it is of a family and nothing came before, else the whole."""
+    mixer: Any = call.mixer  # a module of any class, until it has proven to be of a family
+    if not _fits(call):
+        return call.whole()
+    if mixer not in _proven:
+        first = call.hidden[:, :LEAST]
+        wanted = call.forward(mixer, first)
+        _proven[mixer] = next((f for f in (selective, ssd) if _agrees(f, mixer, first, wanted)), None)
+    family = _proven[mixer]
+    if family is None:
+        return call.whole()
+    out, last = over(family, mixer, call.hidden, call.mask, _size(*call.hidden.shape[:2]))
+    if call.cache is not None:
+        call.cache.update_conv_state(last.window, mixer.layer_idx)
+        call.cache.update_recurrent_state(last.state, mixer.layer_idx)
+    return out
+
+
+def _size(sequences: int, length: int) -> int:
+    """Positions of a piece, such that all are about equal."""
+    most = max(LEAST, ROWS // sequences)
+    return -(-length // -(-length // most))
+
+
+def _fits(call: "Call") -> bool:
+    if call.hidden.shape[1] < LEAST or not call.hidden.numel():
+        return False
+    if any(call.kwargs.get(word) is not None for word in PACKED):
+        return False
+    if call.mask is not None and call.mask.shape != call.hidden.shape[:2]:
+        return False
+    if any(m._forward_hooks or m._forward_pre_hooks for m in call.mixer.modules()):
+        return False  # who listens to a projection expects one call
+    if call.cache is None:
+        return True
+    index = call.mixer.layer_idx
+    return call.cache.get_conv_state(index) is None and not call.cache.is_recording_past(index)
+
+
+def _agrees(family: Family, mixer: Any, hidden: Tensor, wanted: Tensor) -> bool:
+    try:
+        found, _ = over(family, mixer, hidden, None, LEAST // 2)
+    except (AttributeError, RuntimeError, ValueError, TypeError):  # it is no mixer of that family
+        return False
+    return near(found, wanted)
+
+
+def over(family: Family, mixer: Filtered, hidden: Tensor, mask: Tensor | None, size: int) -> tuple[Tensor, Carried]:
+    """A mixer over hidden [b, t, w], `size` positions at a time, and what is carried after the last."""
+    filters = mixer.conv1d.weight
+    carried = Carried(hidden.new_zeros(len(hidden), len(filters), filters.shape[-1]), None)
+    out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    for start in range(0, hidden.shape[1], size):
+        here = slice(start, start + size)
+        live = None if mask is None else mask[:, here, None]
+        out[:, here], carried = family(mixer, _masked(hidden[:, here], live), live, carried)
+    return out, carried
+
+
+# -- the two families ----------------------------------------------------------------------------------------
+
+
+def selective(mixer: Selective, hidden: Tensor, live: Tensor | None, before: Carried) -> tuple[Tensor, Carried]:
+    """Mamba-1: hidden [b, t, w] -> [b, t, w]; the state is [b, c, n]."""
+    channels, n = mixer.A_log.shape
+    x, z = mixer.in_proj(hidden).split(channels, 2)
+    x, seen = _convolved(mixer, x, live, before.window)
+    parts = mixer.x_proj(x).split([mixer.x_proj.out_features - 2 * n, n, n], 2)
+    dt, b, c = normed(mixer, parts)
+    dt = linear(dt, mixer.dt_proj.weight)  # the scan adds the bias
+    a = -torch.exp(mixer.A_log.float())
+    y, state = SelectiveScan.native(
+        x.mT, dt.mT, a, b.mT, c.mT, mixer.D, z.mT, mixer.dt_proj.bias, True, before.state, None
+    )
+    return mixer.out_proj(y.mT), Carried(seen, state)
+
+
+def ssd(mixer: Ssd, hidden: Tensor, live: Tensor | None, before: Carried) -> tuple[Tensor, Carried]:
+    """Mamba-2: hidden [b, t, w] -> [b, t, w]; the state is [b, h, p, n]."""
+    heads, groups, inner = mixer.num_heads, mixer.n_groups, mixer.num_heads * mixer.head_dim
+    channels = before.window.shape[1]
+    gate, mixed, dt = mixer.in_proj(hidden).split([inner, channels, heads], 2)
+    mixed, seen = _convolved(mixer, mixed, live, before.window)
+    x, b, c = mixed.split([inner, (channels - inner) // 2, (channels - inner) // 2], 2)
+    a = -torch.exp(mixer.A_log.float())
+    least, most = map(float, mixer.time_step_limit)
+    y, state = SsdScan.native(
+        x.unflatten(2, (heads, -1)),
+        dt,
+        a,
+        b.unflatten(2, (groups, -1)),
+        c.unflatten(2, (groups, -1)),
+        mixer.D,
+        mixer.dt_bias,
+        True,
+        least,
+        most,
+        before.state,
+        None,
+    )
+    y = mixer.norm(y.flatten(2), gate)
+    return mixer.out_proj(y.to(hidden.dtype)), Carried(seen, state)
+
+
+def _convolved(mixer: Filtered, x: Tensor, live: Tensor | None, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """x [b, t, c] after the convolution, and what it has seen by then."""
+    weight, k = mixer.conv1d.weight[:, 0], seen.shape[2]
+    if CausalConv.accepts(weight, mixer.activation):
+        raise TypeError(f"a convolution with {mixer.activation}")
+    y = CausalConv.native(x.mT, weight, mixer.conv1d.bias, seen[:, :, 1:], None, mixer.activation is not None)
+    return _masked(y.mT, live), torch.cat([seen, x[:, -k:].mT], 2)[:, :, -k:].contiguous()
+
+
+def _masked(x: Tensor, live: Tensor | None) -> Tensor:
+    return x if live is None else (x * live).to(x.dtype)

@@ -1,1 +1,0 @@
-"""Models against their originals: outputs, losses, clocks, and the bounds that a recipe states."""

@@ -1,0 +1,387 @@
+"""Modules from configs and checkpoints: the side of model sources that needs torch.
+
+transformers reads the weights (it knows renamed and fused tensors of every architecture); effc makes it quiet,
+strict and safe: no pickle, no download, no silent re-initialisation, no value that is not finite.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...core.events import follow
+from ...core.json_errors import first_line
+from ...core.quantity import counted
+from .config_bounds import bad_config
+from .config_classes import exported, model_class, plain
+from .generation_config import NAME as GENERATION
+from .generation_config import read_generation
+from .mamba_rescale import as_stored
+from .tensor_files import mapped
+from .weights import Weights
+
+other_weights = Fault(
+    "other-weights",
+    "The tensors of a checkpoint are not those that its config asks for.\n\n"
+    "Names or shapes differ: config.json and the weights come from different models or revisions.",
+    exit="environment",
+)
+not_finite = Fault(
+    "not-finite",
+    "A checkpoint holds NaN or infinite weights.\n\n"
+    "Training diverged, or the values overflowed when they were cast to float16.",
+    exit="environment",
+)
+unknown_architecture = Fault(
+    "unknown-architecture", "transformers does not know a model's architecture.", exit="environment"
+)
+model_code = Fault(
+    "model-code",
+    "The code that came with a model does not make it.\n\n"
+    "It may need a package that is not here, often one for CUDA alone, or another version of transformers.",
+    exit="environment",
+)
+
+# Tensors that stock checkpoints carry and modules make for themselves.
+SLACK = 1 << 24  # numbers that a model may have beside its weights: tables of positions, ties
+HARMLESS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", "position_ids")
+
+
+def build(config: Mapping[str, Any], dtype: str, code: Path | None = None) -> nn.Module:
+    """The module of a config, initialised at random; under `torch.device("meta")` without storage.
+
+    `code` is the folder whose own modeling code may run; None: transformers' classes only.
+    """
+    if code is not None:
+        with quiet(), code_of(code):
+            made = transformers.AutoConfig.from_pretrained(code, trust_remote_code=True)
+            return transformers.AutoModelForCausalLM.from_config(
+                made, dtype=getattr(torch, dtype), trust_remote_code=True
+            )
+    made, kind = parse_config(config)
+    with quiet(), library(f"a `{config['model_type']}`"):
+        module = kind._from_config(made, dtype=getattr(torch, dtype), attn_implementation=attention(kind, made))
+    return module.eval()
+
+
+@contextmanager
+def library(what: str) -> Iterator[None]:
+    """Say of whatever transformers raises while it makes a model that its config is why: anyone wrote it."""
+    try:
+        yield
+    except (Reject, MemoryError):
+        raise
+    except Exception as error:
+        lacks = isinstance(error, ImportError)
+        raise Reject(
+            bad_config(
+                f"transformers makes no model of the config of {what}",
+                note=first_line(error),
+                help="install what it asks for" if lacks else "take the model's own config.json; --debug shows where",
+            )
+        ) from error
+
+
+def check_size(module: nn.Module, count: int, spare: int = 1) -> None:
+    """Reject (other-weights) where a module asks for far more numbers than the weights have.
+
+    Names and shapes are compared when weights are read; this comes before room is made for them.
+    """
+    asked = sum(p.numel() for p in module.parameters())
+    kept = sum(b.numel() for b in module.buffers())
+    if asked > spare * (2 * count + SLACK) or kept > spare * (2 * count + 16 * SLACK):
+        raise Reject(
+            other_weights(
+                f"the config asks for {counted(max(asked, kept), 'number')}, and the weights have "
+                f"{counted(count, 'number')}",
+                help="take config.json from the same revision",
+            )
+        )
+
+
+@contextmanager
+def code_of(folder: Path) -> Iterator[None]:
+    """Say of whatever a model's own code raises that it was that code."""
+    try:
+        yield
+    except Exception as error:  # anyone wrote it
+        lacks = isinstance(error, ImportError)
+        raise Reject(
+            model_code(
+                f"the code in {folder.name} raises {type(error).__name__}",
+                note=first_line(error),
+                help="install what it asks for; if that runs on CUDA alone, take a model that transformers itself knows"
+                if lacks
+                else "--debug shows where",
+            )
+        ) from error
+
+
+def parse_config(
+    config: Mapping[str, Any],
+) -> "tuple[transformers.PreTrainedConfig, type[transformers.PreTrainedModel]]":
+    """The config object and the model class; causal language models where `architectures` is silent."""
+    from ....dsl.syntax.nearest import nearest
+
+    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    model_type = config["model_type"]
+    if model_type not in known:
+        near = nearest(model_type, list(known))
+        raise Reject(
+            unknown_architecture(
+                f"transformers {transformers.__version__} does not know the model type `{model_type}`",
+                help=f"nearest is `{near}`" if near else "a newer transformers may know it",
+            )
+        )
+    try:
+        with quiet():
+            made = known[model_type].from_dict(plain(dict(config)))
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        ImportError,
+        StrictDataclassError,
+    ) as error:
+        raise Reject(
+            bad_config(f"the config has values that a `{model_type}` can't have", note=first_line(error))
+        ) from error
+    _refuse_timm(made)
+    names = config.get("architectures") or ()
+    kind = model_class(model_type, names)
+    if kind is None:
+        classes = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+        if type(made) not in classes or (
+            isinstance(names, (list, tuple))
+            and not exported().isdisjoint(name for name in names if isinstance(name, str))
+        ):
+            raise _no_class(model_type, names)
+        found = classes[type(made)]
+        assert isinstance(found, type), f"several classes for a {type(made).__name__}"
+        kind = found
+    return made, kind
+
+
+def _no_class(model_type: str, names: Any) -> Reject:
+    """Why none of the names is taken: nobody's class, or that of another model type."""
+    named = names if isinstance(names, (list, tuple)) else [names]
+    said = f"{', '.join(map(str, named)) or model_type} is no model class of transformers {transformers.__version__}"
+    for name in named:
+        kind = getattr(transformers, name, None) if isinstance(name, str) and name in exported() else None
+        owner = getattr(getattr(kind, "config_class", None), "model_type", model_type)
+        if owner and owner != model_type:
+            said = (
+                f"{name} is no model class of transformers {transformers.__version__} for a `{model_type}`, which the "
+                f"config is of: it is one of `{owner}`"
+            )
+            break
+    return Reject(unknown_architecture(said, help="name one in `architectures` of config.json"))
+
+
+def _refuse_timm(made: "transformers.PreTrainedConfig") -> None:
+    if any("timm" in part.model_type for part in _configs(made)):
+        raise Reject(
+            unknown_architecture(
+                f"a part of `{made.model_type}` comes from timm, which takes code and weights from anywhere",
+                help="give it a backbone of transformers, or wrap it in a module of your own: `effc explain module`",
+            )
+        )
+
+
+def _configs(config: "transformers.PreTrainedConfig") -> "Iterator[transformers.PreTrainedConfig]":
+    """A config and those of its parts, those that it has by default included."""
+    yield config
+    for part in vars(config).values():
+        if isinstance(part, transformers.PreTrainedConfig):
+            yield from _configs(part)
+
+
+def attention(
+    kind: "type[transformers.PreTrainedModel]", made: "transformers.PreTrainedConfig"
+) -> str | dict[str, Any]:
+    """Which attention a class runs with, as `attn_implementation`: torch's fused one wherever it is supported.
+
+    Parts that a config names are models of their own: DETR has it, and its ResNet does not.
+    """
+    return _attentions("sdpa", made) if kind._supports_sdpa else "eager"
+
+
+def _attentions(own: str, config: "transformers.PreTrainedConfig") -> str | dict[str, Any]:
+    held = {name: getattr(config, name, None) for name in config.sub_configs}
+    parts = {name: _attentions(_attention_of_part(part), part) for name, part in held.items() if part is not None}
+    return {"": own, **parts} if any(said != own for said in parts.values()) else own
+
+
+def _attention_of_part(config: "transformers.PreTrainedConfig") -> str:
+    auto = transformers.models.auto.modeling_auto
+    classes: list[type[transformers.PreTrainedModel]] = []
+    for table in (auto.MODEL_MAPPING, auto.MODEL_FOR_BACKBONE_MAPPING):
+        found: Any = table.get(type(config), ())
+        classes += found if isinstance(found, tuple) else [found]
+    return "sdpa" if all(kind._supports_sdpa for kind in classes) else "eager"
+
+
+def load(
+    folder: Path, config: Mapping[str, Any], dtype: str, label: str, weights: Weights, trusted: bool = False
+) -> nn.Module:
+    """The module with its weights, mapped from disk where the dtype is the stored one; one copy otherwise.
+
+    trusted   the folder's own code makes the model
+    """
+    module, info = _read(folder, config, dtype, weights, trusted)
+    check_names(info, label)
+    check_finite(module, label)
+    return module.eval()
+
+
+def _read(folder: Path, config: Mapping[str, Any], dtype: str, weights: Weights, trusted: bool):
+    options = {"dtype": getattr(torch, dtype), "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if trusted:
+        with quiet(), code_of(folder):
+            with torch.device("meta"):
+                empty: Any = build(config, dtype, folder)
+            return from_files(type(empty), empty.config, folder, weights, **options)
+    return stock(folder, config, weights, **options)
+
+
+def stock(folder: Path, config: Mapping[str, Any], weights: Weights, **options: Any) -> Any:
+    """What `from_pretrained` of the class that a config asks for gives, once it is seen that the weights have room."""
+    read_generation(folder)
+    with torch.device("meta"):
+        check_size(build(config, "float32"), weights.count)
+    made, kind = parse_config(config)
+    as_stored(made)
+    with quiet(), library(str(folder)):
+        return from_files(kind, made, folder, weights, attn_implementation=attention(kind, made), **options)
+
+
+def from_files(
+    kind: Any, config: "transformers.PreTrainedConfig", folder: Path, weights: Weights, **options: Any
+) -> Any:
+    """A model of a class as `from_pretrained` gives it, and what `options` add, from tensors of these files alone.
+
+    Left to itself transformers takes the first that it finds of an adapter, shards of a distributed checkpoint, a file
+    that the config names, one file, an index, and what the class lists beside them.
+    """
+    more = getattr(type(config), "extra_files", ())
+    if more:
+        raise Reject(
+            other_weights(
+                f"{folder}: a `{config.model_type}` has weights in {', '.join(more)} as well, which effc does not read",
+                help="take a model whose weights lie in model.safetensors, or in shards that an index names",
+            )
+        )
+    read = kind.from_pretrained(None, config=config, state_dict=dict(mapped(weights)), **options)
+    model = read[0] if isinstance(read, tuple) else read
+    if model.can_generate():
+        own = (folder / GENERATION).is_file()
+        model.generation_config = transformers.GenerationConfig.from_pretrained(
+            folder, GENERATION if own else "config.json", _from_model_config=not own
+        )
+    model.name_or_path = model.config.name_or_path = str(folder)
+    return read
+
+
+def check_names(info: Mapping[str, Any], label: str) -> None:
+    """Everything that `from_pretrained` would have papered over, as one diagnostic each kind."""
+    found = []
+    shapes = sorted((name, tuple(stored), tuple(asked)) for name, stored, asked in info["mismatched_keys"])
+    if shapes:
+        name, stored, asked = shapes[0]
+        found.append(
+            other_weights(
+                f"{label}: `{name}` is {_shape(stored)} in the weights and {_shape(asked)} by "
+                f"the config{_more(shapes)}",
+                help="take config.json from the same revision",
+            )
+        )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        found.append(
+            other_weights(
+                f"{label}: the weights have no `{missing[0]}`{_more(missing)}",
+                help="fetch the weights again, or take the config they were saved with",
+            )
+        )
+    extra = sorted(n for n in info["unexpected_keys"] if not n.endswith(HARMLESS))
+    if extra:
+        found.append(
+            other_weights(
+                f"{label}: the config has no place for `{extra[0]}`{_more(extra)}",
+                help="take config.json from the same revision",
+            )
+        )
+    if found:
+        raise Reject(*found)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a number"
+
+
+def _more(items: list) -> str:
+    return f", and {len(items) - 1} more" if len(items) > 1 else ""
+
+
+@torch.no_grad()
+def check_finite(module: nn.Module, label: str) -> None:
+    """One pass over the weights without a temporary: the extremes of a tensor show NaN and infinity."""
+    wrong = [
+        name
+        for name, p in follow(module.named_parameters(), "weights read", _count(module))
+        if p.is_floating_point() and p.numel() and not all(e.isfinite() for e in p.aminmax())
+    ]
+    if wrong:
+        count = int((~module.get_parameter(wrong[0]).isfinite()).sum())
+        raise Reject(
+            not_finite(
+                f"{label}: `{wrong[0]}` holds {counted(count, 'value')} NaN or infinite{_more(wrong)}",
+                help="take another revision, or one stored in float32 or bfloat16",
+            )
+        )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(1 for _ in module.parameters())
+
+
+def random(config: Mapping[str, Any], seed: int, dtype: str) -> nn.Module:
+    """The module of a config with the weights that a seed decides; leaves torch's own generator alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(config, dtype)
+
+
+_LOGGERS = ("huggingface_hub", "datasets", "lm_eval", "accelerate", "httpx")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Libraries without progress bars and log lines: effc tells what happens by its own events."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    if level == log.CRITICAL and not bars:  # inside of another: each change of a level empties every logger's cache
+        yield
+        return
+    others = {logging.getLogger(name): logging.getLogger(name).level for name in _LOGGERS}
+    log.set_verbosity(log.CRITICAL)
+    log.disable_progress_bar()
+    for logger in others:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
+        for logger, known in others.items():
+            logger.setLevel(known)

@@ -1,0 +1,91 @@
+"""Numbers of a config, held against the weights that are there, before anything is made from them.
+
+A config comes from anybody. One that asks for ten million layers takes hours and all memory to be found wrong by
+building it; the headers of the weights say at once that they are not there.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from .safetensors_header import Slot
+
+bad_config = Fault(
+    "bad-config", "A model's config.json can't be read or does not say what the model is.", exit="environment"
+)
+
+_REPEATS = re.compile(
+    r"(?!.*(_head|_size|_dim|theta|_ids?$|token|multiple|window|expert_capacity|interval|period))"
+    r".*(layer|block|expert|depth|stage|stack)s?.*"
+)
+_FREE = re.compile(
+    r".*(position|theta|token|_id|seed|version|window|max_|_length|context|limit|chunk|norm|eps|base"
+    r"|expert_capacity|factor|interval|every|period|offset|index|indices|freq|timescale|bins|classes_map).*"
+)
+_ROWS = {("doge", "num_experts")}  # its experts are rows of one embedding, 16,384 where there is no mixture, too
+_DRAWN = re.compile(r"vocab_size|num_channels|image_size|num_mel_bins|max_source_positions")  # what inputs are made by
+_COUNTS = re.compile(r"(num|n)_")
+_DEEPEST = 24
+WITHOUT_WEIGHTS = {"layers": 4096, "size": 1 << 24}  # of models with random weights
+
+
+def check_numbers(config: Mapping[str, Any], slots: Mapping[str, Slot] | None, label: str, spare: int = 1) -> None:
+    """Reject (bad-config) where a number is larger than any that the weights have.
+
+    slots   the tensors that are there; None for a model that gets random weights
+    spare   how many times as large the model was whose weights these are
+    """
+    _check_heads(config, label)
+    if slots is None:
+        layers, size = WITHOUT_WEIGHTS["layers"], WITHOUT_WEIGHTS["size"]
+    else:
+        stacked = [max(slot.shape) for slot in slots.values() if len(slot.shape) > 2]
+        layers = spare * max([len(slots), *stacked])
+        size = spare * max([1 << 16, *(math.prod(slot.shape) for slot in slots.values())])
+    for name, value in _numbers(config, "", 0):
+        key = name.rpartition(".")[2]
+        counts = _REPEATS.fullmatch(key) and (config.get("model_type"), name) not in _ROWS
+        if value < 1 and _DRAWN.fullmatch(key):
+            raise Reject(
+                bad_config(f"{label}: `{name}` of the config is {value}", help="take the model's own config.json")
+            )
+        most = layers if counts else 1 << 40 if _FREE.fullmatch(key) else size
+        if (value < 0 and _COUNTS.match(key)) or math.isnan(value):
+            raise Reject(
+                bad_config(f"{label}: `{name}` of the config is {value}", help="take the model's own config.json")
+            )
+        if abs(value) > most and type(value) is int:
+            there = "" if slots is None else ", which the weights don't have room for"
+            raise Reject(
+                bad_config(
+                    f"{label}: `{name}` of the config is {value}{there}", help="take the model's own config.json"
+                )
+            )
+
+
+def _check_heads(config: Mapping[str, Any], label: str) -> None:
+    """Reject groups of query heads that are not equally large: no attention computes with them."""
+    queries, keys = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    if type(queries) is int and type(keys) is int and queries > keys > 0 and queries % keys:
+        raise Reject(
+            bad_config(
+                f"{label}: the config has {queries} attention heads (`num_attention_heads`), which "
+                f"{keys} of keys and values (`num_key_value_heads`) do not divide",
+                help="take the model's own config.json",
+            )
+        )
+
+
+def _numbers(value: Any, name: str, depth: int) -> Iterator[tuple[str, int | float]]:
+    if depth > _DEEPEST:
+        raise Reject(bad_config("the config is nested too deep", help="take the model's own config.json"))
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _numbers(item, f"{name}.{key}" if name else str(key), depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item, name, depth + 1)
+    elif type(value) in (int, float):
+        yield name, value

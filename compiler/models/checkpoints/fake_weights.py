@@ -1,0 +1,33 @@
+"""A model with numbers that stand in for its weights, from a config alone.
+
+Large weights are one row, repeated without taking memory; what decides what a model is (norms, tables of positions,
+sinks) is small, and has numbers of its own.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .meta_init import parameters_on_meta
+from .origin import Origin
+
+_OWN = 1 << 16  # numbers of a tensor that gets its own; a larger one gets a row
+
+
+def stand_in(origin: Origin) -> nn.Module:
+    """The model with random numbers on the CPU that take no room; tensors that are one stay one."""
+    with parameters_on_meta():
+        model = origin.build().eval()
+    generator, known = torch.Generator().manual_seed(0), dict[int, nn.Parameter]()
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                if id(parameter) not in known:
+                    known[id(parameter)] = nn.Parameter(_numbers(parameter, generator), requires_grad=False)
+                module._parameters[name] = known[id(parameter)]
+    return model
+
+
+def _numbers(bare: Tensor, generator: torch.Generator) -> Tensor:
+    own = bare.numel() <= _OWN
+    found = torch.rand(bare.shape if own else bare.shape[-1:], generator=generator).add(0.5).to(bare.dtype)
+    return found if own else found.expand(bare.shape)

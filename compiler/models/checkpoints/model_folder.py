@@ -1,0 +1,245 @@
+"""A model folder as Hugging Face lays it out, opened without torch: config, tokenizer files, safetensors headers.
+
+Nothing here unpickles, and nothing runs code that came with a model unless the command line granted it.
+"""
+
+import os
+from collections.abc import Mapping
+from functools import cache, partial
+from importlib.util import find_spec
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.source_file import other_kind
+from ...core.cache import digest
+from ...core.json_errors import breakage
+from ...core.safe_read import CONFIG, TOKENIZER, check_regular, read_json
+from ...core.settings import Settings
+from .config_bounds import bad_config, check_numbers
+from .config_classes import class_taken
+from .mamba_rescale import NOTE, rescales
+from .origin import Origin
+from .safetensors_header import FLOATS
+from .source_files import SourceFiles, root_of
+from .weights import Weights, files_there, find_weights, no_model
+
+remote_code = Fault(
+    "remote-code",
+    "A model needs code that came with it, and running that was not granted.\n\n"
+    "`--trust-remote-code` on the command line grants it; a recipe can't.",
+    exit="environment",
+)
+weights_dtype = Fault(
+    "weights-dtype", "A checkpoint holds its weights as something other than plain floats.", exit="environment"
+)
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "spiece.model",
+    "tekken.json",
+    "tiktoken.model",
+)
+# Beside the tokenizer: what a checkpoint folder has to say that weights and config don't.
+COMPANIONS = (
+    *TOKENIZER_FILES,
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+)
+# Slow types of a processor that has no arithmetic for them: measured 7.6 s in float16, 1.9 s in float32, 1.1 s
+# in bfloat16 for 512 tokens of a 135M model on an AVX512 machine.
+SLOW_FLOAT16 = (
+    "float16 is kept as stored and computes several times slower than float32 on a CPU; "
+    "`dtype: float32` or `dtype: bfloat16` changes that"
+)
+
+
+def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: str = "") -> Origin:
+    """The origin of a local folder. `dtype` "auto" keeps what the files hold."""
+    if not os.path.isdir(folder):  # false of a name that is too long for the system, too
+        said = f"{folder} is {other_kind(folder) or 'a file'}, where a folder is needed"
+        said = said if os.path.exists(folder) else f"there is no folder {folder}"
+        raise Reject(no_model(f"{label}: {said}", help=help))
+    for name in ("config.json", *COMPANIONS):
+        if (folder / name).exists():
+            check_regular(folder / name, TOKENIZER, root_of(folder))
+    config = read_config(folder / "config.json", label)
+    trusted = check_code(config, label, settings)
+    weights = find_weights(folder, label)
+    found = _check_dtype(config, weights, label)
+    refuse_adapter(folder, label)
+    if not trusted:
+        check_numbers(config, weights.slots, label)
+    chosen = found if dtype == "auto" else dtype
+    tokenizers = tokenizer_files(folder)
+    decides = {"config.json": folder / "config.json", **weights.files}
+    files = SourceFiles(settings.cache_dir)
+    return Origin(
+        label=label,
+        config=config,
+        folder=folder,
+        identity=digest([files.hash_all(decides), chosen]),
+        build=partial(_build, config, chosen, folder if trusted else None, None if trusted else weights.count),
+        load=partial(_load, folder, config, chosen, label, weights, trusted),
+        tokenizer=cache(partial(load_tokenizer, folder, label, trusted)) if tokenizers else nothing,
+        dtype=chosen,
+        tokenizer_identity=files.hash_all(tokenizers) if tokenizers else "",
+        weight_bytes=weights.count * WIDTHS[chosen],
+        code=files.hash_all(_code(folder)) if trusted else "",
+        files=files,
+        notes=_notes(config, chosen, settings.device, trusted),
+    )
+
+
+def _notes(config: Mapping[str, Any], dtype: str, device: str, trusted: bool) -> tuple[str, ...]:
+    taken = "" if trusted else class_taken(config)
+    said = {SLOW_FLOAT16: dtype == "float16" and device == "cpu", NOTE: rescales(config), taken: taken != ""}
+    return tuple(note for note, holds in said.items() if holds)
+
+
+WIDTHS = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+
+
+def nothing() -> None:
+    """The tokenizer of a source that has none."""
+
+
+def read_config(path: Path, label: str) -> dict[str, Any]:
+    """config.json as it is, checked to be an object that says what the model is."""
+    if not os.path.isfile(path):
+        kind = other_kind(path)
+        said = f"{path} is {kind}, where a file is needed" if kind else f"there is no {path.name} in {path.parent}"
+        raise Reject(no_model(f"{label}: {said}", help=files_there(path.parent)))
+    try:
+        config = read_json(path, CONFIG)
+    except OSError as error:
+        raise Reject(bad_config(f"{path} can't be read: {error.strerror}")) from error
+    except (ValueError, RecursionError) as error:
+        raise Reject(bad_config(f"{path} is not JSON: {breakage(error)}", help="fetch the file again")) from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise Reject(bad_config(f"{path} has no `model_type`", help="take the model's own config.json"))
+    if not isinstance(config.get("architectures", []), (list, NoneType)):
+        raise Reject(
+            bad_config(
+                f"`architectures` of {path} is no list of names",
+                help='write it as ["BertForMaskedLM"], with the class that the weights are of',
+            )
+        )
+    return config
+
+
+def check_code(config: Mapping[str, Any], label: str, settings: Settings) -> bool:
+    """Whether the model's own code is to run: never unless transformers lacks the architecture and it was granted."""
+    if "auto_map" not in config or _is_native(config["model_type"]):
+        return False
+    if not settings.trust_remote_code:
+        raise Reject(
+            remote_code(
+                f"{label}: `{config['model_type']}` runs code that came with the model",
+                help="read that code, then add --trust-remote-code",
+            )
+        )
+    return True
+
+
+def _is_native(model_type: str) -> bool:
+    spec = find_spec("transformers")
+    assert spec and spec.submodule_search_locations, "transformers is not installed"
+    name = model_type.replace("-", "_")
+    return name.isidentifier() and (Path(spec.submodule_search_locations[0]) / "models" / name).is_dir()
+
+
+def _check_dtype(config: Mapping[str, Any], weights: Weights, label: str) -> str:
+    method = config.get("quantization_config")
+    if isinstance(method, dict):
+        name = method.get("quant_method", "some method")
+        raise Reject(
+            weights_dtype(
+                f"{label}: the weights are quantized ({name})",
+                help="start from the model that this one was quantized from",
+            )
+        )
+    if not weights.dtype:
+        kinds = sorted({slot.dtype for slot in weights.slots.values()})
+        raise Reject(
+            weights_dtype(
+                f"{label}: the weights are {', '.join(kinds) or 'none at all'}", help=f"effc reads {', '.join(FLOATS)}"
+            )
+        )
+    for name, slot in weights.slots.items():
+        if slot.dtype not in FLOATS and name.endswith((".weight", ".bias")):
+            raise Reject(
+                weights_dtype(
+                    f"{label}: `{name}` is {slot.dtype}, where a weight is {', '.join(FLOATS)}",
+                    help="fetch the weights again, or start from the model that these were quantized from",
+                )
+            )
+    return "float32" if weights.dtype == "float64" else weights.dtype
+
+
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """Files that make the tokenizer; empty where no vocabulary is among them."""
+    found = {n: folder / n for n in TOKENIZER_FILES if (folder / n).exists()}
+    for path in found.values():
+        check_regular(path, TOKENIZER, root_of(folder))
+    vocabularies = {
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.json",
+        "vocab.txt",
+        "spiece.model",
+        "tekken.json",
+        "tiktoken.model",
+    }
+    return found if vocabularies & set(found) else {}
+
+
+def _code(folder: Path) -> dict[str, Path]:
+    return {file.name: file for file in sorted(folder.glob("*.py"))}
+
+
+def refuse_adapter(folder: Path, label: str) -> None:
+    """transformers would fetch the model that an adapter names in place of the folder's own."""
+    if (folder / "adapter_config.json").exists():
+        raise Reject(
+            no_model(
+                f"{label}: {folder} holds an adapter (adapter_config.json), not a model",
+                help="merge it into its model and save that",
+            )
+        )
+
+
+def _build(config: dict[str, Any], dtype: str, code: Path | None, count: int | None):
+    from .checkpoint import build, check_size
+
+    module = build(config, dtype, code)
+    if count is not None:
+        check_size(module, count)
+    return module
+
+
+def _load(folder: Path, config: dict[str, Any], dtype: str, label: str, weights: Weights, trusted: bool):
+    from .checkpoint import load
+
+    return load(folder, config, dtype, label, weights, trusted)
+
+
+def load_tokenizer(folder: Path, label: str, trusted: bool = False):
+    from .tokenizer import open_tokenizer
+
+    return open_tokenizer(folder, label, trusted)

@@ -1,0 +1,144 @@
+"""Where a model comes from, before and after its weights are read."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ....dsl.syntax.diagnostics import Reject
+from ....dsl.syntax.source import Span
+from ...core.device import no_room
+from ...core.error_location import placed
+from ...core.quantity import size
+from .source_files import SourceFiles
+
+if TYPE_CHECKING:
+    import torch
+
+# What configs call the length of the longest row.
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "max_target_positions")
+# Whose first position stands behind the one of padding: RoBERTa and its kin number positions so, and the config's
+# length counts those that no token ever has.
+_BEHIND_PADDING = (
+    *("altclip_text_model", "bridgetower_text_model", "camembert", "clap_text_model", "data2vec-text", "ibert"),
+    *("layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
+# Keys of a config that say nothing of the module that it makes.
+_INCIDENTAL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_commit_hash")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A resolved model source. Making one reads a config, headers and hashes; never weights, never torch.
+
+    label               as a person would call it: `hf("org/name")`, `zoo("tiny-llama")`
+    config              the config as plain JSON; with `architectures`, so that the class is known
+    folder              where safetensors, config and tokenizer lie (for a GGUF file: once `load` or `tokenizer`
+                        has made it); None for random weights and modules
+    identity            sha256 over what decides the weights: file hashes or (config, seed), and `dtype`
+    build               makes the module; inside a `torch.device("meta")` context it has no weights
+    load                makes the module with its weights, in `dtype`, on the CPU (see `declared`), all finite
+    tokenizer           the tokenizer, the same object every time, or None where the source has none
+    dtype               what the weights are held and computed in: "float32", "bfloat16", "float16"
+    tokenizer_identity  sha256 over the tokenizer's files; "" where there is none
+    weight_bytes        bytes of the weights as `load` holds them, as far as known before reading; else 0
+    code                sha256 over user code that makes the module; "" where transformers makes it
+    notes               what a person should know, e.g. that float16 is slow on a CPU
+    files               what identities were hashed from; None where no file decides the model
+    span                where a recipe declares it
+    """
+
+    label: str
+    config: dict[str, Any]
+    folder: Path | None
+    identity: str
+    build: Callable[[], "torch.nn.Module"] = field(repr=False)
+    load: Callable[[], "torch.nn.Module"] = field(repr=False)
+    tokenizer: Callable[[], Any] = field(repr=False)
+    dtype: str = "float32"
+    tokenizer_identity: str = ""
+    weight_bytes: int = 0
+    code: str = ""
+    notes: tuple[str, ...] = ()
+    files: SourceFiles | None = field(default=None, repr=False, compare=False)
+    span: Span | None = None
+
+    def declared(self, span: Span | None, device: str) -> "Origin":
+        """The same as a recipe names it at `span`, which gets the blame; `load` moves it to a device."""
+
+        def build() -> "torch.nn.Module":
+            with placed(span):
+                return self.build()
+
+        def load() -> "torch.nn.Module":
+            import torch
+
+            with placed(span):
+                try:
+                    return self.load().to(device)
+                except torch.OutOfMemoryError as error:
+                    said = f", whose weights take {size(self.weight_bytes)}," if self.weight_bytes else ""
+                    raise Reject(no_room(device, f"the model{said}")) from error
+
+        def tokenizer() -> Any:
+            with placed(span):
+                return self.tokenizer()
+
+        return replace(self, build=build, load=load, tokenizer=tokenizer, span=span)
+
+    def refuse_change(self) -> None:
+        """Raises Reject (model-changed) where a file that decides the model was changed since it was hashed.
+
+        To be asked before anything is kept that was computed from the model's weights.
+        """
+        if self.files is not None:
+            with placed(self.span):
+                self.files.refuse_change()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over what decides the module's structure: the key of its skeleton, equal for equal configs."""
+        config = {k: v for k, v in self.config.items() if k not in _INCIDENTAL}
+        body = json.dumps([config, self.code], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(body.encode()).hexdigest()
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many token ids the embedding has, where the config says. BEiT's counts the codes of picture patches."""
+        if "image_size" in self.config and "text_config" not in self.config:
+            return None
+        return self._number("src_vocab_size") or self._number("vocab_size")
+
+    @property
+    def said_vocabulary(self) -> int | None:
+        """How many token ids a target is made of; other than those of a source where a translator has two tables."""
+        return self._number("decoder_vocab_size") or self._number("tgt_vocab_size") or self.vocabulary
+
+    @property
+    def positions(self) -> int | None:
+        """The longest row that the model was made for, where the config says."""
+        return longest_row(self.config)
+
+    def _number(self, name: str) -> int | None:
+        return _number(self.config, name)
+
+
+def longest_row(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a row has at most; None where the config, as plain JSON, does not say."""
+    longest = next(filter(None, (_number(config, name) for name in POSITIONS)), None)
+    if longest and config.get("model_type") in _BEHIND_PADDING:
+        padding = _number(config, "pad_token_id")
+        return max(1, longest - (1 if padding is None else padding) - 1)
+    return longest
+
+
+def _number(config: Mapping[str, Any], name: str) -> int | None:
+    """A top-level number of the config, or of the text part of a multimodal one."""
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and type(part.get(name)) is int:
+            return part[name]
+    return None

@@ -1,0 +1,168 @@
+"""What a safetensors file holds, read from its header alone: names, dtypes, shapes, places.
+
+Pure Python and strict: every byte of the file is accounted for before anything maps it, so a truncated or
+patched file is refused here with its numbers instead of far away.
+Source: the format page of safetensors (huggingface/safetensors, README, "Format").
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ...core.json_errors import breakage
+from ...core.safe_read import check_regular
+
+damaged_weights = Fault(
+    "damaged-weights",
+    "A weights file is cut, patched or not of its format.\n\n"
+    "Its header must be whole and describe every byte of the file. Interrupted downloads and Git LFS pointers "
+    "are the usual causes: fetch the file again.",
+    exit="environment",
+)
+
+LIMIT = 100_000_000  # bytes of header that readers of the format accept
+BITS = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "I64": 64,
+    "U64": 64,
+    "F64": 64,
+    "C64": 64,
+}
+FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+LFS = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a tensor lies: bytes `start` to `end` after the header."""
+
+    dtype: str  # as the format spells it: "BF16"
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    path: Path
+    slots: Mapping[str, Slot]
+    metadata: Mapping[str, str]
+    begin: int  # offset of the first tensor byte in the file
+
+
+def read_header(path: Path) -> Header:
+    """The header of a file, or `Reject`: its length, its JSON, and that tensors cover the file exactly."""
+    check_regular(path)
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        first = file.read(8)
+        if LFS.startswith(first) and len(first) == 8:
+            raise Reject(
+                _says(
+                    path, f"is a Git LFS pointer of {size} bytes, not weights", help="run `git lfs pull` in its folder"
+                )
+            )
+        length = int.from_bytes(first, "little")
+        if len(first) < 8 or length > size - 8:
+            raise Reject(
+                _says(
+                    path,
+                    f"is cut: its header alone needs {length + 8} bytes, the file has {size}"
+                    if len(first) == 8
+                    else f"is cut: {size} bytes",
+                )
+            )
+        if length > LIMIT:
+            raise Reject(_says(path, f"states a header of {length} bytes; the format allows {LIMIT}"))
+        body = _parse(path, file.read(length))
+    metadata = body.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise Reject(_says(path, "has metadata other than text"))
+    slots = {name: _slot(path, name, entry) for name, entry in body.items()}
+    _check_cover(path, slots, size - 8 - length)
+    return Header(path, slots, metadata, 8 + length)
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    def once(pairs):
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a name occurs twice")
+        return dict(pairs)
+
+    try:
+        body = json.loads(text.decode(), object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise Reject(_says(path, f"has a header that is not JSON: {breakage(error)}")) from error
+    if not isinstance(body, dict):
+        raise Reject(_says(path, "has a header that is not a JSON object"))
+    return body
+
+
+_AXES = 64  # that torch has
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= _AXES and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
+
+
+def _slot(path: Path, name: str, entry: Any) -> Slot:
+    """One entry, checked for itself: `{"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}`."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise Reject(_says(path, f"describes `{name}` by other fields than dtype, shape and data_offsets"))
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise Reject(_says(path, f"gives `{name}` a dtype that the format does not have"))
+    if not _whole(shape) or not _whole(offsets) or len(offsets) != 2:
+        raise Reject(_says(path, f"gives `{name}` a shape or place that is not whole numbers"))
+    slot = Slot(dtype, tuple(shape), *offsets)
+    bits = slot.count * BITS[dtype]
+    if bits % 8 or slot.end - slot.start != bits // 8:
+        raise Reject(
+            _says(path, f"gives `{name}` {slot.end - slot.start} bytes; {dtype} of shape {shape} takes {_bytes(bits)}")
+        )
+    return slot
+
+
+def _bytes(bits: int) -> str:
+    """Also of more than any float can be: a shape has up to 64 axes."""
+    return f"{bits / 8:g}" if bits < 1 << 64 else "more than any file has"
+
+
+def _check_cover(path: Path, slots: Mapping[str, Slot], size: int) -> None:
+    """Tensors follow each other without holes or overlaps and end where the file ends."""
+    reached = 0
+    for name, slot in sorted(slots.items(), key=lambda item: (item[1].start, item[1].end)):
+        if slot.start != reached:
+            raise Reject(_says(path, f"has `{name}` at byte {slot.start} where byte {reached} is next"))
+        reached = slot.end
+    if reached > size:
+        raise Reject(_says(path, f"is cut: its tensors need {reached} bytes, {size} are there"))
+    if reached < size:
+        raise Reject(_says(path, f"has {size - reached} bytes after its last tensor"))
+
+
+def _says(path: Path, fact: str, help: str = "fetch the file again") -> Diagnostic:
+    return damaged_weights(f"{path} {fact}", help=help)

@@ -1,0 +1,40 @@
+"""What a folder of sentence-transformers says of its modules."""
+
+from pathlib import Path
+from typing import Any
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...core.json_errors import breakage
+from ...core.safe_read import CONFIG, read_json
+
+no_pooling = Fault(
+    "no-pooling",
+    "How states of tokens become one vector is not known.\n\n"
+    "A folder of sentence-transformers says it in modules.json and 1_Pooling/config.json; `pooling` says it in a "
+    "recipe.",
+)
+
+MODULES = "modules.json"
+
+
+def modules(folder: Path) -> list[tuple[str, str]]:
+    """Kind and folder of each module that modules.json names; folders beside it are none."""
+    read = json_of(folder / MODULES)
+    named = [m for m in read if isinstance(m, dict)] if isinstance(read, list) else []
+    found = [(str(m.get("type", "")).rpartition(".")[2], str(m.get("path", ""))) for m in named]
+    outside = [path for _, path in found if Path(path).is_absolute() or ".." in Path(path).parts]
+    if outside:
+        raise Reject(no_pooling(f"{folder / MODULES} names {outside[0]}, which is outside of it", help="correct it"))
+    return found
+
+
+def module_paths(folder: Path) -> list[str]:
+    """The folders of a folder of sentence-transformers that hold more modules, the transformer's own left out."""
+    return [path for _, path in modules(folder) if path]
+
+
+def json_of(path: Path) -> Any:
+    try:
+        return read_json(path, CONFIG)
+    except (OSError, ValueError, RecursionError) as error:
+        raise Reject(no_pooling(f"{path} is not JSON: {breakage(error)}", help="fetch the file again")) from error

@@ -1,0 +1,52 @@
+"""What a checkpoint folder says beside weights and config: tokenizer, chat template, generation config, licence."""
+
+import shutil
+from pathlib import Path
+
+from torch import nn
+
+from ...core.safe_read import TOKENIZER, check_regular
+from .model_folder import COMPANIONS, TOKENIZER_FILES
+from .origin import Origin
+from .pretrained import pretrained
+from .sentence_encoder import MODULES, module_paths
+from .source_files import root_of
+from .tokenizer_checks import TEMPLATES
+
+# Of a folder of sentence-transformers: what it says, and what becomes of the transformer's states.
+_SENTENCES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+_MODULE_FILES = ("config.json", "model.safetensors")
+
+
+def companions(model: nn.Module, origin: Origin, folder: Path) -> None:
+    """Tokenizer, chat template, generation config and licence, byte for byte where the origin has files."""
+    if origin.folder:
+        for file in (*(origin.folder / n for n in COMPANIONS), *sorted(origin.folder.glob(TEMPLATES))):
+            if file.is_file():
+                _copy(file, folder / file.relative_to(origin.folder), root_of(origin.folder))
+        _sentence_modules(origin.folder, folder)
+    if not any((folder / n).exists() for n in TOKENIZER_FILES) and (tokenizer := origin.tokenizer()) is not None:
+        tokenizer.save_pretrained(folder)
+    own = pretrained(model)
+    if not (folder / "generation_config.json").exists() and own.can_generate():
+        own.generation_config.save_pretrained(folder)
+
+
+def _sentence_modules(origin: Path, folder: Path) -> None:
+    """What makes a folder one of sentence-transformers, byte for byte; the transformer itself lies in the folder."""
+    if not (origin / MODULES).is_file():
+        return
+    for name in _SENTENCES:
+        if (origin / name).is_file():
+            _copy(origin / name, folder / name, root_of(origin))
+    for path in module_paths(origin):
+        for name in _MODULE_FILES:
+            if (origin / path / name).is_file():
+                _copy(origin / path / name, folder / path / name, root_of(origin))
+
+
+def _copy(file: Path, target: Path, root: Path) -> None:
+    """A file's bytes; a link that leads out of the model would bring somebody else's into the artifact."""
+    check_regular(file, TOKENIZER, root)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, target)

@@ -1,0 +1,180 @@
+"""A folder's tokenizer: its files checked before the tokenizers library reads them, its panics made diagnostics."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import transformers
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...core.json_errors import first_line
+from ...core.safe_read import CONFIG, MISFIT, TOKENIZER, check_regular, read_json, read_regular
+from .checkpoint import quiet
+from .config_classes import is_tokenizer
+from .source_files import root_of
+from .tokenizer_checks import TEMPLATES, check, check_tokens
+from .tokenizer_pieces import check_sentencepiece, check_tekken, check_tiktoken
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+WHOLE = "tokenizer.json"
+_READ = (".json", ".jinja", ".txt", ".model", ".spm", ".tiktoken")  # what transformers reads of a folder for one
+TOKENS = ("tokenizer_config.json", "special_tokens_map.json")
+_CALLS = ("_encode_plus", "_decode", "convert_tokens_to_string")  # by which a tokenizer runs the library
+
+bad_tokenizer = Fault(
+    "bad-tokenizer",
+    "A model's tokenizer files can't be read, or describe a tokenizer that breaks.\n\n"
+    "What they say comes from whoever made the model: steps that would make thousands of characters of one, texts "
+    "padded to millions of tokens and tables that are cut are refused before the tokenizers library reads them.",
+    exit="environment",
+)
+
+
+def open_tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:
+    """The tokenizer of a folder. Reject (bad-tokenizer) where its files are damaged, or ask for what none needs."""
+    files = () if trusted else _check_config(folder, label)
+    _check_form(folder, label)
+    try:
+        with quiet(), panics(label):
+            made = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trusted, **dict.fromkeys(files)
+            )
+    except Reject:
+        raise
+    except Exception as error:  # the tokenizers library raises bare Exception
+        if isinstance(error, (MemoryError, RecursionError)):
+            raise
+        raise Reject(
+            bad_tokenizer(
+                f"{label}: the tokenizer files in {folder} can't be read",
+                help="fetch them again",
+                note=first_line(error),
+            )
+        ) from error
+    return _guarded(made, label)
+
+
+def _checks(folder: Path) -> Iterator[tuple[Path, Callable[[Path], None]]]:
+    """Files of a folder that a library makes a tokenizer of, each with what refuses it by `MISFIT`."""
+    for path in sorted(folder.iterdir()):
+        name = path.name
+        if name == WHOLE:
+            yield path, lambda file: check(read_json(file, TOKENIZER))
+        elif name in TOKENS:
+            yield path, lambda file: check_tokens(read_json(file, CONFIG))
+        elif "tekken" in name and path.suffix == ".json":
+            yield path, lambda file: check_tekken(read_json(file, TOKENIZER))
+        elif "tiktoken" in name:
+            yield path, lambda file: check_tiktoken(read_regular(file, TOKENIZER))
+        elif ".model" in name.removeprefix("model") or path.suffix == ".spm":
+            yield path, lambda file: check_sentencepiece(read_regular(file, TOKENIZER))
+
+
+def _check_form(folder: Path, label: str) -> None:
+    for path in (*folder.iterdir(), *folder.glob(TEMPLATES)):
+        if path.suffix in _READ:
+            check_regular(path, TOKENIZER, root_of(folder))
+    for path, reading in _checks(folder):
+        try:
+            reading(path)
+        except (OSError, *MISFIT) as error:
+            raise Reject(
+                bad_tokenizer(
+                    f"{label}: {path} describes no tokenizer that is taken",
+                    help="fetch it again, from somebody whom you trust",
+                    note=first_line(error),
+                )
+            ) from error
+
+
+@contextmanager
+def panics(label: str) -> Iterator[None]:
+    """The library's panics as Reject (bad-tokenizer): they are no Exception, and would end a server's thread."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # its class can't be imported
+            raise
+        raise Reject(
+            bad_tokenizer(
+                f"{label}: the model's tokenizer breaks at a text",
+                help="fetch the tokenizer files again, from somebody whom you trust",
+                note=first_line(error),
+            )
+        ) from error
+
+
+def _guarded(made: Any, label: str) -> Any:
+    """The same tokenizer, which raises Reject where the library panics."""
+    kind = type(made)
+    if not made.is_fast:
+        return made
+
+    def watched(name: str) -> Callable[..., Any]:
+        inner = getattr(kind, name)
+
+        @wraps(inner)
+        def call(self: Any, *given: Any, **named: Any) -> Any:
+            with panics(label):
+                return inner(self, *given, **named)
+
+        return call
+
+    def reduced(self: Any, protocol: Any) -> tuple[Any, ...]:
+        return _plain, (kind, self.__dict__)  # pickle looks a class up by its name
+
+    own = {name: watched(name) for name in _CALLS} | {"__reduce_ex__": reduced, "__module__": kind.__module__}
+    made.__class__ = type(kind.__name__, (kind,), own)
+    return made
+
+
+def _plain(kind: "type[PreTrainedTokenizerBase]", state: dict[str, Any]) -> Any:
+    made = kind.__new__(kind)
+    made.__dict__.update(state)
+    return made
+
+
+_ELSEWHERE = ("gguf_file", "fast_tokenizer_files", "tokenizer_object", "init_inputs")
+
+
+def _check_config(folder: Path, label: str) -> tuple[str, ...]:
+    """Names of the config's fields that are files, which transformers is to take from the folder alone.
+
+    Reject (bad-tokenizer) where a tokenizer names a class that is none, or has a field by which transformers reads
+    something else than the files of a tokenizer.
+    """
+    path = folder / "tokenizer_config.json"
+    if not path.exists():
+        return ()
+    try:
+        said = read_json(path, CONFIG)
+    except (OSError, ValueError, RecursionError) as error:
+        raise Reject(bad_tokenizer(f"{label}: {path} can't be read as JSON", help="fetch it again")) from error
+    if not isinstance(said, dict):
+        raise Reject(bad_tokenizer(f"{label}: {path} is no JSON object", help="fetch it again"))
+    most = said.get("model_max_length")
+    if most is not None and type(most) not in (int, float):
+        raise Reject(
+            bad_tokenizer(f"{label}: {path} has a `model_max_length` that is no number", help="fetch it again")
+        )
+    name = said.get("tokenizer_class")
+    if name is not None and not is_tokenizer(name):
+        raise Reject(
+            bad_tokenizer(
+                f"{label}: {path} names `{str(name)[:80]}`, which is no tokenizer of transformers",
+                help="fetch the tokenizer files again",
+            )
+        )
+    other = next((name for name in _ELSEWHERE if said.get(name)), None)
+    if other is not None:
+        raise Reject(
+            bad_tokenizer(
+                f"{label}: {path} has a `{other}`, which leads to other files than a tokenizer's",
+                help="fetch the tokenizer files again, from somebody whom you trust",
+            )
+        )
+    return tuple(name for name in said if name.endswith("_file"))

@@ -1,0 +1,86 @@
+"""Vocabularies of sentencepiece, tiktoken and tekken, which transformers converts.
+
+For each piece it looks at all ways to cut it in two: a piece of a megabyte would take days.
+"""
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+from .tokenizer_checks import check_forms
+from .tokenizer_steps import Unbounded
+
+_MOST_PIECES, _LONGEST, _MOST_CUTS = 1 << 20, 1024, 1 << 24  # the second in bytes of a piece, the third those of all
+_MOST_PATTERN = 4096  # characters of an expression that cuts texts
+
+
+def check_sentencepiece(data: bytes) -> None:
+    """Of a model of sentencepiece: pieces are field 1 with their text in field 1, the table of Unicode forms is field 2
+    of field 3. Raises Unbounded."""
+    pieces = []
+    for number, part in _fields(data):
+        if number == 1 and isinstance(part, bytes):
+            pieces += [len(text) for inner, text in _fields(part) if inner == 1 and isinstance(text, bytes)]
+        elif number == 3 and isinstance(part, bytes):
+            for inner, table in _fields(part):
+                if inner == 2 and table:
+                    check_forms(table if isinstance(table, bytes) else b"")
+    _check_lengths(pieces)
+
+
+def check_tiktoken(data: bytes) -> None:
+    """Of lines with a piece in base64 and its rank. Raises Unbounded, or ValueError of another form."""
+    _check_lengths([_length(line.split()) for line in data.splitlines() if line])
+
+
+def _length(words: list[bytes]) -> int:
+    if len(words) != 2 or not words[1].isdigit():
+        raise Unbounded("a line of it is no piece with a rank")
+    return len(base64.b64decode(words[0], validate=True))
+
+
+def check_tekken(body: Any) -> None:
+    """Of a file of Mistral's. Raises Unbounded, or another of `regular.MISFIT`."""
+    if not isinstance(body, dict) or not isinstance(body.get("vocab"), list):
+        raise Unbounded("it has no vocabulary")
+    special = body.get("special_tokens") or []
+    texts = [str(token["token_str"]).encode() for token in special]
+    pattern = body.get("config", {}).get("pattern", "")
+    if not isinstance(pattern, str) or len(pattern) > _MOST_PATTERN:
+        raise Unbounded("the expression that cuts texts is no text, or far too long")
+    _check_lengths([*map(len, texts), *(len(base64.b64decode(entry["token_bytes"])) for entry in body["vocab"])])
+
+
+def _check_lengths(lengths: list[int]) -> None:
+    if len(lengths) > _MOST_PIECES or max(lengths, default=0) > _LONGEST or sum(lengths) > _MOST_CUTS:
+        raise Unbounded(f"it has {len(lengths)} pieces of up to {max(lengths, default=0)} bytes")
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
+    """Numbers and values of a message in the encoding of protocol buffers."""
+    at = 0
+    while at < len(data):
+        key, at = _number(data, at)
+        if key & 7 == 0:
+            value, at = _number(data, at)
+            yield key >> 3, value
+            continue
+        if key & 7 == 2:
+            length, at = _number(data, at)
+        else:
+            length = {1: 8, 5: 4}[key & 7]
+        if at + length > len(data):
+            raise Unbounded("a part of it is cut")
+        yield key >> 3, data[at : at + length]
+        at += length
+
+
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    """A number in groups of seven bits, and where it ends."""
+    found = 0
+    for shift in range(0, 70, 7):
+        byte = data[at]
+        found, at = found | (byte & 127) << shift, at + 1
+        if byte < 128:
+            return found, at
+    raise Unbounded("a number of it has no end")

@@ -1,0 +1,147 @@
+"""The safetensors files that are a folder's weights, by their headers, without torch."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...core.json_errors import breakage
+from ...core.safe_read import MANIFEST, MISFIT, read_json
+from .safetensors_header import FLOATS, Header, damaged_weights, read_header
+
+no_model = Fault("no-model", "A model source points at something that holds no model.", exit="environment")
+pickle_weights = Fault(
+    "pickle-weights",
+    "A model has its weights only as a pickle, which runs code when it is read.\n\n"
+    "effc reads safetensors and GGUF. Take a revision of the model with safetensors, or convert the file once, "
+    "in a place of its own, if you trust its author.",
+    exit="environment",
+)
+missing_shard = Fault(
+    "missing-shard", "The index of a sharded checkpoint names files that are not there.", exit="environment"
+)
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The safetensors files of a folder and their headers, by file name."""
+
+    files: Mapping[str, Path]
+    headers: Mapping[str, Header]
+
+    @property
+    def slots(self):
+        return {name: slot for header in self.headers.values() for name, slot in header.slots.items()}
+
+    @property
+    def count(self) -> int:
+        """Numbers in all tensors."""
+        return sum(slot.count for slot in self.slots.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum(slot.end - slot.start for slot in self.slots.values())
+
+    @property
+    def dtype(self) -> str:
+        """The float type that most bytes are in."""
+        count: Counter[str] = Counter()
+        for slot in self.slots.values():
+            count[slot.dtype] += slot.end - slot.start
+        return FLOATS.get(count.most_common(1)[0][0], "") if count else ""
+
+
+def find_weights(folder: Path, label: str) -> Weights:
+    """Headers of the safetensors files, or `Reject` saying what lies there instead.
+
+    These alone are a folder's weights: they are hashed, locked and, by `mapped`, loaded. One file counts before an
+    index, as in transformers.
+    """
+    if (folder / SINGLE).is_file():
+        return Weights({SINGLE: folder / SINGLE}, {SINGLE: read_header(folder / SINGLE)})
+    if (folder / INDEX).is_file():
+        return _sharded(folder, label)
+    pickles = sorted(f.name for pattern in PICKLES for f in folder.glob(pattern))
+    if pickles:
+        raise Reject(
+            pickle_weights(
+                f"{label}: the weights are only there as {', '.join(pickles[:3])}",
+                help="take a revision with model.safetensors, or load the model once with "
+                "transformers where you trust it and `save_pretrained` it",
+            )
+        )
+    if shards := sorted(f.name for f in folder.glob("model-*-of-*.safetensors")):
+        raise Reject(
+            no_model(f"{label}: {folder} has {len(shards)} shards and no {INDEX}", help="fetch the index of the shards")
+        )
+    raise Reject(
+        no_model(
+            f"{label}: there is no {SINGLE} in {folder}",
+            help=files_there(folder)
+            if any(folder.glob("*.gguf"))
+            else 'fetch the weights; config.json alone is read with config("config.json"), which makes random ones',
+        )
+    )
+
+
+def _sharded(folder: Path, label: str) -> Weights:
+    index = folder / INDEX
+    try:
+        read = read_json(index, MANIFEST)
+    except MISFIT as error:
+        raise Reject(
+            damaged_weights(f"{index} is no index of shards", help="fetch it again", note=breakage(error))
+        ) from error
+    places = read.get("weight_map") if isinstance(read, dict) else None
+    if not isinstance(places, dict):
+        said = "its `weight_map`, which says which file a tensor is in, is no object"
+        raise Reject(damaged_weights(f"{index} is no index of shards: {said}", help="fetch it again"))
+    for tensor, file in places.items():
+        if not isinstance(file, str):
+            raise Reject(damaged_weights(f"{index} names no file for `{tensor}`", help="fetch it again"))
+    names = sorted(set(places.values()))
+    if not all(n and Path(n).name == n for n in names):
+        raise Reject(damaged_weights(f"{index} names files outside its folder", help="fetch it again"))
+    gone = [n for n in names if not (folder / n).is_file()]
+    if gone:
+        raise Reject(
+            missing_shard(
+                f"{label}: {len(gone)} of {len(names)} shards are not there: {', '.join(gone[:3])}",
+                help=f"fetch them into {folder}",
+            )
+        )
+    headers = {n: read_header(folder / n) for n in names}
+    lost = [t for t, n in places.items() if t not in headers[n].slots]
+    if lost:
+        raise Reject(
+            missing_shard(
+                f"{label}: `{lost[0]}` is not in {places[lost[0]]}, where the index puts it",
+                help="fetch the index and the shards of one revision",
+            )
+        )
+    first: dict[str, str] = {}
+    for name in names:
+        for tensor in headers[name].slots:
+            if tensor in first:
+                raise Reject(
+                    damaged_weights(
+                        f"{label}: `{tensor}` is in {first[tensor]} and again in {name}",
+                        help="fetch the index and the shards of one revision",
+                    )
+                )
+            first[tensor] = name
+    return Weights({INDEX: index, **{n: folder / n for n in names}}, headers)
+
+
+def files_there(folder: Path) -> str:
+    if not os.path.isdir(folder):
+        return "take a folder that `save_pretrained` wrote"
+    if any(folder.glob("*.gguf")):
+        return f'a GGUF file is read with gguf("{next(folder.glob("*.gguf")).name}")'
+    inner = next(folder.glob("*/config.json"), None)
+    return f"one lies in {inner.parent}" if inner else "take a folder that `save_pretrained` wrote"

@@ -1,0 +1,46 @@
+"""How many rows a model is given at once, and what becomes of work that a device has no room for."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from ....dsl.syntax.diagnostics import Reject
+from ...core.device import let_go, no_room
+from ...core.events import Listener, Said
+
+T = TypeVar("T")
+MOST = 16
+
+
+class AtOnce:
+    """Rows of a forward. Fewer than `MOST` once a device had no room for them; it lasts as long as the process."""
+
+    fewer: int | None = None
+
+
+def rows_at_once() -> int:
+    return min(MOST, AtOnce.fewer or MOST)
+
+
+def parts_of(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Rows that are learned from together, in as many parts as a device has room for: one, as long as it has."""
+    return rows.split(AtOnce.fewer or len(rows))
+
+
+def in_room(work: Callable[[], T], device: str, on_event: Listener) -> T:
+    """Result of `work`, called again with half as many rows at once each time the device runs out of memory.
+
+    Scores differ by rounding then, as they do between devices. Raises Reject (device-full) where one row is too much.
+    """
+    while True:
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            pass  # what the traceback holds is let go before it begins again
+        let_go(device)
+        most = rows_at_once()
+        if most == 1:
+            raise Reject(no_room(device, "running one row at a time"))
+        AtOnce.fewer = most // 2
+        on_event(Said(f"{device} has no room for {most} rows at once: begun again, {AtOnce.fewer} at once"))

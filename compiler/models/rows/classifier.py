@@ -1,0 +1,60 @@
+"""A model with a head over rows of tokens, or over images: logits of classes, padding left out."""
+
+import torch
+from torch import Tensor, nn
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from .forward import evaluating, output_logits
+from .inputs import device_of
+from .prompt_positions import prompts
+
+other_classes = Fault("other-classes", "A model's head has other outputs than the data has classes.")
+
+EACH = 32  # rows of a forward that is not learned from
+
+
+def class_logits(model: nn.Module, rows: Tensor, lengths: Tensor | None, active: Tensor | None = None) -> Tensor:
+    """Logits [b, classes] of rows [b, t] of which the first so many tokens count; of images [b, c, h, w], no lengths.
+
+    Raises Reject (other-classes) where the model gives logits for positions.
+    """
+    if lengths is None:
+        found = output_logits(model(rows.to(device_of(model))))
+    else:
+        width = int(lengths.max())
+        ids = rows[:, :width].to(device_of(model))
+        mask = (torch.arange(width) < lengths[:, None]).long().to(ids.device)
+        with prompts(model, subspace=active):
+            found = output_logits(model(input_ids=ids, attention_mask=mask))
+    if found.dim() != 2:
+        raise Reject(
+            other_classes(
+                f"{type(model).__name__} has no head over whole rows", help="take a ...ForSequenceClassification"
+            )
+        )
+    return found
+
+
+def check_classes(found: Tensor, labels: Tensor, name: str) -> None:
+    """Reject labels that the head has no output for."""
+    if int(labels.max()) >= found.shape[1]:
+        raise Reject(
+            other_classes(
+                f"the head has {found.shape[1]} outputs, and `{name}` has more classes",
+                help="take the model with a head of as many",
+            )
+        )
+
+
+def judge_classes(
+    model: nn.Module, rows: Tensor, lengths: Tensor | None, labels: Tensor, name: str
+) -> tuple[float, float]:
+    """Mean nats of the right class, and the share of rows whose likeliest class is the right one."""
+    nats, right = 0.0, 0
+    with evaluating(model):
+        for part in torch.arange(len(rows)).split(EACH):
+            found = class_logits(model, rows[part], None if lengths is None else lengths[part]).float().cpu()
+            check_classes(found, labels[part], name)
+            nats += nn.functional.cross_entropy(found, labels[part], reduction="sum").item()
+            right += int((found.argmax(1) == labels[part]).sum())
+    return nats / len(rows), right / len(rows)

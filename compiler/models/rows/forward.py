@@ -1,0 +1,240 @@
+"""Running a model over rows of tokens: losses and log-probabilities in float32, in bounded memory."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...core.events import follow
+from .batch_limit import rows_at_once
+from .inputs import arguments, predictions, words
+from .prompt_positions import prompts
+
+not_a_number = Fault(
+    "not-a-number",
+    "A metric, or what a model computes, came out as NaN or infinite.\n\n"
+    "The model's outputs are not finite: a step diverged or overflowed, or the model came like that.",
+    exit="failure",
+)
+no_logits = Fault("no-logits", "A metric needs logits, and the model returns something else.")
+no_next_token = Fault("no-next-token", "A metric over predicted tokens measures a model that predicts none.")
+LOOK = "look at the last step that changed weights; --dump-ir shows what each changed"
+
+BATCH_BYTES = 256 << 20  # what the logits of one batch may take
+CHUNK_BYTES = 64 << 20  # what their float32 copy may take
+
+
+def logits(model: nn.Module, ids: Tensor) -> Tensor:
+    """Logits [b, t, vocab] of a forward without a cache; [b, 1, classes] of a model that judges rows as a whole."""
+    args, given = arguments(model, ids)
+    found = output_logits(model(*args, **given))
+    return found if found.dim() > 2 else found[:, None]
+
+
+def last_logits(model: nn.Module, ids: Tensor, count: int) -> Tensor:
+    """As `logits`, of the last `count` tokens alone, which many models can compute without the others."""
+    if "logits_to_keep" not in signature(model.forward).parameters:
+        return logits(model, ids)[:, -count:]
+    args, given = arguments(model, ids)
+    return output_logits(model(*args, **given, logits_to_keep=count))[:, -count:]
+
+
+def output_logits(output: Any) -> Tensor:
+    """The logits of what a model returned: a tensor, the first of a tuple, or the field of that name."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping) and "logits" not in output:
+        raise Reject(
+            no_logits(
+                f"the model returns {', '.join(output)}, and no logits to score it by",
+                help="score it by `similarity` to the original, or take it with a head, as a ...ForMaskedLM",
+            )
+        )
+    return output["logits"] if isinstance(output, Mapping) else output[0]
+
+
+def predicts(output: Any) -> bool:
+    """Whether what a model returned has logits: one without a head returns hidden states."""
+    return not isinstance(output, Mapping) or "logits" in output
+
+
+def said_of(model: nn.Module, rows: Tensor) -> str:
+    """What a model says of rows: "tokens" that go on, "classes" of each as a whole, or "states" without a head."""
+    args, given = arguments(model, rows)
+    with evaluating(model):
+        output = model(*args, **given)
+    if not predicts(output):
+        return "states"
+    found = output_logits(output)
+    values = found if found.dim() > 2 else found[:, None]
+    return "tokens" if are_of_tokens(model, values, rows, predictions(model, rows)[0]) else "classes"
+
+
+def outputs(model: nn.Module, ids: Tensor) -> Tensor:
+    """What a forward without a cache gives: logits, or what a model without a head has in their place."""
+    args, given = arguments(model, ids)
+    return main_output(model(*args, **given))
+
+
+def main_output(output: Any) -> Tensor:
+    """Logits, or else the first thing that a forward returns."""
+    if isinstance(output, (tuple, list)):
+        return main_output(output[0])
+    if isinstance(output, Mapping):
+        if has_two_towers(output):  # what each says, not who fits whom
+            return torch.cat([output["text_embeds"], output["image_embeds"]], -1)
+        return output[main_name(output)]
+    return output  # a tensor, or what stands for one while a forward is traced
+
+
+def has_two_towers(output: Mapping[str, Any]) -> bool:
+    return "text_embeds" in output and "image_embeds" in output
+
+
+def main_name(output: Mapping[str, Any]) -> str:
+    return next(name for name in ("logits", "last_hidden_state", *output) if name in output)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the modules' modes come back."""
+    with without_dropout(model), torch.no_grad():
+        yield
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode. Modules that were training train again afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def batches(model: nn.Module, rows: Tensor) -> Iterator[Tensor]:
+    """Rows in batches whose logits fit `BATCH_BYTES`; a function of shapes alone, so two models agree."""
+    width = vocabulary(model) or 1 << 15
+    each = rows[0].numel() * (4 if rows.is_floating_point() else width * 4)
+    return iter(rows.split(max(1, min(rows_at_once(), BATCH_BYTES // each))))
+
+
+def vocabulary(model: nn.Module) -> int | None:
+    """How many logits a position has, where the model's config says."""
+    return words(model, said=True)
+
+
+def positions(values: Tensor) -> Iterator[slice]:
+    """Slices of the first axis of [n, vocab] whose float32 copies fit `CHUNK_BYTES`."""
+    step = max(1, CHUNK_BYTES // (values.shape[-1] * 4))
+    for start in range(0, values.shape[0], step):
+        yield slice(start, min(start + step, values.shape[0]))
+
+
+def losses(values: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy per position in float32, whatever the dtype: [n, vocab], targets [n] -> [n] nats."""
+    return torch.cat(
+        [
+            nn.functional.cross_entropy(values[part].float(), targets[part], reduction="none")
+            for part in positions(values)
+        ]
+    )
+
+
+def are_of_tokens(model: nn.Module, values: Tensor, rows: Tensor, wanted: Tensor) -> bool:
+    """Whether logits [b, t, vocab] say what follows in rows, and no class of each or of each of its tokens."""
+    known = words(model, said=True)
+    enough = known is None or values.shape[-1] >= known
+    return values.shape[1] in (rows.shape[1], wanted.shape[1]) and rows.dim() == 2 and enough
+
+
+def nll(
+    model: nn.Module,
+    rows: Tensor,
+    counted: Tensor | None = None,
+    asked: Tensor | None = None,
+    active: Tensor | None = None,
+) -> tuple[float, int]:
+    """Nats over all predicted tokens of rows [n, length], and how many there are: n * (length - 1).
+
+    counted   [n, length] bool: which tokens count when they are predicted, all where it is None
+    asked     [n] how many tokens of each row are its prompt, for models that edit prompts; None: all of it
+    active    coordinates of those edits that act; all where it is None
+    """
+    total, count, first = 0.0, 0, 0
+    with evaluating(model):
+        for batch in follow(list(batches(model, rows)), "batches of rows"):
+            with prompts(model, None if asked is None else asked[first : first + len(batch)], active):
+                values = logits(model, batch)  # [b, t, vocab]
+            wanted, written = predictions(model, batch.to(values.device))
+            if not are_of_tokens(model, values, batch, wanted):
+                raise Reject(
+                    no_next_token(
+                        f"{type(model).__name__} predicts no next token",
+                        help="compare it with the original by `divergence` or `agreement`",
+                    )
+                )
+            for number, (row, ids) in enumerate(zip(values, wanted, strict=True), start=first):
+                nats = losses(row[: len(ids)], ids).cpu().double()  # a slice copies nothing
+                if written is not None:
+                    nats = nats[written[number - first].cpu()]
+                if counted is not None:
+                    nats = nats[counted[number, 1:]]
+                total += nats.sum().item()
+                count += len(nats)
+            first += len(batch)
+    return total, count
+
+
+def continuations(model: nn.Module, asked: Sequence[tuple[Sequence[int], int]]) -> list[float]:
+    """Summed log-probability of ids[begin:] given ids[:begin], begin > 0, for every (ids, begin), in order.
+
+    Rows of similar length run together, padded behind: a causal model does not look there.
+    """
+    found = [0.0] * len(asked)
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i][0]))
+    with evaluating(model):
+        for group in follow(list(_groups(model, order, asked)), "batches of questions"):
+            width = len(asked[group[-1]][0])
+            ids = torch.tensor([[*asked[i][0], *[0] * (width - len(asked[i][0]))] for i in group])  # [b, t]
+            with prompts(model, torch.tensor([asked[i][1] for i in group])):
+                first = min(asked[i][1] for i in group) - 1
+                values = last_logits(model, ids, width - first)
+            for row, i in enumerate(group):
+                tokens, begin = asked[i]
+                targets = ids[row, begin : len(tokens)].to(values.device)
+                said = losses(values[row, begin - 1 - first : len(tokens) - 1 - first], targets)
+                found[i] = -said.cpu().double().sum().item()  # not all devices have float64
+    return found
+
+
+def _groups(
+    model: nn.Module, order: Sequence[int], asked: Sequence[tuple[Sequence[int], int]]
+) -> Iterator[Sequence[int]]:
+    """Indices in batches whose logits fit `BATCH_BYTES`, padded to the longest of each."""
+    width, start = vocabulary(model) or 1 << 15, 0
+    while start < len(order):
+        end = start + 1
+        while (
+            end < len(order)
+            and end - start < rows_at_once()
+            and ((end - start + 1) * len(asked[order[end]][0]) * width * 4 <= BATCH_BYTES)
+        ):
+            end += 1
+        yield order[start:end]
+        start = end
+
+
+def finite(value: float, metric: str, data: str = "") -> float:
+    """The value, or `Reject` naming the metric and the data."""
+    if math.isfinite(value):
+        return value
+    over = f" over `{data}`" if data else ""
+    raise Reject(not_a_number(f"{metric}{over} is {'not a number' if math.isnan(value) else 'infinite'}", help=LOOK))

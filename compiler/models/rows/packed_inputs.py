@@ -1,0 +1,171 @@
+"""Rows of models that take several inputs: all numbers of a row stand one behind the other, in float32.
+
+Inputs of a stated size come first, in the order of `parts`; tokens come last, as many as there are. Token ids below
+2**24 are exact in float32, and no vocabulary is larger.
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ..checkpoints.pretrained import is_pretrained, pretrained
+
+other_parts = Fault(
+    "other-parts",
+    "A row has other parts than the model takes.\n\n"
+    "A model of several inputs, as one of images with texts, of sounds, or a module whose `dummy_inputs` are several, "
+    "is given rows that hold all of them: of `tensors`, and of `sounds` where it hears.",
+    exit="environment",
+)
+SAMPLES = ("input_values", "past_values")  # main inputs that hold sounds or time series, and no ids
+EXACT = 1 << 24  # integers below it are what they were after float32
+
+
+@dataclass(frozen=True)
+class Part:
+    """An input of a stated size: its shape in a row, and whether its numbers are whole."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+
+def hears(model: nn.Module) -> bool:
+    """Whether a model is an encoder of sounds, in bands of frequency, with a decoder that says what was said."""
+    if getattr(model, "main_input_name", "") != "input_features":
+        return False
+    sized = all(hasattr(model.config, name) for name in ("num_mel_bins", "max_source_positions"))
+    return sized and "decoder_input_ids" in inspect.signature(inspect.unwrap(type(model).forward)).parameters
+
+
+def frames_of(model: nn.Module) -> int:
+    """How many images a video has of a model that takes videos alone; 0 of others."""
+    main, config = getattr(model, "main_input_name", ""), getattr(model, "config", None)
+    names = {"pixel_values": "num_frames", "pixel_values_videos": "frames_per_clip"}
+    frames = getattr(config, names.get(main, ""), None)
+    return frames if isinstance(frames, int) and not _takes(model, "input_ids") else 0
+
+
+def bands_of(model: nn.Module) -> int:
+    """How many numbers a frame of sound has, of an encoder that takes features [frames, numbers]; 0 of others."""
+    if getattr(model, "main_input_name", "") != "input_features" or _takes(model, "decoder_input_ids"):
+        return 0
+    bands = getattr(model.config, "feature_projection_input_dim", None)
+    return bands if isinstance(bands, int) else 0
+
+
+def sees_and_reads(model: nn.Module) -> bool:
+    """Whether a model has two towers, for images and for texts, and is given both at once. Others read alone."""
+    towers = (getattr(type(model), f"get_{kind}_features", None) for kind in ("text", "image"))
+    takes = _takes(model, "input_ids", "pixel_values") and not pretrained(model).can_generate()
+    if not takes or not all(map(callable, towers)):
+        return False
+    own = _of_images(model.config)
+    return hasattr(own, "image_size") and hasattr(own, "num_channels")
+
+
+def writes(model: Any) -> bool:
+    """Whether a model goes on from token ids alone: Whisper hears first, Pop2Piano's own `generate` wants sounds, and a
+    decoder beside an encoder begins with a token that its config names."""
+    if not getattr(model, "can_generate", bool)() or parts(model) or not begins(model):
+        return False
+    asked = inspect.signature(model.generate).parameters.values()
+    needed = {p.name for p in asked if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    return needed <= {"input_ids", "inputs"}
+
+
+def begins(model: Any) -> bool:
+    """Whether `generate` knows the first token of a decoder beside an encoder; other decoders go on from a prompt."""
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return True
+    config = getattr(model, "generation_config", None)
+    return any(getattr(config, name, None) is not None for name in ("decoder_start_token_id", "bos_token_id"))
+
+
+def parts(model: nn.Module) -> tuple[Part, ...]:
+    """What a row of a model of several inputs begins with; nothing for models of one."""
+    if hears(model):
+        return (Part("input_features", sound_shape(model.config), torch.float32),)
+    if sees_and_reads(model):
+        return (Part("pixel_values", image_shape(model.config), torch.float32),)
+    own = None if is_pretrained(model) else getattr(model, "dummy_inputs", None)
+    if not isinstance(own, Mapping):
+        return ()
+    found = [Part(name, tuple(x.shape[1:]), x.dtype) for name, x in own.items() if isinstance(x, Tensor) and x.dim()]
+    return tuple(found) if len(found) > 1 else ()
+
+
+def tokens_of(model: nn.Module) -> str:
+    """The name of the tokens that a row ends with; "" where it has none."""
+    if hears(model):
+        return "decoder_input_ids"
+    return "input_ids" if sees_and_reads(model) else ""
+
+
+def unpacked(model: nn.Module, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The parts of rows [b, n] by name, as wide as the model's numbers, and the tokens behind them [b, t]."""
+    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    wanted, at = parts(model), 0
+    found: dict[str, Any] = {}
+    _check(model, wanted, rows)
+    for part in wanted:
+        taken = rows[:, at : at + part.size].reshape(len(rows), *part.shape)
+        found[part.name] = taken.to(kind if part.dtype.is_floating_point else part.dtype)
+        at += part.size
+    if not is_pretrained(model):
+        own: Mapping[str, Any] = getattr(model, "dummy_inputs", {})
+        found |= {name: value for name, value in own.items() if name not in found}  # numbers and switches
+    return found, rows[:, at:].long()
+
+
+def packed(given: Mapping[str, Tensor], order: tuple[str, ...]) -> Tensor:
+    """Rows [n, numbers] of tensors [n, ...]; ids are to be below `EXACT`."""
+    return torch.cat([given[name].reshape(len(given[name]), -1).float() for name in order], dim=1)
+
+
+def _check(model: nn.Module, wanted: tuple[Part, ...], rows: Tensor) -> None:
+    size, ends = sum(part.size for part in wanted), bool(tokens_of(model))
+    fits = rows.is_floating_point() and rows.dim() == 2 and (rows.shape[1] > size if ends else rows.shape[1] == size)
+    if not fits:
+        names = [*(part.name for part in wanted), *([tokens_of(model)] if ends else [])]
+        takes = ", ".join(f"`{name}`" for name in names)
+        raise Reject(
+            other_parts(
+                f"{type(model).__name__} {'hears sounds: it ' if hears(model) else ''}takes {takes}, and its rows hold "
+                "something else",
+                help="give it rows of `tensors`" + (" or `sounds`" if hears(model) else ""),
+            )
+        )
+
+
+def image_shape(config: Any) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a model sees."""
+    own = _of_images(config)
+    size = own.image_size
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return own.num_channels, height, width
+
+
+def _of_images(config: Any) -> Any:
+    return getattr(config, "vision_config", None) or config
+
+
+def sound_shape(config: Any) -> tuple[int, int]:
+    """Bands and frames: as many frames as the encoder's convolutions halve to its positions."""
+    return config.num_mel_bins, 2 * config.max_source_positions
+
+
+def _takes(model: nn.Module, *names: str) -> bool:
+    if not is_pretrained(model):
+        return False
+    return set(names) <= set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)

@@ -1,0 +1,1 @@
+"""Plug-ins of recipes: base classes, headers, registry, context."""

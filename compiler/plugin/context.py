@@ -1,0 +1,176 @@
+"""All that a pass, metric, target or data file may know of the outside."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from ...dsl.checker.recipe import Invocation, Recipe
+from ...dsl.checker.values import DataRef, MetricRef, StepRef
+from ...dsl.syntax.source import Source
+from ..core.error_location import placed
+from ..core.events import Event, Listener, Recorded, each
+from ..core.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..ir.program import Program
+    from ..models.checkpoints.origin import Origin
+    from .interfaces import Data
+    from .registry import Shelf
+    from .remote_scorer import Crew, Orders
+
+T = TypeVar("T")
+
+
+@dataclass
+class Context:
+    """`folder` is what relative paths in the recipe start from; `workdir` is a scratch folder of the running
+    step, kept until the step's result is in the cache, so that a killed step can go on; `results` gives what another
+    step of the running pipeline gave, by its name; `cut` hears the name of every cut of a search once it is made, with
+    the model without it; `original` gives the model that the running step works on, as long as it is the original.
+    `crew` are the workers who compute values of the step, if there are any, and in a worker `orders` are what it is
+    asked."""
+
+    settings: Settings
+    recipe: Recipe
+    folder: Path
+    shelf: "Shelf"
+    origin: "Origin"
+    workdir: Path
+    _rows: dict[str, "torch.Tensor"] = field(default_factory=dict)
+    _references: dict[str, Any] = field(default_factory=dict)
+    results: "Callable[[str], tuple[str, Program]] | None" = None
+    cut: "Callable[[str, torch.nn.Module], None] | None" = None
+    crew: "Crew | None" = None
+    orders: "Orders | None" = None
+    original: "Callable[[], torch.nn.Module | None]" = lambda: None
+
+    @classmethod
+    def bare(
+        cls,
+        settings: Settings,
+        folder: Path,
+        shelf: "Shelf",
+        origin: "Origin | None" = None,
+        workdir: Path | None = None,
+    ) -> "Context":
+        """Of work that no recipe asks for. Whoever finds an origin has none yet, and nothing may ask for it."""
+        nothing = Recipe(Source("", ""), "", {}, {}, {}, {}, {})
+        return cls(settings, nothing, folder, shelf, cast("Origin", origin), workdir or settings.cache_dir)
+
+    @property
+    def seed(self) -> int:
+        return self.settings.seed
+
+    @property
+    def tell(self) -> Listener:
+        return self.settings.tell
+
+    @property
+    def tokenizer(self):
+        return self.origin.tokenizer()
+
+    def data(self, ref: DataRef) -> "Data":
+        """A declared data set."""
+        return self.shelf.make("data", self.recipe.data[ref.name])
+
+    def relative_to(self, call: Invocation) -> "Context":
+        """The same, with paths relative to the file that a call stands in: a module's lie beside the module."""
+        return self if call.folder is None else replace(self, folder=Path(call.folder))
+
+    def rows(self, ref: DataRef) -> "torch.Tensor":
+        """Token rows of a declared data set, [rows, length] int64, the same object every time."""
+        return self.rows_by_name(ref.name)
+
+    def rows_by_name(self, name: str) -> "torch.Tensor":
+        if name not in self._rows:
+            import torch
+
+            from .row_checks import check_rows
+
+            call = self.recipe.data[name]
+            with placed(call):
+                rows = torch.stack(list(self.data(DataRef(name)).rows(self.tokenizer, self.relative_to(call))))
+                check_rows(rows, name, self.origin)
+            self._rows[name] = rows
+        return self._rows[name]
+
+    def speech(self, ref: DataRef) -> "torch.Tensor | None":
+        """Which tokens of the rows an assistant says, [rows, length] bool; None where nobody speaks."""
+        import torch
+
+        call = self.recipe.data[ref.name]
+        with placed(call):
+            said = self.data(ref).speech(self.tokenizer, self.relative_to(call))
+            return None if said is None else torch.stack(list(said)).bool()
+
+    def answers(self, ref: DataRef) -> "torch.Tensor | None":
+        """Which tokens of rows of a prompt and its answer each are the answer, [rows, length] bool; None of others."""
+        return None if self.prompts(ref) is None else self.speech(ref)
+
+    def result(self, ref: StepRef) -> "tuple[str, Program]":
+        """The key of another step's result, and the program that it gave."""
+        assert self.results is not None, f"no pipeline runs that could have a step {ref.name}"
+        return self.results(ref.name)
+
+    def prompts(self, ref: DataRef) -> "torch.Tensor | None":
+        """How many of each row's first tokens ask, [rows] int64; None where rows are no prompts with answers."""
+        import torch
+
+        call = self.recipe.data[ref.name]
+        with placed(call):
+            lengths = self.data(ref).prompts(self.tokenizer, self.relative_to(call))
+            return None if lengths is None else torch.tensor(list(lengths))
+
+    def labels(self, ref: DataRef) -> "torch.Tensor | None":
+        """The number of each row's class, [rows] int64; None where rows have none."""
+        import torch
+
+        call = self.recipe.data[ref.name]
+        with placed(call):
+            numbers = self.data(ref).labels(self.tokenizer, self.relative_to(call))
+            return None if numbers is None else torch.tensor(list(numbers))
+
+    def metric(self, ref: MetricRef) -> Any:
+        """The metric that a recipe names, with its arguments."""
+        return self.shelf.metric(ref)
+
+    def each(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        """Iterate with progress; raises Reject (memory-bound) once the stage holds more than it may."""
+        for item in each(items, label, self.tell, total):
+            self._check()
+            yield item
+
+    def tick(self, event: Event) -> None:
+        """Tell how far it is where `each` doesn't fit; raises as `each` does."""
+        self.tell(event)
+        self._check()
+
+    def _check(self) -> None:
+        """Raises where a bound is passed; TimeUp reaches searches alone, which ask for it by `scoring`."""
+        if self.settings.watch:
+            self.settings.watch.check()
+        if self.settings.deadline:
+            self.settings.deadline.check()
+
+    def scoring(self) -> AbstractContextManager[None]:
+        """What runs inside may be left when the time of a search is over: raises TimeUp then."""
+        return self.settings.deadline.breaking() if self.settings.deadline else nullcontext()
+
+    def mapped(self, tensor: "torch.Tensor") -> "torch.Tensor":
+        """The same numbers, mapped from the cache where they are many: so that what passes make holds no memory.
+
+        The tensor is kept under its hash, as it will be when the step has finished.
+        """
+        from ..core.cache import LARGE, Cache
+
+        if tensor.device.type != "cpu" or tensor.nbytes < LARGE:
+            return tensor
+        cache = Cache(self.settings.cache_dir)
+        return cache.mapped(cache.store(tensor))
+
+    def record(self, name: str, value: float, unit: str = "") -> None:
+        self.tell(Recorded(name, value, unit))

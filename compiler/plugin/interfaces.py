@@ -1,0 +1,397 @@
+"""The five small abstract classes that files of the shelves hold, and `param`.
+
+A file in passes/, compiler/targets, compiler/evaluation/metrics, compiler/inputs/data or compiler/inputs/sources
+holds one final subclass. Its header (docstring, class-level literals, `param` fields) is literal: `effc check` reads
+it from the source without importing the file (compiler/plugin/header.py), a test holds both readings equal.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, dataclass_transform
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...dsl.checker.skeleton import Skeleton
+    from ...dsl.checker.values import DataRef
+    from ...dsl.syntax.diagnostics import Diagnostic
+    from ..ir.outcome import Outcome
+    from ..ir.program import Program
+    from .clock import Clock
+    from .context import Context
+    from .weight_sizes import Weights
+
+_MISSING = object()
+
+
+def param(
+    doc: str,
+    *,
+    default: Any = _MISSING,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    of: tuple[str, ...] = (),
+    unit: str = "",
+    among: tuple[int, ...] = (),
+    multiple: int = 0,
+    odd: bool = False,
+    least: int = 0,
+    distinct: bool = False,
+    falling: bool = False,
+    whole: bool = False,
+    spelled: str = "",
+    lines: bool = False,
+    positional: bool = False,
+) -> Any:
+    """A parameter of a recipe word: a field with a sentence, a default, and what else `dsl.vocabulary.Param` says."""
+    about = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "of": of, "unit": unit, "among": among}
+    about |= {"multiple": multiple, "least": least, "distinct": distinct, "falling": falling, "positional": positional}
+    about |= {"odd": odd, "whole": whole, "spelled": spelled, "lines": lines}
+    if default is _MISSING:
+        return field(kw_only=True, metadata=about)
+    return field(kw_only=True, default=default, metadata=about)
+
+
+@dataclass(frozen=True)
+class Close:
+    """Promise: float32 logits are kept within `atol`, narrower ones within their rounding; checked after every
+    run. 0 means bit for bit."""
+
+    atol: float = 0.0
+
+
+@dataclass(frozen=True)
+class Lossy:
+    """Promise of nothing but a legal program; the report measures what it cost."""
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(param,))
+class Word(ABC):  # noqa: B024 (its kinds have the abstract methods)
+    """Base of everything a recipe can name: subclasses become frozen, keyword-only dataclasses.
+
+    extra      the optional dependency group it needs, e.g. "gguf"
+    requires   modules that must import, e.g. ("gguf", "accelerate")
+    unfit      {conditions: (reason, help)}: arguments that can't go together, e.g.
+               {"strategy: ffa & not trains: lora": ("`ffa` averages adapters", "`trains: lora`")}
+    only       {"mix": "strategy: abm"}: a parameter that is read where a condition holds, and is refused elsewhere
+    apart      {"held_out": "data"}: a parameter whose rows judge, and the one that they must not be among
+    needs      {pass: reason}: a step of this pass must come before; {"reft.insert & trains: reft": reason} where
+               conditions hold
+    answers    parameters whose rows must say where a prompt ends and its answer begins
+    reads      {parameter: ("file", ...)}: it is a path of a "file" or "folder", unless it is one of the words after
+    """
+
+    extra: ClassVar[str] = ""
+    requires: ClassVar[tuple[str, ...]] = ()
+    unfit: ClassVar[dict[str, tuple[str, str]]] = {}
+    only: ClassVar[dict[str, str]] = {}
+    apart: ClassVar[dict[str, str]] = {}
+    needs: ClassVar[dict[str, str]] = {}
+    answers: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        dataclass(frozen=True, kw_only=True)(cls)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a pass takes besides its scores, for `plan`.
+
+    tokens   that go through the whole model, once for a measure and three times to learn from them
+    bytes    held besides the weights while it scores or learns
+    apart    held besides the weights before it scores
+    work     other work by the machine's speed for it (`machine.speeds.Speeds`): {"select": numbers}
+    streams  tensors of new shapes are stored as they are made, and hold no memory
+    files    bytes on disk while it runs, besides what it makes
+    """
+
+    tokens: int = 0
+    bytes: int = 0
+    apart: int = 0
+    work: "Mapping[str, float]" = field(default_factory=dict)
+    streams: bool = False
+    files: int = 0
+
+
+class Pass(Word):
+    """Changes a program. May assume a legal one, must leave a legal one, owes nothing in between.
+
+    keeps          Close(atol) or Lossy()
+    acts_on        what `on:` selects: "channels", "heads", "kv_heads", "experts", "branches", "layers", "linear" or
+                   ""; of state-space mixers: "ssm" (whole blocks), "scans", "ssm_heads", "ssm_channels", "ssm_state"
+    everywhere     what it selects without `on` lies outside of the layers, too: output heads
+    divides        the parameter whose number divides the inputs of every module, 0 for all, or whose pattern of zeros
+                   ("2:4") does; within: the one that is no larger than hidden states are wide, or whose numbers are
+                   no larger than every module
+    after          {pass: reason}: if both occur in a line, this one must come later
+    makes          {conditions: what}: what some targets can't hold, e.g. {"spread: greedy": "uneven widths"};
+                   "" always holds
+    determinism    "deterministic", "seeded" or "nondeterministic"
+    foreseeable    shapes after it follow from the skeleton; False where weights or a choice decide, so that `forecast`
+                   is only the most that is left
+    elsewhere      a profile that it names may be of another machine: it decides by reckoning then
+    takes          kinds of results that it works on: "model", "adapters", "front"; of the step before it, or of the
+                   steps that it names
+    gives          {condition: kind} of its result, the last condition that holds counts
+    """
+
+    keeps: ClassVar[Close | Lossy] = Lossy()
+    acts_on: ClassVar[str] = ""
+    everywhere: ClassVar[bool] = False
+    after: ClassVar[dict[str, str]] = {}
+    makes: ClassVar[dict[str, str]] = {}
+    determinism: ClassVar[str] = "seeded"
+    foreseeable: ClassVar[bool] = True
+    elsewhere: ClassVar[bool] = False
+    divides: ClassVar[str] = ""
+    within: ClassVar[str] = ""
+    takes: ClassVar[tuple[str, ...]] = ("model",)
+    gives: ClassVar[dict[str, str]] = {"": "model"}
+
+    def give(self, outcome: "Outcome", ctx: "Context") -> "Outcome":
+        """What it makes of a result: the same model, changed in place; a pass that gives another kind says how.
+
+        One that names steps is handed an empty front, and asks `ctx.result` for what it named.
+        """
+        self.run(outcome.program, ctx)
+        return outcome
+
+    def run(self, program: "Program", ctx: "Context") -> None:
+        """Change the program in place."""
+        raise AssertionError(f"{type(self).__name__} changes no program")
+
+    def originals(self) -> "tuple[DataRef, ...]":
+        """Data on which it compares with the original, whose words compiler/evaluation/reference.py keeps."""
+        return ()
+
+    def reads_clock(self) -> bool:
+        """Whether what it decides depends on how fast this machine is: then the machine is part of the key."""
+        return False
+
+    def files(self) -> tuple[str, ...]:
+        """Paths, as the recipe has them, of files that it reads: their content is part of its result's key."""
+        return ()
+
+    def forecast(self, skeleton: "Skeleton") -> "Skeleton":
+        """The skeleton after this pass, as far as shapes are known without weights (`plan`)."""
+        return skeleton
+
+    def forwards(self, skeleton: "Skeleton") -> int:
+        """How many times it evaluates its score (whole-model forwards over its data), for time estimates."""
+        return 0
+
+    def effort(self, skeleton: "Skeleton", ctx: "Context") -> Effort:
+        """What it takes besides scores; nothing where it neither trains nor refits."""
+        return Effort()
+
+
+@dataclass(frozen=True)
+class Form:
+    """A folder of an artifact that a fresh process reopens, to compare what it computes with the model in memory.
+
+    folder      below the artifact; where there is none nothing is checked
+    member      of the outcome that it holds, which it is compared with
+    opens       "plain": transformers alone, or "effc": `effc.load`; "torch": torch alone; "native": the native engine
+    padded      zeros fill it up, which changes the order of sums
+    rounds      where numbers are rounded coarsely: model -> how far logits may be off, as a share of root mean
+                squares, since the largest of many thousand errors says little; else their dtype says it, of the largest
+    routes      folder -> whether experts are chosen in it: of what rounds, some tokens then meet others
+    reason      for that share
+    generates   whether it continues prompts, where the model does
+    steps       how many greedy tokens it is asked for
+    """
+
+    folder: str
+    opens: str
+    padded: bool = False
+    rounds: "Callable[[torch.nn.Module], float] | None" = None
+    routes: Callable[[Path], bool] = lambda folder: False
+    reason: str = ""
+    generates: bool = True
+    member: str = ""
+    steps: int = 8
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How a caller of `effc.load` wants a model; see there."""
+
+    dtype: "torch.dtype | None" = None
+    device: Any = None
+    base: Any = None
+    threads: int | None = None
+    sequences: int | None = None
+    steady: bool = False
+    kernels: bool = True
+    mapped: bool | None = None
+
+
+class Picture(Protocol):
+    """What a folder holds, for people and for programs."""
+
+    def draw(self) -> str: ...
+
+    def to_json(self) -> Any: ...
+
+
+class Target(Word):
+    """Writes files, nothing else: the compiler hashes them, writes the manifest and renames the folder.
+
+    loads          {folder: sentence}: what `effc.load` opens, the best first, and how the model card says it is opened
+    marks          {folder: file} by which such a folder is known, where that is not config.json; or one of several,
+                   with spaces between
+    whole          whether loading compares all hashes unless it is told otherwise
+    upon           it holds no model of its own: a caller may name the one that it goes onto
+    on_cpu         what it writes is computed by an engine of the CPU, whatever device a compile is on
+    about          it writes one file about the pipeline's artifacts, after them, which is none itself
+    use            what to do with an artifact that holds no model to load
+    holds          kinds of results that it can write: "model", "adapters", "front"
+    later          why bounds that are `in` it can't be judged when it is written: it has to be run first
+    cannot_hold    {condition: {what: reason}}: what of `Pass.makes` it refuses, e.g.
+                   {"form: stock": {"uneven widths": "the config has one width for all layers"}}
+    """
+
+    loads: ClassVar[dict[str, str]] = {}
+    marks: ClassVar[dict[str, str]] = {}
+    whole: ClassVar[bool] = True
+    upon: ClassVar[bool] = False
+    on_cpu: ClassVar[bool] = False
+    about: ClassVar[bool] = False
+    use: ClassVar[str] = ""
+    holds: ClassVar[tuple[str, ...]] = ("model",)
+    later: ClassVar[str] = ""
+    cannot_hold: ClassVar[dict[str, dict[str, str]]] = {}
+
+    path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)
+
+    def files(self, weights: "Weights") -> tuple[int, dict[str, float]]:
+        """About how many bytes it writes of a model, and how it packs its numbers, as `Effort.work`."""
+        return weights.bytes, {}
+
+    def write(self, outcome: "Outcome", into: Path, ctx: "Context") -> None:
+        """Write the artifact's files into an empty folder; a target that holds more than models says how."""
+        self.emit(outcome.program, into, ctx)
+
+    def emit(self, program: "Program", into: Path, ctx: "Context") -> None:
+        """Write a model's files into an empty folder."""
+        raise AssertionError(f"{type(self).__name__} holds no model")
+
+    def tell(self, sheets: Sequence[Any], file: Path) -> None:
+        """Write the file of a target that is `about` artifacts; `sheets` has a `pages.sheet.Sheet` for each of them."""
+        raise AssertionError(f"{type(self).__name__} tells nothing of others")
+
+    def foresee(self, ctx: "Context") -> None:
+        """Raise Reject where it could not write the recipe's model, whatever its weights: asked before passes run."""
+
+    def lacks(self, before: "Sequence[Pass]") -> "Diagnostic | None":
+        """What none of the passes before it makes, and it can't do without unless the weights came with it."""
+        return None
+
+    @classmethod
+    def open(cls, folder: Path, wish: Wish) -> "tuple[torch.nn.Module, Mapping[str, str] | None]":
+        """The model in one of the folders that it `loads`, and the versions that wrote it where the folder says so."""
+        raise AssertionError(f"{cls.__name__} holds no model to load")
+
+    @classmethod
+    def picture(cls, folder: Path) -> "Picture | None":
+        """What `effc inspect` draws of such a folder, where that is not a model's structure."""
+        return None
+
+    @classmethod
+    def results(cls, path: Path, ctx: "Context") -> "Iterator[tuple[str, torch.nn.Module]] | None":
+        """Models that running an artifact led to, by name, each good until the next; None where it was not run."""
+        return None
+
+    @classmethod
+    def words(cls, folder: Path) -> Path:
+        """Where the tokenizer of such a folder lies."""
+        return folder
+
+    def forms(self) -> tuple[Form, ...]:
+        """The folders that it may have written and that load as models."""
+        return ()
+
+    def forms_of(self, outcome: "Outcome") -> tuple[Form, ...]:
+        """The same where they depend on what it wrote."""
+        return self.forms()
+
+
+class Metric(Word):
+    """Measures a model.
+
+    unit             as printed: "nats/token", "ms", "B"
+    better           "lower" or "higher"
+    exact            it counts shapes and needs no weights: also right on the meta device
+    timed            it reads a clock: differs between runs and machines, is never taken from a cache
+    needs_original   it compares with the original's outputs on its `data`, which compiler/evaluation/reference.py keeps
+                     before the first pass
+    compares         what of the original's outputs: "predictions", or hidden "states"
+    """
+
+    unit: ClassVar[str] = ""
+    better: ClassVar[str] = "lower"
+    exact: ClassVar[bool] = False
+    timed: ClassVar[bool] = False
+    needs_original: ClassVar[bool] = False
+    compares: ClassVar[str] = "predictions"
+
+    def clock(self, model: "torch.nn.Module") -> "Clock":
+        """Of timed metrics: how one timing of a model is taken, so that two can take turns."""
+        raise AssertionError(f"{type(self).__name__} reads no clock")
+
+    def dearer(self, value: float, nats: float) -> float | None:
+        """The value when every token that is predicted of its rows costs so many nats more; None where that does not
+        follow."""
+        return None
+
+    @abstractmethod
+    def measure(self, model: "torch.nn.Module", ctx: "Context") -> float:
+        """The value for a model that can `forward`; asks `ctx` for data and for the original's outputs."""
+
+
+class Data(Word):
+    """Rows of tokens from somewhere.
+
+    prompted   a row is a prompt and its answer, or its class: `prompts` says where the one ends
+    """
+
+    prompted: ClassVar[bool] = False
+
+    @abstractmethod
+    def rows(self, tokenizer, ctx: "Context") -> Iterator[Any]:
+        """Rows for language modelling: [length] int64 tensors, all of one length unless the file says otherwise."""
+
+    def speech(self, tokenizer, ctx: "Context") -> Iterator[Any] | None:
+        """For each row which tokens an assistant says, [length] bool; None where nobody speaks."""
+        return None
+
+    def prompts(self, tokenizer, ctx: "Context") -> Iterator[int] | None:
+        """For each row how many of its first tokens ask; None where a row is not one prompt and its answer."""
+        return None
+
+    def labels(self, tokenizer, ctx: "Context") -> Iterator[int] | None:
+        """For each row the number of its class; None where rows have none."""
+        return None
+
+    @abstractmethod
+    def identity(self, ctx: "Context") -> str:
+        """sha256 over what decides the rows: content, parameters and the tokenizer; reads no model."""
+
+
+class Source(Word):
+    """Where a model comes from: resolves to a config now and to weights later.
+
+    plain   nobody has put its weights on a grid: they are as training left them, or drawn
+    """
+
+    plain: ClassVar[bool] = False
+
+    @abstractmethod
+    def resolve(self, ctx: "Context") -> Any:
+        """A `compiler.checkpoints.origin.Origin`: config, tokenizer files, identity hash; reads no weights."""

@@ -1,0 +1,201 @@
+"""What recipes of the library gave where they were measured, from a file that `bench/recipes.py` writes."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..core.quantity import change, counted, measured
+from ..core.safe_read import read_json
+from .recipe_library import Shipped, folders
+
+FILE = "effects.json"
+FORMAT = 1
+MOST = 1 << 20  # bytes of the file
+RANDOM = "random weights: this says that it runs, and nothing of quality"
+NOTHING = "it compiles; what it gives shows where it is run"
+_DOC = re.compile(r'^""".*?"""', re.S | re.M)
+_COMMENT = re.compile(r"^\s*#.*$", re.M)
+
+
+class Value(NamedTuple):
+    """A metric of something that was compiled, and the original's where it was measured."""
+
+    unit: str
+    original: float | None
+    compiled: float
+
+
+Points = dict[str, dict[str, Value]]  # a point of a front, "" of what is no front -> metric -> its value
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one recipe gave on one model.
+
+    on        the model; `stands_for` what the recipe names, where that is not at hand
+    random    whether its weights were drawn
+    machine   number of the machine's facts in the file
+    seconds   of the compile, of a cache that was empty
+    rows      [artifact or point of a front, metric, unit, original or None, compiled]: none where a compile computes no
+              result, as of federations
+    """
+
+    on: str
+    machine: int
+    seed: int
+    seconds: float
+    stands_for: str = ""
+    random: bool = False
+    rows: tuple[tuple[str, str, str, float | None, float], ...] = ()
+
+    @property
+    def model(self) -> str:
+        return f"{self.on} in place of {self.stands_for}" if self.stands_for else self.on
+
+    def text(self) -> str:
+        """`tiny-llama: params 1.84 M -> 1.55 M (-15.4 %), ...`; of a front how far its choices reach."""
+        parts = [
+            (name, _reach(points) if set(points) != {""} else _line(points[""])) for name, points in self._results()
+        ]
+        what = "; ".join(f"{name}: {told}" if len(parts) > 1 else told for name, told in parts) or NOTHING
+        return f"{self.model}: {what}" + (f" ({RANDOM})" if self.random else "")
+
+    def table(self) -> str:
+        """The same with every choice of a front, and a line for each metric of anything else."""
+        lines = [self.model + (f" ({RANDOM})" if self.random else "")]
+        for name, points in self._results():
+            named = [name] if len(self._results()) > 1 or set(points) != {""} else [""]
+            cells = _choices(points, *named) if set(points) != {""} else _metrics(points[""], *named)
+            widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+            lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+        return "\n".join(lines if self.rows else [*lines, f"  {NOTHING}"])
+
+    def _results(self) -> list[tuple[str, Points]]:
+        """Artifacts with their points, each once: a front and the family that it was chosen from say the same."""
+        found: dict[str, Points] = {}
+        for artifact, metric, unit, original, compiled in self.rows:
+            metric, _, point = metric.partition(" of ")
+            if not point:
+                artifact, _, point = artifact.partition("/")
+            values = found.setdefault(artifact, {}).setdefault(point, {})
+            values.setdefault(metric, Value(unit, original, compiled))
+        told: list[tuple[str, Points]] = []
+        for name, points in found.items():
+            if not any(_match(points, other) for _, other in told):
+                told.append((name, points))
+        return told
+
+
+def _match(points: Points, others: Points) -> bool:
+    return _choices(points, "") == _choices(others, "") and set(points) != {""}
+
+
+def _line(values: Mapping[str, Value]) -> str:
+    """`params 1.84 M -> 1.55 M (-15.4 %), ...`."""
+    told = []
+    for metric, (unit, original, compiled) in values.items():
+        if original is None:
+            told.append(f"{metric} {measured(compiled, unit)}")
+        else:
+            moved = f"{measured(original, unit)} -> {measured(compiled, unit)} ({change(original, compiled)})"
+            told.append(f"{metric} {moved}")
+    return ", ".join(told)
+
+
+def _reach(points: Points) -> str:
+    """`4 choices: params 428.4 k to 1.84 M (was 1.84 M), ...`."""
+    found: dict[str, list[Value]] = {}
+    for values in points.values():
+        for metric, value in values.items():
+            found.setdefault(metric, []).append(value)
+    told = []
+    for metric, each in found.items():
+        ends = dict.fromkeys(measured(end(v.compiled for v in each), each[0].unit) for end in (min, max))
+        known = [f" (was {measured(v.original, v.unit)})" for v in each if v.original is not None]
+        told.append(f"{metric} {' to '.join(ends)}{known[0] if known else ''}")
+    return f"{counted(len(points), 'choice')}: {', '.join(told)}"
+
+
+def _choices(points: Points, name: str) -> list[list[str]]:
+    """A line for each point: its name and its numbers; the original's before them."""
+    metrics = list(dict.fromkeys(metric for values in points.values() for metric in values))
+    first = {
+        metric: measured(v.original, v.unit)
+        for values in points.values()
+        for metric, v in values.items()
+        if v.original is not None
+    }
+    lines = [["original", *(first.get(metric, "") for metric in metrics)]]
+    for point, values in points.items():
+        numbers = (measured(values[m].compiled, values[m].unit) if m in values else "" for m in metrics)
+        lines.append([point, *numbers])
+    return [[name, *metrics], *(lines if first else lines[1:])]
+
+
+def _metrics(values: Mapping[str, Value], name: str) -> list[list[str]]:
+    """A line for each metric: the original's, the compiled one's, how far they are apart."""
+    rows = [[name, "original", "compiled", ""]]
+    for metric, (unit, original, compiled) in values.items():
+        before = ["", ""] if original is None else [measured(original, unit), change(original, compiled)]
+        rows.append([metric, before[0], measured(compiled, unit), before[1]])
+    return rows
+
+
+@dataclass
+class Effects:
+    """The file. Keys of `kept` are names of recipes; `of` is what the recipe said when it was measured."""
+
+    machines: list[Mapping[str, Any]] = field(default_factory=list)
+    kept: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @staticmethod
+    def read(file: Path | None = None) -> "Effects":
+        file = file or place()
+        if not file.exists():
+            return Effects()
+        body = read_json(file, MOST)
+        return Effects(body["machines"], body["recipes"])
+
+    def of(self, recipe: Shipped) -> tuple[Effect, ...]:
+        """What is known of a recipe as it is now: nothing where it was changed since."""
+        found = self.kept.get(short(recipe))
+        if found is None or found["of"] != meaning(recipe):
+            return ()
+        return tuple(Effect(**row | {"rows": tuple(map(tuple, row["rows"]))}) for row in found["effects"])
+
+    def add(self, recipe: Shipped, effect: Effect) -> None:
+        """Keep an effect, in the place of an older one on the same model."""
+        others = [e for e in self.of(recipe) if e.on != effect.on]
+        rows = [asdict(e) for e in sorted([*others, effect], key=lambda e: (not e.on.startswith("tiny"), e.on))]
+        self.kept[short(recipe)] = {"of": meaning(recipe), "effects": rows}
+
+    def machine(self, facts: Mapping[str, Any]) -> int:
+        if facts not in self.machines:
+            self.machines.append(facts)
+        return self.machines.index(facts)
+
+    def where(self, effect: Effect) -> str:
+        """The machine and the versions, in a line."""
+        facts = self.machines[effect.machine]
+        threads = f"{facts['threads']} thread" + ("s" if facts["threads"] != 1 else "")
+        shared = ", which others used as well" if facts.get("shared") else ""
+        versions = f"torch {facts['torch']}, transformers {facts['transformers']}"
+        return f"{facts['cpu']} ({facts['isa']}{shared}), {threads}, {versions}, seed {effect.seed}"
+
+
+def place() -> Path:
+    """Beside the recipes, in the folder that has them."""
+    return folders()[0] / FILE
+
+
+def short(recipe: Shipped) -> str:
+    return recipe.name.removesuffix(".effspec")
+
+
+def meaning(recipe: Shipped) -> str:
+    """A hash of what a recipe says, without its docstring, comments and spaces: those change no result."""
+    text = _COMMENT.sub("", _DOC.sub("", recipe.text, count=1))
+    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]

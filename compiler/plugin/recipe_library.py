@@ -1,0 +1,138 @@
+"""The recipes that come with effc: whole ones to compile, and modules that a recipe takes in with `use std.name`."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+from ...dsl.checker.package_paths import texts
+from ...dsl.syntax import ast
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.parse import parse, read_source
+from ...dsl.syntax.write import expression
+
+library_recipe = Fault(
+    "library-recipe",
+    "A file was to be written beside a recipe that comes with effc.\n\n"
+    "`effc recipes copy NAME` writes the recipe and what it names into a folder of yours.",
+    exit="usage",
+)
+
+MODULES = "std"  # the folder whose files are modules
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A file of the library. `name` is what a person calls it: `std.text`, `quickstart.effspec`."""
+
+    name: str
+    path: Path
+
+    @property
+    def is_module(self) -> bool:
+        return self.name.startswith(f"{MODULES}.")
+
+    @cached_property
+    def file(self) -> ast.File:
+        return parse(read_source(self.path)).file
+
+    @cached_property
+    def text(self) -> str:
+        return read_source(self.path).text
+
+    @property
+    def doc(self) -> str:
+        """The docstring, found without parsing: `effc recipes` lists all files."""
+        found = re.search(r'^"""(.*?)"""', self.text, re.S | re.M)
+        return found[1].strip() if found else ""
+
+    @property
+    def sentence(self) -> str:
+        """The first paragraph of the docstring, on one line."""
+        return " ".join(self.doc.partition("\n\n")[0].split())
+
+
+def folders() -> list[Path]:
+    spec = find_spec("effc.recipes")
+    assert spec and spec.submodule_search_locations, "the recipe library is not installed"
+    return [Path(p) for p in spec.submodule_search_locations]
+
+
+def shipped() -> dict[str, Shipped]:
+    """Every file of the library by name, whole recipes first."""
+    found = [
+        Shipped(_name(file.relative_to(folder)), file)
+        for folder in folders()
+        for file in sorted(folder.rglob("*.effspec"))
+    ]
+    return {s.name: s for s in sorted(found, key=lambda s: (s.is_module, s.name))}
+
+
+def by_name(path: Path) -> Path:
+    """The file of the library that a path names, `shears/half`, where there is no such file here; else the path."""
+    if path.exists() or path.is_absolute() or ".." in path.parts:
+        return path
+    known = shipped()
+    found = known.get(path.as_posix()) or known.get(f"{path.as_posix()}.effspec")
+    return found.path if found and not found.is_module else path
+
+
+def own(path: Path) -> None:
+    """Reject (library-recipe) a recipe of the library: nothing is written beside it."""
+    found = by_name(path)
+    if found != path and any(found.is_relative_to(folder) for folder in folders()):
+        raise Reject(
+            library_recipe(f"`{path}` is a recipe of the library", help=f"make it yours: `effc recipes copy {path}`")
+        )
+
+
+def with_files(recipe: Shipped) -> dict[str, Path]:
+    """A recipe and the files that it names, by their paths in the library: what a copy needs to work elsewhere."""
+    root = next(f for f in folders() if recipe.path.is_relative_to(f))
+    named = [recipe.path, *(recipe.path.parent / text.value for text in texts(recipe.file.statements))]
+    inside = {Path(os.path.normpath(file)) for file in named if file.is_file()}
+    return {f.relative_to(root).as_posix(): f for f in sorted(inside) if f.is_relative_to(root)}
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts) if path.parts[0] == MODULES else path.as_posix()
+
+
+def page(recipe: Shipped) -> str:
+    """What `effc explain` prints of a file of the library."""
+    if not recipe.is_module:
+        return f"{recipe.name}, a recipe\n\n{recipe.doc}\n\n{recipe.path}"
+    blocks = [f"{recipe.name}, a module of the recipe library: `use {recipe.name}`", recipe.doc]
+    blocks += [
+        "\n".join(lines)
+        for title in ("data", "pipelines", "params")
+        if len(lines := [title.capitalize(), *_lines(recipe, title)]) > 1
+    ]
+    return "\n\n".join([*blocks, str(recipe.path)])
+
+
+def _lines(recipe: Shipped, title: str) -> Iterator[str]:
+    alias = recipe.name.rpartition(".")[2]
+    for node in recipe.file.statements:
+        match node:
+            case ast.Declare("data", name, call) if title == "data":
+                yield f"  {alias}.{name.path} = {expression(call)}"
+            case ast.Pipeline(name, _, doc) if title == "pipelines":
+                params = ", ".join(_params_used(node, recipe.file))
+                yield f"  {alias}.{name.path}({params})"
+                yield from ([f"      {' '.join(doc.value.split())}"] if doc else [])
+            case ast.Param(name, type_, default, bounds, doc) if title == "params":
+                within = f", {expression(bounds)}" if bounds else ""
+                yield f"  {name.path}: {type_.path}, default {expression(default)}{within}"
+                yield from ([f"      {doc.value}"] if doc else [])
+
+
+def _params_used(pipeline: ast.Pipeline, file: ast.File) -> list[str]:
+    """The params that a call of the pipeline has a use for, in the order of the file."""
+    from ...dsl.checker.calls import names_in
+
+    said = {name.path for step in pipeline.steps for name in names_in(step.call)}
+    return [s.name.path for s in file.statements if isinstance(s, ast.Param) and s.name.path in said]

@@ -1,0 +1,186 @@
+"""Recipe packages: folders of recipes and data by others, pinned in `effspec.lock` by the hash of their tree.
+
+    effc-package.toml      name, version, sentence
+    recipes/NAME.effspec   modules: `use edge.tight` is `recipes/tight.effspec` of the package `edge`
+
+A package is data alone. `effc add` copies it into the cache under its hash; `effc vendor` copies it beside the recipe,
+where it is found first. Nothing is fetched but by `effc add` and `effc update`; every use compares tree and hash.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ...dsl.syntax.source import Source
+from ...dsl.syntax.source_file import read_source
+from ..core.safe_read import MIB, read_regular, read_toml
+from . import lockfile
+
+ABOUT = "effc-package.toml"
+VENDORED = "effspec_packages"
+MOST_FILES, MOST_BYTES, DEEPEST = 2000, 256 * MIB, 16
+DATA = (".effspec", ".toml", ".md", ".txt", ".json", ".jsonl", ".csv", ".safetensors", ".model", "")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
+_RESERVED = ("std",)
+
+bad_package = Fault(
+    "bad-package",
+    "A folder is no recipe package, or holds what a package may not.\n\n"
+    "A package has an `effc-package.toml` with `name` and `version`, recipes in `recipes/`, and data beside them: "
+    "ordinary files of text, JSON or safetensors, no links and no code.",
+    exit="environment",
+)
+package_gone = Fault(
+    "package-gone",
+    "A package that `effspec.lock` names is not on this machine.\n\n"
+    "Nothing is fetched unasked: `effc add` without a source fetches what the lock names.",
+    exit="environment",
+)
+package_edited = Fault(
+    "package-edited",
+    "The files of a package are not those that `effspec.lock` pins.\n\n"
+    "`effc add` fetches it again; `effc update NAME` takes what its source holds now, and pins that.",
+    exit="environment",
+)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package on disk. `tree` is the sha256 over the names and contents of its files."""
+
+    name: str
+    version: str
+    sentence: str
+    folder: Path
+    tree: str
+
+
+def package_in(folder: Path) -> Package:
+    """A folder as a package. Raises Reject (bad-package)."""
+    try:
+        body = read_toml(folder / ABOUT, MIB, folder)
+    except FileNotFoundError as error:
+        raise Reject(bad_package(f"{folder} has no {ABOUT}", help="it needs `name` and `version`")) from error
+    except (OSError, ValueError) as error:
+        help = 'it is written like `name = "edge"` and `version = "1.0"`, a line each'
+        raise Reject(bad_package(f"{folder / ABOUT} is no TOML that can be read: {error}", help=help)) from error
+    name, version, sentence = (body.get(key, "") for key in ("name", "version", "sentence"))
+    if not (isinstance(name, str) and _NAME.fullmatch(name) and name not in _RESERVED):
+        said = f"{folder / ABOUT} has no `name` that a recipe could use"
+        raise Reject(bad_package(said, help="lower-case letters, digits and `_`, such as `edge`; `std` is taken"))
+    if not all(isinstance(text, str) and text.isprintable() for text in (version, sentence)) or not version:
+        raise Reject(bad_package(f"{folder / ABOUT} has no `version`, or one or a `sentence` of unprintable letters"))
+    return Package(name, version, sentence, folder, tree_hash(folder))
+
+
+def refuse_outside(package: Package) -> None:
+    """Raises Reject (outside-package) where a recipe of a package names what lies outside it: every use refuses that,
+    and whoever adds it is to know at once."""
+    from ...dsl.checker.package_paths import outside
+    from ...dsl.syntax.parse import parse
+
+    found: list[Diagnostic] = []
+    for file in files(package.folder):
+        if file.suffix == ".effspec":
+            source = read_source(file)
+            source = Source(source.name, source.text, root=package.folder.as_posix())
+            found += outside(parse(source).file)
+    if found:
+        raise Reject(*found)
+
+
+def tree_hash(folder: Path) -> str:
+    """sha256 over the names and contents of a package's files. Raises Reject (bad-package) on what is no data."""
+    found, size = hashlib.sha256(), 0
+    for number, file in enumerate(files(folder)):
+        size += file.stat().st_size
+        if number >= MOST_FILES or size > MOST_BYTES:
+            raise Reject(too_large(str(folder)))
+        name = file.relative_to(folder).as_posix()
+        content = hashlib.sha256(read_regular(file, MOST_BYTES, folder)).hexdigest()
+        found.update(f"{name}\0{content}\n".encode(errors="surrogateescape"))
+    return found.hexdigest()
+
+
+def too_large(what: str) -> Diagnostic:
+    return bad_package(f"{what} has more than {MOST_FILES} files or {MOST_BYTES >> 20} MiB")
+
+
+def files(folder: Path, deep: int = 0) -> Iterator[Path]:
+    """Files of a package in order; those whose names begin with a dot are no part of it."""
+    if deep > DEEPEST:
+        raise Reject(bad_package(f"{folder} lies more than {DEEPEST} folders deep in a package"))
+    for place in sorted(folder.iterdir()):
+        mode = place.lstat().st_mode
+        if place.name.startswith("."):
+            continue
+        if stat.S_ISDIR(mode):
+            yield from files(place, deep + 1)
+        elif not stat.S_ISREG(mode):
+            raise Reject(bad_package(f"{place} is a link or no ordinary file", help="a package holds plain files"))
+        elif place.suffix not in DATA:
+            raise Reject(bad_package(f"{place} is no data: a package holds none of `{place.suffix}`"))
+        else:
+            yield place
+
+
+def copied(package: Package, into: Path) -> None:
+    """Copy a package's files; whole or not at all. One that is there already with this tree stays."""
+    if into.is_dir() and tree_hash(into) == package.tree:
+        return
+    draft = into.with_name(f".{into.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        for file in files(package.folder):
+            target = draft / file.relative_to(package.folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(read_regular(file, MOST_BYTES, package.folder))
+        if tree_hash(draft) != package.tree:
+            raise Reject(package_edited(f"{package.folder} changed while it was copied", help="add it again"))
+        shutil.rmtree(into, ignore_errors=True)
+        os.replace(draft, into)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def kept(cache: Path, tree: str) -> Path:
+    return cache / "packages" / tree
+
+
+def module(name: str, project: Path, cache: Path) -> Source | None:
+    """The file that `use PACKAGE.NAME` means in a recipe of the folder `project`; None of no package."""
+    package, _, rest = name.partition(".")
+    facts = lockfile.read(project)["packages"].get(package) if (project / lockfile.NAME).exists() else None
+    if facts is None or not rest:
+        return None
+    root = folder_of(package, facts, project, cache)
+    file = root / "recipes" / f"{rest.replace('.', '/')}.effspec"
+    if not file.is_file():
+        return None
+    source = read_source(file)
+    return Source(source.name, source.text, root=root.as_posix())
+
+
+def folder_of(name: str, facts: lockfile.Facts, project: Path, cache: Path, *, vendored: bool = True) -> Path:
+    """Where the files of a locked package lie. Raises Reject where they are gone or are others.
+
+    vendored   look beside the recipes first
+    """
+    tree = facts.get("tree", "")
+    if not re.fullmatch(r"[0-9a-f]{64}", tree) or not _NAME.fullmatch(name):
+        raise Reject(lockfile.broken_lock(f"the lock pins no tree of `{name}`", help="add the package again"))
+    beside = project / VENDORED / name
+    places = [*([beside] if vendored else []), kept(cache, tree)]
+    root = next((p for p in places if p.is_dir()), None)
+    if root is None:
+        raise Reject(package_gone(f"the package `{name}` is not here", help="`effc add` fetches what the lock names"))
+    if tree_hash(root) != tree:
+        remedy = "`effc add` fetches it" + (", and `effc vendor` then copies it here" if root == beside else "")
+        raise Reject(package_edited(f"{root} is not the `{name}` that effspec.lock pins", help=remedy))
+    return root

@@ -1,0 +1,99 @@
+"""A name is a path: the shelves of passes, targets, metrics, data and model sources.
+
+`Shelf` lists files, reads headers without importing (for `check`) and imports one file when it is used.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ...dsl.checker.recipe import Invocation
+from ...dsl.checker.values import MetricRef
+from ...dsl.checker.vocabulary import Vocabulary, Word
+
+# kind -> folders of its files, below effc's packages
+SHELVES = {
+    "pass": ("passes",),
+    "target": ("compiler/targets", "compiler/apps/federation/targets", "compiler/apps/rttc/targets"),
+    "metric": ("compiler/evaluation/metrics",),
+    "data": ("compiler/inputs/data",),
+    "model": ("compiler/inputs/sources",),
+}
+
+
+class Words(Mapping[str, Word]):
+    """Words of one kind by dotted name, which is the path below one of its folders; a header is read at first use.
+
+    modules   name -> the module that defines it
+    """
+
+    def __init__(self, kind: str, folders: Mapping[str, Path]):
+        self.kind, self.read = kind, dict[str, Word]()
+        files = [(package, root, f) for package, root in folders.items() for f in sorted(root.rglob("*.py"))]
+        names = [(".".join(f.relative_to(root).with_suffix("").parts), package, f) for package, root, f in files]
+        public = [entry for entry in sorted(names) if not any(p.startswith("_") for p in entry[0].split("."))]
+        self.paths = {name: file for name, _, file in public}
+        self.modules = {name: f"{package}.{name}" for name, package, _ in public}
+
+    def __getitem__(self, name: str) -> Word:
+        if name not in self.read:
+            from .header import read_header
+
+            self.read[name] = read_header(self.kind, name, self.paths[name])
+        return self.read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+class Shelf:
+    """All shelves. `make` turns a checked invocation into the object its file defines."""
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary({kind: Words(kind, _roots(folders)) for kind, folders in SHELVES.items()})
+
+    def load(self, kind: str, name: str) -> type:
+        """The class of a word; imports its file. A metric `decode.p50` lives in evaluation/metrics/decode/p50.py."""
+        from .interfaces import Word as Base
+
+        words = self.vocabulary.words(kind)
+        assert isinstance(words, Words)
+        module = import_module(words.modules[name])
+        defined = [
+            v
+            for v in vars(module).values()
+            if isinstance(v, type) and issubclass(v, Base) and v.__module__ == module.__name__
+        ]
+        assert len(defined) == 1, f"{module.__name__} defines {len(defined)} words, not one"
+        return defined[0]
+
+    def is_about(self, target: str) -> bool:
+        """Whether a target writes of artifacts, and none itself."""
+        word = self.vocabulary.word("target", target)
+        return bool(word and word.facts.get("about"))
+
+    def make(self, kind: str, call: Invocation) -> Any:
+        return self.load(kind, call.word)(**call.args)
+
+    def metric(self, ref: MetricRef) -> Any:
+        return self.load("metric", ref.name)(**dict(ref.args))
+
+
+def _roots(folders: Sequence[str]) -> dict[str, Path]:
+    """Package -> folder on disk. An editable install has several roots of a package; one of them has the sources."""
+    roots = {}
+    for folder in folders:
+        top, *below = folder.split("/")
+        spec = find_spec(f"effc.{top}")
+        assert spec and spec.submodule_search_locations, f"effc.{top} is not installed"
+        candidates = [Path(p).joinpath(*below) for p in spec.submodule_search_locations]
+        package = ".".join(("effc", top, *below))
+        roots[package] = next((c for c in candidates if any(c.glob("*.py"))), candidates[0])
+    return roots

@@ -1,1 +1,0 @@
-"""What people read: progress, diagnostics, quantities, tables."""

@@ -1,1 +1,0 @@
-"""Run what the cache lacks, keep it, emit it."""

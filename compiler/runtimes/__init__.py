@@ -1,0 +1,1 @@
+"""Runtimes of artifacts: native engine, ONNX Runtime, GGUF."""

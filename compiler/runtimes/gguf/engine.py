@@ -1,0 +1,162 @@
+"""What a GGUF file says, computed as llama.cpp does, in float32 by torch: nothing is read but the file."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...models.checkpoints.generation_config import read_generation
+from ..native.model import NativeModel
+from ..native.rows import Rows
+from .facts import FACTORS, Facts, facts_of, weights_of
+from .reading import read
+
+FILE = "model.gguf"
+_SEQUENCES = 64
+
+
+class Engine(Rows):
+    """Keys and values of a sequence are [kv heads, t, d], layer by layer."""
+
+    def __init__(self, facts: Facts, weights: dict[str, Tensor]):
+        super().__init__(_SEQUENCES, facts.context, facts.vocabulary)
+        self.facts, self.kind, self.weights = facts, facts.kind, weights
+        self._kept: dict[int, list[tuple[Tensor, Tensor] | None]] = {}
+        self._lengths: dict[int, int] = {}
+        evens = torch.arange(0, facts.turns, 2, dtype=torch.float32) / facts.turns
+        far = 1.0 / facts.base**evens / facts.stretch
+        self._frequencies = {True: 1.0 / facts.local**evens, False: far / weights.get(FACTORS, 1.0)}
+
+    def length(self, number: int) -> int:
+        return self._lengths.get(number, 0)
+
+    def forget(self, number: int, length: int = 0) -> None:
+        kept = self._kept.get(number)
+        if not length or kept is None:
+            self._kept.pop(number, None)
+            self._lengths.pop(number, None)
+            return
+        self._kept[number] = [pair and (pair[0][:, :length], pair[1][:, :length]) for pair in kept]
+        self._lengths[number] = min(length, self._lengths[number])
+
+    @torch.no_grad()
+    def extend(self, numbers: list[int], ids: Tensor) -> Tensor:
+        head = "output" if "output.weight" in self.weights else "token_embd"
+        states = [self._states(number, row) for number, row in zip(numbers, ids, strict=True)]
+        logits = self._linear(self._norm(torch.stack(states), "output_norm"), head)
+        scale, cap = self.facts.scales[3], self.facts.caps[1]
+        if scale:
+            logits = logits / scale if self.facts.architecture == "granite" else logits * scale
+        return cap * (logits / cap).tanh() if cap else logits
+
+    def _states(self, number: int, ids: Tensor) -> Tensor:
+        """The residual stream [t, hidden] of new tokens after the last layer."""
+        x = F.embedding(ids, self.weights["token_embd.weight"])
+        x = x * (self.facts.scales[0] or (x.shape[-1] ** 0.5 if self.kind.scaled else 1.0))
+        before, share = self.length(number), self.facts.scales[1] or 1.0
+        kept = self._kept.setdefault(number, [None] * len(self.facts.heads))
+        for i, heads in enumerate(self.facts.heads):
+            layer, normed = f"blk.{i}.", x
+            if heads:
+                normed = self._norm(x, f"{layer}attn_norm")
+                attended = self._norm(self._attend(i, normed, before, kept), f"{layer}post_attention_norm")
+                x = x + share * attended
+            alone = self.kind.before and f"{layer}ffn_norm.weight" not in self.weights
+            read = normed if alone else self._norm(x, f"{layer}ffn_norm")
+            x = x + share * self._norm(self._mixed(layer, read), f"{layer}post_ffw_norm")
+        self._lengths[number] = before + len(ids)
+        return x
+
+    def _mixed(self, layer: str, x: Tensor) -> Tensor:
+        act = F.silu if self.kind.activation == "silu" else _gelu
+        up = self._linear(x, f"{layer}ffn_up")
+        if self.kind.gate == "none":
+            return self._linear(act(up), f"{layer}ffn_down")
+        gate, up = up.chunk(2, -1) if self.kind.gate == "fused" else (self._linear(x, f"{layer}ffn_gate"), up)
+        return self._linear(act(gate) * up, f"{layer}ffn_down")
+
+    def _attend(self, i: int, x: Tensor, before: int, kept: list) -> Tensor:
+        t, window = len(x), self.facts.windows[i]
+        q, k, v = self._parts(i, x)  # [h, t, d]
+        if self.kind.turns(i, window):
+            q, k = self._rotated(q, before, window), self._rotated(k, before, window)
+        if kept[i] is not None:
+            k, v = torch.cat([kept[i][0], k], 1), torch.cat([kept[i][1], v], 1)
+        kept[i] = (k, v)
+        seen = torch.ones(t, before + t, dtype=torch.bool).tril(before)
+        if window:
+            seen &= ~torch.ones_like(seen).tril(before - self.facts.window)
+        repeat = self.facts.heads[i] // self.facts.kv_heads[i]
+        k, v = k.repeat_interleave(repeat, 0), v.repeat_interleave(repeat, 0)
+        scores = q @ k.transpose(1, 2) * (self.facts.scales[2] or self._scale())  # [h, t, before + t]
+        cap = self.facts.caps[0]
+        scores = cap * (scores / cap).tanh() if cap else scores
+        out = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v  # [h, t, d]
+        return self._linear(out.transpose(0, 1).reshape(t, -1), f"blk.{i}.attn_output")
+
+    def _scale(self) -> float:
+        """Of scores; the largest of a generation of Gemma are told by how many layers they have."""
+        if len(self.facts.heads) == {"gemma2": 46, "gemma3": 62}.get(self.facts.architecture):
+            return (self.weights["output_norm.weight"].numel() // self.facts.heads[0]) ** -0.5
+        return self.facts.head_dim**-0.5
+
+    def _parts(self, i: int, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, [h, t, d] each."""
+        stem, d = f"blk.{i}.attn_", self.facts.head_dim
+        if self.kind.fused:
+            sizes = [n * d for n in (self.facts.heads[i], self.facts.kv_heads[i], self.facts.kv_heads[i])]
+            parts = self._linear(x, f"{stem}qkv").split(sizes, -1)
+        else:
+            parts = tuple(self._linear(x, stem + name) for name in "qkv")
+        if self.kind.norms == "row":
+            parts = (self._norm(parts[0], f"{stem}q_norm"), self._norm(parts[1], f"{stem}k_norm"), parts[2])
+        q, k, v = (part.view(len(x), -1, d).transpose(0, 1) for part in parts)
+        if self.kind.norms == "head":
+            q, k = self._norm(q, f"{stem}q_norm"), self._norm(k, f"{stem}k_norm")
+        return q, k, v
+
+    def _linear(self, x: Tensor, name: str) -> Tensor:
+        return F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        """As it is where the architecture has no such norm."""
+        weight = self.weights.get(f"{name}.weight")
+        if weight is None:
+            return x
+        if self.kind.centred:
+            return F.layer_norm(x, x.shape[-1:], weight, self.weights.get(f"{name}.bias"), self.facts.epsilon)
+        return F.rms_norm(x, x.shape[-1:], weight, self.facts.epsilon)
+
+    def _rotated(self, x: Tensor, before: int, window: bool) -> Tensor:
+        angle = torch.arange(before, before + x.shape[1])[:, None] * self._frequencies[window]  # [t, turns / 2]
+        cos, sin = angle.cos(), angle.sin()
+        x, rest = x[..., : self.facts.turns], x[..., self.facts.turns :]
+        if self.kind.interleaved:
+            a, b = x[..., 0::2], x[..., 1::2]
+            turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+        else:
+            a, b = x.chunk(2, -1)
+            turned = torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+        return torch.cat([turned, rest], -1)
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def open_gguf(folder: Path) -> NativeModel:
+    """The model of a folder that the target `gguf` wrote. Raises Reject (refused-gguf)."""
+    stored = read(folder / FILE)
+    facts = facts_of(stored)
+    weights = weights_of(stored, facts)
+    said = {
+        "class": f"GGUF `{facts.architecture}`",
+        "model_type": facts.architecture,
+        "params": sum(t.numel() for name, t in weights.items() if name != FACTORS),
+    }
+    plan = {"vocabulary": facts.vocabulary, "context": facts.context}
+    model = NativeModel(Engine(facts, weights), plan, weights, said, _SEQUENCES, read_generation(folder))
+    model.stored_bytes = sum(entry.bytes for entry in stored.entries.values())
+    model.name_or_path = model.config._name_or_path = str(folder)
+    return model.eval()

@@ -1,0 +1,66 @@
+"""Weights on grids of 16 values in blocks of 32, as llama.cpp's `q4_0` and `q4_1` hold them: the same codes."""
+
+import torch
+from torch import Tensor
+
+from ....dsl.syntax.diagnostics import Diagnostic, Reject
+from ....kernels.codes import BITS, Codes, held
+from ...plugin.interfaces import Pass
+from ...transforms.search.quantizing import Quantizer
+from .refusal import unfit_type
+
+BLOCK = 32  # weights of a row that share a scale
+KINDS = ("q4_0", "q4_1")
+_MIDDLE = 8  # the zero of every block of q4_0
+
+
+def makes_codes(step: Pass) -> bool:
+    """Whether a pass puts weights on such a grid. A group of 0 is a whole row, of which every 32 are on one, too."""
+    return isinstance(step, Quantizer) and step.bits <= BITS and step.group % BLOCK == 0
+
+
+def no_codes(kind: str) -> Diagnostic:
+    return unfit_type(
+        f"no matrix is on a grid of four bits in groups of {BLOCK}, and `{kind}` rounds none",
+        help=f"quantise first: `quantize.gptq(bits: {BITS}, group: {BLOCK}, zero: middle, data: ...)`",
+    )
+
+
+def codes_of(weight: Tensor, name: str, kind: str) -> Codes | None:
+    """The codes of a matrix [n, k] that is on such a grid; None of one that is on none.
+
+    Raises Reject (unfit-type) where the grid is one that `kind` has not.
+    """
+    found = held(weight, BLOCK) if weight.shape[1] % BLOCK == 0 else None
+    if found is None:
+        return None
+    if kind == "q4_0" and (found.zero != _MIDDLE).any():
+        raise Reject(
+            unfit_type(
+                f"{name} has blocks whose 0 is not the middle code, and q4_0 has no others",
+                help="write `type: q4_1`, or quantise with `zero: middle`",
+            )
+        )
+    if not torch.equal(found.scale.half().float(), found.scale):
+        raise Reject(unfit_type(f"{name} has scales that float16 has not", help="write `type: bf16`"))
+    return found
+
+
+def blocks(codes: Codes, kind: str) -> Tensor:
+    """Bytes of a matrix, [n, k / 32 * bytes of a block] uint8.
+
+    A block is its scale, with q4_1 what code 0 stands for, and 16 bytes: code i below and code i + 16 above.
+    Source: `block_q4_0` and `block_q4_1` of ggml, ggml-common.h. What code 0 stands for has 11 bits there, of which the
+    product of scale and zero may need 12: it is off by up to 1/200 of a step, and codes are exact.
+    """
+    n = len(codes.code)
+    both = codes.code.view(n, -1, 2, BLOCK // 2)  # [n, blocks, halves, 16]
+    parts = [_half(codes.scale)]
+    if kind == "q4_1":
+        parts.append(_half(-codes.scale * codes.zero))
+    return torch.cat([*parts, both[:, :, 0] | both[:, :, 1] << 4], 2).flatten(1)
+
+
+def _half(values: Tensor) -> Tensor:
+    """[n, blocks] -> their float16 bytes, [n, blocks, 2]."""
+    return values.half()[:, :, None].contiguous().view(torch.uint8)

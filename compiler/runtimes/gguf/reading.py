@@ -1,0 +1,89 @@
+"""A GGUF file read for what it is: counts, names and offsets are held against its size before they are used."""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ....dsl.syntax.diagnostics import Reject
+from ...core.safe_read import MISFIT, check_regular
+from ...models.checkpoints.gguf_header import MOST_HEADER, Reader, read_header
+from .refusal import refused_gguf
+
+_TYPES = {  # name, block, its bytes
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    8: ("Q8_0", 32, 34),
+    30: ("BF16", 1, 2),
+}
+_AGAIN = "compile it again with this effc"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor's place: `shape` as torch has it, the last axis the nearest."""
+
+    kind: int
+    shape: tuple[int, ...]
+    start: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    path: Path
+    facts: dict[str, Any]
+    entries: dict[str, Entry]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """float32, whatever the file has."""
+        import gguf
+
+        entry = self.entries[name]
+        raw = np.memmap(self.path, np.uint8, "r", entry.start, (entry.bytes,))
+        kind = _TYPES[entry.kind][0]
+        if kind == "F32":
+            return torch.from_numpy(raw.view(np.float32).reshape(entry.shape).copy())
+        rows = raw.reshape(*entry.shape[:-1], -1)
+        array = gguf.quants.dequantize(np.asarray(rows), gguf.GGMLQuantizationType(entry.kind))
+        return torch.from_numpy(np.ascontiguousarray(array, np.float32).reshape(entry.shape))
+
+
+def read(path: Path) -> Stored:
+    """Raises Reject (refused-gguf) unless the file is whole and has numbers that effc writes."""
+    try:
+        check_regular(path)
+        with path.open("rb") as file:
+            header = file.read(MOST_HEADER)
+        return _stored(path, Reader(header))
+    except OSError as error:
+        raise Reject(refused_gguf(f"{path} can't be read: {error.strerror}")) from error
+    except (struct.error, *MISFIT) as error:
+        raise Reject(refused_gguf(f"{path} is cut or of another form: {error}", help=_AGAIN)) from error
+
+
+def _stored(path: Path, reader: Reader) -> Stored:
+    facts, found = read_header(reader)
+    alignment = facts.get("general.alignment", 32)
+    if type(alignment) is not int or not 0 < alignment <= 4096:
+        raise ValueError("its alignment is no number of bytes")
+    begin, size, entries = -(-reader.at // alignment) * alignment, path.stat().st_size, {}
+    for name, kind, shape, offset in found:
+        if kind not in _TYPES:
+            raise ValueError(f"`{name[:80]}` has numbers of type {kind}, which effc does not write")
+        block, width = _TYPES[kind][1:]
+        count = 1
+        for axis in shape:
+            count *= axis
+        if not shape or shape[-1] % block or name in entries:
+            raise ValueError(f"`{name}` has a shape that its numbers don't fill, or is there twice")
+        held = count // block * width
+        if begin + offset + held > size:
+            raise ValueError(f"`{name}` lies beyond its end")
+        entries[name] = Entry(kind, shape, begin + offset, held)
+    return Stored(path, facts, entries)

@@ -1,0 +1,213 @@
+"""What a GGUF file says of a model: its architecture, and widths and heads layer by layer."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ....dsl.syntax.diagnostics import Reject
+from ...models.checkpoints.pretrained import pretrained
+from .architectures import KINDS
+from .families import FAMILIES, Family, context_of, refuse_config, rope_of, window_keys
+from .refusal import INSTEAD, cannot_write_gguf
+
+STAND_IN = 32  # channels of the MLP of zeros of a layer that has none; llama.cpp drops the attention of such a layer
+_OUTER = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "model.norm.bias": "output_norm.bias",
+    "model.final_layernorm.weight": "output_norm.weight",
+    "model.final_layernorm.bias": "output_norm.bias",
+    "lm_head.weight": "output.weight",
+    "lm_head.bias": "output.bias",
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Heads and width of a layer; 0 where it has no attention."""
+
+    heads: int
+    kv_heads: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """architecture   llama.cpp's name; "deci" where layers differ
+    turns          of each head, how many numbers rotate
+    """
+
+    architecture: str
+    family: Family
+    head_dim: int
+    turns: int
+    layers: tuple[Layer, ...]
+
+
+def shape_of(model: Any) -> Shape:
+    """Raises Reject (cannot-write-gguf) where llama.cpp has no architecture that computes the same."""
+    refuse_config(model.config)
+    family = FAMILIES[model.config.model_type]
+    found = [_layer(model, family, number) for number in range(len(model.model.layers))]
+    dims = {dim for _, dim in found if dim}
+    if len(dims) != 1:
+        raise Reject(cannot_write_gguf("layers have heads of several sizes or none, and GGUF states one", help=INSTEAD))
+    (dim,), layers = dims, tuple(layer for layer, _ in found)
+    return Shape(_architecture(model, family, layers, dim), family, dim, _turns(model.config, dim), layers)
+
+
+def _architecture(model: nn.Module, family: Family, layers: tuple[Layer, ...], dim: int) -> str:
+    """Of layers that differ it is another one."""
+    if len(set(layers)) > 1 or any(not layer.heads or layer.width == STAND_IN for layer in layers):
+        if family.kind != "llama":
+            raise Reject(
+                cannot_write_gguf(
+                    f"layers differ in width, heads or branches, which llama.cpp's `{family.kind}` has no place for",
+                    help=f"prune all layers alike; {INSTEAD}",
+                )
+            )
+        return "deci"
+    if family.of.square and layers[0].heads * dim != model.config.hidden_size:
+        raise Reject(
+            cannot_write_gguf(
+                f"{layers[0].heads} heads of {dim} make {layers[0].heads * dim}, and llama.cpp's `{family.kind}` takes "
+                f"them for the {model.config.hidden_size} of the residual stream",
+                help=f"prune other things than heads; {INSTEAD}",
+            )
+        )
+    return family.kind
+
+
+def _layer(model: Any, family: Family, number: int) -> tuple[Layer, int]:
+    """A layer, and the size of its heads."""
+    layer = model.model.layers[number]
+    sizes = {
+        family.parts[name.removesuffix(".weight")]: tensor.shape
+        for name, tensor in layer.state_dict().items()
+        if name.removesuffix(".weight") in family.parts
+    }
+    width = sizes["ffn_down"][1] if "ffn_down" in sizes else STAND_IN
+    if "attn_output" not in sizes:
+        return Layer(0, 0, width), 0
+    dim = layer.self_attn.head_dim
+    heads = sizes["attn_output"][1] // dim
+    kv_heads = (sizes["attn_qkv"][0] // dim - heads) // 2 if "attn_qkv" in sizes else sizes["attn_k"][0] // dim
+    if heads % kv_heads:
+        raise Reject(
+            cannot_write_gguf(
+                f"layer {number} has {heads} heads over {kv_heads} of keys and values, which does not divide",
+                help=INSTEAD,
+            )
+        )
+    return Layer(heads, kv_heads, width), dim
+
+
+def _turns(config: Any, dim: int) -> int:
+    return int(dim * rope_of(config).get("partial_rotary_factor", 1.0))
+
+
+def refuse_names(model: nn.Module) -> None:
+    """Raise Reject where a weight has no place, whatever is cut."""
+    config = pretrained(model).config
+    family = FAMILIES[config.model_type]
+    for name in model.state_dict():
+        _place(name, family, family.kind, config.tie_word_embeddings)
+
+
+def metadata(model: Any, shape: Shape) -> dict[str, Any]:
+    """Keys below the architecture's name, per-layer ones as lists where layers differ."""
+    config, even = model.config, shape.architecture != "deci"
+
+    def each(values: list[int]) -> Any:
+        return values[0] if even else values
+
+    rope = rope_of(config)
+    centred = shape.family.of.centred
+    stretch = {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope.get("factor", 1.0))}
+    return {
+        "context_length": context_of(config),
+        "embedding_length": config.hidden_size,
+        "block_count": len(shape.layers),
+        "feed_forward_length": each([layer.width for layer in shape.layers]),
+        "attention.head_count": each([layer.heads for layer in shape.layers]),
+        "attention.head_count_kv": each([layer.kv_heads for layer in shape.layers]),
+        "attention.key_length": shape.head_dim,
+        "attention.value_length": shape.head_dim,
+        f"attention.layer_norm_{'' if centred else 'rms_'}epsilon": _epsilon(config),
+        "rope.dimension_count": shape.turns,
+        "rope.freq_base": float(rope.get("rope_theta", 10000.0)),
+        "vocab_size": config.vocab_size,
+        **(stretch if rope.get("rope_type") == "linear" else {}),
+        **window_keys(config),
+        **shape.family.keys(config),
+    }
+
+
+def _epsilon(config: Any) -> float:
+    """Under the name that the config has for it."""
+    names = ("rms_norm_eps", "layer_norm_eps", "norm_epsilon")
+    return float(next(value for name in names if (value := getattr(config, name, None)) is not None))
+
+
+def tensors(model: Any, shape: Shape) -> Iterator[tuple[str, Tensor]]:
+    """Every weight under llama.cpp's name. Raises Reject where one has no place."""
+    config, weights = model.config, model.state_dict()
+    if rope_of(config).get("rope_type", "default") == "llama3":
+        yield "rope_freqs.weight", rotary_factors(model, shape.head_dim)
+    for name, tensor in weights.items():
+        place = _place(name, shape.family, shape.architecture, config.tie_word_embeddings)
+        if place is None:
+            continue
+        if shape.family.turned and (".attn_q." in place or ".attn_k." in place):
+            tensor = interleaved(tensor, shape.head_dim)
+        if shape.family.raised and place.endswith("_norm.weight"):
+            tensor = tensor.float() + 1
+        yield place, tensor
+    yield from _stand_ins(config.hidden_size, shape, weights)
+
+
+def _stand_ins(hidden: int, shape: Shape, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """MLPs of zeros, of layers that have none."""
+    for number, layer in enumerate(shape.layers):
+        if f"model.layers.{number}.mlp.down_proj.weight" not in weights and shape.architecture == "deci":
+            yield f"blk.{number}.ffn_norm.weight", torch.ones(hidden)
+            for part in ("gate", "up"):
+                yield f"blk.{number}.ffn_{part}.weight", torch.zeros(layer.width, hidden)
+            yield f"blk.{number}.ffn_down.weight", torch.zeros(hidden, layer.width)
+
+
+# llama.cpp has one table of tokens where the head is that, too; these want one of their own.
+_TWICE = ("stablelm", "olmo2", "phi2")
+
+
+def _place(name: str, family: Family, architecture: str, tied: bool) -> str | None:
+    """llama.cpp's name of a weight; None where the head is the table of tokens. Raises Reject where it has none."""
+    if name == "lm_head.weight" and tied and family.kind not in _TWICE:
+        return None
+    if place := _OUTER.get(name):
+        if name != "lm_head.bias" or family.of.headed:
+            return place
+    elif name.startswith("model.layers."):
+        number, _, rest = name.removeprefix("model.layers.").partition(".")
+        stem, _, kind = rest.rpartition(".")
+        place = family.parts.get(stem)
+        if place and (kind == "weight" or (kind == "bias" and place in KINDS[architecture].biases)):
+            return f"blk.{number}.{place}.{kind}"
+    raise Reject(cannot_write_gguf(f"`{name}` has no place in llama.cpp's `{architecture}`", help=INSTEAD))
+
+
+def interleaved(tensor: Tensor, head_dim: int) -> Tensor:
+    """Rows of each head so that the two of a rotary pair lie beside each other."""
+    # [h * d, ...] -> [h, 2, d / 2, ...]: the halves of a head become neighbours
+    rows = tensor.view(-1, 2, head_dim // 2, *tensor.shape[1:])
+    return rows.transpose(1, 2).reshape(tensor.shape)
+
+
+def rotary_factors(model: Any, head_dim: int) -> Tensor:
+    """What each rotary frequency is divided by, [head_dim / 2]: Llama 3's stretch of the slow ones."""
+    base = float(rope_of(model.config).get("rope_theta", 10000.0))
+    plain = 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    return plain / model.model.rotary_emb.inv_freq.float().cpu()

@@ -1,0 +1,47 @@
+"""A GGUF artifact in text: its architecture, and each layer's heads and width."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ....dsl.syntax.render import on_a_line
+from ...core.quantity import count, size
+from .engine import FILE
+from .facts import Facts, facts_of
+from .reading import read
+
+
+@dataclass(frozen=True)
+class Picture:
+    facts: Facts
+    params: int
+    bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        f = self.facts
+        layers = [
+            {"heads": h, "kv_heads": k, "width": w} for h, k, w in zip(f.heads, f.kv_heads, f.widths, strict=True)
+        ]
+        return {"architecture": f.architecture, "params": self.params, "bytes": self.bytes, "layers": layers}
+
+    def draw(self) -> str:
+        f = self.facts
+        rows = [
+            f"  layer {i}: {f'{h} heads over {k}' if h else 'no attention'}, width {w}"
+            for i, (h, k, w) in enumerate(zip(f.heads, f.kv_heads, f.widths, strict=True))
+        ]
+        head = f"GGUF `{on_a_line(f.architecture)}`, {count(self.params)} parameters, context of {f.context} tokens"
+        return "\n".join([head, f"weights: {size(self.bytes)}", *rows])
+
+
+def picture(folder: Path) -> Picture:
+    """What a folder that the target `gguf` wrote holds. Raises Reject (refused-gguf)."""
+    stored = read(folder / FILE)
+    held = stored.entries.values()
+    numbers = 0
+    for entry in held:
+        product = 1
+        for axis in entry.shape:
+            product *= axis
+        numbers += product
+    return Picture(facts_of(stored), numbers, sum(entry.bytes for entry in held))

@@ -1,0 +1,105 @@
+"""From a program to a GGUF file."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ....dsl.syntax.diagnostics import Reject
+from . import four_bits
+from .families import context_of, window_keys
+from .pretokenizers import ask_llama
+from .refusal import unfit_type
+from .shapes import Shape, metadata, shape_of, tensors
+from .vocabulary import write_vocabulary
+
+FILE = "model.gguf"
+_BLOCK = 32  # weights that share a scale in q8_0
+
+
+def write(model: Any, folder: Path, kind: str, tokenizer: Any) -> list[str]:
+    """`model.gguf`, and sentences that a person should know of it.
+
+    kind   "f32", "f16", "bf16", "q8_0", "q4_0" or "q4_1" of matrices; vectors are float32. With the last two, matrices
+           that are on no grid of four bits are q8_0
+    """
+    import gguf
+
+    shape = shape_of(model)
+    writer = gguf.GGUFWriter(folder / FILE, shape.architecture)
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_file_type(getattr(gguf.LlamaFileType, _FILE_TYPES[kind]))
+    for key, value in metadata(model, shape).items():
+        _add(writer, f"{shape.architecture}.{key}", value)
+    notes = write_vocabulary(writer, tokenizer, model.config.vocab_size)
+    exact = [_add_tensor(writer, name, tensor, kind) for name, tensor in tensors(model, shape)]
+    if kind in four_bits.KINDS and not any(exact):
+        raise Reject(four_bits.no_codes(kind))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return ask_llama(folder / FILE, tokenizer, notes) + _notes(model.config, shape)
+
+
+_FILE_TYPES = {"f32": "ALL_F32"} | {k: f"MOSTLY_{k.upper()}" for k in ("f16", "bf16", "q8_0", *four_bits.KINDS)}
+
+
+def _add(writer: Any, key: str, value: Any) -> None:
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_uint32(key, value)
+
+
+def _add_tensor(writer: Any, name: str, tensor: torch.Tensor, kind: str) -> bool:
+    """Write it; whether it kept codes that it had."""
+    import gguf
+
+    if kind in four_bits.KINDS:
+        codes = four_bits.codes_of(tensor.detach().cpu(), name, kind) if tensor.ndim == 2 else None
+        if codes is not None:
+            raw = four_bits.blocks(codes, kind).numpy()
+            writer.add_tensor(name, raw, raw_dtype=getattr(gguf.GGMLQuantizationType, kind.upper()))
+            return True
+        kind = "q8_0"
+    array = tensor.detach().float().contiguous().cpu().numpy()
+    if array.ndim == 1 or kind == "f32":
+        writer.add_tensor(name, array)
+        return False
+    if kind == "q8_0" and array.shape[-1] % _BLOCK:
+        raise Reject(
+            unfit_type(
+                f"{name} has rows of {array.shape[-1]}, and q8_0 takes multiples of {_BLOCK}",
+                help="prune with `align: 32`, or write `type: f16`",
+            )
+        )
+    if kind == "f16" and abs(array).max(initial=0) > 65504:
+        raise Reject(unfit_type(f"{name} has numbers that float16 has not", help="write `type: bf16`"))
+    quantised = getattr(gguf.GGMLQuantizationType, kind.upper())
+    writer.add_tensor(name, gguf.quants.quantize(array, quantised), raw_dtype=quantised)
+    return False
+
+
+def _notes(config: Any, shape: Shape) -> list[str]:
+    notes = []
+    if shape.architecture == "deci":
+        notes.append(
+            "The GGUF file has the architecture `deci`, as llama.cpp calls Llamas whose layers differ; "
+            "a layer without an MLP has one of zeros there, since llama.cpp would drop its attention."
+        )
+    if context_of(config) < config.max_position_embeddings:
+        notes.append(
+            f"The GGUF file states a context of {context_of(config)} tokens, not {config.max_position_embeddings}: "
+            f"the model attends in windows of that many, and llama.cpp's `{shape.architecture}` knows none."
+        )
+    if "attention.sliding_window_pattern" in window_keys(config):
+        notes.append(
+            "The GGUF file says layer by layer which attend in windows. A llama.cpp too old for that would take them "
+            f"as those of a whole `{shape.architecture}` lie, without a word."
+        )
+    return notes

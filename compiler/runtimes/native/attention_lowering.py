@@ -1,0 +1,351 @@
+"""Attention layers: what they cache, how positions turn their queries and keys, what they attend to."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from ...models.checkpoints.pretrained import pretrained
+from . import attentions, calls, distances, rotations
+from .layout import Run, runs
+from .positional import call
+from .values import Cached, Favour, Positional, Rows, Source
+
+if TYPE_CHECKING:
+    from .reader import Reader
+
+
+class Attending:
+    """The part of a `Reader` that knows leaf functions of attention."""
+
+    def __init__(self, reader: "Reader"):
+        self.reader = reader
+        self._rotations: dict[Any, rotations.Rotation | None] = {}
+        self._tables: dict[tuple[fx.Node, bool], Tensor | None] = {}
+
+    def cached(self, node: fx.Node, cache: Any, k: Any, v: Any, layer: int) -> tuple[Cached, Cached]:
+        """What attention reads of all tokens; the cache keeps what it makes of them."""
+        if not (isinstance(k, Rows) and isinstance(v, Rows) and k.index.dim() == v.index.dim() == 4):
+            why = "keys and values of another form than [batch, heads, tokens, width]"
+            raise self.reader.refuse(node, why)
+        return Cached(k), Cached(v)
+
+    # -- positions -------------------------------------------------------------------------------------------
+
+    def rotated(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """What a rotary function gives: queries and keys turned, or one of them."""
+        given = [place for place, value in enumerate(args) if isinstance(value, Rows)]
+        if not given or any(isinstance(value, (Rows, Cached)) for value in kwargs.values()):
+            raise self.reader.refuse(node, "a rotary embedding of another form than queries and keys by tables")
+        found = []
+        for number, place in enumerate(given):
+            call = _Call(self.reader, node, args, kwargs, place, number)
+            rotation = self._rotation(call)
+            if rotation is None:
+                raise self.reader.refuse(node, "a rotary embedding that the engine does not have")
+            found.append(self._turned(args[place], rotation, self._is_joined(node, len(given))))
+        return found[0] if len(found) == 1 else tuple(found)
+
+    def _is_joined(self, node: fx.Node, count: int) -> bool:
+        """Whether what was cut off the heads is joined again later, so that whole heads are turned at once."""
+        parts = [node] if count == 1 else list(node.users)
+        return any(calls.operation(user) in calls.JOINS for part in parts for user in part.users)
+
+    def _rotation(self, call: "_Call") -> rotations.Rotation | None:
+        """The rotation, by tables of the longest context in which they are one: it may shorten the context."""
+        if call.key not in self._rotations:
+            self._rotations[call.key] = self._recognised(call)
+        return self._rotations[call.key]
+
+    def _recognised(self, call: "_Call") -> rotations.Rotation | None:
+        for context in dict.fromkeys((self.reader.plan.context, self._original_context())):
+            probe = min(rotations.PROBE, context)
+            x = torch.ones(1, probe, call.width)
+            try:
+                if not torch.allclose(call.turn(x, 0, context), call.turn(x, 0, probe), atol=1e-6):
+                    continue  # frequencies that depend on the length
+                found = rotations.recognise(partial(call.turn, length=context), context, call.width)
+            except (RuntimeError, TypeError, ValueError, IndexError):  # made for other operands than one row's
+                return None
+            self.reader.plan.context = min(self.reader.plan.context, context)
+            return found
+        return None
+
+    def _original_context(self) -> int:
+        """The length up to which frequencies are those that the model was first trained with."""
+        config = pretrained(self.reader.model).config.get_text_config()
+        scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+        found = scaling.get("original_max_position_embeddings") if isinstance(scaling, dict) else None
+        found = found or getattr(config, "original_max_position_embeddings", None)
+        return found if type(found) is int else self.reader.plan.context
+
+    def _turned(self, x: Rows, rotation: rotations.Rotation, wide: bool) -> Rows:
+        """`wide`: what was cut off the heads is joined again later, so whole heads are turned at once."""
+        if not rotation.width:
+            return Rows(_sorted(x.index, rotation), x.pending)
+        plan, x = self.reader.plan, self.reader.settled(x)
+        name = plan.vector(f"{self.reader.current.name}.frequencies", rotation.frequencies.values)
+        fields = {
+            "rotary_dim": rotation.width,
+            "inverse_frequencies": name,
+            "scale": rotation.frequencies.scale,
+            "interleaved": rotation.interleaved,
+        }
+        lane = plan.layout.lane(x.index)
+        head_dim = x.index.shape[-1]
+        found = runs(plan.layout, lane.columns)
+        if wide and len(found) == 1 and _cuts_heads(found[0], plan.layout.widths):
+            run = found[0]
+            whole = plan.layout.widths[run.register]
+            made = plan.step(
+                "rotary", whole, x=run.register, heads=run.count, head_dim=run.stride, start=run.start, **fields
+            )
+            own = plan.layout.columns(run.register)
+            kept = ~torch.isin(own, lane.columns)
+            plan.copies[made] = (run.register, kept)
+            moved = x.index - int(own[0]) + int(plan.layout.columns(made)[0])
+            return Rows(_sorted(moved, rotation))
+        register, lane = self.reader.register(x)
+        turned = self.reader.written(
+            "rotary",
+            x.index.shape,
+            lane,
+            x=register,
+            heads=len(lane.columns) // head_dim,
+            head_dim=head_dim,
+            start=0,
+            **fields,
+        )
+        return Rows(_sorted(turned.index, rotation))
+
+    # -- attention -------------------------------------------------------------------------------------------
+
+    def attention(self, node: fx.Node, args: Any, kwargs: Any) -> tuple[Rows, None]:
+        module, q, k, v, mask = args
+        recalls = isinstance(k, Source) and isinstance(v, Source)
+        k, v = (x.rows if isinstance(x, Cached) or recalls else x for x in (k, v))  # encoders cache none
+        if not all(isinstance(x, Rows) for x in (q, k, v)):
+            raise self.reader.refuse(node, "attention to something else than what the layer caches")
+        favour = mask if isinstance(mask, Favour) else None
+        if mask is not None and favour is None and not isinstance(mask, Positional):
+            raise self.reader.refuse(node, "attention under a mask that tokens decide")
+        gaining = [name for name, value in kwargs.items() if self._gains(node, name, value)]
+        of_tokens = (Positional, Rows, Cached)
+        options = {
+            key: value for key, value in kwargs.items() if not isinstance(value, of_tokens) and key not in gaining
+        }
+        (_, heads, _, head_dim), value_dim = q.index.shape, v.index.shape[3]
+        kv_heads = k.index.shape[1]
+        sizes = (heads, kv_heads, head_dim, value_dim)
+        seen = self._mask(mask) if favour is None else self.reader.favours.mask(favour)
+        try:
+            gains = partial(self._gain, node, module, heads, *gaining[:1])
+            found = (
+                heads % kv_heads == 0 and len(gaining) < 2 and attentions.recognise(module, seen, sizes, options, gains)
+            )
+        except RuntimeError:  # it is handed tables that were made for the sample's length
+            found = None
+        if not found:
+            raise self.reader.refuse(
+                node, "attention that the engine does not have: its scale, cap, window or mask is none of the known"
+            )
+        if favour is not None:
+            q, k = self.reader.favours.widened(node, module, found, favour, q, k)
+            sizes = (heads, kv_heads, head_dim + 1, value_dim)
+        by_head = any(x is not None for x in (found.slopes, found.sinks, found.distances))
+        kept, order = (None, None) if by_head else _kept_once(k.index, v.index, heads)
+        if kept is not None and order is not None:
+            q, k, v = Rows(q.index[:, order], q.pending), *(Rows(x.index[:, kept], x.pending) for x in (k, v))
+            sizes = (heads, len(kept), *sizes[2:])
+        made = (self.recall if recalls else self.attend)(node, found, [q, k, v], sizes)
+        batch, length = self.reader.shape
+        rows = self.reader.plan.layout.rows(made).view(batch, length, heads, value_dim)
+        return Rows(rows if order is None else rows[:, :, order.argsort()]), None
+
+    def attend(self, node: fx.Node, found: attentions.Attention, given: list[Rows], sizes: tuple[int, ...]) -> int:
+        """The register of attention of queries to keys and values; `sizes` as a step has them."""
+        plan, (heads, kv_heads, head_dim, value_dim) = self.reader.plan, sizes
+        slopes = None if found.slopes is None else plan.vector(f"{node.name}.slopes", found.slopes)
+        sinks = None if found.sinks is None else plan.vector(f"{node.name}.sinks", found.sinks)
+        near = None if found.distances is None else plan.vector(f"{node.name}.distances", found.distances)
+        registers = {name: self.reader.register(x)[0] for name, x in zip("qkv", given, strict=True)}
+        window = found.window if found.window is not None and found.window < plan.context else None
+        return plan.step(
+            "attention",
+            heads * value_dim,
+            **registers,
+            slot=plan.slot(kv_heads, head_dim, value_dim),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            scale=found.scale,
+            softcap=found.softcap,
+            window=window,
+            sinks=sinks,
+            **({} if slopes is None else {"slopes": slopes}),
+            **({"whole": True} if found.whole else {}),
+            **({} if near is None else {"distances": near}),
+        )
+
+    def recall(self, node: fx.Node, found: attentions.Attention, given: list[Rows], sizes: tuple[int, ...]) -> int:
+        """The register of attention of queries to a source, whose keys and values its encoder remembers."""
+        heads, kv_heads, head_dim, value_dim = sizes
+        more = (found.window, found.sinks, found.slopes, found.distances)
+        if not found.whole or any(part is not None for part in more):
+            raise self.reader.refuse(node, "attention to a source by positions, which the engine has not")
+        source = self.reader.source
+        assert source is not None, "only behind an encoder there is a source"
+        k, v = (source.register(x)[0] for x in given[1:])
+        return self.reader.plan.step(
+            "recall",
+            heads * value_dim,
+            q=self.reader.register(given[0])[0],
+            slot=source.plan.remember(k, v, kv_heads, head_dim, value_dim),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            scale=found.scale,
+            softcap=found.softcap,
+        )
+
+    def _gains(self, node: fx.Node, name: str, value: Any) -> bool:
+        """Whether an option is what scores gain: a number for each pair of tokens of a row, that no token decides."""
+        at = node.kwargs[name]
+        if not isinstance(at, fx.Node) or not isinstance(value, (Tensor, Positional)):
+            return False
+        try:
+            return distances.of_row(self.reader.positions.at(at, 3), 3)
+        except (RuntimeError, TypeError, ValueError, IndexError):  # made for something else than one row
+            return False
+
+    def _gain(
+        self, node: fx.Node, module: torch.nn.Module, heads: int, name: str = "", *, whole: bool = False
+    ) -> attentions.Gain | None:
+        """What an option adds to scores; it may shorten the context. RuntimeError where more than distance counts."""
+        if not name:
+            return None
+        made, plan = node.kwargs[name], self.reader.plan
+        assert isinstance(made, fx.Node), f"`{name}` of {node.name} is no value"  # see `_gains`
+        at = partial(self.reader.positions.at, made)
+        if (made, whole) not in self._tables:
+            config = getattr(module, "config", self.reader.model.config)
+            found = distances.table(at, heads, whole, config, plan.context)
+            self._tables[made, whole] = None if found is None else found[0]
+            plan.context = plan.context if found is None else min(plan.context, found[1])
+        known = self._tables[made, whole]
+        if known is None:
+            raise RuntimeError("scores gain by more than distance")
+        return attentions.Gain(name, at, known)
+
+    def _mask(self, mask: Positional | None) -> Any:
+        if mask is None:
+            return lambda length: None
+        return lambda length: self.reader.positions.at(mask.node, length)
+
+
+def _kept_once(k: Tensor, v: Tensor, heads: int) -> tuple[Tensor | None, Tensor | None]:
+    """Of keys and values [b, heads, t, d] with copies of heads: those that differ, and the order of queries by them."""
+    first = torch.unique(torch.stack([k[0, :, 0, 0], v[0, :, 0, 0]]), dim=1, return_inverse=True)[1]
+    numbers = [(first == first[i]).nonzero()[0, 0] for i in range(len(first))]
+    own = torch.stack(numbers)
+    kept, counts = own.unique(return_counts=True)
+    copies = all(torch.equal(x, x[:, own]) for x in (k, v))
+    if len(kept) == len(own) or not copies or len(counts.unique()) > 1:
+        return None, None
+    group = heads // len(own)
+    return kept, (own.argsort(stable=True)[:, None] * group + torch.arange(group)).flatten()
+
+
+def _sorted(index: Tensor, rotation: rotations.Rotation) -> Tensor:
+    """Columns in the order in which a rotary function leaves them."""
+    moved = torch.empty_like(index)
+    moved[..., rotation.order] = index
+    return moved
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a rotary function, asked for what it makes of one of its operands.
+
+    place    of that operand among the arguments; `number` among those that are numbers of tokens
+    """
+
+    reader: "Reader"
+    node: fx.Node
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+    place: int
+    number: int
+
+    @property
+    def width(self) -> int:
+        return self.args[self.place].index.shape[-1]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for calls that turn alike: every layer has one, and mostly of the same tables."""
+        operands = [
+            value.node
+            if isinstance(value, Positional)
+            else tuple(value.index.shape)
+            if isinstance(value, Rows)
+            else type(value)
+            if isinstance(value, torch.nn.Module)
+            else repr(value)
+            for value in (*self.args, *self.options.values())
+        ]
+        return self.node.target, self.place, *operands
+
+    def turn(self, x: Tensor, start: int, length: int) -> Tensor:
+        """x [heads, t, width] turned by the tables of a context from position `start` on."""
+
+        def operand(value: Any) -> Any:
+            if isinstance(value, Positional):
+                return _part(self.reader.positions.at(value.node, length), length, start, x.shape[1])
+            if isinstance(value, Rows):
+                return self._laid(x.new_zeros(1, x.shape[1], value.index.shape[-1]), value)
+            return value
+
+        own = self.args[self.place]
+        args = [
+            self._laid(x, value) if value is own and i == self.place else operand(value)
+            for i, value in enumerate(self.args)
+        ]
+        found = call(self.node, self.reader.model, args, {k: operand(v) for k, v in self.options.items()})
+        found = found[self.number] if isinstance(found, tuple | list) else found
+        return self._laid(found, own, back=True).float()
+
+    def _laid(self, x: Tensor, like: Rows, back: bool = False) -> Tensor:
+        """[heads, t, width] in the axes of a value of tokens, or back: [b, h, t, d], [b, t, h, d] or [b, t, d]."""
+        if like.index.dim() == 3:
+            return x
+        turned = like.index.shape[1] == self.reader.shape[1] and self._moves_along(like.index, 1)
+        if back:
+            return x[0].transpose(0, 1) if turned else x[0]
+        return (x.transpose(0, 1) if turned else x)[None]
+
+    def _moves_along(self, index: Tensor, axis: int) -> bool:
+        """Whether tokens follow each other along an axis."""
+        _, token = self.reader.plan.layout.locate(index.select(0, 0).select(-1, 0).reshape(-1))
+        return bool((token.view(index.shape[1:3]).diff(dim=axis - 1) == 1).all())
+
+
+def _part(value: Any, length: int, start: int, count: int) -> Any:
+    """Some positions of what has an axis of all: tables of a long context are read a part at a time."""
+    if not isinstance(value, Tensor) or count == length:
+        return value
+    axis = next((axis for axis, size in enumerate(value.shape) if size == length), None)
+    return value if axis is None else value.narrow(axis, start, count)
+
+
+def _cuts_heads(run: Run, widths: list[int]) -> bool:
+    """Whether a run is a part of every head of a register."""
+    return (
+        run.block < run.stride
+        and run.stride * run.count == widths[run.register]
+        and (run.start + run.block <= run.stride)
+    )

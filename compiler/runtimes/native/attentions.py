@@ -1,0 +1,189 @@
+"""Attention, recognised by what it computes: scale, softcap, window and sinks are found by trying."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...ir.layers import leaves
+
+_ATOL = 2e-5  # of float32 outputs of size one
+SHORT = 9  # keys, where no window is near
+
+
+@dataclass(frozen=True)
+class Attention:
+    """softmax(softcap(q @ k.T * scale) over the last `window` keys and the sinks) @ v.
+
+    whole    a position sees those that follow too, as far as a window lets it
+    """
+
+    scale: float
+    softcap: float | None = None
+    window: int | None = None
+    sinks: Tensor | None = None
+    slopes: Tensor | None = None  # that a score gains for each token of distance less
+    distances: Tensor | None = None  # [heads, columns] that it gains at each, as `distances.table` has them
+    whole: bool = False
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, at: int | None = None) -> Tensor:
+        """q [h, d] of position `at`, by default the last, k and v [g, n, d] -> [h, d]."""
+        group = q.shape[0] // k.shape[0]
+        k, v = (x.repeat_interleave(group, 0) for x in (k, v))
+        scores = torch.einsum("hd,hnd->hn", q, k) * self.scale
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        length = scores.shape[1]
+        back = (length - 1 if at is None else at) - torch.arange(length)
+        if self.slopes is not None:
+            scores = scores - self.slopes[:, None] * back
+        if self.distances is not None:
+            columns = self.distances.shape[1]
+            first = columns // 2 if self.whole else columns - 1
+            scores = scores + self.distances[:, (first - back).clamp(0, columns - 1)]
+        seen = (back.abs() if self.whole else back.where(back >= 0, length)) < (self.window or length)
+        scores[:, ~seen] = -torch.inf
+        if self.sinks is not None:
+            scores = torch.cat([scores, self.sinks[:, None]], 1)
+        return torch.einsum("hn,hnd->hd", scores.softmax(-1)[:, : v.shape[1]], v)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What an option of an attention adds to its scores: `at` a row's length, and as a `table` by distance."""
+
+    option: str
+    at: Callable[[int], Tensor]
+    table: Tensor
+
+
+@torch.no_grad()
+def recognise(
+    module: nn.Module,
+    mask: Any,
+    sizes: tuple[int, int, int, int],
+    options: dict[str, Any],
+    gains: Callable[..., Gain | None] = lambda whole: None,
+) -> Attention | None:
+    """What `attention` of the module computes, or None.
+
+    mask      n -> the mask of n keys as the module is handed it: [1, 1, n, n] or None
+    sizes     heads, key heads, width of a key, width of a value
+    gains     whether a text is seen whole -> what scores gain by distance, if anything
+    """
+    heads, _, head_dim, _ = sizes
+    module = _float(module)
+    named = windows(module, options)
+    whole = sees_ahead(module, mask, sizes, options)
+    gain = gains(whole=whole)
+    if gain is not None:
+        options = {**options, gain.option: gain}
+    if whole:
+        named = list(dict.fromkeys(n for w in named for n in (w, w + 1, w // 2 + 1)))
+        known = [row for n in lengths(named) for row in _whole_trial(module, mask, sizes, options, n)]
+        forms = [replace(form, whole=True) for form in _forms(module, head_dim, heads, options, named)]
+    else:
+        known = [(*_trial(module, mask, sizes, options, n), None) for n in lengths(named)]
+        forms = [*_forms(module, head_dim, heads, options, named)]
+    for form in forms:
+        form = form if gain is None or not gain.table.any() else replace(form, distances=gain.table)
+        pairs = [(form(q, k, v, at), found) for q, k, v, found, at in known]
+        if known and all(torch.allclose(ours, found, atol=_ATOL, rtol=_ATOL) for ours, found in pairs):
+            return form
+    return None
+
+
+def sees_ahead(module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any]) -> bool:
+    """Whether the first position of a text sees the second: what it gives changes with that one's value."""
+    seen = mask(2)
+    if seen is None and getattr(module, "is_causal", True):
+        return False
+    q, k, v = _random(sizes, 2, 2)
+    first, _ = leaves.attention(module, q, k, v, _floats(seen), **options)
+    v[:, :, 1] += 1
+    other, _ = leaves.attention(module, q, k, v, _floats(seen), **options)
+    return not torch.equal(first[0, 0], other[0, 0])
+
+
+def _whole_trial(
+    module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any], length: int
+) -> list[tuple[Any, ...]]:
+    """The same of a text that is seen whole, at its first position, one in the middle and the last."""
+    q, k, v = _random(sizes, length, length)
+    out, _ = leaves.attention(module, q, k, v, _floats(mask(length)), **_of_row(options, length, length))
+    return [(q[0, :, at], k[0], v[0], out[0, at].float(), at) for at in (0, length // 2, length - 1)]
+
+
+def _random(sizes: tuple[int, int, int, int], queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q [1, h, queries, d], k and v [1, g, keys, d]."""
+    heads, kv_heads, head_dim, value_dim = sizes
+    generator = torch.Generator().manual_seed(keys)
+    shapes = ((1, heads, queries, head_dim), (1, kv_heads, keys, head_dim), (1, kv_heads, keys, value_dim))
+    q, k, v = (torch.randn(shape, generator=generator) for shape in shapes)
+    return q, k, v
+
+
+def _floats(mask: Tensor | None) -> Tensor | None:
+    return mask.float() if mask is not None and mask.dtype.is_floating_point else mask
+
+
+def _trial(
+    module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any], length: int
+) -> tuple[Tensor, ...]:
+    """q of the last position, k, v and what the module makes of them."""
+    q, k, v = _random(sizes, 1, length)
+    seen = mask(length)
+    last = None if seen is None else seen[:, :, -1:, -length:]
+    out, _ = leaves.attention(module, q, k, v, _floats(last), **_of_row(options, length, 1))
+    return q[0, :, 0], k[0], v[0], out[0, 0].float()
+
+
+def _of_row(options: dict[str, Any], length: int, queries: int) -> dict[str, Any]:
+    """Options for the last queries of a row: those that are made of its length are computed."""
+    return {name: x.at(length)[:, :, -queries:].float() if isinstance(x, Gain) else x for name, x in options.items()}
+
+
+def _float(module: nn.Module) -> nn.Module:
+    """The module with its own numbers as float32, without copying its layers."""
+    import copy
+
+    light = copy.copy(module)
+    light._parameters = {
+        n: None if p is None else nn.Parameter(p.float(), requires_grad=False) for n, p in module._parameters.items()
+    }
+    light._buffers = {
+        n: b.float() if b is not None and b.is_floating_point() else b for n, b in module._buffers.items()
+    }
+    return light
+
+
+def windows(module: nn.Module, options: dict[str, Any]) -> list[int]:
+    """Widths of a window that the call, the module or its config names."""
+    config = getattr(module, "config", None)
+    named = (
+        options.get("sliding_window"),
+        getattr(module, "sliding_window", None),
+        getattr(config, "sliding_window", None),
+        getattr(config, "window_size", None),
+    )
+    return list(dict.fromkeys(w for w in named if type(w) is int and w > 0))
+
+
+def lengths(windows: list[int]) -> list[int]:
+    return [SHORT, *(w + 3 for w in windows)]
+
+
+def _forms(
+    module: nn.Module, head_dim: int, heads: int, options: dict[str, Any], windows: list[int]
+) -> Iterator[Attention]:
+    named = (options.get("scaling"), getattr(module, "scaling", None), head_dim**-0.5)
+    scales = dict.fromkeys(float(s) for s in named if isinstance(s, (int, float)))
+    caps = [options.get("softcap"), getattr(module, "attn_logit_softcapping", None)]
+    softcaps = dict.fromkeys([None, *(float(c) for c in caps if isinstance(c, (int, float)))])
+    tensors = [options.get("s_aux"), getattr(module, "sinks", None)]
+    sinks = [None, *(s.detach().float() for s in tensors if isinstance(s, Tensor) and s.shape == (heads,))]
+    for scale, softcap, window, sink in product(scales, softcaps, [None, *windows], sinks):
+        yield replace(Attention(scale), softcap=softcap, window=window, sinks=sink)

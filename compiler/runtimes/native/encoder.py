@@ -1,0 +1,103 @@
+"""A model that the native engine runs and that generates no text: it gives states, or says what texts or tokens are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from .model import NativeModel, Output, refuse_states
+from .plan_files import native_damaged
+from .position_offsets import other_positions, refuse_uncounted
+
+two_texts = Fault("two-texts-in-a-row", "The engine encodes one text a row, and a row holds two.", exit="usage")
+no_generation = Fault("no-generation", "A model that encodes texts is asked to write some.", exit="usage")
+_FIELDS = ("states", "whole", "first")
+
+
+class NativeEncoder(NativeModel):
+    """`last_hidden_state` [b, t, d] of a model without a head, else `logits`, of tokens [b, t, n] or of texts [b, n].
+
+    Of masked tokens there are zeros. `facts["gives"]` says which of these it is (`plan.Gives`), `facts["pad"]` with
+    which token rows are filled up.
+    """
+
+    def __init__(self, *args: Any, **more: Any):
+        super().__init__(*args, **more)
+        gives = self.facts["gives"]
+        if not (isinstance(gives, Mapping) and all(type(gives.get(name)) is bool for name in _FIELDS)):
+            raise Reject(native_damaged("plan.json does not say what its model gives", help="compile again"))
+        self.states, self.first = gives["states"], gives["first"]
+        pad = self.facts.get("pad")
+        self.config.pad_token_id = pad if type(pad) is int else None
+        begun = self.facts.get("position", 0)
+        self.first_position = begun if type(begun) is int else 0
+
+    def can_generate(self) -> bool:
+        return False
+
+    def generate(self, *_: Any, **__: Any) -> Any:
+        raise Reject(no_generation("this model encodes texts and generates none", help="call it, or `effc test` it"))
+
+    @torch.no_grad()
+    def forward(  # type: ignore[override]  # as transformers calls an encoder: it has no cache, and has segments
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        return_dict: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> Output:
+        """Rows of one text each; positions are those of a text's own tokens. What is given is always a mapping."""
+        refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        if token_type_ids is not None and bool((token_type_ids != 0).any()):
+            raise Reject(
+                two_texts("`token_type_ids` tells two texts of a row apart", help="give the model one text a row")
+            )
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if attention_mask is None and self.first_position and bool((input_ids == self.config.pad_token_id).any()):
+            raise Reject(
+                other_positions(
+                    "rows are filled up, and nothing says where", help="give the model their `attention_mask`"
+                )
+            )
+        if position_ids is None:
+            refuse_uncounted(input_ids, mask, self.uncounted)
+        self._check_positions(mask.bool(), position_ids)
+        rows = [ids[seen] for ids, seen in zip(input_ids, mask.bool(), strict=True)]
+        width = self.engine.width
+        found = torch.zeros((len(rows), width) if self.first else (*input_ids.shape, width))
+        for start in range(0, len(rows), max(1, self.spare)):
+            part = range(start, min(len(rows), start + max(1, self.spare)))
+            asked = [row for row in part if len(rows[row])]
+            if asked:
+                self._encode(found, mask.bool(), asked, [rows[row] for row in asked])
+        return Output(**{"last_hidden_state" if self.states else "logits": found})
+
+    def _check_positions(self, mask: Tensor, given: Tensor | None) -> None:
+        """Refuse rows whose tokens the model would count otherwise than a text's own."""
+        own = (mask.cumsum(-1) - 1).clamp(min=0)
+        asked = torch.arange(mask.shape[1]) if given is None else given - self.first_position
+        apart = asked.expand_as(own) - own
+        if given is None and not any(step["op"] == "positions" for step in self.plan["steps"]):
+            apart = apart - apart.masked_fill(~mask, 1 << 40).amin(1, keepdim=True)  # how far apart is what counts
+        if bool(apart[mask].any()):
+            raise Reject(
+                other_positions(
+                    "the tokens of a text would have other positions than 0, 1, 2 and so on",
+                    help='fill rows up behind their texts (`padding_side="right"`), or leave `position_ids` out',
+                )
+            )
+
+    def _encode(self, found: Tensor, mask: Tensor, asked: list[int], texts: list[Tensor]) -> None:
+        """Write what the engine gives for some rows to where it belongs."""
+        with self.sequences_of(len(texts)) as numbers:
+            made = self.feed(dict(zip(numbers, texts, strict=True)), "first" if self.first else "all")
+        if self.first:
+            found[asked] = made
+            return
+        for row, states in zip(asked, made.split([len(text) for text in texts]), strict=True):
+            found[row, mask[row]] = states

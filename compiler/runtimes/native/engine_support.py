@@ -1,0 +1,54 @@
+"""What the engine would refuse, from a config alone: a model's graph is read over numbers that stand in for weights."""
+
+from pathlib import Path
+
+from ....dsl.syntax.diagnostics import Reject
+from ....kernels.codes import GROUPS
+from ...analysis.planning.keys import versions
+from ...core.cache import Cache
+from ...core.source_closure import fingerprint
+from ...ir.capture.meta_capture import captured
+from ...models.checkpoints.fake_weights import stand_in
+from ...models.checkpoints.origin import Origin
+from ...plugin.context import Context
+from .linears import Numbers
+from .reader import Reader
+from .refusal import cannot_run_natively
+
+
+def foresee(ctx: Context, numbers: Numbers) -> None:
+    """Raise Reject where the engine would refuse the recipe's model; what was found is kept by its config."""
+    if numbers.group not in GROUPS:
+        groups = ", ".join(map(str, GROUPS))
+        raise Reject(
+            cannot_run_natively(
+                f"no kernel has groups of {numbers.group} inputs", help=f"`group:` may be one of {groups}"
+            )
+        )
+    weights = numbers.weights
+    store = Cache(ctx.settings.cache_dir)
+    parts = {
+        "foreseen": "native",
+        "model": ctx.origin.fingerprint,
+        "dtype": ctx.origin.dtype,
+        "weights": weights,
+        "source": fingerprint(Path(__file__)),
+        "libraries": versions(),
+    }
+    known = store.value(parts)
+    if known is None:
+        refused = foreseen(ctx.origin, weights)
+        known = [[d.message, d.help] for d in refused.diagnostics] if refused else []
+        store.keep(parts, known)
+    if known:
+        raise Reject(*(cannot_run_natively(message, help=help) for message, help in known))
+
+
+def foreseen(origin: Origin, weights: str) -> Reject | None:
+    """Why the engine would refuse a model whatever its weights are; None where nothing says that it would."""
+    program = captured(origin)
+    try:
+        Reader(program, weights, stand_in(origin)).read()
+    except Reject as refused:
+        return refused
+    return None

@@ -1,0 +1,70 @@
+"""Keys and values that a causal language model keeps, as tensors that a program takes and gives."""
+
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...ir.capture.sample import sample
+
+
+def inputs_of(
+    model: nn.Module, fault: Fault, instead: str, batch: int = 2, length: int = 3, before: int = 5
+) -> tuple[dict, list, list]:
+    """What a decoder is traced with: some tokens after some others, of which a row lacks a few.
+
+    fault     what a model is refused with that keeps anything else
+    instead   what holds such a model
+    """
+    whole = sample(model, batch=batch, length=before + length, padding=1)
+    past, slots = _kept(
+        model, fault, instead, {n: x[:, :before] if isinstance(x, Tensor) else x for n, x in whole.items()}
+    )
+    given = {n: x if n == "attention_mask" else x[:, before:] for n, x in whole.items() if isinstance(x, Tensor)}
+    given.setdefault("attention_mask", torch.ones(batch, before + length, dtype=torch.int64))
+    return given, past, slots
+
+
+def _kept(model: nn.Module, fault: Fault, instead: str, given: dict[str, Any]) -> tuple[list[Tensor], list[int]]:
+    """Keys and values after a forward, and the slots that have some; Reject where a layer keeps something else."""
+    from transformers import DynamicCache
+
+    refuse_states(model, fault, instead)
+    if "cache" not in signature(model.forward).parameters:
+        raise Reject(fault(f"{type(model).__name__} keeps no keys and values", help=instead))
+    cache = model(**given | {"use_cache": True}, cache=DynamicCache()).cache
+    if cache is None:
+        kind = type(model).__name__
+        raise Reject(
+            fault(
+                f"{kind} continues no text as its config has it: it keeps no keys and values",
+                help="take an encoder with its masked head, as a ...ForMaskedLM",
+            )
+        )
+    kept: list[Tensor] = []
+    slots: list[int] = []
+    for number, layer in enumerate(cache.layers):
+        if not getattr(layer, "is_initialized", True):  # its attention was cut
+            continue
+        found = getattr(layer, "keys", None), getattr(layer, "values", None)
+        parts = [part for part in found if isinstance(part, Tensor) and part.dim() == 4]
+        if len(parts) < len(found):
+            kind = type(layer).__name__
+            raise Reject(fault(f"layer {number} of the cache is a {kind}, no keys and values", help=instead))
+        kept += parts
+        slots.append(number)
+    return kept, slots
+
+
+def refuse_states(model: nn.Module, fault: Fault, instead: str) -> None:
+    """Raise Reject for models with a layer that goes along the tokens one by one, and keeps a state."""
+    for path, module in model.named_modules():
+        if any(isinstance(child, nn.Conv1d) for child in module.children()):
+            raise Reject(
+                fault(
+                    f"`{path}` ({type(module).__name__}) keeps a state, as mixers and short convolutions do",
+                    help=instead,
+                )
+            )

@@ -1,0 +1,180 @@
+"""Linear attention whose past fades by a rate of each head (lightning attention), recognised by what it computes.
+
+A token is given the sum of v_j * (q . k_j) * exp(-rate * distance) over itself and all before it: a scan of one decay
+for each head, whose time steps are one, computes it. Around that are one layer of queries, keys and values, a norm over
+all heads and a gate. Source: MiniMax-01 (arXiv 2501.08313), section 2.2; Qin et al. 2024 (arXiv 2401.04658).
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import permutations, product
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ...ir.layers import leaves
+from . import linears, norms
+from .trees import leaves as leaves_of
+from .trees import mapped
+from .values import CACHE, Pending, Positional, Rows
+
+if TYPE_CHECKING:
+    from .reader import Reader
+
+_LENGTH, _BLOCK = 5, 2  # tokens that a layer is tried on, and in what it may cut them
+_SHARE = 1e-4  # of outputs of size one, in float32
+
+
+@dataclass(frozen=True)
+class Decay:
+    """out(norm(sum) * sigmoid(gate(x))); queries, keys and values are act(inputs(x)).
+
+    by_head   whether those of a head lie side by side; else all queries, all keys, all values
+    order     of queries, keys and values there
+    rates     [heads] > 0
+    """
+
+    inputs: str
+    gate: str
+    out: str
+    norm: str
+    act: str
+    by_head: bool
+    order: tuple[int, int, int]
+    rates: Tensor
+
+    def parts(self, qkv: Tensor) -> list[Tensor]:
+        """[..., 3 * heads * d] -> queries, keys and values [..., heads, d]."""
+        heads = len(self.rates)
+        axis = -2 if self.by_head else -3
+        parts = qkv.unflatten(-1, (heads, 3, -1) if self.by_head else (3, heads, -1)).unbind(axis)
+        return [parts[i] for i in self.order]
+
+    def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
+        """x [tokens, width] from a text's first token on."""
+        q, k, v = self.parts(_called(module, self.act, _called(module, self.inputs, x)))
+        distance = torch.arange(len(x))[:, None] - torch.arange(len(x))
+        fading = (-self.rates[:, None, None] * distance).exp().masked_fill(distance < 0, 0.0)
+        summed = torch.einsum("ihd,jhd,hij,jhe->ihe", q, k, fading, v).flatten(1)
+        return _called(module, self.out, _called(module, self.norm, summed) * _called(module, self.gate, x).sigmoid())
+
+
+def read(reader: "Reader", node: fx.Node, module: nn.Module, args: Any, kwargs: Any) -> tuple[Rows, None] | Rows | None:
+    """The steps of such a layer, where a module is one."""
+    rows = [x for x in leaves_of((args, kwargs)) if isinstance(x, Rows)]
+    if len(rows) != 1 or rows[0].index.dim() != 3 or not any(p.dim() == 2 for p in module.parameters()):
+        return None
+    found = recognise(reader, module, rows[0], args, kwargs)
+    if found is None:
+        return None
+    form, is_tuple = found
+    made = _steps(reader, node, module, form, reader.settled(rows[0]))
+    return (made, None) if is_tuple else made
+
+
+@torch.no_grad()
+def recognise(reader: "Reader", module: nn.Module, rows: Rows, args: Any, kwargs: Any) -> tuple[Decay, bool] | None:
+    """What a module makes of a text, and whether it returns more than that; None where it is another layer."""
+    forms = [*_forms(module, rows.index.shape[-1])]
+    if not forms:
+        return None
+    dtype = next(module.parameters()).dtype
+    x = torch.randn((_LENGTH, rows.index.shape[-1]), generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    def operand(value: Any) -> Any:
+        if isinstance(value, Positional):
+            return reader.positions.at(value.node, _LENGTH)
+        return x[None] if isinstance(value, Rows) else None if value is CACHE else value
+
+    def tried(layer: nn.Module) -> Any:
+        try:
+            return layer(*mapped(args, operand), **mapped(kwargs, operand))
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else
+            return None
+
+    wanted = tried(module)
+    whole = wanted[0] if isinstance(wanted, tuple) else wanted
+    if not isinstance(whole, Tensor) or whole.shape != (1, *x.shape):
+        return None
+    bound = (_SHARE if dtype == torch.float32 else 2e-2) * float(whole.abs().max())
+    cut = [found[0] if isinstance(found, tuple) else found for found in map(tried, _cut(module))]
+    others = [found for found in cut if isinstance(found, Tensor) and found.shape == whole.shape]
+    for form in forms:
+        own = form(module, x.float())
+        if all(float((found[0].float() - own).abs().max()) <= bound for found in (whole, *others)):
+            return form, isinstance(wanted, tuple)
+    return None
+
+
+def _cut(module: nn.Module) -> Iterator[nn.Module]:
+    """The module with a number that it holds made small: texts may be cut into blocks of so many tokens."""
+    for name, value in vars(module).items():
+        if type(value) is int and value > _LENGTH:
+            light = copy.copy(module)
+            setattr(light, name, _BLOCK)
+            yield light
+
+
+def _forms(module: nn.Module, width: int) -> Iterator[Decay]:
+    children = dict(module.named_children())
+    layers = {name: tuple(p.weight.shape) for name, p in children.items() if isinstance(p, nn.Linear)}
+    bare = [name for name, part in children.items() if leaves.module_role(part) == "activation"]
+    normal = [name for name, part in children.items() if leaves.module_role(part) == "norm"]
+    held = [t for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)) if t is not None]
+    for made, gate, out in permutations(layers, 3):
+        inner = layers[gate][0]
+        if (layers[made], layers[gate], layers[out]) != ((3 * inner, width), (inner, width), (width, inner)):
+            continue
+        rates = [t.detach().float().flatten() for t in held if t.numel() == max(t.shape, default=0) > 0]
+        rates = [t for t in rates if inner % len(t) == 0 and bool((t > 0).all())]
+        for norm, act, by_head, rate in product(normal, bare, (True, False), rates):
+            for order in permutations(range(3), 3):
+                yield Decay(made, gate, out, norm, act, by_head, order, rate)
+
+
+def _called(module: nn.Module, name: str, x: Tensor) -> Tensor:
+    part = module.get_submodule(name)
+    if isinstance(part, nn.Linear):
+        return F.linear(x, part.weight.float(), None if part.bias is None else part.bias.float())
+    return part(x.to(next((p.dtype for p in part.parameters()), x.dtype))).float()
+
+
+def _steps(reader: "Reader", node: fx.Node, module: nn.Module, form: Decay, x: Rows) -> Rows:
+    def layer(name: str, given: Rows) -> Rows:
+        found = linears.of(module.get_submodule(name))
+        assert found is not None, f"{name} was a linear layer when it was recognised"
+        return reader.linear(node, given, f"{node.target}.{name}", found)
+
+    made = layer(form.inputs, x)
+    made = reader.settled(Rows(made.index, Pending(module.get_submodule(form.act), (None,))))
+    q, k, v = (Rows(part) for part in form.parts(made.index))  # [b, t, heads, d]
+    heads, width = v.index.shape[2:]
+    register, lane = reader.register(v)
+    one = reader.plan.step("clip", len(lane.columns), x=register, least=1.0, most=1.0)
+    ones = reader.plan.gather(reader.plan.layout.columns(one)[:heads])
+    summed = reader.written(
+        "ssd",
+        v.index.shape,
+        lane,
+        x=register,
+        dt=ones,
+        b=reader.register(k)[0],
+        c=reader.register(q)[0],
+        heads=heads,
+        head_dim=width,
+        groups=heads,
+        states=width,
+        rates=reader.plan.vector(f"{node.target}.rates", -form.rates),
+        skip=None,
+        bias=None,
+        softplus=False,
+        least=0.0,
+        most=None,
+    )
+    normal = norms.read(reader, node, module.get_submodule(form.norm), Rows(summed.index.flatten(2)))
+    gate = layer(form.gate, x)
+    opened = reader.settled(Rows(gate.index, Pending(torch.sigmoid, (None,))))
+    return layer(form.out, reader.computing.product(node, normal, opened))

@@ -1,0 +1,152 @@
+"""Linear layers: the weight as the program has it, packed for the engine."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ....kernels import packed as packing
+from ....kernels.dense_linear_int4 import DenseLinearInt4
+from ....kernels.packed_linear import unpacked
+from .plan import Entry, Plan
+
+KERNELS = {
+    "bf16": "dense_linear",
+    "int8": "dense_linear_int8",
+    "int8_int16": "dense_linear_int8_int16",
+    "int4": "dense_linear_int4",
+}
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What linear layers are stored in, unless a pass lowered them.
+
+    weights   a name among KERNELS; `int8_int16` is int8 whose inputs are rounded to 16 bits
+    group     int4: inputs of an output that share a scale, where a weight is on no grid of other groups
+    head      of the layer that makes the logits; "" for int8 where the others are int4, else as the others
+    """
+
+    weights: str
+    group: int = 64
+    head: str = ""
+
+    @property
+    def of_head(self) -> str:
+        return self.head or ("int8" if self.weights == "int4" else self.weights)
+
+    @property
+    def shares_tables(self) -> bool:
+        """Whether an embedding reads rows of a head that has its numbers; beside int8 it keeps a table."""
+        return self.weights not in ("int8", "int8_int16")
+
+    @staticmethod
+    def of_words(weights: str, inputs: str, group: int, head: str) -> "Numbers":
+        """Of a target's arguments: inputs of 16 bits are those of all layers on int8, its head among them."""
+        fine = {"int8": "int8_int16"} if inputs == "int16" else {}
+        return Numbers(fine.get(weights, weights), group, "" if head == "auto" else fine.get(head, head))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """y = x @ weight.T + bias.
+
+    packed   a lowered module's own buffer, which is kept as it is; else `weight` [out, in] is packed
+    """
+
+    shape: tuple[int, int]
+    bias: Tensor | None
+    weight: Tensor | None = None
+    packed: Tensor | None = None
+
+    def make(self, weights: str, group: int) -> Callable[[], Tensor]:
+        """How to get the packed bytes."""
+        packed, weight = self.packed, self.weight
+        if packed is not None:
+            return lambda: packed
+        assert weight is not None, "a layer without a weight"
+        if weights == "int4":
+            return lambda: DenseLinearInt4.pack(weight, group=group)
+        return lambda: packing.pack(KERNELS[weights], weight)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for modules that share a weight."""
+        held = self.weight if self.packed is None else self.packed
+        assert held is not None, "a layer without a weight"
+        return "linear", *identity(held)
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A linear layer without a bias whose weights [out, in] lie in several tensors, one after another."""
+
+    parts: tuple[Tensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return sum(len(part) for part in self.parts), self.parts[0].shape[1]
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return "linear", *(identity(part) for part in self.parts)
+
+    def make(self, weights: str, group: int) -> Callable[[], Tensor]:
+        """How to get the packed bytes."""
+        return lambda: Linear(self.shape, None, weight=torch.cat(self.parts)).make(weights, group)()
+
+
+def holds(packed: Tensor, table: Tensor) -> bool:
+    """Whether a packed weight has exactly the rows of a table, so that they can be read from it."""
+    if packing.kernel_of(packed) != KERNELS["bf16"]:
+        return False
+    return torch.equal(unpacked(packed).to(table.dtype), table)
+
+
+def pack_head(plan: Plan, numbers: Numbers, name: str, found: Linear) -> None:
+    """Let the layer that makes the logits be stored in its own numbers."""
+    plan.entries[name] = Entry("packed", found.shape, found.make(numbers.of_head, numbers.group))
+
+
+def share_tables(plan: Plan, numbers: Numbers, lowered: Mapping[str, Tensor]) -> None:
+    """Embeddings whose table is a linear layer's weight read rows of that, unless it is to be exacter than that.
+
+    lowered   packed weights that a pass left, by their entries
+    """
+    for step in (*plan.steps, *(plan.encoder.steps if plan.encoder else ())):
+        if step["op"] != "embedding":
+            continue
+        name = plan.tied(step["table"]) if numbers.shares_tables else step["table"]
+        table = plan.entries[name]
+        alike = (n for n, w in lowered.items() if plan.entries[n].shape == table.shape and holds(w, table.make()))
+        step["table"] = next(alike, name)
+
+
+def identity(held: Tensor) -> tuple[object, ...]:
+    """Equal for tensors that are the same numbers in memory."""
+    return held.data_ptr(), tuple(held.shape), held.stride()
+
+
+@torch.no_grad()
+def of(module: nn.Module) -> Linear | None:
+    """The linear layer that a module is, or None; anything but a plain one is tried on a sample."""
+    packed, bias = getattr(module, "packed", None), getattr(module, "bias", None)
+    if isinstance(packed, Tensor) and packed.dtype == torch.uint8:
+        n, k = (getattr(module, name) for name in ("out_features", "in_features"))
+        return Linear((n, k), bias, packed=packed.detach())
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        return None
+    if type(module).forward is nn.Linear.forward:
+        return Linear((weight.shape[0], weight.shape[1]), bias, weight=weight.detach())
+    for candidate in (weight.detach().T, weight.detach()):
+        x = torch.ones((1, candidate.shape[1]), dtype=weight.dtype).cumsum(-1).sin()
+        ours = nn.functional.linear(x, candidate, bias)
+        try:
+            found = module(x)
+        except (RuntimeError, ValueError):  # the other way round
+            continue
+        if found.shape == ours.shape and torch.allclose(found.float(), ours.float(), rtol=1e-2, atol=1e-3):
+            return Linear((candidate.shape[0], candidate.shape[1]), bias, weight=candidate)
+    return None

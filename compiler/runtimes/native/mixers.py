@@ -1,0 +1,93 @@
+"""A program's flat graph with its state-space mixers opened: what was one node is the graph of its prefill.
+
+With a cache such a mixer branches on the state that it finds there, so capture keeps it whole. The engine has the
+state in its steps, and reads the mixer as it is without one.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from ...analysis.discovery.mixers.graphs import MixerGraph, mixer_graphs
+from ...ir.capture.capture import flat
+from ...ir.program import Program
+from ...ir.unit import argument_names
+from . import recurrences
+
+
+def with_mixers_open(program: Program) -> fx.Graph:
+    """A copy of the flat graph; mixers that could not be opened stay the node that they were."""
+    found = mixer_graphs(program) if program.opaque else {}
+    graph = fx.Graph()
+    made: dict[fx.Node, Any] = {}
+    for node in flat(program).graph.nodes:
+        mixer = found.get(str(node.target)) if node.op == "call_module" else None
+        if mixer is None or mixer.graph is None:
+            made[node] = graph.node_copy(node, made.__getitem__)
+        else:
+            made[node] = _inlined(graph, node, mixer, program, made)
+    return graph
+
+
+def _inlined(graph: fx.Graph, node: fx.Node, mixer: MixerGraph, program: Program, outer: dict[fx.Node, Any]) -> Any:
+    """The mixer's nodes at the end of the graph, on what the one node was given; their value."""
+    names = argument_names(type(program.model.get_submodule(mixer.path)))
+    args, kwargs = fx.map_arg((node.args, node.kwargs), outer.__getitem__)
+    given = dict(zip(names, args, strict=False)) | kwargs
+    made: dict[fx.Node, Any] = {}
+    assert mixer.graph is not None, mixer.why
+    closed = _closed(program.model.get_submodule(mixer.path), mixer.graph)
+    for old in mixer.graph.nodes:
+        if old in closed:
+            made[old] = _called(graph, closed[old], made, mixer.path)
+        elif old.op == "placeholder":
+            made[old] = given.get(old.target)
+        elif old.op == "output":
+            return fx.map_arg(old.args[0], made.__getitem__)
+        else:
+            made[old] = _copied(graph, old, made, mixer.path)
+    raise AssertionError(f"the graph of {mixer.path} has no output")
+
+
+@dataclass(frozen=True)
+class _Closed:
+    """Nodes of a part that is one step of the engine: what it is given, and the one node that others read."""
+
+    name: str
+    operands: tuple[fx.Node, ...]
+    result: fx.Node
+
+
+def _closed(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, _Closed]:
+    """The nodes of every part whose loop over the sample's tokens was traced turn by turn."""
+    found: dict[fx.Node, _Closed] = {}
+    for name, part in module.named_children():
+        inside = [node for node in graph.nodes if name in node.meta.get("scope", ())]
+        results = [node for node in inside if any(user not in inside for user in node.users)]
+        if len(results) != 1 or recurrences.recognise(part) is None:
+            continue
+        outside = dict.fromkeys(x for node in inside for x in node.all_input_nodes if x not in inside)
+        rows = [x for x in outside if x.meta.get("shape") == results[0].meta.get("shape")]
+        places = [x for x in outside if x.op == "placeholder" and x not in rows]
+        if len(rows) == len(places) == 1:
+            found |= dict.fromkeys(inside, _Closed(name, (*rows, *places), results[0]))
+    return found
+
+
+def _called(graph: fx.Graph, part: _Closed, made: dict[fx.Node, Any], path: str) -> fx.Node:
+    if part.result in made:
+        return made[part.result]
+    call = graph.call_module(f"{path}.{part.name}", tuple(made[x] for x in part.operands))
+    call.meta = {**part.result.meta, "scope": (path, f"{path}.{part.name}"), "role": None}
+    made[part.result] = call
+    return call
+
+
+def _copied(graph: fx.Graph, old: fx.Node, made: dict[fx.Node, Any], path: str) -> fx.Node:
+    new = graph.node_copy(old, made.__getitem__)
+    if new.op in ("call_module", "get_attr"):
+        new.target = f"{path}.{old.target}"
+    new.meta = dict(old.meta)
+    new.meta["scope"] = (path, *(f"{path}.{below}" for below in old.meta.get("scope", ()) if below))
+    return new

@@ -1,0 +1,347 @@
+"""Mixtures of experts: a router's choice, and what the experts that it chose make of a token.
+
+The experts of a layer are one module, with the weights of all in tensors of three axes. What lies between the two
+layers of an expert is read as the rest of the graph is; how the tensors meet is found by trying.
+"""
+
+import copy
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice, permutations, product
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ...ir.layers import leaves
+from . import linears, reductions, routers
+from .layout import Scattered
+from .plan import Entry
+from .values import Chosen, Pending, Rows
+
+if TYPE_CHECKING:
+    from .reader import Reader
+
+Layer = tuple[tuple[Tensor, ...], Tensor | None]  # weights, one after another, and a bias
+_ATOL = 1e-4  # of outputs of size one, in float32
+
+
+@dataclass(frozen=True)
+class Experts:
+    """y = down(middle(up(x))) of each expert.
+
+    up           [experts, out, in] each, one after another
+    down         [experts, out, in]
+    middle       the graph between them, of the numbers that `up` makes
+    idle         so many more that a router may choose give back what they are given
+    """
+
+    up: tuple[Tensor, ...]
+    up_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
+    middle: fx.GraphModule
+    idle: int = 0
+
+    def __call__(self, x: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
+        up_bias, down_bias = (0 if b is None else b[numbers] for b in (self.up_bias, self.down_bias))
+        inner = self.middle(torch.einsum("ti,tkoi->tko", x, torch.cat(self.up, 1)[numbers]) + up_bias)
+        return ((torch.einsum("tki,tkoi->tko", inner, self.down[numbers]) + down_bias) * weights[..., None]).sum(1)
+
+
+class Mixtures:
+    """The part of a `Reader` that knows routers and experts."""
+
+    def __init__(self, reader: "Reader"):
+        self.reader = reader
+
+    def route(self, node: fx.Node, module: nn.Module, given: Rows, args: Any) -> Any:
+        """What a router returns, as far as experts read it."""
+        more = {f"given.{i}": value for i, value in enumerate(args) if isinstance(value, Tensor)}
+        shape, whole = tuple(given.index.shape), len(more) == len([a for a in args if a is not None])
+        found = routers.recognise(module, shape, more) if whole else None
+        scored = routers.recognise_scores(module, shape) if found is None and not more and whole else None
+        if scored is not None:
+            choice = self.chosen(node, module, given, more, scored[0])
+            scores = self.reader.offering.scores(choice)
+            return tuple(scores if i == scored[1] else choice for i in range(scored[1] + 2))
+        if found is None and not more and whole:
+            return self.reader.deciding.begin(node, module, given)
+        if found is None:
+            why = f"a {type(module).__name__} chooses experts in a way that the engine does not have"
+            raise self.reader.refuse(node, why)
+        choice, places = self.chosen(node, module, given, more, found[0]), found[1]
+        parts = {places[0]: "weights", places[1]: "numbers"}
+        return tuple(replace(choice, part=parts.get(i, "")) for i in range(max(places) + 1))
+
+    def parts(
+        self, node: fx.Node, module: nn.Module, given: Rows, rule: routers.Routing, names: list[str]
+    ) -> list[Chosen]:
+        """A choice by a rule, once for each of what is named of it."""
+        choice = self.chosen(node, module, given, {}, rule)
+        return [replace(choice, part=name) for name in names]
+
+    def chosen(
+        self, node: fx.Node, module: nn.Module, given: Rows, more: dict[str, Tensor], rule: routers.Routing
+    ) -> Chosen:
+        plan, tensors = self.reader.plan, dict((*module.named_parameters(), *module.named_buffers(), *more.items()))
+        vectors = {
+            name: None
+            if key is None
+            else plan.vector(f"{node.target}.{key}", tensors[key] if name == "weight" else tensors[key].flatten())
+            for name, key in (("weight", rule.weight), ("bias", rule.bias), ("shift", rule.shift))
+        }
+        experts = len(tensors[rule.weight])
+        scores = plan.step("scores", experts, x=self._rows(given), weight=vectors["weight"], bias=vectors["bias"])
+        register = plan.step(
+            "route",
+            2 * rule.count,
+            x=scores,
+            kind=rule.kind,
+            bias=vectors["shift"],
+            count=rule.count,
+            groups=rule.groups,
+            kept=rule.kept,
+            judges=rule.judges,
+            normal=rule.normal,
+            eps=rule.eps,
+            scale=rule.scale,
+        )
+        return Chosen(register, rule.count, experts, "")
+
+    def experts(self, node: fx.Node, module: nn.Module, args: Any, kwargs: Any) -> Rows:
+        args, kwargs = self.reader.deciding.settled(node, args, kwargs)
+        given = [*args, *kwargs.values()]
+        rows = [value for value in given if isinstance(value, Rows)]
+        parts = {value.part: value for value in given if isinstance(value, Chosen)}
+        if len(rows) != 1 or len(given) != 3 or parts.keys() != {"weights", "numbers"}:
+            raise self.reader.refuse(
+                node, "experts of another form than rows, the numbers of experts and their weights"
+            )
+        choice, x = parts["numbers"], rows[0]
+        order = ["x" if isinstance(value, Rows) else value.part for value in given]
+        found = recognise(module, x.index.shape[-1], choice.experts, order, list(kwargs))
+        if found is None or choice.register != parts["weights"].register:
+            why = f"a {type(module).__name__} computes something else than two layers for each expert"
+            raise self.reader.refuse(node, why)
+        made = Rows(self.reader.plan.layout.rows(self.answers(node, found, choice, x, summed=True)).view(x.index.shape))
+        return self._with_idle(node, choice, len(found.down), x, made) if found.idle else made
+
+    def _with_idle(self, node: fx.Node, choice: Chosen, real: int, x: Rows, made: Rows) -> Rows:
+        """What experts make of x, and x itself times the weights of those that only give it back."""
+        reader, parts = self.reader, self.reader.plan.layout.rows(choice.register)
+        weights, numbers = parts[:, : choice.count], parts[:, choice.count :]
+        above = reader.settled(Rows(numbers, Pending(operator.sub, (None, float(real - 1)))))
+        idle = reader.settled(Rows(above.index, Pending(torch.clamp, (None, 0.0, 1.0))))  # one of those, else zero
+        shares = reader.settled(reader.computing.product(node, idle, Rows(weights)))
+        share = reductions.total(reader, node, [Rows(shares.index[:, i : i + 1]) for i in range(choice.count)])
+        spread = reader.settled(share).index.view(*x.index.shape[:-1], 1)
+        return reader.computing.of_two(node, "add", made, reader.computing.product(node, x, Rows(spread)))
+
+    def answers(self, node: fx.Node, found: Experts, choice: Chosen, x: Rows, *, summed: bool) -> int:
+        """The register of what the chosen experts make of x, or of an x for each of them."""
+        plan, name = self.reader.plan, str(node.target)
+        up = self.layer(name + ".up", choice, self._rows(x), (found.up, found.up_bias), summed=False)
+        tokens = plan.layout.tokens
+        inner = self._middle(node, found.middle, name, Rows(plan.layout.rows(up).view(tokens, choice.count, -1)))
+        return self.layer(name + ".down", choice, self._rows(inner), ((found.down,), found.down_bias), summed=summed)
+
+    def _rows(self, value: Rows) -> int:
+        """The register of a value that has its tokens in order."""
+        register, lane = self.reader.register(value)
+        if not torch.equal(lane.order, torch.arange(len(lane.order))):
+            raise Scattered
+        return register
+
+    def layer(self, name: str, choice: Chosen, x: int, layer: Layer, *, summed: bool) -> int:
+        plan, numbers, (weights, bias) = self.reader.plan, self.reader.numbers, layer
+        names, nothing = [], tuple(torch.zeros_like(w[0]) for w in weights)  # of experts that are not there
+        for expert in range(choice.experts):
+            own = tuple(w[expert] for w in weights if expert < len(w))
+            linear = linears.Stacked(own or nothing)
+            entry = Entry("packed", linear.shape, linear.make(numbers.weights, numbers.group))
+            names.append(plan.entry(f"{name}.{expert}.weight", entry, linear.key))
+        made = linear.shape[0] * (1 if summed else choice.count)
+        biases = None if bias is None else plan.vector(f"{name}.biases", bias)
+        return plan.step("experts", made, x=x, chosen=choice.register, weights=names, biases=biases, summed=summed)
+
+    def _middle(self, node: fx.Node, middle: fx.GraphModule, path: str, given: Rows) -> Rows:
+        """What lies between the layers of an expert, step by step."""
+        values: dict[fx.Node, Any] = {}
+        for inner in middle.graph.nodes:
+            if inner.op == "placeholder":
+                values[inner] = given
+                continue
+            args, kwargs = fx.map_arg((inner.args, inner.kwargs), values.__getitem__)
+            if inner.op == "output":
+                return args[0]
+            if inner.op == "get_attr":
+                values[inner] = getattr(middle, inner.target)
+            elif inner.op == "call_module":
+                x = args[0]
+                values[inner] = Rows(x.index, Pending(middle.get_submodule(inner.target), (x.pending,)))
+            else:
+                inner.meta = node.meta | inner.meta
+                values[inner] = self.reader.computing.computed(inner, args, kwargs)
+        raise AssertionError(f"the middle of {path} has no output")
+
+
+@torch.no_grad()
+def recognise(module: nn.Module, width: int, experts: int, order: list[str], names: list[str]) -> Experts | None:
+    """What experts compute of rows of `width` numbers, or None.
+
+    order   of a call's arguments, "x", "numbers" and "weights", the last of them by `names`
+    """
+    real = min((len(p) for p in module.parameters() if p.dim() == 3), default=experts)
+    if any(p.dim() == 3 and len(p) not in (real, experts) for p in module.parameters()):
+        return None  # its router knows of others
+    light, picked, idle = _few(module, experts, real)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((3, width), generator=generator)
+    weights = torch.rand((3, 1 + len(picked)), generator=generator)
+
+    def answer(numbers: Tensor) -> Tensor | None:
+        sample = {"x": x, "numbers": numbers, "weights": weights[:, : numbers.shape[1]]}
+        values = [sample[name] for name in order]
+        first = len(values) - len(names)
+        try:
+            return light(*values[:first], **dict(zip(names, values[first:], strict=True))).float().view(3, -1)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else
+            return None
+
+    numbers = torch.arange(len(picked)).repeat(3, 1)
+    wanted, more = answer(numbers), answer(torch.tensor([[0, len(picked)]] * 3)) if idle else None
+    if wanted is None:
+        return None
+    for number, found in enumerate(_forms(light, width, len(picked) + idle)):
+        if not _close(found, x, numbers, weights[:, : len(picked)], wanted):
+            continue
+        own = next(islice(_forms(module, width, experts), number, None))
+        if not idle:
+            return own
+        back = more is not None and _close(found, x, numbers[:, :1], weights[:, :1], more - x * weights[:, 1:2])
+        return replace(own, idle=experts - real) if back else None
+    return None
+
+
+def _close(found: Experts, x: Tensor, numbers: Tensor, weights: Tensor, wanted: Tensor) -> bool:
+    try:
+        ours = found(x, numbers, weights)
+    except RuntimeError:  # shapes that do not meet
+        return False
+    return ours.shape == wanted.shape and torch.allclose(ours, wanted, rtol=_ATOL, atol=_ATOL)
+
+
+@torch.no_grad()
+def recognise_rows(module: nn.Module, width: int, experts: int) -> Experts | None:
+    """What experts compute of rows one expert after another, of which those of nothing give nothing; or None."""
+    if any(p.dim() == 3 and len(p) != experts for p in module.parameters()):
+        return None
+    light, picked, _ = _few(module, experts, experts)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((len(picked), 3, width), generator=generator)
+    try:
+        wanted = light(x.flatten(0, 1)).float()
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else
+        return None
+    for number, found in enumerate(_forms(light, width, len(picked))):
+        try:
+            ours = [found(rows, torch.full((3, 1), i), torch.ones(3, 1)) for i, rows in enumerate(x)]
+            nothing = found(torch.zeros(1, width), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1))
+        except RuntimeError:  # shapes that do not meet
+            continue
+        alike = wanted.shape == (3 * len(picked), width) and not nothing.any()
+        if alike and torch.allclose(torch.cat(ours), wanted, rtol=_ATOL, atol=_ATOL):
+            return next(islice(_forms(module, width, experts), number, None))
+    return None
+
+
+def _few(module: nn.Module, experts: int, real: int) -> tuple[nn.Module, Tensor, int]:
+    """Experts of which a few are there, in float32, without a copy of the others; which; and how many idle ones."""
+    picked, idle = torch.tensor([0, real - 1][:real]), min(experts - real, len([0, 1][:real]))
+    idle = min(idle, 1) if experts != 2 * real else idle  # numbers of as many mean the same
+    every = torch.cat([picked, torch.arange(real, real + idle)])
+    places = {experts: every, real: picked}
+
+    def fewer(p: Tensor) -> nn.Parameter:
+        if p.dim() == 2 and len(p) not in places and len(p) % experts == 0:  # one expert after another
+            return nn.Parameter(p.view(experts, -1, p.shape[1])[every].flatten(0, 1).float(), requires_grad=False)
+        return nn.Parameter((p[places[len(p)]] if len(p) in places else p).float(), requires_grad=False)
+
+    light = copy.deepcopy(module, {id(p): fewer(p.detach()) for p in module.parameters()})
+    sizes = {experts - real: idle, real: len(picked), experts: len(every)}
+    for part in light.modules():
+        for name, value in [*vars(part).items()]:
+            if type(value) is int and value in sizes and "expert" in name:
+                setattr(part, name, sizes[value])
+    return light, picked, idle
+
+
+def _forms(module: nn.Module, width: int, experts: int) -> Iterator[Experts]:
+    """Ways in which tensors of three axes may meet, in an order that does not depend on how many experts there are."""
+    held = {name: p.detach() for name, p in module.named_parameters()}
+    solid = [p for p in held.values() if p.dim() == 3]
+    if not solid:  # one expert after another
+        rows = [p for p in held.values() if p.dim() == 2 and p.shape[1] == width and len(p) % experts == 0]
+        solid = [p.view(experts, -1, width) for p in rows]
+    flat = [None, *(p for p in held.values() if p.dim() == 2)]
+    for *first, last in permutations(solid):
+        for turned, back in product((False, True), repeat=2):
+            up, down = tuple(w.mT if turned else w for w in first), last.mT if back else last
+            if not up or any(w.shape[2] != width for w in up) or down.shape[1] != width:
+                continue
+            made = sum(w.shape[1] for w in up)
+            for up_bias, down_bias in product(flat, repeat=2):
+                if _fits(up_bias, made) and _fits(down_bias, width):
+                    for middle in _middles(module):
+                        yield Experts(up, up_bias, down, down_bias, middle)
+
+
+def _fits(bias: Tensor | None, width: int) -> bool:
+    return bias is None or bias.shape[1] == width
+
+
+class _Own(nn.Module):
+    """What a module itself does between its layers, where it has a function of its own for it."""
+
+    def __init__(self, own: nn.Module):
+        super().__init__()
+        self.own = own
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate: Any = self.own._apply_gate  # a method of classes that have it
+        return gate(x)
+
+
+class _Gated(nn.Module):
+    """The first half by an activation, times the second."""
+
+    def __init__(self, act: nn.Module):
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return self.act(first) * second
+
+
+class _Whole(_Gated):
+    """No gate."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        return True
+
+
+def _middles(module: nn.Module) -> Iterator[fx.GraphModule]:
+    acts = [part for part in module.modules() if leaves.module_role(part) == "activation"]
+    for root in (*([_Own(module)] if hasattr(module, "_apply_gate") else ()), *map(_Gated, acts), *map(_Whole, acts)):
+        try:
+            yield fx.GraphModule(root, _Tracer().trace(root))
+        except (fx.proxy.TraceError, TypeError, AttributeError):  # it asks for numbers
+            continue

@@ -1,0 +1,142 @@
+"""A folder with a plan, opened: the engine at work in it, ready to compute."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ....dsl.syntax.diagnostics import Reject
+from ....kernels.native import KernelError
+from ...models.checkpoints.generation_config import read_generation
+from .encoder import NativeEncoder
+from .model import NativeModel
+from .plan_files import native_damaged, pieces, read, tensors
+from .seq2seq import NativeTranslator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ....kernels.engine import Engine
+    from .plan_files import Stored
+
+SEQUENCES = 16  # open at once, unless asked for otherwise; each reserves room, and takes it as it grows
+_AGAIN = "copy the artifact again, or compile again"
+
+
+def open_native(
+    folder: Path,
+    *,
+    threads: int | None = None,
+    sequences: int = SEQUENCES,
+    mapped: bool | None = None,
+    believed: bool = False,
+    steady: bool = False,
+    remembers: int = 0,
+) -> NativeModel:
+    """The model of a folder that the target `native` wrote.
+
+    threads     that compute; as many as torch has by default
+    sequences   that can be open at once
+    mapped      leave weights on disk, mapped: no copy is made, processes share the memory, and computing is slower
+                where the system caches files in small pages; they must stay as they are for as long as the model is
+                open. By default those are mapped that take more than a quarter of the machine's memory
+    believed    do not hold weights against their checksums, which reads each whole
+    steady      logits of a sequence are the same to the bit whatever else a call computes
+    remembers   tokens of earlier prompts that are held, for prompts that begin alike; sums are then rounded in another
+                order than of a prompt that is read whole
+    """
+    import torch
+
+    from ....kernels.engine import Engine
+
+    threads = threads or torch.get_num_threads()
+    stored = read(folder)
+    weights = tensors(folder, stored, mapped=mapped, threads=threads)
+    try:
+        if not believed:
+            check(weights, stored.entries, threads)
+        engine = Engine(stored.plan, weights, threads=threads, sequences=sequences, copy=False, steady=steady)
+        _check_vocabulary(stored, engine)
+    except KernelError as error:
+        raise Reject(native_damaged(f"{folder}: {error}", help=_AGAIN)) from error
+    kind = NativeTranslator if engine.sources else NativeEncoder if "gives" in stored.facts else NativeModel
+    own = read_generation(folder)
+    model = kind(engine, stored.plan, weights, stored.facts, sequences, own, remembers=remembers)
+    model.name_or_path = model.config._name_or_path = str(folder)
+    return model.eval()
+
+
+def verify(folder: Path, threads: int = 1) -> None:
+    """Hold every weight of a folder against its checksum, and every step against what it reads; nothing computes.
+    Raises Reject (native-damaged)."""
+    from ....kernels.engine_plan import laid_out
+
+    stored = read(folder)
+    try:
+        weights = tensors(folder, stored, mapped=True, threads=threads)
+        check(weights, stored.entries, threads)
+        laid_out(stored.plan, weights)
+    except KernelError as error:
+        raise Reject(native_damaged(f"{folder}: {error}", help=_AGAIN)) from error
+
+
+def _check_vocabulary(stored: "Stored", engine: "Engine") -> None:
+    """Raises KernelError where a plan's vocabulary is no number of tokens, or another than its logits are of."""
+    said = stored.plan.get("vocabulary")
+    if type(said) is not int or said < 1:
+        raise KernelError("the plan's vocabulary is no number of tokens")
+    if "gives" not in stored.facts and said != engine.width:
+        raise KernelError(f"the plan has a vocabulary of {said} and {engine.width} logits of a token")
+
+
+def check(weights: "dict[str, Tensor]", entries: Mapping[str, Mapping[str, Any]], threads: int) -> None:
+    """Read every weight whole. Raises KernelError with its name.
+
+    A packed one has a checksum of its own, and a mask that does not fit its values would send a kernel out of bounds;
+    embeddings, norms and tables are held against the hashes in the plan, each piece in a thread of its own.
+    """
+    import torch
+
+    jobs: list[tuple[str, Callable[[], None]]] = []
+    for name, tensor in weights.items():
+        if tensor.dtype == torch.uint8:
+            jobs.append((name, partial(_check_packed, tensor)))
+        else:
+            jobs += [(name, job) for job in _plain(tensor, entries[name].get("sha256"))]
+
+    def one(item: "tuple[str, Callable[[], None]]") -> None:
+        name, job = item
+        try:
+            job()
+        except KernelError as error:
+            raise KernelError(f"`{name}`: {error}") from error
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(one, jobs))
+
+
+def _check_packed(tensor: "Tensor") -> None:
+    from ....kernels import packed as packing
+
+    packing.check(packing.kernel_of(tensor) or "dense_linear", tensor)
+
+
+def _plain(tensor: "Tensor", said: Any) -> "list[Callable[[], None]]":
+    """What there is to check of a weight that is not packed: its pieces, each by the hash that is said of it."""
+    import torch
+
+    raw = tensor.view(-1).view(torch.uint8).numpy().data
+    if isinstance(said, str):  # one hash of all, as it was written at first
+        parts, said = [raw], [said]
+    else:
+        parts = pieces(raw)
+    if not isinstance(said, list) or len(said) != len(parts):
+        said = [None] * len(parts)
+    return [partial(_check_piece, part, wanted) for part, wanted in zip(parts, said, strict=True)]
+
+
+def _check_piece(part: memoryview, wanted: Any) -> None:
+    if hashlib.sha256(part).hexdigest() != wanted:
+        raise KernelError("the weight's contents do not match their checksum")

@@ -1,0 +1,212 @@
+"""A plan in the making: registers, steps that write them, weights that they read."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....kernels.engine_steps import SILENT, STATEFUL, STEPS
+from .layout import Layout, runs
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A weight of the file.
+
+    kind    "packed" (a linear layer as its kernel reads it), "f32" or "bf16" (rows or vectors)
+    shape   of the numbers; of a packed one [outputs, inputs]
+    make    the tensor; called when the file is written, so that one copy exists at a time
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Gives:
+    """What a model's forward gives.
+
+    states    hidden states: it has no head
+    whole     tokens see those that follow
+    first     one row for a text, made of its first token, instead of one for each token
+    """
+
+    states: bool = False
+    whole: bool = False
+    first: bool = False
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it predicts next tokens, so that texts can be generated."""
+        return not (self.states or self.whole or self.first)
+
+
+@dataclass
+class Plan:
+    """Steps over registers, each written once; `to_json` is what the engine reads.
+
+    encoder   of sources whose keys and values it recalls; both name their weights alike
+    """
+
+    layout: Layout
+    vocabulary: int
+    context: int
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    slots: list[dict[str, int]] = field(default_factory=list)
+    entries: dict[str, Entry] = field(default_factory=dict)
+    logits: int = -1
+    gives: Gives = Gives()
+    encoder: "Plan | None" = None
+    copies: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # register -> (original, kept)
+    _known: dict[Any, int] = field(default_factory=dict)
+    _names: dict[Any, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.encoder is not None:
+            self.entries, self._names = self.encoder.entries, self.encoder._names
+
+    def remember(self, k: int, v: int, kv_heads: int, head_dim: int, value_dim: int) -> int:
+        """The slot in which these keys and values of a source are kept."""
+        key = ("remember", k, v, kv_heads, head_dim, value_dim)
+        if key not in self._known:
+            slot = self._known[key] = self.slot(kv_heads, head_dim, value_dim)
+            sizes = {"kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim}
+            self.steps.append({"op": "remember", "k": k, "v": v, "slot": slot, **sizes})
+        return self._known[key]
+
+    def step(self, op: str, width: int, **fields: Any) -> int:
+        """Append a step; return the register that it writes. Equal steps are one."""
+        key = (op, width, repr(sorted(fields.items())))
+        if op not in KEEPERS and key in self._known:
+            return self._known[key]
+        register = self._known[key] = self.layout.register(width)
+        self.steps.append({"op": op, "to": register, **fields})
+        return register
+
+    def vector(self, name: str, values: Tensor) -> str:
+        """A float32 entry; one of the same values is used again."""
+        values = values.detach().float().contiguous().cpu()
+        name = f"{name}.{len(self.entries)}" if name in self.entries else name  # a node may have several
+        return self.entry(
+            name, Entry("f32", tuple(values.shape), lambda: values), (tuple(values.shape), values.numpy().tobytes())
+        )
+
+    def entry(self, name: str, entry: Entry, key: Any) -> str:
+        """The name under which an entry is kept; entries with one key are one."""
+        if key not in self._names:
+            assert name not in self.entries, f"two weights are called {name}"
+            self.entries[name] = entry
+            self._names[key] = name
+        return self._names[key]
+
+    def tied(self, table: str) -> str:
+        """The linear layer's entry that has the numbers of a table, or the table's own."""
+        kinds = {name: key for key, name in self._names.items()}
+        return self._names.get(("linear", *kinds[table][1:]), table)
+
+    def slot(self, kv_heads: int, head_dim: int, value_dim: int) -> int:
+        self.slots.append({"kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim})
+        return len(self.slots) - 1
+
+    def gather(self, columns: Tensor) -> int:
+        """A register that holds these columns, in this order; the one that they lie in where they fill it."""
+        register, _ = self.layout.owner(int(columns[0]))
+        if torch.equal(columns, self.layout.columns(register)):
+            return register
+        columns = self._from_copies(columns)
+        register, _ = self.layout.owner(int(columns[0]))
+        if torch.equal(columns, self.layout.columns(register)):
+            return register
+        parts = [self._columns(run) for run in runs(self.layout, columns)]
+        if len(parts) == 1:
+            return parts[0]
+        return self.step("join", len(columns), **{"from": parts})
+
+    def _columns(self, run: Any) -> int:
+        width = run.block * run.count
+        if run.count == 1 and width == self.layout.widths[run.register]:
+            return run.register
+        return self.step(
+            "columns", width, x=run.register, start=run.start, block=run.block, stride=run.stride, count=run.count
+        )
+
+    def _from_copies(self, columns: Tensor) -> Tensor:
+        """Columns read from a register that has copies of them beside what else is asked for."""
+        owners = [self.layout.owner(element) for element in columns.tolist()]
+        asked = {register for register, _ in owners}
+        for register in asked & self.copies.keys():
+            original, kept = self.copies[register]
+            if original in asked:
+                here = self.layout.columns(register)
+                moved = [
+                    int(here[column]) if owner == original and bool(kept[column]) else element
+                    for (owner, column), element in zip(owners, columns.tolist(), strict=True)
+                ]
+                return torch.tensor(moved)
+        return columns
+
+    def to_json(self) -> dict[str, Any]:
+        """Steps that lead to the logits or write a cache; registers are numbered anew."""
+        needed = self._needed()
+        written = [step["to"] for step in needed if "to" in step]
+        number = {register: i for i, register in enumerate(written)}
+        body = {
+            "context": self.context,
+            "registers": [self.layout.widths[register] for register in written],
+            "slots": self.slots,
+            "steps": [renumbered(step, number) for step in needed],
+        }
+        if self.logits < 0:
+            return body
+        behind = {} if self.encoder is None else {"encoder": self.encoder.to_json()}
+        return {"version": VERSION, "vocabulary": self.vocabulary, **body, "logits": number[self.logits], **behind}
+
+    def used(self) -> dict[str, Entry]:
+        """The entries that those steps read."""
+        own = [*self._needed(), *(self.encoder._needed() if self.encoder else ())]
+        names = {name for step in own for name in weights(step)}
+        return {name: entry for name, entry in self.entries.items() if name in names}
+
+    def _needed(self) -> list[dict[str, Any]]:
+        wanted, kept = {self.logits}, []
+        for step in reversed(self.steps):
+            if step.get("to") in wanted or step["op"] in KEEPERS:
+                kept.append(step)
+                wanted |= set(inputs(step))
+        return kept[::-1]
+
+
+KEEPERS = ("attention", *SILENT, *STATEFUL)  # of something of the tokens before, or for those that follow
+
+
+def inputs(step: Mapping[str, Any]) -> list[int]:
+    """The registers that a step reads."""
+    kinds = STEPS[step["op"]]
+    found = [step.get(name) for name, kind in kinds.items() if kind in ("r", "r?")]
+    several = [register for name, kind in kinds.items() if kind == "R" for register in step.get(name, ())]
+    return [register for register in found if register is not None] + several
+
+
+def weights(step: Mapping[str, Any]) -> list[str]:
+    """The names of the weights that a step reads."""
+    kinds = STEPS[step["op"]]
+    found = (step.get(name) for name, kind in kinds.items() if kind in ("w", "w?"))
+    several = (name for field, kind in kinds.items() if kind == "W" for name in step.get(field) or ())
+    return [*(name for name in found if name is not None), *several]
+
+
+def renumbered(step: Mapping[str, Any], number: Mapping[int, int]) -> dict[str, Any]:
+    """A step with its registers called by their new numbers."""
+
+    def value(name: str, old: Any) -> Any:
+        kind = "r" if name == "to" else STEPS[step["op"]].get(name)
+        if kind == "R":
+            return [number[register] for register in old]
+        return number[old] if kind in ("r", "r?") and old is not None else old
+
+    return {name: value(name, old) for name, old in step.items()}

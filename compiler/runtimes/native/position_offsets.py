@@ -1,0 +1,35 @@
+"""Models that number positions by the tokens themselves: RoBERTa and its kin leave out every token that is padding by
+its number, wherever it stands. The engine numbers a row's own tokens, so a row where both differ is refused."""
+
+import torch
+from torch import Tensor
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+
+other_positions = Fault(
+    "other-positions",
+    "The engine counts the tokens of a text from 0 on, and the model that it was made of counts otherwise.\n\n"
+    "RoBERTa and its kin (X-MOD, M2M100) give no position to the token that rows are filled up with, also where it "
+    "stands inside of a text. `generate` counts tokens as the engine does.",
+    exit="usage",
+)
+
+
+def refuse_uncounted(ids: Tensor, mask: Tensor | None, pad: int | None) -> None:
+    """Raises Reject (other-positions) where a model that leaves out `pad` would number tokens that are seen otherwise.
+
+    ids, mask   [b, t]; all is seen without a mask
+    pad         None of a model that counts every token
+    """
+    if pad is None:
+        return
+    seen = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    theirs, own = ((ids != pad) * 1).cumsum(-1), (seen * 1).cumsum(-1)
+    if bool(((ids == pad) | (theirs != own))[seen].any()):
+        raise Reject(
+            other_positions(
+                f"tokens would have other positions than the model gives them: it counts all but {pad}, which a row "
+                "holds among its own, or has not where it is filled up",
+                help=f"fill rows up with {pad} and say where by `attention_mask`; leave that token out of texts",
+            )
+        )

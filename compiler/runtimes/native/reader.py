@@ -1,0 +1,386 @@
+"""From a program's flat graph to a plan: every node is matched by what it computes, or refused by name.
+
+The graph is walked once, with shapes of its sample batch. Values are `Rows` (numbers of tokens), `Positional`
+(computed from positions alone) or plain Python and torch values, which are just computed.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ....kernels.engine_steps import MOST_WHOLE
+from ...core.events import follow
+from ...ir.program import Program
+from ...models.checkpoints.origin import POSITIONS
+from ...models.checkpoints.pretrained import pretrained
+from ...models.rows.inputs import has_two_sides
+from ...models.rows.packed_inputs import hears
+from . import activations, calls, encoder_decoder, indexers, linear_attention, linears, norms, recurrences, rwkv
+from .attention_lowering import Attending
+from .dense_dispatch import Offering
+from .eager_attention import Writing
+from .inline_routers import Decisions
+from .key_score_bias import Favours
+from .layout import Lane, Layout, Scattered
+from .mixers import with_mixers_open
+from .mixtures import Mixtures
+from .number_ops import Computing
+from .plan import Entry, Gives, Plan
+from .positional import Positions, call
+from .refusal import refused, refused_whole
+from .scanning import Scanning
+from .shifting import BEFORE, Shifting
+from .sorted_dispatch import Queues
+from .tables import Tables
+from .trees import attribute, leaves, mapped
+from .values import (
+    CACHE,
+    Cached,
+    Chosen,
+    Deciding,
+    Every,
+    Favour,
+    First,
+    Ids,
+    Line,
+    Mask,
+    Offers,
+    Pending,
+    Positional,
+    Queued,
+    Rows,
+    Source,
+    Written,
+)
+
+ENDLESS = 2**20  # tokens of a sequence, where no table of positions ends and a config names no limit
+
+
+class Reader:
+    """One walk over one graph. `plan` is complete when `read` has returned.
+
+    model   whose numbers are read, where the program was captured without any; else the program's own
+    side    of an encoder with a decoder: the encoder's, which the reader of the whole walks first
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        weights: str | linears.Numbers,
+        model: nn.Module | None = None,
+        side: encoder_decoder.Side | None = None,
+    ):
+        self.model = model or program.model
+        self.numbers = linears.Numbers(weights) if isinstance(weights, str) else weights
+        if hears(program.model):
+            why = "it hears sounds: the engine reads token ids, and has no convolution that sees what follows"
+            raise refused_whole(self.model, why, help="`hf` and `onnx` write it")
+        if "input_ids" not in program.inputs:
+            raise refused_whole(self.model, f"it takes {' and '.join(program.inputs)}, and the engine reads token ids")
+        if "pixel_values" in program.inputs:
+            raise refused_whole(self.model, "it takes pictures as well, and the engine reads token ids alone")
+        self.source: Reader | None = None  # of the encoder
+        if side is None:
+            graph = with_mixers_open(program)
+            two = has_two_sides(program.model)
+            heard, side = encoder_decoder.both(graph) if two else (None, encoder_decoder.only(graph))
+            self.source = Reader(program, self.numbers, self.model, heard) if heard else None
+        self.side = side
+        config = pretrained(self.model).config.get_text_config(**({} if side.ids == "input_ids" else {"decoder": True}))
+        ids = program.inputs[side.ids]
+        layout = Layout(ids.numel())
+        context = next(filter(None, (getattr(config, name, None) for name in POSITIONS)), None)
+        if type(context) is not int and not any(n.meta.get("role") == "rotary" for n in side.nodes):
+            context = ENDLESS  # states and slopes by distance have no end
+        if type(context) is not int:
+            why = "its config states no longest context (`max_position_embeddings`)"
+            raise refused_whole(self.model, why)
+        self.ids = Ids(layout)
+        self.shape = ids.shape
+        words = (self.source and getattr(config, "decoder_vocab_size", None)) or config.vocab_size
+        self.plan: Plan = Plan(layout, words, context, encoder=self.source.plan if self.source else None)
+        self.values: dict[fx.Node, Any] = {}
+        behind = self.source.positions if self.source else None
+        self.positions: Positions = Positions(self.model, self.values, layout, self.shape, behind)
+        self.attending, self.scanning, self.tables = Attending(self), Scanning(self), Tables(self)
+        self.mixtures, self.writing, self.computing = Mixtures(self), Writing(self), Computing(self)
+        self.shifting, self.queues, self.favours = Shifting(self), Queues(self), Favours(self)
+        self.offering, self.deciding = Offering(self), Decisions(self)
+        self.last: tuple[str, linears.Linear] | None = None  # linear layer that was read, and its entry
+        self.lowered: dict[str, Tensor] = {}  # packed weights that a pass left, by their entries
+        self.current = side.nodes[0]  # the node that is being read
+
+    def read(self) -> Plan:
+        if self.source is not None:
+            self.source.read()
+        for node in follow(self.side.nodes, "reading the graph", len(self.side.nodes)):
+            self.current = node
+            if node.op == "output":
+                self.plan.logits = self._logits(node)
+            else:
+                try:
+                    self.values[node] = self._value(node)
+                except Scattered:
+                    why = "it mixes numbers of different tokens, or picks others for each"
+                    raise self.refuse(node, why) from None
+        if self.side.encodes:  # its keys and values come to be known when its decoder is read
+            self.plan.context = min(self.plan.context, MOST_WHOLE)
+            return self.plan
+        self.positions.forget()
+        if self.source is not None:
+            self.source.positions.forget()
+        if self.last and not self.plan.gives.states:
+            linears.pack_head(self.plan, self.numbers, *self.last)
+        linears.share_tables(self.plan, self.numbers, self.lowered)
+        return self.plan
+
+    def refuse(self, node: fx.Node, why: str) -> Exception:
+        return refused(node, self.model, why)
+
+    # -- values ----------------------------------------------------------------------------------------------
+
+    def _logits(self, node: fx.Node) -> int:
+        value = node.args[0] if isinstance(node.args[0], fx.Node) else None
+        rows = self.values.get(value) if value is not None else None
+        whole = any(step.get("whole") for step in self.plan.steps)
+        # T5 and Llama 4's text part with a head have no base model of their own: the head itself is asked for.
+        alone = self.source is not None or self.model.base_model is self.model
+        headless = alone and pretrained(self.model).get_output_embeddings() is None
+        self.plan.gives = gives = Gives(headless, whole, isinstance(rows, First))
+        rows = rows.rows if isinstance(rows, First) else rows
+        if not isinstance(rows, Rows) or (gives.speaks and rows.index.shape[-1] != self.plan.vocabulary):
+            raise refused_whole(self.model, f"its result is not {self.plan.vocabulary} logits for each token")
+        if self.source is not None and not gives.speaks:
+            raise refused_whole(self.model, "behind an encoder the engine runs a decoder with a head of logits")
+        if rows.index.dim() != 3:
+            raise refused_whole(self.model, "its result is not one row of numbers for each token or text")
+        if whole:
+            self.plan.context = min(self.plan.context, MOST_WHOLE)
+        return self.register(rows)[0]
+
+    def _value(self, node: fx.Node) -> Any:
+        if self.source is not None and node in self.source.values:
+            made = self.source.values[node]
+            return mapped(made, lambda x: Source(x) if isinstance(x, Rows) else x)
+        if node.op == "placeholder":
+            return self._placeholder(node)
+        if node.op == "get_attr":
+            return attribute(self.model, str(node.target))
+        args, kwargs = (fx.map_arg(part, self.values.__getitem__) for part in (node.args, node.kwargs))
+        flat = leaves((args, kwargs))
+        role = node.meta.get("role")
+        if role in ("mask", "rotary_embedding"):
+            return Mask(node) if role == "mask" else Positional(node)
+        if role == "cache_length":
+            return Positional(node)
+        if any(isinstance(x, Source) for x in flat) and role != "attention":
+            return self._from_source(node, role, args, kwargs)
+        if any(
+            isinstance(x, (Rows, Cached, Written, Chosen, Deciding, Favour, Offers, First, Line, Queued)) for x in flat
+        ):
+            return self._tokens(node, role, args, kwargs)
+        if any(isinstance(x, Positional) for x in flat):
+            return self.sample_size(node, args) if calls.operation(node) in calls.ASKS else Positional(node)
+        if any(x is CACHE for x in flat):
+            raise self.refuse(node, "it reads the cache otherwise than by keys and values")
+        if role == "embedding" and self.positions.grows(node):
+            return Positional(node)  # it is handed how many tokens there are
+        with torch.no_grad():
+            return call(node, self.model, args, kwargs)
+
+    def _placeholder(self, node: fx.Node) -> Any:
+        name = self.side.owns(str(node.target))
+        if name == "input_ids":
+            return Rows(self.plan.layout.rows(self.ids.register).view(self.shape))
+        if node.target == "cache":
+            return CACHE
+        return Positional(node) if name in ("position_ids", "attention_mask") else None
+
+    def _from_source(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
+        """What is made of a source's numbers alone, by sizes of the target: the encoder makes it."""
+        source = self.source
+        assert source is not None, "only behind an encoder there is a source"
+        if any(isinstance(x, (Rows, Cached)) for x in leaves((args, kwargs))):
+            raise self.refuse(node, "it mixes what the encoder gives with a target otherwise than by attention")
+        plain = [mapped(part, lambda x: x.rows if isinstance(x, Source) else x) for part in (args, kwargs)]
+        source.current = node
+        made = source.values[node] = source._tokens(node, role, *plain)
+        return mapped(made, lambda x: Source(x) if isinstance(x, Rows) else x)
+
+    def sample_size(self, node: fx.Node, args: Any) -> Any:
+        """A size of something that depends on positions alone: that of the sample batch."""
+        shape = node.args[0].meta.get("shape")
+        if not isinstance(shape, tuple) or not all(type(n) is int for n in shape):
+            return Positional(node)
+        return call(node, self.model, (torch.empty(shape, device="meta"), *args[1:]), {})
+
+    def size_of(self, node: fx.Node, index: Tensor, rest: Any) -> Any:
+        """A size of a value that has the shape of an index."""
+        return call(node, self.model, (index, *rest), {})
+
+    # -- numbers of tokens -----------------------------------------------------------------------------------
+
+    def _tokens(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
+        if role == "cache_update":
+            return self.attending.cached(node, *args)
+        if role == "rotary":
+            return self.attending.rotated(node, args, kwargs)
+        if role == "attention":
+            return self.attending.attention(node, args, kwargs)
+        kinds = {type(x) for x in leaves((args, kwargs))}
+        if First in kinds:
+            return self._first(node, role, args, kwargs)
+        if Deciding in kinds and role != "experts":
+            return self.deciding.meet(node, args)
+        if Favour in kinds or self.favours.begins(node, args):
+            return self.favours.meet(node, args, kwargs)
+        if Line in kinds or Queued in kinds:
+            return self.queues.meet(node, role, args, kwargs)
+        if Offers in kinds:
+            return self.offering.meet(node, role, args, kwargs)
+        if Written in kinds or {Rows, Cached} <= kinds:
+            return self.writing.meet(node, args)
+        if Cached in kinds:
+            plain = [mapped(part, lambda x: x.rows if isinstance(x, Cached) else x) for part in (args, kwargs)]
+            made = self._tokens(node, role, *plain)  # of each token when it comes; what is made of it is kept
+            return mapped(made, lambda x: Cached(x) if isinstance(x, Rows) else x)
+        if role in ("dropout", "identity", "slice_logits", "padding"):
+            return args[0]  # sequences of the engine have no padding
+        if role == "ssm_conv":
+            return self.scanning.convolution(node, args, kwargs)
+        if role == "ssm_scan":
+            return self.scanning.scan(node, args, kwargs)
+        if node.op == "call_module":
+            return self._module(node, role, args, kwargs)
+        return self.computing.computed(node, args, kwargs)
+
+    def _first(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
+        """What is made of a text's first token, made of each."""
+        if node.op != "call_module" and calls.operation(node) not in (*calls.UNARY, *calls.SAME):
+            raise self.refuse(node, "it does more with a text's first token than layers and functions of it")
+        plain = [mapped(part, lambda x: x.rows if isinstance(x, First) else x) for part in (args, kwargs)]
+        made = self._tokens(node, role, *plain)
+        if not isinstance(made, Rows):
+            raise self.refuse(node, "it does more with a text's first token than layers and functions of it")
+        return First(made)
+
+    def _module(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
+        module, given = self.model.get_submodule(str(node.target)), args[0] if args else None
+        if role == "embedding":
+            asked = self.positions.ignores_ids(node)
+            return Positional(node) if asked else self.tables.embedding(node, module, args)
+        if role == "router" and isinstance(given, Rows) and not kwargs:
+            return self.mixtures.route(node, module, given, args[1:])
+        if role == "experts":
+            return self.mixtures.experts(node, module, args, kwargs)
+        if isinstance(module, nn.Conv1d) and isinstance(given, Rows) and len(args) == 1 and not kwargs:
+            return self.shifting.convolved(node, module, given)
+        if isinstance(module, nn.ZeroPad2d) and isinstance(given, Rows):
+            return self.shifting.padded(given, module.padding)
+        recurrence = None if kwargs else recurrences.read(self, node, module, args)
+        if recurrence is not None:
+            return recurrence
+        mixed = rwkv.read(self, node, module, args, kwargs)
+        if mixed is not None:
+            return mixed
+        decay = linear_attention.read(self, node, module, args, kwargs)
+        if decay is not None:
+            return decay
+        queue = self.queues.begin(node, module, args, kwargs)
+        if queue is not None:
+            return queue
+        if indexers.names_all(self, module, args, kwargs):
+            return Every(node)
+        if not isinstance(given, Rows) or len(args) > 1 or kwargs:
+            gates = [*args[1:], *kwargs.values()]
+            if role == "norm" and isinstance(given, Rows) and len(gates) == 1 and isinstance(gates[0], Rows):
+                return self.scanning.gated_norm(node, module, given, gates[0])
+            raise self.refuse(node, f"a {type(module).__name__} is not among the engine's steps")
+        if role == "linear":
+            found = linears.of(module)
+            if found is not None:
+                return self.linear(node, given, str(node.target), found)
+        if role == "norm":
+            return norms.read(self, node, module, given)
+        if role == "activation":
+            return self.activated(node, given)
+        raise self.refuse(node, f"a {type(module).__name__} is not among the engine's steps")
+
+    def activated(self, node: fx.Node, given: Rows) -> Rows:
+        return Rows(given.index, Pending(self.model.get_submodule(str(node.target)), (given.pending,), node))
+
+    # -- layers ----------------------------------------------------------------------------------------------
+
+    def linear(self, node: fx.Node, given: Rows, name: str, found: linears.Linear, weights: str = "") -> Rows:
+        """`weights`: other numbers than those of all linear layers."""
+        outputs, width = found.shape
+        nothing = bool((given.index < 0).all()) and found.bias is None
+        if nothing or not given.index.numel():  # of zeros, and of none of the tokens
+            return Rows(torch.full((*given.index.shape[:-1], outputs), BEFORE))
+        given = self.settled(given)
+        register, _ = self.register(given)
+        if given.index.shape[-1] != width or self.plan.layout.widths[register] != width:
+            why = "a linear layer over a part of what a token has is not among the engine's steps"
+            raise self.refuse(node, why)
+        entry = Entry("packed", found.shape, found.make(weights or self.numbers.weights, self.numbers.group))
+        weight = self.plan.entry(f"{name}.weight", entry, found.key)
+        if found.packed is not None:
+            self.lowered[weight] = found.packed
+        self.last = weight, found
+        bias = None if found.bias is None else self.plan.vector(f"{name}.bias", found.bias)
+        made = self.plan.step("linear", outputs, x=register, weight=weight, bias=bias)
+        _, token = self.plan.layout.locate(given.index[..., 0])
+        return Rows(self.plan.layout.rows(made)[token])
+
+    # -- registers -------------------------------------------------------------------------------------------
+
+    def register(self, value: Rows) -> tuple[int, Lane]:
+        """The register that holds a value's rows in the order of the value, made if need be."""
+        lane = self.plan.layout.lane(self.settled(value).index)
+        return self.plan.gather(lane.columns), lane
+
+    def written(self, op: str, shape: torch.Size, lane: Lane, **fields: Any) -> Rows:
+        """A step whose result lies as its operands do."""
+        register = self.plan.step(op, len(lane.columns), **fields)
+        return Rows(self.plan.layout.spread(register, lane.order, shape))
+
+    def settled(self, value: Rows) -> Rows:
+        """The value without a pending function: steps compute it."""
+        if bool((value.index < 0).any()):
+            value = Rows(self.shifting.settled(value.index), value.pending)
+        return self.unsettled(value)
+
+    def unsettled(self, value: Rows) -> Rows:
+        """The same, with places before a text as they are, where no function is pending that would change them."""
+        if value.pending is None:
+            return value
+        return self._applied(Rows(value.index), value.pending)
+
+    def _applied(self, base: Rows, function: Pending) -> Rows:
+        found = activations.recognise(function)
+        if found is None:
+            return self._piecewise(base, function)
+        if not found.op:
+            return base
+        register, lane = self.register(base)
+        return self.written(found.op, base.index.shape, lane, x=register, **found.fields)
+
+    def _piecewise(self, base: Rows, function: Pending) -> Rows:
+        """A function that no step computes, operand by operand."""
+        node = self.current
+        op = {calls.BINARY[name]: name for name in ("add", "sub", "mul")}.get(function.call)
+        parts = [
+            base if part is None else self._applied(base, part) if isinstance(part, Pending) else part
+            for part in function.operands
+        ]
+        first, second = (*parts, None, None)[:2]
+        if len(parts) == 1 and function.operands[0] is not None and isinstance(first, Rows):
+            return self._applied(first, Pending(function.call, (None,), function.at))
+        if len(parts) == 2 and op and isinstance(first, Rows) and isinstance(second, Rows):
+            return self.computing.of_two(node, op, first, second)
+        if len(parts) == 2 and any(part is not base for part in parts if isinstance(part, Rows)):
+            whole = next(part for part in parts if isinstance(part, Rows))
+            numbers = tuple(None if isinstance(part, Rows) else part for part in parts)
+            return self._applied(whole, Pending(function.call, numbers, function.at))
+        raise self.refuse(function.at or node, "an elementwise function that is not among the engine's steps")

@@ -1,0 +1,113 @@
+"""A native artifact in text: what the engine does for a token, and how the weights are packed."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ....dsl.syntax.diagnostics import Reject
+from ....dsl.syntax.render import on_a_line
+from ....kernels import packed as packing
+from ....kernels.engine_steps import STEPS
+from ....kernels.native import KernelError
+from ...core.quantity import count, counted, size
+from .plan_files import native_damaged, read, tensors
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Entries of a form and shape: how many, their bytes together, the share of weights that they store."""
+
+    form: str
+    shape: tuple[int, ...]
+    entries: int
+    bytes: int
+    kept: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`steps`: op -> how many a token takes; `weights`: the largest first, vectors as one.
+
+    source   op -> how many a token of a source takes, of an encoder with a decoder
+    """
+
+    facts: Mapping[str, Any]
+    context: int
+    steps: Mapping[str, int]
+    weights: tuple[Weights, ...]
+    source: Mapping[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "facts": dict(self.facts),
+            "context": self.context,
+            "steps": dict(self.steps),
+            **({"source": dict(self.source)} if self.source else {}),
+            "weights": [
+                {
+                    "form": w.form,
+                    "shape": list(w.shape),
+                    "entries": w.entries,
+                    "bytes": w.bytes,
+                    "kept": round(w.kept, 4),
+                }
+                for w in self.weights
+            ],
+        }
+
+    def draw(self) -> str:
+        head = (
+            f"{on_a_line(self.facts['class'])}, {count(self.facts['params'])} parameters, "
+            f"context of {counted(self.context, 'token')}"
+        )
+        kinds = {"a token": self.steps, "a source": self.source}
+        steps = [f"{of}: " + ", ".join(f"{n} {op}" for op, n in own.items()) for of, own in kinds.items() if own]
+        rows = [
+            (
+                w.form,
+                " x ".join(map(str, w.shape)) or "vectors",
+                f"{w.entries}",
+                size(w.bytes),
+                f"{1 - w.kept:.0%} zeros" if w.kept < 1 else "",
+            )
+            for w in self.weights
+        ]
+        wide = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = [
+            f"  {form:<{wide[0]}}  {shape:>{wide[1]}}  {number:>{wide[2]}}  {bytes:>{wide[3]}}  {zeros}"
+            for form, shape, number, bytes, zeros in rows
+        ]
+        whole = size(sum(w.bytes for w in self.weights))
+        return "\n".join([head, *steps, f"weights: {whole}", *map(str.rstrip, lines)])
+
+
+def picture(folder: Path) -> Picture:
+    """What a folder that the target `native` wrote holds. Raises Reject (native-damaged)."""
+    stored = read(folder)
+    found: dict[tuple[str, tuple[int, ...]], list[tuple[int, float]]] = {}
+    try:
+        for name, tensor in tensors(folder, stored, mapped=True, threads=1).items():
+            form, shape = stored.entries[name]["kind"], tuple(stored.entries[name]["shape"])
+            kept = 1.0
+            if form == "packed":
+                head = packing.facts(tensor)
+                form, kept = head.kernel, head.density
+            key = (form, shape if len(shape) > 1 else ())
+            found.setdefault(key, []).append((stored.entries[name]["bytes"], kept))
+        steps = Counter(step["op"] for step in stored.plan["steps"])
+        source = Counter(step["op"] for step in stored.plan.get("encoder", {"steps": ()})["steps"])
+        if not steps.keys() | source.keys() <= STEPS.keys():
+            raise ValueError("its plan has a step that the engine does not know")
+        context, facts = stored.plan["context"], stored.facts
+        if not (isinstance(facts["class"], str) and type(facts["params"]) is type(context) is int):
+            raise TypeError("its class, parameters or context are of another form")
+    except (KernelError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Reject(native_damaged(f"{folder}: {error}", help="copy the artifact again, or compile again")) from error
+    weights = [
+        Weights(form, shape, len(held), sum(b for b, _ in held), sum(k for _, k in held) / len(held))
+        for (form, shape), held in found.items()
+    ]
+    weights.sort(key=lambda w: -w.bytes)
+    return Picture(stored.facts, context, dict(steps.most_common()), tuple(weights), dict(source.most_common()))

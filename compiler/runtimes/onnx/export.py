@@ -1,0 +1,187 @@
+"""From a program to the ONNX files of a folder, through torch's exporter."""
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ....dsl.syntax.diagnostics import Reject
+from ...core.json_errors import first_line
+from ...evaluation.results import first_result_of, tensors_of
+from ...ir.layers.linear import params
+from ...ir.program import Program
+from ...models.checkpoints.origin import longest_row
+from ...models.checkpoints.pretrained import pretrained
+from ...models.rows.forward import has_two_towers, main_name, without_dropout
+from ...models.rows.inputs import first_said, has_two_sides, padding
+from ...models.rows.packed_inputs import hears
+from ..native.kv_tensors import inputs_of
+from . import seq2seq_export
+from .axes import name_axes
+from .checking import FACTS, NAME, check
+from .decoder import KEEPS, Decoder
+from .refusal import cannot_write_onnx
+
+_OPSET = 18  # what torch's exporter translates to itself; later ones are converted
+
+
+def write(program: Program, folder: Path, dynamic: str) -> None:
+    """`model.onnx` and `model.onnx.data`: a decoder with its cache as inputs and outputs, anything else as it is.
+
+    Of an encoder with a decoder three graphs, each with the file of its weights.
+
+    dynamic   "int8": weights of matrix products in int8, what they multiply rounded as it comes; "none"
+    """
+    model = as_float(program.model)
+    if has_two_sides(model):
+        seq2seq_export.refuse(model)
+        with without_dropout(model), torch.no_grad(), _quiet():
+            for graph in seq2seq_export.graphs(model):
+                made = _exported(graph.module, graph.arguments, graph.shapes, graph.inputs, graph.outputs)
+                _save(made, program.model, folder, graph.name, dynamic)
+        return
+    with without_dropout(model), torch.no_grad(), _quiet():
+        made = _decoder(model) if decodes(model) else _forward(model, tensors_of(program))
+    _save(made, program.model, folder, NAME, dynamic)
+
+
+def _save(made: Any, model: nn.Module, folder: Path, name: str, dynamic: str) -> None:
+    for node in made.model.graph.all_nodes():  # they say whose files lay where
+        node.metadata_props.clear()
+        node.doc_string = None
+    name_axes(made.model)
+    made.model.metadata_props[FACTS] = json.dumps(facts(model))
+    path = folder / f"{name}.onnx"
+    if dynamic == "none":
+        made.save(path, external_data=True)
+    else:
+        _quantise(made, path)
+    check(folder, name)
+
+
+def decodes(model: nn.Module) -> bool:
+    """Whether a model continues text by what it kept of the tokens before."""
+    return isinstance(model, PreTrainedModel) and model.can_generate() and model.main_input_name == "input_ids"
+
+
+def as_float(model: nn.Module) -> nn.Module:
+    """The model itself in float32, else a copy: ONNX Runtime has no bfloat16 on CPUs."""
+    if all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point()):
+        return model
+    return copy.deepcopy(model).float()
+
+
+def facts(model: nn.Module) -> dict[str, Any]:
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if isinstance(model, PreTrainedModel) else None
+    return {
+        "class": type(model).__name__,
+        "model_type": getattr(config, "model_type", ""),
+        "params": params(model),
+        "context": longest_row(text.to_dict()) if hears(model) else getattr(text, "max_position_embeddings", None),
+        "decodes": decodes(model),
+        **(_of_sources(model) if has_two_sides(model) else {}),
+    }
+
+
+def _of_sources(model: nn.Module) -> dict[str, Any]:
+    vocabulary = 0 if hears(model) else pretrained(model).get_encoder().get_input_embeddings().num_embeddings
+    return {"start": first_said(model), "pad": padding(model), "source_vocabulary": vocabulary}
+
+
+def _decoder(model: nn.Module) -> Any:
+    given, past, slots = inputs_of(model, cannot_write_onnx, KEEPS)
+    with _experts_in_batches(model):
+        return _stepped(Decoder(model, slots), given, past)
+
+
+def _stepped(decoder: Decoder, given: dict[str, Any], past: list[Any]) -> Any:
+    free = torch.export.Dim.DYNAMIC
+    layers = range(len(past) // 2)
+    parts = [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
+    return _exported(
+        decoder,
+        {"given": given, "past": past},
+        {"given": {name: {0: free, 1: free} for name in given}, "past": [{0: free, 2: free} for _ in past]},
+        [*given, *(f"past_key_values.{part}" for part in parts)],
+        ["logits", *(f"present.{part}" for part in parts)],
+    )
+
+
+def _forward(model: nn.Module, given: dict[str, Any]) -> Any:
+    free, axes = torch.export.Dim.AUTO, 2 if "input_ids" in given else 1
+    given = {name: x.float() if x.is_floating_point() else x for name, x in given.items()}
+    shapes = {name: dict.fromkeys(range(axes), free) if x.dim() else None for name, x in given.items()}
+    said = model(**given) if isinstance(model, PreTrainedModel) else None
+    outputs = [main_name(said)] if isinstance(said, Mapping) and not has_two_towers(said) else None
+    return _exported(first_result_of(model), given, shapes, list(given), outputs)
+
+
+def _exported(module: nn.Module, given: Any, shapes: Any, inputs: list[str], outputs: list[str] | None) -> Any:
+    kind = type(getattr(module, "model", module)).__name__
+    try:
+        return torch.onnx.export(
+            module.eval(),
+            (),
+            kwargs=given,
+            dynamo=True,
+            verbose=False,
+            opset_version=_OPSET,
+            dynamic_shapes=shapes,
+            input_names=inputs,
+            output_names=outputs,
+        )
+    except Exception as error:  # whatever torch meets in a forward, or has no translation of
+        raise Reject(
+            cannot_write_onnx(
+                f"torch.onnx.export makes no ONNX of {kind}: {first_line(error.__cause__ or error)}",
+                help="--debug shows where; `hf` and `native` write models in other ways",
+            )
+        ) from error
+
+
+def _quantise(made: Any, path: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    plain = path.with_name("plain.onnx")
+    made.save(plain, external_data=True)
+    quantize_dynamic(plain, path, per_channel=True, weight_type=QuantType.QInt8, use_external_data_format=True)
+    for file in (plain, plain.with_name(f"{plain.name}.data")):
+        file.unlink(missing_ok=True)
+    assert path.with_name(f"{path.name}.data").is_file(), "quantised weights lie in the model's own data file"
+
+
+@contextlib.contextmanager
+def _experts_in_batches(model: Any) -> Iterator[None]:
+    """Experts by products of batches: the loop over those that were hit, and grouped products, have no translation."""
+    before = getattr(model.config, "_experts_implementation", None)
+    if before is None:
+        yield
+        return
+    model.set_experts_implementation("batched_mm")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints and warns of what it tries; what goes wrong it raises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,207 @@
+"""An encoder with a decoder as three graphs, as hosts of ONNX name them: what reads, what begins, what goes on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ....dsl.syntax.diagnostics import Reject
+from ...ir.capture.sample import sample
+from ...models.checkpoints.pretrained import pretrained
+from ...models.rows.forward import output_logits
+from ...models.rows.packed_inputs import hears
+from .checking import BEGINNING, CONTINUATION, ENCODER, FEATURES
+from .refusal import cannot_write_onnx
+
+SIDES = ("decoder", "encoder")  # whose keys and values a layer of the decoder keeps: what was said, and the source's
+_FREE = torch.export.Dim.DYNAMIC
+
+
+def refuse(model: nn.Module) -> None:
+    """Raise Reject of an encoder with a decoder that takes neither texts nor sounds, or has no head."""
+    kind = type(model).__name__
+    if model.main_input_name != "input_ids" and not hears(model):
+        why = f"{kind} takes `{model.main_input_name}`, and encoders of token ids or of sounds are written"
+    elif pretrained(model).get_output_embeddings() is None:
+        why = f"the decoder of {kind} has no head of logits"
+    else:
+        return
+    raise Reject(cannot_write_onnx(why, help="`hf` writes it for transformers"))
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module for the exporter, what it is traced with, its free axes, and the names of what goes in and out."""
+
+    name: str
+    module: nn.Module
+    arguments: dict[str, Any]
+    shapes: dict[str, Any]
+    inputs: list[str]
+    outputs: list[str]
+
+
+class Encoder(nn.Module):
+    """Hidden states [b, s, d] of sources [b, s] under their mask."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        encoder = pretrained(self.model).get_encoder()
+        return encoder(input_ids=input_ids, attention_mask=attention_mask)[0].float()
+
+
+class Hearing(nn.Module):
+    """Hidden states [b, s, d] of sounds [b, bands, frames]."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_features: Tensor) -> Tensor:
+        return pretrained(self.model).get_encoder()(input_features)[0].float()
+
+
+class Beginning(nn.Module):
+    """Logits of the first tokens of targets, and all keys and values: layer by layer its own, then the source's."""
+
+    def __init__(self, model: nn.Module, slots: list[int]):
+        super().__init__()
+        self.model, self.slots = model, slots
+
+    def forward(
+        self, encoder_attention_mask: Tensor | None, input_ids: Tensor, encoder_hidden_states: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        cache = _empty()
+        logits = _logits(self.model, encoder_attention_mask, input_ids, encoder_hidden_states, cache)
+        return logits, [part for slot in self.slots for half in _halves(cache) for part in parts_of(half, slot)]
+
+
+class Continuation(nn.Module):
+    """Logits of the tokens that follow, and the decoder's own keys and values; those of the source stay as they are.
+
+    past    of each layer its own keys and values [b, heads, t, d], then the source's [b, heads, s, d]
+    """
+
+    def __init__(self, model: nn.Module, slots: list[int], width: int):
+        super().__init__()
+        self.model, self.slots, self.width = model, slots, width
+
+    def forward(
+        self, encoder_attention_mask: Tensor | None, input_ids: Tensor, past: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        cache = _empty()
+        for n, slot in enumerate(self.slots):
+            own, source = past[4 * n : 4 * n + 2], past[4 * n + 2 : 4 * n + 4]
+            cache.self_attention_cache.update(*own, slot)
+            cache.cross_attention_cache.update(*source, slot)
+            cache.is_updated[slot] = True
+        # What is made of these is not asked for: what was kept of the source is taken.
+        states = past[2].new_zeros(len(input_ids), past[2].shape[2], self.width)
+        logits = _logits(self.model, encoder_attention_mask, input_ids, states, cache)
+        return logits, [part for slot in self.slots for part in parts_of(cache.self_attention_cache, slot)]
+
+
+class HeardBeginning(Beginning):
+    """The same behind a sound, which is heard whole."""
+
+    def forward(  # type: ignore[override]  # its graph takes no mask
+        self, input_ids: Tensor, encoder_hidden_states: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        return super().forward(None, input_ids, encoder_hidden_states)
+
+
+class HeardContinuation(Continuation):
+    """The same behind a sound, which is heard whole."""
+
+    def forward(  # type: ignore[override]  # its graph takes no mask
+        self, input_ids: Tensor, past: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        return super().forward(None, input_ids, past)
+
+
+def graphs(model: nn.Module) -> Iterator[Graph]:
+    """The three graphs of a model in float32."""
+    given, heard = sample(model, padding=0), hears(model)
+    said = given["decoder_input_ids"]
+    reads = _hearing(model, given) if heard else _encoder(model, given)
+    yield reads
+    mask = None if heard else reads.arguments["attention_mask"]
+    states, cache = reads.module(**reads.arguments), _empty()
+    _logits(model, mask, said, states, cache)
+    slots = [n for n in range(len(cache.self_attention_cache.layers)) if all(p is not None for p in _parts(cache, n))]
+    past = [part for slot in slots for part in _parts(cache, slot)]
+    names = [f"{n}.{side}.{part}" for n in range(len(slots)) for side in SIDES for part in ("key", "value")]
+    free = {0: _FREE, 1: _FREE}
+    # Of sounds all have as many states; what says which of them are a source's is only there where they differ.
+    masks, shapes = ({}, {}) if mask is None else ({"encoder_attention_mask": mask}, {"encoder_attention_mask": free})
+    wide = {0: _FREE} if heard else free
+    yield Graph(
+        BEGINNING,
+        (HeardBeginning if heard else Beginning)(model, slots),
+        {**masks, "input_ids": said, "encoder_hidden_states": states},
+        {**shapes, "input_ids": free, "encoder_hidden_states": wide},
+        [*masks, "input_ids", "encoder_hidden_states"],
+        ["logits", *(f"present.{name}" for name in names)],
+    )
+    sides = [{0: _FREE} if heard and f".{SIDES[1]}." in name else {0: _FREE, 2: _FREE} for name in names]
+    yield Graph(
+        CONTINUATION,
+        (HeardContinuation if heard else Continuation)(model, slots, states.shape[-1]),
+        {**masks, "input_ids": said[:, :2], "past": past},
+        {**shapes, "input_ids": free, "past": sides},
+        [*masks, "input_ids", *(f"past_key_values.{name}" for name in names)],
+        ["logits", *(f"present.{name}" for name in names if f".{SIDES[0]}." in name)],
+    )
+
+
+def _encoder(model: nn.Module, given: dict[str, Any]) -> Graph:
+    mask = torch.ones_like(given["input_ids"])
+    mask[1:, -2:] = 0
+    names = ["input_ids", "attention_mask"]
+    arguments = {"input_ids": given["input_ids"], "attention_mask": mask}
+    shapes = {name: {0: _FREE, 1: _FREE} for name in names}
+    return Graph(ENCODER, Encoder(model), arguments, shapes, names, ["last_hidden_state"])
+
+
+def _hearing(model: nn.Module, given: dict[str, Any]) -> Graph:
+    arguments = {FEATURES: given[FEATURES]}
+    return Graph(ENCODER, Hearing(model), arguments, {FEATURES: {0: _FREE}}, [FEATURES], ["last_hidden_state"])
+
+
+def _empty() -> Any:
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    return EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+
+def _halves(cache: Any) -> tuple[Any, Any]:
+    return cache.self_attention_cache, cache.cross_attention_cache
+
+
+def parts_of(half: Any, slot: int) -> tuple[Any, Any]:
+    """Keys and values of a layer; None of one without attention."""
+    if slot >= len(half.layers):
+        return None, None
+    return getattr(half.layers[slot], "keys", None), getattr(half.layers[slot], "values", None)
+
+
+def _parts(cache: Any, slot: int) -> list[Any]:
+    return [part for half in _halves(cache) for part in parts_of(half, slot)]
+
+
+def _logits(model: nn.Module, mask: Tensor | None, ids: Tensor, states: Tensor, cache: Any) -> Tensor:
+    from transformers.modeling_outputs import BaseModelOutput
+
+    out = model(
+        encoder_outputs=BaseModelOutput(last_hidden_state=states),
+        attention_mask=mask,
+        decoder_input_ids=ids,
+        cache=cache,
+        use_cache=True,
+    )
+    return output_logits(out).float()

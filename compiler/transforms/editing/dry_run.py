@@ -1,0 +1,144 @@
+"""An edit tried on a copy without weights, so that what the model can't do without is refused while it is whole.
+
+Whether a model runs without a layer can't be read from its config: some work out by their own rules which layer
+is of which kind.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from transformers.cache_utils import Cache
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...ir.capture.first_calls import record
+from ...ir.program import Program
+
+SMALL = 1 << 30  # bytes of a model that is copied with its numbers
+
+layer_needed = Fault(
+    "layer-needed",
+    "A layer, or a branch of one, can't be removed, because the model does not run without it.\n\n"
+    "Some models work out from a layer's number what kind it is, or share one layer's work with others: their "
+    "config has no words for a model without it. Remove another layer, or single branches of this one.",
+)
+
+
+frees_nothing = Fault(
+    "frees-nothing",
+    "What is to be removed keeps running, because something that stays reads what it computes besides.\n\n"
+    "A layer may hand on a state, or weights of its attention, that later layers or the model's outputs are made of.",
+)
+
+
+def rehearse(
+    program: Program,
+    what: str,
+    edit: Callable[[Program], None],
+    remedy: str = "remove another layer, or branches of this one",
+) -> Program:
+    """What the edit, which removes `what`, leaves of a copy without weights.
+
+    Raises Reject (layer-needed) if the model does not run after the edit. One that doesn't run without weights at
+    all tells nothing: then the edit itself will show.
+    """
+    trial = weightless(program)
+    edit(trial)
+    try:
+        record(trial.model, trial.inputs)
+    except Reject as refused:
+        if runs(weightless(program)):
+            name = type(program.model).__name__
+            raise Reject(
+                layer_needed(
+                    f"{what} can't be removed: {name} does not run without it",
+                    help=remedy,
+                    note=refused.diagnostics[0].message,
+                )
+            ) from refused
+    return trial
+
+
+def unread_outputs(program: Program, path: str) -> frozenset[int]:
+    """Which of the values that a layer gives besides its first one neither the model nor its caller ever reads."""
+    trial = weightless(program)
+    layer, count = trial.model.get_submodule(path), _values_of(program.units[path].graph)
+    return frozenset(index for index in range(1, count) if _is_unread(trial, layer, index))
+
+
+def _values_of(graph: fx.Graph) -> int:
+    given = next(node for node in graph.nodes if node.op == "output").args[0]
+    return len(given) if isinstance(given, (tuple, list)) else 1
+
+
+def _is_unread(trial: Program, layer: nn.Module, index: int) -> bool:
+    """Whether a model runs, and says nothing of it, when a layer gives a mark in place of one of its values."""
+    mark = object()
+
+    def marked(_layer: nn.Module, _args: Any, output: Any) -> Any:
+        return tuple(mark if place == index else value for place, value in enumerate(output))
+
+    handle = layer.register_forward_hook(marked)
+    try:
+        with torch.no_grad():
+            said = trial.model(**trial.inputs)
+    except Exception:  # whatever the model does with a value that is no tensor, it reads it
+        return False
+    finally:
+        handle.remove()
+    return not _holds(said, mark)
+
+
+def _holds(value: Any, mark: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(_holds(x, mark) for x in value.values())
+    if isinstance(value, (tuple, list)):
+        return any(_holds(x, mark) for x in value)
+    return value is mark or (isinstance(value, Cache) and any(_holds(x, mark) for x in _kept(value)))
+
+
+def _kept(cache: Cache) -> list[Any]:
+    return [x for layer in cache.layers for x in vars(layer).values()]
+
+
+def runs(program: Program) -> bool:
+    """Whether the model's forward runs on the program's inputs."""
+    try:
+        record(program.model, program.inputs)
+    except Reject:
+        return False
+    return True
+
+
+def weightless(program: Program) -> Program:
+    """A copy of a program, of its model all but the numbers: parameters and buffers are on the meta device."""
+    bare: dict[int, object] = {}
+    for tensor in _tensors(program):
+        empty = torch.empty_like(tensor, device="meta")
+        bare[id(tensor)] = (
+            nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        )
+    inputs = {
+        name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in program.inputs.items()
+    }
+    return _copied(program, bare, inputs)
+
+
+def small_copy(program: Program) -> Program | None:
+    """A copy with all numbers, for a model that doesn't run without any; None where it would take `SMALL` bytes."""
+    if sum(tensor.nbytes for tensor in _tensors(program)) > SMALL:
+        return None
+    return _copied(program, {}, dict(program.inputs))
+
+
+def _tensors(program: Program) -> list[torch.Tensor]:
+    return [*program.model.parameters(), *program.model.buffers()]
+
+
+def _copied(program: Program, known: dict[int, object], inputs: dict[str, Any]) -> Program:
+    units = {path: replace(unit) for path, unit in program.units.items()}
+    model = copy.deepcopy(program.model, known)
+    return Program(model, inputs, units, dict(program.opaque), edits=copy.deepcopy(program.edits))

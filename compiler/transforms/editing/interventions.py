@@ -1,0 +1,130 @@
+"""Interventions at the end of layers: found on the graph, put in as one call, and taken out again."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+
+from ....dsl.checker.inputs import wide_rank
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.nearest import suggestion
+from ...ir.layers.reft import FORMS, Reft, connect, interventions
+from ...ir.program import Program
+from .rewrite import Rewriter
+
+NAME = "reft"
+
+no_stream = Fault(
+    "no-stream",
+    "A layer gets an intervention and has no residual stream of one hidden state per position that it could edit.\n\n"
+    "Interventions edit hidden states [batch, position, width] as a layer hands them on; images in a convolutional "
+    "net have another form.",
+)
+twice_intervened = Fault("twice-intervened", "A layer that has interventions gets others.")
+
+
+def widths(program: Program, paths: tuple[str, ...]) -> dict[str, int]:
+    """The width of what each layer hands on. Raises Reject where one hands on no row of hidden states."""
+    found = {}
+    for path in paths:
+        node = stream_behind(program.units[path].graph)
+        if node is None:
+            raise Reject(
+                no_stream(f"{path} hands on no hidden states [batch, position, width]", help="leave it out of `on`")
+            )
+        found[path] = node.meta["shape"][-1]
+    return found
+
+
+def stream_behind(graph: fx.Graph) -> fx.Node | None:
+    """What a unit hands on as the residual stream: its first result of the shape of one of its inputs."""
+    *_, output = graph.nodes
+    shapes = [n.meta.get("shape") for n in graph.nodes if n.op == "placeholder"]
+    return next((x for x in output.all_input_nodes if x.meta.get("shape") in shapes and _is_rows(x)), None)
+
+
+def _is_rows(node: fx.Node) -> bool:
+    shape, dtype = node.meta.get("shape"), node.meta.get("dtype")
+    return isinstance(shape, (tuple, list)) and len(shape) == 3 and isinstance(dtype, str) and "float" in dtype
+
+
+def insert(program: Program, made: Mapping[str, Reft]) -> None:
+    """Put interventions at the end of units; what is behind reads the edited stream, the unit itself the old one.
+
+    made   unit path -> its interventions
+    Raises Reject (twice-intervened), with nothing changed, where a unit has some.
+    """
+    taken = next((path for path in made if NAME in program.model.get_submodule(path)._modules), None)
+    if taken is not None:
+        raise Reject(
+            twice_intervened(
+                f"{taken} has interventions already",
+                help="insert them once, with the rank and the positions that you want",
+            )
+        )
+    with Rewriter(program) as rewrite:
+        for path, module in made.items():
+            graph = copy.deepcopy(program.units[path].graph)
+            value, (*_, output) = stream_behind(graph), graph.nodes
+            assert value is not None, f"{path} has no stream"
+            with graph.inserting_before(output):
+                edited = graph.call_module(NAME, (value,))
+            edited.meta = {key: value.meta[key] for key in ("shape", "dtype") if key in value.meta}
+            edited.meta |= {"scope": (), "role": "intervention"}
+            output.replace_input_with(value, edited)
+            rewrite.add_module(f"{path}.{NAME}", module)
+            rewrite.exchange_graph(path, graph)
+        connect(program.model)
+
+
+def make(
+    program: Program,
+    on: tuple[str, ...],
+    form: str,
+    rank: int,
+    edges: tuple[int, int],
+    tied: bool,
+    drop: float,
+    start: str,
+    seed_of_layer,
+) -> dict[str, Reft]:
+    """New interventions for layers, with their first values.
+
+    edges          how many positions in front of and behind a prompt
+    seed_of_layer  path -> seed of its first values
+    Raises Reject (rank-too-large, no-stream).
+    """
+    made = {}
+    for path, width in widths(program, on).items():
+        if rank > width:
+            raise Reject(wide_rank(rank, width, f" of {path}"))
+        assert form in FORMS, suggestion(form, FORMS, "there is")
+        spec = {
+            "form": form,
+            "width": width,
+            "rank": rank,
+            "first": edges[0],
+            "last": edges[1],
+            "tied": tied,
+            "dropout": drop,
+        }
+        made[path] = Reft.from_spec(program.model.get_submodule(path), spec)
+        generator = torch.Generator().manual_seed(seed_of_layer(path))
+        for function in made[path].interventions():
+            function.start(start, generator)
+        made[path].train(program.model.get_submodule(path).training)
+    return made
+
+
+def remove(program: Program) -> None:
+    """Take all interventions out: the layers compute what they did before."""
+    with Rewriter(program) as rewrite:
+        for path, _ in list(interventions(program.model)):
+            unit = path.rpartition(".")[0]
+            graph = copy.deepcopy(program.units[unit].graph)
+            for node in [n for n in graph.nodes if n.op == "call_module" and n.target == NAME]:
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+            rewrite.exchange_graph(unit, graph)
+            rewrite.take_module(path)

@@ -1,0 +1,30 @@
+"""Which positions of a prompt an intervention edits, as a recipe writes it: `f7+l7`."""
+
+import re
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+
+bad_positions = Fault(
+    "bad-positions",
+    "A spec of positions is none.\n\n"
+    "`f7` is the first seven tokens of a prompt, `l7` the last seven, `f7+l7` both. A prompt that is shorter than both "
+    "together is divided among them.",
+)
+
+_EDGE = re.compile(r"([fl])([1-9]\d{0,5})")
+
+
+def edges(text: str) -> tuple[int, int]:
+    """How many positions in front and behind: (7, 7) of `f7+l7`, (0, 1) of `l1`. Raises Reject (bad-positions)."""
+    found: dict[str, int] = {}
+    for part in text.replace(" ", "").split("+"):
+        match = _EDGE.fullmatch(part)
+        if match is None or match[1] in found:
+            said = f"names `{match[1]}` twice" if match else f"has `{part}`, which is no count of tokens at an edge"
+            raise Reject(
+                bad_positions(
+                    f"`{text}` {said}", help="write `f7+l7`: the first seven and the last seven tokens of the prompt"
+                )
+            )
+        found[match[1]] = int(match[2])
+    return found.get("f", 0), found.get("l", 0)

@@ -1,0 +1,72 @@
+"""The skeleton of a model with what a rehearsal says of its branches, kept so that `check` and `plan` know it."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ....dsl.checker.skeleton import Branch, Skeleton
+from ....dsl.syntax.diagnostics import Reject
+from ...analysis.discovery.structure import keep_skeleton, kept_skeleton, shipped_skeleton
+from ...analysis.planning import shrink
+from ...core.settings import Settings
+from ...models.checkpoints.origin import Origin
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+
+
+def resolve_skeleton(origin: Origin, settings: Settings) -> Skeleton:
+    """The skeleton of a model: shipped, kept, or discovered on the meta device and kept."""
+    known = shipped_skeleton(origin) or kept_skeleton(origin, settings)
+    if known is None:
+        from ...analysis.discovery.discover import skeleton_of
+        from ...ir.capture.meta_capture import captured  # torch, which a kept skeleton does without
+
+        program = captured(origin)
+        known = skeleton_of(program)
+        if stays := immovable(program):
+            known = replace(known, facts={**known.facts, "stays": [[site, why] for site, why in stays.items()]})
+        keep_skeleton(origin, settings, known)
+    return known
+
+
+def immovable(program: "Program") -> dict[str, str]:
+    """Sites of branches that can't be removed, with the reason; one that goes speaks for those of equal layers.
+
+    Nothing for a model that does not run without weights: then the edit itself will show.
+    """
+    from ...analysis.discovery.discover import skeleton_of
+    from .dry_run import runs, weightless
+
+    found: dict[str, str] = {}
+    going: set[tuple[str, str]] = set()
+    if len(skeleton_of(program).branches) < 2 or not runs(weightless(program)):
+        return found
+    for branch in skeleton_of(program).branches:
+        alike = (program.units[branch.unit].key, branch.join)
+        if alike in going:
+            continue
+        if why := _refusal(program, branch):
+            found[branch.site] = why
+        else:
+            going.add(alike)
+    return found
+
+
+def _refusal(program: "Program", branch: Branch) -> str:
+    """What a copy without weights says against removing a branch; "" where it goes."""
+    from ...analysis.discovery.bypass import staying
+    from ...analysis.discovery.discover import skeleton_of
+    from .dry_run import weightless
+    from .rewrite import Rewriter
+
+    trial, skeleton = weightless(program), skeleton_of(program)
+    frees = shrink.params(skeleton) - shrink.params(shrink.without_branch(skeleton, branch))
+    try:
+        with Rewriter(trial) as rewrite:
+            keep = staying(trial.units[branch.unit].graph, branch)
+            rewrite.drop_branch(branch.unit, branch.join, keep=keep, frees=frees)
+    except Reject as refused:
+        return refused.diagnostics[0].message
+    except RuntimeError:  # of torch, which has not every function for tensors without numbers: that tells nothing
+        return ""
+    return ""

@@ -1,0 +1,376 @@
+"""The few edits that a pass may make, each of which leaves model, graphs, config and record consistent."""
+
+import copy
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from transformers import PreTrainedModel
+
+from ....dsl.checker.skeleton import is_below
+from ....dsl.syntax.diagnostics import Reject
+from ...analysis.discovery.dead_rows import kept, lost_readers, rewritten, unread
+from ...analysis.discovery.dependent_integers import Baked
+from ...ir import graph_json, slots, surgery
+from ...ir.capture.capture import recapture
+from ...ir.capture.refresh import with_current_ints
+from ...ir.edits import Swappable, renamed
+from ...ir.graphs import attends, is_masked, referenced, sources, uses_cache
+from ...ir.layers import swap_table
+from ...ir.liveness import sweep
+from ...ir.program import Program
+from ...ir.unit import Unit, code_key
+from ...models.rows.inputs import has_two_sides
+from .dry_run import frees_nothing, layer_needed, rehearse, unread_outputs
+
+_ADDS = (operator.add, operator.iadd, torch.add)
+_LAYER_TYPES = "layer_types"
+
+
+class Rewriter:
+    """Edits a program. As a context manager it re-captures the touched units at the end:
+
+    with Rewriter(program) as rewrite:
+        rewrite.narrow("model.layers.3.mlp.up_proj.weight", 0, keep)
+    """
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.touched: set[str] = set()
+        self.dirty = False
+
+    def __enter__(self) -> "Rewriter":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if kind is None:
+            self.commit()
+
+    def commit(self) -> None:
+        """Re-capture the touched units and raise the program's version; nothing if nothing was edited."""
+        if not self.dirty:
+            return
+        for unit in [unit for unit in self.program.units.values() if unit.edited]:
+            fresh = with_current_ints(unit.graph, unit.module(self.program.model))
+            if fresh is not None:
+                unit.graph, unit.key = fresh, code_key(fresh)
+                self.store(unit)
+        recapture(self.program, self.touched)
+        self.touched, self.dirty = set(), False
+
+    # -- edits of the tree -----------------------------------------------------------------------------------
+
+    def narrow(self, path: str, axis: int, keep: torch.Tensor | Sequence[int]) -> None:
+        """Keep some indices along an axis of one parameter or buffer, in the order given.
+
+        Tied tensors, `in/out_features`, a Conv1D's `nf`, convolution groups and normalised shapes follow. A
+        bias is a tensor of its own: narrow it, too. Asserts that indices are distinct, in range and not none.
+        """
+        keep = torch.as_tensor(keep, dtype=torch.int64).cpu()
+        for place in surgery.narrow(self.program.model, path, axis, keep):
+            self.program.edits.shapes[place] = list(surgery.tensor_at(self.program.model, place).shape)
+            self._touch(place)
+
+    def set_attr(self, path: str, value: Any) -> None:
+        """Set an attribute of a module or config; `value` is plain data.
+
+        `config.x` is the whole model's; `model.layers.3.self_attn.config.x` gives that module its own config.
+        """
+        surgery.set_attribute(self.program.model, path, value)
+        self.program.edits.attributes[path] = value
+        self._touch(path)
+
+    def swap_module(self, path: str, new: nn.Module) -> None:
+        """Put a module of effc (see `edits.Swappable`) in a module's place."""
+        entry = _entry(new)
+        surgery.swap(self.program.model, path, new)
+        self.program.edits.forget(path)
+        self.program.edits.swapped[path] = entry
+        self._touch(path)
+
+    def add_module(self, path: str, new: nn.Module) -> None:
+        """Put a new module of effc (see `edits.Swappable`) into a module that has none of that name."""
+        surgery.add(self.program.model, path, new)
+        self.program.edits.swapped[path] = _entry(new)
+        self._touch(path)
+
+    def take_module(self, path: str) -> None:
+        """Take out a module that `add_module` put in and that no graph calls any more."""
+        assert path in self.program.edits.swapped, f"{path} was not put in"
+        surgery.delete(self.program.model, path)
+        self.program.edits.forget(path)
+        self._touch(path)
+
+    def drop_layer(self, path: str) -> None:
+        """Remove a whole unit. The units behind it move up, so drop from the last to the first.
+
+        Raises Reject (layer-needed), with nothing changed, if the model does not run without it, or its config has no
+        number of layers that could be one less.
+        """
+        if why := self._uncounted(path):
+            raise Reject(layer_needed(f"{path} can't be removed: {why}", help="remove residual branches instead"))
+        rehearse(self.program, path, lambda trial: Rewriter(trial)._take_layer(path))
+        self._take_layer(path)
+
+    def _uncounted(self, path: str) -> str | None:
+        """Why the config can't say that a layer is gone. `num_hidden_layers` of two stacks is the encoder's alone."""
+        model = self.program.model
+        where = surgery.saved_config(model, surgery.split(path)[0])
+        if where is None or (isinstance(model, PreTrainedModel) and has_two_sides(model)):
+            return "effc keeps no number of layers for each stack of such a model"
+        if not isinstance(getattr(surgery.attribute(model, where), "num_hidden_layers", None), int):
+            return "the config of the model names no number of layers"
+        return None
+
+    def _take_layer(self, path: str) -> None:
+        program, edits = self.program, self.program.edits
+        kinds = self._kinds()
+        owner, place = surgery.split(path)
+        moved = surgery.drop_layer(program.model, path)
+        left = edits.layers.setdefault(owner, list(range(len(surgery.layers_at(program.model, owner)) + 1)))
+        del left[int(place)]
+        edits.forget(path)
+        edits.rename(moved)
+        program.opaque = {renamed(p, moved): why for p, why in program.opaque.items() if not is_below(p, path)}
+        self.touched = {renamed(p, moved) for p in self.touched if p != path}
+        program.units = {u.path: u for u in self._moved_units(path, moved)}
+        self._shorten_config(owner, int(place))
+        self._assign_slots({renamed(p, moved): kind for p, kind in kinds.items() if p != path})
+        self.dirty = True
+
+    def _moved_units(self, dropped: str, moved: dict[str, str]) -> Iterable[Unit]:
+        for unit in self.program.units.values():
+            if unit.path != dropped:
+                unit.path = renamed(unit.path, moved)
+                if unit.edited:
+                    unit.bind(self.program.model)
+                yield unit
+
+    def _shorten_config(self, owner: str, place: int) -> None:
+        where = surgery.config_path(self.program.model, owner)
+        config = surgery.attribute(self.program.model, where)
+        count = config.num_hidden_layers
+        # Both before either is set: a list that was shortened looks like one that names layers by number.
+        shorter = {
+            name: slots.without_entry(value, place) for name, value in slots.per_layer_values(config, count).items()
+        }
+        shorter |= {name: slots.renumbered(value, place) for name, value in slots.index_lists(config, count).items()}
+        for name, value in shorter.items():
+            self.set_attr(f"{where}.{name}", value)
+        self.set_attr(f"{where}.num_hidden_layers", count - 1)
+
+    def delete(self, path: str) -> None:
+        """Take away a module or a parameter that no graph reads any more."""
+        surgery.delete(self.program.model, path)
+        self.program.edits.forget(path)
+        self.program.edits.deleted.append(path)
+        self._touch(path)
+
+    # -- edits of the data flow ------------------------------------------------------------------------------
+
+    def drop_branch(self, path: str, join: str, keep: str | None = None, frees: float = 0) -> None:
+        """Remove one residual branch of a unit: its add gives what came in.
+
+        join   name of the residual add in the unit's graph
+        keep   name of the operand that stays; by default the one that the other is computed from
+        Modules that nothing calls any more are deleted; cache slots are assigned anew.
+        frees  parameters that should go with it
+        Raises Reject, with nothing changed, if the model does not run without them (layer-needed), or if most of
+        those parameters would stay (frees-nothing).
+        """
+        unread = unread_outputs(self.program, path)
+        what = f"what {join} adds in {path}"
+        trial = rehearse(self.program, what, lambda trial: Rewriter(trial)._take_branch(path, join, keep, unread))
+        gone = _size(self.program.model) - _size(trial.model)
+        if gone < frees / 2:
+            raise Reject(
+                frees_nothing(
+                    f"without {what}, {gone:,} of {frees:,.0f} parameters would go: what stays reads what it computes",
+                    help="narrow it instead: `prune.channels`, `prune.heads`",
+                )
+            )
+        self._take_branch(path, join, keep, unread)
+
+    def _take_branch(self, path: str, join: str, keep: str | None, unread: frozenset[int]) -> None:
+        program = self.program
+        kinds = self._kinds()
+        unit = program.units[path]
+        before = referenced(unit.graph)
+        graph = copy.deepcopy(unit.graph)
+        add = next((node for node in graph.nodes if node.name == join), None)
+        assert add is not None and add.target in _ADDS, f"{join} is no addition in {path}"
+        stays = _stays(add, keep)
+        lost = sources(add) - sources(stays) - {stays}
+        add.replace_all_uses_with(stays)
+        graph.erase_node(add)
+        _leave_out(graph, unread, lost)
+        sweep(graph)
+        graph_json.dump(graph)  # what can't be stored is refused while nothing has changed yet
+        edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
+        program.units[path] = edited
+        self._delete_unused(edited, before)
+        if any(lost_readers(unit.graph, edited.graph)):
+            self._drop_unread(edited)
+        self.store(edited)
+        self._assign_slots(kinds)
+
+    def _drop_unread(self, unit: Unit) -> None:
+        """Take away rows that only a part read which is gone: branches may hang on one projection.
+
+        Where what is left divides them in a way that can't be told, they stay.
+        """
+        from ...analysis.discovery.discover import stream_of
+        from ...analysis.discovery.labels import label
+
+        layer, stream = unit.module(self.program.model), stream_of(unit.graph)
+        labelling = label(unit.graph, layer, stream.name if stream else None)
+        gone = unread(labelling, labelling.output)
+        try:
+            graph = rewritten(unit.graph, labelling, gone, layer)
+        except Baked:
+            return
+        unit.graph, unit.key = graph, code_key(graph)
+        for (tensor, axis), keep in kept(labelling, gone).items():
+            self.narrow(f"{unit.path}.{tensor}" if unit.path else tensor, axis, keep)
+
+    def exchange_graph(self, path: str, graph: fx.Graph) -> None:
+        """Let a unit run another graph over the same modules."""
+        sweep(graph)
+        graph_json.dump(graph)  # what can't be stored is refused while nothing has changed yet
+        unit = self.program.units[path]
+        edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
+        self.program.units[path] = edited
+        self.store(edited)
+
+    def store(self, unit: Unit) -> None:
+        """Bind a unit whose graph was edited, and record the graph."""
+        unit.bind(self.program.model)
+        plain = {name: _as_list(value) for name, value in unit.statics.items() if _is_plain(value)}
+        self.program.edits.graphs[unit.path] = {
+            "graph": graph_json.dump(unit.graph),
+            "placeholders": list(unit.placeholders),
+            "statics": plain,
+        }
+        self.dirty = True
+
+    def _delete_unused(self, unit: Unit, before: set[str]) -> None:
+        now = referenced(unit.graph)
+        layer = unit.module(self.program.model)
+        dead: list[str] = []
+        for below, _ in layer.named_modules():
+            if below and not any(is_below(below, gone) for gone in dead):
+                used_before = any(is_below(p, below) or is_below(below, p) for p in before)
+                used_now = any(is_below(p, below) or is_below(below, p) for p in now)
+                if used_before and not used_now:
+                    dead.append(below)
+        for below in dead:
+            self.delete(f"{unit.path}.{below}" if unit.path else below)
+
+    # -- cache slots -----------------------------------------------------------------------------------------
+
+    def _kinds(self) -> dict[str, str]:
+        """The kind of each unit's cache by the base config; remembered before the config is bent to slots."""
+        program = self.program
+        if not isinstance(program.model, PreTrainedModel) or has_two_sides(program.model):
+            return dict.fromkeys(program.units, slots.UNIFORM)
+        if not program.edits.kinds:
+            first = next(iter(program.units), "")
+            where = surgery.saved_config(
+                program.model, first
+            )  # a copy of it, as CANINE gives some layers, has no words
+            config = surgery.attribute(program.model, where) if where is not None else None
+            kinds = getattr(config, _LAYER_TYPES, None) or ()
+            if len(kinds) != len(program.units):
+                kinds = [slots.UNIFORM] * len(program.units)
+            program.edits.kinds = dict(zip(program.units, kinds, strict=True))
+        return program.edits.kinds
+
+    def _assign_slots(self, kinds: dict[str, str]) -> None:
+        program, paths = self.program, list(self.program.units)
+        program.edits.kinds = kinds
+        if has_two_sides(program.model):
+            self._assign_by_stack(kinds)
+            return
+        found = self._slots(paths, kinds)
+        numbers = dict(zip(paths, found.slots, strict=True))
+        program.edits.slots = {path: numbers[path] for i, path in enumerate(paths) if numbers[path] != i}
+        surgery.number_layers(program.model, numbers)
+        if not paths or not isinstance(program.model, PreTrainedModel):
+            return
+        where = surgery.saved_config(program.model, paths[0])
+        if where is None:
+            return
+        config = surgery.attribute(program.model, where)
+        if _LAYER_TYPES in slots.per_layer_values(config, len(paths)):
+            self.set_attr(f"{where}.{_LAYER_TYPES}", list(found.kinds))
+
+    def _assign_by_stack(self, kinds: dict[str, str]) -> None:
+        """An encoder's layers and a decoder's are numbered apart."""
+        stacks: dict[str, list[str]] = {}
+        for path in self.program.units:
+            stacks.setdefault(surgery.split(path)[0], []).append(path)
+        changed: dict[str, int] = {}
+        for paths in stacks.values():
+            numbers = dict(zip(paths, self._slots(paths, kinds).slots, strict=True))
+            surgery.number_layers(self.program.model, numbers)
+            changed |= {path: numbers[path] for i, path in enumerate(paths) if numbers[path] != i}
+        self.program.edits.slots = changed
+
+    def _slots(self, paths: list[str], kinds: dict[str, str]) -> slots.Slots:
+        graphs = [self.program.units[path].graph for path in paths]
+        live, attend, masked = (tuple(map(told, graphs)) for told in (uses_cache, attends, is_masked))
+        return slots.assign(tuple(kinds[path] for path in paths), live, attend, masked)
+
+    def _touch(self, path: str) -> None:
+        unit = next((unit for unit in self.program.units if is_below(path, unit)), None)
+        # An edit outside the units (embedding, head, config) can change what any of them sees.
+        self.touched |= {unit} if unit else set(self.program.units)
+        self.dirty = True
+
+
+def _size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _leave_out(graph: fx.Graph, unread: frozenset[int], lost: set[fx.Node]) -> None:
+    """Give None for values that nobody reads and that only what is lost was needed for."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    given = list(output.args[0]) if unread else []
+    for index in sorted(unread):
+        if isinstance(value := given[index], fx.Node) and lost & {value, *sources(value)}:
+            rest = {x for i, x in enumerate(given) if i != index and isinstance(x, fx.Node)}
+            if value not in rest.union(*map(sources, rest)):
+                given[index] = None
+    if unread:
+        output.args = (tuple(given),)
+
+
+def _entry(new: nn.Module) -> dict[str, Any]:
+    """What the record says of a module that is put in."""
+    assert isinstance(new, Swappable), f"{type(new).__name__} can't say how it is made again"
+    return {"class": swap_table.name_of(new), "spec": new.spec()}
+
+
+def _stays(add: fx.Node, keep: str | None) -> fx.Node:
+    operands = [node for node in add.args[:2] if isinstance(node, fx.Node)]
+    assert len(operands) == 2, f"{add.name} adds other things than two values"
+    if keep is not None:
+        assert keep in {node.name for node in operands}, f"{keep} is no operand of {add.name}"
+        return next(node for node in operands if node.name == keep)
+    for entry, branch in (operands, operands[::-1]):
+        if entry in sources(branch):
+            return entry
+    raise AssertionError(f"neither operand of {add.name} is computed from the other: say which one stays")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a baked argument can be stored: numbers, texts, and sizes made of them."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _as_list(value: Any) -> Any:
+    return [_as_list(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,50 @@
+"""The model as it would be after a cut, for as long as a `with` block lasts. Nothing is sliced or copied."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ....dsl.checker.skeleton import Branch
+from ...analysis.discovery.bypass import bypassed
+from ...ir.unit import code_key
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+    from ...ir.unit import Unit
+
+
+@contextmanager
+def running(program: "Program", units: Sequence["Unit"]) -> Iterator[None]:
+    """Layers run these graphs, also where they are their own: a layer's own forward is another kind of code."""
+    try:
+        for unit in units:
+            unit.bind(program.model)
+        yield
+    finally:
+        for path in {unit.path for unit in units} & program.units.keys():
+            unit = program.units[path]
+            (unit.bind if unit.edited else unit.unbind)(program.model)
+
+
+def without_branch(program: "Program", branch: Branch) -> AbstractContextManager[None]:
+    """The branch's unit runs a copy of its graph in which the residual add is its other operand."""
+    unit = program.units[branch.unit]
+    graph = bypassed(unit.graph, branch)
+    return running(program, [replace(unit, graph=graph, key=code_key(graph), edited=True)])
+
+
+@contextmanager
+def without_layer(program: "Program", unit: str) -> Iterator[None]:
+    """The unit returns the hidden states that it was given."""
+    module = program.model.get_submodule(unit)
+
+    def skip(_module, args, kwargs, output):
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    handle = module.register_forward_hook(skip, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

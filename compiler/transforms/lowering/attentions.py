@@ -1,0 +1,112 @@
+"""The attentions of a program's layers: where they are, and exchanging what they call."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from ....dsl.checker.values import Selector
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...analysis.discovery.discover import skeleton_of
+from ...analysis.planning.selection import branches
+from ...ir.layers import leaves
+from ...ir.layers.attention import UNKNOWN
+from ..editing.rewrite import Rewriter
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+
+no_attention = Fault("no-attention", "A pass exchanges how layers attend, and none of them attends in a way it knows.")
+
+
+@dataclass(frozen=True)
+class Attending:
+    """A call of attention in a unit's graph, by the name of its node there."""
+
+    unit: str
+    site: str
+    node: str
+
+
+def attendings(program: "Program", on: Selector | None) -> tuple[Attending, ...]:
+    """The calls inside of the branches that `on` selects."""
+    chosen = {(b.unit, b.site) for b in branches(skeleton_of(program), on) if b.role == "attention"}
+    found = []
+    for path, unit in program.units.items():
+        for node in unit.graph.nodes:
+            if node.target is leaves.attention:
+                site = ".".join(x for x in (path, (node.meta.get("scope") or ("",))[-1]) if x)
+                if on is None or (path, site) in chosen:
+                    found.append(Attending(path, site, node.name))
+    return tuple(found)
+
+
+def exchange(
+    program: "Program",
+    chosen: Sequence[Attending],
+    refuse: Callable[[fx.Node], str],
+    put: Callable[[fx.Graph, fx.Node], None],
+) -> dict[str, str]:
+    """Let `put` rewrite each call in a copy of its graph; site -> why of those that `refuse` has a reason against.
+
+    Raises Reject (no-attention) where none is left.
+    """
+    why: dict[str, str] = {}
+    with Rewriter(program) as rewrite:
+        for path in dict.fromkeys(a.unit for a in chosen):
+            graph = copy.deepcopy(program.units[path].graph)
+            nodes = {node.name: node for node in graph.nodes}
+            changed = False
+            for one in (a for a in chosen if a.unit == path):
+                if reason := refuse(nodes[one.node]):
+                    why[one.site] = reason
+                else:
+                    put(graph, nodes[one.node])
+                    changed = True
+            if changed:
+                rewrite.exchange_graph(path, graph)
+    if len(why) == len(chosen):
+        first = next((f"{site}: {reason}" for site, reason in why.items()), "no layer calls attention as one operation")
+        raise Reject(
+            no_attention(
+                f"no attention of {skeleton_of(program).model_type} can be exchanged; {first}",
+                help="leave the step out",
+            )
+        )
+    return why
+
+
+def odd_option(node: fx.Node) -> str:
+    """An option of a call that changes what attention computes, as a reason; "" where there is none."""
+    name = next((n for n in UNKNOWN if node.kwargs.get(n) is not None), "")
+    return f"it attends with `{name}`, which only the model's own attention knows" if name else ""
+
+
+def heads_of(node: fx.Node) -> tuple[int, int]:
+    """Query heads and key heads of a call."""
+    return node.args[1].meta["shape"][1], node.args[2].meta["shape"][1]
+
+
+def replaced(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...], more: dict[str, Any]) -> None:
+    """Put a call of another leaf in a call's place; it stands for the same values."""
+    with graph.inserting_before(node):
+        new = graph.call_function(target, args, {**node.kwargs, **more})
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+
+
+def updated(node: fx.Node) -> fx.Node | None:
+    """The cache update whose two results a call attends to, if it is one and nothing else reads them."""
+    sources = [
+        x.args[0] if isinstance(x, fx.Node) and x.op == "call_function" and x.args else None for x in node.args[2:4]
+    ]
+    update = sources[0]
+    if not isinstance(update, fx.Node) or update is not sources[1]:
+        return None
+    if update.target is not leaves.cache_update:
+        return None
+    readers = [user for x in node.args[2:4] for user in x.users]
+    return update if all(user is node for user in readers) and len(update.users) == 2 else None

@@ -1,0 +1,300 @@
+"""Which kernel, if any, takes the place of each linear module, and why."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ....kernels.native import KernelError
+from ....kernels.ops import KERNELS
+from ...core.quantity import digits, seconds
+from ...evaluation.promise import observed
+from ...ir.layers.linear import KernelLinear, weight_of
+from ...models.rows.forward import LOOK, evaluating, not_a_number
+from ..search.masks import INPUTS, OUTPUTS
+from ..search.sparsity import zeros
+from .contenders import DYNAMIC, EAGER, PREPACKED
+from .prediction_error import Accuracy, inputs_of, output_error
+from .speed import INT4, INT8, INT8_INT16, ROUNDED, Case
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+
+FORMATS = {
+    "dense_bf16": "dense_linear",
+    "sparse_bf16": "sparse_linear",
+    "block": "block_sparse_linear",
+    "dense_int8": "dense_linear_int8",
+    "sparse_int8": "sparse_linear_int8",
+    "dense_int8_int16": "dense_linear_int8_int16",
+    "dense_int4": "dense_linear_int4",
+}
+FORMAT_OF = {kernel: name for name, kernel in FORMATS.items()}
+WINS = 1.05  # how many times faster something is to be preferred: less is noise
+
+lowering_inaccurate = Fault(
+    "lowering-inaccurate",
+    "A model whose modules run kernels predicts something else than it did, by more than a recipe allows.\n\n"
+    "bfloat16 kernels round what comes in and add in another order; int8 ones round weights and inputs to 127 "
+    "steps (`dense_int8_int16` inputs to 32,639), int4 ones weights to 15. Which modules suffer most stands in the "
+    "note.",
+    exit="gate",
+)
+cant_pack = Fault("cant-pack", "A kernel can't take the weight of a module that a recipe lowers.", exit="failure")
+nothing_lowered = Fault(
+    "nothing-lowered",
+    "No linear module is better off with a kernel.\n\n"
+    "Each stays as it is where no kernel takes it, or none is faster than torch on that machine.",
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A linear module: what it is, and what its weight has of zeros."""
+
+    path: str
+    case: Case
+    zeros: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What became of a module: a kernel, or none with the reason.
+
+    error     how far its outputs are off, as a share, on some inputs; None where nothing was run
+    seconds   of the contenders, by name; empty where a format was asked for
+    """
+
+    site: Site
+    kernel: str
+    why: str
+    bytes: int
+    error: float | None
+    seconds: Mapping[str, float]
+
+    def ratio(self, other: str) -> float | None:
+        """How many times as long another contender takes."""
+        ours = self.seconds.get(self.kernel or EAGER)
+        return round(self.seconds[other] / ours, 3) if ours and other in self.seconds else None
+
+    def on(self, kernel: str, trial: "Trial") -> "Choice":
+        """The same module on a kernel of a finer grid."""
+        why = f"{FORMAT_OF[self.kernel]} was off by {self.error:.1%} of its outputs, and all together by too much"
+        return replace(
+            self, kernel=kernel, why=why, bytes=trial.packed(kernel).packed.numel(), error=trial.error(kernel)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        others = (EAGER, PREPACKED, DYNAMIC, "dense_linear", "dense_linear_int8")
+        ratios = {name: self.ratio(name) for name in others if name != (self.kernel or EAGER)}
+        return {
+            "module": self.site.path,
+            "shape": [self.site.case.n, self.site.case.k],
+            "zeros": round(self.site.zeros, 4),
+            "kernel": self.kernel,
+            "format": FORMAT_OF.get(self.kernel, "dense"),
+            "bytes": self.bytes,
+            "bytes_before": self.site.bytes,
+            "error": self.error,
+            "why": self.why,
+            "faster_than": {name: ratio for name, ratio in ratios.items() if ratio is not None},
+        }
+
+
+def site_of(path: str, module: nn.Module) -> Site:
+    """Raises Reject (not-a-number) where a weight holds NaN or infinity."""
+    weight = weight_of(module)
+    if not weight.isfinite().all():
+        raise Reject(not_a_number(f"{path}.weight holds NaN or infinite numbers", help=LOOK))
+    share = zeros(weight)
+    return Site(path, Case.of(weight, share, block_zeros(weight) if share else 0.0), share, weight.nbytes)
+
+
+def block_zeros(weight: Tensor) -> float:
+    """Share of the blocks of 16 outputs by 2 inputs that are all zero."""
+    n, k = weight.shape
+    padded = nn.functional.pad(weight != 0, (0, -k % INPUTS, 0, -n % OUTPUTS))
+    kept = padded.reshape(-1, OUTPUTS, padded.shape[1] // INPUTS, INPUTS).any(3).any(1)
+    return 1.0 - int(kept.count_nonzero()) / kept.numel()
+
+
+def unfit(program: "Program", paths: Sequence[str]) -> dict[str, str]:
+    """Why modules can't run a kernel: their weight is read past them, or nothing calls them."""
+    read: set[str] = set()
+    called: set[str] = set()
+    handles = []
+    kinds = {path: type(program.model.get_submodule(path)) for path in paths}
+    try:
+        for path, kind in kinds.items():
+            module = program.model.get_submodule(path)
+            handles.append(module.register_forward_pre_hook(lambda *_, p=path: called.add(p)))
+            module.__class__ = _watched(kind, path, read)
+        with evaluating(program.model):
+            observed(program)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for path, kind in kinds.items():
+            program.model.get_submodule(path).__class__ = kind
+    return {path: "its weight is read by other code than its own" for path in paths if path in read} | {
+        path: "nothing runs it" for path in paths if path not in called | read
+    }
+
+
+def _watched(kind: type[nn.Module], path: str, read: set[str]) -> type[nn.Module]:
+    """The class, noting where the weight is read outside of its own forward."""
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        vars(self)["effc_inside"] = True
+        try:
+            return kind.forward(self, *args, **kwargs)
+        finally:
+            del vars(self)["effc_inside"]
+
+    def getattr_(self: nn.Module, name: str) -> Any:
+        if name == "weight" and "effc_inside" not in vars(self):
+            read.add(path)
+        return nn.Module.__getattr__(self, name)
+
+    own = {"forward": forward, "__getattr__": getattr_, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), own)
+
+
+def kernels_for(site: Site, format: str) -> tuple[list[str], str]:
+    """The kernels that may take a module, and why others, or all, may not."""
+    asked = list(FORMATS.values()) if format == "auto" else [FORMATS[format]]
+    refused = {
+        kernel: KERNELS[kernel].accepts(site.case.n, site.case.k, getattr(torch, site.case.dtype)) for kernel in asked
+    }
+    found = [kernel for kernel in asked if not refused[kernel]]
+    if format == "auto":  # zeros that are not there can't be skipped
+        found = [k for k in found if k not in ("sparse_linear", "sparse_linear_int8") or site.zeros >= 0.05]
+        found = [k for k in found if k != "block_sparse_linear" or site.case.blocks >= 0.2]
+    return found, next(filter(None, refused.values()), "")
+
+
+def choose(
+    site: Site, kernels: Sequence[str], times: Mapping[str, float], error: Callable[[str], float | None], most: float
+) -> tuple[str, str]:
+    """(kernel or "", why) of a module whose contenders were timed.
+
+    Of kernels that are equally fast it is the one of the finest grid; int8 and int4 only where they are not too far
+    off. `error` is asked for those alone that win by it.
+    """
+    off: dict[str, float] = {}
+
+    def fits(kernel: str) -> bool:
+        if kernel not in off:
+            off[kernel] = (error(kernel) or 0.0) if kernel in ROUNDED else 0.0
+        return off[kernel] <= most or kernel not in ROUNDED
+
+    by_time = sorted((k for k in kernels if k in times), key=times.__getitem__)
+    fastest = next(filter(fits, by_time), None)
+    barred = [k for k in by_time if off.get(k, 0.0) > most]
+    said = ", ".join(f"{FORMAT_OF[k]} would be off by {off[k]:.1%} of its outputs" for k in barred)
+    left_out = f"; {said}" if said else ""
+    if fastest is None:
+        return "", f"no kernel takes it{left_out}"
+    behind = by_time[by_time.index(fastest) + 1 :]
+    near = [fastest, *(k for k in behind if times[k] <= times[fastest] * WINS)]
+    kernel = next(filter(fits, sorted(near, key=lambda k: (_coarseness(k), times[k]))))
+    if times[kernel] * WINS > times[EAGER]:
+        return "", (
+            f"torch takes {seconds(times[EAGER])} and the fastest kernel, {FORMAT_OF[kernel]}, "
+            f"{seconds(times[kernel])}{left_out}"
+        )
+    return kernel, f"{digits(times[EAGER] / times[kernel], 3)} times as fast as torch{left_out}"
+
+
+def finer(choices: Sequence[Choice], share: float) -> dict[str, str]:
+    """Paths of modules that are to be more exact -> the fastest kernel of a finer grid that took part in the race.
+
+    The furthest off come first, as many as make up this share of all squared errors; {} where none can be finer.
+    """
+    off = sorted((c for c in choices if c.kernel in ROUNDED and c.error), key=lambda c: -(c.error or 0.0))
+    wanted, gone = share * sum((c.error or 0.0) ** 2 for c in off), 0.0
+    found: dict[str, str] = {}
+    for c in off:
+        if found and gone >= wanted:
+            break
+        able = [k for k in c.seconds if k in FORMAT_OF and _coarseness(k) < _coarseness(c.kernel)]
+        if able:
+            found[c.site.path] = min(able, key=c.seconds.__getitem__)
+            gone += (c.error or 0.0) ** 2
+    return found
+
+
+def _coarseness(kernel: str) -> int:
+    """Of the grid that a kernel puts weights and inputs on; 0 where it keeps them."""
+    return next((1 + n for n, same in enumerate((INT8_INT16, INT8, INT4)) if kernel in same), 0)
+
+
+class Trial:
+    """One module on kernels, each packed when it is asked for.
+
+    x   some inputs of the module; None where nothing runs it
+    """
+
+    def __init__(self, path: str, module: nn.Module, x: Tensor | None):
+        self.path, self.module, self.x = path, module, x
+        self._errors: dict[int, float] = {}  # by coarseness
+        self._last: tuple[str, KernelLinear] | None = None
+
+    def packed(self, kernel: str) -> KernelLinear:
+        """The module on a kernel; Reject with its path where the weight can't be packed."""
+        if self._last is None or self._last[0] != kernel:
+            try:
+                self._last = kernel, KernelLinear.of(self.module, kernel)
+            except KernelError as error:
+                help = "leave it out of `on:`, or ask for another format"
+                raise Reject(cant_pack(f"{self.path}: {error}", help=help)) from error
+        return self._last[1]
+
+    def error(self, kernel: str) -> float | None:
+        """How far its outputs are off, as a share; the same for kernels that store the same numbers."""
+        if self.x is None:
+            return None
+        alike = _coarseness(kernel)
+        if alike not in self._errors:
+            self._errors[alike] = output_error(self.module, self.packed(kernel), self.x)
+        return self._errors[alike]
+
+
+def sampled(program: "Program", paths: Sequence[str], rows: Tensor | None) -> dict[str, Tensor]:
+    return {} if rows is None else inputs_of(program.model, list(paths), rows)
+
+
+def gate(accuracy: Accuracy, most: float, choices: Sequence[Choice]) -> None:
+    """Reject (lowering-inaccurate) where it cost more than allowed, naming the modules that are furthest off."""
+    if accuracy.divergence <= most:
+        return
+    off = sorted((c for c in choices if c.kernel and c.error is not None), key=lambda c: -(c.error or 0.0))[:3]
+    worst = "; ".join(f"{c.site.path} on {FORMAT_OF[c.kernel]} is off by {c.error:.2%}" for c in off)
+    said = ""
+    if accuracy.perplexity:
+        before, after = accuracy.perplexity
+        said = f", perplexity {digits(before)} became {digits(after)}"
+    raise Reject(
+        lowering_inaccurate(
+            f"predictions moved by {digits(accuracy.divergence)} nats, at most {digits(most)} are allowed{said}",
+            note=worst,
+            help="allow more with `divergence:`, lower `error:`, or ask for `format: sparse_bf16`",
+        )
+    )
+
+
+def summary(choices: Sequence[Choice]) -> list[str]:
+    """A sentence for each case and what became of it."""
+    groups: dict[tuple[str, str], list[Choice]] = {}
+    for c in choices:
+        groups.setdefault((c.site.case.name, FORMAT_OF.get(c.kernel, "as it is")), []).append(c)
+    return [
+        f"{name}: {len(found)} on {format}, {found[0].why}"
+        if format != "as it is"
+        else f"{name}: {len(found)} stay dense, {found[0].why}"
+        for (name, format), found in groups.items()
+    ]

@@ -1,0 +1,114 @@
+"""What races for a linear module or an attention: our kernels, and the strongest that torch offers."""
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from ....kernels import levels, native, packed
+from ....kernels.cache import Cache
+from ....kernels.ops import LINEARS
+from .racing import Contender, copies
+
+EAGER, PREPACKED, DYNAMIC = "torch", "torch pre-packed", "torch int8 dynamic"
+GROUPED = "torch grouped rows"
+
+
+def ours(kernel: str, w: Tensor, x: Tensor, label: str = "") -> Contender:
+    """One of our kernels on a weight [n, k], packed for it."""
+    first = LINEARS[kernel].pack(w)
+
+    def again() -> Tensor:
+        own = packed.room(first.numel())
+        own.copy_(first)
+        packed.check(kernel, own, len(w))
+        return own
+
+    held = copies(again, first.numel())
+    call, n = LINEARS[kernel].call, len(w)
+    return Contender(label or kernel, [partial(call, x, p, None, n) for p in held], first.numel())
+
+
+def eager(w: Tensor, x: Tensor) -> Contender:
+    """What `nn.Linear` does."""
+    held = copies(w.clone, w.nbytes)
+    return Contender(EAGER, [partial(linear, x, p) for p in held], w.nbytes)
+
+
+def prepacked(w: Tensor, x: Tensor) -> Contender:
+    """What inductor's freezing gives: oneDNN's own layout, made once for these rows."""
+    w, x = w.bfloat16(), x.bfloat16()
+    held = copies(lambda: torch.ops.mkldnn._reorder_linear_weight(w.clone(), len(x)), w.nbytes)
+    op = torch.ops.mkldnn._linear_pointwise
+    return Contender(PREPACKED, [partial(op, x, p, None, "none", [], "") for p in held], w.nbytes)
+
+
+def dynamic_int8(w: Tensor, x: Tensor) -> Contender:
+    """torch's dynamic quantisation: one scale for the weight, x rounded on every call."""
+    torch.backends.quantized.engine = "x86"
+    scale = max(float(w.abs().max()), 1e-8) / 127
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is to go: until then it is the opponent
+        quantised = torch.quantize_per_tensor(w.float(), scale, 0, torch.qint8)
+    held = copies(lambda: torch.ops.quantized.linear_prepack(quantised, None), w.numel())
+    wide, op = x.float(), torch.ops.quantized.linear_dynamic
+    return Contender(DYNAMIC, [partial(op, wide, p, reduce_range=False) for p in held], w.numel())
+
+
+def of_torch(w: Tensor, x: Tensor, more: Sequence[str] = (PREPACKED, DYNAMIC)) -> list[Contender]:
+    """The plain one, and of `more` those that this build of torch has on this processor."""
+    found = [eager(w, x)]
+    for name in more:
+        try:
+            contender = {PREPACKED: prepacked, DYNAMIC: dynamic_int8}[name](w, x)
+            contender.calls[0]()
+            found.append(contender)
+        except (RuntimeError, NotImplementedError, AttributeError):  # without oneDNN, FBGEMM or AVX-512 for bfloat16
+            continue
+    return found
+
+
+def roof(bytes: int, threads: int) -> Contender:
+    """Reading as many bytes and doing nothing with them."""
+    held = copies(lambda: packed.room(bytes).fill_(1), bytes)
+    call, level = native.function("read"), levels.code()
+
+    def read(memory: Tensor) -> object:  # and keeps it: a pointer alone would not
+        return call(level, memory.data_ptr(), bytes, threads)
+
+    return Contender("read", [partial(read, p) for p in held], bytes)
+
+
+def grouped_rows(q: Tensor, k: Tensor, v: Tensor) -> Contender:
+    """What a torch user may write for one token: the query heads of a key head as rows."""
+    rows = q.view(1, k.shape[1], -1, k.shape[3])
+    held = copies(lambda: (k.clone(), v.clone()), 2 * k.nbytes)
+    return Contender(GROUPED, [partial(scaled_dot_product_attention, rows, *p) for p in held], 2 * k.nbytes)
+
+
+def cached(q: Tensor, k: Tensor, v: Tensor, keep: float) -> Contender:
+    """Our attention over a cache that keeps this share."""
+
+    def filled() -> Cache:
+        cache = Cache(k.shape[1], k.shape[3], k.shape[2], 1, (keep, keep), window=64)
+        cache.append(k, v)
+        return cache
+
+    held = copies(filled, 2 * k.nbytes)
+    name = "dense_attention" if keep == 1 else "sparse_attention"
+    return Contender(name, [partial(c.attend, q) for c in held], held[0].bytes)
+
+
+def random_weight(n: int, k: int, sparsity: float, block: bool = False) -> Tensor:
+    """Random bfloat16 weights with this share of zeros, in blocks of 16 by 2 where asked."""
+    generator = torch.Generator().manual_seed(n + k)
+    w = torch.randn(n, k, generator=generator)
+    if block:
+        keep = torch.rand(-(-n // 16), -(-k // 2), generator=generator) >= sparsity
+        keep = keep.repeat_interleave(16, 0).repeat_interleave(2, 1)[:n, :k]
+    else:
+        keep = torch.rand(n, k, generator=generator) >= sparsity
+    return (w * keep).bfloat16()

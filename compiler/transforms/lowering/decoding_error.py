@@ -1,0 +1,69 @@
+"""What a step cost while decoding: tokens fed one by one over a cache, against the model before it."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ....dsl.syntax.diagnostics import Reject
+from ...evaluation.timing import cache_of
+from ...models.rows.forward import evaluating, finite, losses, output_logits
+from ...plugin.row_checks import bad_rows
+from .prediction_error import Accuracy
+
+if TYPE_CHECKING:
+    from ...plugin.context import Context
+
+ROWS = 8  # that are decoded
+STEPS = 64  # tokens that are fed one by one, at most
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a model said before a step.
+
+    ids      [b, length]           of which `prompt` tokens are read at once
+    said     [b, steps, vocab]     log-probabilities, float32
+    """
+
+    ids: Tensor
+    prompt: int
+    log_probs: Tensor
+
+    @staticmethod
+    def of(model: nn.Module, rows: Tensor, ctx: "Context", window: int) -> "Before":
+        """Raises Reject (bad-rows) on rows that never leave the window."""
+        length = rows.shape[1]
+        prompt = max(length // 2, length - STEPS)
+        if prompt < window + 64:
+            raise Reject(
+                bad_rows(
+                    f"rows of {length} tokens hardly leave a window of {window}",
+                    help=f"give rows of {2 * (window + 64)} tokens or more as `data`",
+                )
+            )
+        ids = rows[:ROWS]
+        return Before(ids, prompt, decoded(model, ids, prompt, ctx, "decoding before").log_softmax(-1))
+
+    def against(self, model: nn.Module, ctx: "Context") -> Accuracy:
+        now = decoded(model, self.ids, self.prompt, ctx, "decoding after").log_softmax(-1)
+        moved = nn.functional.kl_div(now, self.log_probs, reduction="sum", log_target=True) / now[..., 0].numel()
+        divergence = max(finite(float(moved), "divergence while decoding"), 0.0)
+        return Accuracy(divergence, (self._perplexity(self.log_probs), self._perplexity(now)))
+
+    def _perplexity(self, log_probs: Tensor) -> float:
+        nats = losses(log_probs[:, :-1].flatten(0, 1), self.ids[:, self.prompt + 1 :].flatten())
+        return math.exp(min(float(nats.double().mean()), 700.0))
+
+
+def decoded(model: nn.Module, ids: Tensor, prompt: int, ctx: "Context", label: str) -> Tensor:
+    """Logits [b, length - prompt, vocab] float32 of every token behind a prompt, fed one by one."""
+    log_probs = []
+    with evaluating(model):
+        out = model(input_ids=ids[:, :prompt], use_cache=True)
+        for place in ctx.each(range(prompt, ids.shape[1]), label, ids.shape[1] - prompt):
+            out = model(input_ids=ids[:, place : place + 1], use_cache=True, **cache_of(out))
+            log_probs.append(output_logits(out)[:, -1].float())
+    return torch.stack(log_probs, 1)

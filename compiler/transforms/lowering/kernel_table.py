@@ -1,0 +1,269 @@
+"""The kernels against their targets, as ratios within races."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from ....kernels import levels, packed
+from ....kernels.ops import LINEARS
+from ...core.fingerprint import machine
+from .contenders import EAGER, PREPACKED, cached, eager, grouped_rows, of_torch, ours, random_weight, roof
+from .kernel_goals import Tiles, Vectors
+from .racing import Contender, race, real_time
+
+SHAPES = [(2048, 8192), (4096, 4096), (8192, 2048), (1536, 576), (576, 1536), (576, 576), (49152, 576), (1000, 777)]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One race. `rate`: bytes per second of plain reading in it, 0 where that did not take part."""
+
+    title: str
+    contenders: tuple[Contender, ...]
+    rate: float
+
+    @property
+    def named(self) -> dict[str, Contender]:
+        return {c.name: c for c in self.contenders}
+
+    def ratio(self, slower: str, name: str) -> float:
+        return self.named[slower].seconds / self.named[name].seconds
+
+    def of_read(self, name: str) -> float:
+        """Share of the read roofline that a contender reaches."""
+        found = self.named[name]
+        return found.bytes / found.seconds / self.rate
+
+    def allowed(self, slower: str, name: str) -> float | None:
+        """The ratio if a contender took no longer than reading its bytes; None where reading was not raced."""
+        return self.named[slower].seconds * self.rate / self.named[name].bytes if self.rate else None
+
+    def text(self) -> str:
+        first = self.contenders[0]
+        lines = [
+            self.title + (f"   read {self.rate / 1e9:.1f} GB/s" if self.rate else ""),
+            f"{'us':>34}{'x ' + first.name:>22}{'of read' if self.rate else '':>10}{'kept':>8}{'thrown':>8}",
+        ]
+        for c in self.contenders:
+            share = f"{self.of_read(c.name):.2f}" if self.rate else ""
+            lines.append(
+                f"  {c.name:<22}{c.seconds * 1e6:10.1f}{first.seconds / c.seconds:22.2f}{share:>10}"
+                f"{len(c.kept):8}{len(c.thrown):8}"
+            )
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [
+            {
+                "name": c.name,
+                "us": round(c.seconds * 1e6, 2),
+                "bytes": c.bytes,
+                "kept": len(c.kept),
+                "thrown": len(c.thrown),
+                "of_read": round(self.of_read(c.name), 4) if self.rate else None,
+            }
+            for c in self.contenders
+        ]
+        read = round(self.rate / 1e9, 2) if self.rate else None
+        return {"title": self.title, "read_gb_per_s": read, "rows": rows}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure that a line reached, what it is to be at least, and the most that memory allowed in that race."""
+
+    text: str
+    figure: float
+    wanted: float
+    allowed: float | None = None
+
+    @property
+    def met(self) -> bool:
+        return self.figure >= self.wanted
+
+    @property
+    def beyond(self) -> bool:
+        """Whether no kernel could have met it: reading the bytes alone took too long."""
+        return not self.met and self.allowed is not None and self.allowed < self.wanted
+
+    @property
+    def line(self) -> str:
+        bound = "" if self.met or self.allowed is None else f"memory allows {self.allowed:.2f}"
+        return (
+            f"  {'met   ' if self.met else 'MISSED'} {self.text:<52}{self.figure:6.2f} of {self.wanted:<5}"
+            f"{bound}{', less than the target' if self.beyond else ''}"
+        ).rstrip()
+
+    def to_json(self) -> dict[str, Any]:
+        allowed = None if self.allowed is None else round(self.allowed, 3)
+        return {
+            "text": self.text,
+            "found": round(self.figure, 3),
+            "wanted": self.wanted,
+            "met": self.met,
+            "memory_allows": allowed,
+        }
+
+
+def summary(targets: Sequence[Target]) -> str:
+    """The targets line by line, and how many of them are met or could have been."""
+    missed, beyond = sum(not t.met for t in targets), sum(t.beyond for t in targets)
+    end = f"{len(targets) - missed} of {len(targets)} targets met"
+    if beyond:
+        end += f"; {beyond} of the {missed} missed ask for more than memory allows here"
+    return "\n".join(["targets", *(t.line for t in targets), end])
+
+
+@dataclass
+class Table:
+    """Lines as they are measured, told to `tell`, and the targets that they meet or miss."""
+
+    seconds: float = 0.3
+    threads: int = 2
+    real_time: bool = True
+    tell: Callable[[Line], None] = lambda line: None
+    goals: type[Vectors] | type[Tiles] = field(default_factory=lambda: _goals())
+    lines: list[Line] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+
+    def line(self, title: str, contenders: Sequence[Contender], bound: int = 0) -> Line:
+        """Race contenders; with `bound` bytes the read roofline beside them."""
+        contenders = [*contenders, *([roof(bound, self.threads)] if bound else [])]
+        race(contenders, self.seconds, self.real_time)
+        last = contenders[-1]
+        found = Line(title, tuple(contenders), last.bytes / last.seconds if bound else 0.0)
+        for c in contenders:
+            c.calls.clear()  # frees the copies
+        self.lines.append(found)
+        self.tell(found)
+        return found
+
+    def target(self, text: str, found: float, wanted: float, allowed: float | None = None) -> None:
+        self.targets.append(Target(text, found, wanted, allowed))
+
+    def ratio(self, text: str, line: Line, slower: str, name: str, wanted: float) -> None:
+        """A target for how many times as fast as another a contender of a line is, where torch has that other here."""
+        if all(c.name != slower for c in line.contenders):
+            return
+        self.target(text, line.ratio(slower, name), wanted, line.allowed(slower, name))
+
+    def run(self, parts: Sequence[str], shapes: Sequence[tuple[int, int]] = SHAPES) -> None:
+        """Measure the parts named, of `PARTS`, with this many threads."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            with torch.inference_mode():
+                for part in parts:
+                    PARTS[part](self, shapes)
+        finally:
+            torch.set_num_threads(before)
+
+
+def _goals() -> type[Vectors] | type[Tiles]:
+    """Those of the level that kernels run at."""
+    return Tiles if levels.level() in ("amx", levels.MODEL) else Vectors
+
+
+def surroundings(table: Table) -> dict[str, Any]:
+    """Where and how a table is measured."""
+    raised = table.real_time and real_time(True) and real_time(False)
+    return {
+        **machine(),
+        "threads": table.threads,
+        "kernels": levels.why(),
+        "bursts": "real-time" if raised else "ordinary",
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def gemv(table: Table, shapes: Sequence[tuple[int, int]]) -> None:
+    for n, k in shapes:
+        for sparsity in (0.5, 0.7, 0.8, 0.9) if (n, k) == (2048, 8192) else (0.5,):
+            w, x = random_weight(n, k, sparsity), torch.randn(1, k).bfloat16()
+            half = ours("sparse_linear", w, x)
+            found = table.line(
+                f"{n} x {k}, {sparsity:.0%} zeros, 1 row",
+                [
+                    *of_torch(w, x),
+                    ours("dense_linear", w, x),
+                    half,
+                    ours("dense_linear_int8", w, x),
+                    ours("dense_linear_int8_int16", w, x),
+                    ours("sparse_linear_int8", w, x),
+                ],
+                half.bytes,
+            )
+            table.goals.gemv(table, found, f"{n} x {k} {sparsity:.0%}", sparsity)
+
+
+def blocks(table: Table, _shapes: object) -> None:
+    for sparsity, wanted in ((0.8, 14), (0.9, 25)):
+        w, x = random_weight(2048, 8192, sparsity, block=True), torch.randn(1, 8192).bfloat16()
+        own = ours("block_sparse_linear", w, x)
+        found = table.line(
+            f"2048 x 8192, {sparsity:.0%} of 16x2 blocks zero, 1 row",
+            [eager(w, x), ours("dense_linear", w, x), own],
+            own.bytes,
+        )
+        table.ratio(f"block 16x2 {sparsity:.0%} / torch bf16", found, EAGER, "block_sparse_linear", wanted)
+
+
+def rows(table: Table, _shapes: object) -> None:
+    for count in (2, 4, 8, 16):
+        w, x = random_weight(2048, 8192, 0.5), torch.randn(count, 8192).bfloat16()
+        half = ours("sparse_linear", w, x)
+        found = table.line(
+            f"2048 x 8192, 50% zeros, {count} rows",
+            [*of_torch(w, x, (PREPACKED,)), ours("dense_linear", w, x), half],
+            half.bytes,
+        )
+        table.goals.rows(table, found, count)
+
+
+def prefill(table: Table, _shapes: object) -> None:
+    for n, k, count in ((2048, 8192, 32), (2048, 8192, 512), (1536, 576, 256)):
+        w, x = random_weight(n, k, 0.5), torch.randn(count, k).bfloat16()
+        found = table.line(
+            f"{n} x {k}, 50% zeros, {count} rows",
+            [
+                *of_torch(w, x),
+                ours("dense_linear", w, x),
+                ours("sparse_linear", w, x),
+                ours("dense_linear_int8", w, x),
+                ours("dense_linear_int8_int16", w, x),
+                ours("sparse_linear_int8", w, x),
+            ],
+        )
+        if count == 512:
+            table.goals.prefill(table, found)
+
+
+def attention(table: Table, _shapes: object) -> None:
+    for heads, group, d, count in ((8, 4, 128, 4096), (8, 4, 64, 8192), (3, 3, 64, 2048)):
+        k, v = (torch.randn(1, heads, count, d).bfloat16() for _ in range(2))
+        q = torch.randn(1, heads * group, d).bfloat16()
+        half = cached(q, k, v, 0.5)
+        at = f"{heads} key heads, {group} query heads each, {d} dimensions, {count} tokens"
+        found = table.line(f"{at}, 50% kept", [grouped_rows(q, k, v), cached(q, k, v, 1.0), half], half.bytes)
+        table.goals.attention(table, found, f"attention {count} x {d}")
+
+
+def packing(table: Table, _shapes: object) -> None:
+    w = random_weight(4096, 4096, 0.5)
+    contenders = [Contender(name, [partial(LINEARS[name].pack, w, table.threads)], w.nbytes) for name in packed.KINDS]
+    for c in table.line("packing 4096 x 4096", contenders).contenders:
+        table.target(f"packing {c.name}, GB/s of bfloat16", c.bytes / c.seconds / 1e9, 1)
+
+
+PARTS: dict[str, Callable[[Table, Any], None]] = {
+    "gemv": gemv,
+    "block": blocks,
+    "rows": rows,
+    "prefill": prefill,
+    "attention": attention,
+    "pack": packing,
+}

@@ -1,0 +1,109 @@
+"""What a step cost in accuracy: the model after it against the model before it, on rows."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...evaluation import reference
+from ...inputs.data.generated import Generated
+from ...models.rows.forward import batches, evaluating, finite, nll, outputs
+
+if TYPE_CHECKING:
+    from ....dsl.checker.values import DataRef
+    from ...ir.program import Program
+    from ...plugin.context import Context
+
+TOKENS = 64  # of each module's inputs that are kept to compare outputs on
+ROWS = 4  # rows that those come from
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """divergence   mean KL(before || after), nats per prediction
+    perplexity   (before, after) on the same rows; None where no tokens are predicted
+    """
+
+    divergence: float
+    perplexity: tuple[float, float] | None
+
+    def to_json(self) -> dict[str, Any]:
+        before, after = self.perplexity or (None, None)
+        return {"divergence": self.divergence, "perplexity_before": before, "perplexity": after}
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a model said before a step, kept on disk."""
+
+    rows: Tensor
+    kept: reference.Reference
+    perplexity: float | None
+
+    @staticmethod
+    def of(program: "Program", ctx: "Context", rows: Tensor) -> "Before":
+        place = ctx.workdir / "before.safetensors"
+        head = ctx.workdir / "before-head.safetensors"
+        reference.keep(ctx, program.model, rows, place, head, "before")
+        return Before(rows, reference.kept(place, head), _perplexity(program.model, rows))
+
+    def against(self, model: nn.Module) -> Accuracy:
+        """How far a model is from what was said before."""
+        divergence = reference.divergence(model, self.rows, self.kept, "divergence")
+        after = _perplexity(model, self.rows)
+        pair = None if self.perplexity is None or after is None else (self.perplexity, after)
+        return Accuracy(divergence, pair)
+
+
+def _perplexity(model: nn.Module, rows: Tensor) -> float | None:
+    if rows.is_floating_point():
+        return None
+    nats, tokens = nll(model, rows)
+    return math.exp(min(finite(nats / tokens, "perplexity"), 700.0))
+
+
+def rows_for(program: "Program", ctx: "Context", data: "DataRef | None") -> Tensor | None:
+    """The rows that a step names, or some that the model writes; None of a model that writes nothing."""
+    if data is not None:
+        return ctx.rows(data)
+    if not getattr(program.model, "can_generate", lambda: False)():
+        return None
+    return torch.stack(list(Generated.fitting(ctx.origin).rows(ctx.tokenizer, ctx)))
+
+
+def inputs_of(model: nn.Module, paths: list[str], rows: Tensor) -> dict[str, Tensor]:
+    """Some of what each module is given, [tokens, in], evenly from a few rows; none of one not run."""
+    found: dict[str, Tensor] = {}
+
+    def keeping(path: str) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = (args[0] if args else next(iter(kwargs.values()))).detach().flatten(0, -2)
+            found.setdefault(path, x[:: max(1, len(x) // TOKENS)][:TOKENS].clone())
+
+        return hook
+
+    hooks = [model.get_submodule(path).register_forward_pre_hook(keeping(path), with_kwargs=True) for path in paths]
+    try:
+        with evaluating(model):
+            for batch in batches(model, rows[:ROWS]):
+                outputs(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+@torch.no_grad()
+def output_error(before: nn.Module, after: nn.Module, x: Tensor) -> float:
+    """How far an output is off, as a share of its size, both as roots of summed squares."""
+    expected = before(x).float()
+    return float((after(x).float() - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
+def forget(folder: Path) -> None:
+    """Remove what `Before` kept."""
+    for name in ("before.safetensors", "before-head.safetensors"):
+        (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,116 @@
+"""Timing functions against each other: in turn, over weights that no cache holds, on a machine that others use.
+
+All are called one after the other, in alternating order, each over copies of its weights that together
+exceed the last cache, so that every call reads memory. A sample counts if no thread of this process was
+pre-empted in it (`ru_nivcsw`); the others are thrown away and counted. Bursts are short, with real-time
+priority where the system allows, and other work gets as long in between. What comes out are ratios within
+one race: seconds of two races can't be compared.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ...core.fingerprint import memory
+
+COLD = 5  # how many times the last cache the copies of a weight exceed
+BURST = 0.05  # seconds of one burst
+_LARGE_CACHE, _LARGE_MEMORY = 32 << 20, 8 << 30  # bytes, where the system does not tell
+
+
+@dataclass
+class Contender:
+    """Something timed: one callable per copy of its weights, and the bytes that one call must read."""
+
+    name: str
+    calls: list[Callable[[], object]]
+    bytes: int = 0
+    kept: list[float] = field(default_factory=list)
+    thrown: list[float] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Median of the samples that count; of all, where the machine left none."""
+        return statistics.median(self.kept or self.thrown)
+
+
+def race(contenders: Sequence[Contender], seconds: float, allow_real_time: bool = True) -> None:
+    """Call all in turn until together they had `seconds` each, or the machine gave them nothing for long."""
+    for c in contenders:
+        c.calls[0]()
+    turn, until = 0, time.perf_counter() + seconds * len(contenders) * 8
+    busy = 0.0
+    while (busy < seconds * len(contenders) and time.perf_counter() < until) or turn < 6:
+        raised = allow_real_time and real_time(True)
+        begun = time.perf_counter()
+        try:
+            while time.perf_counter() - begun < BURST:
+                _turn(contenders if turn % 2 else contenders[::-1], turn)
+                turn += 1
+        finally:
+            if raised:
+                real_time(False)
+        busy += time.perf_counter() - begun
+        time.sleep(BURST)
+
+
+def _turn(contenders: Sequence[Contender], turn: int) -> None:
+    for c in contenders:
+        call = c.calls[turn % len(c.calls)]
+        before, start = preempted(), time.perf_counter()
+        call()
+        took = time.perf_counter() - start
+        (c.kept if preempted() == before else c.thrown).append(took)
+
+
+def preempted() -> int:
+    """How often a thread of this process had to give up its processor; 0 where the system does not count."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def real_time(on: bool) -> bool:
+    """Raise or lower all threads of this process; False where the system does not allow it."""
+    try:
+        policy, parameter = (os.SCHED_FIFO, os.sched_param(1)) if on else (os.SCHED_OTHER, os.sched_param(0))
+        for thread in os.listdir("/proc/self/task"):
+            with suppress(ProcessLookupError):  # it ended meanwhile
+                os.sched_setscheduler(int(thread), policy, parameter)
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+def copies(make: Callable[[], Any], bytes: int) -> list[Any]:
+    """Enough of what `make` gives that calls which go round read none of it from a cache."""
+    return [make() for _ in range(max(1, min(256, -(-cold_bytes() // max(bytes, 1)))))]
+
+
+def cold_bytes() -> int:
+    """What the copies of a contender hold.
+
+    At most a 32nd of the memory, as up to eight race: a virtual machine sees the whole cache of its host, and where
+    most of the memory is taken, large pages run out, without which every kernel reads at half the speed.
+    """
+    return min(COLD * last_cache(), (memory() or _LARGE_MEMORY) // 32)
+
+
+@cache
+def last_cache() -> int:
+    """Bytes of the largest cache."""
+    sizes = [_LARGE_CACHE]
+    with suppress(OSError, ValueError):
+        sizes = [
+            int(f.read_text().strip().removesuffix("K")) << 10
+            for f in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+        ] or sizes
+    return max(sizes)

@@ -1,0 +1,208 @@
+"""How many zeros each layer takes, so that all together are as many as asked."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ...core.journal import Journal
+from ...ir.surgery import tensor_at
+from ...models.rows.forward import batches, evaluating, main_output, predicts
+from ...models.rows.inputs import arguments
+from ...plugin.context import Context
+from .layerwise import Layerwise, Norms, Stage
+from .masks import keep_mask
+from .prefix import Prefix
+from .sparsity import weight_score
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+
+OUTLIER, SPREAD = 5.0, 0.08  # OWL's M and lambda, as published for Llama
+STEP, REACH = 0.1, 0.2  # how far from the mean share is probed, and how far a layer may end
+TOKENS = 512  # that a probe reads, at most; and at least one row
+ROOM = 512 << 20  # bytes of kept layer outputs
+
+
+def shares(
+    program: "Program",
+    found: Sequence[Stage],
+    rows: Tensor,
+    share: float,
+    how: str,
+    sizes: Mapping[str, int],
+    ctx: Context,
+) -> dict[str, float]:
+    """The share of zeros of each stage by its unit; those outside of all units take `share`.
+
+    sizes   weights of each module
+    Stages weighed by their weights, the mean is `share`.
+    """
+    inside = [s for s in found if s.unit]
+    if how == "uniform" or not inside:
+        return {s.unit: share for s in found}
+    weights = {s.unit: sum(sizes[path] for path in s.modules) for s in inside}
+    journal = Journal(ctx.workdir / "allocation.jsonl")
+    norms = journal.remember("norms", lambda: _norms(program, inside, rows))
+    if how == "owl":
+        ratios = {s.unit: journal.remember(s.unit, partial(_outliers, program, s, norms)) for s in inside}
+        spread = owl(ratios, weights, share)
+    else:
+        spread = searched(_costs(program, inside, rows, share, norms, journal, ctx), weights, share)
+    return {s.unit: spread.get(s.unit, share) for s in found}
+
+
+def _norms(program: "Program", inside: Sequence[Stage], rows: Tensor) -> dict[str, list[float]]:
+    paths, norms = [path for stage in inside for path in stage.modules], Norms()
+    Layerwise(program, rows).look(Stage("", tuple(paths)), norms.listen)
+    return {path: norms.of(path) for path in paths}
+
+
+# -- by outliers ---------------------------------------------------------------------------------------------
+
+
+def _outliers(program: "Program", stage: Stage, norms: Mapping[str, list[float]]) -> float:
+    """Share of a layer's weights whose score, magnitude times input norm, is above five times the layer's mean."""
+    scores = [weight_score(program, path, norms[path]).flatten() for path in stage.modules]
+    mean = sum(float(s.double().sum()) for s in scores) / sum(s.numel() for s in scores)
+    return sum(int((s > OUTLIER * mean).sum()) for s in scores) / sum(s.numel() for s in scores)
+
+
+def owl(ratios: Mapping[str, float], weights: Mapping[str, int], share: float) -> dict[str, float]:
+    """Layers with more outliers keep more: shares at most 0.16 apart.
+
+    Source: OWL (Yin et al. 2023, arXiv 2310.05175), section 3.2 and its code, the mean weighed by sizes.
+    """
+    low, high = min(ratios.values()), max(ratios.values())
+    scaled = {unit: (r - low) * 2 * SPREAD / (high - low) if high > low else 0.0 for unit, r in ratios.items()}
+    mean = math.fsum(scaled[unit] * weights[unit] for unit in scaled) / sum(weights.values())
+    wanted = {unit: share + mean - x for unit, x in scaled.items()}
+    return _leveled(lambda shift: {u: min(0.999, max(0.0, w + shift)) for u, w in wanted.items()}, weights, share)
+
+
+# -- by measured sensitivity ---------------------------------------------------------------------------------
+
+
+def searched(
+    costs: Mapping[str, Sequence[tuple[float, float]]], weights: Mapping[str, int], share: float
+) -> dict[str, float]:
+    """The shares at which one more zero costs the same in every layer.
+
+    costs    unit -> (share, divergence in nats per token when only this layer has that share), two points
+    Between and beyond the points a layer's cost is taken to rise exponentially, within 20% of the mean share.
+    """
+    curves = {}
+    for unit, ((low, cheap), (high, dear)) in costs.items():
+        cheap = max(cheap, 1e-9)
+        rise = max(math.log(max(dear, cheap) / cheap) / (high - low), 1.0)
+        curves[unit] = rise, math.log(cheap) - rise * low
+    least, most = max(0.0, share - REACH), min(0.99, share + REACH)
+
+    def at(slope: float) -> dict[str, float]:
+        """Where the cost per weight, exp(rise * s + start) * rise / weights, is exp(slope)."""
+        return {
+            unit: min(most, max(least, (slope - start - math.log(rise / weights[unit])) / rise))
+            for unit, (rise, start) in curves.items()
+        }
+
+    return _leveled(at, weights, share)
+
+
+def _leveled(at: Callable[[float], dict[str, float]], weights: Mapping[str, int], share: float) -> dict[str, float]:
+    """`at` of the number at which the weighed mean is `share`; the mean rises with the number."""
+    low, high = -100.0, 100.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        found = at(middle)
+        mean = math.fsum(found[unit] * weights[unit] for unit in found) / sum(weights.values())
+        low, high = (middle, high) if mean < share else (low, middle)
+    return at(low)
+
+
+def _costs(
+    program: "Program",
+    inside: Sequence[Stage],
+    rows: Tensor,
+    share: float,
+    norms: Mapping[str, list[float]],
+    journal: Journal,
+    ctx: Context,
+) -> dict[str, list[tuple[float, float]]]:
+    """What the model loses where one layer alone has zeros by magnitude times input norm."""
+    rows = rows[: max(1, TOKENS // rows[0].numel())]
+    probes = [max(0.01, share - STEP), min(0.99, share + STEP)]
+    asked = [(stage, probe) for stage in inside for probe in probes]
+    probing: list[_Probing] = []  # made when the first answer is not known yet
+
+    def cost(stage: Stage, probe: float) -> float:
+        if not probing:
+            probing.append(_Probing(program, rows))
+        return probing[0].cost(stage, probe, norms)
+
+    found: dict[str, list[tuple[float, float]]] = {stage.unit: [] for stage in inside}
+    for stage, probe in ctx.each(asked, "probes", len(asked)):
+        nats = journal.remember(f"{stage.unit} {probe:.4f}", partial(cost, stage, probe))
+        found[stage.unit].append((probe, nats))
+    return found
+
+
+class _Probing:
+    """Divergence of the model with one layer changed from the model as it is; layers in front are not run."""
+
+    def __init__(self, program: "Program", rows: Tensor):
+        self.program, self.rows = program, rows
+        self.said: list[Tensor] = []  # log-probabilities of the model as it is, by batch
+        self.prefix = Prefix(program, ROOM)
+        self.prefix.measure(self._run)
+
+    def cost(self, stage: Stage, share: float, norms: Mapping[str, list[float]]) -> float:
+        return self.prefix.measure(self._run, stage.unit, partial(_zeroed, self.program, stage, share, norms))
+
+    def _run(self) -> float:
+        total, first = 0.0, not self.said
+        with evaluating(self.program.model):
+            for number, batch in enumerate(batches(self.program.model, self.rows)):
+                args, given = arguments(self.program.model, batch)
+                output = self.program.model(*args, **given)
+                found, distance = main_output(output).float(), _squares
+                if predicts(output):
+                    found, distance = found.log_softmax(-1), _divergence
+                if first:
+                    self.said.append(found)
+                total += distance(found, self.said[number]).item()
+        return total / self.rows.numel()
+
+
+def _divergence(found: Tensor, said: Tensor) -> Tensor:
+    return nn.functional.kl_div(found, said, reduction="sum", log_target=True)
+
+
+def _squares(found: Tensor, said: Tensor) -> Tensor:
+    """How far hidden states are off, as a share of what they are, summed over tokens."""
+    return (found - said).square().sum() / said.square().mean((0, 1)).sum().clamp(min=1e-30)
+
+
+@contextmanager
+def _zeroed(program: "Program", stage: Stage, share: float, norms: Mapping[str, list[float]]) -> Iterator[None]:
+    """A layer with zeros for as long as the context lasts."""
+    with ExitStack() as stack:
+        for path in stage.modules:
+            weight = tensor_at(program.model, f"{path}.weight")
+            stack.callback(setattr, weight, "data", weight.data)
+            keep = keep_mask(weight_score(program, path, norms[path]), share, "any", "row")
+            turned = isinstance(program.model.get_submodule(path), Conv1D)
+            weight.data = torch.where(keep.T if turned else keep, weight.data, 0.0)
+        yield
+
+
+def effort(how: str, units: int, rows: Tensor) -> int:
+    """Tokens through the whole model that it takes: a look at the inputs, and half of the model for every probe."""
+    if how == "uniform":
+        return 0
+    few = max(1, TOKENS // rows[0].numel()) * rows[0].numel()
+    return rows.numel() + (few * (units + 2) if how == "searched" else 0)

@@ -1,0 +1,24 @@
+"""What passes that remove whole parts of one kind may be told, all alike."""
+
+from typing import Literal
+
+from ....dsl.checker.values import MetricRef, Ratio
+from ...analysis.planning.amount import Amount
+from ...plugin.interfaces import Lossy, Pass, param
+from .greedy import Cutter, Greedy
+from .parts import Wholes
+
+
+class Remover(Cutter, Pass):
+    """Removes parts as a whole, again and again the one that is missed least."""
+
+    keeps = Lossy()
+    determinism = "deterministic"
+
+    score: MetricRef = param("What the model is scored by without each candidate.")
+    search: Literal["racing", "exact"] = param("Score what may be missed least, or everything.", default="racing")
+
+    def removing(self, remove: int | Ratio, counted: str, parts: Wholes) -> Greedy:
+        """The search for as many of some parts as are to go."""
+        amount = Amount(remove, removes=True)
+        return Greedy(amount, counted, parts.all, (parts,), self.score, exact=self.search == "exact")

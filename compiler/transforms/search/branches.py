@@ -1,0 +1,174 @@
+"""Whole residual branches, or whole layers, as candidates."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ....dsl.checker.skeleton import Branch
+from ....dsl.syntax.diagnostics import Reject
+from ...analysis.discovery.bypass import staying
+from ...analysis.discovery.discover import skeleton_of
+from ..editing.dry_run import layer_needed, weightless
+from ..editing.rewrite import Rewriter
+from ..editing.trial import without_branch, without_layer
+from .candidate import Candidate, Pool
+from .savings import Ledger
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+
+
+class Branches(Pool):
+    """Residual branches: attention before MLP, then layer by layer; the last one of the model stays."""
+
+    kind = "blocks"
+
+    def __init__(self, program: "Program", chosen: Sequence[Branch], ledger: Ledger):
+        self.program, self.ledger = program, ledger
+        self.roles = list(dict.fromkeys(b.role for b in skeleton_of(program).branches))
+        self.allowed = {b.site for b in chosen}
+
+    def candidates(self) -> list["BranchCut"]:
+        branches = skeleton_of(self.program).branches
+        if len(branches) <= 1:
+            return []
+        alive = [b for b in branches if b.site in self.allowed]
+        return [BranchCut(self, b) for b in sorted(alive, key=lambda b: self.roles.index(b.role))]
+
+    def reachable(self, of: str) -> float:
+        branches = skeleton_of(self.program).branches
+        each = sorted(self.ledger.branch(b.site, of) for b in branches if b.site in self.allowed)
+        return sum(each[1:] if len(each) == len(branches) else each)
+
+
+@dataclass(frozen=True)
+class BranchCut(Candidate):
+    """One branch. The layer runs a copy of its graph in which the residual add is its other operand."""
+
+    pool: Branches
+    branch: Branch
+
+    @property
+    def name(self) -> str:
+        return self.branch.site
+
+    place = name
+
+    @property
+    def unit(self) -> str:
+        return self.branch.unit
+
+    def tried(self) -> AbstractContextManager[None]:
+        return without_branch(self.pool.program, self.branch)
+
+    def cut(self) -> None:
+        program, branch = self.pool.program, self.branch
+        with Rewriter(program) as rewrite:
+            rewrite.drop_branch(
+                branch.unit,
+                branch.join,
+                keep=staying(program.units[branch.unit].graph, branch),
+                frees=self.saves("params"),
+            )
+        self.pool.ledger.dropped(branch.site)
+
+    def saves(self, of: str) -> float:
+        return self.pool.ledger.branch(self.branch.site, of)
+
+
+class Layers(Pool):
+    """Whole layers, under the numbers that they had when the search began: those behind a cut move up.
+
+    Layers that the model does not run without are no candidates. Where there are such, which ones may change with
+    every cut and is found out again; a model that runs without any one of its layers counts on none of them.
+    """
+
+    kind = "blocks"
+
+    def __init__(self, program: "Program", chosen: Sequence[str], ledger: Ledger):
+        self.program, self.ledger = program, ledger
+        self.names = list(skeleton_of(program).units)  # of what is left, in order
+        self.allowed = set(chosen)
+        self.free = self._free()
+        self.independent = self.free == self.allowed
+
+    def candidates(self) -> list["LayerCut"]:
+        if len(self.names) <= 1:
+            return []
+        return [LayerCut(self, name, unit) for name, unit in self._pairs() if name in self.free]
+
+    def reachable(self, of: str) -> float:
+        if not self.independent:
+            return self._reachable_from_the_end(of)
+        each = sorted(self.ledger.layer(name, of) for name in self.names if name in self.allowed)
+        return sum(each[1:] if len(each) == len(self.names) else each)
+
+    def leave(self, name: str) -> None:
+        """Note that a layer was cut."""
+        self.names.remove(name)
+        self.free = self.free - {name} if self.independent else self._free()
+
+    def _pairs(self) -> Iterable[tuple[str, str]]:
+        return zip(self.names, skeleton_of(self.program).units, strict=True)
+
+    def _free(self) -> set[str]:
+        """The names of the layers that may go and that the model, as it is, runs without; the last one stays."""
+        if len(self.names) <= 1:
+            return set()
+        return {
+            name for name, unit in self._pairs() if name in self.allowed and _dropped(weightless(self.program), unit)
+        }
+
+    def _reachable_from_the_end(self, of: str) -> float:
+        """What goes when the last layer that can is dropped, again and again, from a copy without weights."""
+        bare, left, total = weightless(self.program), list(self.names), 0.0
+        while len(left) > 1:
+            last = next(
+                (
+                    name
+                    for name, unit in reversed(list(zip(left, bare.units, strict=True)))
+                    if name in self.allowed and _dropped(bare, unit)
+                ),
+                None,
+            )
+            if last is None:
+                break
+            left.remove(last)
+            total += self.ledger.layer(last, of)
+        return total
+
+
+def _dropped(bare: "Program", unit: str) -> bool:
+    """Drop a layer from a copy without weights, if it can go; else the copy stays as it is."""
+    try:
+        Rewriter(bare).drop_layer(unit)
+    except Reject as refused:
+        if any(d.fault is not layer_needed for d in refused.diagnostics):
+            raise
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class LayerCut(Candidate):
+    """One layer: it hands on what it was given."""
+
+    pool: Layers
+    name: str
+    unit: str
+
+    @property
+    def place(self) -> str:
+        return self.name
+
+    def tried(self) -> AbstractContextManager[None]:
+        return without_layer(self.pool.program, self.unit)
+
+    def cut(self) -> None:
+        with Rewriter(self.pool.program) as rewrite:
+            rewrite.drop_layer(self.unit)
+        self.pool.leave(self.name)
+
+    def saves(self, of: str) -> float:
+        return self.pool.ledger.layer(self.name, of)

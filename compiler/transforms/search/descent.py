@@ -1,0 +1,96 @@
+"""Codes and scales of a weight on a grid, looked at again and again: each for what all the others are now.
+
+All work on a weight W [out, in] and the sums H = sum of x x^T [in, in] over its inputs, and lower the squared error of
+the outputs, the trace of (Q - W) H (Q - W)^T; none of the steps raises it.
+"""
+
+import torch
+from torch import Tensor
+
+from ....kernels.grid import Scales
+
+SQUARES = 1 << 23  # numbers of the systems for scales that are held at once, twice in float64
+BLOCK = 128  # columns whose effect on each other is followed one by one, on the others all at once
+
+
+@torch.no_grad()
+def descend(
+    weight: Tensor, gram: Tensor, scales: Scales, first: Tensor, keep: Tensor | None, sweeps: int
+) -> tuple[Tensor, Scales]:
+    """Values on grids, and their scales, no worse than `first` over the inputs.
+
+    weight   [out, in] float32
+    gram     [in, in] float32, its diagonal positive
+    first    [out, in] values on the grids of `scales`
+    keep     [out, in] bool: where it is False values are and stay 0
+    sweeps   how often scales are fitted to the codes, and then every code is looked at
+    Source: the descent is QuantEase (Behdin et al. 2023, arXiv 2309.01885), algorithm 2; fitting the scales between is
+    own: least squares over all groups of an output at once.
+    """
+    values = first
+    for _ in range(sweeps):
+        scales, values = fit_scales(weight, gram, scales, values)
+        values = sweep(weight, gram, scales, values, keep)
+    return values, scales
+
+
+def sweep(weight: Tensor, gram: Tensor, scales: Scales, values: Tensor, keep: Tensor | None) -> Tensor:
+    """Every column becomes what is best for the outputs while the others stay, one after another."""
+    width, values = weight.shape[1] // scales.scale.shape[1], values.clone()
+    slope = (values - weight) @ gram  # half the error's gradient, [out, in]
+    for start in range(0, weight.shape[1], BLOCK):
+        stop = min(start + BLOCK, weight.shape[1])
+        near, inner = slope[:, start:stop].T.contiguous(), gram[start:stop, start:stop]  # [block, out]
+        moved = torch.empty_like(near)
+        for i, column in enumerate(range(start, stop)):
+            wanted = values[:, column] - near[i] / inner[i, i]
+            new = scales.round_column(wanted, column // width)
+            if keep is not None:
+                new = torch.where(keep[:, column], new, 0.0)
+            moved[i] = new - values[:, column]
+            values[:, column] = new
+            near[i + 1 :].addr_(inner[i, i + 1 :], moved[i])
+        slope.addmm_(moved.T, gram[start:stop])
+    return values
+
+
+def fit_scales(weight: Tensor, gram: Tensor, scales: Scales, values: Tensor) -> tuple[Scales, Tensor]:
+    """Scales that are best for the outputs while the codes stay; as they were where that is no gain."""
+    count, width = scales.scale.shape[1], weight.shape[1] // scales.scale.shape[1]
+    steps = (values.unflatten(1, (count, width)) / scales.scale[:, :, None]).round()  # [out, groups, group]
+    rows = max(1, SQUARES // count**2)
+    parts = zip((weight @ gram).split(rows), steps.split(rows), strict=True)
+    best = torch.cat([best_scales(gram, *part) for part in parts]).bfloat16().float()
+    near = steps.any(2) & (best > 0.5 * scales.scale) & (best < 2 * scales.scale)  # and no NaN
+    best = torch.where(near, best, scales.scale)
+    found = (steps * best[:, :, None]).flatten(1)
+    gains = _lost(weight, gram, found) < _lost(weight, gram, values)  # [out]
+    scale = torch.where(gains[:, None], best, scales.scale)
+    return Scales(scales.most, scale, scales.zero), torch.where(gains[:, None], found, values)
+
+
+def best_scales(gram: Tensor, wanted: Tensor, steps: Tensor) -> Tensor:
+    """The scales [out, groups] that lose least for steps C = code - zero [out, groups, group]; NaN where none do.
+
+    The squared error of an output is a square in its scales: A s = b with A the sums of C H C^T over pairs of groups
+    and b those of C times `wanted`, W H [out, in]. Not by linalg.solve: MKL's LU of many matrices of 150 rows and more
+    fails or hangs with several threads.
+    """
+    count, width = steps.shape[1:]
+    pairs = gram.new_empty(len(steps), count, count)
+    for g in range(count):
+        seen = steps[:, g] @ gram[g * width : (g + 1) * width]  # [out, in]
+        pairs[:, g] = (seen.unflatten(1, (count, width)) * steps).sum(2)
+    own = pairs.diagonal(dim1=1, dim2=2)
+    own.add_(torch.where(steps.any(2), 1e-6 * own, 1.0))  # a group of zeros asks for nothing
+    sums = (wanted.unflatten(1, (count, width)) * steps).sum(2).double()[:, :, None]
+    lower, failed = torch.linalg.cholesky_ex(pairs.double())
+    found = torch.linalg.solve_triangular(lower, sums, upper=False)
+    found = torch.linalg.solve_triangular(lower.mT, found, upper=True)[:, :, 0]
+    return torch.where(failed[:, None] > 0, torch.nan, found).float()
+
+
+def _lost(weight: Tensor, gram: Tensor, values: Tensor) -> Tensor:
+    """The squared error of every output, [out]."""
+    apart = values - weight
+    return ((apart @ gram) * apart).sum(1)

@@ -1,0 +1,97 @@
+"""What a search will probably leave, for `plan`: even cuts that meet a budget, as the search's cuts will."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ....dsl.checker.skeleton import Group, Skeleton
+from ...analysis.planning import shrink
+from .budget import Budget
+from .parts import LayerParts, Parts, Wholes, WidthParts
+from .savings import OF_MODEL, SCANS, Ledger, steps
+from .uniform_widths import again
+
+
+def thinned(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) -> tuple[Skeleton, int]:
+    """The skeleton when a budget is met, and after how many cuts.
+
+    Groups are narrowed alike. Kinds whose cuts are large come first and give no more than smaller cuts can't, so that
+    little more goes than is asked for. Of whole parts the smallest go where groups don't suffice.
+    """
+    whole, ledger = _measure(skeleton, goal.of, parts), Ledger(skeleton)
+
+    def saved(left: Skeleton) -> float:
+        return whole - _measure(left, goal.of, parts)
+
+    def met(left: Skeleton) -> bool:
+        return goal.is_met(saved(left))
+
+    widths = [kind for kind in parts if isinstance(kind, WidthParts) and kind.groups]
+    can = {kind.kind: sum(kind.most(g) * _of_cut(ledger, kind, g, goal.of) for g in kind.groups) for kind in widths}
+    widths.sort(key=lambda kind: max(_of_cut(ledger, kind, g, goal.of) for g in kind.groups), reverse=True)
+    left, cuts = skeleton, 0
+    for number, kind in enumerate(widths):
+        own = replace(goal, goal=goal.goal - sum(can[finer.kind] for finer in widths[number + 1 :]))
+        left, made = _narrowed(left, own, saved, kind)
+        cuts += made
+    for kind in widths:  # sides of one tensor save less together than each of them does alone
+        left, made = _narrowed(left, goal, saved, kind)
+        cuts += made
+    for whole_parts in sorted((p for p in parts if isinstance(p, Wholes)), key=lambda p: p.kind == SCANS):
+        if not met(left):
+            left, made = whole_parts.smallest(left, met)
+            cuts += made
+    return left, cuts
+
+
+def _measure(skeleton: Skeleton, of: str, parts: Sequence[Parts]) -> float:
+    """How much there is of what the budget counts."""
+    if of in OF_MODEL:
+        return OF_MODEL[of](skeleton)
+    if of == SCANS:
+        return len(skeleton.scans)
+    if of == "blocks":
+        return len(skeleton.units if any(isinstance(p, LayerParts) for p in parts) else skeleton.branches)
+    return sum(g.count if of.startswith("ssm_") else steps(g) for g in skeleton.groups if g.kind == of)
+
+
+def _of_cut(ledger: Ledger, kind: WidthParts, group: Group, of: str) -> float:
+    """What one cut of a group saves."""
+    return kind.stride(group) * ledger.of_step(group.site, group.kind, of)
+
+
+def _narrowed(
+    skeleton: Skeleton, goal: Budget, saved: Callable[[Skeleton], float], kind: WidthParts
+) -> tuple[Skeleton, int]:
+    """All groups narrowed by the same share, rounded down; then one step of each in turn until the budget is met."""
+    left, ledger = skeleton, Ledger(skeleton)
+    missing = goal.goal - saved(left)
+    if missing <= 0:
+        return left, 0
+    groups = [again(skeleton, g) for g in kind.groups if _is_left(skeleton, g)]
+    full = sum(kind.most(g) * _of_cut(ledger, kind, g, goal.of) for g in groups)
+    share = min(1.0, missing / full) if full else 0.0
+    cuts = {(g.site, g.kind): int(share * kind.most(g)) for g in groups}
+    for group in groups:
+        left = _less(left, group, cuts[group.site, group.kind] * kind.stride(group))
+    while not goal.is_met(saved(left)):
+        able = [g for g in groups if cuts[g.site, g.kind] < kind.most(g)]
+        if not able:
+            break
+        for group in able:
+            left = _less(left, group, kind.stride(group))
+            cuts[group.site, group.kind] += 1
+            if goal.is_met(saved(left)):
+                break
+    return left, sum(cuts.values())
+
+
+def _is_left(skeleton: Skeleton, group: Group) -> bool:
+    return any((g.site, g.kind) == (group.site, group.kind) for g in skeleton.groups)
+
+
+def _less(skeleton: Skeleton, group: Group, count: int) -> Skeleton:
+    """The skeleton when a group has lost `count` more of its steps."""
+    if not count:
+        return skeleton
+    now = again(skeleton, group)
+    return shrink.narrowed(skeleton, now, now.count - count * now.count // steps(now))

@@ -1,0 +1,256 @@
+"""Where channels can be made smaller as they are written and as much larger as they are read, so that nothing changes.
+
+What writes them is a norm whose only readers are linear modules, or a linear module whose outputs reach another's
+inputs by what is linear in them: values through attention, the factor of a gate. Neither is told by names: norms are
+tried by themselves, the others on the model's own inputs, with factors that are powers of two and so round nothing.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx, nn
+from transformers.pytorch_utils import Conv1D
+
+from ....dsl.checker.skeleton import Group, Member, is_below
+from ...analysis.discovery.discover import skeleton_of
+from ...ir.graphs import name_of
+from ...ir.surgery import tensor_at
+from ...ir.unit import Unit
+from ...models.rows.forward import evaluating, main_output
+from .reconstruct import module_of, readers
+from .widths import swapped
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+
+LINEAR = (nn.Linear, Conv1D)
+_SIZES = ("shape", "size", "dim", "ndim", "numel", "dtype", "device")
+_KINDS = ("channels", "heads", "kv_heads")
+_EXACT = 1e-5  # of the largest output: powers of two round nothing, but sums may be taken in another order
+
+
+@dataclass(frozen=True)
+class Reader:
+    """inputs    which of a linear module's inputs are channels of a fold
+    channels  the channel that each of them is
+    """
+
+    path: str
+    inputs: tuple[int, ...]
+    channels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Channels that one module writes and others read.
+
+    writer   a norm, or a linear module
+    rows     which of its outputs are the channels, in their order
+    offset   what a norm adds to its weight before it multiplies
+    """
+
+    writer: str
+    rows: tuple[int, ...]
+    readers: tuple[Reader, ...]
+    offset: float = 0.0
+
+    def spread(self, reader: Reader, by: Tensor, inside: int) -> Tensor:
+        """[inside]: what the inputs of a reader are multiplied with; 1 where they are no channels of the fold."""
+        factors = torch.ones(inside, device=by.device)
+        factors[list(reader.inputs)] = by[list(reader.channels)]
+        return factors
+
+    @torch.no_grad()
+    def held(self, model: nn.Module, by: Tensor) -> Tensor:
+        """The factors nearest to these, [channels], for which a norm's weight is a number of its type: then its readers
+        are scaled by exactly what it lacks. 1 where that would be nothing."""
+        weight = tensor_at(model, f"{self.writer}.weight").detach()
+        if weight.dim() != 1:
+            return by
+        whole = weight.float() + self.offset
+        less = (whole / by - self.offset).to(weight.dtype).float() + self.offset
+        return torch.where((whole != 0) & (less != 0), whole / less, 1.0)
+
+    @torch.no_grad()
+    def scaled(self, model: nn.Module, by: Tensor) -> dict[str, Tensor]:
+        """Tensors by path with every channel `by` [channels] times smaller where it is written, larger where it is
+        read."""
+        writer = model.get_submodule(self.writer)
+        less = torch.ones(outputs_of(writer), device=by.device)
+        less[list(self.rows)] = by
+        own = tensor_at(writer, "weight")
+        weight = own.detach().float()
+        if weight.dim() == 1:
+            new = (weight + self.offset) / less - self.offset
+        else:
+            new = weight / (less if isinstance(writer, Conv1D) else less[:, None])
+        found = {f"{self.writer}.weight": new.to(own.dtype)}
+        if getattr(writer, "bias", None) is not None:
+            bias = tensor_at(writer, "bias")
+            found[f"{self.writer}.bias"] = (bias.detach().float() / less).to(bias.dtype)
+        for reader in self.readers:
+            module = model.get_submodule(reader.path)
+            more = self.spread(reader, by, inputs_of(module))
+            read = tensor_at(module, "weight")
+            wide = read.detach().float() * (more[:, None] if isinstance(module, Conv1D) else more)
+            found[f"{reader.path}.weight"] = wide.to(read.dtype)
+        return found
+
+
+def outputs_of(module: nn.Module) -> int:
+    return tensor_at(module, "weight").shape[1 if isinstance(module, Conv1D) else 0]
+
+
+def inputs_of(module: nn.Module) -> int:
+    return tensor_at(module, "weight").shape[0 if isinstance(module, Conv1D) else 1]
+
+
+def folds(program: "Program") -> dict[str, list[Fold]]:
+    """All folds of every unit, those of norms first."""
+    trial, found = _Trial(program), {}
+    for path, unit in program.units.items():
+        found[path] = [*_of_norms(program, unit), *_of_groups(program, unit, trial)]
+    return found
+
+
+def _is_free(program: "Program", path: str) -> bool:
+    """Whether a module's weight is its own."""
+    return not any(name.startswith(f"{path}.") for names in skeleton_of(program).tied for name in names)
+
+
+def _is_linear(program: "Program", path: str) -> bool:
+    return isinstance(program.model.get_submodule(path), LINEAR) and _is_free(program, path)
+
+
+def _random_powers(count: int, device: torch.device) -> Tensor:
+    """[count] of 1/2, 1 and 2."""
+    chance = torch.Generator().manual_seed(count)
+    return (2.0 ** torch.randint(-1, 2, (count,), generator=chance)).to(device)
+
+
+# -- norms ---------------------------------------------------------------------------------------------------
+
+
+def _of_norms(program: "Program", unit: Unit) -> Iterator[Fold]:
+    calls = [node for node in unit.graph.nodes if node.op == "call_module"]
+    for node in calls:
+        path = f"{unit.path}.{node.target}" if unit.path else str(node.target)
+        users = [user for user in node.users if not _asks_its_size(user)]
+        if node.meta.get("role") != "norm" or not users or not _is_free(program, path):
+            continue
+        targets = [user.target for user in users]
+        below = [f"{unit.path}.{target}" if unit.path else str(target) for target in targets]
+        once = all(sum(call.target == target for call in calls) == 1 for target in [node.target, *targets])
+        if not once or not all(_is_given(user, node) for user in users):
+            continue
+        if not all(_is_linear(program, reader) for reader in below):
+            continue
+        norm = program.model.get_submodule(path)
+        offset = _offset(norm)
+        weight = tensor_at(norm, "weight") if offset is not None else None
+        if weight is not None and (not offset or weight.dtype == torch.float32):  # narrower ones round one more
+            every = tuple(range(len(weight)))
+            yield Fold(path, every, tuple(Reader(reader, every, every) for reader in below), offset or 0.0)
+
+
+def _asks_its_size(user: fx.Node) -> bool:
+    name = user.args[1] if user.target is getattr else name_of(user)
+    return user.op in ("call_function", "call_method") and name in _SIZES
+
+
+def _is_given(user: fx.Node, node: fx.Node) -> bool:
+    """Whether a module is given that and nothing else."""
+    return user.op == "call_module" and user.all_input_nodes == [node]
+
+
+@torch.no_grad()
+def _offset(norm: nn.Module) -> float | None:
+    """0 or 1, where a norm multiplies by its weight or by so much more; None where it does neither: it is tried."""
+    weight = getattr(norm, "weight", None)
+    if not isinstance(weight, nn.Parameter) or weight.dim() != 1:
+        return None
+    whole, count = copy.deepcopy(norm).float().cpu(), len(weight)
+    x = torch.randn(1, 3, count, generator=torch.Generator().manual_seed(0))
+    by = _random_powers(count, torch.device("cpu"))
+    bias = getattr(norm, "bias", None)
+    for offset in (0.0, 1.0):
+        less = copy.deepcopy(whole)
+        less.get_parameter("weight").copy_((whole.get_parameter("weight") + offset) / by - offset)
+        if bias is not None:
+            tensor_at(less, "bias").copy_(tensor_at(whole, "bias") / by)
+        try:
+            if torch.allclose(less(x) * by, whole(x), atol=1e-5):
+                return offset
+        except (RuntimeError, TypeError):  # it is given more than one thing
+            return None
+    return None
+
+
+# -- what linear modules write for others --------------------------------------------------------------------
+
+
+class _Trial:
+    """Whether folds leave the model's outputs as they are. One of each kind of layer is tried."""
+
+    def __init__(self, program: "Program"):
+        self.program = program
+        self._known: dict[tuple[object, ...], bool] = {}
+        self._before: Tensor | None = None
+
+    def holds(self, unit: Unit, fold: Fold) -> bool:
+        key = id(unit.graph), fold.writer.removeprefix(unit.path), fold.rows
+        if key not in self._known:
+            self._known[key] = self._tried(fold)
+        return self._known[key]
+
+    def _tried(self, fold: Fold) -> bool:
+        if self._before is None:
+            self._before = self._outputs()
+        device = tensor_at(self.program.model, f"{fold.writer}.weight").device
+        by = _random_powers(len(fold.rows), device)
+        with swapped(self.program, fold.scaled(self.program.model, by)):
+            after = self._outputs()
+        return torch.allclose(after, self._before, rtol=0, atol=_EXACT * float(self._before.abs().max()))
+
+    def _outputs(self) -> Tensor:
+        with evaluating(self.program.model):
+            return main_output(self.program.model(**self.program.inputs)).float()
+
+
+def _of_groups(program: "Program", unit: Unit, trial: _Trial) -> Iterator[Fold]:
+    for group in skeleton_of(program).groups:
+        if group.kind not in _KINDS or not is_below(group.site, unit.path):
+            continue
+        if not all(_is_linear(program, module_of(m)) and _is_input(program.model, m) for m in readers(group)):
+            continue
+        fold = next((fold for fold in _candidates(program, group) if trial.holds(unit, fold)), None)
+        if fold is not None:
+            yield fold
+
+
+def _is_input(model: nn.Module, member: Member) -> bool:
+    axis = 0 if isinstance(model.get_submodule(module_of(member)), Conv1D) else 1
+    return member.axis == axis and len(member.segments) == 1
+
+
+def _candidates(program: "Program", group: Group) -> Iterator[Fold]:
+    """Each row of channels that a linear module writes, as if it alone reached the readers."""
+    made = group.members[: len(group.members) - group.readers]
+    parts = [(module_of(m), segment) for m in made if m.tensor.endswith(".weight") for segment in m.segments]
+    reading = readers(group)
+    for writer, (start, size) in parts:
+        fits = all(segment[1] % size == 0 for m in reading for segment in m.segments)
+        if not fits or not _is_linear(program, writer) or writer in map(module_of, reading):
+            continue
+        rows = tuple(range(start, start + group.count * size))
+        yield Fold(writer, rows, tuple(_reader(m, group.count, size) for m in reading))
+
+
+def _reader(member: Member, count: int, size: int) -> Reader:
+    """Query heads that share values read the same channels."""
+    ((start, wide),) = member.segments
+    inputs = tuple(range(start, start + count * wide))
+    return Reader(module_of(member), inputs, tuple(i // wide * size + i % wide % size for i in range(count * wide)))

@@ -1,0 +1,160 @@
+"""From a recipe's amount to a budget, and what can't be reached."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from ....dsl.checker.skeleton import Group, Skeleton
+from ....dsl.checker.values import Shares
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...analysis.planning.amount import Amount
+from .budget import CUTS, SPARE, Budget
+from .parts import BlockParts, Parts, ScanParts, Wholes, WidthParts
+from .refusals import out_of_reach
+from .savings import OF_MODEL, SCANS, Ledger, steps, whole
+
+too_coarse = Fault(
+    "too-coarse",
+    "A cut is larger than all that it could be cut from.\n\n"
+    "Of a kind of which nothing can go, a search would say nothing, and its budget would come from the others.",
+)
+
+
+overshoots = Fault(
+    "overshoots",
+    "Even the smallest part that a search may cut is far more than is to go.\n\n"
+    "A recipe that asks for 10 % is not to lose 29 %: cut in smaller steps, or say `overshoot: true`.",
+)
+
+
+def budget(skeleton: Skeleton, amount: Amount, kind: str, total: float | None = None) -> Budget:
+    """What is to be saved: of what the amount's ratio is a share of, or of items of the kind.
+
+    total   how much there is to choose from, where it isn't all that the skeleton says: items, or a measured latency
+    """
+    of = amount.of if amount.of in OF_MODEL or amount.of == "latency" else kind  # "heads" of mixers are "ssm_heads"
+    if of == "latency":
+        assert total is not None, "a latency is measured"
+        return Budget(of, amount.value.value * total, total)
+    if of in OF_MODEL:
+        size = whole(skeleton, of)
+        share = amount.value.value * size
+        return Budget(of, share if amount.removes else size - share, size)
+    size = total if total is not None else int(whole(skeleton, of))
+    return Budget(of, size - amount.kept(size), size)
+
+
+def turns(order: Sequence[str], split: Shares | None) -> list[tuple[tuple[str, ...], float]]:
+    """(kinds that compete, share of what is to go that must have gone when their turn ends)."""
+    if split is None:
+        return [(tuple(order), 1.0)]
+    whole = sum(split.share(kind) for kind in order)
+    found, total = [], 0.0
+    for kind in order:
+        total += split.share(kind) / whole if whole else 0.0
+        found.append(((kind,), total))
+    return [*found[:-1], (found[-1][0], 1.0)]  # 1.0: sums of shares are rounded
+
+
+def reach(ledger: Ledger, of: str, parts: Sequence[Parts]) -> float:
+    """The most that can be saved, no more than there is: every whole part that may go, but of a model's last one
+    its widths only; of a group all but what stays."""
+    blocks = [b for p in parts if isinstance(p, BlockParts) for b in p.branches]
+    inside = {site for b in blocks for site in ledger.inside[b.site]}
+    widths: dict[tuple[str, str], float] = {
+        (g.site, g.kind): p.most(g) * p.stride(g) * _each(ledger, g, of)
+        for p in parts
+        if isinstance(p, WidthParts)
+        for g in p.groups
+    }
+    most = sum(saved for site, saved in widths.items() if site not in inside)
+    for kind in parts:
+        if isinstance(kind, Wholes):
+            each = {
+                name: kind.weigh(ledger, name, of)
+                for name in kind.names
+                if not (isinstance(kind, ScanParts) and (name, SCANS) in inside)
+            }
+            most += sum(each.values())
+            if each and len(each) == kind.all:
+                within = ledger.inside if isinstance(kind, BlockParts) else {}
+                most -= min(
+                    saved - sum(widths.get(site, 0.0) for site in within.get(name, ())) for name, saved in each.items()
+                )
+    return most
+
+
+def _each(ledger: Ledger, group: Group, of: str) -> float:
+    """What a step of a group saves; of a mixer's own items every block loses one."""
+    if of == group.kind and group.kind.startswith("ssm_"):
+        return group.count // steps(group)
+    return ledger.of_step(group.site, group.kind, of)
+
+
+def refuse_coarse(parameter: str, step: int, sites: Sequence[Group]) -> None:
+    """Reject a step that is larger than every group of its kind."""
+    most = max((steps(g) for g in sites), default=step)
+    if step > most:
+        what = sites[0].kind.replace("_", " ").replace("kv", "KV")
+        raise Reject(
+            too_coarse(
+                f"`{parameter}` is {step}, and no module has more than {most} {what}",
+                help=f"write `{parameter}: {max(1, most // 8)}`, or take that kind out of `order`",
+                argument=parameter,
+            )
+        )
+
+
+def refuse_unreached(most: float, wanted: Budget, refused: Mapping[str, str] | None = None) -> None:
+    """Reject a budget of which only `most` can be saved; `refused` parts were left alone, each with its reason."""
+    if wanted.is_met(most):
+        return
+    note = "; ".join(f"{place} stays: {why}" for place, why in list((refused or {}).items())[:5])
+    if wanted.of == CUTS:
+        raise Reject(
+            out_of_reach(
+                f"{wanted.goal:g} cuts are to be made, and {most:g} can",
+                note=note,
+                help=f"make at most {most:g} cuts, or let more modules or kinds be cut",
+                argument="keep remove",
+            )
+        )
+    items = wanted.of.removeprefix("ssm_")
+    share, reach = wanted.goal / wanted.total, _floor(most / wanted.total)
+    less = "" if reach == "0%" else f"remove at most {reach} of {items}, "
+    raise Reject(
+        out_of_reach(
+            f"{share:.1%} of {items} are to go, and at most {reach} can",
+            note=note,
+            help=f"{less}cut in smaller steps, or let more modules or kinds be cut",
+            argument="keep remove",
+        )
+    )
+
+
+def smallest(ledger: Ledger, of: str, parts: Sequence[Parts]) -> float:
+    """What the smallest cut of all saves; 0 where there is none."""
+    found = [part.weigh(ledger, name, of) for part in parts if isinstance(part, Wholes) for name in part.names]
+    for part in parts:
+        if isinstance(part, WidthParts):
+            found += [ledger.next(g.site, g.kind, part.stride(g), of) for g in part.groups if part.most(g)]
+    return min((saved for saved in found if saved > 0), default=0.0)
+
+
+def refuse_beyond(least: float, saved: float, goal: Budget) -> None:
+    """Reject (overshoots) where even the smallest cut, which saves `least`, goes far beyond the goal."""
+    if saved + least <= (1 + SPARE) * goal.goal:
+        return
+    share, each = goal.goal / goal.total, least / goal.total
+    raise Reject(
+        overshoots(
+            f"{share:.1%} of {goal.of} are to go, and the smallest part that can go is {each:.1%}"
+            + (f", with {saved / goal.total:.1%} gone" if saved else ""),
+            help=f"remove {math.ceil(1000 * each / (1 + SPARE)) / 10:g}% or more, cut in smaller steps, let other "
+            "modules or kinds be cut, or allow it with `overshoot: true`",
+            argument="remove",
+        )
+    )
+
+
+def _floor(share: float) -> str:
+    return f"{int(share * 1000) / 10:g}%"

@@ -1,0 +1,155 @@
+"""What candidates will cost, from one sweep of gradients instead of a forward of the model for each.
+
+A candidate changes what its layer gives by some delta, which that layer alone tells. To first order the loss changes by
+gradient * delta; to second order by half of delta' F delta, with F the Fisher information of what the model predicts:
+the mean square of (gradient * delta) where the tokens that are predicted are drawn from the model itself. Products of
+tokens that lie far apart add more noise than they tell, so squares are of sums over a few tokens each.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from ...models.rows.forward import positions
+from .candidate import Candidate
+from .prefix import Prefix, stream
+
+DRAWS = 2  # of what the model predicts, for every token: the noise of what F tells falls with its root
+WINDOW = 16  # tokens whose changes are taken to add up: of a whole row there would be too few sums to square
+SWEEP = 2 + DRAWS  # forwards of the whole model that it takes as long as, besides a layer for every candidate
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Nats per token that a candidate's removal costs: to first order, and what the second adds."""
+
+    first: float
+    second: float
+
+    @property
+    def growth(self) -> float:
+        return self.first + self.second
+
+    @property
+    def terms(self) -> float:
+        """How large both are, whatever their signs."""
+        return abs(self.first) + self.second
+
+
+class Gradients:
+    """A sweep over a model's layers, from the last to the first, that estimates what candidates cost.
+
+    draws   of labels, for F
+    Layers run from what `prefix` kept of them, one at a time and over again, so that no more than one layer's
+    activations are held, and one gradient and `draws` more of the hidden states.
+
+    Source: first and second order Taylor terms of gates at one (Molchanov et al. 2019, arXiv 1906.10771), taken of
+    what a whole layer gives; labels that are drawn make the Fisher information (Kunstner et al. 2019, arXiv
+    1905.12558).
+    """
+
+    def __init__(self, prefix: Prefix, seed: int, draws: int = DRAWS):
+        self.prefix, self.seed, self.draws = prefix, seed, draws
+
+    def estimates(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Estimate]]:
+        """Those of later layers come first; none where the model's layers are no chain that can be entered, or where
+        it is no model that predicts the next token of its rows."""
+        prefix, program = self.prefix, self.prefix.program
+        units = {path: number for number, path in enumerate(program.units)}
+        by_layer: dict[int, list[Candidate]] = {}
+        for candidate in candidates:
+            if candidate.unit in units:
+                by_layer.setdefault(units[candidate.unit], []).append(candidate)
+        count = len(units)
+        with _frozen(program.model):
+            grads, tokens = self._behind() if prefix.chain and count and by_layer else (None, 0)
+            if grads is None:
+                return
+            for layer in reversed(range(min(by_layer), count)):
+                here = by_layer.get(layer, ())
+                plain = prefix.output_of(layer) if here else []
+                for candidate in here:
+                    changed = prefix.of_one(layer, candidate.tried)
+                    yield candidate, _estimate(grads, plain, changed, tokens)
+                if layer > min(by_layer):
+                    grads = [self._through(layer, call, grad) for call, grad in enumerate(grads)]
+                    prefix.layers_run += 2 + self.draws
+
+    def _behind(self) -> tuple[list[Tensor] | None, int]:
+        """Gradients of the summed losses by what the last layer gives, in every call [1 + draws, b, t, h]; tokens."""
+        prefix, found, tokens = self.prefix, [], 0
+        generator = torch.Generator().manual_seed(self.seed)
+        for number, call in enumerate(prefix.calls):
+            leaf, logits = prefix.from_leaves(len(prefix.program.units), number)  # [b, t, vocab]
+            ids = call.args[0] if call.args else None
+            if not (_are_tokens(ids) and logits.shape[:-1] == ids.shape and leaf.is_leaf and logits.requires_grad):
+                return None, 0
+            wanted = ids[:, 1:].to(logits.device)  # [b, t - 1]
+            tokens += wanted.numel()
+            grads = []
+            for draw in range(1 + self.draws):
+                labels = _drawn(logits.detach()[:, :-1], generator) if draw else wanted
+                with torch.enable_grad():
+                    total = _summed(logits[:, :-1], labels)
+                grads.append(torch.autograd.grad(total, leaf, retain_graph=draw < self.draws)[0])
+            found.append(torch.stack(grads))
+        return found, tokens
+
+    def _through(self, layer: int, call: int, grad: Tensor) -> Tensor:
+        """The gradients by what a layer is given, from those by what it gives."""
+        leaf, output = self.prefix.from_leaves(layer, call)
+        last = len(grad) - 1
+        return torch.stack([torch.autograd.grad(output, leaf, g, retain_graph=n < last)[0] for n, g in enumerate(grad)])
+
+
+def _are_tokens(ids: object) -> TypeGuard[Tensor]:
+    return isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point()
+
+
+def _estimate(grads: list[Tensor], plain: list, changed: list, tokens: int) -> Estimate:
+    first = second = 0.0
+    for grad, before, after in zip(grads, plain, changed, strict=True):
+        delta = stream(after).float() - stream(before).float()
+        along = torch.einsum("nbth,bth->nbt", grad.float(), delta).double()
+        first += along[0].sum().item()
+        sums = torch.stack([part.sum(-1) for part in along[1:].split(WINDOW, -1)])  # [windows, draws, b]
+        second += 0.5 * sums.square().mean(1).sum().item()
+    return Estimate(first / tokens, second / tokens)
+
+
+def _summed(logits: Tensor, labels: Tensor) -> Tensor:
+    found = sum(
+        nn.functional.cross_entropy(row[part].float(), ids[part], reduction="sum")
+        for row, ids in zip(logits, labels, strict=True)
+        for part in positions(row)
+    )
+    assert isinstance(found, Tensor), "logits of no position"
+    return found
+
+
+def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """A token for every position, drawn from what is predicted there, [b, t]."""
+    rows = []
+    for row in logits:
+        for part in positions(row):
+            chances = row[part].float().softmax(-1).cumsum(-1)
+            at = torch.rand(len(chances), 1, generator=generator).to(chances.device)
+            rows.append(torch.searchsorted(chances, at * chances[:, -1:]).clamp(max=logits.shape[-1] - 1)[:, 0])
+    return torch.cat(rows).view(logits.shape[:2])
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Gradients flow through weights, and none is taken of them."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)

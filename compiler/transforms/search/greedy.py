@@ -1,0 +1,259 @@
+"""A greedy search as a pass asks for it: kinds of parts, an amount, a score; and what `plan` says of it.
+
+Everything that cuts part by part is one of these: `prune.*`, `shed.*`. Without a score nothing is searched: groups are
+narrowed alike.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ....dsl.checker.amounts import needs_score
+from ....dsl.checker.skeleton import Group, Skeleton
+from ....dsl.checker.values import MetricRef, Ratio, Shares
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...analysis.discovery.discover import skeleton_of
+from ...analysis.planning.amount import Amount
+from ...analysis.planning.shrink import params
+from ...core.deadline import TimeUp
+from ...plugin.interfaces import Effort
+from .budget import CUTS, Budget
+from .choice import Choice, Exact, Racing
+from .compensation import Fit, Fitting
+from .effort import of_fitting
+from .estimate import thinned
+from .goals import budget, reach, refuse_beyond, refuse_coarse, refuse_unreached, smallest, turns
+from .gradients import SWEEP
+from .latency import Latency, latency_of
+from .loop import Search
+from .overfit import Overfit, refuse_few
+from .parts import Parts, Wholes
+from .savings import OF_MODEL, Ledger, steps, stride
+from .score_estimates import Foresight
+from .uniform_widths import cuttable, forecast, leave, narrow_evenly
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+    from ...plugin.context import Context
+
+bad_turns = Fault("bad-turns", "The kinds that a search may cut, and what they are given, don't go together.")
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """What is asked of one model.
+
+    amount   what goes or stays: a share, or a number of items or of cuts
+    counted  what a share that isn't of the model, or a number, counts: "blocks", "heads", "cuts"; `total` of them
+    parts    the kinds of parts that may be cut, in the order that settles ties and in which they take turns
+    score    what decides; None narrows every group alike
+    rank     by loss per unit of what is saved, where that is the model's, or by plain loss
+    order    of the kinds' turns, also of those that the model lacks, where `split` gives each its share
+    fit      which items of a group go first, and whether what reads them is refitted
+    norms    whether norms count with their branch; the published loop leaves them out
+    widths   the score of kinds other than blocks, where it is another
+    check    a metric beside the score
+    estimate "taylor": a racing search scores what an estimate from gradients does not show to lose
+    together how many cuts of different layers a racing search may make after one round
+    align    what widths are multiples of, where groups are narrowed alike; `even_params` whether that can meet params
+    """
+
+    amount: Amount
+    counted: str
+    total: float
+    parts: tuple[Parts, ...]
+    score: MetricRef | None
+    exact: bool
+    rank: str = "ratio"
+    fit: Fit = field(default_factory=Fit)
+    align: int = 1
+    order: tuple[str, ...] = ()
+    split: Shares | None = None
+    norms: bool = True
+    widths: MetricRef | None = None
+    check: MetricRef | None = None
+    clock: MetricRef | None = None
+    even_params: bool = False
+    estimate: str = "none"
+    together: int = 1
+    overshoots: bool = True  # whether far more may go than is asked for, where nothing smaller can
+
+    # -- the search ------------------------------------------------------------------------------------------
+
+    def run(self, program: "Program", ctx: "Context") -> None:
+        if self.score is None:
+            self._refuse_without_score()
+            narrow_evenly(program, self.groups, self.amount, self.align, ctx.tell, ctx.mapped)
+            return
+        ordered, search = self.turns(), Search(program, ctx)
+        latency = None
+        if self.amount.of == "latency":
+            assert self.clock is not None, "a latency that no clock measures"
+            latency = latency_of(program, search, self.clock)
+        ledger, goal = Ledger(skeleton_of(program), self.norms, latency), self.goal(skeleton_of(program), latency)
+        self._refuse_unreached(ledger, goal)
+        search.limit = None if self.overshoots or goal.of not in OF_MODEL else goal
+        fitting = Fitting(program, ctx, search, self.widths or self.score, self.fit)
+        try:
+            able = self._able(program, search, fitting, goal)
+        except TimeUp:
+            raise search.too_short(sum(p.count for p in self.parts)) from None
+        pools = {p.kind: p.pool(program, ledger, fitting) for p in able}
+        if len(pools) == 1:
+            refuse_unreached(next(iter(pools.values())).reachable(goal.of), goal, search.refused)
+        choice, search.overfit = self._choice(goal), Overfit(self.check, goal.goal) if self.check else None
+        for kinds, share in ordered:
+            turn = Budget(goal.of, share * goal.goal, goal.total)
+            score = self.score if "blocks" in kinds or self.widths is None else self.widths
+            search.run([pools[kind] for kind in kinds if kind in pools], score, turn, choice)
+            if search.stopped:
+                break
+        if not search.stopped:
+            refuse_unreached(search.saved.get(goal.of, 0.0), goal, search.refused)
+            search.warn_beyond(goal)
+        search.finish(list(pools.values()))
+
+    def _able(self, program: "Program", search: Search, fitting: Fitting, goal: Budget) -> list[Parts]:
+        """The parts without groups that can't be cut, each of which is said with the reason; their items ranked."""
+        able = []
+        for parts in self.parts:
+            groups, refused = cuttable(program, [(g, stride(g, parts.step)) for g in parts.groups])
+            leave(program, refused, search.ctx.tell)
+            search.refused |= {f"{group.site}:{group.kind}": why for group, why in refused}
+            able += [parts.only(groups)] if groups or not parts.groups else []
+        if not able:
+            refuse_unreached(0.0, goal, search.refused)
+        fitting.collect(able)
+        return able
+
+    def turns(self) -> list[tuple[tuple[str, ...], float]]:
+        """(kinds that compete, share of what is to go that must have gone when their turn ends)."""
+        order = tuple(dict.fromkeys(self.order or [p.kind for p in self.parts]))
+        if self.split is None:
+            if self.widths is not None:
+                raise Reject(
+                    bad_turns(
+                        "`width_score` is for kinds that take turns, and all compete by one score",
+                        help="add `split`, or leave `width_score` out",
+                        argument="width_score",
+                    )
+                )
+            return [(order, 1.0)]
+        if sum(self.split.share(kind) for kind in order) <= 0:
+            raise Reject(
+                bad_turns(
+                    f"`split` gives {', '.join(order) or 'no kind of `order`'} nothing",
+                    help="name kinds in `order` that `split` gives a share",
+                    argument="order",
+                )
+            )
+        return turns(order, self.split)
+
+    def _choice(self, goal: Budget) -> Choice:
+        per = goal.of if self.rank == "ratio" and (goal.of in OF_MODEL or goal.of == "latency") else ""
+        if self.exact:
+            return Exact(per)
+        return Racing(per, Foresight() if self.estimate == "taylor" else None, self.together)
+
+    # -- what is to go, and what can -------------------------------------------------------------------------
+
+    @property
+    def groups(self) -> list[Group]:
+        return [g for parts in self.parts for g in parts.groups]
+
+    def goal(self, skeleton: Skeleton, latency: Latency | None = None) -> Budget:
+        """The budget; one of a latency that is not measured yet as if time went with operations."""
+        value = self.amount.value
+        if self.counted == CUTS and isinstance(value, int):
+            return Budget(CUTS, value, value)
+        if isinstance(value, Ratio) and value.of == "latency" and latency is None:
+            flops = Amount(Ratio(value.value, "flops"), self.amount.removes)
+            return budget(skeleton, flops, self.counted)
+        return budget(skeleton, self.amount, self.counted, latency.total if latency else self.total)
+
+    def _refuse_unreached(self, ledger: Ledger, goal: Budget) -> None:
+        for parts in self.parts:
+            if parts.parameter:
+                refuse_coarse(parts.parameter, parts.step, parts.groups)
+        if goal.of in OF_MODEL and not self.overshoots:
+            refuse_beyond(smallest(ledger, goal.of, self.parts), 0.0, goal)
+        if goal.of != CUTS:
+            refuse_unreached(reach(ledger, goal.of, self.parts), goal, ledger.skeleton.stays)
+
+    # -- what `plan` says ------------------------------------------------------------------------------------
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        """As if groups went alike, and of whole parts the smallest, as many as the budget takes."""
+        if self.score is None:
+            self._refuse_without_score()
+            return forecast(skeleton, self.groups, self.amount, self.align)
+        self.turns()
+        goal = self.goal(skeleton)
+        if goal.of == CUTS:
+            return skeleton
+        if self.amount.of != "latency":
+            self._refuse_unreached(Ledger(skeleton, self.norms), goal)
+        return thinned(skeleton, goal, self.parts)[0]
+
+    def _refuse_without_score(self) -> None:
+        if self.amount.of in ("flops", "bytes") or (self.amount.of == "params" and not self.even_params):
+            raise Reject(
+                needs_score(
+                    f"what is kept is a share of {self.amount.of}, and nothing says which layers lose more",
+                    help="add `score: perplexity(...)`, or keep a share of the items",
+                )
+            )
+
+    def forwards(self, skeleton: Skeleton) -> int:
+        """How many scores it takes: every candidate for each cut where it is exact, about three where it races; with
+        estimates a sweep, a third of the candidates, and three for every round."""
+        if self.score is None:
+            return 0
+        goal, first = self.goal(skeleton), sum(p.count for p in self.parts)
+        cuts = int(goal.goal) if goal.of == CUTS else thinned(skeleton, goal, self.parts)[1]
+        whole = sum(p.count for p in self.parts if isinstance(p, Wholes))
+        gone = min(cuts, whole) if whole == first else 0
+        fewer = gone * (gone - 1) // 2  # what is gone is asked no more
+        every = cuts * first - fewer
+        begin, rounds = first, math.ceil(cuts / self.together)
+        if self.estimate == "taylor":
+            begin = min(first, SWEEP + first // max(1, len(skeleton.units)) + first // 3)
+        return every if self.exact else min(every, begin + 3 * rounds)
+
+    def effort(self, skeleton: Skeleton, ctx: "Context") -> Effort:
+        """Ranking and refitting, and the rows that the model writes for them. Raises Reject (too-few-rows)."""
+        if self.score is not None and not self.exact and (goal := self.goal(skeleton)).of in OF_MODEL:
+            refuse_few(self.score, goal.goal / goal.total * params(skeleton), ctx)
+        fitted = [] if self.score is None else self.fit.read(self.parts)
+        effort = of_fitting(skeleton, ctx, fitted, self.fit.data) if fitted else Effort()
+        routed, data = any(p.kind == "experts" and p.groups for p in self.parts), self.fit.data
+        tokens = effort.tokens + (ctx.rows(data).numel() if data is not None and routed else 0)
+        work = {"look": 4.0 * params(skeleton), **effort.work}
+        return replace(effort, tokens=tokens, work=work, streams=self.score is None)
+
+
+class Cutter(ABC):
+    """A pass that is a greedy search and nothing else: it says of which parts, the rest follows."""
+
+    @abstractmethod
+    def greedy(self, skeleton: Skeleton) -> Greedy:
+        """The search on a model of this skeleton. Raises Reject where there is nothing to cut."""
+
+    def run(self, program: "Program", ctx: "Context") -> None:
+        self.greedy(skeleton_of(program)).run(program, ctx)
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        return self.greedy(skeleton).forecast(skeleton)
+
+    def forwards(self, skeleton: Skeleton) -> int:
+        return self.greedy(skeleton).forwards(skeleton)
+
+    def effort(self, skeleton: Skeleton, ctx: "Context") -> Effort:
+        return self.greedy(skeleton).effort(skeleton, ctx)
+
+
+def items(groups: Sequence[Group]) -> int:
+    """How many steps some groups have, all together."""
+    return sum(map(steps, groups))

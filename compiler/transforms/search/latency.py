@@ -1,0 +1,100 @@
+"""How long the branches of a model take on this machine."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from ....dsl.checker.value_text import show
+from ....dsl.checker.values import MetricRef
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...analysis.discovery.bypass import bypassed
+from ...analysis.discovery.discover import skeleton_of
+from ...evaluation.timing import WARMUP, still
+from ...ir.unit import Unit, code_key
+from ...plugin.clock import Clock
+from ..editing.scan_removal import without_scan
+from ..editing.trial import running
+
+if TYPE_CHECKING:
+    from ...core.journal import Journal
+    from ...ir.program import Program
+    from .loop import Search
+
+no_clock = Fault(
+    "no-clock",
+    "Latency is to be saved and the metric that is to measure it reads no clock, or a machine "
+    "is named and nothing is measured there.",
+)
+
+SCAN = "scan"  # beside the roles of branches: what mixers take for their scan alone
+ROUNDS = 3  # medians over so many rounds of a metric's steps
+
+
+@dataclass(frozen=True)
+class Latency:
+    """total   what the metric says of the whole model, such as milliseconds per token
+    per_branch   by role, what one branch adds to it on average; never less than zero
+    """
+
+    total: float
+    per_branch: dict[str, float]
+
+
+def latency_of(program: "Program", search: "Search", clock: MetricRef) -> Latency:
+    """What a metric says of a model and of its branches, noted; Reject (no-clock) where the metric reads no clock."""
+    metric = search.ctx.metric(clock)
+    if not metric.timed:
+        raise Reject(no_clock(f"`{show(clock)}` reads no clock", help="`clock: decode.p50` or `prefill.p50`"))
+    latency = clocked(program, metric, search.journal)
+    program.note(latency=latency.total, of=show(clock), per_branch=latency.per_branch)
+    return latency
+
+
+def clocked(program: "Program", metric: Any, journal: "Journal") -> Latency:
+    """Time the model as it is and without all branches of each role, the cases taking turns step by step.
+
+    Single branches cost less than a clock tells apart, so a role's are left out together and share what that saves:
+    the median of what is between the two steps of a turn, as on a machine that others use two medians each of its own
+    steps come out in any order.
+    The table is journalled: a search that goes on after a kill goes on with the same one.
+    Source: own; latency tables as in HALP (Shen et al. 2021, arXiv 2110.10811).
+    """
+    return Latency(**journal.remember("latency", lambda: _table(program, metric)))
+
+
+def _table(program: "Program", metric: Any) -> dict[str, Any]:
+    counts = Counter(b.role for b in skeleton_of(program).branches)
+    if skeleton_of(program).scans:
+        counts[SCAN] = len(skeleton_of(program).scans)
+    cases = {role: _bypassed(program, role) for role in ("", *counts)}
+    totals: list[float] = []
+    between: dict[str, list[float]] = {role: [] for role in counts}
+    for _ in range(ROUNDS):
+        clocks: dict[str, Clock] = {case: metric.clock(program.model) for case in cases}
+        taken: dict[str, list[float]] = {case: [] for case in cases}
+        with still(program.model):
+            for turn in range(WARMUP + clocks[""].count):
+                for case in list(cases)[:: 1 if turn % 2 == 0 else -1]:
+                    with running(program, cases[case]):
+                        taken[case].append(clocks[case].step())
+        value = clocks[""].value
+        totals.append(value(taken[""][WARMUP:]))
+        for role in counts:
+            pairs = zip(taken[""][WARMUP:], taken[role][WARMUP:], strict=True)
+            between[role] += [value([whole]) - value([rest]) for whole, rest in pairs]
+    saved = {role: max(0.0, median(between[role])) / count for role, count in counts.items()}
+    return {"total": median(totals), "per_branch": saved}
+
+
+def _bypassed(program: "Program", role: str) -> list[Unit]:
+    """Every layer's graph without its branches of a role; made once, since fresh code runs slower at first."""
+    units = []
+    scans = {s.unit: s for s in skeleton_of(program).scans} if role == SCAN else {}
+    for path, unit in program.units.items():
+        graph = without_scan(program, scans[path]).graph if path in scans else unit.graph
+        for branch in skeleton_of(program).branches:
+            if (branch.unit, branch.role) == (path, role):
+                graph = bypassed(graph, branch)
+        units.append(replace(unit, graph=graph, key=code_key(graph)))
+    return units

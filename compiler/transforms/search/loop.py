@@ -1,0 +1,396 @@
+"""The greedy loop: until enough is saved, choose a cut, make it, remember it."""
+
+import math
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ....dsl.checker.value_text import show
+from ....dsl.checker.values import DataRef, MetricRef, handles
+from ....dsl.syntax.diagnostics import Reject
+from ...core.deadline import Stop, TimeUp
+from ...core.device import room_on
+from ...core.events import Event, Listener, Said, Ticked, Warned, hear
+from ...core.journal import Journal
+from ...core.quantity import count, counted, size
+from ...core.warned import far_beyond
+from ...inputs.data.generated import Generated
+from ...models.rows.forward import batches, evaluating, not_a_number, outputs
+from ...models.rows.packed_inputs import writes
+from ..editing.dry_run import frees_nothing, layer_needed
+from .budget import CUTS, Budget
+from .candidate import Candidate, Cut, Joint, Pool
+from .choice import Choice, Round
+from .goals import refuse_beyond
+from .overfit import Overfit, Rows
+from .prefix import Prefix
+from .reconstruct import Moments
+from .refusals import SCORE_HELP, no_finite_score, nothing_chosen, saved_less
+from .remote_candidates import Follower, key_of, task_of
+from .score_estimates import foreseen
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+    from ...plugin.context import Context
+
+_UNCUT = (layer_needed, frees_nothing)
+_HONEST = 0.98  # of what was promised: parts that two branches share are counted with each
+
+
+JOINTLY = 1.2  # of what cuts cost each alone that they may cost together
+
+
+class Search:
+    """Runs of the loop over one program that share a journal and what layers gave.
+
+    layers_run     layer forwards, one being one layer over all rows of the metric
+    layers_naive   what scoring every candidate by a whole forward would have run
+    """
+
+    def __init__(self, program: "Program", ctx: "Context"):
+        self.program, self.ctx = program, ctx
+        self.limit: Budget | None = None  # the goal of all turns, beyond which nothing may go far
+        self.journal = Journal(ctx.workdir / "scores.jsonl")
+        self.prefixes: dict[MetricRef, Prefix] = {}
+        self.scored_by: MetricRef | None = None  # what the last cut was scored by
+        self.saved: dict[str, float] = {}
+        self.budget_of = ""
+        self.cuts: list[Cut] = []
+        self.refused: dict[str, str] = {}  # places that can't be cut -> why
+        self.size = _parameters(program)
+        self.overfit: Overfit | None = None
+        self.rows: list[Rows] = []  # of every metric that has decided
+        self.scored, self.layers_naive, self.bytes_kept = 0, 0, 0
+        self.layers_other, self.layers_own = 0.0, 0.0  # outside of prefixes; of them for ranking and refitting
+        self.stopped, self._spent = False, 0.0  # whether the time was over; seconds of scoring
+
+    @property
+    def layers_run(self) -> float:
+        theirs = self.ctx.crew.work if self.ctx.crew else 0.0
+        return self.layers_other + theirs + sum(p.layers_run for p in self.prefixes.values())
+
+    def run(self, pools: Sequence[Pool], metric: MetricRef, budget: Budget, choice: Choice) -> None:
+        """Cut until the budget is met or nothing may go any more. Every score is journalled: a killed run goes on."""
+        self._forget_prefixes_but(metric)
+        if not budget.is_met(self.saved.get(budget.of, 0.0)):
+            self.rows.append(Rows(metric))
+            self.rows[-1].warn(self)
+        while not budget.is_met(saved := self.saved.get(budget.of, 0.0)):
+            if self.overfit and not self.ctx.orders:  # a worker looks at nothing but what it is asked
+                self.overfit.look(self, saved, metric)
+            pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.place not in self.refused]
+            if not pairs:
+                return
+            if not choice.scores_all:
+                near = [(pool, c) for pool, c in pairs if budget.has_room(saved, c)]
+                if not near and self.limit:
+                    refuse_beyond(min(c.saves(budget.of) for _, c in pairs), saved, self.limit)
+                pairs = near or pairs
+            try:
+                self._decide(pairs, metric, budget, choice)
+            except TimeUp:
+                self._stop(len(pairs), budget)
+                return
+
+    def _stop(self, candidates: int, budget: Budget) -> None:
+        """Leave it at the cuts that were made. Raises Reject (no-time) where there are none."""
+        if not self.cuts:
+            raise self.too_short(candidates)
+        deadline, of = self.ctx.settings.deadline, budget.of
+        assert deadline, "nobody said how long a search may take"
+        share = "" if of == CUTS else f", {self.saved[of] / budget.total:.1%} of {of}"
+        reached = f"{counted(len(self.cuts), 'cut')}{share} of {budget.goal / budget.total:.1%}"
+        deadline.stop = Stop(reached, {"cuts": len(self.cuts)})
+        self.stopped = True
+        self.ctx.tell(Said(f"search: the time is over after {reached}"))
+
+    def too_short(self, candidates: int) -> Reject:
+        """For the time that was given, where not even the first of so many candidates could be chosen."""
+        deadline = self.ctx.settings.deadline
+        assert deadline, "nobody said how long a search may take"
+        each = self._spent / self.scored if self.scored else deadline.allowed
+        return deadline.too_short("one cut", max(1, candidates - self.scored) * each)
+
+    def collect(
+        self, moments: Moments, modules: Sequence[str], metric: MetricRef, data: DataRef | None, room: int
+    ) -> None:
+        """Second moments of what modules are given, over the data's rows.
+
+        Without data they are rows that the original writes itself: they speak for all that it was trained on, and
+        keep what is fitted on them apart from what is scored on the metric's. A model that writes nothing has the
+        metric's rows for both.
+        """
+        self.base(metric)  # a model that has no score is told so, before it writes nonsense
+        rows, about = (self.ctx.rows(data), data.name) if data else (self._own_rows(), "what the model writes")
+        run = partial(self._whole, metric) if rows is None else partial(self._read, rows, about)
+        with self.ctx.scoring():
+            runs = moments.collect(self.program, modules, run, room)
+        if rows is not None and data is None:
+            runs += 1  # a token that is written goes through every layer once
+        cost = runs * len(self.program.units) * (1.0 if rows is None else self._weight(rows, metric))
+        self.layers_other, self.layers_own = self.layers_other + cost, self.layers_own + cost
+
+    def _own_rows(self) -> Tensor | None:
+        """None where the model is none that writes, or writes of what it hears alone."""
+        if not writes(self.program.model):
+            return None
+        return torch.stack(list(Generated.fitting(self.ctx.origin).rows(self.ctx.tokenizer, self.ctx)))
+
+    def _weight(self, rows: Tensor, metric: MetricRef) -> float:
+        """How many tokens some rows have, for one that the metric reads."""
+        scored = sum(self.ctx.rows(ref).numel() for ref in handles(dict(metric.args), DataRef))
+        return rows.numel() / scored if scored else 1.0
+
+    def _read(self, rows: Tensor, about: str) -> None:
+        """Run the model over rows."""
+        model = self.program.model
+        with evaluating(model):
+            for batch in self.ctx.each(list(batches(model, rows)), f"reading {about}"):
+                outputs(model, batch)
+
+    def finish(self, pools: Sequence[Pool]) -> None:
+        """Make the cuts real and say what the search cost.
+
+        The cost is said, not noted: a run that was killed and went on has another one, and the same result.
+        """
+        if self.overfit and self.cuts:
+            assert self.scored_by is not None, "cuts that nothing scored"
+            self.overfit.look(self, self.saved[self.budget_of], self.scored_by, last=True)
+            self.overfit.say(self)
+        for pool in pools:
+            pool.finish()
+        self._refuse_less()
+        kept = max([self.bytes_kept, *(p.bytes_kept for p in self.prefixes.values())])
+        self.ctx.record("layer forwards", self.layers_run)
+        self.ctx.record("layer forwards to rank and refit", self.layers_own)
+        self.ctx.record("layer forwards, were every candidate scored by the whole model", self.layers_naive)
+        self.ctx.record("layer outputs kept", kept, "B")
+        share = self.layers_run / self.layers_naive if self.layers_naive else 0.0
+        self.ctx.tell(
+            Said(
+                f"search: {counted(len(self.cuts), 'cut')}, {count(round(self.layers_run))} layer forwards, "
+                f"{share:.0%} of "
+                f"{count(self.layers_naive)} for whole models; {size(kept)} of outputs kept"
+            )
+        )
+
+    def warn_beyond(self, goal: Budget) -> None:
+        """Say where far more went than was asked for: parts that could go were that large."""
+        saved = self.saved.get(goal.of, 0.0)
+        if self.cuts and goal.is_beyond(saved):
+            share, allowed = f"{saved / goal.total:.1%} of {goal.of}", f"{goal.goal / goal.total:.1%}"
+            last = f"{self.cuts[-1].name}, the last cut, is that large"
+            self.ctx.tell(Warned(far_beyond(f"{share} went where {allowed} was to: {last}")))
+
+    def _refuse_less(self) -> None:
+        """Reject what left the model larger than all cuts together should have."""
+        promised, gone = self.saved.get("params", 0.0), self.size - _parameters(self.program)
+        if gone < _HONEST * promised:
+            raise Reject(
+                saved_less(
+                    f"the search counted on {count(round(promised))} parameters less, and {count(gone)} went",
+                    help="cut other kinds of parts, or leave out with `on:` what does not become smaller",
+                )
+            )
+
+    def base(self, metric: MetricRef) -> float:
+        """The score of the model as it is."""
+        if self.scored_by == metric:
+            return self.cuts[-1].score
+        return self.journal.remember(f"{len(self.cuts)}:{show(metric)}", lambda: self._measure(None, metric))
+
+    def measured(self, key: str, metric: MetricRef) -> float:
+        """A metric of the model as it is, by whole forwards, journalled."""
+
+        def measure() -> float:
+            scored = [self.ctx.rows(ref) for ref in handles(dict(metric.args), DataRef)]
+            whole = sum(self._weight(rows, self.scored_by or metric) for rows in scored) if scored else 1.0
+            self.layers_other += len(self.program.units) * whole
+            return self._run(metric)
+
+        return self.journal.remember(f"{key} {show(metric)}", measure)
+
+    def _decide(self, pairs: list[tuple[Pool, Candidate]], metric: MetricRef, budget: Budget, choice: Choice) -> None:
+        number, kinds = len(self.cuts), {c.name: pool.kind for pool, c in pairs}
+        now = Round(
+            [c for _, c in pairs],
+            lambda: self.base(metric),
+            lambda asked: self._scores_of(number, now, asked, metric, budget),
+            1.0 if self.ctx.metric(metric).better == "lower" else -1.0,
+            budget.goal - self.saved.get(budget.of, 0.0),
+            self._ask_ahead,
+        )
+        if self.ctx.orders:
+            choice = Follower(self.ctx.orders, number, lambda: self.layers_run)
+        self.rows[-1].begin(self)
+        if not self.cuts or self.scored_by != metric:
+            choice.foresee(partial(foreseen, self, number, now.candidates, metric))
+        while (best := choice.choose(now)) is not None:
+            group, score = self._together(number, now, best, choice, metric)
+            names = [c.name for c in group]  # before the cut: they say what is left
+            if first := self._cut(best, now, budget):
+                break
+        else:
+            raise Reject(nothing_chosen(now, self.refused, budget.of, self.saved.get(budget.of, 0.0) / budget.total))
+        saves = [first, *(self._cut(c, now, budget) for c in group[1:])]
+        assert all(saves), f"{names} were scored together, and not all can be cut"
+        self.layers_naive += len(pairs) * len(self.program.units) * len(group)
+        self.scored_by, self.budget_of = metric, budget.of
+        for name, each in zip(names, saves, strict=True):
+            for of, value in each.items():
+                self.saved[of] = self.saved.get(of, 0.0) + value
+            scores, second = (now.scores, now.runner_up(name)) if name == names[0] else ({}, None)
+            cut = Cut(name, kinds[name], score, second, scores, self.saved[budget.of], budget.total)
+            self._note(cut, metric, {**choice.notes(now), **({"together": names} if len(names) > 1 else {})})
+        self.rows[-1].look(self, score)
+        if self.ctx.cut:
+            self.ctx.cut(names[-1], self.program.model)
+
+    def _together(
+        self, number: int, now: Round, best: Candidate, choice: Choice, metric: MetricRef
+    ) -> tuple[list[Candidate], float]:
+        """What goes, and the score without it: the best, and others with it where that costs what each was to cost."""
+        more = choice.companions(now, best)
+        alone = [best], now.scores[best.name]
+        if not more:
+            return alone
+        joint = Joint((best, *(c for c, _ in more)), list(self.program.units))
+        score = self.journal.remember(f"{number}:{joint.name}", lambda: self._measure(joint, metric))
+        base = now.sign * self.base(metric)
+        expected = now.sign * now.scores[best.name] - base + sum(growth for _, growth in more)
+        holds = math.isfinite(score) and now.sign * score - base <= JOINTLY * max(expected, 0.0)
+        choice.judged(holds)
+        return ([*joint.members], score) if holds else alone
+
+    def _note(self, cut: Cut, metric: MetricRef, more: dict[str, Any]) -> None:
+        self.cuts.append(cut)
+        self.ctx.record(f"cut {len(self.cuts)}: {cut.name}", cut.score)
+        self.program.note(
+            cut=cut.name,
+            kind=cut.kind,
+            score=cut.score,
+            runner_up=cut.runner_up,
+            by=metric.name,
+            saved=round(cut.saved),
+            share=round(cut.saved / cut.total, 6),
+            scores={n: float(f"{s:.6g}") if math.isfinite(s) else None for n, s in cut.scores.items()},
+            **more,
+        )
+
+    def _cut(self, candidate: Candidate, now: Round, budget: Budget) -> dict[str, float] | None:
+        """Cut a candidate, and say what it saved; what the model does not run without stays, and is none to choose."""
+        units = list(self.program.units)  # before the cut
+        saves = {of: 1.0 if of == CUTS else candidate.saves(of) for of in {"params", "flops", budget.of}}
+        place = units.index(candidate.unit) if candidate.unit in units else 0
+        try:
+            candidate.cut()
+        except Reject as refused:
+            if any(d.fault not in _UNCUT for d in refused.diagnostics):
+                raise
+            self.leave(candidate.place, refused.diagnostics[0].message)
+            now.candidates = [c for c in now.candidates if c is not candidate]
+            return None
+        for prefix in self.prefixes.values():
+            prefix.changed_at(place)
+        return saves
+
+    def leave(self, place: str, why: str) -> None:
+        """Take a place out of the search, for good and with a reason."""
+        self.refused[place] = why
+        self.program.note(left=place, why=why)
+        self.ctx.tell(Said(f"search: {place} stays: {why}"))
+
+    def _scores_of(
+        self, number: int, now: Round, asked: Sequence[Candidate], metric: MetricRef, budget: Budget
+    ) -> list[float]:
+        """Scores of candidates, of which none depends on another: workers compute them at once."""
+        if len(asked) > 1:
+            self._ask_ahead(asked)
+        for candidate in asked:
+            now.scores[candidate.name] = self._score_of(number, now, candidate, metric, budget)
+        return [now.scores[candidate.name] for candidate in asked]
+
+    def _score_of(self, number: int, now: Round, candidate: Candidate, metric: MetricRef, budget: Budget) -> float:
+        """A candidate's score; progress is how much of the budget is saved, and what is best so far."""
+        finite = {n: now.sign * s for n, s in now.scores.items() if math.isfinite(s)}
+        best = min(finite, key=finite.__getitem__, default=None)
+        done = min(self.saved.get(budget.of, 0.0) / budget.goal, 1.0)
+        left = f"{len(now.candidates) - len(now.scores)} of {len(now.candidates)} candidates left"
+        left += f", {counted(self.ctx.crew.size, 'worker')}" if self.ctx.crew else ""
+        note = f"{left}, best {best}: {now.scores[best]:.4g}" if best else left
+        tick = Ticked(f"cut {number + 1}, % of the budget", round(100 * done), 100, note)
+        self.ctx.tick(tick)
+        key, measure = key_of(number, candidate), partial(self._measure, candidate, metric)
+        with hear(partial(_within, tick, self.ctx.tick)):
+            if self.ctx.crew:
+                with self.ctx.scoring():
+                    return self.ctx.crew.fetch(self.journal, key, task_of(self.cuts, candidate), measure)
+            return self.journal.remember(key, measure)
+
+    def _ask_ahead(self, candidates: Sequence[Candidate]) -> None:
+        if self.ctx.crew:
+            number = len(self.cuts)
+            self.ctx.crew.want(self.journal, {key_of(number, c): task_of(self.cuts, c) for c in candidates})
+
+    def _measure(self, candidate: Candidate | Joint | None, metric: MetricRef) -> float:
+        """A candidate without which the model gives no finite score is no candidate: NaN."""
+        started = time.monotonic()
+        with self.ctx.scoring():
+            value = self._score(candidate, metric)
+        self.scored, self._spent = self.scored + 1, self._spent + time.monotonic() - started
+        return value
+
+    def _score(self, candidate: Candidate | Joint | None, metric: MetricRef) -> float:
+        prefix = self.prefix(metric)
+        run = partial(self._run, metric)
+        if candidate is None:
+            return prefix.measure(partial(self._whole, metric))
+        try:
+            return prefix.measure(run, candidate.unit, candidate.tried)
+        except Reject as refused:
+            if any(d.fault is not not_a_number for d in refused.diagnostics):
+                raise
+            return math.nan
+
+    def _run(self, metric: MetricRef) -> float:
+        return self.ctx.metric(metric).measure(self.program.model, self.ctx)
+
+    def _whole(self, metric: MetricRef) -> float:
+        """The score of the model as it is; where it has none, no candidate has."""
+        try:
+            return self._run(metric)
+        except Reject as refused:
+            if any(d.fault is not not_a_number for d in refused.diagnostics):
+                raise
+            raise Reject(
+                no_finite_score(f"the model as it is has a {show(metric)} of NaN or infinity", help=SCORE_HELP)
+            ) from refused
+
+    def _forget_prefixes_but(self, metric: MetricRef) -> None:
+        """What layers gave for a metric whose turn is over."""
+        for other in [m for m in self.prefixes if m != metric]:
+            self.layers_other += self.prefixes[other].layers_run
+            self.bytes_kept = max(self.bytes_kept, self.prefixes.pop(other).bytes_kept)
+
+    def prefix(self, metric: MetricRef) -> Prefix:
+        """What the layers gave for a metric, shared by all that measure it."""
+        if metric not in self.prefixes:
+            settings = self.ctx.settings
+            self.prefixes[metric] = Prefix(self.program, room_on(settings.device, settings.max_memory))
+        return self.prefixes[metric]
+
+
+def _within(tick: Ticked, tell: Listener, event: Event) -> None:
+    """Tell where the many batches of one candidate are as part of what goes on; one batch hides nothing."""
+    if not isinstance(event, Ticked):
+        tell(event)
+    elif event.total > 1:
+        tell(Ticked(tick.label, tick.done, tick.total, f"{tick.note}, {event.label} {event.done}/{event.total}"))
+
+
+def _parameters(program: "Program") -> int:
+    return sum(p.numel() for p in program.model.parameters())

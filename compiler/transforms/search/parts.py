@@ -1,0 +1,243 @@
+"""The kinds of parts that a pass lets a search cut, on a skeleton: what there is, what it weighs, what is left."""
+
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ....dsl.checker.skeleton import Branch, Group, Scan, Skeleton
+from ....dsl.checker.values import Selector
+from ...analysis.discovery.discover import skeleton_of
+from ...analysis.planning import shrink
+from ...analysis.planning.selection import branches, competing, removable
+from .branches import Branches, Layers
+from .candidate import Pool
+from .savings import OF_MODEL, SCANS, Ledger, steps, stride
+from .scans import Scans
+from .slices import Slices
+from .widths import Widths
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+    from .compensation import Fitting
+
+
+@dataclass(frozen=True)
+class Parts(ABC):
+    """kind       as a recipe's `order` names it
+    parameter  of the pass, that says how large a cut is; "" where it can't be too large
+    """
+
+    kind: str
+    parameter: str = ""
+    groups = tuple[Group, ...]()  # a field of some only
+    step = 1
+    sliced = False
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """How many candidates there are at first."""
+
+    @abstractmethod
+    def pool(self, program: "Program", ledger: Ledger, fitting: "Fitting") -> Pool:
+        """The candidates of a search."""
+
+    def only(self, groups: Sequence[Group]) -> "Parts":
+        """The same without what can't be cut."""
+        assert not groups, f"{self.kind} are no groups"
+        return self
+
+
+@dataclass(frozen=True)
+class Wholes(Parts):
+    """What goes as a whole; `all` is how many the model has, of which the last one stays."""
+
+    all: int = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.names)
+
+    @property
+    @abstractmethod
+    def names(self) -> list[str]:
+        """In the order of the model."""
+
+    @abstractmethod
+    def weigh(self, ledger: Ledger, name: str, of: str) -> float:
+        """What goes with one of them."""
+
+    @abstractmethod
+    def without(self, skeleton: Skeleton, name: str) -> Skeleton:
+        """The skeleton when one of them is gone."""
+
+    def smallest(self, skeleton: Skeleton, met: Callable[[Skeleton], bool]) -> tuple[Skeleton, int]:
+        """The skeleton when the smallest went until a budget is met, and how many: no more than what comes."""
+        ledger = Ledger(skeleton)
+        order = sorted(self.names, key=lambda name: self.weigh(ledger, name, "params"))
+        most = max(0, min(len(order), self.all - 1))
+
+        def left(count: int) -> Skeleton:
+            now = skeleton
+            for name in sorted(order[:count], key=self.names.index, reverse=True):  # layers behind one move up
+                now = self.without(now, name)
+            return now
+
+        count = bisect_left(range(most), True, key=lambda count: met(left(count)))
+        return left(count), count
+
+
+@dataclass(frozen=True)
+class BlockParts(Wholes):
+    """Residual branches."""
+
+    branches: tuple[Branch, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        return [b.site for b in self.branches]
+
+    def weigh(self, ledger: Ledger, name: str, of: str) -> float:
+        return ledger.branch(name, of)
+
+    def without(self, skeleton: Skeleton, name: str) -> Skeleton:
+        return shrink.without_branch(skeleton, next(b for b in skeleton.branches if b.site == name))
+
+    def pool(self, program: "Program", ledger: Ledger, fitting: "Fitting") -> Pool:
+        return Branches(program, self.branches, ledger)
+
+
+@dataclass(frozen=True)
+class MixerParts(BlockParts):
+    """Residual branches of state-space mixers: layers where each chosen one is a layer that the model runs without."""
+
+    def pool(self, program: "Program", ledger: Ledger, fitting: "Fitting") -> Pool:
+        alone = {u for u in program.units if sum(b.unit == u for b in skeleton_of(program).branches) == 1}
+        units = [b.unit for b in self.branches]
+        if alone.issuperset(units):
+            layers = Layers(program, units, ledger)
+            if layers.independent:
+                return layers
+        return Branches(program, self.branches, ledger)
+
+
+@dataclass(frozen=True)
+class LayerParts(Wholes):
+    """Whole layers."""
+
+    units: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.units)
+
+    def weigh(self, ledger: Ledger, name: str, of: str) -> float:
+        return ledger.layer(name, of)
+
+    def without(self, skeleton: Skeleton, name: str) -> Skeleton:
+        return shrink.without_unit(skeleton, name)
+
+    def pool(self, program: "Program", ledger: Ledger, fitting: "Fitting") -> Pool:
+        return Layers(program, self.units, ledger)
+
+
+@dataclass(frozen=True)
+class ScanParts(Wholes):
+    """Scans of state-space mixers."""
+
+    scans: tuple[Scan, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        return [s.site for s in self.scans]
+
+    def weigh(self, ledger: Ledger, name: str, of: str) -> float:
+        if of == SCANS:
+            return 1
+        return ledger.scan(next(s for s in self.scans if s.site == name), of) if of in OF_MODEL else 0
+
+    def without(self, skeleton: Skeleton, name: str) -> Skeleton:
+        return shrink.without_scan(skeleton, next(s for s in skeleton.scans if s.site == name))
+
+    def pool(self, program: "Program", ledger: Ledger, fitting: "Fitting") -> Pool:
+        return Scans(program, self.scans, ledger)
+
+
+@dataclass(frozen=True)
+class WidthParts(Parts):
+    """Groups that lose `step` of their items at a time, masked in what reads them until the search is over."""
+
+    groups: tuple[Group, ...] = ()
+    step: int = 1
+    least = 1
+
+    @property
+    def count(self) -> int:
+        return len(self.groups)
+
+    def only(self, groups: Sequence[Group]) -> "Parts":
+        return replace(self, groups=tuple(groups))
+
+    def most(self, group: Group) -> int:
+        """How many cuts a group bears."""
+        return max(0, steps(group) - self.least) // self.stride(group)
+
+    def stride(self, group: Group) -> int:
+        """How many of its steps a group loses with a cut."""
+        return stride(group, self.step)
+
+    def pool(self, program: "Program", ledger: Ledger, fitting: "Fitting") -> Pool:
+        return Widths(program, self.groups, self.step, ledger, fitting.important, fitting.repair)
+
+
+@dataclass(frozen=True)
+class SliceParts(WidthParts):
+    """Groups whose cuts are made at once, as norms behind them take their mean over what is left."""
+
+    least: int = 1
+    sliced = True
+
+    def pool(self, program: "Program", ledger: Ledger, fitting: "Fitting") -> Pool:
+        ranked = fitting.trusted(self.groups) if self.kind == "experts" else fitting.ranked
+        kind = self.groups[0].kind if self.groups else self.kind
+        return Slices(program, self.groups, self.step, ledger, ranked, kind, self.least)
+
+
+_INSIDE_SCANS = {"scan_heads": "ssm_heads", "scan_channels": "ssm_channels", "states": "ssm_state"}
+_STEPS = {
+    "channels": "group",
+    "heads": "heads",
+    "experts": "experts",
+    "scan_heads": "heads",
+    "scan_channels": "group",
+    "states": "states",
+}  # what a pass calls the size of a cut
+
+
+def parts_of(
+    skeleton: Skeleton, on: Selector | None, order: Sequence[str], sizes: Mapping[str, int], least_experts: int = 1
+) -> tuple[Parts, ...]:
+    """Parts of several kinds, as far as the model has them, inside of what `on` selects.
+
+    sizes   how much a cut takes, by the name of the parameter that says it
+    """
+    blocks, inside = removable(skeleton, on), competing(skeleton, on)
+    found: list[Parts] = []
+    for kind in dict.fromkeys(order):
+        if kind == "blocks":
+            found += [BlockParts(kind, all=len(skeleton.branches), branches=blocks)] if blocks else []
+        elif kind == "scans":
+            around = branches(skeleton, on)
+            free = tuple(s for s in skeleton.scans if any(s.site in b.parts for b in around))
+            found += [ScanParts(kind, all=len(skeleton.scans), scans=free)] if free else []
+        elif groups := inside.get(_INSIDE_SCANS.get(kind, kind), ()):
+            size = sizes[_STEPS[kind]]
+            if kind in _INSIDE_SCANS:
+                found.append(SliceParts(kind, groups=groups, step=size))
+            elif kind == "experts":
+                found.append(SliceParts(kind, groups=groups, step=size, least=least_experts))
+            else:
+                found.append(WidthParts(kind, _STEPS[kind], groups=groups, step=size))
+    return tuple(found)

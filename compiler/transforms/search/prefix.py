@@ -1,0 +1,387 @@
+"""Measuring a model again and again without running the layers in front of the one that changed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...models.rows.forward import evaluating, main_output, without_dropout
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+
+
+# How a forward fails that lacks what an earlier layer would have left.
+_MISSING = (RuntimeError, LookupError, AttributeError, TypeError, ValueError, AssertionError)
+
+
+class _Reached(Exception):
+    """The layer whose output was wanted has run."""
+
+
+class _OtherForwards(Exception):
+    """A metric makes other forwards than when it was first looked at."""
+
+
+@dataclass
+class Call:
+    """One forward of the metric: what the model was given, and the share of the metric's tokens in it."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    tokens: int
+
+    def is_given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        return _same(self.args, args) and _same(self.kwargs, kwargs)
+
+
+class Prefix:
+    """Keeps what every layer gave, so that a changed layer's effect costs only the layers from it on.
+
+    The first `measure` runs the whole model, looks at the forwards that the metric makes, and keeps the layers'
+    outputs, at most `room` bytes of them: where all don't fit, every second, fourth, ... layer's, and the ones
+    between are run again. Later measures of the same metric, over the same rows, skip the layers before the one
+    that is named; layers then run on the very tensors that they would have been given, so scores are equal bit
+    for bit. Whether layers form a chain that can be entered in the middle is tested, not assumed: on other models
+    every measure runs the whole.
+
+    layers_run   layer forwards so far, one being a layer over all the metric's tokens
+    bytes_kept   of outputs, at most
+    chain        whether the layers can be entered in the middle; None before the first measure
+
+    Source: own; that prefix activations are the same is noted for ShortGPT- and BlockPruner-like searches.
+    """
+
+    def __init__(self, program: "Program", room: int):
+        self.program, self.room = program, room
+        self.layers_run, self.bytes_kept = 0.0, 0
+        self.chain: bool | None = None
+        self.calls: list[Call] = []
+        self.outputs: dict[int, list[Any]] = {}  # layer -> its output in every call
+        self.sizes: dict[int, int] = {}  # layer -> bytes of that
+        self.front: tuple[int, list[Any]] | None = None  # the same for the last layer asked for
+        self.stride = 1
+
+    # -- measuring -------------------------------------------------------------------------------------------
+
+    def measure(self, run: Callable[[], float], first: str | None = None, change=None) -> float:
+        """`run()` with the change applied; layers before `first` are not run. `change` makes a context."""
+        if self.chain is None:
+            value = self._look(run)
+            if change is None:
+                return value
+        index = self._index(first)
+        if self.chain and index > 0:
+            try:
+                return self._measured(run, index, change)
+            except _OtherForwards:  # a metric whose forwards depend on what the model says
+                self._give_up()
+        return self._measured(run, 0, change)
+
+    def _measured(self, run: Callable[[], float], index: int, change) -> float:
+        with ExitStack() as stack:
+            if index > 0:
+                stack.enter_context(self._entered(index, self.output_of(index - 1)))
+            if change is not None:
+                stack.enter_context(change())
+            value = run()
+        self.layers_run += len(self._layers()) - index
+        return value
+
+    def _give_up(self) -> None:
+        """Measure whole models from now on."""
+        self.chain, self.calls, self.outputs, self.front = False, [], {}, None
+
+    def changed_at(self, index: int) -> None:
+        """The layer at `index` is another from now on: what it and the ones behind it gave is void."""
+        self.outputs = {k: v for k, v in self.outputs.items() if k < index}
+        self.sizes = {k: self.sizes[k] for k in self.outputs}
+        if self.front and self.front[0] >= index:
+            self.front = None
+
+    def output_of(self, layer: int) -> list[Any]:
+        """What a layer gives in every call, from the nearest kept output in front of it."""
+        if layer in self.outputs:
+            return self.outputs[layer]
+        if self.front and self.front[0] == layer:
+            return self.front[1]
+        known = [k for k in self.outputs if k < layer]
+        start, given = max(known, default=-1), None
+        if self.front and start < self.front[0] < layer:
+            start, given = self.front
+        elif start >= 0:
+            given = self.outputs[start]
+        self.front = (layer, self._advance(start, given, layer))
+        self.bytes_kept = max(self.bytes_kept, sum(self.sizes.values()) + _bytes(self.front[1]))
+        return self.front[1]
+
+    def begin_anew(self, calls: list[Call]) -> None:
+        """Other forwards from now on, of the same kind; nothing of the ones before is kept."""
+        self.calls, self.outputs, self.sizes, self.front = calls, {}, {}, None
+        self.stride = len(self._layers()) + 1 if self.room == 0 else 1
+
+    def of_one(self, layer: int, change=None) -> list[Any]:
+        """What one layer gives with a change, over what those before it give as they are."""
+        assert self.chain, "layers can't be entered in the middle"
+        given = self.output_of(layer - 1) if layer else None
+        with change() if change is not None else nullcontext():
+            return self._advance(layer - 1, given, layer, keep=False)
+
+    def from_leaves(self, layer: int, call: int) -> tuple[Tensor, Tensor]:
+        """A layer's input in one call, as a leaf that takes gradients, and what it gives, or for the one behind the
+        last layer the model's main output; gradients flow from the second to the first."""
+        assert self.chain and layer > 0, "layers can't be entered in the middle"
+        leaf, given = _with_leaf(self.output_of(layer - 1)[call])
+        model, layers, one = self.program.model, self._layers(), self.calls[call]
+        taken: dict[int, Any] = {}
+        with ExitStack() as stack:
+            at = _Position([one], [given])
+            stack.callback(model.register_forward_pre_hook(at.begin, with_kwargs=True).remove)
+            for skipped in layers[:layer]:
+                stack.enter_context(_replaced(skipped, at.instead_of(skipped.forward)))
+            stack.enter_context(without_dropout(model))
+            stack.enter_context(torch.enable_grad())
+            if layer == len(layers):
+                return leaf, main_output(model(*one.args, **one.kwargs))
+            stack.callback(layers[layer].register_forward_hook(_taking(taken, layer, True, detach=False)).remove)
+            with suppress(_Reached):
+                model(*one.args, **one.kwargs)
+        return leaf, stream(taken[layer])
+
+    def passing(self, layer: int) -> None:
+        """Run one layer over what those before it give, for whoever listens; its outputs are not kept."""
+        assert self.chain, "layers can't be entered in the middle"
+        self._advance(layer - 1, self.output_of(layer - 1) if layer else None, layer)
+
+    def _index(self, first: str | None) -> int:
+        return list(self.program.units).index(first) if first in self.program.units else 0
+
+    def _layers(self) -> list[nn.Module]:
+        return [unit.module(self.program.model) for unit in self.program.units.values()]
+
+    # -- the first look --------------------------------------------------------------------------------------
+
+    def _look(self, run: Callable[[], float]) -> float:
+        """The value of the whole model, run once to see the metric's forwards and to keep the layers' outputs."""
+        layers, model = self._layers(), self.program.model
+        seen = _FirstLook(self, layers)
+        with ExitStack() as stack:
+            hook = model.register_forward_pre_hook(seen.call, with_kwargs=True)
+            stack.callback(hook.remove)
+            hook = model.register_forward_hook(seen.end)
+            stack.callback(hook.remove)
+            for k, layer in enumerate(layers):
+                for handle in (
+                    layer.register_forward_pre_hook(seen.enter(k), with_kwargs=True),
+                    layer.register_forward_hook(seen.leave(k)),
+                ):
+                    stack.callback(handle.remove)
+            value = run()
+        self.layers_run += len(layers)
+        self.calls = seen.calls
+        self.chain = seen.is_chain and bool(layers) and bool(self.calls)
+        if not (self.chain and self._can_be_entered(seen.result)):
+            self._give_up()
+        return value
+
+    def keep(self, layer: int, output: Any) -> None:
+        """Keep one call's output of a layer; thin out what is kept when it passes the room."""
+        if (layer + 1) % self.stride or layer + 1 == len(self.program.units):  # nothing begins behind the last
+            return
+        self.outputs.setdefault(layer, []).append(output)
+        self.sizes[layer] = self.sizes.get(layer, 0) + _bytes(output)
+        while sum(self.sizes.values()) > self.room and self.outputs:
+            self.stride *= 2
+            self.outputs = {k: v for k, v in self.outputs.items() if (k + 1) % self.stride == 0}
+            self.sizes = {k: self.sizes[k] for k in self.outputs}
+        self.bytes_kept = max(self.bytes_kept, sum(self.sizes.values()))
+
+    def _can_be_entered(self, expected: Tensor | None) -> bool:
+        """Whether the first call gives the same result when entered in the middle and at the last layer."""
+        if expected is None:
+            return False
+        count, call = len(self._layers()), self.calls[0]
+        share = call.tokens / sum(c.tokens for c in self.calls)
+        for index in sorted({count // 2, count - 1} - {0}):
+            given = self.output_of(index - 1)
+            with evaluating(self.program.model), self._entered(index, given):
+                try:
+                    found = main_output(self.program.model(*call.args, **call.kwargs))
+                except _MISSING:  # what a layer looked for was made by one that did not run
+                    return False
+            self.layers_run += (count - index) * share
+            if found.shape != expected.shape or not torch.equal(found, expected):
+                return False
+        return True
+
+    # -- entering and leaving in the middle ------------------------------------------------------------------
+
+    @contextmanager
+    def _entered(self, index: int, given: list[Any]) -> Iterator[None]:
+        """The layers before `index` hand on what layer `index - 1` gave; forwards come in the order known."""
+        at = _Position(self.calls, given)
+        with ExitStack() as stack:
+            hook = self.program.model.register_forward_pre_hook(at.begin, with_kwargs=True)
+            stack.callback(hook.remove)
+            for layer in self._layers()[:index]:
+                stack.enter_context(_replaced(layer, at.instead_of(layer.forward)))
+            versions = [t._version for t in _tensors(given)]
+            yield
+            if versions != [t._version for t in _tensors(given)]:  # a layer writes to its input
+                self._give_up()
+
+    @torch.no_grad()
+    def _advance(self, start: int, given: list[Any] | None, layer: int, keep: bool = True) -> list[Any]:
+        """Run the layers behind `start` up to `layer`; outputs of those between are kept by the stride."""
+        model, layers, found = self.program.model, self._layers(), []
+        strides = [k for k in range(start + 1, layer + 1) if keep and (k + 1) % self.stride == 0]
+        fresh: dict[int, list[Any]] = {k: [] for k in strides}
+        for call_index, call in enumerate(self.calls):
+            taken: dict[int, Any] = {}
+            with ExitStack() as stack:
+                if given is not None:
+                    one = _Position([call], [given[call_index]])
+                    hook = model.register_forward_pre_hook(one.begin, with_kwargs=True)
+                    stack.callback(hook.remove)
+                    for skipped in layers[: start + 1]:
+                        stack.enter_context(_replaced(skipped, one.instead_of(skipped.forward)))
+                for k in range(start + 1, layer + 1):
+                    handle = layers[k].register_forward_hook(_taking(taken, k, stop=k == layer))
+                    stack.callback(handle.remove)
+                with evaluating(model), suppress(_Reached):
+                    model(*call.args, **call.kwargs)
+            found.append(taken[layer])
+            for k, kept in fresh.items():
+                kept.append(taken[k])
+        self.outputs |= fresh
+        self.sizes |= {k: _bytes(kept) for k, kept in fresh.items()}
+        self.layers_run += layer - start
+        return found
+
+
+class _FirstLook:
+    """What the first look notes of a metric's forwards."""
+
+    def __init__(self, prefix: Prefix, layers: list[nn.Module]):
+        self.prefix, self.count = prefix, len(layers)
+        self.calls: list[Call] = []
+        self.is_chain, self.next = True, 0
+        self.stream: Tensor | None = None
+        self.result: Tensor | None = None
+
+    def call(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+        plain = all(isinstance(v, (Tensor, bool, int, float, str, type(None))) for v in (*args, *kwargs.values()))
+        self.is_chain &= plain and bool(tensors) and not torch.is_grad_enabled()
+        self.calls.append(Call(args, dict(kwargs), tensors[0].numel() if tensors else 1))
+        self.next, self.stream = 0, None
+
+    def enter(self, k: int):
+        def hook(_module, args, kwargs):
+            hidden = args[0] if args else kwargs.get("hidden_states")
+            known = self.stream is None or (isinstance(hidden, Tensor) and hidden is self.stream)
+            self.is_chain &= self.next == k and known
+
+        return hook
+
+    def leave(self, k: int):
+        def hook(_module, _args, output):
+            self.next = k + 1
+            self.stream = stream(output)
+            if self.is_chain:
+                self.prefix.keep(k, _detached(output))
+
+        return hook
+
+    def end(self, _module, _args, output) -> None:
+        self.is_chain &= self.next == self.count
+        if self.result is None and self.is_chain:
+            self.result = main_output(output)
+
+
+class _Position:
+    """Which call of the metric is running, and what the skipped layers hand on in it."""
+
+    def __init__(self, calls: list[Call], given: list[Any]):
+        self.calls, self.given, self.index, self.now = calls, given, -1, None
+
+    def begin(self, _model: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.index += 1
+        known = self.index < len(self.calls) and self.calls[self.index].is_given(args, kwargs)
+        if not known:
+            raise _OtherForwards
+        self.now = self.given[self.index]
+
+    def instead_of(self, _forward):
+        return lambda *args, **kwargs: self.now
+
+
+@contextmanager
+def _replaced(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """A layer with another forward; hooks that were put on it stay quiet, too, as it doesn't run."""
+    before = vars(layer).get("forward")
+    hooks, pre = layer._forward_hooks, layer._forward_pre_hooks
+    layer.forward = forward
+    layer._forward_hooks, layer._forward_pre_hooks = type(hooks)(), type(pre)()
+    try:
+        yield
+    finally:
+        layer._forward_hooks, layer._forward_pre_hooks = hooks, pre
+        if before is None:
+            del layer.forward
+        else:
+            layer.forward = before
+
+
+def _taking(taken: dict[int, Any], k: int, stop: bool, detach: bool = True):
+    def hook(_module, _args, output):
+        taken[k] = _detached(output) if detach else output
+        if stop:
+            raise _Reached
+
+    return hook
+
+
+def stream(output: Any) -> Tensor:
+    """The hidden states of what a layer gave."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _with_leaf(output: Any) -> tuple[Tensor, Any]:
+    """A leaf in place of the hidden states of what a layer gave, and all that it gave with it."""
+    leaf = stream(output).detach().requires_grad_()
+    return leaf, leaf if isinstance(output, Tensor) else type(output)([leaf, *output[1:]])
+
+
+def _detached(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.detach()
+    return tuple(_detached(x) for x in output) if isinstance(output, (tuple, list)) else output
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for x in value:
+            yield from _tensors(x)
+    elif isinstance(value, dict):
+        for x in value.values():
+            yield from _tensors(x)
+
+
+def _bytes(value: Any) -> int:
+    return sum({t.data_ptr(): t.numel() * t.element_size() for t in _tensors(value)}.values())
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))
+    if isinstance(a, (tuple, list)):
+        return isinstance(b, (tuple, list)) and len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(_same(v, b[k]) for k, v in a.items())
+    return type(a) is type(b) and a == b

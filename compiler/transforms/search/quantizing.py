@@ -1,0 +1,82 @@
+"""What passes that put weights on a grid have in common: the zeros they leave, and what they say."""
+
+from collections.abc import Mapping, Sequence
+from math import fsum
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+from ....dsl.checker.inputs import inputs
+from ....dsl.checker.skeleton import Part, Skeleton
+from ....dsl.checker.values import Selector
+from ....kernels.grid import Grid
+from ...plugin.interfaces import Lossy, Pass, param
+from .grid import check_groups
+from .masks import is_sparse
+from .sparsity import chosen_parts, sizes
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+
+
+class GridPass(Pass):
+    """Has a grid for the weights of linear modules."""
+
+    acts_on = "linear"
+    divides = "group"
+    determinism = "deterministic"
+
+    bits: int = param("Bits of a code.", default=4, ge=2, le=8, unit="bits")
+    group: int = param("Inputs of an output that share a scale; 0 for all.", default=64, ge=0, unit="inputs")
+    on: Selector | None = param("Linear modules; all inside the layers where it is left out.", default=None)
+    zero: Literal["free", "middle"] = param("Whether 0 is any code, or the middle one.", default="free")
+    scales: Literal["range", "search"] = param(
+        "Scales that reach the largest weight, or for which the squared error is least.", default="search"
+    )
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        """The same shapes. Groups that don't divide are said here, before any weight is read."""
+        self.chosen(skeleton)
+        return skeleton
+
+    def chosen(self, skeleton: Skeleton) -> Sequence[Part]:
+        found = chosen_parts(skeleton, self.on)
+        check_groups(found, self.group)
+        return found
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.bits, self.group, self.zero == "middle", self.scales == "search")
+
+
+class Quantizer(GridPass):
+    """Puts linear modules' weights on a grid; the modules keep their type and hold the values of the grid."""
+
+    keeps = Lossy()
+    makes = {"bits: 4 & zero: free": "codes whose 0 lies anywhere"}
+    after = {
+        "tune.heal": "training would leave the grid",
+        "quantize.scale": "scaled weights would leave the grid",
+        "sparsify.sparsegpt": "its weights would leave the grid",
+        "sparsify.admm": "its weights would leave the grid",
+    }
+
+
+def kept(weight: Tensor) -> Tensor | None:
+    """What is not zero of a sparse matrix, [out, in] bool; None of a dense one."""
+    return weight != 0 if is_sparse(weight) else None
+
+
+def note(program: "Program", chosen: Sequence[Part], zeros: Mapping[str, float], grid: Grid, **more: Any) -> None:
+    """Say what the grids are, how many bits a weight would take, and how much of each module is zero."""
+    weights = sizes(chosen)
+    bits = fsum(grid.bits_per_weight(inputs(part)) * weights[part.path] for part in chosen) / sum(weights.values())
+    program.changed()
+    program.note(
+        bits=grid.bits,
+        group=grid.group,
+        symmetric=grid.symmetric,
+        bits_per_weight=round(bits, 3),
+        quantized={path: round(share, 4) for path, share in zeros.items()},
+        **more,
+    )

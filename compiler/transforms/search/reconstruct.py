@@ -1,0 +1,322 @@
+"""What readers of channels can do about the ones that go: least squares over what they were given.
+
+Where the items D of a group go, a reader y = W x can only use the kept inputs K. The weights that lose least over
+the calibration inputs are W_K + W_D H_DK (H_KK + damping)^-1 with H = sum of x x^T: nothing else is trained.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeGuard
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ....dsl.checker.skeleton import Group, Member
+from ....dsl.syntax.diagnostics import Reject
+from ...ir.surgery import tensor_at
+from ...models.rows.forward import not_a_number
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+
+DAMPING = 1e-3  # of the mean diagonal: keeps nearly equal channels from cancelling each other
+_RAISES = 12  # what rounding adds to the least eigenvalue is at most in^2 * 6e-8 of the mean diagonal
+STRIPE = 2048  # rows of moments that are kept together, up to the diagonal: what lies above is the same
+_ROWS = 512  # gathered at once: a whole float32 copy beside the float64 one would be half as large
+
+
+def bytes_on_disk(width: int) -> int:
+    """Of the moments of a module of so many inputs."""
+    return sum(4 * min(STRIPE, width - start) * min(width, start + STRIPE) for start in range(0, width, STRIPE))
+
+
+def readers(group: Group) -> tuple[Member, ...]:
+    return group.members[len(group.members) - group.readers :]
+
+
+def module_of(member: Member) -> str:
+    return member.tensor.rpartition(".")[0]
+
+
+def silenced(model: nn.Module, group: Group, items: Sequence[int]) -> dict[str, Tensor]:
+    """The readers' weights with zeros for what comes from the items, by tensor path."""
+    found: dict[str, Tensor] = {}
+    for member in readers(group):
+        weight = found.get(member.tensor, model.get_parameter(member.tensor).detach())
+        lost = torch.tensor(item_indices(member, items), dtype=torch.int64, device=weight.device)
+        found[member.tensor] = weight.index_fill(member.axis, lost, 0.0)
+    return found
+
+
+class Moments:
+    """Second moments H [in, in] float32 of what modules are given, kept in files so that they needn't fit in memory.
+
+    Source: the statistics of Optimal Brain Surgeon and its layer-wise heirs (Frantar and Alistarh 2022,
+    arXiv 2208.11580).
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def collect(self, program: "Program", modules: Sequence[str], run: Callable[[], object], room: int) -> int:
+        """Run the model over the rows as often as `room` bytes of moments make necessary; returns how often.
+
+        Raises Reject (not-a-number) naming the first module whose inputs are not finite.
+        """
+        missing = [m for m in dict.fromkeys(modules) if not self._file(m).exists()]
+        rounds = 0
+        for chunk in _chunks(missing, [4 * _width(program.model.get_submodule(m)) ** 2 for m in missing], room):
+            sums: dict[str, Tensor] = {}
+            with ExitStack() as stack:
+                for path in chunk:
+                    handle = program.model.get_submodule(path).register_forward_pre_hook(_summing(sums, path))
+                    stack.callback(handle.remove)
+                run()
+            for path, moment in sums.items():
+                _refuse_non_finite(path, moment.diagonal())
+                self._write(path, moment)
+            rounds += 1
+        return rounds
+
+    def of(self, module: str) -> Tensor | None:
+        """None where the module was not run."""
+        file = self._file(module)
+        if not file.exists():
+            return None
+        with safe_open(file, "pt") as opened:
+            width = opened.get_slice("diagonal").get_shape()[0]
+            whole = torch.empty(width, width)
+            for start in range(0, width, STRIPE):
+                stripe = opened.get_tensor(f"rows {start}")  # [rows, start + rows]
+                whole[start : start + STRIPE, : stripe.shape[1]] = stripe
+                whole[:start, start : start + STRIPE] = stripe[:, :start].T
+            return whole
+
+    def norms(self, module: str) -> Tensor | None:
+        """Root of the summed squares per input channel, [in] float64."""
+        file = self._file(module)
+        if not file.exists():
+            return None
+        with safe_open(file, "pt") as opened:
+            return opened.get_tensor("diagonal").double().clamp(min=0).sqrt()
+
+    def _file(self, module: str) -> Path:
+        return self.folder / f"{hashlib.sha256(module.encode()).hexdigest()[:24]}.safetensors"
+
+    def _write(self, module: str, moment: Tensor) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self._file(module)
+        draft = file.with_suffix(".draft")
+        stripes = {
+            f"rows {i}": moment[i : i + STRIPE, : i + STRIPE].contiguous() for i in range(0, len(moment), STRIPE)
+        }
+        save_file({**stripes, "diagonal": moment.diagonal().contiguous()}, draft, {"module": module})
+        draft.rename(file)
+
+
+class Reconstruction:
+    """Weights of readers after items of a group have gone, by least squares over collected moments.
+
+    What was solved last is kept per reader, [kept, lost] float64, so that a cut costs nothing after its trial.
+
+    Source: ridge regression on the calibration inputs, as in OBC (arXiv 2208.11580) and SliceGPT-like repairs.
+    """
+
+    def __init__(self, program: "Program", moments: Moments, damping: float = DAMPING):
+        self.program, self.moments, self.damping = program, moments, damping
+        self._solved: dict[tuple[str, str, str], tuple[object, Takeover | None]] = {}
+
+    def without(self, group: Group, dead: Collection[int], items: Sequence[int]) -> dict[str, Tensor]:
+        """`dead` went before, `items` go now; readers that aren't plain matrices only lose their columns."""
+        found = silenced(self.program.model, group, items)
+        for member in readers(group):
+            takeover = self._takeover(group, member, sorted(dead), list(items))
+            if takeover is not None:
+                weight = self.program.model.get_parameter(member.tensor).detach()
+                new = takeover.applied(as_matrix(weight, member))
+                found[member.tensor] = new.view(weight.shape) if member.axis == 1 else new.T.contiguous()
+        return found
+
+    def _takeover(self, group: Group, member: Member, dead: list[int], items: list[int]) -> "Takeover | None":
+        """None where the module was not run, or is no matrix."""
+        place = (group.site, group.kind, member.tensor)
+        known = self._solved.get(place)
+        if known is None or known[0] != (dead, items):
+            self._solved.pop(place, None)
+            known = self._solved[place] = ((dead, items), self._solve(member, dead, items))
+        return known[1]
+
+    def _solve(self, member: Member, dead: list[int], items: list[int]) -> "Takeover | None":
+        module = self.program.model.get_submodule(module_of(member))
+        moment = self.moments.of(module_of(member)) if _is_matrix(module, member) else None
+        if moment is None:
+            return None
+        weight = self.program.model.get_parameter(member.tensor)
+        gone, lost = (columns(weight, member, some) for some in (dead, items))
+        return solved(moment.to(exact_place(weight)), gone, lost, self.damping)
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """How much of each lost input the kept ones stand for; it holds for whatever weights read them.
+
+    share   [kept, lost] float64; None where nothing is kept or lost
+    """
+
+    keep: list[int]
+    lost: list[int]
+    share: Tensor | None
+
+    def applied(self, weight: Tensor) -> Tensor:
+        """[out, in] in the weight's dtype and on its device: zero where inputs are lost, the others fitted."""
+        new = weight.index_fill(1, torch.tensor(self.lost, dtype=torch.int64, device=weight.device), 0.0)
+        if self.share is not None:
+            lost = weight[:, self.lost].to(self.share.device).double()
+            new[:, self.keep] += (lost @ self.share.T).to(weight.dtype).to(weight.device)
+        return new
+
+
+def repaired(weight: Tensor, moment: Tensor, gone: Sequence[int], lost: Sequence[int], damping: float) -> Tensor:
+    """The weight whose columns `lost` are zero and whose others make up for them as well as they can.
+
+    weight   [out, in]   columns `gone` are zero already
+    moment   [in, in]    second moments of the inputs, on any device
+    return   [out, in]   in the weight's dtype and on its device; solved in float64
+    """
+    return solved(moment.to(exact_place(weight)), gone, lost, damping).applied(weight)
+
+
+def solved(moment: Tensor, gone: Sequence[int], lost: Sequence[int], damping: float) -> Takeover:
+    """Least squares over the moments, where they lie; `gone` inputs are neither kept nor lost now."""
+    out = {*gone, *lost}
+    keep = [i for i in range(len(moment)) if i not in out]
+    return Takeover(keep, list(lost), shares(moment, keep, lost, damping) if keep and lost else None)
+
+
+def shares(moment: Tensor, keep: Sequence[int], lost: Sequence[int], damping: float) -> Tensor:
+    """The weights with which kept inputs give the lost ones best, [kept, lost] float64."""
+    lower = factor(moment, keep, damping)
+    found = moment[:, lost][keep].double()
+    found = torch.linalg.solve_triangular(lower, found, upper=False)  # cholesky_solve would copy the factor
+    return torch.linalg.solve_triangular(lower.mT, found, upper=True)
+
+
+def factor(moment: Tensor, keep: Sequence[int], damping: float) -> Tensor:
+    """Lower Cholesky factor of the damped moments of some inputs, [kept, kept] float64, in one copy of them.
+
+    damping   of the mean diagonal; inputs that depend on each other get ten times as much until they have one
+    """
+    index = torch.tensor(keep, device=moment.device)
+    inner = torch.empty(len(index), len(index), dtype=torch.float64, device=moment.device).mT  # as LAPACK has it
+    for _ in range(_RAISES):
+        for start, rows in zip(range(0, len(index), _ROWS), index.split(_ROWS), strict=True):
+            inner[start : start + _ROWS] = moment[rows][:, index]
+        inner.diagonal().add_(damping * inner.diagonal().mean().clamp(min=1e-30))
+        try:
+            return torch.linalg.cholesky(inner, out=inner)
+        except torch.linalg.LinAlgError:
+            damping = max(10 * damping, 1e-8)  # 1e-8: about the rounding of float32 sums
+    raise AssertionError(f"finite moments have no Cholesky factor with a damping of {damping:g}")
+
+
+def item_indices(member: Member, items: Sequence[int]) -> list[int]:
+    """Where items lie along a member's axis, item by item."""
+    return [i for item in items for i in member.indices(item)]
+
+
+def as_matrix(weight: Tensor, member: Member) -> Tensor:
+    """A reader's weight [out, in]; of a convolution the inputs are channels and places of its kernel."""
+    return weight.flatten(1) if member.axis == 1 else weight.T
+
+
+def columns(weight: Tensor, member: Member, items: Sequence[int]) -> list[int]:
+    """Where items lie among the inputs of that matrix, item by item."""
+    each = math.prod(weight.shape[2:])
+    return [i * each + place for i in item_indices(member, items) for place in range(each)]
+
+
+def exact_place(weight: Tensor) -> torch.device:
+    """Where to compute in float64 with a weight: on its device, but on the CPU for one that has no float64."""
+    return torch.device("cpu") if weight.device.type == "mps" else weight.device
+
+
+def has_moments(model: nn.Module, member: Member) -> bool:
+    """Whether a reader is a matrix, whose inputs have second moments; grouped convolutions and experts are none."""
+    return _is_matrix(model.get_submodule(module_of(member)), member)
+
+
+def _is_matrix(module: nn.Module, member: Member) -> bool:
+    return (
+        isinstance(module, nn.Linear)
+        or (type(module).__name__ == "Conv1D" and member.axis == 0)
+        or (_convolves(module) and module.groups == 1 and member.axis == 1)
+    )
+
+
+def _convolves(module: nn.Module) -> TypeGuard[nn.Conv1d | nn.Conv2d]:
+    """Whether a module is a convolution as torch computes it, of zeros around and a number of them."""
+    return type(module).forward in (nn.Conv1d.forward, nn.Conv2d.forward) and (
+        module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    )
+
+
+def _width(module: nn.Module) -> int:
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    weight = tensor_at(module, "weight")
+    return weight[0].numel() if _convolves(module) else weight.shape[0]
+
+
+def inputs_of(module: nn.Module, x: Tensor) -> Tensor:
+    """What each output of a module is a product of, [n, in] float32."""
+    if not _convolves(module):
+        return x.flatten(0, -2).float()
+    kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
+    padding = module.padding
+    assert not isinstance(padding, str), "a padding by name"
+    if isinstance(module, nn.Conv1d):  # as an image of one row
+        kernel, dilation, padding, stride = (1, kernel[0]), (1, dilation[0]), (0, padding[0]), (1, stride[0])
+        x = x.unsqueeze(-2)
+    return nn.functional.unfold(x.float(), kernel, dilation, padding, stride).movedim(1, 2).flatten(0, 1)
+
+
+def _summing(sums: dict[str, Tensor], path: str):
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = inputs_of(module, args[0].detach())  # [tokens, in]
+        if path in sums:
+            sums[path].addmm_(x.T, x)
+        else:
+            sums[path] = x.T @ x
+
+    return hook
+
+
+def _refuse_non_finite(module: str, diagonal: Tensor) -> None:
+    """Reject sums of which one isn't finite: no other entry is larger than the diagonal's largest."""
+    if not diagonal.isfinite().all():
+        what = "not a number" if diagonal.isnan().any() else "infinite, or its square is"
+        raise Reject(
+            not_a_number(
+                f"what {module} is given on the calibration rows is {what}",
+                help="look at what made the weights, or decide by weights alone: `reorder: l1, repair: false`",
+            )
+        )
+
+
+def _chunks(items: Sequence[str], sizes: Sequence[int], room: int) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    held = 0
+    for item, size in zip(items, sizes, strict=True):
+        if chunk and held + size > room:
+            yield chunk
+            chunk, held = [], 0
+        chunk.append(item)
+        held += size
+    if chunk:
+        yield chunk

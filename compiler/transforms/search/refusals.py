@@ -1,0 +1,42 @@
+"""Why a search can't go on, or its result can't be kept."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ....dsl.syntax.diagnostics import Diagnostic, Fault
+
+if TYPE_CHECKING:
+    from .choice import Round
+
+no_finite_score = Fault("no-finite-score", "Every candidate of a search scored NaN or infinity.", exit="failure")
+out_of_reach = Fault(
+    "out-of-reach",
+    "A step is to remove more than can go.\n\n"
+    "A model keeps its last branch, and every module that is narrowed keeps a step of its width.",
+)
+saved_less = Fault(
+    "saved-less",
+    "A search counted on more than what its cuts took out of the model.\n\n"
+    "Every cut has a size on paper, and the model that results is measured: something of what was cut still runs. "
+    "The step's result is not kept.",
+    exit="failure",
+)
+SCORE_HELP = "score on other data, or look at what made the model's weights"
+
+
+def nothing_chosen(now: "Round", refused: Mapping[str, str], of: str, share: float) -> Diagnostic:
+    """For a round that has no winner; `refused` parts can't go, each with its reason, and a share is saved so far."""
+    if refused and not now.candidates:
+        return out_of_reach(
+            f"none of the {len(refused)} parts that are left can go",
+            note="; ".join(list(refused.values())[:5]),
+            help="narrow it instead: prune.channels, prune.heads",
+        )
+    if any(math.isfinite(score) for score in now.scores.values()):
+        return out_of_reach(
+            f"nothing that is left saves {of}, and {share:.1%} are saved",
+            help=f"remove less of {of}, or of `params`",
+            argument="keep remove",
+        )
+    return no_finite_score(f"all {len(now.scores)} candidates score NaN or infinity", help=SCORE_HELP)

@@ -1,0 +1,45 @@
+"""Candidates that workers score: what they are asked for, and how one of them follows the search that asks."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...plugin.remote_scorer import Orders
+from .candidate import Candidate, Cut
+from .choice import Choice, Round
+
+if TYPE_CHECKING:
+    from ...plugin.remote_scorer import Task
+
+
+def key_of(number: int, candidate: Candidate) -> str:
+    """What a score is known under in the journal; `number` is of cuts that were made before."""
+    return f"{number}:{candidate.name}"
+
+
+def task_of(cuts: Sequence[Cut], candidate: Candidate) -> "Task":
+    """The score of a candidate after these cuts."""
+    return {"cuts": [[cut.name, cut.score] for cut in cuts], "candidate": candidate.name}
+
+
+class Follower(Choice):
+    """In a worker: scores what is asked of a round, and takes the candidate that was chosen elsewhere.
+
+    number   of cuts that were made before this round
+    work     layer forwards so far
+    """
+
+    def __init__(self, orders: Orders, number: int, work: Callable[[], float]):
+        self.orders, self.number, self.work = orders, number, work
+
+    def choose(self, now: Round) -> Candidate | None:
+        known = {candidate.name: candidate for candidate in now.candidates}
+        while True:
+            task: Any = self.orders.next()
+            if len(task["cuts"]) > self.number:
+                self.orders.put_back(task)
+                name, now.scores[name] = task["cuts"][self.number]
+                return known[name]
+            assert len(task["cuts"]) == self.number, "asked about a cut that was made"
+            before = self.work()
+            (value,) = now.ask([known[task["candidate"]]])
+            self.orders.answer(value, self.work() - before)

@@ -1,0 +1,222 @@
+"""What a cut saves: parameters, operations, blocks or items, by arithmetic on shapes."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+from ....dsl.checker.skeleton import Branch, Group, Part, Scan, Skeleton
+from ...analysis.planning import shrink
+from ...analysis.planning.selection import is_inside
+
+if TYPE_CHECKING:
+    from .latency import Latency
+
+Key = tuple[str, str]  # site and kind of a group
+Kin = tuple[tuple[Key, int], ...]  # groups, and how many of their steps are gone
+
+SCANS = "scans"
+CONTEXT = 512  # positions that a decoded token attends to where operations are counted
+
+OF_MODEL = {
+    "params": shrink.params,
+    "bytes": shrink.bytes_,
+    "flops": lambda skeleton: shrink.flops_per_token(skeleton, CONTEXT),
+}
+
+
+def whole(skeleton: Skeleton, of: str) -> float:
+    """How much of something a model has: what a ratio of a budget is a share of."""
+    if of in OF_MODEL:
+        return OF_MODEL[of](skeleton)
+    if of == "blocks":
+        return len(skeleton.branches)
+    return sum(steps(g) for g in skeleton.groups if g.kind == of)
+
+
+def steps(group: Group) -> int:
+    """How many steps a group can be cut in: items, or for query heads under GQA one item of every KV head."""
+    return group.per_block or group.count
+
+
+def stride(group: Group, step: int) -> int:
+    """How many of its steps a group loses at a time, where `step` is asked for: those that it is computed in."""
+    return math.lcm(step, group.multiple)
+
+
+class Ledger:
+    """Savings of a search's candidates, and what has been cut inside of which branch.
+
+    branch(site, of)            what a branch that may have been narrowed still has
+    layer(unit, of)             what a whole layer has
+    of_step(site, kind, of)     what one step of a group has
+    next(site, kind, n, of)     what its next steps have, after what is gone: of chained convolutions a step has less
+                                where a neighbour was narrowed, since both are sides of one tensor
+    dropped(site)               note that a branch is gone: a group that spans more than it has less
+
+    norms   whether a branch's own norms count with it. MultiPruner's code counts them as kept until the end,
+            so a search that repeats its decisions leaves them out.
+    latency what the branches take on this machine, where a search saves "latency"; a step of a branch is given its
+            share of the branch's parameters
+    """
+
+    def __init__(self, skeleton: Skeleton, norms: bool = True, latency: "Latency | None" = None):
+        self.skeleton, self.norms, self.latency = skeleton, norms, latency
+        self.lost: dict[tuple[str, str, str], float] = {}  # (site, kind, of) -> saved there by narrowing
+        self.gone: dict[tuple[str, str], int] = {}  # (site, kind) -> steps that are gone
+        self.crossing = _crossing(skeleton)
+        self.partly = {b.site: _partly(skeleton, b) for b in skeleton.branches}
+        self.missing: tuple[str, ...] = ()  # branches that are gone and held a part of groups that stay
+        self.inside: dict[str, set[tuple[str, str]]] = {
+            b.site: {(g.site, g.kind) for g in skeleton.groups if is_inside(g, b)} for b in skeleton.branches
+        }
+        for b in skeleton.branches:
+            self.inside[b.site] |= {(s.site, SCANS) for s in skeleton.scans if s.site in b.parts}
+        self.of_branch = cache(self._of_branch)
+        self.of_step = cache(self._of_step)
+        self.layer = cache(self._layer)
+        self._crossed = cache(self._crossed_saving)
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """What savings are kept of."""
+        return (*OF_MODEL, *(("latency",) if self.latency else ()))
+
+    def branch(self, site: str, of: str) -> float:
+        """What a branch that may have been narrowed still has."""
+        around = self.partly[site] & self.gone.keys()
+        kin = tuple((key, self.gone[key]) for key in self.gone if key in self.inside[site] | around) if around else ()
+        narrowed = {key for key, _ in kin}
+        gone = sum(
+            v
+            for (place, kind, what), v in self.lost.items()
+            if what == of and (place, kind) in self.inside[site] and (place, kind) not in narrowed
+        )
+        return (self._of_narrowed(site, of, kin) if kin else self.of_branch(site, of)) - gone
+
+    def dropped(self, site: str) -> None:
+        """Note that a branch is gone."""
+        if self.partly[site]:
+            self.missing = (*self.missing, site)
+
+    def scan(self, scan: Scan, of: str) -> float:
+        """What a scan has, in the model as it was."""
+        return OF_MODEL[of](self.skeleton) - OF_MODEL[of](shrink.without_scan(self.skeleton, scan))
+
+    def next(self, site: str, kind: str, count: int, of: str) -> float:
+        """What the next `count` steps of a group save, after what is gone."""
+        missing = tuple(b for b in self.missing if (site, kind) in self.partly[b])
+        if of not in OF_MODEL or ((site, kind) not in self.crossing and not missing):
+            return count * self.of_step(site, kind, of)
+        kin = tuple((one, self.gone[one]) for one in self.crossing.get((site, kind), ()) if self.gone.get(one))
+        return self._crossed((site, kind), count, of, kin, missing)
+
+    def _crossed_saving(self, key: Key, count: int, of: str, kin: Kin, missing: tuple[str, ...]) -> float:
+        left = _narrowed(self.skeleton, kin)
+        sides = (_without(side, missing) for side in (left, _less(left, key, count)))
+        before, after = (OF_MODEL[of](side) for side in sides)
+        return before - after
+
+    def narrowed(self, site: str, kind: str, count: int) -> None:
+        """Note that the next `count` steps of a group are gone."""
+        self.lost_at(site, kind, {of: self.next(site, kind, count, of) for of in self.counted})
+        self.gone[site, kind] = self.gone.get((site, kind), 0) + count
+
+    def lost_at(self, site: str, kind: str, saved: Mapping[str, float]) -> None:
+        """Note what cuts that are real at once have saved of a part so far."""
+        for of, value in saved.items():
+            self.lost[site, kind, of] = self.lost.get((site, kind, of), 0.0) + value
+
+    def _of_branch(self, site: str, of: str) -> float:
+        return self._of_narrowed(site, of, ())
+
+    def _of_narrowed(self, site: str, of: str, kin: Kin) -> float:
+        """What a branch has where groups have lost so many steps."""
+        branch = next(b for b in self.skeleton.branches if b.site == site)
+        if of == "blocks":
+            return 1
+        if of == "latency":
+            return self.latency.per_branch[branch.role]
+        if of not in OF_MODEL:
+            return 0
+        skeleton = _narrowed(self.skeleton, kin)
+        if of == "params" and not self.norms:
+            return float(_params_without_norms(skeleton, branch))
+        return OF_MODEL[of](skeleton) - OF_MODEL[of](shrink.without_branch(skeleton, branch))
+
+    def _layer(self, unit: str, of: str) -> float:
+        if of == "blocks":
+            return 1
+        if of not in OF_MODEL:
+            return 0
+        return OF_MODEL[of](self.skeleton) - OF_MODEL[of](shrink.without_unit(self.skeleton, unit))
+
+    def _of_step(self, site: str, kind: str, of: str) -> float:
+        group = next(g for g in self.skeleton.groups if (g.site, g.kind) == (site, kind))
+        if of == kind:
+            return 1
+        if of == "latency":
+            home = next((b for b, inside in self.inside.items() if (site, kind) in inside), None)
+            if home is None:  # no branch whose time it is a part of
+                return 0.0
+            return self.of_branch(home, of) * self.of_step(site, kind, "params") / self.of_branch(home, "params")
+        if of not in OF_MODEL:
+            return 0
+        size = steps(group)
+        if size == 1:
+            return 0
+        less = shrink.narrowed(self.skeleton, group, group.count - group.count // size)
+        return OF_MODEL[of](self.skeleton) - OF_MODEL[of](less)
+
+
+def _partly(skeleton: Skeleton, branch: Branch) -> frozenset[Key]:
+    """Groups that have some of their tensors in a branch and others outside of it."""
+    held = ((g, [m.tensor.rpartition(".")[0] in branch.parts for m in g.members]) for g in skeleton.groups)
+    return frozenset((g.site, g.kind) for g, inside in held if any(inside) and not all(inside))
+
+
+def _crossing(skeleton: Skeleton) -> dict[tuple[str, str], tuple[tuple[str, str], ...]]:
+    """Groups whose steps save less as others are narrowed, with those: they are two sides of one tensor.
+
+    A group that is both sides itself is among its own.
+    """
+    sides: dict[str, list[tuple[int, tuple[str, str]]]] = {}
+    for group in skeleton.groups:
+        for member in group.members:
+            sides.setdefault(member.tensor, []).append((member.axis, (group.site, group.kind)))
+    found: dict[tuple[str, str], dict[tuple[str, str], None]] = {}
+    for pairs in sides.values():
+        for axis, key in pairs:
+            for other in (other for side, other in pairs if side != axis):
+                found.setdefault(key, {})[other] = None
+    return {key: tuple(others) for key, others in found.items()}
+
+
+def _narrowed(skeleton: Skeleton, kin: Kin) -> Skeleton:
+    """The skeleton when groups have lost so many steps each."""
+    for key, count in kin:
+        skeleton = _less(skeleton, key, count)
+    return skeleton
+
+
+def _without(skeleton: Skeleton, sites: Sequence[str]) -> Skeleton:
+    for site in sites:
+        skeleton = shrink.without_branch(skeleton, next(b for b in skeleton.branches if b.site == site))
+    return skeleton
+
+
+def _less(skeleton: Skeleton, key: tuple[str, str], count: int) -> Skeleton:
+    """The skeleton when a group has lost some of its steps."""
+    group = next(g for g in skeleton.groups if (g.site, g.kind) == key)
+    return shrink.narrowed(skeleton, group, group.count - count * group.count // steps(group))
+
+
+def _params_without_norms(skeleton: Skeleton, branch: Branch) -> int:
+    """Parameters of the module that does a branch's work; of several modules, of those that multiply matrices."""
+
+    def counts(part: Part) -> bool:
+        below = branch.site != branch.unit and f"{part.path}.".startswith(f"{branch.site}.")
+        return below or any(len(shape) > 1 for _, shape in part.tensors)
+
+    inside = [p for p in skeleton.parts if p.path in branch.parts and counts(p)]
+    return sum(math.prod(shape) for p in inside for _, shape in p.tensors)

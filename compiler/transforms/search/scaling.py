@@ -1,0 +1,161 @@
+"""By how much channels are scaled before their readers' weights are rounded: the factor for which least is lost."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from ....kernels.grid import Grid
+from ...ir.layers.linear import weight_of
+from ...ir.surgery import tensor_at
+from .folds import Fold, outputs_of
+from .layerwise import Grams
+from .reconstruct import inputs_of as rows_of
+
+TRIED = 10  # exponents of each kind
+SAMPLE = 512  # tokens on which the rounding of inputs is judged
+WIDEST = 8  # a factor is at most two to this power
+MOST = 127  # the largest code of an input in int8
+
+
+@dataclass
+class Sums:
+    """What the modules of a layer are given: sums of x x^T over all tokens, and some of the tokens themselves.
+
+    tokens   how many there were, by module
+    """
+
+    grams: Grams = field(default_factory=Grams)
+    samples: dict[str, Tensor] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+
+    def listen(self, path: str, module: nn.Module, x: Tensor) -> None:
+        self.grams.listen(path, module, x)
+        rows = rows_of(module, x)
+        self.tokens[path] = self.tokens.get(path, 0) + len(rows)
+        held = self.samples.get(path, rows[:0])
+        if len(held) < SAMPLE:
+            self.samples[path] = torch.cat([held, rows[: SAMPLE - len(held)]])
+
+
+@dataclass
+class Scaling:
+    """Factors of a layer's modules, and what is lost by rounding with them.
+
+    weights    [out, in] float32 by path, of the modules that are to be rounded
+    inputs     [in] by path: what a weight's columns are multiplied with, and its inputs divided by
+    outputs    [out] by path: what a weight's rows are divided by
+    in_int8    whether inputs are rounded, too, token by token, as the kernels of int8 weights do
+    """
+
+    model: nn.Module
+    grid: Grid
+    sums: Sums
+    weights: dict[str, Tensor]
+    in_int8: bool = False
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.inputs = {path: torch.ones_like(w[0]) for path, w in self.weights.items()}
+        self.outputs = {path: torch.ones_like(w[:, 0]) for path, w in self.weights.items()}
+
+    @staticmethod
+    def of(model: nn.Module, grid: Grid, sums: Sums, paths: Sequence[str], in_int8: bool) -> "Scaling":
+        return Scaling(model, grid, sums, {p: weight_of(model.get_submodule(p)).float() for p in paths}, in_int8)
+
+    def lost(self, path: str, inputs: Tensor, outputs: Tensor, grid: Grid) -> float:
+        """Squared error of a module's outputs over all tokens, in the size that they had; 0 of one that was not run."""
+        gram, weight = self.sums.grams.of(path), self.weights[path]
+        if gram is None:
+            return 0.0
+        scaled = weight * inputs / outputs[:, None]
+        rounded = grid.fit(scaled).round(scaled)
+        off = rounded * outputs[:, None] / inputs - weight
+        lost = float(((off @ gram) * off).sum(dtype=torch.float64))
+        if self.in_int8:
+            given = self.sums.samples[path] / inputs
+            step = (given.abs().amax(1, keepdim=True) / MOST).clamp(min=torch.finfo(torch.float32).tiny)
+            apart = ((given / step).round() * step - given) @ rounded.T * outputs
+            lost += float(apart.square().sum(dtype=torch.float64)) * self.sums.tokens[path] / len(given)
+        return lost
+
+    def with_fold(self, fold: Fold, by: Tensor, grid: Grid) -> float:
+        """What is lost in all modules that a fold changes."""
+        total = 0.0
+        for reader in fold.readers:
+            if reader.path in self.weights:
+                more = fold.spread(reader, by, len(self.inputs[reader.path]))
+                total += self.lost(reader.path, self.inputs[reader.path] * more, self.outputs[reader.path], grid)
+        if fold.writer in self.weights:
+            less = self._less(fold, by)
+            total += self.lost(fold.writer, self.inputs[fold.writer], self.outputs[fold.writer] * less, grid)
+        return total
+
+    def _less(self, fold: Fold, by: Tensor) -> Tensor:
+        less = torch.ones(outputs_of(self.model.get_submodule(fold.writer)), device=by.device)
+        less[list(fold.rows)] = by
+        return less
+
+    def best(self, fold: Fold) -> Tensor | None:
+        """The factor of least loss, [channels]; None where none is better than to leave all as it is.
+
+        Exponents are compared on scales that reach the largest weight, the winner with none on the grid itself.
+        """
+        quick, one = replace(self.grid, search=False), torch.ones(len(fold.rows), device=self._device(fold))
+        before, found = self.with_fold(fold, one, quick), None
+        least = before
+        for by in self._tried(fold):
+            if (lost := self.with_fold(fold, by, quick)) < least:
+                least, found = lost, by
+        if found is not None and self.grid.search:
+            better = self.with_fold(fold, found, self.grid) < self.with_fold(fold, one, self.grid)
+            found = found if better else None
+        return found
+
+    def take(self, fold: Fold, by: Tensor) -> None:
+        """Scale by this from now on."""
+        for reader in fold.readers:
+            if reader.path in self.weights:
+                self.inputs[reader.path] *= fold.spread(reader, by, len(self.inputs[reader.path]))
+        if fold.writer in self.weights:
+            self.outputs[fold.writer] *= self._less(fold, by)
+
+    def _device(self, fold: Fold) -> torch.device:
+        return tensor_at(self.model, f"{fold.writer}.weight").device
+
+    def _tried(self, fold: Fold) -> Iterator[Tensor]:
+        """Factors: powers of how large a channel is, and those divided by powers of how large its weights are, each
+        the nearest power of two, which rounds nothing in any type.
+
+        Source: AWQ (Lin et al. 2023, arXiv 2306.00978), section 3.2 and its code's `duo_scaling`, which are
+        SmoothQuant's (Xiao et al. 2022, arXiv 2211.10438), section 4.
+        """
+        given, weighed = self._sizes(fold)
+        alive, seen = (given > 0) & (weighed > 0), set()
+        if not bool(alive.any()):
+            return
+        for step in range(1, TRIED + 1):
+            share = step / TRIED
+            for by in (given**share, given**share / weighed ** (1 - share)):
+                size = torch.where(alive, by, 1.0).log2()
+                middle = (size[alive].max() + size[alive].min()) / 2
+                powers = torch.where(alive, (size - middle).round().clamp(-WIDEST, WIDEST), 0.0)
+                if (key := tuple(powers.tolist())) not in seen:
+                    seen.add(key)
+                    yield fold.held(self.model, 2.0**powers)
+
+    def _sizes(self, fold: Fold) -> tuple[Tensor, Tensor]:
+        """[channels]: the root mean square of each, and the largest weight that reads it, over the fold's readers."""
+        squares, weighed, count = torch.zeros(3, len(fold.rows), device=self._device(fold))
+        for reader in fold.readers:
+            gram = self.sums.grams.of(reader.path) if reader.path in self.weights else None
+            if gram is None:
+                continue
+            channels = torch.tensor(reader.channels, device=squares.device)
+            inputs = list(reader.inputs)
+            squares.index_add_(0, channels, gram.diagonal()[inputs])
+            count.index_add_(0, channels, torch.full((len(inputs),), float(self.sums.tokens[reader.path])).to(squares))
+            weighed.scatter_reduce_(0, channels, self.weights[reader.path][:, inputs].abs().amax(0), "amax")
+        return (squares / count.clamp(min=1)).sqrt(), weighed

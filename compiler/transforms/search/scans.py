@@ -1,0 +1,85 @@
+"""Scans of state-space mixers as candidates: without one the convolved input goes on as it is."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ....dsl.checker.skeleton import Scan, Skeleton
+from ...analysis.discovery.discover import skeleton_of
+from ...analysis.planning import shrink
+from ..editing.rewrite import Rewriter
+from ..editing.scan_removal import drop_scan, without_scan
+from ..editing.trial import running
+from .candidate import Candidate, Pool
+from .latency import SCAN
+from .savings import OF_MODEL, SCANS, Ledger
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+
+
+class Scans(Pool):
+    """Scans, layer by layer; the last one of the model stays."""
+
+    kind = SCANS
+
+    def __init__(self, program: "Program", chosen: Sequence[Scan], ledger: Ledger):
+        self.program, self.ledger = program, ledger
+        self.allowed = {s.site for s in chosen}
+
+    def candidates(self) -> list["ScanCut"]:
+        scans = skeleton_of(self.program).scans
+        return [ScanCut(self, s) for s in scans if s.site in self.allowed] if len(scans) > 1 else []
+
+    def reachable(self, of: str) -> float:
+        scans = skeleton_of(self.program).scans
+        return all_but_the_last([self.saved(s, of) for s in scans if s.site in self.allowed], len(scans))
+
+    def saved(self, scan: Scan, of: str) -> float:
+        if of == "latency":
+            return self.ledger.latency.per_branch.get(SCAN, 0.0)
+        return saved(skeleton_of(self.program), scan, of)
+
+
+def saved(skeleton: Skeleton, scan: Scan, of: str) -> float:
+    """What goes with a scan, counted by arithmetic on shapes."""
+    if of == SCANS:
+        return 1
+    return OF_MODEL[of](skeleton) - OF_MODEL[of](shrink.without_scan(skeleton, scan)) if of in OF_MODEL else 0
+
+
+def all_but_the_last(each: Sequence[float], count: int) -> float:
+    """The most that scans which may go can save, where one of the model's `count` has to stay."""
+    return sum(sorted(each)[1:] if len(each) == count else each)
+
+
+@dataclass(frozen=True)
+class ScanCut(Candidate):
+    """One scan. The layer runs a copy of its graph in which the mixer is open and the scan left out."""
+
+    pool: Scans
+    scan: Scan
+
+    @property
+    def name(self) -> str:
+        return f"{self.scan.site} scan"
+
+    place = name
+
+    @property
+    def unit(self) -> str:
+        return self.scan.unit
+
+    def tried(self) -> AbstractContextManager[None]:
+        return running(self.pool.program, [without_scan(self.pool.program, self.scan)])
+
+    def cut(self) -> None:
+        pool = self.pool
+        pool.ledger.lost_at(self.scan.site, SCANS, {of: self.saves(of) for of in pool.ledger.counted})
+        with Rewriter(pool.program) as rewrite:
+            drop_scan(pool.program, rewrite, self.scan)
+        pool.program.note(site=self.scan.site, kind=SCANS, removed=["scan"])
+
+    def saves(self, of: str) -> float:
+        return self.pool.saved(self.scan, of)

@@ -1,0 +1,160 @@
+"""Heads or states of a mixer, or experts, as candidates that are tried in the shape that they would leave.
+
+A norm behind the scan takes its mean over what is left, so a head whose readers are silenced is not yet one that is
+gone: a trial slices, and so does a cut, at once. Sizes are in steps of a group, as in `widths`.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ....dsl.checker.skeleton import Group
+from ...analysis.discovery.discover import skeleton_of
+from ...analysis.planning import shrink
+from ...ir import surgery
+from ..editing.rewrite import Rewriter
+from .candidate import Candidate, Pool
+from .importance import ascending
+from .savings import OF_MODEL, Ledger, steps
+from .widths import slice_out, unit_of
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+
+
+@dataclass
+class Ranked:
+    """The items of one group by the numbers that they had at first: in the order they lie in now, and as they go."""
+
+    block: int
+    alive: list[int]
+    order: list[int]
+
+    def next(self, count: int) -> list[int]:
+        """The `count` least important ones of every block that are left."""
+        by_block: dict[int, list[int]] = {}
+        for item in self.order:
+            if item in self.alive:
+                by_block.setdefault(item // self.block, []).append(item)
+        return [item for b in sorted(by_block) for item in by_block[b][:count]]
+
+
+class Slices(Pool):
+    """`step` items of every block at a time from any of the groups; each keeps at least `least` per block."""
+
+    def __init__(
+        self,
+        program: "Program",
+        groups: Sequence[Group],
+        step: int,
+        ledger: Ledger,
+        important: Callable[[Group], torch.Tensor],
+        kind: str,
+        least: int = 1,
+    ):
+        self.program, self.step, self.ledger, self.kind, self.least = program, step, ledger, kind, least
+        self.ranked = {g.site: Ranked(steps(g), list(range(g.count)), ascending(important(g))) for g in groups}
+
+    def candidates(self) -> list["Slice"]:
+        skeleton = skeleton_of(self.program)
+        scans = {s.site for s in skeleton.scans}
+        return [
+            Slice(self, g, unit_of(g.site, skeleton.units))
+            for g in self.groups()
+            if steps(g) - self.step >= self.least and (g.kind == "experts" or g.site in scans)
+        ]
+
+    def groups(self) -> list[Group]:
+        """As they are now."""
+        return [g for g in skeleton_of(self.program).groups if g.kind == self.kind and g.site in self.ranked]
+
+    def reachable(self, of: str) -> float:
+        return sum(max(0, steps(g) - self.least) // self.step * self.saved(g, of) for g in self.groups())
+
+    def saved(self, group: Group, of: str) -> float:
+        """What a step of a group saves."""
+        gone = self.step * group.count // steps(group)
+        if of == self.kind:
+            return gone
+        if of == "latency":
+            return self.step * self.ledger.of_step(group.site, group.kind, of)
+        if of not in OF_MODEL:
+            return 0
+        less = shrink.narrowed(skeleton_of(self.program), group, group.count - gone)
+        return OF_MODEL[of](skeleton_of(self.program)) - OF_MODEL[of](less)
+
+
+@dataclass(frozen=True)
+class Slice(Candidate):
+    """The least important step of one group."""
+
+    pool: Slices
+    group: Group
+    unit: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.group.site} {steps(self.group)} -> {steps(self.group) - self.pool.step} {self.group.kind}"
+
+    @property
+    def place(self) -> str:
+        return f"{self.group.site}:{self.group.kind}"
+
+    def tried(self) -> AbstractContextManager[None]:
+        return sliced(self.pool.program, self.group, self._places())
+
+    def cut(self) -> None:
+        pool, places = self.pool, self._places()
+        ranked = pool.ranked[self.group.site]
+        pool.ledger.lost_at(self.group.site, self.group.kind, {of: self.saves(of) for of in pool.ledger.counted})
+        with Rewriter(pool.program) as rewrite:
+            slice_out(pool.program, rewrite, self.group, places)
+        ranked.alive = [item for place, item in enumerate(ranked.alive) if place not in places]
+
+    def _places(self) -> set[int]:
+        """Where the step's items lie now."""
+        ranked = self.pool.ranked[self.group.site]
+        return {ranked.alive.index(item) for item in ranked.next(self.pool.step)}
+
+    def saves(self, of: str) -> float:
+        return self.pool.saved(self.group, of)
+
+
+@contextmanager
+def sliced(program: "Program", group: Group, dead: set[int]) -> Iterator[None]:
+    """The model with a group narrowed, for as long as the context lasts; tensors and numbers come back after."""
+    model = program.model
+    tensors = {m.tensor: surgery.tensor_at(model, m.tensor).data for m in group.members}
+    holders = {m: dict(vars(m)) for m in {model.get_submodule(module) for module, _, _ in group.attributes}}
+    try:
+        for member in group.members:
+            gone = {i for item in dead for i in member.indices(item)}
+            parameter = surgery.tensor_at(model, member.tensor)
+            left = [i for i in range(parameter.shape[member.axis]) if i not in gone]
+            parameter.data = parameter.data.index_select(member.axis, torch.tensor(left, device=parameter.device))
+        for module, name, per in group.attributes:
+            holder = model.get_submodule(module)
+            if name.startswith("config."):  # its neighbours read the same one
+                holder.config = copy.copy(holder.config)
+            now = surgery.attribute(holder, name)
+            owner, _, last = f".{name}".rpartition(".")
+            setattr(surgery.attribute(holder, owner[1:]) if owner else holder, last, round(now - len(dead) * per))
+        _fit(program, tensors)
+        yield
+    finally:
+        for path, value in tensors.items():
+            surgery.tensor_at(model, path).data = value
+        for holder, before in holders.items():
+            vars(holder).update(before)
+        _fit(program, tensors)
+
+
+def _fit(program: "Program", tensors: dict[str, torch.Tensor]) -> None:
+    for path in tensors:
+        owner, name = surgery.split(path)
+        if name == "weight":
+            surgery.fit(program.model.get_submodule(owner))

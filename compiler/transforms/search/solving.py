@@ -1,0 +1,118 @@
+"""Exchanging weights layer by layer for others that keep the outputs over rows of data."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from ....dsl.checker.inputs import inputs
+from ....dsl.checker.skeleton import Part, Skeleton, is_below
+from ....dsl.checker.values import DataRef, Ratio, Selector
+from ...analysis.discovery.discover import skeleton_of
+from ...analysis.planning import shrink
+from ...core.shards import Shards
+from ...ir.surgery import tensor_at
+from ...plugin.context import Context
+from ...plugin.interfaces import Effort, Lossy, Pass, param
+from . import allocation
+from .layerwise import Grams, Layerwise, Stage, stages
+from .masks import keep_mask
+from .sparsity import check_pattern, chosen_parts, exchange, finite_weight, note, sizes
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+
+# unit, weight [out, in], sums of x x^T or None where no row reached the module -> the weight that takes its place
+New = Callable[[str, Tensor, Tensor | None], Tensor]
+
+
+class Zeros(Pass):
+    """Zeros in linear modules whose other weights make up for them."""
+
+    keeps = Lossy()
+    acts_on = "linear"
+    divides = "pattern"
+    determinism = "deterministic"
+
+    sparsity: Ratio = param("Share of the weights that become zero.", of=("weights",), gt=0, lt=1)
+    data: DataRef = param("Rows whose inputs of the modules count; more tokens than a module has inputs.")
+    on: Selector | None = param("Linear modules; all inside the layers where it is left out.", default=None)
+    pattern: Literal["any", "2:4", "4:8"] = param(
+        "Any weights, or two of every four or four of every eight inputs of an output.", default="any"
+    )
+    allocation: Literal["uniform", "owl", "searched"] = param(
+        "How zeros spread over the layers: alike, by outliers, or by what they cost there.", default="uniform"
+    )
+
+    @abstractmethod
+    def solve(self, weight: Tensor, gram: Tensor, share: float) -> Tensor:
+        """A weight of one module with its share of zeros, for inputs of these products."""
+
+    def run(self, program: "Program", ctx: Context) -> None:
+        """Make them, from the first layer to the last, and say what became zero.
+
+        A module that no row reached keeps its largest weights as they are.
+        """
+        chosen, how, rows = self._chosen(skeleton_of(program)), self.allocation, ctx.rows(self.data)
+        spread = allocation.shares(program, stages(program, chosen), rows, self.sparsity.value, how, sizes(chosen), ctx)
+
+        def replacement(unit: str, weight: Tensor, gram: Tensor | None) -> Tensor:
+            if gram is None:
+                return torch.where(keep_mask(weight.abs().float(), spread[unit], "any", "row"), weight, 0.0)
+            return self.solve(weight, gram, spread[unit])
+
+        zeros = exchanged(program, ctx, chosen, rows, replacement)
+        note(program, chosen, zeros, allocation=how, tokens=rows.numel(), pattern=self.pattern)
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        """The same shapes, with zeros. What the pattern doesn't fit is said here, before any weight is read."""
+        self._chosen(skeleton)
+        return shrink.sparse(skeleton, self.sparsity.value)
+
+    def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
+        return effort(skeleton, chosen_parts(skeleton, self.on), ctx.rows(self.data), self.allocation)
+
+    def _chosen(self, skeleton: Skeleton) -> tuple[Part, ...]:
+        chosen = chosen_parts(skeleton, self.on)
+        check_pattern(chosen, self.pattern, self.sparsity, self.allocation)
+        return chosen
+
+
+def exchanged(program: "Program", ctx: Context, chosen: Sequence[Part], rows: Tensor, new: New) -> dict[str, float]:
+    """Exchange the weights of the chosen modules, each layer for what the exchanged ones before it give; their
+    shares of zeros by path. What is done is kept layer by layer, and a run that was killed goes on there."""
+    parts, found, shards = stages(program, chosen), {}, Shards(ctx.workdir / "layers")
+    walk = Layerwise(program, rows)
+    for stage in ctx.each(parts, "layers", len(parts)):
+        made = shards.remember(stage.unit, partial(_solve_stage, program, walk, stage, new))
+        for path in stage.modules:
+            device = tensor_at(program.model, f"{path}.weight").device
+            found[path] = exchange(program, path, made[path].to(device), ctx)
+        walk.leave(stage)
+    return found
+
+
+def _solve_stage(program: "Program", walk: Layerwise, stage: Stage, new: New) -> dict[str, Tensor]:
+    grams, made = Grams(), {}
+    walk.look(stage, grams.listen)
+    for path in stage.modules:
+        weight = finite_weight(program, path)
+        made[path] = new(stage.unit, weight, grams.of(path)).to(weight.dtype)
+    return made
+
+
+def effort(skeleton: Skeleton, chosen: Sequence[Part], rows: Tensor, how: str) -> Effort:
+    """Every layer runs twice; solving costs about as much as so many tokens more. Held are a layer's sums."""
+    flops, held = 0, 0
+    for part in chosen:
+        n, k = dict(part.tensors)["weight"]
+        k = inputs(part)
+        flops += 2 * k**3 + 2 * n * k * (k if n else 0)
+    for unit in skeleton.units:
+        held = max(held, sum(4 * inputs(p) ** 2 for p in chosen if is_below(p.path, unit)))
+    tokens = 2 * rows.numel() + flops // max(1, shrink.flops_per_token(skeleton, 512))
+    widest = max(inputs(part) for part in chosen)
+    return Effort(tokens + allocation.effort(how, len(skeleton.units), rows), held + 24 * widest**2)

@@ -1,0 +1,114 @@
+"""Making zeros in the linear modules of a program: which modules may, which masks fit, and what is said of it."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from ....dsl.checker.inputs import PATTERNS, odd_pattern
+from ....dsl.checker.skeleton import Part, Skeleton
+from ....dsl.checker.values import Ratio, Selector
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...analysis.planning.selection import inner_parts
+from ...ir.layers.linear import weight_of
+from ...ir.surgery import put, tensor_at
+from ...models.rows.forward import LOOK, not_a_number
+from .masks import magnitude, masked
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+    from ...plugin.context import Context
+
+tied_weight = Fault("tied-weight", "A pass is to make zeros in a weight that another module reads, too.")
+ROWWISE = 3  # times the work of thresholds of whole modules
+
+no_linear = Fault("no-linear", "A pass works on linear modules, and there is none for it.")
+
+
+def chosen_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
+    """The linear modules that `on` selects; without it those inside the layers. Reject shared weights."""
+    found = inner_parts(skeleton, on)
+    if not found:
+        raise Reject(
+            no_linear(
+                f"{skeleton.model_type} has no linear module that could be changed",
+                help="name others with `on:`; packed ones stay as they are",
+            )
+        )
+    for part in found:
+        same = next((names for names in skeleton.tied if f"{part.path}.weight" in names), None)
+        if same:
+            other = next(name for name in same if name != f"{part.path}.weight")
+            raise Reject(
+                tied_weight(
+                    f"{part.path}.weight is also {other}", help=f"leave it out of `on:`, as in `* - {part.path}`"
+                )
+            )
+    return found
+
+
+def check_pattern(chosen: Sequence[Part], pattern: str, sparsity: Ratio, allocation: str = "uniform") -> None:
+    """Reject (unfit-pattern) a pattern that the modules or the share of zeros don't allow."""
+    if faults := odd_pattern(chosen, pattern, sparsity, allocation):
+        raise Reject(*faults)
+
+
+def finite_weight(program: "Program", path: str) -> Tensor:
+    """A linear module's weight [out, in]; Reject (not-a-number) where a number of it is none."""
+    weight = weight_of(program.model.get_submodule(path))
+    if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
+        raise Reject(not_a_number(f"{path}.weight holds NaN or infinite numbers", help=LOOK))
+    return weight
+
+
+def weight_score(program: "Program", path: str, norms: Sequence[float]) -> Tensor:
+    """Magnitude times the norm of the input, [out, in]; magnitude alone where the module was not run ([])."""
+    score = magnitude(finite_weight(program, path))
+    return score * torch.tensor(norms, device=score.device) if norms else score
+
+
+@torch.no_grad()
+def mask(program: "Program", path: str, keep: Tensor, ctx: "Context") -> float:
+    """Zero what does not stay, in a tensor of its own; the share of zeros that the weight has now."""
+    return exchange(program, path, masked(weight_of(program.model.get_submodule(path)), keep), ctx)
+
+
+@torch.no_grad()
+def exchange(program: "Program", path: str, weight: Tensor, ctx: "Context") -> float:
+    """Put another weight [out, in] into a linear module; the share of zeros that it has.
+
+    A large one goes to disk at once and is mapped, so that a pass over a whole model holds one module's.
+    """
+    module = program.model.get_submodule(path)
+    weight = weight.to(tensor_at(module, "weight").dtype)
+    stored = weight.T.contiguous() if isinstance(module, Conv1D) else weight
+    put(program.model, f"{path}.weight", ctx.mapped(stored))
+    return zeros(weight)
+
+
+def zeros(weight: Tensor) -> float:
+    """Share of zeros."""
+    return 1.0 - int(weight.count_nonzero()) / weight.numel()
+
+
+def sizes(chosen: Sequence[Part]) -> dict[str, int]:
+    """How many weights each module has, by path."""
+    return {part.path: n * k for part in chosen for n, k in [dict(part.tensors)["weight"]]}
+
+
+def looking(chosen: Sequence[Part], pattern: str = "any", each: str = "module") -> dict[str, float]:
+    """What finding masks takes, for `plan`: thresholds among all weights, or of every row, whose numbers are all
+    partitioned, or the order in small groups."""
+    numbers = float(sum(sizes(chosen).values()))
+    return {"sort": numbers} if pattern in PATTERNS else {"select": numbers * (ROWWISE if each == "row" else 1)}
+
+
+def note(program: "Program", chosen: Sequence[Part], found: Mapping[str, float], **more: Any) -> None:
+    """Say of every module, and of all together, how much of it is zero."""
+    weights = sizes(chosen)
+    whole = sum(found[path] * weights[path] for path in found) / sum(weights.values())
+    program.changed()
+    shares = {path: round(share, 4) for path, share in found.items()}
+    program.note(sparsity=round(whole, 4), zeros=shares, **more)

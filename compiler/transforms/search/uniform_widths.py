@@ -1,0 +1,150 @@
+"""Fewer channels or heads per site, the same share everywhere; which can be cut; what that comes to on paper."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ....dsl.checker.skeleton import Group, Skeleton
+from ....dsl.checker.values import Ratio
+from ....dsl.syntax.diagnostics import Reject
+from ...analysis.discovery.discover import skeleton_of
+from ...analysis.planning import shrink
+from ...analysis.planning.amount import Amount
+from ...core.events import Event, Said
+from ...ir.capture.first_calls import unsupported_model
+from ..editing.dry_run import runs, small_copy, weightless
+from ..editing.rewrite import Rewriter
+from .importance import ascending, l1
+from .refusals import out_of_reach
+from .savings import steps, stride
+from .widths import Site, slice_all, unit_of
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+
+
+def narrow_evenly(
+    program: "Program",
+    groups: Sequence[Group],
+    amount: Amount,
+    align: int,
+    tell: Callable[[Event], None] = lambda event: None,
+    store: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> None:
+    """Every group that can be cut is narrowed as `forecast` says; the items of least weight magnitude go.
+
+    tell   is told which groups stay, and why
+    store  takes a tensor that is narrow now, and gives it from where it shall lie
+    Raises Reject (out-of-reach) where none can.
+    """
+    left = {(g.site, g.kind): g.count for g in forecast(skeleton_of(program), groups, amount, align).groups}
+    sites = [Site(group, ascending(l1(program, group))) for group in groups]
+    gone = {
+        (s.group.site, s.group.kind): s.size - left[s.group.site, s.group.kind] * s.size // s.group.count for s in sites
+    }
+    able, refused = cuttable(program, [(s.group, gone[s.group.site, s.group.kind]) for s in sites])
+    leave(program, refused, tell)
+    if refused and not any(gone[g.site, g.kind] for g in able):
+        raise Reject(
+            out_of_reach(
+                f"none of the {len(refused)} modules can be narrowed: {refused[0][1]}",
+                help="cut other kinds of parts, or whole blocks",
+            )
+        )
+    cuts = [(s.group, set(s.next(gone[s.group.site, s.group.kind]))) for s in sites if s.group in able]
+    with Rewriter(program) as rewrite:
+        slice_all(program, rewrite, [(group, items) for group, items in cuts if items], store)
+
+
+def cuttable(program: "Program", cuts: Sequence[tuple[Group, int]]) -> tuple[list[Group], list[tuple[Group, str]]]:
+    """Of groups and how many steps each is to lose: those that the model runs without, and the others with why not.
+
+    Tried on a copy without weights; all at once, and where that fails one of each kind of layer by itself.
+    """
+    tried = [(group, count) for group, count in cuts if 0 < count < steps(group)]
+    if not tried or _refusal(program, tried) is None:
+        return [group for group, _ in cuts], []
+    able, refused, known = [group for group, count in cuts if (group, count) not in tried], [], {}
+    for group, count in tried:
+        unit = unit_of(group.site, list(program.units))
+        alike = (
+            (program.units[unit].key, group.site.removeprefix(unit), group.kind, group.count, count)
+            if unit
+            else (group.site, group.kind)
+        )
+        if alike not in known:
+            known[alike] = group, _refusal(program, [(group, count)])
+        first, why = known[alike]
+        if why is None:
+            able.append(group)
+        else:
+            refused.append((group, why.replace(first.site, group.site)))
+    return [group for group, _ in cuts if group in able], refused
+
+
+def leave(program: "Program", refused: Sequence[tuple[Group, str]], tell: Callable[[Event], None]) -> None:
+    """Note which groups stay as they are and why, and tell of the first of them."""
+    for group, why in refused:
+        program.note(left=f"{group.site}:{group.kind}", why=why)
+    if refused:
+        (group, why), others = refused[0], f" and {len(refused) - 1} others" if len(refused) > 1 else ""
+        tell(Said(f"{group.site}{others} can't lose {group.kind.replace('_', ' ')}: {why}"))
+
+
+def _refusal(program: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
+    """Why a model does not run when groups have lost their first steps; None where it does, or nothing tells."""
+    why = _failure(weightless(program), cuts)
+    if why is None or runs(weightless(program)):
+        return why
+    trial = small_copy(program)  # its code asks for numbers, as mixtures that look which experts were chosen do
+    return None if trial is None else _failure(trial, cuts)
+
+
+def _failure(trial: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
+    sliced = [(g, set(Site(g, list(range(g.count))).next(count))) for g, count in cuts]
+    try:
+        with Rewriter(trial) as rewrite:
+            slice_all(trial, rewrite, [(g, items) for g, items in sliced if items])
+    except Reject as refused:
+        if any(d.fault is not unsupported_model for d in refused.diagnostics):
+            raise
+        said = refused.diagnostics[0].message
+        where, line = said.partition(": ")[0], said.rpartition(" at ")[2]  # without Python's words between them
+        return f"{where} with fewer of them, at {line}"
+    return None
+
+
+def forecast(skeleton: Skeleton, groups: Sequence[Group], amount: Amount, align: int) -> Skeleton:
+    """The skeleton with every group narrowed by the same share: exact when even, an estimate when searched."""
+    if amount.of == "params":
+        return _forecast_params(skeleton, groups, amount, align)
+    for group in groups:
+        kept = amount.kept(steps(group), stride(group, align)) * group.count // steps(group)
+        skeleton = shrink.narrowed(skeleton, again(skeleton, group), kept)
+    return skeleton
+
+
+def _forecast_params(skeleton: Skeleton, groups: Sequence[Group], amount: Amount, align: int) -> Skeleton:
+    """The largest share of the items that every group can keep within the parameters; Reject where none can."""
+    whole = left = shrink.params(skeleton)
+    limit, most = amount.kept(whole), max(steps(g) for g in groups)
+    for kept in range(most // align, 0, -1):
+        found = forecast(skeleton, groups, Amount(Ratio(kept * align / most, "")), align)
+        left = shrink.params(found)
+        if left <= limit:
+            return found
+    share = math.ceil(1000 * left / whole) / 10
+    raise Reject(
+        out_of_reach(
+            f"{limit / whole:.1%} of params are to stay, and the narrowest widths keep {share:g}%",
+            help=f"keep at least {share:g}% of params, or let `align` be less",
+            argument="keep remove",
+        )
+    )
+
+
+def again(skeleton: Skeleton, group: Group) -> Group:
+    """The group as it is in a skeleton that may have been narrowed since."""
+    return next(g for g in skeleton.groups if (g.site, g.kind) == (group.site, group.kind))

@@ -1,0 +1,175 @@
+"""Zeros and codes in a weight whose other weights move to make up for them, from what the module is given.
+
+All work on a matrix W [out, in] and the sums H = sum of x x^T [in, in] over the inputs x, and keep the outputs
+W x as they are: least squares, layer by layer, without training.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ....dsl.checker.inputs import PATTERNS
+from ....kernels.grid import Grid, joined
+from .descent import descend
+from .masks import keep_largest, keep_mask, spare_groups
+from .reconstruct import factor
+
+BLOCK = 128  # columns that are settled together before those behind them follow
+DAMPING = 0.01  # of the mean diagonal of H
+
+Rounded = Callable[[int, Tensor], Tensor]  # column number, its weights [out] -> what they become
+
+
+def inverse_factor(gram: Tensor, damping: float) -> Tensor:
+    """Upper R with R^T R = (H + damping * mean diagonal)^-1, [in, in] float32, solved in float64.
+
+    Inputs that are always zero get 1 on the diagonal first: their weights are worth nothing and ask for nothing.
+    """
+    alive = alive_inputs(gram)
+    flipped = gram.flip(0, 1)
+    flipped.diagonal().copy_(torch.where(alive, gram.diagonal(), 1.0).flip(0))
+    lower = factor(flipped, range(len(gram)), damping)
+    eye = torch.eye(len(gram), dtype=lower.dtype, device=lower.device)
+    return torch.linalg.solve_triangular(lower, eye, upper=False).flip(0, 1).float()
+
+
+def alive_inputs(gram: Tensor) -> Tensor:
+    """[in] bool: which inputs are ever anything but zero."""
+    return gram.diagonal() > 0
+
+
+@torch.no_grad()
+def sparsegpt(weight: Tensor, gram: Tensor, share: float, pattern: str, damping: float = DAMPING) -> Tensor:
+    """W with zeros by SparseGPT, [out, in] float32.
+
+    Columns are settled from the first to the last; what a zero takes from the outputs, the weights behind it give
+    back. Of each block of 128 columns those weights go that the outputs miss least, w^2 / R_jj^2, over all rows
+    together; with "2:4" and "4:8", of each group when its turn comes.
+
+    share   of every block's weights, rounded down. The published code zeroes one more: all up to the threshold
+    Source: Frantar and Alistarh 2023 (arXiv 2301.00774), algorithm 1; block, damping and dead columns as in its
+    code.
+    """
+    work = weight.float() * alive_inputs(gram)
+    upper = inverse_factor(gram, damping)
+    keep = torch.ones_like(work, dtype=torch.bool)
+    group = PATTERNS[pattern][1] if pattern in PATTERNS else 0
+
+    def choose(start: int, columns: Tensor) -> None:
+        stop = start + columns.shape[1]
+        score = columns.square() / upper.diagonal()[start:stop].square()
+        keep[:, start:stop] = keep_mask(score, share, pattern, "module")
+
+    def rounded(column: int, w: Tensor) -> Tensor:
+        return torch.where(keep[:, column], w, 0.0)
+
+    return settled(work, upper, rounded, choose, group or BLOCK)
+
+
+@torch.no_grad()
+def settled(
+    work: Tensor, upper: Tensor, rounded: Rounded, look: Callable[[int, Tensor], None] | None = None, every: int = BLOCK
+) -> Tensor:
+    """Columns become what `rounded` says, one after another; those behind give back what that costs.
+
+    work     [out, in] float32; overwritten with the result
+    upper    the factor of the inverse, `inverse_factor`
+    look     is shown the columns start .. start + every, as they are then, before they are settled; `every`
+             divides 128
+    Source: the blocked loop of GPTQ (Frantar et al. 2022, arXiv 2210.17323), section 3.3.
+    """
+    for start in range(0, work.shape[1], BLOCK):
+        stop = min(start + BLOCK, work.shape[1])
+        block, inner = work[:, start:stop].T.contiguous(), upper[start:stop, start:stop]  # [block, out]
+        errors = torch.empty_like(block)
+        for i in range(stop - start):
+            if look is not None and i % every == 0:
+                look(start + i, block[i : i + every].T)
+            new = rounded(start + i, block[i])
+            errors[i] = (block[i] - new) / inner[i, i]
+            block[i] = new
+            if i + 1 < stop - start:
+                block[i + 1 :].addr_(inner[i, i + 1 :], errors[i], alpha=-1)
+        work[:, start:stop] = block.T
+        work[:, stop:].addmm_(errors.T, upper[start:stop, stop:], alpha=-1)
+    return work
+
+
+@torch.no_grad()
+def gptq(
+    weight: Tensor, gram: Tensor, grid: Grid, order: str, keep: Tensor | None, damping: float = DAMPING, sweeps: int = 0
+) -> Tensor:
+    """W on a grid by GPTQ, [out, in] float32: what a column loses by rounding, those behind it give back.
+
+    order   "activation": columns with large inputs first, on scales that were fitted to W before; or "given": as
+            they lie, each group's scales fitted when its turn comes
+    keep    [out, in] bool: where it is False the result is 0, and what that costs is given back, too
+    sweeps  how often scales and codes are looked at again after that, `descent`
+    Source: Frantar et al. 2022 (arXiv 2210.17323), section 3.3; activation order with static groups as in its code.
+    """
+    wanted = weight.float() * alive_inputs(gram)
+    turn = gram.diagonal().argsort(descending=True, stable=True) if order == "activation" else torch.arange(len(gram))
+    width, squares = grid.width(len(gram)), gram.diagonal()
+    late = order == "given" and BLOCK % width == 0
+    fitted = [] if late else [grid.fit(wanted, squares)]
+    places = turn.tolist()
+
+    def fit(start: int, columns: Tensor) -> None:
+        fitted.append(grid.fit(columns, squares[start : start + columns.shape[1]]))
+
+    def rounded(column: int, w: Tensor) -> Tensor:
+        new = fitted[-1].round_column(w, 0 if late else places[column] // width)
+        return new if keep is None else torch.where(keep[:, places[column]], new, 0.0)
+
+    upper = inverse_factor(gram[turn][:, turn], damping)
+    done = settled(wanted[:, turn], upper, rounded, fit if late else None, width if late else BLOCK)
+    done = torch.empty_like(done).index_copy_(1, turn, done)
+    if not sweeps:
+        return done
+    damped = gram.clone()
+    damped.diagonal().add_(damping * gram.diagonal().mean())
+    return descend(wanted, damped, joined(fitted), done, keep, sweeps)[0]
+
+
+ADMM_STEPS, ADMM_GROWTH = 24, 16  # rounds, and those of them over which zeros become as many as asked
+
+
+@torch.no_grad()
+def admm(weight: Tensor, gram: Tensor, share: float, pattern: str, damping: float = DAMPING) -> Tensor:
+    """W with zeros by alternating directions, [out, in] float32: all weights move, not only those behind a zero.
+
+    Inputs are scaled to norm 1, so that a weight's size says what it is worth. Two copies of the weight are pulled
+    together: one that gives the outputs, one with zeros, which grow in number over the first rounds. Every output
+    loses the same share, rounded down.
+
+    Source: Boza 2024, "Fast and Effective Weight Update for Pruned Large Language Models" (arXiv 2401.02938),
+    algorithms 1 and 2.
+    """
+    alive = alive_inputs(gram)
+    norms = torch.where(alive, gram.diagonal(), 1.0).sqrt()  # [in]
+    scaled = gram / norms / norms[:, None]
+    scaled.diagonal().copy_(torch.where(alive, scaled.diagonal(), 1.0))
+    scaled.diagonal().mul_(1 + damping)
+    first = weight.float() * alive * norms
+    wanted = first @ scaled  # W H [out, in]
+    shifted = scaled.clone()
+    shifted.diagonal().add_(1.0)  # rho = 1
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(shifted.double())).float()
+    now, dual, zeroed = first, torch.zeros_like(first), first
+    for step in range(ADMM_STEPS):
+        if step <= ADMM_GROWTH:
+            keep = _growing((now + dual).abs(), share, pattern, min(1.0, (step + 1) / ADMM_GROWTH))
+        zeroed = (now + dual) * keep
+        dual = dual + now - zeroed
+        now = (wanted + zeroed - dual) @ inverse
+    return torch.where(keep, (now + dual) / norms, 0.0)
+
+
+def _growing(size: Tensor, share: float, pattern: str, progress: float) -> Tensor:
+    """The mask on the way there: a cubic rise, as of gradual pruning (Zhu and Gupta 2017, arXiv 1710.01878)."""
+    if pattern in PATTERNS:
+        gone, of = PATTERNS[pattern]
+        return spare_groups(size, max(1, round(gone * (1 - (1 - progress) ** 3))), of)
+    gone = int(share * size.shape[1] * (1 - (1 - progress) ** 3)) if progress < 1 else int(share * size.shape[1])
+    return keep_largest(size, size.shape[1] - gone)

@@ -1,0 +1,38 @@
+"""What passes that make one kind of modules narrower may be told, all alike."""
+
+from typing import Literal
+
+from ....dsl.checker.values import DataRef, MetricRef
+from ...plugin.interfaces import Lossy, Pass, param
+from .compensation import Fit
+from .greedy import Cutter
+
+
+class Narrower(Cutter, Pass):
+    """Makes modules narrower: all alike, or with a score one where the loss suffers least."""
+
+    keeps = Lossy()
+    determinism = "deterministic"
+
+    score: MetricRef | None = param("What decides which modules lose more; without it all lose alike.", default=None)
+    search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
+
+
+class Refitting(Narrower):
+    """Refits what reads the items that go, and is told which of them go first."""
+
+    reorder: Literal["l1", "wanda", "obs"] | None = param(
+        "Which items of a module go first: by weights, by weights and inputs, or by the error left after repair; "
+        "obs with a score, else l1.",
+        default=None,
+    )
+    repair: bool = param("With a score, refit what reads the items that go.", default=True)
+    data: DataRef | None = param(
+        "Rows that items are ranked and readers refitted on, several thousand tokens, not the score's; unless given, "
+        "32 that the model itself writes.",
+        default=None,
+    )
+
+    @property
+    def fit(self) -> Fit:
+        return Fit(self.reorder or "obs", self.repair, self.data)

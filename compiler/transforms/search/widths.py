@@ -1,0 +1,228 @@
+"""Channels or heads of one module as candidates: a step of the least important ones at a time.
+
+While a search runs, what was cut is zero in the weights that read it; `finish` takes it out of every tensor.
+Sizes are in steps of a group: an item, or for query heads under grouped-query attention one item of every KV
+head, since each KV head must serve the same number.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from ....dsl.checker.skeleton import Group
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...analysis.discovery.discover import skeleton_of
+from ...core.events import follow
+from ...ir.surgery import attribute, put, tensor_at
+from ..editing.rewrite import Rewriter
+from .candidate import Candidate, Pool
+from .importance import ascending
+from .reconstruct import Reconstruction, silenced
+from .savings import Ledger, steps, stride
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+
+odd_experts = Fault(
+    "odd-experts",
+    "The experts of a layer would get a width that torch can't multiply in groups.\n\n"
+    "The library computes all experts in one grouped matrix product, which wants rows of a multiple of 16 bytes: 4 "
+    "channels in float32, 8 in bfloat16.",
+)
+
+
+@dataclass
+class Site:
+    """One group while it is being cut; `order` has its items from the least to the most important."""
+
+    group: Group
+    order: list[int]
+    dead: set[int] = field(default_factory=set)
+
+    @property
+    def size(self) -> int:
+        return steps(self.group)
+
+    @property
+    def left(self) -> int:
+        return self.size - len(self.dead) * self.size // self.group.count
+
+    def next(self, count: int) -> list[int]:
+        """The items of the `count` least important steps that are left."""
+        alive = [i for i in self.order if i not in self.dead]
+        block = self.group.per_block or self.group.count
+        by_block: dict[int, list[int]] = {}
+        for item in alive:
+            by_block.setdefault(item // block, []).append(item)
+        return [item for b in sorted(by_block) for item in by_block[b][:count]]
+
+
+class Widths(Pool):
+    """`step` items at a time from any of the groups, more where one is computed in larger steps; each keeps at least
+    one item more than none.
+
+    important   scores of a group's items, [count], larger for those that matter more
+    repair      what makes up in the readers for what is cut; None leaves their weights as they are
+    """
+
+    def __init__(
+        self,
+        program: "Program",
+        groups: Sequence[Group],
+        step: int,
+        ledger: Ledger,
+        important: Callable[[Group], torch.Tensor],
+        repair: Reconstruction | None = None,
+    ):
+        self.program, self.step, self.ledger, self.repair = program, step, ledger, repair
+        self.kind = groups[0].kind if groups else "channels"
+        self.sites = [Site(g, ascending(important(g))) for g in groups]
+
+    def candidates(self) -> list["Narrowing"]:
+        units = skeleton_of(self.program).units
+        return [
+            Narrowing(self, s, unit_of(s.group.site, units), stride(s.group, self.step))
+            for s in self._left()
+            if s.left > stride(s.group, self.step)
+        ]
+
+    def _left(self) -> list[Site]:
+        """The sites that the program still has, as it has them: a branch that went takes its tensors out of a group."""
+        left = []
+        for site in self.sites:
+            now = _now(site.group, skeleton_of(self.program).groups)
+            if now is not None:
+                site.group = replace(now, site=site.group.site)  # as the search and its ledger know it
+                left.append(site)
+        return left
+
+    def reachable(self, of: str) -> float:
+        return sum(
+            (s.left - 1) // step * step * self.ledger.of_step(s.group.site, s.group.kind, of)
+            for s in self.sites
+            for step in (stride(s.group, self.step),)
+        )
+
+    def weights_without(self, site: Site, items: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The readers' weights when items go, by tensor path."""
+        if self.repair is not None:
+            return self.repair.without(site.group, site.dead, items)
+        return silenced(self.program.model, site.group, items)
+
+    def finish(self) -> None:
+        gone = [(site.group, site.dead) for site in self._left() if site.dead]
+        with Rewriter(self.program) as rewrite:
+            slice_all(self.program, rewrite, gone)
+
+
+def _now(group: Group, groups: Sequence[Group]) -> Group | None:
+    """A group as a program has it now; one that lost tensors may be found under another module's name."""
+    alike = [g for g in groups if g.kind == group.kind]
+    axes = {(m.tensor, m.axis) for m in group.members}
+    mine = [g for g in alike if axes.issuperset((m.tensor, m.axis) for m in g.members)]
+    return next((g for g in mine if g.site == group.site), mine[0] if len(mine) == 1 else None)
+
+
+@dataclass(frozen=True)
+class Narrowing(Candidate):
+    """The least important step of one site."""
+
+    joins: ClassVar[bool] = True
+
+    pool: Widths
+    site: Site
+    unit: str
+    step: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.site.group.site} {self.site.left} -> {self.site.left - self.step}"
+
+    @property
+    def place(self) -> str:
+        return f"{self.site.group.site}:{self.site.group.kind}"
+
+    def tried(self) -> AbstractContextManager[None]:
+        return swapped(self.pool.program, self.pool.weights_without(self.site, self.site.next(self.step)))
+
+    def cut(self) -> None:
+        pool, site = self.pool, self.site
+        items = site.next(self.step)
+        for path, value in pool.weights_without(site, items).items():
+            pool.program.model.get_parameter(path).data = value
+        site.dead.update(items)
+        pool.ledger.narrowed(site.group.site, site.group.kind, self.step)
+        pool.program.changed()
+
+    def saves(self, of: str) -> float:
+        return self.pool.ledger.next(self.site.group.site, self.site.group.kind, self.step, of)
+
+
+@contextmanager
+def swapped(program: "Program", values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """The model with other values in some parameters."""
+    before = {path: program.model.get_parameter(path).data for path in values}
+    try:
+        for path, value in values.items():
+            program.model.get_parameter(path).data = value
+        yield
+    finally:
+        for path, value in before.items():
+            program.model.get_parameter(path).data = value
+
+
+def slice_out(program: "Program", rewrite: Rewriter, group: Group, dead: set[int]) -> None:
+    """Take dead items out of every tensor of a group, and set the integers that follow."""
+    slice_all(program, rewrite, [(group, dead)])
+
+
+def slice_all(
+    program: "Program",
+    rewrite: Rewriter,
+    cuts: Sequence[tuple[Group, set[int]]],
+    store: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> None:
+    """The same for several groups at once: of a concatenation each has a part of the same axis.
+
+    store   takes a tensor that is as narrow as it will be, and gives it from where it shall lie
+    """
+    gone: dict[str, dict[int, set[int]]] = {}
+    for group, dead in cuts:
+        _refuse_odd_experts(group, len(dead))
+        for member in group.members:
+            gone.setdefault(member.tensor, {}).setdefault(member.axis, set()).update(
+                i for item in dead for i in member.indices(item)
+            )
+    for tensor, axes in follow(gone.items(), "tensors made narrower"):
+        for axis, indices in axes.items():
+            total = tensor_at(program.model, tensor).shape[axis]
+            rewrite.narrow(tensor, axis, [i for i in range(total) if i not in indices])
+        narrow = tensor_at(program.model, tensor)
+        if (stored := store(narrow)) is not narrow:
+            put(program.model, tensor, stored)
+    for group, dead in cuts:
+        left = group.count - len(dead)
+        for module, name, per in group.attributes:
+            path = f"{module}.{name}" if module else name
+            rewrite.set_attr(path, round(attribute(program.model, path) - len(dead) * per))
+        program.note(site=group.site, kind=group.kind, removed=sorted(dead), kept=left)
+
+
+def _refuse_odd_experts(group: Group, lost: int) -> None:
+    left = group.count - lost
+    if left % group.multiple:
+        raise Reject(
+            odd_experts(
+                f"{group.site} would be {left} wide, but experts are multiplied in steps of {group.multiple}",
+                help=f"`align: {2 * group.multiple}` keeps widths that are",
+            )
+        )
+
+
+def unit_of(site: str, units: Sequence[str]) -> str:
+    """The layer that a module lies in; "" for one that lies in none."""
+    return next((u for u in units if site == u or site.startswith(f"{u}.")), "")

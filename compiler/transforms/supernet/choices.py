@@ -1,0 +1,148 @@
+"""What may be chosen of a family: dials, each with its values, and the choices that they span."""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import ceil, prod
+from typing import Any
+
+from ....dsl.checker.skeleton import Skeleton, is_below
+from ..training.schedule import seed_of
+
+RANK, LAYERS, BLOCKS, KERNEL = "rank", "layers", "blocks", "kernel"
+WIDTHS = ("channels", "heads", "kv_heads", "ssm_heads", "ssm_channels", "ssm_state", "experts")
+
+
+@dataclass(frozen=True)
+class Dial:
+    """One thing that may be chosen; all its places take the value that it is set to.
+
+    name     unique in its space
+    kind     "rank" of adapters; "channels", "heads" or "kv_heads" that stay, and those of scans with "ssm_" before,
+             "ssm_state" and "experts", too; "layers" or "blocks", 1 where they run; "kernel" of convolutions, its
+             height and width
+    values   the largest first
+    places   adapted modules, sites of groups, units, sites of branches, or convolutions
+    """
+
+    name: str
+    kind: str
+    values: tuple[int, ...]
+    places: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        fallen = all(a > b for a, b in zip(self.values, self.values[1:], strict=False))
+        assert self.values and fallen, f"{self.name}: {self.values} do not fall"
+
+
+@dataclass(frozen=True)
+class Space:
+    """All choices of a family. A choice is dial -> value; a genome is the same as places in the dials' values."""
+
+    dials: tuple[Dial, ...]
+
+    @staticmethod
+    def of_ranks(paths: Sequence[str], per: str, skeleton: Skeleton, ranks: Sequence[int]) -> "Space":
+        """One of `ranks` for each layer, module, or kind of modules."""
+        return Space(tuple(rank_dials(paths, per, skeleton, ranks)))
+
+    @property
+    def size(self) -> int:
+        """How many choices there are."""
+        return prod(len(dial.values) for dial in self.dials)
+
+    @property
+    def identity(self) -> str:
+        """sha256 over all that a genome's numbers mean."""
+        return hashlib.sha256(json.dumps(self.to_json()).encode()).hexdigest()
+
+    def of(self, kind: str) -> tuple[Dial, ...]:
+        return tuple(dial for dial in self.dials if dial.kind == kind)
+
+    def choice(self, how: str) -> dict[str, int]:
+        """ "largest", "smallest", or "middle": the median, the upper of two."""
+        place = {"largest": lambda n: 0, "smallest": lambda n: n - 1, "middle": lambda n: (n - 1) // 2}[how]
+        return {dial.name: dial.values[place(len(dial.values))] for dial in self.dials}
+
+    def draw(self, seed: int, open_share: float = 1.0) -> dict[str, int]:
+        """Every dial by itself, every value as likely as the others; of each the first two and this share of the
+        others."""
+        chance = random.Random(seed)
+        return {
+            dial.name: chance.choice(dial.values[: _open_count(len(dial.values), open_share)]) for dial in self.dials
+        }
+
+    def by_place(self, choice: Mapping[str, int], kind: str) -> dict[str, int]:
+        """The values of one kind of dials at each of their places."""
+        return {place: choice[dial.name] for dial in self.of(kind) for place in dial.places}
+
+    def genome(self, choice: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple(dial.values.index(choice[dial.name]) for dial in self.dials)
+
+    def decoded(self, genome: Sequence[int]) -> dict[str, int]:
+        return {dial.name: dial.values[place] for dial, place in zip(self.dials, genome, strict=True)}
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [asdict(dial) for dial in self.dials]
+
+    @staticmethod
+    def from_json(body: Sequence[Mapping[str, Any]]) -> "Space":
+        return Space(tuple(Dial(d["name"], d["kind"], tuple(d["values"]), tuple(d["places"])) for d in body))
+
+
+def _open_count(count: int, share: float) -> int:
+    return min(count, 2 + ceil((count - 2) * share)) if count > 2 else count
+
+
+def rank_dials(paths: Sequence[str], per: str, skeleton: Skeleton, ranks: Sequence[int]) -> list[Dial]:
+    """Dials of adapters' ranks, per "layer", "module" or "kind" such as `q_proj`."""
+    sites: dict[str, tuple[str, ...]] = {}
+    for path in paths:
+        unit = next((u for u in skeleton.units if is_below(path, u)), path)
+        name = {"module": path, "layer": unit, "kind": path.rpartition(".")[2]}[per]
+        sites[name] = (*sites.get(name, ()), path)
+    return [Dial(f"{name}:{RANK}", RANK, tuple(ranks), places) for name, places in sites.items()]
+
+
+@dataclass
+class Drawn:
+    """Which choices a step of training is of. They follow from its number alone: whatever runs again within the
+    step, layers in the backward pass or the whole step after a kill, meets the same ones.
+
+    The published code draws whenever a weight is read, so that with gradient checkpointing loss and gradient are
+    those of two different sub-networks (SQFT's ElasticLoRALinear).
+
+    each      how many are drawn for a step
+    sandwich  whether a step is of the largest and the smallest choice, too
+    opening   steps over which values beyond the first two come in, the larger ones first
+    ranks     of adapters, by path, as they act now
+    tell      is told of every choice that is taken
+
+    Source: sandwich rule, Yu and Huang 2019 (arXiv 1903.05134); opening, in the manner of progressive shrinking,
+    Cai et al. 2020 (arXiv 1908.09791).
+    """
+
+    space: Space
+    seed: int
+    each: int = 1
+    sandwich: bool = False
+    opening: int = 0
+    tell: Callable[[Mapping[str, int]], None] | None = None
+    ranks: dict[str, int] = field(default_factory=dict)
+    choices: list[dict[str, int]] = field(default_factory=list)
+    step: int = 0
+
+    def begin(self, step: int) -> None:
+        """Draw for a step, counted from 1, and take the first."""
+        share = 1.0 if not self.opening else min(1.0, (step - 1) / self.opening)
+        drawn = [self.space.draw(seed_of("choice", self.seed, step, i), share) for i in range(self.each)]
+        ends = [self.space.choice("largest"), self.space.choice("smallest")] if self.sandwich else []
+        self.choices, self.step = [*ends[:1], *drawn, *ends[1:]], step
+        self.take(self.choices[0])
+
+    def take(self, choice: Mapping[str, int]) -> None:
+        self.ranks.update(self.space.by_place(choice, RANK))
+        if self.tell is not None:
+            self.tell(choice)

@@ -1,0 +1,181 @@
+"""Dials that discovery gives: which widths and layers of a model may be chosen, and what goes first."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from ....dsl.checker.skeleton import Branch, Group, Skeleton
+from ....dsl.checker.values import Ratio, Selector
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...analysis.discovery.bypass import staying
+from ...analysis.discovery.discover import skeleton_of
+from ...analysis.planning.amount import Amount
+from ...analysis.planning.selection import branches, competing, layers
+from ..editing.dry_run import layer_needed, weightless
+from ..editing.rewrite import Rewriter
+from ..search.importance import ascending, l1
+from ..search.routing import refuse_few
+from ..search.savings import steps, stride
+from ..search.uniform_widths import cuttable
+from .choices import BLOCKS, KERNEL, LAYERS, Dial
+from .kernels import padding
+from .mixtures import EXPERTS
+from .subnet_masks import is_maskable
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+
+one_choice = Fault(
+    "one-choice",
+    "A family would have one choice alone, so that there is nothing to search.\n\n"
+    "The model has no part of the kinds that are asked for, or all shares come to the same number of items.",
+)
+
+
+def width_dials(
+    groups: Sequence[Group], shares: Sequence[Ratio], per: Literal["layer", "model"], align: int
+) -> list[Dial]:
+    """A dial for each group, or one for all groups of a size; a group in which all shares are the same has none."""
+    sites: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for group in groups:
+        values = sorted({Amount(share).kept(steps(group), stride(group, align)) for share in shares}, reverse=True)
+        name = f"{group.site}:{group.kind}" if per == "layer" else f"{group.kind} of {steps(group)}"
+        if len(values) > 1:
+            sites.setdefault((name, tuple(values)), []).append(group.site)
+    kinds = {f"{g.site}:{g.kind}": g.kind for g in groups} | {f"{g.kind} of {steps(g)}": g.kind for g in groups}
+    return [Dial(name, kinds[name], values, tuple(places)) for (name, values), places in sites.items()]
+
+
+def chosen(skeleton: Skeleton, on: Selector | None, kind: str) -> tuple[Group, ...]:
+    """Groups that a family may narrow: "channels", or "heads", which are KV heads where a model has them."""
+    return competing(skeleton, on).get(kind, ())
+
+
+def able(program: "Program", groups: Sequence[Group], dials: Sequence[Dial]) -> list[Group]:
+    """Those that masks can stand for, and that the model runs without the most that a dial takes from them."""
+    least = {(place, d.kind): d.values[-1] for d in dials for place in d.places}
+    narrow = [g for g in groups if (g.site, g.kind) in least and is_maskable(program, g)]
+    found, _ = cuttable(program, [(g, steps(g) - least[g.site, g.kind]) for g in narrow])
+    return found
+
+
+def depth_dials(program: "Program", on: Selector | None, of: str) -> list[Dial]:
+    """A dial for each layer, or residual branch, that may be left out: all but the first that is selected, as long as
+    the model runs without all of them together."""
+    bare, skeleton, found = weightless(program), skeleton_of(program), []
+    if of == LAYERS:
+        for unit in reversed(layers(skeleton, on)[1:]):
+            if _can_go(lambda unit=unit: Rewriter(bare).drop_layer(unit)):
+                found.append(Dial(f"{unit}:{LAYERS}", LAYERS, (1, 0), (unit,)))
+    else:
+        for branch in reversed(branches(skeleton, on)[1:]):
+            if _can_go(lambda branch=branch: _drop(bare, branch)):
+                found.append(Dial(f"{branch.site}:{BLOCKS}", BLOCKS, (1, 0), (branch.site,)))
+    return found[::-1]
+
+
+def _drop(bare: "Program", branch: Branch) -> None:
+    """A branch alone, tried on the program as it is: what joins them changes names when another has gone."""
+    trial = weightless(bare)
+    keep = staying(trial.units[branch.unit].graph, branch)
+    Rewriter(trial).drop_branch(branch.unit, branch.join, keep=keep)
+
+
+def _can_go(edit) -> bool:
+    try:
+        edit()
+    except Reject as refused:
+        if any(d.fault is not layer_needed for d in refused.diagnostics):
+            raise
+        return False
+    return True
+
+
+def check_kernels(asked: Sequence[int], skeleton: Skeleton, on: Selector | None) -> None:
+    """Reject (one-choice) sizes that no convolution is larger than."""
+    if asked and not larger_kernels(skeleton, on, asked):
+        raise Reject(
+            one_choice(
+                f"no convolution that is selected has a square kernel larger than {asked[-1]}",
+                help="leave `kernels` out, or give smaller sizes",
+                argument="kernels",
+            )
+        )
+
+
+def larger_kernels(skeleton: Skeleton, on: Selector | None, asked: Sequence[int]) -> dict[str, int]:
+    """Convolutions with a square kernel of odd size, and that size, where it is larger than one that is asked for.
+
+    Those that share a weight are left out.
+    """
+    inside = None if on is None else {path for branch in branches(skeleton, on) for path in branch.parts}
+    tied, found = {name for names in skeleton.tied for name in names}, {}
+    for part in skeleton.parts:
+        shape = dict(part.tensors).get("weight", ())
+        square = len(shape) == 4 and shape[2] == shape[3] and shape[2] % 2 and "Transpose" not in part.kind
+        chosen = (inside is None or part.path in inside) and f"{part.path}.weight" not in tied
+        if square and chosen and shape[2] > min(asked):
+            found[part.path] = shape[2]
+    return found
+
+
+def kernel_dials(
+    program: "Program", on: Selector | None, asked: Sequence[int], per: Literal["layer", "model"]
+) -> list[Dial]:
+    """A dial for each convolution whose zeros around can shrink with it, or one for all of a size."""
+    sites: dict[tuple[str, int], list[str]] = {}
+    for path, own in (larger_kernels(skeleton_of(program), on, asked) if asked else {}).items():
+        if all(padding(program, path, (own - size) // 2) is not None for size in asked if size < own):
+            sites.setdefault((path if per == "layer" else f"of {own}", own), []).append(path)
+    return [
+        Dial(
+            f"{name}:{KERNEL}" if per == "layer" else f"{KERNEL} {name}",
+            KERNEL,
+            (own, *(size for size in asked if size < own)),
+            tuple(places),
+        )
+        for (name, own), places in sites.items()
+    ]
+
+
+def check_experts(asked: Sequence[Ratio], skeleton: Skeleton, on: Selector | None) -> None:
+    """Reject (too-few-experts) shares that would leave fewer than are chosen for a token."""
+    for group in chosen(skeleton, on, EXPERTS) if asked else ():
+        left = Amount(asked[-1]).kept(steps(group)) * group.count // steps(group)
+        refuse_few(skeleton, group, left, EXPERTS)
+
+
+def orders(
+    program: "Program", groups: Sequence[Group], trust: Mapping[str, Tensor] = MappingProxyType({})
+) -> dict[str, list[int]]:
+    """Of every group which items a narrower choice does without first: those whose weights are least.
+
+    trust   of layers of experts, by site: those that it has least of, instead
+    """
+    experts = {f"{site}:{EXPERTS}": ascending(scores) for site, scores in trust.items()}
+    return {f"{g.site}:{g.kind}": ascending(l1(program, g)) for g in groups} | experts
+
+
+def refuse_deep(dials: Sequence[Dial], of: str) -> None:
+    """Reject (one-choice) a depth that was asked for where nothing may be left out."""
+    if not dials:
+        other = "blocks" if of == LAYERS else "none"
+        raise Reject(
+            one_choice(
+                f"none of the {of} that are selected may be left out: the model does not run without them",
+                help=f"write `depth: {other}`",
+                argument="depth",
+            )
+        )
+
+
+def refuse_one(dials: Sequence[Dial], asked: str) -> None:
+    if not dials:
+        raise Reject(
+            one_choice(
+                f"nothing of the model is elastic: {asked}",
+                help="ask for shares further apart, for other parts of the model, or for a smaller `align`",
+            )
+        )

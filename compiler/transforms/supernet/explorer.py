@@ -1,0 +1,265 @@
+"""What every search over a family shares: evaluations, each made once, and the front of those that nothing beats."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ....dsl.checker.value_text import show
+from ....dsl.checker.values import MetricRef, Ratio
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...analysis.planning import shrink
+from ...core.cache import digest
+from ...core.deadline import Stop
+from ...core.events import Said, Ticked
+from ...core.journal import Journal
+from ...core.quantity import counted, measured
+from ...models.rows.forward import not_a_number
+from ...plugin.context import Context
+from .family import Family
+from .latency import Table
+
+if TYPE_CHECKING:
+    from ...plugin.remote_scorer import Orders, Task
+
+Genome = tuple[int, ...]
+Values = tuple[float, ...]  # in the order of the objectives; each turned so that less is better
+
+none_small_enough = Fault(
+    "none-small-enough", "A search may take no choice of a family: its smallest is larger than what is asked for."
+)
+_COUNTS: dict[str, Callable[..., float]] = {
+    "params": lambda skeleton, **_: shrink.params(skeleton),
+    "bytes": lambda skeleton, **_: shrink.bytes_(skeleton),
+    "flops": lambda skeleton, context=512: shrink.flops_per_token(skeleton, context),
+}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A metric that a search makes good; `sign` is -1 where more is better."""
+
+    ref: MetricRef
+    unit: str
+    better: str
+    sign: int
+    timed: bool
+
+    @staticmethod
+    def of(ref: MetricRef, ctx: Context) -> "Objective":
+        word = ctx.metric(ref)
+        return Objective(ref, word.unit, word.better, 1 if word.better == "lower" else -1, word.timed)
+
+
+@dataclass
+class Explorer:
+    """Evaluations of one search, and how far it is.
+
+    cap     the most that a choice may have of params, flops or bytes, as a share of the largest one's
+    evals   how many choices may be evaluated
+    known   what was evaluated, in that order
+    Every value is on disk before it is used, under the space and the metric that it is of: a search that goes on after
+    a kill asks again in the same order, and the values of another space are never read.
+    """
+
+    family: Family
+    ctx: Context
+    objectives: Sequence[Objective]
+    evals: int
+    cap: Ratio | None = None
+    table: Table | None = None
+    known: dict[Genome, Values] = field(default_factory=dict)
+    _counted: dict[Genome, float] = field(default_factory=dict)
+    _take: Callable[[Mapping[str, int]], None] | None = None
+    is_over: bool = False
+    _spent: float = 0.0  # seconds of measuring
+
+    def __post_init__(self) -> None:
+        self.space = self.family.space
+        self.journal = Journal(self.ctx.workdir / "genomes.jsonl")
+        self._whole = self._count(self.space.choice("largest")) if self.cap else math.inf
+        self._refuse_small()
+
+    # -- what may be taken -----------------------------------------------------------------------------------
+
+    def allows(self, genome: Genome) -> bool:
+        if self.cap is None:
+            return True
+        if genome not in self._counted:
+            self._counted[genome] = self._count(self.space.decoded(genome))
+        return self._counted[genome] <= self.cap.value * self._whole
+
+    def _count(self, choice: Mapping[str, int]) -> float:
+        assert self.cap is not None, "there is no cap"
+        return _COUNTS[self.cap.of or "params"](self.family.smaller(choice))
+
+    def _refuse_small(self) -> None:
+        if self.cap is None:
+            return
+        of, least = self.cap.of or "params", self._count(self.space.choice("smallest")) / self._whole
+        if least > self.cap.value:
+            share = math.ceil(1000 * least) / 10
+            raise Reject(
+                none_small_enough(
+                    f"at most {self.cap.value:.1%} of {of} may stay, and the nearest, the smallest, has {least:.1%}",
+                    help=f"write `at_most: {share:g}% of {of}`, or train a family with smaller choices",
+                    argument="at_most",
+                )
+            )
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more may be evaluated, or nothing is left."""
+        return len(self.known) >= self.evals or len(self.known) >= self.space.size
+
+    # -- evaluations -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def open(self) -> Iterator["Explorer"]:
+        """The family runs as what is evaluated, for as long as this lasts."""
+        with self.family.running() as take:
+            self._take = take
+            yield self
+        self._take = None
+
+    def evaluate(self, genome: Sequence[int]) -> Values:
+        """What a choice measures; each is measured once."""
+        genome = tuple(int(place) for place in genome)
+        if genome not in self.known:
+            choice = self.space.decoded(genome)
+            self.known[genome] = tuple(o.sign * self.value(o, choice) for o in self.objectives)
+            self.ctx.tick(Ticked("evaluated", len(self.known), self.evals, self._summary()))
+        return self.known[genome]
+
+    def value(self, objective: Objective, choice: Mapping[str, int]) -> float:
+        """Of one metric; infinitely bad where it is not finite."""
+        name = objective.ref.name
+        if name in _COUNTS:
+            return float(_COUNTS[name](self.family.smaller(choice), **dict(objective.ref.args)))
+        if objective.timed:
+            assert self.table is not None, "nothing was timed"
+            return self.table.time(choice)
+        key, task = self._task_of(objective, self.space.genome(choice))
+        measure = partial(self._timely, objective, choice)
+        if self.ctx.crew:
+            with nullcontext() if self.is_over else self.ctx.scoring():
+                return self.ctx.crew.fetch(self.journal, key, task, measure)
+        return self.journal.remember(key, measure)
+
+    def _timely(self, objective: Objective, choice: Mapping[str, int]) -> float:
+        started = time.monotonic()
+        with nullcontext() if self.is_over else self.ctx.scoring():
+            value = self.measure(objective, choice)
+        self._spent += time.monotonic() - started
+        return value
+
+    def stop(self) -> None:
+        """Leave it at what was evaluated. Raises Reject (no-time) where that is nothing."""
+        deadline = self.ctx.settings.deadline
+        assert deadline, "nobody said how long a search may take"
+        if not self.known:
+            raise deadline.too_short("one choice", self._spent or deadline.allowed)
+        self.is_over = True  # what is on the front may still be measured for the report
+        reached = f"{counted(len(self.known), 'choice')} of {self.evals} evaluated"
+        deadline.stop = Stop(reached, {"evaluated": len(self.known)})
+        self.ctx.tell(Said(f"search: the time is over after {reached}"))
+
+    def _task_of(self, objective: Objective, genome: Genome) -> tuple[str, "Task"]:
+        """What a value is known under, and what a worker is told of it."""
+        key = digest([self.space.identity, show(objective.ref), list(genome)])
+        return key, {"genome": list(genome), "metric": show(objective.ref)}
+
+    def expect(self, genomes: Iterable[Genome]) -> None:
+        """Say which choices will be evaluated next, if nothing unforeseen comes: workers measure them meanwhile."""
+        if self.ctx.crew:
+            asked = [o for o in self.objectives if o.ref.name not in _COUNTS and not o.timed]
+            new = [g for g in dict.fromkeys(genomes) if g not in self.known]
+            self.ctx.crew.want(self.journal, dict(self._task_of(o, g) for g in new for o in asked))
+
+    def obey(self, orders: "Orders", more: Iterable[Objective]) -> None:
+        """In a worker: measure what is asked, for as long as it is."""
+        known = {show(o.ref): o for o in (*self.objectives, *more)}
+        while True:
+            task = orders.next()
+            choice = self.space.decoded(task["genome"])
+            orders.answer(self.measure(known[task["metric"]], choice))
+
+    def measure(self, objective: Objective, choice: Mapping[str, int]) -> float:
+        assert self._take is not None, "the explorer is not open"
+        self._take(choice)
+        try:
+            return float(self.ctx.metric(objective.ref).measure(self.family.program.model, self.ctx))
+        except Reject as refused:
+            if any(d.fault is not not_a_number for d in refused.diagnostics):
+                raise
+            return objective.sign * math.inf
+
+    def _summary(self) -> str:
+        front = self.front()
+        best = min(front, key=lambda g: self.known[g])
+        said = ", ".join(
+            f"{show(o.ref)} {measured(o.sign * v, o.unit)}"
+            for o, v in zip(self.objectives, self.known[best], strict=True)
+        )
+        return f"{len(front)} on the front, best {said}"
+
+    # -- the front -------------------------------------------------------------------------------------------
+
+    def front(self, most: int = 0) -> list[Genome]:
+        """Allowed choices that no other one beats, the best at the first objective in front; of equals the first.
+
+        most   thin it to so many, of close neighbours one
+        """
+        allowed = {g: v for g, v in self.known.items() if self.allows(g)}
+        return thinned(unbeaten(allowed), allowed, most or len(allowed))
+
+
+def beats(one: Values, other: Values) -> bool:
+    """Whether values are nowhere worse, and somewhere better."""
+    return all(a <= b for a, b in zip(one, other, strict=True)) and one != other
+
+
+def unbeaten(known: Mapping[Any, Values]) -> list[Any]:
+    """What no other one beats, by its values; of equal ones the first."""
+    first: dict[Values, Any] = {}
+    for genome, values in known.items():
+        if all(math.isfinite(v) for v in values):
+            first.setdefault(values, genome)
+    return [first[v] for v in sorted(first) if not any(beats(other, v) for other in first)]
+
+
+def thinned(front: list[Genome], known: Mapping[Genome, Values], most: int) -> list[Genome]:
+    """At most so many, the best of every objective among them: the one that is closest to its neighbours goes.
+
+    Source: crowding distance, Deb et al. 2002 (NSGA-II), section III-B.
+    """
+    front = list(front)
+    while len(front) > max(most, 1):
+        scores = crowding([known[g] for g in front])
+        front.pop(min(range(len(front)), key=lambda i: (scores[i], -i)))
+    return front
+
+
+def crowding(values: Sequence[Values]) -> list[float]:
+    """How far each is from its neighbours, over all objectives; infinite at the ends."""
+    found = [0.0] * len(values)
+    for axis in range(len(values[0])):
+        order = sorted(range(len(values)), key=lambda i: values[i][axis])
+        spread = values[order[-1]][axis] - values[order[0]][axis] or 1.0
+        found[order[0]] = found[order[-1]] = math.inf
+        for before, here, after in zip(order, order[1:], order[2:], strict=False):
+            found[here] += (values[after][axis] - values[before][axis]) / spread
+    return found
+
+
+def near(genome: Genome, sizes: Iterable[int]) -> list[Genome]:
+    """Genomes that are one step away in one dial."""
+    found = []
+    for place, size in enumerate(sizes):
+        for value in (genome[place] - 1, genome[place] + 1):
+            if 0 <= value < size:
+                found.append((*genome[:place], value, *genome[place + 1 :]))
+    return found

@@ -1,0 +1,245 @@
+"""A program with choices: a family of models that share their weights, in which every choice is a model."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ....dsl.checker.inputs import unfit_ranks, wide_ranks
+from ....dsl.checker.skeleton import Part, Skeleton
+from ....dsl.syntax.diagnostics import Reject
+from ....kernels.grid import Grid
+from ...analysis.discovery.discover import skeleton_of
+from ...core.quantity import count, counted
+from ...ir.layers.linear import weight_of
+from ...ir.outcome import Members, Outcome
+from ...ir.program import Program
+from ...ir.weights import assign
+from ..search.masks import is_sparse
+from ..training.adapters import Adapters, Shape, adapted
+from ..training.unmerged import Unmerged
+from .choices import RANK, Drawn, Space
+from .norms import recalibrate, restored
+from .subnet_masks import Switches, cut, smaller
+
+NORMS = "rows for norms"  # among a family's tensors; no parameter's name has spaces
+
+
+@dataclass
+class Family(Outcome):
+    """A program, and what may be chosen of it: every choice is a smaller program that shares its weights.
+
+    base      key of the program's own result; "" of the recipe's model
+    space     the choices
+    shape     of adapters: the largest rank, scale and dropout; of every choice the scale is alpha / largest rank
+    tensors   of adapters, as `Unmerged` has them; none where the weights themselves were trained, or nothing was
+    masked    whether adapters give nothing where a sparse weight is zero
+    orders    "SITE:KIND" -> items of a group, those that a narrower choice does without first in front
+    weights   parameters that were trained, by name; `program` has them
+    losses    (choice, loss) of steps of training, where they were recorded
+    norms     rows over which every choice has its statistics of BatchNorm measured, the largest one where anything was
+              trained; None of a model that has no such norms
+    grid      that weights and adapters are rounded to, together, in every choice; None: they are not
+    crops     what was learned for smaller kernels of convolutions, as `kernels.place_of` names it
+    """
+
+    kind: ClassVar[str] = "family"
+    program: Program
+    base: str
+    space: Space
+    shape: Shape | None = None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    masked: bool = False
+    orders: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    losses: Sequence[tuple[Mapping[str, int], float]] = ()
+    norms: Tensor | None = None
+    grid: Grid | None = None
+    crops: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        trained = sum(t.numel() for t in self._learned.values())
+        return f"{counted(len(self.space.dials), 'dial')}, {count(self.space.size)} choices, {count(trained)} trained"
+
+    @property
+    def _learned(self) -> dict[str, Tensor]:
+        return {**self.tensors, **self.weights, **self.crops}
+
+    def members(self) -> Members:
+        """The program as the largest choice, for as long as it is its turn."""
+        with self.applied(self.space.choice("largest")):
+            yield "", self.program
+
+    def extract(self, choice: Mapping[str, int]) -> dict[str, Tensor]:
+        """The adapters of a choice alone."""
+        found = {}
+        for path, rank in self.ranks(choice).items():
+            found[f"{path}.lora_A"] = self.tensors[f"{path}.lora_A"][:rank].contiguous()
+            found[f"{path}.lora_B"] = self.tensors[f"{path}.lora_B"][:, :rank].contiguous()
+        return found
+
+    def ranks(self, choice: Mapping[str, int]) -> dict[str, int]:
+        """Of every adapted module; one without a dial has the largest."""
+        return dict.fromkeys(self.paths, self.shape.rank) | self.space.by_place(choice, RANK)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Modules that have an adapter."""
+        return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.tensors))
+
+    @property
+    def has_shapes(self) -> bool:
+        """Whether more than ranks may be chosen."""
+        return any(dial.kind != RANK for dial in self.space.dials)
+
+    def unmerged(self, choice: Mapping[str, int]) -> Unmerged:
+        assert self.shape is not None, "the family has no adapters"
+        return Unmerged(self.program, self.base, self.shape, self.extract(choice))
+
+    @contextmanager
+    def running(self) -> Iterator[Callable[[Mapping[str, int]], None]]:
+        """Within, the program computes what the choice does that was handed to `take` last."""
+        switches = Switches(self.program, self.space, self.orders, self.crops)
+        with ExitStack() as stack:
+            drawn = Drawn(self.space, 0, tell=switches.take)
+            if self.shape is not None:
+                adapters = stack.enter_context(self._adapted(self.tensors))
+                drawn.ranks.update(dict.fromkeys(self.paths, self.shape.rank))
+                adapters.follow(drawn.ranks)
+            stack.enter_context(switches.on())
+            if self.norms is None:
+                yield drawn.take
+                return
+            stack.enter_context(restored(self.program.model))
+            yield partial(self._take_measured, drawn)
+
+    def _take_measured(self, drawn: Drawn, choice: Mapping[str, int]) -> None:
+        drawn.take(choice)
+        self._measure_norms(choice)
+
+    def _measure_norms(self, choice: Mapping[str, int]) -> None:
+        """The largest choice of what was not trained is the program itself, whose statistics are right."""
+        trained = self.tensors or self.weights  # kernels that were learned are none of the largest's
+        if self.norms is not None and (trained or choice != self.space.choice("largest")):
+            recalibrate(self.program.model, self.norms)
+
+    @contextmanager
+    def applied(self, choice: Mapping[str, int]) -> Iterator[None]:
+        """The program computes what a choice does."""
+        with self.running() as take:
+            take(choice)
+            yield
+
+    @contextmanager
+    def _adapted(self, tensors: Mapping[str, Tensor]) -> Iterator[Adapters]:
+        assert self.shape is not None, "the family has no adapters"
+        zeros = "keep" if self.masked else "fill"
+        with adapted(self.program.model, self.paths, self.shape, seed=0, zeros=zeros, grid=self.grid) as adapters:
+            adapters.load(tensors)
+            for layer in adapters.layers.values():
+                layer.eval()  # new modules would drop some of what they are given
+            yield adapters
+
+    def cut(self, choice: Mapping[str, int]) -> Program:
+        """The smaller program that a choice is, its adapters merged; the family is no more."""
+        if self.shape is not None:
+            with self._adapted(self.extract(choice)) as adapters:
+                adapters.merge()
+            self.program.changed()
+        if self.has_shapes:
+            cut(self.program, self.space, self.orders, choice, self.crops)
+        self._measure_norms(choice)
+        if self.weights or self.norms is not None:
+            self.program.changed()
+        self.program.note(choice=dict(choice))
+        return self.program
+
+    def smaller(self, choice: Mapping[str, int]) -> Skeleton:
+        """The skeleton of what `cut` gives."""
+        return smaller(skeleton_of(self.program), self.space, choice)
+
+    @property
+    def acts_on_zeros(self) -> bool:
+        """Whether one of the weights beneath is sparse."""
+        model = self.program.model
+        return any(is_sparse(weight_of(model.get_submodule(path))) for path in self.paths)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the program, and of tensors the names."""
+        return {
+            "base": self.base,
+            "space": self.space.to_json(),
+            "shape": vars(self.shape) if self.shape else None,
+            "masked": self.masked,
+            "orders": {site: list(items) for site, items in self.orders.items()},
+            "weights": list(self.weights),
+            "losses": [[dict(choice), loss] for choice, loss in self.losses],
+            "norms": self.norms is not None,
+            "grid": vars(self.grid) if self.grid else None,
+            "crops": list(self.crops),
+        }
+
+    @property
+    def stored(self) -> dict[str, Tensor]:
+        """All tensors that a family has beside its program."""
+        return {**self._learned, **({NORMS: self.norms} if self.norms is not None else {})}
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any], program: Program, tensors: Mapping[str, Tensor]) -> "Family":
+        """`program` is the base's; trained weights among the tensors are put into it."""
+        weights = {name: tensors[name] for name in body["weights"]}
+        norms = tensors[NORMS] if body.get("norms") else None
+        crops = {name: tensors[name] for name in body.get("crops", ())}
+        other = {NORMS, *weights, *crops}
+        if weights:
+            assign(program.model, weights)
+        return cls(
+            program,
+            body["base"],
+            Space.from_json(body["space"]),
+            Shape(**body["shape"]) if body["shape"] else None,
+            {name: tensor for name, tensor in tensors.items() if name not in other},
+            body["masked"],
+            {site: list(items) for site, items in body["orders"].items()},
+            weights,
+            tuple((dict(choice), loss) for choice, loss in body["losses"]),
+            norms,
+            Grid(**body["grid"]) if body.get("grid") else None,
+            crops,
+        )
+
+
+def check_ranks(ranks: Sequence[int], chosen: Sequence[Part], least: int = 2) -> None:
+    """Reject (unfit-ranks) ranks that don't fall, fewer than `least`, and what is larger than a module."""
+    faults = []
+    if list(ranks) != sorted(set(ranks), reverse=True) or not ranks or ranks[-1] < 1:
+        fallen = sorted({rank for rank in ranks if rank > 0}, reverse=True)
+        faults.append(
+            unfit_ranks(
+                f"`ranks` are {_listed(ranks)}, which don't fall from one to the next",
+                help=f"write `ranks: [{_listed(fallen)}]`"
+                if len(fallen) > 1
+                else "write some, the largest first, as in `ranks: [32, 24, 16]`",
+                argument="ranks",
+            )
+        )
+    elif len(ranks) < least:
+        faults.append(
+            unfit_ranks(
+                f"`ranks` has {ranks[0]} alone, and there is nothing to choose",
+                help=f"give two or more, or train with `tune.heal(rank: {ranks[0]})`",
+                argument="ranks",
+            )
+        )
+    if ranks and (fault := wide_ranks(chosen, ranks)):
+        faults.append(fault)
+    if faults:
+        raise Reject(*faults)
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks))

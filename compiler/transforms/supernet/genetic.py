@@ -1,0 +1,51 @@
+"""NSGA-II over genomes, by pymoo: imported here alone, and only when asked for."""
+
+import random
+
+import numpy as np
+
+from .explorer import Explorer
+from .search_pass import TIRED, ends, sizes
+
+
+def evolve(explorer: Explorer, chance: random.Random, population: int) -> None:
+    """Generation after generation, until the explorer has ended or pymoo proposes nothing new any more.
+
+    A choice that may not be taken breaks a constraint, and is not evaluated.
+    Source: Deb et al. 2002; crossover and mutation with BootstrapNAS's numbers: SBX 0.9, eta 10; polynomial, eta 3.
+    """
+    from pymoo.algorithms.moo.nsga2 import NSGA2
+    from pymoo.core.problem import Problem
+    from pymoo.operators.crossover.sbx import SBX
+    from pymoo.operators.mutation.pm import PM
+    from pymoo.operators.repair.rounding import RoundingRepair
+
+    widths = np.array(sizes(explorer))
+    most = len(explorer.objectives)
+    first = [tuple(chance.randrange(int(w)) for w in widths) for _ in range(max(0, population - 3))]
+    algorithm = NSGA2(
+        pop_size=population,
+        sampling=np.array([*ends(explorer), *first], dtype=float),
+        crossover=SBX(prob=0.9, eta=10.0, vtype=float, repair=RoundingRepair()),
+        mutation=PM(prob=1.0, prob_var=max(0.02, 1 / len(widths)), eta=3.0, vtype=float, repair=RoundingRepair()),
+        eliminate_duplicates=True,
+    )
+    problem = Problem(n_var=len(widths), n_obj=most, n_ieq_constr=1, xl=np.zeros(len(widths)), xu=widths - 1.0)
+    algorithm.setup(problem, termination=("n_gen", 10**6), seed=chance.randrange(2**31), verbose=False)
+    idle = 0
+    while not explorer.ended and idle < TIRED:
+        before, asked = len(explorer.known), algorithm.ask()
+        genomes = [tuple(round(x) for x in one.X) for one in (asked if asked is not None else ())]
+        explorer.expect(genome for genome in genomes if explorer.allows(genome))
+        for one, genome in zip(asked if asked is not None else (), genomes, strict=True):
+            allowed = explorer.allows(genome)
+            if allowed and (genome in explorer.known or not explorer.ended):
+                one.F, one.G = np.array(explorer.evaluate(genome)), np.array([-1.0])
+            else:
+                one.F, one.G = np.full(most, 1e30), np.array([1.0])
+            one.F = np.nan_to_num(one.F, posinf=1e30)
+            one.evaluated.update({"F", "G", "H"})
+        if asked is None or not len(asked):
+            return
+        algorithm.tell(infills=asked)
+        idle = 0 if len(explorer.known) > before else idle + 1

@@ -1,0 +1,143 @@
+"""Sizes of convolutions' kernels that may be chosen: a smaller one is the middle of the larger, as was learned."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...ir.layers.linear import weight_of
+from ...ir.weights import assign
+from ..editing.rewrite import Rewriter
+from .choices import KERNEL, Space
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+
+
+def place_of(path: str, size: int) -> str:
+    """The name of what is learned for a size; no parameter's name has spaces."""
+    return f"{path} {size}"
+
+
+def fresh(space: Space) -> dict[str, nn.Parameter]:
+    """What is to be learned: of every size below the largest a matrix over the places of its kernel, the identity."""
+    return {
+        place_of(path, size): nn.Parameter(torch.eye(size * size))
+        for dial in space.of(KERNEL)
+        for path in dial.places
+        for size in dial.values[1:]
+    }
+
+
+def cropped(weight: Tensor, path: str, values: Sequence[int], size: int, crops: Mapping[str, Tensor]) -> Tensor:
+    """[out, in, k, k] -> [out, in, size, size]: from one value to the next the middle, times what was learned for it.
+
+    Source: kernel transformation matrices of Once-for-all (Cai et al. 2020, arXiv 1908.09791), section 3.3, which
+    BootstrapNAS uses (Munoz et al. 2021, arXiv 2112.10878).
+    """
+    for value in values[1:]:
+        if value < size:
+            break
+        rim = (weight.shape[-1] - value) // 2
+        weight = weight[..., rim : rim + value, rim : rim + value]
+        if (learned := crops.get(place_of(path, value))) is not None:
+            weight = (weight.flatten(2) @ learned.to(weight)).unflatten(2, (value, value))
+    return weight
+
+
+def surrounded(small: Tensor, own: int) -> Tensor:
+    """A kernel [out, in, k, k] in zeros, [out, in, own, own], which convolves as it does with fewer zeros around."""
+    rim = (own - small.shape[-1]) // 2
+    return nn.functional.pad(small, [rim] * 4)
+
+
+def crop(program: "Program", space: Space, choice: Mapping[str, int], crops: Mapping[str, Tensor]) -> None:
+    """Give convolutions the kernels of a choice, and as much less zeros around."""
+    made = {}
+    with Rewriter(program) as rewrite:
+        for dial in space.of(KERNEL):
+            rim = (dial.values[0] - choice[dial.name]) // 2
+            for path in dial.places if rim else ():
+                weight = weight_of(program.model.get_submodule(path))
+                made[f"{path}.weight"] = cropped(weight, path, dial.values, choice[dial.name], crops).contiguous()
+                less = padding(program, path, rim)
+                assert less is not None, f"{path} is padded in another way than it was"
+                for axis in (2, 3):
+                    rewrite.narrow(f"{path}.weight", axis, range(rim, dial.values[0] - rim))
+                for where, value in less.items():
+                    rewrite.set_attr(where, value)
+    if made:
+        assign(program.model, made)
+        program.changed()
+
+
+# -- zeros around --------------------------------------------------------------------------------------------
+
+
+def padding(program: "Program", path: str, rim: int) -> dict[str, Any] | None:
+    """Attributes that make the zeros around a convolution fewer, so that a kernel without its outermost `rim` places
+    gives as many outputs; None where it can't be told who puts them there.
+
+    They are the module's own, or those of a ZeroPad2d within it or right before it.
+    """
+    module = program.model.get_submodule(path)
+    if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros" or type(module.weight) is not nn.Parameter:
+        return None
+    less = [rim * step for step in module.dilation]  # [high, wide]
+    found = _own(module, path, less)
+    if found is None:
+        found = _less(_pad_before(program, path), less)
+    elif type(module).forward is not nn.Conv2d.forward and not _crops_alike(module, path, rim, found):
+        found = None
+    return found
+
+
+def _own(module: nn.Conv2d, path: str, less: Sequence[int]) -> dict[str, Any] | None:
+    if module.padding == "same":
+        return {}
+    if isinstance(module.padding, tuple | list) and all(p >= n for p, n in zip(module.padding, less, strict=True)):
+        return {f"{path}.padding": [p - n for p, n in zip(module.padding, less, strict=True)]}
+    inner = [(f"{path}.{name}", child) for name, child in module.named_children() if type(child) is nn.ZeroPad2d]
+    return _less(inner[0], less) if len(inner) == 1 else None
+
+
+def _less(pad: tuple[str, nn.ZeroPad2d] | None, less: Sequence[int]) -> dict[str, Any] | None:
+    if pad is None:
+        return None
+    path, module = pad
+    left = [p - n for p, n in zip(module.padding, (less[1], less[1], less[0], less[0]), strict=True)]
+    return {f"{path}.padding": left} if min(left) >= 0 else None
+
+
+def _pad_before(program: "Program", path: str) -> tuple[str, nn.ZeroPad2d] | None:
+    """A ZeroPad2d whose output one convolution alone is given."""
+    module = program.model.get_submodule(path)
+    if type(module).forward is not nn.Conv2d.forward or module.padding not in ("valid", (0, 0)):
+        return None
+    for unit in program.units.values():
+        for node in unit.graph.nodes:
+            if node.op == "call_module" and f"{unit.path}.{node.target}" == path:
+                before = node.args[0]
+                if getattr(before, "op", "") != "call_module" or len(before.users) > 1:
+                    return None
+                pad = program.model.get_submodule(f"{unit.path}.{before.target}")
+                return (f"{unit.path}.{before.target}", pad) if type(pad) is nn.ZeroPad2d else None
+    return None
+
+
+@torch.no_grad()
+def _crops_alike(module: nn.Conv2d, path: str, rim: int, less: Mapping[str, Any]) -> bool:
+    """Whether a convolution of another class, smaller and with fewer zeros around, gives what its middle does."""
+    whole, own = copy.deepcopy(module).float(), module.kernel_size[0]
+    small = copy.deepcopy(whole)
+    middle = whole.weight[..., rim : own - rim, rim : own - rim].clone()
+    whole.weight.copy_(surrounded(middle, own))
+    small.weight, small.kernel_size = nn.Parameter(middle), (own - 2 * rim,) * 2
+    for where, value in less.items():
+        owner, _, name = where.removeprefix(f"{path}.").rpartition(".")
+        setattr(small.get_submodule(owner), name, value)
+    x = torch.randn(1, module.in_channels, 2 * own, 2 * own, generator=torch.Generator().manual_seed(0))
+    one, other = whole(x.to(middle.device)), small(x.to(middle.device))
+    return one.shape == other.shape and torch.allclose(one, other, atol=1e-4 * float(one.abs().max()))

@@ -1,0 +1,175 @@
+"""Layers of experts that do without some of them while they run.
+
+A router runs as if those that are left were all: its rows are cut for the call, and the numbers that it chooses are
+turned into what the experts have among all. So it chooses and weighs as it will when the others are cut out.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ....dsl.checker.skeleton import Group, Member, is_below
+from ...analysis.discovery.discover import skeleton_of
+from ...ir.layers.leaves import module_role
+from ...ir.surgery import attribute, set_attribute, tensor_at
+from ..search.reconstruct import module_of, readers
+from ..search.widths import unit_of
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+
+EXPERTS = "experts"
+
+
+def is_routed(program: "Program", group: Group) -> bool:
+    """Whether hooks can stand for what slicing would do to experts: a router of its own chooses them and hands on
+    their numbers and as many weights; of what else has a part for each, only buffers."""
+    model, packed = program.model, {module_of(m) for m in readers(group)}
+    if len(packed) != 1 or _is_shared(program, group):
+        return False
+    others = [m for m in _scores(group) if module_role(model.get_submodule(module_of(m))) != "router"]
+    parameters = dict(model.named_parameters())
+    return all(m.tensor not in parameters for m in others) and _hands_on_numbers(program, group, *packed)
+
+
+def _scores(group: Group) -> list[Member]:
+    """What the router and those around it have for each expert."""
+    return list(group.members[: len(group.members) - group.readers])
+
+
+def _is_shared(program: "Program", group: Group) -> bool:
+    """Whether other experts are chosen by the same router."""
+    own = {m.tensor for m in _scores(group)}
+    return any(
+        g.kind == EXPERTS and g != group and not own.isdisjoint(m.tensor for m in g.members)
+        for g in skeleton_of(program).groups
+    )
+
+
+def _hands_on_numbers(program: "Program", group: Group, experts: str) -> bool:
+    path = unit_of(group.site, list(program.units))
+    below = experts.removeprefix(f"{path}.") if path else experts
+    nodes = program.units[path].graph.nodes if path in program.units else ()
+    calls = [node for node in nodes if node.op == "call_module" and node.target == below]
+    return len(calls) == 1 and _are_alike(calls[0])
+
+
+def _are_alike(call: fx.Node) -> bool:
+    """Whether experts are called with numbers [tokens, chosen] and weights of that shape."""
+    given = call.all_input_nodes
+    numbers = [x.meta.get("shape") for x in given if "int" in str(x.meta.get("dtype"))]
+    weights = [x.meta.get("shape") for x in given if "float" in str(x.meta.get("dtype"))]
+    return len(numbers) == 1 and weights[-1:] == numbers
+
+
+@dataclass
+class Mixtures:
+    """alive  the experts that are left of a layer, in order, by site; absent where all are
+    around    what buffers and numbers outside of routers were before, by path
+    """
+
+    program: "Program"
+    alive: dict[str, Tensor] = field(default_factory=dict)
+    around: dict[str, Any] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        model = self.program.model
+        for path, before in self.around.items():
+            if isinstance(before, Tensor):
+                _put_buffer(model, path, before)
+            else:
+                set_attribute(model, path, before)
+        self.alive.clear()
+        self.around.clear()
+
+    def silence(self, group: Group, gone: Iterable[int]) -> None:
+        """Do without these experts of a layer from now on."""
+        model = self.program.model
+        device = tensor_at(model, group.members[0].tensor).device
+        left = torch.tensor(sorted(set(range(group.count)) - set(gone)), device=device)
+        self.alive[group.site] = left
+        for member in _scores(group):
+            if not self._is_inside(member.tensor, group):
+                whole = self.around[member.tensor] = tensor_at(model, member.tensor)
+                _put_buffer(model, member.tensor, whole.index_select(member.axis, left))
+        for path, name, per in group.attributes:
+            place = f"{path}.{name}" if path else name
+            if not self._is_inside(place, group):
+                whole = self.around[place] = attribute(model, place)
+                set_attribute(model, place, round(whole - (group.count - len(left)) * per))
+
+    def stated(self, unit: str) -> tuple[tuple[str, int], ...]:
+        """Numbers around the layers of a unit that are others now, which a graph has as literals."""
+        return tuple(
+            (path, attribute(self.program.model, path))
+            for path, before in sorted(self.around.items())
+            if type(before) is int and is_below(path, unit)
+        )
+
+    def handles(self, groups: Sequence[Group]) -> list[Any]:
+        """Hooks that follow what is silenced of these layers; `remove` them."""
+        found: list[Any] = []
+        for group in groups:
+            router, experts = self._router(group), module_of(readers(group)[0])
+            found += self._narrowing(group, router)
+            module = self.program.model.get_submodule(experts)
+            found.append(module.register_forward_pre_hook(self._renumbering(group.site), with_kwargs=True))
+        return found
+
+    def _router(self, group: Group) -> str:
+        model = self.program.model
+        return next(p for p in map(module_of, _scores(group)) if module_role(model.get_submodule(p)) == "router")
+
+    def _is_inside(self, place: str, group: Group) -> bool:
+        """Whether it is the router's, which has its own while it is called, or the experts', which stay whole."""
+        return any(is_below(place, path) for path in (self._router(group), module_of(readers(group)[0])))
+
+    def _narrowing(self, group: Group, path: str) -> list[Any]:
+        router = self.program.model.get_submodule(path)
+        rows = [(m.tensor.removeprefix(f"{path}."), m.axis) for m in _scores(group) if is_below(m.tensor, path)]
+        counts = [(name, per) for owner, name, per in group.attributes if owner == path]
+        whole: dict[str, Any] = {}
+
+        def narrow(_module: nn.Module, _args: Any) -> None:
+            left = self.alive.get(group.site)
+            if left is None:
+                return
+            for name, axis in rows:
+                place = router._parameters if name in router._parameters else router._buffers
+                whole[name], place[name] = place[name], None
+                vars(router)[name] = whole[name].index_select(axis, left)
+            for name, per in counts:
+                whole[name] = getattr(router, name)
+                setattr(router, name, round(whole[name] - (group.count - len(left)) * per))
+
+        def widen(_module: nn.Module, _args: Any, _output: Any) -> None:
+            for name, _ in rows if whole else ():
+                del vars(router)[name]
+                place = router._parameters if name in router._parameters else router._buffers
+                place[name] = whole[name]
+            for name, _ in counts if whole else ():
+                setattr(router, name, whole[name])
+            whole.clear()
+
+        before = router.register_forward_pre_hook(narrow)
+        return [before, router.register_forward_hook(widen, always_call=True)]
+
+    def _renumbering(self, site: str) -> Any:
+        def number(value: Any, left: Tensor) -> Any:
+            return left[value] if isinstance(value, Tensor) and not value.is_floating_point() else value
+
+        def renumber(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            left = self.alive.get(site)
+            if left is None:
+                return None
+            return tuple(number(x, left) for x in args), {name: number(x, left) for name, x in kwargs.items()}
+
+        return renumber
+
+
+def _put_buffer(model: nn.Module, path: str, value: Tensor) -> None:
+    owner, _, name = path.rpartition(".")
+    model.get_submodule(owner)._buffers[name] = value

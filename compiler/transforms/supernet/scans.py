@@ -1,0 +1,187 @@
+"""Scans of state-space mixers that do without some of their states or heads while they run.
+
+A state is gone where nothing is written to it: the rows of its B and C give zeros. A head is gone where its output is
+zero. A norm over items takes its mean over those that are left: with what is gone at zero and so many of all left, the
+norm of all, with its epsilon times that share, gives the root of the share too little, and is multiplied by it.
+"""
+
+import copy
+import inspect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ....dsl.checker.skeleton import Group, Member
+from ...ir.surgery import put, tensor_at
+from ..search.reconstruct import has_moments, module_of, readers
+
+SCANNED = ("ssm_heads", "ssm_channels", "ssm_state")
+
+Role = Literal["matrix", "convolution", "mixer", "norm"]
+
+
+def is_silenced(model: nn.Module, group: Group) -> bool:
+    """Whether hooks can stand for what slicing would do to a scan's group: its norms are tried."""
+    roles = {module_of(m): _role(model, group, m) for m in group.members}
+    norms = [m for m in group.members if roles[module_of(m)] == "norm"]
+    if group.count < 2 or not all(_follows(model, group, m) for m in norms):
+        return False
+    if group.kind == "ssm_state":  # [channels, states] is the decay of the mixer, which a silent state may keep
+        return all(m.axis == (1 if roles[module_of(m)] == "mixer" else 0) for m in group.members)
+    return bool(group.readers) and all(has_moments(model, m) for m in readers(group))
+
+
+def _role(model: nn.Module, group: Group, member: Member) -> Role:
+    path = module_of(member)
+    module = model.get_submodule(path)
+    if isinstance(getattr(module, "base_layer", module), nn.Linear):
+        return "matrix"
+    if isinstance(module, nn.Conv1d):
+        return "convolution"
+    return "mixer" if path == group.site else "norm"
+
+
+def _epsilon(module: nn.Module) -> str | None:
+    """The one number of a norm that is no count, by name."""
+    names = [name for name, value in vars(module).items() if isinstance(value, float)]
+    return names[0] if len(names) == 1 else None
+
+
+@torch.no_grad()
+def _follows(model: nn.Module, group: Group, member: Member) -> bool:
+    """Whether a norm over every second item is that over all, the others at zero, as is said above: it is tried."""
+    module, path, chance = model.get_submodule(module_of(member)), module_of(member), torch.Generator().manual_seed(0)
+    name = _epsilon(module)
+    if name is None or member.axis or getattr(module, "weight", None) is None:
+        return False
+    whole, items = copy.deepcopy(module).float().cpu(), range(0, group.count, 2)
+    weight = tensor_at(whole, "weight")
+    width = weight.shape[0]
+    kept = torch.tensor([i for item in items for i in member.indices(item)])
+    share = len(kept) / width
+    asked = [p for p in inspect.signature(module.forward).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    inputs = [torch.randn(1, 3, width, generator=chance) for _ in asked]
+    narrow = copy.deepcopy(whole)
+    put(narrow, "weight", weight[kept].clone())
+    for owner, count, per in group.attributes:
+        if owner == path:
+            setattr(narrow, count, round(getattr(narrow, count) - (group.count - len(items)) * per))
+    setattr(whole, name, getattr(whole, name) * share)
+    try:
+        one = whole(inputs[0] * torch.zeros(width).index_fill(0, kept, 1), *inputs[1:])[..., kept] * share**0.5
+        other = narrow(*(x[..., kept] for x in inputs))
+    except (RuntimeError, TypeError):  # a width that it has noted elsewhere, or inputs of other kinds
+        return False
+    return one.shape == other.shape and torch.allclose(one, other, atol=1e-5)
+
+
+@dataclass
+class Scans:
+    """What scans do without now. Each is [width] of 0 and 1, absent where all is 1.
+
+    outputs  what the outputs of a matrix are multiplied with, by module
+    weights  the rows of a convolution's parameter, by tensor
+    norms    the first input of a norm, by module
+    """
+
+    model: nn.Module
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    norms: dict[str, Tensor] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        for masks in (self.outputs, self.weights, self.norms):
+            masks.clear()
+
+    def silence(self, group: Group, gone: Iterable[int]) -> None:
+        """Do without these items of a group from now on."""
+        for masks, key, member in self._masked(group):
+            tensor = self._tensor(member)
+            mask = masks.setdefault(key, torch.ones(tensor.shape[0], device=tensor.device))
+            mask[[i for item in sorted(gone) for i in member.indices(item)]] = 0
+
+    def handles(self, groups: Sequence[Group]) -> list[Any]:
+        """Hooks that follow what is silenced of these groups; `remove` them."""
+        places: dict[str, str] = {}  # module -> the mask's owner
+        found: list[Any] = []
+        for group in groups:
+            for masks, key, member in self._masked(group):
+                path = module_of(member)
+                if masks is self.weights:
+                    found += self._exchange(group.site, key)
+                elif path not in places:
+                    places[path] = key
+                    found += self._norm(path) if masks is self.norms else [self._matrix(path)]
+        return found
+
+    def _matrix(self, path: str) -> Any:
+        def mask(_module: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
+            return output * self.outputs[path].to(output.dtype) if path in self.outputs else None
+
+        return self.model.get_submodule(path).register_forward_hook(mask)
+
+    def _norm(self, path: str) -> list[Any]:
+        module = self.model.get_submodule(path)
+        name = _epsilon(module)
+        assert name is not None, f"{path} has no epsilon"
+        own = getattr(module, name)
+
+        def narrow(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if path not in self.norms:
+                return None
+            over = self.norms[path]
+            setattr(module, name, own * float(over.mean()))
+            return (args[0] * over.to(args[0].dtype), *args[1:])
+
+        def widen(module: nn.Module, _args: Any, output: Tensor | None) -> Tensor | None:
+            setattr(module, name, own)
+            if path not in self.norms or output is None:
+                return None
+            return output * float(self.norms[path].mean()) ** 0.5
+
+        before = module.register_forward_pre_hook(narrow)
+        return [before, module.register_forward_hook(widen, always_call=True)]
+
+    def _exchange(self, mixer: str, tensor: str) -> list[Any]:
+        """A mixer reads its convolution's parameters itself: they are others while it is called."""
+        path, _, name = tensor.rpartition(".")
+        owner = self.model.get_submodule(path)
+        kept: list[nn.Parameter] = []
+
+        def silent(_module: nn.Module, _args: Any) -> None:
+            if tensor in self.weights:
+                whole = owner._parameters[name]
+                assert whole is not None, f"{tensor} is silenced twice"
+                over = self.weights[tensor].to(whole.dtype)
+                kept.append(whole)
+                owner._parameters[name] = None
+                vars(owner)[name] = whole * over.reshape(-1, *[1] * (whole.dim() - 1))
+
+        def give_back(_module: nn.Module, _args: Any, _output: Any) -> None:
+            if kept:
+                del vars(owner)[name]
+                owner._parameters[name] = kept.pop()
+
+        module = self.model.get_submodule(mixer)
+        before = module.register_forward_pre_hook(silent)
+        return [before, module.register_forward_hook(give_back, always_call=True)]
+
+    def _tensor(self, member: Member) -> Tensor:
+        path, _, name = member.tensor.rpartition(".")
+        adapted = "base_layer" in dict(self.model.get_submodule(path).named_children())
+        return tensor_at(self.model, f"{path}.base_layer.{name}" if adapted else member.tensor)
+
+    def _masked(self, group: Group) -> list[tuple[dict[str, Tensor], str, Member]]:
+        found = []
+        for member in group.members:
+            path, role = module_of(member), _role(self.model, group, member)
+            if role == "norm":
+                found.append((self.norms, path, member))
+            elif group.kind == "ssm_state" and role == "matrix":
+                found.append((self.outputs, path, member))
+            elif group.kind == "ssm_state" and role == "convolution":
+                found.append((self.weights, member.tensor, member))
+        return found

@@ -1,0 +1,203 @@
+"""A pass that searches a family: it says how genomes are proposed, the rest is one driver."""
+
+import math
+import random
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from ....dsl.checker.skeleton import Skeleton
+from ....dsl.checker.value_text import show
+from ....dsl.checker.values import DataRef, MetricRef, Ratio, handles
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...analysis.planning import keys
+from ...core.deadline import TimeUp
+from ...core.journal import Journal
+from ...ir.outcome import Front, Outcome, Point
+from ...ir.program import Program
+from ...plugin.context import Context
+from ...plugin.interfaces import Lossy, Pass, param
+from ..training.schedule import seed_of
+from .elastic_dims import one_choice
+from .explorer import Explorer, Genome, Objective
+from .family import Family
+from .latency import timed
+
+no_objective = Fault("no-objective", "A search over a family is given no measure to be good at.")
+report_is_selection = Fault(
+    "report-is-selection",
+    "A search reports on the rows that it selects by.\n\nSuch a number is too good: the search has fitted those rows.",
+)
+
+
+TIRED = 50  # proposals in a row that were all known, after which a search ends
+
+
+class Method(Pass):
+    """Proposes genomes to an explorer until that has ended."""
+
+    keeps = Lossy()
+    takes = ("family",)
+    apart = {"report": "measure"}
+    gives = {"": "front"}
+
+    measure: list[MetricRef] = param("What choices are good at, the most telling first.", least=1, distinct=True)
+    report: list[MetricRef] = param(
+        "What is measured of the front alone, on rows not selected by.", default=(), distinct=True
+    )
+    at_most: Ratio | None = param(
+        "The most that a choice may have, as a share of the largest one.",
+        of=("params", "flops", "bytes"),
+        gt=0,
+        le=1,
+        default=None,
+    )
+    evals: int = param("Choices that are evaluated, at most.", default=100, ge=1, unit="choices")
+    points: int = param("Choices on the front, at most.", default=8, ge=1, unit="choices")
+
+    @abstractmethod
+    def explore(self, explorer: Explorer, chance: random.Random) -> None:
+        """Evaluate what seems worth it. What is proposed follows from the seed and from values alone."""
+
+    def reads_clock(self) -> bool:
+        """A latency is measured on the machine that compiles."""
+        return any(ref.name.startswith(("decode.", "prefill.", "throughput")) for ref in self.measure)
+
+    def forwards(self, skeleton: Skeleton) -> int:
+        return self.evals
+
+    def give(self, outcome: Outcome, ctx: Context) -> Outcome:
+        assert isinstance(outcome, Family), f"searched in {outcome.kind}"
+        check(self, outcome, ctx)
+        objectives = [Objective.of(ref, ctx) for ref in self.measure]
+        clock = next((o.ref for o in objectives if o.timed and not ctx.orders), None)
+        table = timed(outcome, clock, ctx, Journal(ctx.workdir / "times.jsonl")) if clock else None
+        explorer = Explorer(outcome, ctx, objectives, self.evals, self.at_most, table)
+        with explorer.open():
+            if ctx.orders:
+                explorer.obey(ctx.orders, [Objective.of(ref, ctx) for ref in self.report])
+            try:
+                self.explore(explorer, random.Random(seed_of("search", ctx.seed)))
+            except TimeUp:
+                explorer.stop()
+            front = explorer.front(self.points)
+            if not front:
+                raise Reject(no_finite(len(explorer.known)))
+            points = [self._point(i, genome, explorer, ctx) for i, genome in enumerate(front, 1)]
+        outcome.program.note(
+            evaluated=len(explorer.known),
+            choices=float(outcome.space.size),
+            front=[list(genome) for genome in front],
+            latency_error=table.error if table else None,
+        )
+        return Front(tuple(points), partial(_cut, outcome))
+
+    def _point(self, number: int, genome: Genome, explorer: Explorer, ctx: Context) -> Point:
+        choice = explorer.space.decoded(genome)
+        values = zip(explorer.objectives, explorer.evaluate(genome), strict=True)
+        measures = {show(o.ref): (o.sign * value, o.unit, o.better) for o, value in values}
+        for objective in (Objective.of(ref, ctx) for ref in self.report):
+            value = explorer.value(objective, choice)
+            measures[show(objective.ref)] = (value, objective.unit, objective.better)
+        return Point(f"choice_{number}", "", measures, choice)
+
+
+def _cut(family: Family, point: Point) -> Program:
+    assert point.choice is not None, f"{point.name} is no choice"
+    return family.cut(point.choice)
+
+
+def no_finite(count: int):
+    return one_choice(
+        f"none of the {count} choices that were evaluated has finite measures within the limits",
+        help="evaluate more, or loosen `at_most`",
+        argument="at_most",
+    )
+
+
+def check(search: Method, family: Family, ctx: Context) -> None:
+    """Reject a search without measures, over one choice, or that reports on the rows that it selects by."""
+    if not search.measure:
+        raise Reject(
+            no_objective(
+                "a search without a measure has nothing to be good at", help="`measure: [params]`", argument="measure"
+            )
+        )
+    if family.space.size < 2:
+        raise Reject(one_choice("the family has one choice, and there is nothing to search", help="leave the step out"))
+    selects = _rows(search.measure, ctx)
+    for name, identity in _rows(search.report, ctx).items():
+        if identity in selects.values():
+            raise Reject(
+                report_is_selection(
+                    f"`report` is measured on `{name}`, whose rows the search selects by",
+                    help="report on other rows, or leave `report` out",
+                    argument="report",
+                )
+            )
+
+
+def _rows(metrics: Sequence[MetricRef], ctx: Context) -> dict[str, str]:
+    refs = {ref.name: ref for metric in metrics for ref in handles(dict(metric.args), DataRef)}
+    return {name: keys.data_identity(ref, ctx) for name, ref in refs.items()}
+
+
+def sizes(explorer: Explorer) -> list[int]:
+    return [len(dial.values) for dial in explorer.space.dials]
+
+
+def ends(explorer: Explorer) -> list[Genome]:
+    """The largest, the middle and the smallest choice, as far as they may be taken."""
+    return [
+        g
+        for how in ("largest", "middle", "smallest")
+        if explorer.allows(g := explorer.space.genome(explorer.space.choice(how)))
+    ]
+
+
+def pursue(explorer: Explorer, chance: random.Random, propose: Callable[[], Genome]) -> None:
+    """Evaluate the ends, then what is proposed, until evaluations are used up or proposals are known ones.
+
+    propose   draws from `chance`, and goes by what the explorer knows
+    """
+    explorer.expect(ends(explorer))
+    for genome in ends(explorer):
+        if not explorer.ended:
+            explorer.evaluate(genome)
+    misses = 0
+    while not explorer.ended and misses < TIRED:
+        before = len(explorer.known)
+        explorer.expect(foreseen(explorer, chance, propose))
+        explorer.evaluate(propose())
+        misses = 0 if len(explorer.known) > before else misses + 1
+
+
+def foreseen(explorer: Explorer, chance: random.Random, propose: Callable[[], Genome]) -> list[Genome]:
+    """What will be proposed next, one for each worker, if none of it turns out to be better than what is known.
+
+    The first is what is proposed next; another may turn out wrong, and was then measured for nothing.
+    """
+    state, known, found = chance.getstate(), dict(explorer.known), []
+    count = explorer.ctx.crew.size if explorer.ctx.crew else 0
+    for _ in range(count):
+        genome = propose()
+        if not explorer.ended:
+            found.append(genome)
+            explorer.known.setdefault(genome, (math.inf,) * len(explorer.objectives))
+    chance.setstate(state)
+    explorer.known = known
+    return found
+
+
+def drawn(explorer: Explorer, chance: random.Random, tries: int = 200) -> Genome:
+    """An allowed genome that is new; where none turns up, the last one drawn moved towards the smallest."""
+    genome: Genome = ()
+    for _ in range(tries):
+        genome = tuple(chance.randrange(size) for size in sizes(explorer))
+        if genome not in explorer.known and explorer.allows(genome):
+            return genome
+    while not explorer.allows(genome):
+        room = [i for i, size in enumerate(sizes(explorer)) if genome[i] < size - 1]
+        place = chance.choice(room)
+        genome = (*genome[:place], genome[place] + 1, *genome[place + 1 :])
+    return genome

@@ -1,0 +1,68 @@
+"""A family on disk: its weights once, and which choices of it are points; a choice is cut out of that later."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ....dsl.syntax.diagnostics import Reject
+from ...core.json_errors import first_line
+from ...core.safe_read import CONFIG, MISFIT, read_json
+from ...core.sealed_json import cache_damaged
+from ...ir.capture.capture import capture
+from ...ir.program import Program
+from ...models.checkpoints.origin import Origin
+from .family import Family
+from .form_checks import check_family
+
+WEIGHTS, FAMILY, TENSORS = "shared/model", "family.json", "family.safetensors"
+
+
+def write(family: Family, choices: Mapping[str, Mapping[str, int]], into: Path) -> None:
+    """All of a family but its program's weights; `choices` are the points by name.
+
+    What training changed in the weights is in those, so that nothing of it is written here.
+    """
+    body = {**family.to_json(), "base": "", "weights": [], "losses": [], "learned": bool(family.weights)}
+    points = {name: dict(choice) for name, choice in choices.items()}
+    (into / FAMILY).write_text(json.dumps({"family": body, "points": points}), encoding="utf-8")
+    tensors = {name: t.contiguous() for name, t in family.stored.items() if name not in family.weights}
+    if tensors:
+        save_file(tensors, into / TENSORS)
+
+
+def cut(path: Path, name: str, origin: Origin) -> Program:
+    """The program of a point: the shared weights, loaded as `origin` has it, cut to the point's choice.
+
+    Raises Reject (cache-damaged) where files don't fit each other: they may come from anybody.
+    """
+    try:
+        body = read_json(path / FAMILY, CONFIG)
+        choice, family = body["points"][name], _family(path, body["family"], origin)
+        known = {dial.name: dial.values for dial in family.space.dials}
+        assert choice.keys() == known.keys(), "a point of another family"
+        assert all(type(v) is int and v in known[d] for d, v in choice.items()), "a point beyond the dials"
+    except (*MISFIT, AssertionError, OSError) as error:
+        raise Reject(
+            cache_damaged(
+                f"{path / FAMILY} does not fit the model beside it: {type(error).__name__}: {first_line(error)}",
+                help="compile the recipe again, or get the artifact again",
+            )
+        ) from error
+    return family.cut(choice)
+
+
+def _family(path: Path, body: Mapping[str, Any], origin: Origin) -> Family:
+    tensors = {}
+    if (path / TENSORS).is_file():
+        with safe_open(path / TENSORS, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    program = capture(origin.load())
+    family = Family.from_json(body, program, tensors)
+    check_family(family)
+    if body["learned"]:  # its weights are those of the model
+        family.weights = dict(program.model.named_parameters())
+    return family

@@ -1,0 +1,297 @@
+"""A program that runs as a choice of widths and depth says, and the smaller program that such a choice is.
+
+While it is elastic nothing is sliced: what readers of a dead item are given is zero, a layer that is left out hands on
+what it was given, a branch that is left out adds nothing. Which items die first is an order beside the program, so
+that its weights stay where they are, and the largest choice is the program itself, bit for bit.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ....dsl.checker.skeleton import Group, Member, Skeleton
+from ...analysis.discovery.bypass import bypassed, staying
+from ...analysis.discovery.discover import skeleton_of
+from ...analysis.planning import shrink
+from ...ir.capture.refresh import with_current_ints
+from ...ir.surgery import put, tensor_at
+from ...ir.unit import Unit, code_key
+from ..editing.rewrite import Rewriter
+from ..search.reconstruct import has_moments, module_of, readers
+from ..search.routing import said_above
+from ..search.savings import steps
+from ..search.uniform_widths import again
+from ..search.widths import Site, slice_all, unit_of
+from .choices import BLOCKS, KERNEL, LAYERS, WIDTHS, Space
+from .kernels import crop, cropped, surrounded
+from .mixtures import EXPERTS, Mixtures, is_routed
+from .scans import SCANNED, Scans, is_silenced
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+
+Orders = Mapping[str, Sequence[int]]  # "SITE:KIND" -> items, those that die first in front
+State = tuple[frozenset[str], tuple[tuple[str, int], ...]]  # branches that a unit runs without, numbers that are others
+WHOLE: State = (frozenset(), ())
+
+
+def is_maskable(program: "Program", group: Group) -> bool:
+    """Whether zeros in what its readers are given do to a group what slicing would: readers are matrices. Of a scan's
+    groups, whether `Scans` does, and of experts, whether `Mixtures` does."""
+    model = program.model
+    if group.kind == EXPERTS:
+        return is_routed(program, group)
+    if group.kind in SCANNED:
+        return is_silenced(model, group)
+    return bool(group.readers) and all(has_moments(model, m) or _reads_plainly(model, m) for m in readers(group))
+
+
+@torch.no_grad()
+def _reads_plainly(model: nn.Module, member: Member) -> bool:
+    """Whether a convolution of another class, such as one that pads by itself, is narrowed by zeros: it is tried.
+
+    One that makes its weight anew over all of its inputs is not.
+    """
+    module = model.get_submodule(module_of(member))
+    if not isinstance(module, nn.Conv2d) or module.groups > 1 or member.axis != 1 or module.in_channels < 2:
+        return False
+    whole, side, chance = copy.deepcopy(module).float(), 2 * max(module.kernel_size), torch.Generator().manual_seed(0)
+    x = torch.randn(1, module.in_channels, side, side, generator=chance).to(whole.weight.device)
+    x[:, ::2] = 0
+    narrow = copy.deepcopy(whole)
+    put(narrow, "weight", whole.weight[:, 1::2].clone())
+    one, other = whole(x), narrow(x[:, 1::2])
+    return torch.allclose(one, other, atol=1e-4 * float(one.abs().max()))
+
+
+def dead(orders: Orders, group: Group, left: int) -> set[int]:
+    """The items that are gone where so many steps of a group are left."""
+    return set(Site(group, list(orders[f"{group.site}:{group.kind}"])).next(steps(group) - left))
+
+
+@dataclass
+class Switches:
+    """The parts of a program that a choice turns off and on.
+
+    masks   what modules are given is multiplied with, by path: [in] of 0 and 1, absent where all is 1
+    off     units that hand on what they are given now
+    kernels sizes of convolutions' kernels, by path, absent where they are whole
+    crops   what was learned, or is, for smaller kernels
+    scans   what scans of state-space mixers do without
+    experts which of them layers of experts have left
+    """
+
+    program: "Program"
+    space: Space
+    orders: Orders
+    crops: Mapping[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    off: set[str] = field(default_factory=set)
+    kernels: dict[str, int] = field(default_factory=dict)
+    _units: dict[tuple[str, State], Unit] = field(default_factory=dict)
+    _bound: dict[str, State] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        skeleton = skeleton_of(self.program)
+        self.groups: dict[tuple[str, str], Group] = {(g.site, g.kind): g for g in skeleton.groups}
+        self.branches = {b.site: b for b in skeleton.branches}
+        self.scans = Scans(self.program.model)
+        self.experts = Mixtures(self.program)
+
+    def take(self, choice: Mapping[str, int]) -> None:
+        """Run as a choice says from now on."""
+        self.masks.clear()
+        self.scans.clear()
+        self.experts.clear()
+        for kind in WIDTHS:
+            for site, left in self.space.by_place(choice, kind).items():
+                self._silence(self.groups[site, kind], left)
+        largest = self.space.by_place(self.space.choice("largest"), KERNEL)
+        self.kernels = {p: n for p, n in self.space.by_place(choice, KERNEL).items() if n < largest[p]}
+        self.off.clear()
+        self.off.update(unit for unit, on in self.space.by_place(choice, LAYERS).items() if not on)
+        self._leave_out(frozenset(site for site, on in self.space.by_place(choice, BLOCKS).items() if not on))
+
+    def _silence(self, group: Group, left: int) -> None:
+        gone = dead(self.orders, group, left)
+        if group.kind == EXPERTS:
+            if gone:
+                self.experts.silence(group, gone)
+            return
+        if group.kind in SCANNED and gone:
+            self.scans.silence(group, gone)
+        for member in readers(group) if gone else ():
+            path = module_of(member)
+            weight = tensor_at(self.program.model, f"{self._inside(path)}.weight")
+            mask = self.masks.setdefault(path, torch.ones(weight.shape[member.axis], device=weight.device))
+            mask[[i for item in sorted(gone) for i in member.indices(item)]] = 0
+
+    def _inside(self, path: str) -> str:
+        """Where a module lies that an adapter may sit on."""
+        module = self.program.model.get_submodule(path)
+        return f"{path}.base_layer" if "base_layer" in dict(module.named_children()) else path
+
+    def _leave_out(self, sites: frozenset[str]) -> None:
+        """Let units run without these branches, with the numbers of experts that they have now."""
+        wanted: dict[str, frozenset[str]] = {}
+        for site in sites:
+            path = self.branches[site].unit
+            wanted[path] = wanted.get(path, frozenset()) | {site}
+        for path, unit in self.program.units.items():
+            without = wanted.get(path, frozenset())
+            follows = without or unit.edited  # else it runs its class's forward, which reads the numbers itself
+            state = without, self.experts.stated(path) if follows else ()
+            if self._bound.get(path, WHOLE) != state:
+                self._bind(path, state)
+
+    def _bind(self, path: str, state: State) -> None:
+        unit, model = self.program.units[path], self.program.model
+        if state == WHOLE:
+            del self._bound[path]
+            (unit.bind if unit.edited else unit.unbind)(model)
+            return
+        if (path, state) not in self._units:
+            graph = unit.graph
+            for site in sorted(state[0]):
+                graph = bypassed(graph, self.branches[site])
+            graph = with_current_ints(graph, unit.module(model)) or graph if state[1] else graph
+            self._units[path, state] = replace(unit, graph=graph, key=code_key(graph), edited=True)
+        self._units[path, state].bind(model)
+        self._bound[path] = state
+
+    @contextmanager
+    def on(self) -> Iterator["Switches"]:
+        """Follow what is taken; afterwards the program is as it was."""
+        model, handles = self.program.model, []
+        matrices = [self.groups[s, k] for k in WIDTHS if k != EXPERTS for s in self._sites(k)]
+        paths = {module_of(m) for group in matrices for m in readers(group)}
+        try:
+            for path in sorted(paths):
+                handles.append(model.get_submodule(path).register_forward_pre_hook(self._masking(path)))
+            handles += self.scans.handles([self.groups[s, k] for k in SCANNED for s in self._sites(k)])
+            handles += self.experts.handles([self.groups[s, EXPERTS] for s in self._sites(EXPERTS)])
+            for dial in self.space.of(KERNEL):
+                for path in dial.places:
+                    handles += self._shrinking(path, dial.values)
+            for unit in self._sites(LAYERS):
+                handles.append(model.get_submodule(unit).register_forward_hook(self._skipping(unit), with_kwargs=True))
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.masks.clear()
+            self.scans.clear()
+            self.experts.clear()
+            self._leave_out(frozenset())
+            self.kernels.clear()
+            self.off.clear()
+
+    def _sites(self, kind: str) -> list[str]:
+        return [place for dial in self.space.of(kind) for place in dial.places]
+
+    def _masking(self, path: str) -> Any:
+        def mask(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if path not in self.masks:
+                return None
+            over = self.masks[path].to(args[0].dtype)
+            base = getattr(module, "base_layer", module)
+            return (args[0] * (over[:, None, None] if isinstance(base, nn.Conv2d) else over), *args[1:])
+
+        return mask
+
+    def _shrinking(self, path: str, values: Sequence[int]) -> list[Any]:
+        """A convolution runs with a smaller kernel in zeros while it is called, and has its own one afterwards."""
+        module = self.program.model.get_submodule(path)
+
+        def exchange(module: nn.Module, _args: Any) -> None:
+            if path in self.kernels:
+                whole = module._parameters["weight"]
+                assert whole is not None, f"{path} runs inside of itself"
+                small = cropped(whole, path, values, self.kernels[path], self.crops)
+                module._parameters["weight"], vars(module)["whole"] = None, whole
+                vars(module)["weight"] = surrounded(small, values[0])
+
+        def give_back(module: nn.Module, _args: Any, _output: Any) -> None:
+            if "whole" in vars(module):
+                del vars(module)["weight"]
+                module._parameters["weight"] = vars(module).pop("whole")
+
+        before = module.register_forward_pre_hook(exchange)
+        return [before, module.register_forward_hook(give_back, always_call=True)]
+
+    def _skipping(self, unit: str) -> Any:
+        def skip(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if unit not in self.off:
+                return output
+            hidden = args[0] if args else kwargs["hidden_states"]
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return skip
+
+
+def is_lost(skeleton: Skeleton, site: str, gone: Sequence[str], sites: Sequence[str]) -> bool:
+    """Whether a group's site goes with a layer, or with the innermost branch that it lies in.
+
+    The site of one branch may lie in another's: BERT's MLP branch is called as its layer is.
+    """
+    within = unit_of(site, sorted((b.site for b in skeleton.branches), key=len, reverse=True))
+    return bool(unit_of(site, gone)) or within in sites
+
+
+def cut(
+    program: "Program", space: Space, orders: Orders, choice: Mapping[str, int], crops: Mapping[str, Tensor]
+) -> None:
+    """Make a program the smaller one that a choice is: kernels, widths, branches, then layers from the last."""
+    crop(program, space, choice, crops)
+    gone = [unit for unit, on in space.by_place(choice, LAYERS).items() if not on]
+    sites = [site for site, on in space.by_place(choice, BLOCKS).items() if not on]
+    skeleton = skeleton_of(program)
+    cuts = []
+    for kind in WIDTHS:
+        for site, left in space.by_place(choice, kind).items():
+            group = next(g for g in skeleton.groups if (g.site, g.kind) == (site, kind))
+            if not is_lost(skeleton, site, gone, sites) and (items := dead(orders, group, left)):
+                cuts.append((group, items))
+    if cuts:
+        every = [g for g in skeleton.groups if g.kind == EXPERTS and not is_lost(skeleton, g.site, gone, sites)]
+        fewer = [(group, len(items)) for group, items in cuts if group.kind == EXPERTS]
+        alike = len({count for _, count in fewer}) == 1
+        above = list(said_above(program, [group for group, _ in fewer], every)) if alike else []
+        with Rewriter(program) as rewrite:
+            slice_all(program, rewrite, cuts)
+            for name, count in above:
+                rewrite.set_attr(name, count - fewer[0][1])
+    for site in sites:
+        found = next((b for b in skeleton_of(program).branches if b.site == site), None)
+        if found is not None and found.unit not in gone:
+            with Rewriter(program) as rewrite:
+                rewrite.drop_branch(found.unit, found.join, keep=staying(program.units[found.unit].graph, found))
+    for unit in sorted(gone, key=list(program.units).index, reverse=True):
+        with Rewriter(program) as rewrite:
+            rewrite.drop_layer(unit)
+
+
+def smaller(skeleton: Skeleton, space: Space, choice: Mapping[str, int]) -> Skeleton:
+    """The skeleton of what `cut` leaves, by arithmetic."""
+    gone = [unit for unit, on in space.by_place(choice, LAYERS).items() if not on]
+    sites = [site for site, on in space.by_place(choice, BLOCKS).items() if not on]
+    for path, size in space.by_place(choice, KERNEL).items():
+        skeleton = shrink.with_kernel(skeleton, path, size)
+    whole, branches = skeleton, {b.site: b for b in skeleton.branches}
+    for kind in WIDTHS:
+        for site, left in space.by_place(choice, kind).items():
+            if not is_lost(whole, site, gone, sites):
+                group = again(skeleton, next(g for g in skeleton.groups if (g.site, g.kind) == (site, kind)))
+                count = left * group.count // steps(group)
+                skeleton = shrink.narrowed(skeleton, group, count) if count != group.count else skeleton
+    for site in sites:
+        if branches[site].unit not in gone:
+            skeleton = shrink.without_branch(skeleton, next(b for b in skeleton.branches if b.site == site))
+    for unit in sorted(gone, key=skeleton.units.index, reverse=True):
+        skeleton = shrink.without_unit(skeleton, unit)
+    return skeleton

@@ -1,0 +1,39 @@
+"""What a training run is refused for: judged by what it learned from, or no better than its start."""
+
+from collections.abc import Sequence
+
+from ....dsl.checker.values import DataRef
+from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ...analysis.planning import keys
+from ...plugin.context import Context
+
+not_healed = Fault(
+    "not-healed",
+    "Training made a model no better on held-out data.\n\n"
+    "Nothing is kept of the step: what it was given is the better model. The note tells how the loss went.",
+    exit="failure",
+)
+held_out_learned = Fault(
+    "held-out-learned", "The data that a training run is judged by is the data that it learns from."
+)
+
+
+def refuse_same_rows(data: DataRef, held_out: DataRef | None, ctx: Context) -> None:
+    if held_out and keys.data_identity(held_out, ctx) == keys.data_identity(data, ctx):
+        raise Reject(
+            held_out_learned(
+                f"`{held_out.name}` holds the same rows as `{data.name}`",
+                help="judge by other rows, or leave `held_out` out",
+            )
+        )
+
+
+def no_gain(start: float, later: Sequence[tuple[int, float]], verb: str = "healing") -> Diagnostic:
+    """`start` nats before training, `later` (step, nats) on the same held-out rows."""
+    best_step, best = min(later, key=lambda look: look[1])
+    wrong = "lower" if best > start + 1e-3 else "raise"  # 1e-3 nats: it hardly moved
+    return not_healed(
+        f"the held-out loss is {start:.4f} before training, at best {best:.4f} after step {best_step}",
+        help=f"{wrong} `lr`, give more or other `data`, or leave the step out: it was better as it was",
+        note=f"{verb} did not help: " + ", ".join(f"{nats:.4f} after {step}" for step, nats in later[:8]),
+    )

@@ -1,0 +1,53 @@
+"""What a training run takes, from shapes alone: for `plan`, before any weight is read."""
+
+from collections.abc import Iterable
+from math import prod
+
+from ....dsl.checker.skeleton import Part, Skeleton
+from ...plugin.interfaces import Effort
+
+# Per parameter: itself, as what is mapped from disk is copied when it changes; gradient and AdamW's two
+# moments in float32; a narrow one has a float32 copy as well.
+STATE, COPY = 16, 4
+WIDTHS = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+
+
+def effort(
+    skeleton: Skeleton,
+    trained: int,
+    batch: int,
+    learned: int,
+    measured: int,
+    *,
+    narrow: bool = False,
+    recomputed: bool = False,
+) -> Effort:
+    """`trained` parameters, `batch` tokens in a forward; `learned` and `measured` tokens in the whole run.
+
+    narrow       the trained parameters have the model's type and that is narrower than float32
+    recomputed   one layer at a time keeps its activations, the others what they were given
+    """
+    item, kept = WIDTHS.get(skeleton.facts.get("dtype", "float32"), 4), _activations(skeleton.parts)
+    if recomputed:
+        layers = max(len(skeleton.units), 1)
+        kept = kept // layers + layers * skeleton.facts.get("hidden", 0)
+    kept = batch * (kept + 2 * (skeleton.facts.get("vocab") or 0)) * item
+    state = trained * (STATE + (COPY if narrow else 0))
+    return Effort((4 if recomputed else 3) * learned + measured, state + kept)
+
+
+def _activations(parts: Iterable[Part]) -> int:
+    """Numbers per token that a backward pass needs: what every weight matrix is given and gives, and as much
+    again for norms, gates and attention (measured on a Llama: 1.8 times)."""
+    return 2 * sum(
+        sum(shape) for part in parts for name, shape in part.tensors if len(shape) == 2 and part.kind != "Embedding"
+    )
+
+
+def adapter_size(parts: Iterable[Part], rank: int) -> int:
+    """Parameters of adapters on these modules."""
+    return sum(rank * sum(shape) for part in parts for name, shape in part.tensors if name == "weight")
+
+
+def whole_size(parts: Iterable[Part]) -> int:
+    return sum(prod(shape) for part in parts for _, shape in part.tensors)

@@ -1,0 +1,260 @@
+"""The one training loop: AdamW with warmup, accumulation, clipping and early stop; it survives a kill.
+
+A run that was killed goes on from its last checkpoint and comes to the same bits: what a step does follows
+from its number (schedule.py), the rest is on disk (saved.py).
+Source: AdamW, Loshchilov and Hutter 2019 (arXiv 1711.05101).
+"""
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...core.cache import digest
+from ...core.events import Ticked
+from ...core.quantity import size
+from ...evaluation.reference import no_space
+from ...models.rows.batch_limit import parts_of
+from ...plugin.context import Context
+from .run_files import Saved
+from .schedule import RowOrder, factor, seed_of
+from .trainable import Trained
+
+diverged = Fault(
+    "diverged",
+    "The loss of a training run became NaN or infinite.\n\n"
+    "The steps were too large, or the model's outputs were not finite to begin with.",
+    exit="failure",
+)
+
+POINTS = 50  # of the loss curve, at most
+
+
+@dataclass(frozen=True)
+class Regime:
+    """How a run goes.
+
+    warmup       steps over which the learning rate rises
+    batch        rows of a forward; `accumulate` of them make a step
+    clip         largest norm of a step's gradient
+    every        steps between two looks at the held-out data; `patience` of them without a gain end the run
+    save         steps between two checkpoints
+    """
+
+    steps: int
+    lr: float
+    warmup: int
+    schedule: str
+    batch: int
+    accumulate: int
+    clip: float
+    weight_decay: float
+    every: int
+    patience: int
+    save: int
+    seed: int
+
+
+@dataclass
+class Course:
+    """How far a run is and how it went; plain data.
+
+    curve      (step, mean loss of the steps since the last point)
+    held_out   (step, nats per token); step 0 is before the first one
+    best       the step after which the held-out loss was lowest; without held-out data, the last
+    ended      nothing is left to do
+    """
+
+    step: int = 0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    held_out: list[tuple[int, float]] = field(default_factory=list)
+    best: int = 0
+    ended: bool = False
+    pending: list[float] = field(default_factory=list)  # losses since the last point
+
+    @property
+    def lowest(self) -> float:
+        return min(nats for _, nats in self.held_out)
+
+
+@dataclass
+class Run:
+    """One training run.
+
+    learn(rows, weight)   loss over the rows of these numbers; adds `weight` times its gradient
+    judge()               nats per token on held-out data, or None where there is none
+    begin(step)           is told of each step before it learns, of one that runs again after a kill, too
+    """
+
+    trained: Trained
+    regime: Regime
+    rows: int
+    learn: Callable[[Tensor, float], float]
+    judge: Callable[[], float] | None
+    ctx: Context
+    begin: Callable[[int], None] | None = None
+
+    def __post_init__(self):
+        shapes = {name: list(p.shape) for name, p in self.trained.parameters.items()}
+        self.saved = Saved(self.ctx.workdir, digest([asdict(self.regime), self.rows, shapes]))
+        self.order = RowOrder(self.rows, self.regime.seed)
+        self.course, self.kept = Course(), 0  # kept: the step of the last checkpoint
+        self.optimizer = torch.optim.AdamW(
+            self.trained.masters.values(), lr=self.regime.lr, weight_decay=self.regime.weight_decay
+        )
+
+    def run(self) -> Course:
+        """Train to the end, and leave the best weights in place."""
+        with torch.random.fork_rng():
+            self._resume()
+            if not self.course.ended:
+                self._train()
+        self._use_best()
+        return self.course
+
+    def _train(self) -> None:
+        self._need_room()
+        if self.judge and not self.course.held_out:
+            self._look(0)
+        for step in range(self.course.step + 1, self.regime.steps + 1):
+            loss = self._learn(step)
+            if self.judge and (step % self.regime.every == 0 or step == self.regime.steps):
+                self._look(step)
+            self.course.ended = self.course.ended or step == self.regime.steps
+            if step % self.regime.save == 0 or self.course.ended:
+                self._save()
+            self.ctx.tick(Ticked("step", step, self.regime.steps, self._text(loss)))
+            if self.course.ended:
+                break
+
+    def _text(self, loss: float) -> str:
+        best = f", held out {self.course.lowest:.3f} at best" if self.course.held_out else ""
+        return f"loss {loss:.3f}{best}"
+
+    # -- a step ----------------------------------------------------------------------------------------------
+
+    def _learn(self, step: int) -> float:
+        regime, masters, loss = self.regime, self.trained.masters.values(), 0.0
+        if self.begin is not None:
+            self.begin(step)
+        for part in range(regime.accumulate):
+            torch.manual_seed(seed_of("dropout", regime.seed, step, part))
+            place = ((step - 1) * regime.accumulate + part) * regime.batch
+            rows = self.order.take(place, regime.batch)
+            for some in parts_of(rows):
+                share = len(some) / len(rows) / regime.accumulate
+                loss += self.learn(some, share) * share
+            self._check(loss, "loss", step)
+        self.trained.collect()
+        norm = torch.nn.utils.clip_grad_norm_(masters, regime.clip).item()
+        if not math.isfinite(norm) and self.course.step > self.kept:
+            self._save()  # the loss was a number, so the weights are sound
+        self._check(norm, "gradient", step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = regime.lr * factor(step, regime.steps, regime.warmup, regime.schedule)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.trained.spread()
+        self._remember(step, loss)
+        return loss
+
+    def _remember(self, step: int, loss: float) -> None:
+        course = self.course
+        course.step = step
+        course.pending.append(loss)
+        if step % math.ceil(self.regime.steps / POINTS) == 0 or step == self.regime.steps:
+            course.curve.append((step, math.fsum(course.pending) / len(course.pending)))
+            course.pending.clear()
+            self.ctx.record(f"step {step}: loss", course.curve[-1][1], "nats/token")
+
+    def _check(self, value: float, what: str, step: int) -> None:
+        if math.isfinite(value):
+            return
+        said = [f"the loss was {loss:.3g} at step {number}" for number, loss in self.course.curve[-1:]]
+        if self.kept:
+            said.append(f"weights as they were after step {self.kept} are kept, and the same recipe goes on from there")
+        raise Reject(
+            diverged(
+                f"the {what} is {'NaN' if math.isnan(value) else 'infinite'} at step {step}",
+                note="; ".join(said),
+                help=f"lower `lr`, which is {self.regime.lr:g}, or give more `warmup`"
+                if step > 1
+                else "the model's outputs are not finite before it is trained: look at the step before this one",
+            )
+        )
+
+    # -- held-out data ---------------------------------------------------------------------------------------
+
+    def _look(self, step: int) -> None:
+        """Measure; keep the weights if they are the best so far; end a run that has long got no better."""
+        assert self.judge is not None
+        course, nats = self.course, self.judge()
+        self._check(nats, "held-out loss", step)
+        better = not course.held_out or nats < course.lowest
+        course.held_out.append((step, nats))
+        self.ctx.record(f"step {step}: held-out loss", nats, "nats/token")
+        if better:
+            course.best = step
+            if step:
+                self.saved.write(f"best-{step}", self.trained.tensors())
+        waited = sum(at > course.best for at, _ in course.held_out)
+        course.ended = waited >= self.regime.patience
+
+    def _use_best(self) -> None:
+        """The start's weights are not kept: a run whose best is step 0 has nothing to give."""
+        if self.judge is None:
+            self.course.best = self.course.step
+        elif 0 < self.course.best < self.course.step:
+            self.trained.load(self.saved.tensors(f"best-{self.course.best}"))
+
+    # -- going on after a kill -------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        name = f"state-{self.course.step}"
+        tensors = {f"weight:{n}": t for n, t in self.trained.tensors().items()}
+        for key, master in self.trained.masters.items():
+            # What never had a gradient, such as an expert that no token was sent to, has no state yet.
+            state = self.optimizer.state.get(master, {})
+            tensors |= {f"{part}:{key}": value for part, value in state.items()}
+        self.saved.write(name, tensors)
+        best = [f"best-{self.course.best}"] if self.judge and self.course.best else []
+        self.saved.finish(asdict(self.course), [name, *best])
+        self.kept = self.course.step
+
+    def _need_room(self) -> None:
+        """Two checkpoints, each of weights and two moments, and two best weights lie there for a moment."""
+        wanted = sum(m.nbytes for m in self.trained.masters.values()) * (8 if self.judge else 6)
+        self.ctx.workdir.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.ctx.workdir).free
+        if wanted > 0.9 * free:
+            raise Reject(
+                no_space(
+                    f"the checkpoints of training take {size(wanted)}, {size(free)} are free in {self.ctx.workdir}",
+                    help="train fewer parameters, or give another --cache-dir",
+                )
+            )
+
+    def _resume(self) -> None:
+        kept = self.saved.read()
+        if kept is None:
+            return
+        self.course = Course(
+            **{**kept, "curve": [(s, v) for s, v in kept["curve"]], "held_out": [(s, v) for s, v in kept["held_out"]]}
+        )
+        tensors, self.kept = self.saved.tensors(f"state-{self.course.step}"), self.course.step
+        self.trained.load({name: tensors[f"weight:{name}"] for name in self.trained.masters})
+        self.optimizer.load_state_dict(self._state(tensors))
+
+    def _state(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        numbers = {name: number for number, name in enumerate(self.trained.masters)}
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition(":")
+            if part != "weight":
+                state.setdefault(numbers[name], {})[part] = tensor.clone()
+        return {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}

@@ -1,0 +1,87 @@
+"""What a model is trained towards: the next token, or the original's class of a row, and what the original says."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ....dsl.syntax.diagnostics import Reject
+from ...evaluation.reference import Reference, other_vocabulary
+from ...models.rows.forward import are_of_tokens, logits, positions
+from ...models.rows.inputs import predictions
+
+
+@dataclass(frozen=True)
+class Objective:
+    """(1 - share) * cross-entropy with the next token + share * t^2 * KL(original || model), softened by t.
+
+    rows          [n, length] token ids; position p predicts p + 1, the first token of a row is given; rows that are
+                  judged as a whole, as pictures are, have nothing to learn but what the original says
+    original      what the original says of the same rows; needed where `share` is more than 0
+    learned       [n, length] bool: which tokens are learned to be predicted, all where it is None
+    Source: Hinton et al. 2015 (arXiv 1503.02531), section 2: t^2 keeps the gradients' size as t grows.
+    """
+
+    model: nn.Module
+    rows: Tensor
+    original: Reference | None = None
+    share: float = 0.0
+    temperature: float = 1.0
+    learned: Tensor | None = None
+
+    def learn(self, chosen: Tensor, weight: float) -> float:
+        """Mean loss over the rows of these numbers; adds `weight` times its gradient to the parameters'.
+
+        The gradient of the logits is taken piece by piece, so that float32 copies of all of them never exist.
+        """
+        ids = self._needed(chosen)  # [b, t]
+        values = logits(self.model, ids)  # [b, t, vocab]
+        gradient = torch.zeros_like(values)
+        wanted, learned = self._wanted(ids.to(values.device), values)
+        if self.learned is not None:
+            learned = self.learned[chosen, 1 : ids.shape[1]].to(values.device)
+        count, total = wanted.numel() if learned is None else int(learned.sum()), 0.0
+        for row, number in enumerate(chosen.tolist()):
+            for part in positions(values[row, : wanted.shape[1]]):
+                ours = values.detach()[row, part].float().requires_grad_()  # [c, vocab]
+                keep = None if learned is None else learned[row, part]
+                loss = self._loss(ours, wanted[row, part], number, part, keep)
+                (slope,) = torch.autograd.grad(loss, ours)
+                gradient[row, part] = (slope * (weight / count)).to(gradient.dtype)
+                total += loss.item()
+        values.backward(gradient)
+        return total / count
+
+    def _wanted(self, rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What rows go on with, [b, p], and which of it counts; [b, 1] of no meaning where all is the original's."""
+        wanted, learned = predictions(self.model, rows)
+        if are_of_tokens(self.model, values, rows, wanted):
+            return wanted, learned
+        assert self.share == 1, "rows that are judged as a whole teach nothing by themselves"
+        return wanted.new_zeros(values.shape[:2], dtype=torch.int64), None
+
+    def _needed(self, chosen: Tensor) -> Tensor:
+        """The chosen rows up to the last token that is learned in any: no earlier prediction reads what is behind."""
+        if self.learned is None:
+            return self.rows[chosen]
+        places = torch.arange(self.rows.shape[1]) * self.learned[chosen]
+        return self.rows[chosen, : int(places.max()) + 1]
+
+    def _loss(self, ours: Tensor, targets: Tensor, number: int, part: slice, keep: Tensor | None) -> Tensor:
+        """Sum over some positions of one row, or over those of them to `keep`, [c] bool."""
+        mine, said = (ours, targets) if keep is None else (ours[keep], targets[keep])
+        loss = nn.functional.cross_entropy(mine, said, reduction="sum") if self.share < 1 else mine.new_zeros(())
+        if not self.share:
+            return loss
+        assert self.original is not None, "there is nothing to distill from"
+        theirs = self.original.logits(slice(number, number + 1), part).to(ours.device)
+        if theirs.shape != ours.shape:
+            raise Reject(
+                other_vocabulary(
+                    f"distillation compares {ours.shape[-1]} logits with the original's {theirs.shape[-1]}",
+                    help="heal without `distill`",
+                )
+            )
+        q, p = ((x / self.temperature).log_softmax(-1) for x in (mine, theirs if keep is None else theirs[keep]))
+        apart = nn.functional.kl_div(q, p, reduction="sum", log_target=True)
+        return (1 - self.share) * loss + self.share * self.temperature**2 * apart

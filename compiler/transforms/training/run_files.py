@@ -1,0 +1,70 @@
+"""What a training run keeps on disk: folders of tensors, and a manifest that names those that count.
+
+    training.json       how far the run is and which folders belong to it; written last, whole
+    state-40/           weights and optimizer after step 40
+    best-20/            the best weights so far, those after step 20
+
+Whatever the manifest doesn't name was being written, or was replaced, when the run was killed.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...core.cache import canonical, sync, write_whole
+from ...models.checkpoints.tensor_files import Piece, mapped, write_tensors
+from ...models.checkpoints.weights import find_weights
+
+MANIFEST = "training.json"
+
+
+class Saved:
+    """`identity` tells runs apart: a manifest of another one is not read."""
+
+    def __init__(self, folder: Path, identity: str):
+        self.folder, self.identity = folder, identity
+
+    def read(self) -> dict[str, Any] | None:
+        """What the last `finish` kept, or None; folders that it doesn't name are removed."""
+        try:
+            body = json.loads((self.folder / MANIFEST).read_bytes())
+        except (FileNotFoundError, json.JSONDecodeError):
+            body = {}
+        known = body.get("identity") == self.identity and all((self.folder / name).is_dir() for name in body["folders"])
+        self._tidy(body["folders"] if known else [])
+        return body["run"] if known else None
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Tensors of a folder, mapped from disk."""
+        return dict(mapped(find_weights(self.folder / name, name)))
+
+    def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """A folder of tensors, there whole or not at all; it counts once `finish` names it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        place, draft = self.folder / name, self.folder / f".{name}.{os.getpid()}"
+        draft.mkdir()
+        write_tensors(draft, [Piece.of(key, tensor) for key, tensor in tensors.items()], shard_bytes=1 << 62)
+        for path in (*draft.iterdir(), draft):
+            sync(path)
+        shutil.rmtree(place, ignore_errors=True)  # left by a run that was killed before it could name it
+        os.replace(draft, place)
+
+    def finish(self, run: Mapping[str, Any], folders: list[str]) -> None:
+        """Let these folders count, and remove the others."""
+        body = {"identity": self.identity, "folders": folders, "run": run}
+        write_whole(self.folder / MANIFEST, canonical(body).encode())
+        self._tidy(folders)
+
+    def _tidy(self, folders: list[str]) -> None:
+        for path in self.folder.glob("*"):
+            if (
+                path.is_dir()
+                and path.name.removeprefix(".").startswith(("state-", "best-"))
+                and path.name not in folders
+            ):
+                shutil.rmtree(path, ignore_errors=True)

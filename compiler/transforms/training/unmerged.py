@@ -1,0 +1,91 @@
+"""Adapters that were trained and not merged: a step's result beside the model, which is as it was."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...core.quantity import count, counted
+from ...ir.outcome import Members, Outcome
+from ...ir.program import Program
+from ...models.checkpoints.pretrained import pretrained
+from .adapters import Shape, adapted
+
+
+@dataclass
+class Unmerged(Outcome):
+    """Low-rank adapters and the program that they were trained on.
+
+    base      key of the program's own result; "" of the recipe's model
+    shape     their rank, scale and dropout
+    tensors   "PATH.lora_A" [rank, in] and "PATH.lora_B" [out, rank] for the path of each adapted module; some may
+              be of a lower rank than `shape` says, scaled as if they were not
+    They act on zeros of a sparse weight, too: the weight beneath keeps them.
+    """
+
+    kind: ClassVar[str] = "adapters"
+    program: Program
+    base: str
+    shape: Shape
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def summary(self) -> str:
+        trained = sum(tensor.numel() for tensor in self.tensors.values())
+        return f"{counted(len(self.paths), 'adapter')} of rank {self.shape.rank}, {count(trained)} parameters"
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Modules that have an adapter."""
+        return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.tensors))
+
+    def members(self) -> Members:
+        """The program with its adapters on, for as long as it is its turn."""
+        with self.applied():
+            yield "", self.program
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        with adapted(self.program.model, self.paths, self.shape, seed=0, zeros="fill") as adapters, torch.no_grad():
+            adapters.load(self.tensors)
+            for layer in adapters.layers.values():
+                layer.eval()  # new modules would drop some of what they are given
+            yield
+
+    def save(self, folder: Path, base: str) -> None:
+        """Write peft's own files; `base` is what they call the model beneath."""
+        from peft import LoraConfig
+        from safetensors.torch import save_file
+        from transformers.pytorch_utils import Conv1D
+
+        model = self.program.model
+        transposed = any(isinstance(model.get_submodule(path), Conv1D) for path in self.paths)
+        shape = self.shape
+        ranks = {path: len(self.tensors[f"{path}.lora_A"]) for path in self.paths}
+        lower = {path: rank for path, rank in ranks.items() if rank != shape.rank}
+        # peft divides alpha by the module's own rank; all are to be scaled by alpha / shape.rank.
+        alphas = {path: shape.alpha * rank / shape.rank for path, rank in lower.items()}
+        config = LoraConfig(
+            rank_pattern=lower,
+            alpha_pattern=alphas,
+            r=shape.rank,
+            lora_alpha=shape.alpha,  # type: ignore[arg-type]  # a number that it divides, whatever the annotation says
+            lora_dropout=shape.dropout,
+            bias="none",
+            target_modules=list(self.paths),
+            base_model_name_or_path=base,
+            inference_mode=True,
+            fan_in_fan_out=transposed,
+            task_type="CAUSAL_LM" if pretrained(model).can_generate() else None,
+        )
+        folder.mkdir()
+        config.save_pretrained(str(folder))
+        save_file(
+            {f"base_model.model.{name}.weight": tensor.contiguous() for name, tensor in self.tensors.items()},
+            folder / "adapter_model.safetensors",
+            metadata={"format": "pt"},
+        )

@@ -1,1 +1,0 @@
-"""What a recipe can name: kinds of words, their headers, the shelves."""

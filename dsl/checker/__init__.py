@@ -1,0 +1,1 @@
+"""A syntax tree to a checked recipe: names, types, amounts."""

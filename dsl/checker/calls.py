@@ -1,0 +1,219 @@
+"""From a call to an invocation: arguments bound to the parameters of a word."""
+
+import re
+from typing import Any
+
+from ..syntax import ast
+from ..syntax.diagnostics import Diagnostic, Fault, Fix
+from ..syntax.nearest import nearest, suggestion
+from ..syntax.source import Span
+from ..syntax.syntax_error import is_unit, wrong_sign
+from .recipe import Invocation
+from .scope import POISON, Scope
+from .typed import typed
+from .values import MetricRef
+from .vocabulary import Word
+
+unknown_word = Fault("unknown-word", "A call names a pass, target, metric, data or model that doesn't exist.")
+unknown_parameter = Fault("unknown-parameter", "A call gives a parameter that the word doesn't have.")
+missing_parameter = Fault("missing-parameter", "A call leaves out a parameter that has no default.")
+repeated_parameter = Fault("repeated-parameter", "A call gives one parameter twice.")
+too_many_arguments = Fault("too-many-arguments", "A call has more arguments without a name than the word takes.")
+
+NOUNS = {"pass": "pass", "target": "target", "metric": "metric", "data": "kind of data", "model": "model source"}
+
+
+def invoke(kind: str, call: ast.Call, scope: Scope) -> tuple[Word | None, Invocation | None]:
+    """The word that a call names and the checked call; None for what was reported as a fault.
+
+    `from:` is left alone: it belongs to the statement, not to the word.
+    """
+    word, made, sound = attempt(kind, call, scope)
+    return word, made if sound else None
+
+
+def attempt(kind: str, call: ast.Call, scope: Scope) -> tuple[Word | None, Invocation | None, bool]:
+    """The same, and what could be understood of a call that is not sound: its arguments without faults."""
+    word = find_word(kind, call.name, scope)
+    if word is None:
+        _type_anyway(call, scope)
+        return None, None, False
+    return word, *bind(word, call.args, scope, call.name.span, call.span)
+
+
+def find_word(kind: str, name: ast.Name, scope: Scope) -> Word | None:
+    words = scope.session.vocabulary.words(kind)
+    if name.path in words:
+        return words[name.path]
+    if name.path == "" or scope.poisoned(name.path):
+        return None
+    if kind == "pass" and _of_module(name, scope):
+        return None
+    if kind == "metric" and (apart := _unit_apart(name)):
+        scope.report(apart)
+        return None
+    near = nearest(name.path, words)
+    other = next((k for k in NOUNS if k != kind and name.path in scope.session.vocabulary.words(k)), None)
+    note = f"`{name.path}` is a {NOUNS[other]}" if other else ""
+    scope.report(
+        unknown_word(
+            f"no {NOUNS[kind]} is called `{name.path}`",
+            name.span,
+            note=note,
+            help=suggestion(name.path, words, "there is"),
+            fix=Fix(name.span, near) if near else None,
+        )
+    )
+    return None
+
+
+def _unit_apart(name: ast.Name) -> Diagnostic | None:
+    """`bytes <= 24 GiB in hf` is two bounds to the grammar, of which the second measures GiB."""
+    source, start = name.span.source, name.span.start
+    number = re.search(r"([0-9][0-9.]*)([ \t]+)$", source.text[max(0, start - 40) : start])
+    if number is None or not is_unit(name.path):
+        return None
+    gap = Span(source, start - len(number[2]), start)
+    whole = Span(source, start - len(number[0]), name.span.end)
+    help = f"write `{number[1]}{name.path}`"
+    return wrong_sign("a unit follows its number without a space", whole, help=help, fix=Fix(gap, ""))
+
+
+def _of_module(name: ast.Name, scope: Scope) -> bool:
+    """Whether the name begins with a module's, which has no such pipeline: reported here."""
+    alias, dot, rest = name.path.partition(".")
+    module = scope.own(alias) if dot else None
+    if module is None or module.kind != "module":
+        return False
+    module.used = True
+    pipelines = [n for n, e in module.scope.names.items() if e.kind == "pipeline"]
+    scope.report(
+        unknown_word(f"`{alias}` has no pipeline `{rest}`", name.span, help=suggestion(rest, pipelines, "it has"))
+    )
+    return True
+
+
+def _type_anyway(call: ast.Call, scope: Scope) -> None:
+    """Mark names in the arguments of an unknown word as used, so that they aren't reported as well."""
+    for arg in call.args:
+        for name in names_in(arg.value):
+            scope.find(name.path)
+
+
+def names_in(expr: ast.Expr) -> list[ast.Name]:
+    match expr:
+        case ast.Name():
+            return [expr]
+        case ast.Call(_, args):
+            return [n for a in args for n in names_in(a.value)]
+        case ast.Items(items):
+            return [n for i in items for n in names_in(i)]
+        case ast.Pairs(entries):
+            return [n for e in entries for n in names_in(e.value)]
+        case ast.Interval(low, high):
+            return names_in(low) + names_in(high)
+        case ast.Of(amount, _):
+            return names_in(amount)
+    return []
+
+
+def bind(word: Word, args: tuple[ast.Arg, ...], scope: Scope, name: Span, whole: Span) -> tuple[Invocation, bool]:
+    """All parameters of a word with their values, those with a fault left out; and whether there was no fault."""
+    given, sound = _matched(word, args, scope)
+    values: dict[str, Any] = {}
+    spans: dict[str, Span] = {}
+    for param in word.params:
+        arg = given.get(param.name)
+        if arg is not None:
+            value = typed(arg.value, param, scope)
+            spans[param.name] = arg.value.span
+            if value is POISON:
+                sound = False
+            else:
+                values[param.name] = value
+        elif not param.required:
+            values[param.name] = param.default
+        elif sound:
+            sample = f"{param.name}: ..." if not param.positional else param.name
+            scope.report(
+                missing_parameter(
+                    f"`{word.name}` needs `{param.name}`",
+                    name,
+                    help=f"`{sample}`: {param.doc[0].lower()}{param.doc[1:].rstrip('.')}",
+                )
+            )
+            sound = False
+    return Invocation(word.name, values, whole, spans), sound
+
+
+def _matched(word: Word, args: tuple[ast.Arg, ...], scope: Scope) -> tuple[dict[str, ast.Arg], bool]:
+    """Arguments by parameter, and whether each of them has a place of its own."""
+    out: dict[str, ast.Arg] = {}
+    slots = [p.name for p in word.params if p.positional]
+    placed, sound = 0, True
+    for arg in args:
+        if arg.name == "from":
+            continue
+        name = arg.name
+        if not name:
+            if placed == len(slots):
+                sound = _too_many(word, arg, len(slots), out, scope)
+                continue
+            name = slots[placed]
+            placed += 1
+        if word.param(name) is None:
+            sound = _unknown(word, arg, scope)
+        elif name in out:
+            sound = False
+            scope.report(
+                repeated_parameter(
+                    f"`{name}` is given twice",
+                    arg.span,
+                    related=((out[name].span, "the first"),),
+                    help="drop one of them",
+                )
+            )
+        else:
+            out[name] = arg
+    return out, sound
+
+
+def _too_many(word: Word, arg: ast.Arg, takes: int, out: dict[str, ast.Arg], scope: Scope) -> bool:
+    free = [p.name for p in word.params if p.name not in out and not p.positional]
+    count = f"{takes} argument{'' if takes == 1 else 's'}" if takes else "no arguments"
+    help = (
+        f"name it: `{free[0]}: {arg.value.span.text}`"
+        if len(free) == 1
+        else (f"name it; `{word.name}` has {', '.join(f'`{n}`' for n in free)}" if free else "drop it")
+    )
+    scope.report(too_many_arguments(f"`{word.name}` takes {count} without a name", arg.span, help=help))
+    for name in names_in(arg.value):
+        scope.find(name.path)
+    return False
+
+
+def _unknown(word: Word, arg: ast.Arg, scope: Scope) -> bool:
+    names = [p.name for p in word.params]
+    near = nearest(arg.name, names)
+    place = arg.name_span or arg.span
+    scope.report(
+        unknown_parameter(
+            f"`{word.name}` has no parameter `{arg.name}`",
+            place,
+            help=suggestion(arg.name, names, "it has") or "it takes no parameters",
+            fix=Fix(place, near) if near else None,
+        )
+    )
+    for name in names_in(arg.value):
+        scope.find(name.path)
+    return False
+
+
+def metric_ref(expr: ast.Name | ast.Call, scope: Scope) -> MetricRef | Any:
+    """A metric with the arguments that differ from their defaults, in order of declaration; or POISON."""
+    call = expr if isinstance(expr, ast.Call) else ast.Call(expr, (), span=expr.span)
+    word, made = invoke("metric", call, scope)
+    if word is None or made is None:
+        return POISON
+    told = tuple((p.name, made.args[p.name]) for p in word.params if p.required or made.args[p.name] != p.default)
+    return MetricRef(word.name, told)

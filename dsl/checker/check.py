@@ -1,0 +1,239 @@
+"""From a syntax tree to checked recipes: all that can be known without weights, all faults at once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..syntax import ast
+from ..syntax.diagnostics import Diagnostic, Fault, in_order
+from ..syntax.source import Source, Span
+from .declare import declare_all, declared
+from .demands import report_demands
+from .expectations import nothing_emitted, read_bound, read_emits, report_paths
+from .overrides import Overrides
+from .params import Argument, variant_name, variants
+from .pipelines import Line, read_steps, report_unused
+from .recipe import Bound, Emit, Invocation, Pipeline, Recipe, Step
+from .result_kinds import report_kinds, report_parts
+from .scope import LABELS, Scope, Session, Variant
+from .skeleton import Skeleton
+from .typed import wrong_type
+from .values import DataRef, MetricRef, handles
+from .vocabulary import Vocabulary
+
+empty_recipe = Fault("empty-recipe", "A recipe has no pipeline, so there is nothing to compile.")
+unused_name = Fault("unused-name", "A declaration is never used.", severity="warning")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Recipes, one per variant and none where there is an error; `unresolved` models have no skeleton yet."""
+
+    recipes: tuple[Recipe, ...]
+    diagnostics: tuple[Diagnostic, ...]
+    unresolved: tuple[str, ...] = ()
+
+    @property
+    def errors(self) -> tuple[Diagnostic, ...]:
+        return tuple(d for d in self.diagnostics if d.severity == "error")
+
+
+def check(
+    file: ast.File,
+    vocabulary: Vocabulary,
+    *,
+    skeleton: Callable[[Invocation], Skeleton | None] = lambda _: None,
+    overrides: Overrides | None = None,
+    library: Callable[[str], Source | None] = lambda _: None,
+    broken: bool = False,
+) -> Checked:
+    """Check a recipe.
+
+    skeleton    the skeleton of a model, or None where it isn't known yet: checks against it are then left out
+    overrides   values of params from the command line, the environment or a file
+    library     the source of a module: "std.text", or a path relative to the working folder
+    broken      whether the parser reported errors: what it could not read may declare and use anything, so names
+                that are missing there stay silent, and so does what nothing seems to use
+    """
+    overrides = overrides or Overrides()
+    session = Session(
+        vocabulary,
+        library,
+        skeleton,
+        list(overrides.diagnostics),
+        overrides=overrides,
+        open=[file.source.name],
+        lost=_lost_names(file) if broken else frozenset(),
+        broken=broken,
+    )
+    made = [_variant(file, given, session) for given in variants(file, session)]
+    unresolved = sorted({name for _, names in made for name in names})
+    faults = in_order(_one_per_place(session.faults))
+    sound = not any(d.severity == "error" for d in faults)
+    return Checked(tuple(r for r, _ in made) if sound else (), faults, tuple(unresolved))
+
+
+def _lost_names(file: ast.File) -> frozenset[str]:
+    """Names that the text declares and the tree doesn't have: their mistake was reported by the parser."""
+    import re
+
+    text = file.source.text
+    for comment in file.comments:
+        text = text[: comment.span.start] + " " * len(comment.text) + text[comment.span.start + len(comment.text) :]
+    told = re.findall(r"\b(?:param|model|data|profile|pipeline|as)\s+(\w+)|\b(\w+)\s*[=:]", text)
+    read = {name.path for s in file.statements if (name := declared(s))}
+    read |= {step.name.path for s in file.statements if isinstance(s, ast.Pipeline) for step in s.steps}
+    return frozenset(name for pair in told for name in pair if name) - read
+
+
+def _one_per_place(faults: list[Diagnostic]) -> list[Diagnostic]:
+    """Variants find the same faults again; one place has one fault of a kind."""
+    seen: dict = {}
+    for fault in faults:
+        seen.setdefault((fault.slug, fault.span or fault.message), fault)
+    return list(seen.values())
+
+
+def _variant(file: ast.File, given: dict[str, Argument], session: Session) -> tuple[Recipe, list[str]]:
+    """One recipe, and the models without a skeleton. Faults go to the session."""
+    scope = Scope(session, Variant(), arguments=given)
+    results: dict[str, _Result] = {}
+    declare_all(file, scope, lambda statement: _read(statement, scope, results))
+    lost = any(isinstance(s, ast.Emit) and s.pipeline.path not in scope.names for s in file.statements)
+    report_paths([e for r in results.values() for e in r.emits], scope)
+    if not session.broken:
+        _report_unused(file, scope, results, lost)
+    for result in results.values():
+        if result.line:
+            report_demands(result.line, result.emits)
+    unresolved = _structure([r.line for r in results.values() if r.line], scope)
+    params = {
+        n: e.value for n, e in scope.names.items() if e.kind == "param" and not isinstance(e.value, DataRef | MetricRef)
+    }
+    variant, doc = scope.variant, file.doc.value if file.doc else ""
+    pipelines = {name: r.pipeline() for name, r in results.items() if r.line}
+    data = {n: call for n, call in variant.data.items() if "." not in n or n in _data_named(pipelines)}
+    return Recipe(
+        file.source, doc, params, variant.models, data, variant.profiles, pipelines, variant_name(given), scope.origins
+    ), unresolved
+
+
+def _data_named(pipelines: dict[str, Pipeline]) -> set[str]:
+    """Names of the data that steps and bounds read: what a module only offers is no part of the recipe."""
+    calls = [s.call.args for p in pipelines.values() for s in p.steps]
+    return {
+        ref.name
+        for value in (*calls, *(b.metric for p in pipelines.values() for b in p.expects))
+        for ref in handles(value, DataRef)
+    }
+
+
+@dataclass
+class _Result:
+    """A pipeline with what is demanded and written of it; `line` is None where its model is unknown."""
+
+    node: ast.Pipeline
+    line: Line | None
+    bounds: list[Bound] = field(default_factory=list)
+    emits: list[Emit] = field(default_factory=list)
+    emitted: bool = False
+
+    def finish(self, lost: bool) -> None:
+        """Report what nothing uses; `lost` where an emit names no pipeline, and may have meant this one."""
+        if self.line is None:
+            return
+        if not self.emitted and not lost:
+            name = self.node.name
+            self.line.scope.report(
+                nothing_emitted(
+                    f"nothing of `{name.path}` is emitted", name.span, help=f'add `emit {name.path} {{ hf("hf") }}`'
+                )
+            )
+        report_kinds(self.line)
+        report_parts(self.bounds, self.emits, self.line)
+        report_unused(self.line, {e.source for e in self.emits})
+
+    def pipeline(self) -> Pipeline:
+        steps = tuple(Step(s.name, s.call, s.source) for s in self.line.stages if s.sound)
+        return Pipeline(
+            self.node.name.path, self.line.input, steps, tuple(self.bounds), tuple(self.emits), self.node.span
+        )
+
+
+def _read(statement: ast.Statement, scope: Scope, results: dict[str, "_Result"]) -> None:
+    """Read a pipeline, or what an `expect` or `emit` says of one, with the names that are known by then."""
+    if isinstance(statement, ast.Pipeline):
+        results.setdefault(statement.name.path, _Result(statement, read_steps(statement, scope)))
+    if not isinstance(statement, (ast.Expect, ast.Emit)):
+        return
+    name = statement.pipeline
+    entry = scope.names.get(name.path)
+    if entry is None:
+        scope.unknown(name, ("pipeline",), what="pipeline")
+    elif entry.kind != "pipeline":
+        scope.report(
+            wrong_type(
+                f"`{name.path}` is {LABELS[entry.kind]}, a pipeline is needed",
+                name.span,
+                related=((entry.span, "declared here"),),
+            )
+        )
+    result = results.get(name.path)
+    line = result.line if result else None
+    inner = line.scope if line else scope
+    if isinstance(statement, ast.Expect):
+        bounds = [b for bound in statement.bounds if (b := read_bound(bound, inner))]
+        if result:
+            result.bounds += bounds
+    elif result:
+        result.emitted |= bool(statement.targets)
+        result.emits += read_emits(result.node, statement.targets, line) if line else []
+
+
+def _report_unused(file: ast.File, scope: Scope, results: dict[str, "_Result"], lost: bool) -> None:
+    """Report what comes to nothing: results, names, the whole recipe."""
+    for result in results.values():
+        result.finish(lost)
+    if not any(isinstance(s, ast.Pipeline) for s in file.statements):
+        _report_empty(file, scope)
+    _report_unused_names(scope)
+
+
+def _report_empty(file: ast.File, scope: Scope) -> None:
+    text = file.source.text
+    place = file.statements[-1].span if file.statements else Span(file.source, 0, len(text.split("\n", 1)[0]))
+    scope.report(
+        empty_recipe(
+            "the recipe has no pipeline",
+            place,
+            help="add `pipeline lean(base) { ... }`; a file of names for `use` is checked with the recipe that uses it",
+        )
+    )
+
+
+def _report_unused_names(scope: Scope) -> None:
+    for name, entry in scope.names.items():
+        lost = entry.kind == "module" and entry.scope is None  # what is wrong with it is said already
+        if not entry.used and entry.kind != "pipeline" and name not in scope.early and not lost:
+            scope.report(
+                unused_name(
+                    f"{LABELS[entry.kind].split()[-1]} `{name}` is never used",
+                    entry.span,
+                    help="drop the line, or use the name",
+                )
+            )
+
+
+def _structure(lines: list[Line], scope: Scope) -> list[str]:
+    """Compare steps with the structure of their models; the names of models that have no skeleton yet."""
+    from .structure import check_line
+
+    unresolved = []
+    for line in lines:
+        model = scope.variant.models.get(line.input)
+        if model is None:
+            continue
+        if (skeleton := scope.session.skeleton(model)) is None:
+            unresolved.append(line.input)
+        else:
+            check_line(line, skeleton)
+    return unresolved

@@ -1,0 +1,90 @@
+"""The declarations of a file, in order: `use`, `param`, `model`, `data`, `profile`, `pipeline`."""
+
+from collections.abc import Callable
+
+from ..syntax import ast
+from ..syntax.diagnostics import Fault, Fix
+from ..syntax.nearest import nearest, suggestion
+from ..syntax.source import Span
+from . import profiles
+from .calls import invoke
+from .modules import use
+from .params import declare
+from .scope import POISON, Entry, Scope, duplicate_name
+from .typed import typed
+from .vocabulary import Param
+
+unknown_key = Fault("unknown-key", "A profile says something that profiles don't have.")
+
+
+def declare_all(file: ast.File, scope: Scope, then: Callable[[ast.Statement], None] = lambda _: None) -> None:
+    """Add every name of a file to the scope; `then` sees each statement with the names known by then."""
+    scope.later = {name.path: name.span for s in file.statements if (name := declared(s))}
+    for statement in file.statements:
+        if name := declared(statement):
+            scope.later.pop(name.path, None)
+        _declare(statement, scope, file)
+        then(statement)
+
+
+def declared(statement: ast.Statement) -> ast.Name | None:
+    """The name that a statement declares."""
+    if isinstance(statement, (ast.Param, ast.Declare, ast.Profile, ast.Pipeline)):
+        return statement.name
+    return None
+
+
+def _declare(statement: ast.Statement, scope: Scope, file: ast.File) -> None:
+    match statement:
+        case ast.Use():
+            use(statement, scope, file.source.name)
+        case ast.Param():
+            declare(statement, scope)
+        case ast.Declare(kind, name, call):
+            _, made = invoke(kind, call, scope)
+            _add(Entry(kind, scope.prefix + name.path, name.span, made, statement), name, scope)
+        case ast.Profile(name, entries):
+            _add(Entry("profile", scope.prefix + name.path, name.span, _profile(entries, scope)), name, scope)
+        case ast.Pipeline(name):
+            scope.define(name, Entry("pipeline", scope.prefix + name.path, name.span, None, statement, scope))
+
+
+def _add(entry: Entry, name: ast.Name, scope: Scope) -> None:
+    """Define a name; what the recipe itself declares is a part of it, what a module declares once reached."""
+    scope.define(name, entry)
+    if not scope.prefix and entry.value is not None and scope.names.get(name.path) is entry:
+        scope.variant.table(entry.kind)[entry.name] = entry.value
+
+
+def _profile(entries: tuple[ast.Entry, ...], scope: Scope) -> dict:
+    out = {}
+    places: dict[str, Span] = {}
+    for entry in entries:
+        name = entry.name.path
+        want: Param | None = profiles.key(name)
+        if want is None:
+            known = [k.name for k in profiles.KEYS]
+            near = nearest(name, known)
+            scope.report(
+                unknown_key(
+                    f"a profile has no `{name}`",
+                    entry.name.span,
+                    help=suggestion(name, known, "it has"),
+                    fix=Fix(entry.name.span, near) if near else None,
+                )
+            )
+        elif name in places:
+            scope.report(
+                duplicate_name(
+                    f"`{name}` is given twice",
+                    entry.name.span,
+                    related=((places[name], "the first"),),
+                    help="drop one of them",
+                )
+            )
+        else:
+            places[name] = entry.name.span
+            value = typed(entry.value, want, scope)
+            if value is not POISON:
+                out[name] = value
+    return out

@@ -1,0 +1,124 @@
+"""What a word's header demands of its arguments together, and of the steps before it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..syntax.diagnostics import Diagnostic, Fault
+from .conditions import compared_in, meets, named_in, phrase
+from .pipelines import Line, Stage
+from .recipe import Emit, Invocation
+from .scope import Scope
+from .value_text import plain
+from .values import DataRef, handles
+from .vocabulary import Word
+
+unfit_choices = Fault("unfit-choices", "Parameters of a word are given values that can't go together.")
+same_data = Fault(
+    "same-data",
+    "A result is to be judged on the rows that it was made from.\n\nSuch a number is too good: those rows are known.",
+)
+no_prompts = Fault(
+    "no-prompts",
+    "A step learns from answers to prompts, and the rows that it is to learn from don't say where a prompt ends.\n\n"
+    "`pairs` makes rows of a prompt and its answer each.",
+)
+missing_step = Fault("missing-step", "A pass or a target needs what another pass makes, and no step before it does.")
+
+
+def report_demands(line: Line, emits: Sequence[Emit]) -> None:
+    """Report steps and targets whose arguments don't go together, or that lack a step before them."""
+    scope = line.scope
+    for stage in line.stages:
+        if stage.word is None:
+            continue
+        if stage.sound and stage.call:
+            for fault in together(stage.word, stage.call, scope):
+                line.report(stage, fault)
+        if stage.call and (lacking := _lacking(stage.word, stage.call, line.before(stage.name)[:-1], scope)):
+            line.report(stage, lacking)
+    for emit in emits:
+        word = scope.session.vocabulary.words("target")[emit.call.word]
+        for fault in together(word, emit.call, scope):
+            scope.report(fault)
+        if lacking := _lacking(word, emit.call, line.before(emit.source), scope):
+            scope.report(lacking)
+
+
+def together(word: Word, call: Invocation, scope: Scope) -> list[Diagnostic]:
+    """The first choice that is unfit, at the parameter named first that the recipe gives; and data used twice."""
+    args, faults = {p.name: p.default for p in word.params} | dict(call.args), []
+    for conditions, (reason, help_) in word.facts.get("unfit", {}).items():
+        if meets(conditions, args):
+            given = next((name for name in named_in(conditions) if name in call.spans), "")
+            faults.append(unfit_choices(reason, call.where(given), help=help_, note=_defaults(conditions, call, args)))
+            break
+    else:
+        faults += _unread(word, call, args)
+    data = scope.variant.data
+    faults += _unprompted(word, call, args, scope)
+    for judge, taught in word.facts.get("apart", {}).items():
+        learned = {ref.name: data.get(ref.name, ref) for ref in handles(args[taught], DataRef)}
+        for ref in handles(args[judge], DataRef):
+            twin = next((name for name, rows in learned.items() if rows == data.get(ref.name, ref)), None)
+            if twin is not None:
+                said = "has too" if twin == ref.name else f"has as `{twin}`, too"
+                faults.append(
+                    same_data(
+                        f"`{judge}` is of the rows of `{ref.name}`, which `{taught}` {said}",
+                        call.where(judge),
+                        related=((place, f"`{taught}`"),) if (place := call.where(taught)) else (),
+                        help=f"name other rows, or leave `{judge}` out",
+                    )
+                )
+                break
+    return faults
+
+
+def _defaults(conditions: str, call: Invocation, args: Mapping[str, Any]) -> str:
+    """Numbers that conditions compare and nobody wrote: `clients` is 4 where it is left out."""
+    silent = [name for name in dict.fromkeys(compared_in(conditions)) if name not in call.spans]
+    return ", ".join(f"`{name}` is {plain(args[name])} where it is left out" for name in silent)
+
+
+def _unread(word: Word, call: Invocation, args: Mapping[str, Any]) -> Iterator[Diagnostic]:
+    """Parameters that are given and that other arguments leave without a meaning."""
+    for name, condition in word.facts.get("only", {}).items():
+        if name in call.spans and not meets(condition, args):
+            silent = [n for n in named_in(condition) if n not in call.spans and args[n] is not None]
+            yield unfit_choices(
+                f"nothing reads `{name}` here: it belongs to {phrase(condition)}",
+                call.where(name),
+                note=", ".join(f"`{n}` is {plain(args[n])} where it is left out" for n in silent),
+                help=f"leave `{name}` out",
+            )
+
+
+def _unprompted(word: Word, call: Invocation, args: Mapping[str, Any], scope: Scope) -> Iterator[Diagnostic]:
+    """Rows that are to say where prompts end, and are of a kind that doesn't."""
+    kinds = scope.session.vocabulary.words("data")
+    for name in word.facts.get("answers", ()):
+        for ref in handles(args[name], DataRef):
+            made = scope.variant.data.get(ref.name)
+            if made is not None and not kinds[made.word].facts.get("prompted"):
+                told = " or ".join(f"`{n}`" for n, kind in sorted(kinds.items()) if kind.facts.get("prompted"))
+                yield no_prompts(
+                    f"`{ref.name}` does not say where a prompt ends and its answer begins",
+                    call.where(name),
+                    note=f"rows of `{made.word}` are whole texts",
+                    help=f"give rows of {told}",
+                )
+
+
+def _lacking(word: Word, call: Invocation, before: list[Stage], scope: Scope) -> Diagnostic | None:
+    """A fault where a pass must have run before this word and has not; None where all have, or nobody can tell."""
+    if scope.session.broken or any(s.word is None for s in before):
+        return None
+    done = {s.word.name for s in before if s.word}
+    args = {p.name: p.default for p in word.params} | dict(call.args)
+    for key, reason in word.facts.get("needs", {}).items():
+        name, _, conditions = key.partition(" & ")
+        if name not in done and (not conditions or meets(conditions, args)):
+            given = next((n for n in named_in(conditions) if n in call.spans), "") if conditions else ""
+            said = f"`{word.name}` needs `{name}` before it"
+            return missing_step(said, call.where(given), note=reason, help=f"add a step `{name}(...)`")
+    return None

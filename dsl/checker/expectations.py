@@ -1,0 +1,215 @@
+"""What a recipe demands of its results and writes of them: `expect` and `emit`."""
+
+from typing import Any
+
+from ..syntax import ast
+from ..syntax.diagnostics import Fault
+from ..syntax.source import Span
+from .calls import invoke, metric_ref
+from .conditions import holds, meets
+from .pipelines import Line, branch
+from .recipe import Bound, Emit
+from .result_kinds import report_held
+from .scope import LABELS, POISON, Scope
+from .typed import typed, wrong_type
+from .values import Range, Ratio
+from .vocabulary import Param, Word
+
+bad_bound = Fault("bad-bound", "A bound's operator and its limit don't belong together.")
+bad_path = Fault("bad-path", "An artifact would be written outside of the output folder, or nowhere.")
+path_clash = Fault("path-clash", "Two artifacts of a recipe would be written to one place.")
+cannot_hold = Fault("cannot-hold", "A target can't represent what a pass before it makes.")
+nothing_emitted = Fault("nothing-emitted", "A pipeline's result is not written anywhere.", severity="warning")
+
+_SIZES = {"B", "byte", "bytes", "KiB", "MiB", "GiB", "kB", "MB", "GB"}
+_TIMES = {"ns", "us", "µs", "ms", "s", "min", "h"}
+
+
+def read_bound(node: ast.Bound, scope: Scope) -> Bound | None:
+    """A checked bound, or None with its faults reported."""
+    metric = metric_ref(node.metric, scope)
+    unit = "" if metric is POISON else scope.session.vocabulary.words("metric")[metric.name].facts.get("unit", "")
+    profile = _handle(node.profile, "profile", scope) if node.profile else None
+    baseline = _handle(node.limit.baseline, "model", scope) if node.limit.baseline else None
+    limit = _limit(node, "" if metric is POISON else unit, scope, known=metric is not POISON)
+    if POISON in (metric, limit, profile, baseline) or _no_limit(node, limit, metric.name, scope):
+        return None
+    return Bound(metric, node.op, limit, baseline, profile, node.part.path if node.part else "", node.span)
+
+
+def _handle(name: ast.Name, kind: str, scope: Scope) -> Any:
+    """The name of a declared model or profile, or POISON."""
+    entry = scope.find(name.path)
+    if entry is None:
+        scope.unknown(name, (kind,), what=kind)
+        return POISON
+    if entry.kind != kind:
+        scope.report(
+            wrong_type(
+                f"`{name.path}` is {LABELS[entry.kind]}, a {kind} is needed",
+                name.span,
+                related=((entry.span, "declared here"),),
+            )
+        )
+        return POISON
+    return scope.variant.reach(entry)
+
+
+def _limit(node: ast.Bound, unit: str, scope: Scope, known: bool) -> Any:
+    """The limit in the metric's unit: a factor where there is a baseline, a range for `in`."""
+    if not known:
+        _mark(node.limit.amount, scope)
+        return POISON
+    types = ("float", "ratio") if node.limit.baseline else limit_types(unit)
+    ranged = isinstance(node.limit.amount, ast.Interval)
+    if ranged != (node.op == "in"):
+        place = node.limit.amount.span
+        scope.report(
+            bad_bound("`in` is followed by a range", place, help="write `in 0.8B..1.0B`")
+            if not ranged
+            else bad_bound(
+                f"`{node.op}` is followed by one value, this is a range", place, help=f"write `in {place.text}`"
+            )
+        )
+        return POISON
+    want = Param(_label(node), types, "", of=())
+    if ranged:
+        ends = [typed(e, want, scope) for e in (node.limit.amount.low, node.limit.amount.high)]
+        return POISON if POISON in ends else Range(*map(_factor, ends) if node.limit.baseline else ends)
+    value = typed(node.limit.amount, want, scope)
+    return _factor(value) if node.limit.baseline and value is not POISON else value
+
+
+_FEW = 100  # a count of which no model has so few
+_MOST = 2  # times what the original has: more is surely no share
+
+
+def _no_limit(node: ast.Bound, limit: Any, metric: str, scope: Scope) -> bool:
+    """Whether a limit is reported as none: no part of the baseline, or a factor that lacks its baseline."""
+    if isinstance(limit, Range) or not isinstance(limit, (int, float)):
+        return False
+    place, said = node.limit.amount.span, _label(node)
+    if node.limit.baseline:
+        if limit > 0:
+            return False
+        fault = bad_bound(
+            f"{place.text} of what `{node.limit.baseline.path}` has is nothing, and no bound",
+            place,
+            help="write a factor above 0, or a plain value without a baseline",
+        )
+    else:
+        facts = scope.session.vocabulary.words("metric")[metric].facts
+        if not facts.get("exact") or limit >= _FEW:
+            return False
+        base = next((name for name, entry in scope.reachable().items() if entry.kind == "model"), "base")
+        is_share = 0 < limit <= _MOST
+        factor = place.text if is_share else "0.8"
+        share = f"`{said} {node.op} {factor} * {base}` for a share of the original's"
+        fault = bad_bound(
+            f"`{said}` is a count, and no model has as few as {place.text}",
+            place,
+            help=f"write {share}" if is_share else f"write a count, as in `{said} {node.op} 125M`, or {share}",
+        )
+    scope.report(fault)
+    return True
+
+
+def _mark(expr: ast.Expr, scope: Scope) -> None:
+    from .calls import names_in
+
+    for name in names_in(expr):
+        scope.find(name.path)
+
+
+def _label(node: ast.Bound) -> str:
+    return node.metric.path if isinstance(node.metric, ast.Name) else node.metric.name.path
+
+
+def _factor(value: Any) -> float:
+    return value.value if isinstance(value, Ratio) else value
+
+
+def limit_types(unit: str) -> tuple[str, ...]:
+    """The types that a limit of a metric may have."""
+    if unit in _SIZES:
+        return ("bytes",)
+    if unit in _TIMES:
+        return ("duration",)
+    return ("float", "ratio") if unit in ("%", "ratio", "share") else ("float",)
+
+
+def read_emits(pipeline: ast.Pipeline, calls: tuple[ast.Call, ...], line: Line) -> list[Emit]:
+    """Checked targets, each with the step whose result it holds."""
+    out = []
+    for call in calls:
+        word, made = invoke("target", call, line.scope)
+        source: str | None = line.stages[-1].name if line.stages else line.input
+        if arg := next((a for a in call.args if a.name == "from"), None):
+            source = branch(arg, line.scope, pipeline, line.input)
+        if word and made and source is not None:
+            out.append(Emit(made, source))
+            report_held(word, out[-1], line)
+            _report_unheld(word, out[-1], line)
+    return out
+
+
+def _report_unheld(word: Word, emit: Emit, line: Line) -> None:
+    """A target says what it can't hold, a pass what it makes: the two meet here."""
+    refused: dict[str, str] = {}
+    for condition, reasons in word.facts.get("cannot_hold", {}).items():
+        if holds(condition, emit.call.args):
+            refused |= reasons
+    for stage in line.before(emit.source):
+        makes = stage.word.facts.get("makes", {}) if stage.word and stage.call else {}
+        for condition, what in makes.items():
+            if what in refused and meets(condition, stage.call.args):
+                line.scope.report(
+                    cannot_hold(
+                        f"`{word.name}` can't hold the {what} that `{stage.name}` makes",
+                        emit.call.span,
+                        note=refused[what],
+                        related=((stage.span, what),),
+                    )
+                )
+                return
+
+
+def report_paths(emits: list[Emit], scope: Scope) -> None:
+    """Every artifact lies inside the output folder, and none inside another."""
+    taken: dict[tuple[str, ...], Span] = {}
+    for emit in emits:
+        path, span = emit.call.args.get("path", ""), emit.call.where("path")
+        if fault := _astray(path):
+            scope.report(bad_path(fault, span, help='write a path inside the output folder: "hf"'))
+            continue
+        parts = tuple(p for p in path.split("/") if p not in ("", "."))
+        for other, place in taken.items():
+            shared = min(len(parts), len(other))
+            if parts[:shared] == other[:shared]:
+                said = "is written twice" if parts == other else f"and {'/'.join(other)} lie inside one another"
+                scope.report(
+                    path_clash(
+                        f"{path} {said}",
+                        span,
+                        related=((place, "the first"),),
+                        help="give each artifact a path of its own",
+                    )
+                )
+                break
+        else:
+            taken[parts] = span
+
+
+_LONGEST = 200  # bytes of a name: systems have 255, and a draft's name is longer
+
+
+def _astray(path: str) -> str:
+    """Why a path is none inside the output folder, or ""."""
+    parts = [p for p in path.split("/") if p not in ("", ".")]
+    if not parts:
+        return "the path is empty"
+    if path.startswith(("/", "~")) or "\\" in path or path[1:2] == ":":
+        return f"{path} is not relative to the output folder"
+    if any(len(part.encode()) > _LONGEST for part in parts):
+        return f"a name of the path has more than {_LONGEST} bytes"
+    return f"{path} leads out of the output folder" if ".." in parts else ""

@@ -1,0 +1,149 @@
+"""Sizes of a step against the widths of the modules that it works on: groups that divide inputs, ranks that fit."""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..syntax.diagnostics import Diagnostic, Fault
+from .pipelines import Line, Stage
+from .skeleton import Part, Skeleton
+from .values import Ratio
+
+if TYPE_CHECKING:
+    from .structure import Things
+
+PATTERNS = {"2:4": (2, 4), "4:8": (4, 8)}  # of so many neighbours along the inputs so many become zero: (2, 4)
+
+unfit_group = Fault("unfit-group", "Groups of inputs that are to share a scale don't divide the inputs of a module.")
+unfit_pattern = Fault(
+    "unfit-pattern",
+    "A pattern of zeros can't be had in a module, or not with the share of zeros that is asked for.\n\n"
+    "`2:4` zeroes two of every four neighbours along the inputs and `4:8` four of eight: always a half, and of "
+    "modules whose number of inputs is a multiple of four or eight.",
+)
+unfit_ranks = Fault(
+    "unfit-ranks",
+    "Ranks of elastic adapters are to be two or more, each smaller than the one before, and none larger than a module "
+    "that it is for.",
+)
+rank_too_large = Fault("rank-too-large", "The rank of an intervention or an adapter is above what it changes.")
+
+
+def check_inputs(stage: Stage, chosen: "Things", skeleton: Skeleton, line: Line) -> None:
+    """Report groups or a rank that modules are too narrow for; after a step that may narrow them, nothing is known."""
+    facts, args = stage.word.facts, stage.call.args
+    if any(s.word is None or s.word.facts.get("acts_on") not in ("", "linear") for s in line.before(stage.name)[:-1]):
+        return
+    group, rank = args.get(facts.get("divides", "")), args.get(facts.get("within", ""))
+    paths, everywhere = set(chosen.paths), args.get("on") is not None
+    parts = [p for p in skeleton.parts if p.path in paths and (everywhere or _inside(p, skeleton))]
+    if type(group) is int and group > 0 and (fault := odd_groups(parts, group)):
+        line.report(stage, fault.at(stage.call.where(facts["divides"])))
+    if isinstance(group, str) and isinstance(sparsity := args.get("sparsity"), Ratio):
+        for fault in odd_pattern(parts, group, sparsity, args.get("allocation", "uniform")):
+            line.report(stage, fault.at(stage.call.where(fault.argument)))
+    if isinstance(rank, list | tuple) and rank and (fault := wide_ranks(parts, rank)):
+        line.report(stage, fault.at(stage.call.where(facts["within"])))
+    if type(rank) is int and (width := skeleton.facts.get("hidden")) and rank > width:
+        line.report(stage, wide_rank(rank, width, "").at(stage.call.where(facts["within"])))
+
+
+def odd_groups(parts: Sequence[Part], group: int) -> Diagnostic | None:
+    """What is said of modules whose inputs a group doesn't divide."""
+    odd = [part for part in parts if group and inputs(part) % group]
+    if not odd:
+        return None
+    width = inputs(odd[0])
+    fits = max(n for n in range(1, min(group, width) + 1) if all(inputs(part) % n == 0 for part in odd))
+    return unfit_group(
+        f"{odd[0].path} has {width} inputs, which groups of {group} don't divide{_more(odd)}",
+        help=f"write `group: {fits}`, or `group: 0` for one scale an output{_without(odd, parts)}",
+        argument="group",
+    )
+
+
+def odd_pattern(parts: Sequence[Part], pattern: str, sparsity: Ratio, allocation: str) -> list[Diagnostic]:
+    """What is said of a pattern that modules, the share of zeros or how it spreads don't allow."""
+    if pattern not in PATTERNS:
+        return []
+    gone, of = PATTERNS[pattern]
+    whole, asked, found = f"{100 * gone / of:g}%", f"{100 * sparsity.value:g}%", []
+    if sparsity.value != gone / of:
+        found.append(
+            unfit_pattern(
+                f'`pattern: "{pattern}"` makes {whole} of the weights zero, and {asked} are asked for',
+                help=f"write `sparsity: {whole} of weights`, or `pattern: any`",
+                argument="sparsity",
+            )
+        )
+    if allocation != "uniform":
+        found.append(
+            unfit_pattern(
+                f'`pattern: "{pattern}"` leaves every layer the same share of zeros, so '
+                f"`allocation: {allocation}` has nothing to decide",
+                help="leave `allocation` out, or write `pattern: any`",
+                argument="allocation",
+            )
+        )
+    odd = [part for part in parts if inputs(part) % of]
+    if odd:
+        found.append(
+            unfit_pattern(
+                f"{odd[0].path} has {inputs(odd[0])} inputs, which groups of {of} don't divide{_more(odd)}",
+                help=f"write `pattern: any`{_without(odd, parts)}",
+                argument="pattern",
+            )
+        )
+    return found
+
+
+def _more(odd: Sequence[Part]) -> str:
+    return f", and {len(odd) - 1} more are like that" if len(odd) > 1 else ""
+
+
+def _without(odd: Sequence[Part], parts: Sequence[Part]) -> str:
+    """How a selector leaves them out: `; or leave it out: on: "layers.*" - "*.down_proj"`; "" where none is left."""
+    names = list(dict.fromkeys(part.path.rpartition(".")[2] for part in odd))
+    others = {part.path for part in parts} - {part.path for part in odd}
+    if not others:
+        return ""
+    apart = any(path.rpartition(".")[2] in names for path in others)  # one layer's is odd, another's is not
+    globs = [part.path for part in odd] if apart else [f"*.{name}" for name in names]
+    if len(globs) > 4:
+        return ""
+    unit = re.match(r"(.*?)\.\d+\.", odd[0].path)
+    whole = f"{unit[1]}.*" if unit else "*"
+    them = "them" if len(odd) > 1 else "it"
+    chosen = " - ".join(f'"{glob}"' for glob in (whole, *globs))
+    return f"; or leave {them} out: `on: {chosen}`"
+
+
+def wide_rank(rank: int, width: int, where: str) -> Diagnostic:
+    return rank_too_large(
+        f"`rank` is {rank}, and hidden states{where} are {width} wide",
+        help=f"at most `rank: {width}`; 4 to 32 are usual",
+        argument="rank",
+    )
+
+
+def wide_ranks(parts: Sequence[Part], ranks: Sequence[int]) -> Diagnostic | None:
+    """What is said of modules that are narrower than the largest rank."""
+    for part in parts:
+        narrow = min(dict(part.tensors)["weight"])
+        if narrow < max(ranks):
+            return unfit_ranks(
+                f"rank {max(ranks)} is more than {part.path} has: it is {narrow} wide",
+                help=f"give `ranks` of at most {narrow}, or leave it out of `on:`",
+                argument="ranks",
+            )
+    return None
+
+
+def inputs(part: Part) -> int:
+    """How many inputs a linear module has."""
+    shape = dict(part.tensors)["weight"]
+    return shape[0] if part.kind == "Conv1D" else shape[1]
+
+
+def _inside(part: Part, skeleton: Skeleton) -> bool:
+    return any(part.path.startswith(f"{unit}.") for unit in skeleton.units)

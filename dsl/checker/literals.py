@@ -1,0 +1,118 @@
+"""Numbers, strings and selectors as values, before anything is known of names."""
+
+from math import isinf
+from typing import Any
+
+from ..syntax import ast
+from ..syntax.diagnostics import Diagnostic, Fault
+from ..syntax.nearest import nearest
+from ..syntax.source import Span
+from .limits import out_of_range
+from .selectors import BadGlob, read
+from .units import ALL, magnitude, natural
+from .values import Range, Selector
+
+unknown_unit = Fault("unknown-unit", "A number has a unit that the language doesn't know.")
+bad_selector = Fault("bad-selector", "A selector can't be read: it is globs over module paths, joined by | - &.")
+bad_range = Fault("bad-range", "The ends of a range are of two types, or in the wrong order.")
+
+
+class Unfit(Exception):
+    """An expression that has no value; carries the diagnostic."""
+
+    def __init__(self, diagnostic: Diagnostic):
+        super().__init__(diagnostic.message)
+        self.diagnostic = diagnostic
+
+
+def literal(expr: ast.Expr) -> Any:
+    """The value of a number, string, bool or range, by its own look; raises Unfit."""
+    match expr:
+        case ast.Number(digits, unit):
+            return number(expr, digits, unit)
+        case ast.Text(value) | ast.Bool(value):
+            return value
+        case ast.Interval(low, high):
+            return interval(expr, literal(low), literal(high))
+    raise AssertionError(f"no literal: {expr}")
+
+
+def number(expr: ast.Number, digits: str, unit: str) -> Any:
+    value = natural(digits, unit)
+    if value is None:
+        near = nearest(unit, ALL)
+        raise Unfit(
+            unknown_unit(
+                f"`{unit}` is no unit",
+                expr.span,
+                help=f"did you mean `{digits}{near}`?" if near else f"units: {', '.join(ALL)}",
+            )
+        )
+    if isinf(magnitude(value)):
+        raise Unfit(
+            out_of_range(
+                f"`{expr.span.text}` is larger than any number can be here", expr.span, help="write one below 1e300"
+            )
+        )
+    return value
+
+
+def interval(expr: ast.Interval, low: Any, high: Any) -> Range:
+    if not all(isinstance(magnitude(end), (int, float)) and not isinstance(end, bool) for end in (low, high)):
+        raise Unfit(bad_range("the ends of the range are no numbers", expr.span, help="write it like `1..8`"))
+    numbers = {int, float}
+    if type(low) is not type(high) and not {type(low), type(high)} <= numbers:
+        raise Unfit(
+            bad_range("the ends of the range are of two types", expr.span, help="write a unit behind both ends")
+        )
+    if magnitude(low) > magnitude(high):
+        raise Unfit(bad_range("the range ends before it begins", expr.span, help="put the lower end first"))
+    return Range(low, high)
+
+
+def selector(expr: ast.Expr) -> Selector | None:
+    """A selector from globs joined by operators; None where some part is no glob. Raises Unfit."""
+    if isinstance(expr, ast.AllowEmpty):
+        inner = selector(expr.selector)
+        return inner and Selector(inner.terms, allow_empty=True)
+    terms = _terms("|", expr)
+    return Selector(tuple(terms)) if terms else None
+
+
+def _terms(op: str, expr: ast.Expr) -> list[tuple[str, str]] | None:
+    if isinstance(expr, ast.Text):
+        check_glob(expr.value, expr.span)
+        return [(op, expr.value)]
+    if not isinstance(expr, ast.Combine):
+        return None
+    left, right = _terms(op, expr.left), _terms(expr.op, expr.right)
+    if left and right and len(right) > 1:
+        raise Unfit(
+            bad_selector(
+                "the operators of a selector work from left to right, without groups",
+                expr.right.span,
+                help="order the terms so that no group is needed",
+            )
+        )
+    return left + right if left and right else None
+
+
+def check_glob(glob: str, span: Span) -> None:
+    """Raises Unfit, at the place inside the quotes, for a glob that can't be read."""
+    try:
+        read(glob)
+    except BadGlob as bad:
+        place = inside(span, glob, bad.start, bad.end)
+        raise Unfit(bad_selector(bad.message, place, help=_glob_help(glob))) from None
+
+
+def _glob_help(glob: str) -> str:
+    if any(c in glob for c in "^$\\+()|[]{}"):
+        return "selectors are globs: `*` in a name, `**` across names, `{a,b}` for either, `{0..3}` for numbers"
+    return 'write paths like "layers.*.mlp"'
+
+
+def inside(span: Span, text: str, start: int, end: int) -> Span:
+    """The span of a part of a quoted string, or the whole where escapes make offsets differ."""
+    at = span.text.find(text) if text else -1
+    return Span(span.source, span.start + at + start, span.start + at + end) if at >= 0 and end > start else span

@@ -1,0 +1,157 @@
+"""`use`: names of another file, from the recipe library or beside the recipe."""
+
+from dataclasses import replace
+from posixpath import dirname, join, normpath
+
+from ..syntax import ast
+from ..syntax.diagnostics import Diagnostic, Fault, Reject
+from ..syntax.source import Span
+from .package_paths import outside
+from .scope import Entry, Scope
+
+unknown_module = Fault("unknown-module", "A `use` names a file that isn't there.")
+circular_use = Fault("circular-use", "A file uses itself, directly or through others.")
+foreign_module = Fault(
+    "foreign-module",
+    "A `use` names a file outside the recipe's folder, and the file is no recipe.\n\n"
+    "Nothing of such a file is shown: whoever wrote the recipe may not be allowed to read it.",
+)
+too_many_modules = Fault(
+    "too-many-modules",
+    "A recipe uses modules that use modules, more than 2,000 times in all.\n\n"
+    "Each `use`, and each call of a module's pipeline, has names of its own, so that a file that two others use counts "
+    "twice.",
+)
+_MOST = 2000
+nameless_module = Fault("nameless-module", "A `use` of a path gives the module no name.")
+
+
+def use(node: ast.Use, scope: Scope, here: str) -> None:
+    """Add the module that a line names. `here` is the name of the file that the line stands in."""
+    alias = node.alias or _own_name(node)
+    if alias is None:
+        scope.report(
+            nameless_module(
+                "the module has no name here", node.target.span, help=f"write `use {node.target.span.text} as name`"
+            )
+        )
+        return
+    entry = Entry("module", alias.path, alias.span)
+    scope.define(alias, entry)
+    name = module_name(node.target, here)
+    if file := _parsed(node, name, scope):
+        entry.node = file
+        entry.scope = open_module(file, scope, alias.path, {}, "")
+
+
+def module_name(target: ast.Name | ast.Text, here: str) -> str:
+    """`std.text` as it is; a path relative to the file that uses it."""
+    return target.path if isinstance(target, ast.Name) else normpath(join(dirname(here), target.value))
+
+
+def no_recipe_there(span: Span | None, name: str) -> Diagnostic:
+    """What is said of a file outside the recipe's folder that is no recipe: nothing of what it holds."""
+    return foreign_module(
+        f"{name} lies outside the recipe's folder, and is no recipe",
+        span,
+        help="copy the module into the recipe's folder, or check it by its own path",
+    )
+
+
+def _own_name(node: ast.Use) -> ast.Name | None:
+    """`std.text` is called `text`."""
+    if isinstance(node.target, ast.Text):
+        return None
+    last = node.target.path.rsplit(".", 1)[-1]
+    return ast.Name(last, span=node.target.span)
+
+
+def _parsed(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
+    session = scope.session
+    if name not in session.parsed and name not in session.open:
+        try:
+            source = session.library(name)
+        except Reject as refused:  # a package that is gone, or is another
+            session.faults += [d.at(node.target.span) for d in refused.diagnostics]
+            session.parsed[name] = None
+            return None
+        if source is None:
+            scope.report(unknown_module(f"there is no {name}", node.target.span, help=_elsewhere(node.target, name)))
+            session.parsed[name] = None
+        else:
+            from ..syntax.parse import parse
+
+            parsed = parse(source)
+            if source.foreign and any(d.severity == "error" for d in parsed.diagnostics):
+                scope.report(no_recipe_there(node.target.span, name))
+                session.parsed[name] = None
+            else:
+                session.faults += [*parsed.diagnostics, *outside(parsed.file)]
+                session.parsed[name] = parsed.file
+    file = session.parsed.get(name)
+    path = file.source.name if file else name  # `std.text` is open under its path
+    if path in session.open:
+        chain = " -> ".join([*session.open[session.open.index(path) :], path])
+        scope.report(
+            circular_use(f"the use is circular: {chain}", node.target.span, help="move what both need to a third file")
+        )
+        return None
+    return file
+
+
+def open_module(file: ast.File, scope: Scope, alias: str, given: dict, instance: str) -> Scope:
+    """The names of a module's file, under `alias.`; `given` sets its params."""
+    from .declare import declare_all
+
+    session = scope.session
+    inner = Scope(session, scope.variant, prefix=f"{scope.prefix}{alias}.", instance=instance, arguments=given)
+    session.module_count += 1
+    if session.module_count > _MOST:
+        if session.module_count == _MOST + 1:
+            fewer = "use each file once, where its names are needed"
+            scope.report(
+                too_many_modules(f"modules are used {_MOST} times already", Span(file.source, 0, 0), help=fewer)
+            )
+        return inner
+    session.open.append(file.source.name)
+    declare_all(file, inner)
+    session.open.pop()
+    return inner
+
+
+def call_given(call: ast.Call, file: ast.File, scope: Scope) -> dict | None:
+    """Arguments of a call to a module's pipeline as values of its params; None where one is wrong."""
+    from ..syntax.nearest import suggestion
+    from .calls import unknown_parameter
+    from .params import Argument, wanted
+    from .scope import POISON
+    from .typed import typed
+
+    params = {s.name.path: s for s in file.statements if isinstance(s, ast.Param)}
+    out, sound = {}, True
+    for arg in call.args:
+        if arg.name == "from":
+            continue
+        node = params.get(arg.name)
+        if node is None:
+            said = f"has no param `{arg.name}`" if arg.name else "takes its params by name"
+            scope.report(
+                unknown_parameter(
+                    f"`{call.name.path}` {said}", arg.name_span or arg.span, help=suggestion(arg.name, params, "it has")
+                )
+            )
+            sound = False
+        elif want := wanted(node):
+            value = typed(arg.value, replace(want, name=arg.name), scope)
+            sound &= value is not POISON
+            out[arg.name] = Argument(value, arg.value.span, "call")
+    return out if sound else None
+
+
+def _elsewhere(target: ast.Text | ast.Name, name: str) -> str:
+    """Where a module of this name would have to be."""
+    if isinstance(target, ast.Text):
+        return "a path is relative to the file that uses it"
+    if name.startswith("std."):
+        return "`effc recipes` lists the library"
+    return f"names of the library begin with `std.`; `effc add` brings a package such as `{name.partition('.')[0]}`"

@@ -1,0 +1,164 @@
+"""Values of params from outside the recipe: `--set`, a `--params` file and `EFFC_PARAM_name`.
+
+Precedence, weakest first: the recipe's default, the params file, the environment, `--set`. Each value is text
+until the declared `param` gives it a type.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+
+from ..syntax import ast
+from ..syntax.diagnostics import Diagnostic, Fault
+from ..syntax.source import Source, Span
+
+bad_override = Fault(
+    "bad-override", "A `--set` or a params file can't be read: `--set name=value`, or one JSON object.", exit="usage"
+)
+unknown_override = Fault(
+    "unknown-override", "A value is given from outside for a param that the recipe doesn't declare.", exit="usage"
+)
+unfit_override = Fault(
+    "unfit-override", "A value given from outside doesn't fit the type or the bounds of its param.", exit="usage"
+)
+
+PREFIX = "EFFC_PARAM_"
+_NUMBER = re.compile(r"([+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(%|[A-Za-z]+)?\Z")
+_WORD = re.compile(r"[A-Za-z_]\w*\Z")
+_NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*\Z")
+
+
+@dataclass(frozen=True)
+class Override:
+    """A value for the param `name`; `origin` is what gave it, as a person would call it."""
+
+    name: str
+    value: ast.Expr
+    origin: str
+    name_span: Span
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """The strongest override of every param, and what could not be read."""
+
+    by_name: Mapping[str, Override] = field(default_factory=dict)
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+
+def read_overrides(
+    sets: Iterable[str] = (), params: Source | None = None, environment: Mapping[str, str] | None = None
+) -> Overrides:
+    """Overrides of a command line; `environment` is os.environ or a part of it."""
+    by_name: dict[str, Override] = {}
+    faults: list[Diagnostic] = []
+    found = list(_of_file(params, faults)) if params else []
+    for name, text in sorted((environment or {}).items()):
+        if name.startswith(PREFIX):
+            source = Source(name, text)
+            found.append(Override(name[len(PREFIX) :], value_of(source, 0), name, Span(source, 0, len(text))))
+    found += [o for text in sets if (o := _of_set(text, faults))]
+    for override in found:
+        by_name[override.name] = override
+    return Overrides(by_name, tuple(faults))
+
+
+def _of_set(text: str, faults: list[Diagnostic]) -> Override | None:
+    source = Source("--set", text)
+    name, equals, _ = text.partition("=")
+    if not equals or not _NAME.match(name.strip()):
+        faults.append(
+            bad_override(f"`--set {text}` names no param", Span(source, 0, len(text)), help="write `--set name=value`")
+        )
+        return None
+    return Override(name.strip(), value_of(source, len(name) + 1), "--set", Span(source, 0, len(name)))
+
+
+def _of_file(source: Source, faults: list[Diagnostic]) -> Iterable[Override]:
+    import json
+
+    try:
+        table = json.loads(source.text, object_pairs_hook=tuple)  # a name given twice is not lost
+    except ValueError as error:
+        at = getattr(error, "pos", 0)
+        faults.append(
+            bad_override(
+                f"the params file is no JSON: {str(error).partition(':')[0].lower()}",
+                Span(source, at, min(at + 1, len(source.text))),
+            )
+        )
+        return
+    if not isinstance(table, tuple):
+        faults.append(
+            bad_override(
+                "the params file holds no object", Span(source, 0, len(source.text)), help='write {"keep": "80%"}'
+            )
+        )
+        return
+    for name, value in table:
+        span = _key_span(source, name)
+        if (expr := _of_json(value, span)) is None:
+            faults.append(
+                bad_override(
+                    f"`{name}` of the params file is no value of a param",
+                    span,
+                    help="write a string, a finite number, a bool, or a list or an object of them",
+                )
+            )
+            continue
+        yield Override(name, expr, source.name, span)
+
+
+def _key_span(source: Source, name: str) -> Span:
+    found = re.search(rf'"{re.escape(name)}"\s*:', source.text)
+    start = found.start() if found else 0
+    return Span(source, start, start + len(name) + 2 if found else len(source.text))
+
+
+def _of_json(value, span: Span) -> ast.Expr | None:
+    if isinstance(value, bool):
+        return ast.Bool(value, span=span)
+    if isinstance(value, (int, float)):
+        return ast.Number(repr(value), span=span) if isfinite(value) else None
+    if isinstance(value, str):
+        return expression(value, span)
+    if isinstance(value, list):
+        items = [_of_json(v, span) for v in value]
+        return None if None in items else ast.Items(tuple(items), span=span)
+    if isinstance(value, tuple):  # an object
+        named = [(name, _of_json(v, span)) for name, v in value]
+        sound = named and all(_WORD.match(name) and v is not None for name, v in named)
+        return _pairs(named, span) if sound else None
+    return None
+
+
+def value_of(source: Source, start: int) -> ast.Expr:
+    return expression(source.text[start:], Span(source, start, len(source.text)))
+
+
+def expression(text: str, span: Span) -> ast.Expr:
+    """A value as a shell would pass it: quotes are not needed, and what is nothing else is a string."""
+    text = text.strip()
+    if found := _NUMBER.match(text):
+        return ast.Number(found[1], found[2] or "", span=span)
+    if text in ("true", "false"):
+        return ast.Bool(text == "true", span=span)
+    amount, of, base = text.rpartition(" of ")
+    if of and _NUMBER.match(amount.strip()) and _NAME.match(base.strip()):
+        return ast.Of(expression(amount, span), ast.Name(base.strip(), span=span), span=span)
+    if text.startswith("[") and text.endswith("]"):
+        parts = [p for p in text[1:-1].split(",") if p.strip()]
+        return ast.Items(tuple(expression(p, span) for p in parts), span=span)
+    if text.startswith("{") and text.endswith("}"):
+        parts = [p.partition(":") for p in text[1:-1].split(",") if p.strip()]
+        if parts and all(colon and _WORD.match(name.strip()) for name, colon, _ in parts):  # else a glob: `{q,k}`
+            return _pairs([(name.strip(), expression(value, span)) for name, _, value in parts], span)
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        text = text[1:-1]
+    return ast.Text(text, span=span)
+
+
+def _pairs(named: Iterable[tuple[str, ast.Expr]], span: Span) -> ast.Pairs:
+    entries = (ast.Entry(ast.Name(name, span=span), value, span=span) for name, value in named)
+    return ast.Pairs(tuple(entries), span=span)

@@ -1,0 +1,50 @@
+"""Files of a package name nothing outside it: every quoted text of them that would, if it is a path."""
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from posixpath import dirname, isabs, join, normpath
+
+from ..syntax import ast
+from ..syntax.diagnostics import Diagnostic, Fault
+
+outside_package = Fault(
+    "outside-package",
+    "A recipe of a package names a path outside the package.\n\n"
+    "Packages come from others. What they may read is what came with them: no absolute path, none from a home folder, "
+    "and no `..` that leads out.",
+)
+
+
+def outside(file: ast.File) -> list[Diagnostic]:
+    """A fault for every text that leads out of the package that a file belongs to; none where it belongs to none."""
+    root, here = file.source.root, dirname(file.source.name)
+    if not root:
+        return []
+    return [
+        outside_package(
+            f"`{text.value}` leads out of the package",
+            text.span,
+            help="a package holds what its recipes name, or takes it as a `param` from whoever uses it",
+        )
+        for text in texts(file.statements)
+        if _leaves(root, here, text.value)
+    ]
+
+
+def _leaves(root: str, here: str, text: str) -> bool:
+    if isabs(text) or text.startswith("~") or "\\" in text or "\0" in text:
+        return True
+    return not normpath(join(here, text)).startswith(f"{root}/") and ".." in text.split("/")
+
+
+def texts(node: object) -> Iterator[ast.Text]:
+    """Every quoted text of a syntax tree but docstrings."""
+    if isinstance(node, ast.Text):
+        yield node
+    elif isinstance(node, (list, tuple)):
+        for item in node:
+            yield from texts(item)
+    elif is_dataclass(node):
+        for part in fields(node):
+            if part.name not in ("span", "doc"):
+                yield from texts(getattr(node, part.name))

@@ -1,0 +1,207 @@
+"""`param` lines, their values from outside, and `matrix`."""
+
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from ..syntax import ast
+from ..syntax.diagnostics import Diagnostic, Fault
+from ..syntax.nearest import suggestion
+from ..syntax.source import Span
+from .limits import allowed
+from .literals import Unfit, interval
+from .overrides import Override, unfit_override, unknown_override
+from .scope import POISON, Entry, Scope, Session, Variant, unknown_name, use_before_definition
+from .typed import typed
+from .value_text import plain
+from .vocabulary import Param
+
+unknown_type = Fault("unknown-type", "A `param` has a type that the language doesn't know.")
+bad_matrix = Fault("bad-matrix", "A `matrix` gives a param no list of values, or one twice.")
+matrix_too_large = Fault("matrix-too-large", "A `matrix` expands into more variants than the language allows.")
+
+TYPES = ("int", "float", "ratio", "bytes", "duration", "string", "bool", "choice", "selector", "shares")
+HANDLES = {"data": "data", "metric": "a metric"}  # a recipe gives these to a module, nothing outside can
+MOST = 64  # variants of one recipe
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A value for a param from elsewhere: an override, a matrix or the arguments of a call."""
+
+    value: Any
+    span: Span
+    origin: str
+    usage: bool = False  # from the command line: its faults are the caller's, not the recipe's
+
+
+def declare(node: ast.Param, scope: Scope) -> None:
+    """Add a param with its value: the one given from elsewhere, else its default."""
+    name = node.name.path
+    entry = Entry("param", name, node.name.span, POISON, node)
+    scope.define(node.name, entry)
+    want = wanted(node, scope)
+    if want is None:
+        return
+    bounds = _bounds(node, want, scope)
+    given = scope.arguments.get(name)
+    if given is None:
+        given = Argument(typed(node.default, want, scope), node.default.span, "recipe")
+    if bounds is POISON or given.value is POISON:
+        return
+    faults: list[Diagnostic] = []
+    if allowed(given.value, bounds, name, given.span, faults.append, node.bounds and node.bounds.span):
+        entry.value = given.value
+        scope.origins[name] = given.origin
+    for fault in faults:
+        scope.report(replace(fault, fault=unfit_override) if given.usage else fault)
+
+
+def wanted(node: ast.Param, scope: Scope | None = None) -> Param | None:
+    """What the declaration asks of a value; None for an unknown type, reported where a scope is given."""
+    name = node.type.path
+    if name not in (*TYPES, *HANDLES):
+        if scope and name:
+            scope.report(
+                unknown_type(
+                    f"no type is called `{name}`", node.type.span, help=suggestion(name, [*TYPES, *HANDLES], "types")
+                )
+            )
+        return None
+    choices: tuple[str, ...] = ()
+    if name == "choice" and isinstance(node.bounds, ast.Items):
+        choices = tuple(
+            i.path if isinstance(i, ast.Name) else i.value
+            for i in node.bounds.items
+            if isinstance(i, (ast.Name, ast.Text))
+        )
+    return Param(node.name.path, (name,), node.doc.value if node.doc else "", choices=choices, lines=True)
+
+
+def _bounds(node: ast.Param, want: Param, scope: Scope) -> Any:
+    """The range or the values that a declaration allows, typed as the param; None where it says nothing."""
+    match node.bounds:
+        case None:
+            return None
+        case ast.Items(items):
+            values = tuple(typed(i, want, scope) for i in items)
+            return POISON if POISON in values else values
+        case ast.Interval(low, high):
+            ends = [typed(e, want, scope) for e in (low, high)]
+            if POISON in ends:
+                return POISON
+            try:
+                return interval(node.bounds, *ends)
+            except Unfit as unfit:
+                scope.report(unfit.diagnostic)
+    return POISON
+
+
+def variants(file: ast.File, session: Session) -> list[dict[str, Argument]]:
+    """What is given to each variant's params: overrides to all of them, and one point of the matrix."""
+    params = {s.name.path: s for s in file.statements if isinstance(s, ast.Param)}
+    fixed: dict[str, Argument] = {}
+    for override in session.overrides.by_name.values():
+        if (node := params.get(override.name)) is None:
+            session.report(
+                unknown_override(
+                    f"the recipe has no param `{override.name}`",
+                    override.name_span,
+                    help=suggestion(override.name, params, "it has"),
+                )
+            )
+        elif node.type.path in HANDLES:
+            session.report(
+                unfit_override(
+                    f"`{override.name}` is {HANDLES[node.type.path]} of the recipe, which nothing outside of it has",
+                    override.name_span,
+                    help="change the recipe",
+                )
+            )
+        elif want := wanted(node):
+            fixed[override.name] = _argument(override, want, session)
+    axes = _axes(file, params, session)
+    free = {name: values for name, values in axes.items() if name not in fixed}
+    size = 1
+    for values in free.values():
+        size *= len(values)
+    if size > MOST:
+        place = next(s.span for s in file.statements if isinstance(s, ast.Matrix))
+        session.report(
+            matrix_too_large(
+                f"the matrix makes {size} variants, the limit is {MOST}",
+                place,
+                help="split the recipe, or fix a param with `--set`",
+            )
+        )
+        free = {name: values[:1] for name, values in free.items()}
+    return [fixed | dict(zip(free, point, strict=True)) for point in product(*free.values())]
+
+
+def variant_name(given: dict[str, Argument]) -> str:
+    """`keep=80%,align=32`: the params that the matrix sets."""
+    return ",".join(f"{name}={plain(g.value)}" for name, g in given.items() if g.origin == "matrix")
+
+
+def _argument(override: Override, want: Param, session: Session) -> Argument:
+    """An override with its type; its faults are those of the command line."""
+    apart = replace(session, faults=[])
+    expr = override.value
+    if want.types == ("string",) and not isinstance(expr, ast.Text):
+        expr = ast.Text(expr.span.text.strip(), span=expr.span)
+    value = typed(expr, want, Scope(apart, Variant()))
+    for fault in apart.faults:
+        session.report(replace(fault, fault=unfit_override, fix=None))
+    return Argument(value, expr.span, override.origin, usage=True)
+
+
+def _axes(file: ast.File, params: dict[str, ast.Param], session: Session) -> dict[str, list[Argument]]:
+    """The values that the matrix gives to each param."""
+    axes: dict[str, list[Argument]] = {}
+    scope = Scope(session, Variant())
+    for entry in (e for s in file.statements if isinstance(s, ast.Matrix) for e in s.entries):
+        name, node = entry.name.path, params.get(entry.name.path)
+        if node is None:
+            if name:
+                session.report(
+                    unknown_name(
+                        f"no param is called `{name}`",
+                        entry.name.span,
+                        help=suggestion(name, params, "there is")
+                        or f"declare it above, as in `param {name}: ratio = 85%`, and use it in a step",
+                    )
+                )
+            continue
+        if node.span.start > entry.span.start:
+            session.report(
+                use_before_definition(
+                    f"`{name}` is used before it is declared",
+                    entry.name.span,
+                    related=((node.name.span, "declared here"),),
+                    help="move the declaration up",
+                )
+            )
+        if node.type.path in HANDLES:
+            session.report(
+                bad_matrix(
+                    f"`{name}` is {HANDLES[node.type.path]}, a matrix varies values",
+                    entry.span,
+                    help="write a pipeline for each",
+                )
+            )
+        elif name in axes or not isinstance(entry.value, ast.Items) or not entry.value.items:
+            said = "stands twice in the matrix" if name in axes else "has no list of values"
+            session.report(bad_matrix(f"`{name}` {said}", entry.span, help=f"write `{name}: [...]` once"))
+        elif want := wanted(node):
+            values = [(typed(i, want, scope), i.span) for i in entry.value.items]
+            axes[name] = [Argument(v, span, "matrix") for v, span in values if v is not POISON]
+            _refuse_twins(name, axes[name], session)
+    return {name: values for name, values in axes.items() if values}
+
+
+def _refuse_twins(name: str, values: list[Argument], session: Session) -> None:
+    """Two variants of one value would be the same, in one folder."""
+    for i, one in enumerate(values):
+        if any(one.value == other.value for other in values[:i]):
+            said = f"`{plain(one.value)}` stands twice among the values of `{name}`"
+            session.report(bad_matrix(said, one.span, help="drop one of them"))

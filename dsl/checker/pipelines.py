@@ -1,0 +1,219 @@
+"""Steps of a pipeline, in order, those of called modules included."""
+
+from dataclasses import dataclass, field, replace
+
+from ..syntax import ast
+from ..syntax.diagnostics import Diagnostic, Fault
+from ..syntax.source import Span
+from .calls import attempt
+from .modules import call_given, open_module
+from .recipe import Invocation
+from .scope import LABELS, Entry, Scope
+from .typed import wrong_type
+from .values import StepRef, handles
+from .vocabulary import Word
+
+wrong_order = Fault("wrong-order", "Two passes stand in an order in which the later one undoes or hinders the other.")
+unused_step = Fault("unused-step", "A step's result is neither followed, nor emitted, nor named anywhere.")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step under construction.
+
+    word, call    None where no such word is; `call` has the arguments without faults where it is not `sound`
+    caller        the recipe's own step where this one came with a module's pipeline
+    """
+
+    name: str
+    source: str
+    span: Span
+    word: Word | None = None
+    call: Invocation | None = None
+    caller: Span | None = None
+    sound: bool = False
+    origin: Span | None = None  # what it wrote after `from:`
+
+
+@dataclass
+class Line:
+    """The steps of one pipeline. `input` is the model's name; `scope` has the steps' names."""
+
+    input: str
+    scope: Scope
+    stages: list[Stage] = field(default_factory=list)
+
+    def before(self, name: str) -> list[Stage]:
+        """The stages that a step's result went through, first to last, its own included."""
+        by_name = {s.name: s for s in self.stages}
+        out: list[Stage] = []
+        while name in by_name and by_name[name] not in out:
+            out.append(by_name[name])
+            name = by_name[name].source
+        return out[::-1]
+
+    def report(self, stage: Stage, fault: Diagnostic) -> None:
+        """Report a fault of a step; one in a module's file shows who called it."""
+        called = ((stage.caller, "called here"),) if stage.caller else ()
+        self.scope.report(replace(fault, related=(*fault.related, *called)))
+
+
+def read_steps(pipeline: ast.Pipeline, scope: Scope) -> Line | None:
+    """The line of a pipeline of the recipe itself; None where its model is unknown."""
+    model = _model(pipeline, scope)
+    line = Line(model.name if model else "", scope.inner({s.name.path: s.name.span for s in pipeline.steps}))
+    _append(pipeline, line.scope, line, line.input, "")
+    _report_order(line)
+    return line if model else None
+
+
+def _model(pipeline: ast.Pipeline, scope: Scope) -> Entry | None:
+    name = pipeline.model
+    entry = scope.find(name.path)
+    if entry is None:
+        scope.unknown(name, ("model",), what="model")
+    elif entry.kind != "model":
+        scope.report(
+            wrong_type(
+                f"`{name.path}` is {LABELS[entry.kind]}, a pipeline starts from a model",
+                name.span,
+                related=((entry.span, "declared here"),),
+            )
+        )
+        entry = None
+    else:
+        scope.variant.reach(entry)
+    return entry
+
+
+def _append(
+    pipeline: ast.Pipeline, scope: Scope, line: Line, source: str, prefix: str, caller: Span | None = None
+) -> str:
+    """Add a pipeline's steps to the line, starting from `source`; the name of the last result."""
+    start = source
+    for step in pipeline.steps:
+        chosen = _branch(step, scope, pipeline, start)
+        source = source if chosen is None else chosen
+        name, path = prefix + step.name.path, step.call.name.path
+        if (found := _module_pipeline(path, scope)) is not None:
+            result = _inline(step, found, scope, line, source, name, caller or step.span)
+        else:
+            word, call, sound = attempt("pass", step.call, scope)
+            line.stages.append(Stage(name, source, step.span, word, call, caller, sound, _origin(step)))
+            result = name
+        scope.later.pop(step.name.path, None)
+        scope.define(step.name, Entry("step", result, step.name.span))
+        source = result
+    return source
+
+
+def _origin(step: ast.Step) -> Span | None:
+    return next((a.value.span for a in step.call.args if a.name == "from"), None)
+
+
+def _branch(step: ast.Step, scope: Scope, pipeline: ast.Pipeline, start: str) -> str | None:
+    """What `from:` names: the pipeline's model or an earlier step; None where the step says nothing."""
+    arg = next((a for a in step.call.args if a.name == "from"), None)
+    return branch(arg, scope, pipeline, start) if arg else None
+
+
+def branch(arg: ast.Arg, scope: Scope, pipeline: ast.Pipeline, start: str) -> str | None:
+    """The result that a `from:` names, or None with a fault reported."""
+    value = arg.value
+    if not isinstance(value, ast.Name):
+        scope.report(
+            wrong_type(
+                "`from` names a step or the pipeline's model",
+                value.span,
+                help=f"write `from: {pipeline.model.path}`, or the name of an earlier step",
+            )
+        )
+        return None
+    if value.path == pipeline.model.path:
+        return start
+    entry = scope.find(value.path)
+    if entry is None:
+        scope.unknown(value, ("step",), (pipeline.model.path,), "step")
+        return None
+    if entry.kind != "step":
+        scope.report(
+            wrong_type(
+                f"`{value.path}` is {LABELS[entry.kind]}; `from` names an earlier step or `{pipeline.model.path}`",
+                value.span,
+                related=((entry.span, "declared here"),),
+            )
+        )
+        return None
+    return entry.name
+
+
+def _module_pipeline(path: str, scope: Scope) -> Entry | None:
+    """The pipeline that `mine.slimming` names, where `mine` is a module that has it."""
+    alias, dot, rest = path.partition(".")
+    module = scope.own(alias) if dot else None
+    if module is None or module.kind != "module" or module.scope is None:
+        return None
+    found = module.scope.names.get(rest)
+    return found if found and found.kind == "pipeline" else None
+
+
+def _inline(step: ast.Step, found: Entry, scope: Scope, line: Line, source: str, name: str, caller: Span) -> str:
+    """Add the steps of a module's pipeline under the step's name."""
+    alias = step.call.name.path.partition(".")[0]
+    module = scope.own(alias)
+    module.used = True
+    given = call_given(step.call, module.node, scope)
+    if given is None:
+        line.stages.append(Stage(name, source, step.span))
+        return name
+    opened = open_module(module.node, _file_scope(scope), alias, given, name)
+    pipeline = found.node
+    inner = opened.inner({s.name.path: s.name.span for s in pipeline.steps})
+    model = opened.find(pipeline.model.path)
+    if model is None:
+        opened.unknown(pipeline.model, ("model",), what="model")
+    kind = "step" if any(s.name == source for s in line.stages) else "model"
+    inner.names[pipeline.model.path] = Entry(kind, source, pipeline.model.span, None)
+    return _append(pipeline, inner, line, source, f"{name}.", caller)
+
+
+def _file_scope(scope: Scope) -> Scope:
+    return _file_scope(scope.parent) if scope.parent else scope
+
+
+def _report_order(line: Line) -> None:
+    """Headers say which pass must come later than which; each pair is looked for along every branch."""
+    seen = set()
+    for end in line.stages:
+        before = line.before(end.name)
+        for i, early in enumerate(before):
+            rules = early.word.facts.get("after", {}) if early.word else {}
+            for late in before[i + 1 :]:
+                if late.word and late.word.name in rules and (early.name, late.name) not in seen:
+                    seen.add((early.name, late.name))
+                    line.scope.report(
+                        wrong_order(
+                            f"`{early.name}` runs before `{late.name}`, but {early.word.name} must come after "
+                            f"{late.word.name}",
+                            early.span,
+                            note=rules[late.word.name],
+                            related=((late.span, "the one to run first"),),
+                            help=f"move `{early.name}` down",
+                        )
+                    )
+
+
+def report_unused(line: Line, emitted: set[str]) -> None:
+    """Report steps that nothing follows, names or emits; a module's own are the module's business."""
+    used = {s.source for s in line.stages} | emitted | {s.name for s in line.stages[-1:]}
+    for stage in line.stages:
+        used |= {ref.name for ref in handles(stage.call.args, StepRef)} if stage.call else set()
+    for stage in line.stages:
+        if stage.name not in used and "." not in stage.name:
+            line.scope.report(
+                unused_step(
+                    f"nothing uses the result of `{stage.name}`",
+                    stage.span,
+                    help="drop the step, or name it in a `from:`",
+                )
+            )

@@ -1,0 +1,143 @@
+"""What kind of result a step takes and gives, and which a target can hold: they meet here, before anything runs."""
+
+from collections.abc import Iterable
+
+from ..syntax.diagnostics import Fault
+from ..syntax.source import Span
+from .conditions import holds
+from .pipelines import Line, Stage
+from .recipe import Bound, Emit
+from .values import StepRef, handles
+from .vocabulary import Word
+
+other_kind_of_result = Fault(
+    "other-kind-of-result",
+    "A pass or a target is handed a result that it can't work on.\n\n"
+    "A step gives a model, adapters that belong to one, a front of several models with their measures, or a family "
+    "with choices. `effc explain NAME` says what a pass takes and gives, and what a target holds.",
+)
+unknown_part = Fault(
+    "unknown-part",
+    "A bound names a part that the pipeline doesn't have.\n\n"
+    "`in NAME` restricts a bound to one emitted artifact, by its target's name, or to one point of a front, by the "
+    "name of the step that gave it; `in any` asks it of one point, and without it every point is asked.",
+)
+
+MODEL = "model"
+LABELS = {MODEL: "a model", "adapters": "adapters", "front": "a front of models", "family": "a family of models"}
+SEVERAL = ("front", "family")
+POINTS = ("any", "all")
+
+
+def kind_after(stage: Stage) -> str:
+    """What a step gives: the last of its pass's conditions that holds."""
+    gives = stage.word.facts.get("gives", {}) if stage.word and stage.call else {}
+    return next((kind for condition, kind in reversed(gives.items()) if holds(condition, stage.call.args)), MODEL)
+
+
+def kind_of(line: Line, name: str) -> str:
+    """The kind of a named result; the pipeline's model is a model."""
+    return next((kind_after(s) for s in line.stages if s.name == name), MODEL)
+
+
+def report_kinds(line: Line) -> None:
+    """Report steps that follow, or name, a result of a kind that their pass does not take."""
+    for stage in line.stages:
+        takes = stage.word.facts.get("takes", (MODEL,)) if stage.word else ()
+        refs = [ref.name for ref in handles(stage.call.args, StepRef)] if stage.call else []
+        names_steps = stage.word is not None and any("step" in t for p in stage.word.params for t in p.types)
+        for name in dict.fromkeys(refs if names_steps else [stage.source]):
+            kind = kind_of(line, name)
+            if takes and kind not in takes:
+                line.report(
+                    stage,
+                    other_kind_of_result(
+                        f"`{stage.word.name}` takes {_either(takes)}, and `{name}` gives {LABELS[kind]}",
+                        _place(stage, name, names_steps),
+                        related=_where(line, name),
+                        help=(_taken_out(line, kind, takes) if not names_steps else "")
+                        or _help(line, takes, stage.name, names_steps) + _or_without(line, name, takes),
+                    ),
+                )
+
+
+def report_held(word: Word, emit: Emit, line: Line) -> None:
+    """Report a target that can't hold the kind of result that it is to write."""
+    holdable, kind = word.facts.get("holds", (MODEL,)), kind_of(line, emit.source)
+    if kind not in holdable:
+        line.scope.report(
+            other_kind_of_result(
+                f"`{word.name}` holds {_either(holdable)}, and `{emit.source}` gives {LABELS[kind]}",
+                emit.call.span,
+                related=_where(line, emit.source),
+                help=_taken_out(line, kind, holdable)
+                or _help(line, holdable, "", False) + _or_without(line, emit.source, holdable),
+            )
+        )
+
+
+def report_parts(bounds: Iterable[Bound], emits: Iterable[Emit], line: Line) -> None:
+    """Report bounds that name neither an emitted target nor a point of a front."""
+    targets = {e.call.word for e in emits}
+    fronts = [s for s in line.stages if kind_after(s) == "front"]
+    points = {ref.name for s in fronts for ref in handles(s.call.args, StepRef)}
+    for bound in bounds:
+        known = sorted(targets | points | (set(POINTS) if fronts else set()))
+        if bound.part and bound.part not in known:
+            said = f"there is {', '.join(known)}" if known else "emit the pipeline's result to a target first"
+            line.scope.report(
+                unknown_part(f"`{bound.part}` is no part of what this pipeline emits", bound.span, help=said)
+            )
+
+
+def _place(stage: Stage, name: str, named: bool) -> Span:
+    """What names the result: `from:`, or an argument; else the word that follows it."""
+    if named:
+        given = (p for p, v in stage.call.args.items() if any(ref.name == name for ref in handles(v, StepRef)))
+        return stage.call.where(next(given, "")) or stage.span
+    return stage.origin or stage.span
+
+
+def _or_without(line: Line, name: str, wanted: tuple[str, ...]) -> str:
+    """`, or leave `merge: false` out`, where the step would then give what is wanted."""
+    stage = next((s for s in line.stages if s.name == name and s.word and s.call), None)
+    gives = stage.word.facts.get("gives", {}) if stage else {}
+    told = next((c for c, kind in reversed(gives.items()) if c and holds(c, stage.call.args)), "")
+    fits = told and gives.get("", MODEL) in wanted
+    return f", or leave `{told}` out of `{name}`" if fits else ""
+
+
+def _taken_out(line: Line, kind: str, wanted: tuple[str, ...]) -> str:
+    """What makes one model of several, and who holds them as they are; "" of other results."""
+    if kind not in SEVERAL or MODEL not in wanted:
+        return ""
+    words = line.scope.session.vocabulary.words
+    takers = [w.name for w in words("pass").values() if kind in w.facts.get("takes", ()) and _gives_model(w)]
+    holders = [w.name for w in words("target").values() if kind in w.facts.get("holds", ()) and w.name == kind]
+    picked = [f"take one out of it with `{name}`" for name in sorted(takers)]
+    held = [f'emit it with `{name}("{name}")`, from which `effc pick` takes a model' for name in holders]
+    return ", or ".join(picked + held)
+
+
+def _gives_model(word: Word) -> bool:
+    return MODEL in word.facts.get("gives", {"": MODEL}).values()
+
+
+def _either(kinds: tuple[str, ...]) -> str:
+    return " or ".join(LABELS[kind] for kind in kinds)
+
+
+def _where(line: Line, name: str) -> tuple[tuple[Span, str], ...]:
+    return tuple((s.span, f"gives {LABELS[kind_after(s)]}") for s in line.stages if s.name == name)
+
+
+def _help(line: Line, wanted: tuple[str, ...], until: str, named: bool) -> str:
+    """The last result before the step `until` that would do."""
+    names = [s.name for s in line.stages]
+    earlier = line.stages[: names.index(until)] if until else line.stages
+    fit = [s.name for s in earlier if kind_after(s) in wanted]
+    if named:
+        return f"name steps that give {_either(wanted)}" + (f": {', '.join(fit)}" if fit else "")
+    if fit:
+        return f"write `from: {fit[-1]}`"
+    return f"write `from: {line.input}`" if MODEL in wanted else f"add a step that gives {_either(wanted)}"

@@ -1,0 +1,207 @@
+"""Names of a recipe and what they stand for."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..syntax import ast
+from ..syntax.diagnostics import Diagnostic, Fault, Fix
+from ..syntax.nearest import nearest, suggestion
+from ..syntax.source import Source, Span
+from .recipe import Invocation
+from .skeleton import Skeleton
+from .vocabulary import Vocabulary
+
+unknown_name = Fault("unknown-name", "A name is used that the recipe doesn't declare.")
+duplicate_name = Fault("duplicate-name", "A name is declared twice; each stands for one thing.")
+use_before_definition = Fault("use-before-definition", "A name is used above the line that declares it.")
+
+
+class Poison:
+    """Stands where a value would, after its fault was reported: whatever uses it stays silent."""
+
+
+POISON = Poison()
+LABELS = {
+    "param": "a param",
+    "model": "a model",
+    "data": "data",
+    "profile": "a profile",
+    "pipeline": "a pipeline",
+    "step": "a step",
+    "module": "a module",
+}
+
+
+@dataclass
+class Entry:
+    """What a name stands for. `name` is what the checked recipe calls it: `mine.calib` of a module."""
+
+    kind: str
+    name: str
+    span: Span
+    value: Any = None  # param: its value; model, data: Invocation or None; profile: its entries
+    node: Any = None  # param, pipeline: the syntax
+    scope: "Scope | None" = None  # module: its names; pipeline: where its names are looked up
+    used: bool = False
+
+
+@dataclass
+class Session:
+    """One `check`: what it was given and what it has found so far."""
+
+    vocabulary: Vocabulary
+    library: Callable[[str], Source | None]
+    skeleton: Callable[[Invocation], Skeleton | None]
+    faults: list[Diagnostic] = field(default_factory=list)
+    parsed: dict[str, ast.File | None] = field(default_factory=dict)  # modules by name
+    open: list[str] = field(default_factory=list)  # modules being read, to see cycles
+    module_count: int = 0  # modules so far, each as often as it is used
+    overrides: Any = None
+    lost: frozenset[str] = frozenset()  # names of declarations that the parser could not read
+    broken: bool = False  # whether there is anything that it could not read
+
+    def report(self, fault: Diagnostic) -> None:
+        self.faults.append(fault)
+
+
+@dataclass
+class Variant:
+    """The parts of a recipe under construction: what was declared, and what was reached in modules."""
+
+    models: dict[str, Invocation] = field(default_factory=dict)
+    data: dict[str, Invocation] = field(default_factory=dict)
+    profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def table(self, kind: str) -> dict[str, Any]:
+        tables: dict[str, dict[str, Any]] = {"model": self.models, "data": self.data, "profile": self.profiles}
+        return tables[kind]
+
+    def reach(self, entry: Entry, instance: str = "") -> str:
+        """Take an entry of a module into the recipe; the name it has there.
+
+        Two calls of one module with other params may make other data of one name: the later is then
+        named after its step.
+        """
+        if entry.value is None or entry.kind not in ("model", "data", "profile"):
+            return entry.name
+        table = self.table(entry.kind)
+        name = entry.name
+        if table.setdefault(name, entry.value) != entry.value:
+            name = f"{instance}.{name.rsplit('.', 1)[-1]}"
+            table[name] = entry.value
+        return name
+
+
+@dataclass
+class Scope:
+    """Names declared so far; a pipeline has one of its own inside its file's.
+
+    prefix     put before names that enter the recipe: "mine." in a module
+    instance   the step that a module's pipeline is called by, "" outside of one
+    later      names that lines further down declare
+    arguments  param -> params.Argument: overrides, a point of the matrix, arguments of a call
+    """
+
+    session: Session
+    variant: Variant
+    parent: "Scope | None" = None
+    prefix: str = ""
+    instance: str = ""
+    names: dict[str, Entry] = field(default_factory=dict)
+    later: dict[str, Span] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    early: set[str] = field(default_factory=set)  # names used above their declaration
+
+    def report(self, fault: Diagnostic) -> None:
+        self.session.report(fault)
+
+    def inner(self, later: dict[str, Span]) -> "Scope":
+        return Scope(self.session, self.variant, self, self.prefix, self.instance, later=later, early=self.early)
+
+    def define(self, name: ast.Name, entry: Entry) -> None:
+        """Add a name; the first declaration stays where there are two."""
+        if name.path == "":
+            return  # the parser reported that it is missing
+        if old := self.own(name.path):
+            self.report(
+                duplicate_name(
+                    f"`{name.path}` is declared twice",
+                    name.span,
+                    related=((old.span, f"{LABELS[old.kind]} of this name"),),
+                    help="give one of them another name",
+                )
+            )
+        else:
+            self.names[name.path] = entry
+
+    def own(self, path: str) -> Entry | None:
+        """The entry of a name without following modules."""
+        return self.names.get(path) or (self.parent.own(path) if self.parent else None)
+
+    def find(self, path: str) -> Entry | None:
+        """The entry of a name, `alias.name` in a module included; marks it as used."""
+        entry = self.own(path)
+        if entry is None and "." in path:
+            alias, _, rest = path.partition(".")
+            module = self.own(alias)
+            if module and module.kind == "module":
+                module.used = True
+                return module.scope.find(rest) if module.scope else None
+        if entry:
+            entry.used = True
+        return entry
+
+    def poisoned(self, path: str) -> bool:
+        """Whether a name lies in a module that could not be read: its fault was reported there."""
+        module = self.own(path.partition(".")[0])
+        lost = module is not None and module.kind == "module" and module.scope is None
+        if lost:
+            module.used = True
+        return lost
+
+    def reachable(self) -> dict[str, Entry]:
+        """Every name that may be used here, those of modules included."""
+        out = self.parent.reachable() if self.parent else {}
+        for name, entry in self.names.items():
+            out[name] = entry
+            if entry.kind == "module" and entry.scope:
+                out |= {f"{name}.{n}": e for n, e in entry.scope.names.items()}
+        return out
+
+    def declared_later(self, path: str) -> Span | None:
+        return self.later.get(path) or (self.parent.declared_later(path) if self.parent else None)
+
+    def unknown(
+        self, name: ast.Name, kinds: Iterable[str], also: Iterable[str] = (), what: str = "name", quotes: bool = False
+    ) -> None:
+        """Report a name that stands for nothing. `kinds` are those that would fit, `also` other words; `quotes`
+        where a text would do."""
+        if name.path == "" or self.poisoned(name.path) or name.path in self.session.lost:
+            return
+        if span := self.declared_later(name.path):
+            self.early.add(name.path)
+            self.report(
+                use_before_definition(
+                    f"`{name.path}` is used before it is declared",
+                    name.span,
+                    related=((span, "declared here"),),
+                    help="move the declaration up",
+                )
+            )
+            return
+        kinds, known = tuple(kinds), self.reachable()
+        fitting = [n for n, e in known.items() if e.kind in kinds]
+        if meant := known.get(nearest(name.path, fitting)):
+            meant.used = True  # or the typo would be reported a second time, as unused
+        near = nearest(name.path, [*fitting, *also])
+        text = f'write `"{name.path}"`' if quotes else ""
+        self.report(
+            unknown_name(
+                f"no {what} is called `{name.path}`",
+                name.span,
+                help=suggestion(name.path, [*fitting, *also], "" if quotes else "there is") or text,
+                offer=Fix(name.span, near) if near else Fix(name.span, f'"{name.path}"') if quotes else None,
+            )
+        )

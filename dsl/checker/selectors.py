@@ -1,0 +1,226 @@
+"""Selectors: globs over module paths, joined left to right by `|`, `-` and `&`.
+
+A glob matches a path or any end of it that starts at a component: `layers.*.mlp` matches `model.layers.3.mlp`.
+`*` stands for any characters of one component, `**` for any number of components, none included, `{q,v}` for
+one of several, `{0..3}` for a number of a range. There are no regular expressions: a selector that is wrong
+should match nothing, and be told so.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+
+from .values import Selector
+
+MOST = 512  # combinations of one glob's braces
+
+
+@dataclass(frozen=True)
+class Dead:
+    """A part of a selector that matches nothing: the whole glob, or one alternative of its braces.
+
+    `term` counts the globs of the selector from 0, `text` is the part, `start` its offset in the glob;
+    `subtracts` where the glob matches paths, but none that it could take away (`-`) or leave (`&`).
+    """
+
+    term: int
+    glob: str
+    text: str
+    start: int
+    subtracts: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A braced part of a glob with the offset of each alternative."""
+
+    options: tuple[str, ...]
+    starts: tuple[int, ...]
+
+
+class BadGlob(ValueError):
+    """A glob that can't be read: what is so, and where."""
+
+    def __init__(self, message: str, start: int, end: int):
+        super().__init__(message)
+        self.message, self.start, self.end = message, start, end
+
+
+_TOKEN = re.compile(r"\{([^{}]*)\}|([A-Za-z0-9_.*-]+)")
+_COUNT = re.compile(r"(\d+)\.\.(\d+)\Z")
+
+
+@lru_cache(maxsize=1024)
+def read(glob: str) -> tuple[str | Choice, ...]:
+    """The parts of a glob in order; raises BadGlob."""
+    parts: list[str | Choice] = []
+    at = 0
+    while at < len(glob):
+        found = _TOKEN.match(glob, at)
+        if found is None:
+            raise BadGlob(_strange(glob, at), at, at + 1)
+        parts.append(found[2] if found[1] is None else _choice(found[1], at + 1))
+        at = found.end()
+    if not parts:
+        raise BadGlob("the selector is empty", 0, 0)
+    if any(a == "" for a in re.sub(r"\{[^{}]*\}", "x", glob).split(".")):
+        raise BadGlob("a dot of the selector has no name beside it", 0, len(glob))
+    if combinations(parts) > MOST:
+        raise BadGlob(f"the braces make {combinations(parts)} globs, the limit is {MOST}", 0, len(glob))
+    return tuple(parts)
+
+
+def _strange(glob: str, at: int) -> str:
+    """Why no part of a glob begins at a character of it."""
+    if glob[at] == "{":
+        return "braces lie within braces" if "}" in glob[at:] else "`{` is not closed"
+    return "`}` closes nothing" if glob[at] == "}" else f"`{glob[at]}` has no meaning in a selector"
+
+
+def combinations(parts: Iterable[str | Choice]) -> int:
+    count = 1
+    for part in parts:
+        count *= len(part.options) if isinstance(part, Choice) else 1
+    return count
+
+
+def _choice(body: str, start: int) -> Choice:
+    if found := _COUNT.match(body):
+        low, high = int(found[1]), int(found[2])
+        if low > high or high - low >= MOST:
+            raise BadGlob(f"`{body}` counts from {low} to {high}", start, start + len(body))
+        return Choice(tuple(str(i) for i in range(low, high + 1)), (start,) * (high - low + 1))
+    options, starts, at = body.split(","), [], start
+    for option in options:
+        starts.append(at + len(option) - len(option.lstrip()))
+        if not re.fullmatch(r"[A-Za-z0-9_.*-]*", option.strip()):
+            raise BadGlob(f"`{option.strip()}` has no meaning in a selector", at, at + len(option))
+        at += len(option) + 1
+    return Choice(tuple(o.strip() for o in options), tuple(starts))
+
+
+@lru_cache(maxsize=4096)
+def _components(plain: str) -> tuple[str, ...]:
+    """Components of a glob without braces; one that may stand for none begins it, as an end of a path is enough."""
+    return ("**", *(c if c == "**" else re.sub(r"\*+", "*", c) for c in plain.split(".")))
+
+
+def _fits(plain: str, path: str) -> bool:
+    """Whether a glob without braces matches a path or an end of it.
+
+    A table of the components that may come next, for each name of the path: `re` would try `**` in all ways.
+    """
+    components, names = _components(plain), path.split(".")
+    if components[-1] != "**" and not _is_named(components[-1], names[-1]):
+        return False
+    reached = _with_none({0}, components)
+    for name in names:
+        stays = {at for at in reached if at < len(components) and components[at] == "**"}
+        moves = {at + 1 for at in reached - stays if at < len(components) and _is_named(components[at], name)}
+        reached = _with_none(stays | moves, components)
+    return len(components) in reached
+
+
+def _with_none(reached: set[int], components: tuple[str, ...]) -> set[int]:
+    """Also those behind a `**` that stands for none."""
+    for at in sorted(reached):
+        while at < len(components) and components[at] == "**":
+            at += 1
+            reached.add(at)
+    return reached
+
+
+def _is_named(component: str, name: str) -> bool:
+    """Whether a name fits a component: `*` is any part of it."""
+    first, *pieces = component.split("*")
+    if not pieces:
+        return first == name
+    at, end = len(first), len(name) - len(pieces[-1])
+    if not name.startswith(first) or not name.endswith(pieces[-1]) or at > end:
+        return False
+    for piece in pieces[:-1]:
+        found = name.find(piece, at, end)
+        if found < 0:
+            return False
+        at = found + len(piece)
+    return True
+
+
+def matches(glob: str, path: str) -> bool:
+    """Whether a glob, braces included, matches a path or an end of it."""
+    options = [p.options if isinstance(p, Choice) else (p,) for p in read(glob)]
+    return any(_fits("".join(pick), path) for pick in product(*options))
+
+
+@lru_cache(maxsize=1024)
+def _expanded(glob: str) -> tuple[tuple[tuple[int, ...], str], ...]:
+    """Every combination of a glob's alternatives: (index into each brace, plain glob)."""
+    parts = read(glob)
+    ranges = [range(len(p.options)) for p in parts if isinstance(p, Choice)]
+    made = []
+    for pick in product(*ranges):
+        taken = iter(pick)
+        made.append((pick, "".join(p.options[next(taken)] if isinstance(p, Choice) else p for p in parts)))
+    return tuple(made)
+
+
+def _matched(glob: str, paths: Sequence[str]) -> tuple[set[str], set[tuple[int, int]]]:
+    """Paths that a glob matches, and the (brace, alternative) pairs that had a part in it."""
+    found: set[str] = set()
+    alive: set[tuple[int, int]] = set()
+    for pick, plain in _expanded(glob):
+        hits = [p for p in paths if _fits(plain, p)]
+        if hits:
+            found.update(hits)
+            alive.update(enumerate(pick))
+    return found, alive
+
+
+def resolve(selector: Selector, paths: Iterable[str]) -> tuple[str, ...]:
+    """The paths that a selector matches, in the order of `paths`, each once."""
+    paths = tuple(dict.fromkeys(paths))
+    chosen: set[str] = set()
+    for op, glob in selector.terms:
+        chosen = _joined(op, chosen, _matched(glob, paths)[0])
+    return tuple(p for p in paths if p in chosen)
+
+
+def _joined(op: str, left: set[str], right: set[str]) -> set[str]:
+    if op == "|":
+        return left | right
+    return left - right if op == "-" else left & right
+
+
+def dead(selector: Selector, paths: Iterable[str]) -> tuple[Dead, ...]:
+    """What of a selector matches nothing: an error unless it says `allow empty`."""
+    paths = tuple(dict.fromkeys(paths))
+    chosen: set[str] = set()
+    out: list[Dead] = []
+    for term, (op, glob) in enumerate(selector.terms):
+        found, alive = _matched(glob, paths)
+        if not found:
+            out.append(Dead(term, glob, glob, 0))
+        else:
+            braces = [p for p in read(glob) if isinstance(p, Choice)]
+            out += [
+                Dead(term, glob, option, brace.starts[j])
+                for i, brace in enumerate(braces)
+                for j, option in enumerate(brace.options)
+                if (i, j) not in alive
+            ]
+            if op != "|" and chosen and not found & chosen:
+                out.append(Dead(term, glob, glob, 0, subtracts=True))
+        chosen = _joined(op, chosen, found)
+    return tuple(out)
+
+
+def near(glob: str, paths: Iterable[str]) -> str:
+    """The glob that was probably meant: each component, compared with those that the paths have."""
+    from ..syntax.nearest import nearest
+
+    parts = {c for p in paths for c in p.split(".") if not c.isdigit()}
+    fixed = [c if set(c) & set("*{") or c in parts or c.isdigit() else nearest(c, parts) or c for c in glob.split(".")]
+    guess = ".".join(fixed)
+    return guess if guess != glob else ""

@@ -1,0 +1,100 @@
+"""Named shares, `{blocks: 44, channels: 52, heads: 4}`: how something is divided among things with names."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from ..syntax import ast
+from ..syntax.diagnostics import Diagnostic, Fault, Fix
+from ..syntax.nearest import nearest
+from ..syntax.source import Span
+from .literals import Unfit
+from .scope import POISON, Scope
+from .type_phrases import listed
+from .typed import typed, wrong_unit
+from .value_text import show
+from .values import Ratio, Shares
+from .vocabulary import Param
+
+unknown_share = Fault("unknown-share", "A share is given to something that the parameter doesn't divide among.")
+repeated_share = Fault("repeated-share", "One name is given two shares.")
+
+
+def shares(expr: ast.Pairs, want: Param, scope: Scope) -> Shares | Any:
+    """The shares, every entry with its own faults, or POISON after one was reported.
+
+    Only proportions count, so numbers and percentages are both welcome, though not side by side: `52` beside
+    `44%` would be a hundred times what it looks like.
+    """
+    sound = _distinct(expr.entries, scope)
+    found: list[tuple[ast.Entry, float | Ratio]] = []
+    for entry in expr.entries:
+        fault = _unknown(entry.name.path, entry.name.span, want)
+        if fault:
+            scope.report(replace(fault, fix=_renamed(entry, want)))
+        value = typed(entry.value, Param(entry.name.path, ("float", "ratio"), "", ge=0), scope)
+        sound &= fault is None and value is not POISON
+        found.append((entry, value))
+    if not sound or not _alike(found, want, scope):
+        return POISON
+    return Shares(tuple((e.name.path, v.value if isinstance(v, Ratio) else v) for e, v in found))
+
+
+def named(expr: ast.Expr, given: Shares, want: Param) -> Shares:
+    """Shares that came by a name, theirs held against those of the parameter; raises Unfit."""
+    for name, _ in given.parts:
+        if fault := _unknown(name, expr.span, want):
+            raise Unfit(fault)
+    return given
+
+
+def _unknown(name: str, span: Span, want: Param) -> Diagnostic | None:
+    if not want.of or name in want.of:
+        return None
+    near = nearest(name, want.of)
+    return unknown_share(
+        f"`{want.name}` has no share of `{name}`",
+        span,
+        help=f"did you mean `{near}`?" if near else f"there are {listed(want.of)}",
+    )
+
+
+def _renamed(entry: ast.Entry, want: Param) -> Fix | None:
+    near = nearest(entry.name.path, want.of)
+    return Fix(entry.name.span, near) if near else None
+
+
+def _distinct(entries: Iterable[ast.Entry], scope: Scope) -> bool:
+    first: dict[str, ast.Entry] = {}
+    sound = True
+    for entry in entries:
+        name = entry.name.path
+        if first.setdefault(name, entry) is not entry:
+            sound = False
+            scope.report(
+                repeated_share(
+                    f"`{name}` has two shares",
+                    entry.span,
+                    related=((first[name].span, "the first"),),
+                    help="drop one of them",
+                )
+            )
+    return sound
+
+
+def _alike(found: list[tuple[ast.Entry, float | Ratio]], want: Param, scope: Scope) -> bool:
+    """Whether all are percentages or none is; nothing is nothing in both."""
+    told = [(entry, value) for entry, value in found if value not in (0, Ratio(0))]
+    other = next(((e, v) for e, v in told if isinstance(v, Ratio) != isinstance(told[0][1], Ratio)), None)
+    if other is None:
+        return True
+    entry, value = other
+    most = "a percentage" if isinstance(told[0][1], Ratio) else "a number"
+    scope.report(
+        wrong_unit(
+            f"`{entry.name.path}` is {show(value)}, but `{told[0][0].name.path}` is {most}",
+            entry.value.span,
+            help=f"write all shares of `{want.name}` one way",
+        )
+    )
+    return False

@@ -1,0 +1,90 @@
+"""What the grammar allows at a place, in words."""
+
+from .edition import HEADS
+from .error_site import Scene
+from .syntax_error import Slip, syntax
+
+# How a statement or item is written, by the keyword it belongs to.
+FORMS = {
+    "use": "use std.text",
+    "param": "param keep: ratio = 85% in 60%..100%",
+    "model": 'model base = hf("org/name")',
+    "data": 'data calib = text("calib.txt")',
+    "profile": "profile zen4 { isa: avx512_bf16  threads: 2 }",
+    "matrix": "matrix keep: [80%, 85%]",
+    "pipeline": "pipeline lean(base) { ... }",
+    "expect": "expect lean { ... }",
+    "emit": "emit lean { ... }",
+}
+ITEMS = {
+    "profile": ("an entry", "threads: 2"),
+    "matrix": ("an entry", "keep: [80%, 85%]"),
+    "pipeline": ("a step", "slim = prune.blocks(remove: 4)"),
+    "expect": ("a bound", "perplexity(heldout) <= 1.15 * base"),
+    "emit": ("a target", 'hf("out")'),
+}
+SIGNS = {
+    "EQUAL": "`=`",
+    "COLON": "`:`",
+    "COMMA": "`,`",
+    "LPAR": "`(`",
+    "RPAR": "`)`",
+    "LBRACE": "`{`",
+    "RBRACE": "`}`",
+    "LSQB": "`[`",
+    "RSQB": "`]`",
+    "NAME": "a name",
+    "COMPARE": "`<=`",
+    "NUMBER": "a number",
+    "STRING": "a string",
+    "TO": "`..`",
+    "STAR": "`*`",
+    "IN": "`in`",
+    "ON": "`on`",
+    "AS": "`as`",
+    "EMPTY": "`empty`",
+    "OF": "`of`",
+    "UNION": "`|`",
+}
+VALUE = {"NUMBER", "STRING", "LONG_STRING", "LSQB", "LBRACE", "TRUE", "FALSE"}
+SHARES = "{blocks: 3, channels: 1}"
+STARTS = VALUE | {"NAME", "DOTTED"}
+
+
+def unexpected(scene: Scene) -> Slip:
+    found, expected = scene.token, _expected(scene)
+    span = scene.span(found)
+    if found.type == "$END":
+        message = f"the file ends where {expected} is expected"
+    elif scene.at > scene.start and scene.first_on_line(scene.at):
+        message, span = f"{expected} is expected after `{shown(scene.previous)}`", scene.span(scene.previous)
+    else:
+        message = f"`{shown(found)}` stands where {expected} is expected"
+    form = FORMS.get(scene.owner, "") if scene.block is None else ITEMS[scene.owner][1]
+    form = SHARES if scene.inner == "LBRACE" else form
+    return Slip(syntax(message, span, help=f"write it like `{form}`" if form else ""))
+
+
+def _expected(scene: Scene) -> str:
+    wanted, names = set(scene.wanted), []
+    if wanted == {"NAME", "DOTTED"} and scene.previous.type == "EQUAL":
+        return "a call"
+    if len(scene.wanted & {head.upper() for head in HEADS}) > 1:
+        return "a statement"
+    if scene.block is not None and not scene.inner and {"RBRACE", "NAME"} <= wanted:
+        names.append(ITEMS[scene.owner][0])
+        wanted -= {"NAME"}
+    elif len(wanted & VALUE) > 2:
+        names.append("a value")
+        wanted -= STARTS | {"LPAR"}
+    closing = wanted & {"COMMA", "RPAR", "RSQB", "RBRACE"}
+    if closing:
+        wanted -= {"UNION", "TO", "OF", "STAR", "ON"}
+    names += [sign for kind, sign in SIGNS.items() if kind in wanted]
+    names = names[:3] or ["something else"]
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " or " + names[-1]
+
+
+def shown(token) -> str:
+    text = token.split("\n")[0].strip()
+    return text if len(text) <= 30 else text[:29] + "…"

@@ -1,0 +1,304 @@
+"""Text to syntax tree, however broken: one diagnostic per broken statement or step, the rest is read.
+
+Lark's tables decide what is grammatical; this file feeds them. Before every statement and every item of a
+block (a step, an entry, a bound, a target) it remembers the parser's stacks. Where a token does not fit,
+`slips` says what is wrong. If it also says which token was meant, parsing goes on with that; otherwise the
+stacks go back to the start of the item, and reading resumes at the next item, closing brace or statement.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+from .ast import File
+from .diagnostics import Diagnostic, Fault, Fix, in_order
+from .edition import DEPTH, EDITION, HEADS
+from .source import Source, Span
+from .source_file import LIMIT, read_source, too_large
+
+__all__ = ["Parsed", "parse", "read_source"]
+
+missing_edition = Fault("missing-edition", "A recipe does not start with the edition of the language it is written in.")
+unknown_edition = Fault(
+    "unknown-edition", "A recipe is written in an edition of the language that this effc does not read."
+)
+more_mistakes = Fault("more-mistakes", "A file has more mistakes than are worth showing.", severity="note")
+
+HEAD_TERMINALS = {head.upper() for head in HEADS}
+SHOWN = 50  # mistakes reported per file
+REPAIRS = 20  # of one item, before the rest of it is dropped
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """`file` holds what could be read."""
+
+    file: File
+    diagnostics: tuple[Diagnostic, ...]
+
+
+@lru_cache(maxsize=32)  # a module is read by every check of a recipe that uses it
+def parse(source: Source) -> Parsed:
+    if len(source.text) > LIMIT:
+        refused = too_large(source.name, len(source.text)).at(Span(source, 0, 0))
+        return Parsed(File(source, EDITION, None, ()), (refused,))
+    from .lexer import scan
+    from .tree_builder import Abstract  # lark costs 60 ms: only those who parse pay
+
+    tokens, comments = scan(source)
+    reader = _Reader(source, tokens)
+    tree = reader.read()
+    build = Abstract(source, tuple(comments))
+    file = build.transform(tree)
+    return Parsed(file, in_order(reader.diagnostics + build.diagnostics))
+
+
+@dataclass
+class _Mark:
+    """The parser's stacks just before token `at`, every reduction done."""
+
+    at: int
+    states: list
+    values: list
+
+
+@dataclass
+class _Reader:
+    source: Source
+    tokens: list
+    diagnostics: list[Diagnostic] = field(default_factory=list)
+    statement: _Mark | None = None
+    item: _Mark | None = None  # in an open block, its last item
+    block: int | None = None  # index of the open `{`
+    depth: int = 0  # of parentheses, brackets, and braces that hold a value
+    blamed: bool = False  # this item has its diagnostic
+    dropped: tuple | None = None  # statement and message of the last token dropped
+    repaired: int | None = -1  # start of what was last repaired, and how often it was
+    repairs: int = 0
+
+    def __post_init__(self):
+        from .lexer import grammar, keywords
+
+        self.parser = grammar().parse_interactive()
+        self.words = keywords()
+
+    def read(self):
+        """Lark's tree of all that is grammatical."""
+        at, last = self.edition(), len(self.tokens) - 1
+        while at < last:
+            if len(self.diagnostics) >= SHOWN:
+                self.give_up(at)
+                break
+            at = self.advance(at)
+        if self.block is not None or not self.complete():
+            self.recover(last)
+        return self.parser.feed_token(self.tokens[last])
+
+    # Feeding
+
+    def edition(self) -> int:
+        """Feed `effspec 1`, written or not; the index of the token after it."""
+        first, second = self.tokens[0], self.tokens[min(1, len(self.tokens) - 1)]
+        used = 2
+        if first != "effspec":
+            empty = first.type == "$END"
+            self.report(
+                missing_edition(
+                    "the file has no statements" if empty else f"the file does not start with `effspec {EDITION}`",
+                    self.span(first),
+                    help=f"`effspec {EDITION}` is the first line of every recipe",
+                    fix=self.insertion(int(self.source.text.startswith("\ufeff")), f"effspec {EDITION}\n"),
+                )
+            )
+            used = 0
+        elif (
+            second.line == first.line and second.type not in ("NUMBER", "LONG_STRING", "$END") and (second not in HEADS)
+        ):
+            while self.tokens[used].line == first.line and self.tokens[used].type not in ("LONG_STRING", "$END"):
+                used += 1
+            self.report(
+                unknown_edition(
+                    f"`{second}` is no edition of the language",
+                    self.span(second),
+                    help=f"write `effspec {EDITION}`",
+                    fix=Fix(self.span(second), str(EDITION)),
+                )
+            )
+        elif second.type != "NUMBER" or second.line != first.line:
+            self.report(
+                missing_edition(
+                    "the edition of the language is missing",
+                    self.span(first),
+                    help=f"write `effspec {EDITION}`",
+                    fix=self.insertion(first.end_pos, f" {EDITION}"),
+                )
+            )
+            used = 1
+        elif second != str(EDITION):
+            self.report(
+                unknown_edition(
+                    f"this effc reads edition {EDITION} of the language, not {second}",
+                    self.span(second),
+                    help=f"write `effspec {EDITION}`, or use a newer effc",
+                )
+            )
+        self.put("EFFSPEC", "effspec", 0)
+        self.put("NUMBER", str(EDITION), self.tokens[used].start_pos)
+        return used
+
+    def advance(self, at: int) -> int:
+        """Feed one token, or recover; the index to go on with."""
+        from lark import Token, UnexpectedToken
+
+        token = self.tokens[at]
+        kind = self.fit(token)
+        opens, in_value = self.begins(kind), self.depth > 0 or "LSQB" in self.parser.choices()
+        if self.depth > DEPTH or kind not in self.parser.choices() or self.is_python(at, kind):
+            return self.recover(at)
+        try:
+            self.parser.feed_token(Token.new_borrow_pos(kind, token, token))
+        except UnexpectedToken:
+            return self.recover(at)
+        if opens:
+            self.mark(at, opens)
+        if kind in ("LPAR", "LSQB") or (kind == "LBRACE" and in_value):
+            self.depth += 1
+        elif kind in ("RPAR", "RSQB") or (kind == "RBRACE" and in_value):
+            self.depth -= 1
+        elif kind == "LBRACE":
+            self.block, self.item = at, None
+        elif kind == "RBRACE":
+            self.block = None
+        return at + 1
+
+    def fit(self, token) -> str:
+        """The terminal that a token is here: words are keywords only where the grammar wants one."""
+        kind = self.words.get(token, token.type) if token.type == "NAME" else token.type
+        if kind == token.type:
+            return kind
+        inside = self.block is not None or self.depth > 0
+        if (inside and token in HEADS) or (token == "on" and self.owner() != "expect"):
+            return "NAME"
+        return kind if kind in self.parser.choices() else "NAME"
+
+    def owner(self) -> str:
+        """The keyword of the statement being read."""
+        return str(self.tokens[self.statement.at]) if self.statement else ""
+
+    def is_python(self, at: int, kind: str) -> bool:
+        """Whether a name in the place of a value is Python's word for one."""
+        return (
+            kind == "NAME"
+            and self.tokens[at] in ("True", "False", "None")
+            and "NUMBER" in self.parser.choices()
+            and self.tokens[at + 1].type not in ("COLON", "EQUAL", "LPAR")
+        )
+
+    def begins(self, kind: str) -> str:
+        if kind in HEAD_TERMINALS:
+            return "statement"
+        between = self.block is not None and self.depth == 0 and "RBRACE" in self.parser.choices()
+        return "item" if between and kind in ("NAME", "DOTTED") else ""
+
+    def mark(self, at: int, what: str) -> None:
+        """Remember the stacks below the token just shifted."""
+        state = self.parser.parser_state
+        mark = _Mark(at, state.state_stack[:-1], state.value_stack[:-1])
+        self.blamed = False
+        if what == "item":
+            self.item = mark
+        else:
+            self.statement, self.item = mark, None
+
+    def put(self, kind: str, text: str, offset: int) -> None:
+        """Feed a token that is not in the text."""
+        from lark import Token
+
+        self.parser.feed_token(Token(kind, text, offset, end_pos=offset))
+
+    # Recovering
+
+    def complete(self) -> bool:
+        """Whether the parser stands between two statements, or between two items of a block."""
+        return self.depth == 0 and ("RBRACE" if self.block is not None else "$END") in self.parser.accepts()
+
+    def recover(self, at: int) -> int:
+        """Say what is wrong at a token; go on with what was meant, or at the next item or statement."""
+        from .syntax_errors import Scene, diagnose
+
+        complete = self.complete()
+        item = self.item if self.block is not None else self.statement
+        start = at if complete or item is None else item.at
+        scene = Scene(
+            self.source,
+            self.tokens,
+            self.depth > DEPTH,
+            frozenset(self.parser.accepts()),
+            start,
+            at,
+            self.block,
+            self.statement.at if self.statement else None,
+        )
+        slip = diagnose(scene)
+        again = slip.drops and self.dropped == (scene.statement, slip.diagnostic.message)
+        if complete and not slip.put:
+            self.blamed = again
+        self.dropped = (scene.statement, slip.diagnostic.message) if slip.drops else None
+        self.report(slip.diagnostic, slip.repairs)
+        item = scene.statement if slip.drops else start
+        self.repairs = self.repairs + 1 if item == self.repaired else 1
+        self.repaired = item
+        if not slip.repairs or self.repairs > REPAIRS:
+            return self.resume(scene, complete)
+        if slip.put:
+            self.put(*slip.put, self.tokens[at].start_pos)
+        return at + 1 if slip.skip else at
+
+    def resume(self, scene, complete: bool) -> int:
+        """Drop a broken item; the index of the token that reading goes on with."""
+        mark = self.item if self.block is not None else self.statement
+        if not complete and mark is not None:
+            self.restore(mark)
+        self.depth = 0
+        first = scene.at if scene.is_head(scene.at) else max(scene.at, scene.start + 1)
+        if self.block is None:
+            return scene.next_head(first)
+        at = scene.next_item(first)
+        if scene.ends_block(at):
+            self.put("RBRACE", "}", self.tokens[at - 1].end_pos)
+            self.block = None
+        return at
+
+    def give_up(self, at: int) -> None:
+        self.diagnostics.append(more_mistakes(f"only the first {SHOWN} mistakes are shown", self.span(self.tokens[at])))
+        mark = self.statement
+        if mark is not None and not (self.block is None and self.complete()):
+            self.restore(mark)
+        self.block, self.depth = None, 0
+
+    def restore(self, mark: _Mark) -> None:
+        state = self.parser.parser_state
+        state.state_stack[:], state.value_stack[:] = mark.states, mark.values
+
+    # Reporting
+
+    def report(self, diagnostic: Diagnostic, repairs: bool = False) -> None:
+        """One diagnostic per item; further slips of an item that are repaired add their fix to it."""
+        if not self.blamed:
+            self.diagnostics.append(diagnostic)
+            self.blamed = True
+        elif repairs and diagnostic.fix and self.diagnostics[-1].fix:
+            self.diagnostics[-1] = _merged(self.diagnostics[-1], diagnostic)
+
+    def span(self, token) -> Span:
+        end = token.start_pos + len(token.split("\n")[0])
+        return Span(self.source, token.start_pos, end)
+
+    def insertion(self, offset: int, text: str) -> Fix:
+        return Fix(Span(self.source, offset, offset), text)
+
+
+def _merged(first: Diagnostic, second: Diagnostic) -> Diagnostic:
+    """The first, mended together with the second."""
+    between = first.span.source.text[first.fix.span.end : second.fix.span.start]
+    fix = Fix(first.fix.span.to(second.fix.span), first.fix.text + between + second.fix.text)
+    return replace(first, fix=fix, related=(*first.related, (second.span, second.message)))

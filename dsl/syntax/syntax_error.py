@@ -1,0 +1,71 @@
+"""A syntax error and how parsing can go on after it."""
+
+import re
+from dataclasses import dataclass
+
+from .diagnostics import Diagnostic, Fault, Fix
+from .error_site import Scene
+from .source import Span
+
+syntax = Fault("syntax", "The text does not follow the grammar of the language.")
+not_closed = Fault("not-closed", "A parenthesis, bracket or brace is opened and never closed.")
+not_opened = Fault("not-opened", "A parenthesis, bracket or brace is closed that was never opened.")
+missing_comma = Fault("missing-comma", "Two arguments or items stand side by side without a comma.")
+wrong_sign = Fault("wrong-sign", "A sign such as `=` stands where another one, such as `:`, is meant.")
+foreign_spelling = Fault("foreign-spelling", "Something is written as in Python, YAML, JSON or C.")
+unknown_character = Fault("unknown-character", "A character has no meaning outside strings and comments.")
+unterminated_string = Fault("unterminated-string", "A string is not closed on its line, or a docstring not at all.")
+too_deep = Fault("too-deep", "Parentheses and brackets are nested deeper than any recipe needs.")
+
+_unit = re.compile(r"%|[num]?s|min|h|d|[KMGT]i?B?|B")
+
+
+@dataclass(frozen=True)
+class Slip:
+    """`repairs`: parsing can go on, after feeding `put`, and without the token found if `skip`."""
+
+    diagnostic: Diagnostic
+    repairs: bool = False
+    put: tuple[str, str] | None = None
+    skip: bool = False
+
+    @property
+    def drops(self) -> bool:
+        return self.repairs and self.skip and not self.put
+
+
+def replaced(
+    scene: Scene, kind: str, text: str, message: str, help: str, fault: Fault = wrong_sign, sure: bool = True
+) -> Slip:
+    span, around = scene.span(scene.token), scene.source.text
+    before = " " if kind == "EQUAL" and not around[span.start - 1].isspace() else ""
+    after = " " if kind in ("EQUAL", "COLON") and not around[span.end : span.end + 1].isspace() else ""
+    fix = Fix(span, before + text + after) if sure else None
+    return Slip(fault(message, span, help=help, fix=fix), True, (kind, text), True)
+
+
+def dropped(scene: Scene, span: Span, fault: Fault, message: str, help: str) -> Slip:
+    return Slip(fault(message, span, help=help, fix=Fix(span, "")), True, None, True)
+
+
+def is_unit(text: str) -> bool:
+    return bool(_unit.fullmatch(text))
+
+
+def spaced_unit(scene: Scene) -> Slip | None:
+    """`24 GiB`, where a unit stands apart from its number."""
+    number, unit = scene.previous, scene.token
+    apart = number.type == "NUMBER" and number[-1].isdigit() and number.line == unit.line
+    if not apart or not is_unit(unit) or scene.following.type in ("COLON", "EQUAL"):
+        return None
+    return joined_unit(scene, number, unit, repairs=True)
+
+
+def joined_unit(scene: Scene, number, unit, repairs: bool) -> Slip:
+    gap, both = (
+        Span(scene.source, *ends) for ends in ((number.end_pos, unit.start_pos), (number.start_pos, unit.end_pos))
+    )
+    said = wrong_sign(
+        "a unit follows its number without a space", both, help=f"write `{number}{unit}`", fix=Fix(gap, "")
+    )
+    return Slip(said, repairs, None, repairs)

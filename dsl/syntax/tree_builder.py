@@ -1,0 +1,201 @@
+"""From Lark's tree to the syntax tree. Rule `step` of grammar.lark becomes `Tree.step`, and so on."""
+
+import re
+
+from lark import Transformer, v_args
+
+from . import ast
+from .control_characters import control_in, refused
+from .diagnostics import Diagnostic, Fault
+from .source import Source, Span
+
+unknown_escape = Fault("unknown-escape", "A backslash in a string is followed by something that has no meaning.")
+reserved_word = Fault("reserved-word", "A word of the language is used as a name that other parts could not mention.")
+long_number = Fault("long-number", "A number has more digits than any quantity needs.")
+long_selector = Fault("long-selector", "More parts are joined by `|`, `-` and `&` than one expression may have.")
+
+DIGITS = 40  # of a number
+PARTS = 200  # joined by set operators in one expression
+_UNSEEN = "\N{REPLACEMENT CHARACTER}"
+ESCAPES = {"\\": "\\", '"': '"', "n": "\n", "r": "\r", "t": "\t"}
+RESERVED = {"true", "false", "in", "on", "of", "as", "allow", "empty"}
+
+_escape = re.compile(r"\\(u[0-9a-fA-F]{4}|.)|\r\n", re.DOTALL)
+_number = re.compile(r"(-?[0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)(.*)")
+
+
+@v_args(meta=True)
+class Abstract(Transformer):
+    """Builds `ast.File`; what is wrong inside a token is gathered in `diagnostics`."""
+
+    def __init__(self, source: Source, comments: tuple[ast.Comment, ...]):
+        super().__init__(visit_tokens=False)
+        self.source = source
+        self.comments = comments
+        self.diagnostics: list[Diagnostic] = []
+
+    def span(self, meta) -> Span:
+        return Span(self.source, meta.start_pos, meta.end_pos)
+
+    def start(self, meta, parts):
+        number, doc, *statements = parts
+        return ast.File(self.source, int(number.value), doc, tuple(statements), self.comments)
+
+    # Declarations
+
+    def use(self, meta, parts):
+        return ast.Use(parts[0], parts[1] and self.fresh(parts[1]), span=self.span(meta))
+
+    def param(self, meta, parts):
+        name, kind, default, bounds, doc = parts
+        return ast.Param(self.fresh(name), kind, default, bounds, doc, span=self.span(meta))
+
+    def model(self, meta, parts):
+        return ast.Declare("model", self.fresh(parts[0]), parts[1], span=self.span(meta))
+
+    def data(self, meta, parts):
+        return ast.Declare("data", self.fresh(parts[0]), parts[1], span=self.span(meta))
+
+    def profile(self, meta, parts):
+        return ast.Profile(self.fresh(parts[0]), tuple(parts[1:]), span=self.span(meta))
+
+    def matrix(self, meta, parts):
+        return ast.Matrix(tuple(parts), span=self.span(meta))
+
+    def entry(self, meta, parts):
+        name, value = parts
+        return ast.Entry(name, value, span=self.span(meta))
+
+    # Pipelines, gates and artifacts
+
+    def pipeline(self, meta, parts):
+        name, model, doc, *steps = parts
+        return ast.Pipeline(self.fresh(name), model, doc, tuple(steps), span=self.span(meta))
+
+    def step(self, meta, parts):
+        return ast.Step(self.fresh(parts[0]), parts[1], span=self.span(meta))
+
+    def expect(self, meta, parts):
+        return ast.Expect(parts[0], tuple(parts[1:]), span=self.span(meta))
+
+    def bound(self, meta, parts):
+        metric, op, limit, part, profile = parts
+        return ast.Bound(metric, op, limit, part, profile, span=self.span(meta))
+
+    def op(self, meta, parts):
+        return str(parts[0])
+
+    def limit(self, meta, parts):
+        amount, baseline = parts
+        return ast.Limit(amount, baseline, span=self.span(meta))
+
+    def emit(self, meta, parts):
+        return ast.Emit(parts[0], tuple(parts[1:]), span=self.span(meta))
+
+    # Values
+
+    def allow_empty(self, meta, parts):
+        return ast.AllowEmpty(parts[0], span=self.span(meta))
+
+    def joined(self, meta, parts):
+        left = parts[0]
+        if len(parts) > 2 * PARTS:
+            self.diagnostics.append(
+                long_selector(
+                    f"{len(parts) // 2 + 1} parts are joined here; an expression has at most {PARTS}",
+                    self.span(meta),
+                    help="use `*` and `{a,b}` in the patterns, or several steps",
+                )
+            )
+            return left
+        for op, right in zip(parts[1::2], parts[2::2], strict=True):
+            left = ast.Combine(str(op), left, right, span=Span(self.source, meta.start_pos, right.span.end))
+        return left
+
+    def of(self, meta, parts):
+        amount, base = parts
+        return ast.Of(amount, base, span=self.span(meta))
+
+    def interval(self, meta, parts):
+        low, high = parts
+        return ast.Interval(low, high, span=self.span(meta))
+
+    def call(self, meta, parts):
+        return ast.Call(parts[0], tuple(p for p in parts[1:] if p is not None), span=self.span(meta))
+
+    def arg(self, meta, parts):
+        name, value = parts
+        return ast.Arg(name.path if name else "", value, span=self.span(meta), name_span=name and name.span)
+
+    def items(self, meta, parts):
+        return ast.Items(tuple(p for p in parts if p is not None), span=self.span(meta))
+
+    def pairs(self, meta, parts):
+        return ast.Pairs(tuple(p for p in parts if p is not None), span=self.span(meta))
+
+    def number(self, meta, parts):
+        span = self.span(meta)
+        digits, unit = _number.fullmatch(parts[0]).groups()
+        if len(digits) > DIGITS:
+            self.diagnostics.append(
+                long_number(f"this number has {len(digits)} characters; the most is {DIGITS}", span)
+            )
+            digits = "0"
+        return ast.Number(digits, unit, span=span)
+
+    def bool(self, meta, parts):
+        return ast.Bool(parts[0] == "true", span=self.span(meta))
+
+    def name(self, meta, parts):
+        return ast.Name(str(parts[0]), span=self.span(meta))
+
+    word = name
+
+    def fresh(self, name: ast.Name) -> ast.Name:
+        """A name that is defined here, so that others can mention it."""
+        if name.path in RESERVED:
+            self.diagnostics.append(
+                reserved_word(
+                    f"`{name.path}` is a word of the language, not a name",
+                    name.span,
+                    help=f"call it `{name.path}_` or better",
+                )
+            )
+        return name
+
+    def text(self, meta, parts):
+        token, span = str(parts[0]), self.span(meta)
+        quotes = 3 if token.startswith('"""') else 1
+        unknown = []
+
+        def plain(match):
+            code = match[1]
+            if code is None:
+                return "\n"
+            if code[0] == "u" and len(code) == 5 and not 0xD800 <= int(code[1:], 16) <= 0xDFFF:
+                return chr(int(code[1:], 16))
+            if code not in ESCAPES:
+                start = span.start + quotes + match.start()
+                unknown.append((code, Span(self.source, start, start + len(match[0]))))
+            return ESCAPES.get(code, code)
+
+        value = _escape.sub(plain, token[quotes:-quotes])
+        if unknown:
+            self.unknown(unknown)
+        if found := control_in(value, lines=True):
+            self.diagnostics.append(refused("the text", found, span))
+            value = "".join(_UNSEEN if control_in(c, lines=True) else c for c in value)  # reported once
+        return ast.Text(value, span=span)
+
+    def unknown(self, escapes: list[tuple[str, Span]]) -> None:
+        """One diagnostic per string."""
+        (code, span), *others = escapes
+        shown = "a backslash before a line end" if code in "\r\n" else f"`\\{code}`"
+        self.diagnostics.append(
+            unknown_escape(
+                f"{shown} means nothing in a string",
+                span,
+                help="write `\\\\` for a backslash; in paths `/` works everywhere",
+                related=tuple((where, "nor does this") for _, where in others[:5]),
+            )
+        )

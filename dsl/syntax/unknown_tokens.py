@@ -1,0 +1,123 @@
+"""What is said of tokens that the grammar does not know: broken strings, characters without a meaning."""
+
+import re
+
+from .diagnostics import Fix
+from .error_site import Scene
+from .quotes import quotes_for
+from .source import Span
+from .syntax_error import (
+    Slip,
+    dropped,
+    foreign_spelling,
+    replaced,
+    spaced_unit,
+    syntax,
+    unknown_character,
+    unterminated_string,
+)
+
+
+def open_string(scene: Scene) -> Slip:
+    span = scene.span(scene.token)
+    long = scene.token.type == "OPEN_LONG_STRING"
+    quote = '"""' if long else '"'
+    return Slip(
+        unterminated_string(
+            f"the string that starts here has no closing `{quote}`",
+            Span(span.source, span.start, span.start + len(quote)) if long else span,
+            help=f"end it with `{quote}`" + ("" if long else '; text of several lines stands between `"""`'),
+        )
+    )
+
+
+_bare = re.compile(r"[\w./~*?-]+")  # what paths and patterns are made of
+
+
+def bare_text(scene: Scene) -> Slip | None:
+    """A path or a pattern among arguments, without its quotes: `hf(./m)`, `text(a/b.txt)`, `native(nat-2)`."""
+    if scene.inner != "LPAR":
+        return None
+    at = scene.token.start_pos
+    found = next((m for m in _bare.finditer(scene.source.text) if m.start() <= at < m.end()), None)
+    if found is None or not re.search(r"[^\W\d]", found[0]) or found[0].startswith(("//", "/*")):
+        return None
+    glued = scene.token.type == "NUMBER" and scene.previous.type in ("NAME", "DOTTED")
+    if not (re.search("[/~*?]", found[0]) or (glued and found.start() < at)):
+        return None
+    return Slip(quotes_for(found[0], Span(scene.source, found.start(), found.end())))
+
+
+def quoted(scene: Scene) -> Slip:
+    text = '"' + scene.token[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
+    return replaced(scene, "STRING", text, "strings stand in double quotes", f"write `{text}`", foreign_spelling)
+
+
+def strange(scene: Scene) -> Slip | None:
+    found, span = scene.token, scene.span(scene.token)
+    if found == ";" and scene.inner and "COMMA" in scene.wanted:
+        help = "arguments, items and shares are separated by `,`"
+        return replaced(scene, "COMMA", ",", "`;` stands where `,` is meant", help, foreign_spelling)
+    if found == ";" and scene.wanted & {"RBRACE", "$END"}:
+        return dropped(
+            scene, span, foreign_spelling, "`;` has no meaning here", "statements and steps need no separator"
+        )
+    if found == "%" and scene.previous.type == "NUMBER" and scene.previous.end_line == found.line:
+        return spaced_unit(scene)
+    if found == "." and scene.previous.type in ("NAME", "DOTTED") and scene.previous.end_pos == found.start_pos:
+        return Slip(
+            syntax(
+                f"`{scene.previous}.` ends in a dot",
+                scene.span(scene.previous).to(span),
+                help="a dotted name goes on after the dot: `prune.blocks`",
+            )
+        )
+    if found in CHARACTERS:
+        fault = unknown_character if found.type == "STRANGE" else foreign_spelling
+        return Slip(fault(f"`{found}` has no meaning here", span, help=CHARACTERS[found]))
+    first = Span(span.source, span.start, span.start + 1)
+    if found.isspace() or not found.isprintable():
+        message = f"the character U+{ord(found[0]):04X} has no meaning outside strings"
+        if found.isspace():
+            return Slip(
+                unknown_character(message, first, help="a plain space is meant", fix=Fix(span, " ")), True, None, True
+            )
+        return Slip(unknown_character(message, first))
+    shown = span if found.isascii() else Span(span.source, span.start, span.start + len(found))
+    return Slip(
+        unknown_character(
+            f"`{found}` has no meaning outside strings",
+            shown,
+            help="" if found.isascii() else "names are made of a-z, A-Z, 0-9 and `_`",
+        )
+    )
+
+
+CHARACTERS = {
+    "//": "comments start with `#`",
+    "/*": "comments start with `#`, on every line",
+    "*/": "comments start with `#`",
+    "---": "a file holds one recipe and needs no separator",
+    "!=": "bounds compare with `<=`, `<`, `>=`, `>` or `==`",
+    "=>": "bounds compare with `>=`",
+    ":=": "a step is written `name = pass(...)`",
+    "->": "steps work in the order they are written; another source is given as `from: name`",
+    "&&": "selectors are intersected with `&`",
+    "||": "selectors are united with `|`",
+    "**": "patterns stand in quotes",
+    ".": "a decimal starts with a digit, and a range is written `1..2`",
+    "...": "a range is written `1..2`",
+    "/": "paths and patterns stand in quotes",
+    "\\": "strings stand in double quotes",
+    "'": "strings stand in double quotes",
+    "`": "strings stand in double quotes",
+    "?": "patterns stand in quotes",
+    "!": "there is no negation; selectors subtract with `-`",
+    "@": "passes are called by name: `step = prune.blocks(remove: 4)`",
+    "~": "paths and patterns stand in quotes",
+    "$": "parameters are used by name: `keep: keep of channels`",
+    "+": "selectors are united with `|`",
+    "%": "a percent sign follows its number without a space: `85%`",
+    ";": "statements and steps need no separator",
+    "^": "patterns are globs, in quotes",
+}

@@ -1,0 +1,123 @@
+"""Budgets of clients: the largest size within each, the least named, and sizes that are drawn anew each round."""
+
+import numpy as np
+import pytest
+import torch
+from effc.compiler.analysis.planning.shrink import flops_per_token, params
+from effc.compiler.apps.federation.budgets import Load, memory
+from effc.compiler.apps.federation.coverage import sandwich
+from effc.compiler.apps.federation.sizes import STEPS, Coverage, Scale, Size, sizes_for, skeleton_at_size
+from effc.compiler.apps.federation.strategy import Sent
+from effc.compiler.ir.capture.capture import capture
+from effc.dsl.checker.values import Bytes, Duration
+from effc.dsl.syntax.diagnostics import Reject
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import tiny
+
+LOAD = Load(batch=2, length=16)
+
+
+@pytest.fixture(scope="module")
+def scale():
+    return Scale(capture(tiny.model("llama")), LOAD)
+
+
+@pytest.mark.parametrize("kind", ["params", "flops", "memory"])
+def test_a_size_is_the_largest_within_its_budget_and_grows_with_it(scale, kind):
+    whole, least = scale.takes(kind, STEPS), scale.takes(kind, 1)
+    assert 0 < least < whole
+    found = []
+    for share in np.linspace(least / whole, 1, 7):
+        size = scale.fit(int(np.ceil(share * whole)) if kind != "memory" else Bytes(int(np.ceil(share * whole))), kind)
+        step = max(n for n in range(1, STEPS + 1) if scale.size(n).params == size.params)
+        assert scale.takes(kind, step) <= np.ceil(share * whole)
+        assert step == STEPS or scale.takes(kind, step + 1) > share * whole
+        found.append(size.params)
+    assert found == sorted(found) and found[-1] == scale.size(STEPS).params
+
+
+def test_what_a_size_takes_is_counted_on_what_is_left(scale):
+    size = scale.size(STEPS // 2)
+    skeleton = skeleton_at_size(scale.program, size)
+    assert params(skeleton) == size.params
+    assert scale.takes("flops", STEPS // 2) == flops_per_token(skeleton, LOAD.length)
+    # weights, gradients and two moments are 16 bytes a parameter, the states of a round 12
+    assert memory(skeleton, LOAD) > 28 * size.params
+    assert memory(skeleton, Load(4, 16)) > memory(skeleton, LOAD)
+
+
+def test_an_update_that_takes_long_enough_is_of_the_whole_model():
+    program = capture(tiny.model("llama"))
+    before = {n: p.detach().clone() for n, p in program.model.named_parameters()}
+    (size,) = sizes_for(program, [Duration(60.0)], load=LOAD)
+    assert not size.kept
+    assert all(torch.equal(p, before[n]) and p.grad is None for n, p in program.model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("budget", "counts", "says", "help_"),
+    [
+        (10, "params", "is 10 parameters, and the smallest sub-network takes", "%"),
+        (0.01, "flops", "FLOP a token", "%"),
+        (Bytes(1000), "params", "of memory", "KiB"),
+        (Duration(1e-9), "params", "an update", "ms"),
+    ],
+)
+def test_a_budget_that_nothing_fits_names_the_least(budget, counts, says, help_):
+    with pytest.raises(Reject) as refused:
+        sizes_for(capture(tiny.model("llama")), [1.0, budget], counts, LOAD)
+    (wrong,) = refused.value.diagnostics
+    assert wrong.slug == "budget-too-small" and wrong.argument == "budgets"
+    assert says in wrong.message and help_ in wrong.help
+
+
+def test_the_least_that_is_named_is_enough(scale):
+    from effc.compiler.apps.federation.budgets import amount, phrase
+
+    whole, least = scale.takes("memory", STEPS), scale.takes("memory", 1)
+    said = amount("memory", least, whole)
+    assert said.endswith("KiB") and phrase("memory", least)
+    assert scale.fit(Bytes(int(said.removesuffix("KiB")) * 1024), "memory").params == scale.size(1).params
+
+
+@given(clients=st.integers(1, 9), sizes=st.integers(1, 4), seed=st.integers(0, 999), data=st.data())
+def test_nobody_draws_more_than_it_affords_and_both_ends_are_drawn(clients, sizes, seed, data):
+    most = {k: data.draw(st.integers(0, sizes - 1)) for k in range(clients)}
+    drawn = sandwich(list(range(clients)), list(range(sizes)), seed, most)
+    assert drawn == sandwich(list(range(clients)), list(range(sizes)), seed, most)
+    assert all(drawn[k] >= most[k] for k in range(clients))
+    assert min(drawn.values()) == min(most.values())
+    assert clients == 1 or max(drawn.values()) == sizes - 1
+
+
+FULL = {"w": (4,)}
+SIZES = (Size(4, {}, {}), Size(2, {}, {"w": ((0, 1),)}))
+
+
+def test_sizes_are_drawn_anew_each_round_and_the_seed_says_which():
+    def drawn(seed):
+        made, found = Coverage(FULL, SIZES, {0: 0, 1: 0, 2: 1}, seed=seed), []
+        made.begin({"w": np.zeros(4, np.float32)})
+        for number in range(1, 7):
+            made.prepare(number, [0, 1, 2])
+            sizes = [made.payload(k, number, None).config["size"] for k in range(3)]
+            assert 0 in sizes and 1 in sizes and sizes[2] == 1
+            sent = {k: Sent({"w": np.ones(made.wanted(k)["w"], np.float32)}, 1) for k in range(3)}
+            made.take(number, sent)
+            found.append(tuple(sizes))
+        np.testing.assert_allclose(made.state["w"][:2], 1.0)  # which all train in every round
+        return found
+
+    assert drawn(3) == drawn(3) and len(set(drawn(3))) > 1
+    assert tuple(drawn(3)) != tuple(drawn(4))
+
+
+def test_with_budgets_alone_a_client_trains_the_same_size_in_all_rounds():
+    made = Coverage(FULL, SIZES, {0: 0, 1: 1})
+    made.begin({"w": np.zeros(4, np.float32)})
+    for number in (1, 2):
+        made.prepare(number, [0, 1])
+        assert [made.payload(k, number, None).config["size"] for k in (0, 1)] == [0, 1]
+    assert made.tells_start(0) and not made.tells_start(1)

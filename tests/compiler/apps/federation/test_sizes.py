@@ -1,0 +1,96 @@
+"""Sub-networks of clients: cut by exact symmetries alone, and what weighs most is what stays."""
+
+import random
+from copy import deepcopy
+from statistics import mean
+
+import pytest
+import torch
+from effc.compiler.apps.federation.sizes import Size, cut, cuttable_groups, sizes_for
+from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.ir.surgery import tensor_at
+from effc.compiler.models.rows.forward import nll
+from effc.compiler.transforms.search.importance import ascending, l1
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForSequenceClassification
+
+from tests import tiny
+
+IDS = torch.arange(3, 27).view(2, 12)
+
+
+def bert():
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_labels=2
+    )
+    return BertForSequenceClassification(config).eval()
+
+
+@torch.no_grad()
+def turn_round(program, group) -> None:
+    """The same items in reverse order, in every tensor of the group."""
+    for member in group.members:
+        tensor = tensor_at(program.model, member.tensor)
+        at = torch.tensor([i for item in range(group.count) for i in member.indices(item)])
+        source = torch.tensor([i for item in reversed(range(group.count)) for i in member.indices(item)])
+        tensor.data.index_copy_(member.axis, at, tensor.data.index_select(member.axis, source))
+
+
+@pytest.mark.parametrize(
+    "model", [lambda: tiny.model("llama"), lambda: tiny.model("gpt2"), bert], ids=["llama", "gpt2", "bert"]
+)
+@torch.no_grad()
+def test_whatever_order_the_items_of_a_group_have_the_model_computes_the_same(model):
+    program = capture(model())
+    wanted = program.model(IDS).logits.clone()
+    groups = cuttable_groups(program)
+    assert {g.kind for g in groups} > {"channels"}
+    for group in groups:
+        turn_round(program, group)
+    assert torch.allclose(program.model(IDS).logits, wanted, atol=1e-4)
+
+
+@torch.no_grad()
+def test_under_rotary_positions_no_group_permutes_q_and_k_inside_of_heads():
+    program = capture(tiny.model("llama"))
+    attention = program.model.model.layers[0].self_attn
+    wanted = program.model(IDS).logits.clone()
+    d = attention.head_dim
+    for weight in (attention.q_proj.weight, attention.k_proj.weight):
+        weight.copy_(weight.view(-1, d, weight.shape[1]).flip(1).reshape(weight.shape))
+    assert not torch.allclose(program.model(IDS).logits, wanted, atol=1e-2)  # as RaFFM's code does it
+    for group in cuttable_groups(program):
+        for member in group.members:
+            if member.tensor.endswith(("q_proj.weight", "k_proj.weight")):
+                assert len(list(member.indices(0))) % d == 0, "an item is whole heads"
+
+
+def loss(model, ids, cuts) -> float:
+    """Of a copy without these items."""
+    program = capture(deepcopy(model))
+    cut(program, Size(0, cuts, {}))
+    nats, tokens = nll(program.model, ids)
+    return nats / tokens
+
+
+def test_heads_that_weigh_least_are_missed_less_than_some_by_chance_and_those_that_weigh_most():
+    path = zoo()["tiny-llama"]
+    model = AutoModelForCausalLM.from_pretrained(path)
+    text = (path / "heldout.txt").read_text()[:900]  # which it has not seen
+    ids = torch.tensor(AutoTokenizer.from_pretrained(path)(text)["input_ids"][:192]).view(4, 48)
+    program = capture(model)
+    heads = [g for g in cuttable_groups(program) if g.kind == "kv_heads"]
+    order = {f"{g.site} kv_heads": ascending(l1(program, g)) for g in heads}
+    least, most = ({n: tuple(found[end]) for n, found in order.items()} for end in (slice(0, 1), slice(-1, None)))
+    chance = [{n: (random.Random(f"{seed} {n}").randrange(4),) for n in order} for seed in range(4)]
+    by_chance = mean(loss(model, ids, cuts) for cuts in chance)
+    assert loss(model, ids, least) < by_chance < loss(model, ids, most)
+
+
+def test_a_size_drops_the_items_that_weigh_least():
+    program = capture(tiny.model("llama"))
+    (size,) = sizes_for(program, [0.7])
+    for group in cuttable_groups(program):
+        items = size.cuts[f"{group.site} {group.kind}"]
+        assert set(items) == set(ascending(l1(program, group))[: len(items)])

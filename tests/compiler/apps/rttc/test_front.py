@@ -1,0 +1,29 @@
+"""The client's server where something inside breaks."""
+
+import json
+
+from effc.compiler.apps.rttc.chat_server import Front, application
+from effc.compiler.apps.rttc.policy import Policy
+from effc.compiler.apps.rttc.retrieval import Local
+
+from tests.compiler.apps.rttc.conftest import QUESTIONS, Told
+from tests.compiler.apps.serving.test_failures import guarded
+
+
+class Broken(Local):
+    def retrieve(self, *asked):
+        raise ValueError(f"words of {QUESTIONS[0]}")
+
+
+def test_an_exceptions_words_reach_neither_the_client_nor_the_log(world):
+    guided = world.client(Told(), Policy("rag", count=2, shown=2), retriever=Broken(world.base))
+    client, lines, log = guarded(application(Front("m", guided)))
+    with client:
+        body = {"model": "m", "max_tokens": 2, "messages": [{"role": "user", "content": QUESTIONS[0]}]}
+        answer = client.post("/v1/chat/completions", json=body, headers={"x-request-id": "mine-7"})
+    log.close()
+    (line,) = map(json.loads, lines.getvalue().splitlines())
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "failed"
+    assert answer.json()["error"]["message"] == "the server failed; its log tells more under mine-7"
+    assert line["request"] == "mine-7" and line["fault"].startswith("ValueError at test_front.py:")
+    assert QUESTIONS[0] not in lines.getvalue()

@@ -1,0 +1,155 @@
+"""Answers by the native engine are those of PyTorch, without adapters and under any."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from effc.compiler.apps.rttc.adaptation import Adaptable, Regime
+from effc.compiler.apps.rttc.attachment import places_of
+from effc.compiler.apps.rttc.generation import Settings
+from effc.compiler.apps.rttc.native_generator import APART, adapted_plan, apart, no_place, open_voice
+from effc.compiler.apps.rttc.policy import Policy
+from effc.compiler.apps.rttc.reward import SelfLikelihood
+from effc.compiler.apps.rttc.sample import Sample
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.models.rows.forward import last_logits, logits
+from effc.compiler.runtimes.native.emission import facts
+from effc.compiler.runtimes.native.plan_files import write
+from effc.compiler.runtimes.native.reader import Reader
+from effc.dsl.syntax.diagnostics import Reject
+
+from tests import grids, tiny
+from tests.compiler.apps.rttc.conftest import QUESTIONS, Told, World, answer_of
+
+IDS = [5, 17, 33, 70, 9, 41, 22, 64]
+
+
+def written(model, folder: Path) -> Path:
+    folder.mkdir()
+    write(Reader(capture(model), "bf16").read(), folder, facts(model, "bf16"))
+    return folder
+
+
+def voice_of(model, folder: Path, kind: str):
+    written(model, folder)
+    regime = Regime(kind=kind, rank=4, alpha=8.0)
+    adaptable = Adaptable(model, None, places_of(model, kind), regime, lambda text: IDS)
+    return open_voice(folder, adaptable, threads=1), adaptable
+
+
+@pytest.mark.parametrize("kind", ["lora", "reft"])
+@pytest.mark.parametrize("name", grids.wide(tiny.NAMES, tiny.STAND))
+def test_under_any_adapters_the_engine_computes_what_pytorch_does(name, kind, tmp_path):
+    model = tiny.model(name)
+    voice, adaptable = voice_of(model, tmp_path / "native", kind)
+    row = torch.tensor([IDS])
+    bare = logits(voice.bare, row)
+    assert torch.equal(logits(voice.adapted, row), bare)  # adapters in their first state change nothing
+    assert apart(voice, adaptable, IDS) < APART
+    assert torch.equal(logits(voice.bare, row), bare)
+    moved = (logits(voice.adapted, row) - bare).square().mean().sqrt() / bare.square().mean().sqrt()
+    assert moved > 0.2, "adapters that change so little show nothing"
+    voice.put(adaptable.state())
+    assert torch.equal(logits(voice.adapted, row), bare)  # nothing is left of the state before
+
+
+def test_what_was_computed_under_some_adapters_is_gone_on_with_under_those_alone(tmp_path):
+    voice, adaptable = voice_of(tiny.model("llama"), tmp_path / "native", "lora")
+    draw, first = torch.Generator().manual_seed(0), adaptable.state()
+    states = [{n: t + 0.3 * torch.randn(t.shape, generator=draw) for n, t in first.items()} for _ in range(2)]
+    row = torch.tensor([3 * IDS])
+    whole = []
+    for state in states:
+        voice.put(state)
+        whole.append(logits(voice.adapted, row)[:, -1])
+    assert (whole[0] - whole[1]).abs().max() > 0.1
+    read, run = [], voice.adapted.engine.run
+    voice.adapted.engine.run = lambda ids, *more: read.append(len(ids)) or run(ids, *more)
+    for number in (0, 1, 0, 1):
+        voice.put(states[number])
+        assert torch.allclose(last_logits(voice.adapted, row, 1)[:, 0], whole[number], atol=1e-4)
+    assert read == [1, 1, 1, 1]
+
+
+def test_a_place_that_the_plan_does_not_have_is_refused_by_name(tmp_path):
+    plan = Reader(capture(tiny.model("llama")), "bf16").read().to_json()
+    for kind, words in (("lora", "no linear step"), ("reft", "other results than hidden states")):
+        with pytest.raises(Reject) as refused:
+            adapted_plan(plan, kind, ["model.layers.7.mlp"], {"model.layers.7.mlp": 4})
+        told = refused.value.diagnostics[0]
+        assert told.fault == no_place and "`model.layers.7.mlp`" in told.message and words in told.message
+
+
+@pytest.fixture(scope="module")
+def spoken(world: World, tmp_path_factory):
+    return written(world.model, tmp_path_factory.mktemp("voice") / "native")
+
+
+@pytest.mark.parametrize("kind", ["", "lora", "reft"])
+def test_every_token_of_a_native_answer_is_one_that_pytorch_would_have_taken(world, spoken, kind):
+    adaptable = world.adaptable(kind=kind or "lora", lr=2e-2 if kind == "reft" else 5e-3)
+    voice = open_voice(spoken, adaptable, threads=1)
+    try:
+        if kind:
+            adaptable.train([Sample(q, answer_of(q)) for q in QUESTIONS[:4]])
+            voice.put(adaptable.state())
+        for question in QUESTIONS[:3]:
+            asked = world.prompts.ids([{"role": "user", "content": question}])
+            row = (voice.adapted if kind else voice.bare).generate(torch.tensor([asked]), max_new_tokens=12)
+            with torch.no_grad():
+                values = world.model(row).logits[0, len(asked) - 1 : -1]
+            said = values.gather(1, row[0, len(asked) :, None])[:, 0]
+            assert (values.max(-1).values - said).max() < 0.1 * values.std(), "PyTorch finds a token of it worse"
+    finally:
+        adaptable.close()
+
+
+@pytest.mark.parametrize("branch", ["direct", "rag", "ttt"])
+def test_a_client_with_a_voice_decides_and_answers_as_one_without(world, spoken, branch):
+    adaptable = world.adaptable()
+    client = world.client(Told(), Policy(branch, count=4, shown=2), adaptable)
+    asked = [{"role": "user", "content": QUESTIONS[1]}]
+    try:
+        plain = client.ask(asked, Settings(most=1))
+        client.voice = open_voice(spoken, adaptable, threads=1)
+        found = client.ask(asked, Settings(most=1))
+    finally:
+        adaptable.close()
+    assert found.text == plain.text and found.prompt_tokens == plain.prompt_tokens
+    assert (found.decision.branch, found.decision.steps) == (plain.decision.branch, plain.decision.steps) != ("", 0)
+
+
+def test_a_cached_state_answers_natively_as_the_training_did(world, spoken):
+    adaptable = world.adaptable(kind="reft", lr=2e-2)
+    client = world.client(Told(), Policy("ttt", count=4, shown=2), adaptable, near=(2, 0.999))
+    client.voice = open_voice(spoken, adaptable, threads=1)
+    try:
+        first, _, again = (client.ask([{"role": "user", "content": QUESTIONS[n]}], Settings(most=8)) for n in (3, 4, 3))
+    finally:
+        adaptable.close()
+    assert again.decision.adapter_hit and again.decision.steps == 0 and again.text == first.text
+
+
+def test_states_take_turns_and_each_answers_as_it_did_however_many_came_between(world, spoken):
+    adaptable = world.adaptable()
+    voice = open_voice(spoken, adaptable, threads=1)
+    first, row = adaptable.state(), torch.tensor([IDS])
+    draw = torch.Generator().manual_seed(0)
+    states = [{n: t + 0.1 * torch.randn(t.shape, generator=draw) for n, t in first.items()} for _ in range(7)]
+
+    def told(state):
+        voice.put(state)
+        return logits(voice.adapted, row)
+
+    wanted = [told(state) for state in states]
+    adaptable.close()
+    assert len({float(w.sum()) for w in wanted}) == 7
+    for at in (6, 0, 6, 3, 0, 5, 6):
+        assert torch.equal(told(states[at]), wanted[at])
+
+
+def test_the_engines_own_likelihood_is_that_of_pytorch(world, spoken):
+    voice = open_voice(spoken, None, threads=1)
+    answers = ["It is red.", "It is of no colour", "zebra"]
+    own = SelfLikelihood(voice.bare, world.prompts).score(QUESTIONS[0], answers)
+    assert own == pytest.approx(SelfLikelihood(world.model, world.prompts).score(QUESTIONS[0], answers), abs=0.03)

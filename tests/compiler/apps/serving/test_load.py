@@ -1,0 +1,211 @@
+"""What hostile requests cost those who behave: bounds before work, small requests before large ones."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections import namedtuple
+
+import httpx
+import pytest
+import torch
+from effc.compiler.apps.serving.answers import Refused
+from effc.compiler.apps.serving.api import Service, application
+from effc.compiler.apps.serving.body import _checked
+from effc.compiler.apps.serving.protocol import MOST_MESSAGES, MOST_PARTS, ChatRequest
+from effc.compiler.apps.serving.runner import runner_of
+from effc.compiler.apps.serving.scheduler import Scheduler
+from effc.compiler.apps.serving.turns import SMALL, Turns
+from effc.compiler.core.settings import Settings
+from effc.compiler.driver.models import origin_of
+
+from tests.compiler.apps.serving.conftest import serving
+
+torch.set_num_threads(1)
+EMPTY = {"role": "user", "content": ""}
+MIB = 1 << 20
+Load = namedtuple("Load", "body status")
+
+
+def filled(item: dict, size: int = 4 * MIB - 200) -> bytes:
+    """A chat request of about `size` bytes, of as many such messages as fit."""
+    text = json.dumps(item, separators=(",", ":"))
+    messages = ",".join([text] * (size // (len(text) + 1)))
+    return f'{{"model":"m","max_tokens":1,"messages":[{messages}]}}'.encode()
+
+
+PART = {"type": "text", "text": ""}
+LOADS = {
+    "empty messages": Load(filled(EMPTY), 400),
+    "empty parts": Load(filled({"role": "user", "content": [PART] * 1000}), 400),
+    "messages that are none": Load(filled({}), 400),
+    "one long text": Load(filled({"role": "user", "content": "a " * (2 * MIB - 200)}), 400),
+    "nested metadata": Load(
+        json.dumps({"model": "m", "messages": [EMPTY], "metadata": [[[{}]]] * 300_000}).encode(), 400
+    ),
+    "a bias of every token": Load(
+        json.dumps({"model": "m", "messages": [EMPTY], "logit_bias": {str(n): 1 for n in range(300_000)}}).encode(), 400
+    ),
+    "long stops": Load(json.dumps({"model": "m", "messages": [EMPTY], "stop": ["x" * MIB] * 3}).encode(), 400),
+}
+
+
+@pytest.fixture(scope="module")
+def model(chatty):
+    origin = origin_of(str(chatty), Settings(cache_dir=chatty / "cache"))
+    return origin.load().eval(), origin.tokenizer()
+
+
+@pytest.fixture
+def app(model):
+    runner, words = runner_of(model[0], "m"), model[1]
+    return application(Service("m", Scheduler(runner, words, (), 64, 4), words, runner.context, runner.vocabulary))
+
+
+async def small(client: httpx.AsyncClient) -> float:
+    """Seconds that a well-behaved request takes."""
+    started = time.monotonic()
+    body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "And"}]}
+    assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+    return time.monotonic() - started
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_eight_large_requests_hold_up_no_small_one(app, name):
+    async def run() -> list[float]:
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client,
+        ):
+            await small(client)
+            headers = {"content-type": "application/json"}
+            load = LOADS[name]
+            posts = [
+                asyncio.create_task(client.post("/v1/chat/completions", content=load.body, headers=headers))
+                for _ in range(8)
+            ]
+            seconds = [await small(client) for _ in range(10)]
+            assert {(await post).status_code for post in posts} == {load.status}
+            return seconds
+
+    seconds = sorted(asyncio.run(run()))
+    assert seconds[8] < 1.0, seconds  # 20 to 40 s before there were bounds; alone it takes some hundredths
+
+
+@pytest.mark.parametrize(
+    ("messages", "what"),
+    [
+        ([EMPTY] * (MOST_MESSAGES + 1), "messages"),
+        ([{"role": "user", "content": [PART] * (MOST_PARTS // 2)}] * 3, "parts"),
+    ],
+)
+def test_messages_and_parts_are_counted_before_one_is_read(messages, what):
+    body = json.dumps({"model": "m", "messages": messages}).encode()
+    with pytest.raises(Refused) as refused:
+        _checked(body, ChatRequest)
+    assert refused.value.status == 400 and f" {what}, and" in str(refused.value.body)
+
+
+def test_brackets_in_a_text_are_no_lists():
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": '[{"\\' * 30_000}]}).encode()
+    assert len(_checked(body, ChatRequest).messages) == 1
+
+
+@pytest.mark.parametrize("body", [b"[" * MIB, b'"\\"' * MIB, b'{"a":' * 30_000, b'"' + b"[" * MIB])
+def test_bodies_that_are_no_json_are_refused_in_time(body):
+    started = time.monotonic()
+    with pytest.raises(Refused):
+        _checked(body, ChatRequest)
+    assert time.monotonic() - started < 2
+
+
+def test_as_many_messages_as_may_be_are_read():
+    body = json.dumps({"model": "m", "messages": [EMPTY] * MOST_MESSAGES}).encode()
+    assert len(_checked(body, ChatRequest).messages) == MOST_MESSAGES
+
+
+def test_large_requests_of_one_client_take_turns_and_small_ones_pass():
+    async def run() -> list[str]:
+        turns, order = Turns(), []
+
+        async def work(name: str, client: str, size: int, pause: float) -> None:
+            async with turns.turn(client, size):
+                order.append(f"{name} begins")
+                await asyncio.sleep(pause)
+                order.append(f"{name} ends")
+
+        await asyncio.gather(work("large", "a", MIB, 0.1), work("next", "a", MIB, 0.1), work("small", "a", SMALL, 0.01))
+        return order
+
+    order = asyncio.run(run())
+    assert order.index("small ends") < order.index("large ends") < order.index("next begins")
+
+
+def test_a_client_whose_large_requests_wait_is_told_to_come_back():
+    async def run() -> int:
+        turns, refused = Turns(), 0
+
+        async def work(client: str) -> None:
+            nonlocal refused
+            try:
+                async with turns.turn(client, 4 * MIB):
+                    await asyncio.sleep(0.01)
+            except Refused as error:
+                refused += error.status == 429
+
+        await asyncio.gather(*(work("a") for _ in range(12)), work("b"))
+        await work("a")  # once they are answered
+        return refused
+
+    assert asyncio.run(run()) == 4
+
+
+ATTACK = """
+import http.client, sys, threading, time
+host, port, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+body, until = sys.stdin.buffer.read(), time.monotonic() + seconds
+
+def attack():
+    while time.monotonic() < until:
+        connection = http.client.HTTPConnection(host, port, timeout=60)
+        connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+        connection.getresponse().read()
+        connection.close()
+
+threads = [threading.Thread(target=attack) for _ in range(8)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+"""
+
+
+def asked_for(served, seconds: float) -> list[float]:
+    """Seconds of each well-behaved request, one after the other for so long, in order of their length."""
+    taken, until, client = [], time.monotonic() + seconds, httpx.Client(timeout=60)
+    body = {"model": "m", "messages": [{"role": "user", "content": "And"}], "max_tokens": 1}
+    while time.monotonic() < until:
+        started = time.monotonic()
+        assert client.post(f"{served.url}/v1/chat/completions", json=body).status_code == 200
+        taken.append(time.monotonic() - started)
+        time.sleep(0.02)
+    return sorted(taken)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", LOADS)
+def test_a_server_under_load_answers_others_within_a_bound(chatty, name):
+    """Over sockets of this machine: eight connections of another process send one load after the other for five
+    seconds."""
+    with serving(chatty, "--name", "m") as served:
+        host, port = served.url.removeprefix("http://").split(":")
+        alone = asked_for(served, 2)
+        attack = subprocess.Popen([sys.executable, "-c", ATTACK, host, port, "5"], stdin=subprocess.PIPE)
+        attack.stdin.write(LOADS[name].body)
+        attack.stdin.close()
+        loaded = asked_for(served, 5)
+        attack.wait(60)
+        print(
+            f"{name}: p95 {alone[int(0.95 * len(alone))]:.3f} s alone, {loaded[int(0.95 * len(loaded))]:.3f} s under load"
+        )
+        assert loaded[int(0.95 * len(loaded))] < 2.0

@@ -1,0 +1,94 @@
+"""Models whose parts are models of other kinds, and those that keep something from one call for the next."""
+
+import json
+
+import pytest
+import torch
+from effc.compiler.artifacts.verify import attention_of, inputs_of, reopen
+from effc.compiler.artifacts.verify_child import probe
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.ir.capture.meta_capture import captured
+from effc.compiler.models.checkpoints.model_folder import open_folder
+from transformers import (
+    DetrConfig,
+    DetrForObjectDetection,
+    LevitConfig,
+    LevitForImageClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ResNetConfig,
+)
+
+from tests import worlds
+
+torch.set_num_threads(1)
+
+
+def detr() -> DetrForObjectDetection:
+    """With a ResNet, which knows no fused attention."""
+    seen = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 8, 16], depths=[1, 1, 1, 1], out_features=["stage4"], num_labels=2
+    )
+    sides = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in SIDE.items()}
+    config = DetrConfig(
+        backbone_config=seen, use_timm_backbone=False, d_model=32, num_queries=4, num_labels=3, backbone=None, **sides
+    )
+    return DetrForObjectDetection(config).eval()
+
+
+SIDE = {"layers": 2, "attention_heads": 4, "ffn_dim": 48}
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("detr")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        detr().save_pretrained(folder)
+    return open_folder(folder, "here", "auto", worlds.context(folder.parent).settings)
+
+
+def test_a_part_without_fused_attention_runs_its_own_and_the_rest_the_fused_one(opened):
+    model = opened.load()
+    assert model.config._attn_implementation == "sdpa"
+    assert model.config.backbone_config._attn_implementation == "eager"
+
+
+def test_a_check_opens_parts_with_the_attention_that_they_have_in_memory(opened):
+    model = opened.load()
+    said = attention_of(model)
+    assert json.loads(said) == {"": "sdpa", "backbone_config": "eager"}
+    given = inputs_of(model)
+    found, wanted = reopen(opened.folder, "plain", given, said), probe(model, given)
+    assert wanted.keys() <= found.keys()
+    assert all(torch.allclose(found[name], want, atol=1e-5) for name, want in wanted.items())
+
+
+def test_models_of_one_attention_say_it_in_a_word():
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
+    )
+    assert attention_of(LlamaForCausalLM(config)) == "sdpa"
+
+
+def test_a_layer_that_asks_for_numbers_only_while_it_trains_is_captured(opened):
+    units = set(captured(opened).units)
+    assert {f"model.{side}.layers.{n}" for side in ("encoder", "decoder") for n in range(2)} <= units
+
+
+def test_what_a_forward_keeps_in_a_dict_of_its_module_is_no_value_of_a_trace():
+    """LeViT keeps the biases that it took by device: the second trace of a unit must take its own."""
+    config = LevitConfig(
+        image_size=64,
+        hidden_sizes=[16, 32, 48],
+        num_attention_heads=[2, 2, 3],
+        depths=[2, 1, 1],
+        key_dim=[8, 8, 8],
+        down_ops=[["Subsample", 8, 2, 2, 2, 2], ["Subsample", 8, 4, 2, 2, 2]],
+        num_labels=3,
+    )
+    model = LevitForImageClassification(config).eval()
+    program = capture(model)
+    assert [*program.units] == [f"levit.encoder.stages.{n}" for n in range(3)] and not program.opaque
+    tables = [m.attention_bias_cache for m in model.modules() if hasattr(m, "attention_bias_cache")]
+    assert tables and all(type(held) is torch.Tensor for table in tables for held in table.values())

@@ -1,0 +1,80 @@
+"""What a search believes to have saved is what the model then lacks, in whatever order its parts are cut."""
+
+from functools import cache
+
+import pytest
+from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.analysis.planning import shrink
+from effc.compiler.analysis.planning.selection import competing
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.transforms.search.branches import Branches
+from effc.compiler.transforms.search.importance import l1
+from effc.compiler.transforms.search.savings import OF_MODEL, Ledger, steps
+from effc.compiler.transforms.search.uniform_widths import again
+from effc.compiler.transforms.search.widths import Widths
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import tiny
+from tests.architectures import table
+
+NAMES = ("mobilenet_v1", "resnet", "llama", "mixtral", "mobilevitv2")
+
+
+@cache
+def skeleton(name):
+    return skeleton_of(capture(tiny.model(name) if name in ("llama", "mixtral") else table.model(name)))
+
+
+@settings(deadline=None, max_examples=40)  # the first example of a name captures a model
+@given(name=st.sampled_from(NAMES), data=st.data())
+def test_steps_save_what_the_model_loses_in_any_order(name, data):
+    before = left = skeleton(name)
+    ledger, saved = Ledger(before), dict.fromkeys(OF_MODEL, 0.0)
+    groups = [g for g in before.groups if g.kind == "channels" and not g.per_block]
+    for _ in range(data.draw(st.integers(1, 6))):
+        if len(left.branches) > 1 and data.draw(st.booleans()):
+            branch = data.draw(st.sampled_from(left.branches))
+            for of in saved:
+                saved[of] += ledger.branch(branch.site, of)
+            ledger.dropped(branch.site)
+            left = shrink.without_branch(left, branch)
+            continue
+        known = {(g.site, g.kind) for g in left.groups}
+        group = again(left, data.draw(st.sampled_from([g for g in groups if (g.site, g.kind) in known])))
+        if steps(group) < 3:
+            continue
+        count = data.draw(st.integers(1, max(1, steps(group) // 3)))
+        for of in saved:
+            saved[of] += ledger.next(group.site, group.kind, count, of)
+        ledger.narrowed(group.site, group.kind, count)
+        left = shrink.narrowed(left, group, group.count - count)
+    for of, value in saved.items():
+        assert value == pytest.approx(OF_MODEL[of](before) - OF_MODEL[of](left))
+
+
+@settings(deadline=None, max_examples=5)  # each captures a model and edits it up to eight times
+@given(data=st.data())
+def test_cuts_at_random_take_what_they_count_on_out_of_the_model(data):
+    program = capture(table.model("mobilevitv2"))
+    size = shrink.params(skeleton_of(program))
+    ledger = Ledger(skeleton_of(program))
+    groups = competing(skeleton_of(program), None)["channels"]
+    widths = Widths(program, groups, 8, ledger, lambda group: l1(program, group))
+    blocks = Branches(program, skeleton_of(program).branches, ledger)
+    saved = 0.0
+    for _ in range(data.draw(st.integers(2, 8))):
+        pool = blocks if blocks.candidates() and data.draw(st.booleans()) else widths
+        candidate = data.draw(st.sampled_from(pool.candidates()))
+        saved += candidate.saves("params")
+        candidate.cut()
+    widths.finish()
+    assert size - shrink.params(skeleton_of(program)) == saved
+
+
+def test_a_step_between_narrowed_neighbours_saves_less_than_at_first():
+    before = skeleton("mobilenet_v1")
+    ledger = Ledger(before)
+    (site, kind), kin = next((key, kin) for key, kin in ledger.crossing.items() if len(kin) > 1)
+    ledger.narrowed(*kin[0], 4)
+    assert ledger.next(site, kind, 1, "params") < ledger.of_step(site, kind, "params")
