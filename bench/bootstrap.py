@@ -89,7 +89,7 @@ def family_of(folder: Path, model: nn.Module, seed: int, steps: int) -> Family:
     }
     ctx, step = context(folder / f"{seed}-{steps}", model, "supernet.elastic", args)
     ctx.settings.seed = seed
-    return step.give(Model(capture(copy.deepcopy(model))), ctx)
+    return step.result_of(Model(capture(copy.deepcopy(model))), ctx)
 
 
 def sizes(family: Family) -> list[dict[str, int]]:

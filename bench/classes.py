@@ -63,18 +63,18 @@ def main() -> None:
 
 def _line(folder: Path, name: str, place: str, seconds: float, seeds: list[int]) -> str:
     """Train an arm with every seed, at the better of its rates."""
-    from effc.compiler.apps.federation.client_host import Place
+    from effc.compiler.apps.federation.client_host import ClientHost
     from effc.compiler.apps.federation.language import Language
     from effc.compiler.apps.federation.rows import rows_of
     from effc.compiler.core.settings import Settings
 
     path, declared = compiled(folder, ARMS[name], ["train"], place, "", 0)
-    seat = Place(declared, path / declared.folder, folder, Settings(folder / "cache", threads=1))
+    seat = ClientHost(declared, path / declared.folder, folder, Settings(folder / "cache", threads=1))
     with seat.seats([0]) as (participant,):
         learner = participant.learner
         assert isinstance(learner, Language)
         judges = {part: _rows(seat, folder, part, rows_of) for part in ("kept", "test")}
-        start = learner.drawn(0)
+        start = learner.initial_state(0)
         names = frozenset(n for n in start if not name.startswith("head") or n.startswith("classifier."))
         count = sum(start[n].size for n in names)
 
@@ -98,12 +98,12 @@ def _line(folder: Path, name: str, place: str, seconds: float, seeds: list[int])
 
 def _rows(seat, folder: Path, part: str, rows_of):
     """Rows of another file, read as the declared ones are."""
-    from effc.compiler.apps.federation.client_host import Place
+    from effc.compiler.apps.federation.client_host import ClientHost
 
     (data,) = seat.declared.data
     body = json.loads(json.dumps(data.args).replace("train.jsonl", f"{part}.jsonl"))
     other = seat.declared.with_changes(data=(replace(data, args=body),))
-    (rows,) = Place(other, seat.model, folder, seat.settings)._rows()
+    (rows,) = ClientHost(other, seat.model, folder, seat.settings)._rows()
     return rows
 
 

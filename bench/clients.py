@@ -113,14 +113,14 @@ class Run:
 
 
 def course(made: tuple[Path, Declaration], data: Path, tests: list[str], seed: int, looks: set[int]) -> Run:
-    from effc.compiler.apps.federation.client_host import Place
+    from effc.compiler.apps.federation.client_host import ClientHost
     from effc.compiler.apps.federation.declaration import strategy_of
     from effc.compiler.apps.federation.grid import LocalGrid
     from effc.compiler.apps.federation.rounds import Federation
     from effc.compiler.core.settings import Settings
 
     path, declared = made[0], made[1].with_changes(seed=seed)
-    place = Place(declared, path / declared.folder, data, Settings(data / "cache", seed=seed, threads=1))
+    place = ClientHost(declared, path / declared.folder, data, Settings(data / "cache", seed=seed, threads=1))
     with place.seats(list(range(declared.clients))) as seats:
         scale = Scale(LocalGrid(seats))
         run = Federation(scale, strategy_of(declared), declared.terms())
@@ -135,7 +135,7 @@ def course(made: tuple[Path, Declaration], data: Path, tests: list[str], seed: i
                 seats[0].learner.held_out = learns
                 aside += time.process_time() - began
 
-        run.tell = look
+        run.on_round = look
         began = time.process_time()
         run.run()
         spent = (time.process_time() - began - aside) / declared.rounds
@@ -157,12 +157,12 @@ def judged(place, learner, states, tests: list[str]) -> list[float]:
 
 def test_rows(place, folder: Path, name: str, test: str):
     """Rows of another file, read as the declared ones are."""
-    from effc.compiler.apps.federation.client_host import Place
+    from effc.compiler.apps.federation.client_host import ClientHost
 
     data = place.declared.data[0]
     body = json.loads(json.dumps(dict(data.args)).replace(f"{name}.jsonl", f"{test}.jsonl"))
     other = place.declared.with_changes(data=(replace(data, args=body),))
-    (rows,) = Place(other, place.model, folder, place.settings)._rows()
+    (rows,) = ClientHost(other, place.model, folder, place.settings)._rows()
     return rows
 
 

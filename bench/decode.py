@@ -25,7 +25,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from decoders import IK, IK_LIBRARY, LLAMA, ONNX, OWN, SHORT, contestant, perplexity, prepare, present, tokenizer
+from decoders import (
+    IK,
+    IK_LIBRARY,
+    LEAF_FUNCTIONS,
+    LLAMA,
+    ONNX,
+    SHORT,
+    contestant,
+    perplexity,
+    prepare,
+    present,
+    tokenizer,
+)
 from effc.compiler.transforms.lowering.contenders import roof
 from effc.compiler.transforms.lowering.racing import preempted, real_time
 
@@ -228,7 +240,7 @@ def goals(racers: list[Racer]) -> None:
         if ours in by and theirs in by:
             ratio = by[theirs].seconds("step") / by[ours].seconds("step")
             print(f"{ours} against {theirs}: {ratio:.2f}x (goal {goal}x)")
-    mine = [r for r in racers if r.name in OWN]
+    mine = [r for r in racers if r.name in LEAF_FUNCTIONS]
     for tokens in PROMPTS if mine else ():
         for family, names in (("llama.cpp", LLAMA), ("ik_llama.cpp", IK)):
             theirs = [r for r in racers if r.name in names]

@@ -27,9 +27,9 @@ from effc.dsl.checker.recipe import Invocation
 from torch import nn
 
 SHORT, LONG = 64, 128  # tokens: a decoding context runs from the first to the second
-ROOM = 1280  # tokens that a context has room for
+CACHE_BYTES = 1280  # tokens that a context has room for
 ONNX = ("onnx", "onnxscript", "onnxruntime")
-OWN = {
+LEAF_FUNCTIONS = {
     "own bf16": ("bf16", ""),
     "own int8": ("int8", ""),
     "own 50% sparse bf16": ("bf16", "sparse_linear"),
@@ -127,7 +127,7 @@ class Llama:
         settings = api.llama_model_default_params()
         self.model = api.llama_model_load_from_file(str(file).encode(), settings)
         options = api.llama_context_default_params()
-        options.n_ctx = options.n_batch = ROOM  # prompts in steps of 512, its default
+        options.n_ctx = options.n_batch = CACHE_BYTES  # prompts in steps of 512, its default
         options.n_threads = options.n_threads_batch = threads
         self.context = api.llama_init_from_model(self.model, options)
         self.memory = api.llama_get_memory(self.context)
@@ -176,7 +176,10 @@ class Ik:
     def __init__(self, file: Path, threads: int, repack: bool = True):
         api, self.bytes, self.length = ctypes.CDLL(IK_LIBRARY), file.stat().st_size, 0
         api.ik_open.restype, api.ik_logits.restype = ctypes.c_void_p, ctypes.POINTER(ctypes.c_float)
-        self.api, self.context = api, ctypes.c_void_p(api.ik_open(str(file).encode(), threads, ROOM, int(repack)))
+        self.api, self.context = (
+            api,
+            ctypes.c_void_p(api.ik_open(str(file).encode(), threads, CACHE_BYTES, int(repack))),
+        )
         assert self.context, f"ik_llama.cpp does not open {file}"
         self.words = api.ik_words(self.context)
 
@@ -249,9 +252,9 @@ def place_of(folder: Path, name: str) -> Path:
 def prepare(folder: Path, names: list[str]) -> None:
     """Write what contestants open: packed weights, GGUF and ONNX files, each once."""
     for name in names:
-        if name in OWN and not (place_of(folder, name) / plan_files.PLAN).exists():
+        if name in LEAF_FUNCTIONS and not (place_of(folder, name) / plan_files.PLAN).exists():
             place_of(folder, name).mkdir(parents=True, exist_ok=True)
-            write_own(place_of(folder, name), original().bfloat16().float(), *OWN[name])
+            write_own(place_of(folder, name), original().bfloat16().float(), *LEAF_FUNCTIONS[name])
         elif name in LLAMA | IK:
             with silent_llama():
                 quantised(folder, (LLAMA | IK)[name])
@@ -263,7 +266,7 @@ def prepare(folder: Path, names: list[str]) -> None:
 
 def present(only: list[str]) -> list[str]:
     """The contestants of these families that this environment has."""
-    found = list(OWN) if "own" in only else []
+    found = list(LEAF_FUNCTIONS) if "own" in only else []
     found += TORCH if "torch" in only else []
     if "onnx" in only and all(map(find_spec, ONNX)):
         from onnx_decoder import KINDS
@@ -275,7 +278,7 @@ def present(only: list[str]) -> list[str]:
 
 
 def contestant(folder: Path, name: str, threads: int):
-    if name in OWN:
+    if name in LEAF_FUNCTIONS:
         return Own(place_of(folder, name), threads)
     if name in LLAMA:
         with silent_llama():

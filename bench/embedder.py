@@ -23,7 +23,7 @@ from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.evaluation.metrics.retrieval import ranks
 from effc.compiler.models.checkpoints.model_folder import load_tokenizer
-from effc.compiler.models.rows.encoder_states import every_state, pooling_of
+from effc.compiler.models.rows.encoder_states import all_states, pooling_of
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -79,7 +79,7 @@ def rows_of(base: Path, test: str) -> Tensor:
 
 
 def vectors(model: nn.Module, rows: Tensor, base: Path) -> Tensor:
-    made = [found.pooled.double() for found in every_state(model.eval(), rows, pooling_of(base, "auto"))]
+    made = [found.pooled.double() for found in all_states(model.eval(), rows, pooling_of(base, "auto"))]
     return normalize(torch.cat(made), dim=-1)
 
 

@@ -26,7 +26,7 @@ def native(model, weights: str, threads: int):
 
     plan = Reader(capture(model), weights).read()
     with tempfile.TemporaryDirectory() as folder:
-        write(plan, Path(folder), facts(model, weights, plan.gives))
+        write(plan, Path(folder), facts(model, weights, plan.output))
         return open_native(Path(folder), threads=threads, sequences=max(BATCHES))
 
 

@@ -182,7 +182,7 @@ def burst(contender: Contender, seconds: float = 0.05) -> None:
         before, start = preempted(), time.perf_counter()
         call()
         took = time.perf_counter() - start
-        (contender.kept if preempted() == before else contender.thrown).append(took)
+        (contender.times if preempted() == before else contender.thrown).append(took)
     real_time(False)
     time.sleep(seconds)
 
@@ -195,13 +195,13 @@ def table(title: str, contenders: list[Contender], tokens: int, seconds: float) 
             burst(c, 0.05 if tokens < 100 else 0.5)
     print(f"\n{title}")
     for c in contenders:
-        c.kept = c.kept or [float("nan")]
+        c.times = c.times or [float("nan")]
     bounds = {c.bytes: c.seconds for c in contenders if c.name.startswith("read")}
     for c in contenders:
         share = f"  {bounds[c.bytes] / c.seconds:5.2f} of the memory bound" if c.bytes in bounds else ""
         print(
             f"  {c.name:<18}{c.seconds * 1e3:8.2f} ms{tokens / c.seconds:9.0f} tokens/s{share}"
-            f"   kept {len(c.kept)}, thrown {len(c.thrown)}"
+            f"   kept {len(c.times)}, thrown {len(c.thrown)}"
         )
 
 
@@ -241,7 +241,7 @@ def main() -> None:
         options.add_argument(f"--{name}", type=kind, default=default)
     chosen = options.parse_args()
     names = [n for n in FORMATS if not chosen.only or n in chosen.only.split(",")]
-    print(f"{levels.why()}; {chosen.threads} threads; context {chosen.context}")
+    print(f"{levels.level_reason()}; {chosen.threads} threads; context {chosen.context}")
     shapes, engines = {}, {}
     for name in names:
         shapes[name] = Shape(*FORMATS[name]).whole()

@@ -33,7 +33,7 @@ EIGHT_OF_WEIGHTS = "s = quantize.scale(bits: 8, group: 0, zero: middle, scales: 
 ZEROS = "sps = sparsify.admm(sparsity: {}% of weights, data: calib)"
 THIN = "cut = prune.multi(remove: 10% of params, group: 128, score: perplexity(calib), estimate: taylor, together: 8)"
 HEAL = "fit = tune.heal(data: train, method: full, steps: {0}, batch: 4, lr: 5e-5, save: 20)"
-OWN = {  # name -> steps, numbers of linear layers, kernel of the projections
+LEAF_FUNCTIONS = {  # name -> steps, numbers of linear layers, kernel of the projections
     "own bf16": ((), "bf16", ""),
     "own int8": ((), "int8", ""),
     "own int8, scaled": ((EIGHT,), "int8", ""),
@@ -71,7 +71,7 @@ def write_own(folder: Path, name: str, steps: int) -> None:
     from effc.compiler.runtimes.native.linears import Numbers
     from effc.compiler.runtimes.native.reader import Reader
 
-    made, weights, kernel = OWN[name]
+    made, weights, kernel = LEAF_FUNCTIONS[name]
     words = "\n  ".join(made).format(steps)
     build = smol.build_of(folder, place_of(folder, name).name, words, model=smol.base(folder, "bfloat16"), seed=0)
     program = smol.finished(build)
@@ -117,7 +117,7 @@ def serve(folder: Path, name: str, threads: int) -> None:
 
     torch.set_num_threads(threads)
     rows = json.loads((folder / "rows.json").read_text())
-    if name in OWN:
+    if name in LEAF_FUNCTIONS:
         contestant = Own(place_of(folder, name), threads)
     elif name in IK:
         contestant = Ik(place_of(folder, name) / "model.gguf", threads)
@@ -203,7 +203,7 @@ def picture(lines: list[dict], file: Path) -> None:
         parts.append(f'<text x="{left - 8}" y="{y + 4:.0f}" text-anchor="end" fill="#666">{step}</text>')
     taken: list[tuple[float, float, float]] = []  # of labels: left, right, height
     for line in sorted(lines, key=lambda line: -line["speed"]):
-        (x, y), colour = at(line), "#1a7f5a" if line["name"] in OWN else "#b5482a"
+        (x, y), colour = at(line), "#1a7f5a" if line["name"] in LEAF_FUNCTIONS else "#b5482a"
         label = f"{line['name']} ({line['both']:.1f})"
         parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4" fill="{colour}"/>')
         end, text = x + 7 + 6.2 * len(label), y + 4
@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--only", nargs="+", choices=[*OWN, *LLAMA, *IK])
+    parser.add_argument("--only", nargs="+", choices=[*LEAF_FUNCTIONS, *LLAMA, *IK])
     parser.add_argument("--svg", type=Path)
     parser.add_argument("--no-speed", action="store_true")
     parser.add_argument("--serve")
@@ -234,7 +234,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     print(", ".join(f"{k} {v}" for k, v in machine().items()), flush=True)
-    names = asked.only or [*OWN, *(LLAMA if find_spec("llama_cpp") else ()), *(IK if IK_LIBRARY else ())]
+    names = asked.only or [*LEAF_FUNCTIONS, *(LLAMA if find_spec("llama_cpp") else ()), *(IK if IK_LIBRARY else ())]
     if not find_spec("llama_cpp"):
         print("llama.cpp: absent, `llama_cpp` does not import", flush=True)
     smol.rescaled(folder)
@@ -242,7 +242,7 @@ def main() -> None:
         rows_of(folder)
     for name in names:
         if not place_of(folder, name).exists():
-            write_own(folder, name, asked.steps) if name in OWN else write_llama(folder, IK.get(name, name))
+            write_own(folder, name, asked.steps) if name in LEAF_FUNCTIONS else write_llama(folder, IK.get(name, name))
     report(folder, names, asked)
 
 
@@ -273,8 +273,8 @@ def report(folder: Path, names: list[str], asked: argparse.Namespace) -> None:
             speed = statistics.median(rates)
             lines.append({"name": name, "speed": speed, "both": math.prod(known[name]) ** 0.5})
         print(line.format(name, *cells, *[""] * (6 - len(cells))), flush=True)
-    for theirs in (row for row in lines if row["name"] not in OWN):
-        better = [row for row in lines if row["name"] in OWN and row["both"] <= theirs["both"]]
+    for theirs in (row for row in lines if row["name"] not in LEAF_FUNCTIONS):
+        better = [row for row in lines if row["name"] in LEAF_FUNCTIONS and row["both"] <= theirs["both"]]
         best = max(better, key=lambda row: row["speed"], default=None)
         said = "none" if best is None else f"{best['name']}, {best['speed'] / theirs['speed']:.2f}x"
         print(f"no worse than {theirs['name']}: {said} (goal 1.3x)", flush=True)

@@ -70,7 +70,7 @@ def main() -> None:
             weight = program.model.get_parameter(member.tensor).detach()
             for inputs in INPUTS:
                 began = time.perf_counter()
-                with patch.object(importance, "TOGETHER", inputs):
+                with patch.object(importance, "BATCH_ROWS", inputs):
                     order = importance.ascending(importance.obs(program, group, moments))
                 seconds[inputs] = seconds.get(inputs, 0.0) + time.perf_counter() - began
                 for share in asked.share:

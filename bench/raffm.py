@@ -81,7 +81,7 @@ class Clock:
 
 def course(app, data: Path, seed: int) -> list[Look]:
     """What every round came to."""
-    from effc.compiler.apps.federation.client_host import Place
+    from effc.compiler.apps.federation.client_host import ClientHost
     from effc.compiler.apps.federation.declaration import strategy_of
     from effc.compiler.apps.federation.grid import LocalGrid
     from effc.compiler.apps.federation.rounds import Federation
@@ -90,7 +90,7 @@ def course(app, data: Path, seed: int) -> list[Look]:
     from bench.clients import test_rows
 
     path, declared = app[0], app[1].with_changes(seed=seed)
-    place = Place(declared, path / declared.folder, data, Settings(data / "cache", seed=seed, threads=1))
+    place = ClientHost(declared, path / declared.folder, data, Settings(data / "cache", seed=seed, threads=1))
     looks: list[Look] = []
     spent: list[float] = []
     with place.seats(list(range(declared.clients))) as seats:
@@ -102,11 +102,11 @@ def course(app, data: Path, seed: int) -> list[Look]:
             judge.held_out = judge_rows
             found = judge.judged(run.strategy.results()["global"], {})[1]
             judge.held_out = learns
-            sent = sum(t.bytes_up + t.bytes_down for t in round_.turns.values())
+            sent = sum(t.bytes_up + t.bytes_down for t in round_.updates.values())
             looks.append(Look(found, sent, sum(spent), max(spent)))
             spent.clear()
 
-        run.tell = look
+        run.on_round = look
         run.run()
     return looks
 

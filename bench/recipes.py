@@ -16,10 +16,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from effc.compiler.core.cache import write_whole
+from effc.compiler.core.cache import write_atomic
 from effc.compiler.core.fingerprint import machine
 from effc.compiler.driver import api
-from effc.compiler.plugin.library_effects import FORMAT, Effect, Effects, place, short
+from effc.compiler.plugin.library_effects import FORMAT, Effect, Effects, effects_path, short
 from effc.compiler.plugin.recipe_library import Shipped, shipped
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -75,13 +75,13 @@ def keep(recipe: Shipped, effect: Effect, shared: bool) -> None:
 
 
 def write(effects: Effects) -> None:
-    used = sorted({e["machine"] for kept in effects.kept.values() for e in kept["effects"]})
-    for kept in effects.kept.values():
+    used = sorted({e["machine"] for kept in effects.stored.values() for e in kept["effects"]})
+    for kept in effects.stored.values():
         for effect in kept["effects"]:
             effect["machine"] = used.index(effect["machine"])
     effects.machines = [effects.machines[i] for i in used]
-    body = {"format": FORMAT, "machines": effects.machines, "recipes": dict(sorted(effects.kept.items()))}
-    write_whole(place(), (json.dumps(body, indent=1) + "\n").encode())
+    body = {"format": FORMAT, "machines": effects.machines, "recipes": dict(sorted(effects.stored.items()))}
+    write_atomic(effects_path(), (json.dumps(body, indent=1) + "\n").encode())
 
 
 def wanted(asked: argparse.Namespace, effects: Effects) -> list[Shipped]:

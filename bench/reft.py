@@ -43,7 +43,7 @@ METHODS = {
     **{f"LoRA on q and v, rank {rank}": LORA.format(rank=rank, alpha=2 * rank) for rank in (1, 8)},
 }
 RATES = {"LoReFT": (4e-3, 2e-2), "DiReFT": (4e-3, 2e-2), "LoRA": (2e-3, 1e-2)}
-FEW = ("LoReFT, rank 4", "DiReFT, rank 4", "LoRA on q and v, rank 8")  # of the large model
+MIN_SAMPLES = ("LoReFT, rank 4", "DiReFT, rank 4", "LoRA on q and v, rank 8")  # of the large model
 
 
 # -- questions -----------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def report(folder: Path, model: str, train: list, tests: list, args, seeds: list
     found, size, rows = probed(base, tokenizer, shuffled, args.seconds, tests)
     print(f"| linear probe | {size:,} | {found:.3f} | | ({rows}) | |", flush=True)
     del first
-    for method in METHODS if args.task == "speech" else FEW:
+    for method in METHODS if args.task == "speech" else MIN_SAMPLES:
         rates = RATES[method.split()[0].rstrip(",")][: 2 if args.task == "speech" else 1]
         each = trained(folder, model, method, rates[0], 3, 99)[2] / 3
         steps, scores = max(4, round(args.seconds / each)), []

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from effc.compiler.apps.rttc.adaptation import Adaptable, Regime
-from effc.compiler.apps.rttc.attachment import places_of
+from effc.compiler.apps.rttc.attachment import attachment_paths
 from effc.compiler.apps.rttc.caching import StateCache
 from effc.compiler.apps.rttc.embedder import folder_embedder
 from effc.compiler.apps.rttc.generation import Settings
@@ -79,7 +79,7 @@ def client_of(folder: Path, tasks: Sequence[Task], regime: Regime = REGIME) -> G
         (folder / "kb.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in samples))
         build([folder / "kb.jsonl"], embedder, place, guard=guard)
     prompts = Prompts(words, model.config.max_position_embeddings)
-    adaptable = Adaptable(model, words, places_of(model, regime.kind), regime, prompts.question)
+    adaptable = Adaptable(model, words, attachment_paths(model, regime.kind), regime, prompts.question)
     voice = open_voice(folder / "smollm2" / "native", adaptable, threads=1)
     reward = SelfLikelihood(voice.bare, prompts)
     lists, states = (StateCache("bench", 0.999, 64 << 20) for _ in range(2))
@@ -98,9 +98,9 @@ def spent(action: Callable[[], Any]) -> tuple[Any, float]:
 
 def answers(client: Guided, one: Asked, length: int, trained: bool = True) -> dict[str, Any]:
     """What every branch answers, and the CPU seconds of every part."""
-    message, settings = [{"role": "user", "content": one.sample.question}], Settings(most=length)
+    message, settings = [{"role": "user", "content": one.sample.question}], Settings(max_tokens=length)
     cost: dict[str, float] = {}
-    vector, cost["embed"] = spent(lambda: client.facts().place(client.embedder.embed([one.sample.question])[0]))
+    vector, cost["embed"] = spent(lambda: client.facts().project(client.embedder.embed([one.sample.question])[0]))
     found, cost["retrieve"] = spent(lambda: client.retriever.retrieve(vector, POLICY.count).matches)
     ids = client.prompts.ids(message)
     shown, cost["signals"] = spent(lambda: signals(client.speaker(), ids))
@@ -110,7 +110,7 @@ def answers(client: Guided, one: Asked, length: int, trained: bool = True) -> di
     assert told is not None and adaptable is not None, "the model has room for four samples"
 
     def say(asked: list[int], state: Any = None) -> str:
-        return client.say(asked, settings, lambda: False, state)[0]
+        return client.answer(asked, settings, lambda: False, state)[0]
 
     def learn() -> Any:
         adaptable.train(samples)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from effc.compiler.apps.rttc.adaptation import Adaptable, Regime
-from effc.compiler.apps.rttc.attachment import places_of
+from effc.compiler.apps.rttc.attachment import attachment_paths
 from effc.compiler.apps.rttc.batching import Batcher, agree
 from effc.compiler.apps.rttc.generation import Settings
 from effc.compiler.apps.rttc.policy import Policy
@@ -70,13 +70,13 @@ def hit(folder: Path) -> None:
     client = client_of(folder, [task])
     asked = [[{"role": "user", "content": one.sample.question}] for one in task.dev]
     for question in asked:
-        vector = client.facts().place(client.embedder.embed([question[0]["content"]])[0])
+        vector = client.facts().project(client.embedder.embed([question[0]["content"]])[0])
         client.states.put(vector, client.adaptable.state())
     ways = {
         "direct": replace(client, policy=Policy("direct")),
         "hit": replace(client, policy=Policy("ttt", count=4, shown=4)),
     }
-    first = [timed(partial(ways["hit"].ask, question, Settings(most=8)))[1] for question in asked]
+    first = [timed(partial(ways["hit"].answer_conversation, question, Settings(max_tokens=8)))[1] for question in asked]
     print(f"first hits, 8 tokens: {1000 * statistics.median(first):.0f} ms of CPU", flush=True)
     for length in (8, 32):
         times: dict[str, list[float]] = {name: [] for name in ways}
@@ -85,7 +85,7 @@ def hit(folder: Path) -> None:
             for question in asked:
                 for name in list(ways)[:: -1 if turn % 2 else 1]:
                     started = time.process_time()
-                    made = ways[name].ask(question, Settings(most=length))
+                    made = ways[name].answer_conversation(question, Settings(max_tokens=length))
                     times[name].append(time.process_time() - started)
                     for part, seconds in made.decision.seconds.items():
                         parts.setdefault(f"{name}: {part}", []).append(seconds)
@@ -106,19 +106,22 @@ def batch(rows: int = 8, length: int = 16) -> None:
     asked = [prompts.question(one.sample.question) for one in task_of("codes", None, 16, rows, 0).dev]
     for kind, rank in (("lora", 8), ("reft", 4)):
         regime = Regime(kind=kind, rank=rank, alpha=2.0 * rank)
-        adaptable, draw = Adaptable(model, words, places_of(model, kind), regime, prompts.question), torch.Generator()
+        adaptable, draw = (
+            Adaptable(model, words, attachment_paths(model, kind), regime, prompts.question),
+            torch.Generator(),
+        )
         states = [
             {n: t + 0.01 * torch.randn(t.shape, generator=draw.manual_seed(seed)) for n, t in adaptable.state().items()}
             for seed in range(rows)
         ]
-        batcher, settings = Batcher(model, prompts, adaptable), Settings(most=length)
-        say = [partial(batcher.say, ids, settings, lambda: False, s) for ids, s in zip(asked, states, strict=True)]
+        batcher, settings = Batcher(model, prompts, adaptable), Settings(max_tokens=length)
+        say = [partial(batcher.answer, ids, settings, lambda: False, s) for ids, s in zip(asked, states, strict=True)]
         assert agree(model, adaptable), "rows of a batch are those alone"
         started = time.process_time()
         alone = [one() for one in say]
         single, started = time.process_time() - started, time.process_time()
         with ThreadPoolExecutor(rows) as pool:
-            with batcher.alone():
+            with batcher.exclusive():
                 waited = [pool.submit(one) for one in say]
                 while len(batcher._waiting) < rows:
                     time.sleep(0.01)

@@ -50,12 +50,12 @@ def scale(adapters, ranks, rule) -> None:
 def perplexities(build, program, rule, steps: int, lr: float, seed: int) -> list[float]:
     """On held-out text with each rank everywhere, after training by a rule."""
     from effc.compiler.models.rows.forward import nll
-    from effc.compiler.transforms.supernet.choices import Drawn, Space
+    from effc.compiler.transforms.supernet.choices import ChoiceSampler, Space
     from effc.compiler.transforms.training.adapters import Shape, adaptable, adapted
     from effc.dsl.checker.values import DataRef
 
     paths, found = adaptable(program, None), []
-    drawn = Drawn(Space.of_ranks(paths, "layer", skeleton_of(program), RANKS), seed)
+    drawn = ChoiceSampler(Space.of_ranks(paths, "layer", skeleton_of(program), RANKS), seed)
     with adapted(program.model, paths, Shape(RANKS[0], ALPHA, 0.0), seed) as adapters:
         adapters.follow(drawn.ranks)
         learned(program, adapters, drawn, build.ctx.rows(DataRef("calib")), rule, steps, lr, seed)

@@ -50,7 +50,7 @@ def family_of(folder: Path, work: Path, steps: int) -> tuple[Family, object]:
     recipe = recipe_of([("net", "supernet.elastic", {**defaults("pass", "supernet.elastic"), **args})])
     ctx = context_of(work, model, recipe, rows(folder, "calib.txt", 32))
     step = ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
-    net = step.give(Model(capture(copy.deepcopy(model))), ctx)
+    net = step.result_of(Model(capture(copy.deepcopy(model))), ctx)
     recipe = recipe_of([])
     ctx = context_of(work, model, recipe, rows(folder, "heldout.txt", 4))
     return net, ctx

@@ -92,7 +92,7 @@ def row(method: str, model: str, share: float, seed: int, tokens: int, cache: Pa
             )
         )
         opened = session(folder / "cost.effspec", cache_dir=cache, threads=torch.get_num_threads(), seed=seed)
-        opened.settings.tell = lambda e: isinstance(e, Recorded) and said.update({e.name: e.value})
+        opened.settings.on_event = lambda e: isinstance(e, Recorded) and said.update({e.name: e.value})
         (plan,) = plans(opened)
         build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(cache))
         started = time.perf_counter()

@@ -61,7 +61,7 @@ def searched(widths: str, layers: int, tokens: int, search: str, share: float) -
             )
         )
         opened, said = session(folder / "lean.effspec", cache_dir=folder / "cache", threads=1), {}
-        opened.settings.tell = lambda e: isinstance(e, Recorded) and said.update({e.name: e.value})
+        opened.settings.on_event = lambda e: isinstance(e, Recorded) and said.update({e.name: e.value})
         (plan,) = plans(opened)
         build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(folder / "cache"))
         started = time.perf_counter()

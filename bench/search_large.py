@@ -105,7 +105,7 @@ def searched(folder: Path, size: str, options: argparse.Namespace) -> dict[str, 
             print(f"{time.process_time():8.0f} s  {event}", file=sys.stderr, flush=True)
 
     opened = session(recipe, cache_dir=cache, threads=options.threads, max_memory=int(options.max_memory * 2**30))
-    opened.settings.tell = tell
+    opened.settings.on_event = tell
     (plan,) = plans(opened)
     stage = plan.stages[0]
     build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(cache))
@@ -125,7 +125,7 @@ def searched(folder: Path, size: str, options: argparse.Namespace) -> dict[str, 
         "plan_s": stage.seconds,
         "plan_scores": stage.forwards,
         "resident_gib": int(kept.split("VmHWM:")[1].split()[0]) / 2**20,
-        "held_gib": build.took[stage.name]["peak_bytes"] / 2**30,
+        "held_gib": build.costs[stage.name]["peak_bytes"] / 2**30,
         "plan_gib": stage.peak_bytes / 2**30,
         "major_faults": resource.getrusage(resource.RUSAGE_SELF).ru_majflt,
     }

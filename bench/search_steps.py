@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.core.fingerprint import machine
-from effc.compiler.core.memory import held
+from effc.compiler.core.memory import anonymous_bytes
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.forward import evaluating
 from effc.compiler.transforms.search.gradients import DRAWS, Gradients
@@ -36,7 +36,7 @@ def timed(what: str, run) -> float:
     started = time.process_time()
     run()
     seconds = time.process_time() - started
-    print(f"  {what:60} {seconds:8.2f} processor s, {held() / 2**30:5.2f} GiB held", flush=True)
+    print(f"  {what:60} {seconds:8.2f} processor s, {anonymous_bytes() / 2**30:5.2f} GiB held", flush=True)
     return seconds
 
 

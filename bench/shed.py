@@ -115,7 +115,7 @@ def measured(folder: Path, model: str, kind: str, step: str, heal: int, original
 
     build = build_of(folder, model, step, heal)
     told: dict[str, float] = {}
-    build.ctx.settings.tell = lambda event: told.update(
+    build.ctx.settings.on_event = lambda event: told.update(
         {event.name: event.value} if isinstance(event, Recorded) else {}
     )
     started = time.perf_counter()

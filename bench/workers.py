@@ -23,8 +23,8 @@ from effc.compiler.core.events import Said
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.driver.pipeline import Build
-from effc.compiler.driver.worker_pool import hands_of, working
-from effc.compiler.driver.worker_transport import Hands, Processes
+from effc.compiler.driver.worker_pool import transport_of, working
+from effc.compiler.driver.worker_transport import Processes, WorkerTransport
 
 RECIPE = """effspec 1
 model base = {source}
@@ -35,10 +35,10 @@ pipeline lean(base) {{
 """
 
 
-def ping(hands: Hands, times: int) -> tuple[float, list[float]]:
+def ping(hands: WorkerTransport, times: int) -> tuple[float, list[float]]:
     """Seconds until a worker is there, and milliseconds of every message after that."""
     began, found = time.monotonic(), []
-    hands.hire(0)
+    hands.start_worker(0)
     for number in range(times + 1):
         sent = time.monotonic()
         hands.send(0, json.dumps({"hello": True}))
@@ -61,9 +61,9 @@ def searched(folder: Path, workers: str) -> tuple[float, float, int]:
             called.append(time.monotonic())
 
     with tempfile.TemporaryDirectory(dir=folder) as cache:
-        session = api.session(folder / "few.effspec", cache_dir=Path(cache), threads=1, workers=workers, tell=tell)
+        session = api.session(folder / "few.effspec", cache_dir=Path(cache), threads=1, workers=workers, on_event=tell)
         (plan,) = api.plans(session)
-        with working(session, hands_of(session.settings) if workers else None) as team:
+        with working(session, transport_of(session.settings) if workers else None) as team:
             ctx, kept = session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir)
             build, began = Build(plan, ctx, kept, team=team), time.monotonic()
             build.step(plan.stages[-1])
@@ -111,7 +111,7 @@ def main() -> None:
         folder = Path(place)
         kinds = {"process": Processes(1, 1)}
         if asked.ray:
-            kinds["Ray"] = hands_of(Settings(folder, workers="ray"))
+            kinds["Ray"] = transport_of(Settings(folder, workers="ray"))
             assert kinds["Ray"].size, "a cluster of nobody"
         for name, hands in kinds.items():
             ready, took = ping(hands, 200)

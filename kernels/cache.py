@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import levels, native
-from .packed import room
+from .packed import allocate_zeros
 
 TOKENS = 32
 _SLACK = 4096
@@ -43,12 +43,12 @@ class Cache:
     def __post_init__(self) -> None:
         assert self.window % TOKENS == 0, f"a window of {self.window} tokens"
         assert 0 < self.d <= 1024 and min(self.heads, self.longest, self.sequences) > 0
-        rows, most = self.heads * self.sequences, -(-self.longest // TOKENS)
+        rows, max_tiles = self.heads * self.sequences, -(-self.longest // TOKENS)
         tiles = 2 * -(-self.d // 32) + -(-self.d // 16)
-        self._capacity = most * tiles * (1088 if self.sparse else 1024) + _SLACK
+        self._capacity = max_tiles * tiles * (1088 if self.sparse else 1024) + _SLACK
         # Pages that nothing was written to take no memory, so a sparse cache costs what it holds.
-        self.stream = room(rows * self._capacity).view(rows, self._capacity)
-        self.offsets = torch.zeros(rows, most + 1, dtype=torch.int64)
+        self.stream = allocate_zeros(rows * self._capacity).view(rows, self._capacity)
+        self.offsets = torch.zeros(rows, max_tiles + 1, dtype=torch.int64)
         self.keys = torch.zeros(rows, self.window + TOKENS, self.d, dtype=torch.bfloat16)
         self.values = torch.zeros_like(self.keys)
 
@@ -62,7 +62,7 @@ class Cache:
 
     @property
     def bytes(self) -> int:
-        """What a pass over the cache reads."""
+        """Bytes that a pass over the cache reads."""
         blocks = int(self.offsets[:, self.blocks].sum())
         return blocks + self.recent * self.d * 4 * len(self.offsets)
 
@@ -71,8 +71,8 @@ class Cache:
         assert keys.shape == values.shape == (self.sequences, self.heads, keys.shape[2], self.d), keys.shape
         tokens = keys.shape[2]
         if self.length + tokens > self.longest:
-            wanted = self.length + tokens
-            raise native.KernelError(f"the cache holds {self.longest} tokens, and {wanted} are wanted")
+            length = self.length + tokens
+            raise native.KernelError(f"the cache holds {self.longest} tokens, and {length} are wanted")
         keys, values = (t.detach().reshape(len(self.keys), tokens, self.d).bfloat16() for t in (keys, values))
         keys = torch.cat([self.keys[:, : self.recent], keys], 1)
         values = torch.cat([self.values[:, : self.recent], values], 1)
@@ -102,7 +102,7 @@ class Cache:
             self.offsets.stride(0),
             self.sparse,
             torch.get_num_threads(),
-            what="the cache",
+            label="the cache",
         )
         self.blocks += count
 

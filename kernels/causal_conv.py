@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .kernel import Kernel
-from .sequences import FLOATS, at, fit, inside, live, one_type, placed, plain, rows, run
+from .sequences import FLOATS, at, fit, inside, layout_of, live, one_type, plain, rows, run
 
 
 class CausalConv(Kernel):
@@ -35,13 +35,13 @@ class CausalConv(Kernel):
         b, c, t = x.shape
         k, wide = weight.shape[1], x.dtype if x.dtype is torch.float64 else torch.float32
         mask = inside(bounds, b, t).to(x.device)
-        seen = functional.pad((x * mask[:, None]).to(wide), (k - 1, 0))
+        inputs = functional.pad((x * mask[:, None]).to(wide), (k - 1, 0))
         if before is not None and k > 1:
             first = torch.zeros(b, dtype=torch.int64) if bounds is None else bounds[:, 0]
-            places = (first[:, None] + torch.arange(k - 1))[:, None].expand(-1, c, -1)
-            seen = seen.scatter_add(2, places, before.to(wide))
+            positions = (first[:, None] + torch.arange(k - 1))[:, None].expand(-1, c, -1)
+            inputs = inputs.scatter_add(2, positions, before.to(wide))
         bias = None if bias is None else bias.to(wide)
-        y = functional.conv1d(seen, weight.to(wide)[:, None], bias, groups=c)
+        y = functional.conv1d(inputs, weight.to(wide)[:, None], bias, groups=c)
         return ((functional.silu(y) if silu else y) * mask[:, None]).to(x.dtype)
 
     @staticmethod
@@ -52,14 +52,14 @@ class CausalConv(Kernel):
         fit("a bias", bias, c)
         fit("what came before", before, b, c, k - 1)
         bounds = live(bounds, b, t)
-        (own,) = one_type(x)
-        own = rows(own.mT)  # [b, t, c]
-        y = torch.empty(b, t, c, dtype=own.dtype)
+        (x_rows,) = one_type(x)
+        x_rows = rows(x_rows.mT)  # [b, t, c]
+        y = torch.empty(b, t, c, dtype=x_rows.dtype)
         filters, bias = plain(weight.mT), plain(bias)  # [k, c]
-        before = None if before is None or k == 1 else before.mT.to(own.dtype).contiguous()
+        before = None if before is None or k == 1 else before.mT.to(x_rows.dtype).contiguous()
         run(
             "causal_conv",
-            *placed(own),
+            *layout_of(x_rows),
             filters.data_ptr(),
             at(bias),
             at(before),
@@ -69,7 +69,7 @@ class CausalConv(Kernel):
             t,
             c,
             k,
-            own.dtype is torch.float32,
+            x_rows.dtype is torch.float32,
             silu,
             torch.get_num_threads(),
         )
@@ -79,13 +79,13 @@ class CausalConv(Kernel):
     def backward(cls, ctx, grad):
         tensors, (bounds, silu) = ctx.saved_tensors, ctx.rest
         with torch.enable_grad():
-            given = x, weight, bias, before = [None if t is None else t.detach().requires_grad_() for t in tensors]
+            leaves = x, weight, bias, before = [None if t is None else t.detach().requires_grad_() for t in tensors]
             y = cls.reference(x, weight, bias, before, bounds, silu)
             needs = ctx.needs_input_grad
-            wanted = [x for x, need in zip(given, needs, strict=False) if x is not None and need]
-            found = iter(torch.autograd.grad(y, wanted, grad))
+            differentiable = [x for x, need in zip(leaves, needs, strict=False) if x is not None and need]
+            grads = iter(torch.autograd.grad(y, differentiable, grad))
         return (
-            *(next(found) if x is not None and need else None for x, need in zip(given, needs, strict=False)),
+            *(next(grads) if x is not None and need else None for x, need in zip(leaves, needs, strict=False)),
             None,
             None,
         )

@@ -17,10 +17,10 @@ class CausalConvStep(Kernel):
 
     @staticmethod
     def reference(x, state, weight, bias, silu):
-        seen = torch.cat([state, x[:, :, None].to(state.dtype)], 2)
-        y = (seen[:, :, -weight.shape[1] :].float() * weight.float()).sum(2)
+        window = torch.cat([state, x[:, :, None].to(state.dtype)], 2)
+        y = (window[:, :, -weight.shape[1] :].float() * weight.float()).sum(2)
         y = y if bias is None else y + bias.float()
-        state.copy_(seen[:, :, 1:])
+        state.copy_(window[:, :, 1:])
         return (torch.nn.functional.silu(y) if silu else y).to(x.dtype)
 
     @classmethod

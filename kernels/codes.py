@@ -8,10 +8,10 @@ from torch import Tensor
 
 from .grid import Grid
 
-BITS, MOST = 4, 15
+BITS, MAX_CODE = 4, 15
 GROUPS = (32, 64, 128)  # inputs that may share a scale
-_TRIED = 64  # outputs that are looked at before all are
-_FEW = 8  # weights of a group that are looked at before all are
+_MAX_TRIALS = 64  # outputs that are looked at before all are
+_MIN_ROWS = 8  # weights of a group that are looked at before all are
 # Multiples of the scale that a group's largest weight may be, the most likely ones first.
 _MULTIPLES = (8, 7, 9, 10, 11, 12, 13, 14, 15, 6, 5, 4, 3, 2, 1)
 
@@ -34,22 +34,22 @@ def codes(weight: Tensor, group: int) -> Codes:
     """Codes of a weight [n, k]: exactly those of its grid if it is on one, of whatever group; else the nearest on
     grids of `group` inputs whose squared error is least.
     """
-    for tried in (group, *(g for g in GROUPS if g != group)):
-        found = held(weight, tried)
-        if found is not None:
-            return found
-    whole = _padded(weight.float(), group)
-    scales = Grid(BITS, group, symmetric=False, search=True).fit(whole)
-    return Codes(group, scales.codes(whole), scales.scale, scales.zero)
+    for candidate in (group, *(g for g in GROUPS if g != group)):
+        exact = exact_codes(weight, candidate)
+        if exact is not None:
+            return exact
+    padded = _padded(weight.float(), group)
+    scales = Grid(BITS, group, symmetric=False, search=True).fit(padded)
+    return Codes(group, scales.codes(padded), scales.scale, scales.zero)
 
 
-def held(weight: Tensor, group: int) -> Codes | None:
+def exact_codes(weight: Tensor, group: int) -> Codes | None:
     """The codes of a weight that is on a grid: every weight is scale * (code - zero), rounded to its dtype. Else None.
 
     Source: own. Of a group the least weight is most often the scale itself, the largest a small multiple of it, and a
     scale has 8 bits.
     """
-    return _steps(weight, group) if _steps(weight[:_TRIED], group) else None
+    return _steps(weight, group) if _steps(weight[:_MAX_TRIALS], group) else None
 
 
 def _steps(weight: Tensor, group: int) -> Codes | None:
@@ -57,39 +57,43 @@ def _steps(weight: Tensor, group: int) -> Codes | None:
     groups = _padded(weight, group).reshape(-1, group)
     steps, scale = torch.zeros_like(groups, dtype=torch.int8), torch.ones(len(groups))
     size = groups.float().abs()
-    left, most, least = groups.any(1).nonzero().flatten(), size.amax(1), torch.where(size > 0, size, torch.inf).amin(1)
-    few = groups[:, :: group // _FEW].contiguous()
-    for ends, multiple, nearby in ((least, 1, 0), *product((most,), _MULTIPLES, range(3))):
+    left, largest, least = (
+        groups.any(1).nonzero().flatten(),
+        size.amax(1),
+        torch.where(size > 0, size, torch.inf).amin(1),
+    )
+    sample = groups[:, :: group // _MIN_ROWS].contiguous()
+    for extremes, multiple, nearby in ((least, 1, 0), *product((largest,), _MULTIPLES, range(3))):
         if not len(left):
             break
-        tried = _near(ends[left] / multiple, nearby)
-        likely = _count(few[left], tried)[1].nonzero().flatten()
-        some, tried = left[likely], tried[likely]
-        count, fits = _count(groups[some], tried)
+        scales = _nearest(extremes[left] / multiple, nearby)
+        likely = _count(sample[left], scales)[1].nonzero().flatten()
+        some, scales = left[likely], scales[likely]
+        count, fits = _count(groups[some], scales)
         done = some[fits]
-        steps[done], scale[done] = count[fits].to(torch.int8), tried[fits]
+        steps[done], scale[done] = count[fits].to(torch.int8), scales[fits]
         left = left[~torch.isin(left, done)] if len(done) else left
     if len(left):
         return None
     low, high = steps.amin(1).clamp(max=0).float(), steps.amax(1).clamp(min=0).float()
-    zero = torch.where(high > 7, MOST - high, torch.where(low < -8, -low, 8.0))
+    zero = torch.where(high > 7, MAX_CODE - high, torch.where(low < -8, -low, 8.0))
     code = (steps + zero[:, None]).to(torch.uint8)
     return Codes(group, code.reshape(n, -1), scale.reshape(n, -1), zero.reshape(n, -1))
 
 
 def _count(groups: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """How many steps of a scale each weight is, and whether all of a group [groups] are a grid of that scale's."""
-    count = (groups.float() / scale[:, None]).round_().clamp_(-MOST, MOST)
+    """Codes of each weight for a scale, and whether all weights of a group [groups] are on that scale's grid."""
+    count = (groups.float() / scale[:, None]).round_().clamp_(-MAX_CODE, MAX_CODE)
     spread = count.amax(1).clamp(min=0) - count.amin(1).clamp(max=0)
-    return count, ((count * scale[:, None]).to(groups.dtype) == groups).all(1) & (spread <= MOST)
+    return count, ((count * scale[:, None]).to(groups.dtype) == groups).all(1) & (spread <= MAX_CODE)
 
 
-def _near(value: Tensor, which: int) -> Tensor:
+def _nearest(value: Tensor, which: int) -> Tensor:
     """The bfloat16 number nearest to a positive one, the next above it, or the next below, as float32."""
     nearest = value.bfloat16().view(torch.int16) + (0, 1, -1)[which]
     return nearest.clamp(min=1).view(torch.bfloat16).float()
 
 
 def _padded(weight: Tensor, group: int) -> Tensor:
-    more = -weight.shape[1] % group
-    return torch.nn.functional.pad(weight, (0, more)) if more else weight.contiguous()
+    padding = -weight.shape[1] % group
+    return torch.nn.functional.pad(weight, (0, padding)) if padding else weight.contiguous()

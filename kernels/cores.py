@@ -1,4 +1,4 @@
-"""How many processors' worth of threads this process can have at work."""
+"""Number of processors that this process can use."""
 
 import math
 import os
@@ -8,7 +8,7 @@ GROUPS = Path("/sys/fs/cgroup")
 
 
 def usable_cores() -> int:
-    """Those of its affinity, and no more than its container is allowed."""
+    """Number of cores in its affinity, at most its container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(cores, quota())))
 
@@ -18,9 +18,9 @@ def quota(groups: Path = GROUPS) -> float:
 
     Of both versions of the interface: docs.kernel.org/admin-guide/cgroup-v2.html, /scheduler/sched-bwc.html.
     """
-    for place in ((groups / "cpu.max",), (groups / "cpu/cpu.cfs_quota_us", groups / "cpu/cpu.cfs_period_us")):
+    for paths in ((groups / "cpu.max",), (groups / "cpu/cpu.cfs_quota_us", groups / "cpu/cpu.cfs_period_us")):
         try:
-            allowed, period = " ".join(file.read_text() for file in place).split()
+            allowed, period = " ".join(file.read_text() for file in paths).split()
             if int(allowed) > 0 and int(period) > 0:  # the first version says -1 where there is no bound
                 return int(allowed) / int(period)
         except (OSError, ValueError):  # absent, or "max"

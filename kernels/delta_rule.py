@@ -3,7 +3,7 @@
 import torch
 
 from .kernel import Kernel
-from .sequences import at, fit, placed, plain, rows, run
+from .sequences import at, fit, layout_of, plain, rows, run
 
 
 class DeltaRule(Kernel):
@@ -46,13 +46,13 @@ class DeltaRule(Kernel):
         fit("beta", beta, batches, length, heads)
         fit("a state", state, batches, heads, n, p)
         by_channel = decay.dim() == 4
-        given = [rows(x.float().flatten(2)) for x in (q, k, v, decay, beta)]
+        operands = [rows(x.float().flatten(2)) for x in (q, k, v, decay, beta)]
         s = torch.zeros(batches, heads, n, p) if state is None else plain(state).clone()
         y = torch.empty(batches, length, heads, p)
         sizes = batches, length, heads, groups, n, p
         run(
             cls.name,
-            *(part for x in given for part in placed(x)),
+            *(part for x in operands for part in layout_of(x)),
             at(y),
             at(s),
             *sizes,

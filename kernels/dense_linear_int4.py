@@ -29,44 +29,44 @@ class DenseLinearInt4(PackedLinear):
         weight = packing.packable(weight)
         if group not in GROUPS:
             raise native.KernelError(f"groups of {group} inputs can't be packed; {', '.join(map(str, GROUPS))} can")
-        (n, k), what = weight.shape, packing.what_of(weight)
+        (n, k), label = weight.shape, packing.weight_label(weight)
         if not weight.isfinite().all():
-            raise native.KernelError(f"{what} can't be used: {native.SENTENCES['not_finite']}")
-        found = codes(weight, group)
-        zeros = bool((found.zero != 8).any())
-        head = packing.Header(kind=packing.KINDS[cls.name], n=n, k=k, group=found.group | (ZEROS if zeros else 0))
-        native.call("pack_begin", ctypes.byref(head), what=what)
-        stream = torch.cat(_sections(found, zeros, head.blocks), 1)
+            raise native.KernelError(f"{label} can't be used: {native.SENTENCES['not_finite']}")
+        grid_codes = codes(weight, group)
+        zeros = bool((grid_codes.zero != 8).any())
+        head = packing.Header(kind=packing.KINDS[cls.name], n=n, k=k, group=grid_codes.group | (ZEROS if zeros else 0))
+        native.call("pack_begin", ctypes.byref(head), label=label)
+        stream = torch.cat(_sections(grid_codes, zeros, head.blocks), 1)
         head.bytes = head.stream_at + stream.numel() + 64
-        packed = packing.room(head.bytes)
+        packed = packing.allocate_zeros(head.bytes)
         packed[:128] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
         offsets = torch.arange(head.blocks + 1) * stream.shape[1]
         packed[head.offsets_at : head.scales_at] = offsets.view(torch.uint8)
         packed[head.stream_at : head.bytes - 64] = stream.flatten()
-        native.call("pack_end", packed.data_ptr(), packed.numel(), head.kind, what=what)
+        native.call("pack_end", packed.data_ptr(), packed.numel(), head.kind, label=label)
         packing.trust(cls.name, packed)
         return packed
 
     @classmethod
     def reference(cls, x, packed, bias, n):
         weight, group = cls.unpack(packed), packing.facts(packed).group
-        more = -weight.shape[1] % group
-        by_groups = torch.nn.functional.pad(x, (0, more)).unflatten(-1, (-1, group))
-        wide = torch.nn.functional.pad(weight, (0, more)).unflatten(-1, (-1, group))
+        padding = -weight.shape[1] % group
+        by_groups = torch.nn.functional.pad(x, (0, padding)).unflatten(-1, (-1, group))
+        wide = torch.nn.functional.pad(weight, (0, padding)).unflatten(-1, (-1, group))
         parts = [quantised(by_groups[..., i, :].double(), wide[:, i], None) for i in range(wide.shape[1])]
         return (sum(parts) + (0 if bias is None else bias.double())).to(x.dtype)
 
 
-def _sections(found, zeros: bool, blocks: int) -> list[Tensor]:
+def _sections(grid_codes, zeros: bool, blocks: int) -> list[Tensor]:
     """Scales, zeros and codes of all blocks, each [blocks, bytes] uint8, as `packed.h` draws them."""
-    groups, rows = found.scale.shape[1], 16 * blocks
-    scale = _rows(found.scale.bfloat16().view(torch.int16), rows).reshape(blocks, 16, groups)
+    groups, rows = grid_codes.scale.shape[1], 16 * blocks
+    scale = _rows(grid_codes.scale.bfloat16().view(torch.int16), rows).reshape(blocks, 16, groups)
     sections = [scale.transpose(1, 2).contiguous().view(torch.uint8).reshape(blocks, -1)]
     if zeros:
-        zero = _rows(found.zero.to(torch.uint8), rows).reshape(blocks, 2, 8, groups)
+        zero = _rows(grid_codes.zero.to(torch.uint8), rows).reshape(blocks, 2, 8, groups)
         sections.append((zero[:, 0] | zero[:, 1] << 4).transpose(1, 2).reshape(blocks, -1))
     sections.append(torch.zeros(blocks, -sum(s.shape[1] for s in sections) % 64, dtype=torch.uint8))
-    lines = _rows(found.code, rows).reshape(blocks, 16, -1, 2, 4)  # [blocks, outputs, lines, halves, inputs]
+    lines = _rows(grid_codes.code, rows).reshape(blocks, 16, -1, 2, 4)  # [blocks, outputs, lines, halves, inputs]
     both = lines[..., 0, :] | lines[..., 1, :] << 4
     return [*sections, both.transpose(1, 2).reshape(blocks, -1)]
 

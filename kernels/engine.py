@@ -21,8 +21,8 @@ from .engine_plan import Layout, laid_out
 from .engine_steps import Plan, Slot, Step, Weight
 from .native import KernelError
 
-MOST_THREADS = 256
-MOST_SEQUENCES = 65536
+MAX_THREADS = 256
+MAX_SEQUENCES = 65536
 LAYOUT = 8  # of what C++ is handed; api.cc has the same number
 SPENT = ("rows", "prepare", "multiply", "mix", "append", "attend", "scan", "waiting")
 
@@ -60,8 +60,8 @@ class Engine:
             if value is not None and (not isinstance(value, int) or not 1 <= value < 2**31):
                 raise KernelError(f"an engine with {value} {name} can't be made")
         _refuse_other_sources()
-        if sequences > MOST_SEQUENCES:
-            raise KernelError(f"an engine remembers at most {MOST_SEQUENCES} sequences, not {sequences}")
+        if sequences > MAX_SEQUENCES:
+            raise KernelError(f"an engine remembers at most {MAX_SEQUENCES} sequences, not {sequences}")
         layout = laid_out(plan, weights, deep)
         if context is not None and context > layout.context:
             raise KernelError(
@@ -69,23 +69,23 @@ class Engine:
             )
         self.context, self.sequences = context or layout.context, sequences
         self.vocabulary, self.width = layout.vocabulary, layout.widths[layout.logits]
-        self.whole = layout.whole
+        self.bidirectional = layout.bidirectional
         self.sources = layout.encoder.context if layout.encoder else 0  # tokens of a source at most; 0: it reads none
         self.source_vocabulary = layout.encoder.vocabulary if layout.encoder else 0
         self.backward = not layout.stateful
-        self.threads = min(threads, usable_cores(), MOST_THREADS)
+        self.threads = min(threads, usable_cores(), MAX_THREADS)
         self._weights = self._resident(layout.weights) if copy else weights
-        made = self._laid(layout, self.context, int(steady))
-        native.call("engine_create", ctypes.byref(made), ctypes.byref(self._handle), what="the engine")
+        c_plan = self._laid(layout, self.context, int(steady))
+        native.call("engine_create", ctypes.byref(c_plan), ctypes.byref(self._handle), label="the engine")
 
     def _laid(self, layout: Layout, context: int, steady: int) -> Plan:
         """A plan as C++ reads it, with that of its encoder, if it has one; it keeps what it points to."""
         steps, widths = _array(Step, layout.steps), _array(ctypes.c_int32, layout.widths)
-        own, slots = _array(Weight, layout.weights), _array(Slot, layout.slots)
+        weights, slots = _array(Weight, layout.weights), _array(Slot, layout.slots)
         inner = layout.encoder and ctypes.pointer(self._laid(layout.encoder, layout.encoder.context, steady))
-        counts = (len(part) for part in (steps, widths, own, slots))
-        own_facts = (layout.logits, levels.code(), self.threads, self.sequences, steady, 0, context)
-        return Plan(steps, widths, own, slots, *counts, *own_facts, inner)
+        counts = (len(part) for part in (steps, widths, weights, slots))
+        constants = (layout.logits, levels.code(), self.threads, self.sequences, steady, 0, context)
+        return Plan(steps, widths, weights, slots, *counts, *constants, inner)
 
     @staticmethod
     def _resident(weights: list[Weight]) -> Tensor:
@@ -94,26 +94,26 @@ class Engine:
         for weight in weights:
             starts.append(known.setdefault((weight.at, weight.bytes), end))
             end += -(-weight.bytes // 64) * 64 if starts[-1] == end else 0
-        room = packed.room(end)
+        block = packed.allocate_zeros(end)
         for weight, start in zip(weights, starts, strict=True):
-            ctypes.memmove(room.data_ptr() + start, weight.at, weight.bytes)
-            weight.at = room.data_ptr() + start
-        return room
+            ctypes.memmove(block.data_ptr() + start, weight.at, weight.bytes)
+            weight.at = block.data_ptr() + start
+        return block
 
     def run(
         self,
         ids: Sequence[int] | Tensor,
         sequences: Sequence[int] | Tensor,
-        wanted: Sequence[int] | Tensor | None = None,
+        outputs: Sequence[int] | Tensor | None = None,
     ) -> Tensor:
         """Append tokens to their sequences; the logits [wanted, vocabulary] float32 of some of them.
 
         ids         [n] tokens
         sequences   [n] the sequence of each
-        wanted      increasing positions in `ids` whose logits are computed, or [n] bool; None for all
+        outputs      increasing positions in `ids` whose logits are computed, or [n] bool; None for all
         """
         ids, owners = _numbers("tokens", ids), _numbers("sequences", sequences)
-        rows = _numbers("wanted positions", range(len(ids)) if wanted is None else wanted)
+        rows = _numbers("wanted positions", range(len(ids)) if outputs is None else outputs)
         self._fit(ids, owners, rows)
         logits = torch.empty(len(rows), self.width)
         with self._open() as handle:
@@ -123,7 +123,7 @@ class Engine:
         if status == 17:
             raise Cancelled("the call was cancelled; its sequences are as before")
         if status:
-            raise native.refused(status, "the engine")
+            raise native.error_of(status, "the engine")
         return logits
 
     def encode(self, ids: Sequence[int] | Tensor, sequences: Sequence[int] | Tensor) -> None:
@@ -138,7 +138,7 @@ class Engine:
         self._fit_tokens(ids, owners, self.source_vocabulary)
         if not len(ids):
             return
-        self._fit_whole(owners, self.source)
+        self._check_bidirectional(owners, self.source)
         longest = max(Counter(owners).values())
         if longest > self.sources:
             raise KernelError(f"a source of {longest} tokens exceeds the {self.sources} that the encoder reads")
@@ -147,7 +147,7 @@ class Engine:
         if status == 17:
             raise Cancelled("the call was cancelled; its sequences are as before")
         if status:
-            raise native.refused(status, "the engine")
+            raise native.error_of(status, "the engine")
 
     def _fit_tokens(self, ids: array, owners: array, vocabulary: int) -> None:
         if len(ids) != len(owners):
@@ -165,8 +165,8 @@ class Engine:
         self._fit_tokens(ids, owners, self.vocabulary)
         if not len(ids):
             return
-        if self.whole:
-            self._fit_whole(owners, self.length)
+        if self.bidirectional:
+            self._check_bidirectional(owners, self.length)
         for sequence in set(owners) if self.sources else ():
             if not self.source(sequence):
                 raise KernelError(f"sequence {sequence} has no source, which its tokens are to recall")
@@ -179,45 +179,45 @@ class Engine:
         if len(rows) and (rows[0] < 0 or rows[-1] >= len(ids) or any(a >= b for a, b in pairwise(rows))):
             raise KernelError(f"the wanted positions do not increase within {len(ids)} tokens")
 
-    def _fit_whole(self, owners: array, length: Callable[[int], int]) -> None:
+    def _check_bidirectional(self, owners: array, length: Callable[[int], int]) -> None:
         """Of a plan whose attention sees texts whole: each comes at once, into a sequence that is empty."""
-        begun = [owners[0], *(b for a, b in pairwise(owners) if a != b)]
-        if len(set(begun)) < len(begun):
+        runs = [owners[0], *(b for a, b in pairwise(owners) if a != b)]
+        if len(set(runs)) < len(runs):
             raise KernelError("the tokens of a text lie apart, and this plan sees each text whole")
-        for sequence in begun:
+        for sequence in runs:
             if length(sequence):
                 raise KernelError(f"sequence {sequence} has tokens already, and this plan sees each text whole")
 
     def length(self, sequence: int) -> int:
         """Tokens that a sequence has."""
-        found = ctypes.c_int64()
+        count = ctypes.c_int64()
         with self._open() as handle:
-            native.call("engine_length", handle, sequence, ctypes.byref(found), what=f"sequence {sequence}")
-        return found.value
+            native.call("engine_length", handle, sequence, ctypes.byref(count), label=f"sequence {sequence}")
+        return count.value
 
     def source(self, sequence: int) -> int:
         """Tokens of a sequence's source."""
-        found = ctypes.c_int64()
+        count = ctypes.c_int64()
         with self._open() as handle:
-            native.call("engine_source", handle, sequence, ctypes.byref(found), what=f"sequence {sequence}")
-        return found.value
+            native.call("engine_source", handle, sequence, ctypes.byref(count), label=f"sequence {sequence}")
+        return count.value
 
     def forget(self, sequence: int, length: int = 0) -> None:
         """Cut a sequence back to its first `length` tokens; the memory of the others is free. Without any of them its
         source goes too."""
         with self._open() as handle:
-            native.call("engine_forget", handle, sequence, length, what=f"sequence {sequence}")
+            native.call("engine_forget", handle, sequence, length, label=f"sequence {sequence}")
 
     def cancel(self) -> None:
         """From any thread: the call that runs now raises `Cancelled`."""
         with self._open() as handle:
-            native.call("engine_cancel", handle, what="the engine")
+            native.call("engine_cancel", handle, label="the engine")
 
     def spent(self, go_on: bool = True) -> dict[str, float]:
         """Seconds of all threads by kind of work since the last call of this; the first begins to measure."""
         sums = (ctypes.c_int64 * len(SPENT))()
         with self._open() as handle:
-            native.call("engine_profile", handle, sums, int(go_on), what="the engine")
+            native.call("engine_profile", handle, sums, int(go_on), label="the engine")
         return {name: nanoseconds / 1e9 for name, nanoseconds in zip(SPENT, sums, strict=True)}
 
     def close(self) -> None:
@@ -225,10 +225,10 @@ class Engine:
         with self._free:
             handle, self._handle = self._handle, ctypes.c_void_p()
             while handle and self._users:
-                native.call("engine_cancel", handle, what="the engine")
+                native.call("engine_cancel", handle, label="the engine")
                 self._free.wait(0.01)  # a call that had not begun yet when it was cancelled is cancelled again
         if handle:
-            native.call("engine_free", handle, what="the engine")
+            native.call("engine_free", handle, label="the engine")
 
     @contextmanager
     def _open(self) -> Iterator[ctypes.c_void_p]:
@@ -251,22 +251,22 @@ class Engine:
 
 def _refuse_other_sources() -> None:
     try:
-        found = native.function("engine_layout")()
+        layout = native.function("engine_layout")()
     except AttributeError:
-        found = 0
-    if found != LAYOUT:
+        layout = 0
+    if layout != LAYOUT:
         raise KernelError("the compiled kernels are of other sources than effc's Python; install effc again")
 
 
-def _numbers(what: str, given: Sequence[int] | Tensor) -> array:
+def _numbers(label: str, numbers: Sequence[int] | Tensor) -> array:
     """Whole numbers side by side; of truths the positions of those that are so."""
-    values = given.tolist() if isinstance(given, Tensor) else list(given)
+    values = numbers.tolist() if isinstance(numbers, Tensor) else list(numbers)
     if values and isinstance(values[0], bool):
-        values = [i for i, wanted in enumerate(values) if wanted]
+        values = [i for i, flag in enumerate(values) if flag]
     try:
         return array("q", values)
     except (TypeError, OverflowError) as error:
-        raise KernelError(f"the {what} are not a row of whole numbers") from error
+        raise KernelError(f"the {label} are not a row of whole numbers") from error
 
 
 def _address(numbers: array) -> int:

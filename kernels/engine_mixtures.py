@@ -5,27 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .engine_steps import MOST_EXPERTS, STEPS
+from .engine_steps import MAX_EXPERTS, STEPS
 
 if TYPE_CHECKING:
     from .engine_plan import _Reader
 
 
 def scores(self: _Reader, step: Mapping, to: int, width: int) -> None:
-    matrix = self.held.matrix(step["weight"], width, self.width(step["x"]))
-    self.emit("scores", to, x=step["x"], weight=matrix, bias=self.held.vector(step["bias"], width))
+    matrix = self.retained.matrix(step["weight"], width, self.width(step["x"]))
+    self.emit("scores", to, x=step["x"], weight=matrix, bias=self.retained.vector(step["bias"], width))
 
 
 def route(self: _Reader, step: Mapping, to: int, width: int) -> None:
-    experts, count, groups, kept = self.width(step["x"]), step["count"], step["groups"], step["kept"]
-    self.need(experts <= MOST_EXPERTS, f"it chooses among {experts} experts, and the engine takes {MOST_EXPERTS}")
-    self.need(experts % groups == 0 and kept <= groups, f"{groups} groups of {experts} experts, {kept} of them kept")
-    each = experts // groups
-    self.need(count <= kept * each, f"it chooses {count} of {kept * each} experts")
-    self.need(step["judges"] <= each, f"{step['judges']} experts judge a group of {each}")
-    near = step["kind"] == "near"
+    experts, count, groups, top_groups = self.width(step["x"]), step["count"], step["groups"], step["kept"]
+    self.need(experts <= MAX_EXPERTS, f"it chooses among {experts} experts, and the engine takes {MAX_EXPERTS}")
     self.need(
-        not near or (groups == 1 and step["bias"] is None and not step["normal"]), "a part of it is not its kind's"
+        experts % groups == 0 and top_groups <= groups,
+        f"{groups} groups of {experts} experts, {top_groups} of them kept",
+    )
+    each = experts // groups
+    self.need(count <= top_groups * each, f"it chooses {count} of {top_groups * each} experts")
+    self.need(step["judges"] <= each, f"{step['judges']} experts judge a group of {each}")
+    nearest = step["kind"] == "near"
+    self.need(
+        not nearest or (groups == 1 and step["bias"] is None and not step["normal"]), "a part of it is not its kind's"
     )
     self.need(width == 2 * count, f"it writes {2 * count} columns, and register {to} has {width}")
     self.need(step["eps"] >= 0, f"its `eps` is {step['eps']}")
@@ -35,10 +38,10 @@ def route(self: _Reader, step: Mapping, to: int, width: int) -> None:
         to,
         x=step["x"],
         kind=STEPS["route"]["kind"].split().index(step["kind"]),
-        weight=self.held.vector(step["bias"], experts),
+        weight=self.retained.vector(step["bias"], experts),
         count=count,
         group=groups,
-        block=kept,
+        block=top_groups,
         stride=step["judges"],
         interleaved=step["normal"],
         number=step["eps"],
@@ -51,12 +54,12 @@ def experts(self: _Reader, step: Mapping, to: int, width: int) -> None:
     known, count = self.chosen[step["chosen"]]
     names, x = step["weights"], self.width(step["x"])
     self.need(len(names) == known, f"it has {len(names)} weights, and its router {known} experts")
-    first = self.held.several(names)
-    n, k = self.held.laid[first].n, self.held.laid[first].k
+    first = self.retained.several(names)
+    n, k = self.retained.laid[first].n, self.retained.laid[first].k
     self.need(x in (k, count * k), f"its weights take {k} numbers, and register {step['x']} has {x}")
-    made = n if step["summed"] else count * n
-    self.need(width == made, f"it writes {made} columns, and register {to} has {width}")
-    biases = -1 if step["biases"] is None else self.held.matrix(step["biases"], known, n)
+    columns = n if step["summed"] else count * n
+    self.need(width == columns, f"it writes {columns} columns, and register {to} has {width}")
+    biases = -1 if step["biases"] is None else self.retained.matrix(step["biases"], known, n)
     self.emit(
         "experts",
         to,

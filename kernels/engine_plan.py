@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from . import engine_mixtures, engine_scans, engine_sources
-from .engine_steps import LATER, MOST_HEAD, MOST_WHOLE, OPS, SILENT, STATEFUL, STEPS, VERSION, Slot, Step, Weight
+from .engine_steps import LATER, MAX_BIDIRECTIONAL, MAX_HEAD, OPS, SILENT, STATEFUL, STEPS, VERSION, Slot, Step, Weight
 from .engine_weights import Weights
 from .native import KernelError
 
@@ -27,9 +27,9 @@ class Layout:
     context: int  # the model's limit of tokens in a sequence
     vocabulary: int  # ids that the embedding knows
     stateful: bool = False  # steps keep states of all that came before, which know no way back
-    whole: bool = False  # an attention sees the tokens that follow too, so a text comes in one call
+    bidirectional: bool = False  # an attention sees the tokens that follow too, so a text comes in one call
     encoder: "Layout | None" = None  # reads sources, whose keys and values are recalled; it has no logits
-    kept: set[int] = field(default_factory=set)  # slots that it remembers sources in
+    cached: set[int] = field(default_factory=set)  # slots that it remembers sources in
     steps: list[Step] = field(default_factory=list)
     weights: list[Weight] = field(default_factory=list)
 
@@ -45,10 +45,10 @@ def laid_out(plan: Mapping, weights: Mapping[str, Tensor], deep: bool = False) -
 
 class _Reader:
     def __init__(self, plan: Mapping, weights: Mapping[str, Tensor], deep: bool):
-        self.plan, self.held = plan, Weights(weights, deep, self.refuse)
-        self.place = "the plan"
+        self.plan, self.retained = plan, Weights(weights, deep, self.refuse)
+        self.location = "the plan"
         self.title = "the plan"
-        self.written: set[int] = set()
+        self.assigned: set[int] = set()
         self.angles: dict[tuple, int] = {}
         self.used_slots: set[int] = set()
         self.ids: list[int] = []
@@ -56,12 +56,12 @@ class _Reader:
         self.states = 0
         self.inside = False  # whether it is the encoder of a plan that is read
 
-    def refuse(self, what: str) -> KernelError:
-        return KernelError(f"the plan can't be run: {self.place}: {what}")
+    def refuse(self, problem: str) -> KernelError:
+        return KernelError(f"the plan can't be run: {self.location}: {problem}")
 
-    def need(self, so: bool, what: str) -> None:
+    def need(self, so: bool, problem: str) -> None:
         if not so:
-            raise self.refuse(what)
+            raise self.refuse(problem)
 
     def read(self) -> Layout:
         plan = self.plan
@@ -82,9 +82,9 @@ class _Reader:
         for number, step in enumerate(steps):
             op = step.get("op") if isinstance(step, Mapping) else None
             self.need(isinstance(op, str) and op in STEPS, f"step {number} is none that the engine knows")
-            self.place = f"{self.title}, step {number}, {op}" if self.inside else f"step {number}, {op}"
+            self.location = f"{self.title}, step {number}, {op}" if self.inside else f"step {number}, {op}"
             self.step(step)
-        self.place = self.title
+        self.location = self.title
         self.need(len(self.used_slots) == len(slots), "a slot of its cache is not used by any attention")
         self.need(bool(self.ids), "it has no embedding of tokens")
         if self.inside:
@@ -93,14 +93,20 @@ class _Reader:
             self.finish(plan.get("logits"), steps)
         self.out.stateful = any(s["op"] in STATEFUL for s in steps)
         self.need(
-            not (self.out.whole and self.out.stateful), "it sees texts whole, and keeps states of what came before"
+            not (self.out.bidirectional and self.out.stateful),
+            "it sees texts whole, and keeps states of what came before",
         )
-        self.need(not self.out.whole or self.out.context <= MOST_WHOLE, f"it sees {self.out.context} tokens at once")
-        self.out.vocabulary, self.out.weights = min(self.ids), self.held.laid
+        self.need(
+            not self.out.bidirectional or self.out.context <= MAX_BIDIRECTIONAL,
+            f"it sees {self.out.context} tokens at once",
+        )
+        self.out.vocabulary, self.out.weights = min(self.ids), self.retained.laid
         return self.out
 
     def finish(self, logits, steps: list) -> None:
-        self.need(_int(logits, 0) and logits in self.written, f"its logits are register {logits}, which no step writes")
+        self.need(
+            _int(logits, 0) and logits in self.assigned, f"its logits are register {logits}, which no step writes"
+        )
         readers = [r for s in steps for r in self.read_by(s)]
         self.need(logits not in readers, "a step reads the logits")
         writer = next(s for s in steps if s["to"] == logits)
@@ -126,19 +132,19 @@ class _Reader:
         sizes.append(slot.get("value_dim", sizes[-1]) if isinstance(slot, Mapping) else 0)
         self.need(all(_int(s, 1) and s <= 65536 for s in sizes), "a slot of its cache has no sizes")
         self.need(
-            max(sizes[1:]) <= MOST_HEAD, f"a head has {max(sizes[1:])} dimensions, and the engine takes {MOST_HEAD}"
+            max(sizes[1:]) <= MAX_HEAD, f"a head has {max(sizes[1:])} dimensions, and the engine takes {MAX_HEAD}"
         )
         return Slot(*sizes)
 
-    def step(self, given: Mapping) -> None:
-        step = {**{name: value for name, value in LATER.items() if name in STEPS[given["op"]]}, **given}
+    def step(self, fields: Mapping) -> None:
+        step = {**{name: value for name, value in LATER.items() if name in STEPS[fields["op"]]}, **fields}
         self.fields(step)
         if step["op"] in SILENT:
             getattr(self, f"_{step['op']}")(step)
             return
         to = step["to"]
         getattr(self, f"_{step['op']}")(step, to, self.out.widths[to])
-        self.written.add(to)
+        self.assigned.add(to)
 
     def fields(self, step: Mapping) -> None:
         kinds = {**({} if step["op"] in SILENT else {"to": "t"}), **STEPS[step["op"]]}
@@ -150,15 +156,15 @@ class _Reader:
 
     def fits(self, value, kind: str) -> bool:
         if kind == "t":
-            return _int(value, 0) and value < len(self.out.widths) and value not in self.written
+            return _int(value, 0) and value < len(self.out.widths) and value not in self.assigned
         if kind in ("r", "r?"):
-            return (_int(value, 0) and value in self.written) or (kind == "r?" and value is None)
+            return (_int(value, 0) and value in self.assigned) or (kind == "r?" and value is None)
         if kind == "R":
             return isinstance(value, list) and len(value) > 0 and all(self.fits(v, "r") for v in value)
         if kind == "W":
             return isinstance(value, list) and len(value) > 0 and all(self.fits(v, "w") for v in value)
         if kind in ("w", "w?"):
-            return (isinstance(value, str) and value in self.held.given) or (kind == "w?" and value is None)
+            return (isinstance(value, str) and value in self.retained.given) or (kind == "w?" and value is None)
         if kind in ("+", "0", "+?"):
             return _int(value, int(kind != "0")) or (kind == "+?" and value is None)
         if kind in ("f", "f?"):
@@ -177,15 +183,15 @@ class _Reader:
     # -- ops
 
     def _embedding(self, step, to, width) -> None:
-        number = self.held.number(step["table"])
-        table = self.held.laid[number]
+        number = self.retained.number(step["table"])
+        table = self.retained.laid[number]
         self.need(table.k == width, f"its rows have {table.k} numbers, and register {to} has {width}")
         self.ids.append(table.n)
         self.emit("embedding", to, weight=number)
 
     def _positions(self, step, to, width) -> None:
-        number = self.held.number(step["table"])
-        table = self.held.laid[number]
+        number = self.retained.number(step["table"])
+        table = self.retained.laid[number]
         self.need(table.form >= 16 and table.k == width, f"its table is not rows of {width} float32 or bfloat16")
         self.out.context = min(self.out.context, table.n)
         self.emit("positions", to, weight=number)
@@ -201,30 +207,30 @@ class _Reader:
             kind=("rms", "layer").index(step["kind"]),
             group=group,
             number=step["eps"],
-            weight=self.held.vector(step["weight"], group, width),
-            bias=self.held.vector(step["bias"], group, width),
+            weight=self.retained.vector(step["weight"], group, width),
+            bias=self.retained.vector(step["bias"], group, width),
         )
 
     def _mean(self, step, to, width) -> None:
-        whole, group = self.width(step["x"]), step["group"]
-        self.need(whole == width * group, f"{width} groups of {group} are not {whole} columns")
+        columns, group = self.width(step["x"]), step["group"]
+        self.need(columns == width * group, f"{width} groups of {group} are not {columns} columns")
         self.emit("mean", to, x=step["x"], group=group)
 
     def _linear(self, step, to, width) -> None:
-        number = self.held.number(step["weight"])
-        w, k = self.held.laid[number], self.width(step["x"])
+        number = self.retained.number(step["weight"])
+        w, k = self.retained.laid[number], self.width(step["x"])
         self.need(w.form < 16, f"weight `{step['weight']}` is not packed for any kernel")
         self.need(
             (w.n, w.k) == (width, k), f"its weight takes {w.k} numbers to {w.n}, and its registers have {k} and {width}"
         )
-        self.emit("linear", to, x=step["x"], weight=number, bias=self.held.vector(step["bias"], width))
+        self.emit("linear", to, x=step["x"], weight=number, bias=self.retained.vector(step["bias"], width))
 
     def _columns(self, step, to, width) -> None:
         start, block, stride, count = (step[name] for name in ("start", "block", "stride", "count"))
-        whole = self.width(step["x"])
+        columns = self.width(step["x"])
         self.need(
-            block * count == width and start + (count - 1) * stride + block <= whole,
-            f"columns {start}.. are not all in register {step['x']} of {whole}, or not {width}",
+            block * count == width and start + (count - 1) * stride + block <= columns,
+            f"columns {start}.. are not all in register {step['x']} of {columns}, or not {width}",
         )
         self.emit("columns", to, x=step["x"], start=start, block=block, stride=stride, count=count)
 
@@ -242,7 +248,7 @@ class _Reader:
         key = (step["inverse_frequencies"], step["scale"])
         if key not in self.angles:
             self.out.widths.append(turned)
-            number = self.held.vector(step["inverse_frequencies"], turned // 2)
+            number = self.retained.vector(step["inverse_frequencies"], turned // 2)
             self.angles[key] = len(self.out.widths) - 1
             self.emit("angles", self.angles[key], weight=number, scale=step["scale"])
         self.need(self.width(self.angles[key]) == turned, f"its {turned} columns need as many half frequencies")
@@ -263,11 +269,11 @@ class _Reader:
         kv, d, v = (step[name] for name in ("kv_heads", "head_dim", "value_dim"))
         self.take_slot(slot, (kv, d, v))
         self.need(heads % kv == 0, f"{heads} query heads are not a multiple of {kv} key heads")
-        whole = step["whole"]
-        self.need(not (whole and step["slopes"]), "a text that is seen whole has no slopes by distance")
-        self.out.whole |= whole
-        found, needed = [self.width(step[name]) for name in "qkv"], [heads * d, kv * d, kv * v]
-        self.need(found == needed, f"its registers have {found}, not {needed}")
+        bidirectional = step["whole"]
+        self.need(not (bidirectional and step["slopes"]), "a text that is seen whole has no slopes by distance")
+        self.out.bidirectional |= bidirectional
+        widths, needed = [self.width(step[name]) for name in "qkv"], [heads * d, kv * d, kv * v]
+        self.need(widths == needed, f"its registers have {widths}, not {needed}")
         self.need(width == heads * v, f"it writes {heads * v} columns, and register {to} has {width}")
         self.emit(
             "attention",
@@ -283,10 +289,10 @@ class _Reader:
             scale=step["scale"],
             softcap=step["softcap"] or 0.0,
             window=min(step["window"] or 0, 2**31 - 1),
-            count=int(whole),
-            weight=self.held.vector(step["sinks"], heads),
-            skip=self.held.vector(step["slopes"], heads),
-            bias=self.distances(step["distances"], heads, whole),
+            count=int(bidirectional),
+            weight=self.retained.vector(step["sinks"], heads),
+            skip=self.retained.vector(step["slopes"], heads),
+            bias=self.distances(step["distances"], heads, bidirectional),
         )
 
     def take_slot(self, slot: int, sizes: tuple[int, int, int]) -> None:
@@ -295,14 +301,19 @@ class _Reader:
             slot < len(self.out.slots) and slot not in self.used_slots, f"its slot {slot} is not there or not free"
         )
         self.used_slots.add(slot)
-        own = self.out.slots[slot]
-        self.need((own.kv_heads, own.head_dim, own.value_dim) == sizes, f"its sizes are not those of slot {slot}")
+        slot_sizes = self.out.slots[slot]
+        self.need(
+            (slot_sizes.kv_heads, slot_sizes.head_dim, slot_sizes.value_dim) == sizes,
+            f"its sizes are not those of slot {slot}",
+        )
 
-    def distances(self, name: str | None, heads: int, whole: bool) -> int:
+    def distances(self, name: str | None, heads: int, bidirectional: bool) -> int:
         """A table of what scores gain: of a text seen whole as many columns on both sides of the token's own."""
-        number = -1 if name is None else self.held.matrix(name, heads, None)
-        columns = self.held.laid[number].k if number >= 0 else 1
-        self.need(not whole or columns % 2 == 1, f"weight `{name}` has {columns} columns, and none is in their middle")
+        number = -1 if name is None else self.retained.matrix(name, heads, None)
+        columns = self.retained.laid[number].k if number >= 0 else 1
+        self.need(
+            not bidirectional or columns % 2 == 1, f"weight `{name}` has {columns} columns, and none is in their middle"
+        )
         return number
 
     # -- elementwise
@@ -337,7 +348,7 @@ class _Reader:
         self.pointwise(step, to, width, most=step["square"], scale=step["exponential"], number=step["linear"])
 
     def _add_vector(self, step, to, width) -> None:
-        self.pointwise(step, to, width, weight=self.held.vector(step["vector"], width))
+        self.pointwise(step, to, width, weight=self.retained.vector(step["vector"], width))
 
     _mul_vector = _add_vector
     _scores, _route, _experts = engine_mixtures.scores, engine_mixtures.route, engine_mixtures.experts

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .engine_steps import MOST_STATES
+from .engine_steps import MAX_STATES
 
 if TYPE_CHECKING:
     from .engine_plan import _Reader
@@ -19,7 +19,7 @@ def keep(self: _Reader, op: str, to: int, step: Mapping, **fields) -> None:
 
 def convolve(self: _Reader, step: Mapping, to: int, width: int) -> None:
     self.need(self.width(step["x"]) == width, f"registers {[step['x'], to]} have different widths")
-    filters = self.held.matrix(step["filters"], None, width)
+    filters = self.retained.matrix(step["filters"], None, width)
     keep(
         self,
         "convolve",
@@ -27,8 +27,8 @@ def convolve(self: _Reader, step: Mapping, to: int, width: int) -> None:
         step,
         kind=step["silu"],
         weight=filters,
-        count=self.held.laid[filters].n,
-        bias=self.held.vector(step["bias"], width),
+        count=self.retained.laid[filters].n,
+        bias=self.retained.vector(step["bias"], width),
     )
 
 
@@ -39,9 +39,9 @@ def ssd(self: _Reader, step: Mapping, to: int, width: int) -> None:
         f"{heads} heads of {step['head_dim']} in {groups} groups are not {width} columns",
     )
     scanned(self, step, {"dt": heads, "b": groups * states, "c": groups * states})
-    most = math.inf if step["most"] is None else step["most"]
-    self.need(0 <= step["least"] <= most, f"its time steps are to be {step['least']} to {most}")
-    rates, skip, bias = (self.held.vector(step[name], heads) for name in ("rates", "skip", "bias"))
+    upper = math.inf if step["most"] is None else step["most"]
+    self.need(0 <= step["least"] <= upper, f"its time steps are to be {step['least']} to {upper}")
+    rates, skip, bias = (self.retained.vector(step[name], heads) for name in ("rates", "skip", "bias"))
     keep(
         self,
         "ssd",
@@ -59,7 +59,7 @@ def ssd(self: _Reader, step: Mapping, to: int, width: int) -> None:
         head_dim=step["head_dim"],
         states=states,
         number=step["least"],
-        most=most,
+        most=upper,
     )
 
 
@@ -76,16 +76,16 @@ def selective(self: _Reader, step: Mapping, to: int, width: int) -> None:
         z=step["b"],
         c=step["c"],
         gate=-1 if gate is None else gate,
-        weight=self.held.matrix(step["rates"], width, states),
-        skip=self.held.vector(step["skip"], width),
-        bias=self.held.vector(step["bias"], width),
+        weight=self.retained.matrix(step["rates"], width, states),
+        skip=self.retained.vector(step["skip"], width),
+        bias=self.retained.vector(step["bias"], width),
         kind=step["softplus"],
         states=states,
     )
 
 
 def scanned(self: _Reader, step: Mapping, widths: Mapping[str, int]) -> None:
-    self.need(step["states"] <= MOST_STATES, f"a channel has {step['states']} states")
+    self.need(step["states"] <= MAX_STATES, f"a channel has {step['states']} states")
     fit(self, step, widths)
 
 
@@ -100,7 +100,7 @@ def delta(self: _Reader, step: Mapping, to: int, width: int) -> None:
         self.width(step["x"]) == width == heads * p and heads % groups == 0,
         f"{heads} heads of {p} in {groups} groups are not {width} columns",
     )
-    self.need(n <= MOST_STATES, f"a key has {n} numbers")
+    self.need(n <= MAX_STATES, f"a key has {n} numbers")
     decays = heads * n if step["by_channel"] else heads
     fit(self, step, {"k": groups * n, "q": groups * n, "decay": decays, "beta": heads})
     keep(

@@ -19,27 +19,27 @@ def encoder(self: "_Reader", plan: object) -> "Layout":
     self.need(isinstance(plan, Mapping), "its encoder is not an object")
     assert isinstance(plan, Mapping), "seen just now"
     inner = type(self)({**plan, "version": VERSION}, {}, False)
-    inner.held, inner.inside, inner.place, inner.title = self.held, True, "the encoder", "the encoder"
-    refuse, self.held.refuse = self.held.refuse, inner.refuse
+    inner.retained, inner.inside, inner.location, inner.title = self.retained, True, "the encoder", "the encoder"
+    refuse, self.retained.refuse = self.retained.refuse, inner.refuse
     laid = inner.read()
-    self.held.refuse = refuse
+    self.retained.refuse = refuse
     return laid
 
 
 def finish(self: "_Reader", plan: Mapping, steps: list) -> None:
-    """What holds of an encoder in place of what holds of logits."""
+    """Checks of an encoder's plan in place of those of logits."""
     self.need("logits" not in plan, "it has logits, which nothing reads")
-    self.need(bool(self.out.kept), "it remembers nothing")
-    self.out.whole = True  # a source comes in one call
+    self.need(bool(self.out.cached), "it remembers nothing")
+    self.out.bidirectional = True  # a source comes in one call
 
 
 def remember(self: "_Reader", step: Mapping) -> None:
     self.need(self.inside, "only an encoder remembers sources")
     slot, kv, d, v = (step[name] for name in ("slot", "kv_heads", "head_dim", "value_dim"))
     self.take_slot(slot, (kv, d, v))
-    found, needed = [self.width(step[name]) for name in "kv"], [kv * d, kv * v]
-    self.need(found == needed, f"its registers have {found}, not {needed}")
-    self.out.kept.add(slot)
+    widths, needed = [self.width(step[name]) for name in "kv"], [kv * d, kv * v]
+    self.need(widths == needed, f"its registers have {widths}, not {needed}")
+    self.out.cached.add(slot)
     self.emit("remember", -1, y=step["k"], z=step["v"], slot=slot, kv_heads=kv, head_dim=d, value_dim=v)
 
 
@@ -47,13 +47,16 @@ def recall(self: "_Reader", step: Mapping, to: int, width: int) -> None:
     slot, heads = step["slot"], step["heads"]
     kv, d, v = (step[name] for name in ("kv_heads", "head_dim", "value_dim"))
     source = self.out.encoder
-    if source is None or slot not in source.kept:
+    if source is None or slot not in source.cached:
         raise self.refuse(f"it reads slot {slot} of an encoder, which remembers nothing there")
-    own = source.slots[slot]
-    self.need((own.kv_heads, own.head_dim, own.value_dim) == (kv, d, v), f"its sizes are not those of slot {slot}")
+    slot_sizes = source.slots[slot]
+    self.need(
+        (slot_sizes.kv_heads, slot_sizes.head_dim, slot_sizes.value_dim) == (kv, d, v),
+        f"its sizes are not those of slot {slot}",
+    )
     self.need(heads % kv == 0, f"{heads} query heads are not a multiple of {kv} key heads")
-    found = self.width(step["q"])
-    self.need(found == heads * d, f"its queries have {found} numbers, not {heads * d}")
+    q_width = self.width(step["q"])
+    self.need(q_width == heads * d, f"its queries have {q_width} numbers, not {heads * d}")
     self.need(width == heads * v, f"it writes {heads * v} columns, and register {to} has {width}")
     self.emit(
         "recall",

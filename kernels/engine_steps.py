@@ -5,10 +5,10 @@ import ctypes
 import torch
 
 VERSION = 1
-MOST_HEAD = 512  # dimensions of a head
-MOST_STATES = 4096  # of a channel
-MOST_EXPERTS = 4096  # of a router
-MOST_WHOLE = 8192  # tokens of a text that attention sees whole: all of its rows are in memory at once
+MAX_HEAD = 512  # dimensions of a head
+MAX_STATES = 4096  # of a channel
+MAX_EXPERTS = 4096  # of a router
+MAX_BIDIRECTIONAL = 8192  # tokens of a text that attention sees whole: all of its rows are in memory at once
 # Fields of every op: "r" a register that it reads, "r?" one or null, "R" some of them, "w" a weight, "w?" one or null,
 # "W" several, "+" an int > 0, "0" an int >= 0, "+?" one > 0 or null, "f" a number, "f?" one > 0 or null,
 # "b" true or false.

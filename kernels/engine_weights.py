@@ -16,14 +16,14 @@ class Weights:
     refuse    makes the error that names the step which asked
     """
 
-    def __init__(self, given: Mapping[str, Tensor], deep: bool, refuse: Callable[[str], KernelError]):
-        self.given, self.deep, self.refuse = given, deep, refuse
+    def __init__(self, tensors: Mapping[str, Tensor], deep: bool, refuse: Callable[[str], KernelError]):
+        self.given, self.deep, self.refuse = tensors, deep, refuse
         self.numbers: dict[str, int] = {}
         self.laid: list[Weight] = []
 
-    def need(self, so: bool, what: str) -> None:
+    def need(self, so: bool, problem: str) -> None:
         if not so:
-            raise self.refuse(what)
+            raise self.refuse(problem)
 
     def number(self, name: str | None) -> int:
         """The number of a weight that C++ knows it by."""
@@ -72,9 +72,9 @@ class Weights:
         first = len(self.laid)
         for name in names:
             self.laid.append(self.entry(name, self.given[name]))
-            w, own = self.laid[-1], self.laid[first]
+            w, head = self.laid[-1], self.laid[first]
             self.need(w.form < 16, f"weight `{name}` is not packed for any kernel")
-            self.need((w.n, w.k) == (own.n, own.k), f"weight `{name}` has another shape than `{names[0]}`")
+            self.need((w.n, w.k) == (head.n, head.k), f"weight `{name}` has another shape than `{names[0]}`")
         return first
 
     def matrix(self, name: str, rows: int | None, columns: int | None) -> int:

@@ -30,13 +30,13 @@ class GatedNorm(Kernel):
         fit("a weight", weight, width)
         if groups < 1 or width % groups or x.dtype not in FLOATS:
             raise KernelError(f"{width} channels of {x.dtype} do not divide into {groups} groups of floats")
-        own, beside = one_type(x, gate)
-        assert own is not None, "no x"
-        own, gate, weight = rows(own), None if beside is None else rows(beside), plain(weight)
-        y = torch.empty(m, width, dtype=own.dtype)
+        x_rows, beside = one_type(x, gate)
+        assert x_rows is not None, "no x"
+        x_rows, gate, weight = rows(x_rows), None if beside is None else rows(beside), plain(weight)
+        y = torch.empty(m, width, dtype=x_rows.dtype)
         run(
             cls.name,
-            *rows_of(own),
+            *rows_of(x_rows),
             *rows_of(gate),
             weight.data_ptr(),
             y.data_ptr(),
@@ -44,7 +44,7 @@ class GatedNorm(Kernel):
             groups,
             width // groups,
             eps,
-            own.dtype is torch.float32,
+            x_rows.dtype is torch.float32,
             torch.get_num_threads(),
         )
         return y.to(x.dtype)

@@ -24,7 +24,7 @@ class Grid:
     search: bool
 
     @property
-    def most(self) -> int:
+    def max_code(self) -> int:
         """The largest code; the least is 0."""
         return 2**self.bits - 1
 
@@ -33,8 +33,8 @@ class Grid:
 
     def bits_per_weight(self, inside: int) -> float:
         """Codes, a scale in 16 bits, and a zero where it is not the middle."""
-        more = 16 + (0 if self.symmetric else self.bits)
-        return self.bits + more / self.width(inside)
+        per_group = 16 + (0 if self.symmetric else self.bits)
+        return self.bits + per_group / self.width(inside)
 
     def fit(self, weight: Tensor, squares: Tensor | None = None) -> "Scales":
         """Scales of every group.
@@ -49,9 +49,9 @@ class Grid:
         worth = None if squares is None else squares.reshape(groups.shape[1:])
         rows = max(1, CACHED // weight.shape[1])
         cuts = zip(groups.split(rows), low.split(rows), high.split(rows), strict=True)
-        found = [self._searched(*cut, worth) for cut in cuts]
-        scale, zero = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return Scales(self.most, scale, zero)
+        fits = [self._searched(*cut, worth) for cut in cuts]
+        scale, zero = (torch.cat(parts) for parts in zip(*fits, strict=True))
+        return Scales(self.max_code, scale, zero)
 
     def _searched(self, groups: Tensor, low: Tensor, high: Tensor, worth: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scales and zeros [rows, groups] of least error for a few rows; what it works on stays in the cache.
@@ -61,18 +61,18 @@ class Grid:
         count = groups.shape[:2].numel()
         flat = groups.reshape(count, -1).T.contiguous()
         weighed = None if worth is None else worth.expand(groups.shape).reshape(count, -1).T.contiguous()
-        low, high, apart = low.reshape(-1), high.reshape(-1), torch.empty_like(flat)
+        low, high, residual = low.reshape(-1), high.reshape(-1), torch.empty_like(flat)
         best, least = self._over(low, high), torch.full_like(low, float("inf"))
         for step in range(SHRINKS):
             share = 1 - (1 - LEAST) * step / SHRINKS
-            tried = self._over(low * share, high * share)
-            torch.div(flat, tried.scale, out=apart).round_().add_(tried.zero).clamp_(0, self.most)
-            apart.sub_(tried.zero).mul_(tried.scale).sub_(flat).square_()
-            lost = (apart if weighed is None else apart.mul_(weighed)).sum(0)
-            better = lost < least
-            least = torch.where(better, lost, least)
+            trial = self._over(low * share, high * share)
+            torch.div(flat, trial.scale, out=residual).round_().add_(trial.zero).clamp_(0, self.max_code)
+            residual.sub_(trial.zero).mul_(trial.scale).sub_(flat).square_()
+            error = (residual if weighed is None else residual.mul_(weighed)).sum(0)
+            better = error < least
+            least = torch.where(better, error, least)
             best = Scales(
-                self.most, torch.where(better, tried.scale, best.scale), torch.where(better, tried.zero, best.zero)
+                self.max_code, torch.where(better, trial.scale, best.scale), torch.where(better, trial.zero, best.zero)
             )
         return best.scale.view(groups.shape[:2]), best.zero.view(groups.shape[:2])
 
@@ -87,16 +87,16 @@ class Grid:
             low = -high
         empty = low == high
         low, high = torch.where(empty, -1.0, low), torch.where(empty, 1.0, high)
-        scale = no_less((high - low) / self.most)
-        zero = torch.full_like(scale, (self.most + 1) // 2) if self.symmetric else (-low / scale).round()
-        return Scales(self.most, scale, zero)
+        scale = no_less((high - low) / self.max_code)
+        zero = torch.full_like(scale, (self.max_code + 1) // 2) if self.symmetric else (-low / scale).round()
+        return Scales(self.max_code, scale, zero)
 
 
 @dataclass(frozen=True)
 class Scales:
     """scale, zero [out, groups] float32: code c stands for scale * (c - zero), so that 0 is always a value."""
 
-    most: int
+    max_code: int
     scale: Tensor
     zero: Tensor
 
@@ -107,8 +107,8 @@ class Scales:
     def codes(self, weight: Tensor) -> Tensor:
         """[out, in] -> the codes [out, in] uint8 of the nearest values."""
         groups = weight.reshape(weight.shape[0], self.scale.shape[1], -1)
-        found = self._code(groups, self.scale[:, :, None], self.zero[:, :, None])
-        return found.to(torch.uint8).reshape(weight.shape)
+        coded = self._code(groups, self.scale[:, :, None], self.zero[:, :, None])
+        return coded.to(torch.uint8).reshape(weight.shape)
 
     def round(self, weight: Tensor) -> Tensor:
         """[out, in] -> the nearest values."""
@@ -120,7 +120,7 @@ class Scales:
         return self._nearest(w, self.scale[:, group], self.zero[:, group])
 
     def _code(self, w: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-        return ((w / scale).round() + zero).clamp(0, self.most)
+        return ((w / scale).round() + zero).clamp(0, self.max_code)
 
     def _nearest(self, w: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         return scale * (self._code(w, scale, zero) - zero)
@@ -129,7 +129,7 @@ class Scales:
 def joined(parts: Sequence[Scales]) -> Scales:
     """Scales of neighbouring groups, as one."""
     scale, zero = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("scale", "zero"))
-    return Scales(parts[0].most, scale, zero)
+    return Scales(parts[0].max_code, scale, zero)
 
 
 def no_less(value: Tensor) -> Tensor:

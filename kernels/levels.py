@@ -1,4 +1,4 @@
-"""Which level of instruction sets the kernels run at: the machine's highest, or what `EFFC_ISA` says."""
+"""Level of instruction sets of the kernels: the machine's highest, or that of `EFFC_ISA`."""
 
 import ctypes
 import os
@@ -30,8 +30,8 @@ def library() -> ctypes.CDLL | None:
 
     named = os.environ.get("EFFC_KERNELS")  # a build of one's own, as the sanitizer tests make
     beside = (p for folder in folders for p in sorted(Path(folder).glob("libeffc_kernels.*")))
-    found = [Path(named)] if named else beside
-    loaded = (ctypes.CDLL(str(path)) for path in found)
+    paths = [Path(named)] if named else beside
+    loaded = (ctypes.CDLL(str(path)) for path in paths)
     return next((lib for lib in loaded if hasattr(lib, "effc_built")), None)
 
 
@@ -68,25 +68,25 @@ def lacking(name: str) -> str:
 
 
 @cache
-def chosen(wanted: str) -> str:
+def chosen(name: str) -> str:
     """The level for a value of `EFFC_ISA`; the highest for "" and "native"."""
-    if wanted in ("", "native"):
+    if name in ("", "native"):
         return available()[-1]
-    if wanted not in NAMES:
-        raise NoSuchLevel(f"EFFC_ISA is {wanted}, and the levels are {', '.join(NAMES)}")
-    reason = lacking(wanted)
+    if name not in NAMES:
+        raise NoSuchLevel(f"EFFC_ISA is {name}, and the levels are {', '.join(NAMES)}")
+    reason = lacking(name)
     if reason:
-        raise NoSuchLevel(f"EFFC_ISA is {wanted}: {reason}; the levels here are {', '.join(available())}")
-    return wanted
+        raise NoSuchLevel(f"EFFC_ISA is {name}: {reason}; the levels here are {', '.join(available())}")
+    return name
 
 
-def why() -> str:
-    """Which level runs and what decided it, for people."""
-    here = level()
+def level_reason() -> str:
+    """Active level and its reason, for people."""
+    current = level()
     if os.environ.get("EFFC_ISA", "") not in ("", "native"):
-        return f"level {here}, as EFFC_ISA says; the highest here is {available()[-1]}"
-    above = next((n for n in NAMES if CODES[n] > CODES[here]), None)
-    return f"level {here}" + (f"; not {above}: {lacking(above)}" if above else ", the highest")
+        return f"level {current}, as EFFC_ISA says; the highest here is {available()[-1]}"
+    above = next((n for n in NAMES if CODES[n] > CODES[current]), None)
+    return f"level {current}" + (f"; not {above}: {lacking(above)}" if above else ", the highest")
 
 
 _forced: list[str] = []

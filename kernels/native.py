@@ -90,26 +90,26 @@ def function(name: str):
     lib = levels.library()
     if lib is None:
         raise KernelError("effc is here without its compiled kernels; install a wheel for this platform")
-    found = getattr(lib, f"effc_{name}")
-    found.argtypes, found.restype = ARGUMENTS[name], _i
-    return found
+    c_function = getattr(lib, f"effc_{name}")
+    c_function.argtypes, c_function.restype = ARGUMENTS[name], _i
+    return c_function
 
 
 def sentence(status: int) -> str:
-    """What a status other than 0 means."""
+    """Message of a status other than 0."""
     return tuple(SENTENCES.values())[status - 1]
 
 
-def refused(status: int, what: str = "the packed weight") -> KernelError:
+def error_of(status: int, label: str = "the packed weight") -> KernelError:
     """The error that a status other than 0 is raised as."""
-    return KernelError(f"{what} can't be used: {sentence(status)}")
+    return KernelError(f"{label} can't be used: {sentence(status)}")
 
 
-def call(name: str, *arguments, what: str = "the packed weight") -> None:
+def call(name: str, *arguments, label: str = "the packed weight") -> None:
     """Call an exported function; raise what it answers, unless that is 0."""
     status = function(name)(*arguments)
     if status:
-        raise refused(status, what)
+        raise error_of(status, label)
 
 
 def watch_mapped_files() -> None:

@@ -45,21 +45,21 @@ class Header(ctypes.LittleEndianStructure):
 
 @dataclass(frozen=True)
 class Facts:
-    """What a packed weight says of itself. `kept`: weights stored (of blocks: 16 by 2 each); `group`: int4 inputs that
+    """Header of a packed weight. `n_nonzero`: weights stored (of blocks: 16 by 2 each); `group`: int4 inputs that
     share a scale, else 0.
     """
 
     kernel: str
     n: int
     k: int
-    kept: int
+    n_nonzero: int
     bytes: int
     group: int = 0
 
     @property
     def density(self) -> float:
         per = 32 if self.kernel == "block_sparse_linear" else 1
-        return min(1.0, self.kept * per / (self.n * self.k)) if "sparse" in self.kernel else 1.0
+        return min(1.0, self.n_nonzero * per / (self.n * self.k)) if "sparse" in self.kernel else 1.0
 
 
 def pack(kernel: str, weight: Tensor, threads: int | None = None) -> Tensor:
@@ -69,9 +69,9 @@ def pack(kernel: str, weight: Tensor, threads: int | None = None) -> Tensor:
     return  [bytes]    uint8; equal weights give equal bytes, at every level and with any number of threads
     """
     weight = packable(weight)
-    (n, k), what = weight.shape, what_of(weight)
+    (n, k), label = weight.shape, weight_label(weight)
     head = Header(kind=KINDS[kernel], n=n, k=k)
-    native.call("pack_begin", ctypes.byref(head), what=what)
+    native.call("pack_begin", ctypes.byref(head), label=label)
     offsets = torch.zeros(head.blocks + 1, dtype=torch.int64)
     scales = torch.zeros(16 * head.blocks)
     fixed = (
@@ -82,9 +82,9 @@ def pack(kernel: str, weight: Tensor, threads: int | None = None) -> Tensor:
         scales.data_ptr(),
     )
     threads = torch.get_num_threads() if threads is None else threads
-    native.call("pack", levels.code(), ctypes.byref(head), *fixed, None, threads, what=what)
-    packed = room(head.bytes)
-    native.call("pack", levels.code(), ctypes.byref(head), *fixed, packed.data_ptr(), threads, what=what)
+    native.call("pack", levels.code(), ctypes.byref(head), *fixed, None, threads, label=label)
+    packed = allocate_zeros(head.bytes)
+    native.call("pack", levels.code(), ctypes.byref(head), *fixed, packed.data_ptr(), threads, label=label)
     trust(kernel, packed)
     return packed
 
@@ -102,8 +102,8 @@ def packable(weight: Tensor) -> Tensor:
     return weight if weight.stride(1) == 1 else weight.contiguous()
 
 
-def what_of(weight: Tensor) -> str:
-    """How messages name a weight."""
+def weight_label(weight: Tensor) -> str:
+    """Name of a weight in messages."""
     return f"a weight of {weight.shape[0]} outputs and {weight.shape[1]} inputs"
 
 
@@ -117,10 +117,10 @@ def adopt(kernel: str, packed: Tensor, n: int) -> Tensor:
     packed = packed.detach().to("cpu")
     if packed.dtype != torch.uint8 or packed.dim() != 1:
         raise native.KernelError("the packed weight can't be used: it is not a row of bytes")
-    own = room(packed.numel())
-    own.copy_(packed)
-    check(kernel, own, n)
-    return own
+    aligned = allocate_zeros(packed.numel())
+    aligned.copy_(packed)
+    check(kernel, aligned, n)
+    return aligned
 
 
 def kernel_of(packed: Tensor) -> str:
@@ -128,7 +128,7 @@ def kernel_of(packed: Tensor) -> str:
     if packed.dtype != torch.uint8 or packed.dim() != 1 or packed.numel() < 128:
         return ""
     kind = Header.from_buffer_copy(bytes(packed[:128].numpy())).kind
-    return next((name for name, own in KINDS.items() if own == kind), "")
+    return next((name for name, code in KINDS.items() if code == kind), "")
 
 
 def check(kernel: str, packed: Tensor, n: int = -1, deep: bool = True) -> None:
@@ -147,7 +147,7 @@ def check(kernel: str, packed: Tensor, n: int = -1, deep: bool = True) -> None:
 
 
 def _version(packed: Tensor) -> int:
-    """How often a tensor was written to, as far as torch counts."""
+    """Version counter of a tensor, as far as torch counts."""
     return 0 if packed.is_inference() else packed._version
 
 
@@ -157,7 +157,7 @@ def facts(packed: Tensor) -> Facts:
     return Facts(kernel_of(packed), head.n, head.k, head.kept, head.bytes, head.group & 0xFFFF)
 
 
-def room(count: int) -> Tensor:
+def allocate_zeros(count: int) -> Tensor:
     """`count` zero bytes; from 1 MiB up on huge pages, which are worth a quarter of the bandwidth."""
     if count < HUGE // 2 or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.zeros(count, dtype=torch.uint8)

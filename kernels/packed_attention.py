@@ -24,9 +24,9 @@ class PackedAttention(Kernel):
     @classmethod
     def reference(cls, q, stream, offsets, keys, values, blocks, recent, scale):
         sparse, d = cls.name == "sparse_attention", q.shape[-1]
-        whole = [stored(stream[h], offsets[h, : blocks + 1], d, sparse) for h in range(len(stream))]
-        k = torch.stack([torch.cat([w[0], new[:recent].float()]) for w, new in zip(whole, keys, strict=True)])
-        v = torch.stack([torch.cat([w[1], new[:recent].float()]) for w, new in zip(whole, values, strict=True)])
+        stored_heads = [stored(stream[h], offsets[h, : blocks + 1], d, sparse) for h in range(len(stream))]
+        k = torch.stack([torch.cat([w[0], new[:recent].float()]) for w, new in zip(stored_heads, keys, strict=True)])
+        v = torch.stack([torch.cat([w[1], new[:recent].float()]) for w, new in zip(stored_heads, values, strict=True)])
         grouped = q.bfloat16().float().reshape(len(stream), -1, d)  # [heads, group, d]
         return ((grouped @ k.mT * scale).softmax(-1) @ v).reshape(q.shape).to(q.dtype)
 
@@ -52,7 +52,7 @@ class PackedAttention(Kernel):
             scale,
             q.dtype == torch.float32,
             torch.get_num_threads(),
-            what="the cache",
+            label="the cache",
         )
         return out
 
@@ -94,10 +94,10 @@ def stored(stream: Tensor, offsets: Tensor, d: int, sparse: bool) -> tuple[Tenso
     key_tiles, lanes = -(-d // 32), -(-d // 16)
     for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         kind = "sparse_linear" if sparse else "dense_linear"
-        found = vectors(raw[start:stop], kind, 2 * key_tiles + lanes)
-        tiles = found.reshape(-1, 16, 16, 2)  # [tile, pair, lane, 2]
-        own = tiles[: 2 * key_tiles].reshape(2, key_tiles, 16, 16, 2).transpose(0, 3, 1, 2, 4).reshape(32, -1)
-        keys.append(torch.from_numpy(np.ascontiguousarray(own[:, :d])))
-        own = tiles[2 * key_tiles :].transpose(1, 3, 0, 2).reshape(32, -1)
-        values.append(torch.from_numpy(np.ascontiguousarray(own[:, :d])))
+        numbers = vectors(raw[start:stop], kind, 2 * key_tiles + lanes)
+        tiles = numbers.reshape(-1, 16, 16, 2)  # [tile, pair, lane, 2]
+        part = tiles[: 2 * key_tiles].reshape(2, key_tiles, 16, 16, 2).transpose(0, 3, 1, 2, 4).reshape(32, -1)
+        keys.append(torch.from_numpy(np.ascontiguousarray(part[:, :d])))
+        part = tiles[2 * key_tiles :].transpose(1, 3, 0, 2).reshape(32, -1)
+        values.append(torch.from_numpy(np.ascontiguousarray(part[:, :d])))
     return torch.cat(keys), torch.cat(values)

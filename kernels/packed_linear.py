@@ -11,7 +11,7 @@ from .kernel import Kernel, unobserved
 
 LINEARS: dict[str, type["PackedLinear"]] = {}  # those of `KERNELS` that do a linear module's work
 _FLOATS = (torch.float32, torch.bfloat16)
-MOST_INPUTS = 66000  # of an int8 layer: 255 * 127 * k stays within int32
+MAX_INPUTS = 66000  # of an int8 layer: 255 * 127 * k stays within int32
 
 
 class PackedLinear(Kernel):
@@ -37,7 +37,7 @@ class PackedLinear(Kernel):
 
     @classmethod
     def call(cls, x: Tensor, packed: Tensor, bias: Tensor | None, n: int) -> Tensor:
-        """What the op gives. Where nobody looks on, its body is called at once: for one row of a small layer
+        """Result of the op. Where nothing records it, its body is called at once: for one row of a small layer
         torch's dispatcher takes a quarter as long as the product, mostly to find that no gradient is wanted.
         """
         if packed.is_cpu and unobserved(x):
@@ -89,7 +89,7 @@ class PackedLinear(Kernel):
             torch.get_num_threads(),
         )
         if status:
-            raise native.refused(status)
+            raise native.error_of(status)
         return y
 
     @staticmethod
@@ -125,7 +125,7 @@ class PackedLinear(Kernel):
 
 
 class PackedLinearInt8(PackedLinear):
-    """The same with int8 weights, a scale per output, and x rounded row by row; sums are exact int32.
+    """Packed linear with int8 weights, a scale per output, and x rounded row by row; sums are exact int32.
 
     steps   of an input, to either side, between zero and the largest magnitude of its row
     """
@@ -134,8 +134,8 @@ class PackedLinearInt8(PackedLinear):
 
     @classmethod
     def accepts(cls, n, k, dtype=torch.bfloat16):
-        if k > MOST_INPUTS:
-            return f"it has {k} inputs, and int32 sums hold {MOST_INPUTS}"
+        if k > MAX_INPUTS:
+            return f"it has {k} inputs, and int32 sums hold {MAX_INPUTS}"
         return super().accepts(n, k, dtype)
 
     @classmethod
@@ -154,9 +154,11 @@ def _fit(bias: Tensor, n: int) -> Tensor:
 def quantised(x: Tensor, weight: Tensor, bias: Tensor | None, steps: int = 127) -> Tensor:
     """x @ weight.T + bias with every row of x rounded to so many steps of its largest magnitude."""
     rows = x.float()
-    most = rows.abs().amax(-1, keepdim=True) if x.shape[-1] else rows
-    inverse = torch.where(most > 1e-30, torch.full_like(most, steps) / most, 0.0)  # 127 / most is rounded twice
-    y = linear(((rows * inverse).round() * (most / steps)).double(), weight.double())
+    largest = rows.abs().amax(-1, keepdim=True) if x.shape[-1] else rows
+    inverse = torch.where(
+        largest > 1e-30, torch.full_like(largest, steps) / largest, 0.0
+    )  # 127 / most is rounded twice
+    y = linear(((rows * inverse).round() * (largest / steps)).double(), weight.double())
     return (y + (0 if bias is None else bias.double())).to(x.dtype)
 
 
@@ -172,8 +174,8 @@ def unpacked(packed: Tensor) -> Tensor:
     w = np.zeros((16 * head.blocks, head.tiles * 16 * per_lane), np.float32)
     for block in range(head.blocks):
         start = head.stream_at + offsets[block]
-        own = vectors(raw[start : head.stream_at + offsets[block + 1]], kernel, head.tiles)
-        lanes = own.reshape(-1, 16, per_lane)  # [groups, outputs, inputs of a group]
+        block_numbers = vectors(raw[start : head.stream_at + offsets[block + 1]], kernel, head.tiles)
+        lanes = block_numbers.reshape(-1, 16, per_lane)  # [groups, outputs, inputs of a group]
         w[16 * block : 16 * block + 16] = lanes.transpose(1, 0, 2).reshape(16, -1)
     if per_lane == 4:
         w *= raw[head.scales_at : head.scales_at + 64 * head.blocks].view(np.float32)[:, None]
@@ -203,25 +205,25 @@ def vectors(stream: np.ndarray, kernel: str, tiles: int) -> np.ndarray:
     if kernel.startswith("dense"):
         return _numbers(stream[: 1024 * tiles].view(element))
     if kernel == "block_sparse_linear":
-        return _numbers(_placed(stream, tiles))
+        return _numbers(_strides(stream, tiles))
     mask_bytes = 128 if element is np.int8 else 64
-    whole, at = np.zeros((tiles, 1024 // element().itemsize), element), 0
+    dense, at = np.zeros((tiles, 1024 // element().itemsize), element), 0
     for tile in range(tiles):
         bits = np.unpackbits(stream[at : at + mask_bytes], bitorder="little").astype(bool)
         at += mask_bytes
         count = int(bits.sum()) * element().itemsize
-        whole[tile][bits] = stream[at : at + count].copy().view(element)
+        dense[tile][bits] = stream[at : at + count].copy().view(element)
         at += count
-    return _numbers(whole)
+    return _numbers(dense)
 
 
-def _placed(stream: np.ndarray, tiles: int) -> np.ndarray:
+def _strides(stream: np.ndarray, tiles: int) -> np.ndarray:
     count = int(stream[:8].view(np.int64)[0])
     at = 64 + (2 * count + 63) // 64 * 64
-    kept = stream[at : at + 64 * count].view(np.uint16).reshape(count, 32)
-    whole = np.zeros((tiles * 16, 32), np.uint16)
-    whole[stream[64 : 64 + 2 * count].view(np.uint16)] = kept
-    return whole
+    values = stream[at : at + 64 * count].view(np.uint16).reshape(count, 32)
+    dense = np.zeros((tiles * 16, 32), np.uint16)
+    dense[stream[64 : 64 + 2 * count].view(np.uint16)] = values
+    return dense
 
 
 def _numbers(values: np.ndarray) -> np.ndarray:

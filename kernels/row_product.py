@@ -7,7 +7,7 @@ from .kernel import Kernel
 from .native import KernelError
 from .sequences import FLOATS, at, fit, plain, rows, run
 
-MOST_ROWS = 8  # from there on torch's own product is as fast
+MAX_ROWS = 8  # from there on torch's own product is as fast
 
 
 class RowProduct(Kernel):
@@ -49,8 +49,8 @@ class RowProduct(Kernel):
 
     @staticmethod
     def accepts(m: int, w: torch.Tensor) -> str:
-        if m > MOST_ROWS:
-            return f"it has {m} rows, and torch's product is as fast from {MOST_ROWS} on"
+        if m > MAX_ROWS:
+            return f"it has {m} rows, and torch's product is as fast from {MAX_ROWS} on"
         return "" if w.dtype in FLOATS else f"its weights are {w.dtype}"
 
     @staticmethod

@@ -50,14 +50,14 @@ class Sampler:
         """
         logits = logits.detach().to(torch.float32).contiguous()
         penalised = tokens is not None and self.repetition_penalty != 1
-        seen = torch.as_tensor(tokens if penalised else [], dtype=torch.int64).contiguous()
+        penalised_ids = torch.as_tensor(tokens if penalised else [], dtype=torch.int64).contiguous()
         token = ctypes.c_int64()
         status = native.function("sample")(
             levels.code(),
             logits.data_ptr(),
             logits.numel(),
-            seen.data_ptr(),
-            seen.numel(),
+            penalised_ids.data_ptr(),
+            penalised_ids.numel(),
             self.temperature,
             self.top_k,
             self.top_p,
@@ -68,5 +68,5 @@ class Sampler:
         if status == _NOT_FINITE:
             raise KernelError("no token can be chosen: a logit is NaN or infinite")
         if status:
-            raise native.refused(status, "the logits")
+            raise native.error_of(status, "the logits")
         return token.value

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .kernel import Kernel
-from .sequences import at, fit, inside, live, one_type, placed, plain, rows, run
+from .sequences import at, fit, inside, layout_of, live, one_type, plain, rows, run
 
 
 def keep(ctx, inputs, output) -> None:
@@ -16,25 +16,25 @@ def keep(ctx, inputs, output) -> None:
 
 
 def backward(ctx, grad, grad_state) -> tuple:
-    given = ctx.saved_tensors
-    x, dt, a, b, c, d, z, bias, state, bounds = given
+    saved = ctx.saved_tensors
+    x, dt, a, b, c, d, z, bias, state, bounds = saved
     (softplus,) = ctx.rest
     batches, channels, length = x.shape
     n = a.shape[1]
     grad = torch.zeros(x.shape) if grad is None else grad
     # [b, t, c] and [b, t, n]
     wide = [None if t is None else t.mT.float().contiguous() for t in (x, dt, z, grad, b, c)]
-    held = [plain(t) for t in (a, d, bias, state, grad_state)]
+    inputs = [plain(t) for t in (a, d, bias, state, grad_state)]
     of_x, of_dt, of_z = (torch.zeros(batches, length, channels) for _ in range(3))
     of_b, of_c = (torch.zeros(batches, -(-channels // 16), length, n) for _ in range(2))
     of_a, of_state = (torch.zeros(batches, channels, n) for _ in range(2))
     of_d, of_bias = (torch.zeros(batches, channels) for _ in range(2))
-    found = (of_x, of_dt, of_z, of_b, of_c, of_a, of_state, of_d, of_bias)
+    outputs = (of_x, of_dt, of_z, of_b, of_c, of_a, of_state, of_d, of_bias)
     run(
         "selective_scan_backward",
         *map(at, wide),
-        *map(at, held),
-        *map(at, found),
+        *map(at, inputs),
+        *map(at, outputs),
         at(live(bounds, batches, length)),
         batches,
         length,
@@ -55,7 +55,7 @@ def backward(ctx, grad, grad_state) -> tuple:
         of_state,
     )
     x_, dt_, a_, b_, c_, d_, z_, bias_, state_ = (
-        None if t is None else g.to(t.dtype) for t, g in zip(given[:9], grads, strict=True)
+        None if t is None else g.to(t.dtype) for t, g in zip(saved[:9], grads, strict=True)
     )
     return x_, dt_, a_, b_, c_, d_, z_, bias_, None, state_, None
 
@@ -88,18 +88,18 @@ class SelectiveScan(Kernel):
     @staticmethod
     def reference(x, dt, a, b, c, d, z, bias, softplus, state, bounds):
         wide = torch.float64 if x.dtype is torch.float64 else torch.float32
-        own, dt, a, b, c = (t.to(wide) for t in (x, dt, a, b, c))
+        wide_x, dt, a, b, c = (t.to(wide) for t in (x, dt, a, b, c))
         dt = dt if bias is None else dt + bias.to(wide)[:, None]
         dt = functional.softplus(dt) if softplus else dt
         mask = inside(bounds, len(x), x.shape[2])
         h = torch.zeros(len(x), *a.shape, dtype=wide) if state is None else state.to(wide)
-        found = []
+        steps = []
         for t in range(x.shape[2]):
-            now = torch.exp(dt[:, :, t, None] * a) * h + (dt * own)[:, :, t, None] * b[:, None, :, t]
-            h = torch.where(mask[:, t, None, None], now, h)
-            found.append((h * c[:, None, :, t]).sum(2))
-        y = torch.stack(found, 2) if found else own
-        y = y if d is None else y + d.to(wide)[:, None] * own
+            updated = torch.exp(dt[:, :, t, None] * a) * h + (dt * wide_x)[:, :, t, None] * b[:, None, :, t]
+            h = torch.where(mask[:, t, None, None], updated, h)
+            steps.append((h * c[:, None, :, t]).sum(2))
+        y = torch.stack(steps, 2) if steps else wide_x
+        y = y if d is None else y + d.to(wide)[:, None] * wide_x
         y = y if z is None else y * functional.silu(z.to(wide))
         return torch.where(mask[:, None], y, 0.0).to(x.dtype), h
 
@@ -108,20 +108,20 @@ class SelectiveScan(Kernel):
         (batches, channels, length), n = x.shape, a.shape[-1]
         _fit(x, dt, a, b, c, d, z, bias, state)
         bounds = live(bounds, batches, length)
-        own, dt, b, c, z = one_type(x, dt, b, c, z)
-        own, b, c, dt = rows(own.mT), rows(b.mT), rows(c.mT), dt.mT  # [b, t, c] and [b, t, n]
+        x_rows, dt, b, c, z = one_type(x, dt, b, c, z)
+        x_rows, b, c, dt = rows(x_rows.mT), rows(b.mT), rows(c.mT), dt.mT  # [b, t, c] and [b, t, n]
         z = None if z is None else rows(z.mT)
-        y = torch.empty(batches, length, channels, dtype=own.dtype)
+        y = torch.empty(batches, length, channels, dtype=x_rows.dtype)
         h = torch.zeros(batches, channels, n) if state is None else state.float().contiguous().clone()
         a, d, bias = plain(a), plain(d), plain(bias)
         run(
             cls.name,
-            *placed(own),
-            *placed(dt),
+            *layout_of(x_rows),
+            *layout_of(dt),
             dt.stride(2),
-            *placed(z),
-            *placed(b),
-            *placed(c),
+            *layout_of(z),
+            *layout_of(b),
+            *layout_of(c),
             at(a),
             at(d),
             at(bias),
@@ -132,7 +132,7 @@ class SelectiveScan(Kernel):
             length,
             channels,
             n,
-            own.dtype is torch.float32,
+            x_rows.dtype is torch.float32,
             softplus,
             torch.get_num_threads(),
         )

@@ -40,13 +40,13 @@ class SelectiveStep(Kernel):
         fit("A", a, channels, n)
         fit("D", d, channels)
         fit("the time step's bias", bias, channels)
-        own, dt, b, c, z = one_type(x, dt, b, c, z)
-        own, dt, b, c, z = (None if t is None else rows(t) for t in (own, dt, b, c, z))
+        x_rows, dt, b, c, z = one_type(x, dt, b, c, z)
+        x_rows, dt, b, c, z = (None if t is None else rows(t) for t in (x_rows, dt, b, c, z))
         h = plain(state)
-        a, d, bias, y = plain(a), plain(d), plain(bias), torch.empty(batches, channels, dtype=own.dtype)
+        a, d, bias, y = plain(a), plain(d), plain(bias), torch.empty(batches, channels, dtype=x_rows.dtype)
         run(
             cls.name,
-            *rows_of(own),
+            *rows_of(x_rows),
             *rows_of(dt),
             *rows_of(z),
             *rows_of(b),
@@ -59,7 +59,7 @@ class SelectiveStep(Kernel):
             batches,
             channels,
             n,
-            own.dtype is torch.float32,
+            x_rows.dtype is torch.float32,
             softplus,
             a_is_log,
             torch.get_num_threads(),

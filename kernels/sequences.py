@@ -1,4 +1,4 @@
-"""What kernels along a sequence share: how their arguments lie in memory, and which positions are live."""
+"""Shared by kernels along a sequence: memory layout of arguments, and live positions."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ def run(name: str, *arguments) -> None:
     """Call a compiled body at the level of now."""
     status = native.function(name)(levels.code(), *arguments)
     if status:
-        raise native.refused(status, "the sequence")
+        raise native.error_of(status, "the sequence")
 
 
 def rows(x: Tensor) -> Tensor:
@@ -31,12 +31,12 @@ def plain(x: Tensor | None) -> Tensor | None:
     return x.float().contiguous()
 
 
-def one_type(*given: Tensor | None) -> list[Tensor | None]:
+def one_type(*tensors: Tensor | None) -> list[Tensor | None]:
     """All as bfloat16 where all are, else as float32."""
-    kinds = {x.dtype for x in given if x is not None}
+    kinds = {x.dtype for x in tensors if x is not None}
     if kinds in ({torch.float32}, {torch.bfloat16}):
-        return list(given)
-    return [x if x is None else x.float() for x in given]
+        return list(tensors)
+    return [x if x is None else x.float() for x in tensors]
 
 
 def live(bounds: Tensor | None, batches: int, length: int) -> Tensor | None:
@@ -44,8 +44,8 @@ def live(bounds: Tensor | None, batches: int, length: int) -> Tensor | None:
     if bounds is None:
         return None
     if bounds.shape != (batches, 2) or bounds.dtype != torch.int64:
-        found = f"{list(bounds.shape)} of {bounds.dtype}"
-        raise native.KernelError(f"bounds {found} are not [{batches}, 2] of int64")
+        description = f"{list(bounds.shape)} of {bounds.dtype}"
+        raise native.KernelError(f"bounds {description} are not [{batches}, 2] of int64")
     first, last = bounds.unbind(1)
     if bool(((first < 0) | (last < first) | (last > length)).any()):
         raise native.KernelError(f"bounds leave a sequence of {length} positions, or end before they begin")
@@ -53,11 +53,11 @@ def live(bounds: Tensor | None, batches: int, length: int) -> Tensor | None:
 
 
 def inside(bounds: Tensor | None, batches: int, length: int) -> Tensor:
-    """Which positions are live, [batches, length] bool."""
+    """Mask of live positions, [batches, length] bool."""
     if bounds is None:
         return torch.ones(batches, length, dtype=torch.bool)
-    place = torch.arange(length)
-    return (place >= bounds[:, :1]) & (place < bounds[:, 1:])
+    position = torch.arange(length)
+    return (position >= bounds[:, :1]) & (position < bounds[:, 1:])
 
 
 def as_x(x: Tensor, *_) -> Tensor:
@@ -70,16 +70,16 @@ def as_second(state: Tensor, x: Tensor, *_) -> Tensor:
     return as_x(x)
 
 
-def fit(what: str, x: Tensor | None, *shape: int) -> None:
+def fit(label: str, x: Tensor | None, *shape: int) -> None:
     if x is not None and x.shape != shape:
-        raise native.KernelError(f"{what} of shape {list(x.shape)} does not fit: {list(shape)} is wanted")
+        raise native.KernelError(f"{label} of shape {list(x.shape)} does not fit: {list(shape)} is wanted")
 
 
-def placed(x: Tensor | None) -> tuple:
-    """Where a tensor [b, t, w] begins, and its strides."""
+def layout_of(x: Tensor | None) -> tuple:
+    """Pointer of a tensor [b, t, w], and its strides."""
     return (None, 0, 0) if x is None else (x.data_ptr(), x.stride(0), x.stride(1))
 
 
 def rows_of(x: torch.Tensor | None) -> tuple:
-    """Where a tensor [b, ...] begins, and its first stride."""
+    """Pointer of a tensor [b, ...], and its first stride."""
     return (None, 0) if x is None else (x.data_ptr(), x.stride(0))

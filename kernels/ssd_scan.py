@@ -5,26 +5,26 @@ from torch.nn import functional
 
 from .kernel import Kernel
 from .selective_scan import keep
-from .sequences import as_x, at, fit, inside, live, one_type, placed, plain, rows, run
+from .sequences import as_x, at, fit, inside, layout_of, live, one_type, plain, rows, run
 
 
 def backward(ctx, grad, grad_state) -> tuple:
-    given = ctx.saved_tensors
-    x, dt, a, b, c, d, bias, state, bounds = given
+    saved = ctx.saved_tensors
+    x, dt, a, b, c, d, bias, state, bounds = saved
     batches, length, heads, p = x.shape
     groups, n = b.shape[2:]
     grad = torch.zeros(x.shape) if grad is None else grad
-    held = [plain(t) for t in (x, grad, dt, b, c, a, d, bias, state, grad_state)]
+    inputs = [plain(t) for t in (x, grad, dt, b, c, a, d, bias, state, grad_state)]
     of_x, of_dt = torch.zeros(x.shape), torch.zeros(dt.shape)
     of_b, of_c = (torch.zeros(batches, length, heads, n) for _ in range(2))
     of_state = torch.zeros(batches, heads, p, n)
     of_a, of_d, of_bias = (torch.zeros(batches, heads) for _ in range(3))
-    found = (of_x, of_dt, of_b, of_c, of_state, of_a, of_d, of_bias)
-    softplus, least, most = ctx.rest
+    outputs = (of_x, of_dt, of_b, of_c, of_state, of_a, of_d, of_bias)
+    softplus, least, upper = ctx.rest
     run(
         "ssd_scan_backward",
-        *map(at, held),
-        *map(at, found),
+        *map(at, inputs),
+        *map(at, outputs),
         at(live(bounds, batches, length)),
         batches,
         length,
@@ -33,14 +33,14 @@ def backward(ctx, grad, grad_state) -> tuple:
         groups,
         n,
         least,
-        most,
+        upper,
         softplus,
         torch.get_num_threads(),
     )
     of_b, of_c = (t.unflatten(2, (groups, -1)).sum(3) for t in (of_b, of_c))
     grads = (of_x, of_dt, of_a.sum(0), of_b, of_c, of_d.sum(0), of_bias.sum(0), of_state)
-    *own, of_state = (None if t is None else g.to(t.dtype) for t, g in zip(given[:8], grads, strict=True))
-    return *own, None, None, None, of_state, None
+    *grads_before, of_state = (None if t is None else g.to(t.dtype) for t, g in zip(saved[:8], grads, strict=True))
+    return *grads_before, None, None, None, of_state, None
 
 
 class SsdScan(Kernel):
@@ -63,48 +63,48 @@ class SsdScan(Kernel):
     keep, backward = staticmethod(keep), staticmethod(backward)
 
     @staticmethod
-    def fake(x, dt, a, b, c, d, bias, softplus, least, most, state, bounds):
+    def fake(x, dt, a, b, c, d, bias, softplus, least, upper, state, bounds):
         shape = x.shape[0], *x.shape[2:], b.shape[3]
         return as_x(x), x.new_empty(shape, dtype=torch.float32)
 
     @staticmethod
-    def reference(x, dt, a, b, c, d, bias, softplus, least, most, state, bounds):
+    def reference(x, dt, a, b, c, d, bias, softplus, least, upper, state, bounds):
         wide = torch.float64 if x.dtype is torch.float64 else torch.float32
-        own, dt, a, b, c = (t.to(wide) for t in (x, dt, a, b, c))
+        wide_x, dt, a, b, c = (t.to(wide) for t in (x, dt, a, b, c))
         b, c = (t.repeat_interleave(x.shape[2] // t.shape[2], 2) for t in (b, c))
         dt = dt if bias is None else dt + bias.to(wide)
-        dt = (functional.softplus(dt) if softplus else dt).clamp(least, most)
+        dt = (functional.softplus(dt) if softplus else dt).clamp(least, upper)
         mask = inside(bounds, *x.shape[:2])
         shape = x.shape[0], *x.shape[2:], b.shape[3]
         h = torch.zeros(shape, dtype=wide) if state is None else state.to(wide)
-        found = []
+        steps = []
         for t in range(x.shape[1]):
             decay = torch.exp(dt[:, t] * a)[..., None, None]
-            drive = (dt[:, t, :, None] * own[:, t])[..., None]
+            drive = (dt[:, t, :, None] * wide_x[:, t])[..., None]
             h = torch.where(mask[:, t, None, None, None], decay * h + drive * b[:, t, :, None], h)
-            found.append((h * c[:, t, :, None]).sum(3))
-        y = torch.stack(found, 1) if found else own
-        y = y if d is None else y + d.to(wide)[:, None] * own
+            steps.append((h * c[:, t, :, None]).sum(3))
+        y = torch.stack(steps, 1) if steps else wide_x
+        y = y if d is None else y + d.to(wide)[:, None] * wide_x
         return torch.where(mask[:, :, None, None], y, 0.0).to(x.dtype), h
 
     @classmethod
-    def native(cls, x, dt, a, b, c, d, bias, softplus, least, most, state, bounds):
+    def native(cls, x, dt, a, b, c, d, bias, softplus, least, upper, state, bounds):
         batches, length, heads, p = x.shape
         groups, n = b.shape[2:]
         _fit(x, dt, a, b, c, d, bias, state)
         bounds = live(bounds, batches, length)
-        own, dt, b, c = one_type(x, dt, b, c)
-        own, b, c = (flat(t) for t in (own, b, c))  # [b, t, h * p] and [b, t, g * n]
+        x_rows, dt, b, c = one_type(x, dt, b, c)
+        x_rows, b, c = (flat(t) for t in (x_rows, b, c))  # [b, t, h * p] and [b, t, g * n]
         dt = rows(dt)
-        y = torch.empty(batches, length, heads, p, dtype=own.dtype)
+        y = torch.empty(batches, length, heads, p, dtype=x_rows.dtype)
         h = torch.zeros(batches, heads, p, n) if state is None else state.float().contiguous().clone()
         a, d, bias = plain(a), plain(d), plain(bias)
         run(
             cls.name,
-            *placed(own),
-            *placed(dt),
-            *placed(b),
-            *placed(c),
+            *layout_of(x_rows),
+            *layout_of(dt),
+            *layout_of(b),
+            *layout_of(c),
             at(a),
             at(d),
             at(bias),
@@ -118,8 +118,8 @@ class SsdScan(Kernel):
             groups,
             n,
             least,
-            most,
-            own.dtype is torch.float32,
+            upper,
+            x_rows.dtype is torch.float32,
             softplus,
             torch.get_num_threads(),
         )

@@ -39,13 +39,13 @@ class SsdStep(Kernel):
         fit("A", a, heads)
         fit("D", d, heads)
         fit("the time step's bias", bias, heads)
-        own, dt, b, c = one_type(x, dt, b, c)
-        own, dt, b, c = (rows(t.flatten(1)) for t in (own, dt, b, c))
+        x_rows, dt, b, c = one_type(x, dt, b, c)
+        x_rows, dt, b, c = (rows(t.flatten(1)) for t in (x_rows, dt, b, c))
         h = plain(state)
-        a, d, bias, y = plain(a), plain(d), plain(bias), torch.empty(batches, heads, p, dtype=own.dtype)
+        a, d, bias, y = plain(a), plain(d), plain(bias), torch.empty(batches, heads, p, dtype=x_rows.dtype)
         run(
             cls.name,
-            *rows_of(own),
+            *rows_of(x_rows),
             *rows_of(dt),
             *rows_of(b),
             *rows_of(c),
@@ -59,7 +59,7 @@ class SsdStep(Kernel):
             p,
             groups,
             n,
-            own.dtype is torch.float32,
+            x_rows.dtype is torch.float32,
             softplus,
             a_is_log,
             torch.get_num_threads(),

@@ -17,8 +17,8 @@ RECIPES = {name.removesuffix(".effspec"): r for name, r in shipped().items() if 
 VOCABULARY = Shelf().vocabulary
 # `clean.dead` asks for a model that was masked elsewhere. A page is drawn by packages of an extra, and `effc report`
 # draws one of any artifact.
-APART = {"clean.dead", "report"}
-FEW = {"steps": "2"}  # updates of what learns
+MAX_ERROR = {"clean.dead", "report"}
+MIN_SAMPLES = {"steps": "2"}  # updates of what learns
 
 
 def words(recipe) -> set[str]:
@@ -31,7 +31,7 @@ def test_every_pass_and_target_has_a_recipe():
     used = {word for recipe in RECIPES.values() for word in words(recipe)}
     assert len(RECIPES) >= 20
     for kind in ("pass", "target"):
-        assert set(VOCABULARY.words(kind)) - used <= APART
+        assert set(VOCABULARY.words(kind)) - used <= MAX_ERROR
 
 
 def test_a_recipe_of_somebody_elses_system_says_whose():
@@ -40,10 +40,10 @@ def test_a_recipe_of_somebody_elses_system_says_whose():
 
 def test_measured_effects_are_of_recipes_as_they_are_now():
     effects = Effects.read()
-    assert set(effects.kept) <= set(RECIPES)
-    changed = [name for name, kept in effects.kept.items() if kept["of"] != meaning(RECIPES[name])]
+    assert set(effects.stored) <= set(RECIPES)
+    changed = [name for name, kept in effects.stored.items() if kept["of"] != meaning(RECIPES[name])]
     assert changed == [], "measure them again: python -m bench.recipes NAME"
-    for name in effects.kept:
+    for name in effects.stored:
         for effect in effects.of(RECIPES[name]):
             drawn = "= config(" in RECIPES[name].text
             assert effect.random == drawn and (RANDOM in effect.text()) == drawn, name
@@ -53,7 +53,7 @@ def test_measured_effects_are_of_recipes_as_they_are_now():
 
 def test_an_effect_of_a_recipe_that_was_changed_is_not_told(tmp_path):
     effects = Effects.read()
-    name = next(iter(effects.kept))
+    name = next(iter(effects.stored))
     recipe, path = RECIPES[name], tmp_path / "changed.effspec"
     path.write_text(recipe.text + "\n# a remark\n")
     assert effects.of(Shipped(recipe.name, path)) == effects.of(recipe) != ()
@@ -99,7 +99,7 @@ def test_a_recipe_compiles_on_an_embedded_model(tmp_path, cache, name):
         path = tmp_path / "r.effspec"
         path.write_text(embedded(recipe.path.read_text()))
     if "param steps" in path.read_text():
-        few = FEW
+        few = MIN_SAMPLES
     results = api.compile(path, tmp_path / "out", cache_dir=cache, threads=1, set=few)
     assert all((a.path / "manifest.json").is_file() for r in results for a in r.artifacts)
     if not few and "= hf(" not in recipe.path.read_text():

@@ -1,7 +1,7 @@
 """Every word of the shelves: the `Example:` of its page is a legal recipe, and runs on the tiny model it asks for.
 
 A new word is tested here by being there. Its model follows from what it acts on; `MODELS` says where that says nothing,
-`APART` what can't run here and why. What steps that no score and no clock decides change is kept in a golden.
+`MAX_ERROR` what can't run here and why. What steps that no score and no clock decides change is kept in a golden.
 """
 
 import json
@@ -31,7 +31,7 @@ ACTS_ON = {
     "ssm_channels": "mamba",
 }  # all else: llama
 MODELS = {"lower.cpu_scan": "bamba"}
-APART = {
+MAX_ERROR = {
     "hub": "asks the network",
     "hf": "asks the network",
     "lm_eval": "asks the network",
@@ -101,7 +101,7 @@ def recipe(kind: str, name: str) -> str:
     if kind == "pass":
         model, steps = f'hf("./{model_of(name)}")', [*BEFORE.get(name, ()), text]
     if kind == "target":
-        holds = VOCABULARY.word("target", name).facts["holds"]
+        holds = VOCABULARY.word("target", name).facts["result_kinds"]
         steps = BEFORE.get(name) or (steps if "model" in holds else HOLDING[holds[0]])
     used = " ".join([text, *steps])
     pairs = {"dev": DATA["train"].replace("arc.json", "more.json")} if "train" in used else {}
@@ -213,7 +213,7 @@ def planned(folder: Path, kind: str, name: str) -> Build:
 
 @pytest.mark.parametrize(("kind", "name"), WORDS)
 def test_the_example_of_a_page_is_a_legal_recipe(world, kind, name):
-    found = session(world, kind, name).check(resolve=name not in APART and kind == "pass").diagnostics
+    found = session(world, kind, name).check(resolve=name not in MAX_ERROR and kind == "pass").diagnostics
     loud = [d for d in found if d.severity == "error" and d.exit != 5]  # a file or a network that is not here
     assert not loud, render(loud)
 
@@ -222,7 +222,7 @@ def cases(kind: str):
     return [
         pytest.param(name, marks=pytest.mark.heavy if name in SLOW else ())
         for k, name in WORDS
-        if k == kind and name not in APART
+        if k == kind and name not in MAX_ERROR
     ]
 
 
@@ -279,7 +279,7 @@ def test_the_example_of_a_source_gives_a_model_of_its_config(world, name):
 @pytest.mark.parametrize("name", cases("target"))
 def test_the_example_of_a_target_is_written_and_reopened(world, tmp_path, name):
     (result,) = api.build(session(world, "target", name), tmp_path)
-    if VOCABULARY.word("target", name).facts["about"]:
+    if VOCABULARY.word("target", name).facts["describes_artifacts"]:
         (told,) = result.reports
         assert not result.artifacts and told.path.read_bytes()
         return

@@ -6,7 +6,7 @@ from typing import Any
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.safe_read import read_json
 
-refused_adapter = Fault(
+rejected_adapter = Fault(
     "refused-adapter",
     "An adapter folder holds something that effc's own don't.\n\n"
     "effc reads LoRA of linear modules from safetensors. What else peft knows, open with peft itself.",
@@ -26,14 +26,14 @@ def read(folder: Path, base: Any) -> Any:
 
     body = _config(folder / CONFIG)
     paths = {name for name, module in base.named_modules() if hasattr(module, "weight")}
-    odd = [path for path in body["target_modules"] if path not in paths]
-    if odd:
-        raise Reject(refused_adapter(f"{folder / CONFIG} names `{odd[0][:80]}`, which the base doesn't have"))
+    unknown = [path for path in body["target_modules"] if path not in paths]
+    if unknown:
+        raise Reject(rejected_adapter(f"{folder / CONFIG} names `{unknown[0][:80]}`, which the base doesn't have"))
     _check_tensors(folder, body)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise Reject(refused_adapter(f"{folder / WEIGHTS} can't be read: {error}")) from error
+        raise Reject(rejected_adapter(f"{folder / WEIGHTS} can't be read: {error}")) from error
     config = LoraConfig(
         r=body["r"],
         lora_alpha=body["lora_alpha"],
@@ -47,7 +47,7 @@ def read(folder: Path, base: Any) -> Any:
     try:
         set_peft_model_state_dict(model, tensors)
     except RuntimeError as error:
-        raise Reject(refused_adapter(f"{folder / WEIGHTS} has other shapes than the base: {error}")) from error
+        raise Reject(rejected_adapter(f"{folder / WEIGHTS} has other shapes than the base: {error}")) from error
     return model.eval()
 
 
@@ -63,16 +63,16 @@ def _check_tensors(folder: Path, body: dict[str, Any]) -> None:
     try:
         slots = read_header(folder / WEIGHTS).slots
     except OSError as error:
-        raise Reject(refused_adapter(f"{folder / WEIGHTS} can't be read: {error}")) from error
+        raise Reject(rejected_adapter(f"{folder / WEIGHTS} can't be read: {error}")) from error
     expected = {f"{_PREFIX}{path}.{side}.weight" for path in body["target_modules"] for side in ("lora_A", "lora_B")}
     if set(slots) != expected:
-        lost = sorted(expected ^ set(slots))[0]
-        raise Reject(refused_adapter(f"{folder / WEIGHTS} and {CONFIG} differ about `{lost[:80]}`"))
+        difference = sorted(expected ^ set(slots))[0]
+        raise Reject(rejected_adapter(f"{folder / WEIGHTS} and {CONFIG} differ about `{difference[:80]}`"))
     for name, slot in slots.items():
         axis = 0 if name.endswith(".lora_A.weight") else 1
         if len(slot.shape) != 2 or slot.shape[axis] != body["r"]:
             fact = f"has `{name[:80]}` of {list(slot.shape)}, and the rank of {CONFIG} is {body['r']}"
-            raise Reject(refused_adapter(f"{folder / WEIGHTS} {fact}"))
+            raise Reject(rejected_adapter(f"{folder / WEIGHTS} {fact}"))
 
 
 def _config(file: Path) -> dict[str, Any]:
@@ -87,5 +87,5 @@ def _config(file: Path) -> dict[str, Any]:
         targets = body.get("target_modules")
         assert isinstance(targets, list) and targets and all(isinstance(t, str) for t in targets), "it names no modules"
     except (OSError, ValueError, AssertionError) as error:
-        raise Reject(refused_adapter(f"{file}: {error}")) from error
+        raise Reject(rejected_adapter(f"{file}: {error}")) from error
     return body | {"fan_in_fan_out": body.get("fan_in_fan_out") is True, "target_modules": sorted(targets)}

@@ -17,7 +17,7 @@ from pathlib import Path
 from stat import S_ISREG
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from ..core.cache import sync, write_whole
+from ..core.cache import sync, write_atomic
 from .card import card
 from .manifest import CARD, MEASURES, NAME, SBOM, Manifest, artifact_hash, dump, hash_files, verify_files
 from .sbom import bill
@@ -44,7 +44,7 @@ def write(into: Path, *, build: Callable[[Path], Manifest], force: bool = False)
     into = Path(os.path.abspath(into))
     with environment(into):
         check_free(into, force)
-        made = [folder for folder in into.parents if not folder.exists()]  # the innermost first
+        created = [folder for folder in into.parents if not folder.exists()]  # the innermost first
         into.parent.mkdir(parents=True, exist_ok=True)
         sweep(into.parent)
         draft = into.parent / f".{into.name}.effc-{os.getpid()}-{_started(os.getpid())}"
@@ -52,10 +52,10 @@ def write(into: Path, *, build: Callable[[Path], Manifest], force: bool = False)
         try:
             manifest = _finish(draft, build(draft))
             _let_read(draft)
-            _place(draft, into, force)
+            _move_into_place(draft, into, force)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-            drop_empty(made)
+            drop_empty(created)
     return manifest
 
 
@@ -79,11 +79,13 @@ def drop_empty(folders: list[Path]) -> None:
 
 def check_free(into: Path, force: bool, file: bool = False) -> None:
     """Refuse a place that is taken, or where nothing can be written: before any work. `file`: for one, not a folder."""
-    there = next(p for p in into.absolute().parents if os.path.lexists(p))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        said = "this user can't write there" if there.is_dir() else "it is a file, not a folder"
+    existing = next(p for p in into.absolute().parents if os.path.lexists(p))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "this user can't write there" if existing.is_dir() else "it is a file, not a folder"
         raise Reject(
-            output_unwritable(f"{_shown(there, into)}: {said}", help="name an output folder that you can write to")
+            output_unwritable(
+                f"{_as_spelled(existing, into)}: {reason}", help="name an output folder that you can write to"
+            )
         )
     if not os.path.lexists(into):
         return
@@ -100,7 +102,7 @@ def check_free(into: Path, force: bool, file: bool = False) -> None:
         )
 
 
-def _shown(folder: Path, into: Path) -> Path:
+def _as_spelled(folder: Path, into: Path) -> Path:
     """A folder above an artifact as the artifact's path spells it, where it does."""
     return next((p for p in into.parents if p.absolute() == folder), folder)
 
@@ -122,12 +124,12 @@ def _finish(draft: Path, manifest: Manifest) -> Manifest:
         (draft / CARD).write_text(card(manifest), encoding="utf-8")
     for file in draft.rglob("*"):
         sync(file)
-    write_whole(draft / NAME, dump(manifest.to_json()))  # so that even in a draft a manifest tells of the rest
+    write_atomic(draft / NAME, dump(manifest.to_json()))  # so that even in a draft a manifest tells of the rest
     sync(draft)
     return manifest
 
 
-def _place(draft: Path, into: Path, force: bool) -> None:
+def _move_into_place(draft: Path, into: Path, force: bool) -> None:
     """Rename into place; an old one goes aside first, and comes back if the second rename can't be done."""
     old = draft.with_name(draft.name + ".old")
     if os.path.lexists(into):
@@ -187,7 +189,7 @@ def _started(process: int) -> str:
 
 @contextmanager
 def environment(into: Path) -> Iterator[None]:
-    """What the file system refuses, as a diagnostic."""
+    """Turn errors of the file system into diagnostics."""
     try:
         yield
     except OSError as error:

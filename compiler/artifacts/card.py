@@ -42,9 +42,9 @@ def _origin(manifest: Manifest) -> str:
 
 def _loading(manifest: Manifest) -> str:
     folders = {n.split("/")[0] for n in manifest.files}
-    said = facts(manifest.kind)
-    lines = [f"- {text}" for folder, text in said.get("loads", {}).items() if folder in folders]
-    lines += [f"- {said['use'][0].upper()}{said['use'][1:]}."] if said.get("use") else []
+    header = facts(manifest.kind)
+    lines = [f"- {text}" for folder, text in header.get("loads", {}).items() if folder in folders]
+    lines += [f"- {header['use'][0].upper()}{header['use'][1:]}."] if header.get("use") else []
     lines += [f"- {note}" for note in manifest.notes]
     return "\n".join(["## Load", "", *lines]) if lines else ""
 
@@ -81,17 +81,19 @@ def _accounted(accounts: tuple[Account, ...]) -> str:
     if not accounts:
         return ""
     head, *rows = account_rows(accounts)
-    said = f"On {accounts[0].where}. KL, in nats per token, from the original is what compression and format cost "
-    said += "together; from the program in memory, what the format alone changed."
-    return "\n".join(["## The same tokens through each form", "", said, "", _table(list(head), list(map(list, rows)))])
+    caption = f"On {accounts[0].where}. KL, in nats per token, from the original is what compression and format cost "
+    caption += "together; from the program in memory, what the format alone changed."
+    return "\n".join(
+        ["## The same tokens through each form", "", caption, "", _table(list(head), list(map(list, rows)))]
+    )
 
 
 def _changed(manifest: Manifest) -> str:
     if not manifest.steps:
         return ""
     rows = [[f"`{s.get('name', '')}`", f"`{s.get('word', '')}`", _summary(s)] for s in manifest.steps]
-    told = searches(manifest.steps)
-    searched = ["", *(f"Searched: {line}." for line in told)] if told else []
+    lines_searched = searches(manifest.steps)
+    searched = ["", *(f"Searched: {line}." for line in lines_searched)] if lines_searched else []
     warnings = [
         f"Warning of `{s.get('name', '')}`: {sentence(w)}." for s in manifest.steps for w in s.get("warnings", ())
     ]
@@ -100,15 +102,15 @@ def _changed(manifest: Manifest) -> str:
 
 
 def _kernels(manifest: Manifest) -> str:
-    """What linear modules run, a row for those that are alike; each by itself stands in the manifest."""
-    found: dict[tuple, list[dict]] = {}
+    """Kernels of linear modules, one row for equal ones; the manifest lists each module."""
+    groups: dict[tuple, list[dict]] = {}
     for step in manifest.steps:
         for decision in step.get("decisions", ()):
             for entry in decision.get("lowered", ()):
                 shape, zeros = "{} x {}".format(*entry["shape"]), f"{100 * entry['zeros']:.0f} %"
-                alike = (shape, entry["format"], zeros)
-                found.setdefault(alike, []).append(entry)
-    if not found:
+                key = (shape, entry["format"], zeros)
+                groups.setdefault(key, []).append(entry)
+    if not groups:
         return ""
     rows = [
         [
@@ -120,11 +122,11 @@ def _kernels(manifest: Manifest) -> str:
             _faster(same[0]),
             same[0]["why"],
         ]
-        for (shape, format, zeros), same in found.items()
+        for (shape, format, zeros), same in groups.items()
     ]
     head = ["outputs x inputs", "modules", "format", "zeros", "bytes", "times as fast as", "because"]
-    said = "Times of each are of one race on that machine; `manifest.json` names every module."
-    return "\n".join(["## Kernels", "", said, "", _table(head, rows)])
+    caption = "Times of each are of one race on that machine; `manifest.json` names every module."
+    return "\n".join(["## Kernels", "", caption, "", _table(head, rows)])
 
 
 def _faster(entry: dict) -> str:
@@ -137,8 +139,8 @@ def _summary(step) -> str:
     changes = step.get("changes") or ()
     if isinstance(changes, (str, int, float)):
         return str(changes)
-    shown = [", ".join(f"{k} {v}" for k, v in c.items()) if isinstance(c, dict) else str(c) for c in list(changes)[:8]]
-    return "; ".join(shown) + (f"; {len(changes) - 8} more" if len(changes) > 8 else "")
+    texts = [", ".join(f"{k} {v}" for k, v in c.items()) if isinstance(c, dict) else str(c) for c in list(changes)[:8]]
+    return "; ".join(texts) + (f"; {len(changes) - 8} more" if len(changes) > 8 else "")
 
 
 def _checked(checks: tuple[Check, ...]) -> str:
@@ -148,16 +150,21 @@ def _checked(checks: tuple[Check, ...]) -> str:
     for check in checks:
         forms.setdefault(check.what.partition(",")[0], []).append(check)
     rows = [
-        [f"`{form}`", str(len(found)), f"{max(c.worst for c in found):.2g}", f"{min(c.tolerance for c in found):.2g}"]
-        for form, found in forms.items()
+        [
+            f"`{form}`",
+            str(len(form_checks)),
+            f"{max(c.worst for c in form_checks):.2g}",
+            f"{min(c.tolerance for c in form_checks):.2g}",
+        ]
+        for form, form_checks in forms.items()
     ]
     compared = dict.fromkeys(check.what.partition(": ")[2] or check.what for check in checks)
-    said = f"Reopened in a fresh process and compared with the model in memory: {'; '.join(compared)}."
+    sentence = f"Reopened in a fresh process and compared with the model in memory: {'; '.join(compared)}."
     return "\n".join(
         [
             "## Checked",
             "",
-            textwrap.fill(said, 100),
+            textwrap.fill(sentence, 100),
             "",
             _table(["form", "outputs", "worst difference", "allowed"], rows),
         ]
@@ -195,8 +202,8 @@ def _value(value: float | None, unit: str) -> str:
         return ""
     if unit in ("B", "bytes"):
         return _bytes(value)
-    shown = f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.4g}"
-    return f"{shown} {unit}".rstrip()
+    text = f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+    return f"{text} {unit}".rstrip()
 
 
 def _bytes(count: float) -> str:
@@ -206,6 +213,6 @@ def _bytes(count: float) -> str:
 
 
 def _threads(machine) -> str:
-    from ..core.quantity import counted
+    from ..core.quantity import count_text
 
-    return counted(machine["threads"], "thread") if machine.get("threads") else ""
+    return count_text(machine["threads"], "thread") if machine.get("threads") else ""

@@ -26,7 +26,7 @@ not_sealed = Fault("no-effc-config", "A folder's config.json was not written by 
 
 
 def record(base: Mapping[str, Any], edits: Any, dtype: str) -> dict[str, Any]:
-    """What goes under the key `effc`. `base` is the config before any edit, `edits` is `Edits.to_json()`."""
+    """Record under the key `effc`. `base` is the config before any edit, `edits` is `Edits.to_json()`."""
     from ..core.fingerprint import versions
 
     return {"format": FORMAT, "base": dict(base), "edits": edits, "dtype": dtype, "versions": versions()}
@@ -49,39 +49,39 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise Reject(not_sealed(f"{folder} has no {CONFIG} that can be read")) from error
     except (ValueError, TypeError, RecursionError) as error:
         raise Reject(not_sealed(f"{file} is not JSON")) from error
-    found = body.get(KEY) if isinstance(body, dict) else None
-    if not isinstance(found, dict):
+    record_stored = body.get(KEY) if isinstance(body, dict) else None
+    if not isinstance(record_stored, dict):
         raise Reject(
             not_sealed(
                 f"{file} has no key `{KEY}`",
                 help="an ordinary checkpoint is loaded with transformers' own `from_pretrained`",
             )
         )
-    if type(found.get("format")) is not int or found["format"] > FORMAT:
+    if type(record_stored.get("format")) is not int or record_stored["format"] > FORMAT:
         raise Reject(
             not_sealed(
-                f"{file} has record format {found.get('format')}, this effc reads {FORMAT}",
+                f"{file} has record format {record_stored.get('format')}, this effc reads {FORMAT}",
                 help="install the effc that wrote it, or a newer one",
             )
         )
-    base = found.get("base")
-    if not (isinstance(base, dict) and isinstance(base.get("model_type"), str) and "edits" in found):
+    base = record_stored.get("base")
+    if not (isinstance(base, dict) and isinstance(base.get("model_type"), str) and "edits" in record_stored):
         raise Reject(not_sealed(f"{file} lacks the original config or the edits"))
-    if str(found.get("dtype")) not in _DTYPES:
+    if str(record_stored.get("dtype")) not in _DTYPES:
         raise Reject(not_sealed(f"{file} has another dtype than {', '.join(_DTYPES)}"))
-    versions = found.get("versions", {})
+    versions = record_stored.get("versions", {})
     if not (isinstance(versions, dict) and all(isinstance(text, str) for text in versions.values())):
         raise Reject(not_sealed(f"{file} has versions of another form"))
-    return found
+    return record_stored
 
 
-def attach(model: Any, found: Mapping[str, Any]) -> None:
+def attach(model: Any, record_stored: Mapping[str, Any]) -> None:
     """Have the model's own `save_pretrained` write folders that `effc.load` reads.
 
     The method is bound to the instance: the class stays transformers' own, so that generation, Trainer and
     PEFT know it. `push_to_hub(...)` goes through it too. Weights keep the names that they have in memory.
     """
-    setattr(model.config, KEY, dict(found))
+    setattr(model.config, KEY, dict(record_stored))
     model.save_pretrained = types.MethodType(_save, model)
 
 

@@ -27,11 +27,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...dsl.checker.skeleton import Branch, Group, Scan, Skeleton, is_below
+from ...dsl.checker.skeleton import Branch, Group, Scan, Skeleton, is_submodule
 from ...dsl.syntax.diagnostics import Reject
 from ..analysis.discovery.bypass import staying
 from ..analysis.discovery.discover import skeleton_of
-from ..analysis.discovery.experts import odd_widths
+from ..analysis.discovery.experts import expert_width_mismatch
 from ..analysis.discovery.mixers.graphs import mixer_graphs
 from ..analysis.discovery.mixers.scanless import scanless, skip_of
 from ..analysis.planning import shrink
@@ -54,31 +54,31 @@ Shapes = Mapping[str, tuple[int, ...]]  # of tensors by name
 
 @dataclass
 class Padding:
-    """How to fill a program up to the stock model of `config`; none where `why` has a reason.
+    """Padding of a program to the stock model of `config`; none where `reasons` has one.
 
     shapes   of the stock model's tensors, tied ones once
-    places   for each cut axis, where its indices lie in the original width
+    positions  for each cut axis, where its indices lie in the original width
     dead     tensors of branches that nothing calls any more, also those that are still in the tree
     ones     of those that are not there, the ones that are filled with ones, not zeros
     """
 
     config: Any
     shapes: Shapes
-    places: dict[Axis, list[int]] = field(default_factory=dict)
+    positions: dict[Axis, list[int]] = field(default_factory=dict)
     dead: set[str] = field(default_factory=set)
     ones: set[str] = field(default_factory=set)
-    why: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
 
     @property
     def numbers(self) -> int:
-        """How many numbers the checkpoint holds."""
+        """Number of parameters in the checkpoint."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     def pieces(self, program: Program) -> Iterator[Piece]:
         """Every tensor of the stock model, made when it is written."""
-        ours = program.model.state_dict(keep_vars=True)
+        tensors = program.model.state_dict(keep_vars=True)
         for name, shape in self.shapes.items():
-            tensor = None if name in self.dead else ours.get(name)
+            tensor = None if name in self.dead else tensors.get(name)
             if tensor is not None and tuple(tensor.shape) == shape:
                 yield Piece.of(name, tensor)
             else:
@@ -93,56 +93,57 @@ class Padding:
         for axis, size in enumerate(shape):
             if value.shape[axis] != size:
                 wide = torch.zeros((*value.shape[:axis], size, *value.shape[axis + 1 :]), dtype=value.dtype)
-                value = wide.index_copy_(axis, torch.tensor(self.places[name, axis]), value)
+                value = wide.index_copy_(axis, torch.tensor(self.positions[name, axis]), value)
         return value
 
 
-def padding(program: Program, near: Any = None) -> Padding:
-    """How to fill a program up: to widths that the widest layer needs, else to the original ones.
+def padding(program: Program, stock_base: Any = None) -> Padding:
+    """Padding of a program: to widths that the widest layer needs, else to the original ones.
 
-    near   the config that `stock_config` finds, where it is known
+    stock_base   the config that `stock_config` finds, where it is known
     """
-    why = [
+    reasons = [
         f"{path} is a {entry['class'].rpartition(':')[2]}, which transformers doesn't have"
         for path, entry in program.edits.swapped.items()
     ]
-    if why:
-        return Padding(program.model.config, {}, why=why)
-    near, own = stock_config(program.model)[0] if near is None else near, pretrained(program.model).config
-    first = _padding(program, near)
-    filled = _padding(program, own) if first.why and near.to_dict() != own.to_dict() else first
-    return filled if filled.why else _narrowed(program, filled)
+    if reasons:
+        return Padding(program.model.config, {}, reasons=reasons)
+    stock_base, original = stock_base or stock_config(program.model)[0], pretrained(program.model).config
+    first = _padding(program, stock_base)
+    differs = stock_base.to_dict() != original.to_dict()
+    filled = _padding(program, original) if first.reasons and differs else first
+    return filled if filled.reasons else _narrowed(program, filled)
 
 
 def _narrowed(program: Program, filled: Padding) -> Padding:
-    """The same with smaller values in the config, where no layer needs the width that it says."""
+    """Padding with smaller values in the config, where no layer needs the stated width."""
     for candidates in _smaller(program, filled):
         for changes in candidates:
             config = copy.deepcopy(filled.config)
             for name, value in changes.items():
                 setattr(config, name, value)
-            found = _padding(program, config, below=filled.numbers)
-            if not found.why:
-                filled = found
+            candidate = _padding(program, config, max_numbers=filled.numbers)
+            if not candidate.reasons:
+                filled = candidate
                 break
     return filled
 
 
 def _smaller(program: Program, filled: Padding) -> Iterator[list[dict[str, int]]]:
     """For each width of the config the smaller values that would explain a tensor's widest layer, least first."""
-    ours = {name: tuple(t.shape) for name, t in program.model.state_dict(keep_vars=True).items()}
+    shapes = {name: tuple(t.shape) for name, t in program.model.state_dict(keep_vars=True).items()}
     widest: dict[tuple[str, int, int], int] = {}
     for name, shape in filled.shapes.items():
         for axis, size in enumerate(shape):
             kind = re.sub(r"\.\d+\.", ".*.", name), axis, size
-            left = ours[name][axis] if name in ours and name not in filled.dead else 0
+            left = shapes[name][axis] if name in shapes and name not in filled.dead else 0
             widest[kind] = max(widest.get(kind, 0), left)
     ratios = {(left, size) for (_, _, size), left in widest.items() if 0 < left < size}
     values = {name: value for name, value in sorted(vars(filled.config).items()) if type(value) is int}
     step = max((g.multiple for g in skeleton_of(program).groups), default=1)
     for name, value in values.items():
-        found = {value * left // size for left, size in ratios if value * left % size == 0}
-        fits = sorted(found | {n for n in (-(-n // step) * step for n in found) if n < value})
+        candidates = {value * left // size for left, size in ratios if value * left % size == 0}
+        fits = sorted(candidates | {n for n in (-(-n // step) * step for n in candidates) if n < value})
         if _MLP_WIDTHS.search(name):
             yield [{name: n} for n in fits]
         elif name == "num_key_value_heads" and {"num_attention_heads", "hidden_size"} <= values.keys():
@@ -155,52 +156,52 @@ def _smaller(program: Program, filled: Padding) -> Iterator[list[dict[str, int]]
             ]
 
 
-def _padding(program: Program, config: Any, below: int | None = None) -> Padding:
-    """How to fill a program up to the widths of a config, in fewer numbers than `below`."""
+def _padding(program: Program, config: Any, max_numbers: int | None = None) -> Padding:
+    """Padding of a program to the widths of a config, in fewer numbers than `max_numbers`."""
     model = program.model
     empty = stock_model(type(pretrained(model)), config, model.dtype)
     if isinstance(empty, str):  # not even the config would load
-        return Padding(config, {}, why=[empty])
-    if below is not None and (why := _no_gain(model, empty, below)):
-        return Padding(config, {}, why=[why])
+        return Padding(config, {}, reasons=[empty])
+    if max_numbers is not None and (reason := _no_gain(model, empty, max_numbers)):
+        return Padding(config, {}, reasons=[reason])
     try:
         stock = capture(empty.eval())
-    except Reject as refused:
-        return Padding(config, {}, why=[d.message for d in refused.diagnostics])
-    made = stock.model
-    shapes = {name: tuple(t.shape) for name, t in distinct(made)}
-    ours = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items()}
+    except Reject as rejection:
+        return Padding(config, {}, reasons=[d.message for d in rejection.diagnostics])
+    stock_module = stock.model
+    shapes = {name: tuple(t.shape) for name, t in distinct(stock_module)}
+    old_shapes = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items()}
     plan = Padding(config, shapes)
-    plan.why += odd_widths(skeleton_of(program), shapes)
-    plan.why += [f"{name} is new" for name in ours if name not in made.state_dict()]
-    plan.why += _other_numbers(model, made)
-    plan.why += _other_heads(skeleton_of(program), skeleton_of(stock))
-    if not plan.why:
-        scans = _lost_scans(skeleton_of(program), skeleton_of(stock))
+    plan.reasons += expert_width_mismatch(skeleton_of(program), shapes)
+    plan.reasons += [f"{name} is new" for name in old_shapes if name not in stock_module.state_dict()]
+    plan.reasons += _other_numbers(model, stock_module)
+    plan.reasons += _other_heads(skeleton_of(program), skeleton_of(stock))
+    if not plan.reasons:
+        scans = _removed_scans(skeleton_of(program), skeleton_of(stock))
         for scan in scans:
-            _place_identity(plan, stock, scan, ours)
+            _identity_positions(plan, stock, scan, old_shapes)
         for cluster in _clusters(skeleton_of(stock)):
-            _place(plan, skeleton_of(stock), cluster, ours)
-        plan.why += _unexplained(plan, ours, skeleton_of(stock).facts.get("refused", ()))
+            _index_positions(plan, skeleton_of(stock), cluster, old_shapes)
+        plan.reasons += _unexplained(plan, old_shapes, skeleton_of(stock).facts.get("refused", ()))
         missing = _missing(skeleton_of(program), skeleton_of(stock))
         for branch in missing:
             used = _used(program.units[branch.unit])
             dead = {name for name in shapes if _is_dead(name, branch, used)}
             plan.dead |= dead
-            plan.why += _shared(branch, dead, skeleton_of(stock), ours)
+            plan.reasons += _shared(branch, dead, skeleton_of(stock), old_shapes)
             if not dead:
-                plan.why.append(f"{branch.site} still runs, for what it hands on besides its output")
-        plan.why += _odd_graphs(program, stock, missing, scans)
+                plan.reasons.append(f"{branch.site} still runs, for what it hands on besides its output")
+        plan.reasons += _differing_graphs(program, stock, missing, scans)
     return plan
 
 
-def _no_gain(model: nn.Module, empty: nn.Module, below: int) -> str:
+def _no_gain(model: nn.Module, empty: nn.Module, max_numbers: int) -> str:
     """Why a narrower model is not worth a capture, which takes much longer than this look at its shapes."""
     shapes = {name: tuple(t.shape) for name, t in distinct(empty)}
-    if sum(map(math.prod, shapes.values())) >= below:
+    if sum(map(math.prod, shapes.values())) >= max_numbers:
         return "it is no smaller"
-    ours = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items() if name in shapes}
-    wide = [name for name, shape in ours.items() if any(a > b for a, b in zip(shape, shapes[name], strict=False))]
+    old_shapes = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items() if name in shapes}
+    wide = [name for name, shape in old_shapes.items() if any(a > b for a, b in zip(shape, shapes[name], strict=False))]
     return f"{wide[0]} is wider" if wide else ""
 
 
@@ -212,11 +213,11 @@ def _clusters(skeleton: Skeleton) -> list[list[Group]]:
     clusters: list[list[Group]] = []
     # Experts have no part in it: a router would choose one of zeros. Nor have heads and states of mixers over which a
     # norm takes a mean.
-    told = [g for g in skeleton.groups if g.kind not in ("experts", "ssm_heads") and not _normed(g, skeleton)]
-    for group in sorted(told, key=lambda g: g.kind != "heads"):
+    candidates = [g for g in skeleton.groups if g.kind not in ("experts", "ssm_heads") and not _normed(g, skeleton)]
+    for group in sorted(candidates, key=lambda g: g.kind != "heads"):
         axes = {(m.tensor, m.axis) for m in group.members}
-        near = [c for c in clusters if any((m.tensor, m.axis) in axes for g in c for m in g.members)]
-        clusters = [c for c in clusters if c not in near] + [[g for c in near for g in c] + [group]]
+        adjacent = [c for c in clusters if any((m.tensor, m.axis) in axes for g in c for m in g.members)]
+        clusters = [c for c in clusters if c not in adjacent] + [[g for c in adjacent for g in c] + [group]]
     return clusters
 
 
@@ -227,18 +228,18 @@ def _normed(group: Group, skeleton: Skeleton) -> bool:
     return group.kind == "ssm_state" and any("Norm" in kinds.get(path, "Norm") for path in owners)
 
 
-def _place(plan: Padding, skeleton: Skeleton, cluster: list[Group], ours: Shapes) -> None:
+def _index_positions(plan: Padding, skeleton: Skeleton, cluster: list[Group], old_shapes: Shapes) -> None:
     """Find how many items of each group are left, and where they go in the original width."""
-    axes = {(m.tensor, m.axis) for g in cluster for m in g.members if m.tensor in ours}
-    if all(ours[t][a] == plan.shapes[t][a] for t, a in axes if t in plan.shapes):
+    axes = {(m.tensor, m.axis) for g in cluster for m in g.members if m.tensor in old_shapes}
+    if all(old_shapes[t][a] == plan.shapes[t][a] for t, a in axes if t in plan.shapes):
         return
     small = _part(skeleton, cluster)
-    goal = {axis: ours[axis[0]][axis[1]] for axis in axes}
+    goal = {axis: old_shapes[axis[0]][axis[1]] for axis in axes}
     for counts in _candidates(cluster, goal, plan.shapes):
-        places = {axis: list(range(plan.shapes[axis[0]][axis[1]])) for axis in axes}
-        _cut(small, counts, places)
-        if all(len(places[axis]) == size for axis, size in goal.items()):
-            plan.places |= places
+        positions = {axis: list(range(plan.shapes[axis[0]][axis[1]])) for axis in axes}
+        _cut(small, counts, positions)
+        if all(len(positions[axis]) == size for axis, size in goal.items()):
+            plan.positions |= positions
             return
 
 
@@ -257,54 +258,54 @@ def _candidates(cluster: list[Group], goal: Mapping[Axis, int], full: Shapes) ->
             axis = member.tensor, member.axis
             if axis in goal:
                 width = sum(size for _, size in member.segments)
-                lost = (full[axis[0]][axis[1]] - goal[axis]) // width
-                yield from (n for n in [(group.count - lost,)] if 0 < n[0] <= group.count)
+                removed = (full[axis[0]][axis[1]] - goal[axis]) // width
+                yield from (n for n in [(group.count - removed,)] if 0 < n[0] <= group.count)
     elif [g.kind for g in cluster] == ["heads", "kv_heads"]:
         heads, kv = cluster
         yield from ((b, k) for k in range(kv.count, 0, -1) for b in range(heads.per_block, 0, -1))
 
 
-def _cut(skeleton: Skeleton, counts: tuple[int, ...], places: dict[Axis, list[int]]) -> None:
+def _cut(skeleton: Skeleton, counts: tuple[int, ...], positions: dict[Axis, list[int]]) -> None:
     """Cut the original as the program was cut, keeping the first items of each group or block."""
-    for place, count in enumerate(counts):
+    for group_index, count in enumerate(counts):
         # One head per KV head is one group of both: then what was second is the only one.
-        group = skeleton.groups[0 if place == 0 else -1]
-        block = group.per_block if place == 0 and len(counts) > 1 else group.count
+        group = skeleton.groups[0 if group_index == 0 else -1]
+        block = group.per_block if group_index == 0 and len(counts) > 1 else group.count
         if group.per_block and len(counts) == 1:  # as many of every group of B and C, or of every KV head
             block, count = group.per_block, count * group.per_block // group.count
-        gone = [i for i in range(group.count) if i % block >= count]
+        removed = [i for i in range(group.count) if i % block >= count]
         for member in group.members:
-            if (axis := (member.tensor, member.axis)) in places:
-                dead = {index for item in gone for index in member.indices(item)}
-                places[axis] = [p for index, p in enumerate(places[axis]) if index not in dead]
-        if gone:
-            skeleton = shrink.narrowed(skeleton, group, group.count - len(gone))
+            if (axis := (member.tensor, member.axis)) in positions:
+                dead = {index for item in removed for index in member.indices(item)}
+                positions[axis] = [p for index, p in enumerate(positions[axis]) if index not in dead]
+        if removed:
+            skeleton = shrink.narrowed(skeleton, group, group.count - len(removed))
 
 
 # -- reasons against it --------------------------------------------------------------------------------------
 
 
-def _unexplained(plan: Padding, ours: Shapes, refused: Iterable[Sequence[str]]) -> Iterator[str]:
+def _unexplained(plan: Padding, old_shapes: Shapes, refusals: Iterable[Sequence[str]]) -> Iterator[str]:
     """Tensors whose shape no cut of whole items gives; with what discovery says of their site."""
     for name, shape in plan.shapes.items():
-        mine = ours.get(name, shape)
-        odd = [a for a in range(len(shape)) if len(mine) != len(shape) or mine[a] != shape[a]]
-        if any(len(plan.places.get((name, a), ())) != (mine[a] if a < len(mine) else -1) for a in odd):
-            known = next((f": {reason}" for site, reason in refused if name.startswith(f"{site}.")), "")
+        mine = old_shapes.get(name, shape)
+        differing_axes = [a for a in range(len(shape)) if len(mine) != len(shape) or mine[a] != shape[a]]
+        if any(len(plan.positions.get((name, a), ())) != (mine[a] if a < len(mine) else -1) for a in differing_axes):
+            known = next((f": {reason}" for site, reason in refusals if name.startswith(f"{site}.")), "")
             yield f"{name} is {_by(mine)}, which can't be filled up to {_by(shape)}{known}"
 
 
-def _other_numbers(model: nn.Module, made: nn.Module) -> Iterator[str]:
-    """What a config of other widths would also change: a scale that follows from the number of heads."""
-    theirs = dict(made.named_modules())
+def _other_numbers(model: nn.Module, stock_module: nn.Module) -> Iterator[str]:
+    """Numbers that a config of other widths would also change: a scale that follows from the number of heads."""
+    stock_modules = dict(stock_module.named_modules())
     for path, module in model.named_modules():
         for name, value in vars(module).items():
-            other = vars(theirs[path]).get(name) if path in theirs else None
+            other = vars(stock_modules[path]).get(name) if path in stock_modules else None
             if type(value) is type(other) is float and value != other:
                 yield f"{path}.{name} is {value:g}, by the config it is {other:g}"
 
 
-def _other_heads(now: Skeleton, stock: Skeleton) -> Iterator[str]:
+def _other_heads(current: Skeleton, stock: Skeleton) -> Iterator[str]:
     """Attention whose heads would have another width by the config, though all of them together fit."""
 
     def widths(skeleton: Skeleton) -> dict[Axis, int]:
@@ -316,32 +317,32 @@ def _other_heads(now: Skeleton, stock: Skeleton) -> Iterator[str]:
             for m in g.members
         }
 
-    ours, theirs = widths(now), widths(stock)
+    current_widths, stock_widths = widths(current), widths(stock)
     yield from (
-        f"a head of {tensor} is {ours[tensor, axis]} wide, by the config {theirs[tensor, axis]}"
-        for tensor, axis in ours.keys() & theirs.keys()
-        if ours[tensor, axis] != theirs[tensor, axis]
+        f"a head of {tensor} is {current_widths[tensor, axis]} wide, by the config {stock_widths[tensor, axis]}"
+        for tensor, axis in current_widths.keys() & stock_widths.keys()
+        if current_widths[tensor, axis] != stock_widths[tensor, axis]
     )
 
 
-def _shared(branch: Branch, dead: set[str], stock: Skeleton, ours: Shapes) -> Iterator[str]:
+def _shared(branch: Branch, dead: set[str], stock: Skeleton, old_shapes: Shapes) -> Iterator[str]:
     """Tensors of a lost branch that other layers still have: they can't be zero here and a weight there."""
     for same in stock.tied:
-        here = next((name for name in same if name in dead), None)
-        there = next((name for name in same if name in ours), None)
-        if here and there:
-            yield f"{branch.site} is gone, but {here} is also {there}, which stays"
+        dead_name = next((name for name in same if name in dead), None)
+        live_name = next((name for name in same if name in old_shapes), None)
+        if dead_name and live_name:
+            yield f"{branch.site} is gone, but {dead_name} is also {live_name}, which stays"
             return
 
 
-def _missing(now: Skeleton, stock: Skeleton) -> list[Branch]:
+def _missing(current: Skeleton, stock: Skeleton) -> list[Branch]:
     """Branches of the stock model that the program has lost."""
-    left = {(b.unit, b.site) for b in now.branches}
+    left = {(b.unit, b.site) for b in current.branches}
     return [b for b in stock.branches if (b.unit, b.site) not in left]
 
 
 def _used(unit: Unit) -> list[str]:
-    """What the output of a unit is computed by: not all its calls, as one may be there to update a cache."""
+    """Calls that the output of a unit depends on; others may only update a cache."""
     output = next(node for node in unit.graph.nodes if node.op == "output")
     prefix = f"{unit.path}." if unit.path else ""
     return [f"{prefix}{node.target}" for node in sources(output) if node.op in ("call_module", "get_attr")]
@@ -349,30 +350,32 @@ def _used(unit: Unit) -> list[str]:
 
 def _is_dead(name: str, branch: Branch, used: Iterable[str]) -> bool:
     """Whether a tensor is of a lost branch, and not of what that shared, as parallel branches share a norm."""
-    return any(is_below(name, part) for part in branch.parts) and not any(is_below(name, path) for path in used)
+    return any(is_submodule(name, part) for part in branch.parts) and not any(is_submodule(name, path) for path in used)
 
 
-def _lost_scans(now: Skeleton, stock: Skeleton) -> list[Scan]:
+def _removed_scans(current: Skeleton, stock: Skeleton) -> list[Scan]:
     """Scans of the stock model that the program has lost while it kept the rest of the mixer."""
-    left, kept = {s.site for s in now.scans}, {part for b in now.branches for part in b.parts}
-    return [s for s in stock.scans if s.site not in left and any(is_below(part, s.site) for part in kept)]
+    left, present_parts = {s.site for s in current.scans}, {part for b in current.branches for part in b.parts}
+    return [s for s in stock.scans if s.site not in left and any(is_submodule(part, s.site) for part in present_parts)]
 
 
-def _place_identity(plan: Padding, stock: Program, scan: Scan, ours: Shapes) -> None:
-    """Where the rows of a mixer without its scan lie in a whole one, and what fills the rest."""
-    found, mixer = mixer_graphs(stock)[scan.site], stock.model.get_submodule(scan.site)
-    skip, less = skip_of(found), scanless(found, mixer)
+def _identity_positions(plan: Padding, stock: Program, scan: Scan, old_shapes: Shapes) -> None:
+    """Positions of a scanless mixer's rows in a full one, and the values that fill the rest."""
+    mixer_graph, mixer = mixer_graphs(stock)[scan.site], stock.model.get_submodule(scan.site)
+    skip, less = skip_of(mixer_graph), scanless(mixer_graph, mixer)
     if skip is None:
-        plan.why.append(f"{scan.site} has no skip that could hand its input on")
+        plan.reasons.append(f"{scan.site} has no skip that could hand its input on")
         return
     plan.ones.add(f"{scan.site}.{skip}")
     for (tensor, axis), keep in less.keep.items():
         name = f"{scan.site}.{tensor}"
-        if ours.get(name, ())[axis : axis + 1] == (len(keep),):
-            plan.places[name, axis] = keep
+        if old_shapes.get(name, ())[axis : axis + 1] == (len(keep),):
+            plan.positions[name, axis] = keep
 
 
-def _odd_graphs(program: Program, stock: Program, missing: Iterable[Branch], scans: Iterable[Scan]) -> Iterator[str]:
+def _differing_graphs(
+    program: Program, stock: Program, missing: Iterable[Branch], scans: Iterable[Scan]
+) -> Iterator[str]:
     """Units that compute something else than the stock unit without its missing branches and scans."""
     rewriter = Rewriter(stock)
     for scan in scans:

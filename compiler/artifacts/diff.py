@@ -1,4 +1,4 @@
-"""What two artifacts have different. Reads manifests and headers of weights files only; no torch."""
+"""Differences between two artifacts. Reads manifests and headers of weights files only; no torch."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -48,8 +48,8 @@ class Difference:
             if row.part != part:
                 lines += ["", row.part] if lines else [row.part]
                 part = row.part
-            said = f"{row.what:<{width}}  {_text(row, row.a)} -> {_text(row, row.b)}{_ratio(row)}"
-            lines.append(f"  {on_a_line(said)}")
+            row_text = f"{row.what:<{width}}  {_text(row, row.a)} -> {_text(row, row.b)}{_ratio(row)}"
+            lines.append(f"  {on_a_line(row_text)}")
         if self.recipe:
             lines += ["", "recipe", *(f"  {line}" for line in self.recipe)]
         return "\n".join(lines).lstrip("\n") + "\n"
@@ -81,11 +81,11 @@ def _sizes(a: Path, b: Path, one: Manifest, two: Manifest) -> Iterator[Row]:
 
 
 def _params(path: Path, manifest: Manifest) -> Any:
-    """How many numbers an artifact holds: as measured, else as stored where every tensor holds plain numbers."""
+    """Number of parameters of an artifact: as measured, else as stored where every tensor holds plain numbers."""
     for measure in manifest.measures:
         if measure.metric == "params":
-            held = measure.compiled
-            return int(held) if held is not None and _is_number(held) else "not known"
+            measured_params = measure.compiled
+            return int(measured_params) if measured_params is not None and _is_number(measured_params) else "not known"
     slots = stored(path, manifest).values()
     plain = bool(slots) and all("F" in slot.dtype for slot in slots)
     return sum(_product(slot.shape) for slot in slots) if plain else "not known"
@@ -112,30 +112,30 @@ def stored(path: Path, manifest: Manifest) -> dict[str, Slot]:
 
 
 def _shapes(a: Path, b: Path, one: Manifest, two: Manifest) -> Iterator[Row]:
-    ours, theirs = shapes_of(a, one), shapes_of(b, two)
-    if ours.keys() & theirs.keys() or not (ours or theirs):
-        yield from _facts("shape", ours, theirs)
+    first, second = shapes_of(a, one), shapes_of(b, two)
+    if first.keys() & second.keys() or not (first or second):
+        yield from _facts("shape", first, second)
         return
     # Nothing of the same name: packed weights, programs and files of other formats name or hold theirs otherwise.
-    told = [
+    pair = [
         f"{len(s)} tensors of `{m.kind}`" if s else f"held by `{m.kind}` in a way of its own"
-        for s, m in ((ours, one), (theirs, two))
+        for s, m in ((first, one), (second, two))
     ]
-    yield Row("shape", "tensors, not compared", *told)
+    yield Row("shape", "tensors, not compared", *pair)
 
 
 def _measures(one: Manifest, two: Manifest) -> Iterator[Row]:
     units = {m.metric: m.unit for m in (*one.measures, *two.measures)}
-    ours, theirs = ({m.metric: m.compiled for m in manifest.measures} for manifest in (one, two))
-    yield from (replace(row, unit=units[row.what]) for row in _facts("measure", ours, theirs))
+    first, second = ({m.metric: m.compiled for m in manifest.measures} for manifest in (one, two))
+    yield from (replace(row, unit=units[row.what]) for row in _facts("measure", first, second))
 
 
 def _steps(one: Manifest, two: Manifest) -> Iterator[Row]:
-    told = [
+    pair = [
         {str(s.get("name", i)): str(s.get("summary") or s.get("word", "")) for i, s in enumerate(m.steps)}
         for m in (one, two)
     ]
-    yield from _facts("step", *told)
+    yield from _facts("step", *pair)
 
 
 def _facts(part: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Row]:
@@ -145,10 +145,10 @@ def _facts(part: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Ro
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in data.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _product(shape: tuple[int, ...]) -> int:

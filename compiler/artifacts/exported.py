@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ..core.json_errors import first_line, is_want_of_memory
+from ..core.json_errors import first_line, is_out_of_memory
 from ..core.safe_read import check_regular, parse_json, read_regular
 from ..ir.layers.linear import params as held_by
 from ..models.checkpoints.generation_config import read_generation
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 FOLDER, FILE, NAMES = "program", "model.pt2", "inputs.json"
 KERNELS = "kernels.json"  # beside the program: which of effc's ops it calls, where it calls any
 FACTS = "facts.json"  # beside it, too: how many numbers the model holds, which packed weights don't tell
-_MOST_FACTS = 1 << 12
+_MAX_FACTS = 1 << 12
 
-refused_program = Fault(
+rejected_program = Fault(
     "refused-program",
     "An exported program holds something that effc's own programs don't.\n\n"
     "It may come from anybody, and torch's own reader runs code that is in it. effc reads programs that call listed "
@@ -61,7 +61,7 @@ def save(program: Any, names: tuple[str, ...], path: Path) -> list[str]:
 
 
 def _refuse_unreadable(path: Path) -> None:
-    """What is written is what is read: Reject where a program calls an operator that is not listed."""
+    """Check before writing what is checked on reading: Reject where a program calls an operator that is not listed."""
     from .exported_archive import read_archive
     from .exported_json import Unlisted
 
@@ -69,7 +69,7 @@ def _refuse_unreadable(path: Path) -> None:
         read_archive(path)
     except Unlisted as error:
         raise Reject(
-            refused_program(
+            rejected_program(
                 f"the exported program holds {error}, which effc would not read again",
                 help="`hf` and `native` write the model in other ways",
             )
@@ -98,7 +98,7 @@ def _step_facts(folder: Path) -> Any:
         return facts_of(folder)
     except (OSError, ValueError, RecursionError) as error:
         raise Reject(
-            refused_program(
+            rejected_program(
                 f"{folder / STEP_FACTS} does not say what {STEP} takes: {error}", help="compile it again with this effc"
             )
         ) from error
@@ -115,21 +115,21 @@ def _archive(path: Path) -> "Archive":
     except Unlisted as error:
         raise _refusal(path, error) from error
     except OSError as error:
-        raise Reject(refused_program(f"{path} can't be read: {error.strerror}")) from error
+        raise Reject(rejected_program(f"{path} can't be read: {error.strerror}")) from error
 
 
 def _params(folder: Path) -> int | None:
-    """What a program with packed weights says that it holds; None where it has none, or does not say."""
+    """Number of parameters that a program with packed weights states; None where it has none or states none."""
     path = folder / FACTS
     if not path.exists():
         return None
     try:
-        told = parse_json(read_regular(path, _MOST_FACTS))["params"]
-        if type(told) is int and 0 < told < 1 << 48:
-            return told
+        stored = parse_json(read_regular(path, _MAX_FACTS))["params"]
+        if type(stored) is int and 0 < stored < 1 << 48:
+            return stored
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise Reject(refused_program(f"{path} states no number of params", help="compile it again with this effc"))
+    raise Reject(rejected_program(f"{path} states no number of params", help="compile it again with this effc"))
 
 
 def read(folder: Path) -> nn.Module:
@@ -137,30 +137,34 @@ def read(folder: Path) -> nn.Module:
 
     return   `Exported`; with a program that continues text beside it, a model that generates
     """
-    archive, held = _archive(folder / FILE), _params(folder)
-    plain = Exported(_module(folder / FILE, archive), archive.inputs, held)
+    archive, n_params = _archive(folder / FILE), _params(folder)
+    plain = Exported(_module(folder / FILE, archive), archive.inputs, n_params)
     if not (folder / STEP).exists():
         return plain
     from .exported_steps import Continued
 
     facts, archive = _step_facts(folder), _archive(folder / STEP)
-    said = {"class": "exported program", "params": held or held_by(plain), "vocabulary": _vocabulary(folder, plain)}
-    model = Continued(plain, _module(folder / STEP, archive), facts, said, read_generation(folder))
+    facts_of_model = {
+        "class": "exported program",
+        "params": n_params or held_by(plain),
+        "vocabulary": _vocabulary(folder, plain),
+    }
+    model = Continued(plain, _module(folder / STEP, archive), facts, facts_of_model, read_generation(folder))
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
 
 
 def _vocabulary(folder: Path, plain: Exported) -> int:
-    """How many tokens a program knows, by the shape of its logits."""
+    """Vocabulary size of a program, by the shape of its logits."""
     with torch.no_grad():
         logits = plain(input_ids=torch.zeros(1, 2, dtype=torch.int64))
     if not isinstance(logits, torch.Tensor) or logits.dim() != 3:
-        raise Reject(refused_program(f"{folder / FILE} gives no logits", help="compile it again with this effc"))
+        raise Reject(rejected_program(f"{folder / FILE} gives no logits", help="compile it again with this effc"))
     return logits.shape[-1]
 
 
 def _refusal(path: Path, error: "Unlisted") -> Reject:
-    return Reject(refused_program(f"{path} holds {error}", help="compile it again with this effc"))
+    return Reject(rejected_program(f"{path} holds {error}", help="compile it again with this effc"))
 
 
 def _module(path: Path, archive: "Archive") -> nn.Module:
@@ -171,8 +175,8 @@ def _module(path: Path, archive: "Archive") -> nn.Module:
 
     try:
         data = serialize._dict_to_dataclass(schema.ExportedProgram, archive.program)
-        made = serialize.ExportedProgramDeserializer().deserialize(data, archive.weights, archive.constants, b"")
-        module = made.module()
+        program = serialize.ExportedProgramDeserializer().deserialize(data, archive.weights, archive.constants, b"")
+        module = program.module()
         check_module(module)
         guard_calls(module, partial(_refusal, path))
         return module
@@ -182,10 +186,10 @@ def _module(path: Path, archive: "Archive") -> nn.Module:
         raise _refusal(path, error) from error
     except Exception as error:  # torch reads what is listed, and may still find that it makes no program
         cause = error.__cause__ or error  # the other one begins with all that the node says
-        if is_want_of_memory(cause):
+        if is_out_of_memory(cause):
             raise MemoryError(first_line(cause)) from error
         raise Reject(
-            refused_program(
+            rejected_program(
                 f"{path} holds no program that torch can read",
                 note=f"{type(cause).__name__}: {first_line(cause)}",
                 help="compile it again with this effc and this torch",

@@ -47,13 +47,13 @@ _DTYPES = {
     13: torch.bfloat16,
 }  # of torch's own numbering
 _STRIDED = 7
-_MOST_TEXT, _MOST_FILES = 1 << 28, 200_000
+_MAX_TEXT, _MAX_FILES = 1 << 28, 200_000
 _LOCAL = struct.Struct("<4s5H3L2H")  # the header before each file of a zip archive
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a file of the archive lies."""
+    """Position of a file in the archive."""
 
     at: int
     size: int
@@ -61,7 +61,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Archive:
-    """What an archive holds: the program as plain data of listed kinds, and its tensors, mapped from the file."""
+    """Content of an archive: the program as plain data of listed kinds, and its tensors, mapped from the file."""
 
     program: dict[str, Any]
     weights: dict[str, torch.Tensor]
@@ -79,7 +79,7 @@ def read_archive(path: Path) -> Archive:
                 for name, e in entries.items()
                 if name in _PLAIN and name != _SAMPLES
             }
-        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # what is written to stays in this process
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # what is written to stays in this process
     _need(texts.get("archive_format") == b"pt2" and texts.get("byteorder") == b"little", "another kind of archive")
     lacks = {
         "models/model.json",
@@ -89,27 +89,27 @@ def read_archive(path: Path) -> Archive:
     } - set(texts)
     _need(not lacks, f"no {next(iter(sorted(lacks)), '')}")
     weights, constants = (
-        _payloads(texts[f"data/{kind}/model_{kind}_config.json"], f"data/{kind}/", entries, whole)
+        _payloads(texts[f"data/{kind}/model_{kind}_config.json"], f"data/{kind}/", entries, mapped)
         for kind in ("weights", "constants")
     )
     return Archive(program(texts["models/model.json"]), weights, constants, _inputs(texts["extra/inputs.json"]))
 
 
-def _need(condition: bool, what: str) -> None:
+def _need(condition: bool, content: str) -> None:
     if not condition:
-        raise Unlisted(what)
+        raise Unlisted(content)
 
 
 def _entries(path: Path, file: Any) -> dict[str, Entry]:
     size = path.stat().st_size
     try:
-        found = zipfile.ZipFile(file).infolist()
+        infos = zipfile.ZipFile(file).infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, UnicodeDecodeError) as error:
         raise Unlisted("a file that is no archive") from error
-    _need(0 < len(found) <= _MOST_FILES, "no files, or far too many")
-    root = found[0].filename.partition("/")[0] + "/"
+    _need(0 < len(infos) <= _MAX_FILES, "no files, or far too many")
+    root = infos[0].filename.partition("/")[0] + "/"
     entries: dict[str, Entry] = {}
-    for item in found:
+    for item in infos:
         name = item.filename.removeprefix(root)
         _need(
             item.filename.startswith(root) and (name in _PLAIN or _PAYLOAD.fullmatch(name) is not None),
@@ -122,14 +122,14 @@ def _entries(path: Path, file: Any) -> dict[str, Entry]:
             and not item.flag_bits & 1,
             f"the file {name} packed or locked",
         )
-        _need(name not in _PLAIN or item.file_size <= _MOST_TEXT, f"the file {name} of {item.file_size} bytes")
+        _need(name not in _PLAIN or item.file_size <= _MAX_TEXT, f"the file {name} of {item.file_size} bytes")
         entries[name] = Entry(_begin(file, item.header_offset, size), item.file_size)
         _need(entries[name].at + item.file_size <= size, f"the file {name} beyond the archive's end")
     return entries
 
 
 def _begin(file: Any, at: int, size: int) -> int:
-    """Where a file's bytes begin: behind its own header, whose length only it tells."""
+    """Offset of a file's bytes: after its local header, which alone states its length."""
     _need(0 <= at <= size - _LOCAL.size, "a file beyond the archive's end")
     file.seek(at)
     head = _LOCAL.unpack(file.read(_LOCAL.size))
@@ -148,52 +148,55 @@ def _inputs(text: bytes) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _payloads(text: bytes, folder: str, entries: dict[str, Entry], whole: mmap.mmap) -> dict[str, torch.Tensor]:
+def _payloads(text: bytes, folder: str, entries: dict[str, Entry], mapped: mmap.mmap) -> dict[str, torch.Tensor]:
     try:
         table = parse_json(text)["config"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unlisted("a table of tensors of another form") from error
     rows: dict[Any, torch.Tensor] = {}
-    return {name: _tensor(name, meta, folder, entries, whole, rows) for name, meta in table}
+    return {name: _tensor(name, meta, folder, entries, mapped, rows) for name, meta in table}
 
 
 def _tensor(
-    name: str, meta: Any, folder: str, entries: dict[str, Entry], whole: mmap.mmap, rows: dict[Any, torch.Tensor]
+    name: str, meta: Any, folder: str, entries: dict[str, Entry], mapped: mmap.mmap, rows: dict[Any, torch.Tensor]
 ) -> torch.Tensor:
     """A tensor over its file's bytes; those that share a file share memory, and those that are tied are one.
 
     rows   what was read already: bytes of a file by its name, tensors by all that is said of them
     """
     try:
-        place, layout = f"{folder}{meta['path_name']}", meta["tensor_meta"]
+        member, layout = f"{folder}{meta['path_name']}", meta["tensor_meta"]
         dtype = _DTYPES[layout["dtype"]]
         sizes, strides = ([item["as_int"] for item in layout[key]] for key in ("sizes", "strides"))
         offset, device = layout["storage_offset"]["as_int"], layout["device"]["type"]
-        asked = meta["use_pickle"] is False and layout["layout"] == _STRIDED and device == "cpu"
+        is_plain = meta["use_pickle"] is False and layout["layout"] == _STRIDED and device == "cpu"
     except (KeyError, TypeError) as error:
         raise Unlisted(f"a tensor {name[:80]} of another form") from error
-    _need(asked and _PAYLOAD.fullmatch(place) is not None and place in entries, f"a tensor {name[:80]} of another form")
+    _need(
+        is_plain and _PAYLOAD.fullmatch(member) is not None and member in entries,
+        f"a tensor {name[:80]} of another form",
+    )
     numbers = [*sizes, *strides, offset]
     _need(
         len(sizes) == len(strides) <= 16 and all(type(n) is int and 0 <= n < 1 << 48 for n in numbers),
         f"a tensor {name[:80]} of an odd shape",
     )
-    entry, width = entries[place], dtype.itemsize
+    entry, width = entries[member], dtype.itemsize
     last = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
     _need(
         entry.size % width == 0 and (0 in sizes or last < entry.size // width), f"a tensor {name[:80]} beyond its file"
     )
     if 0 in sizes:
         return torch.empty(sizes, dtype=dtype)
-    row = rows.get(place)
+    row = rows.get(member)
     if row is None:
-        row = rows[place] = torch.frombuffer(whole, dtype=torch.uint8, count=entry.size, offset=entry.at)
+        row = rows[member] = torch.frombuffer(mapped, dtype=torch.uint8, count=entry.size, offset=entry.at)
     if entry.at % width:
-        row = rows[place] = row.clone()  # torch reads numbers from where they are aligned
+        row = rows[member] = row.clone()  # torch reads numbers from where they are aligned
     trained = bool(layout.get("requires_grad")) and dtype.is_floating_point
     learned = meta.get("is_param") is True
-    key = (place, dtype, *sizes, *strides, offset, learned, trained)
+    key = (member, dtype, *sizes, *strides, offset, learned, trained)
     if key not in rows:
-        found = row.view(dtype).as_strided(sizes, strides, offset)
-        rows[key] = torch.nn.Parameter(found, requires_grad=trained) if learned else found
+        tensor = row.view(dtype).as_strided(sizes, strides, offset)
+        rows[key] = torch.nn.Parameter(tensor, requires_grad=trained) if learned else tensor
     return rows[key]

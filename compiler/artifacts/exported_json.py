@@ -19,7 +19,7 @@ _PATH = re.compile(r"([A-Za-z0-9_]{1,200}(\.[A-Za-z0-9_]{1,200}){0,40})?", re.AS
 _TEXT = re.compile(r"[\w ,.>()\-]{0,64}", re.ASCII)
 _SYMBOL = re.compile(r"[a-z]{1,8}\d{1,9}")
 _DEEPEST, _LONGEST = 32, 4000
-_MOST_TERMS, _MOST_LEVELS, _MOST_DEGREE = 200, 32, 8  # of an expression over sizes: real ones have 20, 6 and 3
+_MAX_TERMS, _MAX_LEVELS, _MAX_DEGREE = 200, 32, 8  # of an expression over sizes: real ones have 20, 6 and 3
 _NUMBERS = ("Infinity", "-Infinity", "NaN")
 _DEVICES = ("cpu", "meta")
 _TREES = (None, "builtins.tuple", "builtins.list", "builtins.dict")
@@ -56,7 +56,9 @@ _SUMS = frozenset(
     }
 )
 _ASSUMPTIONS = frozenset({"positive", "integer", "nonnegative", "negative", "zero", "real", "finite", "nonzero"})
-_REFUSED = frozenset({"as_graph", "as_custom_obj", "as_operator", "custom_obj", "token", "as_string_to_argument"})
+_REJECTED_FIELDS = frozenset(
+    {"as_graph", "as_custom_obj", "as_operator", "custom_obj", "token", "as_string_to_argument"}
+)
 _OPEN = frozenset(
     {"tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "range_constraints", "opset_version"}
 )  # tables whose keys are names
@@ -68,7 +70,7 @@ class Unlisted(ValueError):
 
 
 def program(text: bytes) -> dict[str, Any]:
-    """What is listed of a program's JSON, as plain data for torch's reader. Raises Unlisted."""
+    """Allowed content of a program's JSON, as plain data for torch's reader. Raises Unlisted."""
     try:
         data = parse_json(text)
     except (ValueError, RecursionError) as error:
@@ -77,14 +79,14 @@ def program(text: bytes) -> dict[str, Any]:
     return _value("", data, 0)
 
 
-def _need(condition: bool, what: str) -> None:
+def _need(condition: bool, content: str) -> None:
     if not condition:
-        raise Unlisted(what)
+        raise Unlisted(content)
 
 
 def _value(key: str, value: Any, depth: int) -> Any:
     _need(depth < _DEEPEST, "values nested too deep")
-    _need(key not in _REFUSED or value is None, f"`{key}`")
+    _need(key not in _REJECTED_FIELDS or value is None, f"`{key}`")
     if key in ("metadata", *_EMPTY):
         _need(key == "metadata" or value == {}, f"`{key}`")
         return {}
@@ -129,8 +131,8 @@ def _is_sum(text: str) -> bool:
         tree = ast.parse(text, mode="eval").body
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return False
-    small = _is_term(tree) and _terms(tree) <= _MOST_TERMS
-    return small and _depth(tree) <= _MOST_LEVELS and _degree(tree) <= _MOST_DEGREE
+    small = _is_term(tree) and _terms(tree) <= _MAX_TERMS
+    return small and _depth(tree) <= _MAX_LEVELS and _degree(tree) <= _MAX_DEGREE
 
 
 def _terms(tree: ast.AST) -> int:

@@ -1,4 +1,4 @@
-"""Which operators a stored exported program may call.
+"""Operators that a stored exported program may call.
 
 Of aten: public ones of tensors whose other arguments are numbers, sizes and types. That leaves out what reads or writes
 files, draws from generators, prints, or takes over another tensor's memory. Private ones, which trust callers to have
@@ -54,8 +54,8 @@ def is_listed(target: str) -> bool:
         return True
     if target.startswith("torch.ops.effc.") and target.endswith(".default"):
         return target.removeprefix("torch.ops.effc.").removesuffix(".default") in KERNELS
-    found = _OVERLOAD.fullmatch(target)
-    return found is not None and _is_safe(*found.groups())
+    match = _OVERLOAD.fullmatch(target)
+    return match is not None and _is_safe(*match.groups())
 
 
 def _is_safe(name: str, overload: str) -> bool:

@@ -22,7 +22,7 @@ from .exported_json import Unlisted
 
 aten = torch.ops.aten
 _ENUMS = {"ScalarType": torch.dtype, "Layout": torch.layout, "MemoryFormat": torch.memory_format}
-_MOST_SIGNATURES = 4096
+_MAX_SIGNATURES = 4096
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def guard_calls(module: fx.GraphModule, refuse: Callable[[Unlisted], Exception])
                 _Shapes(module, stated=False).run(*values, enable_io_processing=False)
         except Unlisted as error:
             raise refuse(error) from error
-        if len(known) < _MOST_SIGNATURES:
+        if len(known) < _MAX_SIGNATURES:
             known.add(signature)
 
     module.register_forward_pre_hook(check, with_kwargs=True)

@@ -22,11 +22,11 @@ from ..runtimes.native.padded import SEQUENCES, PaddedModel, PaddedRows
 from .verify_child import STEP_FACTS, Exported
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_MOST_FACTS = 1 << 16
+_MAX_FACTS = 1 << 16
 _INSTEAD = "leave `context` out: the program of whole prompts needs no cache"
 
 
-class Place(StaticLayer):
+class CacheSlot(StaticLayer):
     """Keys and values of one layer, [b, heads, context, d]: new ones go where the tokens before end."""
 
     keys: Tensor
@@ -40,9 +40,9 @@ class Place(StaticLayer):
         return self.before
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        places = torch.arange(key_states.shape[2]) + self.before
-        self.keys = self.keys.index_copy(2, places, key_states)
-        self.values = self.values.index_copy(2, places, value_states)
+        positions = torch.arange(key_states.shape[2]) + self.before
+        self.keys = self.keys.index_copy(2, positions, key_states)
+        self.values = self.values.index_copy(2, positions, value_states)
         return self.keys, self.values
 
 
@@ -63,30 +63,34 @@ class Steps(nn.Module):
     def forward(self, given: dict[str, Tensor], before: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         pairs = dict(zip(self.slots, zip(past[::2], past[1::2], strict=True), strict=True))
         any_pair = (past[0], past[1])  # of a layer without attention: nothing asks for it but the mask's length
-        places = [Place(*pairs.get(n, any_pair), before) for n in range(max(self.slots) + 1)]
-        logits = self.model(**given, cache=Cache(layers=[*places]), use_cache=True).logits
-        return logits.float(), [part for n in self.slots for part in (places[n].keys, places[n].values)]
+        layers_cache = [CacheSlot(*pairs.get(n, any_pair), before) for n in range(max(self.slots) + 1)]
+        logits = self.model(**given, cache=Cache(layers=[*layers_cache]), use_cache=True).logits
+        return logits.float(), [part for n in self.slots for part in (layers_cache[n].keys, layers_cache[n].values)]
 
 
 def export_steps(model: nn.Module, context: int, fault: Fault) -> tuple[Any, dict[str, Any]]:
     """The program, and what a caller has to know of it. Raises Reject of `fault`, or whatever torch meets."""
-    given, kept, slots = inputs_of(model, fault, _INSTEAD)
-    if not kept:
+    inputs, past_parts, slots = inputs_of(model, fault, _INSTEAD)
+    if not past_parts:
         raise Reject(fault(f"{type(model).__name__} has no layer with keys and values left", help=_INSTEAD))
-    mask = torch.ones(len(given["input_ids"]), context, dtype=torch.int64)
+    mask = torch.ones(len(inputs["input_ids"]), context, dtype=torch.int64)
     mask[-1, 0] = 0
-    past = [torch.zeros(part.shape[0], part.shape[1], context, part.shape[3], dtype=part.dtype) for part in kept]
+    past = [torch.zeros(part.shape[0], part.shape[1], context, part.shape[3], dtype=part.dtype) for part in past_parts]
     free = torch.export.Dim.DYNAMIC
-    rows = {name: {0: free, 1: free} for name in given} | {"attention_mask": {0: free}}
+    rows = {name: {0: free, 1: free} for name in inputs} | {"attention_mask": {0: free}}
     program = torch.export.export(
         Steps(model, slots).eval(),
         (),
-        {"given": {**given, "attention_mask": mask}, "before": torch.tensor(kept[0].shape[2]), "past": past},
-        dynamic_shapes={"given": {name: rows[name] for name in given}, "before": None, "past": [{0: free}] * len(past)},
+        {"given": {**inputs, "attention_mask": mask}, "before": torch.tensor(past_parts[0].shape[2]), "past": past},
+        dynamic_shapes={
+            "given": {name: rows[name] for name in inputs},
+            "before": None,
+            "past": [{0: free}] * len(past),
+        },
     )
     facts = {
         "context": context,
-        "inputs": list(given),
+        "inputs": list(inputs),
         "past": [[part.shape[1], part.shape[3]] for part in past],
         "dtype": str(past[0].dtype).removeprefix("torch."),
     }
@@ -105,11 +109,11 @@ class Facts:
 
 def facts_of(folder: Path) -> Facts:
     """Raises ValueError where the file beside a program does not say what it must."""
-    data = parse_json(read_regular(folder / STEP_FACTS, _MOST_FACTS))
+    data = parse_json(read_regular(folder / STEP_FACTS, _MAX_FACTS))
     try:
         context, names, past = data["context"], data["inputs"], data["past"]
-        whole = [context, *(number for pair in past for number in pair)]
-        fits = all(type(n) is int and 0 < n < 1 << 24 for n in whole) and past and all(len(p) == 2 for p in past)
+        integers = [context, *(number for pair in past for number in pair)]
+        fits = all(type(n) is int and 0 < n < 1 << 24 for n in integers) and past and all(len(p) == 2 for p in past)
         if not fits or not set(names) <= {"input_ids", "attention_mask", "position_ids"}:
             raise ValueError("numbers or names that no program has")
         return Facts(context, tuple(names), tuple(map(tuple, past)), _DTYPES[data["dtype"]])
@@ -130,12 +134,12 @@ class Stepper:
         length, context = mask.shape[1], self.facts.context
         before = length - ids.shape[1]
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, before:]
-        told = {"input_ids": ids, "attention_mask": _longer(mask, 1, context), "position_ids": positions}
-        kept = [torch.zeros(len(ids), heads, context, d, dtype=self.facts.dtype) for heads, d in self.facts.past]
-        for place, part in zip(kept, past or [], strict=bool(past)):
-            place[:, :, :before] = torch.from_numpy(part)
-        given = {name: told[name] for name in self.facts.inputs}
-        logits, new = self.program(given=given, before=torch.tensor(before), past=kept)
+        available = {"input_ids": ids, "attention_mask": _longer(mask, 1, context), "position_ids": positions}
+        past_padded = [torch.zeros(len(ids), heads, context, d, dtype=self.facts.dtype) for heads, d in self.facts.past]
+        for buffer, part in zip(past_padded, past or [], strict=bool(past)):
+            buffer[:, :, :before] = torch.from_numpy(part)
+        inputs = {name: available[name] for name in self.facts.inputs}
+        logits, new = self.program(given=inputs, before=torch.tensor(before), past=past_padded)
         return [logits.numpy(), *(part[:, :, :length].float().numpy() for part in new)]
 
 
@@ -150,25 +154,31 @@ class Continued(PaddedModel):
     """A program of whole prompts, and one that continues text, as one model."""
 
     def __init__(
-        self, plain: Exported, program: nn.Module, facts: Facts, said: dict[str, Any], generation: dict[str, Any] | None
+        self,
+        plain: Exported,
+        program: nn.Module,
+        facts: Facts,
+        model_facts: dict[str, Any],
+        generation: dict[str, Any] | None,
     ):
-        plan = {"vocabulary": said["vocabulary"], "context": facts.context}
-        super().__init__(PaddedRows(Stepper(program, facts), plan), plan, {}, said, SEQUENCES, generation)
+        plan = {"vocabulary": model_facts["vocabulary"], "context": facts.context}
+        super().__init__(PaddedRows(Stepper(program, facts), plan), plan, {}, model_facts, SEQUENCES, generation)
         self.plain = plain
 
-    def whole(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> Tensor:
-        told = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-        return self.plain(**{name: x for name, x in told.items() if x is not None}).float()
+    def batch_logits(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> Tensor:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        return self.plain(**{name: x for name, x in inputs.items() if x is not None}).float()
 
 
 def note(facts: dict[str, Any], file: str) -> str:
-    """How a program is called, for the model card."""
-    (heads, d), places = facts["past"][0], facts["context"]
-    given = ", ".join(f'"{name}": ...' for name in facts["inputs"])
+    """Usage note of a program for the model card."""
+    (heads, d), context = facts["past"][0], facts["context"]
+    arguments = ", ".join(f'"{name}": ...' for name in facts["inputs"])
     return (
-        f"`program/{file}` continues text: `logits, past = step(given={{{given}}}, before=torch.tensor(n), past=past)` "
-        f"where n tokens came before. `attention_mask` is [batch, {places}], and `past` begins as "
-        f"{len(facts['past'])} tensors of zeros like [batch, {heads}, {places}, {d}]: `program/{STEP_FACTS}` has each."
+        f"`program/{file}` continues text: "
+        f"`logits, past = step(given={{{arguments}}}, before=torch.tensor(n), past=past)` "
+        f"where n tokens came before. `attention_mask` is [batch, {context}], and `past` begins as "
+        f"{len(facts['past'])} tensors of zeros like [batch, {heads}, {context}, {d}]: `program/{STEP_FACTS}` has each."
     )
 
 

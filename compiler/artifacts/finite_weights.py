@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from ..core.quantity import counted
+from ..core.quantity import count_text
 from .manifest import Manifest
 
 if TYPE_CHECKING:
@@ -26,17 +26,17 @@ weights_not_finite = Fault(
 def check_finite(path: Path, manifest: Manifest) -> None:
     """Raises Reject (weights-not-finite) with the tensors of an artifact that hold NaN or infinity; its forms were
     checked before."""
-    wrong = [
+    faults = [
         _fault_of(path / file, name, x) for file in manifest.files for name, x in _tensors(path / file) if not _sound(x)
     ]
-    if wrong:
-        raise Reject(*wrong)
+    if faults:
+        raise Reject(*faults)
 
 
 def _fault_of(file: Path, name: str, x: "Tensor") -> Diagnostic:
     count = int((~x.float().isfinite()).sum())
     return weights_not_finite(
-        f"{file}: `{name}` holds {counted(count, 'value')} NaN or infinite",
+        f"{file}: `{name}` holds {count_text(count, 'value')} NaN or infinite",
         help="compile again, or fetch the artifact again from somebody whom you trust",
     )
 
@@ -50,8 +50,8 @@ def _sound(x: "Tensor") -> bool:
         return True
     if x.isnan().any():
         return False
-    rest = x[x.isfinite()]
-    return x.numel() == 1 or bool(len(rest) and not rest.any() and (x <= 0).all())
+    finite = x[x.isfinite()]
+    return x.numel() == 1 or bool(len(finite) and not finite.any() and (x <= 0).all())
 
 
 def _tensors(file: Path) -> "Iterator[tuple[str, Tensor]]":

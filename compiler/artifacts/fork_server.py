@@ -54,16 +54,16 @@ class Nursery:
         arguments: list[str],
         env: dict[str, str],
         seconds: float,
-        look: Callable[[bool], None] = lambda began: None,
+        on_wait: Callable[[bool], None] = lambda started: None,
     ) -> Done:
         """Raises TimeoutExpired, and BrokenPipeError where it had just ended.
 
-        look   is called every second until the job is done, with whether it has begun
+        on_wait   is called every second until the job is done, with whether it has begun
         """
         assert self.process.stdin and self.process.stdout
         with tempfile.TemporaryDirectory(prefix="effc-job-") as folder:
-            said = Path(folder, "stderr")
-            job = {"arguments": arguments, "env": env, "cwd": os.getcwd(), "stderr": str(said)}
+            stderr_file = Path(folder, "stderr")
+            job = {"arguments": arguments, "env": env, "cwd": os.getcwd(), "stderr": str(stderr_file)}
             try:
                 self.process.stdin.write(json.dumps(job).encode() + b"\n")
                 self.process.stdin.flush()
@@ -71,12 +71,12 @@ class Nursery:
                 while not select([self.process.stdout], [], [], max(0.0, min(1.0, end - time.monotonic())))[0]:
                     if time.monotonic() >= end:
                         raise subprocess.TimeoutExpired("verify_child.py", seconds)
-                    look(said.exists())
+                    on_wait(stderr_file.exists())
                 answer = self.process.stdout.readline()
             except BaseException:
                 self.end()
                 raise
-            text = said.read_text(errors="replace") if said.exists() else ""
+            text = stderr_file.read_text(errors="replace") if stderr_file.exists() else ""
             if not answer and self.process.wait() == 0:
                 raise BrokenPipeError("it idled, and ended with our word unread")
             return Done(int(answer) if answer else -abs(self.process.wait()), text)
@@ -96,9 +96,9 @@ _asking = Lock()  # one job at a time: each wants the memory of a second copy
 
 
 def run(
-    arguments: list[str], env: dict[str, str], seconds: float, look: Callable[[bool], None] = lambda began: None
+    arguments: list[str], env: dict[str, str], seconds: float, on_wait: Callable[[bool], None] = lambda started: None
 ) -> Done:
-    """What `verify_child.main` does with these arguments in a fresh process. Raises TimeoutExpired."""
+    """Run `verify_child.main` with these arguments in a fresh process. Raises TimeoutExpired."""
     global _nursery
     if sys.platform != "linux":
         command = [sys.executable, "-P", str(CHILD), *arguments]
@@ -110,7 +110,7 @@ def run(
                 _nursery.end()
             _nursery = Nursery(env)
         try:
-            return _nursery.run(arguments, env, seconds, look)
+            return _nursery.run(arguments, env, seconds, on_wait)
         except BrokenPipeError:  # it idled, and ended between our look and our word
             _nursery = Nursery(env)
-            return _nursery.run(arguments, env, seconds, look)
+            return _nursery.run(arguments, env, seconds, on_wait)

@@ -23,15 +23,15 @@ def check_forms(path: Path, manifest: Manifest) -> list[str]:
                 help="use the effc that wrote it, or a newer one",
             )
         )
-    found = [form for form in forms_of(manifest.kind) if (path / form).is_dir()]
-    for form in found:
+    present = [form for form in forms_of(manifest.kind) if (path / form).is_dir()]
+    for form in present:
         _CHECKS[form](path / form)
         _check_beside(path / form)
     for name, folder in members(path, manifest):
         _CHECKS[folder.name](folder)
         _check_beside(folder)
-        found.append(f"{POINTS}/{name}/{folder.name}")
-    return found
+        present.append(f"{POINTS}/{name}/{folder.name}")
+    return present
 
 
 def _check_beside(folder: Path) -> None:
@@ -40,10 +40,10 @@ def _check_beside(folder: Path) -> None:
     from ..models.checkpoints.model_folder import load_tokenizer, tokenizer_files
 
     base = folder.parent / "base"
-    for place in (folder, base, base / "compact"):
-        read_generation(place)
-        if tokenizer_files(place):
-            load_tokenizer(place, str(place))
+    for path in (folder, base, base / "compact"):
+        read_generation(path)
+        if tokenizer_files(path):
+            load_tokenizer(path, str(path))
 
 
 def _adapter(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a few tokens say of the original, the program in memory and every form: compression and runtime told apart."""
+"""Losses of the original, the program in memory and every form on a few tokens: compression apart from runtime."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -34,22 +34,22 @@ class Account:
 
 def table(artifacts: Mapping[str, tuple[Account, ...]]) -> list[Account]:
     """The rows of several artifacts of one pipeline: the original and programs in memory once, forms by artifact."""
-    found: dict[str, Account] = {}
-    for place, accounts in artifacts.items():
+    rows: dict[str, Account] = {}
+    for artifact, accounts in artifacts.items():
         for row in accounts:
             known = row.drift is None
-            name = row.what if known or len(artifacts) == 1 else f"{place}: {row.what}"
-            found.setdefault(name, replace(row, what=name))
-    return list(found.values())
+            name = row.what if known or len(artifacts) == 1 else f"{artifact}: {row.what}"
+            rows.setdefault(name, replace(row, what=name))
+    return list(rows.values())
 
 
 def account_rows(accounts: Iterable[Account]) -> list[tuple[str, ...]]:
     """A table as people read it, its head first."""
     head = ("", "KL to original", "KL to memory", "same top token", "perplexity", "bytes")
-    return [head, *(_shown(row) for row in accounts)]
+    return [head, *(_display(row) for row in accounts)]
 
 
-def _shown(row: Account) -> tuple[str, ...]:
+def _display(row: Account) -> tuple[str, ...]:
     nats = ["" if v is None else f"{v:.2g}" if v < 1e-3 else f"{v:.4f}" for v in (row.divergence, row.drift)]
     same = "" if row.agreement is None else f"{100 * row.agreement:.1f} %"
     return row.what, *nats, same, "" if row.perplexity is None else digits(row.perplexity), size(row.bytes)

@@ -1,4 +1,4 @@
-"""Which artifacts hold points to choose from."""
+"""Kinds of artifacts that hold points to choose from."""
 
 from pathlib import Path
 

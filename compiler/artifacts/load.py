@@ -22,7 +22,7 @@ other_kind = Fault("other-kind", "An artifact of this target is not loaded as a 
 
 
 class LoadOptions(TypedDict, total=False):
-    """What `load` may be told, as its page says."""
+    """Options of `load`, as its page documents them."""
 
     device: Any
     dtype: "torch.dtype | None"
@@ -34,7 +34,7 @@ class LoadOptions(TypedDict, total=False):
     mapped: bool | None
     base: Any
     signed_by: Sequence[str]
-    tell: Listener
+    on_event: Listener
 
 
 def load(
@@ -50,7 +50,7 @@ def load(
     mapped: bool | None = None,
     base: Any = None,
     signed_by: Sequence[str] = (),
-    tell: Listener = silent,
+    on_event: Listener = silent,
 ) -> "PreTrainedModel":
     """An ordinary `PreTrainedModel` in evaluation mode: it generates, trains and saves itself again.
 
@@ -74,7 +74,7 @@ def load(
                 the artifact names
     signed_by   public keys (`ed25519:...`, or files with one), one of which must have signed the artifact; every
                 hash is then compared
-    tell        hears a sentence where versions differ from those that wrote it
+    on_event        hears a sentence where versions differ from those that wrote it
     """
     from ..ir.layers.linear import refuse_elsewhere
 
@@ -85,13 +85,13 @@ def load(
     if base is not None and not target.upon:
         raise Reject(other_kind(f"{folder} is a model, and goes onto no other", help="load it without `base`"))
     if manifest:
-        hashes = not signed_by and (check == "sha256" or (check == "auto" and target.whole))
-        verify_files(*manifest, hashes=hashes, apart=_elsewhere(*manifest, folder))
+        hashes = not signed_by and (check == "sha256" or (check == "auto" and target.verifies_hashes))
+        verify_files(*manifest, hashes=hashes, unread=_elsewhere(*manifest, folder))
     wish = Wish(dtype, device, base, threads, sequences, steady, kernels, mapped)
     model, recorded = target.open(folder, wish)
     versions = manifest[1].lock.get("versions", {}) if recorded is None and manifest else recorded or {}
-    for sentence in newer_than_here(versions):
-        tell(Warned(other_versions(sentence)))
+    for sentence in version_notes(versions):
+        on_event(Warned(other_versions(sentence)))
     if device is None:
         return model
     refuse_elsewhere(model, device)
@@ -139,7 +139,7 @@ def _shelf() -> Shelf:
 
 
 def facts(kind: str) -> Mapping[str, Any]:
-    """What the header of a target says; {} of a word that is no target's, whatever a manifest calls itself."""
+    """Header of a target; {} for a word that is no target's, whatever a manifest calls itself."""
     word = _shelf().vocabulary.word("target", kind)
     return word.facts if word else {}
 
@@ -186,14 +186,14 @@ def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
         return path / form, (path, manifest)
     if path.parent.name == POINTS and (path.parents[1] / NAME).is_file():
         manifest = read_manifest(path.parents[1])
-        found = dict(members(path.parents[1], manifest))
-        if path.name not in found:
+        points = dict(members(path.parents[1], manifest))
+        if path.name not in points:
             raise Reject(
                 no_artifact(
-                    f"{path.parents[1]} has no point {path.name}", help=f"its points are {', '.join(found) or 'none'}"
+                    f"{path.parents[1]} has no point {path.name}", help=f"its points are {', '.join(points) or 'none'}"
                 )
             )
-        return found[path.name], (path.parents[1], manifest)
+        return points[path.name], (path.parents[1], manifest)
     kind = kind_of(path.name)
     if kind and (path.parent / NAME).is_file():
         return path, (path.parent, read_manifest(path.parent))
@@ -206,45 +206,45 @@ def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
 
 def _elsewhere(path: Path, manifest: Manifest, folder: Path) -> list[str]:
     """The other forms and points of an artifact: what opening `folder` does not read. What lies beside them it may."""
-    whole = folder.relative_to(path).parts[0]
-    forms = [form for form in forms_of(manifest.kind) if form != whole]
-    if whole != POINTS:
+    opened = folder.relative_to(path).parts[0]
+    forms = [form for form in forms_of(manifest.kind) if form != opened]
+    if opened != POINTS:
         return [*forms, POINTS]
     return forms + [f"{POINTS}/{member['name']}" for member in manifest.members if member["name"] not in folder.parts]
 
 
 def _form(manifest: Manifest) -> str | None:
     """The best of the folders that an artifact has."""
-    found = (f for f in forms_of(manifest.kind) if any(m in manifest.files for m in marks(manifest.kind, f)))
-    return next(found, None)
+    present = (f for f in forms_of(manifest.kind) if any(m in manifest.files for m in marks(manifest.kind, f)))
+    return next(present, None)
 
 
 def members(path: Path, manifest: Manifest) -> Iterator[tuple[str, Path]]:
     """The points of a front by name, each with the folder that loads."""
     for member in manifest.members:
         inside = f"{POINTS}/{member['name']}"
-        held = (f for f in forms_of("hf") if any(f"{inside}/{m}" in manifest.files for m in marks("hf", f)))
-        form = next(held, None)
+        present = (f for f in forms_of("hf") if any(f"{inside}/{m}" in manifest.files for m in marks("hf", f)))
+        form = next(present, None)
         if form is None:
             raise Reject(no_artifact(f"{path} has no model of the point {member['name']}"))
         yield member["name"], path / inside / form
 
 
-def holds_model(manifest: Manifest) -> bool:
+def has_checkpoint(manifest: Manifest) -> bool:
     """Whether an artifact has a checkpoint folder that loads."""
     return _form(manifest) is not None
 
 
-def newer_than_here(versions: Mapping[str, str]) -> list[str]:
+def version_notes(versions: Mapping[str, str]) -> list[str]:
     """A sentence for each library that is older here than where it was written, or a major version apart."""
     from ..core.fingerprint import versions as present
 
-    said = []
-    for name, here in present().items():
+    sentences = []
+    for name, installed in present().items():
         then = versions.get(name, "")
-        if then and (_minor(here) < _minor(then) or _minor(here)[0] != _minor(then)[0]):
-            said.append(f"written with {name} {then}, loaded with {name} {here}: not tested together")
-    return said
+        if then and (_minor(installed) < _minor(then) or _minor(installed)[0] != _minor(then)[0]):
+            sentences.append(f"written with {name} {then}, loaded with {name} {installed}: not tested together")
+    return sentences
 
 
 def _minor(version: str) -> tuple[int, ...]:

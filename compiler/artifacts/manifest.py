@@ -1,4 +1,4 @@
-"""What an artifact says of itself: `manifest.json`, and `measures.json` for what differs from run to run.
+"""Manifest of an artifact: `manifest.json`, and `measures.json` for what differs from run to run.
 
 Without a manifest nothing loads, and it is written last. `manifest.json` is deterministic: its sha256 is the
 artifact's hash, and it holds the hash of every other file. Measured values, outcomes, worst differences, the
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from ..core.safe_read import MANIFEST, MISFIT, check_regular, odd_file, read_json
+from ..core.safe_read import MALFORMED, MANIFEST, check_regular, irregular_file, read_json
 from .form_losses import Account
 from .manifest_form import check_form, is_profile
 
@@ -43,7 +43,7 @@ artifact_edited = Fault(
     exit="environment",
 )
 
-_AGAIN = "compile the artifact again"
+_REMEDY = "compile the artifact again"
 
 
 @dataclass(frozen=True)
@@ -226,9 +226,9 @@ def dump(data: Mapping[str, Any]) -> bytes:
 def read_manifest(path: Path) -> Manifest:
     """The manifest of an artifact folder. Says nothing of the files: `verify_files` does."""
     data = _read(path / NAME)
-    found = _formed(path / NAME, data)
+    manifest = _formed(path / NAME, data)
     if not (path / MEASURES).is_file():
-        return found
+        return manifest
     return _formed(path / MEASURES, data, _read(path / MEASURES))
 
 
@@ -236,14 +236,14 @@ def _formed(file: Path, data: Any, measured: Any = None) -> Manifest:
     """A manifest of JSON. Raises Reject (artifact-broken), which names `file`, where that is of another form."""
     try:
         return Manifest.from_json(data, measured)
-    except MISFIT as error:
+    except MALFORMED as error:
         raise Reject(
-            artifact_broken(f"{file} lacks a field or has one of another form: {error}", help=_AGAIN)
+            artifact_broken(f"{file} lacks a field or has one of another form: {error}", help=_REMEDY)
         ) from error
 
 
 def _way_up(folder: Path) -> str:
-    """What to name instead of a folder without a manifest: it may lie inside an artifact."""
+    """Suggestion for a folder without a manifest: it may lie inside an artifact."""
     around = next((f for f in list(folder.parents)[:2] if (f / NAME).is_file()), None)
     if around is None or not folder.is_dir():
         return "name the folder that `effc compile` wrote"
@@ -260,12 +260,12 @@ def _read(file: Path) -> Any:
     except OSError as error:
         raise Reject(no_artifact(f"{file} can't be read: {error.strerror}")) from error
     except UnicodeDecodeError as error:
-        raise Reject(artifact_broken(f"{file} is not text: byte {error.start} is no UTF-8", help=_AGAIN)) from error
+        raise Reject(artifact_broken(f"{file} is not text: byte {error.start} is no UTF-8", help=_REMEDY)) from error
     except (ValueError, RecursionError) as error:
-        raise Reject(artifact_broken(f"{file} is not JSON: {error}", help=_AGAIN)) from error
+        raise Reject(artifact_broken(f"{file} is not JSON: {error}", help=_REMEDY)) from error
     number = data.get("format") if isinstance(data, dict) else None
     if type(number) is not int or number < 1:
-        raise Reject(artifact_broken(f"{file} states no format version", help=_AGAIN))
+        raise Reject(artifact_broken(f"{file} states no format version", help=_REMEDY))
     if number > FORMAT:
         raise Reject(
             artifact_newer(
@@ -277,33 +277,33 @@ def _read(file: Path) -> Any:
 
 
 def verify_files(
-    path: Path, manifest: Manifest | None = None, *, hashes: bool = True, under: str = "", apart: Sequence[str] = ()
+    path: Path, manifest: Manifest | None = None, *, hashes: bool = True, under: str = "", unread: Sequence[str] = ()
 ) -> None:
     """Reject unless the folder holds exactly the files that its manifest records.
 
     hashes   False compares sizes only
     under    checks one folder of the artifact only, "compact", or one file
-    apart    folders that are not looked at, because nobody is about to read them
+    unread    folders that are not looked at, because nobody is about to read them
     """
     manifest = manifest or read_manifest(path)
-    inside, outside = f"{under}/" if under else "", tuple(f"{folder}/" for folder in apart)
+    inside, outside = f"{under}/" if under else "", tuple(f"{folder}/" for folder in unread)
 
     def counts(name: str) -> bool:
         return (name == under or name.startswith(inside)) and not name.startswith(outside)
 
-    wanted = {n: fact for n, fact in manifest.files.items() if counts(n)}
-    found = {n: f for n, f in artifact_files(path).items() if counts(n)}
-    wrong = [_edited(path, n, "is missing") for n in sorted(wanted.keys() - found.keys())]
-    wrong += [_edited(path, n, "is not in the manifest") for n in sorted(found.keys() - wanted.keys())]
-    for name in sorted(wanted.keys() & found.keys()):
-        size, sha = wanted[name]
-        check_regular(found[name], within=path)
-        if (now := found[name].stat().st_size) != size:
-            wrong.append(_edited(path, name, f"has {now} bytes, the manifest records {size}"))
-        elif hashes and file_sha256(found[name]) != sha:
-            wrong.append(_edited(path, name, "has other content than when it was written"))
-    if wrong:
-        raise Reject(*wrong)
+    recorded = {n: fact for n, fact in manifest.files.items() if counts(n)}
+    present = {n: f for n, f in artifact_files(path).items() if counts(n)}
+    faults = [_edited(path, n, "is missing") for n in sorted(recorded.keys() - present.keys())]
+    faults += [_edited(path, n, "is not in the manifest") for n in sorted(present.keys() - recorded.keys())]
+    for name in sorted(recorded.keys() & present.keys()):
+        size, sha = recorded[name]
+        check_regular(present[name], within=path)
+        if (actual_size := present[name].stat().st_size) != size:
+            faults.append(_edited(path, name, f"has {actual_size} bytes, the manifest records {size}"))
+        elif hashes and file_sha256(present[name]) != sha:
+            faults.append(_edited(path, name, "has other content than when it was written"))
+    if faults:
+        raise Reject(*faults)
 
 
 def _edited(path: Path, name: str, fact: str) -> Diagnostic:
@@ -312,13 +312,15 @@ def _edited(path: Path, name: str, fact: str) -> Diagnostic:
 
 def artifact_files(path: Path) -> dict[str, Path]:
     """The files that a hash covers, by relative path; dot files and Python's caches are none."""
-    odd = next((f for f in path.rglob("*") if (f.is_symlink() and f.is_dir()) or not (f.is_file() or f.is_dir())), None)
-    if odd is not None:
-        raise Reject(odd_file(f"{odd} is a linked folder, or no ordinary file", help=_AGAIN))
-    found = {f.relative_to(path).as_posix(): f for f in sorted(path.rglob("*")) if f.is_file()}
+    irregular = next(
+        (f for f in path.rglob("*") if (f.is_symlink() and f.is_dir()) or not (f.is_file() or f.is_dir())), None
+    )
+    if irregular is not None:
+        raise Reject(irregular_file(f"{irregular} is a linked folder, or no ordinary file", help=_REMEDY))
+    files = {f.relative_to(path).as_posix(): f for f in sorted(path.rglob("*")) if f.is_file()}
     return {
         n: f
-        for n, f in found.items()
+        for n, f in files.items()
         if n not in UNHASHED and not any(p.startswith(".") or p == "__pycache__" for p in n.split("/"))
     }
 

@@ -25,8 +25,8 @@ def check_form(data: Mapping[str, Any], measured: Mapping[str, Any], records: Ma
     _need(all(isinstance(data["recipe"].get(name, ""), str) for name in ("name", "text", "variant")), "recipe")
     _need(_is_table(data["recipe"].get("params", {})), "recipe.params")
     for step in data["steps"]:
-        said = [step.get(name, "") for name in ("name", "word", "summary")]
-        _need(_is_words(said) and _is_plain_text(said), "steps")
+        texts = [step.get(name, "") for name in ("name", "word", "summary")]
+        _need(_is_words(texts) and _is_plain_text(texts), "steps")
         warnings = step.get("warnings", [])
         _need(_is_records(warnings) and all(map(_is_texts, warnings)) and _is_plain_text(warnings), "steps")
         _need(_is_records(step.get("decisions", [])) and _is_words(step.get("changes", [])), "steps")
@@ -49,9 +49,9 @@ def check_form(data: Mapping[str, Any], measured: Mapping[str, Any], records: Ma
             )
 
 
-def _need(condition: bool, what: str) -> None:
+def _need(condition: bool, field: str) -> None:
     if not condition:
-        raise ValueError(f"`{what}` is of another form")
+        raise ValueError(f"`{field}` is of another form")
 
 
 def is_profile(value: Any) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ..core.safe_read import MISFIT
+from ..core.safe_read import MALFORMED
 from .compact_config import attach, not_sealed
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def edited(folder: Path, record: Mapping[str, Any]) -> "tuple[Any, Edits, Weight
     edits = Edits.from_json(record["edits"])
     try:
         replay(model, edits)
-    except MISFIT as error:
+    except MALFORMED as error:
         raise Reject(
             not_sealed(
                 f"{folder / 'config.json'} has edits that this effc can't replay: {error}",
@@ -97,32 +97,32 @@ def fill(
     from ..ir.weights import assign, distinct
     from ..models.checkpoints.tensor_files import mapped
 
-    wanted = {**dict(distinct(model)), **tables}
-    found = dict(mapped(weights))
-    known = model.state_dict(keep_vars=True).keys() | wanted.keys()
-    wrong = [f"`{n}` is missing" for n in wanted if n not in found]
-    wrong += [f"`{n}` has no place in the model" for n in found if n not in known]
-    wrong += [
-        f"`{n}` is {tuple(found[n].shape)} in the file and {tuple(w.shape)} in the model"
-        for n, w in wanted.items()
-        if n in found and found[n].shape != w.shape
+    expected = {**dict(distinct(model)), **tables}
+    stored = dict(mapped(weights))
+    known = model.state_dict(keep_vars=True).keys() | expected.keys()
+    problems = [f"`{n}` is missing" for n in expected if n not in stored]
+    problems += [f"`{n}` has no place in the model" for n in stored if n not in known]
+    problems += [
+        f"`{n}` is {tuple(stored[n].shape)} in the file and {tuple(w.shape)} in the model"
+        for n, w in expected.items()
+        if n in stored and stored[n].shape != w.shape
     ]
-    if wrong:
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    if problems:
+        further = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise Reject(
             tensors_differ(
-                f"{folder}: {', '.join(wrong[:3])}{more}",
+                f"{folder}: {', '.join(problems[:3])}{further}",
                 help="weights and config.json are of different saves: copy both again",
             )
         )
-    kept = {name: found[name] for name in wanted if name not in tables}
-    assign(model, {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in kept.items()})
+    parameters = {name: stored[name] for name in expected if name not in tables}
+    assign(model, {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in parameters.items()})
     for name in tables:
-        put(model, name, found[name])
+        put(model, name, stored[name])
 
 
 def _dress(model: Any, folder: Path) -> None:
-    """What `from_pretrained` adds to a bare model."""
+    """Add what `from_pretrained` adds to a bare model."""
     from transformers import GenerationConfig
 
     from ..models.checkpoints.checkpoint import library

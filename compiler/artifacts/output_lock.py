@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...dsl.checker.recipe import Invocation, Recipe
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ..core.error_location import placed
+from ..core.error_location import with_location
 from . import unfinished_marker
 from .artifact import check_free, drop_empty, environment
 
@@ -24,22 +24,22 @@ output_busy = Fault(
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a target that a recipe calls is to write: below a folder, and a file alone where it is `about` others."""
+class OutputPath:
+    """Output path of a target: a folder, or a single file where the target describes artifacts."""
 
     folder: Path
     call: Invocation
-    about: bool = False
+    describes_artifacts: bool = False
 
     @property
     def path(self) -> Path:
         return Path(os.path.abspath(self.folder / self.call.args["path"]))
 
 
-def places_of(recipes: Sequence[Recipe], out: Path, is_about: Callable[[str], bool]) -> list[Place]:
-    """Where artifacts of checked recipes are to go: the recipe's text alone says."""
+def output_paths(recipes: Sequence[Recipe], out: Path, describes: Callable[[str], bool]) -> list[OutputPath]:
+    """Output paths of checked recipes, by the recipe's text alone."""
     return [
-        Place(out / recipe.variant, emit.call, is_about(emit.call.word))
+        OutputPath(out / recipe.variant, emit.call, describes(emit.call.word))
         for recipe in recipes
         for pipeline in recipe.pipelines.values()
         for emit in pipeline.emits
@@ -47,43 +47,43 @@ def places_of(recipes: Sequence[Recipe], out: Path, is_about: Callable[[str], bo
 
 
 @contextmanager
-def claimed(places: Sequence[Place], force: bool) -> Iterator[None]:
+def claimed(outputs: Sequence[OutputPath], force: bool) -> Iterator[None]:
     """Hold places inside the `with`.
 
     Raises Reject where one is taken (output-exists), can't be written (output-unwritable), or another process holds it
     (output-busy).
     """
-    with ExitStack() as held:
-        check_places(places, force)
-        for place in places:
-            with placed(place.call.where("path")):
-                held.enter_context(_held(place.path))
-        check_places(places, force)  # who held one before may have left an artifact there
+    with ExitStack() as stack:
+        check_outputs(outputs, force)
+        for output in outputs:
+            with with_location(output.call.where("path")):
+                stack.enter_context(_lock_state(output.path))
+        check_outputs(outputs, force)  # who held one before may have left an artifact there
         yield
-        for place in places:
-            unfinished_marker.forget(place.path)
+        for output in outputs:
+            unfinished_marker.forget(output.path)
 
 
-def check_places(places: Sequence[Place], force: bool) -> None:
+def check_outputs(outputs: Sequence[OutputPath], force: bool) -> None:
     """Raises Reject where one is taken (output-exists) or can't be written (output-unwritable)."""
-    for place in places:
-        with placed(place.call.where("path")):
-            mine = force or unfinished_marker.is_unfinished(place.path, place.call)
-            check_free(place.folder / place.call.args["path"], mine, place.about)
+    for output in outputs:
+        with with_location(output.call.where("path")):
+            mine = force or unfinished_marker.is_unfinished(output.path, output.call)
+            check_free(output.folder / output.call.args["path"], mine, output.describes_artifacts)
 
 
 @contextmanager
-def _held(place: Path) -> Iterator[None]:
-    file = place.with_name(f".{place.name}.effc-lock")
-    made = [folder for folder in place.parents if not folder.exists()]  # the innermost first
-    with environment(place):
+def _lock_state(path: Path) -> Iterator[None]:
+    file = path.with_name(f".{path.name}.effc-lock")
+    created = [folder for folder in path.parents if not folder.exists()]  # the innermost first
+    with environment(path):
         file.parent.mkdir(parents=True, exist_ok=True)
         handle = _locked(file)
     if handle is None:
-        drop_empty(made)
+        drop_empty(created)
         raise Reject(
             output_busy(
-                f"another process compiles into {place} now{_whose(file)}",
+                f"another process compiles into {path} now{_whose(file)}",
                 help="wait for it, or name another folder with -o",
             )
         )
@@ -92,7 +92,7 @@ def _held(place: Path) -> Iterator[None]:
     finally:
         file.unlink(missing_ok=True)  # while it is held: who opens it now looks whether it is still there
         os.close(handle)
-        drop_empty(made)
+        drop_empty(created)
 
 
 def _locked(file: Path) -> int | None:
@@ -108,14 +108,14 @@ def _locked(file: Path) -> int | None:
         except BlockingIOError:
             os.close(handle)
             return None
-        if _is_there(file, handle):
+        if _exists(file, handle):
             os.ftruncate(handle, 0)
             os.write(handle, f"{os.getpid()}\n".encode())
             return handle
         os.close(handle)  # who held it before took the name away
 
 
-def _is_there(file: Path, handle: int) -> bool:
+def _exists(file: Path, handle: int) -> bool:
     try:
         return os.path.samestat(os.lstat(file), os.fstat(handle))
     except FileNotFoundError:
@@ -124,7 +124,7 @@ def _is_there(file: Path, handle: int) -> bool:
 
 def _whose(file: Path) -> str:
     try:
-        said = file.read_bytes()[:20].strip()
+        pid = file.read_bytes()[:20].strip()
     except OSError:
         return ""
-    return f": process {int(said)}" if said.isdigit() else ""
+    return f": process {int(pid)}" if pid.isdigit() else ""

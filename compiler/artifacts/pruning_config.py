@@ -36,7 +36,7 @@ _GROUPS = {
 
 @dataclass(frozen=True)
 class Layer:
-    """What a layer can lose: its attention and MLP branches, and the groups inside."""
+    """Removable parts of a layer: its attention and MLP branches, and the groups inside."""
 
     branches: Mapping[str, Branch]
     heads: Group | None  # KV heads, or heads where each has keys of its own
@@ -55,7 +55,7 @@ class Layer:
 
 def layers_of(skeleton: Skeleton) -> list[Layer]:
     """Reject (no-published-form) where a layer has two of what the form gives one number."""
-    found = []
+    layers = []
     for number, unit in enumerate(skeleton.units):
         branches = _one_each(
             [(b.role, b) for b in skeleton.branches if b.unit == unit and _short(b.role)],
@@ -74,8 +74,8 @@ def layers_of(skeleton: Skeleton) -> list[Layer]:
             )
             for role, kinds in _GROUPS.items()
         )
-        found.append(Layer(branches, heads.get("kv_heads", heads.get("heads")), channels.get("channels")))
-    return found
+        layers.append(Layer(branches, heads.get("kv_heads", heads.get("heads")), channels.get("channels")))
+    return layers
 
 
 def _one_each(items: Sequence[tuple[str, Any]], number: int, names: Mapping[str, str]) -> dict[str, Any]:
@@ -175,48 +175,51 @@ def _check_widths(widths: Mapping[str, Any], kind: str, layers: Sequence[Layer],
             )
 
 
-def written(
-    before: Skeleton, after: Skeleton, removed: Sequence[str], kept: Mapping[str, Sequence[int]]
+def pruning_config_of(
+    before: Skeleton, after: Skeleton, removed: Sequence[str], remaining: Mapping[str, Sequence[int]]
 ) -> dict[str, Any]:
     """The published form of what was done to a model; Reject (no-published-form) where it can't say that.
 
     removed   paths of branches and layers in order of removal, each as it was by then
-    kept      of a module list whose layers were dropped, the first numbers of those that are left
+    remaining      of a module list whose layers were dropped, the first numbers of those that are left
     """
     config: dict[str, Any] = {name: kind() for name, kind in _FIELDS.items()}
-    moved = {unit: original(unit, kept) for unit in after.units}
-    layers, gone = layers_of(before), _lost_branches(before, after, moved)
-    for kind, number in _in_order(gone, before, set(before.units) - set(moved.values()), removed):
+    original_paths = {unit: original(unit, remaining) for unit in after.units}
+    layers, removed_branches = layers_of(before), _removed_branches(before, after, original_paths)
+    for kind, number in _in_order(removed_branches, before, set(before.units) - set(original_paths.values()), removed):
         config[f"pruned_{kind}_idx"].append(number)
-    _check_query_heads(profile(before), profile(after, kept))
-    expected, now = before.shapes(), {renamed(path, moved): shape for path, shape in after.shapes().items()}
+    _check_query_heads(profile(before), profile(after, remaining))
+    expected, current_shapes = (
+        before.shapes(),
+        {renamed(path, original_paths): shape for path, shape in after.shapes().items()},
+    )
     for number, layer in enumerate(layers):
         for kind, group in (("attn", layer.heads), ("mlp", layer.channels)):
             if group is not None:
-                count = group.count if (kind, number) in gone else _left(group, now)
+                count = group.count if (kind, number) in removed_branches else _left(group, current_shapes)
                 expected |= _narrowed(group, count, expected)
                 size = layer.head_size if kind == "attn" else 1
                 config[f"pruned_{kind}_width"][str(number)] = count * size
-    _check_shapes(expected, now)
+    _check_shapes(expected, current_shapes)
     return config
 
 
-def _lost_branches(before: Skeleton, after: Skeleton, moved: Mapping[str, str]) -> list[tuple[str, int]]:
+def _removed_branches(before: Skeleton, after: Skeleton, original_paths: Mapping[str, str]) -> list[tuple[str, int]]:
     """(kind, number of the layer) of branches that are no longer there, layer by layer."""
     left: dict[str, Counter[str]] = {unit: Counter() for unit in before.units}
     for branch in after.branches:
-        left[moved[branch.unit]][branch.role] += 1
-    found = []
+        left[original_paths[branch.unit]][branch.role] += 1
+    result = []
     for number, unit in enumerate(before.units):
-        lost = Counter(b.role for b in before.branches if b.unit == unit) - left[unit]
-        if other := next((role for role in lost if not _short(role)), None):
+        missing = Counter(b.role for b in before.branches if b.unit == unit) - left[unit]
+        if other := next((role for role in missing if not _short(role)), None):
             raise _unsayable(f"layer {number} has lost its {other} branch, the form knows attention and MLPs")
-        found += [(_short(role), number) for role in lost]
-    return found
+        result += [(_short(role), number) for role in missing]
+    return result
 
 
 def _in_order(
-    gone: Sequence[tuple[str, int]], before: Skeleton, dropped: Collection[str], removed: Sequence[str]
+    removed_branches: Sequence[tuple[str, int]], before: Skeleton, dropped: Collection[str], removed: Sequence[str]
 ) -> list[tuple[str, int]]:
     """In order of removal, or layer by layer where that can't be told.
 
@@ -229,11 +232,11 @@ def _in_order(
         for branch in before.branches
         if branch.site == path or (branch.unit == path and path in dropped)
     )
-    return list(named) if set(named) == set(gone) else list(gone)
+    return list(named) if set(named) == set(removed_branches) else list(removed_branches)
 
 
 def _left(group: Group, shapes: Mapping[str, Sequence[int]]) -> int:
-    """How many items what reads them still has."""
+    """Number of items that the readers still have."""
     reader = group.members[-1]
     if reader.tensor not in shapes:
         raise _unsayable(f"{reader.tensor} was replaced, so how wide it is can't be said")
@@ -242,35 +245,35 @@ def _left(group: Group, shapes: Mapping[str, Sequence[int]]) -> int:
 
 def _narrowed(group: Group, count: int, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
     """Shapes of a group's tensors when it has only `count` items."""
-    found: dict[str, tuple[int, ...]] = {}
+    result: dict[str, tuple[int, ...]] = {}
     for member in group.members:
-        shape = list(found.get(member.tensor, shapes[member.tensor]))
+        shape = list(result.get(member.tensor, shapes[member.tensor]))
         shape[member.axis] -= (group.count - count) * len(member.indices(0))
-        found[member.tensor] = tuple(shape)
-    return found
+        result[member.tensor] = tuple(shape)
+    return result
 
 
 def _check_query_heads(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """An attention width counts KV heads with all query heads that they had."""
     for number, (unit, branches) in enumerate(before.items()):
-        for name, was in branches.items():
-            now = after.get(unit, {}).get(name, {})
-            if "kv_heads" in was and "heads" in now:
-                heads, pairs = now["heads"], now.get("kv_heads", now["heads"])
-                if heads * was["kv_heads"] != was["heads"] * pairs:
+        for name, branch_before in branches.items():
+            branch_after = after.get(unit, {}).get(name, {})
+            if "kv_heads" in branch_before and "heads" in branch_after:
+                heads, pairs = branch_after["heads"], branch_after.get("kv_heads", branch_after["heads"])
+                if heads * branch_before["kv_heads"] != branch_before["heads"] * pairs:
                     raise _unsayable(
-                        f"layer {number} keeps {heads} of {was['heads']} query heads and {pairs} of "
-                        f"{was['kv_heads']} KV heads, the form counts KV heads with all of theirs",
+                        f"layer {number} keeps {heads} of {branch_before['heads']} query heads and {pairs} of "
+                        f"{branch_before['kv_heads']} KV heads, the form counts KV heads with all of theirs",
                         help="cut heads `of kv_heads`, or leave this artifact out",
                     )
 
 
-def _check_shapes(expected: Mapping[str, Sequence[int]], now: Mapping[str, Sequence[int]]) -> None:
+def _check_shapes(expected: Mapping[str, Sequence[int]], actual: Mapping[str, Sequence[int]]) -> None:
     """Nothing was narrowed but what the widths say."""
-    for path, shape in now.items():
+    for path, shape in actual.items():
         if tuple(expected.get(path, shape)) != tuple(shape):
-            said, is_now = (" x ".join(map(str, s)) for s in (expected[path], shape))
-            raise _unsayable(f"{path} is {is_now}, after what the form can say it is {said}")
+            expected_text, actual_text = (" x ".join(map(str, s)) for s in (expected[path], shape))
+            raise _unsayable(f"{path} is {actual_text}, after what the form can say it is {expected_text}")
 
 
 def _unsayable(fact: str, help: str = "leave this artifact out; manifests of the others say what was cut") -> Reject:

@@ -43,10 +43,10 @@ def base_hash(model: "nn.Module") -> str:
     from ..core.cache import digest, tensor_hash
     from ..ir.weights import distinct
 
-    return digest(sorted((name, tensor_hash(t)) for name, t in distinct(model) if not _is_ours(name)))
+    return digest(sorted((name, tensor_hash(t)) for name, t in distinct(model) if not _is_reft(name)))
 
 
-def _is_ours(name: str) -> bool:
+def _is_reft(name: str) -> bool:
     from ..transforms.editing.interventions import NAME
 
     return f".{NAME}." in name
@@ -69,11 +69,16 @@ def write(program: "Program", folder: Path, base: Mapping[str, Any]) -> None:
         swapped={path: program.edits.swapped[path] for path in paths},
         graphs={unit: program.edits.graphs[unit] for unit in units},
     )
-    write_tensors(folder, [Piece.of(name, t) for name, t in distinct(program.model) if _is_ours(name)], 1 << 62)
-    said = edits.to_json()
-    graphs = list({canonical(graph): graph for graph in said["graphs"].values()}.values())  # layers are alike
-    said["graphs"] = {unit: graphs.index(graph) for unit, graph in said["graphs"].items()}
-    body = {"format": FORMAT, "base": {**base, "sha256": base_hash(program.model)}, "edits": said, "graphs": graphs}
+    write_tensors(folder, [Piece.of(name, t) for name, t in distinct(program.model) if _is_reft(name)], 1 << 62)
+    edits_json = edits.to_json()
+    graphs = list({canonical(graph): graph for graph in edits_json["graphs"].values()}.values())  # layers are alike
+    edits_json["graphs"] = {unit: graphs.index(graph) for unit, graph in edits_json["graphs"].items()}
+    body = {
+        "format": FORMAT,
+        "base": {**base, "sha256": base_hash(program.model)},
+        "edits": edits_json,
+        "graphs": graphs,
+    }
     (folder / FILE).write_text(canonical(body) + "\n", encoding="utf-8")
 
 
@@ -81,7 +86,7 @@ def write(program: "Program", folder: Path, base: Mapping[str, Any]) -> None:
 
 
 def read(folder: Path) -> "tuple[dict[str, Any], Edits]":
-    """What a folder says of its base, and the edits; Reject on anything that `write` does not write."""
+    """Base and edits of a folder; Reject on anything that `write` does not write."""
     from ..ir.edits import Edits
 
     try:
@@ -101,10 +106,10 @@ def read(folder: Path) -> "tuple[dict[str, Any], Edits]":
         and all(isinstance(base.get(name), str) for name in ("place", "sha256", "dtype"))
     ):
         raise Reject(no_interventions(f"{folder / FILE} does not say which model it belongs to"))
-    said = edits.to_json()
-    more = [name for name, held in said.items() if held and name not in ("format", "swapped", "graphs")]
+    edits_json = edits.to_json()
+    unexpected = [name for name, value in edits_json.items() if value and name not in ("format", "swapped", "graphs")]
     kinds = {entry["class"] for entry in edits.swapped.values()}
-    if more or kinds != {"Reft"} or {path.rpartition(".")[0] for path in edits.swapped} != set(edits.graphs):
+    if unexpected or kinds != {"Reft"} or {path.rpartition(".")[0] for path in edits.swapped} != set(edits.graphs):
         raise Reject(no_interventions(f"{folder / FILE} holds other edits than interventions"))
     return base, edits
 
@@ -120,21 +125,21 @@ def _with_graphs(edits: Any, graphs: Any) -> Any:
 
 
 def base_folder(folder: Path) -> Path:
-    """Where the base lies. Raises Reject (no-base)."""
+    """Folder of the base. Raises Reject (no-base)."""
     inside = folder.parent / BASE / "compact"
     if inside.is_dir():
         return inside
-    place = read(folder)[0]["place"]
-    kind, colon, name = place.partition(":")
-    found = _in_zoo(name) if kind == "zoo" else _in_hub(name) if kind == "hf" and colon else Path(place)
-    if found is None or not (found / "config.json").is_file():
+    location = read(folder)[0]["place"]
+    kind, colon, name = location.partition(":")
+    path = _in_zoo(name) if kind == "zoo" else _in_hub(name) if kind == "hf" and colon else Path(location)
+    if path is None or not (path / "config.json").is_file():
         raise Reject(
             no_base(
-                f"{folder} belongs to {place or 'a model beside it'}, which is not here",
+                f"{folder} belongs to {location or 'a model beside it'}, which is not here",
                 help='give it: `effc.load(path, base="folder")`; a model of the hub has to be fetched first',
             )
         )
-    return found
+    return path
 
 
 def _in_zoo(name: str) -> Path | None:
@@ -166,7 +171,7 @@ def put_on(model: Any, folder: Path, *, check: bool = True) -> None:
     from ..models.checkpoints.weights import find_weights
 
     base, edits = read(folder)
-    if any(_is_ours(name) for name, _ in model.named_parameters()):
+    if any(_is_reft(name) for name, _ in model.named_parameters()):
         raise Reject(other_base("the model has interventions already", help="take them off first"))
     if check and base_hash(model) != base["sha256"]:
         owner = base["place"] or "the model beside it"
@@ -182,18 +187,18 @@ def put_on(model: Any, folder: Path, *, check: bool = True) -> None:
     before = {path: vars(model.get_submodule(path)).get("forward") for path in edits.graphs}
     sealed = getattr(model.config, KEY, None)
     replay(model, edits)
-    ours, found = (
-        {n: t for n, t in model.named_parameters() if _is_ours(n)},
+    parameters, stored = (
+        {n: t for n, t in model.named_parameters() if _is_reft(n)},
         dict(mapped(find_weights(folder, str(folder)))),
     )
-    if {n: t.shape for n, t in ours.items()} != {n: t.shape for n, t in found.items()}:
+    if {n: t.shape for n, t in parameters.items()} != {n: t.shape for n, t in stored.items()}:
         raise Reject(
             no_interventions(
                 f"{folder}: the tensors are not those of its interventions",
                 help=f"weights and {FILE} are of different saves: copy both again",
             )
         )
-    assign(model, found)
+    assign(model, stored)
     _before[model] = before
     _attach(model, base, edits, sealed)
 
@@ -214,8 +219,8 @@ def take_off(model: Any) -> None:
 
 def _attach(model: Any, base: Mapping[str, Any], edits: "Edits", sealed: Mapping[str, Any] | None) -> None:
     """Have the model's own `save_pretrained` write a folder that has the interventions, for `effc.load`."""
-    own = edits.to_json()
+    edits_json = edits.to_json()
     if sealed:
         under = sealed["edits"]
-        own = {**under, **{name: {**under[name], **own[name]} for name in ("swapped", "graphs")}}
-    attach(model, record(sealed["base"] if sealed else base["config"], own, base["dtype"]))
+        edits_json = {**under, **{name: {**under[name], **edits_json[name]} for name in ("swapped", "graphs")}}
+    attach(model, record(sealed["base"] if sealed else base["config"], edits_json, base["dtype"]))

@@ -47,11 +47,11 @@ def bill(manifest: Manifest) -> bytes:
 
 
 @cache  # its description is parsed for that
-def _package(name: str, found: metadata.Distribution) -> dict[str, Any]:
-    address = f"pkg:pypi/{name}@{found.version.replace('+', '%2B')}"
-    about = {"type": "library", "bom-ref": address, "name": name, "version": found.version, "purl": address}
-    license = next(iter(found.metadata.get_all("License-Expression") or ()), "")
-    return about | ({"licenses": [{"expression": license}]} if license else {})
+def _package(name: str, distribution: metadata.Distribution) -> dict[str, Any]:
+    address = f"pkg:pypi/{name}@{distribution.version.replace('+', '%2B')}"
+    component = {"type": "library", "bom-ref": address, "name": name, "version": distribution.version, "purl": address}
+    license = next(iter(distribution.metadata.get_all("License-Expression") or ()), "")
+    return component | ({"licenses": [{"expression": license}]} if license else {})
 
 
 def _input(label: str, identity: Any) -> dict[str, Any]:

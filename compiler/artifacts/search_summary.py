@@ -1,18 +1,18 @@
-"""How much the searches of an artifact's steps scored, and what they left out, as a line of each."""
+"""Summary line of each search of an artifact: evaluations made and skipped."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.quantity import count, counted
+from ..core.quantity import count, count_text
 
 
 def searches(steps: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for every step that searched; decisions are untrusted, and what is no count is passed over."""
     lines = []
     for step in steps:
-        told = scored(step.get("decisions", ()))
-        if told:
-            lines.append(f"{step.get('name', '')}: {told}")
+        summary = scored(step.get("decisions", ()))
+        if summary:
+            lines.append(f"{step.get('name', '')}: {summary}")
     return lines
 
 
@@ -22,10 +22,10 @@ def scored(decisions: Sequence[Any]) -> str:
     if not rounds:
         return ""
     total = sum(len(d["scores"]) for d in rounds)
-    told = f"{counted(len(rounds), 'cut')}, {counted(total, 'score')}"
+    summary = f"{count_text(len(rounds), 'cut')}, {count_text(total, 'score')}"
     left = [d["left_out"] for d in rounds if isinstance(d.get("left_out"), int)]
     if not left:
-        return told
+        return summary
     missed = sum(len(d["below"]) for d in rounds if isinstance(d.get("below"), list))
-    of = f"; {counted(missed, 'estimate')} too high, which widened the bound" if missed else ""
-    return f"{told}; {count(left[-1])} candidates never scored, as estimates showed them to lose{of}"
+    of = f"; {count_text(missed, 'estimate')} too high, which widened the bound" if missed else ""
+    return f"{summary}; {count(left[-1])} candidates never scored, as estimates showed them to lose{of}"

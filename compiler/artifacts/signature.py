@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ..core.cache import write_whole
+from ..core.cache import write_atomic
 from ..core.environment import check_modules
-from ..core.safe_read import CONFIG, MISFIT, read_json, read_regular
+from ..core.safe_read import CONFIG, MALFORMED, read_json, read_regular
 from .manifest import MEASURES, NAME, SBOM, SIGNATURES, dump, file_sha256, read_manifest, verify_files
 
 FORMAT = 1
 _KIND = "ed25519:"
 _SIGNED = (NAME, MEASURES, SBOM)
-_MOST_BYTES, _MOST = 64 * 1024, 32  # of the file, and signatures in it
+_MAX_BYTES, _MAX_SIGNATURES = 64 * 1024, 32  # of the file, and signatures in it
 
 bad_signing_key = Fault(
     "bad-signing-key",
@@ -76,11 +76,13 @@ def sign(path: Path, secret_file: Path, note: str = "") -> Signature:
     """Add a signature to an artifact whose files are those of its manifest; one that the key gave before goes."""
     secret = _secret(secret_file)
     verify_files(path, read_manifest(path))
-    made = Signature(text_of(secret.public_key().public_bytes_raw()), secret.sign(statement(path, note)), note)
-    kept = [s for s in signatures(path) if s.key != made.key]
-    body = [{"key": s.key, "signature": base64.b64encode(s.value).decode(), "note": s.note} for s in (*kept, made)]
-    write_whole(path / SIGNATURES, dump({"format": FORMAT, "signatures": body}))
-    return made
+    signature = Signature(text_of(secret.public_key().public_bytes_raw()), secret.sign(statement(path, note)), note)
+    remaining = [s for s in signatures(path) if s.key != signature.key]
+    body = [
+        {"key": s.key, "signature": base64.b64encode(s.value).decode(), "note": s.note} for s in (*remaining, signature)
+    ]
+    write_atomic(path / SIGNATURES, dump({"format": FORMAT, "signatures": body}))
+    return signature
 
 
 def check_signature(path: Path, keys: Sequence[str]) -> str:
@@ -88,18 +90,18 @@ def check_signature(path: Path, keys: Sequence[str]) -> str:
 
     Says nothing of the other files: the manifest that was signed holds their hashes, and `verify_files` compares.
     """
-    wanted = [text_of(public_key(key)) for key in keys]
-    found = signatures(path)
-    for key in wanted:
-        if any(signs(s, path) for s in found if s.key == key):
+    trusted = [text_of(public_key(key)) for key in keys]
+    present = signatures(path)
+    for key in trusted:
+        if any(signs(s, path) for s in present if s.key == key):
             return key
-    if not found:
-        why, help = f"{path} is not signed", "sign it with `effc sign`, or use it without --require-signature"
-    elif any(s.key in wanted for s in found):
-        why, help = f"{path} was signed, and has changed since", "fetch it again, or have it signed again"
+    if not present:
+        reason, help = f"{path} is not signed", "sign it with `effc sign`, or use it without --require-signature"
+    elif any(s.key in trusted for s in present):
+        reason, help = f"{path} was signed, and has changed since", "fetch it again, or have it signed again"
     else:
-        why, help = f"{path} is signed by {', '.join(s.key for s in found)}, which is another key", ""
-    raise Reject(unsigned(why, help=help))
+        reason, help = f"{path} is signed by {', '.join(s.key for s in present)}, which is another key", ""
+    raise Reject(unsigned(reason, help=help))
 
 
 def signs(signature: Signature, path: Path) -> bool:
@@ -117,7 +119,7 @@ def signs(signature: Signature, path: Path) -> bool:
 
 
 def statement(path: Path, note: str = "") -> bytes:
-    """What is signed."""
+    """Bytes that are signed."""
     lines = [f"effc artifact signature {FORMAT}"]
     lines += [f"{name} {file_sha256(path / name) if (path / name).is_file() else 'absent'}" for name in _SIGNED]
     return ("\n".join([*lines, f"note {json.dumps(note)}"]) + "\n").encode()
@@ -129,13 +131,13 @@ def signatures(path: Path) -> list[Signature]:
     if not file.is_file():
         return []
     try:
-        if file.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"it has more than {_MOST_BYTES} bytes")
-        body = read_json(file, _MOST_BYTES, path)
-        if body["format"] != FORMAT or len(body["signatures"]) > _MOST:
-            raise ValueError(f"format {FORMAT} has at most {_MOST} signatures")
+        if file.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES} bytes")
+        body = read_json(file, _MAX_BYTES, path)
+        if body["format"] != FORMAT or len(body["signatures"]) > _MAX_SIGNATURES:
+            raise ValueError(f"format {FORMAT} has at most {_MAX_SIGNATURES} signatures")
         return [_signature(**entry) for entry in body["signatures"]]
-    except (OSError, *MISFIT) as error:
+    except (OSError, *MALFORMED) as error:
         raise Reject(unsigned(f"{file} holds no signatures: {error}", help="fetch it again")) from error
 
 
@@ -146,17 +148,17 @@ def _signature(key: Any, signature: Any, note: Any) -> Signature:
     return Signature(text_of(_bytes_of(key)), value, note)
 
 
-def public_key(place: str) -> bytes:
+def public_key(key: str) -> bytes:
     """The 32 bytes of a public key, given as text or as a file that holds the text."""
-    text = place.strip()
+    text = key.strip()
     if not text.startswith(_KIND):
         try:
-            text = read_regular(Path(place), 1024).decode("ascii").strip()
+            text = read_regular(Path(key), 1024).decode("ascii").strip()
         except (OSError, ValueError) as error:
-            why = (getattr(error, "strerror", None) or "it is no text").lower()
+            reason = (getattr(error, "strerror", None) or "it is no text").lower()
             raise Reject(
                 bad_signing_key(
-                    f"`{place}` is no public key, and no file that holds one: {why}",
+                    f"`{key}` is no public key, and no file that holds one: {reason}",
                     help="give `ed25519:...`, or the FILE.pub that holds it",
                 )
             ) from error
@@ -164,7 +166,7 @@ def public_key(place: str) -> bytes:
         return _bytes_of(text)
     except ValueError as error:
         raise Reject(
-            bad_signing_key(f"`{place}` is no public key: {error}", help="it is one line, `ed25519:` and 44 characters")
+            bad_signing_key(f"`{key}` is no public key: {error}", help="it is one line, `ed25519:` and 44 characters")
         ) from error
 
 

@@ -60,40 +60,40 @@ def _stock_config(model: nn.Module) -> tuple[Any, list[str]]:
     uneven = list(_uneven(model, before))
     if uneven:
         return config, uneven
-    untouched = {path: own_numbers(module, None) for path, module in before.named_modules()}
-    wrong = differences(model, config, untouched)
-    said = _agreement(model, config)
-    changes: Any = said
-    while wrong and changes is not None:
-        found = _changed(config, changes)
-        left = differences(model, found, untouched)
-        if len(left) < len(wrong):
-            config, wrong, said = found, left, {}
-        elif changes and changes is not said:
+    untouched = {path: module_numbers(module, None) for path, module in before.named_modules()}
+    differing = differences(model, config, untouched)
+    agreed = _agreement(model, config)
+    changes: Any = agreed
+    while differing and changes is not None:
+        candidate = _changed(config, changes)
+        left = differences(model, candidate, untouched)
+        if len(left) < len(differing):
+            config, differing, agreed = candidate, left, {}
+        elif changes and changes is not agreed:
             break
-        changes = _best_guess(model, config, untouched, wrong, said) if wrong else None
-    return config, wrong
+        changes = _best_guess(model, config, untouched, differing, agreed) if differing else None
+    return config, differing
 
 
 def _best_guess(
-    model: nn.Module, config: Any, untouched: Any, wrong: list[str], said: dict[str, Any]
+    model: nn.Module, config: Any, untouched: Any, differing: list[str], agreed: dict[str, Any]
 ) -> dict[str, Any] | None:
     """The change of one value that explains most, or of two by the same share, where one alone makes no model:
     heads and the width that they fill. None where none explains anything.
 
-    said   what the modules say, if that alone explains nothing
+    agreed   what the modules say, if that alone explains nothing
     """
     guesses = list(_guesses(model, config))
-    for changes in (guesses, [said | guess for guess in guesses] if said else [], list(_in_pairs(config, guesses))):
+    for changes in (guesses, [agreed | guess for guess in guesses] if agreed else [], list(_in_pairs(config, guesses))):
         rated = [(len(differences(model, _changed(config, c), untouched)), i, c) for i, c in enumerate(changes)]
         best = min(rated, default=None)
-        if best and best[0] < len(wrong):
+        if best and best[0] < len(differing):
             return best[2]
     return None
 
 
 def _in_pairs(config: Any, guesses: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    told = [
+    scaled = [
         (name, value, value / getattr(config, name))
         for guess in guesses
         for name, value in guess.items()
@@ -101,8 +101,8 @@ def _in_pairs(config: Any, guesses: list[dict[str, Any]]) -> Iterator[dict[str, 
     ]
     yield from (
         {name: value, other: also}
-        for i, (name, value, share) in enumerate(told)
-        for other, also, same in told[i + 1 :]
+        for i, (name, value, share) in enumerate(scaled)
+        for other, also, same in scaled[i + 1 :]
         if share == same and name != other
     )
 
@@ -116,34 +116,34 @@ def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
 
 def _uneven(model: nn.Module, before: nn.Module) -> Iterator[str]:
     """Tensors that are of one shape in all layers by the config, and of several in the model."""
-    ours, theirs = model.state_dict(keep_vars=True), before.state_dict(keep_vars=True)
+    tensors, tensors_before = model.state_dict(keep_vars=True), before.state_dict(keep_vars=True)
     first: dict[tuple[str, Any], tuple[str, Any]] = {}
-    for name, tensor in ours.items():
-        if name in theirs:
-            kind = re.sub(r"\.\d+\.", ".*.", name), theirs[name].shape
+    for name, tensor in tensors.items():
+        if name in tensors_before:
+            kind = re.sub(r"\.\d+\.", ".*.", name), tensors_before[name].shape
             other, shape = first.setdefault(kind, (name, tensor.shape))
             if shape != tensor.shape:
-                yield f"{name} is {_shape(tensor)}, {other} is {_shape(ours[other])}"
+                yield f"{name} is {_shape(tensor)}, {other} is {_shape(tensors[other])}"
 
 
 def differences(model: nn.Module, config: Any, untouched: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What differs between our model and the stock one of a config, a sentence each; empty: nothing does.
+    """Differences between our model and the stock one of a config, a sentence each; empty if there are none.
 
     untouched   numbers that modules had before any width was cut: one that still stands there and that no
                 method reads says nothing
     """
-    made = stock_model(type(pretrained(model)), config, model.dtype)
-    if isinstance(made, str):
-        return [made] * 10**6  # worse than any number of differing parts
-    ours, theirs = dict(model.state_dict(keep_vars=True)), dict(made.state_dict(keep_vars=True))
-    found = [f"{name} is gone" for name in theirs if name not in ours]
-    found += [f"{name} is new" for name in ours if name not in theirs]
-    found += [
-        f"{name} is {_shape(tensor)}, by the config it is {_shape(theirs[name])}"
-        for name, tensor in ours.items()
-        if name in theirs and tensor.shape != theirs[name].shape
+    stock_module = stock_model(type(pretrained(model)), config, model.dtype)
+    if isinstance(stock_module, str):
+        return [stock_module] * 10**6  # worse than any number of differing parts
+    tensors, stock_tensors = dict(model.state_dict(keep_vars=True)), dict(stock_module.state_dict(keep_vars=True))
+    result = [f"{name} is gone" for name in stock_tensors if name not in tensors]
+    result += [f"{name} is new" for name in tensors if name not in stock_tensors]
+    result += [
+        f"{name} is {_shape(tensor)}, by the config it is {_shape(stock_tensors[name])}"
+        for name, tensor in tensors.items()
+        if name in stock_tensors and tensor.shape != stock_tensors[name].shape
     ]
-    return found + list(_odd_modules(model, made, untouched))
+    return result + list(_differing_modules(model, stock_module, untouched))
 
 
 def stock_model(kind: "type[PreTrainedModel]", config: Any, dtype: Any) -> nn.Module | str:
@@ -158,22 +158,24 @@ def stock_model(kind: "type[PreTrainedModel]", config: Any, dtype: Any) -> nn.Mo
         return f"{kind.__name__} makes no model of the config: {(str(error).splitlines() or [''])[0]}"
 
 
-def _odd_modules(model: nn.Module, made: nn.Module, untouched: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _differing_modules(
+    model: nn.Module, stock_module: nn.Module, untouched: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
     """Modules that only one has, that are of another class or say other numbers of themselves."""
-    ours, theirs = dict(model.named_modules()), dict(made.named_modules())
-    yield from (f"{path} is gone" for path in theirs if path not in ours)
-    for path, module in ours.items():
-        if path not in theirs:
+    modules, stock_modules = dict(model.named_modules()), dict(stock_module.named_modules())
+    yield from (f"{path} is gone" for path in stock_modules if path not in modules)
+    for path, module in modules.items():
+        if path not in stock_modules:
             yield f"{path} is new"
-        elif type(module) is not type(theirs[path]):
-            yield f"{path} is a {type(module).__name__}, not a {type(theirs[path]).__name__}"
+        elif type(module) is not type(stock_modules[path]):
+            yield f"{path} is a {type(module).__name__}, not a {type(stock_modules[path]).__name__}"
         else:
-            now, then = own_numbers(module, model.config), own_numbers(theirs[path], None)
+            values, stock_values = module_numbers(module, model.config), module_numbers(stock_modules[path], None)
             stale = {n: v for n, v in untouched.get(path, {}).items() if n not in _reads(module)}
             yield from (
-                f"{path}.{name} is {value}, by the config it is {then[name]}"
-                for name, value in now.items()
-                if name in then and value not in (then[name], stale.get(name))
+                f"{path}.{name} is {value}, by the config it is {stock_values[name]}"
+                for name, value in values.items()
+                if name in stock_values and value not in (stock_values[name], stale.get(name))
             )
 
 
@@ -195,11 +197,11 @@ def _reads(module: nn.Module) -> frozenset[str]:
     return names_read(kind)
 
 
-def own_numbers(module: nn.Module, shared: Any) -> dict[str, int | float]:
+def module_numbers(module: nn.Module, shared: Any) -> dict[str, int | float]:
     """A module's plain numbers, and those of its config that are not the shared config's."""
-    own, common = vars(module).get("config"), {} if shared is None else numbers(shared)
-    said = {} if own is None else numbers(own)
-    return numbers(module) | {f"config.{n}": v for n, v in said.items() if common.get(n) != v}
+    config, common = vars(module).get("config"), {} if shared is None else numbers(shared)
+    config_numbers = {} if config is None else numbers(config)
+    return numbers(module) | {f"config.{n}": v for n, v in config_numbers.items() if common.get(n) != v}
 
 
 def numbers(owner: Any) -> dict[str, int | float]:
@@ -211,15 +213,17 @@ def numbers(owner: Any) -> dict[str, int | float]:
 
 def _agreement(model: nn.Module, config: Any) -> dict[str, Any]:
     """Config values that the modules agree on, though the root config says otherwise."""
-    heard: dict[str, set[Any]] = {}
+    values: dict[str, set[Any]] = {}
     for module in model.modules():
-        own = vars(module).get("config")
-        sources = [numbers(module)] + ([numbers(own)] if own is not None and own is not model.config else [])
+        module_config = vars(module).get("config")
+        sources = [numbers(module)] + (
+            [numbers(module_config)] if module_config is not None and module_config is not model.config else []
+        )
         for source in sources:
             for name, value in source.items():
                 if type(vars(config).get(name)) is int and not _FIXED.search(name):
-                    heard.setdefault(name, set()).add(value)
-    changes = {n: next(iter(v)) for n, v in heard.items() if len(v) == 1 and v != {vars(config)[n]}}
+                    values.setdefault(name, set()).add(value)
+    changes = {n: next(iter(v)) for n, v in values.items() if len(v) == 1 and v != {vars(config)[n]}}
     return _with_head_dim(config, changes)
 
 
@@ -234,18 +238,18 @@ def _with_head_dim(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _guesses(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
     """Single values that would explain a shape: one for each size of the config and new size of a tensor."""
-    made = stock_model(type(pretrained(model)), config, model.dtype)
-    if isinstance(made, str):
+    stock_module = stock_model(type(pretrained(model)), config, model.dtype)
+    if isinstance(stock_module, str):
         return
-    theirs = dict(made.state_dict(keep_vars=True))
+    stock_tensors = dict(stock_module.state_dict(keep_vars=True))
     pairs = {
-        (then, now)
+        (stated, actual)
         for name, tensor in model.state_dict(keep_vars=True).items()
-        if name in theirs
-        for then, now in zip(theirs[name].shape, tensor.shape, strict=False)
-        if then != now
+        if name in stock_tensors
+        for stated, actual in zip(stock_tensors[name].shape, tensor.shape, strict=False)
+        if stated != actual
     }
-    built = dict(made.named_modules())
+    built = dict(stock_module.named_modules())
     pairs |= {
         (numbers(built[path])[name], value)
         for path, module in model.named_modules()
@@ -253,17 +257,17 @@ def _guesses(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
         for name, value in numbers(module).items()
         if numbers(built[path]).get(name, value) != value
     }
-    told = {n for module in model.modules() for n in numbers(module) if n in _reads(module)}
-    tried = 0
+    stated_names = {n for module in model.modules() for n in numbers(module) if n in _reads(module)}
+    n_guesses = 0
     for name, value in sorted(vars(config).items()):
-        if name in told:  # `_said` has heard it: shapes do not decide it
+        if name in stated_names:  # `_said` has heard it: shapes do not decide it
             continue
         if not _WIDTHS.search(name) or _FIXED.search(name) or (value is not None and type(value) is not int):
             continue
-        for then, now in sorted(pair for pair in pairs if pair[0]):  # of nothing no number is a share
-            fits = now if value is None or value == then else value * now / then
-            if fits == int(fits) and fits > 0 and tried < _LONGEST_SEARCH:
-                tried += 1
+        for stated, actual in sorted(pair for pair in pairs if pair[0]):  # of nothing no number is a share
+            fits = actual if value is None or value == stated else value * actual / stated
+            if fits == int(fits) and fits > 0 and n_guesses < _LONGEST_SEARCH:
+                n_guesses += 1
                 yield _with_head_dim(config, {name: int(fits)})
 
 

@@ -1,4 +1,4 @@
-"""What an artifact that somebody sent would do here, and which checks it passes: read, never loaded."""
+"""Trust report of a received artifact: what it would run here and which checks it passes; read, never loaded."""
 
 import zipfile
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from .manifest import Manifest, artifact_files, read_manifest, verify_files
 from .signature import signatures, signs
 
 _CODE = (".py", ".so", ".dll", ".dylib", ".pyd", ".sh", ".exe")
-_MOST_BYTES = 1 << 20  # of a config that is read
+_MAX_BYTES = 1 << 20  # of a config that is read
 
 DOES = {
     "model": "transformers builds a stock model from `model/config.json` and maps its safetensors",
@@ -42,7 +42,7 @@ class Check:
     state: str = "ok"
 
 
-def look(path: Path, read: Callable[[Path, Manifest], list[str]]) -> list[Check]:
+def require_manifest(path: Path, read: Callable[[Path, Manifest], list[str]]) -> list[Check]:
     """Every check of an artifact. Raises Reject where there is no manifest to go by.
 
     read    reads the forms as `effc verify` does, and returns them
@@ -63,45 +63,45 @@ def look(path: Path, read: Callable[[Path, Manifest], list[str]]) -> list[Check]
 def _hashes(path: Path, manifest: Manifest) -> Check:
     try:
         verify_files(path, manifest)
-    except Reject as refused:
-        return Check("files", refused.diagnostics[0].message, "bad")
+    except Reject as rejection:
+        return Check("files", rejection.diagnostics[0].message, "bad")
     return Check("files", f"{len(manifest.files)} have the content that the manifest records, and there are no others")
 
 
 def _forms(path: Path, manifest: Manifest, read: Callable[[Path, Manifest], list[str]]) -> Iterator[Check]:
     try:
-        found = read(path, manifest)
-    except Reject as refused:
-        yield Check("forms", refused.diagnostics[0].message, "bad")
+        forms = read(path, manifest)
+    except Reject as rejection:
+        yield Check("forms", rejection.diagnostics[0].message, "bad")
         return
-    said = f"{', '.join(found)} hold nothing that effc would refuse" if found else "it has none that effc loads"
-    yield Check("forms", said, "ok" if found else "note")
+    message = f"{', '.join(forms)} hold nothing that effc would refuse" if forms else "it has none that effc loads"
+    yield Check("forms", message, "ok" if forms else "note")
 
 
 def _signatures(path: Path) -> Iterator[Check]:
     """A signature says something to those alone who know its key."""
     try:
-        found = signatures(path)
-    except Reject as refused:
-        yield Check("signature", refused.diagnostics[0].message, "bad")
+        present = signatures(path)
+    except Reject as rejection:
+        yield Check("signature", rejection.diagnostics[0].message, "bad")
         return
-    if not found:
+    if not present:
         yield Check("signature", "nobody signed it", "note")
-    for one in found:
-        whole = signs(one, path)
-        fact = f"by {one.key}: whose key that is, you must know" if whole else f"of {one.key} is of something else"
-        yield Check("signature", fact, "note" if whole else "bad")
+    for one in present:
+        is_valid = signs(one, path)
+        fact = f"by {one.key}: whose key that is, you must know" if is_valid else f"of {one.key} is of something else"
+        yield Check("signature", fact, "note" if is_valid else "bad")
 
 
 def _files(path: Path) -> Iterator[Check]:
     names = artifact_files(path)
     pickles = [name for name, file in names.items() if is_pickle(file)]
     code = [name for name in names if name.lower().endswith(_CODE)]
-    for kind, there, state in (("pickles", pickles, "bad"), ("code", code, "note")):  # apps bring code
+    for kind, file_names, state in (("pickles", pickles, "bad"), ("code", code, "note")):  # apps bring code
         yield Check(
             kind,
-            f"{', '.join(there[:3])}: effc would not read it" if there else "none among the files",
-            state if there else "ok",
+            f"{', '.join(file_names[:3])}: effc would not read it" if file_names else "none among the files",
+            state if file_names else "ok",
         )
 
 
@@ -121,9 +121,9 @@ def is_pickle(file: Path) -> bool:
 def _configs(path: Path) -> Iterator[Check]:
     asking = []
     for name, file in artifact_files(path).items():
-        if file.name.endswith("config.json") and file.stat().st_size <= _MOST_BYTES:
+        if file.name.endswith("config.json") and file.stat().st_size <= _MAX_BYTES:
             try:
-                body = read_json(file, _MOST_BYTES)
+                body = read_json(file, _MAX_BYTES)
             except (ValueError, RecursionError):
                 yield Check("config", f"{name} is not JSON", "bad")
                 continue

@@ -1,4 +1,4 @@
-"""What a compile that did not come to its end has left in its places: the same recipe may write there again.
+"""Marker of an unfinished compile in its output folders: the same recipe may write there again.
 
 A hidden file beside each artifact names the recipe and what was put there. It is taken away once the whole compile has
 ended, so that after a kill between two artifacts "compile again" is all that there is to do.
@@ -11,33 +11,33 @@ from pathlib import Path
 
 from ...dsl.checker.recipe import Invocation
 from ...dsl.syntax.diagnostics import Reject
-from ..core.cache import write_whole
-from ..core.safe_read import CONFIG, MIB, MISFIT, read_json, read_regular
+from ..core.cache import write_atomic
+from ..core.safe_read import CONFIG, MALFORMED, MIB, read_json, read_regular
 from .manifest import NAME
 
 
-def mark(place: Path, call: Invocation) -> None:
+def mark(path: Path, call: Invocation) -> None:
     """Note what lies in a place now, and whose. It is a convenience: where it can't be written, there is none."""
     with suppress(OSError, Reject):  # a manifest beyond all bounds, too
-        write_whole(_note(place), json.dumps({"recipe": _recipe(call), "sha256": _hash(place)}).encode())
+        write_atomic(_note(path), json.dumps({"recipe": _recipe(call), "sha256": _hash(path)}).encode())
 
 
-def is_unfinished(place: Path, call: Invocation) -> bool:
+def is_unfinished(path: Path, call: Invocation) -> bool:
     """Whether a place holds what an unfinished compile of the same recipe put there, and nothing since."""
     try:
-        note = read_json(_note(place), CONFIG)
-        return note == {"recipe": _recipe(call), "sha256": _hash(place)}
-    except (OSError, Reject, *MISFIT):
+        note = read_json(_note(path), CONFIG)
+        return note == {"recipe": _recipe(call), "sha256": _hash(path)}
+    except (OSError, Reject, *MALFORMED):
         return False
 
 
-def forget(place: Path) -> None:
+def forget(path: Path) -> None:
     with suppress(OSError):
-        _note(place).unlink(missing_ok=True)
+        _note(path).unlink(missing_ok=True)
 
 
-def _note(place: Path) -> Path:
-    return place.with_name(f".{place.name}.effc-unfinished")
+def _note(path: Path) -> Path:
+    return path.with_name(f".{path.name}.effc-unfinished")
 
 
 def _recipe(call: Invocation) -> str:
@@ -45,6 +45,6 @@ def _recipe(call: Invocation) -> str:
     return str(Path(call.span.source.name).resolve()) if call.span else ""
 
 
-def _hash(place: Path) -> str:
-    file = place / NAME if place.is_dir() else place
+def _hash(path: Path) -> str:
+    file = path / NAME if path.is_dir() else path
     return hashlib.sha256(read_regular(file, 64 * MIB)).hexdigest()

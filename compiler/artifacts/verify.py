@@ -27,13 +27,13 @@ from ..core.memory import is_large
 from ..ir.capture.first_calls import stock_fails
 from ..ir.capture.sample import sample
 from ..ir.layers.fast_mixers import as_library
-from ..models.rows.forward import LOOK, not_a_number
-from ..models.rows.inputs import has_two_sides
+from ..models.rows.forward import REMEDY, not_a_number
+from ..models.rows.inputs import is_encoder_decoder
 from ..models.rows.packed_inputs import SAMPLES, bands_of, frames_of, sees_and_reads
 from ..plugin.interfaces import Form
 from . import fork_server
 from .manifest import Check
-from .verify_child import GENERATION, GIVEN, OPENED, STEPS, TEXT, continues, generate, inputs_for, probe
+from .verify_child import GENERATION, INPUT_PREFIX, OPENED, STEPS, TEXT, continues, generate, inputs_for, probe
 
 reload_differs = Fault(
     "reload-differs",
@@ -65,48 +65,52 @@ def verify(
     seed: int = 0,
     seconds: float = SECONDS,
     text: torch.Tensor | None = None,
-    told: Callable[[Form, torch.Tensor], None] = lambda form, logits: None,
+    on_text_logits: Callable[[Form, torch.Tensor], None] = lambda form, logits: None,
 ) -> tuple[Check, ...]:
     """Every form that the folder holds, each in a process of its own; the folder may be a draft.
 
-    text     rows of tokens whose logits `told` hears of each form; they are not compared
+    text     rows of tokens whose logits `on_text_logits` hears of each form; they are not compared
     return   one check per form and kind of output
     Rejects where one differs by more than its tolerance, or the process dies.
     """
     inputs = inputs_of(model, seed)
-    there = [form for form in forms if (artifact / form.folder).is_dir()]
-    said: dict[int, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = {}
+    present = [form for form in forms if (artifact / form.folder).is_dir()]
+    by_steps: dict[int, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = {}
     with announce("logits and tokens of the model in memory"):
-        for steps in {form.steps for form in there}:
-            said[steps] = _in_memory(model, inputs, steps)
+        for steps in {form.steps for form in present}:
+            by_steps[steps] = _in_memory(model, inputs, steps)
     checks: list[Check] = []
-    for number, form in enumerate(there, 1):
-        with announce(f"{form.folder} in a fresh process, {number} of {len(there)}"):
-            expected, plain = said[form.steps]
-            given = inputs if text is None else {**inputs, TEXT: text}
-            found = reopen(artifact / form.folder, form.opens, given, attention_of(model), seconds, form.steps)
+    for number, form in enumerate(present, 1):
+        with announce(f"{form.folder} in a fresh process, {number} of {len(present)}"):
+            expected, plain = by_steps[form.steps]
+            probe_inputs = inputs if text is None else {**inputs, TEXT: text}
+            actual = reopen(artifact / form.folder, form.opens, probe_inputs, attention_of(model), seconds, form.steps)
             if text is not None:
-                told(form, found.pop(TEXT))
-            wanted = plain if form.opens == "plain" else expected
+                on_text_logits(form, actual.pop(TEXT))
+            reference = plain if form.opens == "plain" else expected
             rounded = form.rounds(model) if form.rounds else None
             routes = rounded is not None and form.routes(artifact / form.folder)
-            held = partial(compare, expected=wanted, found=found, dtype=next(model.parameters()).dtype, routes=routes)
-            now = held(form, rounded=rounded)
-            if rounded is not None and not routes and not all(check.holds for check in now):
-                own = own_rounding(model, inputs, form.steps, wanted)
-                hard = replace(form, reason=f"torch's own bfloat16 is off by {own:.2g} of root mean squares")
-                now = held(hard, rounded=min(COARSEST, rounded + 2 * own)) if own else now
-            checks += now
-    wrong = [check for check in checks if not check.holds]
-    if wrong:
-        raise Reject(*(_differs(check) for check in wrong))
+            compare_form = partial(
+                compare, expected=reference, actual=actual, dtype=next(model.parameters()).dtype, routes=routes
+            )
+            form_checks = compare_form(form, rounded=rounded)
+            if rounded is not None and not routes and not all(check.holds for check in form_checks):
+                rounding = bfloat16_error(model, inputs, form.steps, reference)
+                hard = replace(form, reason=f"torch's own bfloat16 is off by {rounding:.2g} of root mean squares")
+                form_checks = (
+                    compare_form(hard, rounded=min(COARSEST, rounded + 2 * rounding)) if rounding else form_checks
+                )
+            checks += form_checks
+    failed = [check for check in checks if not check.holds]
+    if failed:
+        raise Reject(*(_differs(check) for check in failed))
     return tuple(checks)
 
 
 def _in_memory(
     model: nn.Module, inputs: dict[str, torch.Tensor], steps: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """What the model computes, and what it does without kernels of ours: transformers alone runs none."""
+    """Outputs of the model in memory, with and without our kernels: transformers alone runs none."""
     try:
         expected = probe(model, inputs, steps)
     except Reject:
@@ -116,28 +120,32 @@ def _in_memory(
     with as_library(model) as differs:
         plain = probe(model, inputs, steps) if differs else expected
     if not all(t.isfinite().all() for t in expected.values() if t.is_floating_point()):
-        raise Reject(not_a_number("the result computes NaN or infinity for ordinary tokens", help=LOOK))
+        raise Reject(not_a_number("the result computes NaN or infinity for ordinary tokens", help=REMEDY))
     return expected, plain
 
 
-def own_rounding(
-    model: nn.Module, inputs: dict[str, torch.Tensor], steps: int, wanted: Mapping[str, torch.Tensor]
+def bfloat16_error(
+    model: nn.Module, inputs: dict[str, torch.Tensor], steps: int, reference: Mapping[str, torch.Tensor]
 ) -> float:
-    """How far the model in torch's bfloat16 is from float32, as a share of root mean squares: numbers that no rounding
+    """Error of the model in torch's bfloat16 against float32, as a share of root mean squares: numbers that no rounding
     keeps are no fault of a form that rounds. `MOST` of the tokens count, as a few may meet other experts. 0 where it
     does not run in the other type, or is large."""
     other = torch.float32 if next(model.parameters()).dtype == torch.bfloat16 else torch.bfloat16
     if is_large(sum(p.numel() for p in model.parameters()) * other.itemsize):
         return 0.0
     try:
-        found = probe(copy.deepcopy(model).to(other), inputs, steps)
+        rounded_outputs = probe(copy.deepcopy(model).to(other), inputs, steps)
     except (RuntimeError, TypeError, ValueError):
         return 0.0
-    logits = (n for n, t in wanted.items() if t.is_floating_point() and not n.startswith(GENERATION) and n in found)
+    logits = (
+        n
+        for n, t in reference.items()
+        if t.is_floating_point() and not n.startswith(GENERATION) and n in rounded_outputs
+    )
     shares = [
-        _of_most(found[n].float() - wanted[n], wanted[n], None) / _spread(wanted[n])
+        _majority_error(rounded_outputs[n].float() - reference[n], reference[n], None) / _spread(reference[n])
         for n in logits
-        if _spread(wanted[n])
+        if _spread(reference[n])
     ]
     return max((s for s in shares if math.isfinite(s)), default=0.0)
 
@@ -146,38 +154,42 @@ def inputs_of(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
     """Fixed inputs for any model: what its config asks for, or what it takes under names of its own."""
     numbers = getattr(model, "main_input_name", "") in SAMPLES or frames_of(model) or bands_of(model)
     if not isinstance(model, PreTrainedModel) or numbers or sees_and_reads(model):
-        return {f"{GIVEN}{name}": x.contiguous() for name, x in sample(model).items()}
+        return {f"{INPUT_PREFIX}{name}": x.contiguous() for name, x in sample(model).items()}
     images = model.main_input_name == "pixel_values"
     # A source is filled up behind its text, as encoders' rows are: many number positions by the place in a row.
-    given = inputs_for(model.config, seed, images, behind=has_two_sides(model) or not model.can_generate())
-    return given if _decodes_together(model, given) else {name: x[-1:].clone() for name, x in given.items()}
+    inputs = inputs_for(model.config, seed, images, behind=is_encoder_decoder(model) or not model.can_generate())
+    return inputs if _batch_decodes(model, inputs) else {name: x[-1:].clone() for name, x in inputs.items()}
 
 
-def _decodes_together(model: PreTrainedModel, given: Mapping[str, torch.Tensor]) -> bool:
+def _batch_decodes(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> bool:
     """Whether rows that a model continues together come out as each does alone. transformers' RWKV mixes them up: what
     it says of several has no sense, and nothing is held against it. Those that cache keys and values are not asked."""
     known = inspect.signature(model.forward).parameters
-    if "mask" not in given or has_two_sides(model) or not continues(model) or _CACHES & known.keys():
+    if "mask" not in inputs or is_encoder_decoder(model) or not continues(model) or _CACHES & known.keys():
         return True
-    ids = given["ids"]
-    together, *alone = (
+    ids = inputs["ids"]
+    batched, *single = (
         torch.cat(generate(model, rows, torch.ones_like(rows), 2).logits, 1).float() for rows in (ids, *ids.split(1))
     )
-    off = float((together - torch.cat(alone)).abs().max())
-    return off <= _HALF["padded"] * max(1.0, float(together.abs().max()))
+    off = float((batched - torch.cat(single)).abs().max())
+    return off <= _HALF["padded"] * max(1.0, float(batched.abs().max()))
 
 
 def attention_of(model: Any) -> str:
-    """Which attention a model runs with; as JSON by the names of its parts where one of them takes another."""
-    found = _attentions(getattr(model, "config", None))
-    return found if isinstance(found, str) else json.dumps(found)
+    """Attention implementation of a model; as JSON by the names of its parts where one of them takes another."""
+    implementations = _attentions(getattr(model, "config", None))
+    return implementations if isinstance(implementations, str) else json.dumps(implementations)
 
 
 def _attentions(config: Any) -> str | dict[str, Any]:
-    own = getattr(config, "_attn_implementation", None) or ""
-    held = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", ())}
-    parts = {name: _attentions(part) or own for name, part in held.items() if part is not None}
-    return {"": own, **parts} if any(said != own for said in parts.values()) else own
+    implementation = getattr(config, "_attn_implementation", None) or ""
+    sub_configs = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", ())}
+    parts = {name: _attentions(part) or implementation for name, part in sub_configs.items() if part is not None}
+    return (
+        {"": implementation, **parts}
+        if any(part_implementation != implementation for part_implementation in parts.values())
+        else implementation
+    )
 
 
 def reopen(
@@ -188,35 +200,35 @@ def reopen(
     seconds: float = SECONDS,
     steps: int = STEPS,
 ) -> dict[str, torch.Tensor]:
-    """What a fresh process computes from a folder. `how` is a Form's `opens`."""
+    """Outputs that a fresh process computes from a folder. `how` is a Form's `opens`."""
     from safetensors.torch import load_file, save_file
 
     with tempfile.TemporaryDirectory(prefix="effc-verify-") as scratch:
-        given, outputs = Path(scratch, "inputs.safetensors"), Path(scratch, "outputs.safetensors")
-        save_file(dict(inputs), given)
+        inputs_file, outputs = Path(scratch, "inputs.safetensors"), Path(scratch, "outputs.safetensors")
+        save_file(dict(inputs), inputs_file)
         threads = str(torch.get_num_threads())
         try:
             done = fork_server.run(
-                [how, str(folder), str(given), str(outputs), attention, threads, str(steps)],
+                [how, str(folder), str(inputs_file), str(outputs), attention, threads, str(steps)],
                 _environment(),
                 seconds,
-                lambda began: tick(*parts(began, outputs)),
+                lambda started: tick(*parts(started, outputs)),
             )
         except subprocess.TimeoutExpired as error:
             raise Reject(reload_starved(f"reopening {folder.name}/ took more than {seconds:g} s")) from error
         if done.returncode or not outputs.is_file():
-            raise Reject(_died(folder, done)) from Ended(done.stderr)
+            raise Reject(_died(folder, done)) from ChildFailed(done.stderr)
         return {name: tensor.clone() for name, tensor in load_file(outputs).items()}
 
 
-def parts(began: bool, outputs: Path) -> tuple[str, str]:
-    """What a fresh process does now, and how far it is."""
-    done = began + Path(str(outputs) + OPENED).exists()
+def parts(started: bool, outputs: Path) -> tuple[str, str]:
+    """Stage and progress of a fresh process."""
+    done = started + Path(str(outputs) + OPENED).exists()
     return ("starting", "opening the folder", "computing logits and tokens")[done], f"part {done + 1} of 3"
 
 
-class Ended(Exception):
-    """What a fresh process wrote before it ended, which `--debug` shows."""
+class ChildFailed(Exception):
+    """Output of a failed fresh process, which `--debug` shows."""
 
 
 def _environment() -> dict[str, str]:
@@ -231,19 +243,21 @@ def _environment() -> dict[str, str]:
 
 def _died(folder: Path, done: fork_server.Done):
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    said = lines[-1].rstrip(".") if lines else "it said nothing"
+    last_line = lines[-1].rstrip(".") if lines else "it said nothing"
     if done.returncode < 0:
         return reload_starved(
             f"reopening {folder.name}/ was ended by signal {-done.returncode}",
             help="it holds a second copy of the weights: free memory",
         )
-    return reload_died(f"{folder.name}/ does not load in a fresh process: {said}", help="--debug shows where it ended")
+    return reload_died(
+        f"{folder.name}/ does not load in a fresh process: {last_line}", help="--debug shows where it ended"
+    )
 
 
 def compare(
     form: Form,
     expected: Mapping[str, torch.Tensor],
-    found: Mapping[str, torch.Tensor],
+    actual: Mapping[str, torch.Tensor],
     dtype: torch.dtype,
     rounded: float | None = None,
     *,
@@ -259,30 +273,33 @@ def compare(
     reason = "zeros change the order of sums" if form.padded else "equal shapes; memory alignment may round sums"
     reason = form.reason or reason
     checks = []
-    for name, want in expected.items():
+    for name, reference in expected.items():
         if name.startswith(GENERATION) and not form.generates:
             continue
-        got = found.get(name)
-        what = f"{form.folder}, fresh process: {name}"
+        got = actual.get(name)
+        label = f"{form.folder}, fresh process: {name}"
         if got is None:
-            checks.append(Check(what, math.inf, 0.0, "a fresh process gave none"))
-        elif got.shape != want.shape:
-            shapes = f"they are {list(got.shape)} in a fresh process, and {list(want.shape)} here"
-            checks.append(Check(what, math.inf, 0.0, shapes))
-        elif want.is_floating_point():
-            ends = _ends(name, expected, found)
-            until = None if ends is None else int(ends.min())
+            checks.append(Check(label, math.inf, 0.0, "a fresh process gave none"))
+        elif got.shape != reference.shape:
+            shapes = f"they are {list(got.shape)} in a fresh process, and {list(reference.shape)} here"
+            checks.append(Check(label, math.inf, 0.0, shapes))
+        elif reference.is_floating_point():
+            parting_steps = _comparable_steps(name, expected, actual)
+            until = None if parting_steps is None else int(parting_steps.min())
             if rounded is None:
-                worst, limit = float((got - want)[:, :until].abs().max()), share * max(1.0, float(want.abs().max()))
+                worst, limit = (
+                    float((got - reference)[:, :until].abs().max()),
+                    share * max(1.0, float(reference.abs().max())),
+                )
             elif routes:
-                worst, limit = _of_most(got - want, want, ends), rounded * _spread(want)
+                worst, limit = _majority_error(got - reference, reference, parting_steps), rounded * _spread(reference)
             else:
-                worst, limit = _spread((got - want)[:, :until]), rounded * _spread(want)
-            checks.append(Check(what, worst, limit, reason))
+                worst, limit = _spread((got - reference)[:, :until]), rounded * _spread(reference)
+            checks.append(Check(label, worst, limit, reason))
         else:
-            gap = _token_gap(name, expected, found, rounded if routes else None)
-            most = share * _largest(expected) if rounded is None else _FAR * rounded * _widest(expected)
-            checks.append(Check(what, gap, 2 * most, _TIES))
+            gap = _token_gap(name, expected, actual, rounded if routes else None)
+            tolerance = share * _largest(expected) if rounded is None else _FAR * rounded * _widest(expected)
+            checks.append(Check(label, gap, 2 * tolerance, _TIES))
     return checks
 
 
@@ -292,16 +309,16 @@ def _spread(logits: torch.Tensor) -> float:
 
 
 def _spreads(logits: torch.Tensor) -> torch.Tensor:
-    """The same of each token alone."""
+    """Spread of each token alone."""
     return (logits - logits.mean(-1, keepdim=True)).double().square().mean(-1).sqrt()
 
 
-def _of_most(off: torch.Tensor, want: torch.Tensor, ends: torch.Tensor | None) -> float:
-    """What `MOST` of the tokens are off by at most, of those that neither are padding nor follow a parting."""
-    counted = (want != 0).any(-1)
-    if ends is not None:
-        counted &= torch.arange(want.shape[1]) < ends[:, None]
-    return float(_spreads(off)[counted].quantile(MOST, interpolation="higher"))
+def _majority_error(off: torch.Tensor, reference: torch.Tensor, parting_steps: torch.Tensor | None) -> float:
+    """Largest error of the `MAJORITY` of tokens, of those that neither are padding nor follow a parting."""
+    compared = (reference != 0).any(-1)
+    if parting_steps is not None:
+        compared &= torch.arange(reference.shape[1]) < parting_steps[:, None]
+    return float(_spreads(off)[compared].quantile(MAJORITY, interpolation="higher"))
 
 
 def _widest(expected: Mapping[str, torch.Tensor]) -> float:
@@ -310,34 +327,34 @@ def _widest(expected: Mapping[str, torch.Tensor]) -> float:
 
 # Of the tokens of an output. A token that met another expert takes those after it in its row along, so it cannot be
 # nearly all; a fault that strikes the padded row alone, two in five of the tokens, is refused.
-MOST = 0.625
+MAJORITY = 0.625
 _FAR = 4  # root mean squares: one number in some ten thousands is further off
 _TIES = "distance of the two best logits where tokens first part; 0 where all are equal"
 
 
-def _ends(name: str, expected, found) -> torch.Tensor | None:
-    """How many steps of each row of a generation can be compared: up to and with its first token that differs."""
+def _comparable_steps(name: str, expected, actual) -> torch.Tensor | None:
+    """Number of comparable steps of each generated row: up to and with its first token that differs."""
     steps = expected[name].shape[1] - 1
     tokens = name.replace(f"logits of prefill and {steps} decode steps", "greedy tokens")
-    if tokens == name or tokens not in found:
+    if tokens == name or tokens not in actual:
         return None
-    odd = (expected[tokens] != found[tokens]).long()
-    return torch.where(odd.any(1), odd.argmax(1) + 1, steps + 1)
+    differs_at = (expected[tokens] != actual[tokens]).long()
+    return torch.where(differs_at.any(1), differs_at.argmax(1) + 1, steps + 1)
 
 
-def _token_gap(name: str, expected, found, rounded: float | None) -> float:
-    """How far apart the best logits are where rows part; `rounded` leaves out tokens that are further off."""
+def _token_gap(name: str, expected, actual, rounded: float | None) -> float:
+    """Gap of the best logits where rows diverge; `rounded` leaves out tokens that are further off."""
     steps = expected[name].shape[1]
     of = name.replace("greedy tokens", f"logits of prefill and {steps - 1} decode steps")
-    want, gap = expected[of], 0.0
-    ends = _ends(of, expected, found)
-    assert ends is not None, f"no tokens beside {of}"
-    for row, end in enumerate(ends):
+    reference, gap = expected[of], 0.0
+    parting_steps = _comparable_steps(of, expected, actual)
+    assert parting_steps is not None, f"no tokens beside {of}"
+    for row, end in enumerate(parting_steps):
         last = int(end) - 1
-        if expected[name][row, last] == found[name][row, last]:
+        if expected[name][row, last] == actual[name][row, last]:
             continue
-        if rounded is None or _spread((found[of] - want)[row, last]) <= rounded * _spread(want):
-            best = want[row, last].topk(2).values
+        if rounded is None or _spread((actual[of] - reference)[row, last]) <= rounded * _spread(reference):
+            best = reference[row, last].topk(2).values
             gap = max(gap, float(best[0] - best[1]))
     return gap
 

@@ -2,7 +2,7 @@
 
 Run by path, `python -P verify_child.py plain FOLDER INPUTS OUTPUTS ...`: a folder for plain transformers is
 opened with plain transformers, and nothing of effc is imported. `effc` instead opens it with `effc.load`.
-`--nursery` does so in forks of a process that has imported transformers, a job a line (`nursery.py` asks).
+`--nursery` does so in forks of a process that has imported transformers, a job a line (`fork_server.py` asks).
 `probe` is also what the compiling process runs on its own model, so both sides compute by the same lines.
 """
 
@@ -16,27 +16,30 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 LENGTH, ROWS, STEPS = 12, 2, 8  # of the probe: tokens, rows, generated tokens
 GENERATION = ("logits of prefill", "greedy tokens")  # begin the names of what a generation gives
 COUNT = "create_position_ids_from_input_ids"  # of transformers: positions of RoBERTa and its kin
-TEXT, GIVEN = "text", "given."  # rows that are not compared, and their logits; before names of a plain module's inputs
+TEXT = "text"  # rows that are not compared, and their logits
+INPUT_PREFIX = "given."  # before names of a plain module's inputs
 STARTS = {"decoder_start_token_id", "bos_token_id"}  # of which `generate` of two sides needs one
 OPENED = ".opened"  # behind the name of the outputs: a file that says that the folder is open
-SIDES = ("decoder_vocab_size", "src_vocab_size")  # of a translator with two vocabularies
+VOCABULARY_SIZES = ("decoder_vocab_size", "src_vocab_size")  # of a translator with two vocabularies
 STEP, STEP_FACTS = "step.pt2", "step.json"  # beside an exported program: one that continues text, and what it takes
 
 
 @torch.no_grad()
-def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS) -> dict[str, torch.Tensor]:
+def probe(model: nn.Module, inputs: dict[str, Tensor], steps: int = STEPS) -> dict[str, Tensor]:
     """Logits of every kind of call that a user makes, and the tokens of a greedy generation.
 
     inputs   "ids" [rows, length] int64 and "mask", the same shape with zeros at the left of some rows;
-             or "pixels" of images, "sounds" and "ids", or what a plain module takes, each name behind `GIVEN`
+             or "pixels" of images, "sounds" and "ids", or what a plain module takes, each name behind `INPUT_PREFIX`
     """
-    if all(name.startswith(GIVEN) for name in inputs):
-        return {"outputs of a batch": first_output(model(**{n.removeprefix(GIVEN): x for n, x in inputs.items()}))}
+    if all(name.startswith(INPUT_PREFIX) for name in inputs):
+        return {
+            "outputs of a batch": first_output(model(**{n.removeprefix(INPUT_PREFIX): x for n, x in inputs.items()}))
+        }
     if "pixels" in inputs:
         kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         return {"outputs of a batch": first_output(model(pixel_values=inputs["pixels"].to(kind)))}
@@ -44,60 +47,60 @@ def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS)
         return probe_sounds(model, inputs["sounds"], inputs["ids"], steps)
     ids, mask = inputs["ids"], inputs["mask"]
     if "decoder_input_ids" in inspect.signature(model.forward).parameters:
-        return probe_two_sides(model, ids, mask, steps)
-    padded = first_output(model(input_ids=ids, attention_mask=mask, **own_positions(model, mask)))
+        return probe_encoder_decoder(model, ids, mask, steps)
+    padded = first_output(model(input_ids=ids, attention_mask=mask, **row_positions(model, mask)))
     side = "right" if mask[:, 0].all() else "left"
-    found = {
+    outputs = {
         "logits of a batch": first_output(model(input_ids=ids)),
         f"logits of a {side}-padded batch": padded * mask[..., None] if padded.dim() == 3 else padded,
     }
     if steps and continues(model):
-        for name, given in (("", torch.ones_like(mask)), (", left-padded", mask)):
-            made = generate(model, ids, given, steps)
-            found[f"logits of prefill and {steps - 1} decode steps{name}"] = torch.stack(made.logits, 1).float()
-            found[f"greedy tokens{name}"] = made.sequences[:, ids.shape[1] :].clone()
-    return found
+        for name, mask_used in (("", torch.ones_like(mask)), (", left-padded", mask)):
+            generated = generate(model, ids, mask_used, steps)
+            outputs[f"logits of prefill and {steps - 1} decode steps{name}"] = torch.stack(generated.logits, 1).float()
+            outputs[f"greedy tokens{name}"] = generated.sequences[:, ids.shape[1] :].clone()
+    return outputs
 
 
 @torch.no_grad()
-def logits_of_rows(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+def logits_of_rows(model: nn.Module, rows: Tensor) -> Tensor:
     """[rows, length, vocabulary] in float32, each row computed alone; all of its tokens have positions."""
     skips = first_position(model) or getattr(model, "uncounted", None) is not None  # RoBERTa's kin, some tokens
-    given = own_positions(model, torch.ones_like(rows[:1])) if skips else {}
-    return torch.cat([first_output(model(input_ids=row[None], **given)) for row in rows])
+    kwargs = row_positions(model, torch.ones_like(rows[:1])) if skips else {}
+    return torch.cat([first_output(model(input_ids=row[None], **kwargs)) for row in rows])
 
 
-def probe_two_sides(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
-    """The same of an encoder with a decoder: the rows are what is read, and, backwards, what is said."""
-    said = ids.flip(1)[:, : LENGTH // 2]
+def probe_encoder_decoder(model: nn.Module, ids: Tensor, mask: Tensor, steps: int) -> dict[str, Tensor]:
+    """Probe an encoder with a decoder: rows are the source and, reversed, the target."""
+    decoder_ids = ids.flip(1)[:, : LENGTH // 2]
     side = "right" if mask[:, 0].all() else "left"
-    found = {
-        "logits of a batch": first_output(model(input_ids=ids, decoder_input_ids=said)),
+    outputs = {
+        "logits of a batch": first_output(model(input_ids=ids, decoder_input_ids=decoder_ids)),
         f"logits of a {side}-padded batch": first_output(
-            model(input_ids=ids, attention_mask=mask, decoder_input_ids=said)
+            model(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids)
         ),
     }
     if steps and continues(model):
-        for name, given in (("", torch.ones_like(mask)), (f", {side}-padded", mask)):
-            made = generate(model, ids, given, steps)
-            found[f"logits of prefill and {steps - 1} decode steps{name}"] = torch.stack(made.logits, 1).float()
-            found[f"greedy tokens{name}"] = made.sequences[:, -steps:].clone()
-    return found
+        for name, mask_used in (("", torch.ones_like(mask)), (f", {side}-padded", mask)):
+            generated = generate(model, ids, mask_used, steps)
+            outputs[f"logits of prefill and {steps - 1} decode steps{name}"] = torch.stack(generated.logits, 1).float()
+            outputs[f"greedy tokens{name}"] = generated.sequences[:, -steps:].clone()
+    return outputs
 
 
-def probe_sounds(model: nn.Module, sounds: torch.Tensor, ids: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
-    """What is said of sounds, whole and a token at a time: `generate` has rules that not every config keeps."""
+def probe_sounds(model: nn.Module, sounds: Tensor, ids: Tensor, steps: int) -> dict[str, Tensor]:
+    """Outputs for sounds, at once and token by token: `generate` has rules that not every config follows."""
     kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    whole = model(input_features=sounds.to(kind), decoder_input_ids=ids, use_cache=True)
-    more, parts = {"encoder_outputs": (whole.encoder_last_hidden_state,), "use_cache": True}, [first_output(whole)]
-    for place in range(min(steps, getattr(model.config, "max_target_positions", steps))):
-        out = model(decoder_input_ids=ids[:, place % ids.shape[1], None], **more)
-        more["cache"] = out.get("cache")
+    full = model(input_features=sounds.to(kind), decoder_input_ids=ids, use_cache=True)
+    kwargs, parts = {"encoder_outputs": (full.encoder_last_hidden_state,), "use_cache": True}, [first_output(full)]
+    for position in range(min(steps, getattr(model.config, "max_target_positions", steps))):
+        out = model(decoder_input_ids=ids[:, position % ids.shape[1], None], **kwargs)
+        kwargs["cache"] = out.get("cache")
         parts.append(first_output(out))
     return {"logits of a batch, and of decode steps": torch.cat(parts, 1)}
 
 
-def own_positions(model: nn.Module, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+def row_positions(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
     """Positions that count a row's own tokens, for models that take some, from the first that the model knows."""
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return {}
@@ -108,44 +111,45 @@ def first_position(model: nn.Module) -> int:
     """The number of a row's first position: RoBERTa and its kin begin behind the one of padding, where they are given
     none; `generate` gives positions from 0 on, which they never met in training. An encoder of the engine says its own.
     """
-    if type(own := getattr(model, "first_position", None)) is int:
-        return own
+    if type(declared := getattr(model, "first_position", None)) is int:
+        return declared
     for module in model.modules():
         home = sys.modules.get(type(module).__module__)  # which counts for Luke and MPNet, whose classes do not
-        made, padding = getattr(module, COUNT, getattr(home, COUNT, None)), getattr(module, "padding_idx", None)
-        if callable(made) and type(padding) is int:
-            return int(made(torch.tensor([[padding + 1]]), padding)[0, 0])
+        numbering, padding = getattr(module, COUNT, getattr(home, COUNT, None)), getattr(module, "padding_idx", None)
+        if callable(numbering) and type(padding) is int:
+            return int(numbering(torch.tensor([[padding + 1]]), padding)[0, 0])
     return 0
 
 
 def continues(model: Any) -> bool:
     """Whether a model's `generate` goes on from token ids: Pop2Piano's wants sounds, decoders of two sides a start."""
-    asked = inspect.signature(model.generate).parameters.values() if getattr(model, "can_generate", bool)() else None
-    needed = {p.name for p in asked or () if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and asked is not None:
+    can = getattr(model, "can_generate", bool)()
+    parameters = inspect.signature(model.generate).parameters.values() if can else None
+    needed = {p.name for p in parameters or () if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and parameters is not None:
         needed |= STARTS if not any(vars(model.generation_config).get(name) is not None for name in STARTS) else set()
-    return asked is not None and needed <= {"input_ids", "inputs", "attention_mask", "generation_config"}
+    return parameters is not None and needed <= {"input_ids", "inputs", "attention_mask", "generation_config"}
 
 
-def generate(model: Any, ids: torch.Tensor, mask: torch.Tensor, steps: int):
+def generate(model: Any, ids: Tensor, mask: Tensor, steps: int):
     from transformers import GenerationConfig
 
     plain = {"do_sample": False, "num_beams": 1, "use_cache": True, "pad_token_id": 0, "output_logits": True}
     greedy = GenerationConfig(max_new_tokens=steps, min_new_tokens=steps, return_dict_in_generate=True, **plain)
-    given = own_positions(model, mask) if first_position(model) else {}
-    return model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy, **given)
+    kwargs = row_positions(model, mask) if first_position(model) else {}
+    return model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy, **kwargs)
 
 
-def first_output(output) -> torch.Tensor:
+def first_output(output) -> Tensor:
     """Logits, or the last hidden state of a model without a head."""
     if isinstance(output, dict):
         output = output["logits"] if "logits" in output else next(iter(output.values()))
-    elif not isinstance(output, torch.Tensor):
+    elif not isinstance(output, Tensor):
         output = output[0]
     return output.float().contiguous()
 
 
-def inputs_for(config, seed: int = 0, images: bool = False, behind: bool = False) -> dict[str, torch.Tensor]:
+def inputs_for(config, seed: int = 0, images: bool = False, behind: bool = False) -> dict[str, Tensor]:
     """Fixed inputs for a model of that config: token rows, the later ones padded at the left, pixels, or sounds.
 
     images   the model reads pixels, whatever its config counts (BEiT's has a vocabulary of picture tokens)
@@ -156,7 +160,7 @@ def inputs_for(config, seed: int = 0, images: bool = False, behind: bool = False
         sounds = torch.randn(ROWS, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
         return {"sounds": sounds, "ids": torch.randint(0, config.vocab_size, (ROWS, LENGTH), generator=generator)}
     words = getattr(getattr(config, "text_config", None) or config, "vocab_size", None) or 0
-    words = min(words, *(getattr(config, side, None) or words for side in SIDES))  # ids that both sides know
+    words = min(words, *(getattr(config, side, None) or words for side in VOCABULARY_SIZES))  # ids that both sides know
     if images or not words:
         if not hasattr(config, "num_channels"):  # it stands with the part that looks
             config = getattr(config, "vision_config", None) or getattr(config, "backbone_config", config)
@@ -178,9 +182,9 @@ def load_plain(folder: str, attention: str) -> nn.Module:
         folder, dtype="auto", local_files_only=True, output_loading_info=True, attn_implementation=attention or None
     )
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    wrong = {name: sorted(map(str, info[name])) for name in kinds if info[name]}
-    if wrong:
-        raise SystemExit(f"transformers reports {json.dumps(wrong)[:500]}")
+    problems = {name: sorted(map(str, info[name])) for name in kinds if info[name]}
+    if problems:
+        raise SystemExit(f"transformers reports {json.dumps(problems)[:500]}")
     assert not any(name.split(".")[0] == "effc" for name in sys.modules), "effc was imported"
     return model.eval()
 
@@ -212,13 +216,13 @@ class Exported(nn.Module):
         packed = any(b.dtype == torch.uint8 for b in self.buffers())
         return self.params if packed else sum(p.numel() for p in self.parameters())
 
-    def forward(self, *args: torch.Tensor, **given: torch.Tensor):
-        given = {**dict(zip(self.names, args, strict=False)), **given}
-        if "input_ids" in given:
-            given.setdefault("attention_mask", torch.ones_like(given["input_ids"]))
-            given.setdefault("position_ids", (given["attention_mask"].cumsum(-1) - 1).clamp(min=0))
-            given = {name: given[name] for name in self.names if name in given}
-        return self.program(**given)
+    def forward(self, *args: Tensor, **kwargs: Tensor):
+        kwargs = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        if "input_ids" in kwargs:
+            kwargs.setdefault("attention_mask", torch.ones_like(kwargs["input_ids"]))
+            kwargs.setdefault("position_ids", (kwargs["attention_mask"].cumsum(-1) - 1).clamp(min=0))
+            kwargs = {name: kwargs[name] for name in self.names if name in kwargs}
+        return self.program(**kwargs)
 
     def train(self, mode: bool = True) -> "Exported":
         assert not mode, "an exported program has no training mode"
@@ -241,39 +245,36 @@ class Stepped(nn.Module):
         return True
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return self.plain(input_ids=input_ids, attention_mask=mask)
 
-    def _empty(self, rows: int) -> list[torch.Tensor]:
-        kind, places = getattr(torch, self.facts["dtype"]), self.facts["context"]
-        return [torch.zeros(rows, heads, places, d, dtype=kind) for heads, d in self.facts["past"]]
+    def _empty(self, rows: int) -> list[Tensor]:
+        kind, context = getattr(torch, self.facts["dtype"]), self.facts["context"]
+        return [torch.zeros(rows, heads, context, d, dtype=kind) for heads, d in self.facts["past"]]
 
-    def _longer(self, mask: torch.Tensor) -> torch.Tensor:
-        rest = torch.ones(len(mask), self.facts["context"] - mask.shape[1], dtype=mask.dtype)
-        return torch.cat([mask, rest], 1)
+    def _longer(self, mask: Tensor) -> Tensor:
+        ones = torch.ones(len(mask), self.facts["context"] - mask.shape[1], dtype=mask.dtype)
+        return torch.cat([mask, ones], 1)
 
-    def _call(self, ids: torch.Tensor, mask: torch.Tensor, before: int, past: list[torch.Tensor]):
+    def _call(self, ids: Tensor, mask: Tensor, before: int, past: list[Tensor]):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, before : before + ids.shape[1]]
-        told = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        given = {name: told[name] for name in self.facts["inputs"]}
-        return self.step(given=given, before=torch.tensor(before), past=past)
+        available = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        inputs = {name: available[name] for name in self.facts["inputs"]}
+        return self.step(given=inputs, before=torch.tensor(before), past=past)
 
-    def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, generation_config):
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, generation_config):
         """Greedy: logits step by step, and rows of prompt and new tokens."""
-        mask, past, found = self._longer(attention_mask), self._empty(len(input_ids)), []
+        mask, past, outputs = self._longer(attention_mask), self._empty(len(input_ids)), []
         ids, rows, before = input_ids, input_ids, 0
         for _ in range(generation_config.max_new_tokens):
             logits, past = self._call(ids, mask, before, past)
             before += ids.shape[1]
-            found.append(logits[:, -1])
+            outputs.append(logits[:, -1])
             ids = logits[:, -1:].argmax(-1)
             rows = torch.cat([rows, ids], 1)
-        return SimpleNamespace(logits=tuple(found), sequences=rows)
+        return SimpleNamespace(logits=tuple(outputs), sequences=rows)
 
 
 def load_exported(folder: str, attention: str) -> nn.Module:
@@ -289,7 +290,7 @@ def load_exported(folder: str, attention: str) -> nn.Module:
 
 
 def load_native(folder: str, attention: str) -> nn.Module:
-    """What runs outside torch: the native engine, ONNX Runtime; what a GGUF file says."""
+    """Load a model that runs outside torch: native engine, ONNX Runtime, GGUF."""
     from effc.compiler.artifacts.load import load
 
     return load(folder, check="sha256")
@@ -318,17 +319,14 @@ class LlamaCpp(nn.Module):
         return False
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         logits = torch.zeros((*input_ids.shape, self.llama.n_vocab()))
-        for row, (ids, seen) in enumerate(zip(input_ids, mask.bool(), strict=True)):
+        for row, (ids, is_token) in enumerate(zip(input_ids, mask.bool(), strict=True)):
             self.llama.reset()
-            self.llama.eval(ids[seen].tolist())
-            logits[row, seen] = torch.tensor(self.llama.scores[: int(seen.sum())])
+            self.llama.eval(ids[is_token].tolist())
+            logits[row, is_token] = torch.tensor(self.llama.scores[: int(is_token.sum())])
         return logits
 
 
@@ -348,18 +346,18 @@ OPENERS = {
 }
 
 
-def main(how: str, folder: str, given: str, outputs: str, attention: str, threads: str, steps: str = str(STEPS)):
+def main(how: str, folder: str, inputs_file: str, outputs: str, attention: str, threads: str, steps: str = str(STEPS)):
     from safetensors.torch import load_file, save_file
 
     torch.set_num_threads(int(threads))
     attends = json.loads(attention) if attention.startswith("{") else attention  # of each part, where they differ
-    inputs, model = load_file(given), OPENERS[how](folder, attends)
+    inputs, model = load_file(inputs_file), OPENERS[how](folder, attends)
     open(outputs + OPENED, "w").close()
     text = inputs.pop(TEXT, None)
-    found = probe(model, inputs, int(steps))
+    outputs_named = probe(model, inputs, int(steps))
     if text is not None:
-        found[TEXT] = logits_of_rows(model, text)
-    save_file(found, outputs)
+        outputs_named[TEXT] = logits_of_rows(model, text)
+    save_file(outputs_named, outputs)
 
 
 def nurse(idle: float) -> None:
@@ -380,9 +378,10 @@ def do(job: dict) -> int:
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ.update(job["env"])
-    said, nothing = os.open(job["stderr"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), os.open(os.devnull, os.O_RDWR)
-    for own, other in ((0, nothing), (1, nothing), (2, said)):
-        os.dup2(other, own)
+    stderr = os.open(job["stderr"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    devnull = os.open(os.devnull, os.O_RDWR)
+    for target, source in ((0, devnull), (1, devnull), (2, stderr)):
+        os.dup2(source, target)
     try:
         main(*job["arguments"])
         return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.checker.conditions import phrase
-from ...dsl.checker.type_phrases import sample, wanted_phrase
+from ...dsl.checker.type_phrases import expected_phrase, sample
 from ...dsl.checker.value_text import plain, show
 from ...dsl.checker.values import Bytes, Duration, Ratio
 from ...dsl.checker.vocabulary import Param, Vocabulary, Word
@@ -44,9 +44,9 @@ PACKAGES = ("dsl", "compiler", "passes", "kernels")
 def explain(name: str) -> str:
     """The page of a word, a family such as `prune`, a fault or a shipped recipe; raises Reject for another name."""
     vocabulary = Shelf().vocabulary
-    found = [vocabulary.words(kind)[name] for kind in SHELVES if name in vocabulary.words(kind)]
-    if found:
-        return "\n\n\n".join(word_page(w) for w in found)
+    pages = [vocabulary.words(kind)[name] for kind in SHELVES if name in vocabulary.words(kind)]
+    if pages:
+        return "\n\n\n".join(word_page(w) for w in pages)
     family = [vocabulary.words(kind)[n] for kind in SHELVES for n in vocabulary.words(kind) if n.startswith(f"{name}.")]
     if family:
         return "\n".join(f"{w.name}  {w.summary}" for w in family)
@@ -57,8 +57,8 @@ def explain(name: str) -> str:
         return fault_page(_fault(known[name]))
     if name in (recipes := shipped()):
         return page(recipes[name])
-    if said := [part for part in (STATEMENTS.get(name), "\n".join(_uses(name, vocabulary))) if part]:
-        return "\n\n".join(said)
+    if parts := [part for part in (STATEMENTS.get(name), "\n".join(_uses(name, vocabulary))) if part]:
+        return "\n\n".join(parts)
     words = [w for kind in SHELVES for w in vocabulary.words(kind).values()]
     inner = [n for w in words for p in w.params for n in (p.name, *p.choices)]
     names = [*recipes, *(w.name for w in words)]
@@ -72,14 +72,14 @@ def explain(name: str) -> str:
 
 def _uses(name: str, vocabulary: Vocabulary) -> list[str]:
     """For what is no word but a parameter, or one of a parameter's values: a line for each page that has it."""
-    found = []
+    lines = []
     for word in (vocabulary.words(kind)[n] for kind in SHELVES for n in vocabulary.words(kind)):
         for param in word.params:
             if name == param.name:
-                found.append(f"`{name}` is a parameter of `{word.name}`: {param.doc}")
+                lines.append(f"`{name}` is a parameter of `{word.name}`: {param.doc}")
             elif name in param.choices:
-                found.append(f"`{name}` is a value of `{param.name}` of `{word.name}`: {param.doc}")
-    return [*found, "", f"`effc explain {found[0].split('`')[-2]}` prints a whole page"] if found else []
+                lines.append(f"`{name}` is a value of `{param.name}` of `{word.name}`: {param.doc}")
+    return [*lines, "", f"`effc explain {lines[0].split('`')[-2]}` prints a whole page"] if lines else []
 
 
 def word_page(word: Word) -> str:
@@ -94,8 +94,8 @@ def word_page(word: Word) -> str:
 
 def parameter(param: Param) -> str:
     name = param.name + (" (may stand without its name)" if param.positional else "")
-    said = [_type(param), "required" if param.required else f"default {default(param)}", *_bounds(param)]
-    return f"  {name}: {', '.join(said)}\n      {param.doc}"
+    details = [_type(param), "required" if param.required else f"default {default(param)}", *_bounds(param)]
+    return f"  {name}: {', '.join(details)}\n      {param.doc}"
 
 
 def default(param: Param) -> str:
@@ -104,7 +104,7 @@ def default(param: Param) -> str:
 
 
 def _type(param: Param) -> str:
-    text = wanted_phrase(param)
+    text = expected_phrase(param)
     if "shares" in param.types:
         return f"{text}, like `{sample(param)}`"
     return f"{text} of {' or '.join(param.of)}" if param.of else text
@@ -160,13 +160,13 @@ def _facts(word: Word) -> Iterator[str]:
         }[facts["determinism"]]
         for name, reason in facts["after"].items():
             yield f"Comes after {name}: {reason}."
-        for condition, what in facts["makes"].items():
-            yield f"Makes {what}{f' with `{condition}`' if condition else ''}."
+        for condition, effect in facts["makes"].items():
+            yield f"Makes {effect}{f' with `{condition}`' if condition else ''}."
     if word.kind == "target":
         for condition, reasons in facts["cannot_hold"].items():
-            for what, reason in reasons.items():
-                yield f"Can't hold {what}{f' with `{condition}`' if condition else ''}: {reason}."
-    for reason, help_ in dict.fromkeys(facts.get("unfit", {}).values()):
+            for effect, reason in reasons.items():
+                yield f"Can't hold {effect}{f' with `{condition}`' if condition else ''}: {reason}."
+    for reason, help_ in dict.fromkeys(facts.get("conflicts", {}).values()):
         yield f"Refused: {reason} ({help_})."
     for name, condition in facts.get("only", {}).items():
         yield f"`{name}` belongs to {phrase(condition)}."
@@ -177,13 +177,13 @@ def _facts(word: Word) -> Iterator[str]:
 
 
 def fault_page(fault: Fault) -> str:
-    """What a fault means, what command ends with it, and its section of the manual."""
+    """Page of a fault: meaning, exit code and section of the manual."""
     end = f"ends with exit code {EXITS[fault.exit]}" if fault.severity == "error" else "does not end a command"
-    sentence, _, more = fault.doc.partition("\n\n")
+    sentence, _, body = fault.doc.partition("\n\n")
     blocks = [
         f"{fault.slug}, {'an' if fault.severity == 'error' else 'a'} {fault.severity}: {end}",
         sentence,
-        more,
+        body,
         section(fault.slug),
     ]
     return "\n\n".join(b.strip("\n") for b in blocks if b.strip())
@@ -193,11 +193,11 @@ def section(title: str) -> str:
     """The text below a heading of the manual, "" where there is none."""
     for folder in _folders("dsl"):
         for page in sorted((folder / "suites").glob("*.md")):
-            found = re.search(
+            match = re.search(
                 rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
             )
-            if found:
-                return found[1].strip()
+            if match:
+                return match[1].strip()
     return ""
 
 

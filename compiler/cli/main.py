@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from ...dsl.syntax.diagnostics import EXITS, Reject
 from .verbs.exit_codes import Carried, exit_table, explained, show_traceback
 from .verbs.help_sections import SECTIONS
-from .verbs.interrupt import acknowledge, asked_to_stop, within_a_second
+from .verbs.interrupt import acknowledge, stop_requested, within_a_second
 from .verbs.output import Screen, code_of
 from .verbs.pipe_streams import ReaderLeft, outlive_readers, refuse_full
 
@@ -61,15 +61,15 @@ class Verbs(TyperGroup):
     def format_commands(self, ctx, formatter) -> None:
         for title, names in SECTIONS.items():
             with formatter.section(title):
-                found = [(n, self.get_command(ctx, n)) for n in names]
-                formatter.write_dl([(n, c.get_short_help_str(200)) for n, c in found if c], col_max=10)
+                commands = [(n, self.get_command(ctx, n)) for n in names]
+                formatter.write_dl([(n, c.get_short_help_str(200)) for n, c in commands if c], col_max=10)
 
     def format_epilog(self, ctx, formatter) -> None:
         formatter.write(f"\nExit codes:\n{exit_table()}\n")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(show: bool) -> None:
+    if show:
         from importlib.metadata import version
 
         print(f"effc {version('effc')}")
@@ -92,18 +92,18 @@ def effc(context: typer.Context, version: Annotated[bool, _version_flag] = False
 
 def app(argv: Sequence[str] = ()) -> typer.Typer:
     """The command with the verb that is called, or with all where none is: each costs some milliseconds."""
-    made = typer.Typer(
+    application = typer.Typer(
         cls=Verbs,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
         subcommand_metavar="VERB ...",
     )
-    made.callback(invoke_without_command=True)(effc)
+    application.callback(invoke_without_command=True)(effc)
     called = HOMES.get(argv[0], argv[0]) if argv else ""
     for name in [called] if called in VERBS else VERBS:
-        import_module(f".verbs.{name}", __package__).register(made)
-    return made
+        import_module(f".verbs.{name}", __package__).register(application)
+    return application
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -131,16 +131,16 @@ def _run(argv: list[str]) -> int:
             refuse_full()
         return code
     except (KeyboardInterrupt, OSError) as error:  # stdout is full
-        lost = _leave(Carried(error, None), argv)
+        code_on_leave = _leave(Carried(error, None), argv)
         _drop_output()
-        return code or lost  # what was found before is not made good by a disk
+        return code or code_on_leave  # what was found before is not made good by a disk
 
 
 def _guarded(argv: list[str]) -> int:
     try:
         # `--dump-ir` alone is short for its commonest value; typer knows no optional values.
-        given = ["--dump-ir=changed" if a == "--dump-ir" else a for a in argv]
-        result = app(given)(args=given, prog_name="effc", standalone_mode=False)
+        arguments = ["--dump-ir=changed" if a == "--dump-ir" else a for a in argv]
+        result = app(arguments)(args=arguments, prog_name="effc", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except Carried as carried:
         return _leave(carried, argv)
@@ -163,7 +163,7 @@ def _leave(carried: Carried, argv: list[str]) -> int:
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, ReaderLeft):
         return 0
-    if asked_to_stop() and not isinstance(error, Reject):
+    if stop_requested() and not isinstance(error, Reject):
         error = KeyboardInterrupt()
     diagnostics = explained(error, shared.cache_dir if shared else None)
     if shared.debug if shared else "--debug" in argv:
@@ -177,13 +177,13 @@ def _leave(carried: Carried, argv: list[str]) -> int:
 def _guess(argv: list[str]) -> Screen:
     """A screen for a command line that could not be read: what its flags would have said."""
     joined = " ".join(argv).replace("=", " ").split()
-    told = dict(pairwise(joined))
-    form = told.get("--format", "text")
-    return Screen(form if form in ("json", "github") else "text", told.get("--color", "auto"))
+    options = dict(pairwise(joined))
+    form = options.get("--format", "text")
+    return Screen(form if form in ("json", "github") else "text", options.get("--color", "auto"))
 
 
 def _drop_output() -> None:
-    """What stdout can't take is lost, and Python must not try again when it ends."""
+    """Drop output that stdout can't take, so that Python does not try again at exit."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What was tried of which architecture, as the test run left it in architectures.json.
+"""Test results by architecture, read from architectures.json.
 
 `python -m tests.architectures.matrix --write` makes the file: every stage of every pass either worked, or was refused
 with a sentence.
@@ -42,30 +42,30 @@ def matrix(body: dict[str, Any] | None = None) -> Matrix:
     cells = {}
     refusals: dict[str, list[str]] = {}
     for name, stages in body["rows"].items():
-        cells[name] = {look: _SHORT[stages[look][0]] for look in body["looks"]}
+        cells[name] = {probe: _SHORT[stages[probe][0]] for probe in body["looks"]}
         for word in body["passes"]:
             states = [stages[f"{word} {step}"][0] for step in body["steps"]]
             cells[name][word] = _SHORT["refused" if "refused" in states else states[-1]]
-        for stage, (state, *why) in stages.items():
+        for stage, (state, *reason) in stages.items():
             if state == "refused":
-                refusals.setdefault(why[0], []).append(f"{name}: {stage}")
+                refusals.setdefault(reason[0], []).append(f"{name}: {stage}")
     return Matrix(columns, tuple(body["looks"]), cells, refusals, body["counts"], body["versions"])
 
 
-def markdown(found: Matrix) -> str:
+def markdown(table: Matrix) -> str:
     """As a page shows it: all looks at a capture in one column, a pass in two lines."""
-    passes = [column for column in found.columns if column not in found.looks]
+    passes = [column for column in table.columns if column not in table.looks]
     head = ["", "capture", *(column.replace(".", ".<br>").replace(", ", ",<br>") for column in passes)]
     rows = [
-        [name, _worst(cells[look] for look in found.looks), *(cells[column] for column in passes)]
-        for name, cells in found.cells.items()
+        [name, _worst(cells[probe] for probe in table.looks), *(cells[column] for column in passes)]
+        for name, cells in table.cells.items()
     ]
     rows = [["no" if cell == "refused" else cell for cell in row] for row in rows]
     lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
-    return "\n".join([*lines, "", found.summary + "."])
+    return "\n".join([*lines, "", table.summary + "."])
 
 
 def _worst(cells: Iterable[str]) -> str:
     """Of situations that a model may not know, as padding."""
-    seen = set(cells)
-    return next((state for state in ("refused", "ok") if state in seen), "-")
+    states = set(cells)
+    return next((state for state in ("refused", "ok") if state in states), "-")

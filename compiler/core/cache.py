@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Reject
 from .key_diff import difference
-from .safe_read import check_regular, refuse_odd
+from .safe_read import check_regular, reject_links
 from .sealed_json import (
     HASH,
     SEAL,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import torch
 
 LARGE = 1 << 20  # bytes of a tensor from which on it is worth a file that is mapped
-_DRAFT = re.compile(r"\..+\.\d+")  # as `write_whole` names them
+_DRAFT = re.compile(r"\..+\.\d+")  # as `write_atomic` names them
 
 
 def digest(value: Any) -> str:
@@ -55,15 +55,15 @@ CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # of a folder that can only b
 
 
 def remember(path: Path, data: bytes) -> None:
-    """`write_whole` of what is made again where it is lost: nothing in a folder that can only be read."""
+    """`write_atomic` of what is made again where it is lost: nothing in a folder that can only be read."""
     try:
-        write_whole(path, data)
+        write_atomic(path, data)
     except OSError as error:
         if error.errno not in CLOSED:
             raise
 
 
-def write_whole(path: Path, *data: "bytes | memoryview") -> None:
+def write_atomic(path: Path, *data: "bytes | memoryview") -> None:
     """Write so that a reader sees all of it or nothing, whenever the writer dies."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -123,9 +123,9 @@ class Cache:
         """The folder of a step that is about to run. Raises Reject (cache-closed) where it can't be made, and
         (odd-file) where links lie there: what a step keeps would be written to somebody else's files."""
         if (self.folder / "work").is_symlink():
-            refuse_odd(self.folder / "work")
+            reject_links(self.folder / "work")
         if os.path.lexists(self.work(key)):
-            refuse_odd(self.work(key))
+            reject_links(self.work(key))
         try:
             self.work(key).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -166,12 +166,12 @@ class Cache:
     @staticmethod
     def _check_step(path: Path, body: Mapping[str, Any]) -> None:
         tables = all(isinstance(body.get(name), dict) for name in ("parts", "tensors", "borrowed", "edits", "notes"))
-        made_of = not HASH.fullmatch(path.stem) or (tables and digest(body["parts"]) == path.stem)
+        matches_key = not HASH.fullmatch(path.stem) or (tables and digest(body["parts"]) == path.stem)
         needs = body.get("needs", [])
         listed = isinstance(needs, list) and path.stem not in needs and all(isinstance(key, str) for key in needs)
         if (
             not tables
-            or not made_of
+            or not matches_key
             or not listed
             or body.get("key") != path.stem
             or not all(h is None or (isinstance(h, str) and HASH.fullmatch(h)) for h in body["tensors"].values())
@@ -186,7 +186,7 @@ class Cache:
     def finish(self, key: str, parts: Mapping[str, Any], body: Mapping[str, Any]) -> None:
         """Record a step whose tensors are stored; its scratch is no longer needed."""
         record = {"key": key, "parts": parts, **body}
-        write_whole(self.folder / "steps" / f"{key}.json", sealed(record))
+        write_atomic(self.folder / "steps" / f"{key}.json", sealed(record))
         shutil.rmtree(self.work(key), ignore_errors=True)
 
     # -- tensors ----------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ class Cache:
         name = tensor_hash(tensor)
         path = self.blob(name)
         if not path.is_file():
-            write_whole(path, *_aligned(save({"t": tensor.detach().cpu().contiguous()})))
+            write_atomic(path, *_aligned(save({"t": tensor.detach().cpu().contiguous()})))
         return name
 
     def fetch(self, name: str) -> "torch.Tensor":
@@ -259,7 +259,7 @@ class Cache:
     # -- care -------------------------------------------------------------------------------------------------
     def entries(self) -> list[Entry]:
         """Finished steps, last used first."""
-        found = []
+        entries = []
         for path in (self.folder / "steps").glob("*.json"):
             try:
                 body = self._step(path)
@@ -269,10 +269,10 @@ class Cache:
                 continue
             blobs = [self.blob(h) for h in set(body["tensors"].values()) if h]
             size = sum(b.stat().st_size for b in blobs if b.is_file())
-            found.append(Entry(path.stem, body["parts"], body, size, path.stat().st_mtime))
-        return sorted(found, key=lambda e: -e.used)
+            entries.append(Entry(path.stem, body["parts"], body, size, path.stat().st_mtime))
+        return sorted(entries, key=lambda e: -e.used)
 
-    def why(self, parts: Mapping[str, Any]) -> str:
+    def miss_reason(self, parts: Mapping[str, Any]) -> str:
         """Why a step with these parts is not in the cache: the first part that differs from its nearest kin."""
         kin = [e for e in self.entries() if e.parts.get("step", {}).get("word") == parts["step"]["word"]]
         if not kin:
@@ -292,21 +292,21 @@ class Cache:
             if not HASH.fullmatch(path.name) and not _DRAFT.fullmatch(path.name):
                 yield path, "no name of a tensor"
             elif not _DRAFT.fullmatch(path.name):
-                yield from _refused(path, lambda name=path.name: self.fetch(name))
+                yield from _rejected(path, lambda name=path.name: self.fetch(name))
         for path in sorted((self.folder / "steps").glob("*.json")):
-            wrong = list(_refused(path, lambda path=path: self._step(path)))
-            yield from wrong
-            if not wrong and self._step(path) is None:
+            refusals = list(_rejected(path, lambda path=path: self._step(path)))
+            yield from refusals
+            if not refusals and self._step(path) is None:
                 yield path, "written before steps had seals, and no longer used"
-            elif not wrong and self.step(path.stem) is None:
+            elif not refusals and self.step(path.stem) is None:
                 yield path, "tensors that it names are gone"
         for path in sorted((self.folder / "values").glob("*.json")):
-            yield from _refused(path, lambda path=path: self._value(path))
+            yield from _rejected(path, lambda path=path: self._value(path))
         for path in sorted((*self.folder.glob("skeletons/*.json"), *self.folder.glob("gguf/*.json"))):
-            yield from _refused(path, lambda path=path: read_noted(path, self.folder))
+            yield from _rejected(path, lambda path=path: read_noted(path, self.folder))
         for path in sorted((self.folder / "hashes").glob("*/*")):
             if not _DRAFT.fullmatch(path.name):
-                yield from _refused(path, lambda path=path: read_sealed_hash(path, self.folder))
+                yield from _rejected(path, lambda path=path: read_sealed_hash(path, self.folder))
 
     def collect(self, *, keep_seconds: float) -> int:
         """Drop steps and scratch not used for so long, and tensors that no step names; bytes freed."""
@@ -329,12 +329,12 @@ class Cache:
         horizon, freed = time.time() - STRAY, 0
         for folder, _, names in os.walk(self.folder):  # which minds no folder that vanishes
             for path in (Path(folder, name) for name in names if _DRAFT.fullmatch(name)):
-                if _written(path) < horizon:
+                if _modified_at(path) < horizon:
                     freed += _drop(path)
         return freed
 
 
-def _refused(path: Path, read: Callable[[], Any]) -> Iterator[tuple[Path, str]]:
+def _rejected(path: Path, read: Callable[[], Any]) -> Iterator[tuple[Path, str]]:
     """The path and the reason where a file is refused."""
     try:
         read()
@@ -342,7 +342,7 @@ def _refused(path: Path, read: Callable[[], Any]) -> Iterator[tuple[Path, str]]:
         yield path, reject.diagnostics[0].message.removeprefix(f"{path} ")
 
 
-def _written(path: Path) -> float:
+def _modified_at(path: Path) -> float:
     """When a file was last written, in seconds since the epoch; never where another run has just dropped it."""
     try:
         return path.stat().st_mtime
@@ -366,8 +366,8 @@ def _aligned(file: bytes) -> tuple[bytes, memoryview]:
     from the cache than after it was made.
     """
     end = 8 + int.from_bytes(file[:8], "little")
-    room = -end % ALIGNMENT
-    return (end - 8 + room).to_bytes(8, "little") + file[8:end] + b" " * room, memoryview(file)[end:]
+    padding = -end % ALIGNMENT
+    return (end - 8 + padding).to_bytes(8, "little") + file[8:end] + b" " * padding, memoryview(file)[end:]
 
 
 def tensor_hash(tensor: "torch.Tensor") -> str:
@@ -376,7 +376,7 @@ def tensor_hash(tensor: "torch.Tensor") -> str:
 
     flat = tensor.detach().cpu().contiguous()
     head = f"{flat.dtype} {tuple(flat.shape)} ".encode()
-    found = hashlib.sha256(head)
+    hasher = hashlib.sha256(head)
     if flat.numel():
-        found.update(memoryview(flat.view(-1).view(torch.uint8).numpy()))
-    return found.hexdigest()
+        hasher.update(memoryview(flat.view(-1).view(torch.uint8).numpy()))
+    return hasher.hexdigest()

@@ -1,4 +1,4 @@
-"""How long the searches of a compile may take, and what came of one that had no more time."""
+"""Time limit for the searches of a compile, and the record of a search that it stopped."""
 
 import time
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ class TimeUp(Exception):
 
 @dataclass(frozen=True)
 class Stop:
-    """Where a search stopped: `reached` in words, `facts` as they are part of its result's key."""
+    """Record of a stopped search: `reached` in words, `facts` as they are part of its result's key."""
 
     reached: str
     facts: dict[str, Any]
@@ -40,13 +40,13 @@ class Deadline:
     """The time that searches have from now on, in seconds. Other work is not cut short: it has no best so far."""
 
     def __init__(self, allowed: float):
-        self.allowed, self.began = allowed, time.monotonic()
+        self.allowed, self.started_at = allowed, time.monotonic()
         self.stop: Stop | None = None
         self._breaks = False
 
     @property
     def elapsed(self) -> float:
-        return time.monotonic() - self.began
+        return time.monotonic() - self.started_at
 
     @contextmanager
     def breaking(self) -> Iterator[None]:
@@ -64,16 +64,16 @@ class Deadline:
             raise TimeUp
 
     def claim(self) -> Stop | None:
-        """Where the running search stopped, told once."""
+        """Record of the stop of the running search; returned once."""
         stop, self.stop = self.stop, None
         return stop
 
-    def too_short(self, what: str, more: float) -> Reject:
-        """For the first decision of a search; it takes about so many seconds `more`."""
-        least = self.elapsed + more
+    def too_short(self, decision: str, remaining: float) -> Reject:
+        """For the first decision of a search; it takes about so many seconds `remaining`."""
+        least = self.elapsed + remaining
         return Reject(
             no_time(
-                f"{seconds(self.allowed)} are too short for {what}: that takes about {seconds(least)}",
+                f"{seconds(self.allowed)} are too short for {decision}: that takes about {seconds(least)}",
                 help=f"give `--max-time {flag(1.1 * least)}` or more, or none; what was scored so far is kept",
             )
         )

@@ -4,7 +4,7 @@ import os
 import warnings
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from .memory import room_for
+from .memory import bytes_for
 from .quantity import size
 
 unknown_device = Fault("unknown-device", "`--device` names no kind of device that torch knows.", exit="usage")
@@ -28,8 +28,8 @@ def choose(name: str) -> str:
         return name
     import torch
 
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return "cpu" if found is None else found.type
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if accelerator is None else accelerator.type
 
 
 def check_device(name: str) -> None:
@@ -70,15 +70,15 @@ def spare(name: str) -> int | None:
     """Bytes of a device that nobody holds, where it says."""
     import torch
 
-    look = getattr(torch.get_device_module(name), "mem_get_info", None)
-    return int(look(torch.device(name))[0]) if look else None
+    mem_get_info = getattr(torch.get_device_module(name), "mem_get_info", None)
+    return int(mem_get_info(torch.device(name))[0]) if mem_get_info else None
 
 
-def room_on(device: str, max_memory: int | None) -> int:
-    """Bytes as `room_for`, on a device: at most half of its free memory, and at most what the CPU would get."""
+def bytes_on(device: str, max_memory: int | None) -> int:
+    """Bytes as `bytes_for`, on a device: at most half of its free memory, and at most what the CPU would get."""
     free = None if device == "cpu" else spare(device)
-    room = room_for(max_memory)
-    return room if free is None else min(room, free // 2)
+    limit = bytes_for(max_memory)
+    return limit if free is None else min(limit, free // 2)
 
 
 def let_go(name: str) -> None:
@@ -90,11 +90,11 @@ def let_go(name: str) -> None:
         empty()
 
 
-def no_room(name: str, what: str) -> Diagnostic:
-    """That a device has no room for something."""
+def out_of_device_memory(name: str, label: str) -> Diagnostic:
+    """Diagnostic for a device that is out of memory."""
     left = spare(name)
     had = "" if left is None else f": {size(left)} are left"
     return device_full(
-        f"{what} takes more memory than {name} has{had}",
+        f"{label} takes more memory than {name} has{had}",
         help="compile with --device cpu, which reads weights from disk as they are needed, or give shorter rows",
     )

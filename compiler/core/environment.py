@@ -1,4 +1,4 @@
-"""What this machine and this Python offer: package versions against the ranges effc states, instruction sets.
+"""Environment of this machine and this Python: package versions against the ranges effc states, instruction sets.
 
 The ranges are read from the installed metadata, so pyproject.toml is the one place that states them.
 """
@@ -52,38 +52,38 @@ class Package:
 
 def packages() -> list[Package]:
     """Every package of the installed metadata, required ones first, test tools left out."""
-    found = []
+    result = []
     for text in metadata.requires("effc") or ():
         name, spread, group = _requirement(text)
         if group not in ("test", "dev"):
-            found.append(Package(name, spread, group, installed(name)))
-    return sorted(found, key=lambda p: p.group != "")
+            result.append(Package(name, spread, group, installed(name)))
+    return sorted(result, key=lambda p: p.group != "")
 
 
 def distributions() -> dict[str, metadata.Distribution]:
     """Installed distributions that effc asks for, and that these ask for without an extra, by plain name."""
-    found: dict[str, metadata.Distribution] = {}
+    closure: dict[str, metadata.Distribution] = {}
     waiting = ["effc", *(p.name for p in packages())]
     while waiting:
         name = waiting.pop()
-        if _plain(name) in found:
+        if _plain(name) in closure:
             continue
         try:
-            found[_plain(name)] = package = metadata.distribution(name)
+            closure[_plain(name)] = package = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue
         if _plain(name) != "effc":
             waiting += [name for name, _, group in map(_requirement, package.requires or ()) if not group]
-    return found
+    return closure
 
 
 def check_packages(names: Iterable[str] = ()) -> None:
     """Reject required packages (or those named) that are missing or outside their range."""
-    wanted = {_plain(n) for n in names}
-    chosen = [p for p in packages() if (_plain(p.name) in wanted if wanted else not p.group)]
-    wrong = [complaint(p) for p in dict.fromkeys(chosen) if p.state != "ok"]
-    if wrong:
-        raise Reject(*wrong)
+    selected = {_plain(n) for n in names}
+    chosen = [p for p in packages() if (_plain(p.name) in selected if selected else not p.group)]
+    problems = [complaint(p) for p in dict.fromkeys(chosen) if p.state != "ok"]
+    if problems:
+        raise Reject(*problems)
 
 
 def check_modules(modules: Iterable[str], group: str, user: str) -> None:

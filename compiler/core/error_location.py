@@ -9,14 +9,14 @@ from ...dsl.syntax.source import Span
 
 
 @contextmanager
-def placed(at: Span | Invocation | None) -> Iterator[None]:
+def with_location(at: Span | Invocation | None) -> Iterator[None]:
     """A diagnostic that has no place gets this one; of a call, that of the argument which it blames."""
     try:
         yield
-    except Reject as refused:
+    except Reject as rejection:
         if isinstance(at, Invocation):
-            raise Reject(*(d.at(blamed(at, d)) for d in refused.diagnostics)) from refused
-        raise Reject(*(d.at(at) for d in refused.diagnostics)) from refused
+            raise Reject(*(d.at(blamed(at, d)) for d in rejection.diagnostics)) from rejection
+        raise Reject(*(d.at(at) for d in rejection.diagnostics)) from rejection
 
 
 def blamed(call: Invocation, diagnostic: Diagnostic) -> Span | None:

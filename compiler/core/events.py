@@ -1,4 +1,4 @@
-"""What happens during a compile, as frozen records given to one callable.
+"""Events of a compile, as frozen records passed to one callable.
 
 Renderers (bars on a terminal, plain lines, JSON lines) live in compiler/core/progress_bars.py; nothing below the
 command line prints.
@@ -82,7 +82,7 @@ class StageEnded(Event):
 
 @dataclass(frozen=True)
 class Said(Event):
-    """What a stage found worth saying, in one line."""
+    """Remark of a stage, in one line."""
 
     message: str
 
@@ -114,9 +114,9 @@ _listener: ContextVar[Listener] = ContextVar("listener", default=silent)
 
 
 @contextmanager
-def hear(tell: Listener) -> Iterator[None]:
-    """Make `tell` the listener of what `follow` and `announce` say inside."""
-    token = _listener.set(tell)
+def hear(listener: Listener) -> Iterator[None]:
+    """Make `listener` the listener of what `follow` and `announce` say inside."""
+    token = _listener.set(listener)
     try:
         yield
     finally:
@@ -148,14 +148,14 @@ def tick(label: str, note: str = "") -> None:
     _listener.get()(Ticked(label, 0, 0, note))
 
 
-def each(items: Iterable[T], label: str, tell: Listener, total: int | None = None) -> Iterator[T]:
+def each(items: Iterable[T], label: str, listener: Listener, total: int | None = None) -> Iterator[T]:
     """Iterate and tell how far it is, at most ten times a second."""
     items = list(items) if total is None else items
     total = len(items) if total is None else total  # type: ignore[arg-type]
     last = 0.0
     for done, item in enumerate(items):
         if time.monotonic() - last > 0.1:
-            tell(Ticked(label, done, total))
+            listener(Ticked(label, done, total))
             last = time.monotonic()
         yield item
-    tell(Ticked(label, total, total))
+    listener(Ticked(label, total, total))

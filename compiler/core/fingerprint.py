@@ -34,13 +34,13 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide results, and of effc."""
-    found = {}
+    result = {}
     for name in (*_LIBRARIES, "effc"):
         try:
-            found[name] = metadata.version(name)
+            result[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return result
 
 
 def _isa() -> str:
@@ -50,7 +50,7 @@ def _isa() -> str:
 
 
 def cpus() -> int:
-    """How many processors this process may use."""
+    """Number of processors that this process may use."""
     from ...kernels.cores import usable_cores
 
     return usable_cores()

@@ -4,30 +4,30 @@ from collections.abc import Sequence
 from html import escape
 
 # A point: its number or name, and its values at the two measures.
-Drawn = tuple[str, float, float]
+ChartPoint = tuple[str, float, float]
 COLUMNS, ROWS = 56, 14
 WIDTH, HEIGHT, EDGE = 640, 400, 60
 
 
-def text(points: Sequence[Drawn], across: str, up: str) -> str:
+def text(points: Sequence[ChartPoint], across: str, up: str) -> str:
     """A plot of numbers: `across` grows to the right, `up` upwards; what lies on the same place shares it."""
     grid = [[" "] * (COLUMNS + 3) for _ in range(ROWS)]
-    for name, x, y in reversed(_placed(points, COLUMNS - 1, ROWS - 1)):
+    for name, x, y in reversed(_scaled(points, COLUMNS - 1, ROWS - 1)):
         for i, letter in enumerate(name[:3]):
             grid[ROWS - 1 - round(y)][round(x) + i] = letter
     lines = [f"  {up}", *(f"  |{''.join(row).rstrip()}" for row in grid), f"  +{'-' * COLUMNS}", f"   {across}"]
     return "\n".join(lines)
 
 
-def svg(points: Sequence[Drawn], across: str, up: str) -> str:
-    """The same as a picture on its own."""
-    drawn = []
-    ends = {axis: (min(p[axis] for p in points), max(p[axis] for p in points)) for axis in (1, 2)}
-    for name, x, y in _placed(points, WIDTH - 2 * EDGE, HEIGHT - 2 * EDGE):
+def svg(points: Sequence[ChartPoint], across: str, up: str) -> str:
+    """Chart as a standalone SVG."""
+    marks = []
+    extents = {axis: (min(p[axis] for p in points), max(p[axis] for p in points)) for axis in (1, 2)}
+    for name, x, y in _scaled(points, WIDTH - 2 * EDGE, HEIGHT - 2 * EDGE):
         cx, cy = EDGE + x, HEIGHT - EDGE - y
-        drawn.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4"/>')
-        drawn.append(f'<text x="{cx + 7:.1f}" y="{cy - 6:.1f}">{escape(name)}</text>')
-    (left, right), (low, high) = ends[1], ends[2]
+        marks.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4"/>')
+        marks.append(f'<text x="{cx + 7:.1f}" y="{cy - 6:.1f}">{escape(name)}</text>')
+    (left, right), (low, high) = extents[1], extents[2]
     bottom = HEIGHT - EDGE + 22
     labels = [
         (EDGE, bottom, "start", f"{left:.4g}"),
@@ -37,18 +37,18 @@ def svg(points: Sequence[Drawn], across: str, up: str) -> str:
         (EDGE - 8, EDGE, "end", f"{high:.4g}"),
         (EDGE, EDGE - 24, "start", up),
     ]
-    words = [f'<text x="{x:g}" y="{y:g}" text-anchor="{at}">{escape(said)}</text>' for x, y, at, said in labels]
+    words = [f'<text x="{x:g}" y="{y:g}" text-anchor="{at}">{escape(label)}</text>' for x, y, at, label in labels]
     frame = f'<path d="M{EDGE} {EDGE - 12}V{HEIGHT - EDGE}H{WIDTH - EDGE}" fill="none" stroke="#888"/>'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
-    return "\n".join([f'{head}font-size="12">', frame, *drawn, *words, "</svg>"])
+    return "\n".join([f'{head}font-size="12">', frame, *marks, *words, "</svg>"])
 
 
-def _placed(points: Sequence[Drawn], wide: float, high: float) -> list[Drawn]:
+def _scaled(points: Sequence[ChartPoint], wide: float, high: float) -> list[ChartPoint]:
     """Values as places from 0 to `wide` and to `high`; the middle where all are the same."""
 
-    def scaled(values: Sequence[float], room: float) -> list[float]:
+    def scaled(values: Sequence[float], extent: float) -> list[float]:
         least, spread = min(values), max(values) - min(values)
-        return [(v - least) / spread * room if spread else room / 2 for v in values]
+        return [(v - least) / spread * extent if spread else extent / 2 for v in values]
 
     over = (scaled([p[1] for p in points], wide), scaled([p[2] for p in points], high))
     return [(p[0], x, y) for p, x, y in zip(points, *over, strict=True)]

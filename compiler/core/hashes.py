@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...dsl.syntax.diagnostics import Reject
-from .cache import digest, write_whole
+from .cache import digest, write_atomic
 from .events import follow
 from .sealed_json import cache_damaged, read_sealed_hash, sealed_hash
 
@@ -22,18 +22,18 @@ def file_hash(path: Path, cache_dir: Path) -> str:
     path = path.resolve()
     fact = path.stat()
     name = digest([str(path), fact.st_size, fact.st_mtime_ns, fact.st_ino])
-    kept = cache_dir / "hashes" / name[:2] / name
+    entry = cache_dir / "hashes" / name[:2] / name
     try:
-        if known := read_sealed_hash(kept, cache_dir):
+        if known := read_sealed_hash(entry, cache_dir):
             return known
-    except Reject as refused:  # one that is damaged is made again; `effc cache verify` names it
-        if refused.diagnostics[0].fault is not cache_damaged:
+    except Reject as rejection:  # one that is damaged is made again; `effc cache verify` names it
+        if rejection.diagnostics[0].fault is not cache_damaged:
             raise
-    found = read_hash(path)
+    content_hash = read_hash(path)
     if time.time() - fact.st_mtime > SETTLED and _is_same(fact, path.stat()):
         with suppress(OSError):  # a cache that can only be read: hashed again next time
-            write_whole(kept, sealed_hash(name, found))
-    return found
+            write_atomic(entry, sealed_hash(name, content_hash))
+    return content_hash
 
 
 def _is_same(before: os.stat_result, after: os.stat_result) -> bool:
@@ -47,8 +47,8 @@ def read_hash(path: Path) -> str:
     with open(path, "rb", buffering=0) as file:
         for _ in follow(range(parts), f"hashing {path.name}, pieces of 16 MiB", parts):
             digest_.update(file.read(PIECE))
-        while more := file.read(PIECE):  # it grew since its size was taken
-            digest_.update(more)
+        while piece := file.read(PIECE):  # it grew since its size was taken
+            digest_.update(piece)
     return digest_.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What a long pass remembers: an append-only file that survives being killed at any byte."""
+"""Journal of a long pass: an append-only file that survives being killed at any byte."""
 
 import hashlib
 import json
@@ -23,14 +23,14 @@ class Journal:
             self._read()
 
     def _read(self) -> None:
-        whole = 0
+        sound_bytes = 0
         for line in self.path.read_bytes().splitlines(keepends=True):
             record = _parse(line)
             if record is None:
                 break
             self.known[record[0]] = record[1]
-            whole += len(line)
-        os.truncate(self.path, whole)  # what follows a torn line was never answered
+            sound_bytes += len(line)
+        os.truncate(self.path, sound_bytes)  # what follows a torn line was never answered
 
     def remember(self, key: str, compute: Callable[[], Any]) -> Any:
         """The value of `key`, computed once; on disk before it is returned."""

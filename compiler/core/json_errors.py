@@ -1,4 +1,4 @@
-"""Where text that should be JSON in UTF-8 breaks, in a few words: libraries word it too variously to quote."""
+"""Short descriptions of errors in JSON text, as the messages of libraries vary too much to quote."""
 
 import json
 import re
@@ -17,14 +17,14 @@ def breakage(error: Exception) -> str:
     return "it is nested too deep" if isinstance(error, RecursionError) else str(error)
 
 
-def is_want_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether a library ran out of memory, by its class or its words."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or any(text in str(error) for text in _EMPTY)
 
 
 def first_line(error: BaseException) -> str:
-    """What a library said first, short enough for a note: lines that only announce the next are read on from."""
+    """First line of a library's message, short enough for a note; lines that only announce the next are skipped."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     while len(lines) > 1 and lines[0].endswith(":"):
         lines[:2] = [lines[1] if _ANNOUNCES.match(lines[0]) else f"{lines[0]} {lines[1]}"]

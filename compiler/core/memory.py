@@ -1,4 +1,4 @@
-"""How much memory this process holds, and a bound on it."""
+"""Memory of this process, and a limit on it."""
 
 import ctypes
 import threading
@@ -17,7 +17,7 @@ LARGE = 0.25  # of the memory, for a copy of weights
 _STATUS = Path("/proc/self/status")
 
 
-def held() -> int:
+def anonymous_bytes() -> int:
     """Bytes of anonymous memory: file-backed pages (mapped weights) can be dropped and don't count.
 
     0 where the system doesn't tell.
@@ -28,17 +28,17 @@ def held() -> int:
     return sum(int(rows.get(name, "0 kB").split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Have the allocator return what was freed to the system, where it can be told to (glibc)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if _STATUS.exists() else None
     if trim is not None:
         trim(0)
 
 
-def at_rest() -> int:
-    """What is held once freed memory went back, as before every stage."""
-    give_back()
-    return held()
+def baseline_memory() -> int:
+    """Bytes in use after freed memory was returned, as before every stage."""
+    trim_heap()
+    return anonymous_bytes()
 
 
 class Watch:
@@ -47,8 +47,8 @@ class Watch:
     `check` raises once the bound has been passed: passes call it through `ctx.each`.
     """
 
-    def __init__(self, limit: int | None = None, every: float = 0.02):
-        self.limit, self.every = limit, every
+    def __init__(self, limit: int | None = None, interval_s: float = 0.02):
+        self.limit, self.interval = limit, interval_s
         self.peak = 0
         self._stop = threading.Event()
 
@@ -63,8 +63,8 @@ class Watch:
 
     def _sample(self) -> None:
         while not self._stop.is_set():
-            self.peak = max(self.peak, held())
-            self._stop.wait(self.every)
+            self.peak = max(self.peak, anonymous_bytes())
+            self._stop.wait(self.interval)
 
     def check(self) -> None:
         if self.limit is not None and self.peak > self.limit:
@@ -76,16 +76,16 @@ class Watch:
             )
 
 
-def room_for(limit: int | None, share: float = 0.5, most: int = 4 << 30) -> int:
+def bytes_for(limit: int | None, share: float = 0.5, max_bytes: int = 4 << 30) -> int:
     """Bytes that a stage may spend on keeping what it could compute again.
 
     A share of what the bound leaves above what is held now; without a bound, of what the system has to spare.
     """
-    spare = limit - held() if limit is not None else available()
-    return max(0, min(int(share * spare), most))
+    spare = limit - anonymous_bytes() if limit is not None else available()
+    return max(0, min(int(share * spare), max_bytes))
 
 
-def holds(weights: int) -> bool:
+def fits_in_memory(weights: int) -> bool:
     """Whether the machine's memory holds so many bytes of weights at once, with room for what else there is."""
     total = memory()
     return total is None or weights < SHARE * total

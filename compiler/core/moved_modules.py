@@ -9,7 +9,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 # Packages are here for their submodules' sake.
-MOVED = {
+MODULE_ALIASES = {
     "effc.compiler.api": "effc.compiler.driver.api",
     "effc.compiler.federation": "effc.compiler.apps.federation",
     "effc.compiler.federation.flower": "effc.compiler.apps.federation.flower",
@@ -23,21 +23,23 @@ MOVED = {
 }
 
 
-class MovedModules(MetaPathFinder, Loader):
-    """Finder of the names in `MOVED`; importing one warns and gives the module at its new path."""
+class ModuleAliases(MetaPathFinder, Loader):
+    """Finder of the names in `MODULE_ALIASES`; importing one warns and gives the module at its new path."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return ModuleSpec(fullname, self) if fullname in MOVED else None
+        return ModuleSpec(fullname, self) if fullname in MODULE_ALIASES else None
 
     def exec_module(self, module: ModuleType) -> None:
         old = module.__name__
-        warnings.warn(f"{old} is {MOVED[old]} now; the old path goes with 0.3", DeprecationWarning, stacklevel=2)
-        sys.modules[old] = import_module(MOVED[old])
+        warnings.warn(
+            f"{old} is {MODULE_ALIASES[old]} now; the old path goes with 0.3", DeprecationWarning, stacklevel=2
+        )
+        sys.modules[old] = import_module(MODULE_ALIASES[old])
 
 
 def install() -> None:
     """Let `import` know the old paths; nothing is imported before it is used."""
-    if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
-        sys.meta_path.append(MovedModules())
+    if not any(isinstance(finder, ModuleAliases) for finder in sys.meta_path):
+        sys.meta_path.append(ModuleAliases())

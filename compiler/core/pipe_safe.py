@@ -8,11 +8,11 @@ class Spout(FileIO):
     """A file or stream that turns into /dev/null when its reader has left; stdout and stderr do so whatever they can't
     take, so that no verb breaks off where it says something.
 
-    lost   whether nobody hears it any more
+    is_disconnected  whether nobody hears it any more
     full   why stdout could not take an answer, of which somebody has to be told in the end
     """
 
-    lost = False
+    is_disconnected = False
     full: OSError | None = None
 
     def write(self, data) -> int:
@@ -23,8 +23,8 @@ class Spout(FileIO):
                 if self.fileno() > 2:
                     raise
                 self.full = error
-        self.lost = True
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, self.fileno())  # processes and libraries that write there by themselves outlive it, too
-        os.close(nothing)
+        self.is_disconnected = True
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, self.fileno())  # processes and libraries that write there by themselves outlive it, too
+        os.close(devnull)
         return len(data)

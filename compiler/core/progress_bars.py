@@ -42,11 +42,11 @@ class Renderer(ABC):
             match event:
                 case StageBegan():
                     self.stage, self.tick, self.pace = event, None, None
-                    self.began(event)
+                    self.stage_started(event)
                 case Ticked():
                     if self.stage is None:  # before the first: hashing, finding structure
                         self.stage = StageBegan("plan", at=event.at)
-                        self.began(self.stage)
+                        self.stage_started(self.stage)
                     if self.pace is None or not self.pace.fits(event):
                         self.pace = Pace(event)
                     self.tick = event
@@ -56,7 +56,7 @@ class Renderer(ABC):
                 case StageEnded():
                     if self.stage and self.stage.stage != event.stage:
                         self.stage = None  # one that was cached never began
-                    self.ended(event)
+                    self.stage_finished(event)
                     if event.dump:
                         self.line(event.dump.rstrip("\n"))
                     self.stage = self.tick = self.pace = None
@@ -68,7 +68,7 @@ class Renderer(ABC):
                     self.line(event.message)
 
     @abstractmethod
-    def began(self, event: StageBegan) -> None: ...
+    def stage_started(self, event: StageBegan) -> None: ...
 
     @abstractmethod
     def ticked(self, event: Ticked) -> None: ...
@@ -78,7 +78,7 @@ class Renderer(ABC):
             self.line(f"       {event.name}  {measured(event.value, event.unit)}")
 
     @abstractmethod
-    def ended(self, event: StageEnded) -> None: ...
+    def stage_finished(self, event: StageEnded) -> None: ...
 
     @abstractmethod
     def line(self, text: str) -> None: ...
@@ -90,18 +90,18 @@ class Renderer(ABC):
     def __exit__(self, *error) -> None: ...
 
 
-def summary(began: StageBegan | None, ended: StageEnded) -> str:
+def summary(start: StageBegan | None, end: StageEnded) -> str:
     """One line for a finished stage: `2/6  thin  prune.channels  -0.44 M params  12 s  peak 1.2 GiB`."""
-    place = f"{began.index}/{began.total}" if began and began.total else ""
-    about = began.about if began else ""
-    cost = "cached" if ended.cached else seconds(ended.seconds)
-    peak = f"peak {size(ended.peak_bytes)}" if ended.peak_bytes and not ended.cached else ""
-    head = f"{place:>5}  {ended.stage:<12}"
-    return "  ".join(part for part in (head, about, ended.change, cost, peak) if part).rstrip()
+    position = f"{start.index}/{start.total}" if start and start.total else ""
+    description = start.about if start else ""
+    cost = "cached" if end.cached else seconds(end.seconds)
+    peak = f"peak {size(end.peak_bytes)}" if end.peak_bytes and not end.cached else ""
+    head = f"{position:>5}  {end.stage:<12}"
+    return "  ".join(part for part in (head, description, end.change, cost, peak) if part).rstrip()
 
 
 class Pace:
-    """How fast the items of one label go, counted from its first event: what came before is no measure of them."""
+    """Rate of the items of one label, counted from its first event."""
 
     def __init__(self, first: Ticked):
         self.first = first
@@ -110,10 +110,10 @@ class Pace:
         """Whether an event goes on with the same work: labels may count (`cut 3, % of the budget`)."""
         return (_DIGITS.sub("", event.label), event.total) == (_DIGITS.sub("", self.first.label), self.first.total)
 
-    def left(self, tick: Ticked, now: float) -> float | None:
-        """Seconds until all are done, `now` in seconds since the epoch; None where nothing is known yet."""
-        done, taken = tick.done - self.first.done, now - self.first.at
-        return taken * (tick.total - tick.done) / done if done > 0 and taken > 0 else None
+    def left(self, tick: Ticked, at: float) -> float | None:
+        """Seconds until all are done, `at` in seconds since the epoch; None where nothing is known yet."""
+        done, elapsed = tick.done - self.first.done, at - self.first.at
+        return elapsed * (tick.total - tick.done) / done if done > 0 and elapsed > 0 else None
 
 
 _DIGITS = re.compile(r"\d+")
@@ -123,15 +123,15 @@ def doing(tick: Ticked | None) -> str:
     """`scoring 34/60, best 21.3`; of work in one piece only its name, and what comes then."""
     if tick is None:
         return "running"
-    counted = f"{tick.label} {tick.done}/{tick.total}" if tick.total else tick.label
-    return f"{counted}, {tick.note}" if tick.note else counted
+    progress = f"{tick.label} {tick.done}/{tick.total}" if tick.total else tick.label
+    return f"{progress}, {tick.note}" if tick.note else progress
 
 
 def standing(stage: StageBegan, tick: Ticked | None, elapsed: float, left: float | None = None) -> str:
     """One line for a stage that runs: `2/6  thin  scoring 34/60, best 21.3  (45 s, about 30 s left)`."""
-    place = f"{stage.index}/{stage.total}" if stage.total else ""
-    more = "" if left is None else ", less than a second left" if left < 1 else f", about {seconds(left)} left"
-    return f"{place:>5}  {stage.stage:<12}  … {doing(tick)}  ({seconds(elapsed)}{more})"
+    position = f"{stage.index}/{stage.total}" if stage.total else ""
+    remaining = "" if left is None else ", less than a second left" if left < 1 else f", about {seconds(left)} left"
+    return f"{position:>5}  {stage.stage:<12}  … {doing(tick)}  ({seconds(elapsed)}{remaining})"
 
 
 class Plain(Renderer):
@@ -141,19 +141,19 @@ class Plain(Renderer):
         super().__init__(stream, verbose)
         self.heartbeat = heartbeat
         self.stop = threading.Event()
-        self.since = self.said = time.monotonic()
+        self.since = self.last_line_at = time.monotonic()
 
-    def began(self, event: StageBegan) -> None:
-        self.since = self.said = time.monotonic()
+    def stage_started(self, event: StageBegan) -> None:
+        self.since = self.last_line_at = time.monotonic()
 
     def ticked(self, event: Ticked) -> None:
         pass  # the heartbeat tells how far it is
 
-    def ended(self, event: StageEnded) -> None:
+    def stage_finished(self, event: StageEnded) -> None:
         self.line(summary(self.stage, event))
 
     def line(self, text: str) -> None:
-        self.said = time.monotonic()
+        self.last_line_at = time.monotonic()
         print(visible(text), file=self.stream, flush=True)
 
     def __enter__(self) -> "Plain":
@@ -166,10 +166,10 @@ class Plain(Renderer):
     def _beat(self) -> None:
         while not self.stop.wait(min(1.0, self.heartbeat / 4)):
             with self.lock:
-                now = time.monotonic()
-                if self.stage and now - self.said >= self.heartbeat:
+                at = time.monotonic()
+                if self.stage and at - self.last_line_at >= self.heartbeat:
                     left = self.pace.left(self.tick, time.time()) if self.pace and self.tick else None
-                    self.line(standing(self.stage, self.tick, now - self.since, left))
+                    self.line(standing(self.stage, self.tick, at - self.since, left))
 
 
 class Bars(Renderer):
@@ -194,10 +194,10 @@ class Bars(Renderer):
         )
         self.task: TaskID | None = None
 
-    def began(self, event: StageBegan) -> None:
+    def stage_started(self, event: StageBegan) -> None:
         self._drop()
-        place = f"{event.index}/{event.total}" if event.total else ""
-        self.task = self.progress.add_task(event.about, total=None, stage=event.stage, place=place, state="")
+        position = f"{event.index}/{event.total}" if event.total else ""
+        self.task = self.progress.add_task(event.about, total=None, stage=event.stage, place=position, state="")
 
     def ticked(self, event: Ticked) -> None:
         if self.task is not None:
@@ -220,7 +220,7 @@ class Bars(Renderer):
                 state="  ".join(filter(None, state)),
             )
 
-    def ended(self, event: StageEnded) -> None:
+    def stage_finished(self, event: StageEnded) -> None:
         self._drop()
         self.line(f"[green]✓[/green]{_escaped(summary(self.stage, event))}", markup=True)
 
@@ -268,30 +268,30 @@ def listening(
     color: bool = True,
     verbose: int = 0,
     events: Path | None = None,
-    warned: Callable[[Warned, bool], None] = lambda event, shown: None,
+    warned: Callable[[Warned, bool], None] = lambda event, displayed: None,
 ) -> Iterator[Listener]:
     """Listener for a command, alive inside the `with`.
 
     warned   hears every warning, and whether the progress shows it already
     """
     with ExitStack() as stack:
-        heard: list[Listener] = [partial(_pass_on, warned, progress and not quiet)]
+        listeners: list[Listener] = [partial(_pass_on, warned, progress and not quiet)]
         if progress and not quiet:
             renderer = Bars(sys.stderr, verbose, color) if bars else Plain(sys.stderr, verbose)
-            heard.append(stack.enter_context(renderer))
+            listeners.append(stack.enter_context(renderer))
         if events:
             file = TextIOWrapper(BufferedWriter(Spout(events, "w")), encoding="utf-8")  # a pipe's reader may leave
-            heard.append(Lines(stack.enter_context(file)))
-        tell = partial(_all, heard)
-        with hear(tell):
-            yield tell
+            listeners.append(Lines(stack.enter_context(file)))
+        listener = partial(_all, listeners)
+        with hear(listener):
+            yield listener
 
 
-def _pass_on(warned: Callable[[Warned, bool], None], shown: bool, event: Event) -> None:
+def _pass_on(warned: Callable[[Warned, bool], None], displayed: bool, event: Event) -> None:
     if isinstance(event, Warned):
-        warned(event, shown)
+        warned(event, displayed)
 
 
-def _all(heard: list[Listener], event: Event) -> None:
-    for tell in heard:
-        tell(event)
+def _all(listeners: list[Listener], event: Event) -> None:
+    for listener in listeners:
+        listener(event)

@@ -31,7 +31,7 @@ def count(value: float) -> str:
     """`134.5 M` for 134515008; small whole numbers as they are."""
     for size, letter in _LARGE:
         if abs(value) >= size and (size > 1e3 or abs(value) >= 1e4):
-            return f"{value / size:.{_places(value / size)}f} {letter}"
+            return f"{value / size:.{_decimals(value / size)}f} {letter}"
     return digits(value)
 
 
@@ -44,7 +44,7 @@ def size(value: float) -> str:
     """Bytes in binary units: `256.6 MiB`."""
     for scale, name in _BYTES:
         if abs(value) >= scale:
-            return f"{value / scale:.{_places(value / scale)}f} {name}"
+            return f"{value / scale:.{_decimals(value / scale)}f} {name}"
     return f"{value:.0f} B"
 
 
@@ -58,10 +58,10 @@ def seconds(value: float) -> str:
         return f"{value * 1e3:.{1 if value < 0.1 else 0}f} ms"
     if value < 60:
         return f"{value:.{1 if value < 10 else 0}f} s"
-    whole = round(value)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    rounded = round(value)
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60} min"
 
 
 def measured(value: float, unit: str = "") -> str:
@@ -79,14 +79,14 @@ def measured(value: float, unit: str = "") -> str:
     return f"{digits(value)} {unit}".rstrip()
 
 
-def tell_apart(one: float, other: float, unit: str = "") -> tuple[str, str]:
+def distinct_texts(one: float, other: float, unit: str = "") -> tuple[str, str]:
     """Two values of a metric, with as many digits as tell them apart: `1,542,273` and `1,542,272`."""
     short = measured(one, unit), measured(other, unit)
     if short[0] != short[1] or one == other:
         return short
-    whole = [f"{v:,.0f}" if float(v).is_integer() else f"{v:.12g}" for v in (one, other)]
+    texts = [f"{v:,.0f}" if float(v).is_integer() else f"{v:.12g}" for v in (one, other)]
     behind = "" if unit in ("params", "parameters") else f" {unit}".rstrip()
-    return f"{whole[0]}{behind}", f"{whole[1]}{behind}"
+    return f"{texts[0]}{behind}", f"{texts[1]}{behind}"
 
 
 def change(before: float, after: float) -> str:
@@ -99,10 +99,10 @@ def change(before: float, after: float) -> str:
     return f"{share:+.{0 if abs(share) >= 100 else 1}f} %"
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
+def count_text(number: int, noun: str, plural: str = "") -> str:
     """`1 step`, `3 steps`."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
-def _places(value: float) -> int:
+def _decimals(value: float) -> int:
     return 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 
-odd_file = Fault(
+irregular_file = Fault(
     "odd-file",
     "A file of a model, an artifact or a cache is no ordinary file, leads out of its folder, or is far too large.\n\n"
     "Such folders may come from anybody: a link to a device would be read without end, and a pipe waits for ever.",
@@ -25,22 +25,22 @@ _SPARSE = 1 << 34  # bytes above which a file of holes, which costs nothing to s
 DATA = 1 << 36  # bytes of a text that somebody learns from
 _DEEPEST = 100  # of lists and objects in JSON: what effc and transformers write has a tenth of it
 # What it raises to take data apart that is of another form than was thought.
-MISFIT = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 _PARTS = 500  # dots of a line of TOML
 _DIGITS = 300  # of a whole number
 _HELP = "name an ordinary file; if it came with a folder, fetch that again from somebody whom you trust"
 
 
-def read_regular(path: Path, most: int, within: Path | None = None) -> bytes:
-    """The bytes of a regular file of at most `most` bytes. Raises OSError as `open` does, and Reject (odd-file).
+def read_regular(path: Path, max_bytes: int, within: Path | None = None) -> bytes:
+    """The bytes of a regular file of at most `max_bytes` bytes. Raises OSError as `open` does, and Reject (odd-file).
 
     within   a folder that links may not lead out of
     """
-    check_regular(path, most, within)
+    check_regular(path, max_bytes, within)
     with open_regular(path) as file:
-        data = file.read(min(os.fstat(file.fileno()).st_size, most) + 1)
-    if len(data) > most:
-        raise Reject(odd_file(f"{path} has more than {most} bytes", help=_HELP))
+        data = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
+    if len(data) > max_bytes:
+        raise Reject(irregular_file(f"{path} has more than {max_bytes} bytes", help=_HELP))
     return data
 
 
@@ -49,11 +49,11 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
     """A file opened without waiting for anybody. Raises Reject (odd-file) where that opened no regular one."""
     with open(path, "rb", opener=_without_waiting) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # exchanged since it was looked at
-            raise Reject(odd_file(f"{path} is no ordinary file", help=_HELP))
+            raise Reject(irregular_file(f"{path} is no ordinary file", help=_HELP))
         yield file
 
 
-def refuse_odd(folder: Path) -> None:
+def reject_links(folder: Path) -> None:
     """Raises Reject (odd-file) for a folder that we are about to write to which is a link, or holds a link, a pipe, a
     file with a second name or one of another user: whoever left it there would have us write elsewhere.
 
@@ -65,16 +65,18 @@ def refuse_odd(folder: Path) -> None:
         except FileNotFoundError:  # processes that still run take away what they are done with
             continue
         if not (stat.S_ISDIR(fact.st_mode) or stat.S_ISREG(fact.st_mode)):
-            raise Reject(odd_file(f"{path} is a link, or no ordinary file", help="remove it"))
+            raise Reject(irregular_file(f"{path} is a link, or no ordinary file", help="remove it"))
         if stat.S_ISREG(fact.st_mode) and fact.st_nlink > 1:
-            raise Reject(odd_file(f"{path} is a file that has another name, too", help="remove it, or copy it"))
+            raise Reject(irregular_file(f"{path} is a file that has another name, too", help="remove it, or copy it"))
         if hasattr(os, "geteuid") and fact.st_uid != os.geteuid():
-            raise Reject(odd_file(f"{path} belongs to another user", help="remove it, or take a folder of your own"))
+            raise Reject(
+                irregular_file(f"{path} belongs to another user", help="remove it, or take a folder of your own")
+            )
 
 
-def read_json(path: Path, most: int, within: Path | None = None) -> Any:
+def read_json(path: Path, max_bytes: int, within: Path | None = None) -> Any:
     """The JSON of a regular file, as `read_regular` and `parse_json` read it."""
-    return parse_json(read_regular(path, most, within))
+    return parse_json(read_regular(path, max_bytes, within))
 
 
 def parse_json(data: bytes | str) -> Any:
@@ -84,21 +86,23 @@ def parse_json(data: bytes | str) -> Any:
     Readers differ in which of two they take, so that one could check what another uses.
     """
     try:
-        found = json.loads(data if isinstance(data, str) else data.decode(), object_pairs_hook=_once, parse_int=_number)
+        parsed = json.loads(
+            data if isinstance(data, str) else data.decode(), object_pairs_hook=_once, parse_int=_number
+        )
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
-    level = [found]
+    level = [parsed]
     for _ in range(_DEEPEST):
         level = [item for value in level for item in _items(value)]
         if not level:
-            return found
+            return parsed
     raise ValueError("it is nested too deep")
 
 
-def read_toml(path: Path, most: int, within: Path | None = None) -> dict[str, Any]:
+def read_toml(path: Path, max_bytes: int, within: Path | None = None) -> dict[str, Any]:
     """The TOML of a regular file. Raises ValueError for what is none, and for keys of hundreds of parts, too: tomllib
     takes the square of their number of steps."""
-    text = read_regular(path, most, within).decode()
+    text = read_regular(path, max_bytes, within).decode()
     if any(line.count(".") > _PARTS for line in text.split("\n")):
         raise ValueError("a key has too many parts")
     try:
@@ -114,30 +118,32 @@ def _number(text: str) -> int:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
         names = Counter(name for name, _ in pairs)
         raise ValueError(f"`{names.most_common(1)[0][0][:80]}` stands twice in one object")
-    return found
+    return fields
 
 
 def _items(value: Any) -> Any:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-def check_regular(path: Path, most: int | None = None, within: Path | None = None) -> None:
+def check_regular(path: Path, max_bytes: int | None = None, within: Path | None = None) -> None:
     """Raises Reject (odd-file) unless a file is one that `read_regular` would read, OSError where there is none."""
     fact = path.stat()
     if stat.S_ISDIR(fact.st_mode):
         raise IsADirectoryError(21, "Is a directory", str(path))
     if not stat.S_ISREG(fact.st_mode):
-        raise Reject(odd_file(f"{path} is no ordinary file", help=_HELP))
+        raise Reject(irregular_file(f"{path} is no ordinary file", help=_HELP))
     if within is not None and not path.resolve().is_relative_to(within.resolve()):
-        raise Reject(odd_file(f"{path} is a link that leads out of {within}", help=_HELP))
+        raise Reject(irregular_file(f"{path} is a link that leads out of {within}", help=_HELP))
     if fact.st_size > _SPARSE and getattr(fact, "st_blocks", fact.st_size) * 512 < fact.st_size >> 6:
-        raise Reject(odd_file(f"{path} has {fact.st_size} bytes, of which its disk holds next to none", help=_HELP))
-    if most is not None and fact.st_size > most:
-        raise Reject(odd_file(f"{path} has {fact.st_size} bytes, more than such a file can have", help=_HELP))
+        raise Reject(
+            irregular_file(f"{path} has {fact.st_size} bytes, of which its disk holds next to none", help=_HELP)
+        )
+    if max_bytes is not None and fact.st_size > max_bytes:
+        raise Reject(irregular_file(f"{path} has {fact.st_size} bytes, more than such a file can have", help=_HELP))
 
 
 def _without_waiting(path: str, flags: int) -> int:

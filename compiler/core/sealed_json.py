@@ -63,10 +63,10 @@ def read_sealed(path: Path, folder: Path) -> dict[str, Any] | None:
     if not isinstance(body, dict):
         raise Reject(cache_damaged(f"{path} is no JSON object", help=_HELP))
     try:
-        whole = SEAL not in body or body[SEAL] == _seal(body)
+        is_intact = SEAL not in body or body[SEAL] == _seal(body)
     except (ValueError, RecursionError):
-        whole = False
-    if not whole:
+        is_intact = False
+    if not is_intact:
         raise Reject(cache_damaged(f"{path} was changed after it was written", help=_HELP))
     return body
 
@@ -129,10 +129,12 @@ def refuse_open(folder: Path) -> None:
             fact = path.stat()
         except OSError:
             continue
-        own_group = fact.st_gid == os.getgid() and fact.st_gid == fact.st_uid  # a group of one, as Debian makes them
+        is_user_group = (
+            fact.st_gid == os.getgid() and fact.st_gid == fact.st_uid
+        )  # a group of one, as Debian makes them
         if fact.st_uid not in (os.getuid(), 0):
             raise Reject(cache_open(f"{path} belongs to another user", help="give a folder of your own by --cache-dir"))
-        if fact.st_mode & stat.S_IWOTH or (fact.st_mode & stat.S_IWGRP and not own_group):
+        if fact.st_mode & stat.S_IWOTH or (fact.st_mode & stat.S_IWGRP and not is_user_group):
             raise Reject(
                 cache_open(
                     f"{path} can be written to by others",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Settings:
-    """What the command line grants; the same for every recipe of a run."""
+    """Settings of the command line; equal for every recipe of a run."""
 
     cache_dir: Path
     seed: int = 0
@@ -24,7 +24,7 @@ class Settings:
     threads: int | None = None
     undecided: str = "fail"  # or "pass": what a timed bound that can't be decided comes to
     locked: bool = False  # refuse what is not as `effspec.lock` has it
-    tell: Listener = silent
+    on_event: Listener = silent
     workers: str = ""  # how many processes score, "ray" or "ray:ADDRESS"; "" has none
     watch: "Watch | None" = None  # of the running stage; `each` asks it whether the bound is passed
     max_time: float | None = None  # seconds that searches may take

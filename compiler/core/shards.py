@@ -23,11 +23,11 @@ class Shards:
         file = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.safetensors"
         if file.exists():
             return load_file(file)
-        made = {key: tensor.detach().cpu().contiguous() for key, tensor in compute().items()}
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in compute().items()}
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(f".{os.getpid()}")
-        save_file(made, draft, {"of": name})
-        with open(draft, "rb") as written:
-            os.fsync(written.fileno())
+        save_file(tensors, draft, {"of": name})
+        with open(draft, "rb") as stream:
+            os.fsync(stream.fileno())
         os.replace(draft, file)
-        return made
+        return tensors

@@ -14,26 +14,26 @@ def closure(path: Path) -> tuple[Path, ...]:
     Only relative imports count: that is how effc's files name each other. Imports inside functions count, those
     under `TYPE_CHECKING` don't: nothing that runs reads them.
     """
-    found: set[Path] = set()
+    reached: set[Path] = set()
     waiting = [path.resolve()]
     while waiting:
         file = waiting.pop()
-        if file not in found:
-            found.add(file)
+        if file not in reached:
+            reached.add(file)
             waiting += imported(file)
-    return tuple(sorted(found))
+    return tuple(sorted(reached))
 
 
 @cache
 def imported(file: Path) -> tuple[Path, ...]:
     """Files of effc that one file imports when it runs."""
-    found = []
+    candidates = []
     for node in executed(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
             folder = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
-            found += [folder.joinpath(alias.name).with_suffix(".py") for alias in node.names]
-            found += [folder.with_suffix(".py"), folder / "__init__.py"]
-    return tuple(f for f in found if f.is_file())
+            candidates += [folder.joinpath(alias.name).with_suffix(".py") for alias in node.names]
+            candidates += [folder.with_suffix(".py"), folder / "__init__.py"]
+    return tuple(f for f in candidates if f.is_file())
 
 
 def executed(tree: ast.AST) -> Iterator[ast.AST]:

@@ -21,15 +21,15 @@ def speeds(cache_dir: Path) -> Speeds:
     import torch
 
     body = Cache(cache_dir).value(key_of(torch.get_num_threads()))
-    whole = isinstance(body, dict) and body.keys() == Speeds.__dataclass_fields__.keys()
-    if whole and all(type(v) in (int, float) and v > 0 for v in body.values() if v is not True):
+    has_all_fields = isinstance(body, dict) and body.keys() == Speeds.__dataclass_fields__.keys()
+    if has_all_fields and all(type(v) in (int, float) and v > 0 for v in body.values() if v is not True):
         return Speeds(**body)
     return measure()
 
 
-def keep(cache_dir: Path, found: Speeds) -> None:
+def keep(cache_dir: Path, measured: Speeds) -> None:
     """Keep what was measured, sealed, for plans of later runs."""
     import torch
 
-    Cache(cache_dir).keep(key_of(torch.get_num_threads()), asdict(found))
+    Cache(cache_dir).keep(key_of(torch.get_num_threads()), asdict(measured))
     speeds.cache_clear()

@@ -1,4 +1,4 @@
-"""How fast this machine does what compiles spend their time with: measured once and kept, or looked at for a moment.
+"""Speeds of this machine for estimates: measured once and stored, or probed for a moment.
 
 Each speed is the best of several tries, by the seconds of processors that they took: what else runs on the machine is
 left out as far as it can be, and an estimate made of them is of an idle machine.
@@ -63,13 +63,13 @@ def measure(folder: Path | None = None, each: float = 0.02) -> Speeds:
     import torch
 
     threads = torch.get_num_threads()
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     for name, (amount, call) in _probes().items():
-        found[name] = amount / (_best(call, each) / (threads if name in _PARALLEL else 1))
+        measured[name] = amount / (_best(call, each) / (threads if name in _PARALLEL else 1))
     if folder is None:
-        return Speeds(**found)
-    disk = BYTES / _best(lambda: _written(folder), each, time.perf_counter)
-    return Speeds(**found, disk=disk, start=_best(_started, 0.0, _of_children), measured=True)
+        return Speeds(**measured)
+    disk = BYTES / _best(lambda: _saved_at(folder), each, time.perf_counter)
+    return Speeds(**measured, disk=disk, start=_best(_started, 0.0, _of_children), measured=True)
 
 
 _PARALLEL = ("float32", "bfloat16", "float64", "read", "pack", "grid")  # what all threads do together
@@ -93,7 +93,7 @@ def _of_children() -> float:
 
 
 def _probes() -> dict[str, tuple[float, Callable[[], object]]]:
-    """What is done for each speed, and how much of it that is."""
+    """Probe of each speed: the amount of work and the function that does it."""
     import numpy as np
     import torch
 
@@ -111,9 +111,9 @@ def _probes() -> dict[str, tuple[float, Callable[[], object]]]:
     def select() -> object:  # as transforms/search/masks.py does, which lies above: few are near a threshold
         flat = long.view(torch.int16).numpy().reshape(-1) & np.int16(0x7FFF)
         low, high = np.percentile(flat[:: flat.size // (1 << 16)], (48, 52)).astype(np.int16)
-        near = flat >= low
-        near &= flat <= high
-        keep = flat >= np.partition(flat[near], np.count_nonzero(near) // 2)[np.count_nonzero(near) // 2]
+        nearby = flat >= low
+        nearby &= flat <= high
+        keep = flat >= np.partition(flat[nearby], np.count_nonzero(nearby) // 2)[np.count_nonzero(nearby) // 2]
         np.flatnonzero(flat == low)
         return np.count_nonzero(long.view(torch.int16).numpy().reshape(-1) * keep.view(np.int8))
 
@@ -140,7 +140,7 @@ def _probes() -> dict[str, tuple[float, Callable[[], object]]]:
     }
 
 
-def _written(folder: Path) -> None:
+def _saved_at(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         file.write(bytes(BYTES))

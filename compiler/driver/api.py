@@ -1,6 +1,7 @@
 """The public door: check, plan, compile, load. Imports torch only where weights or graphs are needed."""
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -11,10 +12,10 @@ from ...dsl.checker.skeleton import Skeleton
 from ...dsl.syntax.diagnostics import EXITS, Diagnostic, Fault, Reject, in_order
 from ...dsl.syntax.parse import parse, read_source, unknown_edition
 from ...dsl.syntax.source import Source
-from ..analysis.discovery.structure import kept_skeleton, refuse_other_tensors, shipped_skeleton
+from ..analysis.discovery.structure import cached_skeleton, refuse_other_tensors, shipped_skeleton
 from ..core.cache import default_cache
 from ..core.device import choose, repeat_itself
-from ..core.error_location import placed
+from ..core.error_location import with_location
 from ..core.events import Listener, Warned, announce
 from ..core.settings import Settings
 from ..core.warned import model_remark
@@ -80,16 +81,16 @@ class Session:
         if foreign := [d for d in parsed.diagnostics if d.fault is unknown_edition]:
             return Checked((), tuple(foreign))  # what the rest means is not known here
         torn = any(d.severity == "error" for d in parsed.diagnostics)
-        said: list[Diagnostic] = []
+        faults: list[Diagnostic] = []
 
         def structure(call: Invocation) -> Skeleton | None:
             try:
                 known = self.skeleton(call) if resolve else self.known_skeleton(call)
-            except Reject as refused:  # one fault among those of the recipe
-                said.extend(refused.diagnostics)
+            except Reject as rejection:  # one fault among those of the recipe
+                faults.extend(rejection.diagnostics)
                 return None
             if known is None:
-                said.append(
+                faults.append(
                     unseen_model(
                         "this model was not looked at yet, so selectors and amounts are not compared with it",
                         call.span,
@@ -108,10 +109,10 @@ class Session:
         )
         for recipe in checked.recipes:
             absent = missing(recipe, self.shelf.vocabulary, self.path.parent)
-            said += [d for d in absent if not any(_covers(other, d) for other in said)]
-        found = in_order((*parsed.diagnostics, *checked.diagnostics, *said))
-        broken = any(d.severity == "error" for d in found)
-        return Checked(() if broken else checked.recipes, found, checked.unresolved)
+            faults += [d for d in absent if not any(_covers(other, d) for other in faults)]
+        ordered = in_order((*parsed.diagnostics, *checked.diagnostics, *faults))
+        broken = any(d.severity == "error" for d in ordered)
+        return Checked(() if broken else checked.recipes, ordered, checked.unresolved)
 
     def _read(self, path: str | Path) -> Source:
         """A file's text: as the editor has it, else as the disk does."""
@@ -142,21 +143,21 @@ class Session:
         key = model_key(call)
         if key not in self.origins:
             ctx = Context.bare(self.settings, self.path.parent, self.shelf)
-            with placed(call.span):
-                found = self.shelf.make("model", call).resolve(ctx.relative_to(call))
-            self.origins[key] = found.declared(call.span, self.settings.device)
+            with with_location(call.span):
+                resolved = self.shelf.make("model", call).resolve(ctx.relative_to(call))
+            self.origins[key] = resolved.declared(call.span, self.settings.device)
         return self.origins[key]
 
     def known_skeleton(self, call: Invocation) -> Skeleton | None:
         """The skeleton of a model if it is shipped or was made before; needs no torch and no network."""
-        apart = replace(self, settings=replace(self.settings, offline=True))
+        offline_session = replace(self, settings=replace(self.settings, offline=True))
         try:
-            origin = apart.origin(call)
-        except Reject as refused:
-            if all(d.exit == EXITS["network"] for d in refused.diagnostics):
+            origin = offline_session.origin(call)
+        except Reject as rejection:
+            if all(d.exit == EXITS["network"] for d in rejection.diagnostics):
                 return None
             raise
-        return shipped_skeleton(origin) or kept_skeleton(origin, self.settings)
+        return shipped_skeleton(origin) or cached_skeleton(origin, self.settings)
 
     def skeleton(self, call: Invocation) -> Skeleton:
         return resolve_skeleton(self.origin(call), self.settings)
@@ -167,8 +168,8 @@ class Session:
         from ..plugin.recipe_packages import module
 
         if name.startswith(f"{MODULES}."):
-            found = shipped().get(name)
-            return self._read(found.path) if found else None
+            recipe = shipped().get(name)
+            return self._read(recipe.path) if recipe else None
         if "/" not in name and (packed := module(name, self.path.parent, self.settings.cache_dir)):
             return packed
         return self._module(name) if os.path.isfile(name) else None
@@ -184,7 +185,7 @@ class Session:
 
 
 def model_key(call: Invocation) -> str:
-    """What a model is kept under in a session."""
+    """Key of a model in a session."""
     return repr((call.word, sorted(call.args.items()), call.folder))
 
 
@@ -198,12 +199,12 @@ def _params_source(path: Path) -> Source:
         )
     try:
         return read_source(path)
-    except Reject as refused:
-        raise Reject(*(replace(d, fault=bad_override) for d in refused.diagnostics)) from refused
+    except Reject as rejection:
+        raise Reject(*(replace(d, fault=bad_override) for d in rejection.diagnostics)) from rejection
 
 
 class Options(TypedDict, total=False):
-    """What `check`, `plan` and `compile` may be told; all of it the command line's flags of the same names.
+    """Options of `check`, `plan` and `compile`; each is the command line's flag of that name.
 
     settings            all of the following at once, in their place
     cache_dir           where finished steps are kept
@@ -220,7 +221,7 @@ class Options(TypedDict, total=False):
     locked              refuse what is not as `effspec.lock` has it
     workers             how many processes score candidates and choices, or "ray", or "ray:ADDRESS"; each has one thread
                         unless `threads` says otherwise, and so has this process
-    tell                hears what happens, event by event
+    on_event            hears what happens, event by event
     """
 
     settings: Settings | None
@@ -237,7 +238,7 @@ class Options(TypedDict, total=False):
     undecided: str
     locked: bool
     workers: int | str
-    tell: Listener
+    on_event: Listener
 
 
 def check(path: str | Path, **options: Unpack[Options]) -> "Checked":
@@ -246,7 +247,7 @@ def check(path: str | Path, **options: Unpack[Options]) -> "Checked":
 
 
 def plan(path: str | Path, **options: Unpack[Options]) -> "list[Plan]":
-    """What compiling a recipe file would do, per variant and pipeline; reads no weights."""
+    """Plan of a recipe file, per variant and pipeline; reads no weights."""
     return plans(session(path, **options))
 
 
@@ -264,11 +265,12 @@ def load(path: str | Path, **options: "Unpack[LoadOptions]") -> "PreTrainedModel
     """A compiled model, as an ordinary transformers model that generates, trains and saves."""
     from ..artifacts.load import load
 
-    return load(Path(path), **options)
+    return load(Path(path), **_renamed(options))
 
 
 def session(path: str | Path, **options: Unpack[Options]) -> Session:
     """One recipe file with what is said of it."""
+    options = _renamed(options)
     granted: dict[str, Any] = {name: value for name, value in options.items() if name in _GRANTED and value is not None}
     if unknown := options.keys() - Options.__annotations__.keys():
         raise TypeError(f"effc knows no option `{min(unknown)}`: {', '.join(sorted(Options.__annotations__))}")
@@ -279,6 +281,12 @@ def session(path: str | Path, **options: Unpack[Options]) -> Session:
     return Session(Path(path), settings, options.get("set", ()), None if params is None else Path(params))
 
 
+def _renamed(options: Any) -> Any:
+    if "tell" in options:
+        warnings.warn("`tell` is `on_event` now; the old name goes with 0.3", DeprecationWarning, stacklevel=4)
+    return {"on_event" if name == "tell" else name: value for name, value in options.items()}
+
+
 _GRANTED = frozenset(f.name for f in fields(Settings)) - {"watch", "deadline"}
 
 
@@ -287,7 +295,7 @@ def plans(session: Session) -> "list[Plan]":
     from ..analysis.planning import lock
     from ..analysis.planning.plan import plan
 
-    recipes, found = session.recipes(resolve=True), []
+    recipes, result = session.recipes(resolve=True), []
     if session.settings.locked:
         lock.take_threads(session.path, session.settings)
     _use_threads(session.settings)
@@ -296,34 +304,34 @@ def plans(session: Session) -> "list[Plan]":
             ctx = session.context(recipe, pipeline)
             with announce("finding the model's structure"):
                 skeleton = resolve_skeleton(ctx.origin, session.settings)
-            with placed(recipe.models[pipeline.model].span):
+            with with_location(recipe.models[pipeline.model].span):
                 refuse_other_tensors(ctx.origin, skeleton)
             with announce("reckoning time and memory"):
-                found.append(plan(recipe, pipeline, ctx, skeleton))
+                result.append(plan(recipe, pipeline, ctx, skeleton))
     if session.settings.locked:
-        lock.refuse_drift(session.path, _facts(session, found), session.settings)
+        lock.refuse_drift(session.path, _facts(session, result), session.settings)
     for origin in session.origins.values():
         for note in origin.notes:
-            session.settings.tell(Warned(model_remark(f"{origin.label}: {note}")))
-    return found
+            session.settings.on_event(Warned(model_remark(f"{origin.label}: {note}")))
+    return result
 
 
 def lock(session: Session) -> tuple[Path, dict[str, str]]:
     """Write the lock of a recipe; its path and what it says."""
     from ..analysis.planning import lock
 
-    found = _facts(session, plans(session))
-    return lock.write(session.path, found), {name: fact.text for name, fact in found.items()}
+    known = _facts(session, plans(session))
+    return lock.write(session.path, known), {name: fact.text for name, fact in known.items()}
 
 
-def _facts(session: Session, found: "Sequence[Plan]") -> "dict[str, Fact]":
+def _facts(session: Session, current_plans: "Sequence[Plan]") -> "dict[str, Fact]":
     from ..analysis.planning.lock import facts
 
-    return facts(found, [session.context(p.recipe, p.pipeline) for p in found])
+    return facts(current_plans, [session.context(p.recipe, p.pipeline) for p in current_plans])
 
 
 def bisect(session: Session, plan: "Plan", bound: Bound) -> "Blame":
-    """Which step of a plan, or which cut of it, broke a bound; steps that the cache lacks are run."""
+    """Find the step of a plan, or its cut, that broke a bound; steps that the cache lacks are run."""
     from ..core.cache import Cache
     from .bisect import Bisection
 
@@ -338,38 +346,38 @@ def build(
     force: bool = False,
     saved: Any = None,
     dump: str = "",
-    told: "Callable[[Plan], None]" = lambda plan: None,
+    on_plan: "Callable[[Plan], None]" = lambda plan: None,
 ) -> "list[Result]":
     """Compile every pipeline that emits something; `saved` is a plan of `plan -o`, whose drift is refused."""
-    from ..artifacts.output_lock import check_places, claimed, places_of
-    from .worker_pool import check_workers, hands_of, working
+    from ..artifacts.output_lock import check_outputs, claimed, output_paths
+    from .worker_pool import check_workers, transport_of, working
 
     if session.settings.workers:
         check_workers(session.settings.workers)
-    places = places_of(session.recipes(), out, session.shelf.is_about)
-    check_places(places, force)  # all of it before torch is imported, which takes seconds
+    outputs = output_paths(session.recipes(), out, session.shelf.describes_artifacts)
+    check_outputs(outputs, force)  # all of it before torch is imported, which takes seconds
     from ..analysis.planning.free_space import refuse_short
     from ..analysis.planning.plan import refuse_drift
     from ..core.cache import Cache
     from ..core.deadline import Deadline
     from .pipeline import Build
 
-    hands = hands_of(session.settings) if session.settings.workers else None
+    transport = transport_of(session.settings) if session.settings.workers else None
     if session.settings.max_time is not None:
         session.settings.deadline = Deadline(session.settings.max_time)
-    made = [p for p in plans(session) if p.pipeline.emits]
-    if not made:
+    compiled = [p for p in plans(session) if p.pipeline.emits]
+    if not compiled:
         raise Reject(nothing_to_emit(f"{session.path} emits no artifact", help='add `emit NAME { hf("folder") }`'))
     if saved is not None:
-        refuse_drift(saved, made)
+        refuse_drift(saved, compiled)
     results: list[Result] = []
-    with claimed(places, force):
-        refuse_short(made, out, session.settings.cache_dir)
+    with claimed(outputs, force):
+        refuse_short(compiled, out, session.settings.cache_dir)
         cache = Cache(session.settings.cache_dir)
         cache.sweep()
-        with working(session, hands) as team:
-            for plan in made:
-                told(plan)
+        with working(session, transport) as team:
+            for plan in compiled:
+                on_plan(plan)
                 ctx = session.context(plan.recipe, plan.pipeline)
                 where = plan.folder(out)
                 results.append(Build(plan, ctx, cache, dump=dump, team=team).run(where, force))

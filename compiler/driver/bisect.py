@@ -1,4 +1,4 @@
-"""Which step of a pipeline broke a bound, and which cut of that step: measured on results that the cache has.
+"""Bisection of a pipeline: the step, and its cut, that broke a bound, measured on cached results.
 
 Steps are looked at from the last to the first: the culprit is the one after the last result that kept the bound, as a
 later step may mend what an earlier one broke. A step that searches is then run again as far as it must: its scores are
@@ -18,7 +18,7 @@ from ...dsl.checker.values import StepRef, handles
 from ...dsl.syntax.diagnostics import Diagnostic, Fault
 from ..analysis.planning.plan import Plan, Stage
 from ..core.cache import Cache
-from ..core.error_location import placed
+from ..core.error_location import with_location
 from ..core.events import Said
 from ..core.journal import Journal
 from ..core.quantity import measured
@@ -40,8 +40,8 @@ original_misses = Fault(
 
 
 @dataclass(frozen=True)
-class Look:
-    """What the bound's metric is of one result; `step` is "" for the model itself."""
+class Measurement:
+    """Value of the bound's metric for one result; `step` is "" for the model itself."""
 
     step: str
     word: str
@@ -50,14 +50,14 @@ class Look:
 
 @dataclass(frozen=True)
 class Blame:
-    """What was found; `step` is None where the result keeps the bound, or the model itself misses it.
+    """Result of a bisection; `step` is None where the result keeps the bound, or the model itself misses it.
 
     looks   the results that were measured, from the model to the last one
     cuts    (name, value) after each cut of the step, up to the one that broke the bound; empty where it makes none
     """
 
     bound: Bound
-    looks: tuple[Look, ...]
+    looks: tuple[Measurement, ...]
     step: Stage | None = None
     cuts: tuple[tuple[str, float], ...] = ()
     of: int = 0
@@ -65,20 +65,22 @@ class Blame:
     @property
     def diagnostics(self) -> list[Diagnostic]:
         last, text = self.looks[-1], bound_text(self.bound)
-        if last.verdict.holds:
+        if last.verdict.passed:
             return []
         if self.step is None:
             return [original_misses(f"the model itself misses `{text}`", self.bound.span)]
-        place = next(i for i, look in enumerate(self.looks) if look.step == self.step.name)
-        before, after = (look.verdict.value for look in self.looks[place - 1 : place + 1])
+        index = next(i for i, entry in enumerate(self.looks) if entry.step == self.step.name)
+        before, after = (entry.verdict.value for entry in self.looks[index - 1 : index + 1])
         unit, name = last.verdict.unit, metric_label(self.bound)
-        said = f"`{self.step.name}` breaks it: `{name}` is {_text(before, unit)} before and {_text(after, unit)} after"
+        message = (
+            f"`{self.step.name}` breaks it: `{name}` is {_text(before, unit)} before and {_text(after, unit)} after"
+        )
         note = ""
         if self.cuts:
             cut, value = self.cuts[-1]
             note = f"cut {len(self.cuts)} of {self.of} breaks it: without {cut} it is {_text(value, unit)}"
         related = ((self.bound.span, f"limit {last.verdict.limit}"),) if self.bound.span else ()
-        return [broken_by(said, self.step.span, note=note, related=related)]
+        return [broken_by(message, self.step.span, note=note, related=related)]
 
 
 def _text(value: float | None, unit: str) -> str:
@@ -100,19 +102,21 @@ class Bisection:
         for stage in self.plan.stages:
             self.build.step(stage)
         chain = self._chain()
-        looks: list[Look] = []
-        first = Look("", "", self._verdict(self.plan.identity))
+        looks: list[Measurement] = []
+        first = Measurement("", "", self._verdict(self.plan.identity))
         culprit = None
         for stage in reversed(chain):
             verdict = self._verdict(stage.key)
-            if looks and verdict.holds:
-                return self._blamed([first, Look(stage.name, stage.call.word, verdict), *reversed(looks)], culprit)
-            looks.append(Look(stage.name, stage.call.word, verdict))
+            if looks and verdict.passed:
+                return self._blamed(
+                    [first, Measurement(stage.name, stage.call.word, verdict), *reversed(looks)], culprit
+                )
+            looks.append(Measurement(stage.name, stage.call.word, verdict))
             culprit = stage
-            if verdict.holds:  # the result itself
+            if verdict.passed:  # the result itself
                 return Blame(self.bound, (first, looks[0]))
-        found = [first, *reversed(looks)]
-        return self._blamed(found, culprit) if first.verdict.holds else Blame(self.bound, tuple(found))
+        ordered = [first, *reversed(looks)]
+        return self._blamed(ordered, culprit) if first.verdict.passed else Blame(self.bound, tuple(ordered))
 
     def _chain(self) -> list[Stage]:
         """The steps that led to the pipeline's result, in order; one that works on several ends the chain."""
@@ -128,19 +132,19 @@ class Bisection:
         outcome = self.build.reach(key)
         assert isinstance(outcome, Model), f"{key} gives {outcome.kind}"
         verdict = self._judged(outcome.program.model)
-        self.ctx.tell(Said(f"{metric_label(self.bound)} {_text(verdict.value, verdict.unit)}, {verdict.state}"))
+        self.ctx.emit_event(Said(f"{metric_label(self.bound)} {_text(verdict.value, verdict.unit)}, {verdict.state}"))
         return verdict
 
     def _judged(self, model: Any) -> Outcome:
         """The bound alone on a model; of a clock beside the original, in turns."""
-        alone = replace(self.plan.pipeline, expects=(self.bound,))
+        pipeline = replace(self.plan.pipeline, expects=(self.bound,))
         if self.ctx.metric(self.bound.metric).timed:
-            return compare(model, replace(self.plan, pipeline=alone), self.cache, self.ctx).outcomes[0]
-        return measure_bounds(alone, model.eval(), self.ctx, self.known)[0]
+            return compare(model, replace(self.plan, pipeline=pipeline), self.cache, self.ctx).outcomes[0]
+        return measure_bounds(pipeline, model.eval(), self.ctx, self.known)[0]
 
     # -- the cut ---------------------------------------------------------------------------------------------
 
-    def _blamed(self, looks: list[Look], stage: Stage | None) -> Blame:
+    def _blamed(self, looks: list[Measurement], stage: Stage | None) -> Blame:
         assert stage is not None, "something broke the bound"
         body = self.cache.step(stage.key)
         assert body is not None, f"{stage.name} has run"
@@ -148,48 +152,48 @@ class Bisection:
         blame = Blame(self.bound, tuple(looks), stage, of=len(notes))
         if not notes or self.ctx.metric(self.bound.metric).timed:  # a cut's time is what the whole model takes
             return blame
-        told = {f"{i}:{name}": _score(s) for i, note in enumerate(notes) for name, s in note["scores"].items()}
-        cuts = self._cut_again(stage, told, [n["cut"] for n in notes])
-        return replace(blame, cuts=tuple(cuts if cuts is not None else self._cut_again(stage, {}, None) or ()))
+        scores = {f"{i}:{name}": _score(s) for i, note in enumerate(notes) for name, s in note["scores"].items()}
+        cuts = self._replay_search(stage, scores, [n["cut"] for n in notes])
+        return replace(blame, cuts=tuple(cuts if cuts is not None else self._replay_search(stage, {}, None) or ()))
 
-    def _cut_again(
-        self, stage: Stage, told: Mapping[str, float], names: list[str] | None
+    def _replay_search(
+        self, stage: Stage, scores: Mapping[str, float], names: list[str] | None
     ) -> list[tuple[str, float]] | None:
         """Run a search again until the bound breaks; None where it goes another way than `names` say."""
-        found: list[tuple[str, float]] = []
+        cuts: list[tuple[str, float]] = []
 
         def cut(name: str, model: Any) -> None:
-            if names is not None and names[len(found)] != name:
+            if names is not None and names[len(cuts)] != name:
                 raise _Done  # scores in notes are rounded, and two were the same
             verdict = self._judged(model)
-            found.append((name, math.nan if verdict.value is None else verdict.value))
-            if not verdict.holds:
+            cuts.append((name, math.nan if verdict.value is None else verdict.value))
+            if not verdict.passed:
                 raise _Done
 
         with tempfile.TemporaryDirectory(prefix="effc-bisect-") as work:
             journal = Journal(Path(work) / "scores.jsonl")
-            for key, score in told.items():
+            for key, score in scores.items():
                 journal.remember(key, partial(float, score))
             before = self.build.reach(stage.source)
             self.build.outcome = None  # what runs now is no result to go on from
             self.build.at = ""
             ctx = replace(self.ctx.relative_to(stage.call), workdir=Path(work), cut=cut)
             try:
-                with placed(stage.call):
-                    self.ctx.shelf.make("pass", stage.call).give(before, ctx)
+                with with_location(stage.call):
+                    self.ctx.shelf.make("pass", stage.call).result_of(before, ctx)
             except _Done:
-                if names is not None and len(found) < len(names) and not self._broken(found):
+                if names is not None and len(cuts) < len(names) and not self._broken(cuts):
                     return None
-            return found
+            return cuts
 
-    def _broken(self, found: list[tuple[str, float]]) -> bool:
+    def _broken(self, cuts: list[tuple[str, float]]) -> bool:
         """Whether the search ended for the bound's sake, not because it went another way."""
         from .judging.gate import judge
 
-        if not found:
+        if not cuts:
             return False
         original = next(iter(self.known.values()), None) if self.bound.baseline else None
-        return not judge(self.bound, original, found[-1][1], self.ctx.metric(self.bound.metric).unit).holds
+        return not judge(self.bound, original, cuts[-1][1], self.ctx.metric(self.bound.metric).unit).passed
 
 
 class _Done(Exception):

@@ -24,7 +24,7 @@ from ..artifacts.verify import verify
 from ..core.cache import Cache
 from ..core.events import announce
 from ..core.fingerprint import machine
-from ..core.quantity import counted, size
+from ..core.quantity import count_text, size
 from ..ir.outcome import Front, Model, Outcome
 from ..ir.program import Program
 from ..plugin.context import Context
@@ -40,7 +40,7 @@ from .judging.verdicts import Verdicts
 
 @dataclass(frozen=True)
 class Artifact:
-    """What an emit left: where it is, what it says of itself, and the bounds that it misses."""
+    """Emitted artifact: its path, its manifest and the bounds that it misses."""
 
     path: Path
     manifest: Manifest
@@ -53,8 +53,8 @@ class Artifact:
     @property
     def summary(self) -> str:
         checks = self.manifest.checks
-        said = f", {counted(len(checks), 'check')} in fresh processes" if checks else ""
-        return f"{size(self.manifest.bytes)}{said}"
+        checks_text = f", {count_text(len(checks), 'check')} in fresh processes" if checks else ""
+        return f"{size(self.manifest.bytes)}{checks_text}"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Page:
 
 @dataclass
 class Emission:
-    """How one pipeline's results become artifacts: written, reopened, judged; nothing is in place before that."""
+    """Emission of one pipeline's artifacts: written, reopened, judged, and only then moved into place."""
 
     plan: Plan
     cache: Cache
@@ -76,7 +76,7 @@ class Emission:
     force: bool
     verdicts: Verdicts
     accounting: Accounting
-    took: Mapping[str, Mapping[str, Any]]  # of each step: seconds and bytes, planned and found
+    costs: Mapping[str, Mapping[str, Any]]  # of each step: seconds and bytes, planned and found
 
     def emit(self, outcome: Outcome, target: Emit) -> Artifact:
         path, new = self.out / target.call.args["path"], []
@@ -95,12 +95,12 @@ class Emission:
             self.ctx.origin.refuse_change()
             return self.measured(outcome, target, compared).with_measures(checks=checks, accounts=tally.accounts())
 
-        place = Path(os.path.abspath(path))
-        manifest = write(path, build=build, force=self.force or is_unfinished(place, target.call))
-        mark(place, target.call)
+        absolute = Path(os.path.abspath(path))
+        manifest = write(path, build=build, force=self.force or is_unfinished(absolute, target.call))
+        mark(absolute, target.call)
         return Artifact(path, manifest, tuple(new))
 
-    def tell(self, target: Emit, artifacts: Sequence[Artifact], outcome: Callable[[], Outcome]) -> Page:
+    def write_about(self, target: Emit, artifacts: Sequence[Artifact], outcome: Callable[[], Outcome]) -> Page:
         """Write a file about the artifacts of a result, or about the result itself where it has none."""
         writer: Target = self.ctx.shelf.make("target", target.call)
         path, sheets = self.out / target.call.args["path"], [a.sheet for a in artifacts]
@@ -114,7 +114,7 @@ class Emission:
         self.ctx.origin.refuse_change()
         with announce("drawing"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            writer.tell(sheets, path)
+            writer.write_about(sheets, path)
         mark(Path(os.path.abspath(path)), target.call)
         return Page(path, missed)
 
@@ -123,11 +123,11 @@ class Emission:
             measures=compared.measures,
             machine=machine(),
             expectations=tuple(expectation(v) for v in compared.outcomes),
-            run={**compared.run, "steps": [{"name": name, **facts} for name, facts in self.took.items()]},
+            run={**compared.run, "steps": [{"name": name, **facts} for name, facts in self.costs.items()]},
         )
 
     def judge(self, outcome: Outcome, target: Emit, folder: Path, forms: list[Form]):
-        """What the artifact measures, and what came of the bounds that nobody judged before."""
+        """Measures of the artifact, and the verdicts of bounds that were not judged before."""
         if isinstance(outcome, Front):
             return self.verdicts.on_front((name, program.model) for name, program in outcome.members())
         if isinstance(outcome, Model) and forms:
@@ -140,14 +140,14 @@ class Emission:
 
 
 def reopen(folder: Path, outcome: Outcome, forms: list[Form], seed: int, tally: Tally) -> tuple[Check, ...]:
-    """What fresh processes compute from each form, compared with the member that it holds; `tally` hears both."""
+    """Compare what fresh processes compute from each form with its member; `tally` records both."""
     if not forms:
         return ()
     checks: list[Check] = []
     for name, program in outcome.members():
         program.to_cpu()  # files are computed again from there
-        own, told = [f for f in forms if f.member == name], tally.program(name, program.model)
-        checks += verify(folder, program.model, own, seed=seed, text=tally.text, told=told)
+        member_forms, report_to = [f for f in forms if f.member == name], tally.program(name, program.model)
+        checks += verify(folder, program.model, member_forms, seed=seed, text=tally.text, on_text_logits=report_to)
     return tuple(checks)
 
 
@@ -197,7 +197,7 @@ def facts(outcome: Outcome, plan: Plan, source: str) -> dict[str, Any]:
 
 
 def changed(program: Program, plan: Plan) -> dict[str, Any]:
-    """What the program's edits are, and the widths of its layers before and after them."""
+    """Edits of the program, and the widths of its layers before and after them."""
     return {
         "edits": program.edits.to_json(),
         "profile": {
@@ -209,13 +209,13 @@ def changed(program: Program, plan: Plan) -> dict[str, Any]:
 
 def steps(plan: Plan, cache: Cache, last: str) -> list[Mapping[str, Any]]:
     """Every step that led to `last`: what it was asked, what it decided and why, what that changed."""
-    found: list[Mapping[str, Any]] = []
+    result: list[Mapping[str, Any]] = []
     for step in plan.pipeline.ancestors(last):
         name = step.name
         body = cache.step(plan.key_of(name))
         assert body is not None, f"the result of {name} is not in the cache"
         notes = body["notes"]
-        found.append(
+        result.append(
             {
                 "name": name,
                 "word": step.call.word,
@@ -226,7 +226,7 @@ def steps(plan: Plan, cache: Cache, last: str) -> list[Mapping[str, Any]]:
                 **({"warnings": notes["warnings"]} if notes.get("warnings") else {}),
             }
         )
-    return found
+    return result
 
 
 def inputs(plan: Plan, ctx: Context) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.checker.recipe import Invocation
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ..core.json_errors import first_line, is_want_of_memory
+from ..core.json_errors import first_line, is_out_of_memory
 from ..core.memory import Watch, memory_bound
 from ..core.quantity import size
 
@@ -55,7 +55,7 @@ def computing(label: str) -> Iterator[None]:
     except Reject:
         raise
     except Exception as error:
-        if is_want_of_memory(error) or isinstance(error, OSError):
+        if is_out_of_memory(error) or isinstance(error, OSError):
             raise
         raise Reject(
             model_breaks(
@@ -81,38 +81,38 @@ def is_artifact(path: Path) -> bool:
         return kind is not None and (path.parent / NAME).is_file() and is_marked(path.parent, kind, path.name)
 
 
-def origin_of(place: str, settings: "Settings") -> "Origin":
+def origin_of(location: str, settings: "Settings") -> "Origin":
     """The origin of `zoo:NAME` or of a folder in the Hugging Face layout."""
     from ..plugin.context import Context
     from ..plugin.registry import Shelf
 
-    kind, colon, name = place.partition(":")
+    kind, colon, name = location.partition(":")
     if kind == "zoo" and colon:
         call = Invocation("zoo", {"name": name})
     elif kind == "hf" and colon:
         call = Invocation("hf", {"name": name, "revision": "main", "dtype": "auto"})
-    elif Path(place).is_dir():
-        call = Invocation("hf", {"name": str(Path(place).resolve()), "revision": "main", "dtype": "auto"})
+    elif Path(location).is_dir():
+        call = Invocation("hf", {"name": str(Path(location).resolve()), "revision": "main", "dtype": "auto"})
     else:
-        raise Reject(nowhere(place))
+        raise Reject(nowhere(location))
     ctx = Context.bare(settings, Path(), Shelf())
     return ctx.shelf.make("model", call).resolve(ctx)
 
 
-def check_place(place: str) -> None:
+def check_model_path(location: str) -> None:
     """Reject (unknown-place) what can't lead to a model, before anybody imports torch to look closer."""
-    kind, colon, _ = place.partition(":")
-    if not Path(place).is_dir() and not (colon and kind in ("zoo", "hf")):
-        raise Reject(nowhere(place))
+    kind, colon, _ = location.partition(":")
+    if not Path(location).is_dir() and not (colon and kind in ("zoo", "hf")):
+        raise Reject(nowhere(location))
 
 
-def nowhere(place: str):
-    found = f"`{place}` is a file" if Path(place).is_file() else f"there is no `{place}`"
-    return unknown_place(found, help="name an artifact, a model folder, zoo:NAME or hf:ORG/NAME")
+def nowhere(location: str):
+    message = f"`{location}` is a file" if Path(location).is_file() else f"there is no `{location}`"
+    return unknown_place(message, help="name an artifact, a model folder, zoo:NAME or hf:ORG/NAME")
 
 
 def open_model(
-    place: str, settings: "Settings", *, steady: bool = False, mapped: bool | None = None, speaks: bool = False
+    location: str, settings: "Settings", *, steady: bool = False, mapped: bool | None = None, speaks: bool = False
 ) -> NamedModel:
     """The model with its weights, ready to run; `steady` and `mapped` as `load` has them.
 
@@ -123,26 +123,26 @@ def open_model(
 
         torch.set_num_threads(settings.threads)  # the native engine takes as many as torch has when it opens
     with Watch(settings.max_memory) as watch:
-        opened = _open(place, settings, steady, mapped, speaks)
-    most = settings.max_memory
-    if most is not None and watch.peak > most:
-        held = f"{size(watch.peak)} of memory are held to open {opened.label}, {size(most)} are allowed"
-        raise Reject(memory_bound(held, help="raise --max-memory"))
+        opened = _open(location, settings, steady, mapped, speaks)
+    max_bytes = settings.max_memory
+    if max_bytes is not None and watch.peak > max_bytes:
+        message = f"{size(watch.peak)} of memory are held to open {opened.label}, {size(max_bytes)} are allowed"
+        raise Reject(memory_bound(message, help="raise --max-memory"))
     return opened
 
 
-def _open(place: str, settings: "Settings", steady: bool, mapped: bool | None, speaks: bool) -> NamedModel:
-    path = Path(place)
+def _open(location: str, settings: "Settings", steady: bool, mapped: bool | None, speaks: bool) -> NamedModel:
+    path = Path(location)
     if path.is_dir() and is_artifact(path):
         from ..artifacts.load import load, locate
 
         folder, _ = locate(path)
         tokenizer = _tokenizer(folder)
         if speaks and tokenizer is None:
-            raise _wordless(place)
-        model = load(path, device=settings.device, steady=steady, mapped=mapped, tell=settings.tell)
-        return NamedModel(place, model, tokenizer)
-    origin = origin_of(place, settings)
+            raise _wordless(location)
+        model = load(path, device=settings.device, steady=steady, mapped=mapped, on_event=settings.on_event)
+        return NamedModel(location, model, tokenizer)
+    origin = origin_of(location, settings)
     tokenizer = origin.tokenizer()
     if speaks and tokenizer is None:
         raise _wordless(origin.label)

@@ -30,7 +30,7 @@ from ..targets.hf import FORMS as CHECKPOINTS
 from ..targets.hf import write_smallest
 from ..transforms.supernet import shared_weights
 from .models import computing, refuse_wordless
-from .point_limits import Limit, Measures, apart
+from .point_limits import Limit, Measures, split_limits
 from .point_limits import limits as limits_of
 
 no_such_point = Fault("no-such-point", "A front has no point of that name or number.", exit="usage")
@@ -63,7 +63,7 @@ def pick(
     limits: tuple[Limit, ...] = (),
     on: str = "",
     force: bool = False,
-    tell: Listener = silent,
+    on_event: Listener = silent,
 ) -> tuple[str, Manifest]:
     """Copy one point of a front to `into`, and compare what a fresh process computes from the copy.
 
@@ -80,34 +80,34 @@ def pick(
     check_free(into, force)
     name = _chosen(front, point, limits)
     start = time.monotonic()
-    tell(StageBegan("pick", name))
-    with hear(tell):
+    on_event(StageBegan("pick", name))
+    with hear(on_event):
         with announce("reading and checking files"):
             verify_files(path, front, under=f"{POINTS}/{name}" if front.kind == FRONT else "")
         take = _copied if front.kind == FRONT else _cut_out
         manifest = write(into, build=_build(path, front, name, take), force=force)
-    tell(StageEnded("pick", time.monotonic() - start))
+    on_event(StageEnded("pick", time.monotonic() - start))
     return name, manifest
 
 
-def folder_of(path: Path, asked: str, *, speaks: bool = False) -> Path:
+def folder_of(path: Path, selection: str, *, speaks: bool = False) -> Path:
     """The folder of one point of a front that was emitted: by name, number or limits, "params=1.6M,bytes=6MiB".
 
     A point of weights that are shared is cut out first, into a folder that is there until this process ends.
 
     speaks     Reject (no-words) of weights that are shared and have no tokenizer beside them
     """
-    limits = limits_of(apart(asked)) if "=" in asked else ()
+    limits = limits_of(split_limits(selection)) if "=" in selection else ()
     front = read_front(path)
-    name = _chosen(front, "" if limits else asked, limits)
+    name = _chosen(front, "" if limits else selection, limits)
     if front.kind == FRONT:
         return path / POINTS / name
     if speaks:
         refuse_wordless(path / shared_weights.WEIGHTS, str(path))
-    place = tempfile.mkdtemp(prefix="effc-pick-")
-    atexit.register(shutil.rmtree, place, ignore_errors=True)
-    pick(path, Path(place, name), point=name)
-    return Path(place, name)
+    scratch = tempfile.mkdtemp(prefix="effc-pick-")
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    pick(path, Path(scratch, name), point=name)
+    return Path(scratch, name)
 
 
 def refuse_elsewhere(front: Manifest, on: str) -> None:
@@ -120,16 +120,16 @@ def refuse_elsewhere(front: Manifest, on: str) -> None:
                 help=f"it has {', '.join(profiles)}" if profiles else "leave `--on` out, or declare it in the recipe",
             )
         )
-    asked, taken = profiles[on], front.machine
-    isa, threads, had = asked.get("isa", NAMES[0]), asked.get("threads"), taken.get("isa")
+    profile, measured_on = profiles[on], front.machine
+    isa, threads, had = profile.get("isa", NAMES[0]), profile.get("threads"), measured_on.get("isa")
     reason = ""
     if isa not in NAMES or had not in NAMES:
-        here = taken.get("cpu") == machine().get("cpu") and isa in processor_flags()
-        reason = "" if here else f"nothing says whether {taken.get('cpu', 'the machine')} has {isa}"
+        is_supported = measured_on.get("cpu") == machine().get("cpu") and isa in processor_flags()
+        reason = "" if is_supported else f"nothing says whether {measured_on.get('cpu', 'the machine')} has {isa}"
     elif NAMES.index(isa) > NAMES.index(had):
-        reason = f"{on} asks for {isa}, and {taken.get('cpu', 'the machine')} has {had}"
-    elif threads and threads != taken.get("threads"):
-        reason = f"{on} asks for {threads} threads, and {taken.get('threads')} were used"
+        reason = f"{on} asks for {isa}, and {measured_on.get('cpu', 'the machine')} has {had}"
+    elif threads and threads != measured_on.get("threads"):
+        reason = f"{on} asks for {threads} threads, and {measured_on.get('threads')} were used"
     if reason:
         raise Reject(
             measured_elsewhere(
@@ -154,15 +154,17 @@ def _named(point: str, names: list[str]) -> str:
 
 def _fitting(front: Manifest, limits: tuple[Limit, ...]) -> str:
     measures = _measures(front)
-    fit = [name for name in measures if all(limit.holds(measures[name]) for limit in limits)]
+    fit = [name for name in measures if all(limit.is_met(measures[name]) for limit in limits)]
     if not fit:
-        near = min(measures, key=lambda n: max(limit.distance(measures[n]) for limit in limits))
-        said = ", ".join(f"{name} {measured(value, unit)}" for name, (value, unit, _) in measures[near].items())
+        nearest = min(measures, key=lambda n: max(limit.distance(measures[n]) for limit in limits))
+        values_text = ", ".join(
+            f"{name} {measured(value, unit)}" for name, (value, unit, _) in measures[nearest].items()
+        )
         raise Reject(
             none_fits(
                 "no point keeps what was asked for",
-                note=f"the nearest is `{near}`: {said}",
-                help=f"loosen a limit, or take it with `--point {near}`",
+                note=f"the nearest is `{nearest}`: {values_text}",
+                help=f"loosen a limit, or take it with `--point {nearest}`",
             )
         )
     first = next(iter(measures[fit[0]]))
@@ -170,7 +172,7 @@ def _fitting(front: Manifest, limits: tuple[Limit, ...]) -> str:
 
 
 def _measures(front: Manifest) -> dict[str, Measures]:
-    """What is known of each point: what the front is measured by first, then what the report measured too."""
+    """Measures of each point: first those of the front, then those of the report."""
     known: dict[str, Measures] = {}
     for member in front.members:
         facts = {metric: (value, unit, better) for metric, value, unit, better in member["measures"]}
@@ -212,10 +214,10 @@ def _build(path: Path, front: Manifest, name: str, take: Take) -> Callable[[Path
         model = take(path, front, name, draft)
         with computing(str(draft)):
             checks = verify(draft, model, _FORMS)
-        member, own = next(m for m in front.members if m["name"] == name), f" of {name}"
+        member, suffix = next(m for m in front.members if m["name"] == name), f" of {name}"
         steps = tuple(s for s in front.steps if s.get("name") in member["steps"])
-        rows = [m for m in front.measures if m.metric.endswith(own)]
-        measures = tuple(replace(m, metric=m.metric.removesuffix(own)) for m in rows)
+        rows = [m for m in front.measures if m.metric.endswith(suffix)]
+        measures = tuple(replace(m, metric=m.metric.removesuffix(suffix)) for m in rows)
         return replace(
             front,
             kind="hf",

@@ -12,21 +12,21 @@ from ...dsl.checker.recipe import Emit
 from ...dsl.checker.values import DataRef, MetricRef, StepRef, handles
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ..analysis.discovery.discover import skeleton_of
-from ..analysis.planning.machine_profile import as_profiled, named, refuse_others
+from ..analysis.planning.machine_profile import as_profiled, check_profiles, named
 from ..analysis.planning.plan import Plan, Stage
 from ..analysis.planning.shape_change import describe
 from ..core import warned
 from ..core.cache import Cache
-from ..core.error_location import placed
+from ..core.error_location import with_location
 from ..core.events import Event, Listener, StageBegan, StageEnded, Warned, announce, hear
-from ..core.memory import Watch, give_back
+from ..core.memory import Watch, trim_heap
 from ..core.quantity import size
 from ..evaluation import reference, similarity
 from ..evaluation.promise import Promise
 from ..ir.capture.capture import capture
 from ..ir.outcome import Front, Model, Outcome, Point
 from ..ir.program import Program
-from ..models.rows.batch_limit import in_room
+from ..models.rows.batch_limit import in_memory_limit
 from ..plugin.context import Context
 from ..plugin.interfaces import Close, Pass
 from ..transforms.supernet.family import Family
@@ -49,7 +49,7 @@ no_change = Fault(
 
 @dataclass
 class Result:
-    """What a compile of one pipeline gave: its artifacts, and the plan that led to them."""
+    """Result of compiling one pipeline: its artifacts and its plan."""
 
     plan: Plan
     artifacts: list[Artifact] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Result:
     @property
     def missed(self) -> list[Diagnostic]:
         """Diagnostics of the bounds that were missed."""
-        of = (*(made.missed for made in self.artifacts), *(made.missed for made in self.reports))
+        of = (*(emitted.missed for emitted in self.artifacts), *(emitted.missed for emitted in self.reports))
         return [d for missed in of for d in missed]
 
 
@@ -77,69 +77,69 @@ class Build:
     at: str = ""
     total: int = 0
     index: int = 0
-    took: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each step, what it took of this machine
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each step, what it took of this machine
     stopped: list[Diagnostic] = field(default_factory=list)  # searches that had no more time
 
     def run(self, out: Path, force: bool) -> Result:
         started = time.monotonic()
         self.total = len(self.plan.stages) + len(self.plan.pipeline.emits)
-        refuse_others([s.call for s in self.plan.stages if not self.cache.has(s.key)], self.ctx)
-        for place in range(len(self.plan.stages)):  # one whose search is stopped changes the plan of those behind it
-            self.step(self.plan.stages[place])
+        check_profiles([s.call for s in self.plan.stages if not self.cache.has(s.key)], self.ctx)
+        for index in range(len(self.plan.stages)):  # one whose search is stopped changes the plan of those behind it
+            self.step(self.plan.stages[index])
         accounting = Accounting.of_plan(self.plan, self.ctx)
-        verdicts = Verdicts(self.plan, self.cache, self.ctx, accounting.look)
+        verdicts = Verdicts(self.plan, self.cache, self.ctx, accounting.on_original)
         result = Result(self.plan, stopped=self.stopped)
-        emission = Emission(self.plan, self.cache, self.ctx, out, force, verdicts, accounting, self.took)
+        emission = Emission(self.plan, self.cache, self.ctx, out, force, verdicts, accounting, self.costs)
         self.emit_all(emission, result)
         result.seconds = time.monotonic() - started
         return result
 
     def emit_all(self, emission: Emission, result: Result) -> None:
         """Artifacts in the recipe's order, then what is about them."""
-        is_about = self.ctx.shelf.is_about
+        describes = self.ctx.shelf.describes_artifacts
         of: dict[str, list[Artifact]] = {}
-        for target in sorted(self.plan.pipeline.emits, key=lambda e: is_about(e.call.word)):
+        for target in sorted(self.plan.pipeline.emits, key=lambda e: describes(e.call.word)):
             path = str(target.call.args["path"])
-            with self.stage(f"emit {target.call.word}", path) as done, self.unchanged(), placed(target.call):
-                made = of.setdefault(target.source, [])
-                if is_about(target.call.word):
-                    told = emission.tell(target, made, partial(self.reach_step, target.source))
-                    result.reports.append(told)
-                    done.change = size(told.path.stat().st_size)
+            with self.stage(f"emit {target.call.word}", path) as done, self.unchanged(), with_location(target.call):
+                artifacts = of.setdefault(target.source, [])
+                if describes(target.call.word):
+                    report = emission.write_about(target, artifacts, partial(self.reach_step, target.source))
+                    result.reports.append(report)
+                    done.change = size(report.path.stat().st_size)
                     continue
-                made.append(self.emit(target, emission))
-                result.artifacts.append(made[-1])
-                done.change = made[-1].summary
+                artifacts.append(self.emit(target, emission))
+                result.artifacts.append(artifacts[-1])
+                done.change = artifacts[-1].summary
 
     def step(self, stage: Stage) -> None:
         """Run one step unless its result is kept; nothing is loaded for one that is."""
         if self.cache.has(stage.key):
             self.index += 1
-            self.ctx.tell(StageEnded(stage.name, 0.0, cached=True))
+            self.ctx.emit_event(StageEnded(stage.name, 0.0, cached=True))
             self.repeat_warnings(stage)
-            self.took[stage.name] = {"planned": round(stage.seconds, 2), "cached": True}
+            self.costs[stage.name] = {"planned": round(stage.seconds, 2), "cached": True}
             return
-        with self.stage(stage.name, stage.call.word) as done, self.unchanged(stage.key), placed(stage.call):
+        with self.stage(stage.name, stage.call.word) as done, self.unchanged(stage.key), with_location(stage.call):
             pass_: Pass = self.ctx.shelf.make("pass", stage.call)
             unfinished_steps.claim(self.cache, stage.key, self.ctx)  # before anything is loaded, where it can't be kept
             attempt = partial(self.attempt, pass_, stage)
-            outcome, given, facts = in_room(attempt, self.ctx.settings.device, self.ctx.tell)
+            outcome, result, facts = in_memory_limit(attempt, self.ctx.settings.device, self.ctx.emit_event)
             stage = self.as_stopped(stage)
             if (
-                isinstance(given, (Unmerged, Family))
+                isinstance(result, (Unmerged, Family))
                 and isinstance(outcome, Model)
                 and stage.source != self.plan.identity
             ):
-                given.base = stage.source
-            if isinstance(given, Front) and isinstance(outcome, Family):
-                points = (replace(point, key=stage.source) for point in given.points)
-                given = Front(tuple(points), self.program_at)
+                result.base = stage.source
+            if isinstance(result, Front) and isinstance(outcome, Family):
+                points = (replace(point, key=stage.source) for point in result.points)
+                result = Front(tuple(points), self.program_at)
             done.change, dump = facts["summary"], facts.pop("dump")
             done.dump = dump if self.dump else ""
             with announce("keeping the result"):
-                snapshot.save(given, self.cache, stage.key, stage.parts, self.ctx.origin, facts)
-            self.outcome, self.at = given, stage.key
-        self.took[stage.name] = {
+                snapshot.save(result, self.cache, stage.key, stage.parts, self.ctx.origin, facts)
+            self.outcome, self.at = result, stage.key
+        self.costs[stage.name] = {
             "planned": round(stage.seconds, 2),
             "seconds": round(done.seconds, 2),
             "planned_bytes": stage.peak_bytes,
@@ -151,18 +151,18 @@ class Build:
         body = self.cache.step(stage.key)
         assert body is not None, f"the result of {stage.name} is not in the cache"
         for diagnostic in warned.from_json(body["notes"].get("warnings", ()), stage.span):
-            self.ctx.tell(Warned(diagnostic))
+            self.ctx.emit_event(Warned(diagnostic))
 
     def attempt(self, pass_: Pass, stage: Stage) -> tuple[Outcome, Outcome, dict[str, Any]]:
-        """What a step works on, what it makes of that, and what is told of it."""
+        """Input of a step, its result, and the facts for the manifest."""
         if handles(stage.call.args, StepRef):  # it names what it works on, one at a time
             outcome: Outcome = Front((), self.program_at)
         else:
             outcome = self.reach(stage.source)
         self.at = ""  # from here until it is kept, the program is between steps
-        heard = Warnings(self.ctx.tell, stage)
-        given, facts = self.give(pass_, outcome, stage, heard)
-        return outcome, given, facts | {"warnings": warned.to_json(heard.diagnostics)}
+        warnings = Warnings(self.ctx.emit_event, stage)
+        result, facts = self.store_result(pass_, outcome, stage, warnings)
+        return outcome, result, facts | {"warnings": warned.to_json(warnings.diagnostics)}
 
     def as_stopped(self, stage: Stage) -> Stage:
         """The stage as it is planned now: a search that had no more time gave another result than was planned."""
@@ -171,27 +171,29 @@ class Build:
         if deadline is None or stop is None:
             return stage
         self.plan = self.plan.stopped(stage.name, stop.facts)
-        with placed(stage.call):
+        with with_location(stage.call):
             self.stopped.append(replace(deadline.over(stage.name, stop), span=stage.span))
         return next(s for s in self.plan.stages if s.name == stage.name)
 
-    def give(self, pass_: Pass, outcome: Outcome, stage: Stage, heard: "Warnings") -> tuple[Outcome, dict[str, Any]]:
-        """Result of a pass, and its notes for the manifest; `heard` keeps its warnings."""
+    def store_result(
+        self, pass_: Pass, outcome: Outcome, stage: Stage, warnings: "Warnings"
+    ) -> tuple[Outcome, dict[str, Any]]:
+        """Result of a pass, and its notes for the manifest; `warnings` keeps its warnings."""
         ctx = self.context(stage)
-        ctx = replace(ctx, settings=replace(ctx.settings, tell=heard))
+        ctx = replace(ctx, settings=replace(ctx.settings, on_event=warnings))
         if not isinstance(outcome, Model):
             with as_profiled(named(stage.call), ctx):
-                made = pass_.give(outcome, ctx)
-            holder = made if isinstance(made, Model) else outcome  # a search says of its family what it did
+                result = pass_.result_of(outcome, ctx)
+            holder = result if isinstance(result, Model) else outcome  # a search says of its family what it did
             notes = holder.program.notes if isinstance(holder, (Model, Family)) else []
-            return made, {"program": notes, "step": notes[-1:], "changes": [], "summary": made.summary, "dump": ""}
+            return result, {"program": notes, "step": notes[-1:], "changes": [], "summary": result.summary, "dump": ""}
         program = outcome.program
         before, version, noted = skeleton_of(program), program.version, len(program.notes)
         keeps = pass_.keeps
         promise = Promise.of(program) if isinstance(keeps, Close) else None
         with as_profiled(named(stage.call), ctx):
-            made = pass_.give(outcome, ctx)
-        if made is outcome and program.version == version:
+            result = pass_.result_of(outcome, ctx)
+        if result is outcome and program.version == version:
             raise Reject(
                 no_change(f"`{stage.call.word}` changed nothing", help="ask more of it, or leave the step out")
             )
@@ -199,11 +201,11 @@ class Build:
             with announce("comparing with the model before"):
                 promise.check(program, keeps)
         lines = describe(before, skeleton_of(program), program.notes[noted:])
-        return made, {
+        return result, {
             "program": program.notes,
             "step": program.notes[noted:],
             "changes": lines.rows,
-            "summary": made.summary or lines.summary,
+            "summary": result.summary or lines.summary,
             "dump": lines.text,
         }
 
@@ -227,10 +229,10 @@ class Build:
 
     def program_of(self, key: str) -> Program:
         """The program of a step that gives a model; the caller holds it, nobody else does."""
-        made = self.reach(key)
-        assert isinstance(made, Model), f"{key} gives {made.kind}"
+        outcome = self.reach(key)
+        assert isinstance(outcome, Model), f"{key} gives {outcome.kind}"
         self.outcome, self.at = None, ""
-        return made.program
+        return outcome.program
 
     def program_at(self, point: Point) -> Program:
         """The program of a front's point: a step's, or a choice of a family, cut out."""
@@ -243,9 +245,9 @@ class Build:
 
     def keep_references(self, program: Program) -> None:
         """Keep what the original says on the data that it is compared on, while it is still the original."""
-        asked = [metric for step in self.plan.pipeline.steps for metric in handles(step.call.args, MetricRef)]
-        asked += [bound.metric for bound in self.plan.pipeline.expects]
-        for ref in asked:
+        metrics = [metric for step in self.plan.pipeline.steps for metric in handles(step.call.args, MetricRef)]
+        metrics += [bound.metric for bound in self.plan.pipeline.expects]
+        for ref in metrics:
             metric = self.ctx.metric(ref)
             if metric.needs_original and metric.compares == "predictions":
                 for data in handles(dict(ref.args), DataRef):
@@ -261,7 +263,7 @@ class Build:
         if isinstance(outcome, Model):
             outcome.program.to_cpu()  # files are written from there
         if isinstance(outcome, Front):
-            outcome = replace(outcome, whole=lambda point: self.reach(point.key))
+            outcome = replace(outcome, load_point=lambda point: self.reach(point.key))
         artifact = emission.emit(outcome, target)
         self.outcome, self.at = None, ""
         return artifact
@@ -308,26 +310,26 @@ class Build:
             raise
 
     @contextmanager
-    def stage(self, name: str, about: str) -> "Iterator[Done]":
+    def stage(self, name: str, description: str) -> "Iterator[Done]":
         """Tell that a stage begins and ends, how long it took and the most memory it held."""
         self.index += 1
-        self.ctx.tell(StageBegan(name, about, self.index, self.total))
+        self.ctx.emit_event(StageBegan(name, description, self.index, self.total))
         started, done = time.monotonic(), Done()
-        give_back()  # what the stage before freed, and the allocator kept, is not held by this one
+        trim_heap()  # what the stage before freed, and the allocator kept, is not held by this one
         with Watch(self.ctx.settings.max_memory) as watch:
             self.ctx.settings.watch = watch
             with hear(self.ctx.tick):
                 yield done
         watch.check()
         done.seconds, done.peak = time.monotonic() - started, watch.peak
-        self.ctx.tell(StageEnded(name, done.seconds, change=done.change, peak_bytes=done.peak, dump=done.dump))
+        self.ctx.emit_event(StageEnded(name, done.seconds, change=done.change, peak_bytes=done.peak, dump=done.dump))
 
 
 @dataclass
 class Warnings:
     """Listener of a running step: passes events on, and keeps warnings with the step's place in the recipe."""
 
-    tell: Listener
+    on_event: Listener
     stage: Stage
     diagnostics: list[Diagnostic] = field(default_factory=list)
 
@@ -335,12 +337,12 @@ class Warnings:
         if isinstance(event, Warned):
             event = Warned(event.diagnostic.at(self.stage.span))
             self.diagnostics.append(event.diagnostic)
-        self.tell(event)
+        self.on_event(event)
 
 
 @dataclass
 class Done:
-    """What a stage has to say when it ends."""
+    """Summary of a finished stage."""
 
     change: str = ""
     dump: str = ""

@@ -1,4 +1,4 @@
-"""What a point of a front must keep: a measure and an amount, as words of a command line."""
+"""Limit for the points of a front: a measure and an amount, as command-line text."""
 
 import re
 from collections.abc import Mapping
@@ -38,11 +38,11 @@ class Limit:
     metric: str
     value: str
 
-    def holds(self, measures: Measures) -> bool:
+    def is_met(self, measures: Measures) -> bool:
         return self.distance(measures) <= 0
 
     def distance(self, measures: Measures) -> float:
-        """How far a point is from the limit, as a share of it; at most 0 where it keeps it."""
+        """Distance of a point from the limit, as a share of it; at most 0 where it is met."""
         from .judging.gate import in_unit  # which imports torch: words are checked before
 
         value, unit, better = measures[self.measure(measures)]
@@ -69,11 +69,11 @@ class Limit:
         )
 
     def amount(self, unit: str | None = None) -> Any:
-        """What is written, of a measure in `unit` where that is known: `512 B` are bytes of some, and 7B billions."""
-        found = _AMOUNT.fullmatch(self.value.strip())
-        value = natural(found[1], _PRINTED.get(found[2], found[2])) if found else None
-        if found and found[2] == "B" and unit in BYTES_PER:
-            value = Bytes(int(float(found[1])))
+        """Parsed amount, of a measure in `unit` where that is known: `512 B` are bytes of some, and 7B billions."""
+        match = _AMOUNT.fullmatch(self.value.strip())
+        value = natural(match[1], _PRINTED.get(match[2], match[2])) if match else None
+        if match and match[2] == "B" and unit in BYTES_PER:
+            value = Bytes(int(float(match[1])))
         plain = value.value if isinstance(value, Bytes) else value.seconds if isinstance(value, Duration) else value
         other = unit is not None and (
             (isinstance(value, Duration) and unit not in SECONDS_PER)
@@ -86,16 +86,16 @@ class Limit:
 
 def limits(texts: list[str]) -> tuple[Limit, ...]:
     """Limits of METRIC=VALUE, each with an amount that can be read."""
-    found = []
+    result = []
     for text in texts:
         metric, _, value = text.rpartition("=")
         if not metric:
             raise Reject(no_amount(f"`{text}` sets no limit", help="write METRIC=VALUE: params=1.6M"))
-        found.append(Limit(metric.strip(), value))
-        found[-1].amount()
-    return tuple(found)
+        result.append(Limit(metric.strip(), value))
+        result[-1].amount()
+    return tuple(result)
 
 
-def apart(text: str) -> list[str]:
+def split_limits(text: str) -> list[str]:
     """The limits of "params=1.6M,bytes=6MiB"; commas in a metric's brackets part nothing."""
     return re.split(r",(?![^(]*\))", text)

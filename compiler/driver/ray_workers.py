@@ -17,7 +17,7 @@ from select import select
 from typing import Any
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from .worker_transport import WORKER, Hands
+from .worker_transport import WORKER, WorkerTransport
 
 no_cluster = Fault(
     "no-cluster",
@@ -37,7 +37,7 @@ PATIENCE = 3.0  # seconds to be connected in, again for an answer, and again for
 SETTINGS = 4  # the kind of the first frame of either side, RFC 9113, section 3.4
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, SETTINGS, 0, 0, 0, 0, 0])
 HEAD = "give the address that `ray start --head` prints, such as ray:10.0.0.5:6379"
-HEARD = """import sys
+PROBE_SOURCE = """import sys
 from ray._raylet import GcsClient
 print(flush=True)
 GcsClient(address=sys.argv[1])
@@ -66,15 +66,15 @@ def check_answers(address: str) -> None:
         raise Reject(open_cluster(f"the cluster at {address} asks nobody for a token", help=TOKEN))
     has_token = os.environ.get("RAY_AUTH_MODE") == "token"
     if not speaks or not has_token or not _joins(address, "token"):
-        said = f"nobody answers at {address} as a cluster of Ray's does"
-        raise Reject(no_cluster(said if has_token else f"{said} without a token", help=HEAD if has_token else TOKEN))
+        text = f"nobody answers at {address} as a cluster of Ray's does"
+        raise Reject(no_cluster(text if has_token else f"{text} without a token", help=HEAD if has_token else TOKEN))
 
 
 def _joins(address: str, mode: str) -> bool:
     """Whether a client may join, with the environment's token or none, by RAY_AUTH_MODE. Asked by a process of its
     own: a call of Ray's can't be broken off, nor silenced."""
     with subprocess.Popen(
-        [sys.executable, "-P", "-c", HEARD, address],
+        [sys.executable, "-P", "-c", PROBE_SOURCE, address],
         env={**os.environ, "RAY_AUTH_MODE": mode},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -98,7 +98,7 @@ def _check_token() -> None:
 
 
 class Worker:
-    """What runs in an actor."""
+    """Worker that runs in an actor."""
 
     def __init__(self, module: str, threads: int):
         import torch
@@ -111,7 +111,7 @@ class Worker:
 
 
 @dataclass
-class Actors(Hands):
+class Actors(WorkerTransport):
     """Actors on the cluster at an address, as many as it has processors for, or on one that is started here for them.
 
     owed   answers that are awaited -> the places of who owes them
@@ -151,9 +151,9 @@ class Actors(Hands):
             with chdir(self.folder.name):  # which Ray puts before the libraries on its workers' path
                 ray.init(address=self.address or "local", **options)
         except (ConnectionError, RuntimeError, ValueError) as error:  # something answers there that is no head
-            said = str(error).partition("\n")[0]
+            reason = str(error).partition("\n")[0]
             raise Reject(
-                no_cluster(f"no cluster of Ray's is joined at {self.address or 'this machine'}: {said}", help=HEAD)
+                no_cluster(f"no cluster of Ray's is joined at {self.address or 'this machine'}: {reason}", help=HEAD)
             ) from error
         count = int(ray.cluster_resources().get("CPU", 0)) // self.threads
         if not count:
@@ -169,14 +169,14 @@ class Actors(Hands):
         self.environment = {name: os.environ.get(name) for name in values}
         os.environ.update(values)
 
-    def hire(self, place: int) -> None:
+    def start_worker(self, index: int) -> None:
         import ray
 
         kind = ray.remote(num_cpus=self.threads, max_restarts=0)(Worker)
-        self.actors[place] = kind.remote(WORKER, self.threads)
+        self.actors[index] = kind.remote(WORKER, self.threads)
 
-    def send(self, place: int, line: str) -> None:
-        self.owed[self.actors[place].answered.remote(line)] = place
+    def send(self, index: int, line: str) -> None:
+        self.owed[self.actors[index].answered.remote(line)] = index
 
     def receive(self, seconds: float) -> list[tuple[int, str, bool]]:
         import ray
@@ -185,20 +185,20 @@ class Actors(Hands):
             time.sleep(min(seconds, 0.1))
             return []
         ready, _ = ray.wait(list(self.owed), num_returns=1, timeout=seconds)
-        found = []
+        replies = []
         for one in ready:
-            place = self.owed.pop(one)
+            index = self.owed.pop(one)
             try:
-                found.append((place, ray.get(one), True))
+                replies.append((index, ray.get(one), True))
             except ray.exceptions.RayError as error:
-                found.append((place, type(error).__name__, False))
-        return found
+                replies.append((index, type(error).__name__, False))
+        return replies
 
-    def dismiss(self, place: int) -> None:
+    def stop_worker(self, index: int) -> None:
         import ray
 
-        self.owed = {answer: other for answer, other in self.owed.items() if other != place}
-        ray.kill(self.actors.pop(place))
+        self.owed = {answer: other for answer, other in self.owed.items() if other != index}
+        ray.kill(self.actors.pop(index))
 
     def end(self) -> None:
         import ray

@@ -1,4 +1,4 @@
-"""How long workers have owed an answer, and when that is too long for what they were asked."""
+"""Response timeouts of workers, by the kind of request."""
 
 import time
 from collections.abc import Callable
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from math import inf
 
 Kind = tuple[str, bool]  # the key of a step, "" of a greeting; whether it is this worker's first task of it
-LOOK = 2.0  # seconds at most that one look counts: who asks may have been stopped in it, or asleep
-LONG, LOST = 3, 10  # times as long as the longest of a kind: to be told, and to be given up
+POLL_SECONDS = 2.0  # seconds at most that one look counts: who asks may have been stopped in it, or asleep
+LONG, TIMEOUT_FACTOR = 3, 10  # times as long as the longest of a kind: to be told, and to be given up
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Owed:
 
 @dataclass
 class Silence:
-    """What workers owe, by place, and the longest that an answer of a kind took.
+    """Pending answers of workers by index, and the longest time of each kind of answer.
 
     first, least   seconds of silence below which nothing is told, and no worker is given up
     A first task of a step includes reading the model. Of a kind that was never answered nothing is known: a worker is
@@ -36,29 +36,29 @@ class Silence:
     longest: dict[Kind, float] = field(default_factory=dict)
     met: set[tuple[int, str]] = field(default_factory=set)
 
-    def hire(self, place: int) -> None:
+    def started(self, index: int) -> None:
         """A new worker is greeted, which has met no step."""
-        self.met = {one for one in self.met if one[0] != place}
-        self.begin(place, "")
+        self.met = {one for one in self.met if one[0] != index}
+        self.begin(index, "")
 
-    def begin(self, place: int, step: str) -> None:
-        self.owed[place] = Owed((step, (place, step) not in self.met), time.monotonic())
-        self.met.add((place, step))
+    def begin(self, index: int, step: str) -> None:
+        self.owed[index] = Owed((step, (index, step) not in self.met), time.monotonic())
+        self.met.add((index, step))
 
-    def end(self, place: int, measures: bool) -> None:
+    def end(self, index: int, measures: bool) -> None:
         """A worker has answered or is lost; `measures` where it did what it was asked."""
-        owed = self.owed.pop(place, None)
+        owed = self.owed.pop(index, None)
         if owed and measures:
-            taken = time.monotonic() - owed.since
-            self.longest[owed.kind] = max(taken, self.longest.get(owed.kind, 0.0))
+            elapsed = time.monotonic() - owed.since
+            self.longest[owed.kind] = max(elapsed, self.longest.get(owed.kind, 0.0))
 
     def wait(self, seconds: float) -> None:
         for owed in self.owed.values():
-            owed.waited += min(seconds, LOOK)
+            owed.waited += min(seconds, POLL_SECONDS)
 
-    def news(self, place: int) -> float:
+    def news(self, index: int) -> float:
         """Seconds of silence that are worth a line now, each time twice as many; 0 where they aren't."""
-        owed = self.owed[place]
+        owed = self.owed[index]
         known = self.longest.get(owed.kind)
         least = 2 * self.first if known is None else max(self.first, LONG * known)
         if owed.waited < max(least, 2 * owed.mention):
@@ -66,8 +66,8 @@ class Silence:
         owed.mention = owed.waited
         return owed.waited
 
-    def is_lost(self, place: int, is_stopped: Callable[[int], bool]) -> bool:
-        owed = self.owed[place]
+    def is_stale(self, index: int, is_stopped: Callable[[int], bool]) -> bool:
+        owed = self.owed[index]
         known = self.longest.get(owed.kind)
-        bound = inf if known is None else max(self.least, LOST * known)
-        return owed.waited >= bound or (owed.waited >= 2 * self.first and is_stopped(place))
+        bound = inf if known is None else max(self.least, TIMEOUT_FACTOR * known)
+        return owed.waited >= bound or (owed.waited >= 2 * self.first and is_stopped(index))

@@ -13,7 +13,7 @@ from ...dsl.syntax.diagnostics import Reject
 from ..core.cache import LARGE, Cache, tensor_hash
 from ..core.events import follow
 from ..core.json_errors import first_line
-from ..core.safe_read import MISFIT
+from ..core.safe_read import MALFORMED
 from ..core.sealed_json import cache_damaged
 from ..ir import graph_json
 from ..ir.capture.capture import recapture
@@ -86,9 +86,9 @@ def _program(program: Program, cache: Cache, origin: Origin) -> dict[str, Any]:
     known = original_tensors(origin, cache)
     tensors, borrowed = {}, {}
     for name, tensor in follow(distinct(program.model), "tensors", len(program.model.state_dict())):
-        found = tensor_hash(tensor)
-        if found in known:
-            borrowed[name] = known[found]
+        content_hash = tensor_hash(tensor)
+        if content_hash in known:
+            borrowed[name] = known[content_hash]
         else:
             tensors[name] = cache.store(tensor)
     return {"tensors": tensors, "borrowed": borrowed, "edits": program.edits.to_json()}
@@ -102,7 +102,7 @@ def restore(
     assert body is not None, f"step {key} is not in the cache"
     try:
         return _outcome(body, cache, origin, reach, load)
-    except (*MISFIT, AssertionError) as error:
+    except (*MALFORMED, AssertionError) as error:
         raise Reject(
             cache_damaged(
                 f"step {key[:12]} of the cache does not fit its model: {type(error).__name__}: {first_line(error)}",
@@ -148,10 +148,10 @@ def _restore(body: Mapping[str, Any], cache: Cache, origin: Origin) -> Program:
     replay(model, edits)
     values = {name: original[source].detach() for name, source in body["borrowed"].items()}
     device = next(model.parameters()).device
-    wanted = model.state_dict(keep_vars=True)
+    current = model.state_dict(keep_vars=True)
     values |= {name: cache.fetch(blob) for name, blob in body["tensors"].items()}
     for name, value in values.items():
-        assert value.shape == wanted[name].shape, f"{name} is of another shape"
+        assert value.shape == current[name].shape, f"{name} is of another shape"
     assign(model, {name: value.to(device) for name, value in values.items()})
     program = Program(model, sample(model), edits=edits, notes=list(body["notes"].get("program", ())))
     program.units = {path: edited_unit(path, entry) for path, entry in edits.graphs.items()}

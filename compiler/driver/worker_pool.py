@@ -1,4 +1,4 @@
-"""Which workers `--workers` names."""
+"""Workers that `--workers` names."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.environment import check_modules
 from ..core.settings import Settings
 from .worker_team import Team, facts
-from .worker_transport import Hands, Processes
+from .worker_transport import Processes, WorkerTransport
 
 if TYPE_CHECKING:
     from .api import Session
@@ -20,23 +20,23 @@ unknown_workers = Fault(
     "A number starts so many processes on this machine, `ray` a cluster of Ray's here, `ray:HOST:PORT` joins one.",
     exit="usage",
 )
-MOST = 1024
+MAX_WORKERS = 1024
 PORTS = range(1, 1 << 16)
 
 
-def check_workers(asked: str) -> int | str:
-    """How many processes, or the address of a cluster, "" for one of our own; reads the words alone.
+def check_workers(option: str) -> int | str:
+    """Number of processes, or the address of a cluster, "" for a local one; parses the text alone.
 
     Raises Reject (unknown-workers) for other words, and (package-missing) for a cluster without Ray.
     """
-    if re.fullmatch(r"[0-9]{1,4}", asked) and 1 <= int(asked) <= MOST:
-        return int(asked)
-    kind, colon, address = asked.partition(":")
+    if re.fullmatch(r"[0-9]{1,4}", option) and 1 <= int(option) <= MAX_WORKERS:
+        return int(option)
+    kind, colon, address = option.partition(":")
     if kind != "ray" or (colon and not address):
         raise Reject(
             unknown_workers(
-                f"`--workers {asked}` is neither a number from 1 to {MOST} nor a cluster"
-                if asked
+                f"`--workers {option}` is neither a number from 1 to {MAX_WORKERS} nor a cluster"
+                if option
                 else "`--workers` is given nothing",
                 help="write `--workers 2`, `--workers ray` or `--workers ray:HOST:PORT`",
             )
@@ -45,32 +45,32 @@ def check_workers(asked: str) -> int | str:
     if address and not (host and re.fullmatch(r"[0-9]{1,5}", port) and int(port) in PORTS):
         raise Reject(
             unknown_workers(
-                f"`--workers {asked}` names no host and port",
+                f"`--workers {option}` names no host and port",
                 help="write the address that `ray start --head` prints, such as ray:10.0.0.5:6379",
             )
         )
-    check_modules(("ray",), "ray", f"`--workers {asked}`")
+    check_modules(("ray",), "ray", f"`--workers {option}`")
     return address
 
 
-def hands_of(settings: Settings) -> Hands:
+def transport_of(settings: Settings) -> WorkerTransport:
     """Raises Reject as `check_workers` does, and where no cluster answers."""
-    asked = check_workers(settings.workers)
-    if isinstance(asked, int):
-        return Processes(asked, settings.threads or 1)
+    option = check_workers(settings.workers)
+    if isinstance(option, int):
+        return Processes(option, settings.threads or 1)
     from .ray_workers import Actors
 
-    return Actors(asked, settings.threads or 1)
+    return Actors(option, settings.threads or 1)
 
 
 @contextmanager
-def working(session: "Session", hands: Hands | None) -> Iterator[Team | None]:
+def working(session: "Session", transport: WorkerTransport | None) -> Iterator[Team | None]:
     """The workers of a compile, let go afterwards."""
     settings = session.settings
-    if hands is None:
+    if transport is None:
         yield None
         return
-    told = {
+    session_facts = {
         "recipe": str(session.path.resolve()),
         "set": dict(session.set) if isinstance(session.set, Mapping) else list(session.set),
         "params": str(session.params.resolve()) if session.params else "",
@@ -79,7 +79,7 @@ def working(session: "Session", hands: Hands | None) -> Iterator[Team | None]:
             **{name: getattr(settings, name) for name in ("seed", "device", "offline", "trust_remote_code", "threads")},
         },
     }
-    team = Team(hands, settings, told, facts())
+    team = Team(transport, settings, session_facts, facts())
     try:
         yield team
     finally:

@@ -14,20 +14,20 @@ from select import select
 WORKER = "effc.compiler.driver.workers"
 
 
-class Hands(ABC):
+class WorkerTransport(ABC):
     """A number of workers, each in a place of its own, from 0."""
 
     @property
     @abstractmethod
     def size(self) -> int:
-        """How many there may be; where they are to be found is looked for when this is first asked."""
+        """Maximum number of workers; their addresses are resolved at the first call."""
 
     @abstractmethod
-    def hire(self, place: int) -> None:
+    def start_worker(self, index: int) -> None:
         """Start a worker in a place that has none."""
 
     @abstractmethod
-    def send(self, place: int, line: str) -> None:
+    def send(self, index: int, line: str) -> None:
         """Ask a worker that owes no answer."""
 
     @abstractmethod
@@ -35,10 +35,10 @@ class Hands(ABC):
         """(place, answer, True), or (place, why it was lost, False), as soon as there are some; at last none."""
 
     @abstractmethod
-    def dismiss(self, place: int) -> None:
+    def stop_worker(self, index: int) -> None:
         """Let one go that may hear nothing any more; nothing is received of it from then on."""
 
-    def is_stopped(self, place: int) -> bool:
+    def is_stopped(self, index: int) -> bool:
         """Whether a worker is seen to do nothing until somebody lets it go on; false where that can't be seen."""
         return False
 
@@ -48,7 +48,7 @@ class Hands(ABC):
 
 
 @dataclass
-class Processes(Hands):
+class Processes(WorkerTransport):
     """Processes of this machine, with pipes. They end by themselves when whoever asks has ended, however that was."""
 
     count: int
@@ -60,9 +60,9 @@ class Processes(Hands):
     def size(self) -> int:
         return self.count
 
-    def hire(self, place: int) -> None:
+    def start_worker(self, index: int) -> None:
         env = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))}
-        self.workers[place] = subprocess.Popen(
+        self.workers[index] = subprocess.Popen(
             [sys.executable, "-P", "-m", WORKER],
             env=env,
             stdin=subprocess.PIPE,
@@ -70,41 +70,41 @@ class Processes(Hands):
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the one who asks
         )
-        self.buffers[place] = b""
+        self.buffers[index] = b""
 
-    def send(self, place: int, line: str) -> None:
-        pipe = self.workers[place].stdin
+    def send(self, index: int, line: str) -> None:
+        pipe = self.workers[index].stdin
         assert pipe is not None
         with suppress(BrokenPipeError):  # `receive` tells that it was lost
             pipe.write(line.encode() + b"\n")
             pipe.flush()
 
     def receive(self, seconds: float) -> list[tuple[int, str, bool]]:
-        pipes = {w.stdout.fileno(): place for place, w in self.workers.items() if w.stdout}
-        found = []
+        pipes = {w.stdout.fileno(): index for index, w in self.workers.items() if w.stdout}
+        replies = []
         for number in select(list(pipes), [], [], seconds)[0]:
-            place = pipes[number]
+            index = pipes[number]
             part = os.read(number, 1 << 16)
             if not part:
-                found.append((place, _end_of(self.workers.pop(place)), False))
+                replies.append((index, _end_of(self.workers.pop(index)), False))
                 continue
-            *lines, self.buffers[place] = (self.buffers[place] + part).split(b"\n")
-            found += [(place, line.decode(), True) for line in lines]
-        return found
+            *lines, self.buffers[index] = (self.buffers[index] + part).split(b"\n")
+            replies += [(index, line.decode(), True) for line in lines]
+        return replies
 
-    def dismiss(self, place: int) -> None:
-        worker = self.workers.pop(place)
+    def stop_worker(self, index: int) -> None:
+        worker = self.workers.pop(index)
         worker.kill()
         _close(worker)
         with suppress(subprocess.TimeoutExpired):  # one that hangs in the kernel ends when that lets it
             worker.wait(1.0)
 
-    def is_stopped(self, place: int) -> bool:
+    def is_stopped(self, index: int) -> bool:
         try:
-            said = Path(f"/proc/{self.workers[place].pid}/stat").read_text()
+            stat = Path(f"/proc/{self.workers[index].pid}/stat").read_text()
         except OSError:  # another system, or it has just ended
             return False
-        return said.rpartition(")")[2].split()[:1] == ["T"]  # proc(5): stopped by a signal
+        return stat.rpartition(")")[2].split()[:1] == ["T"]  # proc(5): stopped by a signal
 
     def end(self) -> None:
         for worker in self.workers.values():

@@ -1,4 +1,4 @@
-"""How sure a median of few timings is, without a guess at how timings are distributed."""
+"""Confidence intervals of a median of few timings, without an assumption about their distribution."""
 
 from collections.abc import Sequence
 from math import comb

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..ir.capture.sample import BATCH, LENGTH, PADDING, sample, tokens
 from ..models.rows.forward import main_output, without_dropout
-from ..models.rows.inputs import has_two_sides
+from ..models.rows.inputs import is_encoder_decoder
 from ..models.rows.packed_inputs import sees_and_reads
 
 _STEPS = 2
@@ -41,18 +41,18 @@ def observe(model: nn.Module, *, vocab: int | None = None, seed: int = 0) -> lis
     """
     names = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
     with torch.no_grad(), without_dropout(model):
-        if has_two_sides(model):
+        if is_encoder_decoder(model):
             return _two_sided(model)
         if "input_ids" not in names or sees_and_reads(model) or not isinstance(model, PreTrainedModel):
             return [main_output(model(**sample(model, batch))) for batch in (BATCH, _OTHER_BATCH)]
         vocab = vocab or _vocabulary(model)
         assert vocab is not None, f"the ids of a {type(model).__name__} have no bound"
-        seen = [_logits(model, names, tokens(vocab, *shape, _device(model), seed)) for shape in _SHAPES]
+        observed = [_logits(model, names, tokens(vocab, *shape, _device(model), seed)) for shape in _SHAPES]
         if _decodes(model, names):
             for padding in (0, PADDING):
-                given = tokens(vocab, BATCH, LENGTH + _STEPS, padding, _device(model), seed)
-                seen += _decoded(model, names, given)
-        return seen
+                inputs = tokens(vocab, BATCH, LENGTH + _STEPS, padding, _device(model), seed)
+                observed += _decoded(model, names, inputs)
+        return observed
 
 
 def distance(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
@@ -63,12 +63,12 @@ def distance(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
     return worst if math.isfinite(worst) else math.inf
 
 
-def _logits(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) -> torch.Tensor:
+def _logits(model: nn.Module, names: set[str], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """One forward; an unpadded batch goes without mask and positions, so that both ways are seen."""
-    padded = bool((given["attention_mask"] == 0).any())
-    passed = given if padded else {"input_ids": given["input_ids"]}
+    padded = bool((inputs["attention_mask"] == 0).any())
+    passed = inputs if padded else {"input_ids": inputs["input_ids"]}
     out = main_output(model(**{name: value for name, value in passed.items() if name in names}))
-    return _read(out, given["attention_mask"])
+    return _read(out, inputs["attention_mask"])
 
 
 def _read(out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -78,44 +78,44 @@ def _read(out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 def _two_sided(model: nn.Module) -> list[torch.Tensor]:
     """An encoder with a decoder: whole targets beside sources with padding and without, then a token at a time."""
-    seen: list[torch.Tensor] = []
+    observed: list[torch.Tensor] = []
     for shape in _SHAPES:
-        given = sample(model, *shape)
+        inputs = sample(model, *shape)
         if not shape[2]:
-            given = {name: value for name, value in given.items() if not name.endswith("attention_mask")}
-        seen.append(main_output(model(**given)))
+            inputs = {name: value for name, value in inputs.items() if not name.endswith("attention_mask")}
+        observed.append(main_output(model(**inputs)))
     for padding in (0, PADDING):
-        given, cache = sample(model, BATCH, LENGTH, padding), None
-        first = {name: x for name, x in given.items() if not name.startswith("decoder_") and name != "use_cache"}
-        for place in range(given["decoder_input_ids"].shape[1]):
-            step = given["decoder_input_ids"][:, place : place + 1]
+        inputs, cache = sample(model, BATCH, LENGTH, padding), None
+        first = {name: x for name, x in inputs.items() if not name.startswith("decoder_") and name != "use_cache"}
+        for position in range(inputs["decoder_input_ids"].shape[1]):
+            step = inputs["decoder_input_ids"][:, position : position + 1]
             out = model(**first, decoder_input_ids=step, use_cache=True, **({"cache": cache} if cache else {}))
             cache = out.get("cache")
-            seen.append(main_output(out))
-    return seen
+            observed.append(main_output(out))
+    return observed
 
 
-def _decoded(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+def _decoded(model: nn.Module, names: set[str], inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """Prefill, then one token at a time with the cache: mask and positions given if the batch is padded.
 
     Nothing for encoders, which have the option but return no cache.
     """
-    length = given["input_ids"].shape[1] - _STEPS
-    padded = bool((given["attention_mask"] == 0).any())
+    length = inputs["input_ids"].shape[1] - _STEPS
+    padded = bool((inputs["attention_mask"] == 0).any())
     cache: Any = None
-    seen = []
+    observed = []
     for start, end in ((0, length), *((i, i + 1) for i in range(length, length + _STEPS))):
-        passed: dict[str, Any] = {"input_ids": given["input_ids"][:, start:end], "use_cache": True}
+        passed: dict[str, Any] = {"input_ids": inputs["input_ids"][:, start:end], "use_cache": True}
         if padded and (cache is None or not all(cache.is_linear)):  # a pure state has no use for an old mask
-            passed["attention_mask"] = given["attention_mask"][:, :end]
+            passed["attention_mask"] = inputs["attention_mask"][:, :end]
         if padded:
-            passed["position_ids"] = given["position_ids"][:, start:end]
+            passed["position_ids"] = inputs["position_ids"][:, start:end]
         out = model(**{name: value for name, value in passed.items() if name in names}, cache=cache)
         cache = out.get("cache")
         if cache is None:
             return []
-        seen.append(_read(main_output(out), given["attention_mask"][:, start:end]))
-    return seen
+        observed.append(_read(main_output(out), inputs["attention_mask"][:, start:end]))
+    return observed
 
 
 def _decodes(model: nn.Module, names: set[str]) -> bool:

@@ -19,7 +19,7 @@ promise_broken = Fault("promise-broken", "A pass that promises to keep outputs c
 
 @dataclass(frozen=True)
 class Promise:
-    """What a model computed before a pass ran: some tokens each, on several shapes, padded and while decoding."""
+    """Outputs of a model before a pass ran: some tokens each, on several shapes, padded and while decoding."""
 
     outputs: list[torch.Tensor]
 
@@ -30,11 +30,11 @@ class Promise:
     def check(self, program: "Program", keeps: Close) -> None:
         """Raise Reject (promise-broken) where outputs differ by more than was promised, or are no numbers."""
         worst = distance(self.outputs, observed(program))
-        most = self._allowed(program, keeps)
-        if not worst <= most:
+        tolerance = self._allowed(program, keeps)
+        if not worst <= tolerance:
             raise Reject(
                 promise_broken(
-                    f"outputs changed by {worst:.3g}, the pass promises at most {most:.3g}",
+                    f"outputs changed by {worst:.3g}, the pass promises at most {tolerance:.3g}",
                     help="this is a defect of the pass: leave the step out, and report it",
                 )
             )

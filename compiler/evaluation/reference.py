@@ -1,4 +1,4 @@
-"""What the original model said, kept on disk, so that later models compare with it without its weights.
+"""Outputs of the original model on disk, so that later models are compared without its weights.
 
 Kept are the inputs of the output embedding, in the model's own dtype, and the embedding's weight once per model:
 that gives the original's logits bit for bit at a fraction of their size (SmolLM2: 1/43 of float16 logits).
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ...dsl.checker.values import DataRef
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..analysis.planning import keys
-from ..core.cache import digest, write_whole
+from ..core.cache import digest, write_atomic
 from ..core.hashes import file_hash
 from ..core.quantity import size
 from ..core.sealed_json import cache_damaged, read_noted, sealed
@@ -62,33 +62,36 @@ class Reference:
     @torch.no_grad()
     def logits(self, rows: slice, part: slice) -> Tensor:
         """[c, vocab] float32 of some positions of some rows: equal to the original's up to a constant per row."""
-        said = self.outputs[rows].flatten(0, 1)[part]  # [c, d] or [c, vocab]
+        values = self.outputs[rows].flatten(0, 1)[part]  # [c, d] or [c, vocab]
         if self.head is None:
-            return said.float()
+            return values.float()
         weight, bias, tail = self.head
-        return tails(tail)(nn.functional.linear(said, weight, bias)).float()
+        return tails(tail)(nn.functional.linear(values, weight, bias)).float()
 
 
 def prepare(ctx: Context, model: nn.Module, ref: DataRef) -> None:
     """Keep what `model`, the original as loaded, says of a data set; nothing to do where that is kept."""
-    keep(ctx, model, ctx.rows(ref), _place(ctx, ref), _head_place(ctx), f"original on {ref.name}")
+    keep(ctx, model, ctx.rows(ref), _reference_path(ctx, ref), _head_path(ctx), f"original on {ref.name}")
 
 
-def keep(ctx: Context, model: nn.Module, rows: Tensor, place: Path, head_place: Path, label: str) -> None:
+def keep(ctx: Context, model: nn.Module, rows: Tensor, file: Path, head_file: Path, label: str) -> None:
     """Keep what a model says of rows in two files; nothing to do where that is kept."""
-    if place.is_file():
+    if file.is_file():
         return
     head = pretrained(model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     last = head if isinstance(head, nn.Linear) else None
     tail = _tail(model, last, rows[:1]) if last is not None else None
     last = None if tail is None else last
     if last is not None and tail is not None:
-        _keep_head(ctx, head_place, last, tail)
-    places, width = _predictions(model, rows)
+        _keep_head(ctx, head_file, last, tail)
+    positions_per_row, width = _predictions(model, rows)
     width, dtype = (last.in_features, last.weight.dtype) if last is not None else (width, torch.float16)
-    said = "hidden" if last is not None else "log_probs"
-    shapes = {said: (dtype, (len(rows), places, width)), "top": (torch.int32, (len(rows), places))}
-    with whole(place, shapes) as write:
+    output_name = "hidden" if last is not None else "log_probs"
+    shapes = {
+        output_name: (dtype, (len(rows), positions_per_row, width)),
+        "top": (torch.int32, (len(rows), positions_per_row)),
+    }
+    with full(file, shapes) as write:
         tops = []
         for batch in ctx.each(list(batches(model, rows)), label):
             outputs, top = _hidden(model, last, batch) if last is not None else _log_probs(model, batch)
@@ -99,34 +102,34 @@ def keep(ctx: Context, model: nn.Module, rows: Tensor, place: Path, head_place: 
 
 
 def load(ctx: Context, ref: DataRef) -> Reference:
-    """What `prepare` kept, mapped from disk; the same object every time.
+    """Reference written by `prepare`, mapped from disk; one object for all calls.
 
     Where nothing was prepared, the original is loaded once more: mapped weights cost no memory of their own.
     """
     if ref.name not in ctx._references:
-        place = _place(ctx, ref)
-        if not place.is_file():
+        path = _reference_path(ctx, ref)
+        if not path.is_file():
             prepare(ctx, ctx.origin.load(), ref)
-        ctx._references[ref.name] = kept(place, _head_place(ctx))
+        ctx._references[ref.name] = open_reference(path, _head_path(ctx))
     return ctx._references[ref.name]
 
 
-def kept(place: Path, head_place: Path) -> Reference:
-    """What `keep` left in two files, mapped."""
-    said = mapped(place)
-    if "hidden" not in said:
-        return Reference(said["top"], said["log_probs"])
-    head = mapped(head_place)
-    with safe_open(head_place, "pt") as file:
+def open_reference(path: Path, head_path: Path) -> Reference:
+    """Open the two files that `keep` wrote, mapped."""
+    tensors = mapped(path)
+    if "hidden" not in tensors:
+        return Reference(tensors["top"], tensors["log_probs"])
+    head = mapped(head_path)
+    with safe_open(head_path, "pt") as file:
         tail = file.metadata()["tail"]
-    return Reference(said["top"], said["hidden"], (head["weight"], head.get("bias"), tail))
+    return Reference(tensors["top"], tensors["hidden"], (head["weight"], head.get("bias"), tail))
 
 
 def divergence(model: nn.Module, rows: Tensor, reference: Reference, name: str, data: str = "") -> float:
     """Mean over all predictions of KL(reference || model), in nats."""
     total, count = 0.0, 0
-    for ours, theirs in compared(model, rows, reference, name):
-        q, p = ours.log_softmax(-1), theirs.log_softmax(-1)  # [c, vocab]
+    for logits_new, logits_original in compared(model, rows, reference, name):
+        q, p = logits_new.log_softmax(-1), logits_original.log_softmax(-1)  # [c, vocab]
         total += nn.functional.kl_div(q, p, reduction="sum", log_target=True).item()
         count += len(q)
     # Rounding of float32 sums may fall below 0, which no divergence does.
@@ -138,17 +141,17 @@ def compared(model: nn.Module, rows: Tensor, reference: Reference, name: str) ->
     at = 0
     with evaluating(model):
         for batch in batches(model, rows):
-            ours = logits(model, batch).flatten(0, 1)  # [b * t, vocab]
-            for part in positions(ours):
-                theirs = reference.logits(slice(at, at + len(batch)), part)
-                if theirs.shape[-1] != ours.shape[-1]:
+            new = logits(model, batch).flatten(0, 1)  # [b * t, vocab]
+            for part in positions(new):
+                original = reference.logits(slice(at, at + len(batch)), part)
+                if original.shape[-1] != new.shape[-1]:
                     raise Reject(
                         other_vocabulary(
-                            f"{name} compares {ours.shape[-1]} logits with the original's {theirs.shape[-1]}",
+                            f"{name} compares {new.shape[-1]} logits with the original's {original.shape[-1]}",
                             help="compare models of different vocabularies by `perplexity`",
                         )
                     )
-                yield ours[part].float(), theirs.to(ours.device)
+                yield new[part].float(), original.to(new.device)
             at += len(batch)
 
 
@@ -156,7 +159,7 @@ def compared(model: nn.Module, rows: Tensor, reference: Reference, name: str) ->
 
 
 def tails(name: str) -> Tail:
-    """What a model does to its logits last: "", "cap:30.0" (tanh), "scale:0.125"."""
+    """Last operations of a model on its logits: "", "cap:30.0" (tanh), "scale:0.125"."""
     kind, _, number = name.partition(":")
     if kind == "cap":
         return lambda x: torch.tanh(x / float(number)) * float(number)
@@ -167,7 +170,7 @@ def tails(name: str) -> Tail:
 
 
 def _tail(model: nn.Module, head: nn.Linear, rows: Tensor) -> str | None:
-    """Which tail makes the model's logits of what its output embedding is given; None where none does."""
+    """Tail that turns the output of the output embedding into the model's logits; None where none does."""
     config = pretrained(model).config.get_text_config()
     known = [""]
     if cap := getattr(config, "final_logit_softcapping", None):
@@ -177,28 +180,28 @@ def _tail(model: nn.Module, head: nn.Linear, rows: Tensor) -> str | None:
     if scale := getattr(config, "logit_scale", None):
         known.append(f"scale:{scale}")
     with evaluating(model):
-        seen, values = _observed(model, head, rows)
-        if len(seen) != 1 or seen[0].shape[:-1] != values.shape[:-1]:
+        inputs, values = _observed(model, head, rows)
+        if len(inputs) != 1 or inputs[0].shape[:-1] != values.shape[:-1]:
             return None
-        plain = nn.functional.linear(seen[0], head.weight, head.bias)
-        near = values.float().abs().max().item() * 2e-2 if values.dtype != torch.float32 else 1e-4
-        return next((t for t in known if (tails(t)(plain).float() - values.float()).abs().max() <= near), None)
+        plain = nn.functional.linear(inputs[0], head.weight, head.bias)
+        tolerance = values.float().abs().max().item() * 2e-2 if values.dtype != torch.float32 else 1e-4
+        return next((t for t in known if (tails(t)(plain).float() - values.float()).abs().max() <= tolerance), None)
 
 
 def _observed(model: nn.Module, head: nn.Module, batch: Tensor) -> tuple[list[Tensor], Tensor]:
-    """What the output embedding was given, call by call, and the logits."""
-    seen: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    """Inputs of the output embedding, call by call, and the logits."""
+    inputs: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     try:
-        return seen, logits(model, batch)
+        return inputs, logits(model, batch)
     finally:
         handle.remove()
 
 
 def _hidden(model: nn.Module, head: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor]:
     with evaluating(model):
-        (seen,), values = _observed(model, head, batch)
-        return seen, values.argmax(-1).int()
+        (inputs,), values = _observed(model, head, batch)
+        return inputs, values.argmax(-1).int()
 
 
 def _log_probs(model: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,25 +213,25 @@ def _log_probs(model: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _predictions(model: nn.Module, rows: Tensor) -> tuple[int, int]:
-    """How many predictions a model makes of a row, and over how many tokens or classes each."""
+    """Number of predictions per row, and of tokens or classes in each."""
     with evaluating(model):
-        _, places, width = logits(model, rows[:1]).shape
-        return places, width
+        _, positions_per_row, width = logits(model, rows[:1]).shape
+        return positions_per_row, width
 
 
 # -- files ---------------------------------------------------------------------------------------------------
 
 
-def _place(ctx: Context, ref: DataRef) -> Path:
-    return place_of(ctx, ref)
+def _reference_path(ctx: Context, ref: DataRef) -> Path:
+    return reference_path(ctx, ref)
 
 
-def place_of(ctx: Context, ref: DataRef, *more: str) -> Path:
-    """Where what the original says of a data set is kept; `more` says what of it, where that is not its words."""
+def reference_path(ctx: Context, ref: DataRef, *qualifiers: str) -> Path:
+    """Path of the original's outputs for a data set; `qualifiers` name them where they are not token predictions."""
     key = digest(
         [
             "reference",
-            *more,
+            *qualifiers,
             FORMAT,
             ctx.origin.identity,
             keys.data_identity(ref, ctx),
@@ -240,47 +243,47 @@ def place_of(ctx: Context, ref: DataRef, *more: str) -> Path:
     return ctx.settings.cache_dir / "references" / f"{key}.safetensors"
 
 
-def _head_place(ctx: Context) -> Path:
+def _head_path(ctx: Context) -> Path:
     return ctx.settings.cache_dir / "references" / f"heads-{FORMAT}" / f"{ctx.origin.identity}.safetensors"
 
 
-def mapped(place: Path) -> dict[str, Tensor]:
-    """What `whole` wrote, mapped; Reject (cache-damaged) where it was changed since.
+def mapped(path: Path) -> dict[str, Tensor]:
+    """Map a file of the sealed writer; Reject (cache-damaged) where it was changed since.
 
     It is read whole once; a file that was not written since is not read again.
     """
-    known = read_noted(_seal(place), place.parent)
-    if known is None or known.get("sha256") != file_hash(place, place.parent):
+    known = read_noted(_seal(path), path.parent)
+    if known is None or known.get("sha256") != file_hash(path, path.parent):
         help = "delete it, then compile again"
-        raise Reject(cache_damaged(f"{place} does not hold what was written there", help=help))
-    with safe_open(place, "pt") as file:
+        raise Reject(cache_damaged(f"{path} does not hold what was written there", help=help))
+    with safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in sorted(file.keys())}
 
 
-def _seal(place: Path) -> Path:
-    return place.with_suffix(".json")
+def _seal(path: Path) -> Path:
+    return path.with_suffix(".json")
 
 
-def _keep_head(ctx: Context, place: Path, head: nn.Linear, tail: str) -> None:
-    if place.is_file():
+def _keep_head(ctx: Context, path: Path, head: nn.Linear, tail: str) -> None:
+    if path.is_file():
         return
     tensors = {"weight": head.weight} | ({"bias": head.bias} if head.bias is not None else {})
-    with whole(place, {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}, {"tail": tail}) as write:
+    with full(path, {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}, {"tail": tail}) as write:
         for tensor in tensors.values():
             write(tensor.detach())
         ctx.origin.refuse_change()
 
 
-class whole:
+class full:
     """Writes a safetensors file front to back, a piece at a time; it appears when it is whole, and sealed."""
 
     def __init__(
         self,
-        place: Path,
+        path: Path,
         shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
         metadata: Mapping[str, str] | None = None,
     ):
-        self.place, self.draft = place, place.with_name(f".{place.name}.{os.getpid()}")
+        self.location, self.draft = path, path.with_name(f".{path.name}.{os.getpid()}")
         entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
         self.size = 0
         for name, (dtype, shape) in shapes.items():
@@ -293,12 +296,12 @@ class whole:
         self.hash = hashlib.sha256()
 
     def __enter__(self) -> Callable[[Tensor], None]:
-        self.place.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.place.parent).free
+        self.location.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.location.parent).free
         if self.size > 0.9 * free:
             raise Reject(
                 no_space(
-                    f"the original's outputs take {size(self.size)}, {size(free)} are free in {self.place.parent}",
+                    f"the original's outputs take {size(self.size)}, {size(free)} are free in {self.location.parent}",
                     help="give fewer `samples`, or another --cache-dir",
                 )
             )
@@ -316,8 +319,8 @@ class whole:
         complete = self.file.tell() == 8 + len(self.header) + self.size
         self.file.close()
         if kind is None:
-            assert complete, f"{self.place} was not filled"
-            write_whole(_seal(self.place), sealed({"key": self.place.stem, "sha256": self.hash.hexdigest()}))
-            os.replace(self.draft, self.place)
+            assert complete, f"{self.location} was not filled"
+            write_atomic(_seal(self.location), sealed({"key": self.location.stem, "sha256": self.hash.hexdigest()}))
+            os.replace(self.draft, self.location)
         else:
             self.draft.unlink(missing_ok=True)

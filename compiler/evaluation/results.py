@@ -11,14 +11,14 @@ from ...dsl.syntax.diagnostics import Fault, Reject
 from ..ir.capture.sample import first_position
 from ..ir.program import Program
 from ..models.rows.forward import main_output
-from ..models.rows.inputs import has_two_sides, without_cache
+from ..models.rows.inputs import is_encoder_decoder, without_cache
 
 
 def tensors_of(program: Program) -> dict[str, Any]:
-    """What a program is traced with: no cache, which a plain program can't hand back, and no positions where those of
-    a model do not begin at 0, as whoever calls it would think: it counts them itself."""
-    own = {"position_ids"} if first_position(program.model) else set()
-    return {name: x for name, x in program.inputs.items() if isinstance(x, torch.Tensor) and name not in own}
+    """Example inputs for tracing a program: no cache, which a plain program can't hand back, and no positions where
+    those of a model do not begin at 0, as whoever calls it would think: it counts them itself."""
+    excluded = {"position_ids"} if first_position(program.model) else set()
+    return {name: x for name, x in program.inputs.items() if isinstance(x, torch.Tensor) and name not in excluded}
 
 
 class Main(nn.Module):
@@ -30,8 +30,8 @@ class Main(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        takes = "position_ids" in inspect.signature(model.forward).parameters
-        self.first = first_position(model) if takes else 0
+        has_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self.first = first_position(model) if has_positions else 0
 
     def forward(
         self,
@@ -52,18 +52,18 @@ class Main(nn.Module):
             "input_values": input_values,
             "past_values": past_values,
         }
-        given = {name: x for name, x in named.items() if x is not None}
-        return main_output(self.model(**given, **without_cache(self.model)))
+        inputs = {name: x for name, x in named.items() if x is not None}
+        return main_output(self.model(**inputs, **without_cache(self.model)))
 
     def _positions(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """[b, t]; padding has the number before the first, as in the model's own count, which knows no masks."""
-        kept = (ids != self.first - 1).long() * (1 if mask is None else mask)
-        return kept.cumsum(1) * kept + self.first - 1
+        real = (ids != self.first - 1).long() * (1 if mask is None else mask)
+        return real.cumsum(1) * real + self.first - 1
 
 
-def refuse_two_sides(model: nn.Module, fault: Fault) -> None:
+def reject_encoder_decoder(model: nn.Module, fault: Fault) -> None:
     """Raise Reject of an encoder with a decoder, which would be two programs with a cache between them."""
-    if has_two_sides(model):
+    if is_encoder_decoder(model):
         raise Reject(
             fault(
                 f"{type(model).__name__} is an encoder with a decoder, and what is written here reads one row",

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.events import follow
-from ..core.memory import holds
+from ..core.memory import fits_in_memory
 from ..models.checkpoints.origin import longest_row
 from ..models.checkpoints.pretrained import pretrained
 from ..models.rows.forward import evaluating, output_logits
-from ..models.rows.inputs import begun, device_of, has_two_sides, words
+from ..models.rows.inputs import decoder_inputs_of, device_of, is_encoder_decoder, words
 from ..plugin.clock import Clock
 
 no_cache = Fault("no-cache", "Decoding is timed with a cache of keys and values, and the model has none.")
@@ -36,14 +36,14 @@ CACHES = ("cache", "past_key_values", "cache_params")  # newest name first; late
 
 
 def prompt_ids(model: nn.Module, batch: int, length: int) -> Tensor:
-    """The same ids for every model of a vocabulary: [batch, length]."""
+    """Prompt ids, equal for every model of a vocabulary: [batch, length]."""
     generator = torch.Generator().manual_seed(0)
-    known = min(words(model) or 256, words(model, said=True) or 256)  # to both sides, where there are two
+    known = min(words(model) or 256, words(model, decoder=True) or 256)  # to both sides, where there are two
     ids = torch.randint(min(3, known - 1), known, (batch, length), generator=generator)  # special tokens come first
     return ids.to(device_of(model))
 
 
-def measure_alone(clock: Clock, model: nn.Module) -> float:
+def measure_single(clock: Clock, model: nn.Module) -> float:
     """Value of a model that is timed without others, after `WARMUP` untimed steps."""
     with still(model):
         for _ in range(WARMUP):
@@ -54,27 +54,29 @@ def measure_alone(clock: Clock, model: nn.Module) -> float:
 def prefill_step(model: nn.Module, length: int) -> Callable[[], float]:
     """A forward over a prompt that fills the cache."""
     ids, device = prompt_ids(model, 1, length), device_of(model)
-    given = {**_prompt(model, ids), **_caching(model)}
+    inputs = {**_prompt(model, ids), **_caching(model)}
 
     def step() -> float:
-        started = _now(device)
+        started = _current(device)
         with _within(model, length):
-            model(**given)
-        return _now(device) - started
+            model(**inputs)
+        return _current(device) - started
 
     return step
 
 
 def _prompt(model: nn.Module, ids: Tensor) -> dict[str, Any]:
     """A prompt as a model takes it: to an encoder with a decoder it is the source, of which nothing is said yet."""
-    return {"input_ids": ids} | ({"decoder_input_ids": begun(model, ids[:, :1])} if has_two_sides(model) else {})
+    return {"input_ids": ids} | (
+        {"decoder_input_ids": decoder_inputs_of(model, ids[:, :1])} if is_encoder_decoder(model) else {}
+    )
 
 
 def _next(model: nn.Module, token: Tensor, output: Any) -> dict[str, Any]:
-    if not has_two_sides(model):
+    if not is_encoder_decoder(model):
         return {"input_ids": token}
-    given = output.get("encoder_last_hidden_state")  # the engine keeps it to itself
-    return {"decoder_input_ids": token} | ({} if given is None else {"encoder_outputs": (given,)})
+    encoder_states = output.get("encoder_last_hidden_state")  # the engine keeps it to itself
+    return {"decoder_input_ids": token} | ({} if encoder_states is None else {"encoder_outputs": (encoder_states,)})
 
 
 def decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[[], float]:
@@ -92,10 +94,10 @@ def decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[[], f
             with _within(model, length):
                 output = model(**_prompt(model, prompt_ids(model, batch, length)), **caching)
         token = output_logits(output)[:, -1:].argmax(-1)  # [batch, 1]
-        given = {**_next(model, token, output), **caching, **cache_of(output)}  # not a part of what is timed
-        started = _now(device)
-        output = model(**given)
-        return _now(device) - started
+        inputs = {**_next(model, token, output), **caching, **cache_of(output)}  # not a part of what is timed
+        started = _current(device)
+        output = model(**inputs)
+        return _current(device) - started
 
     return step
 
@@ -124,8 +126,8 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 
 @dataclass(frozen=True)
-class Turns:
-    """What taking turns showed. `ratio` is the median over rounds of (last model / first model)."""
+class InterleavedTimes:
+    """Times of interleaved runs. `ratio` is the median over rounds of (last model / first model)."""
 
     values: Mapping[str, float]
     ratio: float
@@ -152,11 +154,11 @@ def interleaved(
     models: Mapping[str, nn.Module],
     metric: Any,
     rounds: int = 5,
-    enough: Callable[[Turns], bool] = lambda turns: True,
+    enough: Callable[[InterleavedTimes], bool] = lambda timings: True,
     seconds: float = 0.0,
     share: int = 1,
-    most: float = math.inf,
-) -> Turns:
+    max_seconds: float = math.inf,
+) -> InterleavedTimes:
     """Measure a timed metric on models that take turns step by step; whoever begins alternates.
 
     Models that memory does not hold together take turns by the round: step by step each would read its weights from
@@ -165,45 +167,45 @@ def interleaved(
     models  name -> model, the one to compare with first
     enough  whether the rounds so far will do; if not, more follow until `seconds` have passed
     share   how many rounds divide the metric's number of timings among them
-    most    seconds after which no further one of `rounds` begins
+    max_seconds    seconds after which no further one of `rounds` begins
     A machine that others use is slow for some milliseconds at a time, longer than many steps take: turns of whole
     measures would give such a time to one of the models alone.
     """
-    began = time.monotonic()
-    seen: list[dict[str, float]] = []
-    until = began + seconds
+    start_time = time.monotonic()
+    rounds_run: list[dict[str, float]] = []
+    until = start_time + seconds
     for number in range(1, rounds + 1):
-        if seen and time.monotonic() - began > most:
+        if rounds_run and time.monotonic() - start_time > max_seconds:
             break
-        seen.append(_round(models, metric, f"round {number} of {rounds}", share))
-    while time.monotonic() < until and not enough(_turns(seen)):
-        seen.append(_round(models, metric, f"round {len(seen) + 1}, until it decides", share))
-    return _turns(seen)
+        rounds_run.append(_round(models, metric, f"round {number} of {rounds}", share))
+    while time.monotonic() < until and not enough(_interleaved(rounds_run)):
+        rounds_run.append(_round(models, metric, f"round {len(rounds_run) + 1}, until it decides", share))
+    return _interleaved(rounds_run)
 
 
-def _round(models: Mapping[str, nn.Module], metric: Any, about: str, share: int) -> dict[str, float]:
+def _round(models: Mapping[str, nn.Module], metric: Any, label: str, share: int) -> dict[str, float]:
     names = list(models)
     clocks = {name: metric.clock(model) for name, model in models.items()}
-    taken: dict[str, list[float]] = {name: [] for name in names}
+    seconds_by_name: dict[str, list[float]] = {name: [] for name in names}
     with still(*models.values()):
-        turns = WARMUP + -(-max(clock.count for clock in clocks.values()) // share)
+        steps = WARMUP + -(-max(clock.count for clock in clocks.values()) // share)
         if fit(models.values()):
-            order = [name for turn in range(turns) for name in (names if turn % 2 == 0 else names[::-1])]
+            order = [name for step_index in range(steps) for name in (names if step_index % 2 == 0 else names[::-1])]
         else:
-            order = [name for name in names for _ in range(turns)]
-        for name in follow(order, f"steps of timing, {about}"):
-            taken[name].append(clocks[name].step())
-    return {name: clocks[name].value(taken[name][WARMUP:]) for name in names}
+            order = [name for name in names for _ in range(steps)]
+        for name in follow(order, f"steps of timing, {label}"):
+            seconds_by_name[name].append(clocks[name].step())
+    return {name: clocks[name].value(seconds_by_name[name][WARMUP:]) for name in names}
 
 
 def fit(models: Iterable[nn.Module]) -> bool:
     """Whether memory holds the weights of all of them at once."""
-    return holds(sum(t.nbytes for model in models for t in (*model.parameters(), *model.buffers())))
+    return fits_in_memory(sum(t.nbytes for model in models for t in (*model.parameters(), *model.buffers())))
 
 
-def _turns(seen: Sequence[Mapping[str, float]]) -> Turns:
-    values = {name: statistics.median(r[name] for r in seen) for name in seen[0]}
-    return Turns(values, statistics.median(_ratios(seen)), tuple(seen))
+def _interleaved(rounds_run: Sequence[Mapping[str, float]]) -> InterleavedTimes:
+    values = {name: statistics.median(r[name] for r in rounds_run) for name in rounds_run[0]}
+    return InterleavedTimes(values, statistics.median(_ratios(rounds_run)), tuple(rounds_run))
 
 
 def _ratios(rounds: Sequence[Mapping[str, float]]) -> list[float]:
@@ -226,7 +228,7 @@ def still(*models: nn.Module) -> Iterator[None]:
             gc.enable()
 
 
-def _now(device: torch.device) -> float:
+def _current(device: torch.device) -> float:
     if device.type != "cpu":
         torch.accelerator.synchronize()
     return time.perf_counter()

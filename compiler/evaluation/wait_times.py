@@ -1,4 +1,4 @@
-"""What the metrics of one wait share: the clock, of whose times each takes another."""
+"""Shared by metrics of one wait: the clock, of whose times each takes another statistic."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -8,7 +8,7 @@ from torch import nn
 from ..plugin.clock import Clock
 from ..plugin.context import Context
 from ..plugin.interfaces import Metric, param
-from .timing import decode_step, measure_alone, percentile, prefill_step
+from .timing import decode_step, measure_single, percentile, prefill_step
 
 
 class Wait(Metric):
@@ -19,7 +19,7 @@ class Wait(Metric):
     percent: ClassVar[int] = 50
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        return measure_alone(self.clock(model), model)
+        return measure_single(self.clock(model), model)
 
     def value(self, seconds: Sequence[float]) -> float:
         return 1e3 * percentile(seconds, self.percent)

@@ -23,21 +23,21 @@ def read_records(path: Path) -> list[Record]:
     """All records of a .jsonl, .json (a list) or .csv file, at least one."""
     text = read_text(path)
     if path.suffix == ".csv":
-        found: list[Any] = list(csv.DictReader(io.StringIO(text, newline="")))
+        records: list[Any] = list(csv.DictReader(io.StringIO(text, newline="")))
     elif path.suffix == ".json":
-        found = _parse(text, str(path))
+        records = _parse(text, str(path))
     else:
-        found = [
+        records = [
             _parse(line, f"line {number} of {path}")
             for number, line in enumerate(text.split("\n"), start=1)
             if line.strip()
         ]
-    if not isinstance(found, list) or not found:
+    if not isinstance(records, list) or not records:
         raise Reject(bad_record(f"{path} holds no records", help="one JSON object a line, or one list of them"))
-    for number, record in enumerate(found, start=1):
+    for number, record in enumerate(records, start=1):
         if not isinstance(record, dict):
             raise Reject(bad_record(f"record {number} of {path} is not an object"))
-    return found
+    return records
 
 
 def _parse(text: str, name: str) -> Any:
@@ -65,7 +65,7 @@ def text_of(record: Record, name: str, number: int, path: str | Path) -> str:
 
 
 def fitting(items: Sequence[T], sizes: Sequence[int], length: int, longer: str, too_long: Fault, noun: str) -> list[T]:
-    """Those that fit into a row of so many tokens; Reject where others may not be dropped, or none is left."""
+    """Items that fit into a row of so many tokens; Reject where others may not be dropped, or none is left."""
     short = [item for item, size in zip(items, sizes, strict=True) if size <= length]
     if len(short) < len(items) and (longer == "refuse" or not short):
         raise Reject(

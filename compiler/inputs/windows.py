@@ -41,29 +41,29 @@ _MARKS = {
 
 def find_files(paths: str | Sequence[str], folder: Path) -> list[Path]:
     """Files by path or glob, relative to `folder`, in the order written and by name within a glob."""
-    found: list[Path] = []
+    result: list[Path] = []
     for text in [paths] if isinstance(paths, str) else paths:
         path = folder / Path(text).expanduser()
         if os.path.isfile(path):
-            found.append(path)
+            result.append(path)
             continue
         if kind := other_kind(path):
             raise Reject(no_file(f"{path} is {kind}, where a file is needed", help=_INSTEAD.get(kind, _SAVED)))
         matched = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
         if not matched:
             fact = "no file matches" if glob.has_magic(text) else "there is no file"
-            raise Reject(no_file(f"{fact} {path}", help=_near(path)))
-        found += matched
-    return list(dict.fromkeys(found))
+            raise Reject(no_file(f"{fact} {path}", help=_nearest(path)))
+        result += matched
+    return list(dict.fromkeys(result))
 
 
-def _near(path: Path) -> str:
+def _nearest(path: Path) -> str:
     from ...dsl.syntax.nearest import nearest
 
     if not os.path.isdir(path.parent):
         return "paths are relative to the recipe"
-    near = nearest(path.name, [f.name for f in path.parent.iterdir()])
-    return f"did you mean `{near}`?" if near else "paths are relative to the recipe"
+    closest = nearest(path.name, [f.name for f in path.parent.iterdir()])
+    return f"did you mean `{closest}`?" if closest else "paths are relative to the recipe"
 
 
 def read_text(path: Path) -> str:
@@ -113,12 +113,12 @@ def cut(ids: Sequence[int], length: int, start: int | None, samples: int | None,
 
     body = length - (start is not None)
     count = len(ids) // body if body else 0
-    wanted = samples or 1
-    if count < wanted:
+    needed = samples or 1
+    if count < needed:
         raise Reject(
             too_short(
-                f"{len(ids)} tokens make {count} of {wanted} rows of {length} tokens",
-                help=_shorter(len(ids), count, wanted, length, body),
+                f"{len(ids)} tokens make {count} of {needed} rows of {length} tokens",
+                help=_shorter(len(ids), count, needed, length, body),
             )
         )
     rows = torch.tensor(ids[: count * body], dtype=torch.int64).view(count, body)  # [count, body]
@@ -139,16 +139,16 @@ def choose_rows(rows: "torch.Tensor", samples: int | None, seed: int) -> "Iterat
     return iter(rows[torch.randperm(len(rows), generator=generator)[:samples]])
 
 
-def _shorter(tokens: int, count: int, wanted: int, length: int, body: int) -> str:
-    """What would fit: fewer rows, shorter ones if they are worth the name, or how much text it takes."""
+def _shorter(tokens: int, count: int, needed: int, length: int, body: int) -> str:
+    """Remedy for too little text: fewer rows, shorter ones if long enough, or the amount of text needed."""
     if count:
         return f"give more text, or `samples: {count}`"
-    longest = tokens // wanted + length - body
+    longest = tokens // needed + length - body
     shorter = f", or `length: {longest}`" if longest >= _SHORTEST else ""
-    return f"give {body * wanted} tokens of text{shorter}"
+    return f"give {body * needed} tokens of text{shorter}"
 
 
-def content_identity(word: str, files: Iterable[Path], about: dict[str, Any], ctx: Context) -> str:
+def content_identity(word: str, files: Iterable[Path], facts: dict[str, Any], ctx: Context) -> str:
     """sha256 over a data word: its files, what it was told, and the tokenizer."""
     contents = [file_hash(f, ctx.settings.cache_dir) for f in files]
-    return digest({"word": word, "files": contents, "about": about, "tokenizer": ctx.origin.tokenizer_identity})
+    return digest({"word": word, "files": contents, "about": facts, "tokenizer": ctx.origin.tokenizer_identity})

@@ -1,4 +1,4 @@
-"""Which attributes of modules and configs stored edits may change, and to what.
+"""Attributes of modules and configs that stored edits may change, and their allowed values.
 
 Passes make things smaller: numbers of heads and layers, widths, lists with an entry per layer. So a stored value is a
 number no larger than the one that is there, or what is left of a list. Text, and with it the names of backends, of
@@ -27,10 +27,10 @@ def check(model: nn.Module, path: str, value: Any) -> None:
     if name == MARK and isinstance(value, bool):
         module_at(model, owner)
         return
-    held = value_at(model, path)
-    if held is _MISSING or name.startswith("_") or name in LAYER_INDICES:
+    current = value_at(model, path)
+    if current is _MISSING or name.startswith("_") or name in LAYER_INDICES:
         raise Unlisted(f"a value for {path}, which is no number or list that effc changes")
-    if not _fits(held, value, name):
+    if not _fits(current, value, name):
         raise Unlisted(f"a value for {path} that no pass leaves there")
 
 
@@ -49,17 +49,19 @@ def value_at(model: nn.Module, path: str) -> Any:
     return vars(holder).get(name, _MISSING)
 
 
-def _fits(held: Any, value: Any, name: str) -> bool:
-    if isinstance(held, str):
-        return any(word in name for word in _PER_LAYER) and isinstance(value, str) and _is_part(held, value)
-    if isinstance(held, (list, tuple)):
-        return isinstance(value, (list, tuple)) and _is_part(held, value)
-    if isinstance(held, float):
+def _fits(current: Any, value: Any, name: str) -> bool:
+    if isinstance(current, str):
+        return any(word in name for word in _PER_LAYER) and isinstance(value, str) and _is_part(current, value)
+    if isinstance(current, (list, tuple)):
+        return isinstance(value, (list, tuple)) and _is_part(current, value)
+    if isinstance(current, float):
         return type(value) in (int, float) and math.isfinite(value)
-    return type(held) in (bool, int) and type(value) is type(held) and 0 <= value <= held
+    return type(current) in (bool, int) and type(value) is type(current) and 0 <= value <= current
 
 
-def _is_part(held: Any, value: Any) -> bool:
+def _is_part(current: Any, value: Any) -> bool:
     """Whether a list, or a pattern of letters, is no longer than the one before and holds nothing new but numbers."""
-    most = max((item for item in held if type(item) is int), default=-1)
-    return len(value) <= len(held) and all(item in held or (type(item) is int and 0 <= item <= most) for item in value)
+    largest = max((item for item in current if type(item) is int), default=-1)
+    return len(value) <= len(current) and all(
+        item in current or (type(item) is int and 0 <= item <= largest) for item in value
+    )

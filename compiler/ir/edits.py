@@ -1,4 +1,4 @@
-"""What was changed since the base config, as plain data, and its replay on a fresh skeleton."""
+"""Edits since the base config, as plain data, and their replay on a fresh skeleton."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -7,14 +7,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from ...dsl.checker.skeleton import is_below
+from ...dsl.checker.skeleton import is_submodule
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.json_errors import first_line
 from . import editable_attributes, graph_json, surgery, targets
 from .layers import fast_mixers, reft, swap_table
 from .operations import Unlisted, check_path
 
-refused_edits = Fault("refused-edits", "Stored edits don't fit the model they are replayed on.", exit="environment")
+rejected_edits = Fault("refused-edits", "Stored edits don't fit the model they are replayed on.", exit="environment")
 
 FORMAT = 1
 _DEEPEST = 12
@@ -67,25 +67,25 @@ class Edits:
         except Unlisted as error:
             raise _refusal(str(error)) from error
 
-    def rename(self, moved: dict[str, str]) -> None:
+    def rename(self, new_paths: dict[str, str]) -> None:
         """Follow layers that moved: old path -> new path."""
         for name in ("swapped", "shapes", "attributes", "slots", "kinds", "graphs"):
-            setattr(self, name, {renamed(path, moved): value for path, value in getattr(self, name).items()})
-        self.deleted = [renamed(path, moved) for path in self.deleted]
+            setattr(self, name, {renamed(path, new_paths): value for path, value in getattr(self, name).items()})
+        self.deleted = [renamed(path, new_paths) for path in self.deleted]
 
     def forget(self, path: str) -> None:
         """Drop what is said of a module and of everything below it."""
         for name in ("swapped", "shapes", "attributes", "slots", "kinds", "graphs"):
-            kept = {p: value for p, value in getattr(self, name).items() if not is_below(p, path)}
-            setattr(self, name, kept)
-        self.deleted = [p for p in self.deleted if not is_below(p, path)]
+            remaining = {p: value for p, value in getattr(self, name).items() if not is_submodule(p, path)}
+            setattr(self, name, remaining)
+        self.deleted = [p for p in self.deleted if not is_submodule(p, path)]
 
 
-def renamed(path: str, moved: dict[str, str]) -> str:
-    """A path after the modules in `moved` took new places."""
+def renamed(path: str, new_paths: dict[str, str]) -> str:
+    """A path after the modules in `new_paths` took new places."""
     parts = path.split(".")
     for length in range(len(parts), 0, -1):
-        new = moved.get(".".join(parts[:length]))
+        new = new_paths.get(".".join(parts[:length]))
         if new is not None:
             return ".".join([new, *parts[length:]])
     return path
@@ -108,13 +108,13 @@ def replay(model: nn.Module, edits: Edits) -> None:
 
 
 def _replay(model: nn.Module, edits: Edits) -> None:
-    surgery.own_config(model)
+    surgery.unshare_config(model)
     for owner, left in edits.layers.items():
         layers = surgery.layers_at(model, owner)
         assert left == sorted(set(left)) and set(left) <= set(range(len(layers))), f"layers {left} of {owner}"
-        for place in reversed(range(len(layers))):
-            if place not in left:
-                surgery.drop_layer(model, f"{owner}.{place}")
+        for index in reversed(range(len(layers))):
+            if index not in left:
+                surgery.drop_layer(model, f"{owner}.{index}")
     units = sum(len(m) for m in model.modules() if isinstance(m, nn.ModuleList))
     assert all(slot < units for slot in edits.slots.values()), "a cache slot beyond the last layer"
     surgery.number_layers(model, _positions(model, edits) | edits.slots)
@@ -129,7 +129,7 @@ def _replay(model: nn.Module, edits: Edits) -> None:
         editable_attributes.check(model, path, value)
         surgery.set_attribute(model, path, value)
     for path, entry in edits.graphs.items():
-        within = any(is_below(other, path) for other in edits.graphs if other != path)
+        within = any(is_submodule(other, path) for other in edits.graphs if other != path)
         assert not within, f"graphs within that of {path}"
         _bind(model, path, entry)
     if any(surgery.split(path)[1] == fast_mixers.MARK for path in edits.attributes):
@@ -172,13 +172,13 @@ def _bind(model: nn.Module, path: str, entry: dict[str, Any]) -> None:
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def _refusal(what: str) -> Reject:
-    return Reject(refused_edits(f"stored edits hold {what}"))
+def _refusal(content: str) -> Reject:
+    return Reject(rejected_edits(f"stored edits hold {content}"))
 
 
-def _need(condition: bool, what: str) -> None:
+def _need(condition: bool, content: str) -> None:
     if not condition:
-        raise Unlisted(what)
+        raise Unlisted(content)
 
 
 def _checked(data: Any) -> Edits:
@@ -243,7 +243,7 @@ def _swap(value: Any) -> dict[str, Any]:
         and isinstance(value["class"], str),
         "a module of another form",
     )
-    name = swap_table.PLACES.get(value["class"], value["class"])
+    name = swap_table.CLASS_PATHS.get(value["class"], value["class"])
     _need(name in swap_table.CLASSES, f"the class {name[:80]}")
     return {"class": name, "spec": _plain(value["spec"], 0)}
 

@@ -24,13 +24,13 @@ from .operations import (
 )
 from .size_bounds import Endless, check_growth
 
-refused_graph = Fault(
+rejected_graph = Fault(
     "refused-graph", "A stored graph holds something outside the list of operations.", exit="environment"
 )
 
 FORMAT = 1
 _OPS = ("placeholder", "get_attr", "call_function", "call_method", "call_module", "output")
-_MOST_NODES, _DEEPEST, _LONGEST_TEXT = 100_000, 16, 1000
+_MAX_NODES, _DEEPEST, _LONGEST_TEXT = 100_000, 16, 1000
 _META = ("scope", "shape", "dtype", "ints", "role")
 
 
@@ -41,7 +41,7 @@ def dump(graph: fx.Graph) -> dict[str, Any]:
         return {"format": FORMAT, "nodes": [_node(node) for node in graph.nodes]}
     except (Unlisted, Endless) as error:
         raise Reject(
-            refused_graph(
+            rejected_graph(
                 f"an edited layer would hold {error}, which artifacts have no word for",
                 help="narrow the layer, or leave it as it is with `on:`",
             )
@@ -58,8 +58,8 @@ def load(data: Any) -> fx.Graph:
         raise _refusal(str(error)) from error
 
 
-def _refusal(what: str) -> Reject:
-    return Reject(refused_graph(f"a stored graph holds {what}", help="compile again with this effc"))
+def _refusal(content: str) -> Reject:
+    return Reject(rejected_graph(f"a stored graph holds {content}", help="compile again with this effc"))
 
 
 # -- writing -------------------------------------------------------------------------------------------------
@@ -116,9 +116,9 @@ def _listed(meta: Any) -> Any:
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def _need(condition: bool, what: str) -> None:
+def _need(condition: bool, message: str) -> None:
     if not condition:
-        raise Unlisted(what)
+        raise Unlisted(message)
 
 
 def _text(value: Any) -> str:
@@ -145,12 +145,12 @@ class _Reader:
     def __init__(self, data: Any):
         _need(isinstance(data, dict) and data.get("format") == FORMAT, "another format")
         nodes = data.get("nodes")
-        _need(isinstance(nodes, list) and 0 < len(nodes) <= _MOST_NODES, "no list of nodes")
+        _need(isinstance(nodes, list) and 0 < len(nodes) <= _MAX_NODES, "no list of nodes")
         self.graph = fx.Graph()
         self.known: dict[str, fx.Node] = {}
-        for place, entry in enumerate(nodes):
+        for index, entry in enumerate(nodes):
             _need(isinstance(entry, dict), "a node that is no object")
-            last = place == len(nodes) - 1
+            last = index == len(nodes) - 1
             _need((entry.get("op") == "output") == last, "its output not once at the end")
             self.add(entry)
 
@@ -208,27 +208,27 @@ class _Reader:
         if isinstance(value, str):
             return _text(value)
         _need(isinstance(value, dict) and len(value) == 1, "an argument of another form")
-        ((kind, held),) = value.items()
+        ((kind, body),) = value.items()
         if kind == "node":
-            _need(isinstance(held, str) and held in self.known, "a use before the definition")
-            return self.known[held]
-        return self.compound(kind, held, depth + 1)
+            _need(isinstance(body, str) and body in self.known, "a use before the definition")
+            return self.known[body]
+        return self.compound(kind, body, depth + 1)
 
-    def compound(self, kind: str, held: Any, depth: int) -> Any:
+    def compound(self, kind: str, body: Any, depth: int) -> Any:
         if kind in ("tuple", "list", "slice"):
-            _need(isinstance(held, list) and (kind != "slice" or len(held) == 3), f"a {kind} of another form")
-            items = [self.value(item, depth) for item in held]
+            _need(isinstance(body, list) and (kind != "slice" or len(body) == 3), f"a {kind} of another form")
+            items = [self.value(item, depth) for item in body]
             return slice(*items) if kind == "slice" else items if kind == "list" else tuple(items)
         if kind == "dict":
-            _need(isinstance(held, dict), "a dict of another form")
-            return {_identifier(key): self.value(item, depth) for key, item in held.items()}
-        if kind == "dtype" and isinstance(held, str) and held in DTYPES:
-            return DTYPES[held]
-        if kind == "device" and held in ("cpu", "cuda", "meta", "mps", "xpu"):
-            return torch.device(held)
-        if kind == "float" and held in ("inf", "-inf", "nan"):
-            return float(held)
-        if kind == "ellipsis" and held is True:
+            _need(isinstance(body, dict), "a dict of another form")
+            return {_identifier(key): self.value(item, depth) for key, item in body.items()}
+        if kind == "dtype" and isinstance(body, str) and body in DTYPES:
+            return DTYPES[body]
+        if kind == "device" and body in ("cpu", "cuda", "meta", "mps", "xpu"):
+            return torch.device(body)
+        if kind == "float" and body in ("inf", "-inf", "nan"):
+            return float(body)
+        if kind == "ellipsis" and body is True:
             return ...
         raise Unlisted(f"an argument of kind {kind[:80]!r}")
 

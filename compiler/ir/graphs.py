@@ -1,4 +1,4 @@
-"""What a graph says of itself: names of its calls, what they are computed from, what must stay, what uses the cache."""
+"""Queries on a graph: names of calls, their sources, nodes that must stay, uses of the cache."""
 
 import operator
 from typing import Any
@@ -11,20 +11,20 @@ from .layers import leaves
 
 
 def name_of(node: fx.Node) -> str:
-    """What a node calls, as its writer would say it: `view`, `add`, `attention`."""
+    """Name of a node's call: `view`, `add`, `attention`."""
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
 def sources(node: fx.Node) -> set[fx.Node]:
     """All nodes that a node is computed from."""
-    found: set[fx.Node] = set()
+    reached: set[fx.Node] = set()
     todo = [node]
     while todo:
         for used in todo.pop().all_input_nodes:
-            if used not in found:
-                found.add(used)
+            if used not in reached:
+                reached.add(used)
                 todo.append(used)
-    return found
+    return reached
 
 
 def uses_cache(graph: fx.Graph) -> bool:
@@ -52,18 +52,18 @@ def referenced(graph: fx.Graph) -> set[str]:
     return {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
 
 
-def describe(held: Any) -> tuple[Any, Any]:
+def describe(value: Any) -> tuple[Any, Any]:
     """(shape, dtype) as plain data: of a tuple, tuples of both; of what is no tensor, (None, a word)."""
-    if isinstance(held, torch.Tensor):
-        return tuple(held.shape), str(held.dtype).removeprefix("torch.")
-    if isinstance(held, torch.Size):
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), str(value.dtype).removeprefix("torch.")
+    if isinstance(value, torch.Size):
         return None, "size"
-    if isinstance(held, (tuple, list)):
-        parts = [describe(item) for item in held]
+    if isinstance(value, (tuple, list)):
+        parts = [describe(item) for item in value]
         return tuple(shape for shape, _ in parts), tuple(dtype for _, dtype in parts)
-    if isinstance(held, Cache):
+    if isinstance(value, Cache):
         return None, "cache"
-    return None, type(held).__name__
+    return None, type(value).__name__
 
 
 def is_impure(node: fx.Node) -> bool:

@@ -1,4 +1,4 @@
-"""What of a graph still matters after an edit: dead code, also behind operations that write in place."""
+"""Liveness in a graph after an edit: dead code, also behind operations that write in place."""
 
 import operator
 from collections.abc import Iterator
@@ -82,7 +82,7 @@ def writes(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in _WRITERS
 
 
-def written_into(node: fx.Node) -> Iterator[fx.Node]:
+def mutating_users(node: fx.Node) -> Iterator[fx.Node]:
     """The nodes that change a node's value in place."""
     return (user for user in node.users if writes(user) and user.args and user.args[0] is node)
 
@@ -112,7 +112,7 @@ def sweep(graph: fx.Graph) -> None:
 
 
 def _stays(node: fx.Node) -> bool:
-    """What matters though no node of the graph reads it; what keeps a state went with the branch that it was for."""
+    """Nodes that are live though no node reads them, except updates of a state whose branch is gone."""
     return is_impure(node) and not writes(node) and node.meta.get("role") not in _STATEFUL
 
 
@@ -125,9 +125,9 @@ def _memory(nodes: list[fx.Node]) -> dict[fx.Node, int]:
         shared = [_first(node)] if writes(node) else [] if _is_new(node) else node.all_input_nodes
         for other in {number[x] for x in shared if not _is_no_memory(x)} - {number[node]}:
             mine = number[node]
-            for moved in members.pop(other):
-                number[moved] = mine
-                members[mine].append(moved)
+            for member in members.pop(other):
+                number[member] = mine
+                members[mine].append(member)
     return number
 
 

@@ -90,7 +90,7 @@ class Unlisted(ValueError):
 
 def function_name(function: Any) -> str:
     """The spelling of a call's target. Raises Unlisted."""
-    if leaves.OWN.get(getattr(function, "__name__", "")) is function:
+    if leaves.LEAF_FUNCTIONS.get(getattr(function, "__name__", "")) is function:
         return f"leaf.{function.__name__}"
     if function is getattr:
         return "getattr"
@@ -109,15 +109,15 @@ def function_called(name: str) -> Any:
     """The target of a call by its spelling. Raises Unlisted."""
     if name == "getattr":
         return getattr
-    prefix, _, rest = name.partition(".")
-    if prefix == "leaf" and rest in leaves.OWN:
-        return leaves.OWN[rest]
+    prefix, _, suffix = name.partition(".")
+    if prefix == "leaf" and suffix in leaves.LEAF_FUNCTIONS:
+        return leaves.LEAF_FUNCTIONS[suffix]
     for table, listed, owner in _TABLES:
-        if prefix == table and rest in listed:
-            return getattr(owner, rest)
+        if prefix == table and suffix in listed:
+            return getattr(owner, suffix)
     library = _LIBRARY.fullmatch(name)
-    found = library and vars(sys.modules.get(name.rpartition(".")[0], types)).get(library.group(2))
-    if found and is_library(original := getattr(found, "__effc_original__", found)):
+    function = library and vars(sys.modules.get(name.rpartition(".")[0], types)).get(library.group(2))
+    if function and is_library(original := getattr(function, "__effc_original__", function)):
         return original
     raise Unlisted(f"the function {name[:80]}")
 
@@ -135,7 +135,7 @@ def is_library(function: Any) -> bool:
 
 
 def operand_count(function: Any) -> int:
-    """How many operands a listed function of `operator` takes."""
+    """Number of operands of a listed function of `operator`."""
     return {operator.setitem: 3}.get(function, 1 if function.__name__ in _UNARY else 2)
 
 

@@ -1,4 +1,4 @@
-"""What a step gives: a model, a front of models with their measures, or (transforms/training/unmerged.py) adapters.
+"""Results of a step: a model, a front of models with their measures, or (transforms/training/unmerged.py) adapters.
 
 Everything after the passes (snapshots, emission, judging, `effc pick`) goes by `members`, so that a result of several
 models needs no path of its own.
@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..core.quantity import counted
+from ..core.quantity import count_text
 from .program import Program
 
 Members = Generator[tuple[str, Program], None, None]
@@ -23,7 +23,7 @@ class Outcome(ABC):
     @property
     @abstractmethod
     def summary(self) -> str:
-        """What a progress line says of it."""
+        """Summary for a progress line."""
 
     @abstractmethod
     def members(self) -> Members:
@@ -65,17 +65,17 @@ class Front(Outcome):
     """Models that are each the best at something.
 
     load    makes the program of a point
-    whole   gives the family that a point is a choice of, where that can be had
+    load_point  gives the family that a point is a choice of, where that can be had
     """
 
     kind: ClassVar[str] = "front"
     points: tuple[Point, ...]
     load: Callable[[Point], Program]
-    whole: "Callable[[Point], Outcome] | None" = None
+    load_point: "Callable[[Point], Outcome] | None" = None
 
     @property
     def summary(self) -> str:
-        return counted(len(self.points), "point")
+        return count_text(len(self.points), "point")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""How large the plain numbers of a stored graph can get, told before anything is computed.
+"""Bounds on the plain numbers of a stored graph, before anything is computed.
 
 Python's integers have no end and no signal stops them: `10 ** 10 ** 9`, or forty squarings in a row, take hours, on
 the meta device too. Every node that may be a plain integer has the most bits that it can have, and one that may be a
@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import fx
 
-_FEW = 64  # of what a call gives: a number of 64 bits, or a tuple of as many
-_MOST = 1 << 20  # a product of two such numbers takes milliseconds
-_MOST_OF_ALL = 1 << 28
+_SMALL_SIZE = 64  # of what a call gives: a number of 64 bits, or a tuple of as many
+_MAX_SIZE = 1 << 20  # a product of two such numbers takes milliseconds
+_MAX_TOTAL = 1 << 28
 
 
 def _words(text: str) -> frozenset[str]:
@@ -53,7 +53,7 @@ class _Growth:
         self.numbers: set[fx.Node] = set()
         self.tuples: set[fx.Node] = set()
         self.tensors: set[fx.Node] = set()  # several of them, or one
-        self.together = 0
+        self.total = 0
 
     def add(self, node: fx.Node) -> None:
         if node.op == "call_function" and node.target in _OPERATORS:
@@ -74,30 +74,30 @@ class _Growth:
                 self.tuples.add(node)
             if name in _SEVERAL or name in _SEVERAL_BY:
                 self.tensors.add(node)
-        size = self.sizes.setdefault(node, _FEW)
-        self.together += size
-        if size > _MOST or self.together > _MOST_OF_ALL:
+        size = self.sizes.setdefault(node, _SMALL_SIZE)
+        self.total += size
+        if size > _MAX_SIZE or self.total > _MAX_TOTAL:
             raise Endless(f"numbers without end at {node.name}")
 
     def pass_on(self, node: fx.Node) -> None:
         """A number's `real` is the number."""
-        held = node.args[0]
-        assert isinstance(held, fx.Node), f"{node.name} of no value"
+        source = node.args[0]
+        assert isinstance(source, fx.Node), f"{node.name} of no value"
         for kind in (self.numbers, self.tuples, self.tensors):
-            if held in kind:
+            if source in kind:
                 kind.add(node)
-        self.sizes[node] = self.sizes[held]
+        self.sizes[node] = self.sizes[source]
 
     def take(self, node: fx.Node) -> None:
         """An item is a number or a tensor, as its tuple holds them; a slice of a tuple is one."""
-        held, place = node.args
-        if isinstance(held, fx.Node) and held in self.tensors:
+        source, index = node.args
+        if isinstance(source, fx.Node) and source in self.tensors:
             self.tensors.add(node)
-        elif not isinstance(place, slice) and (self.tuple(held) or self.number(held)):
+        elif not isinstance(index, slice) and (self.tuple(source) or self.number(source)):
             self.numbers.add(node)
-        if isinstance(place, slice) and self.tuple(held):
+        if isinstance(index, slice) and self.tuple(source):
             self.tuples.add(node)
-            self.sizes[node] = self.size(held)
+            self.sizes[node] = self.size(source)
 
     def number(self, value: Any) -> bool:
         return value in self.numbers if isinstance(value, fx.Node) else isinstance(value, int)
@@ -112,7 +112,7 @@ class _Growth:
             return len(value)
         if isinstance(value, str):
             raise Endless("arithmetic of a text")
-        return value.bit_length() if isinstance(value, int) else _FEW
+        return value.bit_length() if isinstance(value, int) else _SMALL_SIZE
 
     def operate(self, node: fx.Node) -> None:
         sizes = [self.size(value) for value in node.args]

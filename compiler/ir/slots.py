@@ -1,4 +1,4 @@
-"""Which cache slot each layer writes to, and what the config says per layer.
+"""Cache slot of each layer, and the config's entries per layer.
 
 `cache.get_seq_length()` looks at slot 0, masks look at the first slot of their kind. If the attention of such
 a layer is gone the slot stays empty and decoding goes wrong without an error, so live layers move into it.
@@ -55,33 +55,33 @@ def _within_kinds(kinds: tuple[str, ...], live: tuple[bool, ...], attend: tuple[
     """
     slots = list(range(len(kinds)))
     for kind in dict.fromkeys(kinds):
-        places = [i for i, k in enumerate(kinds) if k == kind]
-        alive = [i for i in places if (attend[i] if kind in _BOTH else live[i])]
-        asked = -1 if kind in _STATES else 0
-        if alive and places[asked] not in alive:
-            slots[places[asked]], slots[alive[asked]] = alive[asked], places[asked]
+        layers = [i for i, k in enumerate(kinds) if k == kind]
+        alive = [i for i in layers if (attend[i] if kind in _BOTH else live[i])]
+        probe = -1 if kind in _STATES else 0
+        if alive and layers[probe] not in alive:
+            slots[layers[probe]], slots[alive[probe]] = alive[probe], layers[probe]
     return tuple(slots)
 
 
 def per_layer_values(config: Any, layers: int) -> dict[str, Any]:
     """The config's attributes with one entry per layer: `layer_types`, `no_rope_layers`, pattern strings."""
-    found = {}
+    values = {}
     for name in sorted(vars(config)):
         value = vars(config)[name]  # what differs between layers is no attribute of the whole
         listed = isinstance(value, (list, tuple, str)) and len(value) == layers
         if listed and any(word in name for word in _PER_LAYER):
-            found[name] = value
-    return found
+            values[name] = value
+    return values
 
 
-def without_entry(value: Any, place: int) -> Any:
+def without_entry(value: Any, index: int) -> Any:
     """A list, tuple or string without one entry."""
-    return value[:place] + value[place + 1 :]
+    return value[:index] + value[index + 1 :]
 
 
 def index_lists(config: Any, layers: int) -> dict[str, list[int]]:
     """The config's attributes that list layers by number: `mlp_only_layers`, `full_attn_idxs`."""
-    found = {}
+    lists = {}
     for name in sorted(vars(config)):
         value = vars(config)[name]
         if (
@@ -90,8 +90,8 @@ def index_lists(config: Any, layers: int) -> dict[str, list[int]]:
             and name.endswith(("_layers", "_idxs", "_indices"))
             and all(type(i) is int and 0 <= i < layers for i in value)
         ):
-            found[name] = value
-    return found
+            lists[name] = value
+    return lists
 
 
 def renumbered(indices: list[int], dropped: int) -> list[int]:

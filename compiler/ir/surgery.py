@@ -31,34 +31,34 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
     `get_submodule` asks Python for an attribute, which runs properties; a path that comes from a file must not.
     """
     for name in path.split(".") if path else ():
-        found = model._modules.get(name)
-        if found is None:
+        child = model._modules.get(name)
+        if child is None:
             raise LookupError(f"there is no module {path}")
-        model = found
+        model = child
     return model
 
 
 def layers_at(model: nn.Module, path: str) -> nn.ModuleList:
     """The list of layers at a path. Asserts that it is one."""
-    found = module_at(model, path)
-    assert isinstance(found, nn.ModuleList), f"{path}, which is no list of layers,"
-    return found
+    layers = module_at(model, path)
+    assert isinstance(layers, nn.ModuleList), f"{path}, which is no list of layers,"
+    return layers
 
 
 def tensor_at(model: nn.Module, path: str) -> torch.Tensor:
     """A parameter or buffer by path. Asserts that there is one."""
     owner, name = split(path)
     module = module_at(model, owner)
-    found = module._parameters.get(name, module._buffers.get(name))
-    assert found is not None, f"{path} is no parameter or buffer"
-    return found
+    tensor = module._parameters.get(name, module._buffers.get(name))
+    assert tensor is not None, f"{path} is no parameter or buffer"
+    return tensor
 
 
 def owners(model: nn.Module, tensor: torch.Tensor) -> Iterator[tuple[str, nn.Module, str]]:
     """(module path, module, name) of every place that holds this very tensor: several if it is tied."""
     for path, module in model.named_modules():
-        for name, held in (*module._parameters.items(), *module._buffers.items()):
-            if held is tensor:
+        for name, value in (*module._parameters.items(), *module._buffers.items()):
+            if value is tensor:
                 yield path, module, name
 
 
@@ -67,14 +67,14 @@ def put(model: nn.Module, path: str, tensor: torch.Tensor) -> list[str]:
     old = tensor_at(model, path)
     if isinstance(old, nn.Parameter):
         tensor = nn.Parameter(tensor.detach(), requires_grad=old.requires_grad)
-    places = list(owners(model, old))
-    for _, module, name in places:
+    holders = list(owners(model, old))
+    for _, module, name in holders:
         table: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
         table[name] = tensor
         module._non_persistent_buffers_set.discard(name)  # a constructor makes it in its old size
         if name == "weight":
             fit(module)
-    return [f"{owner}.{name}" if owner else name for owner, _, name in places]
+    return [f"{owner}.{name}" if owner else name for owner, _, name in holders]
 
 
 def fit(module: nn.Module) -> None:
@@ -107,7 +107,7 @@ def _fit_convolution(module: _ConvNd, shape: tuple[int, ...]) -> None:
 
 
 def _groups_left(groups: int, channels: int, left: int) -> int:
-    """How many groups `left` of the channels are, if whole ones went; else as many as before."""
+    """Number of groups that `left` channels form, if whole groups were removed; else as before."""
     each = channels // groups
     return left // each if left % each == 0 else groups
 
@@ -121,8 +121,8 @@ def narrow(model: nn.Module, path: str, axis: int, keep: torch.Tensor) -> list[s
     paths = _cut(model, path, axis, keep)
     owner, name = split(path)
     if name == "weight" and isinstance(model.get_submodule(owner), _BatchNorm):
-        for kept in _STATISTICS & {n for n, t in model.get_submodule(owner)._buffers.items() if t is not None}:
-            paths += _cut(model, f"{owner}.{kept}", 0, keep)
+        for statistic in _STATISTICS & {n for n, t in model.get_submodule(owner)._buffers.items() if t is not None}:
+            paths += _cut(model, f"{owner}.{statistic}", 0, keep)
     return paths
 
 
@@ -153,7 +153,7 @@ def set_attribute(model: nn.Module, path: str, value: Any) -> None:
     setattr(module.config, name, value)
 
 
-def own_config(model: nn.Module) -> None:
+def unshare_config(model: nn.Module) -> None:
     """Give a model configs of its own: a builder may have handed the same object to several models."""
     copies: dict[int, Any] = {}
     for module in model.modules():
@@ -163,10 +163,10 @@ def own_config(model: nn.Module) -> None:
 
 
 def config_path(model: nn.Module, path: str) -> str:
-    """Where the config that governs a module lies, from the root: `config` or `config.text_config`."""
-    found = saved_config(model, path)
-    assert found is not None, "the layers' config is neither the model's nor a part of it"
-    return found
+    """Path of the config that governs a module, from the root: `config` or `config.text_config`."""
+    config_name = saved_config(model, path)
+    assert config_name is not None, "the layers' config is neither the model's nor a part of it"
+    return config_name
 
 
 def saved_config(model: nn.Module, path: str) -> str | None:
@@ -178,7 +178,7 @@ def saved_config(model: nn.Module, path: str) -> str | None:
             break
     if config is model.config:
         return "config"
-    name = next((name for name, held in vars(model.config).items() if held is config), None)
+    name = next((name for name, value in vars(model.config).items() if value is config), None)
     return None if name is None else f"config.{name}"
 
 

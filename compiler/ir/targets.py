@@ -19,7 +19,7 @@ from .operations import Unlisted, is_library
 from .surgery import module_at, split
 
 _TEXT = re.compile(r"[\w ,.>()\-]{0,64}")  # `einsum`'s equations are the longest
-_MOST_LAYERS = 4096  # a cache makes a slot for every number below the one it is asked for
+_MAX_LAYERS = 4096  # a cache makes a slot for every number below the one it is asked for
 _CACHE = ("cache_update", "cross_update", "cache_length", "packed_attention", "causal_conv")
 
 
@@ -41,12 +41,12 @@ def check(graph: fx.Graph, layer: nn.Module, family: str) -> None:
             fx.node.map_aggregate((node.args, node.kwargs), _check_argument)
 
 
-def _need(condition: bool, what: str) -> None:
+def _need(condition: bool, message: str) -> None:
     if not condition:
-        raise Unlisted(what)
+        raise Unlisted(message)
 
 
-def held_at(layer: nn.Module, path: str) -> Any:
+def resolve_path(layer: nn.Module, path: str) -> Any:
     """The module, tensor, number or config at a path below a layer. Raises Unlisted where there is no such thing."""
     owner, name = split(path)
     try:
@@ -56,49 +56,49 @@ def held_at(layer: nn.Module, path: str) -> Any:
     for table in (module._modules, module._parameters, module._buffers):
         if table.get(name) is not None:
             return table[name]
-    found = vars(module).get(name)
+    value = vars(module).get(name)
     _need(
-        isinstance(found, (bool, int, float, PreTrainedConfig)),
+        isinstance(value, (bool, int, float, PreTrainedConfig)),
         f"the path {path}, which is no module, tensor or number",
     )
-    return found
+    return value
 
 
 def _is_tensor(layer: nn.Module, path: str) -> bool:
-    return isinstance(held_at(layer, path), torch.Tensor)
+    return isinstance(resolve_path(layer, path), torch.Tensor)
 
 
 def _check_module(node: fx.Node, layer: nn.Module, family: str) -> None:
-    found = held_at(layer, str(node.target))
+    module = resolve_path(layer, str(node.target))
     runs = (
-        isinstance(found, nn.Module)
-        and not leaves.is_container(found)
-        and (leaves.is_leaf(found, family) or next(found.parameters(), None) is not None)
+        isinstance(module, nn.Module)
+        and not leaves.is_container(module)
+        and (leaves.is_leaf(module, family) or next(module.parameters(), None) is not None)
     )
     _need(runs, f"a call of {node.target}, which is no module that computes")
 
 
 def _check_read(node: fx.Node, layer: nn.Module) -> None:
     """Modules and configs may be read only for the functions that take one; tensors and numbers for any."""
-    found = held_at(layer, str(node.target))
-    if isinstance(found, nn.Module):
-        wrong = [user for user in node.users if not _takes_module(user, node)]
-    elif isinstance(found, PreTrainedConfig):
-        wrong = [user for user in node.users if not is_library(user.target)]
+    value = resolve_path(layer, str(node.target))
+    if isinstance(value, nn.Module):
+        misuses = [user for user in node.users if not _has_module_argument(user, node)]
+    elif isinstance(value, PreTrainedConfig):
+        misuses = [user for user in node.users if not is_library(user.target)]
     else:
         return
-    _need(not wrong, f"a read of {node.target}, which is no tensor and no number")
+    _need(not misuses, f"a read of {node.target}, which is no tensor and no number")
 
 
-def _takes_module(user: fx.Node, node: fx.Node) -> bool:
+def _has_module_argument(user: fx.Node, node: fx.Node) -> bool:
     """Whether a call is of one of our functions whose first argument is a module, and that is what it is given."""
-    takes = (
+    functions = (
         user.op == "call_function"
-        and leaves.OWN.get(getattr(user.target, "__name__", "")) is user.target
+        and leaves.LEAF_FUNCTIONS.get(getattr(user.target, "__name__", "")) is user.target
         and ("module" in _parameters(user.target))
     )
     return (
-        takes
+        functions
         and user.all_input_nodes.count(node) == 1
         and bool(user.args)
         and user.args[0] is node
@@ -112,7 +112,7 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 def _check_function(node: fx.Node) -> None:
     name = getattr(node.target, "__name__", "")
-    if leaves.OWN.get(name) is not node.target:
+    if leaves.LEAF_FUNCTIONS.get(name) is not node.target:
         return
     try:
         bound = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments
@@ -129,7 +129,7 @@ def _check_function(node: fx.Node) -> None:
         )
         _need(
             (isinstance(index, fx.Node) and index.op == "get_attr")
-            or (type(index) is int and 0 <= index < _MOST_LAYERS),
+            or (type(index) is int and 0 <= index < _MAX_LAYERS),
             f"leaf.{name} with an odd slot",
         )
 

@@ -110,8 +110,8 @@ class LayerIndex:
 
 
 def _delegate(name: str) -> None:
-    def apply(self: LayerIndex, *others: Any) -> Any:
-        plain = [other.number() if isinstance(other, LayerIndex) else other for other in others]
+    def apply(self: LayerIndex, *operands: Any) -> Any:
+        plain = [other.number() if isinstance(other, LayerIndex) else other for other in operands]
         return getattr(self.number(), name)(*plain)
 
     setattr(LayerIndex, name, apply)
@@ -173,24 +173,24 @@ def sourced(paths: dict[nn.Module, str], tracer: Any) -> Iterator[None]:
 
     Modules of torch itself keep theirs: they are leaves, and their C++ callees want exact ints.
     """
-    kept: list[tuple[dict[str, Any], str, int]] = []
-    seen: set[int] = set()
+    undo: list[tuple[dict[str, Any], str, int]] = []
+    visited: set[int] = set()
     try:
         for module, path in paths.items():
             if not type(module).__module__.startswith("torch."):
-                _exchange(vars(module), f"{path}." if path else "", kept, tracer)
+                _exchange(vars(module), f"{path}." if path else "", undo, tracer)
             config = vars(module).get("config")
-            if config is not None and id(config) not in seen:
-                seen.add(id(config))
-                _exchange(vars(config), "config.", kept, tracer)
+            if config is not None and id(config) not in visited:
+                visited.add(id(config))
+                _exchange(vars(config), "config.", undo, tracer)
         yield
     finally:
-        for attributes, name, value in kept:
+        for attributes, name, value in undo:
             attributes[name] = value
 
 
 def _exchange(
-    attributes: dict[str, Any], prefix: str, kept: list[tuple[dict[str, Any], str, int]], tracer: Any
+    attributes: dict[str, Any], prefix: str, undo: list[tuple[dict[str, Any], str, int]], tracer: Any
 ) -> None:
     plain = [
         (name, value)
@@ -198,7 +198,7 @@ def _exchange(
         if type(value) is int and name.isidentifier() and not name.startswith("_")
     ]
     for name, value in plain:
-        kept.append((attributes, name, value))
+        undo.append((attributes, name, value))
         attributes[name] = (
             LayerIndex(value, prefix + name, tracer) if name in LAYER_INDICES else Sourced(value, prefix + name)
         )

@@ -112,9 +112,9 @@ def bound(
 
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         # Of equal length: older torch compiles `strict=False` as if it were true.
-        given = dict(zip(names[: len(args)], args[: len(names)], strict=True)) | kwargs
-        values = [given.pop(name, None) for name in placeholders]
-        for name, value in given.items():
+        arguments = dict(zip(names[: len(args)], args[: len(names)], strict=True)) | kwargs
+        values = [arguments.pop(name, None) for name in placeholders]
+        for name, value in arguments.items():
             if not _is_baked(name, value, statics):
                 raise Reject(
                     unsupported_argument(

@@ -10,7 +10,7 @@ from .layers.linear import settle
 
 
 @runtime_checkable
-class Counted(Protocol):
+class HasWeightSizes(Protocol):
     """A model whose weights are no parameters of its modules, as those of an engine: it counts them itself.
 
     n_params       numbers that it stands for, each once; None where its file does not say
@@ -23,10 +23,10 @@ class Counted(Protocol):
 
 def distinct(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters and saved buffers, each storage once, in order of registration."""
-    seen = set()
+    visited = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
+        if id(tensor) not in visited:
+            visited.add(id(tensor))
             yield name, tensor
 
 

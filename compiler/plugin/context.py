@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from ...dsl.checker.recipe import Invocation, Recipe
 from ...dsl.checker.values import DataRef, MetricRef, StepRef
 from ...dsl.syntax.source import Source
-from ..core.error_location import placed
+from ..core.error_location import with_location
 from ..core.events import Event, Listener, Recorded, each
 from ..core.settings import Settings
 
@@ -58,16 +58,16 @@ class Context:
         workdir: Path | None = None,
     ) -> "Context":
         """Of work that no recipe asks for. Whoever finds an origin has none yet, and nothing may ask for it."""
-        nothing = Recipe(Source("", ""), "", {}, {}, {}, {}, {})
-        return cls(settings, nothing, folder, shelf, cast("Origin", origin), workdir or settings.cache_dir)
+        empty_recipe = Recipe(Source("", ""), "", {}, {}, {}, {}, {})
+        return cls(settings, empty_recipe, folder, shelf, cast("Origin", origin), workdir or settings.cache_dir)
 
     @property
     def seed(self) -> int:
         return self.settings.seed
 
     @property
-    def tell(self) -> Listener:
-        return self.settings.tell
+    def emit_event(self) -> Listener:
+        return self.settings.on_event
 
     @property
     def tokenizer(self):
@@ -92,23 +92,23 @@ class Context:
             from .row_checks import check_rows
 
             call = self.recipe.data[name]
-            with placed(call):
+            with with_location(call):
                 rows = torch.stack(list(self.data(DataRef(name)).rows(self.tokenizer, self.relative_to(call))))
                 check_rows(rows, name, self.origin)
             self._rows[name] = rows
         return self._rows[name]
 
     def speech(self, ref: DataRef) -> "torch.Tensor | None":
-        """Which tokens of the rows an assistant says, [rows, length] bool; None where nobody speaks."""
+        """Mask of the assistant's tokens, [rows, length] bool; None for rows without roles."""
         import torch
 
         call = self.recipe.data[ref.name]
-        with placed(call):
-            said = self.data(ref).speech(self.tokenizer, self.relative_to(call))
-            return None if said is None else torch.stack(list(said)).bool()
+        with with_location(call):
+            masks = self.data(ref).speech(self.tokenizer, self.relative_to(call))
+            return None if masks is None else torch.stack(list(masks)).bool()
 
     def answers(self, ref: DataRef) -> "torch.Tensor | None":
-        """Which tokens of rows of a prompt and its answer each are the answer, [rows, length] bool; None of others."""
+        """Mask of the answer's tokens in rows of a prompt and its answer, [rows, length] bool; None of others."""
         return None if self.prompts(ref) is None else self.speech(ref)
 
     def result(self, ref: StepRef) -> "tuple[str, Program]":
@@ -117,11 +117,11 @@ class Context:
         return self.results(ref.name)
 
     def prompts(self, ref: DataRef) -> "torch.Tensor | None":
-        """How many of each row's first tokens ask, [rows] int64; None where rows are no prompts with answers."""
+        """Number of prompt tokens of each row, [rows] int64; None where rows are no prompts with answers."""
         import torch
 
         call = self.recipe.data[ref.name]
-        with placed(call):
+        with with_location(call):
             lengths = self.data(ref).prompts(self.tokenizer, self.relative_to(call))
             return None if lengths is None else torch.tensor(list(lengths))
 
@@ -130,7 +130,7 @@ class Context:
         import torch
 
         call = self.recipe.data[ref.name]
-        with placed(call):
+        with with_location(call):
             numbers = self.data(ref).labels(self.tokenizer, self.relative_to(call))
             return None if numbers is None else torch.tensor(list(numbers))
 
@@ -140,13 +140,13 @@ class Context:
 
     def each(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         """Iterate with progress; raises Reject (memory-bound) once the stage holds more than it may."""
-        for item in each(items, label, self.tell, total):
+        for item in each(items, label, self.emit_event, total):
             self._check()
             yield item
 
     def tick(self, event: Event) -> None:
         """Tell how far it is where `each` doesn't fit; raises as `each` does."""
-        self.tell(event)
+        self.emit_event(event)
         self._check()
 
     def _check(self) -> None:
@@ -157,11 +157,11 @@ class Context:
             self.settings.deadline.check()
 
     def scoring(self) -> AbstractContextManager[None]:
-        """What runs inside may be left when the time of a search is over: raises TimeUp then."""
+        """Context in which TimeUp is raised when the time of a search is over."""
         return self.settings.deadline.breaking() if self.settings.deadline else nullcontext()
 
     def mapped(self, tensor: "torch.Tensor") -> "torch.Tensor":
-        """The same numbers, mapped from the cache where they are many: so that what passes make holds no memory.
+        """Copy of a tensor mapped from the cache if it is large, so that results of passes take no memory.
 
         The tensor is kept under its hash, as it will be when the step has finished.
         """
@@ -173,4 +173,4 @@ class Context:
         return cache.mapped(cache.store(tensor))
 
     def record(self, name: str, value: float, unit: str = "") -> None:
-        self.tell(Recorded(name, value, unit))
+        self.emit_event(Recorded(name, value, unit))

@@ -66,9 +66,9 @@ def read_header(kind: str, name: str, path: Path) -> Word:
     lines = [line for node in tree.body if isinstance(node, ast.ClassDef) and (line := _line(node, tree, path, base))]
     assert len(lines) == 1, f"{path}: {len(lines)} classes derive from {base.__name__}, a word is one"
     (line,) = lines
-    found, _ = line[-1]
-    doc = ast.get_docstring(found)
-    assert doc, f"{path}:{found.lineno}: the class {found.name} has no docstring"
+    class_def, _ = line[-1]
+    doc = ast.get_docstring(class_def)
+    assert doc, f"{path}:{class_def.lineno}: the class {class_def.name} has no docstring"
     params, facts = inherited(base)
     for node, file in line:
         _declare(node, file, params, facts)
@@ -81,7 +81,7 @@ def _order(params: dict[str, Param], above: list[set[str]]) -> tuple[Param, ...]
 
     above   names of parameters that each class above the word declares, the kind's first
     """
-    depth = {name: len(above) - place for place, names in enumerate(above) for name in names}
+    depth = {name: len(above) - level for level, names in enumerate(above) for name in names}
     return tuple(sorted(params.values(), key=lambda p: (p.default is not REQUIRED, depth.get(p.name, 0))))
 
 
@@ -156,14 +156,16 @@ def _is_param(node: ast.expr | None) -> bool:
 def _param(statement: ast.AnnAssign, path: Path) -> Param:
     call, name = statement.value, statement.target.id
     types, choices, optional = read_type(statement.annotation, path)
-    given = {k.arg: _literal(k.value, path) for k in call.keywords}
+    fields = {k.arg: _literal(k.value, path) for k in call.keywords}
     assert len(call.args) == 1, f"{path}:{call.lineno}: `{name}` has one sentence, then keywords"
-    default = given.pop("default", REQUIRED)
+    default = fields.pop("default", REQUIRED)
     assert not optional or default is None, f"{path}:{call.lineno}: `{name}` may be None, so None is its default"
     assert optional or default is not None, f"{path}:{call.lineno}: the default of `{name}` is None, its type has none"
-    made = Param(name, types, _literal(call.args[0], path), default, choices=choices, **given)
-    assert "shares" not in types or made.of, f"{path}:{call.lineno}: `{name}` divides among its `of`, which it lacks"
-    return made
+    declared = Param(name, types, _literal(call.args[0], path), default, choices=choices, **fields)
+    assert "shares" not in types or declared.of, (
+        f"{path}:{call.lineno}: `{name}` divides among its `of`, which it lacks"
+    )
+    return declared
 
 
 def read_type(node: ast.expr, path: Path) -> tuple[tuple[str, ...], tuple[str, ...], bool]:

@@ -20,14 +20,18 @@ def missing(recipe: Recipe, vocabulary: Vocabulary, folder: Path) -> Iterator[Di
     """A warning for each path in the recipe, or in a module of it, that leads nowhere."""
     for kind, call in _calls(recipe):
         beside = folder if call.folder is None else Path(call.folder)
-        for name, (what, *words) in vocabulary.words(kind)[call.word].facts.get("reads", {}).items():
+        for name, (file_kind, *words) in vocabulary.words(kind)[call.word].facts.get("reads", {}).items():
             value = call.args[name]
             for path in (value,) if isinstance(value, str) else value or ():
-                if path and path not in words and not _is_there(beside, path, what):
+                if path and path not in words and not _exists(beside, path, file_kind):
                     kind = other_kind(beside / path)
-                    said = f"`{path}` is {kind}, where a {what} is needed" if kind else f"there is no {what} `{path}`"
+                    message = (
+                        f"`{path}` is {kind}, where a {file_kind} is needed"
+                        if kind
+                        else f"there is no {file_kind} `{path}`"
+                    )
                     help_ = "" if kind else "a path is relative to the file that names it"
-                    yield missing_file(said, call.where(name), help=help_)
+                    yield missing_file(message, call.where(name), help=help_)
 
 
 def _calls(recipe: Recipe) -> Iterator[tuple[str, Invocation]]:
@@ -42,12 +46,12 @@ def _calls(recipe: Recipe) -> Iterator[tuple[str, Invocation]]:
             yield "target", emit.call
 
 
-def _is_there(folder: Path, path: str, what: str) -> bool:
+def _exists(folder: Path, path: str, file_kind: str) -> bool:
     """Whether a path leads somewhere; a glob, whether it matches."""
-    place = folder / path
+    full_path = folder / path
     try:
-        if what == "folder":
-            return place.is_dir()
-        return place.is_file() or (any(c in path for c in "*?[") and next(folder.glob(path), None) is not None)
+        if file_kind == "folder":
+            return full_path.is_dir()
+        return full_path.is_file() or (any(c in path for c in "*?[") and next(folder.glob(path), None) is not None)
     except (OSError, ValueError, NotImplementedError):  # no access, a zero byte or `a**b`, an absolute pattern
         return False

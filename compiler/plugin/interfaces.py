@@ -48,12 +48,12 @@ def param(
     positional: bool = False,
 ) -> Any:
     """A parameter of a recipe word: a field with a sentence, a default, and what else `dsl.vocabulary.Param` says."""
-    about = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "of": of, "unit": unit, "among": among}
-    about |= {"multiple": multiple, "least": least, "distinct": distinct, "falling": falling, "positional": positional}
-    about |= {"odd": odd, "whole": whole, "spelled": spelled, "lines": lines}
+    facts = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "of": of, "unit": unit, "among": among}
+    facts |= {"multiple": multiple, "least": least, "distinct": distinct, "falling": falling, "positional": positional}
+    facts |= {"odd": odd, "whole": whole, "spelled": spelled, "lines": lines}
     if default is _MISSING:
-        return field(kw_only=True, metadata=about)
-    return field(kw_only=True, default=default, metadata=about)
+        return field(kw_only=True, metadata=facts)
+    return field(kw_only=True, default=default, metadata=facts)
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ class Word(ABC):  # noqa: B024 (its kinds have the abstract methods)
 
     extra      the optional dependency group it needs, e.g. "gguf"
     requires   modules that must import, e.g. ("gguf", "accelerate")
-    unfit      {conditions: (reason, help)}: arguments that can't go together, e.g.
+    conflicts  {conditions: (reason, help)}: arguments that can't go together, e.g.
                {"strategy: ffa & not trains: lora": ("`ffa` averages adapters", "`trains: lora`")}
     only       {"mix": "strategy: abm"}: a parameter that is read where a condition holds, and is refused elsewhere
-    apart      {"held_out": "data"}: a parameter whose rows judge, and the one that they must not be among
+    disjoint   {"held_out": "data"}: a parameter whose rows judge, and the one that they must not be among
     needs      {pass: reason}: a step of this pass must come before; {"reft.insert & trains: reft": reason} where
                conditions hold
     answers    parameters whose rows must say where a prompt ends and its answer begins
@@ -87,9 +87,9 @@ class Word(ABC):  # noqa: B024 (its kinds have the abstract methods)
 
     extra: ClassVar[str] = ""
     requires: ClassVar[tuple[str, ...]] = ()
-    unfit: ClassVar[dict[str, tuple[str, str]]] = {}
+    conflicts: ClassVar[dict[str, tuple[str, str]]] = {}
     only: ClassVar[dict[str, str]] = {}
-    apart: ClassVar[dict[str, str]] = {}
+    disjoint: ClassVar[dict[str, str]] = {}
     needs: ClassVar[dict[str, str]] = {}
     answers: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[dict[str, tuple[str, ...]]] = {}
@@ -101,11 +101,11 @@ class Word(ABC):  # noqa: B024 (its kinds have the abstract methods)
 
 @dataclass(frozen=True)
 class Effort:
-    """What a pass takes besides its scores, for `plan`.
+    """Cost of a pass besides its scores, for `plan`.
 
     tokens   that go through the whole model, once for a measure and three times to learn from them
     bytes    held besides the weights while it scores or learns
-    apart    held besides the weights before it scores
+    n_separate  held besides the weights before it scores
     work     other work by the machine's speed for it (`machine.speeds.Speeds`): {"select": numbers}
     streams  tensors of new shapes are stored as they are made, and hold no memory
     files    bytes on disk while it runs, besides what it makes
@@ -113,7 +113,7 @@ class Effort:
 
     tokens: int = 0
     bytes: int = 0
-    apart: int = 0
+    n_separate: int = 0
     work: "Mapping[str, float]" = field(default_factory=dict)
     streams: bool = False
     files: int = 0
@@ -136,9 +136,9 @@ class Pass(Word):
     foreseeable    shapes after it follow from the skeleton; False where weights or a choice decide, so that `forecast`
                    is only the most that is left
     elsewhere      a profile that it names may be of another machine: it decides by reckoning then
-    takes          kinds of results that it works on: "model", "adapters", "front"; of the step before it, or of the
+    accepts        kinds of results that it works on: "model", "adapters", "front"; of the step before it, or of the
                    steps that it names
-    gives          {condition: kind} of its result, the last condition that holds counts
+    results        {condition: kind} of its result, the last condition that holds counts
     """
 
     keeps: ClassVar[Close | Lossy] = Lossy()
@@ -151,11 +151,11 @@ class Pass(Word):
     elsewhere: ClassVar[bool] = False
     divides: ClassVar[str] = ""
     within: ClassVar[str] = ""
-    takes: ClassVar[tuple[str, ...]] = ("model",)
-    gives: ClassVar[dict[str, str]] = {"": "model"}
+    accepts: ClassVar[tuple[str, ...]] = ("model",)
+    results: ClassVar[dict[str, str]] = {"": "model"}
 
-    def give(self, outcome: "Outcome", ctx: "Context") -> "Outcome":
-        """What it makes of a result: the same model, changed in place; a pass that gives another kind says how.
+    def result_of(self, outcome: "Outcome", ctx: "Context") -> "Outcome":
+        """Result of the pass: the model, changed in place; a pass that returns another kind overrides this.
 
         One that names steps is handed an empty front, and asks `ctx.result` for what it named.
         """
@@ -183,11 +183,11 @@ class Pass(Word):
         return skeleton
 
     def forwards(self, skeleton: "Skeleton") -> int:
-        """How many times it evaluates its score (whole-model forwards over its data), for time estimates."""
+        """Number of evaluations of its score (whole-model forwards over its data), for time estimates."""
         return 0
 
     def effort(self, skeleton: "Skeleton", ctx: "Context") -> Effort:
-        """What it takes besides scores; nothing where it neither trains nor refits."""
+        """Cost besides scores; none where it neither trains nor refits."""
         return Effort()
 
 
@@ -220,7 +220,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Wish:
-    """How a caller of `effc.load` wants a model; see there."""
+    """Options of a caller of `effc.load`; see there."""
 
     dtype: "torch.dtype | None" = None
     device: Any = None
@@ -233,7 +233,7 @@ class Wish:
 
 
 class Picture(Protocol):
-    """What a folder holds, for people and for programs."""
+    """Content of a folder, for people and for programs."""
 
     def draw(self) -> str: ...
 
@@ -246,12 +246,12 @@ class Target(Word):
     loads          {folder: sentence}: what `effc.load` opens, the best first, and how the model card says it is opened
     marks          {folder: file} by which such a folder is known, where that is not config.json; or one of several,
                    with spaces between
-    whole          whether loading compares all hashes unless it is told otherwise
+    needs_whole_model  whether loading compares all hashes unless it is told otherwise
     upon           it holds no model of its own: a caller may name the one that it goes onto
     on_cpu         what it writes is computed by an engine of the CPU, whatever device a compile is on
-    about          it writes one file about the pipeline's artifacts, after them, which is none itself
+    describes_artifacts  it writes one file about the pipeline's artifacts, after them, which is none itself
     use            what to do with an artifact that holds no model to load
-    holds          kinds of results that it can write: "model", "adapters", "front"
+    result_kinds   kinds of results that it can write: "model", "adapters", "front"
     later          why bounds that are `in` it can't be judged when it is written: it has to be run first
     cannot_hold    {condition: {what: reason}}: what of `Pass.makes` it refuses, e.g.
                    {"form: stock": {"uneven widths": "the config has one width for all layers"}}
@@ -259,12 +259,12 @@ class Target(Word):
 
     loads: ClassVar[dict[str, str]] = {}
     marks: ClassVar[dict[str, str]] = {}
-    whole: ClassVar[bool] = True
+    verifies_hashes: ClassVar[bool] = True
     upon: ClassVar[bool] = False
     on_cpu: ClassVar[bool] = False
-    about: ClassVar[bool] = False
+    describes_artifacts: ClassVar[bool] = False
     use: ClassVar[str] = ""
-    holds: ClassVar[tuple[str, ...]] = ("model",)
+    result_kinds: ClassVar[tuple[str, ...]] = ("model",)
     later: ClassVar[str] = ""
     cannot_hold: ClassVar[dict[str, dict[str, str]]] = {}
 
@@ -282,7 +282,7 @@ class Target(Word):
         """Write a model's files into an empty folder."""
         raise AssertionError(f"{type(self).__name__} holds no model")
 
-    def tell(self, sheets: Sequence[Any], file: Path) -> None:
+    def write_about(self, sheets: Sequence[Any], file: Path) -> None:
         """Write the file of a target that is `about` artifacts; `sheets` has a `pages.sheet.Sheet` for each of them."""
         raise AssertionError(f"{type(self).__name__} tells nothing of others")
 
@@ -290,7 +290,7 @@ class Target(Word):
         """Raise Reject where it could not write the recipe's model, whatever its weights: asked before passes run."""
 
     def lacks(self, before: "Sequence[Pass]") -> "Diagnostic | None":
-        """What none of the passes before it makes, and it can't do without unless the weights came with it."""
+        """Diagnostic for a requirement that no earlier pass meets, unless the weights already do."""
         return None
 
     @classmethod
@@ -300,7 +300,7 @@ class Target(Word):
 
     @classmethod
     def picture(cls, folder: Path) -> "Picture | None":
-        """What `effc inspect` draws of such a folder, where that is not a model's structure."""
+        """Picture of such a folder for `effc inspect`, where that is not a model's structure."""
         return None
 
     @classmethod
@@ -310,7 +310,7 @@ class Target(Word):
 
     @classmethod
     def words(cls, folder: Path) -> Path:
-        """Where the tokenizer of such a folder lies."""
+        """Path of the tokenizer of such a folder."""
         return folder
 
     def forms(self) -> tuple[Form, ...]:
@@ -318,7 +318,7 @@ class Target(Word):
         return ()
 
     def forms_of(self, outcome: "Outcome") -> tuple[Form, ...]:
-        """The same where they depend on what it wrote."""
+        """Forms of a written artifact, where they depend on the outcome."""
         return self.forms()
 
 
@@ -385,7 +385,7 @@ class Data(Word):
 
 
 class Source(Word):
-    """Where a model comes from: resolves to a config now and to weights later.
+    """Source of a model: resolves to a config now and to weights later.
 
     plain   nobody has put its weights on a grid: they are as training left them, or drawn
     """

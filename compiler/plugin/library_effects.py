@@ -1,4 +1,4 @@
-"""What recipes of the library gave where they were measured, from a file that `bench/recipes.py` writes."""
+"""Measured effects of the library's recipes, from a file that `bench/recipes.py` writes."""
 
 import hashlib
 import re
@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..core.quantity import change, counted, measured
+from ..core.quantity import change, count_text, measured
 from ..core.safe_read import read_json
 from .recipe_library import Shipped, folders
 
 FILE = "effects.json"
 FORMAT = 1
-MOST = 1 << 20  # bytes of the file
+MAX_FILE_BYTES = 1 << 20  # bytes of the file
 RANDOM = "random weights: this says that it runs, and nothing of quality"
-NOTHING = "it compiles; what it gives shows where it is run"
+NO_EFFECT = "it compiles; what it gives shows where it is run"
 _DOC = re.compile(r'^""".*?"""', re.S | re.M)
 _COMMENT = re.compile(r"^\s*#.*$", re.M)
 
@@ -33,7 +33,7 @@ Points = dict[str, dict[str, Value]]  # a point of a front, "" of what is no fro
 
 @dataclass(frozen=True)
 class Effect:
-    """What one recipe gave on one model.
+    """Effect of one recipe on one model.
 
     on        the model; `stands_for` what the recipe names, where that is not at hand
     random    whether its weights were drawn
@@ -60,63 +60,63 @@ class Effect:
         parts = [
             (name, _reach(points) if set(points) != {""} else _line(points[""])) for name, points in self._results()
         ]
-        what = "; ".join(f"{name}: {told}" if len(parts) > 1 else told for name, told in parts) or NOTHING
-        return f"{self.model}: {what}" + (f" ({RANDOM})" if self.random else "")
+        summary = "; ".join(f"{name}: {line}" if len(parts) > 1 else line for name, line in parts) or NO_EFFECT
+        return f"{self.model}: {summary}" + (f" ({RANDOM})" if self.random else "")
 
     def table(self) -> str:
-        """The same with every choice of a front, and a line for each metric of anything else."""
+        """Table with every choice of a front, or a line for each metric of other results."""
         lines = [self.model + (f" ({RANDOM})" if self.random else "")]
         for name, points in self._results():
             named = [name] if len(self._results()) > 1 or set(points) != {""} else [""]
             cells = _choices(points, *named) if set(points) != {""} else _metrics(points[""], *named)
             widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
             lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
-        return "\n".join(lines if self.rows else [*lines, f"  {NOTHING}"])
+        return "\n".join(lines if self.rows else [*lines, f"  {NO_EFFECT}"])
 
     def _results(self) -> list[tuple[str, Points]]:
         """Artifacts with their points, each once: a front and the family that it was chosen from say the same."""
-        found: dict[str, Points] = {}
+        by_artifact: dict[str, Points] = {}
         for artifact, metric, unit, original, compiled in self.rows:
             metric, _, point = metric.partition(" of ")
             if not point:
                 artifact, _, point = artifact.partition("/")
-            values = found.setdefault(artifact, {}).setdefault(point, {})
+            values = by_artifact.setdefault(artifact, {}).setdefault(point, {})
             values.setdefault(metric, Value(unit, original, compiled))
-        told: list[tuple[str, Points]] = []
-        for name, points in found.items():
-            if not any(_match(points, other) for _, other in told):
-                told.append((name, points))
-        return told
+        distinct: list[tuple[str, Points]] = []
+        for name, points in by_artifact.items():
+            if not any(_match(points, other) for _, other in distinct):
+                distinct.append((name, points))
+        return distinct
 
 
-def _match(points: Points, others: Points) -> bool:
-    return _choices(points, "") == _choices(others, "") and set(points) != {""}
+def _match(points: Points, other: Points) -> bool:
+    return _choices(points, "") == _choices(other, "") and set(points) != {""}
 
 
 def _line(values: Mapping[str, Value]) -> str:
     """`params 1.84 M -> 1.55 M (-15.4 %), ...`."""
-    told = []
+    parts = []
     for metric, (unit, original, compiled) in values.items():
         if original is None:
-            told.append(f"{metric} {measured(compiled, unit)}")
+            parts.append(f"{metric} {measured(compiled, unit)}")
         else:
-            moved = f"{measured(original, unit)} -> {measured(compiled, unit)} ({change(original, compiled)})"
-            told.append(f"{metric} {moved}")
-    return ", ".join(told)
+            step_text = f"{measured(original, unit)} -> {measured(compiled, unit)} ({change(original, compiled)})"
+            parts.append(f"{metric} {step_text}")
+    return ", ".join(parts)
 
 
 def _reach(points: Points) -> str:
     """`4 choices: params 428.4 k to 1.84 M (was 1.84 M), ...`."""
-    found: dict[str, list[Value]] = {}
+    by_metric: dict[str, list[Value]] = {}
     for values in points.values():
         for metric, value in values.items():
-            found.setdefault(metric, []).append(value)
-    told = []
-    for metric, each in found.items():
-        ends = dict.fromkeys(measured(end(v.compiled for v in each), each[0].unit) for end in (min, max))
+            by_metric.setdefault(metric, []).append(value)
+    parts = []
+    for metric, each in by_metric.items():
+        extremes = dict.fromkeys(measured(end(v.compiled for v in each), each[0].unit) for end in (min, max))
         known = [f" (was {measured(v.original, v.unit)})" for v in each if v.original is not None]
-        told.append(f"{metric} {' to '.join(ends)}{known[0] if known else ''}")
-    return f"{counted(len(points), 'choice')}: {', '.join(told)}"
+        parts.append(f"{metric} {' to '.join(extremes)}{known[0] if known else ''}")
+    return f"{count_text(len(points), 'choice')}: {', '.join(parts)}"
 
 
 def _choices(points: Points, name: str) -> list[list[str]]:
@@ -146,31 +146,31 @@ def _metrics(values: Mapping[str, Value], name: str) -> list[list[str]]:
 
 @dataclass
 class Effects:
-    """The file. Keys of `kept` are names of recipes; `of` is what the recipe said when it was measured."""
+    """The file. Keys of `stored` are names of recipes; `of` is what the recipe said when it was measured."""
 
     machines: list[Mapping[str, Any]] = field(default_factory=list)
-    kept: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stored: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @staticmethod
     def read(file: Path | None = None) -> "Effects":
-        file = file or place()
+        file = file or effects_path()
         if not file.exists():
             return Effects()
-        body = read_json(file, MOST)
+        body = read_json(file, MAX_FILE_BYTES)
         return Effects(body["machines"], body["recipes"])
 
     def of(self, recipe: Shipped) -> tuple[Effect, ...]:
-        """What is known of a recipe as it is now: nothing where it was changed since."""
-        found = self.kept.get(short(recipe))
-        if found is None or found["of"] != meaning(recipe):
+        """Effects of a recipe in its current text; none where it was changed since."""
+        entry = self.stored.get(short(recipe))
+        if entry is None or entry["of"] != meaning(recipe):
             return ()
-        return tuple(Effect(**row | {"rows": tuple(map(tuple, row["rows"]))}) for row in found["effects"])
+        return tuple(Effect(**row | {"rows": tuple(map(tuple, row["rows"]))}) for row in entry["effects"])
 
     def add(self, recipe: Shipped, effect: Effect) -> None:
         """Keep an effect, in the place of an older one on the same model."""
-        others = [e for e in self.of(recipe) if e.on != effect.on]
-        rows = [asdict(e) for e in sorted([*others, effect], key=lambda e: (not e.on.startswith("tiny"), e.on))]
-        self.kept[short(recipe)] = {"of": meaning(recipe), "effects": rows}
+        remaining = [e for e in self.of(recipe) if e.on != effect.on]
+        rows = [asdict(e) for e in sorted([*remaining, effect], key=lambda e: (not e.on.startswith("tiny"), e.on))]
+        self.stored[short(recipe)] = {"of": meaning(recipe), "effects": rows}
 
     def machine(self, facts: Mapping[str, Any]) -> int:
         if facts not in self.machines:
@@ -186,7 +186,7 @@ class Effects:
         return f"{facts['cpu']} ({facts['isa']}{shared}), {threads}, {versions}, seed {effect.seed}"
 
 
-def place() -> Path:
+def effects_path() -> Path:
     """Beside the recipes, in the folder that has them."""
     return folders()[0] / FILE
 

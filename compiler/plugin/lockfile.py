@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ..core.cache import write_whole
+from ..core.cache import write_atomic
 from ..core.safe_read import MIB, read_toml
 
 NAME = "effspec.lock"
@@ -32,17 +32,17 @@ def read(folder: Path) -> Lock:
     except FileNotFoundError:
         return {table: {} for table in TABLES}
     except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) else str(error)[:120]
-        raise Reject(broken_lock(f"{file} is no TOML that can be read: {said}", help=_AGAIN)) from error
+        reason = error.strerror if isinstance(error, OSError) else str(error)[:120]
+        raise Reject(broken_lock(f"{file} is no TOML that can be read: {reason}", help=_REMEDY)) from error
     number = body.pop("format", None)
     if type(number) is not int or number != FORMAT:
-        raise Reject(broken_lock(f"{file} is of format {number}, this effc reads {FORMAT}", help=_AGAIN))
+        raise Reject(broken_lock(f"{file} is of format {number}, this effc reads {FORMAT}", help=_REMEDY))
     if not all(_is_table(body.get(table, {})) for table in TABLES) or set(body) - set(TABLES):
-        raise Reject(broken_lock(f"{file} holds something else than lines of text in tables", help=_AGAIN))
+        raise Reject(broken_lock(f"{file} holds something else than lines of text in tables", help=_REMEDY))
     return {table: body.get(table, {}) for table in TABLES}
 
 
-_AGAIN = "write it again with `effc lock RECIPE`, or take it out of version control again"
+_REMEDY = "write it again with `effc lock RECIPE`, or take it out of version control again"
 
 
 def _is_table(value: object) -> bool:
@@ -59,7 +59,7 @@ def write(folder: Path, lock: Lock) -> Path:
         for name, facts in sorted(lock.get(table, {}).items()):
             lines.append(f"\n[{table}.{_text(name)}]\n")
             lines += [f"{_text(key)} = {_text(value)}\n" for key, value in facts.items()]
-    write_whole(folder / NAME, "".join(lines).encode())
+    write_atomic(folder / NAME, "".join(lines).encode())
     return folder / NAME
 
 

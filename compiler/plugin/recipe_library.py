@@ -46,8 +46,8 @@ class Shipped:
     @property
     def doc(self) -> str:
         """The docstring, found without parsing: `effc recipes` lists all files."""
-        found = re.search(r'^"""(.*?)"""', self.text, re.S | re.M)
-        return found[1].strip() if found else ""
+        match = re.search(r'^"""(.*?)"""', self.text, re.S | re.M)
+        return match[1].strip() if match else ""
 
     @property
     def sentence(self) -> str:
@@ -63,12 +63,12 @@ def folders() -> list[Path]:
 
 def shipped() -> dict[str, Shipped]:
     """Every file of the library by name, whole recipes first."""
-    found = [
+    recipes = [
         Shipped(_name(file.relative_to(folder)), file)
         for folder in folders()
         for file in sorted(folder.rglob("*.effspec"))
     ]
-    return {s.name: s for s in sorted(found, key=lambda s: (s.is_module, s.name))}
+    return {s.name: s for s in sorted(recipes, key=lambda s: (s.is_module, s.name))}
 
 
 def by_name(path: Path) -> Path:
@@ -76,14 +76,14 @@ def by_name(path: Path) -> Path:
     if path.exists() or path.is_absolute() or ".." in path.parts:
         return path
     known = shipped()
-    found = known.get(path.as_posix()) or known.get(f"{path.as_posix()}.effspec")
-    return found.path if found and not found.is_module else path
+    recipe = known.get(path.as_posix()) or known.get(f"{path.as_posix()}.effspec")
+    return recipe.path if recipe and not recipe.is_module else path
 
 
-def own(path: Path) -> None:
+def require_user_recipe(path: Path) -> None:
     """Reject (library-recipe) a recipe of the library: nothing is written beside it."""
-    found = by_name(path)
-    if found != path and any(found.is_relative_to(folder) for folder in folders()):
+    recipe_path = by_name(path)
+    if recipe_path != path and any(recipe_path.is_relative_to(folder) for folder in folders()):
         raise Reject(
             library_recipe(f"`{path}` is a recipe of the library", help=f"make it yours: `effc recipes copy {path}`")
         )
@@ -102,7 +102,7 @@ def _name(path: Path) -> str:
 
 
 def page(recipe: Shipped) -> str:
-    """What `effc explain` prints of a file of the library."""
+    """Page of a file of the library for `effc explain`."""
     if not recipe.is_module:
         return f"{recipe.name}, a recipe\n\n{recipe.doc}\n\n{recipe.path}"
     blocks = [f"{recipe.name}, a module of the recipe library: `use {recipe.name}`", recipe.doc]
@@ -134,5 +134,5 @@ def _params_used(pipeline: ast.Pipeline, file: ast.File) -> list[str]:
     """The params that a call of the pipeline has a use for, in the order of the file."""
     from ...dsl.checker.calls import names_in
 
-    said = {name.path for step in pipeline.steps for name in names_in(step.call)}
-    return [s.name.path for s in file.statements if isinstance(s, ast.Param) and s.name.path in said]
+    names = {name.path for step in pipeline.steps for name in names_in(step.call)}
+    return [s.name.path for s in file.statements if isinstance(s, ast.Param) and s.name.path in names]

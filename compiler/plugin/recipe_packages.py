@@ -22,9 +22,9 @@ from ...dsl.syntax.source_file import read_source
 from ..core.safe_read import MIB, read_regular, read_toml
 from . import lockfile
 
-ABOUT = "effc-package.toml"
+PACKAGE_FILE = "effc-package.toml"
 VENDORED = "effspec_packages"
-MOST_FILES, MOST_BYTES, DEEPEST = 2000, 256 * MIB, 16
+MAX_FILES, MAX_BYTES, DEEPEST = 2000, 256 * MIB, 16
 DATA = (".effspec", ".toml", ".md", ".txt", ".json", ".jsonl", ".csv", ".safetensors", ".model", "")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _RESERVED = ("std",)
@@ -64,18 +64,20 @@ class Package:
 def package_in(folder: Path) -> Package:
     """A folder as a package. Raises Reject (bad-package)."""
     try:
-        body = read_toml(folder / ABOUT, MIB, folder)
+        body = read_toml(folder / PACKAGE_FILE, MIB, folder)
     except FileNotFoundError as error:
-        raise Reject(bad_package(f"{folder} has no {ABOUT}", help="it needs `name` and `version`")) from error
+        raise Reject(bad_package(f"{folder} has no {PACKAGE_FILE}", help="it needs `name` and `version`")) from error
     except (OSError, ValueError) as error:
         help = 'it is written like `name = "edge"` and `version = "1.0"`, a line each'
-        raise Reject(bad_package(f"{folder / ABOUT} is no TOML that can be read: {error}", help=help)) from error
+        raise Reject(bad_package(f"{folder / PACKAGE_FILE} is no TOML that can be read: {error}", help=help)) from error
     name, version, sentence = (body.get(key, "") for key in ("name", "version", "sentence"))
     if not (isinstance(name, str) and _NAME.fullmatch(name) and name not in _RESERVED):
-        said = f"{folder / ABOUT} has no `name` that a recipe could use"
-        raise Reject(bad_package(said, help="lower-case letters, digits and `_`, such as `edge`; `std` is taken"))
+        message = f"{folder / PACKAGE_FILE} has no `name` that a recipe could use"
+        raise Reject(bad_package(message, help="lower-case letters, digits and `_`, such as `edge`; `std` is taken"))
     if not all(isinstance(text, str) and text.isprintable() for text in (version, sentence)) or not version:
-        raise Reject(bad_package(f"{folder / ABOUT} has no `version`, or one or a `sentence` of unprintable letters"))
+        raise Reject(
+            bad_package(f"{folder / PACKAGE_FILE} has no `version`, or one or a `sentence` of unprintable letters")
+        )
     return Package(name, version, sentence, folder, tree_hash(folder))
 
 
@@ -85,49 +87,49 @@ def refuse_outside(package: Package) -> None:
     from ...dsl.checker.package_paths import outside
     from ...dsl.syntax.parse import parse
 
-    found: list[Diagnostic] = []
+    faults: list[Diagnostic] = []
     for file in files(package.folder):
         if file.suffix == ".effspec":
             source = read_source(file)
             source = Source(source.name, source.text, root=package.folder.as_posix())
-            found += outside(parse(source).file)
-    if found:
-        raise Reject(*found)
+            faults += outside(parse(source).file)
+    if faults:
+        raise Reject(*faults)
 
 
 def tree_hash(folder: Path) -> str:
     """sha256 over the names and contents of a package's files. Raises Reject (bad-package) on what is no data."""
-    found, size = hashlib.sha256(), 0
+    hasher, size = hashlib.sha256(), 0
     for number, file in enumerate(files(folder)):
         size += file.stat().st_size
-        if number >= MOST_FILES or size > MOST_BYTES:
+        if number >= MAX_FILES or size > MAX_BYTES:
             raise Reject(too_large(str(folder)))
         name = file.relative_to(folder).as_posix()
-        content = hashlib.sha256(read_regular(file, MOST_BYTES, folder)).hexdigest()
-        found.update(f"{name}\0{content}\n".encode(errors="surrogateescape"))
-    return found.hexdigest()
+        content = hashlib.sha256(read_regular(file, MAX_BYTES, folder)).hexdigest()
+        hasher.update(f"{name}\0{content}\n".encode(errors="surrogateescape"))
+    return hasher.hexdigest()
 
 
-def too_large(what: str) -> Diagnostic:
-    return bad_package(f"{what} has more than {MOST_FILES} files or {MOST_BYTES >> 20} MiB")
+def too_large(label: str) -> Diagnostic:
+    return bad_package(f"{label} has more than {MAX_FILES} files or {MAX_BYTES >> 20} MiB")
 
 
 def files(folder: Path, deep: int = 0) -> Iterator[Path]:
     """Files of a package in order; those whose names begin with a dot are no part of it."""
     if deep > DEEPEST:
         raise Reject(bad_package(f"{folder} lies more than {DEEPEST} folders deep in a package"))
-    for place in sorted(folder.iterdir()):
-        mode = place.lstat().st_mode
-        if place.name.startswith("."):
+    for path in sorted(folder.iterdir()):
+        mode = path.lstat().st_mode
+        if path.name.startswith("."):
             continue
         if stat.S_ISDIR(mode):
-            yield from files(place, deep + 1)
+            yield from files(path, deep + 1)
         elif not stat.S_ISREG(mode):
-            raise Reject(bad_package(f"{place} is a link or no ordinary file", help="a package holds plain files"))
-        elif place.suffix not in DATA:
-            raise Reject(bad_package(f"{place} is no data: a package holds none of `{place.suffix}`"))
+            raise Reject(bad_package(f"{path} is a link or no ordinary file", help="a package holds plain files"))
+        elif path.suffix not in DATA:
+            raise Reject(bad_package(f"{path} is no data: a package holds none of `{path.suffix}`"))
         else:
-            yield place
+            yield path
 
 
 def copied(package: Package, into: Path) -> None:
@@ -140,7 +142,7 @@ def copied(package: Package, into: Path) -> None:
         for file in files(package.folder):
             target = draft / file.relative_to(package.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(read_regular(file, MOST_BYTES, package.folder))
+            target.write_bytes(read_regular(file, MAX_BYTES, package.folder))
         if tree_hash(draft) != package.tree:
             raise Reject(package_edited(f"{package.folder} changed while it was copied", help="add it again"))
         shutil.rmtree(into, ignore_errors=True)
@@ -149,18 +151,18 @@ def copied(package: Package, into: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def kept(cache: Path, tree: str) -> Path:
+def installed(cache: Path, tree: str) -> Path:
     return cache / "packages" / tree
 
 
 def module(name: str, project: Path, cache: Path) -> Source | None:
     """The file that `use PACKAGE.NAME` means in a recipe of the folder `project`; None of no package."""
-    package, _, rest = name.partition(".")
+    package, _, module_name = name.partition(".")
     facts = lockfile.read(project)["packages"].get(package) if (project / lockfile.NAME).exists() else None
-    if facts is None or not rest:
+    if facts is None or not module_name:
         return None
     root = folder_of(package, facts, project, cache)
-    file = root / "recipes" / f"{rest.replace('.', '/')}.effspec"
+    file = root / "recipes" / f"{module_name.replace('.', '/')}.effspec"
     if not file.is_file():
         return None
     source = read_source(file)
@@ -168,7 +170,7 @@ def module(name: str, project: Path, cache: Path) -> Source | None:
 
 
 def folder_of(name: str, facts: lockfile.Facts, project: Path, cache: Path, *, vendored: bool = True) -> Path:
-    """Where the files of a locked package lie. Raises Reject where they are gone or are others.
+    """Folder of a locked package. Raises Reject where they are gone or are others.
 
     vendored   look beside the recipes first
     """
@@ -176,8 +178,8 @@ def folder_of(name: str, facts: lockfile.Facts, project: Path, cache: Path, *, v
     if not re.fullmatch(r"[0-9a-f]{64}", tree) or not _NAME.fullmatch(name):
         raise Reject(lockfile.broken_lock(f"the lock pins no tree of `{name}`", help="add the package again"))
     beside = project / VENDORED / name
-    places = [*([beside] if vendored else []), kept(cache, tree)]
-    root = next((p for p in places if p.is_dir()), None)
+    candidates = [*([beside] if vendored else []), installed(cache, tree)]
+    root = next((p for p in candidates if p.is_dir()), None)
     if root is None:
         raise Reject(package_gone(f"the package `{name}` is not here", help="`effc add` fetches what the lock names"))
     if tree_hash(root) != tree:

@@ -74,10 +74,10 @@ class Shelf:
         assert len(defined) == 1, f"{module.__name__} defines {len(defined)} words, not one"
         return defined[0]
 
-    def is_about(self, target: str) -> bool:
+    def describes_artifacts(self, target: str) -> bool:
         """Whether a target writes of artifacts, and none itself."""
         word = self.vocabulary.word("target", target)
-        return bool(word and word.facts.get("about"))
+        return bool(word and word.facts.get("describes_artifacts"))
 
     def make(self, kind: str, call: Invocation) -> Any:
         return self.load(kind, call.word)(**call.args)
@@ -90,10 +90,10 @@ def _roots(folders: Sequence[str]) -> dict[str, Path]:
     """Package -> folder on disk. An editable install has several roots of a package; one of them has the sources."""
     roots = {}
     for folder in folders:
-        top, *below = folder.split("/")
+        top, *inner = folder.split("/")
         spec = find_spec(f"effc.{top}")
         assert spec and spec.submodule_search_locations, f"effc.{top} is not installed"
-        candidates = [Path(p).joinpath(*below) for p in spec.submodule_search_locations]
-        package = ".".join(("effc", top, *below))
+        candidates = [Path(p).joinpath(*inner) for p in spec.submodule_search_locations]
+        package = ".".join(("effc", top, *inner))
         roots[package] = next((c for c in candidates if any(c.glob("*.py"))), candidates[0])
     return roots

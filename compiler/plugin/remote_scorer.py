@@ -1,4 +1,4 @@
-"""What a search may know of workers: whom it asks for values, and, in a worker, who asks it."""
+"""Interface between a search and its workers, on both sides."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ class Crew(ABC):
     """
 
     @abstractmethod
-    def want(self, journal: "Journal", tasks: Mapping[str, Task]) -> None:
+    def prefetch(self, journal: "Journal", tasks: Mapping[str, Task]) -> None:
         """These values will be asked for soon, the first one first; what was wanted before and not begun is not
         wanted any more."""
 
@@ -29,12 +29,12 @@ class Crew(ABC):
     @property
     @abstractmethod
     def size(self) -> int:
-        """How many there are."""
+        """Number of workers."""
 
     @property
     @abstractmethod
     def work(self) -> float:
-        """What all answers took together, in the unit in which the searches count their own."""
+        """Total work of all answers, in the unit of the searches' own counts."""
 
 
 class Orders(ABC):

@@ -18,26 +18,26 @@ def check_rows(rows: "torch.Tensor", name: str, origin: "Origin") -> None:
     """Reject ids that the model's embedding lacks and rows that are longer than its positions."""
     if rows.is_floating_point():
         return
-    found = []
+    faults = []
     top, low = int(rows.max()), int(rows.min())
     if low < 0:
-        found.append(bad_rows(f"`{name}` holds the token id {low}"))
-    said = int(rows[:, rows.shape[1] // 2 :].max())  # by the decoder of two vocabularies
-    for most, known in ((top, origin.vocabulary), (said, origin.said_vocabulary)):
-        if known is not None and most >= known:
-            found.append(
+        faults.append(bad_rows(f"`{name}` holds the token id {low}"))
+    highest_decoded = int(rows[:, rows.shape[1] // 2 :].max())  # by the decoder of two vocabularies
+    for highest, known in ((top, origin.vocabulary), (highest_decoded, origin.target_vocabulary)):
+        if known is not None and highest >= known:
+            faults.append(
                 bad_rows(
-                    f"`{name}` holds the token id {most}; {origin.label} has {known}",
+                    f"`{name}` holds the token id {highest}; {origin.label} has {known}",
                     help="take the tokenizer that the model was trained with",
                 )
             )
             break
     if origin.positions is not None and rows.shape[1] > origin.positions:
-        found.append(
+        faults.append(
             bad_rows(
                 f"`{name}` has rows of {rows.shape[1]} tokens; {origin.label} has {origin.positions} positions",
                 help=f"at most `length: {origin.positions}`",
             )
         )
-    if found:
-        raise Reject(*found)
+    if faults:
+        raise Reject(*faults)

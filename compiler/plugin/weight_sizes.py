@@ -1,16 +1,16 @@
-"""What targets reckon the size of their files with."""
+"""Weight counts from which targets estimate the size of their files."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a plan knows of a model's weights.
+    """Weight counts of a model in a plan.
 
     bytes     as they are stored; `original` before any step
     numbers   of all weights, each once
     tables    of these, rows that are looked up; `heads` of those, what an output layer multiplies by, too
-    alike     whether every layer lost alike, as far as steps say before they run
+    uniform   whether every layer lost alike, as far as steps say before they run
     lowered   of these, what a step packed for kernels already, into about `packed` bytes
     """
 
@@ -19,6 +19,6 @@ class Weights:
     numbers: int
     tables: int
     heads: int
-    alike: bool = True
+    uniform: bool = True
     lowered: int = 0
     packed: int = 0

@@ -35,7 +35,7 @@ class Family(Target):
     Example: family("sizes")
     """
 
-    holds = ("front",)
+    result_kinds = ("front",)
     use = "take a model out of it: `effc pick ARTIFACT --point NAME`, or with limits such as `--params 1.6M`"
 
     shard: Bytes = param("Largest size of one weights file.", default=Bytes(5_000_000_000))
@@ -43,20 +43,20 @@ class Family(Target):
     def write(self, outcome: Outcome, into: Path, ctx: Context) -> None:
         assert isinstance(outcome, Front), f"{outcome.kind} has no points"
         choices = {point.name: point.choice for point in outcome.points}
-        if outcome.whole is None or not all(choices.values()) or len({p.key for p in outcome.points}) > 1:
+        if outcome.load_point is None or not all(choices.values()) or len({p.key for p in outcome.points}) > 1:
             raise Reject(
                 no_shared_weights(
                     "the points are results of steps, each with weights of its own",
                     help='write `front("sizes")`, or search a family: `supernet.elastic`, then `search.*`',
                 )
             )
-        family = outcome.whole(outcome.points[0])
+        family = outcome.load_point(outcome.points[0])
         assert isinstance(family, Choices), f"points are choices of {family.kind}"
-        config, why = stock_config(family.program.model)
-        if why:
+        config, reasons = stock_config(family.program.model)
+        if reasons:
             raise Reject(
                 no_shared_weights(
-                    f"the family's whole model is of no config: {why[0]}", help='write `front("sizes")` instead'
+                    f"the family's whole model is of no config: {reasons[0]}", help='write `front("sizes")` instead'
                 )
             )
         family.program.to_cpu()
@@ -71,10 +71,10 @@ class Family(Target):
         dtype = ctx.origin.dtype
         for name, program in outcome.members():
             origin = open_folder(into / shared_weights.WEIGHTS, str(into / shared_weights.WEIGHTS), dtype, ctx.settings)
-            found, wanted = shared_weights.cut(into, name, origin).model.state_dict(), program.model.state_dict()
-            assert found.keys() == wanted.keys(), f"point {name} has other tensors"
-            wrong = [key for key, value in found.items() if not torch.equal(value, wanted[key])]
-            assert not wrong, f"point {name} differs in {wrong[0]}"
+            stored, expected = shared_weights.cut(into, name, origin).model.state_dict(), program.model.state_dict()
+            assert stored.keys() == expected.keys(), f"point {name} has other tensors"
+            differing = [key for key, value in stored.items() if not torch.equal(value, expected[key])]
+            assert not differing, f"point {name} differs in {differing[0]}"
 
     def forms_of(self, outcome: Outcome) -> tuple[Form, ...]:
         return ()

@@ -22,7 +22,7 @@ class Front(Target):
     Example: front("sizes")
     """
 
-    holds = ("front",)
+    result_kinds = ("front",)
     use = "take a model out of it: `effc pick ARTIFACT --point NAME`, or with limits such as `--params 1.6M`"
 
     shard: Bytes = param("Largest size of one weights file.", default=Bytes(5_000_000_000))

@@ -91,10 +91,10 @@ class Gguf(Target):
             (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
     def foresee(self, ctx: Context) -> None:
-        from ..models.checkpoints.meta_init import nothing_stored
+        from ..models.checkpoints.meta_init import without_storage
 
         check_modules(self.requires, self.extra, "the target `gguf`")
-        with nothing_stored():
+        with without_storage():
             refuse(ctx.origin.build())
 
     def lacks(self, before: Sequence[Pass]) -> Diagnostic | None:
@@ -104,11 +104,11 @@ class Gguf(Target):
 
     def forms(self) -> tuple[Form, ...]:
         rounds = partial(share_of, self.type)
-        own = Form(FOLDER, "gguf", rounds=rounds, reason=_REASON, steps=32)
+        native_form = Form(FOLDER, "gguf", rounds=rounds, reason=_REASON, steps=32)
         if find_spec("llama_cpp") is None:
-            return (own,)
-        there = partial(share_in_llama, self.type)
-        return (own, Form(FOLDER, "llama", rounds=there, reason="llama.cpp: " + _REASON, generates=False))
+            return (native_form,)
+        in_llama = partial(share_in_llama, self.type)
+        return (native_form, Form(FOLDER, "llama", rounds=in_llama, reason="llama.cpp: " + _REASON, generates=False))
 
     @classmethod
     def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:

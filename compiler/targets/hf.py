@@ -67,8 +67,8 @@ class Hf(Target):
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         notes = [f"{NOTE[0].upper()}{NOTE[1:]}."] if rescales(ctx.origin.config) else []
-        config, why = stock_config(program.model) if self.form != "compact" else (None, [])
-        for form in self._chosen(program.model, why, notes):
+        config, reasons = stock_config(program.model) if self.form != "compact" else (None, [])
+        for form in self._chosen(program.model, reasons, notes):
             if form == "compat":
                 self._emit_compat(program, config, into, ctx, notes)
             elif form == "stock":
@@ -79,8 +79,8 @@ class Hf(Target):
             (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
     def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
-        """Where no config has the shapes, a folder of the original's stands beside the other one."""
-        both = self.form == "both" or (self.form == "auto" and not weights.alike)
+        """Estimated files; where no config has the shapes, a folder of the original's shapes is written as well."""
+        both = self.form == "both" or (self.form == "auto" and not weights.uniform)
         return weights.bytes + both * weights.original, {}
 
     def forms(self) -> tuple[Form, ...]:
@@ -101,31 +101,31 @@ class Hf(Target):
             quicken(model)
         return model, versions
 
-    def _chosen(self, model: Any, why: list[str], notes: list[str]) -> tuple[str, ...]:
-        """Which forms to write; Reject where stock is asked for by name and can't be, for what `why` says."""
+    def _chosen(self, model: Any, reasons: list[str], notes: list[str]) -> tuple[str, ...]:
+        """Forms to write; Reject where stock is named and impossible, for `reasons`."""
         if self.form in ("auto", "stock"):
-            if not why:
+            if not reasons:
                 return ("stock",)
             if self.form == "stock":
                 raise Reject(
                     cannot_write_form(
-                        f"no config of {type(model).__name__} has these shapes: {_first(why)}",
+                        f"no config of {type(model).__name__} has these shapes: {_first(reasons)}",
                         help="`form: auto` writes compact and compat folders where there is no stock one",
                     )
                 )
-            notes.append(f"There is no stock checkpoint: {_first(why)}.")
+            notes.append(f"There is no stock checkpoint: {_first(reasons)}.")
         return ("compact", "compat") if self.form in ("auto", "both") else (self.form,)
 
-    def _emit_compat(self, program: Program, near: Any, into: Path, ctx: Context, notes: list[str]) -> None:
-        filled = padding(program, near)
-        if not filled.why:
+    def _emit_compat(self, program: Program, stock_base: Any, into: Path, ctx: Context, notes: list[str]) -> None:
+        filled = padding(program, stock_base)
+        if not filled.reasons:
             write_compat(program, filled, into, ctx, self.shard.value)
         elif self.form == "auto":
-            notes.append(f"There is no compat checkpoint: {_first(filled.why)}.")
+            notes.append(f"There is no compat checkpoint: {_first(filled.reasons)}.")
         else:
             raise Reject(
                 cannot_write_form(
-                    f"zeros can't fill it up to stock shapes: {_first(filled.why)}",
+                    f"zeros can't fill it up to stock shapes: {_first(filled.reasons)}",
                     help="`form: compact` writes the true shapes",
                 )
             )
@@ -142,8 +142,8 @@ def write_stock(program: Program, config: Any, into: Path, ctx: Context, shard_b
 
 def write_smallest(program: Program, into: Path, ctx: Context, shard_bytes: int) -> None:
     """A stock checkpoint where a config has the shapes, else a compact one."""
-    config, why = stock_config(program.model)
-    if why:
+    config, reasons = stock_config(program.model)
+    if reasons:
         write_compact(program, into, ctx, shard_bytes)
     else:
         write_stock(program, config, into, ctx, shard_bytes)
@@ -186,5 +186,5 @@ def write_config(config: Any, model: Any, folder: Path, sealed: dict | None = No
 
 def _first(reasons: list[str]) -> str:
     distinct_reasons = list(dict.fromkeys(reasons))
-    more = f", and {len(distinct_reasons) - 1} more" if len(distinct_reasons) > 1 else ""
-    return distinct_reasons[0] + more
+    further = f", and {len(distinct_reasons) - 1} more" if len(distinct_reasons) > 1 else ""
+    return distinct_reasons[0] + further

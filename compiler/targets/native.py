@@ -1,4 +1,4 @@
-"""What the native engine runs: packed weights and a plan of the decode step, for CPUs."""
+"""Artifact of the native engine: packed weights and a plan of the decode step, for CPUs."""
 
 from functools import partial
 from pathlib import Path
@@ -53,7 +53,7 @@ def _routes(folder: Path) -> bool:
 
 
 class Native(Target):
-    """What the native engine runs: packed weights and a plan of the decode step, for CPUs.
+    """Artifact of the native engine: packed weights and a plan of the decode step, for CPUs.
 
     `effc.load` gives a model that computes logits and generates, `effc run` talks to it; a token is one call
     into compiled code, which runs without torch and without Python. The plan is read from the model's graph,
@@ -71,9 +71,9 @@ class Native(Target):
     on_cpu = True
     loads = {"native": '`native/` is run by effc\'s engine: `effc.load(".")`, `effc run .` or `effc serve .`.'}
     marks = {"native": "plan.json"}
-    whole = False
+    verifies_hashes = False
     cannot_hold = {"": {"interventions": "the engine has no step that edits hidden states of the prompt"}}
-    unfit = {
+    conflicts = {
         "inputs: int16 & not weights: int8": (
             "inputs of 16 bits meet int8 weights alone",
             "take `weights: int8`, or leave `inputs` out",
@@ -130,11 +130,14 @@ class Native(Target):
         small, both = self.weights == "int4", self.weights == "int8"
         head = ("int8" if small else self.weights) if self.head == "auto" else self.head
         tables = weights.tables - (not both) * weights.heads
-        others = max(0, weights.numbers - weights.tables - weights.lowered)
-        written = (
-            weights.packed + _BYTES[self.weights] * others + _BYTES["bf16"] * tables + _BYTES[head] * weights.heads
+        plain_weights = max(0, weights.numbers - weights.tables - weights.lowered)
+        total = (
+            weights.packed
+            + _BYTES[self.weights] * plain_weights
+            + _BYTES["bf16"] * tables
+            + _BYTES[head] * weights.heads
         )
-        return round(written), {"grid" if small else "pack": float(weights.numbers - weights.lowered)}
+        return round(total), {"grid" if small else "pack": float(weights.numbers - weights.lowered)}
 
     def forms(self) -> tuple[Form, ...]:
         from ..runtimes.native.linears import Numbers
@@ -164,5 +167,5 @@ class Native(Target):
             raise Reject(
                 other_kind(f"{folder} holds packed weights, which have no other dtype", help="load it without `dtype`")
             )
-        own: dict[str, Any] = {} if wish.sequences is None else {"sequences": wish.sequences}
-        return open_native(folder, threads=wish.threads, steady=wish.steady, mapped=wish.mapped, **own), None
+        options: dict[str, Any] = {} if wish.sequences is None else {"sequences": wish.sequences}
+        return open_native(folder, threads=wish.threads, steady=wish.steady, mapped=wish.mapped, **options), None

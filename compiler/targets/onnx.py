@@ -21,7 +21,7 @@ _REASON = "ONNX Runtime sums in an order of its own, and rounds weights where it
 
 
 def share_of(dynamic: str, model: "nn.Module") -> float:
-    """How far logits may be off; a model of halves is written in float32, and itself that far from it."""
+    """Tolerance of logits; a model in half precision is written in float32, and differs from it by that much."""
     import torch
 
     if dynamic == "int8":

@@ -34,7 +34,7 @@ class Peft(Target):
     Example: peft("adapter")
     """
 
-    holds = ("adapters",)
+    result_kinds = ("adapters",)
     loads = {
         "adapter": "`adapter/` are adapters on `base/`: `PeftModel.from_pretrained(AutoModelForCausalLM."
         'from_pretrained("base"), "adapter")`, or `effc.load(".")`.'
@@ -50,11 +50,11 @@ class Peft(Target):
         assert isinstance(outcome, Unmerged), f"adapters, and not: {outcome.kind}"
         program = outcome.program
         program.to_cpu()
-        config, why = stock_config(program.model)
-        if why:
+        config, reasons = stock_config(program.model)
+        if reasons:
             raise Reject(
                 shaped_base(
-                    f"no config has the shapes of the model beneath the adapters: {why[0]}",
+                    f"no config has the shapes of the model beneath the adapters: {reasons[0]}",
                     help="leave `merge: false` out, and emit `hf`",
                 )
             )

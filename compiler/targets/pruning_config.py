@@ -1,4 +1,4 @@
-"""What was pruned, in MultiPruner's published form."""
+"""Description of the pruned parts, in MultiPruner's published format."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..analysis.discovery.discover import skeleton_of
-from ..artifacts.pruning_config import written
+from ..artifacts.pruning_config import pruning_config_of
 from ..ir.capture.capture import capture
 from ..ir.program import Program
 from ..plugin.context import Context
@@ -14,7 +14,7 @@ from ..plugin.interfaces import Target
 
 
 class PruningConfig(Target):
-    """What was pruned, in MultiPruner's published form.
+    """Description of the pruned parts, in MultiPruner's published format.
 
     A folder with `pruning_config.json`: layers whose attention or MLP is gone, in order of removal, and how many
     query and MLP channels the others keep. `prune.apply` cuts another copy of the model so; weights that were
@@ -33,5 +33,5 @@ class PruningConfig(Target):
             model = ctx.origin.build()
         before = skeleton_of(capture(model))
         removed = [note["cut"] for note in program.notes if "cut" in note]
-        config = written(before, skeleton_of(program), removed, program.edits.layers)
+        config = pruning_config_of(before, skeleton_of(program), removed, program.edits.layers)
         (into / "pruning_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

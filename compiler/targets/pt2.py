@@ -66,13 +66,13 @@ class Pt2(Target):
         import torch
 
         from ..artifacts.exported import write
-        from ..evaluation.results import first_result_of, refuse_two_sides, tensors_of
+        from ..evaluation.results import first_result_of, reject_encoder_decoder, tensors_of
         from ..ir.layers.linear import params
         from ..models.rows.forward import without_dropout
 
         folder = into / FOLDER
         folder.mkdir()
-        refuse_two_sides(program.model, cannot_export)
+        reject_encoder_decoder(program.model, cannot_export)
         inputs = tensors_of(program)
         with without_dropout(program.model), torch.no_grad():
             try:
@@ -84,7 +84,7 @@ class Pt2(Target):
                 )
             except Exception as error:  # whatever torch meets in a forward
                 raise Reject(_cannot(program.model, error)) from error
-        if "input_ids" in inputs and not _takes_longer(exported, inputs):
+        if "input_ids" in inputs and not _accepts_longer(exported, inputs):
             raise Reject(
                 cannot_export(
                     f"torch.export makes a program of {type(program.model).__name__} for short prompts only: how "
@@ -113,12 +113,12 @@ class Pt2(Target):
         return [note(facts, STEP)]
 
     def foresee(self, ctx: Context) -> None:
-        from ..evaluation.results import refuse_two_sides
-        from ..models.checkpoints.meta_init import nothing_stored
+        from ..evaluation.results import reject_encoder_decoder
+        from ..models.checkpoints.meta_init import without_storage
 
-        with nothing_stored():
+        with without_storage():
             model = ctx.origin.build()
-        refuse_two_sides(model, cannot_export)
+        reject_encoder_decoder(model, cannot_export)
         if self.context:
             _refuse_context(model, self.context)
 
@@ -155,12 +155,14 @@ def _refuse_context(model: Any, context: int) -> None:
             cannot_export(f"{type(model).__name__} continues no text", help="leave `context` out", argument="context")
         )
     refuse_states(model, cannot_export, "`native` holds it; or leave `context` out")
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
-    if context > most:
+    max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+    if context > max_positions:
         raise Reject(
             cannot_export(
-                f"a context of {context} tokens is longer than the {most} positions of the model",
-                help=f"write `context: {min(most, 1024)}`" if most >= _LEAST else "leave `context` out",
+                f"a context of {context} tokens is longer than the {max_positions} positions of the model",
+                help=f"write `context: {min(max_positions, 1024)}`"
+                if max_positions >= _LEAST
+                else "leave `context` out",
                 argument="context",
             )
         )
@@ -176,12 +178,12 @@ def _steps(model: "nn.Module", context: int, folder: Path) -> dict[str, Any]:
     _refuse_context(model, context)
     with without_dropout(model), torch.no_grad():
         try:
-            made, facts = export_steps(model, context, cannot_export)
+            step_program, facts = export_steps(model, context, cannot_export)
         except Reject:
             raise
         except Exception as error:  # whatever torch meets in a forward
             raise Reject(_cannot(model, error)) from error
-    save(made, ("given", "before", "past"), folder / STEP)
+    save(step_program, ("given", "before", "past"), folder / STEP)
     return facts
 
 
@@ -192,7 +194,7 @@ def _free(x: Any, axes: int) -> Any:
     return dict.fromkeys(range(axes), Dim.AUTO) if x.dim() else None
 
 
-def _takes_longer(exported: Any, inputs: dict[str, Any]) -> bool:
+def _accepts_longer(exported: Any, inputs: dict[str, Any]) -> bool:
     """Whether a program runs with several times as many tokens as it was traced with."""
     import torch
 

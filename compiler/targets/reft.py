@@ -59,12 +59,12 @@ class Reft(Target):
             )
         folder = into / reft.FOLDER
         folder.mkdir()
-        place = "" if self.base == "inside" else place_of(program, ctx)
+        base = "" if self.base == "inside" else base_location(program, ctx)
         dtype = str(program.model.dtype).removeprefix("torch.")
-        reft.write(program, folder, {"place": place, "config": ctx.origin.config, "dtype": dtype})
-        if not place:
+        reft.write(program, folder, {"place": base, "config": ctx.origin.config, "dtype": dtype})
+        if not base:
             _write_base(program, into / reft.BASE, ctx)
-        note = f"They belong to {place or 'the model in `base/`'}, whose tensors `reft/{reft.FILE}` knows by a hash."
+        note = f"They belong to {base or 'the model in `base/`'}, whose tensors `reft/{reft.FILE}` knows by a hash."
         (into / NOTES).write_text(json.dumps([note]), encoding="utf-8")
 
     def forms(self) -> tuple[Form, ...]:
@@ -78,26 +78,28 @@ class Reft(Target):
     def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
         base = wish.base
         if base is None or isinstance(base, (str, Path)):
-            place = reft.base_folder(folder) if base is None else Path(base)
-            if not any((place / name).is_file() for name in (NAME, "config.json")):
+            base_path = reft.base_folder(folder) if base is None else Path(base)
+            if not any((base_path / name).is_file() for name in (NAME, "config.json")):
                 raise Reject(
-                    no_artifact(f"{place} holds no model to put interventions on", help="name the folder of the base")
+                    no_artifact(
+                        f"{base_path} holds no model to put interventions on", help="name the folder of the base"
+                    )
                 )
-            sealed = (place / NAME).is_file() or KEY in read_config(place / "config.json", str(place))
-            base = load(place, kernels=False) if sealed else stock_model(place, None)
+            sealed = (base_path / NAME).is_file() or KEY in read_config(base_path / "config.json", str(base_path))
+            base = load(base_path, kernels=False) if sealed else stock_model(base_path, None)
         reft.put_on(base, folder)
         if wish.kernels:
             quicken(base)
         return (base if wish.dtype is None else base.to(wish.dtype)).eval(), None
 
 
-def place_of(program: Program, ctx: Context) -> str:
-    """Where anyone finds the base; "" where it is not the recipe's own model, or lies nowhere."""
+def base_location(program: Program, ctx: Context) -> str:
+    """Public location of the base; "" where it is not the recipe's model, or has none."""
     origin = ctx.origin
     if origin.folder is None or reft.base_hash(origin.load()) != reft.base_hash(program.model):
         return ""
-    word, _, rest = origin.label.partition("(")
-    name = rest.rstrip(")").strip('"')
+    word, _, arguments = origin.label.partition("(")
+    name = arguments.rstrip(")").strip('"')
     if word == "zoo":
         return f"zoo:{name}"
     if word == "hf" and not name.startswith((".", "/", "~")):

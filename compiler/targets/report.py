@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..artifacts.pages.chart import check_packages
 from ..artifacts.pages.page import page
-from ..core.cache import write_whole
+from ..core.cache import write_atomic
 from ..plugin.context import Context
 from ..plugin.interfaces import Target
 
@@ -28,12 +28,12 @@ class Report(Target):
 
     extra: ClassVar[str] = "report"
     requires: ClassVar[tuple[str, ...]] = ("jinja2", "vl_convert")
-    holds = ("model", "front", "adapters")
-    about = True
+    result_kinds = ("model", "front", "adapters")
+    describes_artifacts = True
     use = "open it in a browser"
 
     def foresee(self, ctx: Context) -> None:
         check_packages()
 
-    def tell(self, sheets: "Sequence[Sheet]", file: Path) -> None:
-        write_whole(file, page(sheets).encode())
+    def write_about(self, sheets: "Sequence[Sheet]", file: Path) -> None:
+        write_atomic(file, page(sheets).encode())

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
 from ..syntax.source import Span
-from .conditions import holds
+from .conditions import is_met
 from .pipelines import Line, Stage
 from .skeleton import Group
 from .value_text import number, percent, plain, show
 from .values import Ratio
 
 if TYPE_CHECKING:
-    from .structure import Things
+    from .structure import Selectable
 
 illegal_head_count = Fault("illegal-head-count", "A number of heads can't be shared out equally among the KV heads.")
 unaligned_width = Fault("unaligned-width", "A width can't be a multiple of `align`, or keeps less than one step of it.")
@@ -22,15 +22,15 @@ no_effect = Fault("no-effect", "A step would change nothing.")
 
 _AT = {"keep": "keep at least", "remove": "remove at most", "sparsity": "zero at most"}
 _ITEMS = {"ssm_heads": "heads", "ssm_channels": "channels", "ssm_state": "states"}
-WHOLE = ("params", "weights", "flops", "bytes", "latency")  # bases that the structure says nothing of
+MODEL_QUANTITIES = ("params", "weights", "flops", "bytes", "latency")  # bases that the structure says nothing of
 
 
-def check_amounts(stage: Stage, kind: str, all_: "Things", chosen: "Things", line: Line) -> None:
+def check_amounts(stage: Stage, kind: str, all_: "Selectable", chosen: "Selectable", line: Line) -> None:
     """Report an amount of a step that is impossible or changes nothing."""
-    told = _amount_of(stage)
-    if told is None:
+    amount = _amount_of(stage)
+    if amount is None:
         return
-    name, value = told
+    name, value = amount
     if type(value) is int and stage.word.param(name).unit == "cuts":
         return  # of parts of whatever kind: there are more than of one
     if isinstance(value, Ratio) and value.value == (1 if name == "keep" else 0):
@@ -40,7 +40,7 @@ def check_amounts(stage: Stage, kind: str, all_: "Things", chosen: "Things", lin
                 f"`{name}: {show(value)}` changes nothing", stage.call.where(name), help="drop the step, or keep less"
             ),
         )
-    elif isinstance(value, Ratio) and value.of in WHOLE and kind in _ITEMS and not _pooled(stage):
+    elif isinstance(value, Ratio) and value.of in MODEL_QUANTITIES and kind in _ITEMS and not _pooled(stage):
         line.report(
             stage,
             needs_score(
@@ -49,7 +49,7 @@ def check_amounts(stage: Stage, kind: str, all_: "Things", chosen: "Things", lin
                 help="add `score: perplexity(...)`, or keep a share of the items",
             ),
         )
-    elif (isinstance(value, Ratio) and value.of in WHOLE) or _changed_before(stage, kind, line):
+    elif (isinstance(value, Ratio) and value.of in MODEL_QUANTITIES) or _changed_before(stage, kind, line):
         return
     elif kind in ("branches", "layers", "ssm", "scans"):
         _check_layers(stage, name, value, all_, chosen, line)
@@ -61,33 +61,33 @@ def check_amounts(stage: Stage, kind: str, all_: "Things", chosen: "Things", lin
         _check_heads(stage, name, value, chosen, line)
 
 
-def _check_items(stage: Stage, kind: str, name: str, value: Any, chosen: "Things", line: Line) -> None:
+def _check_items(stage: Stage, kind: str, name: str, value: Any, chosen: "Selectable", line: Line) -> None:
     """Heads, channels or states of scans: every group of B and C keeps at least one step."""
-    noun, place = _ITEMS[kind], stage.call.where(name)
+    noun, span = _ITEMS[kind], stage.call.where(name)
     step = next((n for n in map(stage.call.args.get, ("step", "align")) if type(n) is int), 1)
     if _pooled(stage):
         sizes = [(sum(g.per_block or g.count for g in chosen.groups), step * len(chosen.groups), "all mixers together")]
     else:
         sizes = [(g.per_block or g.count, step, f"`{g.site}`") for g in chosen.groups]
     for size, least, where in sizes:
-        wanted = _wanted(name, value, size)
-        if wanted < min(least, size) * (1 - 1e-9):
+        target = _remaining(name, value, size)
+        if target < min(least, size) * (1 - 1e-9):
             line.report(
                 stage,
                 leaves_none(
-                    f"`{name}: {show(value)}` leaves {_count(wanted)} of {size} {noun} of {where}",
-                    place,
+                    f"`{name}: {show(value)}` leaves {_count(target)} of {size} {noun} of {where}",
+                    span,
                     help=f"{_AT[name]} {_least(name, min(least, size), size)}"
                     + (", or cut in smaller steps" if step > 1 else ""),
                 ),
             )
             return
-    if sizes and all(_kept(_wanted(name, value, size), step, size) >= size for size, _, _ in sizes):
+    if sizes and all(_aligned(_remaining(name, value, size), step, size) >= size for size, _, _ in sizes):
         line.report(
             stage,
             no_effect(
                 f"`{name}: {show(value)}` in steps of {step} rounds to all {sizes[0][0]} {noun}",
-                place,
+                span,
                 help="keep less, or cut in smaller steps",
             ),
         )
@@ -121,48 +121,48 @@ def _changed_before(stage: Stage, kind: str, line: Line) -> bool:
 def _pooled(stage: Stage) -> bool:
     """Whether layers compete, so that only their sum is told: the pass says that it makes uneven sizes."""
     makes = stage.word.facts.get("makes", {})
-    return any(what.startswith("uneven") and holds(when, stage.call.args) for when, what in makes.items())
+    return any(effect.startswith("uneven") and is_met(when, stage.call.args) for when, effect in makes.items())
 
 
-def _wanted(name: str, value: Any, count: int) -> float:
-    """How many of `count` are to stay, before any rounding."""
+def _remaining(name: str, value: Any, count: int) -> float:
+    """Number of `count` that remain, before rounding."""
     share = value.value * count if isinstance(value, Ratio) else value
     return count - share if name in ("remove", "sparsity") else share
 
 
-def _check_layers(stage: Stage, name: str, value: Any, all_: "Things", chosen: "Things", line: Line) -> None:
-    total, noun, place = len(all_.paths), all_.noun, stage.call.where(name)
-    wanted = _wanted(name, value, total)
-    gone = total - int(wanted + 0.5 + 1e-9)
-    said = f"`{name}: {show(value)}`"
-    if wanted < 0.5:
+def _check_layers(stage: Stage, name: str, value: Any, all_: "Selectable", chosen: "Selectable", line: Line) -> None:
+    total, noun, span = len(all_.paths), all_.noun, stage.call.where(name)
+    target = _remaining(name, value, total)
+    removed = total - int(target + 0.5 + 1e-9)
+    argument = f"`{name}: {show(value)}`"
+    if target < 0.5:
         line.report(
             stage,
             leaves_none(
-                f"{said} leaves none of {total} {noun}",
-                place,
+                f"{argument} leaves none of {total} {noun}",
+                span,
                 help=f"at least one has to stay: remove at most {total - 1}",
             ),
         )
-    elif gone <= 0:
-        means = f" means {number(round(total - wanted, 2))} of {total} {noun}, which" if name == "remove" else ""
-        line.report(stage, no_effect(f"{said}{means} changes nothing", place, help="drop the step, or remove more"))
-    elif gone > len(chosen.paths):
+    elif removed <= 0:
+        means = f" means {number(round(total - target, 2))} of {total} {noun}, which" if name == "remove" else ""
+        line.report(stage, no_effect(f"{argument}{means} changes nothing", span, help="drop the step, or remove more"))
+    elif removed > len(chosen.paths):
         line.report(
             stage,
             leaves_none(
-                f"{said} removes {gone}, `on` selects {len(chosen.paths)} {noun}",
-                place,
+                f"{argument} removes {removed}, `on` selects {len(chosen.paths)} {noun}",
+                span,
                 related=((stage.call.where("on"), f"{len(chosen.paths)} of {total}"),),
                 help="remove fewer, or select more",
             ),
         )
 
 
-def _check_widths(stage: Stage, name: str, value: Any, chosen: "Things", line: Line) -> None:
+def _check_widths(stage: Stage, name: str, value: Any, chosen: "Selectable", line: Line) -> None:
     align = stage.call.args.get("align")
     align = align if type(align) is int else 1
-    place = stage.call.where(name)
+    span = stage.call.where(name)
     for group in chosen.groups:
         if align > group.count:
             line.report(
@@ -177,45 +177,45 @@ def _check_widths(stage: Stage, name: str, value: Any, chosen: "Things", line: L
     if not chosen.groups:  # `allow empty`
         return
     report = _pooled_widths if _pooled(stage) else _even_widths
-    if fault := report(name, value, align, chosen.groups, place):
+    if fault := report(name, value, align, chosen.groups, span):
         line.report(stage, fault)
 
 
-def _even_widths(name: str, value: Any, align: int, groups: tuple[Group, ...], place: Span) -> Diagnostic | None:
+def _even_widths(name: str, value: Any, align: int, groups: tuple[Group, ...], span: Span) -> Diagnostic | None:
     """Every layer keeps the same share."""
     for group in groups:
-        wanted = _wanted(name, value, group.count)
-        if wanted < align * (1 - 1e-9):
+        target = _remaining(name, value, group.count)
+        if target < align * (1 - 1e-9):
             return unaligned_width(
-                f"`{name}: {show(value)}` leaves {_count(wanted)} of {group.count} channels of `{group.site}`, "
+                f"`{name}: {show(value)}` leaves {_count(target)} of {group.count} channels of `{group.site}`, "
                 f"less than one step of `align: {align}`",
-                place,
+                span,
                 help=f"{_AT[name]} {_least(name, align, group.count)}, or align to less",
             )
-    if all(_kept(_wanted(name, value, g.count), align, g.count) >= g.count for g in groups):
+    if all(_aligned(_remaining(name, value, g.count), align, g.count) >= g.count for g in groups):
         return no_effect(
             f"`{name}: {show(value)}` in steps of {align} rounds to all {groups[0].count} channels",
-            place,
+            span,
             help="keep less, or align to less",
         )
     return None
 
 
-def _pooled_widths(name: str, value: Any, align: int, groups: tuple[Group, ...], place: Span) -> Diagnostic | None:
+def _pooled_widths(name: str, value: Any, align: int, groups: tuple[Group, ...], span: Span) -> Diagnostic | None:
     """Layers compete, so only their sum is told; each keeps at least one step."""
     total = sum(g.count for g in groups)
-    wanted, least = _wanted(name, value, total), align * len(groups)
-    if wanted < least * (1 - 1e-9):
+    target, least = _remaining(name, value, total), align * len(groups)
+    if target < least * (1 - 1e-9):
         return unaligned_width(
-            f"`{name}: {show(value)}` leaves {_count(wanted)} of {total} channels, less than one step of "
+            f"`{name}: {show(value)}` leaves {_count(target)} of {total} channels, less than one step of "
             f"`align: {align}` in each of {len(groups)} modules",
-            place,
+            span,
             help=f"{_AT[name]} {_least(name, least, total)}, or align to less",
         )
-    if _kept(wanted, align, total) >= total:
+    if _aligned(target, align, total) >= total:
         return no_effect(
             f"`{name}: {show(value)}` in steps of {align} rounds to all {total} channels",
-            place,
+            span,
             help="keep less, or align to less",
         )
     return None
@@ -227,25 +227,25 @@ def _least(name: str, count: int, total: int) -> str:
     return percent(least if name == "keep" else 1 - least)
 
 
-def _count(wanted: float) -> str:
-    return number(round(wanted, 1))
+def _count(target: float) -> str:
+    return number(round(target, 1))
 
 
-def _kept(wanted: float, align: int, count: int) -> int:
+def _aligned(target: float, align: int, count: int) -> int:
     """As `compiler/analysis/planning/amount.py` rounds: the nearest multiple of `align`, ties to more."""
-    return min(max(int(wanted / align + 0.5 + 1e-9), 1) * align, count)
+    return min(max(int(target / align + 0.5 + 1e-9), 1) * align, count)
 
 
-def _check_heads(stage: Stage, name: str, value: Any, chosen: "Things", line: Line) -> None:
+def _check_heads(stage: Stage, name: str, value: Any, chosen: "Selectable", line: Line) -> None:
     """Under grouped-query attention each KV head must serve the same number of query heads."""
     for group in chosen.groups:
         step = group.count // group.per_block if group.per_block else 1
-        wanted = _wanted(name, value, group.count)
-        legal = int(wanted / step + 0.5) * step
-        near = abs(wanted - legal) <= 0.005 * group.count  # so that 83% says 10 of 12
-        if near and 0 < legal < group.count:
+        target = _remaining(name, value, group.count)
+        legal = int(target / step + 0.5) * step
+        within_tolerance = abs(target - legal) <= 0.005 * group.count  # so that 83% says 10 of 12
+        if within_tolerance and 0 < legal < group.count:
             continue
-        if near and legal >= group.count:
+        if within_tolerance and legal >= group.count:
             line.report(
                 stage,
                 no_effect(
@@ -255,36 +255,38 @@ def _check_heads(stage: Stage, name: str, value: Any, chosen: "Things", line: Li
                 ),
             )
         else:
-            line.report(stage, _illegal(stage, name, value, group, step, wanted, line))
+            line.report(stage, _illegal(stage, name, value, group, step, target, line))
         return
 
 
-def _illegal(stage: Stage, name: str, value: Any, group: Group, step: int, wanted: float, line: Line):
-    low = int(wanted / step) * step
+def _illegal(stage: Stage, name: str, value: Any, group: Group, step: int, target: float, line: Line):
+    low = int(target / step) * step
     counts = [c for c in (low, low + step) if 0 < c <= group.count]
-    shown = [f"{c} ({percent(c / group.count)})" for c in counts]
+    choices = [f"{c} ({percent(c / group.count)})" for c in counts]
     noun = "KV heads" if group.kind == "kv_heads" else "query heads" if group.per_block else "heads"
-    given = f"`{name}: {show(value)}`"
+    argument = f"`{name}: {show(value)}`"
     served = f"with {step} KV heads of {group.per_block} " if group.per_block else ""
     many = len(counts) > 1
-    best = min((c for c in counts if c < group.count), key=lambda c: abs(c - wanted), default=counts[0])
-    told = best if name == "keep" else group.count - best
-    written = show(Ratio(round(told / group.count, 3), value.of)) if isinstance(value, Ratio) else plain(told)
+    best = min((c for c in counts if c < group.count), key=lambda c: abs(c - target), default=counts[0])
+    suggested = best if name == "keep" else group.count - best
+    replacement = (
+        show(Ratio(round(suggested / group.count, 3), value.of)) if isinstance(value, Ratio) else plain(suggested)
+    )
     bases = stage.word.param(name).of
-    whole = "" if not group.per_block or "kv_heads" not in bases else _whole_kv_heads(wanted, group, step, name)
+    alternative = "" if not group.per_block or "kv_heads" not in bases else _kv_aligned_heads(target, group, step, name)
     return illegal_head_count(
-        f"{given} means {_count(wanted)} of {group.count} {noun}; {served}the legal "
-        f"count{'s are' if many else ' is'} {' and '.join(shown)}",
+        f"{argument} means {_count(target)} of {group.count} {noun}; {served}the legal "
+        f"count{'s are' if many else ' is'} {' and '.join(choices)}",
         stage.call.where(name),
-        help=f"write `{written}`{whole}",
-        offer=Fix(place, written) if (place := stage.call.spans.get(name)) else None,
+        help=f"write `{replacement}`{alternative}",
+        offer=Fix(span, replacement) if (span := stage.call.spans.get(name)) else None,
     )
 
 
-def _whole_kv_heads(wanted: float, group: Group, step: int, name: str) -> str:
+def _kv_aligned_heads(target: float, group: Group, step: int, name: str) -> str:
     """The nearest number of query heads that removing whole KV heads leaves."""
-    kept = int(wanted / group.per_block + 0.5)
-    if not 0 < kept < step:
+    remaining = int(target / group.per_block + 0.5)
+    if not 0 < remaining < step:
         return ""
-    share = kept / step if name == "keep" else 1 - kept / step
-    return f", or `{percent(share)} of kv_heads` for {kept * group.per_block} query heads"
+    share = remaining / step if name == "keep" else 1 - remaining / step
+    return f", or `{percent(share)} of kv_heads` for {remaining * group.per_block} query heads"

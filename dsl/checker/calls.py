@@ -28,8 +28,8 @@ def invoke(kind: str, call: ast.Call, scope: Scope) -> tuple[Word | None, Invoca
 
     `from:` is left alone: it belongs to the statement, not to the word.
     """
-    word, made, sound = attempt(kind, call, scope)
-    return word, made if sound else None
+    word, invocation, sound = attempt(kind, call, scope)
+    return word, invocation if sound else None
 
 
 def attempt(kind: str, call: ast.Call, scope: Scope) -> tuple[Word | None, Invocation | None, bool]:
@@ -49,10 +49,10 @@ def find_word(kind: str, name: ast.Name, scope: Scope) -> Word | None:
         return None
     if kind == "pass" and _of_module(name, scope):
         return None
-    if kind == "metric" and (apart := _unit_apart(name)):
-        scope.report(apart)
+    if kind == "metric" and (split_unit := _split_unit(name)):
+        scope.report(split_unit)
         return None
-    near = nearest(name.path, words)
+    closest = nearest(name.path, words)
     other = next((k for k in NOUNS if k != kind and name.path in scope.session.vocabulary.words(k)), None)
     note = f"`{name.path}` is a {NOUNS[other]}" if other else ""
     scope.report(
@@ -61,34 +61,36 @@ def find_word(kind: str, name: ast.Name, scope: Scope) -> Word | None:
             name.span,
             note=note,
             help=suggestion(name.path, words, "there is"),
-            fix=Fix(name.span, near) if near else None,
+            fix=Fix(name.span, closest) if closest else None,
         )
     )
     return None
 
 
-def _unit_apart(name: ast.Name) -> Diagnostic | None:
+def _split_unit(name: ast.Name) -> Diagnostic | None:
     """`bytes <= 24 GiB in hf` is two bounds to the grammar, of which the second measures GiB."""
     source, start = name.span.source, name.span.start
     number = re.search(r"([0-9][0-9.]*)([ \t]+)$", source.text[max(0, start - 40) : start])
     if number is None or not is_unit(name.path):
         return None
     gap = Span(source, start - len(number[2]), start)
-    whole = Span(source, start - len(number[0]), name.span.end)
+    amount_span = Span(source, start - len(number[0]), name.span.end)
     help = f"write `{number[1]}{name.path}`"
-    return wrong_sign("a unit follows its number without a space", whole, help=help, fix=Fix(gap, ""))
+    return wrong_sign("a unit follows its number without a space", amount_span, help=help, fix=Fix(gap, ""))
 
 
 def _of_module(name: ast.Name, scope: Scope) -> bool:
     """Whether the name begins with a module's, which has no such pipeline: reported here."""
-    alias, dot, rest = name.path.partition(".")
-    module = scope.own(alias) if dot else None
+    alias, dot, remainder = name.path.partition(".")
+    module = scope.local_entry(alias) if dot else None
     if module is None or module.kind != "module":
         return False
     module.used = True
     pipelines = [n for n, e in module.scope.names.items() if e.kind == "pipeline"]
     scope.report(
-        unknown_word(f"`{alias}` has no pipeline `{rest}`", name.span, help=suggestion(rest, pipelines, "it has"))
+        unknown_word(
+            f"`{alias}` has no pipeline `{remainder}`", name.span, help=suggestion(remainder, pipelines, "it has")
+        )
     )
     return True
 
@@ -117,13 +119,13 @@ def names_in(expr: ast.Expr) -> list[ast.Name]:
     return []
 
 
-def bind(word: Word, args: tuple[ast.Arg, ...], scope: Scope, name: Span, whole: Span) -> tuple[Invocation, bool]:
+def bind(word: Word, args: tuple[ast.Arg, ...], scope: Scope, name: Span, call_span: Span) -> tuple[Invocation, bool]:
     """All parameters of a word with their values, those with a fault left out; and whether there was no fault."""
-    given, sound = _matched(word, args, scope)
+    arguments, sound = _matched(word, args, scope)
     values: dict[str, Any] = {}
     spans: dict[str, Span] = {}
     for param in word.params:
-        arg = given.get(param.name)
+        arg = arguments.get(param.name)
         if arg is not None:
             value = typed(arg.value, param, scope)
             spans[param.name] = arg.value.span
@@ -143,24 +145,24 @@ def bind(word: Word, args: tuple[ast.Arg, ...], scope: Scope, name: Span, whole:
                 )
             )
             sound = False
-    return Invocation(word.name, values, whole, spans), sound
+    return Invocation(word.name, values, call_span, spans), sound
 
 
 def _matched(word: Word, args: tuple[ast.Arg, ...], scope: Scope) -> tuple[dict[str, ast.Arg], bool]:
     """Arguments by parameter, and whether each of them has a place of its own."""
     out: dict[str, ast.Arg] = {}
     slots = [p.name for p in word.params if p.positional]
-    placed, sound = 0, True
+    position, sound = 0, True
     for arg in args:
         if arg.name == "from":
             continue
         name = arg.name
         if not name:
-            if placed == len(slots):
+            if position == len(slots):
                 sound = _too_many(word, arg, len(slots), out, scope)
                 continue
-            name = slots[placed]
-            placed += 1
+            name = slots[position]
+            position += 1
         if word.param(name) is None:
             sound = _unknown(word, arg, scope)
         elif name in out:
@@ -178,9 +180,9 @@ def _matched(word: Word, args: tuple[ast.Arg, ...], scope: Scope) -> tuple[dict[
     return out, sound
 
 
-def _too_many(word: Word, arg: ast.Arg, takes: int, out: dict[str, ast.Arg], scope: Scope) -> bool:
+def _too_many(word: Word, arg: ast.Arg, limit: int, out: dict[str, ast.Arg], scope: Scope) -> bool:
     free = [p.name for p in word.params if p.name not in out and not p.positional]
-    count = f"{takes} argument{'' if takes == 1 else 's'}" if takes else "no arguments"
+    count = f"{limit} argument{'' if limit == 1 else 's'}" if limit else "no arguments"
     help = (
         f"name it: `{free[0]}: {arg.value.span.text}`"
         if len(free) == 1
@@ -194,14 +196,14 @@ def _too_many(word: Word, arg: ast.Arg, takes: int, out: dict[str, ast.Arg], sco
 
 def _unknown(word: Word, arg: ast.Arg, scope: Scope) -> bool:
     names = [p.name for p in word.params]
-    near = nearest(arg.name, names)
-    place = arg.name_span or arg.span
+    closest = nearest(arg.name, names)
+    span = arg.name_span or arg.span
     scope.report(
         unknown_parameter(
             f"`{word.name}` has no parameter `{arg.name}`",
-            place,
+            span,
             help=suggestion(arg.name, names, "it has") or "it takes no parameters",
-            fix=Fix(place, near) if near else None,
+            fix=Fix(span, closest) if closest else None,
         )
     )
     for name in names_in(arg.value):
@@ -212,8 +214,10 @@ def _unknown(word: Word, arg: ast.Arg, scope: Scope) -> bool:
 def metric_ref(expr: ast.Name | ast.Call, scope: Scope) -> MetricRef | Any:
     """A metric with the arguments that differ from their defaults, in order of declaration; or POISON."""
     call = expr if isinstance(expr, ast.Call) else ast.Call(expr, (), span=expr.span)
-    word, made = invoke("metric", call, scope)
-    if word is None or made is None:
+    word, invocation = invoke("metric", call, scope)
+    if word is None or invocation is None:
         return POISON
-    told = tuple((p.name, made.args[p.name]) for p in word.params if p.required or made.args[p.name] != p.default)
-    return MetricRef(word.name, told)
+    non_default = tuple(
+        (p.name, invocation.args[p.name]) for p in word.params if p.required or invocation.args[p.name] != p.default
+    )
+    return MetricRef(word.name, non_default)

@@ -62,46 +62,46 @@ def check(
         list(overrides.diagnostics),
         overrides=overrides,
         open=[file.source.name],
-        lost=_lost_names(file) if broken else frozenset(),
+        unparsed=_unparsed_names(file) if broken else frozenset(),
         broken=broken,
     )
-    made = [_variant(file, given, session) for given in variants(file, session)]
-    unresolved = sorted({name for _, names in made for name in names})
-    faults = in_order(_one_per_place(session.faults))
+    checked = [_variant(file, arguments, session) for arguments in variants(file, session)]
+    unresolved = sorted({name for _, names in checked for name in names})
+    faults = in_order(_deduplicated(session.faults))
     sound = not any(d.severity == "error" for d in faults)
-    return Checked(tuple(r for r, _ in made) if sound else (), faults, tuple(unresolved))
+    return Checked(tuple(r for r, _ in checked) if sound else (), faults, tuple(unresolved))
 
 
-def _lost_names(file: ast.File) -> frozenset[str]:
+def _unparsed_names(file: ast.File) -> frozenset[str]:
     """Names that the text declares and the tree doesn't have: their mistake was reported by the parser."""
     import re
 
     text = file.source.text
     for comment in file.comments:
         text = text[: comment.span.start] + " " * len(comment.text) + text[comment.span.start + len(comment.text) :]
-    told = re.findall(r"\b(?:param|model|data|profile|pipeline|as)\s+(\w+)|\b(\w+)\s*[=:]", text)
+    matches = re.findall(r"\b(?:param|model|data|profile|pipeline|as)\s+(\w+)|\b(\w+)\s*[=:]", text)
     read = {name.path for s in file.statements if (name := declared(s))}
     read |= {step.name.path for s in file.statements if isinstance(s, ast.Pipeline) for step in s.steps}
-    return frozenset(name for pair in told for name in pair if name) - read
+    return frozenset(name for pair in matches for name in pair if name) - read
 
 
-def _one_per_place(faults: list[Diagnostic]) -> list[Diagnostic]:
+def _deduplicated(faults: list[Diagnostic]) -> list[Diagnostic]:
     """Variants find the same faults again; one place has one fault of a kind."""
-    seen: dict = {}
+    by_site: dict = {}
     for fault in faults:
-        seen.setdefault((fault.slug, fault.span or fault.message), fault)
-    return list(seen.values())
+        by_site.setdefault((fault.slug, fault.span or fault.message), fault)
+    return list(by_site.values())
 
 
-def _variant(file: ast.File, given: dict[str, Argument], session: Session) -> tuple[Recipe, list[str]]:
+def _variant(file: ast.File, arguments: dict[str, Argument], session: Session) -> tuple[Recipe, list[str]]:
     """One recipe, and the models without a skeleton. Faults go to the session."""
-    scope = Scope(session, Variant(), arguments=given)
+    scope = Scope(session, Variant(), arguments=arguments)
     results: dict[str, _Result] = {}
     declare_all(file, scope, lambda statement: _read(statement, scope, results))
-    lost = any(isinstance(s, ast.Emit) and s.pipeline.path not in scope.names for s in file.statements)
+    unnamed_emit = any(isinstance(s, ast.Emit) and s.pipeline.path not in scope.names for s in file.statements)
     report_paths([e for r in results.values() for e in r.emits], scope)
     if not session.broken:
-        _report_unused(file, scope, results, lost)
+        _report_unused(file, scope, results, unnamed_emit)
     for result in results.values():
         if result.line:
             report_demands(result.line, result.emits)
@@ -113,7 +113,15 @@ def _variant(file: ast.File, given: dict[str, Argument], session: Session) -> tu
     pipelines = {name: r.pipeline() for name, r in results.items() if r.line}
     data = {n: call for n, call in variant.data.items() if "." not in n or n in _data_named(pipelines)}
     return Recipe(
-        file.source, doc, params, variant.models, data, variant.profiles, pipelines, variant_name(given), scope.origins
+        file.source,
+        doc,
+        params,
+        variant.models,
+        data,
+        variant.profiles,
+        pipelines,
+        variant_name(arguments),
+        scope.origins,
     ), unresolved
 
 
@@ -137,11 +145,11 @@ class _Result:
     emits: list[Emit] = field(default_factory=list)
     emitted: bool = False
 
-    def finish(self, lost: bool) -> None:
-        """Report what nothing uses; `lost` where an emit names no pipeline, and may have meant this one."""
+    def finish(self, unnamed_emit: bool) -> None:
+        """Report what nothing uses; `unnamed_emit` where an emit names no pipeline, and may have meant this one."""
         if self.line is None:
             return
-        if not self.emitted and not lost:
+        if not self.emitted and not unnamed_emit:
             name = self.node.name
             self.line.scope.report(
                 nothing_emitted(
@@ -168,7 +176,7 @@ def _read(statement: ast.Statement, scope: Scope, results: dict[str, "_Result"])
     name = statement.pipeline
     entry = scope.names.get(name.path)
     if entry is None:
-        scope.unknown(name, ("pipeline",), what="pipeline")
+        scope.unknown(name, ("pipeline",), noun="pipeline")
     elif entry.kind != "pipeline":
         scope.report(
             wrong_type(
@@ -189,10 +197,10 @@ def _read(statement: ast.Statement, scope: Scope, results: dict[str, "_Result"])
         result.emits += read_emits(result.node, statement.targets, line) if line else []
 
 
-def _report_unused(file: ast.File, scope: Scope, results: dict[str, "_Result"], lost: bool) -> None:
+def _report_unused(file: ast.File, scope: Scope, results: dict[str, "_Result"], unnamed_emit: bool) -> None:
     """Report what comes to nothing: results, names, the whole recipe."""
     for result in results.values():
-        result.finish(lost)
+        result.finish(unnamed_emit)
     if not any(isinstance(s, ast.Pipeline) for s in file.statements):
         _report_empty(file, scope)
     _report_unused_names(scope)
@@ -200,11 +208,11 @@ def _report_unused(file: ast.File, scope: Scope, results: dict[str, "_Result"], 
 
 def _report_empty(file: ast.File, scope: Scope) -> None:
     text = file.source.text
-    place = file.statements[-1].span if file.statements else Span(file.source, 0, len(text.split("\n", 1)[0]))
+    span = file.statements[-1].span if file.statements else Span(file.source, 0, len(text.split("\n", 1)[0]))
     scope.report(
         empty_recipe(
             "the recipe has no pipeline",
-            place,
+            span,
             help="add `pipeline lean(base) { ... }`; a file of names for `use` is checked with the recipe that uses it",
         )
     )
@@ -212,8 +220,8 @@ def _report_empty(file: ast.File, scope: Scope) -> None:
 
 def _report_unused_names(scope: Scope) -> None:
     for name, entry in scope.names.items():
-        lost = entry.kind == "module" and entry.scope is None  # what is wrong with it is said already
-        if not entry.used and entry.kind != "pipeline" and name not in scope.early and not lost:
+        unread_module = entry.kind == "module" and entry.scope is None  # what is wrong with it is said already
+        if not entry.used and entry.kind != "pipeline" and name not in scope.early and not unread_module:
             scope.report(
                 unused_name(
                     f"{LABELS[entry.kind].split()[-1]} `{name}` is never used",

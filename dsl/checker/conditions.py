@@ -16,13 +16,13 @@ _COMPARED = re.compile(r"\s(<|>|!=)\s")
 _OF_LISTS: dict[str, Callable[[list[Any]], float]] = {"count": len, "most": max}
 
 
-def holds(condition: str, args: Mapping[str, Any]) -> bool:
+def is_met(condition: str, args: Mapping[str, Any]) -> bool:
     """Whether arguments meet a condition: "" always, "score" where it is given, "unit: branch | layer" by value."""
     if not condition:
         return True
-    name, colon, wanted = condition.partition(":")
+    name, colon, expected = condition.partition(":")
     value = args.get(name.strip())
-    return plain(value) in [one.strip() for one in wanted.split("|")] if colon else value not in (None, False, ())
+    return plain(value) in [one.strip() for one in expected.split("|")] if colon else value not in (None, False, ())
 
 
 def meets(conditions: str, args: Mapping[str, Any]) -> bool:
@@ -32,24 +32,24 @@ def meets(conditions: str, args: Mapping[str, Any]) -> bool:
 
 def named_in(conditions: str) -> list[str]:
     """The parameters that conditions are about, in their order."""
-    found: list[str] = []
+    names: list[str] = []
     for term in _terms(conditions):
-        sides = _COMPARED.split(term)[::2]
-        found += [_name(f) for side in sides for f in side.split("*")] if len(sides) > 1 else [_named(term)]
-    return [name for name in found if name.isidentifier()]
+        operands = _COMPARED.split(term)[::2]
+        names += [_name(f) for side in operands for f in side.split("*")] if len(operands) > 1 else [_named(term)]
+    return [name for name in names if name.isidentifier()]
 
 
 def compared_in(conditions: str) -> list[str]:
-    """Those of them whose numbers are compared."""
+    """Parameters whose numbers are compared."""
     return [name for term in _terms(conditions) if _COMPARED.search(term) for name in named_in(term)]
 
 
 def phrase(condition: str) -> str:
     """`strategy: abm & not ranks` as people read it: `strategy: abm` without `ranks`."""
     terms = [term.strip() for term in condition.split("&")]
-    wanted = " and ".join(f"`{t.replace(' | ', '` or `')}`" for t in terms if not t.startswith("not "))
+    required = " and ".join(f"`{t.replace(' | ', '` or `')}`" for t in terms if not t.startswith("not "))
     barred = " or ".join(f"`{t.removeprefix('not ')}`" for t in terms if t.startswith("not "))
-    return " ".join(part for part in (wanted or "calls", f"without {barred}" if barred else "") if part)
+    return " ".join(part for part in (required or "calls", f"without {barred}" if barred else "") if part)
 
 
 def _terms(conditions: str) -> list[str]:
@@ -65,10 +65,10 @@ def _name(factor: str) -> str:
 
 
 def _is_met(term: str, args: Mapping[str, Any]) -> bool:
-    if sides := _COMPARED.search(term):
-        left, right = (_number(side, args) for side in (term[: sides.start()], term[sides.end() :]))
-        return {"<": left < right, ">": left > right, "!=": left != right}[sides[1]]
-    return not holds(term.removeprefix("not "), args) if term.startswith("not ") else holds(term, args)
+    if operator := _COMPARED.search(term):
+        left, right = (_number(side, args) for side in (term[: operator.start()], term[operator.end() :]))
+        return {"<": left < right, ">": left > right, "!=": left != right}[operator[1]]
+    return not is_met(term.removeprefix("not "), args) if term.startswith("not ") else is_met(term, args)
 
 
 def _number(side: str, args: Mapping[str, Any]) -> float:

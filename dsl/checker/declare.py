@@ -41,8 +41,8 @@ def _declare(statement: ast.Statement, scope: Scope, file: ast.File) -> None:
         case ast.Param():
             declare(statement, scope)
         case ast.Declare(kind, name, call):
-            _, made = invoke(kind, call, scope)
-            _add(Entry(kind, scope.prefix + name.path, name.span, made, statement), name, scope)
+            _, invocation = invoke(kind, call, scope)
+            _add(Entry(kind, scope.prefix + name.path, name.span, invocation, statement), name, scope)
         case ast.Profile(name, entries):
             _add(Entry("profile", scope.prefix + name.path, name.span, _profile(entries, scope)), name, scope)
         case ast.Pipeline(name):
@@ -58,33 +58,33 @@ def _add(entry: Entry, name: ast.Name, scope: Scope) -> None:
 
 def _profile(entries: tuple[ast.Entry, ...], scope: Scope) -> dict:
     out = {}
-    places: dict[str, Span] = {}
+    spans: dict[str, Span] = {}
     for entry in entries:
         name = entry.name.path
-        want: Param | None = profiles.key(name)
-        if want is None:
+        param: Param | None = profiles.key(name)
+        if param is None:
             known = [k.name for k in profiles.KEYS]
-            near = nearest(name, known)
+            closest = nearest(name, known)
             scope.report(
                 unknown_key(
                     f"a profile has no `{name}`",
                     entry.name.span,
                     help=suggestion(name, known, "it has"),
-                    fix=Fix(entry.name.span, near) if near else None,
+                    fix=Fix(entry.name.span, closest) if closest else None,
                 )
             )
-        elif name in places:
+        elif name in spans:
             scope.report(
                 duplicate_name(
                     f"`{name}` is given twice",
                     entry.name.span,
-                    related=((places[name], "the first"),),
+                    related=((spans[name], "the first"),),
                     help="drop one of them",
                 )
             )
         else:
-            places[name] = entry.name.span
-            value = typed(entry.value, want, scope)
+            spans[name] = entry.name.span
+            value = typed(entry.value, param, scope)
             if value is not POISON:
                 out[name] = value
     return out

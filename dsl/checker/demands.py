@@ -1,4 +1,4 @@
-"""What a word's header demands of its arguments together, and of the steps before it."""
+"""Requirements of a word's header on its combined arguments, and on the steps before it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -32,41 +32,43 @@ def report_demands(line: Line, emits: Sequence[Emit]) -> None:
         if stage.word is None:
             continue
         if stage.sound and stage.call:
-            for fault in together(stage.word, stage.call, scope):
+            for fault in invalid_combination(stage.word, stage.call, scope):
                 line.report(stage, fault)
         if stage.call and (lacking := _lacking(stage.word, stage.call, line.before(stage.name)[:-1], scope)):
             line.report(stage, lacking)
     for emit in emits:
         word = scope.session.vocabulary.words("target")[emit.call.word]
-        for fault in together(word, emit.call, scope):
+        for fault in invalid_combination(word, emit.call, scope):
             scope.report(fault)
         if lacking := _lacking(word, emit.call, line.before(emit.source), scope):
             scope.report(lacking)
 
 
-def together(word: Word, call: Invocation, scope: Scope) -> list[Diagnostic]:
+def invalid_combination(word: Word, call: Invocation, scope: Scope) -> list[Diagnostic]:
     """The first choice that is unfit, at the parameter named first that the recipe gives; and data used twice."""
     args, faults = {p.name: p.default for p in word.params} | dict(call.args), []
-    for conditions, (reason, help_) in word.facts.get("unfit", {}).items():
+    for conditions, (reason, help_) in word.facts.get("conflicts", {}).items():
         if meets(conditions, args):
-            given = next((name for name in named_in(conditions) if name in call.spans), "")
-            faults.append(unfit_choices(reason, call.where(given), help=help_, note=_defaults(conditions, call, args)))
+            argument = next((name for name in named_in(conditions) if name in call.spans), "")
+            faults.append(
+                unfit_choices(reason, call.where(argument), help=help_, note=_defaults(conditions, call, args))
+            )
             break
     else:
         faults += _unread(word, call, args)
     data = scope.variant.data
     faults += _unprompted(word, call, args, scope)
-    for judge, taught in word.facts.get("apart", {}).items():
+    for judge, taught in word.facts.get("disjoint", {}).items():
         learned = {ref.name: data.get(ref.name, ref) for ref in handles(args[taught], DataRef)}
         for ref in handles(args[judge], DataRef):
             twin = next((name for name, rows in learned.items() if rows == data.get(ref.name, ref)), None)
             if twin is not None:
-                said = "has too" if twin == ref.name else f"has as `{twin}`, too"
+                repeat = "has too" if twin == ref.name else f"has as `{twin}`, too"
                 faults.append(
                     same_data(
-                        f"`{judge}` is of the rows of `{ref.name}`, which `{taught}` {said}",
+                        f"`{judge}` is of the rows of `{ref.name}`, which `{taught}` {repeat}",
                         call.where(judge),
-                        related=((place, f"`{taught}`"),) if (place := call.where(taught)) else (),
+                        related=((span, f"`{taught}`"),) if (span := call.where(taught)) else (),
                         help=f"name other rows, or leave `{judge}` out",
                     )
                 )
@@ -98,14 +100,14 @@ def _unprompted(word: Word, call: Invocation, args: Mapping[str, Any], scope: Sc
     kinds = scope.session.vocabulary.words("data")
     for name in word.facts.get("answers", ()):
         for ref in handles(args[name], DataRef):
-            made = scope.variant.data.get(ref.name)
-            if made is not None and not kinds[made.word].facts.get("prompted"):
-                told = " or ".join(f"`{n}`" for n, kind in sorted(kinds.items()) if kind.facts.get("prompted"))
+            declared = scope.variant.data.get(ref.name)
+            if declared is not None and not kinds[declared.word].facts.get("prompted"):
+                prompted = " or ".join(f"`{n}`" for n, kind in sorted(kinds.items()) if kind.facts.get("prompted"))
                 yield no_prompts(
                     f"`{ref.name}` does not say where a prompt ends and its answer begins",
                     call.where(name),
-                    note=f"rows of `{made.word}` are whole texts",
-                    help=f"give rows of {told}",
+                    note=f"rows of `{declared.word}` are whole texts",
+                    help=f"give rows of {prompted}",
                 )
 
 
@@ -118,7 +120,7 @@ def _lacking(word: Word, call: Invocation, before: list[Stage], scope: Scope) ->
     for key, reason in word.facts.get("needs", {}).items():
         name, _, conditions = key.partition(" & ")
         if name not in done and (not conditions or meets(conditions, args)):
-            given = next((n for n in named_in(conditions) if n in call.spans), "") if conditions else ""
-            said = f"`{word.name}` needs `{name}` before it"
-            return missing_step(said, call.where(given), note=reason, help=f"add a step `{name}(...)`")
+            argument = next((n for n in named_in(conditions) if n in call.spans), "") if conditions else ""
+            message = f"`{word.name}` needs `{name}` before it"
+            return missing_step(message, call.where(argument), note=reason, help=f"add a step `{name}(...)`")
     return None

@@ -1,4 +1,4 @@
-"""What a recipe demands of its results and writes of them: `expect` and `emit`."""
+"""Checks of `expect` and `emit`."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from ..syntax import ast
 from ..syntax.diagnostics import Fault
 from ..syntax.source import Span
 from .calls import invoke, metric_ref
-from .conditions import holds, meets
+from .conditions import is_met, meets
 from .pipelines import Line, branch
 from .recipe import Bound, Emit
-from .result_kinds import report_held
+from .result_kinds import report_result_kind
 from .scope import LABELS, POISON, Scope
 from .typed import typed, wrong_type
 from .values import Range, Ratio
@@ -41,7 +41,7 @@ def _handle(name: ast.Name, kind: str, scope: Scope) -> Any:
     """The name of a declared model or profile, or POISON."""
     entry = scope.find(name.path)
     if entry is None:
-        scope.unknown(name, (kind,), what=kind)
+        scope.unknown(name, (kind,), noun=kind)
         return POISON
     if entry.kind != kind:
         scope.report(
@@ -63,52 +63,52 @@ def _limit(node: ast.Bound, unit: str, scope: Scope, known: bool) -> Any:
     types = ("float", "ratio") if node.limit.baseline else limit_types(unit)
     ranged = isinstance(node.limit.amount, ast.Interval)
     if ranged != (node.op == "in"):
-        place = node.limit.amount.span
+        span = node.limit.amount.span
         scope.report(
-            bad_bound("`in` is followed by a range", place, help="write `in 0.8B..1.0B`")
+            bad_bound("`in` is followed by a range", span, help="write `in 0.8B..1.0B`")
             if not ranged
             else bad_bound(
-                f"`{node.op}` is followed by one value, this is a range", place, help=f"write `in {place.text}`"
+                f"`{node.op}` is followed by one value, this is a range", span, help=f"write `in {span.text}`"
             )
         )
         return POISON
-    want = Param(_label(node), types, "", of=())
+    param = Param(_label(node), types, "", of=())
     if ranged:
-        ends = [typed(e, want, scope) for e in (node.limit.amount.low, node.limit.amount.high)]
-        return POISON if POISON in ends else Range(*map(_factor, ends) if node.limit.baseline else ends)
-    value = typed(node.limit.amount, want, scope)
+        limits = [typed(e, param, scope) for e in (node.limit.amount.low, node.limit.amount.high)]
+        return POISON if POISON in limits else Range(*map(_factor, limits) if node.limit.baseline else limits)
+    value = typed(node.limit.amount, param, scope)
     return _factor(value) if node.limit.baseline and value is not POISON else value
 
 
-_FEW = 100  # a count of which no model has so few
-_MOST = 2  # times what the original has: more is surely no share
+_MIN_SAMPLES = 100  # a count of which no model has so few
+_MAX_BOUNDS = 2  # times what the original has: more is surely no share
 
 
 def _no_limit(node: ast.Bound, limit: Any, metric: str, scope: Scope) -> bool:
     """Whether a limit is reported as none: no part of the baseline, or a factor that lacks its baseline."""
     if isinstance(limit, Range) or not isinstance(limit, (int, float)):
         return False
-    place, said = node.limit.amount.span, _label(node)
+    span, label = node.limit.amount.span, _label(node)
     if node.limit.baseline:
         if limit > 0:
             return False
         fault = bad_bound(
-            f"{place.text} of what `{node.limit.baseline.path}` has is nothing, and no bound",
-            place,
+            f"{span.text} of what `{node.limit.baseline.path}` has is nothing, and no bound",
+            span,
             help="write a factor above 0, or a plain value without a baseline",
         )
     else:
         facts = scope.session.vocabulary.words("metric")[metric].facts
-        if not facts.get("exact") or limit >= _FEW:
+        if not facts.get("exact") or limit >= _MIN_SAMPLES:
             return False
         base = next((name for name, entry in scope.reachable().items() if entry.kind == "model"), "base")
-        is_share = 0 < limit <= _MOST
-        factor = place.text if is_share else "0.8"
-        share = f"`{said} {node.op} {factor} * {base}` for a share of the original's"
+        is_share = 0 < limit <= _MAX_BOUNDS
+        factor = span.text if is_share else "0.8"
+        share = f"`{label} {node.op} {factor} * {base}` for a share of the original's"
         fault = bad_bound(
-            f"`{said}` is a count, and no model has as few as {place.text}",
-            place,
-            help=f"write {share}" if is_share else f"write a count, as in `{said} {node.op} 125M`, or {share}",
+            f"`{label}` is a count, and no model has as few as {span.text}",
+            span,
+            help=f"write {share}" if is_share else f"write a count, as in `{label} {node.op} 125M`, or {share}",
         )
     scope.report(fault)
     return True
@@ -142,33 +142,33 @@ def read_emits(pipeline: ast.Pipeline, calls: tuple[ast.Call, ...], line: Line) 
     """Checked targets, each with the step whose result it holds."""
     out = []
     for call in calls:
-        word, made = invoke("target", call, line.scope)
+        word, target = invoke("target", call, line.scope)
         source: str | None = line.stages[-1].name if line.stages else line.input
         if arg := next((a for a in call.args if a.name == "from"), None):
             source = branch(arg, line.scope, pipeline, line.input)
-        if word and made and source is not None:
-            out.append(Emit(made, source))
-            report_held(word, out[-1], line)
+        if word and target and source is not None:
+            out.append(Emit(target, source))
+            report_result_kind(word, out[-1], line)
             _report_unheld(word, out[-1], line)
     return out
 
 
 def _report_unheld(word: Word, emit: Emit, line: Line) -> None:
     """A target says what it can't hold, a pass what it makes: the two meet here."""
-    refused: dict[str, str] = {}
+    reasons_by_effect: dict[str, str] = {}
     for condition, reasons in word.facts.get("cannot_hold", {}).items():
-        if holds(condition, emit.call.args):
-            refused |= reasons
+        if is_met(condition, emit.call.args):
+            reasons_by_effect |= reasons
     for stage in line.before(emit.source):
         makes = stage.word.facts.get("makes", {}) if stage.word and stage.call else {}
-        for condition, what in makes.items():
-            if what in refused and meets(condition, stage.call.args):
+        for condition, effect in makes.items():
+            if effect in reasons_by_effect and meets(condition, stage.call.args):
                 line.scope.report(
                     cannot_hold(
-                        f"`{word.name}` can't hold the {what} that `{stage.name}` makes",
+                        f"`{word.name}` can't hold the {effect} that `{stage.name}` makes",
                         emit.call.span,
-                        note=refused[what],
-                        related=((stage.span, what),),
+                        note=reasons_by_effect[effect],
+                        related=((stage.span, effect),),
                     )
                 )
                 return
@@ -176,28 +176,28 @@ def _report_unheld(word: Word, emit: Emit, line: Line) -> None:
 
 def report_paths(emits: list[Emit], scope: Scope) -> None:
     """Every artifact lies inside the output folder, and none inside another."""
-    taken: dict[tuple[str, ...], Span] = {}
+    spans: dict[tuple[str, ...], Span] = {}
     for emit in emits:
         path, span = emit.call.args.get("path", ""), emit.call.where("path")
         if fault := _astray(path):
             scope.report(bad_path(fault, span, help='write a path inside the output folder: "hf"'))
             continue
         parts = tuple(p for p in path.split("/") if p not in ("", "."))
-        for other, place in taken.items():
+        for other, other_span in spans.items():
             shared = min(len(parts), len(other))
             if parts[:shared] == other[:shared]:
-                said = "is written twice" if parts == other else f"and {'/'.join(other)} lie inside one another"
+                message = "is written twice" if parts == other else f"and {'/'.join(other)} lie inside one another"
                 scope.report(
                     path_clash(
-                        f"{path} {said}",
+                        f"{path} {message}",
                         span,
-                        related=((place, "the first"),),
+                        related=((other_span, "the first"),),
                         help="give each artifact a path of its own",
                     )
                 )
                 break
         else:
-            taken[parts] = span
+            spans[parts] = span
 
 
 _LONGEST = 200  # bytes of a name: systems have 255, and a draft's name is longer

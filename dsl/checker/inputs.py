@@ -10,7 +10,7 @@ from .skeleton import Part, Skeleton
 from .values import Ratio
 
 if TYPE_CHECKING:
-    from .structure import Things
+    from .structure import Selectable
 
 PATTERNS = {"2:4": (2, 4), "4:8": (4, 8)}  # of so many neighbours along the inputs so many become zero: (2, 4)
 
@@ -29,7 +29,7 @@ unfit_ranks = Fault(
 rank_too_large = Fault("rank-too-large", "The rank of an intervention or an adapter is above what it changes.")
 
 
-def check_inputs(stage: Stage, chosen: "Things", skeleton: Skeleton, line: Line) -> None:
+def check_inputs(stage: Stage, chosen: "Selectable", skeleton: Skeleton, line: Line) -> None:
     """Report groups or a rank that modules are too narrow for; after a step that may narrow them, nothing is known."""
     facts, args = stage.word.facts, stage.call.args
     if any(s.word is None or s.word.facts.get("acts_on") not in ("", "linear") for s in line.before(stage.name)[:-1]):
@@ -37,10 +37,10 @@ def check_inputs(stage: Stage, chosen: "Things", skeleton: Skeleton, line: Line)
     group, rank = args.get(facts.get("divides", "")), args.get(facts.get("within", ""))
     paths, everywhere = set(chosen.paths), args.get("on") is not None
     parts = [p for p in skeleton.parts if p.path in paths and (everywhere or _inside(p, skeleton))]
-    if type(group) is int and group > 0 and (fault := odd_groups(parts, group)):
+    if type(group) is int and group > 0 and (fault := group_mismatch(parts, group)):
         line.report(stage, fault.at(stage.call.where(facts["divides"])))
     if isinstance(group, str) and isinstance(sparsity := args.get("sparsity"), Ratio):
-        for fault in odd_pattern(parts, group, sparsity, args.get("allocation", "uniform")):
+        for fault in pattern_mismatch(parts, group, sparsity, args.get("allocation", "uniform")):
             line.report(stage, fault.at(stage.call.where(fault.argument)))
     if isinstance(rank, list | tuple) and rank and (fault := wide_ranks(parts, rank)):
         line.report(stage, fault.at(stage.call.where(facts["within"])))
@@ -48,36 +48,36 @@ def check_inputs(stage: Stage, chosen: "Things", skeleton: Skeleton, line: Line)
         line.report(stage, wide_rank(rank, width, "").at(stage.call.where(facts["within"])))
 
 
-def odd_groups(parts: Sequence[Part], group: int) -> Diagnostic | None:
-    """What is said of modules whose inputs a group doesn't divide."""
-    odd = [part for part in parts if group and inputs(part) % group]
-    if not odd:
+def group_mismatch(parts: Sequence[Part], group: int) -> Diagnostic | None:
+    """Diagnostic for modules whose inputs a group doesn't divide."""
+    misfits = [part for part in parts if group and inputs(part) % group]
+    if not misfits:
         return None
-    width = inputs(odd[0])
-    fits = max(n for n in range(1, min(group, width) + 1) if all(inputs(part) % n == 0 for part in odd))
+    width = inputs(misfits[0])
+    fits = max(n for n in range(1, min(group, width) + 1) if all(inputs(part) % n == 0 for part in misfits))
     return unfit_group(
-        f"{odd[0].path} has {width} inputs, which groups of {group} don't divide{_more(odd)}",
-        help=f"write `group: {fits}`, or `group: 0` for one scale an output{_without(odd, parts)}",
+        f"{misfits[0].path} has {width} inputs, which groups of {group} don't divide{_and_more(misfits)}",
+        help=f"write `group: {fits}`, or `group: 0` for one scale an output{_without(misfits, parts)}",
         argument="group",
     )
 
 
-def odd_pattern(parts: Sequence[Part], pattern: str, sparsity: Ratio, allocation: str) -> list[Diagnostic]:
-    """What is said of a pattern that modules, the share of zeros or how it spreads don't allow."""
+def pattern_mismatch(parts: Sequence[Part], pattern: str, sparsity: Ratio, allocation: str) -> list[Diagnostic]:
+    """Diagnostics for a pattern that modules, sparsity or allocation don't allow."""
     if pattern not in PATTERNS:
         return []
-    gone, of = PATTERNS[pattern]
-    whole, asked, found = f"{100 * gone / of:g}%", f"{100 * sparsity.value:g}%", []
-    if sparsity.value != gone / of:
-        found.append(
+    zeros, of = PATTERNS[pattern]
+    implied, requested, faults = f"{100 * zeros / of:g}%", f"{100 * sparsity.value:g}%", []
+    if sparsity.value != zeros / of:
+        faults.append(
             unfit_pattern(
-                f'`pattern: "{pattern}"` makes {whole} of the weights zero, and {asked} are asked for',
-                help=f"write `sparsity: {whole} of weights`, or `pattern: any`",
+                f'`pattern: "{pattern}"` makes {implied} of the weights zero, and {requested} are asked for',
+                help=f"write `sparsity: {implied} of weights`, or `pattern: any`",
                 argument="sparsity",
             )
         )
     if allocation != "uniform":
-        found.append(
+        faults.append(
             unfit_pattern(
                 f'`pattern: "{pattern}"` leaves every layer the same share of zeros, so '
                 f"`allocation: {allocation}` has nothing to decide",
@@ -85,36 +85,37 @@ def odd_pattern(parts: Sequence[Part], pattern: str, sparsity: Ratio, allocation
                 argument="allocation",
             )
         )
-    odd = [part for part in parts if inputs(part) % of]
-    if odd:
-        found.append(
+    misfits = [part for part in parts if inputs(part) % of]
+    if misfits:
+        faults.append(
             unfit_pattern(
-                f"{odd[0].path} has {inputs(odd[0])} inputs, which groups of {of} don't divide{_more(odd)}",
-                help=f"write `pattern: any`{_without(odd, parts)}",
+                f"{misfits[0].path} has {inputs(misfits[0])} inputs, "
+                f"which groups of {of} don't divide{_and_more(misfits)}",
+                help=f"write `pattern: any`{_without(misfits, parts)}",
                 argument="pattern",
             )
         )
-    return found
+    return faults
 
 
-def _more(odd: Sequence[Part]) -> str:
-    return f", and {len(odd) - 1} more are like that" if len(odd) > 1 else ""
+def _and_more(misfits: Sequence[Part]) -> str:
+    return f", and {len(misfits) - 1} more are like that" if len(misfits) > 1 else ""
 
 
-def _without(odd: Sequence[Part], parts: Sequence[Part]) -> str:
-    """How a selector leaves them out: `; or leave it out: on: "layers.*" - "*.down_proj"`; "" where none is left."""
-    names = list(dict.fromkeys(part.path.rpartition(".")[2] for part in odd))
-    others = {part.path for part in parts} - {part.path for part in odd}
-    if not others:
+def _without(misfits: Sequence[Part], parts: Sequence[Part]) -> str:
+    """Selector that leaves them out: `; or leave it out: on: "layers.*" - "*.down_proj"`; "" where none is left."""
+    names = list(dict.fromkeys(part.path.rpartition(".")[2] for part in misfits))
+    fitting = {part.path for part in parts} - {part.path for part in misfits}
+    if not fitting:
         return ""
-    apart = any(path.rpartition(".")[2] in names for path in others)  # one layer's is odd, another's is not
-    globs = [part.path for part in odd] if apart else [f"*.{name}" for name in names]
+    mixed = any(path.rpartition(".")[2] in names for path in fitting)  # one layer's is odd, another's is not
+    globs = [part.path for part in misfits] if mixed else [f"*.{name}" for name in names]
     if len(globs) > 4:
         return ""
-    unit = re.match(r"(.*?)\.\d+\.", odd[0].path)
-    whole = f"{unit[1]}.*" if unit else "*"
-    them = "them" if len(odd) > 1 else "it"
-    chosen = " - ".join(f'"{glob}"' for glob in (whole, *globs))
+    unit = re.match(r"(.*?)\.\d+\.", misfits[0].path)
+    pattern = f"{unit[1]}.*" if unit else "*"
+    them = "them" if len(misfits) > 1 else "it"
+    chosen = " - ".join(f'"{glob}"' for glob in (pattern, *globs))
     return f"; or leave {them} out: `on: {chosen}`"
 
 
@@ -127,7 +128,7 @@ def wide_rank(rank: int, width: int, where: str) -> Diagnostic:
 
 
 def wide_ranks(parts: Sequence[Part], ranks: Sequence[int]) -> Diagnostic | None:
-    """What is said of modules that are narrower than the largest rank."""
+    """Diagnostic for modules that are narrower than the largest rank."""
     for part in parts:
         narrow = min(dict(part.tensors)["weight"])
         if narrow < max(ranks):
@@ -140,7 +141,7 @@ def wide_ranks(parts: Sequence[Part], ranks: Sequence[int]) -> Diagnostic | None
 
 
 def inputs(part: Part) -> int:
-    """How many inputs a linear module has."""
+    """Number of inputs of a linear module."""
     shape = dict(part.tensors)["weight"]
     return shape[0] if part.kind == "Conv1D" else shape[1]
 

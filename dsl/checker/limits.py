@@ -5,7 +5,7 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
-from ..syntax.control_characters import control_in, refused
+from ..syntax.control_characters import control_character_error, control_in
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
 from ..syntax.source import Span
 from .units import magnitude
@@ -18,86 +18,86 @@ out_of_range = Fault("out-of-range", "A value lies outside the bounds that its p
 ill_spelled = Fault("ill-spelled", "A text is not written as its parameter asks for.")
 
 LONGEST = 4096  # characters of a text: no path is longer
-WHOLE = (-(2**63), 2**63 - 1)  # what libraries hold whole numbers in
+INT64_RANGE = (-(2**63), 2**63 - 1)  # what libraries hold whole numbers in
 SEEDS = (0, 2**32 - 1)  # what all of their generators take
 NUMERIC = (int, float, Ratio, Bytes, Duration)
 
 
-def within(value: Any, want: Param, span: Span, report: Callable[[Diagnostic], None]) -> bool:
+def within(value: Any, param: Param, span: Span, report: Callable[[Diagnostic], None]) -> bool:
     """Whether a value, or every item of a list, keeps the bounds; reports the first that doesn't."""
     if isinstance(value, (tuple, list)):
-        return all(within(v, want, span, report) for v in value)
+        return all(within(v, param, span, report) for v in value)
     if isinstance(value, Range):
-        return within(value.low, want, span, report) and within(value.high, want, span, report)
+        return within(value.low, param, span, report) and within(value.high, param, span, report)
     if isinstance(value, Shares):
-        return _shared_out(value, want, span, report)
+        return _shared_out(value, param, span, report)
     texts = [glob for _, glob in value.terms] if isinstance(value, Selector) else [value]
-    if isinstance(texts[0], str) and (found := control_in("".join(texts), want.lines)):
-        report(refused(f"`{want.name}`", found, span))
+    if isinstance(texts[0], str) and (character := control_in("".join(texts), param.lines)):
+        report(control_character_error(f"`{param.name}`", character, span))
         return False
     if isinstance(value, str) and len(value) > LONGEST:
-        report(out_of_range(f"`{want.name}` has {len(value)} characters, the most is {LONGEST}", span))
+        report(out_of_range(f"`{param.name}` has {len(value)} characters, the most is {LONGEST}", span))
         return False
-    if isinstance(value, str) and want.spelled and not re.fullmatch(want.spelled, value):
-        sample = f"write it like `{want.name}: {show(want.default)}`" if isinstance(want.default, str) else ""
-        report(ill_spelled(f"`{want.name}` is {show(value)}, which says nothing", span, note=want.doc, help=sample))
+    if isinstance(value, str) and param.spelled and not re.fullmatch(param.spelled, value):
+        sample = f"write it like `{param.name}: {show(param.default)}`" if isinstance(param.default, str) else ""
+        report(ill_spelled(f"`{param.name}` is {show(value)}, which says nothing", span, note=param.doc, help=sample))
         return False
     if isinstance(value, bool) or not isinstance(value, NUMERIC):
         return True
-    if type(value) is int and (fault := _off_grid(value, want, span)):
+    if type(value) is int and (fault := _off_grid(value, param, span)):
         report(fault)
         return False
-    for fits, limit, words in _limits(value, want):
+    for fits, limit, words in _limits(value, param):
         if not fits(magnitude(value), limit):
             bound = _like(value, limit)
-            report(out_of_range(f"`{want.name}` is {show(value)}, {words.format(bound)}", span))
+            report(out_of_range(f"`{param.name}` is {show(value)}, {words.format(bound)}", span))
             return False
     return True
 
 
-def _off_grid(value: int, want: Param, span: Span) -> Diagnostic | None:
+def _off_grid(value: int, param: Param, span: Span) -> Diagnostic | None:
     """A number that is none of those declared, no multiple, or even."""
-    if want.among and value not in want.among:
-        near = min(filter(None, want.among), key=lambda n: (abs(n - value), n))  # 0 is for none: nobody meant it
-        *others, last = map(str, want.among)
+    if param.among and value not in param.among:
+        closest = min(filter(None, param.among), key=lambda n: (abs(n - value), n))  # 0 is for none: nobody meant it
+        *allowed_values, last = map(str, param.among)
         return out_of_range(
-            f"`{want.name}` is {value}, which is none of {', '.join(others)} and {last}",
+            f"`{param.name}` is {value}, which is none of {', '.join(allowed_values)} and {last}",
             span,
-            help=f"write `{near}`",
-            offer=Fix(span, str(near)),
+            help=f"write `{closest}`",
+            offer=Fix(span, str(closest)),
         )
-    if want.multiple and value % want.multiple:
-        near = max(1, round(value / want.multiple)) * want.multiple
+    if param.multiple and value % param.multiple:
+        closest = max(1, round(value / param.multiple)) * param.multiple
         return out_of_range(
-            f"`{want.name}` is {value}, no multiple of {want.multiple}",
+            f"`{param.name}` is {value}, no multiple of {param.multiple}",
             span,
-            help=f"write `{near}`",
-            offer=Fix(span, str(near)),
+            help=f"write `{closest}`",
+            offer=Fix(span, str(closest)),
         )
-    if want.odd and value % 2 == 0:
-        odd = str(max(1, value - 1))
-        said = f"`{want.name}` is {value}, which is even"
-        return out_of_range(said, span, help=f"write `{odd}`", offer=Fix(span, odd))
+    if param.odd and value % 2 == 0:
+        smaller = str(max(1, value - 1))
+        message = f"`{param.name}` is {value}, which is even"
+        return out_of_range(message, span, help=f"write `{smaller}`", offer=Fix(span, smaller))
     return None
 
 
-def _shared_out(value: Shares, want: Param, span: Span, report: Callable[[Diagnostic], None]) -> bool:
+def _shared_out(value: Shares, param: Param, span: Span, report: Callable[[Diagnostic], None]) -> bool:
     """Whether shares are a division of something: none below zero, not all of them zero."""
     total = sum(part for _, part in value.parts)
-    below = [(name, part) for name, part in value.parts if part < 0]
-    if below:
-        name, part = below[0]
-        report(out_of_range(f"`{name}` of `{want.name}` is {show(part)}, the least is 0", span))
+    negative = [(name, part) for name, part in value.parts if part < 0]
+    if negative:
+        name, part = negative[0]
+        report(out_of_range(f"`{name}` of `{param.name}` is {show(part)}, the least is 0", span))
     elif total == 0:
         report(
             out_of_range(
-                f"`{want.name}` sums to 0, which shares nothing out", span, help="give at least one name more than 0"
+                f"`{param.name}` sums to 0, which shares nothing out", span, help="give at least one name more than 0"
             )
         )
     elif not isfinite(total):
         report(
             out_of_range(
-                f"`{want.name}` has shares too large to add up",
+                f"`{param.name}` has shares too large to add up",
                 span,
                 help="only proportions count: write smaller numbers",
             )
@@ -107,21 +107,21 @@ def _shared_out(value: Shares, want: Param, span: Span, report: Callable[[Diagno
     return False
 
 
-def _limits(value: Any, want: Param):
+def _limits(value: Any, param: Param):
     """(test, limit, sentence) for every bound that holds for a value.
 
     Where a parameter takes a count or a share, its bounds are those of the count; a share is 0% to 100%.
     """
-    counted = isinstance(value, Ratio) and any(
-        t.removeprefix("list[").rstrip("]") in ("int", "float") for t in want.types
+    bounds_count = isinstance(value, Ratio) and any(
+        t.removeprefix("list[").rstrip("]") in ("int", "float") for t in param.types
     )
-    ge, gt, le, lt = (None,) * 4 if counted else (want.ge, want.gt, want.le, want.lt)
-    if isinstance(value, Ratio) and (counted or want.of):
+    ge, gt, le, lt = (None,) * 4 if bounds_count else (param.ge, param.gt, param.le, param.lt)
+    if isinstance(value, Ratio) and (bounds_count or param.of):
         ge = 0 if ge is None and gt is None else ge
         le = 1 if le is None and lt is None else le
     if type(value) is int:
-        least, most = SEEDS if want.name == "seed" else WHOLE
-        ge, le = least if ge is None else ge, most if le is None else le
+        least, upper = SEEDS if param.name == "seed" else INT64_RANGE
+        ge, le = least if ge is None else ge, upper if le is None else le
     return [
         row
         for row in (
@@ -156,15 +156,15 @@ def allowed(
         return True
     if isinstance(bounds, Range):
         fits = magnitude(bounds.low) <= magnitude(value) <= magnitude(bounds.high)
-        said = f"outside {show(bounds)}"
+        where = f"outside {show(bounds)}"
     else:
         fits = value in bounds
-        said = f"none of {', '.join(plain(b) for b in bounds)}"
+        where = f"none of {', '.join(plain(b) for b in bounds)}"
     if not fits:
         related = (
             ()
             if declared.source is span.source and declared.start <= span.start < declared.end
             else ((declared, "allowed here"),)
         )
-        report(out_of_range(f"`{name}` is {plain(value)}, {said}", span, related=related))
+        report(out_of_range(f"`{name}` is {plain(value)}, {where}", span, related=related))
     return fits

@@ -8,7 +8,7 @@ from ..syntax.diagnostics import Diagnostic, Fault
 from ..syntax.nearest import nearest
 from ..syntax.source import Span
 from .limits import out_of_range
-from .selectors import BadGlob, read
+from .selectors import InvalidGlob, read
 from .units import ALL, magnitude, natural
 from .values import Range, Selector
 
@@ -17,7 +17,7 @@ bad_selector = Fault("bad-selector", "A selector can't be read: it is globs over
 bad_range = Fault("bad-range", "The ends of a range are of two types, or in the wrong order.")
 
 
-class Unfit(Exception):
+class InvalidLiteral(Exception):
     """An expression that has no value; carries the diagnostic."""
 
     def __init__(self, diagnostic: Diagnostic):
@@ -40,16 +40,16 @@ def literal(expr: ast.Expr) -> Any:
 def number(expr: ast.Number, digits: str, unit: str) -> Any:
     value = natural(digits, unit)
     if value is None:
-        near = nearest(unit, ALL)
-        raise Unfit(
+        closest = nearest(unit, ALL)
+        raise InvalidLiteral(
             unknown_unit(
                 f"`{unit}` is no unit",
                 expr.span,
-                help=f"did you mean `{digits}{near}`?" if near else f"units: {', '.join(ALL)}",
+                help=f"did you mean `{digits}{closest}`?" if closest else f"units: {', '.join(ALL)}",
             )
         )
     if isinf(magnitude(value)):
-        raise Unfit(
+        raise InvalidLiteral(
             out_of_range(
                 f"`{expr.span.text}` is larger than any number can be here", expr.span, help="write one below 1e300"
             )
@@ -59,14 +59,14 @@ def number(expr: ast.Number, digits: str, unit: str) -> Any:
 
 def interval(expr: ast.Interval, low: Any, high: Any) -> Range:
     if not all(isinstance(magnitude(end), (int, float)) and not isinstance(end, bool) for end in (low, high)):
-        raise Unfit(bad_range("the ends of the range are no numbers", expr.span, help="write it like `1..8`"))
+        raise InvalidLiteral(bad_range("the ends of the range are no numbers", expr.span, help="write it like `1..8`"))
     numbers = {int, float}
     if type(low) is not type(high) and not {type(low), type(high)} <= numbers:
-        raise Unfit(
+        raise InvalidLiteral(
             bad_range("the ends of the range are of two types", expr.span, help="write a unit behind both ends")
         )
     if magnitude(low) > magnitude(high):
-        raise Unfit(bad_range("the range ends before it begins", expr.span, help="put the lower end first"))
+        raise InvalidLiteral(bad_range("the range ends before it begins", expr.span, help="put the lower end first"))
     return Range(low, high)
 
 
@@ -87,7 +87,7 @@ def _terms(op: str, expr: ast.Expr) -> list[tuple[str, str]] | None:
         return None
     left, right = _terms(op, expr.left), _terms(expr.op, expr.right)
     if left and right and len(right) > 1:
-        raise Unfit(
+        raise InvalidLiteral(
             bad_selector(
                 "the operators of a selector work from left to right, without groups",
                 expr.right.span,
@@ -101,9 +101,9 @@ def check_glob(glob: str, span: Span) -> None:
     """Raises Unfit, at the place inside the quotes, for a glob that can't be read."""
     try:
         read(glob)
-    except BadGlob as bad:
-        place = inside(span, glob, bad.start, bad.end)
-        raise Unfit(bad_selector(bad.message, place, help=_glob_help(glob))) from None
+    except InvalidGlob as error:
+        glob_span = inside(span, glob, error.start, error.end)
+        raise InvalidLiteral(bad_selector(error.message, glob_span, help=_glob_help(glob))) from None
 
 
 def _glob_help(glob: str) -> str:

@@ -22,13 +22,13 @@ too_many_modules = Fault(
     "Each `use`, and each call of a module's pipeline, has names of its own, so that a file that two others use counts "
     "twice.",
 )
-_MOST = 2000
+_MAX_VALUE = 2000
 nameless_module = Fault("nameless-module", "A `use` of a path gives the module no name.")
 
 
-def use(node: ast.Use, scope: Scope, here: str) -> None:
-    """Add the module that a line names. `here` is the name of the file that the line stands in."""
-    alias = node.alias or _own_name(node)
+def use(node: ast.Use, scope: Scope, file_name: str) -> None:
+    """Add the module that a line names. `file_name` is the name of the file that the line stands in."""
+    alias = node.alias or _local_name(node)
     if alias is None:
         scope.report(
             nameless_module(
@@ -38,19 +38,19 @@ def use(node: ast.Use, scope: Scope, here: str) -> None:
         return
     entry = Entry("module", alias.path, alias.span)
     scope.define(alias, entry)
-    name = module_name(node.target, here)
+    name = module_name(node.target, file_name)
     if file := _parsed(node, name, scope):
         entry.node = file
         entry.scope = open_module(file, scope, alias.path, {}, "")
 
 
-def module_name(target: ast.Name | ast.Text, here: str) -> str:
+def module_name(target: ast.Name | ast.Text, file_name: str) -> str:
     """`std.text` as it is; a path relative to the file that uses it."""
-    return target.path if isinstance(target, ast.Name) else normpath(join(dirname(here), target.value))
+    return target.path if isinstance(target, ast.Name) else normpath(join(dirname(file_name), target.value))
 
 
-def no_recipe_there(span: Span | None, name: str) -> Diagnostic:
-    """What is said of a file outside the recipe's folder that is no recipe: nothing of what it holds."""
+def not_a_recipe(span: Span | None, name: str) -> Diagnostic:
+    """Diagnostic for a file outside the recipe's folder that is no recipe; it quotes nothing of the file."""
     return foreign_module(
         f"{name} lies outside the recipe's folder, and is no recipe",
         span,
@@ -58,7 +58,7 @@ def no_recipe_there(span: Span | None, name: str) -> Diagnostic:
     )
 
 
-def _own_name(node: ast.Use) -> ast.Name | None:
+def _local_name(node: ast.Use) -> ast.Name | None:
     """`std.text` is called `text`."""
     if isinstance(node.target, ast.Text):
         return None
@@ -71,8 +71,8 @@ def _parsed(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
     if name not in session.parsed and name not in session.open:
         try:
             source = session.library(name)
-        except Reject as refused:  # a package that is gone, or is another
-            session.faults += [d.at(node.target.span) for d in refused.diagnostics]
+        except Reject as error:  # a package that is gone, or is another
+            session.faults += [d.at(node.target.span) for d in error.diagnostics]
             session.parsed[name] = None
             return None
         if source is None:
@@ -83,7 +83,7 @@ def _parsed(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
 
             parsed = parse(source)
             if source.foreign and any(d.severity == "error" for d in parsed.diagnostics):
-                scope.report(no_recipe_there(node.target.span, name))
+                scope.report(not_a_recipe(node.target.span, name))
                 session.parsed[name] = None
             else:
                 session.faults += [*parsed.diagnostics, *outside(parsed.file)]
@@ -99,18 +99,18 @@ def _parsed(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
     return file
 
 
-def open_module(file: ast.File, scope: Scope, alias: str, given: dict, instance: str) -> Scope:
-    """The names of a module's file, under `alias.`; `given` sets its params."""
+def open_module(file: ast.File, scope: Scope, alias: str, arguments: dict, instance: str) -> Scope:
+    """The names of a module's file, under `alias.`; `arguments` sets its params."""
     from .declare import declare_all
 
     session = scope.session
-    inner = Scope(session, scope.variant, prefix=f"{scope.prefix}{alias}.", instance=instance, arguments=given)
+    inner = Scope(session, scope.variant, prefix=f"{scope.prefix}{alias}.", instance=instance, arguments=arguments)
     session.module_count += 1
-    if session.module_count > _MOST:
-        if session.module_count == _MOST + 1:
+    if session.module_count > _MAX_VALUE:
+        if session.module_count == _MAX_VALUE + 1:
             fewer = "use each file once, where its names are needed"
             scope.report(
-                too_many_modules(f"modules are used {_MOST} times already", Span(file.source, 0, 0), help=fewer)
+                too_many_modules(f"modules are used {_MAX_VALUE} times already", Span(file.source, 0, 0), help=fewer)
             )
         return inner
     session.open.append(file.source.name)
@@ -119,11 +119,11 @@ def open_module(file: ast.File, scope: Scope, alias: str, given: dict, instance:
     return inner
 
 
-def call_given(call: ast.Call, file: ast.File, scope: Scope) -> dict | None:
+def call_arguments(call: ast.Call, file: ast.File, scope: Scope) -> dict | None:
     """Arguments of a call to a module's pipeline as values of its params; None where one is wrong."""
     from ..syntax.nearest import suggestion
     from .calls import unknown_parameter
-    from .params import Argument, wanted
+    from .params import Argument, declared_type
     from .scope import POISON
     from .typed import typed
 
@@ -134,22 +134,24 @@ def call_given(call: ast.Call, file: ast.File, scope: Scope) -> dict | None:
             continue
         node = params.get(arg.name)
         if node is None:
-            said = f"has no param `{arg.name}`" if arg.name else "takes its params by name"
+            message = f"has no param `{arg.name}`" if arg.name else "takes its params by name"
             scope.report(
                 unknown_parameter(
-                    f"`{call.name.path}` {said}", arg.name_span or arg.span, help=suggestion(arg.name, params, "it has")
+                    f"`{call.name.path}` {message}",
+                    arg.name_span or arg.span,
+                    help=suggestion(arg.name, params, "it has"),
                 )
             )
             sound = False
-        elif want := wanted(node):
-            value = typed(arg.value, replace(want, name=arg.name), scope)
+        elif param := declared_type(node):
+            value = typed(arg.value, replace(param, name=arg.name), scope)
             sound &= value is not POISON
             out[arg.name] = Argument(value, arg.value.span, "call")
     return out if sound else None
 
 
 def _elsewhere(target: ast.Text | ast.Name, name: str) -> str:
-    """Where a module of this name would have to be."""
+    """Expected path of a module of this name."""
     if isinstance(target, ast.Text):
         return "a path is relative to the file that uses it"
     if name.startswith("std."):

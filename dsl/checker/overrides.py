@@ -53,13 +53,13 @@ def read_overrides(
     """Overrides of a command line; `environment` is os.environ or a part of it."""
     by_name: dict[str, Override] = {}
     faults: list[Diagnostic] = []
-    found = list(_of_file(params, faults)) if params else []
+    overrides = list(_of_file(params, faults)) if params else []
     for name, text in sorted((environment or {}).items()):
         if name.startswith(PREFIX):
             source = Source(name, text)
-            found.append(Override(name[len(PREFIX) :], value_of(source, 0), name, Span(source, 0, len(text))))
-    found += [o for text in sets if (o := _of_set(text, faults))]
-    for override in found:
+            overrides.append(Override(name[len(PREFIX) :], value_of(source, 0), name, Span(source, 0, len(text))))
+    overrides += [o for text in sets if (o := _of_set(text, faults))]
+    for override in overrides:
         by_name[override.name] = override
     return Overrides(by_name, tuple(faults))
 
@@ -111,9 +111,9 @@ def _of_file(source: Source, faults: list[Diagnostic]) -> Iterable[Override]:
 
 
 def _key_span(source: Source, name: str) -> Span:
-    found = re.search(rf'"{re.escape(name)}"\s*:', source.text)
-    start = found.start() if found else 0
-    return Span(source, start, start + len(name) + 2 if found else len(source.text))
+    match = re.search(rf'"{re.escape(name)}"\s*:', source.text)
+    start = match.start() if match else 0
+    return Span(source, start, start + len(name) + 2 if match else len(source.text))
 
 
 def _of_json(value, span: Span) -> ast.Expr | None:
@@ -140,8 +140,8 @@ def value_of(source: Source, start: int) -> ast.Expr:
 def expression(text: str, span: Span) -> ast.Expr:
     """A value as a shell would pass it: quotes are not needed, and what is nothing else is a string."""
     text = text.strip()
-    if found := _NUMBER.match(text):
-        return ast.Number(found[1], found[2] or "", span=span)
+    if match := _NUMBER.match(text):
+        return ast.Number(match[1], match[2] or "", span=span)
     if text in ("true", "false"):
         return ast.Bool(text == "true", span=span)
     amount, of, base = text.rpartition(" of ")

@@ -17,7 +17,7 @@ outside_package = Fault(
 
 def outside(file: ast.File) -> list[Diagnostic]:
     """A fault for every text that leads out of the package that a file belongs to; none where it belongs to none."""
-    root, here = file.source.root, dirname(file.source.name)
+    root, folder = file.source.root, dirname(file.source.name)
     if not root:
         return []
     return [
@@ -27,14 +27,14 @@ def outside(file: ast.File) -> list[Diagnostic]:
             help="a package holds what its recipes name, or takes it as a `param` from whoever uses it",
         )
         for text in texts(file.statements)
-        if _leaves(root, here, text.value)
+        if _leaves(root, folder, text.value)
     ]
 
 
-def _leaves(root: str, here: str, text: str) -> bool:
+def _leaves(root: str, folder: str, text: str) -> bool:
     if isabs(text) or text.startswith("~") or "\\" in text or "\0" in text:
         return True
-    return not normpath(join(here, text)).startswith(f"{root}/") and ".." in text.split("/")
+    return not normpath(join(folder, text)).startswith(f"{root}/") and ".." in text.split("/")
 
 
 def texts(node: object) -> Iterator[ast.Text]:

@@ -9,7 +9,7 @@ from ..syntax.diagnostics import Diagnostic, Fault
 from ..syntax.nearest import suggestion
 from ..syntax.source import Span
 from .limits import allowed
-from .literals import Unfit, interval
+from .literals import InvalidLiteral, interval
 from .overrides import Override, unfit_override, unknown_override
 from .scope import POISON, Entry, Scope, Session, Variant, unknown_name, use_before_definition
 from .typed import typed
@@ -22,7 +22,7 @@ matrix_too_large = Fault("matrix-too-large", "A `matrix` expands into more varia
 
 TYPES = ("int", "float", "ratio", "bytes", "duration", "string", "bool", "choice", "selector", "shares")
 HANDLES = {"data": "data", "metric": "a metric"}  # a recipe gives these to a module, nothing outside can
-MOST = 64  # variants of one recipe
+MAX_VARIANTS = 64  # variants of one recipe
 
 
 @dataclass(frozen=True)
@@ -40,25 +40,25 @@ def declare(node: ast.Param, scope: Scope) -> None:
     name = node.name.path
     entry = Entry("param", name, node.name.span, POISON, node)
     scope.define(node.name, entry)
-    want = wanted(node, scope)
-    if want is None:
+    param = declared_type(node, scope)
+    if param is None:
         return
-    bounds = _bounds(node, want, scope)
-    given = scope.arguments.get(name)
-    if given is None:
-        given = Argument(typed(node.default, want, scope), node.default.span, "recipe")
-    if bounds is POISON or given.value is POISON:
+    bounds = _bounds(node, param, scope)
+    argument = scope.arguments.get(name)
+    if argument is None:
+        argument = Argument(typed(node.default, param, scope), node.default.span, "recipe")
+    if bounds is POISON or argument.value is POISON:
         return
     faults: list[Diagnostic] = []
-    if allowed(given.value, bounds, name, given.span, faults.append, node.bounds and node.bounds.span):
-        entry.value = given.value
-        scope.origins[name] = given.origin
+    if allowed(argument.value, bounds, name, argument.span, faults.append, node.bounds and node.bounds.span):
+        entry.value = argument.value
+        scope.origins[name] = argument.origin
     for fault in faults:
-        scope.report(replace(fault, fault=unfit_override) if given.usage else fault)
+        scope.report(replace(fault, fault=unfit_override) if argument.usage else fault)
 
 
-def wanted(node: ast.Param, scope: Scope | None = None) -> Param | None:
-    """What the declaration asks of a value; None for an unknown type, reported where a scope is given."""
+def declared_type(node: ast.Param, scope: Scope | None = None) -> Param | None:
+    """Declared type of a param; None for an unknown type, reported where a scope is passed."""
     name = node.type.path
     if name not in (*TYPES, *HANDLES):
         if scope and name:
@@ -78,27 +78,27 @@ def wanted(node: ast.Param, scope: Scope | None = None) -> Param | None:
     return Param(node.name.path, (name,), node.doc.value if node.doc else "", choices=choices, lines=True)
 
 
-def _bounds(node: ast.Param, want: Param, scope: Scope) -> Any:
+def _bounds(node: ast.Param, param: Param, scope: Scope) -> Any:
     """The range or the values that a declaration allows, typed as the param; None where it says nothing."""
     match node.bounds:
         case None:
             return None
         case ast.Items(items):
-            values = tuple(typed(i, want, scope) for i in items)
+            values = tuple(typed(i, param, scope) for i in items)
             return POISON if POISON in values else values
         case ast.Interval(low, high):
-            ends = [typed(e, want, scope) for e in (low, high)]
-            if POISON in ends:
+            limits = [typed(e, param, scope) for e in (low, high)]
+            if POISON in limits:
                 return POISON
             try:
-                return interval(node.bounds, *ends)
-            except Unfit as unfit:
-                scope.report(unfit.diagnostic)
+                return interval(node.bounds, *limits)
+            except InvalidLiteral as error:
+                scope.report(error.diagnostic)
     return POISON
 
 
 def variants(file: ast.File, session: Session) -> list[dict[str, Argument]]:
-    """What is given to each variant's params: overrides to all of them, and one point of the matrix."""
+    """Arguments of each variant's params: overrides for all of them, and one point of the matrix."""
     params = {s.name.path: s for s in file.statements if isinstance(s, ast.Param)}
     fixed: dict[str, Argument] = {}
     for override in session.overrides.by_name.values():
@@ -118,19 +118,19 @@ def variants(file: ast.File, session: Session) -> list[dict[str, Argument]]:
                     help="change the recipe",
                 )
             )
-        elif want := wanted(node):
-            fixed[override.name] = _argument(override, want, session)
+        elif param := declared_type(node):
+            fixed[override.name] = _argument(override, param, session)
     axes = _axes(file, params, session)
     free = {name: values for name, values in axes.items() if name not in fixed}
     size = 1
     for values in free.values():
         size *= len(values)
-    if size > MOST:
-        place = next(s.span for s in file.statements if isinstance(s, ast.Matrix))
+    if size > MAX_VARIANTS:
+        matrix_span = next(s.span for s in file.statements if isinstance(s, ast.Matrix))
         session.report(
             matrix_too_large(
-                f"the matrix makes {size} variants, the limit is {MOST}",
-                place,
+                f"the matrix makes {size} variants, the limit is {MAX_VARIANTS}",
+                matrix_span,
                 help="split the recipe, or fix a param with `--set`",
             )
         )
@@ -138,19 +138,19 @@ def variants(file: ast.File, session: Session) -> list[dict[str, Argument]]:
     return [fixed | dict(zip(free, point, strict=True)) for point in product(*free.values())]
 
 
-def variant_name(given: dict[str, Argument]) -> str:
+def variant_name(arguments: dict[str, Argument]) -> str:
     """`keep=80%,align=32`: the params that the matrix sets."""
-    return ",".join(f"{name}={plain(g.value)}" for name, g in given.items() if g.origin == "matrix")
+    return ",".join(f"{name}={plain(g.value)}" for name, g in arguments.items() if g.origin == "matrix")
 
 
-def _argument(override: Override, want: Param, session: Session) -> Argument:
+def _argument(override: Override, param: Param, session: Session) -> Argument:
     """An override with its type; its faults are those of the command line."""
-    apart = replace(session, faults=[])
+    scratch = replace(session, faults=[])
     expr = override.value
-    if want.types == ("string",) and not isinstance(expr, ast.Text):
+    if param.types == ("string",) and not isinstance(expr, ast.Text):
         expr = ast.Text(expr.span.text.strip(), span=expr.span)
-    value = typed(expr, want, Scope(apart, Variant()))
-    for fault in apart.faults:
+    value = typed(expr, param, Scope(scratch, Variant()))
+    for fault in scratch.faults:
         session.report(replace(fault, fault=unfit_override, fix=None))
     return Argument(value, expr.span, override.origin, usage=True)
 
@@ -190,10 +190,10 @@ def _axes(file: ast.File, params: dict[str, ast.Param], session: Session) -> dic
                 )
             )
         elif name in axes or not isinstance(entry.value, ast.Items) or not entry.value.items:
-            said = "stands twice in the matrix" if name in axes else "has no list of values"
-            session.report(bad_matrix(f"`{name}` {said}", entry.span, help=f"write `{name}: [...]` once"))
-        elif want := wanted(node):
-            values = [(typed(i, want, scope), i.span) for i in entry.value.items]
+            message = "stands twice in the matrix" if name in axes else "has no list of values"
+            session.report(bad_matrix(f"`{name}` {message}", entry.span, help=f"write `{name}: [...]` once"))
+        elif param := declared_type(node):
+            values = [(typed(i, param, scope), i.span) for i in entry.value.items]
             axes[name] = [Argument(v, span, "matrix") for v, span in values if v is not POISON]
             _refuse_twins(name, axes[name], session)
     return {name: values for name, values in axes.items() if values}
@@ -203,5 +203,5 @@ def _refuse_twins(name: str, values: list[Argument], session: Session) -> None:
     """Two variants of one value would be the same, in one folder."""
     for i, one in enumerate(values):
         if any(one.value == other.value for other in values[:i]):
-            said = f"`{plain(one.value)}` stands twice among the values of `{name}`"
-            session.report(bad_matrix(said, one.span, help="drop one of them"))
+            message = f"`{plain(one.value)}` stands twice among the values of `{name}`"
+            session.report(bad_matrix(message, one.span, help="drop one of them"))

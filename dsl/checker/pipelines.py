@@ -6,7 +6,7 @@ from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault
 from ..syntax.source import Span
 from .calls import attempt
-from .modules import call_given, open_module
+from .modules import call_arguments, open_module
 from .recipe import Invocation
 from .scope import LABELS, Entry, Scope
 from .typed import wrong_type
@@ -71,7 +71,7 @@ def _model(pipeline: ast.Pipeline, scope: Scope) -> Entry | None:
     name = pipeline.model
     entry = scope.find(name.path)
     if entry is None:
-        scope.unknown(name, ("model",), what="model")
+        scope.unknown(name, ("model",), noun="model")
     elif entry.kind != "model":
         scope.report(
             wrong_type(
@@ -95,8 +95,8 @@ def _append(
         chosen = _branch(step, scope, pipeline, start)
         source = source if chosen is None else chosen
         name, path = prefix + step.name.path, step.call.name.path
-        if (found := _module_pipeline(path, scope)) is not None:
-            result = _inline(step, found, scope, line, source, name, caller or step.span)
+        if (callee := _module_pipeline(path, scope)) is not None:
+            result = _inline(step, callee, scope, line, source, name, caller or step.span)
         else:
             word, call, sound = attempt("pass", step.call, scope)
             line.stages.append(Stage(name, source, step.span, word, call, caller, sound, _origin(step)))
@@ -112,7 +112,7 @@ def _origin(step: ast.Step) -> Span | None:
 
 
 def _branch(step: ast.Step, scope: Scope, pipeline: ast.Pipeline, start: str) -> str | None:
-    """What `from:` names: the pipeline's model or an earlier step; None where the step says nothing."""
+    """Input that `from:` names: the pipeline's model or an earlier step; None without `from:`."""
     arg = next((a for a in step.call.args if a.name == "from"), None)
     return branch(arg, scope, pipeline, start) if arg else None
 
@@ -149,29 +149,29 @@ def branch(arg: ast.Arg, scope: Scope, pipeline: ast.Pipeline, start: str) -> st
 
 def _module_pipeline(path: str, scope: Scope) -> Entry | None:
     """The pipeline that `mine.slimming` names, where `mine` is a module that has it."""
-    alias, dot, rest = path.partition(".")
-    module = scope.own(alias) if dot else None
+    alias, dot, name = path.partition(".")
+    module = scope.local_entry(alias) if dot else None
     if module is None or module.kind != "module" or module.scope is None:
         return None
-    found = module.scope.names.get(rest)
-    return found if found and found.kind == "pipeline" else None
+    entry = module.scope.names.get(name)
+    return entry if entry and entry.kind == "pipeline" else None
 
 
-def _inline(step: ast.Step, found: Entry, scope: Scope, line: Line, source: str, name: str, caller: Span) -> str:
+def _inline(step: ast.Step, callee: Entry, scope: Scope, line: Line, source: str, name: str, caller: Span) -> str:
     """Add the steps of a module's pipeline under the step's name."""
     alias = step.call.name.path.partition(".")[0]
-    module = scope.own(alias)
+    module = scope.local_entry(alias)
     module.used = True
-    given = call_given(step.call, module.node, scope)
-    if given is None:
+    arguments = call_arguments(step.call, module.node, scope)
+    if arguments is None:
         line.stages.append(Stage(name, source, step.span))
         return name
-    opened = open_module(module.node, _file_scope(scope), alias, given, name)
-    pipeline = found.node
+    opened = open_module(module.node, _file_scope(scope), alias, arguments, name)
+    pipeline = callee.node
     inner = opened.inner({s.name.path: s.name.span for s in pipeline.steps})
     model = opened.find(pipeline.model.path)
     if model is None:
-        opened.unknown(pipeline.model, ("model",), what="model")
+        opened.unknown(pipeline.model, ("model",), noun="model")
     kind = "step" if any(s.name == source for s in line.stages) else "model"
     inner.names[pipeline.model.path] = Entry(kind, source, pipeline.model.span, None)
     return _append(pipeline, inner, line, source, f"{name}.", caller)
@@ -183,14 +183,14 @@ def _file_scope(scope: Scope) -> Scope:
 
 def _report_order(line: Line) -> None:
     """Headers say which pass must come later than which; each pair is looked for along every branch."""
-    seen = set()
+    reported = set()
     for end in line.stages:
         before = line.before(end.name)
         for i, early in enumerate(before):
             rules = early.word.facts.get("after", {}) if early.word else {}
             for late in before[i + 1 :]:
-                if late.word and late.word.name in rules and (early.name, late.name) not in seen:
-                    seen.add((early.name, late.name))
+                if late.word and late.word.name in rules and (early.name, late.name) not in reported:
+                    reported.add((early.name, late.name))
                     line.scope.report(
                         wrong_order(
                             f"`{early.name}` runs before `{late.name}`, but {early.word.name} must come after "

@@ -75,11 +75,11 @@ class Pipeline:
 
     def before(self, name: str) -> tuple[Step, ...]:
         """The steps that a step's result went through, first to last, its own included."""
-        by_name, found = {s.name: s for s in self.steps}, []
+        by_name, path = {s.name: s for s in self.steps}, []
         while name in by_name:
-            found.append(by_name[name])
+            path.append(by_name[name])
             name = by_name[name].source
-        return tuple(found[::-1])
+        return tuple(path[::-1])
 
     def ancestors(self, last: str) -> tuple[Step, ...]:
         """A step and those that it followed or named, in the pipeline's order; none where it names no step."""

@@ -1,10 +1,10 @@
-"""What kind of result a step takes and gives, and which a target can hold: they meet here, before anything runs."""
+"""Kinds of results that steps accept and return and that targets accept, checked before anything runs."""
 
 from collections.abc import Iterable
 
 from ..syntax.diagnostics import Fault
 from ..syntax.source import Span
-from .conditions import holds
+from .conditions import is_met
 from .pipelines import Line, Stage
 from .recipe import Bound, Emit
 from .values import StepRef, handles
@@ -30,9 +30,9 @@ POINTS = ("any", "all")
 
 
 def kind_after(stage: Stage) -> str:
-    """What a step gives: the last of its pass's conditions that holds."""
-    gives = stage.word.facts.get("gives", {}) if stage.word and stage.call else {}
-    return next((kind for condition, kind in reversed(gives.items()) if holds(condition, stage.call.args)), MODEL)
+    """Result kind of a step: the last of its pass's conditions that is met."""
+    kinds = stage.word.facts.get("results", {}) if stage.word and stage.call else {}
+    return next((kind for condition, kind in reversed(kinds.items()) if is_met(condition, stage.call.args)), MODEL)
 
 
 def kind_of(line: Line, name: str) -> str:
@@ -43,34 +43,34 @@ def kind_of(line: Line, name: str) -> str:
 def report_kinds(line: Line) -> None:
     """Report steps that follow, or name, a result of a kind that their pass does not take."""
     for stage in line.stages:
-        takes = stage.word.facts.get("takes", (MODEL,)) if stage.word else ()
+        accepted = stage.word.facts.get("accepts", (MODEL,)) if stage.word else ()
         refs = [ref.name for ref in handles(stage.call.args, StepRef)] if stage.call else []
         names_steps = stage.word is not None and any("step" in t for p in stage.word.params for t in p.types)
         for name in dict.fromkeys(refs if names_steps else [stage.source]):
             kind = kind_of(line, name)
-            if takes and kind not in takes:
+            if accepted and kind not in accepted:
                 line.report(
                     stage,
                     other_kind_of_result(
-                        f"`{stage.word.name}` takes {_either(takes)}, and `{name}` gives {LABELS[kind]}",
-                        _place(stage, name, names_steps),
+                        f"`{stage.word.name}` takes {_either(accepted)}, and `{name}` gives {LABELS[kind]}",
+                        _result_span(stage, name, names_steps),
                         related=_where(line, name),
-                        help=(_taken_out(line, kind, takes) if not names_steps else "")
-                        or _help(line, takes, stage.name, names_steps) + _or_without(line, name, takes),
+                        help=(_selected_from(line, kind, accepted) if not names_steps else "")
+                        or _help(line, accepted, stage.name, names_steps) + _or_without(line, name, accepted),
                     ),
                 )
 
 
-def report_held(word: Word, emit: Emit, line: Line) -> None:
+def report_result_kind(word: Word, emit: Emit, line: Line) -> None:
     """Report a target that can't hold the kind of result that it is to write."""
-    holdable, kind = word.facts.get("holds", (MODEL,)), kind_of(line, emit.source)
+    holdable, kind = word.facts.get("result_kinds", (MODEL,)), kind_of(line, emit.source)
     if kind not in holdable:
         line.scope.report(
             other_kind_of_result(
                 f"`{word.name}` holds {_either(holdable)}, and `{emit.source}` gives {LABELS[kind]}",
                 emit.call.span,
                 related=_where(line, emit.source),
-                help=_taken_out(line, kind, holdable)
+                help=_selected_from(line, kind, holdable)
                 or _help(line, holdable, "", False) + _or_without(line, emit.source, holdable),
             )
         )
@@ -84,43 +84,44 @@ def report_parts(bounds: Iterable[Bound], emits: Iterable[Emit], line: Line) -> 
     for bound in bounds:
         known = sorted(targets | points | (set(POINTS) if fronts else set()))
         if bound.part and bound.part not in known:
-            said = f"there is {', '.join(known)}" if known else "emit the pipeline's result to a target first"
+            help_text = f"there is {', '.join(known)}" if known else "emit the pipeline's result to a target first"
             line.scope.report(
-                unknown_part(f"`{bound.part}` is no part of what this pipeline emits", bound.span, help=said)
+                unknown_part(f"`{bound.part}` is no part of what this pipeline emits", bound.span, help=help_text)
             )
 
 
-def _place(stage: Stage, name: str, named: bool) -> Span:
-    """What names the result: `from:`, or an argument; else the word that follows it."""
+def _result_span(stage: Stage, name: str, named: bool) -> Span:
+    """Span that names the result: `from:`, or an argument; else the next word."""
     if named:
-        given = (p for p, v in stage.call.args.items() if any(ref.name == name for ref in handles(v, StepRef)))
-        return stage.call.where(next(given, "")) or stage.span
+        arguments = (p for p, v in stage.call.args.items() if any(ref.name == name for ref in handles(v, StepRef)))
+        return stage.call.where(next(arguments, "")) or stage.span
     return stage.origin or stage.span
 
 
-def _or_without(line: Line, name: str, wanted: tuple[str, ...]) -> str:
+def _or_without(line: Line, name: str, accepted: tuple[str, ...]) -> str:
     """`, or leave `merge: false` out`, where the step would then give what is wanted."""
     stage = next((s for s in line.stages if s.name == name and s.word and s.call), None)
-    gives = stage.word.facts.get("gives", {}) if stage else {}
-    told = next((c for c, kind in reversed(gives.items()) if c and holds(c, stage.call.args)), "")
-    fits = told and gives.get("", MODEL) in wanted
-    return f", or leave `{told}` out of `{name}`" if fits else ""
+    kinds = stage.word.facts.get("results", {}) if stage else {}
+    condition = next((c for c, kind in reversed(kinds.items()) if c and is_met(c, stage.call.args)), "")
+    fits = condition and kinds.get("", MODEL) in accepted
+    return f", or leave `{condition}` out of `{name}`" if fits else ""
 
 
-def _taken_out(line: Line, kind: str, wanted: tuple[str, ...]) -> str:
-    """What makes one model of several, and who holds them as they are; "" of other results."""
-    if kind not in SEVERAL or MODEL not in wanted:
+def _selected_from(line: Line, kind: str, accepted: tuple[str, ...]) -> str:
+    """Remedy for a result of several models: a pass that picks one, and targets that accept them; "" of other
+    results."""
+    if kind not in SEVERAL or MODEL not in accepted:
         return ""
     words = line.scope.session.vocabulary.words
-    takers = [w.name for w in words("pass").values() if kind in w.facts.get("takes", ()) and _gives_model(w)]
-    holders = [w.name for w in words("target").values() if kind in w.facts.get("holds", ()) and w.name == kind]
+    takers = [w.name for w in words("pass").values() if kind in w.facts.get("accepts", ()) and _results_in_model(w)]
+    holders = [w.name for w in words("target").values() if kind in w.facts.get("result_kinds", ()) and w.name == kind]
     picked = [f"take one out of it with `{name}`" for name in sorted(takers)]
-    held = [f'emit it with `{name}("{name}")`, from which `effc pick` takes a model' for name in holders]
-    return ", or ".join(picked + held)
+    emitted = [f'emit it with `{name}("{name}")`, from which `effc pick` takes a model' for name in holders]
+    return ", or ".join(picked + emitted)
 
 
-def _gives_model(word: Word) -> bool:
-    return MODEL in word.facts.get("gives", {"": MODEL}).values()
+def _results_in_model(word: Word) -> bool:
+    return MODEL in word.facts.get("results", {"": MODEL}).values()
 
 
 def _either(kinds: tuple[str, ...]) -> str:
@@ -131,13 +132,13 @@ def _where(line: Line, name: str) -> tuple[tuple[Span, str], ...]:
     return tuple((s.span, f"gives {LABELS[kind_after(s)]}") for s in line.stages if s.name == name)
 
 
-def _help(line: Line, wanted: tuple[str, ...], until: str, named: bool) -> str:
+def _help(line: Line, accepted: tuple[str, ...], until: str, named: bool) -> str:
     """The last result before the step `until` that would do."""
     names = [s.name for s in line.stages]
     earlier = line.stages[: names.index(until)] if until else line.stages
-    fit = [s.name for s in earlier if kind_after(s) in wanted]
+    fit = [s.name for s in earlier if kind_after(s) in accepted]
     if named:
-        return f"name steps that give {_either(wanted)}" + (f": {', '.join(fit)}" if fit else "")
+        return f"name steps that give {_either(accepted)}" + (f": {', '.join(fit)}" if fit else "")
     if fit:
         return f"write `from: {fit[-1]}`"
-    return f"write `from: {line.input}`" if MODEL in wanted else f"add a step that gives {_either(wanted)}"
+    return f"write `from: {line.input}`" if MODEL in accepted else f"add a step that gives {_either(accepted)}"

@@ -35,7 +35,7 @@ LABELS = {
 
 @dataclass
 class Entry:
-    """What a name stands for. `name` is what the checked recipe calls it: `mine.calib` of a module."""
+    """Entry of a name. `name` is that in the checked recipe: `mine.calib` of a module."""
 
     kind: str
     name: str
@@ -58,7 +58,7 @@ class Session:
     open: list[str] = field(default_factory=list)  # modules being read, to see cycles
     module_count: int = 0  # modules so far, each as often as it is used
     overrides: Any = None
-    lost: frozenset[str] = frozenset()  # names of declarations that the parser could not read
+    unparsed: frozenset[str] = frozenset()  # names of declarations that the parser could not read
     broken: bool = False  # whether there is anything that it could not read
 
     def report(self, fault: Diagnostic) -> None:
@@ -124,7 +124,7 @@ class Scope:
         """Add a name; the first declaration stays where there are two."""
         if name.path == "":
             return  # the parser reported that it is missing
-        if old := self.own(name.path):
+        if old := self.local_entry(name.path):
             self.report(
                 duplicate_name(
                     f"`{name.path}` is declared twice",
@@ -136,30 +136,30 @@ class Scope:
         else:
             self.names[name.path] = entry
 
-    def own(self, path: str) -> Entry | None:
+    def local_entry(self, path: str) -> Entry | None:
         """The entry of a name without following modules."""
-        return self.names.get(path) or (self.parent.own(path) if self.parent else None)
+        return self.names.get(path) or (self.parent.local_entry(path) if self.parent else None)
 
     def find(self, path: str) -> Entry | None:
         """The entry of a name, `alias.name` in a module included; marks it as used."""
-        entry = self.own(path)
+        entry = self.local_entry(path)
         if entry is None and "." in path:
-            alias, _, rest = path.partition(".")
-            module = self.own(alias)
+            alias, _, remainder = path.partition(".")
+            module = self.local_entry(alias)
             if module and module.kind == "module":
                 module.used = True
-                return module.scope.find(rest) if module.scope else None
+                return module.scope.find(remainder) if module.scope else None
         if entry:
             entry.used = True
         return entry
 
     def poisoned(self, path: str) -> bool:
         """Whether a name lies in a module that could not be read: its fault was reported there."""
-        module = self.own(path.partition(".")[0])
-        lost = module is not None and module.kind == "module" and module.scope is None
-        if lost:
+        module = self.local_entry(path.partition(".")[0])
+        is_unread = module is not None and module.kind == "module" and module.scope is None
+        if is_unread:
             module.used = True
-        return lost
+        return is_unread
 
     def reachable(self) -> dict[str, Entry]:
         """Every name that may be used here, those of modules included."""
@@ -174,11 +174,11 @@ class Scope:
         return self.later.get(path) or (self.parent.declared_later(path) if self.parent else None)
 
     def unknown(
-        self, name: ast.Name, kinds: Iterable[str], also: Iterable[str] = (), what: str = "name", quotes: bool = False
+        self, name: ast.Name, kinds: Iterable[str], also: Iterable[str] = (), noun: str = "name", quotes: bool = False
     ) -> None:
         """Report a name that stands for nothing. `kinds` are those that would fit, `also` other words; `quotes`
         where a text would do."""
-        if name.path == "" or self.poisoned(name.path) or name.path in self.session.lost:
+        if name.path == "" or self.poisoned(name.path) or name.path in self.session.unparsed:
             return
         if span := self.declared_later(name.path):
             self.early.add(name.path)
@@ -193,15 +193,15 @@ class Scope:
             return
         kinds, known = tuple(kinds), self.reachable()
         fitting = [n for n, e in known.items() if e.kind in kinds]
-        if meant := known.get(nearest(name.path, fitting)):
-            meant.used = True  # or the typo would be reported a second time, as unused
-        near = nearest(name.path, [*fitting, *also])
+        if entry := known.get(nearest(name.path, fitting)):
+            entry.used = True  # or the typo would be reported a second time, as unused
+        closest = nearest(name.path, [*fitting, *also])
         text = f'write `"{name.path}"`' if quotes else ""
         self.report(
             unknown_name(
-                f"no {what} is called `{name.path}`",
+                f"no {noun} is called `{name.path}`",
                 name.span,
                 help=suggestion(name.path, [*fitting, *also], "" if quotes else "there is") or text,
-                offer=Fix(name.span, near) if near else Fix(name.span, f'"{name.path}"') if quotes else None,
+                offer=Fix(name.span, closest) if closest else Fix(name.span, f'"{name.path}"') if quotes else None,
             )
         )

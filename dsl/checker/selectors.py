@@ -14,7 +14,7 @@ from itertools import product
 
 from .values import Selector
 
-MOST = 512  # combinations of one glob's braces
+MAX_LENGTH = 512  # combinations of one glob's braces
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Choice:
     starts: tuple[int, ...]
 
 
-class BadGlob(ValueError):
+class InvalidGlob(ValueError):
     """A glob that can't be read: what is so, and where."""
 
     def __init__(self, message: str, start: int, end: int):
@@ -58,17 +58,17 @@ def read(glob: str) -> tuple[str | Choice, ...]:
     parts: list[str | Choice] = []
     at = 0
     while at < len(glob):
-        found = _TOKEN.match(glob, at)
-        if found is None:
-            raise BadGlob(_strange(glob, at), at, at + 1)
-        parts.append(found[2] if found[1] is None else _choice(found[1], at + 1))
-        at = found.end()
+        match = _TOKEN.match(glob, at)
+        if match is None:
+            raise InvalidGlob(_strange(glob, at), at, at + 1)
+        parts.append(match[2] if match[1] is None else _choice(match[1], at + 1))
+        at = match.end()
     if not parts:
-        raise BadGlob("the selector is empty", 0, 0)
+        raise InvalidGlob("the selector is empty", 0, 0)
     if any(a == "" for a in re.sub(r"\{[^{}]*\}", "x", glob).split(".")):
-        raise BadGlob("a dot of the selector has no name beside it", 0, len(glob))
-    if combinations(parts) > MOST:
-        raise BadGlob(f"the braces make {combinations(parts)} globs, the limit is {MOST}", 0, len(glob))
+        raise InvalidGlob("a dot of the selector has no name beside it", 0, len(glob))
+    if combinations(parts) > MAX_LENGTH:
+        raise InvalidGlob(f"the braces make {combinations(parts)} globs, the limit is {MAX_LENGTH}", 0, len(glob))
     return tuple(parts)
 
 
@@ -87,16 +87,16 @@ def combinations(parts: Iterable[str | Choice]) -> int:
 
 
 def _choice(body: str, start: int) -> Choice:
-    if found := _COUNT.match(body):
-        low, high = int(found[1]), int(found[2])
-        if low > high or high - low >= MOST:
-            raise BadGlob(f"`{body}` counts from {low} to {high}", start, start + len(body))
+    if match := _COUNT.match(body):
+        low, high = int(match[1]), int(match[2])
+        if low > high or high - low >= MAX_LENGTH:
+            raise InvalidGlob(f"`{body}` counts from {low} to {high}", start, start + len(body))
         return Choice(tuple(str(i) for i in range(low, high + 1)), (start,) * (high - low + 1))
     options, starts, at = body.split(","), [], start
     for option in options:
         starts.append(at + len(option) - len(option.lstrip()))
         if not re.fullmatch(r"[A-Za-z0-9_.*-]*", option.strip()):
-            raise BadGlob(f"`{option.strip()}` has no meaning in a selector", at, at + len(option))
+            raise InvalidGlob(f"`{option.strip()}` has no meaning in a selector", at, at + len(option))
         at += len(option) + 1
     return Choice(tuple(o.strip() for o in options), tuple(starts))
 
@@ -141,10 +141,10 @@ def _is_named(component: str, name: str) -> bool:
     if not name.startswith(first) or not name.endswith(pieces[-1]) or at > end:
         return False
     for piece in pieces[:-1]:
-        found = name.find(piece, at, end)
-        if found < 0:
+        index = name.find(piece, at, end)
+        if index < 0:
             return False
-        at = found + len(piece)
+        at = index + len(piece)
     return True
 
 
@@ -159,23 +159,23 @@ def _expanded(glob: str) -> tuple[tuple[tuple[int, ...], str], ...]:
     """Every combination of a glob's alternatives: (index into each brace, plain glob)."""
     parts = read(glob)
     ranges = [range(len(p.options)) for p in parts if isinstance(p, Choice)]
-    made = []
+    expanded = []
     for pick in product(*ranges):
-        taken = iter(pick)
-        made.append((pick, "".join(p.options[next(taken)] if isinstance(p, Choice) else p for p in parts)))
-    return tuple(made)
+        picks = iter(pick)
+        expanded.append((pick, "".join(p.options[next(picks)] if isinstance(p, Choice) else p for p in parts)))
+    return tuple(expanded)
 
 
 def _matched(glob: str, paths: Sequence[str]) -> tuple[set[str], set[tuple[int, int]]]:
     """Paths that a glob matches, and the (brace, alternative) pairs that had a part in it."""
-    found: set[str] = set()
+    matched: set[str] = set()
     alive: set[tuple[int, int]] = set()
     for pick, plain in _expanded(glob):
         hits = [p for p in paths if _fits(plain, p)]
         if hits:
-            found.update(hits)
+            matched.update(hits)
             alive.update(enumerate(pick))
-    return found, alive
+    return matched, alive
 
 
 def resolve(selector: Selector, paths: Iterable[str]) -> tuple[str, ...]:
@@ -194,13 +194,13 @@ def _joined(op: str, left: set[str], right: set[str]) -> set[str]:
 
 
 def dead(selector: Selector, paths: Iterable[str]) -> tuple[Dead, ...]:
-    """What of a selector matches nothing: an error unless it says `allow empty`."""
+    """Parts of a selector that match nothing: an error without `allow empty`."""
     paths = tuple(dict.fromkeys(paths))
     chosen: set[str] = set()
     out: list[Dead] = []
     for term, (op, glob) in enumerate(selector.terms):
-        found, alive = _matched(glob, paths)
-        if not found:
+        matched, alive = _matched(glob, paths)
+        if not matched:
             out.append(Dead(term, glob, glob, 0))
         else:
             braces = [p for p in read(glob) if isinstance(p, Choice)]
@@ -210,13 +210,13 @@ def dead(selector: Selector, paths: Iterable[str]) -> tuple[Dead, ...]:
                 for j, option in enumerate(brace.options)
                 if (i, j) not in alive
             ]
-            if op != "|" and chosen and not found & chosen:
+            if op != "|" and chosen and not matched & chosen:
                 out.append(Dead(term, glob, glob, 0, subtracts=True))
-        chosen = _joined(op, chosen, found)
+        chosen = _joined(op, chosen, matched)
     return tuple(out)
 
 
-def near(glob: str, paths: Iterable[str]) -> str:
+def closest_glob(glob: str, paths: Iterable[str]) -> str:
     """The glob that was probably meant: each component, compared with those that the paths have."""
     from ..syntax.nearest import nearest
 

@@ -8,7 +8,7 @@ from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
 from ..syntax.nearest import nearest
 from ..syntax.source import Span
-from .literals import Unfit
+from .literals import InvalidLiteral
 from .scope import POISON, Scope
 from .type_phrases import listed
 from .typed import typed, wrong_unit
@@ -20,48 +20,48 @@ unknown_share = Fault("unknown-share", "A share is given to something that the p
 repeated_share = Fault("repeated-share", "One name is given two shares.")
 
 
-def shares(expr: ast.Pairs, want: Param, scope: Scope) -> Shares | Any:
+def shares(expr: ast.Pairs, param: Param, scope: Scope) -> Shares | Any:
     """The shares, every entry with its own faults, or POISON after one was reported.
 
     Only proportions count, so numbers and percentages are both welcome, though not side by side: `52` beside
     `44%` would be a hundred times what it looks like.
     """
     sound = _distinct(expr.entries, scope)
-    found: list[tuple[ast.Entry, float | Ratio]] = []
+    entries: list[tuple[ast.Entry, float | Ratio]] = []
     for entry in expr.entries:
-        fault = _unknown(entry.name.path, entry.name.span, want)
+        fault = _unknown(entry.name.path, entry.name.span, param)
         if fault:
-            scope.report(replace(fault, fix=_renamed(entry, want)))
+            scope.report(replace(fault, fix=_renamed(entry, param)))
         value = typed(entry.value, Param(entry.name.path, ("float", "ratio"), "", ge=0), scope)
         sound &= fault is None and value is not POISON
-        found.append((entry, value))
-    if not sound or not _alike(found, want, scope):
+        entries.append((entry, value))
+    if not sound or not _uniform(entries, param, scope):
         return POISON
-    return Shares(tuple((e.name.path, v.value if isinstance(v, Ratio) else v) for e, v in found))
+    return Shares(tuple((e.name.path, v.value if isinstance(v, Ratio) else v) for e, v in entries))
 
 
-def named(expr: ast.Expr, given: Shares, want: Param) -> Shares:
+def named(expr: ast.Expr, shares: Shares, param: Param) -> Shares:
     """Shares that came by a name, theirs held against those of the parameter; raises Unfit."""
-    for name, _ in given.parts:
-        if fault := _unknown(name, expr.span, want):
-            raise Unfit(fault)
-    return given
+    for name, _ in shares.parts:
+        if fault := _unknown(name, expr.span, param):
+            raise InvalidLiteral(fault)
+    return shares
 
 
-def _unknown(name: str, span: Span, want: Param) -> Diagnostic | None:
-    if not want.of or name in want.of:
+def _unknown(name: str, span: Span, param: Param) -> Diagnostic | None:
+    if not param.of or name in param.of:
         return None
-    near = nearest(name, want.of)
+    closest = nearest(name, param.of)
     return unknown_share(
-        f"`{want.name}` has no share of `{name}`",
+        f"`{param.name}` has no share of `{name}`",
         span,
-        help=f"did you mean `{near}`?" if near else f"there are {listed(want.of)}",
+        help=f"did you mean `{closest}`?" if closest else f"there are {listed(param.of)}",
     )
 
 
-def _renamed(entry: ast.Entry, want: Param) -> Fix | None:
-    near = nearest(entry.name.path, want.of)
-    return Fix(entry.name.span, near) if near else None
+def _renamed(entry: ast.Entry, param: Param) -> Fix | None:
+    closest = nearest(entry.name.path, param.of)
+    return Fix(entry.name.span, closest) if closest else None
 
 
 def _distinct(entries: Iterable[ast.Entry], scope: Scope) -> bool:
@@ -82,19 +82,19 @@ def _distinct(entries: Iterable[ast.Entry], scope: Scope) -> bool:
     return sound
 
 
-def _alike(found: list[tuple[ast.Entry, float | Ratio]], want: Param, scope: Scope) -> bool:
+def _uniform(entries: list[tuple[ast.Entry, float | Ratio]], param: Param, scope: Scope) -> bool:
     """Whether all are percentages or none is; nothing is nothing in both."""
-    told = [(entry, value) for entry, value in found if value not in (0, Ratio(0))]
-    other = next(((e, v) for e, v in told if isinstance(v, Ratio) != isinstance(told[0][1], Ratio)), None)
+    nonzero = [(entry, value) for entry, value in entries if value not in (0, Ratio(0))]
+    other = next(((e, v) for e, v in nonzero if isinstance(v, Ratio) != isinstance(nonzero[0][1], Ratio)), None)
     if other is None:
         return True
     entry, value = other
-    most = "a percentage" if isinstance(told[0][1], Ratio) else "a number"
+    expected = "a percentage" if isinstance(nonzero[0][1], Ratio) else "a number"
     scope.report(
         wrong_unit(
-            f"`{entry.name.path}` is {show(value)}, but `{told[0][0].name.path}` is {most}",
+            f"`{entry.name.path}` is {show(value)}, but `{nonzero[0][0].name.path}` is {expected}",
             entry.value.span,
-            help=f"write all shares of `{want.name}` one way",
+            help=f"write all shares of `{param.name}` one way",
         )
     )
     return False

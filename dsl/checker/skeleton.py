@@ -11,7 +11,7 @@ Kind = Literal["channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_cha
 FORMAT = 1
 
 
-def is_below(path: str, root: str) -> bool:
+def is_submodule(path: str, root: str) -> bool:
     """Whether a module's path is `root` or lies below it; all lie below "", the model itself."""
     return not root or path == root or path.startswith(f"{root}.")
 
@@ -27,7 +27,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Member:
-    """How a group's items lie along one axis of one tensor.
+    """Layout of a group's items along one axis of one tensor.
 
     Item i owns, for every segment (start, size), the indices start + i*size .. start + (i+1)*size - 1.
     Plain rows are ((0, 1),); the q rows of a KV group are ((0, repeat*head_dim),); a fused gate_up of width

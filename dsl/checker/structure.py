@@ -22,7 +22,11 @@ from .values import Ratio, Selector
 no_match = Fault("no-match", "A selector, or one alternative of it, matches nothing that the pass works on.")
 nothing_to_select = Fault("nothing-to-select", "A pass works on something that the model doesn't have.")
 
-_SAID = {"ssm_heads": "heads of its scan", "ssm_channels": "channels of its scan", "ssm_state": "states of its scan"}
+_KIND_PHRASES = {
+    "ssm_heads": "heads of its scan",
+    "ssm_channels": "channels of its scan",
+    "ssm_state": "states of its scan",
+}
 _GROUPS_OF = {  # kinds of groups by the words of `order`
     "heads": ("heads", "kv_heads"),
     "scan_heads": ("ssm_heads",),
@@ -49,8 +53,8 @@ NOUNS = {
 
 
 @dataclass(frozen=True)
-class Things:
-    """What a step may select: their kind, paths, and for channels and heads the groups behind the paths."""
+class Selectable:
+    """Selectable parts of a step: their kind, paths, and for channels and heads the groups behind the paths."""
 
     kind: str
     paths: tuple[str, ...]
@@ -60,51 +64,51 @@ class Things:
     def noun(self) -> str:
         return NOUNS[self.kind]
 
-    def selected(self, on: Selector | None) -> "Things":
+    def selected(self, on: Selector | None) -> "Selectable":
         if on is None:
             return self
         chosen = resolve(on, self.paths)
-        return Things(self.kind, chosen, tuple(g for g in self.groups if g.site in set(chosen)))
+        return Selectable(self.kind, chosen, tuple(g for g in self.groups if g.site in set(chosen)))
 
 
 def check_line(line: Line, skeleton: Skeleton) -> None:
     """Check every step of a line; faults go to its scope."""
     for stage in line.stages:
-        if stage.word is None or not stage.word.facts.get("acts_on") or not _says_what_it_selects(stage):
+        if stage.word is None or not stage.word.facts.get("acts_on") or not _has_selection(stage):
             continue
-        things = things_of(stage, skeleton)
-        if not things.paths:
-            line.report(stage, _absent(stage, things, skeleton))
+        candidates = selectable_by(stage, skeleton)
+        if not candidates.paths:
+            line.report(stage, _absent(stage, candidates, skeleton))
             continue
         on = stage.call.args.get("on")
         if isinstance(on, Selector):
-            gone = [d for d in dead(on, things.paths) if not on.allow_empty]
-            for part in gone[:3]:
-                line.report(stage, _no_match(stage, part, things, skeleton))
-            if not gone and not resolve(on, things.paths) and not on.allow_empty:
+            unmatched = [d for d in dead(on, candidates.paths) if not on.allow_empty]
+            for part in unmatched[:3]:
+                line.report(stage, _no_match(stage, part, candidates, skeleton))
+            if not unmatched and not resolve(on, candidates.paths) and not on.allow_empty:
                 line.report(
                     stage,
                     no_match(
-                        f"nothing is left of {len(things.paths)} {things.noun}",
+                        f"nothing is left of {len(candidates.paths)} {candidates.noun}",
                         stage.call.where("on"),
                         help="subtract less",
                     ),
                 )
-            if gone:
+            if unmatched:
                 continue
         if stage.sound:
-            check_amounts(stage, things.kind, things, things.selected(on), line)
-            check_inputs(stage, things.selected(on), skeleton, line)
+            check_amounts(stage, candidates.kind, candidates, candidates.selected(on), line)
+            check_inputs(stage, candidates.selected(on), skeleton, line)
 
 
-def _says_what_it_selects(stage: Stage) -> bool:
+def _has_selection(stage: Stage) -> bool:
     """Whether the arguments that decide it have no fault: `on`, and `unit` where the pass has it."""
     unit = stage.sound or stage.word.param("unit") is None or "unit" in stage.call.spans
     return unit and all(name in stage.call.args for name in ("on", "unit") if stage.word.param(name))
 
 
-def things_of(stage: Stage, skeleton: Skeleton) -> Things:
-    """What a step's `on:` chooses from."""
+def selectable_by(stage: Stage, skeleton: Skeleton) -> Selectable:
+    """Parts that a step's `on:` chooses from."""
     kind, args = stage.word.facts["acts_on"], stage.call.args
     if kind == "branches" and args.get("unit") == "layer":
         kind = "layers"
@@ -114,87 +118,89 @@ def things_of(stage: Stage, skeleton: Skeleton) -> Things:
         groups = tuple(g for g in skeleton.groups if g.kind == kind)
         if not groups and kind == "kv_heads":  # every query head has a KV head of its own
             groups = tuple(g for g in skeleton.groups if g.kind == "heads")
-        return Things(kind, tuple(dict.fromkeys(g.site for g in groups)), groups)
+        return Selectable(kind, tuple(dict.fromkeys(g.site for g in groups)), groups)
     if kind in ("ssm_heads", "ssm_channels", "ssm_state"):
         groups = tuple(g for g in skeleton.groups if g.kind == kind)
-        return Things(kind, tuple(g.site for g in groups), groups)
+        return Selectable(kind, tuple(g.site for g in groups), groups)
     if kind == "scans":
-        return Things(kind, tuple(s.site for s in skeleton.scans))
+        return Selectable(kind, tuple(s.site for s in skeleton.scans))
     if kind == "ssm":
-        return Things(kind, tuple(b.site for b in skeleton.branches if b.role == "ssm"))
+        return Selectable(kind, tuple(b.site for b in skeleton.branches if b.role == "ssm"))
     if kind == "linear":
-        return Things(kind, tuple(p.path for p in skeleton.parts if p.kind in LINEAR))
+        return Selectable(kind, tuple(p.path for p in skeleton.parts if p.kind in LINEAR))
     if kind == "layers":
-        return Things(kind, skeleton.units)
+        return Selectable(kind, skeleton.units)
     assert kind == "branches", f"{stage.word.name} acts on {kind}"
     if not args.get("order"):
-        return Things(kind, tuple(b.site for b in skeleton.branches if b.site not in skeleton.stays))
+        return Selectable(kind, tuple(b.site for b in skeleton.branches if b.site not in skeleton.stays))
     return _of_kinds(args["order"], skeleton)
 
 
-def _of_kinds(order: Sequence[str], skeleton: Skeleton) -> Things:
+def _of_kinds(order: Sequence[str], skeleton: Skeleton) -> Selectable:
     """Parts of a step that cuts any of several kinds: branches, or groups where the model has no branches."""
     if skeleton.branches:
-        return Things("branches", tuple(b.site for b in skeleton.branches))
+        return Selectable("branches", tuple(b.site for b in skeleton.branches))
     kinds = {kind for name in order for kind in _GROUPS_OF.get(name, (name,))}
     sites = tuple(dict.fromkeys(g.site for g in skeleton.groups if g.kind in kinds))
-    return Things("parts", sites)
+    return Selectable("parts", sites)
 
 
-def _absent(stage: Stage, things: Things, skeleton: Skeleton):
-    refused = [[site, why] for site, why in skeleton.stays.items()] if things.kind == "branches" else []
-    refused = refused or skeleton.facts.get("refused") or []
-    told = [entry for entry in refused if entry[1].startswith(_SAID.get(things.kind, ""))] or refused
-    note = f"`{told[0][0]}`: {because(skeleton, *told[0])}" if told and things.groups == () else ""
+def _absent(stage: Stage, candidates: Selectable, skeleton: Skeleton):
+    refusals = [[site, reason] for site, reason in skeleton.stays.items()] if candidates.kind == "branches" else []
+    refusals = refusals or skeleton.facts.get("refused") or []
+    relevant = [entry for entry in refusals if entry[1].startswith(_KIND_PHRASES.get(candidates.kind, ""))] or refusals
+    note = f"`{relevant[0][0]}`: {because(skeleton, *relevant[0])}" if relevant and candidates.groups == () else ""
     return nothing_to_select(
-        f"`{stage.word.name}` works on {things.noun}, which the model doesn't have",
+        f"`{stage.word.name}` works on {candidates.noun}, which the model doesn't have",
         stage.call.span,
         note=note,
-        help=_instead(things, skeleton),
+        help=_instead(candidates, skeleton),
     )
 
 
-def _instead(things: Things, skeleton: Skeleton) -> str:
-    """What scans of the other kind are narrowed by, and what a model without scans has."""
+def _instead(candidates: Selectable, skeleton: Skeleton) -> str:
+    """Alternative: passes for scans of the other kind, and for models without scans."""
     has = {g.kind for g in skeleton.groups}
-    if things.kind == "ssm_heads" and "ssm_channels" in has:
+    if candidates.kind == "ssm_heads" and "ssm_channels" in has:
         return "its scans have a time step per channel, not per head: `shed.channels` narrows them"
-    if things.kind == "ssm_channels" and "ssm_heads" in has:
+    if candidates.kind == "ssm_channels" and "ssm_heads" in has:
         return "its scans have a time step per head: `shed.heads` removes heads"
-    if things.kind in _OF_MIXERS and not skeleton.scans:
+    if candidates.kind in _OF_MIXERS and not skeleton.scans:
         return "no layer of it scans a state along the sequence: the passes of `prune` are for other layers"
     return ""
 
 
-def because(skeleton: Skeleton, path: str, why: str) -> str:
+def because(skeleton: Skeleton, path: str, reason: str) -> str:
     """Why a module can't be narrowed; of one that is a single node of the graph also what made it so."""
     opaque = dict(skeleton.opaque).get(path)
-    return f"{why}: {opaque}" if opaque else why
+    return f"{reason}: {opaque}" if opaque else reason
 
 
-def _no_match(stage: Stage, part: Dead, things: Things, skeleton: Skeleton):
+def _no_match(stage: Stage, part: Dead, candidates: Selectable, skeleton: Skeleton):
     """Says which part of a selector is dead, among how many, and what was probably meant."""
     span = stage.call.where("on")
-    place = _place(span, part)
+    dead_span = _selector_span(span, part)
     if part.subtracts:
         return no_match(
             f"`{part.glob}` matches nothing that is selected before it",
-            place,
+            dead_span,
             help='drop it, or let `**` cross the dots: "layers.0.**"',
         )
     of = "" if part.text == part.glob else f" in `{part.glob}`"
-    near = _meant(part, things.paths)
-    sample = f"there is `{things.paths[0]}`" + (f" and {len(things.paths) - 1} more" if len(things.paths) > 1 else "")
+    closest = _closest(part, candidates.paths)
+    sample = f"there is `{candidates.paths[0]}`" + (
+        f" and {len(candidates.paths) - 1} more" if len(candidates.paths) > 1 else ""
+    )
     return no_match(
-        f"`{part.text}`{of} matches none of {len(things.paths)} {things.noun}",
-        place,
-        help=f"did you mean `{near}`?" if near else f"{sample}; write `allow empty` if none may match",
-        note=_elsewhere(part, things, skeleton),
-        fix=Fix(place, near) if near and place != span else None,
+        f"`{part.text}`{of} matches none of {len(candidates.paths)} {candidates.noun}",
+        dead_span,
+        help=f"did you mean `{closest}`?" if closest else f"{sample}; write `allow empty` if none may match",
+        note=_elsewhere(part, candidates, skeleton),
+        fix=Fix(dead_span, closest) if closest and dead_span != span else None,
     )
 
 
-def _place(span: Span, part: Dead) -> Span:
+def _selector_span(span: Span, part: Dead) -> Span:
     """The part inside the quotes of the selector's text; the whole argument where it came by a name."""
     glob = span.text.find(quoted(part.glob))
     if glob < 0:
@@ -203,7 +209,7 @@ def _place(span: Span, part: Dead) -> Span:
     return inside(Span(span.source, start, start + len(part.glob)), part.glob, part.start, part.start + len(part.text))
 
 
-def _meant(part: Dead, paths: Sequence[str]) -> str:
+def _closest(part: Dead, paths: Sequence[str]) -> str:
     """The glob or alternative that was probably meant: each name compared with those that the paths have."""
     known = {c for p in paths for c in p.split(".") if not c.isdigit()}
     if part.text != part.glob:
@@ -212,8 +218,10 @@ def _meant(part: Dead, paths: Sequence[str]) -> str:
         tail = after.partition("}")[2].split(".", 1)[0]
         if set(head + tail) & set("*{}"):
             return ""
-        near = nearest(head + part.text + tail, known)
-        inner = near[len(head) : len(near) - len(tail)] if near.startswith(head) and near.endswith(tail) else ""
+        closest = nearest(head + part.text + tail, known)
+        inner = (
+            closest[len(head) : len(closest) - len(tail)] if closest.startswith(head) and closest.endswith(tail) else ""
+        )
         return "" if inner in before.rpartition("{")[2].split(",") or inner in after.partition("}")[0] else inner
     if any(matches(f"{part.glob}.**", p) for p in paths):
         return f"{part.glob}.**"
@@ -224,8 +232,8 @@ def _meant(part: Dead, paths: Sequence[str]) -> str:
     return guess if guess != part.glob and any(matches(guess, p) for p in paths) else ""
 
 
-def _elsewhere(part: Dead, things: Things, skeleton: Skeleton) -> str:
-    """Where the glob matches a module of another kind, or one whose channels form no group: say so."""
+def _elsewhere(part: Dead, candidates: Selectable, skeleton: Skeleton) -> str:
+    """Note where the glob matches a module of another kind, or one whose channels form no group."""
     glob = part.glob
     for path, reason in skeleton.facts.get("refused") or []:
         if matches(glob, path):
@@ -236,5 +244,5 @@ def _elsewhere(part: Dead, things: Things, skeleton: Skeleton) -> str:
         modules |= {".".join(names[:i]): None for i in range(1, len(names) + 1)}
     if part.text != glob:
         return ""
-    found = next((m for m in modules if matches(glob, m)), "")
-    return f"`{found}` is a module, but `{things.paths[0]}` is what can be selected here" if found else ""
+    module = next((m for m in modules if matches(glob, m)), "")
+    return f"`{module}` is a module, but `{candidates.paths[0]}` is what can be selected here" if module else ""

@@ -1,4 +1,4 @@
-"""How types are said, and what a value of each looks like."""
+"""Names of types, and an example value of each."""
 
 from .vocabulary import Param
 
@@ -42,40 +42,40 @@ DECLARED = {
 }
 
 
-def wanted_phrase(want: Param) -> str:
+def expected_phrase(param: Param) -> str:
     """`a whole number of blocks or a ratio`."""
     words = []
-    for name in want.types:
+    for name in param.types:
         inner = name.removeprefix("list[").removesuffix("]")
         phrase = PHRASES[inner] if inner == name else f"a list of {PHRASES[inner].removeprefix('a ')}s"
-        if name == "choice" and want.choices:
-            phrase = "one of " + ", ".join(want.choices)
-        if name == "shares" and want.of:
-            phrase += f" for {listed(want.of)}"
-        words.append(phrase + (f" of {want.unit}" if name == "int" and want.unit else ""))
+        if name == "choice" and param.choices:
+            phrase = "one of " + ", ".join(param.choices)
+        if name == "shares" and param.of:
+            phrase += f" for {listed(param.of)}"
+        words.append(phrase + (f" of {param.unit}" if name == "int" and param.unit else ""))
     return " or ".join(dict.fromkeys(words))
 
 
 def listed(names: tuple[str, ...]) -> str:
     """`blocks, channels and heads`."""
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
+    *head, last = names
+    return f"{', '.join(head)} and {last}" if head else last
 
 
-def like(want: Param) -> str:
-    if text := sample(want):
+def like(param: Param) -> str:
+    if text := sample(param):
         return f"write it like `{text}`"
-    if declared := DECLARED.get(want.types[0].removeprefix("list[").removesuffix("]")):
+    if declared := DECLARED.get(param.types[0].removeprefix("list[").removesuffix("]")):
         return f"declare it, like `{declared}`, and write its name here, without quotes"
     return ""
 
 
-def sample(want: Param) -> str:
+def sample(param: Param) -> str:
     """A value of the first of the wanted types, "" where any would mislead."""
-    first = want.types[0]
+    first = param.types[0]
     if first.startswith("list["):
         inner = SAMPLES.get(first[5:-1], "")
         return f"[{inner}]" if inner else ""
-    if first == "shares" and want.of:
-        return "{" + ", ".join(f"{name}: {len(want.of) - i}" for i, name in enumerate(want.of)) + "}"
-    return want.choices[0] if first == "choice" else SAMPLES.get(first, "")
+    if first == "shares" and param.of:
+        return "{" + ", ".join(f"{name}: {len(param.of) - i}" for i, name in enumerate(param.of)) + "}"
+    return param.choices[0] if first == "choice" else SAMPLES.get(first, "")

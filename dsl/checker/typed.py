@@ -10,9 +10,9 @@ from ..syntax.nearest import nearest
 from ..syntax.quotes import quotes_for
 from .limits import within
 from .list_bounds import items_fit
-from .literals import Unfit, interval, literal, selector
+from .literals import InvalidLiteral, interval, literal, selector
 from .scope import LABELS, POISON, Entry, Scope
-from .type_phrases import PHRASES, like, sample, wanted_phrase
+from .type_phrases import PHRASES, expected_phrase, like, sample
 from .value_text import number, plain, show
 from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, ProfileRef, Range, Ratio, Selector, Shares, StepRef
 from .vocabulary import Param
@@ -45,50 +45,50 @@ NUMBERS = {"int", "float", "ratio", "bytes", "duration"}
 HANDLES = {"data": DataRef, "model": ModelRef, "profile": ProfileRef, "step": StepRef}
 
 
-def typed(expr: ast.Expr, want: Param, scope: Scope) -> Any:
+def typed(expr: ast.Expr, param: Param, scope: Scope) -> Any:
     """The value, or POISON after a fault was reported. `want.name` is what messages call it."""
     try:
-        value = _value(expr, want, scope)
-    except Unfit as unfit:
-        scope.report(unfit.diagnostic)
+        value = _value(expr, param, scope)
+    except InvalidLiteral as error:
+        scope.report(error.diagnostic)
         return POISON
-    if value is POISON or not within(value, want, expr.span, scope.report):
+    if value is POISON or not within(value, param, expr.span, scope.report):
         return POISON
     return value
 
 
-def _value(expr: ast.Expr, want: Param, scope: Scope) -> Any:
+def _value(expr: ast.Expr, param: Param, scope: Scope) -> Any:
     match expr:
-        case _ if all(t.startswith("list[") for t in want.types) and _is_one(expr, want, scope):
-            told = f"[{expr.span.text}]"
-            said = f"`{want.name}` is one value, {wanted_phrase(want)} is needed"
-            raise Unfit(wrong_type(said, expr.span, help=f"write `{told}`", fix=Fix(expr.span, told)))
+        case _ if all(t.startswith("list[") for t in param.types) and _is_one(expr, param, scope):
+            as_list = f"[{expr.span.text}]"
+            message = f"`{param.name}` is one value, {expected_phrase(param)} is needed"
+            raise InvalidLiteral(wrong_type(message, expr.span, help=f"write `{as_list}`", fix=Fix(expr.span, as_list)))
         case ast.Name():
-            return _name(expr, want, scope)
+            return _name(expr, param, scope)
         case ast.Call():
-            return _call(expr, want, scope)
+            return _call(expr, param, scope)
         case ast.Items(items):
-            return _items(expr, items, want, scope)
+            return _items(expr, items, param, scope)
         case ast.Pairs():
-            return _pairs(expr, want, scope)
+            return _pairs(expr, param, scope)
         case ast.Of(amount, base):
-            return _of(expr, amount, base, want, scope)
+            return _of(expr, amount, base, param, scope)
         case ast.Interval(low, high):
-            ends = [_plain(e, scope) for e in (low, high)]
-            return POISON if POISON in ends else fit(expr, interval(expr, *ends), want)
+            limits = [_plain(e, scope) for e in (low, high)]
+            return POISON if POISON in limits else fit(expr, interval(expr, *limits), param)
         case ast.Combine() | ast.AllowEmpty():
-            return fit(expr, _selection(expr, want), want)
-        case ast.Text(value) if "selector" in want.types and value not in want.choices:
+            return fit(expr, _selection(expr, param), param)
+        case ast.Text(value) if "selector" in param.types and value not in param.choices:
             return selector(expr)
-    return fit(expr, literal(expr), want)
+    return fit(expr, literal(expr), param)
 
 
-def _is_one(expr: ast.Expr, want: Param, scope: Scope) -> bool:
+def _is_one(expr: ast.Expr, param: Param, scope: Scope) -> bool:
     """Whether an expression would do as the one item of the list that is asked for."""
     if isinstance(expr, ast.Items):
         return False
     quiet = replace(scope, session=replace(scope.session, faults=[]))
-    return typed(expr, replace(want, types=tuple(t[5:-1] for t in want.types), least=0), quiet) is not POISON
+    return typed(expr, replace(param, types=tuple(t[5:-1] for t in param.types), least=0), quiet) is not POISON
 
 
 def _plain(expr: ast.Expr, scope: Scope) -> Any:
@@ -101,141 +101,141 @@ def _plain(expr: ast.Expr, scope: Scope) -> Any:
         return POISON
     if isinstance(expr, (ast.Number, ast.Text, ast.Bool)):
         return literal(expr)
-    raise Unfit(wrong_type("a number is needed here", expr.span))
+    raise InvalidLiteral(wrong_type("a number is needed here", expr.span))
 
 
-def _selection(expr: ast.Expr, want: Param) -> Selector:
-    found = selector(expr)
-    text = "string" in want.types and "selector" not in want.types
-    if found is None and text and not re.search(r"\s", expr.span.text):
-        raise Unfit(quotes_for(expr.span.text, expr.span))
-    if found is None:
-        raise Unfit(
+def _selection(expr: ast.Expr, param: Param) -> Selector:
+    parsed = selector(expr)
+    text = "string" in param.types and "selector" not in param.types
+    if parsed is None and text and not re.search(r"\s", expr.span.text):
+        raise InvalidLiteral(quotes_for(expr.span.text, expr.span))
+    if parsed is None:
+        raise InvalidLiteral(
             wrong_type(
-                f"the selector of `{want.name}` joins something that is no glob",
+                f"the selector of `{param.name}` joins something that is no glob",
                 expr.span,
                 help='join quoted globs: "*.mlp" - "layers.0.mlp"',
             )
         )
-    return found
+    return parsed
 
 
-def fit(expr: ast.Expr, value: Any, want: Param) -> Any:
+def fit(expr: ast.Expr, value: Any, param: Param) -> Any:
     """The value as the first of the wanted types that it has; raises Unfit where it has none of them."""
     kind = CLASSES[type(value)]
-    if kind == "string" and "choice" in want.types and value in want.choices:
+    if kind == "string" and "choice" in param.types and value in param.choices:
         return value
-    for name in want.types:
+    for name in param.types:
         if name == "ratio" and kind == "ratio":
-            return based(expr, value, want)
+            return based(expr, value, param)
         if name == "shares" and kind == "shares":
             from .shares import named
 
-            return named(expr, value, want)
+            return named(expr, value, param)
         if name == "float" and kind in ("int", "float"):
             return float(value)
         if name == kind:
             return value
-    raise Unfit(misfit(expr, value, want))
+    raise InvalidLiteral(type_mismatch(expr, value, param))
 
 
-def based(expr: ast.Expr, ratio: Ratio, want: Param) -> Ratio:
+def based(expr: ast.Expr, ratio: Ratio, param: Param) -> Ratio:
     """The ratio with its base checked, and filled in where there is only one."""
-    bases = ", ".join(want.of[:-1]) + (" or " if len(want.of) > 1 else "") + "".join(want.of[-1:])
+    bases = ", ".join(param.of[:-1]) + (" or " if len(param.of) > 1 else "") + "".join(param.of[-1:])
     if ratio.of is None:
-        if len(want.of) > 1:
-            raise Unfit(
+        if len(param.of) > 1:
+            raise InvalidLiteral(
                 missing_base(
-                    f"`{want.name}` is {show(ratio)}, but doesn't say of what: {bases}",
+                    f"`{param.name}` is {show(ratio)}, but doesn't say of what: {bases}",
                     expr.span,
-                    help=f"write `{expr.span.text} of {want.of[0]}`",
-                    offer=Fix(expr.span, f"{expr.span.text} of {want.of[0]}"),
+                    help=f"write `{expr.span.text} of {param.of[0]}`",
+                    offer=Fix(expr.span, f"{expr.span.text} of {param.of[0]}"),
                 )
             )
-        return Ratio(ratio.value, want.of[0]) if want.of else ratio
-    if ratio.of in want.of:
+        return Ratio(ratio.value, param.of[0]) if param.of else ratio
+    if ratio.of in param.of:
         return ratio
-    place = expr.base.span if isinstance(expr, ast.Of) else expr.span
-    if not want.of:
-        raise Unfit(
+    span = expr.base.span if isinstance(expr, ast.Of) else expr.span
+    if not param.of:
+        raise InvalidLiteral(
             wrong_base(
-                f"`{want.name}` is a plain ratio, not a share of {ratio.of}",
-                place,
+                f"`{param.name}` is a plain ratio, not a share of {ratio.of}",
+                span,
                 help=f"write `{show(Ratio(ratio.value))}`",
             )
         )
-    near = nearest(ratio.of, want.of) or (want.of[0] if len(want.of) == 1 else "")
-    raise Unfit(
+    closest = nearest(ratio.of, param.of) or (param.of[0] if len(param.of) == 1 else "")
+    raise InvalidLiteral(
         wrong_base(
-            f"`{want.name}` is a share of {bases}, not of {ratio.of}",
-            place,
-            help=f"write `of {near}`" if near else f"write `of {want.of[0]}`, if that is what you count",
-            fix=Fix(place, near) if near and isinstance(expr, ast.Of) else None,
+            f"`{param.name}` is a share of {bases}, not of {ratio.of}",
+            span,
+            help=f"write `of {closest}`" if closest else f"write `of {param.of[0]}`, if that is what you count",
+            fix=Fix(span, closest) if closest and isinstance(expr, ast.Of) else None,
         )
     )
 
 
-def misfit(expr: ast.Expr, value: Any, want: Param) -> Diagnostic:
+def type_mismatch(expr: ast.Expr, value: Any, param: Param) -> Diagnostic:
     """Says what was given and what is needed, with a rewrite where there is a sure one."""
-    given = CLASSES[type(value)]
-    if given == "string" and "choice" in want.types:
-        return _no_choice(expr, value, want)
-    wanted = wanted_phrase(want)
-    if given in NUMBERS and NUMBERS & set(want.types):
-        fix = _rescaled(expr, value, want)
-        help = f"write `{fix.text}`" if fix else f"write it like `{sample(want)}`"
-        return wrong_unit(f"`{want.name}` is {show(value)}, {wanted} is needed", expr.span, help=help, fix=fix)
-    return wrong_type(f"`{want.name}` is {PHRASES[given]}, {wanted} is needed", expr.span, help=like(want))
+    value_type = CLASSES[type(value)]
+    if value_type == "string" and "choice" in param.types:
+        return _no_choice(expr, value, param)
+    expected = expected_phrase(param)
+    if value_type in NUMBERS and NUMBERS & set(param.types):
+        fix = _rescaled(expr, value, param)
+        help = f"write `{fix.text}`" if fix else f"write it like `{sample(param)}`"
+        return wrong_unit(f"`{param.name}` is {show(value)}, {expected} is needed", expr.span, help=help, fix=fix)
+    return wrong_type(f"`{param.name}` is {PHRASES[value_type]}, {expected} is needed", expr.span, help=like(param))
 
 
-def _rescaled(expr: ast.Expr, value: Any, want: Param) -> Fix | None:
+def _rescaled(expr: ast.Expr, value: Any, param: Param) -> Fix | None:
     """0.85 for a ratio was surely 85%, and 3% for a float 0.03."""
     if not isinstance(expr, ast.Number):
         return None
-    if isinstance(value, float) and "ratio" in want.types and 0 <= value <= 1:
+    if isinstance(value, float) and "ratio" in param.types and 0 <= value <= 1:
         return Fix(expr.span, show(Ratio(value)))
-    if isinstance(value, Ratio) and "float" in want.types:
+    if isinstance(value, Ratio) and "float" in param.types:
         return Fix(expr.span, number(value.value))
     return None
 
 
-def _no_choice(expr: ast.Expr, text: str, want: Param) -> Diagnostic:
-    near = nearest(text, want.choices)
+def _no_choice(expr: ast.Expr, text: str, param: Param) -> Diagnostic:
+    closest = nearest(text, param.choices)
     return unknown_choice(
-        f"`{want.name}` is `{text}`, which is none of {', '.join(want.choices)}",
+        f"`{param.name}` is `{text}`, which is none of {', '.join(param.choices)}",
         expr.span,
-        help=f"did you mean `{near}`?" if near else _legal(want),
-        fix=Fix(expr.span, near) if near.isidentifier() and isinstance(expr, ast.Name) else None,
-        offer=Fix(expr.span, plain(near or want.choices[0])) if want.choices else None,
+        help=f"did you mean `{closest}`?" if closest else _legal(param),
+        fix=Fix(expr.span, closest) if closest.isidentifier() and isinstance(expr, ast.Name) else None,
+        offer=Fix(expr.span, plain(closest or param.choices[0])) if param.choices else None,
     )
 
 
-def _legal(want: Param) -> str:
-    """How a choice is written: all of them where they are few."""
-    texts = [f"`{want.name}: {choice}`" for choice in want.choices]
+def _legal(param: Param) -> str:
+    """Allowed values of a choice: all of them where they are few."""
+    texts = [f"`{param.name}: {choice}`" for choice in param.choices]
     return f"write {' or '.join(texts)}" if len(texts) <= 3 else f"write it like {texts[0]}"
 
 
-def _name(expr: ast.Name, want: Param, scope: Scope) -> Any:
+def _name(expr: ast.Name, param: Param, scope: Scope) -> Any:
     """A choice, a param's value, a handle or a metric without arguments."""
     from .calls import metric_ref
 
-    if "choice" in want.types and expr.path in want.choices:
+    if "choice" in param.types and expr.path in param.choices:
         return expr.path
     entry = scope.find(expr.path)
-    if entry is None and "metric" in want.types and expr.path in scope.session.vocabulary.words("metric"):
+    if entry is None and "metric" in param.types and expr.path in scope.session.vocabulary.words("metric"):
         return metric_ref(expr, scope)
     if entry is None or entry.kind not in ("param", *HANDLES):
-        if entry is None and "choice" in want.types and not scope.poisoned(expr.path):
-            raise Unfit(_no_choice(expr, expr.path, want))
-        _not_a_value(expr, entry, scope, _fitting(want), _first_phrase(want), want)
+        if entry is None and "choice" in param.types and not scope.poisoned(expr.path):
+            raise InvalidLiteral(_no_choice(expr, expr.path, param))
+        _not_a_value(expr, entry, scope, _fitting(param), _first_phrase(param), param)
         return POISON
     if entry.kind == "param":
-        return POISON if entry.value is POISON else _from_param(expr, entry, want)
-    if entry.kind not in want.types:
-        raise Unfit(
+        return POISON if entry.value is POISON else _from_param(expr, entry, param)
+    if entry.kind not in param.types:
+        raise InvalidLiteral(
             wrong_type(
-                f"`{expr.path}` is {LABELS[entry.kind]}, {wanted_phrase(want)} is needed for `{want.name}`",
+                f"`{expr.path}` is {LABELS[entry.kind]}, {expected_phrase(param)} is needed for `{param.name}`",
                 expr.span,
                 related=((entry.span, "declared here"),),
             )
@@ -243,75 +243,77 @@ def _name(expr: ast.Name, want: Param, scope: Scope) -> Any:
     return HANDLES[entry.kind](scope.variant.reach(entry, scope.instance))
 
 
-def _first_phrase(want: Param) -> str:
-    """What the first of the wanted types is called, without its article."""
-    return wanted_phrase(replace(want, types=want.types[:1])).removeprefix("a ")
+def _first_phrase(param: Param) -> str:
+    """Name of the first expected type, without its article."""
+    return expected_phrase(replace(param, types=param.types[:1])).removeprefix("a ")
 
 
-def _from_param(expr: ast.Name, entry: Entry, want: Param) -> Any:
+def _from_param(expr: ast.Name, entry: Entry, param: Param) -> Any:
     try:
-        return fit(expr, entry.value, want)
-    except Unfit as unfit:
-        raise Unfit(replace(unfit.diagnostic, related=((entry.span, "the param"),), fix=None)) from None
+        return fit(expr, entry.value, param)
+    except InvalidLiteral as error:
+        raise InvalidLiteral(replace(error.diagnostic, related=((entry.span, "the param"),), fix=None)) from None
 
 
-def _fitting(want: Param) -> tuple[str, ...]:
-    return ("param", *(t for t in want.types if t in HANDLES))
+def _fitting(param: Param) -> tuple[str, ...]:
+    return ("param", *(t for t in param.types if t in HANDLES))
 
 
 def _not_a_value(
-    expr: ast.Name, entry: Entry | None, scope: Scope, kinds: tuple[str, ...], what: str, want: Param | None = None
+    expr: ast.Name, entry: Entry | None, scope: Scope, kinds: tuple[str, ...], expected: str, param: Param | None = None
 ) -> None:
     """Report a name that is unknown, or one that stands for something without a value."""
     if entry is None:
-        metrics = scope.session.vocabulary.words("metric") if want and "metric" in want.types else ()
-        scope.unknown(expr, kinds, metrics, what, quotes=want is not None and "string" in want.types)
+        metrics = scope.session.vocabulary.words("metric") if param and "metric" in param.types else ()
+        scope.unknown(expr, kinds, metrics, expected, quotes=param is not None and "string" in param.types)
     else:
         scope.report(
             wrong_type(
-                f"`{expr.path}` is {LABELS[entry.kind]}, {what} is needed",
+                f"`{expr.path}` is {LABELS[entry.kind]}, {expected} is needed",
                 expr.span,
                 related=((entry.span, "declared here"),),
             )
         )
 
 
-def _call(expr: ast.Call, want: Param, scope: Scope) -> Any:
+def _call(expr: ast.Call, param: Param, scope: Scope) -> Any:
     from .calls import metric_ref
 
-    if "metric" in want.types:
+    if "metric" in param.types:
         return metric_ref(expr, scope)
-    raise Unfit(wrong_type(f"`{want.name}` is a call, {wanted_phrase(want)} is needed", expr.span))
+    raise InvalidLiteral(wrong_type(f"`{param.name}` is a call, {expected_phrase(param)} is needed", expr.span))
 
 
-def _items(expr: ast.Items, items: tuple[ast.Expr, ...], want: Param, scope: Scope) -> Any:
-    inner = tuple(t[5:-1] for t in want.types if t.startswith("list["))
+def _items(expr: ast.Items, items: tuple[ast.Expr, ...], param: Param, scope: Scope) -> Any:
+    inner = tuple(t[5:-1] for t in param.types if t.startswith("list["))
     if not inner:
-        raise Unfit(wrong_type(f"`{want.name}` is a list, {wanted_phrase(want)} is needed", expr.span))
-    one = replace(want, types=inner)
+        raise InvalidLiteral(wrong_type(f"`{param.name}` is a list, {expected_phrase(param)} is needed", expr.span))
+    one = replace(param, types=inner)
     values = tuple(typed(item, one, scope) for item in items)
-    sound = all(v is not POISON for v in values) and items_fit(expr, values, want, scope.report)
+    sound = all(v is not POISON for v in values) and items_fit(expr, values, param, scope.report)
     return values if sound else POISON
 
 
-def _pairs(expr: ast.Pairs, want: Param, scope: Scope) -> Any:
+def _pairs(expr: ast.Pairs, param: Param, scope: Scope) -> Any:
     from .shares import shares
 
-    if "shares" in want.types:
-        return shares(expr, want, scope)
-    raise Unfit(
-        wrong_type(f"`{want.name}` is {PHRASES['shares']}, {wanted_phrase(want)} is needed", expr.span, help=like(want))
+    if "shares" in param.types:
+        return shares(expr, param, scope)
+    raise InvalidLiteral(
+        wrong_type(
+            f"`{param.name}` is {PHRASES['shares']}, {expected_phrase(param)} is needed", expr.span, help=like(param)
+        )
     )
 
 
-def _of(expr: ast.Of, amount: ast.Expr, base: ast.Name, want: Param, scope: Scope) -> Any:
+def _of(expr: ast.Of, amount: ast.Expr, base: ast.Name, param: Param, scope: Scope) -> Any:
     value = _plain(amount, scope)
     if value is POISON:
         return POISON
     if not isinstance(value, Ratio):
         if type(value) is float and 0 <= value <= 1 and isinstance(amount, ast.Number):
             fix = Fix(amount.span, show(Ratio(value)))
-            raise Unfit(
+            raise InvalidLiteral(
                 wrong_unit(
                     f"{show(value)} is no ratio, only a ratio is a share of something",
                     amount.span,
@@ -319,7 +321,7 @@ def _of(expr: ast.Of, amount: ast.Expr, base: ast.Name, want: Param, scope: Scop
                     fix=fix,
                 )
             )
-        raise Unfit(
+        raise InvalidLiteral(
             wrong_unit(
                 f"{plain(value)} is no ratio, only a ratio is a share of something",
                 amount.span,
@@ -327,5 +329,7 @@ def _of(expr: ast.Of, amount: ast.Expr, base: ast.Name, want: Param, scope: Scop
             )
         )
     if value.of is not None and value.of != base.path:
-        raise Unfit(wrong_base(f"`{amount.span.text}` is a share of {value.of}, not of {base.path}", base.span))
-    return fit(expr, Ratio(value.value, base.path), want)
+        raise InvalidLiteral(
+            wrong_base(f"`{amount.span.text}` is a share of {value.of}, not of {base.path}", base.span)
+        )
+    return fit(expr, Ratio(value.value, base.path), param)

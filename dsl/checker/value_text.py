@@ -18,7 +18,7 @@ def show(value: Any) -> str:
         return quoted(value)
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(show(v) for v in value)}]"
-    return _SHOWN[type(value)](value)
+    return _FORMATTERS[type(value)](value)
 
 
 def plain(value: Any) -> str:
@@ -67,8 +67,8 @@ def _duration(duration: Duration) -> str:
 
 
 def _selector(selector: Selector) -> str:
-    (_, first), *rest = selector.terms
-    text = quoted(first) + "".join(f" {op} {quoted(glob)}" for op, glob in rest)
+    (_, first), *remainder = selector.terms
+    text = quoted(first) + "".join(f" {op} {quoted(glob)}" for op, glob in remainder)
     return text + (" allow empty" if selector.allow_empty else "")
 
 
@@ -78,7 +78,7 @@ def _metric(metric: MetricRef) -> str:
     return f"{metric.name}({', '.join(args)})" if args else metric.name
 
 
-_SHOWN = {
+_FORMATTERS = {
     Ratio: _ratio,
     Bytes: _bytes,
     Duration: _duration,

@@ -41,12 +41,12 @@ class Selector:
 
 @dataclass(frozen=True)
 class Shares:
-    """How a whole is divided among things with names, in the numbers that were written; proportions count."""
+    """Shares by name, in the numbers as written; only their proportions count."""
 
     parts: tuple[tuple[str, float], ...]
 
     def share(self, name: str) -> float:
-        """What `name` gets of 1; 0 where it isn't mentioned."""
+        """Share of `name` in 1; 0 where it is absent."""
         total = sum(part for _, part in self.parts)
         assert total > 0, f"nothing is shared out by {self.parts}"
         return dict(self.parts).get(name, 0.0) / total
@@ -120,11 +120,11 @@ def is_json(data: Any) -> bool:
 
 def handles(value: Any, kind: type) -> list[Any]:
     """Every handle of a kind inside an argument, in order, those in a metric's own arguments included."""
-    own = [value] if isinstance(value, kind) else []
+    direct = [value] if isinstance(value, kind) else []
     if isinstance(value, MetricRef):
-        return own + handles(dict(value.args), kind)
+        return direct + handles(dict(value.args), kind)
     if isinstance(value, Mapping):
         return [h for v in value.values() for h in handles(v, kind)]
     if isinstance(value, (list, tuple)):
         return [h for v in value for h in handles(v, kind)]
-    return own
+    return direct

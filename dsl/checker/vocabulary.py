@@ -1,4 +1,4 @@
-"""What the language knows of passes, targets, metrics, data and models: words and their parameters.
+"""Vocabulary of the language: passes, targets, metrics, data and models with their parameters.
 
 The compiler fills a `Vocabulary` from the headers of its files; the language never sees a class.
 """

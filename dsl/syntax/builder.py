@@ -108,18 +108,18 @@ class Recipe:
     def param(self, word: str, type: str, default, within=None, doc: str = "") -> Value:
         """`within` is a range, `percent(60).to(percent(100))`, or a list of the values allowed."""
         bounds = None if within is None else _node(within)
-        said = ast.Text(doc, span=_NOWHERE) if doc else None
-        self.statements.append(ast.Param(_name(word), _name(type), _node(default), bounds, said, span=_NOWHERE))
+        sentence = ast.Text(doc, span=_NOWHERE) if doc else None
+        self.statements.append(ast.Param(_name(word), _name(type), _node(default), bounds, sentence, span=_NOWHERE))
         return name(word)
 
-    def model(self, word: str, made_by: Value) -> Value:
-        return self._declare("model", word, made_by)
+    def model(self, word: str, source: Value) -> Value:
+        return self._declare("model", word, source)
 
-    def data(self, word: str, made_by: Value) -> Value:
-        return self._declare("data", word, made_by)
+    def data(self, word: str, source: Value) -> Value:
+        return self._declare("data", word, source)
 
-    def _declare(self, kind: str, word: str, made_by: Value) -> Value:
-        self.statements.append(ast.Declare(kind, _name(word), _node(made_by), span=_NOWHERE))
+    def _declare(self, kind: str, word: str, source: Value) -> Value:
+        self.statements.append(ast.Declare(kind, _name(word), _node(source), span=_NOWHERE))
         return name(word)
 
     def profile(self, word: str, **entries) -> Value:
@@ -130,9 +130,9 @@ class Recipe:
         self.statements.append(ast.Matrix(_entries(entries), span=_NOWHERE))
 
     def pipeline(self, word: str, model: Value, doc: str = "") -> "Pipeline":
-        made = Pipeline(word, model, doc)
-        self.statements.append(made)
-        return made
+        pipeline = Pipeline(word, model, doc)
+        self.statements.append(pipeline)
+        return pipeline
 
     @property
     def file(self) -> ast.File:
@@ -170,22 +170,22 @@ class Pipeline:
             parsed = parse(Source(_NAME, f"effspec {EDITION} expect x {{ {text} }}"))
             if parsed.diagnostics:
                 raise Reject(*parsed.diagnostics)
-            statement, *others = parsed.file.statements
-            if others:
-                raise Reject(json_form("a bound holds a whole statement", others[0].span))
+            statement, *extra = parsed.file.statements
+            if extra:
+                raise Reject(json_form("a bound holds a whole statement", extra[0].span))
             self.bounds += statement.bounds
 
     def emit(self, *targets: Value) -> None:
         self.targets += [_node(target) for target in targets]
 
     def nodes(self) -> list:
-        said = ast.Text(self.doc, span=_NOWHERE) if self.doc else None
-        made = [ast.Pipeline(_name(self.name), _node(self.model), said, tuple(self.steps), span=_NOWHERE)]
+        sentence = ast.Text(self.doc, span=_NOWHERE) if self.doc else None
+        statements = [ast.Pipeline(_name(self.name), _node(self.model), sentence, tuple(self.steps), span=_NOWHERE)]
         if self.bounds:
-            made.append(ast.Expect(_name(self.name), tuple(self.bounds), span=_NOWHERE))
+            statements.append(ast.Expect(_name(self.name), tuple(self.bounds), span=_NOWHERE))
         if self.targets:
-            made.append(ast.Emit(_name(self.name), tuple(self.targets), span=_NOWHERE))
-        return made
+            statements.append(ast.Emit(_name(self.name), tuple(self.targets), span=_NOWHERE))
+        return statements
 
 
 def _name(path: str) -> ast.Name:
@@ -197,9 +197,9 @@ def _entries(entries: dict) -> tuple[ast.Entry, ...]:
 
 
 def _call(word: str, args: tuple, named: dict) -> ast.Call:
-    made = [ast.Arg("", _node(value), span=_NOWHERE) for value in args]
-    made += [ast.Arg(key.removesuffix("_"), _node(value), span=_NOWHERE) for key, value in named.items()]
-    return ast.Call(_name(word), tuple(made), span=_NOWHERE)
+    arguments = [ast.Arg("", _node(value), span=_NOWHERE) for value in args]
+    arguments += [ast.Arg(key.removesuffix("_"), _node(value), span=_NOWHERE) for key, value in named.items()]
+    return ast.Call(_name(word), tuple(arguments), span=_NOWHERE)
 
 
 def _node(value) -> ast.Expr:

@@ -15,7 +15,17 @@ control_character = Fault(
 )
 
 LINES = "\n\r\t"
-TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # (Boucher and Anderson, arXiv 2111.00169)
+BIDI_CONTROLS = (
+    "LRE",
+    "RLE",
+    "LRO",
+    "RLO",
+    "PDF",
+    "LRI",
+    "RLI",
+    "FSI",
+    "PDI",
+)  # (Boucher and Anderson, arXiv 2111.00169)
 
 
 def control_in(text: str, lines: bool = False) -> str:
@@ -27,14 +37,14 @@ def control_in(text: str, lines: bool = False) -> str:
 
 
 def _drives(c: str, lines: bool) -> bool:
-    if lines and (c in LINES or bidirectional(c) in TURNS):  # texts in two directions need them
+    if lines and (c in LINES or bidirectional(c) in BIDI_CONTROLS):  # texts in two directions need them
         return False
-    return category(c) in ("Cc", "Cs", "Zl", "Zp") or bidirectional(c) in TURNS
+    return category(c) in ("Cc", "Cs", "Zl", "Zp") or bidirectional(c) in BIDI_CONTROLS
 
 
-def refused(what: str, found: str, span: Span | None = None) -> Diagnostic:
-    """What is said of a control character that a text holds; `what` is how the text is called."""
+def control_character_error(label: str, character: str, span: Span | None = None) -> Diagnostic:
+    """Diagnostic for a control character in a text; `label` names the text."""
     known = {"\n": "a line end", "\r": "a carriage return", "\t": "a tab", "\x1b": "escape"}
-    kind = known.get(found) or ("half a character" if category(found) == "Cs" else "a control character")
-    kind = "which turns the order of letters" if bidirectional(found) in TURNS else kind
-    return control_character(f"{what} holds U+{ord(found):04X}, {kind}", span, help="leave it out")
+    kind = known.get(character) or ("half a character" if category(character) == "Cs" else "a control character")
+    kind = "which turns the order of letters" if bidirectional(character) in BIDI_CONTROLS else kind
+    return control_character(f"{label} holds U+{ord(character):04X}, {kind}", span, help="leave it out")

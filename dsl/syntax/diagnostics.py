@@ -1,4 +1,4 @@
-"""What effc says of a user's mistake: a fact, a place and a remedy.
+"""Diagnostics of users' mistakes: a fact, a location and a remedy.
 
 A `Fault` is a kind of mistake, made once as a module constant beside the code that finds it. Calling it
 makes a `Diagnostic`. Checkers gather diagnostics and `raise Reject(*diagnostics)` once.

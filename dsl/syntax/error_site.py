@@ -1,4 +1,4 @@
-"""Where the parser stopped: the tokens around it, the brackets open, and where reading can resume."""
+"""Site of a syntax error: the tokens around it, open brackets, and where parsing can resume."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,12 +35,12 @@ _AFTER_WORD = {
 
 @dataclass(frozen=True)
 class Scene:
-    """wanted: terminals that would fit. start: first token of the broken item. block: the open `{`."""
+    """expected: terminals that would fit. start: first token of the broken item. block: the open `{`."""
 
     source: Source
     tokens: list
     deep: bool
-    wanted: frozenset
+    expected: frozenset
     start: int
     stop: int
     block: int | None
@@ -148,7 +148,7 @@ class Scene:
     def _closes(self, i: int) -> bool:
         """Whether a brace stands where one closes a block: first or last on its line, and not as in `})`."""
         following = self.tokens[i + 1]
-        if following.line > self.tokens[i].line or self.ends_block(i + 1):
+        if following.line > self.tokens[i].line or self.closes_block(i + 1):
             return True
         return self.first_on_line(i) and following.type not in ("RPAR", "RSQB", "COMMA")
 
@@ -161,5 +161,5 @@ class Scene:
             while open.pop() != CLOSERS[kind]:
                 pass
 
-    def ends_block(self, i: int) -> bool:
+    def closes_block(self, i: int) -> bool:
         return i == len(self.tokens) - 1 or self.is_head(i)

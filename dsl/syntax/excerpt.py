@@ -42,23 +42,23 @@ class Excerpt:
 
     def _line(self, line: int, marks: list[Marked]) -> Iterator[tuple[str, str, str]]:
         raw, start = self.source.line(line), self.source.starts[line - 1]
-        shown, columns = _display(raw)
+        display, columns = _display(raw)
         left, right = _window(columns, *self._columns(marks[0][0], raw, start, columns))
-        text, offset = _crop(shown, columns, left, right)
+        text, offset = _crop(display, columns, left, right)
         yield f"{line:>{self.width}} | ", text, ""
         blank = f"{'':>{self.width}} | "
-        goes_on = False
-        for span, sign, said in marks:
+        continues = False
+        for span, sign, label in marks:
             low, high = self._columns(span, raw, start, columns)
             low, high = max(low, left), min(high, right)
             if low <= high:
                 yield (
                     blank,
-                    " " * (low - left + offset) + sign * max(1, high - low) + (f" {said}" if said else ""),
+                    " " * (low - left + offset) + sign * max(1, high - low) + (f" {label}" if label else ""),
                     sign,
                 )
-            goes_on |= span.end > start + len(raw) + 2
-        if goes_on:
+            continues |= span.end > start + len(raw) + 2
+        if continues:
             yield f"{'...':>{self.width}}", "", ""
 
     @staticmethod
@@ -69,19 +69,19 @@ class Excerpt:
 
 
 def _display(raw: str) -> tuple[str, list[int]]:
-    """What is shown for a line, and the display column of every character of it and of its end."""
-    shown, columns, at = [], [], 0
+    """Display text of a line, and the display column of every character of it and of its end."""
+    characters, columns, at = [], [], 0
     for c in raw:
         columns.append(at)
         if c == "\t":
-            shown.append(" " * (TAB - at % TAB))
+            characters.append(" " * (TAB - at % TAB))
             at += TAB - at % TAB
         elif unicodedata.category(c) in ("Mn", "Me", "Cf") and c not in BIDI:
-            shown.append(c)
+            characters.append(c)
         else:
-            shown.append(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}")
+            characters.append(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}")
             at += 2 if unicodedata.east_asian_width(c) in "WF" else 1
-    return "".join(shown), [*columns, at]
+    return "".join(characters), [*columns, at]
 
 
 # Characters that turn the direction of text, so that what is seen is not what is read.
@@ -97,21 +97,21 @@ def _window(columns: list[int], low: int, high: int) -> tuple[int, int]:
     return left, left + WIDTH
 
 
-def _crop(shown: str, columns: list[int], left: int, right: int) -> tuple[str, int]:
+def _crop(text: str, columns: list[int], left: int, right: int) -> tuple[str, int]:
     """The text between two display columns with ellipses, and how many columns stand before it."""
     if (left, right) == (0, columns[-1]):
-        return shown, 0
-    kept, at = [], 0
-    for c in shown:
+        return text, 0
+    visible, at = [], 0
+    for c in text:
         wide = (
             0
             if unicodedata.category(c) in ("Mn", "Me", "Cf") and c not in BIDI
             else (2 if unicodedata.east_asian_width(c) in "WF" else 1)
         )
         if left <= at and at + wide <= right:
-            kept.append(c)
+            visible.append(c)
         elif at < left < at + wide or at < right < at + wide:
-            kept.append(" ")  # half of a wide character
+            visible.append(" ")  # half of a wide character
         at += wide
     before = ELLIPSIS if left > 0 else ""
-    return before + "".join(kept) + (ELLIPSIS if right < columns[-1] else ""), len(before)
+    return before + "".join(visible) + (ELLIPSIS if right < columns[-1] else ""), len(before)

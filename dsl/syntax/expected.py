@@ -1,4 +1,4 @@
-"""What the grammar allows at a place, in words."""
+"""Tokens that the grammar expects at a position, in words."""
 
 from .edition import HEADS
 from .error_site import Scene
@@ -52,39 +52,39 @@ STARTS = VALUE | {"NAME", "DOTTED"}
 
 
 def unexpected(scene: Scene) -> Slip:
-    found, expected = scene.token, _expected(scene)
-    span = scene.span(found)
-    if found.type == "$END":
+    token, expected = scene.token, _expected(scene)
+    span = scene.span(token)
+    if token.type == "$END":
         message = f"the file ends where {expected} is expected"
     elif scene.at > scene.start and scene.first_on_line(scene.at):
-        message, span = f"{expected} is expected after `{shown(scene.previous)}`", scene.span(scene.previous)
+        message, span = f"{expected} is expected after `{token_label(scene.previous)}`", scene.span(scene.previous)
     else:
-        message = f"`{shown(found)}` stands where {expected} is expected"
+        message = f"`{token_label(token)}` stands where {expected} is expected"
     form = FORMS.get(scene.owner, "") if scene.block is None else ITEMS[scene.owner][1]
     form = SHARES if scene.inner == "LBRACE" else form
     return Slip(syntax(message, span, help=f"write it like `{form}`" if form else ""))
 
 
 def _expected(scene: Scene) -> str:
-    wanted, names = set(scene.wanted), []
-    if wanted == {"NAME", "DOTTED"} and scene.previous.type == "EQUAL":
+    terminals, names = set(scene.expected), []
+    if terminals == {"NAME", "DOTTED"} and scene.previous.type == "EQUAL":
         return "a call"
-    if len(scene.wanted & {head.upper() for head in HEADS}) > 1:
+    if len(scene.expected & {head.upper() for head in HEADS}) > 1:
         return "a statement"
-    if scene.block is not None and not scene.inner and {"RBRACE", "NAME"} <= wanted:
+    if scene.block is not None and not scene.inner and {"RBRACE", "NAME"} <= terminals:
         names.append(ITEMS[scene.owner][0])
-        wanted -= {"NAME"}
-    elif len(wanted & VALUE) > 2:
+        terminals -= {"NAME"}
+    elif len(terminals & VALUE) > 2:
         names.append("a value")
-        wanted -= STARTS | {"LPAR"}
-    closing = wanted & {"COMMA", "RPAR", "RSQB", "RBRACE"}
+        terminals -= STARTS | {"LPAR"}
+    closing = terminals & {"COMMA", "RPAR", "RSQB", "RBRACE"}
     if closing:
-        wanted -= {"UNION", "TO", "OF", "STAR", "ON"}
-    names += [sign for kind, sign in SIGNS.items() if kind in wanted]
+        terminals -= {"UNION", "TO", "OF", "STAR", "ON"}
+    names += [sign for kind, sign in SIGNS.items() if kind in terminals]
     names = names[:3] or ["something else"]
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " or " + names[-1]
 
 
-def shown(token) -> str:
+def token_label(token) -> str:
     text = token.split("\n")[0].strip()
     return text if len(text) <= 30 else text[:29] + "…"

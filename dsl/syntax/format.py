@@ -23,7 +23,7 @@ def format_file(file: ast.File) -> str:
 
 
 def format_source(source: Source) -> str:
-    """The same for text. Raises Reject where it has syntax errors: a formatter must not guess."""
+    """Format source text. Raises Reject where it has syntax errors: a formatter must not guess."""
     from .parse import parse
 
     parsed = parse(source)
@@ -54,7 +54,7 @@ class _Writer:
             self.put("", text_of(file.doc.value, long=True), file.doc.span.end)
         previous = None
         for statement in file.statements:
-            self.separate(statement, previous is None or _apart(previous, statement), "")
+            self.separate(statement, previous is None or _separated(previous, statement), "")
             self.statement(statement)
             previous = statement
         if self._left() and file.statements == ():
@@ -111,21 +111,21 @@ class _Writer:
         if self.lines and self.lines[-1]:
             self.lines.append("")
 
-    def separate(self, node, apart: bool, indent: str) -> None:
+    def separate(self, node, blank_line: bool, indent: str) -> None:
         """Comments between the last node and this one, and a blank line where there is or must be one."""
-        written = len(self.lines)
-        self.hoist(self.own(node), indent)
+        start = len(self.lines)
+        self.hoist(self.comment_limit(node), indent)
         self.gap(node.span.start)
-        if apart and "" not in self.lines[written:]:
-            self.lines.insert(written, "")
+        if blank_line and "" not in self.lines[start:]:
+            self.lines.insert(start, "")
 
-    def own(self, node) -> int:
+    def comment_limit(self, node) -> int:
         """Offset up to which the comments inside a node have no better place than before it."""
         match node:
             case ast.Declare() | ast.Step():
-                return self.own(node.call)
+                return self.comment_limit(node.call)
             case ast.Arg() | ast.Entry():
-                return self.own(node.value)
+                return self.comment_limit(node.value)
             case ast.Call():
                 return node.name.span.end if node.args or self.inside(node) else node.span.end
             case ast.Items() | ast.Pairs():
@@ -135,7 +135,7 @@ class _Writer:
             case ast.Profile():
                 return self._brace(node.name.span.end)
             case ast.Matrix():
-                return node.span.start if self._braces(node) else self.own(node.entries[0])
+                return node.span.start if self._braces(node) else self.comment_limit(node.entries[0])
             case ast.Expect() | ast.Emit():
                 return self._brace(node.pipeline.span.end)
         return node.span.end
@@ -199,7 +199,7 @@ class _Writer:
         if not items and not doc and not self.inside(node):
             self.put("", head + "{}", node.span.end)
             return
-        self.put("", head + "{", self.own(node) + 1 if self.source.text else None)
+        self.put("", head + "{", self.comment_limit(node) + 1 if self.source.text else None)
         opened = len(self.lines)
         if doc:
             self.hoist(doc.span.start, INDENT)
@@ -258,7 +258,7 @@ def _parts(value: ast.Call | ast.Items | ast.Pairs) -> tuple:
 
 
 def _brackets(value: ast.Call | ast.Items | ast.Pairs) -> tuple[str, int, str]:
-    """What stands before the parts, an offset that its bracket lies behind, and what closes it."""
+    """Text before the parts, an offset before its bracket, and the closing bracket."""
     match value:
         case ast.Call():
             return value.name.path + "(", value.name.span.end, ")"
@@ -268,7 +268,7 @@ def _brackets(value: ast.Call | ast.Items | ast.Pairs) -> tuple[str, int, str]:
 
 
 def _labelled(part: ast.Arg | ast.Entry | ast.Expr) -> tuple[str, ast.Expr]:
-    """What stands before the value of a part, and the value."""
+    """Label of a part, and its value."""
     match part:
         case ast.Arg():
             return f"{part.name}: " if part.name else "", part.value
@@ -287,5 +287,5 @@ def _group(node: ast.Statement) -> str:
     )
 
 
-def _apart(before: ast.Statement, after: ast.Statement) -> bool:
+def _separated(before: ast.Statement, after: ast.Statement) -> bool:
     return isinstance(before, BLOCKS) or isinstance(after, BLOCKS) or _group(before) != _group(after)

@@ -53,8 +53,8 @@ def file_from_source(source: Source) -> ast.File:
         data = json.loads(source.text)
     except ValueError as error:
         at = min(getattr(error, "pos", 0), max(len(source.text) - 1, 0))
-        said = str(error).partition(":")[0].lower()
-        raise Reject(json_form(f"this is no JSON: {said}", Span(source, at, min(at + 1, len(source.text))))) from None
+        reason = str(error).partition(":")[0].lower()
+        raise Reject(json_form(f"this is no JSON: {reason}", Span(source, at, min(at + 1, len(source.text))))) from None
     except RecursionError:
         raise Reject(json_form(f"`{source.name}` is nested too deep")) from None
     return file_from_json(data, source.name)
@@ -63,20 +63,20 @@ def file_from_source(source: Source) -> ast.File:
 def file_from_json(data: Any, name: str = "recipe.json") -> ast.File:
     """The recipe that JSON describes; its spans lie in its canonical text. Raises Reject on other JSON."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise Reject(_wrong("$", f'an object with `"format": {FORMAT}`', data))
+        raise Reject(_type_error("$", f'an object with `"format": {FORMAT}`', data))
     nowhere = Span(Source(name, ""), 0, 0)
     doc = data.get("doc")
     if not (doc is None or isinstance(doc, str)):
-        raise Reject(_wrong("$.doc", "a string or null", doc))
+        raise Reject(_type_error("$.doc", "a string or null", doc))
     statements = data.get("statements")
     if not isinstance(statements, list):
-        raise Reject(_wrong("$.statements", "a list", statements))
-    made = _Reading(nowhere)
+        raise Reject(_type_error("$.statements", "a list", statements))
+    reading = _Reading(nowhere)
     file = ast.File(
         nowhere.source,
         data.get("edition", 1),
         ast.Text(doc, span=nowhere) if doc is not None else None,
-        tuple(made.node(s, ast.Statement, f"$.statements[{i}]") for i, s in enumerate(statements)),
+        tuple(reading.node(s, ast.Statement, f"$.statements[{i}]") for i, s in enumerate(statements)),
     )
     return through_text(file, name)
 
@@ -90,8 +90,8 @@ def through_text(file: ast.File, name: str) -> ast.File:
     errors = [d for d in parsed.diagnostics if d.severity == "error"]
     if errors:
         raise Reject(*errors)
-    for i, (made, read) in enumerate(zip(file.statements, parsed.file.statements, strict=False)):
-        if made != read:
+    for i, (original, read) in enumerate(zip(file.statements, parsed.file.statements, strict=False)):
+        if original != read:
             raise Reject(
                 json_form(
                     f"`$.statements[{i}]` says what no recipe can",
@@ -116,11 +116,11 @@ def _out(node: Any, spans: bool) -> Any:
         return node.value
     if not spans and isinstance(node, ast.Items):
         return [_out(item, spans) for item in node.items]
-    made = {"node": type(node).__name__}
+    fields = {"node": type(node).__name__}
     for field, kind in _fields(type(node)):
         value = getattr(node, field)
-        made[field] = value.path if isinstance(value, ast.Name) and _only_name(kind) else _out(value, spans)
-    return made | ({"span": [node.span.start, node.span.end]} if spans else {})
+        fields[field] = value.path if isinstance(value, ast.Name) and _only_name(kind) else _out(value, spans)
+    return fields | ({"span": [node.span.start, node.span.end]} if spans else {})
 
 
 @cache
@@ -156,19 +156,19 @@ class _Reading:
         self.depth = 0
 
     def node(self, data: Any, kind: Any, path: str) -> Any:
-        """What `data` is where a type hint of a field says `kind`."""
+        """Parse `data` as the type hint `kind` of a field."""
         if self.depth > 400:
             raise Reject(json_form(f"`{path[:60]}…` is nested too deep"))
         self.depth += 1
-        made = self._node(data, kind, path)
+        node = self._node(data, kind, path)
         self.depth -= 1
-        return made
+        return node
 
     def _node(self, data: Any, kind: Any, path: str) -> Any:
         choices = _choices(kind)
         if get_origin(kind) is tuple:
             if not isinstance(data, list):
-                raise Reject(_wrong(path, "a list", data))
+                raise Reject(_type_error(path, "a list", data))
             return tuple(self.node(part, get_args(kind)[0], f"{path}[{i}]") for i, part in enumerate(data))
         if data is None and type(None) in choices:
             return None
@@ -176,7 +176,7 @@ class _Reading:
             return self._object(data, choices, path)
         plain = self._plain(data, kind, choices, path)
         if plain is None:
-            raise Reject(_wrong(path, _wanted(choices), data))
+            raise Reject(_type_error(path, _required_kind(choices), data))
         return plain
 
     def _plain(self, data: Any, kind: Any, choices: tuple, path: str) -> Any:
@@ -206,7 +206,7 @@ class _Reading:
         if node is None and len(choices) == 1 and choices[0] in NODES.values() and "node" not in data:
             node = choices[0]
         if node not in choices:
-            raise Reject(_wrong(path, _wanted(choices), data))
+            raise Reject(_type_error(path, _required_kind(choices), data))
         known = dict(_fields(node))
         unknown = set(data) - set(known) - {"node", "span", "name_span"}
         if unknown:
@@ -226,7 +226,7 @@ class _Reading:
         return self.name(parts["path"], path) if node is ast.Name else node(**parts, span=self.nowhere)
 
 
-def _wanted(choices: tuple) -> str:
+def _required_kind(choices: tuple) -> str:
     names = [
         {str: "a string", bool: "true or false", int: "a number"}.get(c)
         or (f"a {c.__name__}" if c in NODES.values() else "")
@@ -239,9 +239,9 @@ def _wanted(choices: tuple) -> str:
     return "a statement" if set(choices) == set(get_args(ast.Statement)) else "a value"
 
 
-def _wrong(path: str, wanted: str, data: Any):
+def _type_error(path: str, expected: str, data: Any):
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "nothing"}
-    found = kinds.get(type(data), "a number")
+    actual = kinds.get(type(data), "a number")
     if isinstance(data, dict) and isinstance(data.get("node"), str):
-        found = f"a node `{data['node'][:40]}`"
-    return json_form(f"`{path}` is {found}, where {wanted} is expected")
+        actual = f"a node `{data['node'][:40]}`"
+    return json_form(f"`{path}` is {actual}, where {expected} is expected")

@@ -24,7 +24,7 @@ unknown_edition = Fault(
 more_mistakes = Fault("more-mistakes", "A file has more mistakes than are worth showing.", severity="note")
 
 HEAD_TERMINALS = {head.upper() for head in HEADS}
-SHOWN = 50  # mistakes reported per file
+MAX_ITEMS = 50  # mistakes reported per file
 REPAIRS = 20  # of one item, before the rest of it is dropped
 
 
@@ -39,8 +39,8 @@ class Parsed:
 @lru_cache(maxsize=32)  # a module is read by every check of a recipe that uses it
 def parse(source: Source) -> Parsed:
     if len(source.text) > LIMIT:
-        refused = too_large(source.name, len(source.text)).at(Span(source, 0, 0))
-        return Parsed(File(source, EDITION, None, ()), (refused,))
+        fault = too_large(source.name, len(source.text)).at(Span(source, 0, 0))
+        return Parsed(File(source, EDITION, None, ()), (fault,))
     from .lexer import scan
     from .tree_builder import Abstract  # lark costs 60 ms: only those who parse pay
 
@@ -85,8 +85,8 @@ class _Reader:
         """Lark's tree of all that is grammatical."""
         at, last = self.edition(), len(self.tokens) - 1
         while at < last:
-            if len(self.diagnostics) >= SHOWN:
-                self.give_up(at)
+            if len(self.diagnostics) >= MAX_ITEMS:
+                self.stop_parsing(at)
                 break
             at = self.advance(at)
         if self.block is not None or not self.complete():
@@ -151,7 +151,7 @@ class _Reader:
 
         token = self.tokens[at]
         kind = self.fit(token)
-        opens, in_value = self.begins(kind), self.depth > 0 or "LSQB" in self.parser.choices()
+        opens, in_value = self.is_start(kind), self.depth > 0 or "LSQB" in self.parser.choices()
         if self.depth > DEPTH or kind not in self.parser.choices() or self.is_python(at, kind):
             return self.recover(at)
         try:
@@ -193,18 +193,18 @@ class _Reader:
             and self.tokens[at + 1].type not in ("COLON", "EQUAL", "LPAR")
         )
 
-    def begins(self, kind: str) -> str:
+    def is_start(self, kind: str) -> str:
         if kind in HEAD_TERMINALS:
             return "statement"
         between = self.block is not None and self.depth == 0 and "RBRACE" in self.parser.choices()
         return "item" if between and kind in ("NAME", "DOTTED") else ""
 
-    def mark(self, at: int, what: str) -> None:
+    def mark(self, at: int, level: str) -> None:
         """Remember the stacks below the token just shifted."""
         state = self.parser.parser_state
         mark = _Mark(at, state.state_stack[:-1], state.value_stack[:-1])
         self.blamed = False
-        if what == "item":
+        if level == "item":
             self.item = mark
         else:
             self.statement, self.item = mark, None
@@ -239,9 +239,9 @@ class _Reader:
             self.statement.at if self.statement else None,
         )
         slip = diagnose(scene)
-        again = slip.drops and self.dropped == (scene.statement, slip.diagnostic.message)
+        is_repeat = slip.drops and self.dropped == (scene.statement, slip.diagnostic.message)
         if complete and not slip.put:
-            self.blamed = again
+            self.blamed = is_repeat
         self.dropped = (scene.statement, slip.diagnostic.message) if slip.drops else None
         self.report(slip.diagnostic, slip.repairs)
         item = scene.statement if slip.drops else start
@@ -263,13 +263,15 @@ class _Reader:
         if self.block is None:
             return scene.next_head(first)
         at = scene.next_item(first)
-        if scene.ends_block(at):
+        if scene.closes_block(at):
             self.put("RBRACE", "}", self.tokens[at - 1].end_pos)
             self.block = None
         return at
 
-    def give_up(self, at: int) -> None:
-        self.diagnostics.append(more_mistakes(f"only the first {SHOWN} mistakes are shown", self.span(self.tokens[at])))
+    def stop_parsing(self, at: int) -> None:
+        self.diagnostics.append(
+            more_mistakes(f"only the first {MAX_ITEMS} mistakes are shown", self.span(self.tokens[at]))
+        )
         mark = self.statement
         if mark is not None and not (self.block is None and self.complete()):
             self.restore(mark)

@@ -7,5 +7,5 @@ missing_quotes = Fault("missing-quotes", "A path, a pattern or another text stan
 
 
 def quotes_for(text: str, span: Span) -> Diagnostic:
-    """What is said of it, with the quotes as a fix."""
+    """Diagnostic for a missing pair of quotes, with the quotes as a fix."""
     return missing_quotes(f"`{text}` stands without quotes", span, help=f'write `"{text}"`', fix=Fix(span, f'"{text}"'))

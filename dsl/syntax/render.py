@@ -22,38 +22,38 @@ _COLORS = {"error": "1;31", "warning": "1;33", "note": "1;36", "help": "1;32", "
 
 def render(diagnostics: Iterable[Diagnostic], format: Format = "text", color: bool = False) -> str:
     """All of them, sorted by place. Empty where there is nothing to say, except as JSON."""
-    found = in_order(diagnostics)
+    ordered = in_order(diagnostics)
     if format == "json":
-        return json.dumps(as_json(found), indent=2, ensure_ascii=False)
+        return json.dumps(as_json(ordered), indent=2, ensure_ascii=False)
     if format == "github":
-        return "\n".join(_github(d) for d in found)
+        return "\n".join(_github(d) for d in ordered)
     assert format == "text", f"no format {format}"
-    return "\n\n".join(_text(d, color) for d in found)
+    return "\n\n".join(_text(d, color) for d in ordered)
 
 
 # Text
 
 
 def _text(diagnostic: Diagnostic, color: bool) -> str:
-    def paint(what: str, text: str) -> str:
-        return f"\x1b[{_COLORS[what]}m{text}\x1b[0m" if color and text else text
+    def paint(style: str, text: str) -> str:
+        return f"\x1b[{_COLORS[style]}m{text}\x1b[0m" if color and text else text
 
     severity, message = diagnostic.severity, visible(on_a_line(short(diagnostic.message)))
     lines = [paint(severity, f"{severity}[{diagnostic.slug}]") + paint("bold", f": {message}")]
     if diagnostic.span:
-        lines += _places(diagnostic, diagnostic.span, paint)
-    for kind, said in (("note", diagnostic.note), ("help", diagnostic.help)):
-        if said:
-            first, *more = visible(short(said)).split("\n")
-            lines += [f"{paint(kind, kind)}: {first}", *(f"      {line}" for line in more)]
+        lines += _snippets(diagnostic, diagnostic.span, paint)
+    for kind, sentence in (("note", diagnostic.note), ("help", diagnostic.help)):
+        if sentence:
+            first, *continuation = visible(short(sentence)).split("\n")
+            lines += [f"{paint(kind, kind)}: {first}", *(f"      {line}" for line in continuation)]
     return "\n".join(lines)
 
 
-def _places(diagnostic: Diagnostic, span: Span, paint) -> list[str]:
+def _snippets(diagnostic: Diagnostic, span: Span, paint) -> list[str]:
     """The primary place with the related ones of its file, then those of other files."""
     marks = {span.source.name: [(span, "^", diagnostic.label)]}
-    for where, said in diagnostic.related:
-        marks.setdefault(where.source.name, []).append((where, "-", said))
+    for where, label in diagnostic.related:
+        marks.setdefault(where.source.name, []).append((where, "-", label))
     lines = []
     for arrow, (name, spans) in zip(["-->"] + [":::"] * len(marks), marks.items(), strict=False):
         line, column = spans[0][0].source.position(spans[0][0].start)
@@ -66,7 +66,7 @@ def _places(diagnostic: Diagnostic, span: Span, paint) -> list[str]:
 
 
 def visible(text: str) -> str:
-    """What is printed of others' words: it drives no terminal, and no runner of CI jobs that reads along."""
+    """Printable form of untrusted text: without control sequences for terminals or commands for CI runners."""
     return printable(inert(text))
 
 
@@ -79,11 +79,11 @@ def printable(text: str) -> str:
 
 def inert(text: str) -> str:
     """Without commands to a runner of CI jobs: lines that begin with `::`, and `##vso[` wherever it stands."""
-    return _COMMAND.sub(lambda found: (found[1] or "") + _UNSEEN, text) if "::" in text or "##" in text else text
+    return _COMMAND.sub(lambda match: (match[1] or "") + _UNSEEN, text) if "::" in text or "##" in text else text
 
 
 def short(text: str) -> str:
-    """What a person would read of a text: names in files have megabytes where somebody likes."""
+    """Shortened text for messages: names in untrusted files may have megabytes."""
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 40]} … ({len(text)} characters)"
 
 
@@ -97,31 +97,31 @@ def on_a_line(text: str) -> str:
 
 def as_json(diagnostics: Iterable[Diagnostic]) -> dict:
     """`status` is "refused" where there is an error, else "ok". Lines and columns count from 1."""
-    found = in_order(diagnostics)
-    refused = any(d.severity == "error" for d in found)
+    ordered = in_order(diagnostics)
+    has_error = any(d.severity == "error" for d in ordered)
     return {
         "schema_version": SCHEMA,
-        "status": "refused" if refused else "ok",
-        "diagnostics": [_object(d) for d in found],
+        "status": "refused" if has_error else "ok",
+        "diagnostics": [_object(d) for d in ordered],
     }
 
 
 def _object(diagnostic: Diagnostic) -> dict:
-    fixes = [{**_place(diagnostic.fix.span), "text": diagnostic.fix.text}] if diagnostic.fix else []
+    fixes = [{**_snippet(diagnostic.fix.span), "text": diagnostic.fix.text}] if diagnostic.fix else []
     return {
         "slug": diagnostic.slug,
         "severity": diagnostic.severity,
-        **_place(diagnostic.span),
+        **_snippet(diagnostic.span),
         "message": diagnostic.message,
         "label": diagnostic.label,
         "help": diagnostic.help,
         "note": diagnostic.note,
-        "related": [{**_place(span), "message": said} for span, said in diagnostic.related],
+        "related": [{**_snippet(span), "message": label} for span, label in diagnostic.related],
         "fixes": fixes,
     }
 
 
-def _place(span: Span | None) -> dict:
+def _snippet(span: Span | None) -> dict:
     keys = ("file", "line", "column", "end_line", "end_column")
     if span is None:
         return dict.fromkeys(keys)
@@ -138,17 +138,17 @@ def _github(diagnostic: Diagnostic) -> str:
     command = {"error": "error", "warning": "warning", "note": "notice"}[diagnostic.severity]
     properties = {}
     if diagnostic.span:
-        place = _place(diagnostic.span)
-        properties = {"file": place["file"], "line": place["line"], "col": place["column"]}
-        if place["end_line"] == place["line"]:
-            properties["endColumn"] = place["end_column"]
+        location = _snippet(diagnostic.span)
+        properties = {"file": location["file"], "line": location["line"], "col": location["column"]}
+        if location["end_line"] == location["line"]:
+            properties["endColumn"] = location["end_column"]
         else:
-            properties["endLine"] = place["end_line"]
+            properties["endLine"] = location["end_line"]
     properties["title"] = diagnostic.slug
-    said = [short(diagnostic.message)]
-    said += [f"{kind}: {text}" for kind, text in (("note", diagnostic.note), ("help", diagnostic.help)) if text]
+    lines = [short(diagnostic.message)]
+    lines += [f"{kind}: {text}" for kind, text in (("note", diagnostic.note), ("help", diagnostic.help)) if text]
     listed = ",".join(f"{key}={_escaped(str(value), property=True)}" for key, value in properties.items())
-    return f"::{command} {listed}::{_escaped(chr(10).join(said))}"
+    return f"::{command} {listed}::{_escaped(chr(10).join(lines))}"
 
 
 def _escaped(text: str, property: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""Where text came from: sources and the spans that diagnostics point at."""
+"""Sources of text, and the spans that diagnostics point at."""
 
 from dataclasses import dataclass, field
 from functools import cached_property

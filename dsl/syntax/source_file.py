@@ -33,7 +33,7 @@ def read_source(path: str | Path) -> Source:
             data = opened.read(LIMIT + 1)
         size = len(data) if len(data) <= LIMIT else fact.st_size
     except FileNotFoundError:
-        raise Reject(no_recipe(f"there is no file `{path}`", help=_near(file))) from None
+        raise Reject(no_recipe(f"there is no file `{path}`", help=_path_remedy(file))) from None
     except IsADirectoryError:
         inside = sorted(p.name for p in file.glob("*.effspec"))[:3]
         raise Reject(
@@ -64,11 +64,11 @@ def _without_waiting(path: str, flags: int) -> int:
 
 def _kind(mode: int) -> str:
     known = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a folder"))
-    return next((name for holds, name in known if holds(mode)), "a device")
+    return next((name for is_kind, name in known if is_kind(mode)), "a device")
 
 
 def other_kind(path: Path) -> str:
-    """What lies at a path that is no file, as `a pipe`; "" for a file, and where nothing lies."""
+    """Kind of a path that is no regular file, as `a pipe`; "" for a file, and where nothing exists."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
@@ -93,7 +93,7 @@ def _not_text(name: str, data: bytes, error: UnicodeDecodeError) -> Diagnostic:
     )
 
 
-def _near(file: Path) -> str:
+def _path_remedy(file: Path) -> str:
     """A remedy for a path that leads nowhere."""
     from difflib import get_close_matches
 

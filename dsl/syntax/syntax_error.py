@@ -55,17 +55,17 @@ def is_unit(text: str) -> bool:
 def spaced_unit(scene: Scene) -> Slip | None:
     """`24 GiB`, where a unit stands apart from its number."""
     number, unit = scene.previous, scene.token
-    apart = number.type == "NUMBER" and number[-1].isdigit() and number.line == unit.line
-    if not apart or not is_unit(unit) or scene.following.type in ("COLON", "EQUAL"):
+    is_spaced = number.type == "NUMBER" and number[-1].isdigit() and number.line == unit.line
+    if not is_spaced or not is_unit(unit) or scene.following.type in ("COLON", "EQUAL"):
         return None
     return joined_unit(scene, number, unit, repairs=True)
 
 
 def joined_unit(scene: Scene, number, unit, repairs: bool) -> Slip:
     gap, both = (
-        Span(scene.source, *ends) for ends in ((number.end_pos, unit.start_pos), (number.start_pos, unit.end_pos))
+        Span(scene.source, *offsets) for offsets in ((number.end_pos, unit.start_pos), (number.start_pos, unit.end_pos))
     )
-    said = wrong_sign(
+    fault = wrong_sign(
         "a unit follows its number without a space", both, help=f"write `{number}{unit}`", fix=Fix(gap, "")
     )
-    return Slip(said, repairs, None, repairs)
+    return Slip(fault, repairs, None, repairs)

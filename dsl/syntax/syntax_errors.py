@@ -1,4 +1,4 @@
-"""What a syntax error is said to be.
+"""Diagnostics of syntax errors.
 
 `TABLE` is keyed by the token found and the terminals that would fit, never by how the parser got there: the
 same slip is told the same way wherever it stands. Rows are tried in order; the first that answers wins.
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from .diagnostics import Fix
 from .edition import DEPTH, HEADS
 from .error_site import CLOSERS, OPENERS, Scene
-from .expected import ITEMS, SHARES, shown, unexpected
+from .expected import ITEMS, SHARES, token_label, unexpected
 from .source import Span
 from .syntax_error import (
     Slip,
@@ -32,9 +32,9 @@ WORDS = {"True": "true", "False": "false"}
 
 
 def diagnose(scene: Scene) -> Slip:
-    for found, wanted, say in TABLE:
-        if (found is None or scene.token.type in found) and wanted <= scene.wanted:
-            slip = say(scene)
+    for types, expected, rule in TABLE:
+        if (types is None or scene.token.type in types) and expected <= scene.expected:
+            slip = rule(scene)
             if slip is not None:
                 return slip
     return unexpected(scene)
@@ -44,28 +44,28 @@ def diagnose(scene: Scene) -> Slip:
 
 
 def _unclosed(scene: Scene) -> Slip | None:
-    found, open = scene.token, scene.open
+    token, open = scene.token, scene.open
     if not open:
         return None
     opener = scene.tokens[open[-1]]
-    ends = (
-        found.type == "$END"
+    at_end = (
+        token.type == "$END"
         or scene.is_head(scene.at)
         or (scene.inner and scene.at > scene.start and scene.is_step(scene.at))
     )
     crossed = (
-        found.type in CLOSERS
-        and opener.type != CLOSERS[found.type]
-        and any(scene.tokens[i].type == CLOSERS[found.type] for i in open)
+        token.type in CLOSERS
+        and opener.type != CLOSERS[token.type]
+        and any(scene.tokens[i].type == CLOSERS[token.type] for i in open)
     )
-    if not (ends or crossed):
+    if not (at_end or crossed):
         return None
     closer = OPENERS[opener.type]
-    where = "the file ends here" if found.type == "$END" else f"`{closer}` is expected before this"
+    where = "the file ends here" if token.type == "$END" else f"`{closer}` is expected before this"
     return Slip(
         not_closed(
             f"`{opener}` is not closed",
-            scene.span(found),
+            scene.span(token),
             label=where,
             related=((scene.span(opener), "opened here"),),
             help=f"add `{closer}`",
@@ -143,7 +143,7 @@ def _comma(scene: Scene) -> Slip | None:
         )
     end = scene.previous.end_pos
     gap = Span(scene.source, end, end)
-    if scene.previous.type == "NAME" and "COLON" in scene.wanted and scene.following.type != "COLON":
+    if scene.previous.type == "NAME" and "COLON" in scene.expected and scene.following.type != "COLON":
         return Slip(
             wrong_sign(
                 f"a `:` is missing after `{scene.previous}`",
@@ -156,7 +156,7 @@ def _comma(scene: Scene) -> Slip | None:
         )
     return Slip(
         missing_comma(
-            f"a comma is missing before `{shown(scene.token)}`",
+            f"a comma is missing before `{token_label(scene.token)}`",
             scene.span(scene.token),
             help="arguments, items and shares are separated by `,`",
             fix=Fix(gap, ","),
@@ -197,18 +197,18 @@ def _plural(item: str) -> str:
 
 
 def _python_word(scene: Scene) -> Slip | None:
-    found = scene.token
-    if found in WORDS:
+    token = scene.token
+    if token in WORDS:
         return replaced(
             scene,
-            WORDS[found].upper(),
-            WORDS[found],
-            f"`{found}` is written `{WORDS[found]}`",
-            f"write `{WORDS[found]}`",
+            WORDS[token].upper(),
+            WORDS[token],
+            f"`{token}` is written `{WORDS[token]}`",
+            f"write `{WORDS[token]}`",
             foreign_spelling,
         )
-    if found == "None":
-        return Slip(foreign_spelling("there is no `None`", scene.span(found), help="leave the argument out"))
+    if token == "None":
+        return Slip(foreign_spelling("there is no `None`", scene.span(token), help="leave the argument out"))
     return None
 
 
@@ -218,8 +218,10 @@ def _ratio_of_zeros(scene: Scene) -> Slip | None:
     if before.type != "NUMBER" or after.type != "NUMBER" or before.end_pos != scene.token.start_pos:
         return None
     both = Span(scene.source, before.start_pos, after.end_pos)
-    told = f'"{both.text}"'
-    return Slip(wrong_sign(f"`{both.text}` is written in quotes", both, help=f"write `{told}`", fix=Fix(both, told)))
+    quoted = f'"{both.text}"'
+    return Slip(
+        wrong_sign(f"`{both.text}` is written in quotes", both, help=f"write `{quoted}`", fix=Fix(both, quoted))
+    )
 
 
 def _pattern(scene: Scene) -> Slip:
@@ -242,7 +244,7 @@ def _alternatives(scene: Scene) -> Slip | None:
         return None
     return Slip(
         syntax(
-            f"`{shown(scene.previous)}` has no share",
+            f"`{token_label(scene.previous)}` has no share",
             scene.span(scene.previous),
             help=f"shares are written `{SHARES}`, lists `[a, b]`, patterns in quotes",
         )
@@ -266,11 +268,11 @@ def _statement(scene: Scene) -> Slip | None:
     """A word between statements that starts none."""
     from difflib import get_close_matches
 
-    found, span = scene.token, scene.span(scene.token)
+    token, span = scene.token, scene.span(scene.token)
     if scene.owner:
         return None
-    close = get_close_matches(found.lower(), HEADS, n=1, cutoff=0.7)
-    if found in ("import", "from", "include"):
+    close = get_close_matches(token.lower(), HEADS, n=1, cutoff=0.7)
+    if token in ("import", "from", "include"):
         close = ["use"]
     if close and scene.following.type != "EQUAL":
         help = f"did you mean `{close[0]}`?"
@@ -280,14 +282,14 @@ def _statement(scene: Scene) -> Slip | None:
         help = "steps stand inside `pipeline NAME(MODEL) { ... }`; models are declared with `model`"
     else:
         help = "a statement starts with " + ", ".join(f"`{h}`" for h in HEADS[:-1]) + f" or `{HEADS[-1]}`"
-    return Slip(syntax(f"`{shown(found)}` starts no statement", span, help=help))
+    return Slip(syntax(f"`{token_label(token)}` starts no statement", span, help=help))
 
 
 Row = tuple[frozenset | None, frozenset, Callable[[Scene], Slip | None]]
 
 
-def _row(found: str, wanted: str, say) -> Row:
-    return frozenset(found.split()) or None, frozenset(wanted.split()), say
+def _row(types: str, expected: str, rule) -> Row:
+    return frozenset(types.split()) or None, frozenset(expected.split()), rule
 
 
 #    found                         wanted       what is said

@@ -37,7 +37,7 @@ def read() -> Lark | None:
 
 
 def text() -> str:
-    """What the file has to hold."""
+    """Required content of the file."""
     data, memo = build().memo_serialize([TerminalDef, Rule])
     return (
         json.dumps({"lark": lark.__version__, "grammar": _hash(), "data": data, "memo": memo}, separators=(",", ":"))

@@ -5,7 +5,7 @@ import re
 from lark import Transformer, v_args
 
 from . import ast
-from .control_characters import control_in, refused
+from .control_characters import control_character_error, control_in
 from .diagnostics import Diagnostic, Fault
 from .source import Source, Span
 
@@ -182,20 +182,20 @@ class Abstract(Transformer):
         value = _escape.sub(plain, token[quotes:-quotes])
         if unknown:
             self.unknown(unknown)
-        if found := control_in(value, lines=True):
-            self.diagnostics.append(refused("the text", found, span))
+        if character := control_in(value, lines=True):
+            self.diagnostics.append(control_character_error("the text", character, span))
             value = "".join(_UNSEEN if control_in(c, lines=True) else c for c in value)  # reported once
         return ast.Text(value, span=span)
 
     def unknown(self, escapes: list[tuple[str, Span]]) -> None:
         """One diagnostic per string."""
-        (code, span), *others = escapes
-        shown = "a backslash before a line end" if code in "\r\n" else f"`\\{code}`"
+        (code, span), *further = escapes
+        escape = "a backslash before a line end" if code in "\r\n" else f"`\\{code}`"
         self.diagnostics.append(
             unknown_escape(
-                f"{shown} means nothing in a string",
+                f"{escape} means nothing in a string",
                 span,
                 help="write `\\\\` for a backslash; in paths `/` works everywhere",
-                related=tuple((where, "nor does this") for _, where in others[:5]),
+                related=tuple((where, "nor does this") for _, where in further[:5]),
             )
         )

@@ -1,4 +1,4 @@
-"""What is said of tokens that the grammar does not know: broken strings, characters without a meaning."""
+"""Diagnostics of unknown tokens: broken strings, characters without a meaning."""
 
 import re
 
@@ -39,13 +39,13 @@ def bare_text(scene: Scene) -> Slip | None:
     if scene.inner != "LPAR":
         return None
     at = scene.token.start_pos
-    found = next((m for m in _bare.finditer(scene.source.text) if m.start() <= at < m.end()), None)
-    if found is None or not re.search(r"[^\W\d]", found[0]) or found[0].startswith(("//", "/*")):
+    match = next((m for m in _bare.finditer(scene.source.text) if m.start() <= at < m.end()), None)
+    if match is None or not re.search(r"[^\W\d]", match[0]) or match[0].startswith(("//", "/*")):
         return None
     glued = scene.token.type == "NUMBER" and scene.previous.type in ("NAME", "DOTTED")
-    if not (re.search("[/~*?]", found[0]) or (glued and found.start() < at)):
+    if not (re.search("[/~*?]", match[0]) or (glued and match.start() < at)):
         return None
-    return Slip(quotes_for(found[0], Span(scene.source, found.start(), found.end())))
+    return Slip(quotes_for(match[0], Span(scene.source, match.start(), match.end())))
 
 
 def quoted(scene: Scene) -> Slip:
@@ -54,17 +54,17 @@ def quoted(scene: Scene) -> Slip:
 
 
 def strange(scene: Scene) -> Slip | None:
-    found, span = scene.token, scene.span(scene.token)
-    if found == ";" and scene.inner and "COMMA" in scene.wanted:
+    token, span = scene.token, scene.span(scene.token)
+    if token == ";" and scene.inner and "COMMA" in scene.expected:
         help = "arguments, items and shares are separated by `,`"
         return replaced(scene, "COMMA", ",", "`;` stands where `,` is meant", help, foreign_spelling)
-    if found == ";" and scene.wanted & {"RBRACE", "$END"}:
+    if token == ";" and scene.expected & {"RBRACE", "$END"}:
         return dropped(
             scene, span, foreign_spelling, "`;` has no meaning here", "statements and steps need no separator"
         )
-    if found == "%" and scene.previous.type == "NUMBER" and scene.previous.end_line == found.line:
+    if token == "%" and scene.previous.type == "NUMBER" and scene.previous.end_line == token.line:
         return spaced_unit(scene)
-    if found == "." and scene.previous.type in ("NAME", "DOTTED") and scene.previous.end_pos == found.start_pos:
+    if token == "." and scene.previous.type in ("NAME", "DOTTED") and scene.previous.end_pos == token.start_pos:
         return Slip(
             syntax(
                 f"`{scene.previous}.` ends in a dot",
@@ -72,23 +72,23 @@ def strange(scene: Scene) -> Slip | None:
                 help="a dotted name goes on after the dot: `prune.blocks`",
             )
         )
-    if found in CHARACTERS:
-        fault = unknown_character if found.type == "STRANGE" else foreign_spelling
-        return Slip(fault(f"`{found}` has no meaning here", span, help=CHARACTERS[found]))
+    if token in CHARACTERS:
+        fault = unknown_character if token.type == "STRANGE" else foreign_spelling
+        return Slip(fault(f"`{token}` has no meaning here", span, help=CHARACTERS[token]))
     first = Span(span.source, span.start, span.start + 1)
-    if found.isspace() or not found.isprintable():
-        message = f"the character U+{ord(found[0]):04X} has no meaning outside strings"
-        if found.isspace():
+    if token.isspace() or not token.isprintable():
+        message = f"the character U+{ord(token[0]):04X} has no meaning outside strings"
+        if token.isspace():
             return Slip(
                 unknown_character(message, first, help="a plain space is meant", fix=Fix(span, " ")), True, None, True
             )
         return Slip(unknown_character(message, first))
-    shown = span if found.isascii() else Span(span.source, span.start, span.start + len(found))
+    error_span = span if token.isascii() else Span(span.source, span.start, span.start + len(token))
     return Slip(
         unknown_character(
-            f"`{found}` has no meaning outside strings",
-            shown,
-            help="" if found.isascii() else "names are made of a-z, A-Z, 0-9 and `_`",
+            f"`{token}` has no meaning outside strings",
+            error_span,
+            help="" if token.isascii() else "names are made of a-z, A-Z, 0-9 and `_`",
         )
     )
 

@@ -13,10 +13,10 @@ _HIDDEN = frozenset("\u00ad\u061c\u200b\u200e\u200f\u2028\u2029\ufeff") | {
 }
 
 
-def expression(node: ast.Expr, place: int = _LOOSE) -> str:
-    """Text of a value. `place`: 0 stands alone, 1 joined, 2 beside a join, 3 beside `of`, 4 beside `..`."""
+def expression(node: ast.Expr, level: int = _LOOSE) -> str:
+    """Text of a value. `level`: 0 stands alone, 1 joined, 2 beside a join, 3 beside `of`, 4 beside `..`."""
     binding, text = _write(node)
-    return f"({text})" if binding < place else text
+    return f"({text})" if binding < level else text
 
 
 def _write(node: ast.Expr) -> tuple[int, str]:

@@ -71,10 +71,10 @@ class Dead(Pass):
         groups = [g for g in skeleton_of(program).groups if g.kind in kinds]
         silent = _silent(program, groups)
         cuts = [(group, _spared(group, _dead(program, group, silent), self._align(group))) for group in groups]
-        able, refused = cuttable(program, [(g, len(gone) * (g.per_block or g.count) // g.count) for g, gone in cuts])
-        leave(program, refused, ctx.tell)
+        able, refusals = cuttable(program, [(g, len(dead) * (g.per_block or g.count) // g.count) for g, dead in cuts])
+        leave(program, refusals, ctx.emit_event)
         with Rewriter(program) as rewrite:
-            slice_all(program, rewrite, [(group, gone) for group, gone in cuts if gone and group in able])
+            slice_all(program, rewrite, [(group, dead) for group, dead in cuts if dead and group in able])
 
     def _align(self, group: Group) -> int:
         return stride(group, self.align if group.kind == "channels" else 1)
@@ -103,50 +103,50 @@ def _spared(group: Group, dead: list[int], align: int) -> set[int]:
     """The dead items that may go: as many of every block, and never the last step of it."""
     block = group.per_block or group.count
     by_block = [[i for i in dead if i // block == b] for b in range(group.count // block)]
-    kept = block - min(map(len, by_block))
-    kept = max(-(-kept // align), 1) * align
-    return {i for items in by_block for i in items[: max(block - kept, 0)]}
+    excess = block - min(map(len, by_block))
+    excess = max(-(-excess // align), 1) * align
+    return {i for items in by_block for i in items[: max(block - excess, 0)]}
 
 
 @torch.no_grad()
 def _silent(program: Program, groups: list[Group]) -> dict[Member, torch.Tensor]:
     """For every reader: which of its items it is given as zeros throughout, [count] bool, from one run."""
-    found, handles = {}, []
+    masks, handles = {}, []
     for group in groups:
         for member in group.members[-group.readers :]:
-            found[member] = torch.zeros(group.count, dtype=torch.bool)
+            masks[member] = torch.zeros(group.count, dtype=torch.bool)
             module = program.model.get_submodule(member.tensor.rpartition(".")[0])
             if isinstance(module, (nn.Linear, Conv1D)):  # others lay out their input in ways of their own
-                found[member] = torch.ones(group.count, dtype=torch.bool)
-                handles.append(module.register_forward_pre_hook(_listener(found[member], member)))
+                masks[member] = torch.ones(group.count, dtype=torch.bool)
+                handles.append(module.register_forward_pre_hook(_listener(masks[member], member)))
     try:
         outputs(program)
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return masks
 
 
 def _listener(silent: torch.Tensor, member: Member):
     def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        heard = (args[0] != 0).reshape(-1, args[0].shape[-1]).any(0).cpu()
-        silent.logical_and_(~_any_of_item(heard, member, len(silent)))
+        nonzero = (args[0] != 0).reshape(-1, args[0].shape[-1]).any(0).cpu()
+        silent.logical_and_(~_any_of_item(nonzero, member, len(silent)))
 
     return hook
 
 
 def _nonzero(program: Program, member: Member) -> torch.Tensor:
-    """Which indices along the member's axis hold anything, [n] bool."""
+    """Mask of nonzero indices along the member's axis, [n] bool."""
     tensor = tensor_at(program.model, member.tensor).detach()
     return (tensor != 0).transpose(0, member.axis).reshape(tensor.shape[member.axis], -1).any(1).cpu()
 
 
 def _any_of_item(flags: torch.Tensor, member: Member, count: int) -> torch.Tensor:
     """Whether any index of an item is set, [count] bool."""
-    found = torch.zeros(count, dtype=torch.bool)
+    hits = torch.zeros(count, dtype=torch.bool)
     for start, size in member.segments:
-        found |= flags[start : start + count * size].reshape(count, size).any(1)
-    return found
+        hits |= flags[start : start + count * size].reshape(count, size).any(1)
+    return hits
 
 
 # -- branches and layers -------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def _drop_layers(program: Program) -> None:
     before = outputs(program)
     for unit in reversed(list(program.units)):
         branches = [b for b in skeleton_of(program).branches if b.unit == unit]
-        if len(program.units) > 1 and branches and all(_gives_zero(program, b) for b in branches):
+        if len(program.units) > 1 and branches and all(_outputs_zero(program, b) for b in branches):
             with without_layer(program, unit):
                 same = torch.equal(outputs(program), before)
             if same:
@@ -168,7 +168,7 @@ def _drop_layers(program: Program) -> None:
 
 def _drop_branches(program: Program) -> None:
     before = outputs(program)
-    sites = [b.site for b in skeleton_of(program).branches if _gives_zero(program, b)]
+    sites = [b.site for b in skeleton_of(program).branches if _outputs_zero(program, b)]
     for site in sites:
         branch = next(b for b in skeleton_of(program).branches if b.site == site)
         with without_branch(program, branch):
@@ -180,7 +180,7 @@ def _drop_branches(program: Program) -> None:
             program.note(cut=site, why="its output projection is zero")
 
 
-def _gives_zero(program: Program, branch: Branch) -> bool:
+def _outputs_zero(program: Program, branch: Branch) -> bool:
     """Whether the last module that works on a branch has only zeros, and what follows keeps them."""
     unit = program.units[branch.unit]
     return _is_zero(program, node_named(unit.graph, branch.value), unit.path)
@@ -194,16 +194,16 @@ def _is_zero(program: Program, node: fx.Node, path: str) -> bool:
     if node.op != "call_module":
         return False
     name = str(node.target)
-    module, below = root.get_submodule(name), f"{path}.{name}" if path else name
-    inside = mixer_graphs(program).get(below)
+    module, inner_path = root.get_submodule(name), f"{path}.{name}" if path else name
+    inside = mixer_graphs(program).get(inner_path)
     if inside is not None and inside.graph is not None:  # a mixer that is one node for the state that it keeps
         *_, output = inside.graph.nodes
-        return isinstance(output.args[0], fx.Node) and _is_zero(program, output.args[0], below)
+        return isinstance(output.args[0], fx.Node) and _is_zero(program, output.args[0], inner_path)
     return isinstance(module, (nn.Linear, Conv1D)) and not any(p.any() for p in module.parameters())
 
 
 def _zero_keeper(node: fx.Node, root: nn.Module) -> fx.Node | None:
-    """What a node was given, where it makes zeros of zeros: casts, views, products with a number, norms."""
+    """Input of a node that maps zeros to zeros: casts, views, products with a number, norms."""
     if (behind := through(node)) is not node:
         return behind
     inputs = list(_tensors(node))

@@ -65,14 +65,14 @@ class CpuScan(Pass):
         model = program.model
         if not fast_mixers.scans(model):
             raise Reject(_none_in(skeleton_of(program)))
-        places = [path for path in fast_mixers.places(model) if not fast_mixers.is_marked(model, path)]
-        if not places:
+        paths = [path for path in fast_mixers.mixers_in(model) if not fast_mixers.is_marked(model, path)]
+        if not paths:
             raise Reject(already("all scans run on the kernels already", help="leave the step out"))
         with Rewriter(program) as rewrite:
-            for path in places:
+            for path in paths:
                 rewrite.set_attr(f"{path}.{fast_mixers.MARK}", True)
         fast_mixers.quicken(model, marked=True)
-        program.note(lowered_scans=places, level=levels.level())
+        program.note(lowered_scans=paths, level=levels.level())
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         if not skeleton.scans and not any(branch.role == "ssm" for branch in skeleton.branches):

@@ -32,7 +32,7 @@ class GroupQueries(Pass):
     def run(self, program: Program, ctx: Context) -> None:
         chosen = attendings(program, self.on)
         left = exchange(program, chosen, _reason, _grouped)
-        program.note(grouped=[a.site for a in chosen if a.site not in left], left_alone=left)
+        program.note(grouped=[a.site for a in chosen if a.site not in left], unchanged=left)
 
 
 def _reason(node: fx.Node) -> str:

@@ -12,7 +12,7 @@ from ...compiler.analysis.planning.selection import parts
 from ...compiler.core.events import Said
 from ...compiler.core.fingerprint import cpus
 from ...compiler.core.journal import Journal
-from ...compiler.core.quantity import counted, digits
+from ...compiler.core.quantity import count_text, digits
 from ...compiler.inputs.data.generated import Generated
 from ...compiler.ir.layers.linear import cpu_only
 from ...compiler.ir.program import Program
@@ -129,30 +129,30 @@ class SparseCpu(Pass):
             )
         rows = prediction_error.rows_for(program, ctx, self.data)
         before = None if rows is None else prediction_error.Before.of(program, ctx, rows)
-        apart = choice.unfit(program, paths)
+        unsuitable = choice.unsupported_reason(program, paths)
         modules = {path: program.model.get_submodule(path) for path in paths}
         sites = [choice.site_of(path, module) for path, module in modules.items()]
-        given = choice.sampled(program, [p for p in paths if p not in apart], rows)
+        samples = choice.sampled(program, [p for p in paths if p not in unsuitable], rows)
         able = {s.path: choice.kernels_for(s, self.format) for s in sites}
-        asked = [s for s in sites if s.path not in apart and able[s.path][0]]
-        times = self._times(program, ctx, asked, {s.path: able[s.path][0] for s in asked})
+        raced_sites = [s for s in sites if s.path not in unsuitable and able[s.path][0]]
+        times = self._times(program, ctx, raced_sites, {s.path: able[s.path][0] for s in raced_sites})
         choices, trials = [], {}
         with Rewriter(program) as rewrite:
             for site in ctx.each(sites, "packing", len(sites)):
-                kernels, refused = able[site.path]
-                trial = choice.Trial(site.path, modules.pop(site.path), given.get(site.path))
-                if site.path in apart or not kernels:
-                    why = apart.get(site.path) or refused or "no kernel is worth a try"
-                    choices.append(Choice(site, "", why, site.bytes, None, {}))
+                kernels, refusal = able[site.path]
+                trial = choice.Trial(site.path, modules.pop(site.path), samples.get(site.path))
+                if site.path in unsuitable or not kernels:
+                    reason = unsuitable.get(site.path) or refusal or "no kernel is worth a try"
+                    choices.append(Choice(site, "", reason, site.bytes, None, {}))
                     continue
-                kernel, why = kernels[0], "as the recipe says"
+                kernel, reason = kernels[0], "as the recipe says"
                 if self.format == "auto":
-                    kernel, why = choice.choose(site, kernels, times[site.case], trial.error, self.error)
-                taken = trial.packed(kernel) if kernel else None
-                size, error = (taken.packed.numel(), trial.error(kernel)) if taken else (site.bytes, None)
-                choices.append(Choice(site, kernel, why, size, error, times.get(site.case, {})))
-                if taken:
-                    rewrite.swap_module(site.path, taken)
+                    kernel, reason = choice.choose(site, kernels, times[site.case], trial.error, self.error)
+                packed = trial.packed(kernel) if kernel else None
+                size, error = (packed.packed.numel(), trial.error(kernel)) if packed else (site.bytes, None)
+                choices.append(Choice(site, kernel, reason, size, error, times.get(site.case, {})))
+                if packed:
+                    rewrite.swap_module(site.path, packed)
                 if kernel in ROUNDED and self.format == "auto":
                     trials[site.path] = trial  # its weight is needed where all together move predictions too far
         cost = None if before is None else self._mend(program, ctx, choices, trials, before)
@@ -166,22 +166,22 @@ class SparseCpu(Pass):
         trials: Mapping[str, choice.Trial],
         before: prediction_error.Before,
     ) -> prediction_error.Accuracy:
-        """What it cost, once modules that are far off have a finer grid where it was too much."""
+        """Accuracy after modules with large errors were given a finer grid, if needed."""
         cost = before.against(program.model)
         while cost.divergence > self.divergence:
-            own = [c for c in choices if c.site.path in trials]
-            finer = choice.finer(own, 1 - self.divergence / cost.divergence)
+            packed_choices = [c for c in choices if c.site.path in trials]
+            finer = choice.finer(packed_choices, 1 - self.divergence / cost.divergence)
             if not finer:
                 break
             with Rewriter(program) as rewrite:
-                for number, made in enumerate(choices):
-                    if kernel := finer.get(made.site.path):
-                        trial = trials[made.site.path]
-                        rewrite.swap_module(made.site.path, trial.packed(kernel))
-                        choices[number] = made.on(kernel, trial)
-            moved, cost = cost.divergence, before.against(program.model)
-            said = f"predictions moved by {digits(moved)} nats, now by {digits(cost.divergence)}"
-            ctx.tell(Said(f"{counted(len(finer), 'module')} furthest off on finer grids: {said}"))
+                for number, chosen in enumerate(choices):
+                    if kernel := finer.get(chosen.site.path):
+                        trial = trials[chosen.site.path]
+                        rewrite.swap_module(chosen.site.path, trial.packed(kernel))
+                        choices[number] = chosen.on(kernel, trial)
+            previous, cost = cost.divergence, before.against(program.model)
+            message = f"predictions moved by {digits(previous)} nats, now by {digits(cost.divergence)}"
+            ctx.emit_event(Said(f"{count_text(len(finer), 'module')} furthest off on finer grids: {message}"))
         return cost
 
     def _close(
@@ -196,7 +196,7 @@ class SparseCpu(Pass):
         if not any(choice.kernel for choice in choices):
             raise Reject(
                 choice.nothing_lowered(
-                    f"all {len(choices)} modules stay as they are: {choices[0].site.path}, {choices[0].why}",
+                    f"all {len(choices)} modules stay as they are: {choices[0].site.path}, {choices[0].reason}",
                     help="leave the step out, make zeros first, or ask for a format by name",
                 )
             )
@@ -204,14 +204,14 @@ class SparseCpu(Pass):
             choice.gate(cost, self.divergence, choices)
         prediction_error.forget(ctx.workdir)
         for sentence in choice.summary(choices):
-            ctx.tell(Said(sentence))
+            ctx.emit_event(Said(sentence))
         program.note(
             lowered=[c.to_json() for c in choices],
             accuracy=cost and cost.to_json(),
             times=self._source(ctx),
             isa=self._isa(ctx),
             threads=self._threads(ctx),
-            timings=[case.to_json() | {"seconds": dict(found)} for case, found in times.items()],
+            timings=[case.to_json() | {"seconds": dict(seconds)} for case, seconds in times.items()],
         )
 
     # -- times -----------------------------------------------------------------------------------------------
@@ -226,41 +226,41 @@ class SparseCpu(Pass):
         cases = list(dict.fromkeys(site.case for site in sites))
         if self.timings is not None:
             return recorded(ctx.folder / self.timings, cases)
-        isa, threads, found = self._isa(ctx), self._threads(ctx), {}
+        isa, threads, times = self._isa(ctx), self._threads(ctx), {}
         journal = Journal(ctx.workdir / "times.jsonl")
         for case in ctx.each(cases, "racing", len(cases)):
             site = first[case]
             weight = choice.weight_of(program.model.get_submodule(site.path))
-            if self._is_here(ctx):
-                found[case] = journal.remember(case.name, partial(raced, weight, kernels[site.path], self.rows, isa))
+            if self._has_timings(ctx):
+                times[case] = journal.remember(case.name, partial(raced, weight, kernels[site.path], self.rows, isa))
             else:
                 sizes = {kernel: _bytes(kernel, site) for kernel in kernels[site.path]}
-                found[case] = reckoned(case, sizes, self.rows, isa, threads)
-        return found
+                times[case] = reckoned(case, sizes, self.rows, isa, threads)
+        return times
 
     def _isa(self, ctx: Context) -> str:
-        told = ctx.recipe.profiles[self.machine.name].get("isa") if self.machine else None
-        if self.isa != "native" or told is None:
+        declared = ctx.recipe.profiles[self.machine.name].get("isa") if self.machine else None
+        if self.isa != "native" or declared is None:
             return self.isa
-        return next((n for n in reversed(levels.NAMES) if str(told).startswith(n)), "avx512_bf16")
+        return next((n for n in reversed(levels.NAMES) if str(declared).startswith(n)), "avx512_bf16")
 
     def _threads(self, ctx: Context) -> int:
-        told = ctx.recipe.profiles[self.machine.name].get("threads") if self.machine else None
-        return int(told or ctx.settings.threads or 1)
+        declared = ctx.recipe.profiles[self.machine.name].get("threads") if self.machine else None
+        return int(declared or ctx.settings.threads or 1)
 
-    def _is_here(self, ctx: Context) -> bool:
+    def _has_timings(self, ctx: Context) -> bool:
         """Whether this machine can tell how fast the kernels will be."""
         isa = self._isa(ctx)
-        here = (isa == "native" or not levels.lacking(isa)) and self._threads(ctx) <= cpus()
-        return here and not differs(self.machine.name if self.machine else None, ctx)
+        is_local = (isa == "native" or not levels.lacking(isa)) and self._threads(ctx) <= cpus()
+        return is_local and not differs(self.machine.name if self.machine else None, ctx)
 
     def _source(self, ctx: Context) -> str:
         if self.format != "auto":
             return "none"
-        return f"from {self.timings}" if self.timings else "raced here" if self._is_here(ctx) else "reckoned"
+        return f"from {self.timings}" if self.timings else "raced here" if self._has_timings(ctx) else "reckoned"
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """The same shapes, of packed weights."""
+        """Unchanged shapes, of packed weights."""
         chosen = [shape for part in parts(skeleton, self.on) for name, shape in part.tensors if name == "weight"]
         numbers = sum(map(prod, chosen))
         return shrink.lowered(skeleton, numbers, round(self._per_number(skeleton) * numbers))
@@ -279,7 +279,7 @@ class SparseCpu(Pass):
         shapes = [shape for part in chosen for name, shape in part.tensors if name == "weight"]
         races = self.format == "auto" and self.timings is None
         contenders = len(choice.FORMATS) + 3 if races else 0  # and torch's
-        held = contenders * max((2 * prod(s) + cold_bytes() for s in shapes), default=0)
+        race_bytes = contenders * max((2 * prod(s) + cold_bytes() for s in shapes), default=0)
         rows = Generated.fitting(ctx.origin)
         read = rows.count * rows.length if self.data is None else ctx.rows(self.data).numel()
         tokens = (4 if self.data is not None else 6) * read
@@ -287,7 +287,7 @@ class SparseCpu(Pass):
         work = {"seconds": SECONDS * contenders * len(set(shapes)), "pack": 2 * numbers}
         if self.format == "dense_int4":
             work["grid"] = numbers
-        return Effort(tokens, apart=max(held, round(self._per_number(skeleton) * numbers)), work=work)
+        return Effort(tokens, n_separate=max(race_bytes, round(self._per_number(skeleton) * numbers)), work=work)
 
     def reads_clock(self) -> bool:
         return self.format == "auto" and self.timings is None

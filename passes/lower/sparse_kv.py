@@ -62,8 +62,10 @@ class SparseKv(Pass):
 
     def run(self, program: Program, ctx: Context) -> None:
         if self.window % TOKENS:
-            near = max(TOKENS, round(self.window / TOKENS) * TOKENS)
-            raise Reject(unfit_window(f"`window: {self.window}` is no multiple of {TOKENS}", help=f"`window: {near}`"))
+            multiple = max(TOKENS, round(self.window / TOKENS) * TOKENS)
+            raise Reject(
+                unfit_window(f"`window: {self.window}` is no multiple of {TOKENS}", help=f"`window: {multiple}`")
+            )
         if ctx.settings.device != "cpu":
             raise Reject(
                 cpu_only(
@@ -74,33 +76,33 @@ class SparseKv(Pass):
         rows = rows_for(program, ctx, self.data)
         before = None if rows is None else decoding_error.Before.of(program.model, rows, ctx, self.window)
         chosen = attendings(program, self.on)
-        left = exchange(program, chosen, _reason, partial(_packed, told=self._facts()))
+        left = exchange(program, chosen, _reason, partial(_packed, facts=self._facts()))
         cost = None if before is None else before.against(program.model, ctx)
         if cost is not None and not cost.divergence <= self.divergence:
             self._refuse(cost, len(chosen) - len(left))
         program.note(
             pruned=[a.site for a in chosen if a.site not in left],
-            left_alone=left,
+            unchanged=left,
             **self._facts(),
             accuracy=None if cost is None else cost.to_json(),
         )
 
     def _refuse(self, cost: Accuracy, count: int) -> None:
-        told, (before, after) = self._facts(), cost.perplexity or (math.nan, math.nan)
+        facts, (before, after) = self._facts(), cost.perplexity or (math.nan, math.nan)
         raise Reject(
             lowering_inaccurate(
                 f"predictions moved by {digits(cost.divergence)} nats while decoding, at most "
                 f"{digits(self.divergence)} are allowed, perplexity {digits(before)} became {digits(after)}",
                 help="keep more, of keys first, or make the window longer",
-                note=f"the caches of {count} attention modules keep {told['keep_keys']:.0%} of keys and "
-                f"{told['keep_values']:.0%} of values",
+                note=f"the caches of {count} attention modules keep {facts['keep_keys']:.0%} of keys and "
+                f"{facts['keep_values']:.0%} of values",
             )
         )
 
     def _facts(self) -> dict[str, float | int]:
         keep = {
-            name: float((own or self.keep).value)
-            for name, own in (("keep_keys", self.keys), ("keep_values", self.values))
+            name: float((override or self.keep).value)
+            for name, override in (("keep_keys", self.keys), ("keep_values", self.values))
         }
         return {**keep, "window": self.window, "sinks": self.sinks}
 
@@ -118,12 +120,12 @@ def _reason(node: fx.Node) -> str:
     return KERNELS["sparse_attention"].accepts(queries, keys, d)
 
 
-def _packed(graph: fx.Graph, node: fx.Node, told: dict[str, float | int]) -> None:
+def _packed(graph: fx.Graph, node: fx.Node, facts: dict[str, float | int]) -> None:
     update = updated(node)
     assert update is not None, f"{node.name} was refused"
     cache, k, v, slot = update.args
     module, q, _, _, mask = node.args
-    replaced(graph, node, leaves.packed_attention, (module, q, k, v, mask, cache, slot), dict(told))
+    replaced(graph, node, leaves.packed_attention, (module, q, k, v, mask, cache, slot), dict(facts))
     for user in list(update.users):
         graph.erase_node(user)
     graph.erase_node(update)

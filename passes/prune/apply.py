@@ -50,10 +50,10 @@ class Apply(Pass):
                 if group and number not in config[f"pruned_{kind}_idx"]:
                     size = layer.head_size if role == "attention" else 1
                     width = config[f"pruned_{kind}_width"].get(str(number), group.count * size)
-                    gone = orders[id(group)][: group.count - width // size]
-                    if gone:
+                    removed = orders[id(group)][: group.count - width // size]
+                    if removed:
                         with Rewriter(program) as rewrite:
-                            slice_out(program, rewrite, group, set(gone))
+                            slice_out(program, rewrite, group, set(removed))
 
     def _order(self, program: Program, group: Group) -> list[int]:
         """Items from the first to go to the last."""
@@ -61,8 +61,8 @@ class Apply(Pass):
 
     def _remove(self, program: Program, layer: Layer, role: str) -> None:
         branch = layer.branches[role]
-        now = next(b for b in skeleton_of(program).branches if b.site == branch.site)
+        current = next(b for b in skeleton_of(program).branches if b.site == branch.site)
         with Rewriter(program) as rewrite:
-            graph = program.units[now.unit].graph
-            rewrite.drop_branch(now.unit, now.join, keep=staying(graph, now))
+            graph = program.units[current.unit].graph
+            rewrite.drop_branch(current.unit, current.join, keep=staying(graph, current))
         program.note(cut=branch.site, kind="blocks", by="pruning_config")

@@ -47,12 +47,12 @@ class Blocks(Remover):
 
     def _refuse_without_choice(self, skeleton: Skeleton) -> None:
         """The last one stays, so that one alone is none to remove."""
-        found, what = (skeleton.units, "layer") if self.unit == "layer" else (skeleton.branches, "residual branch")
-        if len(found) <= 1:
+        removable, noun = (skeleton.units, "layer") if self.unit == "layer" else (skeleton.branches, "residual branch")
+        if len(removable) <= 1:
             raise Reject(
                 no_block(
-                    f"{skeleton.model_type} has {'one' if found else 'no'} {what} that effc can tell"
-                    f"{', and the last one stays' if found else ''}",
+                    f"{skeleton.model_type} has {'one' if removable else 'no'} {noun} that effc can tell"
+                    f"{', and the last one stays' if removable else ''}",
                     help="`prune.channels` makes what is there narrower",
                 )
             )

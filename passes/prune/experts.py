@@ -46,8 +46,8 @@ class Experts(Pass):
         for group in chosen:
             scores = trusted[group.site] if group.site in trusted else l1(program, group)
             site = Site(group, ascending(scores))
-            gone = site.next(site.size - Amount(self.keep).kept(site.size))
-            cuts += [(group, set(gone))] if gone else []
+            removed = site.next(site.size - Amount(self.keep).remaining(site.size))
+            cuts += [(group, set(removed))] if removed else []
         rehearse(
             program,
             f"{1 - self.keep.value:.0%} of the experts",
@@ -60,9 +60,9 @@ class Experts(Pass):
     def _take(self, program: Program, cuts: Sequence[tuple[Group, set[int]]], rewrite: Rewriter | None = None) -> None:
         rewrite = rewrite or Rewriter(program)
         slice_all(program, rewrite, cuts)
-        every = [g for g in skeleton_of(program).groups if g.kind == "experts"]
-        for name, count in routing.said_above(program, [group for group, _ in cuts], every):
-            rewrite.set_attr(name, Amount(self.keep).kept(count))
+        expert_groups = [g for g in skeleton_of(program).groups if g.kind == "experts"]
+        for name, count in routing.stated_above(program, [group for group, _ in cuts], expert_groups):
+            rewrite.set_attr(name, Amount(self.keep).remaining(count))
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         return forecast(skeleton, self._groups(skeleton), Amount(self.keep), 1)
@@ -72,8 +72,8 @@ class Experts(Pass):
 
     def _groups(self, skeleton: Skeleton) -> tuple[Group, ...]:
         """The layers of experts; Reject where one would be left with fewer than are chosen for a token."""
-        found = required(skeleton, "experts", groups(skeleton, "experts", self.on))
-        for group in found:
-            kept = Amount(self.keep).kept(steps(group)) * group.count // steps(group)
-            routing.refuse_few(skeleton, group, kept, "keep")
-        return found
+        expert_groups = required(skeleton, "experts", groups(skeleton, "experts", self.on))
+        for group in expert_groups:
+            remaining = Amount(self.keep).remaining(steps(group)) * group.count // steps(group)
+            routing.check_expert_count(skeleton, group, remaining, "keep")
+        return expert_groups

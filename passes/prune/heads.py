@@ -47,5 +47,5 @@ class Heads(Refitting):
     def _groups(self, skeleton: Skeleton) -> tuple[Group, ...]:
         """Groups of the kind that `keep` counts; where every query head has its own KV head, both are one."""
         kind = "kv_heads" if self.keep.of == "kv_heads" else "heads"
-        found = groups(skeleton, kind, self.on)
-        return required(skeleton, kind, found or groups(skeleton, "heads", self.on))
+        of_kind = groups(skeleton, kind, self.on)
+        return required(skeleton, kind, of_kind or groups(skeleton, "heads", self.on))

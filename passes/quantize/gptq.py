@@ -9,7 +9,7 @@ from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, param
-from ...compiler.transforms.search.quantizing import Quantizer, kept, note
+from ...compiler.transforms.search.quantizing import Quantizer, nonzero_mask, note
 from ...compiler.transforms.search.solving import effort, exchanged
 from ...compiler.transforms.search.updates import gptq
 from ...dsl.checker.skeleton import Skeleton
@@ -50,7 +50,7 @@ class Gptq(Quantizer):
         chosen, rows, grid = self.chosen(skeleton_of(program)), ctx.rows(self.data), self.grid
 
         def new(_unit: str, weight: Tensor, gram: Tensor | None) -> Tensor:
-            keep = kept(weight)
+            keep = nonzero_mask(weight)
             if gram is None:  # no row reached it
                 nearest = grid.fit(weight.float()).round(weight.float())
                 return nearest if keep is None else torch.where(keep, nearest, 0.0)

@@ -6,7 +6,7 @@ from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort
-from ...compiler.transforms.search.quantizing import Quantizer, kept, note
+from ...compiler.transforms.search.quantizing import Quantizer, nonzero_mask, note
 from ...compiler.transforms.search.sparsity import exchange, finite_weight, sizes
 from ...dsl.checker.skeleton import Skeleton
 
@@ -23,12 +23,12 @@ class Round(Quantizer):
     """
 
     def run(self, program: Program, ctx: Context) -> None:
-        chosen, found = self.chosen(skeleton_of(program)), {}
+        chosen, masks = self.chosen(skeleton_of(program)), {}
         for part in ctx.each(chosen, "rounding", len(chosen)):
             weight = finite_weight(program, part.path).float()
-            keep, new = kept(weight), self.grid.fit(weight).round(weight)
-            found[part.path] = exchange(program, part.path, new if keep is None else torch.where(keep, new, 0.0), ctx)
-        note(program, chosen, found, self.grid)
+            keep, new = nonzero_mask(weight), self.grid.fit(weight).round(weight)
+            masks[part.path] = exchange(program, part.path, new if keep is None else torch.where(keep, new, 0.0), ctx)
+        note(program, chosen, masks, self.grid)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """Scales of every number's group are tried, or follow from the largest."""

@@ -50,35 +50,37 @@ class Scale(GridPass):
 
     def run(self, program: Program, ctx: Context) -> None:
         chosen, rows = self.chosen(skeleton_of(program)), ctx.rows(self.data)
-        parts, found, shards = stages(program, chosen), folds(program), Shards(ctx.workdir / "layers")
+        parts, folds_by_unit, shards = stages(program, chosen), folds(program), Shards(ctx.workdir / "layers")
         walk, changed = Layerwise(program, rows), []
         for stage in ctx.each(parts, "layers", len(parts)):
-            made = shards.remember(stage.unit, partial(self._solve, program, walk, stage, found.get(stage.unit, [])))
-            for path, tensor in made.items():
+            tensors = shards.remember(
+                stage.unit, partial(self._solve, program, walk, stage, folds_by_unit.get(stage.unit, []))
+            )
+            for path, tensor in tensors.items():
                 put(program.model, path, ctx.mapped(tensor.to(program.model.get_parameter(path).device)))
             walk.leave(stage)
-            changed += [fold.writer for fold in found.get(stage.unit, []) if f"{fold.writer}.weight" in made]
+            changed += [fold.writer for fold in folds_by_unit.get(stage.unit, []) if f"{fold.writer}.weight" in tensors]
         program.changed()
-        program.note(scaled=changed, folds=sum(map(len, found.values())), tokens=rows.numel())
+        program.note(scaled=changed, folds=sum(map(len, folds_by_unit.values())), tokens=rows.numel())
 
-    def _solve(self, program: Program, walk: Layerwise, stage: Stage, found: list[Fold]) -> dict[str, Tensor]:
-        model, sums, made = program.model, Sums(), {}
+    def _solve(self, program: Program, walk: Layerwise, stage: Stage, unit_folds: list[Fold]) -> dict[str, Tensor]:
+        model, sums, tensors = program.model, Sums(), {}
         for path in stage.modules:
             finite_weight(program, path)
-        walk.look(stage, sums.listen)
+        walk.observe(stage, sums.listen)
         scaling = Scaling.of(model, self.grid, sums, stage.modules, self.inputs == "int8")
-        for fold in found:
+        for fold in unit_folds:
             by = scaling.best(fold)
             if by is None:
                 continue
             scaling.take(fold, by)
             for path, tensor in fold.scaled(model, by).items():
-                made[path] = tensor
+                tensors[path] = tensor
                 put(model, path, tensor)
-        return made
+        return tensors
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """The same shapes. Groups that don't divide are said here, before any weight is read."""
+        """Unchanged shapes. Groups that don't divide are reported here, before any weight is read."""
         self.chosen(skeleton)
         return skeleton
 

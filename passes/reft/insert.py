@@ -69,7 +69,7 @@ class Insert(Pass):
     def run(self, program: Program, ctx: Context) -> None:
         self._refuse_start()
         chosen = layers(skeleton_of(program), self.on)
-        made = make(
+        interventions = make(
             program,
             chosen,
             self.form,
@@ -80,7 +80,7 @@ class Insert(Pass):
             self.start,
             lambda path: seed_of("reft", ctx.seed, path),
         )
-        insert(program, made)
+        insert(program, interventions)
         program.note(
             form=self.form,
             formula=FORMS[self.form].formula,
@@ -90,7 +90,7 @@ class Insert(Pass):
             tied=self.tied,
             dropout=self.dropout,
             start=self.start,
-            parameters=sum(p.numel() for module in made.values() for p in module.parameters()),
+            parameters=sum(p.numel() for module in interventions.values() for p in module.parameters()),
         )
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:

@@ -29,7 +29,7 @@ class Front(Pass):
 
     keeps = Lossy()
     determinism = "deterministic"
-    gives = {"": "front"}
+    results = {"": "front"}
 
     points: list[StepRef] = param("Steps whose results are the points.", least=2, distinct=True)
     measure: list[MetricRef] = param("What is measured of each, the most telling first.", least=1, distinct=True)
@@ -37,7 +37,7 @@ class Front(Pass):
         "Every point, or those that no other one beats in all measures.", default="all"
     )
 
-    def give(self, outcome: Outcome, ctx: Context) -> Outcome:
+    def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
         names = [ref.name for ref in self.points]
         if len(set(names)) < max(2, len(names)):
             raise Reject(
@@ -50,11 +50,11 @@ class Front(Pass):
             raise Reject(
                 too_few_points("a front without a measure has nothing to choose by", help="write `measure: [params]`")
             )
-        made = [self._point(ref, ctx) for ref in ctx.each(self.points, "points", len(self.points))]
+        points = [self._point(ref, ctx) for ref in ctx.each(self.points, "points", len(self.points))]
         best = (
-            [p for p in made if not any(beats(turned(other), turned(p)) for other in made)]
+            [p for p in points if not any(beats(turned(other), turned(p)) for other in points)]
             if self.keep == "best"
-            else made
+            else points
         )
         assert isinstance(outcome, Points), "a pass that names steps is handed an empty front"
         return Points(tuple(best), outcome.load)

@@ -30,26 +30,28 @@ class Heuristic(Method):
 
     def explore(self, explorer: Explorer, chance: random.Random) -> None:
         space, losses = explorer.space, explorer.family.losses
-        heard: dict[Genome, list[float]] = {}
+        loss_history: dict[Genome, list[float]] = {}
         for choice, loss in losses:
-            heard.setdefault(space.genome(choice), []).append(loss)
-        lowest = sorted(heard, key=lambda genome: (sum(heard[genome]) / len(heard[genome]), genome))
+            loss_history.setdefault(space.genome(choice), []).append(loss)
+        lowest = sorted(
+            loss_history, key=lambda genome: (sum(loss_history[genome]) / len(loss_history[genome]), genome)
+        )
         often = [
-            Counter(genome[i] for genome in heard for _ in heard[genome]).most_common(1)[0][0]
-            for i in range(len(space.dials) if heard else 0)
+            Counter(genome[i] for genome in loss_history for _ in loss_history[genome]).most_common(1)[0][0]
+            for i in range(len(space.dials) if loss_history else 0)
         ]
-        told = (space.genome(space.choice("middle")), *([tuple(often)] if often else []), *lowest)
-        wanted = list(dict.fromkeys(self._smaller(genome, explorer) for genome in told))[: self.evals]
-        explorer.expect(wanted)
-        for genome in wanted:
-            if not explorer.ended:
+        starts = (space.genome(space.choice("middle")), *([tuple(often)] if often else []), *lowest)
+        candidates = list(dict.fromkeys(self._smaller(genome, explorer) for genome in starts))[: self.evals]
+        explorer.expect(candidates)
+        for genome in candidates:
+            if not explorer.exhausted:
                 explorer.evaluate(genome)
 
     def _smaller(self, genome: Genome, explorer: Explorer) -> Genome:
         """The nearest allowed one, each dial in turn set one value lower."""
-        place = 0
+        position = 0
         while not explorer.allows(genome):
-            if genome[place] < sizes(explorer)[place] - 1:
-                genome = (*genome[:place], genome[place] + 1, *genome[place + 1 :])
-            place = (place + 1) % len(genome)
+            if genome[position] < sizes(explorer)[position] - 1:
+                genome = (*genome[:position], genome[position] + 1, *genome[position + 1 :])
+            position = (position + 1) % len(genome)
         return genome

@@ -2,8 +2,8 @@
 
 import random
 
-from ...compiler.transforms.supernet.explorer import Explorer, Genome, near
-from ...compiler.transforms.supernet.search_pass import Method, drawn, pursue, sizes
+from ...compiler.transforms.supernet.explorer import Explorer, Genome, neighbours
+from ...compiler.transforms.supernet.search_pass import Method, pursue, sample_new, sizes
 
 
 class Hill(Method):
@@ -29,7 +29,7 @@ class Hill(Method):
         front = explorer.front()
         chance.shuffle(front)
         for genome in front:
-            fresh = [g for g in near(genome, sizes(explorer)) if g not in explorer.known and explorer.allows(g)]
+            fresh = [g for g in neighbours(genome, sizes(explorer)) if g not in explorer.known and explorer.allows(g)]
             if fresh:
                 return chance.choice(fresh)
-        return drawn(explorer, chance)
+        return sample_new(explorer, chance)

@@ -34,7 +34,7 @@ class Nsga2(Method):
     population: int = param("Choices of a generation.", default=20, ge=4, unit="choices")
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """The same shapes. A missing pymoo is said here, before anything is searched."""
+        """Unchanged shapes. A missing pymoo is reported here, before anything is searched."""
         check_modules(self.requires, self.extra, "`search.nsga2`")
         return skeleton
 

@@ -6,8 +6,8 @@ import random
 import torch
 
 from ...compiler.plugin.interfaces import param
-from ...compiler.transforms.supernet.explorer import Explorer, Genome, Values, near, unbeaten
-from ...compiler.transforms.supernet.search_pass import Method, drawn, pursue, sizes
+from ...compiler.transforms.supernet.explorer import Explorer, Genome, Values, neighbours, unbeaten
+from ...compiler.transforms.supernet.search_pass import Method, pursue, sample_new, sizes
 
 RIDGE = 0.1  # of standardised measures
 
@@ -35,20 +35,20 @@ class Predict(Method):
     def explore(self, explorer: Explorer, chance: random.Random) -> None:
         def propose() -> Genome:
             early = len(explorer.known) < max(self.evals // 3, 3)
-            return drawn(explorer, chance) if early else self._next(explorer, chance)
+            return sample_new(explorer, chance) if early else self._next(explorer, chance)
 
         pursue(explorer, chance, propose)
 
     def _next(self, explorer: Explorer, chance: random.Random) -> Genome:
         front = explorer.front()
-        pool = {g for one in front for g in near(one, sizes(explorer))}
+        pool = {g for one in front for g in neighbours(one, sizes(explorer))}
         pool |= {tuple(chance.randrange(size) for size in sizes(explorer)) for _ in range(self.pool)}
         fresh = sorted(g for g in pool if g not in explorer.known and explorer.allows(g))
         if not fresh:
-            return drawn(explorer, chance)
-        said = foretold(explorer, fresh)
-        among = {genome: explorer.known[genome] for genome in front} | said
-        better = [genome for genome in unbeaten(among) if genome in said]
+            return sample_new(explorer, chance)
+        predicted = foretold(explorer, fresh)
+        among = {genome: explorer.known[genome] for genome in front} | predicted
+        better = [genome for genome in unbeaten(among) if genome in predicted]
         return chance.choice(better or fresh)
 
 
@@ -59,12 +59,12 @@ def foretold(explorer: Explorer, genomes: list[Genome]) -> dict[Genome, Values]:
     middle, spread = y.mean(0), y.std(0, unbiased=False).clamp_min(1e-12)
     gram = x.T @ x + RIDGE * torch.eye(x.shape[1], dtype=torch.float64)
     weights = torch.linalg.solve(gram, x.T @ ((y - middle) / spread))
-    found = _one_hot(genomes, sizes(explorer)) @ weights * spread + middle
-    return {genome: tuple(row) for genome, row in zip(genomes, found.tolist(), strict=True)}
+    predicted = _one_hot(genomes, sizes(explorer)) @ weights * spread + middle
+    return {genome: tuple(row) for genome, row in zip(genomes, predicted.tolist(), strict=True)}
 
 
 def _one_hot(genomes: list[Genome], widths: list[int]) -> torch.Tensor:
     """[n, sum of widths]"""
-    places = torch.tensor(genomes)
-    columns = [torch.nn.functional.one_hot(places[:, i], width) for i, width in enumerate(widths)]
+    indices = torch.tensor(genomes)
+    columns = [torch.nn.functional.one_hot(indices[:, i], width) for i, width in enumerate(widths)]
     return torch.cat(columns, 1).double()

@@ -50,11 +50,11 @@ class Magnitude(Pass):
     each: Literal["module", "row"] = param("What loses that share: modules, or every output.", default="module")
 
     def run(self, program: Program, ctx: Context) -> None:
-        chosen, found = chosen_parts(skeleton_of(program), self.on), {}
+        chosen, masks = chosen_parts(skeleton_of(program), self.on), {}
         check_pattern(chosen, self.pattern, self.sparsity)
         for part in ctx.each(chosen, "masks", len(chosen)):
-            found[part.path] = self._mask(program, part.path, ctx)
-        note(program, chosen, found, pattern=self.pattern)
+            masks[part.path] = self._mask(program, part.path, ctx)
+        note(program, chosen, masks, pattern=self.pattern)
 
     def _mask(self, program: Program, path: str, ctx: Context) -> float:
         """Of one module, so that nothing of it is held when the next one begins; its share of zeros."""
@@ -66,11 +66,12 @@ class Magnitude(Pass):
         """Of a module what is ordered, a mask, the result and its bytes are held; of blocks and groups sums and
         places, too."""
         chosen = chosen_parts(skeleton, self.on)
-        held = 3 * itemsize(skeleton) + 1 if self.pattern == "any" else 32
+        bytes_per_weight = 3 * itemsize(skeleton) + 1 if self.pattern == "any" else 32
         work = looking(chosen, self.pattern, self.each)
-        return Effort(apart=held * max(sizes(chosen).values(), default=0), work=work)
+        return Effort(n_separate=bytes_per_weight * max(sizes(chosen).values(), default=0), work=work)
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """The same shapes, with zeros. What the pattern doesn't fit is said here, before any weight is read."""
+        """Unchanged shapes, with zeros. Modules that the pattern doesn't fit are reported here, before any weight is
+        read."""
         check_pattern(chosen_parts(skeleton, self.on), self.pattern, self.sparsity)
         return shrink.sparse(skeleton, self.sparsity.value)

@@ -20,7 +20,7 @@ from ...compiler.transforms.search.sparsity import check_pattern, chosen_parts, 
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
 
-HELD = 7  # bytes of a weight of the largest module: a float32 score, a mask, the result
+MAX_SHARDS = 7  # bytes of a weight of the largest module: a float32 score, a mask, the result
 
 
 class Wanda(Pass):
@@ -57,7 +57,7 @@ class Wanda(Pass):
     )
 
     def run(self, program: Program, ctx: Context) -> None:
-        chosen, found, rows = chosen_parts(skeleton_of(program), self.on), {}, ctx.rows(self.data)
+        chosen, masks, rows = chosen_parts(skeleton_of(program), self.on), {}, ctx.rows(self.data)
         check_pattern(chosen, self.pattern, self.sparsity, self.allocation)
         parts, journal = stages(program, chosen), Journal(ctx.workdir / "norms.jsonl")
         spread = shares(program, parts, rows, self.sparsity.value, self.allocation, sizes(chosen), ctx)
@@ -67,12 +67,13 @@ class Wanda(Pass):
             for path in stage.modules:
                 score = weight_score(program, path, norms[path])
                 keep = keep_mask(score, spread[stage.unit], self.pattern, "row")
-                found[path] = mask(program, path, keep, ctx)
+                masks[path] = mask(program, path, keep, ctx)
             walk.leave(stage)
-        note(program, chosen, found, pattern=self.pattern, allocation=self.allocation, tokens=rows.numel())
+        note(program, chosen, masks, pattern=self.pattern, allocation=self.allocation, tokens=rows.numel())
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """The same shapes, with zeros. What the pattern doesn't fit is said here, before any weight is read."""
+        """Unchanged shapes, with zeros. Modules that the pattern doesn't fit are reported here, before any weight is
+        read."""
         check_pattern(chosen_parts(skeleton, self.on), self.pattern, self.sparsity, self.allocation)
         return shrink.sparse(skeleton, self.sparsity.value)
 
@@ -81,11 +82,11 @@ class Wanda(Pass):
         rows: Tensor = ctx.rows(self.data)
         chosen = chosen_parts(skeleton, self.on)
         tokens = 2 * rows.numel() + allocation_effort(self.allocation, len(skeleton.units), rows)
-        held = HELD * max(sizes(chosen).values(), default=0) + batch_bytes(skeleton, rows)
-        return Effort(tokens, apart=held, work=looking(chosen, self.pattern, "row"))
+        buffer_bytes = MAX_SHARDS * max(sizes(chosen).values(), default=0) + batch_bytes(skeleton, rows)
+        return Effort(tokens, n_separate=buffer_bytes, work=looking(chosen, self.pattern, "row"))
 
 
 def _norms(walk: Layerwise, stage: Stage) -> dict[str, list[float]]:
     norms = Norms()
-    walk.look(stage, norms.listen)
+    walk.observe(stage, norms.listen)
     return {path: norms.of(path) for path in stage.modules}

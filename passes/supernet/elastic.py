@@ -17,7 +17,7 @@ from ...compiler.models.rows.forward import nll
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
 from ...compiler.transforms.search.routing import trusted
-from ...compiler.transforms.supernet.choices import Dial, Drawn, Space, rank_dials
+from ...compiler.transforms.supernet.choices import ChoiceSampler, Dial, Space, rank_dials
 from ...compiler.transforms.supernet.elastic_dims import (
     able,
     check_experts,
@@ -83,9 +83,9 @@ class Elastic(Learner):
     keeps = Lossy()
     acts_on = "branches"
     determinism = "seeded"
-    apart = {"held_out": "data"}
-    gives = {"": "family"}
-    unfit = {
+    disjoint = {"held_out": "data"}
+    results = {"": "family"}
+    conflicts = {
         "not channels & not heads & not scan_heads & not scan_channels & not states & not experts & not kernels"
         " & depth: none & count ranks < 2": ("nothing is elastic", "ask for `channels`, `heads`, `depth`, or `ranks`"),
         "not channels & not heads & not scan_heads & not scan_channels & not states & not experts & not kernels"
@@ -148,7 +148,7 @@ class Elastic(Learner):
     steps: int = param("Updates of what is trained, at most.", default=200, ge=0, unit="steps")
     held_out: DataRef | None = param("Rows to judge the middle choice by; never learned from.", default=None)
 
-    def give(self, outcome: Outcome, ctx: Context) -> Outcome:
+    def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
         assert isinstance(outcome, Model), f"a family of {outcome.kind}"
         program = outcome.program
         self.forecast(skeleton_of(program))
@@ -166,7 +166,7 @@ class Elastic(Learner):
         return family
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """The same shapes. Shares and ranks that can't be are said here, before any weight is read."""
+        """Unchanged shapes. Impossible shares and ranks are reported here, before any weight is read."""
         if self.train == "adapters" and self.steps:
             check_modules(("peft",), self.extra, "`supernet.elastic` with `train: adapters`")
             inside = tuple(f"{unit}." for unit in skeleton.units)
@@ -178,9 +178,9 @@ class Elastic(Learner):
         check_kernels(self.kernels, skeleton, self.on)
         ranked = self.train == "adapters" and self.steps > 0 and len(self.ranks) > 1
         if not (self.kernels or self.depth != "none" or ranked):
-            there = any(chosen(skeleton, self.on, kind) for kind, _ in self._widths())
+            is_selected = any(chosen(skeleton, self.on, kind) for kind, _ in self._widths())
             names = " or ".join(KINDS[kind] for kind, _ in self._widths())
-            refuse_one(widths, "no group has two widths of these shares" if there else f"no {names} are selected")
+            refuse_one(widths, "no group has two widths of these shares" if is_selected else f"no {names} are selected")
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
@@ -212,8 +212,8 @@ class Elastic(Learner):
         dials: list[Dial] = []
         elastic: list[Group] = []
         for kind, shares in self._widths():
-            asked = chosen(skeleton, self.on, kind)
-            groups = able(program, asked, self._dials(asked, kind, shares))
+            selected = chosen(skeleton, self.on, kind)
+            groups = able(program, selected, self._dials(selected, kind, shares))
             elastic += groups
             dials += self._dials(groups, kind, shares)
         dials += kernel_dials(program, self.on, self.kernels, self.per)
@@ -233,7 +233,7 @@ class Elastic(Learner):
     def _learn(self, family: Family, paths: tuple[str, ...], ctx: Context) -> None:
         program, crops = family.program, fresh(family.space)
         switches = Switches(program, family.space, family.orders, crops)
-        drawn = Drawn(
+        sampler = ChoiceSampler(
             family.space, ctx.seed, self.draws, self.sandwich, round(self.opening.value * self.steps), switches.take
         )
         with ExitStack() as stack:
@@ -241,15 +241,15 @@ class Elastic(Learner):
                 shape, seed = family.shape, seed_of("adapters", ctx.seed)
                 assert shape is not None, "adapters without a shape"
                 adapters = stack.enter_context(adapted(program.model, paths, shape, seed, zeros="keep"))
-                drawn.ranks.update(dict.fromkeys(paths, shape.rank))
-                adapters.follow(drawn.ranks)
-                weights, kept, family.masked = adapters.parameters(), None, True
+                sampler.ranks.update(dict.fromkeys(paths, shape.rank))
+                adapters.follow(sampler.ranks)
+                weights, weight_masks, family.masked = adapters.parameters(), None, True
             else:
                 weights = dict(program.model.named_parameters())
-                kept = masks(weights)
+                weight_masks = masks(weights)
             stack.enter_context(switches.on())
             lesson = Lesson(
-                self._objective(program.model, ctx), drawn, Journal(ctx.workdir / "losses.jsonl"), self.distill.value
+                self._objective(program.model, ctx), sampler, Journal(ctx.workdir / "losses.jsonl"), self.distill.value
             )
             course = train(
                 self,
@@ -258,9 +258,9 @@ class Elastic(Learner):
                 {**weights, **crops},
                 len(lesson.objective.rows),
                 lesson.learn,
-                lambda: self._judge(family, drawn, ctx),
-                kept=kept,
-                begin=drawn.begin,
+                lambda: self._judge(family, sampler, ctx),
+                masks=weight_masks,
+                begin=sampler.begin,
             )
             tensors = {name: p.detach().clone() for name, p in weights.items()}
             family.crops = {name: p.detach().clone() for name, p in crops.items()}
@@ -275,15 +275,15 @@ class Elastic(Learner):
             return Tokens(model, rows, learned=ctx.answers(self.data))
         return Classes(model, rows, ctx.prompts(self.data), labels, self.data.name)
 
-    def _judge(self, family: Family, drawn: Drawn, ctx: Context) -> float:
+    def _judge(self, family: Family, sampler: ChoiceSampler, ctx: Context) -> float:
         model = family.program.model
-        drawn.take(drawn.space.choice("middle"))
+        sampler.take(sampler.space.choice("middle"))
         if family.norms is not None:
             recalibrate(model, family.norms)
-        held_out = self.held_out
-        assert held_out is not None, "judged by no rows"
-        rows, labels = ctx.rows(held_out), ctx.labels(held_out)
+        validation = self.held_out
+        assert validation is not None, "judged by no rows"
+        rows, labels = ctx.rows(validation), ctx.labels(validation)
         if labels is None:
-            nats, tokens = nll(model, rows, ctx.answers(held_out))
+            nats, tokens = nll(model, rows, ctx.answers(validation))
             return nats / tokens
-        return judge_classes(model, rows, ctx.prompts(held_out), labels, held_out.name)[0]
+        return judge_classes(model, rows, ctx.prompts(validation), labels, validation.name)[0]

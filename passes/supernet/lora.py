@@ -12,7 +12,7 @@ from ...compiler.models.rows.forward import nll
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
 from ...compiler.transforms.search.grid import check_groups
-from ...compiler.transforms.supernet.choices import Drawn, Space
+from ...compiler.transforms.supernet.choices import ChoiceSampler, Space
 from ...compiler.transforms.supernet.family import Family, check_ranks
 from ...compiler.transforms.training.acceptance import refuse_same_rows
 from ...compiler.transforms.training.adapters import Shape, adaptable, adapted
@@ -53,8 +53,8 @@ class Lora(Learner):
     acts_on = "linear"
     within = "ranks"
     determinism = "seeded"
-    apart = {"held_out": "data"}
-    gives = {"": "family"}
+    disjoint = {"held_out": "data"}
+    results = {"": "family"}
     extra: ClassVar[str] = "tune"
     requires: ClassVar[tuple[str, ...]] = ("peft",)
 
@@ -79,20 +79,20 @@ class Lora(Learner):
     )
     zero: Literal["free", "middle"] = param("Whether 0 is any code of the grid, or the middle one.", default="free")
 
-    def give(self, outcome: Outcome, ctx: Context) -> Outcome:
+    def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
         assert isinstance(outcome, Model), f"a family of {outcome.kind}"
         program = outcome.program
         self.forecast(skeleton_of(program))
         refuse_same_rows(self.data, self.held_out, ctx)
         paths = adaptable(program, self.on)
         shape = Shape(self.ranks[0], self.alpha, self.dropout)
-        drawn = Drawn(Space.of_ranks(paths, self.per, skeleton_of(program), self.ranks), ctx.seed)
-        drawn.take(drawn.space.choice("largest"))
+        sampler = ChoiceSampler(Space.of_ranks(paths, self.per, skeleton_of(program), self.ranks), ctx.seed)
+        sampler.take(sampler.space.choice("largest"))
         seed, grid = seed_of("adapters", ctx.seed), self.grid
         with adapted(program.model, paths, shape, seed, zeros=self.zeros, grid=grid) as adapters:
-            adapters.follow(drawn.ranks)
+            adapters.follow(sampler.ranks)
             weights = adapters.parameters()
-            course = self._train(outcome, ctx, weights, drawn)
+            course = self._train(outcome, ctx, weights, sampler)
             tensors = {name: p.detach().clone() for name, p in weights.items()}
         program.note(
             trained=sum(t.numel() for t in tensors.values()),
@@ -100,17 +100,17 @@ class Lora(Learner):
             best=course.best,
             loss=course.curve,
             held_out=course.held_out,
-            sites=len(drawn.space.dials),
+            sites=len(sampler.space.dials),
             ranks=list(self.ranks),
         )
-        return Family(program, "", drawn.space, shape, tensors, masked=self.zeros == "keep", grid=grid)
+        return Family(program, "", sampler.space, shape, tensors, masked=self.zeros == "keep", grid=grid)
 
     @property
     def grid(self) -> Grid | None:
         return Grid(self.bits, self.group, self.zero == "middle", search=True) if self.bits else None
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """The same shapes. Ranks that can't be, and a missing peft, are said here, before any weight is read."""
+        """Unchanged shapes. Impossible ranks, and a missing peft, are reported here, before any weight is read."""
         check_modules(self.requires, self.extra, "`supernet.lora`")
         check_ranks(self.ranks, self._chosen(skeleton))
         if self.bits:
@@ -136,15 +136,17 @@ class Lora(Learner):
         inside = tuple(f"{unit}." for unit in skeleton.units)
         return tuple(p for p in parts(skeleton, self.on) if self.on is not None or p.path.startswith(inside))
 
-    def _train(self, outcome: Model, ctx: Context, weights: dict[str, torch.nn.Parameter], drawn: Drawn) -> Course:
+    def _train(
+        self, outcome: Model, ctx: Context, weights: dict[str, torch.nn.Parameter], sampler: ChoiceSampler
+    ) -> Course:
         program = outcome.program
         model, rows = program.model, ctx.rows(self.data)
         lesson = Objective(model, rows, learned=ctx.answers(self.data))
 
         def judge() -> float:
-            drawn.take(drawn.space.choice("middle"))
+            sampler.take(sampler.space.choice("middle"))
             assert self.held_out is not None, "judged by no rows"
             nats, tokens = nll(model, ctx.rows(self.held_out), ctx.answers(self.held_out))
             return nats / tokens
 
-        return train(self, program, ctx, weights, len(rows), lesson.learn, judge, begin=drawn.begin)
+        return train(self, program, ctx, weights, len(rows), lesson.learn, judge, begin=sampler.begin)

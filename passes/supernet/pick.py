@@ -39,14 +39,14 @@ class Pick(Pass):
 
     keeps = Lossy()
     determinism = "deterministic"
-    takes = ("family",)
+    accepts = ("family",)
     foreseeable = False  # widths of a choice are the family's to know: the whole model is the most that is left
-    gives = {"": "model", "merge: false": "adapters"}
+    results = {"": "model", "merge: false": "adapters"}
 
     ranks: Literal["largest", "middle", "smallest"] = param("The value that every dial takes.", default="middle")
     merge: bool = param("Add the adapters to the weights; false gives them apart, for the target `peft`.", default=True)
 
-    def give(self, outcome: Outcome, ctx: Context) -> Outcome:
+    def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
         assert isinstance(outcome, Family), f"picked from {outcome.kind}"
         choice = outcome.space.choice(self.ranks)
         if not self.merge:

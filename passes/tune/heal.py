@@ -15,12 +15,12 @@ from ...compiler.inputs.data.chat import no_speakers
 from ...compiler.ir.outcome import Model, Outcome
 from ...compiler.ir.program import Program
 from ...compiler.models.rows.encoder_states import pooling_of
-from ...compiler.models.rows.forward import nll, said_of
+from ...compiler.models.rows.forward import nll, output_kind_of
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
 from ...compiler.transforms.training.acceptance import no_gain, refuse_same_rows
 from ...compiler.transforms.training.adapters import Shape, adaptable, adapted
-from ...compiler.transforms.training.effort import adapter_size, effort, whole_size
+from ...compiler.transforms.training.effort import adapter_size, effort, full_size
 from ...compiler.transforms.training.loop import Course
 from ...compiler.transforms.training.masks import masks
 from ...compiler.transforms.training.objective import Objective
@@ -72,14 +72,14 @@ class Heal(Learner):
     acts_on = "linear"
     everywhere = True
     determinism = "seeded"
-    apart = {"held_out": "data"}
-    unfit = {
+    disjoint = {"held_out": "data"}
+    conflicts = {
         "method: full & merge: false": (
             "training all weights leaves no adapters apart from them",
             "write `method: lora`, or leave `merge: false` out",
         )
     }
-    gives = {"": "model", "merge: false": "adapters"}
+    results = {"": "model", "merge: false": "adapters"}
     extra: ClassVar[str] = "tune"
     requires: ClassVar[tuple[str, ...]] = ("peft",)
 
@@ -102,9 +102,9 @@ class Heal(Learner):
     temperature: float = param("What both predictions are softened by before they are compared.", default=1.0, gt=0)
     weight_decay: float = param("AdamW's decay of what is trained.", default=0.0, ge=0)
 
-    def give(self, outcome: Outcome, ctx: Context) -> Outcome:
+    def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
         if self.merge:
-            return super().give(outcome, ctx)
+            return super().result_of(outcome, ctx)
         self._check(ctx)
         assert isinstance(outcome, Model), f"healed: {outcome.kind}"
         program, shape = outcome.program, Shape(self.rank, self.alpha, self.dropout)
@@ -113,7 +113,7 @@ class Heal(Learner):
             weights = adapters.parameters()
             course = self._train(program, ctx, weights)
             tensors = {name: p.detach().clone() for name, p in weights.items()}
-        self._tell(program, course, weights, merged=None)
+        self._report(program, course, weights, merged=None)
         return Unmerged(program, "", shape, tensors)
 
     def run(self, program: Program, ctx: Context) -> None:
@@ -130,9 +130,9 @@ class Heal(Learner):
                 adapters.merge()
         merged = self._judge_merged(program, ctx, course) if self.held_out and self.method == "lora" else None
         program.changed()
-        self._tell(program, course, weights, merged)
+        self._report(program, course, weights, merged)
 
-    def _tell(self, program: Program, course: Course, weights: dict[str, nn.Parameter], merged: float | None) -> None:
+    def _report(self, program: Program, course: Course, weights: dict[str, nn.Parameter], merged: float | None) -> None:
         program.note(
             method=self.method,
             trained=sum(p.numel() for p in weights.values()),
@@ -147,7 +147,7 @@ class Heal(Learner):
         return (self.data,) if self.distill.value else ()
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """The same shapes. Here, before any weight is read, it is said if peft is missing."""
+        """Unchanged shapes. A missing peft is reported here, before any weight is read."""
         self._check_packages()
         return skeleton
 
@@ -160,7 +160,7 @@ class Heal(Learner):
         if self.method == "lora":
             trained = adapter_size(chosen, self.rank)
         else:
-            trained = whole_size(chosen) if self.on else shrink.params(skeleton)
+            trained = full_size(chosen) if self.on else shrink.params(skeleton)
         narrow = self.method == "full" and skeleton.facts.get("dtype") in ("bfloat16", "float16")
         return effort(
             skeleton,
@@ -177,18 +177,18 @@ class Heal(Learner):
         program: Program,
         ctx: Context,
         weights: dict[str, nn.Parameter],
-        kept: Mapping[str, torch.Tensor] | None = None,
+        weight_masks: Mapping[str, torch.Tensor] | None = None,
     ) -> Course:
         """Train, and leave the best weights in place; raises Reject where the start was the best."""
         model, rows = program.model, ctx.rows(self.data)
-        says = said_of(model, rows[:1])
-        if says == "states":
-            return self._train_states(program, ctx, weights, kept)
-        said = self._speech(self.data, ctx)
-        share = self.distill.value if says == "tokens" else 1.0
+        output_kind = output_kind_of(model, rows[:1])
+        if output_kind == "states":
+            return self._train_states(program, ctx, weights, weight_masks)
+        loss_mask = self._speech(self.data, ctx)
+        share = self.distill.value if output_kind == "tokens" else 1.0
         original = reference.load(ctx, self.data) if share else None
-        lesson = Objective(model, rows, original, share, self.temperature, said)
-        teaching = torch.arange(len(rows)) if said is None else said[:, 1:].any(1).nonzero()[:, 0]
+        lesson = Objective(model, rows, original, share, self.temperature, loss_mask)
+        teaching = torch.arange(len(rows)) if loss_mask is None else loss_mask[:, 1:].any(1).nonzero()[:, 0]
         return train(
             self,
             program,
@@ -197,15 +197,19 @@ class Heal(Learner):
             len(teaching),
             lambda chosen, weight: lesson.learn(teaching[chosen], weight),
             lambda: self._held_out_loss(model, ctx),
-            kept=kept,
+            masks=weight_masks,
             weight_decay=self.weight_decay,
             verb="healing",
         )
 
     def _train_states(
-        self, program: Program, ctx: Context, weights: dict[str, nn.Parameter], kept: Mapping[str, torch.Tensor] | None
+        self,
+        program: Program,
+        ctx: Context,
+        weights: dict[str, nn.Parameter],
+        weight_masks: Mapping[str, torch.Tensor] | None,
     ) -> Course:
-        """The same towards the original's hidden states, which are all that a model without a head says."""
+        """Training towards the original's hidden states, the only outputs of a model without a head."""
         model, rows = program.model, ctx.rows(self.data)
         original, pooling = similarity.load(ctx, self.data), pooling_of(ctx.origin.folder, "auto")
         return train(
@@ -216,7 +220,7 @@ class Heal(Learner):
             len(rows),
             lambda chosen, weight: similarity.learn(model, rows, original, pooling, chosen, weight),
             lambda: self._held_out_loss(model, ctx),
-            kept=kept,
+            masks=weight_masks,
             weight_decay=self.weight_decay,
             verb="healing",
         )
@@ -231,44 +235,44 @@ class Heal(Learner):
     def _held_out_loss(self, model: nn.Module, ctx: Context) -> float:
         assert self.held_out is not None, "judged by no rows"
         rows = ctx.rows(self.held_out)
-        says = said_of(model, rows[:1])
-        if says == "classes":
+        output_kind = output_kind_of(model, rows[:1])
+        if output_kind == "classes":
             return reference.divergence(
                 model, rows, reference.load(ctx, self.held_out), "divergence", self.held_out.name
             )
-        if says == "states":
-            kept, pooling = similarity.load(ctx, self.held_out), pooling_of(ctx.origin.folder, "auto")
-            return similarity.feature_distance(model, rows, kept, pooling)
+        if output_kind == "states":
+            original_states, pooling = similarity.load(ctx, self.held_out), pooling_of(ctx.origin.folder, "auto")
+            return similarity.feature_distance(model, rows, original_states, pooling)
         nats, tokens = nll(model, rows, self._speech(self.held_out, ctx))
         return nats / tokens
 
     def _speech(self, ref: DataRef, ctx: Context) -> torch.Tensor | None:
-        """Which tokens count: None for all."""
+        """Mask of the tokens that count: None for all."""
         if self.learn == "all":
             return ctx.answers(ref)
-        said = ctx.speech(ref)
-        if said is None or not said[:, 1:].any():
-            who = "has rows without a speaker" if said is None else "holds rows in which no assistant speaks"
+        loss_mask = ctx.speech(ref)
+        if loss_mask is None or not loss_mask[:, 1:].any():
+            who = "has rows without a speaker" if loss_mask is None else "holds rows in which no assistant speaks"
             raise Reject(
                 no_speakers(
                     f"`{ref.name}` {who}, and only responses are to be learned",
                     help="give rows of `chat`, or `learn: all`",
                 )
             )
-        return said
+        return loss_mask
 
     def _weights(self, program: Program) -> dict[str, nn.Parameter]:
         """All parameters, or those of the selected modules; one that is shared, once."""
         model = program.model
         if self.on is None:
             return dict(model.named_parameters())
-        found = {
+        named = {
             f"{part.path}.{name}": p
             for part in parts(skeleton_of(program), self.on)
             for name, p in model.get_submodule(part.path).named_parameters()
         }
-        seen = {id(p): name for name, p in reversed(found.items())}
-        return {name: p for name, p in found.items() if seen[id(p)] == name}
+        name_of = {id(p): name for name, p in reversed(named.items())}
+        return {name: p for name, p in named.items() if name_of[id(p)] == name}
 
     # -- what is refused -------------------------------------------------------------------------------------
 

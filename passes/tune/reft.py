@@ -48,7 +48,7 @@ class Reft(Learner):
 
     keeps = Lossy()
     determinism = "seeded"
-    apart = {"held_out": "data"}
+    disjoint = {"held_out": "data"}
     answers = ("data", "held_out")
     needs = {"reft.insert": "it trains the interventions that a step inserts"}
     after: ClassVar[dict[str, str]] = {"reft.insert": "it trains what that inserts"}
@@ -152,42 +152,42 @@ class Reft(Learner):
         return course
 
     def _lesson(self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None):
-        """What a batch teaches: the answers to its prompts, or its classes."""
-        rows, asked, labels = ctx.rows(self.data), self._lengths(self.data, edits, ctx), ctx.labels(self.data)
+        """Loss of a batch: on the answers to its prompts, or on its classes."""
+        rows, prompt_lengths, labels = ctx.rows(self.data), self._lengths(self.data, edits, ctx), ctx.labels(self.data)
         lesson = Objective(model, rows, learned=ctx.speech(self.data))
 
         def learn(chosen: Tensor, weight: float) -> float:
-            with prompts(model, asked[chosen], active):
+            with prompts(model, prompt_lengths[chosen], active):
                 return lesson.learn(chosen, weight)
 
         if labels is None:
             return learn
 
         def classify(chosen: Tensor, weight: float) -> float:
-            found = class_logits(model, rows[chosen], asked[chosen], active).float()
-            check_classes(found, labels[chosen], self.data.name)
-            loss = nn.functional.cross_entropy(found, labels[chosen].to(found.device))
+            logits = class_logits(model, rows[chosen], prompt_lengths[chosen], active).float()
+            check_classes(logits, labels[chosen], self.data.name)
+            loss = nn.functional.cross_entropy(logits, labels[chosen].to(logits.device))
             (loss * weight).backward()
             return loss.item()
 
         return classify
 
     def _judge(self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None):
-        held_out = self.held_out
-        assert held_out is not None, "judged by no rows"
-        rows, said = ctx.rows(held_out), ctx.speech(held_out)
-        asked, labels = self._lengths(held_out, edits, ctx), ctx.labels(held_out)
+        validation = self.held_out
+        assert validation is not None, "judged by no rows"
+        rows, loss_mask = ctx.rows(validation), ctx.speech(validation)
+        prompt_lengths, labels = self._lengths(validation, edits, ctx), ctx.labels(validation)
 
         def judge() -> float:
             if labels is not None:
-                return judge_classes(model, rows, asked, labels, held_out.name)[0]
-            nats, tokens = nll(model, rows, said, asked, active)
+                return judge_classes(model, rows, prompt_lengths, labels, validation.name)[0]
+            nats, tokens = nll(model, rows, loss_mask, prompt_lengths, active)
             return nats / tokens
 
         return judge
 
     def _lengths(self, ref: DataRef, edits: dict[str, Edits], ctx: Context) -> Tensor:
-        """How many tokens of each row are its prompt."""
+        """Number of prompt tokens of each row."""
         lengths = ctx.prompts(ref)
         if lengths is None:
             raise Reject(
@@ -198,11 +198,11 @@ class Reft(Learner):
                 )
             )
         for path, module in edits.items():
-            wanted = module.first + module.last
-            if int(lengths.max()) < wanted:
+            positions = module.first + module.last
+            if int(lengths.max()) < positions:
                 raise Reject(
                     prompts_too_short(
-                        f"{path} edits {wanted} positions, and the longest prompt of `{ref.name}` has "
+                        f"{path} edits {positions} positions, and the longest prompt of `{ref.name}` has "
                         f"{int(lengths.max())} tokens",
                         help="insert interventions of fewer `positions`",
                         argument="data",
@@ -211,15 +211,15 @@ class Reft(Learner):
         return lengths
 
     def _active(self, edits: dict[str, Edits]) -> Tensor | None:
-        """Which coordinates are trained, [r] bool; None: all."""
+        """Mask of trained coordinates, [r] bool; None: all."""
         if self.subspace is None:
             return None
         ranks = {module.shape[2] for module in edits.values()}
         if len(ranks) > 1 or not self.subspace or not set(self.subspace) <= set(range(min(ranks))):
-            there = f"0 to {min(ranks) - 1}" if len(ranks) == 1 else "layers of several ranks"
+            available = f"0 to {min(ranks) - 1}" if len(ranks) == 1 else "layers of several ranks"
             raise Reject(
                 no_coordinate(
-                    f"`subspace` is {list(self.subspace)}, and there are {there}",
+                    f"`subspace` is {list(self.subspace)}, and there are {available}",
                     help="name coordinates of one rank that all interventions have",
                     argument="subspace",
                 )

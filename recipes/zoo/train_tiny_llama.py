@@ -274,7 +274,7 @@ def write_card(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: dict[str, float], args: argparse.Namespace
 ) -> None:
     held_out = (args.out / "heldout.txt").read_text()
-    held_tokens, held_bytes = len(encode(held_out, tokenizer)), len(held_out.encode())
+    cached_tokens, held_bytes = len(encode(held_out, tokenizer)), len(held_out.encode())
     options = {name: getattr(args, name) for name in ("rows", "lr", "warmup", "seed", "threads")}
     flags = [f"--{name} {value}" for name, value in {"steps": args.steps, **options}.items()]
     (args.out / "README.md").write_text(
@@ -286,8 +286,8 @@ def write_card(
             parameters=model.num_parameters(),
             held_books=", ".join(HELD_OUT),
             held_bytes=held_bytes,
-            held_tokens=held_tokens,
-            ratio=held_bytes / held_tokens,
+            cached_tokens=cached_tokens,
+            ratio=held_bytes / cached_tokens,
             stride=CALIBRATION_STRIDE,
             window=WINDOW,
             calib_bytes=(args.out / "calib.txt").stat().st_size,

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tests import tiny
 
-HERE = Path(__file__).parents[2]
+PAGE_FOLDER = Path(__file__).parents[2]
 STEPS = {
     "multi": "prune.multi(remove: 10% of params, group: 16, score: perplexity(rows), data: rows)",
     "foreseen": "prune.multi(remove: 10% of params, group: 16, score: perplexity(rows), data: rows, estimate: taylor)",
@@ -41,7 +41,7 @@ def effc(folder, *args, memory=1 << 40):
     """The command line, with the emulated device: what it gave, and the most bytes that the device held."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.accelerator.effc", *args, "--threads", "1", "--cache-dir", str(folder / "cache")],
-        cwd=HERE,
+        cwd=PAGE_FOLDER,
         env=os.environ | {"EMULATED_BYTES": str(memory), "COLUMNS": "120"},
         capture_output=True,
         text=True,
@@ -127,7 +127,7 @@ emit thin {{
 def test_every_target_is_written_and_judged_of_what_a_device_computed(tmp_path):
     """Those of engines that run on the CPU alone, too."""
     recipe = tmp_path / "r.effspec"
-    recipe.write_text(TARGETS.format(zoo=HERE / "recipes" / "zoo" / "tiny-llama"))
+    recipe.write_text(TARGETS.format(zoo=PAGE_FOLDER / "recipes" / "zoo" / "tiny-llama"))
     code, said, peak = effc(tmp_path, "compile", str(recipe), "-o", str(tmp_path / "out"), "--device", "emulated")
     assert code == 0 and peak > 0, said
     written = {path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")}

@@ -94,7 +94,7 @@ def looks(model: nn.Module) -> dict[str, Cell]:
 
 
 @dataclass
-class Written:
+class ScorePairs:
     """An artifact that waits to be reopened, with what the model in memory computed of which inputs."""
 
     row: Row
@@ -149,7 +149,7 @@ def watched(row: Row, stage: str, work: Callable[[], object]) -> None:
         )
 
 
-def attempt(row: Row, word: str, folder: Path) -> list[Written]:
+def attempt(row: Row, word: str, folder: Path) -> list[ScorePairs]:
     row.cells |= {f"{word} {step}": NONE for step in STEPS}
     if word in NEEDS and not has(row.name, NEEDS[word]):
         return []
@@ -167,14 +167,14 @@ def attempt(row: Row, word: str, folder: Path) -> list[Written]:
     forms = [form for form in kind(path="x").forms() if (folder / "artifact" / form.folder).is_dir()]
     assert forms, f"{row.name}: nothing was written that reloads"
     given = inputs(program.model)
-    return [Written(row, word, folder / "artifact", forms, given, probe(program.model, given, 3), program.model)]
+    return [ScorePairs(row, word, folder / "artifact", forms, given, probe(program.model, given, 3), program.model)]
 
 
 def is_stock(model: nn.Module) -> bool:
     return isinstance(model, PreTrainedModel)
 
 
-def reopen(written: list[Written], folder: Path) -> None:
+def reopen(written: list[ScorePairs], folder: Path) -> None:
     """Load every folder in one fresh process, and compare what it computes with what was expected."""
     from safetensors.torch import save_file
 
@@ -201,7 +201,7 @@ def reopen(written: list[Written], folder: Path) -> None:
         w.row.cells[f"{w.word} reload"] = Cell("failed", wrong[0]) if wrong else GREEN
 
 
-def off(w: Written, form: Form) -> str:
+def off(w: ScorePairs, form: Form) -> str:
     """What a reopened folder computes that is not what the model in memory did; "" where all of it is."""
     from safetensors.torch import load_file
 

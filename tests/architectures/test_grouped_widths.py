@@ -98,7 +98,7 @@ def test_a_checkpoint_that_is_filled_up_has_widths_that_can_be_multiplied(tmp_pa
     with Rewriter(program) as rewrite:  # 28 of 32 for each expert, 60 of 64 for two shared ones together: 30 each
         slice_all(program, rewrite, cuts)
     filled = padding(program)
-    assert not filled.why
+    assert not filled.reasons
     filled.config.save_pretrained(tmp_path)
     save_file({p.name: p.make().contiguous() for p in filled.pieces(program)}, tmp_path / "model.safetensors")
     again = type(pretrained(program.model)).from_pretrained(tmp_path).eval()

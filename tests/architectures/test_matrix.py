@@ -17,7 +17,7 @@ from tests.architectures.passes import WORDS
 from tests.architectures.table import NAMES, ROWS
 
 torch.set_num_threads(1)
-FEW = ("mixtral", "skip and concat")  # a model of transformers with experts, a plain convolutional net
+MIN_SAMPLES = ("mixtral", "skip and concat")  # a model of transformers with experts, a plain convolutional net
 TURN = int(os.environ.get("EFFC_TURN", datetime.date.today().toordinal()))  # which tenth is tried, and with what
 
 
@@ -40,7 +40,7 @@ def agrees(words: dict[str, list[str]], folder) -> None:
 
 
 def test_some_architectures_do_what_the_shipped_matrix_says(tmp_path):
-    agrees({name: shipped()["passes"] for name in FEW}, tmp_path)
+    agrees({name: shipped()["passes"] for name in MIN_SAMPLES}, tmp_path)
 
 
 def test_a_tenth_of_all_architectures_which_changes_by_the_day_does_too(tmp_path):

@@ -26,7 +26,7 @@ def without_branch(name: str, layer: int, role: str):
 
 def test_a_dropped_branch_that_another_layer_still_runs_can_not_come_back_as_zeros():
     program = without_branch("zamba2", 2, "attention")
-    assert "shared_transformer" in " ".join(padding(program).why)
+    assert "shared_transformer" in " ".join(padding(program).reasons)
 
 
 def test_what_two_layers_share_is_cut_once_and_stays_shared():

@@ -154,9 +154,9 @@ def test_the_loss_of_a_row_is_the_models_own_of_its_target():
     rows = torch.arange(40).view(2, 20) % 60 + 4
     rows[0, 6:10] = rows[1, 17:20] = fill
     source, target = rows[:, :10], rows[:, 10:]
-    wanted = target.masked_fill(~inputs.written(target, fill), -100)
+    wanted = target.masked_fill(~inputs.non_padding(target, fill), -100)
     with torch.no_grad():
-        mask = inputs.written(source, fill).long()
+        mask = inputs.non_padding(source, fill).long()
         expected = model(input_ids=source, attention_mask=mask, labels=wanted).loss.item()
         assert logits(model, rows).shape[:2] == (2, 10)
     nats, count = nll(model, rows)

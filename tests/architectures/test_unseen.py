@@ -20,7 +20,7 @@ from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay
 from effc.compiler.ir.program import Program
 from effc.compiler.models.checkpoints.mamba_rescale import NOTE
-from effc.compiler.models.checkpoints.meta_init import nothing_stored
+from effc.compiler.models.checkpoints.meta_init import without_storage
 from effc.compiler.models.checkpoints.model_folder import open_folder
 from effc.compiler.models.checkpoints.origin import Origin
 from effc.compiler.models.rows.forward import output_logits
@@ -176,7 +176,7 @@ def test_a_branch_without_weights_can_not_come_back_as_zeros():
     branch = next(b for b in skeleton_of(program).branches if not b.parts)
     with Rewriter(program) as rewrite:
         rewrite.drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
-    assert "fourier" in " ".join(padding(program).why)
+    assert "fourier" in " ".join(padding(program).reasons)
 
 
 def test_query_heads_whose_keys_another_layer_makes_come_back_beside_the_right_ones():
@@ -187,7 +187,7 @@ def test_query_heads_whose_keys_another_layer_makes_come_back_beside_the_right_o
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(group, {0, 2})])
     filled = padding(program)
-    assert not filled.why
+    assert not filled.reasons
     stock = copy.deepcopy(silenced)
     stock.load_state_dict({piece.name: piece.make() for piece in filled.pieces(program)}, strict=False)
     assert equivalence.compare(silenced, stock) < 1e-4
@@ -199,7 +199,7 @@ def test_heads_come_back_in_their_own_width_or_not_at_all():
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(g, {0, 1}) for g in skeleton_of(program).groups if g.kind == "heads"])
     filled, stock = padding(program), table.model("deberta_v2")
-    assert not filled.why and filled.config.num_attention_heads == 4
+    assert not filled.reasons and filled.config.num_attention_heads == 4
     stock.load_state_dict({piece.name: piece.make() for piece in filled.pieces(program)}, strict=False)
     assert equivalence.compare(program.model, stock) < 1e-4
 
@@ -271,7 +271,7 @@ def test_layers_that_are_left_out_while_training_alone_draw_a_number():
 
 
 def test_models_that_generate_from_a_second_stream_are_refused_with_and_without_weights():
-    with nothing_stored():
+    with without_storage():
         bare = XLNetLMHeadModel(table.model("xlnet").config)  # it asks for parameters of the CPU
     for model in (table.model("xlnet"), bare):
         with pytest.raises(Reject) as refused:

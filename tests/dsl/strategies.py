@@ -12,8 +12,12 @@ KEYWORDS = ("use", "param", "model", "data", "profile", "matrix", "pipeline", "e
 words = st.one_of(st.sampled_from(KEYWORDS), st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,7}", fullmatch=True)).filter(
     lambda word: word not in RESERVED and word not in ("True", "False", "None")
 )
-TURNS = "".join(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]))  # the order in which letters are shown
-letters = st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"], exclude_characters=TURNS)  # which it refuses
+BIDI_CONTROLS = "".join(
+    map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+)  # the order in which letters are shown
+letters = st.characters(
+    exclude_categories=["Cs", "Cc", "Zl", "Zp"], exclude_characters=BIDI_CONTROLS
+)  # which it refuses
 texts = st.one_of(st.text(letters, max_size=20), st.text('"\\\n\r\t# {}', max_size=8))
 
 

@@ -57,5 +57,5 @@ def test_every_header_speaks_of_parameters_that_its_word_has():
             told = {p.name for p in word.params}
             only = word.facts.get("only", {})
             assert set(only) <= told, word.name
-            for conditions in (*word.facts.get("unfit", {}), *only.values()):
+            for conditions in (*word.facts.get("conflicts", {}), *only.values()):
                 assert set(named_in(conditions)) <= told, f"{word.name}: {conditions}"

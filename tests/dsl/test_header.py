@@ -100,7 +100,7 @@ def test_what_words_share_is_read_where_a_relative_import_leads(tmp_path):
         dedent(
             """
         class Step(Pass):
-            takes = ("family",)
+            accepts = ("family",)
             count: int = param("How many.", default=1)
             rate: float = param("How fast.", default=0.5)
         class Slow(Step):
@@ -123,7 +123,7 @@ def test_what_words_share_is_read_where_a_relative_import_leads(tmp_path):
         ),
     )
     assert [(p.name, p.default) for p in word.params] == [("seed", 3), ("count", 2), ("rate", 0.5)]
-    assert word.facts["takes"] == ("family",) and word.doc == "Do something."
+    assert word.facts["accepts"] == ("family",) and word.doc == "Do something."
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from effc.dsl.syntax import ast
 from effc.dsl.syntax.diagnostics import Reject
 from effc.dsl.syntax.edition import DEPTH
 from effc.dsl.syntax.lexer import grammar
-from effc.dsl.syntax.parse import SHOWN, parse
+from effc.dsl.syntax.parse import MAX_ITEMS, parse
 from effc.dsl.syntax.render import apply_fixes
 from effc.dsl.syntax.source import Source
 from effc.dsl.syntax.source_file import LIMIT, read_source
@@ -296,7 +296,7 @@ def test_nesting_has_a_limit():
 
 def test_a_file_of_mistakes_is_cut_off():
     found = parse(Source("a", HEAD + "model a =\n" * 1000)).diagnostics
-    assert len(found) == SHOWN + 1 and found[-1].slug == "more-mistakes"
+    assert len(found) == MAX_ITEMS + 1 and found[-1].slug == "more-mistakes"
 
 
 GARBAGE = ["(", "a ", '"', '"""\n', "{", "model\n", "x = 1, ", "}", "\\", "é", "[1 2 "]

@@ -12,7 +12,7 @@ from effc.dsl.checker.check import check
 from effc.dsl.syntax.diagnostics import Reject
 from effc.dsl.syntax.format import format_file
 from effc.dsl.syntax.json_form import file_from_json, file_to_json
-from effc.dsl.syntax.parse import SHOWN, parse
+from effc.dsl.syntax.parse import MAX_ITEMS, parse
 from effc.dsl.syntax.render import apply_fixes, render
 from effc.dsl.syntax.source import Source
 from hypothesis import HealthCheck, given, settings
@@ -161,7 +161,7 @@ def survives(text: str) -> None:
     checked = check(parsed.file, VOCABULARY, skeleton=tiny_llama.of, broken=broken)
     took = time.process_time() - started
     assert took < 1, f"{took:.2f} s"
-    assert len(parsed.diagnostics) <= SHOWN + 3 * text.count("\\") + 1
+    assert len(parsed.diagnostics) <= MAX_ITEMS + 3 * text.count("\\") + 1
     render(checked.diagnostics)
     render(parsed.diagnostics), render(parsed.diagnostics, "github"), render(parsed.diagnostics, "json")
     for d in parsed.diagnostics:

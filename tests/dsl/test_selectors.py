@@ -4,7 +4,7 @@ import re
 import time
 
 import pytest
-from effc.dsl.checker.selectors import BadGlob, dead, matches, read, resolve
+from effc.dsl.checker.selectors import InvalidGlob, dead, matches, read, resolve
 from effc.dsl.checker.values import Selector
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,7 +109,7 @@ def test_a_difference_that_takes_nothing_away_is_dead():
     ["", "a..b", ".a", "a.", "{a", "a}", "{a,{b,c}}", "a|b", "^a$", "a[0]", "{3..1}", "{0..511}.{0..511}", "a b"],
 )
 def test_what_is_no_glob_says_so(text):
-    with pytest.raises(BadGlob):
+    with pytest.raises(InvalidGlob):
         read(text)
 
 
@@ -117,7 +117,7 @@ def test_what_is_no_glob_says_so(text):
 def test_any_text_is_read_or_refused(text):
     try:
         resolve(one(text), LAYERS)
-    except BadGlob as bad:
+    except InvalidGlob as bad:
         assert 0 <= bad.start <= bad.end <= len(text)
 
 

@@ -58,7 +58,7 @@ LOCK = f"""format = 1
 "version" = "1.0"
 "tree" = "{"0" * 64}"
 """.encode()
-ABOUT = b'name = "edge"\nversion = "1.0"\nsentence = "For small machines."\n'
+PACKAGE_FILE = b'name = "edge"\nversion = "1.0"\nsentence = "For small machines."\n'
 MEASURE = {"metric": "params", "unit": "", "value": 3.0, "better": "lower", "clocked": False}
 BASELINE = {
     "format": 1,
@@ -103,11 +103,11 @@ def read_lock(data: bytes, folder: Path) -> None:
 
 
 def abouts(honest: Path) -> list[bytes]:
-    return [ABOUT]
+    return [PACKAGE_FILE]
 
 
 def read_about(data: bytes, folder: Path) -> None:
-    (folder / recipe_packages.ABOUT).write_bytes(data)
+    (folder / recipe_packages.PACKAGE_FILE).write_bytes(data)
     recipe_packages.package_in(folder)
 
 
@@ -116,7 +116,7 @@ def baselines(honest: Path) -> list[bytes]:
 
 
 def read_baseline(data: bytes, folder: Path) -> None:
-    baseline.place(folder / "r.effspec").write_bytes(data)
+    baseline.baseline_path(folder / "r.effspec").write_bytes(data)
     baseline.read(folder / "r.effspec")
 
 

@@ -80,7 +80,7 @@ def _buffers(honest: Path) -> list[bytes]:
 
 def _buffer(data: bytes, folder: Path) -> None:
     if data:
-        tensor = packed.room(len(data))
+        tensor = packed.allocate_zeros(len(data))
         tensor.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         packed.check(packed.kernel_of(tensor) or "dense_linear", tensor)
 

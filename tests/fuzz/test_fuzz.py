@@ -11,7 +11,7 @@ from tests.fuzz.changes import changed
 from tests.fuzz.targets import TARGETS
 from tests.hostile import kinds
 
-FEW = dict.fromkeys(TARGETS, 40) | {"import": 6, "step": 12}  # inputs of a target in the default run
+MIN_SAMPLES = dict.fromkeys(TARGETS, 40) | {"import": 6, "step": 12}  # inputs of a target in the default run
 FOUND = sorted(Path(__file__).with_name("found").iterdir())  # TARGET-HASH: what once broke a reader
 COUNT = int(os.environ.get("EFFC_FUZZ", "20000"))
 
@@ -31,7 +31,7 @@ def ways_to_break(name, honest, folder, count, seed):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_changed_inputs_are_read_or_refused(honest, tmp_path, name):
-    assert not ways_to_break(name, honest, tmp_path, FEW[name], 0)
+    assert not ways_to_break(name, honest, tmp_path, MIN_SAMPLES[name], 0)
 
 
 @pytest.mark.parametrize("file", FOUND, ids=lambda file: file.name)

@@ -31,7 +31,7 @@ from tests.hostile.watched import FAKE
 
 torch.set_num_threads(1)
 SECONDS, MEBIBYTES = 20, 600  # of one case by all verbs; a machine that others share is slow
-FEW = dict.fromkeys(KINDS, 50) | {"program": 12}  # in the default lot; torch takes a second to read a program
+MIN_SAMPLES = dict.fromkeys(KINDS, 50) | {"program": 12}  # in the default lot; torch takes a second to read a program
 COUNT = int(os.environ.get("EFFC_HOSTILE", "1000"))  # of a kind, in the heavy lot
 
 
@@ -181,7 +181,7 @@ CRAFTED = {
 def lot(honest, tmp_path_factory):
     """What fifty changed artifacts of each kind and all crafted ones came to, by name: one process opens them all."""
     folder = tmp_path_factory.mktemp("lot")
-    cases = {path: "turn" for kind in KINDS for path in changed(honest, kind, FEW[kind], 0, folder)}
+    cases = {path: "turn" for kind in KINDS for path in changed(honest, kind, MIN_SAMPLES[kind], 0, folder)}
     names = {path: path.name for path in cases}
     for name, (kind, make) in CRAFTED.items():
         case = folder / name.replace(" ", "-")
@@ -196,7 +196,7 @@ def lot(honest, tmp_path_factory):
 def test_changed_artifacts_do_nothing_but_be_refused(lot, kind):
     found = {name: lot[name] for name in lot if name.startswith(f"{kind}-")}
     wrong = {name: said for name, case in found.items() if (said := harmless(case))}
-    assert len(found) == FEW[kind] and not wrong, json.dumps(wrong, indent=1)
+    assert len(found) == MIN_SAMPLES[kind] and not wrong, json.dumps(wrong, indent=1)
 
 
 @pytest.mark.parametrize("name", CRAFTED)

@@ -25,7 +25,7 @@ from tests.fuzz.changes import changed
 from tests.hostile import kinds
 
 torch.set_num_threads(1)
-FEW, COUNT = 60, int(os.environ.get("EFFC_BODIES", "2000"))  # bodies of a path
+MIN_SAMPLES, COUNT = 60, int(os.environ.get("EFFC_BODIES", "2000"))  # bodies of a path
 CHAT = [{"role": "user", "content": "which 1?"}]
 COMMON = {"model": "m", "max_tokens": 2, "temperature": 0.7, "top_p": 0.9, "seed": 3, "stop": ["zz"], "stream": False}
 OPEN = {
@@ -85,7 +85,7 @@ def test_ordinary_bodies_are_answered(servers, way):
 
 @pytest.mark.parametrize("way", OPEN)
 def test_changed_bodies_are_answered_or_refused(servers, way):
-    assert not wrong(servers, way, FEW, 0)
+    assert not wrong(servers, way, MIN_SAMPLES, 0)
 
 
 CRAFTED = {

@@ -87,7 +87,7 @@ def test_whatever_a_client_sends_costs_that_client_its_round_alone(name, answer)
 
     run = hostile(federation(STRATEGIES[name](), rounds=2, deadline=5.0), changed)
     rounds = run.run().rounds
-    assert [sorted(r.turns) for r in rounds] == [[0, 2, 3]] * 2 and all(1 in r.faults for r in rounds)
+    assert [sorted(r.updates) for r in rounds] == [[0, 2, 3]] * 2 and all(1 in r.faults for r in rounds)
     assert is_sound(run)
 
 
@@ -147,7 +147,7 @@ def test_a_client_that_the_declaration_does_not_have_does_not_join(number):
         4,
     )
     run.terms = replace(run.terms, clients=4)
-    assert sorted(run.run().rounds[0].turns) == [0, 1, 2, 3]
+    assert sorted(run.run().rounds[0].updates) == [0, 1, 2, 3]
 
 
 KEYS = ["", "zz", "00" * 31, "00" * 32, "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800", "first"]
@@ -156,7 +156,7 @@ KEYS = ["", "zz", "00" * 31, "00" * 32, "e0eb7a7c3b41b8ae1656e3faf19fc46ada098de
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_that_others_can_not_use_is_left_out_when_it_joins_and_sums_go_on(key):
     pytest.importorskip("cryptography")
-    run = federation(Summed(FULL, own=False, mix=None), rounds=2, clients=4)
+    run = federation(Summed(FULL, all_but_me=False, mix=None), rounds=2, clients=4)
     run.terms = replace(run.terms, clients=3)
     public = {}
 
@@ -171,16 +171,16 @@ def test_a_key_that_others_can_not_use_is_left_out_when_it_joins_and_sums_go_on(
     hostile(run, poisoned, ("join",), 3)
     run.grid.clients = dict(sorted(run.grid.clients.items()))
     course = run.run()
-    assert [sorted(r.turns) for r in course.rounds] == [[0, 1, 2]] * 2
+    assert [sorted(r.updates) for r in course.rounds] == [[0, 1, 2]] * 2
     assert "key for masks" in course.rounds[0].faults[3]
 
 
 @pytest.mark.parametrize("arrays", [None, {"masked": 5}, {"masked": {"sum": [0]}}, {"masked": {"sum": Unreadable()}}])
 def test_whatever_is_sent_in_place_of_a_masked_state_costs_that_client_its_round_alone(arrays):
     pytest.importorskip("cryptography")
-    run = federation(Summed(FULL, own=False, mix=None), rounds=1, clients=4)
+    run = federation(Summed(FULL, all_but_me=False, mix=None), rounds=1, clients=4)
     rounds = hostile(run, lambda made: Answer(arrays, made.config), ("masked",)).run().rounds
-    assert sorted(rounds[0].turns) == [0, 2, 3] and 1 in rounds[0].faults and is_sound(run)
+    assert sorted(rounds[0].updates) == [0, 2, 3] and 1 in rounds[0].faults and is_sound(run)
 
 
 class Letter:

@@ -10,7 +10,7 @@ from effc.dsl.syntax.diagnostics import Reject
 
 ROOT = Path(__file__).parents[2] / "compiler"
 # Files that read what effc itself has just written, in this process or in a folder of its own.
-OWN = {
+LEAF_FUNCTIONS = {
     "artifacts/artifact.py": "notes of a draft",
     "artifacts/compact_config.py": "a config that transformers has just written",
     "artifacts/verify_child.py": "what this compile emitted; it knows nothing of effc",
@@ -76,4 +76,4 @@ def test_files_of_others_are_read_by_these_readers_alone():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.loads", "json.load"):
                 plain.add(file.relative_to(ROOT).as_posix())
-    assert plain - {"core/safe_read.py"} == set(OWN), "use `read_json` or `parse_json` of core/safe_read.py"
+    assert plain - {"core/safe_read.py"} == set(LEAF_FUNCTIONS), "use `read_json` or `parse_json` of core/safe_read.py"

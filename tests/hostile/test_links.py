@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 from effc.compiler.apps.federation.processes import start
-from effc.compiler.core.cache import write_whole
+from effc.compiler.core.cache import write_atomic
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests.compiler.cli.verbs.conftest import effc, own_cache  # noqa: F401
@@ -84,7 +84,7 @@ def test_a_second_name_of_a_file_elsewhere_and_a_pipe_are_refused_as_links_are(e
 def test_a_link_in_the_way_of_a_draft_is_not_written_through(tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / f".a.json.{os.getpid()}").symlink_to(tmp_path / "mine")
-    write_whole(tmp_path / "a.json", b"{}")
+    write_atomic(tmp_path / "a.json", b"{}")
     assert (tmp_path / "mine").read_text() == "mine" and (tmp_path / "a.json").read_bytes() == b"{}"
     assert not (tmp_path / "a.json").is_symlink()
 

@@ -109,7 +109,7 @@ def with_attribute(model, **fields):
     node.attribute.add(name="sparse_value", **fields)
 
 
-PLACES = {
+CLASS_PATHS = {
     "a sparse attribute": lambda m: with_attribute(m, sparse_tensor=sparse(), type=11),
     "one of several sparse attributes": lambda m: with_attribute(m, sparse_tensors=[sparse()], type=12),
     "a sparse initializer": lambda m: m.graph.sparse_initializer.append(sparse()),
@@ -129,9 +129,9 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", CLASS_PATHS)
 def test_a_tensor_that_lies_in_another_file_is_refused_wherever_the_message_has_it(folder, place):
-    changed(folder, PLACES[place])
+    changed(folder, CLASS_PATHS[place])
     with pytest.raises(Reject, match=r"model\.onnx (has|calls)"):
         check(folder)
 

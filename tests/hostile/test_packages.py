@@ -97,7 +97,7 @@ def test_a_model_that_breaks_is_not_effcs_fault(honest, tmp_path, capsys):
 )
 def test_toml_that_takes_hours_is_refused_at_once(tmp_path, text):
     started = time.process_time()
-    (tmp_path / recipe_packages.ABOUT).write_text(text)
+    (tmp_path / recipe_packages.PACKAGE_FILE).write_text(text)
     (tmp_path / lockfile.NAME).write_text(text)
     for read in (recipe_packages.package_in, lockfile.read):
         with pytest.raises(Reject, match="is no TOML that can be read"):

@@ -9,7 +9,7 @@ import pytest
 from effc.compiler.cli.verbs.gate_report import junit, markdown
 from effc.compiler.cli.verbs.output import Screen
 from effc.compiler.cli.verbs.speech import Speech
-from effc.compiler.cli.verbs.test import written
+from effc.compiler.cli.verbs.test import report_text
 from effc.compiler.driver import api
 from effc.compiler.driver.judging import retest
 from effc.compiler.driver.judging.baseline import Drift
@@ -44,7 +44,7 @@ def test_no_line_of_others_words_is_a_command(capsys, command, color):
     screen = Screen(color=color)
     screen.answer(f"model\n{command}\n{screen.styled('a', 'bold')}")
     screen.answer(screen.table([[command, "b"], ["c", command]], head=False))
-    screen.say(command)
+    screen.note(command)
     fault = Fault("odd", "Odd.")
     screen.complain([fault(f"it is\n{command}", help=f"a\n{command}", note=f"b\n{command}")])
     Screen(format="json").answer_json("inspect", name=command, many=[command])
@@ -82,7 +82,7 @@ def results(tmp_path_factory):
     session = api.session(recipe)
     (plan,) = api.plans(session)
     (bound,) = plan.pipeline.expects
-    missed = Outcome(bound, 2.0, 1.0, ODD, holds=False, high=1.0)
+    missed = Outcome(bound, 2.0, 1.0, ODD, passed=False, high=1.0)
     drifts = (Drift(ODD, ODD, "worse", 1.0, 2.0, 1.5), Drift(ODD, ODD, "gone", 1.0, None))
     return [retest.Tested(Path(f"out/{ODD}"), "out", plan, Comparison((missed,), ()), (), drifts)]
 
@@ -98,7 +98,7 @@ def test_junit_is_xml_and_holds_no_control_character(results, tmp_path):
     top = ElementTree.fromstring(junit(results))
     assert len(top.findall(".//testcase")) == 3
     for suffix in (".xml", ".md", ".json"):
-        (tmp_path / f"report{suffix}").write_text(written(results, suffix), encoding="utf-8")
+        (tmp_path / f"report{suffix}").write_text(report_text(results, suffix), encoding="utf-8")
 
 
 PIECES = st.lists(st.text("a:# \n[\x1b\u202e", max_size=6), max_size=8)

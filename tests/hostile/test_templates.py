@@ -10,12 +10,12 @@ from jinja2 import TemplateError
 
 from tests import worlds
 
-TURNS = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
+BIDI_CONTROLS = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
 
 
 def written(folder, text):
     folder.mkdir(exist_ok=True)
-    return render(worlds.tokenizer(folder, chat=text), TURNS, add_generation_prompt=True)
+    return render(worlds.tokenizer(folder, chat=text), BIDI_CONTROLS, add_generation_prompt=True)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ MEMORY = [
 def quick(monkeypatch):
     """A renderer that has little time; the next test has one of its own."""
     monkeypatch.setattr(chat_template, "SECONDS", 0.3)
-    monkeypatch.setattr(chat_template, "_own", None)
+    monkeypatch.setattr(chat_template, "_cached_renderer", None)
 
 
 @pytest.mark.parametrize("text", TIME)
@@ -96,11 +96,11 @@ def test_many_threads_get_each_its_own_text(tmp_path):
 
 def test_a_process_that_was_forked_has_a_renderer_of_its_own(tmp_path):
     tokenizer = worlds.tokenizer(tmp_path, chat="{{ messages[0].content }}")
-    render(tokenizer, TURNS)
-    owner = chat_template._own
+    render(tokenizer, BIDI_CONTROLS)
+    owner = chat_template._cached_renderer
     child = os.fork()
     if not child:
-        fine = render(tokenizer, TURNS) == "hello" and chat_template._own is not owner
+        fine = render(tokenizer, BIDI_CONTROLS) == "hello" and chat_template._cached_renderer is not owner
         os._exit(0 if fine else 1)
     assert os.waitpid(child, 0)[1] == 0
 
@@ -112,7 +112,7 @@ def test_a_text_is_that_of_transformers(tmp_path):
         "{% if add_generation_prompt %}>{% endif %}"
     )
     tokenizer = worlds.tokenizer(tmp_path, chat=chat)
-    turns = [*TURNS, {"role": "user", "content": "\ud800 ß \U0001f600 \n\r\x00"}]
+    turns = [*BIDI_CONTROLS, {"role": "user", "content": "\ud800 ß \U0001f600 \n\r\x00"}]
     expected = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert render(tokenizer, turns, add_generation_prompt=True) == expected
 

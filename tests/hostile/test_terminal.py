@@ -16,7 +16,7 @@ EVIL = ("\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\u202e", "\u2066", "\x08\x08"
 def test_an_answer_and_a_remark_hold_no_control_character(capsys, text, color):
     screen = Screen(color=color)
     screen.answer(f"model {text} of {screen.styled(text, 'bold')}")
-    screen.say(f"reads {text}")
+    screen.note(f"reads {text}")
     out, err = capsys.readouterr()
     assert text not in out + err and "\N{REPLACEMENT CHARACTER}" in out
     assert out.count("\x1b") == err.count("\x1b") + (2 if color == "always" else 0)

@@ -64,7 +64,7 @@ def hook(event, args):
             watching.append(name)
         elif name not in known and args[0] not in sys.modules:
             watching.append(f"import {args[0]}")
-    elif event == "subprocess.Popen" and "renderer.py" in str(args[1]):
+    elif event == "subprocess.Popen" and "template_child.py" in str(args[1]):
         pass  # which writes conversations by the case's template, and has nothing of it but its text
     elif event in _EVENTS and not (args and _is_own(args[0])):
         watching.append(f"{event} {str(args)[:100]}")

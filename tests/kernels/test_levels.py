@@ -43,7 +43,7 @@ def test_the_model_of_amx_runs_wherever_it_was_built():
 def test_a_level_is_forced_by_the_environment(monkeypatch):
     for name in levels.available():
         monkeypatch.setenv("EFFC_ISA", name)
-        assert levels.level() == name and "as EFFC_ISA says" in levels.why()
+        assert levels.level() == name and "as EFFC_ISA says" in levels.level_reason()
 
 
 def test_an_unknown_or_missing_level_is_refused_with_a_sentence(monkeypatch):

@@ -70,7 +70,7 @@ def written(tmp_path, program):
 def test_grouped_queries_compute_the_same_in_every_situation(tmp_path, name):
     model = tiny.model(name)
     program, note = lowered(tmp_path, model, "group_queries")
-    assert len(note["grouped"]) == 3 and not note["left_alone"]
+    assert len(note["grouped"]) == 3 and not note["unchanged"]
     assert compare(model, program.model) < 1e-4  # float32 sums in another order
     ids = prompt()
     options = {"max_new_tokens": 8, "do_sample": False}

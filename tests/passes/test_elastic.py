@@ -10,7 +10,7 @@ from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning import shrink
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.supernet.choices import Drawn, Space
+from effc.compiler.transforms.supernet.choices import ChoiceSampler, Space
 from effc.compiler.transforms.supernet.elastic_dims import able, chosen, depth_dials, orders, width_dials
 from effc.compiler.transforms.supernet.family import Family
 from effc.compiler.transforms.supernet.subnet_masks import dead
@@ -147,7 +147,7 @@ def test_narrower_choices_are_parts_of_wider_ones(families, seed):
 @given(each=st.integers(1, 3), sandwich=st.booleans(), opening=st.integers(0, 30), seed=st.integers(0, 99))
 def test_every_choice_is_drawn_and_larger_ones_come_in_first(families, each, sandwich, opening, seed):
     space = families("llama").space
-    drawn, seen = Drawn(space, seed, each, sandwich, opening), {d.name: set() for d in space.dials}
+    drawn, seen = ChoiceSampler(space, seed, each, sandwich, opening), {d.name: set() for d in space.dials}
     for step in range(1, 150):
         drawn.begin(step)
         first = [dict(c) for c in drawn.choices]

@@ -188,7 +188,7 @@ def trained(tmp_path, name, classes="labels", **args):
     )
     ctx = context_of(tmp_path, model, recipe)
     step = ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
-    return step.give(Model(capture(model)), ctx)
+    return step.result_of(Model(capture(model)), ctx)
 
 
 @torch.no_grad()

@@ -112,8 +112,8 @@ def test_grams_and_norms_are_those_of_whole_forwards():
         hook.remove()
     for stage in stages(program, chosen_parts(skeleton_of(program), None)):
         grams, norms = Grams(), Norms()
-        walk.look(stage, grams.listen)
-        walk.look(stage, norms.listen)
+        walk.observe(stage, grams.listen)
+        walk.observe(stage, norms.listen)
         walk.leave(stage)
         assert len(grams.sums) == 4  # q, k and v are given the same, and gate and up
         for path in stage.modules:

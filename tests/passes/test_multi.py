@@ -56,7 +56,7 @@ def pruned(tmp_path, model, tell=lambda event: None, **args):
         if isinstance(event, Recorded):
             COSTS[event.name] = event.value
 
-    ctx.settings.tell = hear
+    ctx.settings.on_event = hear
     ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     return program
 
@@ -384,7 +384,7 @@ def test_kept_outputs_are_bounded_by_the_memory_that_is_allowed(tmp_path, monkey
     model = tiny.model("llama", num_hidden_layers=8)
     free = pruned(tmp_path, model, remove=Ratio(0.1, "params"))
     most = COSTS["layer outputs kept"]
-    monkeypatch.setattr("effc.compiler.transforms.search.loop.room_on", lambda device, max_memory: most // 3)
+    monkeypatch.setattr("effc.compiler.transforms.search.loop.bytes_on", lambda device, max_memory: most // 3)
     (tmp_path / "again").mkdir()
     bound = pruned(tmp_path / "again", model, remove=Ratio(0.1, "params"))
     one = IDS.numel() * 64 * 4  # the outputs of one layer: the one last asked for

@@ -7,7 +7,7 @@ import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.evaluation.equivalence import distance, observe
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.search.savings import whole
+from effc.compiler.transforms.search.savings import model_total
 from effc.dsl.checker.values import DataRef, MetricRef, Ratio, Selector
 
 from tests import mixers
@@ -84,7 +84,7 @@ def assert_runs(program):
 def test_a_hybrid_meets_every_budget_of_its_size(tmp_path, word, of):
     model = mixers.model("jamba" if of == "flops" else "bamba")
     program = cut(tmp_path, model, word, remove=Ratio(0.3, of))
-    assert whole(skeleton_of(program), of) <= 0.7001 * whole(skeleton_of(capture(model)), of)
+    assert model_total(skeleton_of(program), of) <= 0.7001 * model_total(skeleton_of(capture(model)), of)
     assert_runs(program)
 
 

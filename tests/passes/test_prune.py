@@ -78,7 +78,7 @@ def test_while_candidates_are_scored_progress_says_which_cut_it_is(tmp_path):
     """The one batch of a candidate said `batches of rows 0/1` over it, for minutes."""
     recipe, heard = recipe_of([("step", "prune.blocks", {"remove": 2})]), []
     ctx = context_of(tmp_path, tiny.model("llama"), recipe)
-    ctx.settings = dataclasses.replace(ctx.settings, tell=heard.append)
+    ctx.settings = dataclasses.replace(ctx.settings, on_event=heard.append)
     with hear(ctx.tick):
         ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(capture(tiny.model("llama")), ctx)
     labels = [event.label for event in heard if isinstance(event, Ticked)]

@@ -97,7 +97,7 @@ def test_gptq_settles_weights_as_a_naive_one_does(order, sparse, search):
 def naive_sweep(weight, gram, scales, values, keep):
     """Every weight by itself, by trying all values of its grid."""
     found, width = values.double().clone(), weight.shape[1] // scales.scale.shape[1]
-    steps = torch.arange(scales.most + 1)
+    steps = torch.arange(scales.max_code + 1)
     for j in range(weight.shape[1]):
         for i in range(len(weight)):
             if keep is not None and not keep[i, j]:

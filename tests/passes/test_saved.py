@@ -70,10 +70,10 @@ def weigh(model, *modules):
 @pytest.mark.parametrize(
     ("name", "site", "modules"),
     [
-        ("llama4_text", "model.layers.1.feed_forward", ("model.layers.1.feed_forward",)),  # experts add_ in place
+        ("llama4_text", "model.layers.1.feed_forward", ("model.layers.1.feed_forward",)),  # experts add_ in location
         (
             "xmod",
-            "roberta.encoder.layer.1.output.adapter_modules.en_XX",  # rows set in place
+            "roberta.encoder.layer.1.output.adapter_modules.en_XX",  # rows set in location
             ("roberta.encoder.layer.1.output.adapter_modules.en_XX",),
         ),
         (
@@ -124,10 +124,10 @@ class Idle:
     def candidates(self):
         return [self]
 
-    name = place = "model.layers.0.mlp"
+    name = location = "model.layers.0.mlp"
     unit = "model.layers.0"
 
-    def tried(self):
+    def applied(self):
         return contextlib.nullcontext()
 
     def cut(self):

@@ -13,9 +13,9 @@ from effc.compiler.driver.pick import folder_of, pick
 from effc.compiler.driver.point_limits import Limit
 from effc.dsl.syntax.diagnostics import Reject
 
-from tests.passes.test_workers import CUT, FEW, NET, written
+from tests.passes.test_workers import CUT, MIN_SAMPLES, NET, written
 
-FEWER = FEW.replace("evals: 8", "evals: 4")  # each point is emitted twice, reopened and measured
+FEWER = MIN_SAMPLES.replace("evals: 8", "evals: 4")  # each point is emitted twice, reopened and measured
 
 GROWN = "supernet.elastic(channels: [100%, 50%], depth: blocks, data: rows, steps: 2, batch: 2, ranks: [4, 2])"
 
@@ -102,7 +102,7 @@ def test_a_family_that_does_not_fit_its_weights_is_refused(artifacts, tmp_path, 
 
 
 def test_a_family_whose_model_is_of_no_config_is_refused(tmp_path):
-    recipe = written(tmp_path, CUT, NET, FEW)
+    recipe = written(tmp_path, CUT, NET, MIN_SAMPLES)
     recipe.write_text(recipe.read_text().replace('front("lean")', 'family("lean")'))
     with pytest.raises(Reject, match="no-shared-weights"):
         api.compile(recipe, tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)

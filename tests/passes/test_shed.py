@@ -27,7 +27,7 @@ from tests.weights import load_weights, weights_of
 
 ALL = (*mixers.MAMBA1, *mixers.MAMBA2)
 IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
-FEW = settings(max_examples=2, deadline=None, phases=[Phase.explicit, Phase.generate])
+MIN_SAMPLES = settings(max_examples=2, deadline=None, phases=[Phase.explicit, Phase.generate])
 DEFAULTS = {
     "shed.ssm": {"score": SCORE, "on": None, "search": "exact"},
     "shed.blocks": {"score": SCORE, "on": None, "search": "exact"},
@@ -226,21 +226,21 @@ def assert_masked_is_sliced(data, name, kind, mask):
 
 
 @pytest.mark.parametrize("name", wide(mixers.MAMBA2, ["mamba2", "bamba"]))
-@FEW
+@MIN_SAMPLES
 @given(data=st.data())
 def test_a_model_without_heads_is_the_one_that_masks_them(name, data):
     assert_masked_is_sliced(data, name, "ssm_heads", mixers.behead)
 
 
 @pytest.mark.parametrize("name", wide(mixers.MAMBA1, ["mamba"]))
-@FEW
+@MIN_SAMPLES
 @given(data=st.data())
 def test_a_model_without_channels_is_the_one_that_reads_them_nowhere(name, data):
     assert_masked_is_sliced(data, name, "ssm_channels", mixers.ignore)
 
 
 @pytest.mark.parametrize("name", wide([*mixers.MAMBA1, *mixers.MAMBA2], ["mamba", "bamba"]))
-@FEW
+@MIN_SAMPLES
 @given(data=st.data())
 def test_a_model_without_states_is_the_one_that_never_reads_them(name, data):
     assert_masked_is_sliced(data, name, "ssm_state", mixers.forget)

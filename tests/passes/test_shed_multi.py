@@ -13,7 +13,7 @@ from effc.compiler.evaluation.equivalence import distance, observe
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.compiler.transforms.editing.scan_removal import drop_scan
-from effc.compiler.transforms.search.savings import whole
+from effc.compiler.transforms.search.savings import model_total
 from effc.compiler.transforms.search.widths import slice_out
 from effc.dsl.checker.values import DataRef, MetricRef, Ratio, Shares
 from effc.dsl.syntax.diagnostics import Reject
@@ -49,7 +49,7 @@ IDS = mixers.rows()
 def shed(tmp_path, model, tell=lambda event: None, **args):
     recipe = recipe_of([("step", "shed.multi", {**DEFAULTS, **args})])
     ctx = context_of(tmp_path, model, recipe)
-    ctx.settings.tell = tell
+    ctx.settings.on_event = tell
     program = capture(copy.deepcopy(model))
     ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     return program
@@ -111,7 +111,7 @@ def test_an_exact_search_over_blocks_and_scans_decides_as_a_naive_oracle(tmp_pat
 def test_a_budget_of_the_model_is_met_by_parts_of_every_kind(tmp_path, name, of):
     model = mixers.model(name)
     program = shed(tmp_path, model, remove=Ratio(0.25, of))
-    assert whole(skeleton_of(program), of) <= 0.7501 * whole(skeleton_of(capture(model)), of)
+    assert model_total(skeleton_of(program), of) <= 0.7501 * model_total(skeleton_of(capture(model)), of)
     ids, mask = IDS[:2, :6], torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
     one, two = (
         program.model.generate(ids, attention_mask=mask, max_new_tokens=5, do_sample=False, use_cache=use)
@@ -242,7 +242,7 @@ def test_a_lost_scan_is_an_identity_in_stock_shapes(name):
     with Rewriter(program) as rewrite:
         drop_scan(program, rewrite, skeleton_of(program).scans[0])
     filled = padding(program)
-    assert not filled.why
+    assert not filled.reasons
     stock = copy.deepcopy(model)
     state = {piece.name: piece.make() for piece in filled.pieces(program)}
     missing, odd = stock.load_state_dict(state, strict=False)

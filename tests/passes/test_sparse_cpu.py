@@ -8,7 +8,7 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning.layer_profile import packed_widths, profile
-from effc.compiler.analysis.planning.machine_profile import refuse_others
+from effc.compiler.analysis.planning.machine_profile import check_profiles
 from effc.compiler.analysis.planning.shape_change import describe
 from effc.compiler.core.fingerprint import cpus
 from effc.compiler.ir.capture.capture import capture
@@ -218,7 +218,7 @@ def test_for_a_machine_that_this_is_contenders_race_at_the_level_that_its_profil
 
 def test_a_profile_of_another_machine_is_no_reason_to_refuse_the_step(tmp_path):
     _, ctx, _ = prepared(tmp_path, sparse(), machine=ProfileRef("xeon"), profiles={"xeon": {"isa": "amx_bf16"}})
-    refuse_others([step.call for step in ctx.recipe.pipelines["lean"].steps], ctx)
+    check_profiles([step.call for step in ctx.recipe.pipelines["lean"].steps], ctx)
 
 
 def test_weights_that_no_kernel_can_pack_are_refused_with_their_path(tmp_path):

@@ -11,7 +11,7 @@ from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.linear import weight_of
 from effc.compiler.ir.outcome import Model
-from effc.compiler.transforms.supernet.choices import Dial, Drawn, Space
+from effc.compiler.transforms.supernet.choices import ChoiceSampler, Dial, Space
 from effc.compiler.transforms.supernet.family import Family
 from effc.compiler.transforms.training.adapters import Shape, adaptable, adapted
 from effc.compiler.transforms.training.rounded_adapters import RoundedProduct
@@ -38,7 +38,7 @@ def through(tmp_path, model, *steps):
     ctx = context_of(tmp_path, model, recipe, rows_of(1))
     for i, step in enumerate(recipe.pipelines["lean"].steps):
         ctx.workdir = tmp_path / f"work{i}"
-        outcome = ctx.shelf.make("pass", step.call).give(outcome, ctx)
+        outcome = ctx.shelf.make("pass", step.call).result_of(outcome, ctx)
     return outcome
 
 
@@ -50,7 +50,7 @@ def through(tmp_path, model, *steps):
 def test_every_choice_is_drawn_and_a_step_draws_the_same_again(ranks, sites, seed):
     values, names = tuple(sorted(ranks, reverse=True)), [f"s{i}" for i in range(sites)]
     space = Space(tuple(Dial(name, "rank", values, (f"{name}.a", f"{name}.b")) for name in names))
-    drawn, seen = Drawn(space, seed), {name: set() for name in names}
+    drawn, seen = ChoiceSampler(space, seed), {name: set() for name in names}
     for step in range(120):
         drawn.begin(step)
         first = dict(drawn.ranks)
@@ -88,7 +88,7 @@ def test_a_choice_alone_computes_what_it_did_within_the_family(name, mask, per):
     model, choice, zeros = family.program.model, family.space.draw(seed=5), "keep" if mask else "fill"
     with torch.no_grad():
         start = model(ids).logits
-        ranks = family.space.by_place(choice, "rank")
+        ranks = family.space.by_path(choice, "rank")
         with adapted(model, tuple(ranks), family.shape, 0, zeros=zeros) as adapters:
             adapters.load(family.tensors)
             adapters.follow(ranks)

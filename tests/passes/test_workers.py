@@ -21,8 +21,8 @@ from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.driver.pipeline import Build
 from effc.compiler.driver.ray_workers import check_answers
-from effc.compiler.driver.worker_pool import hands_of, working
-from effc.compiler.driver.worker_transport import Hands
+from effc.compiler.driver.worker_pool import transport_of, working
+from effc.compiler.driver.worker_transport import WorkerTransport
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests import tiny
@@ -38,7 +38,7 @@ def needs_ray():
 
 CUT = "prune.multi(remove: 12% of params, group: 16, score: perplexity(rows), data: rows)"
 NET = "supernet.elastic(channels: [100%, 50%], heads: [100%, 50%], data: rows, steps: 0)"
-FEW = "search.hill(measure: [perplexity(rows), params], evals: 8)"
+MIN_SAMPLES = "search.hill(measure: [perplexity(rows), params], evals: 8)"
 
 
 def written(tmp_path, *steps):
@@ -59,7 +59,7 @@ emit lean {{ front("lean") }}
     return path
 
 
-class Deadly(Hands):
+class Deadly(WorkerTransport):
     """Other hands; of every step a worker dies of the first task that it is given, whatever the load of the machine.
     Of those that are `frozen` nobody hears any more instead."""
 
@@ -68,8 +68,8 @@ class Deadly(Hands):
 
     size = property(lambda self: self.hands.size)
 
-    def hire(self, place):
-        self.hands.hire(place)
+    def start_worker(self, place):
+        self.hands.start_worker(place)
 
     def send(self, place, line):
         step = json.loads(line).get("step")
@@ -89,8 +89,8 @@ class Deadly(Hands):
                 self.pids[place] = answer["pid"]
         return found
 
-    def dismiss(self, place):
-        self.hands.dismiss(place)
+    def stop_worker(self, place):
+        self.hands.stop_worker(place)
 
     def is_stopped(self, place):
         return self.hands.is_stopped(place)
@@ -103,8 +103,8 @@ def stepped(recipe, cache, workers="", deadly=False, frozen=False):
     """What the cache keeps of every step, run by so many workers; what was told; the steps that a worker died in."""
     heard = []
     torch.set_num_threads(1)
-    session = api.session(recipe, cache_dir=recipe.parent / cache, threads=1, workers=workers, tell=heard.append)
-    hands = hands_of(session.settings) if workers else None
+    session = api.session(recipe, cache_dir=recipe.parent / cache, threads=1, workers=workers, on_event=heard.append)
+    hands = transport_of(session.settings) if workers else None
     if deadly or frozen:
         hands = Deadly(hands, frozen)
     (plan,) = api.plans(session)
@@ -121,7 +121,7 @@ def stepped(recipe, cache, workers="", deadly=False, frozen=False):
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="this system doesn't tell who is stopped")
 def test_a_worker_that_is_stopped_is_named_and_given_up_and_changes_nothing(tmp_path):
-    recipe = written(tmp_path, NET, FEW)
+    recipe = written(tmp_path, NET, MIN_SAMPLES)
     alone, _, _ = stepped(recipe, "alone")
     shared, heard, frozen = stepped(recipe, "shared", 1, frozen=True)
     assert shared == alone and len(frozen) == 1
@@ -130,7 +130,7 @@ def test_a_worker_that_is_stopped_is_named_and_given_up_and_changes_nothing(tmp_
     assert any("was lost (it did not answer for " in line and "is done again" in line for line in said[told:])
 
 
-@pytest.mark.parametrize("steps", [(NET, FEW), pytest.param((CUT, NET, FEW), marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("steps", [(NET, MIN_SAMPLES), pytest.param((CUT, NET, MIN_SAMPLES), marks=pytest.mark.heavy)])
 def test_workers_that_are_killed_change_nothing_of_cuts_and_fronts(tmp_path, steps):
     recipe = written(tmp_path, *steps)
     alone, _, _ = stepped(recipe, "alone")
@@ -149,7 +149,7 @@ def test_a_worker_with_another_torch_is_refused_by_name(tmp_path, monkeypatch):
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9\n")
     monkeypatch.setenv("PYTHONPATH", str(other.parent))
     with pytest.raises(Reject, match="no-workers") as caught:
-        stepped(written(tmp_path, CUT, NET, FEW), "cache", 1)
+        stepped(written(tmp_path, CUT, NET, MIN_SAMPLES), "cache", 1)
     assert caught.value.exit == 5
     assert f"it has torch 9.9, and here is {metadata.version('torch')}" in caught.value.diagnostics[0].message
 
@@ -157,7 +157,7 @@ def test_a_worker_with_another_torch_is_refused_by_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize("word", ["0", "two", "ray:", "-1", "1.5", "ray2"])
 def test_workers_that_are_none_are_refused(tmp_path, word):
     with pytest.raises(Reject, match="unknown-workers") as caught:
-        hands_of(Settings(tmp_path, workers=word))
+        transport_of(Settings(tmp_path, workers=word))
     assert caught.value.exit == 2
 
 
@@ -182,7 +182,7 @@ def test_an_address_where_no_cluster_is_is_refused_within_ten_seconds(tmp_path, 
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         began = time.monotonic()
         with pytest.raises(Reject, match="no-cluster") as caught:
-            hands_of(Settings(tmp_path, workers=f"ray:{address}"))
+            transport_of(Settings(tmp_path, workers=f"ray:{address}"))
         assert time.monotonic() - began < 10 and caught.value.exit == 8
     assert address in caught.value.diagnostics[0].message
 
@@ -243,7 +243,7 @@ def test_a_cluster_that_asks_for_no_token_is_not_joined(tmp_path, open_cluster, 
         monkeypatch.setenv("RAY_AUTH_MODE", mode)
         monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
         with pytest.raises(Reject, match="open-cluster") as caught:
-            hands_of(Settings(tmp_path, workers=f"ray:{open_cluster}"))
+            transport_of(Settings(tmp_path, workers=f"ray:{open_cluster}"))
         assert caught.value.exit == 5 and "RAY_AUTH_MODE=token" in caught.value.diagnostics[0].help
 
 
@@ -252,10 +252,10 @@ def test_a_cluster_is_joined_with_its_token_alone(tmp_path, cluster, monkeypatch
     for name, value in (("RAY_AUTH_TOKEN", "a" * 64), ("RAY_AUTH_MODE", "disabled")):
         monkeypatch.setenv(name, value)
         with pytest.raises(Reject, match="no-cluster"):
-            hands_of(Settings(tmp_path, workers=f"ray:{cluster}"))
+            transport_of(Settings(tmp_path, workers=f"ray:{cluster}"))
 
 
-OWN = """
+LEAF_FUNCTIONS = """
 import json, os, sys
 from pathlib import Path
 from effc.compiler.driver.ray_workers import Actors
@@ -280,7 +280,9 @@ assert "RAY_AUTH_TOKEN" not in os.environ
 def test_a_cluster_of_its_own_listens_at_loopback_and_imports_nothing_of_the_working_directory(tmp_path):
     needs_ray()
     (tmp_path / "torch.py").write_text("raise SystemExit('not ours')")
-    done = subprocess.run([sys.executable, "-P", "-c", OWN], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", LEAF_FUNCTIONS], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["mode"] == "token" and str(tmp_path) not in found["paths"]
@@ -290,7 +292,7 @@ def test_a_cluster_of_its_own_listens_at_loopback_and_imports_nothing_of_the_wor
 @pytest.mark.heavy
 @pytest.mark.timeout(1200)
 def test_on_two_nodes_of_ray_a_killed_worker_changes_nothing(tmp_path, cluster):
-    recipe = written(tmp_path, CUT, NET, FEW)
+    recipe = written(tmp_path, CUT, NET, MIN_SAMPLES)
     alone, _, _ = stepped(recipe, "alone")
     shared, heard, killed = stepped(recipe, "shared", f"ray:{cluster}", deadly=True)
     assert shared == alone and len(killed) == 2
@@ -303,5 +305,5 @@ def test_on_two_nodes_of_ray_a_killed_worker_changes_nothing(tmp_path, cluster):
 @pytest.mark.timeout(1200)
 def test_ray_starts_a_cluster_of_its_own(tmp_path):
     needs_ray()
-    recipe = written(tmp_path, NET, FEW)
+    recipe = written(tmp_path, NET, MIN_SAMPLES)
     assert stepped(recipe, "shared", "ray")[0] == stepped(recipe, "alone")[0]

@@ -1,1 +1,1 @@
-"""What a model is made of, found on its graphs: residual branches, coupled channels, heads, experts."""
+"""Discovery of a model's structure on its graphs: residual branches, coupled channels, heads, experts."""

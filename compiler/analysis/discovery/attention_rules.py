@@ -1,4 +1,4 @@
-"""What attention, rotary embeddings and caches do with labels: heads stay apart, what is in one doesn't."""
+"""Label rules of attention, rotary embeddings and caches: heads stay apart, what is in one doesn't."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +7,7 @@ from torch import Tensor, fx
 
 from ...ir.graphs import name_of
 from . import packed_rules
-from .labelling import NOTHING, STREAM, Attention, blank, tensors_in
+from .labelling import NO_LABEL, STREAM, Attention, blank, tensors_in
 
 if TYPE_CHECKING:
     from .labels import Step
@@ -32,7 +32,7 @@ def cache_update(step: "Step") -> tuple[Tensor, Tensor]:
 def attention(step: "Step") -> tuple[Tensor, None]:
     """q [b, h, t, d], k and v [b, kv, s, d] -> [b, t, h, d]: heads stay apart, what is in one doesn't."""
     module, q, k, v = step.args[:4]
-    path = step.below(str(module.target)) if isinstance(module, fx.Node) else step.below("")
+    path = step.submodule_path(str(module.target)) if isinstance(module, fx.Node) else step.submodule_path("")
     heads = attend(step, path, q, k, v)
     b, _, t, _ = q.shape
     return heads[None, None, :, None].expand(b, t, -1, v.shape[-1]), None
@@ -42,14 +42,14 @@ def fused_attention(step: "Step") -> Tensor:
     """torch's own, in the layout [b, h, t, d]."""
     q, k, v = step.args[:3]
     scope = step.node.meta.get("scope") or ("",)
-    heads = attend(step, step.below(scope[-1]), q, k, v)
+    heads = attend(step, step.submodule_path(scope[-1]), q, k, v)
     return heads[None, :, None, None].expand(*q.shape[:-1], v.shape[-1])
 
 
 def attend(step: "Step", module: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Note an attention call; returns a label per query head."""
     heads = [x.permute(1, 0, 2, 3).flatten(1) for x in (q, k, v)]  # [h, everything else]
-    heads = [heads[0], *served(*map(own, heads[1:]))]
+    heads = [heads[0], *served(*map(unshared_channels, heads[1:]))]
     for x in heads:
         step.out.couple_along(x, 1)
     q_heads, k_heads, v_heads = (x.amax(1) for x in heads)
@@ -59,19 +59,19 @@ def attend(step: "Step", module: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor
     step.out.attentions.append(Attention(step.node, module, q_heads.numpy(), k_heads.numpy()))
     for w in packed_rules.weights_in((step.args[4:], step.kwargs)):  # a bias, looked up in a table, for each head
         packed_rules.met_along(step, w, 1, q_heads)
-    others = {"mask": step.args[4], **step.kwargs} if len(step.args) > 4 else step.kwargs
-    for name, other in others.items():
+    further = {"mask": step.args[4], **step.kwargs} if len(step.args) > 4 else step.kwargs
+    for name, other in further.items():
         hear(step, name, other, q_heads)
     return q_heads
 
 
-def own(heads: Tensor) -> Tensor:
+def unshared_channels(heads: Tensor) -> Tensor:
     """Keys or values [h, n] without the channels that all heads share, as the turned ones of latent attention."""
-    shared = set(heads[0].unique().tolist()).intersection(*(x.unique().tolist() for x in heads[1:])) - {NOTHING}
+    shared = set(heads[0].unique().tolist()).intersection(*(x.unique().tolist() for x in heads[1:])) - {NO_LABEL}
     if len(heads) == 1 or not shared:
         return heads
-    left = torch.where(torch.isin(heads, torch.tensor(sorted(shared))), NOTHING, heads)
-    return left if bool((left > NOTHING).any(1).all()) else heads
+    left = torch.where(torch.isin(heads, torch.tensor(sorted(shared))), NO_LABEL, heads)
+    return left if bool((left > NO_LABEL).any(1).all()) else heads
 
 
 def served(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,21 +84,21 @@ def served(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def hear(step: "Step", name: str, other: Any, heads: Tensor) -> None:
-    """What else attention is given: sinks [h] and biases [1, h, t, s] belong to their heads.
+    """Meet the other inputs of attention: sinks [h] and biases [1, h, t, s] belong to their heads.
 
     A bias of constants has no labels, and every attention that is given it has as many heads: it gets some, in place,
     so that the next one meets them. One from outside of the graph can't follow.
     """
-    made = step.node.kwargs.get(name, step.node.args[4] if len(step.node.args) > 4 else None)
-    outside = isinstance(made, fx.Node) and made.op == "placeholder" and made.name not in step.run.given
+    source = step.node.kwargs.get(name, step.node.args[4] if len(step.node.args) > 4 else None)
+    outside = isinstance(source, fx.Node) and source.op == "placeholder" and source.name not in step.run.given
     for x in tensors_in(other):
         if x.ndim == 1 and len(x) == len(heads):
             step.out.couple(x, heads)
         elif x.ndim == 4 and x.shape[1] == len(heads):
-            if len(heads) > 1 and x.is_contiguous() and not (x > NOTHING).any():
+            if len(heads) > 1 and x.is_contiguous() and not (x > NO_LABEL).any():
                 x.copy_(step.out.fresh(len(heads))[None, :, None, None])
                 if outside:
-                    step.out.block(x, f"`{made.name}`, from outside of the layer, has an entry for each of its heads")
+                    step.out.block(x, f"`{source.name}`, from outside of the layer, has an entry for each of its heads")
             step.out.couple(x, heads[None, :, None, None])
         elif (x > STREAM).any():
             step.out.block((x, heads), f"attention is given `{name}`, whose heads are not known")
@@ -108,7 +108,7 @@ def masked(step: "Step") -> Tensor:
     return step.pointwise(list(tensors_in(step.args)))
 
 
-def kept_positions(step: "Step") -> Tensor:
+def sampled_positions(step: "Step") -> Tensor:
     """Of x [b, t, d] some positions, for which logits are wanted: any of them stands for all."""
     x = step.args[0]
     step.out.couple_along(x, 1)
@@ -123,7 +123,7 @@ def mask(step: "Step") -> Tensor | None:
 RULES = {
     "mask": mask,
     "masked": masked,
-    "slice_logits": kept_positions,
+    "slice_logits": sampled_positions,
     "attention": attention,
     "cache_update": cache_update,
     "rotary": rotary,

@@ -9,9 +9,9 @@ from ...ir.liveness import sweep
 
 
 def node_named(graph: fx.Graph, name: str) -> fx.Node:
-    found = next((node for node in graph.nodes if node.name == name), None)
-    assert found is not None, f"the graph has no node {name}"
-    return found
+    match = next((node for node in graph.nodes if node.name == name), None)
+    assert match is not None, f"the graph has no node {name}"
+    return match
 
 
 def staying(graph: fx.Graph, branch: Branch) -> str:

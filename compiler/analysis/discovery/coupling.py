@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ....dsl.checker.skeleton import Group, Kind, Member
-from .labelling import NOTHING, STREAM, Attention, Labelling
+from .labelling import NO_LABEL, STREAM, Attention, Labelling
 from .residual import common
 
 Index = tuple[str, int]  # (tensor, axis)
@@ -22,7 +22,7 @@ class UnitGroups:
 
     groups: list[Group] = field(default_factory=list)
     items: list[list[frozenset[int]]] = field(default_factory=list)
-    refused: list[tuple[str, str]] = field(default_factory=list)  # (module, reason)
+    rejected: list[tuple[str, str]] = field(default_factory=list)  # (module, reason)
     leaving: bool = False  # channels of its own are handed on
 
 
@@ -42,14 +42,16 @@ class _Search:
                 self.reads.add((claim.tensor, claim.axis))
         self.blocked = {root: reason for labels, reason in labelling.blocked for root in self.root[labels]}
         self.weighed = {root for labels in labelling.weighed for root in self.root[labels]}
-        self.result = UnitGroups(refused=list(labelling.refused))
-        out = {root for root in self.root[labelling.output].tolist() if root not in (NOTHING, self.root[STREAM])}
+        self.result = UnitGroups(rejected=list(labelling.rejected))
+        out = {root for root in self.root[labelling.output].tolist() if root not in (NO_LABEL, self.root[STREAM])}
         self.result.leaving = bool(out)
-        self.leaving = out | {root for labels, _ in labelling.chosen for root in self.root[labels].tolist()} - {NOTHING}
+        self.leaving = out | {root for labels, _ in labelling.chosen for root in self.root[labels].tolist()} - {
+            NO_LABEL
+        }
 
     def run(self) -> UnitGroups:
         free = np.ones(self.labelling.count, bool)
-        free[[NOTHING, self.root[STREAM]]] = False
+        free[[NO_LABEL, self.root[STREAM]]] = False
         for attention in self.labelling.attentions:
             free[self.heads(attention)] = False
         self.channels(free)
@@ -59,7 +61,7 @@ class _Search:
         """Head groups of one attention call; returns the roots they use."""
         q, kv = self.root[attention.q].tolist(), self.root[attention.kv].tolist()
         used = sorted({*q, *kv})
-        reason = self.why_not(attention, used)
+        reason = self.rejection_reason(attention, used)
         if reason:
             self.refuse(attention.module, reason)
             return used
@@ -73,13 +75,13 @@ class _Search:
             self.add("kv_heads", blocks, 0, attention.module)
         return used
 
-    def why_not(self, attention: Attention, used: list[int]) -> str | None:
+    def rejection_reason(self, attention: Attention, used: list[int]) -> str | None:
         reason = next((self.blocked[r] for r in used if r in self.blocked), None)
         if reason:
             return reason
         if not self.leaving.isdisjoint(used):
             return "its heads leave the layer"
-        if NOTHING in used or self.root[STREAM] in used:
+        if NO_LABEL in used or self.root[STREAM] in used:
             return "its heads are not made by a projection of their own"
         repeat, left = divmod(len(attention.q), len(attention.kv))
         if left:
@@ -89,21 +91,21 @@ class _Search:
         return None
 
     def channels(self, free: np.ndarray) -> None:
-        for roots in self.alike(free):
+        for roots in self.same_size(free):
             members = [index for index, owner in self.owner.items() if np.isin(owner, roots).any()]
             if not members:
                 continue
             site = common([module_of(tensor) for tensor, _ in members])
             reason = next((self.blocked[r] for r in roots.tolist() if r in self.blocked), None)
             readers = [index for index in members if index in self.reads]
-            whole = bool(readers) and len(readers) < len(members)
-            if whole and not self.leaving.isdisjoint(roots.tolist()):
+            readers_only = bool(readers) and len(readers) < len(members)
+            if readers_only and not self.leaving.isdisjoint(roots.tolist()):
                 reason = reason or "its channels leave the layer, or are chosen by what they hold"
-            if whole and not reason and self.one_item(roots, self.owner[readers[0]]):
+            if readers_only and not reason and self.one_item(roots, self.owner[readers[0]]):
                 reason = "a norm or a mixing function runs over all its channels"
             if reason:
                 self.refuse(site or module_of(members[0][0]), reason)  # of two stacks no module encloses all
-            elif whole:
+            elif readers_only:
                 columns = self.owner[readers[0]]
                 order = dict.fromkeys(columns[np.isin(columns, roots)].tolist())
                 kind: Kind = "channels" if self.weighed.isdisjoint(order) else "heads"
@@ -113,7 +115,7 @@ class _Search:
         """Whether several channels are all coupled, and not because they are one attention head."""
         return len(roots) == 1 and (columns == roots[0]).sum() > 1 and self.weighed.isdisjoint(roots.tolist())
 
-    def alike(self, free: np.ndarray) -> Iterator[np.ndarray]:
+    def same_size(self, free: np.ndarray) -> Iterator[np.ndarray]:
         """Sets of roots that hold the same number of indices of the same tensors."""
         roots = np.flatnonzero(free & (self.root == np.arange(len(self.root))))
         if not len(roots) or not self.owner:
@@ -133,8 +135,8 @@ class _Search:
             return
         try:
             members = tuple(self.members(items))
-        except Uneven as why:
-            self.refuse(site, str(why))
+        except Uneven as error:
+            self.refuse(site, str(error))
             return
         enclosing = common([module_of(m.tensor) for m in members])
         self.result.groups.append(
@@ -151,18 +153,18 @@ class _Search:
         self.result.items.append(items)
 
     def refuse(self, site: str, reason: str) -> None:
-        if (site, reason) not in self.result.refused:
-            self.result.refused.append((site, reason))
+        if (site, reason) not in self.result.rejected:
+            self.result.rejected.append((site, reason))
 
     def members(self, items: list[frozenset[int]]) -> Iterator[Member]:
         """Writers first, in the order of the forward, then readers."""
         item_of = np.full(self.labelling.count, -1)
         for i, roots in enumerate(items):
             item_of[list(roots)] = i
-        for wanted in (False, True):
+        for is_read in (False, True):
             for index, owner in self.owner.items():
                 item = item_of[owner]
-                if (index in self.reads) is wanted and (item >= 0).any():
+                if (index in self.reads) is is_read and (item >= 0).any():
                     yield Member(*index, segments(item, len(items), index[0]))
 
 

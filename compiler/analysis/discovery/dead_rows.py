@@ -22,30 +22,30 @@ def unread(labelling: Labelling, result: np.ndarray) -> np.ndarray:
     """
     root = labelling.roots()
     read = np.zeros(len(root), bool)
-    heard = [claim.labels for claim in labelling.claims if claim.reads]
-    heard += [labels for attention in labelling.attentions for labels in (attention.q, attention.kv)]
-    heard += [labels for labels, _ in (*labelling.blocked, *labelling.chosen)]
-    for labels in (*heard, result):
+    read_labels = [claim.labels for claim in labelling.claims if claim.reads]
+    read_labels += [labels for attention in labelling.attentions for labels in (attention.q, attention.kv)]
+    read_labels += [labels for labels, _ in (*labelling.blocked, *labelling.chosen)]
+    for labels in (*read_labels, result):
         read[root[labels]] = True
-    gone = ~read[root]
-    gone[:2] = False  # NOTHING and STREAM
-    return gone
+    dead = ~read[root]
+    dead[:2] = False  # NOTHING and STREAM
+    return dead
 
 
-def kept(labelling: Labelling, gone: np.ndarray) -> dict[tuple[str, int], list[int]]:
+def live_indices(labelling: Labelling, dead: np.ndarray) -> dict[tuple[str, int], list[int]]:
     """(tensor, axis) -> the indices that are still read, where some are not."""
-    found = {}
+    live = {}
     for claim in labelling.claims:
-        left = np.flatnonzero(~gone[claim.labels])
+        left = np.flatnonzero(~dead[claim.labels])
         if not claim.reads and len(left) < len(claim.labels):
-            found[claim.tensor, claim.axis] = left.tolist()
-    return {place: left for place, left in found.items() if left}
+            live[claim.tensor, claim.axis] = left.tolist()
+    return {axis: left for axis, left in live.items() if left}
 
 
-def rewritten(graph: fx.Graph, labelling: Labelling, gone: np.ndarray, root: nn.Module) -> fx.Graph:
+def rewritten(graph: fx.Graph, labelling: Labelling, dead: np.ndarray, root: nn.Module) -> fx.Graph:
     """A copy whose literals have the values that the kept rows need, and follow no attribute any more. Raises Baked."""
-    _refuse_uneven(labelling, gone)
-    needs = [need for need in needs_of(labelling, torch.from_numpy(gone), root) if need.value != need.needed]
+    _refuse_uneven(labelling, dead)
+    needs = [need for need in needs_of(labelling, torch.from_numpy(dead), root) if need.value != need.needed]
     graph = copy.deepcopy(graph)
     nodes = {node.name: node for node in graph.nodes}
     for need in needs:
@@ -54,21 +54,21 @@ def rewritten(graph: fx.Graph, labelling: Labelling, gone: np.ndarray, root: nn.
 
 
 def _set(node: fx.Node, need: Need) -> None:
-    write(node, need.place.split("."), need.needed)
-    node.meta["ints"] = tuple(entry for entry in node.meta.get("ints", ()) if entry[0] != need.place)
+    write(node, need.location.split("."), need.needed)
+    node.meta["ints"] = tuple(entry for entry in node.meta.get("ints", ()) if entry[0] != need.location)
 
 
-def _refuse_uneven(labelling: Labelling, gone: np.ndarray) -> None:
+def _refuse_uneven(labelling: Labelling, dead: np.ndarray) -> None:
     for node in labelling.values:
         if name_of(node) in _UNEVEN and node.op != "placeholder":
             divided = node.args[0]
             assert isinstance(divided, fx.Node), f"{node.name} divides no value"
             for x in tensors_in(labelling.values[divided]):
-                if gone[x.numpy()].any():
+                if dead[x.numpy()].any():
                     raise Baked(f"`{name_of(node)}` divides what nobody else needs")
 
 
-def lost_readers(before: fx.Graph, after: fx.Graph) -> Iterator[str]:
+def narrowed_readers(before: fx.Graph, after: fx.Graph) -> Iterator[str]:
     """Modules that multiply matrices, of whose results less is read than before."""
     users = {node.name: len(node.users) for node in before.nodes}
     for node in after.nodes:

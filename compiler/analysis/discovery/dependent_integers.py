@@ -1,4 +1,4 @@
-"""Which integers of modules and configs must follow when a group loses items.
+"""Integers of modules and configs that must follow when a group loses items.
 
 A literal in a `view`, `split` or slice describes positions; labels tell which of them vanish with an item,
 hence the value the literal must take. The attributes to change are the fewest whose change with the group's
@@ -19,11 +19,11 @@ from torch import Tensor, fx, nn
 from ....dsl.checker.skeleton import Group
 from ...ir.graphs import name_of
 from ...ir.traced_integers import evaluate
-from .labelling import NOTHING, POINTWISE, Labelling, tensors_in
+from .labelling import NO_LABEL, POINTWISE, Labelling, tensors_in
 
 # What the library's attention functions read from the module they are called with.
 REPEAT = "num_key_value_groups"
-MOST_ATTRIBUTES = 4
+MAX_ATTRIBUTES = 4
 
 Name = tuple[str, str]  # module below the unit, attribute: ("attn", "config.num_attention_heads")
 
@@ -40,18 +40,18 @@ class Need:
     value: int
     needed: int
     source: str
-    place: str = ""  # of the literal in its node: "args.1.0"
+    location: str = ""  # of the literal in its node: "args.1.0"
 
     def names(self) -> dict[str, Name]:
         """The attributes of the source expression."""
-        found: dict[str, Name] = {}
+        names: dict[str, Name] = {}
 
         def note(path: str) -> int:
-            found[path] = named(path, self.node.meta.get("scope", ()))
+            names[path] = named(path, self.node.meta.get("scope", ()))
             return 1
 
         evaluate(self.source, note)
-        return found
+        return names
 
 
 def named(path: str, scope: tuple[str, ...]) -> Name:
@@ -61,10 +61,10 @@ def named(path: str, scope: tuple[str, ...]) -> Name:
 
 
 def read(root: nn.Module, name: Name) -> int:
-    found: Any = root.get_submodule(name[0])
+    value: Any = root.get_submodule(name[0])
     for part in name[1].split("."):
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
 def attributes_of(
@@ -74,9 +74,9 @@ def attributes_of(
     if group.count < 2:
         return ()
     probe = range(0, group.count, group.per_block or group.count)
-    gone = np.zeros(labelling.count, bool)
-    gone[[r for i in probe for r in items[i]]] = True
-    needs = list(needs_of(labelling, torch.from_numpy(gone[roots]), root))
+    removed = np.zeros(labelling.count, bool)
+    removed[[r for i in probe for r in items[i]]] = True
+    needs = list(needs_of(labelling, torch.from_numpy(removed[roots]), root))
     share = Fraction(group.count - len(probe), group.count)
     return tuple((*name, read(root, name) / group.count) for name in _fewest(needs, share, root))
 
@@ -84,7 +84,7 @@ def attributes_of(
 def _fewest(needs: list[Need], share: Fraction, root: nn.Module) -> tuple[Name, ...]:
     changing = [need for need in needs if need.value != need.needed]
     candidates = list(dict.fromkeys(name for need in changing for name in need.names().values()))
-    for size in range(min(len(candidates), MOST_ATTRIBUTES) + 1):
+    for size in range(min(len(candidates), MAX_ATTRIBUTES) + 1):
         for chosen in combinations(candidates, size):
             if all(_met(need, chosen, share, root) for need in needs):
                 return chosen
@@ -96,8 +96,8 @@ def _met(need: Need, chosen: tuple[Name, ...], share: Fraction, root: nn.Module)
     names = need.names()
 
     def value(path: str) -> int:
-        now = read(root, names[path])
-        after = now * share if names[path] in chosen else Fraction(now)
+        current = read(root, names[path])
+        after = current * share if names[path] in chosen else Fraction(current)
         if after.denominator != 1:
             raise ValueError(f"{path} would be no whole number")
         return int(after)
@@ -108,70 +108,70 @@ def _met(need: Need, chosen: tuple[Name, ...], share: Fraction, root: nn.Module)
         return False
 
 
-def needs_of(labelling: Labelling, gone: Tensor, root: nn.Module) -> Iterator[Need]:
-    """Every literal that counts positions. `gone` says for each label whether it vanishes. Raises Baked."""
+def needs_of(labelling: Labelling, removed: Tensor, root: nn.Module) -> Iterator[Need]:
+    """Every literal that counts positions. `removed` says for each label whether it vanishes. Raises Baked."""
     for node, value in labelling.values.items():
         name = name_of(node) if node.op in ("call_function", "call_method") else ""
         if next(tensors_in(value), None) is None:
             continue
         if name in _LITERALS:
-            yield from _LITERALS[name](node, labelling, gone)
+            yield from _LITERALS[name](node, labelling, removed)
         elif name in POINTWISE or name == "baddbmm":
-            _refuse_outside(node, labelling, gone)
+            _refuse_outside(node, labelling, removed)
     for attention in labelling.attentions:
         module = root.get_submodule(attention.module)
         if REPEAT in vars(module):
-            alive = [int((~gone[torch.from_numpy(labels)]).sum()) for labels in (attention.q, attention.kv)]
+            alive = [int((~removed[torch.from_numpy(labels)]).sum()) for labels in (attention.q, attention.kv)]
             source = f"{attention.module}.{REPEAT}" if attention.module else REPEAT
             if alive[1]:
                 yield Need(attention.node, vars(module)[REPEAT], alive[0] // alive[1], source)
 
 
-def _refuse_outside(node: fx.Node, labelling: Labelling, gone: Tensor) -> None:
+def _refuse_outside(node: fx.Node, labelling: Labelling, removed: Tensor) -> None:
     """A bias or scale with an entry per item that comes from outside of the unit can't follow."""
     out = labelling.values[node]
-    for given in node.all_input_nodes:
-        x = labelling.values[given]
-        if isinstance(x, Tensor) and x.ndim and not (x > NOTHING).any():
+    for argument in node.all_input_nodes:
+        x = labelling.values[argument]
+        if isinstance(x, Tensor) and x.ndim and not (x > NO_LABEL).any():
             for axis in range(-min(x.ndim, out.ndim), 0):
-                if x.shape[axis] > 1 and vanished(out, axis, gone).any():
-                    raise Baked(f"`{given.name}`, from outside of the layer, has an entry for each of them")
+                if x.shape[axis] > 1 and vanished(out, axis, removed).any():
+                    raise Baked(f"`{argument.name}`, from outside of the layer, has an entry for each of them")
 
 
-def vanished(x: Tensor, axis: int, gone: Tensor) -> Tensor:
+def vanished(x: Tensor, axis: int, removed: Tensor) -> Tensor:
     """For each position along the axis, whether all that lies there vanishes."""
     if not x.numel():  # a part of a split that nothing is left of
         return torch.ones(x.shape[axis], dtype=torch.bool)
-    return gone[x].movedim(axis, 0).reshape(x.shape[axis], -1).all(1)
+    return removed[x].movedim(axis, 0).reshape(x.shape[axis], -1).all(1)
 
 
-def _need(node: fx.Node, place: str, value: int, needed: int) -> Need:
+def _need(node: fx.Node, path: str, value: int, needed: int) -> Need:
     sources = {where: source for where, _, source in node.meta.get("ints", ())}
-    return Need(node, value, needed, sources.get(place, str(value) if value >= 0 else f"(0 - {-value})"), place)
+    return Need(node, value, needed, sources.get(path, str(value) if value >= 0 else f"(0 - {-value})"), path)
 
 
-def _sizes(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]:
+def _sizes(node: fx.Node, labelling: Labelling, removed: Tensor) -> Iterator[Need]:
     """view, reshape and expand: a size literal counts the positions of its axis."""
     out = labelling.values[node]
-    for axis, (owner, place, size) in enumerate(_written_sizes(node, labelling)):
+    for axis, (owner, path, size) in enumerate(_literal_sizes(node, labelling)):
         if isinstance(size, int) and size > 1:
-            yield _need(owner, place, size, size - int(vanished(out, axis, gone).sum()))
+            yield _need(owner, path, size, size - int(vanished(out, axis, removed).sum()))
 
 
-def _made_sizes(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]:
+def _created_sizes(node: fx.Node, labelling: Labelling, removed: Tensor) -> Iterator[Need]:
     """Constants of a size that is written out: `torch.zeros((1, heads, t, s))`, or `torch.zeros(1, heads, t, s)`."""
-    given, out = node.args[0] if node.args else node.kwargs.get("size"), labelling.values[node]
-    sizes, place = given, "args.0." if node.args else "kwargs.size."
-    if isinstance(given, int):
-        sizes, place = node.args, "args."
+    requested, out = node.args[0] if node.args else node.kwargs.get("size"), labelling.values[node]
+    sizes, path = requested, "args.0." if node.args else "kwargs.size."
+    if isinstance(requested, int):
+        sizes, path = node.args, "args."
     if not isinstance(sizes, tuple | list):
         return
     for axis, size in enumerate(sizes[: out.ndim]):
         if isinstance(size, int) and size > 1:
-            yield _need(node, f"{place}{axis}", size, size - int(vanished(out, axis, gone).sum()))
+            yield _need(node, f"{path}{axis}", size, size - int(vanished(out, axis, removed).sum()))
 
 
-def _written_sizes(node: fx.Node, labelling: Labelling) -> Iterator[tuple[fx.Node, str, Any]]:
+def _literal_sizes(node: fx.Node, labelling: Labelling) -> Iterator[tuple[fx.Node, str, Any]]:
     """For each axis: the node and place where its size is written, and the size: an int, a node, or None."""
     first = node.args[1]
     if isinstance(first, (tuple, list)):
@@ -179,17 +179,17 @@ def _written_sizes(node: fx.Node, labelling: Labelling) -> Iterator[tuple[fx.Nod
     elif isinstance(first, fx.Node) and isinstance(labelling.values[first], tuple):
         yield from _summed_sizes(first, labelling)
     else:
-        yield from (_written_size(node, i + 1, labelling) for i in range(len(node.args) - 1))
+        yield from (_literal_size(node, i + 1, labelling) for i in range(len(node.args) - 1))
 
 
-def _written_size(node: fx.Node, place: int, labelling: Labelling) -> tuple[fx.Node, str, Any]:
+def _literal_size(node: fx.Node, index: int, labelling: Labelling) -> tuple[fx.Node, str, Any]:
     """Of a size that is an argument of its own: a literal, or an entry of a sum of sizes that was unpacked."""
-    size = node.args[place]
+    size = node.args[index]
     if isinstance(size, fx.Node) and name_of(size) == "getitem":
         source, at = size.args
         if isinstance(source, fx.Node) and isinstance(labelling.values[source], tuple) and isinstance(at, int):
             return list(_summed_sizes(source, labelling))[at]
-    return node, f"args.{place}", size
+    return node, f"args.{index}", size
 
 
 def _summed_sizes(node: fx.Node, labelling: Labelling) -> Iterator[tuple[fx.Node, str, Any]]:
@@ -205,53 +205,53 @@ def _summed_sizes(node: fx.Node, labelling: Labelling) -> Iterator[tuple[fx.Node
             yield from ((node, f"args.{i}.{j}", size) for j, size in enumerate(part))
 
 
-def _splits(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]:
+def _splits(node: fx.Node, labelling: Labelling, removed: Tensor) -> Iterator[Need]:
     axis = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
     name = next((name for name in ("split_size", "split_size_or_sections") if name in node.kwargs), None)
-    sizes, place = (node.kwargs[name], f"kwargs.{name}") if name else (node.args[1], "args.1")
+    sizes, path = (node.kwargs[name], f"kwargs.{name}") if name else (node.args[1], "args.1")
     assert isinstance(axis, int), f"{node.name} splits along no axis of its own"
-    lost = [int(vanished(x, axis, gone).sum()) for x in labelling.values[node]]
+    counts = [int(vanished(x, axis, removed).sum()) for x in labelling.values[node]]
     if isinstance(sizes, int):
-        for n in sorted(set(lost)):  # two answers for one literal are met by no attribute
-            yield _need(node, place, sizes, sizes - n)
+        for n in sorted(set(counts)):  # two answers for one literal are met by no attribute
+            yield _need(node, path, sizes, sizes - n)
     elif not isinstance(sizes, fx.Node):
         assert isinstance(sizes, tuple | list), f"{node.name} splits into no sizes"
         for i, size in enumerate(sizes):
             if isinstance(size, int):
-                yield _need(node, f"{place}.{i}", size, size - lost[i])
+                yield _need(node, f"{path}.{i}", size, size - counts[i])
 
 
-def _goes_in_whole_strides(lost: Tensor, step: Any) -> bool:
+def _removes_full_strides(vanishing: Tensor, step: Any) -> bool:
     """Whether of each run of `step` positions all vanish or none: `x[1::2]` stays what it is then."""
     return (
         type(step) is int
         and step > 1
-        and len(lost) % step == 0
-        and bool((lost.view(-1, step) == lost.view(-1, step)[:, :1]).all())
+        and len(vanishing) % step == 0
+        and bool((vanishing.view(-1, step) == vanishing.view(-1, step)[:, :1]).all())
     )
 
 
-def _slices(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]:
-    source, taken = node.args[:2]
+def _slices(node: fx.Node, labelling: Labelling, removed: Tensor) -> Iterator[Need]:
+    source, subscript = node.args[:2]
     assert isinstance(source, fx.Node), f"{node.name} takes an item of no value"
     x = labelling.values[source]
     if not isinstance(x, Tensor):
         return
-    nested = isinstance(taken, tuple)
-    index: tuple[Any, ...] = taken if isinstance(taken, tuple) else (taken,)
+    nested = isinstance(subscript, tuple)
+    index: tuple[Any, ...] = subscript if isinstance(subscript, tuple) else (subscript,)
     spread = x.ndim - sum(i is not None and i is not ... for i in index)
     axis = 0
     for at, part in enumerate(index):
-        place = f"args.1.{at}" if nested else "args.1"
-        bounds = {place: part}
+        path = f"args.1.{at}" if nested else "args.1"
+        bounds = {path: part}
         if isinstance(part, slice):
-            bounds = {f"{place}.start": part.start, f"{place}.stop": part.stop}
+            bounds = {f"{path}.start": part.start, f"{path}.stop": part.stop}
         for where, bound in bounds.items():
             if type(bound) is int:
-                lost = vanished(x, axis, gone)
-                if isinstance(part, slice) and _goes_in_whole_strides(lost, part.step):
+                vanishing = vanished(x, axis, removed)
+                if isinstance(part, slice) and _removes_full_strides(vanishing, part.step):
                     continue
-                before, behind = int(lost[:bound].sum()), int(lost[bound:].sum())
+                before, behind = int(vanishing[:bound].sum()), int(vanishing[bound:].sum())
                 yield _need(node, where, bound, bound - before if bound >= 0 else bound + behind)
         axis += spread if part is ... else 0 if part is None else 1
 
@@ -264,7 +264,7 @@ _LITERALS = {
     "split": _splits,
     "split_with_sizes": _splits,
     "getitem": _slices,
-    "zeros": _made_sizes,
-    "ones": _made_sizes,
-    "full": _made_sizes,
+    "zeros": _created_sizes,
+    "ones": _created_sizes,
+    "full": _created_sizes,
 }

@@ -16,7 +16,7 @@ from ...ir.layers.linear import KernelLinear
 from ...ir.program import Program
 from .coupling import groups_of
 from .dependent_integers import Baked, attributes_of
-from .experts import WHOLE, expert_groups, in_multiples
+from .experts import EXPERTS_FIXED, expert_groups, in_multiples
 from .labels import label
 from .mixers.state_space import state_space
 from .residual import terms
@@ -25,11 +25,11 @@ from .sharing import joined
 
 @dataclass(frozen=True)
 class Structure:
-    """What one unit holds, paths below it. `leaving`: channels of its own go into other units."""
+    """Structure of one unit; paths are relative to it. `leaving`: channels of its own go into other units."""
 
     branches: tuple[Branch, ...]
     groups: tuple[Group, ...]
-    refused: tuple[tuple[str, str], ...]
+    rejected: tuple[tuple[str, str], ...]
     leaving: bool = False
 
 
@@ -43,24 +43,28 @@ def discover(program: Program) -> Skeleton:
     """The skeleton of a captured model. Reads shapes and attributes only, so the meta device will do."""
     model = program.model
     tied = tuple(tied_tensors(model))
-    found = list(structures(program))
-    branches = [_placed_branch(b, path) for path, structure in found for b in structure.branches]
-    if any(structure.leaving for path, structure in found if path):
+    unit_structures = list(structures(program))
+    branches = [_branch_site(b, path) for path, structure in unit_structures for b in structure.branches]
+    if any(structure.leaving for path, structure in unit_structures if path):
         # Channels couple across layers, as where a convolutional net changes its width: one look at all of it.
-        found = [("", structure_of(flat(program).graph, model))]
-    refused = [
-        [join(path, site), why] for path, structure in found for site, why in _once(structure.refused, whole=not path)
+        unit_structures = [("", structure_of(flat(program).graph, model))]
+    refusals = [
+        [join(path, site), reason]
+        for path, structure in unit_structures
+        for site, reason in _once(structure.rejected, per_site=not path)
     ]
-    placed = [_placed_group(group, path) for path, structure in found for group in structure.groups]
+    unit_groups = [_group_site(group, path) for path, structure in unit_structures for group in structure.groups]
     groups = []
-    for one in joined(placed, program, tied):
+    for one in joined(unit_groups, program, tied):
         groups += [one] if isinstance(one, Group) else []
-        refused += [] if isinstance(one, Group) else [list(one)]
-    groups = [in_multiples(group, model) for group in told_apart(groups)]
+        refusals += [] if isinstance(one, Group) else [list(one)]
+    groups = [in_multiples(group, model) for group in disambiguated_groups(groups)]
     mixers = state_space(program)
     several = {name for same in tied for name in same}
     groups += [group for group in mixers.groups if not any(m.tensor in several for m in group.members)]
-    refused = [entry for entry in refused if entry[0] not in mixers.mixers] + [list(entry) for entry in mixers.refused]
+    refusals = [entry for entry in refusals if entry[0] not in mixers.mixers] + [
+        list(entry) for entry in mixers.rejected
+    ]
     return Skeleton(
         model_type=_model_type(model),
         parts=tuple(parts_of(model)),
@@ -70,7 +74,7 @@ def discover(program: Program) -> Skeleton:
         tied=tied,
         opaque=tuple(program.opaque.items()),
         scans=mixers.scans,
-        facts={**facts_of(model, program), "refused": refused},
+        facts={**facts_of(model, program), "refused": refusals},
     )
 
 
@@ -92,62 +96,62 @@ def structure_of(graph: fx.Graph, root: nn.Module) -> Structure:
     entries = [stream] if stream else [n for n in graph.nodes if n.op == "placeholder" and _is_tensor(n)]
     labelling = label(graph, root, stream.name if stream else None)
     branches = tuple(
-        placed_apart(
+        disambiguated_branches(
             Branch(term.site, "", term.role, term.modules, term.join.name, term.value.name)
             for term in terms(graph, root, entries, labelling.values)
         )
     )
     groups: list[Group] = []
-    refused: list[tuple[str, str]] = []
-    found = groups_of(labelling)
-    for group, items in zip(found.groups, found.items, strict=True):
+    refusals: list[tuple[str, str]] = []
+    result = groups_of(labelling)
+    for group, items in zip(result.groups, result.items, strict=True):
         try:
             attributes = attributes_of(group, items, labelling, labelling.roots(), root)
             groups.append(replace(group, attributes=attributes))
-        except Baked as why:
-            refused.append((group.site, str(why)))
-    for found_experts in expert_groups(graph, root, labelling):
-        if isinstance(found_experts, Group):
-            groups.append(found_experts)
+        except Baked as error:
+            refusals.append((group.site, str(error)))
+    for experts in expert_groups(graph, root, labelling):
+        if isinstance(experts, Group):
+            groups.append(experts)
         else:
-            refused.append(found_experts)
-    return Structure(branches, tuple(groups), (*found.refused, *refused), found.leaving)
+            refusals.append(experts)
+    return Structure(branches, tuple(groups), (*result.rejected, *refusals), result.leaving)
 
 
-def placed_apart(branches: Iterable[Branch]) -> Iterator[Branch]:
+def disambiguated_branches(branches: Iterable[Branch]) -> Iterator[Branch]:
     """Branches with sites of their own: where several lie in the same module, the first that only one of them runs."""
     branches = list(branches)
     shared = Counter(b.site for b in branches)
     for branch in branches:
-        own = [part for part in branch.parts if part not in shared]
-        yield replace(branch, site=own[0]) if shared[branch.site] > 1 and own else branch
+        unshared = [part for part in branch.parts if part not in shared]
+        yield replace(branch, site=unshared[0]) if shared[branch.site] > 1 and unshared else branch
 
 
-def _once(refused: Iterable[tuple[str, str]], whole: bool) -> Iterator[tuple[str, str]]:
+def _once(refusals: Iterable[tuple[str, str]], per_site: bool) -> Iterator[tuple[str, str]]:
     """One reason per child of the unit, and one of its experts: the first, what follows from it isn't news. Of a whole
     model, per site."""
-    seen = set()
-    for site, why in refused:
-        child = site if whole or why.startswith(WHOLE) else site.split(".")[0]
-        if child not in seen:
-            seen.add(child)
-            yield site, why
+    sites = set()
+    for site, reason in refusals:
+        child = site if per_site or reason.startswith(EXPERTS_FIXED) else site.split(".")[0]
+        if child not in sites:
+            sites.add(child)
+            yield site, reason
 
 
-def told_apart(groups: Iterable[Group]) -> Iterator[Group]:
+def disambiguated_groups(groups: Iterable[Group]) -> Iterator[Group]:
     """Groups with sites of their own: where several lie in the same module, the module that makes or reads them, and
     of heads the attention around it."""
     groups = list(groups)
     shared = Counter((g.site, g.kind) for g in groups)
-    taken = {key for key, count in shared.items() if count == 1}
+    used = {key for key, count in shared.items() if count == 1}
     for group in groups:
         if shared[group.site, group.kind] == 1:
             yield group
             continue
         owners = [m.tensor.rpartition(".")[0] for m in (*group.members, group.members[0])]
         owners = [*(o.rpartition(".")[0] for o in owners if group.kind != "channels"), *owners]
-        site = next((s for s in owners if (s, group.kind) not in taken), group.site)
-        taken.add((site, group.kind))
+        site = next((s for s in owners if (s, group.kind) not in used), group.site)
+        used.add((site, group.kind))
         yield replace(group, site=site)
 
 
@@ -184,7 +188,7 @@ def tied_tensors(model: nn.Module) -> Iterator[tuple[str, ...]]:
 
 
 def facts_of(model: nn.Module, program: Program) -> dict[str, Any]:
-    """What a reader wants to know first; None where a model has no such thing."""
+    """Facts of a model at a glance; None where a model has no such thing."""
     config = model.config.get_text_config() if _is_pretrained(model) else None
     first = next(iter(program.units.values()), None)
     stream = stream_of(first.graph) if first else None
@@ -206,7 +210,7 @@ def facts_of(model: nn.Module, program: Program) -> dict[str, Any]:
 
 
 def _vocabulary(model: nn.Module) -> int | None:
-    """How many token ids are embedded; None for models that read none."""
+    """Number of token ids that are embedded; None for models that read none."""
     try:
         embedding = model.get_input_embeddings() if _is_pretrained(model) else None
     except NotImplementedError:  # convolutional nets embed nothing
@@ -218,16 +222,16 @@ def _only(values: set[str]) -> str | None:
     return next(iter(values)) if len(values) == 1 else None
 
 
-def join(path: str, below: str) -> str:
-    return ".".join(x for x in (path, below) if x)
+def join(path: str, inner: str) -> str:
+    return ".".join(x for x in (path, inner) if x)
 
 
-def _placed_branch(branch: Branch, path: str) -> Branch:
+def _branch_site(branch: Branch, path: str) -> Branch:
     parts = tuple(join(path, part) for part in branch.parts)
     return replace(branch, unit=path, site=join(path, branch.site), parts=parts)
 
 
-def _placed_group(group: Group, path: str) -> Group:
+def _group_site(group: Group, path: str) -> Group:
     return replace(
         group,
         site=join(path, group.site),

@@ -23,7 +23,7 @@ from .residual import common
 
 _BATCHED = "batched_mm"
 _EACH = ((0, 1),)  # one index of the first axis for each expert
-WHOLE = "whole experts can't go"
+EXPERTS_FIXED = "whole experts can't go"
 _GROUPED_BYTES = 16  # torch multiplies packed experts in groups, whose rows start at multiples of so many bytes
 
 
@@ -33,17 +33,17 @@ class Unrouted(Exception):
 
 def expert_groups(graph: fx.Graph, root: nn.Module, labelling: Labelling) -> Iterator[Group | tuple[str, str]]:
     """Whole experts with their rows of the router, paths below the unit; or a module and why it has none."""
-    found: list[tuple[str, Group]] = []
+    by_target: list[tuple[str, Group]] = []
     for node in graph.nodes:
         if node.op == "call_module" and node.meta.get("role") == "experts":
             try:
-                found.append((node.target, _experts(node, root, labelling)))
-            except Unrouted as why:
-                yield node.target, f"{WHOLE}: {why}"
-    routers = [group.members[0].tensor for _, group in found]
-    for target, group in found:
+                by_target.append((node.target, _experts(node, root, labelling)))
+            except Unrouted as error:
+                yield node.target, f"{EXPERTS_FIXED}: {error}"
+    routers = [group.members[0].tensor for _, group in by_target]
+    for target, group in by_target:
         if routers.count(group.members[0].tensor) > 1:
-            yield target, f"{WHOLE}: other modules are chosen by the same router"
+            yield target, f"{EXPERTS_FIXED}: other modules are chosen by the same router"
         else:
             yield group
 
@@ -66,8 +66,8 @@ def _experts(node: fx.Node, root: nn.Module, labelling: Labelling) -> Group:
     per_block = _chosen_among(labelling, f"{router}.", count)
     site = common([path, router])
     attributes = tuple(
-        (".".join(p for p in (site, below) if p), name, 1.0)
-        for below, module in root.get_submodule(site).named_modules()
+        (".".join(p for p in (site, inner) if p), name, 1.0)
+        for inner, module in root.get_submodule(site).named_modules()
         for name, value in vars(module).items()
         if type(value) is int and value == count and "expert" in name
     )
@@ -77,18 +77,18 @@ def _experts(node: fx.Node, root: nn.Module, labelling: Labelling) -> Group:
 def _router(index: fx.Node | None, root: nn.Module, count: int) -> tuple[str, list[str]]:
     """The module that makes a score for each expert, and what has an entry for each on the way from it to the numbers
     of those that were chosen."""
-    waiting, seen = [index] if index is not None else [], set()
+    waiting, visited = [index] if index is not None else [], set()
     read: list[str] = []
     while waiting:
         node = waiting.pop(0)
         path = str(node.target)
         if node.op == "call_module" and any(_has_rows(p, count) for p in root.get_submodule(path).parameters()):
-            given = [str(x.target) for x in node.all_input_nodes if x.op == "get_attr"]
-            return path, read + [x for x in given if _has_rows(attribute(root, x), count)]
+            attributes = [str(x.target) for x in node.all_input_nodes if x.op == "get_attr"]
+            return path, read + [x for x in attributes if _has_rows(attribute(root, x), count)]
         if node.op == "get_attr" and _has_rows(attribute(root, path), count):
             read.append(path)
-        waiting += [x for x in node.all_input_nodes if x not in seen]
-        seen.update(node.all_input_nodes)
+        waiting += [x for x in node.all_input_nodes if x not in visited]
+        visited.update(node.all_input_nodes)
     raise Unrouted("no module makes a score for each of them")
 
 
@@ -97,7 +97,7 @@ def _has_rows(value: Any, count: int) -> bool:
 
 
 def _chosen_among(labelling: Labelling, router: str, count: int) -> int:
-    """How many experts in a row are compared with each other first, where they come in groups; else all."""
+    """Number of consecutive experts that are compared with each other first, where they come in groups; else all."""
     rows = {r for c in labelling.claims if c.tensor.startswith(router) and not c.reads for r in c.labels.tolist()}
     return min(
         (
@@ -120,7 +120,7 @@ def in_multiples(group: Group, model: nn.Module) -> Group:
 
 
 def grouped_step(model: nn.Module, tensor: str, axis: int) -> int:
-    """What the size of an axis of packed experts is a multiple of; 1 for all else."""
+    """Step of the size of an axis of packed experts; 1 for all else."""
     owner, _, name = tensor.rpartition(".")
     module = model.get_submodule(owner)
     weight = dict(module.named_parameters(recurse=False)).get(name)
@@ -129,7 +129,7 @@ def grouped_step(model: nn.Module, tensor: str, axis: int) -> int:
     return _GROUPED_BYTES // weight.element_size()
 
 
-def odd_widths(skeleton: Skeleton, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+def expert_width_mismatch(skeleton: Skeleton, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     """Packed experts of widths that the product of all of them doesn't take."""
     for group, m in ((g, m) for g in skeleton.groups if g.multiple > 1 for m in g.members if m.tensor in shapes):
         size, step = shapes[m.tensor][m.axis], group.multiple * sum(n for _, n in m.segments)
@@ -142,7 +142,7 @@ def _by_position(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda module, *args, **kwargs: function(module, *args, *kwargs.values())
 
 
-def has_own_forward(module: nn.Module) -> bool:
+def overrides_forward(module: nn.Module) -> bool:
     """Whether a module is a torch layer whose subclass computes in a way of its own: convolutions that pad."""
     bases = [base for base in type(module).__mro__ if "forward" in vars(base)]
     return not bases[0].__module__.startswith("torch.") and any(
@@ -162,7 +162,7 @@ def graph_of_leaf(
     shapes = {**dict(zip(names, args, strict=False)), **kwargs}
     nodes = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    given = {
+    tensors = {
         name: torch.zeros(x.shape, dtype=getattr(torch, nodes[name].meta["dtype"]), device=device)
         for name, x in shapes.items()
         if isinstance(x, Tensor)
@@ -171,8 +171,8 @@ def graph_of_leaf(
     find = experts.get_interface
     experts.get_interface = lambda self, name, default: _by_position(self[_BATCHED])
     try:
-        statics = {name: x for name, x in shapes.items() if name not in given}
-        graph = trace(module, given, statics, family=type(module).__module__, inline=True).graph
+        statics = {name: x for name, x in shapes.items() if name not in tensors}
+        graph = trace(module, tensors, statics, family=type(module).__module__, inline=True).graph
     except Exception as error:  # a forward may raise anything; then the module is taken as a whole
         return None, f": {type(error).__name__}: {error}"
     finally:

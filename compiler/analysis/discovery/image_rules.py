@@ -1,4 +1,4 @@
-"""What convolutions, pools and norms over channels do with labels: tensors are [b, c, ...]."""
+"""Label rules of convolutions, pools and norms over channels: tensors are [b, c, ...]."""
 
 from typing import TYPE_CHECKING
 
@@ -41,11 +41,11 @@ def convolve(step: "Step", x: Tensor, module: _ConvNd) -> Tensor:
     rows = step.out.fresh(len(module.weight))
     if module.bias is not None:
         step.claim("bias", 0, rows)
-    return filtered(step, x, rows, step.below(f"{step.node.target}.weight"), module.groups)
+    return filtered(step, x, rows, step.submodule_path(f"{step.node.target}.weight"), module.groups)
 
 
 def filtered(step: "Step", x: Tensor, rows: Tensor, weight: str, groups: int) -> Tensor:
-    """What a convolution makes of x with the weight of that path, whose rows have those labels."""
+    """Labels of a convolution's output: x with the weight at that path, whose rows have those labels."""
     channels = channels_of(step, x)
     if groups == 1:
         step.out.claim(weight, 1, channels, reads=True)

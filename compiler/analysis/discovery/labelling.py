@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-NOTHING = 0  # masks, angles, constants: they constrain nobody
+NO_LABEL = 0  # masks, angles, constants: they constrain nobody
 STREAM = 1  # the residual stream that enters the unit
 FIRST = 2
 
@@ -132,7 +132,7 @@ POINTWISE = frozenset(
     )
 )
 EXTREMES = frozenset(("max", "min"))  # of two tensors, or along an axis
-MADE = frozenset(("new_empty", "new_zeros", "new_ones", "new_full"))  # like their tensor in type alone
+NEW_TENSOR_METHODS = frozenset(("new_empty", "new_zeros", "new_ones", "new_full"))  # like their tensor in type alone
 MIXES = frozenset(("softmax", "log_softmax", "layer_norm", "rms_norm", "normalize", "cumsum"))
 PRODUCTS = frozenset(("matmul", "bmm", "baddbmm"))
 REDUCES = frozenset(("mean", "sum", "var", "std", "amax", "amin", "logsumexp", "norm"))
@@ -161,7 +161,7 @@ class Weight:
     rows: tuple[Tensor, ...]
     axes: tuple[Tensor, ...]
 
-    def moved(self, axes: Sequence[Tensor]) -> "Weight":
+    def transformed(self, axes: Sequence[Tensor]) -> "Weight":
         return replace(self, axes=tuple(axes))
 
 
@@ -177,12 +177,12 @@ class Attention:
 
 @dataclass
 class Labelling:
-    """What a run over a unit found. `values` holds the labels of every node."""
+    """Labels of one unit, filled by a run over its graph. `values` holds the labels of every node."""
 
     claims: list[Claim] = field(default_factory=list)
     attentions: list[Attention] = field(default_factory=list)
     weighed: list[np.ndarray] = field(default_factory=list)  # labels under a softmax: attention written out
-    refused: list[tuple[str, str]] = field(default_factory=list)  # (module, why nothing is known of it)
+    rejected: list[tuple[str, str]] = field(default_factory=list)  # (module, why nothing is known of it)
     blocked: list[tuple[np.ndarray, str]] = field(default_factory=list)
     values: dict[fx.Node, Any] = field(default_factory=dict)
     count: int = FIRST
@@ -206,7 +206,7 @@ class Labelling:
     def couple(self, left: Tensor, right: Tensor) -> None:
         """Labels at the same place, after broadcasting, belong together."""
         left, right = (x.reshape(-1).numpy() for x in torch.broadcast_tensors(left, right))
-        meet = (left != right) & (left > NOTHING) & (right > NOTHING)
+        meet = (left != right) & (left > NO_LABEL) & (right > NO_LABEL)
         if meet.any():
             pairs = np.unique(left[meet] << 32 | right[meet])
             self.edges.append(np.stack([pairs >> 32, pairs & 0xFFFFFFFF]))
@@ -215,8 +215,8 @@ class Labelling:
         self.couple(x, x.amax(axis, keepdim=True))
 
     def block(self, value: Any, reason: str) -> None:
-        found = [np.unique(x.numpy()) for x in tensors_in(value)]
-        labels = np.concatenate([x[x > NOTHING] for x in found]) if found else np.empty(0, np.int64)
+        label_sets = [np.unique(x.numpy()) for x in tensors_in(value)]
+        labels = np.concatenate([x[x > NO_LABEL] for x in label_sets]) if label_sets else np.empty(0, np.int64)
         if len(labels):
             self.blocked.append((labels, reason))
 

@@ -1,4 +1,4 @@
-"""Which channel of which tensor does each number of an activation come from.
+"""Labels: the channel of a tensor that each number of an activation comes from.
 
 A unit's graph is run once on integer *labels* instead of numbers: every output row of a weight gets a label
 of its own, views, splits and transposes move labels by being executed on them, elementwise functions couple
@@ -23,13 +23,13 @@ from ...ir.graphs import name_of
 from ...ir.layers.linear import KernelLinear
 from ...ir.layers.reft import Reft
 from . import attention_rules, image_rules, packed_rules
-from .experts import graph_of_leaf, has_own_forward
+from .experts import graph_of_leaf, overrides_forward
 from .labelling import (
     EXTREMES,
-    MADE,
     MIXES,
     MOVES,
-    NOTHING,
+    NEW_TENSOR_METHODS,
+    NO_LABEL,
     POINTWISE,
     PRODUCTS,
     REDUCES,
@@ -46,8 +46,8 @@ def label(graph: fx.Graph, root: nn.Module, stream: str | None) -> Labelling:
     """Run the graph of the unit `root` on labels; `stream` names the placeholder of the residual stream, if any."""
     out = Labelling()
     result = Run(out, root, stream=stream).through(graph)
-    found = [x.numpy().ravel() for x in tensors_in(result)]
-    out.output = np.unique(np.concatenate(found)) if found else out.output
+    label_sets = [x.numpy().ravel() for x in tensors_in(result)]
+    out.output = np.unique(np.concatenate(label_sets)) if label_sets else out.output
     return out
 
 
@@ -58,11 +58,11 @@ class Run:
         self,
         out: Labelling,
         root: nn.Module,
-        given: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, Any] | None = None,
         prefix: str = "",
         stream: str | None = None,
     ):
-        self.out, self.root, self.given, self.prefix, self.stream = out, root, given or {}, prefix, stream
+        self.out, self.root, self.given, self.prefix, self.stream = out, root, arguments or {}, prefix, stream
 
     def through(self, graph: fx.Graph) -> Any:
         """The labels of what the graph returns."""
@@ -80,8 +80,8 @@ class Run:
     def inside(self, graph: fx.Graph, module: nn.Module, path: str, args: tuple, kwargs: Mapping) -> Any:
         """The labels that come out of a module that was opened, given its call's arguments."""
         names = [n.name for n in graph.nodes if n.op == "placeholder"]
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        return Run(self.out, module, given, path).through(graph)
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        return Run(self.out, module, arguments, path).through(graph)
 
 
 class Step:
@@ -93,21 +93,21 @@ class Step:
         self.args: tuple[Any, ...] = tuple(fx.map_arg(node.args, out.values.__getitem__))
         self.kwargs: dict[str, Any] = dict(fx.map_arg(node.kwargs, out.values.__getitem__))
 
-    def below(self, path: str) -> str:
+    def submodule_path(self, path: str) -> str:
         """A path below the root of this graph, as one below the unit."""
         return ".".join(part for part in (self.run.prefix, path) if part)
 
     @property
     def path(self) -> str:
         """Of the module or parameter that the node names."""
-        return self.below(str(self.node.target))
+        return self.submodule_path(str(self.node.target))
 
     def value(self, stream: str | None) -> Any:
         node = self.node
         if node.op == "placeholder":
-            given = self.run.given.get(node.name)
-            found = blank(node.meta.get("shape")) if given is None else given
-            return found.fill_(STREAM) if node.name == stream else found
+            argument = self.run.given.get(node.name)
+            labels = blank(node.meta.get("shape")) if argument is None else argument
+            return labels.fill_(STREAM) if node.name == stream else labels
         if node.op == "get_attr":
             return self.attribute()
         if node.op == "call_module":
@@ -116,16 +116,16 @@ class Step:
 
     def attribute(self) -> Any:
         """A parameter, or a buffer of numbers, that is read directly has labels of its own."""
-        found = self.root
+        member = self.root
         for name in str(self.node.target).split("."):
-            found = getattr(found, name)
-        if not isinstance(found, Tensor):
+            member = getattr(member, name)
+        if not isinstance(member, Tensor):
             return self.node
-        if not isinstance(found, nn.Parameter) and not found.is_floating_point():
-            return blank(found.shape)
-        if found.ndim == 1:
-            return self.claim("", 0, self.out.fresh(len(found)))
-        return packed_rules.weight(self, found)
+        if not isinstance(member, nn.Parameter) and not member.is_floating_point():
+            return blank(member.shape)
+        if member.ndim == 1:
+            return self.claim("", 0, self.out.fresh(len(member)))
+        return packed_rules.weight(self, member)
 
     def function(self, name: str) -> Any:
         rule = _LEAVES.get(name) or _LEAVES.get(self.node.meta.get("role", ""))
@@ -136,7 +136,7 @@ class Step:
         labelled = list(tensors_in((self.args, self.kwargs)))
         if name in EXTREMES and labelled:
             return self.pointwise(labelled) if len(labelled) > 1 else self.extreme(labelled[0])
-        if name in MADE:
+        if name in NEW_TENSOR_METHODS:
             return blank(self.node.meta.get("shape"))
         if name in MOVES or (not labelled and _is_plain(self.node)):
             return self.execute()
@@ -162,12 +162,12 @@ class Step:
     def pointwise(self, inputs: list[Tensor]) -> Any:
         if not inputs:
             return blank(self.node.meta.get("shape"))
-        found = inputs[0]
+        labels = inputs[0]
         for other in inputs[1:]:
-            self.out.couple(found, other)
-            found, other = torch.broadcast_tensors(found, other)
-            found = torch.where(found == NOTHING, other, found)
-        return found
+            self.out.couple(labels, other)
+            labels, other = torch.broadcast_tensors(labels, other)
+            labels = torch.where(labels == NO_LABEL, other, labels)
+        return labels
 
     def mix(self, name: str, x: Tensor) -> Any:
         if "softmax" in name:
@@ -191,12 +191,12 @@ class Step:
 
     def mixed_axes(self, name: str, x: Tensor) -> tuple[int, ...]:
         sizes = "normalized_shape" if name in ("layer_norm", "rms_norm") else "dim"
-        given = self.args[1] if len(self.args) > 1 else self.kwargs.get(sizes)
-        if given is None:
+        axes = self.args[1] if len(self.args) > 1 else self.kwargs.get(sizes)
+        if axes is None:
             return tuple(range(x.ndim))
         if sizes == "normalized_shape":
-            return tuple(range(-len(given), 0))
-        return (given,) if isinstance(given, int) else tuple(given)
+            return tuple(range(-len(axes), 0))
+        return (axes,) if isinstance(axes, int) else tuple(axes)
 
     def module(self, module: nn.Module) -> Any:
         x: Any = next(tensors_in((self.args, self.kwargs)), None)
@@ -227,15 +227,15 @@ class Step:
         if runs is nn.PReLU.forward and isinstance(module, nn.PReLU):  # a slope for each channel of [b, c, ...]
             self.out.couple(self.claim("weight", 0, self.out.fresh(len(module.weight))), x.movedim(1, -1))
             return x
-        why = ""
-        if self.node.meta.get("role") in ("experts", "router") or has_own_forward(module):
-            graph, why = graph_of_leaf(module, self.node, self.args, self.kwargs)
+        reason = ""
+        if self.node.meta.get("role") in ("experts", "router") or overrides_forward(module):
+            graph, reason = graph_of_leaf(module, self.node, self.args, self.kwargs)
             if graph is not None:
                 return self.run.inside(graph, module, self.path, self.args, self.kwargs)
         if isinstance(module, KernelLinear):
-            self.out.refused.append((self.path, "its weight is packed for a kernel"))
+            self.out.rejected.append((self.path, "its weight is packed for a kernel"))
         elif next(module.parameters(), None) is not None:
-            self.out.refused.append((self.path, f"a {kind} is taken as a whole{why}"))
+            self.out.rejected.append((self.path, f"a {kind} is taken as a whole{reason}"))
         return self.unknown(f"{kind} {self.path}")
 
     def claim(self, name: str, axis: int, labels: Tensor, reads: bool = False) -> Tensor:
@@ -259,11 +259,11 @@ class Step:
             self.out.couple_along(x, -axis)
         return x
 
-    def unknown(self, what: str) -> Any:
+    def unknown(self, operation: str) -> Any:
         """No rule: what goes in can't be narrowed, nor what its result meets."""
-        reason = f"{what} does something unknown with its channels"
+        reason = f"{operation} does something unknown with its channels"
         result = blank(self.node.meta.get("shape"))
-        if any((x > NOTHING).any() for x in tensors_in((self.args, self.kwargs))):
+        if any((x > NO_LABEL).any() for x in tensors_in((self.args, self.kwargs))):
             self.out.block((self.args, self.kwargs), reason)
             mark = self.out.fresh(1)
             self.out.block(mark, reason)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import image_rules
-from .labelling import MOVES, NOTHING, POINTWISE, Weight, tensors_in
+from .labelling import MOVES, NO_LABEL, POINTWISE, Weight, tensors_in
 
 if TYPE_CHECKING:
     from .labels import Step
@@ -37,33 +37,33 @@ def weights_in(tree: Any) -> list[Weight]:
         return [tree]
     if isinstance(tree, dict):
         return weights_in(tuple(tree.values()))
-    return [found for item in tree for found in weights_in(item)] if isinstance(tree, (tuple, list)) else []
+    return [weight for item in tree for weight in weights_in(item)] if isinstance(tree, (tuple, list)) else []
 
 
 def apply(step: "Step", name: str) -> Any:
     """A function that is given such a parameter."""
-    found = weights_in((step.args, step.kwargs))
+    parameters = weights_in((step.args, step.kwargs))
     if name == "getattr" and step.args[1] in _TURNED:
-        return moved(step, found[0])
+        return transformed(step, parameters[0])
     if name == "getattr" or name in ("size", "dim", "numel"):
         return (
-            getattr(found[0].axes[0], step.args[1])
+            getattr(parameters[0].axes[0], step.args[1])
             if name == "getattr"
-            else getattr(found[0].axes[0], name)(*step.args[1:])
+            else getattr(parameters[0].axes[0], name)(*step.args[1:])
         )
-    if len(found) == 1 and step.args[0] is found[0]:
+    if len(parameters) == 1 and step.args[0] is parameters[0]:
         if name in _SAME:
-            return found[0]
+            return parameters[0]
         if name in MOVES:
-            return moved(step, found[0])
-    if len(found) == 1 and name in _PRODUCTS:
+            return transformed(step, parameters[0])
+    if len(parameters) == 1 and name in _PRODUCTS:
         return product(step, name)
     if name in POINTWISE:
-        return met(step, found)
-    return given_up(step, found, name)
+        return met(step, parameters)
+    return no_rule(step, parameters, name)
 
 
-def moved(step: "Step", w: Weight) -> Any:
+def transformed(step: "Step", w: Weight) -> Any:
     """A view, transposition or choice of a parameter, done along all of its axes' labels."""
     target = step.node.target
     if target is operator.getitem and picks(step.args[1]):
@@ -74,8 +74,8 @@ def moved(step: "Step", w: Weight) -> Any:
         assert not isinstance(target, str), f"{target} is no function"
         parts = [target(axis, *step.args[1:], **step.kwargs) for axis in w.axes]
     if isinstance(parts[0], Tensor):
-        return w.moved(parts)
-    return tuple(w.moved(axes) for axes in zip(*parts, strict=True))  # chunk, split, unbind
+        return w.transformed(parts)
+    return tuple(w.transformed(axes) for axes in zip(*parts, strict=True))  # chunk, split, unbind
 
 
 def picks(index: Any) -> bool:
@@ -94,10 +94,10 @@ def picked(step: "Step", x: Tensor, index: Any) -> Tensor:
 
 def product(step: "Step", name: str) -> Tensor:
     """x @ w, w @ x, or a linear layer's function."""
-    left, right, *rest = [*step.args, *step.kwargs.values()]
+    left, right, *further = [*step.args, *step.kwargs.values()]
     if name == "linear":
         result = contracted(step, left, transposed(right))
-        bias = rest[0] if rest else None
+        bias = further[0] if further else None
         return result if bias is None else step.pointwise([result, bias])
     if isinstance(right, Weight):
         return contracted(step, left, right)
@@ -105,12 +105,12 @@ def product(step: "Step", name: str) -> Tensor:
 
 
 def transposed(w: Weight) -> Weight:
-    return w.moved([axis.transpose(-1, -2) for axis in w.axes])
+    return w.transformed([axis.transpose(-1, -2) for axis in w.axes])
 
 
 def contracted(step: "Step", x: Tensor, w: Weight) -> Tensor:
     """x [..., n, k] @ w [..., k, m] -> [..., n, m]"""
-    result = torch.full((), NOTHING, dtype=torch.int64)
+    result = torch.full((), NO_LABEL, dtype=torch.int64)
     rows = x.unsqueeze(-2) if x.ndim == 1 else x
     for axis, labels in enumerate(w.axes):
         inner, outer = varies(labels, -2), varies(labels, -1)
@@ -123,20 +123,20 @@ def contracted(step: "Step", x: Tensor, w: Weight) -> Tensor:
             claim(step, w, axis)
             result = labels.amax(-2, keepdim=True)
     shape = torch.broadcast_shapes(rows.shape[:-2], w.axes[0].shape[:-2])
-    made = result.expand(*shape, rows.shape[-2], w.axes[0].shape[-1])
-    return made.squeeze(-2) if x.ndim == 1 else made
+    expanded = result.expand(*shape, rows.shape[-2], w.axes[0].shape[-1])
+    return expanded.squeeze(-2) if x.ndim == 1 else expanded
 
 
-def met(step: "Step", found: list[Weight]) -> Tensor | Weight:
+def met(step: "Step", parameters: list[Weight]) -> Tensor | Weight:
     """A sum or a product place by place."""
-    others = list(tensors_in((step.args, step.kwargs)))
-    if not others:
-        return given_up(step, found, "arithmetic")
-    x = step.pointwise(others)
-    if len(found) == 1 and not (x > NOTHING).any():  # a mask and the like: the parameter goes on
-        shape = torch.broadcast_shapes(x.shape, found[0].axes[0].shape)
-        return found[0].moved([labels.expand(shape) for labels in found[0].axes])
-    for w in found:
+    activations = list(tensors_in((step.args, step.kwargs)))
+    if not activations:
+        return no_rule(step, parameters, "arithmetic")
+    x = step.pointwise(activations)
+    if len(parameters) == 1 and not (x > NO_LABEL).any():  # a mask and the like: the parameter goes on
+        shape = torch.broadcast_shapes(x.shape, parameters[0].axes[0].shape)
+        return parameters[0].transformed([labels.expand(shape) for labels in parameters[0].axes])
+    for w in parameters:
         shape = torch.broadcast_shapes(x.shape, w.axes[0].shape)
         x = x.expand(shape)
         for axis, labels in enumerate(w.axes):
@@ -148,11 +148,11 @@ def met(step: "Step", found: list[Weight]) -> Tensor | Weight:
 
 
 def met_along(step: "Step", w: Weight, axis: int, labels: Tensor) -> None:
-    """What has one of these labels at each place along an axis meets the parameter there."""
-    for place, own in enumerate(w.axes):
-        if own.ndim > axis and own.shape[axis] == len(labels) and varies(own, axis):
-            claim(step, w, place)
-            step.out.couple(own.movedim(axis, -1), labels)
+    """Couple the labels at each position along an axis with the parameter there."""
+    for position, axis_labels in enumerate(w.axes):
+        if axis_labels.ndim > axis and axis_labels.shape[axis] == len(labels) and varies(axis_labels, axis):
+            claim(step, w, position)
+            step.out.couple(axis_labels.movedim(axis, -1), labels)
 
 
 def varies(labels: Tensor, axis: int) -> bool:
@@ -164,10 +164,10 @@ def claim(step: "Step", w: Weight, axis: int, reads: bool = False) -> None:
     step.out.claim(w.tensor, axis, w.rows[axis], reads)
 
 
-def given_up(step: "Step", found: list[Weight], name: str) -> Any:
+def no_rule(step: "Step", parameters: list[Weight], name: str) -> Any:
     """No rule: what meets the parameter is blocked."""
     labels = step.out.fresh(1)
-    read = f"the parameter {found[0].tensor} is read" if found else "something is read"
+    read = f"the parameter {parameters[0].tensor} is read" if parameters else "something is read"
     step.out.block(labels, f"{read} outside of a module, by `{name}`")
     for x in tensors_in((step.args, step.kwargs)):
         step.out.couple(x, labels)
@@ -176,30 +176,30 @@ def given_up(step: "Step", found: list[Weight], name: str) -> Any:
 
 
 def topk(step: "Step") -> Any:
-    """What is largest is chosen: by numbers, so that none of them can go as a channel does."""
+    """Selection of the largest is by index, so that none of them can go as a channel does."""
     x = step.args[0]
     axis = step.kwargs.get("dim", step.args[2] if len(step.args) > 2 else -1)
     step.out.couple_along(x, axis)
     step.out.chosen.append((x.unique().numpy(), x.shape[axis]))
-    return tuple(torch.full(shape, NOTHING, dtype=torch.int64) for shape in step.node.meta["shape"])
+    return tuple(torch.full(shape, NO_LABEL, dtype=torch.int64) for shape in step.node.meta["shape"])
 
 
 def convolution(step: "Step") -> Any:
     """torch's function, as modules call it that pad in a way of their own."""
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    given = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
-    w = given["weight"]
+    arguments = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
+    w = arguments["weight"]
     if not isinstance(w, Weight) or w.axes[0].shape != tuple(map(len, w.rows)):
-        return given_up(step, weights_in((step.args, step.kwargs)), "convolution")
-    if isinstance(given.get("bias"), Tensor):
-        step.out.couple(given["bias"], w.rows[0])
-    return image_rules.filtered(step, given["input"], w.rows[0], w.tensor, given.get("groups", 1))
+        return no_rule(step, weights_in((step.args, step.kwargs)), "convolution")
+    if isinstance(arguments.get("bias"), Tensor):
+        step.out.couple(arguments["bias"], w.rows[0])
+    return image_rules.filtered(step, arguments["input"], w.rows[0], w.tensor, arguments.get("groups", 1))
 
 
 def gather(step: "Step") -> Any:
     """At each place along an axis a value from somewhere along it, by numbers."""
-    given = {**dict(zip(("input", "dim", "index"), step.args, strict=False)), **step.kwargs}
-    x, axis = given["input"], given["dim"]
+    arguments = {**dict(zip(("input", "dim", "index"), step.args, strict=False)), **step.kwargs}
+    x, axis = arguments["input"], arguments["dim"]
     step.out.couple_along(x, axis)
     shape = [
         min(n, m) if i != axis % x.ndim else n

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from ...ir.graphs import name_of
 from ...ir.layers.leaves import module_role
 from ...ir.layers.linear import KernelLinear
-from ...ir.liveness import written_into
+from ...ir.liveness import mutating_users
 from .labelling import PRODUCTS, tensors_in
 
 ADDS = frozenset(("add", "iadd", "add_"))
@@ -24,7 +24,7 @@ WORK = frozenset(("linear", "conv", "experts", "router", "embedding", "module", 
 
 @dataclass(frozen=True)
 class Term:
-    """What one branch adds: the nodes between the tap and `value`, an operand of the add `join`."""
+    """The summand of one branch: the nodes between the tap and `value`, an operand of the add `join`."""
 
     join: fx.Node
     value: fx.Node
@@ -40,15 +40,18 @@ def terms(graph: fx.Graph, root: nn.Module, entries: Sequence[fx.Node], values: 
     entries   where data comes in: the residual stream, or all of a graph's inputs
     """
     above = dominators(entries, values)
-    found: list[tuple[fx.Node, fx.Node, frozenset[fx.Node]]] = []
+    splits: list[tuple[fx.Node, fx.Node, frozenset[fx.Node]]] = []
     for node in graph.nodes:
         tap = tap_of(node, above, values)
         if tap is not None:
             value = next(x for x in _operands(node) if x is not tap[1])
-            found += _split(node, value, tap[0], above, values)
-    inner = {join for join, _, _ in found if any(join in nodes for _, _, nodes in found)}
-    kept = [term for term in found if term[0] not in inner]
-    return [_term(root, graph, join, value, nodes, _alone(nodes, value, kept)) for join, value, nodes in kept]
+            splits += _split(node, value, tap[0], above, values)
+    inner = {join for join, _, _ in splits if any(join in nodes for _, _, nodes in splits)}
+    outermost = [term for term in splits if term[0] not in inner]
+    return [
+        _term(root, graph, join, value, nodes, _without_shared_norm(nodes, value, outermost))
+        for join, value, nodes in outermost
+    ]
 
 
 def dominators(entries: Sequence[fx.Node], values: Mapping) -> dict[fx.Node, fx.Node | None]:
@@ -68,10 +71,10 @@ def dominators(entries: Sequence[fx.Node], values: Mapping) -> dict[fx.Node, fx.
 
 
 def _fed(node: fx.Node) -> Iterator[fx.Node]:
-    """What a node's value comes from: what it reads, and what was written into that before."""
+    """Sources of a node's value: what it reads, and what was written into that before."""
     for x in node.all_input_nodes:
         yield x
-        for write in written_into(x):
+        for write in mutating_users(x):
             if write < node:
                 yield from (y for y in write.all_input_nodes if y is not x)
 
@@ -90,7 +93,7 @@ def carries_data(node: fx.Node, values: Mapping) -> bool:
 
 
 def tap_of(node: fx.Node, above: Mapping, values: Mapping) -> tuple[fx.Node, fx.Node] | None:
-    """Where a residual add taps the stream, and which operand carries it; None for any other node."""
+    """Tap of a residual add in the stream, and the operand that carries it; None for any other node."""
     if not _is_add(node, above, values):
         return None
     left, right = _operands(node)
@@ -109,7 +112,8 @@ def _operands(add: fx.Node) -> tuple[fx.Node, fx.Node]:
 
 
 def _taps(stream: fx.Node, value: fx.Node, above: Mapping, values: Mapping) -> Iterator[fx.Node]:
-    """Where a value may have left the stream: at itself, or, where that is a sum, at the sum's own tap beside it."""
+    """Nodes at which a value may have left the stream: at itself, or, where that is a sum, at the sum's own tap beside
+    it."""
     yield stream
     yield through(stream)
     yield unscaled(stream)
@@ -164,40 +168,40 @@ def _split(join: fx.Node, value: fx.Node, tap: fx.Node, above: Mapping, values: 
         and tap_of(inner, above, values) is None
     ):
         return [part for x in _operands(inner) for part in _split(inner, x, tap, above, values)]
-    given = _before_output(inner, above)
-    if given is not None and _is_add(given, above, values) and tap_of(given, above, values) is None:
-        sides = [_between(tap, x, above) for x in _operands(given)]
-        if {"attention", "ssm"} == {_role(side - sides[1 - i], True) for i, side in enumerate(sides)}:
-            return [(given, x, side) for x, side in zip(_operands(given), sides, strict=True)]
+    inner_add = _before_output(inner, above)
+    if inner_add is not None and _is_add(inner_add, above, values) and tap_of(inner_add, above, values) is None:
+        operand_nodes = [_between(tap, x, above) for x in _operands(inner_add)]
+        if {"attention", "ssm"} == {_role(side - operand_nodes[1 - i], True) for i, side in enumerate(operand_nodes)}:
+            return [(inner_add, x, side) for x, side in zip(_operands(inner_add), operand_nodes, strict=True)]
     return [(join, value, _between(tap, value, above))]
 
 
 def _before_output(node: fx.Node, above: Mapping) -> fx.Node | None:
-    """What the last projection of a branch is given, norms and weighing left out; None where there is no such."""
-    seen = False
+    """Input of a branch's last projection, norms and weighing skipped; None where there is none."""
+    past_projection = False
     while (node := unscaled(node)).op == "call_module" and node.meta.get("role") in ("linear", "norm"):
         inputs = [x for x in node.all_input_nodes if x in above]
         if len(inputs) != 1:
             return None
-        node, seen = inputs[0], True
-    return node if seen else None
+        node, past_projection = inputs[0], True
+    return node if past_projection else None
 
 
-def _alone(nodes: frozenset[fx.Node], value: fx.Node, terms: Sequence[tuple]) -> frozenset[fx.Node]:
+def _without_shared_norm(nodes: frozenset[fx.Node], value: fx.Node, terms: Sequence[tuple]) -> frozenset[fx.Node]:
     """A branch without what another one in parallel computes as well: both may begin with the same norm."""
     beside = [other for _, at, other in terms if at is not value and value not in other and at not in nodes]
     return nodes.difference(*beside)
 
 
 def _between(tap: fx.Node, value: fx.Node, above: Mapping) -> frozenset[fx.Node]:
-    seen: set[fx.Node] = set()
+    visited: set[fx.Node] = set()
     queue = [value]
     while queue:
         node = queue.pop()
-        if node is not tap and node in above and node not in seen:
-            seen.add(node)
+        if node is not tap and node in above and node not in visited:
+            visited.add(node)
             queue += _fed(node)
-    return frozenset(seen)
+    return frozenset(visited)
 
 
 def _term(
@@ -206,37 +210,37 @@ def _term(
     join: fx.Node,
     value: fx.Node,
     nodes: frozenset[fx.Node],
-    alone: frozenset[fx.Node],
+    exclusive: frozenset[fx.Node],
 ) -> Term:
-    ours = {path for n in alone for path in modules_used(n, root)}
-    others = {path for n in graph.nodes if n not in alone for path in modules_used(n, root)}
-    work = [path for path in ours if _works(root.get_submodule(path))]
+    local = {path for n in exclusive for path in modules_used(n, root)}
+    foreign = {path for n in graph.nodes if n not in exclusive for path in modules_used(n, root)}
+    work = [path for path in local if _works(root.get_submodule(path))]
     order = {path: i for i, (path, _) in enumerate(root.named_modules())}
-    called = {n.target for n in alone if n.op == "call_module"}
-    own = {
-        f"{path}.{below}" if below else path
-        for path in ours - others  # of what is one node, all below it
-        for below, part in root.get_submodule(path).named_modules()
-        if (part._parameters or isinstance(part, KernelLinear)) and (path in called or not below)
+    called = {n.target for n in exclusive if n.op == "call_module"}
+    owned = {
+        f"{path}.{inner}" if inner else path
+        for path in local - foreign  # of what is one node, all below it
+        for inner, part in root.get_submodule(path).named_modules()
+        if (part._parameters or isinstance(part, KernelLinear)) and (path in called or not inner)
     }
-    role = _role(alone, bool(work))
-    site = common(work or [n.meta["scope"][-1] for n in alone if n.meta.get("scope")])
-    return Term(join, value, nodes, role, site, tuple(sorted(own, key=order.__getitem__)))
+    role = _role(exclusive, bool(work))
+    site = common(work or [n.meta["scope"][-1] for n in exclusive if n.meta.get("scope")])
+    return Term(join, value, nodes, role, site, tuple(sorted(owned, key=order.__getitem__)))
 
 
 def _works(module: nn.Module) -> bool:
-    return module_role(module) in WORK and _holds_weights(module)
+    return module_role(module) in WORK and _has_weights(module)
 
 
-def _holds_weights(module: nn.Module) -> bool:
+def _has_weights(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None or isinstance(module, KernelLinear)
 
 
 def _role(nodes: frozenset[fx.Node], works: bool) -> str:
     roles = {n.meta.get("role") for n in nodes}
     called = [name_of(n) for n in nodes]
-    written_out = "softmax" in called and sum(name in PRODUCTS for name in called) > 1
-    if "attention" in roles or "scaled_dot_product_attention" in called or written_out:
+    is_eager = "softmax" in called and sum(name in PRODUCTS for name in called) > 1
+    if "attention" in roles or "scaled_dot_product_attention" in called or is_eager:
         return "attention"
     return "ssm" if roles & SCANS else "mlp" if works else "other"
 

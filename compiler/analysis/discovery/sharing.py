@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ....dsl.checker.skeleton import Group, Member, is_below
+from ....dsl.checker.skeleton import Group, Member, is_submodule
 from ...ir.program import Program
 
 Ties = Sequence[tuple[str, ...]]
@@ -20,8 +20,8 @@ def joined(groups: Iterable[Group], program: Program, ties: Ties) -> Iterator[Gr
     for cluster in _clusters(list(groups), first):
         try:
             yield _one(cluster, program, ties, first)
-        except Shared as why:
-            yield from ((group.site, f"{why} is shared with another module") for group in cluster)
+        except Shared as error:
+            yield from ((group.site, f"{error} is shared with another module") for group in cluster)
 
 
 def _clusters(groups: list[Group], first: Mapping[str, str]) -> list[list[Group]]:
@@ -30,26 +30,28 @@ def _clusters(groups: list[Group], first: Mapping[str, str]) -> list[list[Group]
     axes_of: list[set[Axis]] = []
     for group in groups:
         axes = {(first[m.tensor], m.axis) for m in group.members if m.tensor in first}
-        near = next((i for i, known in enumerate(axes_of) if known & axes and _alike(clusters[i][0], group)), None)
-        if near is None:
+        match = next(
+            (i for i, known in enumerate(axes_of) if known & axes and _same_weights(clusters[i][0], group)), None
+        )
+        if match is None:
             clusters.append([group])
             axes_of.append(axes)
         else:
-            clusters[near].append(group)
-            axes_of[near] |= axes
+            clusters[match].append(group)
+            axes_of[match] |= axes
     return clusters
 
 
-def _alike(a: Group, b: Group) -> bool:
+def _same_weights(a: Group, b: Group) -> bool:
     return (a.kind, a.count, a.per_block) == (b.kind, b.count, b.per_block)
 
 
 def _one(cluster: list[Group], program: Program, ties: Ties, first: Mapping[str, str]) -> Group:
     members = [m for group in cluster for m in group.members]
     claimed = {(m.tensor, m.axis) for m in members}
-    lies: dict[Axis, Member] = {}
+    by_axis: dict[Axis, Member] = {}
     for member in members:
-        known = lies.setdefault((first.get(member.tensor, member.tensor), member.axis), member)
+        known = by_axis.setdefault((first.get(member.tensor, member.tensor), member.axis), member)
         if known.segments != member.segments:
             raise Shared(member.tensor)
     for same in ties:
@@ -60,15 +62,15 @@ def _one(cluster: list[Group], program: Program, ties: Ties, first: Mapping[str,
     if len(cluster) == 1:
         return cluster[0]
     readers = {(first.get(m.tensor, m.tensor), m.axis) for g in cluster for m in g.members[-g.readers :]}
-    ordered = [replace(lies[axis], tensor=axis[0]) for axis in sorted(lies, key=readers.__contains__)]
+    ordered = [replace(by_axis[axis], tensor=axis[0]) for axis in sorted(by_axis, key=readers.__contains__)]
     attributes = tuple(dict.fromkeys(entry for group in cluster for entry in group.attributes))
     return replace(cluster[0], members=tuple(ordered), attributes=attributes, readers=len(readers))
 
 
 def _is_used(tensor: str, program: Program) -> bool:
     """Whether a unit's graph reads a tensor; what lies outside of all units is taken for used."""
-    unit = next((unit for path, unit in program.units.items() if is_below(tensor, path)), None)
+    unit = next((unit for path, unit in program.units.items() if is_submodule(tensor, path)), None)
     if unit is None:
         return True
-    below = tensor.removeprefix(f"{unit.path}.") if unit.path else tensor
-    return any(is_below(below, node.target) for node in unit.graph.nodes if node.op in ("call_module", "get_attr"))
+    inner = tensor.removeprefix(f"{unit.path}.") if unit.path else tensor
+    return any(is_submodule(inner, node.target) for node in unit.graph.nodes if node.op in ("call_module", "get_attr"))

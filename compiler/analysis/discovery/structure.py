@@ -16,7 +16,7 @@ def shipped_skeleton(origin: Origin) -> Skeleton | None:
     return Skeleton.from_json(json.loads(path.read_bytes()))
 
 
-def kept_skeleton(origin: Origin, settings: Settings) -> Skeleton | None:
+def cached_skeleton(origin: Origin, settings: Settings) -> Skeleton | None:
     from ..planning import skeleton_store
 
     return skeleton_store.load(settings.cache_dir / "skeletons", _skeleton_key(origin))
@@ -55,27 +55,29 @@ def refuse_other_tensors(origin: Origin, skeleton: Skeleton) -> None:
         return
     from ...models.checkpoints.checkpoint import check_names
 
-    asked = skeleton.shapes()
+    expected = skeleton.shapes()
     slots = find_weights(origin.folder, origin.label).slots
-    wrong = [
-        (name, slot.shape, asked[name]) for name, slot in slots.items() if name in asked and slot.shape != asked[name]
+    mismatched = [
+        (name, slot.shape, expected[name])
+        for name, slot in slots.items()
+        if name in expected and slot.shape != expected[name]
     ]
-    lost = () if origin.code else _lost(origin, skeleton, set(slots))
-    check_names({"mismatched_keys": wrong, "missing_keys": lost, "unexpected_keys": ()}, origin.label)
+    missing = () if origin.code else _missing(origin, skeleton, set(slots))
+    check_names({"mismatched_keys": mismatched, "missing_keys": missing, "unexpected_keys": ()}, origin.label)
 
 
 # What modules keep beside parameters, which skeletons don't list.
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def _lost(origin: Origin, skeleton: Skeleton, there: set[str]) -> list[str]:
+def _missing(origin: Origin, skeleton: Skeleton, stored: set[str]) -> list[str]:
     """Tensors that the file lacks by any name: all that it has is known, so nothing of it is to be renamed."""
     from ...models.checkpoints.checkpoint import HARMLESS, parse_config
 
-    asked = set(skeleton.shapes())
-    if any(not name.endswith((*_BUFFERS, *HARMLESS)) for name in there - asked):
+    expected = set(skeleton.shapes())
+    if any(not name.endswith((*_BUFFERS, *HARMLESS)) for name in stored - expected):
         return []
     same = {name: group for group in skeleton.tied for name in group}
-    lost = [name for name in asked - there if there.isdisjoint(same.get(name, ()))]
-    free = (parse_config(origin.config)[1]._keys_to_ignore_on_load_missing or ()) if lost else ()
-    return [name for name in lost if not any(re.search(pattern, name) for pattern in free)]
+    missing = [name for name in expected - stored if stored.isdisjoint(same.get(name, ()))]
+    free = (parse_config(origin.config)[1]._keys_to_ignore_on_load_missing or ()) if missing else ()
+    return [name for name in missing if not any(re.search(pattern, name) for pattern in free)]

@@ -1,1 +1,1 @@
-"""What a recipe will do, from shapes alone: keys, forecasts, peaks, skeletons."""
+"""Planning of a recipe from shapes alone: keys, forecasts, peaks, skeletons."""

@@ -1,4 +1,4 @@
-"""How many items `keep:` or `remove:` means: counts, shares and alignment, rounded in one place."""
+"""Number of items that `keep:` or `remove:` means: counts, shares and alignment, rounded in one place."""
 
 from dataclasses import dataclass
 from typing import overload
@@ -14,19 +14,19 @@ class Amount:
     removes: bool = False  # `remove:` rather than `keep:`
 
     @overload
-    def kept(self, total: int, align: int = 1) -> int: ...
+    def remaining(self, total: int, align: int = 1) -> int: ...
 
     @overload
-    def kept(self, total: float, align: int = 1) -> float: ...
+    def remaining(self, total: float, align: int = 1) -> float: ...
 
-    def kept(self, total: float, align: int = 1) -> float:
-        """How many of `total` items stay: the nearest multiple of `align`, at least one step, at most all.
+    def remaining(self, total: float, align: int = 1) -> float:
+        """Number of `total` items that stay: the nearest multiple of `align`, at least one step, at most all.
 
         Ties go to keeping more.
         """
         share = self.value.value * total if isinstance(self.value, Ratio) else self.value
-        wanted = total - share if self.removes else share
-        steps = int(wanted / align + 0.5 + 1e-9)  # 1e-9: 0.85 * 20 is 16.999999999999996
+        target = total - share if self.removes else share
+        steps = int(target / align + 0.5 + 1e-9)  # 1e-9: 0.85 * 20 is 16.999999999999996
         return min(max(steps, 1) * align, total)
 
     @property

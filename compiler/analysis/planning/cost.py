@@ -1,4 +1,4 @@
-"""What a step and a target take of the machine, from shapes and from its speeds: for `plan`.
+"""Cost of a step and of a target on the machine, from shapes and from its speeds: for `plan`.
 
 Counted is what grows with the model: loading, forwards, looks at weights, solving, hashing and writing what changed.
 Times are of an idle machine.
@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ....dsl.checker.conditions import holds as is_so
+from ....dsl.checker.conditions import is_met as is_so
 from ....dsl.checker.recipe import Emit, Invocation, Pipeline
 from ....dsl.checker.skeleton import Skeleton
 from ....dsl.checker.values import DataRef, MetricRef, handles
 from ...core.cache import Cache
-from ...core.memory import holds, is_large
+from ...core.memory import fits_in_memory, is_large
 from ...core.speed_cache import speeds
 from ...core.speeds import Speeds
 from ...plugin.interfaces import Effort, Pass, Target
 from . import shrink
-from .peak_memory import MARGIN, is_mapped, itemsize, moved_bytes, standing
+from .peak_memory import MARGIN, changed_bytes, is_mapped, itemsize, standing
 
 if TYPE_CHECKING:
     from ...plugin.context import Context
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PROBES = 20  # of a check in a fresh process: short forwards in memory, and as many there
 # Of accounts: rows, each a forward; tokens of one, for which llama.cpp is opened; and bytes of logits of one form. Held
 # are those of the original, the program and a form, and what compares a row of them.
-ROWS, LENGTH, ROOM, ACCOUNTS = 4, 64, 64 << 20, 4
+ROWS, LENGTH, CACHE_BYTES, ACCOUNTS = 4, 64, 64 << 20, 4
 LEFT = 96 << 20  # what a search leaves: kernels that were compiled for each shape, freed memory in pieces
 # Of a speed that nobody asked for: steps of a model that a round times after a prompt, rounds, and seconds after which
 # none is begun any more.
@@ -45,7 +45,7 @@ class Emission:
     disk_bytes: int
 
 
-def here(ctx: "Context") -> Speeds:
+def local_peak(ctx: "Context") -> Speeds:
     return speeds(ctx.settings.cache_dir)
 
 
@@ -58,17 +58,17 @@ def loading(skeleton: Skeleton, ctx: "Context") -> float:
     work = {"look": shrink.params(skeleton), "seconds": 0.5 + 0.02 * len(skeleton.units)}
     if not is_mapped(ctx.origin):
         work["read"] = 2 * shrink.bytes_(skeleton)
-    return here(ctx).seconds(work)
+    return local_peak(ctx).seconds(work)
 
 
 def step_seconds(
     call: Invocation, before: Skeleton, after: Skeleton, first: bool, effort: Effort, tokens: int, ctx: "Context"
 ) -> float:
     """Of one step that is not kept. The `first` loads the model, and hashes it unless that was done."""
-    speed, changed = here(ctx), moved_bytes(call, before, after)
+    speed, changed = local_peak(ctx), changed_bytes(call, before, after)
     flops = tokens * shrink.flops_per_token(before, 512)
-    whole = shrink.bytes_(after)
-    work = {"hash": whole + (HASHES - 1) * changed, "disk": changed}
+    total_bytes = shrink.bytes_(after)
+    work = {"hash": total_bytes + (HASHES - 1) * changed, "disk": changed}
     total = flops / speed.product(dtype_of(before)) + speed.seconds(work) + speed.seconds(effort.work)
     if first:
         total += loading(before, ctx)
@@ -77,28 +77,28 @@ def step_seconds(
     return total
 
 
-def emission(emit: Emit, now: Skeleton, original: Skeleton, pipeline: Pipeline, ctx: "Context") -> Emission:
+def emission(emit: Emit, current: Skeleton, original: Skeleton, pipeline: Pipeline, ctx: "Context") -> Emission:
     """Writing, hashing, reopening in a fresh process, and what is measured of it."""
     target: Target = ctx.shelf.make("target", emit.call)
-    speed, whole, numbers = here(ctx), shrink.bytes_(now), shrink.params(now)
-    if target.about:
+    speed, model_bytes, numbers = local_peak(ctx), shrink.bytes_(current), shrink.params(current)
+    if target.describes_artifacts:
         return Emission(emit.call, emit.source, 1.0, 0, 1 << 20)
-    written, packing = target.files(shrink.weights(now, original, _alike(emit.source, pipeline, ctx)))
-    read = (PROBES + ROWS) * (whole + written) + ROWS * shrink.bytes_(original)
+    file_bytes, packing = target.files(shrink.weights(current, original, _uniform(emit.source, pipeline, ctx)))
+    read = (PROBES + ROWS) * (model_bytes + file_bytes) + ROWS * shrink.bytes_(original)
     tokens = sum(_tokens(dict(bound.metric.args), ctx) for bound in pipeline.expects if bound.metric.args)
-    again = 0
-    if now.facts.get("causal_lm"):
-        both = shrink.bytes_(original) + written
+    rereads = 0
+    if current.facts.get("causal_lm"):
+        both = shrink.bytes_(original) + file_bytes
         rounds = ROUNDS if speed.seconds({"read": CLOCKED * both}) < UNASKED else 1
         read, tokens = read + rounds * CLOCKED * both, tokens + rounds * PROMPT
-        again = 0 if holds(both) else rounds * both  # read from disk whenever its turn comes
-    work = {"disk": written + again, "hash": 2 * written, "read": read, "look": 2 * numbers, **packing}
+        rereads = 0 if fits_in_memory(both) else rounds * both  # read from disk whenever its turn comes
+    work = {"disk": file_bytes + rereads, "hash": 2 * file_bytes, "read": read, "look": 2 * numbers, **packing}
     flops = 2 * tokens * shrink.flops_per_token(original, 512)
-    seconds = speed.seconds(work) + flops / speed.product(dtype_of(now)) + 2 * loading(now, ctx) + speed.start
-    engine = written if packing and not is_large(written) else 0  # reads its weights; torch maps them
-    held = standing(now) + shrink.packed_weights(now)[1] + (LEFT if _searched(emit.source, pipeline) else 0)
-    peak = int(MARGIN * (held + max(_widest(now) if packing else 0, _accounts(now) + engine)))
-    return Emission(emit.call, emit.source, seconds, peak, written)
+    seconds = speed.seconds(work) + flops / speed.product(dtype_of(current)) + 2 * loading(current, ctx) + speed.start
+    engine = file_bytes if packing and not is_large(file_bytes) else 0  # reads its weights; torch maps them
+    resident = standing(current) + shrink.packed_weights(current)[1] + (LEFT if _searched(emit.source, pipeline) else 0)
+    peak = int(MARGIN * (resident + max(_widest(current) if packing else 0, _accounts(current) + engine)))
+    return Emission(emit.call, emit.source, seconds, peak, file_bytes)
 
 
 def _searched(source: str, pipeline: Pipeline) -> bool:
@@ -106,16 +106,16 @@ def _searched(source: str, pipeline: Pipeline) -> bool:
     return any(handles(step.call.args, MetricRef) for step in pipeline.ancestors(source))
 
 
-def _alike(source: str, pipeline: Pipeline, ctx: "Context") -> bool:
+def _uniform(source: str, pipeline: Pipeline, ctx: "Context") -> bool:
     """Whether no step in front of a target says that it makes layers that differ, or sizes that it can't foresee."""
     steps = {step.name: step for step in pipeline.steps}
     while source in steps:
         call = steps[source].call
-        made: Pass = ctx.shelf.make("pass", call)
-        if not made.foreseeable and not made.everywhere:  # what touches every module alike changes no shape
+        pass_: Pass = ctx.shelf.make("pass", call)
+        if not pass_.foreseeable and not pass_.everywhere:  # what touches every module alike changes no shape
             return False
-        for when, what in made.makes.items():
-            if what.startswith(("uneven", "missing")) and is_so(when, call.args):
+        for when, effect in pass_.makes.items():
+            if effect.startswith(("uneven", "missing")) and is_so(when, call.args):
                 return False
         source = steps[source].source
     return True
@@ -125,7 +125,7 @@ def _accounts(skeleton: Skeleton) -> int:
     """Bytes of logits, of prompts that are timed as well; only language models are accounted for."""
     words = skeleton.facts.get("vocab") or 0
     timed = 2 * PROMPT * words * itemsize(skeleton)
-    return ACCOUNTS * min(ROOM, 4 * ROWS * LENGTH * words) + timed if skeleton.facts.get("causal_lm") else 0
+    return ACCOUNTS * min(CACHE_BYTES, 4 * ROWS * LENGTH * words) + timed if skeleton.facts.get("causal_lm") else 0
 
 
 def _widest(skeleton: Skeleton) -> int:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ...ir.unit import Unit
 
 _INLINED = ("size", "int")  # nodes of these types are written where they are used
-_TOLD = ("opaque", "experts", "router", "ssm_scan", "ssm_conv")  # roles that a call's name may not show
+_LABELLED_KINDS = ("opaque", "experts", "router", "ssm_scan", "ssm_conv")  # roles that a call's name may not show
 
 
 # -- the tree ------------------------------------------------------------------------------------------------
@@ -22,7 +22,7 @@ _TOLD = ("opaque", "experts", "router", "ssm_scan", "ssm_conv")  # roles that a 
 
 @dataclass
 class _Module:
-    """A module of the tree. `alike` counts equal neighbours that are drawn as one."""
+    """A module of the tree. `n_copies` counts equal neighbours that are drawn as one."""
 
     name: str
     path: str
@@ -31,7 +31,7 @@ class _Module:
     notes: tuple[str, ...] = ()
     kind: str = ""
     tied: tuple[str, ...] = ()  # its tensors that another module owns, too, and that counted there
-    alike: int = 1
+    n_copies: int = 1
 
     def child(self, name: str) -> "_Module":
         for known in self.children:
@@ -47,14 +47,14 @@ class _Module:
             self.notes,
             self.tied,
             self.part and self.part.tensors,
-            tuple((c.name, c.alike, c.shape()) for c in self.children),
+            tuple((c.name, c.n_copies, c.shape()) for c in self.children),
         )
 
     def count(self) -> int:
         """Numbers that it holds, without those that are another module's, too."""
         tensors = self.part.tensors if self.part else ()
-        own = sum(math.prod(shape) for name, shape in tensors if name not in self.tied)
-        return own + sum(child.count() * child.alike for child in self.children)
+        total = sum(math.prod(shape) for name, shape in tensors if name not in self.tied)
+        return total + sum(child.count() * child.n_copies for child in self.children)
 
 
 def draw(skeleton: Skeleton, *, width: int = 100) -> str:
@@ -68,7 +68,7 @@ def draw(skeleton: Skeleton, *, width: int = 100) -> str:
     cells = [(row.tree, f"{row.kind.ljust(kinds)}  {row.shape}" if row.shape else row.kind, row.count) for row in rows]
     sizes = [max((len(cell[i]) for cell in cells), default=0) for i in range(3)]
     lines = [_title(skeleton)]
-    lines += [f"{tree.ljust(sizes[0])}  {what.ljust(sizes[1])}  {count.rjust(sizes[2])}" for tree, what, count in cells]
+    lines += [f"{tree.ljust(sizes[0])}  {role.ljust(sizes[1])}  {count.rjust(sizes[2])}" for tree, role, count in cells]
     lines += _remarks(skeleton)
     return "\n".join(line if len(line) <= width else f"{line[: width - 1]}…" for line in lines)
 
@@ -105,7 +105,7 @@ def _annotate(module: _Module, notes: dict[str, list[str]], kinds: dict[str, str
 
 
 def _notes(skeleton: Skeleton) -> dict[str, list[str]]:
-    """What a person would write beside a module: the role of its branch and its groups."""
+    """Annotations of a module: the role of its branch and its groups."""
     notes: dict[str, list[str]] = {}
     for branch in skeleton.branches:
         notes.setdefault(branch.site, []).append(_role(branch, skeleton))
@@ -141,11 +141,11 @@ def _folded(module: _Module) -> _Module:
     for child in map(_folded, module.children):
         last = children[-1] if children else None
         if last and child.name.isdigit() and _follows(last, child) and last.shape() == child.shape():
-            last.name, last.alike = f"{last.name.split('..')[0]}..{child.name}", last.alike + 1
+            last.name, last.n_copies = f"{last.name.split('..')[0]}..{child.name}", last.n_copies + 1
         else:
             children.append(child)
     module.children = children
-    if len(children) == 1 and module.part is None and module.name and not module.notes and module.alike == 1:
+    if len(children) == 1 and module.part is None and module.name and not module.notes and module.n_copies == 1:
         only = children[0]
         only.name = f"{module.name}.{only.name}"
         return only
@@ -167,15 +167,15 @@ class _Row:
 
 def _rows(module: _Module, indent: str, last: bool) -> Iterator[_Row]:
     """The line of a module and those of what lies below it."""
-    kind = f"{module.kind} x{module.alike}" if module.alike > 1 else module.kind
+    kind = f"{module.kind} x{module.n_copies}" if module.n_copies > 1 else module.kind
     kind = ", ".join(x for x in (kind.strip(), *module.notes) if x)
     count = "tied" if module.tied and not module.count() else human(module.count())
-    count = count if module.alike == 1 else f"{module.alike} x {count}"
+    count = count if module.n_copies == 1 else f"{module.n_copies} x {count}"
     tree = f"{indent}{'└─ ' if last else '├─ '}{module.name}"
     yield _Row(tree, kind, _shapes(module.part) if module.part else "", count)
-    below = indent + ("   " if last else "│  ")
+    inner_indent = indent + ("   " if last else "│  ")
     for i, child in enumerate(module.children):
-        yield from _rows(child, below, i + 1 == len(module.children))
+        yield from _rows(child, inner_indent, i + 1 == len(module.children))
 
 
 def _shapes(part: Part) -> str:
@@ -188,20 +188,21 @@ def _shapes(part: Part) -> str:
 
 
 def _remarks(skeleton: Skeleton) -> list[str]:
-    return [f"{', '.join(same[1:])} is {same[0]}" for same in skeleton.tied] + left_alone(skeleton)
+    return [f"{', '.join(same[1:])} is {same[0]}" for same in skeleton.tied] + unchanged(skeleton)
 
 
-def left_alone(skeleton: Skeleton) -> list[str]:
-    """What stays as it is, and why: modules that can't be narrowed, and those that are one node of a graph."""
+def unchanged(skeleton: Skeleton) -> list[str]:
+    """Parts that no pass changes, with the reason: modules that can't be narrowed, and those that are one node of a
+    graph."""
     lines: list[str] = []
     reasons: dict[str, list[str]] = {}
-    for path, why in skeleton.facts.get("refused", ()):
-        reasons.setdefault(f"can't be narrowed: {why}", []).append(path)
-    for path, why in skeleton.opaque:
-        reasons.setdefault(f"opaque: {why}", []).append(path)
-    for why, paths in reasons.items():
-        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        lines.append(f"{paths[0]}{more} {why}")
+    for path, reason in skeleton.facts.get("refused", ()):
+        reasons.setdefault(f"can't be narrowed: {reason}", []).append(path)
+    for path, reason in skeleton.opaque:
+        reasons.setdefault(f"opaque: {reason}", []).append(path)
+    for reason, paths in reasons.items():
+        further = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        lines.append(f"{paths[0]}{further} {reason}")
     return lines
 
 
@@ -223,7 +224,7 @@ def graph_text(unit: "Unit") -> str:
     lines: list[tuple[str, str]] = []
     for node in unit.graph.nodes:
         if node.op == "output":
-            lines.append((f"return {_written(node.args[0], texts)}", ""))
+            lines.append((f"return {_source_text(node.args[0], texts)}", ""))
         elif node.op == "get_attr" or node.meta.get("dtype") in _INLINED:
             texts[node] = _expression(node, texts)
         elif _is_item(node):
@@ -269,7 +270,7 @@ def _item(node: "fx.Node", texts: dict[Any, str]) -> str:
 
 def _comment(node: "fx.Node") -> str:
     shape, role = node.meta.get("shape"), node.meta.get("role", "")
-    return " ".join(x for x in (_sizes(shape), role if role in _TOLD else "") if x)
+    return " ".join(x for x in (_sizes(shape), role if role in _LABELLED_KINDS else "") if x)
 
 
 def _sizes(shape: Any) -> str:
@@ -285,10 +286,10 @@ def _called(node: "fx.Node") -> str:
 
 
 def _expression(node: "fx.Node", texts: dict[Any, str]) -> str:
-    args = [_written(x, texts) for x in node.args]
+    args = [_source_text(x, texts) for x in node.args]
     if node.op == "call_method" and len(args) == 2 and isinstance(node.args[1], tuple):
-        args = [args[0], *(_written(x, texts) for x in node.args[1])]  # view((a, b)) is view(a, b)
-    named = [f"{key}={_written(x, texts)}" for key, x in node.kwargs.items()]
+        args = [args[0], *(_source_text(x, texts) for x in node.args[1])]  # view((a, b)) is view(a, b)
+    named = [f"{key}={_source_text(x, texts)}" for key, x in node.kwargs.items()]
     if node.op == "get_attr":
         return f"self.{node.target}"
     if node.op == "call_module":
@@ -299,9 +300,9 @@ def _expression(node: "fx.Node", texts: dict[Any, str]) -> str:
     if name == "getattr":
         return f"{args[0]}.{node.args[1]}"
     if name == "getitem":
-        whole, from_front = args[0].removesuffix("]").rpartition("[:-")[::2]
-        if whole and from_front.isdigit() and isinstance(node.args[1], int) and node.args[1] >= 0:
-            return f"{whole}[{node.args[1]}]"  # x.shape[:-1][0]
+        prefix, from_front = args[0].removesuffix("]").rpartition("[:-")[::2]
+        if prefix and from_front.isdigit() and isinstance(node.args[1], int) and node.args[1] >= 0:
+            return f"{prefix}[{node.args[1]}]"  # x.shape[:-1][0]
         inner = args[1][1:-1] if isinstance(node.args[1], tuple) else args[1]
         return f"{args[0]}[{inner.rstrip(',')}]"
     if name in _INFIX and len(args) == 2:
@@ -312,30 +313,30 @@ def _expression(node: "fx.Node", texts: dict[Any, str]) -> str:
 _INFIX = {"add": "+", "iadd": "+", "sub": "-", "mul": "*", "imul": "*", "truediv": "/", "floordiv": "//"}
 
 
-def _written(value: Any, texts: dict[Any, str]) -> str:
+def _source_text(value: Any, texts: dict[Any, str]) -> str:
     """An argument as a person would type it."""
     if value in texts if not isinstance(value, (list, dict, slice, tuple)) else False:
         return texts[value]
     if isinstance(value, slice):
-        ends = ["" if x is None else _written(x, texts) for x in (value.start, value.stop)]
-        return ":".join(ends)
+        limits = ["" if x is None else _source_text(x, texts) for x in (value.start, value.stop)]
+        return ":".join(limits)
     if value is ...:
         return "..."
     if isinstance(value, tuple):
-        return f"({', '.join(_written(x, texts) for x in value)}{',' if len(value) == 1 else ''})"
+        return f"({', '.join(_source_text(x, texts) for x in value)}{',' if len(value) == 1 else ''})"
     if isinstance(value, list):
-        return f"[{', '.join(_written(x, texts) for x in value)}]"
+        return f"[{', '.join(_source_text(x, texts) for x in value)}]"
     return repr(value)
 
 
 def dot(unit: "Unit") -> str:
     """The data flow of a unit for Graphviz: sizes and settings left out."""
-    shown = {n for n in unit.graph.nodes if n.op != "get_attr" and n.meta.get("dtype") not in _INLINED}
+    visible = {n for n in unit.graph.nodes if n.op != "get_attr" and n.meta.get("dtype") not in _INLINED}
     lines = [f'digraph "{unit.path or "model"}" {{', "  node [shape=box, fontname=monospace];"]
     for node in unit.graph.nodes:
-        if node in shown:
+        if node in visible:
             label = node.name if node.op in ("placeholder", "output") else _called(node)
             sizes = _sizes(node.meta.get("shape"))
             lines.append(f'  {node.name} [label="{label}{chr(92) + "n" + sizes if sizes else ""}"];')
-            lines += [f"  {x.name} -> {node.name};" for x in node.all_input_nodes if x in shown]
+            lines += [f"  {x.name} -> {node.name};" for x in node.all_input_nodes if x in visible]
     return "\n".join([*lines, "}"])

@@ -24,13 +24,13 @@ SPARE = 1.25  # of a forecast: an estimate that is a little over is no reason to
 
 def disk_bytes(plan: "Plan", out: Path, cache: Path) -> dict[Path, int]:
     """Bytes that a compile writes, by the folder that is there and whose disk takes them."""
-    found: dict[Path, int] = {}
+    by_folder: dict[Path, int] = {}
     missing = [stage for stage in plan.stages if not stage.cached]
-    kept = sum(stage.disk_bytes for stage in missing) + max((stage.spare_bytes for stage in missing), default=0)
-    for folder, amount in ((cache, kept), (out, sum(e.disk_bytes for e in plan.emissions))):
-        there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
-        found[there] = found.get(there, 0) + amount
-    return found
+    cache_bytes = sum(stage.disk_bytes for stage in missing) + max((stage.spare_bytes for stage in missing), default=0)
+    for folder, amount in ((cache, cache_bytes), (out, sum(e.disk_bytes for e in plan.emissions))):
+        existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
+        by_folder[existing] = by_folder.get(existing, 0) + amount
+    return by_folder
 
 
 def refuse_short(plans: Sequence["Plan"], out: Path, cache: Path, free: Mapping[Path, int] | None = None) -> None:
@@ -38,14 +38,14 @@ def refuse_short(plans: Sequence["Plan"], out: Path, cache: Path, free: Mapping[
 
     free   bytes by folder, instead of what their disks say
     """
-    asked: dict[int, tuple[Path, int]] = {}  # by disk
+    by_disk: dict[int, tuple[Path, int]] = {}  # by disk
     for plan in plans:
         for folder, amount in disk_bytes(plan, out, cache).items():
             disk = folder.stat().st_dev
-            first, before = asked.get(disk, (folder, 0))
-            asked[disk] = (first, before + amount)
+            first, before = by_disk.get(disk, (folder, 0))
+            by_disk[disk] = (first, before + amount)
     faults = []
-    for folder, amount in asked.values():
+    for folder, amount in by_disk.values():
         left = free[folder] if free and folder in free else shutil.disk_usage(folder).free
         if amount > SPARE * left:
             faults.append(

@@ -1,4 +1,4 @@
-"""What a step's result depends on, part by part: the cache key and the reason why it misses."""
+"""Cache key of a step, part by part, and the reason for a miss."""
 
 import os
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from ....dsl.checker.recipe import Invocation, Recipe
 from ....dsl.checker.values import DataRef, MetricRef, ProfileRef, StepRef, handles, to_json
 from ...core.cache import digest
 from ...core.environment import installed
-from ...core.error_location import placed
+from ...core.error_location import with_location
 from ...core.fingerprint import machine
 from ...core.hashes import file_hash
 from ...core.source_closure import fingerprint
@@ -69,7 +69,7 @@ def files(call: Invocation, ctx: Context) -> dict[str, str]:
 def data_identity(ref: DataRef, ctx: Context) -> str:
     """Hash of a data set's content, parameters and tokenizer."""
     call = ctx.recipe.data[ref.name]
-    with placed(call):
+    with with_location(call):
         return ctx.data(ref).identity(ctx.relative_to(call))
 
 
@@ -79,9 +79,9 @@ def word_source(kind: str, name: str, ctx: Context) -> str:
     return fingerprint(Path(word.path))
 
 
-def versions(*more: str) -> dict[str, str]:
+def versions(*extra: str) -> dict[str, str]:
     """Versions of the libraries that every result depends on, and of others; "" where one is missing."""
-    return {name: metadata.version(name) for name in LIBRARIES} | {name: installed(name) for name in more}
+    return {name: metadata.version(name) for name in LIBRARIES} | {name: installed(name) for name in extra}
 
 
 def to_jsonable(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,41 +18,41 @@ _WIDTHS = ("channels", "kv_heads", "heads")
 _UNITS = {"channels": "channels", "kv_heads": "KV heads", "heads": "heads"}
 
 
-def profile(skeleton: Skeleton, kept: Mapping[str, Sequence[int]] | None = None) -> Profile:
-    """`kept`: of a module list whose layers were dropped, the original numbers of those that are left."""
-    found: Profile = {}
+def profile(skeleton: Skeleton, remaining: Mapping[str, Sequence[int]] | None = None) -> Profile:
+    """`remaining`: of a module list whose layers were dropped, the original numbers of those that are left."""
+    layers: Profile = {}
     for unit in skeleton.units:
         branches = {}
         for branch in skeleton.branches:
             if branch.unit == unit:
                 inside = [g for g in skeleton.groups if is_inside(g, branch)]
                 branches[_name(branch, unit)] = {"role": branch.role} | {g.kind: g.count for g in inside}
-        found[original(unit, kept or {})] = branches
-    return found
+        layers[original(unit, remaining or {})] = branches
+    return layers
 
 
 def packed_widths(
-    before: Skeleton, after: Skeleton, swapped: Mapping[str, Any], kept: Mapping[str, Sequence[int]] | None = None
+    before: Skeleton, after: Skeleton, swapped: Mapping[str, Any], remaining: Mapping[str, Sequence[int]] | None = None
 ) -> Profile:
     """The profile of a model whose linear modules are packed: they tell no groups, but their own sizes do.
 
     before    with the groups of the original
     swapped   path -> {"spec": {"in_features", "out_features"}}, as edits have it
     """
-    found = profile(after, kept)
+    layers = profile(after, remaining)
     for unit in after.units:
-        old = original(unit, kept or {})
+        old = original(unit, remaining or {})
         for branch in (b for b in before.branches if b.unit == old):
-            widths = found[old].get(_name(branch, old))
+            widths = layers[old].get(_name(branch, old))
             if widths is not None:
                 groups = [g for g in before.groups if is_inside(g, branch) and g.kind not in widths]
                 counts = {g.kind: _packed_count(before, g, swapped, old, unit) for g in groups}
                 widths |= {kind: count for kind, count in counts.items() if count is not None}
-    return found
+    return layers
 
 
 def _packed_count(before: Skeleton, group: Group, swapped: Mapping[str, Any], old: str, unit: str) -> int | None:
-    """How many items a group has left, from a packed module whose whole side it is; None without one."""
+    """Number of items left in a group, from a packed module of which it is a whole axis; None without one."""
     shapes, kinds = before.shapes(), {part.path: part.kind for part in before.parts}
     for member in group.members:
         path = member.tensor.rpartition(".")[0]
@@ -71,10 +71,10 @@ def _name(branch: Branch, unit: str) -> str:
     return branch.site.removeprefix(f"{unit}.") if branch.site != unit else branch.role
 
 
-def original(unit: str, kept: Mapping[str, Sequence[int]]) -> str:
+def original(unit: str, remaining: Mapping[str, Sequence[int]]) -> str:
     """The path that a layer had before others were dropped."""
     owner, _, number = unit.rpartition(".")
-    return f"{owner}.{kept[owner][int(number)]}" if owner in kept else unit
+    return f"{owner}.{remaining[owner][int(number)]}" if owner in remaining else unit
 
 
 def draw(before: Profile, after: Profile) -> str:
@@ -112,24 +112,24 @@ def _kind(branch: Mapping[str, Any]) -> str | None:
     return next((kind for kind in _WIDTHS if kind in branch), None)
 
 
-def _cell(was: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
-    if was is None:
+def _cell(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
+    if before is None:
         return ""
-    if now is None:
+    if after is None:
         return "·" * BAR + " gone"
-    kind = _kind(was)
-    if kind is None or not was[kind]:
+    kind = _kind(before)
+    if kind is None or not before[kind]:
         return "█" * BAR
-    if kind not in now and "heads" not in now:
+    if kind not in after and "heads" not in after:
         return "packed"  # and too fused to tell
-    full, left, unit = was[kind], _left(now, kind), ""
-    if kind == "kv_heads" and "heads" in now and now["heads"] * full < was.get("heads", 0) * left:
-        full, left, unit = was["heads"], now["heads"], " heads"  # these went without their KV heads
+    full, left, unit = before[kind], _left(after, kind), ""
+    if kind == "kv_heads" and "heads" in after and after["heads"] * full < before.get("heads", 0) * left:
+        full, left, unit = before["heads"], after["heads"], " heads"  # these went without their KV heads
     bar = "█" * max(1, round(BAR * left / full))
-    lost = f" -{1 - left / full:.0%}" if left < full else ""
-    return f"{bar.ljust(BAR, '░')} {left}{unit}{lost}"
+    loss = f" -{1 - left / full:.0%}" if left < full else ""
+    return f"{bar.ljust(BAR, '░')} {left}{unit}{loss}"
 
 
-def _left(now: Mapping[str, Any], kind: str) -> int:
+def _left(branch: Mapping[str, Any], kind: str) -> int:
     """One query head per KV head is plain attention, whose KV heads aren't counted apart."""
-    return now.get(kind, now.get("heads", 0))
+    return branch.get(kind, branch.get("heads", 0))

@@ -1,4 +1,4 @@
-"""What a lock says of a recipe: every fact that decides its artifacts, each with its place in the recipe.
+"""Content of a lock: every fact that decides its artifacts, each with its place in the recipe.
 
 Two folders with one lock give one artifact hash on processors with the same instructions.
 """
@@ -55,18 +55,18 @@ class Fact:
 
 def facts(plans: "Sequence[Plan]", contexts: Sequence[Context]) -> dict[str, Fact]:
     """Everything that decides what compiling gives, by what it is called in the lock, in a steady order."""
-    found: dict[str, Fact] = {}
+    result: dict[str, Fact] = {}
     for plan, ctx in zip(plans, contexts, strict=True):
-        found |= dict(_settings(ctx))
+        result |= dict(_settings(ctx))
         before = f"[{plan.recipe.variant}] " if plan.recipe.variant else ""
-        found |= {before + name: fact for name, fact in _of_plan(plan, ctx)}
-    return dict(sorted(found.items()))
+        result |= {before + name: fact for name, fact in _of_plan(plan, ctx)}
+    return dict(sorted(result.items()))
 
 
 def _settings(ctx: Context) -> Iterator[tuple[str, Fact]]:
-    here = machine()
-    yield ISA, Fact(str(here.get("isa", "")))
-    yield "version effc", Fact(str(here.get("effc", "")))
+    this_machine = machine()
+    yield ISA, Fact(str(this_machine.get("isa", "")))
+    yield "version effc", Fact(str(this_machine.get("effc", "")))
     yield "setting device", Fact(ctx.settings.device)
     yield "setting seed", Fact(str(ctx.settings.seed))
     yield THREADS, Fact(str(ctx.settings.threads))
@@ -119,20 +119,20 @@ def _files(folder: Path, label: str) -> list[Path]:
 # -- the file ------------------------------------------------------------------------------------------------
 
 
-def write(recipe: Path, found: Mapping[str, Fact]) -> Path:
+def write(recipe: Path, current: Mapping[str, Fact]) -> Path:
     """Put a recipe's facts into the lock beside it; what the lock says of others stays."""
     lock = lockfile.read(recipe.parent)
-    lock["recipes"][recipe.name] = {name: fact.text for name, fact in found.items()}
+    lock["recipes"][recipe.name] = {name: fact.text for name, fact in current.items()}
     return lockfile.write(recipe.parent, lock)
 
 
 def locked(recipe: Path) -> dict[str, str]:
-    """What the lock beside a recipe says of it. Raises Reject (no-lock, broken-lock)."""
-    kept = lockfile.read(recipe.parent)["recipes"].get(recipe.name)
-    if kept is None:
-        said = f"{recipe.parent / lockfile.NAME} says nothing of {recipe.name}"
-        raise Reject(no_lock(said, help=f"write it with `effc lock {quote(str(recipe))}`"))
-    return kept
+    """Read the lock beside a recipe. Raises Reject (no-lock, broken-lock)."""
+    stored = lockfile.read(recipe.parent)["recipes"].get(recipe.name)
+    if stored is None:
+        message = f"{recipe.parent / lockfile.NAME} says nothing of {recipe.name}"
+        raise Reject(no_lock(message, help=f"write it with `effc lock {quote(str(recipe))}`"))
+    return stored
 
 
 def take_threads(recipe: Path, settings: Settings) -> None:
@@ -142,28 +142,32 @@ def take_threads(recipe: Path, settings: Settings) -> None:
         settings.threads = int(text)
 
 
-def refuse_drift(recipe: Path, found: Mapping[str, Fact], settings: Settings) -> None:
+def refuse_drift(recipe: Path, current: Mapping[str, Fact], settings: Settings) -> None:
     """Raise Reject (lock-drift) with every fact that is not as the lock has it, each at its place."""
-    kept = dict(locked(recipe))
-    isa = kept.pop(ISA, "")
-    if isa != found[ISA].text:
-        said = f"the lock was written with kernels for {isa}, these are for {found[ISA].text}"
-        settings.tell(Warned(other_level(said)))
-    wrong = [_changed(name, kept.get(name), fact) for name, fact in found.items() if name != ISA]
-    told = [d for d in wrong if d]
-    told += [
-        lock_drift(f"`{name}` is in the lock and not in the recipe", help=HELP) for name in kept if name not in found
+    stored = dict(locked(recipe))
+    isa = stored.pop(ISA, "")
+    if isa != current[ISA].text:
+        message = f"the lock was written with kernels for {isa}, these are for {current[ISA].text}"
+        settings.on_event(Warned(other_level(message)))
+    differences = [_changed(name, stored.get(name), fact) for name, fact in current.items() if name != ISA]
+    faults = [d for d in differences if d]
+    faults += [
+        lock_drift(f"`{name}` is in the lock and not in the recipe", help=HELP)
+        for name in stored
+        if name not in current
     ]
-    if told:
-        raise Reject(*told)
+    if faults:
+        raise Reject(*faults)
 
 
-def _changed(name: str, then: str | None, now: Fact) -> Diagnostic | None:
-    if then == now.text:
+def _changed(name: str, stored: str | None, current: Fact) -> Diagnostic | None:
+    if stored == current.text:
         return None
-    if then is None:
-        return lock_drift(f"the lock has no `{name}`", now.span, help=HELP)
-    return lock_drift(f"`{name}` was {_brief(then)} when it was locked and is {_brief(now.text)}", now.span, help=HELP)
+    if stored is None:
+        return lock_drift(f"the lock has no `{name}`", current.span, help=HELP)
+    return lock_drift(
+        f"`{name}` was {_brief(stored)} when it was locked and is {_brief(current.text)}", current.span, help=HELP
+    )
 
 
 def _brief(text: str) -> str:

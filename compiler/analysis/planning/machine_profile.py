@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ....dsl.checker.recipe import Invocation
 from ....dsl.checker.values import ProfileRef, handles
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.error_location import placed
+from ...core.error_location import with_location
 
 if TYPE_CHECKING:
     from ...plugin.context import Context
@@ -26,7 +26,7 @@ def named(call: Invocation) -> str | None:
     return refs[0].name if refs else None
 
 
-def refuse_others(calls: Sequence[Invocation], ctx: "Context") -> None:
+def check_profiles(calls: Sequence[Invocation], ctx: "Context") -> None:
     """Reject steps that name a profile which this machine is not, unless they decide for other machines, too."""
     for call in calls:
         word = ctx.shelf.vocabulary.word("pass", call.word)
@@ -34,7 +34,7 @@ def refuse_others(calls: Sequence[Invocation], ctx: "Context") -> None:
             continue
         reason = differs(named(call), ctx)
         if reason:
-            with placed(call.span):
+            with with_location(call.span):
                 raise Reject(
                     another_machine(
                         reason, help="compile on such a machine, or leave the profile out to measure on this one"
@@ -50,12 +50,12 @@ def differs(profile: str | None, ctx: "Context") -> str:
     from ...core.environment import processor_flags
 
     isa = str(ctx.recipe.profiles[profile].get("isa", "portable"))
-    here = level()
+    current = level()
     if isa not in NAMES:  # finer than the kernels' levels: amx_bf16, avx512_bf16
         has = isa in processor_flags()
         return "" if has else f"profile {profile} asks for {isa}, which this machine lacks"
-    if NAMES.index(isa) > NAMES.index(here):
-        return f"profile {profile} asks for {isa}, this machine has {here}"
+    if NAMES.index(isa) > NAMES.index(current):
+        return f"profile {profile} asks for {isa}, this machine has {current}"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""How much memory a step will hold at most: told by `plan` from shapes, held to measured peaks by a test.
+"""Peak memory of a step, estimated from shapes for `plan` and compared with measured peaks by a test.
 
 Anonymous memory counts, as `memory.held` measures it: weights that are mapped from disk come and go. What a
 pass keeps beside its scores, it says by `effort`.
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ....dsl.checker.skeleton import Skeleton
 from ....dsl.checker.values import MetricRef, handles
-from ...core.memory import at_rest, room_for
+from ...core.memory import baseline_memory, bytes_for
 from ...plugin.interfaces import Effort
 from . import keys, shrink
 from .selection import inner_parts
@@ -38,17 +38,17 @@ def peak_bytes(
     mapped = is_mapped(ctx.origin)
     weights = 0 if mapped else shrink.bytes_(before)
     # What changed is stored, a tensor at a time; at the first step the original is hashed beside the result.
-    storing = _largest(after, moved(call, before, after) if mapped else after.shapes())
+    storing = _largest(after, changed_shapes(call, before, after) if mapped else after.shapes())
     storing += shrink.bytes_(before) if first and not mapped else 0
     if mapped and not effort.streams:
         storing += _bytes(after, _reshaped(before, after))  # until the step is kept; then they are mapped, too
-    held = max(effort.apart, max(storing, _scoring(call, before, ctx)) + effort.bytes)
-    return int(MARGIN * (standing(before) + weights + held))
+    extra = max(effort.n_separate, max(storing, _scoring(call, before, ctx)) + effort.bytes)
+    return int(MARGIN * (standing(before) + weights + extra))
 
 
 def standing(skeleton: Skeleton) -> int:
     """Bytes of the process with a model that has its modules and graphs, but no weights of its own."""
-    return (at_rest() or PROCESS) + LAYER * len(skeleton.units)
+    return (baseline_memory() or PROCESS) + LAYER * len(skeleton.units)
 
 
 def _reshaped(before: Skeleton, after: Skeleton) -> dict[str, tuple[int, ...]]:
@@ -56,7 +56,7 @@ def _reshaped(before: Skeleton, after: Skeleton) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in after.shapes().items() if then.get(name) != shape}
 
 
-def moved(call: "Invocation", before: Skeleton, after: Skeleton) -> dict[str, tuple[int, ...]]:
+def changed_shapes(call: "Invocation", before: Skeleton, after: Skeleton) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors that a step leaves changed: of new shapes, else all that its `on` selects, or by default
     those inside the layers."""
     if reshaped := _reshaped(before, after):
@@ -65,8 +65,8 @@ def moved(call: "Invocation", before: Skeleton, after: Skeleton) -> dict[str, tu
     return {name: shape for name, shape in after.shapes().items() if name in chosen}
 
 
-def moved_bytes(call: "Invocation", before: Skeleton, after: Skeleton) -> int:
-    return _bytes(after, moved(call, before, after))
+def changed_bytes(call: "Invocation", before: Skeleton, after: Skeleton) -> int:
+    return _bytes(after, changed_shapes(call, before, after))
 
 
 def is_mapped(origin: "Origin") -> bool:
@@ -85,7 +85,7 @@ def _largest(skeleton: Skeleton, shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def batch_bytes(skeleton: Skeleton, rows: "Tensor") -> int:
-    """What a batch of rows of tokens holds besides weights: logits, in float32 as well, states, what a layer computes;
+    """Bytes of a batch of token rows besides weights: logits, in float32 as well, states, what a layer computes;
     0 of other rows."""
     if rows.dim() != 2 or rows.is_floating_point():
         return 0
@@ -110,13 +110,13 @@ def _batch(rows: int, length: int, vocab: int) -> int:
 def _scoring(call: "Invocation", skeleton: Skeleton, ctx: "Context") -> int:
     """Logits of a batch, twice more where a search compares them, what layers gave, what one computes."""
     scores = handles(call.args, MetricRef)
-    (item, vocab, hidden, wide), most = _sizes(skeleton), 0
+    (item, vocab, hidden, wide), largest = _sizes(skeleton), 0
     for name in keys.data_named(ctx.recipe, scores):
-        given = ctx.rows_by_name(name)
-        rows, length = len(given), given[0].numel()
+        rows_tensor = ctx.rows_by_name(name)
+        rows, length = len(rows_tensor), rows_tensor[0].numel()
         batch = _batch(rows, length, vocab)
-        kept = min(item * hidden * rows * length * len(skeleton.units), room_for(ctx.settings.max_memory))
-        most = max(most, 3 * item * vocab * batch + kept + 4 * item * wide * batch)
+        prefix_bytes = min(item * hidden * rows * length * len(skeleton.units), bytes_for(ctx.settings.max_memory))
+        largest = max(largest, 3 * item * vocab * batch + prefix_bytes + 4 * item * wide * batch)
     # Some are measured against the original's logits, made again in float32 as those of narrower types are.
     float32 = item < 4 or any(ctx.metric(ref).needs_original for ref in scores)
-    return most + (2 * min(CHUNK_BYTES, most) if float32 else 0)
+    return largest + (2 * min(CHUNK_BYTES, largest) if float32 else 0)

@@ -1,4 +1,4 @@
-"""What a compile will do: matched modules, sizes before and after, cost, and what the cache already has.
+"""Plan of a compile: matched modules, sizes before and after, cost, and what the cache already has.
 
 Reads configs and skeletons, never weights.
 """
@@ -15,14 +15,14 @@ from ....dsl.checker.values import from_json, is_json
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.source import Span
 from ...core.cache import Cache
-from ...core.error_location import placed
+from ...core.error_location import with_location
 from ...core.quantity import change, count, seconds, size
 from ...plugin.context import Context
 from ...plugin.interfaces import Pass
 from . import keys, shrink
 from .cost import Emission, emission, step_seconds
-from .drawing import left_alone
-from .peak_memory import moved_bytes, peak_bytes
+from .drawing import unchanged
+from .peak_memory import changed_bytes, peak_bytes
 from .selection import branches, competing, groups, inner_parts, layers, mixers, parts, removable, scans
 from .target_support import refuse_foreseen
 
@@ -71,7 +71,7 @@ class Stage:
     disk_bytes: int
     spare_bytes: int
     cached: bool
-    why: str
+    reason: str
 
     @property
     def span(self) -> Span | None:
@@ -113,25 +113,25 @@ class Plan:
         return next((s.key for s in self.stages if s.name == name), self.identity)
 
     def stopped(self, name: str, facts: Mapping[str, Any]) -> "Plan":
-        """The same where a step's search had to stop: its result has another key, and so has all that follows."""
-        moved: dict[str, str] = {}
+        """Plan in which a step's search was stopped: its result has another key, and so has all that follows."""
+        new_keys: dict[str, str] = {}
         stages = []
         for stage in self.stages:
             parts = dict(stage.parts)
             if stage.name == name:
                 parts["stopped"] = dict(facts)
-            parts["input"] = moved.get(parts["input"], parts["input"])
+            parts["input"] = new_keys.get(parts["input"], parts["input"])
             if "results" in parts:
-                parts["results"] = {n: moved.get(key, key) for n, key in parts["results"].items()}
+                parts["results"] = {n: new_keys.get(key, key) for n, key in parts["results"].items()}
             if parts != stage.parts:
-                moved[stage.key] = keys.key(parts)
-                source = moved.get(stage.source, stage.source)
-                stage = replace(stage, parts=parts, key=moved[stage.key], source=source)
+                new_keys[stage.key] = keys.key(parts)
+                source = new_keys.get(stage.source, stage.source)
+                stage = replace(stage, parts=parts, key=new_keys[stage.key], source=source)
             stages.append(stage)
         return replace(self, stages=tuple(stages))
 
     def to_json(self) -> dict[str, Any]:
-        """What `plan -o` saves; keys and sizes decide drift, estimates don't."""
+        """JSON of a plan as `plan -o` saves it; keys and sizes decide drift, estimates don't."""
         stages = [
             {
                 "name": s.name,
@@ -147,7 +147,7 @@ class Plan:
                 "seconds": round(s.seconds, 1),
                 "peak_bytes": s.peak_bytes,
                 "cached": s.cached,
-                "why": s.why,
+                "why": s.reason,
             }
             for s in self.stages
         ]
@@ -171,7 +171,7 @@ def plan(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Skeleton) -
     stages = []
     for step in pipeline.steps:
         first = step.source == pipeline.model
-        with placed(step.call):
+        with with_location(step.call):
             known = {name: key for name, (key, _, _) in done.items()}
             stage, after = _stage(step.name, step.call, *done[step.source], first, ctx, store, known)
         done[step.name] = (stage.key, after, stage.hedges[1])
@@ -186,7 +186,7 @@ def _stage(
     call: Invocation,
     source: str,
     before: Skeleton,
-    told: str,
+    hedge: str,
     first: bool,
     ctx: Context,
     store: Cache,
@@ -209,20 +209,20 @@ def _stage(
         matched(before, pass_, call),
         Size.of(before),
         Size.of(after),
-        hedges=(told, _hedge(pass_, forwards, told)),
+        hedges=(hedge, _hedge(pass_, forwards, hedge)),
         forwards=forwards,
         seconds=0.0 if cached else step_seconds(call, before, after, first, effort, tokens, ctx),
         peak_bytes=peak_bytes(call, before, after, first, ctx, effort),
-        disk_bytes=moved_bytes(call, before, after),
+        disk_bytes=changed_bytes(call, before, after),
         spare_bytes=effort.files,
         cached=cached,
-        why="" if cached else store.why(parts),
+        reason="" if cached else store.miss_reason(parts),
     )
     return stage, after
 
 
 def _hedge(pass_: Pass, forwards: int, before: str) -> str:
-    """How the size after a step is told, given how that before it is."""
+    """Qualifier of the size after a step, given that of the size before it."""
     return "at most" if not pass_.foreseeable else before or ("about" if forwards else "")
 
 
@@ -230,8 +230,8 @@ def matched(skeleton: Skeleton, pass_: Pass, call: Invocation) -> tuple[str, ...
     """Paths of what a step may touch."""
     acts_on, on = pass_.acts_on, call.args.get("on")
     if acts_on == "branches":
-        whole = call.args.get("unit") == "layer"
-        if whole:
+        by_layer = call.args.get("unit") == "layer"
+        if by_layer:
             return layers(skeleton, on)
         if "order" not in call.args:
             return tuple(b.site for b in removable(skeleton, on))
@@ -251,26 +251,26 @@ def matched(skeleton: Skeleton, pass_: Pass, call: Invocation) -> tuple[str, ...
 
 
 def _tokens(call: Invocation, ctx: Context) -> int:
-    """How many tokens one score reads."""
+    """Number of tokens that one score reads."""
     names = keys.data_named(ctx.recipe, call.args)
     rows = [ctx.rows_by_name(name) for name in names]
     return sum(len(x) if x.is_floating_point() else x.numel() for x in rows)
 
 
-def refuse_drift(saved: Any, now: Sequence[Plan]) -> None:
+def refuse_drift(saved: Any, current: Sequence[Plan]) -> None:
     """Raise Reject (plan-drift) naming the first thing that is not as it was when the plans were saved."""
     if not (isinstance(saved, dict) and saved.get("format") == FORMAT and isinstance(saved.get("plans"), list)):
         raise Reject(plan_drift(f"the saved plan is not of format {FORMAT}", help="make it again with `effc plan -o`"))
-    _same("the number of pipelines", len(saved["plans"]), len(now))
-    for old, plan in zip(saved["plans"], now, strict=True):
+    _same("the number of pipelines", len(saved["plans"]), len(current))
+    for old, plan in zip(saved["plans"], current, strict=True):
         fresh = plan.to_json()
         for name in ("pipeline", "variant", "model", "identity", "emits"):
             _same(name, old.get(name), fresh[name])
         _same("the number of steps", len(old.get("stages", ())), len(fresh["stages"]))
         for then, today in zip(old["stages"], fresh["stages"], strict=True):
             for part, value in today["parts"].items():
-                told, before, now_ = _first_other([part], then.get("parts", {}).get(part), value)
-                _same(f"`{told}` of step {today['name']}", before, now_)
+                part_name, before, after = _first_other([part], then.get("parts", {}).get(part), value)
+                _same(f"`{part_name}` of step {today['name']}", before, after)
 
 
 def _first_other(names: list[str], then: Any, today: Any) -> tuple[str, Any, Any]:
@@ -283,18 +283,18 @@ def _first_other(names: list[str], then: Any, today: Any) -> tuple[str, Any, Any
     return " ".join(n for n in names if n not in ("step", "args")) or names[0], then, today
 
 
-def _same(what: str, then: Any, today: Any) -> None:
+def _same(label: str, then: Any, today: Any) -> None:
     if then != today:
         raise Reject(
             plan_drift(
-                f"{what} was {_brief(then)} when the plan was made and is {_brief(today)} now",
+                f"{label} was {_brief(then)} when the plan was made and is {_brief(today)} now",
                 help="look at `effc plan` again, and save it with -o if it is what you want",
             )
         )
 
 
 def saved_form(plans: Sequence[Plan]) -> dict[str, Any]:
-    """What `plan -o` writes."""
+    """JSON that `plan -o` writes."""
     return {"format": FORMAT, "plans": [p.to_json() for p in plans]}
 
 
@@ -310,25 +310,25 @@ def draw(plan: Plan, width: int = 100) -> str:
     lines = [f"{title}: {plan.model}, {count(first.params)} parameters, {size(first.bytes)}", ""]
     for index, stage in enumerate(plan.stages, 1):
         lines += _draw_stage(index, stage, width)
-    lines += [f"  note: {remark}" for remark in left_alone(plan.skeleton)]
-    for made in plan.emissions:
-        cost = f"about {seconds(made.seconds)}, {size(made.disk_bytes)} on disk"
-        lines.append(f"  emit {made.call.word} to {made.call.args['path']}: {cost}")
+    lines += [f"  note: {remark}" for remark in unchanged(plan.skeleton)]
+    for planned in plan.emissions:
+        cost = f"about {seconds(planned.seconds)}, {size(planned.disk_bytes)} on disk"
+        lines.append(f"  emit {planned.call.word} to {planned.call.args['path']}: {cost}")
     work = f"{sum(not s.cached for s in plan.stages)} of {len(plan.stages)} steps to run"
     cost = f", about {seconds(plan.seconds)}, peak {size(plan.peak_bytes)}"
     return "\n".join([*lines, "", f"{work}{cost}"])
 
 
 def _draw_stage(index: int, stage: Stage, width: int) -> list[str]:
-    before, after = (f"{told} ".lstrip() for told in stage.hedges)
-    state = "cached" if stage.cached else f"to run: {stage.why}"
-    moved = f"({change(stage.before.params, stage.after.params)})"
+    before, after = (f"{hedge} ".lstrip() for hedge in stage.hedges)
+    state = "cached" if stage.cached else f"to run: {stage.reason}"
+    difference = f"({change(stage.before.params, stage.after.params)})"
     if stage.before == stage.after and after == "at most ":
-        moved = "(known once it has run)"
+        difference = "(known once it has run)"
     lines = [
         f"  {index}. {stage.name} = {stage.call.word}",
         f"     touches   {_paths(stage.matched, width - 15)}" if stage.matched else "",
-        f"     params    {before}{count(stage.before.params)} -> {after}{count(stage.after.params)}  {moved}",
+        f"     params    {before}{count(stage.before.params)} -> {after}{count(stage.after.params)}  {difference}",
         f"     flops     {before}{count(stage.before.flops)} -> {after}{count(stage.after.flops)} per token",
         f"     bytes     {before}{size(stage.before.bytes)} -> {after}{size(stage.after.bytes)}",
     ]

@@ -1,10 +1,10 @@
-"""What a step's `on:` selects in a skeleton: branches, layers, groups or linear modules."""
+"""Selection of a step's `on:` in a skeleton: branches, layers, groups or linear modules."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from ....dsl.checker.selectors import resolve
-from ....dsl.checker.skeleton import Branch, Group, Part, Scan, Skeleton, is_below
+from ....dsl.checker.skeleton import Branch, Group, Part, Scan, Skeleton, is_submodule
 from ....dsl.checker.structure import because
 from ....dsl.checker.values import Selector
 from ....dsl.syntax.diagnostics import Fault, Reject
@@ -24,14 +24,14 @@ def branches(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
 
 
 def removable(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
-    """Those of them that can be removed as a whole."""
+    """Branches that can be removed as a whole."""
     return tuple(branch for branch in branches(skeleton, on) if branch.site not in skeleton.stays)
 
 
 def mixers(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
     """Residual branches that scan a state along the sequence."""
-    found = [b for b in skeleton.branches if b.role == "ssm"]
-    return _chosen(found, [b.site for b in found], on)
+    candidates = [b for b in skeleton.branches if b.role == "ssm"]
+    return _chosen(candidates, [b.site for b in candidates], on)
 
 
 def scans(skeleton: Skeleton, on: Selector | None) -> tuple[Scan, ...]:
@@ -42,7 +42,7 @@ def scans(skeleton: Skeleton, on: Selector | None) -> tuple[Scan, ...]:
 def in_layers(skeleton: Skeleton, path: str) -> bool:
     """Whether a module is inside of a layer: of a list's element, where layers run several times and none is a unit."""
     if skeleton.units:
-        return any(is_below(path, unit) for unit in skeleton.units)
+        return any(is_submodule(path, unit) for unit in skeleton.units)
     return any(name.isdigit() for name in path.split("."))
 
 
@@ -53,15 +53,15 @@ def layers(skeleton: Skeleton, on: Selector | None) -> tuple[str, ...]:
 
 def groups(skeleton: Skeleton, kind: str, on: Selector | None) -> tuple[Group, ...]:
     """Channel or head groups of a kind."""
-    found = [g for g in skeleton.groups if g.kind == kind]
-    return _chosen(found, [g.site for g in found], on)
+    candidates = [g for g in skeleton.groups if g.kind == kind]
+    return _chosen(candidates, [g.site for g in candidates], on)
 
 
-def required(skeleton: Skeleton, kind: str, found: Sequence[Group]) -> tuple[Group, ...]:
+def required(skeleton: Skeleton, kind: str, candidates: Sequence[Group]) -> tuple[Group, ...]:
     """The groups that a pass is to narrow; Reject, with what discovery says against it, where the model has none."""
-    if not found and not any(g.kind == kind for g in skeleton.groups):
-        refused = sorted(skeleton.facts.get("refused", ()), key=lambda r: not _is_about(r, kind, skeleton))
-        reasons = [f"{path or 'the model'}: {because(skeleton, path, why)}" for path, why in refused]
+    if not candidates and not any(g.kind == kind for g in skeleton.groups):
+        refusals = sorted(skeleton.facts.get("refused", ()), key=lambda r: not _is_reason_for(r, kind, skeleton))
+        reasons = [f"{path or 'the model'}: {because(skeleton, path, reason)}" for path, reason in refusals]
         words = kind.replace("_", " ").replace("kv", "KV")
         first = f"; {reasons[0]}" if reasons else ""
         raise Reject(
@@ -71,7 +71,7 @@ def required(skeleton: Skeleton, kind: str, found: Sequence[Group]) -> tuple[Gro
                 help="`effc plan` lists what a model has, and what stays as it is and why",
             )
         )
-    return tuple(found)
+    return tuple(candidates)
 
 
 def competing(skeleton: Skeleton, on: Selector | None) -> dict[str, tuple[Group, ...]]:
@@ -83,18 +83,18 @@ def competing(skeleton: Skeleton, on: Selector | None) -> dict[str, tuple[Group,
     if on is None:
         inside += [g for g in skeleton.groups if not any(is_inside(g, b) for b in skeleton.branches)]
     shared = {g.site for g in skeleton.groups if g.kind == "kv_heads"}
-    found: dict[str, list[Group]] = {}
+    by_kind: dict[str, list[Group]] = {}
     for group in inside:
         if group.kind != "heads" or group.site not in shared:
-            found.setdefault("heads" if group.kind == "kv_heads" else group.kind, []).append(group)
-    return {kind: tuple(some) for kind, some in found.items()}
+            by_kind.setdefault("heads" if group.kind == "kv_heads" else group.kind, []).append(group)
+    return {kind: tuple(some) for kind, some in by_kind.items()}
 
 
-def _is_about(refused: Sequence[str], kind: str, skeleton: Skeleton) -> bool:
+def _is_reason_for(refusal: Sequence[str], kind: str, skeleton: Skeleton) -> bool:
     """Whether a reason tells of that kind: heads are attention's, channels anything else's."""
-    path, why = refused
-    if kind == "experts" or why.startswith("whole experts"):
-        return kind == "experts" and why.startswith("whole experts")
+    path, reason = refusal
+    if kind == "experts" or reason.startswith("whole experts"):
+        return kind == "experts" and reason.startswith("whole experts")
     role = next((b.role for b in skeleton.branches if f"{path}.".startswith(f"{b.site}.")), "")
     return (role == "attention") == (kind in ("heads", "kv_heads"))
 
@@ -106,8 +106,8 @@ def is_inside(group: Group, branch: Branch) -> bool:
 
 def parts(skeleton: Skeleton, on: Selector | None, kinds: Sequence[str] = ("Linear", "Conv1D")) -> tuple[Part, ...]:
     """Modules of the given kinds."""
-    found = [p for p in skeleton.parts if p.kind in kinds]
-    return _chosen(found, [p.path for p in found], on)
+    candidates = [p for p in skeleton.parts if p.kind in kinds]
+    return _chosen(candidates, [p.path for p in candidates], on)
 
 
 def inner_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
@@ -118,5 +118,5 @@ def inner_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
 def _chosen(items: Sequence[Any], paths: list[str], on: Selector | None) -> tuple[Any, ...]:
     if on is None:
         return tuple(items)
-    wanted = set(resolve(on, paths))
-    return tuple(item for item, path in zip(items, paths, strict=True) if path in wanted)
+    selected = set(resolve(on, paths))
+    return tuple(item for item, path in zip(items, paths, strict=True) if path in selected)

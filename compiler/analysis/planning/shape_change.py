@@ -1,4 +1,4 @@
-"""What a step changed, measured on the skeletons before and after, as a person would say it."""
+"""Change made by a step, measured on the skeletons before and after, as a person would say it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ def describe(before: Skeleton, after: Skeleton, notes: Sequence[Mapping[str, Any
     """Layers and branches that are gone, groups that are narrower, parameters that went; zeros as the step notes."""
     rows = [*_layers(before, after), *_branches(before, after), *_groups(before, after), *_lowered(before, after)]
     # A packed weight is its own, also where it was tied: the skeleton counts it twice, the model has it once.
-    lost = 0 if _lowered(before, after) else shrink.params(before) - shrink.params(after)
-    parts = [p for p in (_counted(before, after), f"{signed(-lost)} params" if lost else "") if p]
+    removed = 0 if _lowered(before, after) else shrink.params(before) - shrink.params(after)
+    parts = [p for p in (_count_text(before, after), f"{signed(-removed)} params" if removed else "") if p]
     parts += [f"{100 * note['sparsity']:.1f} % zeros" for note in notes if "sparsity" in note]
     return Change(", ".join(parts) or "values only", tuple(rows))
 
 
-def _counted(before: Skeleton, after: Skeleton) -> str:
+def _count_text(before: Skeleton, after: Skeleton) -> str:
     layers = len(before.units) - len(after.units)
     branches = len(before.branches) - len(after.branches)
     counts = [f"-{layers} layers" if layers else "", f"-{branches} branches" if branches and not layers else ""]
@@ -42,15 +42,15 @@ def _counted(before: Skeleton, after: Skeleton) -> str:
             ("heads", "heads"),
             ("experts", "experts"),
         ):
-            lost = _total(before, kind) - _total(after, kind)
-            if lost and not (kind == "heads" and counts and counts[-1].endswith("KV heads")):  # they went with them
-                counts.append(f"-{lost} {name}")
+            removed = _total(before, kind) - _total(after, kind)
+            if removed and not (kind == "heads" and counts and counts[-1].endswith("KV heads")):  # they went with them
+                counts.append(f"-{removed} {name}")
     return ", ".join([*(c for c in counts if c), *_lowered(before, after)])
 
 
 def _lowered(before: Skeleton, after: Skeleton) -> list[str]:
-    now, then = (sum(p.kind == "KernelLinear" for p in skeleton.parts) for skeleton in (after, before))
-    return [f"{now - then} linear modules on kernels"] if now > then else []
+    count_after, count_before = (sum(p.kind == "KernelLinear" for p in skeleton.parts) for skeleton in (after, before))
+    return [f"{count_after - count_before} linear modules on kernels"] if count_after > count_before else []
 
 
 def _total(skeleton: Skeleton, kind: str) -> int:
@@ -58,8 +58,8 @@ def _total(skeleton: Skeleton, kind: str) -> int:
 
 
 def _layers(before: Skeleton, after: Skeleton) -> list[str]:
-    lost = len(before.units) - len(after.units)
-    return [f"layers {len(before.units)} -> {len(after.units)}"] if lost else []
+    removed = len(before.units) - len(after.units)
+    return [f"layers {len(before.units)} -> {len(after.units)}"] if removed else []
 
 
 def _branches(before: Skeleton, after: Skeleton) -> list[str]:
@@ -86,9 +86,9 @@ def _weight(shapes: dict[str, tuple[int, ...]], parts: tuple[str, ...]) -> int:
 def _groups(before: Skeleton, after: Skeleton) -> list[str]:
     if len(before.units) != len(after.units) or _lowered(before, after):
         return []
-    now = {(g.site, g.kind): g.count for g in after.groups}
+    counts_after = {(g.site, g.kind): g.count for g in after.groups}
     return [
-        f"{g.site} {g.count} -> {now[g.site, g.kind]} {g.kind}"
+        f"{g.site} {g.count} -> {counts_after[g.site, g.kind]} {g.kind}"
         for g in before.groups
-        if now.get((g.site, g.kind), g.count) != g.count
+        if counts_after.get((g.site, g.kind), g.count) != g.count
     ]

@@ -1,4 +1,4 @@
-"""What a model weighs, and its skeleton after a cut: arithmetic on shapes, for `plan` and for forecasts.
+"""Size of a model, and its skeleton after a cut: arithmetic on shapes, for `plan` and for forecasts.
 
 Everything returns a new skeleton or a number; nothing needs torch. The rules mirror the rewriter's, and a
 test holds both equal.
@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ....dsl.checker.skeleton import Branch, Group, Member, Part, Scan, Skeleton, is_below
+from ....dsl.checker.skeleton import Branch, Group, Member, Part, Scan, Skeleton, is_submodule
 from ...plugin.weight_sizes import Weights
 
 _ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1}
@@ -17,7 +17,7 @@ _LOOKUPS = ("Embedding", "Embeddings")  # class names that end so read rows and 
 
 
 def params(skeleton: Skeleton) -> int:
-    """How many numbers the model holds; tied tensors count once."""
+    """Number of parameters of the model; tied tensors count once."""
     copies = {name for same in skeleton.tied for name in same[1:]}
     return sum(math.prod(shape) for name, shape in skeleton.shapes().items() if name not in copies)
 
@@ -27,17 +27,19 @@ def bytes_(skeleton: Skeleton) -> int:
     return params(skeleton) * _ITEMSIZE.get(skeleton.facts.get("dtype", "float32"), 4)
 
 
-def weights(now: Skeleton, original: Skeleton, alike: bool = True) -> Weights:
-    """What targets reckon the size of their files with."""
+def weights(current: Skeleton, original: Skeleton, uniform: bool = True) -> Weights:
+    """Weight counts from which targets estimate the size of their files."""
     tables = {
         f"{part.path}.{name}": math.prod(shape)
-        for part in now.parts
+        for part in current.parts
         if part.kind.endswith(_LOOKUPS)
         for name, shape in part.tensors
     }
-    heads = sum(tables.get(same[0], 0) for same in now.tied if not set(same) <= tables.keys())
-    lowered, packed = packed_weights(now)
-    return Weights(bytes_(now), bytes_(original), params(now), sum(tables.values()), heads, alike, lowered, packed)
+    heads = sum(tables.get(same[0], 0) for same in current.tied if not set(same) <= tables.keys())
+    lowered, packed = packed_weights(current)
+    return Weights(
+        bytes_(current), bytes_(original), params(current), sum(tables.values()), heads, uniform, lowered, packed
+    )
 
 
 def sparse(skeleton: Skeleton, share: float) -> Skeleton:
@@ -51,7 +53,7 @@ def lowered(skeleton: Skeleton, numbers: int, packed: int) -> Skeleton:
 
 
 def packed_weights(skeleton: Skeleton) -> tuple[int, int]:
-    """How many numbers a step packed for kernels, and into about how many bytes."""
+    """Number of weights that a step packed for kernels, and about how many bytes they take."""
     numbers, packed = skeleton.facts.get("packed") or (0, 0)
     return numbers, packed
 
@@ -108,7 +110,7 @@ def without_branch(skeleton: Skeleton, branch: Branch) -> Skeleton:
     """The skeleton when a residual branch is gone, with its modules and groups."""
     dead = set(branch.parts)
     return replace(
-        _kept(skeleton, lambda path: path not in dead), branches=tuple(b for b in skeleton.branches if b != branch)
+        _alive(skeleton, lambda path: path not in dead), branches=tuple(b for b in skeleton.branches if b != branch)
     )
 
 
@@ -131,7 +133,7 @@ def without_scan(skeleton: Skeleton, scan: Scan) -> Skeleton:
 
 def without_unit(skeleton: Skeleton, unit: str) -> Skeleton:
     """The skeleton when a layer is gone; the layers after it in its list move up by one."""
-    left = _kept(skeleton, lambda path: not is_below(path, unit))
+    left = _alive(skeleton, lambda path: not is_submodule(path, unit))
     left = replace(
         left,
         units=tuple(u for u in skeleton.units if u != unit),
@@ -143,14 +145,14 @@ def without_unit(skeleton: Skeleton, unit: str) -> Skeleton:
     return _renamed(left, _move_up(unit))
 
 
-def _kept(skeleton: Skeleton, alive: Callable[[str], bool]) -> Skeleton:
+def _alive(skeleton: Skeleton, alive: Callable[[str], bool]) -> Skeleton:
     """Only the modules that are alive, and what refers to them."""
 
     def owner(tensor: str) -> str:
         return tensor.rpartition(".")[0]
 
     tied = (tuple(name for name in same if alive(owner(name))) for same in skeleton.tied)
-    refused = [entry for entry in skeleton.facts.get("refused", ()) if alive(entry[0])]
+    refusals = [entry for entry in skeleton.facts.get("refused", ()) if alive(entry[0])]
     return replace(
         skeleton,
         parts=tuple(p for p in skeleton.parts if alive(p.path)),
@@ -158,17 +160,17 @@ def _kept(skeleton: Skeleton, alive: Callable[[str], bool]) -> Skeleton:
         tied=tuple(same for same in tied if len(same) > 1),
         opaque=tuple(entry for entry in skeleton.opaque if alive(entry[0])),
         scans=tuple(s for s in skeleton.scans if alive(s.site)),
-        facts={**skeleton.facts, "refused": refused} if "refused" in skeleton.facts else skeleton.facts,
+        facts={**skeleton.facts, "refused": refusals} if "refused" in skeleton.facts else skeleton.facts,
     )
 
 
 def _trimmed(group: Group, alive: Callable[[str], bool]) -> Group | None:
     """A group without the tensors of modules that are gone; None where nothing is left that makes or reads it."""
-    made = len(group.members) - group.readers
+    writers = len(group.members) - group.readers
     left = [i for i, m in enumerate(group.members) if alive(m.tensor.rpartition(".")[0])]
     if len(left) == len(group.members):
         return group
-    readers = sum(i >= made for i in left)
+    readers = sum(i >= writers for i in left)
     if readers in (0, len(left)):
         return None
     attributes = tuple(entry for entry in group.attributes if alive(entry[0]))
@@ -177,23 +179,23 @@ def _trimmed(group: Group, alive: Callable[[str], bool]) -> Group | None:
 
 def _move_up(unit: str) -> Callable[[str], str]:
     """The new path of a module once `unit` has left its list."""
-    prefix, _, gone = unit.rpartition(".")
+    prefix, _, removed = unit.rpartition(".")
 
-    def moved(path: str) -> str:
+    def renamed(path: str) -> str:
         if not path.startswith(f"{prefix}."):
             return path
-        number, dot, rest = path[len(prefix) + 1 :].partition(".")
-        if not number.isdigit() or int(number) < int(gone):
+        number, dot, tail = path[len(prefix) + 1 :].partition(".")
+        if not number.isdigit() or int(number) < int(removed):
             return path
-        return f"{prefix}.{int(number) - 1}{dot}{rest}"
+        return f"{prefix}.{int(number) - 1}{dot}{tail}"
 
-    return moved
+    return renamed
 
 
 def _renamed(skeleton: Skeleton, name: Callable[[str], str]) -> Skeleton:
     facts = skeleton.facts
     if "refused" in facts:
-        facts = {**facts, "refused": [[name(path), why] for path, why in facts["refused"]]}
+        facts = {**facts, "refused": [[name(path), reason] for path, reason in facts["refused"]]}
     return replace(
         skeleton,
         facts=facts,
@@ -212,7 +214,7 @@ def _renamed(skeleton: Skeleton, name: Callable[[str], str]) -> Skeleton:
             for g in skeleton.groups
         ),
         tied=tuple(tuple(map(name, same)) for same in skeleton.tied),
-        opaque=tuple((name(path), why) for path, why in skeleton.opaque),
+        opaque=tuple((name(path), reason) for path, reason in skeleton.opaque),
         scans=tuple(
             replace(s, site=name(s.site), unit=name(s.unit), cuts=tuple((name(t), n) for t, n in s.cuts))
             for s in skeleton.scans
@@ -240,11 +242,11 @@ class _Cut:
     group: Group
     count: int
 
-    def lost_before(self, tensor: str, axis: int, at: float) -> int:
+    def removed_before(self, tensor: str, axis: int, at: float) -> int:
         """Indices that vanish along an axis before position `at`."""
-        gone = self.group.count - self.count
+        removed = self.group.count - self.count
         return sum(
-            gone * size
+            removed * size
             for m in self.group.members
             if (m.tensor, m.axis) == (tensor, axis)
             for start, size in m.segments
@@ -252,17 +254,17 @@ class _Cut:
         )
 
     def shape(self, tensor: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(n - self.lost_before(tensor, axis, math.inf) for axis, n in enumerate(shape))
+        return tuple(n - self.removed_before(tensor, axis, math.inf) for axis, n in enumerate(shape))
 
     def members(self, other: Group, count: int) -> tuple[Member, ...]:
         """The members of a group that will have `count` items: where they lie, and how wide an item is."""
 
-        def moved(m: Member, start: int, size: int) -> tuple[int, int]:
+        def renamed(m: Member, start: int, size: int) -> tuple[int, int]:
             end = start + other.count * size
-            front, all_in_all = (self.lost_before(m.tensor, m.axis, at) for at in (start, end))
+            front, all_in_all = (self.removed_before(m.tensor, m.axis, at) for at in (start, end))
             return start - front, (end - start - all_in_all + front) // count
 
-        return tuple(replace(m, segments=tuple(moved(m, *segment) for segment in m.segments)) for m in other.members)
+        return tuple(replace(m, segments=tuple(renamed(m, *segment) for segment in m.segments)) for m in other.members)
 
     def applied(self, other: Group) -> Group:
         """Any group of the model after the cut."""
@@ -334,7 +336,7 @@ def narrowed(skeleton: Skeleton, group: Group, count: int) -> Skeleton:
 
 
 def _rescanned(skeleton: Skeleton, scan: Scan, cut: _Cut) -> Scan:
-    """What a scan leaves when its mixer is narrower: of an axis that it cuts, as much as before less what went
+    """Scan of a narrower mixer: of an axis that it cuts, as much as before less what went
     of what it leaves; B, C and time steps, which it takes, are behind that."""
     if scan.site != cut.group.site:
         return scan
@@ -344,7 +346,7 @@ def _rescanned(skeleton: Skeleton, scan: Scan, cut: _Cut) -> Scan:
         if shape is None:
             return None
         return tuple(
-            after - cut.lost_before(tensor, axis, after if after < full else math.inf)
+            after - cut.removed_before(tensor, axis, after if after < full else math.inf)
             for axis, (after, full) in enumerate(zip(shape, shapes[tensor], strict=True))
         )
 

@@ -1,10 +1,10 @@
-"""What targets would refuse at the end of a compile, said before it begins."""
+"""Checks before a compile of what a target would reject at its end."""
 
 from typing import Any
 
 from ....dsl.checker.recipe import Emit, Invocation, Pipeline
 from ....dsl.syntax.diagnostics import Reject
-from ...core.error_location import placed
+from ...core.error_location import with_location
 from ...core.events import Warned
 from ...core.warned import may_be_refused
 from ...plugin.context import Context
@@ -17,7 +17,7 @@ _STAYING = ("linear", "channels", "heads", "kv_heads", "experts", "ssm_heads", "
 def refuse_foreseen(pipeline: Pipeline, ctx: Context) -> None:
     """Raise what a target says of the pipeline's model and steps; a warning where it may turn out otherwise."""
     for emit in pipeline.emits:
-        with placed(emit.call):
+        with with_location(emit.call):
             target = ctx.shelf.make("target", emit.call)
             _refuse_model(target, emit, pipeline, ctx)
             _refuse_steps(target, emit, pipeline, ctx)
@@ -26,13 +26,13 @@ def refuse_foreseen(pipeline: Pipeline, ctx: Context) -> None:
 def _refuse_model(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) -> None:
     try:
         target.foresee(ctx)
-    except Reject as refused:
-        taking = next((step.name for step in pipeline.steps if _takes_out(step.call, ctx)), None)
+    except Reject as rejection:
+        taking = next((step.name for step in pipeline.steps if _removes_modules(step.call, ctx)), None)
         if taking is None:
             raise
-        said = f"{emit.call.word} would refuse the model as it is: {refused.diagnostics[0].message}"
+        message = f"{emit.call.word} would refuse the model as it is: {rejection.diagnostics[0].message}"
         note = f"it is refused at the end unless `{taking}` takes that out"
-        ctx.tell(Warned(may_be_refused(said, emit.call.span, note=note)))
+        ctx.emit_event(Warned(may_be_refused(message, emit.call.span, note=note)))
 
 
 def _refuse_steps(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) -> None:
@@ -42,12 +42,12 @@ def _refuse_steps(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) 
     source: Any = ctx.shelf.load("model", ctx.recipe.models[pipeline.model].word)
     if source.plain:
         raise Reject(lacking)
-    said = f"no step before {emit.call.word} makes what it needs: {lacking.message}"
+    message = f"no step before {emit.call.word} makes what it needs: {lacking.message}"
     note = f"it is refused at the end unless the weights of `{pipeline.model}` came so"
-    ctx.tell(Warned(may_be_refused(said, emit.call.span, note=note)))
+    ctx.emit_event(Warned(may_be_refused(message, emit.call.span, note=note)))
 
 
-def _takes_out(call: Invocation, ctx: Context) -> bool:
+def _removes_modules(call: Invocation, ctx: Context) -> bool:
     """Whether a step may remove whole modules."""
     pass_ = ctx.shelf.make("pass", call)
     return isinstance(pass_.keeps, Lossy) and pass_.acts_on not in _STAYING

@@ -13,7 +13,9 @@ from .median import median_shares
 Center = Literal["mean", "median"]
 
 
-def shares_of_others(weights: Mapping[int, float], products: np.ndarray | None = None) -> dict[int, dict[int, float]]:
+def leave_one_out_shares(
+    weights: Mapping[int, float], products: np.ndarray | None = None
+) -> dict[int, dict[int, float]]:
     """For every client the share of every other one, sum 1; empty for one that has no others.
 
     weights    of the clients; one of weight 0 has no part in what others get
@@ -21,24 +23,24 @@ def shares_of_others(weights: Mapping[int, float], products: np.ndarray | None =
     """
     order = sorted(weights)
     mass = np.array([weights[k] for k in order], dtype=np.float64)
-    found: dict[int, dict[int, float]] = {}
+    result: dict[int, dict[int, float]] = {}
     for index, k in enumerate(order):
-        rest = mass.copy()
-        rest[index] = 0.0
-        if rest.sum() <= 0:
-            found[k] = {}
+        rest_mass = mass.copy()
+        rest_mass[index] = 0.0
+        if rest_mass.sum() <= 0:
+            result[k] = {}
             continue
-        used = np.flatnonzero(rest)
-        shares = rest[used] / rest.sum()
+        used = np.flatnonzero(rest_mass)
+        shares = rest_mass[used] / rest_mass.sum()
         if products is not None and len(used) > 2:
-            shares = median_shares(products[np.ix_(used, used)], rest[used])
+            shares = median_shares(products[np.ix_(used, used)], rest_mass[used])
         elif products is not None:
-            shares = _of_few(rest[used])
-        found[k] = {order[i]: float(share) for i, share in zip(used, shares, strict=True)}
-    return found
+            shares = _small_median(rest_mass[used])
+        result[k] = {order[i]: float(share) for i, share in zip(used, shares, strict=True)}
+    return result
 
 
-def _of_few(weights: np.ndarray) -> np.ndarray:
+def _small_median(weights: np.ndarray) -> np.ndarray:
     """The median of one or two points: the heavier, or their mean where neither is."""
     heavy = weights == weights.max()
     return heavy / heavy.sum()

@@ -90,11 +90,11 @@ def write_app(declared: Declaration, name: str, into: Path) -> None:
     (package / "server_app.py").write_text(_SERVER)
     (package / "client_app.py").write_text(_CLIENT)
     (package / NAME).write_text(json.dumps(declared.to_json(), indent=1) + "\n")
-    about = f"{sentence(declared)}, compiled by effc"
+    description = f"{sentence(declared)}, compiled by effc"
     (into / "pyproject.toml").write_text(
         _PROJECT.format(
             package=PACKAGE,
-            about=about,
+            about=description,
             rounds=declared.rounds,
             clients=declared.clients,
             deadline=float(declared.deadline),
@@ -106,8 +106,8 @@ def write_app(declared: Declaration, name: str, into: Path) -> None:
 
 
 def sentence(declared: Declaration) -> str:
-    """What is trained how, in a line: `12 clients train LoRA adapters by fedavg`."""
-    what = {
+    """Summary of the training in one line: `12 clients train LoRA adapters by fedavg`."""
+    subject = {
         "lora": "LoRA adapters",
         "reft": "interventions",
         "prompt": "a soft prompt",
@@ -116,11 +116,11 @@ def sentence(declared: Declaration) -> str:
     }[declared.trains]
     if declared.trains == "index":
         return f"{declared.clients} clients search what all of them have, the best {declared.top} for each question"
-    return f"{declared.clients} clients train {what} by {declared.strategy}"
+    return f"{declared.clients} clients train {subject} by {declared.strategy}"
 
 
 def division(declared: Declaration) -> str:
-    """How rows come to clients, after `rows are`."""
+    """Phrase for the distribution of rows among clients, after `rows are`."""
     return {
         "even": "dealt out evenly",
         "blocks": "cut into blocks",

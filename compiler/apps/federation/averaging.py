@@ -24,7 +24,7 @@ class FedAvg(Strategy):
         super().begin(initial)
         self.state = dict(initial)
 
-    def payload(self, client: int, number: int, holds: int | None) -> Payload:
+    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
         return Payload({"global": self.state})
 
     def take(self, number: int, sent: Mapping[int, Sent]) -> None:
@@ -56,13 +56,13 @@ class FrozenA(FedAvg):
     Source: Sun et al. 2024 (arXiv 2403.12313).
     """
 
-    def payload(self, client: int, number: int, holds: int | None) -> Payload:
-        arrays = {"global": {name: self.state[name] for name in self.wanted(client)}}
-        if holds is None:
+    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
+        arrays = {"global": {name: self.state[name] for name in self.required(client)}}
+        if last_round is None:
             arrays["fixed"] = {f"{path}.A": self.initial[f"{path}.A"] for path in modules(self.full)}
         return Payload(arrays)
 
-    def wanted(self, client: int) -> Shapes:
+    def required(self, client: int) -> Shapes:
         fixed = {f"{path}.A" for path in modules(self.full)}
         return {name: shape for name, shape in self.full.items() if name not in fixed}
 

@@ -58,8 +58,8 @@ class Bounds:
         for use, state in arrays.items():
             longest = self.clients if use.startswith("merge.") else 1
             for name, array in state.items():
-                if why := self._fault(name, array, longest):
-                    raise Reject(client_refuses(f"the server's `{use[:40]}` can't be used: {why}"))
+                if reason := self._fault(name, array, longest):
+                    raise Reject(client_refuses(f"the server's `{use[:40]}` can't be used: {reason}"))
 
     @property
     def _rank(self) -> int:
@@ -71,16 +71,16 @@ class Bounds:
         if shape is None:
             return f"`{name[:80]}` is no array of this federation"
         axis = {"A": 0, "B": 1}.get(name.rpartition(".")[2])
-        most = [size * (stacks if at == axis else 1) for at, size in enumerate(shape)]
-        if array.ndim != len(shape) or any(n > size for n, size in zip(array.shape, most, strict=True)):
-            return f"`{name}` is {array.shape}, more than {tuple(most)}"
+        limits = [size * (stacks if at == axis else 1) for at, size in enumerate(shape)]
+        if array.ndim != len(shape) or any(n > size for n, size in zip(array.shape, limits, strict=True)):
+            return f"`{name}` is {array.shape}, more than {tuple(limits)}"
         return value_fault(name, array)
 
 
-def as_number(said: object) -> float:
+def as_number(text: object) -> float:
     """A finite number that the other side says; NaN of what is none."""
     try:
-        value = float(said) if isinstance(said, str | int | float) else math.nan
+        value = float(text) if isinstance(text, str | int | float) else math.nan
     except (ValueError, OverflowError):
         return math.nan
     return value if math.isfinite(value) else math.nan

@@ -1,4 +1,4 @@
-"""What a client can afford, and what a size of the model takes of it.
+"""Budgets of clients, and the cost of each model size.
 
 A budget is a share of the model's parameters or operations, a number of them, bytes of memory, or seconds of an update.
 """
@@ -25,7 +25,7 @@ TIMED = 5  # updates, of which the median counts, after one that warms up
 
 @dataclass(frozen=True)
 class Load:
-    """What an update learns from: so many rows of so many tokens."""
+    """Training data of an update: a number of rows of a number of tokens."""
 
     batch: int = 4
     length: int = 128
@@ -38,13 +38,13 @@ def kind_of(budget: Budget, counts: str) -> str:
     return "latency" if isinstance(budget, Duration) else counts
 
 
-def limit(budget: Budget, whole: float) -> float:
+def limit(budget: Budget, full_cost: float) -> float:
     """The most that a client affords, where the whole model takes so much."""
     if isinstance(budget, Bytes):
         return budget.value
     if isinstance(budget, Duration):
         return budget.seconds
-    return budget * whole if isinstance(budget, float) else budget
+    return budget * full_cost if isinstance(budget, float) else budget
 
 
 def literal(budget: Budget) -> str:
@@ -61,14 +61,14 @@ def phrase(kind: str, value: float) -> str:
     return f"{size(value)} of memory" if kind == "memory" else f"{seconds(value)} an update"
 
 
-def amount(kind: str, value: float, whole: float) -> str:
+def amount(kind: str, value: float, full_cost: float) -> str:
     """The least budget that a value fits into, as a recipe writes it."""
     if kind == "memory":
         unit = 1 << (20 if value >= 10 << 20 else 10)
         return show(Bytes((int(value) // unit + 1) * unit))
     if kind == "latency":
         return show(Duration(int(1000 * value + 1) / 1000))
-    return f"{int(100 * value / whole) + 1}%"
+    return f"{int(100 * value / full_cost) + 1}%"
 
 
 def memory(skeleton: Skeleton, load: Load) -> int:
@@ -87,19 +87,19 @@ def latency(model: "nn.Module", load: Load) -> float:
     from ...evaluation.timing import prompt_ids
     from ...models.rows.inputs import without_cache
 
-    tried = copy.deepcopy(model).train()
-    for p in tried.parameters():
+    copy_ = copy.deepcopy(model).train()
+    for p in copy_.parameters():
         p.requires_grad_(True)
-    ids = prompt_ids(tried, load.batch, load.length)
-    optimizer = torch.optim.AdamW(tried.parameters(), lr=1e-6)
+    ids = prompt_ids(copy_, load.batch, load.length)
+    optimizer = torch.optim.AdamW(copy_.parameters(), lr=1e-6)
 
     def update() -> float:
-        began = time.perf_counter()
-        made = tried(input_ids=ids, **without_cache(tried))
-        (made.logits if "logits" in made else made.last_hidden_state).float().square().mean().backward()
+        start = time.perf_counter()
+        output = copy_(input_ids=ids, **without_cache(copy_))
+        (output.logits if "logits" in output else output.last_hidden_state).float().square().mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     update()
     return statistics.median(update() for _ in range(TIMED))

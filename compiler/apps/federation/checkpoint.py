@@ -1,4 +1,4 @@
-"""What a server keeps after every round: its strategy's states and how the rounds went."""
+"""Checkpoint of a server after every round: its strategy's states and how the rounds went."""
 
 from collections.abc import Mapping
 from pathlib import Path

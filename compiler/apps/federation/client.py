@@ -19,7 +19,7 @@ from ...transforms.training.schedule import seed_of
 from .bounds import Bounds, client_refuses
 from .grid import Answer, Message
 from .low_rank import modules
-from .masks import Keys, fixed, others_mean
+from .masks import Keys, fixed, mean_without
 from .mixing import adaptive, mix
 from .rotations import projected
 from .secure import LEAST
@@ -27,7 +27,7 @@ from .state import State, fault_of, shapes
 
 
 class Learner(ABC):
-    """What a client trains, on its own rows.
+    """Local training of a client on its rows.
 
     base        sha256 of the model that it holds
     examples    how many rows it learns from; 0 where it has no data
@@ -45,11 +45,11 @@ class Learner(ABC):
         """A round of so many begins, both from 1."""
 
     def by_task(self) -> tuple[float, ...]:
-        """What was judged last, task by task; empty where there is one."""
+        """Last evaluation, task by task; empty where there is one."""
         return ()
 
     @abstractmethod
-    def drawn(self, seed: int, rank: int | None = None) -> State:
+    def initial_state(self, seed: int, rank: int | None = None) -> State:
         """A state to start from; every client draws the same."""
 
     @abstractmethod
@@ -83,36 +83,36 @@ class Participant:
         bounds: Bounds | None = None,
     ):
         self.client, self.learner, self.sizes, self.bounds = client, learner, sizes, bounds
-        self.own = learner
+        self.learner = learner
 
     def __call__(self, message: Message, memory: dict[str, Any]) -> Answer:
         if self.bounds:
             self.bounds.check(message.config, message.arrays)
         self.learner = self._learner_for(message)
         if message.kind == "join":
-            said: dict[str, str | int | float | bool] = {
+            answer: dict[str, str | int | float | bool] = {
                 "client": self.client,
                 "examples": self.learner.examples,
                 "base": self.learner.base,
             }
             if message.config.get("secure"):
-                said["public"] = keys_of(memory).public.hex()
-            return Answer(config=said)
+                answer["public"] = keys_of(memory).public.hex()
+            return Answer(config=answer)
         if message.kind == "masked":
             return self._masked(message, memory)
         if message.kind == "initial":
-            return Answer({"own": self.learner.drawn(int(message.config.get("seed", 0)))})
+            return Answer({"own": self.learner.initial_state(int(message.config.get("seed", 0)))})
         if message.kind != "train":
             raise Reject(client_refuses(f"a message of the kind `{message.kind}` means nothing here"))
         return self._train(message, memory)
 
     def _learner_for(self, message: Message) -> Learner:
-        """What trains the size that a message names, its own where it names none."""
+        """Learner of the size that a message names, the client's where it names none."""
         size = int(message.config.get("size", -1))
         if not self.sizes:
             return self.learner
         if size < 0:
-            return self.own
+            return self.learner
         if size not in self.sizes:
             raise Reject(client_refuses(f"sub-network {size} is more than this client affords"))
         return self.sizes[size]
@@ -132,9 +132,9 @@ class Participant:
         seed = seed_of(int(config["seed"]), message.number, self.client)
         until = started + float(config["deadline"])
         state = self.learner.trained(state, names, added, seed, until)
-        if why := fault_of(state, shapes(state)):
+        if problem := fault_of(state, shapes(state)):
             raise Reject(
-                client_refuses(f"training left a state that can't be used: {why}", help="lower the learning rate")
+                client_refuses(f"training left a state that can't be used: {problem}", help="lower the learning rate")
             )
         memory["own"] = state
         loss, accuracy = self.learner.judged(state, added)
@@ -150,7 +150,7 @@ class Participant:
                 "loss": loss,
                 "accuracy": accuracy,
                 "seconds": time.monotonic() - started,
-                **({"by_task": list(told)} if (told := self.learner.by_task()) else {}),
+                **({"by_task": list(task_losses)} if (task_losses := self.learner.by_task()) else {}),
             },
         )
 
@@ -162,15 +162,15 @@ class Participant:
         self.learner.anchor = memory["anchor"]
 
     def _masked(self, message: Message, memory: dict[str, Any]) -> Answer:
-        """What it learned in this round, under masks against the clients that the server names."""
+        """Update of this round, masked against the clients that the server names."""
         if int(memory.get("number", {"number": [-1]})["number"][0]) != message.number:
             raise Reject(client_refuses(f"there is no state of round {message.number} here"))
         publics = {int(k): bytes.fromhex(key) for k, key in parse_json(str(message.config["publics"])).items()}
-        keys, own = keys_of(memory), int(message.config["client"])
-        if len(set(publics.values())) < max(LEAST, len(publics)) or publics.get(own) != keys.public:
+        keys, client = keys_of(memory), int(message.config["client"])
+        if len(set(publics.values())) < max(LEAST, len(publics)) or publics.get(client) != keys.public:
             raise Reject(client_refuses(f"a sum of {len(publics)} states would tell whose they are"))
         values = fixed(memory["own"], len(publics))
-        return Answer({"masked": {"sum": values + keys.mask(own, publics, message.number, len(values))}})
+        return Answer({"masked": {"sum": values + keys.mask(client, publics, message.number, len(values))}})
 
     def _check(self, message: Message) -> None:
         if message.config["base"] != self.learner.base:
@@ -182,7 +182,7 @@ class Participant:
             )
 
     def _merged(self, message: Message, memory: dict[str, Any]) -> State:
-        """What is merged into the base: the stacks of all rounds so far, each added once, in their order."""
+        """State merged into the base: the stacks of all rounds so far, each added once, in their order."""
         added, done = memory.setdefault("added", {}), memory.setdefault("done", set())
         stacks = {
             int(name.removeprefix("merge.")): stack
@@ -204,36 +204,40 @@ class Participant:
         if "global" in arrays:
             return projected({**memory.get("fixed", {}), **arrays["global"]}), math.nan
         if "mean" in arrays:
-            return self._mix_with_others(arrays["mean"], memory.get("own"), config, added)
+            return self._mix_leave_one_out(arrays["mean"], memory.get("own"), config, added)
         if "mix" not in config:
             seed = seed_of(int(config["seed"]), message.number)
-            return {**self.learner.drawn(seed, int(config["rank"])), **arrays.get("head", {})}, math.nan
-        own = arrays.get("own") or memory.get("own")
-        if not own:
+            return {**self.learner.initial_state(seed, int(config["rank"])), **arrays.get("head", {})}, math.nan
+        local = arrays.get("own") or memory.get("own")
+        if not local:
             raise Reject(
                 client_refuses(
                     "there is no state here, and none was sent", help="the server sends a whole one in the next round"
                 )
             )
-        return self._mixed(own, arrays.get("others"), config, added)
+        return self._mixed(local, arrays.get("others"), config, added)
 
-    def _mix_with_others(
-        self, mean: State, own: State | None, config: Mapping[str, Any], added: State
+    def _mix_leave_one_out(
+        self, mean: State, local: State | None, config: Mapping[str, Any], added: State
     ) -> tuple[State, float]:
         """The mean of the others, out of the mean of all that this client is one of; without a state, the mean."""
         among = int(config["among"])
-        if not own:
+        if not local:
             return projected(mean), math.nan
-        others = others_mean({name: array * among for name, array in mean.items()}, own, among) if among else mean
-        return self._mixed(own, others, config, added)
+        peer_state = (
+            mean_without({name: array * among for name, array in mean.items()}, local, among) if among else mean
+        )
+        return self._mixed(local, peer_state, config, added)
 
-    def _mixed(self, own: State, others: State | None, config: Mapping[str, Any], added: State) -> tuple[State, float]:
-        if not others:
-            return own, 0.0
+    def _mixed(
+        self, local: State, peer_state: State | None, config: Mapping[str, Any], added: State
+    ) -> tuple[State, float]:
+        if not peer_state:
+            return local, 0.0
         if config["mix"] == "adaptive":
-            share, state = adaptive(own, others, lambda s: _of(self.learner.loss(s, added)), config["way"])
+            share, state = adaptive(local, peer_state, lambda s: _of(self.learner.loss(s, added)), config["way"])
             return state, share
-        return mix(own, others, float(config["mix"]), config["way"]), float(config["mix"])
+        return mix(local, peer_state, float(config["mix"]), config["way"]), float(config["mix"])
 
 
 def keys_of(memory: dict[str, Any]) -> Keys:

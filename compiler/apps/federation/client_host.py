@@ -19,7 +19,7 @@ from ...plugin.registry import Shelf
 from .bounds import Bounds
 from .client import Learner, Participant
 from .declaration import Declaration, base_hash, check_base
-from .partition import divided, held_back
+from .partition import divided, split_rows
 
 if TYPE_CHECKING:
     from .rows import Rows
@@ -27,14 +27,20 @@ if TYPE_CHECKING:
     from .slots import Slots
 
 
-class Place:
+class ClientHost:
     """One machine: a model's folder and a folder that data paths start from. `seats` share the model.
 
     own    the data there are one client's alone: it learns from all of them, and nothing is divided
     """
 
-    def __init__(self, declared: Declaration, model: Path, data: Path, settings: Settings, own: bool = False):
-        self.declared, self.model, self.data, self.settings, self.own = declared, model, data, settings, own
+    def __init__(self, declared: Declaration, model: Path, data: Path, settings: Settings, local_data: bool = False):
+        self.declared, self.model, self.data, self.settings, self.local_data = (
+            declared,
+            model,
+            data,
+            settings,
+            local_data,
+        )
         self.base = base_hash(model, settings.cache_dir)
 
     def check_base(self) -> None:
@@ -48,16 +54,16 @@ class Place:
         if declared.trains == "index":
             yield self._librarians(clients, rows)
             return
-        wanted = {client: declared.affords(client) for client in clients}
+        sizes_by_client = {client: declared.affords(client) for client in clients}
         with ExitStack() as open_slots:
             slots = {}
-            for size in sorted({size for sizes in wanted.values() for size in sizes}):
+            for size in sorted({size for sizes in sizes_by_client.values() for size in sizes}):
                 model = open_model(str(self.model), self.settings).model
                 slots[size] = open_slots.enter_context(slots_on(model, declared, size))
             seats = []
             for client in clients:
-                learners = {size: self._learner(client, rows, slots[size]) for size in wanted[client]}
-                first, sizes = learners[wanted[client][0]], learners if declared.sizes else {}
+                learners = {size: self._learner(client, rows, slots[size]) for size in sizes_by_client[client]}
+                first, sizes = learners[sizes_by_client[client][0]], learners if declared.sizes else {}
                 bounds = Bounds(declared.full, declared.clients, declared.deadline)
                 seats.append(Participant(client, first, sizes, bounds))
             yield seats
@@ -67,31 +73,31 @@ class Place:
 
         Whose question is whose, and whose document, is divided apart: an answer may lie with another client.
         """
-        from ...models.rows.encoder_states import every_state, pooling_of
+        from ...models.rows.encoder_states import all_states, pooling_of
         from .search import Librarian
 
         model, declared = open_model(str(self.model), self.settings).model, self.declared
         pooling = pooling_of(self.model, "auto")
         pairs = []
         for part in rows:
-            found = torch.cat([s.pooled.double() for s in every_state(model, part.ids, pooling)])
-            pairs.append(torch.nn.functional.normalize(found, dim=-1).float().cpu().numpy())
+            vectors = torch.cat([s.pooled.double() for s in all_states(model, part.ids, pooling)])
+            pairs.append(torch.nn.functional.normalize(vectors, dim=-1).float().cpu().numpy())
         halves = [len(p) // 2 for p in pairs]
-        asked = np.concatenate([p[:n] for p, n in zip(pairs, halves, strict=True)])
+        questions_all = np.concatenate([p[:n] for p, n in zip(pairs, halves, strict=True)])
         known = np.concatenate([p[n:] for p, n in zip(pairs, halves, strict=True)])
-        if self.own:
+        if self.local_data:
             numbers = np.arange(len(known))
             partners = {k: np.stack([np.full(len(known), k), numbers], axis=1) for k in clients}
-            return [Librarian(k, self.base, asked, known, partners[k], declared.top) for k in clients]
+            return [Librarian(k, self.base, questions_all, known, partners[k], declared.top) for k in clients]
         questions, documents = (self._dealt(halves, declared.seed + n) for n in (0, 1))
-        place = {at: (k, n) for k, own in enumerate(documents) for n, at in enumerate(own)}
+        owner_of = {at: (k, n) for k, row_numbers in enumerate(documents) for n, at in enumerate(row_numbers)}
         return [
             Librarian(
                 k,
                 self.base,
-                asked[questions[k]],
+                questions_all[questions[k]],
                 known[documents[k]],
-                np.array([place[at] for at in questions[k]]),
+                np.array([owner_of[at] for at in questions[k]]),
                 declared.top,
             )
             for k in clients
@@ -100,8 +106,8 @@ class Place:
     def _dealt(self, sizes: list[int], seed: int) -> list[list[int]]:
         """For every client numbers of records, all data sets behind one another."""
         declared, starts = self.declared, [sum(sizes[:n]) for n in range(len(sizes))]
-        found = divided(sizes, declared.clients, declared.split, declared.beta, seed)  # type: ignore[arg-type]
-        return [[starts[number] + row for number, row in part] for part in found]
+        parts = divided(sizes, declared.clients, declared.split, declared.beta, seed)  # type: ignore[arg-type]
+        return [[starts[number] + row for number, row in part] for part in parts]
 
     def _rows(self) -> "list[Rows]":
         """Rows of every data set."""
@@ -124,22 +130,22 @@ class Place:
         if private:
             local = replace(local, clip=declared.clip, noise=declared.noise)
         if declared.stream:
-            tasks = rows if self.own else tasks_of(declared, rows)[client]
-            return Stream(slots, [self._held_back(task) for task in tasks], local, self.base)
-        mine = joined(rows) if self.own else parts_of(declared, rows)[client]
-        return Language(slots, *self._held_back(mine), local, self.base)
+            tasks = rows if self.local_data else tasks_of(declared, rows)[client]
+            return Stream(slots, [self._split_rows(task) for task in tasks], local, self.base)
+        mine = joined(rows) if self.local_data else parts_of(declared, rows)[client]
+        return Language(slots, *self._split_rows(mine), local, self.base)
 
-    def _held_back(self, rows: "Rows") -> "tuple[Rows, Rows]":
+    def _split_rows(self, rows: "Rows") -> "tuple[Rows, Rows]":
         """Rows to learn from, and rows to judge by."""
-        learn, held = held_back(len(rows), self.declared.hold, self.declared.seed) if len(rows) else ([], [])
-        return rows.select(learn), rows.select(held)
+        learn, validation = split_rows(len(rows), self.declared.hold, self.declared.seed) if len(rows) else ([], [])
+        return rows.select(learn), rows.select(validation)
 
 
 def tasks_of(declared: Declaration, rows: "list[Rows]") -> "list[list[Rows]]":
     """For every client its rows of every data set, none of some perhaps."""
     sizes = [len(r) for r in rows]
-    found = divided(sizes, declared.clients, declared.split, declared.beta, declared.seed)  # type: ignore[arg-type]
-    return [[r.select([row for n, row in part if n == number]) for number, r in enumerate(rows)] for part in found]
+    parts = divided(sizes, declared.clients, declared.split, declared.beta, declared.seed)  # type: ignore[arg-type]
+    return [[r.select([row for n, row in part if n == number]) for number, r in enumerate(rows)] for part in parts]
 
 
 def parts_of(declared: Declaration, rows: "list[Rows]") -> "list[Rows]":
@@ -147,18 +153,18 @@ def parts_of(declared: Declaration, rows: "list[Rows]") -> "list[Rows]":
     from .rows import joined
 
     sizes = [len(r) for r in rows]
-    found = divided(sizes, declared.clients, declared.split, declared.beta, declared.seed)  # type: ignore[arg-type]
-    whole = joined(rows) if len({r.ids.shape[1] for r in rows}) == 1 else None
-    if whole is None:  # rows of data sets of different length stay apart: every client has one of them
-        return [rows[part[0][0]].select([row for _, row in part]) for part in found]
+    parts = divided(sizes, declared.clients, declared.split, declared.beta, declared.seed)  # type: ignore[arg-type]
+    joined_rows = joined(rows) if len({r.ids.shape[1] for r in rows}) == 1 else None
+    if joined_rows is None:  # rows of data sets of different length stay apart: every client has one of them
+        return [rows[part[0][0]].select([row for _, row in part]) for part in parts]
     starts = [sum(sizes[:n]) for n in range(len(sizes))]
-    return [whole.select([starts[number] + row for number, row in part]) for part in found]
+    return [joined_rows.select([starts[number] + row for number, row in part]) for part in parts]
 
 
 @contextmanager
 def slots_on(model: Any, declared: Declaration, size: int = -1) -> "Iterator[Slots]":
-    """Where the states of a federation go in a model; `size` names the sub-network that it becomes, -1 for none."""
-    from .slots import Edited, Headed, LowRank, SoftPrompt, Whole
+    """Slots of a federation's states in a model; `size` names the sub-network that it becomes, -1 for none."""
+    from .slots import AllWeights, Edited, Headed, LowRank, SoftPrompt
 
     full = declared.full
     if size >= 0:
@@ -173,4 +179,4 @@ def slots_on(model: Any, declared: Declaration, size: int = -1) -> "Iterator[Slo
     elif declared.trains == "reft":
         yield Headed(Edited(model, full), full)
     else:
-        yield {"prompt": SoftPrompt, "full": Whole}[declared.trains](model, full)
+        yield {"prompt": SoftPrompt, "full": AllWeights}[declared.trains](model, full)

@@ -14,45 +14,47 @@ from .state import State
 
 # Of one array, the kept indices of each of its axes, ascending; None for all of them.
 Index = tuple[np.ndarray | None, ...]
-Counted = Literal["all", "holders"]
+CountMode = Literal["all", "holders"]
 T = TypeVar("T")
 
 
-def part_of(whole: State, index: Mapping[str, Index]) -> dict[str, np.ndarray]:
-    """What a client of that size holds; arrays without an index are held whole."""
+def part_of(state: State, index: Mapping[str, Index]) -> dict[str, np.ndarray]:
+    """Part of a state that a client of that size has; arrays without an index are held whole."""
     return {
         name: array[_grid(index[name], array.shape)].copy() if name in index else array.copy()
-        for name, array in whole.items()
+        for name, array in state.items()
     }
 
 
 def _grid(index: Index, shape: Sequence[int]) -> tuple[np.ndarray, ...]:
-    return np.ix_(*[np.arange(size) if kept is None else kept for kept, size in zip(index, shape, strict=True)])
+    return np.ix_(
+        *[np.arange(size) if axis_index is None else axis_index for axis_index, size in zip(index, shape, strict=True)]
+    )
 
 
 def coverage_mean(
-    whole: State,
+    state: State,
     parts: Mapping[int, State],
     indices: Mapping[int, Mapping[str, Index]],
     weights: Mapping[int, float],
-    counted: Counted = "all",
+    weighting: CountMode = "all",
 ) -> dict[str, np.ndarray]:
     """Every entry moved by what clients changed of it, by their weights; one that nobody holds keeps its value.
 
-    counted   among whom: "holders" of the entry, as HeteroFL has it, so that it follows a client who holds it alone; or
-              "all" that sent something, of whom those without the entry leave it as it is
+    weighting   among whom: "holders" of the entry, as HeteroFL has it, so that it follows a client who holds it
+                alone; or "all" that sent something, of whom those without the entry leave it as it is
     """
-    made, all_of_them = {}, sum(weights[k] for k in parts)
-    for name, array in whole.items():
-        moved, mass = np.zeros(array.shape), np.zeros(array.shape)
+    result, all_of_them = {}, sum(weights[k] for k in parts)
+    for name, array in state.items():
+        change, mass = np.zeros(array.shape), np.zeros(array.shape)
         for k in sorted(parts):
             if weights[k] > 0:
                 at = _grid(indices[k].get(name, (None,) * array.ndim), array.shape)
-                moved[at] += weights[k] * (parts[k][name].astype(np.float64) - array[at])
+                change[at] += weights[k] * (parts[k][name].astype(np.float64) - array[at])
                 mass[at] += weights[k]
-        among = np.full(array.shape, all_of_them) if counted == "all" else mass
-        made[name] = (array + np.where(mass > 0, moved / np.where(mass > 0, among, 1.0), 0.0)).astype(array.dtype)
-    return made
+        among = np.full(array.shape, all_of_them) if weighting == "all" else mass
+        result[name] = (array + np.where(mass > 0, change / np.where(mass > 0, among, 1.0), 0.0)).astype(array.dtype)
+    return result
 
 
 def heads_prefix(heads: int, width: int, keep: int) -> np.ndarray:
@@ -64,20 +66,20 @@ def sandwich(
     clients: Sequence[int],
     options: Sequence[T],
     seed: int | Sequence[int],
-    most: Mapping[int, int] = MappingProxyType({}),
+    largest_index: Mapping[int, int] = MappingProxyType({}),
 ) -> dict[int, T]:
     """One client trains the largest of the options (the first), one the smallest (the last), the others draw.
 
     Which client does what follows from the seed; give another one every round.
 
-    most    client -> place of the largest option that it can afford; one that is missing affords all. The largest goes
-            to one of those who afford most
+    largest_index   client -> index of the largest option that it can afford; one that is missing affords all.
+                    The largest goes to one of those who afford most
     """
     draw = np.random.default_rng(seed)
     order = [clients[i] for i in draw.permutation(len(clients))]
-    able = min(order, key=lambda k: most.get(k, 0))  # the first of those who afford most
-    chosen = {able: options[most.get(able, 0)]}
-    for place, client in enumerate(k for k in order if k != able):
-        drawn = int(draw.integers(most.get(client, 0), len(options)))
-        chosen[client] = options[drawn if place else -1]
+    able = min(order, key=lambda k: largest_index.get(k, 0))  # the first of those who afford most
+    chosen = {able: options[largest_index.get(able, 0)]}
+    for position, client in enumerate(k for k in order if k != able):
+        option = int(draw.integers(largest_index.get(client, 0), len(options)))
+        chosen[client] = options[option if position else -1]
     return chosen

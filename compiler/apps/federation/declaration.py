@@ -1,4 +1,4 @@
-"""What a federation is: the model by hash, what is trained and sent, whose rows are whose. `federation.json`."""
+"""Declaration of a federation: the model by hash, what is trained and sent, whose rows are whose. `federation.json`."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.cache import digest
 from ...core.hashes import files_hash
-from ...core.safe_read import CONFIG, MISFIT, read_json
+from ...core.safe_read import CONFIG, MALFORMED, read_json
 from .averaging import FedAvg, FrozenA
 from .checkpoint import Checkpoint
 from .grid import Grid
@@ -108,19 +108,19 @@ class Declaration:
         """Numbers of the sizes that a client may have to train, its own first; -1 of the whole model without sizes."""
         if not self.sizes:
             return (-1,)
-        own = self.size_of[client]
+        assigned = self.size_of[client]
         if self.allocation == "budgets":
-            return (own,)
-        smaller = [n for n, size in enumerate(self.sizes) if size.params < self.sizes[own].params]
-        return (own, *sorted(smaller, key=lambda n: -self.sizes[n].params))
+            return (assigned,)
+        smaller = [n for n, size in enumerate(self.sizes) if size.params < self.sizes[assigned].params]
+        return (assigned, *sorted(smaller, key=lambda n: -self.sizes[n].params))
 
     @property
     def identity(self) -> str:
         """sha256 of all that decides a run but how many rounds it has: more of them go on from fewer."""
-        more = ("deadline",) if self.stream else ("rounds", "deadline")  # tasks share a stream's rounds
+        left_out = ("deadline",) if self.stream else ("rounds", "deadline")  # tasks share a stream's rounds
         older = {"examples": 0}  # what declarations did not have yet changes no identity of theirs
         body = self.to_json().items()
-        return digest({k: v for k, v in body if k not in more and (k not in older or v != older[k])})
+        return digest({k: v for k, v in body if k not in left_out and (k not in older or v != older[k])})
 
     def with_changes(self, **changes: Any) -> "Declaration":
         return replace(self, **changes)
@@ -145,8 +145,8 @@ class Declaration:
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> "Declaration":
         """Raises KeyError, TypeError or ValueError on data of another form."""
-        made = {f.name: body[f.name] for f in fields(Declaration) if f.name in body or f.default is MISSING}
-        made |= {
+        values = {f.name: body[f.name] for f in fields(Declaration) if f.name in body or f.default is MISSING}
+        values |= {
             "full": {str(n): tuple(int(x) for x in shape) for n, shape in body["full"].items()},
             "ranks": tuple(int(r) for r in body["ranks"]),
             "data": tuple(DataSet(**d) for d in body["data"]),
@@ -154,22 +154,22 @@ class Declaration:
             "size_of": tuple(int(n) for n in body["size_of"]),
             "budgets": tuple(body.get("budgets", ())),
         }
-        found = Declaration(**made)
+        declared = Declaration(**values)
         for name, fits in _FITS.items():
-            if not fits(getattr(found, name)):
+            if not fits(getattr(declared, name)):
                 raise ValueError(f"`{name}` is of another form, or out of its range")
         if not all(
-            isinstance(d.name, str) and isinstance(d.word, str) and isinstance(d.args, dict) for d in found.data
+            isinstance(d.name, str) and isinstance(d.word, str) and isinstance(d.args, dict) for d in declared.data
         ):
             raise ValueError("`data` is of another form")
         if not (
-            all(size.fits(found.full) for size in found.sizes)
-            and (not found.sizes or len(found.size_of) == found.clients)
-            and all(0 <= n < len(found.sizes) for n in found.size_of)
-            and len(found.budgets) in (0, found.clients)
+            all(size.fits(declared.full) for size in declared.sizes)
+            and (not declared.sizes or len(declared.size_of) == declared.clients)
+            and all(0 <= n < len(declared.sizes) for n in declared.size_of)
+            and len(declared.budgets) in (0, declared.clients)
         ):
             raise ValueError("`sizes` are not of the model's arrays")
-        return found
+        return declared
 
 
 def _is_number(value: Any) -> bool:
@@ -221,7 +221,7 @@ def read_declaration(file: Path) -> Declaration:
         raise Reject(
             bad_federation(f"{file} can't be read: {error.strerror}", help="name the folder that `effc compile` wrote")
         ) from error
-    except MISFIT as error:
+    except MALFORMED as error:
         raise Reject(
             bad_federation(f"{file} is no declaration of a federation: {error}", help="compile the recipe again")
         ) from error
@@ -229,19 +229,19 @@ def read_declaration(file: Path) -> Declaration:
 
 def base_hash(folder: Path, cache_dir: Path) -> str:
     """sha256 over names and contents of the weights and the config in a model's folder."""
-    found = sorted(f for f in folder.glob("*") if f.suffix == ".safetensors" or f.name == "config.json")
-    if not found:
+    files = sorted(f for f in folder.glob("*") if f.suffix == ".safetensors" or f.name == "config.json")
+    if not files:
         raise Reject(other_base(f"{folder} holds no weights", help="bring the folder of the model that was emitted"))
-    return files_hash(found, cache_dir)
+    return files_hash(files, cache_dir)
 
 
 def check_base(declared: Declaration, folder: Path, cache_dir: Path) -> None:
     """Reject where the folder holds another model."""
-    found = base_hash(folder, cache_dir)
-    if found != declared.base:
+    actual = base_hash(folder, cache_dir)
+    if actual != declared.base:
         raise Reject(
             other_base(
-                f"{folder} is {found[:12]}, the federation is of {declared.base[:12]}",
+                f"{folder} is {actual[:12]}, the federation is of {declared.base[:12]}",
                 help="bring the folder of the model that was emitted with the federation",
             )
         )
@@ -257,8 +257,8 @@ def strategy_of(declared: Declaration, seed: int | None = None) -> Strategy:
         return Summed(declared.full, declared.strategy == "abm", declared.mix)
     if declared.strategy == "coverage":
         anew = declared.seed if declared.allocation == "sandwich" else None
-        own = dict(enumerate(declared.size_of))
-        return Coverage(declared.full, declared.sizes, own, declared.counted, anew)  # type: ignore[arg-type]  # checked
+        size_of_client = dict(enumerate(declared.size_of))
+        return Coverage(declared.full, declared.sizes, size_of_client, declared.counted, anew)  # type: ignore[arg-type]  # checked
     if declared.strategy == "fedavg":
         return FedAvg(declared.full, clip, declared.noise, seed)
     if declared.strategy == "ffa":
@@ -271,11 +271,11 @@ def strategy_of(declared: Declaration, seed: int | None = None) -> Strategy:
 
 
 def federation_of(
-    declared: Declaration, grid: Grid, checkpoint: Checkpoint | None, tell: Callable[[Round], None]
+    declared: Declaration, grid: Grid, checkpoint: Checkpoint | None, on_round: Callable[[Round], None]
 ) -> Federation:
     """A run of a declaration over a grid."""
     if declared.strategy != "search":
-        return Federation(grid, strategy_of(declared), declared.terms(), checkpoint, tell)
-    made = Library(grid, strategy_of(declared), declared.terms(), None, tell)
-    made.count = declared.top
-    return made
+        return Federation(grid, strategy_of(declared), declared.terms(), checkpoint, on_round)
+    library = Library(grid, strategy_of(declared), declared.terms(), None, on_round)
+    library.count = declared.top
+    return library

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.safe_read import MIB, MISFIT, parse_json, read_json
+from ...core.safe_read import MALFORMED, MIB, parse_json, read_json
 from .declaration import Declaration
 from .identities import check_certificates, make_identities
-from .processes import Process, answers, end, free_ports, is_taken, last_line, start
+from .processes import Process, answers, end, free_ports, is_port_in_use, last_line, start
 
 NAME, FORMAT = "deployment.json", 1
 ENTRY = "effc"  # of Flower's config
@@ -56,20 +56,20 @@ class Deployment:
     run: str = ""
 
     def keep(self) -> "Deployment":
-        from ...core.cache import write_whole
+        from ...core.cache import write_atomic
 
         body = {"format": FORMAT, "port": self.port, "run": self.run, "processes": [asdict(p) for p in self.processes]}
-        write_whole(self.folder / NAME, (json.dumps(body, indent=1) + "\n").encode())
+        write_atomic(self.folder / NAME, (json.dumps(body, indent=1) + "\n").encode())
         return self
 
     @property
-    def lost(self) -> list[Process]:
+    def stopped_processes(self) -> list[Process]:
         return [p for p in self.processes if not p.lives]
 
     @property
     def broken(self) -> list[Process]:
         """Lost ones that no run goes on without: rounds go on without a node."""
-        return [p for p in self.lost if p.name in VITAL]
+        return [p for p in self.stopped_processes if p.name in VITAL]
 
 
 def read_deployment(folder: Path) -> Deployment:
@@ -82,7 +82,7 @@ def read_deployment(folder: Path) -> Deployment:
         if type(port) is not int or not 0 < port < 1 << 16 or not isinstance(run, str) or (run and not run.isalnum()):
             raise ValueError("there is no such port or run")
         return Deployment(folder, port, processes, run)
-    except (OSError, *MISFIT) as error:
+    except (OSError, *MALFORMED) as error:
         raise Reject(
             not_deployed(f"{folder} holds no deployment", help="`effc federate up FOLDER` starts one")
         ) from error
@@ -92,16 +92,19 @@ def check_flower() -> Path:
     """The folder of Flower's commands; Reject (no-flower) where they are not there, or of another version."""
     from importlib.metadata import PackageNotFoundError, version
 
-    wanted = f"flwr >={'.'.join(map(str, VERSIONS[0]))},<{'.'.join(map(str, VERSIONS[1]))}"
+    requirement = f"flwr >={'.'.join(map(str, VERSIONS[0]))},<{'.'.join(map(str, VERSIONS[1]))}"
     try:
-        found = version("flwr")
+        installed = version("flwr")
     except PackageNotFoundError as error:
         raise Reject(
-            no_flower("flwr is not installed", help=f'pip install "effc[fed]", which brings {wanted}')
+            no_flower("flwr is not installed", help=f'pip install "effc[fed]", which brings {requirement}')
         ) from error
-    if not VERSIONS[0] <= tuple(int(n) for n in found.split(".")[:2]) < VERSIONS[1]:
+    if not VERSIONS[0] <= tuple(int(n) for n in installed.split(".")[:2]) < VERSIONS[1]:
         raise Reject(
-            no_flower(f"flwr {found} is installed, and this effc works with {wanted}", help=f'pip install "{wanted}"')
+            no_flower(
+                f"flwr {installed} is installed, and this effc works with {requirement}",
+                help=f'pip install "{requirement}"',
+            )
         )
     folder = Path(sys.executable).parent
     missing = [name for name in COMMANDS if not (folder / name).exists()]
@@ -111,87 +114,95 @@ def check_flower() -> Path:
 
 
 def up(
-    app: Path, declared: Declaration, folder: Path, common: Path, own: Sequence[Path], cache: Path, port: int = 0
+    app: Path,
+    declared: Declaration,
+    folder: Path,
+    common: Path,
+    data_folders: Sequence[Path],
+    cache: Path,
+    port: int = 0,
 ) -> Deployment:
     """Start everything and submit the run. What was started is ended again where a part of it does not come up.
 
     common    what the data's paths start from, of nodes without a folder of their own
-    own       data folders of the nodes, one for each client; none: all have `common`, divided as declared
+    data_folders       data folders of the nodes, one for each client; none: all have `common`, divided as declared
     """
     commands = check_flower()
-    _check_place(folder, declared, own, port)
+    _check_folder(folder, declared, data_folders, port)
     folder.mkdir(parents=True, exist_ok=True)
     make_identities(folder / "keys", declared.clients)
     check_certificates(folder / "keys")
     ports = free_ports(declared.clients + 1)
-    made = Deployment(folder, port or ports[-1], ())
+    deployment = Deployment(folder, port or ports[-1], ())
     env = {**os.environ, **QUIET, "FLWR_HOME": str(folder / "flower"), "EFFC_CACHE_DIR": str(cache)}
     env["PATH"] = f"{commands}{os.pathsep}{env.get('PATH', '')}"
-    _write_config(folder / "flower", made.port)
+    _write_config(folder / "flower", deployment.port)
     try:
-        made = _started(made, commands, declared, app, ports, own, env)
-        said = {"clients": declared.clients, "data": str(common), "model": str(app / declared.folder)}
-        said |= {"work": str(folder / "checkpoints"), "output": str(folder / "result")}
-        config = " ".join(f"{name}={json.dumps(value)}" for name, value in said.items())
+        deployment = _started(deployment, commands, declared, app, ports, data_folders, env)
+        run_config = {"clients": declared.clients, "data": str(common), "model": str(app / declared.folder)}
+        run_config |= {"work": str(folder / "checkpoints"), "output": str(folder / "result")}
+        config = " ".join(f"{name}={json.dumps(value)}" for name, value in run_config.items())
         run = _flower_json(commands, env, "run", str(app), ENTRY, "--run-config", config)
-        return replace(made, run=str(run["run-id"])).keep()
+        return replace(deployment, run=str(run["run-id"])).keep()
     except BaseException:
-        end(read_deployment(folder).processes if (folder / NAME).is_file() else made.processes)
+        end(read_deployment(folder).processes if (folder / NAME).is_file() else deployment.processes)
         shutil.rmtree(folder / "keys", ignore_errors=True)
         (folder / NAME).unlink(missing_ok=True)
         raise
 
 
-def _check_place(folder: Path, declared: Declaration, own: Sequence[Path], port: int) -> None:
+def _check_folder(folder: Path, declared: Declaration, data_folders: Sequence[Path], port: int) -> None:
     if (folder / NAME).is_file():
         raise Reject(deployed_already(f"{folder} holds a deployment", help="end it first: `effc federate down`"))
-    if own and len(own) != declared.clients:
+    if data_folders and len(data_folders) != declared.clients:
         raise Reject(
-            not_deployed(f"{len(own)} data folders for {declared.clients} clients", help="give one for each, or none")
+            not_deployed(
+                f"{len(data_folders)} data folders for {declared.clients} clients", help="give one for each, or none"
+            )
         )
-    missing = next((place for place in own if not place.is_dir()), None)
+    missing = next((path for path in data_folders if not path.is_dir()), None)
     if missing is not None:
         raise Reject(not_deployed(f"{missing} is no folder", help="name the folder that a client's data lie in"))
-    if port and is_taken(port):
+    if port and is_port_in_use(port):
         raise Reject(port_taken(f"port {port} of 127.0.0.1 is in use", help="take another `--port`, or leave it out"))
 
 
 def _started(
-    made: Deployment,
+    deployment: Deployment,
     commands: Path,
     declared: Declaration,
     app: Path,
     ports: Sequence[int],
-    own: Sequence[Path],
+    data_folders: Sequence[Path],
     env: Mapping[str, str],
 ) -> Deployment:
     """SuperLink, the process that runs the server, and the nodes, each registered by its key."""
-    keys, address = made.folder / "keys", f"127.0.0.1:{made.port}"
+    keys, address = deployment.folder / "keys", f"127.0.0.1:{deployment.port}"
     secret = ("--superexec-auth-secret-file", str(keys / "secret"))
     link: tuple[str, ...] = (
         str(commands / "flower-superlink"),
         "--host",
         "127.0.0.1",
         "--port",
-        str(made.port),
+        str(deployment.port),
         "--isolation",
         "process",
     )
-    link += ("--database", str(made.folder / "state.db"), *secret, "--enable-supernode-auth")
+    link += ("--database", str(deployment.folder / "state.db"), *secret, "--enable-supernode-auth")
     link += ("--ssl-ca-certfile", str(keys / "ca.crt"), "--ssl-certfile", str(keys / "server.crt"))
     link += ("--ssl-keyfile", str(keys / "server.key"), "--disable-runtime-dependency-installation")
-    made = _with(made, start("superlink", link, env, made.folder))
-    _wait(made)
+    deployment = _with(deployment, start("superlink", link, env, deployment.folder))
+    _wait(deployment)
     trust = ("--root-certificates", str(keys / "ca.crt"))
     executor = (str(commands / "flower-superexec"), "--runtime-api-address", address, *trust, *secret)
-    made = _with(made, start("server", executor, env, made.folder))
+    deployment = _with(deployment, start("server", executor, env, deployment.folder))
     for number in range(declared.clients):
         _flower_json(commands, env, "supernode", "register", str(keys / f"node{number}.pub"), ENTRY)
         config = (
             f"partition-id={number} num-partitions={declared.clients} model={json.dumps(str(app / declared.folder))}"
         )
-        if own:
-            config += f" data={json.dumps(str(own[number].resolve()))}"
+        if data_folders:
+            config += f" data={json.dumps(str(data_folders[number].resolve()))}"
         node: tuple[str, ...] = (
             str(commands / "flower-supernode"),
             "--superlink",
@@ -202,69 +213,73 @@ def _started(
         )
         node += ("--auth-supernode-private-key", str(keys / f"node{number}"), "--host", "127.0.0.1")
         node += ("--port", str(ports[number]), "--node-config", config)
-        made = _with(made, start(f"node{number}", node, env, made.folder))
-    return made
+        deployment = _with(deployment, start(f"node{number}", node, env, deployment.folder))
+    return deployment
 
 
-def _with(made: Deployment, process: Process) -> Deployment:
-    return replace(made, processes=(*made.processes, process)).keep()
+def _with(deployment: Deployment, process: Process) -> Deployment:
+    return replace(deployment, processes=(*deployment.processes, process)).keep()
 
 
-def _wait(made: Deployment, seconds: float = 60.0) -> None:
+def _wait(deployment: Deployment, seconds: float = 60.0) -> None:
     """Until the SuperLink listens."""
     until = time.monotonic() + seconds
-    while not answers(made.port):
-        if made.lost or time.monotonic() > until:
-            said = last_line(made.processes[0].log)
+    while not answers(deployment.port):
+        if deployment.stopped_processes or time.monotonic() > until:
+            last_log_line = last_line(deployment.processes[0].log)
             raise Reject(
-                deployment_failed(f"the SuperLink did not come up: {said}", help=f"see {made.processes[0].log}")
+                deployment_failed(
+                    f"the SuperLink did not come up: {last_log_line}", help=f"see {deployment.processes[0].log}"
+                )
             )
         time.sleep(0.2)
 
 
 def _write_config(home: Path, port: int) -> None:
-    from ...core.cache import write_whole
+    from ...core.cache import write_atomic
 
     ca = json.dumps(str(home.parent / "keys" / "ca.crt"))
     text = f'[superlink]\ndefault = "{ENTRY}"\n\n[superlink.{ENTRY}]\n'
     text += f'address = "127.0.0.1:{port}"\nroot-certificates = {ca}\n'
-    write_whole(home / "config.toml", text.encode())
+    write_atomic(home / "config.toml", text.encode())
 
 
 def _flower_json(commands: Path, env: Mapping[str, str], *words: str) -> dict[str, Any]:
-    """What `flwr` answers in JSON."""
+    """Run `flwr` and parse the JSON that it prints."""
     call = [str(commands / "flwr"), *words, "--format", "json"]
-    found = subprocess.run(call, env=dict(env), capture_output=True, text=True, check=False, timeout=120)
+    completed = subprocess.run(call, env=dict(env), capture_output=True, text=True, check=False, timeout=120)
     try:
-        said = parse_json(found.stdout)
+        answer = parse_json(completed.stdout)
     except ValueError:
-        said = {}
-    if found.returncode or not said.get("success", False):
-        lines = (str(said.get("error-message", "")) or found.stderr).strip().splitlines()
+        answer = {}
+    if completed.returncode or not answer.get("success", False):
+        lines = (str(answer.get("error-message", "")) or completed.stderr).strip().splitlines()
         raise Reject(
             deployment_failed(
                 f"`flwr {words[0]}` said: {lines[-1].strip() if lines else 'nothing'}",
                 help=f"`{call[0]} {' '.join(words)}`",
             )
         )
-    return said
+    return answer
 
 
-def status(made: Deployment) -> tuple[str, str]:
+def status(deployment: Deployment) -> tuple[str, str]:
     """Flower's word for the run, `finished:completed` where all is well, and its details."""
     commands = check_flower()
-    env = {**os.environ, **QUIET, "FLWR_HOME": str(made.folder / "flower")}
-    check_certificates(made.folder / "keys")
-    _write_config(made.folder / "flower", made.port)  # whatever the folder says, it is this machine that is asked
-    found = _flower_json(commands, env, "ls", ENTRY, "--run-id", made.run)["runs"][0]
-    return str(found["status"]), str(found.get("status-details", ""))
+    env = {**os.environ, **QUIET, "FLWR_HOME": str(deployment.folder / "flower")}
+    check_certificates(deployment.folder / "keys")
+    _write_config(
+        deployment.folder / "flower", deployment.port
+    )  # whatever the folder says, it is this machine that is asked
+    run = _flower_json(commands, env, "ls", ENTRY, "--run-id", deployment.run)["runs"][0]
+    return str(run["status"]), str(run.get("status-details", ""))
 
 
-def down(made: Deployment) -> list[str]:
+def down(deployment: Deployment) -> list[str]:
     """End its processes, and take keys, database and deployment.json away; logs, checkpoints and results stay."""
-    names = end(tuple(reversed(made.processes)))
-    shutil.rmtree(made.folder / "keys", ignore_errors=True)
-    shutil.rmtree(made.folder / "flower", ignore_errors=True)
+    names = end(tuple(reversed(deployment.processes)))
+    shutil.rmtree(deployment.folder / "keys", ignore_errors=True)
+    shutil.rmtree(deployment.folder / "flower", ignore_errors=True)
     for name in ("state.db", "state.db-wal", "state.db-shm", NAME):
-        (made.folder / name).unlink(missing_ok=True)
+        (deployment.folder / name).unlink(missing_ok=True)
     return names

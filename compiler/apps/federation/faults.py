@@ -1,4 +1,4 @@
-"""What a recipe may ask of a federation in vain."""
+"""Faults of federations in recipes."""
 
 from ....dsl.syntax.diagnostics import Fault
 

@@ -17,7 +17,7 @@ import numpy as np
 from ....dsl.syntax.diagnostics import Fault, Reject
 from .bounds import deadline_of
 from .checkpoint import Checkpoint
-from .client_host import Place
+from .client_host import ClientHost
 from .declaration import federation_of, read_declaration
 from .grid import SENTENCE, Answer, Client, Message, Reply
 from .noise import privacy
@@ -38,7 +38,7 @@ no_place = Fault(
 GRACE = 1.0  # seconds after the deadline, at which a client should have stopped by itself
 LONGEST = 1e8  # seconds that a timer of the system takes
 _PREFIX = "effc."  # before the names of our records
-_turn = threading.Lock()  # clients of one process share a model
+_lock = threading.Lock()  # clients of one process share a model
 
 
 class FlowerGrid:
@@ -75,7 +75,7 @@ class FlowerGrid:
 
 
 def _sentence(reason: str) -> str:
-    """What a client said, out of the traceback that the engine sends."""
+    """Message of a client's error, out of the traceback that the engine sends."""
     lines = [line.strip() for line in reason.strip().splitlines() if line.strip()]
     return lines[-1][:SENTENCE] if lines else "the client failed and said nothing"
 
@@ -123,19 +123,19 @@ def serve(grid: "Grid", context: "Context", file: Path) -> None:
     work = Path(str(config["work"])) if config["work"] else None
     folder = work / declared.identity if work else None
     checkpoint = Checkpoint(folder, declared.identity) if folder else None
-    _say(HEAD)
-    run = federation_of(declared, FlowerGrid(grid), checkpoint, lambda round_: _say(line(round_)))
+    _log_line(HEAD)
+    run = federation_of(declared, FlowerGrid(grid), checkpoint, lambda round_: _log_line(line(round_)))
     run.run()
     for text in lines(run.course.rounds):
-        _say(text)
+        _log_line(text)
     if declared.clip:
-        _say(privacy(run.course.rounds, declared))
+        _log_line(privacy(run.course.rounds, declared))
     if config["output"]:
         source = file.parents[1] if declared.trains == "reft" else None
         write_results(run.strategy.results(), run.course, declared, Path(str(config["output"])), source)
 
 
-def _say(text: str) -> None:
+def _log_line(text: str) -> None:
     """A line for Flower's log."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
@@ -154,7 +154,7 @@ def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
     message = Message(0, kind, number, _states(letter.content), config)
     declared = read_declaration(file).with_changes(clients=int(context.run_config["clients"]))
     node = context.node_config
-    own = "data" in node
+    local_data = "data" in node
     model, data = (str(node.get(name) or context.run_config[name]) for name in ("model", "data"))
     if not model or not data:
         raise Reject(
@@ -163,8 +163,10 @@ def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
                 help='--run-config or --node-config: \'model="..." data="..."\'',
             )
         )
-    with _turn, limit(deadline_of(config, declared.deadline) + GRACE):
-        participant = _seat(declared.identity, file, model, data, own, int(node["partition-id"]), declared.clients)
+    with _lock, limit(deadline_of(config, declared.deadline) + GRACE):
+        participant = _seat(
+            declared.identity, file, model, data, local_data, int(node["partition-id"]), declared.clients
+        )
         memory = _remembered(context)
         answer: Answer = participant(message, memory)
         _remember(memory, context)
@@ -201,14 +203,14 @@ _open = ExitStack()  # adapters stay on their model as long as the process lives
 
 
 @cache
-def _seat(identity: str, file: Path, model: str, data: str, own: bool, client: int, clients: int) -> Client:
+def _seat(identity: str, file: Path, model: str, data: str, local_data: bool, client: int, clients: int) -> Client:
     """The client of a partition in this process, which may answer many messages."""
     from ...core.cache import default_cache
     from ...core.settings import Settings
 
     declared = read_declaration(file).with_changes(clients=clients)
-    place = Place(declared, Path(model), Path(data), Settings(default_cache()), own)
-    (participant,) = _open.enter_context(place.seats([client]))
+    host = ClientHost(declared, Path(model), Path(data), Settings(default_cache()), local_data)
+    (participant,) = _open.enter_context(host.seats([client]))
     return participant
 
 

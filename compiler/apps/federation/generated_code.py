@@ -16,24 +16,26 @@ foreign_code = Fault(
     exit="environment",
 )
 _START = f"{PACKAGE}/__init__.py"
-_SAID = re.compile(rb'"""The Flower App of the federation [\w. -]{0,200}\."""\n')
+_DOCSTRING = re.compile(rb'"""The Flower App of the federation [\w. -]{0,200}\."""\n')
 _CODE = re.compile(r"\.(py[a-z]?|so[.\d]*|pth|dll|dylib)$|^setup\.cfg$|^hatch\.toml$", re.I)
 
 
 def check_code(folder: Path, declared: Declaration) -> None:
     """Raises Reject (foreign-code) for code, or what says how it is built, other than `write_app` makes of the
     declaration."""
-    with tempfile.TemporaryDirectory() as place:
-        write_app(declared, "", Path(place))
-        own = {name: Path(place, name).read_bytes() for name in (*_python(Path(place)), "pyproject.toml")}
-    there = {*_python(folder), "pyproject.toml"}
-    for name in sorted(there | own.keys()):
+    with tempfile.TemporaryDirectory() as scratch:
+        write_app(declared, "", Path(scratch))
+        expected = {name: Path(scratch, name).read_bytes() for name in (*_python(Path(scratch)), "pyproject.toml")}
+    present = {*_python(folder), "pyproject.toml"}
+    for name in sorted(present | expected.keys()):
         file = folder / name
-        found = file.read_bytes() if file.is_file() and not file.is_symlink() else None
-        if found is None or (not _SAID.fullmatch(found) if name == _START else _current(found) != own.get(name)):
+        content = file.read_bytes() if file.is_file() and not file.is_symlink() else None
+        if content is None or (
+            not _DOCSTRING.fullmatch(content) if name == _START else _current(content) != expected.get(name)
+        ):
             raise Reject(
                 foreign_code(
-                    f"{file} is {'not there' if found is None else 'not what effc writes'}",
+                    f"{file} is {'not there' if content is None else 'not what effc writes'}",
                     help="compile the federation again; --trust-remote-code runs it as it is",
                 )
             )

@@ -14,7 +14,7 @@ from .state import State, size_of
 
 SENTENCE = 500  # characters of what a client says went wrong
 Plain = Mapping[str, str | int | float | bool]
-Told = Mapping[str, str | int | float | bool | list[float]]  # what a client says, who may say anything
+Config = Mapping[str, str | int | float | bool | list[float]]  # what a client says, who may say anything
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Reply:
     to: str
     node: int
     arrays: Mapping[str, State] = field(default_factory=dict)
-    config: Told = field(default_factory=dict)
+    config: Config = field(default_factory=dict)
     error: str = ""
 
     @property
@@ -57,10 +57,10 @@ class Grid(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client makes of a message."""
+    """Reply of a client to a message."""
 
     arrays: Mapping[str, State] = field(default_factory=dict)
-    config: Told = field(default_factory=dict)
+    config: Config = field(default_factory=dict)
 
 
 # A client: what came, and a dict of its own that lasts as long as its node does.
@@ -78,7 +78,7 @@ class LocalGrid:
         self.clients = dict(enumerate(clients, start=1))
         self.memories: dict[int, dict[str, Any]] = {node: {} for node in self.clients}
         self._free = threading.Semaphore(workers)
-        self._turns = {node: threading.Lock() for node in self.clients}  # a node does one thing at a time
+        self._locks = {node: threading.Lock() for node in self.clients}  # a node does one thing at a time
         self._replies: dict[str, Reply] = {}
         self._count = 0
 
@@ -98,17 +98,17 @@ class LocalGrid:
 
     def _answer(self, name: str, message: Message) -> None:
         pushed = time.monotonic()
-        with self._turns[message.node], self._free:
+        with self._locks[message.node], self._free:
             if time.monotonic() - pushed > float(message.config.get("deadline", float("inf"))):
                 return
             try:
-                made = self.clients[message.node](message, self.memories[message.node])
-                self._replies[name] = Reply(name, message.node, made.arrays, made.config)
+                answer = self.clients[message.node](message, self.memories[message.node])
+                self._replies[name] = Reply(name, message.node, answer.arrays, answer.config)
             except Exception as error:  # whatever it is: the engine of a deployment tells no more either
                 self._replies[name] = Reply(name, message.node, error=(str(error) or type(error).__name__)[:SENTENCE])
 
 
-def exchange(grid: Grid, messages: Sequence[Message], deadline: float, every: float) -> list[Reply]:
+def exchange(grid: Grid, messages: Sequence[Message], deadline: float, interval_s: float) -> list[Reply]:
     """The replies that came within `deadline` seconds; it looks every so many seconds."""
     ids = list(grid.push_messages(messages))
     waiting, replies, end = {name for name in ids if name}, [], time.monotonic() + deadline
@@ -118,5 +118,5 @@ def exchange(grid: Grid, messages: Sequence[Message], deadline: float, every: fl
             replies.append(reply)
         if not waiting or time.monotonic() >= end:
             break
-        time.sleep(min(every, max(0.0, end - time.monotonic())))
+        time.sleep(min(interval_s, max(0.0, end - time.monotonic())))
     return replies

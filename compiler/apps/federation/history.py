@@ -1,4 +1,4 @@
-"""How a federation went, round by round: plain data."""
+"""History of a federation, round by round: plain data."""
 
 import math
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What a client did in a round; `faults` of the round say why one is missing here.
+class ClientUpdate:
+    """Update of a client in a round; `faults` of the round say why one is missing here.
 
     loss        after training, on its own held-out rows, nats per token; NaN where it has none
     before      the same before training, after it took in what was sent
@@ -34,47 +34,47 @@ class Round:
     """A round: turns of clients whose state was used, and a sentence for each that was not."""
 
     number: int
-    turns: Mapping[int, Turn]
+    updates: Mapping[int, ClientUpdate]
     faults: Mapping[int, str]
     seconds: float
 
     @property
     def bytes_up(self) -> int:
-        return sum(turn.bytes_up for turn in self.turns.values())
+        return sum(result.bytes_up for result in self.updates.values())
 
     @property
     def bytes_down(self) -> int:
-        return sum(turn.bytes_down for turn in self.turns.values())
+        return sum(result.bytes_down for result in self.updates.values())
 
     @property
     def loss(self) -> float:
         """Mean over the clients that have held-out rows."""
-        known = [t.loss for t in self.turns.values() if not math.isnan(t.loss)]
+        known = [t.loss for t in self.updates.values() if not math.isnan(t.loss)]
         return math.fsum(known) / len(known) if known else math.nan
 
     @property
     def accuracy(self) -> float:
         """Mean over the clients that tell classes; NaN where none does."""
-        known = [t.accuracy for t in self.turns.values() if not math.isnan(t.accuracy)]
+        known = [t.accuracy for t in self.updates.values() if not math.isnan(t.accuracy)]
         return math.fsum(known) / len(known) if known else math.nan
 
     @property
     def worst(self) -> float:
         """The loss of the client that is worst off."""
-        return max((t.loss for t in self.turns.values() if not math.isnan(t.loss)), default=math.nan)
+        return max((t.loss for t in self.updates.values() if not math.isnan(t.loss)), default=math.nan)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "number": self.number,
             "seconds": self.seconds,
-            "turns": {str(k): _plain(asdict(t)) for k, t in sorted(self.turns.items())},
+            "turns": {str(k): _plain(asdict(t)) for k, t in sorted(self.updates.items())},
             "faults": {str(k): text for k, text in sorted(self.faults.items())},
         }
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> "Round":
-        turns = {int(k): Turn(**{n: _read(v) for n, v in t.items()}) for k, t in body["turns"].items()}
-        return Round(body["number"], turns, {int(k): text for k, text in body["faults"].items()}, body["seconds"])
+        results = {int(k): ClientUpdate(**{n: _read(v) for n, v in t.items()}) for k, t in body["turns"].items()}
+        return Round(body["number"], results, {int(k): text for k, text in body["faults"].items()}, body["seconds"])
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -37,24 +37,24 @@ def make_identities(folder: Path, nodes: int) -> None:
         _write(folder / f"node{number}.pub", _public(key))
 
 
-def check_certificates(folder: Path, now: datetime.datetime | None = None) -> None:
+def check_certificates(folder: Path, at_time: datetime.datetime | None = None) -> None:
     """Raises Reject (bad-deployment-certificate) where one is missing, can't be read, or is out of its days."""
     from cryptography import x509
 
-    now = now or datetime.datetime.now(datetime.UTC)
+    at_time = at_time or datetime.datetime.now(datetime.UTC)
     for name in ("ca.crt", "server.crt"):
         file = folder / name
         try:
-            found = x509.load_pem_x509_certificate(file.read_bytes())
+            certificate = x509.load_pem_x509_certificate(file.read_bytes())
         except (OSError, ValueError) as error:
             raise Reject(
                 bad_certificate(f"{file} is missing or is no certificate", help="`effc federate down`, then `up` again")
             ) from error
-        if not found.not_valid_before_utc <= now <= found.not_valid_after_utc:
+        if not certificate.not_valid_before_utc <= at_time <= certificate.not_valid_after_utc:
             raise Reject(
                 bad_certificate(
-                    f"{file} is good from {found.not_valid_before_utc:%Y-%m-%d} "
-                    f"to {found.not_valid_after_utc:%Y-%m-%d}",
+                    f"{file} is good from {certificate.not_valid_before_utc:%Y-%m-%d} "
+                    f"to {certificate.not_valid_after_utc:%Y-%m-%d}",
                     help="`effc federate down`, then `up` again: it makes new ones",
                 )
             )
@@ -70,7 +70,7 @@ def _certificate(name: str, key: Any, signer: Any, issuer: str | None) -> Any:
         return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
     start = datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=5)
-    made = (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(named(name))
         .issuer_name(named(issuer or name))
@@ -85,9 +85,9 @@ def _certificate(name: str, key: Any, signer: Any, issuer: str | None) -> Any:
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
     if issuer:
-        there = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        made = made.add_extension(x509.SubjectAlternativeName(there), critical=False)
-    return made.sign(signer, SHA384())
+        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return builder.sign(signer, SHA384())
 
 
 def _usage(signs: bool) -> Any:

@@ -23,7 +23,7 @@ from .state import State
 
 @dataclass(frozen=True)
 class Local:
-    """What a client does in a round: AdamW from a fresh start, `steps` times `batch` rows, gradients cut at `clip`.
+    """Local training in a round: AdamW from a fresh start, `steps` times `batch` rows, gradients cut at `clip`.
 
     noise    of a private client: each row's gradient is cut at `clip`, and their sum gets normal noise of deviation
              noise * clip; a step's rows are then drawn one by one with probability batch / rows. None: not private
@@ -44,32 +44,32 @@ class Language(Learner):
     held_out    what it judges by; may have no rows
     """
 
-    def __init__(self, slots: Slots, rows: Rows, held_out: Rows, local: Local, base: str):
-        self.slots, self.rows, self.held_out, self.local, self.base = slots, rows, held_out, local, base
+    def __init__(self, slots: Slots, rows: Rows, validation: Rows, local: Local, base: str):
+        self.slots, self.rows, self.held_out, self.local, self.base = slots, rows, validation, local, base
         self.examples = len(rows)
 
-    def drawn(self, seed: int, rank: int | None = None) -> State:
-        return self.slots.drawn(seed, rank)
+    def initial_state(self, seed: int, rank: int | None = None) -> State:
+        return self.slots.initial_state(seed, rank)
 
     def loss(self, state: State, added: State) -> float:
         return self.judged(state, added)[0]
 
     def judged(self, state: State, added: State) -> tuple[float, float]:
-        held = self.held_out
-        if not len(held):
+        validation = self.held_out
+        if not len(validation):
             return math.nan, math.nan
         self.slots.put(state, added)
-        if held.labels is not None:
-            return judge_classes(self.slots.model, held.ids, held.prompts, held.labels, "the data")
-        nats, tokens = nll(self.slots.model, held.ids, held.speech, held.prompts)
+        if validation.labels is not None:
+            return judge_classes(self.slots.model, validation.ids, validation.prompts, validation.labels, "the data")
+        nats, tokens = nll(self.slots.model, validation.ids, validation.speech, validation.prompts)
         return nats / tokens, math.nan
 
     def trained(self, state: State, names: frozenset[str], added: State, seed: int, until: float) -> State:
         self.slots.put(state, added)
         chosen = {name: p for name, p in self.slots.parameters().items() if name in names}
         with training(self.slots.model, chosen), torch.random.fork_rng(devices=[]):
-            held = Trained(chosen)
-            optimizer = torch.optim.AdamW(held.masters.values(), lr=self.local.lr, weight_decay=0.0)
+            trained_params = Trained(chosen)
+            optimizer = torch.optim.AdamW(trained_params.masters.values(), lr=self.local.lr, weight_decay=0.0)
             learn, order = self._lesson(), RowOrder(len(self.rows), seed)
             for step in range(self.local.steps):
                 if time.monotonic() > until:
@@ -77,28 +77,28 @@ class Language(Learner):
                 torch.manual_seed(seed_of("dropout", seed, step))
                 if self.local.noise is None:
                     learn(order.take(step * self.local.batch, self.local.batch), 1.0)
-                    held.collect()
-                    nn.utils.clip_grad_norm_(held.masters.values(), self.local.clip)
+                    trained_params.collect()
+                    nn.utils.clip_grad_norm_(trained_params.masters.values(), self.local.clip)
                 else:
-                    private_gradient(held, learn, len(self.rows), self.local)
+                    private_gradient(trained_params, learn, len(self.rows), self.local)
                 optimizer.step()
-                self._pull(held)
+                self._pull(trained_params)
                 optimizer.zero_grad(set_to_none=True)
-                held.spread()
+                trained_params.spread()
             self.slots.settle()
-        made = {name: t.float().cpu().numpy().copy() for name, t in held.tensors().items()}
-        return {name: made.get(name, array) for name, array in state.items()}
+        arrays = {name: t.float().cpu().numpy().copy() for name, t in trained_params.tensors().items()}
+        return {name: arrays.get(name, array) for name, array in state.items()}
 
     @torch.no_grad()
-    def _pull(self, held: Trained) -> None:
+    def _pull(self, trained_params: Trained) -> None:
         """Some of the way back to where the task began."""
         if self.local.anchor:
-            for name, master in held.masters.items():
+            for name, master in trained_params.masters.items():
                 back = torch.from_numpy(self.anchor[name]).to(master)
                 master.lerp_(back, min(1.0, self.local.lr * self.local.anchor))
 
     def _lesson(self) -> Callable[[Tensor, float], float]:
-        """What rows of these numbers teach: adds a weight times the gradient of their mean loss."""
+        """Gradient step over rows of these numbers: adds a weight times the gradient of their mean loss."""
         model, rows = self.slots.model, self.rows
         lesson = Objective(model, rows.ids, learned=rows.speech)
 
@@ -108,16 +108,18 @@ class Language(Learner):
 
         def classify(chosen: Tensor, weight: float) -> float:
             assert rows.labels is not None and rows.prompts is not None
-            found = class_logits(model, rows.ids[chosen], rows.prompts[chosen]).float()
-            check_classes(found, rows.labels[chosen], "the data")
-            loss = nn.functional.cross_entropy(found, rows.labels[chosen].to(found.device))
+            logits = class_logits(model, rows.ids[chosen], rows.prompts[chosen]).float()
+            check_classes(logits, rows.labels[chosen], "the data")
+            loss = nn.functional.cross_entropy(logits, rows.labels[chosen].to(logits.device))
             (loss * weight).backward()
             return loss.item()
 
         return learn if rows.labels is None else classify
 
 
-def private_gradient(held: Trained, learn: Callable[[Tensor, float], float], count: int, local: Local) -> None:
+def private_gradient(
+    trained_params: Trained, learn: Callable[[Tensor, float], float], count: int, local: Local
+) -> None:
     """The noisy mean of clipped gradients of single rows, one backward pass each, at the masters.
 
     Which rows, and the noise, come from the system: a seed that somebody knows would take both off again.
@@ -126,19 +128,19 @@ def private_gradient(held: Trained, learn: Callable[[Tensor, float], float], cou
     assert local.noise is not None
     draw = torch.Generator()
     draw.seed()
-    taken = torch.rand(count, generator=draw).lt(local.batch / count).nonzero().flatten()
-    totals = {name: torch.zeros_like(p) for name, p in held.masters.items()}
-    for row in taken:
+    sampled = torch.rand(count, generator=draw).lt(local.batch / count).nonzero().flatten()
+    totals = {name: torch.zeros_like(p) for name, p in trained_params.masters.items()}
+    for row in sampled:
         learn(row[None], 1.0)
-        held.collect()
-        grads = {name: p.grad for name, p in held.masters.items() if p.grad is not None}
+        trained_params.collect()
+        grads = {name: p.grad for name, p in trained_params.masters.items() if p.grad is not None}
         norm = torch.sqrt(sum((g.square().sum() for g in grads.values()), torch.zeros(())))
         for name, grad in grads.items():
             totals[name] += grad * (local.clip / norm.clamp(min=local.clip))
-            held.masters[name].grad = None
+            trained_params.masters[name].grad = None
     for name, total in totals.items():
         noise = torch.randn(total.shape, generator=draw).to(total)
-        held.masters[name].grad = (total + local.noise * local.clip * noise) / local.batch
+        trained_params.masters[name].grad = (total + local.noise * local.clip * noise) / local.batch
 
 
 def _late(step: int, steps: int) -> Exception:

@@ -12,10 +12,10 @@ import numpy as np
 from .rotations import Way, aligned, paths, projected
 from .state import State, total
 
-MOST = 1e6  # times what is left that a client's own part may be: float64 then still has ten digits of the rest
+MAX_WEIGHT = 1e6  # times what is left that a client's own part may be: float64 then still has ten digits of the rest
 
 
-class Rest:
+class LeaveOneOut:
     """Of states with weights of at least 0; `way` is `project` or `align` (rotations.py)."""
 
     def __init__(self, states: Mapping[int, State], weights: Mapping[int, float], way: Way):
@@ -29,39 +29,39 @@ class Rest:
         self.mass = sum(self.weights.values())
         self.sums = self._sum(sorted(self.weights)) if self.weights else {}
 
-    def of(self, client: int, own: State) -> State:
-        """The mean of the others with orthonormal rows R, near to those of `own`; {} where there are no others."""
+    def of(self, client: int, state: State) -> State:
+        """The mean of the others with orthonormal rows R, near to those of `state`; {} where there are no others."""
         mine = self.weights.get(client, 0.0)
-        others = len(self.weights) - (client in self.weights)
-        if not others:
+        n_rest = len(self.weights) - (client in self.weights)
+        if not n_rest:
             return {}
         part = self._turned(self.states[client]) if mine else {}
         left = {name: array - mine * part[name] if mine else array for name, array in self.sums.items()}
-        if mine and any(_largest(mine * part[name]) > MOST * _largest(left[name]) for name in left):
+        if mine and any(_largest(mine * part[name]) > MAX_WEIGHT * _largest(left[name]) for name in left):
             left = self._sum([k for k in self.weights if k != client])  # what is left would be rounding
-        mass = self.mass - mine if mine <= MOST * (self.mass - mine) else self._mass_without(client)
-        made = projected({name: (array / mass).astype(own[name].dtype) for name, array in left.items()})
-        return aligned(made, own) if self.frame else made
+        mass = self.mass - mine if mine <= MAX_WEIGHT * (self.mass - mine) else self._mass_without(client)
+        mean = projected({name: (array / mass).astype(state[name].dtype) for name, array in left.items()})
+        return aligned(mean, state) if self.frame else mean
 
     def _mass_without(self, client: int) -> float:
         return sum(w for k, w in self.weights.items() if k != client)
 
     def _turned(self, client_state: State) -> dict[str, np.ndarray]:
-        made = aligned(client_state, self.frame) if self.frame else client_state
-        return {name: array.astype(np.float64) for name, array in made.items()}
+        turned = aligned(client_state, self.frame) if self.frame else client_state
+        return {name: array.astype(np.float64) for name, array in turned.items()}
 
     def _sum(self, clients: list[int]) -> dict[str, np.ndarray]:
         """In the order of clients, float64."""
-        made = {name: np.zeros(array.shape) for name, array in self.states[clients[0]].items()}
+        totals = {name: np.zeros(array.shape) for name, array in self.states[clients[0]].items()}
         for k in clients:
             for name, array in self._turned(self.states[k]).items():
-                made[name] += self.weights[k] * array
-        return made
+                totals[name] += self.weights[k] * array
+        return totals
 
     def _mean(self, clients: list[int]) -> dict[str, np.ndarray]:
-        near = {k: aligned(self.states[k], self.frame) for k in clients}
+        aligned_states = {k: aligned(self.states[k], self.frame) for k in clients}
         mass = sum(self.weights[k] for k in clients)
-        return total(near, {k: self.weights[k] / mass for k in clients})
+        return total(aligned_states, {k: self.weights[k] / mass for k in clients})
 
 
 def _largest(array: np.ndarray) -> float:

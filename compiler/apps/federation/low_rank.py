@@ -26,7 +26,7 @@ def rank_of(state: State) -> int:
 
 
 def update(state: State, path: str, alpha: float) -> np.ndarray:
-    """What the adapter of a module adds to its weight, float64 [out, in]."""
+    """Weight update of a module's adapter, float64 [out, in]."""
     A, B = (state[f"{path}.{side}"].astype(np.float64) for side in "AB")
     return alpha / A.shape[0] * (B @ A)
 
@@ -39,12 +39,12 @@ def stacked(states: Mapping[int, State], weights: Mapping[int, float], alpha: fl
     """
     shares = normal(weights)
     first = states[min(shares)]
-    made = {}
+    result = {}
     for path in modules(first):
         A = [shares[k] * alpha / rank_of(states[k]) * states[k][f"{path}.A"].astype(np.float64) for k in shares]
-        made[f"{path}.A"] = np.concatenate(A).astype(first[f"{path}.A"].dtype)
-        made[f"{path}.B"] = np.concatenate([states[k][f"{path}.B"] for k in shares], axis=1)
-    return made
+        result[f"{path}.A"] = np.concatenate(A).astype(first[f"{path}.A"].dtype)
+        result[f"{path}.B"] = np.concatenate([states[k][f"{path}.B"] for k in shares], axis=1)
+    return result
 
 
 def truncated(stack: State, rank: int, alpha: float) -> dict[str, np.ndarray]:
@@ -54,7 +54,7 @@ def truncated(stack: State, rank: int, alpha: float) -> dict[str, np.ndarray]:
     product has is filled with zeros.
     Source: FlexLoRA, Bai et al. 2024 (arXiv 2402.11505).
     """
-    made = {}
+    result = {}
     for path in modules(stack):
         A, B = (stack[f"{path}.{side}"].astype(np.float64) for side in "AB")
         left, up = np.linalg.qr(B)  # [out, m], [m, s]
@@ -62,16 +62,16 @@ def truncated(stack: State, rank: int, alpha: float) -> dict[str, np.ndarray]:
         u, size, v = np.linalg.svd(up @ low.T, full_matrices=False)
         keep = min(rank, len(size))
         root = np.sqrt(size[:keep] * rank / alpha)  # divides by alpha / rank, once
-        made[f"{path}.B"] = _filled((left @ u[:, :keep]) * root, 1, rank).astype(stack[f"{path}.B"].dtype)
-        made[f"{path}.A"] = _filled(root[:, None] * (v[:keep] @ right.T), 0, rank).astype(stack[f"{path}.A"].dtype)
-    return made
+        result[f"{path}.B"] = _filled((left @ u[:, :keep]) * root, 1, rank).astype(stack[f"{path}.B"].dtype)
+        result[f"{path}.A"] = _filled(root[:, None] * (v[:keep] @ right.T), 0, rank).astype(stack[f"{path}.A"].dtype)
+    return result
 
 
 def _filled(array: np.ndarray, axis: int, rank: int) -> np.ndarray:
     """Zeros added along an axis up to `rank`."""
-    room = [(0, 0), (0, 0)]
-    room[axis] = (0, rank - array.shape[axis])
-    return np.pad(array, room)
+    padding = [(0, 0), (0, 0)]
+    padding[axis] = (0, rank - array.shape[axis])
+    return np.pad(array, padding)
 
 
 def resized(state: State, rank: int, alpha: float) -> dict[str, np.ndarray]:
@@ -79,14 +79,14 @@ def resized(state: State, rank: int, alpha: float) -> dict[str, np.ndarray]:
 
     Down to a rank and up again gives the same as down alone.
     """
-    made = {}
+    result = {}
     for path in modules(state):
         A, B = state[f"{path}.A"], state[f"{path}.B"]
         keep = min(rank, A.shape[0])
         factor = rank / A.shape[0]  # alpha / r was part of what B meant
-        made[f"{path}.A"] = _filled(A[:keep], 0, rank)
-        made[f"{path}.B"] = _filled((factor * B[:, :keep].astype(np.float64)).astype(B.dtype), 1, rank)
-    return made
+        result[f"{path}.A"] = _filled(A[:keep], 0, rank)
+        result[f"{path}.B"] = _filled((factor * B[:, :keep].astype(np.float64)).astype(B.dtype), 1, rank)
+    return result
 
 
 def padded_mean(states: Mapping[int, State], weights: Mapping[int, float], alpha: float) -> dict[str, np.ndarray]:
@@ -119,17 +119,17 @@ def useful_rank(state: State, share: float) -> int:
         * np.linalg.norm(state[f"{p}.B"].astype(np.float64), axis=0)
         for p in modules(state)
     )
-    kept = np.cumsum(sizes)
-    if kept[-1] == 0:
+    cumulative = np.cumsum(sizes)
+    if cumulative[-1] == 0:
         return 1
-    return int(np.searchsorted(kept, (1 - share) * kept[-1]) + 1)
+    return int(np.searchsorted(cumulative, (1 - share) * cumulative[-1]) + 1)
 
 
 def joined(stacks: list[State], alpha: float) -> dict[str, np.ndarray]:
     """One adapter, scaled as adapters are, whose update is the sum of the stacks' plain products."""
-    made = {}
+    result = {}
     for path in modules(stacks[0]):
         A = np.concatenate([s[f"{path}.A"] for s in stacks])
         B = np.concatenate([s[f"{path}.B"] for s in stacks], axis=1)
-        made[f"{path}.A"], made[f"{path}.B"] = A, (B * (len(A) / alpha)).astype(B.dtype)
-    return made
+        result[f"{path}.A"], result[f"{path}.B"] = A, (B * (len(A) / alpha)).astype(B.dtype)
+    return result

@@ -42,24 +42,24 @@ class Keys:
 
         self._key.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(public)))
 
-    def mask(self, own: int, publics: Mapping[int, bytes], number: int, count: int) -> np.ndarray:
-        """The sum of the masks of client `own` with each of the others in a round, uint32 [count]."""
+    def mask(self, client: int, publics: Mapping[int, bytes], number: int, count: int) -> np.ndarray:
+        """The sum of the masks of client `client` with each of the others in a round, uint32 [count]."""
         total = np.zeros(count, np.uint32)
-        for other in sorted(publics.keys() - {own}):
-            stream = self._stream(publics[other], number, min(own, other), max(own, other), count)
-            total = total + stream if own < other else total - stream
+        for other in sorted(publics.keys() - {client}):
+            stream = self._stream(publics[other], number, min(client, other), max(client, other), count)
+            total = total + stream if client < other else total - stream
         return total
 
     def _stream(self, public: bytes, number: int, low: int, high: int, count: int) -> np.ndarray:
-        """What both of a pair draw in a round, uint32 [count]."""
+        """Shared random numbers of a pair in a round, uint32 [count]."""
         from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
         from cryptography.hazmat.primitives.hashes import SHA256
         from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
         secret = self._key.exchange(X25519PublicKey.from_public_bytes(public))
-        about = f"effc masks, round {number}, clients {low} and {high}".encode()
-        key = HKDF(algorithm=SHA256(), length=32, salt=None, info=about).derive(secret)
+        info = f"effc masks, round {number}, clients {low} and {high}".encode()
+        key = HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(secret)
         stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(4 * count))
         return np.frombuffer(stream, "<u4").astype(np.uint32)
 
@@ -83,17 +83,18 @@ def fixed(state: State, clients: int) -> np.ndarray:
 def from_fixed_point(total: np.ndarray, shapes: Shapes) -> dict[str, np.ndarray]:
     """The arrays of a sum in fixed point, float32."""
     values = total.astype(np.uint32).astype(np.int32).astype(np.float64) / 2**BITS
-    made, at = {}, 0
+    arrays, at = {}, 0
     for name in sorted(shapes):
         count = int(np.prod(shapes[name], dtype=np.int64))
-        made[name] = values[at : at + count].reshape(shapes[name]).astype(np.float32)
+        arrays[name] = values[at : at + count].reshape(shapes[name]).astype(np.float32)
         at += count
-    return made
+    return arrays
 
 
-def others_mean(total: State, own: State, clients: int) -> dict[str, np.ndarray]:
+def mean_without(total: State, local: State, clients: int) -> dict[str, np.ndarray]:
     """All-But-Me from the sum of all: (S - own) / (clients - 1), which every client works out by itself."""
     assert clients > 1, "nobody else is there"
     return {
-        name: ((total[name].astype(np.float64) - own[name]) / (clients - 1)).astype(own[name].dtype) for name in own
+        name: ((total[name].astype(np.float64) - local[name]) / (clients - 1)).astype(local[name].dtype)
+        for name in local
     }

@@ -40,21 +40,21 @@ def median_shares(products: np.ndarray, weights: np.ndarray) -> np.ndarray:
     scale = float(np.median(norms)) or float(norms.max())  # of most points, not of an outlier
     for _ in range(STEPS):
         distance = _distances(products, shares)
-        near = distance <= 1e-9 * scale  # coincident with where we are
-        pull = np.where(near, 0.0, weights / np.where(near, 1.0, distance))
+        coincident = distance <= 1e-9 * scale  # coincident with where we are
+        pull = np.where(coincident, 0.0, weights / np.where(coincident, 1.0, distance))
         if not pull.any():
             return shares  # all points that count are here
         step = pull / pull.sum()
-        if near.any():
+        if coincident.any():
             # The pull of the others, a vector of length |R|, against the weight of what lies here.
             force = _norm(products, step - shares) * pull.sum()
-            stay = min(1.0, weights[near].sum() / force) if force > 0 else 1.0
+            stay = min(1.0, weights[coincident].sum() / force) if force > 0 else 1.0
             if stay >= 1.0:
                 return shares
             step = (1 - stay) * step + stay * shares
-        moved = _norm(products, step - shares)
+        step_length = _norm(products, step - shares)
         shares = step
-        if moved <= TOLERANCE * scale:
+        if step_length <= TOLERANCE * scale:
             break
     return shares
 
@@ -93,8 +93,8 @@ def pull_of_median(states: Mapping[int, State], weights: Mapping[int, float]) ->
         away = np.concatenate([np.linalg.norm(block - center, axis=1) for _, block in _blocks(states, order)])
         scale = float(np.median(away))
         pull = mass / np.maximum(away, 1e-9 * scale or 1.0)
-        moved = _weighted(states, order, pull / pull.sum())
-        step, center = float(np.linalg.norm(moved - center)), moved
+        next_center = _weighted(states, order, pull / pull.sum())
+        step, center = float(np.linalg.norm(next_center - center)), next_center
         if step <= 1e-7 * scale:
             break
     return dict(zip(order, (pull / pull.sum()).tolist(), strict=True))

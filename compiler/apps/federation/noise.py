@@ -1,4 +1,4 @@
-"""What one client can change of a result is bounded, and noise hides it: differential privacy of clients.
+"""Differential privacy of clients: each one's influence on a result is clipped, and noise hides it.
 
 Source: DP-FedAvg, McMahan et al. 2018 (arXiv 1710.06963): uniform weights, clipped changes, Gaussian noise.
 """
@@ -32,12 +32,12 @@ def noisy_mean(
     A seed makes a test repeatable and the noise worthless: whoever knows it takes the noise off. Without one it
     comes from the system.
     """
-    near = {k: clipped(state, before, norm) for k, state in states.items()}
+    clipped_states = {k: clipped(state, before, norm) for k, state in states.items()}
     draw = np.random.default_rng(seed)
-    deviation = multiplier * norm / len(near)
+    deviation = multiplier * norm / len(clipped_states)
     return {
         name: (
-            sum(near[k][name].astype(np.float64) for k in sorted(near)) / len(near)
+            sum(clipped_states[k][name].astype(np.float64) for k in sorted(clipped_states)) / len(clipped_states)
             + deviation * draw.standard_normal(array.shape)
         ).astype(array.dtype)
         for name, array in sorted(before.items())
@@ -51,7 +51,7 @@ def privacy(rounds: Sequence[Round], declared: "Declaration") -> str:
     if declared.protects == "clients":
         spent = epsilon(len(rounds), declared.noise, declared.delta)
         return f"epsilon {spent:.2f} at delta {declared.delta:g} for a client, with fresh noise each round"
-    fewest = min(turn.examples for round_ in rounds for turn in round_.turns.values())
+    fewest = min(result.examples for round_ in rounds for result in round_.updates.values())
     share = min(1.0, declared.batch / fewest)
     spent = epsilon_of_rows(len(rounds) * declared.steps, share, declared.noise, declared.delta)
     return f"epsilon {spent:.2f} at delta {declared.delta:g} for a row of a client with {fewest:.0f}, at most"
@@ -81,13 +81,13 @@ def epsilon_of_rows(steps: int, share: float, multiplier: float, delta: float) -
     """
     if multiplier <= 0:
         return float("inf")
-    found = float("inf")
+    best = float("inf")
     for order in range(2, 257):
         k = np.arange(order + 1)
         ways = np.array([lgamma(order + 1) - lgamma(i + 1) - lgamma(order - i + 1) for i in k])
         left = np.where(k < order, (order - k) * log1p(-min(share, 1 - 1e-15)), 0.0)  # of 0 rows left: log 1
         terms = ways + k * log(share) + left + (k * k - k) / (2 * multiplier**2)
-        most = terms.max()
-        spent = steps * (most + log(np.exp(terms - most).sum())) / (order - 1)
-        found = min(found, spent + log1p(-1 / order) - log(delta * order) / (order - 1))
-    return max(found, 0.0)
+        largest_term = terms.max()
+        spent = steps * (largest_term + log(np.exp(terms - largest_term).sum())) / (order - 1)
+        best = min(best, spent + log1p(-1 / order) - log(delta * order) / (order - 1))
+    return max(best, 0.0)

@@ -1,4 +1,4 @@
-"""What a federation gave, as models: the states beside its app, each put into the model that clients started from."""
+"""Models of a finished federation: the states beside its app, each put into the model that clients started from."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.safe_read import MISFIT, read_json
+from ...core.safe_read import MALFORMED, read_json
 from .app import PACKAGE
 from .declaration import NAME, Declaration, check_base, read_declaration
 from .history import Round
@@ -34,19 +34,19 @@ bad_result = Fault(
 
 def result_of(app: Path) -> Path | None:
     """The folder of states beside an app, of its run here or else of its deployment."""
-    places = (app.with_name(f"{app.name}-result"), app.with_name(f"{app.name}-deployment") / "result")
-    return next((place for place in places if (place / MARK).is_file()), None)
+    candidates = (app.with_name(f"{app.name}-result"), app.with_name(f"{app.name}-deployment") / "result")
+    return next((candidate for candidate in candidates if (candidate / MARK).is_file()), None)
 
 
 def rounds_of(app: Path, declared: Declaration) -> tuple[Round, ...]:
-    """How the run went whose result lies beside an app; () where none of this declaration does."""
+    """Rounds of the run whose result lies beside an app; () where none of this declaration does."""
     folder = result_of(app.resolve())
     if folder is None:
         return ()
     try:
         body = read_json(folder / MARK, MARKED)
         return tuple(Round.from_json(r) for r in body["rounds"]) if body["identity"] == declared.identity else ()
-    except (OSError, AttributeError, *MISFIT):
+    except (OSError, AttributeError, *MALFORMED):
         return ()  # a picture of the app is none of its result's mistakes
 
 
@@ -84,7 +84,7 @@ def _check(folder: Path, declared: Declaration) -> None:
     try:
         body = read_json(folder / MARK, MARKED)
         same = body["identity"] == declared.identity and body["base"] == declared.base
-    except (OSError, *MISFIT) as error:
+    except (OSError, *MALFORMED) as error:
         raise Reject(bad_result(f"{folder / MARK} can't be read: {error}", help="run the federation again")) from error
     if not same:
         raise Reject(bad_result(f"{folder} is the result of another federation", help="run this one again: `effc run`"))
@@ -99,22 +99,22 @@ def read_state(folder: Path, declared: Declaration) -> State:
     from safetensors.numpy import load_file
 
     names = (STATE, "adapter_model.safetensors", "reft/model.safetensors", "head.safetensors")
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for file in (folder / name for name in names):
         if file.is_file():
             try:
-                found |= {_array(name, declared): array for name, array in load_file(file).items()}
+                arrays |= {_array(name, declared): array for name, array in load_file(file).items()}
             except (OSError, SafetensorError) as error:
                 raise Reject(bad_result(f"{file} can't be read: {error}", help="run the federation again")) from error
-    wanted = dict(declared.full)
-    for path in modules(wanted):  # of stacks, and of clients of less rank
-        rank = found[f"{path}.A"].shape[:1] if f"{path}.A" in found else ()
+    expected = dict(declared.full)
+    for path in modules(expected):  # of stacks, and of clients of less rank
+        rank = arrays[f"{path}.A"].shape[:1] if f"{path}.A" in arrays else ()
         if rank and rank[0]:
-            wanted[f"{path}.A"] = (rank[0], wanted[f"{path}.A"][1])
-            wanted[f"{path}.B"] = (wanted[f"{path}.B"][0], rank[0])
-    if why := fault_of(found, wanted):
-        raise Reject(bad_result(f"{folder} is no state of the federation: {why}", help="run the federation again"))
-    return found
+            expected[f"{path}.A"] = (rank[0], expected[f"{path}.A"][1])
+            expected[f"{path}.B"] = (expected[f"{path}.B"][0], rank[0])
+    if problem := fault_of(arrays, expected):
+        raise Reject(bad_result(f"{folder} is no state of the federation: {problem}", help="run the federation again"))
+    return arrays
 
 
 def _array(name: str, declared: Declaration) -> str:

@@ -1,4 +1,4 @@
-"""Which rows of the data are whose: a function of the numbers of rows, the clients and a seed."""
+"""Partition of the rows among clients: a function of the numbers of rows, the clients and a seed."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -33,15 +33,15 @@ def divided(sizes: Sequence[int], clients: int, split: Split, beta: float, seed:
                     help=f"`clients: {len(sizes)}`",
                 )
             )
-        found = [[(k, row) for row in range(size)] for k, size in enumerate(sizes)]
+        parts = [[(k, row) for row in range(size)] for k, size in enumerate(sizes)]
     else:
-        found = [[] for _ in range(clients)]
+        parts = [[] for _ in range(clients)]
         draw = np.random.default_rng(seed)
         for number, size in enumerate(sizes):
             order = np.arange(size) if split == "blocks" else draw.permutation(size)
             for k, rows in enumerate(np.split(order, _cuts(size, clients, split, beta, draw))):
-                found[k] += [(number, row) for row in sorted(rows.tolist())]
-    empty = [k for k, rows in enumerate(found) if not rows]
+                parts[k] += [(number, row) for row in sorted(rows.tolist())]
+    empty = [k for k, rows in enumerate(parts) if not rows]
     if empty:
         raise Reject(
             empty_client(
@@ -51,26 +51,26 @@ def divided(sizes: Sequence[int], clients: int, split: Split, beta: float, seed:
                 else "give more data, or ask for fewer clients",
             )
         )
-    return found
+    return parts
 
 
 def _cuts(size: int, clients: int, split: str, beta: float, draw: np.random.Generator) -> np.ndarray:
-    """Where the rows of a data set are cut into those of the clients."""
+    """Indices that split the rows of a data set into those of the clients."""
     if split == "dirichlet":
         return np.round(np.cumsum(draw.dirichlet([beta] * clients))[:-1] * size).astype(int)
     return np.round(np.arange(1, clients) * size / clients).astype(int)
 
 
-def held_back(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+def split_rows(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
     """Numbers of the rows to learn from and of those to judge by; one row is only learned from."""
-    held = min(round(share * count), count - 1) if share else 0
+    n_validation = min(round(share * count), count - 1) if share else 0
     if share and count > 1:
-        held = max(held, 1)
+        n_validation = max(n_validation, 1)
     order = np.random.default_rng(seed).permutation(count).tolist()
-    return sorted(order[held:]), sorted(order[:held])
+    return sorted(order[n_validation:]), sorted(order[:n_validation])
 
 
-def check_held_back(parts: Sequence[Sequence[tuple[int, int]]], stream: bool, share: float, batch: int) -> None:
+def check_split(parts: Sequence[Sequence[tuple[int, int]]], stream: bool, share: float, batch: int) -> None:
     """Reject (empty-client) where what a client holds back leaves it less to learn from, and less than an update takes.
 
     parts    rows of every client, as `divided` has them
@@ -78,11 +78,12 @@ def check_held_back(parts: Sequence[Sequence[tuple[int, int]]], stream: bool, sh
     """
     for client, rows in enumerate(parts):
         for count in Counter(number if stream else 0 for number, _ in rows).values():
-            learn, held = (len(part) for part in held_back(count, share, 0))
-            if learn < min(held, batch):
+            learn, n_validation = (len(part) for part in split_rows(count, share, 0))
+            if learn < min(n_validation, batch):
                 raise Reject(
                     empty_client(
-                        f"client {client} would judge itself by {held} of its {count} rows and learn from {learn}",
+                        f"client {client} would judge itself by {n_validation} of its {count} rows "
+                        f"and learn from {learn}",
                         help=f"an update takes {batch}: hold less back, or give more data",
                         argument="hold batch",
                     )

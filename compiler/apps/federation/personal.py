@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .all_but_me import Center, shares_of_others
-from .leave_one_out import Rest
+from .all_but_me import Center, leave_one_out_shares
+from .leave_one_out import LeaveOneOut
 from .median import gram, pull_of_median
 from .rotations import Way, combined, function_gram, paths
 from .state import Shapes, State, normal
@@ -38,27 +38,27 @@ class AllButMe(Strategy):
         self.states: dict[int, State] = {}
         self.examples: dict[int, float] = {}
         self._shares: dict[int, dict[int, float]] = {}  # of a median for each
-        self._rest: Rest | None = None
+        self._leave_one_out: LeaveOneOut | None = None
 
-    def payload(self, client: int, number: int, holds: int | None) -> Payload:
+    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
         arrays: dict[str, State] = {}
-        if holds is None:
+        if last_round is None:
             arrays["own"] = self.states.get(client, self.initial)
-        if others := self._mean_of_others(client):
-            arrays["others"] = others
+        if mean_without := self._leave_one_out_mean(client):
+            arrays["others"] = mean_without
         share = "adaptive" if self.share is None else self.share
         return Payload(arrays, {"mix": share, "way": self.way})
 
-    def _mean_of_others(self, client: int) -> State:
-        """What the others sent, put together; nothing where there are none."""
+    def _leave_one_out_mean(self, client: int) -> State:
+        """Aggregate of the other clients; nothing where there are none."""
         if self.share == 0:
             return {}
-        own = self.states.get(client, self.initial)
-        if self._rest is not None:
-            return self._rest.of(client, own)
-        rest = {k: w for k, w in self.examples.items() if k != client and w > 0}
-        shares = self._shares.get(client) or (normal(rest) if rest else {})
-        return combined(self.states, shares, own, self.way) if shares else {}
+        state = self.states.get(client, self.initial)
+        if self._leave_one_out is not None:
+            return self._leave_one_out.of(client, state)
+        other_weights = {k: w for k, w in self.examples.items() if k != client and w > 0}
+        shares = self._shares.get(client) or (normal(other_weights) if other_weights else {})
+        return combined(self.states, shares, state, self.way) if shares else {}
 
     def take(self, number: int, sent: Mapping[int, Sent]) -> None:
         for client, one in sent.items():
@@ -66,17 +66,17 @@ class AllButMe(Strategy):
         self._weigh()
 
     def _weigh(self) -> None:
-        self._shares, self._rest = {}, None
+        self._shares, self._leave_one_out = {}, None
         if not self.states or self.share == 0:
             return
         some = next(iter(self.states.values()))
         if self.center == "median" and len(self.states) <= MANY:
             products = function_gram(self.states) if self.way == "function" and paths(some) else gram(self.states)
-            self._shares = shares_of_others(dict.fromkeys(self.examples, 1.0), products)
+            self._shares = leave_one_out_shares(dict.fromkeys(self.examples, 1.0), products)
         elif self.way != "function" or not paths(some):
-            alike = dict.fromkeys(self.examples, 1.0)
-            weights = pull_of_median(self.states, alike) if self.center == "median" else self.examples
-            self._rest = Rest(self.states, weights, "align" if self.way == "align" else "project")
+            equal = dict.fromkeys(self.examples, 1.0)
+            weights = pull_of_median(self.states, equal) if self.center == "median" else self.examples
+            self._leave_one_out = LeaveOneOut(self.states, weights, "align" if self.way == "align" else "project")
 
     def results(self) -> dict[str, State]:
         return {f"client-{client}": state for client, state in sorted(self.states.items())}

@@ -47,15 +47,15 @@ def start_of(pid: int) -> str:
         pass
     if Path("/proc/self").exists():
         return ""
-    found = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
+    completed = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return completed.stdout.strip()
 
 
 def start(name: str, command: Sequence[str], env: Mapping[str, str], folder: Path) -> Process:
     """A process in a session of its own, whose output goes to `NAME.log` in the folder. Raises OSError for a link."""
     log = folder / f"{name}.log"
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644), "ab") as out:
-        made = subprocess.Popen(
+        process = subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -64,7 +64,7 @@ def start(name: str, command: Sequence[str], env: Mapping[str, str], folder: Pat
             env=dict(env),
             start_new_session=True,
         )
-    return Process(name, made.pid, start_of(made.pid), str(log))
+    return Process(name, process.pid, start_of(process.pid), str(log))
 
 
 def end(processes: Sequence[Process]) -> list[str]:
@@ -96,17 +96,17 @@ def _reap(processes: Sequence[Process]) -> None:
 
 def free_ports(count: int) -> list[int]:
     """Ports of loopback that nobody listens at."""
-    held = [socket.socket() for _ in range(count)]
+    sockets = [socket.socket() for _ in range(count)]
     try:
-        for one in held:
+        for one in sockets:
             one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in held]
+        return [one.getsockname()[1] for one in sockets]
     finally:
-        for one in held:
+        for one in sockets:
             one.close()
 
 
-def is_taken(port: int) -> bool:
+def is_port_in_use(port: int) -> bool:
     with socket.socket() as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -123,7 +123,7 @@ def answers(port: int) -> bool:
 
 
 def last_line(log: str) -> str:
-    """What a process said last."""
+    """Last line of a process's log."""
     try:
         with open_regular(Path(log)) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4000))

@@ -9,11 +9,11 @@ from .strategy import Payload, Sent, Strategy
 
 def ranked(full: Shapes, rank: int) -> dict[str, tuple[int, ...]]:
     """The shapes of adapters of another rank."""
-    made: dict[str, tuple[int, ...]] = {}
+    result: dict[str, tuple[int, ...]] = {}
     for path in modules(full):
-        made[f"{path}.A"] = (rank, full[f"{path}.A"][1])
-        made[f"{path}.B"] = (full[f"{path}.B"][0], rank)
-    return made
+        result[f"{path}.A"] = (rank, full[f"{path}.A"][1])
+        result[f"{path}.B"] = (full[f"{path}.B"][0], rank)
+    return result
 
 
 class Stack(Strategy):
@@ -34,11 +34,11 @@ class Stack(Strategy):
         inside = {f"{path}.{side}" for path in modules(full) for side in "AB"}
         self._beside = {name: shape for name, shape in full.items() if name not in inside}
 
-    def payload(self, client: int, number: int, holds: int | None) -> Payload:
-        sent = {f"merge.{n}": s for n, s in sorted(self.rounds.items()) if holds is None or n >= holds}
+    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
+        sent = {f"merge.{n}": s for n, s in sorted(self.rounds.items()) if last_round is None or n >= last_round}
         return Payload({**sent, "head": self.head} if self.head else sent, {"rank": self._rank(client)})
 
-    def wanted(self, client: int) -> Shapes:
+    def required(self, client: int) -> Shapes:
         return {**ranked(self.full, self._rank(client)), **self._beside}
 
     def _rank(self, client: int) -> int:
@@ -60,8 +60,8 @@ class Stack(Strategy):
         return {"global": {**joined([self.rounds[n] for n in sorted(self.rounds)], self.alpha), **self.head}}
 
     def saved(self) -> dict[str, State]:
-        made = {f"round-{number}": state for number, state in self.rounds.items()}
-        return {**made, "head": self.head} if self.head else made
+        states = {f"round-{number}": state for number, state in self.rounds.items()}
+        return {**states, "head": self.head} if self.head else states
 
     def restore(self, saved: Mapping[str, State]) -> None:
         self.head = saved.get("head", {})
@@ -81,37 +81,39 @@ class Truncate(Strategy):
     def __init__(self, full: Shapes, alpha: float, ranks: Mapping[int, int]):
         super().__init__(full)
         self.alpha, self.ranks = alpha, ranks
-        self.whole: State = {}  # a stack, whose plain product is the mean
+        self.merged_state: State = {}  # a stack, whose plain product is the mean
         self._down: dict[int, State] = {}  # by rank, of this round
 
-    def payload(self, client: int, number: int, holds: int | None) -> Payload:
+    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
         rank = self._rank(client)
-        if not self.whole:
+        if not self.merged_state:
             return Payload({"global": resized(self.initial, rank, self.alpha)}, {"rank": rank})
         if rank not in self._down:
-            self._down[rank] = truncated(self.whole, rank, self.alpha)
+            self._down[rank] = truncated(self.merged_state, rank, self.alpha)
         return Payload({"global": self._down[rank]}, {"rank": rank})
 
-    def wanted(self, client: int) -> Shapes:
+    def required(self, client: int) -> Shapes:
         return ranked(self.full, self._rank(client))
 
     def _rank(self, client: int) -> int:
         return self.ranks.get(client) or rank_of_shapes(self.full)
 
     def take(self, number: int, sent: Mapping[int, Sent]) -> None:
-        self.whole = stacked(
+        self.merged_state = stacked(
             {k: s.state for k, s in sent.items()}, {k: s.examples for k, s in sent.items()}, self.alpha
         )
         self._down.clear()
 
     def results(self) -> dict[str, State]:
-        return {"global": truncated(self.whole, rank_of_shapes(self.full), self.alpha)} if self.whole else {}
+        return (
+            {"global": truncated(self.merged_state, rank_of_shapes(self.full), self.alpha)} if self.merged_state else {}
+        )
 
     def saved(self) -> dict[str, State]:
-        return {"initial": self.initial, **({"whole": self.whole} if self.whole else {})}
+        return {"initial": self.initial, **({"whole": self.merged_state} if self.merged_state else {})}
 
     def restore(self, saved: Mapping[str, State]) -> None:
-        self.initial, self.whole = dict(saved["initial"]), saved.get("whole", {})
+        self.initial, self.merged_state = dict(saved["initial"]), saved.get("whole", {})
 
 
 class Pad(Truncate):
@@ -121,14 +123,14 @@ class Pad(Truncate):
     Source: Cho et al. 2024 (arXiv 2401.06432).
     """
 
-    def payload(self, client: int, number: int, holds: int | None) -> Payload:
+    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
         rank = self._rank(client)
-        return Payload({"global": resized(self.whole or self.initial, rank, self.alpha)}, {"rank": rank})
+        return Payload({"global": resized(self.merged_state or self.initial, rank, self.alpha)}, {"rank": rank})
 
     def take(self, number: int, sent: Mapping[int, Sent]) -> None:
-        made = padded_mean({k: s.state for k, s in sent.items()}, {k: s.examples for k, s in sent.items()}, self.alpha)
+        mean = padded_mean({k: s.state for k, s in sent.items()}, {k: s.examples for k, s in sent.items()}, self.alpha)
         largest = rank_of_shapes(self.full)
-        self.whole = made if rank_of(made) == largest else resized(made, largest, self.alpha)
+        self.merged_state = mean if rank_of(mean) == largest else resized(mean, largest, self.alpha)
 
     def results(self) -> dict[str, State]:
-        return {"global": self.whole} if self.whole else {}
+        return {"global": self.merged_state} if self.merged_state else {}

@@ -1,4 +1,4 @@
-"""What a recipe asks of a federation: checked against its data and its model, and written down as a declaration.
+"""Federation of a recipe: checked against its data and its model, and written down as a declaration.
 
 `request` is the target `flower` with its arguments.
 """
@@ -10,14 +10,14 @@ from ....dsl.syntax.diagnostics import Reject
 from .budgets import Budget, Load, literal
 from .declaration import DataSet, Declaration
 from .faults import unfit_strategy
-from .partition import check_held_back, divided
+from .partition import check_split, divided
 from .trainable_shapes import (
     check_forms,
     check_index,
+    check_largest_size,
     check_positions,
     check_prompts,
     check_ranks,
-    check_whole,
     shapes_of,
 )
 
@@ -41,7 +41,7 @@ def check_rows(request: Any, ctx: "Context") -> None:
     sizes = [len(ctx.rows(ref)) // (1 + (request.trains == "index")) for ref in refs]
     parts = divided(sizes, request.clients, request.split, request.beta, ctx.seed)
     if request.trains != "index":
-        check_held_back(parts, request.stream, request.hold.value, request.batch)
+        check_split(parts, request.stream, request.hold.value, request.batch)
     if request.trains == "prompt":
         check_positions(request.tokens, max(ctx.rows(ref).shape[1] for ref in refs), ctx.origin.positions)
     _check_kind(request, ctx)
@@ -81,13 +81,13 @@ def shapes(request: Any, program: "Program", ctx: "Context") -> dict[str, tuple[
     if request.trains == "reft":
         check_forms(program, request.strategy == "abm", request.way)
         check_prompts(program, ctx, refs_of(request))
-    made = shapes_of(program, request.trains, request.tokens, rank, request.on)
-    check_ranks(made, rank, "ranks" if request.ranks else "rank")
+    result = shapes_of(program, request.trains, request.tokens, rank, request.on)
+    check_ranks(result, rank, "ranks" if request.ranks else "rank")
     if _classifies(request, ctx):
         from ...models.rows.prompt_positions import head
 
-        made |= {name: tuple(p.shape) for name, p in head(program.model).items()}
-    return made
+        result |= {name: tuple(p.shape) for name, p in head(program.model).items()}
+    return result
 
 
 def _budgets(request: Any) -> list[Budget]:
@@ -102,7 +102,7 @@ def sizes_of(request: Any, program: "Program", ctx: "Context") -> "list[Size]":
         return []
     load = Load(request.batch, max(ctx.rows(ref).shape[1] for ref in refs_of(request)))
     sizes = sizes_for(program, _budgets(request), request.counts, load)
-    check_whole(program, sizes)
+    check_largest_size(program, sizes)
     return sizes
 
 

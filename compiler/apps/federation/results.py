@@ -1,4 +1,4 @@
-"""What a federation leaves: folders of states, those of adapters as peft reads them."""
+"""Results of a federation: folders of states, those of adapters as peft reads them."""
 
 import json
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ...core.cache import write_whole
-from ...core.safe_read import CONFIG, read_regular, refuse_odd
+from ...core.cache import write_atomic
+from ...core.safe_read import CONFIG, read_regular, reject_links
 from .declaration import Declaration
 from .history import Course
 from .low_rank import modules, rank_of
@@ -28,7 +28,7 @@ def write_results(
 
     Raises Reject (odd-file) where links lie in the folder already.
     """
-    refuse_odd(into)
+    reject_links(into)
     for name, state in states.items():
         folder = into / name
         if declared.trains == "lora":
@@ -38,7 +38,7 @@ def write_results(
         else:
             _write_tensors(state, folder / STATE)
     body = {"identity": declared.identity, "base": declared.base, "rounds": [r.to_json() for r in course.rounds]}
-    write_whole(into / MARK, (json.dumps(body, indent=2) + "\n").encode())
+    write_atomic(into / MARK, (json.dumps(body, indent=2) + "\n").encode())
 
 
 def _write_adapter(state: State, declared: Declaration, folder: Path) -> None:
@@ -47,30 +47,30 @@ def _write_adapter(state: State, declared: Declaration, folder: Path) -> None:
     named = {f"{PREFIX}.{name}": array for name, array in state.items() if name not in inside}
     named |= {f"{PREFIX}.{path}.lora_{side}.weight": state[f"{path}.{side}"] for path in factors for side in "AB"}
     _write_tensors(named, folder / "adapter_model.safetensors")
-    write_whole(folder / "adapter_config.json", (json.dumps(_config(state, declared), indent=2) + "\n").encode())
+    write_atomic(folder / "adapter_config.json", (json.dumps(_config(state, declared), indent=2) + "\n").encode())
 
 
 def _write_interventions(state: State, source: Path, folder: Path) -> None:
     """As the target `reft` writes them, so that they go onto the base; a head's arrays beside them."""
     inner = {"R": "project", "V": "project", "W": "aim", "b": "bias"}
-    made: dict[str, np.ndarray] = {}
-    rest: dict[str, np.ndarray] = {}
+    edits: dict[str, np.ndarray] = {}
+    head_arrays: dict[str, np.ndarray] = {}
     for name, array in state.items():
         path, _, last = name.rpartition(".")
         is_edit = ".reft.functions." in name and last in inner
-        (made if is_edit else rest)[f"{path}.{inner[last]}" if is_edit else name] = array
-    _write_tensors(made, folder / "reft" / "model.safetensors")
-    write_whole(folder / "reft" / "reft.json", read_regular(source / "edits" / "reft.json", CONFIG, source))
-    if rest:
-        _write_tensors(rest, folder / "head.safetensors")
+        (edits if is_edit else head_arrays)[f"{path}.{inner[last]}" if is_edit else name] = array
+    _write_tensors(edits, folder / "reft" / "model.safetensors")
+    write_atomic(folder / "reft" / "reft.json", read_regular(source / "edits" / "reft.json", CONFIG, source))
+    if head_arrays:
+        _write_tensors(head_arrays, folder / "head.safetensors")
 
 
 def _config(state: State, declared: Declaration) -> dict[str, Any]:
-    whole = sorted({name.partition(".")[0] for name in state if not name.endswith((".A", ".B"))})
+    saved_modules = sorted({name.partition(".")[0] for name in state if not name.endswith((".A", ".B"))})
     return {
         "peft_type": "LORA",
-        "task_type": None if whole else "CAUSAL_LM",
-        "modules_to_save": whole or None,
+        "task_type": None if saved_modules else "CAUSAL_LM",
+        "modules_to_save": saved_modules or None,
         "base_model_name_or_path": None,
         "r": rank_of(state),
         "lora_alpha": declared.alpha,
@@ -84,4 +84,4 @@ def _config(state: State, declared: Declaration) -> dict[str, Any]:
 def _write_tensors(state: State, file: Path) -> None:
     from safetensors.numpy import save
 
-    write_whole(file, save({name: np.ascontiguousarray(array) for name, array in state.items()}))
+    write_atomic(file, save({name: np.ascontiguousarray(array) for name, array in state.items()}))

@@ -36,16 +36,16 @@ def paths(state: State) -> list[str]:
 
 
 def aligned(state: State, towards: State) -> dict[str, np.ndarray]:
-    """The same functions with rows of R as near as a rotation brings them to those of `towards`."""
-    made = dict(state)
+    """Rotated equivalent of a state whose rows of R are as near as possible to those of `towards`."""
+    result = dict(state)
     for path in paths(state):
         R = state[f"{path}.R"].astype(np.float64)
         left, _, right = np.linalg.svd(towards[f"{path}.R"].astype(np.float64) @ R.T)  # [r, r]
-        turn = left @ right
+        rotation = left @ right
         for part in ("R", "W", "b"):
             array = state[f"{path}.{part}"]
-            made[f"{path}.{part}"] = (turn @ array.astype(np.float64)).astype(array.dtype)
-    return made
+            result[f"{path}.{part}"] = (rotation @ array.astype(np.float64)).astype(array.dtype)
+    return result
 
 
 def projected(state: State) -> dict[str, np.ndarray]:
@@ -63,13 +63,13 @@ def combined(
     used = {k: states[k] for k in sorted(states) if shares.get(k)}
     if way == "project":
         return projected(total(used, shares))
-    near = {k: aligned(state, towards) for k, state in used.items()}
-    made = total(near, shares)
+    aligned_states = {k: aligned(state, towards) for k, state in used.items()}
+    result = total(aligned_states, shares)
     if way == "align":
-        return projected(made)
-    for path in paths(made):
-        made |= _refactored([(shares[k], near[k]) for k in near], path)
-    return aligned(made, towards)
+        return projected(result)
+    for path in paths(result):
+        result |= _refactored([(shares[k], aligned_states[k]) for k in aligned_states], path)
+    return aligned(result, towards)
 
 
 def _refactored(parts: list[tuple[float, State]], path: str) -> dict[str, np.ndarray]:
@@ -107,13 +107,13 @@ def function_gram(states: Mapping[int, State]) -> np.ndarray:
     order = sorted(states)
     names = paths(states[order[0]])
     inner = {f"{path}.{part}" for path in names for part in ("R", "W", "b")}
-    rest = {k: {n: a for n, a in states[k].items() if n not in inner} for k in order}
-    found = np.zeros((len(order), len(order)))
+    plain_parts = {k: {n: a for n, a in states[k].items() if n not in inner} for k in order}
+    gram = np.zeros((len(order), len(order)))
     for i, a in enumerate(order):
         for j, b in enumerate(order[: i + 1]):
-            value = float(vector(rest[a]) @ vector(rest[b])) if rest[a] else 0.0
+            value = float(vector(plain_parts[a]) @ vector(plain_parts[b])) if plain_parts[a] else 0.0
             for path in names:
-                turns = states[a][f"{path}.R"].astype(np.float64) @ states[b][f"{path}.R"].astype(np.float64).T
-                value += float((turns * (_edit(states[a], path) @ _edit(states[b], path).T)).sum())
-            found[i, j] = found[j, i] = value
-    return found - found[:1] - found[:, :1] + found[0, 0]
+                overlap = states[a][f"{path}.R"].astype(np.float64) @ states[b][f"{path}.R"].astype(np.float64).T
+                value += float((overlap * (_edit(states[a], path) @ _edit(states[b], path).T)).sum())
+            gram[i, j] = gram[j, i] = value
+    return gram - gram[:1] - gram[:, :1] + gram[0, 0]

@@ -14,7 +14,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from .bounds import as_number
 from .checkpoint import Checkpoint
 from .grid import SENTENCE, Grid, Message, Reply, exchange
-from .history import Course, Round, Turn
+from .history import ClientUpdate, Course, Round
 from .masks import Keys
 from .secure import LEAST, masked_request, opened_sum
 from .state import State, fault_of, numbers
@@ -25,7 +25,7 @@ too_few_clients = Fault(
 )
 
 NUMBERS = ("loss", "before", "examples", "seconds", "mix", "accuracy")  # of a reply
-_LOOK = 1.0  # seconds between two counts of the nodes
+_POLL_SECONDS = 1.0  # seconds between two counts of the nodes
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ class Sum:
 
 @dataclass
 class Federation:
-    """One run. `tell` hears every round when it is over."""
+    """One run. `on_round` hears every round when it is over."""
 
     grid: Grid
     strategy: Strategy
     terms: Terms
     checkpoint: Checkpoint | None = None
-    tell: Callable[[Round], None] = lambda round_: None
+    on_round: Callable[[Round], None] = lambda round_: None
     members: dict[int, Member] = field(default_factory=dict)  # by client
     known: dict[int, int | None] = field(default_factory=dict)  # node -> client, None where it can't take part
     holding: dict[int, int] = field(default_factory=dict)  # client -> last round whose state its node has
@@ -101,13 +101,13 @@ class Federation:
             if self.checkpoint:
                 body = {"rounds": [r.to_json() for r in self.course.rounds]}
                 self.checkpoint.write(number, self.strategy.saved(), body)
-            self.tell(round_)
+            self.on_round(round_)
         return self.course
 
     def _resume(self) -> None:
-        kept = self.checkpoint.read() if self.checkpoint else None
-        if kept is not None:
-            states, body = kept
+        stored = self.checkpoint.read() if self.checkpoint else None
+        if stored is not None:
+            states, body = stored
             self.strategy.restore(states)
             self.course = Course([Round.from_json(r) for r in body["rounds"]])
 
@@ -120,8 +120,8 @@ class Federation:
             self._meet()
             if len(self.members) >= self.terms.clients:
                 return
-            asked_all = len(self.known) >= self.terms.clients
-            if time.monotonic() >= end or (asked_all and self.faults):
+            all_known = len(self.known) >= self.terms.clients
+            if time.monotonic() >= end or (all_known and self.faults):
                 raise Reject(
                     too_few_clients(
                         f"{len(self.members)} of {self.terms.clients} clients can take part",
@@ -129,17 +129,17 @@ class Federation:
                         help="start the others, or ask for fewer with `wait`",
                     )
                 )
-            time.sleep(min(self.terms.every, _LOOK))
+            time.sleep(min(self.terms.every, _POLL_SECONDS))
 
     def _meet(self) -> None:
         """Ask nodes that are new who they are; forget those that are gone."""
-        there = set(self.grid.get_node_ids())
-        for client in [c for c, m in self.members.items() if m.node not in there]:
+        present = set(self.grid.get_node_ids())
+        for client in [c for c, m in self.members.items() if m.node not in present]:
             self.known.pop(self.members.pop(client).node)
             self.holding.pop(client, None)
-        fresh = sorted(there - self.known.keys())
-        asked = [Message(node, "join", 0, {}, {"secure": True} if self.strategy.secure else {}) for node in fresh]
-        replies = exchange(self.grid, asked, self.terms.deadline, self.terms.every)
+        fresh = sorted(present - self.known.keys())
+        messages = [Message(node, "join", 0, {}, {"secure": True} if self.strategy.secure else {}) for node in fresh]
+        replies = exchange(self.grid, messages, self.terms.deadline, self.terms.every)
         for reply in sorted(replies, key=lambda r: (_client(r), r.node)):
             member = self._member(reply)
             self.known[reply.node] = None if member is None else member.client
@@ -194,12 +194,12 @@ class Federation:
             for reply in exchange(self.grid, [message], self.terms.deadline, self.terms.every):
                 try:
                     state = reply.arrays.get("own", {})
-                    why = reply.error or fault_of(state, self.strategy.full)
-                    if not why:
+                    reason = reply.error or fault_of(state, self.strategy.full)
+                    if not reason:
                         return state
                 except Exception as error:
-                    why = _sentence(error)
-                self.faults[client] = why
+                    reason = _sentence(error)
+                self.faults[client] = reason
         raise Reject(too_few_clients("no client could tell the state to start from", note=self._text(self.faults)))
 
     # -- a round ---------------------------------------------------------------------------------------------
@@ -212,23 +212,23 @@ class Federation:
         messages = {c: self._message(c, number) for c in chosen}
         replies = exchange(self.grid, list(messages.values()), self.terms.deadline, self.terms.every)
         by_node = {reply.node: reply for reply in replies}
-        turns, faults, sent = {}, dict(self.faults), {}
+        results, faults, sent = {}, dict(self.faults), {}
         for client in chosen:
             try:
                 reply = self._usable(client, number, by_node.get(self.members[client].node))
                 examples = min(as_number(reply.config.get("examples")), self.members[client].examples)
-                turn = _turn(reply, messages[client], self.terms.rounds)
+                update = _update_of(reply, messages[client], self.terms.rounds)
             except Exception as error:  # of what a client sent: it costs that client its round, whatever it was
                 faults[client] = _sentence(error)
                 self.holding.pop(client, None)  # its node's memory is not what we think
                 continue
-            sent[client], turns[client] = Sent(reply.arrays.get("own", {}), examples), turn
+            sent[client], results[client] = Sent(reply.arrays.get("own", {}), examples), update
             self.holding[client] = number
         summed = self._sum(number, sorted(sent), faults) if self.strategy.secure else None
         if summed is not None:
             sent = {client: one for client, one in sent.items() if client in summed.clients}
             size = 4 * numbers(self.strategy.full)  # of the masked half
-            turns = {c: replace(t, bytes_up=t.bytes_up + size) for c, t in turns.items() if c in sent}
+            results = {c: replace(t, bytes_up=t.bytes_up + size) for c, t in results.items() if c in sent}
         if len(sent) < max(1, self.terms.least):
             raise Reject(
                 too_few_clients(
@@ -242,16 +242,16 @@ class Federation:
             self.strategy.take_sum(summed.total, summed.clients)
         else:
             self.strategy.take(number, sent)
-        return Round(number, turns, faults, time.monotonic() - started)
+        return Round(number, results, faults, time.monotonic() - started)
 
     def _chosen(self, number: int) -> list[int]:
         """The clients of a round; who takes part follows from the seed and the round."""
-        there = sorted(self.members)
+        present = sorted(self.members)
         if self.terms.share >= 1:
-            return there
-        count = max(1, round(self.terms.share * len(there)))
+            return present
+        count = max(1, round(self.terms.share * len(present)))
         draw = np.random.default_rng([self.terms.seed, number])
-        return sorted(draw.choice(there, size=count, replace=False).tolist())
+        return sorted(draw.choice(present, size=count, replace=False).tolist())
 
     def _message(self, client: int, number: int) -> Message:
         payload = self.strategy.payload(client, number, self.holding.get(client))
@@ -275,16 +275,18 @@ class Federation:
             raise ValueError(f"its reply is of round {str(reply.config.get('number'))[:12]}")
         if not as_number(reply.config.get("examples")) > 0:
             raise ValueError("it has no data")
-        if not self.strategy.secure and (why := fault_of(reply.arrays.get("own", {}), self.strategy.wanted(client))):
-            raise ValueError(why)
+        if not self.strategy.secure and (
+            reason := fault_of(reply.arrays.get("own", {}), self.strategy.required(client))
+        ):
+            raise ValueError(reason)
         return reply
 
     def _sum(self, number: int, clients: list[int], faults: dict[int, str]) -> Sum:
         """The sum of what these clients learned, or of those of them that still answer; none of fewer than three."""
         while len(clients) >= LEAST:
             publics = {c: self.members[c].public for c in clients}
-            asked = [masked_request(self.members[c].node, c, number, publics) for c in clients]
-            by_node = {r.node: r for r in exchange(self.grid, asked, self.terms.deadline, self.terms.every)}
+            messages = [masked_request(self.members[c].node, c, number, publics) for c in clients]
+            by_node = {r.node: r for r in exchange(self.grid, messages, self.terms.deadline, self.terms.every)}
             replies = {c: by_node.get(self.members[c].node) for c in clients}
             count, vectors = numbers(self.strategy.full), {}
             for client, reply in replies.items():
@@ -317,8 +319,8 @@ class Federation:
 
     @staticmethod
     def _text(faults: Mapping[int, str]) -> str:
-        shown = [f"client {client}: {text}" if client >= 0 else text for client, text in sorted(faults.items())]
-        return "; ".join(_first_line(text) for text in shown[:8])
+        lines = [f"client {client}: {text}" if client >= 0 else text for client, text in sorted(faults.items())]
+        return "; ".join(_first_line(text) for text in lines[:8])
 
 
 def _sentence(error: Exception) -> str:
@@ -330,17 +332,17 @@ def _first_line(text: str) -> str:
 
 
 def _client(reply: Reply) -> int:
-    """Which client a node says it is; -1 of what is no number of one."""
-    said = as_number(reply.config.get("client"))
-    return int(said) if said >= 0 else -1
+    """Number of the client that a node runs; -1 if it is none."""
+    value = as_number(reply.config.get("client"))
+    return int(value) if value >= 0 else -1
 
 
-def _turn(reply: Reply, message: Message, rounds: int) -> Turn:
-    """What a client says of its turn; of tasks there are as many as rounds at most."""
+def _update_of(reply: Reply, message: Message, rounds: int) -> ClientUpdate:
+    """Metrics that a client reports of its update; there are at most as many tasks as rounds."""
     values = {name: as_number(reply.config.get(name)) for name in NUMBERS}
-    told = reply.config.get("by_task")
-    tasks = tuple(as_number(x) for x in told[:rounds]) if isinstance(told, list) else ()
-    return Turn(**values, by_task=tasks, bytes_up=reply.bytes, bytes_down=message.bytes)
+    by_task = reply.config.get("by_task")
+    tasks = tuple(as_number(x) for x in by_task[:rounds]) if isinstance(by_task, list) else ()
+    return ClientUpdate(**values, by_task=tasks, bytes_up=reply.bytes, bytes_down=message.bytes)
 
 
 def lines(rounds: Sequence[Round]) -> list[str]:

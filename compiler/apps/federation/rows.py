@@ -33,21 +33,21 @@ class Rows:
     def select(self, numbers: Sequence[int]) -> "Rows":
         """The rows of these numbers, in this order."""
         at = torch.as_tensor(numbers, dtype=torch.int64)
-        held: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        taken: dict[str, Any] = {name: None if value is None else value[at] for name, value in held.items()}
-        return Rows(**taken)
+        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        selected: dict[str, Any] = {name: None if value is None else value[at] for name, value in columns.items()}
+        return Rows(**selected)
 
 
 def rows_of(name: str, ctx: "Context") -> Rows:
-    """What a data word of a recipe says."""
+    """Rows of a data set of a recipe."""
     ref = DataRef(name)
     return Rows(ctx.rows(ref), ctx.prompts(ref), ctx.speech(ref), ctx.labels(ref))
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
     """One after the other; what some lack, all lack."""
-    made: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     for f in fields(Rows):
         values = [getattr(part, f.name) for part in parts]
-        made[f.name] = None if any(v is None for v in values) else torch.cat(values)
-    return Rows(**made)
+        columns[f.name] = None if any(v is None for v in values) else torch.cat(values)
+    return Rows(**columns)

@@ -14,7 +14,7 @@ import numpy as np
 from ....dsl.syntax.diagnostics import Reject
 from .bounds import as_number, client_refuses
 from .grid import Answer, Message, Reply, exchange
-from .history import Course, Round, Turn
+from .history import ClientUpdate, Course, Round
 from .rounds import Federation, too_few_clients
 from .state import State, value_fault
 from .strategy import Payload, Sent, Strategy
@@ -31,12 +31,12 @@ def top(questions: np.ndarray, documents: np.ndarray, count: int) -> tuple[np.nd
     return np.take_along_axis(scores, order, 1).astype(np.float32), order
 
 
-def merged(found: Mapping[int, tuple[np.ndarray, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:
+def merged(replies: Mapping[int, tuple[np.ndarray, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:
     """Owners and numbers of the best of what clients found, [q, k] int64 each; of equal ones the lower client's."""
-    order = sorted(found)
-    scores = np.concatenate([found[k][0] for k in order], axis=1)
-    numbers = np.concatenate([found[k][1] for k in order], axis=1)
-    owners = np.concatenate([np.full(found[k][1].shape, k) for k in order], axis=1)
+    order = sorted(replies)
+    scores = np.concatenate([replies[k][0] for k in order], axis=1)
+    numbers = np.concatenate([replies[k][1] for k in order], axis=1)
+    owners = np.concatenate([np.full(replies[k][1].shape, k) for k in order], axis=1)
     best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     return np.take_along_axis(owners, best, 1), np.take_along_axis(numbers, best, 1)
 
@@ -81,7 +81,7 @@ class Search(Strategy):
 
     starts = False
 
-    def payload(self, client: int, number: int, holds: int | None) -> Payload:
+    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
         raise AssertionError("nothing is trained")
 
     def take(self, number: int, sent: Mapping[int, Sent]) -> None:
@@ -110,8 +110,8 @@ class Library(Federation):
         for number, client in enumerate(sorted(self.members), start=1):
             round_ = self._inquiry(number, client)
             self.course.rounds.append(round_)
-            self.tell(round_)
-        if not any(r.turns for r in self.course.rounds):
+            self.on_round(round_)
+        if not any(r.updates for r in self.course.rounds):
             raise Reject(too_few_clients("no client got an answer", note=self._text(self.course.rounds[-1].faults)))
         return self.course
 
@@ -120,25 +120,25 @@ class Library(Federation):
         (reply,) = self._send("ask", number, {client: {}}, sizes).values()
         questions = _questions(reply)
         if questions is None:
-            return Round(number, {}, {**faults, client: _why(reply)}, time.monotonic() - started)
-        asked = {k: {"questions": questions} for k in sorted(self.members)}
-        found = {}
-        for k, reply in self._send("search", number, asked, sizes).items():
+            return Round(number, {}, {**faults, client: _reason(reply)}, time.monotonic() - started)
+        payloads = {k: {"questions": questions} for k in sorted(self.members)}
+        pairs = {}
+        for k, reply in self._send("search", number, payloads, sizes).items():
             pair = _pair(reply, len(questions), self.count)
             if pair is None:
-                faults[k] = _why(reply)
+                faults[k] = _reason(reply)
             else:
-                found[k] = pair
-        if not found:
+                pairs[k] = pair
+        if not pairs:
             return Round(number, {}, faults, time.monotonic() - started)
-        owners, numbers = merged(found, self.count)
+        owners, numbers = merged(pairs, self.count)
         (reply,) = self._send("judge", number, {client: {"owners": owners, "numbers": numbers}}, sizes).values()
         if reply is None or reply.error:
-            return Round(number, {}, {**faults, client: _why(reply)}, time.monotonic() - started)
+            return Round(number, {}, {**faults, client: _reason(reply)}, time.monotonic() - started)
         spent = time.monotonic() - started
         right = as_number(reply.config.get("accuracy"))
-        turn = Turn(math.nan, math.nan, len(questions), spent, sizes[0], sizes[1], accuracy=right)
-        return Round(number, {client: turn}, faults, spent)
+        result = ClientUpdate(math.nan, math.nan, len(questions), spent, sizes[0], sizes[1], accuracy=right)
+        return Round(number, {client: result}, faults, spent)
 
     def _send(self, kind: str, number: int, states: Mapping[int, State], sizes: list[int]) -> dict[int, Reply | None]:
         """The reply of each of these clients to its state, None of one that was late; adds the bytes up and down."""
@@ -152,7 +152,7 @@ class Library(Federation):
         return {k: replies.get(self.members[k].node) for k in states}
 
 
-def _why(reply: Reply | None) -> str:
+def _reason(reply: Reply | None) -> str:
     if reply is None:
         return "no reply in time"
     return reply.error or "what it sent can't be used"
@@ -160,15 +160,15 @@ def _why(reply: Reply | None) -> str:
 
 def _questions(reply: Reply | None) -> np.ndarray | None:
     """Vectors of a reply, where they are that."""
-    found = reply.arrays.get("own", {}).get("questions") if reply and not reply.error else None
-    fits = isinstance(found, np.ndarray) and found.ndim == 2 and not value_fault("questions", found)
-    return found if fits else None
+    vectors = reply.arrays.get("own", {}).get("questions") if reply and not reply.error else None
+    fits = isinstance(vectors, np.ndarray) and vectors.ndim == 2 and not value_fault("questions", vectors)
+    return vectors if fits else None
 
 
 def _pair(reply: Reply | None, questions: int, count: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Scores and numbers of a reply, where they are that."""
-    own = reply.arrays.get("own", {}) if reply and not reply.error else {}
-    scores, numbers = own.get("scores"), own.get("numbers")
+    arrays = reply.arrays.get("own", {}) if reply and not reply.error else {}
+    scores, numbers = arrays.get("scores"), arrays.get("numbers")
     if not isinstance(scores, np.ndarray) or not isinstance(numbers, np.ndarray) or scores.shape != numbers.shape:
         return None
     fits = scores.ndim == 2 and len(scores) == questions and 1 <= scores.shape[1] <= count

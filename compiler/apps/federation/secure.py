@@ -22,14 +22,14 @@ class Summed(Strategy):
     """The plain mean of all, or All-But-Me with the mean, which a client works out from the sum by itself.
 
     mix    share of the others that a client takes in; None: what its validation likes best; for the plain mean 1
-    own    clients keep a state of their own (All-But-Me)
+    personal clients keep a state of their own (All-But-Me)
     """
 
     secure = True
 
-    def __init__(self, full: Shapes, own: bool, mix: float | None):
+    def __init__(self, full: Shapes, all_but_me: bool, mix: float | None):
         super().__init__(full)
-        self.own, self.mix = own, mix
+        self.personal, self.mix = all_but_me, mix
         self.mean: State = {}
         self.summed: tuple[int, ...] = ()  # clients of the last sum
 
@@ -37,8 +37,8 @@ class Summed(Strategy):
         super().begin(initial)
         self.mean = dict(initial)
 
-    def payload(self, client: int, number: int, holds: int | None) -> Payload:
-        if not self.own or not self.summed or (holds is None and client not in self.summed):
+    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
+        if not self.personal or not self.summed or (last_round is None and client not in self.summed):
             return Payload({"global": self.mean}, {"secure": True})
         share = "adaptive" if self.mix is None else self.mix
         return Payload(
@@ -69,8 +69,8 @@ class Summed(Strategy):
 
 def masked_request(node: int, client: int, number: int, publics: Mapping[int, str]) -> Message:
     """Ask a client for its state of this round under masks against these clients, by their public keys."""
-    said = json.dumps({str(k): key for k, key in sorted(publics.items())})
-    return Message(node, "masked", number, {}, {"client": client, "publics": said})
+    publics_json = json.dumps({str(k): key for k, key in sorted(publics.items())})
+    return Message(node, "masked", number, {}, {"client": client, "publics": publics_json})
 
 
 def opened_sum(vectors: Sequence[np.ndarray], shapes: Shapes) -> State:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .checkpoint import Checkpoint
-from .client_host import Place
+from .client_host import ClientHost
 from .declaration import Declaration, federation_of
 from .grid import LocalGrid
 from .history import Round
@@ -20,14 +20,14 @@ def simulate(
     model: Path,
     data: Path,
     settings: "Settings",
-    tell: Callable[[Round], None] = lambda round_: None,
+    on_round: Callable[[Round], None] = lambda round_: None,
 ) -> Federation:
     """Run all rounds; killed and called again, it goes on. Reject where it can't be finished."""
-    place = Place(declared, model, data, settings)
-    place.check_base()
+    host = ClientHost(declared, model, data, settings)
+    host.check_base()
     checkpoint = Checkpoint(settings.cache_dir / "federations" / declared.identity, declared.identity)
-    with place.seats(list(range(declared.clients))) as clients:
-        run = federation_of(declared, LocalGrid(clients), checkpoint, tell)
+    with host.seats(list(range(declared.clients))) as clients:
+        run = federation_of(declared, LocalGrid(clients), checkpoint, on_round)
         run.run()
     checkpoint.clear()
     return run

@@ -22,7 +22,7 @@ from ...analysis.planning import shrink
 from ...analysis.planning.shrink import flops_per_token
 from .averaging import FedAvg
 from .budgets import Budget, Load, amount, kind_of, latency, limit, memory, phrase
-from .coverage import Counted, Index, coverage_mean, part_of, sandwich
+from .coverage import CountMode, Index, coverage_mean, part_of, sandwich
 from .state import Shapes, State
 from .strategy import Payload, Sent
 
@@ -41,21 +41,21 @@ class Size:
     """
     params   that the sub-network has
     cuts     "site kind" -> items that go
-    kept     tensor -> for each of its axes the indices that stay, None for all
+    indices  tensor -> for each of its axes the indices that stay, None for all
     """
 
     params: int
     cuts: Mapping[str, tuple[int, ...]]
-    kept: Mapping[str, tuple[tuple[int, ...] | None, ...]]
+    indices: Mapping[str, tuple[tuple[int, ...] | None, ...]]
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> "Size":
         cuts = {str(n): tuple(int(i) for i in items) for n, items in body["cuts"].items()}
-        kept = {
+        remaining = {
             str(n): tuple(None if axis is None else tuple(int(i) for i in axis) for axis in axes)
             for n, axes in body["kept"].items()
         }
-        return Size(int(body["params"]), cuts, kept)
+        return Size(int(body["params"]), cuts, remaining)
 
     def fits(self, full: Shapes) -> bool:
         """Whether it names arrays that are there, and indices in them, ascending."""
@@ -63,23 +63,26 @@ class Size:
             name in full
             and len(axes) == len(full[name])
             and all(
-                axis is None or (axis and list(axis) == sorted(set(axis)) and axis[0] >= 0 and axis[-1] < most)
-                for axis, most in zip(axes, full[name], strict=True)
+                axis is None or (axis and list(axis) == sorted(set(axis)) and axis[0] >= 0 and axis[-1] < extent)
+                for axis, extent in zip(axes, full[name], strict=True)
             )
-            for name, axes in self.kept.items()
+            for name, axes in self.indices.items()
         )
 
     def index(self) -> dict[str, Index]:
         return {
             name: tuple(None if axis is None else np.array(axis, np.int64) for axis in axes)
-            for name, axes in self.kept.items()
+            for name, axes in self.indices.items()
         }
 
     def shapes(self, full: Shapes) -> dict[str, tuple[int, ...]]:
         """Of the sub-network's arrays."""
-        axes: dict[str, tuple[Any, ...]] = {n: self.kept.get(n, (None,) * len(shape)) for n, shape in full.items()}
+        axes: dict[str, tuple[Any, ...]] = {n: self.indices.get(n, (None,) * len(shape)) for n, shape in full.items()}
         return {
-            name: tuple(size if kept is None else len(kept) for size, kept in zip(shape, axes[name], strict=True))
+            name: tuple(
+                size if axis_index is None else len(axis_index)
+                for size, axis_index in zip(shape, axes[name], strict=True)
+            )
             for name, shape in full.items()
         }
 
@@ -103,18 +106,18 @@ class Scale:
         self.program, self.load = program, load
         self.sites = [Site(group, ascending(l1(program, group))) for group in cuttable_groups(program)]
         self._sizes: dict[int, Size] = {STEPS: Size(shrink.params(skeleton_of(program)), {}, {})}
-        self._takes: dict[tuple[str, int], float] = {}
+        self._cost: dict[tuple[str, int], float] = {}
 
     def size(self, step: int) -> Size:
         if step not in self._sizes:
             self._sizes[step] = _narrowed(self.program, self.sites, step)
         return self._sizes[step]
 
-    def takes(self, kind: str, step: int) -> float:
-        """What the size takes of a budget of that kind."""
-        if (kind, step) not in self._takes:
-            self._takes[kind, step] = self._count(kind, self.size(step))
-        return self._takes[kind, step]
+    def share_of(self, kind: str, step: int) -> float:
+        """Share that the size uses of a budget of that kind."""
+        if (kind, step) not in self._cost:
+            self._cost[kind, step] = self._count(kind, self.size(step))
+        return self._cost[kind, step]
 
     def _count(self, kind: str, size: Size) -> float:
         if kind == "params":
@@ -130,16 +133,17 @@ class Scale:
 
     def fit(self, budget: Budget, kind: str) -> Size:
         """The largest size within a budget."""
-        whole = self.takes(kind, STEPS)
-        most = limit(budget, whole)
-        step = bisect_right(range(1, STEPS + 1), most, key=lambda n: self.takes(kind, n))
+        full_cost = self.share_of(kind, STEPS)
+        available = limit(budget, full_cost)
+        step = bisect_right(range(1, STEPS + 1), available, key=lambda n: self.share_of(kind, n))
         if step:
             return self.size(step)
-        least = self.takes(kind, 1)
+        least = self.share_of(kind, 1)
         raise Reject(
             budget_too_small(
-                f"a client's budget is {phrase(kind, most)}, and the smallest sub-network takes {phrase(kind, least)}",
-                help=f"give it at least {amount(kind, least, whole)}",
+                f"a client's budget is {phrase(kind, available)}, "
+                f"and the smallest sub-network takes {phrase(kind, least)}",
+                help=f"give it at least {amount(kind, least, full_cost)}",
                 argument="budgets",
             )
         )
@@ -147,13 +151,13 @@ class Scale:
 
 def skeleton_at_size(program: "Program", size: Size) -> "Skeleton":
     """The program's skeleton when it is that sub-network."""
-    from ...transforms.search.uniform_widths import again
+    from ...transforms.search.uniform_widths import refreshed
 
     skeleton = skeleton_of(program)
     for group in skeleton_of(program).groups:
-        lost = size.cuts.get(f"{group.site} {group.kind}", ())
-        if lost:
-            skeleton = shrink.narrowed(skeleton, again(skeleton, group), group.count - len(lost))
+        removed = size.cuts.get(f"{group.site} {group.kind}", ())
+        if removed:
+            skeleton = shrink.narrowed(skeleton, refreshed(skeleton, group), group.count - len(removed))
     return skeleton
 
 
@@ -166,9 +170,9 @@ def _narrowed(program: "Program", sites: Sequence["Site"], step: int) -> Size:
     groups = [s.group for s in sites]
     small = forecast(skeleton_of(program), groups, Amount(Ratio(step / STEPS, "")), 1)
     left = {(g.site, g.kind): g.count for g in small.groups}
-    gone = [s.size - left.get((s.group.site, s.group.kind), 1) * s.size // s.group.count for s in sites]
-    able, _ = cuttable(program, [(s.group, n) for s, n in zip(sites, gone, strict=True)])
-    return _size(program, [(s.group, s.next(n)) for s, n in zip(sites, gone, strict=True) if n and s.group in able])
+    removed = [s.size - left.get((s.group.site, s.group.kind), 1) * s.size // s.group.count for s in sites]
+    able, _ = cuttable(program, [(s.group, n) for s, n in zip(sites, removed, strict=True)])
+    return _size(program, [(s.group, s.next(n)) for s, n in zip(sites, removed, strict=True) if n and s.group in able])
 
 
 def cuttable_groups(program: "Program") -> list["Group"]:
@@ -180,21 +184,21 @@ def cuttable_groups(program: "Program") -> list["Group"]:
 
 def _size(program: "Program", cuts: Sequence[tuple["Group", Sequence[int]]]) -> Size:
     shapes = {name: tuple(p.shape) for name, p in program.model.named_parameters()}
-    gone: dict[tuple[str, int], set[int]] = {}
+    removed: dict[tuple[str, int], set[int]] = {}
     for group, items in cuts:
         for member in group.members:
-            at = gone.setdefault((member.tensor, member.axis), set())
+            at = removed.setdefault((member.tensor, member.axis), set())
             at |= {i for item in items for i in member.indices(item)}
-    kept: dict[str, list[tuple[int, ...] | None]] = {}
-    for (name, axis), lost in gone.items():
+    axes_of: dict[str, list[tuple[int, ...] | None]] = {}
+    for (name, axis), removed_indices in removed.items():
         if name in shapes:
-            axes = kept.setdefault(name, [None] * len(shapes[name]))
-            axes[axis] = tuple(i for i in range(shapes[name][axis]) if i not in lost)
+            axes = axes_of.setdefault(name, [None] * len(shapes[name]))
+            axes[axis] = tuple(i for i in range(shapes[name][axis]) if i not in removed_indices)
     size = Size(
-        0, {f"{g.site} {g.kind}": tuple(sorted(items)) for g, items in cuts}, {n: tuple(a) for n, a in kept.items()}
+        0, {f"{g.site} {g.kind}": tuple(sorted(items)) for g, items in cuts}, {n: tuple(a) for n, a in axes_of.items()}
     )
     count = sum(int(np.prod(shape)) for shape in size.shapes(shapes).values())
-    return Size(count, size.cuts, size.kept)
+    return Size(count, size.cuts, size.indices)
 
 
 def cut(program: "Program", size: Size) -> None:
@@ -211,8 +215,8 @@ class Coverage(FedAvg):
     """Clients train sub-networks of different size.
 
     options   the sizes that there are
-    own       client -> number of the size that its budget allows; one without holds the whole model
-    counted   among whom what a client changed of an entry counts (coverage.py)
+    size_of_client   client -> number of the size that its budget allows; one without holds the whole model
+    count_mode  among whom what a client changed of an entry counts (coverage.py)
     seed      sizes are drawn anew each round: one client the largest, one the smallest, each of the others any that it
               can afford; None: each trains its own
     """
@@ -221,36 +225,38 @@ class Coverage(FedAvg):
         self,
         full: Shapes,
         options: Sequence[Size],
-        own: Mapping[int, int],
-        counted: Counted = "all",
+        size_of: Mapping[int, int],
+        weighting: CountMode = "all",
         seed: int | None = None,
     ):
         super().__init__(full)
-        self.options, self.own, self.counted, self.seed = tuple(options), dict(own), counted, seed
-        self.now = dict(own)  # client -> number of its size in this round
+        self.options, self.size_of_client, self.count_mode, self.seed = tuple(options), dict(size_of), weighting, seed
+        self.assignment = dict(size_of)  # client -> number of its size in this round
         self._indices = [size.index() for size in self.options]
 
     def prepare(self, number: int, clients: Sequence[int]) -> None:
         if self.seed is not None:
             order = sorted(range(len(self.options)), key=lambda n: -self.options[n].params)
-            most = {k: order.index(self.own[k]) for k in clients if k in self.own}
-            drawn = sandwich(clients, order, [self.seed, number], most)
-            self.now = {k: n for k, n in drawn.items() if k in self.own}
+            largest_index = {k: order.index(self.size_of_client[k]) for k in clients if k in self.size_of_client}
+            assigned = sandwich(clients, order, [self.seed, number], largest_index)
+            self.assignment = {k: n for k, n in assigned.items() if k in self.size_of_client}
 
     def tells_start(self, client: int) -> bool:
-        return client not in self.own or not self.options[self.own[client]].kept
+        return client not in self.size_of_client or not self.options[self.size_of_client[client]].indices
 
-    def payload(self, client: int, number: int, holds: int | None) -> Payload:
-        config = {"size": self.now[client]} if client in self.now else {}
+    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
+        config = {"size": self.assignment[client]} if client in self.assignment else {}
         return Payload({"global": part_of(self.state, self._index(client))}, config)
 
     def _index(self, client: int) -> Mapping[str, Index]:
-        return self._indices[self.now[client]] if client in self.now else {}
+        return self._indices[self.assignment[client]] if client in self.assignment else {}
 
-    def wanted(self, client: int) -> Shapes:
-        return self.options[self.now[client]].shapes(self.full) if client in self.now else self.full
+    def required(self, client: int) -> Shapes:
+        return self.options[self.assignment[client]].shapes(self.full) if client in self.assignment else self.full
 
     def take(self, number: int, sent: Mapping[int, Sent]) -> None:
         parts: dict[int, State] = {k: s.state for k, s in sent.items()}
         indices = {k: self._index(k) for k in sent}
-        self.state = coverage_mean(self.state, parts, indices, {k: s.examples for k, s in sent.items()}, self.counted)
+        self.state = coverage_mean(
+            self.state, parts, indices, {k: s.examples for k, s in sent.items()}, self.count_mode
+        )

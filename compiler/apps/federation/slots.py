@@ -33,7 +33,7 @@ class Slots(ABC):
     full: Shapes
 
     @abstractmethod
-    def drawn(self, seed: int, rank: int | None) -> State:
+    def initial_state(self, seed: int, rank: int | None) -> State:
         """A state to start from: one that changes nothing, where there is such a state."""
 
     @abstractmethod
@@ -42,7 +42,7 @@ class Slots(ABC):
 
     @abstractmethod
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What the model now has of the state, by the names of its arrays."""
+        """Parameters of the model that belong to the state, by the names of its arrays."""
 
     def settle(self) -> None:  # noqa: B027 (most have nothing to do)
         """After training: let parameters be what they stand for."""
@@ -72,23 +72,23 @@ class LowRank(Slots):
             finally:
                 slots._add({})
 
-    def drawn(self, seed: int, rank: int | None) -> State:
+    def initial_state(self, seed: int, rank: int | None) -> State:
         """A as peft draws it (uniform within 1 / sqrt(inputs)), B zero."""
         state = {}
         for path in modules(self.full):
-            most, inputs = self.full[f"{path}.A"]
+            full_rank, inputs = self.full[f"{path}.A"]
             bound = 1 / np.sqrt(inputs)
-            shape = (rank or most, inputs)
+            shape = (rank or full_rank, inputs)
             state[f"{path}.A"] = _draw(seed, path).uniform(-bound, bound, shape).astype(np.float32)
-            state[f"{path}.B"] = np.zeros((self.full[f"{path}.B"][0], rank or most), np.float32)
+            state[f"{path}.B"] = np.zeros((self.full[f"{path}.B"][0], rank or full_rank), np.float32)
         return state
 
     @torch.no_grad()
     def put(self, state: State, added: State) -> None:
         for path, layer in self.layers.items():
-            name, sides = _sides(layer)
+            name, factors = _adapter_matrices(layer)
             layer.scaling[name] = self.alpha / len(state[f"{path}.A"])
-            for side, part in sides.items():
+            for side, part in factors.items():
                 new = torch.from_numpy(state[f"{path}.{side}"]).to(part.get_parameter("weight"), copy=True)
                 part.weight = nn.Parameter(new)
         self._add(added)
@@ -98,18 +98,20 @@ class LowRank(Slots):
             if path in added or path in self.base:
                 weight = tensor_at(layer.get_base_layer(), "weight")
                 before = self.base.setdefault(path, weight.detach().clone())
-                more = torch.from_numpy(added[path]) if path in added else torch.zeros(())
-                turned = more.T if getattr(layer, "fan_in_fan_out", False) and path in added else more
+                delta = torch.from_numpy(added[path]) if path in added else torch.zeros(())
+                turned = delta.T if getattr(layer, "fan_in_fan_out", False) and path in added else delta
                 weight.data = before + turned.to(before)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        found: dict[str, nn.Parameter] = {}
+        result: dict[str, nn.Parameter] = {}
         for path, layer in self.layers.items():
-            found |= {f"{path}.{side}": part.get_parameter("weight") for side, part in _sides(layer)[1].items()}
-        return found
+            result |= {
+                f"{path}.{side}": part.get_parameter("weight") for side, part in _adapter_matrices(layer)[1].items()
+            }
+        return result
 
 
-def _sides(layer: "LoraLayer") -> tuple[str, dict[str, nn.Module]]:
+def _adapter_matrices(layer: "LoraLayer") -> tuple[str, dict[str, nn.Module]]:
     """The name of its only adapter, and what that is made of."""
     (name,) = layer.lora_A
     return name, {"A": layer.lora_A[name], "B": layer.lora_B[name]}
@@ -122,7 +124,7 @@ class Edited(Slots):
         self.model, self.full, self.functions = model, full, functions(model)
         self.start = {name: p.detach().float().cpu().numpy().copy() for name, p in self.parameters().items()}
 
-    def drawn(self, seed: int, rank: int | None) -> State:
+    def initial_state(self, seed: int, rank: int | None) -> State:
         return {name: array.copy() for name, array in self.start.items()}
 
     @torch.no_grad()
@@ -151,8 +153,8 @@ def functions(model: nn.Module) -> dict[str, Intervention]:
 def arrays(path: str, function: Intervention) -> dict[str, nn.Parameter]:
     """The parameters of a function under the names that rotations.py knows: R where rows are orthonormal, else V."""
     project = "R" if FORMS[function.form].orthonormal else "V"
-    found = {f"{path}.{project}": function.project, f"{path}.b": function.bias}
-    return found if function.aim is None else {**found, f"{path}.W": function.aim}
+    result = {f"{path}.{project}": function.project, f"{path}.b": function.bias}
+    return result if function.aim is None else {**result, f"{path}.W": function.aim}
 
 
 class Headed(Slots):
@@ -160,44 +162,44 @@ class Headed(Slots):
 
     def __init__(self, inner: Slots, full: Shapes):
         self.inner, self.model, self.full = inner, inner.model, full
-        self.held = {name: p for name, p in head(inner.model).items() if name in full}
-        self.start = {name: p.detach().float().cpu().numpy().copy() for name, p in self.held.items()}
+        self.trained = {name: p for name, p in head(inner.model).items() if name in full}
+        self.start = {name: p.detach().float().cpu().numpy().copy() for name, p in self.trained.items()}
 
-    def drawn(self, seed: int, rank: int | None) -> State:
-        return {**self.inner.drawn(seed, rank), **{name: array.copy() for name, array in self.start.items()}}
+    def initial_state(self, seed: int, rank: int | None) -> State:
+        return {**self.inner.initial_state(seed, rank), **{name: array.copy() for name, array in self.start.items()}}
 
     @torch.no_grad()
     def put(self, state: State, added: State) -> None:
         self.inner.put(state, added)
-        for name, parameter in self.held.items():
+        for name, parameter in self.trained.items():
             parameter.copy_(torch.from_numpy(state[name]))
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        return {**self.inner.parameters(), **self.held}
+        return {**self.inner.parameters(), **self.trained}
 
     def settle(self) -> None:
         self.inner.settle()
 
 
-class Whole(Slots):
+class AllWeights(Slots):
     """All weights of the model, or those of the names given."""
 
     def __init__(self, model: nn.Module, full: Shapes):
         self.model, self.full = model, full
-        held = dict(model.named_parameters())
-        self.held = {name: held[name] for name in full}
-        self.start = {name: p.detach().float().cpu().numpy().copy() for name, p in self.held.items()}
+        parameters = dict(model.named_parameters())
+        self.trained = {name: parameters[name] for name in full}
+        self.start = {name: p.detach().float().cpu().numpy().copy() for name, p in self.trained.items()}
 
-    def drawn(self, seed: int, rank: int | None) -> State:
+    def initial_state(self, seed: int, rank: int | None) -> State:
         return {name: array.copy() for name, array in self.start.items()}
 
     @torch.no_grad()
     def put(self, state: State, added: State) -> None:
-        for name, parameter in self.held.items():
+        for name, parameter in self.trained.items():
             parameter.copy_(torch.from_numpy(state[name]))
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        return self.held
+        return self.trained
 
 
 class Prompted(nn.Module):
@@ -214,8 +216,8 @@ class Prompted(nn.Module):
     def forward(self, input_ids: Tensor, use_cache: bool = False) -> tuple[Tensor]:
         words = pretrained(self.model).get_input_embeddings()(input_ids)  # [b, t, d]
         front = self.prompt.to(words.dtype).expand(len(words), *self.prompt.shape)
-        made = self.model(inputs_embeds=torch.cat([front, words], 1), **without_cache(self.model))
-        return (made.logits[:, len(self.prompt) :],)
+        output = self.model(inputs_embeds=torch.cat([front, words], 1), **without_cache(self.model))
+        return (output.logits[:, len(self.prompt) :],)
 
 
 class SoftPrompt(Slots):
@@ -226,7 +228,7 @@ class SoftPrompt(Slots):
         self.words = pretrained(model).get_input_embeddings().get_parameter("weight")
         self.model: Prompted = Prompted(model, torch.zeros(full["prompt"], device=self.words.device))
 
-    def drawn(self, seed: int, rank: int | None) -> State:
+    def initial_state(self, seed: int, rank: int | None) -> State:
         """Embeddings of tokens drawn by the seed."""
         ids = _draw(seed, "prompt").integers(len(self.words), size=self.full["prompt"][0])
         return {"prompt": self.words.detach()[torch.from_numpy(ids)].float().cpu().numpy()}

@@ -1,4 +1,4 @@
-"""What clients send: arrays by name, and their weighted mean.
+"""State of a client: arrays by name, and their weighted mean.
 
 All of these functions work in float64 and give back the type that they were given. Clients are added in the order
 of their numbers, so that the order in which replies came in changes no bit of a result.
@@ -26,22 +26,22 @@ def size_of(state: State) -> int:
 
 
 def numbers(state: State | Shapes) -> int:
-    """How many numbers a state has."""
+    """Number of values in a state."""
     return sum(prod(value if isinstance(value, tuple) else value.shape) for value in state.values())
 
 
-def fault_of(state: State, wanted: Shapes) -> str:
+def fault_of(state: State, expected: Shapes) -> str:
     """Why a state can't be used, as a sentence; "" where it can."""
-    if missing := sorted(wanted.keys() - state.keys()):
+    if missing := sorted(expected.keys() - state.keys()):
         return f"`{missing[0]}` is missing"
-    if surplus := sorted(state.keys() - wanted.keys()):
+    if surplus := sorted(state.keys() - expected.keys()):
         return f"`{surplus[0]}` was not asked for"
-    for name in sorted(wanted):
+    for name in sorted(expected):
         array = state[name]
-        if array.shape != tuple(wanted[name]):
-            return f"`{name}` is {array.shape}, not {tuple(wanted[name])}"
-        if why := value_fault(name, array):
-            return why
+        if array.shape != tuple(expected[name]):
+            return f"`{name}` is {array.shape}, not {tuple(expected[name])}"
+        if reason := value_fault(name, array):
+            return reason
     return ""
 
 

@@ -1,4 +1,4 @@
-"""What the server of a method keeps, sends each client, and makes of what comes back."""
+"""Strategy of a method: server state, payload for each client, and aggregation."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ class Payload:
 
 @dataclass(frozen=True)
 class Sent:
-    """What a client sent in a round: the state that it trained and how many examples it has."""
+    """Result of a client in a round: the state that it trained and how many examples it has."""
 
     state: State
     examples: float
@@ -49,14 +49,15 @@ class Strategy(ABC):
         """A round with these clients begins."""
 
     @abstractmethod
-    def payload(self, client: int, number: int, holds: int | None) -> Payload:
-        """What a client gets in a round. `holds` is the last round whose state it has in memory, None for none."""
+    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
+        """Payload for a client in a round. `last_round` is the last round whose state it has in memory, None for
+        none."""
 
     def tells_start(self, client: int) -> bool:
         """Whether a client can tell the state that all start from."""
         return True
 
-    def wanted(self, client: int) -> Shapes:
+    def required(self, client: int) -> Shapes:
         """The arrays that a client has to send."""
         return self.full
 

@@ -28,7 +28,7 @@ class Stream(Language):
         self.parts = tuple(parts)
         self.tasks, self.anchors = len(self.parts), local.anchor > 0
         self.examples = max(len(rows) for rows, _ in self.parts)  # it has data, if not of the first task
-        self.told: tuple[float, ...] = ()
+        self.losses: tuple[float, ...] = ()
 
     def begin(self, number: int, rounds: int) -> None:
         self.task = task_of(number, rounds, self.tasks)
@@ -37,19 +37,19 @@ class Stream(Language):
 
     def judged(self, state: State, added: State) -> tuple[float, float]:
         """Of the tasks that it has met so far, each weighing the same; `told` has them one by one."""
-        found = []
-        for _, held in self.parts[: self.task + 1]:
-            self.held_out = held
-            found.append(super().judged(state, added))
-        self.told = tuple(loss for loss, _ in found)
-        known = [pair for pair in found if not math.isnan(pair[0])]
+        task_results = []
+        for _, validation in self.parts[: self.task + 1]:
+            self.held_out = validation
+            task_results.append(super().judged(state, added))
+        self.losses = tuple(loss for loss, _ in task_results)
+        known = [pair for pair in task_results if not math.isnan(pair[0])]
         if not known:
             return math.nan, math.nan
         loss, right = (math.fsum(values) / len(known) for values in zip(*known, strict=True))
         return loss, right
 
     def by_task(self) -> tuple[float, ...]:
-        return self.told
+        return self.losses
 
 
 def forgotten(rounds: Sequence[Round]) -> list[float]:
@@ -58,14 +58,14 @@ def forgotten(rounds: Sequence[Round]) -> list[float]:
 
     Source: backward transfer with its sign turned, Lopez-Paz and Ranzato 2017 (arXiv 1706.08840).
     """
-    last = rounds[-1].turns
-    tasks = max((len(turn.by_task) for turn in last.values()), default=0)
-    made = []
+    last = rounds[-1].updates
+    tasks = max((len(result_of.by_task) for result_of in last.values()), default=0)
+    result = []
     for task in range(tasks - 1):
-        own = [r for r in rounds if max((len(t.by_task) for t in r.turns.values()), default=0) == task + 1]
-        then = own[-1].turns if own else {}
-        both = [(last[c].by_task, then[c].by_task) for c in last if c in then]
+        task_rounds = [r for r in rounds if max((len(t.by_task) for t in r.updates.values()), default=0) == task + 1]
+        results_then = task_rounds[-1].updates if task_rounds else {}
+        both = [(last[c].by_task, results_then[c].by_task) for c in last if c in results_then]
         worse = [a[task] - b[task] for a, b in both if len(a) > task < len(b)]
         worse = [value for value in worse if not np.isnan(value)]
-        made.append(math.fsum(worse) / len(worse) if worse else math.nan)
-    return made
+        result.append(math.fsum(worse) / len(worse) if worse else math.nan)
+    return result

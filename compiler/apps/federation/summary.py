@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ...core.quantity import counted, size
+from ...core.quantity import count_text, size
 from .app import division, sentence
 from .declaration import Declaration, strategy_of
 from .history import Round
@@ -14,7 +14,7 @@ from .table import HEAD, line
 
 @dataclass(frozen=True)
 class Drawing:
-    """What `effc inspect` shows of a Flower App, and of how it went where its result lies beside it."""
+    """Picture of a Flower App for `effc inspect`, with its history where its result lies beside it."""
 
     declared: Declaration
     rounds: tuple[Round, ...] = ()
@@ -22,9 +22,9 @@ class Drawing:
     def rows(self) -> list[dict[str, Any]]:
         """For every client what it trains, and the bytes of its arrays in a round; the first round may send more."""
         declared, strategy = self.declared, strategy_of(self.declared)
-        made = []
+        result = []
         for client in range(declared.clients):
-            up = 4 * numbers(strategy.wanted(client))  # 0 of a search: it depends on how much is asked
+            up = 4 * numbers(strategy.required(client))  # 0 of a search: it depends on how much is asked
             rank = declared.ranks[client] if declared.ranks else None
             budget = declared.sizes[declared.size_of[client]].params if declared.sizes else None
             row: dict[str, Any] = {
@@ -35,8 +35,8 @@ class Drawing:
                 "params": budget,
             }
             row["budget"] = declared.budgets[client] if declared.budgets else None
-            made.append(row)
-        return made
+            result.append(row)
+        return result
 
     def draw(self) -> str:
         declared = self.declared
@@ -54,15 +54,22 @@ class Drawing:
             head.append(f"{declared.protects} are hidden: clip {declared.clip:g}, noise {declared.noise:g}")
         lines = [f"{'client':>6}  {'up':>10}  {'down':>10}  holds"]
         for row in self.rows():
-            holds = f"rank {row['rank']}" if row["rank"] else "all"
+            part_text = f"rank {row['rank']}" if row["rank"] else "all"
             if row["params"]:
-                holds = f"{row['params']:,} parameters"
+                part_text = f"{row['params']:,} parameters"
             if row["budget"]:
-                holds += f", {'at most' if declared.allocation == 'sandwich' else 'budget'} {_budget(declared, row)}"
+                part_text += (
+                    f", {'at most' if declared.allocation == 'sandwich' else 'budget'} {_budget(declared, row)}"
+                )
             down = size(row["down"]) if row["down"] is not None else "grows"
-            lines.append(f"{row['client']:>6}  {size(row['up']):>10}  {down:>10}  {holds}")
+            lines.append(f"{row['client']:>6}  {size(row['up']):>10}  {down:>10}  {part_text}")
         if self.rounds:
-            lines += ["", f"ran {counted(len(self.rounds), 'round')}, the last of them:", HEAD, line(self.rounds[-1])]
+            lines += [
+                "",
+                f"ran {count_text(len(self.rounds), 'round')}, the last of them:",
+                HEAD,
+                line(self.rounds[-1]),
+            ]
             lines += [privacy(self.rounds, declared)] if declared.clip else []
         return "\n".join([*head, "", *lines])
 
@@ -86,6 +93,6 @@ def _down(declared: Declaration, up: int) -> int | None:
         return 0
     if declared.strategy == "stack":
         ranks = declared.ranks or (1,) * declared.clients
-        own = up // ranks[0]
-        return own * sum(ranks) if declared.share >= 1 else None
+        per_rank = up // ranks[0]
+        return per_rank * sum(ranks) if declared.share >= 1 else None
     return up

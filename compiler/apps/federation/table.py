@@ -3,24 +3,24 @@
 import math
 
 from ...core.quantity import size
-from .history import Round, Turn
+from .history import ClientUpdate, Round
 
 HEAD = f"{'round':>5}  {'clients':>7}  {'loss':>7}  {'worst':>7}  {'up':>9}  {'down':>9}  {'seconds':>7}  by client"
 
 
 def line(round_: Round) -> str:
     """Numbers of a round; accuracy or loss of every client, `-` for one that was left out."""
-    known = sorted(set(round_.turns) | {c for c in round_.faults if c >= 0})
-    clients = " ".join(_of(round_.turns[c]) if c in round_.turns else "-" for c in known)
+    known = sorted(set(round_.updates) | {c for c in round_.faults if c >= 0})
+    clients = " ".join(_of(round_.updates[c]) if c in round_.updates else "-" for c in known)
     return (
-        f"{round_.number:>5}  {len(round_.turns):>7}  {_loss(round_.loss):>7}  {_loss(round_.worst):>7}  "
+        f"{round_.number:>5}  {len(round_.updates):>7}  {_loss(round_.loss):>7}  {_loss(round_.worst):>7}  "
         f"{size(round_.bytes_up):>9}  {size(round_.bytes_down):>9}  {round_.seconds:>7.1f}  {clients}"
     )
 
 
-def _of(turn: Turn) -> str:
+def _of(result: ClientUpdate) -> str:
     """A client's accuracy where its rows have classes, else its loss."""
-    return _loss(turn.loss) if math.isnan(turn.accuracy) else f"{turn.accuracy:.1%}"
+    return _loss(result.loss) if math.isnan(result.accuracy) else f"{result.accuracy:.1%}"
 
 
 def _loss(value: float) -> str:

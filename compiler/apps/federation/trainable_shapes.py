@@ -1,4 +1,4 @@
-"""Which arrays a federation trains in a program, by their shapes."""
+"""Arrays that a federation trains in a program, by their shapes."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -34,8 +34,8 @@ def shapes_of(
     if trains == "full":
         return {name: tuple(p.shape) for name, p in program.model.named_parameters()}
     if trains == "reft":
-        found = _functions(program)
-        return {name: tuple(p.shape) for path, f in found.items() for name, p in arrays(path, f).items()}
+        interventions_of = _functions(program)
+        return {name: tuple(p.shape) for path, f in interventions_of.items() for name, p in arrays(path, f).items()}
     parts = {part.path: part for part in skeleton_of(program).parts}
     full: dict[str, tuple[int, ...]] = {}
     for path in adaptable(program, on, "trains: full"):
@@ -63,15 +63,15 @@ def _functions(program: "Program") -> "dict[str, Intervention]":
     """Its interventions. Raises Reject (unfit-strategy) where it has none."""
     from .slots import functions
 
-    found = functions(program.model)
-    if not found:
+    result = functions(program.model)
+    if not result:
         raise Reject(
             unfit_strategy(
                 f"`trains: reft`, and {type(program.model).__name__} has no interventions",
                 help="put `reft.insert()` into the pipeline",
             )
         )
-    return found
+    return result
 
 
 def check_forms(program: "Program", personal: bool, way: str) -> None:
@@ -97,13 +97,13 @@ def check_prompts(program: "Program", ctx: "Context", refs: "Sequence[DataRef]")
     """Reject interventions at more positions than any prompt of the data has."""
     from ...ir.layers.reft import interventions
 
-    wanted = max((module.first + module.last for _, module in interventions(program.model)), default=0)
+    n_positions = max((module.first + module.last for _, module in interventions(program.model)), default=0)
     for ref in refs:
         lengths = ctx.prompts(ref)
-        if lengths is not None and len(lengths) and int(lengths.max()) < wanted:
+        if lengths is not None and len(lengths) and int(lengths.max()) < n_positions:
             raise Reject(
                 unfit_strategy(
-                    f"interventions edit {wanted} positions, and the longest prompt of `{ref.name}` has "
+                    f"interventions edit {n_positions} positions, and the longest prompt of `{ref.name}` has "
                     f"{int(lengths.max())} tokens",
                     help="insert interventions of fewer `positions`",
                     argument="data",
@@ -126,15 +126,16 @@ def check_positions(tokens: int, length: int, positions: int | None) -> None:
         )
 
 
-def check_whole(program: "Program", sizes: "Sequence[Size]") -> None:
+def check_largest_size(program: "Program", sizes: "Sequence[Size]") -> None:
     """Reject sizes of which none is the whole model: one client tells the others the weights to start from."""
     from ...analysis.planning.shrink import params
 
-    whole, largest = params(skeleton_of(program)), max((size.params for size in sizes), default=0)
-    if sizes and largest < whole:
+    full_size, largest = params(skeleton_of(program)), max((size.params for size in sizes), default=0)
+    if sizes and largest < full_size:
         raise Reject(
             unfit_strategy(
-                f"the largest budget holds {largest:,} of {whole:,} parameters, and one client tells the others the "
+                f"the largest budget holds {largest:,} of {full_size:,} parameters, "
+                "and one client tells the others the "
                 "weights to start from",
                 help="give one of them `100%`",
                 argument="budgets",

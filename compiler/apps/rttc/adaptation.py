@@ -53,7 +53,7 @@ class Regime:
     kind: str = "lora"
 
 
-def kept(scores: Sequence[float]) -> list[int]:
+def above_threshold(scores: Sequence[float]) -> list[int]:
     """Numbers of the scores above min(mean, median); all where none is."""
     if not scores:
         return []
@@ -83,11 +83,11 @@ class Adaptable:
         self.model, self.regime, self._tokenizer, self._prompt = model, regime, tokenizer, prompt
         self.on = on
         self._adapters = attached(regime.kind, model, on, regime.rank, regime.alpha, regime.seed)
-        self._own = self._adapters.parameters()
-        held = {id(p) for p in self._own.values()}
+        self._parameters = self._adapters.parameters()
+        adapter_ids = {id(p) for p in self._parameters.values()}
         self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in held)
+            parameter.requires_grad_(id(parameter) in adapter_ids)
         self._initial = self.state()
         self.shape = digest([asdict(regime), on])
         self.off()
@@ -100,20 +100,20 @@ class Adaptable:
 
     def checksum(self) -> str:
         """sha256 over all of the model but the adapters."""
-        held, total = {id(p) for p in self._own.values()}, hashlib.sha256()
+        adapter_ids, total = {id(p) for p in self._parameters.values()}, hashlib.sha256()
         for name, tensor in sorted([*self.model.named_parameters(), *self.model.named_buffers()], key=lambda p: p[0]):
-            if id(tensor) not in held:
+            if id(tensor) not in adapter_ids:
                 total.update(name.encode())
                 total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return total.hexdigest()
 
     def state(self) -> State:
-        return {name: p.detach().clone() for name, p in self._own.items()}
+        return {name: p.detach().clone() for name, p in self._parameters.items()}
 
     def put(self, state: State) -> None:
         """Answer with these adapters from now on."""
         with torch.no_grad():
-            for name, parameter in self._own.items():
+            for name, parameter in self._parameters.items():
                 parameter.copy_(state[name])
         self._switch(on=True)
 
@@ -128,9 +128,9 @@ class Adaptable:
         if all(state is None for state in states):
             yield
             return
-        blank = {name: torch.zeros_like(p) for name, p in self._own.items()}
-        held = [blank if state is None else state for state in states]
-        with self._adapters.rows({name: torch.stack([state[name] for state in held]) for name in blank}):
+        blank = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
+        row_states = [blank if state is None else state for state in states]
+        with self._adapters.rows({name: torch.stack([state[name] for state in row_states]) for name in blank}):
             yield
 
     def _switch(self, on: bool) -> None:
@@ -141,25 +141,25 @@ class Adaptable:
     ) -> Trained:
         """Set the adapters back, then train them on the samples; they stay on. No step is begun once `stopped`."""
         regime, scores = self.regime, list(scores) or [1.0] * len(samples)
-        chosen = kept(scores) if regime.reduce else list(range(len(samples)))
+        chosen = above_threshold(scores) if regime.reduce else list(range(len(samples)))
         if not chosen:
             raise Reject(nothing_to_train("there is no sample to train on"))
         rows = [self._row(samples[i]) for i in chosen]
         mean = sum(scores[i] for i in chosen) / len(chosen)
         weights = [scores[i] / mean if regime.weigh and mean > 0 else 1.0 for i in chosen]
         self.put(self._initial)
-        for parameter in self._own.values():  # the switch of the adapters froze them
+        for parameter in self._parameters.values():  # the switch of the adapters froze them
             parameter.requires_grad_(True)
-        optimizer = torch.optim.AdamW(self._own.values(), lr=regime.lr, weight_decay=0.0)
-        found: list[float] = []
+        optimizer = torch.optim.AdamW(self._parameters.values(), lr=regime.lr, weight_decay=0.0)
+        step_losses: list[float] = []
         until = time.monotonic() + regime.seconds
         for _ in range(regime.epochs):
             for start in range(0, len(rows), regime.batch):
                 if time.monotonic() > until or stopped():
-                    return Trained(tuple(found), stopped=True)
+                    return Trained(tuple(step_losses), stopped=True)
                 part = slice(start, start + regime.batch)
-                found.append(self._step(optimizer, rows[part], weights[part]))
-        return Trained(tuple(found), stopped=False)
+                step_losses.append(self._step(optimizer, rows[part], weights[part]))
+        return Trained(tuple(step_losses), stopped=False)
 
     def _step(
         self, optimizer: torch.optim.Optimizer, rows: Sequence[tuple[list[int], int]], weights: Sequence[float]
@@ -173,13 +173,13 @@ class Adaptable:
             targets = row[0, begin:].to(values.device)
             gradient = torch.empty_like(values)
             for part in positions(values):  # float32 copies of all logits never exist
-                ours = values.detach()[part].float().requires_grad_()
-                loss = losses(ours, targets[part]).sum()
-                (slope,) = torch.autograd.grad(loss, ours)
+                chunk = values.detach()[part].float().requires_grad_()
+                loss = losses(chunk, targets[part]).sum()
+                (slope,) = torch.autograd.grad(loss, chunk)
                 gradient[part] = (slope * (weight / count)).to(gradient.dtype)
                 total += float(loss.detach())
             values.backward(gradient)
-        nn.utils.clip_grad_norm_(self._own.values(), self.regime.clip)
+        nn.utils.clip_grad_norm_(self._parameters.values(), self.regime.clip)
         optimizer.step()
         return total / count
 
@@ -187,8 +187,8 @@ class Adaptable:
         """Token ids of a sample with an end, and where what is learned begins: at 1 at least, nothing predicts 0."""
         end = self._tokenizer.eos_token_id
         head = self._prompt(sample.question) if sample.question else []
-        said = self._tokenizer(sample.answer, add_special_tokens=not head)["input_ids"]
-        ids = [*head, *said, *([] if end is None else [end])]
+        answer_ids = self._tokenizer(sample.answer, add_special_tokens=not head)["input_ids"]
+        ids = [*head, *answer_ids, *([] if end is None else [end])]
         ids = ids[: self.regime.length]
         begin = len(head) if self.regime.answers and head and len(head) < len(ids) else 1
         if len(ids) < 2:

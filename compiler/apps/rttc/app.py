@@ -21,15 +21,15 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ...artifacts.manifest import hash_files
 from ...artifacts.reft import base_hash
 from ...core.cache import digest
-from ...core.safe_read import CONFIG, MISFIT, read_json
+from ...core.safe_read import CONFIG, MALFORMED, read_json
 from .adaptation import Adaptable, Regime
 from .app_folder import NAME
-from .attachment import KINDS, places_of
+from .attachment import KINDS, attachment_paths
 from .caching import EVICTIONS, Eviction, StateCache
-from .embedder import Embedder, Pooled, folder_embedder, own_embedder
+from .embedder import Embedder, Pooled, folder_embedder, model_embedder
 from .guided import Guided, identity_of
 from .knowledge import check_embedder, open_base
-from .native_generator import APART, Voice, apart, no_place, open_voice
+from .native_generator import MAX_ERROR, Voice, no_place, open_voice, relative_error
 from .policy import Policy, read_policy
 from .prompts import Prompts
 from .retrieval import Local, Remote, Retriever
@@ -106,29 +106,29 @@ def read_app(folder: Path) -> App:
         if not all(fits):
             raise ValueError("a field has another form, or is out of its range")
         return app
-    except (OSError, *MISFIT) as error:
+    except (OSError, *MALFORMED) as error:
         raise Reject(broken_app(f"{folder / NAME} can't be read: {error}", help="emit the folder again")) from error
 
 
-def engine_of(folder: Path, model: Any, tokenizer: Any, app: App, asked: str) -> tuple[str, str]:
-    """What generates for a folder that holds the model for the engine, and why that is not all; "" where it is all.
+def engine_of(folder: Path, model: Any, tokenizer: Any, app: App, probe_question: str) -> tuple[str, str]:
+    """Engine that generates for a folder, and why it can't do all; "" where it can.
 
-    asked   a question to compare the engine's and PyTorch's adapted logits on
+    probe_question   a question to compare the engine's and PyTorch's adapted logits on
     """
     if not app.adapters:
         return "native", ""
     prompts = prompts_of(model, tokenizer)
-    adaptable = Adaptable(model, tokenizer, places_of(model, app.regime.kind), app.regime, prompts.question)
+    adaptable = Adaptable(model, tokenizer, attachment_paths(model, app.regime.kind), app.regime, prompts.question)
     try:
-        ids = prompts.question(asked)[: prompts.context]  # a sample may be a whole page
-        off = apart(open_voice(folder / NATIVE, adaptable), adaptable, ids)
-    except Reject as refused:
-        if refused.diagnostics[0].fault != no_place:
+        ids = prompts.question(probe_question)[: prompts.context]  # a sample may be a whole page
+        off = relative_error(open_voice(folder / NATIVE, adaptable), adaptable, ids)
+    except Reject as rejection:
+        if rejection.diagnostics[0].fault != no_place:
             raise
-        return "native", refused.diagnostics[0].message
+        return "native", rejection.diagnostics[0].message
     finally:
         adaptable.close()
-    if not off <= APART:
+    if not off <= MAX_ERROR:
         return "native", f"the engine's adapted logits are off by {off:.2f} of root mean squares"
     return "adapted", ""
 
@@ -136,7 +136,7 @@ def engine_of(folder: Path, model: Any, tokenizer: Any, app: App, asked: str) ->
 def embedder_of(app: App, folder: Path, model: Any, tokenizer: Any, cache_dir: Path) -> Embedder:
     if app.embed == "folder":
         return folder_embedder(folder / EMBEDDER, cache_dir)
-    return own_embedder(model, tokenizer, base_hash(model))
+    return model_embedder(model, tokenizer, base_hash(model))
 
 
 def reward_of(app: App, folder: Path, model: Any, prompts: Prompts, embedder: Embedder) -> Reward:
@@ -149,8 +149,8 @@ def reward_of(app: App, folder: Path, model: Any, prompts: Prompts, embedder: Em
 
 def scorer_of(folder: Path, embedder: Embedder) -> Reward:
     """A head over the embedder's vectors, or adapters on the embedder."""
-    told = read_json(folder / REWARD / SCORER, CONFIG) if (folder / REWARD / SCORER).is_file() else {}
-    if isinstance(told, dict) and "kind" in told:
+    scorer_facts = read_json(folder / REWARD / SCORER, CONFIG) if (folder / REWARD / SCORER).is_file() else {}
+    if isinstance(scorer_facts, dict) and "kind" in scorer_facts:
         assert isinstance(embedder, Pooled), "an encoder in a folder is one"
         return open_tuned(folder / REWARD, embedder)
     return open_scorer(folder / REWARD, embedder)
@@ -178,8 +178,8 @@ def client_of(
         retriever, version = server, server.url
     adaptable = None
     if app.adapters:
-        places = places_of(model, app.regime.kind)
-        adaptable = Adaptable(model, tokenizer, places, app.regime, prompts.question)
+        sites = attachment_paths(model, app.regime.kind)
+        adaptable = Adaptable(model, tokenizer, sites, app.regime, prompts.question)
     voice = voice_of(app, folder, adaptable)
     reward = reward_of(app, folder, voice.bare if voice else model, prompts, embedder)
     parts = digest([hash_files(folder), app.to_json()])

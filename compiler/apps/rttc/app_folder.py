@@ -1,9 +1,9 @@
-"""Which folders are of the target `rttc`: asked of every folder before anything of theirs is imported."""
+"""Detection of folders of the target `rttc`, for every folder before anything of theirs is imported."""
 
 from pathlib import Path
 
 NAME = "app.json"
 
 
-def is_app(place: str) -> bool:
-    return (Path(place) / NAME).is_file()
+def is_app(path: str) -> bool:
+    return (Path(path) / NAME).is_file()

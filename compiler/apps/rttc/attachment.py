@@ -1,4 +1,4 @@
-"""What is trained at test time: tensors that hang on a frozen model, and are in use only while they are switched on."""
+"""Tensors that are trained at test time: attached to a frozen model, and in use only while they are switched on."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -103,12 +103,12 @@ class Residual:
                 return None
             hidden: Tensor = output[0] if isinstance(output, tuple) else output  # [b, t, d]
             if self._stacked is None:
-                made = edit(hidden.flatten(0, -2)).view_as(hidden)
+                edited = edit(hidden.flatten(0, -2)).view_as(hidden)
             else:
                 project, aim, bias = (self._stacked[f"{path}.{name}"] for name in ("project", "aim", "bias"))
                 h = hidden.to(project.dtype)
-                made = (h + torch.baddbmm(bias[:, None], h, aim.mT) @ project).to(hidden.dtype)
-            return (made, *output[1:]) if isinstance(output, tuple) else made
+                edited = (h + torch.baddbmm(bias[:, None], h, aim.mT) @ project).to(hidden.dtype)
+            return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
         return hook
 
@@ -118,12 +118,12 @@ def attached(kind: str, model: nn.Module, on: tuple[str, ...], rank: int, alpha:
     return Residual(model, on, rank, seed) if kind == "reft" else LowRank(model, on, rank, alpha, seed)
 
 
-def places_of(model: nn.Module, kind: str = "lora") -> tuple[str, ...]:
-    """Where an attachment sits: behind every layer (ReFT); on the q, v, up and down projections where the layers have
-    such, else on all linear modules (LoRA)."""
+def attachment_paths(model: nn.Module, kind: str = "lora") -> tuple[str, ...]:
+    """Modules that an attachment is put on: behind every layer (ReFT); on the q, v, up and down projections where the
+    layers have such, else on all linear modules (LoRA)."""
     program = capture(model.eval())
     if kind == "reft":
         return tuple(skeleton_of(program).units)
-    found = adaptable(program, None)
-    named = tuple(p for p in found if p.rpartition(".")[2] in _PROJECTIONS)
-    return named or found
+    modules = adaptable(program, None)
+    named = tuple(p for p in modules if p.rpartition(".")[2] in _PROJECTIONS)
+    return named or modules

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ...models.rows.forward import evaluating
 from .adaptation import Adaptable, State
-from .generation import Growth, Settings, ends_of, generate_rows, padded
+from .generation import Growth, Settings, eos_ids_of, generate_rows, padded
 from .prompts import Prompts
 
 ROWS = 8  # of a batch: a step of so many of 135M parameters took no longer than one row's, with weights read once
-_APART = 1e-3  # of root mean squares, between a row's logits in a batch and alone: rounding of float32 is 1e-6
+_MAX_DIFFERENCE = 1e-3  # of root mean squares, between a row's logits in a batch and alone: rounding of float32 is 1e-6
 
 
 @dataclass(eq=False)
@@ -33,7 +33,7 @@ class _Row:
     settings: Settings
     growth: Growth
     state: State | None
-    ended: bool = False
+    finished: bool = False
     error: BaseException | None = None
 
 
@@ -49,7 +49,7 @@ class Batcher:
         self.largest = 0
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Within it nobody else computes on the model."""
         with self._changed:
             self._changed.wait_for(lambda: not self._busy)
@@ -59,11 +59,11 @@ class Batcher:
         finally:
             self._leave()
 
-    def say(
+    def answer(
         self, ids: list[int], settings: Settings, stopped: Callable[[], bool], state: State | None = None
     ) -> tuple[str, int, str]:
         """An answer under the adapters of `state`, or of the bare model; as `Growth.outcome` tells it."""
-        growth = Growth(self._prompts, ids, settings, ends_of(self._model, self._prompts), stopped)
+        growth = Growth(self._prompts, ids, settings, eos_ids_of(self._model, self._prompts), stopped)
         row = _Row(ids, settings, growth, state)
         with self._changed:
             self._waiting.append(row)
@@ -83,10 +83,10 @@ class Batcher:
     def _enter(self, row: _Row) -> bool:
         """Wait for the model, True, or until another thread has answered the row, False."""
         with self._changed:
-            self._changed.wait_for(lambda: row.ended or not self._busy)
-            if not row.ended:
+            self._changed.wait_for(lambda: row.finished or not self._busy)
+            if not row.finished:
                 self._busy = True
-            return not row.ended
+            return not row.finished
 
     def _leave(self) -> None:
         with self._changed:
@@ -94,16 +94,16 @@ class Batcher:
             self._changed.notify_all()
 
     def _batch(self) -> list[_Row]:
-        """Those that waited longest, as many as one batch takes within the model's context."""
+        """Rows that have waited longest, as many as one batch takes within the model's context."""
         with self._changed:
-            found: list[_Row] = []
+            batch: list[_Row] = []
             for row in self._waiting[:ROWS]:
-                longest = max(len(one.ids) for one in (*found, row))
-                if found and longest + max(one.growth.most for one in (*found, row)) > self._prompts.context:
+                longest = max(len(one.ids) for one in (*batch, row))
+                if batch and longest + max(one.growth.max_tokens for one in (*batch, row)) > self._prompts.context:
                     break
-                found.append(row)
-            del self._waiting[: len(found)]
-            return found
+                batch.append(row)
+            del self._waiting[: len(batch)]
+            return batch
 
     def _answer(self, batch: list[_Row]) -> None:
         try:
@@ -113,10 +113,10 @@ class Batcher:
                 self._grow(part)
         except BaseException as error:
             for row in batch:
-                row.error = None if row.ended else error
+                row.error = None if row.finished else error
         finally:
             for row in batch:
-                self._tell(row)
+                self._notify(row)
 
     def _grow(self, part: Sequence[_Row]) -> None:
         self.largest = max(self.largest, len(part))
@@ -126,19 +126,20 @@ class Batcher:
                 [row.ids for row in part],
                 [row.growth for row in part],
                 [row.settings.chooser() for row in part],
-                ends_of(self._model, self._prompts),
-                lambda number: self._tell_early(part[number], part),
+                eos_ids_of(self._model, self._prompts),
+                lambda number: self._notify_early(part[number], part),
             )
 
-    def _tell_early(self, row: _Row, part: Sequence[_Row]) -> None:
-        """Where others go on; the last is told when the model is as it was, without adapters."""
-        if any(other is not row and not other.ended for other in part):
-            self._tell(row)
+    def _notify_early(self, row: _Row, part: Sequence[_Row]) -> None:
+        """Notify rows whose batch continues without them; the last one when the model is as it was, without
+        adapters."""
+        if any(other is not row and not other.finished for other in part):
+            self._notify(row)
 
-    def _tell(self, row: _Row) -> None:
+    def _notify(self, row: _Row) -> None:
         """Nobody waits for the other rows of its batch."""
         with self._changed:
-            row.ended = True
+            row.finished = True
             self._changed.notify_all()
 
 
@@ -158,12 +159,12 @@ def agree(model: Any, adaptable: Adaptable | None) -> bool:
     rows = [torch.randint(width, (length,), generator=draw).tolist() for length in (3, 8)]
     states = [None if adaptable is None else _random(adaptable, draw) for _ in rows]
     try:
-        alone = [_two(model, adaptable, [row], [state]) for row, state in zip(rows, states, strict=True)]
-        found = _two(model, adaptable, rows, states)
+        single_rows = [_two(model, adaptable, [row], [state]) for row, state in zip(rows, states, strict=True)]
+        batched = _two(model, adaptable, rows, states)
     except (RuntimeError, ValueError, TypeError, IndexError):
         return False
-    wanted = torch.cat(alone, dim=1)
-    return bool((found - wanted).square().mean().sqrt() <= _APART * wanted.square().mean().sqrt())
+    expected = torch.cat(single_rows, dim=1)
+    return bool((batched - expected).square().mean().sqrt() <= _MAX_DIFFERENCE * expected.square().mean().sqrt())
 
 
 def _random(adaptable: Adaptable, draw: torch.Generator) -> State:
@@ -173,9 +174,9 @@ def _random(adaptable: Adaptable, draw: torch.Generator) -> State:
 def _two(model: Any, adaptable: Adaptable | None, rows: Sequence[list[int]], states: Sequence[State | None]) -> Tensor:
     """Logits [2, rows, vocabulary] of the first two tokens of answers."""
     ids, mask = padded(rows, 0)
-    asked = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+    options = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
     with evaluating(model), _under(adaptable, states):
-        made = model.generate(
-            input_ids=ids, attention_mask=mask, output_logits=True, return_dict_in_generate=True, **asked
+        generated = model.generate(
+            input_ids=ids, attention_mask=mask, output_logits=True, return_dict_in_generate=True, **options
         )
-    return torch.stack(made.logits)
+    return torch.stack(generated.logits)

@@ -1,4 +1,4 @@
-"""What earlier queries left: lists of samples and adapted states, found again by the nearness of a query.
+"""Caches of earlier queries: lists of samples and adapted states, looked up by similarity of the query.
 
 A folder of `index.json` and one safetensors file an entry. Everything in it was made by one base model, embedder,
 knowledge base and shape of adapter; where one of them is another now, the folder is emptied. What can't be written
@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Reject
-from ...core.cache import write_whole
-from ...core.safe_read import MANIFEST, MISFIT, check_regular, read_json
+from ...core.cache import write_atomic
+from ...core.safe_read import MALFORMED, MANIFEST, check_regular, read_json
 
 FORMAT, _INDEX = 1, "index.json"
 Eviction = Literal["lfu", "lru"]
@@ -56,10 +56,10 @@ class StateCache:
     def __init__(
         self, identity: str, threshold: float, bytes: int, eviction: Eviction = "lfu", folder: Path | None = None
     ):
-        self.identity, self.threshold, self.most, self.eviction = identity, threshold, bytes, eviction
+        self.identity, self.threshold, self.max_bytes, self.eviction = identity, threshold, bytes, eviction
         self._folder, self._lock = folder, threading.RLock()
         self._entries: dict[int, Entry] = {}
-        self._turn = 0
+        self._counter = 0
         self._version = ""
         self.hits = self.misses = self.evictions = self.unsaved = 0
         if folder is not None:
@@ -69,7 +69,7 @@ class StateCache:
         return len(self._entries)
 
     @property
-    def held(self) -> int:
+    def n_bytes(self) -> int:
         """Bytes of all states."""
         with self._lock:
             return sum(entry.bytes for entry in self._entries.values())
@@ -77,14 +77,14 @@ class StateCache:
     def find(self, vector: Tensor) -> Mapping[str, Tensor] | None:
         """The state of the nearest query, where it is near enough."""
         with self._lock:
-            self._turn += 1
+            self._counter += 1
             entries = list(self._entries.values())
             if entries:
                 scores = torch.stack([entry.vector for entry in entries]) @ vector
                 best = int(scores.argmax())
                 if float(scores[best]) >= self.threshold:
                     entries[best].used += 1
-                    entries[best].touched = self._turn
+                    entries[best].touched = self._counter
                     self.hits += 1
                     return entries[best].tensors
             self.misses += 1
@@ -93,19 +93,19 @@ class StateCache:
     def put(self, vector: Tensor, tensors: Mapping[str, Tensor]) -> None:
         """Keep a state, copied; those that are worth least make room."""
         with self._lock:
-            self._turn += 1
+            self._counter += 1
             number = max(self._entries, default=0) + 1
             entry = Entry(
                 number,
                 vector.detach().clone(),
                 {n: t.detach().clone() for n, t in tensors.items()},
                 0,
-                self._turn,
-                self._turn,
+                self._counter,
+                self._counter,
             )
-            if entry.bytes > self.most:
+            if entry.bytes > self.max_bytes:
                 return
-            while self._entries and self.held + entry.bytes > self.most:
+            while self._entries and self.n_bytes + entry.bytes > self.max_bytes:
                 self._drop(min(self._entries.values(), key=self._worth))
                 self.evictions += 1
             self._entries[number] = entry
@@ -150,37 +150,37 @@ class StateCache:
         if self._folder is None:
             return
         rows = {str(e.number): [e.used, e.touched, e.born] for e in self._entries.values()}
-        body = {"format": FORMAT, "identity": self.identity, "turn": self._turn}
+        body = {"format": FORMAT, "identity": self.identity, "turn": self._counter}
         body |= {"version": self._version, "entries": rows}
         try:
-            write_whole(self._folder / _INDEX, json.dumps(body).encode())
+            write_atomic(self._folder / _INDEX, json.dumps(body).encode())
         except OSError:
             self.unsaved += 1
 
     def _read(self, folder: Path) -> None:
-        """What an earlier process left, where it fits; the rest is removed."""
+        """Load what an earlier process left, where it fits; the rest is removed."""
         try:
             body = read_json(folder / _INDEX, MANIFEST)
             fits = body["format"] == FORMAT and body["identity"] == self.identity
             rows = {int(number): tuple(map(int, row)) for number, row in body["entries"].items()} if fits else {}
-            self._turn = int(body["turn"]) if fits else 0
+            self._counter = int(body["turn"]) if fits else 0
             self._version = str(body.get("version", "")) if fits else ""
-        except (OSError, Reject, *MISFIT):
+        except (OSError, Reject, *MALFORMED):
             rows = {}
-        for number, (used, touched, made) in sorted(rows.items()):
+        for number, (used, touched, born) in sorted(rows.items()):
             try:
                 check_regular(self._file(number))
                 tensors = load_file(self._file(number))
                 vector = tensors.pop("vector")
                 state = {name.removeprefix("state."): tensor for name, tensor in tensors.items()}
-                self._entries[number] = Entry(number, vector, state, used, touched, made)
+                self._entries[number] = Entry(number, vector, state, used, touched, born)
             except (OSError, KeyError, SafetensorError, Reject):
                 continue
         for file in folder.glob("entry-*.safetensors"):
             if file not in {self._file(number) for number in self._entries}:
                 with suppress(OSError):
                     file.unlink(missing_ok=True)
-        while self.held > self.most:
+        while self.n_bytes > self.max_bytes:
             self._drop(min(self._entries.values(), key=self._worth))
 
     def _file(self, number: int) -> Path:

@@ -25,84 +25,86 @@ PAIRS = 2000  # random pairs of samples whose nearness says what a false hit loo
 
 
 def trials(client: Guided, dev: Iterable[Sample], verifier: Verifier, settings: Settings) -> list[Trial]:
-    """What each branch answers to each question, how the reward sees it, whether it was right, and its seconds.
+    """Answers of each branch to each question: reward, whether it was right, and seconds.
 
     Seconds of a branch are those that a query adds when the branches before it were made already: without those of
     an embedding or a retrieval that another one has paid for.
     """
-    found = []
+    result = []
     for sample in dev:
         rewards: dict[str, float] = {}
         right: dict[str, bool] = {}
         seconds: dict[str, float] = {}
         for branch in BRANCHES:
-            answered = _alone(client, sample.question, branch, settings)
+            answered = _bare_scores(client, sample.question, branch, settings)
             rewards[branch] = client.reward.score(sample.question, [answered.text])[0]
             right[branch] = verifier.score(sample.question, [answered.text])[0] > 0.5
-            seconds[branch] = _own_seconds(branch, answered.decision)
-        found.append(Trial(rewards, right, seconds))
-    return found
+            seconds[branch] = _measured_seconds(branch, answered.decision)
+        result.append(Trial(rewards, right, seconds))
+    return result
 
 
-def _alone(client: Guided, question: str, branch: str, settings: Settings) -> Any:
+def _bare_scores(client: Guided, question: str, branch: str, settings: Settings) -> Any:
     only = replace(client, policy=replace(client.policy, kind=branch))
-    return only.ask([{"role": "user", "content": question}], settings)
+    return only.answer_conversation([{"role": "user", "content": question}], settings)
 
 
-def _own_seconds(branch: str, decision: Decision) -> float:
+def _measured_seconds(branch: str, decision: Decision) -> float:
     parts = {"direct": ("direct",), "rag": ("embed", "retrieve", "rag"), "ttt": ("train", "ttt")}[branch]
     return sum(decision.seconds.get(part, 0.0) for part in parts)
 
 
-def aucs(found: Sequence[Trial]) -> dict[str, float]:
+def aucs(trials_run: Sequence[Trial]) -> dict[str, float]:
     """By branch and over all answers: how often the reward puts a right answer above a wrong one."""
-    scores: dict[str, float] = {b: auc([t.rewards[b] for t in found], [t.right[b] for t in found]) for b in BRANCHES}
-    every = [(t.rewards[b], t.right[b]) for t in found for b in BRANCHES]
-    return {**scores, "all": auc([s for s, _ in every], [r for _, r in every])}
+    scores: dict[str, float] = {
+        b: auc([t.rewards[b] for t in trials_run], [t.right[b] for t in trials_run]) for b in BRANCHES
+    }
+    all_pairs = [(t.rewards[b], t.right[b]) for t in trials_run for b in BRANCHES]
+    return {**scores, "all": auc([s for s, _ in all_pairs], [r for _, r in all_pairs])}
 
 
-def fit(found: Sequence[Trial], policy: Policy, price: float, force: bool) -> tuple[Policy, list[Point]]:
+def fit(trials_run: Sequence[Trial], policy: Policy, price: float, force: bool) -> tuple[Policy, list[Point]]:
     """The policy with thresholds of the dev set; Reject where the reward is no better than a coin."""
-    whole = aucs(found)["all"]
-    if whole < LEAST_AUC and not force and policy.kind in ("sequential", "best"):
-        raise Reject(_weak(found, whole))
-    scales = scales_of(found)
-    chosen, points = calibrate(found, price, scales=scales)
-    kept = chosen.scales if policy.kind != "best" else scales if better_scaled(found, scales) else {}
-    return replace(policy, direct=chosen.direct, rag=chosen.rag, scales=kept), points
+    total_auc = aucs(trials_run)["all"]
+    if total_auc < LEAST_AUC and not force and policy.kind in ("sequential", "best"):
+        raise Reject(_weak(trials_run, total_auc))
+    scales = scales_of(trials_run)
+    chosen, points = calibrate(trials_run, price, scales=scales)
+    scales_used = chosen.scales if policy.kind != "best" else scales if better_scaled(trials_run, scales) else {}
+    return replace(policy, direct=chosen.direct, rag=chosen.rag, scales=scales_used), points
 
 
-def _weak(found: Sequence[Trial], area: float) -> Diagnostic:
+def _weak(trials_run: Sequence[Trial], area: float) -> Diagnostic:
     """Why a reward is refused: it tells nothing, or there was nothing to tell apart."""
-    right = [trial.right[branch] for trial in found for branch in BRANCHES]
-    what = f"the {len(right)} answers to {len(found)} dev questions"
+    right = [trial.right[branch] for trial in trials_run for branch in BRANCHES]
+    sample_text = f"the {len(right)} answers to {len(trials_run)} dev questions"
     if not any(right):
         return weak_reward(
-            f"none of {what} is right, so no reward can tell right from wrong",
+            f"none of {sample_text} is right, so no reward can tell right from wrong",
             help="look at `check`, `options` and `length`, train longer (`epochs`, `lr`), or take easier questions",
         )
     if all(right):
-        return weak_reward(f"all of {what} are right: nothing is to be decided", help="take `policy: direct`")
+        return weak_reward(f"all of {sample_text} are right: nothing is to be decided", help="take `policy: direct`")
     return weak_reward(
-        f"the reward's AUC is {area:.3f} over {what}, of which {sum(right)} are right",
+        f"the reward's AUC is {area:.3f} over {sample_text}, of which {sum(right)} are right",
         help="take another reward or dev set, a fixed policy such as `rag`, or `force: true`",
     )
 
 
 def dev_features(client: Guided, dev: Sequence[Sample]) -> Tensor:
     """Features of the dev questions for a router, [n, width + 2]."""
-    vectors = client.facts().place(client.embedder.embed([sample.question for sample in dev]))
-    asked = [client.prompts.ids([{"role": "user", "content": sample.question}]) for sample in dev]
-    shown = [signals(client.speaker(), ids) for ids in asked]  # as they are looked at when queries come
-    return torch.stack([features(vector, one) for vector, one in zip(vectors, shown, strict=True)])
+    vectors = client.facts().project(client.embedder.embed([sample.question for sample in dev]))
+    prompt_ids = [client.prompts.ids([{"role": "user", "content": sample.question}]) for sample in dev]
+    signals_of = [signals(client.speaker(), ids) for ids in prompt_ids]  # as they are looked at when queries come
+    return torch.stack([features(vector, one) for vector, one in zip(vectors, signals_of, strict=True)])
 
 
-def prices(router: Router, found: Sequence[Trial], of: Tensor, steps: int = 12) -> list[Point]:
-    """What the router does at other prices of a second: from nothing to what makes the cheapest branch the only one."""
+def prices(router: Router, trials_run: Sequence[Trial], of: Tensor, steps: int = 12) -> list[Point]:
+    """Points of the router at other prices of a second: from nothing to what makes the cheapest branch the only one."""
     least = min(router.seconds)
     gap = min((second - least for second in router.seconds if second > least), default=1.0)
     grid = [0.0, *(2.0**-at / gap for at in range(steps - 1, -1, -1))]
-    return [measure_router(replace(router, price=price), found, of) for price in grid]
+    return [measure_router(replace(router, price=price), trials_run, of) for price in grid]
 
 
 def nearness(vectors: Tensor, seed: int = 0) -> dict[str, float]:
@@ -118,14 +120,14 @@ def nearness(vectors: Tensor, seed: int = 0) -> dict[str, float]:
     return {"lists": min(lists, 0.999), "states": min(max(states, lists), 0.999)}
 
 
-def oracle(found: Sequence[Trial]) -> float:
+def oracle(trials_run: Sequence[Trial]) -> float:
     """Accuracy of a choice that knows what is right."""
-    return sum(any(t.right.values()) for t in found) / len(found)
+    return sum(any(t.right.values()) for t in trials_run) / len(trials_run)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a dev set settled, and what it showed.
+    """Thresholds calibrated on a dev set, with the measurements behind them.
 
     points    of the curve: pairs of thresholds, or prices of a router
     chosen    the one that was taken
@@ -152,12 +154,12 @@ class Calibration:
         fixed: dict[str, Point] = {branch: measure(self.trials, Policy(branch)) for branch in BRANCHES}
         best = measure(self.trials, Policy("best", scales=self.policy.scales))
         names = {**fixed, "best of all": best, f"policy {self.policy.kind}": self.chosen}
-        for suffix, said in (
+        for suffix, content in (
             (".json", json.dumps(body, indent=1, sort_keys=True) + "\n"),
             (".svg", svg(self.points, names)),
             (".txt", text(self.points, names)),
         ):
-            (into / f"calibration{suffix}").write_text(said, encoding="utf-8")
+            (into / f"calibration{suffix}").write_text(content, encoding="utf-8")
         if self.router is not None:
             self.router.save(into)
 
@@ -166,18 +168,20 @@ def settle(
     client: Guided,
     policy: Policy,
     dev: Sequence[Sample],
-    found: Sequence[Trial],
+    trials_run: Sequence[Trial],
     price: float | None,
     seed: int,
     force: bool,
 ) -> Calibration:
     """The policy that a dev set's trials ask for; `price` None is 0 for thresholds, and as `train` has it for a router.
     Reject (weak-reward) where a coin would choose as well."""
-    areas = aucs(found)
+    areas = aucs(trials_run)
     if policy.kind != "router":
-        fitted, points = fit(found, policy, price or 0.0, force)
-        return Calibration(fitted, found, points, measure(found, fitted), areas)
+        fitted, points = fit(trials_run, policy, price or 0.0, force)
+        return Calibration(fitted, trials_run, points, measure(trials_run, fitted), areas)
     of = dev_features(client, dev)
-    router = train(found, of, price, seed=seed, force=force)
-    chosen = measure_router(router, found, of)
-    return Calibration(policy, found, prices(router, found, of), chosen, {**areas, "router": router.auc}, router)
+    router = train(trials_run, of, price, seed=seed, force=force)
+    chosen = measure_router(router, trials_run, of)
+    return Calibration(
+        policy, trials_run, prices(router, trials_run, of), chosen, {**areas, "router": router.auc}, router
+    )

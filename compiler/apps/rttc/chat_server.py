@@ -15,10 +15,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ....dsl.syntax.diagnostics import Reject
-from ..serving.answers import Answer, ChatAnswer, Refused
+from ..serving.answers import Answer, ChatAnswer, ErrorResponse
 from ..serving.body import take_texts
 from ..serving.chat import prompt_too_long
-from ..serving.errors import place_of, tell_errors, write_down
+from ..serving.errors import install_error_handlers, traceback_location, write_down
 from ..serving.metrics import TYPE
 from ..serving.protocol import ChatRequest, CompletionRequest
 from ..serving.request import Piece
@@ -31,8 +31,8 @@ _PIECE = 24  # characters of an event: an answer is judged before it is told, so
 BRANCH = "X-Effc-Branch"
 
 
-def _bytes_held(client: Guided, cache: str) -> float:
-    return getattr(client, cache).held
+def _bytes_buffered(client: Guided, cache: str) -> float:
+    return getattr(client, cache).n_bytes
 
 
 class Front:
@@ -46,26 +46,26 @@ class Front:
         self.name, self.client, self._most = name, client, waiting + parallel
         self._workers = ThreadPoolExecutor(parallel, thread_name_prefix="effc-guided")
         self._stopped = threading.Event()
-        self._held = 0
+        self._n_buffered = 0
         self.registry = CollectorRegistry()
         self.branches = Counter(
             "effc_queries", "Queries by the branch that answered.", ["branch"], registry=self.registry
         )
         self.hits = Counter("effc_cache_hits", "Queries that took another's state.", ["cache"], registry=self.registry)
-        self.took = Histogram(
+        self.query_seconds = Histogram(
             "effc_query_seconds", "To answer one, waiting in the queue left out.", registry=self.registry
         )
         self.answers = Counter(
             "effc_http_responses", "Answers by the path and the status.", ["path", "status"], registry=self.registry
         )
         for cache in ("lists", "states"):
-            held = Gauge(f"effc_cached_{cache}_bytes", f"Bytes that cached {cache} hold.", registry=self.registry)
-            held.set_function(partial(_bytes_held, client, cache))
+            gauge = Gauge(f"effc_cached_{cache}_bytes", f"Bytes that cached {cache} hold.", registry=self.registry)
+            gauge.set_function(partial(_bytes_buffered, client, cache))
         Gauge(
             "effc_batch_rows", "Answers in the largest batch that PyTorch gave so far.", registry=self.registry
         ).set_function(lambda: client.batcher.largest)
         Gauge("effc_queries_held", "Queries that wait or are answered.", registry=self.registry).set_function(
-            lambda: self._held
+            lambda: self._n_buffered
         )
 
     def stop(self) -> None:
@@ -77,37 +77,37 @@ class Front:
     def readiness(self) -> dict[str, Any]:
         """Refused (503) where the server stops; without samples it is ready, and says what it lacks."""
         if self._stopped.is_set():
-            raise Refused(503, "the server stops", code="stopping")
+            raise ErrorResponse(503, "the server stops", code="stopping")
         try:
             facts = self.client.facts()
         except Unreachable as error:
             return {"status": "ok", "note": f"{error}; answers are direct"}
         return {"status": "ok", "version": facts.version, "samples": facts.samples}
 
-    async def answer(self, asked: ChatRequest | CompletionRequest, call: Call) -> Any:
-        check_name(asked.model, self.name)
-        if asked.alternatives is not None:
-            raise Refused(400, "`logprobs` is not supported here", "logprobs", "unsupported_parameter")
-        answered = await self._answered(_messages(asked, self.client), _settings(asked), call)
-        kind = ChatAnswer if isinstance(asked, ChatRequest) else Answer
+    async def answer(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
+        check_name(request_body.model, self.name)
+        if request_body.alternatives is not None:
+            raise ErrorResponse(400, "`logprobs` is not supported here", "logprobs", "unsupported_parameter")
+        answered = await self._answered(_messages(request_body, self.client), _settings(request_body), call)
+        kind = ChatAnswer if isinstance(request_body, ChatRequest) else Answer
         answer = kind(self.name, answered.prompt_tokens, self.client.prompts.tokenizer)
         headers = {BRANCH: answered.decision.branch}
-        if asked.stream:
-            told = {"effc": answered.decision.to_json()}
+        if request_body.stream:
+            extension = {"effc": answered.decision.to_json()}
             return StreamingResponse(
-                events(answer, _pieces(answered), asked.tells_usage, beside=told),
+                events(answer, _pieces(answered), request_body.tells_usage, beside=extension),
                 media_type="text/event-stream",
                 headers={"Cache-Control": "no-cache", **headers},
             )
         answer.add(Piece(answered.text, answered.new_tokens, answered.finish))  # type: ignore[arg-type]
-        return JSONResponse({**answer.whole(False), "effc": answered.decision.to_json()}, headers=headers)
+        return JSONResponse({**answer.complete(False), "effc": answered.decision.to_json()}, headers=headers)
 
     async def _answered(self, messages: list[dict[str, str]], settings: Settings, call: Call) -> Answered:
         if self._stopped.is_set():
-            raise Refused(503, "the server stops", code="stopping")
-        if self._held >= self._most:
-            seconds = max(1, min(60, round(2 * self._held)))
-            raise Refused(
+            raise ErrorResponse(503, "the server stops", code="stopping")
+        if self._n_buffered >= self._most:
+            seconds = max(1, min(60, round(2 * self._n_buffered)))
+            raise ErrorResponse(
                 429,
                 f"ask again in {seconds} s: as many queries wait as may",
                 code="too_many_requests",
@@ -115,21 +115,23 @@ class Front:
             )
         left = threading.Event()
         watch = asyncio.create_task(_leave(call, left))
-        self._held += 1
+        self._n_buffered += 1
         try:
             answered = await asyncio.get_running_loop().run_in_executor(
-                self._workers, self._ask, messages, settings, left
+                self._workers, self._query, messages, settings, left
             )
-        except Cancelled as gone:
-            raise Refused(503, "the server stops", code="stopping") from gone
-        except Reject as refused:
-            said = refused.diagnostics[0]
-            code = "context_length_exceeded" if said.fault == prompt_too_long else said.slug.replace("-", "_")
-            raise Refused(400, said.message, "messages", code) from refused
+        except Cancelled as cancelled:
+            raise ErrorResponse(503, "the server stops", code="stopping") from cancelled
+        except Reject as rejection:
+            diagnostic = rejection.diagnostics[0]
+            code = (
+                "context_length_exceeded" if diagnostic.fault == prompt_too_long else diagnostic.slug.replace("-", "_")
+            )
+            raise ErrorResponse(400, diagnostic.message, "messages", code) from rejection
         except Exception as error:  # whatever it is, the next queries may fare better
-            raise Refused(500, write_down(call, place_of(error)), code="failed") from error
+            raise ErrorResponse(500, write_down(call, traceback_location(error)), code="failed") from error
         finally:
-            self._held -= 1
+            self._n_buffered -= 1
             watch.cancel()
         decision = answered.decision
         self.branches.labels(decision.branch).inc()
@@ -137,9 +139,9 @@ class Front:
             self.hits.labels(cache).inc(int(hit))
         return answered
 
-    def _ask(self, messages: list[dict[str, str]], settings: Settings, left: threading.Event) -> Answered:
-        with self.took.time():
-            return self.client.ask(messages, settings, lambda: left.is_set() or self._stopped.is_set())
+    def _query(self, messages: list[dict[str, str]], settings: Settings, left: threading.Event) -> Answered:
+        with self.query_seconds.time():
+            return self.client.answer_conversation(messages, settings, lambda: left.is_set() or self._stopped.is_set())
 
 
 async def _leave(call: Call, left: threading.Event) -> None:
@@ -147,27 +149,27 @@ async def _leave(call: Call, left: threading.Event) -> None:
     left.set()
 
 
-def _messages(asked: ChatRequest | CompletionRequest, client: Guided) -> list[dict[str, str]]:
-    if isinstance(asked, ChatRequest):
-        found = [message.plain() for message in asked.messages]
-    elif isinstance(asked.prompt, str):
-        found = [{"role": "user", "content": asked.prompt}]
+def _messages(request_body: ChatRequest | CompletionRequest, client: Guided) -> list[dict[str, str]]:
+    if isinstance(request_body, ChatRequest):
+        messages = [message.plain() for message in request_body.messages]
+    elif isinstance(request_body.prompt, str):
+        messages = [{"role": "user", "content": request_body.prompt}]
     else:
-        raise Refused(400, "the prompt is tokens, and a text is needed to look for samples", "prompt")
-    if sum(len(m["content"]) for m in found) > 64 * client.prompts.context:
-        raise Refused(
+        raise ErrorResponse(400, "the prompt is tokens, and a text is needed to look for samples", "prompt")
+    if sum(len(m["content"]) for m in messages) > 64 * client.prompts.context:
+        raise ErrorResponse(
             400,
             f"the model's context is {client.prompts.context} tokens, and the text is longer",
             "messages",
             "context_length_exceeded",
         )
-    return found
+    return messages
 
 
-def _settings(asked: ChatRequest | CompletionRequest) -> Settings:
-    seed = randbits(62) if asked.seed is None else asked.seed
-    temperature = 1.0 if asked.temperature is None else asked.temperature
-    return Settings(asked.most or 256, temperature, asked.top_p or 1.0, seed, asked.stops)
+def _settings(request_body: ChatRequest | CompletionRequest) -> Settings:
+    seed = randbits(62) if request_body.seed is None else request_body.seed
+    temperature = 1.0 if request_body.temperature is None else request_body.temperature
+    return Settings(request_body.token_limit or 256, temperature, request_body.top_p or 1.0, seed, request_body.stops)
 
 
 async def _pieces(answered: Answered) -> AsyncIterator[Piece]:
@@ -184,7 +186,7 @@ def application(front: Front) -> FastAPI:
         front.stop()
 
     app = FastAPI(title="effc guided", lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
-    tell_errors(app)
+    install_error_handlers(app)
     take_texts(app, front.answer)
 
     @app.get("/v1/models")

@@ -10,13 +10,13 @@ _COLUMNS, _ROWS = 60, 16
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """Those that no other point beats in both, by rising seconds; one of equals."""
-    best, found = -1.0, []
+    """Pareto front: points that no other point beats in both, by rising seconds; one of equals."""
+    best, result = -1.0, []
     for point in sorted(points, key=lambda p: (p.seconds, -p.accuracy)):
         if point.accuracy > best:
             best = point.accuracy
-            found.append(point)
-    return found
+            result.append(point)
+    return result
 
 
 def svg(points: Sequence[Point], marked: Mapping[str, Point], on: str = "the dev set") -> str:
@@ -45,7 +45,7 @@ def svg(points: Sequence[Point], marked: Mapping[str, Point], on: str = "the dev
 
 
 def text(points: Sequence[Point], marked: Mapping[str, Point]) -> str:
-    """The same in characters: a dot for each pair of thresholds, a letter for each of `marked`, told below."""
+    """Chart in characters: a dot for each pair of thresholds, a letter for each of `marked`, told below."""
     x, y = _scales([*points, *marked.values()], (0, _COLUMNS - 1), (_ROWS - 1, 0))
     cells = [[" "] * _COLUMNS for _ in range(_ROWS)]
     for point in points:
@@ -54,8 +54,8 @@ def text(points: Sequence[Point], marked: Mapping[str, Point]) -> str:
     for letter, (name, point) in zip("abcdefghijklmnop", marked.items(), strict=False):
         cells[round(y(point.accuracy))][round(x(point.seconds))] = letter
         lines.append(f"{letter}  {name}: accuracy {point.accuracy:.3f}, {point.seconds:.3f} s a query")
-    drawn = "\n".join(f"|{''.join(row).rstrip()}" for row in cells)
-    return f"accuracy on the dev set\n{drawn}\n+{'-' * _COLUMNS} seconds a query\n" + "\n".join(lines) + "\n"
+    picture = "\n".join(f"|{''.join(row).rstrip()}" for row in cells)
+    return f"accuracy on the dev set\n{picture}\n+{'-' * _COLUMNS} seconds a query\n" + "\n".join(lines) + "\n"
 
 
 def _scales(points: Sequence[Point], across: tuple[float, float], upright: tuple[float, float]):

@@ -40,16 +40,16 @@ class Pooled:
         self.identity = digest([identity, "mean", _LENGTH])
         config = pretrained(encoder).config
         self.width = int(config.hidden_size)
-        own = getattr(config, "max_position_embeddings", None) or _LENGTH
-        self._length = min(_LENGTH, own)
+        max_positions = getattr(config, "max_position_embeddings", None) or _LENGTH
+        self._length = min(_LENGTH, max_positions)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        found = torch.empty(len(texts), self.width)
+        vectors = torch.empty(len(texts), self.width)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
         for start in range(0, len(order), _BATCH):
             chosen = order[start : start + _BATCH]
-            found[chosen] = self._batch([texts[i] for i in chosen])
-        return found
+            vectors[chosen] = self._batch([texts[i] for i in chosen])
+        return vectors
 
     def pairs(self, questions: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
         """Tokens of each question with its answer behind it, as the tokenizer writes a pair."""
@@ -70,7 +70,7 @@ class Pooled:
             return nn.functional.normalize(self.mean(rows), dim=-1)
 
 
-def own_embedder(model: Any, tokenizer: Any, identity: str) -> Pooled:
+def model_embedder(model: Any, tokenizer: Any, identity: str) -> Pooled:
     """The causal model's own states: coarser than an encoder's, and nothing more to load."""
     return Pooled(model.get_decoder(), tokenizer, f"own {identity}")
 
@@ -87,8 +87,8 @@ def folder_embedder(folder: Path, cache_dir: Path) -> Pooled:
 
     config, words = read_config(folder / "config.json", str(folder)), tokenizer_files(folder)
     if not words or "auto_map" in config:
-        why = "brings its own code" if words else "has no tokenizer"
-        raise Reject(no_embedder(f"{folder} {why}", help="take a MiniLM-class encoder with its tokenizer files"))
+        reason = "brings its own code" if words else "has no tokenizer"
+        raise Reject(no_embedder(f"{folder} {reason}", help="take a MiniLM-class encoder with its tokenizer files"))
     files = {"config.json": folder / "config.json", **find_weights(folder, str(folder)).files, **words}
     encoder: Any = open_headed(folder, MODEL_MAPPING, str(folder))
     if not getattr(encoder.config, "hidden_size", None):

@@ -25,9 +25,9 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """How an answer is drawn. `temperature` 0 takes the likeliest token."""
+    """Sampling settings of an answer. `temperature` 0 takes the likeliest token."""
 
-    most: int = 256
+    max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
@@ -48,57 +48,67 @@ class Growth:
     """
 
     def __init__(
-        self, prompts: Prompts, ids: Sequence[int], settings: Settings, ends: Sequence[int], stopped: Callable[[], bool]
+        self,
+        prompts: Prompts,
+        ids: Sequence[int],
+        settings: Settings,
+        eos_ids: Sequence[int],
+        stopped: Callable[[], bool],
     ):
         if not ids:
             raise Reject(empty_prompt("the prompt has no token", help="ask something"))
-        self.most = min(settings.most, prompts.context - len(ids))
-        if self.most < 1:
+        self.max_tokens = min(settings.max_tokens, prompts.context - len(ids))
+        if self.max_tokens < 1:
             raise Reject(prompt_too_long(f"the prompt has {len(ids)} tokens, the model takes {prompts.context - 1}"))
         self.tokens: list[int] = []
-        self.ended = False
-        self._tokenizer, self._ends, self._stopped, self._wanted = prompts.tokenizer, ends, stopped, settings.stops
+        self.finished = False
+        self._tokenizer, self._eos_ids, self._stopped, self._targets = (
+            prompts.tokenizer,
+            eos_ids,
+            stopped,
+            settings.stops,
+        )
 
     def push(self, token: int) -> None:
         self.tokens.append(token)
-        met = any(stop in self._decoded() for stop in self._wanted)
-        self.ended = met or token in self._ends or len(self.tokens) >= self.most or self._stopped()
+        met = any(stop in self._decoded() for stop in self._targets)
+        self.finished = met or token in self._eos_ids or len(self.tokens) >= self.max_tokens or self._stopped()
 
     def outcome(self) -> tuple[str, int, str]:
         """The text, the number of its tokens, and why it ended: "stop" or "length". Raises Cancelled."""
         if self._stopped():
             raise Cancelled
-        stops = Stops(self._wanted)
+        stops = Stops(self._targets)
         text = stops.push(self._decoded()) + stops.end()
-        ended = stops.met or (bool(self.tokens) and self.tokens[-1] in self._ends)
-        return text, len(self.tokens), "stop" if ended else "length"
+        is_stopped = stops.met or (bool(self.tokens) and self.tokens[-1] in self._eos_ids)
+        return text, len(self.tokens), "stop" if is_stopped else "length"
 
     def _decoded(self) -> str:
         return self._tokenizer.decode(self.tokens, skip_special_tokens=True)
 
 
-def ends_of(model: Any, prompts: Prompts) -> tuple[int, ...]:
+def eos_ids_of(model: Any, prompts: Prompts) -> tuple[int, ...]:
     known = (model.generation_config.eos_token_id, prompts.tokenizer.eos_token_id)
-    return next((as_tokens(found) or () for found in known if found is not None), ())
+    return next((as_tokens(eos) or () for eos in known if eos is not None), ())
 
 
 def generate(
     model: Any, prompts: Prompts, ids: Sequence[int], settings: Settings, stopped: Callable[[], bool]
 ) -> tuple[str, int, str]:
     """An answer by the engine, as `Growth.outcome` tells it."""
-    ends = ends_of(model, prompts)
-    growth = Growth(prompts, ids, settings, ends, stopped)
-    drawn: dict[str, Any] = {"do_sample": False}
+    eos_ids = eos_ids_of(model, prompts)
+    growth = Growth(prompts, ids, settings, eos_ids, stopped)
+    sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
-        drawn = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+        sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     with suppress(_Met):
         model.generate(
             torch.tensor([list(ids)]),
-            max_new_tokens=growth.most,
-            eos_token_id=list(ends),
+            max_new_tokens=growth.max_tokens,
+            eos_token_id=list(eos_ids),
             seed=settings.seed % 2**63,
             streamer=_Streamer(growth),
-            **drawn,
+            **sampling,
         )
     return growth.outcome()
 
@@ -108,7 +118,7 @@ class _Met(Exception):
 
 
 class _Streamer:
-    """What `generate` calls a streamer."""
+    """Streamer for `generate`."""
 
     def __init__(self, growth: Growth):
         self._growth, self._prompt = growth, True
@@ -119,7 +129,7 @@ class _Streamer:
             return
         for token in value.reshape(-1).tolist():
             self._growth.push(token)
-        if self._growth.ended:
+        if self._growth.finished:
             raise _Met
 
     def end(self) -> None: ...
@@ -131,14 +141,14 @@ def generate_rows(
     rows: Sequence[Sequence[int]],
     growth: Sequence[Growth],
     choosers: Sequence[Chooser],
-    ends: Sequence[int],
-    tell: Callable[[int], None],
+    eos_ids: Sequence[int],
+    on_end: Callable[[int], None],
 ) -> None:
     """Answers of a model of transformers to several prompts in one batch, each by settings of its own.
 
-    growth    what each row says is pushed there; `tell` hears the number of a row as soon as it has ended
+    growth    what each row says is pushed there; `on_end` hears the number of a row as soon as it has ended
     """
-    pad = ends[0] if ends else 0
+    pad = eos_ids[0] if eos_ids else 0
     ids, mask = padded(rows, pad, device_of(model))
     model.generate(
         input_ids=ids,
@@ -147,11 +157,11 @@ def generate_rows(
         temperature=None,
         top_p=None,
         top_k=None,
-        max_new_tokens=max(one.most for one in growth),
-        eos_token_id=list(ends) or None,
+        max_new_tokens=max(one.max_tokens for one in growth),
+        eos_token_id=list(eos_ids) or None,
         pad_token_id=pad,
-        logits_processor=LogitsProcessorList([_Drawn(choosers)]),
-        stopping_criteria=StoppingCriteriaList([_Ended(growth, tell)]),
+        logits_processor=LogitsProcessorList([_SampledTokens(choosers)]),
+        stopping_criteria=StoppingCriteriaList([_Finished(growth, on_end)]),
     )
 
 
@@ -163,30 +173,30 @@ def padded(rows: Sequence[Sequence[int]], pad: int, device: Any = None) -> tuple
     return ids, mask
 
 
-class _Drawn(LogitsProcessor):
+class _SampledTokens(LogitsProcessor):
     """Leaves of each row's logits the token that its own settings draw; the largest is taken then."""
 
     def __init__(self, choosers: Sequence[Chooser]):
         self._choosers = choosers
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        found = scores.clone()
+        masked_scores = scores.clone()
         for row, chooser in enumerate(self._choosers):
             if chooser.sampling.do_sample:
                 token = chooser.choose(scores[row : row + 1].float().cpu(), [], 0)
-                found[row] = -torch.inf
-                found[row, int(token)] = 0.0
-        return found
+                masked_scores[row] = -torch.inf
+                masked_scores[row, int(token)] = 0.0
+        return masked_scores
 
 
-class _Ended(StoppingCriteria):
-    def __init__(self, growth: Sequence[Growth], tell: Callable[[int], None]):
-        self._growth, self._tell = growth, tell
+class _Finished(StoppingCriteria):
+    def __init__(self, growth: Sequence[Growth], on_end: Callable[[int], None]):
+        self._growth, self._notify = growth, on_end
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **more: Any) -> Any:
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Any:
         for row, one in enumerate(self._growth):
-            if not one.ended:
+            if not one.finished:
                 one.push(int(input_ids[row, -1]))
-                if one.ended:
-                    self._tell(row)
-        return torch.tensor([one.ended for one in self._growth], device=input_ids.device)
+                if one.finished:
+                    self._notify(row)
+        return torch.tensor([one.finished for one in self._growth], device=input_ids.device)

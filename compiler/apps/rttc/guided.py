@@ -84,26 +84,26 @@ class Guided:
         self.training = threading.Lock()
         self._engine = threading.RLock()
         self._facts: Any = None
-        self._asked = 0.0
+        self._queried_at = 0.0
 
-    def ask(
+    def answer_conversation(
         self, messages: Sequence[Message], settings: Settings = Settings(), stopped: Callable[[], bool] = lambda: False
     ) -> Answered:
         """Answer a conversation. Raises Cancelled once `stopped` says so; Reject where the prompt is too long."""
         return _Query(self, list(messages), settings, stopped).answer()
 
     def speaker(self, branch: Branch = "direct") -> Any:
-        """What generates an answer of this branch: the engine where it can."""
+        """Generator for answers of this branch: the engine where it can."""
         spoken = self.voice and (self.voice.adapted if branch == "ttt" else self.voice.bare)
         return spoken or self.model
 
-    def say(
+    def answer(
         self, ids: list[int], settings: Settings, stopped: Callable[[], bool], state: State | None = None
     ) -> tuple[str, int, str]:
         """An answer under the adapters of `state`, or of the bare model; as `Growth.outcome` tells it."""
         speaker = self.speaker("direct" if state is None else "ttt")
         if speaker is self.model:
-            return self.batcher.say(ids, settings, stopped, state)
+            return self.batcher.answer(ids, settings, stopped, state)
         with self._engine:
             if state is not None:
                 assert self.voice is not None, "the engine is a voice"
@@ -111,19 +111,19 @@ class Guided:
             return generate(speaker, self.prompts, ids, settings, stopped)
 
     def reading(self) -> AbstractContextManager[Any]:
-        """What is held while questions are embedded: the sentence encoder, or the model where it embeds itself."""
-        own = getattr(self.embedder, "encoder", self.model)
-        return self.batcher.alone() if any(own is module for module in self.model.modules()) else self._engine
+        """Lock for embedding questions: that of the sentence encoder, or the model where it embeds itself."""
+        encoder = getattr(self.embedder, "encoder", self.model)
+        return self.batcher.exclusive() if any(encoder is module for module in self.model.modules()) else self._engine
 
     def judging(self) -> AbstractContextManager[Any]:
-        """What is held while answers are scored, or first tokens looked at."""
-        return self.batcher.alone() if self.voice is None else self._engine
+        """Lock for scoring answers and for reading first tokens."""
+        return self.batcher.exclusive() if self.voice is None else self._engine
 
     def facts(self) -> Any:
         """Of the base, asked for again once a minute; a new version empties both caches. Raises Unreachable where none
         was ever reached."""
-        if self._facts is None or time.monotonic() > self._asked + _MINUTE:
-            self._asked = time.monotonic()
+        if self._facts is None or time.monotonic() > self._queried_at + _MINUTE:
+            self._queried_at = time.monotonic()
             try:
                 self._renew(self.retriever.facts())
             except Unreachable:
@@ -164,7 +164,7 @@ class _Query:
         self._vector: Tensor | None = None
         self._state: State | None = None
         self._reuses = False
-        self._turn = ExitStack()
+        self._stack = ExitStack()
 
     @property
     def _question(self) -> str:
@@ -174,7 +174,7 @@ class _Query:
         client, decision = self._client, self._decision
         try:
             if client.policy.kind != "direct":
-                self._place()
+                self._project()
             policy = self._routed(client.policy)
             self._reuses = policy.kind in ("sequential", "ttt")
             if self._reuse() is not None:
@@ -182,16 +182,18 @@ class _Query:
             else:
                 choose(policy, self._branch, self._score, decision)
                 self._remember()
-        except Reject as refused:  # a reward without a number; the prompt was taken already
+        except Reject as rejection:  # a reward without a number; the prompt was taken already
             if "direct" not in self._answers:
                 raise
-            decision.branch, decision.note = "direct", refused.diagnostics[0].message
+            decision.branch, decision.note = "direct", rejection.diagnostics[0].message
         finally:
-            self._turn.close()
-        made = self._answers[decision.branch]
-        return Answered(made.text, made.prompt_tokens, made.new_tokens, made.finish, decision)
+            self._stack.close()
+        branch_answer = self._answers[decision.branch]
+        return Answered(
+            branch_answer.text, branch_answer.prompt_tokens, branch_answer.new_tokens, branch_answer.finish, decision
+        )
 
-    def _place(self) -> None:
+    def _project(self) -> None:
         """The query's vector, as the base compares them."""
         try:
             facts = self._client.facts()
@@ -199,7 +201,7 @@ class _Query:
             self._decision.note = str(error)
             return
         with self._client.reading(), self._timed("embed"):
-            self._vector = facts.place(self._client.embedder.embed([self._question])[0])
+            self._vector = facts.project(self._client.embedder.embed([self._question])[0])
 
     def _routed(self, policy: Policy) -> Policy:
         """A router's choice, as a policy of that branch alone; without a vector there are no samples to go for."""
@@ -236,17 +238,17 @@ class _Query:
         if not matches:
             return None
         if branch == "rag":
-            shown = [match.sample for match in matches[: self._client.policy.shown]]
-            ids = self._client.prompts.with_samples(self._messages, shown, self._settings.most)
+            examples = [match.sample for match in matches[: self._client.policy.shown]]
+            ids = self._client.prompts.with_samples(self._messages, examples, self._settings.max_tokens)
             return None if ids is None else self._generate(branch, ids)
         if self._client.adaptable is None:
             return None
-        self._turn.enter_context(self._client.training)
+        self._stack.enter_context(self._client.training)
         known = self._reuse()
         return self._trained(self._client.adaptable, matches) if known is None else known
 
     def _trained(self, adaptable: Adaptable, matches: Sequence[Match]) -> str:
-        with self._client.batcher.alone(), self._timed("train"):
+        with self._client.batcher.exclusive(), self._timed("train"):
             if self._stopped():
                 raise Cancelled
             try:
@@ -261,28 +263,28 @@ class _Query:
     def _samples(self) -> Sequence[Match]:
         """Of an earlier query that was near enough, or of the base; none where it can't be reached."""
         if self._matches is None:
-            self._matches = self._look_up() if self._vector is not None else ()
+            self._matches = self._retrieve() if self._vector is not None else ()
             self._decision.samples = len(self._matches)
         return self._matches
 
-    def _look_up(self) -> Sequence[Match]:
+    def _retrieve(self) -> Sequence[Match]:
         client, vector = self._client, self._vector
         assert vector is not None, "a query without a vector has no samples"
-        if (kept := client.lists.find(vector)) is not None:
+        if (cached := client.lists.find(vector)) is not None:
             self._decision.list_hit = True
-            rows = parse_json(bytes(kept["samples"].tolist()))
+            rows = parse_json(bytes(cached["samples"].tolist()))
             return [Match(sample_of(body), score) for body, score in rows]
         try:
             with self._timed("retrieve"):
-                found = client.retriever.retrieve(vector, client.policy.count)
-            client.check_version(found.version)
+                retrieved = client.retriever.retrieve(vector, client.policy.count)
+            client.check_version(retrieved.version)
         except Unreachable as error:
             self._decision.note = str(error)
             return ()
-        self._decision.bytes = found.bytes
-        rows = json.dumps([[match.sample.to_json(), match.score] for match in found.matches]).encode()
+        self._decision.bytes = retrieved.bytes
+        rows = json.dumps([[match.sample.to_json(), match.score] for match in retrieved.matches]).encode()
         client.lists.put(vector, {"samples": torch.frombuffer(bytearray(rows), dtype=torch.uint8)})
-        return found.matches
+        return retrieved.matches
 
     def _remember(self) -> None:
         """Keep the adapters whose answer was the best: worse ones would be found again."""
@@ -298,9 +300,9 @@ class _Query:
     def _generate(self, branch: Branch, ids: list[int]) -> str:
         with self._timed(branch):
             state = self._state if branch == "ttt" else None
-            made = self._client.say(ids, self._settings, self._stopped, state)
-        self._answers[branch] = BranchAnswer(made[0], len(ids), made[1], made[2])
-        return made[0]
+            generated = self._client.answer(ids, self._settings, self._stopped, state)
+        self._answers[branch] = BranchAnswer(generated[0], len(ids), generated[1], generated[2])
+        return generated[0]
 
     def _timed(self, name: str) -> "_Timer":
         return _Timer(self._decision.seconds, name)

@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.cache import digest, write_whole
-from ...core.safe_read import CONFIG, MISFIT, check_regular, read_json
+from ...core.cache import digest, write_atomic
+from ...core.safe_read import CONFIG, MALFORMED, check_regular, read_json
 from .embedder import Embedder
 from .engines.index import Flat, Index
 from .engines.opening import open_index
@@ -74,7 +74,7 @@ class Base:
         """The same, searched by an engine: "flat", "faiss", "auto" or an address."""
         return replace(self, index=open_index(engine, self.vectors, self.version))
 
-    def place(self, raw: Tensor) -> Tensor:
+    def project(self, raw: Tensor) -> Tensor:
         """Vectors of an embedder [..., width], as the base compares them: less what all texts share, of length 1."""
         return nn.functional.normalize(raw - self.centre, dim=-1)
 
@@ -100,36 +100,36 @@ def build(
     folder: Path,
     *,
     guard: Sequence[str] = (),
-    near: float = 0.98,
+    max_cosine: float = 0.98,
     drafts: Path | None = None,
-    tell: Callable[[int, int], None] = lambda at, of: None,
+    on_progress: Callable[[int, int], None] = lambda at, of: None,
 ) -> Base:
     """Make a base in `folder`, or go on with one whose build was killed.
 
-    guard   questions of the evaluation: a sample that asks one of them, or comes as near as a cosine of `near`, is
-            left out and counted in `dropped`
-    drafts  where vectors are kept until all are there; beside `folder` unless given
-    tell    hears how many samples are embedded, of how many
+    guard         questions of the evaluation: a sample that asks one of them, or comes as near as a cosine of
+                  `max_cosine`, is left out and counted in `dropped`
+    drafts        where vectors are kept until all are there; by default beside `folder`
+    on_progress   called with the number of samples that are embedded, and of all
     """
     samples = distinct(sample for file in files for sample in read_samples(file))
     if not samples:
         raise Reject(bad_samples("the files hold no sample"))
     drafts = drafts or folder.with_name(f".{folder.name}.building")
     identity = digest([[s.to_json() for s in samples], embedder.identity])[:32]
-    raw = _embedded(samples, embedder, drafts / identity, tell)
+    raw = _embedded(samples, embedder, drafts / identity, on_progress)
     centre = raw.mean(0)
     vectors = nn.functional.normalize(raw - centre, dim=-1)
-    asked = nn.functional.normalize(embedder.embed(list(guard)) - centre, dim=-1)
-    kept = _unasked(samples, vectors, guard, asked, near)
-    if not kept:
+    guard_vectors = nn.functional.normalize(embedder.embed(list(guard)) - centre, dim=-1)
+    indices = _unasked(samples, vectors, guard, guard_vectors, max_cosine)
+    if not indices:
         raise Reject(bad_samples("every sample is one of the evaluation's questions"))
     _write(
         folder,
-        [samples[i] for i in kept],
-        vectors[kept].contiguous(),
+        [samples[i] for i in indices],
+        vectors[indices].contiguous(),
         centre,
         embedder.identity,
-        len(samples) - len(kept),
+        len(samples) - len(indices),
     )
     shutil.rmtree(drafts / identity, ignore_errors=True)
     with suppress(OSError):  # another base may be on its way there
@@ -137,7 +137,9 @@ def build(
     return open_base(folder)
 
 
-def _embedded(samples: Sequence[Sample], embedder: Embedder, draft: Path, tell: Callable[[int, int], None]) -> Tensor:
+def _embedded(
+    samples: Sequence[Sample], embedder: Embedder, draft: Path, on_progress: Callable[[int, int], None]
+) -> Tensor:
     """Vectors of all samples [n, width]; shards of an earlier run are taken where they are whole."""
     draft.mkdir(parents=True, exist_ok=True)
     parts = []
@@ -152,20 +154,22 @@ def _embedded(samples: Sequence[Sample], embedder: Embedder, draft: Path, tell: 
             save_file({"raw": part}, fresh := file.with_suffix(".part"))
             os.replace(fresh, file)
         parts.append(part)
-        tell(start + len(chosen), len(samples))
+        on_progress(start + len(chosen), len(samples))
     return torch.cat(parts)
 
 
-def _unasked(samples: Sequence[Sample], vectors: Tensor, guard: Sequence[str], asked: Tensor, near: float) -> list[int]:
-    """Numbers of the samples that give away no question of `guard`, whose vectors are `asked` [g, width]."""
+def _unasked(
+    samples: Sequence[Sample], vectors: Tensor, guard: Sequence[str], guard_vectors: Tensor, max_cosine: float
+) -> list[int]:
+    """Numbers of the samples that give away no question of `guard`, whose vectors are `guard_vectors` [g, width]."""
     if not guard:
         return list(range(len(samples)))
     plain = {" ".join(text.lower().split()) for text in guard}
-    closest = torch.stack([vectors @ row for row in asked]).amax(0)  # [n]
+    closest = torch.stack([vectors @ row for row in guard_vectors]).amax(0)  # [n]
     return [
         i
         for i, sample in enumerate(samples)
-        if " ".join(sample.subject.lower().split()) not in plain and float(closest[i]) < near
+        if " ".join(sample.subject.lower().split()) not in plain and float(closest[i]) < max_cosine
     ]
 
 
@@ -175,7 +179,7 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / NAME).unlink(missing_ok=True)
     lines = "".join(json.dumps(s.to_json(), ensure_ascii=False) + "\n" for s in samples)
-    write_whole(folder / TEXTS, lines.encode())
+    write_atomic(folder / TEXTS, lines.encode())
     save_file({"vectors": vectors, "centre": centre}, fresh := folder / f".{VECTORS}")
     os.replace(fresh, folder / VECTORS)
     hashes = {name: _hash(folder / name) for name in (TEXTS, VECTORS)}
@@ -187,7 +191,7 @@ def _write(
         "files": hashes,
         "version": version_of(hashes, embedder),
     }
-    write_whole(folder / NAME, (json.dumps(body, indent=2, sort_keys=True) + "\n").encode())
+    write_atomic(folder / NAME, (json.dumps(body, indent=2, sort_keys=True) + "\n").encode())
 
 
 def version_of(hashes: Mapping[str, str], embedder: str) -> str:
@@ -215,7 +219,7 @@ def open_base(folder: Path) -> Base:
             version_of(body["files"], body["embedder"]),
             body["dropped"],
         )
-    except (OSError, SafetensorError, *MISFIT) as error:
+    except (OSError, SafetensorError, *MALFORMED) as error:
         raise Reject(
             broken_base(f"{folder} is no whole knowledge base: {_words(error)}", help="build it again from its samples")
         ) from error

@@ -13,28 +13,28 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from pydantic import BaseModel, ConfigDict, Field
 
 from ....dsl.syntax.diagnostics import Reject
-from ..serving.answers import Refused
+from ..serving.answers import ErrorResponse
 from ..serving.body import read_body
-from ..serving.errors import tell_errors
+from ..serving.errors import install_error_handlers
 from ..serving.metrics import TYPE
 from .engines.index import Unreachable
 from .knowledge import Base
 from .reward import Reward
 
-MOST_SAMPLES = 256
+MAX_SAMPLES = 256
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 
-_APART = 0.01  # from 1, of a vector that was rounded on its way
+_MAX_DIFFERENCE = 0.01  # from 1, of a vector that was rounded on its way
 
 
-class AskedSamples(BaseModel):
+class SampleQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
     vector: list[float] = Field(min_length=1, max_length=65_536)
-    count: int = Field(8, ge=1, le=MOST_SAMPLES)
+    count: int = Field(8, ge=1, le=MAX_SAMPLES)
 
 
-class AskedScores(BaseModel):
+class ScoreQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
     question: str
     answers: Annotated[list[str], Field(min_length=1, max_length=64)]
@@ -47,8 +47,10 @@ class Library:
         self.base, self.selection, self.reward = base, selection, reward
         self._scoring = threading.Lock()
         self.registry = CollectorRegistry()
-        self.asked = Counter("effc_retrievals", "Lists of samples that were sent.", registry=self.registry)
-        self.took = Histogram("effc_retrieval_seconds", "To find one list.", buckets=_SECONDS, registry=self.registry)
+        self.queries = Counter("effc_retrievals", "Lists of samples that were sent.", registry=self.registry)
+        self.retrieval_seconds = Histogram(
+            "effc_retrieval_seconds", "To find one list.", buckets=_SECONDS, registry=self.registry
+        )
         self.answers = Counter(
             "effc_http_responses", "Answers by the path and the status.", ["path", "status"], registry=self.registry
         )
@@ -61,57 +63,57 @@ class Library:
             "centre": [round(v, 6) for v in self.base.centre.tolist()],
         }
 
-    def search(self, asked: AskedSamples) -> dict[str, Any]:
+    def search(self, request_body: SampleQuery) -> dict[str, Any]:
         width = self.base.centre.numel()
-        if len(asked.vector) != width:
-            raise Refused(
+        if len(request_body.vector) != width:
+            raise ErrorResponse(
                 400,
-                f"`vector` has {len(asked.vector)} numbers, the base's have {width}: it is of another embedder",
+                f"`vector` has {len(request_body.vector)} numbers, the base's have {width}: it is of another embedder",
                 "vector",
                 "other_embedder",
             )
-        query = torch.tensor(asked.vector)
+        query = torch.tensor(request_body.vector)
         if not torch.isfinite(query).all():
-            raise Refused(400, "`vector` has a number too large for float32", "vector")
-        if abs(float(query.double().norm()) - 1) > _APART:
-            raise Refused(400, f"`vector` has the length {float(query.double().norm()):.3g}, not 1", "vector")
+            raise ErrorResponse(400, "`vector` has a number too large for float32", "vector")
+        if abs(float(query.double().norm()) - 1) > _MAX_DIFFERENCE:
+            raise ErrorResponse(400, f"`vector` has the length {float(query.double().norm()):.3g}, not 1", "vector")
         try:
-            with self.took.time():
-                matches = self.base.search(query, asked.count, self.selection)
+            with self.retrieval_seconds.time():
+                matches = self.base.search(query, request_body.count, self.selection)
         except Unreachable as error:
-            raise Refused(503, str(error), code="engine_down") from error
-        self.asked.inc()
+            raise ErrorResponse(503, str(error), code="engine_down") from error
+        self.queries.inc()
         return {
             "version": self.base.version,
             "matches": [{"sample": m.sample.to_json(), "score": round(m.score, 6)} for m in matches],
         }
 
-    def scores(self, asked: AskedScores) -> dict[str, Any]:
+    def scores(self, request_body: ScoreQuery) -> dict[str, Any]:
         if self.reward is None:
-            said = "this server scores no answers: the reward of its folder needs the client's model"
-            raise Refused(404, said, code="no_reward")
+            message = "this server scores no answers: the reward of its folder needs the client's model"
+            raise ErrorResponse(404, message, code="no_reward")
         try:
             with self._scoring:  # a scorer's adapters are on while it reads
-                found: Sequence[float] = self.reward.score(asked.question, asked.answers)
-        except Reject as refused:
-            first = refused.diagnostics[0]
-            raise Refused(500, first.message, code=first.slug.replace("-", "_")) from refused
-        return {"reward": self.reward.name, "scale": self.reward.scale, "scores": list(found)}
+                scores_of: Sequence[float] = self.reward.score(request_body.question, request_body.answers)
+        except Reject as rejection:
+            first = rejection.diagnostics[0]
+            raise ErrorResponse(500, first.message, code=first.slug.replace("-", "_")) from rejection
+        return {"reward": self.reward.name, "scale": self.reward.scale, "scores": list(scores_of)}
 
 
 def application(library: Library) -> FastAPI:
     app = FastAPI(title="effc knowledge", docs_url=None, redoc_url=None, openapi_url=None)
-    tell_errors(app)
+    install_error_handlers(app)
 
     @app.post("/v1/retrieve")
     async def retrieve(call: Call) -> Any:
-        asked = await read_body(call, AskedSamples)
-        return await asyncio.to_thread(library.search, asked)
+        request_body = await read_body(call, SampleQuery)
+        return await asyncio.to_thread(library.search, request_body)
 
     @app.post("/v1/score")
     async def score(call: Call) -> Any:
-        asked = await read_body(call, AskedScores)
-        return await asyncio.to_thread(library.scores, asked)
+        request_body = await read_body(call, ScoreQuery)
+        return await asyncio.to_thread(library.scores, request_body)
 
     @app.get("/v1/knowledge")
     async def knowledge() -> Any:

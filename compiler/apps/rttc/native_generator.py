@@ -25,7 +25,7 @@ from .adaptation import Adaptable, State
 _KERNEL = "dense_linear"
 # Of root mean squares, between the engine's logits and PyTorch's under the same adapters: bfloat16 weights, keys and
 # values are 0.02 apart with no adapter at all, and an adapter at the wrong place, or not scaled, is 0.2 and more.
-APART = 0.06
+MAX_ERROR = 0.06
 _READY = 4  # states that are kept as the engine reads them: some 9 MB each for LoRA of rank 8 on 135M parameters
 _SEQUENCES = 4  # a question as it was looked at, answered and judged, and prompts with samples before it
 _REMEMBERED = 2048  # tokens of each
@@ -73,26 +73,26 @@ class Adapted:
         self._scale = regime.alpha / regime.rank if self._kind == "lora" else 1.0
         first = adaptable.state()
         plan, shapes = adapted_plan(bare.plan, self._kind, self._on, _ranks(self._kind, self._on, first))
-        self._own = {name: _blank(shape) for name, shape in shapes.items()}
+        self._parameters = {name: _blank(shape) for name, shape in shapes.items()}
         shared = {name.replace("/", "."): tensor for name, tensor in bare.weights.named_buffers()}
         engine = Engine(
-            {**plan}, {**shared, **self._own}, bare.engine.threads, _SEQUENCES, copy=False, steady=True
+            {**plan}, {**shared, **self._parameters}, bare.engine.threads, _SEQUENCES, copy=False, steady=True
         )  # an answer is the same to the bit, whatever is held of its prompt
         self._ready: OrderedDict[int, tuple[State, dict[str, Tensor], str]] = OrderedDict()
-        self._made = 0
-        own = {"eos_token_id": bare.generation_config.eos_token_id}
+        self._n_created = 0
+        generation = {"eos_token_id": bare.generation_config.eos_token_id}
         self.model = NativeModel(
-            engine, plan, self._own, bare.facts, _SEQUENCES, own, remembers=_SEQUENCES * _REMEMBERED
+            engine, plan, self._parameters, bare.facts, _SEQUENCES, generation, remembers=_SEQUENCES * _REMEMBERED
         ).eval()
 
     def put(self, state: State) -> None:
         """Write a state of the adapters to where the engine reads it; it must not be changed afterwards."""
         ready = self._ready.pop(id(state), None)
         if ready is None:
-            self._made += 1
-            ready = state, self._packed(state), f"state {self._made}"
+            self._n_created += 1
+            ready = state, self._packed(state), f"state {self._n_created}"
         for name, tensor in ready[1].items():
-            self._own[name].copy_(tensor)
+            self._parameters[name].copy_(tensor)
         self.model.owner = ready[2]
         self._ready[id(state)] = ready  # the state is held, so that no other gets its number
         if len(self._ready) > _READY:
@@ -100,14 +100,14 @@ class Adapted:
 
     def _packed(self, state: State) -> dict[str, Tensor]:
         """Ten times as dear as a copy of what it gives: 21 ms of CPU for LoRA of rank 8 on 30 layers."""
-        found = {}
+        packed_weights = {}
         for path in self._on:
             low, up, bias = _matrices(self._kind, path, state)
             for name, matrix in ((f"{path}.low", low), (f"{path}.up", up * self._scale)):
-                found[name] = packing.pack(_KERNEL, matrix.contiguous(), threads=1)
+                packed_weights[name] = packing.pack(_KERNEL, matrix.contiguous(), threads=1)
             if bias is not None:
-                found[f"{path}.low.bias"] = bias
-        return found
+                packed_weights[f"{path}.low.bias"] = bias
+        return packed_weights
 
 
 def _matrices(kind: str, path: str, state: State) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -135,10 +135,10 @@ def adapted_plan(
 
     Raises Reject (no-place-for-adapters).
     """
-    places = {_end(plan, kind, path): path for path in on}
+    path_by_step = {_end(plan, kind, path): path for path in on}
     steps: list[dict[str, Any]] = []
     widths: list[int] = []
-    now: dict[int, int] = {}  # a register of the plan -> the one that stands for it
+    register_of: dict[int, int] = {}  # a register of the plan -> the one that stands for it
     shapes: dict[str, tuple[int, ...]] = {}
 
     def append(width: int, **step: Any) -> int:
@@ -148,12 +148,12 @@ def adapted_plan(
 
     for number, old in enumerate(plan["steps"]):
         width = plan["registers"][old["to"]]
-        now[old["to"]] = len(steps)
-        append(width, **renumbered(old, now))
-        if number not in places:
+        register_of[old["to"]] = len(steps)
+        append(width, **renumbered(old, register_of))
+        if number not in path_by_step:
             continue
-        path = places[number]
-        base = now[old["to"]]
+        path = path_by_step[number]
+        base = register_of[old["to"]]
         x = steps[-1]["x"] if kind == "lora" else base
         rank, bias = ranks[path], None if kind == "lora" else f"{path}.low.bias"
         shapes[f"{path}.low"], shapes[f"{path}.up"] = (rank, widths[x]), (width, rank)
@@ -161,37 +161,37 @@ def adapted_plan(
             shapes[bias] = (rank,)
         low = append(rank, op="linear", x=x, weight=f"{path}.low", bias=bias)
         up = append(width, op="linear", x=low, weight=f"{path}.up", bias=None)
-        now[old["to"]] = append(width, op="add", x=base, y=up)
-    return {**plan, "steps": steps, "registers": widths, "logits": now[plan["logits"]]}, shapes
+        register_of[old["to"]] = append(width, op="add", x=base, y=up)
+    return {**plan, "steps": steps, "registers": widths, "logits": register_of[plan["logits"]]}, shapes
 
 
 def _end(plan: Plan, kind: str, path: str) -> int:
     """The number of the step behind which adapters act."""
-    found = _linear(plan, path) if kind == "lora" else _layer(plan, path)
-    if found is None:
-        what = "is no linear step of its own" if kind == "lora" else "has other results than hidden states"
+    step_index = _linear(plan, path) if kind == "lora" else _layer(plan, path)
+    if step_index is None:
+        problem = "is no linear step of its own" if kind == "lora" else "has other results than hidden states"
         raise Reject(
-            no_place(f"`{path}` {what} in the native engine's plan", help="`generation: torch` lets PyTorch answer")
+            no_place(f"`{path}` {problem} in the native engine's plan", help="`generation: torch` lets PyTorch answer")
         )
-    return found
+    return step_index
 
 
 def _linear(plan: Plan, path: str) -> int | None:
     steps = plan["steps"]
-    found = [i for i, step in enumerate(steps) if step["op"] == "linear" and step["weight"] == f"{path}.weight"]
-    return found[0] if len(found) == 1 else None
+    matches = [i for i, step in enumerate(steps) if step["op"] == "linear" and step["weight"] == f"{path}.weight"]
+    return matches[0] if len(matches) == 1 else None
 
 
 def _layer(plan: Plan, path: str) -> int | None:
     """The first step behind all of a layer's own from which on one register alone, that step's, is read."""
     steps = plan["steps"]
-    own = [i for i, step in enumerate(steps) if any(name.startswith(f"{path}.") for name in weights(step))]
-    if not own:
+    layer_steps = [i for i, step in enumerate(steps) if any(name.startswith(f"{path}.") for name in weights(step))]
+    if not layer_steps:
         return None
-    made = {step["to"]: i for i, step in enumerate(steps)}
-    for number in range(own[-1], len(steps) - 1):
+    writer_of = {step["to"]: i for i, step in enumerate(steps)}
+    for number in range(layer_steps[-1], len(steps) - 1):
         later = {register for step in steps[number + 1 :] for register in inputs(step)}
-        if {register for register in later if made[register] <= number} == {steps[number]["to"]}:
+        if {register for register in later if writer_of[register] <= number} == {steps[number]["to"]}:
             return number
     return None
 
@@ -199,9 +199,9 @@ def _layer(plan: Plan, path: str) -> int | None:
 # -- equality ------------------------------------------------------------------------------------------------
 
 
-def apart(voice: Voice, adaptable: Adaptable, ids: Sequence[int], seed: int = 0) -> float:
-    """How far the engine's logits of a prompt are from PyTorch's under the same random adapters, as a share of root
-    mean squares. The adapters are as large as it takes to move the logits by a third, and off again afterwards."""
+def relative_error(voice: Voice, adaptable: Adaptable, ids: Sequence[int], seed: int = 0) -> float:
+    """Relative error of the engine's logits of a prompt against PyTorch's under the same random adapters, as a share of
+    root mean squares. The adapters are as large as it takes to move the logits by a third, and off again afterwards."""
     assert voice.adapted is not None, "there are adapters to compare"
     row, first = torch.tensor([list(ids)]), adaptable.state()
     try:
@@ -210,11 +210,11 @@ def apart(voice: Voice, adaptable: Adaptable, ids: Sequence[int], seed: int = 0)
             generator = torch.Generator().manual_seed(seed)
             spread = 0.01 * 2**doubled
             state = {name: t + spread * torch.randn(t.shape, generator=generator).to(t) for name, t in first.items()}
-            wanted = _logits(adaptable, state, row)
-            if _distance(wanted, bare) > 1 / 3:
+            expected = _logits(adaptable, state, row)
+            if _distance(expected, bare) > 1 / 3:
                 break
         voice.put(state)
-        return _distance(logits(voice.adapted, row), wanted)
+        return _distance(logits(voice.adapted, row), expected)
     finally:
         adaptable.put(first)
         adaptable.off()
@@ -226,5 +226,5 @@ def _logits(adaptable: Adaptable, state: State, row: Tensor) -> Tensor:
         return logits(adaptable.model, row).float()
 
 
-def _distance(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
+def _distance(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).square().mean().sqrt() / expected.square().mean().sqrt())

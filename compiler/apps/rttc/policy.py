@@ -1,4 +1,4 @@
-"""Which of three ways a query is answered, decided by the reward of what is there so far."""
+"""Policy: the branch that answers a query, chosen by the reward of the answers so far."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.safe_read import MISFIT
+from ...core.safe_read import MALFORMED
 
 Branch = Literal["direct", "rag", "ttt"]
 BRANCHES: tuple[Branch, ...] = ("direct", "rag", "ttt")
@@ -38,7 +38,7 @@ class Policy:
     scales: Scales = field(default_factory=dict)
 
     def worth(self, branch: Branch, reward: float) -> float:
-        """What is compared of an answer: the chance that it is right, or its reward where that has no scale."""
+        """Score by which answers are compared: the chance that it is right, or its reward where that has no scale."""
         if branch not in self.scales:
             return reward
         slope, bias = self.scales[branch]
@@ -50,7 +50,7 @@ class Policy:
 
 @dataclass
 class Decision:
-    """What was done for one query. `seconds`, `rewards` and `chances` that the answer is right, where rewards have
+    """Record of one query. `seconds`, `rewards` and `chances` that the answer is right, where rewards have
     scales, by branch; `note` says what went wrong on the way."""
 
     branch: Branch = "direct"
@@ -86,10 +86,10 @@ def choose(
     """
     assert policy.kind != "router", "a router's choice is a policy of one branch"
     if policy.kind in BRANCHES:
-        alone: Branch = policy.kind
-        made = answer(alone)
-        decision.branch = alone if made is not None else "direct"
-        return made if made is not None else answer("direct") or ""
+        only: Branch = policy.kind
+        first_answer = answer(only)
+        decision.branch = only if first_answer is not None else "direct"
+        return first_answer if first_answer is not None else answer("direct") or ""
     texts: dict[Branch, str] = {}
     worth: dict[Branch, float] = {}
     for branch in BRANCHES:
@@ -109,7 +109,7 @@ def choose(
 
 @dataclass(frozen=True)
 class Trial:
-    """What a dev question showed: by branch, the reward, whether it was right, and the seconds it took."""
+    """Result of a dev question: by branch, the reward, whether it was right, and the seconds it took."""
 
     rewards: Mapping[str, float]
     right: Mapping[str, bool]
@@ -142,10 +142,10 @@ def outcome(trial: Trial, policy: Policy) -> tuple[Branch, float]:
 
 
 def measure(trials: Sequence[Trial], policy: Policy) -> Point:
-    taken = [outcome(trial, policy) for trial in trials]
-    right = sum(trial.right[branch] for trial, (branch, _) in zip(trials, taken, strict=True)) / len(trials)
-    shares: dict[str, float] = {name: sum(branch == name for branch, _ in taken) / len(taken) for name in BRANCHES}
-    seconds = sum(s for _, s in taken) / len(trials)
+    choices = [outcome(trial, policy) for trial in trials]
+    right = sum(trial.right[branch] for trial, (branch, _) in zip(trials, choices, strict=True)) / len(trials)
+    shares: dict[str, float] = {name: sum(branch == name for branch, _ in choices) / len(choices) for name in BRANCHES}
+    seconds = sum(s for _, s in choices) / len(trials)
     return Point(policy.direct, policy.rag, right, seconds, shares, bool(policy.scales))
 
 
@@ -192,6 +192,6 @@ def read_policy(text: bytes) -> Policy:
         )
         if not all(kinds):
             raise ValueError("a field has another form, or is out of its range")
-    except MISFIT as error:
+    except MALFORMED as error:
         raise Reject(bad_policy(f"the policy can't be read: {error}", help="emit the folder again")) from error
     return policy

@@ -1,4 +1,4 @@
-"""How a model is asked: its chat template where it has one, the plain text otherwise; samples go in front."""
+"""Prompts: the model's chat template where it has one, the plain text otherwise; samples go in front."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,29 +26,31 @@ class Prompts:
         if self.chats:
             text = conversation(self.tokenizer, messages, add_generation_prompt=True)
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        found = self.tokenizer("\n".join(m["content"] for m in messages))["input_ids"]
-        return found or [self.tokenizer.bos_token_id or 0]
+        token_ids = self.tokenizer("\n".join(m["content"] for m in messages))["input_ids"]
+        return token_ids or [self.tokenizer.bos_token_id or 0]
 
     def question(self, text: str) -> list[int]:
         return self.ids([{"role": "user", "content": text if self.chats else f"{text}\n"}])
 
-    def with_samples(self, messages: Sequence[Message], samples: Sequence[Sample], room: int) -> list[int] | None:
-        """The same with as many samples in front of the last message as leave `room` for an answer; None where not
-        one does. The first sample is the nearest to the message."""
+    def with_samples(
+        self, messages: Sequence[Message], samples: Sequence[Sample], answer_tokens: int
+    ) -> list[int] | None:
+        """Prompt ids with as many samples in front of the last message as leave `answer_tokens` for an answer; None
+        where not one does. The first sample is the nearest to the message."""
         for count in range(len(samples), 0, -1):
-            ids = self.ids([*messages[:-1], *self._shown(messages[-1], samples[:count])])
-            if len(ids) + room <= self.context:
+            ids = self.ids([*messages[:-1], *self._example_messages(messages[-1], samples[:count])])
+            if len(ids) + answer_tokens <= self.context:
                 return ids
         return None
 
-    def _shown(self, last: Message, samples: Sequence[Sample]) -> list[Message]:
+    def _example_messages(self, last: Message, samples: Sequence[Sample]) -> list[Message]:
         """A chat model reads answered questions as turns before its own, which it then answers alike; in one message
         with the question a small model takes them for a part of it."""
-        turns = [s for s in reversed(samples) if s.question and self.chats]
-        told = [s for s in reversed(samples) if s not in turns]
-        asked = [
+        answered = [s for s in reversed(samples) if s.question and self.chats]
+        passages = [s for s in reversed(samples) if s not in answered]
+        exchanges = [
             {"role": role, "content": text}
-            for s in turns
+            for s in answered
             for role, text in (("user", s.question), ("assistant", s.answer))
         ]
-        return [*asked, {**last, "content": "\n\n".join([*(s.text for s in told), last["content"]])}]
+        return [*exchanges, {**last, "content": "\n\n".join([*(s.text for s in passages), last["content"]])}]

@@ -1,4 +1,4 @@
-"""Where samples come from: a base in this process, or a server that has one. Only a query's vector leaves."""
+"""Retrieval of samples: from a base in this process, or a server that has one. Only a query's vector leaves."""
 
 import http.client
 import json
@@ -12,31 +12,31 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ...core.safe_read import MISFIT, parse_json
+from ...core.safe_read import MALFORMED, parse_json
 from .engines.index import Unreachable
 from .knowledge import Base, Match
 from .sample import sample_of
 
-_MOST_BYTES = 16 << 20  # of a server's answer
+_MAX_BYTES = 16 << 20  # of a server's answer
 _SLOWEST = 6  # times the wait for one packet, for all of them
 
 
-class _Here(urllib.request.HTTPRedirectHandler):
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A server is asked at its own address: what it redirects to would be given the key."""
 
     def redirect_request(self, *args: Any) -> None:
         return None
 
 
-_OPENER = urllib.request.build_opener(_Here)
+_OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 def _read(answer: Any, until: float) -> bytes:
     """An answer, bounded in bytes and in time, however slowly it comes. Raises TimeoutError."""
-    parts, held = [], 0
-    while held <= _MOST_BYTES and (part := answer.read1(_MOST_BYTES + 1 - held)):
+    parts, n_bytes = [], 0
+    while n_bytes <= _MAX_BYTES and (part := answer.read1(_MAX_BYTES + 1 - n_bytes)):
         parts.append(part)
-        held += len(part)
+        n_bytes += len(part)
         if time.monotonic() > until:
             raise TimeoutError
     return b"".join(parts)
@@ -44,14 +44,14 @@ def _read(answer: Any, until: float) -> bytes:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a client knows of a base. `centre` is what all its texts share, taken off every vector."""
+    """Facts of a base that a client needs. `centre` is what all its texts share, taken off every vector."""
 
     version: str
     embedder: str
     centre: Tensor
     samples: int
 
-    def place(self, raw: Tensor) -> Tensor:
+    def project(self, raw: Tensor) -> Tensor:
         return nn.functional.normalize(raw - self.centre, dim=-1)
 
 
@@ -94,22 +94,22 @@ class Remote:
     seconds: float = 5.0
 
     def facts(self) -> Facts:
-        body, _ = self._ask("/v1/knowledge", None)
+        body, _ = self._query("/v1/knowledge", None)
         return _facts(body)
 
     def retrieve(self, vector: Tensor, count: int) -> Retrieved:
         sent = json.dumps({"vector": [round(v, 6) for v in vector.tolist()], "count": count}).encode()
-        body, received = self._ask("/v1/retrieve", sent)
+        body, received = self._query("/v1/retrieve", sent)
         try:
             matches = [Match(sample_of(row["sample"]), float(row["score"])) for row in body["matches"]]
             return Retrieved(matches[:count], str(body["version"]), len(sent) + received)
-        except MISFIT as error:
+        except MALFORMED as error:
             raise Unreachable(f"{self.url} answered something else than samples") from error
 
-    def _ask(self, path: str, sent: bytes | None) -> tuple[Any, int]:
+    def _query(self, path: str, sent: bytes | None) -> tuple[Any, int]:
         text = self._received(path, sent)
-        if len(text) > _MOST_BYTES:
-            raise Unreachable(f"{self.url} answered more than {_MOST_BYTES} bytes")
+        if len(text) > _MAX_BYTES:
+            raise Unreachable(f"{self.url} answered more than {_MAX_BYTES} bytes")
         try:
             return parse_json(text), len(text)
         except ValueError as error:
@@ -131,5 +131,5 @@ def _facts(body: Any) -> Facts:
     try:
         centre = torch.tensor([float(v) for v in body["centre"]])
         return Facts(str(body["version"]), str(body["embedder"]), centre, int(body["samples"]))
-    except MISFIT as error:
+    except MALFORMED as error:
         raise Unreachable("the server describes no knowledge base") from error

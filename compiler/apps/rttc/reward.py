@@ -1,4 +1,4 @@
-"""How good an answer is, by a model or by a rule; higher is better, and the scale is each reward's own."""
+"""Rewards: scores of answers by a model or by a rule; higher is better, and the scale is each reward's own."""
 
 import math
 import re
@@ -57,12 +57,12 @@ class SelfLikelihood:
     def score(self, question: str, answers: Sequence[str]) -> list[float]:
         head = self._prompts.question(question)
         tails = [self._prompts.tokenizer(a, add_special_tokens=False)["input_ids"] for a in answers]
-        told = [(i, tail) for i, tail in enumerate(tails) if tail]
-        sums = continuations(self._model, [([*head, *tail], len(head)) for _, tail in told])
-        found = [-100.0] * len(answers)  # an empty answer is a bad one, and a finite number
-        for (i, tail), total in zip(told, sums, strict=True):
-            found[i] = total / len(tail)
-        return finite(found, self.name)
+        nonempty = [(i, tail) for i, tail in enumerate(tails) if tail]
+        sums = continuations(self._model, [([*head, *tail], len(head)) for _, tail in nonempty])
+        values = [-100.0] * len(answers)  # an empty answer is a bad one, and a finite number
+        for (i, tail), total in zip(nonempty, sums, strict=True):
+            values[i] = total / len(tail)
+        return finite(values, self.name)
 
 
 class Judge:
@@ -78,8 +78,8 @@ class Judge:
 
         config = read_config(folder / "config.json", str(folder))
         if "auto_map" in config or not tokenizer_files(folder):
-            why = "brings its own code" if "auto_map" in config else "has no tokenizer"
-            raise Reject(no_judge(f"{folder} {why}"))
+            reason = "brings its own code" if "auto_map" in config else "has no tokenizer"
+            raise Reject(no_judge(f"{folder} {reason}"))
         model: Any = open_headed(folder, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, str(folder))
         if model.config.num_labels != 1:
             raise Reject(no_judge(f"{folder} has {model.config.num_labels} outputs, and a reward is one"))
@@ -87,17 +87,17 @@ class Judge:
         self._model, self._tokenizer = model, load_tokenizer(folder, str(folder))
 
     def score(self, question: str, answers: Sequence[str]) -> list[float]:
-        found = []
+        values = []
         for answer in answers:
             if getattr(self._tokenizer, "chat_template", None):
-                said = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-                text = conversation(self._tokenizer, said)
+                messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+                text = conversation(self._tokenizer, messages)
                 inputs = self._tokenizer(text, add_special_tokens=False, return_tensors="pt")
             else:
                 inputs = self._tokenizer(question, answer, return_tensors="pt", truncation=True)
             with evaluating(self._model):
-                found.append(float(self._model(**inputs).logits[0, 0]))
-        return finite(found, self.name)
+                values.append(float(self._model(**inputs).logits[0, 0]))
+        return finite(values, self.name)
 
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -105,8 +105,8 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 def last_number(text: str) -> float | None:
     """The last number of a text, as answers to sums end with it."""
-    found = _NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
+    numbers = _NUMBER.findall(text)
+    return float(numbers[-1].replace(",", "")) if numbers else None
 
 
 class Verifier:
@@ -128,8 +128,8 @@ class Verifier:
 
     def _right(self, truth: str, answer: str) -> bool:
         if self._kind == "number":
-            found, wanted = last_number(answer), last_number(truth)
-            return found is not None and found == wanted
+            actual, expected = last_number(answer), last_number(truth)
+            return actual is not None and actual == expected
         if self._kind == "pattern":
             return re.search(truth, answer) is not None
         if self._kind == "choice":

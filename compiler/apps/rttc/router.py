@@ -1,4 +1,4 @@
-"""Which branch a query needs, predicted before anything is generated.
+"""Router: prediction of the branch that a query needs, before anything is generated.
 
     router.safetensors    `weight` [branches, width + 2], `bias`, `mean`, `scale`; numbers about it in the metadata
 
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.safe_read import MISFIT, check_regular, parse_json
+from ...core.safe_read import MALFORMED, check_regular, parse_json
 from .logistic import fit_logistic
 from .policy import BRANCHES, Branch, Point, Trial
 from .scorer import LEAST_AUC, auc, weak_reward
@@ -33,9 +33,11 @@ _SIGNALS = 2
 broken_router = Fault("broken-router", "A file that was to hold a router does not.", exit="environment")
 
 
-def features(vector: Tensor, shown: Signals | None) -> Tensor:
+def features(vector: Tensor, query_signals: Signals | None) -> Tensor:
     """[width + 2] of one query; its vector is as the base compares them. Zeros stand for what nobody looked at."""
-    return torch.cat([vector, torch.tensor([shown.margin, shown.entropy] if shown else [0.0, 0.0])])
+    return torch.cat(
+        [vector, torch.tensor([query_signals.margin, query_signals.entropy] if query_signals else [0.0, 0.0])]
+    )
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,9 @@ class Router:
         return BRANCHES[int(worth.argmax())]
 
     def save(self, folder: Path) -> None:
-        told = {"format": FORMAT, "seconds": self.seconds, "price": self.price, "auc": self.auc}
+        metadata = {"format": FORMAT, "seconds": self.seconds, "price": self.price, "auc": self.auc}
         parts = {"weight": self.weight, "bias": self.bias, "mean": self.mean, "scale": self.scale}
-        save_file({n: t.contiguous() for n, t in parts.items()}, folder / NAME, {"router": json.dumps(told)})
+        save_file({n: t.contiguous() for n, t in parts.items()}, folder / NAME, {"router": json.dumps(metadata)})
 
 
 def open_router(folder: Path, width: int) -> Router:
@@ -81,17 +83,20 @@ def open_router(folder: Path, width: int) -> Router:
     try:
         check_regular(folder / NAME)
         with safe_open(folder / NAME, "pt") as file:
-            told = parse_json(file.metadata()["router"])
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            metadata = parse_json(file.metadata()["router"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         router = Router(
-            **found, seconds=tuple(map(float, told["seconds"])), price=float(told["price"]), auc=float(told["auc"])
+            **tensors,
+            seconds=tuple(map(float, metadata["seconds"])),
+            price=float(metadata["price"]),
+            auc=float(metadata["auc"]),
         )
-        if told["format"] != FORMAT or len(router.seconds) != len(BRANCHES):
+        if metadata["format"] != FORMAT or len(router.seconds) != len(BRANCHES):
             raise ValueError("it has another form")
         if router.weight.shape != (len(BRANCHES), width + 2) or router.mean.shape != router.scale.shape:
             raise ValueError("it was fitted over another embedder")
         return router
-    except (OSError, SafetensorError, *MISFIT) as error:
+    except (OSError, SafetensorError, *MALFORMED) as error:
         raise Reject(
             broken_router(f"{folder / NAME} holds no router: {error}", help="emit the folder again")
         ) from error
@@ -118,7 +123,7 @@ def train(trials: Sequence[Trial], of: Tensor, price: float | None, *, seed: int
         )
     seconds = tuple(sum(t.seconds[b] for t in trials) / len(trials) for b in BRANCHES)
     if price is None:
-        price = _fair_price(_held_out(of, right, penalty, seed).sigmoid(), right, trials)
+        price = _fair_price(_cross_validated(of, right, penalty, seed).sigmoid(), right, trials)
     return Router(*_fit(of, right, penalty), seconds, price, area)
 
 
@@ -129,18 +134,18 @@ def _fair_price(chances: Tensor, right: Tensor, trials: Sequence[Trial]) -> floa
     better = max((1, 2), key=lambda b: (float(right[:, b].mean()), -float(mean[b])))
     dearest = 1 / max(float(mean.sort().values.diff().min()), 1e-6)  # a branch that is dearer is never worth as much
     for price in (0.0, *(dearest * 1.2**-at for at in range(59, -1, -1))):
-        taken = (chances - price * mean).argmax(1, keepdim=True)
-        if float(seconds.gather(1, taken).mean()) <= float(mean[better]):
+        chosen = (chances - price * mean).argmax(1, keepdim=True)
+        if float(seconds.gather(1, chosen).mean()) <= float(mean[better]):
             return price
     return dearest
 
 
 def measure_router(router: Router, trials: Sequence[Trial], of: Tensor) -> Point:
-    """What it does on a set of questions. Thresholds have no part in it."""
-    taken = [router.branch(row) for row in of]
-    right = sum(t.right[b] for t, b in zip(trials, taken, strict=True)) / len(trials)
-    seconds = sum(t.seconds[b] for t, b in zip(trials, taken, strict=True)) / len(trials)
-    return Point(0.0, 0.0, right, seconds, {b: taken.count(b) / len(taken) for b in BRANCHES})
+    """Point of a router on a set of questions, without thresholds."""
+    chosen = [router.branch(row) for row in of]
+    right = sum(t.right[b] for t, b in zip(trials, chosen, strict=True)) / len(trials)
+    seconds = sum(t.seconds[b] for t, b in zip(trials, chosen, strict=True)) / len(trials)
+    return Point(0.0, 0.0, right, seconds, {b: chosen.count(b) / len(chosen) for b in BRANCHES})
 
 
 def _fit(of: Tensor, right: Tensor, penalty: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -153,22 +158,22 @@ def _fit(of: Tensor, right: Tensor, penalty: float) -> tuple[Tensor, Tensor, Ten
 
 def _strongest(of: Tensor, right: Tensor, seed: int) -> tuple[float, Tensor, float]:
     """The largest area over questions held out that some penalty reaches, the features, and that penalty."""
-    found = {penalty: _spread(_held_out(of, right, penalty, seed), right) for penalty in PENALTIES}
-    penalty = max(found, key=lambda p: found[p])
-    return found[penalty], of, penalty
+    areas = {penalty: _spread(_cross_validated(of, right, penalty, seed), right) for penalty in PENALTIES}
+    penalty = max(areas, key=lambda p: areas[p])
+    return areas[penalty], of, penalty
 
 
-def _held_out(of: Tensor, right: Tensor, penalty: float, seed: int) -> Tensor:
+def _cross_validated(of: Tensor, right: Tensor, penalty: float, seed: int) -> Tensor:
     """Log-odds [n, branches] of every question, by a router that has not seen it."""
     order = torch.randperm(len(of), generator=torch.Generator().manual_seed(seed))
-    found = torch.zeros_like(right)
+    log_odds = torch.zeros_like(right)
     for part in order.chunk(min(FOLDS, len(of))):
-        rest = torch.tensor(sorted(set(range(len(of))) - set(part.tolist())), dtype=torch.int64)
-        if not len(rest):
+        training = torch.tensor(sorted(set(range(len(of))) - set(part.tolist())), dtype=torch.int64)
+        if not len(training):
             continue
-        weight, bias, mean, scale = _fit(of[rest], right[rest], penalty)
-        found[part] = ((of[part] - mean) / scale) @ weight.T + bias
-    return found
+        weight, bias, mean, scale = _fit(of[training], right[training], penalty)
+        log_odds[part] = ((of[part] - mean) / scale) @ weight.T + bias
+    return log_odds
 
 
 def _spread(values: Tensor, right: Tensor) -> float:

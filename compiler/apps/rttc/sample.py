@@ -16,7 +16,7 @@ bad_samples = Fault(
     exit="usage",
 )
 
-MOST_CHARACTERS = 8192  # of a sample: what a stranger put into a base can't make a training longer than this
+MAX_CHARACTERS = 8192  # of a sample: what a stranger put into a base can't make a training longer than this
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Sample:
 
     @property
     def subject(self) -> str:
-        """What queries are compared with."""
+        """Text that queries are compared with."""
         return self.question or self.answer
 
     def to_json(self) -> dict[str, str]:
@@ -42,17 +42,17 @@ class Sample:
 def sample_of(body: Any) -> Sample:
     """Raises ValueError on what is none."""
     if isinstance(body, dict) and isinstance(body.get("text"), str) and body["text"].strip():
-        found = Sample("", body["text"])
+        sample = Sample("", body["text"])
     elif isinstance(body, dict) and all(
         isinstance(body.get(k), str) and body[k].strip() for k in ("question", "answer")
     ):
-        found = Sample(body["question"], body["answer"])
+        sample = Sample(body["question"], body["answer"])
     else:
         raise ValueError("it has neither `question` and `answer` nor `text`")
-    if len(found.text) > MOST_CHARACTERS:
-        raise ValueError(f"it has {len(found.text)} characters, and at most {MOST_CHARACTERS} are taken")
-    found.text.encode()  # UnicodeEncodeError, a ValueError, for a lone surrogate
-    return found
+    if len(sample.text) > MAX_CHARACTERS:
+        raise ValueError(f"it has {len(sample.text)} characters, and at most {MAX_CHARACTERS} are taken")
+    sample.text.encode()  # UnicodeEncodeError, a ValueError, for a lone surrogate
+    return sample
 
 
 def read_samples(file: Path) -> Iterator[Sample]:
@@ -60,8 +60,8 @@ def read_samples(file: Path) -> Iterator[Sample]:
     try:
         text = read_regular(file, DATA).decode()
     except (OSError, UnicodeDecodeError) as error:
-        why = (getattr(error, "strerror", None) or "it is not UTF-8").lower()
-        raise Reject(bad_samples(f"{file} can't be read: {why}")) from error
+        reason = (getattr(error, "strerror", None) or "it is not UTF-8").lower()
+        raise Reject(bad_samples(f"{file} can't be read: {reason}")) from error
     if file.suffix not in (".jsonl", ".json"):
         yield from (Sample("", part.strip()) for part in text.split("\n\n") if part.strip())
         return
@@ -75,7 +75,7 @@ def read_samples(file: Path) -> Iterator[Sample]:
 
 def distinct(samples: Iterable[Sample]) -> list[Sample]:
     """The first of those whose texts are the same but for case and spaces."""
-    found: dict[str, Sample] = {}
+    by_text: dict[str, Sample] = {}
     for sample in samples:
-        found.setdefault(" ".join(sample.text.lower().split()), sample)
-    return list(found.values())
+        by_text.setdefault(" ".join(sample.text.lower().split()), sample)
+    return list(by_text.values())

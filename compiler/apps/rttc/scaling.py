@@ -1,4 +1,4 @@
-"""What rewards are worth: the chance that an answer with some reward is right, learned for each branch from a dev set.
+"""Calibration of rewards: the chance that an answer with some reward is right, learned for each branch from a dev set.
 
 A reward ranks answers of one way to make them; between ways it need not. A model's own likelihood prefers the long
 sentence that it says by itself to the one word that samples taught it, however often the word is right: whichever way
@@ -24,9 +24,9 @@ def scales_of(trials: Sequence[Trial]) -> Scales:
     rewards = torch.tensor([[trial.rewards[b] for b in BRANCHES] for trial in trials])  # [n, branches]
     right = torch.tensor([[float(trial.right[b]) for b in BRANCHES] for trial in trials])
     mean, spread = rewards.mean(), rewards.std().clamp(min=1e-6)
-    own = torch.eye(len(BRANCHES)).repeat(len(trials), 1)  # [n * branches, branches]
+    branch_one_hot = torch.eye(len(BRANCHES)).repeat(len(trials), 1)  # [n * branches, branches]
     z = ((rewards - mean) / spread).flatten()[:, None]
-    weight, bias = fit_logistic(torch.cat([z, z * own, own], dim=1), right.flatten(), _PENALTY)
+    weight, bias = fit_logistic(torch.cat([z, z * branch_one_hot, branch_one_hot], dim=1), right.flatten(), _PENALTY)
     shared, departures, shifts = weight[0], *weight[1:].chunk(2)
     slopes = (shared + departures) / spread
     biases = bias + shifts - slopes * mean

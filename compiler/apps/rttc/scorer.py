@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.cache import write_whole
-from ...core.safe_read import CONFIG, DATA, MISFIT, check_regular, parse_json, read_json, read_regular
+from ...core.cache import write_atomic
+from ...core.safe_read import CONFIG, DATA, MALFORMED, check_regular, parse_json, read_json, read_regular
 from .embedder import Embedder
 from .logistic import fit_logistic
 from .reward import finite
@@ -41,12 +41,12 @@ class Graded:
 
 
 def auc(scores: Sequence[float], right: Sequence[bool]) -> float:
-    """How often a right answer scores above a wrong one, equals half; 0.5 where one kind is missing."""
+    """Probability that a right answer scores above a wrong one, equals half; 0.5 where one kind is missing."""
     good = torch.tensor([s for s, r in zip(scores, right, strict=True) if r], dtype=torch.float64)
-    bad = torch.tensor([s for s, r in zip(scores, right, strict=True) if not r], dtype=torch.float64)
-    if not len(good) or not len(bad):
+    negatives = torch.tensor([s for s, r in zip(scores, right, strict=True) if not r], dtype=torch.float64)
+    if not len(good) or not len(negatives):
         return 0.5
-    above = (good[:, None] > bad).double() + 0.5 * (good[:, None] == bad).double()
+    above = (good[:, None] > negatives).double() + 0.5 * (good[:, None] == negatives).double()
     return float(above.mean())
 
 
@@ -66,7 +66,7 @@ class Scorer:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({"weight": self._weight.contiguous()}, folder / WEIGHTS)
         body = {"format": FORMAT, "bias": self._bias, "auc": self.auc, "embedder": self._embedder.identity}
-        write_whole(folder / NAME, (json.dumps(body, indent=2, sort_keys=True) + "\n").encode())
+        write_atomic(folder / NAME, (json.dumps(body, indent=2, sort_keys=True) + "\n").encode())
 
 
 def open_scorer(folder: Path, embedder: Embedder) -> Scorer:
@@ -76,7 +76,7 @@ def open_scorer(folder: Path, embedder: Embedder) -> Scorer:
         if body["format"] != FORMAT or body["embedder"] != embedder.identity or weight.shape != (4 * embedder.width,):
             raise ValueError("it was trained over another embedder")
         return Scorer(weight, float(body["bias"]), embedder, float(body["auc"]))
-    except (OSError, SafetensorError, *MISFIT) as error:
+    except (OSError, SafetensorError, *MALFORMED) as error:
         raise Reject(
             broken_scorer(f"{folder} holds no scorer for this embedder: {error}", help="train it again")
         ) from error
@@ -87,7 +87,7 @@ def train(
     embedder: Embedder,
     *,
     seed: int = 0,
-    held: float = 0.25,
+    validation_share: float = 0.25,
     penalty: float = 1e-3,
     force: bool = False,
 ) -> Scorer:
@@ -95,8 +95,8 @@ def train(
 
     Reject (weak-reward) where the AUC on the held-out questions is below 0.55, unless `force`.
     """
-    parts = halves(graded, seed, held)
-    (x, y), (x_held, _) = [
+    parts = halves(graded, seed, validation_share)
+    (x, y), (x_validation, _) = [
         (
             _features(embedder, [g.question for g in part], [g.answer for g in part]),
             torch.tensor([float(g.right) for g in part]),
@@ -104,26 +104,28 @@ def train(
         for part in parts
     ]
     weight, bias = fit_logistic(x, y, penalty)
-    found = auc((x_held @ weight + bias).tolist(), [g.right for g in parts[1]])
-    refuse_weak(found, parts[1], force)
-    return Scorer(weight, bias, embedder, found)
+    area = auc((x_validation @ weight + bias).tolist(), [g.right for g in parts[1]])
+    refuse_weak(area, parts[1], force)
+    return Scorer(weight, bias, embedder, area)
 
 
-def halves(graded: Sequence[Graded], seed: int, held: float = 0.25) -> tuple[list[Graded], list[Graded]]:
-    """What is learned from, and what is held out: a share of the questions, with all of their answers."""
+def halves(graded: Sequence[Graded], seed: int, validation_share: float = 0.25) -> tuple[list[Graded], list[Graded]]:
+    """Training and held-out split: a share of the questions, with all of their answers."""
     questions = sorted({g.question for g in graded})
     order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(seed)).tolist()
-    kept = {questions[i] for i in order[: max(1, round(held * len(questions)))]}
-    return [g for g in graded if g.question not in kept], [g for g in graded if g.question in kept]
+    validation_questions = {questions[i] for i in order[: max(1, round(validation_share * len(questions)))]}
+    return [g for g in graded if g.question not in validation_questions], [
+        g for g in graded if g.question in validation_questions
+    ]
 
 
-def refuse_weak(found: float, held: Sequence[Graded], force: bool) -> None:
+def refuse_weak(area: float, validation: Sequence[Graded], force: bool) -> None:
     """Reject (weak-reward) an area on answers held out that is near a coin's, unless `force`."""
-    if found < LEAST_AUC and not force:
-        questions = len({g.question for g in held})
+    if area < LEAST_AUC and not force:
+        questions = len({g.question for g in validation})
         raise Reject(
             weak_reward(
-                f"the scorer's AUC is {found:.3f} on {len(held)} answers to {questions} questions held out",
+                f"the scorer's AUC is {area:.3f} on {len(validation)} answers to {questions} questions held out",
                 help="grade more answers of the own task, or use `force`",
             )
         )
@@ -133,13 +135,21 @@ def _features(embedder: Embedder, questions: Sequence[str], answers: Sequence[st
     """Both vectors, their product and their distance by coordinate, [n, 4 * width]."""
     if not answers:
         return torch.empty(0, 4 * embedder.width)
-    asked, told = embedder.embed(questions), embedder.embed(list(answers))
-    return torch.cat([asked, told, asked * told, (asked - told).abs()], dim=1)
+    question_vectors, answer_vectors = embedder.embed(questions), embedder.embed(list(answers))
+    return torch.cat(
+        [
+            question_vectors,
+            answer_vectors,
+            question_vectors * answer_vectors,
+            (question_vectors - answer_vectors).abs(),
+        ],
+        dim=1,
+    )
 
 
 def read_graded(file: Path) -> list[Graded]:
     """JSON lines with `question`, `answer` and `right`; Reject with the line that is none."""
-    found = []
+    graded = []
     try:
         lines = read_regular(file, DATA).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -153,9 +163,9 @@ def read_graded(file: Path) -> list[Graded]:
                 raise ValueError("it has not all of `question`, `answer` and `right`")
             if not isinstance(body["right"], bool):
                 raise ValueError("`right` is neither true nor false")
-            found.append(Graded(str(body["question"]), str(body["answer"]), body["right"]))
-        except MISFIT as error:
+            graded.append(Graded(str(body["question"]), str(body["answer"]), body["right"]))
+        except MALFORMED as error:
             raise Reject(bad_samples(f"line {number} of {file} is no graded answer: {error}")) from error
-    if len({g.question for g in found}) < 4:
+    if len({g.question for g in graded}) < 4:
         raise Reject(bad_samples(f"{file} grades answers to fewer than 4 questions"))
-    return found
+    return graded

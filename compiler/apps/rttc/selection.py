@@ -1,4 +1,4 @@
-"""Which samples help a query most: the nearest, or those that together tell the most about it."""
+"""Selection of samples for a query: the nearest, or those that are most informative together."""
 
 from collections.abc import Callable
 
@@ -14,8 +14,8 @@ def nearest(query: Tensor, vectors: Tensor, count: int) -> list[int]:
     """The rows of vectors [n, d] with the largest inner products with query [d]; the first of equals."""
     scores = vectors @ query
     least = scores.topk(min(count, len(scores))).values[-1]
-    near = (scores >= least).nonzero()[:, 0]  # few: all of them are sorted in a blink
-    return near[torch.sort(scores[near], descending=True, stable=True).indices[:count]].tolist()
+    candidates = (scores >= least).nonzero()[:, 0]  # few: all of them are sorted in a blink
+    return candidates[torch.sort(scores[candidates], descending=True, stable=True).indices[:count]].tolist()
 
 
 def diverse(query: Tensor, vectors: Tensor, count: int, noise: float = 0.01) -> list[int]:

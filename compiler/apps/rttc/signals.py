@@ -1,4 +1,4 @@
-"""What a query shows before anything is generated: how sure the model is of its first word."""
+"""Signals of a query before generation: how sure the model is of its first word."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,6 @@ class Signals:
 def signals(model: Any, ids: list[int]) -> Signals:
     """Of a prompt's tokens: one forward, nothing is generated."""
     with evaluating(model):
-        told = last_logits(model, torch.tensor([ids]), 1)[0, -1].float().log_softmax(-1)  # [vocab]
-    first, second = told.topk(2).values.tolist()
-    return Signals(first - second, float(-(told.exp() * told).sum()))
+        log_probs = last_logits(model, torch.tensor([ids]), 1)[0, -1].float().log_softmax(-1)  # [vocab]
+    first, second = log_probs.topk(2).values.tolist()
+    return Signals(first - second, float(-(log_probs.exp() * log_probs).sum()))

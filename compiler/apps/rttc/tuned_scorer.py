@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Reject
-from ...core.cache import write_whole
-from ...core.safe_read import CONFIG, MISFIT, check_regular, read_json
+from ...core.cache import write_atomic
+from ...core.safe_read import CONFIG, MALFORMED, check_regular, read_json
 from ...models.rows.forward import evaluating
-from .attachment import KINDS, attached, places_of
+from .attachment import KINDS, attached, attachment_paths
 from .embedder import Pooled
 from .reward import finite
 from .scorer import FORMAT, NAME, WEIGHTS, Graded, auc, broken_scorer, halves, refuse_weak
@@ -35,13 +35,13 @@ class Tuned:
     def __init__(self, embedder: Pooled, kind: str, rank: int, seed: int = 0):
         self._embedder, self._kind, self._rank, self.auc = embedder, kind, rank, 0.5
         encoder = embedder.encoder
-        self._attachment = attached(kind, encoder, places_of(encoder, kind), rank, 2.0 * rank, seed)
+        self._attachment = attached(kind, encoder, attachment_paths(encoder, kind), rank, 2.0 * rank, seed)
         self._head = nn.Linear(embedder.width, 1)
         nn.init.zeros_(self._head.weight)
         nn.init.zeros_(self._head.bias)
-        own = {id(p) for p in self._attachment.parameters().values()}
+        adapter_ids = {id(p) for p in self._attachment.parameters().values()}
         for parameter in encoder.parameters():
-            parameter.requires_grad_(id(parameter) in own)
+            parameter.requires_grad_(id(parameter) in adapter_ids)
         self._attachment.switch(on=False)
 
     def score(self, question: str, answers: Sequence[str]) -> list[float]:
@@ -49,15 +49,15 @@ class Tuned:
 
     def odds(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
         """Log-odds [n] of answers to questions."""
-        rows, found = self._embedder.pairs(questions, answers), []
+        rows, parts = self._embedder.pairs(questions, answers), []
         self._attachment.switch(on=True)
         try:
             with evaluating(self._embedder.encoder):
                 for start in range(0, len(rows), _BATCH):
-                    found.append(self._head(self._embedder.mean(rows[start : start + _BATCH]))[:, 0])
+                    parts.append(self._head(self._embedder.mean(rows[start : start + _BATCH]))[:, 0])
         finally:
             self._attachment.switch(on=False)
-        return torch.cat(found) if found else torch.empty(0)
+        return torch.cat(parts) if parts else torch.empty(0)
 
     def fit(
         self,
@@ -67,18 +67,18 @@ class Tuned:
         lr: float = 1e-3,
         seconds: float = 1800.0,
         seed: int = 0,
-        tell: Callable[[int, int], None] = lambda at, of: None,
+        on_progress: Callable[[int, int], None] = lambda at, of: None,
     ) -> None:
         """AdamW over shuffled answers; no step is begun after `seconds`. Both kinds weigh alike, however many."""
         rows = self._embedder.pairs([g.question for g in graded], [g.answer for g in graded])
         right = torch.tensor([float(g.right) for g in graded])
         share = float(right.mean().clamp(0.05, 0.95))
         weights = torch.where(right > 0, 0.5 / share, 0.5 / (1 - share))
-        own = [*self._attachment.parameters().values(), *self._head.parameters()]
+        parameters = [*self._attachment.parameters().values(), *self._head.parameters()]
         self._attachment.switch(on=True)
-        for parameter in own:  # the switch of the adapters froze them
+        for parameter in parameters:  # the switch of the adapters froze them
             parameter.requires_grad_(True)
-        optimizer, draw = torch.optim.AdamW(own, lr=lr, weight_decay=0.0), torch.Generator().manual_seed(seed)
+        optimizer, draw = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0), torch.Generator().manual_seed(seed)
         steps, until = epochs * -(-len(rows) // _BATCH), time.monotonic() + seconds
         try:
             parts = [p for _ in range(epochs) for p in torch.randperm(len(rows), generator=draw).split(_BATCH)]
@@ -89,9 +89,9 @@ class Tuned:
                 loss = nn.functional.binary_cross_entropy_with_logits(odds, right[part], weights[part])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                nn.utils.clip_grad_norm_(own, _CLIP)
+                nn.utils.clip_grad_norm_(parameters, _CLIP)
                 optimizer.step()
-                tell(step + 1, steps)
+                on_progress(step + 1, steps)
         finally:
             self._attachment.switch(on=False)
 
@@ -102,14 +102,14 @@ class Tuned:
         save_file({**state, **head}, folder / WEIGHTS)
         body = {"format": FORMAT, "kind": self._kind, "rank": self._rank, "auc": self.auc}
         body |= {"embedder": self._embedder.identity}
-        write_whole(folder / NAME, (json.dumps(body, indent=2, sort_keys=True) + "\n").encode())
+        write_atomic(folder / NAME, (json.dumps(body, indent=2, sort_keys=True) + "\n").encode())
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Raises KeyError or ValueError on tensors of another scorer."""
-        own: dict[str, Tensor] = {f"adapters.{name}": p for name, p in self._attachment.parameters().items()}
-        own |= {"head.weight": self._head.weight, "head.bias": self._head.bias}
+        parameters: dict[str, Tensor] = {f"adapters.{name}": p for name, p in self._attachment.parameters().items()}
+        parameters |= {"head.weight": self._head.weight, "head.bias": self._head.bias}
         with torch.no_grad():
-            for name, parameter in own.items():
+            for name, parameter in parameters.items():
                 if tensors[name].shape != parameter.shape:
                     raise ValueError(f"`{name}` has another shape")
                 parameter.copy_(tensors[name])
@@ -127,12 +127,12 @@ def tune(
 ) -> Tuned:
     """Train one; questions are split, so that none is on both sides. Reject (weak-reward) where the AUC on those held
     out is below 0.55, unless `force`."""
-    learned, held = halves(graded, seed)
+    learned, validation = halves(graded, seed)
     scorer = Tuned(embedder, kind, rank, seed)
     scorer.fit(learned, seed=seed, **how)
-    odds = scorer.odds([g.question for g in held], [g.answer for g in held])
-    scorer.auc = auc(odds.tolist(), [g.right for g in held])
-    refuse_weak(scorer.auc, held, force)
+    odds = scorer.odds([g.question for g in validation], [g.answer for g in validation])
+    scorer.auc = auc(odds.tolist(), [g.right for g in validation])
+    refuse_weak(scorer.auc, validation, force)
     return scorer
 
 
@@ -149,7 +149,7 @@ def open_tuned(folder: Path, embedder: Pooled) -> Tuned:
         scorer.load(tensors)
         scorer.auc = float(body["auc"])
         return scorer
-    except (OSError, SafetensorError, *MISFIT) as error:
+    except (OSError, SafetensorError, *MALFORMED) as error:
         raise Reject(
             broken_scorer(f"{folder} holds no scorer for this embedder: {error}", help="train it again")
         ) from error

@@ -30,13 +30,13 @@ class AccessLog:
         if self._out is None:
             return
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        shown = {name: value for name, value in line.items() if value is not None}
+        fields = {name: value for name, value in line.items() if value is not None}
         try:
             if self._dropped:
-                shown["dropped"], self._dropped = self._dropped, 0
-            self._lines.put_nowait(json.dumps({"time": stamp, **shown}))
+                fields["dropped"], self._dropped = self._dropped, 0
+            self._lines.put_nowait(json.dumps({"time": stamp, **fields}))
         except queue.Full:
-            self._dropped = shown.get("dropped", 0) + 1
+            self._dropped = fields.get("dropped", 0) + 1
 
     def close(self) -> None:
         """Wait for the lines so far, a second at most."""
@@ -58,18 +58,18 @@ class AccessLog:
                 self._lines.task_done()
 
 
-def log_to(place: str) -> AccessLog:
+def log_to(destination: str) -> AccessLog:
     """`-` is stderr, `none` is nowhere, anything else a file that lines are added to."""
-    if place == "none":
+    if destination == "none":
         return AccessLog(None)
-    if place == "-":
+    if destination == "-":
         return AccessLog(sys.stderr)
     try:
-        return AccessLog(Path(place).open("a", encoding="utf-8"))
+        return AccessLog(Path(destination).open("a", encoding="utf-8"))
     except OSError as error:
         raise Reject(
             unwritable_log(
-                f"`{place}` can't be written: {(error.strerror or str(error)).lower()}",
+                f"`{destination}` can't be written: {(error.strerror or str(error)).lower()}",
                 help="name a file in a folder that exists, `-` for stderr or `none`",
             )
         ) from error

@@ -23,21 +23,21 @@ def named(texts: Sequence[str]) -> dict[str, Path]:
     """Folders of interventions by name, out of `NAME=FOLDER`. Raises Reject (no-adapter)."""
     from ...artifacts.reft import FILE, FOLDER
 
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for text in texts:
-        name, equals, place = text.partition("=")
-        if not equals or not name or not place or any(mark in name for mark in ":/ ") or not name.isprintable():
+        name, equals, path_text = text.partition("=")
+        if not equals or not name or not path_text or any(mark in name for mark in ":/ ") or not name.isprintable():
             raise Reject(no_adapter(f"`--adapter {text}` names no adapter", help="write --adapter NAME=FOLDER"))
-        if name in found:
+        if name in folders:
             raise Reject(no_adapter(f"two adapters are called `{name}`", help="give either a name of its own"))
-        folder = Path(place)
+        folder = Path(path_text)
         inner = next((f for f in (folder / FOLDER, folder) if (f / FILE).is_file()), None)
         if inner is None:
             raise Reject(
-                no_adapter(f"{place} holds no interventions", help="name an artifact that the target `reft` wrote")
+                no_adapter(f"{path_text} holds no interventions", help="name an artifact that the target `reft` wrote")
             )
-        found[name] = inner
-    return found
+        folders[name] = inner
+    return folders
 
 
 def views(model: Any, label: str, folders: Mapping[str, Path]) -> dict[str, Any]:
@@ -57,11 +57,11 @@ def views(model: Any, label: str, folders: Mapping[str, Path]) -> dict[str, Any]
                 help="serve the model as `hf` wrote it, or its own folder",
             )
         )
-    own, made = base_hash(model), {}
+    base_sha, result = base_hash(model), {}
     for name, folder in folders.items():
         _check_files(folder)
         base, _ = read(folder)
-        if base["sha256"] != own:
+        if base["sha256"] != base_sha:
             raise Reject(
                 other_base(
                     f"{folder} belongs to {base['place'] or 'the model beside it'}, and {label} has other tensors",
@@ -69,10 +69,10 @@ def views(model: Any, label: str, folders: Mapping[str, Path]) -> dict[str, Any]
                 )
             )
         shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-        made[name] = copy.deepcopy(model, shared)
-        put_on(made[name], folder, check=False)
-        made[name].eval()
-    return made
+        result[name] = copy.deepcopy(model, shared)
+        put_on(result[name], folder, check=False)
+        result[name].eval()
+    return result
 
 
 def _check_files(folder: Path) -> None:
@@ -97,11 +97,11 @@ class Talkers:
     def chats(self) -> bool:
         return self.talkers[""].chats
 
-    def say(self, prompt: str, hear: Callable[[str], None]) -> "Reply":
+    def answer(self, prompt: str, hear: Callable[[str], None]) -> "Reply":
         if prompt.startswith(":"):
             name, _, prompt = prompt[1:].partition(" ")
             if name not in self.talkers:
                 known = ", ".join(f"`:{one}`" for one in self.talkers)
                 raise Reject(no_adapter(f"there is no adapter `{name:.40}`", help=f"there are {known}"))
             self.name = name
-        return self.talkers[self.name].say(prompt, hear)
+        return self.talkers[self.name].answer(prompt, hear)

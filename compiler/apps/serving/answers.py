@@ -12,7 +12,7 @@ DONE = "data: [DONE]\n\n"
 INVALID = "invalid_request_error"
 
 
-class Refused(Exception):
+class ErrorResponse(Exception):
     """A request that is answered by an error."""
 
     def __init__(
@@ -48,15 +48,15 @@ class Answer:
         self._texts: list[str] = []
         self._tokens: list[Token] = []
         self._finish: str | None = None
-        self._held = 0
+        self._n_buffered = 0
 
     def add(self, piece: Piece) -> None:
         self._texts.append(piece.text)
         self._tokens += piece.tokens
-        self._count, self._held = piece.count, piece.held
+        self._count, self._n_buffered = piece.count, piece.n_cached
         self._finish = piece.finish or None
 
-    def whole(self, logprobs: bool) -> dict[str, Any]:
+    def complete(self, logprobs: bool) -> dict[str, Any]:
         choice = self._choice("".join(self._texts), self._logprobs(self._tokens) if logprobs else None)
         return {
             **self._head,
@@ -82,7 +82,7 @@ class Answer:
             "prompt_tokens": self._prompt,
             "completion_tokens": self._count,
             "total_tokens": self._prompt + self._count,
-            "prompt_tokens_details": {"cached_tokens": self._held},
+            "prompt_tokens_details": {"cached_tokens": self._n_buffered},
         }
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -121,13 +121,13 @@ class ChatAnswer(Answer):
         return {"index": 0, "delta": {"content": text} if text else {}, "logprobs": logprobs}
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
-        told = [
+        entries = [
             {**self._logprob(t.id, t.logprob), "top_logprobs": [self._logprob(*pair) for pair in t.likeliest]}
             for t in tokens
         ]
-        return {"content": told, "refusal": None}
+        return {"content": entries, "refusal": None}
 
     def _logprob(self, token: int, logprob: float) -> dict[str, Any]:
         text = self._text(token)
-        whole = "\ufffd" not in text  # else its bytes are no characters, and are not known here
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if whole else None}
+        is_complete = "\ufffd" not in text  # else its bytes are no characters, and are not known here
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if is_complete else None}

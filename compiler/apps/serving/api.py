@@ -17,9 +17,9 @@ from starlette.background import BackgroundTask
 from ....dsl.syntax.diagnostics import Reject
 from ....kernels.native import KernelError
 from ...models.rows.chat_template import render
-from .answers import Answer, ChatAnswer, Refused
-from .body import take_texts, turn
-from .errors import tell_errors, write_down
+from .answers import Answer, ChatAnswer, ErrorResponse
+from .body import slot, take_texts
+from .errors import install_error_handlers, write_down
 from .metrics import TYPE
 from .protocol import ChatRequest, CompletionRequest
 from .request import Piece, Request
@@ -45,16 +45,16 @@ class Service:
         self.adapters = {name: "", **{f"{name}:{adapter}": adapter for adapter in adapters}}
         self.context, self.vocabulary = context, vocabulary
         self.created = int(time.time())
-        self._most_characters = context * max(map(len, tokenizer.get_vocab()), default=1)
+        self._max_characters = context * max(map(len, tokenizer.get_vocab()), default=1)
 
-    async def answer(self, asked: ChatRequest | CompletionRequest, call: Call) -> Any:
+    async def answer(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
         """The answer to a request, whole or as a stream."""
-        check_name(asked.model, *self.adapters)
-        encode: Callable[[Any], list[int]] = self._chat if isinstance(asked, ChatRequest) else self._prompt
-        async with turn(call, len(await call.body())):
-            ids = await asyncio.to_thread(encode, asked)
+        check_name(request_body.model, *self.adapters)
+        encode: Callable[[Any], list[int]] = self._chat if isinstance(request_body, ChatRequest) else self._prompt
+        async with slot(call, len(await call.body())):
+            ids = await asyncio.to_thread(encode, request_body)
         key = call.scope.get("state", {}).get("key")
-        request = replace(self._request(asked, ids), owner="" if key is None else f"key {key}")
+        request = replace(self._request(request_body, ids), owner="" if key is None else f"key {key}")
         pieces: asyncio.Queue[Piece] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -66,27 +66,31 @@ class Service:
         try:
             job = self.scheduler.submit(request, hear)
         except Full as full:
-            raise Refused(
+            raise ErrorResponse(
                 429,
                 f"{full}: as many requests wait as may",
                 code="too_many_requests",
                 headers={"Retry-After": str(full.seconds)},
             ) from full
         except Stopped as stopped:
-            raise Refused(503, "the server stops", code="stopping") from stopped
+            raise ErrorResponse(503, "the server stops", code="stopping") from stopped
         except KernelError as error:  # settings that no kernel can draw by
-            raise Refused(400, str(error)) from error
-        answer = (ChatAnswer if isinstance(asked, ChatRequest) else Answer)(asked.model, len(ids), self.tokenizer)
-        if asked.stream:
+            raise ErrorResponse(400, str(error)) from error
+        answer = (ChatAnswer if isinstance(request_body, ChatRequest) else Answer)(
+            request_body.model, len(ids), self.tokenizer
+        )
+        if request_body.stream:
             return StreamingResponse(
-                events(answer, _as_they_come(pieces), asked.tells_usage, asked.alternatives is not None),
+                events(answer, _stream(pieces), request_body.tells_usage, request_body.alternatives is not None),
                 headers={"Cache-Control": "no-cache"},
                 media_type="text/event-stream",
                 background=BackgroundTask(self.scheduler.cancel, job),
             )
-        return await self._whole(answer, asked, pieces, call, job)
+        return await self._complete_response(answer, request_body, pieces, call, job)
 
-    async def _whole(self, answer: Answer, asked: Any, pieces: "asyncio.Queue[Piece]", call: Call, job: Any) -> Any:
+    async def _complete_response(
+        self, answer: Answer, request_body: Any, pieces: "asyncio.Queue[Piece]", call: Call, job: Any
+    ) -> Any:
         async def leave() -> None:
             await leaving(call)
             self.scheduler.cancel(job)
@@ -96,28 +100,28 @@ class Service:
             while True:
                 piece = await pieces.get()
                 if piece.error:
-                    raise Refused(503 if piece.finish == "cancelled" else 500, piece.error, code=piece.finish)
+                    raise ErrorResponse(503 if piece.finish == "cancelled" else 500, piece.error, code=piece.finish)
                 answer.add(piece)
                 if piece.finish:
-                    return JSONResponse(answer.whole(asked.alternatives is not None))
+                    return JSONResponse(answer.complete(request_body.alternatives is not None))
         finally:
             left.cancel()
             self.scheduler.cancel(job)
 
     # -- prompts ---------------------------------------------------------------------------------------------
 
-    def _chat(self, asked: ChatRequest) -> list[int]:
+    def _chat(self, request_body: ChatRequest) -> list[int]:
         if not getattr(self.tokenizer, "chat_template", None):
-            raise Refused(
+            raise ErrorResponse(
                 400,
                 f"the tokenizer of `{self.name}` has no chat template: ask for a completion "
                 "of a text, at /v1/completions",
                 "messages",
                 "no_chat_template",
             )
-        messages = [message.plain() for message in asked.messages]
+        messages = [message.plain() for message in request_body.messages]
         if len(messages) > self.context:
-            raise Refused(
+            raise ErrorResponse(
                 400,
                 f"the model's context is {self.context} tokens, and {len(messages)} messages are more",
                 "messages",
@@ -127,67 +131,67 @@ class Service:
         try:
             text = render(self.tokenizer, messages, add_generation_prompt=True)
         except (TemplateError, ValueError) as error:
-            why = f"the model's chat template refuses these messages: {error}"
-            raise Refused(400, why, "messages") from error
+            reason = f"the model's chat template refuses these messages: {error}"
+            raise ErrorResponse(400, reason, "messages") from error
         ids = self._ids(text, "messages", add_special_tokens=False)
         if not ids:
-            raise Refused(400, "the chat template makes no token of these messages", "messages")
+            raise ErrorResponse(400, "the chat template makes no token of these messages", "messages")
         return ids
 
-    def _prompt(self, asked: CompletionRequest) -> list[int]:
-        if not isinstance(asked.prompt, list):
-            ids = self._ids(asked.prompt, "prompt", add_special_tokens=True)
+    def _prompt(self, request_body: CompletionRequest) -> list[int]:
+        if not isinstance(request_body.prompt, list):
+            ids = self._ids(request_body.prompt, "prompt", add_special_tokens=True)
             start = self.tokenizer.bos_token_id
             ids = ids or ([start] if start is not None else [])
         else:
-            ids = asked.prompt
+            ids = request_body.prompt
         if not ids:
-            raise Refused(400, "the prompt has no token", "prompt")
+            raise ErrorResponse(400, "the prompt has no token", "prompt")
         if min(ids) < 0 or max(ids) >= self.vocabulary:
-            raise Refused(400, f"the prompt has tokens outside of the model's {self.vocabulary}", "prompt")
+            raise ErrorResponse(400, f"the prompt has tokens outside of the model's {self.vocabulary}", "prompt")
         return ids
 
     def _ids(self, text: str, field: str, add_special_tokens: bool) -> list[int]:
         self._check_length(len(text), field)
         try:
             return self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
-        except Reject as refused:
-            raise Refused(400, "the model's tokenizer breaks at this text", field) from refused
+        except Reject as rejection:
+            raise ErrorResponse(400, "the model's tokenizer breaks at this text", field) from rejection
 
     def _check_length(self, characters: int, field: str) -> None:
         """Whether a text may fit: megabytes would take seconds to be found too long token by token."""
-        if characters > self._most_characters:
-            raise Refused(
+        if characters > self._max_characters:
+            raise ErrorResponse(
                 400,
                 f"the model's context is {self.context} tokens, and {characters} characters are more",
                 field,
                 "context_length_exceeded",
             )
 
-    def _request(self, asked: ChatRequest | CompletionRequest, ids: list[int]) -> Request:
-        room = self.context - len(ids)
-        most = max(1, room) if asked.most is None else asked.most
-        if most > room:
-            raise Refused(
+    def _request(self, body: ChatRequest | CompletionRequest, ids: list[int]) -> Request:
+        available = self.context - len(ids)
+        max_tokens = max(1, available) if body.token_limit is None else body.token_limit
+        if max_tokens > available:
+            raise ErrorResponse(
                 400,
                 f"the model's context is {self.context} tokens, and {len(ids)} of the prompt "
-                f"and {most} of the answer are more",
-                "messages" if isinstance(asked, ChatRequest) else "prompt",
+                f"and {max_tokens} of the answer are more",
+                "messages" if isinstance(body, ChatRequest) else "prompt",
                 "context_length_exceeded",
             )
         chosen: dict[str, Any] = {
-            "temperature": asked.temperature,
-            "top_p": asked.top_p,
-            "top_k": asked.top_k,
-            "repetition_penalty": asked.repetition_penalty,
+            "temperature": body.temperature,
+            "top_p": body.top_p,
+            "top_k": body.top_k,
+            "repetition_penalty": body.repetition_penalty,
         }
         return Request(
             tuple(ids),
-            most,
-            stops=asked.stops,
-            alternatives=asked.alternatives,
-            adapter=self.adapters[asked.model],
-            seed=randbits(64) if asked.seed is None else asked.seed,
+            max_tokens,
+            stops=body.stops,
+            alternatives=body.alternatives,
+            adapter=self.adapters[body.model],
+            seed=randbits(64) if body.seed is None else body.seed,
             **{name: value for name, value in chosen.items() if value is not None},
         )
 
@@ -202,8 +206,8 @@ class Service:
         }
 
 
-async def _as_they_come(pieces: "asyncio.Queue[Piece]") -> AsyncIterator[Piece]:
-    """Where the reader leaves, the response ends and cancels the job."""
+async def _stream(pieces: "asyncio.Queue[Piece]") -> AsyncIterator[Piece]:
+    """Stream pieces; when the client disconnects, the response ends and cancels the job."""
     while True:
         yield await pieces.get()
 
@@ -219,7 +223,7 @@ def application(service: Service) -> FastAPI:
         await asyncio.to_thread(service.scheduler.join, _LAST)
 
     app = FastAPI(title="effc serve", lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
-    tell_errors(app)
+    install_error_handlers(app)
     take_texts(app, service.answer)
 
     @app.get("/v1/models")

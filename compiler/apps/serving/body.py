@@ -12,26 +12,26 @@ from fastapi import Request as Call
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from .answers import Refused
+from .answers import ErrorResponse
 from .protocol import ChatRequest, CompletionRequest, Unsupported
-from .turns import Turns
+from .request_slots import RequestSlots
 
 Form = TypeVar("Form", bound=BaseModel)
 
-_MOST_FIELDS, _MOST_CONTAINERS = 200, 20_000
+_MAX_FIELDS, _MAX_CONTAINERS = 200, 20_000
 _STRING_OR_CONTAINER = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]', re.DOTALL)  # a string may lack its end
-_turns: WeakKeyDictionary[Any, Turns] = WeakKeyDictionary()  # by application
+_slots: WeakKeyDictionary[Any, RequestSlots] = WeakKeyDictionary()  # by application
 
 
 async def read_body(call: Call, form: type[Form]) -> Form:
-    """What a request asks; Refused in OpenAI's form where it is wrong.
+    """Parse the body of a request; ErrorResponse in OpenAI's form where it is wrong.
 
     A browser sends JSON to a stranger's server only after it has asked whether it may: other types are refused,
     since a page could send them unasked.
     """
     kind = call.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise Refused(
+        raise ErrorResponse(
             415,
             f"the body is `{kind:.60}`, and must be `application/json`"
             if kind
@@ -39,15 +39,15 @@ async def read_body(call: Call, form: type[Form]) -> Form:
             code="unsupported_media_type",
         )
     body = await call.body()
-    async with turn(call, len(body)):
+    async with slot(call, len(body)):
         return await asyncio.to_thread(_checked, body, form)
 
 
-def turn(call: Call, size: int) -> AbstractAsyncContextManager[None]:
+def slot(call: Call, size: int) -> AbstractAsyncContextManager[None]:
     """The turn of a request at work whose cost grows with the bytes of its body."""
     key = call.scope.get("state", {}).get("key")
     client = f"key {key}" if key is not None else (call.client.host if call.client else "")
-    return _turns.setdefault(call.app, Turns()).turn(client, size)
+    return _slots.setdefault(call.app, RequestSlots()).slot(client, size)
 
 
 def take_texts(app: FastAPI, answer: Callable[[ChatRequest | CompletionRequest, Call], Awaitable[Any]]) -> None:
@@ -65,38 +65,38 @@ def take_texts(app: FastAPI, answer: Callable[[ChatRequest | CompletionRequest, 
 def _is_crowded(body: bytes) -> bool:
     """Whether a body has more lists and objects than any request: each costs memory, and time of whoever looks for
     unused ones."""
-    if body.count(b"[") + body.count(b"{") <= _MOST_CONTAINERS:
+    if body.count(b"[") + body.count(b"{") <= _MAX_CONTAINERS:
         return False
     outside = (match for match in _STRING_OR_CONTAINER.finditer(body) if match[0] in (b"[", b"{"))
-    return any(number >= _MOST_CONTAINERS for number, _ in enumerate(outside))
+    return any(number >= _MAX_CONTAINERS for number, _ in enumerate(outside))
 
 
 def _checked(body: bytes, form: type[Form]) -> Form:
     if _is_crowded(body):
-        raise Refused(400, f"the body has more than {_MOST_CONTAINERS} lists and objects")
+        raise ErrorResponse(400, f"the body has more than {_MAX_CONTAINERS} lists and objects")
     try:
         parsed = from_json(body, allow_inf_nan=False, cache_strings=False)
     except ValueError as error:  # lone surrogates and bytes that are no UTF-8 too
-        raise Refused(400, f"the body is not JSON: {error}") from None
+        raise ErrorResponse(400, f"the body is not JSON: {error}") from None
     if not isinstance(parsed, dict):
-        raise Refused(400, "the body is no JSON object")
-    if len(parsed) > _MOST_FIELDS:  # each that is unknown would be complained of, and the first is told
-        raise Refused(400, f"the body has {len(parsed)} fields, and no request has more than {_MOST_FIELDS}")
+        raise ErrorResponse(400, "the body is no JSON object")
+    if len(parsed) > _MAX_FIELDS:  # each that is unknown would be complained of, and the first is told
+        raise ErrorResponse(400, f"the body has {len(parsed)} fields, and no request has more than {_MAX_FIELDS}")
     try:
         return form.model_validate(parsed)
     except Unsupported as error:
-        raise Refused(400, str(error), error.name, "unsupported_parameter") from None
+        raise ErrorResponse(400, str(error), error.name, "unsupported_parameter") from None
     except ValidationError as error:
-        raise _unfit(error) from None
+        raise _first_error(error) from None
 
 
-def _unfit(error: ValidationError) -> Refused:
+def _first_error(error: ValidationError) -> ErrorResponse:
     """The first thing that is wrong."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     path = ".".join(str(part) for part in first["loc"])
-    what = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        what = f"`{path:.80}` is not known here"
+        message = f"`{path:.80}` is not known here"
     elif path:
-        what = f"`{path}`: {what[:1].lower()}{what[1:]}"
-    return Refused(400, what, path or None)
+        message = f"`{path}`: {message[:1].lower()}{message[1:]}"
+    return ErrorResponse(400, message, path or None)

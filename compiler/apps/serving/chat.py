@@ -11,7 +11,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ...artifacts.verify_child import Exported
 from ...models.rows.chat_template import conversation
 from ...models.rows.inputs import device_of
-from ...models.rows.packed_inputs import hears
+from ...models.rows.packed_inputs import is_speech_encoder_decoder
 
 prompt_too_long = Fault("prompt-too-long", "A prompt has more tokens than the model has positions.", exit="usage")
 not_generative = Fault("not-generative", "A model that can't generate text was asked to.", exit="usage")
@@ -36,7 +36,7 @@ class Reply:
 
 def refuse_silent(model: Any) -> None:
     """Raise Reject of a model that generates nothing, or nothing of texts."""
-    if hears(model):
+    if is_speech_encoder_decoder(model):
         raise Reject(
             not_generative(
                 "this model hears sounds and reads no prompt",
@@ -81,13 +81,13 @@ class Talker:
         """Whether the tokenizer knows how a conversation is written."""
         return bool(getattr(self.tokenizer, "chat_template", None))
 
-    def say(self, prompt: str, hear: Callable[[str], None]) -> Reply:
+    def answer(self, prompt: str, hear: Callable[[str], None]) -> Reply:
         """Answer (or, without a chat template, continue) a prompt; `hear` gets the text piece by piece.
 
         A KeyboardInterrupt ends the answer; what was said stays in the history.
         """
-        asked = [*self.history, {"role": "user", "content": prompt}]
-        inputs, asked = self._encode(asked, prompt)
+        messages = [*self.history, {"role": "user", "content": prompt}]
+        inputs, messages = self._encode(messages, prompt)
         stream = _Stream(self.tokenizer, hear)
         started, stop = time.monotonic(), ""
         torch.manual_seed(self.seed)
@@ -98,27 +98,29 @@ class Talker:
             stop = "stopped"
         stream.flush()
         if self.chats:
-            self.history = [*asked, {"role": "assistant", "content": stream.text}]
+            self.history = [*messages, {"role": "assistant", "content": stream.text}]
         stop = stop or ("length" if len(stream.tokens) >= self.max_new_tokens else "end")
-        asked_tokens, seconds = inputs["input_ids"].shape[1], time.monotonic() - started
-        return Reply(stream.text, asked_tokens, len(stream.tokens), seconds, stop)
+        prompt_tokens, seconds = inputs["input_ids"].shape[1], time.monotonic() - started
+        return Reply(stream.text, prompt_tokens, len(stream.tokens), seconds, stop)
 
-    def _encode(self, asked: list[Message], prompt: str) -> tuple[dict[str, Any], list[Message]]:
+    def _encode(self, messages: list[Message], prompt: str) -> tuple[dict[str, Any], list[Message]]:
         """Token ids; the oldest exchanges are forgotten where the model has too few positions."""
-        room = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
+        max_positions = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         while True:
-            ids = self._ids(asked, prompt)
-            if ids.shape[1] < room:
+            ids = self._ids(messages, prompt)
+            if ids.shape[1] < max_positions:
                 break
-            if len(asked) == 1:
-                raise Reject(prompt_too_long(f"the prompt has {ids.shape[1]} tokens, the model takes {room - 1}"))
-            asked = asked[2:]
+            if len(messages) == 1:
+                raise Reject(
+                    prompt_too_long(f"the prompt has {ids.shape[1]} tokens, the model takes {max_positions - 1}")
+                )
+            messages = messages[2:]
         ids = ids.to(device_of(self.model))
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, asked
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, messages
 
-    def _ids(self, asked: Sequence[Message], prompt: str) -> torch.Tensor:
+    def _ids(self, messages: Sequence[Message], prompt: str) -> torch.Tensor:
         if self.chats:
-            text = conversation(self.tokenizer, asked, add_generation_prompt=True)
+            text = conversation(self.tokenizer, messages, add_generation_prompt=True)
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         else:
             ids = self.tokenizer(prompt)["input_ids"]
@@ -127,13 +129,13 @@ class Talker:
         return torch.tensor([ids])
 
     def _sampling(self) -> dict[str, Any]:
-        ends = self.model.generation_config.eos_token_id
-        ends = self.tokenizer.eos_token_id if ends is None else ends
+        eos = self.model.generation_config.eos_token_id
+        eos = self.tokenizer.eos_token_id if eos is None else eos
         pad = self.tokenizer.pad_token_id
-        pad = (ends[0] if isinstance(ends, list) else ends) if pad is None else pad
+        pad = (eos[0] if isinstance(eos, list) else eos) if pad is None else pad
         chosen: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens,
-            "eos_token_id": ends,
+            "eos_token_id": eos,
             "pad_token_id": pad,
             "do_sample": self.temperature > 0,
         }
@@ -143,17 +145,17 @@ class Talker:
 
 
 class _Stream:
-    """What `generate` calls a streamer: turns tokens into text as soon as the characters are whole."""
+    """Streamer for `generate`: turns tokens into text as soon as the characters are whole."""
 
     def __init__(self, tokenizer, hear: Callable[[str], None]):
         self.tokenizer, self.hear = tokenizer, hear
         self.tokens: list[int] = []
         self.text = ""
-        self.prompt_seen = False
+        self.prompt_done = False
 
     def put(self, value: torch.Tensor) -> None:
-        if not self.prompt_seen:
-            self.prompt_seen = True
+        if not self.prompt_done:
+            self.prompt_done = True
             return
         self.tokens += value.reshape(-1).tolist()
         self._emit(self._decoded(), last=False)
@@ -167,9 +169,9 @@ class _Stream:
     def _decoded(self) -> str:
         return self.tokenizer.decode(self.tokens, skip_special_tokens=True)
 
-    def _emit(self, whole: str, last: bool) -> None:
-        if not last and whole.endswith("\ufffd"):  # a character of several tokens is not complete
+    def _emit(self, decoded: str, last: bool) -> None:
+        if not last and decoded.endswith("\ufffd"):  # a character of several tokens is not complete
             return
-        if len(whole) > len(self.text):
-            self.hear(whole[len(self.text) :])
-            self.text = whole
+        if len(decoded) > len(self.text):
+            self.hear(decoded[len(self.text) :])
+            self.text = decoded

@@ -21,17 +21,17 @@ _PIECES = 1 << 14  # of a body: each costs the same, and may be of one byte
 class Door(socket.socket):
     """A listening socket that has let in at most so many: before TLS, where uvicorn counts nobody yet."""
 
-    most: int | None = None
+    max_connections: int | None = None
     _inside: "list[socket.socket] | None" = None
 
     def accept(self) -> tuple[socket.socket, Any]:
-        made, address = super().accept()
+        connection, address = super().accept()
         self._inside = [one for one in self._inside or () if one.fileno() >= 0]
-        if self.most is not None and len(self._inside) >= self.most:
-            made.close()
+        if self.max_connections is not None and len(self._inside) >= self.max_connections:
+            connection.close()
             raise BlockingIOError  # as if nobody had been there
-        self._inside.append(made)
-        return made, address
+        self._inside.append(connection)
+        return connection, address
 
 
 class Bounded(h11.Connection):
@@ -56,12 +56,12 @@ class Bounded(h11.Connection):
         return event
 
 
-def is_crowd(address: str, addresses: Sequence[str], most: int) -> bool:
-    """Whether an address of another machine is more than `most` times among those of all connections.
+def is_crowd(address: str, addresses: Sequence[str], limit: int) -> bool:
+    """Whether an address of another machine is more than `limit` times among those of all connections.
 
     Proxies of this machine speak for everybody.
     """
-    return not loopback(address) and addresses.count(address) > most
+    return not loopback(address) and addresses.count(address) > limit
 
 
 def _length(event: h11.Request | h11.EndOfMessage) -> int:
@@ -80,8 +80,8 @@ class Connection(H11Protocol):
     limits: Limits  # of the server
     _timer: TimerHandle | None = None
 
-    def __init__(self, *given: Any, **named: Any):
-        super().__init__(*given, **named)
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         self.conn = Bounded(h11.SERVER, _HEADER_BYTES)
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # TCP's, as h11's own says
@@ -114,7 +114,7 @@ class Connection(H11Protocol):
             self._watch()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP, or has headers without end."""
+        """Answer bytes that are no HTTP, or headers without end."""
         self.transport.write(_plain(400, "the request is not HTTP, or its headers are too long", None))
         self.transport.close()
 

@@ -1,4 +1,4 @@
-"""How every application here tells errors: in OpenAI's form, and of those that are the server's the log hears."""
+"""Error handlers of every application: answers in OpenAI's form, the server's faults in the log as well."""
 
 import traceback
 from pathlib import Path
@@ -10,14 +10,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ....kernels.native import KernelError
-from .answers import INVALID, Refused, error_body
+from .answers import INVALID, ErrorResponse, error_body
 
 
-def place_of(error: Exception) -> str:
-    """What broke and where, without the exception's words: those may be a prompt's. A kernel's are effc's own."""
+def traceback_location(error: Exception) -> str:
+    """Error type and source line, without the exception's text: those may be a prompt's. A kernel's are effc's own."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    said = f": {error}" if isinstance(error, KernelError) else ""
-    return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}{said}"
+    kernel_message = f": {error}" if isinstance(error, KernelError) else ""
+    return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}{kernel_message}"
 
 
 def write_down(call: Call, fault: str) -> str:
@@ -30,18 +30,18 @@ def failure(request: str) -> str:
     return f"the server failed; its log tells more under {request}"
 
 
-def tell_errors(app: FastAPI) -> None:
-    app.add_exception_handler(Refused, _refused)
+def install_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(ErrorResponse, _error_response)
     app.add_exception_handler(HTTPException, _unrouted)
 
 
-async def _refused(call: Call, error: Any) -> JSONResponse:
+async def _error_response(call: Call, error: Any) -> JSONResponse:
     if error.status >= 500:
         call.scope.setdefault("state", {}).setdefault("fault", error.body["error"]["code"] or "failed")  # for the log
     return JSONResponse(error.body, error.status, error.headers)
 
 
 async def _unrouted(call: Call, error: Any) -> JSONResponse:
-    nothing = error.status_code in (404, 405)
-    what = f"there is no {call.method} {call.url.path:.80} here" if nothing else str(error.detail)
-    return JSONResponse(error_body(what, INVALID), error.status_code, error.headers)
+    no_route = error.status_code in (404, 405)
+    message = f"there is no {call.method} {call.url.path:.80} here" if no_route else str(error.detail)
+    return JSONResponse(error_body(message, INVALID), error.status_code, error.headers)

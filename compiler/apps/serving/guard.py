@@ -1,4 +1,4 @@
-"""What stands before the application: who may ask, how much, how slowly; what is written down of it."""
+"""Middleware before the application: authentication, body limits, timeouts and the access log."""
 
 import asyncio
 import ipaddress
@@ -12,8 +12,8 @@ from uuid import uuid4
 from starlette.responses import JSONResponse
 
 from .access_log import AccessLog
-from .answers import Refused
-from .errors import failure, place_of
+from .answers import ErrorResponse
+from .errors import failure, traceback_location
 from .keys import Keys
 from .limits import Limits
 from .rate import Rate
@@ -50,7 +50,7 @@ class Admission:
         """The number of the key; Refused who may not ask."""
         host = _name(headers.get("host", ""))
         if self.hosts is not None and host not in self.hosts:
-            raise Refused(
+            raise ErrorResponse(
                 403,
                 f"this server is not `{host:.80}`: --allow-host lets it be asked under that name",
                 code="host_not_allowed",
@@ -59,7 +59,7 @@ class Admission:
             return None
         number = self.keys.number(headers.get("authorization", ""))
         if number is None:
-            raise Refused(
+            raise ErrorResponse(
                 401,
                 "the request has no key that this server knows: send `Authorization: Bearer KEY`",
                 code="invalid_api_key",
@@ -90,8 +90,8 @@ class _Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits):
         self._scope, self._receive, self._send, self._limits = scope, receive, send, limits
         self._headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        asked = self._headers.get("x-request-id", "")
-        self._id = asked if _ID.fullmatch(asked) else uuid4().hex
+        client_id = self._headers.get("x-request-id", "")
+        self._id = client_id if _ID.fullmatch(client_id) else uuid4().hex
         scope.setdefault("state", {})["request"] = self._id
         self._status, self._out = 0, 0
         self._body: bytes | None = None
@@ -106,16 +106,16 @@ class _Exchange:
             self._scope["state"]["key"] = key
             admission.count(self._scope["path"], key, (self._scope.get("client") or ("",))[0])
             if self._scope["method"] == "POST":
-                self._body = await self._whole_body()
-            await app(self._scope, self._replay, self._tell)
-        except Refused as refused:
-            await self._refuse(refused)
+                self._body = await self._read_body()
+            await app(self._scope, self._replay, self._notify)
+        except ErrorResponse as refusal:
+            await self._refuse(refusal)
         except (_ClientLeft, TimeoutError):
             self._left = True
         except Exception as error:
-            broken = place_of(error)
+            broken = traceback_location(error)
             if not self._status:
-                await self._refuse(Refused(500, failure(self._id), code="internal_error"))
+                await self._refuse(ErrorResponse(500, failure(self._id), code="internal_error"))
         finally:
             seconds = time.monotonic() - started
             self._write_down(log, key, broken, seconds)
@@ -142,9 +142,9 @@ class _Exchange:
             left=True if self._left else None,
         )
 
-    async def _whole_body(self) -> bytes:
+    async def _read_body(self) -> bytes:
         """The body, once it is here; of one too large nothing is kept."""
-        most, length = self._limits.body, self._headers.get("content-length", "")
+        max_bytes, length = self._limits.body, self._headers.get("content-length", "")
         chunks, total = [], 0
         try:
             async with asyncio.timeout(self._limits.slow):
@@ -156,22 +156,22 @@ class _Exchange:
                         raise _ClientLeft
                     total += len(message.get("body", b""))
                     chunks.append(message.get("body", b""))
-                    if total > most:
+                    if total > max_bytes:
                         chunks.clear()
-                    if total > self._limits.drained or (total > most and not message.get("more_body")):
+                    if total > self._limits.drained or (total > max_bytes and not message.get("more_body")):
                         raise self._too_large()
                     if not message.get("more_body"):
                         return b"".join(chunks)
         except TimeoutError:
-            raise Refused(
+            raise ErrorResponse(
                 408,
                 f"the body did not come within {self._limits.slow:g} s",
                 code="timeout",
                 headers={"Connection": "close"},
             ) from None
 
-    def _too_large(self) -> Refused:
-        return Refused(
+    def _too_large(self) -> ErrorResponse:
+        return ErrorResponse(
             413,
             f"the body has more than {self._limits.body} bytes, the most that this server reads",
             code="request_too_large",
@@ -187,7 +187,7 @@ class _Exchange:
         self._left = self._left or (message["type"] == "http.disconnect" and not self._status)
         return message
 
-    async def _tell(self, message: MutableMapping[str, Any]) -> None:
+    async def _notify(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id.encode())]
@@ -196,13 +196,13 @@ class _Exchange:
             await self._send(message)
         await asyncio.sleep(0)  # a connection that broke is heard of here, before more is written to it
 
-    async def _refuse(self, refused: Refused) -> None:
-        headers = refused.headers
+    async def _refuse(self, refusal: ErrorResponse) -> None:
+        headers = refusal.headers
         if self._scope["method"] == "POST" and self._body is None:  # the rest of it would be read for nothing
             headers = {**(headers or {}), "Connection": "close"}
-        response = JSONResponse(refused.body, refused.status, headers)
+        response = JSONResponse(refusal.body, refusal.status, headers)
         try:
-            await response(self._scope, self._receive, self._tell)
+            await response(self._scope, self._receive, self._notify)
         except TimeoutError:
             self._left = True
 

@@ -39,6 +39,6 @@ class Keys:
     def number(self, authorization: str) -> int | None:
         """Whose key an `Authorization` header holds. All keys are looked at, whichever it is."""
         scheme, _, key = authorization.partition(" ")
-        shown = sha256(key.strip().encode()).digest()
-        equal = [hmac.compare_digest(shown, own) for own in self._hashes]
+        presented = sha256(key.strip().encode()).digest()
+        equal = [hmac.compare_digest(presented, key_hash) for key_hash in self._hashes]
         return equal.index(True) if any(equal) and scheme.lower() == "bearer" else None

@@ -1,4 +1,4 @@
-"""What a server grants a client: bytes, connections and seconds."""
+"""Limits of a server for each client: bytes, connections and seconds."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What OpenAI's clients send, checked field by field; what is not done here is refused, never ignored."""
+"""Requests of OpenAI's API, checked field by field; what is not supported is rejected, never ignored."""
 
 from typing import Annotated, Any, Literal
 
@@ -30,7 +30,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _LEAST = {"temperature": 1e-4, "top_p": 2.0**-126, "repetition_penalty": 1e-2}
 
 
-MOST_MESSAGES, MOST_PARTS = 2048, 4096  # of a conversation: an empty message costs a template as much as a long one
+MAX_MESSAGES, MAX_PARTS = 2048, 4096  # of a conversation: an empty message costs a template as much as a long one
 _LONGEST_STOP = 1024  # characters
 
 
@@ -40,7 +40,7 @@ class StreamOptions(BaseModel):
 
 
 class AnyRequest(BaseModel):
-    """What chat and completions share. `user` and its like say who asks; nothing is done with them."""
+    """Fields that chat and completions share. `user` and its like say who asks; nothing is done with them."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -64,15 +64,15 @@ class AnyRequest(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def asks_for_what_there_is(cls, given: Any) -> Any:
+    def drop_defaults(cls, body: Any) -> Any:
         """Drop settings that are given as what they are here; refuse other values of them."""
-        if not isinstance(given, dict):
-            return given
-        for name in _NEUTRAL.keys() & given.keys():
-            value = given[name]
+        if not isinstance(body, dict):
+            return body
+        for name in _NEUTRAL.keys() & body.keys():
+            value = body[name]
             if value is not None and value not in _NEUTRAL[name]:
                 raise Unsupported(name, value)
-        return {name: value for name, value in given.items() if name not in _NEUTRAL}
+        return {name: value for name, value in body.items() if name not in _NEUTRAL}
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -103,9 +103,9 @@ class Unsupported(Exception):
     def __init__(self, name: str, value: Any):
         self.name = name
         legal = " or ".join(str(v) for v in _NEUTRAL[name] if not isinstance(v, (list, dict)) and v != "")
-        said = "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else f"{value!s:.60}"
+        text = "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else f"{value!s:.60}"
         super().__init__(
-            f"`{name}` is {said}, and only {legal} is supported here" if legal else f"`{name}` is not supported here"
+            f"`{name}` is {text}, and only {legal} is supported here" if legal else f"`{name}` is not supported here"
         )
 
 
@@ -132,7 +132,7 @@ class Message(BaseModel):
 
 
 class ChatRequest(AnyRequest):
-    messages: Annotated[list[Message], FailFast()] = Field(min_length=1, max_length=MOST_MESSAGES)
+    messages: Annotated[list[Message], FailFast()] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -143,16 +143,16 @@ class ChatRequest(AnyRequest):
         """Counted before the first of them is looked at."""
         if not isinstance(messages, list):
             return messages
-        if len(messages) > MOST_MESSAGES:
-            raise ValueError(f"there are {len(messages)} messages, and a conversation has at most {MOST_MESSAGES}")
+        if len(messages) > MAX_MESSAGES:
+            raise ValueError(f"there are {len(messages)} messages, and a conversation has at most {MAX_MESSAGES}")
         contents = [message.get("content") for message in messages if isinstance(message, dict)]
         parts = sum(len(content) for content in contents if isinstance(content, list))
-        if parts > MOST_PARTS:
-            raise ValueError(f"the messages have {parts} parts, and those of a conversation have at most {MOST_PARTS}")
+        if parts > MAX_PARTS:
+            raise ValueError(f"the messages have {parts} parts, and those of a conversation have at most {MAX_PARTS}")
         return messages
 
     @property
-    def most(self) -> int | None:
+    def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
     @property
@@ -179,7 +179,7 @@ class CompletionRequest(AnyRequest):
         raise ValueError("it is neither a text nor a list of tokens")
 
     @property
-    def most(self) -> int:
+    def token_limit(self) -> int:
         return self.max_tokens or 16  # OpenAI's default
 
     @property

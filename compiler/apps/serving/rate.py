@@ -1,13 +1,13 @@
-"""How often one client may ask: a bucket that fills at a rate, each request takes from."""
+"""Rate limit of a client: a token bucket."""
 
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
 
-from .answers import Refused
+from .answers import ErrorResponse
 
-_MOST = 10_000  # clients that are remembered; the one not seen for longest is forgotten, and has a full bucket then
+_MAX_KEYS = 10_000  # clients that are remembered; the one not seen for longest is forgotten, and has a full bucket then
 
 
 class Rate:
@@ -26,15 +26,15 @@ class Rate:
     def check(self, client: str) -> None:
         """Count a request of a client; Refused (429) where it asks too often."""
         with self._lock:
-            now = self._clock()
-            left, before = self._buckets.pop(client, (self.burst, now))
-            left = min(self.burst, left + (now - before) * self._each)
-            self._buckets[client] = (left - 1 if left >= 1 else left, now)
-            if len(self._buckets) > _MOST:
+            current = self._clock()
+            left, before = self._buckets.pop(client, (self.burst, current))
+            left = min(self.burst, left + (current - before) * self._each)
+            self._buckets[client] = (left - 1 if left >= 1 else left, current)
+            if len(self._buckets) > _MAX_KEYS:
                 self._buckets.popitem(last=False)
         if left < 1:
             seconds = int((1 - left) / self._each) + 1
-            raise Refused(
+            raise ErrorResponse(
                 429,
                 f"ask again in {seconds} s: one client may ask {60 * self._each:g} times a minute",
                 code="rate_limit_exceeded",

@@ -19,7 +19,7 @@ _BEFORE = 6  # tokens of a prompt that the first of the answer are decoded behin
 class Request:
     """A prompt, and how it is to be continued.
 
-    most          tokens at most; prompt and answer fit in the context
+    max_tokens    tokens at most; prompt and answer fit in the context
     top_k         0 keeps all; the other settings as `kernels.sampling.Sampler` has them
     stops         strings that end the answer and are not part of it
     alternatives  how many of the likeliest tokens are told beside each; None tells no probabilities
@@ -28,7 +28,7 @@ class Request:
     """
 
     ids: tuple[int, ...]
-    most: int
+    max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -53,7 +53,7 @@ class Token:
 class Piece:
     """Some more of an answer. `finish` says that it was the last, `count` how many tokens there are now.
 
-    held    tokens of the prompt that were known from a request before
+    n_cached  tokens of the prompt that were known from a request before
     error   of one that "failed" what broke, for the log and nobody else; of one that was "cancelled" why
     """
 
@@ -62,7 +62,7 @@ class Piece:
     finish: Finish = ""
     error: str = ""
     tokens: tuple[Token, ...] = ()
-    held: int = 0
+    n_cached: int = 0
 
 
 class Job:
@@ -71,24 +71,24 @@ class Job:
     hear      gets the pieces, in the thread of the scheduler
     pending   tokens that the model has not seen yet
     sequence  of the model, None while the request waits
-    whole     its prompt is read in one call
-    held      tokens of the prompt that its sequence had from a request before
+    is_complete  its prompt is read in one call
+    n_cached  tokens of the prompt that its sequence had from a request before
     """
 
-    def __init__(self, request: Request, hear: Callable[[Piece], None], tokenizer: Any, ends: Sequence[int]):
+    def __init__(self, request: Request, hear: Callable[[Piece], None], tokenizer: Any, eos_ids: Sequence[int]):
         self.request, self.hear = request, hear
         self.pending = list(request.ids)
         self.sequence: int | None = None
-        self.whole = False
-        self.held = 0
+        self.is_complete = False
+        self.n_cached = 0
         self.cancelled = False
         self.over = False  # its last piece was heard
         self.count = 0
         self.submitted = time.monotonic()
         self.first = 0.0  # when its first token came
-        self._ends = frozenset(ends)
+        self._eos_ids = frozenset(eos_ids)
         self._words, self._stops = Words(tokenizer, request.ids[-_BEFORE:]), Stops(request.stops)
-        self._seen = list(request.ids)
+        self._history = list(request.ids)
         self._untold: list[Token] = []
         self._sampler = Sampler(
             request.temperature, request.top_k, request.top_p, request.repetition_penalty, request.seed
@@ -108,34 +108,34 @@ class Job:
     @property
     def known(self) -> list[int]:
         """The tokens that its sequence has."""
-        return self._seen[: len(self._seen) - len(self.pending)]
+        return self._history[: len(self._history) - len(self.pending)]
 
     def advance(self, logits: Tensor) -> Piece:
         """Choose the next token by logits [vocabulary]; the piece of text that it makes certain."""
-        token = self._sampler.choose(logits, self._seen)
+        token = self._sampler.choose(logits, self._history)
         self.count += 1
         if self.request.alternatives is not None:
             self._untold.append(_token(token, logits, self.request.alternatives))
         finish: Finish = ""
-        if token in self._ends:
+        if token in self._eos_ids:
             text, finish = "", "stop"
         else:
-            self._seen.append(token)
+            self._history.append(token)
             self.pending = [token]
             text = self._stops.push(self._words.push(token))
-            finish = "length" if self.count >= self.request.most else ""
+            finish = "length" if self.count >= self.request.max_tokens else ""
         if finish:
             text += self._stops.push(self._words.end())
             text += self._stops.end()
         finish = "stop" if self._stops.met else finish
-        return Piece(text, self.count, finish, tokens=self._certain(), held=self.held)
+        return Piece(text, self.count, finish, tokens=self._certain(), n_cached=self.n_cached)
 
     def _certain(self) -> tuple[Token, ...]:
         """The tokens of text that is out: none that may belong to a stop string."""
-        if self._stops.met or self._stops.holds:
+        if self._stops.met or self._stops.is_pending:
             return ()
-        told, self._untold = tuple(self._untold), []
-        return told
+        tokens, self._untold = tuple(self._untold), []
+        return tokens
 
 
 def _token(token: int, logits: Tensor, alternatives: int) -> Token:

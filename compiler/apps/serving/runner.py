@@ -1,4 +1,4 @@
-"""What serves: a model that keeps several sequences at once, and takes tokens of all of them in one call."""
+"""Model runner of a server: several sequences at once, and tokens of all of them in one call."""
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -18,7 +18,7 @@ unserved_model = Fault(
     exit="usage",
 )
 
-MOST_SEQUENCES = 16
+MAX_SEQUENCES = 16
 _PIECE = 128  # tokens of one forward: a prompt is cut at multiples of it, whatever else runs
 
 
@@ -31,9 +31,9 @@ class Runner(Protocol):
 
     @property
     def backward(self) -> bool:
-        """Whether a sequence can be cut to any length, as `Places` asks."""
+        """Whether a sequence can be cut to any length, as `SequencePool` asks."""
 
-    def run(self, ids: Sequence[int], sequences: Sequence[int], wanted: Sequence[int]) -> Tensor:
+    def run(self, ids: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> Tensor:
         """Logits [wanted, vocabulary] float32 of the tokens at these positions of `ids`."""
 
     def forget(self, sequence: int, length: int = 0) -> None: ...
@@ -55,12 +55,12 @@ class CachedModel:
 
     backward = False  # whole sequences are forgotten
 
-    def __init__(self, model: Any, sequences: int = MOST_SEQUENCES, adapters: Mapping[str, Any] | None = None):
+    def __init__(self, model: Any, sequences: int = MAX_SEQUENCES, adapters: Mapping[str, Any] | None = None):
         from ...ir.layers.reft import interventions
 
         config = model.config.get_text_config(decoder=True)
         self._models = {"": model, **(adapters or {})}
-        self._edited = {name: any(True for _ in interventions(made)) for name, made in self._models.items()}
+        self._edited = {name: any(True for _ in interventions(model_of)) for name, model_of in self._models.items()}
         self._chosen: dict[int, str] = {}  # what sequences run on, where that is not the model itself
         self._caches: dict[int, Any] = {}
         self._lengths = [0] * sequences
@@ -77,19 +77,19 @@ class CachedModel:
         return self._edited[adapter]
 
     @torch.inference_mode()
-    def run(self, ids: Sequence[int], sequences: Sequence[int], wanted: Sequence[int]) -> Tensor:
-        found, asked, start = [], set(wanted), 0
+    def run(self, ids: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> Tensor:
+        logits_rows, outputs_set, start = [], set(outputs), 0
         while start < len(ids):
             end = start + 1
-            room = _PIECE - self._lengths[sequences[start]] % _PIECE
+            piece = _PIECE - self._lengths[sequences[start]] % _PIECE
             if self._edited[self._chosen.get(sequences[start], "")]:
-                room = len(ids)
-            while end < len(ids) and sequences[end] == sequences[start] and end - start < room:
+                piece = len(ids)
+            while end < len(ids) and sequences[end] == sequences[start] and end - start < piece:
                 end += 1
             logits = self._forward(sequences[start], ids[start:end])
-            found += [logits[i - start].float().cpu() for i in range(start, end) if i in asked]
+            logits_rows += [logits[i - start].float().cpu() for i in range(start, end) if i in outputs_set]
             start = end
-        return torch.stack(found) if found else torch.empty(0, self.vocabulary)
+        return torch.stack(logits_rows) if logits_rows else torch.empty(0, self.vocabulary)
 
     def _forward(self, sequence: int, ids: Sequence[int]) -> Tensor:
         from transformers.cache_utils import DynamicCache
@@ -98,9 +98,9 @@ class CachedModel:
             self._caches[sequence] = DynamicCache(config=self._models[""].config)
         model = self._models[self._chosen.get(sequence, "")]
         row = torch.tensor([list(ids)], device=model.device)
-        made = model(input_ids=row, cache=self._caches[sequence], use_cache=True)
+        output = model(input_ids=row, cache=self._caches[sequence], use_cache=True)
         self._lengths[sequence] += len(ids)
-        return made.logits[0]
+        return output.logits[0]
 
     def forget(self, sequence: int, length: int = 0) -> None:
         assert length == 0, "a sequence is forgotten whole"

@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...runtimes.native.sequence_pool import Places
-from .errors import place_of
+from ...runtimes.native.sequence_pool import SequencePool
+from .errors import traceback_location
 from .metrics import Metrics
 from .request import Finish, Job, Piece, Request
-from .runner import MOST_SEQUENCES, Runner
+from .runner import MAX_SEQUENCES, Runner
 
 PROMPT_TOKENS = 512  # of prompts in a call that nobody else waits for
 SHARED_PROMPT_TOKENS = 64  # of prompts in a call that answers share
@@ -46,17 +46,17 @@ class Scheduler:
         self,
         runner: Runner,
         tokenizer: Any,
-        ends: Sequence[int],
+        eos_ids: Sequence[int],
         waiting: int = 64,
-        running: int = MOST_SEQUENCES,
+        running: int = MAX_SEQUENCES,
         choose: Callable[[int, str], bool] = lambda sequence, adapter: False,
         remembers: int = 0,
     ):
         self._choose = choose
-        self._runner, self._tokenizer, self._ends = runner, tokenizer, tuple(ends)
-        self._most_waiting = waiting
-        self._places = min(running, runner.sequences)
-        self._free = Places(runner, self._places, remembers)
+        self._runner, self._tokenizer, self._eos_ids = runner, tokenizer, tuple(eos_ids)
+        self._max_waiting = waiting
+        self._n_slots = min(running, runner.sequences)
+        self._free = SequencePool(runner, self._n_slots, remembers)
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._changed = threading.Condition()
@@ -78,11 +78,11 @@ class Scheduler:
 
     def submit(self, request: Request, hear: Callable[[Piece], None]) -> Job:
         """Take a request; `hear` gets its answer piece by piece. Raises Full, or Stopped."""
-        job = Job(request, hear, self._tokenizer, self._ends)
+        job = Job(request, hear, self._tokenizer, self._eos_ids)
         with self._changed:
             if not self.alive:
                 raise Stopped
-            if len(self._waiting) >= self._most_waiting + len(self._free):
+            if len(self._waiting) >= self._max_waiting + len(self._free):
                 self.metrics.requests.labels("refused").inc()
                 raise Full(self._patience())
             self._waiting.append(job)
@@ -101,7 +101,7 @@ class Scheduler:
             self._stopping = True
             self._changed.notify()
             for job in [*self._running, *self._waiting]:
-                self._tell(job, Piece("", job.count, "cancelled", STOPS))
+                self._notify(job, Piece("", job.count, "cancelled", STOPS))
         self._runner.cancel()
 
     def join(self, seconds: float) -> None:
@@ -109,7 +109,7 @@ class Scheduler:
 
     def _patience(self) -> int:
         """Seconds until as many places are free as requests wait, by how long requests took so far."""
-        rounds = (len(self._waiting) + 1) / self._places
+        rounds = (len(self._waiting) + 1) / self._n_slots
         return max(1, min(60, round(self.metrics.mean * rounds)))
 
     # -- in its own thread -----------------------------------------------------------------------------------
@@ -135,18 +135,18 @@ class Scheduler:
                     self._end(job, "cancelled", "nobody waits for the answer")
                 while self._waiting and self._free:
                     job = self._waiting.popleft()
-                    sequence = self._place(job)
-                    job.whole = self._choose(sequence, job.request.adapter)
+                    sequence = self._allocate(job)
+                    job.is_complete = self._choose(sequence, job.request.adapter)
                     self._running.append(job)
                 if self._running:
                     return True
                 self._changed.wait()
 
-    def _place(self, job: Job) -> int:
+    def _allocate(self, job: Job) -> int:
         """A sequence for a request; what it holds of the prompt is not read again."""
-        job.sequence, job.held = sequence, _ = self._free.take(job.request.ids, job.request.owner)
-        job.pending = job.pending[job.held :]
-        self.metrics.held_tokens.inc(job.held)
+        job.sequence, job.n_cached = sequence, _ = self._free.take(job.request.ids, job.request.owner)
+        job.pending = job.pending[job.n_cached :]
+        self.metrics.cached_tokens.inc(job.n_cached)
         return sequence
 
     def _call(self) -> None:
@@ -154,35 +154,37 @@ class Scheduler:
         batch = self._batch()
         ids = [token for _, tokens in batch for token in tokens]
         owners = [job.owner for job, tokens in batch for _ in tokens]
-        wanted, whole, at = [], [], 0
+        output_positions, complete_jobs, at = [], [], 0
         for job, tokens in batch:
             at += len(tokens)
             if len(tokens) == len(job.pending):
-                whole.append(job)
-                wanted.append(at - 1)
+                complete_jobs.append(job)
+                output_positions.append(at - 1)
         try:
-            logits = self._runner.run(ids, owners, wanted)
-            assert len(logits) == len(wanted), f"{len(logits)} rows of logits for {len(wanted)} tokens"
+            logits = self._runner.run(ids, owners, output_positions)
+            assert len(logits) == len(output_positions), (
+                f"{len(logits)} rows of logits for {len(output_positions)} tokens"
+            )
         except Exception as error:  # whatever it is, the next requests may fare better
             for job, _ in batch:
-                why = STOPS if self._stopping else place_of(error)
-                self._end(job, "cancelled" if self._stopping else "failed", why)
+                reason = STOPS if self._stopping else traceback_location(error)
+                self._end(job, "cancelled" if self._stopping else "failed", reason)
             return
         self._count(batch, len(ids))
         for job, tokens in batch:
             job.pending = job.pending[len(tokens) :]
-        for job, row in zip(whole, logits, strict=True):
+        for job, row in zip(complete_jobs, logits, strict=True):
             self._advance(job, row)
 
     def _batch(self) -> list[tuple[Job, list[int]]]:
         """Whose tokens go into the next call: answers first, then prompts in the order in which they came."""
         growing = [job for job in self._running if not job.starting]
-        room = SHARED_PROMPT_TOKENS if growing else PROMPT_TOKENS
+        prompt_budget = SHARED_PROMPT_TOKENS if growing else PROMPT_TOKENS
         batch = [(job, job.pending) for job in growing]
         for job in self._running:
-            if job.starting and room:
-                batch.append((job, job.pending if job.whole else job.pending[:room]))
-                room = max(0, room - len(batch[-1][1]))
+            if job.starting and prompt_budget:
+                batch.append((job, job.pending if job.is_complete else job.pending[:prompt_budget]))
+                prompt_budget = max(0, prompt_budget - len(batch[-1][1]))
         return batch
 
     def _count(self, batch: Sequence[tuple[Job, list[int]]], tokens: int) -> None:
@@ -196,7 +198,7 @@ class Scheduler:
         try:
             piece = job.advance(logits)
         except Exception as error:  # logits that are no numbers, or none that this request can be drawn by
-            self._end(job, "failed", place_of(error))
+            self._end(job, "failed", traceback_location(error))
             return
         self.metrics.new_tokens.inc()
         if starting:
@@ -205,26 +207,26 @@ class Scheduler:
         if piece.finish:
             self._end(job, piece.finish, piece=piece)
         elif piece.text or piece.tokens:
-            self._tell(job, piece)
+            self._notify(job, piece)
 
     def _end(self, job: Job, finish: Finish, error: str = "", piece: Piece | None = None) -> None:
         """Free the place of a request, then say that it has ended."""
         if job in self._running:
             self._running.remove(job)
             assert job.sequence is not None, "what runs has a sequence"
-            self._free.give_back(job.sequence, () if finish == "failed" else job.known, job.request.owner)
+            self._free.release(job.sequence, () if finish == "failed" else job.known, job.request.owner)
         else:
             self._waiting.remove(job)
-        now = time.monotonic()
+        end_time = time.monotonic()
         self.metrics.requests.labels(finish).inc()
         if piece:
-            self.metrics.ended(now - job.submitted)
+            self.metrics.request_finished(end_time - job.submitted)
             if job.count > 1:
-                self.metrics.step.observe((now - job.first) / (job.count - 1))
-        self._tell(job, piece or Piece("", job.count, finish, error))
+                self.metrics.step.observe((end_time - job.first) / (job.count - 1))
+        self._notify(job, piece or Piece("", job.count, finish, error))
 
     @staticmethod
-    def _tell(job: Job, piece: Piece) -> None:
+    def _notify(job: Job, piece: Piece) -> None:
         if not job.over:
             job.over = bool(piece.finish)
             job.hear(piece)

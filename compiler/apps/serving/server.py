@@ -52,7 +52,7 @@ _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class Entrance:
-    """How a server meets the network.
+    """Network settings of a server.
 
     cert, key   PEM files for TLS, or neither
     origins     of web pages that may use it
@@ -85,13 +85,13 @@ def check_certificate(cert: Path | None, key: Path | None) -> None:
     if cert is None and key is None:
         return
     if cert is None or key is None:
-        given, missing = ("--tls-key", "--tls-cert") if cert is None else ("--tls-cert", "--tls-key")
-        raise Reject(bad_certificate(f"{given} needs {missing} beside it"))
+        present, missing = ("--tls-key", "--tls-cert") if cert is None else ("--tls-cert", "--tls-key")
+        raise Reject(bad_certificate(f"{present} needs {missing} beside it"))
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
     except OSError as error:  # SSLError is one
-        why = f"`{cert}` and `{key}` are no certificate and its private key: {_words(error)}"
-        raise Reject(bad_certificate(why)) from error
+        reason = f"`{cert}` and `{key}` are no certificate and its private key: {_words(error)}"
+        raise Reject(bad_certificate(reason)) from error
 
 
 def listening(host: str, port: int) -> Door:
@@ -99,21 +99,21 @@ def listening(host: str, port: int) -> Door:
     help = "stop the program that listens there, or choose another --port; 0 takes a free one"
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        made = Door(family, kind)
+        door = Door(family, kind)
     except OSError as error:
         help = "--host 127.0.0.1 is this machine alone, 0.0.0.0 all its addresses"
         raise Reject(address_taken(f"`{host}` is no host here: {_words(error)}", help=help)) from error
     try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen()
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind(address)
+        door.listen()
     except OSError as error:
-        made.close()
+        door.close()
         if error.errno == errno.EADDRINUSE:
             raise Reject(address_taken(f"port {port} of {host} is in use", help=help)) from error
-        why = f"port {port} of {host} can't be used: {_words(error)}"
-        raise Reject(address_taken(why, help=help)) from error
-    return made
+        reason = f"port {port} of {host} can't be used: {_words(error)}"
+        raise Reject(address_taken(reason, help=help)) from error
+    return door
 
 
 def url_of(listener: socket.socket, secure: bool = False) -> str:
@@ -125,11 +125,11 @@ def guarded(app: FastAPI, count: Callable[[str, int, float], None], entrance: En
     """An application behind all that keeps strangers off; `count` hears the path, status and seconds of an answer."""
     known = {getattr(route, "path", "") for route in app.routes}
 
-    def counted(path: str, status: int, seconds: float) -> None:
+    def metric_path(path: str, status: int, seconds: float) -> None:
         """Paths that strangers make up are one, or they would fill the memory."""
         count(path if path in known else "other", status, seconds)
 
-    guard = Guard(app, entrance.admission, entrance.limits, entrance.log, counted)
+    guard = Guard(app, entrance.admission, entrance.limits, entrance.log, metric_path)
     if not entrance.origins:
         return guard
     return CORSMiddleware(
@@ -158,7 +158,7 @@ def serve(app: Any, listener: Door, entrance: Entrance, ready: Callable[[], None
         ssl_keyfile=entrance.key,
         **settings(entrance.limits),
     )
-    listener.most = entrance.limits.connections + SPARE
+    listener.max_connections = entrance.limits.connections + SPARE
     with closing(listener):
         try:
             _Server(config, ready, stop, entrance.limits.seconds).run(sockets=[listener])

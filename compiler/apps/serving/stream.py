@@ -1,11 +1,11 @@
-"""What every service of OpenAI's interface does alike: names that fit, answers as events, readers that leave."""
+"""Shared by all services of OpenAI's interface: names that fit, answers as events, readers that leave."""
 
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from fastapi import Request as Call
 
-from .answers import DONE, Answer, Refused, error_body, event
+from .answers import DONE, Answer, ErrorResponse, error_body, event
 from .request import Piece
 
 
@@ -14,7 +14,7 @@ def check_name(name: str, *known: str) -> None:
     if name not in known:
         those = " and ".join(f"`{one}`" for one in known[:8])
         does = "does" if len(known) == 1 else "do"
-        raise Refused(404, f"the model `{name:.80}` does not exist, {those} {does}", "model", "model_not_found")
+        raise ErrorResponse(404, f"the model `{name:.80}` does not exist, {those} {does}", "model", "model_not_found")
 
 
 async def events(

@@ -16,27 +16,27 @@ class Words:
     def __init__(self, tokenizer: Any, before: Sequence[int] = ()):
         self._tokenizer = tokenizer
         self._ids = list(before)  # those of the last whole piece, then those behind it
-        self._whole = len(self._ids)  # how many of them are of that piece
-        self._told = self._decoded().rstrip(_HOLE)  # of the text of all of them, what is out
+        self._n_final = len(self._ids)  # how many of them are of that piece
+        self._emitted = self._decoded().rstrip(_HOLE)  # of the text of all of them, what is out
 
     def push(self, token: int) -> str:
-        """What one more token makes certain; often "", where a character is not complete."""
+        """Text that one more token completes; often "", where a character is not complete."""
         self._ids.append(token)
         text = self._decoded()
-        whole = text.rstrip(_HOLE)  # some decoders make holes of all bytes of a run, also of good ones
-        return self._tell(whole, settled=whole == text)
+        complete = text.rstrip(_HOLE)  # some decoders make holes of all bytes of a run, also of good ones
+        return self._emit(complete, settled=complete == text)
 
     def end(self) -> str:
-        """What was held back: bytes that no character came of."""
-        return self._tell(self._decoded(), settled=True)
+        """Flush buffered bytes that form no character."""
+        return self._emit(self._decoded(), settled=True)
 
-    def _tell(self, text: str, settled: bool) -> str:
-        more = text[len(self._told) :]
-        self._told = text if more else self._told
-        if settled and more:
-            self._ids = self._ids[self._whole :]
-            self._whole, self._told = len(self._ids), self._decoded()
-        return more
+    def _emit(self, text: str, settled: bool) -> str:
+        new_text = text[len(self._emitted) :]
+        self._emitted = text if new_text else self._emitted
+        if settled and new_text:
+            self._ids = self._ids[self._n_final :]
+            self._n_final, self._emitted = len(self._ids), self._decoded()
+        return new_text
 
     def _decoded(self) -> str:
         return self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -51,33 +51,35 @@ class Stops:
     def __init__(self, stops: Sequence[str]):
         assert all(stops), "a stop string has a character"
         self._stops = tuple(stops)
-        self._held = ""
+        self._buffered = ""
         self.met = False
 
     @property
-    def holds(self) -> bool:
+    def is_pending(self) -> bool:
         """Whether some text is held back, since it may be part of a stop string."""
-        return bool(self._held)
+        return bool(self._buffered)
 
     def push(self, text: str) -> str:
-        """What of the text so far can't be part of a stop string."""
+        """Text so far that can't be part of a stop string."""
         if self.met:
             return ""
         if not self._stops:
             return text
-        self._held += text
-        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        self.met = bool(found)
-        keep = 0 if found else max(self._begun(stop) for stop in self._stops)
-        free = min(found)[1] if found else len(self._held) - keep
-        out, self._held = self._held[:free], "" if found else self._held[free:]
+        self._buffered += text
+        matches = [(at + len(stop), at) for stop in self._stops if (at := self._buffered.find(stop)) >= 0]
+        self.met = bool(matches)
+        keep = 0 if matches else max(self._n_partial(stop) for stop in self._stops)
+        free = min(matches)[1] if matches else len(self._buffered) - keep
+        out, self._buffered = self._buffered[:free], "" if matches else self._buffered[free:]
         return out
 
     def end(self) -> str:
         """The rest, when no more text comes."""
-        out, self._held = self._held, ""
+        out, self._buffered = self._buffered, ""
         return out
 
-    def _begun(self, stop: str) -> int:
-        """How many characters at the end may be the beginning of a stop string."""
-        return next((n for n in range(min(len(stop) - 1, len(self._held)), 0, -1) if self._held.endswith(stop[:n])), 0)
+    def _n_partial(self, stop: str) -> int:
+        """Number of characters at the end that may begin a stop string."""
+        return next(
+            (n for n in range(min(len(stop) - 1, len(self._buffered)), 0, -1) if self._buffered.endswith(stop[:n])), 0
+        )

@@ -1,4 +1,4 @@
-"""The same tokens through the original, the program in memory and each form, as rows of a table."""
+"""Table of losses: equal tokens through the original, the program in memory and each form."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ class Row:
 
 
 def accounts(sheets: Sequence[Sheet]) -> list[Row]:
-    found = table({sheet.place: sheet.manifest.accounts for sheet in sheets if sheet.manifest.accounts})
-    if not found:
+    losses = table({sheet.location: sheet.manifest.accounts for sheet in sheets if sheet.manifest.accounts})
+    if not losses:
         return []
-    most = max([row.divergence or 0.0 for row in found]) or 1.0
+    largest = max([row.divergence or 0.0 for row in losses]) or 1.0
     program, rows = 0.0, []
-    for row, (_, *cells) in zip(found, account_rows(found)[1:], strict=True):
+    for row, (_, *cells) in zip(losses, account_rows(losses)[1:], strict=True):
         if row.drift is None:
             program = row.divergence or 0.0
-        whole = row.divergence or 0.0
-        rows.append(Row(word(row.what), tuple(cells), (whole / most, min(whole, program) / most)))
+        total_loss = row.divergence or 0.0
+        rows.append(Row(word(row.what), tuple(cells), (total_loss / largest, min(total_loss, program) / largest)))
     return rows

@@ -64,7 +64,7 @@ class Chart:
     """A drawing, what it says in a sentence, and the numbers that it is drawn of."""
 
     title: str
-    says: str  # for those who don't see it
+    label: str  # for those who don't see it
     wide: str
     narrow: str
     head: tuple[str, ...]
@@ -78,7 +78,7 @@ def check_packages() -> None:
 
 def chart(
     title: str,
-    says: str,
+    description: str,
     spec: Mapping[str, Any],
     head: Sequence[str],
     rows: Sequence[Sequence[str]],
@@ -88,12 +88,12 @@ def chart(
 ) -> Chart:
     """Draw a Vega-Lite specification whose data is inside it."""
     wide, narrow = (_svg(spec, width, height) for width in (WIDE, NARROW))
-    return Chart(title, says, wide, narrow, tuple(head), tuple(map(tuple, rows)), note)
+    return Chart(title, description, wide, narrow, tuple(head), tuple(map(tuple, rows)), note)
 
 
-def axis(field: str, title: str | None, **more: Any) -> dict[str, Any]:
+def axis(field: str, title: str | None, **properties: Any) -> dict[str, Any]:
     """A field of numbers along one side."""
-    return {"field": field, "type": "quantitative", "title": title, **more}
+    return {"field": field, "type": "quantitative", "title": title, **properties}
 
 
 def hue(names: Sequence[str], field: str = "kind") -> dict[str, Any]:
@@ -103,18 +103,18 @@ def hue(names: Sequence[str], field: str = "kind") -> dict[str, Any]:
     return {"field": field, "type": "nominal", "scale": scale, "legend": {} if len(known) > 1 else None}
 
 
-def dot(size: int, **more: Any) -> dict[str, Any]:
+def dot(size: int, **properties: Any) -> dict[str, Any]:
     """A mark of that many square pixels, which says the field `says` where it is pointed at."""
-    return {"type": "point", "filled": True, "size": size, "opacity": 1, **more}
+    return {"type": "point", "filled": True, "size": size, "opacity": 1, **properties}
 
 
-SAYS = {"field": "says"}  # the encoding `description`
+FIELD_LABELS = {"field": "says"}  # the encoding `description`
 
 
 def _svg(spec: Mapping[str, Any], width: int, height: int) -> str:
     import vl_convert
 
-    whole = {
+    full_spec = {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "width": width,
         "height": height if width == WIDE else round(height * 0.9),
@@ -123,11 +123,11 @@ def _svg(spec: Mapping[str, Any], width: int, height: int) -> str:
         "config": CONFIG,
         **spec,
     }
-    return clean(vl_convert.vegalite_to_svg(whole, allowed_base_urls=[]))
+    return clean(vl_convert.vegalite_to_svg(full_spec, allowed_base_urls=[]))
 
 
 def clean(svg: str) -> str:
-    """The same drawing of known elements and attributes alone, its numbers with two decimals."""
+    """Sanitised drawing: known elements and attributes alone, numbers with two decimals."""
     root = ElementTree.fromstring(svg)
     _keep(root)
     ElementTree.register_namespace("", SVG)
@@ -147,4 +147,4 @@ def _keep(element: ElementTree.Element) -> None:
         if name not in ATTRIBUTES or (name == "aria-label" and element.get("aria-roledescription") == "axis"):
             del element.attrib[name]
         elif name in ("d", "transform", "x", "y", "x2", "y2", "width", "height"):
-            element.set(name, _NUMBER.sub(lambda found: f"{float(found[0]):.2f}", value))
+            element.set(name, _NUMBER.sub(lambda match: f"{float(match[0]):.2f}", value))

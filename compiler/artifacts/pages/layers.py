@@ -1,4 +1,4 @@
-"""What each layer kept of its branches: a row per layer, a column per kind of width."""
+"""Branches and widths left in each layer: a row per layer, a column per kind of width."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,8 +27,8 @@ class Cell:
     tip: str
     was: float
     left: float
-    lost: str = ""
-    gone: bool = False
+    removed: str = ""
+    is_removed: bool = False
 
 
 @dataclass
@@ -46,9 +46,9 @@ class Column:
     @property
     def summary(self) -> str:
         """`608 of 3072 channels went`."""
-        lost = self.was - self.left
-        of = f"{count(lost)} of {count(self.was)} {self.unit or 'of them'}"
-        return f"{of} went ({100 * lost / self.was:.0f} %)" if lost else ""
+        removed = self.was - self.left
+        of = f"{count(removed)} of {count(self.was)} {self.unit or 'of them'}"
+        return f"{of} went ({100 * removed / self.was:.0f} %)" if removed else ""
 
 
 @dataclass
@@ -65,19 +65,19 @@ class Layers:
 def layers(manifest: Manifest) -> list[Layers]:
     """One for a model, one for each point of a front, none where no profile is known."""
     if manifest.members:
-        return [made for m in manifest.members if (made := _layers(m["profile"], m["name"])).rows]
-    made = _layers(manifest.profile)
-    return [made] if made.rows else []
+        return [drawing for m in manifest.members if (drawing := _layers(m["profile"], m["name"])).rows]
+    drawing = _layers(manifest.profile)
+    return [drawing] if drawing.rows else []
 
 
 def _layers(profile: Mapping[str, Any], name: str = "") -> Layers:
     before, after = profile.get("before", {}), profile.get("after", {})
-    found = Layers(name, _columns(before, after))
+    result = Layers(name, _columns(before, after))
     for path in sorted(before, key=numbered):
-        cells = [_cell(path, column, before[path], after.get(path, {})) for column in found.columns]
+        cells = [_cell(path, column, before[path], after.get(path, {})) for column in result.columns]
         if any(cells):
-            found.rows.append((path.rpartition(".")[2], path, cells))
-    return found
+            result.rows.append((path.rpartition(".")[2], path, cells))
+    return result
 
 
 def _columns(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Column]:
@@ -86,7 +86,7 @@ def _columns(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Column
     for path, branches in before.items():
         for branch, was in branches.items():
             kinds = [kind for kind in UNITS if kind in was] or [""]
-            if "kv_heads" in kinds and not _alone(branch, before, after):
+            if "kv_heads" in kinds and not _queries_only(branch, before, after):
                 kinds.remove("heads") if "heads" in kinds else None
             for kind in kinds:
                 column = columns.setdefault((branch, kind), Column(branch, kind))
@@ -96,40 +96,42 @@ def _columns(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Column
     return list(columns.values())
 
 
-def _alone(branch: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+def _queries_only(branch: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Whether query heads of a branch went without their KV heads."""
     for path, branches in before.items():
-        was, now = branches.get(branch, {}), after.get(path, {}).get(branch)
-        if now and "kv_heads" in was and "heads" in was and "heads" in now:
-            left = now.get("kv_heads", now["heads"])
-            if now["heads"] * was["kv_heads"] < was["heads"] * left:
+        branch_before, branch_after = branches.get(branch, {}), after.get(path, {}).get(branch)
+        if branch_after and "kv_heads" in branch_before and "heads" in branch_before and "heads" in branch_after:
+            left = branch_after.get("kv_heads", branch_after["heads"])
+            if branch_after["heads"] * branch_before["kv_heads"] < branch_before["heads"] * left:
                 return True
     return False
 
 
-def _widths(was: Mapping[str, Any], now: Mapping[str, Any] | None, kind: str) -> tuple[int, int | None]:
-    """How many there were, and how many are left: None where packed weights don't tell."""
+def _widths(before: Mapping[str, Any], after: Mapping[str, Any] | None, kind: str) -> tuple[int, int | None]:
+    """Width before and after: None where packed weights don't tell."""
     if not kind:
-        return 1, int(now is not None)
-    if now is None:
-        return was[kind], 0
+        return 1, int(after is not None)
+    if after is None:
+        return before[kind], 0
     if kind == "kv_heads":  # one query head per KV head is plain attention, whose KV heads aren't counted apart
-        return was[kind], now.get(kind, now.get("heads"))
-    return was[kind], now.get(kind)
+        return before[kind], after.get(kind, after.get("heads"))
+    return before[kind], after.get(kind)
 
 
 def _cell(path: str, column: Column, before: Mapping[str, Any], after: Mapping[str, Any]) -> Cell | None:
     was = before.get(column.branch)
     if was is None or (column.kind and column.kind not in was):
         return None
-    now = after.get(column.branch)
-    full, left = _widths(was, now, column.kind)
-    about = f"{path}, {column.branch}"
-    if now is None:
-        return Cell("gone", f"{about}: the whole branch is gone", full / column.widest, 0.0, "−100 %", gone=True)
+    branch_after = after.get(column.branch)
+    full, left = _widths(was, branch_after, column.kind)
+    subject = f"{path}, {column.branch}"
+    if branch_after is None:
+        return Cell(
+            "gone", f"{subject}: the whole branch is gone", full / column.widest, 0.0, "−100 %", is_removed=True
+        )
     if not column.kind or left is None:
-        said = "kept" if not column.kind else f"{full}, packed"
-        return Cell(said, f"{about}: {said}", full / column.widest, full / column.widest)
-    lost = f"−{100 * (1 - left / full):.0f} %" if left < full else ""
-    tip = f"{about}: {left} of {full} {column.unit}" + (f" left, {full - left} went" if lost else ", all of them")
-    return Cell(str(left), tip, full / column.widest, left / column.widest, lost)
+        text = "kept" if not column.kind else f"{full}, packed"
+        return Cell(text, f"{subject}: {text}", full / column.widest, full / column.widest)
+    loss = f"−{100 * (1 - left / full):.0f} %" if left < full else ""
+    tip = f"{subject}: {left} of {full} {column.unit}" + (f" left, {full - left} went" if loss else ", all of them")
+    return Cell(str(left), tip, full / column.widest, left / column.widest, loss)

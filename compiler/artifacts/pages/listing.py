@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ...core.quantity import counted, measured, size
+from ...core.quantity import count_text, measured, size
 from .sheet import Sheet, number, rows, table, word
 
 LINES = 2000
@@ -40,7 +40,7 @@ def _tokens(text: list[str]) -> Iterator[list[tuple[str, str]]]:
     """A few classes are enough to read by: comments, texts, numbers, the language's own words."""
     inside = False  # a text of several lines
     for line in text:
-        found: list[tuple[str, str]] = []
+        tokens: list[tuple[str, str]] = []
         for part in _TOKENS.finditer(line):
             kind = part.lastgroup or ""
             if part[0] == '"""':
@@ -48,20 +48,20 @@ def _tokens(text: list[str]) -> Iterator[list[tuple[str, str]]]:
             elif inside:
                 kind = "string"
             kind = "" if kind in ("name", "other") else kind
-            if found and found[-1][0] == kind:
-                found[-1] = (kind, found[-1][1] + part[0])
+            if tokens and tokens[-1][0] == kind:
+                tokens[-1] = (kind, tokens[-1][1] + part[0])
             else:
-                found.append((kind, part[0]))
-        yield found
+                tokens.append((kind, part[0]))
+        yield tokens
 
 
 def _notes(sheet: Sheet, text: list[str]) -> Iterator[tuple[int, tuple[str, str]]]:
     manifest = sheet.manifest
-    took = {word(s.get("name")): s for s in map(table, rows(manifest.run.get("steps")))}
+    timings = {word(s.get("name")): s for s in map(table, rows(manifest.run.get("steps")))}
     for step in manifest.steps:
         at = _find(text, rf"^\s*{re.escape(step.get('name', ''))}\s*=")
         if at is not None and step.get("name"):
-            yield at, ("", _took(word(step.get("summary")), table(took.get(step["name"]))))
+            yield at, ("", _seconds_text(word(step.get("summary")), table(timings.get(step["name"]))))
     for e in manifest.expectations:
         if 0 < e.line <= len(text) and e.text in " ".join(text[e.line - 1].split()):
             unit = next((m.unit for m in manifest.measures if e.text.startswith(f"{m.metric} ")), "")
@@ -70,15 +70,15 @@ def _notes(sheet: Sheet, text: list[str]) -> Iterator[tuple[int, tuple[str, str]
                 e.line - 1,
                 (e.outcome, " · ".join(filter(None, (f"{e.outcome}: {value}" if value else e.outcome, e.note)))),
             )
-    at = _find(text, rf"^\s*(emit\s.*)?{re.escape(manifest.kind)}\(.*{re.escape(sheet.place)}")
-    if at is not None and sheet.place:
-        checks = f", {counted(len(manifest.checks), 'check')} in fresh processes" if manifest.checks else ""
+    at = _find(text, rf"^\s*(emit\s.*)?{re.escape(manifest.kind)}\(.*{re.escape(sheet.location)}")
+    if at is not None and sheet.location:
+        checks = f", {count_text(len(manifest.checks), 'check')} in fresh processes" if manifest.checks else ""
         yield at, ("", f"{size(manifest.bytes)}{checks}")
 
 
-def _took(summary: str, took) -> str:
-    seconds = number(took.get("seconds"))
-    spent = "from the cache" if took.get("cached") is True else measured(seconds, "s") if seconds is not None else ""
+def _seconds_text(summary: str, timing) -> str:
+    seconds = number(timing.get("seconds"))
+    spent = "from the cache" if timing.get("cached") is True else measured(seconds, "s") if seconds is not None else ""
     return " · ".join(filter(None, (summary, spent)))
 
 

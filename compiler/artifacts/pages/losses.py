@@ -1,13 +1,13 @@
-"""What training came to: the loss by step, on the rows that taught and on those that were held out."""
+"""Training curves: the loss by step, on training rows and on held-out rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core.quantity import digits
-from .chart import SAYS, Chart, axis, chart, dot, hue
+from .chart import FIELD_LABELS, Chart, axis, chart, dot, hue
 from .sheet import number, rows
 
-MOST = 2000
+MAX_POINTS = 2000
 
 
 def losses(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
@@ -30,17 +30,17 @@ def losses(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
         "encoding": {"x": x, "y": y, "color": hues},
         "layer": [
             {"mark": {"type": "line", "strokeWidth": 2, "aria": False}},
-            {"mark": dot(36), "encoding": {"description": SAYS}},
+            {"mark": dot(36), "encoding": {"description": FIELD_LABELS}},
         ],
     }
-    held, best = lines["held out"] or lines["trained on"], number(course.get("best"))
-    says = f"Loss by step: {digits(held[0][1])} at first, {digits(held[-1][1])} at last"
-    says += f", lowest after step {best:.0f}." if best is not None else "."
+    curve, best = lines["held out"] or lines["trained on"], number(course.get("best"))
+    description = f"Loss by step: {digits(curve[0][1])} at first, {digits(curve[-1][1])} at last"
+    description += f", lowest after step {best:.0f}." if best is not None else "."
     listed = [(v["kind"], f"{v['step']:.0f}", digits(v["loss"])) for v in values]
-    return chart("Loss while it was trained", says, spec, ("rows", "step", "loss"), listed)
+    return chart("Loss while it was trained", description, spec, ("rows", "step", "loss"), listed)
 
 
 def _points(value: Any) -> list[tuple[float, float]]:
-    pairs = [p for p in rows(value)[:MOST] if isinstance(p, (list, tuple)) and len(p) == 2]
+    pairs = [p for p in rows(value)[:MAX_POINTS] if isinstance(p, (list, tuple)) and len(p) == 2]
     read = [(number(step), number(loss)) for step, loss in pairs]
     return [(step, loss) for step, loss in read if step is not None and loss is not None]

@@ -1,9 +1,9 @@
-"""Where an artifact comes from and what it is: versions, machine, hashes, sizes, and what each step took."""
+"""Origin of an artifact: versions, machine, hashes, sizes, and what each step took."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from ...core.quantity import change, counted, measured, size
+from ...core.quantity import change, count_text, measured, size
 from ..manifest import Check
 from .sheet import Sheet, number, rows, table, word
 
@@ -16,9 +16,9 @@ class Spent:
 
     name: str
     planned: str
-    took: str
+    seconds: str
     planned_share: float
-    took_share: float
+    time_share: float
     peak: str
 
 
@@ -28,7 +28,7 @@ def facts(sheet: Sheet) -> list[tuple[str, str]]:
     lock, machine = manifest.lock, manifest.machine
     versions = {"effc": manifest.effc, **table(lock.get("versions"))}
     memory = number(machine.get("memory_bytes"))
-    found = [
+    entries = [
         ("Compiled", word(manifest.run.get("created")).replace("T", " ").replace("+00:00", " UTC")),
         ("Recipe", " ".join(filter(None, (word(manifest.recipe.get("name")), word(manifest.recipe.get("variant")))))),
         ("Versions", ", ".join(f"{name} {word(v)}" for name, v in versions.items() if v)),
@@ -39,15 +39,20 @@ def facts(sheet: Sheet) -> list[tuple[str, str]]:
         ("Device", word(lock.get("device"))),
         ("Seed", _plain(lock.get("seed"))),
         ("Parameters", ", ".join(f"{n} = {_plain(v)}" for n, v in table(manifest.recipe.get("params")).items())),
-        ("Size on disk", f"{size(manifest.bytes)} in {counted(len(manifest.files), 'file')}" if manifest.files else ""),
+        (
+            "Size on disk",
+            f"{size(manifest.bytes)} in {count_text(len(manifest.files), 'file')}" if manifest.files else "",
+        ),
     ]
-    return [(name, value) for name, value in found if value]
+    return [(name, value) for name, value in entries if value]
 
 
 def hashes(sheet: Sheet) -> list[tuple[str, str]]:
-    """What identifies the artifact and all that went into it."""
-    own = [("artifact", sheet.hash)] if sheet.hash else []
-    return own + [(word(label), word(identity)) for label, identity in sheet.manifest.lock.get("inputs", {}).items()]
+    """Hashes of the artifact and of all its inputs."""
+    artifact_hash = [("artifact", sheet.hash)] if sheet.hash else []
+    return artifact_hash + [
+        (word(label), word(identity)) for label, identity in sheet.manifest.lock.get("inputs", {}).items()
+    ]
 
 
 def files(sheet: Sheet) -> list[tuple[str, str, str]]:
@@ -55,24 +60,24 @@ def files(sheet: Sheet) -> list[tuple[str, str, str]]:
 
 
 def spent(sheet: Sheet) -> list[Spent]:
-    found = []
+    stages = []
     for step in map(table, rows(sheet.manifest.run.get("steps"))[:FILES]):
-        planned, took, peak = (number(step.get(name)) for name in ("planned", "seconds", "peak_bytes"))
-        found.append((word(step.get("name")), planned, took, peak, step.get("cached") is True))
+        planned, elapsed, peak = (number(step.get(name)) for name in ("planned", "seconds", "peak_bytes"))
+        stages.append((word(step.get("name")), planned, elapsed, peak, step.get("cached") is True))
     measuring = number(table(sheet.manifest.run.get("seconds")).get("measure"))
     if measuring is not None:
-        found.append(("measuring", None, measuring, None, False))
-    longest = max([v for _, planned, took, *_ in found for v in (planned, took) if v], default=1.0)
+        stages.append(("measuring", None, measuring, None, False))
+    longest = max([v for _, planned, elapsed, *_ in stages for v in (planned, elapsed) if v], default=1.0)
     return [
         Spent(
             name,
             measured(planned, "s") if planned else "",
-            "from the cache" if cached else measured(took, "s") if took is not None else "",
+            "from the cache" if cached else measured(elapsed, "s") if elapsed is not None else "",
             (planned or 0.0) / longest,
-            (took or 0.0) / longest,
+            (elapsed or 0.0) / longest,
             size(peak) if peak else "",
         )
-        for name, planned, took, peak, cached in found
+        for name, planned, elapsed, peak, cached in stages
     ]
 
 
@@ -92,17 +97,22 @@ def reopened(checks: tuple[Check, ...]) -> list[Reopened]:
     forms: dict[str, list[Check]] = {}
     for check in checks:
         forms.setdefault(word(check.what.partition(",")[0]), []).append(check)
-    found = []
-    for form, said in forms.items():
-        worst = max(said, key=lambda c: (c.worst or 0.0) / c.tolerance if c.tolerance else 0.0)
+    result = []
+    for form, form_checks in forms.items():
+        worst = max(form_checks, key=lambda c: (c.worst or 0.0) / c.tolerance if c.tolerance else 0.0)
         share = (worst.worst or 0.0) / worst.tolerance if worst.tolerance else 0.0
-        reasons = tuple(dict.fromkeys(word(c.reason) for c in said if c.reason))
-        found.append(
+        reasons = tuple(dict.fromkeys(word(c.reason) for c in form_checks if c.reason))
+        result.append(
             Reopened(
-                form, len(said), f"{worst.worst or 0.0:.2g}", f"{worst.tolerance or 0.0:.2g}", min(share, 1.0), reasons
+                form,
+                len(form_checks),
+                f"{worst.worst or 0.0:.2g}",
+                f"{worst.tolerance or 0.0:.2g}",
+                min(share, 1.0),
+                reasons,
             )
         )
-    return found
+    return result
 
 
 @dataclass(frozen=True)
@@ -120,14 +130,14 @@ class Row:
 
 
 def measures(sheet: Sheet) -> list[Row]:
-    found, left = [], list(sheet.manifest.expectations)
+    result, left = [], list(sheet.manifest.expectations)
     for m in sheet.manifest.measures:
-        told = [e for e in left if e.text.startswith(f"{m.metric} ")]
-        left = [e for e in left if e not in told]
+        bounds_of = [e for e in left if e.text.startswith(f"{m.metric} ")]
+        left = [e for e in left if e not in bounds_of]
         before, after = number(m.original), number(m.compiled)
-        bounds = tuple((e.text.removeprefix(m.metric).strip(), e.limit, e.outcome, word(e.note)) for e in told)
-        whole = max(abs(before or 0.0), abs(after or 0.0)) or 1.0
-        found.append(
+        bounds = tuple((e.text.removeprefix(m.metric).strip(), e.limit, e.outcome, word(e.note)) for e in bounds_of)
+        scale = max(abs(before or 0.0), abs(after or 0.0)) or 1.0
+        result.append(
             Row(
                 word(m.metric),
                 measured(before, m.unit) if before is not None else "",
@@ -136,10 +146,10 @@ def measures(sheet: Sheet) -> list[Row]:
                 "" if m.spread and m.spread[0] < 1 < m.spread[1] else _good(before, after, m.better),
                 " to ".join(change(1.0, end).replace("-", "−") for end in m.spread) if m.spread else "",
                 bounds,
-                (abs(before or 0.0) / whole, abs(after or 0.0) / whole),
+                (abs(before or 0.0) / scale, abs(after or 0.0) / scale),
             )
         )
-    return found + [
+    return result + [
         Row(word(e.text), "", _plain(e.value), "", "", "", (("", e.limit, e.outcome, word(e.note)),)) for e in left
     ]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.render import printable
-from ...core.quantity import counted, size
+from ...core.quantity import count_text, size
 from ..load import facts as header_of
 from ..manifest import Expectation
 from .accounts import accounts
@@ -23,7 +23,7 @@ from .steps import steps
 from .timings import timings
 from .ways import ways
 
-HERE = Path(__file__).parent
+PAGE_FOLDER = Path(__file__).parent
 OUTCOMES = {"holds": "✓", "fails": "✕", "undecided": "?", "skipped": "–"}
 TILES = 4
 NAMES = {  # of common measures, for those who don't know a recipe's words
@@ -52,13 +52,13 @@ def page(sheets: Sequence[Sheet]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    loader = FileSystemLoader(HERE)
+    loader = FileSystemLoader(PAGE_FOLDER)
     inside = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     inside.filters |= {"drawn": Markup, "coded": _coded, "minus": _minus}
-    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    whole = inside.get_template("page.html").render(
+    style, script = ((PAGE_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    html = inside.get_template("page.html").render(
         style=style,
         script=script,
         policy=_policy(style, script),
@@ -67,7 +67,7 @@ def page(sheets: Sequence[Sheet]) -> str:
         percent=lambda share: f"{100 * share:.2f}",
         **_content(list(sheets)),
     )
-    return printable(whole)  # signs that turn the order of letters could show another recipe than there is
+    return printable(html)  # signs that turn the order of letters could show another recipe than there is
 
 
 def _policy(style: str, script: str) -> str:
@@ -86,7 +86,7 @@ def _minus(text: str) -> str:
 
 
 def _coded(text: str) -> str:
-    """What stands between backticks as code."""
+    """Render text between backticks as code."""
     from markupsafe import Markup, escape
 
     parts = text.split("`")
@@ -97,71 +97,73 @@ def _content(sheets: list[Sheet]) -> dict[str, Any]:
     first = sheets[0].manifest
     rows = measures(sheets[0])
     expectations = tuple(dict.fromkeys(e for s in sheets for e in s.manifest.expectations))
-    found = {
+    sections = {
         "title": word(first.name) or word(first.recipe.get("name")) or "model",
-        "about": _about(first.recipe.get("text", "")),
+        "about": _recipe_description(first.recipe.get("text", "")),
         "origin": next((word(label) for label in first.lock.get("inputs", {}) if not label.startswith("data ")), ""),
-        "targets": [(s.place, s.manifest.kind, size(s.manifest.bytes) if s.manifest.files else "") for s in sheets],
+        "targets": [(s.location, s.manifest.kind, size(s.manifest.bytes) if s.manifest.files else "") for s in sheets],
         "verdict_of": _verdict(expectations),
         "tiles": _tiles(rows, first.members),
         "tables": _tables(sheets),
         "accounts": accounts(sheets),
         "where": next((a.where for s in sheets for a in s.manifest.accounts), ""),
         "points": points(first),
-        "ways": [drawn for s in sheets if (drawn := ways(s.calibration))],
+        "ways": [chart_of for s in sheets if (chart_of := ways(s.calibration))],
         "layers": layers(first),
         "steps": steps(first),
         "timings": [t for s in sheets for t in timings(s.manifest)],
         "lines": listing(sheets),
         "facts": facts(sheets[0]),
         "hashes": list(dict.fromkeys(h for s in sheets for h in hashes(s))),
-        "files": [(s.place, files(s)) for s in sheets if s.manifest.files],
+        "files": [(s.location, files(s)) for s in sheets if s.manifest.files],
         "spent": spent(sheets[0]),
-        "reopened": [(s.place, reopened(s.manifest.checks)) for s in sheets if s.manifest.checks],
-        "opening": [(s.place, _opening(s)) for s in sheets if _opening(s)],
+        "reopened": [(s.location, reopened(s.manifest.checks)) for s in sheets if s.manifest.checks],
+        "opening": [(s.location, _opening(s)) for s in sheets if _opening(s)],
     }
-    return found | {"sections": [(anchor, name) for anchor, (name, key) in SECTIONS.items() if not key or found[key]]}
+    return sections | {
+        "sections": [(anchor, name) for anchor, (name, key) in SECTIONS.items() if not key or sections[key]]
+    }
 
 
 def _tables(sheets: list[Sheet]) -> list[tuple[str, list[Row]]]:
     """Measures of each artifact, those of the first alone where others say the same."""
-    found: list[tuple[str, list[Row]]] = []
+    tables: list[tuple[str, list[Row]]] = []
     for sheet in sheets:
         rows = measures(sheet)
-        if rows and rows not in [known for _, known in found]:
-            found.append((sheet.place, rows))
-    return found
+        if rows and rows not in [known for _, known in tables]:
+            tables.append((sheet.location, rows))
+    return tables
 
 
-def _about(text: str) -> str:
-    """What the recipe says of itself."""
-    found = re.search(r'^"""(.*?)"""', text, re.S | re.M)
-    return word(found[1], 400) if found else ""
+def _recipe_description(text: str) -> str:
+    """Docstring of the recipe."""
+    match = re.search(r'^"""(.*?)"""', text, re.S | re.M)
+    return word(match[1], 400) if match else ""
 
 
 @dataclass(frozen=True)
 class Verdict:
     outcome: str
-    says: str
+    text: str
 
 
 def _verdict(expectations: Sequence[Expectation]) -> Verdict | None:
     """The worst outcome, and how many there are of it."""
     if not expectations:
         return None
-    said = [e.outcome for e in expectations]
-    if set(said) == {"holds"}:
+    outcomes = [e.outcome for e in expectations]
+    if set(outcomes) == {"holds"}:
         all_ = {1: "The expectation holds", 2: "Both expectations hold"}
-        return Verdict("holds", all_.get(len(said), f"All {len(said)} expectations hold"))
-    worst = next(o for o in ("fails", "undecided", "skipped", said[0]) if o in said)
+        return Verdict("holds", all_.get(len(outcomes), f"All {len(outcomes)} expectations hold"))
+    worst = next(o for o in ("fails", "undecided", "skipped", outcomes[0]) if o in outcomes)
     verbs = {
         "fails": ("fails", "fail"),
         "undecided": ("is undecided", "are undecided"),
         "skipped": ("was skipped", "were skipped"),
     }
     one, many = verbs.get(worst, (word(worst), word(worst)))
-    number = said.count(worst)
-    return Verdict(worst, f"{number} of {counted(len(said), 'expectation')} {one if number == 1 else many}")
+    number = outcomes.count(worst)
+    return Verdict(worst, f"{number} of {count_text(len(outcomes), 'expectation')} {one if number == 1 else many}")
 
 
 def _tiles(rows: list[Row], members: Sequence[Any]) -> list[Row]:
@@ -174,9 +176,13 @@ def _tiles(rows: list[Row], members: Sequence[Any]) -> list[Row]:
 
 
 def _opening(sheet: Sheet) -> list[str]:
-    """How it is opened, and what its target wants known."""
+    """Commands that open the artifact, and the notes of its target."""
     folders = {name.split("/")[0] for name in sheet.manifest.files}
-    said = header_of(sheet.manifest.kind)
-    found = [text for folder, text in said.get("loads", {}).items() if folder in folders]
-    use = said.get("use", "")
-    return [*found, *([use[0].upper() + use[1:] + "."] if use else []), *(word(n, 600) for n in sheet.manifest.notes)]
+    header = header_of(sheet.manifest.kind)
+    sentences = [text for folder, text in header.get("loads", {}).items() if folder in folders]
+    use = header.get("use", "")
+    return [
+        *sentences,
+        *([use[0].upper() + use[1:] + "."] if use else []),
+        *(word(n, 600) for n in sheet.manifest.notes),
+    ]

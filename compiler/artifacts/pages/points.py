@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ...core.quantity import counted, measured
+from ...core.quantity import count_text, measured
 from ..manifest import Manifest
-from .chart import SAYS, Chart, axis, chart, dot
+from .chart import FIELD_LABELS, Chart, axis, chart, dot
 
 COSTS = ("params", "bytes", "flops", "decode", "prefill")  # go along the bottom
 SCALES = {"B": (1 << 20, "MiB"), "bytes": (1 << 20, "MiB"), "params": (1e6, "M")}
@@ -29,9 +29,9 @@ def points(manifest: Manifest) -> Points | None:
         (m["name"], *(measured(value, unit) for _, value, unit, _ in m["measures"]), ", ".join(m["steps"]))
         for m in manifest.members
     )
-    alike = all([n for n, *_ in m["measures"]] == [n for n, *_ in first] for m in manifest.members)
-    drawn = (_scatter(manifest, head, rows),) if alike and len(first) > 1 and len(manifest.members) > 1 else ()
-    return Points(drawn, head, rows)
+    same_measures = all([n for n, *_ in m["measures"]] == [n for n, *_ in first] for m in manifest.members)
+    charts = (_scatter(manifest, head, rows),) if same_measures and len(first) > 1 and len(manifest.members) > 1 else ()
+    return Points(charts, head, rows)
 
 
 def _scatter(manifest: Manifest, head: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> Chart:
@@ -40,8 +40,8 @@ def _scatter(manifest: Manifest, head: tuple[str, ...], rows: tuple[tuple[str, .
     values = []
     for m in manifest.members:
         (y_name, y, y_unit, _), (x_name, x, x_unit, _) = m["measures"][up], m["measures"][across]
-        says = f"{m['name']} · {x_name} {measured(x, x_unit)} · {y_name} {measured(y, y_unit)}"
-        values.append({"x": x / _scale(x_unit)[0], "y": y / _scale(y_unit)[0], "name": m["name"], "says": says})
+        description = f"{m['name']} · {x_name} {measured(x, x_unit)} · {y_name} {measured(y, y_unit)}"
+        values.append({"x": x / _scale(x_unit)[0], "y": y / _scale(y_unit)[0], "name": m["name"], "says": description})
     spec = {
         "data": {"values": values},
         "encoding": {
@@ -52,7 +52,7 @@ def _scatter(manifest: Manifest, head: tuple[str, ...], rows: tuple[tuple[str, .
             {"mark": {"type": "line", "color": "var(--line-strong)", "strokeDash": [3, 4], "aria": False}},
             {
                 "mark": dot(110, color="var(--accent)", stroke="var(--card)", strokeWidth=2),
-                "encoding": {"description": SAYS},
+                "encoding": {"description": FIELD_LABELS},
             },
             {
                 "mark": {"type": "text", "dy": -14, "fontSize": 12, "color": "var(--ink)", "aria": False},
@@ -61,12 +61,12 @@ def _scatter(manifest: Manifest, head: tuple[str, ...], rows: tuple[tuple[str, .
         ],
     }
     up_name, across_name = first[up][0], first[across][0]
-    says = f"{counted(len(values), 'point')}, {up_name} over {across_name}: " + "; ".join(
+    description = f"{count_text(len(values), 'point')}, {up_name} over {across_name}: " + "; ".join(
         v["says"] for v in values[:20]
     )
     better = " and ".join(f"{first[i][3]} {first[i][0]}" for i in (up, across))
     note = f"Better is {better}."
-    return chart(f"{up_name} against {across_name}", says, spec, head, rows, note=note, height=340)
+    return chart(f"{up_name} against {across_name}", description, spec, head, rows, note=note, height=340)
 
 
 def _scale(unit: str) -> tuple[float, str]:
@@ -75,5 +75,5 @@ def _scale(unit: str) -> tuple[float, str]:
 
 def _title(measure: Any) -> str:
     name, _, unit, _ = measure
-    shown = _scale(unit)[1]
-    return f"{name}, {shown}" if shown else name
+    unit_text = _scale(unit)[1]
+    return f"{name}, {unit_text}" if unit_text else name

@@ -1,4 +1,4 @@
-"""What a page is made of: the manifest of an artifact, where it lies, and its hash.
+"""Input of a page: the manifest of an artifact, where it lies, and its hash.
 
 Whatever a manifest holds was written by somebody. `check_form` has seen to the records; what lies in its tables is
 taken here with these few functions, which give nothing where it is of another form.
@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Reject
-from ...core.safe_read import DATA, MISFIT, read_json
+from ...core.safe_read import DATA, MALFORMED, read_json
 from ..manifest import Manifest, artifact_hash, read_manifest
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """`place` as the page names it; `hash` is "" of what is no artifact; `calibration` is that of test-time compute."""
+    """`location` as the page names it; `hash` is "" for no artifact; `calibration` is that of test-time compute."""
 
-    place: str
+    location: str
     manifest: Manifest
     hash: str = ""
     calibration: Mapping[str, Any] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Sheet:
 
     @property
     def pipeline(self) -> tuple[str, ...]:
-        """What two artifacts have in common that show one result: recipe, variant and pipeline."""
+        """Key of the artifacts that show one result: recipe, variant and pipeline."""
         recipe = self.manifest.recipe
         return recipe.get("text", ""), recipe.get("variant", ""), self.manifest.name
 
@@ -37,7 +37,7 @@ class Sheet:
 def _calibration(file: Path) -> Mapping[str, Any]:
     try:
         return table(read_json(file, DATA))
-    except (OSError, Reject, *MISFIT):
+    except (OSError, Reject, *MALFORMED):
         return {}
 
 
@@ -56,7 +56,7 @@ def rows(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else []
 
 
-def word(value: Any, most: int = 200) -> str:
+def word(value: Any, max_length: int = 200) -> str:
     """A text on one line; "" of anything else."""
-    said = " ".join(value.split()) if isinstance(value, str) else ""
-    return said if len(said) <= most else said[: most - 1] + "…"
+    text = " ".join(value.split()) if isinstance(value, str) else ""
+    return text if len(text) <= max_length else text[: max_length - 1] + "…"

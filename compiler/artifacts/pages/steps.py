@@ -24,12 +24,12 @@ class Step:
 
 
 def steps(manifest: Manifest) -> list[Step]:
-    found = []
+    result = []
     for step in manifest.steps:
         decisions = [table(d) for d in rows(step.get("decisions"))]
-        charts = [drawn for draw in (cuts, losses, zeros) if (drawn := draw(decisions))]
+        charts = [chart for draw in (cuts, losses, zeros) if (chart := draw(decisions))]
         changes = tuple(word(change) for change in rows(step.get("changes"))[:CHANGES])
-        name, said, summary = (word(step.get(key)) for key in ("name", "word", "summary"))
+        name, word_name, summary = (word(step.get(key)) for key in ("name", "word", "summary"))
         warnings = tuple(sentence(table(warning)) for warning in rows(step.get("warnings"))[:CHANGES])
-        found.append(Step(name, said, summary, warnings, tuple(charts), changes))
-    return found
+        result.append(Step(name, word_name, summary, warnings, tuple(charts), changes))
+    return result

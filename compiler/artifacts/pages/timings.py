@@ -1,17 +1,17 @@
-"""What a clock measured: every round of the original and of the result, the median, and how sure it is."""
+"""Timings: every round of the original and of the result, the median and its confidence interval."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...core.quantity import counted, measured
+from ...core.quantity import count_text, measured
 from ...evaluation.confidence import CONFIDENCE, median_interval
 from ..manifest import Manifest
-from .chart import SAYS, Chart, axis, chart, dot
+from .chart import FIELD_LABELS, Chart, axis, chart, dot
 from .sheet import number, rows, table, word
 
-MOST, ROUNDS = 12, 100  # metrics and rounds that are drawn
+MAX_CHARTS, ROUNDS = 12, 100  # metrics and rounds that are drawn
 BOTH = ("original", "compiled")
 NAMES = {"original": "before", "compiled": "after"}
 
@@ -19,50 +19,52 @@ NAMES = {"original": "before", "compiled": "after"}
 @dataclass(frozen=True)
 class Timing:
     metric: str
-    says: str
+    label: str
     chart: Chart
 
 
 def timings(manifest: Manifest) -> list[Timing]:
     """A drawing for each metric whose rounds were kept."""
-    found = []
-    for metric, kept in list(table(manifest.run.get("timings")).items())[:MOST]:
-        taken = {name: _positive(table(kept).get(name)) for name in BOTH}
-        if taken["original"] and len(taken["original"]) == len(taken["compiled"]):
-            found.append(_timing(word(metric), word(table(kept).get("unit")), taken))
-    return found
+    result = []
+    for metric, rounds in list(table(manifest.run.get("timings")).items())[:MAX_CHARTS]:
+        values = {name: _positive(table(rounds).get(name)) for name in BOTH}
+        if values["original"] and len(values["original"]) == len(values["compiled"]):
+            result.append(_timing(word(metric), word(table(rounds).get("unit")), values))
+    return result
 
 
 def _positive(values: Any) -> list[float]:
     return [v for v in map(number, rows(values)[:ROUNDS]) if v is not None and v > 0]
 
 
-def _timing(metric: str, unit: str, taken: Mapping[str, Sequence[float]]) -> Timing:
-    ratios = [after / before for before, after in zip(*(taken[n] for n in BOTH), strict=True)]
-    ends = median_interval(ratios)
-    sure = f"{counted(len(ratios), 'round')} are too few to say how sure that is"
-    if ends:
-        sure = f"between {ends[0]:.2f} and {ends[1]:.2f} with {CONFIDENCE:.0%} confidence"
-    what = "time" if unit in ("s", "ms", "us", "µs") else "value"
-    says = f"{statistics.median(ratios):.2f} times the original's {what} in the median round; {sure}."
+def _timing(metric: str, unit: str, values: Mapping[str, Sequence[float]]) -> Timing:
+    ratios = [after / before for before, after in zip(*(values[n] for n in BOTH), strict=True)]
+    interval = median_interval(ratios)
+    sure = f"{count_text(len(ratios), 'round')} are too few to say how sure that is"
+    if interval:
+        sure = f"between {interval[0]:.2f} and {interval[1]:.2f} with {CONFIDENCE:.0%} confidence"
+    noun = "time" if unit in ("s", "ms", "us", "µs") else "value"
+    description = f"{statistics.median(ratios):.2f} times the original's {noun} in the median round; {sure}."
     listed = [
         (str(i), *(measured(v, unit) for v in pair), f"{ratios[i - 1]:.3f}")
-        for i, pair in enumerate(zip(*(taken[n] for n in BOTH), strict=True), 1)
+        for i, pair in enumerate(zip(*(values[n] for n in BOTH), strict=True), 1)
     ]
     note = "A dot is a round, in which both models took turns step by step; the bar ends at the median."
     head = ("round", "before", "after", "ratio")
     return Timing(
-        metric, says, chart(metric, says, _spec(unit or metric, unit, taken), head, listed, height=130, note=note)
+        metric,
+        description,
+        chart(metric, description, _spec(unit or metric, unit, values), head, listed, height=130, note=note),
     )
 
 
-def _spec(title: str, unit: str, taken: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def _spec(title: str, unit: str, rounds_by_name: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     values = [
         {"who": NAMES[name], "v": v, "says": f"{NAMES[name]}, round {i}: {measured(v, unit)}"}
         for name in BOTH
-        for i, v in enumerate(taken[name], 1)
+        for i, v in enumerate(rounds_by_name[name], 1)
     ]
-    medians = {"values": [{"who": NAMES[name], "v": statistics.median(taken[name])} for name in BOTH]}
+    medians = {"values": [{"who": NAMES[name], "v": statistics.median(rounds_by_name[name])} for name in BOTH]}
     order = list(NAMES.values())
     labels = {"labelColor": "var(--ink)"}
     scale = {"domain": order, "range": ["var(--base)", "var(--accent)"]}
@@ -77,7 +79,7 @@ def _spec(title: str, unit: str, taken: Mapping[str, Sequence[float]]) -> dict[s
                 "data": medians,
                 "mark": {"type": "bar", "height": 22, "opacity": 0.22, "cornerRadiusEnd": 3, "aria": False},
             },
-            {"data": {"values": values}, "mark": dot(46) | {"opacity": 0.8}, "encoding": {"description": SAYS}},
+            {"data": {"values": values}, "mark": dot(46) | {"opacity": 0.8}, "encoding": {"description": FIELD_LABELS}},
             {"data": medians, "mark": {"type": "tick", "thickness": 3, "height": 26, "opacity": 1, "aria": False}},
         ],
     }

@@ -3,23 +3,23 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ...core.quantity import counted
-from .chart import SAYS, Chart, axis, chart, dot, hue
+from ...core.quantity import count_text
+from .chart import FIELD_LABELS, Chart, axis, chart, dot, hue
 from .sheet import number, rows, table, word
 
 BRANCHES = {"direct": "direct", "rag": "with samples", "ttt": "after a training"}
 CHOICES = "choices of the policy"
-MOST = 2000
+MAX_ROWS = 2000
 
 
 def ways(calibration: Mapping[str, Any]) -> Chart | None:
     """None of what was not calibrated."""
-    found = [*_branches(calibration), *_choices(calibration)][:MOST]
-    if len(found) < 2:
+    points = [*_branches(calibration), *_choices(calibration)][:MAX_ROWS]
+    if len(points) < 2:
         return None
     values: list[dict[str, Any]] = [
         {"x": seconds, "y": 100 * share, "kind": kind, "says": f"{kind}: {share:.0%} right, {seconds:.3g} s"}
-        for kind, share, seconds in found
+        for kind, share, seconds in points
     ]
     spec = {
         "data": {"values": values},
@@ -28,31 +28,31 @@ def ways(calibration: Mapping[str, Any]) -> Chart | None:
             "x": axis("x", "seconds a question"),
             "y": axis("y", "right, %", scale={"domain": [0, 100]}),
             "color": hue([v["kind"] for v in values]),
-            "description": SAYS,
+            "description": FIELD_LABELS,
         },
     }
-    asked = len(rows(calibration.get("trials")))
-    says = f"Share of {counted(asked, 'dev question')} answered rightly over seconds: "
-    says += "; ".join(v["says"] for v in values if v["kind"] != CHOICES)
+    n_questions = len(rows(calibration.get("trials")))
+    description = f"Share of {count_text(n_questions, 'dev question')} answered rightly over seconds: "
+    description += "; ".join(v["says"] for v in values if v["kind"] != CHOICES)
     area = number(table(calibration.get("auc")).get("all"))
-    told = (
+    reward_note = (
         f" tells right answers from wrong ones with an area of {area:.2f} under the curve." if area is not None else ""
     )
-    note = f"The reward `{word(calibration.get('reward'))}`{told}" if told else ""
-    listed = [(kind, f"{share:.0%}", f"{seconds:.3g} s") for kind, share, seconds in found]
-    return chart("Accuracy against seconds", says, spec, ("way", "right", "a question"), listed, note=note)
+    note = f"The reward `{word(calibration.get('reward'))}`{reward_note}" if reward_note else ""
+    listed = [(kind, f"{share:.0%}", f"{seconds:.3g} s") for kind, share, seconds in points]
+    return chart("Accuracy against seconds", description, spec, ("way", "right", "a question"), listed, note=note)
 
 
 def _branches(calibration: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     """Each way alone, over all questions."""
-    trials, found = [table(trial) for trial in rows(calibration.get("trials"))], []
+    trials, result = [table(trial) for trial in rows(calibration.get("trials"))], []
     for branch, name in BRANCHES.items():
         right = [table(trial.get("right")).get(branch) is True for trial in trials]
         spent = [number(table(trial.get("seconds")).get(branch)) for trial in trials]
         known = [seconds for seconds in spent if seconds is not None]
         if trials and len(known) == len(trials):
-            found.append((name, sum(right) / len(right), sum(known) / len(known)))
-    return found
+            result.append((name, sum(right) / len(right), sum(known) / len(known)))
+    return result
 
 
 def _choices(calibration: Mapping[str, Any]) -> list[tuple[str, float, float]]:

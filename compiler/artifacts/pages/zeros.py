@@ -1,24 +1,24 @@
-"""How much of each module's weights is zero."""
+"""Share of zeros in each module's weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .chart import SAYS, Chart, axis, chart, dot, hue
+from .chart import FIELD_LABELS, Chart, axis, chart, dot, hue
 from .sheet import number, table, word
 
-MOST = 2000
+MAX_ROWS = 2000
 
 
 def zeros(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
     """None where nothing was made zero."""
     shares = next((table(d[name]) for d in decisions for name in ("zeros", "quantized") if table(d.get(name))), {})
-    read = [(word(path), number(value)) for path, value in list(shares.items())[:MOST]]
-    found = [(path, share) for path, share in read if share is not None]
-    if len(found) < 2 or not any(share for _, share in found):
+    read = [(word(path), number(value)) for path, value in list(shares.items())[:MAX_ROWS]]
+    module_shares = [(path, share) for path, share in read if share is not None]
+    if len(module_shares) < 2 or not any(share for _, share in module_shares):
         return None
     values: list[dict[str, Any]] = [
         {"at": i, "share": 100 * share, "kind": path.rpartition(".")[2], "says": f"{path}: {share:.1%} zero"}
-        for i, (path, share) in enumerate(found)
+        for i, (path, share) in enumerate(module_shares)
     ]
     spec = {
         "data": {"values": values},
@@ -27,10 +27,10 @@ def zeros(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
             "x": axis("at", "modules, from the first layer to the last", axis={"labels": False}),
             "y": axis("share", "zeros, %", scale={"domain": [0, 100]}),
             "color": hue([v["kind"] for v in values]),
-            "description": SAYS,
+            "description": FIELD_LABELS,
         },
     }
-    low, high = min(share for _, share in found), max(share for _, share in found)
-    says = f"Share of zeros in {len(found)} modules, between {low:.0%} and {high:.0%}."
-    listed = [(path, f"{share:.1%}") for path, share in found]
-    return chart("Zeros in each module", says, spec, ("module", "zeros"), listed)
+    low, high = min(share for _, share in module_shares), max(share for _, share in module_shares)
+    description = f"Share of zeros in {len(module_shares)} modules, between {low:.0%} and {high:.0%}."
+    listed = [(path, f"{share:.1%}") for path, share in module_shares]
+    return chart("Zeros in each module", description, spec, ("module", "zeros"), listed)

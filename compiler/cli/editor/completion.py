@@ -1,4 +1,4 @@
-"""What may be written at a place: statements, words, parameters and values, the model's own module paths."""
+"""Completion at a position: statements, words, parameters and values, the model's own module paths."""
 
 import os
 import re
@@ -9,15 +9,15 @@ from lsprotocol import types as lsp
 from ....dsl.checker import profiles
 from ....dsl.checker.params import HANDLES, TYPES
 from ....dsl.checker.skeleton import Skeleton
-from ....dsl.checker.type_phrases import sample, wanted_phrase
+from ....dsl.checker.type_phrases import expected_phrase, sample
 from ....dsl.checker.units import BYTES, COUNTS, DURATIONS
 from ....dsl.checker.vocabulary import Param, Vocabulary, Word
 from ....dsl.syntax import ast
 from ....dsl.syntax.edition import HEADS
 from ...plugin.recipe_library import shipped
-from .cursor import Frame, Place, place
+from .cursor import CursorContext, Frame, context_at
 from .names import Occurrence, occurrences
-from .word_pages import about
+from .word_pages import parameter_text
 from .workspace import Desk, Reading
 
 Kind = lsp.CompletionItemKind
@@ -35,27 +35,27 @@ _GROUPS = {
     "kv_heads": ("kv_heads", "heads"),
     "experts": ("experts",),
 }
-MOST = 400  # items of an answer
+MAX_ITEMS = 400  # items of an answer
 
 
 def complete(reading: Reading, offset: int, desk: Desk) -> lsp.CompletionList:
-    where = place(reading.source, offset)
+    where = context_at(reading.source, offset)
     items = [] if where.comment else list(_Complete(where, reading, desk).items())
     replaced = reading.lines.between(where.start, offset)
     for item in items:
         item.text_edit = lsp.TextEdit(replaced, item.insert_text or item.label)
         item.filter_text = item.filter_text or item.label
         item.insert_text = None
-    return lsp.CompletionList(is_incomplete=False, items=items[:MOST])
+    return lsp.CompletionList(is_incomplete=False, items=items[:MAX_ITEMS])
 
 
 class _Complete:
-    def __init__(self, where: Place, reading: Reading, desk: Desk):
-        self.place, self.reading, self.desk = where, reading, desk
+    def __init__(self, where: CursorContext, reading: Reading, desk: Desk):
+        self.location, self.reading, self.desk = where, reading, desk
         self.vocabulary: Vocabulary = desk.vocabulary
 
     def items(self) -> Iterator[lsp.CompletionItem]:
-        where = self.place
+        where = self.location
         if where.call:
             yield from self.in_call(where.call)
         elif where.quoted:
@@ -73,7 +73,7 @@ class _Complete:
 
     def in_head(self) -> Iterator[lsp.CompletionItem]:
         """Behind the keyword of a statement."""
-        head, before = self.place.head, self.place.before
+        head, before = self.location.head, self.location.before
         if before == ("use",):
             yield from (_item(s.name, Kind.Module, s.sentence) for s in shipped().values() if s.is_module)
         elif before[-1:] == ("=",) and head in ("model", "data"):
@@ -87,7 +87,7 @@ class _Complete:
 
     def in_block(self) -> Iterator[lsp.CompletionItem]:
         """Inside the braces of a statement."""
-        head, before = self.place.head, self.place.before
+        head, before = self.location.head, self.location.before
         if head == "pipeline" and before[-1:] == ("=",):
             yield from self.words("pass")
             yield from self.pipelines()
@@ -120,23 +120,23 @@ class _Complete:
             slots = [p for p in word.params if p.positional]
             if call.slot < len(slots):
                 yield from self.value(slots[call.slot], word)
-            if not self.place.quoted and self.place.frames[-1].call:
+            if not self.location.quoted and self.location.frames[-1].call:
                 yield from self.parameters(word, call)
 
     def parameters(self, word: Word, call: Frame) -> Iterator[lsp.CompletionItem]:
         for i, param in enumerate(p for p in word.params if p.name not in call.names):
             rank = f"{'0' if param.required else '1'}{i:03}"
-            yield _item(param.name, Kind.Field, wanted_phrase(param), f"{param.name}: ", about(param), rank)
-        if word.kind in ("pass", "target") and "from" not in call.names and self.place.depth == 1:
+            yield _item(param.name, Kind.Field, expected_phrase(param), f"{param.name}: ", parameter_text(param), rank)
+        if word.kind in ("pass", "target") and "from" not in call.names and self.location.depth == 1:
             yield _item("from", Kind.Field, "the step or model that it works on", "from: ", rank="2")
 
     def word(self, call: Frame) -> Word | None:
-        kind = _OF_HEAD.get(self.place.head, "") if self.place.depth == 1 else "metric"
+        kind = _OF_HEAD.get(self.location.head, "") if self.location.depth == 1 else "metric"
         return self.vocabulary.word(kind, call.call)
 
     def value(self, param: Param, word: Word | None) -> Iterator[lsp.CompletionItem]:
         """Values of a parameter, as far as they can be named."""
-        where, types = self.place, {t.removeprefix("list[").removesuffix("]") for t in param.types}
+        where, types = self.location, {t.removeprefix("list[").removesuffix("]") for t in param.types}
         if where.quoted:
             yield from self.paths(types, word)
             if word and param.name in word.facts.get("reads", {}):
@@ -149,7 +149,7 @@ class _Complete:
             yield from (_item(base, Kind.EnumMember) for base in param.of)
             return
         for choice in param.choices:
-            yield _item(choice, Kind.EnumMember, "default" if choice == param.default else "", _written(choice))
+            yield _item(choice, Kind.EnumMember, "default" if choice == param.default else "", _declared(choice))
         if "bool" in types:
             yield from (_item(v, Kind.Value) for v in ("true", "false"))
         for kind in ("data", "model", "profile", "step"):
@@ -167,30 +167,30 @@ class _Complete:
 
     def names(self, kind: str) -> Iterator[lsp.CompletionItem]:
         """Names of a kind that are declared above, those of modules included."""
-        for name, found in self.known().items():
-            inside = kind != "step" or (found.pipeline == self.place.subject and name != self.place.step)
-            if found.kind == kind and inside and (found.span.start < self.place.start or "." in name):
+        for name, occurrence in self.known().items():
+            inside = kind != "step" or (occurrence.pipeline == self.location.subject and name != self.location.step)
+            if occurrence.kind == kind and inside and (occurrence.span.start < self.location.start or "." in name):
                 yield _item(name, Kind.Variable, kind)
 
     def model(self) -> Iterator[lsp.CompletionItem]:
         """The one that the pipeline starts from."""
         for statement in self.reading.file.statements:
-            if isinstance(statement, ast.Pipeline) and statement.name.path == self.place.subject:
+            if isinstance(statement, ast.Pipeline) and statement.name.path == self.location.subject:
                 yield _item(statement.model.path, Kind.Variable, "model")
 
     def pipelines(self) -> Iterator[lsp.CompletionItem]:
         """Pipelines of modules, which a step may call."""
-        for name, found in self.known().items():
-            if found.kind == "pipeline" and "." in name:
+        for name, occurrence in self.known().items():
+            if occurrence.kind == "pipeline" and "." in name:
                 yield _item(name, Kind.Function, "pipeline", f"{name}(")
 
     def known(self) -> dict[str, Occurrence]:
         """Declared names; `alias.name` of modules."""
-        own = {o.name: o for o in occurrences(self.reading.file, self.vocabulary) if o.declares}
+        declared = {o.name: o for o in occurrences(self.reading.file, self.vocabulary) if o.declares}
         for statement in self.reading.file.statements:
             if isinstance(statement, ast.Use):
-                own |= dict(self.members(statement))
-        return own
+                declared |= dict(self.members(statement))
+        return declared
 
     def members(self, use: ast.Use) -> Iterator[tuple[str, Occurrence]]:
         from ....dsl.checker.modules import module_name
@@ -206,9 +206,9 @@ class _Complete:
             if isinstance(use.target, ast.Name)
             else ""
         )
-        for found in occurrences(module.file, self.vocabulary):
-            if found.declares and not found.pipeline and found.kind != "module":
-                yield f"{alias}.{found.name}", found
+        for occurrence in occurrences(module.file, self.vocabulary):
+            if occurrence.declares and not occurrence.pipeline and occurrence.kind != "module":
+                yield f"{alias}.{occurrence.name}", occurrence
 
     def words(self, kind: str) -> Iterator[lsp.CompletionItem]:
         for name in self.vocabulary.words(kind):
@@ -217,21 +217,21 @@ class _Complete:
             yield _item(name, Kind.Function, word.summary, f"{name}(" if needs else name)
 
     def parts(self) -> Iterator[lsp.CompletionItem]:
-        """What `in` may name: targets of the pipeline, points of a front, any."""
+        """Completions of `in`: targets of the pipeline, points of a front, any."""
         for statement in self.reading.file.statements:
-            if isinstance(statement, ast.Emit) and statement.pipeline.path == self.place.subject:
+            if isinstance(statement, ast.Emit) and statement.pipeline.path == self.location.subject:
                 yield from (_item(call.name.path, Kind.EnumMember, "target") for call in statement.targets)
         yield from self.names("step")
         yield _item("any", Kind.Keyword, "any point of a front")
 
     def files(self, end: str) -> Iterator[lsp.CompletionItem]:
         """Files and folders beside the recipe, or in the folder that is written so far."""
-        folder, slash, _ = self.place.word.rpartition("/")
+        folder, slash, _ = self.location.word.rpartition("/")
         try:
-            found = sorted(os.scandir(self.reading.path.parent / folder), key=lambda e: e.name)[:MOST]
+            entries = sorted(os.scandir(self.reading.path.parent / folder), key=lambda e: e.name)[:MAX_ITEMS]
         except (OSError, ValueError):
             return
-        for entry in found:
+        for entry in entries:
             if not entry.name.startswith(".") and (entry.is_dir() or entry.name.endswith(end)):
                 kind = Kind.Folder if entry.is_dir() else Kind.File
                 start = folder + slash if slash or not end else "./"
@@ -241,13 +241,15 @@ class _Complete:
         """Module paths of the recipe's models: the globs that cover layers first."""
         if "selector" not in types:
             return
-        found = [p for s in self.reading.skeletons for p in modules(s, word.facts.get("acts_on", "") if word else "")]
-        globs = dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", path) for path in found)
-        for rank, path in enumerate(dict.fromkeys([*globs, *found])):
-            count = sum(re.sub(r"\.\d+(?=\.|$)", ".*", p) == path for p in set(found))
-            told = f"{count} modules" if count > 1 else "module"
+        module_paths = [
+            p for s in self.reading.skeletons for p in modules(s, word.facts.get("acts_on", "") if word else "")
+        ]
+        globs = dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", path) for path in module_paths)
+        for rank, path in enumerate(dict.fromkeys([*globs, *module_paths])):
+            count = sum(re.sub(r"\.\d+(?=\.|$)", ".*", p) == path for p in set(module_paths))
+            detail = f"{count} modules" if count > 1 else "module"
             text = f"{quotes}{path}{quotes}"
-            yield _item(text, Kind.Value, told, rank=f"{rank:05}")
+            yield _item(text, Kind.Value, detail, rank=f"{rank:05}")
 
 
 def modules(skeleton: Skeleton, acts_on: str) -> list[str]:
@@ -263,7 +265,7 @@ def modules(skeleton: Skeleton, acts_on: str) -> list[str]:
     return [p.path for p in skeleton.parts]
 
 
-def _written(choice: str) -> str:
+def _declared(choice: str) -> str:
     return choice if choice.isidentifier() else f'"{choice}"'
 
 

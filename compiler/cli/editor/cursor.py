@@ -1,4 +1,4 @@
-"""Where in a recipe a cursor is, told by tokens: what stands around it is half written more often than not."""
+"""Context of a cursor in a recipe, by tokens: the text around it is often incomplete."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Place:
+class CursorContext:
     """head: keyword of the statement, "" between two; subject: the name behind it; step: the one that is
     being written; frames: open brackets, outermost
     first; before: the last words and signs of the item; word: what is written so far, from `start`."""
@@ -53,12 +53,12 @@ class Place:
         return sum(bool(f.call) for f in self.frames)
 
 
-def place(source: Source, offset: int) -> Place:
+def context_at(source: Source, offset: int) -> CursorContext:
     scanned: tuple[list[Any], list[Any]] = scan(source)
     tokens, comments = scanned
     text = source.text[:offset]
     if any(c.span.start < offset <= c.span.end for c in comments):
-        return Place(comment=True, start=offset)
+        return CursorContext(comment=True, start=offset)
     inside = next((t for t in tokens if t.type in _STRINGS and t.start_pos < offset and _open(t, offset)), None)
     if inside is not None:
         quotes = 3 if "LONG" in inside.type else 1
@@ -67,15 +67,15 @@ def place(source: Source, offset: int) -> Place:
     elif (unit := _UNIT.search(text)) and not re.search(r"[A-Za-z_.]$", text[: unit.start()]):
         start, word, number = unit.start(2), unit[2], True
     else:
-        found = _WORD.search(text)
-        start, word, number = (found.start() if found else offset), found[0] if found else "", False
+        match = _WORD.search(text)
+        start, word, number = (match.start() if match else offset), match[0] if match else "", False
     bound = inside.start_pos if inside is not None else start
     walk = _Walk()
     for before in (t for t in tokens if t.end_pos <= bound and t.type != "$END"):
         walk.take(before)
     line = text[max(text.rfind("\n", 0, bound), text.rfind("\r", 0, bound)) + 1 : bound]
     return replace(
-        walk.place(), word=word, start=start, quoted=inside is not None, number=number, first=not line.strip()
+        walk.context_at(), word=word, start=start, quoted=inside is not None, number=number, first=not line.strip()
     )
 
 
@@ -103,7 +103,7 @@ class _Walk:
         elif token.type in ("RPAR", "RSQB", "RBRACE"):
             self.close()
         elif self.frames and self.frames[-1].call and token.type in ("COLON", "COMMA"):
-            self.turn(token.type)
+            self.enter(token.type)
         elif self.item and not self.subject and len(self.item) == 1 and token.type in ("NAME", "DOTTED"):
             self.subject = str(token)
         elif token.type == "EQUAL" and len(self.frames) == 1:
@@ -124,12 +124,12 @@ class _Walk:
             if not closes_name:
                 self.head, self.item = "", []
 
-    def turn(self, kind: str) -> None:
+    def enter(self, kind: str) -> None:
         top = self.frames[-1]
         if kind == "COLON":
             self.frames[-1] = replace(top, argument=self.item[-1], names=(*top.names, self.item[-1]))
         else:
             self.frames[-1] = replace(top, argument="", slot=top.slot + (not top.argument))
 
-    def place(self) -> Place:
-        return Place(self.head, self.subject, self.step, tuple(self.frames), tuple(self.item[-4:]))
+    def context_at(self) -> CursorContext:
+        return CursorContext(self.head, self.subject, self.step, tuple(self.frames), tuple(self.item[-4:]))

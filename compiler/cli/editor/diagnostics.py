@@ -1,4 +1,4 @@
-"""What `effc check` says, as an editor shows it; and the corrections that it can put in."""
+"""Diagnostics of `effc check` for an editor, and their fixes as code actions."""
 
 from lsprotocol import types as lsp
 from pygls import uris
@@ -17,53 +17,53 @@ SEVERITY = {
 _UNUSED = ("unused-name", "unused-step")
 
 
-def shown(reading: Reading) -> list[lsp.Diagnostic]:
+def document_diagnostics(reading: Reading) -> list[lsp.Diagnostic]:
     """Every diagnostic of a recipe; those of a module that it uses stand at its `use`."""
     return [_one(diagnostic, reading) for diagnostic in reading.diagnostics]
 
 
-def _one(found: Diagnostic, reading: Reading) -> lsp.Diagnostic:
-    span = _here(found, reading)
-    related = [(where, said) for where, said in found.related if where]
-    if found.span and found.span.source.name != reading.source.name:
-        related.insert(0, (found.span, found.message))
+def _one(diagnostic: Diagnostic, reading: Reading) -> lsp.Diagnostic:
+    span = _local_span(diagnostic, reading)
+    related = [(where, message) for where, message in diagnostic.related if where]
+    if diagnostic.span and diagnostic.span.source.name != reading.source.name:
+        related.insert(0, (diagnostic.span, diagnostic.message))
     lines = [
-        found.message,
-        *(f"note: {found.note}" for _ in found.note and "1"),
-        *([f"help: {found.help}"] if found.help else []),
+        diagnostic.message,
+        *(f"note: {diagnostic.note}" for _ in diagnostic.note and "1"),
+        *([f"help: {diagnostic.help}"] if diagnostic.help else []),
     ]
     return lsp.Diagnostic(
         reading.lines.range(span),
         "\n".join(lines),
-        SEVERITY[found.severity],
-        found.slug,
+        SEVERITY[diagnostic.severity],
+        diagnostic.slug,
         source="effc",
-        tags=[lsp.DiagnosticTag.Unnecessary] if found.slug in _UNUSED else None,
-        related_information=[_related(where, said) for where, said in related] or None,
+        tags=[lsp.DiagnosticTag.Unnecessary] if diagnostic.slug in _UNUSED else None,
+        related_information=[_related(where, message) for where, message in related] or None,
     )
 
 
-def _here(found: Diagnostic, reading: Reading) -> Span:
+def _local_span(diagnostic: Diagnostic, reading: Reading) -> Span:
     """The place in this file: its own, the `use` of the module where it lies, or the first line."""
-    if found.span is None:
+    if diagnostic.span is None:
         return Span(reading.source, 0, len(reading.source.text.split("\n", 1)[0]))
-    if found.span.source.name == reading.source.name:
-        return found.span
+    if diagnostic.span.source.name == reading.source.name:
+        return diagnostic.span
     uses = [s for s in reading.file.statements if isinstance(s, ast.Use)]
-    named = [u for u in uses if found.span.source.name.endswith(_tail(u))] or uses
+    named = [u for u in uses if diagnostic.span.source.name.endswith(_tail(u))] or uses
     return named[0].span if named else Span(reading.source, 0, 0)
 
 
 def _tail(use: ast.Use) -> str:
-    """What the path of a used file ends with."""
+    """Last component of a used file's path."""
     if isinstance(use.target, ast.Text):
         return use.target.value.rpartition("/")[2]
     return f"{use.target.path.rpartition('.')[2]}.effspec"
 
 
-def _related(span: Span, said: str) -> lsp.DiagnosticRelatedInformation:
+def _related(span: Span, message: str) -> lsp.DiagnosticRelatedInformation:
     return lsp.DiagnosticRelatedInformation(
-        lsp.Location(uri_of(span.source), Lines(span.source.text).range(span)), said
+        lsp.Location(uri_of(span.source), Lines(span.source.text).range(span)), message
     )
 
 
@@ -71,17 +71,17 @@ def uri_of(source: Source) -> str:
     return uris.from_fs_path(source.name) or source.name
 
 
-def actions(reading: Reading, asked: lsp.Range, uri: str) -> list[lsp.CodeAction]:
+def actions(reading: Reading, selected: lsp.Range, uri: str) -> list[lsp.CodeAction]:
     """Corrections of the mistakes at a place: those that are sure are preferred; and all sure ones at once."""
-    lines, found = reading.lines, []
-    start, end = lines.offset(asked.start), lines.offset(asked.end)
+    lines, result = reading.lines, []
+    start, end = lines.offset(selected.start), lines.offset(selected.end)
     for diagnostic in reading.diagnostics:
-        span = _here(diagnostic, reading)
+        span = _local_span(diagnostic, reading)
         fix = diagnostic.fix or diagnostic.offer
         if fix is None or fix.span.source.name != reading.source.name or span.end < start or end < span.start:
             continue
         edit = lsp.TextEdit(lines.range(fix.span), fix.text)
-        found.append(
+        result.append(
             lsp.CodeAction(
                 _title(diagnostic, fix.span.text, fix.text),
                 lsp.CodeActionKind.QuickFix,
@@ -92,11 +92,11 @@ def actions(reading: Reading, asked: lsp.Range, uri: str) -> list[lsp.CodeAction
         )
     sure = {d.fix for d in reading.diagnostics if d.fix and d.fix.span.source.name == reading.source.name}
     if len(sure) > 1:
-        found.append(_all(reading, uri))
-    return found
+        result.append(_all(reading, uri))
+    return result
 
 
-def _title(found: Diagnostic, before: str, after: str) -> str:
+def _title(diagnostic: Diagnostic, before: str, after: str) -> str:
     if not after.strip():
         return f"Remove `{before.strip()}`" if before.strip() else "Remove the space"
     if not before.strip():
@@ -105,11 +105,11 @@ def _title(found: Diagnostic, before: str, after: str) -> str:
 
 
 def _all(reading: Reading, uri: str) -> lsp.CodeAction:
-    """What `effc check --fix` writes."""
+    """Code action that applies all fixes, as `effc check --fix` does."""
     from ....dsl.syntax.render import apply_fixes
 
     text = apply_fixes(reading.source.text, reading.diagnostics)
-    edit = lsp.TextEdit(reading.lines.whole, text)
+    edit = lsp.TextEdit(reading.lines.full_range, text)
     return lsp.CodeAction(
         "Correct all mistakes whose correction is sure",
         lsp.CodeActionKind.SourceFixAll,

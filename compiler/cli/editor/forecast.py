@@ -20,14 +20,16 @@ def main() -> int:
     if hasattr(os, "nice"):
         os.nice(15)
     for line in sys.stdin:
-        asked = json.loads(line)
-        sys.stdout.write(json.dumps({"id": asked["id"], "steps": steps(Path(asked["path"]), asked["texts"])}) + "\n")
+        request = json.loads(line)
+        sys.stdout.write(
+            json.dumps({"id": request["id"], "steps": steps(Path(request["path"]), request["texts"])}) + "\n"
+        )
         sys.stdout.flush()
     return 0
 
 
 def steps(path: Path, texts: dict[str, str]) -> list[dict[str, Any]]:
-    """What each step of a recipe's own file does, by the offset where it ends; none where nothing can be told."""
+    """Forecast of each step of a recipe's file, by the offset where it ends; none where there is no forecast."""
     session = Session(
         path,
         Settings(cache_dir=default_cache(), offline=True, threads=1),
@@ -37,22 +39,22 @@ def steps(path: Path, texts: dict[str, str]) -> list[dict[str, Any]]:
         recipes = session.check().recipes
         if not recipes or any(session.known_skeleton(m) is None for r in recipes[:1] for m in r.models.values()):
             return []
-        made = plans(session)
+        plan_list = plans(session)
     except Reject:
         return []
-    found = {}
-    for plan in (p for p in made if p.recipe.variant == made[0].recipe.variant):
+    by_end = {}
+    for plan in (p for p in plan_list if p.recipe.variant == plan_list[0].recipe.variant):
         for stage in plan.stages:
             if stage.span and stage.span.source.name == str(path):
-                found[stage.span.end] = {"end": stage.span.end, "said": effect_text(stage)}
-    return list(found.values())
+                by_end[stage.span.end] = {"end": stage.span.end, "said": effect_text(stage)}
+    return list(by_end.values())
 
 
 def effect_text(stage) -> str:
     """`-> 16 modules, -3.10 M params`."""
     parts = [f"{len(stage.matched)} module{'' if len(stage.matched) == 1 else 's'}"] if stage.matched else []
-    lost = stage.after.params - stage.before.params
-    parts += [f"{signed(lost)} params"] if lost else []
+    difference = stage.after.params - stage.before.params
+    parts += [f"{signed(difference)} params"] if difference else []
     return f"-> {', '.join(parts)}" if parts else ""
 
 

@@ -15,7 +15,7 @@ from .hints import hints
 from .hover import declaration, hover, used
 from .names import at, occurrences
 from .outline import folds, outline
-from .rename import Unfit, nameable, rename, uri_of
+from .rename import InvalidName, nameable, rename, uri_of
 from .server import Input, Server
 from .workspace import path_of
 
@@ -36,26 +36,26 @@ def serve() -> int:
 
 def _documents(server: Server) -> None:
     @server.feature(lsp.INITIALIZE)
-    def begun(params: lsp.InitializeParams) -> None:
+    def on_open(params: lsp.InitializeParams) -> None:
         server.begin(params.initialization_options)
 
     @server.feature(lsp.TEXT_DOCUMENT_DID_OPEN)
     def open_text(params: lsp.DidOpenTextDocumentParams) -> None:
         server.take(params.text_document.uri)
-        server.tell(params.text_document.uri)
+        server.publish(params.text_document.uri)
 
     @server.feature(lsp.TEXT_DOCUMENT_DID_CHANGE)
     async def changed(params: lsp.DidChangeTextDocumentParams) -> None:
         server.take(params.text_document.uri)
-        await server.tell_soon(params.text_document.uri, params.text_document.version)
+        await server.publish_soon(params.text_document.uri, params.text_document.version)
 
     @server.feature(lsp.TEXT_DOCUMENT_DID_SAVE)
     def saved(params: lsp.DidSaveTextDocumentParams) -> None:
-        server.tell_all()
+        server.publish_all()
 
     @server.feature(lsp.WORKSPACE_DID_CHANGE_WATCHED_FILES)
     def elsewhere(params: lsp.DidChangeWatchedFilesParams) -> None:
-        server.tell_all()
+        server.publish_all()
 
     @server.feature(lsp.TEXT_DOCUMENT_DID_CLOSE)
     def closed(params: lsp.DidCloseTextDocumentParams) -> None:
@@ -70,8 +70,8 @@ def _names(server: Server) -> None:
         offset = reading.lines.offset(params.position)
         if module := used(reading, offset, server.desk):
             return lsp.Location(uri_of(module), lsp.Range(lsp.Position(0, 0), lsp.Position(0, 0)))
-        found = at(occurrences(reading.file, server.desk.vocabulary), offset)
-        declared = declaration(found, reading, server.desk) if found else None
+        occurrence = at(occurrences(reading.file, server.desk.vocabulary), offset)
+        declared = declaration(occurrence, reading, server.desk) if occurrence else None
         if declared is None:
             return None
         home, one = declared
@@ -80,27 +80,27 @@ def _names(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_REFERENCES)
     def references(params: lsp.ReferenceParams) -> list[lsp.Location]:
         reading = server.reading(params.text_document.uri)
-        found = occurrences(reading.file, server.desk.vocabulary)
-        here = at(found, reading.lines.offset(params.position))
+        occurrence = occurrences(reading.file, server.desk.vocabulary)
+        current = at(occurrence, reading.lines.offset(params.position))
         return [
             lsp.Location(params.text_document.uri, reading.lines.range(o.span))
-            for o in found
-            if here and o.key == here.key
+            for o in occurrence
+            if current and o.key == current.key
         ]
 
     @server.feature(lsp.TEXT_DOCUMENT_PREPARE_RENAME)
     def prepare(params: lsp.PrepareRenameParams) -> lsp.Range | None:
         reading = server.reading(params.text_document.uri)
-        found = nameable(reading, reading.lines.offset(params.position), server.desk)
-        return reading.lines.range(found.span) if found else None
+        occurrence = nameable(reading, reading.lines.offset(params.position), server.desk)
+        return reading.lines.range(occurrence.span) if occurrence else None
 
     @server.feature(lsp.TEXT_DOCUMENT_RENAME, lsp.RenameOptions(prepare_provider=True))
     def renamed(params: lsp.RenameParams) -> lsp.WorkspaceEdit:
         reading = server.reading(params.text_document.uri)
         try:
             return rename(reading, reading.lines.offset(params.position), params.new_name, server.desk)
-        except Unfit as unfit:
-            raise JsonRpcInvalidParams(str(unfit)) from None
+        except InvalidName as error:
+            raise JsonRpcInvalidParams(str(error)) from None
 
 
 def _questions(server: Server) -> None:
@@ -131,13 +131,13 @@ def _shapes(server: Server) -> None:
             text = format_source(reading.source)
         except Reject:  # torn: its diagnostics say where
             return None
-        return [] if text == reading.source.text else [lsp.TextEdit(reading.lines.whole, text)]
+        return [] if text == reading.source.text else [lsp.TextEdit(reading.lines.full_range, text)]
 
     @server.feature(lsp.TEXT_DOCUMENT_INLAY_HINT)
     def hinted(params: lsp.InlayHintParams) -> list[lsp.InlayHint]:
         reading = server.reading(params.text_document.uri)
-        found = hints(reading, server.forecasts, server.desk, server.options["defaults"])
-        return [h for h in found if params.range.start.line <= h.position.line <= params.range.end.line]
+        inlay_hints = hints(reading, server.forecasts, server.desk, server.options["defaults"])
+        return [h for h in inlay_hints if params.range.start.line <= h.position.line <= params.range.end.line]
 
     @server.feature(lsp.TEXT_DOCUMENT_DOCUMENT_SYMBOL)
     def outlined(params: lsp.DocumentSymbolParams) -> list[lsp.DocumentSymbol]:

@@ -13,31 +13,31 @@ from lsprotocol import types as lsp
 from .word_pages import calls, resolved
 from .workspace import Desk, Reading
 
-SHOWN = 3  # defaults of a call; the others are in the tooltip
+MAX_ITEMS = 3  # defaults of a call; the others are in the tooltip
 
 
 class Forecasts:
-    """What the last plan said of each text. One process answers, one question at a time, the newest first; it starts
-    when it is first asked and ends with the editor."""
+    """Forecasts of the last plan for each text. One process answers, one question at a time, the newest first; it
+    starts when it is first asked and ends with the editor."""
 
-    def __init__(self, told: Callable[[], None]):
-        self.told = told  # called, from another thread, once there is something new
+    def __init__(self, on_change: Callable[[], None]):
+        self.on_change = on_change  # called, from another thread, once there is something new
         self.known: dict[tuple[Path, str], list[dict]] = {}
-        self.wanted: tuple[Reading, dict[str, str]] | None = None
+        self.pending: tuple[Reading, dict[str, str]] | None = None
         self.change = threading.Condition()
         self.process: subprocess.Popen | None = None
         self.thread: threading.Thread | None = None
-        self.ended = False
+        self.closed = False
 
     def of(self, reading: Reading) -> list[dict]:
         return self.known.get((reading.path, reading.source.text), [])
 
-    def ask(self, reading: Reading, desk: Desk) -> None:
+    def request(self, reading: Reading, desk: Desk) -> None:
         """Plan a sound recipe whose models are known, in its turn."""
         if not reading.recipes or not reading.skeletons or (reading.path, reading.source.text) in self.known:
             return
         with self.change:
-            self.wanted = (reading, {str(path): text for path, text in desk.texts.items()})
+            self.pending = (reading, {str(path): text for path, text in desk.texts.items()})
             if self.thread is None:
                 self.thread = threading.Thread(target=self._run, daemon=True)
                 self.thread.start()
@@ -45,7 +45,7 @@ class Forecasts:
 
     def end(self) -> None:
         with self.change:
-            self.ended = True
+            self.closed = True
             self.change.notify()
         if self.process:
             self.process.kill()
@@ -54,16 +54,16 @@ class Forecasts:
     def _run(self) -> None:
         while True:
             with self.change:
-                while self.wanted is None and not self.ended:
+                while self.pending is None and not self.closed:
                     self.change.wait()
-                if self.ended or self.wanted is None:
+                if self.closed or self.pending is None:
                     return
-                (reading, texts), self.wanted = self.wanted, None
+                (reading, texts), self.pending = self.pending, None
             answer = self._answer({"id": 0, "path": str(reading.path), "texts": texts})
             if len(self.known) > 50:
                 self.known.clear()
             self.known[reading.path, reading.source.text] = answer
-            self.told()
+            self.on_change()
 
     def _answer(self, question: dict) -> list[dict]:
         if self.process is None or self.process.poll() is not None:
@@ -90,24 +90,24 @@ def _started() -> subprocess.Popen:
 
 
 def hints(reading: Reading, forecasts: Forecasts, desk: Desk, defaults: bool) -> list[lsp.InlayHint]:
-    found = [
+    effects = [
         lsp.InlayHint(
             reading.lines.position(step["end"]), step["said"], tooltip="what `effc plan` foresees", padding_left=True
         )
         for step in forecasts.of(reading)
         if step["said"]
     ]
-    return found + (_defaults(reading, desk) if defaults else [])
+    return effects + (_defaults(reading, desk) if defaults else [])
 
 
 def _defaults(reading: Reading, desk: Desk) -> list[lsp.InlayHint]:
     """Parameters that a call leaves out, before its closing parenthesis."""
-    found = []
+    result = []
     for call, word in calls(reading.file, desk.vocabulary):
-        left = [f"{name}: {value}" for name, value, given in resolved(word, call) if not given]
+        left = [f"{name}: {value}" for name, value, is_explicit in resolved(word, call) if not is_explicit]
         if left and reading.source.text[call.span.end - 1] == ")":
-            more = ", ..." if len(left) > SHOWN else ""
-            label = (", " if call.args else "") + ", ".join(left[:SHOWN]) + more
-            place = reading.lines.position(call.span.end - 1)
-            found.append(lsp.InlayHint(place, label, lsp.InlayHintKind.Parameter, tooltip="\n".join(left)))
-    return found
+            ellipsis = ", ..." if len(left) > MAX_ITEMS else ""
+            label = (", " if call.args else "") + ", ".join(left[:MAX_ITEMS]) + ellipsis
+            position = reading.lines.position(call.span.end - 1)
+            result.append(lsp.InlayHint(position, label, lsp.InlayHintKind.Parameter, tooltip="\n".join(left)))
+    return result

@@ -1,4 +1,4 @@
-"""What is said of the word, the parameter or the name under a cursor."""
+"""Hover text of the word, the parameter or the name under a cursor."""
 
 from pathlib import Path
 
@@ -9,78 +9,78 @@ from ....dsl.checker.vocabulary import Vocabulary, Word
 from ....dsl.syntax import ast
 from ....dsl.syntax.source import Span
 from .names import Occurrence, at, occurrences
-from .word_pages import about, calls, holds, page, resolved
+from .word_pages import calls, condition_text, page, parameter_text, resolved
 from .workspace import Desk, Reading
 
 
 def hover(reading: Reading, offset: int, desk: Desk) -> lsp.Hover | None:
     for call, word in calls(reading.file, desk.vocabulary):
-        if holds(call.name.span, offset):
-            return _hover(reading, call.name.span, page(word) + _here(word, call))
+        if condition_text(call.name.span, offset):
+            return _hover(reading, call.name.span, page(word) + _parameter_values(word, call))
         for arg in call.args:
             param = word.param(arg.name) if arg.name else None
-            if param and holds(arg.name_span, offset):
-                return _hover(reading, arg.name_span or arg.span, about(param))
+            if param and condition_text(arg.name_span, offset):
+                return _hover(reading, arg.name_span or arg.span, parameter_text(param))
             chosen = param and isinstance(arg.value, ast.Name) and arg.value.path in param.choices
-            if param and chosen and holds(arg.value.span, offset):
-                return _hover(reading, arg.value.span, about(param))
-    found = at(occurrences(reading.file, desk.vocabulary), offset)
-    declared = declaration(found, reading, desk) if found else None
-    if found is None or declared is None:
+            if param and chosen and condition_text(arg.value.span, offset):
+                return _hover(reading, arg.value.span, parameter_text(param))
+    occurrence = at(occurrences(reading.file, desk.vocabulary), offset)
+    declared = declaration(occurrence, reading, desk) if occurrence else None
+    if occurrence is None or declared is None:
         return None
-    return _hover(reading, found.span, _declared(*declared, desk.vocabulary))
+    return _hover(reading, occurrence.span, _declared(*declared, desk.vocabulary))
 
 
 def used(reading: Reading, offset: int, desk: Desk) -> Path | None:
     """The file of the module whose `use` an offset lies in."""
-    uses = (s for s in reading.file.statements if isinstance(s, ast.Use) and holds(s.span, offset))
-    found = next(uses, None)
-    return desk.module(module_name(found.target, reading.source.name), reading.path) if found else None
+    uses = (s for s in reading.file.statements if isinstance(s, ast.Use) and condition_text(s.span, offset))
+    use = next(uses, None)
+    return desk.module(module_name(use.target, reading.source.name), reading.path) if use else None
 
 
-def declaration(found: Occurrence, reading: Reading, desk: Desk) -> tuple[Reading, Occurrence] | None:
-    """Where a name is declared, in this file or in the module that it belongs to."""
+def declaration(occurrence: Occurrence, reading: Reading, desk: Desk) -> tuple[Reading, Occurrence] | None:
+    """Declaration of a name, in this file or in the module that it belongs to."""
     home: Reading | None = reading
-    if found.home != reading.source.name:
-        path = desk.module(found.home, reading.path)
+    if occurrence.home != reading.source.name:
+        path = desk.module(occurrence.home, reading.path)
         home = desk.other(path) if path else None
     if home is None:
         return None
-    there = occurrences(home.file, desk.vocabulary)
-    wanted = (home.source.name, *found.key[1:])
-    return next(((home, o) for o in there if o.declares and o.key == wanted), None)
+    candidates = occurrences(home.file, desk.vocabulary)
+    key = (home.source.name, *occurrence.key[1:])
+    return next(((home, o) for o in candidates if o.declares and o.key == key), None)
 
 
-def _declared(home: Reading, found: Occurrence, vocabulary: Vocabulary) -> str:
+def _declared(home: Reading, occurrence: Occurrence, vocabulary: Vocabulary) -> str:
     """The line that declares a name; of a call, with the values that it comes to."""
     for statement in home.file.statements:
         steps = statement.steps if isinstance(statement, ast.Pipeline) else ()
         for node in (statement, *steps):
             name = getattr(node, "name", None)
-            if name is not None and name.span == found.span:
+            if name is not None and name.span == occurrence.span:
                 return _node(node, vocabulary)
-    return f"```effspec\n{found.name}\n```"
+    return f"```effspec\n{occurrence.name}\n```"
 
 
 def _node(node, vocabulary: Vocabulary) -> str:
     text = node.span.text
     if isinstance(node, ast.Pipeline):
         text = f"pipeline {node.name.path}({node.model.path}) {{ ... }}"
-    said = f"```effspec\n{text}\n```"
+    markdown = f"```effspec\n{text}\n```"
     if isinstance(node, ast.Param) and node.doc:
-        said += f"\n\n{node.doc.value}"
+        markdown += f"\n\n{node.doc.value}"
     if isinstance(node, (ast.Declare, ast.Step)):
         word = vocabulary.word(node.kind if isinstance(node, ast.Declare) else "pass", node.call.name.path)
-        said += f"\n\n{word.summary}" + _here(word, node.call) if word else ""
-    return said
+        markdown += f"\n\n{word.summary}" + _parameter_values(word, node.call) if word else ""
+    return markdown
 
 
-def _here(word: Word, call: ast.Call) -> str:
+def _parameter_values(word: Word, call: ast.Call) -> str:
     """The parameters as they are here: what is given, and the defaults of the rest."""
     rows = resolved(word, call)
     if not rows:
         return ""
-    lines = [f"{name}: {value}" + ("" if given else "    # default") for name, value, given in rows]
+    lines = [f"{name}: {value}" + ("" if is_explicit else "    # default") for name, value, is_explicit in rows]
     return "\n\nHere:\n```effspec\n" + "\n".join(lines) + "\n```"
 
 

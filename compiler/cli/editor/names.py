@@ -1,4 +1,4 @@
-"""Where names of a recipe are declared and used: definition, references, rename and the outline ask here."""
+"""Occurrences of a recipe's names: definition, references, rename and the outline ask here."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,18 +32,18 @@ class Occurrence:
 
 def occurrences(file: ast.File, vocabulary: Vocabulary) -> list[Occurrence]:
     """Every name of a file that the recipe itself declares, in order of place."""
-    found = [o for o in _Walk(file, vocabulary).all() if o.name]
-    return sorted(dict.fromkeys(found), key=lambda o: o.span.start)
+    named = [o for o in _Walk(file, vocabulary).all() if o.name]
+    return sorted(dict.fromkeys(named), key=lambda o: o.span.start)
 
 
-def at(found: list[Occurrence], offset: int) -> Occurrence | None:
+def at(candidates: list[Occurrence], offset: int) -> Occurrence | None:
     """The name that an offset lies in, or just behind."""
-    return next((o for o in found if o.span.start <= offset <= o.span.end), None)
+    return next((o for o in candidates if o.span.start <= offset <= o.span.end), None)
 
 
 class _Walk:
     def __init__(self, file: ast.File, vocabulary: Vocabulary):
-        self.file, self.vocabulary, self.here = file, vocabulary, file.source.name
+        self.file, self.vocabulary, self.source_name = file, vocabulary, file.source.name
         self.kinds: dict[str, str] = {}
         self.modules: dict[str, str] = {}
         self.steps: dict[str, set[str]] = {}
@@ -53,7 +53,7 @@ class _Walk:
                     name = (
                         alias.path if alias else target.path.rpartition(".")[2] if isinstance(target, ast.Name) else ""
                     )
-                    self.modules[name] = module_name(target, self.here)
+                    self.modules[name] = module_name(target, self.source_name)
                     self.kinds[name] = "module"
                 case ast.Param(name):
                     self.kinds.setdefault(name.path, "param")
@@ -77,7 +77,7 @@ class _Walk:
                 elif isinstance(target, ast.Name):  # `std.text` is called `text`
                     name = target.path.rpartition(".")[2]
                     last = Span(target.span.source, target.span.end - len(name), target.span.end)
-                    yield Occurrence(self.here, "", name, last, "module", True)
+                    yield Occurrence(self.source_name, "", name, last, "module", True)
             case ast.Param(name, _, default, bounds):
                 yield self.declared(name, "param")
                 yield from self.value(default, None, "")
@@ -98,7 +98,7 @@ class _Walk:
                 yield self.declared(name, "pipeline")
                 yield from self.name(model, "")
                 for step in steps:
-                    yield Occurrence(self.here, name.path, step.name.path, step.name.span, "step", True)
+                    yield Occurrence(self.source_name, name.path, step.name.path, step.name.span, "step", True)
                     yield from self.step(step.call, name.path)
             case ast.Expect(pipeline, bounds):
                 yield from self.name(pipeline, "")
@@ -110,7 +110,7 @@ class _Walk:
                     yield from self.call(call, self.vocabulary.word("target", call.name.path), pipeline.path)
 
     def declared(self, name: ast.Name, kind: str) -> Occurrence:
-        return Occurrence(self.here, "", name.path, name.span, kind, True)
+        return Occurrence(self.source_name, "", name.path, name.span, kind, True)
 
     def bound(self, bound: ast.Bound, pipeline: str) -> Iterator[Occurrence]:
         if isinstance(bound.metric, ast.Call):
@@ -159,13 +159,13 @@ class _Walk:
                 yield from self.value(amount, param, pipeline)
 
     def name(self, name: ast.Name, pipeline: str) -> Iterator[Occurrence]:
-        """What a name stands for: a step of the pipeline, a name of the file, or one of a module."""
+        """Occurrences of a name: a step of the pipeline, a name of the file, or one of a module."""
         path, span = name.path, name.span
         if path in self.steps.get(pipeline, ()):
-            yield Occurrence(self.here, pipeline, path, span, "step")
+            yield Occurrence(self.source_name, pipeline, path, span, "step")
         elif path in self.kinds:
-            yield Occurrence(self.here, "", path, span, self.kinds[path])
+            yield Occurrence(self.source_name, "", path, span, self.kinds[path])
         elif "." in path and (alias := path.partition(".")[0]) in self.modules:
             middle = span.start + len(alias)
-            yield Occurrence(self.here, "", alias, Span(span.source, span.start, middle), "module")
+            yield Occurrence(self.source_name, "", alias, Span(span.source, span.start, middle), "module")
             yield Occurrence(self.modules[alias], "", path[len(alias) + 1 :], Span(span.source, middle + 1, span.end))

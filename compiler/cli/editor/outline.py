@@ -10,30 +10,32 @@ _KINDS = {"model": Kind.Class, "data": Kind.Array}
 
 
 def outline(reading: Reading) -> list[lsp.DocumentSymbol]:
-    found = []
+    symbols = []
     for statement in reading.file.statements:
         match statement:
             case ast.Param(name):
-                found.append(_symbol(reading, name, statement, Kind.Constant, "param"))
+                symbols.append(_symbol(reading, name, statement, Kind.Constant, "param"))
             case ast.Declare(kind, name):
-                found.append(_symbol(reading, name, statement, _KINDS[kind], kind))
+                symbols.append(_symbol(reading, name, statement, _KINDS[kind], kind))
             case ast.Profile(name):
-                found.append(_symbol(reading, name, statement, Kind.Struct, "profile"))
+                symbols.append(_symbol(reading, name, statement, Kind.Struct, "profile"))
             case ast.Pipeline(name, _, _, steps):
-                made = _symbol(reading, name, statement, Kind.Function, "pipeline")
-                made.children = [_symbol(reading, s.name, s, Kind.Variable, s.call.name.path) for s in steps]
-                found.append(made)
+                symbol_of_pipeline = _symbol(reading, name, statement, Kind.Function, "pipeline")
+                symbol_of_pipeline.children = [
+                    _symbol(reading, s.name, s, Kind.Variable, s.call.name.path) for s in steps
+                ]
+                symbols.append(symbol_of_pipeline)
             case ast.Expect(name) | ast.Emit(name):
                 word = type(statement).__name__.lower()
-                found.append(_symbol(reading, name, statement, Kind.Event, "", f"{word} {name.path}"))
-    return [symbol for symbol in found if symbol.name]
+                symbols.append(_symbol(reading, name, statement, Kind.Event, "", f"{word} {name.path}"))
+    return [symbol for symbol in symbols if symbol.name]
 
 
 def _symbol(
-    reading: Reading, name: ast.Name, node, kind: lsp.SymbolKind, detail: str, said: str = ""
+    reading: Reading, name: ast.Name, node, kind: lsp.SymbolKind, detail: str, label: str = ""
 ) -> lsp.DocumentSymbol:
     lines = reading.lines
-    return lsp.DocumentSymbol(said or name.path, kind, lines.range(node.span), lines.range(name.span), detail)
+    return lsp.DocumentSymbol(label or name.path, kind, lines.range(node.span), lines.range(name.span), detail)
 
 
 def folds(reading: Reading) -> list[lsp.FoldingRange]:

@@ -8,7 +8,7 @@ from lsprotocol import types as lsp
 
 from ....dsl.syntax.source import Span
 
-_ENDS = re.compile(r"\r\n|\n|\r")  # the ends of lines that the protocol knows; form feeds and the like are none
+_LINE_ENDS = re.compile(r"\r\n|\n|\r")  # the ends of lines that the protocol knows; form feeds and the like are none
 
 
 class Lines:
@@ -19,7 +19,7 @@ class Lines:
 
     @cached_property
     def starts(self) -> list[int]:
-        return [0, *(end.end() for end in _ENDS.finditer(self.text))]
+        return [0, *(end.end() for end in _LINE_ENDS.finditer(self.text))]
 
     def position(self, offset: int) -> lsp.Position:
         line = bisect_right(self.starts, offset) - 1
@@ -30,11 +30,11 @@ class Lines:
             return len(self.text)
         start = self.starts[position.line]
         end = self.starts[position.line + 1] if position.line + 1 < len(self.starts) else len(self.text)
-        line, counted = self.text[start:end].rstrip("\r\n"), 0
+        line, units_before = self.text[start:end].rstrip("\r\n"), 0
         for i, character in enumerate(line):
-            if counted >= position.character:
+            if units_before >= position.character:
                 return start + i
-            counted += units(character)
+            units_before += units(character)
         return start + len(line)
 
     def range(self, span: Span) -> lsp.Range:
@@ -44,10 +44,10 @@ class Lines:
         return lsp.Range(self.position(start), self.position(end))
 
     @property
-    def whole(self) -> lsp.Range:
+    def full_range(self) -> lsp.Range:
         return self.between(0, len(self.text))
 
 
 def units(text: str) -> int:
-    """How many units of UTF-16 a text has."""
+    """Length of a text in UTF-16 units."""
     return len(text) + sum(character > "\uffff" for character in text)

@@ -18,39 +18,39 @@ from .workspace import Desk, Reading
 FILES, FOLDERS = 500, 1000  # beside a recipe and below, in which a `use` of it is looked for
 
 
-class Unfit(Exception):
+class InvalidName(Exception):
     """Why a name can't be changed so."""
 
 
 def nameable(reading: Reading, offset: int, desk: Desk) -> Occurrence | None:
     """The name at an offset, where a recipe that may be written declares it."""
-    found = at(occurrences(reading.file, desk.vocabulary), offset)
-    declared = declaration(found, reading, desk) if found else None
-    if found is None or declared is None or _shipped(declared[0].path):
+    occurrence = at(occurrences(reading.file, desk.vocabulary), offset)
+    declared = declaration(occurrence, reading, desk) if occurrence else None
+    if occurrence is None or declared is None or _shipped(declared[0].path):
         return None
-    return found
+    return occurrence
 
 
 def rename(reading: Reading, offset: int, name: str, desk: Desk) -> lsp.WorkspaceEdit:
     """Raises Unfit."""
-    found = nameable(reading, offset, desk)
-    declared = declaration(found, reading, desk) if found else None
-    if found is None or declared is None:
-        raise Unfit("only names that a recipe declares can be changed")
+    occurrence = nameable(reading, offset, desk)
+    declared = declaration(occurrence, reading, desk) if occurrence else None
+    if occurrence is None or declared is None:
+        raise InvalidName("only names that a recipe declares can be changed")
     if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or name in RESERVED:
-        raise Unfit(f"`{name}` can't be a name: letters, digits and _, no word of the language")
+        raise InvalidName(f"`{name}` can't be a name: letters, digits and _, no word of the language")
     home, one = declared
     if one.kind == "module" and one.span.source.text[one.span.start - 1] == ".":
-        raise Unfit("write `as` and a name behind the `use` first")
-    taken = [o for o in occurrences(home.file, desk.vocabulary) if o.declares and o.name == name]
-    if any(not o.pipeline or not one.pipeline or o.pipeline == one.pipeline for o in taken):
-        raise Unfit(f"`{name}` is declared already")
+        raise InvalidName("write `as` and a name behind the `use` first")
+    conflicts = [o for o in occurrences(home.file, desk.vocabulary) if o.declares and o.name == name]
+    if any(not o.pipeline or not one.pipeline or o.pipeline == one.pipeline for o in conflicts):
+        raise InvalidName(f"`{name}` is declared already")
     changes = {uri_of(home.path): _edits(home, (home.source.name, *one.key[1:]), name, desk)}
     if not one.pipeline and one.kind != "module":
         for other in users(home.path, desk):
             for target in _targets(other, home.path, desk):
                 changes.setdefault(uri_of(other.path), []).extend(_edits(other, (target, "", one.name), name, desk))
-    return lsp.WorkspaceEdit({place: edits for place, edits in changes.items() if edits})
+    return lsp.WorkspaceEdit({uri_of_file: edits for uri_of_file, edits in changes.items() if edits})
 
 
 def _edits(reading: Reading, key: tuple[str, str, str], name: str, desk: Desk) -> list[lsp.TextEdit]:
@@ -60,19 +60,19 @@ def _edits(reading: Reading, key: tuple[str, str, str], name: str, desk: Desk) -
 
 def users(path: Path, desk: Desk) -> Iterator[Reading]:
     """Recipes that may use a file: those that are open, and those in its folder and below."""
-    near: list[Path] = []
-    for i, (folder, below, files) in enumerate(os.walk(path.parent)):
-        below[:] = [name for name in below if not name.startswith(".") and name != "node_modules"]
-        near += [(Path(folder) / name).resolve() for name in files if name.endswith(".effspec")]
-        if i == FOLDERS or len(near) >= FILES:
+    candidates: list[Path] = []
+    for i, (folder, subfolders, files) in enumerate(os.walk(path.parent)):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name != "node_modules"]
+        candidates += [(Path(folder) / name).resolve() for name in files if name.endswith(".effspec")]
+        if i == FOLDERS or len(candidates) >= FILES:
             break
-    for other in dict.fromkeys([*desk.readings, *near]):
+    for other in dict.fromkeys([*desk.readings, *candidates]):
         if other != path and (reading := desk.other(other)) is not None:
             yield reading
 
 
 def _targets(reading: Reading, path: Path, desk: Desk) -> Iterator[str]:
-    """What a file calls the module that lies at a path."""
+    """Names that a file gives to the module at a path."""
     uses = (s for s in reading.file.statements if isinstance(s, ast.Use))
     for name in dict.fromkeys(module_name(use.target, reading.source.name) for use in uses):
         if desk.module(name, reading.path) == path:

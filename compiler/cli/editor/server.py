@@ -12,11 +12,13 @@ from pygls.protocol import LanguageServerProtocol
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.quantity import size
-from .diagnostics import shown
+from .diagnostics import document_diagnostics
 from .hints import Forecasts
 from .workspace import Desk, Reading, path_of
 
-MOST = 64 << 20  # bytes of a message: no recipe is near that, and memory is reserved as soon as a message is announced
+MAX_MESSAGE_BYTES = (
+    64 << 20
+)  # bytes of a message: no recipe is near that, and memory is reserved as soon as a message is announced
 long_message = Fault(
     "long-message", "An editor announced a message larger than any that the language server reads.", exit="usage"
 )
@@ -36,15 +38,15 @@ class Protocol(LanguageServerProtocol):
 
 
 class Input:
-    """What an editor writes, line by line and message by message. Raises Reject (long-message)."""
+    """Input from an editor, line by line and message by message. Raises Reject (long-message)."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.readline, self.close, self.stream = stream.readline, stream.close, stream
 
     def read(self, count: int) -> bytes:
-        if count > MOST:
-            said = f"a message of {size(count)} was announced, the most that is read is {size(MOST)}"
-            raise Reject(long_message(said, help="start `effc lsp` from an editor (docs/editor.md)"))
+        if count > MAX_MESSAGE_BYTES:
+            message = f"a message of {size(count)} was announced, the most that is read is {size(MAX_MESSAGE_BYTES)}"
+            raise Reject(long_message(message, help="start `effc lsp` from an editor (docs/editor.md)"))
         return self.stream.read(count)
 
 
@@ -56,8 +58,8 @@ class Server(LanguageServer):
     """
 
     def __init__(self) -> None:
-        whole = lsp.TextDocumentSyncKind.Full
-        super().__init__("effc", version("effc"), text_document_sync_kind=whole, protocol_cls=Protocol)
+        full_sync = lsp.TextDocumentSyncKind.Full
+        super().__init__("effc", version("effc"), text_document_sync_kind=full_sync, protocol_cls=Protocol)
         # It prints a page of each malformed message: an editor that reads none would stop us with a full pipe.
         logging.getLogger("pygls").setLevel(logging.CRITICAL)
         self.desk = Desk()
@@ -99,23 +101,25 @@ class Server(LanguageServer):
             return self.desk.reading(path)
         try:
             return self.desk.glance(path)
-        except Reject as refused:
-            raise JsonRpcInvalidParams("; ".join(d.message for d in refused.diagnostics)) from None
+        except Reject as rejection:
+            raise JsonRpcInvalidParams("; ".join(d.message for d in rejection.diagnostics)) from None
 
-    def tell(self, uri: str) -> None:
+    def publish(self, uri: str) -> None:
         """Publish what is wrong, and plan what is sound."""
         reading, document = self.reading(uri), self.workspace.get_text_document(uri)
-        self.text_document_publish_diagnostics(lsp.PublishDiagnosticsParams(uri, shown(reading), document.version))
+        self.text_document_publish_diagnostics(
+            lsp.PublishDiagnosticsParams(uri, document_diagnostics(reading), document.version)
+        )
         if self.options["plan"]:
-            self.forecasts.ask(reading, self.desk)
+            self.forecasts.request(reading, self.desk)
 
-    async def tell_soon(self, uri: str, number: int | None) -> None:
+    async def publish_soon(self, uri: str, number: int | None) -> None:
         """The same, unless the document changes again at once."""
         await asyncio.sleep(PAUSE)
         if path_of(uri) in self.desk.texts and self.workspace.get_text_document(uri).version == number:
-            self.tell(uri)
+            self.publish(uri)
 
-    def tell_all(self) -> None:
+    def publish_all(self) -> None:
         """Files have changed: whatever is open is read again."""
         self.desk.forget()
         self.read_all()
@@ -123,4 +127,4 @@ class Server(LanguageServer):
     def read_all(self) -> None:
         for document in list(self.workspace.text_documents.values()):  # its keys may be spelled otherwise
             self.take(document.uri)
-            self.tell(document.uri)
+            self.publish(document.uri)

@@ -12,8 +12,8 @@ _KINDS = {"pipeline": "pass", "emit": "target", "expect": "metric"}
 
 def page(word: Word) -> str:
     """The page of a word in Markdown: sentences as they are, tables and lists as they stand."""
-    title, _, rest = word_page(word).partition("\n")
-    return f"**{title}**\n\n{_fenced(rest)}"
+    title, _, body = word_page(word).partition("\n")
+    return f"**{title}**\n\n{_fenced(body)}"
 
 
 def _fenced(text: str) -> str:
@@ -30,7 +30,7 @@ def _fenced(text: str) -> str:
     return "\n\n".join(out)
 
 
-def about(param: Param) -> str:
+def parameter_text(param: Param) -> str:
     """A parameter in Markdown."""
     head, _, doc = parameter(param).strip().partition("\n")
     return f"**{head}**\n\n{doc.strip()}"
@@ -38,13 +38,13 @@ def about(param: Param) -> str:
 
 def resolved(word: Word, call: ast.Call) -> list[tuple[str, str, bool]]:
     """(parameter, its value here, whether the recipe gives it), defaults filled in."""
-    given = {arg.name: arg.value.span.text for arg in call.args if arg.name}
+    explicit = {arg.name: arg.value.span.text for arg in call.args if arg.name}
     bare = [arg.value.span.text for arg in call.args if not arg.name]
-    given |= dict(zip((p.name for p in word.params if p.positional), bare, strict=False))
+    explicit |= dict(zip((p.name for p in word.params if p.positional), bare, strict=False))
     return [
-        (p.name, given.get(p.name, "" if p.required else default(p)), p.name in given)
+        (p.name, explicit.get(p.name, "" if p.required else default(p)), p.name in explicit)
         for p in word.params
-        if p.name in given or not p.required
+        if p.name in explicit or not p.required
     ]
 
 
@@ -86,5 +86,5 @@ def _metrics(expr: ast.Expr, vocabulary: Vocabulary) -> Iterator[ast.Call]:
                 yield from _metrics(item, vocabulary)
 
 
-def holds(span: Span | None, offset: int) -> bool:
+def condition_text(span: Span | None, offset: int) -> bool:
     return span is not None and span.start <= offset <= span.end

@@ -44,7 +44,7 @@ class Reading:
 
 @dataclass
 class Desk:
-    """What is open, by resolved path. A model's structure is looked up once, until a file is saved."""
+    """Open documents by resolved path. A model's structure is looked up once, until a file is saved."""
 
     texts: dict[Path, str] = field(default_factory=dict)
     readings: dict[Path, Reading] = field(default_factory=dict)
@@ -78,12 +78,12 @@ class Desk:
         source, session = Source(str(path), self.texts[path]), self.session(path)
         try:
             checked = session.check()
-            found, recipes = checked.diagnostics, checked.recipes
-        except Reject as refused:
-            found, recipes = refused.diagnostics, ()
-        found = tuple(d for d in found if d.fault is not unseen_model or d.span not in session.awaited)
+            diagnostics, recipes = checked.diagnostics, checked.recipes
+        except Reject as rejection:
+            diagnostics, recipes = rejection.diagnostics, ()
+        diagnostics = tuple(d for d in diagnostics if d.fault is not unseen_model or d.span not in session.awaited)
         skeletons = tuple(session.skeletons) or (before.skeletons if before else ())
-        self.readings[path] = Reading(path, source, found, recipes, skeletons)
+        self.readings[path] = Reading(path, source, diagnostics, recipes, skeletons)
         return self.readings[path]
 
     def glance(self, path: Path) -> Reading:
@@ -112,10 +112,10 @@ class Desk:
         except Reject:
             return None
 
-    def module(self, name: str, here: Path) -> Path | None:
-        """The file of a module that the file `here` uses."""
+    def module(self, name: str, user: Path) -> Path | None:
+        """The file of a module that the file `user` uses."""
         try:
-            source = self.session(here).library(name)
+            source = self.session(user).library(name)
         except Reject:
             return None
         return None if source is None or source.foreign else Path(source.name).resolve()
@@ -125,5 +125,5 @@ def path_of(uri: str) -> Path:
     """The file of a document; one that was never saved is named after its address."""
     if "\0" in unquote(uri):
         raise JsonRpcInvalidParams("an address with a zero byte is none of a file")
-    found = uris.to_fs_path(uri) if uri.startswith("file:") else None
-    return Path(found or Path.cwd() / f"{uri.rpartition('/')[2].rpartition(':')[2] or 'untitled'}.effspec").resolve()
+    fs_path = uris.to_fs_path(uri) if uri.startswith("file:") else None
+    return Path(fs_path or Path.cwd() / f"{uri.rpartition('/')[2].rpartition(':')[2] or 'untitled'}.effspec").resolve()

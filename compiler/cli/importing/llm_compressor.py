@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .steps import DATA, Imported, number, percent, plain, selector, whole
+from .steps import DATA, Imported, integer, number, percent, plain, selector
 
 TOOL = "llm-compressor"
 PRUNING = {
@@ -68,18 +68,20 @@ def _prune(name: str, args: Mapping[str, Any], out: Imported) -> None:
     if not share:
         out.remark(f"{name}: its sparsity {plain(args.get('sparsity'))} is no share between 0 and 1, so it is left out")
         return
-    on, said = selector(args.get("targets"), args.get("ignore"))
-    given = {"on": on, "sparsity": f"{share} of weights"}
+    on, remarks = selector(args.get("targets"), args.get("ignore"))
+    args_out = {"on": on, "sparsity": f"{share} of weights"}
     if word != "sparsify.magnitude":
-        given["data"] = DATA
+        args_out["data"] = DATA
     mask = str(args.get("mask_structure", "0:0"))
     if mask in ("2:4", "4:8") and word != "sparsify.magnitude":
-        given["pattern"] = f'"{mask}"'
+        args_out["pattern"] = f'"{mask}"'
     elif mask not in ("0:0", "unstructured"):
-        said.append(f"`mask_structure` {plain(mask)} has no equivalent here: any weights go")
+        remarks.append(f"`mask_structure` {plain(mask)} has no equivalent here: any weights go")
     if args.get("owl_m") or args.get("sparsity_profile") == "owl":
-        given["allocation"] = "owl"
-    out.add("sps", word, given, said + _unsaid(args, (*_USUAL, "mask_structure", "sparsity", "final_sparsity", *_OWL)))
+        args_out["allocation"] = "owl"
+    out.add(
+        "sps", word, args_out, remarks + _unsaid(args, (*_USUAL, "mask_structure", "sparsity", "final_sparsity", *_OWL))
+    )
 
 
 _USUAL = ("targets", "ignore", "start", "end", "sequential_targets", "sequential_update", "block_size")
@@ -88,40 +90,40 @@ _OWL = ("owl_m", "owl_lmbda", "sparsity_profile", "dampening_frac", "preserve_sp
 
 
 def _quantize(name: str, args: Mapping[str, Any], out: Imported) -> None:
-    said: list[str] = []
+    remarks: list[str] = []
     bits, group, active = SCHEMES.get(str(args.get("scheme", "")).upper(), (0, 0, False))
     weights = _weights(args)
     if weights:
         bits, group = weights.get("num_bits", bits), weights.get("group_size", group) or 0
         active = active or _has_activations(args)
-    if not whole(bits, 2, 8):
+    if not integer(bits, 2, 8):
         out.remark(
             f"{name}: effc has no grid for scheme {plain(args.get('scheme') or 'of its own')}, so it is left out"
         )
         return
     if active:
-        said.append("activations were quantised, too, which has no equivalent here: only weights are")
+        remarks.append("activations were quantised, too, which has no equivalent here: only weights are")
     on, unsaid = selector(args.get("targets"), args.get("ignore"))
-    given = {"on": on, "bits": str(bits), "group": whole(group, 1, 1 << 20) or "0"}
+    args_out = {"on": on, "bits": str(bits), "group": integer(group, 1, 1 << 20) or "0"}
     if name != "QuantizationModifier" and weights.get("symmetric", str(args.get("scheme", "")).upper() != "W4A16_ASYM"):
-        given["zero"] = "middle"
+        args_out["zero"] = "middle"
     if name == "AWQModifier":
-        out.add("s", "quantize.scale", {**given, "data": DATA})
+        out.add("s", "quantize.scale", {**args_out, "data": DATA})
     if name == "GPTQModifier":
-        given["data"] = DATA
+        args_out["data"] = DATA
         if weights.get("actorder") is False:
-            given["order"] = "given"
-        given["damping"] = number(args.get("dampening_frac"), 1e-6, 10)
+            args_out["order"] = "given"
+        args_out["damping"] = number(args.get("dampening_frac"), 1e-6, 10)
     known = (*_USUAL, "scheme", "config_groups", "dampening_frac", "actorder", "offload_hessians", *_AWQ)
-    out.add("q", QUANTIZING[name], given, said + unsaid + _unsaid(args, known))
+    out.add("q", QUANTIZING[name], args_out, remarks + unsaid + _unsaid(args, known))
 
 
 def _weights(args: Mapping[str, Any]) -> Mapping[str, Any]:
     """The `weights` of the first of `config_groups`."""
     groups = args.get("config_groups")
     first = next(iter(groups.values()), None) if isinstance(groups, dict) else None
-    found = first.get("weights") if isinstance(first, dict) else None
-    return found if isinstance(found, dict) else {}
+    weights = first.get("weights") if isinstance(first, dict) else None
+    return weights if isinstance(weights, dict) else {}
 
 
 def _has_activations(args: Mapping[str, Any]) -> bool:

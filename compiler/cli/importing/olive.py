@@ -6,7 +6,7 @@ Source: its documentation and `olive/passes/`, as of version 0.13.
 from collections.abc import Mapping
 from typing import Any
 
-from .steps import DATA, Imported, number, percent, plain, selector, whole
+from .steps import DATA, Imported, integer, number, percent, plain, selector
 
 TOOL = "Olive"
 GPTQ = ("gptq", "gptqquantizer", "gptqmodel")
@@ -56,50 +56,50 @@ def _pass(label: str, kind: str, args: Mapping[str, Any], out: Imported) -> None
 
 def _quantize(name: str, kind: str, args: Mapping[str, Any], out: Imported) -> None:
     bits, group = args.get("bits", 4), args.get("group_size", 128)
-    if not whole(bits, 2, 8):
+    if not integer(bits, 2, 8):
         out.remark(f"{plain(kind)}: effc has no grid of {plain(bits)} bits, so it is left out")
         return
-    on, said = selector(None, args.get("modules_to_not_convert"))
-    given = {"on": on, "bits": str(bits), "group": "0" if group == -1 else whole(group, 1, 1 << 20) or "128"}
+    on, remarks = selector(None, args.get("modules_to_not_convert"))
+    args_out = {"on": on, "bits": str(bits), "group": "0" if group == -1 else integer(group, 1, 1 << 20) or "128"}
     if name in GPTQ:
-        given["data"] = DATA
-        given["zero"] = "middle" if args.get("sym") else ""
-        given["order"] = "given" if args.get("desc_act") is False else ""
-        given["damping"] = number(args.get("damp_percent"), 1e-6, 10)
-        out.add("q", "quantize.gptq", given, said)
+        args_out["data"] = DATA
+        args_out["zero"] = "middle" if args.get("sym") else ""
+        args_out["order"] = "given" if args.get("desc_act") is False else ""
+        args_out["damping"] = number(args.get("damp_percent"), 1e-6, 10)
+        out.add("q", "quantize.gptq", args_out, remarks)
     else:
-        out.add("q", "quantize.round", given, said)
+        out.add("q", "quantize.round", args_out, remarks)
 
 
 def _sparsify(args: Mapping[str, Any], out: Imported) -> None:
-    asked = args.get("sparsity", 0.5)
-    pair = asked if isinstance(asked, list) and len(asked) == 2 else None
+    sparsity = args.get("sparsity", 0.5)
+    pair = sparsity if isinstance(sparsity, list) and len(sparsity) == 2 else None
     pattern = f"{pair[0]}:{pair[1]}" if pair else ""
-    share = "50%" if pattern in ("2:4", "4:8") else percent(asked)
+    share = "50%" if pattern in ("2:4", "4:8") else percent(sparsity)
     if not share:
-        out.remark(f"SparseGPT: a sparsity of {plain(asked)} has no equivalent here, so it is left out")
+        out.remark(f"SparseGPT: a sparsity of {plain(sparsity)} has no equivalent here, so it is left out")
         return
-    given = {"sparsity": f"{share} of weights", "data": DATA, "pattern": f'"{pattern}"' if pattern else ""}
+    args_out = {"sparsity": f"{share} of weights", "data": DATA, "pattern": f'"{pattern}"' if pattern else ""}
     out.add(
-        "sps", "sparsify.sparsegpt", given, ["`layer_interval` has no equivalent here"] * ("layer_interval" in args)
+        "sps", "sparsify.sparsegpt", args_out, ["`layer_interval` has no equivalent here"] * ("layer_interval" in args)
     )
 
 
 def _lora(name: str, args: Mapping[str, Any], out: Imported) -> None:
     training = args.get("training_args")
     training = training if isinstance(training, dict) else {}
-    given = {
+    args_out = {
         "data": DATA,
-        "rank": whole(args.get("r"), 1, 1024),
+        "rank": integer(args.get("r"), 1, 1024),
         "alpha": number(args.get("alpha", args.get("lora_alpha")), 1e-3, 1e5),
         "dropout": number(args.get("lora_dropout"), 0, 0.99),
-        "steps": whole(training.get("max_steps"), 1, 10**9),
+        "steps": integer(training.get("max_steps"), 1, 10**9),
         "lr": number(training.get("learning_rate"), 1e-9, 10),
     }
-    said = ["the base was quantised while it learned; here it is not"] if name == "qlora" else []
+    remarks = ["the base was quantised while it learned; here it is not"] if name == "qlora" else []
     out.add(
         "fit",
         "tune.heal",
-        given,
-        [*said, "it learns from the text that its `train_data_config` names: put it in place"],
+        args_out,
+        [*remarks, "it learns from the text that its `train_data_config` names: put it in place"],
     )

@@ -12,7 +12,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.source import Source, Span
 from ...core.safe_read import parse_json, read_regular
 
-MOST = 256 << 10  # bytes
+MAX_FILE_BYTES = 256 << 10  # bytes
 DEEPEST = 40
 _DEEP = f"is nested deeper than {DEEPEST} levels"
 _LARGEST = 10**300  # no fraction is as large, and arithmetic of both would break
@@ -29,7 +29,7 @@ unreadable_import = Fault(
 def read(path: Path) -> tuple[Any, Source]:
     """The content of a file, plain lists, objects, texts, numbers; and the text itself. Raises Reject."""
     try:
-        text = read_regular(path, MOST).decode("utf-8-sig")
+        text = read_regular(path, MAX_FILE_BYTES).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise Reject(unreadable_import(f"there is no file `{path}`")) from error
     except (OSError, UnicodeDecodeError) as error:
@@ -44,8 +44,8 @@ def _json(source: Source) -> Any:
     try:
         return parse_json(source.text)
     except (ValueError, RecursionError) as error:
-        said = str(getattr(error, "msg", error)).lower()
-        raise Reject(unreadable_import(f"this is no JSON: {said}", _at(source, getattr(error, "pos", 0)))) from error
+        reason = str(getattr(error, "msg", error)).lower()
+        raise Reject(unreadable_import(f"this is no JSON: {reason}", _at(source, getattr(error, "pos", 0)))) from error
 
 
 def _yaml(source: Source) -> Any:
@@ -58,15 +58,15 @@ def _yaml(source: Source) -> Any:
             # Before the rest is read: of every level the scanner looks at all above it.
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if anchor or tag or number > 50_000 or depth > DEEPEST:
-                what = "an anchor or its use" if anchor else "a tag" if tag else "too many values"
-                what = _DEEP if depth > DEEPEST else f"has {what}"
-                raise Reject(unreadable_import(f"this {what}", _at(source, event.start_mark.index)))
+                problem = "an anchor or its use" if anchor else "a tag" if tag else "too many values"
+                problem = _DEEP if depth > DEEPEST else f"has {problem}"
+                raise Reject(unreadable_import(f"this {problem}", _at(source, event.start_mark.index)))
         return yaml.load(source.text, Loader=_once(yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        said = str(getattr(error, "problem", "") or "it does not parse")
+        reason = str(getattr(error, "problem", "") or "it does not parse")
         raise Reject(
-            unreadable_import(f"this is no YAML: {said[:120]}", _at(source, mark.index if mark else 0))
+            unreadable_import(f"this is no YAML: {reason[:120]}", _at(source, mark.index if mark else 0))
         ) from error
     except (ValueError, RecursionError) as error:  # a date that is none; brackets without end
         raise Reject(unreadable_import(f"{source.name} holds what no recipe does")) from error
@@ -78,9 +78,9 @@ def _once(loader: Any) -> Any:
     class Once(loader):
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
-            most = Counter(keys).most_common(1)
-            if most and most[0][1] > 1:
-                raise Reject(unreadable_import(f"the key `{most[0][0][:80]}` stands twice"))
+            repeats = Counter(keys).most_common(1)
+            if repeats and repeats[0][1] > 1:
+                raise Reject(unreadable_import(f"the key `{repeats[0][0][:80]}` stands twice"))
             return super().construct_mapping(node, deep)
 
     return Once
@@ -103,6 +103,6 @@ def _check(value: Any, source: Source, depth: int) -> None:
         raise Reject(unreadable_import(f"{source.name} holds a {type(value).__name__}, which no recipe does"))
 
 
-def _at(source: Source, place: int) -> Span:
-    place = min(place, max(len(source.text) - 1, 0))
-    return Span(source, place, min(place + 1, len(source.text)))
+def _at(source: Source, offset: int) -> Span:
+    offset = min(offset, max(len(source.text) - 1, 0))
+    return Span(source, offset, min(offset + 1, len(source.text)))

@@ -1,4 +1,4 @@
-"""What a foreign recipe becomes: steps of a pipeline, and remarks where effc has nothing that does the same."""
+"""Steps of an imported recipe, and remarks where effc has no equivalent."""
 
 import re
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ class Imported:
     def add(self, name: str, word: str, args: Mapping[str, str], remarks: list[str] | None = None) -> None:
         """Add a step; arguments are texts of the language."""
         called = ", ".join(f"{key}: {value}" for key, value in args.items() if value)
-        taken = sum(n.rstrip("0123456789") == name for n, _, _ in self.steps)
-        self.steps.append((f"{name}{taken + 1}" if taken else name, f"{word}({called})", remarks or []))
+        same_names = sum(n.rstrip("0123456789") == name for n, _, _ in self.steps)
+        self.steps.append((f"{name}{same_names + 1}" if same_names else name, f"{word}({called})", remarks or []))
 
     def remark(self, text: str) -> None:
         self.remarks.append(plain(text))
@@ -48,7 +48,7 @@ def percent(share: Any) -> str:
     return f"{round(100 * share, 6):g}%"
 
 
-def whole(value: Any, low: int, high: int) -> str:
+def integer(value: Any, low: int, high: int) -> str:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high else ""
 
 
@@ -64,25 +64,25 @@ def selector(targets: Any, ignore: Any) -> tuple[str, list[str]]:
     globs, left = _globs(targets)
     without, unsaid = _globs(ignore)
     without = [g for g in without if "lm_head" not in g]  # outside the layers anyway
-    said = [f"targets `{plain(t)}` are no glob: all linear modules are taken" for t in left]
-    said += [f"`{plain(t)}`, which was to be ignored, is no glob: it is not" for t in unsaid]
+    remarks = [f"targets `{plain(t)}` are no glob: all linear modules are taken" for t in left]
+    remarks += [f"`{plain(t)}`, which was to be ignored, is no glob: it is not" for t in unsaid]
     if not globs and not without:
-        return "", said
+        return "", remarks
     on = " | ".join(f'"{g}"' for g in globs) or '"layers.**"'
-    return (f"({on})" if len(globs) > 1 and without else on) + "".join(f' - "{g}"' for g in without), said
+    return (f"({on})" if len(globs) > 1 and without else on) + "".join(f' - "{g}"' for g in without), remarks
 
 
 def _globs(items: Any) -> tuple[list[str], list[str]]:
     """(globs, what is none) of a name, a list of names and patterns, or None."""
     listed = [] if items is None else items if isinstance(items, list) else [items]
-    found: list[str] = []
+    globs: list[str] = []
     left: list[str] = []
     for item in listed:
         if item in ("Linear", "__ALL__", "__ALL_PRUNABLE__"):
             continue
         glob = _glob(str(item))
-        (found if glob else left).append(glob or str(item))
-    return found, left
+        (globs if glob else left).append(glob or str(item))
+    return globs, left
 
 
 def _glob(text: str) -> str:

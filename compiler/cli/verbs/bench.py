@@ -60,7 +60,7 @@ def register(app: typer.Typer) -> None:
         screen, plain = shared.screen, shared.format == "text"
         table = Table(seconds, threads)
         if plain:
-            table.tell = lambda line: screen.answer(line.text() + "\n")
+            table.on_line = lambda line: screen.answer(line.text() + "\n")
         where = surroundings(table)
         if plain:
             screen.answer(_where(where) + "\n")
@@ -90,9 +90,9 @@ def _parsed(text: str) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
-def _where(found: dict) -> str:
+def _where(machine_facts: dict) -> str:
     return (
-        f"{found.get('cpu', 'a processor without a name')}, {found.get('cpus', '?')} processors here; "
-        f"torch {found.get('torch')}; kernels {found['kernels']}; {found['threads']} threads; "
-        f"{found['bursts']} bursts; load {found['load']}"
+        f"{machine_facts.get('cpu', 'a processor without a name')}, {machine_facts.get('cpus', '?')} processors here; "
+        f"torch {machine_facts.get('torch')}; kernels {machine_facts['kernels']}; {machine_facts['threads']} threads; "
+        f"{machine_facts['bursts']} bursts; load {machine_facts['load']}"
     )

@@ -27,18 +27,20 @@ def register(app: typer.Typer) -> None:
         from ...driver import api
 
         shared.check_environment()
-        with shared.listening() as tell:
-            session = shared.session(recipe, tell)
+        with shared.listening() as listener:
+            session = shared.session(recipe, listener)
             plans = api.plans(session)
-            whole = [(p, b) for p in plans for b in p.pipeline.expects if not b.part]  # of the result, not of a target
-            asked = [(p, b) for p, b in whole if _is_meant(b, gate)]
-            if len(asked) != 1:
-                raise Reject(_unclear(asked or whole, bool(asked), gate))
-            blame = api.bisect(session, *asked[0])
+            of_result = [
+                (p, b) for p in plans for b in p.pipeline.expects if not b.part
+            ]  # of the result, not of a target
+            chosen = [(p, b) for p, b in of_result if _matches_name(b, gate)]
+            if len(chosen) != 1:
+                raise Reject(_unclear(chosen or of_result, bool(chosen), gate))
+            blame = api.bisect(session, *chosen[0])
         return report(blame, shared)
 
 
-def _is_meant(bound, gate: str) -> bool:
+def _matches_name(bound, gate: str) -> bool:
     from ...driver.judging.gate import bound_text
 
     return "".join(bound_text(bound).split()).startswith("".join(gate.split()))
@@ -48,26 +50,28 @@ def _unclear(bounds, several: bool, gate: str):
     from ...driver.judging.gate import bound_text
 
     texts = list(dict.fromkeys(f"`{bound_text(b)}`" for _, b in bounds))
-    said = f"{len(bounds)} bounds begin with `{gate}`" if several else f"no bound begins with `{gate}`"
+    message = f"{len(bounds)} bounds begin with `{gate}`" if several else f"no bound begins with `{gate}`"
     help = f"--gate takes one of {', '.join(texts[:8])}" if texts else "add a bound without `in` to `expect`"
-    return unknown_gate(said, help=help)
+    return unknown_gate(message, help=help)
 
 
 def report(blame: "Blame", shared: Shared) -> int:
     from ...driver.judging.gate import bound_text
 
-    screen, found = shared.screen, blame.diagnostics
+    screen, diagnostics = shared.screen, blame.diagnostics
     looks = [{"step": k.step, "word": k.word, **k.verdict.to_json()} for k in blame.looks]
     cuts = [{"cut": name, "value": value if value == value else None} for name, value in blame.cuts]
     if screen.format == "json":
-        screen.complain(found, "bisect", bound=bound_text(blame.bound), steps=looks, cuts=cuts, broken_by=_name(blame))
-        return code_of(found)
+        screen.complain(
+            diagnostics, "bisect", bound=bound_text(blame.bound), steps=looks, cuts=cuts, broken_by=_name(blame)
+        )
+        return code_of(diagnostics)
     screen.answer(screen.styled(bound_text(blame.bound), "bold"))
     screen.answer(screen.table(rows(blame), head=False, indent="  "))
-    screen.complain(found, "bisect")
-    if not found:
-        screen.say(f"{screen.styled('ok', 'green')}: the result keeps the bound")
-    return code_of(found)
+    screen.complain(diagnostics, "bisect")
+    if not diagnostics:
+        screen.note(f"{screen.styled('ok', 'green')}: the result keeps the bound")
+    return code_of(diagnostics)
 
 
 def _name(blame: "Blame") -> str | None:
@@ -79,11 +83,11 @@ def rows(blame: "Blame") -> list[tuple[str, ...]]:
     from ...core.quantity import measured
 
     lines: list[tuple[str, ...]] = []
-    for look in blame.looks:
-        value = "" if look.verdict.value is None else measured(look.verdict.value, look.verdict.unit)
-        cuts = blame.cuts if look.step == _name(blame) else ()
+    for entry in blame.looks:
+        value = "" if entry.verdict.value is None else measured(entry.verdict.value, entry.verdict.unit)
+        cuts = blame.cuts if entry.step == _name(blame) else ()
         for number, (name, after) in enumerate(cuts, 1):
             broke = "missed" if number == len(cuts) else "ok"
-            lines.append((f"  cut {number} of {blame.of}", name, measured(after, look.verdict.unit), broke))
-        lines.append((look.step or "the model", look.word, value, look.verdict.state))
+            lines.append((f"  cut {number} of {blame.of}", name, measured(after, entry.verdict.unit), broke))
+        lines.append((entry.step or "the model", entry.word, value, entry.verdict.state))
     return lines

@@ -41,14 +41,16 @@ def _listing(group: typer.Typer) -> None:
             ]
             return shared.screen.answer_json("cache ls", folder=str(shared.cache_folder), steps=rows)
         if not entries:
-            return shared.screen.say(f"{shared.cache_folder} holds no finished step")
-        from ...core.quantity import counted, seconds, size
+            return shared.screen.note(f"{shared.cache_folder} holds no finished step")
+        from ...core.quantity import count_text, seconds, size
 
         rows = [("key", "step", "size", "used")]
-        now = time.time()
-        rows += [(e.key[:12], _word(e), size(e.bytes), f"{seconds(max(0, now - e.used))} ago") for e in entries]
+        current_time = time.time()
+        rows += [
+            (e.key[:12], _word(e), size(e.bytes), f"{seconds(max(0, current_time - e.used))} ago") for e in entries
+        ]
         shared.screen.answer(shared.screen.table(rows, right=(2,)))
-        return shared.screen.say(f"{counted(len(entries), 'step')} in {shared.cache_folder}")
+        return shared.screen.note(f"{count_text(len(entries), 'step')} in {shared.cache_folder}")
 
     @verb(group, shows=("cache", "inputs", "machine"))
     def why(recipe: Annotated[Path, _recipe], shared: Shared) -> None:
@@ -56,7 +58,7 @@ def _listing(group: typer.Typer) -> None:
         from ...driver import api
 
         plans = api.plans(shared.session(recipe))
-        rows = [(s.name, s.call.word, "kept" if s.cached else s.why) for p in plans for s in p.stages]
+        rows = [(s.name, s.call.word, "kept" if s.cached else s.reason) for p in plans for s in p.stages]
         if shared.format == "json":
             steps = [{"step": n, "word": w, "cache": r} for n, w, r in rows]
             return shared.screen.answer_json("cache why", steps=steps)
@@ -78,35 +80,35 @@ def _care(group: typer.Typer) -> None:
     def verify(shared: Shared, delete: Annotated[bool, _delete] = False) -> int:
         """Read every file again and compare it with its name."""
         cache = _cache(shared)
-        wrong = list(cache.damaged())
+        damaged = list(cache.damaged())
         if delete:
-            for path, _ in wrong:
+            for path, _ in damaged:
                 path.unlink(missing_ok=True)
         if shared.format == "json":
-            files = [{"path": str(path), "reason": why, "deleted": delete} for path, why in wrong]
-            bad = bool(wrong) and not delete
-            shared.screen.answer_json("cache verify", "error" if bad else "ok", damaged=files)
-            return EXITS["environment"] if bad else 0
-        return _answer(shared, wrong, delete, len(cache.entries()))
+            files = [{"path": str(path), "reason": reason, "deleted": delete} for path, reason in damaged]
+            has_damage = bool(damaged) and not delete
+            shared.screen.answer_json("cache verify", "error" if has_damage else "ok", damaged=files)
+            return EXITS["environment"] if has_damage else 0
+        return _answer(shared, damaged, delete, len(cache.entries()))
 
 
-def _answer(shared: Shared, wrong: list, deleted: bool, steps: int) -> int:
-    from ...core.quantity import counted
+def _answer(shared: Shared, damaged: list, deleted: bool, steps: int) -> int:
+    from ...core.quantity import count_text
 
-    if wrong and not deleted:
+    if damaged and not deleted:
         from ...core.cache import cache_damaged
 
-        named = "\n".join(f"{path}: {reason}" for path, reason in wrong[:NAMED])
-        more = f"\nand {len(wrong) - NAMED} more; `--format json` has all" if len(wrong) > NAMED else ""
+        named = "\n".join(f"{path}: {reason}" for path, reason in damaged[:NAMED])
+        remainder = f"\nand {len(damaged) - NAMED} more; `--format json` has all" if len(damaged) > NAMED else ""
         raise Reject(
             cache_damaged(
-                f"{counted(len(wrong), 'file')} of the cache {'is' if len(wrong) == 1 else 'are'} damaged",
-                note=named + more,
+                f"{count_text(len(damaged), 'file')} of the cache {'is' if len(damaged) == 1 else 'are'} damaged",
+                note=named + remainder,
                 help="`effc cache verify --delete` removes what is damaged; compile makes it again",
             )
         )
-    gone = f", {counted(len(wrong), 'damaged file')} removed" if wrong else ""
-    shared.screen.answer(f"ok: {counted(steps, 'step')}{gone}")
+    removed_text = f", {count_text(len(damaged), 'damaged file')} removed" if damaged else ""
+    shared.screen.answer(f"ok: {count_text(steps, 'step')}{removed_text}")
     return 0
 
 
@@ -125,11 +127,11 @@ def _word(entry) -> str:
     step = entry.parts.get("step", {})
     word = Shelf().vocabulary.word("pass", step.get("word", ""))
     usual = {p.name: p.default for p in word.params} if word else {}
-    given = {name: from_json(value) for name, value in step.get("args", {}).items()}
+    step_args = {name: from_json(value) for name, value in step.get("args", {}).items()}
     args = [
-        f"{name}: {plain(given[name])}"
-        for name in sorted(given, key=list({**usual, **given}).index)
-        if given[name] is not None and (name not in usual or given[name] != usual[name])
+        f"{name}: {plain(step_args[name])}"
+        for name in sorted(step_args, key=list({**usual, **step_args}).index)
+        if step_args[name] is not None and (name not in usual or step_args[name] != usual[name])
     ]
     text = f"{step.get('word', 'unknown')}({', '.join(args)})"
     return text if len(text) <= 72 else text[:71] + "…"

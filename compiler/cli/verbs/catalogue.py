@@ -35,20 +35,20 @@ _all = typer.Option("--all", help="Targets, metrics, data and models, too.", sho
 
 def register(app: typer.Typer) -> None:
     @verb(app)
-    def passes(shared: Shared, every: Annotated[bool, _all] = False) -> None:
+    def passes(shared: Shared, all_words: Annotated[bool, _all] = False) -> None:
         """List the passes, each with its sentence; `effc explain` has pages."""
         from ...plugin.registry import Shelf
 
         vocabulary = Shelf().vocabulary
-        found = {
+        by_kind = {
             kind: [vocabulary.words(kind)[n] for n in vocabulary.words(kind)]
-            for kind in (TITLES if every else ("pass",))
+            for kind in (TITLES if all_words else ("pass",))
         }
         if shared.format == "json":
-            body: dict[str, Any] = {TITLES[kind]: [_json(w) for w in words] for kind, words in found.items()}
+            body: dict[str, Any] = {TITLES[kind]: [_json(w) for w in words] for kind, words in by_kind.items()}
             shared.screen.answer_json("passes", **body)
         else:
-            shared.screen.answer(_drawn(found, shared, every))
+            shared.screen.answer(_rows(by_kind, shared, all_words))
 
     @verb(app)
     def recipes(
@@ -59,43 +59,43 @@ def register(app: typer.Typer) -> None:
         """List, search, show or copy the recipes that come with effc; `effc compile NAME` compiles one."""
         from ...plugin.recipe_library import shipped
 
-        known, (action, *rest) = shipped(), words or ["list"]
+        known, (action, *operands) = shipped(), words or ["list"]
         if action not in ACTIONS:
-            action, rest = "show", list(words)
-        if (action in ("show", "copy") and len(rest) != 1) or (action == "search" and not rest):
-            takes = "words" if action == "search" else "one name"
-            raise typer.BadParameter(f"`effc recipes {action}` takes {takes}")
+            action, operands = "show", list(words)
+        if (action in ("show", "copy") and len(operands) != 1) or (action == "search" and not operands):
+            expected = "words" if action == "search" else "one name"
+            raise typer.BadParameter(f"`effc recipes {action}` takes {expected}")
         if action == "show":
-            return _print_recipe(rest[0], known, shared)
+            return _print_recipe(operands[0], known, shared)
         if action == "copy":
-            return _copy(_known(rest[0], known), output, shared)
-        return _list([r for r in known.values() if all(_says(r, word) for word in rest)], rest, shared)
+            return _copy(_known(operands[0], known), output, shared)
+        return _list([r for r in known.values() if all(_mentions(r, word) for word in operands)], operands, shared)
 
 
-def _list(found: "list[Shipped]", asked: list[str], shared: Shared) -> None:
+def _list(matches: "list[Shipped]", terms: list[str], shared: Shared) -> None:
     from ...plugin.library_effects import Effects
 
-    if asked and not found:
-        raise Reject(unknown_recipe(f"no recipe says `{' '.join(asked)}`", help="`effc recipes` lists all"))
+    if terms and not matches:
+        raise Reject(unknown_recipe(f"no recipe says `{' '.join(terms)}`", help="`effc recipes` lists all"))
     effects = Effects.read()
     if shared.format == "json":
-        rows = [{"name": r.name, "path": str(r.path), "doc": r.sentence, **_effects_json(r, effects)} for r in found]
+        rows = [{"name": r.name, "path": str(r.path), "doc": r.sentence, **_effects_json(r, effects)} for r in matches]
         return shared.screen.answer_json("recipes", recipes=rows)
     screen = shared.screen
     blocks = []
-    for recipe in found:
+    for recipe in matches:
         lines = [screen.styled(recipe.name.removesuffix(".effspec"), "bold"), f"  {recipe.sentence}"]
         blocks.append(
             "\n".join([*lines, *(f"  {screen.styled(line, 'dim')}" for line in _effect_lines(recipe, effects))])
         )
     screen.answer("\n".join(blocks))
-    for line in dict.fromkeys(effects.where(e) for r in found for e in effects.of(r)):
-        screen.say(f"measured on {line}")
+    for line in dict.fromkeys(effects.where(e) for r in matches for e in effects.of(r)):
+        screen.note(f"measured on {line}")
     return None
 
 
 def _effect_lines(recipe: "Shipped", effects: "Effects") -> list[str]:
-    """What a recipe gave, a line for each model; a module by itself gives nothing."""
+    """Measured effects of a recipe, a line for each model; a module by itself has none."""
     if recipe.is_module:
         return []
     return [e.text() for e in effects.of(recipe)] or ["not measured"]
@@ -105,64 +105,64 @@ def _effects_json(recipe: "Shipped", effects: "Effects") -> dict:
     """Of a recipe, not of a module: [] where it was not measured."""
     if recipe.is_module:
         return {}
-    found = effects.of(recipe)
-    return {"effects": [asdict(e) | {"machine": effects.machines[e.machine], "text": e.text()} for e in found]}
+    measured = effects.of(recipe)
+    return {"effects": [asdict(e) | {"machine": effects.machines[e.machine], "text": e.text()} for e in measured]}
 
 
-def _says(recipe: "Shipped", word: str) -> bool:
+def _mentions(recipe: "Shipped", word: str) -> bool:
     """Whether a word stands in a recipe: its name, its docstring, its passes, its source."""
     return word.lower() in f"{recipe.name} {recipe.text}".lower()
 
 
 def _copy(recipe: "Shipped", into: Path, shared: Shared) -> None:
     """Write a recipe and the files that it names; what is there already stays."""
-    from ...core.cache import write_whole
+    from ...core.cache import write_atomic
     from ...plugin.recipe_library import with_files
 
     files = with_files(recipe)
-    taken = [into / name for name in files if (into / name).exists() and name == recipe.name]
-    if taken:
-        raise Reject(recipe_there(f"{taken[0]} exists", help="name another folder with -o"))
+    conflicts = [into / name for name in files if (into / name).exists() and name == recipe.name]
+    if conflicts:
+        raise Reject(recipe_there(f"{conflicts[0]} exists", help="name another folder with -o"))
     for name, file in files.items():
         if not (into / name).exists():
-            write_whole(into / name, file.read_bytes())
+            write_atomic(into / name, file.read_bytes())
     if shared.format == "json":
         return shared.screen.answer_json("recipes", copied=[str(into / name) for name in files])
     shared.screen.answer(str(into / recipe.name))
-    there = quote(str(into / recipe.name))
-    return shared.screen.say(f"next: effc plan {there}, then effc compile {there}")
+    copied = quote(str(into / recipe.name))
+    return shared.screen.note(f"next: effc plan {copied}, then effc compile {copied}")
 
 
 def _known(name: str, known: "dict[str, Shipped]") -> "Shipped":
     from ....dsl.syntax.nearest import suggestion
 
-    found = known.get(name) or known.get(f"{name}.effspec")
-    if found is None:
+    recipe = known.get(name) or known.get(f"{name}.effspec")
+    if recipe is None:
         names = [n.removesuffix(".effspec") for n in known]
         raise Reject(unknown_recipe(f"the library has no recipe `{name}`", help=suggestion(name, names, "it has")))
-    return found
+    return recipe
 
 
 def _print_recipe(name: str, known: "dict[str, Shipped]", shared: Shared) -> None:
     from ...plugin.library_effects import Effects
 
-    found, effects = _known(name, known), Effects.read()
-    text = found.file.source.text
+    recipe, effects = _known(name, known), Effects.read()
+    text = recipe.file.source.text
     if shared.format == "json":
-        told = _effects_json(found, effects)
-        return shared.screen.answer_json("recipes", name=found.name, path=str(found.path), text=text, **told)
+        effects_json = _effects_json(recipe, effects)
+        return shared.screen.answer_json("recipes", name=recipe.name, path=str(recipe.path), text=text, **effects_json)
     shared.screen.write(text)
-    for effect in effects.of(found):
-        shared.screen.say(f"\n{effect.table()}\n  {effects.where(effect)}, {effect.seconds:.0f} s")
-    if not found.is_module and not effects.of(found):
-        shared.screen.say("not measured")
+    for effect in effects.of(recipe):
+        shared.screen.note(f"\n{effect.table()}\n  {effects.where(effect)}, {effect.seconds:.0f} s")
+    if not recipe.is_module and not effects.of(recipe):
+        shared.screen.note("not measured")
     return None
 
 
-def _drawn(found: "dict[str, list[Word]]", shared: Shared, titled: bool) -> str:
-    width = max((len(w.name) for words in found.values() for w in words), default=0)
+def _rows(by_kind: "dict[str, list[Word]]", shared: Shared, titled: bool) -> str:
+    width = max((len(w.name) for words in by_kind.values() for w in words), default=0)
     blocks = []
-    for kind, words in found.items():
+    for kind, words in by_kind.items():
         lines = [f"{shared.screen.styled(w.name.ljust(width), 'cyan')}  {w.summary}" for w in words]
         title = [shared.screen.styled(TITLES[kind], "bold")] if titled else []
         blocks.append("\n".join([*title, *(lines or ["none"])]))

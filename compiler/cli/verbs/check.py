@@ -27,44 +27,44 @@ def register(app: typer.Typer) -> None:
         resolve: Annotated[bool, _resolve] = False,
     ) -> int:
         """Check recipes: all mistakes at once, each with its place."""
-        found, good = [], []
+        diagnostics_all, good = [], []
         for path in recipes:
-            variants, diagnostics = look(path, shared, fix, resolve)
-            found += diagnostics
+            variants, diagnostics = check_file(path, shared, fix, resolve)
+            diagnostics_all += diagnostics
             good += [(path, variants)] if variants else []
-        tell(found, good, shared, bare=len(recipes) == 1)
-        return code_of(found)
+        print_result(diagnostics_all, good, shared, bare=len(recipes) == 1)
+        return code_of(diagnostics_all)
 
 
-def look(path: Path, shared: Shared, fix: bool, resolve: bool) -> "tuple[Sequence[Recipe], list[Diagnostic]]":
+def check_file(path: Path, shared: Shared, fix: bool, resolve: bool) -> "tuple[Sequence[Recipe], list[Diagnostic]]":
     """The checked variants of a file, none where it has errors, and what is to be said of it."""
     session = shared.session(path)
-    variants, found = _checked(session, resolve)
-    if fix and (sure := [d for d in found if d.fix and d.span and d.span.source.name == str(path)]):
+    variants, diagnostics = _checked(session, resolve)
+    if fix and (sure := [d for d in diagnostics if d.fix and d.span and d.span.source.name == str(path)]):
         from ....dsl.syntax.render import apply_fixes
-        from ...core.cache import write_whole
-        from ...core.quantity import counted
+        from ...core.cache import write_atomic
+        from ...core.quantity import count_text
 
-        write_whole(path, apply_fixes(sure[0].span.source.text, sure).encode())
-        shared.screen.say(f"fixed {counted(len(sure), 'mistake')} in {path}")
-        variants, found = _checked(session, resolve)
-    return variants, found
+        write_atomic(path, apply_fixes(sure[0].span.source.text, sure).encode())
+        shared.screen.note(f"fixed {count_text(len(sure), 'mistake')} in {path}")
+        variants, diagnostics = _checked(session, resolve)
+    return variants, diagnostics
 
 
 def _checked(session, resolve: bool) -> "tuple[Sequence[Recipe], list[Diagnostic]]":
     try:
         checked = session.check(resolve=resolve)
-    except Reject as refused:
-        return (), list(refused.diagnostics)
+    except Reject as rejection:
+        return (), list(rejection.diagnostics)
     broken = any(d.severity == "error" for d in checked.diagnostics)
     return () if broken else checked.recipes, list(checked.diagnostics)
 
 
-def tell(found: list[Diagnostic], good: list, shared: Shared, *, bare: bool) -> None:
+def print_result(diagnostics: list[Diagnostic], good: list, shared: Shared, *, bare: bool) -> None:
     """Diagnostics, and a summary line for each pipeline of each sound recipe."""
     rows = [{"path": str(path), **row} for path, variants in good for row in summaries(variants)]
     screen = shared.screen
-    screen.complain(found, "check", recipes=rows)
+    screen.complain(diagnostics, "check", recipes=rows)
     if screen.format != "text" or shared.quiet:
         return
     for row in rows:
@@ -88,8 +88,8 @@ def summaries(variants: "Sequence[Recipe]") -> list[dict[str, Any]]:
 
 def sizes_line(row: dict[str, Any]) -> str:
     """`lean: 3 steps, 2 artifacts, 2 bounds, 3 variants`."""
-    from ...core.quantity import counted
+    from ...core.quantity import count_text
 
-    parts = [counted(row[f"{noun}s"], noun) for noun in ("step", "artifact", "bound")]
-    parts += [counted(row["variants"], "variant")] if row["variants"] > 1 else []
+    parts = [count_text(row[f"{noun}s"], noun) for noun in ("step", "artifact", "bound")]
+    parts += [count_text(row["variants"], "variant")] if row["variants"] > 1 else []
     return f"{row['pipeline']}: {', '.join(parts)}"

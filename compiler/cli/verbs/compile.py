@@ -71,8 +71,8 @@ def register(app: typer.Typer) -> None:
             check_workers(workers)
         shared.check_environment()
         saved = _saved(plan) if plan else None
-        with shared.listening() as tell:
-            session = shared.session(recipe, tell)
+        with shared.listening() as listener:
+            session = shared.session(recipe, listener)
             session.settings.workers = workers or ""
             session.settings.max_time = max_time
             results = api.build(session, output, force=force, saved=saved, dump=dump_ir)
@@ -83,9 +83,9 @@ def _saved(path: Path) -> Any:
     try:
         return read_json(path, MANIFEST)
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", "") or "it is not JSON"
+        reason = getattr(error, "strerror", "") or "it is not JSON"
         raise Reject(
-            unreadable_plan(f"{path}: {why.lower()}", help="`effc plan RECIPE -o FILE` writes a plan")
+            unreadable_plan(f"{path}: {reason.lower()}", help="`effc plan RECIPE -o FILE` writes a plan")
         ) from error
 
 
@@ -96,16 +96,16 @@ def report(results: "Sequence[Result]", shared: Shared) -> int:
     if screen.format == "text":
         for result in results:
             for a in result.artifacts:
-                screen.answer(drawn(a.path, a.manifest, screen) + "\n")
-            for told in result.reports:
-                screen.answer(screen.styled(f"{result.plan.pipeline.name} -> {told.path}", "bold") + "\n")
-            if accounts := accounts_drawn(result, screen):
+                screen.answer(artifact_lines(a.path, a.manifest, screen) + "\n")
+            for summary in result.reports:
+                screen.answer(screen.styled(f"{result.plan.pipeline.name} -> {summary.path}", "bold") + "\n")
+            if accounts := accounts_text(result, screen):
                 screen.answer(accounts + "\n")
     screen.complain(missed, "compile", artifacts=rows)
     if not missed and screen.format == "text":
         from ...core.quantity import seconds
 
-        screen.say(screen.styled("ok", "green") + f": compiled in {seconds(sum(r.seconds for r in results))}")
+        screen.note(screen.styled("ok", "green") + f": compiled in {seconds(sum(r.seconds for r in results))}")
     return code_of(missed)
 
 
@@ -123,18 +123,18 @@ def artifact_json(manifest: "Manifest") -> dict[str, Any]:
     }
 
 
-def accounts_drawn(result: "Result", screen: "Screen") -> str:
+def accounts_text(result: "Result", screen: "Screen") -> str:
     """The original, the program in memory and every form of all artifacts, on the same tokens; "" of no language."""
     from ...artifacts.form_losses import account_rows, table
 
-    found = table({a.path.name: a.manifest.accounts for a in result.artifacts if a.manifest.accounts})
-    if not found:
+    losses = table({a.path.name: a.manifest.accounts for a in result.artifacts if a.manifest.accounts})
+    if not losses:
         return ""
-    title = screen.styled(f"{result.plan.pipeline.name} on {found[0].where}", "bold")
-    return f"{title}\n{screen.table(account_rows(found), right=(1, 2, 3, 4, 5), indent='  ')}".rstrip("\n")
+    title = screen.styled(f"{result.plan.pipeline.name} on {losses[0].where}", "bold")
+    return f"{title}\n{screen.table(account_rows(losses), right=(1, 2, 3, 4, 5), indent='  ')}".rstrip("\n")
 
 
-def drawn(path: Path, manifest: "Manifest", screen: "Screen") -> str:
+def artifact_lines(path: Path, manifest: "Manifest", screen: "Screen") -> str:
     """`small -> out/small  hf, 4.2 MiB`, and a row for every measure."""
     from ...core.quantity import size
 
@@ -163,14 +163,14 @@ def measured_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
     rows, left = [], list(manifest.expectations)
     for m in manifest.measures:
         before = measured(m.original, m.unit) if m.original is not None else ""
-        told = [e for e in left if e.text.startswith(f"{m.metric} ")]
-        left = [e for e in left if e not in told]
-        moved = change(m.original, m.compiled) if m.original is not None else ""
-        if m.spread and moved:
-            moved += f" ({', '.join(change(1.0, end).removesuffix(' %') for end in m.spread)})"
-        first = (m.metric, before, measured(m.compiled, m.unit), moved)
-        rows.append((*first, _bound(told[0], m.metric) if told else "", told[0].outcome if told else ""))
-        rows += [("", "", "", "", _bound(e, m.metric), e.outcome) for e in told[1:]]
+        bounds = [e for e in left if e.text.startswith(f"{m.metric} ")]
+        left = [e for e in left if e not in bounds]
+        difference = change(m.original, m.compiled) if m.original is not None else ""
+        if m.spread and difference:
+            difference += f" ({', '.join(change(1.0, end).removesuffix(' %') for end in m.spread)})"
+        first = (m.metric, before, measured(m.compiled, m.unit), difference)
+        rows.append((*first, _bound(bounds[0], m.metric) if bounds else "", bounds[0].outcome if bounds else ""))
+        rows += [("", "", "", "", _bound(e, m.metric), e.outcome) for e in bounds[1:]]
     return rows + [(e.text, "", "", "", "", e.outcome) for e in left]
 
 

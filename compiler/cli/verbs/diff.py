@@ -17,8 +17,8 @@ def register(app: typer.Typer) -> None:
         """Compare two artifacts: measures, shapes, steps, recipe, machine."""
         from ...artifacts.diff import diff
 
-        found = diff(before, after)
+        difference = diff(before, after)
         if shared.format == "json":
-            shared.screen.answer_json("diff", **found.to_json())
+            shared.screen.answer_json("diff", **difference.to_json())
         else:
-            shared.screen.answer(found.draw().rstrip("\n"))
+            shared.screen.answer(difference.draw().rstrip("\n"))

@@ -54,62 +54,62 @@ def register(app: typer.Typer) -> None:
             return _measure(shared)
         if architectures:
             return _architectures(shared)
-        found = [*pythons(), *machine(), *storage(shared.cache_folder)]
-        missing = [f for f in found if f.state == "missing"]
+        findings = [*pythons(), *machine(), *storage(shared.cache_folder)]
+        missing = [f for f in findings if f.state == "missing"]
         if shared.format == "json":
-            body = [{"topic": f.topic, "fact": f.fact, "state": f.state, "remedy": f.remedy} for f in found]
+            body = [{"topic": f.topic, "fact": f.fact, "state": f.state, "remedy": f.remedy} for f in findings]
             shared.screen.answer_json("doctor", "error" if missing else "ok", findings=body)
         else:
-            _draw(found, missing, shared)
+            _draw(findings, missing, shared)
         return EXITS["environment"] if missing else 0
 
 
 def _trust(path: Path, shared: Shared) -> int:
     """Every check of an artifact; the exit code of a broken environment where one fails."""
-    from ...artifacts.trust import look
+    from ...artifacts.trust import require_manifest
 
-    found = look(path, lambda artifact, manifest: read_forms(artifact, manifest, shared.cache_folder))
-    bad = any(check.state == "bad" for check in found)
+    checks = require_manifest(path, lambda artifact, manifest: read_forms(artifact, manifest, shared.cache_folder))
+    has_failure = any(check.state == "bad" for check in checks)
     if shared.format == "json":
-        body = [{"topic": c.topic, "fact": c.fact, "state": c.state} for c in found]
-        shared.screen.answer_json("doctor", "error" if bad else "ok", checks=body)
+        body = [{"topic": c.topic, "fact": c.fact, "state": c.state} for c in checks]
+        shared.screen.answer_json("doctor", "error" if has_failure else "ok", checks=body)
     else:
-        colors, width = {"ok": "green", "note": "yellow", "bad": "red"}, max(len(c.topic) for c in found)
-        for c in found:
+        colors, width = {"ok": "green", "note": "yellow", "bad": "red"}, max(len(c.topic) for c in checks)
+        for c in checks:
             state = shared.screen.styled(f"{c.state:<4}", colors[c.state])
             shared.screen.answer(f"{state}  {c.topic:<{width}}  {c.fact}")
-    return EXITS["environment"] if bad else 0
+    return EXITS["environment"] if has_failure else 0
 
 
 def _measure(shared: Shared) -> int:
     """Measure what plans reckon with, keep it, and say it."""
     import torch
 
-    from ...core.quantity import count, counted, seconds, size
+    from ...core.quantity import count, count_text, seconds, size
     from ...core.speed_cache import keep
     from ...core.speeds import measure
 
     if shared.threads:
         torch.set_num_threads(shared.threads)
     shared.cache_folder.mkdir(parents=True, exist_ok=True)
-    found = measure(shared.cache_folder, each=0.5)
-    keep(shared.cache_folder, found)
+    speeds = measure(shared.cache_folder, each=0.5)
+    keep(shared.cache_folder, speeds)
     threads, screen = torch.get_num_threads(), shared.screen
     if shared.format == "json":
-        screen.answer_json("doctor", "ok", threads=threads, speeds=asdict(found))
+        screen.answer_json("doctor", "ok", threads=threads, speeds=asdict(speeds))
         return 0
-    said = {
-        "products": f"{count(found.float32)} operations a second in float32, {count(found.bfloat16)} in bfloat16, "
-        f"{count(found.float64)} in float64",
-        "weights": f"{size(found.read)} a second read by a product of one row, {count(found.look)} numbers looked at",
-        "masks": f"{count(found.select)} weights a second by threshold, {count(found.sort)} in groups of four",
-        "packing": f"{count(found.pack)} weights a second",
-        "hashing": f"{size(found.hash)} a second",
-        "disk": f"{size(found.disk)} a second written and synced",
-        "start": f"{seconds(found.start)} until a fresh process has its libraries",
+    lines = {
+        "products": f"{count(speeds.float32)} operations a second in float32, {count(speeds.bfloat16)} in bfloat16, "
+        f"{count(speeds.float64)} in float64",
+        "weights": f"{size(speeds.read)} a second read by a product of one row, {count(speeds.look)} numbers looked at",
+        "masks": f"{count(speeds.select)} weights a second by threshold, {count(speeds.sort)} in groups of four",
+        "packing": f"{count(speeds.pack)} weights a second",
+        "hashing": f"{size(speeds.hash)} a second",
+        "disk": f"{size(speeds.disk)} a second written and synced",
+        "start": f"{seconds(speeds.start)} until a fresh process has its libraries",
     }
-    screen.answer(screen.table([("", counted(threads, "thread")), *said.items()]))
-    screen.say(f"kept in {shared.cache_folder}: `effc plan` reckons with it. On a busy machine measure again later")
+    screen.answer(screen.table([("", count_text(threads, "thread")), *lines.items()]))
+    screen.note(f"kept in {shared.cache_folder}: `effc plan` reckons with it. On a busy machine measure again later")
     return 0
 
 
@@ -117,33 +117,33 @@ def _architectures(shared: Shared) -> int:
     """The matrix that the test run left, and every sentence that refused something."""
     from ...core.architectures import matrix
 
-    found, screen = matrix(), shared.screen
+    table, screen = matrix(), shared.screen
     if shared.format == "json":
-        screen.answer_json("doctor", "ok", architectures=asdict(found))
+        screen.answer_json("doctor", "ok", architectures=asdict(table))
         return 0
-    rows = [("", *found.columns)]
-    rows += [(name, *(cells[column] for column in found.columns)) for name, cells in found.cells.items()]
+    rows = [("", *table.columns)]
+    rows += [(name, *(cells[column] for column in table.columns)) for name, cells in table.cells.items()]
     screen.answer(screen.table(rows))
     screen.answer("")
-    for why, places in found.refusals.items():
-        screen.answer(f"{places[0]}: {why}")
+    for reason, models in table.refusals.items():
+        screen.answer(f"{models[0]}: {reason}")
     screen.answer("")
-    screen.answer(found.summary)
+    screen.answer(table.summary)
     return 0
 
 
-def _draw(found: list[Finding], missing: list[Finding], shared: Shared) -> None:
+def _draw(findings: list[Finding], missing: list[Finding], shared: Shared) -> None:
     screen = shared.screen
     colors = {"ok": "green", "note": "yellow", "missing": "red"}
-    width = max(len(f.topic) for f in found)
-    for f in found:
+    width = max(len(f.topic) for f in findings)
+    for f in findings:
         state = screen.styled(f"{f.state:<7}", colors[f.state])
         screen.answer(f"{state}  {f.topic:<{width}}  {f.fact}")
         if f.remedy and f.state != "ok":
             screen.answer(" " * (width + 11) + screen.styled(f.remedy, "dim"))
-    from ...core.quantity import counted
+    from ...core.quantity import count_text
 
-    screen.say("" if not missing else f"{counted(len(missing), 'required thing')} missing")
+    screen.note("" if not missing else f"{count_text(len(missing), 'required thing')} missing")
 
 
 def pythons() -> list[Finding]:
@@ -151,7 +151,7 @@ def pythons() -> list[Finding]:
     from ...core.environment import Package, packages, python_version
 
     new_enough = sys.version_info >= (3, 11)
-    found = [
+    findings = [
         Finding(
             "python",
             f"{python_version()}, needs >=3.11",
@@ -162,12 +162,12 @@ def pythons() -> list[Finding]:
     extras: dict[tuple[str, str], list[Package]] = {}  # several want the same, which is said once
     for p in packages():
         extras.setdefault((p.name, p.range), []).append(p)
-    for p, *more in extras.values():
+    for p, *further in extras.values():
         state = "ok" if p.state == "ok" else "note" if p.group else "missing"
-        group = f"  [{', '.join(x.group for x in (p, *more))}]" if p.group else ""
+        group = f"  [{', '.join(x.group for x in (p, *further))}]" if p.group else ""
         fact = f"{p.version}, needs {p.range}" if p.version else f"not installed, needs {p.range}"
-        found.append(Finding(p.name, fact + group, state, p.remedy if state != "ok" else ""))
-    return found
+        findings.append(Finding(p.name, fact + group, state, p.remedy if state != "ok" else ""))
+    return findings
 
 
 def machine() -> list[Finding]:
@@ -187,7 +187,7 @@ def machine() -> list[Finding]:
 
 def kernels() -> Finding:
     """Whether the native kernels are there, at which level of instruction sets they run, and why at that."""
-    from ....kernels.levels import NoSuchLevel, library, why
+    from ....kernels.levels import NoSuchLevel, level_reason, library
 
     if library() is None:
         return Finding(
@@ -197,22 +197,22 @@ def kernels() -> Finding:
             "install effc again, or from a wheel for this platform",
         )
     try:
-        return Finding("kernels", f"compiled, {why()}")
+        return Finding("kernels", f"compiled, {level_reason()}")
     except NoSuchLevel as error:
         return Finding("kernels", str(error), "missing", "unset EFFC_ISA, or name a level that is here")
 
 
 def storage(cache: Path) -> list[Finding]:
     """The cache, whether it can be written, and what is free on its disk."""
-    from ...core.quantity import counted, size
+    from ...core.quantity import count_text, size
 
     existing = next(p for p in (cache, *cache.absolute().parents) if p.exists())
     files = [f for f in cache.rglob("*") if f.is_file()] if cache.is_dir() else []
     used = sum(f.stat().st_size for f in files)
     steps = sum(1 for _ in (cache / "steps").glob("*.json"))
-    fact = f"{cache}, {counted(steps, 'step')}, {size(used)}" if cache.is_dir() else f"{cache}, not made yet"
+    fact = f"{cache}, {count_text(steps, 'step')}, {size(used)}" if cache.is_dir() else f"{cache}, not made yet"
     writable = os.access(existing, os.W_OK)
-    found = [
+    findings = [
         Finding(
             "cache",
             fact,
@@ -221,7 +221,7 @@ def storage(cache: Path) -> list[Finding]:
         )
     ]
     free = shutil.disk_usage(existing).free
-    found.append(
+    findings.append(
         Finding(
             "disk",
             f"{size(free)} free where the cache is",
@@ -230,5 +230,5 @@ def storage(cache: Path) -> list[Finding]:
         )
     )
     hub = os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
-    found.append(Finding("models", f"{hub}" + (", offline" if os.environ.get("HF_HUB_OFFLINE") else "")))
-    return found
+    findings.append(Finding("models", f"{hub}" + (", offline" if os.environ.get("HF_HUB_OFFLINE") else "")))
+    return findings

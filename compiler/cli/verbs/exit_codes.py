@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ....dsl.syntax.diagnostics import EXITS, Diagnostic, Fault, Reject
-from ...core.json_errors import is_want_of_memory
+from ...core.json_errors import is_out_of_memory
 from .interrupt import SENTENCE
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ no_level = Fault(
     "Unset it to run the native kernels at the highest level; `effc doctor` says which that is.",
     exit="environment",
 )
-kernel_refused = Fault(
+kernel_error = Fault(
     "kernel-refused",
     "A native kernel was given what it can't work with, or the compiled kernels are not here.\n\n"
     "Kernels check sizes and packed weights before they read them, and say here what they found.",
@@ -102,7 +102,7 @@ class Carried(Exception):
 
 
 def explained(error: BaseException, cache: Path | None = None) -> Sequence[Diagnostic]:
-    """What to tell a person about an exception; `cache` is the folder of finished steps, where it is another."""
+    """Diagnostics for an exception; `cache` is the folder of finished steps, where it is another."""
     match error:
         case Reject():
             return error.diagnostics
@@ -111,7 +111,7 @@ def explained(error: BaseException, cache: Path | None = None) -> Sequence[Diagn
         case UsageError():
             return [_usage(error)]
     text = str(error)
-    if is_want_of_memory(error):
+    if is_out_of_memory(error):
         return [_memory(error)]
     if getattr(error, "errno", None) == errno.ENOSPC or any(t in text for t in _FULL):
         return [_no_space(_file(error), cache)]
@@ -120,7 +120,7 @@ def explained(error: BaseException, cache: Path | None = None) -> Sequence[Diagn
     if _is(error, "NoSuchLevel"):
         return [no_level(text, help="unset EFFC_ISA, or name a level that is here")]
     if _is(error, "KernelError"):
-        return [kernel_refused(_sentence(error), help="`effc doctor` says what the kernels find here")]
+        return [kernel_error(_sentence(error), help="`effc doctor` says what the kernels find here")]
     if isinstance(error, PermissionError):
         return [no_access(f"no permission: {_file(error)}")]
     if isinstance(error, OSError) and error.filename:
@@ -146,18 +146,18 @@ def _no_space(file: str, cache: Path | None) -> Diagnostic:
     """Only what lies in the cache is freed by its verb; of a file that somebody named, the disk is theirs."""
     from ...core.cache import default_cache
 
-    kept = os.path.abspath(cache or default_cache())
+    cache_folder = os.path.abspath(cache or default_cache())
     help = "`effc cache gc` frees what is no longer used"
-    if file and not Path(os.path.abspath(file)).is_relative_to(kept):
+    if file and not Path(os.path.abspath(file)).is_relative_to(cache_folder):
         help = "make room on its disk, or name a file on another one"
     return no_space(f"the disk is full{f' at {file}' if file else ''}", help=help)
 
 
 def _memory(error: BaseException) -> Diagnostic:
     text = str(error)
-    asked = text[text.find("tried to allocate") :].split(".")[0] if "tried to allocate" in text else ""
+    request = text[text.find("tried to allocate") :].split(".")[0] if "tried to allocate" in text else ""
     return no_memory(
-        "memory ran out" + (f": {asked}" if asked else ""),
+        "memory ran out" + (f": {request}" if request else ""),
         help="finished steps are cached; lower --max-memory or give fewer rows of data",
     )
 
@@ -168,15 +168,15 @@ def _usage(error) -> Diagnostic:
     path = error.ctx.command_path if getattr(error, "ctx", None) else "effc"
     help = f"`{path} --help` lists what it takes"
     for mark in (" Did you mean ", " (Possible options: ", " (Did you mean one of: "):
-        message, found, near = message.partition(mark)
-        if found:
-            help = f"did you mean {near.partition('? (')[0].rstrip('?)')}?"  # two libraries may each say it
+        message, separator, suggestion_text = message.partition(mark)
+        if separator:
+            help = f"did you mean {suggestion_text.partition('? (')[0].rstrip('?)')}?"  # two libraries may each say it
             break
     if message.startswith("No such option"):  # in quotes from click 8.5 on
         message, help = message.replace("'", ""), help.replace("'", "")
-    for theirs, ours in _USAGE.items():
-        if message.startswith(theirs):
-            message = ours + message.removeprefix(theirs)
+    for typer_text, replacement in _USAGE.items():
+        if message.startswith(typer_text):
+            message = replacement + message.removeprefix(typer_text)
     return usage(message.rstrip(".").replace("'", "`"), help=help.replace("'", "`"))
 
 

@@ -14,7 +14,7 @@ from .flags import Shared, verb
 if TYPE_CHECKING:
     from ...apps.federation.deployment import Deployment
 
-LOOK = 2.0  # seconds between two looks at a run
+POLL_SECONDS = 2.0  # seconds between two looks at a run
 
 _app = typer.Argument(metavar="FOLDER", help="An artifact of the target `flower`.", show_default=False)
 _data = typer.Option(
@@ -37,31 +37,33 @@ def register(app: typer.Typer) -> None:
         wait: Annotated[bool, _wait] = False,
     ) -> None:
         """Start a SuperLink with TLS and the clients' nodes, and submit the run."""
-        made = _deploy(folder.resolve(), shared, data, port)
+        deployment = _deploy(folder.resolve(), shared, data, port)
         if wait:
-            return _until_over(made, shared)
+            return _until_over(deployment, shared)
         if shared.format == "json":
-            return shared.screen.answer_json("federate up", run=made.run, port=made.port, folder=str(made.folder))
-        return shared.screen.say(f"effc federate status {quote(str(folder.resolve()))}")
+            return shared.screen.answer_json(
+                "federate up", run=deployment.run, port=deployment.port, folder=str(deployment.folder)
+            )
+        return shared.screen.note(f"effc federate status {quote(str(folder.resolve()))}")
 
     @verb(group, name="status")
     def watch(folder: Annotated[Path, _app], shared: Shared, wait: Annotated[bool, _wait] = False) -> None:
         """Say how the run goes and which processes live; the exit code is that of a run that is over."""
         from ...apps.federation.deployment import read_deployment
 
-        made = read_deployment(place_of(folder.resolve()))
-        return _until_over(made, shared) if wait else _tell(made, shared)
+        deployment = read_deployment(deployment_folder(folder.resolve()))
+        return _until_over(deployment, shared) if wait else _print_status(deployment, shared)
 
     @verb(group, name="down")
     def stop(folder: Annotated[Path, _app], shared: Shared) -> None:
         """End the deployment's processes; logs, checkpoints and results stay."""
         from ...apps.federation.deployment import down, read_deployment
 
-        made = read_deployment(place_of(folder.resolve()))
-        names = down(made)
+        deployment = read_deployment(deployment_folder(folder.resolve()))
+        names = down(deployment)
         if shared.format == "json":
-            return shared.screen.answer_json("federate down", ended=names, folder=str(made.folder))
-        return shared.screen.say(f"ended {', '.join(names) or 'nothing'}; results and logs are in {made.folder}")
+            return shared.screen.answer_json("federate down", ended=names, folder=str(deployment.folder))
+        return shared.screen.note(f"ended {', '.join(names) or 'nothing'}; results and logs are in {deployment.folder}")
 
 
 def _deploy(folder: Path, shared: Shared, data: Sequence[Path], port: int) -> "Deployment":
@@ -72,7 +74,7 @@ def _deploy(folder: Path, shared: Shared, data: Sequence[Path], port: int) -> "D
     from ...artifacts.manifest import verify_files
     from .federation_run import data_folder
 
-    place = place_of(folder)
+    target = deployment_folder(folder)
     check_flower()
     verify_files(folder)
     declared = read_declaration(folder / PACKAGE / NAME)
@@ -80,57 +82,59 @@ def _deploy(folder: Path, shared: Shared, data: Sequence[Path], port: int) -> "D
         check_code(folder, declared)
     check_base(declared, folder / declared.folder, shared.cache_folder)
     common = folder if data else data_folder(folder)
-    made = up(folder, declared, place, common, list(data), shared.cache_folder, port)
-    shared.screen.say(f"run {made.run} on {declared.clients} nodes, SuperLink at 127.0.0.1:{made.port}")
-    return made
+    deployment = up(folder, declared, target, common, list(data), shared.cache_folder, port)
+    shared.screen.note(f"run {deployment.run} on {declared.clients} nodes, SuperLink at 127.0.0.1:{deployment.port}")
+    return deployment
 
 
-def place_of(app: Path) -> Path:
+def deployment_folder(app: Path) -> Path:
     """The folder of an app's deployment, beside it. Raises Reject (odd-file) where links lie in it."""
-    from ...core.safe_read import refuse_odd
+    from ...core.safe_read import reject_links
 
     folder = app.with_name(f"{app.name}-deployment")
-    refuse_odd(folder)
+    reject_links(folder)
     return folder
 
 
-def _until_over(made: "Deployment", shared: Shared) -> None:
+def _until_over(deployment: "Deployment", shared: Shared) -> None:
     from ...apps.federation.deployment import status
 
-    while not made.broken and not status(made)[0].startswith("finished"):
-        time.sleep(LOOK)
-    _tell(made, shared)
+    while not deployment.broken and not status(deployment)[0].startswith("finished"):
+        time.sleep(POLL_SECONDS)
+    _print_status(deployment, shared)
 
 
-def _tell(made: "Deployment", shared: Shared) -> None:
+def _print_status(deployment: "Deployment", shared: Shared) -> None:
     from ...apps.federation.deployment import deployment_failed, status
     from ...apps.federation.processes import last_line
 
-    if any(p.name == "superlink" for p in made.broken):
-        raise _ended(made)  # and nobody else knows how the run goes
-    word, details = status(made)
+    if any(p.name == "superlink" for p in deployment.broken):
+        raise _exit_status(deployment)  # and nobody else knows how the run goes
+    word, details = status(deployment)
     if shared.format == "json":
-        living = {p.name: p.lives for p in made.processes}
-        shared.screen.answer_json("federate status", run=made.run, status=word, details=details, processes=living)
+        living = {p.name: p.lives for p in deployment.processes}
+        shared.screen.answer_json("federate status", run=deployment.run, status=word, details=details, processes=living)
     else:
-        rows = [(p.name, str(p.pid), "lives" if p.lives else f"ended: {last_line(p.log)}") for p in made.processes]
+        rows = [
+            (p.name, str(p.pid), "lives" if p.lives else f"ended: {last_line(p.log)}") for p in deployment.processes
+        ]
         shared.screen.answer(shared.screen.table([("process", "pid", ""), *rows], right=(1,)).rstrip("\n"))
-        shared.screen.answer(f"run {made.run}: {word}")
+        shared.screen.answer(f"run {deployment.run}: {word}")
     if word in ("finished:failed", "finished:stopped"):
-        raise Reject(deployment_failed(f"the run is {word}: {details}", help=f"logs are in {made.folder}"))
-    if made.broken and word != "finished:completed":
-        raise _ended(made)
+        raise Reject(deployment_failed(f"the run is {word}: {details}", help=f"logs are in {deployment.folder}"))
+    if deployment.broken and word != "finished:completed":
+        raise _exit_status(deployment)
 
 
-def _ended(made: "Deployment") -> Reject:
+def _exit_status(deployment: "Deployment") -> Reject:
     from ...apps.federation.deployment import deployment_failed
     from ...apps.federation.processes import last_line
 
-    gone = made.broken[0]
+    process = deployment.broken[0]
     return Reject(
         deployment_failed(
-            f"{gone.name} has ended: {last_line(gone.log)}",
-            note=f"see {gone.log}",
+            f"{process.name} has ended: {last_line(process.log)}",
+            note=f"see {process.log}",
             help="`effc federate down`, then `up`: the run goes on from its last round",
         )
     )

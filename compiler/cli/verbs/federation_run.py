@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from .flags import Shared
 
 
-def is_federation(place: str) -> bool:
+def is_federation(path: str) -> bool:
     """Whether a path is an artifact of the target `flower`."""
     from ...artifacts.manifest import NAME, read_manifest
 
-    return (Path(place) / NAME).is_file() and read_manifest(Path(place)).kind == "flower"
+    return (Path(path) / NAME).is_file() and read_manifest(Path(path)).kind == "flower"
 
 
 def federate(path: Path, shared: "Shared") -> None:
@@ -26,20 +26,20 @@ def federate(path: Path, shared: "Shared") -> None:
     from ...apps.federation.simulation import simulate
     from ...apps.federation.table import HEAD, line
     from ...artifacts.manifest import verify_files
-    from ...core.safe_read import refuse_odd
+    from ...core.safe_read import reject_links
     from ...driver.models import computing
 
     path = path.resolve()  # `.` has no name, and results lie beside it by its name
     into = path.with_name(f"{path.name}-result")
-    refuse_odd(into)
+    reject_links(into)
     verify_files(path)
     declared = read_declaration(path / PACKAGE / NAME)
     data, screen = data_folder(path), shared.screen
     if screen.format != "json":
         screen.answer(HEAD)
-    told = (lambda r: None) if screen.format == "json" else (lambda r: screen.answer(line(r)))
+    on_round = (lambda r: None) if screen.format == "json" else (lambda r: screen.answer(line(r)))
     with computing(str(path)):
-        run = simulate(declared, path / declared.folder, data, shared.settings(), told)
+        run = simulate(declared, path / declared.folder, data, shared.settings(), on_round)
     write_results(run.strategy.results(), run.course, declared, into, path)
     if screen.format == "json":
         return screen.answer_json("run", rounds=[r.to_json() for r in run.course.rounds], result=str(into))
@@ -67,15 +67,17 @@ def data_folder(path: Path) -> Path:
 def _sum_up(run: "Federation", declared: "Declaration", into: Path, shared: "Shared") -> None:
     from ...apps.federation.noise import privacy
     from ...apps.federation.rounds import lines
-    from ...core.quantity import counted, size
+    from ...core.quantity import count_text, size
 
     for text in lines(run.course.rounds):
-        shared.screen.say(text)
+        shared.screen.note(text)
     if declared.stream:
         from ...apps.federation.stream import forgotten
 
         worse = ", ".join(f"{value:+.4f}" for value in forgotten(run.course.rounds))
-        shared.screen.say(f"tasks before the last, nats per token since their own rounds: {worse}")
+        shared.screen.note(f"tasks before the last, nats per token since their own rounds: {worse}")
     if declared.clip:
-        shared.screen.say(privacy(run.course.rounds, declared))
-    shared.screen.say(f"{counted(len(run.course.rounds), 'round')}, {size(run.course.bytes)} sent; states in {into}")
+        shared.screen.note(privacy(run.course.rounds, declared))
+    shared.screen.note(
+        f"{count_text(len(run.course.rounds), 'round')}, {size(run.course.bytes)} sent; states in {into}"
+    )

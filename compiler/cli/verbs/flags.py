@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ....dsl.checker.profiles import MOST_THREADS
+from ....dsl.checker.profiles import MAX_THREADS
 from .exit_codes import Carried
 from .output import Screen
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ...core.settings import Settings
     from ...driver.api import Session
 
-MOST = 2**62  # bytes, or seconds
+MAX_INT = 2**62  # bytes, or seconds
 FORMATS = ("text", "json", "github", "junit", "md")
 
 
@@ -41,10 +41,10 @@ def size(text: str) -> int:
 
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     units = {**BYTES, "": 1}
-    found = float(match[1]) * units[match[2]] if match and match[2] in units else 0
-    if not 1 <= found < MOST:
+    value = float(match[1]) * units[match[2]] if match and match[2] in units else 0
+    if not 1 <= value < MAX_INT:
         raise typer.BadParameter(f"`{text:.40}` is no size: write a number and a unit, such as 20GiB or 500MB")
-    return int(found)
+    return int(value)
 
 
 def finite(value: float | None) -> float | None:
@@ -64,14 +64,14 @@ def duration(text: str) -> float:
     units = {**DURATIONS, "m": 60.0}
     if match and not match[2]:
         raise typer.BadParameter(f"`{text}` has no unit: write {match[1]}s, {match[1]}m or {match[1]}h")
-    found = float(match[1]) * units[match[2]] if match and match[2] in units else 0
-    if not 0 < found < MOST:
+    value = float(match[1]) * units[match[2]] if match and match[2] in units else 0
+    if not 0 < value < MAX_INT:
         raise typer.BadParameter(f"`{text:.40}` is no time: write a number and a unit, such as 90s, 30m or 2h")
-    return found
+    return value
 
 
-def _flag(panel: str, doc: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=doc, rich_help_panel=panel, show_default=False, show_envvar=False, **more)
+def _flag(panel: str, doc: str, *names: str, **options: Any) -> Any:
+    return typer.Option(*names, help=doc, rich_help_panel=panel, show_default=False, show_envvar=False, **options)
 
 
 _quiet = _flag("speech", "Say nothing but the answer and errors.", "--quiet", "-q")
@@ -91,7 +91,7 @@ _device = _flag(
     "--device",
     metavar="NAME",
 )
-_threads = _flag("machine", "Threads of torch.", "--threads", metavar="N", min=1, max=MOST_THREADS)
+_threads = _flag("machine", "Threads of torch.", "--threads", metavar="N", min=1, max=MAX_THREADS)
 _memory = _flag("machine", "Memory allowed, such as 20GiB.", "--max-memory", metavar="SIZE", parser=size)
 _still = _flag("progress", "No progress on stderr.", "--no-progress")
 _events = _flag("progress", "Write progress as JSON lines to a file.", "--events", metavar="FILE")
@@ -128,7 +128,7 @@ knowledge_url = typer.Option(
 
 @dataclass(frozen=True)
 class Shared:
-    """What every verb was told. The panel of a flag says which verbs show it in their help."""
+    """Options of every verb. The panel of a flag says which verbs show it in their help."""
 
     quiet: Annotated[bool, _quiet] = False
     verbose: Annotated[int, _verbose] = 0
@@ -155,7 +155,7 @@ class Shared:
 
     @property
     def overrides(self) -> dict[str, str]:
-        """What `--set` said, by name."""
+        """Values of `--set` by name."""
         pairs = [text.partition("=") for text in self.sets]
         for name, equals, _ in pairs:
             if not equals or not name.strip():
@@ -182,12 +182,12 @@ class Shared:
         level()
         check_device(choose(self.device))
 
-    def session(self, recipe: Path, tell: "Listener | None" = None) -> "Session":
+    def session(self, recipe: Path, listener: "Listener | None" = None) -> "Session":
         """One recipe with what the flags say; a name of the library where there is no such file."""
         from ...driver.api import session
         from ...plugin.recipe_library import by_name
 
-        return session(by_name(recipe), settings=self.settings(tell), set=self.overrides, params=self.params)
+        return session(by_name(recipe), settings=self.settings(listener), set=self.overrides, params=self.params)
 
     def listening(self) -> "AbstractContextManager[Listener]":
         """Progress as the flags want it: bars on a terminal, lines elsewhere, JSON lines in a file."""
@@ -206,8 +206,8 @@ class Shared:
             warned=self.screen.warn,
         )
 
-    def settings(self, tell: "Listener | None" = None) -> "Settings":
-        """What the compiler is granted."""
+    def settings(self, listener: "Listener | None" = None) -> "Settings":
+        """Settings of the compiler."""
         from ...core.device import choose
         from ...core.events import silent
         from ...core.settings import Settings
@@ -223,7 +223,7 @@ class Shared:
             self.threads,
             self.undecided,
             self.locked,
-            tell or silent,
+            listener or silent,
         )
 
 
@@ -258,7 +258,7 @@ class Verb(TyperCommand):
 
 
 def _metavar(argument, ctx) -> str:
-    """What an argument is called in help; typer fills in `metavar` itself only from 0.21 on."""
+    """Metavar of an argument in help; typer fills in `metavar` itself only from 0.21 on."""
     return argument.metavar or argument.make_metavar(ctx)
 
 
@@ -276,28 +276,28 @@ def verb(
     """
 
     def wrap(run: Callable) -> Callable:
-        own = [p for n, p in inspect.signature(run, eval_str=True).parameters.items() if n != "shared"]
-        own += [_SIGNED] if opens else []
-        taken = {p.name for p in own}  # a verb's own option goes before a shared one of that name
-        shared_names = [f.name for f in fields(Shared) if f.name not in taken]
+        parameters = [p for n, p in inspect.signature(run, eval_str=True).parameters.items() if n != "shared"]
+        parameters += [_SIGNED] if opens else []
+        names = {p.name for p in parameters}  # a verb's own option goes before a shared one of that name
+        shared_names = [f.name for f in fields(Shared) if f.name not in names]
         added = [_parameter(name, formats, ("speech", *shows)) for name in shared_names]
 
-        def command(**given: Any) -> int:
-            shared = Shared(**{name: given.pop(name) for name in shared_names})
+        def command(**arguments: Any) -> int:
+            shared = Shared(**{name: arguments.pop(name) for name in shared_names})
             if shared.offline:  # before huggingface_hub is imported, which reads it once
                 os.environ["HF_HUB_OFFLINE"] = "1"
             try:
                 _check_choices(shared, formats)
-                _check_texts({**given, **vars(shared)})
-                if keys := given.pop(_SIGNED.name, ()):
-                    _authenticate([given[name] for name in opens], keys)
-                return run(shared=shared, **given) or 0
+                _check_texts({**arguments, **vars(shared)})
+                if keys := arguments.pop(_SIGNED.name, ()):
+                    _authenticate([arguments[name] for name in opens], keys)
+                return run(shared=shared, **arguments) or 0
             except BaseException as error:
                 raise Carried(error, shared) from error
 
         command.__name__, command.__doc__ = run.__name__, run.__doc__
-        command.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in (*own, *added)}
+        command.__signature__ = inspect.Signature([*parameters, *added])  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in (*parameters, *added)}
         app.command(name, cls=Verb)(command)
         return run
 
@@ -337,20 +337,20 @@ def _authenticate(values: Sequence[Any], keys: Sequence[str]) -> None:
     from ...artifacts.load import authenticate
 
     for value in values:
-        for place in [Path(value)] if isinstance(value, (str, Path)) else value:
-            authenticate(Path(place if isinstance(place, Path) else place.partition("=")[2]), keys)
+        for path in [Path(value)] if isinstance(value, (str, Path)) else value:
+            authenticate(Path(path if isinstance(path, Path) else path.partition("=")[2]), keys)
 
 
 SPOKEN = ("prompt", "sets")  # what a model is told, and values that the recipe's own check reads
 
 
-def _check_texts(given: Mapping[str, Any]) -> None:
+def _check_texts(arguments: Mapping[str, Any]) -> None:
     """Names and paths drive no terminal and end no line of ours; what a system can't spell in UTF-8 is no such mark."""
-    from ....dsl.syntax.control_characters import control_in, refused
+    from ....dsl.syntax.control_characters import control_character_error, control_in
 
-    for name in given.keys() - set(SPOKEN):
-        value = given[name]
+    for name in arguments.keys() - set(SPOKEN):
+        value = arguments[name]
         for text in value if isinstance(value, (list, tuple)) else [value]:
-            found = isinstance(text, (str, Path)) and control_in(os.fsencode(text).decode("utf-8", "replace"))
-            if found:
-                raise typer.BadParameter(refused(f"`{name.replace('_', '-')}`", found).message)
+            character = isinstance(text, (str, Path)) and control_in(os.fsencode(text).decode("utf-8", "replace"))
+            if character:
+                raise typer.BadParameter(control_character_error(f"`{name.replace('_', '-')}`", character).message)

@@ -45,8 +45,8 @@ def register(app: typer.Typer) -> None:
         for path in files:
             try:
                 source, after = formatted(path)
-            except Reject as refused:
-                faults += refused.diagnostics
+            except Reject as rejection:
+                faults += rejection.diagnostics
                 continue
             if source.text != after:
                 changed.append(path)
@@ -56,11 +56,11 @@ def register(app: typer.Typer) -> None:
         return _end(files, changed, shared, check, diff)
 
 
-def _print_as(form: str, files: list[Path], shared: Shared, more: bool) -> int:
+def _print_as(form: str, files: list[Path], shared: Shared, has_options: bool) -> int:
     """One recipe to stdout, as text or as JSON."""
     if form not in ("effspec", "json"):
         raise typer.BadParameter(f"`--to {form}` is not known here: effspec, json")
-    if len(files) != 1 or more:
+    if len(files) != 1 or has_options:
         raise typer.BadParameter("`--to` prints one file and writes none")
     from ....dsl.syntax.format import format_file
     from ....dsl.syntax.json_form import file_to_json
@@ -68,17 +68,17 @@ def _print_as(form: str, files: list[Path], shared: Shared, more: bool) -> int:
     file = _tree(files[0])
     if form == "json":
         shared.screen.answer(json.dumps(file_to_json(file), indent=2, ensure_ascii=False))
-        if lost := len(file.comments):
-            from ...core.quantity import counted
+        if n_comments := len(file.comments):
+            from ...core.quantity import count_text
 
-            shared.screen.say(f"left out {counted(lost, 'comment')}: the JSON form has none")
+            shared.screen.note(f"left out {count_text(n_comments, 'comment')}: the JSON form has none")
     else:
         shared.screen.write(format_file(file))
     return 0
 
 
 def _tree(path: Path) -> "ast.File":
-    """What a file says, be it text or JSON; Reject where it can't be read."""
+    """Parse a file of text or JSON; Reject where it can't be read."""
     from ....dsl.syntax.json_form import file_from_source
     from ....dsl.syntax.parse import parse
 
@@ -114,9 +114,9 @@ def _put(path: Path, source: Source, after: str, shared: Shared, check: bool, di
     elif str(path) == "-" and not check:
         shared.screen.write(after)
     elif source.text != after and not check:
-        from ...core.cache import write_whole
+        from ...core.cache import write_atomic
 
-        write_whole(path, after.encode())
+        write_atomic(path, after.encode())
 
 
 def _colored(text: str, shared: Shared) -> str:
@@ -126,7 +126,7 @@ def _colored(text: str, shared: Shared) -> str:
 
 
 def _end(files: list[Path], changed: list[Path], shared: Shared, check: bool, diff: bool) -> int:
-    from ...core.quantity import counted
+    from ...core.quantity import count_text
 
     if shared.format == "json":
         names = [str(p) for p in changed]
@@ -134,7 +134,7 @@ def _end(files: list[Path], changed: list[Path], shared: Shared, check: bool, di
         shared.screen.answer_json("fmt", status, changed=names, files=len(files))
     elif str(files[0]) != "-" or check:
         for path in changed:
-            shared.screen.say(f"{'would change' if check or diff else 'formatted'} {path}")
+            shared.screen.note(f"{'would change' if check or diff else 'formatted'} {path}")
         if not changed:
-            shared.screen.say(f"{counted(len(files), 'file')} in style")
+            shared.screen.note(f"{count_text(len(files), 'file')} in style")
     return EXITS["recipe"] if changed and check else 0

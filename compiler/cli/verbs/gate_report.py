@@ -1,4 +1,4 @@
-"""What `effc test` found, for CI: JUnit XML, and Markdown for a job summary or a pull request."""
+"""Reports of `effc test` for CI: JUnit XML, and Markdown for a job summary or a pull request."""
 
 import re
 from collections.abc import Sequence
@@ -84,19 +84,19 @@ def junit(results: "Sequence[Tested]") -> str:
     from xml.etree import ElementTree as xml
 
     states = {id(r): [*(o.state for o in r.outcomes), *(d.state for d in r.drifts)] for r in results}
-    every = [state for found in states.values() for state in found]
+    all_states = [state for suite_states in states.values() for state in suite_states]
     top = xml.Element(
-        "testsuites", name="effc test", tests=str(len(every)), failures=str(sum(s in FAILS for s in every))
+        "testsuites", name="effc test", tests=str(len(all_states)), failures=str(sum(s in FAILS for s in all_states))
     )
     for r in results:
-        own = states[id(r)]
+        states_here = states[id(r)]
         suite = xml.SubElement(
             top,
             "testsuite",
             name=r.pipeline,
-            tests=str(len(own)),
-            failures=str(sum(s in FAILS for s in own)),
-            skipped=str(sum(s in ("skipped", "elsewhere") for s in own)),
+            tests=str(len(states_here)),
+            failures=str(sum(s in FAILS for s in states_here)),
+            skipped=str(sum(s in ("skipped", "elsewhere") for s in states_here)),
         )
         for o in r.outcomes:
             _bound_case(suite, o, r)

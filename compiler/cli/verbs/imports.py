@@ -37,31 +37,31 @@ def register(app: typer.Typer) -> None:
         model: Annotated[str, _model] = "zoo:tiny-llama",
     ) -> None:
         """Write another tool's recipe as .effspec, with comments for what has no equivalent."""
-        from ...core.cache import write_whole
+        from ...core.cache import write_atomic
         from ..importing import llm_compressor, olive
         from ..importing.reading import read
 
         body, source = read(file)
         tool = next((t for t in (olive, llm_compressor) if t.is_one(body)), None)
         if tool is None:
-            said = f"{file} is no recipe of llm-compressor or Olive"
-            raise Reject(nothing_to_import(said, help="it has no modifiers and no `passes`"))
+            message = f"{file} is no recipe of llm-compressor or Olive"
+            raise Reject(nothing_to_import(message, help="it has no modifiers and no `passes`"))
         if output and output.exists():
             raise Reject(import_there(f"{output} exists", help="name another file with -o"))
-        made = tool.imported(body)
-        text, left = written(made, _source(made.model or model), Path(source.name).name, shared)
+        imported = tool.imported(body)
+        text, left = recipe_text(imported, _source(imported.model or model), Path(source.name).name, shared)
         if output:
-            write_whole(output, text.encode())
+            write_atomic(output, text.encode())
         if shared.format == "json":
             return shared.screen.answer_json("import", text=text, path=str(output) if output else None, left=left)
         if not output:
             return shared.screen.write(text)
         shared.screen.answer(str(output))
-        return shared.screen.say(f"next: read its comments, then effc plan {quote(str(output))}")
+        return shared.screen.note(f"next: read its comments, then effc plan {quote(str(output))}")
 
 
 def _source(model: str) -> str:
-    """How a recipe names a model that a foreign file names by a path or a repository."""
+    """Source expression for a model that a foreign file names by a path or a repository."""
     kind, colon, name = model.partition(":")
     if colon and kind == "zoo" and re.fullmatch(r"[\w-]+", name):
         return f'zoo("{name}")'
@@ -70,14 +70,14 @@ def _source(model: str) -> str:
     return f'hf("./{model}")'
 
 
-def written(made: "Imported", model: str, name: str, shared: Shared) -> tuple[str, list[str]]:
+def recipe_text(imported: "Imported", model: str, name: str, shared: Shared) -> tuple[str, list[str]]:
     """The recipe as text, and all that it has no equivalent for."""
     from ....dsl.syntax.format import format_source
 
     sound: list[tuple[str, str, list[str]]] = []
-    remarks = list(made.remarks)
-    for step in made.steps:
-        errors = _errors(_text(made.tool, model, name, [*sound, step], [], []), shared)
+    remarks = list(imported.remarks)
+    for step in imported.steps:
+        errors = _errors(_text(imported.tool, model, name, [*sound, step], [], []), shared)
         if errors:
             remarks.append(f"{step[1]}: {errors[0]}")
         else:
@@ -86,34 +86,34 @@ def written(made: "Imported", model: str, name: str, shared: Shared) -> tuple[st
         raise Reject(nothing_to_import(f"nothing of {name} has an equivalent here", note="\n".join(remarks[:20])))
     emits = (
         ["onnx"]
-        if "onnx" in made.emits and "onnx" in shared.session(Path(name)).shelf.vocabulary.words("target")
+        if "onnx" in imported.emits and "onnx" in shared.session(Path(name)).shelf.vocabulary.words("target")
         else []
     )
-    if "onnx" in made.emits and not emits:
+    if "onnx" in imported.emits and not emits:
         remarks.append("this effc writes no ONNX: the checkpoint can be exported from its folder")
-    text = _text(made.tool, model, name, sound, remarks, emits)
-    left = [*remarks, *(said for _, _, said_of in sound for said in said_of)]
+    text = _text(imported.tool, model, name, sound, remarks, emits)
+    left = [*remarks, *(remark for _, _, step_remarks in sound for remark in step_remarks)]
     return format_source(Source(name, text)), left
 
 
 def _text(
     tool: str, model: str, name: str, steps: list[tuple[str, str, list[str]]], remarks: list[str], emits: list[str]
 ) -> str:
-    shown = re.sub(r"[^\w.-]", "_", name)
+    safe_name = re.sub(r"[^\w.-]", "_", name)
     lines = [
         "effspec 1",
-        f'"""What {shown} asks of {tool}, as far as effc has it."""',
+        f'"""What {safe_name} asks of {tool}, as far as effc has it."""',
         "",
         "# Texts that come with effc stand in place of the calibration data: put yours there.",
         "use std.text",
         "",
         f"model base = {model}",
         "",
-        *(f"# {said}" for said in remarks),
+        *(f"# {remark}" for remark in remarks),
         "pipeline made(base) {",
     ]
-    for step, call, said in steps:
-        lines += [*(f"  # {text}" for text in said), f"  {step} = {call}"]
+    for step, call, remark in steps:
+        lines += [*(f"  # {text}" for text in remark), f"  {step} = {call}"]
     lines += ["}", "", "expect made { perplexity(text.heldout) <= 1.2 * base }", ""]
     targets = " ".join(f'{target}("{target}")' for target in ("hf", *emits))
     lines += [f"emit made {{ {targets} }}", ""]
@@ -121,11 +121,11 @@ def _text(
 
 
 def _errors(text: str, shared: Shared) -> list[str]:
-    """What is wrong with a recipe, whatever its model is."""
+    """Errors of a recipe, independent of its model."""
     from ....dsl.checker.check import check
     from ....dsl.syntax.parse import parse
 
     parsed = parse(Source("imported.effspec", text))
     session = shared.session(Path("imported.effspec"))
-    found = check(parsed.file, session.shelf.vocabulary, library=session.library).diagnostics
-    return [d.message for d in (*parsed.diagnostics, *found) if d.severity == "error"]
+    diagnostics = check(parsed.file, session.shelf.vocabulary, library=session.library).diagnostics
+    return [d.message for d in (*parsed.diagnostics, *diagnostics) if d.severity == "error"]

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...analysis.discovery.discover import skeleton_of
 from .flags import Shared, verb
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 unknown_layer = Fault("unknown-layer", "`--graph` names no repeated layer of the model.", exit="usage")
 
-_place = typer.Argument(
+_model = typer.Argument(
     metavar="MODEL", show_default=False, help="An artifact, a model folder, zoo:NAME, hf:ORG/NAME or a recipe."
 )
 _graph = typer.Option(
@@ -26,7 +25,7 @@ _graph = typer.Option(
 
 def register(app: typer.Typer) -> None:
     @verb(app, formats=("text", "json", "dot", "svg"), shows=("inputs", "cache", "machine"), opens=("model",))
-    def inspect(model: Annotated[str, _place], shared: Shared, graph: Annotated[str | None, _graph] = None) -> None:
+    def inspect(model: Annotated[str, _model], shared: Shared, graph: Annotated[str | None, _graph] = None) -> None:
         """Draw a model: modules, shapes, heads, channels, or one layer's program."""
         if shared.format == "dot" and graph is None:
             raise typer.BadParameter("`--format dot` draws one layer: add --graph UNIT")
@@ -39,9 +38,9 @@ def register(app: typer.Typer) -> None:
         picture = _picture(model)
         if picture is not None:
             return _show_picture(picture, model, graph, shared)
-        found = _programs(model, shared) if graph is not None else None
-        if found:
-            return _show_graph(found, str(graph), shared)
+        programs = _programs(model, shared) if graph is not None else None
+        if programs:
+            return _show_graph(programs, str(graph), shared)
         pictures = _skeletons(model, shared)
         if shared.format == "json":
             models = [{"label": label, "skeleton": s.to_json()} for label, s in pictures]
@@ -52,15 +51,15 @@ def register(app: typer.Typer) -> None:
         return None
 
 
-def _front(place: str) -> "Manifest | None":
+def _front(location: str) -> "Manifest | None":
     """The manifest of an artifact that holds several models."""
     from ...artifacts.manifest import NAME, read_manifest
 
-    manifest = read_manifest(Path(place)) if (Path(place) / NAME).is_file() else None
+    manifest = read_manifest(Path(location)) if (Path(location) / NAME).is_file() else None
     return manifest if manifest and manifest.members else None
 
 
-def _show_front(front: "Manifest", place: str, graph: str | None, shared: Shared) -> None:
+def _show_front(front: "Manifest", location: str, graph: str | None, shared: Shared) -> None:
     """A row for every point and a column for every measure, in the recipe's order."""
     from ...core.front_chart import svg, text
     from ...core.quantity import measured
@@ -68,70 +67,70 @@ def _show_front(front: "Manifest", place: str, graph: str | None, shared: Shared
     if graph is not None:
         raise Reject(
             unknown_layer(
-                f"{place} holds {len(front.members)} models", help="inspect one of them: `effc pick` takes it out"
+                f"{location} holds {len(front.members)} models", help="inspect one of them: `effc pick` takes it out"
             )
         )
     if shared.format == "json":
         points = [{"name": m["name"], "measures": m["measures"], "steps": m["steps"]} for m in front.members]
         return shared.screen.answer_json("inspect", points=points, latency_error=_latency_error(front))
-    drawn = [
+    marks = [
         (str(number), *(value for _, value, *_ in m["measures"][1::-1])) for number, m in enumerate(front.members, 1)
     ]
     names = [metric for metric, *_ in front.members[0]["measures"]][1::-1]
     if shared.format == "svg":
-        _need_two(place, names)
-        return shared.screen.answer(svg(drawn, *names))
+        _need_two(location, names)
+        return shared.screen.answer(svg(marks, *names))
     head = ("", "point", *(metric for metric, *_ in front.members[0]["measures"]))
     rows = [
         (str(number), m["name"], *(measured(value, unit) for _, value, unit, _ in m["measures"]))
         for number, m in enumerate(front.members, 1)
     ]
-    shared.screen.say(shared.screen.styled(place, "bold"))
+    shared.screen.note(shared.screen.styled(location, "bold"))
     shared.screen.answer(shared.screen.table([head, *rows], right=tuple(range(2, len(head)))).rstrip("\n"))
     if (error := _latency_error(front)) is not None:
-        shared.screen.say(f"times were added up from a table, {error:.1%} off at most where whole models were timed")
+        shared.screen.note(f"times were added up from a table, {error:.1%} off at most where whole models were timed")
     if len(names) == 2:
-        shared.screen.say("\n" + text(drawn, *names))
+        shared.screen.note("\n" + text(marks, *names))
     return None
 
 
 def _latency_error(front: "Manifest") -> float | None:
     """Of the table that a search added times up from, as a share; None where nothing was timed."""
     notes = [note for step in front.steps for note in step.get("decisions", ()) if isinstance(note, dict)]
-    found = [error for note in notes if isinstance(error := note.get("latency_error"), float)]
-    return found[-1] if found else None
+    errors = [error for note in notes if isinstance(error := note.get("latency_error"), float)]
+    return errors[-1] if errors else None
 
 
-def _need_two(place: str, names: list[str]) -> None:
+def _need_two(location: str, names: list[str]) -> None:
     if len(names) < 2:
-        raise typer.BadParameter(f"a front is drawn over two measures, and {place} has one")
+        raise typer.BadParameter(f"a front is drawn over two measures, and {location} has one")
 
 
-def _picture(place: str) -> "Picture | None":
-    """What an artifact's target draws of it, where it does."""
+def _picture(location: str) -> "Picture | None":
+    """Picture of an artifact by its target, if it has one."""
     from ...artifacts.load import locate, target_of
     from ...driver.models import is_artifact
 
-    path = Path(place)
+    path = Path(location)
     if not (path.is_dir() and is_artifact(path)):
         return None
     folder, manifest = locate(path)
     return target_of(folder, manifest[1] if manifest else None).picture(folder)
 
 
-def _show_picture(found: "Picture", place: str, graph: str | None, shared: Shared) -> None:
+def _show_picture(summary: "Picture", location: str, graph: str | None, shared: Shared) -> None:
     if graph is not None:
         raise Reject(
             unknown_layer(
-                f"{place} holds one plan for the whole model, and no layers",
+                f"{location} holds one plan for the whole model, and no layers",
                 help="name the recipe or the model that it was compiled from",
             )
         )
     if shared.format == "json":
-        return shared.screen.answer_json("inspect", models=[{"label": place, "plan": found.to_json()}])
-    shared.screen.say(shared.screen.styled(place, "bold"))
-    shared.screen.answer(found.draw())
-    return _draw_profile(place, shared)
+        return shared.screen.answer_json("inspect", models=[{"label": location, "plan": summary.to_json()}])
+    shared.screen.note(shared.screen.styled(location, "bold"))
+    shared.screen.answer(summary.draw())
+    return _draw_profile(location, shared)
 
 
 def _draw(pictures: "list[tuple[str, Skeleton]]", shared: Shared) -> None:
@@ -141,19 +140,19 @@ def _draw(pictures: "list[tuple[str, Skeleton]]", shared: Shared) -> None:
 
     width = min(140, max(60, get_terminal_size((100, 24)).columns))
     for label, skeleton in pictures:
-        shared.screen.say(shared.screen.styled(label, "bold"))
+        shared.screen.note(shared.screen.styled(label, "bold"))
         shared.screen.answer(draw(skeleton, width=width).rstrip("\n"))
 
 
-def _draw_profile(place: str, shared: Shared) -> None:
-    """What an artifact lost, layer by layer, where it lost anything."""
+def _draw_profile(location: str, shared: Shared) -> None:
+    """Draw what each layer of an artifact lost, if anything."""
     from ...analysis.planning.layer_profile import draw
     from ...artifacts.manifest import read_manifest
     from ...artifacts.search_summary import searches
     from ...driver.models import is_artifact
 
-    if Path(place).is_dir() and is_artifact(Path(place)):
-        manifest = read_manifest(Path(place))
+    if Path(location).is_dir() and is_artifact(Path(location)):
+        manifest = read_manifest(Path(location))
         for line in searches(manifest.steps):
             shared.screen.answer(f"\nsearched: {line}")
         profile = manifest.profile
@@ -161,44 +160,45 @@ def _draw_profile(place: str, shared: Shared) -> None:
             shared.screen.answer("\n" + draw(profile["before"], profile["after"]))
 
 
-def _skeletons(place: str, shared: Shared) -> "list[tuple[str, Skeleton]]":
+def _skeletons(location: str, shared: Shared) -> "list[tuple[str, Skeleton]]":
     """The models that a place names: a recipe may have several."""
+    from ...analysis.discovery.discover import skeleton_of
     from ...driver.models import is_artifact, origin_of
     from ...transforms.editing.rehearsed import resolve_skeleton
 
-    path = Path(place)
+    path = Path(location)
     if path.is_file() and path.suffix == ".effspec":
         session = shared.session(path)
         calls = {c.word + repr(c.args): (n, c) for r in session.recipes() for n, c in r.models.items()}
         return [(f"{n} = {session.origin(c).label}", session.skeleton(c)) for n, c in calls.values()]
     if path.is_dir() and is_artifact(path):
-        return [(place, skeleton_of(_program(place, shared)))]
-    origin = origin_of(place, shared.settings())
+        return [(location, skeleton_of(_program(location, shared)))]
+    origin = origin_of(location, shared.settings())
     return [(origin.label, resolve_skeleton(origin, shared.settings()))]
 
 
-def _programs(place: str, shared: Shared) -> Any:
+def _programs(location: str, shared: Shared) -> Any:
     from ...ir.capture.meta_capture import captured
 
-    path = Path(place)
+    path = Path(location)
     if path.is_file() and path.suffix == ".effspec":
         session = shared.session(path)
         first = session.recipes()[0]
         return captured(session.origin(next(iter(first.models.values()))))
-    return _program(place, shared)
+    return _program(location, shared)
 
 
-def _program(place: str, shared: Shared) -> Any:
+def _program(location: str, shared: Shared) -> Any:
     """The captured program; an artifact is loaded, since its shapes are its own."""
     from ...driver.models import is_artifact, origin_of
     from ...ir.capture.meta_capture import captured
 
-    if Path(place).is_dir() and is_artifact(Path(place)):
+    if Path(location).is_dir() and is_artifact(Path(location)):
         from ...artifacts.load import load
         from ...ir.capture.capture import capture
 
-        return capture(load(place, check="size"))
-    return captured(origin_of(place, shared.settings()))
+        return capture(load(location, check="size"))
+    return captured(origin_of(location, shared.settings()))
 
 
 def _show_graph(program: Any, name: str, shared: Shared) -> None:
@@ -227,9 +227,9 @@ def _unit(program: Any, name: str) -> Any:
         )
     if name.lstrip("-").isdigit() and -len(paths) <= int(name) < len(paths):
         return program.units[paths[int(name)]]
-    found = [p for p in paths if p == name or p.endswith(f".{name}")]
-    if found:
-        return program.units[found[0]]
+    matches = [p for p in paths if p == name or p.endswith(f".{name}")]
+    if matches:
+        return program.units[matches[0]]
     raise Reject(
         unknown_layer(f"the model has no layer `{name}`", help=f"it has {len(paths)}: {paths[0]} … {paths[-1]}")
     )

@@ -18,8 +18,8 @@ PATIENCE = 0.7  # seconds that the main thread has to end well
 SENTENCE = "stopped; nothing is half written, and compile goes on where it was stopped"
 
 _patient = threading.Event()  # set while a verb answers Ctrl-C itself
-_asked = threading.Event()  # set once a signal came that nobody answers
-_said = threading.Event()  # set once the main thread has told that it stops
+_requested = threading.Event()  # set once a signal came that nobody answers
+_announced = threading.Event()  # set once the main thread has told that it stops
 
 
 @contextmanager
@@ -46,14 +46,14 @@ def within_a_second() -> Iterator[None]:
 
 
 def _signals() -> tuple[signal.Signals, ...]:
-    """What ends a command; not a hang-up that whoever started it (nohup) wants ignored."""
+    """Signals that end a command; not a hang-up that the parent process (nohup) ignores."""
     hangup = getattr(signal, "SIGHUP", None)
-    more = (hangup,) if hangup and signal.getsignal(hangup) is not signal.SIG_IGN else ()
-    return (signal.SIGINT, signal.SIGTERM, *more)
+    hang_up = (hangup,) if hangup and signal.getsignal(hangup) is not signal.SIG_IGN else ()
+    return (signal.SIGINT, signal.SIGTERM, *hang_up)
 
 
 @contextmanager
-def answered_here() -> Iterator[None]:
+def local_interrupts() -> Iterator[None]:
     """While this lasts, Ctrl-C only raises KeyboardInterrupt: the caller goes on after it."""
     _patient.set()
     try:
@@ -64,13 +64,13 @@ def answered_here() -> Iterator[None]:
 
 def _raise(number, frame) -> None:
     if number != signal.SIGINT or not _patient.is_set():
-        _asked.set()
+        _requested.set()
     raise KeyboardInterrupt
 
 
-def asked_to_stop() -> bool:
+def stop_requested() -> bool:
     """Whether a signal came: an import that it breaks off ends in quite other errors."""
-    return _asked.is_set()
+    return _requested.is_set()
 
 
 def _watch(reader: int) -> None:
@@ -78,7 +78,7 @@ def _watch(reader: int) -> None:
         if number[0] == signal.SIGINT and _patient.is_set():
             continue
         time.sleep(PATIENCE)
-        if not _said.is_set():
+        if not _announced.is_set():
             with suppress(OSError):  # nobody reads it
                 os.write(2, f"note[interrupted]: {SENTENCE}\n".encode())
         os._exit(EXITS["interrupted"])
@@ -87,4 +87,4 @@ def _watch(reader: int) -> None:
 
 def acknowledge() -> None:
     """The main thread has printed why it ends; the watch need not."""
-    _said.set()
+    _announced.set()

@@ -14,15 +14,15 @@ def register(app: typer.Typer) -> None:
     @verb(app, shows=("inputs", "cache", "machine", "progress"))
     def lock(recipe: Annotated[Path, _recipe], shared: Shared) -> None:
         """Write effspec.lock beside a recipe: hashes of model and data, versions, every default. See --locked."""
-        from ...core.quantity import counted
+        from ...core.quantity import count_text
         from ...driver import api
-        from ...plugin.recipe_library import own
+        from ...plugin.recipe_library import require_user_recipe
 
-        own(recipe)
+        require_user_recipe(recipe)
         shared.check_environment()
-        with shared.listening() as tell:
-            path, facts = api.lock(shared.session(recipe, tell))
+        with shared.listening() as listener:
+            path, facts = api.lock(shared.session(recipe, listener))
         if shared.format == "json":
             return shared.screen.answer_json("lock", path=str(path), facts=facts)
         shared.screen.answer(str(path))
-        return shared.screen.say(f"locked: {counted(len(facts), 'fact')} of {recipe.name}")
+        return shared.screen.note(f"locked: {count_text(len(facts), 'fact')} of {recipe.name}")

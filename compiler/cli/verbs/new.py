@@ -128,22 +128,22 @@ def register(app: typer.Typer) -> None:
         if path.exists():
             raise Reject(file_exists(f"{path} exists", help="name another file with -o"))
         text = fitting(source, goal, short or "model", path, shared)
-        from ...core.cache import write_whole
+        from ...core.cache import write_atomic
 
-        write_whole(path, text.encode())
+        write_atomic(path, text.encode())
         base = path.parent / _knowledge(short or "model")
         if goal == "rttc" and not base.exists():
-            write_whole(base, SAMPLES.encode())
-            shared.screen.say(f"{base} holds three samples: put yours there")
+            write_atomic(base, SAMPLES.encode())
+            shared.screen.note(f"{base} holds three samples: put yours there")
         if shared.format == "json":
             return shared.screen.answer_json("new", path=str(path), goal=goal, model=source.text)
         shared.screen.answer(str(path))
-        return shared.screen.say(f"next: effc plan {quote(str(path))}, then effc compile {quote(str(path))}")
+        return shared.screen.note(f"next: effc plan {quote(str(path))}, then effc compile {quote(str(path))}")
 
 
 @dataclass(frozen=True)
 class Named:
-    """How a recipe names a model: `zoo("tiny-llama")`, `hf("./x")`, `hf("org/name")`, `gguf("./x.gguf")`."""
+    """Source expression of a model: `zoo("tiny-llama")`, `hf("./x")`, `hf("org/name")`, `gguf("./x.gguf")`."""
 
     word: str
     name: str
@@ -159,17 +159,17 @@ class Named:
 
 
 def source_of(model: str, beside: Path) -> Named:
-    """How a recipe in the folder `beside` names a model of the command line."""
+    """Source expression, in a recipe in the folder `beside`, for a model of the command line."""
     kind, colon, name = model.partition(":")
     if colon and kind in ("zoo", "hf"):
         return Named(kind, name)
     if Path(model).is_dir():
-        return Named("hf", _near(Path(model), beside))
+        return Named("hf", _relative_folder(Path(model), beside))
     if Path(model).is_file() and Path(model).suffix in _FILES:
-        return Named(_FILES[Path(model).suffix], _near(Path(model), beside))
+        return Named(_FILES[Path(model).suffix], _relative_folder(Path(model), beside))
     file, _, function = model.rpartition(":")
     if file.endswith(".py") and Path(file).is_file():
-        return Named("module", f"{_near(Path(file), beside)}:{function}")
+        return Named("module", f"{_relative_folder(Path(file), beside)}:{function}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return Named("hf", model)
     from ...driver.models import nowhere
@@ -179,7 +179,7 @@ def source_of(model: str, beside: Path) -> Named:
 
 @dataclass(frozen=True)
 class Judge:
-    """What a recipe scores a model by, and on which rows.
+    """Score of a recipe, and the rows it reads.
 
     lines    that declare the rows
     metric   perplexity of a model that predicts tokens, similarity of what else there is
@@ -201,7 +201,7 @@ class Judge:
 
 _TEXTS = ("# Texts that come with effc; text of your own domain says more.", "use std.text")
 LONGEST = 256  # tokens of a row of the texts that come with effc
-_DRAWN = (
+_RANDOM_DATA_NOTE = (
     "# Random rows show that it works; rows of your own say what it does: `effc explain data`.",
     "data calib = synthetic(count: 16{long}, seed: 1)",
     "data heldout = synthetic(count: 16{long}, seed: 2)",
@@ -212,25 +212,25 @@ def judge_of(origin: "Origin", skeleton: "Skeleton") -> Judge:
     """Text for what has a tokenizer; random rows for images, sounds, series and whatever a module takes."""
     from ...models.rows.inputs import is_two_sided
 
-    words, most = skeleton.facts.get("vocab"), origin.positions or LONGEST
-    reads = bool(words and origin.tokenizer_identity and most >= LONGEST)
-    says = skeleton.facts.get("causal_lm") or (reads and is_two_sided(origin.config))
-    metric = "perplexity" if says else "similarity"
+    words, max_positions = skeleton.facts.get("vocab"), origin.positions or LONGEST
+    reads = bool(words and origin.tokenizer_identity and max_positions >= LONGEST)
+    is_language = skeleton.facts.get("causal_lm") or (reads and is_two_sided(origin.config))
+    metric = "perplexity" if is_language else "similarity"
     if reads:
         return Judge(_TEXTS, metric, "text.calib", "text.heldout")
-    long = f", length: {most}" if words and most < 128 else ""  # tokens of a row, unless said
-    return Judge(tuple(line.format(long=long) for line in _DRAWN), metric, "calib", "heldout")
+    long = f", length: {max_positions}" if words and max_positions < 128 else ""  # tokens of a row, unless said
+    return Judge(tuple(line.format(long=long) for line in _RANDOM_DATA_NOTE), metric, "calib", "heldout")
 
 
 def _called(model: str) -> str:
-    """What a person calls a model: the name of its folder or file, of a config's the folder that it lies in."""
+    """Display name of a model: the name of its folder or file, of a config's the folder that it lies in."""
     path = Path(model).resolve()
     if path.is_file():
         return path.parent.name if path.name == "config.json" else path.stem
     return path.name if path.is_dir() else re.split("[/:]", model)[-1]
 
 
-def _near(folder: Path, beside: Path) -> str:
+def _relative_folder(folder: Path, beside: Path) -> str:
     """A folder as seen from a recipe: relative where both lie in the working folder, or close to it."""
     steps = Path(os.path.relpath(folder.resolve(), beside.resolve())).as_posix()
     if steps.startswith("../../.."):
@@ -245,8 +245,8 @@ def fitting(source: Named, goal: str, short: str, path: Path, shared: Shared) ->
     skeleton = session.skeleton(call)
     judge = judge_of(session.origin(call), skeleton)
     if goal in _OF_TEXT and judge.lines is not _TEXTS:
-        said = f"the goal `{goal}` is of models that read text by a tokenizer, and {source.text} has none"
-        raise Reject(nothing_fits(said, help=f"goals for it are {', '.join(g for g in GOALS if g not in _OF_TEXT)}"))
+        message = f"the goal `{goal}` is of models that read text by a tokenizer, and {source.text} has none"
+        raise Reject(nothing_fits(message, help=f"goals for it are {', '.join(g for g in GOALS if g not in _OF_TEXT)}"))
     branches = max(1, (len(skeleton.branches) - len(skeleton.stays)) // 10)  # about a tenth of them
     forms, bounds = (tuple(judge.read(line) for line in lines) for lines in GOALS[goal][1:3])
     steps = tuple(s.format(branches=branches) for s in forms)
@@ -256,7 +256,7 @@ def fitting(source: Named, goal: str, short: str, path: Path, shared: Shared) ->
     def draft(steps: tuple[str, ...], bounds: tuple[str, ...]) -> str:
         return _text(source.text, goal, short, judge, steps, bounds)
 
-    why: list[Diagnostic] = []
+    reason: list[Diagnostic] = []
     for share in SHARES:
         smaller, looser = (tuple(_scaled(line, share) for line in lines) for lines in (steps, bounds))
         fit: tuple[str, ...] = ()
@@ -266,15 +266,15 @@ def fitting(source: Named, goal: str, short: str, path: Path, shared: Shared) ->
         for bound in looser if fit else ():
             chosen += () if _faults(draft(fit, (*chosen, bound)), path, session) else (bound,)
         text = draft(fit, chosen)
-        why = _unplanned(text, path, session) if fit else _faults(draft(smaller[:1], ()), path, session)
-        if not why:
+        reason = _unplanned(text, path, session) if fit else _faults(draft(smaller[:1], ()), path, session)
+        if not reason:
             return format_source(Source(str(path), text))
-        if all(d.slug != "out-of-reach" for d in why):
+        if all(d.slug != "out-of-reach" for d in reason):
             break
-    said = "; ".join(" ".join(filter(None, (f"{d.message};", d.note))).rstrip(";") for d in why)
+    message = "; ".join(" ".join(filter(None, (f"{d.message};", d.note))).rstrip(";") for d in reason)
     raise Reject(
         nothing_fits(
-            f"no step for the goal `{goal}` fits {source.text}: {said}",
+            f"no step for the goal `{goal}` fits {source.text}: {message}",
             help="`effc inspect` shows what is in it; try another --goal",
         )
     )
@@ -282,21 +282,21 @@ def fitting(source: Named, goal: str, short: str, path: Path, shared: Shared) ->
 
 def _scaled(line: str, share: float) -> str:
     """A step that removes that share of what it removes, and a bound on parameters as much looser."""
-    line = re.sub(r"(\d+)% of params", lambda found: f"{max(1, round(share * int(found[1])))}% of params", line)
+    line = re.sub(r"(\d+)% of params", lambda match: f"{max(1, round(share * int(match[1])))}% of params", line)
     return re.sub(
-        r"(params +<=) ([\d.]+)", lambda found: f"{found[1]} {min(1, 1 - share * (1 - float(found[2]))):.3g}", line
+        r"(params +<=) ([\d.]+)", lambda match: f"{match[1]} {min(1, 1 - share * (1 - float(match[2]))):.3g}", line
     )
 
 
 def _unplanned(text: str, path: Path, session: "Session") -> list[Diagnostic]:
-    """What `effc plan` says against a text, as the file that it will be."""
+    """Diagnostics of `effc plan` for a text, as the file that it will be."""
     from ...driver import api
 
-    draft = replace(session, texts={path.resolve(): text}, settings=replace(session.settings, tell=silent))
+    draft = replace(session, texts={path.resolve(): text}, settings=replace(session.settings, on_event=silent))
     try:
         api.plans(draft)
-    except Reject as refused:
-        return list(refused.diagnostics)
+    except Reject as rejection:
+        return list(rejection.diagnostics)
     return []
 
 
@@ -313,22 +313,22 @@ def _faults(text: str, path: Path, session: "Session") -> list[Diagnostic]:
 
 def _text(call: str, goal: str, short: str, judge: Judge, steps: tuple[str, ...], bounds: tuple[str, ...]) -> str:
     sentence, _, _, name, target = GOALS[goal]
-    about = sentence.format(model=short)
+    doc = sentence.format(model=short)
     used = judge.lines
     if not any("heldout" in line for line in (*steps, *bounds)) and judge.lines is not _TEXTS:
         used = judge.lines[:-1]
     model = f"model base = {call}"
     lines = [
         "effspec 1",
-        f'"""{about}"""',
+        f'"""{doc}"""',
         "",
         *([*used, "", model] if used[-1].startswith("use") else [model, "", *used]),
     ]
     lines += ["", f"pipeline {name}(base) {{", *(f"  {s}" for s in steps), "}", ""]
     if bounds:
         lines += [f"expect {name} {{", *(f"  {b}" for b in bounds), "}", ""]
-    written = target.format(path=f"{short}-{name}", knowledge=_knowledge(short))
-    return "\n".join([*lines, f"emit {name} {{ {written} }}", ""])
+    emitted = target.format(path=f"{short}-{name}", knowledge=_knowledge(short))
+    return "\n".join([*lines, f"emit {name} {{ {emitted} }}", ""])
 
 
 def _knowledge(short: str) -> str:

@@ -1,4 +1,4 @@
-"""Where the command line writes: the answer to stdout, everything human to stderr."""
+"""Output of the command line: the answer to stdout, everything human to stderr."""
 
 import json
 import os
@@ -38,7 +38,7 @@ class Screen:
 
     def answer(self, text: str) -> None:
         """The answer as text: names in it may come from anybody."""
-        print(self.shown(text, sys.stdout), file=sys.stdout)
+        print(self.strip_control(text, sys.stdout), file=sys.stdout)
 
     def write(self, text: str) -> None:
         """The answer byte for byte, without a line end of ours."""
@@ -51,24 +51,24 @@ class Screen:
             body["diagnostics"] = [*body.get("diagnostics", []), *warnings]
         print(json_text({"schema_version": SCHEMA, "verb": verb, "status": status, **body}), file=sys.stdout)
 
-    def warn(self, event: Warned, shown: bool) -> None:
-        """Warning of a run: to stderr at once, unless the progress there has `shown` it, and into the answer.
+    def warn(self, event: Warned, displayed: bool) -> None:
+        """Warning of a run: to stderr at once, unless the progress there has `displayed` it, and into the answer.
 
         A runner of CI jobs reads it at once, since the run may not end.
         """
-        if not shown:
-            self.say(event.message)
+        if not displayed:
+            self.note(event.message)
         if self.format == "github":
             self.complain([event.diagnostic])
         else:
             self.warnings.append(event.diagnostic)
 
-    def say(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """A remark for a person."""
         if not self.quiet:
-            print(self.shown(text, sys.stderr), file=sys.stderr)
+            print(self.strip_control(text, sys.stderr), file=sys.stderr)
 
-    def shown(self, text: str, stream) -> str:
+    def strip_control(self, text: str, stream) -> str:
         """A text whose control characters are our own colours alone."""
         if not self.colors(stream):
             return visible(text)
@@ -114,15 +114,15 @@ def json_text(body: Any) -> str:
     return _FOREIGN.sub(_escape, json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def _escape(found: re.Match[str]) -> str:
+def _escape(match: re.Match[str]) -> str:
     """A character of a JSON text that a machine would act on, or that has no encoding, as JSON writes it in ASCII."""
-    sign = found[0]
+    sign = match[0]
     return "\\u0023" if sign == "#" else sign if sign.isprintable() else json.dumps(sign)[1:-1]
 
 
 def code_of(diagnostics: Iterable[Diagnostic]) -> int:
     """The exit code: of the first error, else of an interruption, else 0."""
-    found = list(diagnostics)
-    errors = [d.exit for d in found if d.severity == "error"]
-    stopped = [d.exit for d in found if d.slug == "interrupted"]
+    all_diagnostics = list(diagnostics)
+    errors = [d.exit for d in all_diagnostics if d.severity == "error"]
+    stopped = [d.exit for d in all_diagnostics if d.slug == "interrupted"]
     return (errors + stopped + [EXITS["success"]])[0]

@@ -33,7 +33,7 @@ unknown_package = Fault("unknown-package", "`effspec.lock` names no such package
 _GIT = re.compile(r"(https|ssh|file)://[^\s]+|[\w.-]+@[\w.-]+:[^\s]+")
 # Of what a repository or a configuration could run when files are fetched and written: nothing does.
 _TAME = ("core.hooksPath=/dev/null", "core.symlinks=false", "core.fsmonitor=false", "protocol.ext.allow=never")
-_ODD = {"120000": "a link", "160000": "a submodule"}  # modes of git's trees
+_IRREGULAR_MODES = {"120000": "a link", "160000": "a submodule"}  # modes of git's trees
 SECONDS, _LARGEST = 300, 512 << 20  # for git; bytes of a file that it writes
 
 _source = typer.Argument(
@@ -79,8 +79,8 @@ def _pinned_folder(name: str, facts: dict[str, str], project: Path, cache: Path)
 
     try:
         return folder_of(name, facts, project, cache, vendored=False)
-    except Reject as refused:
-        if any(d.fault is not package_gone for d in refused.diagnostics):
+    except Reject as rejection:
+        if any(d.fault is not package_gone for d in rejection.diagnostics):
             raise
     return folder_of(name, facts, project, cache)
 
@@ -95,20 +95,20 @@ def _locked(project: Path, name: str) -> list[tuple[str, dict[str, str]]]:
     chosen = [(n, facts) for n, facts in packages.items() if not name or n == name]
     for called, facts in chosen:
         if not facts.get("source"):
-            said = f"the lock says no source of `{called}`"
-            raise Reject(lockfile.broken_lock(said, help="add the package again"))
+            message = f"the lock says no source of `{called}`"
+            raise Reject(lockfile.broken_lock(message, help="add the package again"))
     return chosen
 
 
 def _pinned(source: str, project: Path, shared: Shared) -> "Package":
     """Copy a package into the cache and write it into the lock."""
     from ...plugin import lockfile
-    from ...plugin.recipe_packages import copied, kept, package_in, refuse_outside
+    from ...plugin.recipe_packages import copied, installed, package_in, refuse_outside
 
     with _folder(source, shared) as (folder, commit):
         package = package_in(folder)
         refuse_outside(package)
-        into = kept(shared.cache_folder, package.tree)
+        into = installed(shared.cache_folder, package.tree)
         into.parent.mkdir(parents=True, exist_ok=True)
         copied(package, into)
     lock = lockfile.read(project)
@@ -123,7 +123,7 @@ def _fetched(name: str, facts: dict[str, str], project: Path, shared: Shared) ->
     from ...plugin.recipe_packages import (
         copied,
         folder_of,
-        kept,
+        installed,
         package_edited,
         package_gone,
         package_in,
@@ -132,18 +132,18 @@ def _fetched(name: str, facts: dict[str, str], project: Path, shared: Shared) ->
 
     try:
         return package_in(folder_of(name, facts, project, shared.cache_folder))
-    except Reject as refused:
-        if any(d.fault not in (package_gone, package_edited) for d in refused.diagnostics):
+    except Reject as rejection:
+        if any(d.fault not in (package_gone, package_edited) for d in rejection.diagnostics):
             raise
     plain, commit = facts.get("source", ""), facts.get("commit", "")
     source = f"{plain.rpartition('@')[0] or plain}@{commit}" if commit else plain
     with _folder(source, shared) as (folder, _):
         package = package_in(folder)
         if package.tree != facts["tree"]:
-            said = f"{source} does not hold the `{name}` that effspec.lock pins"
-            raise Reject(package_edited(said, help=f"`effc update {name}` takes what it holds now"))
+            message = f"{source} does not hold the `{name}` that effspec.lock pins"
+            raise Reject(package_edited(message, help=f"`effc update {name}` takes what it holds now"))
         refuse_outside(package)
-        into = kept(shared.cache_folder, package.tree)
+        into = installed(shared.cache_folder, package.tree)
         into.parent.mkdir(parents=True, exist_ok=True)
         copied(package, into)
     return package
@@ -167,8 +167,8 @@ def _folder(source: str, shared: Shared) -> Iterator[tuple[Path, str]]:
         raise Reject(secret_source("the address holds a password", help="leave it out: git's credential helper has it"))
     if shared.offline:
         raise Reject(package_unreachable(f"{source} was to be fetched with --offline", help="leave --offline out"))
-    with tempfile.TemporaryDirectory(prefix="effc-package-") as place:
-        yield Path(place), _clone(source, Path(place))
+    with tempfile.TemporaryDirectory(prefix="effc-package-") as scratch:
+        yield Path(scratch), _clone(source, Path(scratch))
 
 
 def _clone(source: str, into: Path) -> str:
@@ -184,30 +184,30 @@ def _clone(source: str, into: Path) -> str:
 def _weigh(folder: Path, source: str) -> None:
     """Reject what was fetched where it has more files than a package may, before one is written: a dozen objects can
     stand for as many as one likes."""
-    from ...plugin.recipe_packages import MOST_BYTES, MOST_FILES, bad_package, too_large
+    from ...plugin.recipe_packages import MAX_BYTES, MAX_FILES, bad_package, too_large
 
     count, bytes = 0, 0
     command = _command(folder, "ls-tree", "-r", "-l", "-z", "FETCH_HEAD")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as listing:
         assert listing.stdout is not None, "it is a pipe"
-        rest = b""
+        partial = b""
         while chunk := listing.stdout.read(1 << 16):
-            *entries, rest = (rest + chunk).split(b"\0")
+            *entries, partial = (partial + chunk).split(b"\0")
             count += len(entries)
             for mode, name in (_entry(entry) for entry in entries):
-                if mode in _ODD and not any(part.startswith(".") for part in name.split("/")):
-                    said = f"{name!a} in {source} is {_ODD[mode]}"
-                    raise Reject(bad_package(said, help="a package holds plain files"))
+                if mode in _IRREGULAR_MODES and not any(part.startswith(".") for part in name.split("/")):
+                    message = f"{name!a} in {source} is {_IRREGULAR_MODES[mode]}"
+                    raise Reject(bad_package(message, help="a package holds plain files"))
             bytes += sum(int(size) for entry in entries if (size := entry.split(b"\t")[0].split()[-1]).isdigit())
-            if count > MOST_FILES or bytes > MOST_BYTES or len(rest) > 1 << 16:
+            if count > MAX_FILES or bytes > MAX_BYTES or len(partial) > 1 << 16:
                 listing.kill()
                 raise Reject(too_large(source))
 
 
 def _entry(line: bytes) -> tuple[str, str]:
     """Mode and name of what `git ls-tree` lists."""
-    about, _, name = line.partition(b"\t")
-    return about.split(b" ")[0].decode(), name.decode(errors="replace")
+    metadata, _, name = line.partition(b"\t")
+    return metadata.split(b" ")[0].decode(), name.decode(errors="replace")
 
 
 def _within(bytes: int, command: list[str]) -> list[str]:
@@ -237,8 +237,8 @@ def _git(folder: Path, *args: str) -> str:
         raise Reject(package_unreachable(f"git took longer than {SECONDS} s")) from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["nothing"]
-        said = next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[-1])
-        raise Reject(package_unreachable(f"git could not fetch it: {said[:200]}", help="check address and revision"))
+        message = next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[-1])
+        raise Reject(package_unreachable(f"git could not fetch it: {message[:200]}", help="check address and revision"))
     return done.stdout
 
 
@@ -247,8 +247,8 @@ def _answer(action: str, packages: "list[Package]", shared: Shared) -> None:
         rows = [{"name": p.name, "version": p.version, "tree": p.tree} for p in packages]
         return shared.screen.answer_json(action, packages=rows)
     for p in packages:
-        about = f"  {p.sentence}" if p.sentence else ""
-        shared.screen.answer(f"{p.name} {p.version}  {p.tree[:12]}{about}")
+        sentence_text = f"  {p.sentence}" if p.sentence else ""
+        shared.screen.answer(f"{p.name} {p.version}  {p.tree[:12]}{sentence_text}")
     if not packages:
-        shared.screen.say("effspec.lock names no package")
+        shared.screen.note("effspec.lock names no package")
     return None

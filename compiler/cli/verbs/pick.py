@@ -44,8 +44,8 @@ def register(app: typer.Typer) -> None:
         """Take one model out of a front: the best that keeps the limits, or the point that you name."""
         from ...driver.point_limits import limits as limits_of
 
-        asked = {"params": params, "bytes": bytes, "decode.p50": latency}
-        texts = [*(f"{name}={value}" for name, value in asked.items() if value), *(limit or ())]
+        limits_by_metric = {"params": params, "bytes": bytes, "decode.p50": latency}
+        texts = [*(f"{name}={value}" for name, value in limits_by_metric.items() if value), *(limit or ())]
         if any("=" not in text for text in texts):
             raise typer.BadParameter("a limit reads METRIC=VALUE: --limit 'perplexity(heldout)=34'")
         from ...artifacts.front_kinds import read_front
@@ -59,11 +59,13 @@ def register(app: typer.Typer) -> None:
         from ...driver import pick as picking
 
         where = output or artifact.with_name(f"{artifact.name}-picked")
-        with shared.listening() as tell:
-            name, manifest = picking.pick(artifact, where, point=point, limits=limits, on=on, force=force, tell=tell)
+        with shared.listening() as listener:
+            name, manifest = picking.pick(
+                artifact, where, point=point, limits=limits, on=on, force=force, on_event=listener
+            )
         if shared.format == "json":
             shared.screen.answer_json("pick", point=name, path=str(where), bytes=manifest.bytes)
         else:
             shared.screen.answer(f"{name} -> {where}")
-            shared.screen.say(f"ok: {len(manifest.checks)} checks in a fresh process")
+            shared.screen.note(f"ok: {len(manifest.checks)} checks in a fresh process")
         return 0

@@ -23,7 +23,7 @@ def outlive_readers() -> None:
 def refuse_silence() -> None:
     """Raises ReaderLeft where nobody reads stdout any more."""
     raw = _raw()
-    if isinstance(raw, Spout) and raw.lost:
+    if isinstance(raw, Spout) and raw.is_disconnected:
         raise ReaderLeft
 
 

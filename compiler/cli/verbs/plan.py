@@ -33,18 +33,18 @@ def register(app: typer.Typer) -> None:
         from ...driver import api
 
         shared.check_environment()
-        with shared.listening() as tell:
-            plans = api.plans(shared.session(recipe, tell))
+        with shared.listening() as listener:
+            plans = api.plans(shared.session(recipe, listener))
         if output:
-            from ...core.cache import write_whole
+            from ...core.cache import write_atomic
 
-            write_whole(output, (json.dumps(saved_form(plans), indent=1) + "\n").encode())
+            write_atomic(output, (json.dumps(saved_form(plans), indent=1) + "\n").encode())
         if shared.format == "json":
             shared.screen.answer_json("plan", plans=[p.to_json() for p in plans])
         else:
             _draw(plans, shared)
         if output:
-            shared.screen.say(f"saved to {output}; compile with --plan {output} refuses anything else")
+            shared.screen.note(f"saved to {output}; compile with --plan {output} refuses anything else")
         work = any(p.has_work for p in plans)
         return EXITS["work-to-do"] if work and detailed_exitcode else 0
 
@@ -62,7 +62,7 @@ def _draw(plans: list, shared: Shared) -> None:
 
 
 def _origins(recipe, shared: Shared) -> None:
-    """Where the value of every param came from."""
+    """Print where the value of every param came from."""
     from ....dsl.checker.value_text import show
 
     rows = [

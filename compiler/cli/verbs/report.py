@@ -15,14 +15,14 @@ several_pipelines = Fault(
     exit="usage",
 )
 
-_places = typer.Argument(metavar="ARTIFACT...", help="Artifacts of one pipeline.", show_default=False)
+_artifacts = typer.Argument(metavar="ARTIFACT...", help="Artifacts of one pipeline.", show_default=False)
 _output = typer.Option("-o", "--output", metavar="FILE", help="Where the page goes; `-` prints it.")
 
 
 def register(app: typer.Typer) -> None:
     @verb(app, opens=("artifacts",))
     def report(
-        artifacts: Annotated[list[Path], _places],
+        artifacts: Annotated[list[Path], _artifacts],
         shared: Shared,
         output: Annotated[Path, _output] = Path("report.html"),
     ) -> None:
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
         The page loads nothing from anywhere."""
         from ...artifacts.pages.page import page
         from ...artifacts.pages.sheet import Sheet
-        from ...core.cache import write_whole
+        from ...core.cache import write_atomic
         from ...core.quantity import size
 
         sheets = [Sheet.of(path) for path in artifacts]
@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
         if other is not None:
             raise Reject(
                 several_pipelines(
-                    f"{sheets[0].place} and {other.place} come from different pipelines",
+                    f"{sheets[0].location} and {other.location} come from different pipelines",
                     help="write a page for each, or compare them with `effc diff`",
                 )
             )
@@ -50,7 +50,7 @@ def register(app: typer.Typer) -> None:
                 )
             return shared.screen.write(page(sheets))
         text = page(sheets).encode()
-        write_whole(output, text)
+        write_atomic(output, text)
         if shared.format == "json":
             shared.screen.answer_json("report", path=str(output), bytes=len(text))
         else:

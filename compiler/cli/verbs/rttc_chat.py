@@ -12,29 +12,33 @@ if TYPE_CHECKING:
     from ...apps.rttc.policy import Decision
 
 
-def ask(
-    place: str, prompt: str | None, shared: Shared, knowledge: str | None, explain: bool, drawn: Mapping[str, Any]
+def answer_lines(
+    folder: str, prompt: str | None, shared: Shared, knowledge: str | None, explain: bool, sampling: Mapping[str, Any]
 ) -> None:
     """Answer a prompt, or the lines that a person writes until Ctrl-D; each stands for itself."""
     from ...apps.rttc.generation import Settings
     from ...driver.models import computing
     from .services import guided
 
-    with computing(place):
-        client, settings = guided(place, shared, knowledge), Settings(**drawn)
-        return _ask(client, prompt, shared, explain, settings)
+    with computing(folder):
+        client, settings = guided(folder, shared, knowledge), Settings(**sampling)
+        return _query(client, prompt, shared, explain, settings)
 
 
-def _ask(client: "Guided", prompt: str | None, shared: Shared, explain: bool, settings: "Settings") -> None:
+def _query(client: "Guided", prompt: str | None, shared: Shared, explain: bool, settings: "Settings") -> None:
     try:
         if prompt is not None:
-            return _show(client.ask([{"role": "user", "content": prompt}], settings), prompt, shared, explain)
+            return _show(
+                client.answer_conversation([{"role": "user", "content": prompt}], settings), prompt, shared, explain
+            )
         while (line := _line()) is not None:
             try:
                 if line.strip():
-                    _show(client.ask([{"role": "user", "content": line}], settings), line, shared, explain)
-            except Reject as refused:
-                shared.screen.complain(refused.diagnostics, "run")
+                    _show(
+                        client.answer_conversation([{"role": "user", "content": line}], settings), line, shared, explain
+                    )
+            except Reject as rejection:
+                shared.screen.complain(rejection.diagnostics, "run")
     finally:
         client.lists.flush()
         client.states.flush()
@@ -63,12 +67,12 @@ def _show(answered: "Answered", prompt: str, shared: Shared, explain: bool) -> N
         return
     screen.answer(answered.text)
     if explain or answered.decision.note:
-        screen.say(explained(answered.decision))
+        screen.note(explained(answered.decision))
 
 
 def explained(decision: "Decision") -> str:
-    """Which branch answered and what it cost, in a sentence or two."""
-    from ...core.quantity import counted, seconds
+    """Sentence about the branch that answered and its cost."""
+    from ...core.quantity import count_text, seconds
 
     names = {"direct": "directly", "rag": "with samples in the prompt", "ttt": "after a training on samples"}
     parts = [f"answered {names[decision.branch]}"]
@@ -76,9 +80,9 @@ def explained(decision: "Decision") -> str:
         parts.append("by the adapters of an earlier query")
     elif decision.samples:
         where = "from the cache" if decision.list_hit else "retrieved"
-        parts.append(f"{counted(decision.samples, 'sample')} {where}")
+        parts.append(f"{count_text(decision.samples, 'sample')} {where}")
     if decision.steps:
-        parts.append(counted(decision.steps, "step"))
+        parts.append(count_text(decision.steps, "step"))
     if decision.rewards:
         parts.append("rewards " + ", ".join(_reward(decision, name) for name in decision.rewards))
     parts.append(", ".join(f"{name} {seconds(value)}" for name, value in decision.seconds.items()))

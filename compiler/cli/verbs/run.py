@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from ....dsl.syntax.diagnostics import Reject
-from ...driver.models import check_place
+from ...driver.models import check_model_path
 from .flags import Shared, finite, knowledge_url, mapped_weights, verb
 from .pipe_streams import refuse_silence
 from .speech import Speech
 
-_place = typer.Argument(
+_model = typer.Argument(
     metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.", show_default=False
 )
 _prompt = typer.Option("-p", "--prompt", metavar="TEXT", help="Answer this and leave.", show_default=False)
@@ -40,7 +40,7 @@ _explain = typer.Option("--explain", help="Of a folder of `rttc`: say which bran
 def register(app: typer.Typer) -> None:
     @verb(app, shows=("machine",), opens=("model", "adapter"))
     def run(
-        model: Annotated[str, _place],
+        model: Annotated[str, _model],
         shared: Shared,
         prompt: Annotated[str | None, _prompt] = None,
         max_new_tokens: Annotated[int, _length] = 256,
@@ -53,7 +53,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Talk to a model: a chat, or one answer with --prompt or a pipe. Of a federation: simulate it."""
         shared.check_environment()
-        check_place(model)
+        check_model_path(model)
         if pick:
             from ...driver.pick import folder_of
 
@@ -67,9 +67,9 @@ def register(app: typer.Typer) -> None:
         from ...apps.rttc.app_folder import is_app
 
         if is_app(model):
-            from .rttc_chat import ask
+            from .rttc_chat import answer_lines
 
-            return ask(
+            return answer_lines(
                 model,
                 prompt,
                 shared,
@@ -81,7 +81,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _talk(
-    place: str,
+    location: str,
     prompt: str | None,
     shared: Shared,
     longest: int,
@@ -94,11 +94,13 @@ def _talk(
     from ...driver.models import computing, open_model
 
     folders = named(adapters)
-    opened = open_model(place, shared.settings(), mapped=mapped, speaks=True)
+    opened = open_model(location, shared.settings(), mapped=mapped, speaks=True)
     refuse_silent(opened.model)
     models = {"": opened.model, **views(opened.model, opened.label, folders)}
-    made = {name: Talker(model, opened.tokenizer, longest, temperature, shared.seed) for name, model in models.items()}
-    talker = Talkers(made) if adapters else made[""]
+    by_name = {
+        name: Talker(model, opened.tokenizer, longest, temperature, shared.seed) for name, model in models.items()
+    }
+    talker = Talkers(by_name) if adapters else by_name[""]
     with computing(opened.label):
         if prompt is None:
             converse(talker, opened.label, shared)
@@ -109,8 +111,8 @@ def _talk(
 def answer_once(talker, prompt: str, shared: Shared) -> None:
     """One prompt: the text to stdout as it comes, or one JSON object."""
     if shared.format == "json":
-        reply = talker.say(prompt, lambda text: None)
-        _stop_if_asked(reply)
+        reply = talker.answer(prompt, lambda text: None)
+        _check_interrupt(reply)
         return shared.screen.answer_json(
             "run",
             prompt=prompt,
@@ -122,27 +124,27 @@ def answer_once(talker, prompt: str, shared: Shared) -> None:
             tokens_per_second=round(reply.tokens_per_second, 2),
         )
     speech = Speech()
-    reply = talker.say(prompt, lambda text: _write(speech.push(text)))
+    reply = talker.answer(prompt, lambda text: _write(speech.push(text)))
     _write(f"{speech.end()}\n")
-    _stop_if_asked(reply)
+    _check_interrupt(reply)
     if shared.verbose:
-        shared.screen.say(_speed(reply))
+        shared.screen.note(_speed(reply))
 
 
-def _stop_if_asked(reply) -> None:
+def _check_interrupt(reply) -> None:
     if reply.stop == "stopped":
         raise KeyboardInterrupt
 
 
 def converse(talker, label: str, shared: Shared) -> None:
     """A chat: Ctrl-C stops the answer, Ctrl-D ends."""
-    from .interrupt import answered_here
+    from .interrupt import local_interrupts
 
     screen = shared.screen
     kind = "answers" if talker.chats else "continues your text"
-    screen.say(screen.styled(f"{label} {kind}; Ctrl-C stops it, Ctrl-D ends", "dim", stream=sys.stderr))
+    screen.note(screen.styled(f"{label} {kind}; Ctrl-C stops it, Ctrl-D ends", "dim", stream=sys.stderr))
     mark = _prompt_mark(screen.styled("> ", "cyan"))
-    with answered_here():
+    with local_interrupts():
         while True:
             try:
                 line = input(mark)
@@ -168,13 +170,13 @@ def _prompt_mark(styled: str) -> str:
 def _exchange(talker, line: str, shared: Shared) -> None:
     speech = Speech()
     try:
-        reply = talker.say(line, lambda text: _write(speech.push(text)))
-    except Reject as refused:
-        return shared.screen.complain(refused.diagnostics, "run")
+        reply = talker.answer(line, lambda text: _write(speech.push(text)))
+    except Reject as rejection:
+        return shared.screen.complain(rejection.diagnostics, "run")
     mark = " …" if reply.stop == "stopped" else ""
     _write(f"{speech.end()}{mark}\n")
     if shared.verbose:
-        shared.screen.say(shared.screen.styled(_speed(reply), "dim", stream=sys.stderr))
+        shared.screen.note(shared.screen.styled(_speed(reply), "dim", stream=sys.stderr))
     return None
 
 

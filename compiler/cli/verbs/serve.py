@@ -11,7 +11,7 @@ import typer
 
 from ....dsl.syntax.diagnostics import Reject
 from ...core.environment import check_modules
-from ...driver.models import check_place
+from ...driver.models import check_model_path
 from .exit_codes import interrupted
 from .flags import Shared, finite, knowledge_url, mapped_weights, size, verb
 from .services import Service, guided_service, library_service, model_service, no_such_role
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ...apps.serving.access_log import AccessLog
     from ...apps.serving.keys import Keys
 
-_place = typer.Argument(
+_model = typer.Argument(
     metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.", show_default=False
 )
 _host = typer.Option("--host", metavar="HOST", help="Address to answer at; 0.0.0.0 is all of the machine's.")
@@ -98,7 +98,7 @@ _log = typer.Option("--access-log", metavar="FILE", help="JSON lines without pro
 def register(app: typer.Typer) -> None:
     @verb(app, shows=("machine",), opens=("model", "adapter"))
     def serve(
-        model: Annotated[str, _place],
+        model: Annotated[str, _model],
         shared: Shared,
         host: Annotated[str, _host] = "127.0.0.1",
         port: Annotated[int, _port] = 8000,
@@ -124,7 +124,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Answer OpenAI's chat and completions API, many requests at once."""
         shared.check_environment()
-        check_place(model)
+        check_model_path(model)
         check_modules(["fastapi", "uvicorn", "prometheus_client"], "serve", "`effc serve`")
         from ...apps.serving.limits import MIB, Limits
         from ...apps.serving.rate import Rate
@@ -141,43 +141,43 @@ def register(app: typer.Typer) -> None:
         service = _service(model, name, role, knowledge, engine, shared, parallel, queue, adapter, mapped)
         app, url = guarded(service.app, service.count, entrance), url_of(listener, secure=tls_cert is not None)
         try:
-            answer(app, listener, entrance, lambda: _tell(shared, service.name, url), service.stop)
+            answer(app, listener, entrance, lambda: _print_address(shared, service.name, url), service.stop)
         except KeyboardInterrupt:
             raise Reject(interrupted("the server has stopped; running answers were cancelled")) from None
 
 
 def _keys(named: Sequence[str]) -> "Keys":
-    """Those of --api-key and those of the environment."""
+    """Keys of --api-key and of the environment."""
     from ...apps.serving.keys import Keys
 
-    held = [key.strip() for key in os.environ.get("EFFC_API_KEY", "").split(",") if key.strip()]
-    return Keys([*named, *held])
+    from_environment = [key.strip() for key in os.environ.get("EFFC_API_KEY", "").split(",") if key.strip()]
+    return Keys([*named, *from_environment])
 
 
-def _log_to(place: str, shared: Shared) -> "AccessLog":
+def _log_to(destination: str, shared: Shared) -> "AccessLog":
     from ...apps.serving.access_log import log_to
 
-    return log_to("none" if shared.quiet and place == "-" else place)
+    return log_to("none" if shared.quiet and destination == "-" else destination)
 
 
-def _called(place: str) -> str:
+def _called(location: str) -> str:
     """A model's name by the place that it was opened at."""
     from ...artifacts.load import kind_of
 
-    kind, colon, name = place.partition(":")
+    kind, colon, name = location.partition(":")
     if colon and kind in ("zoo", "hf"):
         return name
-    path = Path(place).resolve()
+    path = Path(location).resolve()
     return path.parent.name if kind_of(path.name) else path.name
 
 
 def _warn(shared: Shared, host: str, everybody: bool) -> None:
     if everybody:
-        shared.screen.say(f"warning: everybody who reaches {host} may use the model")
+        shared.screen.note(f"warning: everybody who reaches {host} may use the model")
 
 
 def _service(
-    place: str,
+    location: str,
     name: str | None,
     role: str | None,
     knowledge: str | None,
@@ -190,30 +190,30 @@ def _service(
 ) -> Service:
     from ...apps.rttc.app_folder import is_app
 
-    name = name or _called(place)
-    if not is_app(place):
+    name = name or _called(location)
+    if not is_app(location):
         if role or knowledge or engine != "auto":
             raise Reject(
                 no_such_role(
-                    f"`{place}` is no folder of the target `rttc`",
+                    f"`{location}` is no folder of the target `rttc`",
                     help="serve it without --role, --knowledge and --engine",
                 )
             )
-        return model_service(place, name, shared, parallel, queue, adapters, mapped)
+        return model_service(location, name, shared, parallel, queue, adapters, mapped)
     if adapters:
-        raise Reject(no_such_role(f"`{place}` chooses what answers by itself", help="serve it without --adapter"))
+        raise Reject(no_such_role(f"`{location}` chooses what answers by itself", help="serve it without --adapter"))
     if role == "server" and knowledge:
         raise Reject(no_such_role("a server has the base itself", help="give --knowledge to its clients"))
     if role == "server":
-        return library_service(place, name, shared, engine)
+        return library_service(location, name, shared, engine)
     if role not in (None, "client"):
         raise Reject(no_such_role(f"`{role}` is no role", help="write `--role client` or `--role server`"))
     if engine != "auto":
         raise Reject(no_such_role("a client has no --engine", help="give it to the server of --role server"))
-    return guided_service(place, name, shared, queue, knowledge)
+    return guided_service(location, name, shared, queue, knowledge)
 
 
-def _tell(shared: Shared, name: str, url: str) -> None:
+def _print_address(shared: Shared, name: str, url: str) -> None:
     if shared.format == "json":
         shared.screen.answer_json("serve", model=name, url=url)
     else:

@@ -1,4 +1,4 @@
-"""What `effc serve` can put behind an address: a model, a client of test-time compute, a knowledge base."""
+"""Services of `effc serve`: a model, a client of test-time compute, a knowledge base."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ no_such_role = Fault(
 )
 
 
-_HELD = 512 << 20  # bytes of keys and values that are held for requests that go on with earlier ones
+_MAX_CACHE_BYTES = 512 << 20  # bytes of keys and values that are held for requests that go on with earlier ones
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Service:
 
 
 def model_service(
-    place: str,
+    location: str,
     name: str,
     shared: Shared,
     parallel: int,
@@ -53,33 +53,33 @@ def model_service(
     from ...runtimes.native.sequence_pool import tokens_in
 
     folders = named(adapters)
-    opened = open_model(place, shared.settings(), steady=True, mapped=mapped, speaks=True)
-    made = views(opened.model, opened.label, folders)
-    runner = runner_of(opened.model, opened.label, made)
+    opened = open_model(location, shared.settings(), steady=True, mapped=mapped, speaks=True)
+    adapters_by_name = views(opened.model, opened.label, folders)
+    runner = runner_of(opened.model, opened.label, adapters_by_name)
     with computing(opened.label):
         try_out(runner)
     known = (opened.model.generation_config.eos_token_id, opened.tokenizer.eos_token_id)
-    ends = next((as_tokens(found) for found in known if found is not None), ())
-    more: dict[str, Any] = {"remembers": tokens_in(_HELD, getattr(opened.model, "plan", {}))}
+    eos_ids = next((as_tokens(eos) for eos in known if eos is not None), ())
+    options: dict[str, Any] = {"remembers": tokens_in(_MAX_CACHE_BYTES, getattr(opened.model, "plan", {}))}
     if isinstance(runner, CachedModel):
-        more = {"choose": runner.choose}
-    scheduler = Scheduler(runner, opened.tokenizer, ends or (), queue, parallel, **more)
-    service = Model(name, scheduler, opened.tokenizer, runner.context, runner.vocabulary, list(made))
+        options = {"choose": runner.choose}
+    scheduler = Scheduler(runner, opened.tokenizer, eos_ids or (), queue, parallel, **options)
+    service = Model(name, scheduler, opened.tokenizer, runner.context, runner.vocabulary, list(adapters_by_name))
     return Service(name, application(service), scheduler.metrics.add_answer, scheduler.stop)
 
 
-def guided_service(place: str, name: str, shared: Shared, queue: int, knowledge: str | None) -> Service:
+def guided_service(location: str, name: str, shared: Shared, queue: int, knowledge: str | None) -> Service:
     from ...apps.rttc.chat_server import Front, application
     from ...driver.models import computing
 
-    with computing(place):
-        front = Front(name, guided(place, shared, knowledge), queue)
+    with computing(location):
+        front = Front(name, guided(location, shared, knowledge), queue)
     return Service(
         name, application(front), lambda path, status, _: front.answers.labels(path, str(status)).inc(), front.stop
     )
 
 
-def library_service(place: str, name: str, shared: Shared, engine: str) -> Service:
+def library_service(location: str, name: str, shared: Shared, engine: str) -> Service:
     """The base of a folder, searched by an engine. No model is loaded but a judge or scorer that needs none of the
     client's."""
     from ...apps.rttc.app import EMBEDDER, KNOWLEDGE, REWARD, read_app, scorer_of
@@ -90,7 +90,7 @@ def library_service(place: str, name: str, shared: Shared, engine: str) -> Servi
     from ...apps.rttc.reward import Judge
     from ...artifacts.manifest import read_manifest, verify_files
 
-    folder, app = Path(place), read_app(Path(place))
+    folder, app = Path(location), read_app(Path(location))
     manifest = read_manifest(folder)
     for part in (NAME, KNOWLEDGE, EMBEDDER, REWARD):
         verify_files(folder, manifest, under=part)
@@ -108,14 +108,14 @@ def library_service(place: str, name: str, shared: Shared, engine: str) -> Servi
     )
 
 
-def guided(place: str, shared: Shared, knowledge: str | None) -> "Guided":
+def guided(location: str, shared: Shared, knowledge: str | None) -> "Guided":
     """The client of a folder; its model, base and rewards are compared with the manifest first."""
     from ...apps.rttc.app import client_of, read_app
     from ...artifacts.manifest import read_manifest, verify_files
     from ...driver.models import open_model
 
-    folder, app = Path(place), read_app(Path(place))
-    opened = open_model(place, shared.settings(), speaks=True)
+    folder, app = Path(location), read_app(Path(location))
+    opened = open_model(location, shared.settings(), speaks=True)
     verify_files(folder, read_manifest(folder))
     return client_of(app, folder, opened.model, opened.tokenizer, shared.cache_folder, remote(knowledge))
 

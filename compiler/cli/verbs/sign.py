@@ -7,7 +7,7 @@ import typer
 
 from .flags import Shared, verb
 
-_place = typer.Argument(metavar="ARTIFACT", help="A folder that `effc compile` wrote.", show_default=False)
+_folder = typer.Argument(metavar="ARTIFACT", help="A folder that `effc compile` wrote.", show_default=False)
 _key = typer.Option("--key", metavar="FILE", help="The secret key to sign with.", show_default=False)
 _new = typer.Option(
     "--new-key", metavar="FILE", help="Make a secret key, and FILE.pub for those who check.", show_default=False
@@ -26,35 +26,35 @@ def register(app: typer.Typer) -> None:
     @verb(app)
     def sign(
         shared: Shared,
-        artifact: Annotated[Path | None, _place] = None,
+        artifact: Annotated[Path | None, _folder] = None,
         key: Annotated[Path | None, _key] = None,
         new_key: Annotated[Path | None, _new] = None,
         verify_key: Annotated[list[str], _verify] = (),  # type: ignore[assignment]
         note: Annotated[str, _note] = "",
     ) -> None:
         """Sign an artifact with Ed25519, make a key, or check a signature, offline."""
-        asked = [key is not None, new_key is not None, bool(verify_key)]
-        if sum(asked) != 1 or (artifact is None) != (new_key is not None):
+        modes = [key is not None, new_key is not None, bool(verify_key)]
+        if sum(modes) != 1 or (artifact is None) != (new_key is not None):
             raise typer.BadParameter("one of `ARTIFACT --key FILE`, `ARTIFACT --verify-key KEY` and `--new-key FILE`")
         if new_key is not None:
             from ...artifacts import signature
 
-            return _tell(shared, "made", signature.new_key(new_key), new_key)
+            return _print_signer(shared, "made", signature.new_key(new_key), new_key)
         assert artifact is not None, "both other ways name one"
         if verify_key:
             from ...artifacts.load import authenticate
 
-            return _tell(shared, "signed", authenticate(artifact, verify_key), artifact)
+            return _print_signer(shared, "signed", authenticate(artifact, verify_key), artifact)
         from ...artifacts.signature import sign
 
         assert key is not None, "what is left"
-        return _tell(shared, "signed", sign(artifact, key, note).key, artifact)
+        return _print_signer(shared, "signed", sign(artifact, key, note).key, artifact)
 
 
-def _tell(shared: Shared, outcome: str, key: str, place: Path) -> None:
+def _print_signer(shared: Shared, outcome: str, key: str, path: Path) -> None:
     if shared.format == "json":
-        shared.screen.answer_json("sign", outcome=outcome, key=key, path=str(place))
+        shared.screen.answer_json("sign", outcome=outcome, key=key, path=str(path))
     elif outcome == "made":
-        shared.screen.answer(f"{key}\n{place} is secret; give {place}.pub to those who check")
+        shared.screen.answer(f"{key}\n{path} is secret; give {path}.pub to those who check")
     else:
-        shared.screen.answer(f"{place} is signed by {key}")
+        shared.screen.answer(f"{path} is signed by {key}")

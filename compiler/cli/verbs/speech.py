@@ -1,11 +1,11 @@
-"""What a model says, in pieces, to a terminal or to whoever reads a pipe: words, never commands."""
+"""Output of a model, in pieces, for a terminal or a pipe: text, never commands."""
 
 import re
 
 from ....dsl.syntax.render import inert, printable
 
 _OPEN = re.compile(r"(?:^|(?<=\n))[^\S\n]*:\Z|#+\w*\Z")  # of a line that may yet become a command to a runner
-_MOST = 64  # characters that are held back
+_MAX_VALUE = 64  # characters that are held back
 
 
 class Speech:
@@ -15,14 +15,14 @@ class Speech:
     """
 
     def __init__(self) -> None:
-        self._tail, self._begins = "", True  # what is held back; whether it begins a line
+        self._tail, self._is_prefix = "", True  # what is held back; whether it begins a line
 
     def push(self, text: str) -> str:
-        """What of the text so far can't be the beginning of a command."""
+        """Text so far that can't be the beginning of a command."""
         text = self._tail + text
-        opened = _OPEN.search(text if self._begins else f"x{text}")
-        at = len(text) if opened is None else opened.start() - (not self._begins)
-        at = at if len(text) - at <= _MOST else len(text)
+        opened = _OPEN.search(text if self._is_prefix else f"x{text}")
+        at = len(text) if opened is None else opened.start() - (not self._is_prefix)
+        at = at if len(text) - at <= _MAX_VALUE else len(text)
         return self._emit(text, at)
 
     def end(self) -> str:
@@ -33,7 +33,9 @@ class Speech:
         free, self._tail = text[:at], text[at:]
         if not free:
             return ""
-        safe = inert(free) if self._begins else inert(f"x{free}")[1:]
+        safe = inert(free) if self._is_prefix else inert(f"x{free}")[1:]
         _, line_end, line = free.rpartition("\n")
-        self._begins = not line.strip() and (self._begins or bool(line_end))  # spaces before a command do not hide it
+        self._is_prefix = not line.strip() and (
+            self._is_prefix or bool(line_end)
+        )  # spaces before a command do not hide it
         return printable(safe)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 REPORTS = (".json", ".xml", ".md")
 
-_place = typer.Argument(
+_subject = typer.Argument(
     metavar="ARTIFACT|RECIPE",
     help="An artifact, or a recipe whose artifacts exist.",
     show_default=False,
@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
         opens=("place",),
     )
     def test(
-        place: Annotated[Path, _place],
+        place: Annotated[Path, _subject],
         shared: Shared,
         output: Annotated[Path, _out] = Path("out"),
         recipe: Annotated[Path | None, _recipe] = None,
@@ -65,63 +65,68 @@ def register(app: typer.Typer) -> None:
             if not file.parent.is_dir():  # said before anything is measured
                 raise typer.BadParameter(f"`--report {file}`: there is no folder {file.parent}")
         if bless:
-            from ...plugin.recipe_library import own
+            from ...plugin.recipe_library import require_user_recipe
 
-            own(place)
+            require_user_recipe(place)
         if bless and place.is_dir():
             raise typer.BadParameter("`--bless` takes a recipe: a baseline holds all its artifacts")
         shared.check_environment()
-        with shared.listening() as tell:
+        with shared.listening() as listener:
             if place.is_dir():
-                file, given = compiled_from(place, recipe)
-                session = api.session(file, settings=shared.settings(tell), set=given)
+                file, params = compiled_from(place, recipe)
+                session = api.session(file, settings=shared.settings(listener), set=params)
                 baseline.read(session.path)  # one that is broken is told before anything is planned or measured
                 results = test_artifact(place, session, api.plans(session))
             else:
-                session = shared.session(place, tell)
+                session = shared.session(place, listener)
                 if not bless:
                     baseline.read(session.path)
                 results = test_recipe(session, api.plans(session), output, bless)
         if not bless and place.exists() and not any(r.drifts for r in results):  # one of the library's has no file here
-            there = baseline.place(session.path)
-            shared.screen.say(
-                f"compared with no baseline: `effc test {quote(str(session.path))} --bless` writes {there}"
+            baseline_file = baseline.baseline_path(session.path)
+            shared.screen.note(
+                f"compared with no baseline: `effc test {quote(str(session.path))} --bless` writes {baseline_file}"
             )
         report(results, shared)
         for file in report_file:
-            file.write_text(written(results, file.suffix), encoding="utf-8")
+            file.write_text(report_text(results, file.suffix), encoding="utf-8")
         if bless:
-            shared.screen.say(f"wrote {baseline.place(place)}")
+            shared.screen.note(f"wrote {baseline.baseline_path(place)}")
         return code_of([d for r in results for d in r.diagnostics])
 
 
 def report(results: "Sequence[Tested]", shared: Shared) -> None:
-    screen, found = shared.screen, [d for r in results for d in r.diagnostics]
+    screen, diagnostics = shared.screen, [d for r in results for d in r.diagnostics]
     if screen.format == "junit":
         screen.answer(junit(results))
     elif screen.format == "md":
         screen.answer(markdown(results))
     elif screen.format in ("json", "github"):
-        screen.complain(found, "test", artifacts=rows_json(results))
+        screen.complain(diagnostics, "test", artifacts=rows_json(results))
         if screen.format == "github" and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
             with open(summary, "a", encoding="utf-8") as file:  # as GitHub wants it: other steps write there, too
                 file.write(markdown(results) + "\n")
     else:
-        screen.answer("\n\n".join(_drawn(r, shared) for r in results))
-        screen.complain(found, "test")
+        screen.answer("\n\n".join(_lines(r, shared) for r in results))
+        screen.complain(diagnostics, "test")
         _sum_up(results, shared)
 
 
-def written(results: "Sequence[Tested]", suffix: str) -> str:
+def report_text(results: "Sequence[Tested]", suffix: str) -> str:
     """The text of a report file."""
     if suffix == ".json":
-        found = as_json([d for r in results for d in r.diagnostics])["diagnostics"]
-        body = {"schema_version": SCHEMA, "verb": "test", "artifacts": rows_json(results), "diagnostics": found}
+        diagnostics_json = as_json([d for r in results for d in r.diagnostics])["diagnostics"]
+        body = {
+            "schema_version": SCHEMA,
+            "verb": "test",
+            "artifacts": rows_json(results),
+            "diagnostics": diagnostics_json,
+        }
         return json_text(body) + "\n"
     return (junit(results) if suffix == ".xml" else markdown(results)) + "\n"
 
 
-def _drawn(result: "Tested", shared: Shared) -> str:
+def _lines(result: "Tested", shared: Shared) -> str:
     from ...driver.judging.gate import bound_text
 
     screen = shared.screen
@@ -152,17 +157,17 @@ def _drifts(result: "Tested", shared: Shared) -> list[str]:
 
 
 def _sum_up(results: "Sequence[Tested]", shared: Shared) -> None:
-    from ...core.quantity import counted
+    from ...core.quantity import count_text
 
     states = [o.state for r in results for o in r.outcomes]
-    parts = [f"{counted(states.count('ok'), 'bound')} kept"] if "ok" in states else []
+    parts = [f"{count_text(states.count('ok'), 'bound')} kept"] if "ok" in states else []
     parts += [f"{states.count('missed')} missed"] if "missed" in states else []
     parts += [f"{states.count('skipped')} not for this machine"] if "skipped" in states else []
     parts += [f"{states.count('undecided')} undecided"] if "undecided" in states else []
-    moved = [d.state for r in results for d in r.drifts]
+    drift_states = [d.state for r in results for d in r.drifts]
     for state, text in (("worse", "worse than the baseline"), ("better", "better than the baseline")):
-        parts += [f"{counted(moved.count(state), 'measure')} {text}"] if state in moved else []
-    states += ["missed" if state == "worse" else state for state in moved]
+        parts += [f"{count_text(drift_states.count(state), 'measure')} {text}"] if state in drift_states else []
+    states += ["missed" if state == "worse" else state for state in drift_states]
     head = next((state for state in ("missed", "undecided") if state in states), "ok")
     colored = shared.screen.styled(head, {"ok": "green", "undecided": "yellow"}.get(head, "red"))
-    shared.screen.say(f"{colored}: {', '.join(parts)}")
+    shared.screen.note(f"{colored}: {', '.join(parts)}")

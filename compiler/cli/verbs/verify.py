@@ -10,7 +10,7 @@ from .flags import Shared, verb
 if TYPE_CHECKING:
     from ...artifacts.manifest import Manifest
 
-_place = typer.Argument(metavar="ARTIFACT", help="A folder that `effc compile` wrote.", show_default=False)
+_folder = typer.Argument(metavar="ARTIFACT", help="A folder that `effc compile` wrote.", show_default=False)
 _key = typer.Option(
     "--verify-key",
     metavar="KEY",
@@ -21,13 +21,13 @@ _key = typer.Option(
 
 def register(app: typer.Typer) -> None:
     @verb(app)
-    def verify(artifact: Annotated[Path, _place], shared: Shared, verify_key: Annotated[list[str], _key] = ()) -> None:  # type: ignore[assignment]
+    def verify(artifact: Annotated[Path, _folder], shared: Shared, verify_key: Annotated[list[str], _key] = ()) -> None:  # type: ignore[assignment]
         """Check an artifact: hashes of all files, what each form holds, that weights are numbers, and signatures.
 
         Nothing of it is run."""
         from ...artifacts.load import authenticate
         from ...artifacts.manifest import read_manifest
-        from ...core.quantity import counted
+        from ...core.quantity import count_text
 
         signed = authenticate(artifact, verify_key) if verify_key else ""
         manifest = read_manifest(artifact)
@@ -41,11 +41,11 @@ def register(app: typer.Typer) -> None:
                 files=len(manifest.files),
                 signed_by=signed or None,
             )
-        said = f"ok: {counted(len(manifest.files), 'file')} as the manifest has them"
-        said += f", forms {', '.join(forms)}" if forms else ""
-        shared.screen.answer(said + (f", signed by {signed}" if signed else ""))
+        message = f"ok: {count_text(len(manifest.files), 'file')} as the manifest has them"
+        message += f", forms {', '.join(forms)}" if forms else ""
+        shared.screen.answer(message + (f", signed by {signed}" if signed else ""))
         if not signed:
-            shared.screen.say("its measures and its card are held by a signature alone: --verify-key looks at one")
+            shared.screen.note("its measures and its card are held by a signature alone: --verify-key looks at one")
         return None
 
 

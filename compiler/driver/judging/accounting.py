@@ -1,4 +1,4 @@
-"""The same few tokens through the original, the program in memory and every form that was written.
+"""Losses on a few tokens: the original, the program in memory and every written form.
 
 How far the program is from the original is what compression cost; how far a form is from the program is what its file
 format and its runtime changed. Verification computes the forms' logits anyway, in processes of their own.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ....dsl.checker.values import DataRef, handles
-from ...analysis.planning.cost import LENGTH, ROOM, ROWS
+from ...analysis.planning.cost import CACHE_BYTES, LENGTH, ROWS
 from ...artifacts.form_losses import Account
 from ...artifacts.verify_child import logits_of_rows
 from ...ir.weights import distinct
@@ -47,40 +47,42 @@ class Accounting:
         words = ctx.origin.vocabulary or 256
         if not plan.skeleton.facts.get("causal_lm"):
             return Accounting(None)
-        asked = [call for bound in plan.pipeline.expects for call in handles(dict(bound.metric.args), DataRef)]
-        asked += [ref for step in plan.pipeline.steps for ref in handles(step.call.args, DataRef)]
-        for ref in asked:
+        candidates = [call for bound in plan.pipeline.expects for call in handles(dict(bound.metric.args), DataRef)]
+        candidates += [ref for step in plan.pipeline.steps for ref in handles(step.call.args, DataRef)]
+        for ref in candidates:
             rows = ctx.rows(ref)
             if rows.dim() == 2 and not rows.is_floating_point():
-                return Accounting(_few(rows, words), ref.name)
+                return Accounting(_row_count(rows, words), ref.name)
         generator = torch.Generator().manual_seed(ctx.seed)
         length = min(LENGTH, ctx.origin.positions or LENGTH)
         first = min(3, words - 1)  # special tokens come first, and some models count without them
-        return Accounting(_few(torch.randint(first, words, (ROWS, length), generator=generator), words))
+        return Accounting(_row_count(torch.randint(first, words, (ROWS, length), generator=generator), words))
 
-    def look(self, original: nn.Module) -> None:
+    def on_original(self, original: nn.Module) -> None:
         """Hear the original, the first time that it is there."""
         if self.text is not None and self.base is None:
             self.base, self.bytes = _logits(original, self.text), _bytes(original)
 
-    def account(self, what: str, logits: Tensor, bytes_: int, program: Tensor | None = None) -> Account:
+    def account(self, label: str, logits: Tensor, bytes_: int, program: Tensor | None = None) -> Account:
         """A row of the table. `program` are the logits of the program in memory that a form holds."""
         assert self.base is not None and self.text is not None, "the original was not heard"
-        apart, drift, said = [], [], []
+        divergences, drift, token_log_probs = [], [], []
         for row, ids in enumerate(self.text.cpu()):  # one by one: a vocabulary's probabilities are large
             part = slice(row * len(ids), (row + 1) * len(ids))
-            ours = logits[part].log_softmax(-1)
-            apart.append(_divergence(self.base[part].log_softmax(-1), ours))
+            log_probs = logits[part].log_softmax(-1)
+            divergences.append(_divergence(self.base[part].log_softmax(-1), log_probs))
             if program is not None:
-                drift.append(_divergence(program[part].log_softmax(-1), ours))
+                drift.append(_divergence(program[part].log_softmax(-1), log_probs))
             if self.of:
-                said.append(ours[:-1].gather(-1, ids[1:, None]))
+                token_log_probs.append(log_probs[:-1].gather(-1, ids[1:, None]))
         return Account(
-            what,
-            divergence=_mean(apart),
+            label,
+            divergence=_mean(divergences),
             drift=_mean(drift) if drift else None,
             agreement=float((self.base.argmax(-1) == logits.argmax(-1)).double().mean()),
-            perplexity=math.exp(min(-torch.cat(said).double().mean().item(), 700.0)) if said else None,
+            perplexity=math.exp(min(-torch.cat(token_log_probs).double().mean().item(), 700.0))
+            if token_log_probs
+            else None,
             bytes=bytes_,
             tokens=self.text.numel(),
             data=self.of,
@@ -89,7 +91,7 @@ class Accounting:
 
 @dataclass
 class Tally:
-    """What verification heard of one artifact: of each member the program's logits and those of its forms."""
+    """Logits that verification recorded for one artifact: of each member's program and of its forms."""
 
     accounting: Accounting
     folder: Path
@@ -111,18 +113,18 @@ class Tally:
             return ()
         rows = [self.accounting.account(ORIGINAL, self.accounting.base, self.accounting.bytes)]
         for member, (program, bytes_) in self.programs.items():
-            own = f" of {member}" if member else ""
-            rows.append(self.accounting.account(f"{PROGRAM}{own}", program, bytes_))
+            suffix = f" of {member}" if member else ""
+            rows.append(self.accounting.account(f"{PROGRAM}{suffix}", program, bytes_))
             for form, logits in self.forms:
                 if form.member == member:
                     rows.append(self.accounting.account(_name(form), logits, _size(self.folder / form.folder), program))
         return tuple(rows)
 
 
-def _few(rows: Tensor, words: int) -> Tensor:
+def _row_count(rows: Tensor, words: int) -> Tensor:
     """As many rows as leave the logits small."""
-    few = rows[:ROWS, :LENGTH]
-    return few[: max(1, ROOM // (4 * few.shape[1] * words))].clone()
+    sample = rows[:ROWS, :LENGTH]
+    return sample[: max(1, CACHE_BYTES // (4 * sample.shape[1] * words))].clone()
 
 
 def _logits(model: nn.Module, text: Tensor) -> Tensor:
@@ -130,10 +132,10 @@ def _logits(model: nn.Module, text: Tensor) -> Tensor:
         return logits_of_rows(model, text.to(device_of(model))).flatten(0, 1).cpu()
 
 
-def _divergence(truth: Tensor, ours: Tensor) -> Tensor:
+def _divergence(truth: Tensor, log_probs: Tensor) -> Tensor:
     """KL in nats of each token, which rounding may leave below 0."""
-    found = (truth.exp() * (truth - ours)).nan_to_num(0.0)  # 0 * inf: a token that has no probability at all
-    return found.sum(-1)
+    terms = (truth.exp() * (truth - log_probs)).nan_to_num(0.0)  # 0 * inf: a token that has no probability at all
+    return terms.sum(-1)
 
 
 def _mean(divergences: list[Tensor]) -> float:

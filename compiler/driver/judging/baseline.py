@@ -16,10 +16,10 @@ from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ....dsl.syntax.source import Span
 from ...analysis.planning import keys
 from ...artifacts.manifest import Measure
-from ...core.cache import write_whole
+from ...core.cache import write_atomic
 from ...core.fingerprint import machine
-from ...core.quantity import change, digits, measured, tell_apart
-from ...core.safe_read import MIB, MISFIT, read_json
+from ...core.quantity import change, digits, distinct_texts, measured
+from ...core.safe_read import MALFORMED, MIB, read_json
 from ...evaluation.confidence import median_interval
 from .gate import metric_label
 
@@ -102,7 +102,7 @@ class Drift:
             return "not measured any more"
         if self.then is None:
             return measured(self.now, self.unit)
-        return " against ".join(tell_apart(self.now, self.then, self.unit))
+        return " against ".join(distinct_texts(self.now, self.then, self.unit))
 
     def to_json(self) -> dict[str, Any]:
         def finite(x: float | None) -> float | str | None:
@@ -114,7 +114,7 @@ class Drift:
         }
 
 
-def place(recipe: Path) -> Path:
+def baseline_path(recipe: Path) -> Path:
     return recipe.with_suffix(".baseline.json")
 
 
@@ -123,7 +123,7 @@ def place(recipe: Path) -> Path:
 
 def bless(recipe: Path, results: "Sequence[Tested]", context: "Any") -> Path:
     """Write the baseline of a recipe; `context` makes the Context of a plan. Raises Reject where a bound is missed."""
-    missed = [d for r in results for d in r.diagnostics if d.severity == "error" and d.fault not in OURS]
+    missed = [d for r in results for d in r.diagnostics if d.severity == "error" and d.fault not in BASELINE_FAULTS]
     if missed:
         raise Reject(
             *missed, nothing_blessed("a bound is missed, so nothing was blessed", help="mend the recipe or its bounds")
@@ -137,23 +137,23 @@ def bless(recipe: Path, results: "Sequence[Tested]", context: "Any") -> Path:
             {
                 **named(r.plan, r.name),
                 "inputs": inputs(r.plan, context(r.plan)),
-                "measures": [_kept(m, r) for m in r.compared.measures if _is_held(m.metric, r)],
+                "measures": [_stored(m, r) for m in r.compared.measures if _is_compared(m.metric, r)],
             }
             for r in results
         ],
     }
     text = json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(place(recipe), text.encode())
-    return place(recipe)
+    write_atomic(baseline_path(recipe), text.encode())
+    return baseline_path(recipe)
 
 
-def _is_held(metric: str, result: "Tested") -> bool:
+def _is_compared(metric: str, result: "Tested") -> bool:
     """Whether a measure is held: all but times that no bound reads, since those swing on a machine that others use."""
     bounds = {metric_label(b) for b in result.plan.pipeline.expects}
     return metric not in result.compared.ratios or metric.partition(" of ")[0] in bounds
 
 
-def _kept(measure: Measure, result: "Tested") -> dict[str, Any]:
+def _stored(measure: Measure, result: "Tested") -> dict[str, Any]:
     clocked = measure.metric in result.compared.ratios
     value = measure.ratio if clocked else measure.compiled
     if value is None or not math.isfinite(value):
@@ -168,7 +168,7 @@ def _kept(measure: Measure, result: "Tested") -> dict[str, Any]:
 
 
 def inputs(plan: "Plan", ctx: "Context") -> dict[str, str]:
-    """What is asked of whom: the model's identity, and that of the data of every bound."""
+    """Identities of a baseline's inputs: the model, and the data of every bound."""
     named = {ref for bound in plan.pipeline.expects for ref in handles(dict(bound.metric.args), DataRef)}
     return {"model": plan.identity} | {
         f"data {ref.name}": keys.data_identity(ref, ctx) for ref in sorted(named, key=lambda ref: ref.name)
@@ -180,25 +180,25 @@ def inputs(plan: "Plan", ctx: "Context") -> dict[str, str]:
 
 def read(recipe: Path) -> dict[str, Any] | None:
     """The baseline beside a recipe, checked; None where there is none."""
-    file = place(recipe)
+    file = baseline_path(recipe)
     try:
         body = read_json(file, MIB)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise Reject(broken_baseline(f"{file} is no JSON that can be read", help=_AGAIN)) from error
+        raise Reject(broken_baseline(f"{file} is no JSON that can be read", help=_REMEDY)) from error
     try:
         _check(body)
-    except MISFIT as error:
-        said = f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else str(error)
-        said = "a part is of another form" if isinstance(error, TypeError) else said
-        raise Reject(broken_baseline(f"{file} is no baseline: {said}", help=_AGAIN)) from error
+    except MALFORMED as error:
+        reason = f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else str(error)
+        reason = "a part is of another form" if isinstance(error, TypeError) else reason
+        raise Reject(broken_baseline(f"{file} is no baseline: {reason}", help=_REMEDY)) from error
     if body["recipe"] != recipe.name:
-        raise Reject(foreign_baseline(f"{file} was written for {body['recipe']}, not for {recipe.name}", help=_AGAIN))
+        raise Reject(foreign_baseline(f"{file} was written for {body['recipe']}, not for {recipe.name}", help=_REMEDY))
     return body
 
 
-_AGAIN = "look at what it says, then write it again with `effc test RECIPE --bless`"
+_REMEDY = "look at what it says, then write it again with `effc test RECIPE --bless`"
 
 
 def _check(body: Any) -> None:
@@ -225,30 +225,33 @@ def _check(body: Any) -> None:
 # -- comparing -----------------------------------------------------------------------------------------------
 
 
-def kept_of(body: Mapping[str, Any], named: Mapping[str, str], plan: "Plan", ctx: "Context") -> Mapping[str, Any]:
-    """What a baseline has of an artifact. Raises Reject (foreign-baseline), before anything is measured."""
-    kept = next((a for a in body["artifacts"] if {n: a[n] for n in named} == dict(named)), None)
-    if kept is None:
-        said = f"the baseline has no artifact `{named['artifact']}` of pipeline `{named['pipeline']}`"
-        raise Reject(foreign_baseline(said, plan.pipeline.span, help=_AGAIN))
-    asked = inputs(plan, ctx)
-    for name in sorted(asked.keys() & kept["inputs"].keys()):
-        if asked[name] != kept["inputs"][name]:
-            said = f"{name} is another than when the baseline was written"
-            raise Reject(foreign_baseline(said, _span(name, plan), help=_AGAIN))
-    return kept
+def baseline_of(body: Mapping[str, Any], named: Mapping[str, str], plan: "Plan", ctx: "Context") -> Mapping[str, Any]:
+    """Entry of an artifact in a baseline. Raises Reject (foreign-baseline), before anything is measured."""
+    entry = next((a for a in body["artifacts"] if {n: a[n] for n in named} == dict(named)), None)
+    if entry is None:
+        message = f"the baseline has no artifact `{named['artifact']}` of pipeline `{named['pipeline']}`"
+        raise Reject(foreign_baseline(message, plan.pipeline.span, help=_REMEDY))
+    current = inputs(plan, ctx)
+    for name in sorted(current.keys() & entry["inputs"].keys()):
+        if current[name] != entry["inputs"][name]:
+            message = f"{name} is another than when the baseline was written"
+            raise Reject(foreign_baseline(message, _span(name, plan), help=_REMEDY))
+    return entry
 
 
 def named(plan: "Plan", artifact: str) -> dict[str, str]:
-    """What a baseline finds an artifact by."""
+    """Key of an artifact in a baseline."""
     return {"pipeline": plan.pipeline.name, "variant": plan.recipe.variant, "artifact": artifact}
 
 
-def compare_with(body: Mapping[str, Any], kept: Mapping[str, Any], result: "Tested") -> tuple[Drift, ...]:
+def compare_with(body: Mapping[str, Any], entry: Mapping[str, Any], result: "Tested") -> tuple[Drift, ...]:
     """Every measure of an artifact against what the baseline has of it."""
-    then = {m["metric"]: m for m in kept["measures"]}
-    now = {m.metric: m for m in result.compared.measures if m.metric in then or _is_held(m.metric, result)}
-    return tuple(_drift(name, then.get(name), now.get(name), result, body) for name in dict.fromkeys([*now, *then]))
+    previous = {m["metric"]: m for m in entry["measures"]}
+    current = {m.metric: m for m in result.compared.measures if m.metric in previous or _is_compared(m.metric, result)}
+    return tuple(
+        _drift(name, previous.get(name), current.get(name), result, body)
+        for name in dict.fromkeys([*current, *previous])
+    )
 
 
 def _span(name: str, plan: "Plan") -> Span | None:
@@ -256,39 +259,39 @@ def _span(name: str, plan: "Plan") -> Span | None:
     return (plan.recipe.data[data] if kind == "data" else plan.recipe.models[plan.pipeline.model]).span
 
 
-def _drift(name: str, then: Any, now: Measure | None, result: "Tested", body: Mapping[str, Any]) -> Drift:
+def _drift(name: str, previous: Any, current: Measure | None, result: "Tested", body: Mapping[str, Any]) -> Drift:
     span = _bound_span(name, result)
-    if now is None:
-        return Drift(name, then["unit"], "gone", float(then["value"]), None, None, span)
+    if current is None:
+        return Drift(name, previous["unit"], "gone", float(previous["value"]), None, None, span)
     ratios = result.compared.ratios.get(name)
-    value = now.ratio if ratios is not None else now.compiled
-    unit = "" if ratios is not None else now.unit
-    if then is None or value is None or then["clocked"] != (ratios is not None):
+    value = current.ratio if ratios is not None else current.compiled
+    unit = "" if ratios is not None else current.unit
+    if previous is None or value is None or previous["clocked"] != (ratios is not None):
         return Drift(name, unit, "new", None, value, None, span)
-    old, here = float(then["value"]), machine()
+    old, this_machine = float(previous["value"]), machine()
     if ratios is not None:
-        if _differs(body, here, CLOCKED):
+        if _differs(body, this_machine, CLOCKED):
             return Drift(name, unit, "elsewhere", old, value, None, span)
-        limit = _moved(old, float(body["tolerance"]["time"]), now.better)
-        ends = median_interval(ratios) or (min(ratios), max(ratios))
-        state = _clocked_state(value, ends, limit, old, now.better)
+        limit = _changes(old, float(body["tolerance"]["time"]), current.better)
+        interval = median_interval(ratios) or (min(ratios), max(ratios))
+        state = _clocked_state(value, interval, limit, old, current.better)
         return Drift(name, unit, state, old, value, limit, span, clocked=True)
-    exact = not _differs(body, here, SAME)
-    counted = name.partition(" of ")[0] in EXACT
-    room = ROUNDING if exact else float(body["tolerance"]["quality"])
-    limit = old if counted else _moved(old, room, now.better)
-    if value == old or (not counted and exact and abs(value - old) <= ROUNDING * abs(old)):
+    exact = not _differs(body, this_machine, SAME)
+    is_exact_count = name.partition(" of ")[0] in EXACT
+    tolerance = ROUNDING if exact else float(body["tolerance"]["quality"])
+    limit = old if is_exact_count else _changes(old, tolerance, current.better)
+    if value == old or (not is_exact_count and exact and abs(value - old) <= ROUNDING * abs(old)):
         state = "same"
-    elif _worse(value, limit, now.better):
+    elif _worse(value, limit, current.better):
         state = "worse"
     else:
-        state = "moved" if _worse(value, old, now.better) else "better"
+        state = "moved" if _worse(value, old, current.better) else "better"
     return Drift(name, unit, state, old, value, limit, span)
 
 
-def _clocked_state(value: float, ends: tuple[float, float], limit: float, old: float, better: str) -> str:
+def _clocked_state(value: float, interval: tuple[float, float], limit: float, old: float, better: str) -> str:
     """Worse where all of the interval is; a median beyond the limit whose interval is not decides nothing."""
-    nearest = ends[0] if better == "lower" else ends[1]
+    nearest = interval[0] if better == "lower" else interval[1]
     if _worse(nearest, limit, better):
         return "worse"
     if _worse(value, limit, better):
@@ -301,12 +304,12 @@ def _worse(value: float, limit: float, better: str) -> bool:
     return not (value <= limit if better == "lower" else value >= limit)
 
 
-def _moved(value: float, share: float, better: str) -> float:
+def _changes(value: float, share: float, better: str) -> float:
     return value + (abs(value) * share if better == "lower" else -abs(value) * share)
 
 
-def _differs(body: Mapping[str, Any], here: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    return [name for name in names if body["machine"].get(name) != here.get(name)]
+def _differs(body: Mapping[str, Any], this_machine: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    return [name for name in names if body["machine"].get(name) != this_machine.get(name)]
 
 
 def _bound_span(name: str, result: "Tested") -> Span | None:
@@ -316,24 +319,30 @@ def _bound_span(name: str, result: "Tested") -> Span | None:
     return bound.span if bound and bound.span else result.plan.pipeline.span
 
 
-OURS = (baseline_missed, baseline_undecided, baseline_open, baseline_gone)
+BASELINE_FAULTS = (baseline_missed, baseline_undecided, baseline_open, baseline_gone)
 
 
 def complaints(drifts: Sequence[Drift], body: Mapping[str, Any], undecided: str) -> Iterator[Diagnostic]:
     """A diagnostic for each measure that is worse than the baseline allows, or may be."""
-    others = ", ".join(_differs(body, machine(), SAME))
-    note = f"the baseline was written with another {others}" if others else ""
+    differing = ", ".join(_differs(body, machine(), SAME))
+    note = f"the baseline was written with another {differing}" if differing else ""
     for d in drifts:
         if d.state == "gone":
-            said = f"`{d.metric}` stands in the baseline, and nothing measures it now"
-            yield baseline_gone(said, d.span, help="give it a bound again, or write a new baseline with `--bless`")
+            complaint = f"`{d.metric}` stands in the baseline, and nothing measures it now"
+            yield baseline_gone(complaint, d.span, help="give it a bound again, or write a new baseline with `--bless`")
         if d.state not in ("worse", "undecided") or d.then is None or d.now is None or d.limit is None:
             continue
-        what = "the ratio of " if d.clocked else ""
-        moved = change(d.then, d.now)
-        then, now = (digits(d.then), digits(d.now)) if d.clocked else tell_apart(d.then, d.now, d.unit)
-        limit = then if d.limit == d.then else digits(d.limit) if d.clocked else tell_apart(d.limit, d.now, d.unit)[0]
-        message = f"{what}`{d.metric}` was {then} and is {now} ({moved}), at worst {limit}"
+        prefix = "the ratio of " if d.clocked else ""
+        difference = change(d.then, d.now)
+        previous, current = (digits(d.then), digits(d.now)) if d.clocked else distinct_texts(d.then, d.now, d.unit)
+        limit = (
+            previous
+            if d.limit == d.then
+            else digits(d.limit)
+            if d.clocked
+            else distinct_texts(d.limit, d.now, d.unit)[0]
+        )
+        message = f"{prefix}`{d.metric}` was {previous} and is {current} ({difference}), at worst {limit}"
         fault, help = baseline_missed, "if that is meant, write a new baseline with `--bless`"
         if d.state == "undecided":
             fault = baseline_undecided if undecided == "fail" else baseline_open

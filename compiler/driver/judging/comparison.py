@@ -14,7 +14,7 @@ from ....dsl.syntax.diagnostics import Reject
 from ...analysis.planning import cost, keys
 from ...artifacts.manifest import Measure
 from ...core.cache import Cache
-from ...evaluation.timing import WARMUP, Turns, interleaved, no_cache
+from ...evaluation.timing import WARMUP, InterleavedTimes, interleaved, no_cache
 from ...plugin.context import Context
 from .gate import Known, Outcome, measure, measure_bounds, metric_label
 from .timed_bounds import SECONDS, decides, openness
@@ -40,49 +40,51 @@ def compare(
     plan: "Plan",
     cache: Cache,
     ctx: Context,
-    look: Callable[[Any], None] = lambda original: None,
+    inspect_original: Callable[[Any], None] = lambda original: None,
     scores: Sequence[MetricRef] | None = None,
 ) -> Comparison:
     """Measure a model beside the original, and judge every bound of the plan's pipeline on it.
 
-    look    looks at the original, too
+    inspect_original    looks at the original, too
     scores  what else is measured; by default what the steps were scored by, where no bound says how good it must be
     """
     started = time.time()
     original = ctx.origin.load().eval()
-    look(original)
+    inspect_original(original)
     known = remembered(plan, cache, ctx)
     before = dict(known)
-    taken = clocked(original, model, plan, ctx)
-    turns = {metric: (t.values["original"], t.values["original"] * t.ratio) for metric, t in taken.items()}
-    known |= {(plan.pipeline.model, metric): pair[0] for metric, pair in turns.items()}
-    outcomes = measure_bounds(plan.pipeline, model, ctx, known, {metric: pair[1] for metric, pair in turns.items()})
-    outcomes = [left_open(o, taken, plan.pipeline.model) for o in outcomes]
+    timings = clocked(original, model, plan, ctx)
+    pairs_timed = {metric: (t.values["original"], t.values["original"] * t.ratio) for metric, t in timings.items()}
+    known |= {(plan.pipeline.model, metric): pair[0] for metric, pair in pairs_timed.items()}
+    outcomes = measure_bounds(
+        plan.pipeline, model, ctx, known, {metric: pair[1] for metric, pair in pairs_timed.items()}
+    )
+    outcomes = [left_open(o, timings, plan.pipeline.model) for o in outcomes]
     remember(known, before, plan, cache, ctx)
-    pairs = pairs_of(outcomes, turns)
+    pairs = pairs_of(outcomes, pairs_timed)
     scores = unjudged_scores(plan, ctx) if scores is None else scores
     for metric in (*map(MetricRef, ALWAYS), *scores):
         if metric not in pairs:
-            ours = ctx.metric(metric)
-            pairs[metric] = (measure(ours, original, ctx), measure(ours, model, ctx))
+            metric_object = ctx.metric(metric)
+            pairs[metric] = (measure(metric_object, original, ctx), measure(metric_object, model, ctx))
     named = {bound.metric: metric_label(bound) for bound in reversed(plan.pipeline.expects)}
-    spread = {metric: t.spread for metric, t in taken.items() if len(t.rounds) > 1}
+    spread = {metric: t.spread for metric, t in timings.items() if len(t.rounds) > 1}
     measures = (
         replace(measured(m, named.get(m) or show(m), *pairs[m], ctx), spread=spread.get(m)) for m in in_order(pairs)
     )
-    ratios = {named.get(m) or show(m): tuple(t.ratios) for m, t in taken.items()}
+    ratios = {named.get(m) or show(m): tuple(t.ratios) for m, t in timings.items()}
     run = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": {"measure": round(time.time() - started, 2)},
-        "timings": {named.get(m) or show(m): kept_rounds(t, ctx.metric(m).unit) for m, t in taken.items()},
+        "timings": {named.get(m) or show(m): stored_rounds(t, ctx.metric(m).unit) for m, t in timings.items()},
     }
     return Comparison(tuple(outcomes), tuple(measures), run, ratios)
 
 
 def pairs_of(
-    outcomes: Sequence[Outcome], turns: Mapping[MetricRef, tuple[float, float]]
+    outcomes: Sequence[Outcome], timed: Mapping[MetricRef, tuple[float, float]]
 ) -> dict[MetricRef, tuple[float | None, float]]:
-    """What each metric is of the original and of the result, as its bounds were judged.
+    """Values of each metric for the original and for the result, as its bounds were judged.
 
     Of several bounds on one metric not all name the original. Where none does, a clock that took turns knows it,
     unless the bound was judged with a profile's threads.
@@ -92,37 +94,37 @@ def pairs_of(
         if o.value is not None and pairs.get(o.bound.metric, (None,))[0] is None:
             pairs[o.bound.metric] = (o.original, o.value)
     profiled = {o.bound.metric for o in outcomes if o.bound.profile}
-    unknown = {m for m in turns if pairs.get(m, (None,))[0] is None and not (m in pairs and m in profiled)}
-    return {**pairs, **{m: turns[m] for m in unknown}}
+    unknown = {m for m in timed if pairs.get(m, (None,))[0] is None and not (m in pairs and m in profiled)}
+    return {**pairs, **{m: timed[m] for m in unknown}}
 
 
-def kept_rounds(turns: Turns, unit: str) -> dict[str, Any]:
-    """What each round measured, for whoever wants to see how it swung; of many rounds the first ones."""
-    rounds = turns.rounds[:ROUNDS]
-    return {"unit": unit} | {name: [float(f"{r[name]:.5g}") for r in rounds] for name in turns.values}
+def stored_rounds(timings: InterleavedTimes, unit: str) -> dict[str, Any]:
+    """Measurements of each round, to show their spread; of many rounds the first ones."""
+    rounds = timings.rounds[:ROUNDS]
+    return {"unit": unit} | {name: [float(f"{r[name]:.5g}") for r in rounds] for name in timings.values}
 
 
-def left_open(outcome: Outcome, taken: Mapping[MetricRef, Turns], model: str) -> Outcome:
+def left_open(outcome: Outcome, timings: Mapping[MetricRef, InterleavedTimes], model: str) -> Outcome:
     """The same, unless it was timed in turns that don't decide it."""
     bound = outcome.bound
-    if bound.metric not in taken or bound.profile or bound.baseline not in (None, model):
+    if bound.metric not in timings or bound.profile or bound.baseline not in (None, model):
         return outcome
-    turns = taken[bound.metric]
-    why = openness(bound, turns, turns.values["original"], outcome.unit)
-    return replace(outcome, holds=False, undecided=why) if why else outcome
+    timing = timings[bound.metric]
+    reason = openness(bound, timing, timing.values["original"], outcome.unit)
+    return replace(outcome, passed=False, undecided=reason) if reason else outcome
 
 
-def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[MetricRef, Turns]:
+def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[MetricRef, InterleavedTimes]:
     """Times of both models, taking turns: those that a bound names, and one that every table has.
 
     The former are timed until they decide their bounds, or for SECONDS; of the latter a third of the steps a round
     must do, and one round where three would take long: nobody asked for it, and a step of a large model takes seconds.
     """
-    asked = [b.metric for b in plan.pipeline.expects if b.profile is None and ctx.metric(b.metric).timed]
+    bounded = [b.metric for b in plan.pipeline.expects if b.profile is None and ctx.metric(b.metric).timed]
     decodes = plan.skeleton.facts.get("causal_lm") and hasattr(model, "generate")  # a plain program doesn't
-    more = [usual_speed(ctx.origin.positions)] if decodes else []
-    found = {}
-    for metric in dict.fromkeys([*asked, *more]):
+    usual = [usual_speed(ctx.origin.positions)] if decodes else []
+    result = {}
+    for metric in dict.fromkeys([*bounded, *usual]):
         try:
             bounds = [
                 b
@@ -131,28 +133,28 @@ def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[Metri
             ]
             unit = ctx.metric(metric).unit
 
-            def enough(turns: Turns, bounds: Sequence[Bound] = bounds, unit: str = unit) -> bool:
-                return all(decides(b, turns, turns.values["original"], unit) for b in bounds)
+            def enough(timing: InterleavedTimes, bounds: Sequence[Bound] = bounds, unit: str = unit) -> bool:
+                return all(decides(b, timing, timing.values["original"], unit) for b in bounds)
 
-            turns = interleaved(
+            timing = interleaved(
                 {"original": original, "compiled": model},
                 ctx.metric(metric),
                 rounds=cost.ROUNDS,
                 enough=enough,
                 seconds=SECONDS,
-                share=1 if metric in asked else cost.ROUNDS,
-                most=math.inf if metric in asked else cost.UNASKED,
+                share=1 if metric in bounded else cost.ROUNDS,
+                max_seconds=math.inf if metric in bounded else cost.UNASKED,
             )
-        except Reject as refused:
-            if metric in asked or any(d.fault is not no_cache for d in refused.diagnostics):
+        except Reject as rejection:
+            if metric in bounded or any(d.fault is not no_cache for d in rejection.diagnostics):
                 raise
             continue  # nobody asked how fast a model decodes that doesn't
-        found[metric] = turns
-    return found
+        result[metric] = timing
+    return result
 
 
 def usual_speed(positions: int | None) -> MetricRef:
-    """How fast a model decodes, for every table: by the metric's own prompt, or by one that fits its positions."""
+    """Default metric of decoding speed for tables: by the metric's own prompt, or by one that fits its positions."""
     prompt, steps = 128, 32
     if positions is None or positions >= prompt + steps + WARMUP:
         return MetricRef(SPEED)
@@ -161,11 +163,11 @@ def usual_speed(positions: int | None) -> MetricRef:
 
 
 def unjudged_scores(plan: "Plan", ctx: Context) -> list[MetricRef]:
-    """What the steps were scored by, where no bound says how good the result must be."""
+    """Scores of the steps for which no bound states how good the result must be."""
     if any(bound.metric.args for bound in plan.pipeline.expects):
         return []
-    found = [call for step in plan.pipeline.steps for call in step.call.args.values() if isinstance(call, MetricRef)]
-    return [metric for metric in dict.fromkeys(found) if not ctx.metric(metric).timed]
+    scores = [call for step in plan.pipeline.steps for call in step.call.args.values() if isinstance(call, MetricRef)]
+    return [metric for metric in dict.fromkeys(scores) if not ctx.metric(metric).timed]
 
 
 def in_order(pairs: dict[MetricRef, Any]) -> list[MetricRef]:
@@ -182,13 +184,13 @@ def measured(metric: MetricRef, name: str, original: float | None, compiled: flo
 
 def remembered(plan: "Plan", cache: Cache, ctx: Context) -> Known:
     """Values of the original that an earlier compile measured; times are measured anew every time."""
-    found = {}
+    result = {}
     for bound in plan.pipeline.expects:
         if bound.baseline == plan.pipeline.model and bound.profile is None and not ctx.metric(bound.metric).timed:
             value = cache.value(keys.value_parts(bound.metric, ctx.origin.identity, ctx))
             if value is not None:
-                found[bound.baseline, bound.metric] = value
-    return found
+                result[bound.baseline, bound.metric] = value
+    return result
 
 
 def remember(known: Known, before: Known, plan: "Plan", cache: Cache, ctx: Context) -> None:

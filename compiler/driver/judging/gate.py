@@ -15,9 +15,9 @@ from ....dsl.checker.value_text import show
 from ....dsl.checker.values import Bytes, Duration, MetricRef, Range, Ratio
 from ....dsl.syntax.diagnostics import Diagnostic, Fault
 from ...analysis.planning.machine_profile import as_profiled, differs
-from ...core.error_location import placed
+from ...core.error_location import with_location
 from ...core.quantity import BYTES_PER, SECONDS_PER, measured
-from ...models.rows.batch_limit import in_room
+from ...models.rows.batch_limit import in_memory_limit
 
 if TYPE_CHECKING:
     import torch
@@ -53,14 +53,14 @@ bound_left_open = Fault(
     severity="warning",
 )
 
-_HOLDS: dict[str, Callable[[float, float], bool]] = {
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<=": lambda a, b: a <= b,
     "<": lambda a, b: a < b,
     ">=": lambda a, b: a >= b,
     ">": lambda a, b: a > b,
     "==": lambda a, b: a == b or math.isclose(a, b, rel_tol=1e-9),
 }  # 1e-9: the limit is a product
-_LIES = {"<=": "above", "<": "not below", ">=": "below", ">": "not above", "==": "not", "in": "outside"}
+_VERDICT_WORDS = {"<=": "above", "<": "not below", ">=": "below", ">": "not above", "==": "not", "in": "outside"}
 
 
 Known = dict[tuple[str, MetricRef], float]  # values of baselines by (model name, metric)
@@ -81,7 +81,7 @@ class Outcome:
     value: float | None
     original: float | None = None
     unit: str = ""
-    holds: bool = True
+    passed: bool = True
     low: float | None = None
     high: float | None = None
     skipped: str = ""
@@ -91,14 +91,14 @@ class Outcome:
     @property
     def limit(self) -> str:
         """The resolved limit as text: `21.8`, `18 .. 22`."""
-        ends = [measured(e, self.unit) for e in dict.fromkeys((self.low, self.high)) if e is not None]
-        return " .. ".join(ends)
+        limits = [measured(e, self.unit) for e in dict.fromkeys((self.low, self.high)) if e is not None]
+        return " .. ".join(limits)
 
     @property
     def state(self) -> str:
         if self.skipped or self.undecided:
             return "skipped" if self.skipped else "undecided"
-        return "ok" if self.holds else "missed"
+        return "ok" if self.passed else "missed"
 
     def to_json(self) -> dict:
         def finite(x: float | None) -> float | str | None:
@@ -125,19 +125,19 @@ def judge(bound: Bound, original: float | None, value: float, unit: str = "") ->
     """
     assert (bound.baseline is None) == (original is None), f"{bound.baseline} against {original}"
     factor = 1.0 if original is None else original
-    ends = (bound.limit.low, bound.limit.high) if isinstance(bound.limit, Range) else (bound.limit,) * 2
-    low, high = (in_unit(end, unit) * factor for end in ends)
+    limits = (bound.limit.low, bound.limit.high) if isinstance(bound.limit, Range) else (bound.limit,) * 2
+    low, high = (in_unit(end, unit) * factor for end in limits)
     if bound.op == "in":
         low, high = min(low, high), max(low, high)  # a negative baseline turns the range round
-        holds = low <= value <= high
-        return Outcome(bound, value, original, unit, holds, low, high)
-    holds = _HOLDS[bound.op](value, low)
+        passed = low <= value <= high
+        return Outcome(bound, value, original, unit, passed, low, high)
+    passed = _COMPARE[bound.op](value, low)
     return Outcome(
         bound,
         value,
         original,
         unit,
-        holds,
+        passed,
         None if bound.op in ("<=", "<") else low,
         None if bound.op in (">=", ">") else high,
     )
@@ -160,42 +160,42 @@ def measure_bounds(
     model: "torch.nn.Module",
     ctx: "Context",
     known: "Known | None" = None,
-    taken: "Mapping[MetricRef, float] | None" = None,
+    timed: "Mapping[MetricRef, float] | None" = None,
 ) -> list[Outcome]:
     """Measure and judge every bound of a pipeline on its result, in the order they are written.
 
     `known` holds values of baselines by (model name, metric) and is filled with those measured here; pass the
-    same one again to measure no baseline twice. A baseline's weights are loaded once and dropped again. `taken`
+    same one again to measure no baseline twice. A baseline's weights are loaded once and dropped again. `timed`
     holds values of the result that were measured already, in turn with a baseline's.
     """
     known = {} if known is None else known
-    ours: dict[tuple[MetricRef, str | None], tuple[float, str]] = {}
-    apart = {b: reason for b in pipeline.expects if (reason := differs(b.profile, ctx))}
-    wanted = [b for b in pipeline.expects if b not in apart]
-    for bound in ctx.each(wanted, "expect", len(wanted)):
+    values: dict[tuple[MetricRef, str | None], tuple[float, str]] = {}
+    skipped_bounds = {b: reason for b in pipeline.expects if (reason := differs(b.profile, ctx))}
+    judged_bounds = [b for b in pipeline.expects if b not in skipped_bounds]
+    for bound in ctx.each(judged_bounds, "expect", len(judged_bounds)):
         key = (bound.metric, bound.profile)
-        if key not in ours:
+        if key not in values:
             with as_profiled(bound.profile, ctx):
                 metric = ctx.metric(bound.metric)
-                value = None if bound.profile else (taken or {}).get(bound.metric)
+                value = None if bound.profile else (timed or {}).get(bound.metric)
                 value = measure(metric, model, ctx) if value is None else value
-                ours[key] = (value, metric.unit)
-            ctx.record(metric_label(bound), *ours[key])
-    _measure_baselines(wanted, ctx, known)
+                values[key] = (value, metric.unit)
+            ctx.record(metric_label(bound), *values[key])
+    _measure_baselines(judged_bounds, ctx, known)
     outcomes = []
     for bound in pipeline.expects:
-        if bound in apart:
-            outcomes.append(Outcome(bound, None, skipped=apart[bound]))
+        if bound in skipped_bounds:
+            outcomes.append(Outcome(bound, None, skipped=skipped_bounds[bound]))
             continue
-        value, unit = ours[bound.metric, bound.profile]
+        value, unit = values[bound.metric, bound.profile]
         original = known[_baseline_key(bound)] if bound.baseline else None
         outcomes.append(judge(bound, original, value, unit))
     return outcomes
 
 
 def measure(metric: Any, model: Any, ctx: "Context") -> float:
-    """What a metric says of a model, of fewer rows at once where a device has no room."""
-    return float(in_room(partial(metric.measure, model, ctx), ctx.settings.device, ctx.tell))
+    """Value of a metric for a model, with fewer rows at once where a device is out of memory."""
+    return float(in_memory_limit(partial(metric.measure, model, ctx), ctx.settings.device, ctx.emit_event))
 
 
 def _baseline_key(bound: Bound) -> tuple[str, MetricRef]:
@@ -208,8 +208,8 @@ def _baseline_key(bound: Bound) -> tuple[str, MetricRef]:
 
 def _measure_baselines(bounds: Sequence[Bound], ctx: "Context", known: Known) -> None:
     for name in dict.fromkeys(b.baseline for b in bounds if b.baseline):
-        asked = {_baseline_key(b): b for b in bounds if b.baseline == name}
-        missing = {key: b for key, b in asked.items() if key not in known}
+        by_key = {_baseline_key(b): b for b in bounds if b.baseline == name}
+        missing = {key: b for key, b in by_key.items() if key not in known}
         if not missing:
             continue
         origin = baseline_origin(name, ctx)
@@ -224,9 +224,9 @@ def _measure_baselines(bounds: Sequence[Bound], ctx: "Context", known: Known) ->
 def baseline_origin(name: str, ctx: "Context") -> Any:
     """The origin of a model that the recipe declares."""
     call = ctx.recipe.models[name]
-    with placed(call.span):
-        found = ctx.shelf.make("model", call).resolve(ctx.relative_to(call))
-    return found.declared(call.span, ctx.settings.device)
+    with with_location(call.span):
+        origin = ctx.shelf.make("model", call).resolve(ctx.relative_to(call))
+    return origin.declared(call.span, ctx.settings.device)
 
 
 def misses(outcomes: Sequence[Outcome], undecided: str = "fail") -> list[Diagnostic]:
@@ -234,14 +234,14 @@ def misses(outcomes: Sequence[Outcome], undecided: str = "fail") -> list[Diagnos
 
     undecided   "fail", or "pass" for a warning
     """
-    found = []
+    diagnostics = []
     for o in outcomes:
         if o.skipped:
             message = f"`{bound_text(o.bound)}` was not measured"
-            found.append(bound_skipped(message, o.bound.span, note=o.skipped))
+            diagnostics.append(bound_skipped(message, o.bound.span, note=o.skipped))
         elif o.undecided:
             fault = bound_undecided if undecided == "fail" else bound_left_open
-            found.append(
+            diagnostics.append(
                 fault(
                     f"`{bound_text(o.bound)}` is undecided on this machine",
                     o.bound.span,
@@ -249,16 +249,16 @@ def misses(outcomes: Sequence[Outcome], undecided: str = "fail") -> list[Diagnos
                     help="measure on a machine at rest, or loosen the bound",
                 )
             )
-        elif not o.holds:
-            found.append(_miss(o))
-    return found
+        elif not o.passed:
+            diagnostics.append(_miss(o))
+    return diagnostics
 
 
 def _miss(o: Outcome) -> Diagnostic:
     assert o.value is not None, "a skipped bound is no miss"
     name = metric_label(o.bound)
     name += f"` of `{o.where}" if o.where else ""
-    message = f"`{name}` is {measured(o.value, o.unit)}, {_LIES[o.bound.op]} {o.limit}"
+    message = f"`{name}` is {measured(o.value, o.unit)}, {_VERDICT_WORDS[o.bound.op]} {o.limit}"
     if math.isnan(o.value):
         message = f"`{name}` is not a number"
     note = f"`{o.bound.baseline}` measures {measured(o.original, o.unit)}" if o.original is not None else ""
@@ -277,5 +277,5 @@ def bound_text(bound: Bound) -> str:
 
 def metric_label(bound: Bound) -> str:
     """The metric of a bound as it was written."""
-    written = bound_text(bound).split(f" {bound.op} ", 1)[0] if bound.span else ""
-    return written or show(bound.metric)
+    source_text = bound_text(bound).split(f" {bound.op} ", 1)[0] if bound.span else ""
+    return source_text or show(bound.metric)

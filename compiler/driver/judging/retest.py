@@ -74,8 +74,8 @@ class Tested:
         return self.compared.outcomes
 
     @property
-    def holds(self) -> bool:
-        return all(o.holds for o in self.outcomes)
+    def passed(self) -> bool:
+        return all(o.passed for o in self.outcomes)
 
 
 def test_recipe(session: "Session", plans: "Sequence[Plan]", out: Path, bless: bool = False) -> list[Tested]:
@@ -86,15 +86,15 @@ def test_recipe(session: "Session", plans: "Sequence[Plan]", out: Path, bless: b
     from ...artifacts.manifest import NAME, read_manifest
     from . import baseline
 
-    found: list[tuple[Path, Plan]] = []
+    artifacts: list[tuple[Path, Plan]] = []
     stale: list[Diagnostic] = []
     for plan in plans:
         for emit in plan.pipeline.emits:
             path = plan.folder(out) / str(emit.call.args["path"])
             if (path / NAME).is_file() and _measurable(read_manifest(path)):
-                found.append((path, plan))
+                artifacts.append((path, plan))
                 stale += _stale(path, emit, plan)
-    if not found:
+    if not artifacts:
         raise Reject(
             not_compiled(
                 f"{out} holds no artifact of {session.path}",
@@ -103,7 +103,7 @@ def test_recipe(session: "Session", plans: "Sequence[Plan]", out: Path, bless: b
         )
     if stale:
         raise Reject(*stale)
-    results = _all_tested(found, session, bless)
+    results = _all_tested(artifacts, session, bless)
     if bless:
         baseline.bless(session.path, results, lambda plan: session.context(plan.recipe, plan.pipeline))
     return results
@@ -117,9 +117,9 @@ def _stale(path: Path, emit: Emit, plan: "Plan") -> Iterator[Diagnostic]:
     done = [(s["name"], s["word"], s["args"]) for s in read_manifest(path).steps]
     for then, step in zip_longest(done, plan.pipeline.ancestors(emit.source)):
         if step is None or then != (step.name, step.call.word, to_jsonable(step.call.args)):
-            said = f"`{step.name}` is another now" if step else f"`{then[0]}` is gone"
+            message = f"`{step.name}` is another now" if step else f"`{then[0]}` is gone"
             yield stale_artifact(
-                f"{path} was compiled from other steps: {said}",
+                f"{path} was compiled from other steps: {message}",
                 step.call.span if step else plan.pipeline.span,
                 help="compile the recipe again, with --force since the artifact stands there",
             )
@@ -154,27 +154,27 @@ def test_artifact(path: Path, session: "Session", plans: "Sequence[Plan]") -> li
 
     manifest = read_manifest(path)
     variant = manifest.recipe.get("variant", "")
-    own = [p for p in plans if (p.pipeline.name, p.recipe.variant) == (manifest.name, variant)]
-    if not own:
+    matching = [p for p in plans if (p.pipeline.name, p.recipe.variant) == (manifest.name, variant)]
+    if not matching:
         raise Reject(
             recipe_lost(
                 f"{session.path} has no pipeline `{manifest.name}` any more",
                 help="name the recipe of the artifact with --recipe",
             )
         )
-    return _all_tested([(path, own[0])], session)
+    return _all_tested([(path, matching[0])], session)
 
 
-def _all_tested(found: "list[tuple[Path, Plan]]", session: "Session", bless: bool = False) -> list[Tested]:
-    if not any(plan.pipeline.expects for _, plan in found):
+def _all_tested(artifacts: "list[tuple[Path, Plan]]", session: "Session", bless: bool = False) -> list[Tested]:
+    if not any(plan.pipeline.expects for _, plan in artifacts):
         raise Reject(
             nothing_expected(f"{session.path} expects nothing", help="add `expect NAME { params <= 0.9 * base }`")
         )
-    spoken = [(path, plan) for path, plan in found if _speaks_of(plan, path)]
+    spoken = [(path, plan) for path, plan in artifacts if _speaks_of(plan, path)]
     if not spoken:
         raise Reject(
             nothing_expected(
-                f"no bound of the recipe speaks of {found[0][0]}",
+                f"no bound of the recipe speaks of {artifacts[0][0]}",
                 help="its bounds are `in` other artifacts or points: test those",
             )
         )
@@ -183,18 +183,18 @@ def _all_tested(found: "list[tuple[Path, Plan]]", session: "Session", bless: boo
     body = None if bless else baseline.read(session.path)
     if body is None:
         return [_tested(path, plan, session) for path, plan in spoken]
-    kept = [
-        baseline.kept_of(
+    entries = [
+        baseline.baseline_of(
             body, baseline.named(plan, _name(path, plan)), plan, session.context(plan.recipe, plan.pipeline)
         )
         for path, plan in spoken
     ]
     judged = []
-    for (path, plan), then in zip(spoken, kept, strict=True):
+    for (path, plan), entry in zip(spoken, entries, strict=True):
         result = _tested(path, plan, session)
-        drifts = baseline.compare_with(body, then, result)
-        said = tuple(baseline.complaints(drifts, body, session.settings.undecided))
-        judged.append(replace(result, drifts=drifts, diagnostics=(*result.diagnostics, *said)))
+        drifts = baseline.compare_with(body, entry, result)
+        complaints = tuple(baseline.complaints(drifts, body, session.settings.undecided))
+        judged.append(replace(result, drifts=drifts, diagnostics=(*result.diagnostics, *complaints)))
     return judged
 
 
@@ -213,20 +213,20 @@ def _tested(path: Path, plan: "Plan", session: "Session") -> Tested:
     from ..models import computing
     from .gate import misses
 
-    tell = session.settings.tell
-    tell(StageBegan(f"test {plan.pipeline.name}", str(path)))
+    listener = session.settings.on_event
+    listener(StageBegan(f"test {plan.pipeline.name}", str(path)))
     tick("opening the artifact and the original")
     verify_files(path)
     ctx = session.context(plan.recipe, plan.pipeline)
     with computing(str(path)):
         compared = _compared(path, plan, Cache(session.settings.cache_dir), ctx)
-    tell(StageEnded(f"test {plan.pipeline.name}", compared.run["seconds"]["measure"]))
-    said = misses(compared.outcomes, session.settings.undecided)
-    return Tested(path, _name(path, plan), plan, compared, tuple(said))
+    listener(StageEnded(f"test {plan.pipeline.name}", compared.run["seconds"]["measure"]))
+    missed = misses(compared.outcomes, session.settings.undecided)
+    return Tested(path, _name(path, plan), plan, compared, tuple(missed))
 
 
 def _name(path: Path, plan: "Plan") -> str:
-    """What the recipe calls an artifact; one that was moved goes by its folder's name."""
+    """Name of an artifact in the recipe; one that was moved goes by its folder's name."""
     emitted = [str(e.call.args["path"]) for e in plan.pipeline.emits]
     tails = path.resolve().parts
     return next((name for name in emitted if tails[-len(Path(name).parts) :] == Path(name).parts), path.resolve().name)
@@ -234,9 +234,9 @@ def _name(path: Path, plan: "Plan") -> str:
 
 def _measurable(manifest: "Manifest") -> bool:
     """Whether an artifact holds a model, or several."""
-    from ...artifacts.load import holds_model
+    from ...artifacts.load import has_checkpoint
 
-    return bool(manifest.members) or holds_model(manifest)
+    return bool(manifest.members) or has_checkpoint(manifest)
 
 
 def _compared(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comparison":
@@ -254,20 +254,20 @@ def _compared(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comp
         models = ((name, open_form(folder)) for name, folder in members(path, manifest))
         return Verdicts(plan, cache, ctx).on_front(models)[0]
     target: Any = ctx.shelf.load("target", manifest.kind)
-    given = target.results(path, ctx)
-    asked = tuple(b for b in plan.pipeline.expects if b.part in ("", manifest.kind))
-    if given is not None:
-        asked = tuple(replace(b, part="") for b in asked)
-    elif facts(manifest.kind).get("later") and any(b.part for b in asked):
+    results = target.results(path, ctx)
+    bounds = tuple(b for b in plan.pipeline.expects if b.part in ("", manifest.kind))
+    if results is not None:
+        bounds = tuple(replace(b, part="") for b in bounds)
+    elif facts(manifest.kind).get("later") and any(b.part for b in bounds):
         raise Reject(
             not_run(
                 f"{path} has not run, and bounds speak of what it gives",
                 help=f"effc run {quote(str(path))}, then test it",
             )
         )
-    plan = replace(plan, pipeline=replace(plan.pipeline, expects=asked))
-    if given is not None:
-        return Verdicts(plan, cache, ctx).on_front(given)[0]
+    plan = replace(plan, pipeline=replace(plan.pipeline, expects=bounds))
+    if results is not None:
+        return Verdicts(plan, cache, ctx).on_front(results)[0]
     return compare(open_form(path), plan, cache, ctx)
 
 
@@ -280,8 +280,8 @@ def recipe_of(path: Path, manifest: "Manifest") -> Path | None:
         file = folder / str(name)
         if name and _reads(file, str(text)):
             return file
-    own = (recipe.path for recipe in shipped().values() if recipe.path.name == name)
-    return next((file for file in own if _reads(file, str(text))), None)
+    candidates = (recipe.path for recipe in shipped().values() if recipe.path.name == name)
+    return next((file for file in candidates if _reads(file, str(text))), None)
 
 
 def _reads(file: Path, text: str) -> bool:
@@ -294,9 +294,9 @@ def _reads(file: Path, text: str) -> bool:
 
 def _around(path: Path) -> Iterator[Path]:
     yield from path.absolute().parents
-    here = Path.cwd()
-    yield here
-    yield from sorted(f for f in here.glob("*/") if not f.name.startswith("."))
+    cwd = Path.cwd()
+    yield cwd
+    yield from sorted(f for f in cwd.glob("*/") if not f.name.startswith("."))
 
 
 def params_of(manifest: "Manifest") -> dict[str, Any]:

@@ -3,44 +3,44 @@
 from ....dsl.checker.recipe import Bound
 from ...core.quantity import measured
 from ...evaluation.confidence import CONFIDENCE, median_interval
-from ...evaluation.timing import Turns
+from ...evaluation.timing import InterleavedTimes
 from .gate import judge
 
 SECONDS = 60.0  # for which a timed bound is measured again until it is decided
 
 
-def interval(bound: Bound, turns: Turns, original: float) -> tuple[float, float] | None:
-    """What the metric is with confidence, in its unit; None after too few rounds.
+def interval(bound: Bound, timings: InterleavedTimes, original: float) -> tuple[float, float] | None:
+    """Confidence interval of the metric, in its unit; None after too few rounds.
 
     Of a bound on a factor it follows from the ratios within each round, which what else the machine does leaves alone.
     """
     if bound.baseline:
-        ratios = median_interval(turns.ratios)
+        ratios = median_interval(timings.ratios)
         return ratios and (ratios[0] * original, ratios[1] * original)
-    return median_interval(turns.compiled)
+    return median_interval(timings.compiled)
 
 
-def decides(bound: Bound, turns: Turns, original: float, unit: str = "") -> bool:
+def decides(bound: Bound, timings: InterleavedTimes, original: float, unit: str = "") -> bool:
     """Whether both ends of the interval, and so all between them, get the same verdict."""
-    ends = interval(bound, turns, original)
-    if ends is None:
+    bounds = interval(bound, timings, original)
+    if bounds is None:
         return False
-    low, high = (judge(bound, original if bound.baseline else None, end, unit) for end in ends)
-    if bound.op == "in" and not low.holds and not high.holds:
-        return ends[1] < low.low or ends[0] > low.high
-    return low.holds == high.holds
+    low, high = (judge(bound, original if bound.baseline else None, end, unit) for end in bounds)
+    if bound.op == "in" and not low.passed and not high.passed:
+        return bounds[1] < low.low or bounds[0] > low.high
+    return low.passed == high.passed
 
 
-def openness(bound: Bound, turns: Turns, original: float, unit: str) -> str:
+def openness(bound: Bound, timings: InterleavedTimes, original: float, unit: str) -> str:
     """Why a bound is left open, as a sentence; "" where it is decided."""
-    if decides(bound, turns, original, unit):
+    if decides(bound, timings, original, unit):
         return ""
-    ends = interval(bound, turns, original)
-    rounds = f"after {len(turns.rounds)} rounds"
-    if ends is None:
+    bounds = interval(bound, timings, original)
+    rounds = f"after {len(timings.rounds)} rounds"
+    if bounds is None:
         return f"{rounds} nothing is sure"
-    limit = judge(bound, original if bound.baseline else None, ends[0], unit).limit
+    limit = judge(bound, original if bound.baseline else None, bounds[0], unit).limit
     return (
-        f"{rounds} it lies between {measured(ends[0], unit)} and {measured(ends[1], unit)} "
+        f"{rounds} it lies between {measured(bounds[0], unit)} and {measured(bounds[1], unit)} "
         f"with {CONFIDENCE:.0%} confidence; the limit is {limit}"
     )

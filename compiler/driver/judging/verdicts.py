@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Verdicts:
-    """What was judged so far, by the result that it was judged on."""
+    """Verdicts so far, by the result that they were judged on."""
 
     plan: "Plan"
     cache: Cache
     ctx: Context
-    look: Callable[[Any], None] = lambda original: None
-    whole: dict[str, Comparison] = field(default_factory=dict)
+    on_original: Callable[[Any], None] = lambda original: None
+    totals: dict[str, Comparison] = field(default_factory=dict)
 
     def on_model(self, target: Emit, model: Callable[[], Any], rounds: bool) -> tuple[Comparison, tuple[Verdict, ...]]:
         """All that is to be said of an artifact, and the verdicts among it that are new.
@@ -40,43 +40,50 @@ class Verdicts:
         model    makes what is measured: the artifact reopened, or the program in memory
         rounds   the artifact's numbers are not the result's
         """
-        known = None if rounds else self.whole.get(target.source)
+        known = None if rounds else self.totals.get(target.source)
         word, later = target.call.word, facts(target.call.word).get("later", "")
         wait = tuple(Verdict(b, None, skipped=later) for b in self.plan.pipeline.expects if later and b.part == word)
-        own = [
+        bounds = [
             b for b in self.plan.pipeline.expects if (b.part == word and not later) or (not b.part and known is None)
         ]
-        made = compare(model(), self._with(own), self.cache, self.ctx, self.look)
+        compared = compare(model(), self._with(bounds), self.cache, self.ctx, self.on_original)
         if known is None:
             if not rounds:
-                self.whole[target.source] = made
-            return replace(made, outcomes=(*made.outcomes, *wait)), (*made.outcomes, *wait)
+                self.totals[target.source] = compared
+            return replace(compared, outcomes=(*compared.outcomes, *wait)), (*compared.outcomes, *wait)
         clocked = {name for b in self.plan.pipeline.expects if self.ctx.metric(b.metric).timed for name in _names(b)}
-        said = {m.metric for m in made.measures} | set(known.ratios) | clocked
-        measures = (*made.measures, *(m for m in known.measures if m.metric not in said))
-        held = [v for v in known.outcomes if metric_label(v.bound) not in clocked]
-        again = [_again(v, made.measures, str(target.call.args["path"])) for v in held]
-        new = (*(v for v, old in zip(again, held, strict=True) if v is not old), *made.outcomes, *wait)
-        return replace(made, outcomes=(*again, *made.outcomes, *wait), measures=measures), new
+        measured_metrics = {m.metric for m in compared.measures} | set(known.ratios) | clocked
+        measures = (*compared.measures, *(m for m in known.measures if m.metric not in measured_metrics))
+        reused = [v for v in known.outcomes if metric_label(v.bound) not in clocked]
+        rejudged = [_remeasured(v, compared.measures, str(target.call.args["path"])) for v in reused]
+        new = (*(v for v, old in zip(rejudged, reused, strict=True) if v is not old), *compared.outcomes, *wait)
+        return replace(compared, outcomes=(*rejudged, *compared.outcomes, *wait), measures=measures), new
 
     def on_front(self, models: Iterator[tuple[str, Any]]) -> tuple[Comparison, tuple[Verdict, ...]]:
         """Every point against the bounds that speak of it: one verdict a bound, on the point that decides it."""
         judged = [(name, self._point(name, model)) for name, model in models]
-        said = [replace(v, where=name) for name, made in judged for v in made.outcomes]
-        verdicts = [decisive([v for v in said if v.bound == b]) for b in dict.fromkeys(v.bound for v in said)]
-        measures = tuple(replace(m, metric=f"{m.metric} of {name}") for name, made in judged for m in made.measures)
-        seconds = sum(made.run["seconds"]["measure"] for _, made in judged)
-        timings = {f"{metric} of {name}": t for name, made in judged for metric, t in made.run["timings"].items()}
+        point_verdicts = [replace(v, where=name) for name, compared in judged for v in compared.outcomes]
+        verdicts = [
+            decisive([v for v in point_verdicts if v.bound == b])
+            for b in dict.fromkeys(v.bound for v in point_verdicts)
+        ]
+        measures = tuple(
+            replace(m, metric=f"{m.metric} of {name}") for name, compared in judged for m in compared.measures
+        )
+        seconds = sum(compared.run["seconds"]["measure"] for _, compared in judged)
+        timings = {
+            f"{metric} of {name}": t for name, compared in judged for metric, t in compared.run["timings"].items()
+        }
         run = {**judged[-1][1].run, "seconds": {"measure": round(seconds, 2)}, "timings": timings}
-        ratios = {f"{metric} of {name}": r for name, made in judged for metric, r in made.ratios.items()}
+        ratios = {f"{metric} of {name}": r for name, compared in judged for metric, r in compared.ratios.items()}
         return Comparison(tuple(verdicts), measures, run, ratios), tuple(verdicts)
 
     def _point(self, name: str, model: Any) -> Comparison:
-        own = [b for b in self.plan.pipeline.expects if b.part in ("", "all", "any", name)]
-        return compare(model, self._with(own), self.cache, self.ctx, self.look, self._scores())
+        bounds = [b for b in self.plan.pipeline.expects if b.part in ("", "all", "any", name)]
+        return compare(model, self._with(bounds), self.cache, self.ctx, self.on_original, self._scores())
 
     def _scores(self) -> list[MetricRef]:
-        """What the front is measured by, so that every point says the same of itself; times are taken in turns."""
+        """Metrics of the front, equal for every point; times are measured interleaved."""
         lists = [step.call.args.get("measure", ()) for step in self.plan.pipeline.steps]
         return [m for refs in lists for m in refs if isinstance(m, MetricRef) and not self.ctx.metric(m).timed]
 
@@ -85,11 +92,11 @@ class Verdicts:
 
 
 def _names(bound: Bound) -> tuple[str, str]:
-    """What a table may call the metric of a bound."""
+    """Names of a bound's metric in tables."""
     return metric_label(bound), show(bound.metric)
 
 
-def _again(verdict: Verdict, measures: Sequence[Measure], artifact: str) -> Verdict:
+def _remeasured(verdict: Verdict, measures: Sequence[Measure], artifact: str) -> Verdict:
     """The same, unless the artifact itself measures something else."""
     value = next((m.compiled for m in measures if m.metric in _names(verdict.bound)), verdict.value)
     if value == verdict.value or verdict.skipped or value is None:
@@ -99,5 +106,5 @@ def _again(verdict: Verdict, measures: Sequence[Measure], artifact: str) -> Verd
 
 def decisive(verdicts: list[Verdict]) -> Verdict:
     """Of a bound's verdicts on several points the one that counts: any that holds will do, or all have to."""
-    wanted = verdicts[0].bound.part == "any"
-    return next((v for v in verdicts if v.holds == wanted), verdicts[0])
+    any_suffices = verdicts[0].bound.part == "any"
+    return next((v for v in verdicts if v.passed == any_suffices), verdicts[0])

@@ -1,1 +1,1 @@
-"""What runs in a worker: the step that is searched, as far as the search has come, and one value at a time."""
+"""Code that runs in a worker: the step that is searched, at its current state, one value at a time."""

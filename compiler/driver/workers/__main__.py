@@ -16,7 +16,7 @@ def main() -> None:
         answers.flush()
 
     for line in sys.stdin:
-        replica.ask(line, reply)
+        replica.submit(line, reply)
     os._exit(0)  # who asked is gone; what is being computed is of no use
 
 

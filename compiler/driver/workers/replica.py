@@ -22,7 +22,7 @@ from ....dsl.syntax.diagnostics import Reject
 from ...analysis.planning.machine_profile import as_profiled, named
 from ...analysis.planning.plan import Plan, Stage
 from ...core.cache import Cache
-from ...core.memory import available, held
+from ...core.memory import anonymous_bytes, available
 from ...core.safe_read import read_json
 from ...core.settings import Settings
 from ...plugin.context import Context
@@ -32,7 +32,7 @@ from ..pipeline import Build
 from ..worker_team import TOKEN, facts
 
 
-class Misfit(Exception):
+class WorkerMismatch(Exception):
     """This worker would compute something else, or has not what it takes; the message says why."""
 
 
@@ -44,33 +44,33 @@ class Replica(Orders):
     """Answers lines with lines; one thread does all of it, so that the pass may wait for tasks in its own loops."""
 
     def __init__(self) -> None:
-        self.asked: SimpleQueue[tuple[str, Callable[[str], None]]] = SimpleQueue()
+        self.tasks: SimpleQueue[tuple[str, Callable[[str], None]]] = SimpleQueue()
         self.message: dict[str, Any] | None = None  # that is answered next
         self.reply: Callable[[str], None] = lambda line: None
-        self.about: str = ""  # the step that is running
+        self.description: str = ""  # the step that is running
         Thread(target=self._serve, daemon=True).start()
 
-    def ask(self, line: str, reply: Callable[[str], None]) -> None:
+    def submit(self, line: str, reply: Callable[[str], None]) -> None:
         """`reply` hears the answer, from another thread."""
-        self.asked.put((line, reply))
+        self.tasks.put((line, reply))
 
     def answered(self, line: str) -> str:
         """The answer, waited for."""
-        heard: SimpleQueue[str] = SimpleQueue()
-        self.ask(line, heard.put)
-        return heard.get()
+        answers: SimpleQueue[str] = SimpleQueue()
+        self.submit(line, answers.put)
+        return answers.get()
 
     # -- for the pass ----------------------------------------------------------------------------------------
 
     def next(self) -> Task:
         message = self._peek()
-        if message["about"] != self.about:
+        if message["about"] != self.description:
             raise _Dismissed
         self.message = None
         return message["task"]
 
     def put_back(self, task: Task) -> None:
-        self.message = {"about": self.about, "task": task}
+        self.message = {"about": self.description, "task": task}
 
     def answer(self, value: Any, work: float = 0.0) -> None:
         self.reply(json.dumps({"value": value, "work": work}))
@@ -79,7 +79,7 @@ class Replica(Orders):
 
     def _peek(self) -> dict[str, Any]:
         while self.message is None:
-            line, self.reply = self.asked.get()
+            line, self.reply = self.tasks.get()
             message = json.loads(line)
             if message.get("hello"):
                 self.reply(json.dumps({"facts": facts(), "pid": os.getpid()}))
@@ -90,20 +90,20 @@ class Replica(Orders):
     def _serve(self) -> None:
         while True:
             message = self._peek()
-            self.about = message["about"]
+            self.description = message["about"]
             try:
                 with ExitStack() as stack:
-                    _run(json.loads(self.about), self, stack)
-                raise Misfit(f"step {json.loads(self.about)['name']} asks no worker")
+                    _run(json.loads(self.description), self, stack)
+                raise WorkerMismatch(f"step {json.loads(self.description)['name']} asks no worker")
             except _Dismissed:
                 continue
-            except Misfit as misfit:
-                answer = {"misfit": str(misfit)}
-            except Reject as refused:
-                answer = {"failed": "; ".join(d.message for d in refused.diagnostics)}
+            except WorkerMismatch as mismatch:
+                answer = {"misfit": str(mismatch)}
+            except Reject as rejection:
+                answer = {"failed": "; ".join(d.message for d in rejection.diagnostics)}
             except Exception as error:  # whatever it is, the one who asks computes the value and meets it, too
                 answer = {"failed": f"{type(error).__name__}: {error}"}
-            self.message, self.about = None, ""
+            self.message, self.description = None, ""
             self.reply(json.dumps(answer))
 
 
@@ -114,10 +114,10 @@ def _run(step: Mapping[str, Any], orders: Orders, stack: ExitStack) -> None:
     opened, plan, stage = _stage_of(step)
     build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(opened.settings.cache_dir))
     outcome = build.reach(stage.source)
-    opened.settings.max_memory = held() + available() // max(1, step["size"])
+    opened.settings.max_memory = anonymous_bytes() + available() // max(1, step["size"])
     ctx: Context = replace(build.context(stage), workdir=_scratch(Path(step["scratch"]), stack), orders=orders)
     with as_profiled(named(stage.call), ctx):
-        ctx.shelf.make("pass", stage.call).give(outcome, ctx)
+        ctx.shelf.make("pass", stage.call).result_of(outcome, ctx)
 
 
 def _check_shared(step: Mapping[str, Any]) -> None:
@@ -126,7 +126,7 @@ def _check_shared(step: Mapping[str, Any]) -> None:
     except (OSError, ValueError, Reject):
         token = None
     if token != step["token"]:
-        raise Misfit(f"{step['settings']['cache_dir']} is not the same folder here: give one that all share")
+        raise WorkerMismatch(f"{step['settings']['cache_dir']} is not the same folder here: give one that all share")
 
 
 def _stage_of(step: Mapping[str, Any]) -> tuple[Session, Plan, Stage]:
@@ -134,22 +134,22 @@ def _stage_of(step: Mapping[str, Any]) -> tuple[Session, Plan, Stage]:
     params = step["params"]
     try:
         opened = session(step["recipe"], settings=settings, set=step["set"], params=Path(params) if params else None)
-        made = plans(opened)
-    except Reject as refused:
-        raise Misfit(f"the recipe is refused here: {refused.diagnostics[0].message}") from refused
-    for plan in made:
+        plan_list = plans(opened)
+    except Reject as rejection:
+        raise WorkerMismatch(f"the recipe is refused here: {rejection.diagnostics[0].message}") from rejection
+    for plan in plan_list:
         for stage in plan.stages:
             if stage.key == step["key"]:
                 return opened, plan, stage
-    raise Misfit(f"step {step['name']} has another key here: recipe, data or effc itself are not the same")
+    raise WorkerMismatch(f"step {step['name']} has another key here: recipe, data or effc itself are not the same")
 
 
-def _scratch(theirs: Path, stack: ExitStack) -> Path:
+def _scratch(asker_folder: Path, stack: ExitStack) -> Path:
     """A folder of our own with what the one who asks knows: journals are copied, since they write to them."""
-    ours = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="effc-worker-")))
-    for path in theirs.iterdir():
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="effc-worker-")))
+    for path in asker_folder.iterdir():
         if path.suffix == ".jsonl":
-            shutil.copyfile(path, ours / path.name)
+            shutil.copyfile(path, folder / path.name)
         elif path.is_dir():
-            (ours / path.name).symlink_to(path.resolve())
-    return ours
+            (folder / path.name).symlink_to(path.resolve())
+    return folder

@@ -1,4 +1,4 @@
-"""How often a model with a head finds the right class."""
+"""Accuracy of a model with a classification head."""
 
 from torch import nn
 
@@ -12,7 +12,7 @@ no_labels = Fault("no-labels", "Classes are judge_classes on data that says of n
 
 
 class Accuracy(Metric):
-    """How often a model with a head finds the right class.
+    """Accuracy of a model with a classification head.
 
     Of every row of `labels` the likeliest class counts. For questions with written answers there is `choice`.
 

@@ -1,4 +1,4 @@
-"""How often a model's most probable token is the original's."""
+"""Share of positions at which a model's most probable token is the original's."""
 
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from ..reference import load
 
 
 class Agreement(Metric):
-    """How often a model's most probable token is the original's.
+    """Share of positions at which a model's most probable token is the original's.
 
     The share of positions, from 0 to 1, where both would choose the same next token under greedy decoding,
     given the same text before it.

@@ -1,16 +1,16 @@
-"""How many bytes a model's weights take."""
+"""Bytes of a model's weights."""
 
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ...ir.weights import Counted, distinct
+from ...ir.weights import HasWeightSizes, distinct
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric
 
 
 class Bytes(Metric):
-    """How many bytes a model's weights take.
+    """Bytes of a model's weights.
 
     Parameters and the buffers that a checkpoint keeps, as they are stored: packed sparse and quantized weights
     count as packed. Shared tensors count once.
@@ -23,6 +23,6 @@ class Bytes(Metric):
     exact: ClassVar[bool] = True
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        if isinstance(model, Counted) and model.stored_bytes is not None:
+        if isinstance(model, HasWeightSizes) and model.stored_bytes is not None:
             return model.stored_bytes
         return sum(t.nbytes for _, t in distinct(model) if isinstance(t, Tensor))

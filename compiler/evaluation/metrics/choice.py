@@ -1,4 +1,4 @@
-"""How often a model finds the right answer among several."""
+"""Accuracy on multiple-choice questions."""
 
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ no_choices = Fault("no-choices", "Accuracy is measured on data made by `choices`
 
 
 class Choice(Metric):
-    """How often a model finds the right answer among several.
+    """Accuracy on multiple-choice questions.
 
     The option whose tokens have the highest summed log-probability after the question counts as the model's
     answer; with `normalised`, the sum is divided by the option's length in characters first. From 0 to 1.
@@ -36,8 +36,8 @@ class Choice(Metric):
                 no_choices(f"`{self.data.name}` has rows, not questions with options", help="make it with `choices`")
             )
         items = data.items(ctx.tokenizer, ctx.relative_to(ctx.recipe.data[self.data.name]))
-        asked = [(row, begin) for item in items for row, begin in zip(item.rows, item.begins, strict=True)]
-        sums = iter(continuations(model, asked))
+        requests = [(row, begin) for item in items for row, begin in zip(item.rows, item.starts, strict=True)]
+        sums = iter(continuations(model, requests))
         right = 0
         for item in items:
             scores = [finite(next(sums), "choice", self.data.name) for _ in item.rows]

@@ -1,4 +1,4 @@
-"""How far a model's predictions are from the original's."""
+"""KL divergence of a model's predictions from the original's."""
 
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from ..reference import divergence, load
 
 
 class Divergence(Metric):
-    """How far a model's predictions are from the original's.
+    """KL divergence of a model's predictions from the original's.
 
     Mean over all positions of KL(original || model) in nats: what the model's next-token distribution costs
     where the original's is true. It sees damage that perplexity, which looks at one token of each position,

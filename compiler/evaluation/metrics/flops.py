@@ -1,4 +1,4 @@
-"""How many operations a decoded token costs."""
+"""Number of operations per decoded token."""
 
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from ...plugin.interfaces import Metric, param
 
 
 class Flops(Metric):
-    """How many operations a decoded token costs.
+    """Number of operations per decoded token.
 
     Multiplications and additions of the matrix products, counted on the model's structure: two per weight that
     takes part (of experts: the active ones), and the products of attention over `context` positions. Zeros

@@ -53,14 +53,14 @@ class LmEval(Metric):
                 )
             )
         scores = self._scores(model, ctx)
-        found = {name.removesuffix(",none"): value for name, value in scores.items() if isinstance(value, float)}
-        if self.score not in found:
+        values = {name.removesuffix(",none"): value for name, value in scores.items() if isinstance(value, float)}
+        if self.score not in values:
             raise Reject(
                 unknown_task(
-                    f"the task `{self.task}` has no score `{self.score}`", help=suggestion(self.score, found, "it has")
+                    f"the task `{self.task}` has no score `{self.score}`", help=suggestion(self.score, values, "it has")
                 )
             )
-        return finite(found[self.score], f"lm_eval `{self.task}`")
+        return finite(values[self.score], f"lm_eval `{self.task}`")
 
     def _scores(self, model: nn.Module, ctx: Context) -> dict[str, Any]:
         from lm_eval import simple_evaluate

@@ -1,4 +1,4 @@
-"""How many numbers a model holds."""
+"""Number of parameters of a model."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from torch import nn
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...ir.layers.linear import params
-from ...ir.weights import Counted
+from ...ir.weights import HasWeightSizes
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric
 
@@ -20,7 +20,7 @@ params_untold = Fault(
 
 
 class Params(Metric):
-    """How many numbers a model holds.
+    """Number of parameters of a model.
 
     Parameters, each counted once where modules share it; buffers are not counted, but the weights that a kernel's
     packed one stands for are. A weight that is zero counts as long as it is there: see `bytes` for what sparsity
@@ -34,7 +34,7 @@ class Params(Metric):
     exact: ClassVar[bool] = True
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        if not isinstance(model, Counted):
+        if not isinstance(model, HasWeightSizes):
             return params(model)
         if model.n_params is None:
             raise Reject(

@@ -1,4 +1,4 @@
-"""How surprised a model is by text, per token."""
+"""Perplexity of a model on text, per token."""
 
 import math
 
@@ -11,7 +11,7 @@ from ...plugin.interfaces import Metric, param
 
 
 class Perplexity(Metric):
-    """How surprised a model is by text, per token.
+    """Perplexity of a model on text, per token.
 
     exp(nats / tokens) over all predicted tokens, each counted once: the first token of a row is given, not
     predicted. The loss is taken in float32 whatever the model computes in, sums in float64.

@@ -1,4 +1,4 @@
-"""How well a model finds to each text the one that belongs to it."""
+"""Retrieval quality: how well a model finds, for each text, its counterpart."""
 
 from typing import ClassVar, Literal
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ....dsl.checker.values import DataRef
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...inputs.data.texts import Texts
-from ...models.rows.encoder_states import every_state, pooling_of
+from ...models.rows.encoder_states import all_states, pooling_of
 from ...models.rows.forward import finite
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
@@ -19,7 +19,7 @@ no_partners = Fault(
 
 
 class Retrieval(Metric):
-    """How well a model finds to each text the one that belongs to it.
+    """Retrieval quality: how well a model finds, for each text, its counterpart.
 
     Each text of the first field of `texts` is compared with all of the second by the cosine of their vectors.
     `recall` is the share whose own partner is the nearest, `mrr` the mean of 1 / rank of the partner. A tie counts
@@ -48,10 +48,12 @@ class Retrieval(Metric):
                 )
             )
         pooling = pooling_of(ctx.origin.folder, self.pooling)
-        made = [found.pooled.double() for found in every_state(model, ctx.rows(self.data), pooling)]
-        asked, sought = nn.functional.normalize(torch.cat(made), dim=-1).chunk(2)
-        found = 1.0 / ranks(asked @ sought.T)
-        return finite(float((found if self.score == "mrr" else found.floor()).mean()), "retrieval", self.data.name)
+        pooled = [reciprocal.pooled.double() for reciprocal in all_states(model, ctx.rows(self.data), pooling)]
+        queries, sought = nn.functional.normalize(torch.cat(pooled), dim=-1).chunk(2)
+        reciprocal = 1.0 / ranks(queries @ sought.T)
+        return finite(
+            float((reciprocal if self.score == "mrr" else reciprocal.floor()).mean()), "retrieval", self.data.name
+        )
 
 
 def ranks(likeness: Tensor) -> Tensor:

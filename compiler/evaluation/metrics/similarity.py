@@ -1,4 +1,4 @@
-"""How alike a model's hidden states are to the original's."""
+"""Cosine similarity of a model's hidden states to the original's."""
 
 from typing import ClassVar, Literal
 
@@ -12,7 +12,7 @@ from .. import similarity
 
 
 class Similarity(Metric):
-    """How alike a model's hidden states are to the original's.
+    """Cosine similarity of a model's hidden states to the original's.
 
     For models without a head: sentence embedders, image towers, the encoder of a larger model. 1.0 is the original
     itself. `of: pooled` compares one vector for each row, `tokens` the last layer's state of every token that is no
@@ -40,7 +40,7 @@ class Similarity(Metric):
     )
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        kept = similarity.load(ctx, self.data, self.pooling)
+        original = similarity.load(ctx, self.data, self.pooling)
         measured = similarity.cosine if self.by == "cosine" else similarity.linear_cka
-        pooled, tokens = measured(model, ctx.rows(self.data), kept, pooling_of(ctx.origin.folder, self.pooling))
+        pooled, tokens = measured(model, ctx.rows(self.data), original, pooling_of(ctx.origin.folder, self.pooling))
         return {"pooled": pooled, "tokens": tokens, "both": (pooled + tokens) / 2}[self.of]

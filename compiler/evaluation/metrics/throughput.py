@@ -1,4 +1,4 @@
-"""How many tokens a second a model decodes."""
+"""Decoded tokens per second."""
 
 from typing import ClassVar
 
@@ -7,11 +7,11 @@ from torch import nn
 from ...plugin.clock import Clock
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
-from ..timing import decode_step, measure_alone
+from ..timing import decode_step, measure_single
 
 
 class Throughput(Metric):
-    """How many tokens a second a model decodes.
+    """Decoded tokens per second.
 
     Greedy decoding with the KV cache after a prompt of random tokens, all sequences of the batch counted, after
     warm-up steps.
@@ -29,7 +29,7 @@ class Throughput(Metric):
     steps: int = param("How many tokens of each sequence are timed.", default=32, ge=1, unit="tokens")
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        return measure_alone(self.clock(model), model)
+        return measure_single(self.clock(model), model)
 
     def clock(self, model: nn.Module) -> Clock:
         return Clock(

@@ -38,14 +38,14 @@ class Chat(Data):
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         ids: list[int] = []
-        for turns in self._conversations(ctx):
-            ids += encode(self._written(turns, need_tokenizer(tokenizer, ctx)), tokenizer)
+        for messages in self._conversations(ctx):
+            ids += encode(self._rendered(messages, need_tokenizer(tokenizer, ctx)), tokenizer)
             if _is_open(ids, tokenizer):
                 ids.append(tokenizer.eos_token_id)
         return self._cut(ids, ctx)
 
     def speech(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
-        """What assistants say, and the end token after it; a token that reaches into it belongs to it."""
+        """Masks of the assistants' tokens, with the end token; a token that overlaps counts."""
         tokenizer = need_tokenizer(tokenizer, ctx)
         if not tokenizer.is_fast:
             raise Reject(
@@ -55,17 +55,17 @@ class Chat(Data):
                 )
             )
         ids: list[int] = []
-        said: list[int] = []
-        for turns in self._conversations(ctx):
-            text = self._written(turns, tokenizer)
-            spans = self._spans(turns, text, tokenizer)
-            made = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
-            ids += made["input_ids"]
-            said += [any(start < b and a < end for a, b in spans) for start, end in made["offset_mapping"]]
+        mask: list[int] = []
+        for messages in self._conversations(ctx):
+            text = self._rendered(messages, tokenizer)
+            spans = self._spans(messages, text, tokenizer)
+            encoded = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+            ids += encoded["input_ids"]
+            mask += [any(start < b and a < end for a, b in spans) for start, end in encoded["offset_mapping"]]
             if _is_open(ids, tokenizer):
                 ids.append(tokenizer.eos_token_id)
-                said.append(turns[-1]["role"] == "assistant")
-        return self._cut(said, ctx)
+                mask.append(messages[-1]["role"] == "assistant")
+        return self._cut(mask, ctx)
 
     def _cut(self, values: list[int], ctx: Context) -> Iterator[Any]:
         return cut(values, self.length, None, self.samples, ctx.seed if self.seed is None else self.seed)
@@ -73,10 +73,10 @@ class Chat(Data):
     def _conversations(self, ctx: Context) -> Iterator[list[dict[str, str]]]:
         for path in find_files(self.path, ctx.folder):
             for number, record in enumerate(self._records(path), start=1):
-                yield self._turns(record, number, path)
+                yield self._messages(record, number, path)
 
     def identity(self, ctx: Context) -> str:
-        about = {
+        facts = {
             "length": self.length,
             "samples": self.samples,
             "messages": self.messages,
@@ -84,7 +84,7 @@ class Chat(Data):
             "response": self.response,
             "seed": ctx.seed if self.seed is None else self.seed,
         }
-        return content_identity("chat", find_files(self.path, ctx.folder), about, ctx)
+        return content_identity("chat", find_files(self.path, ctx.folder), facts, ctx)
 
     def _records(self, path: Path) -> list[Record]:
         records = read_records(path)
@@ -92,18 +92,18 @@ class Chat(Data):
             check_field(records, name, path)
         return records
 
-    def _written(self, turns: list[dict[str, str]], tokenizer: Any) -> str:
-        return self._templated(turns, tokenizer) if tokenizer.chat_template else "\n".join(self._lines(turns))
+    def _rendered(self, messages: list[dict[str, str]], tokenizer: Any) -> str:
+        return self._templated(messages, tokenizer) if tokenizer.chat_template else "\n".join(self._lines(messages))
 
-    def _templated(self, turns: list[dict[str, str]], tokenizer: Any, **more: Any) -> str:
+    def _templated(self, messages: list[dict[str, str]], tokenizer: Any, **options: Any) -> str:
         from jinja2 import TemplateError
 
         from ...models.rows.chat_template import render
 
         try:
-            return render(tokenizer, turns, **more)
+            return render(tokenizer, messages, **options)
         except TemplateError as error:
-            roles = ", ".join(turn["role"] for turn in turns[:6])
+            roles = ", ".join(message["role"] for message in messages[:6])
             raise Reject(
                 bad_record(
                     f"the tokenizer's chat template refuses a conversation of {roles}: {error}",
@@ -111,19 +111,19 @@ class Chat(Data):
                 )
             ) from error
 
-    def _lines(self, turns: list[dict[str, str]]) -> list[str]:
+    def _lines(self, messages: list[dict[str, str]]) -> list[str]:
         named = not (self.prompt or self.response)
-        return [f"{turn['role']}: {turn['content']}" if named else turn["content"] for turn in turns]
+        return [f"{message['role']}: {message['content']}" if named else message["content"] for message in messages]
 
-    def _spans(self, turns: list[dict[str, str]], text: str, tokenizer: Any) -> list[tuple[int, int]]:
-        """Where in a written conversation assistants speak: begin and end of each turn of theirs."""
-        found = []
-        for number, turn in enumerate(turns):
-            if turn["role"] != "assistant":
+    def _spans(self, messages: list[dict[str, str]], text: str, tokenizer: Any) -> list[tuple[int, int]]:
+        """Character spans of the assistants' turns in a rendered conversation."""
+        spans = []
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
                 continue
             if tokenizer.chat_template:
-                before = self._templated(turns[:number], tokenizer, add_generation_prompt=True) if number else ""
-                after = self._written(turns[: number + 1], tokenizer)
+                before = self._templated(messages[:number], tokenizer, add_generation_prompt=True) if number else ""
+                after = self._rendered(messages[: number + 1], tokenizer)
                 if not (text.startswith(after) and after.startswith(before)):
                     raise Reject(
                         no_speakers(
@@ -132,23 +132,23 @@ class Chat(Data):
                             help="learn all tokens",
                         )
                     )
-                found.append((len(before), len(after)))
+                spans.append((len(before), len(after)))
             else:
-                end = len("\n".join(self._lines(turns[: number + 1])))
-                found.append((end - len(turn["content"]), end))
-        return found
+                end = len("\n".join(self._lines(messages[: number + 1])))
+                spans.append((end - len(message["content"]), end))
+        return spans
 
-    def _turns(self, record: Record, number: int, path: Path) -> list[dict[str, str]]:
+    def _messages(self, record: Record, number: int, path: Path) -> list[dict[str, str]]:
         if self.prompt or self.response:
-            said = [("user", self.prompt), ("assistant", self.response)]
-            return [{"role": role, "content": text_of(record, name, number, path)} for role, name in said if name]
-        turns = record[self.messages]
+            fields = [("user", self.prompt), ("assistant", self.response)]
+            return [{"role": role, "content": text_of(record, name, number, path)} for role, name in fields if name]
+        messages = record[self.messages]
         if (
-            not isinstance(turns, list)
-            or not turns
+            not isinstance(messages, list)
+            or not messages
             or not all(
                 isinstance(t, dict) and isinstance(t.get("role"), str) and isinstance(t.get("content"), str)
-                for t in turns
+                for t in messages
             )
         ):
             raise Reject(
@@ -157,7 +157,7 @@ class Chat(Data):
                     help='a message is {"role": "user", "content": "text"}',
                 )
             )
-        return [{"role": t["role"], "content": t["content"]} for t in turns]
+        return [{"role": t["role"], "content": t["content"]} for t in messages]
 
 
 def _is_open(ids: list[int], tokenizer: Any) -> bool:

@@ -17,7 +17,7 @@ class Item:
     """A question as token ids [start, prompt, option] per option; option i begins at `begins[i]`."""
 
     rows: tuple[tuple[int, ...], ...]
-    begins: tuple[int, ...]
+    starts: tuple[int, ...]
     lengths: tuple[int, ...]  # characters of each option
     answer: int
 
@@ -53,13 +53,13 @@ class Choices(Data):
         tokenizer = need_tokenizer(tokenizer, ctx)
         start = start_token(tokenizer, "auto")
         front = [] if start is None else [start]
-        found = []
+        items = []
         for prompt, options, answer in self._chosen(ctx):
             rows = [(*front, *encode(f"{prompt} {option}", tokenizer)) for option in options]
             begin = max(len(front) + len(encode(prompt, tokenizer)), 1)
-            begins = tuple(min(begin, len(row) - 1) for row in rows)
-            found.append(Item(tuple(rows), begins, tuple(max(len(o), 1) for o in options), answer))
-        return found
+            starts = tuple(min(begin, len(row) - 1) for row in rows)
+            items.append(Item(tuple(rows), starts, tuple(max(len(o), 1) for o in options), answer))
+        return items
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         tokenizer = need_tokenizer(tokenizer, ctx)
@@ -67,26 +67,26 @@ class Choices(Data):
         return cut(encode(text, tokenizer), self.length, start_token(tokenizer, "auto"), None, 0)
 
     def identity(self, ctx: Context) -> str:
-        about = {
+        facts = {
             name: getattr(self, name)
             for name in ("question", "options", "fixed", "answer", "layout", "samples", "length")
         }
-        about["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
-        return content_identity("choices", find_files(self.path, ctx.folder), about, ctx)
+        facts["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
+        return content_identity("choices", find_files(self.path, ctx.folder), facts, ctx)
 
     def _chosen(self, ctx: Context) -> list[tuple[str, list[str], int]]:
         """(prompt, options, index of the right one) for the questions that `samples` leaves."""
         import torch
 
-        found = [
+        questions = [
             self._read(record, number, path)
             for path in find_files(self.path, ctx.folder)
             for number, record in enumerate(self._records(path), start=1)
         ]
-        if self.samples is None or self.samples >= len(found):
-            return found
+        if self.samples is None or self.samples >= len(questions):
+            return questions
         generator = torch.Generator().manual_seed(ctx.seed if self.seed is None else self.seed)
-        return [found[i] for i in torch.randperm(len(found), generator=generator)[: self.samples].tolist()]
+        return [questions[i] for i in torch.randperm(len(questions), generator=generator)[: self.samples].tolist()]
 
     def _records(self, path: Path) -> list[Record]:
         records = read_records(path)
@@ -115,14 +115,14 @@ class Choices(Data):
             return list(self.fixed), []
         if not isinstance(self.options, str):
             return [text_of(record, name, number, path) for name in self.options], list(self.options)
-        held = record[self.options]
-        if isinstance(held, dict) and isinstance(held.get("text"), list):
-            return held["text"], [str(label) for label in held.get("label") or ()]
-        return (held if isinstance(held, list) else []), []
+        options = record[self.options]
+        if isinstance(options, dict) and isinstance(options.get("text"), list):
+            return options["text"], [str(label) for label in options.get("label") or ()]
+        return (options if isinstance(options, list) else []), []
 
 
 def index_of(answer: Any, options: Sequence[str], labels: Sequence[str]) -> int | None:
-    """Which option an answer means; None where it means none. Labels win over texts, texts over numbers."""
+    """Index of the option that an answer means; None where it means none. Labels win over texts, texts over numbers."""
     if isinstance(answer, bool):
         answer = str(answer).lower()
     text = str(answer).strip()
@@ -131,5 +131,5 @@ def index_of(answer: Any, options: Sequence[str], labels: Sequence[str]) -> int 
             return list(known).index(text)
     if text.isdecimal() and int(text) < len(options):
         return int(text)
-    place = ord(text.upper()) - ord("A") if len(text) == 1 and text.isascii() else -1
-    return place if 0 <= place < len(options) else None
+    position = ord(text.upper()) - ord("A") if len(text) == 1 and text.isascii() else -1
+    return position if 0 <= position < len(options) else None

@@ -47,18 +47,18 @@ class Generated(Data):
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         import torch
 
-        kept = Cache(ctx.settings.cache_dir)
+        cache = Cache(ctx.settings.cache_dir)
         parts = {
             "rows": self.identity(ctx),
             "versions": versions(),
             "device": ctx.settings.device,
             "threads": ctx.settings.threads,
         }
-        rows = kept.value(parts)
+        rows = cache.value(parts)
         if rows is None:
-            rows = self._written(tokenizer, ctx).tolist()
+            rows = self._generate(tokenizer, ctx).tolist()
             ctx.origin.refuse_change()
-            kept.keep(parts, rows)
+            cache.keep(parts, rows)
         return iter(torch.tensor(rows, dtype=torch.int64))
 
     def identity(self, ctx: Context) -> str:
@@ -67,7 +67,7 @@ class Generated(Data):
     def _seed(self, ctx: Context) -> int:
         return ctx.seed if self.seed is None else self.seed
 
-    def _written(self, tokenizer: Any, ctx: Context) -> "torch.Tensor":
+    def _generate(self, tokenizer: Any, ctx: Context) -> "torch.Tensor":
         """[count, length] on the CPU."""
         import torch
 
@@ -91,18 +91,18 @@ class Generated(Data):
         import torch
         from transformers import GenerationConfig, LogitsProcessorList
 
-        def look(_ids: "torch.Tensor", logits: "torch.Tensor") -> "torch.Tensor":
+        def hook(_ids: "torch.Tensor", logits: "torch.Tensor") -> "torch.Tensor":
             next(ticks)  # a token of every row
             return _all_finite(logits)
 
-        more = self.length - 1
+        new_tokens = self.length - 1
         config = GenerationConfig(
             do_sample=True,
             temperature=self.temperature,
             top_k=0,
             top_p=1.0,
-            max_new_tokens=more,
-            min_new_tokens=more,
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
             pad_token_id=0,
             eos_token_id=model.generation_config.eos_token_id,
         )
@@ -112,7 +112,7 @@ class Generated(Data):
                     first,
                     attention_mask=torch.ones_like(first),
                     generation_config=config,
-                    logits_processor=LogitsProcessorList([look]),
+                    logits_processor=LogitsProcessorList([hook]),
                 ).cpu()
         except (Reject, TimeUp):
             raise
@@ -121,7 +121,7 @@ class Generated(Data):
 
 
 def _all_finite(logits: "torch.Tensor") -> "torch.Tensor":
-    """What is drawn from; Reject where it is no distribution."""
+    """Logits to sample from; Reject where they are no distribution."""
     if logits.isnan().any() or logits.eq(float("inf")).any():  # minus infinity: never drawn
         raise Reject(
             not_a_number(

@@ -68,15 +68,15 @@ class Hub(Data):
 
     def _texts(self, ctx: Context) -> list[str]:
         check_modules(self.requires, self.extra, "data hub")
-        found = _load(self.name, self.config, self.split, self.revision, ctx.folder, ctx.settings.offline)
-        if self.field not in found.column_names:
+        dataset = _load(self.name, self.config, self.split, self.revision, ctx.folder, ctx.settings.offline)
+        if self.field not in dataset.column_names:
             raise Reject(
                 no_field(
                     f"`{self.name}` has no field `{self.field}`",
-                    help=suggestion(self.field, found.column_names, "it has"),
+                    help=suggestion(self.field, dataset.column_names, "it has"),
                 )
             )
-        texts = found[self.field][:]
+        texts = dataset[self.field][:]
         if not all(isinstance(t, str) for t in texts):
             raise Reject(bad_record(f"`{self.field}` of `{self.name}` is not text"))
         return [t for t in texts if t]

@@ -11,7 +11,7 @@ from ...plugin.interfaces import Data, param
 from ..records import bad_record, no_field
 from ..windows import choose_rows, content_identity, find_files
 
-WHOLE = ("U8", "I64", "I32", "I16", "I8")
+INTEGER_DTYPES = ("U8", "I64", "I32", "I16", "I8")
 
 
 class Images(Data):
@@ -40,15 +40,15 @@ class Images(Data):
     def labels(self, tokenizer: Any, ctx: Context) -> Iterator[int] | None:
         if self.classes is None:
             return None
-        return (int(n) for n in self._choose(self._tensor(self.classes, WHOLE, 1, ctx), ctx))
+        return (int(n) for n in self._choose(self._tensor(self.classes, INTEGER_DTYPES, 1, ctx), ctx))
 
     def identity(self, ctx: Context) -> str:
-        about = {
+        facts = {
             "tensors": [self.images, self.classes],
             "samples": self.samples,
             "seed": (ctx.seed if self.seed is None else self.seed) if self.samples else 0,
         }
-        return content_identity("images", find_files(self.path, ctx.folder), about, ctx)
+        return content_identity("images", find_files(self.path, ctx.folder), facts, ctx)
 
     def _choose(self, values: Any, ctx: Context) -> Iterator[Any]:
         return choose_rows(values, self.samples, ctx.seed if self.seed is None else self.seed)

@@ -57,15 +57,15 @@ class Labels(Data):
 
     def _items(self, tokenizer: Any, ctx: Context) -> list[tuple[list[int], int]]:
         """Ids and class of every text that fits."""
-        tokenizer, found = need_tokenizer(tokenizer, ctx), []
+        tokenizer, items = need_tokenizer(tokenizer, ctx), []
         for path in find_files(self.path, ctx.folder):
             records = read_records(path)
             for name in (self.text, self.label):
                 check_field(records, name, path)
             for number, record in enumerate(records, start=1):
                 ids = tokenizer(text_of(record, self.text, number, path), verbose=False)["input_ids"]
-                found.append((ids, self._number(str(record[self.label]), number, path)))
-        return fitting(found, [len(ids) for ids, _ in found], self.length, self.longer, text_too_long, "texts")
+                items.append((ids, self._number(str(record[self.label]), number, path)))
+        return fitting(items, [len(ids) for ids, _ in items], self.length, self.longer, text_too_long, "texts")
 
     def _number(self, label: str, number: int, path: Path) -> int:
         if label not in self.classes:
@@ -78,6 +78,6 @@ class Labels(Data):
         return self.classes.index(label)
 
     def identity(self, ctx: Context) -> str:
-        about = {name: getattr(self, name) for name in ("text", "label", "classes", "length", "longer", "samples")}
-        about["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
-        return content_identity("labels", find_files(self.path, ctx.folder), about, ctx)
+        facts = {name: getattr(self, name) for name in ("text", "label", "classes", "length", "longer", "samples")}
+        facts["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
+        return content_identity("labels", find_files(self.path, ctx.folder), facts, ctx)

@@ -21,10 +21,10 @@ class _Pair:
     answer: tuple[int, ...]
 
 
-def _size(pair: _Pair, sides: bool) -> int:
+def _size(pair: _Pair, two_sided: bool) -> int:
     """Tokens of a row that a pair needs."""
     lengths = len(pair.prompt), len(pair.answer)
-    return 2 * max(lengths) if sides else sum(lengths)
+    return 2 * max(lengths) if two_sided else sum(lengths)
 
 
 class Pairs(Data):
@@ -56,7 +56,7 @@ class Pairs(Data):
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-        if self._has_sides(ctx):
+        if self._is_pair(ctx):
             half = self.length // 2
             return self._lay(
                 tokenizer, ctx, lambda pair: (*pair.prompt, *(fill,) * (half - len(pair.prompt)), *pair.answer), fill
@@ -64,33 +64,33 @@ class Pairs(Data):
         return self._lay(tokenizer, ctx, lambda pair: (*pair.prompt, *pair.answer), fill)
 
     def speech(self, tokenizer: Any, ctx: Context) -> Iterator[Any] | None:
-        if self._has_sides(ctx):
+        if self._is_pair(ctx):
             return None  # all of a target is learned, and nothing of a source
         return self._lay(tokenizer, ctx, lambda pair: (*(0,) * len(pair.prompt), *(1,) * len(pair.answer)), 0)
 
     def prompts(self, tokenizer: Any, ctx: Context) -> Iterator[int] | None:
-        if self._has_sides(ctx):
+        if self._is_pair(ctx):
             return None
         return (int(row.sum()) for row in self._lay(tokenizer, ctx, lambda pair: (1,) * len(pair.prompt), 0))
 
-    def _lay(self, tokenizer: Any, ctx: Context, tell: Any, fill: int) -> Iterator[Any]:
-        """A row of numbers for each pair that is chosen: what `tell` says of its tokens, then `fill`."""
+    def _lay(self, tokenizer: Any, ctx: Context, values_of: Any, fill: int) -> Iterator[Any]:
+        """A row of numbers for each pair that is chosen: what `values_of` says of its tokens, then `fill`."""
         import torch
 
-        rows = [tell(pair) for pair in self._pairs(tokenizer, ctx)]
+        rows = [values_of(pair) for pair in self._pairs(tokenizer, ctx)]
         full = torch.tensor([[*row, *(fill,) * (self.length - len(row))] for row in rows], dtype=torch.int64)
         return choose_rows(full, self.samples, ctx.seed if self.seed is None else self.seed)
 
     def _pairs(self, tokenizer: Any, ctx: Context) -> list[_Pair]:
         tokenizer = need_tokenizer(tokenizer, ctx)
-        found = [
-            (self._sides if self._has_sides(ctx) else self._pair)(record, number, path, tokenizer)
+        pairs = [
+            (self._source_and_target if self._is_pair(ctx) else self._pair)(record, number, path, tokenizer)
             for path in find_files(self.path, ctx.folder)
             for number, record in enumerate(self._records(path), start=1)
         ]
-        sides = self._has_sides(ctx)
-        sizes = [_size(pair, sides) for pair in found]
-        return fitting(found, sizes, self.length, self.longer, pair_too_long, "pairs")
+        two_sided = self._is_pair(ctx)
+        sizes = [_size(pair, two_sided) for pair in pairs]
+        return fitting(pairs, sizes, self.length, self.longer, pair_too_long, "pairs")
 
     def _pair(self, record: Record, number: int, path: Path, tokenizer: Any) -> _Pair:
         start = start_token(tokenizer, "auto")
@@ -102,7 +102,7 @@ class Pairs(Data):
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         return _Pair((*([] if start is None else [start]), *prompt), (*answer, *end))
 
-    def _sides(self, record: Record, number: int, path: Path, tokenizer: Any) -> _Pair:
+    def _source_and_target(self, record: Record, number: int, path: Path, tokenizer: Any) -> _Pair:
         source = tokenizer(text_of(record, self.prompt, number, path), verbose=False)["input_ids"]
         target = tokenizer(text_target=text_of(record, self.answer, number, path), verbose=False)["input_ids"]
         if not source or not target:
@@ -110,15 +110,15 @@ class Pairs(Data):
             raise Reject(empty_pair(f"the {which} of record {number} of {path} is empty"))
         return _Pair(tuple(source), tuple(target))
 
-    def _has_sides(self, ctx: Context) -> bool:
+    def _is_pair(self, ctx: Context) -> bool:
         from ...models.rows.inputs import is_two_sided
 
         return is_two_sided(ctx.origin.config)
 
     def identity(self, ctx: Context) -> str:
-        about = {name: getattr(self, name) for name in ("prompt", "answer", "join", "length", "longer", "samples")}
-        about["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
-        return content_identity("pairs", find_files(self.path, ctx.folder), about, ctx)
+        facts = {name: getattr(self, name) for name in ("prompt", "answer", "join", "length", "longer", "samples")}
+        facts["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
+        return content_identity("pairs", find_files(self.path, ctx.folder), facts, ctx)
 
     def _records(self, path: Path) -> list[Record]:
         records = read_records(path)

@@ -51,28 +51,28 @@ class Sounds(Data):
         import torch
 
         tokenizer, extract = need_tokenizer(tokenizer, ctx), _extractor(ctx)
-        found = [
+        recordings = [
             (self._file(record, number, path), self._speech(record, number, path, tokenizer))
             for path in find_files(self.path, ctx.folder)
             for number, record in enumerate(self._records(path), start=1)
         ]
-        sizes = [len(said) for _, said in found]
-        found = fitting(found, sizes, self.length, self.longer, text_too_long, "texts")
+        sizes = [len(ids) for _, ids in recordings]
+        recordings = fitting(recordings, sizes, self.length, self.longer, text_too_long, "texts")
         fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         rows = []
-        for file, said in found:
-            heard = _features(file, extract, ctx)
-            target = torch.tensor([*said, *(fill,) * (self.length - len(said))]).float()
-            rows.append(torch.cat([heard.flatten(), target]))
+        for file, ids in recordings:
+            features = _features(file, extract, ctx)
+            target = torch.tensor([*ids, *(fill,) * (self.length - len(ids))]).float()
+            rows.append(torch.cat([features.flatten(), target]))
         return choose_rows(torch.stack(rows), self.samples, ctx.seed if self.seed is None else self.seed)
 
     def identity(self, ctx: Context) -> str:
-        about = {name: getattr(self, name) for name in ("sound", "text", "length", "longer", "samples")}
-        about["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
+        facts = {name: getattr(self, name) for name in ("sound", "text", "length", "longer", "samples")}
+        facts["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
         files = find_files(self.path, ctx.folder)
-        heard = [self._file(r, n, path) for path in files for n, r in enumerate(self._records(path), start=1)]
-        own = [] if ctx.origin.folder is None else [ctx.origin.folder / "preprocessor_config.json"]
-        return content_identity("sounds", [*files, *heard, *(f for f in own if f.is_file())], about, ctx)
+        recordings = [self._file(r, n, path) for path in files for n, r in enumerate(self._records(path), start=1)]
+        preprocessor = [] if ctx.origin.folder is None else [ctx.origin.folder / "preprocessor_config.json"]
+        return content_identity("sounds", [*files, *recordings, *(f for f in preprocessor if f.is_file())], facts, ctx)
 
     def _records(self, path: Path) -> list[Record]:
         records = read_records(path)
@@ -87,14 +87,14 @@ class Sounds(Data):
         return file
 
     def _speech(self, record: Record, number: int, path: Path, tokenizer: Any) -> tuple[int, ...]:
-        said = tokenizer(text_target=text_of(record, self.text, number, path), verbose=False)["input_ids"]
-        if not said:
+        ids = tokenizer(text_target=text_of(record, self.text, number, path), verbose=False)["input_ids"]
+        if not ids:
             raise Reject(bad_sound(f"record {number} of {path} says nothing"))
-        return tuple(said)
+        return tuple(ids)
 
 
 def _extractor(ctx: Context) -> Any:
-    """What makes features of sounds; of transformers' own classes, never of code that a folder brings."""
+    """Feature extractor of sounds; a class of transformers, never code of the folder."""
     from transformers import AutoFeatureExtractor
 
     folder = ctx.origin.folder
@@ -112,17 +112,17 @@ def _features(file: Path, extract: Any, ctx: Context) -> Any:
     """Pictures of one recording, [bands, frames] as the model hears them."""
     import torch
 
-    made = extract(_samples(file, extract.sampling_rate), sampling_rate=extract.sampling_rate, return_tensors="np")
-    found = torch.from_numpy(made["input_features"][0]).float()
-    wanted = ctx.origin.config.get("num_mel_bins"), 2 * int(ctx.origin.config.get("max_source_positions", 0))
-    if tuple(found.shape) != wanted:
+    extracted = extract(_samples(file, extract.sampling_rate), sampling_rate=extract.sampling_rate, return_tensors="np")
+    features = torch.from_numpy(extracted["input_features"][0]).float()
+    expected = ctx.origin.config.get("num_mel_bins"), 2 * int(ctx.origin.config.get("max_source_positions", 0))
+    if tuple(features.shape) != expected:
         raise Reject(
             bad_sound(
-                f"the feature extractor makes {list(found.shape)} of a sound, and the model hears {list(wanted)}",
+                f"the feature extractor makes {list(features.shape)} of a sound, and the model hears {list(expected)}",
                 help="take the preprocessor_config.json that came with the model",
             )
         )
-    return found
+    return features
 
 
 def _samples(file: Path, rate: int) -> Any:
@@ -131,12 +131,12 @@ def _samples(file: Path, rate: int) -> Any:
 
     try:
         with wave.open(io.BytesIO(read_regular(file, DATA)), "rb") as sound:
-            width, channels, own = sound.getsampwidth(), sound.getnchannels(), sound.getframerate()
+            width, channels, file_rate = sound.getsampwidth(), sound.getnchannels(), sound.getframerate()
             data = sound.readframes(sound.getnframes())
     except (wave.Error, EOFError) as error:
         raise Reject(bad_sound(f"{file} is no WAV file of PCM samples", help="convert it to 16-bit PCM")) from error
-    if own != rate:
-        fact = f"{file} has {own} samples a second, and the model hears {rate}"
+    if file_rate != rate:
+        fact = f"{file} has {file_rate} samples a second, and the model hears {rate}"
         raise Reject(bad_sound(fact, help=f"resample it to {rate} Hz"))
     if width not in (*_WIDTHS, 3) or len(data) < width * channels:
         raise Reject(bad_sound(f"{file} has {len(data)} bytes of samples of {width}", help="convert it to 16-bit PCM"))

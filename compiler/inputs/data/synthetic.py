@@ -31,7 +31,7 @@ class Synthetic(Data):
         import torch
 
         generator = torch.Generator().manual_seed(ctx.seed if self.seed is None else self.seed)
-        ahead, words = self._drawn(ctx)
+        ahead, words = self._shapes(ctx)
         if words is None:
             return iter(torch.randn(self.count, *ahead, generator=generator))
         if not ahead:
@@ -43,13 +43,13 @@ class Synthetic(Data):
 
     def identity(self, ctx: Context) -> str:
         seed = ctx.seed if self.seed is None else self.seed
-        ahead, words = self._drawn(ctx)
-        drawn = ahead if words is None else [ahead, words] if ahead else words
-        return digest(["synthetic", self.count, self.length, seed, drawn])
+        ahead, words = self._shapes(ctx)
+        layout = ahead if words is None else [ahead, words] if ahead else words
+        return digest(["synthetic", self.count, self.length, seed, layout])
 
-    def _drawn(self, ctx: Context) -> tuple[tuple[int, ...], int | None]:
+    def _shapes(self, ctx: Context) -> tuple[tuple[int, ...], int | None]:
         """The shape of the numbers that a row begins with, and how many ids there are for what follows them."""
-        known, config = (ctx.origin.vocabulary, ctx.origin.said_vocabulary), ctx.origin.config
+        known, config = (ctx.origin.vocabulary, ctx.origin.target_vocabulary), ctx.origin.config
         words = min((n for n in known if n is not None), default=None)  # both halves of a row know them
         other = ("num_mel_bins", "conv_stride", "vision_config", "image_size")  # of models that hear or see
         if words is not None and not any(name in config for name in other):
@@ -68,13 +68,13 @@ class Synthetic(Data):
             words = model.config.get_text_config().vocab_size if tokens_of(model) else None
             return (sum(part.size for part in several),), words
         with torch.device("meta"):
-            taken = list(sample(model).values())
-        if len(taken) != 1 or not taken[0].is_floating_point():
+            inputs = list(sample(model).values())
+        if len(inputs) != 1 or not inputs[0].is_floating_point():
             raise Reject(
                 bad_rows(
-                    f"{ctx.origin.label} takes {len(taken)} inputs and has no `vocab_size` to draw ids "
+                    f"{ctx.origin.label} takes {len(inputs)} inputs and has no `vocab_size` to draw ids "
                     "from: random rows can't be made for it",
                     help='put rows of all that it takes into a file, and name that: `tensors("rows.safetensors")`',
                 )
             )
-        return tuple(taken[0].shape[1:]), None
+        return tuple(inputs[0].shape[1:]), None

@@ -39,28 +39,28 @@ class Tensors(Data):
         from ...models.rows.packed_inputs import packed
 
         (path,) = find_files(self.path, ctx.folder)
-        header, wanted = read_header(path), _wanted(ctx)
-        names = _named(header, wanted, path)
+        header, expected = read_header(path), _input_shapes(ctx)
+        names = _named(header, expected, path)
         with safe_open(path, "pt") as file:
-            found = {name: file.get_tensor(name) for name in names}
-        for name, values in found.items():
-            _check(name, values, wanted[name], path)
-            if wanted[name] is None:
+            tensors = {name: file.get_tensor(name) for name in names}
+        for name, values in tensors.items():
+            _check(name, values, expected[name], path)
+            if expected[name] is None:
                 check_rows(values.long(), name, ctx.origin)
-        if len({len(x) for x in found.values()}) > 1:
-            counts = ", ".join(f"`{name}` {len(x)}" for name, x in found.items())
+        if len({len(x) for x in tensors.values()}) > 1:
+            counts = ", ".join(f"`{name}` {len(x)}" for name, x in tensors.items())
             raise Reject(bad_record(f"the tensors of {path} have different numbers of rows: {counts}"))
-        (first, *more) = found.values()
+        (first, *remaining) = tensors.values()
         single = first if first.is_floating_point() else first.to(torch.int64)
-        made = packed(found, tuple(names)) if more else single
-        return choose_rows(made, self.samples, ctx.seed if self.seed is None else self.seed)
+        rows_tensor = packed(tensors, tuple(names)) if remaining else single
+        return choose_rows(rows_tensor, self.samples, ctx.seed if self.seed is None else self.seed)
 
     def identity(self, ctx: Context) -> str:
-        about = {"samples": self.samples, "seed": (ctx.seed if self.seed is None else self.seed) if self.samples else 0}
-        return content_identity("tensors", find_files(self.path, ctx.folder), about, ctx)
+        facts = {"samples": self.samples, "seed": (ctx.seed if self.seed is None else self.seed) if self.samples else 0}
+        return content_identity("tensors", find_files(self.path, ctx.folder), facts, ctx)
 
 
-def _wanted(ctx: Context) -> dict[str, tuple[int, ...] | None]:
+def _input_shapes(ctx: Context) -> dict[str, tuple[int, ...] | None]:
     """The shape of each input in a row, in the order of a packed row; None for tokens, of any number."""
     import torch
 
@@ -69,24 +69,24 @@ def _wanted(ctx: Context) -> dict[str, tuple[int, ...] | None]:
 
     with torch.device("meta"):
         model = ctx.origin.build().to("meta")
-        taken = {name: x for name, x in sample(model).items() if isinstance(x, torch.Tensor)}
+        inputs = {name: x for name, x in sample(model).items() if isinstance(x, torch.Tensor)}
     several = {part.name: part.shape for part in parts(model)}
     if several:
         return several | ({tokens_of(model): None} if tokens_of(model) else {})
-    name, first = next(iter(taken.items()))
+    name, first = next(iter(inputs.items()))
     return {name: None if name == "input_ids" else tuple(first.shape[1:])}
 
 
-def _named(header: Header, wanted: Mapping[str, Any], path: Path) -> list[str]:
+def _named(header: Header, expected: Mapping[str, Any], path: Path) -> list[str]:
     """The names of what is read, in the order of a row; refuses a file that lacks one, or has another."""
-    for name in wanted:
+    for name in expected:
         if name not in header.slots:
             raise Reject(no_field(f"{path} has no tensor `{name}`", help=suggestion(name, header.slots, "it has")))
-    odd = sorted(set(header.slots) - set(wanted))
-    if odd:
-        takes = ", ".join(f"`{name}`" for name in wanted)
-        raise Reject(bad_record(f"{path} has a tensor `{odd[0]}`, and the model takes {takes}"))
-    return list(wanted)
+    unknown = sorted(set(header.slots) - set(expected))
+    if unknown:
+        names_text = ", ".join(f"`{name}`" for name in expected)
+        raise Reject(bad_record(f"{path} has a tensor `{unknown[0]}`, and the model takes {names_text}"))
+    return list(expected)
 
 
 def _check(name: str, values: Any, shape: tuple[int, ...] | None, path: Path) -> None:

@@ -37,13 +37,13 @@ class Text(Data):
         return cut(ids, self.length, start_token(tokenizer, self.start), self.samples, self._seed(ctx))
 
     def identity(self, ctx: Context) -> str:
-        about = {
+        facts = {
             "length": self.length,
             "samples": self.samples,
             "start": self.start,
             "seed": self._seed(ctx) if self.samples else 0,
         }
-        return content_identity("text", find_files(self.path, ctx.folder), about, ctx)
+        return content_identity("text", find_files(self.path, ctx.folder), facts, ctx)
 
     def _seed(self, ctx: Context) -> int:
         return ctx.seed if self.seed is None else self.seed

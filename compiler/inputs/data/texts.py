@@ -33,28 +33,28 @@ class Texts(Data):
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         fill = tokenizer.pad_token_id if tokenizer is not None and tokenizer.pad_token_id is not None else 0
-        kept = self._kept(need_tokenizer(tokenizer, ctx), ctx)
-        return iter([self._filled(ids, fill) for field in zip(*kept, strict=True) for ids in field])
+        ids_by_record = self._chosen(need_tokenizer(tokenizer, ctx), ctx)
+        return iter([self._filled(ids, fill) for field in zip(*ids_by_record, strict=True) for ids in field])
 
     def prompts(self, tokenizer: Any, ctx: Context) -> Iterator[int]:
-        kept = self._kept(need_tokenizer(tokenizer, ctx), ctx)
-        return iter([len(ids) for field in zip(*kept, strict=True) for ids in field])
+        ids_by_record = self._chosen(need_tokenizer(tokenizer, ctx), ctx)
+        return iter([len(ids) for field in zip(*ids_by_record, strict=True) for ids in field])
 
     def identity(self, ctx: Context) -> str:
-        about = {name: getattr(self, name) for name in ("fields", "length", "longer", "samples")}
-        about["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
-        return content_identity("texts", find_files(self.path, ctx.folder), about, ctx)
+        facts = {name: getattr(self, name) for name in ("fields", "length", "longer", "samples")}
+        facts["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
+        return content_identity("texts", find_files(self.path, ctx.folder), facts, ctx)
 
     def _filled(self, ids: list[int], fill: int) -> Any:
         import torch
 
         return torch.tensor([*ids, *[fill] * (self.length - len(ids))])
 
-    def _kept(self, tokenizer: Any, ctx: Context) -> list[tuple[list[int], ...]]:
+    def _chosen(self, tokenizer: Any, ctx: Context) -> list[tuple[list[int], ...]]:
         """Ids of the texts of each record that is chosen."""
         import torch
 
-        found = [
+        records = [
             tuple(
                 tokenizer(text, verbose=False, truncation=self.longer == "cut", max_length=self.length)["input_ids"]
                 for text in record
@@ -62,12 +62,12 @@ class Texts(Data):
             for path in find_files(self.path, ctx.folder)
             for record in self._records(path)
         ]
-        longest = max(len(ids) for record in found for ids in record)
-        fitting = [record for record in found if max(map(len, record)) <= self.length]
-        if len(fitting) < len(found) and (self.longer == "refuse" or not fitting):
+        longest = max(len(ids) for record in records for ids in record)
+        fitting = [record for record in records if max(map(len, record)) <= self.length]
+        if len(fitting) < len(records) and (self.longer == "refuse" or not fitting):
             raise Reject(
                 text_too_long(
-                    f"{len(found) - len(fitting)} of {len(found)} records exceed {self.length} tokens, the longest "
+                    f"{len(records) - len(fitting)} of {len(records)} records exceed {self.length} tokens, the longest "
                     f"{longest}",
                     help=f"`length: {longest}`, or `longer: cut`",
                 )

@@ -60,12 +60,12 @@ class Tokens(Data):
         return choose_rows(ids, self.samples, ctx.seed if self.seed is None else self.seed)
 
     def identity(self, ctx: Context) -> str:
-        about = {
+        facts = {
             "tensor": self.tensor,
             "samples": self.samples,
             "seed": (ctx.seed if self.seed is None else self.seed) if self.samples else 0,
         }
-        return content_identity("tokens", find_files(self.path, ctx.folder), about, ctx)
+        return content_identity("tokens", find_files(self.path, ctx.folder), facts, ctx)
 
     def _chosen(self, header: Header, path: Path) -> str:
         if self.tensor is None and len(header.slots) == 1:

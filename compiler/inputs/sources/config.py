@@ -6,7 +6,7 @@ from typing import Literal
 
 from ...core.cache import digest
 from ...models.checkpoints.config_bounds import check_numbers
-from ...models.checkpoints.model_folder import check_code, load_tokenizer, nothing, read_config, tokenizer_files
+from ...models.checkpoints.model_folder import check_code, load_tokenizer, no_tokenizer, read_config, tokenizer_files
 from ...models.checkpoints.origin import Origin
 from ...models.checkpoints.source_files import SourceFiles
 from ...plugin.context import Context
@@ -48,17 +48,17 @@ class Config(Source):
             identity=digest(["random", config, self.seed, dtype]),
             build=partial(_build, config, dtype),
             load=partial(_random, config, self.seed, dtype),
-            tokenizer=cache(partial(load_tokenizer, path.parent, label)) if tokenizers else nothing,
+            tokenizer=cache(partial(load_tokenizer, path.parent, label)) if tokenizers else no_tokenizer,
             dtype=dtype,
             tokenizer_identity=files.hash_all(tokenizers) if tokenizers else "",
             files=files,
         )
 
     def _dtype(self, config: dict) -> str:
-        said = config.get("dtype") or config.get("torch_dtype")
+        declared = config.get("dtype") or config.get("torch_dtype")
         if self.dtype != "auto":
             return self.dtype
-        return said if said in ("float32", "bfloat16", "float16") else "float32"
+        return declared if declared in ("float32", "bfloat16", "float16") else "float32"
 
 
 def _build(config: dict, dtype: str):

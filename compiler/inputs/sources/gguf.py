@@ -15,7 +15,7 @@ from ....dsl.syntax.source_file import other_kind
 from ...core.cache import digest, remember
 from ...core.environment import check_modules
 from ...core.hashes import file_hash
-from ...core.json_errors import first_line, is_want_of_memory
+from ...core.json_errors import first_line, is_out_of_memory
 from ...core.safe_read import check_regular
 from ...core.sealed_json import cache_damaged, read_noted, sealed
 from ...models.checkpoints.config_bounds import check_numbers
@@ -35,7 +35,7 @@ bad_gguf = Fault(
 # What the readers of gguf and transformers raise for a file that they weren't written for.
 _BREAKS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
 FILE = "model.gguf"
-NOTHING_ELSE = {"local_files_only": True, "trust_remote_code": False}
+OFFLINE_OPTIONS = {"local_files_only": True, "trust_remote_code": False}
 FORMAT = 2  # of what lies in the cache folder
 _FILES = "effc-files"  # a record in the folder of the hashes of all others
 
@@ -70,10 +70,10 @@ class Gguf(Source):
             raise Reject(no_model(f"{label}: there is no file {path}", help="paths are relative to the recipe"))
         files = SourceFiles(ctx.settings.cache_dir)
         content = files.hash(path)
-        made = digest([FORMAT, content, version("transformers"), version("gguf")])
-        folder = ctx.settings.cache_dir / "gguf" / made
-        about = _described(path, folder.with_name(f"{made}.json"), label, files)
-        config = about["config"]
+        key = digest([FORMAT, content, version("transformers"), version("gguf")])
+        folder = ctx.settings.cache_dir / "gguf" / key
+        description = _described(path, folder.with_name(f"{key}.json"), label, files)
+        config = description["config"]
         converted = partial(_converted, path, folder, config, label, files)
         return Origin(
             label=label,
@@ -85,14 +85,14 @@ class Gguf(Source):
             tokenizer=cache(partial(_tokenizer, converted, label)),
             dtype=self.dtype,
             tokenizer_identity=digest(["gguf", content]),
-            weight_bytes=about["weights"] * WIDTHS[self.dtype],
+            weight_bytes=description["weights"] * WIDTHS[self.dtype],
             files=files,
         )
 
 
-def _described(path: Path, kept: Path, label: str, files: SourceFiles) -> dict[str, Any]:
+def _described(path: Path, cache_file: Path, label: str, files: SourceFiles) -> dict[str, Any]:
     """`config` as transformers derives it, and the number of `weights`; once, because that needs torch."""
-    known = read_noted(kept, kept.parent)
+    known = read_noted(cache_file, cache_file.parent)
     if known is not None:
         return known
     slots = weights_in(path, label)
@@ -103,28 +103,28 @@ def _described(path: Path, kept: Path, label: str, files: SourceFiles) -> dict[s
     from ...models.checkpoints.checkpoint import quiet
 
     try:
-        with quiet(), _alone(path) as place:
-            made = AutoConfig.from_pretrained(place, gguf_file=FILE, **NOTHING_ELSE)
-        kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(made)]
-        assert isinstance(kind, type), f"several classes for a {type(made).__name__}"
+        with quiet(), _isolated_folder(path) as folder:
+            parsed = AutoConfig.from_pretrained(folder, gguf_file=FILE, **OFFLINE_OPTIONS)
+        kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)]
+        assert isinstance(kind, type), f"several classes for a {type(parsed).__name__}"
     except (*_BREAKS, OSError) as error:
         raise Reject(bad_gguf(f"{label}: transformers can't read its architecture", note=first_line(error))) from error
-    config = json.loads(made.to_json_string(use_diff=False))
+    config = json.loads(parsed.to_json_string(use_diff=False))
     config |= {"architectures": [kind.__name__], "dtype": "float32"}
     config.pop("_name_or_path", None)
     check_numbers(config, slots, label)
-    about = {"key": kept.stem, "config": config, "weights": weights}
+    description = {"key": cache_file.stem, "config": config, "weights": weights}
     files.refuse_change()
-    remember(kept, sealed(about))
-    return about
+    remember(cache_file, sealed(description))
+    return description
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[Path]:
+def _isolated_folder(path: Path) -> Iterator[Path]:
     """A folder with nothing but the file: what lies beside it could name another model, or code of its author."""
-    with tempfile.TemporaryDirectory(prefix="effc-gguf-") as place:
-        (Path(place) / FILE).symlink_to(path.resolve())
-        yield Path(place)
+    with tempfile.TemporaryDirectory(prefix="effc-gguf-") as folder:
+        (Path(folder) / FILE).symlink_to(path.resolve())
+        yield Path(folder)
 
 
 def weights_in(path: Path, label: str) -> dict[str, Slot]:
@@ -181,7 +181,7 @@ def _converted(path: Path, folder: Path, config: dict[str, Any], label: str, fil
 
 
 def _hashes(folder: Path, hash: Callable[[Path], str]) -> dict[str, str]:
-    """What every file of a converted folder holds; a large one is read again only where it was written since."""
+    """Hash of every file of a converted folder; a large one is read again only where it was written since."""
     files = (file for file in sorted(folder.iterdir()) if file.stem != _FILES)
     return {file.name: hash(file) for file in files}
 
@@ -199,14 +199,14 @@ def _convert(path: Path, into: Path, label: str) -> None:
 
     try:
         bars = redirect_stderr(io.StringIO())  # a progress bar of its own that nothing turns off
-        with quiet(), panics(label), _alone(path) as place, bars:
+        with quiet(), panics(label), _isolated_folder(path) as folder, bars:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                place, gguf_file=FILE, dtype=torch.float32, output_loading_info=True, **NOTHING_ELSE
+                folder, gguf_file=FILE, dtype=torch.float32, output_loading_info=True, **OFFLINE_OPTIONS
             )
             model, info = loaded  # a pair, which its annotation does not know
-            AutoTokenizer.from_pretrained(place, gguf_file=FILE, **NOTHING_ELSE).save_pretrained(into)
+            AutoTokenizer.from_pretrained(folder, gguf_file=FILE, **OFFLINE_OPTIONS).save_pretrained(into)
     except _BREAKS as error:
-        if is_want_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise Reject(bad_gguf(f"{label}: transformers can't make its model", note=first_line(error))) from error
     check_names(info, label)

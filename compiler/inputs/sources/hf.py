@@ -15,12 +15,12 @@ from ...plugin.interfaces import Source, param
 hub_unreachable = Fault(
     "hub-unreachable", "A file of the model hub is needed and the hub can't be reached.", exit="network"
 )
-hub_refused = Fault(
+hub_error = Fault(
     "hub-refused", "The model hub has no such repository or revision, or does not show it to you.", exit="network"
 )
 
 # What is fetched: never a pickle, never code unless it was granted.
-WANTED = (
+HUB_PATTERNS = (
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
@@ -67,32 +67,32 @@ class Hf(Source):
             return open_folder(folder, label, self.dtype, ctx.settings, help="a folder is named relative to the recipe")
         try:
             fetched = self._fetch(label, ctx.settings)
-        except Reject as refused:
+        except Reject as rejection:
             if os.path.isfile(ctx.folder / self.name / "config.json"):
                 help = f'a folder of that name lies beside the recipe: write hf("./{self.name}")'
-                raise Reject(*(replace(d, help=help) for d in refused.diagnostics)) from refused
+                raise Reject(*(replace(d, help=help) for d in rejection.diagnostics)) from rejection
             raise
         return open_folder(fetched, label, self.dtype, ctx.settings)
 
     def _fetch(self, label: str, settings: Settings) -> Path:
         from huggingface_hub import errors, snapshot_download
 
-        wanted = [*WANTED, *(("*.py",) if settings.trust_remote_code else ())]
+        patterns = [*HUB_PATTERNS, *(("*.py",) if settings.trust_remote_code else ())]
         offline = settings.offline or _offline()
         try:
             return Path(
-                snapshot_download(self.name, revision=self.revision, allow_patterns=wanted, local_files_only=offline)
+                snapshot_download(self.name, revision=self.revision, allow_patterns=patterns, local_files_only=offline)
             )
         except errors.HFValidationError as error:
             raise Reject(
-                hub_refused(
+                hub_error(
                     f"{label} is neither a folder nor a repository name",
                     help='a folder is written "./folder", a repository "org/name"',
                 )
             ) from error
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.GatedRepoError) as error:
             raise Reject(
-                hub_refused(
+                hub_error(
                     f"{label}: the hub shows no revision `{self.revision}` of it",
                     help="check name and revision; a gated model needs `hf auth login`",
                 )

@@ -11,7 +11,7 @@ from ....dsl.syntax.source_file import other_kind
 from ...core.cache import digest
 from ...core.json_errors import breakage, first_line
 from ...core.safe_read import CONFIG, read_json
-from ...models.checkpoints.model_folder import nothing, remote_code
+from ...models.checkpoints.model_folder import no_tokenizer, remote_code
 from ...models.checkpoints.origin import Origin
 from ...models.checkpoints.source_files import SourceFiles
 from ...plugin.context import Context
@@ -69,7 +69,7 @@ class Module(Source):
             identity=digest(["module", code, function, config, self.seed]),
             build=make,
             load=partial(_load, make, label),
-            tokenizer=nothing,
+            tokenizer=no_tokenizer,
             code=code,
             files=files,
         )
@@ -97,16 +97,16 @@ def _make(file: Path, function: str, config: dict | None, seed: int, label: str)
         try:
             code = module_from_spec(spec)
             spec.loader.exec_module(code)
-            made = getattr(code, function)(*([config] if config is not None else []))
+            module = getattr(code, function)(*([config] if config is not None else []))
         except Exception as error:
             raise Reject(
                 user_module(
                     f"{label} raises {type(error).__name__}", help="--debug shows where", note=first_line(error)
                 )
             ) from error
-    if not isinstance(made, torch.nn.Module):
-        raise Reject(user_module(f"{label} returned a {type(made).__name__}, not a torch.nn.Module"))
-    return made.eval()
+    if not isinstance(module, torch.nn.Module):
+        raise Reject(user_module(f"{label} returned a {type(module).__name__}, not a torch.nn.Module"))
+    return module.eval()
 
 
 def _load(make: "Callable[[], nn.Module]", label: str) -> "nn.Module":

@@ -37,5 +37,5 @@ class Zoo(Source):
 def zoo() -> dict[str, Path]:
     """The models of the installed package by name."""
     folders = [Path(root) / "recipes" / "zoo" for root in sys.modules[__package__.split(".")[0]].__path__]
-    found = [f for folder in folders if folder.is_dir() for f in sorted(folder.iterdir()) if f.is_dir()]
-    return {f.name: f for f in found if not f.name.startswith((".", "_"))}
+    entries = [f for folder in folders if folder.is_dir() for f in sorted(folder.iterdir()) if f.is_dir()]
+    return {f.name: f for f in entries if not f.name.startswith((".", "_"))}

@@ -17,19 +17,19 @@ from torch import fx, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from ....dsl.checker.skeleton import is_below
+from ....dsl.checker.skeleton import is_submodule
 from ....dsl.syntax.diagnostics import Reject
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.forward import main_output, without_dropout
-from ...models.rows.inputs import has_two_sides, without_cache, words
+from ...models.rows.inputs import is_encoder_decoder, without_cache, words
 from ..graphs import name_of
 from ..program import Program
-from ..surgery import own_config
+from ..surgery import unshare_config
 from ..unit import Unit, argument_names, code_key
 from .dropout import adopt, drops
 from .first_calls import Call, Calls, other_calls, record, source_line, split, unsupported_model
 from .patches import module_calls
-from .refresh import describe_again
+from .refresh import refresh_metadata
 from .sample import prepared, sample
 from .trace import Trace, trace
 
@@ -53,7 +53,7 @@ def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Progra
     """
     if any(p.is_meta for p in model.parameters()):
         model.to("meta")  # norms of weights take numbers apart that have none, and are left elsewhere
-    own_config(model)
+    unshare_config(model)
     program = Program(model, sample(model) if inputs is None else inputs)
     recapture(program)
     if not program.units and not program.shared:
@@ -71,11 +71,11 @@ def recapture(program: Program, touched: set[str] | None = None) -> None:
     """Trace the units again (all, or those `touched`), keep edited graphs, and raise the version."""
     program.inputs = _in_vocabulary(program.model, program.inputs)
     calls = record(program.model, program.inputs)
-    program.shared = not calls.order and bool(calls.odd)
+    program.shared = not calls.order and bool(calls.irregular)
     if not program.shared:  # where all are, the whole is seen through them
-        program.opaque.update(calls.odd)
+        program.opaque.update(calls.irregular)
     known: dict[Any, _Traced] = {}
-    others = other_calls(program.model, program.inputs, _unseen(program, calls))
+    further = other_calls(program.model, program.inputs, _unseen(program, calls))
     units: dict[str, Unit] = {}
     for path in calls.order:
         old = program.units.get(path)
@@ -83,19 +83,19 @@ def recapture(program: Program, touched: set[str] | None = None) -> None:
             call = calls.first[calls.signatures[path]]
             with without_dropout(program.model):
                 values = tuple(map(call.free.get, old.placeholders))
-                describe_again(old.graph, old.module(program.model), values)
+                refresh_metadata(old.graph, old.module(program.model), values)
         if old is not None and (old.edited or (touched is not None and path not in touched)):
             units[path] = old
             continue
         signature = calls.signatures[path]
         if signature in known and known[signature].of_this_layer:
-            others |= other_calls(program.model, program.inputs, [path])
+            further |= other_calls(program.model, program.inputs, [path])
             del known[signature]
         if signature not in known:
             known[signature] = _layer(
                 program,
                 path,
-                [calls.first[signature], *others.get(path, ())],
+                [calls.first[signature], *further.get(path, ())],
                 optional=old.optional if old else frozenset(),
             )
         units[path] = known[signature].unit(program, path)
@@ -123,7 +123,7 @@ def _in_vocabulary(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs with ids that the model still knows: an edit may have taken rows of the embedding."""
     if "input_ids" not in inputs or not isinstance(model, PreTrainedModel):
         return inputs
-    known = {name: words(model, said=name != "input_ids") for name in ("input_ids", "decoder_input_ids")}
+    known = {name: words(model, decoder=name != "input_ids") for name in ("input_ids", "decoder_input_ids")}
     return {name: value % known[name] if known.get(name) else value for name, value in inputs.items()}
 
 
@@ -133,8 +133,8 @@ def _in_vocabulary(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 class Differs(Exception):
     """A module runs other operations in another call. `effc_path` is where."""
 
-    def __init__(self, path: str, what: str):
-        super().__init__(what)
+    def __init__(self, path: str, difference: str):
+        super().__init__(difference)
         self.effc_path = path
 
 
@@ -149,7 +149,7 @@ class _Traced:
     optional: frozenset[str] = frozenset()
 
     def unit(self, program: Program, path: str) -> Unit:
-        program.opaque.update({f"{path}.{below}" if path else below: why for below, why in self.opaque.items()})
+        program.opaque.update({f"{path}.{inner}" if path else inner: reason for inner, reason in self.opaque.items()})
         return Unit(
             path, self.graph, tuple(self.call.free), self.call.statics, code_key(self.graph), optional=self.optional
         )
@@ -157,7 +157,7 @@ class _Traced:
 
 def _layer(program: Program, path: str, calls: list[Call], *, optional: frozenset[str] = frozenset()) -> _Traced:
     model, layer = program.model, program.model.get_submodule(path)
-    known = {p.removeprefix(f"{path}."): why for p, why in program.opaque.items() if is_below(p, path)}
+    known = {p.removeprefix(f"{path}."): reason for p, reason in program.opaque.items() if is_submodule(p, path)}
     with without_dropout(model), prepared(model):
         traced = _traced(model, path, calls, known, optional=optional)
         if drops(traced.graph, layer):
@@ -201,14 +201,14 @@ def _traced(
             _does_without(traces[0].graph, optional)
             return _Traced(traces[0].graph, calls[0], opaque, any(t.of_this_layer for t in traces), optional)
         except Exception as error:  # a forward may raise anything
-            below, why = vars(error)["effc_path"], f"{error} at {source_line(error, model)}"
+            inner, reason = vars(error)["effc_path"], f"{error} at {source_line(error, model)}"
             if isinstance(error, Differs):
-                why = str(error)
-            if not below or below in opaque:
-                full = ".".join(part for part in (path, below) if part) or type(model).__name__
+                reason = str(error)
+            if not inner or inner in opaque:
+                full = ".".join(part for part in (path, inner) if part) or type(model).__name__
                 remedy = _ONE_GRAPH if isinstance(error, Differs) else _REMEDY
-                raise Reject(unsupported_model(f"{full} can't be captured: {why}", help=remedy)) from error
-            opaque[below] = why
+                raise Reject(unsupported_model(f"{full} can't be captured: {reason}", help=remedy)) from error
+            opaque[inner] = reason
     raise Reject(
         unsupported_model(
             f"{path} has more than {_RETRIES} modules that can't be captured",
@@ -225,15 +225,15 @@ def _fullest_first(calls: list[Call]) -> list[Call]:
     lacking = set(fullest.free) - set(calls[0].free)
     if not set(fullest.free) > set(calls[0].free) or not all("mask" in name for name in lacking):
         return calls  # a second stream, as XLNet's, is another computation
-    rest = [replace(call, plain=call.plain or call.free.keys() != fullest.free.keys()) for call in calls]
-    return [fullest, *(call for call, given in zip(rest, calls, strict=True) if given is not fullest)]
+    plain_calls = [replace(call, plain=call.plain or call.free.keys() != fullest.free.keys()) for call in calls]
+    return [fullest, *(call for call, original in zip(plain_calls, calls, strict=True) if original is not fullest)]
 
 
 def _arguments(call: Call, first: Call) -> dict[str, Any]:
     """A copy of a call's arguments (a trace writes to the cache that it is given), named as in the first call."""
-    odd = set(call.free) - set(first.free)
-    if odd:
-        raise Differs("", f"it is given {', '.join(sorted(odd))} in some calls only")
+    extra = set(call.free) - set(first.free)
+    if extra:
+        raise Differs("", f"it is given {', '.join(sorted(extra))} in some calls only")
     return {name: copy.deepcopy(call.free.get(name)) for name in first.free}
 
 
@@ -250,8 +250,10 @@ def _does_without(graph: fx.Graph, optional: frozenset[str]) -> None:
     for node in graph.nodes:
         if node.op == "placeholder" and node.target in optional:
             for user in node.users:
-                whole = user.op in ("call_module", "output") or user.meta.get("role") or name_of(user) in _TAKE_NONE
-                if not whole:
+                accepts_none = (
+                    user.op in ("call_module", "output") or user.meta.get("role") or name_of(user) in _TAKE_NONE
+                )
+                if not accepts_none:
                     scope = user.meta.get("scope") or ("",)
                     raise Differs(scope[-1], f"it runs other operations where it is given no `{node.target}`")
 
@@ -269,15 +271,17 @@ def _flat(program: Program) -> Unit:
     model = program.model
     call = split(program.inputs)
     call.statics |= {name: call.free.pop(name) for name in ("use_cache",) if name in call.free}
-    if has_two_sides(model):  # the decoder's masks ask its two caches what a graph of both would not know
+    if is_encoder_decoder(model):  # the decoder's masks ask its two caches what a graph of both would not know
         call.statics |= without_cache(model)
-    kept = any(
+    has_state = any(
         node.meta["dtype"] == "cache"
         for unit in program.units.values()
         for node in unit.graph.nodes
         if node.op == "placeholder"
     )
-    cached = not has_two_sides(model) and (kept or (program.shared and getattr(model, "can_generate", bool)()))
+    cached = not is_encoder_decoder(model) and (
+        has_state or (program.shared and getattr(model, "can_generate", bool)())
+    )
     if cached and "cache" in argument_names(type(model)):
         call.free["cache"] = _cache(model)
     with without_dropout(model), prepared(model):
@@ -285,18 +289,18 @@ def _flat(program: Program) -> Unit:
         return _traced(model, "", [call], program.opaque, pick=main_output).unit(program, "")
 
 
-def _own_cache(model: nn.Module) -> type[DynamicCache] | None:
+def _model_cache(model: nn.Module) -> type[DynamicCache] | None:
     """The one kind of cache that is written beside a model, which takes no other."""
     beside = vars(sys.modules[type(model).__module__]).values()
-    found = [kind for kind in beside if isinstance(kind, type) and issubclass(kind, DynamicCache)]
-    own = [kind for kind in found if kind.__module__ == type(model).__module__]
-    return own[0] if len(own) == 1 else None
+    kinds = [kind for kind in beside if isinstance(kind, type) and issubclass(kind, DynamicCache)]
+    local = [kind for kind in kinds if kind.__module__ == type(model).__module__]
+    return local[0] if len(local) == 1 else None
 
 
 def _cache(model: nn.Module) -> DynamicCache | EncoderDecoderCache:
-    own = pretrained(model).config
-    config = own.get_text_config(decoder=True)
-    if not has_two_sides(model):
-        kind = _own_cache(model)
-        return DynamicCache(config=own) if kind is None else kind()
+    model_config = pretrained(model).config
+    config = model_config.get_text_config(decoder=True)
+    if not is_encoder_decoder(model):
+        kind = _model_cache(model)
+        return DynamicCache(config=model_config) if kind is None else kind()
     return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))

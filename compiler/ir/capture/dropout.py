@@ -1,4 +1,4 @@
-"""What a unit drops while training, though it is traced in evaluation mode.
+"""Dropout of a unit while training, though it is traced in evaluation mode.
 
 Attention is handed `0.0 if not self.training else self.attention_dropout`: the trace sees the 0.0. A second
 trace in training mode gives the probability; the `attention` leaf applies it only while its module trains.
@@ -22,10 +22,12 @@ def drops(graph: fx.Graph, layer: nn.Module) -> bool:
     if not any(_OPTION in node.kwargs for node in _attentions(graph)):
         return False
     holders = [vars(module) for module in layer.modules()]
-    holders += [vars(held["config"]) for held in holders if "config" in held]
+    holders += [vars(members["config"]) for members in holders if "config" in members]
     holders += [{"dropout": module.p} for module in layer.modules() if isinstance(module, nn.Dropout)]
     return any(
-        "drop" in name and isinstance(value, float) and value > 0 for held in holders for name, value in held.items()
+        "drop" in name and isinstance(value, float) and value > 0
+        for members in holders
+        for name, value in members.items()
     )
 
 
@@ -39,9 +41,9 @@ def adopt(graph: fx.Graph, retrace: Callable[[], fx.Graph], layer: nn.Module) ->
             second = retrace()
     except Reject:
         return
-    here, there = _attentions(graph), _attentions(second)
-    if [node.name for node in here] == [node.name for node in there]:
-        for node, trained in zip(here, there, strict=True):
+    nodes, training_nodes = _attentions(graph), _attentions(second)
+    if [node.name for node in nodes] == [node.name for node in training_nodes]:
+        for node, trained in zip(nodes, training_nodes, strict=True):
             probability = trained.kwargs.get(_OPTION)
             if isinstance(probability, float):
                 node.kwargs = {**node.kwargs, _OPTION: probability}

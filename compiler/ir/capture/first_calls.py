@@ -17,10 +17,10 @@ from transformers.generation import GenerationMixin
 
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...models.rows.forward import without_dropout
-from ...models.rows.inputs import has_two_sides
+from ...models.rows.inputs import is_encoder_decoder
 from ..layers.leaves import is_modeling
 from ..unit import argument_names
-from .random_draws import Drawn, NoDraws
+from .random_draws import NoDraws, RandomDraw
 from .sample import knows_inputs, prepared, sample
 from .signature import call_signature, module_signature
 
@@ -35,7 +35,7 @@ stock_failure = Fault(
 
 # How models say that a size or a cache is not one for them. A wrong name or type would be a mistake of ours.
 _CANT_RUN = (RuntimeError, ValueError, IndexError)
-_OWN = __name__.partition(".")[0]  # the package: an environment may lie inside of the folder of its sources
+_PACKAGE = __name__.partition(".")[0]  # the package: an environment may lie inside of the folder of its sources
 _WITHOUT_WEIGHTS = "effc looks at a model before its weights are read"
 _NO_KERNEL = re.compile(r"Could not run '|no fake impl|Torch not compiled with CUDA|no NVIDIA driver")
 _BESIDES = (
@@ -65,16 +65,16 @@ class Calls:
     order: list[str] = field(default_factory=list)  # unit paths as they were called
     signatures: dict[str, Any] = field(default_factory=dict)  # unit path -> signature
     first: dict[Any, Call] = field(default_factory=dict)  # signature -> the first call that had it
-    odd: dict[str, str] = field(default_factory=dict)  # path -> why a list element is no unit
+    irregular: dict[str, str] = field(default_factory=dict)  # path -> why a list element is no unit
 
 
 def candidates(model: nn.Module) -> dict[str, nn.Module]:
     """The elements of module lists that lie in no other element, by path."""
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
-        if type(module) is nn.ModuleList and not any(path.startswith(f"{outer}.") for outer in found):
-            found |= {f"{path}.{name}" if path else name: child for name, child in module.named_children()}
-    return found
+        if type(module) is nn.ModuleList and not any(path.startswith(f"{outer}.") for outer in modules):
+            modules |= {f"{path}.{name}" if path else name: child for name, child in module.named_children()}
+    return modules
 
 
 def record(model: nn.Module, inputs: dict[str, Any]) -> Calls:
@@ -85,36 +85,36 @@ def record(model: nn.Module, inputs: dict[str, Any]) -> Calls:
     """
     calls = _recorded(model, inputs, candidates(model))
     if not calls.order and not isinstance(model, PreTrainedModel):
-        whole = _recorded(model, inputs, {"": model})
-        whole.odd = calls.odd
-        return whole
+        root_calls = _recorded(model, inputs, {"": model})
+        root_calls.irregular = calls.irregular
+        return root_calls
     return calls
 
 
-def _recorded(model: nn.Module, inputs: dict[str, Any], places: dict[str, nn.Module]) -> Calls:
+def _recorded(model: nn.Module, inputs: dict[str, Any], layers: dict[str, nn.Module]) -> Calls:
     calls = Calls()
     counts: dict[str, int] = {}
 
     def hook(path: str):
         def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             counts[path] = counts.get(path, 0) + 1
-            given = _arguments(layer, args, kwargs)
-            if counts[path] > 1 or not (path == "" or any(map(_is_stream, given.values()))):
+            arguments = _arguments(layer, args, kwargs)
+            if counts[path] > 1 or not (path == "" or any(map(_is_stream, arguments.values()))):
                 return
             calls.order.append(path)
-            signature = (structure[path], call_signature(given))
+            signature = (structure[path], call_signature(arguments))
             calls.signatures[path] = signature
             if signature not in calls.first:
-                calls.first[signature] = split(given)
+                calls.first[signature] = split(arguments)
 
         return keep
 
     # Before our own hooks make layers differ.
-    structure = {path: module_signature(layer) for path, layer in places.items()}
+    structure = {path: module_signature(layer) for path, layer in layers.items()}
     try:
         with NoDraws():
-            _run(model, inputs, hook, places)
-    except Drawn as error:
+            _run(model, inputs, hook, layers)
+    except RandomDraw as error:
         raise Reject(_drawing(error, model)) from error
     except Exception as error:  # whatever a model's own code raises, it can't be run
         at = f" in {path}" if (path := failed_in(error, model)) else ""
@@ -127,7 +127,7 @@ def _recorded(model: nn.Module, inputs: dict[str, Any], places: dict[str, nn.Mod
         ) from error
     for path in [path for path in calls.order if counts[path] > 1]:
         calls.order.remove(path)
-        calls.odd[path] = f"called {counts[path]} times in one forward"
+        calls.irregular[path] = f"called {counts[path]} times in one forward"
     return calls
 
 
@@ -142,11 +142,11 @@ def _drawing(error: Exception, model: nn.Module) -> Diagnostic:
         return unsupported_model(
             f"{where} draws random numbers when it runs, so {error} at {line}", help="let it draw while it trains alone"
         )
-    said = f"{where} makes modules anew when it runs, with weights that are drawn, at {line}"
+    message = f"{where} makes modules anew when it runs, with weights that are drawn, at {line}"
     if not switch:
-        return unsupported_model(said, help="let it make all of its modules when it is made")
+        return unsupported_model(message, help="let it make all of its modules when it is made")
     return unsupported_model(
-        f"{said}: it changes its `{switch}`, which is {getattr(model.config, switch)!r}, for short rows",
+        f"{message}: it changes its `{switch}`, which is {getattr(model.config, switch)!r}, for short rows",
         help=f"set `{switch}` in its config.json to the one that it changes to, as 'original_full' of BigBird",
     )
 
@@ -175,22 +175,22 @@ def _remedy(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:
     )
 
 
-def asks_numbers(refused: Reject) -> bool:
+def needs_weights(rejection: Reject) -> bool:
     """Whether a model was refused that has no weights, and that may run where it has some."""
-    return any((found.help or "").startswith(_WITHOUT_WEIGHTS) for found in refused.diagnostics)
+    return any((diagnostic.help or "").startswith(_WITHOUT_WEIGHTS) for diagnostic in rejection.diagnostics)
 
 
 def stock_fails(model: nn.Module, verb: str, error: Exception) -> Diagnostic:
     """Diagnostic of an exception that a model's own forward or `generate` raised."""
-    said = f"{type(error).__name__}: {first_sentence(error)} at {source_line(error, model)}"
+    message = f"{type(error).__name__}: {first_sentence(error)} at {source_line(error, model)}"
     return stock_failure(
-        f"{type(model).__name__} fails when it {verb}: {said}",
+        f"{type(model).__name__} fails when it {verb}: {message}",
         help="its code is of the model: take another version of transformers, or another class of the model",
     )
 
 
 def first_sentence(error: Exception) -> str:
-    """What an exception says first: torch appends tables of what else there is."""
+    """First sentence of an exception: torch appends tables of alternatives."""
     text = (str(error).strip().splitlines() or [""])[0]
     return text.split(". ")[0].rstrip(".")
 
@@ -198,16 +198,16 @@ def first_sentence(error: Exception) -> str:
 def failed_in(error: Exception, model: nn.Module) -> str:
     """The path of the innermost module in whose forward an exception passed; "" for the model itself."""
     paths = {id(module): path for path, module in model.named_modules()}
-    seen = [
+    entered = [
         paths[id(frame.f_locals["self"])]
         for frame, _ in traceback.walk_tb(error.__traceback__)
         if id(frame.f_locals.get("self")) in paths
     ]
-    return seen[-1] if seen else ""
+    return entered[-1] if entered else ""
 
 
 def source_line(error: Exception, model: nn.Module) -> str:
-    """Where in the model's own source an exception passed: file, line and text."""
+    """Last frame of an exception in the model's own source: file, line and text."""
     files = {
         inspect.unwrap(type(m).forward).__code__.co_filename
         for m in model.modules()
@@ -224,25 +224,25 @@ class _Enough(Exception):
 
 
 def other_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, list[Call]]:
-    """How some units are called on another shape and in a decode step: a right graph is the same for all.
+    """Calls of some units on another shape and in a decode step: a right graph is equal for all.
 
     Nothing for inputs that were not made by `sample`, and nothing for what the model itself can't run.
     """
-    found: dict[str, list[Call]] = {path: [] for path in paths}
+    result: dict[str, list[Call]] = {path: [] for path in paths}
     if not paths or not knows_inputs(model) or set(inputs) != set(sample(model)):
-        return found
+        return result
     for calls in (_calls(model, sample(model, *_OTHER_SHAPE), paths), _decode_calls(model, inputs, paths)):
         for path, call in calls.items():
-            found[path].append(call)
+            result[path].append(call)
     for path, call in _generating_calls(model, inputs, paths).items():
-        found[path].append(call)
+        result[path].append(call)
     for path, call in _plain_calls(model, inputs, paths).items():
-        found[path].append(replace(call, plain=True))
-    return found
+        result[path].append(replace(call, plain=True))
+    return result
 
 
 def _generating_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
-    """How units are called where a model generates from more than it reads: a second stream of XLNet."""
+    """Calls of units where a model generates from more than it reads: a second stream of XLNet."""
     if "input_ids" not in inputs or not isinstance(model, PreTrainedModel) or not model.can_generate():
         return {}
     if not isinstance(model, GenerationMixin):
@@ -250,27 +250,27 @@ def _generating_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]
     if type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation:
         return {}
     try:
-        given = model.prepare_inputs_for_generation(inputs["input_ids"])
+        prepared = model.prepare_inputs_for_generation(inputs["input_ids"])
     except Exception:  # whatever a model's own code raises: it asks for a cache, or for values
         return {}
-    given = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
-    return _calls(model, given, paths) if set(given) - set(inputs) else {}
+    prepared = {name: value for name, value in prepared.items() if isinstance(value, torch.Tensor)}
+    return _calls(model, prepared, paths) if set(prepared) - set(inputs) else {}
 
 
 def _plain_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
-    """How units are called for whole rows: encoders hand them no mask then."""
+    """Calls of units for rows without padding: encoders pass them no mask then."""
     if "attention_mask" not in inputs or not isinstance(model, PreTrainedModel):
         return {}
-    whole = {
+    unmasked = {
         name: value
         for name, value in sample(model, padding=0).items()
         if name not in ("attention_mask", "position_ids", "decoder_attention_mask")
     }
-    return _calls(model, whole, paths)
+    return _calls(model, unmasked, paths)
 
 
 def _decode_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
-    """How units are called for the token after these inputs, with the cache or the state that they left."""
+    """Calls of units for the token after these inputs, with the cache or the state that they left."""
     if "input_ids" not in inputs or not isinstance(model, PreTrainedModel):
         return {}
     if "cache" in argument_names(type(model)):
@@ -284,16 +284,16 @@ def _decode_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) ->
         return {}
     batch, length = inputs["input_ids"].shape
     if "decoder_input_ids" in inputs:
-        more = sample(model, batch, length + 1)
-        step = {"decoder_input_ids": more["decoder_input_ids"][:, -1:]}
-        return _calls(model, inputs | {"decoder_attention_mask": more["decoder_attention_mask"]} | step | left, paths)
+        longer = sample(model, batch, length + 1)
+        step = {"decoder_input_ids": longer["decoder_input_ids"][:, -1:]}
+        return _calls(model, inputs | {"decoder_attention_mask": longer["decoder_attention_mask"]} | step | left, paths)
     step = sample(model, batch, length + 1)
     step |= {name: step[name][:, -1:] for name in ("input_ids", "position_ids") if name in step}
     return _calls(model, step | left, paths)
 
 
 def _returned_state(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """What a forward returns under a name that it also takes."""
+    """Outputs of a forward under a name that is also an input."""
     with torch.no_grad(), without_dropout(model), prepared(model):
         out = model(**inputs)
     names = set(argument_names(type(model))) - set(inputs)
@@ -307,17 +307,17 @@ def _calls(
 
     Nothing where the model refuses the inputs: what it can't run itself needs no graph.
     """
-    found: dict[str, Call] = {}
+    calls: dict[str, Call] = {}
 
     def hook(path: str):
         def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if len(found) == len(paths):
+            if len(calls) == len(paths):
                 raise _Enough
-            if path in paths and path not in found:
-                given = _arguments(layer, args, kwargs)
-                found[path] = split(given)
+            if path in paths and path not in calls:
+                arguments = _arguments(layer, args, kwargs)
+                calls[path] = split(arguments)
                 if caches is not None:
-                    caches.extend(value for value in given.values() if isinstance(value, Cache))
+                    caches.extend(value for value in arguments.values() if isinstance(value, Cache))
 
         return keep
 
@@ -328,22 +328,22 @@ def _calls(
     except _CANT_RUN:
         return {}
     except AssertionError as error:
-        if not _is_theirs(error):
+        if not _raised_outside(error):
             raise
         return {}
-    return found
+    return calls
 
 
-def _is_theirs(error: Exception) -> bool:
+def _raised_outside(error: Exception) -> bool:
     """Whether it was raised in others' code: XLM asserts what inputs are, and takes those of a cache otherwise."""
     *_, last = traceback.walk_tb(error.__traceback__)
-    return str(last[0].f_globals.get("__name__", "")).partition(".")[0] != _OWN
+    return str(last[0].f_globals.get("__name__", "")).partition(".")[0] != _PACKAGE
 
 
 def _run(
-    model: nn.Module, inputs: dict[str, Any], hook: Callable[[str], Callable[..., None]], places: dict[str, nn.Module]
+    model: nn.Module, inputs: dict[str, Any], hook: Callable[[str], Callable[..., None]], layers: dict[str, nn.Module]
 ) -> None:
-    handles = [layer.register_forward_pre_hook(hook(path), with_kwargs=True) for path, layer in places.items()]
+    handles = [layer.register_forward_pre_hook(hook(path), with_kwargs=True) for path, layer in layers.items()]
     try:
         with torch.no_grad(), without_dropout(model), prepared(model):
             model(**inputs, **_uncalled_for(model, inputs))
@@ -356,7 +356,7 @@ def _uncalled_for(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """A cache for encoders, which make none themselves, but hand on what `generate` gives them."""
     if not isinstance(model, PreTrainedModel) or "cache" in inputs or "cache" not in argument_names(type(model)):
         return {}
-    if getattr(model.config, "is_decoder", True) or has_two_sides(model):
+    if getattr(model.config, "is_decoder", True) or is_encoder_decoder(model):
         return {}
     return {"cache": DynamicCache(config=model.config)}
 
@@ -376,15 +376,15 @@ def is_free(value: Any) -> bool:
     return isinstance(value, (torch.Tensor, Cache, MutableMapping))
 
 
-def split(given: dict[str, Any]) -> Call:
+def split(arguments: dict[str, Any]) -> Call:
     """Free and baked arguments; copied, because the rest of the forward goes on writing to the cache.
 
     `use_cache` is free where no cache says by itself whether it is there: RWKV's state is a list.
     """
-    stateful = "use_cache" in given and not any(isinstance(value, Cache) for value in given.values())
+    stateful = "use_cache" in arguments and not any(isinstance(value, Cache) for value in arguments.values())
     memo: dict[int, Any] = {}
     call = Call()
-    for name, value in given.items():
+    for name, value in arguments.items():
         if is_free(value) or (stateful and name == "use_cache"):
             call.free[name] = copy.deepcopy(value, memo)
         else:

@@ -6,23 +6,23 @@ language. On the meta device there are none; these are captured again, on number
 
 from ....dsl.syntax.diagnostics import Reject
 from ...models.checkpoints.fake_weights import stand_in
-from ...models.checkpoints.meta_init import nothing_stored
+from ...models.checkpoints.meta_init import without_storage
 from ...models.checkpoints.origin import Origin
 from ..program import Program
 from .capture import capture
-from .first_calls import asks_numbers
+from .first_calls import needs_weights
 
 
 def captured(origin: Origin) -> Program:
     """Raises Reject (unsupported-model) with what the meta device said, where numbers do not help."""
-    with nothing_stored():
+    with without_storage():
         model = origin.build()
     try:
         return capture(model)
-    except Reject as refused:
-        if not asks_numbers(refused):
+    except Reject as rejection:
+        if not needs_weights(rejection):
             raise
         try:
             return capture(stand_in(origin))
         except Reject as real:
-            raise refused if asks_numbers(real) else real from None
+            raise rejection if needs_weights(real) else real from None

@@ -1,4 +1,4 @@
-"""What is exchanged in torch, transformers and model source while a trace runs, and put back after."""
+"""Patches of torch, transformers and model source while a trace runs."""
 
 import functools
 import sys
@@ -46,7 +46,7 @@ def patched(tracer: Any) -> Iterator[None]:
     with module_calls(), ExitStack() as undo:
         for name in _FACTORIES:
             _exchange(undo, torch, name, _recorded(tracer, getattr(torch, name)))
-        _exchange(undo, torch, "is_tensor", lambda x: isinstance(_held(x), torch.Tensor))
+        _exchange(undo, torch, "is_tensor", lambda x: isinstance(_original(x), torch.Tensor))
         _exchange(undo, Distribution, "_validate_args", False)  # it asks what numbers are, of constants
         _attention(tracer, undo)
         for source in modeling_files(tracer.paths, tracer.family):
@@ -90,11 +90,11 @@ def module_calls() -> Iterator[None]:
         return call(module, *args, **kwargs) if tracer is None else tracer.call_module(module, args, kwargs, call)
 
     def traced_read(module: nn.Module, name: str) -> Any:
-        found, tracer = read(module, name), leaves.tracer()
-        if tracer is None or not isinstance(found, torch.Tensor) or module not in tracer.paths:
-            return found
+        value, tracer = read(module, name), leaves.tracer()
+        if tracer is None or not isinstance(value, torch.Tensor) or module not in tracer.paths:
+            return value
         path = tracer.paths[module]
-        return tracer.attribute(f"{path}.{name}" if path else name, found)
+        return tracer.attribute(f"{path}.{name}" if path else name, value)
 
     vars(traced_call)["__effc_original__"] = call
     with ExitStack() as undo:
@@ -132,21 +132,21 @@ def _attention_by_name(
 
 def _source_file(tracer: Any, source: Any, undo: ExitStack) -> None:
     # Proxies must not claim to be tensors to torch's C++ (it would read them as such), only to model source.
-    _exchange(undo, source, "isinstance", lambda x, kind: isinstance(_held(x), kind))
-    for name, found in list(vars(source).items()):
+    _exchange(undo, source, "isinstance", lambda x, kind: isinstance(_original(x), kind))
+    for name, value in list(vars(source).items()):
         if name == leaves.ROTARY:
-            _exchange(undo, source, name, _rotary(tracer, found))
-        elif leaves.is_library_leaf(found) and not name.startswith("__"):
-            _exchange(undo, source, name, _recorded(tracer, found))
+            _exchange(undo, source, name, _rotary(tracer, value))
+        elif leaves.is_library_leaf(value) and not name.startswith("__"):
+            _exchange(undo, source, name, _recorded(tracer, value))
 
 
 def _bound_graph(tracer: Any, module: nn.Module, undo: ExitStack) -> None:
     """A layer that runs a graph already calls leaf functions by the names in that graph's code."""
     names = getattr(vars(module).get("forward"), "effc_names", {})
-    for name, found in list(names.items()):
-        if leaves.is_library_leaf(found) and not hasattr(found, "__effc_original__"):
-            undo.callback(names.__setitem__, name, found)
-            names[name] = _recorded(tracer, found)
+    for name, value in list(names.items()):
+        if leaves.is_library_leaf(value) and not hasattr(value, "__effc_original__"):
+            undo.callback(names.__setitem__, name, value)
+            names[name] = _recorded(tracer, value)
 
 
 def _rotary(tracer: Any, function: Callable[..., Any]) -> Any:
@@ -160,5 +160,5 @@ def _rotary(tracer: Any, function: Callable[..., Any]) -> Any:
     return record
 
 
-def _held(x: Any) -> Any:
-    return x.held if type(x) is Value else x
+def _original(x: Any) -> Any:
+    return x.value if type(x) is Value else x

@@ -24,13 +24,13 @@ _TENSOR_PROPERTIES = ("T", "mT", "H", "mH", "data", "real", "imag")
 
 
 class Value(fx.Proxy):
-    """A node and its concrete value (`held`): a tensor, size, int, tuple, device or cache."""
+    """A node and its concrete value (`value`): a tensor, size, int, tuple, device or cache."""
 
     tracer: "Tracer"
 
-    def __init__(self, node: fx.Node, tracer: Any, held: Any):
+    def __init__(self, node: fx.Node, tracer: Any, value: Any):
         super().__init__(node, tracer)
-        self.held = held
+        self.value = value
         self.known: dict[Any, Any] = {}  # reads already in the graph: shape, items
 
     def __repr__(self) -> str:
@@ -39,15 +39,15 @@ class Value(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
-        held = self.held
-        if isinstance(held, torch.Tensor) and name in _SYMBOLIC + _TENSOR_PROPERTIES:
+        value = self.value
+        if isinstance(value, torch.Tensor) and name in _SYMBOLIC + _TENSOR_PROPERTIES:
             return self.read(name)
-        if isinstance(held, EncoderDecoderCache) and name in _HALVES:
+        if isinstance(value, EncoderDecoderCache) and name in _HALVES:
             return Never() if name == "is_updated" else Half(self, crossed=name == "cross_attention_cache")
-        found = getattr(held, name)  # an AttributeError here is what the running model would raise
-        if isinstance(held, Cache) and callable(found):
+        member = getattr(value, name)  # an AttributeError here is what the running model would raise
+        if isinstance(value, Cache) and callable(member):
             return self.tracer.cache_method(self, name)
-        return Method(self, name) if callable(found) else found
+        return Method(self, name) if callable(member) else member
 
     def read(self, name: str) -> Any:
         """The property `name` as a node, made once: sizes don't change under a value's feet."""
@@ -56,7 +56,7 @@ class Value(fx.Proxy):
         return self.known[name]
 
     def __getitem__(self, index: Any) -> Any:
-        if not isinstance(self.held, tuple) or not isinstance(index, int):
+        if not isinstance(self.value, tuple) or not isinstance(index, int):
             return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
         index = operator.index(index)
         if index not in self.known:
@@ -67,10 +67,10 @@ class Value(fx.Proxy):
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self[i] for i in range(len(self.held))])
+        return iter([self[i] for i in range(len(self.value))])
 
     def __len__(self) -> int:
-        return len(self.held)
+        return len(self.value)
 
     def __contains__(self, item: Any) -> bool:
         return self.tracer.unwrap(item) in self.plain()
@@ -89,9 +89,9 @@ class Value(fx.Proxy):
 
     def plain(self) -> Any:
         """The held value for Python to decide by: sizes and settings may, numbers in a tensor may not."""
-        if isinstance(self.held, torch.Tensor):
+        if isinstance(self.value, torch.Tensor):
             self.tracer.numbers_read()
-        return self.held
+        return self.value
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Value":
         return self
@@ -113,7 +113,7 @@ def _first(tree: Any) -> "Value | None":
     if isinstance(tree, dict):
         tree = tuple(tree.values())
     if isinstance(tree, (tuple, list)):
-        return next((found for found in map(_first, tree) if found is not None), None)
+        return next((value for value in map(_first, tree) if value is not None), None)
     return None
 
 
@@ -121,9 +121,9 @@ def _comparison(name: str) -> None:
     compare = getattr(operator, name)
 
     def answer(self: Value, other: Any) -> Any:
-        if isinstance(self.held, torch.Tensor) or isinstance(getattr(other, "held", None), torch.Tensor):
+        if isinstance(self.value, torch.Tensor) or isinstance(getattr(other, "value", None), torch.Tensor):
             return self.tracer.create_proxy("call_function", compare, (self, other), {})
-        return compare(self.held, self.tracer.unwrap(other))
+        return compare(self.value, self.tracer.unwrap(other))
 
     setattr(Value, f"__{name}__", answer)
 
@@ -147,7 +147,8 @@ class Half:
 
 
 class Never(dict[Any, Any]):
-    """Which layers keep what the encoder gave, to a trace: none, so that it sees how that is made."""
+    """Cache flags that report to a trace that no layer has cached the encoder's output, so that it records how it is
+    made."""
 
     def get(self, key: Any, default: Any = None) -> Any:
         return False

@@ -27,7 +27,7 @@ _DRAWING = frozenset(
 )
 
 
-class Drawn(Exception):
+class RandomDraw(Exception):
     """A forward has drawn random numbers."""
 
 
@@ -46,5 +46,5 @@ class NoDraws(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if getattr(func, "__name__", "") in _DRAWING and isinstance(result, torch.Tensor) and result.dim():
-            raise Drawn("two results for the same input differ")
+            raise RandomDraw("two results for the same input differ")
         return result

@@ -20,13 +20,13 @@ def with_current_ints(graph: fx.Graph, layer: nn.Module) -> fx.Graph | None:
     changed = False
     for node in fresh.nodes:
         current = tuple(
-            (place, evaluate(source, _reader(layer, node)), source) for place, _, source in node.meta.get("ints", ())
+            (path, evaluate(source, _reader(layer, node)), source) for path, _, source in node.meta.get("ints", ())
         )
         if current != node.meta.get("ints", ()):
             changed = True
             node.meta["ints"] = current
-            for place, value, _ in current:
-                write(node, place.split("."), value)
+            for path, value, _ in current:
+                write(node, path.split("."), value)
     return fresh if changed else None
 
 
@@ -40,36 +40,36 @@ def _reader(layer: nn.Module, node: fx.Node):
     return read
 
 
-def write(node: fx.Node, place: list[str], value: int) -> None:
-    if place[0] == "args":
-        node.args = _with(node.args, place[1:], value)
+def write(node: fx.Node, path: list[str], value: int) -> None:
+    if path[0] == "args":
+        node.args = _with(node.args, path[1:], value)
     else:
-        node.kwargs = _with(node.kwargs, place[1:], value)
+        node.kwargs = _with(node.kwargs, path[1:], value)
 
 
-def _with(tree: Any, place: list[str], value: int) -> Any:
-    if not place:
+def _with(tree: Any, path: list[str], value: int) -> Any:
+    if not path:
         return value
-    head, rest = place[0], place[1:]
+    head, tail = path[0], path[1:]
     if isinstance(tree, slice):
         parts = {name: getattr(tree, name) for name in ("start", "stop", "step")}
-        parts[head] = _with(parts[head], rest, value)
+        parts[head] = _with(parts[head], tail, value)
         return slice(*parts.values())
     if isinstance(tree, dict):
-        return {key: _with(item, rest, value) if key == head else item for key, item in tree.items()}
-    items = [_with(item, rest, value) if str(i) == head else item for i, item in enumerate(tree)]
+        return {key: _with(item, tail, value) if key == head else item for key, item in tree.items()}
+    items = [_with(item, tail, value) if str(i) == head else item for i, item in enumerate(tree)]
     return items if isinstance(tree, list) else tuple(items)
 
 
 class _Describer(fx.Interpreter):
     def run_node(self, node: fx.Node) -> Any:
-        held = super().run_node(node)
+        value = super().run_node(node)
         if node.op != "output":
-            node.meta["shape"], node.meta["dtype"] = describe(held)
-        return held
+            node.meta["shape"], node.meta["dtype"] = describe(value)
+        return value
 
 
-def describe_again(graph: fx.Graph, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+def refresh_metadata(graph: fx.Graph, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
     """Run the graph once and write the shapes and types of all values into `node.meta`."""
     with torch.no_grad():
         _Describer(layer, graph=graph).run(*arguments)

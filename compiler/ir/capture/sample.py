@@ -13,7 +13,14 @@ from transformers.integrations.moe import ExpertsInterface
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...models.rows.inputs import dtype_of, words
-from ...models.rows.packed_inputs import bands_of, frames_of, hears, image_shape, sees_and_reads, sound_shape
+from ...models.rows.packed_inputs import (
+    bands_of,
+    frames_of,
+    image_shape,
+    is_speech_encoder_decoder,
+    sees_and_reads,
+    sound_shape,
+)
 
 unknown_inputs = Fault(
     "unknown-inputs",
@@ -48,7 +55,7 @@ def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: 
     that read neither one sequence of tokens nor images.
     """
     if not isinstance(model, PreTrainedModel):
-        return _own_inputs(model, batch)
+        return _module_inputs(model, batch)
     names = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
     device = next(model.parameters()).device
     main = getattr(model, "main_input_name", "input_ids")
@@ -57,9 +64,9 @@ def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: 
     if main == "pixel_values" and not sees_and_reads(model):
         return {main: pixels(model.config, batch, device).to(dtype_of(model))}
     config = model.config.get_text_config()
-    if hears(model):
-        said = tokens(config.vocab_size, batch, length, padding, device)["input_ids"]
-        return {main: sounds(model.config, batch, device).to(dtype_of(model)), **spoken(said), "use_cache": True}
+    if is_speech_encoder_decoder(model):
+        decoder_ids = tokens(config.vocab_size, batch, length, padding, device)["input_ids"]
+        return {main: sounds(model.config, batch, device).to(dtype_of(model)), **spoken(decoder_ids), "use_cache": True}
     if main == "input_values":
         if "decoder_input_ids" in names:
             raise Reject(
@@ -81,12 +88,12 @@ def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: 
     elif "use_cache" in names:
         inputs["use_cache"] = True
     if "decoder_input_ids" in names:
-        inputs |= spoken(inputs["input_ids"] % (words(model, said=True) or config.vocab_size))
+        inputs |= spoken(inputs["input_ids"] % (words(model, decoder=True) or config.vocab_size))
     return {name: value for name, value in inputs.items() if name in names}
 
 
 def spoken(ids: Tensor) -> dict[str, Tensor]:
-    """What a decoder is given beside sources: as many rows, shorter than they are, one of them with a mask."""
+    """Decoder inputs beside sources: as many rows, shorter, one of them with a mask."""
     target = ids.flip(1)[:, : max(1, ids.shape[1] - 2)]
     mask = torch.ones_like(target)
     mask[1:, :1] = 0
@@ -117,23 +124,23 @@ def first_position(model: nn.Module) -> int:
 
     compiler/artifacts/verify_child.py has the same for itself: it runs where nothing of effc is imported.
     """
-    made, padding = _counting(model)
-    return 0 if made is None else int(made(torch.tensor([[padding + 1]]), padding)[0, 0])
+    position_ids, padding = _counting(model)
+    return 0 if position_ids is None else int(position_ids(torch.tensor([[padding + 1]]), padding)[0, 0])
 
 
 def uncounted(model: nn.Module) -> int | None:
     """The token that gets no position wherever it stands, in such a model."""
-    made, padding = _counting(model)
-    return None if made is None else padding
+    position_ids, padding = _counting(model)
+    return None if position_ids is None else padding
 
 
 def _counting(model: nn.Module) -> tuple[Callable[[Tensor, int], Tensor] | None, int]:
-    """What numbers a model's tokens by what they are, and the one that it leaves out."""
+    """Function that numbers a model's tokens by their kind, and the number that it leaves out."""
     for module in model.modules():
         home = sys.modules.get(type(module).__module__)  # which counts for Luke and MPNet, whose classes do not
-        made, padding = getattr(module, COUNT, getattr(home, COUNT, None)), getattr(module, "padding_idx", None)
-        if callable(made) and type(padding) is int:
-            return made, padding
+        position_ids, padding = getattr(module, COUNT, getattr(home, COUNT, None)), getattr(module, "padding_idx", None)
+        if callable(position_ids) and type(padding) is int:
+            return position_ids, padding
     return None, 0
 
 
@@ -184,10 +191,10 @@ class _Entry(Exception):
 def _in_channels(model: nn.Module, samples: Tensor) -> Tensor:
     """Samples [batch, t] with an axis of channels where a model's first convolution is given them as they come."""
 
-    def tell(module: nn.Conv1d, args: tuple[Tensor, ...]) -> None:
+    def record(module: nn.Conv1d, args: tuple[Tensor, ...]) -> None:
         raise _Entry(module.in_channels, args[0].shape)
 
-    hooks = [m.register_forward_pre_hook(tell) for m in model.modules() if isinstance(m, nn.Conv1d)]
+    hooks = [m.register_forward_pre_hook(record) for m in model.modules() if isinstance(m, nn.Conv1d)]
     try:
         with torch.no_grad():
             model(samples)
@@ -213,8 +220,8 @@ def knows_inputs(model: nn.Module) -> bool:
     return isinstance(model, PreTrainedModel) or isinstance(getattr(model, "dummy_inputs", None), Mapping)
 
 
-def _own_inputs(model: nn.Module, batch: int) -> dict[str, Any]:
-    """What a plain module says it takes, with another number of rows."""
+def _module_inputs(model: nn.Module, batch: int) -> dict[str, Any]:
+    """Example inputs that a plain module declares, with another number of rows."""
     if not knows_inputs(model):
         raise Reject(
             unknown_inputs(
@@ -223,10 +230,10 @@ def _own_inputs(model: nn.Module, batch: int) -> dict[str, Any]:
             )
         )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    own: Mapping[str, Any] = getattr(model, "dummy_inputs", {})
+    dummies: Mapping[str, Any] = getattr(model, "dummy_inputs", {})
     rows = {
         name: x[torch.arange(batch, device=x.device) % len(x)] if isinstance(x, Tensor) and x.dim() else x
-        for name, x in own.items()
+        for name, x in dummies.items()
     }
     return {name: x.to(device) if isinstance(x, Tensor) else x for name, x in rows.items()}
 

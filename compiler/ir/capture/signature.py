@@ -28,9 +28,9 @@ def module_signature(module: nn.Module) -> Hashable:
     )
 
 
-def call_signature(given: dict[str, Any]) -> Hashable:
+def call_signature(arguments: dict[str, Any]) -> Hashable:
     """The form of a call: shapes and types of tensors, values of everything else."""
-    return tuple((name, _form(value)) for name, value in sorted(given.items()))
+    return tuple((name, _form(value)) for name, value in sorted(arguments.items()))
 
 
 def _attributes(module: nn.Module) -> Hashable:

@@ -80,7 +80,7 @@ class Tracer(TracerBase):
     def unwrap(self, tree: Any) -> Any:
         """The concrete values in a tree of arguments."""
         if isinstance(tree, Value):
-            return tree.held
+            return tree.value
         if isinstance(tree, Sourced):
             return int(tree)
         if isinstance(tree, LayerIndex):
@@ -129,30 +129,30 @@ class Tracer(TracerBase):
             kwargs = {**kwargs, "training": self.attribute(path, kwargs["training"])}
         if target in _ADDS and len(args) == 2 and any(map(self.may_be_none, args)):
             target, args = leaves.masked, args if self.may_be_none(args[1]) else args[::-1]
-        held = self.execute(kind, target, args, kwargs)
-        if isinstance(held, _PLAIN) and target is not operator.setitem:
-            return held
-        return self.record(kind, target, args, kwargs, held)
+        value = self.execute(kind, target, args, kwargs)
+        if isinstance(value, _PLAIN) and target is not operator.setitem:
+            return value
+        return self.record(kind, target, args, kwargs, value)
 
     def may_be_none(self, value: Any) -> bool:
         """Whether a value is an argument that isn't given in some calls."""
         return isinstance(value, Value) and value.node.op == "placeholder" and value.node.target in self.optional
 
-    def record(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], held: Any) -> Value:
-        if not isinstance(held, _RESULTS):
-            raise Uncapturable(f"`{getattr(target, '__name__', target)}` gives a {type(held).__name__}")
+    def record(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Value:
+        if not isinstance(value, _RESULTS):
+            raise Uncapturable(f"`{getattr(target, '__name__', target)}` gives a {type(value).__name__}")
         ints: list[tuple[str, int, str]] = []
         node = self.graph.create_node(
             kind, target, self.argument(args, "args", ints), self.argument(kwargs, "kwargs", ints)
         )
         node.meta["scope"] = tuple(self.paths.get(module, "") for module in self.stack[1:])
-        node.meta["shape"], node.meta["dtype"] = describe(held)
+        node.meta["shape"], node.meta["dtype"] = describe(value)
         if ints:
             node.meta["ints"] = tuple(ints)
         role = self.role(kind, target)
         if role:
             node.meta["role"] = role
-        return Value(node, self, held)
+        return Value(node, self, value)
 
     def role(self, kind: str, target: Any) -> str | None:
         if kind == "call_module":
@@ -168,40 +168,40 @@ class Tracer(TracerBase):
             )
         return None
 
-    def argument(self, tree: Any, place: str, ints: list[tuple[str, int, str]]) -> Any:
-        """An argument as the graph holds it. `place` says where it stands, for the provenance of literals."""
+    def argument(self, tree: Any, path: str, ints: list[tuple[str, int, str]]) -> Any:
+        """An argument as the graph holds it. `path` says where it stands, for the provenance of literals."""
         if isinstance(tree, Value):
             return tree.node
         if isinstance(tree, LayerIndex):
             return self.attribute(tree.source, tree.value).node
         if isinstance(tree, Sourced):
-            ints.append((place, int(tree), tree.source))
+            ints.append((path, int(tree), tree.source))
             return int(tree)
         if isinstance(tree, (nn.Module, torch.Tensor, PreTrainedConfig)):
             return self.attribute(self.path_of(tree), tree).node
         if isinstance(tree, slice):
             return slice(
-                *(self.argument(getattr(tree, part), f"{place}.{part}", ints) for part in ("start", "stop", "step"))
+                *(self.argument(getattr(tree, part), f"{path}.{part}", ints) for part in ("start", "stop", "step"))
             )
         if isinstance(tree, (tuple, list)):
             kind = list if isinstance(tree, list) else tuple
-            return kind(self.argument(item, f"{place}.{i}", ints) for i, item in enumerate(tree))
+            return kind(self.argument(item, f"{path}.{i}", ints) for i, item in enumerate(tree))
         if isinstance(tree, dict):
-            return {key: self.argument(value, f"{place}.{key}", ints) for key, value in tree.items()}
+            return {key: self.argument(value, f"{path}.{key}", ints) for key, value in tree.items()}
         if isinstance(tree, _SCALARS):
             return tree
         raise Uncapturable(f"a {type(tree).__name__} is passed to an operation")
 
-    def path_of(self, thing: Any) -> str:
-        path = self.paths.get(thing) if isinstance(thing, nn.Module) else self.objects.get(id(thing))
+    def path_of(self, member: Any) -> str:
+        path = self.paths.get(member) if isinstance(member, nn.Module) else self.objects.get(id(member))
         if path is None:
-            raise Uncapturable(f"a {type(thing).__name__} that belongs to no module is used")
+            raise Uncapturable(f"a {type(member).__name__} that belongs to no module is used")
         return path
 
-    def attribute(self, path: str, held: Any) -> Value:
+    def attribute(self, path: str, value: Any) -> Value:
         """The read of a module, tensor, config or layer index of the tree."""
         if path not in self.reads:
-            self.reads[path] = self.record("get_attr", path, (), {}, held)
+            self.reads[path] = self.record("get_attr", path, (), {}, value)
         return self.reads[path]
 
     # -- calls -----------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def trace(
     tables = _tables(root)
     try:
         with torch.no_grad(), patched(tracer), sourced(tracer.paths, tracer):
-            values = {name: _placeholder(tracer, name, held) for name, held in arguments.items()}
+            values = {name: _placeholder(tracer, name, value) for name, value in arguments.items()}
             result = pick(root.forward(**values, **statics))
             tracer.graph.output(tracer.argument(result, "args", []))
         tracer.graph.eliminate_dead_code(is_impure)
@@ -275,32 +275,32 @@ def trace(
 
 
 def _put_back(root: nn.Module) -> None:
-    """What a forward keeps in an attribute of its module, such as a table moved to a device, is a number again."""
+    """Restore attributes that a forward stored in its module, such as a table moved to a device."""
     for module in root.modules():
-        for kept in (vars(module), module._buffers):
-            kept.update({name: thing.held for name, thing in kept.items() if type(thing) is Value})
+        for members in (vars(module), module._buffers):
+            members.update({name: value.value for name, value in members.items() if type(value) is Value})
 
 
 def _tables(root: nn.Module) -> list[tuple[dict, dict]]:
     """Dicts that modules hold and what is in them: LeViT keeps the biases that it took once in one, by device, and
     another trace would find values of this one there."""
-    held = (thing for module in root.modules() for name, thing in vars(module).items() if name not in _OF_TORCH)
-    return [(thing, dict(thing)) for thing in held if type(thing) is dict]
+    members = (member for module in root.modules() for name, member in vars(module).items() if name not in _OF_TORCH)
+    return [(member, dict(member)) for member in members if type(member) is dict]
 
 
-def _placeholder(tracer: Tracer, name: str, held: Any) -> Value:
+def _placeholder(tracer: Tracer, name: str, value: Any) -> Value:
     node = tracer.graph.placeholder(name, default_value=None)
     node.meta["scope"] = ()
-    node.meta["shape"], node.meta["dtype"] = describe(held)
-    return Value(node, tracer, held)
+    node.meta["shape"], node.meta["dtype"] = describe(value)
+    return Value(node, tracer, value)
 
 
 def _objects(paths: dict[nn.Module, str]) -> dict[int, str]:
-    found: dict[int, str] = {}
+    paths_by_id: dict[int, str] = {}
     for module, path in paths.items():
         prefix = f"{path}." if path else ""
-        own = {**vars(module), **module._parameters, **module._buffers}
-        for name, thing in own.items():
-            if isinstance(thing, (torch.Tensor, PreTrainedConfig)):
-                found.setdefault(id(thing), prefix + name)
-    return found
+        members = {**vars(module), **module._parameters, **module._buffers}
+        for name, member in members.items():
+            if isinstance(member, (torch.Tensor, PreTrainedConfig)):
+                paths_by_id.setdefault(id(member), prefix + name)
+    return paths_by_id

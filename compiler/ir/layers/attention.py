@@ -54,9 +54,9 @@ class PackedLayer(CacheLayerMixin):
         if k.shape[3] != v.shape[3]:
             raise KernelError(f"keys of {k.shape[3]} and values of {v.shape[3]} dimensions don't fit the cache")
         for pad in sorted(set(padding)):
-            rows = [i for i, own in enumerate(padding) if own == pad]
-            room = max(_FIRST, 2 * k.shape[2])
-            store = Store(k.shape[1], k.shape[3], room, len(rows), self.keep, self.window, self.sinks)
+            rows = [i for i, pads in enumerate(padding) if pads == pad]
+            capacity = max(_FIRST, 2 * k.shape[2])
+            store = Store(k.shape[1], k.shape[3], capacity, len(rows), self.keep, self.window, self.sinks)
             store.append(k[rows, :, pad:], v[rows, :, pad:])
             self.stores.append((pad, rows, store))
         self.length = k.shape[2]
@@ -65,10 +65,10 @@ class PackedLayer(CacheLayerMixin):
     def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         """Add one token and attend: q [b, h, 1, d], k and v [b, g, 1, d] -> [b, 1, h, d]."""
         out = torch.empty_like(q[:, :, 0])  # [b, h, d]
-        for place, (pad, rows, store) in enumerate(self.stores):
+        for index, (pad, rows, store) in enumerate(self.stores):
             if store.length == store.longest:
                 store = grown(store)
-                self.stores[place] = (pad, rows, store)
+                self.stores[index] = (pad, rows, store)
             store.append(k[rows], v[rows])
             out[rows] = store.attend(q[rows, :, 0], scale).to(out.dtype)
         self.length += 1
@@ -80,13 +80,13 @@ class PackedLayer(CacheLayerMixin):
 
     def select(self, chosen: list[int]) -> None:
         """Go on with these of the sequences, in this order; one may be chosen several times."""
-        found = []
+        selected = []
         for pad, rows, store in self.stores:
-            places = {row: place for place, row in enumerate(rows)}
-            new = [i for i, row in enumerate(chosen) if row in places]
+            index_of = {row: index for index, row in enumerate(rows)}
+            new = [i for i, row in enumerate(chosen) if row in index_of]
             if new:
-                found.append((pad, new, picked(store, [places[chosen[i]] for i in new])))
-        self.stores = found
+                selected.append((pad, new, picked(store, [index_of[chosen[i]] for i in new])))
+        self.stores = selected
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.select(beam_idx.tolist())
@@ -98,8 +98,8 @@ class PackedLayer(CacheLayerMixin):
         self.select(torch.arange(len(self._padding()))[indices].tolist())
 
     def _padding(self) -> list[int]:
-        found = {row: pad for pad, rows, _ in self.stores for row in rows}
-        return [found[row] for row in sorted(found)]
+        pad_of = {row: pad for pad, rows, _ in self.stores for row in rows}
+        return [pad_of[row] for row in sorted(pad_of)]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         raise KernelError("this cache is written by graphs that know it")
@@ -124,7 +124,7 @@ class PackedLayer(CacheLayerMixin):
 
 
 def grown(store: Store) -> Store:
-    """The same tokens in a store with room for twice as many."""
+    """Copy of a store with capacity for twice as many tokens."""
     new = Store(store.heads, store.d, 2 * store.longest, store.sequences, store.keep, store.window, store.sinks)
     return _filled(new, store, list(range(len(store.keys))))
 
@@ -163,16 +163,16 @@ def layer_of(cache: Any, slot: int, keep: tuple[float, float], window: int, sink
 
 
 def padding_of(mask: Tensor | None, batch: int, length: int) -> list[int]:
-    """How many tokens each sequence is padded with on the left, by what the newest query may look at.
+    """Number of padding tokens on the left of each sequence, by the mask of the newest query.
 
     mask   [b, 1, t, s], True or 0.0 where it may look, or None. Raises KernelError on any other mask.
     """
     if mask is None:
         return [0] * batch
     newest = mask[:, 0, -1, :length].expand(batch, -1)
-    seen = newest if newest.dtype == torch.bool else newest >= 0
-    pads = (length - seen.sum(-1)).tolist()
-    for row, pad in zip(seen, pads, strict=True):
+    visible = newest if newest.dtype == torch.bool else newest >= 0
+    pads = (length - visible.sum(-1)).tolist()
+    for row, pad in zip(visible, pads, strict=True):
         if mask.shape[1] != 1 or pad == length or not row[pad:].all():
             raise KernelError("the pruned cache knows padding on the left, and a mask hides other tokens")
     return pads

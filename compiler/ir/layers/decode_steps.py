@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ....kernels.causal_conv import CausalConv
 from ....kernels.causal_conv_step import CausalConvStep
-from ....kernels.row_product import MOST_ROWS, RowProduct
+from ....kernels.row_product import MAX_ROWS, RowProduct
 from ....kernels.selective_step import SelectiveStep
 from ....kernels.ssd_step import SsdStep
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Filtered(Protocol):
-    """What both families have: projections around a convolution."""
+    """Parts that both families share: projections around a convolution."""
 
     in_proj: nn.Module
     out_proj: nn.Module
@@ -63,21 +63,21 @@ def run(call: "Call") -> Any:
     """A mixer's forward for one position: a step where there is one for this call, else the whole."""
     states = _states(call)
     if states is None:
-        return call.whole()
+        return call.full_result()
     if call.mixer not in _proven:
-        return _tried(call, states)
+        return _checked_step(call, states)
     step = _proven[call.mixer]
-    return call.whole() if step is None else step(call.mixer, call.hidden, *states)
+    return call.full_result() if step is None else step(call.mixer, call.hidden, *states)
 
 
-def _tried(call: "Call", states: tuple[Tensor, Tensor]) -> Any:
+def _checked_step(call: "Call", states: tuple[Tensor, Tensor]) -> Any:
     """The whole, and from then on the step that gives the same."""
     copies = [state.clone() for state in states]
-    wanted = call.whole()
+    expected = call.full_result()
     _proven[call.mixer] = next(
-        (step for step in (selective, ssd) if _agrees(step, call.mixer, call.hidden, copies, wanted, states)), None
+        (step for step in (selective, ssd) if _agrees(step, call.mixer, call.hidden, copies, expected, states)), None
     )
-    return wanted
+    return expected
 
 
 def _states(call: "Call") -> tuple[Tensor, Tensor] | None:
@@ -90,33 +90,33 @@ def _states(call: "Call") -> tuple[Tensor, Tensor] | None:
 
 
 def _agrees(
-    step: Step, mixer: nn.Module, hidden: Tensor, before: list[Tensor], wanted: Tensor, after: tuple[Tensor, ...]
+    step: Step, mixer: nn.Module, hidden: Tensor, before: list[Tensor], expected: Tensor, after: tuple[Tensor, ...]
 ) -> bool:
     """Whether a step gives what the mixer gave, and leaves the states as it did."""
-    own = [state.clone() for state in before]
+    copies = [state.clone() for state in before]
     try:
-        found = step(mixer, hidden, *own)
+        actual = step(mixer, hidden, *copies)
     except (AttributeError, RuntimeError, ValueError, TypeError):  # it is no mixer of that family
         return False
-    return all(near(a, b) for a, b in zip((found, *own), (wanted, *after), strict=True))
+    return all(allclose(a, b) for a, b in zip((actual, *copies), (expected, *after), strict=True))
 
 
-def near(found: Tensor, wanted: Tensor) -> bool:
+def allclose(actual: Tensor, expected: Tensor) -> bool:
     """Within float32 sums in another order; in bfloat16 the library rounds between operations, a kernel not."""
-    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return False
-    most = 1e-5 if found.dtype is torch.float32 else 2**-5
-    return bool((found.float() - wanted.float()).abs().max() <= most * wanted.float().abs().max() + 1e-7)
+    tolerance = 1e-5 if actual.dtype is torch.float32 else 2**-5
+    return bool((actual.float() - expected.float()).abs().max() <= tolerance * expected.float().abs().max() + 1e-7)
 
 
 # -- the two families ----------------------------------------------------------------------------------------
 
 
-def selective(mixer: Selective, hidden: Tensor, seen: Tensor, state: Tensor) -> Tensor:
+def selective(mixer: Selective, hidden: Tensor, window: Tensor, state: Tensor) -> Tensor:
     """Mamba-1: hidden [b, 1, w], seen [b, c, k], state [b, c, n] -> [b, 1, w]."""
     channels, n = state.shape[1:]
     both = _product(mixer.in_proj, hidden[:, 0])  # [b, 2 c]
-    x = _convolved(mixer, both[:, :channels], seen)
+    x = _convolved(mixer, both[:, :channels], window)
     parts = _product(mixer.x_proj, x).split_with_sizes([mixer.x_proj.out_features - 2 * n, n, n], 1)
     dt, b, c = normed(mixer, parts)
     dt = RowProduct.native(dt, mixer.dt_proj.weight, None)
@@ -126,12 +126,12 @@ def selective(mixer: Selective, hidden: Tensor, seen: Tensor, state: Tensor) -> 
     return _product(mixer.out_proj, y)[:, None]
 
 
-def ssd(mixer: Ssd, hidden: Tensor, seen: Tensor, state: Tensor) -> Tensor:
+def ssd(mixer: Ssd, hidden: Tensor, window: Tensor, state: Tensor) -> Tensor:
     """Mamba-2: hidden [b, 1, w], seen [b, c, k], state [b, h, p, n] -> [b, 1, w]."""
-    (batch, heads, p, n), channels = state.shape, seen.shape[1]
+    (batch, heads, p, n), channels = state.shape, window.shape[1]
     inner = heads * p
     gate, mixed, dt = _product(mixer.in_proj, hidden[:, 0]).split_with_sizes([inner, channels, heads], 1)
-    mixed = _convolved(mixer, mixed, seen)
+    mixed = _convolved(mixer, mixed, window)
     x, b, c = mixed.split_with_sizes([inner, (channels - inner) // 2, (channels - inner) // 2], 1)
     b, c = b.view(batch, -1, n), c.view(batch, -1, n)
     x = x.view(batch, heads, p)
@@ -146,16 +146,16 @@ def normed(mixer: Selective, parts: Iterable[Tensor]) -> list[Tensor]:
     return [part if norm is None else norm(part) for part, norm in zip(parts, norms, strict=True)]
 
 
-def _convolved(mixer: Filtered, x: Tensor, seen: Tensor) -> Tensor:
+def _convolved(mixer: Filtered, x: Tensor, window: Tensor) -> Tensor:
     weight = mixer.conv1d.weight[:, 0]
     if CausalConv.accepts(weight, mixer.activation):
         raise TypeError(f"a convolution with {mixer.activation}")
-    return CausalConvStep.native(x, seen, weight, mixer.conv1d.bias, mixer.activation is not None)
+    return CausalConvStep.native(x, window, weight, mixer.conv1d.bias, mixer.activation is not None)
 
 
 def _product(linear: nn.Module, x: Tensor) -> Tensor:
     """A projection of a few rows; what was put in its place, or is listened to, is called."""
     plain = type(linear) is nn.Linear and not (linear._forward_hooks or linear._forward_pre_hooks)
-    if plain and "forward" not in vars(linear) and x.shape[0] <= MOST_ROWS and linear.weight.dtype is x.dtype:
+    if plain and "forward" not in vars(linear) and x.shape[0] <= MAX_ROWS and linear.weight.dtype is x.dtype:
         return RowProduct.native(x, linear.weight, linear.bias)
     return linear(x)

@@ -31,18 +31,18 @@ def quicken(model: nn.Module, *, marked: bool = False) -> list[str]:
     """
     if levels.library() is None:
         return []
-    found = [path for path in places(model) if not marked or is_marked(model, path)]
-    for path in found:
+    paths = [path for path in mixers_in(model) if not marked or is_marked(model, path)]
+    for path in paths:
         module = model.get_submodule(path)
         names = _graph_names(module)
         if names is None:
             module.forward = types.MethodType(_forward, module)
         else:
-            names |= {name: quick_convolution() for name, held in names.items() if held is leaves.causal_conv}
-    for module in model.modules() if found else ():
+            names |= {name: quick_convolution() for name, function in names.items() if function is leaves.causal_conv}
+    for module in model.modules() if paths else ():
         if _is_norm(module) and "forward" not in vars(module):
             module.forward = types.MethodType(_norm, module)
-    return found
+    return paths
 
 
 def slowed(model: nn.Module) -> None:
@@ -51,7 +51,7 @@ def slowed(model: nn.Module) -> None:
         if is_quick(module):
             del module.forward
         names = _graph_names(module) or {}
-        names |= {name: leaves.causal_conv for name, held in names.items() if held is quick_convolution()}
+        names |= {name: leaves.causal_conv for name, function in names.items() if function is quick_convolution()}
 
 
 def is_marked(model: nn.Module, path: str) -> bool:
@@ -83,13 +83,13 @@ def is_quick(module: nn.Module) -> bool:
     return getattr(vars(module).get("forward"), "__func__", None) in (_forward, _norm)
 
 
-def places(model: nn.Module) -> list[str]:
+def mixers_in(model: nn.Module) -> list[str]:
     """Modules that scan or convolve along the sequence by functions that have a kernel."""
     return [path for path, module in model.named_modules() if _calls_kernels(module)]
 
 
 def scans(model: nn.Module) -> list[str]:
-    """Those of `places` that scan."""
+    """Paths of the mixers that scan."""
     return [path for path, module in model.named_modules() if _graph_names(module) is None and _scans(module)]
 
 
@@ -103,9 +103,9 @@ def _calls_kernels(module: nn.Module) -> bool:
     names = _graph_names(module)
     if names is not None:
         return any(
-            held in (leaves.causal_conv, quick_convolution())
-            for held in names.values()
-            if isinstance(held, types.FunctionType)
+            value in (leaves.causal_conv, quick_convolution())
+            for value in names.values()
+            if isinstance(value, types.FunctionType)
         )
     kind: type = type(module)
     called = _called(kind)
@@ -187,10 +187,10 @@ def _rebuilt(function: Any, inner: Any, names: dict[str, Any]) -> Any:
     """A copy of a decorated function whose innermost one has other global names."""
     if function is inner:
         return _copied(inner, names, inner.__closure__)
-    below = function.__wrapped__
-    new = _rebuilt(below, inner, names)
-    held = function.__closure__ or ()
-    cells = tuple(types.CellType(new) if cell.cell_contents is below else cell for cell in held)
+    wrapped = function.__wrapped__
+    new = _rebuilt(wrapped, inner, names)
+    closure = function.__closure__ or ()
+    cells = tuple(types.CellType(new) if cell.cell_contents is wrapped else cell for cell in closure)
     assert any(cell.cell_contents is new for cell in cells), f"{function.__qualname__} hides what it wraps"
     return _copied(function, function.__globals__, cells)
 

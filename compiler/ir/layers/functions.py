@@ -25,7 +25,7 @@ PACKED = ("seq_idx", "cu_seqlens", "cu_seq_lens_q")  # several sequences in one 
 _SILU = ("silu", "swish")
 
 
-class Unfit(Exception):
+class UnsupportedCall(Exception):
     """A call is none for a kernel."""
 
 
@@ -37,27 +37,27 @@ def quick(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             if any(kwargs.get(word) is not None for word in PACKED):
-                raise Unfit
+                raise UnsupportedCall
             return over(*args, **kwargs)
-        except Unfit:
+        except UnsupportedCall:
             return original(*args, **kwargs)
 
     return call
 
 
-def run(kernel: type[Kernel], *given: Any) -> Any:
+def run(kernel: type[Kernel], *arguments: Any) -> Any:
     """A kernel, recorded for gradients where any are wanted and understood by modes of torch."""
-    tensors = [x for x in given if isinstance(x, Tensor)]
+    tensors = [x for x in arguments if isinstance(x, Tensor)]
     _need(all(x.device.type == "cpu" and x.dtype in FLOATS for x in tensors))
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     if learns or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):
-        return getattr(torch.ops.effc, kernel.name)(*given)
-    return kernel.native(*given)
+        return getattr(torch.ops.effc, kernel.name)(*arguments)
+    return kernel.native(*arguments)
 
 
 def _need(fits: bool) -> None:
     if not fits:
-        raise Unfit
+        raise UnsupportedCall
 
 
 def _one_of(x: Tensor | None) -> Tensor | None:
@@ -127,9 +127,9 @@ def _selective_step(
     return run(SelectiveStep, state, hidden_states, dt, A, B, C, D, z, dt_bias, dt_softplus, False)
 
 
-def _without_gradient(*given: Tensor | None) -> bool:
+def _without_gradient(*tensors: Tensor | None) -> bool:
     """Steps write states and have no gradient."""
-    return not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given))
+    return not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors))
 
 
 def _chunk_scan(
@@ -194,5 +194,5 @@ def leaf_convolution(
     length, k = x.shape[-1], weight.shape[-1]
     if CausalConv.accepts(weight, activation) or x.device.type != "cpu" or x.dtype not in FLOATS:
         return leaves.causal_conv(cache, x, weight, bias, activation, layer_idx)
-    seen = x if cache is None else cache.update_conv_state(x, layer_idx, conv_kernel_size=k)
-    return run(CausalConv, seen, weight, bias, None, None, activation in _SILU)[..., -length:].to(x.dtype)
+    inputs = x if cache is None else cache.update_conv_state(x, layer_idx, conv_kernel_size=k)
+    return run(CausalConv, inputs, weight, bias, None, None, activation in _SILU)[..., -length:].to(x.dtype)

@@ -91,7 +91,7 @@ def attention(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, **options: A
     """
     if "dropout" in options and not module.training:
         options["dropout"] = 0.0
-    eager = own(module, "eager_attention_forward", optional=True)
+    eager = module_function(module, "eager_attention_forward", optional=True)
     config: Any = module.config
     run = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
     return run(module, q, k, v, mask, **options)
@@ -102,8 +102,8 @@ def grouped_attention(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, **op
     """As `attention`, but of one new token the query heads that share keys are rows of one product."""
     from .attention import as_rows
 
-    found = as_rows(module, q, k, v, mask, options)
-    return attention(module, q, k, v, mask, **options) if found is None else (found, None)
+    output = as_rows(module, q, k, v, mask, options)
+    return attention(module, q, k, v, mask, **options) if output is None else (output, None)
 
 
 @leaf("attention")
@@ -139,7 +139,7 @@ def packed_attention(
 @leaf("rotary")
 def rotary(module: nn.Module, *args: Any, **options: Any) -> Any:
     """(q, k) turned by their positions: q, k, cos, sin go to the function that the module's source uses."""
-    return own(module, ROTARY)(*args, **options)
+    return module_function(module, ROTARY)(*args, **options)
 
 
 @leaf("mask_added")
@@ -153,8 +153,8 @@ def cache_update(cache: Any, k: Any, v: Any, layer_idx: int) -> Any:
     """(k, v) with the cached ones before them; as they are where there is no cache."""
     if cache is None:
         return k, v
-    own_cache = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
-    return own_cache.update(k, v, layer_idx)
+    self_cache = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+    return self_cache.update(k, v, layer_idx)
 
 
 @leaf("cache_update")
@@ -165,16 +165,16 @@ def cross_update(cache: Any, k: Any, v: Any, layer_idx: int) -> Any:
     """
     if cache is None:
         return k, v
-    kept = cache.cross_attention_cache
+    cross_cache = cache.cross_attention_cache
     if cache.is_updated.get(layer_idx):
-        return kept.layers[layer_idx].keys, kept.layers[layer_idx].values
+        return cross_cache.layers[layer_idx].keys, cross_cache.layers[layer_idx].values
     cache.is_updated[layer_idx] = True
-    return kept.update(k, v, layer_idx)
+    return cross_cache.update(k, v, layer_idx)
 
 
 @leaf("cache_length")
 def cache_length(cache: Any, layer_idx: int = 0) -> int:
-    """How many positions one slot of the cache holds."""
+    """Number of positions in one slot of the cache."""
     return 0 if cache is None else cache.get_seq_length(layer_idx)
 
 
@@ -185,13 +185,13 @@ def causal_conv(cache: Any, x: Any, weight: Any, bias: Any, activation: str | No
     The cache, where there is one, has what came before x and keeps its last k places.
     """
     length, kernel = x.shape[-1], weight.shape[-1]
-    seen = x if cache is None else cache.update_conv_state(x, layer_idx, conv_kernel_size=kernel)
-    seen = F.pad(seen.to(weight.dtype), (max(0, length + kernel - 1 - seen.shape[-1]), 0))
-    out = F.conv1d(seen, weight.unsqueeze(1), bias, groups=weight.shape[0])[..., -length:]
+    inputs = x if cache is None else cache.update_conv_state(x, layer_idx, conv_kernel_size=kernel)
+    inputs = F.pad(inputs.to(weight.dtype), (max(0, length + kernel - 1 - inputs.shape[-1]), 0))
+    out = F.conv1d(inputs, weight.unsqueeze(1), bias, groups=weight.shape[0])[..., -length:]
     return (out if activation is None else ACT2FN[activation](out)).to(x.dtype)
 
 
-OWN = {
+LEAF_FUNCTIONS = {
     f.__name__: f
     for f in (
         attention,
@@ -207,12 +207,12 @@ OWN = {
 }
 
 
-def own(module: nn.Module, name: str, *, optional: bool = False) -> Any:
+def module_function(module: nn.Module, name: str, *, optional: bool = False) -> Any:
     """The function `name` of the source file in which the module's class, or a base of it, is written."""
     for base in type(module).__mro__:
-        found = getattr(sys.modules.get(base.__module__), name, None)
-        if found is not None:
-            return getattr(found, "__effc_original__", found)
+        function = getattr(sys.modules.get(base.__module__), name, None)
+        if function is not None:
+            return getattr(function, "__effc_original__", function)
     assert optional, f"{type(module).__name__} comes from a file without {name}"
     return None
 
@@ -223,17 +223,17 @@ def function_role(name: str) -> str | None:
 
 
 def module_role(module: nn.Module) -> str:
-    """What a leaf module is for: the role of its class name, or "module"."""
+    """Role of a leaf module: the role of its class name, or "module"."""
     if type(module).__module__.startswith("transformers.activations") or _is_activation(module):
         return "activation"
     for base in type(module).__mro__:
         for pattern, role in _MODULE_ROLES:
-            if pattern.fullmatch(base.__name__) and not (role == "norm" and _holds_layers(module)):
+            if pattern.fullmatch(base.__name__) and not (role == "norm" and _contains_layers(module)):
                 return role
     return "module"
 
 
-def _holds_layers(module: nn.Module) -> bool:
+def _contains_layers(module: nn.Module) -> bool:
     """Whether what is called a norm is more than one: a layer with its norms, or a norm with a gate of its own."""
     return any(isinstance(part, nn.Linear) for part in module.modules())
 

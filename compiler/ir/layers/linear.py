@@ -44,7 +44,7 @@ class KernelLinear(nn.Module):
 
     @classmethod
     def of(cls, module: nn.Module, kernel: str) -> "KernelLinear":
-        """What does the work of a linear module, its weight packed. Raises `KernelError` where it can't be."""
+        """Kernel module in place of a linear module, its weight packed. Raises `KernelError` where it can't be."""
         weight = weight_of(module)
         packed, bias = LINEARS[kernel].pack(weight), module.bias
         assert bias is None or isinstance(bias, Tensor), f"a bias that is a {type(bias).__name__}"
@@ -70,8 +70,8 @@ class KernelLinear(nn.Module):
         if not isinstance(old, (nn.Linear, Conv1D)):
             raise TypeError(f"a packed weight in place of a {type(old).__name__}")
         n, k, size = spec["out_features"], spec["in_features"], spec["bytes"]
-        most = weight_of(old).shape
-        fits = all(type(number) is int and number > 0 for number in (n, k, size)) and n <= most[0] and k <= most[1]
+        shape = weight_of(old).shape
+        fits = all(type(number) is int and number > 0 for number in (n, k, size)) and n <= shape[0] and k <= shape[1]
         if not fits or size > 4 * (n + 64) * (k + 64) + (1 << 16):  # float32 with room for masks and scales
             raise ValueError(f"a packed weight of {n} outputs, {k} inputs and {size} bytes")
         device = old.weight.device
@@ -106,7 +106,7 @@ def lowered(model: nn.Module) -> Iterator[tuple[str, KernelLinear]]:
 
 
 def params(model: nn.Module) -> int:
-    """How many numbers a model holds, each once where modules share it; packed weights stand for theirs.
+    """Number of parameters of a model, shared ones once; packed weights count as the originals.
 
     A head that was tied to the embedding and then packed holds numbers that the embedding has already.
     """

@@ -11,7 +11,7 @@ from . import decode_steps, scan_chunks
 
 
 class Call(NamedTuple):
-    """What a mixer's forward is given; hidden is [b, t, w]."""
+    """Arguments of a mixer's forward; hidden is [b, t, w]."""
 
     forward: Callable[..., Any]  # the class's, over kernels
     mixer: nn.Module
@@ -21,7 +21,7 @@ class Call(NamedTuple):
     cache: Any
     mask: Any
 
-    def whole(self) -> Any:
+    def full_result(self) -> Any:
         return self.forward(self.mixer, *self.args, **self.kwargs)
 
 

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from ....kernels.gated_norm import GatedNorm
 from ....kernels.sequences import FLOATS
-from .decode_steps import near
+from .decode_steps import allclose
 
 _EPSILONS = ("variance_epsilon", "eps")
 _proven: "WeakKeyDictionary[nn.Module, Form | None]" = WeakKeyDictionary()
 
 
 class Form(NamedTuple):
-    """What the kernel has to know of a norm."""
+    """Parameters of a norm for the kernel."""
 
     width: int
     groups: int
@@ -41,12 +41,12 @@ def run(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return type(norm).forward(norm, *args, **kwargs)
     weight = norm.weight
     assert isinstance(weight, Tensor), "a norm without a weight"
-    found = form.over(x, gate, weight)
+    actual = form.over(x, gate, weight)
     if norm not in _proven:
-        wanted = type(norm).forward(norm, *args, **kwargs)
-        _proven[norm] = form if near(found, wanted) else None
-        return wanted
-    return found
+        expected = type(norm).forward(norm, *args, **kwargs)
+        _proven[norm] = form if allclose(actual, expected) else None
+        return expected
+    return actual
 
 
 def _fits(x: Any, form: Form, shape: tuple[int, ...] | None = None) -> TypeGuard[Tensor]:
@@ -59,9 +59,9 @@ def _form(norm: nn.Module) -> Form | None:
     """The one that is proven, or that its attributes tell."""
     if norm in _proven:
         return _proven[norm]
-    weight, told = norm._parameters.get("weight"), vars(norm)
-    epsilon = next((told[name] for name in _EPSILONS if name in told), None)
+    weight, members = norm._parameters.get("weight"), vars(norm)
+    epsilon = next((members[name] for name in _EPSILONS if name in members), None)
     if weight is None or not weight.is_cpu or epsilon is None:
         return None
-    width, size = weight.numel(), told.get("group_size")
+    width, size = weight.numel(), members.get("group_size")
     return Form(width, width // size if size and width % size == 0 else 1, epsilon)

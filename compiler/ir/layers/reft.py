@@ -22,7 +22,7 @@ from ...models.rows.prompt_positions import Cells, Prompts, listen
 
 @dataclass(frozen=True)
 class Form:
-    """What an intervention adds to a hidden state h: P^T (A h + b - P h), or less of it.
+    """Update of a hidden state h by an intervention: P^T (A h + b - P h), or less of it.
 
     orthonormal   the rows of P are
     aims          it has A; without it, the target of P h is the same for every h
@@ -44,7 +44,7 @@ FORMS = {
     "lobireft": Form("h + R'b", True, False, False),
 }
 STARTS = ("identity", "random")
-_MOST = 1 << 20  # of any size that a stored spec says
+_MAX_SIZE = 1 << 20  # of any size that a stored spec says
 
 
 class Intervention(nn.Module):
@@ -57,12 +57,12 @@ class Intervention(nn.Module):
     Dropout is of the edited hidden state, not of the edit: as in the published code.
     """
 
-    def __init__(self, form: str, width: int, rank: int, drop: float, **made: Any):
+    def __init__(self, form: str, width: int, rank: int, drop: float, **factory: Any):
         super().__init__()
         self.form, self.drop = form, drop
-        self.project = nn.Parameter(torch.zeros(rank, width, **made))
-        self.aim = nn.Parameter(torch.zeros(rank, width, **made)) if FORMS[form].aims else None
-        self.bias = nn.Parameter(torch.zeros(rank, **made))
+        self.project = nn.Parameter(torch.zeros(rank, width, **factory))
+        self.aim = nn.Parameter(torch.zeros(rank, width, **factory)) if FORMS[form].aims else None
+        self.bias = nn.Parameter(torch.zeros(rank, **factory))
 
     def rows(self) -> Tensor:
         """P [r, d]."""
@@ -138,20 +138,22 @@ class Reft(nn.Module):
     A swappable module (`edits.Swappable`) that is new in its layer, called as `reft` at the end of the layer's graph.
     """
 
-    def __init__(self, form: str, width: int, rank: int, first: int, last: int, tied: bool, drop: float, **made: Any):
+    def __init__(
+        self, form: str, width: int, rank: int, first: int, last: int, tied: bool, drop: float, **factory: Any
+    ):
         super().__init__()
         self.first, self.last, self.tied = first, last, tied
         names = ("both",) if tied and first and last else [n for n, k in (("prefix", first), ("suffix", last)) if k]
-        self.functions = nn.ModuleDict({name: Intervention(form, width, rank, drop, **made) for name in names})
+        self.functions = nn.ModuleDict({name: Intervention(form, width, rank, drop, **factory) for name in names})
         self.prompts = Prompts()  # until `connect` gives all of a model the same
 
     def forward(self, hidden: Tensor) -> Tensor:
         if not self.prompts.on or hidden.is_meta:
             return hidden
-        found = self.prompts.cells(hidden, self.first, self.last)
-        if found is None:
+        spans = self.prompts.cells(hidden, self.first, self.last)
+        if spans is None:
             return hidden
-        prefix, suffix = found
+        prefix, suffix = spans
         if "both" in self.functions:
             both = Cells(torch.cat([prefix.rows, suffix.rows]), torch.cat([prefix.columns, suffix.columns]))
             return self._edited(hidden, both, self.functions["both"])
@@ -199,7 +201,7 @@ class Reft(nn.Module):
             set(spec) == known
             and spec["form"] in FORMS
             and type(spec["tied"]) is bool
-            and all(type(n) is int and 0 <= n <= _MOST for n in counts)
+            and all(type(n) is int and 0 <= n <= _MAX_SIZE for n in counts)
             and type(spec["dropout"]) in (int, float)
             and 0 <= spec["dropout"] < 1
             and 0 < spec["rank"] <= spec["width"]
@@ -207,7 +209,7 @@ class Reft(nn.Module):
         ):
             raise ValueError("interventions of another form")
         like = next((t for t in [*old.parameters(), *old.buffers()] if t.is_floating_point()), torch.empty(0))
-        made = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
+        factory = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
         return cls(
             spec["form"],
             spec["width"],
@@ -216,7 +218,7 @@ class Reft(nn.Module):
             spec["last"],
             spec["tied"],
             float(spec["dropout"]),
-            **made,
+            **factory,
         )
 
     def extra_repr(self) -> str:
@@ -231,8 +233,8 @@ def interventions(model: nn.Module) -> Iterator[tuple[str, Reft]]:
 
 def connect(model: nn.Module) -> None:
     """Let all interventions of a model ask one object where its prompts lie; nothing where it has none."""
-    found = [module for _, module in interventions(model)]
-    if found:
+    modules = [module for _, module in interventions(model)]
+    if modules:
         one = listen(model)
-        for module in found:
+        for module in modules:
             module.prompts = one

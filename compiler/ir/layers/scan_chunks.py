@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 from ....kernels.causal_conv import CausalConv
 from ....kernels.selective_scan import SelectiveScan
 from ....kernels.ssd_scan import SsdScan
-from .decode_steps import Filtered, Selective, Ssd, near, normed
+from .decode_steps import Filtered, Selective, Ssd, allclose, normed
 from .functions import PACKED
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ LEAST = 32  # positions of a piece, and of the proof
 
 
 class Carried(NamedTuple):
-    """What goes from piece to piece."""
+    """State carried from chunk to chunk."""
 
     window: Tensor  # [b, c, k]: what the convolution read last, zeros before the first position
     state: Tensor | None  # of the scan
@@ -44,14 +44,14 @@ def run(call: "Call") -> Any:
     """A mixer's forward: by pieces where it is of a family and nothing came before, else the whole."""
     mixer: Any = call.mixer  # a module of any class, until it has proven to be of a family
     if not _fits(call):
-        return call.whole()
+        return call.full_result()
     if mixer not in _proven:
         first = call.hidden[:, :LEAST]
-        wanted = call.forward(mixer, first)
-        _proven[mixer] = next((f for f in (selective, ssd) if _agrees(f, mixer, first, wanted)), None)
+        expected = call.forward(mixer, first)
+        _proven[mixer] = next((f for f in (selective, ssd) if _agrees(f, mixer, first, expected)), None)
     family = _proven[mixer]
     if family is None:
-        return call.whole()
+        return call.full_result()
     out, last = over(family, mixer, call.hidden, call.mask, _size(*call.hidden.shape[:2]))
     if call.cache is not None:
         call.cache.update_conv_state(last.window, mixer.layer_idx)
@@ -61,8 +61,8 @@ def run(call: "Call") -> Any:
 
 def _size(sequences: int, length: int) -> int:
     """Positions of a piece, such that all are about equal."""
-    most = max(LEAST, ROWS // sequences)
-    return -(-length // -(-length // most))
+    largest = max(LEAST, ROWS // sequences)
+    return -(-length // -(-length // largest))
 
 
 def _fits(call: "Call") -> bool:
@@ -80,12 +80,12 @@ def _fits(call: "Call") -> bool:
     return call.cache.get_conv_state(index) is None and not call.cache.is_recording_past(index)
 
 
-def _agrees(family: Family, mixer: Any, hidden: Tensor, wanted: Tensor) -> bool:
+def _agrees(family: Family, mixer: Any, hidden: Tensor, expected: Tensor) -> bool:
     try:
-        found, _ = over(family, mixer, hidden, None, LEAST // 2)
+        actual, _ = over(family, mixer, hidden, None, LEAST // 2)
     except (AttributeError, RuntimeError, ValueError, TypeError):  # it is no mixer of that family
         return False
-    return near(found, wanted)
+    return allclose(actual, expected)
 
 
 def over(family: Family, mixer: Filtered, hidden: Tensor, mask: Tensor | None, size: int) -> tuple[Tensor, Carried]:
@@ -94,9 +94,9 @@ def over(family: Family, mixer: Filtered, hidden: Tensor, mask: Tensor | None, s
     carried = Carried(hidden.new_zeros(len(hidden), len(filters), filters.shape[-1]), None)
     out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
     for start in range(0, hidden.shape[1], size):
-        here = slice(start, start + size)
-        live = None if mask is None else mask[:, here, None]
-        out[:, here], carried = family(mixer, _masked(hidden[:, here], live), live, carried)
+        piece = slice(start, start + size)
+        live = None if mask is None else mask[:, piece, None]
+        out[:, piece], carried = family(mixer, _masked(hidden[:, piece], live), live, carried)
     return out, carried
 
 
@@ -107,7 +107,7 @@ def selective(mixer: Selective, hidden: Tensor, live: Tensor | None, before: Car
     """Mamba-1: hidden [b, t, w] -> [b, t, w]; the state is [b, c, n]."""
     channels, n = mixer.A_log.shape
     x, z = mixer.in_proj(hidden).split(channels, 2)
-    x, seen = _convolved(mixer, x, live, before.window)
+    x, window = _convolved(mixer, x, live, before.window)
     parts = mixer.x_proj(x).split([mixer.x_proj.out_features - 2 * n, n, n], 2)
     dt, b, c = normed(mixer, parts)
     dt = linear(dt, mixer.dt_proj.weight)  # the scan adds the bias
@@ -115,7 +115,7 @@ def selective(mixer: Selective, hidden: Tensor, live: Tensor | None, before: Car
     y, state = SelectiveScan.native(
         x.mT, dt.mT, a, b.mT, c.mT, mixer.D, z.mT, mixer.dt_proj.bias, True, before.state, None
     )
-    return mixer.out_proj(y.mT), Carried(seen, state)
+    return mixer.out_proj(y.mT), Carried(window, state)
 
 
 def ssd(mixer: Ssd, hidden: Tensor, live: Tensor | None, before: Carried) -> tuple[Tensor, Carried]:
@@ -123,10 +123,10 @@ def ssd(mixer: Ssd, hidden: Tensor, live: Tensor | None, before: Carried) -> tup
     heads, groups, inner = mixer.num_heads, mixer.n_groups, mixer.num_heads * mixer.head_dim
     channels = before.window.shape[1]
     gate, mixed, dt = mixer.in_proj(hidden).split([inner, channels, heads], 2)
-    mixed, seen = _convolved(mixer, mixed, live, before.window)
+    mixed, window = _convolved(mixer, mixed, live, before.window)
     x, b, c = mixed.split([inner, (channels - inner) // 2, (channels - inner) // 2], 2)
     a = -torch.exp(mixer.A_log.float())
-    least, most = map(float, mixer.time_step_limit)
+    least, upper = map(float, mixer.time_step_limit)
     y, state = SsdScan.native(
         x.unflatten(2, (heads, -1)),
         dt,
@@ -137,21 +137,21 @@ def ssd(mixer: Ssd, hidden: Tensor, live: Tensor | None, before: Carried) -> tup
         mixer.dt_bias,
         True,
         least,
-        most,
+        upper,
         before.state,
         None,
     )
     y = mixer.norm(y.flatten(2), gate)
-    return mixer.out_proj(y.to(hidden.dtype)), Carried(seen, state)
+    return mixer.out_proj(y.to(hidden.dtype)), Carried(window, state)
 
 
-def _convolved(mixer: Filtered, x: Tensor, live: Tensor | None, seen: Tensor) -> tuple[Tensor, Tensor]:
+def _convolved(mixer: Filtered, x: Tensor, live: Tensor | None, window: Tensor) -> tuple[Tensor, Tensor]:
     """x [b, t, c] after the convolution, and what it has seen by then."""
-    weight, k = mixer.conv1d.weight[:, 0], seen.shape[2]
+    weight, k = mixer.conv1d.weight[:, 0], window.shape[2]
     if CausalConv.accepts(weight, mixer.activation):
         raise TypeError(f"a convolution with {mixer.activation}")
-    y = CausalConv.native(x.mT, weight, mixer.conv1d.bias, seen[:, :, 1:], None, mixer.activation is not None)
-    return _masked(y.mT, live), torch.cat([seen, x[:, -k:].mT], 2)[:, :, -k:].contiguous()
+    y = CausalConv.native(x.mT, weight, mixer.conv1d.bias, window[:, :, 1:], None, mixer.activation is not None)
+    return _masked(y.mT, live), torch.cat([window, x[:, -k:].mT], 2)[:, :, -k:].contiguous()
 
 
 def _masked(x: Tensor, live: Tensor | None) -> Tensor:

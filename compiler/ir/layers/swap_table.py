@@ -12,7 +12,7 @@ from .reft import Reft
 CLASSES: dict[str, type[nn.Module]] = {"KernelLinear": KernelLinear, "Reft": Reft}
 
 # Spellings of before names were stored, when an entry said where a class lay. 8d012cb wrote the last of them.
-PLACES = {"compiler.lowering.lowered:KernelLinear": "KernelLinear"}
+CLASS_PATHS = {"compiler.lowering.lowered:KernelLinear": "KernelLinear"}
 
 
 def name_of(module: nn.Module) -> str:

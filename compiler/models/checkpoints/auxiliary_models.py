@@ -22,11 +22,11 @@ def open_headed(folder: Path, table: Mapping[type, Any], label: str) -> nn.Modul
     refuse_adapter(folder, label)
     config, weights = read_config(folder / "config.json", label), find_weights(folder, label)
     check_numbers(config, weights.slots, label)
-    made, _ = parse_config(config)
+    parsed, _ = parse_config(config)
     with quiet(), library(label):
-        kind = table[type(made)]
+        kind = table[type(parsed)]
         with torch.device("meta"):
-            check_size(kind(made), weights.count)
+            check_size(kind(parsed), weights.count)
         return from_files(
-            kind, made, folder, weights, attn_implementation=attention(kind, made), dtype=torch.float32
+            kind, parsed, folder, weights, attn_implementation=attention(kind, parsed), dtype=torch.float32
         ).eval()

@@ -18,7 +18,7 @@ from torch import nn
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.events import follow
 from ...core.json_errors import first_line
-from ...core.quantity import counted
+from ...core.quantity import count_text
 from .config_bounds import bad_config
 from .config_classes import exported, model_class, plain
 from .generation_config import NAME as GENERATION
@@ -61,18 +61,18 @@ def build(config: Mapping[str, Any], dtype: str, code: Path | None = None) -> nn
     """
     if code is not None:
         with quiet(), code_of(code):
-            made = transformers.AutoConfig.from_pretrained(code, trust_remote_code=True)
+            parsed = transformers.AutoConfig.from_pretrained(code, trust_remote_code=True)
             return transformers.AutoModelForCausalLM.from_config(
-                made, dtype=getattr(torch, dtype), trust_remote_code=True
+                parsed, dtype=getattr(torch, dtype), trust_remote_code=True
             )
-    made, kind = parse_config(config)
+    parsed, kind = parse_config(config)
     with quiet(), library(f"a `{config['model_type']}`"):
-        module = kind._from_config(made, dtype=getattr(torch, dtype), attn_implementation=attention(kind, made))
+        module = kind._from_config(parsed, dtype=getattr(torch, dtype), attn_implementation=attention(kind, parsed))
     return module.eval()
 
 
 @contextmanager
-def library(what: str) -> Iterator[None]:
+def library(label: str) -> Iterator[None]:
     """Say of whatever transformers raises while it makes a model that its config is why: anyone wrote it."""
     try:
         yield
@@ -82,7 +82,7 @@ def library(what: str) -> Iterator[None]:
         lacks = isinstance(error, ImportError)
         raise Reject(
             bad_config(
-                f"transformers makes no model of the config of {what}",
+                f"transformers makes no model of the config of {label}",
                 note=first_line(error),
                 help="install what it asks for" if lacks else "take the model's own config.json; --debug shows where",
             )
@@ -94,13 +94,13 @@ def check_size(module: nn.Module, count: int, spare: int = 1) -> None:
 
     Names and shapes are compared when weights are read; this comes before room is made for them.
     """
-    asked = sum(p.numel() for p in module.parameters())
-    kept = sum(b.numel() for b in module.buffers())
-    if asked > spare * (2 * count + SLACK) or kept > spare * (2 * count + 16 * SLACK):
+    n_params = sum(p.numel() for p in module.parameters())
+    n_buffers = sum(b.numel() for b in module.buffers())
+    if n_params > spare * (2 * count + SLACK) or n_buffers > spare * (2 * count + 16 * SLACK):
         raise Reject(
             other_weights(
-                f"the config asks for {counted(max(asked, kept), 'number')}, and the weights have "
-                f"{counted(count, 'number')}",
+                f"the config asks for {count_text(max(n_params, n_buffers), 'number')}, and the weights have "
+                f"{count_text(count, 'number')}",
                 help="take config.json from the same revision",
             )
         )
@@ -133,16 +133,16 @@ def parse_config(
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
     model_type = config["model_type"]
     if model_type not in known:
-        near = nearest(model_type, list(known))
+        closest = nearest(model_type, list(known))
         raise Reject(
             unknown_architecture(
                 f"transformers {transformers.__version__} does not know the model type `{model_type}`",
-                help=f"nearest is `{near}`" if near else "a newer transformers may know it",
+                help=f"nearest is `{closest}`" if closest else "a newer transformers may know it",
             )
         )
     try:
         with quiet():
-            made = known[model_type].from_dict(plain(dict(config)))
+            parsed = known[model_type].from_dict(plain(dict(config)))
     except (
         ValueError,
         TypeError,
@@ -155,43 +155,43 @@ def parse_config(
         raise Reject(
             bad_config(f"the config has values that a `{model_type}` can't have", note=first_line(error))
         ) from error
-    _refuse_timm(made)
+    _refuse_timm(parsed)
     names = config.get("architectures") or ()
     kind = model_class(model_type, names)
     if kind is None:
         classes = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
-        if type(made) not in classes or (
+        if type(parsed) not in classes or (
             isinstance(names, (list, tuple))
             and not exported().isdisjoint(name for name in names if isinstance(name, str))
         ):
             raise _no_class(model_type, names)
-        found = classes[type(made)]
-        assert isinstance(found, type), f"several classes for a {type(made).__name__}"
-        kind = found
-    return made, kind
+        listed = classes[type(parsed)]
+        assert isinstance(listed, type), f"several classes for a {type(parsed).__name__}"
+        kind = listed
+    return parsed, kind
 
 
 def _no_class(model_type: str, names: Any) -> Reject:
     """Why none of the names is taken: nobody's class, or that of another model type."""
     named = names if isinstance(names, (list, tuple)) else [names]
-    said = f"{', '.join(map(str, named)) or model_type} is no model class of transformers {transformers.__version__}"
+    message = f"{', '.join(map(str, named)) or model_type} is no model class of transformers {transformers.__version__}"
     for name in named:
         kind = getattr(transformers, name, None) if isinstance(name, str) and name in exported() else None
         owner = getattr(getattr(kind, "config_class", None), "model_type", model_type)
         if owner and owner != model_type:
-            said = (
+            message = (
                 f"{name} is no model class of transformers {transformers.__version__} for a `{model_type}`, which the "
                 f"config is of: it is one of `{owner}`"
             )
             break
-    return Reject(unknown_architecture(said, help="name one in `architectures` of config.json"))
+    return Reject(unknown_architecture(message, help="name one in `architectures` of config.json"))
 
 
-def _refuse_timm(made: "transformers.PreTrainedConfig") -> None:
-    if any("timm" in part.model_type for part in _configs(made)):
+def _refuse_timm(config: "transformers.PreTrainedConfig") -> None:
+    if any("timm" in part.model_type for part in _configs(config)):
         raise Reject(
             unknown_architecture(
-                f"a part of `{made.model_type}` comes from timm, which takes code and weights from anywhere",
+                f"a part of `{config.model_type}` comes from timm, which takes code and weights from anywhere",
                 help="give it a backbone of transformers, or wrap it in a module of your own: `effc explain module`",
             )
         )
@@ -206,27 +206,33 @@ def _configs(config: "transformers.PreTrainedConfig") -> "Iterator[transformers.
 
 
 def attention(
-    kind: "type[transformers.PreTrainedModel]", made: "transformers.PreTrainedConfig"
+    kind: "type[transformers.PreTrainedModel]", config: "transformers.PreTrainedConfig"
 ) -> str | dict[str, Any]:
-    """Which attention a class runs with, as `attn_implementation`: torch's fused one wherever it is supported.
+    """Attention of a class, as `attn_implementation`: torch's fused one wherever it is supported.
 
     Parts that a config names are models of their own: DETR has it, and its ResNet does not.
     """
-    return _attentions("sdpa", made) if kind._supports_sdpa else "eager"
+    return _attentions("sdpa", config) if kind._supports_sdpa else "eager"
 
 
-def _attentions(own: str, config: "transformers.PreTrainedConfig") -> str | dict[str, Any]:
-    held = {name: getattr(config, name, None) for name in config.sub_configs}
-    parts = {name: _attentions(_attention_of_part(part), part) for name, part in held.items() if part is not None}
-    return {"": own, **parts} if any(said != own for said in parts.values()) else own
+def _attentions(implementation: str, config: "transformers.PreTrainedConfig") -> str | dict[str, Any]:
+    sub_configs = {name: getattr(config, name, None) for name in config.sub_configs}
+    parts = {
+        name: _attentions(_attention_of_part(part), part) for name, part in sub_configs.items() if part is not None
+    }
+    return (
+        {"": implementation, **parts}
+        if any(part_implementation != implementation for part_implementation in parts.values())
+        else implementation
+    )
 
 
 def _attention_of_part(config: "transformers.PreTrainedConfig") -> str:
     auto = transformers.models.auto.modeling_auto
     classes: list[type[transformers.PreTrainedModel]] = []
     for table in (auto.MODEL_MAPPING, auto.MODEL_FOR_BACKBONE_MAPPING):
-        found: Any = table.get(type(config), ())
-        classes += found if isinstance(found, tuple) else [found]
+        listed: Any = table.get(type(config), ())
+        classes += listed if isinstance(listed, tuple) else [listed]
     return "sdpa" if all(kind._supports_sdpa for kind in classes) else "eager"
 
 
@@ -254,14 +260,14 @@ def _read(folder: Path, config: Mapping[str, Any], dtype: str, weights: Weights,
 
 
 def stock(folder: Path, config: Mapping[str, Any], weights: Weights, **options: Any) -> Any:
-    """What `from_pretrained` of the class that a config asks for gives, once it is seen that the weights have room."""
+    """Model by `from_pretrained` of the class that a config names, after a check that the weights fit in memory."""
     read_generation(folder)
     with torch.device("meta"):
         check_size(build(config, "float32"), weights.count)
-    made, kind = parse_config(config)
-    as_stored(made)
+    parsed, kind = parse_config(config)
+    as_stored(parsed)
     with quiet(), library(str(folder)):
-        return from_files(kind, made, folder, weights, attn_implementation=attention(kind, made), **options)
+        return from_files(kind, parsed, folder, weights, attn_implementation=attention(kind, parsed), **options)
 
 
 def from_files(
@@ -272,20 +278,21 @@ def from_files(
     Left to itself transformers takes the first that it finds of an adapter, shards of a distributed checkpoint, a file
     that the config names, one file, an index, and what the class lists beside them.
     """
-    more = getattr(type(config), "extra_files", ())
-    if more:
+    extra = getattr(type(config), "extra_files", ())
+    if extra:
         raise Reject(
             other_weights(
-                f"{folder}: a `{config.model_type}` has weights in {', '.join(more)} as well, which effc does not read",
+                f"{folder}: a `{config.model_type}` has weights in {', '.join(extra)} as well, "
+                "which effc does not read",
                 help="take a model whose weights lie in model.safetensors, or in shards that an index names",
             )
         )
     read = kind.from_pretrained(None, config=config, state_dict=dict(mapped(weights)), **options)
     model = read[0] if isinstance(read, tuple) else read
     if model.can_generate():
-        own = (folder / GENERATION).is_file()
+        has_generation = (folder / GENERATION).is_file()
         model.generation_config = transformers.GenerationConfig.from_pretrained(
-            folder, GENERATION if own else "config.json", _from_model_config=not own
+            folder, GENERATION if has_generation else "config.json", _from_model_config=not has_generation
         )
     model.name_or_path = model.config.name_or_path = str(folder)
     return read
@@ -293,58 +300,58 @@ def from_files(
 
 def check_names(info: Mapping[str, Any], label: str) -> None:
     """Everything that `from_pretrained` would have papered over, as one diagnostic each kind."""
-    found = []
-    shapes = sorted((name, tuple(stored), tuple(asked)) for name, stored, asked in info["mismatched_keys"])
+    faults = []
+    shapes = sorted((name, tuple(stored), tuple(expected)) for name, stored, expected in info["mismatched_keys"])
     if shapes:
-        name, stored, asked = shapes[0]
-        found.append(
+        name, stored, expected = shapes[0]
+        faults.append(
             other_weights(
-                f"{label}: `{name}` is {_shape(stored)} in the weights and {_shape(asked)} by "
-                f"the config{_more(shapes)}",
+                f"{label}: `{name}` is {_shape(stored)} in the weights and {_shape(expected)} by "
+                f"the config{_extra_keys(shapes)}",
                 help="take config.json from the same revision",
             )
         )
     missing = sorted(info["missing_keys"])
     if missing:
-        found.append(
+        faults.append(
             other_weights(
-                f"{label}: the weights have no `{missing[0]}`{_more(missing)}",
+                f"{label}: the weights have no `{missing[0]}`{_extra_keys(missing)}",
                 help="fetch the weights again, or take the config they were saved with",
             )
         )
     extra = sorted(n for n in info["unexpected_keys"] if not n.endswith(HARMLESS))
     if extra:
-        found.append(
+        faults.append(
             other_weights(
-                f"{label}: the config has no place for `{extra[0]}`{_more(extra)}",
+                f"{label}: the config has no place for `{extra[0]}`{_extra_keys(extra)}",
                 help="take config.json from the same revision",
             )
         )
-    if found:
-        raise Reject(*found)
+    if faults:
+        raise Reject(*faults)
 
 
 def _shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "a number"
 
 
-def _more(items: list) -> str:
+def _extra_keys(items: list) -> str:
     return f", and {len(items) - 1} more" if len(items) > 1 else ""
 
 
 @torch.no_grad()
 def check_finite(module: nn.Module, label: str) -> None:
     """One pass over the weights without a temporary: the extremes of a tensor show NaN and infinity."""
-    wrong = [
+    broken = [
         name
         for name, p in follow(module.named_parameters(), "weights read", _count(module))
         if p.is_floating_point() and p.numel() and not all(e.isfinite() for e in p.aminmax())
     ]
-    if wrong:
-        count = int((~module.get_parameter(wrong[0]).isfinite()).sum())
+    if broken:
+        count = int((~module.get_parameter(broken[0]).isfinite()).sum())
         raise Reject(
             not_finite(
-                f"{label}: `{wrong[0]}` holds {counted(count, 'value')} NaN or infinite{_more(wrong)}",
+                f"{label}: `{broken[0]}` holds {count_text(count, 'value')} NaN or infinite{_extra_keys(broken)}",
                 help="take another revision, or one stored in float32 or bfloat16",
             )
         )
@@ -372,10 +379,10 @@ def quiet() -> Iterator[None]:
     if level == log.CRITICAL and not bars:  # inside of another: each change of a level empties every logger's cache
         yield
         return
-    others = {logging.getLogger(name): logging.getLogger(name).level for name in _LOGGERS}
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in _LOGGERS}
     log.set_verbosity(log.CRITICAL)
     log.disable_progress_bar()
-    for logger in others:
+    for logger in levels:
         logger.setLevel(logging.CRITICAL)
     try:
         yield
@@ -383,5 +390,5 @@ def quiet() -> Iterator[None]:
         log.set_verbosity(level)
         if bars:
             log.enable_progress_bar()
-        for logger, known in others.items():
+        for logger, known in levels.items():
             logger.setLevel(known)

@@ -25,7 +25,9 @@ _FREE = re.compile(
     r"|expert_capacity|factor|interval|every|period|offset|index|indices|freq|timescale|bins|classes_map).*"
 )
 _ROWS = {("doge", "num_experts")}  # its experts are rows of one embedding, 16,384 where there is no mixture, too
-_DRAWN = re.compile(r"vocab_size|num_channels|image_size|num_mel_bins|max_source_positions")  # what inputs are made by
+_INPUT_SIZES = re.compile(
+    r"vocab_size|num_channels|image_size|num_mel_bins|max_source_positions"
+)  # what inputs are made by
 _COUNTS = re.compile(r"(num|n)_")
 _DEEPEST = 24
 WITHOUT_WEIGHTS = {"layers": 4096, "size": 1 << 24}  # of models with random weights
@@ -47,20 +49,20 @@ def check_numbers(config: Mapping[str, Any], slots: Mapping[str, Slot] | None, l
     for name, value in _numbers(config, "", 0):
         key = name.rpartition(".")[2]
         counts = _REPEATS.fullmatch(key) and (config.get("model_type"), name) not in _ROWS
-        if value < 1 and _DRAWN.fullmatch(key):
+        if value < 1 and _INPUT_SIZES.fullmatch(key):
             raise Reject(
                 bad_config(f"{label}: `{name}` of the config is {value}", help="take the model's own config.json")
             )
-        most = layers if counts else 1 << 40 if _FREE.fullmatch(key) else size
+        bound = layers if counts else 1 << 40 if _FREE.fullmatch(key) else size
         if (value < 0 and _COUNTS.match(key)) or math.isnan(value):
             raise Reject(
                 bad_config(f"{label}: `{name}` of the config is {value}", help="take the model's own config.json")
             )
-        if abs(value) > most and type(value) is int:
-            there = "" if slots is None else ", which the weights don't have room for"
+        if abs(value) > bound and type(value) is int:
+            reason = "" if slots is None else ", which the weights don't have room for"
             raise Reject(
                 bad_config(
-                    f"{label}: `{name}` of the config is {value}{there}", help="take the model's own config.json"
+                    f"{label}: `{name}` of the config is {value}{reason}", help="take the model's own config.json"
                 )
             )
 

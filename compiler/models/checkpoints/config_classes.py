@@ -1,4 +1,4 @@
-"""Which classes of transformers a config may name, and what of a config is never taken.
+"""Classes of transformers that a config may name, and the keys of a config that are dropped.
 
 A config comes from anybody. `architectures` names one of transformers' own classes for the config's model
 type; keys that name code, kernels, other files or a method of quantisation are left out, and what a model computes
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_TAKEN_OUT = frozenset(
+_DROPPED_KEYS = frozenset(
     {
         "auto_map",
         "custom_pipelines",
@@ -55,7 +55,7 @@ def plain(value: Any) -> Any:
         return value
     if set(value) == {"__float__"}:
         return float(value["__float__"])
-    return {key: plain(item) for key, item in value.items() if key not in _TAKEN_OUT}
+    return {key: plain(item) for key, item in value.items() if key not in _DROPPED_KEYS}
 
 
 def class_names(model_type: str) -> Iterator[str]:
@@ -102,8 +102,8 @@ def model_class(model_type: str, named: Any) -> "type[PreTrainedModel] | None":
     return None
 
 
-def class_taken(config: Mapping[str, Any]) -> str:
-    """What to tell a person where a config names no class that transformers has, and another is taken; else "".
+def class_note_of(config: Mapping[str, Any]) -> str:
+    """Note for the user where a config names no class that transformers has, and another is taken; else "".
 
     Modeling files are looked into first: torch, which the tables of classes need, is slow to import.
     """
@@ -113,14 +113,14 @@ def class_taken(config: Mapping[str, Any]) -> str:
         return ""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    taken = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    class_name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     known = not exported().isdisjoint(names)
-    if taken is None or known or model_class(model_type, names) is not None:
+    if class_name is None or known or model_class(model_type, names) is not None:
         return ""  # it opens as that class, or is refused once it is made
     if not named:
-        return f"`architectures` of the config names no class: opened as {taken}"
-    said = ", ".join(map(str, named))[:80]
-    return f"`architectures` of the config names {said}, which transformers doesn't have: opened as {taken}"
+        return f"`architectures` of the config names no class: opened as {class_name}"
+    names_text = ", ".join(map(str, named))[:80]
+    return f"`architectures` of the config names {names_text}, which transformers doesn't have: opened as {class_name}"
 
 
 def _modeling(model_type: str) -> Iterator[str]:
@@ -148,7 +148,7 @@ def is_tokenizer(name: Any) -> bool:
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
     known = set()
-    for held in TOKENIZER_MAPPING_NAMES.values():
-        known |= {held} if isinstance(held, str) else set(filter(None, held or ()))
+    for classes in TOKENIZER_MAPPING_NAMES.values():
+        known |= {classes} if isinstance(classes, str) else set(filter(None, classes or ()))
     spellings = {name, name.removesuffix("Fast"), f"{name}Fast"} if isinstance(name, str) else set()
     return not spellings.isdisjoint(known | _GENERIC)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .meta_init import parameters_on_meta
 from .origin import Origin
 
-_OWN = 1 << 16  # numbers of a tensor that gets its own; a larger one gets a row
+_MAX_NUMEL = 1 << 16  # numbers of a tensor that gets its own; a larger one gets a row
 
 
 def stand_in(origin: Origin) -> nn.Module:
@@ -28,6 +28,6 @@ def stand_in(origin: Origin) -> nn.Module:
 
 
 def _numbers(bare: Tensor, generator: torch.Generator) -> Tensor:
-    own = bare.numel() <= _OWN
-    found = torch.rand(bare.shape if own else bare.shape[-1:], generator=generator).add(0.5).to(bare.dtype)
-    return found if own else found.expand(bare.shape)
+    is_small = bare.numel() <= _MAX_NUMEL
+    values = torch.rand(bare.shape if is_small else bare.shape[-1:], generator=generator).add(0.5).to(bare.dtype)
+    return values if is_small else values.expand(bare.shape)

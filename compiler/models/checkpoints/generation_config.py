@@ -10,7 +10,7 @@ from ...core.json_errors import breakage
 from ...core.safe_read import CONFIG, read_json
 
 NAME = "generation_config.json"
-_MOST_BEAMS, _MOST = 64, 1 << 31
+_MAX_BEAMS, _MAX_VALUE = 64, 1 << 31
 _HELP = "fetch the file again, or remove it: generation then begins from the usual values"
 
 bad_generation = Fault(
@@ -49,12 +49,12 @@ def _fits(name: str, value: Any) -> bool:
             and all(_is_id(item) or (isinstance(item, list) and all(map(_is_id, item))) for item in value)
         )
     if name in ("num_beams", "num_return_sequences", "num_beam_groups", "num_assistant_tokens"):
-        return type(value) is int and 0 < value <= _MOST_BEAMS
+        return type(value) is int and 0 < value <= _MAX_BEAMS
     if name in _TEXTS:
         return isinstance(value, str) and len(value) < 200
     if name in _LISTS:
         return isinstance(value, list) and len(value) < 10_000 and all(map(_is_plain, value))
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) < _MOST
+    return type(value) in (int, float) and math.isfinite(value) and abs(value) < _MAX_VALUE
 
 
 _TEXTS = ("transformers_version", "cache_implementation", "early_stopping", "_from_model_config", "task", "language")
@@ -72,7 +72,7 @@ _LISTS = (
 
 
 def _is_id(value: Any) -> bool:
-    return type(value) is int and -1 <= value < _MOST
+    return type(value) is int and -1 <= value < _MAX_VALUE
 
 
 def _is_plain(value: Any) -> bool:

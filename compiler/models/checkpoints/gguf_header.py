@@ -6,7 +6,7 @@ from typing import Any
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
-_MOST_KEYS, _MOST_TENSORS, _MOST_ITEMS, MOST_HEADER = 4096, 1 << 16, 1 << 22, 1 << 28
+_MAX_KEYS, _MAX_TENSORS, _MAX_ITEMS, MAX_HEADER = 4096, 1 << 16, 1 << 22, 1 << 28
 
 
 class Reader:
@@ -34,7 +34,7 @@ class Reader:
         if kind != _ARRAY:
             return self.number(kind)
         inner, count = self.number(4), self.number(10)
-        if count > _MOST_ITEMS or depth:
+        if count > _MAX_ITEMS or depth:
             raise ValueError("an array is too long or holds arrays")
         return [self.value(inner, depth + 1) for _ in range(count)]
 
@@ -45,14 +45,14 @@ def check_header(path: Path) -> None:
     Other readers believe what a file says, and count to 2**63.
     """
     with path.open("rb") as file:
-        read_header(Reader(file.read(MOST_HEADER)))
+        read_header(Reader(file.read(MAX_HEADER)))
 
 
 def read_header(reader: Reader) -> tuple[dict[str, Any], list[tuple[str, int, tuple[int, ...], int]]]:
     if reader.take(4) != b"GGUF" or reader.number(4) not in (2, 3):
         raise ValueError("it does not begin as GGUF does")
     tensors, keys = reader.number(10), reader.number(10)
-    if tensors > _MOST_TENSORS or keys > _MOST_KEYS:
+    if tensors > _MAX_TENSORS or keys > _MAX_KEYS:
         raise ValueError("it counts more tensors or keys than a model has")
     facts = {}
     for _ in range(keys):

@@ -41,7 +41,7 @@ def cut_tables(model: nn.Module, resized: Iterable[str]) -> dict[str, torch.Tens
 
 
 @contextmanager
-def nothing_stored() -> Iterator[None]:
+def without_storage() -> Iterator[None]:
     """All that a constructor makes is on the meta device, even what it asks of the CPU by `torch.FloatTensor`."""
     with torch.device("meta"), parameters_on_meta():
         yield

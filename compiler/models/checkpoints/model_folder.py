@@ -18,12 +18,12 @@ from ...core.json_errors import breakage
 from ...core.safe_read import CONFIG, TOKENIZER, check_regular, read_json
 from ...core.settings import Settings
 from .config_bounds import bad_config, check_numbers
-from .config_classes import class_taken
+from .config_classes import class_note_of
 from .mamba_rescale import NOTE, rescales
 from .origin import Origin
 from .safetensors_header import FLOATS
 from .source_files import SourceFiles, root_of
-from .weights import Weights, files_there, find_weights, no_model
+from .weights import Weights, find_weights, folder_hint, no_model
 
 remote_code = Fault(
     "remote-code",
@@ -72,20 +72,20 @@ SLOW_FLOAT16 = (
 def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: str = "") -> Origin:
     """The origin of a local folder. `dtype` "auto" keeps what the files hold."""
     if not os.path.isdir(folder):  # false of a name that is too long for the system, too
-        said = f"{folder} is {other_kind(folder) or 'a file'}, where a folder is needed"
-        said = said if os.path.exists(folder) else f"there is no folder {folder}"
-        raise Reject(no_model(f"{label}: {said}", help=help))
+        message = f"{folder} is {other_kind(folder) or 'a file'}, where a folder is needed"
+        message = message if os.path.exists(folder) else f"there is no folder {folder}"
+        raise Reject(no_model(f"{label}: {message}", help=help))
     for name in ("config.json", *COMPANIONS):
         if (folder / name).exists():
             check_regular(folder / name, TOKENIZER, root_of(folder))
     config = read_config(folder / "config.json", label)
     trusted = check_code(config, label, settings)
     weights = find_weights(folder, label)
-    found = _check_dtype(config, weights, label)
+    stored_dtype = _check_dtype(config, weights, label)
     refuse_adapter(folder, label)
     if not trusted:
         check_numbers(config, weights.slots, label)
-    chosen = found if dtype == "auto" else dtype
+    chosen = stored_dtype if dtype == "auto" else dtype
     tokenizers = tokenizer_files(folder)
     decides = {"config.json": folder / "config.json", **weights.files}
     files = SourceFiles(settings.cache_dir)
@@ -96,7 +96,7 @@ def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: 
         identity=digest([files.hash_all(decides), chosen]),
         build=partial(_build, config, chosen, folder if trusted else None, None if trusted else weights.count),
         load=partial(_load, folder, config, chosen, label, weights, trusted),
-        tokenizer=cache(partial(load_tokenizer, folder, label, trusted)) if tokenizers else nothing,
+        tokenizer=cache(partial(load_tokenizer, folder, label, trusted)) if tokenizers else no_tokenizer,
         dtype=chosen,
         tokenizer_identity=files.hash_all(tokenizers) if tokenizers else "",
         weight_bytes=weights.count * WIDTHS[chosen],
@@ -107,15 +107,15 @@ def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: 
 
 
 def _notes(config: Mapping[str, Any], dtype: str, device: str, trusted: bool) -> tuple[str, ...]:
-    taken = "" if trusted else class_taken(config)
-    said = {SLOW_FLOAT16: dtype == "float16" and device == "cpu", NOTE: rescales(config), taken: taken != ""}
-    return tuple(note for note, holds in said.items() if holds)
+    class_note = "" if trusted else class_note_of(config)
+    notes = {SLOW_FLOAT16: dtype == "float16" and device == "cpu", NOTE: rescales(config), class_note: class_note != ""}
+    return tuple(note for note, applies in notes.items() if applies)
 
 
 WIDTHS = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
-def nothing() -> None:
+def no_tokenizer() -> None:
     """The tokenizer of a source that has none."""
 
 
@@ -123,8 +123,8 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
     """config.json as it is, checked to be an object that says what the model is."""
     if not os.path.isfile(path):
         kind = other_kind(path)
-        said = f"{path} is {kind}, where a file is needed" if kind else f"there is no {path.name} in {path.parent}"
-        raise Reject(no_model(f"{label}: {said}", help=files_there(path.parent)))
+        message = f"{path} is {kind}, where a file is needed" if kind else f"there is no {path.name} in {path.parent}"
+        raise Reject(no_model(f"{label}: {message}", help=folder_hint(path.parent)))
     try:
         config = read_json(path, CONFIG)
     except OSError as error:
@@ -194,8 +194,8 @@ def _check_dtype(config: Mapping[str, Any], weights: Weights, label: str) -> str
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:
     """Files that make the tokenizer; empty where no vocabulary is among them."""
-    found = {n: folder / n for n in TOKENIZER_FILES if (folder / n).exists()}
-    for path in found.values():
+    existing = {n: folder / n for n in TOKENIZER_FILES if (folder / n).exists()}
+    for path in existing.values():
         check_regular(path, TOKENIZER, root_of(folder))
     vocabularies = {
         "tokenizer.json",
@@ -206,7 +206,7 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
         "tekken.json",
         "tiktoken.model",
     }
-    return found if vocabularies & set(found) else {}
+    return existing if vocabularies & set(existing) else {}
 
 
 def _code(folder: Path) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Where a model comes from, before and after its weights are read."""
+"""Origin of a model, before and after its weights are read."""
 
 import hashlib
 import json
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ....dsl.syntax.diagnostics import Reject
 from ....dsl.syntax.source import Span
-from ...core.device import no_room
-from ...core.error_location import placed
+from ...core.device import out_of_device_memory
+from ...core.error_location import with_location
 from ...core.quantity import size
 from .source_files import SourceFiles
 
@@ -68,24 +68,24 @@ class Origin:
     span: Span | None = None
 
     def declared(self, span: Span | None, device: str) -> "Origin":
-        """The same as a recipe names it at `span`, which gets the blame; `load` moves it to a device."""
+        """Origin with the `span` of the recipe that names it, for diagnostics; `load` moves it to a device."""
 
         def build() -> "torch.nn.Module":
-            with placed(span):
+            with with_location(span):
                 return self.build()
 
         def load() -> "torch.nn.Module":
             import torch
 
-            with placed(span):
+            with with_location(span):
                 try:
                     return self.load().to(device)
                 except torch.OutOfMemoryError as error:
-                    said = f", whose weights take {size(self.weight_bytes)}," if self.weight_bytes else ""
-                    raise Reject(no_room(device, f"the model{said}")) from error
+                    size_text = f", whose weights take {size(self.weight_bytes)}," if self.weight_bytes else ""
+                    raise Reject(out_of_device_memory(device, f"the model{size_text}")) from error
 
         def tokenizer() -> Any:
-            with placed(span):
+            with with_location(span):
                 return self.tokenizer()
 
         return replace(self, build=build, load=load, tokenizer=tokenizer, span=span)
@@ -96,7 +96,7 @@ class Origin:
         To be asked before anything is kept that was computed from the model's weights.
         """
         if self.files is not None:
-            with placed(self.span):
+            with with_location(self.span):
                 self.files.refuse_change()
 
     @cached_property
@@ -108,14 +108,15 @@ class Origin:
 
     @property
     def vocabulary(self) -> int | None:
-        """How many token ids the embedding has, where the config says. BEiT's counts the codes of picture patches."""
+        """Number of token ids of the embedding, where the config states it. BEiT's counts the codes of picture
+        patches."""
         if "image_size" in self.config and "text_config" not in self.config:
             return None
         return self._number("src_vocab_size") or self._number("vocab_size")
 
     @property
-    def said_vocabulary(self) -> int | None:
-        """How many token ids a target is made of; other than those of a source where a translator has two tables."""
+    def target_vocabulary(self) -> int | None:
+        """Number of token ids of targets; differs from that of sources where a translator has two tables."""
         return self._number("decoder_vocab_size") or self._number("tgt_vocab_size") or self.vocabulary
 
     @property
@@ -128,7 +129,7 @@ class Origin:
 
 
 def longest_row(config: Mapping[str, Any]) -> int | None:
-    """How many tokens a row has at most; None where the config, as plain JSON, does not say."""
+    """Maximum length of a row in tokens; None where the config, as plain JSON, does not state it."""
     longest = next(filter(None, (_number(config, name) for name in POSITIONS)), None)
     if longest and config.get("model_type") in _BEHIND_PADDING:
         padding = _number(config, "pad_token_id")

@@ -1,4 +1,4 @@
-"""What a module answers to where it is one of transformers', or one of effc's that stands for one."""
+"""Type of modules that are transformers' models, or effc's replacements of them."""
 
 import sys
 from typing import TYPE_CHECKING, TypeGuard, cast
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def pretrained(model: nn.Module) -> "PreTrainedModel":
-    """The same module, for the type checker: who asks it for its config, head or generation knows what it is.
+    """Cast of a module for the type checker, for callers that read its config or head, or generate.
 
     No check while it runs: a model of the native engine, or of ONNX, is no `PreTrainedModel` and answers like one.
     """

@@ -1,4 +1,4 @@
-"""What a safetensors file holds, read from its header alone: names, dtypes, shapes, places.
+"""Content of a safetensors file, read from its header alone: names, dtypes, shapes, places.
 
 Pure Python and strict: every byte of the file is accounted for before anything maps it, so a truncated or
 patched file is refused here with its numbers instead of far away.
@@ -53,7 +53,7 @@ LFS = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a tensor lies: bytes `start` to `end` after the header."""
+    """Position of a tensor: bytes `start` to `end` after the header."""
 
     dtype: str  # as the format spells it: "BF16"
     shape: tuple[int, ...]
@@ -81,14 +81,14 @@ def read_header(path: Path) -> Header:
         first = file.read(8)
         if LFS.startswith(first) and len(first) == 8:
             raise Reject(
-                _says(
+                _header_error(
                     path, f"is a Git LFS pointer of {size} bytes, not weights", help="run `git lfs pull` in its folder"
                 )
             )
         length = int.from_bytes(first, "little")
         if len(first) < 8 or length > size - 8:
             raise Reject(
-                _says(
+                _header_error(
                     path,
                     f"is cut: its header alone needs {length + 8} bytes, the file has {size}"
                     if len(first) == 8
@@ -96,11 +96,11 @@ def read_header(path: Path) -> Header:
                 )
             )
         if length > LIMIT:
-            raise Reject(_says(path, f"states a header of {length} bytes; the format allows {LIMIT}"))
+            raise Reject(_header_error(path, f"states a header of {length} bytes; the format allows {LIMIT}"))
         body = _parse(path, file.read(length))
     metadata = body.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise Reject(_says(path, "has metadata other than text"))
+        raise Reject(_header_error(path, "has metadata other than text"))
     slots = {name: _slot(path, name, entry) for name, entry in body.items()}
     _check_cover(path, slots, size - 8 - length)
     return Header(path, slots, metadata, 8 + length)
@@ -115,33 +115,35 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     try:
         body = json.loads(text.decode(), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise Reject(_says(path, f"has a header that is not JSON: {breakage(error)}")) from error
+        raise Reject(_header_error(path, f"has a header that is not JSON: {breakage(error)}")) from error
     if not isinstance(body, dict):
-        raise Reject(_says(path, "has a header that is not a JSON object"))
+        raise Reject(_header_error(path, "has a header that is not a JSON object"))
     return body
 
 
 _AXES = 64  # that torch has
 
 
-def _whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, list) and len(value) <= _AXES and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
 
 
 def _slot(path: Path, name: str, entry: Any) -> Slot:
     """One entry, checked for itself: `{"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}`."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise Reject(_says(path, f"describes `{name}` by other fields than dtype, shape and data_offsets"))
+        raise Reject(_header_error(path, f"describes `{name}` by other fields than dtype, shape and data_offsets"))
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise Reject(_says(path, f"gives `{name}` a dtype that the format does not have"))
-    if not _whole(shape) or not _whole(offsets) or len(offsets) != 2:
-        raise Reject(_says(path, f"gives `{name}` a shape or place that is not whole numbers"))
+        raise Reject(_header_error(path, f"gives `{name}` a dtype that the format does not have"))
+    if not _is_integer(shape) or not _is_integer(offsets) or len(offsets) != 2:
+        raise Reject(_header_error(path, f"gives `{name}` a shape or place that is not whole numbers"))
     slot = Slot(dtype, tuple(shape), *offsets)
     bits = slot.count * BITS[dtype]
     if bits % 8 or slot.end - slot.start != bits // 8:
         raise Reject(
-            _says(path, f"gives `{name}` {slot.end - slot.start} bytes; {dtype} of shape {shape} takes {_bytes(bits)}")
+            _header_error(
+                path, f"gives `{name}` {slot.end - slot.start} bytes; {dtype} of shape {shape} takes {_bytes(bits)}"
+            )
         )
     return slot
 
@@ -156,13 +158,13 @@ def _check_cover(path: Path, slots: Mapping[str, Slot], size: int) -> None:
     reached = 0
     for name, slot in sorted(slots.items(), key=lambda item: (item[1].start, item[1].end)):
         if slot.start != reached:
-            raise Reject(_says(path, f"has `{name}` at byte {slot.start} where byte {reached} is next"))
+            raise Reject(_header_error(path, f"has `{name}` at byte {slot.start} where byte {reached} is next"))
         reached = slot.end
     if reached > size:
-        raise Reject(_says(path, f"is cut: its tensors need {reached} bytes, {size} are there"))
+        raise Reject(_header_error(path, f"is cut: its tensors need {reached} bytes, {size} are there"))
     if reached < size:
-        raise Reject(_says(path, f"has {size - reached} bytes after its last tensor"))
+        raise Reject(_header_error(path, f"has {size - reached} bytes after its last tensor"))
 
 
-def _says(path: Path, fact: str, help: str = "fetch the file again") -> Diagnostic:
+def _header_error(path: Path, fact: str, help: str = "fetch the file again") -> Diagnostic:
     return damaged_weights(f"{path} {fact}", help=help)

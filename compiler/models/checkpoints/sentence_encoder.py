@@ -1,4 +1,4 @@
-"""What a folder of sentence-transformers says of its modules."""
+"""Modules of a sentence-transformers folder."""
 
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ def modules(folder: Path) -> list[tuple[str, str]]:
     """Kind and folder of each module that modules.json names; folders beside it are none."""
     read = json_of(folder / MODULES)
     named = [m for m in read if isinstance(m, dict)] if isinstance(read, list) else []
-    found = [(str(m.get("type", "")).rpartition(".")[2], str(m.get("path", ""))) for m in named]
-    outside = [path for _, path in found if Path(path).is_absolute() or ".." in Path(path).parts]
+    kinds = [(str(m.get("type", "")).rpartition(".")[2], str(m.get("path", ""))) for m in named]
+    outside = [path for _, path in kinds if Path(path).is_absolute() or ".." in Path(path).parts]
     if outside:
         raise Reject(no_pooling(f"{folder / MODULES} names {outside[0]}, which is outside of it", help="correct it"))
-    return found
+    return kinds
 
 
 def module_paths(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a checkpoint folder says beside weights and config: tokenizer, chat template, generation config, licence."""
+"""Files of a checkpoint folder besides weights and config: tokenizer, chat template, generation config, licence."""
 
 import shutil
 from pathlib import Path
@@ -27,13 +27,13 @@ def companions(model: nn.Module, origin: Origin, folder: Path) -> None:
         _sentence_modules(origin.folder, folder)
     if not any((folder / n).exists() for n in TOKENIZER_FILES) and (tokenizer := origin.tokenizer()) is not None:
         tokenizer.save_pretrained(folder)
-    own = pretrained(model)
-    if not (folder / "generation_config.json").exists() and own.can_generate():
-        own.generation_config.save_pretrained(folder)
+    hf_model = pretrained(model)
+    if not (folder / "generation_config.json").exists() and hf_model.can_generate():
+        hf_model.generation_config.save_pretrained(folder)
 
 
 def _sentence_modules(origin: Path, folder: Path) -> None:
-    """What makes a folder one of sentence-transformers, byte for byte; the transformer itself lies in the folder."""
+    """Copy the files that make a folder one of sentence-transformers; the transformer itself is in the folder."""
     if not (origin / MODULES).is_file():
         return
     for name in _SENTENCES:

@@ -56,13 +56,13 @@ class SourceFiles:
         """
         for path, fact in self.facts.items():
             try:
-                now = _fact(path)
-                if self._broken is None and now != fact and read_hash(path) != self._hashes[path]:
+                current = _fact(path)
+                if self._broken is None and current != fact and read_hash(path) != self._hashes[path]:
                     self._broken = path
             except (FileNotFoundError, NotADirectoryError):
                 self._broken = self._broken or path
                 continue
-            self.facts[path] = now
+            self.facts[path] = current
         if self._broken is not None:
             verb = "changed" if self._broken.exists() else "was removed"
             raise Reject(
@@ -78,6 +78,6 @@ def _fact(path: Path) -> Fact:
 
 
 def root_of(folder: Path) -> Path:
-    """What links of a model folder may not lead out of: the folder, or the hub's cache of that model."""
+    """Root that links of a model folder may not leave: the folder, or the hub's cache of that model."""
     cached = folder.parent.name == "snapshots" and (folder.parents[1] / "blobs").is_dir()
     return folder.parents[1] if cached else folder

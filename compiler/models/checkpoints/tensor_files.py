@@ -107,8 +107,8 @@ def _write(path: Path, pieces: list[Piece]) -> None:
 
 def _bytes(piece: Piece) -> memoryview:
     tensor = piece.make().detach().cpu().contiguous()
-    seen = (tensor.dtype, tuple(tensor.shape))
-    assert seen == (piece.dtype, piece.shape), f"{piece.name} is {seen}, not {piece.dtype} {piece.shape}"
+    actual = (tensor.dtype, tuple(tensor.shape))
+    assert actual == (piece.dtype, piece.shape), f"{piece.name} is {actual}, not {piece.dtype} {piece.shape}"
     return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 

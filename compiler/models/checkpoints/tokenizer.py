@@ -10,7 +10,7 @@ import transformers
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.json_errors import first_line
-from ...core.safe_read import CONFIG, MISFIT, TOKENIZER, check_regular, read_json, read_regular
+from ...core.safe_read import CONFIG, MALFORMED, TOKENIZER, check_regular, read_json, read_regular
 from .checkpoint import quiet
 from .config_classes import is_tokenizer
 from .source_files import root_of
@@ -20,7 +20,7 @@ from .tokenizer_pieces import check_sentencepiece, check_tekken, check_tiktoken
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WHOLE = "tokenizer.json"
+FAST_TOKENIZER = "tokenizer.json"
 _READ = (".json", ".jinja", ".txt", ".model", ".spm", ".tiktoken")  # what transformers reads of a folder for one
 TOKENS = ("tokenizer_config.json", "special_tokens_map.json")
 _CALLS = ("_encode_plus", "_decode", "convert_tokens_to_string")  # by which a tokenizer runs the library
@@ -40,7 +40,7 @@ def open_tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:
     _check_form(folder, label)
     try:
         with quiet(), panics(label):
-            made = transformers.AutoTokenizer.from_pretrained(
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=trusted, **dict.fromkeys(files)
             )
     except Reject:
@@ -55,14 +55,14 @@ def open_tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:
                 note=first_line(error),
             )
         ) from error
-    return _guarded(made, label)
+    return _guarded(tokenizer, label)
 
 
 def _checks(folder: Path) -> Iterator[tuple[Path, Callable[[Path], None]]]:
-    """Files of a folder that a library makes a tokenizer of, each with what refuses it by `MISFIT`."""
+    """Files of a folder that a library makes a tokenizer of, each with what refuses it by `MALFORMED`."""
     for path in sorted(folder.iterdir()):
         name = path.name
-        if name == WHOLE:
+        if name == FAST_TOKENIZER:
             yield path, lambda file: check(read_json(file, TOKENIZER))
         elif name in TOKENS:
             yield path, lambda file: check_tokens(read_json(file, CONFIG))
@@ -81,7 +81,7 @@ def _check_form(folder: Path, label: str) -> None:
     for path, reading in _checks(folder):
         try:
             reading(path)
-        except (OSError, *MISFIT) as error:
+        except (OSError, *MALFORMED) as error:
             raise Reject(
                 bad_tokenizer(
                     f"{label}: {path} describes no tokenizer that is taken",
@@ -108,34 +108,34 @@ def panics(label: str) -> Iterator[None]:
         ) from error
 
 
-def _guarded(made: Any, label: str) -> Any:
-    """The same tokenizer, which raises Reject where the library panics."""
-    kind = type(made)
-    if not made.is_fast:
-        return made
+def _guarded(tokenizer: Any, label: str) -> Any:
+    """Wrap a tokenizer so that it raises Reject where the library panics."""
+    kind = type(tokenizer)
+    if not tokenizer.is_fast:
+        return tokenizer
 
     def watched(name: str) -> Callable[..., Any]:
         inner = getattr(kind, name)
 
         @wraps(inner)
-        def call(self: Any, *given: Any, **named: Any) -> Any:
+        def call(self: Any, *arguments: Any, **named: Any) -> Any:
             with panics(label):
-                return inner(self, *given, **named)
+                return inner(self, *arguments, **named)
 
         return call
 
     def reduced(self: Any, protocol: Any) -> tuple[Any, ...]:
         return _plain, (kind, self.__dict__)  # pickle looks a class up by its name
 
-    own = {name: watched(name) for name in _CALLS} | {"__reduce_ex__": reduced, "__module__": kind.__module__}
-    made.__class__ = type(kind.__name__, (kind,), own)
-    return made
+    members = {name: watched(name) for name in _CALLS} | {"__reduce_ex__": reduced, "__module__": kind.__module__}
+    tokenizer.__class__ = type(kind.__name__, (kind,), members)
+    return tokenizer
 
 
 def _plain(kind: "type[PreTrainedTokenizerBase]", state: dict[str, Any]) -> Any:
-    made = kind.__new__(kind)
-    made.__dict__.update(state)
-    return made
+    tokenizer = kind.__new__(kind)
+    tokenizer.__dict__.update(state)
+    return tokenizer
 
 
 _ELSEWHERE = ("gguf_file", "fast_tokenizer_files", "tokenizer_object", "init_inputs")
@@ -151,17 +151,17 @@ def _check_config(folder: Path, label: str) -> tuple[str, ...]:
     if not path.exists():
         return ()
     try:
-        said = read_json(path, CONFIG)
+        body = read_json(path, CONFIG)
     except (OSError, ValueError, RecursionError) as error:
         raise Reject(bad_tokenizer(f"{label}: {path} can't be read as JSON", help="fetch it again")) from error
-    if not isinstance(said, dict):
+    if not isinstance(body, dict):
         raise Reject(bad_tokenizer(f"{label}: {path} is no JSON object", help="fetch it again"))
-    most = said.get("model_max_length")
-    if most is not None and type(most) not in (int, float):
+    max_length = body.get("model_max_length")
+    if max_length is not None and type(max_length) not in (int, float):
         raise Reject(
             bad_tokenizer(f"{label}: {path} has a `model_max_length` that is no number", help="fetch it again")
         )
-    name = said.get("tokenizer_class")
+    name = body.get("tokenizer_class")
     if name is not None and not is_tokenizer(name):
         raise Reject(
             bad_tokenizer(
@@ -169,7 +169,7 @@ def _check_config(folder: Path, label: str) -> tuple[str, ...]:
                 help="fetch the tokenizer files again",
             )
         )
-    other = next((name for name in _ELSEWHERE if said.get(name)), None)
+    other = next((name for name in _ELSEWHERE if body.get(name)), None)
     if other is not None:
         raise Reject(
             bad_tokenizer(
@@ -177,4 +177,4 @@ def _check_config(folder: Path, label: str) -> tuple[str, ...]:
                 help="fetch the tokenizer files again, from somebody whom you trust",
             )
         )
-    return tuple(name for name in said if name.endswith("_file"))
+    return tuple(name for name in body if name.endswith("_file"))

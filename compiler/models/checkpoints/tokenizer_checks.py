@@ -1,4 +1,4 @@
-"""What `tokenizer.json` may ask of the tokenizers library, which takes any number that it says.
+"""Limits on numbers in `tokenizer.json`, which the tokenizers library does not check.
 
 The library builds what a file describes and applies it to every text: a dozen replacements of `a` by `aa` fill all
 memory with a word, padding to 2**31 with none, and where it finds no memory the process ends. So what steps could
@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from .tokenizer_steps import Unbounded, check_whole, steps
+from .tokenizer_steps import Unbounded, check_largest_size, steps
 
 TEMPLATES = "additional_chat_templates/*.jinja"
-_MOST_GROWTH = (
+_MAX_GROWTH = (
     1024  # characters that one may become: a table of Unicode forms, bytes and a few signs written out make 576
 )
-_MOST_TEXT = 256  # characters of a text that is put in
-_MOST_ADDED = 1024  # that all texts which are put before another have
-_MOST_STEPS, _MOST_PIECES, _MOST_SPECIAL = 256, 64, 64  # the last: tokens that one of a template stands for
-_MOST_CUT, _MOST_WORD, _MOST_PAD = 1024, 1000, 1 << 20
-_MOST_FORM = 64  # bytes of what a table of Unicode forms makes of a few characters; the longest of Unicode is 33
+_MAX_TEXT = 256  # characters of a text that is put in
+_MAX_ADDED = 1024  # that all texts which are put before another have
+_MAX_STEPS, _MAX_PIECES, _MAX_SPECIAL = 256, 64, 64  # the last: tokens that one of a template stands for
+_MAX_CUT, _MAX_WORD, _MAX_PAD = 1024, 1000, 1 << 20
+_MAX_FORM = 64  # bytes of what a table of Unicode forms makes of a few characters; the longest of Unicode is 33
 _FORMS_GROWTH, _BYTES_GROWTH = 18, 4  # of one character in such a table; of one into its bytes
 
 
@@ -32,50 +32,50 @@ def check_tokens(body: Any) -> None:
     """Of `tokenizer_config.json` and its kin: added tokens say of themselves what such tokens say, and nothing else."""
     left = [body]
     while left:
-        held = left.pop()
-        if isinstance(held, dict):
-            added = held.get("added_tokens_decoder")
-            tokens = [held, *(added.values() if isinstance(added, dict) else ())]
+        value = left.pop()
+        if isinstance(value, dict):
+            added = value.get("added_tokens_decoder")
+            tokens = [value, *(added.values() if isinstance(added, dict) else ())]
             for token in tokens:
-                says = _TOKEN.intersection(token) if isinstance(token, dict) else ()
-                if (says or token is not held) and not (isinstance(token, dict) and token.keys() <= _TOKEN):
+                token_keys = _TOKEN.intersection(token) if isinstance(token, dict) else ()
+                if (token_keys or token is not value) and not (isinstance(token, dict) and token.keys() <= _TOKEN):
                     raise Unbounded("an added token says more of itself than such tokens do")
-            left.extend(held.values())
-        elif isinstance(held, list):
-            left.extend(held)
+            left.extend(value.values())
+        elif isinstance(value, list):
+            left.extend(value)
 
 
 def check(body: Any) -> None:
     """Of a file that was read. Raises Unbounded, or another of `regular.MISFIT` where a part is of another form."""
-    check_whole(body)
+    check_largest_size(body)
     before = [*steps(body, "normalizer"), *steps(body, "pre_tokenizer")]
     for row in (before, list(steps(body, "decoder"))):
-        _within(len(row), _MOST_STEPS, "the number of its steps")
-        _within(_growth(row), _MOST_GROWTH, "the number of characters that one becomes")
-        _within(sum(len(step.get("prepend") or "") for step in row), _MOST_ADDED, "what is put before a text")
+        _within(len(row), _MAX_STEPS, "the number of its steps")
+        _within(_growth(row), _MAX_GROWTH, "the number of characters that one becomes")
+        _within(sum(len(step.get("prepend") or "") for step in row), _MAX_ADDED, "what is put before a text")
         for step in row:
             _check_step(step)
     processors = list(steps(body, "post_processor"))
     for processor in processors:
         _check_template(processor)
-    _within(len(processors), _MOST_STEPS, "the number of its templates")
-    _within(prod(map(_repeats, processors)), _MOST_PIECES, "how often a text stands in its template")
-    _check_ends(body.get("truncation"), body.get("padding"))
-    _within(body["model"].get("max_input_chars_per_word") or 0, _MOST_WORD, "the length of a word")
+    _within(len(processors), _MAX_STEPS, "the number of its templates")
+    _within(prod(map(_repeats, processors)), _MAX_PIECES, "how often a text stands in its template")
+    _check_eos(body.get("truncation"), body.get("padding"))
+    _within(body["model"].get("max_input_chars_per_word") or 0, _MAX_WORD, "the length of a word")
 
 
-def _within(number: Any, most: int, what: str) -> None:
-    if not isinstance(number, (int, float)) or not 0 <= number <= most:
-        raise Unbounded(f"{what} is {str(number)[:20]}, more than the {most} that are taken")
+def _within(number: Any, bound: int, label: str) -> None:
+    if not isinstance(number, (int, float)) or not 0 <= number <= bound:
+        raise Unbounded(f"{label} is {str(number)[:20]}, more than the {bound} that are taken")
 
 
 def _growth(row: Sequence[Mapping[str, Any]]) -> int:
     """Characters that steps make of one at most: each multiplies what one before it may have put there."""
-    made: list[int] = []
+    factors: list[int] = []
     for step in row:
-        above = [many for many, before in zip(made, row, strict=False) if _meets(step, before)]
-        made.append(min(_factor(step) * max(above, default=1), _MOST_GROWTH + 1))
-    return max(made, default=1)
+        above = [many for many, before in zip(factors, row, strict=False) if _meets(step, before)]
+        factors.append(min(_factor(step) * max(above, default=1), _MAX_GROWTH + 1))
+    return max(factors, default=1)
 
 
 def _factor(step: Mapping[str, Any]) -> int:
@@ -93,16 +93,16 @@ def _meets(step: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
 
 
 def _text(step: Mapping[str, Any]) -> str:
-    """What a step replaces, "" where it is no fixed text."""
+    """Text that a step replaces, "" where it is no fixed text."""
     pattern = step.get("pattern")
     return str(pattern.get("String") or "") if step.get("type") == "Replace" and isinstance(pattern, dict) else ""
 
 
 def _check_step(step: Mapping[str, Any]) -> None:
     for name in ("content", "prepend", "replacement", "prefix", "suffix"):
-        _within(len(step.get(name) or ""), _MOST_TEXT, f"the length of a `{name}`")
+        _within(len(step.get(name) or ""), _MAX_TEXT, f"the length of a `{name}`")
     for name in ("start", "stop"):
-        _within(step.get(name) or 0, _MOST_CUT, f"`{name}`")
+        _within(step.get(name) or 0, _MAX_CUT, f"`{name}`")
     if step.get("type") == "FixedLength" and not step["length"] > 0:
         raise Unbounded("it cuts texts into pieces of nothing")
     if step.get("type") == "Precompiled" and step.get("precompiled_charsmap"):
@@ -114,29 +114,29 @@ def check_forms(table: bytes) -> None:
     length = int.from_bytes(table[:4], "little")
     if len(table) < 4 or length % 4 or not 0 < length <= len(table) - 4:
         raise Unbounded("its table of Unicode forms is cut")
-    _within(max(map(len, table[4 + length :].split(b"\0"))), _MOST_FORM, "the longest form in its table, in bytes,")
+    _within(max(map(len, table[4 + length :].split(b"\0"))), _MAX_FORM, "the longest form in its table, in bytes,")
 
 
 def _check_template(step: Mapping[str, Any]) -> None:
     for name in ("single", "pair"):
-        _within(len(step.get(name) or ()), _MOST_PIECES, f"the number of pieces of its `{name}` template")
+        _within(len(step.get(name) or ()), _MAX_PIECES, f"the number of pieces of its `{name}` template")
     special = step.get("special_tokens") or {}
     for token in special.values() if isinstance(special, dict) else special:
         if isinstance(token, dict):
-            _within(len(token["ids"]), _MOST_SPECIAL, "the number of tokens that one stands for")
+            _within(len(token["ids"]), _MAX_SPECIAL, "the number of tokens that one stands for")
 
 
 def _repeats(step: Mapping[str, Any]) -> int:
-    """How often a template has a text."""
+    """Number of times that a template repeats a text."""
     pieces = [piece for name in ("single", "pair") for piece in step.get(name) or ()]
     return max(1, sum("Sequence" in piece for piece in pieces))
 
 
-def _check_ends(truncation: Any, padding: Any) -> None:
+def _check_eos(truncation: Any, padding: Any) -> None:
     if truncation is not None and not 0 <= truncation["stride"] < max(1, truncation["max_length"]):
         raise Unbounded("it cuts texts so that pieces never end")
     if padding is not None:
         strategy = padding["strategy"]
         fixed = strategy.get("Fixed", 0) if isinstance(strategy, dict) else 0
         for number in (fixed, padding.get("pad_to_multiple_of") or 0):
-            _within(number, _MOST_PAD, "the length that it pads texts to")
+            _within(number, _MAX_PAD, "the length that it pads texts to")

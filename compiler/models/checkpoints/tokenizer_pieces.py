@@ -10,8 +10,8 @@ from typing import Any
 from .tokenizer_checks import check_forms
 from .tokenizer_steps import Unbounded
 
-_MOST_PIECES, _LONGEST, _MOST_CUTS = 1 << 20, 1024, 1 << 24  # the second in bytes of a piece, the third those of all
-_MOST_PATTERN = 4096  # characters of an expression that cuts texts
+_MAX_PIECES, _LONGEST, _MAX_CUTS = 1 << 20, 1024, 1 << 24  # the second in bytes of a piece, the third those of all
+_MAX_PATTERN = 4096  # characters of an expression that cuts texts
 
 
 def check_sentencepiece(data: bytes) -> None:
@@ -46,13 +46,13 @@ def check_tekken(body: Any) -> None:
     special = body.get("special_tokens") or []
     texts = [str(token["token_str"]).encode() for token in special]
     pattern = body.get("config", {}).get("pattern", "")
-    if not isinstance(pattern, str) or len(pattern) > _MOST_PATTERN:
+    if not isinstance(pattern, str) or len(pattern) > _MAX_PATTERN:
         raise Unbounded("the expression that cuts texts is no text, or far too long")
     _check_lengths([*map(len, texts), *(len(base64.b64decode(entry["token_bytes"])) for entry in body["vocab"])])
 
 
 def _check_lengths(lengths: list[int]) -> None:
-    if len(lengths) > _MOST_PIECES or max(lengths, default=0) > _LONGEST or sum(lengths) > _MOST_CUTS:
+    if len(lengths) > _MAX_PIECES or max(lengths, default=0) > _LONGEST or sum(lengths) > _MAX_CUTS:
         raise Unbounded(f"it has {len(lengths)} pieces of up to {max(lengths, default=0)} bytes")
 
 
@@ -77,10 +77,10 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
 
 def _number(data: bytes, at: int) -> tuple[int, int]:
     """A number in groups of seven bits, and where it ends."""
-    found = 0
+    value = 0
     for shift in range(0, 70, 7):
         byte = data[at]
-        found, at = found | (byte & 127) << shift, at + 1
+        value, at = value | (byte & 127) << shift, at + 1
         if byte < 128:
-            return found, at
+            return value, at
     raise Unbounded("a number of it has no end")

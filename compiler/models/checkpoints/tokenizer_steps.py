@@ -68,18 +68,18 @@ _MODELS = {
     "WordLevel": "vocab unk_token",
     "Unigram": "unk_id vocab byte_fallback",
 }
-_WHOLE = frozenset(["version", "truncation", "padding", "added_tokens", "model"]) | _STEPS.keys()
+_FULL_REASONS = frozenset(["version", "truncation", "padding", "added_tokens", "model"]) | _STEPS.keys()
 
 
 class Unbounded(ValueError):
     """A tokenizer that could take any memory or time; the text says where."""
 
 
-def check_whole(body: Any) -> None:
+def check_largest_size(body: Any) -> None:
     """Refuse parts that a file does not have, and a model of no known type; older files name no type of a model."""
     if not isinstance(body, dict):
         raise Unbounded("it is no object")
-    _refuse_others(body, _WHOLE, "it")
+    _reject_unknown_fields(body, _FULL_REASONS, "it")
     model = body.get("model")
     if not isinstance(model, dict):
         raise Unbounded("it has no model")
@@ -87,7 +87,7 @@ def check_whole(body: Any) -> None:
     if kind is not None and kind not in _MODELS:
         raise Unbounded(f"its model is of the type {str(kind)[:40]!r}")
     fields = _MODELS[kind] if kind is not None else " ".join(_MODELS.values())
-    _refuse_others(model, frozenset(fields.split()), "its model")
+    _reject_unknown_fields(model, frozenset(fields.split()), "its model")
 
 
 def steps(body: Mapping[str, Any], part: str) -> Iterator[Mapping[str, Any]]:
@@ -102,7 +102,7 @@ def _steps(step: Any, part: str) -> Iterator[Mapping[str, Any]]:
     kind = step.get("type")
     if not isinstance(kind, str) or kind not in _STEPS[part]:
         raise Unbounded(f"a step of its {part} is of the type {str(kind)[:40]!r}")
-    _refuse_others(step, frozenset(_STEPS[part][kind].split()), f"a step {kind} of its {part}")
+    _reject_unknown_fields(step, frozenset(_STEPS[part][kind].split()), f"a step {kind} of its {part}")
     if kind != "Sequence":
         yield step
         return
@@ -113,7 +113,7 @@ def _steps(step: Any, part: str) -> Iterator[Mapping[str, Any]]:
         yield from _steps(each, part)
 
 
-def _refuse_others(says: Mapping[str, Any], fields: frozenset[str], what: str) -> None:
-    others = says.keys() - fields - {"type"}
-    if others:
-        raise Unbounded(f"{what} has a field {min(map(str, others))[:40]!r}")
+def _reject_unknown_fields(declared: Mapping[str, Any], fields: frozenset[str], label: str) -> None:
+    unknown = declared.keys() - fields - {"type"}
+    if unknown:
+        raise Unbounded(f"{label} has a field {min(map(str, unknown))[:40]!r}")

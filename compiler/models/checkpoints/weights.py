@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.json_errors import breakage
-from ...core.safe_read import MANIFEST, MISFIT, read_json
+from ...core.safe_read import MALFORMED, MANIFEST, read_json
 from .safetensors_header import FLOATS, Header, damaged_weights, read_header
 
 no_model = Fault("no-model", "A model source points at something that holds no model.", exit="environment")
@@ -82,7 +82,7 @@ def find_weights(folder: Path, label: str) -> Weights:
     raise Reject(
         no_model(
             f"{label}: there is no {SINGLE} in {folder}",
-            help=files_there(folder)
+            help=folder_hint(folder)
             if any(folder.glob("*.gguf"))
             else 'fetch the weights; config.json alone is read with config("config.json"), which makes random ones',
         )
@@ -93,34 +93,34 @@ def _sharded(folder: Path, label: str) -> Weights:
     index = folder / INDEX
     try:
         read = read_json(index, MANIFEST)
-    except MISFIT as error:
+    except MALFORMED as error:
         raise Reject(
             damaged_weights(f"{index} is no index of shards", help="fetch it again", note=breakage(error))
         ) from error
-    places = read.get("weight_map") if isinstance(read, dict) else None
-    if not isinstance(places, dict):
-        said = "its `weight_map`, which says which file a tensor is in, is no object"
-        raise Reject(damaged_weights(f"{index} is no index of shards: {said}", help="fetch it again"))
-    for tensor, file in places.items():
+    weight_map = read.get("weight_map") if isinstance(read, dict) else None
+    if not isinstance(weight_map, dict):
+        reason = "its `weight_map`, which says which file a tensor is in, is no object"
+        raise Reject(damaged_weights(f"{index} is no index of shards: {reason}", help="fetch it again"))
+    for tensor, file in weight_map.items():
         if not isinstance(file, str):
             raise Reject(damaged_weights(f"{index} names no file for `{tensor}`", help="fetch it again"))
-    names = sorted(set(places.values()))
+    names = sorted(set(weight_map.values()))
     if not all(n and Path(n).name == n for n in names):
         raise Reject(damaged_weights(f"{index} names files outside its folder", help="fetch it again"))
-    gone = [n for n in names if not (folder / n).is_file()]
-    if gone:
+    absent = [n for n in names if not (folder / n).is_file()]
+    if absent:
         raise Reject(
             missing_shard(
-                f"{label}: {len(gone)} of {len(names)} shards are not there: {', '.join(gone[:3])}",
+                f"{label}: {len(absent)} of {len(names)} shards are not there: {', '.join(absent[:3])}",
                 help=f"fetch them into {folder}",
             )
         )
     headers = {n: read_header(folder / n) for n in names}
-    lost = [t for t, n in places.items() if t not in headers[n].slots]
-    if lost:
+    unindexed = [t for t, n in weight_map.items() if t not in headers[n].slots]
+    if unindexed:
         raise Reject(
             missing_shard(
-                f"{label}: `{lost[0]}` is not in {places[lost[0]]}, where the index puts it",
+                f"{label}: `{unindexed[0]}` is not in {weight_map[unindexed[0]]}, where the index puts it",
                 help="fetch the index and the shards of one revision",
             )
         )
@@ -138,7 +138,7 @@ def _sharded(folder: Path, label: str) -> Weights:
     return Weights({INDEX: index, **{n: folder / n for n in names}}, headers)
 
 
-def files_there(folder: Path) -> str:
+def folder_hint(folder: Path) -> str:
     if not os.path.isdir(folder):
         return "take a folder that `save_pretrained` wrote"
     if any(folder.glob("*.gguf")):

@@ -1,4 +1,4 @@
-"""How many rows a model is given at once, and what becomes of work that a device has no room for."""
+"""Number of rows per forward, and retries with fewer rows when a device is out of memory."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -6,11 +6,11 @@ from typing import TypeVar
 import torch
 
 from ....dsl.syntax.diagnostics import Reject
-from ...core.device import let_go, no_room
+from ...core.device import let_go, out_of_device_memory
 from ...core.events import Listener, Said
 
 T = TypeVar("T")
-MOST = 16
+MAX_ROWS = 16
 
 
 class AtOnce:
@@ -20,7 +20,7 @@ class AtOnce:
 
 
 def rows_at_once() -> int:
-    return min(MOST, AtOnce.fewer or MOST)
+    return min(MAX_ROWS, AtOnce.fewer or MAX_ROWS)
 
 
 def parts_of(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -28,7 +28,7 @@ def parts_of(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return rows.split(AtOnce.fewer or len(rows))
 
 
-def in_room(work: Callable[[], T], device: str, on_event: Listener) -> T:
+def in_memory_limit(work: Callable[[], T], device: str, on_event: Listener) -> T:
     """Result of `work`, called again with half as many rows at once each time the device runs out of memory.
 
     Scores differ by rounding then, as they do between devices. Raises Reject (device-full) where one row is too much.
@@ -39,8 +39,8 @@ def in_room(work: Callable[[], T], device: str, on_event: Listener) -> T:
         except torch.OutOfMemoryError:
             pass  # what the traceback holds is let go before it begins again
         let_go(device)
-        most = rows_at_once()
-        if most == 1:
-            raise Reject(no_room(device, "running one row at a time"))
-        AtOnce.fewer = most // 2
-        on_event(Said(f"{device} has no room for {most} rows at once: begun again, {AtOnce.fewer} at once"))
+        current = rows_at_once()
+        if current == 1:
+            raise Reject(out_of_device_memory(device, "running one row at a time"))
+        AtOnce.fewer = current // 2
+        on_event(Said(f"{device} has no room for {current} rows at once: begun again, {AtOnce.fewer} at once"))

@@ -24,21 +24,21 @@ class TooLong(TemplateError):
     """A template that takes more than any conversation needs."""
 
 
-def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **more: Any) -> str:
+def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
     """The text of a conversation. Raises TemplateError or ValueError where the template refuses it."""
     template = tokenizer.get_chat_template()
     if len(template) > TEMPLATE:
         raise TooLong(f"it has {len(template)} characters")
     if not messages:
         raise ValueError("there are no messages")
-    said = {**tokenizer.special_tokens_map, **more, "chat_template": template, "messages": list(messages)}
-    return _renderer().write(said)
+    request = {**tokenizer.special_tokens_map, **variables, "chat_template": template, "messages": list(messages)}
+    return _renderer().write(request)
 
 
-def conversation(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **more: Any) -> str:
+def conversation(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
     """The same, as a mistake of whoever gave the tokenizer. Raises Reject (bad-chat-template)."""
     try:
-        return render(tokenizer, messages, **more)
+        return render(tokenizer, messages, **variables)
     except (TemplateError, ValueError) as error:
         raise Reject(
             bad_template(
@@ -56,8 +56,8 @@ class _Renderer:
         self._lock = Lock()
         self._process: subprocess.Popen[str] | None = None
 
-    def write(self, asked: Mapping[str, Any]) -> str:
-        line = json.dumps(asked, default=str) + "\n"
+    def write(self, request: Mapping[str, Any]) -> str:
+        line = json.dumps(request, default=str) + "\n"
         with self._lock:
             answer = self._answer(line)
         if "text" in answer:
@@ -80,7 +80,7 @@ class _Renderer:
         raise TooLong(f"it takes more than {SECONDS:g} s or more memory than there is for it (signal {-code})")
 
     def _start(self) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-P", str(Path(__file__).with_name("renderer.py")), str(SECONDS)]
+        command = [sys.executable, "-P", str(Path(__file__).with_name("template_child.py")), str(SECONDS)]
         self._process = process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -92,11 +92,11 @@ class _Renderer:
         return process
 
 
-_own: _Renderer | None = None
+_cached_renderer: _Renderer | None = None
 
 
 def _renderer() -> _Renderer:
-    global _own
-    if _own is None or _own.owner != os.getpid():
-        _own = _Renderer()
-    return _own
+    global _cached_renderer
+    if _cached_renderer is None or _cached_renderer.owner != os.getpid():
+        _cached_renderer = _Renderer()
+    return _cached_renderer

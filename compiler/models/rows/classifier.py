@@ -19,28 +19,28 @@ def class_logits(model: nn.Module, rows: Tensor, lengths: Tensor | None, active:
     Raises Reject (other-classes) where the model gives logits for positions.
     """
     if lengths is None:
-        found = output_logits(model(rows.to(device_of(model))))
+        logits = output_logits(model(rows.to(device_of(model))))
     else:
         width = int(lengths.max())
         ids = rows[:, :width].to(device_of(model))
         mask = (torch.arange(width) < lengths[:, None]).long().to(ids.device)
         with prompts(model, subspace=active):
-            found = output_logits(model(input_ids=ids, attention_mask=mask))
-    if found.dim() != 2:
+            logits = output_logits(model(input_ids=ids, attention_mask=mask))
+    if logits.dim() != 2:
         raise Reject(
             other_classes(
                 f"{type(model).__name__} has no head over whole rows", help="take a ...ForSequenceClassification"
             )
         )
-    return found
+    return logits
 
 
-def check_classes(found: Tensor, labels: Tensor, name: str) -> None:
+def check_classes(logits: Tensor, labels: Tensor, name: str) -> None:
     """Reject labels that the head has no output for."""
-    if int(labels.max()) >= found.shape[1]:
+    if int(labels.max()) >= logits.shape[1]:
         raise Reject(
             other_classes(
-                f"the head has {found.shape[1]} outputs, and `{name}` has more classes",
+                f"the head has {logits.shape[1]} outputs, and `{name}` has more classes",
                 help="take the model with a head of as many",
             )
         )
@@ -53,8 +53,8 @@ def judge_classes(
     nats, right = 0.0, 0
     with evaluating(model):
         for part in torch.arange(len(rows)).split(EACH):
-            found = class_logits(model, rows[part], None if lengths is None else lengths[part]).float().cpu()
-            check_classes(found, labels[part], name)
-            nats += nn.functional.cross_entropy(found, labels[part], reduction="sum").item()
-            right += int((found.argmax(1) == labels[part]).sum())
+            logits = class_logits(model, rows[part], None if lengths is None else lengths[part]).float().cpu()
+            check_classes(logits, labels[part], name)
+            nats += nn.functional.cross_entropy(logits, labels[part], reduction="sum").item()
+            right += int((logits.argmax(1) == labels[part]).sum())
     return nats / len(rows), right / len(rows)

@@ -23,7 +23,7 @@ not_a_number = Fault(
 )
 no_logits = Fault("no-logits", "A metric needs logits, and the model returns something else.")
 no_next_token = Fault("no-next-token", "A metric over predicted tokens measures a model that predicts none.")
-LOOK = "look at the last step that changed weights; --dump-ir shows what each changed"
+REMEDY = "look at the last step that changed weights; --dump-ir shows what each changed"
 
 BATCH_BYTES = 256 << 20  # what the logits of one batch may take
 CHUNK_BYTES = 64 << 20  # what their float32 copy may take
@@ -31,17 +31,17 @@ CHUNK_BYTES = 64 << 20  # what their float32 copy may take
 
 def logits(model: nn.Module, ids: Tensor) -> Tensor:
     """Logits [b, t, vocab] of a forward without a cache; [b, 1, classes] of a model that judges rows as a whole."""
-    args, given = arguments(model, ids)
-    found = output_logits(model(*args, **given))
-    return found if found.dim() > 2 else found[:, None]
+    args, kwargs = arguments(model, ids)
+    values = output_logits(model(*args, **kwargs))
+    return values if values.dim() > 2 else values[:, None]
 
 
 def last_logits(model: nn.Module, ids: Tensor, count: int) -> Tensor:
     """As `logits`, of the last `count` tokens alone, which many models can compute without the others."""
     if "logits_to_keep" not in signature(model.forward).parameters:
         return logits(model, ids)[:, -count:]
-    args, given = arguments(model, ids)
-    return output_logits(model(*args, **given, logits_to_keep=count))[:, -count:]
+    args, kwargs = arguments(model, ids)
+    return output_logits(model(*args, **kwargs, logits_to_keep=count))[:, -count:]
 
 
 def output_logits(output: Any) -> Tensor:
@@ -63,22 +63,22 @@ def predicts(output: Any) -> bool:
     return not isinstance(output, Mapping) or "logits" in output
 
 
-def said_of(model: nn.Module, rows: Tensor) -> str:
-    """What a model says of rows: "tokens" that go on, "classes" of each as a whole, or "states" without a head."""
-    args, given = arguments(model, rows)
+def output_kind_of(model: nn.Module, rows: Tensor) -> str:
+    """Output kind of a model: "tokens", "classes" of whole rows, or "states" without a head."""
+    args, kwargs = arguments(model, rows)
     with evaluating(model):
-        output = model(*args, **given)
+        output = model(*args, **kwargs)
     if not predicts(output):
         return "states"
-    found = output_logits(output)
-    values = found if found.dim() > 2 else found[:, None]
+    head_output = output_logits(output)
+    values = head_output if head_output.dim() > 2 else head_output[:, None]
     return "tokens" if are_of_tokens(model, values, rows, predictions(model, rows)[0]) else "classes"
 
 
 def outputs(model: nn.Module, ids: Tensor) -> Tensor:
-    """What a forward without a cache gives: logits, or what a model without a head has in their place."""
-    args, given = arguments(model, ids)
-    return main_output(model(*args, **given))
+    """Outputs of a forward without a cache: logits, or the states of a model without a head."""
+    args, kwargs = arguments(model, ids)
+    return main_output(model(*args, **kwargs))
 
 
 def main_output(output: Any) -> Tensor:
@@ -127,8 +127,8 @@ def batches(model: nn.Module, rows: Tensor) -> Iterator[Tensor]:
 
 
 def vocabulary(model: nn.Module) -> int | None:
-    """How many logits a position has, where the model's config says."""
-    return words(model, said=True)
+    """Number of logits per position, where the model's config states it."""
+    return words(model, decoder=True)
 
 
 def positions(values: Tensor) -> Iterator[slice]:
@@ -148,75 +148,75 @@ def losses(values: Tensor, targets: Tensor) -> Tensor:
     )
 
 
-def are_of_tokens(model: nn.Module, values: Tensor, rows: Tensor, wanted: Tensor) -> bool:
+def are_of_tokens(model: nn.Module, values: Tensor, rows: Tensor, targets: Tensor) -> bool:
     """Whether logits [b, t, vocab] say what follows in rows, and no class of each or of each of its tokens."""
-    known = words(model, said=True)
+    known = words(model, decoder=True)
     enough = known is None or values.shape[-1] >= known
-    return values.shape[1] in (rows.shape[1], wanted.shape[1]) and rows.dim() == 2 and enough
+    return values.shape[1] in (rows.shape[1], targets.shape[1]) and rows.dim() == 2 and enough
 
 
 def nll(
     model: nn.Module,
     rows: Tensor,
-    counted: Tensor | None = None,
-    asked: Tensor | None = None,
+    loss_mask: Tensor | None = None,
+    prompt_lengths: Tensor | None = None,
     active: Tensor | None = None,
 ) -> tuple[float, int]:
     """Nats over all predicted tokens of rows [n, length], and how many there are: n * (length - 1).
 
-    counted   [n, length] bool: which tokens count when they are predicted, all where it is None
-    asked     [n] how many tokens of each row are its prompt, for models that edit prompts; None: all of it
+    loss_mask   [n, length] bool: which tokens count when they are predicted, all where it is None
+    prompt_lengths     [n] how many tokens of each row are its prompt, for models that edit prompts; None: all of it
     active    coordinates of those edits that act; all where it is None
     """
     total, count, first = 0.0, 0, 0
     with evaluating(model):
         for batch in follow(list(batches(model, rows)), "batches of rows"):
-            with prompts(model, None if asked is None else asked[first : first + len(batch)], active):
+            with prompts(model, None if prompt_lengths is None else prompt_lengths[first : first + len(batch)], active):
                 values = logits(model, batch)  # [b, t, vocab]
-            wanted, written = predictions(model, batch.to(values.device))
-            if not are_of_tokens(model, values, batch, wanted):
+            targets, is_token = predictions(model, batch.to(values.device))
+            if not are_of_tokens(model, values, batch, targets):
                 raise Reject(
                     no_next_token(
                         f"{type(model).__name__} predicts no next token",
                         help="compare it with the original by `divergence` or `agreement`",
                     )
                 )
-            for number, (row, ids) in enumerate(zip(values, wanted, strict=True), start=first):
+            for number, (row, ids) in enumerate(zip(values, targets, strict=True), start=first):
                 nats = losses(row[: len(ids)], ids).cpu().double()  # a slice copies nothing
-                if written is not None:
-                    nats = nats[written[number - first].cpu()]
-                if counted is not None:
-                    nats = nats[counted[number, 1:]]
+                if is_token is not None:
+                    nats = nats[is_token[number - first].cpu()]
+                if loss_mask is not None:
+                    nats = nats[loss_mask[number, 1:]]
                 total += nats.sum().item()
                 count += len(nats)
             first += len(batch)
     return total, count
 
 
-def continuations(model: nn.Module, asked: Sequence[tuple[Sequence[int], int]]) -> list[float]:
+def continuations(model: nn.Module, requests: Sequence[tuple[Sequence[int], int]]) -> list[float]:
     """Summed log-probability of ids[begin:] given ids[:begin], begin > 0, for every (ids, begin), in order.
 
     Rows of similar length run together, padded behind: a causal model does not look there.
     """
-    found = [0.0] * len(asked)
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i][0]))
+    log_probs = [0.0] * len(requests)
+    order = sorted(range(len(requests)), key=lambda i: len(requests[i][0]))
     with evaluating(model):
-        for group in follow(list(_groups(model, order, asked)), "batches of questions"):
-            width = len(asked[group[-1]][0])
-            ids = torch.tensor([[*asked[i][0], *[0] * (width - len(asked[i][0]))] for i in group])  # [b, t]
-            with prompts(model, torch.tensor([asked[i][1] for i in group])):
-                first = min(asked[i][1] for i in group) - 1
+        for group in follow(list(_groups(model, order, requests)), "batches of questions"):
+            width = len(requests[group[-1]][0])
+            ids = torch.tensor([[*requests[i][0], *[0] * (width - len(requests[i][0]))] for i in group])  # [b, t]
+            with prompts(model, torch.tensor([requests[i][1] for i in group])):
+                first = min(requests[i][1] for i in group) - 1
                 values = last_logits(model, ids, width - first)
             for row, i in enumerate(group):
-                tokens, begin = asked[i]
+                tokens, begin = requests[i]
                 targets = ids[row, begin : len(tokens)].to(values.device)
-                said = losses(values[row, begin - 1 - first : len(tokens) - 1 - first], targets)
-                found[i] = -said.cpu().double().sum().item()  # not all devices have float64
-    return found
+                nats = losses(values[row, begin - 1 - first : len(tokens) - 1 - first], targets)
+                log_probs[i] = -nats.cpu().double().sum().item()  # not all devices have float64
+    return log_probs
 
 
 def _groups(
-    model: nn.Module, order: Sequence[int], asked: Sequence[tuple[Sequence[int], int]]
+    model: nn.Module, order: Sequence[int], requests: Sequence[tuple[Sequence[int], int]]
 ) -> Iterator[Sequence[int]]:
     """Indices in batches whose logits fit `BATCH_BYTES`, padded to the longest of each."""
     width, start = vocabulary(model) or 1 << 15, 0
@@ -225,7 +225,7 @@ def _groups(
         while (
             end < len(order)
             and end - start < rows_at_once()
-            and ((end - start + 1) * len(asked[order[end]][0]) * width * 4 <= BATCH_BYTES)
+            and ((end - start + 1) * len(requests[order[end]][0]) * width * 4 <= BATCH_BYTES)
         ):
             end += 1
         yield order[start:end]
@@ -237,4 +237,4 @@ def finite(value: float, metric: str, data: str = "") -> float:
     if math.isfinite(value):
         return value
     over = f" over `{data}`" if data else ""
-    raise Reject(not_a_number(f"{metric}{over} is {'not a number' if math.isnan(value) else 'infinite'}", help=LOOK))
+    raise Reject(not_a_number(f"{metric}{over} is {'not a number' if math.isnan(value) else 'infinite'}", help=REMEDY))

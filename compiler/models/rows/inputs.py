@@ -1,4 +1,4 @@
-"""What rows are to a model: which of its arguments they become, where texts end, and what is to be predicted.
+"""Inputs of a model from rows: its arguments, the ends of texts, and the tokens to predict.
 
 A row of a model that reads one sequence is that sequence. A row of an encoder with a decoder is both: its first half
 what the encoder is given, its second half what the decoder says.
@@ -16,43 +16,43 @@ from torch import Tensor, nn
 from ....dsl.syntax.diagnostics import Reject
 from ..checkpoints.config_classes import model_class
 from ..checkpoints.pretrained import is_pretrained, pretrained
-from .packed_inputs import SAMPLES, hears, other_parts, parts, tokens_of, unpacked
+from .packed_inputs import SAMPLES, is_speech_encoder_decoder, other_parts, parts, tokens_of, unpacked
 
 
 def arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How a model is called with rows [b, t], on its device, without a cache."""
-    rows, more = rows.to(device_of(model)), without_cache(model)
+    """Arguments of a model for rows [b, t], on its device, without a cache."""
+    rows, no_cache = rows.to(device_of(model)), without_cache(model)
     if parts(model):
-        return (), _several(model, rows) | more
+        return (), _several(model, rows) | no_cache
     if rows.is_floating_point():
-        return (rows.to(dtype_of(model)),), more
+        return (rows.to(dtype_of(model)),), no_cache
     if not hasattr(model, "can_generate"):
-        return (rows,), more
+        return (rows,), no_cache
     if (main := getattr(model, "main_input_name", "")) in SAMPLES:
         raise Reject(
             other_parts(
                 f"{type(model).__name__} takes `{main}`, and its rows are token ids", help="give it rows of `tensors`"
             )
         )
-    if has_two_sides(model):
-        source, target = sides(rows)
-        given = {"decoder_input_ids": begun(model, target), **more}
-        return (source,), {**_mask(source, padding(model)), **given}
-    return (rows,), (more if pretrained(model).can_generate() else {**_mask(rows, padding(model)), **more})
+    if is_encoder_decoder(model):
+        source, target = source_and_target(rows)
+        decoder_inputs = {"decoder_input_ids": decoder_inputs_of(model, target), **no_cache}
+        return (source,), {**_mask(source, padding(model)), **decoder_inputs}
+    return (rows,), (no_cache if pretrained(model).can_generate() else {**_mask(rows, padding(model)), **no_cache})
 
 
 def _several(model: nn.Module, rows: Tensor) -> dict[str, Tensor]:
-    """What rows that hold several inputs are to a model."""
-    found, tokens = unpacked(model, rows)
+    """Arguments of a model for rows that pack several inputs."""
+    named, tokens = unpacked(model, rows)
     if not tokens_of(model):
-        return found
-    if hears(model):
-        return found | {"decoder_input_ids": begun(model, tokens)}
-    return found | {"input_ids": tokens, **_mask(tokens, padding(model))}
+        return named
+    if is_speech_encoder_decoder(model):
+        return named | {"decoder_input_ids": decoder_inputs_of(model, tokens)}
+    return named | {"input_ids": tokens, **_mask(tokens, padding(model))}
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the first of its tensors is; asked for every forward, so the others are not gathered."""
+    """Device of the first of a model's tensors; called in every forward, so the others are not collected."""
     return next((t.device for t in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
@@ -66,14 +66,14 @@ def without_cache(model: nn.Module) -> dict[str, Any]:
     return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
-def has_two_sides(model: nn.Module) -> bool:
+def is_encoder_decoder(model: nn.Module) -> bool:
     """Whether a model is an encoder with a decoder, which take a sequence each; one that effc's engine runs, too."""
     known = is_pretrained(model) or hasattr(model, "facts")
     return known and "decoder_input_ids" in _names(type(model).forward)
 
 
 def is_two_sided(config: Mapping[str, Any]) -> bool:
-    """The same of a model that is not made yet, by its config as plain JSON."""
+    """Whether a config, as plain JSON, is that of an encoder-decoder."""
     kind = model_class(str(config.get("model_type")), config.get("architectures"))
     return kind is not None and "decoder_input_ids" in _names(kind.forward)
 
@@ -83,25 +83,25 @@ def _names(forward: Callable[..., Any]) -> set[str]:
     return set(inspect.signature(inspect.unwrap(forward)).parameters)
 
 
-def sides(rows: Tensor) -> tuple[Tensor, Tensor]:
+def source_and_target(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Source and target of rows [b, t]: [b, t // 2] each; the last of an odd number is left out."""
     half = rows.shape[1] // 2
     return rows[:, :half], rows[:, half : 2 * half]
 
 
-def begun(model: nn.Module, target: Tensor) -> Tensor:
-    """What a decoder is given that is to say a target: its own first token, and all but the last of the target's."""
-    return torch.cat([torch.full_like(target[:, :1], first_said(model)), target[:, :-1]], dim=1)
+def decoder_inputs_of(model: nn.Module, target: Tensor) -> Tensor:
+    """Decoder inputs for a target: the start token, and all but the last of the target's tokens."""
+    return torch.cat([torch.full_like(target[:, :1], decoder_start_id(model)), target[:, :-1]], dim=1)
 
 
-def first_said(model: nn.Module) -> int:
+def decoder_start_id(model: nn.Module) -> int:
     """The token that a target begins with."""
-    own = pretrained(model)
-    first = own.config.get_text_config(decoder=True)
+    hf_model = pretrained(model)
+    first = hf_model.config.get_text_config(decoder=True)
     return next(
         (
             token
-            for config in (getattr(own, "generation_config", None), own.config, first)  # none without a head
+            for config in (getattr(hf_model, "generation_config", None), hf_model.config, first)  # none without a head
             for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id")
             if isinstance(token := getattr(config, name, None), int)
         ),
@@ -109,15 +109,15 @@ def first_said(model: nn.Module) -> int:
     )
 
 
-def words(model: nn.Module, *, said: bool = False) -> int | None:
-    """How many tokens a model reads, or says, where its config tells: a translator may have a vocabulary for each."""
+def words(model: nn.Module, *, decoder: bool = False) -> int | None:
+    """Vocabulary size of a model's inputs, or of its outputs, where its config states it: a translator may have two."""
     config = getattr(model, "config", None)
     if config is None:
         return None
-    said = said and has_two_sides(model)
-    text = config.get_text_config(**({"decoder": True} if said else {}))
-    own = getattr(text, "decoder_vocab_size" if said else "src_vocab_size", None)
-    return own or getattr(text, "vocab_size", None)
+    decoder = decoder and is_encoder_decoder(model)
+    text = config.get_text_config(**({"decoder": True} if decoder else {}))
+    side_size = getattr(text, "decoder_vocab_size" if decoder else "src_vocab_size", None)
+    return side_size or getattr(text, "vocab_size", None)
 
 
 def padding(model: nn.Module) -> int | None:
@@ -128,8 +128,8 @@ def padding(model: nn.Module) -> int | None:
     return token if isinstance(token, int) else None
 
 
-def written(rows: Tensor, fill: int | None) -> Tensor:
-    """Which tokens of rows [b, t] are none of the filling behind them; one that is filling alone keeps its first."""
+def non_padding(rows: Tensor, fill: int | None) -> Tensor:
+    """Mask of tokens in rows [b, t] that are no padding at the end; a row of padding alone keeps its first."""
     if fill is None or rows.is_floating_point():
         return torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
     behind = (rows != fill).flip(1).long().cumsum(1).flip(1) > 0  # [b, t] a token that is none follows, or is here
@@ -139,13 +139,13 @@ def written(rows: Tensor, fill: int | None) -> Tensor:
 
 def _mask(rows: Tensor, fill: int | None) -> dict[str, Tensor]:
     """A mask where rows are filled up; whole rows go without one."""
-    seen = written(rows, fill)
-    return {} if bool(seen.all()) else {"attention_mask": seen.long()}
+    attended = non_padding(rows, fill)
+    return {} if bool(attended.all()) else {"attention_mask": attended.long()}
 
 
 def predictions(model: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What a model's logits are to predict of rows, [b, p], and which of it counts, [b, p]: None for all."""
-    if not has_two_sides(model):
+    """Targets of a model's logits for rows, [b, p], and the mask of those that count, [b, p]: None for all."""
+    if not is_encoder_decoder(model):
         return rows[:, 1:], None
-    target = unpacked(model, rows)[1] if hears(model) else sides(rows)[1]
-    return target, written(target, padding(model))
+    target = unpacked(model, rows)[1] if is_speech_encoder_decoder(model) else source_and_target(rows)[1]
+    return target, non_padding(target, padding(model))

@@ -40,7 +40,7 @@ class Part:
         return prod(self.shape)
 
 
-def hears(model: nn.Module) -> bool:
+def is_speech_encoder_decoder(model: nn.Module) -> bool:
     """Whether a model is an encoder of sounds, in bands of frequency, with a decoder that says what was said."""
     if getattr(model, "main_input_name", "") != "input_features":
         return False
@@ -49,16 +49,16 @@ def hears(model: nn.Module) -> bool:
 
 
 def frames_of(model: nn.Module) -> int:
-    """How many images a video has of a model that takes videos alone; 0 of others."""
+    """Number of images per video of a model that takes videos alone; 0 of others."""
     main, config = getattr(model, "main_input_name", ""), getattr(model, "config", None)
     names = {"pixel_values": "num_frames", "pixel_values_videos": "frames_per_clip"}
     frames = getattr(config, names.get(main, ""), None)
-    return frames if isinstance(frames, int) and not _takes(model, "input_ids") else 0
+    return frames if isinstance(frames, int) and not _accepts(model, "input_ids") else 0
 
 
 def bands_of(model: nn.Module) -> int:
-    """How many numbers a frame of sound has, of an encoder that takes features [frames, numbers]; 0 of others."""
-    if getattr(model, "main_input_name", "") != "input_features" or _takes(model, "decoder_input_ids"):
+    """Number of features per frame of sound, of an encoder that takes [frames, features]; 0 of others."""
+    if getattr(model, "main_input_name", "") != "input_features" or _accepts(model, "decoder_input_ids"):
         return 0
     bands = getattr(model.config, "feature_projection_input_dim", None)
     return bands if isinstance(bands, int) else 0
@@ -67,24 +67,24 @@ def bands_of(model: nn.Module) -> int:
 def sees_and_reads(model: nn.Module) -> bool:
     """Whether a model has two towers, for images and for texts, and is given both at once. Others read alone."""
     towers = (getattr(type(model), f"get_{kind}_features", None) for kind in ("text", "image"))
-    takes = _takes(model, "input_ids", "pixel_values") and not pretrained(model).can_generate()
-    if not takes or not all(map(callable, towers)):
+    has_both = _accepts(model, "input_ids", "pixel_values") and not pretrained(model).can_generate()
+    if not has_both or not all(map(callable, towers)):
         return False
-    own = _of_images(model.config)
-    return hasattr(own, "image_size") and hasattr(own, "num_channels")
+    image_config = _of_images(model.config)
+    return hasattr(image_config, "image_size") and hasattr(image_config, "num_channels")
 
 
 def writes(model: Any) -> bool:
     """Whether a model goes on from token ids alone: Whisper hears first, Pop2Piano's own `generate` wants sounds, and a
     decoder beside an encoder begins with a token that its config names."""
-    if not getattr(model, "can_generate", bool)() or parts(model) or not begins(model):
+    if not getattr(model, "can_generate", bool)() or parts(model) or not is_start(model):
         return False
-    asked = inspect.signature(model.generate).parameters.values()
-    needed = {p.name for p in asked if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    signature = inspect.signature(model.generate).parameters.values()
+    needed = {p.name for p in signature if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
     return needed <= {"input_ids", "inputs"}
 
 
-def begins(model: Any) -> bool:
+def is_start(model: Any) -> bool:
     """Whether `generate` knows the first token of a decoder beside an encoder; other decoders go on from a prompt."""
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return True
@@ -93,21 +93,23 @@ def begins(model: Any) -> bool:
 
 
 def parts(model: nn.Module) -> tuple[Part, ...]:
-    """What a row of a model of several inputs begins with; nothing for models of one."""
-    if hears(model):
+    """Inputs at the start of a packed row; empty for models with one input."""
+    if is_speech_encoder_decoder(model):
         return (Part("input_features", sound_shape(model.config), torch.float32),)
     if sees_and_reads(model):
         return (Part("pixel_values", image_shape(model.config), torch.float32),)
-    own = None if is_pretrained(model) else getattr(model, "dummy_inputs", None)
-    if not isinstance(own, Mapping):
+    dummies = None if is_pretrained(model) else getattr(model, "dummy_inputs", None)
+    if not isinstance(dummies, Mapping):
         return ()
-    found = [Part(name, tuple(x.shape[1:]), x.dtype) for name, x in own.items() if isinstance(x, Tensor) and x.dim()]
-    return tuple(found) if len(found) > 1 else ()
+    inputs = [
+        Part(name, tuple(x.shape[1:]), x.dtype) for name, x in dummies.items() if isinstance(x, Tensor) and x.dim()
+    ]
+    return tuple(inputs) if len(inputs) > 1 else ()
 
 
 def tokens_of(model: nn.Module) -> str:
     """The name of the tokens that a row ends with; "" where it has none."""
-    if hears(model):
+    if is_speech_encoder_decoder(model):
         return "decoder_input_ids"
     return "input_ids" if sees_and_reads(model) else ""
 
@@ -115,45 +117,47 @@ def tokens_of(model: nn.Module) -> str:
 def unpacked(model: nn.Module, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """The parts of rows [b, n] by name, as wide as the model's numbers, and the tokens behind them [b, t]."""
     kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    wanted, at = parts(model), 0
-    found: dict[str, Any] = {}
-    _check(model, wanted, rows)
-    for part in wanted:
-        taken = rows[:, at : at + part.size].reshape(len(rows), *part.shape)
-        found[part.name] = taken.to(kind if part.dtype.is_floating_point else part.dtype)
+    layout, at = parts(model), 0
+    inputs: dict[str, Any] = {}
+    _check(model, layout, rows)
+    for part in layout:
+        values = rows[:, at : at + part.size].reshape(len(rows), *part.shape)
+        inputs[part.name] = values.to(kind if part.dtype.is_floating_point else part.dtype)
         at += part.size
     if not is_pretrained(model):
-        own: Mapping[str, Any] = getattr(model, "dummy_inputs", {})
-        found |= {name: value for name, value in own.items() if name not in found}  # numbers and switches
-    return found, rows[:, at:].long()
+        dummies: Mapping[str, Any] = getattr(model, "dummy_inputs", {})
+        inputs |= {name: value for name, value in dummies.items() if name not in inputs}  # numbers and switches
+    return inputs, rows[:, at:].long()
 
 
-def packed(given: Mapping[str, Tensor], order: tuple[str, ...]) -> Tensor:
+def packed(inputs: Mapping[str, Tensor], order: tuple[str, ...]) -> Tensor:
     """Rows [n, numbers] of tensors [n, ...]; ids are to be below `EXACT`."""
-    return torch.cat([given[name].reshape(len(given[name]), -1).float() for name in order], dim=1)
+    return torch.cat([inputs[name].reshape(len(inputs[name]), -1).float() for name in order], dim=1)
 
 
-def _check(model: nn.Module, wanted: tuple[Part, ...], rows: Tensor) -> None:
-    size, ends = sum(part.size for part in wanted), bool(tokens_of(model))
-    fits = rows.is_floating_point() and rows.dim() == 2 and (rows.shape[1] > size if ends else rows.shape[1] == size)
+def _check(model: nn.Module, layout: tuple[Part, ...], rows: Tensor) -> None:
+    size, has_tokens = sum(part.size for part in layout), bool(tokens_of(model))
+    fits = (
+        rows.is_floating_point() and rows.dim() == 2 and (rows.shape[1] > size if has_tokens else rows.shape[1] == size)
+    )
     if not fits:
-        names = [*(part.name for part in wanted), *([tokens_of(model)] if ends else [])]
-        takes = ", ".join(f"`{name}`" for name in names)
+        names = [*(part.name for part in layout), *([tokens_of(model)] if has_tokens else [])]
+        expected = ", ".join(f"`{name}`" for name in names)
         raise Reject(
             other_parts(
-                f"{type(model).__name__} {'hears sounds: it ' if hears(model) else ''}takes {takes}, and its rows hold "
-                "something else",
-                help="give it rows of `tensors`" + (" or `sounds`" if hears(model) else ""),
+                f"{type(model).__name__} {'hears sounds: it ' if is_speech_encoder_decoder(model) else ''}"
+                f"takes {expected}, and its rows hold something else",
+                help="give it rows of `tensors`" + (" or `sounds`" if is_speech_encoder_decoder(model) else ""),
             )
         )
 
 
 def image_shape(config: Any) -> tuple[int, int, int]:
     """Channels, height and width of the images that a model sees."""
-    own = _of_images(config)
-    size = own.image_size
+    image_config = _of_images(config)
+    size = image_config.image_size
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    return own.num_channels, height, width
+    return image_config.num_channels, height, width
 
 
 def _of_images(config: Any) -> Any:
@@ -165,7 +169,7 @@ def sound_shape(config: Any) -> tuple[int, int]:
     return config.num_mel_bins, 2 * config.max_source_positions
 
 
-def _takes(model: nn.Module, *names: str) -> bool:
+def _accepts(model: nn.Module, *names: str) -> bool:
     if not is_pretrained(model):
         return False
     return set(names) <= set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)

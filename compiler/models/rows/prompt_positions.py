@@ -1,4 +1,4 @@
-"""Where prompts lie in the rows of a forward: what interventions on the residual stream ask when they run.
+"""Positions of prompts in the rows of a forward, for interventions on the residual stream.
 
 The model's outermost forward knows token ids, padding and the cache, a layer knows none of them in the same way in
 every architecture. So one object per model listens at that forward's door, and all interventions of the model ask it.
@@ -28,44 +28,44 @@ class Cells:
 
 
 class Prompts:
-    """What the current forward reads: prompts at `start` .. `stop` of its rows, or more of what was begun before.
+    """Prompts of the current forward: at `start` .. `stop` of its rows, or the continuation of earlier ones.
 
     A forward that begins without a cached token reads prompts: whole rows but for padding on either side, or as
-    many tokens as `told` says. One that goes on after cached tokens reads no prompt. What is kept of a forward
+    many tokens as `mask` says. One that goes on after cached tokens reads no prompt. What is kept of a forward
     stays until the next one, as layers run again in a backward pass where activations are recomputed.
     """
 
     def __init__(self) -> None:
         self.on = True
-        self.told: Tensor | None = None  # [b] tokens of each prompt
+        self.mask: Tensor | None = None  # [b] tokens of each prompt
         self.subspace: Tensor | None = None  # [r] or [b, r] bool: which coordinates are active; None: all
         self.shape: tuple[int, int] | None = None
         self.extent: tuple[Tensor, Tensor] | None = None
-        self._found: dict[tuple[int, int], tuple[Cells, Cells]] = {}
+        self._cache: dict[tuple[int, int], tuple[Cells, Cells]] = {}
 
     def listen(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A pre-hook of the forward that is given token ids."""
-        given = dict(zip(_names(type(model)), args, strict=False)) | kwargs
-        rows = next((given[name] for name in _ROWS if given.get(name) is not None), None)
+        inputs = dict(zip(_names(type(model)), args, strict=False)) | kwargs
+        rows = next((inputs[name] for name in _ROWS if inputs.get(name) is not None), None)
         if rows is not None and not isinstance(rows, Tensor):
             return  # a trace, whose leaves run on the values of an earlier forward
-        self._found.clear()
+        self._cache.clear()
         self.shape = None if rows is None else (rows.shape[0], rows.shape[1])
-        self.extent = None if rows is None or _goes_on(given) else self._read(rows, given.get("attention_mask"))
+        self.extent = None if rows is None or _continues(inputs) else self._read(rows, inputs.get("attention_mask"))
 
     def _read(self, rows: Tensor, mask: Any) -> tuple[Tensor, Tensor]:
         b, t = rows.shape[:2]
         start = torch.zeros(b, dtype=torch.int64, device=rows.device)
         stop = torch.full_like(start, t)
-        seen = None if rows.is_meta else _real_tokens(mask, b, t)  # [b, t]
-        if seen is not None:
-            places = torch.arange(t, device=seen.device)
-            start = torch.where(seen, places, t).amin(1).to(rows.device)
-            stop = torch.where(seen, places + 1, 0).amax(1).to(rows.device)
-        if self.told is not None:
-            if len(self.told) != b:
-                raise ValueError(f"{len(self.told)} prompts were told of, and a forward reads {b} rows")
-            stop = torch.minimum(start + self.told.to(rows.device), stop)
+        real = None if rows.is_meta else _real_tokens(mask, b, t)  # [b, t]
+        if real is not None:
+            positions = torch.arange(t, device=real.device)
+            start = torch.where(real, positions, t).amin(1).to(rows.device)
+            stop = torch.where(real, positions + 1, 0).amax(1).to(rows.device)
+        if self.mask is not None:
+            if len(self.mask) != b:
+                raise ValueError(f"{len(self.mask)} prompts were told of, and a forward reads {b} rows")
+            stop = torch.minimum(start + self.mask.to(rows.device), stop)
         return start, torch.maximum(start, stop)
 
     def cells(self, hidden: Tensor, first: int, last: int) -> tuple[Cells, Cells] | None:
@@ -78,13 +78,13 @@ class Prompts:
             return _cells(torch.zeros(b, dtype=torch.int64), torch.full((b,), t), first, last, t, hidden.device)
         if self.extent is None:
             return None
-        if (first, last) not in self._found:
-            self._found[first, last] = _cells(*self.extent, first, last, t, hidden.device)
-        return self._found[first, last]
+        if (first, last) not in self._cache:
+            self._cache[first, last] = _cells(*self.extent, first, last, t, hidden.device)
+        return self._cache[first, last]
 
 
 def spans(length: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
-    """How many positions in front and behind are edited of prompts of these lengths [b], without overlap.
+    """Number of edited positions at the start and at the end of prompts of these lengths [b], without overlap.
 
     A prompt shorter than both together is halved, the middle one of an odd number behind. Source: LoReFT (Wu et al.
     2024, arXiv 2404.03592), appendix C; where only one side is asked for, it gets all there is: own.
@@ -97,27 +97,27 @@ def spans(length: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
 
 def _cells(start: Tensor, stop: Tensor, first: int, last: int, t: int, device: torch.device) -> tuple[Cells, Cells]:
     front, behind = spans(stop - start, first, last)
-    places = torch.arange(t, device=start.device)  # [t]
+    positions = torch.arange(t, device=start.device)  # [t]
     start, stop = start[:, None], stop[:, None]
-    prefix = (places >= start) & (places < start + front[:, None])  # [b, t]
-    suffix = (places < stop) & (places >= stop - behind[:, None])
-    first_of, last_of = (Cells(*(x.to(device) for x in found.nonzero(as_tuple=True))) for found in (prefix, suffix))
+    prefix = (positions >= start) & (positions < start + front[:, None])  # [b, t]
+    suffix = (positions < stop) & (positions >= stop - behind[:, None])
+    first_of, last_of = (Cells(*(x.to(device) for x in mask.nonzero(as_tuple=True))) for mask in (prefix, suffix))
     return first_of, last_of
 
 
-def _goes_on(given: Mapping[str, Any]) -> bool:
+def _continues(inputs: Mapping[str, Any]) -> bool:
     """Whether a forward comes after tokens that a cache or a state already holds."""
-    return any(_holds(given[name]) for name in _STATES if given.get(name) is not None)
+    return any(_contains(inputs[name]) for name in _STATES if inputs.get(name) is not None)
 
 
-def _holds(state: Any) -> bool:
+def _contains(state: Any) -> bool:
     from transformers.cache_utils import Cache
 
     if not isinstance(state, Cache):
         return True  # RWKV hands its state on, and begins without one
-    for ask in (state.get_seq_length, state.has_previous_state):
+    for query in (state.get_seq_length, state.has_previous_state):
         try:
-            if ask():
+            if query():
                 return True
         except ValueError:  # a cache of only one kind of layers can't say it of the other
             continue
@@ -125,7 +125,7 @@ def _holds(state: Any) -> bool:
 
 
 def _real_tokens(mask: Any, b: int, t: int) -> Tensor | None:
-    """Which tokens are none of the padding, [b, t]; None where nothing says it.
+    """Mask of tokens that are no padding, [b, t]; None where it is unknown.
 
     mask   [b, t] as tokenizers give it, or what generation with a fixed cache makes of it: [b, 1, t, s], True or
            0.0 where a token may look, or a dict of such
@@ -152,11 +152,11 @@ def listener(model: nn.Module) -> Prompts | None:
 
 def listen(model: nn.Module) -> Prompts:
     """The same, put there where none is."""
-    found = listener(model)
-    if found is None:
-        found = Prompts()
-        _door(model).register_forward_pre_hook(found.listen, with_kwargs=True)
-    return found
+    hook = listener(model)
+    if hook is None:
+        hook = Prompts()
+        _door(model).register_forward_pre_hook(hook.listen, with_kwargs=True)
+    return hook
 
 
 def _door(model: nn.Module) -> nn.Module:
@@ -177,33 +177,33 @@ def prompts(model: nn.Module, lengths: Tensor | None = None, subspace: Tensor | 
     subspace   [r] or [b, r] bool: which coordinates of an edit are active; all where it is None
     Nothing happens where the model has no interventions.
     """
-    found = listener(model)
-    if found is None:
+    hook = listener(model)
+    if hook is None:
         yield
         return
-    before = found.told, found.subspace
-    found.told, found.subspace = lengths, subspace
+    before = hook.mask, hook.subspace
+    hook.mask, hook.subspace = lengths, subspace
     try:
         yield
     finally:
-        found.told, found.subspace = before
+        hook.mask, hook.subspace = before
 
 
 @contextmanager
 def without_interventions(model: nn.Module) -> Iterator[None]:
     """Inside, the model computes what it would without its interventions, bit for bit."""
-    found = listener(model)
-    before = found.on if found else True
-    if found:
-        found.on = False
+    hook = listener(model)
+    before = hook.on if hook else True
+    if hook:
+        hook.on = False
     try:
         yield
     finally:
-        if found:
-            found.on = before
+        if hook:
+            hook.on = before
 
 
 def head(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that lie above the module that is given token ids, by name."""
-    below = {id(p) for p in _door(model).parameters()}
-    return {name: p for name, p in model.named_parameters() if id(p) not in below}
+    body = {id(p) for p in _door(model).parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) not in body}

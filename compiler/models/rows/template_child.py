@@ -20,10 +20,10 @@ def main() -> None:
 
     _limit_memory()
     for line in sys.stdin:
-        asked = json.loads(line)
+        request = json.loads(line)
         _limit_time(seconds)
         try:
-            texts = render_jinja_template(conversations=[asked.pop("messages")], **asked)[0]
+            texts = render_jinja_template(conversations=[request.pop("messages")], **request)[0]
             (text,) = list(texts)
             answer = (
                 {"text": text}
@@ -51,8 +51,8 @@ def _limit_memory() -> None:
         import resource
 
         with open("/proc/self/status") as status:
-            held = int(next(line for line in status if line.startswith("VmData")).split()[1]) << 10
-        resource.setrlimit(resource.RLIMIT_DATA, (held + MEMORY, held + MEMORY))
+            data_bytes = int(next(line for line in status if line.startswith("VmData")).split()[1]) << 10
+        resource.setrlimit(resource.RLIMIT_DATA, (data_bytes + MEMORY, data_bytes + MEMORY))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class Kind:
     square        heads times their size is the size of the residual stream
     period        of that many layers the last sees all, the others a window; 0: all see all
     factors       of frequencies may be there, one for each
-    turns         which layers rotate, of their number and of whether they see a window
+    rotates       which layers rotate, of their number and of whether they see a window
     """
 
     interleaved: bool = False
@@ -45,10 +45,10 @@ class Kind:
     square: bool = False
     period: int = 0
     factors: bool = False
-    turns: Callable[[int, bool], bool] = lambda number, window: True
+    rotates: Callable[[int, bool], bool] = lambda number, window: True
 
 
-_EVERY = (*_QKV, "attn_output", "attn_norm", "ffn_norm", "ffn_up", "ffn_down")
+_ALL_WEIGHTS = (*_QKV, "attn_output", "attn_norm", "ffn_norm", "ffn_up", "ffn_down")
 _MLP = ("ffn_gate", "ffn_up", "ffn_down")
 
 KINDS = {
@@ -60,14 +60,14 @@ KINDS = {
     "gemma2": Kind(scaled=True, activation="gelu", biases=(), tied=True, after=True, period=2),
     "gemma3": Kind(scaled=True, activation="gelu", biases=(), after=True, norms="head", period=6),
     "phi2": Kind(
-        centred=True, parallel="always", activation="gelu", gate="none", biases=_EVERY, headed=True, square=True
+        centred=True, parallel="always", activation="gelu", gate="none", biases=_ALL_WEIGHTS, headed=True, square=True
     ),
     "phi3": Kind(gate="fused", fused=True, biases=(), square=True),
     "stablelm": Kind(centred=True, parallel="some", biases=(*_QKV, "attn_norm", "ffn_norm"), square=True),
     "glm4": Kind(interleaved=True, after=True, gate="fused"),
     "granite": Kind(interleaved=True, biases=(*_QKV, "attn_output", *_MLP), factors=True),
     "olmo2": Kind(before=False, after=True, norms="row", biases=(), square=True),
-    "smollm3": Kind(interleaved=True, turns=lambda number, window: (number + 1) % 4 != 0),
+    "smollm3": Kind(interleaved=True, rotates=lambda number, window: (number + 1) % 4 != 0),
     "command-r": Kind(interleaved=True, centred=True, parallel="always", biases=(), tied=True, square=True),
     "cohere2": Kind(
         interleaved=True,
@@ -77,12 +77,12 @@ KINDS = {
         tied=True,
         square=True,
         period=4,
-        turns=lambda number, window: window,
+        rotates=lambda number, window: window,
     ),
-    "starcoder2": Kind(centred=True, activation="gelu", gate="none", biases=_EVERY, square=True),
+    "starcoder2": Kind(centred=True, activation="gelu", gate="none", biases=_ALL_WEIGHTS, square=True),
 }
 
 
 def pattern(kind: Kind, layers: int) -> tuple[bool, ...]:
-    """Which layers see a window where a file has one and says no more."""
+    """Default pattern of layers with a window, where a file does not state one."""
     return tuple(bool(kind.period) and number % kind.period < kind.period - 1 for number in range(layers))

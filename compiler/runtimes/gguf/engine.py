@@ -1,4 +1,4 @@
-"""What a GGUF file says, computed as llama.cpp does, in float32 by torch: nothing is read but the file."""
+"""Interpreter of a GGUF file as llama.cpp computes it, in float32 by torch; reads nothing but the file."""
 
 from pathlib import Path
 
@@ -22,9 +22,9 @@ class Engine(Rows):
     def __init__(self, facts: Facts, weights: dict[str, Tensor]):
         super().__init__(_SEQUENCES, facts.context, facts.vocabulary)
         self.facts, self.kind, self.weights = facts, facts.kind, weights
-        self._kept: dict[int, list[tuple[Tensor, Tensor] | None]] = {}
+        self._snapshots: dict[int, list[tuple[Tensor, Tensor] | None]] = {}
         self._lengths: dict[int, int] = {}
-        evens = torch.arange(0, facts.turns, 2, dtype=torch.float32) / facts.turns
+        evens = torch.arange(0, facts.n_rotated, 2, dtype=torch.float32) / facts.n_rotated
         far = 1.0 / facts.base**evens / facts.stretch
         self._frequencies = {True: 1.0 / facts.local**evens, False: far / weights.get(FACTORS, 1.0)}
 
@@ -32,12 +32,12 @@ class Engine(Rows):
         return self._lengths.get(number, 0)
 
     def forget(self, number: int, length: int = 0) -> None:
-        kept = self._kept.get(number)
-        if not length or kept is None:
-            self._kept.pop(number, None)
+        cache_layers = self._snapshots.get(number)
+        if not length or cache_layers is None:
+            self._snapshots.pop(number, None)
             self._lengths.pop(number, None)
             return
-        self._kept[number] = [pair and (pair[0][:, :length], pair[1][:, :length]) for pair in kept]
+        self._snapshots[number] = [pair and (pair[0][:, :length], pair[1][:, :length]) for pair in cache_layers]
         self._lengths[number] = min(length, self._lengths[number])
 
     @torch.no_grad()
@@ -55,15 +55,15 @@ class Engine(Rows):
         x = F.embedding(ids, self.weights["token_embd.weight"])
         x = x * (self.facts.scales[0] or (x.shape[-1] ** 0.5 if self.kind.scaled else 1.0))
         before, share = self.length(number), self.facts.scales[1] or 1.0
-        kept = self._kept.setdefault(number, [None] * len(self.facts.heads))
+        cache_layers = self._snapshots.setdefault(number, [None] * len(self.facts.heads))
         for i, heads in enumerate(self.facts.heads):
             layer, normed = f"blk.{i}.", x
             if heads:
                 normed = self._norm(x, f"{layer}attn_norm")
-                attended = self._norm(self._attend(i, normed, before, kept), f"{layer}post_attention_norm")
+                attended = self._norm(self._attend(i, normed, before, cache_layers), f"{layer}post_attention_norm")
                 x = x + share * attended
-            alone = self.kind.before and f"{layer}ffn_norm.weight" not in self.weights
-            read = normed if alone else self._norm(x, f"{layer}ffn_norm")
+            is_parallel = self.kind.before and f"{layer}ffn_norm.weight" not in self.weights
+            read = normed if is_parallel else self._norm(x, f"{layer}ffn_norm")
             x = x + share * self._norm(self._mixed(layer, read), f"{layer}post_ffw_norm")
         self._lengths[number] = before + len(ids)
         return x
@@ -76,23 +76,23 @@ class Engine(Rows):
         gate, up = up.chunk(2, -1) if self.kind.gate == "fused" else (self._linear(x, f"{layer}ffn_gate"), up)
         return self._linear(act(gate) * up, f"{layer}ffn_down")
 
-    def _attend(self, i: int, x: Tensor, before: int, kept: list) -> Tensor:
+    def _attend(self, i: int, x: Tensor, before: int, cache_layers: list) -> Tensor:
         t, window = len(x), self.facts.windows[i]
         q, k, v = self._parts(i, x)  # [h, t, d]
-        if self.kind.turns(i, window):
+        if self.kind.rotates(i, window):
             q, k = self._rotated(q, before, window), self._rotated(k, before, window)
-        if kept[i] is not None:
-            k, v = torch.cat([kept[i][0], k], 1), torch.cat([kept[i][1], v], 1)
-        kept[i] = (k, v)
-        seen = torch.ones(t, before + t, dtype=torch.bool).tril(before)
+        if cache_layers[i] is not None:
+            k, v = torch.cat([cache_layers[i][0], k], 1), torch.cat([cache_layers[i][1], v], 1)
+        cache_layers[i] = (k, v)
+        visible = torch.ones(t, before + t, dtype=torch.bool).tril(before)
         if window:
-            seen &= ~torch.ones_like(seen).tril(before - self.facts.window)
+            visible &= ~torch.ones_like(visible).tril(before - self.facts.window)
         repeat = self.facts.heads[i] // self.facts.kv_heads[i]
         k, v = k.repeat_interleave(repeat, 0), v.repeat_interleave(repeat, 0)
         scores = q @ k.transpose(1, 2) * (self.facts.scales[2] or self._scale())  # [h, t, before + t]
         cap = self.facts.caps[0]
         scores = cap * (scores / cap).tanh() if cap else scores
-        out = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v  # [h, t, d]
+        out = scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v  # [h, t, d]
         return self._linear(out.transpose(0, 1).reshape(t, -1), f"blk.{i}.attn_output")
 
     def _scale(self) -> float:
@@ -131,14 +131,14 @@ class Engine(Rows):
     def _rotated(self, x: Tensor, before: int, window: bool) -> Tensor:
         angle = torch.arange(before, before + x.shape[1])[:, None] * self._frequencies[window]  # [t, turns / 2]
         cos, sin = angle.cos(), angle.sin()
-        x, rest = x[..., : self.facts.turns], x[..., self.facts.turns :]
+        x, passed = x[..., : self.facts.n_rotated], x[..., self.facts.n_rotated :]
         if self.kind.interleaved:
             a, b = x[..., 0::2], x[..., 1::2]
             turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
         else:
             a, b = x.chunk(2, -1)
             turned = torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
-        return torch.cat([turned, rest], -1)
+        return torch.cat([turned, passed], -1)
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -150,13 +150,13 @@ def open_gguf(folder: Path) -> NativeModel:
     stored = read(folder / FILE)
     facts = facts_of(stored)
     weights = weights_of(stored, facts)
-    said = {
+    model_facts = {
         "class": f"GGUF `{facts.architecture}`",
         "model_type": facts.architecture,
         "params": sum(t.numel() for name, t in weights.items() if name != FACTORS),
     }
     plan = {"vocabulary": facts.vocabulary, "context": facts.context}
-    model = NativeModel(Engine(facts, weights), plan, weights, said, _SEQUENCES, read_generation(folder))
+    model = NativeModel(Engine(facts, weights), plan, weights, model_facts, _SEQUENCES, read_generation(folder))
     model.stored_bytes = sum(entry.bytes for entry in stored.entries.values())
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()

@@ -1,4 +1,4 @@
-"""What the head of a GGUF file says, and the weights that it must have by that."""
+"""Metadata of a GGUF file, and the weights that it requires."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 from ....dsl.syntax.diagnostics import Reject
 from .architectures import KINDS, Kind, pattern
 from .reading import Stored
-from .refusal import refused_gguf
+from .refusal import rejected_gguf
 
 FACTORS = "rope_freqs.weight"  # of frequencies; no parameters
 
@@ -18,7 +18,7 @@ FACTORS = "rope_freqs.weight"  # of frequencies; no parameters
 class Facts:
     """Numbers of the file's head; per layer where it says so.
 
-    turns      numbers of a head that rotate
+    n_rotated  numbers of a head that rotate
     window     tokens that a layer with a window sees, itself one of them
     windows    which layers have one
     local      base of the frequencies there
@@ -32,7 +32,7 @@ class Facts:
     kv_heads: tuple[int, ...]
     widths: tuple[int, ...]
     head_dim: int
-    turns: int
+    n_rotated: int
     base: float
     epsilon: float
     context: int
@@ -54,13 +54,13 @@ def facts_of(stored: Stored) -> Facts:
     known: Mapping[str, Any] = stored.facts
     name = known.get("general.architecture")
     if not isinstance(name, str) or name not in KINDS:
-        raise odd(stored, f"has the architecture `{str(name)[:40]}`, of which effc knows {', '.join(KINDS)}")
+        raise unsupported(stored, f"has the architecture `{str(name)[:40]}`, of which effc knows {', '.join(KINDS)}")
     kind = KINDS[name]
 
     def number(key: str, kind: type[int | float] = int, default: Any = None) -> Any:
         value = known.get(f"{name}.{key}", default)
         if type(value) is not kind or not 0 < value < 1 << 31:
-            raise odd(stored, f"does not state `{key}`")
+            raise unsupported(stored, f"does not state `{key}`")
         return value
 
     def perhaps(key: str) -> float:
@@ -72,13 +72,15 @@ def facts_of(stored: Stored) -> Facts:
         value = known.get(f"{name}.{key}")
         values = value if isinstance(value, list) else [value] * min(count, 4096)
         if len(values) != count or not all(type(v) is int and 0 <= v < 1 << 24 for v in values):
-            raise odd(stored, f"does not state `{key}` of its {count} layers")
+            raise unsupported(stored, f"does not state `{key}` of its {count} layers")
         return tuple(values)
 
     dim, base = number("attention.key_length"), number("rope.freq_base", float)
-    turns, stretched = number("rope.dimension_count", default=dim), known.get(f"{name}.rope.scaling.type", "none")
-    if turns > dim or turns % 2 or stretched not in ("none", "linear"):
-        raise odd(stored, f"rotates {turns} of the {dim} numbers of a head, or stretches positions as effc does not")
+    rope_dims, stretched = number("rope.dimension_count", default=dim), known.get(f"{name}.rope.scaling.type", "none")
+    if rope_dims > dim or rope_dims % 2 or stretched not in ("none", "linear"):
+        raise unsupported(
+            stored, f"rotates {rope_dims} of the {dim} numbers of a head, or stretches positions as effc does not"
+        )
     window, windows = _windows(stored, name, kind, len(each("attention.head_count")))
     return Facts(
         name,
@@ -86,7 +88,7 @@ def facts_of(stored: Stored) -> Facts:
         each("attention.head_count_kv"),
         each("feed_forward_length"),
         dim,
-        turns,
+        rope_dims,
         base,
         number(f"attention.layer_norm_{'' if kind.centred else 'rms_'}epsilon", float),
         number("context_length"),
@@ -101,41 +103,47 @@ def facts_of(stored: Stored) -> Facts:
 
 
 def _windows(stored: Stored, name: str, kind: Kind, count: int) -> tuple[int, tuple[bool, ...]]:
-    """How many tokens a window has, and which layers have one."""
+    """Number of tokens of a window, and the layers that have one."""
     window = stored.facts.get(f"{name}.attention.sliding_window", 0)
-    told = stored.facts.get(f"{name}.attention.sliding_window_pattern")
-    if type(window) is not int or not 0 <= window < 1 << 31 or (told is not None and not isinstance(told, list)):
-        raise odd(stored, "has windows that are no numbers")
+    pattern_stored = stored.facts.get(f"{name}.attention.sliding_window_pattern")
+    if (
+        type(window) is not int
+        or not 0 <= window < 1 << 31
+        or (pattern_stored is not None and not isinstance(pattern_stored, list))
+    ):
+        raise unsupported(stored, "has windows that are no numbers")
     if not kind.period or not window:
         return 0, (False,) * count
-    windows = pattern(kind, count) if told is None else tuple(told)
-    if len(windows) != count or not all(type(there) is bool for there in windows):
-        raise odd(stored, f"does not state the windows of its {count} layers")
+    windows = pattern(kind, count) if pattern_stored is None else tuple(pattern_stored)
+    if len(windows) != count or not all(type(flag) is bool for flag in windows):
+        raise unsupported(stored, f"does not state the windows of its {count} layers")
     return window, windows
 
 
 def weights_of(stored: Stored, facts: Facts) -> dict[str, Tensor]:
     """Every tensor by name, of the shape that the head says. Raises Reject (refused-gguf)."""
-    found = {name: stored.tensor(name) for name in stored.entries}
-    hidden = found["token_embd.weight"].shape[-1] if "token_embd.weight" in found else 0
+    tensors = {name: stored.tensor(name) for name in stored.entries}
+    hidden = tensors["token_embd.weight"].shape[-1] if "token_embd.weight" in tensors else 0
     needed, allowed = _outer(facts, hidden)
     for i, (heads, kv, width) in enumerate(zip(facts.heads, facts.kv_heads, facts.widths, strict=True)):
         if heads and (not kv or heads % kv):
-            raise odd(stored, f"has {heads} heads over {kv} in layer {i}")
-        alone = facts.kind.parallel == "always" or (
-            facts.kind.parallel == "some" and f"blk.{i}.ffn_norm.weight" not in found
+            raise unsupported(stored, f"has {heads} heads over {kv} in layer {i}")
+        is_parallel = facts.kind.parallel == "always" or (
+            facts.kind.parallel == "some" and f"blk.{i}.ffn_norm.weight" not in tensors
         )
-        for place, shape in _layer(facts, hidden, heads * facts.head_dim, kv * facts.head_dim, width, alone).items():
-            needed[f"blk.{i}.{place}.weight"] = shape
-            if place in facts.kind.biases:
-                allowed[f"blk.{i}.{place}.bias"] = shape[:1]
+        for name_part, shape in _layer(
+            facts, hidden, heads * facts.head_dim, kv * facts.head_dim, width, is_parallel
+        ).items():
+            needed[f"blk.{i}.{name_part}.weight"] = shape
+            if name_part in facts.kind.biases:
+                allowed[f"blk.{i}.{name_part}.bias"] = shape[:1]
     for name, shape in needed.items():
-        if name not in found or tuple(found[name].shape) != shape:
-            raise odd(stored, f"has no `{name}` of the shape {' x '.join(map(str, shape))}")
-    for name in found.keys() - needed.keys():
-        if name not in allowed or tuple(found[name].shape) != allowed[name]:
-            raise odd(stored, f"has `{name[:80]}`, which `{facts.architecture}` has not, or not of that shape")
-    return found
+        if name not in tensors or tuple(tensors[name].shape) != shape:
+            raise unsupported(stored, f"has no `{name}` of the shape {' x '.join(map(str, shape))}")
+    for name in tensors.keys() - needed.keys():
+        if name not in allowed or tuple(tensors[name].shape) != allowed[name]:
+            raise unsupported(stored, f"has `{name[:80]}`, which `{facts.architecture}` has not, or not of that shape")
+    return tensors
 
 
 def _outer(facts: Facts, hidden: int) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
@@ -148,27 +156,27 @@ def _outer(facts: Facts, hidden: int) -> tuple[dict[str, tuple[int, ...]], dict[
     if facts.kind.headed:
         allowed["output.bias"] = (facts.vocabulary,)
     if facts.kind.factors:
-        allowed[FACTORS] = (facts.turns // 2,)
+        allowed[FACTORS] = (facts.n_rotated // 2,)
     return needed, allowed
 
 
-def _layer(facts: Facts, hidden: int, q: int, k: int, width: int, alone: bool) -> dict[str, tuple[int, ...]]:
-    """Shapes of a layer's weights. `alone`: both branches read what one norm gives."""
+def _layer(facts: Facts, hidden: int, q: int, k: int, width: int, is_parallel: bool) -> dict[str, tuple[int, ...]]:
+    """Shapes of a layer's weights. `is_parallel`: both branches read what one norm gives."""
     kind, row = facts.kind, (hidden,)
-    made: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     if q:
-        made["attn_output"] = (hidden, q)
-        made |= {"attn_qkv": (q + 2 * k, hidden)} if kind.fused else {}
-        made |= {} if kind.fused else {"attn_q": (q, hidden), "attn_k": (k, hidden), "attn_v": (k, hidden)}
-        made |= {"attn_norm": row} if kind.before else {}
+        shapes["attn_output"] = (hidden, q)
+        shapes |= {"attn_qkv": (q + 2 * k, hidden)} if kind.fused else {}
+        shapes |= {} if kind.fused else {"attn_q": (q, hidden), "attn_k": (k, hidden), "attn_v": (k, hidden)}
+        shapes |= {"attn_norm": row} if kind.before else {}
         each = (facts.head_dim,)
-        made |= {"attn_q_norm": each, "attn_k_norm": each} if kind.norms == "head" else {}
-        made |= {"attn_q_norm": (q,), "attn_k_norm": (k,)} if kind.norms == "row" else {}
-    made |= {"ffn_norm": row} if kind.before and not alone else {}
-    made |= {"post_attention_norm": row, "post_ffw_norm": row} if kind.after else {}
-    made |= {"ffn_up": (width * (2 if kind.gate == "fused" else 1), hidden), "ffn_down": (hidden, width)}
-    return made | ({"ffn_gate": (width, hidden)} if kind.gate == "beside" else {})
+        shapes |= {"attn_q_norm": each, "attn_k_norm": each} if kind.norms == "head" else {}
+        shapes |= {"attn_q_norm": (q,), "attn_k_norm": (k,)} if kind.norms == "row" else {}
+    shapes |= {"ffn_norm": row} if kind.before and not is_parallel else {}
+    shapes |= {"post_attention_norm": row, "post_ffw_norm": row} if kind.after else {}
+    shapes |= {"ffn_up": (width * (2 if kind.gate == "fused" else 1), hidden), "ffn_down": (hidden, width)}
+    return shapes | ({"ffn_gate": (width, hidden)} if kind.gate == "beside" else {})
 
 
-def odd(stored: Stored, what: str) -> Reject:
-    return Reject(refused_gguf(f"{stored.path} {what}", help="compile it again with this effc"))
+def unsupported(stored: Stored, problem: str) -> Reject:
+    return Reject(rejected_gguf(f"{stored.path} {problem}", help="compile it again with this effc"))

@@ -31,7 +31,7 @@ class Family:
     turned     rotary pairs of a head lie half of it apart, and llama.cpp wants them beside each other
     raised     norms multiply by one more than their weight
     keys       config -> keys below the architecture's name, beside those that all have
-    odd        config -> what would be computed otherwise there, and whether this config asks for it
+    unsupported  config -> what would be computed otherwise there, and whether this config asks for it
     """
 
     kind: str
@@ -39,7 +39,7 @@ class Family:
     turned: bool = False
     raised: bool = False
     keys: Callable[[Any], dict[str, Any]] = lambda config: {}
-    odd: Callable[[Any], dict[str, bool]] = lambda config: {}
+    unsupported: Callable[[Any], dict[str, bool]] = lambda config: {}
 
     @property
     def of(self) -> Kind:
@@ -49,10 +49,12 @@ class Family:
 def _gemma_scale(config: Any) -> dict[str, bool]:
     """llama.cpp tells the largest of a generation by its layers, and scales the scores of others by their heads."""
     largest = {"gemma2": 46, "gemma3_text": 62}[config.model_type]
-    wanted = config.head_dim
+    expected = config.head_dim
     if config.num_hidden_layers == largest:
-        wanted = config.hidden_size // config.num_attention_heads
-    return {f"scores scaled by {config.query_pre_attn_scalar} and not {wanted}": config.query_pre_attn_scalar != wanted}
+        expected = config.hidden_size // config.num_attention_heads
+    return {
+        f"scores scaled by {config.query_pre_attn_scalar} and not {expected}": config.query_pre_attn_scalar != expected
+    }
 
 
 def _gemma2(config: Any) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def _gemma2(config: Any) -> dict[str, Any]:
     }
 
 
-def _gemma2_odd(config: Any) -> dict[str, bool]:
+def _gemma2_unsupported(config: Any) -> dict[str, bool]:
     return _gemma_scale(config) | {
         "scores or logits without a cap": not (config.attn_logit_softcapping and config.final_logit_softcapping)
     }
@@ -76,7 +78,7 @@ def _gemma3(config: Any) -> dict[str, Any]:
     )
 
 
-def _gemma3_odd(config: Any) -> dict[str, bool]:
+def _gemma3_unsupported(config: Any) -> dict[str, bool]:
     local = config.rope_parameters["sliding_attention"].get("rope_type", "default")
     return _gemma_scale(config) | {
         "scores with a cap": bool(config.attn_logit_softcapping),
@@ -94,14 +96,14 @@ def _granite(config: Any) -> dict[str, Any]:
     }
 
 
-def _granite_odd(config: Any) -> dict[str, bool]:
+def _granite_unsupported(config: Any) -> dict[str, bool]:
     # llama.cpp takes 0 for "none"
     return {"a scale of 0": not all(value > 0 for value in _granite(config).values())}
 
 
-def _smollm3_odd(config: Any) -> dict[str, bool]:
-    turns = [int(KINDS["smollm3"].turns(i, False)) for i in range(config.num_hidden_layers)]
-    return {"other layers without positions than each fourth": list(map(int, config.no_rope_layers)) != turns}
+def _smollm3_unsupported(config: Any) -> dict[str, bool]:
+    rotates = [int(KINDS["smollm3"].rotates(i, False)) for i in range(config.num_hidden_layers)]
+    return {"other layers without positions than each fourth": list(map(int, config.no_rope_layers)) != rotates}
 
 
 _QK = "norms of each head with weights of its own"
@@ -111,16 +113,20 @@ FAMILIES = {
     "qwen2": Family("qwen2", _LLAMA),
     "qwen3": Family("qwen3", _LLAMA | _NORMS),
     "gemma": Family("gemma", _LLAMA, raised=True),
-    "gemma2": Family("gemma2", _AROUND | _ATTENTION | _GATED, raised=True, keys=_gemma2, odd=_gemma2_odd),
-    "gemma3_text": Family("gemma3", _AROUND | _ATTENTION | _GATED | _NORMS, raised=True, keys=_gemma3, odd=_gemma3_odd),
+    "gemma2": Family(
+        "gemma2", _AROUND | _ATTENTION | _GATED, raised=True, keys=_gemma2, unsupported=_gemma2_unsupported
+    ),
+    "gemma3_text": Family(
+        "gemma3", _AROUND | _ATTENTION | _GATED | _NORMS, raised=True, keys=_gemma3, unsupported=_gemma3_unsupported
+    ),
     "phi": Family(
         "phi2",
         {"input_layernorm": "attn_norm", "self_attn.dense": "attn_output", "mlp.fc1": "ffn_up", "mlp.fc2": "ffn_down"}
         | {name: place for name, place in _ATTENTION.items() if place != "attn_output"},
-        odd=lambda config: {"norms of queries and keys": bool(config.qk_layernorm)},
+        unsupported=lambda config: {"norms of queries and keys": bool(config.qk_layernorm)},
     ),
     "phi3": Family("phi3", _BEFORE | _IN_ONE | {"self_attn.qkv_proj": "attn_qkv", "self_attn.o_proj": "attn_output"}),
-    "stablelm": Family("stablelm", _LLAMA, odd=lambda config: {_QK: bool(config.qk_layernorm)}),
+    "stablelm": Family("stablelm", _LLAMA, unsupported=lambda config: {_QK: bool(config.qk_layernorm)}),
     "glm4": Family(
         "glm4",
         _BEFORE
@@ -128,7 +134,7 @@ FAMILIES = {
         | _IN_ONE
         | {"post_self_attn_layernorm": "post_attention_norm", "post_mlp_layernorm": "post_ffw_norm"},
     ),
-    "granite": Family("granite", _LLAMA, turned=True, keys=_granite, odd=_granite_odd),
+    "granite": Family("granite", _LLAMA, turned=True, keys=_granite, unsupported=_granite_unsupported),
     "olmo2": Family(
         "olmo2",
         _ATTENTION
@@ -136,12 +142,12 @@ FAMILIES = {
         | _NORMS
         | {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"},
     ),
-    "smollm3": Family("smollm3", _LLAMA, turned=True, odd=_smollm3_odd),
+    "smollm3": Family("smollm3", _LLAMA, turned=True, unsupported=_smollm3_unsupported),
     "cohere": Family(
         "command-r",
         {"input_layernorm": "attn_norm"} | _ATTENTION | _GATED,
         keys=lambda config: {"logit_scale": float(config.logit_scale)},
-        odd=lambda config: {_QK: bool(config.use_qk_norm), "64 layers or more": config.num_hidden_layers >= 64},
+        unsupported=lambda config: {_QK: bool(config.use_qk_norm), "64 layers or more": config.num_hidden_layers >= 64},
     ),
     "cohere2": Family(
         "cohere2",
@@ -164,7 +170,7 @@ def refuse_config(config: Any) -> None:
         )
     rope, windows = rope_of(config), windows_of(config)
     act = getattr(config, "hidden_activation", None) or config.hidden_act
-    why = {
+    unsupported = {
         f"attention in windows of {config.sliding_window} tokens" if any(windows) else "": (
             any(windows) and not family.of.period and config.sliding_window < _LEAST_CONTEXT
         ),
@@ -172,11 +178,13 @@ def refuse_config(config: Any) -> None:
         f"positions by `{rope.get('rope_type')}`": rope.get("rope_type", "default") not in _positions(family.of),
         "positions in a part of each head": family.turned and rope.get("partial_rotary_factor", 1.0) != 1.0,
         "a head of its own": family.of.tied and not config.tie_word_embeddings,
-        **family.odd(config),
+        **family.unsupported(config),
     }
-    if odd := next((what for what, holds in why.items() if holds), None):
+    if feature := next((feature_name for feature_name, applies in unsupported.items() if applies), None):
         raise Reject(
-            cannot_write_gguf(f"the model has {odd}, which llama.cpp's `{family.kind}` does not compute", help=INSTEAD)
+            cannot_write_gguf(
+                f"the model has {feature}, which llama.cpp's `{family.kind}` does not compute", help=INSTEAD
+            )
         )
 
 
@@ -185,13 +193,13 @@ def _positions(kind: Kind) -> tuple[str, ...]:
 
 
 def rope_of(config: Any) -> dict[str, Any]:
-    """How positions turn queries and keys; of layers that see all, where there are two kinds."""
+    """Rotary parameters; of the layers without a window, where there are two kinds."""
     known = getattr(config, "rope_parameters", None) or {}
     return known.get("full_attention", known)
 
 
 def windows_of(config: Any) -> tuple[bool, ...]:
-    """Which layers see a window."""
+    """Layers that have a window."""
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
         return (bool(getattr(config, "sliding_window", None)),) * config.num_hidden_layers

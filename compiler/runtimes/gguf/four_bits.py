@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Diagnostic, Reject
-from ....kernels.codes import BITS, Codes, held
+from ....kernels.codes import BITS, Codes, exact_codes
 from ...plugin.interfaces import Pass
 from ...transforms.search.quantizing import Quantizer
 from .refusal import unfit_type
@@ -31,19 +31,19 @@ def codes_of(weight: Tensor, name: str, kind: str) -> Codes | None:
 
     Raises Reject (unfit-type) where the grid is one that `kind` has not.
     """
-    found = held(weight, BLOCK) if weight.shape[1] % BLOCK == 0 else None
-    if found is None:
+    grid_codes = exact_codes(weight, BLOCK) if weight.shape[1] % BLOCK == 0 else None
+    if grid_codes is None:
         return None
-    if kind == "q4_0" and (found.zero != _MIDDLE).any():
+    if kind == "q4_0" and (grid_codes.zero != _MIDDLE).any():
         raise Reject(
             unfit_type(
                 f"{name} has blocks whose 0 is not the middle code, and q4_0 has no others",
                 help="write `type: q4_1`, or quantise with `zero: middle`",
             )
         )
-    if not torch.equal(found.scale.half().float(), found.scale):
+    if not torch.equal(grid_codes.scale.half().float(), grid_codes.scale):
         raise Reject(unfit_type(f"{name} has scales that float16 has not", help="write `type: bf16`"))
-    return found
+    return grid_codes
 
 
 def blocks(codes: Codes, kind: str) -> Tensor:

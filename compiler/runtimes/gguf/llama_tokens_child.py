@@ -8,5 +8,5 @@ import llama_cpp
 if __name__ == "__main__":
     model = llama_cpp.Llama(sys.argv[1], vocab_only=True, verbose=False)
     texts = json.load(sys.stdin)
-    found = [model.tokenize(text.encode("utf-8"), add_bos=False, special=False) for text in texts]
-    print(json.dumps(found), flush=True)
+    token_ids = [model.tokenize(text.encode("utf-8"), add_bos=False, special=False) for text in texts]
+    print(json.dumps(token_ids), flush=True)

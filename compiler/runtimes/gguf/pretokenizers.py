@@ -1,4 +1,4 @@
-"""How llama.cpp cuts text before it looks for tokens: by a name for each way that it knows, not by a pattern."""
+"""Pre-tokenizers of llama.cpp: known by name, not by pattern."""
 
 import json
 import subprocess
@@ -47,16 +47,16 @@ def cut_of(body: dict[str, Any]) -> tuple[str, list[str]]:
     cutting = body.get("pre_tokenizer") or {}
     parts = cutting.get("pretokenizers", [cutting])
     kinds, last = [part.get("type") for part in parts], parts[-1]
-    whole = bool(body["model"].get("ignore_merges"))
+    ignores_merges = bool(body["model"].get("ignore_merges"))
     name, sure = _UNKNOWN, False
     if kinds[-1] == "ByteLevel" and not last.get("add_prefix_space"):
-        by_bytes = last.get("use_regex", True) and not whole
+        by_bytes = last.get("use_regex", True) and not ignores_merges
         if kinds == ["ByteLevel"] and by_bytes:
             name, sure = "gpt-2", True
         elif kinds == ["Digits", "ByteLevel"] and by_bytes and parts[0].get("individual_digits"):
             name, sure = "smollm", True
         elif kinds == ["Split", "ByteLevel"] and not last.get("use_regex", True) and _isolates(parts[0]):
-            name, sure = _BY_PATTERN.get((parts[0]["pattern"].get("Regex"), whole), (name, sure))
+            name, sure = _BY_PATTERN.get((parts[0]["pattern"].get("Regex"), ignores_merges), (name, sure))
     notes = [] if sure else [DOUBT]
     if body.get("normalizer"):
         notes.append("This tokenizer normalises text first, as Unicode has it, and llama.cpp does not.")
@@ -75,32 +75,33 @@ def only_by_merges(texts: list[str], merges: list[tuple[str, ...]]) -> list[str]
     """
     known, pairs, wholes = set(texts), set(merges), ["".join(merge) for merge in merges]
     changes = sum(a != b for a, b in pairwise(wholes)) + 1
-    apart = changes != len(set(wholes))
+    split_merges = changes != len(set(wholes))
     missing = any(
-        whole[:at] in known and whole[at:] in known and (whole[:at], whole[at:]) not in pairs
-        for whole in set(wholes)
-        for at in range(1, len(whole))
+        token[:at] in known and token[at:] in known and (token[:at], token[at:]) not in pairs
+        for token in set(wholes)
+        for at in range(1, len(token))
     )
-    return [DOUBT] if apart or missing else []
+    return [DOUBT] if split_merges or missing else []
 
 
-def ask_llama(file: Path, tokenizer: Any, notes: list[str]) -> list[str]:
+def check_with_llama(file: Path, tokenizer: Any, notes: list[str]) -> list[str]:
     """The notes, with llama.cpp's own word on `TEXTS` in place of a doubt, where `llama-cpp-python` is installed.
 
     It is asked in a process of its own: it ends a process that it can't go on in.
     """
     if find_spec("llama_cpp") is None or any("has no tokenizer" in note for note in notes):
         return notes
-    call = [sys.executable, "-P", str(Path(__file__).with_name("cuts_child.py")), str(file)]
+    call = [sys.executable, "-P", str(Path(__file__).with_name("llama_tokens_child.py")), str(file)]
     done = subprocess.run(call, input=json.dumps(TEXTS), capture_output=True, text=True, timeout=600)
     if done.returncode:
         return notes
-    theirs = json.loads(done.stdout)
-    ours = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    actual = json.loads(done.stdout)
+    expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
     notes = [note for note in notes if note != DOUBT]
-    odd = [text for text, a, b in zip(TEXTS, ours, theirs, strict=True) if a != b]
-    if odd:
+    differing = [text for text, a, b in zip(TEXTS, expected, actual, strict=True) if a != b]
+    if differing:
         notes.append(
-            f"llama.cpp makes other tokens than this tokenizer of {len(odd)} of {len(TEXTS)} texts, as of {odd[0]!r}."
+            f"llama.cpp makes other tokens than this tokenizer of {len(differing)} of {len(TEXTS)} texts, "
+            f"as of {differing[0]!r}."
         )
     return notes

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from ....dsl.syntax.diagnostics import Reject
-from ...core.safe_read import MISFIT, check_regular
-from ...models.checkpoints.gguf_header import MOST_HEADER, Reader, read_header
-from .refusal import refused_gguf
+from ...core.safe_read import MALFORMED, check_regular
+from ...models.checkpoints.gguf_header import MAX_HEADER, Reader, read_header
+from .refusal import rejected_gguf
 
 _TYPES = {  # name, block, its bytes
     0: ("F32", 1, 4),
@@ -21,7 +21,7 @@ _TYPES = {  # name, block, its bytes
     8: ("Q8_0", 32, 34),
     30: ("BF16", 1, 2),
 }
-_AGAIN = "compile it again with this effc"
+_REMEDY = "compile it again with this effc"
 
 
 @dataclass(frozen=True)
@@ -59,21 +59,21 @@ def read(path: Path) -> Stored:
     try:
         check_regular(path)
         with path.open("rb") as file:
-            header = file.read(MOST_HEADER)
+            header = file.read(MAX_HEADER)
         return _stored(path, Reader(header))
     except OSError as error:
-        raise Reject(refused_gguf(f"{path} can't be read: {error.strerror}")) from error
-    except (struct.error, *MISFIT) as error:
-        raise Reject(refused_gguf(f"{path} is cut or of another form: {error}", help=_AGAIN)) from error
+        raise Reject(rejected_gguf(f"{path} can't be read: {error.strerror}")) from error
+    except (struct.error, *MALFORMED) as error:
+        raise Reject(rejected_gguf(f"{path} is cut or of another form: {error}", help=_REMEDY)) from error
 
 
 def _stored(path: Path, reader: Reader) -> Stored:
-    facts, found = read_header(reader)
+    facts, table = read_header(reader)
     alignment = facts.get("general.alignment", 32)
     if type(alignment) is not int or not 0 < alignment <= 4096:
         raise ValueError("its alignment is no number of bytes")
     begin, size, entries = -(-reader.at // alignment) * alignment, path.stat().st_size, {}
-    for name, kind, shape, offset in found:
+    for name, kind, shape, offset in table:
         if kind not in _TYPES:
             raise ValueError(f"`{name[:80]}` has numbers of type {kind}, which effc does not write")
         block, width = _TYPES[kind][1:]
@@ -82,8 +82,8 @@ def _stored(path: Path, reader: Reader) -> Stored:
             count *= axis
         if not shape or shape[-1] % block or name in entries:
             raise ValueError(f"`{name}` has a shape that its numbers don't fill, or is there twice")
-        held = count // block * width
-        if begin + offset + held > size:
+        n_bytes = count // block * width
+        if begin + offset + n_bytes > size:
             raise ValueError(f"`{name}` lies beyond its end")
-        entries[name] = Entry(kind, shape, begin + offset, held)
+        entries[name] = Entry(kind, shape, begin + offset, n_bytes)
     return Stored(path, facts, entries)

@@ -1,4 +1,4 @@
-"""What the target `gguf` refuses, and what it refuses to read."""
+"""Rejections of the target `gguf`, on writing and on reading."""
 
 from ....dsl.syntax.diagnostics import Fault
 
@@ -16,7 +16,7 @@ unfit_type = Fault(
     "`q4_0` and `q4_1` keep codes of four bits that a step gave, and round nothing; `q8_0` has blocks of 32, and "
     "float16 ends at 65504.",
 )
-refused_gguf = Fault(
+rejected_gguf = Fault(
     "refused-gguf",
     "A GGUF file holds something that effc's own don't, or is cut.\n\n"
     "It may come from anybody: sizes, names and offsets are held against the file before anything is read by them.",

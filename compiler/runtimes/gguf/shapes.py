@@ -1,4 +1,4 @@
-"""What a GGUF file says of a model: its architecture, and widths and heads layer by layer."""
+"""Shape of a model in a GGUF file: its architecture, and widths and heads layer by layer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,13 +37,13 @@ class Layer:
 @dataclass(frozen=True)
 class Shape:
     """architecture   llama.cpp's name; "deci" where layers differ
-    turns          of each head, how many numbers rotate
+    n_rotated      of each head, how many numbers rotate
     """
 
     architecture: str
     family: Family
     head_dim: int
-    turns: int
+    n_rotated: int
     layers: tuple[Layer, ...]
 
 
@@ -51,12 +51,12 @@ def shape_of(model: Any) -> Shape:
     """Raises Reject (cannot-write-gguf) where llama.cpp has no architecture that computes the same."""
     refuse_config(model.config)
     family = FAMILIES[model.config.model_type]
-    found = [_layer(model, family, number) for number in range(len(model.model.layers))]
-    dims = {dim for _, dim in found if dim}
+    layer_shapes = [_layer(model, family, number) for number in range(len(model.model.layers))]
+    dims = {dim for _, dim in layer_shapes if dim}
     if len(dims) != 1:
         raise Reject(cannot_write_gguf("layers have heads of several sizes or none, and GGUF states one", help=INSTEAD))
-    (dim,), layers = dims, tuple(layer for layer, _ in found)
-    return Shape(_architecture(model, family, layers, dim), family, dim, _turns(model.config, dim), layers)
+    (dim,), layers = dims, tuple(layer for layer, _ in layer_shapes)
+    return Shape(_architecture(model, family, layers, dim), family, dim, _rotated(model.config, dim), layers)
 
 
 def _architecture(model: nn.Module, family: Family, layers: tuple[Layer, ...], dim: int) -> str:
@@ -105,7 +105,7 @@ def _layer(model: Any, family: Family, number: int) -> tuple[Layer, int]:
     return Layer(heads, kv_heads, width), dim
 
 
-def _turns(config: Any, dim: int) -> int:
+def _rotated(config: Any, dim: int) -> int:
     return int(dim * rope_of(config).get("partial_rotary_factor", 1.0))
 
 
@@ -114,7 +114,7 @@ def refuse_names(model: nn.Module) -> None:
     config = pretrained(model).config
     family = FAMILIES[config.model_type]
     for name in model.state_dict():
-        _place(name, family, family.kind, config.tie_word_embeddings)
+        _gguf_name(name, family, family.kind, config.tie_word_embeddings)
 
 
 def metadata(model: Any, shape: Shape) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def metadata(model: Any, shape: Shape) -> dict[str, Any]:
         "attention.key_length": shape.head_dim,
         "attention.value_length": shape.head_dim,
         f"attention.layer_norm_{'' if centred else 'rms_'}epsilon": _epsilon(config),
-        "rope.dimension_count": shape.turns,
+        "rope.dimension_count": shape.n_rotated,
         "rope.freq_base": float(rope.get("rope_theta", 10000.0)),
         "vocab_size": config.vocab_size,
         **(stretch if rope.get("rope_type") == "linear" else {}),
@@ -158,14 +158,14 @@ def tensors(model: Any, shape: Shape) -> Iterator[tuple[str, Tensor]]:
     if rope_of(config).get("rope_type", "default") == "llama3":
         yield "rope_freqs.weight", rotary_factors(model, shape.head_dim)
     for name, tensor in weights.items():
-        place = _place(name, shape.family, shape.architecture, config.tie_word_embeddings)
-        if place is None:
+        gguf_name = _gguf_name(name, shape.family, shape.architecture, config.tie_word_embeddings)
+        if gguf_name is None:
             continue
-        if shape.family.turned and (".attn_q." in place or ".attn_k." in place):
+        if shape.family.turned and (".attn_q." in gguf_name or ".attn_k." in gguf_name):
             tensor = interleaved(tensor, shape.head_dim)
-        if shape.family.raised and place.endswith("_norm.weight"):
+        if shape.family.raised and gguf_name.endswith("_norm.weight"):
             tensor = tensor.float() + 1
-        yield place, tensor
+        yield gguf_name, tensor
     yield from _stand_ins(config.hidden_size, shape, weights)
 
 
@@ -183,19 +183,19 @@ def _stand_ins(hidden: int, shape: Shape, weights: dict[str, Tensor]) -> Iterato
 _TWICE = ("stablelm", "olmo2", "phi2")
 
 
-def _place(name: str, family: Family, architecture: str, tied: bool) -> str | None:
+def _gguf_name(name: str, family: Family, architecture: str, tied: bool) -> str | None:
     """llama.cpp's name of a weight; None where the head is the table of tokens. Raises Reject where it has none."""
     if name == "lm_head.weight" and tied and family.kind not in _TWICE:
         return None
-    if place := _OUTER.get(name):
+    if gguf_name := _OUTER.get(name):
         if name != "lm_head.bias" or family.of.headed:
-            return place
+            return gguf_name
     elif name.startswith("model.layers."):
-        number, _, rest = name.removeprefix("model.layers.").partition(".")
-        stem, _, kind = rest.rpartition(".")
-        place = family.parts.get(stem)
-        if place and (kind == "weight" or (kind == "bias" and place in KINDS[architecture].biases)):
-            return f"blk.{number}.{place}.{kind}"
+        number, _, suffix = name.removeprefix("model.layers.").partition(".")
+        stem, _, kind = suffix.rpartition(".")
+        gguf_name = family.parts.get(stem)
+        if gguf_name and (kind == "weight" or (kind == "bias" and gguf_name in KINDS[architecture].biases)):
+            return f"blk.{number}.{gguf_name}.{kind}"
     raise Reject(cannot_write_gguf(f"`{name}` has no place in llama.cpp's `{architecture}`", help=INSTEAD))
 
 
@@ -207,7 +207,7 @@ def interleaved(tensor: Tensor, head_dim: int) -> Tensor:
 
 
 def rotary_factors(model: Any, head_dim: int) -> Tensor:
-    """What each rotary frequency is divided by, [head_dim / 2]: Llama 3's stretch of the slow ones."""
+    """Divisor of each rotary frequency, [head_dim / 2]: Llama 3's stretch of the slow ones."""
     base = float(rope_of(model.config).get("rope_theta", 10000.0))
     plain = 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     return plain / model.model.rotary_emb.inv_freq.float().cpu()

@@ -35,13 +35,13 @@ class Picture:
 
 
 def picture(folder: Path) -> Picture:
-    """What a folder that the target `gguf` wrote holds. Raises Reject (refused-gguf)."""
+    """Picture of a folder of the target `gguf`. Raises Reject (refused-gguf)."""
     stored = read(folder / FILE)
-    held = stored.entries.values()
+    entries = stored.entries.values()
     numbers = 0
-    for entry in held:
+    for entry in entries:
         product = 1
         for axis in entry.shape:
             product *= axis
         numbers += product
-    return Picture(facts_of(stored), numbers, sum(entry.bytes for entry in held))
+    return Picture(facts_of(stored), numbers, sum(entry.bytes for entry in entries))

@@ -12,9 +12,9 @@ def write_vocabulary(writer: Any, tokenizer: Any, size: int) -> list[str]:
     """Adds what the tokenizer says; sentences where llama.cpp may cut text in another way. None: no vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     body = json.loads(backend.to_str()) if backend is not None else None
-    if why := _none(body):
+    if reason := _none(body):
         writer.add_tokenizer_model("no_vocab")
-        return [_NO_TOKENIZER + why]
+        return [_NO_TOKENIZER + reason]
     assert body is not None
     notes = _tokens(writer, tokenizer, body, size)
     for name in ("bos", "eos", "unk", "pad"):
@@ -59,7 +59,7 @@ def _tokens(writer: Any, tokenizer: Any, body: dict[str, Any], size: int) -> lis
     if sentences:
         kinds = [TokenType.BYTE if text.startswith("<0x") else k for text, k in zip(texts, kinds, strict=True)]
         writer.add_token_scores(_scores(texts, merges))
-        writer.add_add_space_prefix(_begins_with_space(body))
+        writer.add_add_space_prefix(_adds_space_prefix(body))
     writer.add_token_types(kinds)
     if sentences:
         return only_by_merges(texts, merges)
@@ -77,7 +77,7 @@ def _scores(texts: list[str], merges: list[tuple[str, ...]]) -> list[float]:
     return [-float(ranks.get(text, 0)) for text in texts]
 
 
-def _begins_with_space(body: dict[str, Any]) -> bool:
+def _adds_space_prefix(body: dict[str, Any]) -> bool:
     """Whether a text is read as if a space stood before it."""
     normalizer, cutting = body.get("normalizer") or {}, body.get("pre_tokenizer") or {}
     parts = [*normalizer.get("normalizers", [normalizer]), *cutting.get("pretokenizers", [cutting])]

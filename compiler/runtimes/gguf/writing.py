@@ -8,7 +8,7 @@ import torch
 from ....dsl.syntax.diagnostics import Reject
 from . import four_bits
 from .families import context_of, window_keys
-from .pretokenizers import ask_llama
+from .pretokenizers import check_with_llama
 from .refusal import unfit_type
 from .shapes import Shape, metadata, shape_of, tensors
 from .vocabulary import write_vocabulary
@@ -39,7 +39,7 @@ def write(model: Any, folder: Path, kind: str, tokenizer: Any) -> list[str]:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return ask_llama(folder / FILE, tokenizer, notes) + _notes(model.config, shape)
+    return check_with_llama(folder / FILE, tokenizer, notes) + _notes(model.config, shape)
 
 
 _FILE_TYPES = {"f32": "ALL_F32"} | {k: f"MOSTLY_{k.upper()}" for k in ("f16", "bf16", "q8_0", *four_bits.KINDS)}

@@ -28,7 +28,7 @@ KINDS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 _SHARE = 2e-6  # of float32: another order of the same operations
 _ENDLESS = 3e38  # where nothing is clipped
-_MOST = 5  # constants whose products are tried
+_MAX_NODES = 5  # constants whose products are tried
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Recognised:
 @torch.no_grad()
 def recognise(function: Pending) -> Recognised | None:
     """The one step that computes an elementwise function, or None."""
-    near, far = torch.linspace(-12, 12, 961), torch.linspace(-300, 300, 61)
-    x = torch.cat([near, far, torch.tensor([1e-4, -1e-4, 1e4, -1e4])]).double()
+    fine, far = torch.linspace(-12, 12, 961), torch.linspace(-300, 300, 61)
+    x = torch.cat([fine, far, torch.tensor([1e-4, -1e-4, 1e4, -1e4])]).double()
     try:
         y = function(x).double()
     except (TypeError, RuntimeError):  # made for float32, as compiled code is
@@ -53,10 +53,10 @@ def recognise(function: Pending) -> Recognised | None:
     for kind, known in KINDS.items():
         if close(y, known(x)):
             return Recognised("act", {"kind": kind})
-    least, most = float(y.min()), float(y.max())
-    if least < most and close(y, x.clamp(least, most)):
-        ends = least if least > float(x.min()) else -_ENDLESS, most if most < float(x.max()) else _ENDLESS
-        return Recognised("clip", dict(zip(("least", "most"), ends, strict=True)))
+    least, upper = float(y.min()), float(y.max())
+    if least < upper and close(y, x.clamp(least, upper)):
+        bounds = least if least > float(x.min()) else -_ENDLESS, upper if upper < float(x.max()) else _ENDLESS
+        return Recognised("clip", dict(zip(("least", "most"), bounds, strict=True)))
     constants = function.constants()
     for number in (-1.0, *_products(constants)):
         if close(y, x * number):
@@ -70,10 +70,10 @@ def recognise(function: Pending) -> Recognised | None:
 
 def _xielu(x: Tensor, y: Tensor) -> Recognised | None:
     """Its three numbers, read off three points: a square above zero, exp(x) - 1 - x below, and a share of x."""
-    near = {at: float(y[(x - at).abs().argmin()]) for at in (-1.0, 1.0, 2.0)}
-    square = near[2.0] / 2 - near[1.0]
-    linear = near[1.0] - square
-    exponential = (near[-1.0] + linear) * math.e
+    values_at = {at: float(y[(x - at).abs().argmin()]) for at in (-1.0, 1.0, 2.0)}
+    square = values_at[2.0] / 2 - values_at[1.0]
+    linear = values_at[1.0] - square
+    exponential = (values_at[-1.0] + linear) * math.e
     bent = torch.where(x > 0, square * x.square(), exponential * (torch.expm1(x) - x))
     if not torch.allclose(y, bent + linear * x, rtol=2e-5, atol=2e-5):  # numbers that a float32 made
         return None
@@ -86,7 +86,7 @@ def close(a: Tensor, b: Tensor) -> bool:
 
 def _products(constants: list[float]) -> list[float]:
     """Constants, their inverses and negatives, and products of such."""
-    distinct = list(dict.fromkeys(c for c in constants if c and math.isfinite(c)))[:_MOST]
+    distinct = list(dict.fromkeys(c for c in constants if c and math.isfinite(c)))[:_MAX_NODES]
     single = [s for c in distinct for s in (c, 1 / c)]
     chosen = [
         math.prod(parts)

@@ -26,27 +26,27 @@ class Attending:
         self._tables: dict[tuple[fx.Node, bool], Tensor | None] = {}
 
     def cached(self, node: fx.Node, cache: Any, k: Any, v: Any, layer: int) -> tuple[Cached, Cached]:
-        """What attention reads of all tokens; the cache keeps what it makes of them."""
+        """Keys and values of all tokens that attention reads from the cache."""
         if not (isinstance(k, Rows) and isinstance(v, Rows) and k.index.dim() == v.index.dim() == 4):
-            why = "keys and values of another form than [batch, heads, tokens, width]"
-            raise self.reader.refuse(node, why)
+            reason = "keys and values of another form than [batch, heads, tokens, width]"
+            raise self.reader.refuse(node, reason)
         return Cached(k), Cached(v)
 
     # -- positions -------------------------------------------------------------------------------------------
 
     def rotated(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        """What a rotary function gives: queries and keys turned, or one of them."""
-        given = [place for place, value in enumerate(args) if isinstance(value, Rows)]
-        if not given or any(isinstance(value, (Rows, Cached)) for value in kwargs.values()):
+        """Result of a rotary function: rotated queries and keys, or one of them."""
+        positions = [index for index, value in enumerate(args) if isinstance(value, Rows)]
+        if not positions or any(isinstance(value, (Rows, Cached)) for value in kwargs.values()):
             raise self.reader.refuse(node, "a rotary embedding of another form than queries and keys by tables")
-        found = []
-        for number, place in enumerate(given):
-            call = _Call(self.reader, node, args, kwargs, place, number)
+        turned_parts = []
+        for number, index in enumerate(positions):
+            call = _Call(self.reader, node, args, kwargs, index, number)
             rotation = self._rotation(call)
             if rotation is None:
                 raise self.reader.refuse(node, "a rotary embedding that the engine does not have")
-            found.append(self._turned(args[place], rotation, self._is_joined(node, len(given))))
-        return found[0] if len(found) == 1 else tuple(found)
+            turned_parts.append(self._turned(args[index], rotation, self._is_joined(node, len(positions))))
+        return turned_parts[0] if len(turned_parts) == 1 else tuple(turned_parts)
 
     def _is_joined(self, node: fx.Node, count: int) -> bool:
         """Whether what was cut off the heads is joined again later, so that whole heads are turned at once."""
@@ -64,22 +64,22 @@ class Attending:
             probe = min(rotations.PROBE, context)
             x = torch.ones(1, probe, call.width)
             try:
-                if not torch.allclose(call.turn(x, 0, context), call.turn(x, 0, probe), atol=1e-6):
+                if not torch.allclose(call.rotate(x, 0, context), call.rotate(x, 0, probe), atol=1e-6):
                     continue  # frequencies that depend on the length
-                found = rotations.recognise(partial(call.turn, length=context), context, call.width)
+                rotation = rotations.recognise(partial(call.rotate, length=context), context, call.width)
             except (RuntimeError, TypeError, ValueError, IndexError):  # made for other operands than one row's
                 return None
             self.reader.plan.context = min(self.reader.plan.context, context)
-            return found
+            return rotation
         return None
 
     def _original_context(self) -> int:
         """The length up to which frequencies are those that the model was first trained with."""
         config = pretrained(self.reader.model).config.get_text_config()
         scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-        found = scaling.get("original_max_position_embeddings") if isinstance(scaling, dict) else None
-        found = found or getattr(config, "original_max_position_embeddings", None)
-        return found if type(found) is int else self.reader.plan.context
+        length = scaling.get("original_max_position_embeddings") if isinstance(scaling, dict) else None
+        length = length or getattr(config, "original_max_position_embeddings", None)
+        return length if type(length) is int else self.reader.plan.context
 
     def _turned(self, x: Rows, rotation: rotations.Rotation, wide: bool) -> Rows:
         """`wide`: what was cut off the heads is joined again later, so whole heads are turned at once."""
@@ -95,20 +95,20 @@ class Attending:
         }
         lane = plan.layout.lane(x.index)
         head_dim = x.index.shape[-1]
-        found = runs(plan.layout, lane.columns)
-        if wide and len(found) == 1 and _cuts_heads(found[0], plan.layout.widths):
-            run = found[0]
-            whole = plan.layout.widths[run.register]
-            made = plan.step(
-                "rotary", whole, x=run.register, heads=run.count, head_dim=run.stride, start=run.start, **fields
+        lane_runs = runs(plan.layout, lane.columns)
+        if wide and len(lane_runs) == 1 and _cuts_heads(lane_runs[0], plan.layout.widths):
+            run = lane_runs[0]
+            full_width = plan.layout.widths[run.register]
+            turned_register = plan.step(
+                "rotary", full_width, x=run.register, heads=run.count, head_dim=run.stride, start=run.start, **fields
             )
-            own = plan.layout.columns(run.register)
-            kept = ~torch.isin(own, lane.columns)
-            plan.copies[made] = (run.register, kept)
-            moved = x.index - int(own[0]) + int(plan.layout.columns(made)[0])
-            return Rows(_sorted(moved, rotation))
+            source_columns = plan.layout.columns(run.register)
+            unturned = ~torch.isin(source_columns, lane.columns)
+            plan.copies[turned_register] = (run.register, unturned)
+            shifted = x.index - int(source_columns[0]) + int(plan.layout.columns(turned_register)[0])
+            return Rows(_sorted(shifted, rotation))
         register, lane = self.reader.register(x)
-        turned = self.reader.written(
+        turned = self.reader.elementwise(
             "rotary",
             x.index.shape,
             lane,
@@ -139,39 +139,41 @@ class Attending:
         (_, heads, _, head_dim), value_dim = q.index.shape, v.index.shape[3]
         kv_heads = k.index.shape[1]
         sizes = (heads, kv_heads, head_dim, value_dim)
-        seen = self._mask(mask) if favour is None else self.reader.favours.mask(favour)
+        mask_fn = self._mask(mask) if favour is None else self.reader.favours.mask(favour)
         try:
             gains = partial(self._gain, node, module, heads, *gaining[:1])
-            found = (
-                heads % kv_heads == 0 and len(gaining) < 2 and attentions.recognise(module, seen, sizes, options, gains)
+            form = (
+                heads % kv_heads == 0
+                and len(gaining) < 2
+                and attentions.recognise(module, mask_fn, sizes, options, gains)
             )
         except RuntimeError:  # it is handed tables that were made for the sample's length
-            found = None
-        if not found:
+            form = None
+        if not form:
             raise self.reader.refuse(
                 node, "attention that the engine does not have: its scale, cap, window or mask is none of the known"
             )
         if favour is not None:
-            q, k = self.reader.favours.widened(node, module, found, favour, q, k)
+            q, k = self.reader.favours.widened(node, module, form, favour, q, k)
             sizes = (heads, kv_heads, head_dim + 1, value_dim)
-        by_head = any(x is not None for x in (found.slopes, found.sinks, found.distances))
-        kept, order = (None, None) if by_head else _kept_once(k.index, v.index, heads)
-        if kept is not None and order is not None:
-            q, k, v = Rows(q.index[:, order], q.pending), *(Rows(x.index[:, kept], x.pending) for x in (k, v))
-            sizes = (heads, len(kept), *sizes[2:])
-        made = (self.recall if recalls else self.attend)(node, found, [q, k, v], sizes)
+        by_head = any(x is not None for x in (form.slopes, form.sinks, form.distances))
+        kv_order, order = (None, None) if by_head else _deduplicated(k.index, v.index, heads)
+        if kv_order is not None and order is not None:
+            q, k, v = Rows(q.index[:, order], q.pending), *(Rows(x.index[:, kv_order], x.pending) for x in (k, v))
+            sizes = (heads, len(kv_order), *sizes[2:])
+        register = (self.recall if recalls else self.attend)(node, form, [q, k, v], sizes)
         batch, length = self.reader.shape
-        rows = self.reader.plan.layout.rows(made).view(batch, length, heads, value_dim)
+        rows = self.reader.plan.layout.rows(register).view(batch, length, heads, value_dim)
         return Rows(rows if order is None else rows[:, :, order.argsort()]), None
 
-    def attend(self, node: fx.Node, found: attentions.Attention, given: list[Rows], sizes: tuple[int, ...]) -> int:
+    def attend(self, node: fx.Node, form: attentions.Attention, qkv: list[Rows], sizes: tuple[int, ...]) -> int:
         """The register of attention of queries to keys and values; `sizes` as a step has them."""
         plan, (heads, kv_heads, head_dim, value_dim) = self.reader.plan, sizes
-        slopes = None if found.slopes is None else plan.vector(f"{node.name}.slopes", found.slopes)
-        sinks = None if found.sinks is None else plan.vector(f"{node.name}.sinks", found.sinks)
-        near = None if found.distances is None else plan.vector(f"{node.name}.distances", found.distances)
-        registers = {name: self.reader.register(x)[0] for name, x in zip("qkv", given, strict=True)}
-        window = found.window if found.window is not None and found.window < plan.context else None
+        slopes = None if form.slopes is None else plan.vector(f"{node.name}.slopes", form.slopes)
+        sinks = None if form.sinks is None else plan.vector(f"{node.name}.sinks", form.sinks)
+        distance_table = None if form.distances is None else plan.vector(f"{node.name}.distances", form.distances)
+        registers = {name: self.reader.register(x)[0] for name, x in zip("qkv", qkv, strict=True)}
+        window = form.window if form.window is not None and form.window < plan.context else None
         return plan.step(
             "attention",
             heads * value_dim,
@@ -181,35 +183,35 @@ class Attending:
             kv_heads=kv_heads,
             head_dim=head_dim,
             value_dim=value_dim,
-            scale=found.scale,
-            softcap=found.softcap,
+            scale=form.scale,
+            softcap=form.softcap,
             window=window,
             sinks=sinks,
             **({} if slopes is None else {"slopes": slopes}),
-            **({"whole": True} if found.whole else {}),
-            **({} if near is None else {"distances": near}),
+            **({"whole": True} if form.bidirectional else {}),
+            **({} if distance_table is None else {"distances": distance_table}),
         )
 
-    def recall(self, node: fx.Node, found: attentions.Attention, given: list[Rows], sizes: tuple[int, ...]) -> int:
+    def recall(self, node: fx.Node, form: attentions.Attention, qkv: list[Rows], sizes: tuple[int, ...]) -> int:
         """The register of attention of queries to a source, whose keys and values its encoder remembers."""
         heads, kv_heads, head_dim, value_dim = sizes
-        more = (found.window, found.sinks, found.slopes, found.distances)
-        if not found.whole or any(part is not None for part in more):
+        unsupported = (form.window, form.sinks, form.slopes, form.distances)
+        if not form.bidirectional or any(part is not None for part in unsupported):
             raise self.reader.refuse(node, "attention to a source by positions, which the engine has not")
         source = self.reader.source
         assert source is not None, "only behind an encoder there is a source"
-        k, v = (source.register(x)[0] for x in given[1:])
+        k, v = (source.register(x)[0] for x in qkv[1:])
         return self.reader.plan.step(
             "recall",
             heads * value_dim,
-            q=self.reader.register(given[0])[0],
+            q=self.reader.register(qkv[0])[0],
             slot=source.plan.remember(k, v, kv_heads, head_dim, value_dim),
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
             value_dim=value_dim,
-            scale=found.scale,
-            softcap=found.softcap,
+            scale=form.scale,
+            softcap=form.softcap,
         )
 
     def _gains(self, node: fx.Node, name: str, value: Any) -> bool:
@@ -223,20 +225,21 @@ class Attending:
             return False
 
     def _gain(
-        self, node: fx.Node, module: torch.nn.Module, heads: int, name: str = "", *, whole: bool = False
+        self, node: fx.Node, module: torch.nn.Module, heads: int, name: str = "", *, bidirectional: bool = False
     ) -> attentions.Gain | None:
-        """What an option adds to scores; it may shorten the context. RuntimeError where more than distance counts."""
+        """Bias that an option adds to scores; it may shorten the context. RuntimeError where more than distance
+        counts."""
         if not name:
             return None
-        made, plan = node.kwargs[name], self.reader.plan
-        assert isinstance(made, fx.Node), f"`{name}` of {node.name} is no value"  # see `_gains`
-        at = partial(self.reader.positions.at, made)
-        if (made, whole) not in self._tables:
+        source, plan = node.kwargs[name], self.reader.plan
+        assert isinstance(source, fx.Node), f"`{name}` of {node.name} is no value"  # see `_gains`
+        at = partial(self.reader.positions.at, source)
+        if (source, bidirectional) not in self._tables:
             config = getattr(module, "config", self.reader.model.config)
-            found = distances.table(at, heads, whole, config, plan.context)
-            self._tables[made, whole] = None if found is None else found[0]
-            plan.context = plan.context if found is None else min(plan.context, found[1])
-        known = self._tables[made, whole]
+            table = distances.table(at, heads, bidirectional, config, plan.context)
+            self._tables[source, bidirectional] = None if table is None else table[0]
+            plan.context = plan.context if table is None else min(plan.context, table[1])
+        known = self._tables[source, bidirectional]
         if known is None:
             raise RuntimeError("scores gain by more than distance")
         return attentions.Gain(name, at, known)
@@ -247,43 +250,43 @@ class Attending:
         return lambda length: self.reader.positions.at(mask.node, length)
 
 
-def _kept_once(k: Tensor, v: Tensor, heads: int) -> tuple[Tensor | None, Tensor | None]:
+def _deduplicated(k: Tensor, v: Tensor, heads: int) -> tuple[Tensor | None, Tensor | None]:
     """Of keys and values [b, heads, t, d] with copies of heads: those that differ, and the order of queries by them."""
     first = torch.unique(torch.stack([k[0, :, 0, 0], v[0, :, 0, 0]]), dim=1, return_inverse=True)[1]
     numbers = [(first == first[i]).nonzero()[0, 0] for i in range(len(first))]
-    own = torch.stack(numbers)
-    kept, counts = own.unique(return_counts=True)
-    copies = all(torch.equal(x, x[:, own]) for x in (k, v))
-    if len(kept) == len(own) or not copies or len(counts.unique()) > 1:
+    numbers_of = torch.stack(numbers)
+    distinct, counts = numbers_of.unique(return_counts=True)
+    copies = all(torch.equal(x, x[:, numbers_of]) for x in (k, v))
+    if len(distinct) == len(numbers_of) or not copies or len(counts.unique()) > 1:
         return None, None
-    group = heads // len(own)
-    return kept, (own.argsort(stable=True)[:, None] * group + torch.arange(group)).flatten()
+    group = heads // len(numbers_of)
+    return distinct, (numbers_of.argsort(stable=True)[:, None] * group + torch.arange(group)).flatten()
 
 
 def _sorted(index: Tensor, rotation: rotations.Rotation) -> Tensor:
     """Columns in the order in which a rotary function leaves them."""
-    moved = torch.empty_like(index)
-    moved[..., rotation.order] = index
-    return moved
+    ordered = torch.empty_like(index)
+    ordered[..., rotation.order] = index
+    return ordered
 
 
 @dataclass(frozen=True)
 class _Call:
     """A call of a rotary function, asked for what it makes of one of its operands.
 
-    place    of that operand among the arguments; `number` among those that are numbers of tokens
+    position  of that operand among the arguments; `number` among those that are numbers of tokens
     """
 
     reader: "Reader"
     node: fx.Node
     args: tuple[Any, ...]
     options: dict[str, Any]
-    place: int
+    position: int
     number: int
 
     @property
     def width(self) -> int:
-        return self.args[self.place].index.shape[-1]
+        return self.args[self.position].index.shape[-1]
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -298,9 +301,9 @@ class _Call:
             else repr(value)
             for value in (*self.args, *self.options.values())
         ]
-        return self.node.target, self.place, *operands
+        return self.node.target, self.position, *operands
 
-    def turn(self, x: Tensor, start: int, length: int) -> Tensor:
+    def rotate(self, x: Tensor, start: int, length: int) -> Tensor:
         """x [heads, t, width] turned by the tables of a context from position `start` on."""
 
         def operand(value: Any) -> Any:
@@ -310,14 +313,14 @@ class _Call:
                 return self._laid(x.new_zeros(1, x.shape[1], value.index.shape[-1]), value)
             return value
 
-        own = self.args[self.place]
+        turned_value = self.args[self.position]
         args = [
-            self._laid(x, value) if value is own and i == self.place else operand(value)
+            self._laid(x, value) if value is turned_value and i == self.position else operand(value)
             for i, value in enumerate(self.args)
         ]
-        found = call(self.node, self.reader.model, args, {k: operand(v) for k, v in self.options.items()})
-        found = found[self.number] if isinstance(found, tuple | list) else found
-        return self._laid(found, own, back=True).float()
+        output = call(self.node, self.reader.model, args, {k: operand(v) for k, v in self.options.items()})
+        output = output[self.number] if isinstance(output, tuple | list) else output
+        return self._laid(output, turned_value, back=True).float()
 
     def _laid(self, x: Tensor, like: Rows, back: bool = False) -> Tensor:
         """[heads, t, width] in the axes of a value of tokens, or back: [b, h, t, d], [b, t, h, d] or [b, t, d]."""

@@ -18,7 +18,7 @@ SHORT = 9  # keys, where no window is near
 class Attention:
     """softmax(softcap(q @ k.T * scale) over the last `window` keys and the sinks) @ v.
 
-    whole    a position sees those that follow too, as far as a window lets it
+    bidirectional  a position sees those that follow too, as far as a window lets it
     """
 
     scale: float
@@ -27,7 +27,7 @@ class Attention:
     sinks: Tensor | None = None
     slopes: Tensor | None = None  # that a score gains for each token of distance less
     distances: Tensor | None = None  # [heads, columns] that it gains at each, as `distances.table` has them
-    whole: bool = False
+    bidirectional: bool = False
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, at: int | None = None) -> Tensor:
         """q [h, d] of position `at`, by default the last, k and v [g, n, d] -> [h, d]."""
@@ -42,10 +42,10 @@ class Attention:
             scores = scores - self.slopes[:, None] * back
         if self.distances is not None:
             columns = self.distances.shape[1]
-            first = columns // 2 if self.whole else columns - 1
+            first = columns // 2 if self.bidirectional else columns - 1
             scores = scores + self.distances[:, (first - back).clamp(0, columns - 1)]
-        seen = (back.abs() if self.whole else back.where(back >= 0, length)) < (self.window or length)
-        scores[:, ~seen] = -torch.inf
+        visible = (back.abs() if self.bidirectional else back.where(back >= 0, length)) < (self.window or length)
+        scores[:, ~visible] = -torch.inf
         if self.sinks is not None:
             scores = torch.cat([scores, self.sinks[:, None]], 1)
         return torch.einsum("hn,hnd->hd", scores.softmax(-1)[:, : v.shape[1]], v)
@@ -53,7 +53,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Gain:
-    """What an option of an attention adds to its scores: `at` a row's length, and as a `table` by distance."""
+    """Bias that an option of an attention adds to its scores: `at` a row's length, and as a `table` by distance."""
 
     option: str
     at: Callable[[int], Tensor]
@@ -66,9 +66,9 @@ def recognise(
     mask: Any,
     sizes: tuple[int, int, int, int],
     options: dict[str, Any],
-    gains: Callable[..., Gain | None] = lambda whole: None,
+    gains: Callable[..., Gain | None] = lambda bidirectional: None,
 ) -> Attention | None:
-    """What `attention` of the module computes, or None.
+    """Attention that the module's `attention` computes, or None.
 
     mask      n -> the mask of n keys as the module is handed it: [1, 1, n, n] or None
     sizes     heads, key heads, width of a key, width of a value
@@ -77,41 +77,41 @@ def recognise(
     heads, _, head_dim, _ = sizes
     module = _float(module)
     named = windows(module, options)
-    whole = sees_ahead(module, mask, sizes, options)
-    gain = gains(whole=whole)
+    bidirectional = sees_ahead(module, mask, sizes, options)
+    gain = gains(bidirectional=bidirectional)
     if gain is not None:
         options = {**options, gain.option: gain}
-    if whole:
+    if bidirectional:
         named = list(dict.fromkeys(n for w in named for n in (w, w + 1, w // 2 + 1)))
-        known = [row for n in lengths(named) for row in _whole_trial(module, mask, sizes, options, n)]
-        forms = [replace(form, whole=True) for form in _forms(module, head_dim, heads, options, named)]
+        known = [row for n in lengths(named) for row in _bidirectional_trial(module, mask, sizes, options, n)]
+        forms = [replace(form, bidirectional=True) for form in _forms(module, head_dim, heads, options, named)]
     else:
         known = [(*_trial(module, mask, sizes, options, n), None) for n in lengths(named)]
         forms = [*_forms(module, head_dim, heads, options, named)]
     for form in forms:
         form = form if gain is None or not gain.table.any() else replace(form, distances=gain.table)
-        pairs = [(form(q, k, v, at), found) for q, k, v, found, at in known]
-        if known and all(torch.allclose(ours, found, atol=_ATOL, rtol=_ATOL) for ours, found in pairs):
+        pairs = [(form(q, k, v, at), expected) for q, k, v, expected, at in known]
+        if known and all(torch.allclose(actual, expected, atol=_ATOL, rtol=_ATOL) for actual, expected in pairs):
             return form
     return None
 
 
 def sees_ahead(module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any]) -> bool:
     """Whether the first position of a text sees the second: what it gives changes with that one's value."""
-    seen = mask(2)
-    if seen is None and getattr(module, "is_causal", True):
+    mask_value = mask(2)
+    if mask_value is None and getattr(module, "is_causal", True):
         return False
     q, k, v = _random(sizes, 2, 2)
-    first, _ = leaves.attention(module, q, k, v, _floats(seen), **options)
+    first, _ = leaves.attention(module, q, k, v, _floats(mask_value), **options)
     v[:, :, 1] += 1
-    other, _ = leaves.attention(module, q, k, v, _floats(seen), **options)
+    other, _ = leaves.attention(module, q, k, v, _floats(mask_value), **options)
     return not torch.equal(first[0, 0], other[0, 0])
 
 
-def _whole_trial(
+def _bidirectional_trial(
     module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any], length: int
 ) -> list[tuple[Any, ...]]:
-    """The same of a text that is seen whole, at its first position, one in the middle and the last."""
+    """Trial of bidirectional attention, at the first position, one in the middle and the last."""
     q, k, v = _random(sizes, length, length)
     out, _ = leaves.attention(module, q, k, v, _floats(mask(length)), **_of_row(options, length, length))
     return [(q[0, :, at], k[0], v[0], out[0, at].float(), at) for at in (0, length // 2, length - 1)]
@@ -135,8 +135,8 @@ def _trial(
 ) -> tuple[Tensor, ...]:
     """q of the last position, k, v and what the module makes of them."""
     q, k, v = _random(sizes, 1, length)
-    seen = mask(length)
-    last = None if seen is None else seen[:, :, -1:, -length:]
+    mask_value = mask(length)
+    last = None if mask_value is None else mask_value[:, :, -1:, -length:]
     out, _ = leaves.attention(module, q, k, v, _floats(last), **_of_row(options, length, 1))
     return q[0, :, 0], k[0], v[0], out[0, 0].float()
 

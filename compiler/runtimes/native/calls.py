@@ -42,7 +42,7 @@ MOVES = frozenset(
     }
 )
 JOINS = frozenset({"cat", "concat", "concatenate", "stack"})
-ASKS = frozenset({"size", "dim", "numel", "getattr"})
+SIZE_CALLS = frozenset({"size", "dim", "numel", "getattr"})
 SAME = frozenset({"to", "float", "bfloat16", "half", "double", "type_as", "detach", "contiguous", "dropout", "type"})
 UNARY: dict[str, Callable[..., Any]] = {
     "tanh": torch.tanh,
@@ -87,11 +87,11 @@ BINARY: dict[str, Callable[..., Any]] = {
 
 
 def operation(node: fx.Node) -> str:
-    """What a call does, by one name for its function, method and operator. A method in place keeps its `_`."""
+    """Operation of a call, one name for its function, method and operator. A method in place keeps its `_`."""
     return name_of(node) if node.op == "call_method" else name_of(node).strip("_")
 
 
-def moved(node: fx.Node, args: Any, kwargs: Any) -> Tensor | tuple[Tensor, ...]:
+def on_indices(node: fx.Node, args: Any, kwargs: Any) -> Tensor | tuple[Tensor, ...]:
     """Run a call on element numbers. They may lie otherwise in memory than what they stand for: no view of that."""
     if node.op == "call_method":
         name = "reshape" if node.target == "view" and not isinstance(args[1], torch.dtype) else str(node.target)

@@ -32,13 +32,13 @@ class Delta:
 def recognise(
     function: Callable[..., Any], shapes: dict[str, tuple[int, ...]], options: dict[str, Any]
 ) -> Delta | None:
-    """What a function (q, k, v, g=, beta=, ...) computes of values of these shapes [b, t, ...], or None."""
+    """Delta rule that a function (q, k, v, g=, beta=, ...) computes of values of these shapes [b, t, ...], or None."""
     trials = [_trial(function, shapes, options, size) for size in (1.0, 2e-3)]  # the second feels epsilon
     known = [trial for trial in trials if trial is not None]
     if len(known) < len(trials):
         return None
     for form in _forms(shapes["q"][-1]):
-        if all(_close(form(*given), found) for given, found in known):
+        if all(_close(form(*inputs), expected) for inputs, expected in known):
             return form
     return None
 
@@ -47,15 +47,15 @@ def _trial(
     function: Callable[..., Any], shapes: dict[str, tuple[int, ...]], options: dict[str, Any], size: float
 ) -> tuple[tuple[Tensor, ...], Tensor] | None:
     generator = torch.Generator().manual_seed(0)
-    given = {name: torch.randn((1, _LENGTH, *shape[2:]), generator=generator) for name, shape in shapes.items()}
-    q, k, v, decay, beta = (given[name] for name in ("q", "k", "v", "g", "beta"))
+    inputs = {name: torch.randn((1, _LENGTH, *shape[2:]), generator=generator) for name, shape in shapes.items()}
+    q, k, v, decay, beta = (inputs[name] for name in ("q", "k", "v", "g", "beta"))
     q, k, decay, beta = q * size, k * size, -decay.abs(), beta.sigmoid()
     try:
-        found = function(q, k, v, g=decay, beta=beta, **options)
+        output = function(q, k, v, g=decay, beta=beta, **options)
     except (RuntimeError, TypeError, ValueError, IndexError):  # made for something else
         return None
-    found = found[0] if isinstance(found, tuple | list) else found
-    return ((q, k, v, decay, beta), found.float()) if isinstance(found, Tensor) else None
+    output = output[0] if isinstance(output, tuple | list) else output
+    return ((q, k, v, decay, beta), output.float()) if isinstance(output, Tensor) else None
 
 
 def _forms(width: int) -> Iterator[Delta]:
@@ -63,6 +63,6 @@ def _forms(width: int) -> Iterator[Delta]:
         yield Delta(scale, eps)
 
 
-def _close(ours: Tensor, theirs: Tensor) -> bool:
-    most = float(theirs.abs().max())
-    return ours.shape == theirs.shape and float((ours - theirs).abs().max()) <= _SHARE * most
+def _close(actual: Tensor, expected: Tensor) -> bool:
+    largest = float(expected.abs().max())
+    return actual.shape == expected.shape and float((actual - expected).abs().max()) <= _SHARE * largest

@@ -15,7 +15,7 @@ from .values import Chosen, Offers, Rows
 if TYPE_CHECKING:
     from .reader import Reader
 
-_WHY = "scores of experts that are spent otherwise than on tokens for each of them"
+_REASON = "scores of experts that are spent otherwise than on tokens for each of them"
 
 
 class Offering:
@@ -33,63 +33,65 @@ class Offering:
         offers = [x for x in args if isinstance(x, Offers)]
         if name == "getitem" and isinstance(first, tuple | list):
             return first[args[1]]
-        if name in calls.ASKS and isinstance(first, Offers):
+        if name in calls.SIZE_CALLS and isinstance(first, Offers):
             return self.reader.size_of(node, first.index, args[1:])
         if role == "experts" and offers == list(args) and not kwargs:
             return self._answered(node, self.reader.model.get_submodule(str(node.target)), first)
         if name in calls.SAME and isinstance(first, Offers):
             return first
         if name in calls.MOVES and isinstance(first, Offers):
-            moved = calls.moved(node, (first.index, *args[1:]), kwargs)
-            if isinstance(moved, Tensor):
-                return Offers(first.choice, moved, first.x, first.answers)
+            index = calls.on_indices(node, (first.index, *args[1:]), kwargs)
+            if isinstance(index, Tensor):
+                return Offers(first.choice, index, first.x, first.answers)
         if name in ("mul", "multiply") and len(offers) == 1 and offers[0].x is None:
             return self._offered(node, next(x for x in args if isinstance(x, Rows)), offers[0])
         if name == "sum" and isinstance(first, Offers) and first.answers is not None:
             return self._summed(node, first, *args[1:], **kwargs)
-        raise self.reader.refuse(node, _WHY)
+        raise self.reader.refuse(node, _REASON)
 
     def _offered(self, node: fx.Node, x: Rows, scores: Offers) -> Offers:
         """Tokens, once for each expert, times its score."""
         experts, tokens = scores.choice.experts, self.reader.plan.layout.tokens
         index = self.reader.settled(x).index
         if index.dim() != 2 or scores.index.shape != (len(index), 1) or len(index) != tokens * experts:
-            raise self.reader.refuse(node, _WHY)
+            raise self.reader.refuse(node, _REASON)
         token, expert = scores.index[:, 0] // experts, scores.index[:, 0] % experts
-        own = index[expert == 0][token[expert == 0].argsort()]
-        if not torch.equal(index, own[token]):
-            raise self.reader.refuse(node, _WHY)
+        token_index = index[expert == 0][token[expert == 0].argsort()]
+        if not torch.equal(index, token_index[token]):
+            raise self.reader.refuse(node, _REASON)
         width = index.shape[1]
-        places = scores.index * width + torch.arange(width)
-        return Offers(scores.choice, places, self.reader.register(Rows(own))[0])
+        score_index = scores.index * width + torch.arange(width)
+        return Offers(scores.choice, score_index, self.reader.register(Rows(token_index))[0])
 
-    def _answered(self, node: fx.Node, module: nn.Module, given: Offers) -> Offers:
-        """What each expert makes of its rows, which lie one expert after another."""
-        choice, plan, width = given.choice, self.reader.plan, given.index.shape[-1]
-        expert = given.index[:, 0] // width % choice.experts
+    def _answered(self, node: fx.Node, module: nn.Module, offers: Offers) -> Offers:
+        """Outputs of each expert for its rows, which are ordered by expert."""
+        choice, plan, width = offers.choice, self.reader.plan, offers.index.shape[-1]
+        expert = offers.index[:, 0] // width % choice.experts
         tokens = plan.layout.tokens
         in_order = torch.equal(expert, torch.arange(choice.experts).repeat_interleave(tokens))
-        found = mixtures.recognise_rows(module, width, choice.experts) if in_order and given.x is not None else None
-        if found is None or given.x is None:
-            why = f"a {type(module).__name__} computes something else than two layers for each expert"
-            raise self.reader.refuse(node, why)
-        x = Rows(plan.layout.rows(given.x).view(tokens, 1, width).expand(-1, choice.count, -1))
+        experts = mixtures.recognise_rows(module, width, choice.experts) if in_order and offers.x is not None else None
+        if experts is None or offers.x is None:
+            reason = f"a {type(module).__name__} computes something else than two layers for each expert"
+            raise self.reader.refuse(node, reason)
+        x = Rows(plan.layout.rows(offers.x).view(tokens, 1, width).expand(-1, choice.count, -1))
         weights = Rows(plan.layout.rows(choice.register)[:, : choice.count, None])
         weighted = self.reader.computing.product(node, x, weights)
-        made = self.reader.mixtures.answers(node, found, choice, weighted, summed=False)
-        parts = plan.layout.rows(made).view(tokens, choice.count, width)
-        whole = reductions.total(self.reader, node, [Rows(parts[:, i]) for i in range(choice.count)])
-        return Offers(choice, given.index, given.x, self.reader.register(whole)[0])
+        register = self.reader.mixtures.answers(node, experts, choice, weighted, summed=False)
+        parts = plan.layout.rows(register).view(tokens, choice.count, width)
+        total = reductions.total(self.reader, node, [Rows(parts[:, i]) for i in range(choice.count)])
+        return Offers(choice, offers.index, offers.x, self.reader.register(total)[0])
 
-    def _summed(self, node: fx.Node, made: Offers, dim: Any = None, **_: Any) -> Rows:
+    def _summed(self, node: fx.Node, offers: Offers, dim: Any = None, **_: Any) -> Rows:
         """A sum over all experts of each token."""
         axis = dim[0] if isinstance(dim, tuple | list) and len(dim) == 1 else dim
-        assert made.answers is not None, "scores without answers"
-        width, experts = self.reader.plan.layout.widths[made.answers], made.choice.experts
-        index = made.index.movedim(axis, 0) if isinstance(axis, int) else made.index[:0]
+        assert offers.answers is not None, "scores without answers"
+        width, experts = self.reader.plan.layout.widths[offers.answers], offers.choice.experts
+        index = offers.index.movedim(axis, 0) if isinstance(axis, int) else offers.index[:0]
         expert, token, column = index // width % experts, index // width // experts, index % width
-        every = torch.arange(experts).view(-1, *[1] * (index.dim() - 1)).expand_as(expert) if len(index) else expert
-        whole = len(index) == experts and torch.equal(expert.sort(0).values, every)
-        if not whole or not all(torch.equal(x, x[:1].expand_as(x)) for x in (token, column)):
-            raise self.reader.refuse(node, _WHY)
-        return Rows(self.reader.plan.layout.rows(made.answers)[token[0], column[0]])
+        all_experts = (
+            torch.arange(experts).view(-1, *[1] * (index.dim() - 1)).expand_as(expert) if len(index) else expert
+        )
+        covers_all = len(index) == experts and torch.equal(expert.sort(0).values, all_experts)
+        if not covers_all or not all(torch.equal(x, x[:1].expand_as(x)) for x in (token, column)):
+            raise self.reader.refuse(node, _REASON)
+        return Rows(self.reader.plan.layout.rows(offers.answers)[token[0], column[0]])

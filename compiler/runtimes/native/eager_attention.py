@@ -10,14 +10,14 @@ from torch import Tensor, fx, nn
 from . import attentions, calls
 from .attentions import Attention
 from .positional import Positions
-from .values import Cached, Rows, Written
+from .values import Cached, Rows, ScorePairs
 
 if TYPE_CHECKING:
     from .reader import Reader
 
 PRODUCTS = frozenset({"matmul", "bmm"})
-WHOLE = "scaled_dot_product_attention"
-_WHY = "attention that the engine does not have: its scale, slopes, window or mask is none of the known"
+SDPA = "scaled_dot_product_attention"
+_REASON = "attention that the engine does not have: its scale, slopes, window or mask is none of the known"
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Leaf:
     @property
     def sizes(self) -> tuple[int, int]:
         """Heads, and numbers of each."""
-        others = [size for axis, size in enumerate(self.shape) if axis != self.axis]
-        return torch.Size(others[:-1]).numel(), others[-1]
+        other_sizes = [size for axis, size in enumerate(self.shape) if axis != self.axis]
+        return torch.Size(other_sizes[:-1]).numel(), other_sizes[-1]
 
     def laid(self, x: Tensor) -> Tensor:
         """[length, heads, d] as the value has it."""
-        others = [size for axis, size in enumerate(self.shape) if axis != self.axis]
-        return x.reshape(len(x), *others).movedim(0, self.axis)
+        sizes = [size for axis, size in enumerate(self.shape) if axis != self.axis]
+        return x.reshape(len(x), *sizes).movedim(0, self.axis)
 
 
 def _second(node: fx.Node) -> fx.Node:
@@ -54,52 +54,52 @@ class Writing:
     def __init__(self, reader: "Reader"):
         self.reader = reader
 
-    def begins(self, a: Rows, b: Rows) -> bool:
+    def is_score_product(self, a: Rows, b: Rows) -> bool:
         """Whether a product has numbers of two tokens in each of its own, as scores of an attention without a cache."""
         if a.index.dim() != b.index.dim() or a.index.shape[-2] != b.index.shape[-1]:
             return False
         _, token = self.reader.plan.layout.locate(b.index.reshape(-1, b.index.shape[-1]))
         return not torch.equal(token, token[:, :1].expand_as(token))
 
-    def begin(self, node: fx.Node) -> Written:
+    def begin(self, node: fx.Node) -> ScorePairs:
         """Scores of queries and keys; the cache keeps those keys, whether the model itself has one or not."""
-        self._kept(_second(node))
-        return Written(node)
+        self._retained(_second(node))
+        return ScorePairs(node)
 
-    def _kept(self, node: fx.Node) -> None:
+    def _retained(self, node: fx.Node) -> None:
         value = self.reader.values[node]
         self.reader.values[node] = Cached(value) if isinstance(value, Rows) else value
 
     def meet(self, node: fx.Node, args: Any) -> Any:
-        """What a node makes where a token's numbers meet those of all before it."""
+        """Value of a node that combines a token with all tokens before it."""
         name, inputs = calls.operation(node), node.all_input_nodes
-        if name in PRODUCTS and isinstance(args[0], Written) and isinstance(args[1], Rows):
-            self._kept(_second(node))
-        held = [self.reader.values[used] for used in inputs]
-        if name in calls.ASKS:
+        if name in PRODUCTS and isinstance(args[0], ScorePairs) and isinstance(args[1], Rows):
+            self._retained(_second(node))
+        operands = [self.reader.values[used] for used in inputs]
+        if name in calls.SIZE_CALLS:
             return self.reader.sample_size(node, args)
-        spends = any(isinstance(x, Written) for x in held) and any(isinstance(x, Cached) for x in held)
-        if name == WHOLE or (name in PRODUCTS and spends):
+        spends = any(isinstance(x, ScorePairs) for x in operands) and any(isinstance(x, Cached) for x in operands)
+        if name == SDPA or (name in PRODUCTS and spends):
             return self._attention(node, name)
-        return Written(node)
+        return ScorePairs(node)
 
     def _attention(self, node: fx.Node, name: str) -> Rows:
-        found = self._leaves(node, name)
-        if found is None:
+        leaves = self._leaves(node, name)
+        if leaves is None:
             raise self.reader.refuse(node, "attention to something else than keys and values of all tokens")
         module = self._module(node)
-        q, k, v = found
+        q, k, v = leaves
         heads, head_dim = self._leaf(q, 1).sizes
-        (kv_heads, own), (value_heads, value_dim) = self._leaf(k, 1).sizes, self._leaf(v, 1).sizes
+        (kv_heads, key_dim), (value_heads, value_dim) = self._leaf(k, 1).sizes, self._leaf(v, 1).sizes
         form = None
-        if own == head_dim and kv_heads == value_heads and heads % kv_heads == 0:
-            form = self._recognised(node, module, found)
+        if key_dim == head_dim and kv_heads == value_heads and heads % kv_heads == 0:
+            form = self._recognised(node, module, leaves)
         if form is None:
-            raise self.reader.refuse(node, _WHY)
-        made = self.reader.attending.attend(
-            node, form, [self._rows(x) for x in found], (heads, kv_heads, head_dim, value_dim)
+            raise self.reader.refuse(node, _REASON)
+        register = self.reader.attending.attend(
+            node, form, [self._rows(x) for x in leaves], (heads, kv_heads, head_dim, value_dim)
         )
-        return Rows(self._placed(node, made, heads, value_dim))
+        return Rows(self._indexed(node, register, heads, value_dim))
 
     def _rows(self, node: fx.Node) -> Rows:
         value = self.reader.values[node]
@@ -111,30 +111,30 @@ class Writing:
 
     def _leaves(self, node: fx.Node, name: str) -> tuple[fx.Node, fx.Node, fx.Node] | None:
         """The nodes of queries, keys and values."""
-        if name == WHOLE:
+        if name == SDPA:
             q, k, v = (*node.args, *node.kwargs.values())[:3]
             if not (isinstance(q, fx.Node) and isinstance(k, fx.Node) and isinstance(v, fx.Node)):
                 return None
             kinds = [type(self.reader.values[x]) for x in (q, k, v)]
             return (q, k, v) if kinds == [Rows, Cached, Cached] else None
         values = [x for x in node.all_input_nodes if isinstance(self.reader.values[x], Cached)]
-        seen, queue = {node}, [x for x in node.all_input_nodes if isinstance(self.reader.values[x], Written)]
+        visited, queue = {node}, [x for x in node.all_input_nodes if isinstance(self.reader.values[x], ScorePairs)]
         queries, keys = [], []
         while queue:
-            written = queue.pop()
-            for used in written.all_input_nodes:
-                if used in seen:
+            product = queue.pop()
+            for used in product.all_input_nodes:
+                if used in visited:
                     continue
-                seen.add(used)
+                visited.add(used)
                 value = self.reader.values[used]
-                if isinstance(value, Written):
+                if isinstance(value, ScorePairs):
                     queue.append(used)
                 elif isinstance(value, Rows):
                     queries.append(used)
                 elif isinstance(value, Cached):
                     keys.append(used)
-        alone = len(queries) == len(keys) == len(values) == 1
-        return (queries[0], keys[0], values[0]) if alone else None
+        is_unique = len(queries) == len(keys) == len(values) == 1
+        return (queries[0], keys[0], values[0]) if is_unique else None
 
     # -- trials ----------------------------------------------------------------------------------------------
 
@@ -143,50 +143,50 @@ class Writing:
         return Leaf(node, shape, axis)
 
     @torch.no_grad()
-    def _recognised(self, node: fx.Node, module: nn.Module, found: tuple[fx.Node, ...]) -> Attention | None:
+    def _recognised(self, node: fx.Node, module: nn.Module, leaves: tuple[fx.Node, ...]) -> Attention | None:
         windows = attentions.windows(module, {})
         try:
-            most = self.reader.plan.context
-            lengths = [min(length, most) for length in attentions.lengths([w for w in windows if w < most])]
-            known = [row for length in lengths for row in self._trial(node, found, length)]
-            slopes = self._slopes(node, found)
+            context = self.reader.plan.context
+            lengths = [min(length, context) for length in attentions.lengths([w for w in windows if w < context])]
+            known = [row for length in lengths for row in self._trial(node, leaves, length)]
+            slopes = self._slopes(node, leaves)
         except (RuntimeError, TypeError, ValueError, IndexError):  # made for something else than one row
             return None
-        head_dim = self._leaf(found[0], 1).sizes[1]
+        head_dim = self._leaf(leaves[0], 1).sizes[1]
         for form in _forms(module, head_dim, windows, slopes):
             if all(torch.allclose(form(q, k, v, at), out, atol=2e-5, rtol=2e-5) for q, k, v, at, out in known):
                 return form
         return None
 
-    def _trial(self, node: fx.Node, found: tuple[fx.Node, ...], length: int) -> list[tuple[Any, ...]]:
+    def _trial(self, node: fx.Node, leaves: tuple[fx.Node, ...], length: int) -> list[tuple[Any, ...]]:
         """Of a few positions q, keys and values [heads, length, d], which it is, and what the program makes of them."""
         generator = torch.Generator().manual_seed(length)
-        q, k, v = (torch.randn((length, *self._leaf(x, length).sizes), generator=generator) for x in found)
-        out = self._run(node, found, (q, k, v))
-        places = dict.fromkeys((0, length // 2, length - 1))
-        return [(q[at], k.transpose(0, 1), v.transpose(0, 1), at, out[at]) for at in places]
+        q, k, v = (torch.randn((length, *self._leaf(x, length).sizes), generator=generator) for x in leaves)
+        out = self._run(node, leaves, (q, k, v))
+        positions = dict.fromkeys((0, length // 2, length - 1))
+        return [(q[at], k.transpose(0, 1), v.transpose(0, 1), at, out[at]) for at in positions]
 
-    def _slopes(self, node: fx.Node, found: tuple[fx.Node, ...]) -> Tensor | None:
-        """What a token of distance loses by head: of queries that are zero, and values that tell tokens apart."""
-        (heads, d), (kv_heads, own), (_, wide) = (self._leaf(x, 1).sizes for x in found)
+    def _slopes(self, node: fx.Node, leaves: tuple[fx.Node, ...]) -> Tensor | None:
+        """Slope of the scores per token of distance, by head, from queries of zeros and distinct values."""
+        (heads, d), (kv_heads, key_dim), (_, wide) = (self._leaf(x, 1).sizes for x in leaves)
         length = min(wide, attentions.SHORT)
         if length < 2:
             return None
         v = torch.eye(length, wide)[:, None].expand(length, kv_heads, wide)
-        shares = self._run(node, found, (torch.zeros(length, heads, d), torch.zeros(length, kv_heads, own), v))[-1]
+        shares = self._run(node, leaves, (torch.zeros(length, heads, d), torch.zeros(length, kv_heads, key_dim), v))[-1]
         slopes = (shares[:, length - 1] / shares[:, length - 2]).log()
         return slopes if bool(slopes.isfinite().all()) and float(slopes.abs().max()) > 1e-6 else None
 
-    def _run(self, node: fx.Node, found: tuple[fx.Node, ...], given: tuple[Tensor, ...]) -> Tensor:
+    def _run(self, node: fx.Node, leaf_nodes: tuple[fx.Node, ...], qkv: tuple[Tensor, ...]) -> Tensor:
         """[length, heads, d] of the program, of these queries, keys and values [length, heads, d]."""
-        length = len(given[0])
-        leaves = {x: self._leaf(x, length).laid(own) for x, own in zip(found, given, strict=True)}
+        length = len(qkv[0])
+        leaves = {x: self._leaf(x, length).laid(value) for x, value in zip(leaf_nodes, qkv, strict=True)}
         out = _Trial(self.reader, leaves).at(node, length).float()
-        heads, wide = given[0].shape[1], given[2].shape[2]
+        heads, wide = qkv[0].shape[1], qkv[2].shape[2]
         out = out if out.dim() == 4 else out[None]
         return out[0].transpose(0, 1) if out.shape == (1, heads, length, wide) else out.view(length, heads, wide)
 
-    def _placed(self, node: fx.Node, register: int, heads: int, wide: int) -> Tensor:
+    def _indexed(self, node: fx.Node, register: int, heads: int, wide: int) -> Tensor:
         """Element numbers of a register in the shape of the sample's result."""
         batch, length = self.reader.shape
         shape = node.meta["shape"]
@@ -214,9 +214,9 @@ class _Trial(Positions):
 
 
 def _forms(module: nn.Module, head_dim: int, windows: list[int], slopes: Tensor | None) -> Iterator[Attention]:
-    held = [value for value in vars(module).values() if isinstance(value, float)]
-    for scale in dict.fromkeys((1.0, head_dim**-0.5, *held)):
+    floats = [value for value in vars(module).values() if isinstance(value, float)]
+    for scale in dict.fromkeys((1.0, head_dim**-0.5, *floats)):
         for window in (None, *windows):
             yield Attention(scale, window=window, slopes=slopes)
             if slopes is None:
-                yield Attention(scale, window=window, whole=True)
+                yield Attention(scale, window=window, bidirectional=True)

@@ -11,14 +11,14 @@ from ...ir.capture.sample import first_position, uncounted
 from ...ir.layers.linear import params
 from ...ir.program import Program
 from ...models.checkpoints.sidecar_files import companions
-from ...models.rows.inputs import first_said, has_two_sides, padding
+from ...models.rows.inputs import decoder_start_id, is_encoder_decoder, padding
 from ...plugin.context import Context
 from .linears import Numbers
 from .model import READS_PADDING
-from .plan import Gives
+from .plan import Output
 from .plan_files import write
 from .reader import Reader
-from .refusal import refused_whole
+from .refusal import model_rejection
 
 
 def emit(program: Program, folder: Path, ctx: Context, numbers: Numbers) -> None:
@@ -26,29 +26,30 @@ def emit(program: Program, folder: Path, ctx: Context, numbers: Numbers) -> None
     plan = Reader(program, numbers).read()
     companions(program.model, ctx.origin, folder)
     try:
-        write(plan, folder, facts(program.model, numbers.weights, plan.gives))
+        write(plan, folder, facts(program.model, numbers.weights, plan.output))
     except KernelError as error:  # a weight that is not finite, or no memory for it
-        raise refused_whole(program.model, str(error)) from error
+        raise model_rejection(program.model, str(error)) from error
 
 
-def facts(model: Any, weights: str, gives: Gives = Gives()) -> dict[str, Any]:
-    """What an artifact says of the model, and of what may run it: packed weights are the same at every level."""
+def facts(model: Any, weights: str, output_form: Output = Output()) -> dict[str, Any]:
+    """Facts of an artifact about the model and the machines that may run it: packed weights are equal at every
+    level."""
     known = _identity(model, weights)
     if (skipped := uncounted(model)) is not None:
         known["uncounted"] = skipped
-    if has_two_sides(model):
-        return known | {"start": first_said(model), "pad": padding(model)}
-    if gives.speaks:
+    if is_encoder_decoder(model):
+        return known | {"start": decoder_start_id(model), "pad": padding(model)}
+    if output_form.speaks:
         return known | ({READS_PADDING: True} if _reads_padding(model) else {})
-    return known | {"gives": asdict(gives), "pad": padding(model), "position": first_position(model)}
+    return known | {"gives": asdict(output_form), "pad": padding(model), "position": first_position(model)}
 
 
 @torch.no_grad()
 def _reads_padding(model: Any) -> bool:
     """Whether a model takes padding for text: its forward is given a mask and doesn't read it, as RWKV's."""
     ids, mask = (torch.tensor([row], device=model.device) for row in ([0, 1, 2, 3], [0, 0, 1, 1]))
-    told, untold = (model(input_ids=ids, **given)["logits"] for given in ({"attention_mask": mask}, {}))
-    return torch.equal(told, untold)
+    masked, untold = (model(input_ids=ids, **mask_kwargs)["logits"] for mask_kwargs in ({"attention_mask": mask}, {}))
+    return torch.equal(masked, untold)
 
 
 def _identity(model: Any, weights: str) -> dict[str, Any]:

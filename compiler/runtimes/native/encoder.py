@@ -23,16 +23,16 @@ class NativeEncoder(NativeModel):
     which token rows are filled up.
     """
 
-    def __init__(self, *args: Any, **more: Any):
-        super().__init__(*args, **more)
-        gives = self.facts["gives"]
-        if not (isinstance(gives, Mapping) and all(type(gives.get(name)) is bool for name in _FIELDS)):
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        output_form = self.facts["gives"]
+        if not (isinstance(output_form, Mapping) and all(type(output_form.get(name)) is bool for name in _FIELDS)):
             raise Reject(native_damaged("plan.json does not say what its model gives", help="compile again"))
-        self.states, self.first = gives["states"], gives["first"]
+        self.states, self.first = output_form["states"], output_form["first"]
         pad = self.facts.get("pad")
         self.config.pad_token_id = pad if type(pad) is int else None
-        begun = self.facts.get("position", 0)
-        self.first_position = begun if type(begun) is int else 0
+        first_position = self.facts.get("position", 0)
+        self.first_position = first_position if type(first_position) is int else 0
 
     def can_generate(self) -> bool:
         return False
@@ -67,24 +67,26 @@ class NativeEncoder(NativeModel):
         if position_ids is None:
             refuse_uncounted(input_ids, mask, self.uncounted)
         self._check_positions(mask.bool(), position_ids)
-        rows = [ids[seen] for ids, seen in zip(input_ids, mask.bool(), strict=True)]
+        rows = [ids[is_token] for ids, is_token in zip(input_ids, mask.bool(), strict=True)]
         width = self.engine.width
-        found = torch.zeros((len(rows), width) if self.first else (*input_ids.shape, width))
+        output = torch.zeros((len(rows), width) if self.first else (*input_ids.shape, width))
         for start in range(0, len(rows), max(1, self.spare)):
             part = range(start, min(len(rows), start + max(1, self.spare)))
-            asked = [row for row in part if len(rows[row])]
-            if asked:
-                self._encode(found, mask.bool(), asked, [rows[row] for row in asked])
-        return Output(**{"last_hidden_state" if self.states else "logits": found})
+            nonempty = [row for row in part if len(rows[row])]
+            if nonempty:
+                self._encode(output, mask.bool(), nonempty, [rows[row] for row in nonempty])
+        return Output(**{"last_hidden_state" if self.states else "logits": output})
 
-    def _check_positions(self, mask: Tensor, given: Tensor | None) -> None:
+    def _check_positions(self, mask: Tensor, position_ids: Tensor | None) -> None:
         """Refuse rows whose tokens the model would count otherwise than a text's own."""
-        own = (mask.cumsum(-1) - 1).clamp(min=0)
-        asked = torch.arange(mask.shape[1]) if given is None else given - self.first_position
-        apart = asked.expand_as(own) - own
-        if given is None and not any(step["op"] == "positions" for step in self.plan["steps"]):
-            apart = apart - apart.masked_fill(~mask, 1 << 40).amin(1, keepdim=True)  # how far apart is what counts
-        if bool(apart[mask].any()):
+        expected = (mask.cumsum(-1) - 1).clamp(min=0)
+        requested = torch.arange(mask.shape[1]) if position_ids is None else position_ids - self.first_position
+        difference = requested.expand_as(expected) - expected
+        if position_ids is None and not any(step["op"] == "positions" for step in self.plan["steps"]):
+            difference = difference - difference.masked_fill(~mask, 1 << 40).amin(
+                1, keepdim=True
+            )  # how far apart is what counts
+        if bool(difference[mask].any()):
             raise Reject(
                 other_positions(
                     "the tokens of a text would have other positions than 0, 1, 2 and so on",
@@ -92,12 +94,12 @@ class NativeEncoder(NativeModel):
                 )
             )
 
-    def _encode(self, found: Tensor, mask: Tensor, asked: list[int], texts: list[Tensor]) -> None:
+    def _encode(self, output: Tensor, mask: Tensor, row_indices: list[int], texts: list[Tensor]) -> None:
         """Write what the engine gives for some rows to where it belongs."""
         with self.sequences_of(len(texts)) as numbers:
-            made = self.feed(dict(zip(numbers, texts, strict=True)), "first" if self.first else "all")
+            states_flat = self.feed(dict(zip(numbers, texts, strict=True)), "first" if self.first else "all")
         if self.first:
-            found[asked] = made
+            output[row_indices] = states_flat
             return
-        for row, states in zip(asked, made.split([len(text) for text in texts]), strict=True):
-            found[row, mask[row]] = states
+        for row, states in zip(row_indices, states_flat.split([len(text) for text in texts]), strict=True):
+            output[row, mask[row]] = states

@@ -13,7 +13,7 @@ _TARGET = "decoder_"  # begins the names of what a target's side is given
 
 @dataclass(frozen=True)
 class Side:
-    """What one walk reads.
+    """One side of the model: encoder or decoder.
 
     ids       the placeholder of its token ids
     nodes     of the graph, in their order
@@ -25,7 +25,7 @@ class Side:
     encodes: bool = False
 
     def owns(self, name: str) -> str:
-        """What a placeholder is to a model of one side: "" where it is the other side's."""
+        """Role of a placeholder for one side: "" where it belongs to the other."""
         if name.startswith(_TARGET):
             return name.removeprefix(_TARGET) if self.ids.startswith(_TARGET) else ""
         return "" if self.ids.startswith(_TARGET) else name
@@ -38,10 +38,10 @@ def only(graph: fx.Graph) -> Side:
 
 def both(graph: fx.Graph) -> tuple[Side, Side]:
     """The encoder's side and the decoder's."""
-    said: set[fx.Node] = set()
+    decoder_nodes: set[fx.Node] = set()
     for node in graph.nodes:
-        begins = node.op == "placeholder" and node.target.startswith(_TARGET)
-        if begins or node.op == "output" or any(used in said for used in node.all_input_nodes):
-            said.add(node)
-    heard = tuple(node for node in graph.nodes if node not in said)
-    return Side("input_ids", heard, True), Side(f"{_TARGET}input_ids", tuple(graph.nodes))
+        is_target = node.op == "placeholder" and node.target.startswith(_TARGET)
+        if is_target or node.op == "output" or any(used in decoder_nodes for used in node.all_input_nodes):
+            decoder_nodes.add(node)
+    encoder_nodes = tuple(node for node in graph.nodes if node not in decoder_nodes)
+    return Side("input_ids", encoder_nodes, True), Side(f"{_TARGET}input_ids", tuple(graph.nodes))

@@ -1,4 +1,5 @@
-"""What the engine would refuse, from a config alone: a model's graph is read over numbers that stand in for weights."""
+"""Check of the engine's support, from a config alone: a model's graph is read over numbers that stand in for
+weights."""
 
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def foresee(ctx: Context, numbers: Numbers) -> None:
     }
     known = store.value(parts)
     if known is None:
-        refused = foreseen(ctx.origin, weights)
-        known = [[d.message, d.help] for d in refused.diagnostics] if refused else []
+        rejection = foreseen(ctx.origin, weights)
+        known = [[d.message, d.help] for d in rejection.diagnostics] if rejection else []
         store.keep(parts, known)
     if known:
         raise Reject(*(cannot_run_natively(message, help=help) for message, help in known))
@@ -49,6 +50,6 @@ def foreseen(origin: Origin, weights: str) -> Reject | None:
     program = captured(origin)
     try:
         Reader(program, weights, stand_in(origin)).read()
-    except Reject as refused:
-        return refused
+    except Reject as rejection:
+        return rejection
     return None

@@ -46,58 +46,58 @@ class Generation:
 
         begin   done first with the numbers of the open sequences
         """
-        prompts = [row[seen.bool()] for row, seen in zip(ids, mask, strict=True)]
+        prompts = [row[is_token.bool()] for row, is_token in zip(ids, mask, strict=True)]
         if not all(len(prompt) for prompt in prompts):
             raise Reject(bad_sampling("a prompt has no token", help="begin it with the tokenizer's first token"))
         if self.streamer is not None:
             self.streamer.put(ids.cpu())
-        self._held = list(prompts)
-        taken = self.model.begin([prompt.tolist() for prompt in prompts])
-        numbers = [number for number, _ in taken]
+        self._prompts = list(prompts)
+        slots = self.model.begin([prompt.tolist() for prompt in prompts])
+        numbers = [number for number, _ in slots]
         try:
             begin(numbers)
-            made, logits = self._grow(prompts, taken)
+            new_tokens, logits = self._grow(prompts, slots)
         finally:
-            held = zip(numbers, self._held, strict=True)
-            self.model.give_back(numbers, [ids[: self.model.engine.length(n)].tolist() for n, ids in held])
+            sequences_ids = zip(numbers, self._prompts, strict=True)
+            self.model.release(numbers, [ids[: self.model.engine.length(n)].tolist() for n, ids in sequences_ids])
         if self.streamer is not None:
             self.streamer.end()
-        return torch.cat([ids, made], 1), logits
+        return torch.cat([ids, new_tokens], 1), logits
 
-    def _grow(self, prompts: list[Tensor], taken: Sequence[tuple[int, int]]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """`taken` are sequences, and how many tokens of its prompt each holds."""
-        rows, numbers = len(prompts), [number for number, _ in taken]
-        live, held = list(range(rows)), self._held
-        made = torch.empty((rows, 0), dtype=torch.int64)
-        every: list[Tensor] = []
-        fresh = {number: prompt[known:] for (number, known), prompt in zip(taken, prompts, strict=True)}
+    def _grow(self, prompts: list[Tensor], slots: Sequence[tuple[int, int]]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`slots` are sequences, and how many tokens of its prompt each holds."""
+        rows, numbers = len(prompts), [number for number, _ in slots]
+        live, ids_by_row = list(range(rows)), self._prompts
+        new_tokens = torch.empty((rows, 0), dtype=torch.int64)
+        all_logits: list[Tensor] = []
+        fresh = {number: prompt[known:] for (number, known), prompt in zip(slots, prompts, strict=True)}
         while live:
             logits = self.model.feed(fresh, "last")  # [live, vocabulary]
             if self.keep_logits:
                 step = torch.zeros((rows, logits.shape[1]))
                 step[live] = logits
-                every.append(step)
-            chosen = self.chooser.choose(logits, [held[row] for row in live], made.shape[1])
+                all_logits.append(step)
+            chosen = self.chooser.choose(logits, [ids_by_row[row] for row in live], new_tokens.shape[1])
             column = torch.full((rows, 1), self.sampling.pad)
             column[live, 0] = chosen
-            made = torch.cat([made, column], 1)
+            new_tokens = torch.cat([new_tokens, column], 1)
             if self.streamer is not None:
                 self.streamer.put(column[:, 0])
             for row, token in zip(live, chosen, strict=True):
-                held[row] = torch.cat([held[row], token[None]])
-            if made.shape[1] >= self.sampling.max_new_tokens:
+                ids_by_row[row] = torch.cat([ids_by_row[row], token[None]])
+            if new_tokens.shape[1] >= self.sampling.max_new_tokens:
                 break
-            live = [row for row in live if not self._ended(held[row], len(prompts[row]))]
-            fresh = {numbers[row]: held[row][-1:] for row in live}
-        return made, tuple(every)
+            live = [row for row in live if not self._is_finished(ids_by_row[row], len(prompts[row]))]
+            fresh = {numbers[row]: ids_by_row[row][-1:] for row in live}
+        return new_tokens, tuple(all_logits)
 
-    def _ended(self, held: Tensor, prompt: int) -> bool:
-        if int(held[-1]) in self.sampling.eos and len(held) - prompt >= self.sampling.min_new_tokens:
+    def _is_finished(self, ids: Tensor, prompt: int) -> bool:
+        if int(ids[-1]) in self.sampling.eos and len(ids) - prompt >= self.sampling.min_new_tokens:
             return True
-        if len(held) > self.model.plan["context"]:
+        if len(ids) > self.model.plan["context"]:
             return True  # its next token would have no position
         if not self.stops:
             return False
-        tail = held[max(prompt, len(held) - max(map(len, self.stops)) - _TAIL) :]
+        tail = ids[max(prompt, len(ids) - max(map(len, self.stops)) - _TAIL) :]
         text = self.tokenizer.decode(tail.tolist(), skip_special_tokens=False)
         return any(stop in text for stop in self.stops)

@@ -16,44 +16,46 @@ from .values import CACHE, Cached, Positional, Rows
 if TYPE_CHECKING:
     from .reader import Reader
 
-_FEW, _MORE = 4, 7  # tokens
+_SHORT_LENGTH, _LONG_LENGTH = 4, 7  # tokens
 
 
 @torch.no_grad()
 def names_all(reader: "Reader", module: nn.Module, args: Any, kwargs: Any) -> bool:
     """Whether a module names every position for each token of a context, which is made as short as that asks."""
-    given = leaves((args, kwargs))
-    if not any(isinstance(x, Rows) for x in given) or not any(isinstance(x, Positional) for x in given):
+    operands = leaves((args, kwargs))
+    if not any(isinstance(x, Rows) for x in operands) or not any(isinstance(x, Positional) for x in operands):
         return False
     module = copy.deepcopy(module).float()
     for name, count in vars(module).items():
         if type(count) is not int or count < 1:
             continue
         light = copy.copy(module)
-        setattr(light, name, _FEW)
-        few = _chosen(reader, light, args, kwargs, _FEW)
-        more = _chosen(reader, light, args, kwargs, _MORE)
-        own = _chosen(reader, module, args, kwargs, min(count, _MORE))
+        setattr(light, name, _SHORT_LENGTH)
+        short_choice = _chosen(reader, light, args, kwargs, _SHORT_LENGTH)
+        long_choice = _chosen(reader, light, args, kwargs, _LONG_LENGTH)
+        chosen_at_limit = _chosen(reader, module, args, kwargs, min(count, _LONG_LENGTH))
         if (
-            _are_all(few, _FEW)
-            and more is not None
-            and more.shape == (1, _MORE, _FEW)
-            and _are_all(own, min(count, _MORE))
+            _are_all(short_choice, _SHORT_LENGTH)
+            and long_choice is not None
+            and long_choice.shape == (1, _LONG_LENGTH, _SHORT_LENGTH)
+            and _are_all(chosen_at_limit, min(count, _LONG_LENGTH))
         ):
             reader.plan.context = min(reader.plan.context, count)
             return True
     return False
 
 
-def _are_all(found: Tensor | None, length: int) -> bool:
+def _are_all(chosen: Tensor | None, length: int) -> bool:
     everything = torch.arange(length).expand(1, length, length)
     return (
-        found is not None and found.shape == everything.shape and torch.equal(found.long().sort(-1).values, everything)
+        chosen is not None
+        and chosen.shape == everything.shape
+        and torch.equal(chosen.long().sort(-1).values, everything)
     )
 
 
 def _chosen(reader: "Reader", module: nn.Module, args: Any, kwargs: Any, length: int) -> Tensor | None:
-    """What a module makes of random numbers of a text's tokens, if those are numbers of tokens."""
+    """Token indices that a module chooses for random numbers of a text's tokens, or None."""
     generator = torch.Generator().manual_seed(length)
 
     def operand(value: Any) -> Any:
@@ -61,12 +63,12 @@ def _chosen(reader: "Reader", module: nn.Module, args: Any, kwargs: Any, length:
             rows = value.rows if isinstance(value, Cached) else value
             return torch.randn(reader.positions.scaled(rows.index, length)[0], generator=generator)
         if isinstance(value, Positional):
-            found = reader.positions.at(value.node, length)
-            return torch.zeros(1, length, length) if found is None else found  # a mask that hides nothing
+            at_positions = reader.positions.at(value.node, length)
+            return torch.zeros(1, length, length) if at_positions is None else at_positions  # a mask that hides nothing
         return None if value is CACHE else value
 
     try:
-        found = module(*mapped(args, operand), **mapped(kwargs, operand))
+        at_positions = module(*mapped(args, operand), **mapped(kwargs, operand))
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else
         return None
-    return found if isinstance(found, Tensor) and not found.is_floating_point() else None
+    return at_positions if isinstance(at_positions, Tensor) and not at_positions.is_floating_point() else None

@@ -26,15 +26,15 @@ class Decisions:
     def __init__(self, reader: "Reader"):
         self.reader = reader
 
-    def begin(self, node: fx.Node, module: nn.Module, given: Rows) -> Deciding:
-        """What becomes of a router that gives logits alone."""
-        if routers.tried(module, given.index.shape[-1], given.index.dim()) is None:
-            why = f"a {type(module).__name__} chooses experts in a way that the engine does not have"
-            raise self.reader.refuse(node, why)
+    def begin(self, node: fx.Node, module: nn.Module, x: Rows) -> Deciding:
+        """Start reading a router that returns logits alone."""
+        if routers.sample_router(module, x.index.shape[-1], x.index.dim()) is None:
+            reason = f"a {type(module).__name__} chooses experts in a way that the engine does not have"
+            raise self.reader.refuse(node, reason)
         return Deciding(node)
 
     def meet(self, node: fx.Node, args: Any) -> Any:
-        if calls.operation(node) in calls.ASKS:
+        if calls.operation(node) in calls.SIZE_CALLS:
             return self.reader.sample_size(node, args)
         return Deciding(node)
 
@@ -43,50 +43,52 @@ class Decisions:
         nodes = [x for x in node.all_input_nodes if isinstance(self.reader.values[x], Deciding)]
         if not nodes:
             return args, kwargs
-        found = self._recognised(nodes) if len(nodes) == 2 else None
-        if found is None:
+        choices = self._recognised(nodes) if len(nodes) == 2 else None
+        if choices is None:
             raise self.reader.refuse(node, "experts are chosen in a way that the engine does not have")
 
         def operand(value: Any) -> Any:
-            return found[nodes.index(value.node)] if isinstance(value, Deciding) else value
+            return choices[nodes.index(value.node)] if isinstance(value, Deciding) else value
 
         return mapped(args, operand), mapped(kwargs, operand)
 
     @torch.no_grad()
     def _recognised(self, nodes: list[fx.Node]) -> list[Chosen] | None:
-        """What two nodes are of a choice: its numbers and its weights, in their order; or None."""
+        """Choices that pairs of nodes are, indices and weights in their order; or None."""
         sources = {source for node in nodes for source in self._sources(node)}
         router = sources.pop()
-        given = self.reader.values[router.args[0]] if isinstance(router.args[0], fx.Node) else None
-        if sources or not isinstance(given, Rows):
+        router_input = self.reader.values[router.args[0]] if isinstance(router.args[0], fx.Node) else None
+        if sources or not isinstance(router_input, Rows):
             return None
-        module, width = self.reader.model.get_submodule(str(router.target)), given.index.shape[-1]
-        tried = routers.tried(module, width, given.index.dim())
-        if tried is None:
+        module, width = self.reader.model.get_submodule(str(router.target)), router_input.index.shape[-1]
+        trial = routers.sample_router(module, width, router_input.index.dim())
+        if trial is None:
             return None
-        tensors, x, logits = tried
+        tensors, x, logits = trial
         try:
-            made = [self._run(node, {router: logits}) for node in nodes]
+            outputs = [self._run(node, {router: logits}) for node in nodes]
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for the sample's tokens
             return None
-        places = [int(value.is_floating_point()) for value in made]
-        if sorted(places) != [0, 1] or any(value.shape != made[0].shape or len(value) != _ROWS for value in made):
+        kinds = [int(value.is_floating_point()) for value in outputs]
+        if sorted(kinds) != [0, 1] or any(value.shape != outputs[0].shape or len(value) != _ROWS for value in outputs):
             return None
-        numbers, weights = made[places.index(0)], made[places.index(1)]
+        numbers, weights = outputs[kinds.index(0)], outputs[kinds.index(1)]
         rule = routers.ruled(module, width, routers.Sample(tensors, x, weights.float(), numbers, (1, 0)))
         if rule is None:
             return None
-        return self.reader.mixtures.parts(router, module, given, rule, [("numbers", "weights")[i] for i in places])
+        return self.reader.mixtures.parts(
+            router, module, router_input, rule, [("numbers", "weights")[i] for i in kinds]
+        )
 
     def _sources(self, node: fx.Node) -> set[fx.Node]:
         """The routers that a value comes from."""
-        found, queue = set(), [node]
+        origins, queue = set(), [node]
         while queue:
-            own = queue.pop()
-            inner = [x for x in own.all_input_nodes if isinstance(self.reader.values[x], Deciding)]
+            current = queue.pop()
+            inner = [x for x in current.all_input_nodes if isinstance(self.reader.values[x], Deciding)]
             queue += inner
-            found |= set() if inner else {own}
-        return found
+            origins |= set() if inner else {current}
+        return origins
 
     def _run(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         if node not in known:

@@ -1,4 +1,4 @@
-"""What keys gain by their own numbers: a mask that tokens make of themselves, as dynamic mask attention has it.
+"""Score bias by key: a mask computed from the tokens, as in dynamic mask attention.
 
 A score of q and k gains what k's token makes: a column more of the key, which the query meets with one over the scale.
 Where a text has more keys than a layer keeps, it drops those that gain least; the engine's context ends before that.
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from .reader import Reader
 
 _HIDES = -1e4  # a score that gains no more than this is that of a key that is not seen
-_FEW, _MORE, _ALL = 4, 7, 8  # keys that a layer is made to keep, tokens of a text, and keys that are more than those
-_WHY = "scores that gain by what tokens are otherwise than by a number of each key"
+_SHORT_LENGTH, _LONG_LENGTH, _FULL_LENGTH = (
+    4,
+    7,
+    8,
+)  # keys that a layer is made to keep, tokens of a text, and keys that are more than those
+_REASON = "scores that gain by what tokens are otherwise than by a number of each key"
 
 
 class _Enough(Exception):
@@ -33,7 +37,7 @@ class Favours:
         self.reader = reader
         self._limits: dict[type[nn.Module], list[str]] = {}
 
-    def begins(self, node: fx.Node, args: Any) -> bool:
+    def is_start(self, node: fx.Node, args: Any) -> bool:
         hides = args[2] if calls.operation(node) == "masked_fill" and len(args) == 3 else 0.0
         known = isinstance(hides, float) and hides <= _HIDES
         return known and isinstance(args[0], Cached) and isinstance(args[1], Positional)
@@ -42,16 +46,16 @@ class Favours:
         name, first = calls.operation(node), args[0]
         if isinstance(first, Cached):
             return Favour(first.rows, args[1])
-        if name in calls.ASKS and isinstance(first, Favour):
+        if name in calls.SIZE_CALLS and isinstance(first, Favour):
             return self.reader.size_of(node, first.rows.index, args[1:])
         if name in calls.MOVES and isinstance(first, Favour):
-            moved = calls.moved(node, (first.rows.index, *map(index, args[1:])), kwargs)
-            if isinstance(moved, Tensor):
-                return Favour(Rows(moved, first.rows.pending), first.hides)
-        raise self.reader.refuse(node, _WHY)
+            mapped = calls.on_indices(node, (first.rows.index, *map(index, args[1:])), kwargs)
+            if isinstance(mapped, Tensor):
+                return Favour(Rows(mapped, first.rows.pending), first.hides)
+        raise self.reader.refuse(node, _REASON)
 
     def mask(self, favour: Favour) -> Any:
-        """What an attention is handed of a mask alone: n -> [1, 1, n, n]."""
+        """Mask argument of an attention: n -> [1, 1, n, n]."""
 
         def at(length: int) -> Tensor:
             hides = self.reader.positions.at(favour.hides.node, length)
@@ -60,21 +64,21 @@ class Favours:
         return at
 
     def widened(
-        self, node: fx.Node, module: nn.Module, found: Attention, favour: Favour, q: Rows, k: Rows
+        self, node: fx.Node, module: nn.Module, form: Attention, favour: Favour, q: Rows, k: Rows
     ) -> tuple[Rows, Rows]:
         """Queries and keys with a column more, whose product is what the score of a key gains."""
         heads, kv_heads = q.index.shape[1], k.index.shape[1]
         gains = favour.rows.index  # [b, heads, queries, keys]
-        own = gains[:, :, :1].expand_as(gains)
+        per_key = gains[:, :, :1].expand_as(gains)
         by_group = gains[:, :: max(1, heads // kv_heads)].repeat_interleave(heads // kv_heads, 1)
-        fits = gains.dim() == 4 and gains.shape[1] == heads and found.softcap is None
-        if not fits or not torch.equal(gains, own) or not torch.equal(gains, by_group):
-            raise self.reader.refuse(node, _WHY)
+        fits = gains.dim() == 4 and gains.shape[1] == heads and form.softcap is None
+        if not fits or not torch.equal(gains, per_key) or not torch.equal(gains, by_group):
+            raise self.reader.refuse(node, _REASON)
         self._shorten(module)
         columns = self.reader.settled(Rows(gains[:, :: heads // kv_heads, 0, :, None], favour.rows.pending)).index
         q, k = self.reader.settled(q), self.reader.settled(k)
         one, _ = self.reader.register(Rows(q.index[:, :1, :, :1]))
-        share = self.reader.plan.step("clip", 1, x=one, least=1 / found.scale, most=1 / found.scale)
+        share = self.reader.plan.step("clip", 1, x=one, least=1 / form.scale, most=1 / form.scale)
         batch, length = self.reader.shape
         shares = self.reader.plan.layout.rows(share).view(batch, 1, length, 1).expand(-1, heads, -1, -1)
         return Rows(torch.cat([q.index, shares], -1)), Rows(torch.cat([k.index, columns], -1))
@@ -83,32 +87,36 @@ class Favours:
         """A context of as many tokens as a layer keeps all keys of."""
         kind = type(module)
         if kind not in self._limits:
-            whole = [name for name, value in vars(module).items() if type(value) is int and value > 0]
-            self._limits[kind] = [name for name in whole if self._limits_keys(module, name)]
+            integers = [name for name, value in vars(module).items() if type(value) is int and value > 0]
+            self._limits[kind] = [name for name in integers if self._limits_keys(module, name)]
         plan = self.reader.plan
         plan.context = min([plan.context, *(vars(module)[name] for name in self._limits[kind])])
 
     def _limits_keys(self, module: nn.Module, name: str) -> bool:
         """Whether a number that a module holds, as it is made small, changes what longer texts give, and only those."""
-        own = vars(module)[name]
+        original = vars(module)[name]
         try:
-            made = {
-                (n, length): self._output(module, name, n, length) for n in (_FEW, _ALL) for length in (_FEW, _MORE)
+            outputs = {
+                (n, length): self._output(module, name, n, length)
+                for n in (_SHORT_LENGTH, _FULL_LENGTH)
+                for length in (_SHORT_LENGTH, _LONG_LENGTH)
             }
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # it is something else's number
             return False
         finally:
-            setattr(module, name, own)
-        short, long = ((made[_FEW, length], made[_ALL, length]) for length in (_FEW, _MORE))
+            setattr(module, name, original)
+        short, long = (
+            (outputs[_SHORT_LENGTH, length], outputs[_FULL_LENGTH, length]) for length in (_SHORT_LENGTH, _LONG_LENGTH)
+        )
         return torch.equal(*short) and not torch.equal(*long)
 
     @torch.no_grad()
     def _output(self, module: nn.Module, name: str, number: int, length: int) -> Tensor:
-        """What a module gives of a text, with a number that it holds another."""
-        kept: list[Tensor] = []
+        """Output of a module for a text, with one of its numbers changed."""
+        outputs: list[Tensor] = []
 
-        def stop(_: nn.Module, __: Any, found: Any) -> None:
-            kept.append(found[0] if isinstance(found, tuple) else found)
+        def stop(_: nn.Module, __: Any, output: Any) -> None:
+            outputs.append(output[0] if isinstance(output, tuple) else output)
             raise _Enough
 
         setattr(module, name, number)
@@ -117,7 +125,7 @@ class Favours:
         try:
             self.reader.model(input_ids=ids)
         except _Enough:
-            return kept[0]
+            return outputs[0]
         finally:
             hook.remove()
         raise RuntimeError("a forward that does not come to the module")

@@ -13,28 +13,28 @@ from ...ir.capture.sample import sample
 def inputs_of(
     model: nn.Module, fault: Fault, instead: str, batch: int = 2, length: int = 3, before: int = 5
 ) -> tuple[dict, list, list]:
-    """What a decoder is traced with: some tokens after some others, of which a row lacks a few.
+    """Example inputs of a decoder: tokens after a cache, with padding in one row.
 
     fault     what a model is refused with that keeps anything else
     instead   what holds such a model
     """
-    whole = sample(model, batch=batch, length=before + length, padding=1)
-    past, slots = _kept(
-        model, fault, instead, {n: x[:, :before] if isinstance(x, Tensor) else x for n, x in whole.items()}
+    sequence = sample(model, batch=batch, length=before + length, padding=1)
+    past, slots = _retained(
+        model, fault, instead, {n: x[:, :before] if isinstance(x, Tensor) else x for n, x in sequence.items()}
     )
-    given = {n: x if n == "attention_mask" else x[:, before:] for n, x in whole.items() if isinstance(x, Tensor)}
-    given.setdefault("attention_mask", torch.ones(batch, before + length, dtype=torch.int64))
-    return given, past, slots
+    current = {n: x if n == "attention_mask" else x[:, before:] for n, x in sequence.items() if isinstance(x, Tensor)}
+    current.setdefault("attention_mask", torch.ones(batch, before + length, dtype=torch.int64))
+    return current, past, slots
 
 
-def _kept(model: nn.Module, fault: Fault, instead: str, given: dict[str, Any]) -> tuple[list[Tensor], list[int]]:
+def _retained(model: nn.Module, fault: Fault, instead: str, inputs: dict[str, Any]) -> tuple[list[Tensor], list[int]]:
     """Keys and values after a forward, and the slots that have some; Reject where a layer keeps something else."""
     from transformers import DynamicCache
 
     refuse_states(model, fault, instead)
     if "cache" not in signature(model.forward).parameters:
         raise Reject(fault(f"{type(model).__name__} keeps no keys and values", help=instead))
-    cache = model(**given | {"use_cache": True}, cache=DynamicCache()).cache
+    cache = model(**inputs | {"use_cache": True}, cache=DynamicCache()).cache
     if cache is None:
         kind = type(model).__name__
         raise Reject(
@@ -43,19 +43,19 @@ def _kept(model: nn.Module, fault: Fault, instead: str, given: dict[str, Any]) -
                 help="take an encoder with its masked head, as a ...ForMaskedLM",
             )
         )
-    kept: list[Tensor] = []
+    past: list[Tensor] = []
     slots: list[int] = []
     for number, layer in enumerate(cache.layers):
         if not getattr(layer, "is_initialized", True):  # its attention was cut
             continue
-        found = getattr(layer, "keys", None), getattr(layer, "values", None)
-        parts = [part for part in found if isinstance(part, Tensor) and part.dim() == 4]
-        if len(parts) < len(found):
+        layer_tensors = getattr(layer, "keys", None), getattr(layer, "values", None)
+        parts = [part for part in layer_tensors if isinstance(part, Tensor) and part.dim() == 4]
+        if len(parts) < len(layer_tensors):
             kind = type(layer).__name__
             raise Reject(fault(f"layer {number} of the cache is a {kind}, no keys and values", help=instead))
-        kept += parts
+        past += parts
         slots.append(number)
-    return kept, slots
+    return past, slots
 
 
 def refuse_states(model: nn.Module, fault: Fault, instead: str) -> None:

@@ -1,4 +1,4 @@
-"""Where every number of a value lies: a tensor of element numbers, in the value's own shape.
+"""Layout of a value: a tensor of element numbers, in the value's shape.
 
 A register is rows [tokens, width]. Element `first[r] + token * width + column` names one number of register r
 for one token of a sample batch. Whatever a program does to shapes (view, transpose, chunk, cat, ...) is done to
@@ -111,13 +111,13 @@ def runs(layout: Layout, columns: Tensor) -> list[Run]:
             pieces[-1][2] += 1
         else:
             pieces.append([register, column, 1])
-    found: list[Run] = []
+    result: list[Run] = []
     for register, start, length in pieces:
-        last = found[-1] if found else None
+        last = result[-1] if result else None
         if last and (last.register, last.block) == (register, length):
             stride = start - last.start if last.count == 1 else last.stride
             if start == last.start + last.count * stride and stride >= 0:
-                found[-1] = Run(register, last.start, length, stride, last.count + 1)
+                result[-1] = Run(register, last.start, length, stride, last.count + 1)
                 continue
-        found.append(Run(register, start, length, length, 1))
-    return found
+        result.append(Run(register, start, length, length, 1))
+    return result

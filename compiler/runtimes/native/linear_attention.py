@@ -67,17 +67,17 @@ def read(reader: "Reader", node: fx.Node, module: nn.Module, args: Any, kwargs: 
     rows = [x for x in leaves_of((args, kwargs)) if isinstance(x, Rows)]
     if len(rows) != 1 or rows[0].index.dim() != 3 or not any(p.dim() == 2 for p in module.parameters()):
         return None
-    found = recognise(reader, module, rows[0], args, kwargs)
-    if found is None:
+    recognised = recognise(reader, module, rows[0], args, kwargs)
+    if recognised is None:
         return None
-    form, is_tuple = found
-    made = _steps(reader, node, module, form, reader.settled(rows[0]))
-    return (made, None) if is_tuple else made
+    form, is_tuple = recognised
+    rows_out = _steps(reader, node, module, form, reader.settled(rows[0]))
+    return (rows_out, None) if is_tuple else rows_out
 
 
 @torch.no_grad()
 def recognise(reader: "Reader", module: nn.Module, rows: Rows, args: Any, kwargs: Any) -> tuple[Decay, bool] | None:
-    """What a module makes of a text, and whether it returns more than that; None where it is another layer."""
+    """Decay of a linear attention, and whether it returns more than its output; None for another layer."""
     forms = [*_forms(module, rows.index.shape[-1])]
     if not forms:
         return None
@@ -89,23 +89,23 @@ def recognise(reader: "Reader", module: nn.Module, rows: Rows, args: Any, kwargs
             return reader.positions.at(value.node, _LENGTH)
         return x[None] if isinstance(value, Rows) else None if value is CACHE else value
 
-    def tried(layer: nn.Module) -> Any:
+    def matches(layer: nn.Module) -> Any:
         try:
             return layer(*mapped(args, operand), **mapped(kwargs, operand))
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else
             return None
 
-    wanted = tried(module)
-    whole = wanted[0] if isinstance(wanted, tuple) else wanted
-    if not isinstance(whole, Tensor) or whole.shape != (1, *x.shape):
+    expected = matches(module)
+    expected_tensor = expected[0] if isinstance(expected, tuple) else expected
+    if not isinstance(expected_tensor, Tensor) or expected_tensor.shape != (1, *x.shape):
         return None
-    bound = (_SHARE if dtype == torch.float32 else 2e-2) * float(whole.abs().max())
-    cut = [found[0] if isinstance(found, tuple) else found for found in map(tried, _cut(module))]
-    others = [found for found in cut if isinstance(found, Tensor) and found.shape == whole.shape]
+    bound = (_SHARE if dtype == torch.float32 else 2e-2) * float(expected_tensor.abs().max())
+    cut = [output[0] if isinstance(output, tuple) else output for output in map(matches, _cut(module))]
+    variants = [output for output in cut if isinstance(output, Tensor) and output.shape == expected_tensor.shape]
     for form in forms:
-        own = form(module, x.float())
-        if all(float((found[0].float() - own).abs().max()) <= bound for found in (whole, *others)):
-            return form, isinstance(wanted, tuple)
+        computed = form(module, x.float())
+        if all(float((output[0].float() - computed).abs().max()) <= bound for output in (expected_tensor, *variants)):
+            return form, isinstance(expected, tuple)
     return None
 
 
@@ -123,16 +123,18 @@ def _forms(module: nn.Module, width: int) -> Iterator[Decay]:
     layers = {name: tuple(p.weight.shape) for name, p in children.items() if isinstance(p, nn.Linear)}
     bare = [name for name, part in children.items() if leaves.module_role(part) == "activation"]
     normal = [name for name, part in children.items() if leaves.module_role(part) == "norm"]
-    held = [t for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)) if t is not None]
-    for made, gate, out in permutations(layers, 3):
+    vectors_and_buffers = [
+        t for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)) if t is not None
+    ]
+    for qkv_name, gate, out in permutations(layers, 3):
         inner = layers[gate][0]
-        if (layers[made], layers[gate], layers[out]) != ((3 * inner, width), (inner, width), (width, inner)):
+        if (layers[qkv_name], layers[gate], layers[out]) != ((3 * inner, width), (inner, width), (width, inner)):
             continue
-        rates = [t.detach().float().flatten() for t in held if t.numel() == max(t.shape, default=0) > 0]
+        rates = [t.detach().float().flatten() for t in vectors_and_buffers if t.numel() == max(t.shape, default=0) > 0]
         rates = [t for t in rates if inner % len(t) == 0 and bool((t > 0).all())]
         for norm, act, by_head, rate in product(normal, bare, (True, False), rates):
             for order in permutations(range(3), 3):
-                yield Decay(made, gate, out, norm, act, by_head, order, rate)
+                yield Decay(qkv_name, gate, out, norm, act, by_head, order, rate)
 
 
 def _called(module: nn.Module, name: str, x: Tensor) -> Tensor:
@@ -143,19 +145,19 @@ def _called(module: nn.Module, name: str, x: Tensor) -> Tensor:
 
 
 def _steps(reader: "Reader", node: fx.Node, module: nn.Module, form: Decay, x: Rows) -> Rows:
-    def layer(name: str, given: Rows) -> Rows:
-        found = linears.of(module.get_submodule(name))
-        assert found is not None, f"{name} was a linear layer when it was recognised"
-        return reader.linear(node, given, f"{node.target}.{name}", found)
+    def layer(name: str, x_in: Rows) -> Rows:
+        linear = linears.of(module.get_submodule(name))
+        assert linear is not None, f"{name} was a linear layer when it was recognised"
+        return reader.linear(node, x_in, f"{node.target}.{name}", linear)
 
-    made = layer(form.inputs, x)
-    made = reader.settled(Rows(made.index, Pending(module.get_submodule(form.act), (None,))))
-    q, k, v = (Rows(part) for part in form.parts(made.index))  # [b, t, heads, d]
+    qkv = layer(form.inputs, x)
+    qkv = reader.settled(Rows(qkv.index, Pending(module.get_submodule(form.act), (None,))))
+    q, k, v = (Rows(part) for part in form.parts(qkv.index))  # [b, t, heads, d]
     heads, width = v.index.shape[2:]
     register, lane = reader.register(v)
     one = reader.plan.step("clip", len(lane.columns), x=register, least=1.0, most=1.0)
     ones = reader.plan.gather(reader.plan.layout.columns(one)[:heads])
-    summed = reader.written(
+    summed = reader.elementwise(
         "ssd",
         v.index.shape,
         lane,

@@ -21,7 +21,7 @@ KERNELS = {
 
 @dataclass(frozen=True)
 class Numbers:
-    """What linear layers are stored in, unless a pass lowered them.
+    """Number format of linear layers, unless a pass lowered them.
 
     weights   a name among KERNELS; `int8_int16` is int8 whose inputs are rounded to 16 bits
     group     int4: inputs of an output that share a scale, where a weight is on no grid of other groups
@@ -61,7 +61,7 @@ class Linear:
     packed: Tensor | None = None
 
     def make(self, weights: str, group: int) -> Callable[[], Tensor]:
-        """How to get the packed bytes."""
+        """Function that returns the packed bytes."""
         packed, weight = self.packed, self.weight
         if packed is not None:
             return lambda: packed
@@ -73,9 +73,9 @@ class Linear:
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for modules that share a weight."""
-        held = self.weight if self.packed is None else self.packed
-        assert held is not None, "a layer without a weight"
-        return "linear", *identity(held)
+        tensor = self.weight if self.packed is None else self.packed
+        assert tensor is not None, "a layer without a weight"
+        return "linear", *identity(tensor)
 
 
 @dataclass(frozen=True)
@@ -93,20 +93,20 @@ class Stacked:
         return "linear", *(identity(part) for part in self.parts)
 
     def make(self, weights: str, group: int) -> Callable[[], Tensor]:
-        """How to get the packed bytes."""
+        """Function that returns the packed bytes."""
         return lambda: Linear(self.shape, None, weight=torch.cat(self.parts)).make(weights, group)()
 
 
-def holds(packed: Tensor, table: Tensor) -> bool:
+def has_rows(packed: Tensor, table: Tensor) -> bool:
     """Whether a packed weight has exactly the rows of a table, so that they can be read from it."""
     if packing.kernel_of(packed) != KERNELS["bf16"]:
         return False
     return torch.equal(unpacked(packed).to(table.dtype), table)
 
 
-def pack_head(plan: Plan, numbers: Numbers, name: str, found: Linear) -> None:
+def pack_head(plan: Plan, numbers: Numbers, name: str, linear: Linear) -> None:
     """Let the layer that makes the logits be stored in its own numbers."""
-    plan.entries[name] = Entry("packed", found.shape, found.make(numbers.of_head, numbers.group))
+    plan.entries[name] = Entry("packed", linear.shape, linear.make(numbers.of_head, numbers.group))
 
 
 def share_tables(plan: Plan, numbers: Numbers, lowered: Mapping[str, Tensor]) -> None:
@@ -119,13 +119,13 @@ def share_tables(plan: Plan, numbers: Numbers, lowered: Mapping[str, Tensor]) ->
             continue
         name = plan.tied(step["table"]) if numbers.shares_tables else step["table"]
         table = plan.entries[name]
-        alike = (n for n, w in lowered.items() if plan.entries[n].shape == table.shape and holds(w, table.make()))
-        step["table"] = next(alike, name)
+        matching = (n for n, w in lowered.items() if plan.entries[n].shape == table.shape and has_rows(w, table.make()))
+        step["table"] = next(matching, name)
 
 
-def identity(held: Tensor) -> tuple[object, ...]:
+def identity(tensor: Tensor) -> tuple[object, ...]:
     """Equal for tensors that are the same numbers in memory."""
-    return held.data_ptr(), tuple(held.shape), held.stride()
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
 
 
 @torch.no_grad()
@@ -142,11 +142,11 @@ def of(module: nn.Module) -> Linear | None:
         return Linear((weight.shape[0], weight.shape[1]), bias, weight=weight.detach())
     for candidate in (weight.detach().T, weight.detach()):
         x = torch.ones((1, candidate.shape[1]), dtype=weight.dtype).cumsum(-1).sin()
-        ours = nn.functional.linear(x, candidate, bias)
+        actual = nn.functional.linear(x, candidate, bias)
         try:
-            found = module(x)
+            expected = module(x)
         except (RuntimeError, ValueError):  # the other way round
             continue
-        if found.shape == ours.shape and torch.allclose(found.float(), ours.float(), rtol=1e-2, atol=1e-3):
+        if expected.shape == actual.shape and torch.allclose(expected.float(), actual.float(), rtol=1e-2, atol=1e-3):
             return Linear((candidate.shape[0], candidate.shape[1]), bias, weight=candidate)
     return None

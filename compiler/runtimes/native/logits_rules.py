@@ -15,11 +15,11 @@ from .sampling import as_tokens, bad_sampling
 Rules = Callable[[Tensor, Tensor], Tensor]  # tokens of rows [rows, t], scores [rows, vocabulary] -> scores
 
 
-def rules_of(read: Callable[[str], Any], begun: int, most: int, vocabulary: int) -> Rules | None:
-    """What is applied to scores; None where nothing is. Raises Reject where a token is none of the vocabulary.
+def rules_of(read: Callable[[str], Any], prompt_length: int, max_length: int, vocabulary: int) -> Rules | None:
+    """Rules applied to logits; None where there are none. Raises Reject where a token is none of the vocabulary.
 
     read    the value of a setting of generation, by its name
-    begun   tokens that a target has before one is chosen; `most` that it has in the end
+    prompt_length   tokens that a target has before one is chosen; `max_length` that it has in the end
     """
     from transformers.generation import logits_process as known
 
@@ -38,21 +38,21 @@ def rules_of(read: Callable[[str], Any], begun: int, most: int, vocabulary: int)
         if read("no_repeat_ngram_size"):
             yield known.NoRepeatNGramLogitsProcessor(int(read("no_repeat_ngram_size")))
         if ids("bad_words_ids"):
-            ends = torch.tensor(ids("eos_token_id")) if ids("eos_token_id") else None
-            yield known.NoBadWordsLogitsProcessor(read("bad_words_ids"), ends)
+            eos = torch.tensor(ids("eos_token_id")) if ids("eos_token_id") else None
+            yield known.NoBadWordsLogitsProcessor(read("bad_words_ids"), eos)
         if ids("forced_bos_token_id"):
             yield known.ForcedBOSTokenLogitsProcessor(ids("forced_bos_token_id")[0])
         if ids("forced_eos_token_id"):
-            yield known.ForcedEOSTokenLogitsProcessor(most, ids("forced_eos_token_id"))
+            yield known.ForcedEOSTokenLogitsProcessor(max_length, ids("forced_eos_token_id"))
         if ids("suppress_tokens"):
             yield known.SuppressTokensLogitsProcessor(ids("suppress_tokens"))
         if ids("begin_suppress_tokens"):
-            first = begun + (begun == 1 and bool(ids("forced_bos_token_id")))
+            first = prompt_length + (prompt_length == 1 and bool(ids("forced_bos_token_id")))
             yield known.SuppressTokensAtBeginLogitsProcessor(ids("begin_suppress_tokens"), first)
 
-    found = known.LogitsProcessorList(processors())
-    rules: Callable[..., Tensor] = found
-    return (lambda held, scores: rules(held, scores)) if found else None
+    processor_list = known.LogitsProcessorList(processors())
+    rules: Callable[..., Tensor] = processor_list
+    return (lambda ids_so_far, scores: rules(ids_so_far, scores)) if processor_list else None
 
 
 def _is_nested(value: Any) -> bool:

@@ -18,15 +18,15 @@ from . import recurrences
 
 def with_mixers_open(program: Program) -> fx.Graph:
     """A copy of the flat graph; mixers that could not be opened stay the node that they were."""
-    found = mixer_graphs(program) if program.opaque else {}
+    opened = mixer_graphs(program) if program.opaque else {}
     graph = fx.Graph()
-    made: dict[fx.Node, Any] = {}
+    copies: dict[fx.Node, Any] = {}
     for node in flat(program).graph.nodes:
-        mixer = found.get(str(node.target)) if node.op == "call_module" else None
+        mixer = opened.get(str(node.target)) if node.op == "call_module" else None
         if mixer is None or mixer.graph is None:
-            made[node] = graph.node_copy(node, made.__getitem__)
+            copies[node] = graph.node_copy(node, copies.__getitem__)
         else:
-            made[node] = _inlined(graph, node, mixer, program, made)
+            copies[node] = _inlined(graph, node, mixer, program, copies)
     return graph
 
 
@@ -34,19 +34,19 @@ def _inlined(graph: fx.Graph, node: fx.Node, mixer: MixerGraph, program: Program
     """The mixer's nodes at the end of the graph, on what the one node was given; their value."""
     names = argument_names(type(program.model.get_submodule(mixer.path)))
     args, kwargs = fx.map_arg((node.args, node.kwargs), outer.__getitem__)
-    given = dict(zip(names, args, strict=False)) | kwargs
-    made: dict[fx.Node, Any] = {}
-    assert mixer.graph is not None, mixer.why
+    arguments = dict(zip(names, args, strict=False)) | kwargs
+    copies: dict[fx.Node, Any] = {}
+    assert mixer.graph is not None, mixer.reason
     closed = _closed(program.model.get_submodule(mixer.path), mixer.graph)
     for old in mixer.graph.nodes:
         if old in closed:
-            made[old] = _called(graph, closed[old], made, mixer.path)
+            copies[old] = _called(graph, closed[old], copies, mixer.path)
         elif old.op == "placeholder":
-            made[old] = given.get(old.target)
+            copies[old] = arguments.get(old.target)
         elif old.op == "output":
-            return fx.map_arg(old.args[0], made.__getitem__)
+            return fx.map_arg(old.args[0], copies.__getitem__)
         else:
-            made[old] = _copied(graph, old, made, mixer.path)
+            copies[old] = _copied(graph, old, copies, mixer.path)
     raise AssertionError(f"the graph of {mixer.path} has no output")
 
 
@@ -61,7 +61,7 @@ class _Closed:
 
 def _closed(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, _Closed]:
     """The nodes of every part whose loop over the sample's tokens was traced turn by turn."""
-    found: dict[fx.Node, _Closed] = {}
+    closed_parts: dict[fx.Node, _Closed] = {}
     for name, part in module.named_children():
         inside = [node for node in graph.nodes if name in node.meta.get("scope", ())]
         results = [node for node in inside if any(user not in inside for user in node.users)]
@@ -69,25 +69,25 @@ def _closed(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, _Closed]:
             continue
         outside = dict.fromkeys(x for node in inside for x in node.all_input_nodes if x not in inside)
         rows = [x for x in outside if x.meta.get("shape") == results[0].meta.get("shape")]
-        places = [x for x in outside if x.op == "placeholder" and x not in rows]
-        if len(rows) == len(places) == 1:
-            found |= dict.fromkeys(inside, _Closed(name, (*rows, *places), results[0]))
-    return found
+        state_inputs = [x for x in outside if x.op == "placeholder" and x not in rows]
+        if len(rows) == len(state_inputs) == 1:
+            closed_parts |= dict.fromkeys(inside, _Closed(name, (*rows, *state_inputs), results[0]))
+    return closed_parts
 
 
-def _called(graph: fx.Graph, part: _Closed, made: dict[fx.Node, Any], path: str) -> fx.Node:
-    if part.result in made:
-        return made[part.result]
-    call = graph.call_module(f"{path}.{part.name}", tuple(made[x] for x in part.operands))
+def _called(graph: fx.Graph, part: _Closed, copies: dict[fx.Node, Any], path: str) -> fx.Node:
+    if part.result in copies:
+        return copies[part.result]
+    call = graph.call_module(f"{path}.{part.name}", tuple(copies[x] for x in part.operands))
     call.meta = {**part.result.meta, "scope": (path, f"{path}.{part.name}"), "role": None}
-    made[part.result] = call
+    copies[part.result] = call
     return call
 
 
-def _copied(graph: fx.Graph, old: fx.Node, made: dict[fx.Node, Any], path: str) -> fx.Node:
-    new = graph.node_copy(old, made.__getitem__)
+def _copied(graph: fx.Graph, old: fx.Node, copies: dict[fx.Node, Any], path: str) -> fx.Node:
+    new = graph.node_copy(old, copies.__getitem__)
     if new.op in ("call_module", "get_attr"):
         new.target = f"{path}.{old.target}"
     new.meta = dict(old.meta)
-    new.meta["scope"] = (path, *(f"{path}.{below}" for below in old.meta.get("scope", ()) if below))
+    new.meta["scope"] = (path, *(f"{path}.{inner}" for inner in old.meta.get("scope", ()) if inner))
     return new

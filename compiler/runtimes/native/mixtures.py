@@ -56,36 +56,37 @@ class Mixtures:
     def __init__(self, reader: "Reader"):
         self.reader = reader
 
-    def route(self, node: fx.Node, module: nn.Module, given: Rows, args: Any) -> Any:
-        """What a router returns, as far as experts read it."""
-        more = {f"given.{i}": value for i, value in enumerate(args) if isinstance(value, Tensor)}
-        shape, whole = tuple(given.index.shape), len(more) == len([a for a in args if a is not None])
-        found = routers.recognise(module, shape, more) if whole else None
-        scored = routers.recognise_scores(module, shape) if found is None and not more and whole else None
+    def route(self, node: fx.Node, module: nn.Module, x: Rows, args: Any) -> Any:
+        """Result of a router, as far as experts read it."""
+        tensors = {f"given.{i}": value for i, value in enumerate(args) if isinstance(value, Tensor)}
+        shape, all_tensors = tuple(x.index.shape), len(tensors) == len([a for a in args if a is not None])
+        recognised = routers.recognise(module, shape, tensors) if all_tensors else None
+        scored = routers.recognise_scores(module, shape) if recognised is None and not tensors and all_tensors else None
         if scored is not None:
-            choice = self.chosen(node, module, given, more, scored[0])
+            choice = self.chosen(node, module, x, tensors, scored[0])
             scores = self.reader.offering.scores(choice)
             return tuple(scores if i == scored[1] else choice for i in range(scored[1] + 2))
-        if found is None and not more and whole:
-            return self.reader.deciding.begin(node, module, given)
-        if found is None:
-            why = f"a {type(module).__name__} chooses experts in a way that the engine does not have"
-            raise self.reader.refuse(node, why)
-        choice, places = self.chosen(node, module, given, more, found[0]), found[1]
-        parts = {places[0]: "weights", places[1]: "numbers"}
-        return tuple(replace(choice, part=parts.get(i, "")) for i in range(max(places) + 1))
+        if recognised is None and not tensors and all_tensors:
+            return self.reader.deciding.begin(node, module, x)
+        if recognised is None:
+            reason = f"a {type(module).__name__} chooses experts in a way that the engine does not have"
+            raise self.reader.refuse(node, reason)
+        choice, order = self.chosen(node, module, x, tensors, recognised[0]), recognised[1]
+        parts = {order[0]: "weights", order[1]: "numbers"}
+        return tuple(replace(choice, part=parts.get(i, "")) for i in range(max(order) + 1))
 
-    def parts(
-        self, node: fx.Node, module: nn.Module, given: Rows, rule: routers.Routing, names: list[str]
-    ) -> list[Chosen]:
+    def parts(self, node: fx.Node, module: nn.Module, x: Rows, rule: routers.Routing, names: list[str]) -> list[Chosen]:
         """A choice by a rule, once for each of what is named of it."""
-        choice = self.chosen(node, module, given, {}, rule)
+        choice = self.chosen(node, module, x, {}, rule)
         return [replace(choice, part=name) for name in names]
 
     def chosen(
-        self, node: fx.Node, module: nn.Module, given: Rows, more: dict[str, Tensor], rule: routers.Routing
+        self, node: fx.Node, module: nn.Module, x: Rows, extra_tensors: dict[str, Tensor], rule: routers.Routing
     ) -> Chosen:
-        plan, tensors = self.reader.plan, dict((*module.named_parameters(), *module.named_buffers(), *more.items()))
+        plan, tensors = (
+            self.reader.plan,
+            dict((*module.named_parameters(), *module.named_buffers(), *extra_tensors.items())),
+        )
         vectors = {
             name: None
             if key is None
@@ -93,7 +94,7 @@ class Mixtures:
             for name, key in (("weight", rule.weight), ("bias", rule.bias), ("shift", rule.shift))
         }
         experts = len(tensors[rule.weight])
-        scores = plan.step("scores", experts, x=self._rows(given), weight=vectors["weight"], bias=vectors["bias"])
+        scores = plan.step("scores", experts, x=self._rows(x), weight=vectors["weight"], bias=vectors["bias"])
         register = plan.step(
             "route",
             2 * rule.count,
@@ -102,7 +103,7 @@ class Mixtures:
             bias=vectors["shift"],
             count=rule.count,
             groups=rule.groups,
-            kept=rule.kept,
+            kept=rule.n_groups_chosen,
             judges=rule.judges,
             normal=rule.normal,
             eps=rule.eps,
@@ -112,24 +113,26 @@ class Mixtures:
 
     def experts(self, node: fx.Node, module: nn.Module, args: Any, kwargs: Any) -> Rows:
         args, kwargs = self.reader.deciding.settled(node, args, kwargs)
-        given = [*args, *kwargs.values()]
-        rows = [value for value in given if isinstance(value, Rows)]
-        parts = {value.part: value for value in given if isinstance(value, Chosen)}
-        if len(rows) != 1 or len(given) != 3 or parts.keys() != {"weights", "numbers"}:
+        operands = [*args, *kwargs.values()]
+        rows = [value for value in operands if isinstance(value, Rows)]
+        parts = {value.part: value for value in operands if isinstance(value, Chosen)}
+        if len(rows) != 1 or len(operands) != 3 or parts.keys() != {"weights", "numbers"}:
             raise self.reader.refuse(
                 node, "experts of another form than rows, the numbers of experts and their weights"
             )
         choice, x = parts["numbers"], rows[0]
-        order = ["x" if isinstance(value, Rows) else value.part for value in given]
-        found = recognise(module, x.index.shape[-1], choice.experts, order, list(kwargs))
-        if found is None or choice.register != parts["weights"].register:
-            why = f"a {type(module).__name__} computes something else than two layers for each expert"
-            raise self.reader.refuse(node, why)
-        made = Rows(self.reader.plan.layout.rows(self.answers(node, found, choice, x, summed=True)).view(x.index.shape))
-        return self._with_idle(node, choice, len(found.down), x, made) if found.idle else made
+        order = ["x" if isinstance(value, Rows) else value.part for value in operands]
+        form = recognise(module, x.index.shape[-1], choice.experts, order, list(kwargs))
+        if form is None or choice.register != parts["weights"].register:
+            reason = f"a {type(module).__name__} computes something else than two layers for each expert"
+            raise self.reader.refuse(node, reason)
+        output = Rows(
+            self.reader.plan.layout.rows(self.answers(node, form, choice, x, summed=True)).view(x.index.shape)
+        )
+        return self._with_idle(node, choice, len(form.down), x, output) if form.idle else output
 
-    def _with_idle(self, node: fx.Node, choice: Chosen, real: int, x: Rows, made: Rows) -> Rows:
-        """What experts make of x, and x itself times the weights of those that only give it back."""
+    def _with_idle(self, node: fx.Node, choice: Chosen, real: int, x: Rows, output: Rows) -> Rows:
+        """Outputs of experts on x, plus x times the weights of identity experts."""
         reader, parts = self.reader, self.reader.plan.layout.rows(choice.register)
         weights, numbers = parts[:, : choice.count], parts[:, choice.count :]
         above = reader.settled(Rows(numbers, Pending(operator.sub, (None, float(real - 1)))))
@@ -137,15 +140,15 @@ class Mixtures:
         shares = reader.settled(reader.computing.product(node, idle, Rows(weights)))
         share = reductions.total(reader, node, [Rows(shares.index[:, i : i + 1]) for i in range(choice.count)])
         spread = reader.settled(share).index.view(*x.index.shape[:-1], 1)
-        return reader.computing.of_two(node, "add", made, reader.computing.product(node, x, Rows(spread)))
+        return reader.computing.of_two(node, "add", output, reader.computing.product(node, x, Rows(spread)))
 
-    def answers(self, node: fx.Node, found: Experts, choice: Chosen, x: Rows, *, summed: bool) -> int:
+    def answers(self, node: fx.Node, form: Experts, choice: Chosen, x: Rows, *, summed: bool) -> int:
         """The register of what the chosen experts make of x, or of an x for each of them."""
         plan, name = self.reader.plan, str(node.target)
-        up = self.layer(name + ".up", choice, self._rows(x), (found.up, found.up_bias), summed=False)
+        up = self.layer(name + ".up", choice, self._rows(x), (form.up, form.up_bias), summed=False)
         tokens = plan.layout.tokens
-        inner = self._middle(node, found.middle, name, Rows(plan.layout.rows(up).view(tokens, choice.count, -1)))
-        return self.layer(name + ".down", choice, self._rows(inner), ((found.down,), found.down_bias), summed=summed)
+        inner = self._middle(node, form.middle, name, Rows(plan.layout.rows(up).view(tokens, choice.count, -1)))
+        return self.layer(name + ".down", choice, self._rows(inner), ((form.down,), form.down_bias), summed=summed)
 
     def _rows(self, value: Rows) -> int:
         """The register of a value that has its tokens in order."""
@@ -156,22 +159,22 @@ class Mixtures:
 
     def layer(self, name: str, choice: Chosen, x: int, layer: Layer, *, summed: bool) -> int:
         plan, numbers, (weights, bias) = self.reader.plan, self.reader.numbers, layer
-        names, nothing = [], tuple(torch.zeros_like(w[0]) for w in weights)  # of experts that are not there
+        names, zero_weights = [], tuple(torch.zeros_like(w[0]) for w in weights)  # of experts that are not there
         for expert in range(choice.experts):
-            own = tuple(w[expert] for w in weights if expert < len(w))
-            linear = linears.Stacked(own or nothing)
+            expert_weights = tuple(w[expert] for w in weights if expert < len(w))
+            linear = linears.Stacked(expert_weights or zero_weights)
             entry = Entry("packed", linear.shape, linear.make(numbers.weights, numbers.group))
             names.append(plan.entry(f"{name}.{expert}.weight", entry, linear.key))
-        made = linear.shape[0] * (1 if summed else choice.count)
+        width = linear.shape[0] * (1 if summed else choice.count)
         biases = None if bias is None else plan.vector(f"{name}.biases", bias)
-        return plan.step("experts", made, x=x, chosen=choice.register, weights=names, biases=biases, summed=summed)
+        return plan.step("experts", width, x=x, chosen=choice.register, weights=names, biases=biases, summed=summed)
 
-    def _middle(self, node: fx.Node, middle: fx.GraphModule, path: str, given: Rows) -> Rows:
-        """What lies between the layers of an expert, step by step."""
+    def _middle(self, node: fx.Node, middle: fx.GraphModule, path: str, up: Rows) -> Rows:
+        """Lower the operations between the layers of an expert, step by step."""
         values: dict[fx.Node, Any] = {}
         for inner in middle.graph.nodes:
             if inner.op == "placeholder":
-                values[inner] = given
+                values[inner] = up
                 continue
             args, kwargs = fx.map_arg((inner.args, inner.kwargs), values.__getitem__)
             if inner.op == "output":
@@ -189,14 +192,14 @@ class Mixtures:
 
 @torch.no_grad()
 def recognise(module: nn.Module, width: int, experts: int, order: list[str], names: list[str]) -> Experts | None:
-    """What experts compute of rows of `width` numbers, or None.
+    """Experts that a module computes on rows of `width` numbers, or None.
 
     order   of a call's arguments, "x", "numbers" and "weights", the last of them by `names`
     """
     real = min((len(p) for p in module.parameters() if p.dim() == 3), default=experts)
     if any(p.dim() == 3 and len(p) not in (real, experts) for p in module.parameters()):
         return None  # its router knows of others
-    light, picked, idle = _few(module, experts, real)
+    light, picked, idle = _active_experts(module, experts, real)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((3, width), generator=generator)
     weights = torch.rand((3, 1 + len(picked)), generator=generator)
@@ -211,66 +214,68 @@ def recognise(module: nn.Module, width: int, experts: int, order: list[str], nam
             return None
 
     numbers = torch.arange(len(picked)).repeat(3, 1)
-    wanted, more = answer(numbers), answer(torch.tensor([[0, len(picked)]] * 3)) if idle else None
-    if wanted is None:
+    expected, with_idle = answer(numbers), answer(torch.tensor([[0, len(picked)]] * 3)) if idle else None
+    if expected is None:
         return None
-    for number, found in enumerate(_forms(light, width, len(picked) + idle)):
-        if not _close(found, x, numbers, weights[:, : len(picked)], wanted):
+    for number, form in enumerate(_forms(light, width, len(picked) + idle)):
+        if not _close(form, x, numbers, weights[:, : len(picked)], expected):
             continue
-        own = next(islice(_forms(module, width, experts), number, None))
+        full_form = next(islice(_forms(module, width, experts), number, None))
         if not idle:
-            return own
-        back = more is not None and _close(found, x, numbers[:, :1], weights[:, :1], more - x * weights[:, 1:2])
-        return replace(own, idle=experts - real) if back else None
+            return full_form
+        back = with_idle is not None and _close(
+            form, x, numbers[:, :1], weights[:, :1], with_idle - x * weights[:, 1:2]
+        )
+        return replace(full_form, idle=experts - real) if back else None
     return None
 
 
-def _close(found: Experts, x: Tensor, numbers: Tensor, weights: Tensor, wanted: Tensor) -> bool:
+def _close(form: Experts, x: Tensor, numbers: Tensor, weights: Tensor, expected: Tensor) -> bool:
     try:
-        ours = found(x, numbers, weights)
+        actual = form(x, numbers, weights)
     except RuntimeError:  # shapes that do not meet
         return False
-    return ours.shape == wanted.shape and torch.allclose(ours, wanted, rtol=_ATOL, atol=_ATOL)
+    return actual.shape == expected.shape and torch.allclose(actual, expected, rtol=_ATOL, atol=_ATOL)
 
 
 @torch.no_grad()
 def recognise_rows(module: nn.Module, width: int, experts: int) -> Experts | None:
-    """What experts compute of rows one expert after another, of which those of nothing give nothing; or None."""
+    """Experts that a module computes on rows ordered by expert, zeros for zeros; or None."""
     if any(p.dim() == 3 and len(p) != experts for p in module.parameters()):
         return None
-    light, picked, _ = _few(module, experts, experts)
+    light, picked, _ = _active_experts(module, experts, experts)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((len(picked), 3, width), generator=generator)
     try:
-        wanted = light(x.flatten(0, 1)).float()
+        expected = light(x.flatten(0, 1)).float()
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else
         return None
-    for number, found in enumerate(_forms(light, width, len(picked))):
+    for number, form in enumerate(_forms(light, width, len(picked))):
         try:
-            ours = [found(rows, torch.full((3, 1), i), torch.ones(3, 1)) for i, rows in enumerate(x)]
-            nothing = found(torch.zeros(1, width), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1))
+            actual = [form(rows, torch.full((3, 1), i), torch.ones(3, 1)) for i, rows in enumerate(x)]
+            of_zeros = form(torch.zeros(1, width), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1))
         except RuntimeError:  # shapes that do not meet
             continue
-        alike = wanted.shape == (3 * len(picked), width) and not nothing.any()
-        if alike and torch.allclose(torch.cat(ours), wanted, rtol=_ATOL, atol=_ATOL):
+        same_shape = expected.shape == (3 * len(picked), width) and not of_zeros.any()
+        if same_shape and torch.allclose(torch.cat(actual), expected, rtol=_ATOL, atol=_ATOL):
             return next(islice(_forms(module, width, experts), number, None))
     return None
 
 
-def _few(module: nn.Module, experts: int, real: int) -> tuple[nn.Module, Tensor, int]:
+def _active_experts(module: nn.Module, experts: int, real: int) -> tuple[nn.Module, Tensor, int]:
     """Experts of which a few are there, in float32, without a copy of the others; which; and how many idle ones."""
     picked, idle = torch.tensor([0, real - 1][:real]), min(experts - real, len([0, 1][:real]))
     idle = min(idle, 1) if experts != 2 * real else idle  # numbers of as many mean the same
-    every = torch.cat([picked, torch.arange(real, real + idle)])
-    places = {experts: every, real: picked}
+    with_idle = torch.cat([picked, torch.arange(real, real + idle)])
+    index_by_count = {experts: with_idle, real: picked}
 
     def fewer(p: Tensor) -> nn.Parameter:
-        if p.dim() == 2 and len(p) not in places and len(p) % experts == 0:  # one expert after another
-            return nn.Parameter(p.view(experts, -1, p.shape[1])[every].flatten(0, 1).float(), requires_grad=False)
-        return nn.Parameter((p[places[len(p)]] if len(p) in places else p).float(), requires_grad=False)
+        if p.dim() == 2 and len(p) not in index_by_count and len(p) % experts == 0:  # one expert after another
+            return nn.Parameter(p.view(experts, -1, p.shape[1])[with_idle].flatten(0, 1).float(), requires_grad=False)
+        return nn.Parameter((p[index_by_count[len(p)]] if len(p) in index_by_count else p).float(), requires_grad=False)
 
     light = copy.deepcopy(module, {id(p): fewer(p.detach()) for p in module.parameters()})
-    sizes = {experts - real: idle, real: len(picked), experts: len(every)}
+    sizes = {experts - real: idle, real: len(picked), experts: len(with_idle)}
     for part in light.modules():
         for name, value in [*vars(part).items()]:
             if type(value) is int and value in sizes and "expert" in name:
@@ -280,20 +285,20 @@ def _few(module: nn.Module, experts: int, real: int) -> tuple[nn.Module, Tensor,
 
 def _forms(module: nn.Module, width: int, experts: int) -> Iterator[Experts]:
     """Ways in which tensors of three axes may meet, in an order that does not depend on how many experts there are."""
-    held = {name: p.detach() for name, p in module.named_parameters()}
-    solid = [p for p in held.values() if p.dim() == 3]
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+    solid = [p for p in parameters.values() if p.dim() == 3]
     if not solid:  # one expert after another
-        rows = [p for p in held.values() if p.dim() == 2 and p.shape[1] == width and len(p) % experts == 0]
+        rows = [p for p in parameters.values() if p.dim() == 2 and p.shape[1] == width and len(p) % experts == 0]
         solid = [p.view(experts, -1, width) for p in rows]
-    flat = [None, *(p for p in held.values() if p.dim() == 2)]
+    flat = [None, *(p for p in parameters.values() if p.dim() == 2)]
     for *first, last in permutations(solid):
         for turned, back in product((False, True), repeat=2):
             up, down = tuple(w.mT if turned else w for w in first), last.mT if back else last
             if not up or any(w.shape[2] != width for w in up) or down.shape[1] != width:
                 continue
-            made = sum(w.shape[1] for w in up)
+            up_width = sum(w.shape[1] for w in up)
             for up_bias, down_bias in product(flat, repeat=2):
-                if _fits(up_bias, made) and _fits(down_bias, width):
+                if _fits(up_bias, up_width) and _fits(down_bias, width):
                     for middle in _middles(module):
                         yield Experts(up, up_bias, down, down_bias, middle)
 
@@ -302,15 +307,15 @@ def _fits(bias: Tensor | None, width: int) -> bool:
     return bias is None or bias.shape[1] == width
 
 
-class _Own(nn.Module):
-    """What a module itself does between its layers, where it has a function of its own for it."""
+class _ModuleFunction(nn.Module):
+    """Function that a module runs between its layers, where it has one."""
 
-    def __init__(self, own: nn.Module):
+    def __init__(self, module: nn.Module):
         super().__init__()
-        self.own = own
+        self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        gate: Any = self.own._apply_gate  # a method of classes that have it
+        gate: Any = self.module._apply_gate  # a method of classes that have it
         return gate(x)
 
 
@@ -326,7 +331,7 @@ class _Gated(nn.Module):
         return self.act(first) * second
 
 
-class _Whole(_Gated):
+class _NoGate(_Gated):
     """No gate."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -340,7 +345,11 @@ class _Tracer(fx.Tracer):
 
 def _middles(module: nn.Module) -> Iterator[fx.GraphModule]:
     acts = [part for part in module.modules() if leaves.module_role(part) == "activation"]
-    for root in (*([_Own(module)] if hasattr(module, "_apply_gate") else ()), *map(_Gated, acts), *map(_Whole, acts)):
+    for root in (
+        *([_ModuleFunction(module)] if hasattr(module, "_apply_gate") else ()),
+        *map(_Gated, acts),
+        *map(_NoGate, acts),
+    ):
         try:
             yield fx.GraphModule(root, _Tracer().trace(root))
         except (fx.proxy.TraceError, TypeError, AttributeError):  # it asks for numbers

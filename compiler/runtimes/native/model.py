@@ -15,7 +15,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from .generation import Generation
 from .position_offsets import refuse_uncounted
 from .sampling import Sampling, as_tokens
-from .sequence_pool import Places
+from .sequence_pool import SequencePool
 
 context_full = Fault(
     "context-full",
@@ -47,18 +47,18 @@ class Output(dict):
     def __getattr__(self, name: str) -> Any:
         if name in self:
             return self[name]
-        given = " and ".join(f"`{key}`" for key in self)
+        keys_text = " and ".join(f"`{key}`" for key in self)
         raise AttributeError(
-            f"the native engine gives {given}, and no `{name}`: the target `hf` writes a model that may"
+            f"the native engine gives {keys_text}, and no `{name}`: the target `hf` writes a model that may"
         )
 
 
-def refuse_states(why: str = "the native engine does not keep", /, **asked: bool | None) -> None:
+def refuse_states(reason: str = "the native engine does not keep", /, **flags: bool | None) -> None:
     """Raises Reject where a call wants hidden states of layers, or attentions."""
-    for name in (name for name, wanted in asked.items() if wanted):
+    for name in (name for name, flag in flags.items() if flag):
         raise Reject(
             no_states(
-                f"`{name}` asks for what {why}", help="leave it out, or emit the model with `hf` too and load that"
+                f"`{name}` asks for what {reason}", help="leave it out, or emit the model with `hf` too and load that"
             )
         )
 
@@ -86,7 +86,7 @@ class Sequences:
 
     def close(self) -> None:
         numbers, self.numbers = self.numbers, []
-        self._model.give_back(numbers)
+        self._model.release(numbers)
 
     def __del__(self):
         if sys is not None and not sys.is_finalizing():  # when the interpreter ends, modules are gone
@@ -131,13 +131,13 @@ class NativeModel(nn.Module):
             _name_or_path="",
         )
         self.config.get_text_config = lambda decoder=True: self.config
-        told = {"eos_token_id": None, "pad_token_id": None, **(generation or {})}
-        self.generation_config = SimpleNamespace(**told)
+        settings = {"eos_token_id": None, "pad_token_id": None, **(generation or {})}
+        self.generation_config = SimpleNamespace(**settings)
         skipped = facts.get("uncounted")
         self.uncounted = skipped if type(skipped) is int else None
         self.name_or_path = ""
         self.n_params: int | None = facts.get("params")
-        self._places = Places(engine, sequences, remembers)
+        self._pool = SequencePool(engine, sequences, remembers)
         self._lock, self._process = threading.RLock(), os.getpid()
 
     @property
@@ -150,7 +150,7 @@ class NativeModel(nn.Module):
     # -- sequences -------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         """One thread at a time: an engine runs one call. Who held the lock in a parent process is not here."""
         if self._process != os.getpid():
             self._lock, self._process = threading.RLock(), os.getpid()
@@ -163,7 +163,7 @@ class NativeModel(nn.Module):
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
         """A sequence for each prompt, and how many of its first tokens it holds already."""
-        with self._alone():
+        with self._exclusive():
             if len(prompts) > self.spare:
                 raise Reject(
                     too_many_sequences(
@@ -171,13 +171,13 @@ class NativeModel(nn.Module):
                         help="load the artifact with a larger `sequences=`, or close what is open",
                     )
                 )
-            return [self._places.take(prompt, self.owner) for prompt in prompts]
+            return [self._pool.take(prompt, self.owner) for prompt in prompts]
 
-    def give_back(self, numbers: Sequence[int], held: Sequence[Sequence[int]] = ()) -> None:
-        """Free sequences; `held` are the tokens that each has, where they may be gone on with."""
-        with self._alone():
-            for number, ids in zip(numbers, held or [()] * len(numbers), strict=True):
-                self._places.give_back(number, ids, self.owner)
+    def release(self, numbers: Sequence[int], token_ids: Sequence[Sequence[int]] = ()) -> None:
+        """Free sequences; `token_ids` are the tokens that each has, where they may be gone on with."""
+        with self._exclusive():
+            for number, ids in zip(numbers, token_ids or [()] * len(numbers), strict=True):
+                self._pool.release(number, ids, self.owner)
 
     @contextmanager
     def sequences_of(self, count: int) -> Iterator[list[int]]:
@@ -185,14 +185,14 @@ class NativeModel(nn.Module):
         try:
             yield numbers
         finally:
-            self.give_back(numbers)
+            self.release(numbers)
 
     @property
     def spare(self) -> int:
-        """How many more sequences can be open."""
-        return len(self._places)
+        """Number of sequences that can still be opened."""
+        return len(self._pool)
 
-    def feed(self, rows: Mapping[int, Tensor], wanted: str | int) -> Tensor:
+    def feed(self, rows: Mapping[int, Tensor], outputs: str | int) -> Tensor:
         """Extend sequences by tokens; logits of the last or the first of each row, of so many of its last, or of "all",
         row by row."""
         for number, ids in rows.items():
@@ -207,16 +207,16 @@ class NativeModel(nn.Module):
         ids = torch.cat(list(rows.values()))
         check_known(ids, self.plan["vocabulary"])
         numbers = [number for number, ids in rows.items() for _ in range(len(ids))]
-        if wanted == "first":
-            asked = [i == 0 for ids in rows.values() for i in range(len(ids))]
+        if outputs == "first":
+            mask = [i == 0 for ids in rows.values() for i in range(len(ids))]
         else:
-            most = wanted if isinstance(wanted, int) else {"all": len(ids), "last": 1}[wanted]
-            asked = [i >= len(ids) - most for ids in rows.values() for i in range(len(ids))]
-        with self._alone():
-            return self.engine.run(ids.tolist(), numbers, asked)
+            count = outputs if isinstance(outputs, int) else {"all": len(ids), "last": 1}[outputs]
+            mask = [i >= len(ids) - count for ids in rows.values() for i in range(len(ids))]
+        with self._exclusive():
+            return self.engine.run(ids.tolist(), numbers, mask)
 
     def _text(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """Which tokens are text: where the model that it was takes padding for text, all of them."""
+        """Mask of text tokens; all where the original model treats padding as text."""
         return torch.ones_like(ids) if mask is None or self.facts.get(READS_PADDING) is True else mask
 
     # -- what transformers' models have ----------------------------------------------------------------------
@@ -247,25 +247,25 @@ class NativeModel(nn.Module):
                 self._fill(logits[row], input_ids[row], mask[row], number)
             return Output(logits=logits, cache=cache)
         for row in range(len(input_ids)):  # row by row: the logits of one fit in memory
-            seen = input_ids[row][mask[row].bool()].tolist()
-            ((number, held),) = self.begin([seen[: max(0, len(seen) - keep + 1)]])
-            kept: list[int] = []  # where it breaks off, nobody goes on with what is there
+            token_ids = input_ids[row][mask[row].bool()].tolist()
+            ((number, known),) = self.begin([token_ids[: max(0, len(token_ids) - keep + 1)]])
+            final_ids: list[int] = []  # where it breaks off, nobody goes on with what is there
             try:
-                self._fill(logits[row], input_ids[row], mask[row], number, held)
-                kept = seen
+                self._fill(logits[row], input_ids[row], mask[row], number, known)
+                final_ids = token_ids
             finally:
-                self.give_back([number], [kept])
+                self.release([number], [final_ids])
         return Output(logits=logits)
 
-    def _fill(self, logits: Tensor, ids: Tensor, mask: Tensor, number: int, held: int = 0) -> None:
+    def _fill(self, logits: Tensor, ids: Tensor, mask: Tensor, number: int, known: int = 0) -> None:
         """The last logits [keep, vocabulary] of a row, of which the sequence holds the first tokens that are seen."""
-        seen = mask.bool()
-        if not seen.any():
+        is_token = mask.bool()
+        if not is_token.any():
             return
-        found = self.feed({number: ids[seen][held:]}, len(logits))
-        last = seen.nonzero()[-len(logits) :, 0] - (len(ids) - len(logits))
+        values = self.feed({number: ids[is_token][known:]}, len(logits))
+        last = is_token.nonzero()[-len(logits) :, 0] - (len(ids) - len(logits))
         last = last[last >= 0]
-        logits[last] = found[len(found) - len(last) :]
+        logits[last] = values[len(values) - len(last) :]
 
     @torch.no_grad()
     def generate(

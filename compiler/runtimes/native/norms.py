@@ -47,13 +47,13 @@ def recognise(module: nn.Module, shape: torch.Size) -> Norm | None:
     y, opposite, probe = module(x), module(-x), module(small)
     if y.shape != shape:
         return None
-    shift, odd = (y + opposite) / 2, (y - opposite) / 2
+    shift, antisymmetric = (y + opposite) / 2, (y - opposite) / 2
     for kind in ("rms", "layer"):
         for eps in _epsilons(module):
-            gain = odd / normal(x, kind, eps)
+            gain = antisymmetric / normal(x, kind, eps)
             # The same gain for all rows, and for a sample of another size: so it is this norm and epsilon.
             if _same_for_all(gain) and _close(probe, normal(small, kind, eps) * gain + shift):
-                return Norm(kind, eps, _own(gain, module), _own(shift, module))
+                return Norm(kind, eps, _module_weight(gain, module), _module_weight(shift, module))
     return None
 
 
@@ -62,12 +62,12 @@ def recognise_inverse(module: nn.Module, shape: torch.Size) -> float | None:
     """The epsilon of a module that gives one over the root mean square of x [shape], a number for each row; or None."""
     module, generator = copy.deepcopy(module).float().eval(), torch.Generator().manual_seed(0)
     samples = [torch.randn(shape, generator=generator) * size for size in (1.0, 3e-3)]  # the second feels epsilon
-    wanted = [module(x) for x in samples]
-    if wanted[0].shape != (*shape[:-1], 1):
+    expected = [module(x) for x in samples]
+    if expected[0].shape != (*shape[:-1], 1):
         return None
     for eps in _epsilons(module):
-        ours = [torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) for x in samples]
-        if all(torch.allclose(a, b, rtol=_SHARE) for a, b in zip(ours, wanted, strict=True)):
+        actual = [torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) for x in samples]
+        if all(torch.allclose(a, b, rtol=_SHARE) for a, b in zip(actual, expected, strict=True)):
             return eps
     return None
 
@@ -93,10 +93,10 @@ def recognise_gated(module: nn.Module, shape: torch.Size) -> GatedNorm | None:
         for size in (1.0, 3e-3)
     ]  # the second feels epsilon
     try:
-        wanted = [module(x, gate) for x, gate in samples]
+        expected = [module(x, gate) for x, gate in samples]
     except (RuntimeError, TypeError, ValueError, IndexError):  # made for two values of other shapes
         return None
-    if any(not isinstance(y, Tensor) for y in wanted):
+    if any(not isinstance(y, Tensor) for y in expected):
         return None
     gains = [p.flatten() for p in module.parameters() if p.numel() == width]
     sizes = [
@@ -107,7 +107,7 @@ def recognise_gated(module: nn.Module, shape: torch.Size) -> GatedNorm | None:
     ]
     for form in product(_epsilons(module), dict.fromkeys((width, *sizes)), gains, (True, False), GATES):
         known = GatedNorm(*form)
-        if all(_close(y, gated(known, x, gate)) for y, (x, gate) in zip(wanted, samples, strict=True)):
+        if all(_close(y, gated(known, x, gate)) for y, (x, gate) in zip(expected, samples, strict=True)):
             return known
     return None
 
@@ -119,17 +119,17 @@ def gated(norm: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
     return y if norm.gate_first else y * opened
 
 
-def _own(found: Tensor, module: nn.Module) -> Tensor:
+def _module_weight(measured: Tensor, module: nn.Module) -> Tensor:
     """A parameter of the module, or one more than it, where that is what was found: without the rounding."""
     for parameter in module.parameters():
         for exact in (parameter, 1 + parameter):
             try:
-                whole = exact.expand_as(found)
+                exact_value = exact.expand_as(measured)
             except RuntimeError:  # of another shape
                 continue
-            if torch.allclose(found, whole, rtol=1e-5, atol=1e-6):
-                return whole
-    return found
+            if torch.allclose(measured, exact_value, rtol=1e-5, atol=1e-6):
+                return exact_value
+    return measured
 
 
 def _same_for_all(gain: Tensor) -> bool:
@@ -143,37 +143,37 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 def _epsilons(module: nn.Module) -> Iterator[float]:
     """Small numbers that the module or its parts hold."""
-    found = [
+    candidates = [
         value
         for part in module.modules()
         for value in vars(part).values()
         if isinstance(value, float) and 0 <= value < 0.1
     ]
-    return iter(dict.fromkeys([*found, 1e-5, 1e-6, torch.finfo(torch.float32).eps, 0.0]))
+    return iter(dict.fromkeys([*candidates, 1e-5, 1e-6, torch.finfo(torch.float32).eps, 0.0]))
 
 
-def read(reader: "Reader", node: fx.Node, module: nn.Module, given: Rows) -> Rows:
+def read(reader: "Reader", node: fx.Node, module: nn.Module, x: Rows) -> Rows:
     """The step of a norm, or those of one over the root of a mean square."""
-    given = reader.settled(given)
-    found = recognise(module, given.index.shape)
-    eps = recognise_inverse(module, given.index.shape) if found is None else None
+    x = reader.settled(x)
+    norm = recognise(module, x.index.shape)
+    eps = recognise_inverse(module, x.index.shape) if norm is None else None
     if eps is not None:
-        return reductions.inverse_root(reader, node, given, eps)
-    if found is None:
+        return reductions.inverse_root(reader, node, x, eps)
+    if norm is None:
         raise reader.refuse(node, f"a {type(module).__name__} is no norm that the engine has")
-    register, lane = reader.register(given)
-    width, group = reader.plan.layout.widths[register], given.index.shape[-1]
-    _, token = reader.plan.layout.locate(given.index.reshape(-1, group))
+    register, lane = reader.register(x)
+    width, group = reader.plan.layout.widths[register], x.index.shape[-1]
+    _, token = reader.plan.layout.locate(x.index.reshape(-1, group))
     if not torch.equal(token, token[:, :1].expand_as(token)):
         raise Scattered
     fields: dict[str, Any] = {"weight": None, "bias": None}
-    for key, values, idle in (("weight", found.gain, 1.0), ("bias", found.shift, 0.0)):
+    for key, values, idle in (("weight", norm.gain, 1.0), ("bias", norm.shift, 0.0)):
         vector = values.reshape(-1)[lane.order].view(reader.plan.layout.tokens, -1)[0]
         if not torch.allclose(vector, torch.full_like(vector, idle), rtol=0, atol=1e-6):
             short = vector[:group].expand(width // group, group)
             if torch.allclose(vector.view(-1, group), short, rtol=1e-6, atol=1e-7):
                 vector = short[0]
             fields[key] = reader.plan.vector(f"{node.target}.{key}", vector)
-    return reader.written(
-        "norm", given.index.shape, lane, x=register, kind=found.kind, eps=found.eps, group=group, **fields
+    return reader.elementwise(
+        "norm", x.index.shape, lane, x=register, kind=norm.kind, eps=norm.eps, group=group, **fields
     )

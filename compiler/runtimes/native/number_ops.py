@@ -1,4 +1,4 @@
-"""What functions make of numbers of tokens: moves, elementwise functions, sums and products, means."""
+"""Operations on numbers of tokens: moves, elementwise functions, sums and products, means."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +9,12 @@ from . import calls, linears, reductions
 from .layout import Scattered
 from .positional import call
 from .trees import index, wrapped
-from .values import Chosen, First, Pending, Positional, Rows, takes_first
+from .values import Chosen, First, Pending, Positional, Rows, picks_first
 
 if TYPE_CHECKING:
     from .reader import Reader
 
-_IN_PLACE = {"add_": "add", "sub_": "sub", "mul_": "mul"}
+_INPLACE_OPS = {"add_": "add", "sub_": "sub", "mul_": "mul"}
 
 
 class Computing:
@@ -24,9 +24,9 @@ class Computing:
         self.reader = reader
 
     def computed(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        """What a function makes of numbers of tokens."""
+        """Result of a function of numbers of tokens."""
         name, first = calls.operation(node), args[0]
-        if name in calls.ASKS and isinstance(first, Rows):
+        if name in calls.SIZE_CALLS and isinstance(first, Rows):
             return call(node, self.reader.model, (first.index, *args[1:]), kwargs)
         if name in calls.SAME and isinstance(first, (Rows, Chosen)):
             return first
@@ -37,20 +37,20 @@ class Computing:
         if name == "copy_" and isinstance(first, Rows) and isinstance(args[1], Rows):
             first.index.copy_(self.reader.settled(args[1]).index)  # a part of what is filled piece by piece
             return first
-        if name in _IN_PLACE and isinstance(first, Rows):
-            found = self._binary(node, _IN_PLACE[name], *args)
-            self._becomes(node, found)
-            return found
+        if name in _INPLACE_OPS and isinstance(first, Rows):
+            value = self._binary(node, _INPLACE_OPS[name], *args)
+            self._becomes(node, value)
+            return value
         if name == "setitem" and isinstance(first, Rows) and isinstance(args[2], Rows):
             return self._replaced(node, first, args[1], args[2])
         if name in calls.JOINS:
             return self._joined(node, args, kwargs)
-        if name == "getitem" and isinstance(first, Rows) and takes_first(first, args[1]):
+        if name == "getitem" and isinstance(first, Rows) and picks_first(first, args[1]):
             return First(first)
         if name in calls.MOVES and isinstance(first, Tensor):  # into the shape of numbers of tokens
             return call(node, self.reader.model, (first, *map(index, args[1:])), kwargs)
         if name in calls.MOVES and isinstance(first, Rows):
-            return wrapped(calls.moved(node, (first.index, *map(index, args[1:])), kwargs), first.pending)
+            return wrapped(calls.on_indices(node, (first.index, *map(index, args[1:])), kwargs), first.pending)
         if name == "pad" and isinstance(first, Rows):
             padded = self.reader.shifting.padded(first, *args[1:], **kwargs)
             if padded is not None:
@@ -68,34 +68,34 @@ class Computing:
         if name in ("matmul", "bmm"):
             if not all(isinstance(part, Rows) for part in args):
                 return self.reader.scanning.product(node, *args)
-            if self.reader.writing.begins(*args):
+            if self.reader.writing.is_score_product(*args):
                 return self.reader.writing.begin(node)
             return reductions.product(self.reader, node, *args)
-        why = f"`{name}` of numbers that differ from token to token is not among the engine's steps"
-        raise self.reader.refuse(node, why)
+        reason = f"`{name}` of numbers that differ from token to token is not among the engine's steps"
+        raise self.reader.refuse(node, reason)
 
-    def _replaced(self, node: fx.Node, x: Rows, place: Any, by: Rows) -> None:
+    def _replaced(self, node: fx.Node, x: Rows, subscript: Any, by: Rows) -> None:
         """A part of a value is another from here on."""
-        found = self.reader.unsettled(x).index.clone()
-        found[place] = self.reader.settled(by).index
-        self._becomes(node, Rows(found))
+        index = self.reader.unsettled(x).index.clone()
+        index[subscript] = self.reader.settled(by).index
+        self._becomes(node, Rows(index))
 
-    def _becomes(self, node: fx.Node, found: Rows) -> None:
-        """What a node changes in place: who reads the changed node later reads what was found."""
-        own = node.args[0]
-        assert isinstance(own, fx.Node), f"{node.name} changes no value"
-        base, order = own, {other: i for i, other in enumerate(node.graph.nodes)}
+    def _becomes(self, node: fx.Node, value: Rows) -> None:
+        """Record an in-place change: later readers of the changed node read the new value."""
+        target = node.args[0]
+        assert isinstance(target, fx.Node), f"{node.name} changes no value"
+        base, order = target, {other: i for i, other in enumerate(node.graph.nodes)}
         while base.args and calls.operation(base) in calls.MOVES | calls.SAME and isinstance(base.args[0], fx.Node):
             base = base.args[0]
             if any(order[user] > order[node] for user in base.users):
                 raise self.reader.refuse(node, "it changes a value through another that is still read")
-        self.reader.values[own] = found
+        self.reader.values[target] = value
 
     def _joined(self, node: fx.Node, args: Any, kwargs: Any) -> Rows:
         if not all(isinstance(part, Rows) for part in args[0]):
             raise self.reader.refuse(node, "it joins numbers of tokens with others")
         parts = [self.reader.unsettled(part).index for part in args[0]]
-        joined = calls.moved(node, (parts, *args[1:]), kwargs)
+        joined = calls.on_indices(node, (parts, *args[1:]), kwargs)
         assert isinstance(joined, Tensor), f"{node.name} joins into several"
         return Rows(joined)
 
@@ -122,8 +122,8 @@ class Computing:
         """A choice by a number of what is made of that number."""
         parts = [part for part in (which, a, b) if isinstance(part, Rows)]
         numbers = [part for part in (a, b) if isinstance(part, (int, float))]
-        alike = all(torch.equal(part.index, parts[0].index) for part in parts[1:])
-        if not isinstance(which, Rows) or len(parts) + len(numbers) != 3 or not alike:
+        same_source = all(torch.equal(part.index, parts[0].index) for part in parts[1:])
+        if not isinstance(which, Rows) or len(parts) + len(numbers) != 3 or not same_source:
             raise self.reader.refuse(node, "a choice between values that more than one number decides")
         operands = [part.pending if isinstance(part, Rows) else float(part) for part in (which, a, b)]
         return Rows(which.index, Pending(torch.where, tuple(operands), node))
@@ -154,7 +154,7 @@ class Computing:
         (x, lane), (y, other) = self.reader.register(Rows(ai)), self.reader.register(Rows(bi))
         if not torch.equal(lane.order, other.order):
             raise Scattered
-        return self.reader.written(op, ai.shape, lane, x=x, y=y)
+        return self.reader.elementwise(op, ai.shape, lane, x=x, y=y)
 
     def by_vector(self, node: fx.Node, name: str, x: Rows, y: Tensor, *, swapped: bool = False) -> Rows:
         op = "add_vector" if name in ("add", "iadd", "sub") else None
@@ -168,13 +168,13 @@ class Computing:
         if not torch.equal(rows, rows[:1].expand_as(rows)):
             raise Scattered
         vector = self.reader.plan.vector(node.name, rows[0])
-        return self.reader.written(op, index.shape, lane, x=register, vector=vector)
+        return self.reader.elementwise(op, index.shape, lane, x=register, vector=vector)
 
     def _functional_linear(self, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> Rows:
         if not (isinstance(x, Rows) and isinstance(weight, Tensor) and weight.dim() == 2):
             raise self.reader.refuse(node, "`linear` with a computed weight is not among the engine's steps")
-        own = linears.Linear((weight.shape[0], weight.shape[1]), bias, weight=weight.detach())
-        return self.reader.linear(node, x, node.name, own)
+        linear = linears.Linear((weight.shape[0], weight.shape[1]), bias, weight=weight.detach())
+        return self.reader.linear(node, x, node.name, linear)
 
 
 def _zeros(like: Rows, *shape: Any) -> Rows:
@@ -188,5 +188,5 @@ def _pending(node: fx.Node, name: str, before: Pending | None, options: Any, nam
     if name == "rsqrt":
         return Pending(torch.reciprocal, (Pending(torch.sqrt, (before,), node),), node)
     function = calls.UNARY[name]
-    given = {key: value for key, value in named.items() if key != "inplace"}
-    return Pending(lambda x: function(x, *options, **given), (before,), node)
+    options_kw = {key: value for key, value in named.items() if key != "inplace"}
+    return Pending(lambda x: function(x, *options, **options_kw), (before,), node)

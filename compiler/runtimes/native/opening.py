@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .plan_files import Stored
 
 SEQUENCES = 16  # open at once, unless asked for otherwise; each reserves room, and takes it as it grows
-_AGAIN = "copy the artifact again, or compile again"
+_REMEDY = "copy the artifact again, or compile again"
 
 
 def open_native(
@@ -60,10 +60,10 @@ def open_native(
         engine = Engine(stored.plan, weights, threads=threads, sequences=sequences, copy=False, steady=steady)
         _check_vocabulary(stored, engine)
     except KernelError as error:
-        raise Reject(native_damaged(f"{folder}: {error}", help=_AGAIN)) from error
+        raise Reject(native_damaged(f"{folder}: {error}", help=_REMEDY)) from error
     kind = NativeTranslator if engine.sources else NativeEncoder if "gives" in stored.facts else NativeModel
-    own = read_generation(folder)
-    model = kind(engine, stored.plan, weights, stored.facts, sequences, own, remembers=remembers)
+    generation = read_generation(folder)
+    model = kind(engine, stored.plan, weights, stored.facts, sequences, generation, remembers=remembers)
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
 
@@ -79,16 +79,16 @@ def verify(folder: Path, threads: int = 1) -> None:
         check(weights, stored.entries, threads)
         laid_out(stored.plan, weights)
     except KernelError as error:
-        raise Reject(native_damaged(f"{folder}: {error}", help=_AGAIN)) from error
+        raise Reject(native_damaged(f"{folder}: {error}", help=_REMEDY)) from error
 
 
 def _check_vocabulary(stored: "Stored", engine: "Engine") -> None:
     """Raises KernelError where a plan's vocabulary is no number of tokens, or another than its logits are of."""
-    said = stored.plan.get("vocabulary")
-    if type(said) is not int or said < 1:
+    vocabulary = stored.plan.get("vocabulary")
+    if type(vocabulary) is not int or vocabulary < 1:
         raise KernelError("the plan's vocabulary is no number of tokens")
-    if "gives" not in stored.facts and said != engine.width:
-        raise KernelError(f"the plan has a vocabulary of {said} and {engine.width} logits of a token")
+    if "gives" not in stored.facts and vocabulary != engine.width:
+        raise KernelError(f"the plan has a vocabulary of {vocabulary} and {engine.width} logits of a token")
 
 
 def check(weights: "dict[str, Tensor]", entries: Mapping[str, Mapping[str, Any]], threads: int) -> None:
@@ -123,20 +123,20 @@ def _check_packed(tensor: "Tensor") -> None:
     packing.check(packing.kernel_of(tensor) or "dense_linear", tensor)
 
 
-def _plain(tensor: "Tensor", said: Any) -> "list[Callable[[], None]]":
-    """What there is to check of a weight that is not packed: its pieces, each by the hash that is said of it."""
+def _plain(tensor: "Tensor", hashes: Any) -> "list[Callable[[], None]]":
+    """Checks of a weight that is not packed: each piece by its stated hash."""
     import torch
 
     raw = tensor.view(-1).view(torch.uint8).numpy().data
-    if isinstance(said, str):  # one hash of all, as it was written at first
-        parts, said = [raw], [said]
+    if isinstance(hashes, str):  # one hash of all, as it was written at first
+        parts, hashes = [raw], [hashes]
     else:
         parts = pieces(raw)
-    if not isinstance(said, list) or len(said) != len(parts):
-        said = [None] * len(parts)
-    return [partial(_check_piece, part, wanted) for part, wanted in zip(parts, said, strict=True)]
+    if not isinstance(hashes, list) or len(hashes) != len(parts):
+        hashes = [None] * len(parts)
+    return [partial(_check_piece, part, expected) for part, expected in zip(parts, hashes, strict=True)]
 
 
-def _check_piece(part: memoryview, wanted: Any) -> None:
-    if hashlib.sha256(part).hexdigest() != wanted:
+def _check_piece(part: memoryview, expected: Any) -> None:
+    if hashlib.sha256(part).hexdigest() != expected:
         raise KernelError("the weight's contents do not match their checksum")

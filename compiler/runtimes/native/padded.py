@@ -35,37 +35,37 @@ class PaddedRows(Rows):
     def __init__(self, session: Stepper, plan: dict[str, int]):
         super().__init__(SEQUENCES, plan["context"], plan["vocabulary"])
         self.session = session
-        self._kept: dict[int, list[np.ndarray]] = {}
+        self._history: dict[int, list[np.ndarray]] = {}
 
     def length(self, number: int) -> int:
-        return self._kept[number][0].shape[1] if number in self._kept else 0
+        return self._history[number][0].shape[1] if number in self._history else 0
 
     def forget(self, number: int, length: int = 0) -> None:
         if not length:
-            self._kept.pop(number, None)
-        elif number in self._kept:
-            self._kept[number] = [part[:, :length] for part in self._kept[number]]
+            self._history.pop(number, None)
+        elif number in self._history:
+            self._history[number] = [part[:, :length] for part in self._history[number]]
 
     def extend(self, group: list[int], ids: Tensor) -> Tensor:
         """Sequences of any lengths in one call, the shorter ones padded at the left."""
         lengths = [self.length(number) for number in group]
-        most = max(lengths)
-        mask = torch.ones(len(group), most + ids.shape[1], dtype=torch.int64)
+        longest = max(lengths)
+        mask = torch.ones(len(group), longest + ids.shape[1], dtype=torch.int64)
         for row, length in enumerate(lengths):
-            mask[row, : most - length] = 0
-        past = [self._padded(group, part, most) for part in range(len(self.session.past))] if most else None
-        logits, *kept = self.session.step(ids, mask, past)
+            mask[row, : longest - length] = 0
+        past = [self._padded(group, part, longest) for part in range(len(self.session.past))] if longest else None
+        logits, *present = self.session.step(ids, mask, past)
         for row, (number, length) in enumerate(zip(group, lengths, strict=True)):
-            self._kept[number] = [part[row, :, most - length :] for part in kept]
+            self._history[number] = [part[row, :, longest - length :] for part in present]
         return torch.from_numpy(logits)
 
-    def _padded(self, group: list[int], part: int, most: int) -> np.ndarray:
+    def _padded(self, group: list[int], part: int, longest: int) -> np.ndarray:
         _, heads, _, d = self.session.shapes[self.session.past[part]]
-        filled = np.zeros((len(group), heads, most, d), np.float32)
+        filled = np.zeros((len(group), heads, longest, d), np.float32)
         for row, number in enumerate(group):
-            if number in self._kept:
-                own = self._kept[number][part]
-                filled[row, :, most - own.shape[1] :] = own
+            if number in self._history:
+                past = self._history[number][part]
+                filled[row, :, longest - past.shape[1] :] = past
         return filled
 
 
@@ -90,10 +90,10 @@ class PaddedModel(NativeModel):
         )
         if cache is not None or use_cache:
             return super().forward(input_ids, attention_mask, position_ids, cache, use_cache, logits_to_keep)
-        logits = self.whole(input_ids, attention_mask, position_ids)
+        logits = self.batch_logits(input_ids, attention_mask, position_ids)
         return Output(logits=logits[:, -logits_to_keep:])
 
-    def whole(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> Tensor:
+    def batch_logits(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> Tensor:
         """Logits [b, t, vocabulary] of a batch that nothing came before; positions follow from the mask."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return torch.from_numpy(self.engine.session.step(input_ids, mask)[0])

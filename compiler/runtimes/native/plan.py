@@ -28,8 +28,8 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Gives:
-    """What a model's forward gives.
+class Output:
+    """Output form of a model's forward.
 
     states    hidden states: it has no head
     whole     tokens see those that follow
@@ -60,7 +60,7 @@ class Plan:
     slots: list[dict[str, int]] = field(default_factory=list)
     entries: dict[str, Entry] = field(default_factory=dict)
     logits: int = -1
-    gives: Gives = Gives()
+    output: Output = Output()
     encoder: "Plan | None" = None
     copies: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # register -> (original, kept)
     _known: dict[Any, int] = field(default_factory=dict)
@@ -138,26 +138,26 @@ class Plan:
     def _from_copies(self, columns: Tensor) -> Tensor:
         """Columns read from a register that has copies of them beside what else is asked for."""
         owners = [self.layout.owner(element) for element in columns.tolist()]
-        asked = {register for register, _ in owners}
-        for register in asked & self.copies.keys():
-            original, kept = self.copies[register]
-            if original in asked:
-                here = self.layout.columns(register)
-                moved = [
-                    int(here[column]) if owner == original and bool(kept[column]) else element
+        registers = {register for register, _ in owners}
+        for register in registers & self.copies.keys():
+            original, copied = self.copies[register]
+            if original in registers:
+                copy_columns = self.layout.columns(register)
+                elements = [
+                    int(copy_columns[column]) if owner == original and bool(copied[column]) else element
                     for (owner, column), element in zip(owners, columns.tolist(), strict=True)
                 ]
-                return torch.tensor(moved)
+                return torch.tensor(elements)
         return columns
 
     def to_json(self) -> dict[str, Any]:
         """Steps that lead to the logits or write a cache; registers are numbered anew."""
         needed = self._needed()
-        written = [step["to"] for step in needed if "to" in step]
-        number = {register: i for i, register in enumerate(written)}
+        registers = [step["to"] for step in needed if "to" in step]
+        number = {register: i for i, register in enumerate(registers)}
         body = {
             "context": self.context,
-            "registers": [self.layout.widths[register] for register in written],
+            "registers": [self.layout.widths[register] for register in registers],
             "slots": self.slots,
             "steps": [renumbered(step, number) for step in needed],
         }
@@ -168,17 +168,17 @@ class Plan:
 
     def used(self) -> dict[str, Entry]:
         """The entries that those steps read."""
-        own = [*self._needed(), *(self.encoder._needed() if self.encoder else ())]
-        names = {name for step in own for name in weights(step)}
+        needed_steps = [*self._needed(), *(self.encoder._needed() if self.encoder else ())]
+        names = {name for step in needed_steps for name in weights(step)}
         return {name: entry for name, entry in self.entries.items() if name in names}
 
     def _needed(self) -> list[dict[str, Any]]:
-        wanted, kept = {self.logits}, []
+        needed, live = {self.logits}, []
         for step in reversed(self.steps):
-            if step.get("to") in wanted or step["op"] in KEEPERS:
-                kept.append(step)
-                wanted |= set(inputs(step))
-        return kept[::-1]
+            if step.get("to") in needed or step["op"] in KEEPERS:
+                live.append(step)
+                needed |= set(inputs(step))
+        return live[::-1]
 
 
 KEEPERS = ("attention", *SILENT, *STATEFUL)  # of something of the tokens before, or for those that follow
@@ -187,17 +187,17 @@ KEEPERS = ("attention", *SILENT, *STATEFUL)  # of something of the tokens before
 def inputs(step: Mapping[str, Any]) -> list[int]:
     """The registers that a step reads."""
     kinds = STEPS[step["op"]]
-    found = [step.get(name) for name, kind in kinds.items() if kind in ("r", "r?")]
+    registers = [step.get(name) for name, kind in kinds.items() if kind in ("r", "r?")]
     several = [register for name, kind in kinds.items() if kind == "R" for register in step.get(name, ())]
-    return [register for register in found if register is not None] + several
+    return [register for register in registers if register is not None] + several
 
 
 def weights(step: Mapping[str, Any]) -> list[str]:
     """The names of the weights that a step reads."""
     kinds = STEPS[step["op"]]
-    found = (step.get(name) for name, kind in kinds.items() if kind in ("w", "w?"))
+    names = (step.get(name) for name, kind in kinds.items() if kind in ("w", "w?"))
     several = (name for field, kind in kinds.items() if kind == "W" for name in step.get(field) or ())
-    return [*(name for name in found if name is not None), *several]
+    return [*(name for name in names if name is not None), *several]
 
 
 def renumbered(step: Mapping[str, Any], number: Mapping[int, int]) -> dict[str, Any]:

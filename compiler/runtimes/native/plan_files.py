@@ -45,13 +45,13 @@ ALIGN, PAGE = 64, 4096
 PIECE = 4 << 20  # bytes under one hash
 _MAGIC, _ORDER, _HEADER = b"effcwts\0", 0x01020304, struct.Struct("=8sIIq")
 _WIDTH = {"packed": 1, "f32": 4, "bf16": 2}
-_MOST = 1 << 48  # bytes of a file, numbers of a shape: larger ones are no sizes
-_AGAIN = "copy the artifact again, or compile again"
+_MAX_BYTES = 1 << 48  # bytes of a file, numbers of a shape: larger ones are no sizes
+_REMEDY = "copy the artifact again, or compile again"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What `plan.json` says.
+    """Parsed `plan.json`.
 
     plan      what the engine runs
     entries   name -> {"at", "bytes", "kind", "shape", "sha256"}; the last a list, a hash for each of `pieces`
@@ -111,7 +111,7 @@ def _align(count: int) -> int:
 
 
 def _bytes(tensor: "Tensor") -> memoryview:
-    """What a tensor holds, where it lies."""
+    """Bytes of a tensor, without a copy."""
     import torch
 
     return tensor.contiguous().view(torch.uint8).numpy().data.cast("B")
@@ -140,17 +140,17 @@ def read(folder: Path) -> Stored:
             f"was written on a machine of {order}-endian byte order, and this one is {sys.byteorder}-endian",
             help="compile on a machine of this kind",
         )
-    if why := _missing(stored.facts.get("isa", "portable")):
-        raise _damaged(folder / PLAN, f"is for another processor: {why}", help="compile on a machine of this kind")
+    if problem := _missing(stored.facts.get("isa", "portable")):
+        raise _damaged(folder / PLAN, f"is for another processor: {problem}", help="compile on a machine of this kind")
     size = _weights_size(folder / WEIGHTS)
     for name, entry in stored.entries.items():
-        if why := _wrong_entry(entry, size):
-            raise _damaged(folder / PLAN, f"has an entry `{name}` {why}")
+        if problem := _entry_error(entry, size):
+            raise _damaged(folder / PLAN, f"has an entry `{name}` {problem}")
     return stored
 
 
 def _missing(isa: Any) -> str:
-    """What this machine lacks for an instruction set; "" where it has it."""
+    """Missing features of this machine for an instruction set; "" where it has them."""
     from ....kernels import levels
 
     if not isinstance(isa, str) or isa not in levels.NAMES:
@@ -197,8 +197,8 @@ def _weights_size(file: Path) -> int:
     return size
 
 
-def _wrong_entry(entry: Any, size: int) -> str:
-    """What is wrong with an entry of the table; "" where nothing is."""
+def _entry_error(entry: Any, size: int) -> str:
+    """Error of an entry of the table; "" where it is valid."""
     if not isinstance(entry, dict) or not {"at", "bytes", "kind", "shape"} <= entry.keys():
         return "of another form"
     at, count, kind, shape = (entry[key] for key in ("at", "bytes", "kind", "shape"))
@@ -211,17 +211,17 @@ def _wrong_entry(entry: Any, size: int) -> str:
     numbers = 1
     for n in shape:
         numbers *= n
-    if numbers > _MOST or (kind != "packed" and numbers * _WIDTH[kind] != count):
+    if numbers > _MAX_BYTES or (kind != "packed" and numbers * _WIDTH[kind] != count):
         return f"whose {count} bytes are not {shape} numbers of kind {kind}"
     return ""
 
 
 def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 < value < _MOST
+    return type(value) is int and 0 < value < _MAX_BYTES
 
 
-def _damaged(file: Path, what: str, help: str = _AGAIN) -> Reject:
-    return Reject(native_damaged(f"{file} {what}", help=help))
+def _damaged(file: Path, problem: str, help: str = _REMEDY) -> Reject:
+    return Reject(native_damaged(f"{file} {problem}", help=help))
 
 
 def tensors(folder: Path, stored: Stored, *, mapped: bool | None = False, threads: int = 1) -> dict[str, "Tensor"]:
@@ -237,44 +237,44 @@ def tensors(folder: Path, stored: Stored, *, mapped: bool | None = False, thread
     if mapped is None:
         mapped = is_large(size)
     if mapped:
-        whole = torch.frombuffer(_view(file, size), dtype=torch.uint8)
+        blob = torch.frombuffer(_view(file, size), dtype=torch.uint8)
     else:
-        from ....kernels.packed import room
+        from ....kernels.packed import allocate_zeros
 
-        whole = room(size)
-        _fill(whole.numpy().data, file, threads)
+        blob = allocate_zeros(size)
+        _fill(blob.numpy().data, file, threads)
     kinds = {"packed": torch.uint8, "f32": torch.float32, "bf16": torch.bfloat16}
-    found = {}
+    result = {}
     for name, entry in stored.entries.items():
-        part = whole[entry["at"] : entry["at"] + entry["bytes"]]
+        part = blob[entry["at"] : entry["at"] + entry["bytes"]]
         numbers = part.view(kinds[entry["kind"]])
-        found[name] = part if entry["kind"] == "packed" else numbers.view(entry["shape"])
-    return found
+        result[name] = part if entry["kind"] == "packed" else numbers.view(entry["shape"])
+    return result
 
 
 def _view(file: Path, size: int) -> mmap.mmap:
     """A private view of a file, which the system is asked to cache in huge pages."""
     with open(file, "rb") as stream:
-        found = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_COPY)
+        view = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_COPY)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a system without them
-            found.madvise(mmap.MADV_HUGEPAGE)
-    return found
+            view.madvise(mmap.MADV_HUGEPAGE)
+    return view
 
 
-def _fill(room: memoryview, file: Path, threads: int) -> None:
+def _fill(buffer: memoryview, file: Path, threads: int) -> None:
     """Read a file into memory, each thread a part of it."""
-    each = -(-len(room) // threads)
+    each = -(-len(buffer) // threads)
 
     def part(start: int) -> None:
-        at, end = start, min(start + each, len(room))
+        at, end = start, min(start + each, len(buffer))
         with open(file, "rb", buffering=0) as stream:
             stream.seek(at)
             while at < end:
-                count = stream.readinto(room[at:end])
+                count = stream.readinto(buffer[at:end])
                 if not count:
-                    raise _damaged(file, f"ends after {at} of {len(room)} bytes")
+                    raise _damaged(file, f"ends after {at} of {len(buffer)} bytes")
                 at += count
 
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(part, range(0, len(room), each)))
+        list(pool.map(part, range(0, len(buffer), each)))

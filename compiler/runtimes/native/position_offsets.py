@@ -23,9 +23,9 @@ def refuse_uncounted(ids: Tensor, mask: Tensor | None, pad: int | None) -> None:
     """
     if pad is None:
         return
-    seen = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    theirs, own = ((ids != pad) * 1).cumsum(-1), (seen * 1).cumsum(-1)
-    if bool(((ids == pad) | (theirs != own))[seen].any()):
+    visible = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    model_positions, expected_positions = ((ids != pad) * 1).cumsum(-1), (visible * 1).cumsum(-1)
+    if bool(((ids == pad) | (model_positions != expected_positions))[visible].any()):
         raise Reject(
             other_positions(
                 f"tokens would have other positions than the model gives them: it counts all but {pad}, which a row "

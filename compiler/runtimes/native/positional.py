@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from ...ir.capture.sample import first_position
 from .calls import operation
 from .layout import Layout
-from .values import CACHE, Cached, Every, Rows, Source
+from .values import CACHE, AllPositions, Cached, Rows, Source
 
 _HALVES = (torch.bfloat16, torch.float16)
 _NO_ID = 1 << 40
@@ -38,22 +38,22 @@ class Positions:
 
     @torch.no_grad()
     def at(self, node: fx.Node, length: int) -> Any:
-        """What a node gives; of rows of tokens, only that there are so many."""
+        """Value of a node for a length; of rows of tokens, only their number."""
         known = self._memory.setdefault(length, {})
         if node not in known:
             known[node] = self._run(node, length)
         return known[node]
 
     def longest(self, node: fx.Node, context: int) -> int:
-        """How many positions of a context a node has numbers for: some tables end before it."""
-        least, most = 0, context
-        while least < most:
-            middle = most if least == 0 and most == context else (least + most + 1) // 2
+        """Number of positions of a context that a node has values for: some tables are shorter."""
+        least, upper = 0, context
+        while least < upper:
+            middle = upper if least == 0 and upper == context else (least + upper + 1) // 2
             try:
                 self.at(node, middle)
                 least = middle
             except (IndexError, RuntimeError):  # a gather beyond the end is a RuntimeError
-                most = middle - 1
+                upper = middle - 1
         return least
 
     @torch.no_grad()
@@ -92,7 +92,7 @@ class Positions:
         rows = value.rows if isinstance(value, Cached) else value
         if isinstance(rows, Rows):
             return self._stand_in(node, rows, length)
-        if isinstance(value, Every):
+        if isinstance(value, AllPositions):
             return torch.arange(length).expand(1, length, length)
         if value is CACHE:
             return None
@@ -110,8 +110,8 @@ class Positions:
     def _default_input(self, name: str, length: int) -> Tensor | None:
         if name in ("position_ids", "decoder_position_ids"):
             return torch.arange(self._first, self._first + length)[None]
-        seen = name in ("attention_mask", "decoder_attention_mask")
-        return torch.ones((1, length), dtype=torch.int64) if seen else None
+        is_mask = name in ("attention_mask", "decoder_attention_mask")
+        return torch.ones((1, length), dtype=torch.int64) if is_mask else None
 
     def _stand_in(self, node: fx.Node, rows: Rows, length: int) -> Tensor:
         """Zeros in the shape that rows of tokens have."""
@@ -121,16 +121,16 @@ class Positions:
 
     def scaled(self, index: Tensor, length: int) -> tuple[tuple[int, ...], int]:
         """The shape of a value for one row of `length` tokens, and the axis of those."""
-        batch, own = self.shape
+        batch, sample_length = self.shape
         _, token = self.layout.locate(index.reshape(-1))
-        token, shape, found = token.view(index.shape), [], -1
+        token, shape, token_axis = token.view(index.shape), [], -1
         for axis, size in enumerate(index.shape):
             line = token.movedim(axis, 0).reshape(size, -1)[:, 0]
-            size //= batch if len((line // own).unique()) == batch else 1
-            if len((line % own).unique()) == own:
-                size, found = size // own * length, axis
+            size //= batch if len((line // sample_length).unique()) == batch else 1
+            if len((line % sample_length).unique()) == sample_length:
+                size, token_axis = size // sample_length * length, axis
             shape.append(size)
-        return tuple(shape), found
+        return tuple(shape), token_axis
 
 
 def _wide(value: Any) -> Any:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ....kernels.engine_steps import MOST_WHOLE
+from ....kernels.engine_steps import MAX_BIDIRECTIONAL
 from ...core.events import follow
 from ...ir.program import Program
 from ...models.checkpoints.origin import POSITIONS
 from ...models.checkpoints.pretrained import pretrained
-from ...models.rows.inputs import has_two_sides
-from ...models.rows.packed_inputs import hears
+from ...models.rows.inputs import is_encoder_decoder
+from ...models.rows.packed_inputs import is_speech_encoder_decoder
 from . import activations, calls, encoder_decoder, indexers, linear_attention, linears, norms, recurrences, rwkv
 from .attention_lowering import Attending
 from .dense_dispatch import Offering
@@ -26,9 +26,9 @@ from .layout import Lane, Layout, Scattered
 from .mixers import with_mixers_open
 from .mixtures import Mixtures
 from .number_ops import Computing
-from .plan import Entry, Gives, Plan
+from .plan import Entry, Output, Plan
 from .positional import Positions, call
-from .refusal import refused, refused_whole
+from .refusal import model_rejection, rejection
 from .scanning import Scanning
 from .shifting import BEFORE, Shifting
 from .sorted_dispatch import Queues
@@ -36,10 +36,10 @@ from .tables import Tables
 from .trees import attribute, leaves, mapped
 from .values import (
     CACHE,
+    AllPositions,
     Cached,
     Chosen,
     Deciding,
-    Every,
     Favour,
     First,
     Ids,
@@ -50,8 +50,8 @@ from .values import (
     Positional,
     Queued,
     Rows,
+    ScorePairs,
     Source,
-    Written,
 )
 
 ENDLESS = 2**20  # tokens of a sequence, where no table of positions ends and a config names no limit
@@ -73,19 +73,21 @@ class Reader:
     ):
         self.model = model or program.model
         self.numbers = linears.Numbers(weights) if isinstance(weights, str) else weights
-        if hears(program.model):
-            why = "it hears sounds: the engine reads token ids, and has no convolution that sees what follows"
-            raise refused_whole(self.model, why, help="`hf` and `onnx` write it")
+        if is_speech_encoder_decoder(program.model):
+            reason = "it hears sounds: the engine reads token ids, and has no convolution that sees what follows"
+            raise model_rejection(self.model, reason, help="`hf` and `onnx` write it")
         if "input_ids" not in program.inputs:
-            raise refused_whole(self.model, f"it takes {' and '.join(program.inputs)}, and the engine reads token ids")
+            raise model_rejection(
+                self.model, f"it takes {' and '.join(program.inputs)}, and the engine reads token ids"
+            )
         if "pixel_values" in program.inputs:
-            raise refused_whole(self.model, "it takes pictures as well, and the engine reads token ids alone")
+            raise model_rejection(self.model, "it takes pictures as well, and the engine reads token ids alone")
         self.source: Reader | None = None  # of the encoder
         if side is None:
             graph = with_mixers_open(program)
-            two = has_two_sides(program.model)
-            heard, side = encoder_decoder.both(graph) if two else (None, encoder_decoder.only(graph))
-            self.source = Reader(program, self.numbers, self.model, heard) if heard else None
+            two = is_encoder_decoder(program.model)
+            source_side, side = encoder_decoder.both(graph) if two else (None, encoder_decoder.only(graph))
+            self.source = Reader(program, self.numbers, self.model, source_side) if source_side else None
         self.side = side
         config = pretrained(self.model).config.get_text_config(**({} if side.ids == "input_ids" else {"decoder": True}))
         ids = program.inputs[side.ids]
@@ -94,8 +96,8 @@ class Reader:
         if type(context) is not int and not any(n.meta.get("role") == "rotary" for n in side.nodes):
             context = ENDLESS  # states and slopes by distance have no end
         if type(context) is not int:
-            why = "its config states no longest context (`max_position_embeddings`)"
-            raise refused_whole(self.model, why)
+            reason = "its config states no longest context (`max_position_embeddings`)"
+            raise model_rejection(self.model, reason)
         self.ids = Ids(layout)
         self.shape = ids.shape
         words = (self.source and getattr(config, "decoder_vocab_size", None)) or config.vocab_size
@@ -122,47 +124,47 @@ class Reader:
                 try:
                     self.values[node] = self._value(node)
                 except Scattered:
-                    why = "it mixes numbers of different tokens, or picks others for each"
-                    raise self.refuse(node, why) from None
+                    reason = "it mixes numbers of different tokens, or picks others for each"
+                    raise self.refuse(node, reason) from None
         if self.side.encodes:  # its keys and values come to be known when its decoder is read
-            self.plan.context = min(self.plan.context, MOST_WHOLE)
+            self.plan.context = min(self.plan.context, MAX_BIDIRECTIONAL)
             return self.plan
         self.positions.forget()
         if self.source is not None:
             self.source.positions.forget()
-        if self.last and not self.plan.gives.states:
+        if self.last and not self.plan.output.states:
             linears.pack_head(self.plan, self.numbers, *self.last)
         linears.share_tables(self.plan, self.numbers, self.lowered)
         return self.plan
 
-    def refuse(self, node: fx.Node, why: str) -> Exception:
-        return refused(node, self.model, why)
+    def refuse(self, node: fx.Node, reason: str) -> Exception:
+        return rejection(node, self.model, reason)
 
     # -- values ----------------------------------------------------------------------------------------------
 
     def _logits(self, node: fx.Node) -> int:
         value = node.args[0] if isinstance(node.args[0], fx.Node) else None
         rows = self.values.get(value) if value is not None else None
-        whole = any(step.get("whole") for step in self.plan.steps)
+        bidirectional = any(step.get("whole") for step in self.plan.steps)
         # T5 and Llama 4's text part with a head have no base model of their own: the head itself is asked for.
-        alone = self.source is not None or self.model.base_model is self.model
-        headless = alone and pretrained(self.model).get_output_embeddings() is None
-        self.plan.gives = gives = Gives(headless, whole, isinstance(rows, First))
+        headless_kind = self.source is not None or self.model.base_model is self.model
+        headless = headless_kind and pretrained(self.model).get_output_embeddings() is None
+        self.plan.output = output_form = Output(headless, bidirectional, isinstance(rows, First))
         rows = rows.rows if isinstance(rows, First) else rows
-        if not isinstance(rows, Rows) or (gives.speaks and rows.index.shape[-1] != self.plan.vocabulary):
-            raise refused_whole(self.model, f"its result is not {self.plan.vocabulary} logits for each token")
-        if self.source is not None and not gives.speaks:
-            raise refused_whole(self.model, "behind an encoder the engine runs a decoder with a head of logits")
+        if not isinstance(rows, Rows) or (output_form.speaks and rows.index.shape[-1] != self.plan.vocabulary):
+            raise model_rejection(self.model, f"its result is not {self.plan.vocabulary} logits for each token")
+        if self.source is not None and not output_form.speaks:
+            raise model_rejection(self.model, "behind an encoder the engine runs a decoder with a head of logits")
         if rows.index.dim() != 3:
-            raise refused_whole(self.model, "its result is not one row of numbers for each token or text")
-        if whole:
-            self.plan.context = min(self.plan.context, MOST_WHOLE)
+            raise model_rejection(self.model, "its result is not one row of numbers for each token or text")
+        if bidirectional:
+            self.plan.context = min(self.plan.context, MAX_BIDIRECTIONAL)
         return self.register(rows)[0]
 
     def _value(self, node: fx.Node) -> Any:
         if self.source is not None and node in self.source.values:
-            made = self.source.values[node]
-            return mapped(made, lambda x: Source(x) if isinstance(x, Rows) else x)
+            value = self.source.values[node]
+            return mapped(value, lambda x: Source(x) if isinstance(x, Rows) else x)
         if node.op == "placeholder":
             return self._placeholder(node)
         if node.op == "get_attr":
@@ -177,11 +179,12 @@ class Reader:
         if any(isinstance(x, Source) for x in flat) and role != "attention":
             return self._from_source(node, role, args, kwargs)
         if any(
-            isinstance(x, (Rows, Cached, Written, Chosen, Deciding, Favour, Offers, First, Line, Queued)) for x in flat
+            isinstance(x, (Rows, Cached, ScorePairs, Chosen, Deciding, Favour, Offers, First, Line, Queued))
+            for x in flat
         ):
             return self._tokens(node, role, args, kwargs)
         if any(isinstance(x, Positional) for x in flat):
-            return self.sample_size(node, args) if calls.operation(node) in calls.ASKS else Positional(node)
+            return self.sample_size(node, args) if calls.operation(node) in calls.SIZE_CALLS else Positional(node)
         if any(x is CACHE for x in flat):
             raise self.refuse(node, "it reads the cache otherwise than by keys and values")
         if role == "embedding" and self.positions.grows(node):
@@ -198,15 +201,15 @@ class Reader:
         return Positional(node) if name in ("position_ids", "attention_mask") else None
 
     def _from_source(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
-        """What is made of a source's numbers alone, by sizes of the target: the encoder makes it."""
+        """Value computed from the source alone and sizes of the target: part of the encoder."""
         source = self.source
         assert source is not None, "only behind an encoder there is a source"
         if any(isinstance(x, (Rows, Cached)) for x in leaves((args, kwargs))):
             raise self.refuse(node, "it mixes what the encoder gives with a target otherwise than by attention")
         plain = [mapped(part, lambda x: x.rows if isinstance(x, Source) else x) for part in (args, kwargs)]
         source.current = node
-        made = source.values[node] = source._tokens(node, role, *plain)
-        return mapped(made, lambda x: Source(x) if isinstance(x, Rows) else x)
+        value = source.values[node] = source._tokens(node, role, *plain)
+        return mapped(value, lambda x: Source(x) if isinstance(x, Rows) else x)
 
     def sample_size(self, node: fx.Node, args: Any) -> Any:
         """A size of something that depends on positions alone: that of the sample batch."""
@@ -215,9 +218,9 @@ class Reader:
             return Positional(node)
         return call(node, self.model, (torch.empty(shape, device="meta"), *args[1:]), {})
 
-    def size_of(self, node: fx.Node, index: Tensor, rest: Any) -> Any:
+    def size_of(self, node: fx.Node, index: Tensor, arguments: Any) -> Any:
         """A size of a value that has the shape of an index."""
-        return call(node, self.model, (index, *rest), {})
+        return call(node, self.model, (index, *arguments), {})
 
     # -- numbers of tokens -----------------------------------------------------------------------------------
 
@@ -233,18 +236,18 @@ class Reader:
             return self._first(node, role, args, kwargs)
         if Deciding in kinds and role != "experts":
             return self.deciding.meet(node, args)
-        if Favour in kinds or self.favours.begins(node, args):
+        if Favour in kinds or self.favours.is_start(node, args):
             return self.favours.meet(node, args, kwargs)
         if Line in kinds or Queued in kinds:
             return self.queues.meet(node, role, args, kwargs)
         if Offers in kinds:
             return self.offering.meet(node, role, args, kwargs)
-        if Written in kinds or {Rows, Cached} <= kinds:
+        if ScorePairs in kinds or {Rows, Cached} <= kinds:
             return self.writing.meet(node, args)
         if Cached in kinds:
             plain = [mapped(part, lambda x: x.rows if isinstance(x, Cached) else x) for part in (args, kwargs)]
-            made = self._tokens(node, role, *plain)  # of each token when it comes; what is made of it is kept
-            return mapped(made, lambda x: Cached(x) if isinstance(x, Rows) else x)
+            value = self._tokens(node, role, *plain)  # of each token when it comes; what is made of it is kept
+            return mapped(value, lambda x: Cached(x) if isinstance(x, Rows) else x)
         if role in ("dropout", "identity", "slice_logits", "padding"):
             return args[0]  # sequences of the engine have no padding
         if role == "ssm_conv":
@@ -256,28 +259,28 @@ class Reader:
         return self.computing.computed(node, args, kwargs)
 
     def _first(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
-        """What is made of a text's first token, made of each."""
+        """Value computed from a text's first token, computed for each."""
         if node.op != "call_module" and calls.operation(node) not in (*calls.UNARY, *calls.SAME):
             raise self.refuse(node, "it does more with a text's first token than layers and functions of it")
         plain = [mapped(part, lambda x: x.rows if isinstance(x, First) else x) for part in (args, kwargs)]
-        made = self._tokens(node, role, *plain)
-        if not isinstance(made, Rows):
+        value = self._tokens(node, role, *plain)
+        if not isinstance(value, Rows):
             raise self.refuse(node, "it does more with a text's first token than layers and functions of it")
-        return First(made)
+        return First(value)
 
     def _module(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
-        module, given = self.model.get_submodule(str(node.target)), args[0] if args else None
+        module, x = self.model.get_submodule(str(node.target)), args[0] if args else None
         if role == "embedding":
-            asked = self.positions.ignores_ids(node)
-            return Positional(node) if asked else self.tables.embedding(node, module, args)
-        if role == "router" and isinstance(given, Rows) and not kwargs:
-            return self.mixtures.route(node, module, given, args[1:])
+            is_positional = self.positions.ignores_ids(node)
+            return Positional(node) if is_positional else self.tables.embedding(node, module, args)
+        if role == "router" and isinstance(x, Rows) and not kwargs:
+            return self.mixtures.route(node, module, x, args[1:])
         if role == "experts":
             return self.mixtures.experts(node, module, args, kwargs)
-        if isinstance(module, nn.Conv1d) and isinstance(given, Rows) and len(args) == 1 and not kwargs:
-            return self.shifting.convolved(node, module, given)
-        if isinstance(module, nn.ZeroPad2d) and isinstance(given, Rows):
-            return self.shifting.padded(given, module.padding)
+        if isinstance(module, nn.Conv1d) and isinstance(x, Rows) and len(args) == 1 and not kwargs:
+            return self.shifting.convolved(node, module, x)
+        if isinstance(module, nn.ZeroPad2d) and isinstance(x, Rows):
+            return self.shifting.padded(x, module.padding)
         recurrence = None if kwargs else recurrences.read(self, node, module, args)
         if recurrence is not None:
             return recurrence
@@ -291,47 +294,47 @@ class Reader:
         if queue is not None:
             return queue
         if indexers.names_all(self, module, args, kwargs):
-            return Every(node)
-        if not isinstance(given, Rows) or len(args) > 1 or kwargs:
+            return AllPositions(node)
+        if not isinstance(x, Rows) or len(args) > 1 or kwargs:
             gates = [*args[1:], *kwargs.values()]
-            if role == "norm" and isinstance(given, Rows) and len(gates) == 1 and isinstance(gates[0], Rows):
-                return self.scanning.gated_norm(node, module, given, gates[0])
+            if role == "norm" and isinstance(x, Rows) and len(gates) == 1 and isinstance(gates[0], Rows):
+                return self.scanning.gated_norm(node, module, x, gates[0])
             raise self.refuse(node, f"a {type(module).__name__} is not among the engine's steps")
         if role == "linear":
-            found = linears.of(module)
-            if found is not None:
-                return self.linear(node, given, str(node.target), found)
+            linear = linears.of(module)
+            if linear is not None:
+                return self.linear(node, x, str(node.target), linear)
         if role == "norm":
-            return norms.read(self, node, module, given)
+            return norms.read(self, node, module, x)
         if role == "activation":
-            return self.activated(node, given)
+            return self.activated(node, x)
         raise self.refuse(node, f"a {type(module).__name__} is not among the engine's steps")
 
-    def activated(self, node: fx.Node, given: Rows) -> Rows:
-        return Rows(given.index, Pending(self.model.get_submodule(str(node.target)), (given.pending,), node))
+    def activated(self, node: fx.Node, x: Rows) -> Rows:
+        return Rows(x.index, Pending(self.model.get_submodule(str(node.target)), (x.pending,), node))
 
     # -- layers ----------------------------------------------------------------------------------------------
 
-    def linear(self, node: fx.Node, given: Rows, name: str, found: linears.Linear, weights: str = "") -> Rows:
+    def linear(self, node: fx.Node, x: Rows, name: str, layer: linears.Linear, weights: str = "") -> Rows:
         """`weights`: other numbers than those of all linear layers."""
-        outputs, width = found.shape
-        nothing = bool((given.index < 0).all()) and found.bias is None
-        if nothing or not given.index.numel():  # of zeros, and of none of the tokens
-            return Rows(torch.full((*given.index.shape[:-1], outputs), BEFORE))
-        given = self.settled(given)
-        register, _ = self.register(given)
-        if given.index.shape[-1] != width or self.plan.layout.widths[register] != width:
-            why = "a linear layer over a part of what a token has is not among the engine's steps"
-            raise self.refuse(node, why)
-        entry = Entry("packed", found.shape, found.make(weights or self.numbers.weights, self.numbers.group))
-        weight = self.plan.entry(f"{name}.weight", entry, found.key)
-        if found.packed is not None:
-            self.lowered[weight] = found.packed
-        self.last = weight, found
-        bias = None if found.bias is None else self.plan.vector(f"{name}.bias", found.bias)
-        made = self.plan.step("linear", outputs, x=register, weight=weight, bias=bias)
-        _, token = self.plan.layout.locate(given.index[..., 0])
-        return Rows(self.plan.layout.rows(made)[token])
+        outputs, width = layer.shape
+        is_zero = bool((x.index < 0).all()) and layer.bias is None
+        if is_zero or not x.index.numel():  # of zeros, and of none of the tokens
+            return Rows(torch.full((*x.index.shape[:-1], outputs), BEFORE))
+        x = self.settled(x)
+        register, _ = self.register(x)
+        if x.index.shape[-1] != width or self.plan.layout.widths[register] != width:
+            reason = "a linear layer over a part of what a token has is not among the engine's steps"
+            raise self.refuse(node, reason)
+        entry = Entry("packed", layer.shape, layer.make(weights or self.numbers.weights, self.numbers.group))
+        weight = self.plan.entry(f"{name}.weight", entry, layer.key)
+        if layer.packed is not None:
+            self.lowered[weight] = layer.packed
+        self.last = weight, layer
+        bias = None if layer.bias is None else self.plan.vector(f"{name}.bias", layer.bias)
+        output = self.plan.step("linear", outputs, x=register, weight=weight, bias=bias)
+        _, token = self.plan.layout.locate(x.index[..., 0])
+        return Rows(self.plan.layout.rows(output)[token])
 
     # -- registers -------------------------------------------------------------------------------------------
 
@@ -340,7 +343,7 @@ class Reader:
         lane = self.plan.layout.lane(self.settled(value).index)
         return self.plan.gather(lane.columns), lane
 
-    def written(self, op: str, shape: torch.Size, lane: Lane, **fields: Any) -> Rows:
+    def elementwise(self, op: str, shape: torch.Size, lane: Lane, **fields: Any) -> Rows:
         """A step whose result lies as its operands do."""
         register = self.plan.step(op, len(lane.columns), **fields)
         return Rows(self.plan.layout.spread(register, lane.order, shape))
@@ -358,13 +361,13 @@ class Reader:
         return self._applied(Rows(value.index), value.pending)
 
     def _applied(self, base: Rows, function: Pending) -> Rows:
-        found = activations.recognise(function)
-        if found is None:
+        recognised = activations.recognise(function)
+        if recognised is None:
             return self._piecewise(base, function)
-        if not found.op:
+        if not recognised.op:
             return base
         register, lane = self.register(base)
-        return self.written(found.op, base.index.shape, lane, x=register, **found.fields)
+        return self.elementwise(recognised.op, base.index.shape, lane, x=register, **recognised.fields)
 
     def _piecewise(self, base: Rows, function: Pending) -> Rows:
         """A function that no step computes, operand by operand."""
@@ -380,7 +383,7 @@ class Reader:
         if len(parts) == 2 and op and isinstance(first, Rows) and isinstance(second, Rows):
             return self.computing.of_two(node, op, first, second)
         if len(parts) == 2 and any(part is not base for part in parts if isinstance(part, Rows)):
-            whole = next(part for part in parts if isinstance(part, Rows))
+            operand = next(part for part in parts if isinstance(part, Rows))
             numbers = tuple(None if isinstance(part, Rows) else part for part in parts)
-            return self._applied(whole, Pending(function.call, numbers, function.at))
+            return self._applied(operand, Pending(function.call, numbers, function.at))
         raise self.refuse(function.at or node, "an elementwise function that is not among the engine's steps")

@@ -35,8 +35,8 @@ class Gate:
 
     def __call__(self, x: Tensor) -> Tensor:
         heads, width, _ = self.weight.shape
-        made = torch.einsum("...hi,hio->...ho", x.unflatten(-1, (heads, width)), self.weight) + self.bias
-        return made.flatten(-2).sigmoid()
+        logits = torch.einsum("...hi,hio->...ho", x.unflatten(-1, (heads, width)), self.weight) + self.bias
+        return logits.flatten(-2).sigmoid()
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Recurrence:
 
     decay: Tensor
     keeps: Gate
-    takes: Gate
+    gate: Gate
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [tokens, channels] from a text's first token on."""
@@ -53,7 +53,7 @@ class Recurrence:
         share = (1 - a.square()).sqrt()
         share[0] = 1.0
         for row in range(len(x)):
-            y = a[row] * y + (share * self.takes(x) * x)[row]
+            y = a[row] * y + (share * self.gate(x) * x)[row]
             out.append(y)
         return torch.stack(out)
 
@@ -61,44 +61,44 @@ class Recurrence:
 @torch.no_grad()
 def recognise(module: nn.Module) -> Recurrence | None:
     """The recurrence that a module (x [1, t, channels], positions [1, t]) computes, or None."""
-    held = [p.detach() for p in module.parameters(recurse=False)]
-    vectors = [p for p in held if p.dim() == 1]
+    parameters = [p.detach() for p in module.parameters(recurse=False)]
+    vectors = [p for p in parameters if p.dim() == 1]
     width = len(vectors[0]) if vectors else 0
-    matrices = [p for p in held if p.dim() == 3 and p.shape[1] == p.shape[2] and p.shape[0] * p.shape[1] == width]
-    biases = [p for p in held if p.dim() == 2 and p.numel() == width]
+    matrices = [p for p in parameters if p.dim() == 3 and p.shape[1] == p.shape[2] and p.shape[0] * p.shape[1] == width]
+    biases = [p for p in parameters if p.dim() == 2 and p.numel() == width]
     if len(vectors) != 1 or len(matrices) != 2 or len(biases) != 2:
         return None
-    vectors, matrices, biases = ([p.float() for p in own] for own in (vectors, matrices, biases))
+    vectors, matrices, biases = ([p.float() for p in group] for group in (vectors, matrices, biases))
     x = torch.randn((_LENGTH, width), generator=torch.Generator().manual_seed(0))
-    wanted = _tried(module, x)
-    if wanted is None:
+    expected = _trials(module, x)
+    if expected is None:
         return None
     for first, second in permutations(range(2)):
         for one, other in permutations(range(2)):
             gates = Gate(matrices[first], biases[one]), Gate(matrices[second], biases[other])
-            found = Recurrence(_POWER * F.softplus(vectors[0]), *gates)
-            if torch.allclose(found(x), wanted, rtol=_ATOL, atol=_ATOL * float(wanted.abs().max())):
-                return found
+            form = Recurrence(_POWER * F.softplus(vectors[0]), *gates)
+            if torch.allclose(form(x), expected, rtol=_ATOL, atol=_ATOL * float(expected.abs().max())):
+                return form
     return None
 
 
-def _tried(module: nn.Module, x: Tensor) -> Tensor | None:
+def _trials(module: nn.Module, x: Tensor) -> Tensor | None:
     light = copy.deepcopy(module).float()
     for name in [name for name, value in vars(light).items() if isinstance(value, Tensor)]:
         setattr(light, name, None)  # what it remembers of another text
     try:
-        found = light(x[None], torch.arange(len(x))[None])
+        output = light(x[None], torch.arange(len(x))[None])
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else
         return None
-    return found[0].float() if isinstance(found, Tensor) and found.shape == (1, *x.shape) else None
+    return output[0].float() if isinstance(output, Tensor) and output.shape == (1, *x.shape) else None
 
 
 def read(reader: "Reader", node: fx.Node, module: nn.Module, args: tuple[Any, ...]) -> Rows | None:
     """The steps of a recurrence, where a module computes one of what it is given."""
     if len(args) != 2 or not isinstance(args[0], Rows) or not isinstance(args[1], Positional):
         return None
-    found = recognise(module) if args[0].index.dim() == 3 else None
-    return None if found is None else _Steps(reader, node).of(found, reader.settled(args[0]))
+    form = recognise(module) if args[0].index.dim() == 3 else None
+    return None if form is None else _Steps(reader, node).of(form, reader.settled(args[0]))
 
 
 class _Steps:
@@ -107,17 +107,17 @@ class _Steps:
     def __init__(self, reader: "Reader", node: fx.Node):
         self.reader, self.node = reader, node
 
-    def of(self, found: Recurrence, x: Rows) -> Rows:
+    def of(self, form: Recurrence, x: Rows) -> Rows:
         reader, width = self.reader, x.index.shape[-1]
-        step = reader.computing.by_vector(self.node, "mul", self._gate("keeps", found.keeps, x), found.decay)
+        step = reader.computing.by_vector(self.node, "mul", self._gate("keeps", form.keeps, x), form.decay)
         squared = self._each(self._each(self._each(step, torch.mul, -2.0), torch.exp), torch.mul, -1.0)
         share = self._each(self._each(squared, torch.add, 1.0), torch.sqrt)  # [b, t, channels]
         share = self._one_at_first(share)
-        taken = self._product(self._product(x, self._gate("takes", found.takes, x)), share)
-        given = self._product(taken, self._each(step, torch.reciprocal))
-        register, lane = reader.register(given)
+        gated = self._product(self._product(x, self._gate("takes", form.gate, x)), share)
+        scaled = self._product(gated, self._each(step, torch.reciprocal))
+        register, lane = reader.register(scaled)
         one = self._one(x)
-        made = reader.written(
+        summed = reader.elementwise(
             "selective",
             x.index.shape,
             lane,
@@ -132,19 +132,21 @@ class _Steps:
             bias=None,
             softplus=False,
         )
-        return made
+        return summed
 
     def _gate(self, name: str, gate: Gate, x: Rows) -> Rows:
         parts, width = [], gate.weight.shape[1]
         for head, (matrix, bias) in enumerate(zip(gate.weight, gate.bias, strict=True)):
-            own = Rows(x.index[..., head * width : (head + 1) * width])
+            head_rows = Rows(x.index[..., head * width : (head + 1) * width])
             layer = linears.Linear((width, width), bias, weight=matrix.T.contiguous())
-            made = self.reader.linear(self.node, own, f"{self.node.target}.{name}.{head}", layer, weights="bf16")
-            parts.append(made.index)
+            projected = self.reader.linear(
+                self.node, head_rows, f"{self.node.target}.{name}.{head}", layer, weights="bf16"
+            )
+            parts.append(projected.index)
         return self._each(Rows(torch.cat(parts, -1)), torch.sigmoid)
 
-    def _each(self, x: Rows, function: Any, *more: float) -> Rows:
-        return self.reader.settled(Rows(x.index, Pending(function, (None, *more))))
+    def _each(self, x: Rows, function: Any, *operands: float) -> Rows:
+        return self.reader.settled(Rows(x.index, Pending(function, (None, *operands))))
 
     def _product(self, a: Rows, b: Rows) -> Rows:
         return self.reader.computing.product(self.node, a, b)
@@ -156,8 +158,8 @@ class _Steps:
         rows[0] = 1.0
         name = plan.entry("first.rows", Entry("f32", tuple(rows.shape), lambda: rows), ("first", plan.context))
         first = Rows(plan.layout.rows(plan.step("positions", 1, table=name)).view(*self.reader.shape, 1))
-        rest = self._each(self._each(x, torch.mul, -1.0), torch.add, 1.0)
-        return self.reader.computing.of_two(self.node, "add", x, self._product(rest, first))
+        complement = self._each(self._each(x, torch.mul, -1.0), torch.add, 1.0)
+        return self.reader.computing.of_two(self.node, "add", x, self._product(complement, first))
 
     def _one(self, x: Rows) -> int:
         """A register of ones."""

@@ -13,30 +13,30 @@ if TYPE_CHECKING:
     from .reader import Reader
 
 KINDS = ("mean", "sum", "std", "var")
-_MOST_SUMMED = 16  # values that are added one by one
-_MOST_PRODUCTS = 64  # of columns of a matrix with numbers of another
+_MAX_SUMMED = 16  # values that are added one by one
+_MAX_PRODUCTS = 64  # of columns of a matrix with numbers of another
 
 
 def reduced(reader: "Reader", node: fx.Node, name: str, x: Rows, args: Any, kwargs: Any) -> Rows:
-    """What a mean, a sum or a deviation over one axis makes of each token."""
-    given = dict(zip(("dim", "keepdim") if name in ("mean", "sum") else ("dim",), args, strict=False)) | kwargs
-    dim, keeps = given.pop("dim", None), bool(given.pop("keepdim", False))
+    """Mean, sum or deviation over one axis, for each token."""
+    options = dict(zip(("dim", "keepdim") if name in ("mean", "sum") else ("dim",), args, strict=False)) | kwargs
+    dim, keeps = options.pop("dim", None), bool(options.pop("keepdim", False))
     dim = dim[0] if isinstance(dim, tuple | list) and len(dim) == 1 else dim
-    biased = given.pop("unbiased", None) is False or given.pop("correction", None) == 0
-    if not isinstance(dim, int) or any(v is not None for k, v in given.items() if k != "dtype"):
+    biased = options.pop("unbiased", None) is False or options.pop("correction", None) == 0
+    if not isinstance(dim, int) or any(v is not None for k, v in options.items() if k != "dtype"):
         raise reader.refuse(node, f"a `{name}` of another form than over one axis")
     if name in ("std", "var"):
         if not biased:
             raise reader.refuse(node, f"a `{name}` with a correction is not among the engine's steps")
         middle = mean(reader, node, x, dim)
         off = reader.computing.of_two(node, "sub", x, middle)
-        made = mean(reader, node, Rows(off.index, Pending(torch.square, (None,))), dim)
-        made = Rows(made.index, Pending(torch.sqrt, (made.pending,))) if name == "std" else made
+        value = mean(reader, node, Rows(off.index, Pending(torch.square, (None,))), dim)
+        value = Rows(value.index, Pending(torch.sqrt, (value.pending,))) if name == "std" else value
     else:
-        made = mean(reader, node, x, dim)
+        value = mean(reader, node, x, dim)
         if name == "sum":
-            made = Rows(made.index, Pending(calls.BINARY["mul"], (made.pending, float(x.index.shape[dim]))))
-    return made if keeps else Rows(made.index.squeeze(dim), made.pending)
+            value = Rows(value.index, Pending(calls.BINARY["mul"], (value.pending, float(x.index.shape[dim]))))
+    return value if keeps else Rows(value.index.squeeze(dim), value.pending)
 
 
 def mean(reader: "Reader", node: fx.Node, x: Rows, dim: int) -> Rows:
@@ -48,25 +48,25 @@ def mean(reader: "Reader", node: fx.Node, x: Rows, dim: int) -> Rows:
         _, token = reader.plan.layout.locate(x.index.reshape(-1, size))
         if not torch.equal(token, token[:, :1].expand_as(token)):
             raise Scattered
-        made = reader.plan.step("mean", len(lane.columns) // size, x=register, group=size)
+        mean_register = reader.plan.step("mean", len(lane.columns) // size, x=register, group=size)
         order = lane.order.view(-1, size)[:, 0] // size  # numbers of an axis lie side by side
-        return Rows(reader.plan.layout.spread(made, order, x.index[..., :1].shape))
-    if size > _MOST_SUMMED:
+        return Rows(reader.plan.layout.spread(mean_register, order, x.index[..., :1].shape))
+    if size > _MAX_SUMMED:
         raise reader.refuse(node, f"a mean of {size} numbers that do not lie side by side")
-    whole = total(reader, node, [Rows(x.index.narrow(dim, i, 1)) for i in range(size)])
-    return Rows(whole.index, Pending(calls.BINARY["mul"], (whole.pending, 1.0 / size)))
+    sum_rows = total(reader, node, [Rows(x.index.narrow(dim, i, 1)) for i in range(size)])
+    return Rows(sum_rows.index, Pending(calls.BINARY["mul"], (sum_rows.pending, 1.0 / size)))
 
 
 def inverse_root(reader: "Reader", node: fx.Node, x: Rows, eps: float) -> Rows:
     """One over the root of the mean square over the last axis, which is left with that."""
-    made = mean(reader, node, Rows(x.index, Pending(torch.square, (x.pending,))), -1)
-    shifted = Pending(calls.BINARY["add"], (made.pending, eps))
-    return Rows(made.index, Pending(torch.reciprocal, (Pending(torch.sqrt, (shifted,)),)))
+    mean_square = mean(reader, node, Rows(x.index, Pending(torch.square, (x.pending,))), -1)
+    shifted = Pending(calls.BINARY["add"], (mean_square.pending, eps))
+    return Rows(mean_square.index, Pending(torch.reciprocal, (Pending(torch.sqrt, (shifted,)),)))
 
 
 def total(reader: "Reader", node: fx.Node, parts: list[Rows]) -> Rows:
-    first, *rest = parts
-    for part in rest:
+    first, *tail = parts
+    for part in tail:
         first = reader.computing.of_two(node, "add", first, part)
     return first
 
@@ -77,14 +77,14 @@ def product(reader: "Reader", node: fx.Node, a: Rows, b: Rows) -> Rows:
     if a.index.dim() != b.index.dim() or a.index.dim() < 3:
         raise reader.refuse(node, "a product of two values is not among the engine's steps")
     (rows, inner), columns = a.index.shape[-2:], b.index.shape[-1]
-    if inner * min(rows, columns) > _MOST_PRODUCTS:
+    if inner * min(rows, columns) > _MAX_PRODUCTS:
         raise reader.refuse(node, "a product of two values is not among the engine's steps")
 
     def term(first: torch.Tensor, second: torch.Tensor) -> Rows:
         return reader.computing.of_two(node, "mul", Rows(first), Rows(second))
 
     if columns <= rows:
-        made = [
+        parts = [
             total(
                 reader,
                 node,
@@ -92,11 +92,11 @@ def product(reader: "Reader", node: fx.Node, a: Rows, b: Rows) -> Rows:
             )
             for j in range(columns)
         ]
-        return Rows(torch.cat([reader.settled(part).index for part in made], -1))
-    made = [
+        return Rows(torch.cat([reader.settled(part).index for part in parts], -1))
+    parts = [
         total(
             reader, node, [term(a.index[..., j : j + 1, i : i + 1], b.index[..., i : i + 1, :]) for i in range(inner)]
         )
         for j in range(rows)
     ]
-    return Rows(torch.cat([reader.settled(part).index for part in made], -2))
+    return Rows(torch.cat([reader.settled(part).index for part in parts], -2))

@@ -21,15 +21,15 @@ cannot_run_natively = Fault(
 _REMEDY = "`hf` and `pt2` write what torch runs"
 
 
-def refused(node: fx.Node, model: nn.Module, why: str) -> Reject:
+def rejection(node: fx.Node, model: nn.Module, reason: str) -> Reject:
     """A Reject that names the node, the innermost module that runs it, and where its forward is written."""
     path, module = innermost(node, model)
-    place = f"{path or type(model).__name__} ({type(module).__name__}{_written(module)})"
-    return Reject(cannot_run_natively(f"node `{node.name}` of {place}: {why}", help=_REMEDY))
+    location = f"{path or type(model).__name__} ({type(module).__name__}{_source_line(module)})"
+    return Reject(cannot_run_natively(f"node `{node.name}` of {location}: {reason}", help=_REMEDY))
 
 
-def refused_whole(model: nn.Module, why: str, help: str = _REMEDY) -> Reject:
-    return Reject(cannot_run_natively(f"{type(model).__name__}: {why}", help=help))
+def model_rejection(model: nn.Module, reason: str, help: str = _REMEDY) -> Reject:
+    return Reject(cannot_run_natively(f"{type(model).__name__}: {reason}", help=help))
 
 
 def innermost(node: fx.Node, model: nn.Module) -> tuple[str, nn.Module]:
@@ -39,7 +39,7 @@ def innermost(node: fx.Node, model: nn.Module) -> tuple[str, nn.Module]:
     return path, model.get_submodule(path)
 
 
-def _written(module: nn.Module) -> str:
+def _source_line(module: nn.Module) -> str:
     forward: Any = inspect.unwrap(type(module).forward)
     try:
         return f", {Path(inspect.getfile(forward)).name}:{inspect.getsourcelines(forward)[1]}"

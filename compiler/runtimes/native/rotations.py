@@ -13,7 +13,7 @@ ROWS = 8192  # positions that are looked at at once: contexts are long
 PROBE = 16  # positions at which every column is looked at
 
 # x [heads, t, width], first position -> the same turned, as positions first, first + 1, ... turn it
-Turn = Callable[[Tensor, int], Tensor]
+RotationFunction = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -57,22 +57,24 @@ def fitted(cos: Tensor, sin: Tensor) -> Frequencies | None:
     estimate, position = torch.atan2(sin[1].double(), cos[1].double()), 1
     while 2 * position < count:
         position *= 2
-        seen = torch.atan2(sin[position].double(), cos[position].double())
-        turns = ((estimate * position - seen) / (2 * math.pi)).round()
-        estimate = (seen + 2 * math.pi * turns) / position
+        angle = torch.atan2(sin[position].double(), cos[position].double())
+        revolutions = ((estimate * position - angle) / (2 * math.pi)).round()
+        estimate = (angle + 2 * math.pi * revolutions) / position
     values = estimate.float()
     share = max(_SHARE, 3e-7 * count, rounding)  # a frequency is rounded at 2**-24 of an angle
     for start in range(0, count, ROWS):
         rows = slice(start, min(start + ROWS, count))
         angles = (torch.arange(rows.start, rows.stop)[:, None].float() * values).double()
         pairs = ((angles.cos(), cos[rows]), (angles.sin(), sin[rows]))
-        if not all(torch.allclose(ours * scale, theirs.double(), atol=share * scale, rtol=0) for ours, theirs in pairs):
+        if not all(
+            torch.allclose(actual * scale, expected.double(), atol=share * scale, rtol=0) for actual, expected in pairs
+        ):
             return None
     return Frequencies(values, scale)
 
 
 def _rounding(*tables: Tensor) -> float:
-    """How far the numbers of tables that a model keeps in half precision may be off; 0 of others."""
+    """Rounding error of tables that a model stores in half precision; 0 of others."""
     return next(
         (
             share
@@ -89,18 +91,18 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation) -> Tensor:
     y = x.clone()
     y[..., first] = x[..., first] * cos - x[..., second] * sin
     y[..., second] = x[..., second] * cos + x[..., first] * sin
-    moved = torch.empty_like(y)
-    moved[..., rotation.order] = y
-    return moved
+    ordered = torch.empty_like(y)
+    ordered[..., rotation.order] = y
+    return ordered
 
 
 @torch.no_grad()
-def recognise(turn: Turn, context: int, head_dim: int) -> Rotation | None:
+def recognise(rotate: RotationFunction, context: int, head_dim: int) -> Rotation | None:
     """The rotation that a function makes of the positions of a context, or None."""
     probe = min(PROBE, context)
-    found = turn(torch.eye(head_dim)[:, None].expand(head_dim, probe, head_dim), 0)  # [from, t, to]
-    order = _order(found[:, 0])
-    if order is None or (pairs := _pairs(found[..., order])) is None:
+    turned_basis = rotate(torch.eye(head_dim)[:, None].expand(head_dim, probe, head_dim), 0)  # [from, t, to]
+    order = _order(turned_basis[:, 0])
+    if order is None or (pairs := _pairs(turned_basis[..., order])) is None:
         return None
     rotation = Rotation(Frequencies(torch.zeros(0), 1.0), *pairs, order)
     first, second = rotation.pairs()
@@ -109,26 +111,26 @@ def recognise(turn: Turn, context: int, head_dim: int) -> Rotation | None:
         rows = slice(start, min(start + ROWS, context))
         x = torch.zeros(1, rows.stop - start, head_dim)
         x[..., first] = 1.0
-        y = turn(x, start)[0][:, order]
+        y = rotate(x, start)[0][:, order]
         cos[rows], sin[rows] = y[:, first], y[:, second]
     x = torch.randn((2, probe, head_dim), generator=torch.Generator().manual_seed(0))
-    if not torch.allclose(turn(x, 0), turned(x, cos[:probe], sin[:probe], rotation), atol=1e-5, rtol=1e-5):
+    if not torch.allclose(rotate(x, 0), turned(x, cos[:probe], sin[:probe], rotation), atol=1e-5, rtol=1e-5):
         return None
     frequencies = fitted(cos, sin) if len(first) else rotation.frequencies
     return None if frequencies is None else Rotation(frequencies, *pairs, order)
 
 
 def _order(first: Tensor) -> Tensor | None:
-    """Where each column goes at position 0, where nothing turns: of [from, to] one number each is not zero."""
-    moved = first > 0
-    if not (torch.equal(moved, first != 0) and bool((moved.sum(0) == 1).all() and (moved.sum(1) == 1).all())):
+    """Permutation of columns at position 0, where nothing is rotated: of [from, to] one number each is not zero."""
+    nonzero = first > 0
+    if not (torch.equal(nonzero, first != 0) and bool((nonzero.sum(0) == 1).all() and (nonzero.sum(1) == 1).all())):
         return None
-    return moved.long().argmax(1)
+    return nonzero.long().argmax(1)
 
 
-def _pairs(found: Tensor) -> tuple[int, bool] | None:
-    """(width, interleaved) of columns that turn into each other; `found` [from, t, to]."""
-    mixed = (found != 0).any(1)
+def _pairs(turned_basis: Tensor) -> tuple[int, bool] | None:
+    """(width, interleaved) of columns that turn into each other; `turned_basis` [from, t, to]."""
+    mixed = (turned_basis != 0).any(1)
     mixed.fill_diagonal_(False)
     turning = mixed.any(1).nonzero().flatten()
     if not len(turning):
@@ -140,5 +142,5 @@ def _pairs(found: Tensor) -> tuple[int, bool] | None:
         return (int(turning.max()) // 2 + 1) * 2, True
     half = int((partner - turning).abs().max())
     front = turning < half
-    alike = torch.equal(partner, torch.where(front, turning + half, turning - half))
-    return (2 * half, False) if alike and int(turning.max()) < 2 * half else None
+    is_half_split = torch.equal(partner, torch.where(front, turning + half, turning - half))
+    return (2 * half, False) if is_half_split and int(turning.max()) < 2 * half else None

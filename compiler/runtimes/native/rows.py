@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Rows(ABC):
-    """What a `NativeModel` and a server ask of an engine, over one method that computes logits.
+    """Engine interface of a `NativeModel` and a server, over one method that computes logits.
 
     sequences    that can be open at once
     context      tokens that a sequence can have
@@ -35,19 +35,19 @@ class Rows(ABC):
     def cancel(self) -> None:  # noqa: B027 (an engine that can break off says how)
         """A call goes on to its end: nothing breaks it off."""
 
-    def run(self, ids: Sequence[int], numbers: Sequence[int], wanted: Sequence[int] | Sequence[bool]) -> Tensor:
+    def run(self, ids: Sequence[int], numbers: Sequence[int], outputs: Sequence[int] | Sequence[bool]) -> Tensor:
         """Append tokens to their sequences; logits [wanted, vocabulary] of some, given by place or one by one."""
-        by_place = not all(isinstance(asked, bool) for asked in wanted)
-        places = list(wanted) if by_place else [place for place, asked in enumerate(wanted) if asked]
+        by_position = not all(isinstance(flag, bool) for flag in outputs)
+        positions = list(outputs) if by_position else [position for position, flag in enumerate(outputs) if flag]
         rows: dict[int, list[int]] = {}
-        for place, number in enumerate(numbers):
-            rows.setdefault(number, []).append(place)
+        for position, number in enumerate(numbers):
+            rows.setdefault(number, []).append(position)
         groups: dict[int, list[int]] = {}
-        for number, own in rows.items():
-            groups.setdefault(len(own), []).append(number)
-        found: dict[int, Tensor] = {}
+        for number, row_positions in rows.items():
+            groups.setdefault(len(row_positions), []).append(number)
+        logits_at: dict[int, Tensor] = {}
         for group in groups.values():
             logits = self.extend(group, torch.tensor([[ids[p] for p in rows[n]] for n in group]))
             for row, number in zip(logits, group, strict=True):
-                found |= dict(zip(rows[number], row, strict=True))
-        return torch.stack([found[place] for place in places])
+                logits_at |= dict(zip(rows[number], row, strict=True))
+        return torch.stack([logits_at[position] for position in positions])

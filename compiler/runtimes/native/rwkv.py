@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _LENGTH = 5  # tokens that a layer is tried on
 _SHARE = 1e-4  # of outputs of size one, in float32
-_MOST = 60.0  # of a key
+_MAX_VALUE = 60.0  # of a key
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Past:
     def mean(self, k: Tensor, v: Tensor) -> Tensor:
         """k and v [tokens, channels] from a text's first token on."""
         top, bottom, out = torch.zeros_like(k[0]), torch.zeros_like(k[0]), []
-        for own, value in zip(k.exp(), v, strict=True):
-            out.append((top + own * value * self.first.exp()) / (bottom + own * self.first.exp()))
-            top, bottom = (x * self.decay.exp() + y for x, y in ((top, own * value), (bottom, own)))
+        for weight, value in zip(k.exp(), v, strict=True):
+            out.append((top + weight * value * self.first.exp()) / (bottom + weight * self.first.exp()))
+            top, bottom = (x * self.decay.exp() + y for x, y in ((top, weight * value), (bottom, weight)))
         return torch.stack(out)
 
 
@@ -65,39 +65,39 @@ def read(reader: "Reader", node: fx.Node, module: nn.Module, args: Any, kwargs: 
     if not all(value is None or isinstance(value, bool | Tensor) for value in leaves((args[1:], kwargs))):
         return None
     batch, _, width = args[0].index.shape
-    found = recognise(module, batch, width, args[1:], kwargs)
-    if found is None:
+    form = recognise(module, batch, width, args[1:], kwargs)
+    if form is None:
         return None
     steps, x = _Steps(reader, node, module), reader.settled(args[0])
-    made = steps.past(found, x) if isinstance(found, Past) else steps.forward(found, x)
+    output = steps.past(form, x) if isinstance(form, Past) else steps.forward(form, x)
     # The engine's own steps keep what the model puts into its state, which stays empty here.
-    return made, next((value for value in (*args[1:], *kwargs.values()) if not isinstance(value, bool)), None)
+    return output, next((value for value in (*args[1:], *kwargs.values()) if not isinstance(value, bool)), None)
 
 
 @torch.no_grad()
 def recognise(module: nn.Module, batch: int, width: int, args: Any, kwargs: Any) -> Past | Forward | None:
-    """What a module makes of x [batch, tokens, width] and the other arguments that it is called with, or None."""
+    """RWKV step that a module computes of x [batch, tokens, width] and its other arguments, or None."""
     layers = {name: part for name, part in module.named_children() if isinstance(part, nn.Linear)}
-    held = [p.detach() for p in module.parameters(recurse=False)]
-    shares = [p.flatten() for p in held if p.dim() == 3 and p.numel() == width]
-    vectors = [p for p in held if p.dim() == 1]
+    parameters = [p.detach() for p in module.parameters(recurse=False)]
+    shares = [p.flatten() for p in parameters if p.dim() == 3 and p.numel() == width]
+    vectors = [p for p in parameters if p.dim() == 1]
     if (len(layers), len(shares), len(vectors)) not in ((4, 3, 2), (3, 2, 0)):
         return None
-    shares, vectors = ([p.float() for p in own] for own in (shares, vectors))
+    shares, vectors = ([p.float() for p in group] for group in (shares, vectors))
     x = torch.randn((_LENGTH, width), generator=torch.Generator().manual_seed(0))
     try:
-        given = x.expand(batch, *x.shape).to(next(module.parameters()).dtype)
-        wanted = module(given, *copy.deepcopy(args), **copy.deepcopy(kwargs))
+        batch_x = x.expand(batch, *x.shape).to(next(module.parameters()).dtype)
+        expected = module(batch_x, *copy.deepcopy(args), **copy.deepcopy(kwargs))
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else
         return None
-    wanted = wanted[0] if isinstance(wanted, tuple) else wanted
-    if not isinstance(wanted, Tensor) or wanted.shape != (batch, *x.shape):
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    if not isinstance(expected, Tensor) or expected.shape != (batch, *x.shape):
         return None
-    made, call = _outputs(layers, shares, x), _called(layers)
-    forms = _pasts(layers, shares, vectors, made, call) if vectors else _forwards(layers, shares, made, call)
-    bound = (_SHARE if wanted.dtype == torch.float32 else 2e-2) * float(wanted.abs().max())
+    outputs, call = _outputs(layers, shares, x), _called(layers)
+    forms = _pasts(layers, shares, vectors, outputs, call) if vectors else _forwards(layers, shares, outputs, call)
+    bound = (_SHARE if expected.dtype == torch.float32 else 2e-2) * float(expected.abs().max())
     for form, value in forms:
-        if value is not None and float((value - wanted[0].float()).abs().max()) <= bound:
+        if value is not None and float((value - expected[0].float()).abs().max()) <= bound:
             return form
     return None
 
@@ -110,8 +110,8 @@ def _outputs(layers: dict[str, nn.Linear], shares: list[Tensor], x: Tensor) -> O
     before = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
     mixed = [x * share + before * (1 - share) for share in shares]
     call = _called(layers)
-    found = {(name, i): call(name, given) for name, (i, given) in product(layers, enumerate(mixed))}
-    return {key: value for key, value in found.items() if value is not None}
+    values = {(name, i): call(name, mixed_x) for name, (i, mixed_x) in product(layers, enumerate(mixed))}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _called(layers: dict[str, nn.Linear]) -> Call:
@@ -123,23 +123,25 @@ def _called(layers: dict[str, nn.Linear]) -> Call:
     return call
 
 
-def _pasts(layers: Any, shares: list[Tensor], vectors: list[Tensor], made: Outputs, call: Call) -> Any:
-    for (decay, first), order, own in product(permutations(vectors), permutations(layers), permutations(range(3))):
-        of_k, of_v, of_r = (shares[i] for i in own)
+def _pasts(layers: Any, shares: list[Tensor], vectors: list[Tensor], outputs: Outputs, call: Call) -> Any:
+    for (decay, first), order, share_order in product(
+        permutations(vectors), permutations(layers), permutations(range(3))
+    ):
+        of_k, of_v, of_r = (shares[i] for i in share_order)
         past = Past(order, (of_k, of_v, of_r), -decay.exp(), first)
-        k, v, r = (made.get((name, i)) for name, i in zip(order[:3], own, strict=True))
+        k, v, r = (outputs.get((name, i)) for name, i in zip(order[:3], share_order, strict=True))
         if k is None or v is None or r is None:
             continue
         if all(part.shape[-1] == len(decay) for part in (k, v, r)):
             yield past, call(order[3], r.sigmoid() * past.mean(k, v))
 
 
-def _forwards(layers: Any, shares: list[Tensor], made: Outputs, call: Call) -> Any:
-    for order, own in product(permutations(layers), permutations(range(2))):
-        k, r = (made.get((name, i)) for name, i in zip((order[0], order[2]), own, strict=True))
+def _forwards(layers: Any, shares: list[Tensor], outputs: Outputs, call: Call) -> Any:
+    for order, share_order in product(permutations(layers), permutations(range(2))):
+        k, r = (outputs.get((name, i)) for name, i in zip((order[0], order[2]), share_order, strict=True))
         value = None if k is None or r is None else call(order[1], k.relu().square())
         if value is not None and r is not None and value.shape == r.shape:
-            of_k, of_r = (shares[i] for i in own)
+            of_k, of_r = (shares[i] for i in share_order)
             yield Forward(order, (of_k, of_r)), value * r.sigmoid()
 
 
@@ -149,23 +151,21 @@ class _Steps:
     def __init__(self, reader: "Reader", node: fx.Node, module: nn.Module):
         self.reader, self.node, self.module = reader, node, module
 
-    def past(self, found: Past, x: Rows) -> Rows:
-        k, v, r = (
-            self._layer(name, self._mixed(x, own)) for name, own in zip(found.layers, found.shares, strict=False)
-        )
-        weights = self._each(self._each(k, torch.clamp, -_MOST, _MOST), torch.exp)
+    def past(self, form: Past, x: Rows) -> Rows:
+        k, v, r = (self._layer(name, self._mixed(x, mix)) for name, mix in zip(form.layers, form.shares, strict=False))
+        weights = self._each(self._each(k, torch.clamp, -_MAX_VALUE, _MAX_VALUE), torch.exp)
         both = torch.cat([self._product(weights, v).index, weights.index], -1)
-        before = self._before(Rows(both), found.decay.repeat(2))
-        share = self.reader.computing.by_vector(self.node, "mul", Rows(both), found.first.exp().repeat(2))
+        before = self._before(Rows(both), form.decay.repeat(2))
+        share = self.reader.computing.by_vector(self.node, "mul", Rows(both), form.first.exp().repeat(2))
         top, bottom = self.reader.computing.of_two(self.node, "add", before, share).index.chunk(2, -1)
         mean = self._product(Rows(top), self._each(Rows(bottom), torch.reciprocal))
-        return self._layer(found.layers[3], self._product(self._each(r, torch.sigmoid), mean))
+        return self._layer(form.layers[3], self._product(self._each(r, torch.sigmoid), mean))
 
-    def forward(self, found: Forward, x: Rows) -> Rows:
-        keys, gates = (self._mixed(x, own) for own in found.shares)
-        inner = self._each(self._each(self._layer(found.layers[0], keys), torch.relu), torch.square)
-        gate = self._each(self._layer(found.layers[2], gates), torch.sigmoid)
-        return self._product(self._layer(found.layers[1], inner), gate)
+    def forward(self, form: Forward, x: Rows) -> Rows:
+        keys, gates = (self._mixed(x, share) for share in form.shares)
+        inner = self._each(self._each(self._layer(form.layers[0], keys), torch.relu), torch.square)
+        gate = self._each(self._layer(form.layers[2], gates), torch.sigmoid)
+        return self._product(self._layer(form.layers[1], inner), gate)
 
     def _before(self, x: Rows, decay: Tensor) -> Rows:
         """Sums [b, t, channels] of the tokens before each, of which every token leaves exp(decay)."""
@@ -176,15 +176,15 @@ class _Steps:
         single = plan.gather(plan.layout.columns(one)[:1])
         fields: dict[str, Any] = {"b": single, "c": single, "gate": None, "skip": None, "bias": None}
         rates = plan.vector(f"{self.node.target}.rates", decay[:, None])
-        made = reader.written(
+        sums = reader.elementwise(
             "selective", x.index.shape, lane, x=register, dt=one, states=1, rates=rates, softplus=False, **fields
         )
-        return Rows(reader.shifting.earlier(made.index.flatten(0, 1), 1).view(x.index.shape))
+        return Rows(reader.shifting.earlier(sums.index.flatten(0, 1), 1).view(x.index.shape))
 
     def _mixed(self, x: Rows, share: Tensor) -> Rows:
         before = Rows(self.reader.shifting.earlier(x.index.flatten(0, 1), 1).view(x.index.shape))
         parts = ((x, share), (before, 1 - share))
-        a, b = (self.reader.computing.by_vector(self.node, "mul", own, by) for own, by in parts)
+        a, b = (self.reader.computing.by_vector(self.node, "mul", term, by) for term, by in parts)
         return self.reader.computing.of_two(self.node, "add", a, b)
 
     def _layer(self, name: str, x: Rows) -> Rows:
@@ -192,8 +192,8 @@ class _Steps:
         assert layer is not None, f"{name} was a linear layer when it was recognised"
         return self.reader.linear(self.node, x, f"{self.node.target}.{name}", layer)
 
-    def _each(self, x: Rows, function: Any, *more: float) -> Rows:
-        return self.reader.settled(Rows(x.index, Pending(function, (None, *more))))
+    def _each(self, x: Rows, function: Any, *operands: float) -> Rows:
+        return self.reader.settled(Rows(x.index, Pending(function, (None, *operands))))
 
     def _product(self, a: Rows, b: Rows) -> Rows:
         return self.reader.settled(self.reader.computing.product(self.node, a, b))

@@ -17,7 +17,7 @@ bad_sampling = Fault("bad-sampling", "A model was asked to generate by settings 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen, and when to stop.
+    """Sampling parameters and stopping criteria.
 
     temperature, top_k, top_p   of `do_sample`; 1.0, 0 and 1.0 change nothing
     repetition_penalty          above 1.0, tokens that occurred become less likely
@@ -37,9 +37,9 @@ class Sampling:
     seed: int | None = None
 
     def checked(self) -> "Sampling":
-        wrong = [
+        problems = [
             text
-            for bad, text in (
+            for is_invalid, text in (
                 (self.max_new_tokens < 1, f"max_new_tokens is {self.max_new_tokens}, and at least one is generated"),
                 (
                     self.do_sample and not self.temperature > 0,
@@ -52,19 +52,19 @@ class Sampling:
                     f"repetition_penalty is {self.repetition_penalty}, and must be above 0",
                 ),
             )
-            if bad
+            if is_invalid
         ]
-        if wrong:
-            raise Reject(*(bad_sampling(text) for text in wrong))
+        if problems:
+            raise Reject(*(bad_sampling(text) for text in problems))
         return self
 
-    def overlaid(self, **given: Any) -> "Sampling":
+    def overlaid(self, **overrides: Any) -> "Sampling":
         """With what is not None in place of what is there."""
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
+        return replace(self, **{name: value for name, value in overrides.items() if value is not None})
 
     @staticmethod
     def of_config(config: Any) -> "Sampling":
-        """What a generation config says, an object or a mapping with transformers' names."""
+        """Sampling of a generation config, an object or a mapping with transformers' names."""
         read = config.get if isinstance(config, dict) else lambda name: getattr(config, name, None)
         named = {f.name: read(f.name) for f in fields(Sampling) if f.name not in ("eos", "pad", "seed")}
         return Sampling().overlaid(**named, eos=as_tokens(read("eos_token_id")), pad=read("pad_token_id"))
@@ -84,21 +84,21 @@ class Chooser:
         self.sampling, self.rules = sampling, rules
         self.generator = None if sampling.seed is None else torch.Generator().manual_seed(sampling.seed)
 
-    def choose(self, logits: Tensor, seen: Sequence[Tensor], made: int) -> Tensor:
-        """Tokens [rows] for logits [rows, vocabulary]; `seen` is what each row holds, `made` of it new."""
+    def choose(self, logits: Tensor, ids_by_row: Sequence[Tensor], n_new: int) -> Tensor:
+        """Tokens [rows] for logits [rows, vocabulary]; `ids_by_row` is what each row holds, `n_new` of it new."""
         s = self.sampling
         scores = logits
-        if s.repetition_penalty != 1.0 or (made < s.min_new_tokens and s.eos):
+        if s.repetition_penalty != 1.0 or (n_new < s.min_new_tokens and s.eos):
             scores = logits.clone()
         if s.repetition_penalty != 1.0:
-            for row, ids in zip(scores, seen, strict=True):
+            for row, ids in zip(scores, ids_by_row, strict=True):
                 values = row[ids]
                 penalty = s.repetition_penalty
                 row[ids] = torch.where(values < 0, values * penalty, values / penalty)
-        if made < s.min_new_tokens and s.eos:
+        if n_new < s.min_new_tokens and s.eos:
             scores[:, [end for end in s.eos if end < scores.shape[1]]] = -torch.inf  # others are never drawn
         if self.rules is not None:  # of rows that begin alike and grow together
-            scores = self.rules(torch.stack(list(seen)), scores.clone())
+            scores = self.rules(torch.stack(list(ids_by_row)), scores.clone())
         if not s.do_sample:
             return scores.argmax(-1)
         return torch.multinomial(self.probabilities(scores), 1, generator=self.generator)[:, 0]

@@ -50,8 +50,10 @@ class Scanning:
         filters = plan.vector(f"{node.name}.filters", weight.mT)
         shift = None if bias is None else plan.vector(f"{node.name}.bias", bias)
         silu = activation in _SILU
-        made = self.reader.written("convolve", x.index.shape, lane, x=register, filters=filters, bias=shift, silu=silu)
-        return made if silu or activation is None else Rows(made.index, Pending(ACT2FN[activation], (None,)))
+        rows_out = self.reader.elementwise(
+            "convolve", x.index.shape, lane, x=register, filters=filters, bias=shift, silu=silu
+        )
+        return rows_out if silu or activation is None else Rows(rows_out.index, Pending(ACT2FN[activation], (None,)))
 
     # -- scans -----------------------------------------------------------------------------------------------
 
@@ -78,9 +80,9 @@ class Scanning:
             raise self.reader.refuse(node, "a scan of another form than one decay for each head")
         heads, head_dim = x.index.shape[2:]
         groups, states = B.index.shape[2:]
-        least, most = map(float, dt_limit)
+        least, upper = map(float, dt_limit)
         plan, (register, lane) = self.reader.plan, self.reader.register(x)
-        return self.reader.written(
+        return self.reader.elementwise(
             "ssd",
             x.index.shape,
             lane,
@@ -94,7 +96,7 @@ class Scanning:
             **self._vectors(node, skip=D, bias=dt_bias),
             softplus=bool(dt_softplus),
             least=max(least, 0.0),
-            most=most if most < float("inf") else None,
+            most=upper if upper < float("inf") else None,
         )
 
     def _selective(
@@ -118,7 +120,7 @@ class Scanning:
             raise self.reader.refuse(node, "a scan of another form than a decay for each channel and state")
         plan, (register, lane) = self.reader.plan, self.reader.register(x)
         gate = {"gate": None} if z is None else self._registers(gate=z)
-        return self.reader.written(
+        return self.reader.elementwise(
             "selective",
             x.index.shape,
             lane,
@@ -132,22 +134,22 @@ class Scanning:
         )
 
     def _delta(self, node: fx.Node, *args: Any, **kwargs: Any) -> tuple[Rows, None]:
-        given = dict(zip("qkv", args, strict=False)) | {name: kwargs.pop(name) for name in ("g", "beta")}
-        plain = len(given) == 5 and len(args) == 3 and all(isinstance(x, Rows) for x in given.values())
+        operands = dict(zip("qkv", args, strict=False)) | {name: kwargs.pop(name) for name in ("g", "beta")}
+        plain = len(operands) == 5 and len(args) == 3 and all(isinstance(x, Rows) for x in operands.values())
         options = {name: value for name, value in kwargs.items() if value is not None}
-        shapes = {name: tuple(x.index.shape) for name, x in given.items()} if plain else {}
+        shapes = {name: tuple(x.index.shape) for name, x in operands.items()} if plain else {}
         function: Any = node.target
-        found = deltas.recognise(function, shapes, options) if plain else None
-        if found is None:
+        form = deltas.recognise(function, shapes, options) if plain else None
+        if form is None:
             raise self.reader.refuse(node, "a linear attention of another form than the gated delta rule")
-        q, k, v, decay, beta = given.values()
+        q, k, v, decay, beta = operands.values()
         (heads, value_dim), (groups, head_dim) = v.index.shape[2:], k.index.shape[2:]
-        if found.eps is not None:
-            q, k = (self._over_its_length(node, x, found.eps, by) for x, by in ((q, found.scale), (k, 1.0)))
-        elif found.scale != 1.0:
-            q = Rows(q.index, Pending(calls.BINARY["mul"], (q.pending, found.scale)))
+        if form.eps is not None:
+            q, k = (self._over_its_length(node, x, form.eps, by) for x, by in ((q, form.scale), (k, 1.0)))
+        elif form.scale != 1.0:
+            q = Rows(q.index, Pending(calls.BINARY["mul"], (q.pending, form.scale)))
         register, lane = self.reader.register(v)
-        made = self.reader.written(
+        output = self.reader.elementwise(
             "delta",
             v.index.shape,
             lane,
@@ -159,7 +161,7 @@ class Scanning:
             value_dim=value_dim,
             by_channel=decay.index.dim() == 4,
         )
-        return made, None
+        return output, None
 
     def _over_its_length(self, node: fx.Node, x: Rows, eps: float, by: float) -> Rows:
         """Heads of length `by`: what a root mean square leaves, over the root of how many numbers there are."""
@@ -167,7 +169,7 @@ class Scanning:
         width = x.index.shape[-1]
         gain = self.reader.plan.vector(f"{node.name}.length.{by:.6g}", torch.full((width,), by * width**-0.5))
         fields = {"kind": "rms", "eps": eps / width, "group": width, "weight": gain, "bias": None}
-        return self.reader.written("norm", x.index.shape, lane, x=register, **fields)
+        return self.reader.elementwise("norm", x.index.shape, lane, x=register, **fields)
 
     def _registers(self, **values: Rows) -> dict[str, int]:
         return {name: self.reader.register(value)[0] for name, value in values.items()}
@@ -181,26 +183,18 @@ class Scanning:
     # -- what is around them ---------------------------------------------------------------------------------
 
     def gated_norm(self, node: fx.Node, module: nn.Module, x: Rows, gate: Rows) -> Rows:
-        found = norms.recognise_gated(module, x.index.shape)
-        if found is None:
+        norm = norms.recognise_gated(module, x.index.shape)
+        if norm is None:
             raise self.reader.refuse(node, f"a {type(module).__name__} is no gated norm that the engine has")
-        opened = Rows(gate.index, Pending(norms.GATES[found.gate], (gate.pending,)))
-        if found.gate_first:
+        opened = Rows(gate.index, Pending(norms.GATES[norm.gate], (gate.pending,)))
+        if norm.gate_first:
             x = self.reader.computing.product(node, x, opened)
         register, lane = self.reader.register(x)
-        gain = self.reader.plan.vector(f"{node.target}.weight", found.gain)
-        made = self.reader.written(
-            "norm",
-            x.index.shape,
-            lane,
-            x=register,
-            kind="rms",
-            eps=found.eps,
-            group=found.group,
-            weight=gain,
-            bias=None,
+        gain = self.reader.plan.vector(f"{node.target}.weight", norm.gain)
+        output = self.reader.elementwise(
+            "norm", x.index.shape, lane, x=register, kind="rms", eps=norm.eps, group=norm.group, weight=gain, bias=None
         )
-        return made if found.gate_first else self.reader.computing.product(node, made, opened)
+        return output if norm.gate_first else self.reader.computing.product(node, output, opened)
 
     def product(self, node: fx.Node, a: Any, b: Any) -> Rows:
         """A matrix times tokens: [o, i] @ [b, i, t], or [b, t, i] @ [i, o]; or a matrix for each head."""
@@ -208,10 +202,10 @@ class Scanning:
         x, matrix = (b, a) if turned else (a, b)
         if not (isinstance(matrix, Tensor) and isinstance(x, Rows) and 2 <= matrix.dim() <= x.index.dim() > 2):
             raise self.reader.refuse(node, "a product of two values is not among the engine's steps")
-        made = self._products(
+        index = self._products(
             node, node.name, matrix.mT if not turned else matrix, x.index.mT if turned else x.index, x
         )
-        return Rows(made.mT if turned else made)
+        return Rows(index.mT if turned else index)
 
     def _products(self, node: fx.Node, name: str, matrix: Tensor, index: Tensor, x: Rows) -> Tensor:
         """Element numbers of [..., t, i] by [..., o, i], part by part of the axes before."""
@@ -220,10 +214,10 @@ class Scanning:
         if axis is None:
             weight = matrix.reshape(matrix.shape[-2:]).detach()
             # It makes time steps out of a few numbers: int8 would be felt, and save nothing.
-            found = linears.Linear((weight.shape[0], weight.shape[1]), None, weight=weight)
-            return self.reader.linear(node, Rows(index, x.pending), name, found, weights="bf16").index
+            linear = linears.Linear((weight.shape[0], weight.shape[1]), None, weight=weight)
+            return self.reader.linear(node, Rows(index, x.pending), name, linear, weights="bf16").index
         count = matrix.shape[axis]
         parts = index.expand(*index.shape[:axis], count, *index.shape[axis + 1 :]).split(1, axis)
-        own = matrix.split(1, axis)
-        made = [self._products(node, f"{name}.{i}", own[i], part, x) for i, part in enumerate(parts)]
-        return torch.cat(made, axis)
+        matrices = matrix.split(1, axis)
+        parts_out = [self._products(node, f"{name}.{i}", matrices[i], part, x) for i, part in enumerate(parts)]
+        return torch.cat(parts_out, axis)

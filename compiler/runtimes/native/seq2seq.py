@@ -25,8 +25,8 @@ class NativeTranslator(NativeModel):
     encoder makes of one is computed once, and kept for every token that is said of it. One beam.
     """
 
-    def __init__(self, *args: Any, **more: Any):
-        super().__init__(*args, **{**more, "remembers": 0})  # targets that begin alike have other sources
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **{**options, "remembers": 0})  # targets that begin alike have other sources
         start, pad = self.facts.get("start"), self.facts.get("pad")
         if type(start) is not int or not 0 <= start < self.plan["vocabulary"]:
             raise Reject(native_damaged("plan.json names no token that a target begins with", help="compile again"))
@@ -36,11 +36,11 @@ class NativeTranslator(NativeModel):
 
     # -- sources ---------------------------------------------------------------------------------------------
 
-    def sources_of(self, given: Tensor, mask: Tensor | None) -> list[Tensor]:
+    def sources_of(self, sources: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Each source of a batch alone."""
-        if not given.is_floating_point():  # of tokens, not of sounds
-            refuse_uncounted(given, mask, self.uncounted)
-        return rows_of(given, mask)
+        if not sources.is_floating_point():  # of tokens, not of sounds
+            refuse_uncounted(sources, mask, self.uncounted)
+        return rows_of(sources, mask)
 
     def encode(self, numbers: Sequence[int], sources: Sequence[Tensor]) -> None:
         """Read sources, each into an open sequence that has none yet."""
@@ -56,7 +56,7 @@ class NativeTranslator(NativeModel):
             raise Reject(bad_sampling("a source has no token", help="end it with the tokenizer's last token"))
         ids = torch.cat(list(sources))
         check_known(ids, self.engine.source_vocabulary)
-        with self._alone():
+        with self._exclusive():
             owners = [number for number, ids in zip(numbers, sources, strict=True) for _ in range(len(ids))]
             self.engine.encode(ids.tolist(), owners)
 
@@ -77,32 +77,36 @@ class NativeTranslator(NativeModel):
     ) -> Output:
         """Of masked tokens zeros. With a `cache` of an earlier call the sources are those of that call."""
         refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
-        said = decoder_input_ids
-        if said is None or (input_ids is None and cache is None):
+        target_ids = decoder_input_ids
+        if target_ids is None or (input_ids is None and cache is None):
             raise Reject(no_target("a source and `decoder_input_ids` are what it computes logits of"))
-        mask = torch.ones_like(said) if decoder_attention_mask is None else decoder_attention_mask[:, -said.shape[1] :]
-        refuse_uncounted(said, mask, self.uncounted)
-        logits = torch.zeros((*said.shape, self.plan["vocabulary"]))
+        mask = (
+            torch.ones_like(target_ids)
+            if decoder_attention_mask is None
+            else decoder_attention_mask[:, -target_ids.shape[1] :]
+        )
+        refuse_uncounted(target_ids, mask, self.uncounted)
+        logits = torch.zeros((*target_ids.shape, self.plan["vocabulary"]))
         if cache is not None:
-            self._say(logits, said, mask, cache.numbers)
+            self._decode(logits, target_ids, mask, cache.numbers)
             return Output(logits=logits, cache=cache)
         assert input_ids is not None, "asked for above"
         sources = self.sources_of(input_ids, attention_mask)
         if use_cache:
-            cache = Sequences(self, len(said))
+            cache = Sequences(self, len(target_ids))
             self.encode(cache.numbers, sources)
-            self._say(logits, said, mask, cache.numbers)
+            self._decode(logits, target_ids, mask, cache.numbers)
             return Output(logits=logits, cache=cache)
-        for start in range(0, len(said), max(1, self.spare)):
+        for start in range(0, len(target_ids), max(1, self.spare)):
             part = slice(start, start + max(1, self.spare))
-            with self.sequences_of(len(said[part])) as numbers:
+            with self.sequences_of(len(target_ids[part])) as numbers:
                 self.encode(numbers, sources[part])
-                self._say(logits[part], said[part], mask[part], numbers)
+                self._decode(logits[part], target_ids[part], mask[part], numbers)
         return Output(logits=logits)
 
-    def _say(self, logits: Tensor, said: Tensor, mask: Tensor, numbers: Sequence[int]) -> None:
+    def _decode(self, logits: Tensor, target_ids: Tensor, mask: Tensor, numbers: Sequence[int]) -> None:
         for row, number in enumerate(numbers):
-            self._fill(logits[row], said[row], mask[row], number)
+            self._fill(logits[row], target_ids[row], mask[row], number)
 
     @torch.no_grad()
     def generate(
@@ -127,21 +131,21 @@ class NativeTranslator(NativeModel):
                             and so on, which the config of the call and then the model's own have otherwise
         """
         read = _Read(settings, generation_config, self.generation_config)
-        begun = self._begun(read, len(input_ids)) if decoder_input_ids is None else decoder_input_ids
-        sampling = _sampling(read, begun.shape[1], seed)
-        most = begun.shape[1] + sampling.max_new_tokens
-        rules = rules_of(read, begun.shape[1], most, self.plan["vocabulary"])
+        prefix = self._start(read, len(input_ids)) if decoder_input_ids is None else decoder_input_ids
+        sampling = _sampling(read, prefix.shape[1], seed)
+        max_length = prefix.shape[1] + sampling.max_new_tokens
+        rules = rules_of(read, prefix.shape[1], max_length, self.plan["vocabulary"])
         stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings or ())
         keep = bool(read("output_logits") if output_logits is None else output_logits)
         run = Generation(self, sampling, stops, tokenizer or self.tokenizer, streamer, keep, rules)
         sources = self.sources_of(input_ids, attention_mask)
-        sequences, logits = run(begun, torch.ones_like(begun), lambda numbers: self.encode(numbers, sources))
+        sequences, logits = run(prefix, torch.ones_like(prefix), lambda numbers: self.encode(numbers, sources))
         as_object = read("return_dict_in_generate") if return_dict_in_generate is None else return_dict_in_generate
         if not as_object:
             return sequences
         return Output(sequences=sequences, logits=logits) if keep else Output(sequences=sequences)
 
-    def _begun(self, read: "_Read", rows: int) -> Tensor:
+    def _start(self, read: "_Read", rows: int) -> Tensor:
         first = read("decoder_start_token_id")
         first = self.config.decoder_start_token_id if first is None else first
         if type(first) is not int or not 0 <= first < self.plan["vocabulary"]:
@@ -152,12 +156,12 @@ class NativeTranslator(NativeModel):
 class _Read:
     """A setting of generation: what the call says, else its config, else the model's own."""
 
-    def __init__(self, settings: Mapping[str, Any], given: Any, own: SimpleNamespace):
-        self.places = (settings, given, vars(own))
+    def __init__(self, settings: Mapping[str, Any], call_config: Any, model_config: SimpleNamespace):
+        self.configs = (settings, call_config, vars(model_config))
 
     def __call__(self, name: str) -> Any:
-        for place in self.places:
-            value = place.get(name) if isinstance(place, Mapping) else getattr(place, name, None)
+        for config in self.configs:
+            value = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
             if value is not None:
                 return value
         return None
@@ -165,17 +169,17 @@ class _Read:
 
 def rows_of(ids: Tensor, mask: Tensor | None) -> list[Tensor]:
     """The tokens of each row that a mask shows."""
-    seen = torch.ones_like(ids) if mask is None else mask
-    return [row[own.bool()] for row, own in zip(ids, seen, strict=True)]
+    visible = torch.ones_like(ids) if mask is None else mask
+    return [row[row_mask.bool()] for row, row_mask in zip(ids, visible, strict=True)]
 
 
-def _sampling(read: _Read, begun: int, seed: int | None) -> Sampling:
+def _sampling(read: _Read, prefix_length: int, seed: int | None) -> Sampling:
     """Lengths of targets count what they begin with, unless tokens that are new are counted."""
     names = ("max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
-    told = {name: read(name) for name in names}
-    if told["max_new_tokens"] is None and read("max_length") is not None:
-        told["max_new_tokens"] = read("max_length") - begun
-    if told["min_new_tokens"] is None and read("min_length"):
-        told["min_new_tokens"] = max(0, read("min_length") - begun)
+    lengths = {name: read(name) for name in names}
+    if lengths["max_new_tokens"] is None and read("max_length") is not None:
+        lengths["max_new_tokens"] = read("max_length") - prefix_length
+    if lengths["min_new_tokens"] is None and read("min_length"):
+        lengths["min_new_tokens"] = max(0, read("min_length") - prefix_length)
     eos, pad = as_tokens(read("eos_token_id")), read("pad_token_id")
-    return Sampling().overlaid(**told, eos=eos, pad=pad, seed=seed).checked()
+    return Sampling().overlaid(**lengths, eos=eos, pad=pad, seed=seed).checked()

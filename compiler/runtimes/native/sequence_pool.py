@@ -22,20 +22,20 @@ class Cuts(Protocol):
     def forget(self, number: int, length: int = 0) -> None: ...
 
 
-def tokens_in(room: int, plan: Mapping[str, Any]) -> int:
-    """How many tokens' keys and values go into so many bytes; 0 where a plan does not tell what a token takes."""
+def tokens_in(max_bytes: int, plan: Mapping[str, Any]) -> int:
+    """Number of tokens whose keys and values fit into so many bytes; 0 where a plan does not state the size of one."""
     slots = plan.get("slots", ())
     one = sum(2 * slot["kv_heads"] * (slot["head_dim"] + slot.get("value_dim", slot["head_dim"])) for slot in slots)
-    return room // one if one else 0
+    return max_bytes // one if one else 0
 
 
 @dataclass(frozen=True)
-class _Held:
+class _Sequence:
     owner: str
     ids: list[int]
 
 
-class Places:
+class SequencePool:
     """
     count    of places; the engine's sequences are numbered so
     tokens   that free places hold in all; the one that was used longest ago goes first. 0 holds none
@@ -44,45 +44,46 @@ class Places:
     def __init__(self, engine: Cuts, count: int, tokens: int = 0):
         self._engine, self._tokens = engine, tokens
         self._empty = list(range(count))[::-1]
-        self._held: OrderedDict[int, _Held] = OrderedDict()  # the oldest first
+        self._sequences: OrderedDict[int, _Sequence] = OrderedDict()  # the oldest first
 
     def __len__(self) -> int:
-        """How many are free."""
-        return len(self._empty) + len(self._held)
+        """Number of free sequences."""
+        return len(self._empty) + len(self._sequences)
 
     def take(self, ids: Sequence[int] = (), owner: str = "") -> tuple[int, int]:
         """A free place for a prompt, and how many of its first tokens are in it already: never all, as the logits of
         the last are wanted. What another `owner` said is not gone on with, since the time that it takes tells of it."""
         ids = list(ids)
-        shares = {n: self._shared(held, ids) for n, held in self._held.items() if held.owner == owner}
+        shares = {n: self._shared(entry, ids) for n, entry in self._sequences.items() if entry.owner == owner}
         number = max(shares, key=shares.__getitem__, default=-1)
-        if 2 * shares.get(number, 0) < len(self._held[number].ids if shares else ()):
+        if 2 * shares.get(number, 0) < len(self._sequences[number].ids if shares else ()):
             number = -1  # more would be lost than won: two prompts may have no more in common than how they begin
         if not shares.get(number):
-            number = self._empty.pop() if self._empty else next(iter(self._held))
+            number = self._empty.pop() if self._empty else next(iter(self._sequences))
         shared = shares.get(number, 0)
-        if self._held.pop(number, None) and (self._engine.backward or not shared):
+        if self._sequences.pop(number, None) and (self._engine.backward or not shared):
             self._engine.forget(number, shared)
         return number, shared
 
-    def give_back(self, number: int, ids: Sequence[int] = (), owner: str = "") -> None:
+    def release(self, number: int, ids: Sequence[int] = (), owner: str = "") -> None:
         """Free a place that holds these tokens; without any it is emptied."""
         if not LEAST < len(ids) <= self._tokens:
             self._engine.forget(number, 0)
             self._empty.append(number)
             return
-        self._held[number] = _Held(owner, list(ids))
-        while sum(len(held.ids) for held in self._held.values()) > self._tokens:
+        self._sequences[number] = _Sequence(owner, list(ids))
+        while sum(len(entry.ids) for entry in self._sequences.values()) > self._tokens:
             self._drop()
 
     def _drop(self) -> None:
-        number, _ = self._held.popitem(last=False)
+        number, _ = self._sequences.popitem(last=False)
         self._engine.forget(number, 0)
         self._empty.append(number)
 
-    def _shared(self, held: _Held, ids: list[int]) -> int:
-        """How many of the first tokens of `ids`, but the last, a place can be cut back to; 0 if it isn't worth it."""
-        most = min(len(held.ids), max(0, len(ids) - 1))
-        if held.ids[:most] != ids[:most]:
-            most = next(i for i, (a, b) in enumerate(zip(held.ids, ids, strict=False)) if a != b)
-        return most if most >= LEAST and (self._engine.backward or most == len(held.ids)) else 0
+    def _shared(self, entry: _Sequence, ids: list[int]) -> int:
+        """Length of the common prefix with `ids`, without the last token, that a sequence can be cut back to; 0 if too
+        short."""
+        common = min(len(entry.ids), max(0, len(ids) - 1))
+        if entry.ids[:common] != ids[:common]:
+            common = next(i for i, (a, b) in enumerate(zip(entry.ids, ids, strict=False)) if a != b)
+        return common if common >= LEAST and (self._engine.backward or common == len(entry.ids)) else 0

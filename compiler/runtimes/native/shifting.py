@@ -45,12 +45,12 @@ class Shifting:
         axis = self._axis(index)
         ordered = index.movedim(axis, 1)  # [batch, tokens, ...]
         line = self._line(ordered.flatten(2) if index.dim() > 2 else ordered[..., None])
-        found = line.base.clone()
+        elements = line.base.clone()
         for back in line.back.unique().tolist():
             if back:
                 columns = line.back == back
-                found[:, columns] = self.earlier(line.base[:, columns], back)
-        return found.view(ordered.shape).movedim(1, axis)
+                elements[:, columns] = self.earlier(line.base[:, columns], back)
+        return elements.view(ordered.shape).movedim(1, axis)
 
     def _axis(self, index: Tensor) -> int:
         """The axis along which tokens follow each other."""
@@ -68,12 +68,16 @@ class Shifting:
         last = index[:, -1]
         register, token = layout.locate(last.reshape(-1))
         first, width = (torch.tensor(x)[register].view(last.shape) for x in (layout.starts, layout.widths))
-        own = torch.arange(batch)[:, None] * length + length - 1
-        back = own - token.view(last.shape)
+        positions = torch.arange(batch)[:, None] * length + length - 1
+        back = positions - token.view(last.shape)
         tokens = torch.arange(batch * length).view(batch, length, 1)
         base = first[:, None] + tokens * width[:, None] + ((last - first) % width)[:, None]
-        wanted = torch.where(torch.arange(length)[:, None] >= back[:, None], base - (back * width)[:, None], BEFORE)
-        if bool((back < 0).any()) or not torch.equal(back, back[:1].expand_as(back)) or not torch.equal(wanted, index):
+        expected = torch.where(torch.arange(length)[:, None] >= back[:, None], base - (back * width)[:, None], BEFORE)
+        if (
+            bool((back < 0).any())
+            or not torch.equal(back, back[:1].expand_as(back))
+            or not torch.equal(expected, index)
+        ):
             raise Scattered
         return _Line(base.flatten(0, 1), back[0])
 
@@ -92,15 +96,15 @@ class Shifting:
 
     # -- convolutions in modules -----------------------------------------------------------------------------
 
-    def convolved(self, node: fx.Node, module: nn.Conv1d, given: Rows) -> Rows:
-        """What a convolution of each channel along the sequence makes of [batch, channels, places]."""
+    def convolved(self, node: fx.Node, module: nn.Conv1d, x_in: Rows) -> Rows:
+        """Depthwise convolution along the sequence of [batch, channels, places]."""
         reader, (size,), weight = self.reader, module.kernel_size, module.weight.detach().float()
         plain = (module.stride, module.dilation, module.padding_mode) == ((1,), (1,), "zeros")
-        own = module.groups == module.in_channels == module.out_channels
-        if not plain or not own or not isinstance(module.padding, tuple) or given.index.dim() != 3:
+        is_depthwise = module.groups == module.in_channels == module.out_channels
+        if not plain or not is_depthwise or not isinstance(module.padding, tuple) or x_in.index.dim() != 3:
             raise reader.refuse(node, "a convolution of another form than one filter for each channel")
-        sides, length = module.padding[0], reader.shape[1]
-        index = F.pad(reader.unsettled(given).index, (sides, sides), value=BEFORE)
+        pad, length = module.padding[0], reader.shape[1]
+        index = F.pad(reader.unsettled(x_in).index, (pad, pad), value=BEFORE)
         ahead = int((index[0, 0] < 0).long().cumprod(0).sum())  # places before the first token
         inside = index[..., ahead : ahead + length]
         # Each place of the result is that of the newest number in its sum: the first is the first token's.
@@ -116,5 +120,5 @@ class Shifting:
         filters = reader.plan.vector(f"{node.target}.filters", weight[:, 0].mT)
         bias = None if module.bias is None else reader.plan.vector(f"{node.target}.bias", module.bias)
         fields = {"filters": filters, "bias": bias, "silu": False}
-        made = reader.written("convolve", x.index.shape, lane, x=register, **fields)
-        return Rows(F.pad(made.index.mT, (0, index.shape[-1] - size + 1 - length), value=BEHIND))
+        output = reader.elementwise("convolve", x.index.shape, lane, x=register, **fields)
+        return Rows(F.pad(output.index.mT, (0, index.shape[-1] - size + 1 - length), value=BEHIND))

@@ -11,7 +11,7 @@ from ....dsl.syntax.render import on_a_line
 from ....kernels import packed as packing
 from ....kernels.engine_steps import STEPS
 from ....kernels.native import KernelError
-from ...core.quantity import count, counted, size
+from ...core.quantity import count, count_text, size
 from .plan_files import native_damaged, read, tensors
 
 
@@ -23,7 +23,7 @@ class Weights:
     shape: tuple[int, ...]
     entries: int
     bytes: int
-    kept: float
+    density: float
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Picture:
                     "shape": list(w.shape),
                     "entries": w.entries,
                     "bytes": w.bytes,
-                    "kept": round(w.kept, 4),
+                    "kept": round(w.density, 4),
                 }
                 for w in self.weights
             ],
@@ -60,17 +60,19 @@ class Picture:
     def draw(self) -> str:
         head = (
             f"{on_a_line(self.facts['class'])}, {count(self.facts['params'])} parameters, "
-            f"context of {counted(self.context, 'token')}"
+            f"context of {count_text(self.context, 'token')}"
         )
         kinds = {"a token": self.steps, "a source": self.source}
-        steps = [f"{of}: " + ", ".join(f"{n} {op}" for op, n in own.items()) for of, own in kinds.items() if own]
+        steps = [
+            f"{of}: " + ", ".join(f"{n} {op}" for op, n in counts.items()) for of, counts in kinds.items() if counts
+        ]
         rows = [
             (
                 w.form,
                 " x ".join(map(str, w.shape)) or "vectors",
                 f"{w.entries}",
                 size(w.bytes),
-                f"{1 - w.kept:.0%} zeros" if w.kept < 1 else "",
+                f"{1 - w.density:.0%} zeros" if w.density < 1 else "",
             )
             for w in self.weights
         ]
@@ -79,23 +81,23 @@ class Picture:
             f"  {form:<{wide[0]}}  {shape:>{wide[1]}}  {number:>{wide[2]}}  {bytes:>{wide[3]}}  {zeros}"
             for form, shape, number, bytes, zeros in rows
         ]
-        whole = size(sum(w.bytes for w in self.weights))
-        return "\n".join([head, *steps, f"weights: {whole}", *map(str.rstrip, lines)])
+        total = size(sum(w.bytes for w in self.weights))
+        return "\n".join([head, *steps, f"weights: {total}", *map(str.rstrip, lines)])
 
 
 def picture(folder: Path) -> Picture:
-    """What a folder that the target `native` wrote holds. Raises Reject (native-damaged)."""
+    """Picture of a folder of the target `native`. Raises Reject (native-damaged)."""
     stored = read(folder)
-    found: dict[tuple[str, tuple[int, ...]], list[tuple[int, float]]] = {}
+    groups: dict[tuple[str, tuple[int, ...]], list[tuple[int, float]]] = {}
     try:
         for name, tensor in tensors(folder, stored, mapped=True, threads=1).items():
             form, shape = stored.entries[name]["kind"], tuple(stored.entries[name]["shape"])
-            kept = 1.0
+            density = 1.0
             if form == "packed":
                 head = packing.facts(tensor)
-                form, kept = head.kernel, head.density
+                form, density = head.kernel, head.density
             key = (form, shape if len(shape) > 1 else ())
-            found.setdefault(key, []).append((stored.entries[name]["bytes"], kept))
+            groups.setdefault(key, []).append((stored.entries[name]["bytes"], density))
         steps = Counter(step["op"] for step in stored.plan["steps"])
         source = Counter(step["op"] for step in stored.plan.get("encoder", {"steps": ()})["steps"])
         if not steps.keys() | source.keys() <= STEPS.keys():
@@ -106,8 +108,8 @@ def picture(folder: Path) -> Picture:
     except (KernelError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise Reject(native_damaged(f"{folder}: {error}", help="copy the artifact again, or compile again")) from error
     weights = [
-        Weights(form, shape, len(held), sum(b for b, _ in held), sum(k for _, k in held) / len(held))
-        for (form, shape), held in found.items()
+        Weights(form, shape, len(members), sum(b for b, _ in members), sum(k for _, k in members) / len(members))
+        for (form, shape), members in groups.items()
     ]
     weights.sort(key=lambda w: -w.bytes)
     return Picture(stored.facts, context, dict(steps.most_common()), tuple(weights), dict(source.most_common()))

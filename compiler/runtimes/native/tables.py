@@ -16,29 +16,29 @@ PROBE = 8  # ids whose rows an embedding is compared by
 
 
 class Tables:
-    """What a reader asks of tables."""
+    """Interface of tables for a reader."""
 
     def __init__(self, reader: "Reader"):
         self.reader = reader
 
     def embedding(self, node: fx.Node, module: nn.Module, args: Any) -> Rows:
-        given = args[0] if args else None
+        ids_value = args[0] if args else None
         table = getattr(module, "weight", None)
         if not (
-            isinstance(given, Rows)
-            and self.reader.ids.are(given.index)
+            isinstance(ids_value, Rows)
+            and self.reader.ids.are(ids_value.index)
             and isinstance(table, Tensor)
-            and given.index.shape == self.reader.shape
+            and ids_value.index.shape == self.reader.shape
         ):
-            why = "an embedding of something else than token ids is not among the engine's steps"
-            raise self.reader.refuse(node, why)
+            reason = "an embedding of something else than token ids is not among the engine's steps"
+            raise self.reader.refuse(node, reason)
         ids = torch.arange(min(PROBE, len(table)))
         with torch.no_grad():
-            found, own = module(ids).float(), table[ids].float()
-        scale = float((found * own).sum() / own.square().sum()) if own.any() else 1.0
-        if not torch.allclose(found, own * scale, rtol=2**-7, atol=1e-6):
+            output, rows_of_table = module(ids).float(), table[ids].float()
+        scale = float((output * rows_of_table).sum() / rows_of_table.square().sum()) if rows_of_table.any() else 1.0
+        if not torch.allclose(output, rows_of_table * scale, rtol=2**-7, atol=1e-6):
             raise self.reader.refuse(node, f"a {type(module).__name__} gives something else than rows of its table")
-        table = self._picked(node, table, given.pending)
+        table = self._picked(node, table, ids_value.pending)
         scale = next((s for s in (1.0, *_numbers(module)) if abs(s / scale - 1) < 2**-7), scale)
         entry = Entry("bf16", tuple(table.shape), lambda: table.detach().bfloat16().contiguous())
         name = self.reader.plan.entry(f"{node.target}.rows", entry, ("table", *linears.identity(table)))
@@ -51,12 +51,12 @@ class Tables:
         ids = torch.arange(self.reader.plan.vocabulary)
         if function is None:
             return table
-        found = function(ids.double()).long()
-        if found.shape != ids.shape:
+        picked = function(ids.double()).long()
+        if picked.shape != ids.shape:
             raise self.reader.refuse(node, "an embedding of numbers that are not made of each token id alone")
-        if int(found.min()) < 0 or int(found.max()) >= len(table):
+        if int(picked.min()) < 0 or int(picked.max()) >= len(table):
             raise self.reader.refuse(node, f"it asks for rows that the {len(table)} of its table are not")
-        return table if torch.equal(found, ids) else table[found]
+        return table if torch.equal(picked, ids) else table[picked]
 
     def positional(self, node: fx.Node, value: Positional) -> Rows | None:
         """Rows that depend on the position alone; None where there are none, as of a mask that hides nothing."""

@@ -9,11 +9,11 @@ from .values import Pending, Rows
 
 
 def attribute(model: nn.Module, path: str) -> Any:
-    """What a get_attr of the graph reads."""
-    found: Any = model
+    """Value that a get_attr of the graph reads."""
+    value: Any = model
     for part in filter(None, path.split(".")):
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
 def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
@@ -36,7 +36,7 @@ def index(value: Any) -> Any:
     return value.index if isinstance(value, Rows) else value
 
 
-def wrapped(found: Any, pending: Pending | None) -> Any:
-    if isinstance(found, (tuple, list)):
-        return tuple(wrapped(part, pending) for part in found)
-    return Rows(found, pending)
+def wrapped(value: Any, pending: Pending | None) -> Any:
+    if isinstance(value, (tuple, list)):
+        return tuple(wrapped(part, pending) for part in value)
+    return Rows(value, pending)

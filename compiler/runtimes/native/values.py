@@ -1,4 +1,4 @@
-"""What the values of a graph stand for while its plan is made."""
+"""Symbolic values of a graph while its plan is built."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,9 +39,9 @@ class Pending:
         )
 
     def constants(self) -> list[float]:
-        found = [part for part in self.operands if isinstance(part, (int, float))]
-        below = [p.constants() for p in self.operands if isinstance(p, Pending)]
-        return [*map(float, found), *(c for constants in below for c in constants)]
+        numbers = [part for part in self.operands if isinstance(part, (int, float))]
+        nested = [p.constants() for p in self.operands if isinstance(p, Pending)]
+        return [*map(float, numbers), *(c for constants in nested for c in constants)]
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Positional:
 
 @dataclass(frozen=True)
 class Mask(Positional):
-    """Which keys a query sees."""
+    """Mask: the keys that a query sees."""
 
 
 @dataclass(frozen=True)
-class Every(Positional):
+class AllPositions(Positional):
     """All positions, named for each token: what a module chooses among no more than it may."""
 
 
@@ -68,10 +68,10 @@ class First:
     rows: Rows
 
 
-def takes_first(rows: Rows, asked: Any) -> bool:
+def picks_first(rows: Rows, subscript: Any) -> bool:
     """Whether an index picks the first token of [batch, tokens, width] as a whole."""
     everything = slice(None)
-    return rows.index.dim() == 3 and asked in ((everything, 0), (everything, 0, everything))
+    return rows.index.dim() == 3 and subscript in ((everything, 0), (everything, 0, everything))
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Favour:
 
 
 @dataclass(frozen=True)
-class Written:
+class ScorePairs:
     """Numbers of a token with each of those before it, on their way to weights of an attention that is written out."""
 
     node: fx.Node
@@ -108,7 +108,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a router chose, in a register of a `route`.
+    """Choice of a router, in a register of a `route`.
 
     part   "weights" or "numbers" of the experts; "" for what else a router returns
     """
@@ -128,7 +128,7 @@ class Deciding:
 
 @dataclass(frozen=True)
 class Offers:
-    """What experts are offered: scores of all of them, tokens times those, or what they make of these.
+    """Dense inputs of experts: scores of all of them, tokens times those, or their outputs.
 
     index   token * experts + expert in the shape of the value; times the width, plus the column, where it has one
     x       the register of the tokens; `answers` that of what the chosen experts make of them, summed
@@ -165,7 +165,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Queued:
-    """What stands in such a line: `rows` [tokens * experts of each, width] in the order of tokens, or a layer of them.
+    """Content of sorted rows: `rows` [tokens * experts of each, width] in the order of tokens, or a layer of them.
 
     weighed   whether it is multiplied by the router's weights
     """

@@ -16,10 +16,10 @@ _LENGTHS = {
 def name_axes(model: Any) -> None:
     """Rename symbols everywhere in a model of `onnx_ir`: `past_sequence_length + sequence_length` for `s13 + s57`."""
     values = [*model.graph.inputs, *model.graph.outputs, *(v for n in model.graph.all_nodes() for v in n.outputs)]
-    kept = any(value.name.startswith("past") for value in model.graph.inputs)
+    has_past = any(value.name.startswith("past") for value in model.graph.inputs)
     names: dict[str, str] = {}
     for value in model.graph.inputs:
-        for dim, name in zip(value.shape or (), _axes(value.name, kept), strict=False):
+        for dim, name in zip(value.shape or (), _axes(value.name, has_past), strict=False):
             if name and not isinstance(dim, int):
                 names.setdefault(str(dim), name)
     for value in values:
@@ -27,16 +27,16 @@ def name_axes(model: Any) -> None:
             value.shape = type(value.shape)([_named(dim, names) for dim in value.shape])
 
 
-def _axes(name: str, kept: bool) -> tuple[str, ...]:
-    """Of an input, "" where an axis has one length; `kept` whether keys and values go in as well."""
+def _axes(name: str, has_past: bool) -> tuple[str, ...]:
+    """Of an input, "" where an axis has one length; `has_past` whether keys and values go in as well."""
     if name.startswith("past"):
         return "batch_size", "", "encoder_sequence_length" if ".encoder." in name else "past_sequence_length"
     if name == "attention_mask":
-        return "batch_size", "total_sequence_length" if kept else "sequence_length"
+        return "batch_size", "total_sequence_length" if has_past else "sequence_length"
     return "batch_size", _LENGTHS.get(name, "")
 
 
 def _named(dim: Any, names: dict[str, str]) -> Any:
     if isinstance(dim, int) or dim.value is None:  # a length, or nothing known
         return dim
-    return _SYMBOL.sub(lambda found: names.get(found[0], found[0]), str(dim))
+    return _SYMBOL.sub(lambda match: names.get(match[0], match[0]), str(dim))

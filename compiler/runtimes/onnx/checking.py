@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ....dsl.syntax.diagnostics import Reject
 from ...core.json_errors import first_line
-from ...core.safe_read import MIB, MISFIT, open_regular, parse_json, read_regular
-from .refusal import refused_onnx
+from ...core.safe_read import MALFORMED, MIB, open_regular, parse_json, read_regular
+from .refusal import rejected_onnx
 
 if TYPE_CHECKING:
     import torch
@@ -23,17 +23,17 @@ FEATURES = "input_features"  # what an encoder of sounds takes
 DOMAINS = ("", "ai.onnx")
 RUNTIME = {"com.microsoft": ("DynamicQuantizeLSTM",)}  # ONNX Runtime's own, of which int8 needs one: others read files
 _NUMBERS = (1, 2, 3, 5, 6, 7, 9, 10, 11)  # onnx.TensorProto: those that torch has, float32 to float64
-_MOST = 256 * MIB  # of the graph: weights lie beside it
-_REFUSED = {
+_MAX_BYTES = 256 * MIB  # of the graph: weights lie beside it
+_REJECTED_FIELDS = {
     "SparseTensorProto": "sparse tensor",
     "TrainingInfoProto": "graph for training",
 }  # messages that effc never writes
-_AGAIN = "compile it again with this effc"
+_REMEDY = "compile it again with this effc"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file says: the graph, the names that it takes, and what effc wrote of the model.
+    """Parsed file: the graph, its input names, and the metadata that effc wrote.
 
     graph   the bytes that `model` was read of: what runs is what was checked, whatever the file became since
     file    the name of the file of its weights
@@ -49,16 +49,16 @@ class Stored:
 
     @property
     def operators(self) -> dict[str, int]:
-        counted: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for node in nodes(self.model):
-            counted[node.op_type] = counted.get(node.op_type, 0) + 1
-        return dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
+            counts[node.op_type] = counts.get(node.op_type, 0) + 1
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def graphs_in(folder: Path) -> tuple[str, ...]:
     """The names of a folder's graphs: one, or the three of an encoder with a decoder."""
-    apart = not (folder / FILE).exists() and (folder / f"{ENCODER}.onnx").exists()
-    return (ENCODER, BEGINNING, CONTINUATION) if apart else (NAME,)
+    is_seq2seq = not (folder / FILE).exists() and (folder / f"{ENCODER}.onnx").exists()
+    return (ENCODER, BEGINNING, CONTINUATION) if is_seq2seq else (NAME,)
 
 
 def check(folder: Path, name: str = NAME) -> Stored:
@@ -67,16 +67,16 @@ def check(folder: Path, name: str = NAME) -> Stored:
 
     path = folder / f"{name}.onnx"
     try:
-        graph = read_regular(path, _MOST)
+        graph = read_regular(path, _MAX_BYTES)
         model = onnx.load_model_from_string(graph)
     except OSError as error:
-        raise Reject(refused_onnx(f"{path} can't be read: {error.strerror}")) from error
+        raise Reject(rejected_onnx(f"{path} can't be read: {error.strerror}")) from error
     except Exception as error:  # what protobuf raises is of its own kind
-        raise _refused(path, f"is no ONNX: {first_line(error)}") from error
+        raise _rejected(path, f"is no ONNX: {first_line(error)}") from error
     _check_schema(path, model)
-    odd = _odd_domains(model)
-    if odd or model.functions:
-        raise _refused(path, f"calls ops of {', '.join(odd) or 'its own functions'}, not of ONNX")
+    foreign = _unknown_domains(model)
+    if foreign or model.functions:
+        raise _rejected(path, f"calls ops of {', '.join(foreign) or 'its own functions'}, not of ONNX")
     external = f"{path.name}.data"
     data = _mapped(path.with_name(external))
     _check_tensors(path, model, len(data))
@@ -103,29 +103,29 @@ def _check_schema(path: Path, model: Any) -> None:
     size = model.ByteSize()
     model.DiscardUnknownFields()
     if model.ByteSize() != size:
-        raise _refused(path, "has fields that are not of ONNX")
+        raise _rejected(path, "has fields that are not of ONNX")
     for message in messages(model):
-        if message.DESCRIPTOR.name in _REFUSED:
-            raise _refused(path, f"has a {_REFUSED[message.DESCRIPTOR.name]}")
+        if message.DESCRIPTOR.name in _REJECTED_FIELDS:
+            raise _rejected(path, f"has a {_REJECTED_FIELDS[message.DESCRIPTOR.name]}")
         for field, value in message.ListFields():
             # protobuf hands on as bytes what it can't decode
             if field.type == field.TYPE_STRING and any(
                 isinstance(text, bytes) for text in ([value] if isinstance(value, str | bytes) else value)
             ):
-                raise _refused(path, "holds names that are not UTF-8")
+                raise _rejected(path, "holds names that are not UTF-8")
 
 
-def _odd_domains(model: Any) -> list[str]:
+def _unknown_domains(model: Any) -> list[str]:
     """Domains of ops that effc does not write, each with the op where others of the domain are written."""
-    odd = {o.domain for o in model.opset_import if o.domain not in DOMAINS and o.domain not in RUNTIME}
+    foreign = {o.domain for o in model.opset_import if o.domain not in DOMAINS and o.domain not in RUNTIME}
     for node in nodes(model):
         if not node.op_type.isidentifier():
-            odd.add(f"odd names ({node.op_type!a})")
+            foreign.add(f"odd names ({node.op_type!a})")
         elif node.domain in RUNTIME and node.op_type not in RUNTIME[node.domain]:
-            odd.add(f"{node.domain} ({node.op_type})")
+            foreign.add(f"{node.domain} ({node.op_type})")
         elif node.domain not in DOMAINS and node.domain not in RUNTIME:
-            odd.add(node.domain)
-    return sorted(odd)
+            foreign.add(node.domain)
+    return sorted(foreign)
 
 
 def _mapped(path: Path) -> bytearray | mmap.mmap:
@@ -143,12 +143,12 @@ def _check_tensors(path: Path, model: Any, size: int) -> None:
     tensors = [message for message in messages(model) if message.DESCRIPTOR.name == "TensorProto"]
     for tensor in tensors:
         if any(axis < 0 for axis in tensor.dims):
-            raise _refused(path, f"has a weight `{tensor.name}` of a size below zero")
+            raise _rejected(path, f"has a weight `{tensor.name}` of a size below zero")
         if tensor.external_data and tensor.data_location != tensor.EXTERNAL:  # readers differ in which they believe
-            raise _refused(path, f"has a weight `{tensor.name}` both inside and in another file")
+            raise _rejected(path, f"has a weight `{tensor.name}` both inside and in another file")
     external = [tensor for tensor in model.graph.initializer if tensor.data_location == tensor.EXTERNAL]
     if sum(tensor.data_location == tensor.EXTERNAL for tensor in tensors) > len(external):
-        raise _refused(path, f"has a weight inside of an op that lies in another file than {path.name}.data")
+        raise _rejected(path, f"has a weight inside of an op that lies in another file than {path.name}.data")
     for tensor in external:
         _check_region(path, tensor, size)
 
@@ -156,15 +156,15 @@ def _check_tensors(path: Path, model: Any, size: int) -> None:
 def _check_region(path: Path, tensor: Any, size: int) -> None:
     entry = {e.key: e.value for e in tensor.external_data}
     if len(entry) < len(tensor.external_data):  # readers differ in which of two they take
-        raise _refused(path, f"has a weight `{tensor.name}` with two places")
+        raise _rejected(path, f"has a weight `{tensor.name}` with two places")
     try:
         start, length = int(entry.get("offset", "0")), int(entry["length"])
     except (KeyError, ValueError) as error:
-        raise _refused(path, f"has a weight `{tensor.name}` without a place") from error
+        raise _rejected(path, f"has a weight `{tensor.name}` without a place") from error
     if entry.get("location") != f"{path.name}.data":
-        raise _refused(path, f"has a weight `{tensor.name}` in another file than {path.name}.data")
+        raise _rejected(path, f"has a weight `{tensor.name}` in another file than {path.name}.data")
     if start < 0 or length < 0 or start + length > size:
-        raise _refused(path, f"has a weight `{tensor.name}` outside of {path.name}.data")
+        raise _rejected(path, f"has a weight `{tensor.name}` outside of {path.name}.data")
 
 
 def weights(folder: Path, stored: Stored, name: str = NAME) -> "dict[str, torch.Tensor]":
@@ -173,21 +173,21 @@ def weights(folder: Path, stored: Stored, name: str = NAME) -> "dict[str, torch.
     import onnx
     import torch
 
-    path, found = folder / f"{name}.onnx", {}
+    path, result = folder / f"{name}.onnx", {}
     for tensor in stored.model.graph.initializer:
         if tensor.data_type not in _NUMBERS:
-            raise _refused(path, f"has a weight `{tensor.name}` of a type {tensor.data_type}")
+            raise _rejected(path, f"has a weight `{tensor.name}` of a type {tensor.data_type}")
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         if tensor.data_location == tensor.EXTERNAL:
             entry = {e.key: e.value for e in tensor.external_data}
             shape, start = tuple(tensor.dims), int(entry.get("offset", "0"))
             if prod(shape) * dtype.itemsize != int(entry["length"]):
-                raise _refused(path, f"has a weight `{tensor.name}` of another size than its shape")
+                raise _rejected(path, f"has a weight `{tensor.name}` of another size than its shape")
             array = np.frombuffer(stored.data, dtype, prod(shape), start).reshape(shape)
         else:
             array = _inside(path, tensor)
-        found[tensor.name] = torch.from_numpy(array)
-    return found
+        result[tensor.name] = torch.from_numpy(array)
+    return result
 
 
 def _inside(path: Path, tensor: Any) -> Any:
@@ -196,25 +196,25 @@ def _inside(path: Path, tensor: Any) -> Any:
 
     try:
         return onnx.numpy_helper.to_array(tensor).copy()
-    except MISFIT as error:
-        raise _refused(path, f"has a weight `{tensor.name}` of another size than its shape") from error
+    except MALFORMED as error:
+        raise _rejected(path, f"has a weight `{tensor.name}` of another size than its shape") from error
 
 
 def _facts(path: Path, model: Any) -> dict[str, Any]:
-    said = {p.key: p.value for p in model.metadata_props}
+    metadata = {p.key: p.value for p in model.metadata_props}
     try:
-        facts = parse_json(said.get(FACTS, ""))
+        facts = parse_json(metadata.get(FACTS, ""))
         kinds = {"class": str, "model_type": str, "params": int, "decodes": bool}
         if path.name != FILE:  # of an encoder with a decoder
             kinds |= {"start": int, "source_vocabulary": int}
         fits = isinstance(facts, dict) and all(type(facts.get(name)) is kind for name, kind in kinds.items())
         fits = fits and (facts["context"] is None or type(facts["context"]) is int)
-    except MISFIT:
+    except MALFORMED:
         fits = False
     if not fits:
-        raise _refused(path, "does not say which model it was made of")
+        raise _rejected(path, "does not say which model it was made of")
     return facts
 
 
-def _refused(path: Path, what: str):
-    return Reject(refused_onnx(f"{path} {what}", help=_AGAIN))
+def _rejected(path: Path, problem: str):
+    return Reject(rejected_onnx(f"{path} {problem}", help=_REMEDY))

@@ -22,8 +22,8 @@ from ...ir.program import Program
 from ...models.checkpoints.origin import longest_row
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.forward import has_two_towers, main_name, without_dropout
-from ...models.rows.inputs import first_said, has_two_sides, padding
-from ...models.rows.packed_inputs import hears
+from ...models.rows.inputs import decoder_start_id, is_encoder_decoder, padding
+from ...models.rows.packed_inputs import is_speech_encoder_decoder
 from ..native.kv_tensors import inputs_of
 from . import seq2seq_export
 from .axes import name_axes
@@ -42,29 +42,29 @@ def write(program: Program, folder: Path, dynamic: str) -> None:
     dynamic   "int8": weights of matrix products in int8, what they multiply rounded as it comes; "none"
     """
     model = as_float(program.model)
-    if has_two_sides(model):
+    if is_encoder_decoder(model):
         seq2seq_export.refuse(model)
         with without_dropout(model), torch.no_grad(), _quiet():
             for graph in seq2seq_export.graphs(model):
-                made = _exported(graph.module, graph.arguments, graph.shapes, graph.inputs, graph.outputs)
-                _save(made, program.model, folder, graph.name, dynamic)
+                exported = _exported(graph.module, graph.arguments, graph.shapes, graph.inputs, graph.outputs)
+                _save(exported, program.model, folder, graph.name, dynamic)
         return
     with without_dropout(model), torch.no_grad(), _quiet():
-        made = _decoder(model) if decodes(model) else _forward(model, tensors_of(program))
-    _save(made, program.model, folder, NAME, dynamic)
+        exported = _decoder(model) if decodes(model) else _forward(model, tensors_of(program))
+    _save(exported, program.model, folder, NAME, dynamic)
 
 
-def _save(made: Any, model: nn.Module, folder: Path, name: str, dynamic: str) -> None:
-    for node in made.model.graph.all_nodes():  # they say whose files lay where
+def _save(exported: Any, model: nn.Module, folder: Path, name: str, dynamic: str) -> None:
+    for node in exported.model.graph.all_nodes():  # they say whose files lay where
         node.metadata_props.clear()
         node.doc_string = None
-    name_axes(made.model)
-    made.model.metadata_props[FACTS] = json.dumps(facts(model))
+    name_axes(exported.model)
+    exported.model.metadata_props[FACTS] = json.dumps(facts(model))
     path = folder / f"{name}.onnx"
     if dynamic == "none":
-        made.save(path, external_data=True)
+        exported.save(path, external_data=True)
     else:
-        _quantise(made, path)
+        _quantise(exported, path)
     check(folder, name)
 
 
@@ -87,21 +87,25 @@ def facts(model: nn.Module) -> dict[str, Any]:
         "class": type(model).__name__,
         "model_type": getattr(config, "model_type", ""),
         "params": params(model),
-        "context": longest_row(text.to_dict()) if hears(model) else getattr(text, "max_position_embeddings", None),
+        "context": longest_row(text.to_dict())
+        if is_speech_encoder_decoder(model)
+        else getattr(text, "max_position_embeddings", None),
         "decodes": decodes(model),
-        **(_of_sources(model) if has_two_sides(model) else {}),
+        **(_of_sources(model) if is_encoder_decoder(model) else {}),
     }
 
 
 def _of_sources(model: nn.Module) -> dict[str, Any]:
-    vocabulary = 0 if hears(model) else pretrained(model).get_encoder().get_input_embeddings().num_embeddings
-    return {"start": first_said(model), "pad": padding(model), "source_vocabulary": vocabulary}
+    vocabulary = (
+        0 if is_speech_encoder_decoder(model) else pretrained(model).get_encoder().get_input_embeddings().num_embeddings
+    )
+    return {"start": decoder_start_id(model), "pad": padding(model), "source_vocabulary": vocabulary}
 
 
 def _decoder(model: nn.Module) -> Any:
-    given, past, slots = inputs_of(model, cannot_write_onnx, KEEPS)
+    inputs, past, slots = inputs_of(model, cannot_write_onnx, KEEPS)
     with _experts_in_batches(model):
-        return _stepped(Decoder(model, slots), given, past)
+        return _stepped(Decoder(model, slots), inputs, past)
 
 
 def _stepped(decoder: Decoder, given: dict[str, Any], past: list[Any]) -> Any:
@@ -117,22 +121,22 @@ def _stepped(decoder: Decoder, given: dict[str, Any], past: list[Any]) -> Any:
     )
 
 
-def _forward(model: nn.Module, given: dict[str, Any]) -> Any:
-    free, axes = torch.export.Dim.AUTO, 2 if "input_ids" in given else 1
-    given = {name: x.float() if x.is_floating_point() else x for name, x in given.items()}
-    shapes = {name: dict.fromkeys(range(axes), free) if x.dim() else None for name, x in given.items()}
-    said = model(**given) if isinstance(model, PreTrainedModel) else None
-    outputs = [main_name(said)] if isinstance(said, Mapping) and not has_two_towers(said) else None
-    return _exported(first_result_of(model), given, shapes, list(given), outputs)
+def _forward(model: nn.Module, inputs: dict[str, Any]) -> Any:
+    free, axes = torch.export.Dim.AUTO, 2 if "input_ids" in inputs else 1
+    inputs = {name: x.float() if x.is_floating_point() else x for name, x in inputs.items()}
+    shapes = {name: dict.fromkeys(range(axes), free) if x.dim() else None for name, x in inputs.items()}
+    output = model(**inputs) if isinstance(model, PreTrainedModel) else None
+    outputs = [main_name(output)] if isinstance(output, Mapping) and not has_two_towers(output) else None
+    return _exported(first_result_of(model), inputs, shapes, list(inputs), outputs)
 
 
-def _exported(module: nn.Module, given: Any, shapes: Any, inputs: list[str], outputs: list[str] | None) -> Any:
+def _exported(module: nn.Module, example_inputs: Any, shapes: Any, inputs: list[str], outputs: list[str] | None) -> Any:
     kind = type(getattr(module, "model", module)).__name__
     try:
         return torch.onnx.export(
             module.eval(),
             (),
-            kwargs=given,
+            kwargs=example_inputs,
             dynamo=True,
             verbose=False,
             opset_version=_OPSET,
@@ -149,11 +153,11 @@ def _exported(module: nn.Module, given: Any, shapes: Any, inputs: list[str], out
         ) from error
 
 
-def _quantise(made: Any, path: Path) -> None:
+def _quantise(exported: Any, path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     plain = path.with_name("plain.onnx")
-    made.save(plain, external_data=True)
+    exported.save(plain, external_data=True)
     quantize_dynamic(plain, path, per_channel=True, weight_type=QuantType.QInt8, use_external_data_format=True)
     for file in (plain, plain.with_name(f"{plain.name}.data")):
         file.unlink(missing_ok=True)

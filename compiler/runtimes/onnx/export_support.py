@@ -1,7 +1,7 @@
-"""What the target `onnx` would refuse, from a config alone."""
+"""Check of the support by the target `onnx`, from a config alone."""
 
-from ...models.checkpoints.meta_init import nothing_stored
-from ...models.rows.inputs import has_two_sides
+from ...models.checkpoints.meta_init import without_storage
+from ...models.rows.inputs import is_encoder_decoder
 from ...plugin.context import Context
 from ..native.kv_tensors import refuse_states
 from . import seq2seq_export
@@ -12,9 +12,9 @@ from .refusal import cannot_write_onnx
 
 def foresee(ctx: Context) -> None:
     """Raise Reject where the recipe's model has a layer that no standard op computes."""
-    with nothing_stored():
+    with without_storage():
         model = ctx.origin.build()
-    if has_two_sides(model):
+    if is_encoder_decoder(model):
         seq2seq_export.refuse(model)
     elif decodes(model):
         refuse_states(model, cannot_write_onnx, KEEPS)

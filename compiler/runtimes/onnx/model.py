@@ -10,7 +10,7 @@ from ....dsl.syntax.diagnostics import Reject
 from ...models.checkpoints.generation_config import read_generation
 from ..native.padded import SEQUENCES, PaddedModel, PaddedRows
 from .checking import ENCODER, FEATURES, FILE, Stored, check, graphs_in, weights
-from .refusal import refused_onnx
+from .refusal import rejected_onnx
 from .session import Session
 
 _UNBOUND = 1 << 20  # positions of a model that states no limit
@@ -19,24 +19,24 @@ _UNBOUND = 1 << 20  # positions of a model that states no limit
 class OnnxModule(nn.Module):
     """Anything else by ONNX Runtime: takes its inputs by name or in order; the first result."""
 
-    def __init__(self, session: Session, held: dict[str, Tensor], facts: dict[str, Any]):
+    def __init__(self, session: Session, tensors: dict[str, Tensor], facts: dict[str, Any]):
         super().__init__()
         self._session, self.facts, self.training = session, facts, False
         self.n_params: int | None = facts.get("params")
         self.stored_bytes: int | None = None
         self.weights = nn.Module()
-        for name, tensor in held.items():
+        for name, tensor in tensors.items():
             self.weights.register_buffer(name.replace(".", "/"), tensor)
 
-    def forward(self, *args: Tensor, **given: Tensor) -> Tensor:
+    def forward(self, *args: Tensor, **inputs: Tensor) -> Tensor:
         names = list(self._session.shapes)
-        given = {**dict(zip(names, args, strict=False)), **given}
-        if "input_ids" in given:
-            given.setdefault("attention_mask", torch.ones_like(given["input_ids"]))
-            given.setdefault("position_ids", (given["attention_mask"].cumsum(-1) - 1).clamp(min=0))
-        found = {n: given[n].detach() for n in names}
+        inputs = {**dict(zip(names, args, strict=False)), **inputs}
+        if "input_ids" in inputs:
+            inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
+            inputs.setdefault("position_ids", (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0))
+        detached = {n: inputs[n].detach() for n in names}
         plain = {
-            n: (x.float() if x.is_floating_point() else x).numpy() for n, x in found.items()
+            n: (x.float() if x.is_floating_point() else x).numpy() for n, x in detached.items()
         }  # numpy has no halves
         return torch.from_numpy(self._session.run(plain)[0])
 
@@ -51,22 +51,22 @@ def open_onnx(folder: Path, threads: int | None = None) -> nn.Module:
         from .seq2seq import open_translator
         from .speech_seq2seq import open_hearing
 
-        hears = FEATURES in check(folder, ENCODER).inputs
-        return (open_hearing if hears else open_translator)(folder, threads)
+        is_speech = FEATURES in check(folder, ENCODER).inputs
+        return (open_hearing if is_speech else open_translator)(folder, threads)
     stored = check(folder)
-    session, held = Session(folder / FILE, stored, threads), weights(folder, stored)
+    session, tensors = Session(folder / FILE, stored, threads), weights(folder, stored)
     if not stored.facts["decodes"]:
-        return OnnxModule(session, held, stored.facts)
+        return OnnxModule(session, tensors, stored.facts)
     plan = _plan(folder, session, stored)
-    model = PaddedModel(PaddedRows(session, plan), plan, held, stored.facts, SEQUENCES, read_generation(folder))
+    model = PaddedModel(PaddedRows(session, plan), plan, tensors, stored.facts, SEQUENCES, read_generation(folder))
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
 
 
 def _plan(folder: Path, session: Session, stored: Stored) -> dict[str, int]:
-    """How many tokens it knows, and how many positions."""
+    """Sizes of the vocabulary and of the context."""
     shape = session.results.get("logits", ())
     past = all(len(session.shapes[n]) == 4 and type(session.shapes[n][1]) is int for n in session.past)
     if len(shape) != 3 or type(shape[2]) is not int or not session.past or not past:
-        raise Reject(refused_onnx(f"{folder / FILE} is no decoder with keys and values", help="compile it again"))
+        raise Reject(rejected_onnx(f"{folder / FILE} is no decoder with keys and values", help="compile it again"))
     return {"vocabulary": shape[2], "context": stored.facts["context"] or _UNBOUND}

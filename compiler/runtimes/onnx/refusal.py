@@ -1,4 +1,4 @@
-"""What the target `onnx` refuses, and what it refuses to read."""
+"""Rejections of the target `onnx`, on writing and on reading."""
 
 from ....dsl.syntax.diagnostics import Fault
 
@@ -9,7 +9,7 @@ cannot_write_onnx = Fault(
     "of packed weights have no standard op. `hf` and `native` hold such models.",
     exit="environment",
 )
-refused_onnx = Fault(
+rejected_onnx = Fault(
     "refused-onnx",
     "An ONNX file holds something that effc's own don't.\n\n"
     "It may come from anybody. effc reads files of standard ops whose weights lie in the one data file beside them.",

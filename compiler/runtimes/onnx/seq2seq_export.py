@@ -11,24 +11,27 @@ from ....dsl.syntax.diagnostics import Reject
 from ...ir.capture.sample import sample
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.forward import output_logits
-from ...models.rows.packed_inputs import hears
+from ...models.rows.packed_inputs import is_speech_encoder_decoder
 from .checking import BEGINNING, CONTINUATION, ENCODER, FEATURES
 from .refusal import cannot_write_onnx
 
-SIDES = ("decoder", "encoder")  # whose keys and values a layer of the decoder keeps: what was said, and the source's
+SIDE_NAMES = (
+    "decoder",
+    "encoder",
+)  # whose keys and values a layer of the decoder keeps: what was said, and the source's
 _FREE = torch.export.Dim.DYNAMIC
 
 
 def refuse(model: nn.Module) -> None:
     """Raise Reject of an encoder with a decoder that takes neither texts nor sounds, or has no head."""
     kind = type(model).__name__
-    if model.main_input_name != "input_ids" and not hears(model):
-        why = f"{kind} takes `{model.main_input_name}`, and encoders of token ids or of sounds are written"
+    if model.main_input_name != "input_ids" and not is_speech_encoder_decoder(model):
+        reason = f"{kind} takes `{model.main_input_name}`, and encoders of token ids or of sounds are written"
     elif pretrained(model).get_output_embeddings() is None:
-        why = f"the decoder of {kind} has no head of logits"
+        reason = f"the decoder of {kind} has no head of logits"
     else:
         return
-    raise Reject(cannot_write_onnx(why, help="`hf` writes it for transformers"))
+    raise Reject(cannot_write_onnx(reason, help="`hf` writes it for transformers"))
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,8 @@ class Continuation(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         cache = _empty()
         for n, slot in enumerate(self.slots):
-            own, source = past[4 * n : 4 * n + 2], past[4 * n + 2 : 4 * n + 4]
-            cache.self_attention_cache.update(*own, slot)
+            self_kv, source = past[4 * n : 4 * n + 2], past[4 * n + 2 : 4 * n + 4]
+            cache.self_attention_cache.update(*self_kv, slot)
             cache.cross_attention_cache.update(*source, slot)
             cache.is_updated[slot] = True
         # What is made of these is not asked for: what was kept of the source is taken.
@@ -106,8 +109,8 @@ class Continuation(nn.Module):
         return logits, [part for slot in self.slots for part in parts_of(cache.self_attention_cache, slot)]
 
 
-class HeardBeginning(Beginning):
-    """The same behind a sound, which is heard whole."""
+class SpeechStart(Beginning):
+    """Decoder behind a speech encoder, which reads a sound at once."""
 
     def forward(  # type: ignore[override]  # its graph takes no mask
         self, input_ids: Tensor, encoder_hidden_states: Tensor
@@ -115,8 +118,8 @@ class HeardBeginning(Beginning):
         return super().forward(None, input_ids, encoder_hidden_states)
 
 
-class HeardContinuation(Continuation):
-    """The same behind a sound, which is heard whole."""
+class SpeechContinuation(Continuation):
+    """Decoder behind a speech encoder, which reads a sound at once."""
 
     def forward(  # type: ignore[override]  # its graph takes no mask
         self, input_ids: Tensor, past: list[Tensor]
@@ -126,50 +129,50 @@ class HeardContinuation(Continuation):
 
 def graphs(model: nn.Module) -> Iterator[Graph]:
     """The three graphs of a model in float32."""
-    given, heard = sample(model, padding=0), hears(model)
-    said = given["decoder_input_ids"]
-    reads = _hearing(model, given) if heard else _encoder(model, given)
+    inputs, is_speech = sample(model, padding=0), is_speech_encoder_decoder(model)
+    decoder_ids = inputs["decoder_input_ids"]
+    reads = _hearing(model, inputs) if is_speech else _encoder(model, inputs)
     yield reads
-    mask = None if heard else reads.arguments["attention_mask"]
+    mask = None if is_speech else reads.arguments["attention_mask"]
     states, cache = reads.module(**reads.arguments), _empty()
-    _logits(model, mask, said, states, cache)
+    _logits(model, mask, decoder_ids, states, cache)
     slots = [n for n in range(len(cache.self_attention_cache.layers)) if all(p is not None for p in _parts(cache, n))]
     past = [part for slot in slots for part in _parts(cache, slot)]
-    names = [f"{n}.{side}.{part}" for n in range(len(slots)) for side in SIDES for part in ("key", "value")]
+    names = [f"{n}.{side}.{part}" for n in range(len(slots)) for side in SIDE_NAMES for part in ("key", "value")]
     free = {0: _FREE, 1: _FREE}
     # Of sounds all have as many states; what says which of them are a source's is only there where they differ.
     masks, shapes = ({}, {}) if mask is None else ({"encoder_attention_mask": mask}, {"encoder_attention_mask": free})
-    wide = {0: _FREE} if heard else free
+    wide = {0: _FREE} if is_speech else free
     yield Graph(
         BEGINNING,
-        (HeardBeginning if heard else Beginning)(model, slots),
-        {**masks, "input_ids": said, "encoder_hidden_states": states},
+        (SpeechStart if is_speech else Beginning)(model, slots),
+        {**masks, "input_ids": decoder_ids, "encoder_hidden_states": states},
         {**shapes, "input_ids": free, "encoder_hidden_states": wide},
         [*masks, "input_ids", "encoder_hidden_states"],
         ["logits", *(f"present.{name}" for name in names)],
     )
-    sides = [{0: _FREE} if heard and f".{SIDES[1]}." in name else {0: _FREE, 2: _FREE} for name in names]
+    past_shapes = [{0: _FREE} if is_speech and f".{SIDE_NAMES[1]}." in name else {0: _FREE, 2: _FREE} for name in names]
     yield Graph(
         CONTINUATION,
-        (HeardContinuation if heard else Continuation)(model, slots, states.shape[-1]),
-        {**masks, "input_ids": said[:, :2], "past": past},
-        {**shapes, "input_ids": free, "past": sides},
+        (SpeechContinuation if is_speech else Continuation)(model, slots, states.shape[-1]),
+        {**masks, "input_ids": decoder_ids[:, :2], "past": past},
+        {**shapes, "input_ids": free, "past": past_shapes},
         [*masks, "input_ids", *(f"past_key_values.{name}" for name in names)],
-        ["logits", *(f"present.{name}" for name in names if f".{SIDES[0]}." in name)],
+        ["logits", *(f"present.{name}" for name in names if f".{SIDE_NAMES[0]}." in name)],
     )
 
 
-def _encoder(model: nn.Module, given: dict[str, Any]) -> Graph:
-    mask = torch.ones_like(given["input_ids"])
+def _encoder(model: nn.Module, inputs: dict[str, Any]) -> Graph:
+    mask = torch.ones_like(inputs["input_ids"])
     mask[1:, -2:] = 0
     names = ["input_ids", "attention_mask"]
-    arguments = {"input_ids": given["input_ids"], "attention_mask": mask}
+    arguments = {"input_ids": inputs["input_ids"], "attention_mask": mask}
     shapes = {name: {0: _FREE, 1: _FREE} for name in names}
     return Graph(ENCODER, Encoder(model), arguments, shapes, names, ["last_hidden_state"])
 
 
-def _hearing(model: nn.Module, given: dict[str, Any]) -> Graph:
-    arguments = {FEATURES: given[FEATURES]}
+def _hearing(model: nn.Module, inputs: dict[str, Any]) -> Graph:
+    arguments = {FEATURES: inputs[FEATURES]}
     return Graph(ENCODER, Hearing(model), arguments, {FEATURES: {0: _FREE}}, [FEATURES], ["last_hidden_state"])
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ....dsl.syntax.diagnostics import Reject
 from ...core.json_errors import first_line
 from .checking import Stored
-from .refusal import refused_onnx
+from .refusal import rejected_onnx
 
 
 class Session:
@@ -28,18 +28,18 @@ class Session:
             self._session = ort.InferenceSession(stored.graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors are of many kinds without a common one
             raise Reject(
-                refused_onnx(f"{path} is not run by ONNX Runtime: {first_line(error)}", help="compile it again")
+                rejected_onnx(f"{path} is not run by ONNX Runtime: {first_line(error)}", help="compile it again")
             ) from error
         self.shapes = {i.name: i.shape for i in self._session.get_inputs()}
         self.results = {o.name: o.shape for o in self._session.get_outputs()}
         self.past = [name for name in self.shapes if name.startswith("past_key_values.")]
 
-    def run(self, given: dict[str, np.ndarray]) -> list[np.ndarray]:
-        return self._session.run(None, {name: given[name] for name in self.shapes})
+    def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return self._session.run(None, {name: inputs[name] for name in self.shapes})
 
     def step(self, ids: Tensor, mask: Tensor, past: list[np.ndarray] | None = None) -> list[np.ndarray]:
         """Logits [b, t, vocabulary], then keys and values; mask [b, past + t] has zeros before what a row lacks."""
         empty = [np.zeros((len(ids), self.shapes[n][1], 0, self.shapes[n][3]), np.float32) for n in self.past]
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        given = {"input_ids": ids.numpy(), "attention_mask": mask.numpy(), "position_ids": positions.numpy()}
-        return self.run({**given, **dict(zip(self.past, past or empty, strict=True))})
+        inputs = {"input_ids": ids.numpy(), "attention_mask": mask.numpy(), "position_ids": positions.numpy()}
+        return self.run({**inputs, **dict(zip(self.past, past or empty, strict=True))})

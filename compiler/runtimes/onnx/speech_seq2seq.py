@@ -12,7 +12,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ..native.model import Output, Sequences
 from ..native.seq2seq import NativeTranslator, no_target
 from .checking import ENCODER, FEATURES
-from .refusal import refused_onnx
+from .refusal import rejected_onnx
 from .seq2seq import SourceRows, open_translator
 from .session import Session
 
@@ -21,14 +21,14 @@ other_features = Fault(
 )
 
 
-class HeardRows(SourceRows):
+class SpeechRows(SourceRows):
     """Sources are pictures of sounds, all of one `shape`: bands and frames."""
 
     def __init__(self, sessions: dict[str, Session], *sizes: int):
         super().__init__(sessions, *sizes)
         shape = sessions[ENCODER].shapes[FEATURES]
         if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape[1:]):
-            raise Reject(refused_onnx("the encoder hears sounds of no stated size", help="compile it again"))
+            raise Reject(rejected_onnx("the encoder hears sounds of no stated size", help="compile it again"))
         self.shape: tuple[int, int] = (shape[1], shape[2])
 
     def hear(self, features: Tensor, numbers: Sequence[int]) -> Tensor:
@@ -49,27 +49,28 @@ class HearingModel(NativeTranslator):
     """
 
     main_input_name = FEATURES
-    engine: HeardRows
+    engine: SpeechRows
 
-    def __init__(self, *args: Any, **more: Any):
-        super().__init__(*args, **more)
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
         self.config.num_mel_bins, frames = self.engine.shape
         self.config.max_source_positions = frames // 2
         self.config.max_position_embeddings = self.config.max_target_positions = self.plan["context"]
 
-    def sources_of(self, given: Tensor, mask: Tensor | None) -> list[Tensor]:
-        wanted = self.engine.shape
-        if given.dim() != 3 or tuple(given.shape[1:]) != wanted:
+    def sources_of(self, features: Tensor, mask: Tensor | None) -> list[Tensor]:
+        expected = self.engine.shape
+        if features.dim() != 3 or tuple(features.shape[1:]) != expected:
             raise Reject(
                 other_features(
-                    f"`input_features` is {list(given.shape)}, and the model hears [sounds, {wanted[0]}, {wanted[1]}]",
+                    f"`input_features` is {list(features.shape)}, "
+                    f"and the model hears [sounds, {expected[0]}, {expected[1]}]",
                     help="make them by the feature extractor beside the model",
                 )
             )
-        return list(given)
+        return list(features)
 
     def encode(self, numbers: Sequence[int], sources: Sequence[Tensor]) -> None:
-        with self._alone():
+        with self._exclusive():
             self.engine.hear(torch.stack(list(sources)), numbers)
 
     @torch.no_grad()
@@ -86,31 +87,31 @@ class HearingModel(NativeTranslator):
         output_attentions: bool | None = None,
     ) -> Output:
         """Of masked tokens zeros. With `use_cache` it gives `encoder_last_hidden_state` and a `cache` too."""
-        more: dict[str, Any] = {
+        flags: dict[str, Any] = {
             "decoder_attention_mask": decoder_attention_mask,
             "output_hidden_states": output_hidden_states,
             "output_attentions": output_attentions,
         }
         if cache is not None or not (use_cache or encoder_outputs is not None):
-            return super().forward(input_features, None, decoder_input_ids, cache=cache, **more)
+            return super().forward(input_features, None, decoder_input_ids, cache=cache, **flags)
         if decoder_input_ids is None or (input_features is None and encoder_outputs is None):
             raise Reject(no_target("a sound and `decoder_input_ids` are what it computes logits of"))
         cache = Sequences(self, len(decoder_input_ids))
         if encoder_outputs is None:
             assert input_features is not None, "asked for above"
-            with self._alone():
+            with self._exclusive():
                 states = self.engine.hear(torch.stack(self.sources_of(input_features, None)), cache.numbers)
         else:
             states = encoder_outputs[0]
             self.engine.keep(states.numpy(), cache.numbers)
-        found = super().forward(None, None, decoder_input_ids, cache=cache, **more)
-        return Output(**found, encoder_last_hidden_state=states)
+        output = super().forward(None, None, decoder_input_ids, cache=cache, **flags)
+        return Output(**output, encoder_last_hidden_state=states)
 
-    def generate(self, input_features: Tensor, *args: Any, **more: Any) -> Any:  # type: ignore[override]
+    def generate(self, input_features: Tensor, *args: Any, **options: Any) -> Any:  # type: ignore[override]
         """Targets for sounds [b, bands, frames], as `NativeTranslator.generate` gives them."""
-        return super().generate(input_features, *args, **more)
+        return super().generate(input_features, *args, **options)
 
 
 def open_hearing(folder: Path, threads: int | None) -> NativeTranslator:
     """The model of a folder whose encoder hears. Raises Reject (refused-onnx)."""
-    return open_translator(folder, threads, HeardRows, HearingModel)
+    return open_translator(folder, threads, SpeechRows, HearingModel)

@@ -10,7 +10,7 @@ from ....dsl.syntax.render import on_a_line
 from ...core.quantity import count, size
 from .checking import check, graphs_in, weights
 
-_SHOWN = 12  # ops and shapes; the rest are counted
+_MAX_ITEMS = 12  # ops and shapes; the rest are counted
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Picture:
         past = sum(name.startswith("past_key_values.") for name in self.inputs)
         plain = [name for name in self.inputs if not name.startswith("past_key_values.")]
         ops = [f"{n} {op}" for op, n in self.operators.items()]
-        more = f" and {len(ops) - _SHOWN} more kinds" if len(ops) > _SHOWN else ""
-        rows = [(shape, str(n), size(b)) for shape, (n, b) in list(self.shapes.items())[:_SHOWN]]
+        further = f" and {len(ops) - _MAX_ITEMS} more kinds" if len(ops) > _MAX_ITEMS else ""
+        rows = [(shape, str(n), size(b)) for shape, (n, b) in list(self.shapes.items())[:_MAX_ITEMS]]
         wide = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
         return "\n".join(
             [
                 f"{on_a_line(self.facts['class'])}, {count(self.facts['params'])} parameters",
                 f"takes {', '.join(plain)}" + (f" and {past} keys and values" if past else ""),
-                f"ops: {', '.join(ops[:_SHOWN])}{more}",
+                f"ops: {', '.join(ops[:_MAX_ITEMS])}{further}",
                 f"weights: {size(sum(b for _, b in self.shapes.values()))}",
                 *(f"  {s:>{wide[0]}}  {n:>{wide[1]}}  {b:>{wide[2]}}" for s, n, b in rows),
             ]
@@ -49,7 +49,7 @@ class Picture:
 
 
 def picture(folder: Path) -> Picture:
-    """What a folder that the target `onnx` wrote holds. Raises Reject (refused-onnx)."""
+    """Picture of a folder of the target `onnx`. Raises Reject (refused-onnx)."""
     graphs = {name: check(folder, name) for name in graphs_in(folder)}
     shapes: dict[str, tuple[int, int]] = {}
     operators: Counter[str] = Counter()
@@ -57,8 +57,8 @@ def picture(folder: Path) -> Picture:
         operators.update(stored.operators)
     for tensor in (x for name, stored in graphs.items() for x in weights(folder, stored, name).values()):
         shape = " x ".join(map(str, tensor.shape)) if tensor.dim() > 1 else "vectors"
-        entries, held = shapes.get(shape, (0, 0))
-        shapes[shape] = (entries + 1, held + tensor.nbytes)
+        entries, n_bytes = shapes.get(shape, (0, 0))
+        shapes[shape] = (entries + 1, n_bytes + tensor.nbytes)
     ordered = dict(sorted(shapes.items(), key=lambda item: -item[1][1]))
     inputs = tuple(dict.fromkeys(name for stored in graphs.values() for name in stored.inputs))
     return Picture(stored.facts, inputs, dict(operators.most_common()), ordered)

@@ -1,1 +1,1 @@
-"""What a pass calls to change a program, and to try a change before it is made."""
+"""Edits of a program by passes, and dry runs of them."""

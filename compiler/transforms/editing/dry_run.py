@@ -36,11 +36,11 @@ frees_nothing = Fault(
 
 def rehearse(
     program: Program,
-    what: str,
+    label: str,
     edit: Callable[[Program], None],
     remedy: str = "remove another layer, or branches of this one",
 ) -> Program:
-    """What the edit, which removes `what`, leaves of a copy without weights.
+    """Dry run of an edit that removes `label`, on a copy without weights.
 
     Raises Reject (layer-needed) if the model does not run after the edit. One that doesn't run without weights at
     all tells nothing: then the edit itself will show.
@@ -49,29 +49,29 @@ def rehearse(
     edit(trial)
     try:
         record(trial.model, trial.inputs)
-    except Reject as refused:
+    except Reject as error:
         if runs(weightless(program)):
             name = type(program.model).__name__
             raise Reject(
                 layer_needed(
-                    f"{what} can't be removed: {name} does not run without it",
+                    f"{label} can't be removed: {name} does not run without it",
                     help=remedy,
-                    note=refused.diagnostics[0].message,
+                    note=error.diagnostics[0].message,
                 )
-            ) from refused
+            ) from error
     return trial
 
 
 def unread_outputs(program: Program, path: str) -> frozenset[int]:
-    """Which of the values that a layer gives besides its first one neither the model nor its caller ever reads."""
+    """Outputs of a layer besides its first that neither the model nor its caller ever reads."""
     trial = weightless(program)
     layer, count = trial.model.get_submodule(path), _values_of(program.units[path].graph)
     return frozenset(index for index in range(1, count) if _is_unread(trial, layer, index))
 
 
 def _values_of(graph: fx.Graph) -> int:
-    given = next(node for node in graph.nodes if node.op == "output").args[0]
-    return len(given) if isinstance(given, (tuple, list)) else 1
+    returned = next(node for node in graph.nodes if node.op == "output").args[0]
+    return len(returned) if isinstance(returned, (tuple, list)) else 1
 
 
 def _is_unread(trial: Program, layer: nn.Module, index: int) -> bool:
@@ -79,28 +79,28 @@ def _is_unread(trial: Program, layer: nn.Module, index: int) -> bool:
     mark = object()
 
     def marked(_layer: nn.Module, _args: Any, output: Any) -> Any:
-        return tuple(mark if place == index else value for place, value in enumerate(output))
+        return tuple(mark if i == index else value for i, value in enumerate(output))
 
     handle = layer.register_forward_hook(marked)
     try:
         with torch.no_grad():
-            said = trial.model(**trial.inputs)
+            output_of_model = trial.model(**trial.inputs)
     except Exception:  # whatever the model does with a value that is no tensor, it reads it
         return False
     finally:
         handle.remove()
-    return not _holds(said, mark)
+    return not _contains(output_of_model, mark)
 
 
-def _holds(value: Any, mark: object) -> bool:
+def _contains(value: Any, mark: object) -> bool:
     if isinstance(value, Mapping):
-        return any(_holds(x, mark) for x in value.values())
+        return any(_contains(x, mark) for x in value.values())
     if isinstance(value, (tuple, list)):
-        return any(_holds(x, mark) for x in value)
-    return value is mark or (isinstance(value, Cache) and any(_holds(x, mark) for x in _kept(value)))
+        return any(_contains(x, mark) for x in value)
+    return value is mark or (isinstance(value, Cache) and any(_contains(x, mark) for x in _unchanged(value)))
 
 
-def _kept(cache: Cache) -> list[Any]:
+def _unchanged(cache: Cache) -> list[Any]:
     return [x for layer in cache.layers for x in vars(layer).values()]
 
 

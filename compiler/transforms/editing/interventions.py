@@ -26,19 +26,19 @@ twice_intervened = Fault("twice-intervened", "A layer that has interventions get
 
 def widths(program: Program, paths: tuple[str, ...]) -> dict[str, int]:
     """The width of what each layer hands on. Raises Reject where one hands on no row of hidden states."""
-    found = {}
+    result = {}
     for path in paths:
         node = stream_behind(program.units[path].graph)
         if node is None:
             raise Reject(
                 no_stream(f"{path} hands on no hidden states [batch, position, width]", help="leave it out of `on`")
             )
-        found[path] = node.meta["shape"][-1]
-    return found
+        result[path] = node.meta["shape"][-1]
+    return result
 
 
 def stream_behind(graph: fx.Graph) -> fx.Node | None:
-    """What a unit hands on as the residual stream: its first result of the shape of one of its inputs."""
+    """Residual stream behind a unit: its first result of the shape of one of its inputs."""
     *_, output = graph.nodes
     shapes = [n.meta.get("shape") for n in graph.nodes if n.op == "placeholder"]
     return next((x for x in output.all_input_nodes if x.meta.get("shape") in shapes and _is_rows(x)), None)
@@ -49,22 +49,22 @@ def _is_rows(node: fx.Node) -> bool:
     return isinstance(shape, (tuple, list)) and len(shape) == 3 and isinstance(dtype, str) and "float" in dtype
 
 
-def insert(program: Program, made: Mapping[str, Reft]) -> None:
+def insert(program: Program, interventions: Mapping[str, Reft]) -> None:
     """Put interventions at the end of units; what is behind reads the edited stream, the unit itself the old one.
 
-    made   unit path -> its interventions
+    interventions   unit path -> its interventions
     Raises Reject (twice-intervened), with nothing changed, where a unit has some.
     """
-    taken = next((path for path in made if NAME in program.model.get_submodule(path)._modules), None)
-    if taken is not None:
+    occupied = next((path for path in interventions if NAME in program.model.get_submodule(path)._modules), None)
+    if occupied is not None:
         raise Reject(
             twice_intervened(
-                f"{taken} has interventions already",
+                f"{occupied} has interventions already",
                 help="insert them once, with the rank and the positions that you want",
             )
         )
     with Rewriter(program) as rewrite:
-        for path, module in made.items():
+        for path, module in interventions.items():
             graph = copy.deepcopy(program.units[path].graph)
             value, (*_, output) = stream_behind(graph), graph.nodes
             assert value is not None, f"{path} has no stream"
@@ -95,7 +95,7 @@ def make(
     seed_of_layer  path -> seed of its first values
     Raises Reject (rank-too-large, no-stream).
     """
-    made = {}
+    result = {}
     for path, width in widths(program, on).items():
         if rank > width:
             raise Reject(wide_rank(rank, width, f" of {path}"))
@@ -109,12 +109,12 @@ def make(
             "tied": tied,
             "dropout": drop,
         }
-        made[path] = Reft.from_spec(program.model.get_submodule(path), spec)
+        result[path] = Reft.from_spec(program.model.get_submodule(path), spec)
         generator = torch.Generator().manual_seed(seed_of_layer(path))
-        for function in made[path].interventions():
+        for function in result[path].interventions():
             function.start(start, generator)
-        made[path].train(program.model.get_submodule(path).training)
-    return made
+        result[path].train(program.model.get_submodule(path).training)
+    return result
 
 
 def remove(program: Program) -> None:

@@ -1,4 +1,4 @@
-"""Which positions of a prompt an intervention edits, as a recipe writes it: `f7+l7`."""
+"""Positions of a prompt that an intervention edits, in a recipe's notation: `f7+l7`."""
 
 import re
 
@@ -15,16 +15,16 @@ _EDGE = re.compile(r"([fl])([1-9]\d{0,5})")
 
 
 def edges(text: str) -> tuple[int, int]:
-    """How many positions in front and behind: (7, 7) of `f7+l7`, (0, 1) of `l1`. Raises Reject (bad-positions)."""
-    found: dict[str, int] = {}
+    """Numbers of first and last positions: (7, 7) of `f7+l7`, (0, 1) of `l1`. Raises Reject (bad-positions)."""
+    counts: dict[str, int] = {}
     for part in text.replace(" ", "").split("+"):
         match = _EDGE.fullmatch(part)
-        if match is None or match[1] in found:
-            said = f"names `{match[1]}` twice" if match else f"has `{part}`, which is no count of tokens at an edge"
+        if match is None or match[1] in counts:
+            problem = f"names `{match[1]}` twice" if match else f"has `{part}`, which is no count of tokens at an edge"
             raise Reject(
                 bad_positions(
-                    f"`{text}` {said}", help="write `f7+l7`: the first seven and the last seven tokens of the prompt"
+                    f"`{text}` {problem}", help="write `f7+l7`: the first seven and the last seven tokens of the prompt"
                 )
             )
-        found[match[1]] = int(match[2])
-    return found.get("f", 0), found.get("l", 0)
+        counts[match[1]] = int(match[2])
+    return counts.get("f", 0), counts.get("l", 0)

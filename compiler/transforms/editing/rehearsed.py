@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from ....dsl.checker.skeleton import Branch, Skeleton
 from ....dsl.syntax.diagnostics import Reject
-from ...analysis.discovery.structure import keep_skeleton, kept_skeleton, shipped_skeleton
+from ...analysis.discovery.structure import cached_skeleton, keep_skeleton, shipped_skeleton
 from ...analysis.planning import shrink
 from ...core.settings import Settings
 from ...models.checkpoints.origin import Origin
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def resolve_skeleton(origin: Origin, settings: Settings) -> Skeleton:
     """The skeleton of a model: shipped, kept, or discovered on the meta device and kept."""
-    known = shipped_skeleton(origin) or kept_skeleton(origin, settings)
+    known = shipped_skeleton(origin) or cached_skeleton(origin, settings)
     if known is None:
         from ...analysis.discovery.discover import skeleton_of
         from ...ir.capture.meta_capture import captured  # torch, which a kept skeleton does without
@@ -24,7 +24,7 @@ def resolve_skeleton(origin: Origin, settings: Settings) -> Skeleton:
         program = captured(origin)
         known = skeleton_of(program)
         if stays := immovable(program):
-            known = replace(known, facts={**known.facts, "stays": [[site, why] for site, why in stays.items()]})
+            known = replace(known, facts={**known.facts, "stays": [[site, reason] for site, reason in stays.items()]})
         keep_skeleton(origin, settings, known)
     return known
 
@@ -37,23 +37,23 @@ def immovable(program: "Program") -> dict[str, str]:
     from ...analysis.discovery.discover import skeleton_of
     from .dry_run import runs, weightless
 
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     going: set[tuple[str, str]] = set()
     if len(skeleton_of(program).branches) < 2 or not runs(weightless(program)):
-        return found
+        return reasons
     for branch in skeleton_of(program).branches:
-        alike = (program.units[branch.unit].key, branch.join)
-        if alike in going:
+        kind = (program.units[branch.unit].key, branch.join)
+        if kind in going:
             continue
-        if why := _refusal(program, branch):
-            found[branch.site] = why
+        if reason := _refusal(program, branch):
+            reasons[branch.site] = reason
         else:
-            going.add(alike)
-    return found
+            going.add(kind)
+    return reasons
 
 
 def _refusal(program: "Program", branch: Branch) -> str:
-    """What a copy without weights says against removing a branch; "" where it goes."""
+    """Reason why a copy without weights can't lose a branch; "" where it can."""
     from ...analysis.discovery.bypass import staying
     from ...analysis.discovery.discover import skeleton_of
     from .dry_run import weightless
@@ -65,8 +65,8 @@ def _refusal(program: "Program", branch: Branch) -> str:
         with Rewriter(trial) as rewrite:
             keep = staying(trial.units[branch.unit].graph, branch)
             rewrite.drop_branch(branch.unit, branch.join, keep=keep, frees=frees)
-    except Reject as refused:
-        return refused.diagnostics[0].message
+    except Reject as rejection:
+        return rejection.diagnostics[0].message
     except RuntimeError:  # of torch, which has not every function for tensors without numbers: that tells nothing
         return ""
     return ""

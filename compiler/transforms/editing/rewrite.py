@@ -9,9 +9,9 @@ import torch
 from torch import fx, nn
 from transformers import PreTrainedModel
 
-from ....dsl.checker.skeleton import is_below
+from ....dsl.checker.skeleton import is_submodule
 from ....dsl.syntax.diagnostics import Reject
-from ...analysis.discovery.dead_rows import kept, lost_readers, rewritten, unread
+from ...analysis.discovery.dead_rows import live_indices, narrowed_readers, rewritten, unread
 from ...analysis.discovery.dependent_integers import Baked
 from ...ir import graph_json, slots, surgery
 from ...ir.capture.capture import recapture
@@ -22,7 +22,7 @@ from ...ir.layers import swap_table
 from ...ir.liveness import sweep
 from ...ir.program import Program
 from ...ir.unit import Unit, code_key
-from ...models.rows.inputs import has_two_sides
+from ...models.rows.inputs import is_encoder_decoder
 from .dry_run import frees_nothing, layer_needed, rehearse, unread_outputs
 
 _ADDS = (operator.add, operator.iadd, torch.add)
@@ -69,9 +69,9 @@ class Rewriter:
         bias is a tensor of its own: narrow it, too. Asserts that indices are distinct, in range and not none.
         """
         keep = torch.as_tensor(keep, dtype=torch.int64).cpu()
-        for place in surgery.narrow(self.program.model, path, axis, keep):
-            self.program.edits.shapes[place] = list(surgery.tensor_at(self.program.model, place).shape)
-            self._touch(place)
+        for tensor_path in surgery.narrow(self.program.model, path, axis, keep):
+            self.program.edits.shapes[tensor_path] = list(surgery.tensor_at(self.program.model, tensor_path).shape)
+            self._touch(tensor_path)
 
     def set_attr(self, path: str, value: Any) -> None:
         """Set an attribute of a module or config; `value` is plain data.
@@ -109,8 +109,8 @@ class Rewriter:
         Raises Reject (layer-needed), with nothing changed, if the model does not run without it, or its config has no
         number of layers that could be one less.
         """
-        if why := self._uncounted(path):
-            raise Reject(layer_needed(f"{path} can't be removed: {why}", help="remove residual branches instead"))
+        if reason := self._uncounted(path):
+            raise Reject(layer_needed(f"{path} can't be removed: {reason}", help="remove residual branches instead"))
         rehearse(self.program, path, lambda trial: Rewriter(trial)._take_layer(path))
         self._take_layer(path)
 
@@ -118,7 +118,7 @@ class Rewriter:
         """Why the config can't say that a layer is gone. `num_hidden_layers` of two stacks is the encoder's alone."""
         model = self.program.model
         where = surgery.saved_config(model, surgery.split(path)[0])
-        if where is None or (isinstance(model, PreTrainedModel) and has_two_sides(model)):
+        if where is None or (isinstance(model, PreTrainedModel) and is_encoder_decoder(model)):
             return "effc keeps no number of layers for each stack of such a model"
         if not isinstance(getattr(surgery.attribute(model, where), "num_hidden_layers", None), int):
             return "the config of the model names no number of layers"
@@ -127,36 +127,38 @@ class Rewriter:
     def _take_layer(self, path: str) -> None:
         program, edits = self.program, self.program.edits
         kinds = self._kinds()
-        owner, place = surgery.split(path)
-        moved = surgery.drop_layer(program.model, path)
+        owner, index = surgery.split(path)
+        new_paths = surgery.drop_layer(program.model, path)
         left = edits.layers.setdefault(owner, list(range(len(surgery.layers_at(program.model, owner)) + 1)))
-        del left[int(place)]
+        del left[int(index)]
         edits.forget(path)
-        edits.rename(moved)
-        program.opaque = {renamed(p, moved): why for p, why in program.opaque.items() if not is_below(p, path)}
-        self.touched = {renamed(p, moved) for p in self.touched if p != path}
-        program.units = {u.path: u for u in self._moved_units(path, moved)}
-        self._shorten_config(owner, int(place))
-        self._assign_slots({renamed(p, moved): kind for p, kind in kinds.items() if p != path})
+        edits.rename(new_paths)
+        program.opaque = {
+            renamed(p, new_paths): reason for p, reason in program.opaque.items() if not is_submodule(p, path)
+        }
+        self.touched = {renamed(p, new_paths) for p in self.touched if p != path}
+        program.units = {u.path: u for u in self._renamed_units(path, new_paths)}
+        self._shorten_config(owner, int(index))
+        self._assign_slots({renamed(p, new_paths): kind for p, kind in kinds.items() if p != path})
         self.dirty = True
 
-    def _moved_units(self, dropped: str, moved: dict[str, str]) -> Iterable[Unit]:
+    def _renamed_units(self, dropped: str, new_paths: dict[str, str]) -> Iterable[Unit]:
         for unit in self.program.units.values():
             if unit.path != dropped:
-                unit.path = renamed(unit.path, moved)
+                unit.path = renamed(unit.path, new_paths)
                 if unit.edited:
                     unit.bind(self.program.model)
                 yield unit
 
-    def _shorten_config(self, owner: str, place: int) -> None:
+    def _shorten_config(self, owner: str, index: int) -> None:
         where = surgery.config_path(self.program.model, owner)
         config = surgery.attribute(self.program.model, where)
         count = config.num_hidden_layers
         # Both before either is set: a list that was shortened looks like one that names layers by number.
         shorter = {
-            name: slots.without_entry(value, place) for name, value in slots.per_layer_values(config, count).items()
+            name: slots.without_entry(value, index) for name, value in slots.per_layer_values(config, count).items()
         }
-        shorter |= {name: slots.renumbered(value, place) for name, value in slots.index_lists(config, count).items()}
+        shorter |= {name: slots.renumbered(value, index) for name, value in slots.index_lists(config, count).items()}
         for name, value in shorter.items():
             self.set_attr(f"{where}.{name}", value)
         self.set_attr(f"{where}.num_hidden_layers", count - 1)
@@ -181,13 +183,14 @@ class Rewriter:
         those parameters would stay (frees-nothing).
         """
         unread = unread_outputs(self.program, path)
-        what = f"what {join} adds in {path}"
-        trial = rehearse(self.program, what, lambda trial: Rewriter(trial)._take_branch(path, join, keep, unread))
-        gone = _size(self.program.model) - _size(trial.model)
-        if gone < frees / 2:
+        label = f"what {join} adds in {path}"
+        trial = rehearse(self.program, label, lambda trial: Rewriter(trial)._take_branch(path, join, keep, unread))
+        freed = _size(self.program.model) - _size(trial.model)
+        if freed < frees / 2:
             raise Reject(
                 frees_nothing(
-                    f"without {what}, {gone:,} of {frees:,.0f} parameters would go: what stays reads what it computes",
+                    f"without {label}, {freed:,} of {frees:,.0f} parameters would go: "
+                    "what stays reads what it computes",
                     help="narrow it instead: `prune.channels`, `prune.heads`",
                 )
             )
@@ -202,16 +205,16 @@ class Rewriter:
         add = next((node for node in graph.nodes if node.name == join), None)
         assert add is not None and add.target in _ADDS, f"{join} is no addition in {path}"
         stays = _stays(add, keep)
-        lost = sources(add) - sources(stays) - {stays}
+        removed = sources(add) - sources(stays) - {stays}
         add.replace_all_uses_with(stays)
         graph.erase_node(add)
-        _leave_out(graph, unread, lost)
+        _leave_out(graph, unread, removed)
         sweep(graph)
         graph_json.dump(graph)  # what can't be stored is refused while nothing has changed yet
         edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
         program.units[path] = edited
         self._delete_unused(edited, before)
-        if any(lost_readers(unit.graph, edited.graph)):
+        if any(narrowed_readers(unit.graph, edited.graph)):
             self._drop_unread(edited)
         self.store(edited)
         self._assign_slots(kinds)
@@ -226,13 +229,13 @@ class Rewriter:
 
         layer, stream = unit.module(self.program.model), stream_of(unit.graph)
         labelling = label(unit.graph, layer, stream.name if stream else None)
-        gone = unread(labelling, labelling.output)
+        dead_rows = unread(labelling, labelling.output)
         try:
-            graph = rewritten(unit.graph, labelling, gone, layer)
+            graph = rewritten(unit.graph, labelling, dead_rows, layer)
         except Baked:
             return
         unit.graph, unit.key = graph, code_key(graph)
-        for (tensor, axis), keep in kept(labelling, gone).items():
+        for (tensor, axis), keep in live_indices(labelling, dead_rows).items():
             self.narrow(f"{unit.path}.{tensor}" if unit.path else tensor, axis, keep)
 
     def exchange_graph(self, path: str, graph: fx.Graph) -> None:
@@ -256,24 +259,24 @@ class Rewriter:
         self.dirty = True
 
     def _delete_unused(self, unit: Unit, before: set[str]) -> None:
-        now = referenced(unit.graph)
+        after = referenced(unit.graph)
         layer = unit.module(self.program.model)
         dead: list[str] = []
-        for below, _ in layer.named_modules():
-            if below and not any(is_below(below, gone) for gone in dead):
-                used_before = any(is_below(p, below) or is_below(below, p) for p in before)
-                used_now = any(is_below(p, below) or is_below(below, p) for p in now)
-                if used_before and not used_now:
-                    dead.append(below)
-        for below in dead:
-            self.delete(f"{unit.path}.{below}" if unit.path else below)
+        for inner, _ in layer.named_modules():
+            if inner and not any(is_submodule(inner, deleted) for deleted in dead):
+                used_before = any(is_submodule(p, inner) or is_submodule(inner, p) for p in before)
+                used_after = any(is_submodule(p, inner) or is_submodule(inner, p) for p in after)
+                if used_before and not used_after:
+                    dead.append(inner)
+        for inner in dead:
+            self.delete(f"{unit.path}.{inner}" if unit.path else inner)
 
     # -- cache slots -----------------------------------------------------------------------------------------
 
     def _kinds(self) -> dict[str, str]:
         """The kind of each unit's cache by the base config; remembered before the config is bent to slots."""
         program = self.program
-        if not isinstance(program.model, PreTrainedModel) or has_two_sides(program.model):
+        if not isinstance(program.model, PreTrainedModel) or is_encoder_decoder(program.model):
             return dict.fromkeys(program.units, slots.UNIFORM)
         if not program.edits.kinds:
             first = next(iter(program.units), "")
@@ -290,11 +293,11 @@ class Rewriter:
     def _assign_slots(self, kinds: dict[str, str]) -> None:
         program, paths = self.program, list(self.program.units)
         program.edits.kinds = kinds
-        if has_two_sides(program.model):
+        if is_encoder_decoder(program.model):
             self._assign_by_stack(kinds)
             return
-        found = self._slots(paths, kinds)
-        numbers = dict(zip(paths, found.slots, strict=True))
+        assigned = self._slots(paths, kinds)
+        numbers = dict(zip(paths, assigned.slots, strict=True))
         program.edits.slots = {path: numbers[path] for i, path in enumerate(paths) if numbers[path] != i}
         surgery.number_layers(program.model, numbers)
         if not paths or not isinstance(program.model, PreTrainedModel):
@@ -304,7 +307,7 @@ class Rewriter:
             return
         config = surgery.attribute(program.model, where)
         if _LAYER_TYPES in slots.per_layer_values(config, len(paths)):
-            self.set_attr(f"{where}.{_LAYER_TYPES}", list(found.kinds))
+            self.set_attr(f"{where}.{_LAYER_TYPES}", list(assigned.kinds))
 
     def _assign_by_stack(self, kinds: dict[str, str]) -> None:
         """An encoder's layers and a decoder's are numbered apart."""
@@ -320,11 +323,11 @@ class Rewriter:
 
     def _slots(self, paths: list[str], kinds: dict[str, str]) -> slots.Slots:
         graphs = [self.program.units[path].graph for path in paths]
-        live, attend, masked = (tuple(map(told, graphs)) for told in (uses_cache, attends, is_masked))
+        live, attend, masked = (tuple(map(predicate, graphs)) for predicate in (uses_cache, attends, is_masked))
         return slots.assign(tuple(kinds[path] for path in paths), live, attend, masked)
 
     def _touch(self, path: str) -> None:
-        unit = next((unit for unit in self.program.units if is_below(path, unit)), None)
+        unit = next((unit for unit in self.program.units if is_submodule(path, unit)), None)
         # An edit outside the units (embedding, head, config) can change what any of them sees.
         self.touched |= {unit} if unit else set(self.program.units)
         self.dirty = True
@@ -334,21 +337,21 @@ def _size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _leave_out(graph: fx.Graph, unread: frozenset[int], lost: set[fx.Node]) -> None:
+def _leave_out(graph: fx.Graph, unread: frozenset[int], removed: set[fx.Node]) -> None:
     """Give None for values that nobody reads and that only what is lost was needed for."""
     output = next(node for node in graph.nodes if node.op == "output")
-    given = list(output.args[0]) if unread else []
+    returned = list(output.args[0]) if unread else []
     for index in sorted(unread):
-        if isinstance(value := given[index], fx.Node) and lost & {value, *sources(value)}:
-            rest = {x for i, x in enumerate(given) if i != index and isinstance(x, fx.Node)}
-            if value not in rest.union(*map(sources, rest)):
-                given[index] = None
+        if isinstance(value := returned[index], fx.Node) and removed & {value, *sources(value)}:
+            remaining = {x for i, x in enumerate(returned) if i != index and isinstance(x, fx.Node)}
+            if value not in remaining.union(*map(sources, remaining)):
+                returned[index] = None
     if unread:
-        output.args = (tuple(given),)
+        output.args = (tuple(returned),)
 
 
 def _entry(new: nn.Module) -> dict[str, Any]:
-    """What the record says of a module that is put in."""
+    """Record of a module that is inserted."""
     assert isinstance(new, Swappable), f"{type(new).__name__} can't say how it is made again"
     return {"class": swap_table.name_of(new), "spec": new.spec()}
 

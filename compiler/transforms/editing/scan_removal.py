@@ -47,55 +47,58 @@ def drop_scan(program: Program, rewrite: Rewriter, scan: "Scan") -> None:
 def _spliced(program: Program, scan: "Scan", inner: fx.Graph) -> Unit:
     """The unit's graph with the mixer's in place of its one node."""
     unit = program.units[scan.unit]
-    below = scan.site.removeprefix(f"{scan.unit}.")
+    mixer_path = scan.site.removeprefix(f"{scan.unit}.")
     graph = copy.deepcopy(unit.graph)
-    node = next(n for n in graph.nodes if n.op == "call_module" and n.target == below)
+    node = next(n for n in graph.nodes if n.op == "call_module" and n.target == mixer_path)
     mixer = program.model.get_submodule(scan.site)
-    given = dict(zip(argument_names(type(mixer)), node.args, strict=False)) | node.kwargs
-    made: dict[fx.Node, Any] = {}
+    arguments = dict(zip(argument_names(type(mixer)), node.args, strict=False)) | node.kwargs
+    copies: dict[fx.Node, Any] = {}
     with graph.inserting_before(node):
         for old in inner.nodes:
             if old.op == "placeholder":
-                made[old] = given.get(old.target)
+                copies[old] = arguments.get(old.target)
             elif old.op == "output":
-                node.replace_all_uses_with(fx.map_arg(old.args[0], made.__getitem__))
+                node.replace_all_uses_with(fx.map_arg(old.args[0], copies.__getitem__))
             else:
-                made[old] = _copied(graph, old, made, below, node)
-        _share_state(graph, mixer, below, given.get(CACHE), node)
+                copies[old] = _copied(graph, old, copies, mixer_path, node)
+        _share_state(graph, mixer, mixer_path, arguments.get(CACHE), node)
     graph.erase_node(node)
     sweep(graph)
     return replace(unit, graph=graph, key=code_key(graph), edited=True)
 
 
-def _copied(graph: fx.Graph, old: fx.Node, made: dict[fx.Node, Any], below: str, node: fx.Node) -> fx.Node:
-    new = graph.node_copy(old, made.__getitem__)
+def _copied(graph: fx.Graph, old: fx.Node, copies: dict[fx.Node, Any], mixer_path: str, node: fx.Node) -> fx.Node:
+    new = graph.node_copy(old, copies.__getitem__)
     if new.op in ("call_module", "get_attr"):
-        new.target = f"{below}.{old.target}"
+        new.target = f"{mixer_path}.{old.target}"
     new.meta = dict(old.meta)
-    scope = (*node.meta.get("scope", ()), below)
-    new.meta["scope"] = (*scope, *(f"{below}.{path}" for path in old.meta.get("scope", ())))
+    scope = (*node.meta.get("scope", ()), mixer_path)
+    new.meta["scope"] = (*scope, *(f"{mixer_path}.{path}" for path in old.meta.get("scope", ())))
     if old.meta.get("ints"):
-        new.meta["ints"] = tuple((place, value, _below(source, below)) for place, value, source in old.meta["ints"])
+        new.meta["ints"] = tuple(
+            (literal_path, value, _unit_expression(source, mixer_path))
+            for literal_path, value, source in old.meta["ints"]
+        )
     return new
 
 
-def _below(source: str, below: str) -> str:
+def _unit_expression(source: str, mixer_path: str) -> str:
     """An expression over attributes below a mixer, as one below its unit; configs are found by scope."""
-    return _WORD.sub(lambda m: m[0] if m[0].startswith("config.") else f"{below}.{m[0]}", source)
+    return _WORD.sub(lambda m: m[0] if m[0].startswith("config.") else f"{mixer_path}.{m[0]}", source)
 
 
-def _share_state(graph: fx.Graph, mixer: nn.Module, below: str, cache: Any, before: fx.Node) -> None:
+def _share_state(graph: fx.Graph, mixer: nn.Module, mixer_path: str, cache: Any, before: fx.Node) -> None:
     """The convolution, which was traced without one, keeps its state in the unit's cache."""
     for conv in [n for n in graph.nodes if n.meta.get("role") == CONV and n.target is not leaves.causal_conv]:
-        x, weight, *rest = conv.args
-        bias = rest[0] if rest else conv.kwargs.get("bias")
+        x, weight, *operands = conv.args
+        bias = operands[0] if operands else conv.kwargs.get("bias")
         name = next(name for name in sorted(LAYER_INDICES) if name in vars(mixer))
         with graph.inserting_before(conv):
-            index = graph.get_attr(f"{below}.{name}")
+            index = graph.get_attr(f"{mixer_path}.{name}")
             index.meta |= {"scope": conv.meta["scope"], "shape": None, "dtype": "int"}
-            kept = graph.call_function(
+            cached_conv = graph.call_function(
                 leaves.causal_conv, (cache, x, weight, bias, conv.kwargs.get("activation"), index)
             )
-        kept.meta = dict(conv.meta)
-        conv.replace_all_uses_with(kept)
+        cached_conv.meta = dict(conv.meta)
+        conv.replace_all_uses_with(cached_conv)
         graph.erase_node(conv)

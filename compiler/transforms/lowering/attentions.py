@@ -33,14 +33,14 @@ class Attending:
 def attendings(program: "Program", on: Selector | None) -> tuple[Attending, ...]:
     """The calls inside of the branches that `on` selects."""
     chosen = {(b.unit, b.site) for b in branches(skeleton_of(program), on) if b.role == "attention"}
-    found = []
+    result = []
     for path, unit in program.units.items():
         for node in unit.graph.nodes:
             if node.target is leaves.attention:
                 site = ".".join(x for x in (path, (node.meta.get("scope") or ("",))[-1]) if x)
                 if on is None or (path, site) in chosen:
-                    found.append(Attending(path, site, node.name))
-    return tuple(found)
+                    result.append(Attending(path, site, node.name))
+    return tuple(result)
 
 
 def exchange(
@@ -53,7 +53,7 @@ def exchange(
 
     Raises Reject (no-attention) where none is left.
     """
-    why: dict[str, str] = {}
+    refusals: dict[str, str] = {}
     with Rewriter(program) as rewrite:
         for path in dict.fromkeys(a.unit for a in chosen):
             graph = copy.deepcopy(program.units[path].graph)
@@ -61,21 +61,23 @@ def exchange(
             changed = False
             for one in (a for a in chosen if a.unit == path):
                 if reason := refuse(nodes[one.node]):
-                    why[one.site] = reason
+                    refusals[one.site] = reason
                 else:
                     put(graph, nodes[one.node])
                     changed = True
             if changed:
                 rewrite.exchange_graph(path, graph)
-    if len(why) == len(chosen):
-        first = next((f"{site}: {reason}" for site, reason in why.items()), "no layer calls attention as one operation")
+    if len(refusals) == len(chosen):
+        first = next(
+            (f"{site}: {reason}" for site, reason in refusals.items()), "no layer calls attention as one operation"
+        )
         raise Reject(
             no_attention(
                 f"no attention of {skeleton_of(program).model_type} can be exchanged; {first}",
                 help="leave the step out",
             )
         )
-    return why
+    return refusals
 
 
 def odd_option(node: fx.Node) -> str:
@@ -89,10 +91,10 @@ def heads_of(node: fx.Node) -> tuple[int, int]:
     return node.args[1].meta["shape"][1], node.args[2].meta["shape"][1]
 
 
-def replaced(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...], more: dict[str, Any]) -> None:
+def replaced(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
     """Put a call of another leaf in a call's place; it stands for the same values."""
     with graph.inserting_before(node):
-        new = graph.call_function(target, args, {**node.kwargs, **more})
+        new = graph.call_function(target, args, {**node.kwargs, **options})
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     graph.erase_node(node)

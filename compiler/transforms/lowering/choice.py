@@ -1,4 +1,4 @@
-"""Which kernel, if any, takes the place of each linear module, and why."""
+"""Choice of a kernel, if any, for each linear module, with the reason."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from ....kernels.ops import KERNELS
 from ...core.quantity import digits, seconds
 from ...evaluation.promise import observed
 from ...ir.layers.linear import KernelLinear, weight_of
-from ...models.rows.forward import LOOK, evaluating, not_a_number
+from ...models.rows.forward import REMEDY, evaluating, not_a_number
 from ..search.masks import INPUTS, OUTPUTS
 from ..search.sparsity import zeros
 from .contenders import DYNAMIC, EAGER, PREPACKED
@@ -63,7 +63,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Choice:
-    """What became of a module: a kernel, or none with the reason.
+    """Choice for a module: a kernel, or none with the reason.
 
     error     how far its outputs are off, as a share, on some inputs; None where nothing was run
     seconds   of the contenders, by name; empty where a format was asked for
@@ -71,26 +71,26 @@ class Choice:
 
     site: Site
     kernel: str
-    why: str
+    reason: str
     bytes: int
     error: float | None
     seconds: Mapping[str, float]
 
     def ratio(self, other: str) -> float | None:
-        """How many times as long another contender takes."""
-        ours = self.seconds.get(self.kernel or EAGER)
-        return round(self.seconds[other] / ours, 3) if ours and other in self.seconds else None
+        """Time of another contender as a multiple of this one's."""
+        chosen_seconds = self.seconds.get(self.kernel or EAGER)
+        return round(self.seconds[other] / chosen_seconds, 3) if chosen_seconds and other in self.seconds else None
 
     def on(self, kernel: str, trial: "Trial") -> "Choice":
-        """The same module on a kernel of a finer grid."""
-        why = f"{FORMAT_OF[self.kernel]} was off by {self.error:.1%} of its outputs, and all together by too much"
+        """Choice of a kernel with a finer grid for this module."""
+        reason = f"{FORMAT_OF[self.kernel]} was off by {self.error:.1%} of its outputs, and all together by too much"
         return replace(
-            self, kernel=kernel, why=why, bytes=trial.packed(kernel).packed.numel(), error=trial.error(kernel)
+            self, kernel=kernel, reason=reason, bytes=trial.packed(kernel).packed.numel(), error=trial.error(kernel)
         )
 
     def to_json(self) -> dict[str, Any]:
-        others = (EAGER, PREPACKED, DYNAMIC, "dense_linear", "dense_linear_int8")
-        ratios = {name: self.ratio(name) for name in others if name != (self.kernel or EAGER)}
+        contenders = (EAGER, PREPACKED, DYNAMIC, "dense_linear", "dense_linear_int8")
+        ratios = {name: self.ratio(name) for name in contenders if name != (self.kernel or EAGER)}
         return {
             "module": self.site.path,
             "shape": [self.site.case.n, self.site.case.k],
@@ -100,7 +100,7 @@ class Choice:
             "bytes": self.bytes,
             "bytes_before": self.site.bytes,
             "error": self.error,
-            "why": self.why,
+            "why": self.reason,
             "faster_than": {name: ratio for name, ratio in ratios.items() if ratio is not None},
         }
 
@@ -109,7 +109,7 @@ def site_of(path: str, module: nn.Module) -> Site:
     """Raises Reject (not-a-number) where a weight holds NaN or infinity."""
     weight = weight_of(module)
     if not weight.isfinite().all():
-        raise Reject(not_a_number(f"{path}.weight holds NaN or infinite numbers", help=LOOK))
+        raise Reject(not_a_number(f"{path}.weight holds NaN or infinite numbers", help=REMEDY))
     share = zeros(weight)
     return Site(path, Case.of(weight, share, block_zeros(weight) if share else 0.0), share, weight.nbytes)
 
@@ -118,11 +118,11 @@ def block_zeros(weight: Tensor) -> float:
     """Share of the blocks of 16 outputs by 2 inputs that are all zero."""
     n, k = weight.shape
     padded = nn.functional.pad(weight != 0, (0, -k % INPUTS, 0, -n % OUTPUTS))
-    kept = padded.reshape(-1, OUTPUTS, padded.shape[1] // INPUTS, INPUTS).any(3).any(1)
-    return 1.0 - int(kept.count_nonzero()) / kept.numel()
+    nonzero_blocks = padded.reshape(-1, OUTPUTS, padded.shape[1] // INPUTS, INPUTS).any(3).any(1)
+    return 1.0 - int(nonzero_blocks.count_nonzero()) / nonzero_blocks.numel()
 
 
-def unfit(program: "Program", paths: Sequence[str]) -> dict[str, str]:
+def unsupported_reason(program: "Program", paths: Sequence[str]) -> dict[str, str]:
     """Why modules can't run a kernel: their weight is read past them, or nothing calls them."""
     read: set[str] = set()
     called: set[str] = set()
@@ -160,25 +160,30 @@ def _watched(kind: type[nn.Module], path: str, read: set[str]) -> type[nn.Module
             read.add(path)
         return nn.Module.__getattr__(self, name)
 
-    own = {"forward": forward, "__getattr__": getattr_, "__module__": kind.__module__}
-    return type(kind.__name__, (kind,), own)
+    members = {"forward": forward, "__getattr__": getattr_, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), members)
 
 
 def kernels_for(site: Site, format: str) -> tuple[list[str], str]:
     """The kernels that may take a module, and why others, or all, may not."""
-    asked = list(FORMATS.values()) if format == "auto" else [FORMATS[format]]
-    refused = {
-        kernel: KERNELS[kernel].accepts(site.case.n, site.case.k, getattr(torch, site.case.dtype)) for kernel in asked
+    requested = list(FORMATS.values()) if format == "auto" else [FORMATS[format]]
+    refusals = {
+        kernel: KERNELS[kernel].accepts(site.case.n, site.case.k, getattr(torch, site.case.dtype))
+        for kernel in requested
     }
-    found = [kernel for kernel in asked if not refused[kernel]]
+    usable = [kernel for kernel in requested if not refusals[kernel]]
     if format == "auto":  # zeros that are not there can't be skipped
-        found = [k for k in found if k not in ("sparse_linear", "sparse_linear_int8") or site.zeros >= 0.05]
-        found = [k for k in found if k != "block_sparse_linear" or site.case.blocks >= 0.2]
-    return found, next(filter(None, refused.values()), "")
+        usable = [k for k in usable if k not in ("sparse_linear", "sparse_linear_int8") or site.zeros >= 0.05]
+        usable = [k for k in usable if k != "block_sparse_linear" or site.case.blocks >= 0.2]
+    return usable, next(filter(None, refusals.values()), "")
 
 
 def choose(
-    site: Site, kernels: Sequence[str], times: Mapping[str, float], error: Callable[[str], float | None], most: float
+    site: Site,
+    kernels: Sequence[str],
+    times: Mapping[str, float],
+    error: Callable[[str], float | None],
+    max_error: float,
 ) -> tuple[str, str]:
     """(kernel or "", why) of a module whose contenders were timed.
 
@@ -190,18 +195,18 @@ def choose(
     def fits(kernel: str) -> bool:
         if kernel not in off:
             off[kernel] = (error(kernel) or 0.0) if kernel in ROUNDED else 0.0
-        return off[kernel] <= most or kernel not in ROUNDED
+        return off[kernel] <= max_error or kernel not in ROUNDED
 
     by_time = sorted((k for k in kernels if k in times), key=times.__getitem__)
     fastest = next(filter(fits, by_time), None)
-    barred = [k for k in by_time if off.get(k, 0.0) > most]
-    said = ", ".join(f"{FORMAT_OF[k]} would be off by {off[k]:.1%} of its outputs" for k in barred)
-    left_out = f"; {said}" if said else ""
+    barred = [k for k in by_time if off.get(k, 0.0) > max_error]
+    barred_text = ", ".join(f"{FORMAT_OF[k]} would be off by {off[k]:.1%} of its outputs" for k in barred)
+    left_out = f"; {barred_text}" if barred_text else ""
     if fastest is None:
         return "", f"no kernel takes it{left_out}"
     behind = by_time[by_time.index(fastest) + 1 :]
-    near = [fastest, *(k for k in behind if times[k] <= times[fastest] * WINS)]
-    kernel = next(filter(fits, sorted(near, key=lambda k: (_coarseness(k), times[k]))))
+    tied = [fastest, *(k for k in behind if times[k] <= times[fastest] * WINS)]
+    kernel = next(filter(fits, sorted(tied, key=lambda k: (_coarseness(k), times[k]))))
     if times[kernel] * WINS > times[EAGER]:
         return "", (
             f"torch takes {seconds(times[EAGER])} and the fastest kernel, {FORMAT_OF[kernel]}, "
@@ -216,16 +221,16 @@ def finer(choices: Sequence[Choice], share: float) -> dict[str, str]:
     The furthest off come first, as many as make up this share of all squared errors; {} where none can be finer.
     """
     off = sorted((c for c in choices if c.kernel in ROUNDED and c.error), key=lambda c: -(c.error or 0.0))
-    wanted, gone = share * sum((c.error or 0.0) ** 2 for c in off), 0.0
-    found: dict[str, str] = {}
+    target, removed_error = share * sum((c.error or 0.0) ** 2 for c in off), 0.0
+    changes: dict[str, str] = {}
     for c in off:
-        if found and gone >= wanted:
+        if changes and removed_error >= target:
             break
         able = [k for k in c.seconds if k in FORMAT_OF and _coarseness(k) < _coarseness(c.kernel)]
         if able:
-            found[c.site.path] = min(able, key=c.seconds.__getitem__)
-            gone += (c.error or 0.0) ** 2
-    return found
+            changes[c.site.path] = min(able, key=c.seconds.__getitem__)
+            removed_error += (c.error or 0.0) ** 2
+    return changes
 
 
 def _coarseness(kernel: str) -> int:
@@ -255,32 +260,33 @@ class Trial:
         return self._last[1]
 
     def error(self, kernel: str) -> float | None:
-        """How far its outputs are off, as a share; the same for kernels that store the same numbers."""
+        """Relative error of its outputs; equal for kernels that store equal numbers."""
         if self.x is None:
             return None
-        alike = _coarseness(kernel)
-        if alike not in self._errors:
-            self._errors[alike] = output_error(self.module, self.packed(kernel), self.x)
-        return self._errors[alike]
+        grid_class = _coarseness(kernel)
+        if grid_class not in self._errors:
+            self._errors[grid_class] = output_error(self.module, self.packed(kernel), self.x)
+        return self._errors[grid_class]
 
 
 def sampled(program: "Program", paths: Sequence[str], rows: Tensor | None) -> dict[str, Tensor]:
     return {} if rows is None else inputs_of(program.model, list(paths), rows)
 
 
-def gate(accuracy: Accuracy, most: float, choices: Sequence[Choice]) -> None:
+def gate(accuracy: Accuracy, max_divergence: float, choices: Sequence[Choice]) -> None:
     """Reject (lowering-inaccurate) where it cost more than allowed, naming the modules that are furthest off."""
-    if accuracy.divergence <= most:
+    if accuracy.divergence <= max_divergence:
         return
     off = sorted((c for c in choices if c.kernel and c.error is not None), key=lambda c: -(c.error or 0.0))[:3]
     worst = "; ".join(f"{c.site.path} on {FORMAT_OF[c.kernel]} is off by {c.error:.2%}" for c in off)
-    said = ""
+    perplexity_text = ""
     if accuracy.perplexity:
         before, after = accuracy.perplexity
-        said = f", perplexity {digits(before)} became {digits(after)}"
+        perplexity_text = f", perplexity {digits(before)} became {digits(after)}"
     raise Reject(
         lowering_inaccurate(
-            f"predictions moved by {digits(accuracy.divergence)} nats, at most {digits(most)} are allowed{said}",
+            f"predictions moved by {digits(accuracy.divergence)} nats, "
+            f"at most {digits(max_divergence)} are allowed{perplexity_text}",
             note=worst,
             help="allow more with `divergence:`, lower `error:`, or ask for `format: sparse_bf16`",
         )
@@ -293,8 +299,8 @@ def summary(choices: Sequence[Choice]) -> list[str]:
     for c in choices:
         groups.setdefault((c.site.case.name, FORMAT_OF.get(c.kernel, "as it is")), []).append(c)
     return [
-        f"{name}: {len(found)} on {format}, {found[0].why}"
+        f"{name}: {len(members)} on {format}, {members[0].reason}"
         if format != "as it is"
-        else f"{name}: {len(found)} stay dense, {found[0].why}"
-        for (name, format), found in groups.items()
+        else f"{name}: {len(members)} stay dense, {members[0].reason}"
+        for (name, format), members in groups.items()
     ]

@@ -1,4 +1,4 @@
-"""What races for a linear module or an attention: our kernels, and the strongest that torch offers."""
+"""Contenders for a linear module or an attention: our kernels, and the strongest that torch offers."""
 
 import warnings
 from collections.abc import Sequence
@@ -17,33 +17,33 @@ EAGER, PREPACKED, DYNAMIC = "torch", "torch pre-packed", "torch int8 dynamic"
 GROUPED = "torch grouped rows"
 
 
-def ours(kernel: str, w: Tensor, x: Tensor, label: str = "") -> Contender:
+def contender_of(kernel: str, w: Tensor, x: Tensor, label: str = "") -> Contender:
     """One of our kernels on a weight [n, k], packed for it."""
     first = LINEARS[kernel].pack(w)
 
-    def again() -> Tensor:
-        own = packed.room(first.numel())
-        own.copy_(first)
-        packed.check(kernel, own, len(w))
-        return own
+    def repack() -> Tensor:
+        copied = packed.allocate_zeros(first.numel())
+        copied.copy_(first)
+        packed.check(kernel, copied, len(w))
+        return copied
 
-    held = copies(again, first.numel())
+    packed_copies = copies(repack, first.numel())
     call, n = LINEARS[kernel].call, len(w)
-    return Contender(label or kernel, [partial(call, x, p, None, n) for p in held], first.numel())
+    return Contender(label or kernel, [partial(call, x, p, None, n) for p in packed_copies], first.numel())
 
 
 def eager(w: Tensor, x: Tensor) -> Contender:
-    """What `nn.Linear` does."""
-    held = copies(w.clone, w.nbytes)
-    return Contender(EAGER, [partial(linear, x, p) for p in held], w.nbytes)
+    """Plain `nn.Linear`."""
+    operands = copies(w.clone, w.nbytes)
+    return Contender(EAGER, [partial(linear, x, p) for p in operands], w.nbytes)
 
 
 def prepacked(w: Tensor, x: Tensor) -> Contender:
-    """What inductor's freezing gives: oneDNN's own layout, made once for these rows."""
+    """Prepacked weights as by inductor's freezing: oneDNN's layout, created once for these rows."""
     w, x = w.bfloat16(), x.bfloat16()
-    held = copies(lambda: torch.ops.mkldnn._reorder_linear_weight(w.clone(), len(x)), w.nbytes)
+    operands = copies(lambda: torch.ops.mkldnn._reorder_linear_weight(w.clone(), len(x)), w.nbytes)
     op = torch.ops.mkldnn._linear_pointwise
-    return Contender(PREPACKED, [partial(op, x, p, None, "none", [], "") for p in held], w.nbytes)
+    return Contender(PREPACKED, [partial(op, x, p, None, "none", [], "") for p in operands], w.nbytes)
 
 
 def dynamic_int8(w: Tensor, x: Tensor) -> Contender:
@@ -53,40 +53,40 @@ def dynamic_int8(w: Tensor, x: Tensor) -> Contender:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is to go: until then it is the opponent
         quantised = torch.quantize_per_tensor(w.float(), scale, 0, torch.qint8)
-    held = copies(lambda: torch.ops.quantized.linear_prepack(quantised, None), w.numel())
+    operands = copies(lambda: torch.ops.quantized.linear_prepack(quantised, None), w.numel())
     wide, op = x.float(), torch.ops.quantized.linear_dynamic
-    return Contender(DYNAMIC, [partial(op, wide, p, reduce_range=False) for p in held], w.numel())
+    return Contender(DYNAMIC, [partial(op, wide, p, reduce_range=False) for p in operands], w.numel())
 
 
-def of_torch(w: Tensor, x: Tensor, more: Sequence[str] = (PREPACKED, DYNAMIC)) -> list[Contender]:
-    """The plain one, and of `more` those that this build of torch has on this processor."""
-    found = [eager(w, x)]
-    for name in more:
+def of_torch(w: Tensor, x: Tensor, optional: Sequence[str] = (PREPACKED, DYNAMIC)) -> list[Contender]:
+    """The plain one, and of `optional` those that this build of torch has on this processor."""
+    contenders = [eager(w, x)]
+    for name in optional:
         try:
             contender = {PREPACKED: prepacked, DYNAMIC: dynamic_int8}[name](w, x)
             contender.calls[0]()
-            found.append(contender)
+            contenders.append(contender)
         except (RuntimeError, NotImplementedError, AttributeError):  # without oneDNN, FBGEMM or AVX-512 for bfloat16
             continue
-    return found
+    return contenders
 
 
 def roof(bytes: int, threads: int) -> Contender:
     """Reading as many bytes and doing nothing with them."""
-    held = copies(lambda: packed.room(bytes).fill_(1), bytes)
+    operands = copies(lambda: packed.allocate_zeros(bytes).fill_(1), bytes)
     call, level = native.function("read"), levels.code()
 
     def read(memory: Tensor) -> object:  # and keeps it: a pointer alone would not
         return call(level, memory.data_ptr(), bytes, threads)
 
-    return Contender("read", [partial(read, p) for p in held], bytes)
+    return Contender("read", [partial(read, p) for p in operands], bytes)
 
 
 def grouped_rows(q: Tensor, k: Tensor, v: Tensor) -> Contender:
-    """What a torch user may write for one token: the query heads of a key head as rows."""
+    """Attention of one token in plain torch: the query heads of a key head as rows."""
     rows = q.view(1, k.shape[1], -1, k.shape[3])
-    held = copies(lambda: (k.clone(), v.clone()), 2 * k.nbytes)
-    return Contender(GROUPED, [partial(scaled_dot_product_attention, rows, *p) for p in held], 2 * k.nbytes)
+    operands = copies(lambda: (k.clone(), v.clone()), 2 * k.nbytes)
+    return Contender(GROUPED, [partial(scaled_dot_product_attention, rows, *p) for p in operands], 2 * k.nbytes)
 
 
 def cached(q: Tensor, k: Tensor, v: Tensor, keep: float) -> Contender:
@@ -97,9 +97,9 @@ def cached(q: Tensor, k: Tensor, v: Tensor, keep: float) -> Contender:
         cache.append(k, v)
         return cache
 
-    held = copies(filled, 2 * k.nbytes)
+    operands = copies(filled, 2 * k.nbytes)
     name = "dense_attention" if keep == 1 else "sparse_attention"
-    return Contender(name, [partial(c.attend, q) for c in held], held[0].bytes)
+    return Contender(name, [partial(c.attend, q) for c in operands], operands[0].bytes)
 
 
 def random_weight(n: int, k: int, sparsity: float, block: bool = False) -> Tensor:

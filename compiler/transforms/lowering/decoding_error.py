@@ -1,4 +1,4 @@
-"""What a step cost while decoding: tokens fed one by one over a cache, against the model before it."""
+"""Decoding error of a step: tokens fed one by one over a cache, against the model before it."""
 
 import math
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ STEPS = 64  # tokens that are fed one by one, at most
 
 @dataclass(frozen=True)
 class Before:
-    """What a model said before a step.
+    """Outputs of a model before a step.
 
     ids      [b, length]           of which `prompt` tokens are read at once
     said     [b, steps, vocab]     log-probabilities, float32
@@ -48,10 +48,13 @@ class Before:
         return Before(ids, prompt, decoded(model, ids, prompt, ctx, "decoding before").log_softmax(-1))
 
     def against(self, model: nn.Module, ctx: "Context") -> Accuracy:
-        now = decoded(model, self.ids, self.prompt, ctx, "decoding after").log_softmax(-1)
-        moved = nn.functional.kl_div(now, self.log_probs, reduction="sum", log_target=True) / now[..., 0].numel()
-        divergence = max(finite(float(moved), "divergence while decoding"), 0.0)
-        return Accuracy(divergence, (self._perplexity(self.log_probs), self._perplexity(now)))
+        log_probs_after = decoded(model, self.ids, self.prompt, ctx, "decoding after").log_softmax(-1)
+        kl = (
+            nn.functional.kl_div(log_probs_after, self.log_probs, reduction="sum", log_target=True)
+            / log_probs_after[..., 0].numel()
+        )
+        divergence = max(finite(float(kl), "divergence while decoding"), 0.0)
+        return Accuracy(divergence, (self._perplexity(self.log_probs), self._perplexity(log_probs_after)))
 
     def _perplexity(self, log_probs: Tensor) -> float:
         nats = losses(log_probs[:, :-1].flatten(0, 1), self.ids[:, self.prompt + 1 :].flatten())
@@ -63,7 +66,7 @@ def decoded(model: nn.Module, ids: Tensor, prompt: int, ctx: "Context", label: s
     log_probs = []
     with evaluating(model):
         out = model(input_ids=ids[:, :prompt], use_cache=True)
-        for place in ctx.each(range(prompt, ids.shape[1]), label, ids.shape[1] - prompt):
-            out = model(input_ids=ids[:, place : place + 1], use_cache=True, **cache_of(out))
+        for position in ctx.each(range(prompt, ids.shape[1]), label, ids.shape[1] - prompt):
+            out = model(input_ids=ids[:, position : position + 1], use_cache=True, **cache_of(out))
             log_probs.append(output_logits(out)[:, -1].float())
     return torch.stack(log_probs, 1)

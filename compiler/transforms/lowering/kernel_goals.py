@@ -1,4 +1,4 @@
-"""What the lines of `effc bench kernels` are to reach, on processors with vectors alone and on those with tiles.
+"""Goals of the lines of `effc bench kernels`, on processors with vectors alone and on those with tiles.
 
 A processor with AMX multiplies many rows at another rate, and torch is faster there; ratios that hold on one would be
 beyond the memory or the ports of the other.
@@ -16,63 +16,63 @@ class Vectors:
     """Goals of processors without AMX."""
 
     @staticmethod
-    def gemv(table: "Table", found: "Line", at: str, sparsity: float) -> None:
+    def gemv(table: "Table", line: "Line", at: str, sparsity: float) -> None:
         if sparsity > 0.5:
-            wanted = {0.7: 2.2, 0.8: 2.3, 0.9: 2.4}[sparsity]
-            table.ratio(f"{at} sparse / own dense", found, "dense_linear", "sparse_linear", wanted)
+            goal = {0.7: 2.2, 0.8: 2.3, 0.9: 2.4}[sparsity]
+            table.ratio(f"{at} sparse / own dense", line, "dense_linear", "sparse_linear", goal)
             return
-        table.target(f"{at} dense, of read", found.of_read("dense_linear"), 0.85, 1)
-        table.ratio(f"{at} dense / torch bf16", found, EAGER, "dense_linear", 3)
-        table.target(f"{at} sparse, of read", found.of_read("sparse_linear"), 0.85, 1)
-        table.ratio(f"{at} sparse / own dense", found, "dense_linear", "sparse_linear", 1.6)
-        table.ratio(f"{at} sparse / torch bf16", found, EAGER, "sparse_linear", 5)
-        table.ratio(f"{at} sparse / torch pre-packed", found, PREPACKED, "sparse_linear", 3)
-        table.target(f"{at} sparse int8, of read", found.of_read("sparse_linear_int8"), 0.8, 1)
-        table.ratio(f"{at} sparse int8 / torch dynamic int8", found, DYNAMIC, "sparse_linear_int8", 2.2)
-        table.ratio(f"{at} sparse int8 / torch bf16", found, EAGER, "sparse_linear_int8", 9)
+        table.target(f"{at} dense, of read", line.of_read("dense_linear"), 0.85, 1)
+        table.ratio(f"{at} dense / torch bf16", line, EAGER, "dense_linear", 3)
+        table.target(f"{at} sparse, of read", line.of_read("sparse_linear"), 0.85, 1)
+        table.ratio(f"{at} sparse / own dense", line, "dense_linear", "sparse_linear", 1.6)
+        table.ratio(f"{at} sparse / torch bf16", line, EAGER, "sparse_linear", 5)
+        table.ratio(f"{at} sparse / torch pre-packed", line, PREPACKED, "sparse_linear", 3)
+        table.target(f"{at} sparse int8, of read", line.of_read("sparse_linear_int8"), 0.8, 1)
+        table.ratio(f"{at} sparse int8 / torch dynamic int8", line, DYNAMIC, "sparse_linear_int8", 2.2)
+        table.ratio(f"{at} sparse int8 / torch bf16", line, EAGER, "sparse_linear_int8", 9)
 
     @staticmethod
-    def rows(table: "Table", found: "Line", count: int) -> None:
-        wanted = {2: 3.5, 4: 3, 8: 2.3, 16: 1.6}[count]
-        table.ratio(f"{count} rows sparse / torch bf16", found, EAGER, "sparse_linear", wanted)
-        table.ratio(f"{count} rows sparse / torch pre-packed", found, PREPACKED, "sparse_linear", 1)
+    def rows(table: "Table", line: "Line", count: int) -> None:
+        goal = {2: 3.5, 4: 3, 8: 2.3, 16: 1.6}[count]
+        table.ratio(f"{count} rows sparse / torch bf16", line, EAGER, "sparse_linear", goal)
+        table.ratio(f"{count} rows sparse / torch pre-packed", line, PREPACKED, "sparse_linear", 1)
 
     @staticmethod
-    def prefill(table: "Table", found: "Line") -> None:
-        table.ratio("512 rows sparse / torch bf16 (oneDNN)", found, EAGER, "sparse_linear", 0.95)
-        table.ratio("512 rows sparse / pre-packed oneDNN", found, PREPACKED, "sparse_linear", 0.95)
+    def prefill(table: "Table", line: "Line") -> None:
+        table.ratio("512 rows sparse / torch bf16 (oneDNN)", line, EAGER, "sparse_linear", 0.95)
+        table.ratio("512 rows sparse / pre-packed oneDNN", line, PREPACKED, "sparse_linear", 0.95)
 
     @staticmethod
-    def attention(table: "Table", found: "Line", at: str) -> None:
-        table.ratio(f"{at} dense", found, GROUPED, "dense_attention", 3.5)
-        table.ratio(f"{at} sparse 50%", found, GROUPED, "sparse_attention", 5)
+    def attention(table: "Table", line: "Line", at: str) -> None:
+        table.ratio(f"{at} dense", line, GROUPED, "dense_attention", 3.5)
+        table.ratio(f"{at} sparse 50%", line, GROUPED, "sparse_attention", 5)
 
 
 class Tiles:
     """Goals of processors with AMX."""
 
     @staticmethod
-    def gemv(table: "Table", found: "Line", at: str, sparsity: float) -> None:
-        wanted = {0.5: 0.85, 0.7: 0.8, 0.8: 0.75, 0.9: 0.65}[sparsity]
-        table.target(f"{at} sparse, of read", found.of_read("sparse_linear"), wanted, 1)
+    def gemv(table: "Table", line: "Line", at: str, sparsity: float) -> None:
+        goal = {0.5: 0.85, 0.7: 0.8, 0.8: 0.75, 0.9: 0.65}[sparsity]
+        table.target(f"{at} sparse, of read", line.of_read("sparse_linear"), goal, 1)
         if sparsity == 0.5:
-            table.target(f"{at} dense, of read", found.of_read("dense_linear"), 0.85, 1)
-            table.target(f"{at} dense int8, of read", found.of_read("dense_linear_int8"), 0.85, 1)
-            table.target(f"{at} sparse int8, of read", found.of_read("sparse_linear_int8"), 0.8, 1)
+            table.target(f"{at} dense, of read", line.of_read("dense_linear"), 0.85, 1)
+            table.target(f"{at} dense int8, of read", line.of_read("dense_linear_int8"), 0.85, 1)
+            table.target(f"{at} sparse int8, of read", line.of_read("sparse_linear_int8"), 0.8, 1)
 
     @staticmethod
-    def rows(table: "Table", found: "Line", count: int) -> None:
-        table.ratio(f"{count} rows sparse / torch bf16", found, EAGER, "sparse_linear", 1.5)
+    def rows(table: "Table", line: "Line", count: int) -> None:
+        table.ratio(f"{count} rows sparse / torch bf16", line, EAGER, "sparse_linear", 1.5)
 
     @staticmethod
-    def prefill(table: "Table", found: "Line") -> None:
-        for kernel, wanted in (("dense_linear", 0.95), ("sparse_linear", 0.9)):
+    def prefill(table: "Table", line: "Line") -> None:
+        for kernel, goal in (("dense_linear", 0.95), ("sparse_linear", 0.9)):
             name = "dense" if kernel == "dense_linear" else "sparse"
-            table.ratio(f"512 rows {name} / torch bf16 (oneDNN)", found, EAGER, kernel, wanted)
-            table.ratio(f"512 rows {name} / pre-packed oneDNN", found, PREPACKED, kernel, wanted)
-            table.ratio(f"512 rows {name}, int8 / bf16", found, kernel, f"{kernel}_int8", 1.7)
+            table.ratio(f"512 rows {name} / torch bf16 (oneDNN)", line, EAGER, kernel, goal)
+            table.ratio(f"512 rows {name} / pre-packed oneDNN", line, PREPACKED, kernel, goal)
+            table.ratio(f"512 rows {name}, int8 / bf16", line, kernel, f"{kernel}_int8", 1.7)
 
     @staticmethod
-    def attention(table: "Table", found: "Line", at: str) -> None:
-        table.target(f"{at} dense, of read", found.of_read("dense_attention"), 0.8, 1)
-        table.target(f"{at} sparse 50%, of read", found.of_read("sparse_attention"), 0.8, 1)
+    def attention(table: "Table", line: "Line", at: str) -> None:
+        table.target(f"{at} dense, of read", line.of_read("dense_attention"), 0.8, 1)
+        table.target(f"{at} sparse 50%, of read", line.of_read("sparse_attention"), 0.8, 1)

@@ -11,7 +11,7 @@ import torch
 from ....kernels import levels, packed
 from ....kernels.ops import LINEARS
 from ...core.fingerprint import machine
-from .contenders import EAGER, PREPACKED, cached, eager, grouped_rows, of_torch, ours, random_weight, roof
+from .contenders import EAGER, PREPACKED, cached, contender_of, eager, grouped_rows, of_torch, random_weight, roof
 from .kernel_goals import Tiles, Vectors
 from .racing import Contender, race, real_time
 
@@ -35,8 +35,8 @@ class Line:
 
     def of_read(self, name: str) -> float:
         """Share of the read roofline that a contender reaches."""
-        found = self.named[name]
-        return found.bytes / found.seconds / self.rate
+        contender = self.named[name]
+        return contender.bytes / contender.seconds / self.rate
 
     def allowed(self, slower: str, name: str) -> float | None:
         """The ratio if a contender took no longer than reading its bytes; None where reading was not raced."""
@@ -52,7 +52,7 @@ class Line:
             share = f"{self.of_read(c.name):.2f}" if self.rate else ""
             lines.append(
                 f"  {c.name:<22}{c.seconds * 1e6:10.1f}{first.seconds / c.seconds:22.2f}{share:>10}"
-                f"{len(c.kept):8}{len(c.thrown):8}"
+                f"{len(c.times):8}{len(c.thrown):8}"
             )
         return "\n".join(lines)
 
@@ -62,7 +62,7 @@ class Line:
                 "name": c.name,
                 "us": round(c.seconds * 1e6, 2),
                 "bytes": c.bytes,
-                "kept": len(c.kept),
+                "kept": len(c.times),
                 "thrown": len(c.thrown),
                 "of_read": round(self.of_read(c.name), 4) if self.rate else None,
             }
@@ -78,23 +78,23 @@ class Target:
 
     text: str
     figure: float
-    wanted: float
+    ratio: float
     allowed: float | None = None
 
     @property
     def met(self) -> bool:
-        return self.figure >= self.wanted
+        return self.figure >= self.ratio
 
     @property
     def beyond(self) -> bool:
         """Whether no kernel could have met it: reading the bytes alone took too long."""
-        return not self.met and self.allowed is not None and self.allowed < self.wanted
+        return not self.met and self.allowed is not None and self.allowed < self.ratio
 
     @property
     def line(self) -> str:
         bound = "" if self.met or self.allowed is None else f"memory allows {self.allowed:.2f}"
         return (
-            f"  {'met   ' if self.met else 'MISSED'} {self.text:<52}{self.figure:6.2f} of {self.wanted:<5}"
+            f"  {'met   ' if self.met else 'MISSED'} {self.text:<52}{self.figure:6.2f} of {self.ratio:<5}"
             f"{bound}{', less than the target' if self.beyond else ''}"
         ).rstrip()
 
@@ -103,7 +103,7 @@ class Target:
         return {
             "text": self.text,
             "found": round(self.figure, 3),
-            "wanted": self.wanted,
+            "wanted": self.ratio,
             "met": self.met,
             "memory_allows": allowed,
         }
@@ -120,12 +120,12 @@ def summary(targets: Sequence[Target]) -> str:
 
 @dataclass
 class Table:
-    """Lines as they are measured, told to `tell`, and the targets that they meet or miss."""
+    """Lines as they are measured, told to `on_line`, and the targets that they meet or miss."""
 
     seconds: float = 0.3
     threads: int = 2
     real_time: bool = True
-    tell: Callable[[Line], None] = lambda line: None
+    on_line: Callable[[Line], None] = lambda line: None
     goals: type[Vectors] | type[Tiles] = field(default_factory=lambda: _goals())
     lines: list[Line] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
@@ -135,21 +135,21 @@ class Table:
         contenders = [*contenders, *([roof(bound, self.threads)] if bound else [])]
         race(contenders, self.seconds, self.real_time)
         last = contenders[-1]
-        found = Line(title, tuple(contenders), last.bytes / last.seconds if bound else 0.0)
+        result = Line(title, tuple(contenders), last.bytes / last.seconds if bound else 0.0)
         for c in contenders:
             c.calls.clear()  # frees the copies
-        self.lines.append(found)
-        self.tell(found)
-        return found
+        self.lines.append(result)
+        self.on_line(result)
+        return result
 
-    def target(self, text: str, found: float, wanted: float, allowed: float | None = None) -> None:
-        self.targets.append(Target(text, found, wanted, allowed))
+    def target(self, text: str, value: float, goal: float, allowed: float | None = None) -> None:
+        self.targets.append(Target(text, value, goal, allowed))
 
-    def ratio(self, text: str, line: Line, slower: str, name: str, wanted: float) -> None:
+    def ratio(self, text: str, line: Line, slower: str, name: str, goal: float) -> None:
         """A target for how many times as fast as another a contender of a line is, where torch has that other here."""
         if all(c.name != slower for c in line.contenders):
             return
-        self.target(text, line.ratio(slower, name), wanted, line.allowed(slower, name))
+        self.target(text, line.ratio(slower, name), goal, line.allowed(slower, name))
 
     def run(self, parts: Sequence[str], shapes: Sequence[tuple[int, int]] = SHAPES) -> None:
         """Measure the parts named, of `PARTS`, with this many threads."""
@@ -164,17 +164,17 @@ class Table:
 
 
 def _goals() -> type[Vectors] | type[Tiles]:
-    """Those of the level that kernels run at."""
+    """Goals of the level that kernels run at."""
     return Tiles if levels.level() in ("amx", levels.MODEL) else Vectors
 
 
 def surroundings(table: Table) -> dict[str, Any]:
-    """Where and how a table is measured."""
+    """Machine and settings of a table."""
     raised = table.real_time and real_time(True) and real_time(False)
     return {
         **machine(),
         "threads": table.threads,
-        "kernels": levels.why(),
+        "kernels": levels.level_reason(),
         "bursts": "real-time" if raised else "ordinary",
         "load": round(os.getloadavg()[0], 1),
     }
@@ -184,62 +184,62 @@ def gemv(table: Table, shapes: Sequence[tuple[int, int]]) -> None:
     for n, k in shapes:
         for sparsity in (0.5, 0.7, 0.8, 0.9) if (n, k) == (2048, 8192) else (0.5,):
             w, x = random_weight(n, k, sparsity), torch.randn(1, k).bfloat16()
-            half = ours("sparse_linear", w, x)
-            found = table.line(
+            half = contender_of("sparse_linear", w, x)
+            line = table.line(
                 f"{n} x {k}, {sparsity:.0%} zeros, 1 row",
                 [
                     *of_torch(w, x),
-                    ours("dense_linear", w, x),
+                    contender_of("dense_linear", w, x),
                     half,
-                    ours("dense_linear_int8", w, x),
-                    ours("dense_linear_int8_int16", w, x),
-                    ours("sparse_linear_int8", w, x),
+                    contender_of("dense_linear_int8", w, x),
+                    contender_of("dense_linear_int8_int16", w, x),
+                    contender_of("sparse_linear_int8", w, x),
                 ],
                 half.bytes,
             )
-            table.goals.gemv(table, found, f"{n} x {k} {sparsity:.0%}", sparsity)
+            table.goals.gemv(table, line, f"{n} x {k} {sparsity:.0%}", sparsity)
 
 
 def blocks(table: Table, _shapes: object) -> None:
-    for sparsity, wanted in ((0.8, 14), (0.9, 25)):
+    for sparsity, goal in ((0.8, 14), (0.9, 25)):
         w, x = random_weight(2048, 8192, sparsity, block=True), torch.randn(1, 8192).bfloat16()
-        own = ours("block_sparse_linear", w, x)
-        found = table.line(
+        block_contender = contender_of("block_sparse_linear", w, x)
+        line = table.line(
             f"2048 x 8192, {sparsity:.0%} of 16x2 blocks zero, 1 row",
-            [eager(w, x), ours("dense_linear", w, x), own],
-            own.bytes,
+            [eager(w, x), contender_of("dense_linear", w, x), block_contender],
+            block_contender.bytes,
         )
-        table.ratio(f"block 16x2 {sparsity:.0%} / torch bf16", found, EAGER, "block_sparse_linear", wanted)
+        table.ratio(f"block 16x2 {sparsity:.0%} / torch bf16", line, EAGER, "block_sparse_linear", goal)
 
 
 def rows(table: Table, _shapes: object) -> None:
     for count in (2, 4, 8, 16):
         w, x = random_weight(2048, 8192, 0.5), torch.randn(count, 8192).bfloat16()
-        half = ours("sparse_linear", w, x)
-        found = table.line(
+        half = contender_of("sparse_linear", w, x)
+        line = table.line(
             f"2048 x 8192, 50% zeros, {count} rows",
-            [*of_torch(w, x, (PREPACKED,)), ours("dense_linear", w, x), half],
+            [*of_torch(w, x, (PREPACKED,)), contender_of("dense_linear", w, x), half],
             half.bytes,
         )
-        table.goals.rows(table, found, count)
+        table.goals.rows(table, line, count)
 
 
 def prefill(table: Table, _shapes: object) -> None:
     for n, k, count in ((2048, 8192, 32), (2048, 8192, 512), (1536, 576, 256)):
         w, x = random_weight(n, k, 0.5), torch.randn(count, k).bfloat16()
-        found = table.line(
+        line = table.line(
             f"{n} x {k}, 50% zeros, {count} rows",
             [
                 *of_torch(w, x),
-                ours("dense_linear", w, x),
-                ours("sparse_linear", w, x),
-                ours("dense_linear_int8", w, x),
-                ours("dense_linear_int8_int16", w, x),
-                ours("sparse_linear_int8", w, x),
+                contender_of("dense_linear", w, x),
+                contender_of("sparse_linear", w, x),
+                contender_of("dense_linear_int8", w, x),
+                contender_of("dense_linear_int8_int16", w, x),
+                contender_of("sparse_linear_int8", w, x),
             ],
         )
         if count == 512:
-            table.goals.prefill(table, found)
+            table.goals.prefill(table, line)
 
 
 def attention(table: Table, _shapes: object) -> None:
@@ -248,8 +248,8 @@ def attention(table: Table, _shapes: object) -> None:
         q = torch.randn(1, heads * group, d).bfloat16()
         half = cached(q, k, v, 0.5)
         at = f"{heads} key heads, {group} query heads each, {d} dimensions, {count} tokens"
-        found = table.line(f"{at}, 50% kept", [grouped_rows(q, k, v), cached(q, k, v, 1.0), half], half.bytes)
-        table.goals.attention(table, found, f"attention {count} x {d}")
+        line = table.line(f"{at}, 50% kept", [grouped_rows(q, k, v), cached(q, k, v, 1.0), half], half.bytes)
+        table.goals.attention(table, line, f"attention {count} x {d}")
 
 
 def packing(table: Table, _shapes: object) -> None:

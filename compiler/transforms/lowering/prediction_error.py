@@ -1,4 +1,4 @@
-"""What a step cost in accuracy: the model after it against the model before it, on rows."""
+"""Prediction error of a step: the model after it against the model before it, on rows."""
 
 import math
 from dataclasses import dataclass
@@ -37,22 +37,22 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Before:
-    """What a model said before a step, kept on disk."""
+    """Outputs of a model before a step, stored on disk."""
 
     rows: Tensor
-    kept: reference.Reference
+    reference: reference.Reference
     perplexity: float | None
 
     @staticmethod
     def of(program: "Program", ctx: "Context", rows: Tensor) -> "Before":
-        place = ctx.workdir / "before.safetensors"
+        file = ctx.workdir / "before.safetensors"
         head = ctx.workdir / "before-head.safetensors"
-        reference.keep(ctx, program.model, rows, place, head, "before")
-        return Before(rows, reference.kept(place, head), _perplexity(program.model, rows))
+        reference.keep(ctx, program.model, rows, file, head, "before")
+        return Before(rows, reference.open_reference(file, head), _perplexity(program.model, rows))
 
     def against(self, model: nn.Module) -> Accuracy:
-        """How far a model is from what was said before."""
-        divergence = reference.divergence(model, self.rows, self.kept, "divergence")
+        """Accuracy of a model against the stored outputs."""
+        divergence = reference.divergence(model, self.rows, self.reference, "divergence")
         after = _perplexity(model, self.rows)
         pair = None if self.perplexity is None or after is None else (self.perplexity, after)
         return Accuracy(divergence, pair)
@@ -76,12 +76,12 @@ def rows_for(program: "Program", ctx: "Context", data: "DataRef | None") -> Tens
 
 def inputs_of(model: nn.Module, paths: list[str], rows: Tensor) -> dict[str, Tensor]:
     """Some of what each module is given, [tokens, in], evenly from a few rows; none of one not run."""
-    found: dict[str, Tensor] = {}
+    samples: dict[str, Tensor] = {}
 
     def keeping(path: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = (args[0] if args else next(iter(kwargs.values()))).detach().flatten(0, -2)
-            found.setdefault(path, x[:: max(1, len(x) // TOKENS)][:TOKENS].clone())
+            samples.setdefault(path, x[:: max(1, len(x) // TOKENS)][:TOKENS].clone())
 
         return hook
 
@@ -93,12 +93,12 @@ def inputs_of(model: nn.Module, paths: list[str], rows: Tensor) -> dict[str, Ten
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return samples
 
 
 @torch.no_grad()
 def output_error(before: nn.Module, after: nn.Module, x: Tensor) -> float:
-    """How far an output is off, as a share of its size, both as roots of summed squares."""
+    """Relative error of an output, both as roots of summed squares."""
     expected = before(x).float()
     return float((after(x).float() - expected).norm() / expected.norm().clamp(min=1e-30))
 

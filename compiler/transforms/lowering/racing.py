@@ -31,46 +31,46 @@ class Contender:
     name: str
     calls: list[Callable[[], object]]
     bytes: int = 0
-    kept: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
     thrown: list[float] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
         """Median of the samples that count; of all, where the machine left none."""
-        return statistics.median(self.kept or self.thrown)
+        return statistics.median(self.times or self.thrown)
 
 
 def race(contenders: Sequence[Contender], seconds: float, allow_real_time: bool = True) -> None:
     """Call all in turn until together they had `seconds` each, or the machine gave them nothing for long."""
     for c in contenders:
         c.calls[0]()
-    turn, until = 0, time.perf_counter() + seconds * len(contenders) * 8
+    call_index, until = 0, time.perf_counter() + seconds * len(contenders) * 8
     busy = 0.0
-    while (busy < seconds * len(contenders) and time.perf_counter() < until) or turn < 6:
+    while (busy < seconds * len(contenders) and time.perf_counter() < until) or call_index < 6:
         raised = allow_real_time and real_time(True)
-        begun = time.perf_counter()
+        burst_start = time.perf_counter()
         try:
-            while time.perf_counter() - begun < BURST:
-                _turn(contenders if turn % 2 else contenders[::-1], turn)
-                turn += 1
+            while time.perf_counter() - burst_start < BURST:
+                _round(contenders if call_index % 2 else contenders[::-1], call_index)
+                call_index += 1
         finally:
             if raised:
                 real_time(False)
-        busy += time.perf_counter() - begun
+        busy += time.perf_counter() - burst_start
         time.sleep(BURST)
 
 
-def _turn(contenders: Sequence[Contender], turn: int) -> None:
+def _round(contenders: Sequence[Contender], call_index: int) -> None:
     for c in contenders:
-        call = c.calls[turn % len(c.calls)]
+        call = c.calls[call_index % len(c.calls)]
         before, start = preempted(), time.perf_counter()
         call()
-        took = time.perf_counter() - start
-        (c.kept if preempted() == before else c.thrown).append(took)
+        elapsed = time.perf_counter() - start
+        (c.times if preempted() == before else c.thrown).append(elapsed)
 
 
 def preempted() -> int:
-    """How often a thread of this process had to give up its processor; 0 where the system does not count."""
+    """Number of involuntary context switches of this process; 0 where the system does not count them."""
     try:
         import resource
     except ImportError:
@@ -96,7 +96,7 @@ def copies(make: Callable[[], Any], bytes: int) -> list[Any]:
 
 
 def cold_bytes() -> int:
-    """What the copies of a contender hold.
+    """Bytes of all copies of a contender.
 
     At most a 32nd of the memory, as up to eight race: a virtual machine sees the whole cache of its host, and where
     most of the memory is taken, large pages run out, without which every kernel reads at half the speed.

@@ -1,4 +1,4 @@
-"""How long candidates for a linear module take: raced here, read from a record, or reckoned for elsewhere."""
+"""Times of candidates for a linear module: raced here, read from a record, or estimated for another machine."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ....kernels import levels
-from ...core.safe_read import MANIFEST, MISFIT, read_json
-from .contenders import EAGER, of_torch, ours
+from ...core.safe_read import MALFORMED, MANIFEST, read_json
+from .contenders import EAGER, contender_of, of_torch
 from .racing import race
 
 bad_timings = Fault(
@@ -32,7 +32,7 @@ TWO_LINES = 2.0  # times the products of one; with VNNI, where a vector is loade
 
 @dataclass(frozen=True)
 class Pace:
-    """What a thread does at a level, by which times of other machines are reckoned.
+    """Rates of a thread at a level, from which times of other machines are estimated.
 
     Other machines differ by their clock and memory, less by what is faster than what.
     """
@@ -90,16 +90,16 @@ class Case:
 
     @staticmethod
     def of(weight: Tensor, zeros: float, blocks: float) -> "Case":
-        def near(share: float) -> float:
+        def nearest(share: float) -> float:
             return round(round(share / STEP) * STEP, 2)
 
         n, k = weight.shape
-        return Case(n, k, str(weight.dtype).removeprefix("torch."), near(zeros), near(blocks))
+        return Case(n, k, str(weight.dtype).removeprefix("torch."), nearest(zeros), nearest(blocks))
 
     @property
     def name(self) -> str:
-        rest = f", {self.blocks:.0%} of blocks" if self.blocks else ""
-        return f"{self.n} x {self.k} {self.dtype}, {self.zeros:.0%} zeros{rest}"
+        blocks_text = f", {self.blocks:.0%} of blocks" if self.blocks else ""
+        return f"{self.n} x {self.k} {self.dtype}, {self.zeros:.0%} zeros{blocks_text}"
 
     def to_json(self) -> dict[str, Any]:
         return {"n": self.n, "k": self.k, "dtype": self.dtype, "zeros": self.zeros, "blocks": self.blocks}
@@ -109,7 +109,7 @@ def raced(weight: Tensor, kernels: Sequence[str], rows: int, isa: str) -> dict[s
     """Seconds of torch's contenders and of the kernels, by name."""
     x = torch.randn(rows, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
     with torch.inference_mode(), nullcontext() if isa == "native" else levels.forced(isa):
-        contenders = [*of_torch(weight, x), *(ours(kernel, weight, x) for kernel in kernels)]
+        contenders = [*of_torch(weight, x), *(contender_of(kernel, weight, x) for kernel in kernels)]
         race(contenders, SECONDS)
     return {c.name: c.seconds for c in contenders}
 
@@ -122,13 +122,13 @@ def reckoned(case: Case, sizes: Mapping[str, int], rows: int, isa: str, threads:
     pace = PACES.get(isa, PACES["avx512_bf16"])
     width = 4 if case.dtype == "float32" else 2
     read = case.n * case.k * width / (pace.torch_read[width] * threads)
-    found = {EAGER: CALL + read * max(1.0, rows / pace.torch_rows)}
+    seconds = {EAGER: CALL + read * max(1.0, rows / pace.torch_rows)}
     for kernel, size in sizes.items():
-        least, more = pace.blocks
-        each = pace.each.get(kernel, least + more * (1 - case.blocks))
+        least, per_block = pace.blocks
+        each = pace.each.get(kernel, least + per_block * (1 - case.blocks))
         work = case.n * case.k / 32 * each * 1e-9 * max(1.0, rows / pace.rows)
-        found[kernel] = CALL + max(size / pace.read, work) / threads
-    return found
+        seconds[kernel] = CALL + max(size / pace.read, work) / threads
+    return seconds
 
 
 def recorded(file: Path, cases: Sequence[Case]) -> dict[Case, dict[str, float]]:
@@ -141,7 +141,7 @@ def recorded(file: Path, cases: Sequence[Case]) -> dict[Case, dict[str, float]]:
             }
             for e in entries
         }
-    except (OSError, *MISFIT) as error:
+    except (OSError, *MALFORMED) as error:
         raise Reject(
             bad_timings(
                 f"{file} holds no timings that can be read",
@@ -160,13 +160,13 @@ def recorded(file: Path, cases: Sequence[Case]) -> dict[Case, dict[str, float]]:
     return {case: known[case] for case in cases}
 
 
-def _timings(found: Any) -> Iterator[dict[str, Any]]:
+def _timings(value_json: Any) -> Iterator[dict[str, Any]]:
     """All lists called "timings" inside of JSON."""
-    if isinstance(found, dict):
-        yield from found["timings"] if isinstance(found.get("timings"), list) else ()
-        for name, value in found.items():
+    if isinstance(value_json, dict):
+        yield from value_json["timings"] if isinstance(value_json.get("timings"), list) else ()
+        for name, value in value_json.items():
             if name != "timings":
                 yield from _timings(value)
-    elif isinstance(found, list):
-        for value in found:
+    elif isinstance(value_json, list):
+        for value in value_json:
             yield from _timings(value)

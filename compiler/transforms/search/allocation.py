@@ -1,4 +1,4 @@
-"""How many zeros each layer takes, so that all together are as many as asked."""
+"""Allocation of zeros to layers, for a total share."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 OUTLIER, SPREAD = 5.0, 0.08  # OWL's M and lambda, as published for Llama
 STEP, REACH = 0.1, 0.2  # how far from the mean share is probed, and how far a layer may end
 TOKENS = 512  # that a probe reads, at most; and at least one row
-ROOM = 512 << 20  # bytes of kept layer outputs
+CACHE_BYTES = 512 << 20  # bytes of kept layer outputs
 
 
 def shares(
     program: "Program",
-    found: Sequence[Stage],
+    stages_chosen: Sequence[Stage],
     rows: Tensor,
     share: float,
     how: str,
@@ -43,9 +43,9 @@ def shares(
     sizes   weights of each module
     Stages weighed by their weights, the mean is `share`.
     """
-    inside = [s for s in found if s.unit]
+    inside = [s for s in stages_chosen if s.unit]
     if how == "uniform" or not inside:
-        return {s.unit: share for s in found}
+        return {s.unit: share for s in stages_chosen}
     weights = {s.unit: sum(sizes[path] for path in s.modules) for s in inside}
     journal = Journal(ctx.workdir / "allocation.jsonl")
     norms = journal.remember("norms", lambda: _norms(program, inside, rows))
@@ -54,12 +54,12 @@ def shares(
         spread = owl(ratios, weights, share)
     else:
         spread = searched(_costs(program, inside, rows, share, norms, journal, ctx), weights, share)
-    return {s.unit: spread.get(s.unit, share) for s in found}
+    return {s.unit: spread.get(s.unit, share) for s in stages_chosen}
 
 
 def _norms(program: "Program", inside: Sequence[Stage], rows: Tensor) -> dict[str, list[float]]:
     paths, norms = [path for stage in inside for path in stage.modules], Norms()
-    Layerwise(program, rows).look(Stage("", tuple(paths)), norms.listen)
+    Layerwise(program, rows).observe(Stage("", tuple(paths)), norms.listen)
     return {path: norms.of(path) for path in paths}
 
 
@@ -81,8 +81,8 @@ def owl(ratios: Mapping[str, float], weights: Mapping[str, int], share: float) -
     low, high = min(ratios.values()), max(ratios.values())
     scaled = {unit: (r - low) * 2 * SPREAD / (high - low) if high > low else 0.0 for unit, r in ratios.items()}
     mean = math.fsum(scaled[unit] * weights[unit] for unit in scaled) / sum(weights.values())
-    wanted = {unit: share + mean - x for unit, x in scaled.items()}
-    return _leveled(lambda shift: {u: min(0.999, max(0.0, w + shift)) for u, w in wanted.items()}, weights, share)
+    targets = {unit: share + mean - x for unit, x in scaled.items()}
+    return _leveled(lambda shift: {u: min(0.999, max(0.0, w + shift)) for u, w in targets.items()}, weights, share)
 
 
 # -- by measured sensitivity ---------------------------------------------------------------------------------
@@ -101,12 +101,12 @@ def searched(
         cheap = max(cheap, 1e-9)
         rise = max(math.log(max(dear, cheap) / cheap) / (high - low), 1.0)
         curves[unit] = rise, math.log(cheap) - rise * low
-    least, most = max(0.0, share - REACH), min(0.99, share + REACH)
+    least, upper = max(0.0, share - REACH), min(0.99, share + REACH)
 
     def at(slope: float) -> dict[str, float]:
-        """Where the cost per weight, exp(rise * s + start) * rise / weights, is exp(slope)."""
+        """Shares at which the cost per weight, exp(rise * s + start) * rise / weights, is exp(slope)."""
         return {
-            unit: min(most, max(least, (slope - start - math.log(rise / weights[unit])) / rise))
+            unit: min(upper, max(least, (slope - start - math.log(rise / weights[unit])) / rise))
             for unit, (rise, start) in curves.items()
         }
 
@@ -118,8 +118,8 @@ def _leveled(at: Callable[[float], dict[str, float]], weights: Mapping[str, int]
     low, high = -100.0, 100.0
     for _ in range(80):
         middle = (low + high) / 2
-        found = at(middle)
-        mean = math.fsum(found[unit] * weights[unit] for unit in found) / sum(weights.values())
+        level = at(middle)
+        mean = math.fsum(level[unit] * weights[unit] for unit in level) / sum(weights.values())
         low, high = (middle, high) if mean < share else (low, middle)
     return at(low)
 
@@ -133,10 +133,10 @@ def _costs(
     journal: Journal,
     ctx: Context,
 ) -> dict[str, list[tuple[float, float]]]:
-    """What the model loses where one layer alone has zeros by magnitude times input norm."""
+    """Loss of the model where one layer alone has zeros by magnitude times input norm."""
     rows = rows[: max(1, TOKENS // rows[0].numel())]
     probes = [max(0.01, share - STEP), min(0.99, share + STEP)]
-    asked = [(stage, probe) for stage in inside for probe in probes]
+    trials = [(stage, probe) for stage in inside for probe in probes]
     probing: list[_Probing] = []  # made when the first answer is not known yet
 
     def cost(stage: Stage, probe: float) -> float:
@@ -144,11 +144,11 @@ def _costs(
             probing.append(_Probing(program, rows))
         return probing[0].cost(stage, probe, norms)
 
-    found: dict[str, list[tuple[float, float]]] = {stage.unit: [] for stage in inside}
-    for stage, probe in ctx.each(asked, "probes", len(asked)):
+    costs: dict[str, list[tuple[float, float]]] = {stage.unit: [] for stage in inside}
+    for stage, probe in ctx.each(trials, "probes", len(trials)):
         nats = journal.remember(f"{stage.unit} {probe:.4f}", partial(cost, stage, probe))
-        found[stage.unit].append((probe, nats))
-    return found
+        costs[stage.unit].append((probe, nats))
+    return costs
 
 
 class _Probing:
@@ -156,35 +156,35 @@ class _Probing:
 
     def __init__(self, program: "Program", rows: Tensor):
         self.program, self.rows = program, rows
-        self.said: list[Tensor] = []  # log-probabilities of the model as it is, by batch
-        self.prefix = Prefix(program, ROOM)
+        self.outputs: list[Tensor] = []  # log-probabilities of the model as it is, by batch
+        self.prefix = Prefix(program, CACHE_BYTES)
         self.prefix.measure(self._run)
 
     def cost(self, stage: Stage, share: float, norms: Mapping[str, list[float]]) -> float:
         return self.prefix.measure(self._run, stage.unit, partial(_zeroed, self.program, stage, share, norms))
 
     def _run(self) -> float:
-        total, first = 0.0, not self.said
+        total, first = 0.0, not self.outputs
         with evaluating(self.program.model):
             for number, batch in enumerate(batches(self.program.model, self.rows)):
-                args, given = arguments(self.program.model, batch)
-                output = self.program.model(*args, **given)
-                found, distance = main_output(output).float(), _squares
+                args, kwargs = arguments(self.program.model, batch)
+                output = self.program.model(*args, **kwargs)
+                outputs, distance = main_output(output).float(), _squares
                 if predicts(output):
-                    found, distance = found.log_softmax(-1), _divergence
+                    outputs, distance = outputs.log_softmax(-1), _divergence
                 if first:
-                    self.said.append(found)
-                total += distance(found, self.said[number]).item()
+                    self.outputs.append(outputs)
+                total += distance(outputs, self.outputs[number]).item()
         return total / self.rows.numel()
 
 
-def _divergence(found: Tensor, said: Tensor) -> Tensor:
-    return nn.functional.kl_div(found, said, reduction="sum", log_target=True)
+def _divergence(outputs: Tensor, reference: Tensor) -> Tensor:
+    return nn.functional.kl_div(outputs, reference, reduction="sum", log_target=True)
 
 
-def _squares(found: Tensor, said: Tensor) -> Tensor:
-    """How far hidden states are off, as a share of what they are, summed over tokens."""
-    return (found - said).square().sum() / said.square().mean((0, 1)).sum().clamp(min=1e-30)
+def _squares(outputs: Tensor, reference: Tensor) -> Tensor:
+    """Relative squared error of hidden states, summed over tokens."""
+    return (outputs - reference).square().sum() / reference.square().mean((0, 1)).sum().clamp(min=1e-30)
 
 
 @contextmanager
@@ -204,5 +204,5 @@ def effort(how: str, units: int, rows: Tensor) -> int:
     """Tokens through the whole model that it takes: a look at the inputs, and half of the model for every probe."""
     if how == "uniform":
         return 0
-    few = max(1, TOKENS // rows[0].numel()) * rows[0].numel()
-    return rows.numel() + (few * (units + 2) if how == "searched" else 0)
+    sampled_tokens = max(1, TOKENS // rows[0].numel()) * rows[0].numel()
+    return rows.numel() + (sampled_tokens * (units + 2) if how == "searched" else 0)

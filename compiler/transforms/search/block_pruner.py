@@ -1,4 +1,4 @@
-"""What passes that remove whole parts of one kind may be told, all alike."""
+"""Parameters of passes that remove whole parts of one kind."""
 
 from typing import Literal
 
@@ -18,7 +18,7 @@ class Remover(Cutter, Pass):
     score: MetricRef = param("What the model is scored by without each candidate.")
     search: Literal["racing", "exact"] = param("Score what may be missed least, or everything.", default="racing")
 
-    def removing(self, remove: int | Ratio, counted: str, parts: Wholes) -> Greedy:
+    def removing(self, remove: int | Ratio, unit: str, parts: Wholes) -> Greedy:
         """The search for as many of some parts as are to go."""
         amount = Amount(remove, removes=True)
-        return Greedy(amount, counted, parts.all, (parts,), self.score, exact=self.search == "exact")
+        return Greedy(amount, unit, parts.all, (parts,), self.score, exact=self.search == "exact")

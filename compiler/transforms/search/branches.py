@@ -53,13 +53,13 @@ class BranchCut(Candidate):
     def name(self) -> str:
         return self.branch.site
 
-    place = name
+    location = name
 
     @property
     def unit(self) -> str:
         return self.branch.unit
 
-    def tried(self) -> AbstractContextManager[None]:
+    def applied(self) -> AbstractContextManager[None]:
         return without_branch(self.pool.program, self.branch)
 
     def cut(self) -> None:
@@ -121,7 +121,7 @@ class Layers(Pool):
         }
 
     def _reachable_from_the_end(self, of: str) -> float:
-        """What goes when the last layer that can is dropped, again and again, from a copy without weights."""
+        """Savings when the last removable layer is dropped repeatedly, from a copy without weights."""
         bare, left, total = weightless(self.program), list(self.names), 0.0
         while len(left) > 1:
             last = next(
@@ -143,8 +143,8 @@ def _dropped(bare: "Program", unit: str) -> bool:
     """Drop a layer from a copy without weights, if it can go; else the copy stays as it is."""
     try:
         Rewriter(bare).drop_layer(unit)
-    except Reject as refused:
-        if any(d.fault is not layer_needed for d in refused.diagnostics):
+    except Reject as rejection:
+        if any(d.fault is not layer_needed for d in rejection.diagnostics):
             raise
         return False
     return True
@@ -159,10 +159,10 @@ class LayerCut(Candidate):
     unit: str
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         return self.name
 
-    def tried(self) -> AbstractContextManager[None]:
+    def applied(self) -> AbstractContextManager[None]:
         return without_layer(self.pool.program, self.unit)
 
     def cut(self) -> None:

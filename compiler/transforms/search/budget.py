@@ -1,4 +1,4 @@
-"""How much a search is to save, and how much more a cut may."""
+"""Budget of a search, and the tolerance of a cut."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ AMISS = 0.1  # of the goal that may be saved beyond it without a word
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is to be saved, and of what: "params", "flops", "blocks", "channels", "heads", "kv_heads", "cuts"."""
+    """Amount to save, and of what: "params", "flops", "blocks", "channels", "heads", "kv_heads", "cuts"."""
 
     of: str
     goal: float
@@ -20,7 +20,7 @@ class Budget:
     def is_met(self, saved: float) -> bool:
         return saved >= self.goal * (1 - 1e-9)  # 1e-9: sums of differences of large numbers
 
-    def has_room(self, saved: float, candidate: Candidate) -> bool:
+    def has_budget(self, saved: float, candidate: Candidate) -> bool:
         """Whether a cut saves at most half of the goal more than is asked for: a branch of a small model may be
         all of it, and more, where some channels would do."""
         return self.of == CUTS or saved + candidate.saves(self.of) <= (1 + SPARE) * self.goal

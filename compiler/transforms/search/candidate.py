@@ -1,4 +1,4 @@
-"""What a search chooses among."""
+"""Candidates of a search."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ class Candidate(ABC):
     """Something that may be cut from a program.
 
     name    tells the candidates of a round apart, in journals and notes: "model.layers.3.mlp"
-    place   what it takes from, the same from round to round: what its last score is remembered under
+    location  what it takes from, the same from round to round: what its last score is remembered under
     unit    path of the layer whose forward it changes; those before it run as if it were there
     joins   whether it may be tried and cut together with others of other layers
     """
@@ -26,13 +26,13 @@ class Candidate(ABC):
         def name(self) -> str: ...
 
         @property
-        def place(self) -> str: ...
+        def location(self) -> str: ...
 
         @property
         def unit(self) -> str: ...
 
     @abstractmethod
-    def tried(self) -> AbstractContextManager[None]:
+    def applied(self) -> AbstractContextManager[None]:
         """The program without it, for as long as the context lasts."""
 
     @abstractmethod
@@ -41,7 +41,7 @@ class Candidate(ABC):
 
     @abstractmethod
     def saves(self, of: str) -> float:
-        """How much of "params", "flops", "blocks", "channels", ... the program loses with it."""
+        """Amount of "params", "flops", "blocks", "channels", ... the program loses with it."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Joint:
         return min((c.unit for c in self.members), key=self.units.index)
 
     @contextmanager
-    def tried(self) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         with ExitStack() as stack:
             for member in self.members:
-                stack.enter_context(member.tried())
+                stack.enter_context(member.applied())
             yield
 
 
@@ -79,7 +79,7 @@ class Pool(ABC):
 
     @abstractmethod
     def candidates(self) -> Sequence[Candidate]:
-        """What may go now, in the order that settles ties."""
+        """Current candidates, in the order that settles ties."""
 
     @abstractmethod
     def reachable(self, of: str) -> float:

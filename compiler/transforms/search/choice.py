@@ -1,4 +1,4 @@
-"""How the next cut is chosen among the candidates."""
+"""Choice of the next cut among the candidates."""
 
 import math
 from abc import ABC, abstractmethod
@@ -25,7 +25,7 @@ class Round:
 
     candidates: Sequence[Candidate]
     base: Callable[[], float]
-    ask: Callable[[Sequence[Candidate]], Sequence[float]]
+    score: Callable[[Sequence[Candidate]], Sequence[float]]
     sign: float
     left: float = math.inf
     ahead: Callable[[Sequence[Candidate]], None] = lambda candidates: None
@@ -33,18 +33,18 @@ class Round:
 
     def losses(self, candidates: Sequence[Candidate]) -> list[float]:
         """Scores of candidates, turned so that less is better; infinite where there is none."""
-        for candidate, value in zip(candidates, self.ask(candidates), strict=True):
+        for candidate, value in zip(candidates, self.score(candidates), strict=True):
             self.scores[candidate.name] = value
-        found = (self.scores[c.name] for c in candidates)
-        return [self.sign * value if math.isfinite(value) else math.inf for value in found]
+        scores = (self.scores[c.name] for c in candidates)
+        return [self.sign * value if math.isfinite(value) else math.inf for value in scores]
 
     def runner_up(self, winner: str) -> float | None:
         """The best score that lost; None where nothing else had one."""
-        rest = [s for name, s in self.scores.items() if name != winner and math.isfinite(s)]
-        return min(rest, key=lambda s: self.sign * s, default=None)
+        losers = [s for name, s in self.scores.items() if name != winner and math.isfinite(s)]
+        return min(losers, key=lambda s: self.sign * s, default=None)
 
     def growths(self, candidates: Sequence[Candidate]) -> list[float]:
-        """How much worse the score is without each of them; infinite where there is none."""
+        """Increase of the score without each of them; infinite where there is none."""
         losses = self.losses(candidates)
         return [loss - self.sign * self.base() for loss in losses]
 
@@ -64,21 +64,21 @@ class Choice(ABC):
     scores_all: ClassVar[bool] = False
 
     @abstractmethod
-    def choose(self, now: Round) -> Candidate | None:
+    def choose(self, round_: Round) -> Candidate | None:
         """The candidate to cut; None where none has a finite score."""
 
-    def companions(self, now: Round, best: Candidate) -> list[tuple[Candidate, float]]:
-        """What may go together with the best, each with the growth that is allowed for it."""
+    def companions(self, round_: Round, best: Candidate) -> list[tuple[Candidate, float]]:
+        """Candidates that may be removed with the best, each with its allowed growth."""
         return []
 
-    def judged(self, together: bool) -> None:  # noqa: B027 (who has no companions hears of none)
+    def judged(self, was_joint: bool) -> None:  # noqa: B027 (who has no companions hears of none)
         """Hear whether companions went together with the best, or were worse than expected."""
 
     def foresee(self, estimates: Callable[[], Forecast | None]) -> None:  # noqa: B027 (who scores all needs none)
         """Take estimates of the candidates, where they are of use."""
 
-    def notes(self, now: Round) -> dict[str, Any]:
-        """What is to be known of a decision besides its scores."""
+    def notes(self, round_: Round) -> dict[str, Any]:
+        """Facts of a decision besides its scores."""
         return {}
 
 
@@ -95,11 +95,11 @@ class Exact(Choice):
     def __init__(self, per: str = ""):
         self.per = per
 
-    def choose(self, now: Round) -> Candidate | None:
+    def choose(self, round_: Round) -> Candidate | None:
         best, least = None, math.inf
-        losses = now.losses(now.candidates)
-        for candidate, loss in zip(now.candidates, losses, strict=True):
-            cost = now.cost(candidate, loss - now.sign * now.base(), self.per) if self.per else loss
+        losses = round_.losses(round_.candidates)
+        for candidate, loss in zip(round_.candidates, losses, strict=True):
+            cost = round_.cost(candidate, loss - round_.sign * round_.base(), self.per) if self.per else loss
             if cost < least:
                 best, least = candidate, cost
         return best
@@ -116,82 +116,84 @@ class Racing(Choice):
 
     per        what a cut's loss is divided by: "params", "flops", ...; "" compares plain losses
     foresight  estimates of places that were not asked yet
-    together   how many cuts of different layers may be made after one round
+    n_joint    how many cuts of different layers may be made after one round
     patience   how many candidates in a row may fail to be better
 
     Source: lazy greedy (Minoux 1978, "Accelerated greedy algorithms"); the division and estimates: own.
     """
 
-    def __init__(self, per: str, foresight: Foresight | None = None, together: int = 1, patience: int = 3):
+    def __init__(self, per: str, foresight: Foresight | None = None, max_joint: int = 1, patience: int = 3):
         self.per, self.patience = per, patience
-        self.foresight, self.together, self.most = foresight, together, together
+        self.foresight, self.n_joint, self.max_joint = foresight, max_joint, max_joint
         self.known: dict[str, float] = {}  # place -> growth at its last score
 
-    def choose(self, now: Round) -> Candidate | None:
-        race = _Race(self, now)
-        race.ask([place for place, c in enumerate(now.candidates) if self._is_unknown(c)])
+    def choose(self, round_: Round) -> Candidate | None:
+        race = _Race(self, round_)
+        race.score([index for index, c in enumerate(round_.candidates) if self._is_unknown(c)])
         while hopeful := race.hopeful():
-            now.ahead([now.candidates[place] for place in hopeful])
-            race.ask(hopeful[:1])
+            round_.ahead([round_.candidates[index] for index in hopeful])
+            race.score(hopeful[:1])
         return race.best
 
     def _is_unknown(self, candidate: Candidate) -> bool:
-        return candidate.place not in self.known and not self.foresees(candidate)
+        return candidate.location not in self.known and not self.foresees(candidate)
 
     def foresees(self, candidate: Candidate) -> bool:
-        return self.foresight is not None and candidate.place in self.foresight
+        return self.foresight is not None and candidate.location in self.foresight
 
-    def companions(self, now: Round, best: Candidate) -> list[tuple[Candidate, float]]:
+    def companions(self, round_: Round, best: Candidate) -> list[tuple[Candidate, float]]:
         """Narrowings in other layers that should cost about what the best costs, as far as the budget takes them, or no
         more than what half of the budget that is left will cost anyway."""
-        able = [(c, self._expected(c, now)) for c in now.candidates if best.joins and c.joins and c is not best]
-        asked = [
+        able = [(c, self._expected(c, round_)) for c in round_.candidates if best.joins and c.joins and c is not best]
+        affordable = [
             (cost, n, c, growth)
             for n, (c, growth) in enumerate(able)
-            if growth is not None and math.isfinite(cost := now.cost(c, growth, self.per))
+            if growth is not None and math.isfinite(cost := round_.cost(c, growth, self.per))
         ]
-        asked.sort(key=lambda one: one[:2])
-        most = FOLD * max(now.cost(best, self.known[best.place], self.per), 0.0)
-        level = self._level([(cost, candidate) for cost, _, candidate, _ in asked], now.left / 2)
-        found: list[tuple[Candidate, float]] = []
-        units, left = {best.unit}, now.left - _saved(best, self.per)
-        for cost, _, candidate, growth in asked:
-            if len(found) + 1 >= self.together or cost > max(most, level):
+        affordable.sort(key=lambda one: one[:2])
+        ceiling = FOLD * max(round_.cost(best, self.known[best.location], self.per), 0.0)
+        level = self._level([(cost, candidate) for cost, _, candidate, _ in affordable], round_.left / 2)
+        companions: list[tuple[Candidate, float]] = []
+        units, left = {best.unit}, round_.left - _saved(best, self.per)
+        for cost, _, candidate, growth in affordable:
+            if len(companions) + 1 >= self.n_joint or cost > max(ceiling, level):
                 break
             saved = _saved(candidate, self.per)
             if candidate.unit not in units and saved <= left:
-                found.append((candidate, max(growth, level * saved)))
+                companions.append((candidate, max(growth, level * saved)))
                 units.add(candidate.unit)
                 left -= saved
-        return found
+        return companions
 
-    def _level(self, costs: Sequence[tuple[float, Candidate]], wanted: float) -> float:
+    def _level(self, costs: Sequence[tuple[float, Candidate]], needed: float) -> float:
         """The cost of the last candidate, from the cheapest on, that it takes to save so much."""
         for cost, candidate in costs:
-            wanted -= _saved(candidate, self.per)
-            if wanted <= 0:
+            needed -= _saved(candidate, self.per)
+            if needed <= 0:
                 return cost
         return -math.inf
 
-    def _expected(self, candidate: Candidate, now: Round) -> float | None:
+    def _expected(self, candidate: Candidate, round_: Round) -> float | None:
         """The growth of its last score, or else of its estimate."""
-        if candidate.place in self.known:
-            return self.known[candidate.place]
-        return self.foresight.growths(candidate, now)[0] if self.foresees(candidate) else None
+        if candidate.location in self.known:
+            return self.known[candidate.location]
+        return self.foresight.growths(candidate, round_)[0] if self.foresees(candidate) else None
 
     def foresee(self, estimates: Callable[[], Forecast | None]) -> None:
-        if self.foresight is not None and (found := estimates()) is not None:
-            self.foresight.take(*found)
+        if self.foresight is not None and (forecast := estimates()) is not None:
+            self.foresight.take(*forecast)
 
-    def notes(self, now: Round) -> dict[str, Any]:
+    def notes(self, round_: Round) -> dict[str, Any]:
         if self.foresight is None or not self.foresight.estimates:
             return {}
-        left = sum(c.place not in self.known for c in now.candidates)
+        left = sum(c.location not in self.known for c in round_.candidates)
         missed, self.foresight.missed = self.foresight.missed, []
         return {"left_out": left, "slack": round(self.foresight.slack, 4), **({"below": missed} if missed else {})}
 
-    def judged(self, together: bool) -> None:
-        self.together = min(self.most, self.together + 1) if together else max(min(2, self.most), self.together // 2)
+    def judged(self, was_joint: bool) -> None:
+        self.n_joint = (
+            min(self.max_joint, self.n_joint + 1) if was_joint else max(min(2, self.max_joint), self.n_joint // 2)
+        )
 
 
 def _saved(candidate: Candidate, per: str) -> float:
@@ -201,41 +203,41 @@ def _saved(candidate: Candidate, per: str) -> float:
 class _Race:
     """One round of a racing search."""
 
-    def __init__(self, racing: Racing, now: Round):
-        self.racing, self.now = racing, now
+    def __init__(self, racing: Racing, round_: Round):
+        self.racing, self.current = racing, round_
         self.best: Candidate | None = None
         self.least, self.fruitless = (math.inf, math.inf), 0
-        self.waiting = set(range(len(now.candidates)))
+        self.waiting = set(range(len(round_.candidates)))
 
-    def ask(self, places: Sequence[int]) -> None:
+    def score(self, indices: Sequence[int]) -> None:
         """Score candidates, by their places in the round; of equals the first is best, as in Exact."""
-        asked = [self.now.candidates[place] for place in places]
-        self.waiting -= set(places)
-        growths = self.now.growths(asked) if asked else []
-        for place, candidate, growth in zip(places, asked, growths, strict=True):
-            if candidate.place not in self.racing.known and self.racing.foresees(candidate):
-                self.racing.foresight.learn(candidate, growth, self.now)
-            self.racing.known[candidate.place] = growth
-            cost = (self.now.cost(candidate, growth, self.racing.per), place)
+        candidates = [self.current.candidates[index] for index in indices]
+        self.waiting -= set(indices)
+        growths = self.current.growths(candidates) if candidates else []
+        for index, candidate, growth in zip(indices, candidates, growths, strict=True):
+            if candidate.location not in self.racing.known and self.racing.foresees(candidate):
+                self.racing.foresight.learn(candidate, growth, self.current)
+            self.racing.known[candidate.location] = growth
+            cost = (self.current.cost(candidate, growth, self.racing.per), index)
             if math.isfinite(cost[0]) and cost < self.least:
                 self.best, self.least, self.fruitless = candidate, cost, 0
             else:
                 self.fruitless += 1
 
     def hopeful(self) -> list[int]:
-        """Those that may still win, the most hopeful first."""
-        able = [(hope, place) for place in self.waiting if (hope := self._hope(place)) is not None]
-        return [place for _, place in sorted(able)]
+        """Candidates that may still win, the most hopeful first."""
+        able = [(hope, index) for index in self.waiting if (hope := self._hope(index)) is not None]
+        return [index for _, index in sorted(able)]
 
-    def _hope(self, place: int) -> float | None:
-        """What a candidate is expected to cost; None where it can't be the best."""
-        candidate, racing = self.now.candidates[place], self.racing
-        if candidate.place in racing.known:
-            expected = least = racing.known[candidate.place]
+    def _hope(self, index: int) -> float | None:
+        """Expected cost of a candidate; None where it can't be the best."""
+        candidate, racing = self.current.candidates[index], self.racing
+        if candidate.location in racing.known:
+            expected = least = racing.known[candidate.location]
         else:
-            expected, least = racing.foresight.growths(candidate, self.now)
+            expected, least = racing.foresight.growths(candidate, self.current)
         if self.best is not None:
-            beaten = (self.now.cost(candidate, least, racing.per), place) > self.least
+            beaten = (self.current.cost(candidate, least, racing.per), index) > self.least
             if beaten or self.fruitless >= racing.patience:
                 return None
-        return self.now.cost(candidate, expected, racing.per)
+        return self.current.cost(candidate, expected, racing.per)

@@ -1,4 +1,4 @@
-"""Which items of a group go first, and what makes up for them: from weights alone, or from what flows through them."""
+"""Ranking of a group's items, and compensation for the removed ones: from weights alone, or from activations."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 
 from ....dsl.checker.skeleton import Group
 from ....dsl.checker.values import DataRef, MetricRef
-from ...core.device import room_on
+from ...core.device import bytes_on
 from . import importance
 from .reconstruct import Moments, Reconstruction, has_moments, module_of, readers
 from .routing import trusted
@@ -43,7 +43,7 @@ class Fit:
 
 
 class Fitting:
-    """The same for one search. What needs activations takes them from the model as it is, before the first cut."""
+    """Ranking for one search. Activations are those of the model before the first cut."""
 
     def __init__(self, program: "Program", ctx: "Context", search: "Search", score: MetricRef, fit: Fit):
         self.program, self.ctx, self.search, self.score, self.fit = program, ctx, search, score, fit
@@ -56,8 +56,8 @@ class Fitting:
         modules = [module_of(m) for g in groups for m in readers(g) if has_moments(model, m)]
         if modules:
             settings = self.ctx.settings
-            room = room_on(settings.device, settings.max_memory)
-            self.search.collect(self.moments, modules, self.score, self.fit.data, room)
+            max_bytes = bytes_on(settings.device, settings.max_memory)
+            self.search.collect(self.moments, modules, self.score, self.fit.data, max_bytes)
 
     def important(self, group: Group) -> torch.Tensor:
         """[count] float64, larger for items that matter more."""
@@ -66,10 +66,10 @@ class Fitting:
         return (importance.obs if self.fit.order == "obs" else importance.wanda)(self.program, group, self.moments)
 
     def ranked(self, group: Group) -> torch.Tensor:
-        """The same by the error that readers are left with; of items that only a scan reads, by weights."""
+        """Ranking by the error that readers are left with; of items that only a scan reads, by weights."""
         return importance.obs(self.program, group, self.moments)
 
     def trusted(self, groups: Sequence[Group]) -> Important:
-        """The same of experts: by routing weights on data, or by their own."""
+        """Importance of experts: by routing weights on data, or by their weights."""
         known = trusted(self.program, self.ctx, self.fit.data, groups) if self.fit.data else {}
         return lambda group: known[group.site] if group.site in known else importance.l1(self.program, group)

@@ -1,4 +1,4 @@
-"""What passes in which cuts of several kinds compete may be told, all alike."""
+"""Parameters of passes in which cuts of several kinds compete."""
 
 from typing import Literal
 

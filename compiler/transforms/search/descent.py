@@ -40,17 +40,17 @@ def sweep(weight: Tensor, gram: Tensor, scales: Scales, values: Tensor, keep: Te
     slope = (values - weight) @ gram  # half the error's gradient, [out, in]
     for start in range(0, weight.shape[1], BLOCK):
         stop = min(start + BLOCK, weight.shape[1])
-        near, inner = slope[:, start:stop].T.contiguous(), gram[start:stop, start:stop]  # [block, out]
-        moved = torch.empty_like(near)
+        block_slope, inner = slope[:, start:stop].T.contiguous(), gram[start:stop, start:stop]  # [block, out]
+        steps = torch.empty_like(block_slope)
         for i, column in enumerate(range(start, stop)):
-            wanted = values[:, column] - near[i] / inner[i, i]
-            new = scales.round_column(wanted, column // width)
+            target = values[:, column] - block_slope[i] / inner[i, i]
+            new = scales.round_column(target, column // width)
             if keep is not None:
                 new = torch.where(keep[:, column], new, 0.0)
-            moved[i] = new - values[:, column]
+            steps[i] = new - values[:, column]
             values[:, column] = new
-            near[i + 1 :].addr_(inner[i, i + 1 :], moved[i])
-        slope.addmm_(moved.T, gram[start:stop])
+            block_slope[i + 1 :].addr_(inner[i, i + 1 :], steps[i])
+        slope.addmm_(steps.T, gram[start:stop])
     return values
 
 
@@ -61,36 +61,36 @@ def fit_scales(weight: Tensor, gram: Tensor, scales: Scales, values: Tensor) -> 
     rows = max(1, SQUARES // count**2)
     parts = zip((weight @ gram).split(rows), steps.split(rows), strict=True)
     best = torch.cat([best_scales(gram, *part) for part in parts]).bfloat16().float()
-    near = steps.any(2) & (best > 0.5 * scales.scale) & (best < 2 * scales.scale)  # and no NaN
-    best = torch.where(near, best, scales.scale)
-    found = (steps * best[:, :, None]).flatten(1)
-    gains = _lost(weight, gram, found) < _lost(weight, gram, values)  # [out]
+    is_close = steps.any(2) & (best > 0.5 * scales.scale) & (best < 2 * scales.scale)  # and no NaN
+    best = torch.where(is_close, best, scales.scale)
+    candidate = (steps * best[:, :, None]).flatten(1)
+    gains = _output_error(weight, gram, candidate) < _output_error(weight, gram, values)  # [out]
     scale = torch.where(gains[:, None], best, scales.scale)
-    return Scales(scales.most, scale, scales.zero), torch.where(gains[:, None], found, values)
+    return Scales(scales.max_code, scale, scales.zero), torch.where(gains[:, None], candidate, values)
 
 
-def best_scales(gram: Tensor, wanted: Tensor, steps: Tensor) -> Tensor:
+def best_scales(gram: Tensor, targets: Tensor, steps: Tensor) -> Tensor:
     """The scales [out, groups] that lose least for steps C = code - zero [out, groups, group]; NaN where none do.
 
     The squared error of an output is a square in its scales: A s = b with A the sums of C H C^T over pairs of groups
-    and b those of C times `wanted`, W H [out, in]. Not by linalg.solve: MKL's LU of many matrices of 150 rows and more
+    and b those of C times `targets`, W H [out, in]. Not by linalg.solve: MKL's LU of many matrices of 150 rows and more
     fails or hangs with several threads.
     """
     count, width = steps.shape[1:]
     pairs = gram.new_empty(len(steps), count, count)
     for g in range(count):
-        seen = steps[:, g] @ gram[g * width : (g + 1) * width]  # [out, in]
-        pairs[:, g] = (seen.unflatten(1, (count, width)) * steps).sum(2)
-    own = pairs.diagonal(dim1=1, dim2=2)
-    own.add_(torch.where(steps.any(2), 1e-6 * own, 1.0))  # a group of zeros asks for nothing
-    sums = (wanted.unflatten(1, (count, width)) * steps).sum(2).double()[:, :, None]
+        products = steps[:, g] @ gram[g * width : (g + 1) * width]  # [out, in]
+        pairs[:, g] = (products.unflatten(1, (count, width)) * steps).sum(2)
+    diagonal = pairs.diagonal(dim1=1, dim2=2)
+    diagonal.add_(torch.where(steps.any(2), 1e-6 * diagonal, 1.0))  # a group of zeros asks for nothing
+    sums = (targets.unflatten(1, (count, width)) * steps).sum(2).double()[:, :, None]
     lower, failed = torch.linalg.cholesky_ex(pairs.double())
-    found = torch.linalg.solve_triangular(lower, sums, upper=False)
-    found = torch.linalg.solve_triangular(lower.mT, found, upper=True)[:, :, 0]
-    return torch.where(failed[:, None] > 0, torch.nan, found).float()
+    solution = torch.linalg.solve_triangular(lower, sums, upper=False)
+    solution = torch.linalg.solve_triangular(lower.mT, solution, upper=True)[:, :, 0]
+    return torch.where(failed[:, None] > 0, torch.nan, solution).float()
 
 
-def _lost(weight: Tensor, gram: Tensor, values: Tensor) -> Tensor:
+def _output_error(weight: Tensor, gram: Tensor, values: Tensor) -> Tensor:
     """The squared error of every output, [out]."""
-    apart = values - weight
-    return ((apart @ gram) * apart).sum(1)
+    difference = values - weight
+    return ((difference @ gram) * difference).sum(1)

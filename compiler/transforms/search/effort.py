@@ -1,4 +1,4 @@
-"""What ranking and refitting take besides scores, from shapes alone: for `plan`."""
+"""Cost of ranking and refitting besides scores, from shapes alone: for `plan`."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ....dsl.checker.skeleton import Group, Skeleton
 from ....dsl.checker.values import DataRef
 from ...analysis.planning.peak_memory import itemsize
-from ...core.memory import room_for
+from ...core.memory import bytes_for
 from ...inputs.data.generated import AT_ONCE, Generated
 from ...plugin.interfaces import Effort
 from .importance import parts
@@ -28,13 +28,13 @@ def of_fitting(skeleton: Skeleton, ctx: "Context", groups: Sequence[Group], data
     files = sum(map(bytes_on_disk, widths.values()))
     widest, moments = max(widths.values()), sum(4 * w * w for w in widths.values())
     solving, factored = _SOLVED * widest**2, sum(map(_factored, widths.values()))
-    collecting = min(moments, max(room_for(ctx.settings.max_memory), 4 * widest**2))
+    collecting = min(moments, max(bytes_for(ctx.settings.max_memory), 4 * widest**2))
     rounds, rows = math.ceil(moments / collecting), Generated.fitting(ctx.origin)
     tokens = rows.count * rows.length if data is None else ctx.rows(data).numel()
     work = {"float64": factored, "float32": 2.0 * tokens * sum(w * w for w in widths.values())}
     if data is not None:
         return Effort(rounds * tokens, solving, collecting, work, files=files)
-    writing = min(AT_ONCE, rows.count) * rows.length * _kept_per_token(skeleton)
+    writing = min(AT_ONCE, rows.count) * rows.length * _cache_bytes_per_token(skeleton)
     return Effort((1 + rounds) * tokens, solving, max(collecting, writing), work, files=files)
 
 
@@ -43,7 +43,7 @@ def _factored(width: int) -> float:
     return width**3 / parts(width) ** 2 + width**3 / 3
 
 
-def _kept_per_token(skeleton: Skeleton) -> int:
+def _cache_bytes_per_token(skeleton: Skeleton) -> int:
     """Bytes of keys and values of a token over all layers."""
     by_site = {g.site: g for g in skeleton.groups if g.kind in ("heads", "kv_heads")}  # kv_heads come last
     widths = [min(g.count * m.segments[0][1] for m in g.members) for g in by_site.values()]

@@ -1,4 +1,4 @@
-"""What a search will probably leave, for `plan`: even cuts that meet a budget, as the search's cuts will."""
+"""Estimated result of a search, for `plan`: even cuts that meet a budget, as the search's cuts will."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ from ...analysis.planning import shrink
 from .budget import Budget
 from .parts import LayerParts, Parts, Wholes, WidthParts
 from .savings import OF_MODEL, SCANS, Ledger, steps
-from .uniform_widths import again
+from .uniform_widths import refreshed
 
 
 def thinned(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) -> tuple[Skeleton, int]:
@@ -17,34 +17,34 @@ def thinned(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) -> tuple[S
     Groups are narrowed alike. Kinds whose cuts are large come first and give no more than smaller cuts can't, so that
     little more goes than is asked for. Of whole parts the smallest go where groups don't suffice.
     """
-    whole, ledger = _measure(skeleton, goal.of, parts), Ledger(skeleton)
+    full_size, ledger = _measure(skeleton, goal.of, parts), Ledger(skeleton)
 
     def saved(left: Skeleton) -> float:
-        return whole - _measure(left, goal.of, parts)
+        return full_size - _measure(left, goal.of, parts)
 
     def met(left: Skeleton) -> bool:
         return goal.is_met(saved(left))
 
     widths = [kind for kind in parts if isinstance(kind, WidthParts) and kind.groups]
-    can = {kind.kind: sum(kind.most(g) * _of_cut(ledger, kind, g, goal.of) for g in kind.groups) for kind in widths}
+    can = {kind.kind: sum(kind.max_cuts(g) * _of_cut(ledger, kind, g, goal.of) for g in kind.groups) for kind in widths}
     widths.sort(key=lambda kind: max(_of_cut(ledger, kind, g, goal.of) for g in kind.groups), reverse=True)
     left, cuts = skeleton, 0
     for number, kind in enumerate(widths):
-        own = replace(goal, goal=goal.goal - sum(can[finer.kind] for finer in widths[number + 1 :]))
-        left, made = _narrowed(left, own, saved, kind)
-        cuts += made
+        kind_goal = replace(goal, goal=goal.goal - sum(can[finer.kind] for finer in widths[number + 1 :]))
+        left, cut_count = _narrowed(left, kind_goal, saved, kind)
+        cuts += cut_count
     for kind in widths:  # sides of one tensor save less together than each of them does alone
-        left, made = _narrowed(left, goal, saved, kind)
-        cuts += made
-    for whole_parts in sorted((p for p in parts if isinstance(p, Wholes)), key=lambda p: p.kind == SCANS):
+        left, cut_count = _narrowed(left, goal, saved, kind)
+        cuts += cut_count
+    for removable in sorted((p for p in parts if isinstance(p, Wholes)), key=lambda p: p.kind == SCANS):
         if not met(left):
-            left, made = whole_parts.smallest(left, met)
-            cuts += made
+            left, cut_count = removable.smallest(left, met)
+            cuts += cut_count
     return left, cuts
 
 
 def _measure(skeleton: Skeleton, of: str, parts: Sequence[Parts]) -> float:
-    """How much there is of what the budget counts."""
+    """Total of the quantity that the budget counts."""
     if of in OF_MODEL:
         return OF_MODEL[of](skeleton)
     if of == SCANS:
@@ -55,7 +55,7 @@ def _measure(skeleton: Skeleton, of: str, parts: Sequence[Parts]) -> float:
 
 
 def _of_cut(ledger: Ledger, kind: WidthParts, group: Group, of: str) -> float:
-    """What one cut of a group saves."""
+    """Savings of one cut of a group."""
     return kind.stride(group) * ledger.of_step(group.site, group.kind, of)
 
 
@@ -67,14 +67,14 @@ def _narrowed(
     missing = goal.goal - saved(left)
     if missing <= 0:
         return left, 0
-    groups = [again(skeleton, g) for g in kind.groups if _is_left(skeleton, g)]
-    full = sum(kind.most(g) * _of_cut(ledger, kind, g, goal.of) for g in groups)
+    groups = [refreshed(skeleton, g) for g in kind.groups if _is_left(skeleton, g)]
+    full = sum(kind.max_cuts(g) * _of_cut(ledger, kind, g, goal.of) for g in groups)
     share = min(1.0, missing / full) if full else 0.0
-    cuts = {(g.site, g.kind): int(share * kind.most(g)) for g in groups}
+    cuts = {(g.site, g.kind): int(share * kind.max_cuts(g)) for g in groups}
     for group in groups:
         left = _less(left, group, cuts[group.site, group.kind] * kind.stride(group))
     while not goal.is_met(saved(left)):
-        able = [g for g in groups if cuts[g.site, g.kind] < kind.most(g)]
+        able = [g for g in groups if cuts[g.site, g.kind] < kind.max_cuts(g)]
         if not able:
             break
         for group in able:
@@ -93,5 +93,5 @@ def _less(skeleton: Skeleton, group: Group, count: int) -> Skeleton:
     """The skeleton when a group has lost `count` more of its steps."""
     if not count:
         return skeleton
-    now = again(skeleton, group)
-    return shrink.narrowed(skeleton, now, now.count - count * now.count // steps(now))
+    current = refreshed(skeleton, group)
+    return shrink.narrowed(skeleton, current, current.count - count * current.count // steps(current))

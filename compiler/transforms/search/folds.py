@@ -1,4 +1,4 @@
-"""Where channels can be made smaller as they are written and as much larger as they are read, so that nothing changes.
+"""Folds: channels scaled down where they are written and up where they are read, so that nothing changes.
 
 What writes them is a norm whose only readers are linear modules, or a linear module whose outputs reach another's
 inputs by what is linear in them: values through attention, the factor of a gate. Neither is told by names: norms are
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from transformers.pytorch_utils import Conv1D
 
-from ....dsl.checker.skeleton import Group, Member, is_below
+from ....dsl.checker.skeleton import Group, Member, is_submodule
 from ...analysis.discovery.discover import skeleton_of
 from ...ir.graphs import name_of
 from ...ir.surgery import tensor_at
@@ -64,15 +64,15 @@ class Fold:
         return factors
 
     @torch.no_grad()
-    def held(self, model: nn.Module, by: Tensor) -> Tensor:
+    def representable(self, model: nn.Module, by: Tensor) -> Tensor:
         """The factors nearest to these, [channels], for which a norm's weight is a number of its type: then its readers
         are scaled by exactly what it lacks. 1 where that would be nothing."""
         weight = tensor_at(model, f"{self.writer}.weight").detach()
         if weight.dim() != 1:
             return by
-        whole = weight.float() + self.offset
-        less = (whole / by - self.offset).to(weight.dtype).float() + self.offset
-        return torch.where((whole != 0) & (less != 0), whole / less, 1.0)
+        effective = weight.float() + self.offset
+        less = (effective / by - self.offset).to(weight.dtype).float() + self.offset
+        return torch.where((effective != 0) & (less != 0), effective / less, 1.0)
 
     @torch.no_grad()
     def scaled(self, model: nn.Module, by: Tensor) -> dict[str, Tensor]:
@@ -81,23 +81,23 @@ class Fold:
         writer = model.get_submodule(self.writer)
         less = torch.ones(outputs_of(writer), device=by.device)
         less[list(self.rows)] = by
-        own = tensor_at(writer, "weight")
-        weight = own.detach().float()
+        writer_weight = tensor_at(writer, "weight")
+        weight = writer_weight.detach().float()
         if weight.dim() == 1:
             new = (weight + self.offset) / less - self.offset
         else:
             new = weight / (less if isinstance(writer, Conv1D) else less[:, None])
-        found = {f"{self.writer}.weight": new.to(own.dtype)}
+        tensors = {f"{self.writer}.weight": new.to(writer_weight.dtype)}
         if getattr(writer, "bias", None) is not None:
             bias = tensor_at(writer, "bias")
-            found[f"{self.writer}.bias"] = (bias.detach().float() / less).to(bias.dtype)
+            tensors[f"{self.writer}.bias"] = (bias.detach().float() / less).to(bias.dtype)
         for reader in self.readers:
             module = model.get_submodule(reader.path)
-            more = self.spread(reader, by, inputs_of(module))
+            reader_factors = self.spread(reader, by, inputs_of(module))
             read = tensor_at(module, "weight")
-            wide = read.detach().float() * (more[:, None] if isinstance(module, Conv1D) else more)
-            found[f"{reader.path}.weight"] = wide.to(read.dtype)
-        return found
+            wide = read.detach().float() * (reader_factors[:, None] if isinstance(module, Conv1D) else reader_factors)
+            tensors[f"{reader.path}.weight"] = wide.to(read.dtype)
+        return tensors
 
 
 def outputs_of(module: nn.Module) -> int:
@@ -110,10 +110,10 @@ def inputs_of(module: nn.Module) -> int:
 
 def folds(program: "Program") -> dict[str, list[Fold]]:
     """All folds of every unit, those of norms first."""
-    trial, found = _Trial(program), {}
+    trial, by_unit = _Trial(program), {}
     for path, unit in program.units.items():
-        found[path] = [*_of_norms(program, unit), *_of_groups(program, unit, trial)]
-    return found
+        by_unit[path] = [*_of_norms(program, unit), *_of_groups(program, unit, trial)]
+    return by_unit
 
 
 def _is_free(program: "Program", path: str) -> bool:
@@ -138,30 +138,35 @@ def _of_norms(program: "Program", unit: Unit) -> Iterator[Fold]:
     calls = [node for node in unit.graph.nodes if node.op == "call_module"]
     for node in calls:
         path = f"{unit.path}.{node.target}" if unit.path else str(node.target)
-        users = [user for user in node.users if not _asks_its_size(user)]
+        users = [user for user in node.users if not _reads_size(user)]
         if node.meta.get("role") != "norm" or not users or not _is_free(program, path):
             continue
         targets = [user.target for user in users]
-        below = [f"{unit.path}.{target}" if unit.path else str(target) for target in targets]
+        readers = [f"{unit.path}.{target}" if unit.path else str(target) for target in targets]
         once = all(sum(call.target == target for call in calls) == 1 for target in [node.target, *targets])
-        if not once or not all(_is_given(user, node) for user in users):
+        if not once or not all(_is_only_input(user, node) for user in users):
             continue
-        if not all(_is_linear(program, reader) for reader in below):
+        if not all(_is_linear(program, reader) for reader in readers):
             continue
         norm = program.model.get_submodule(path)
         offset = _offset(norm)
         weight = tensor_at(norm, "weight") if offset is not None else None
         if weight is not None and (not offset or weight.dtype == torch.float32):  # narrower ones round one more
-            every = tuple(range(len(weight)))
-            yield Fold(path, every, tuple(Reader(reader, every, every) for reader in below), offset or 0.0)
+            all_channels = tuple(range(len(weight)))
+            yield Fold(
+                path,
+                all_channels,
+                tuple(Reader(reader, all_channels, all_channels) for reader in readers),
+                offset or 0.0,
+            )
 
 
-def _asks_its_size(user: fx.Node) -> bool:
+def _reads_size(user: fx.Node) -> bool:
     name = user.args[1] if user.target is getattr else name_of(user)
     return user.op in ("call_function", "call_method") and name in _SIZES
 
 
-def _is_given(user: fx.Node, node: fx.Node) -> bool:
+def _is_only_input(user: fx.Node, node: fx.Node) -> bool:
     """Whether a module is given that and nothing else."""
     return user.op == "call_module" and user.all_input_nodes == [node]
 
@@ -172,17 +177,17 @@ def _offset(norm: nn.Module) -> float | None:
     weight = getattr(norm, "weight", None)
     if not isinstance(weight, nn.Parameter) or weight.dim() != 1:
         return None
-    whole, count = copy.deepcopy(norm).float().cpu(), len(weight)
+    original, count = copy.deepcopy(norm).float().cpu(), len(weight)
     x = torch.randn(1, 3, count, generator=torch.Generator().manual_seed(0))
     by = _random_powers(count, torch.device("cpu"))
     bias = getattr(norm, "bias", None)
     for offset in (0.0, 1.0):
-        less = copy.deepcopy(whole)
-        less.get_parameter("weight").copy_((whole.get_parameter("weight") + offset) / by - offset)
+        less = copy.deepcopy(original)
+        less.get_parameter("weight").copy_((original.get_parameter("weight") + offset) / by - offset)
         if bias is not None:
-            tensor_at(less, "bias").copy_(tensor_at(whole, "bias") / by)
+            tensor_at(less, "bias").copy_(tensor_at(original, "bias") / by)
         try:
-            if torch.allclose(less(x) * by, whole(x), atol=1e-5):
+            if torch.allclose(less(x) * by, original(x), atol=1e-5):
                 return offset
         except (RuntimeError, TypeError):  # it is given more than one thing
             return None
@@ -200,13 +205,13 @@ class _Trial:
         self._known: dict[tuple[object, ...], bool] = {}
         self._before: Tensor | None = None
 
-    def holds(self, unit: Unit, fold: Fold) -> bool:
+    def is_equal(self, unit: Unit, fold: Fold) -> bool:
         key = id(unit.graph), fold.writer.removeprefix(unit.path), fold.rows
         if key not in self._known:
-            self._known[key] = self._tried(fold)
+            self._known[key] = self._trials(fold)
         return self._known[key]
 
-    def _tried(self, fold: Fold) -> bool:
+    def _trials(self, fold: Fold) -> bool:
         if self._before is None:
             self._before = self._outputs()
         device = tensor_at(self.program.model, f"{fold.writer}.weight").device
@@ -222,11 +227,11 @@ class _Trial:
 
 def _of_groups(program: "Program", unit: Unit, trial: _Trial) -> Iterator[Fold]:
     for group in skeleton_of(program).groups:
-        if group.kind not in _KINDS or not is_below(group.site, unit.path):
+        if group.kind not in _KINDS or not is_submodule(group.site, unit.path):
             continue
         if not all(_is_linear(program, module_of(m)) and _is_input(program.model, m) for m in readers(group)):
             continue
-        fold = next((fold for fold in _candidates(program, group) if trial.holds(unit, fold)), None)
+        fold = next((fold for fold in _candidates(program, group) if trial.is_equal(unit, fold)), None)
         if fold is not None:
             yield fold
 
@@ -238,8 +243,8 @@ def _is_input(model: nn.Module, member: Member) -> bool:
 
 def _candidates(program: "Program", group: Group) -> Iterator[Fold]:
     """Each row of channels that a linear module writes, as if it alone reached the readers."""
-    made = group.members[: len(group.members) - group.readers]
-    parts = [(module_of(m), segment) for m in made if m.tensor.endswith(".weight") for segment in m.segments]
+    writers = group.members[: len(group.members) - group.readers]
+    parts = [(module_of(m), segment) for m in writers if m.tensor.endswith(".weight") for segment in m.segments]
     reading = readers(group)
     for writer, (start, size) in parts:
         fits = all(segment[1] % size == 0 for m in reading for segment in m.segments)

@@ -10,7 +10,7 @@ from ...analysis.planning.amount import Amount
 from .budget import CUTS, SPARE, Budget
 from .parts import BlockParts, Parts, ScanParts, Wholes, WidthParts
 from .refusals import out_of_reach
-from .savings import OF_MODEL, SCANS, Ledger, steps, whole
+from .savings import OF_MODEL, SCANS, Ledger, model_total, steps
 
 too_coarse = Fault(
     "too-coarse",
@@ -27,7 +27,7 @@ overshoots = Fault(
 
 
 def budget(skeleton: Skeleton, amount: Amount, kind: str, total: float | None = None) -> Budget:
-    """What is to be saved: of what the amount's ratio is a share of, or of items of the kind.
+    """Budget of an amount: of the quantity that its ratio is a share of, or of items of the kind.
 
     total   how much there is to choose from, where it isn't all that the skeleton says: items, or a measured latency
     """
@@ -36,23 +36,23 @@ def budget(skeleton: Skeleton, amount: Amount, kind: str, total: float | None = 
         assert total is not None, "a latency is measured"
         return Budget(of, amount.value.value * total, total)
     if of in OF_MODEL:
-        size = whole(skeleton, of)
+        size = model_total(skeleton, of)
         share = amount.value.value * size
         return Budget(of, share if amount.removes else size - share, size)
-    size = total if total is not None else int(whole(skeleton, of))
-    return Budget(of, size - amount.kept(size), size)
+    size = total if total is not None else int(model_total(skeleton, of))
+    return Budget(of, size - amount.remaining(size), size)
 
 
-def turns(order: Sequence[str], split: Shares | None) -> list[tuple[tuple[str, ...], float]]:
+def schedule(order: Sequence[str], split: Shares | None) -> list[tuple[tuple[str, ...], float]]:
     """(kinds that compete, share of what is to go that must have gone when their turn ends)."""
     if split is None:
         return [(tuple(order), 1.0)]
-    whole = sum(split.share(kind) for kind in order)
-    found, total = [], 0.0
+    share_sum = sum(split.share(kind) for kind in order)
+    result, total = [], 0.0
     for kind in order:
-        total += split.share(kind) / whole if whole else 0.0
-        found.append(((kind,), total))
-    return [*found[:-1], (found[-1][0], 1.0)]  # 1.0: sums of shares are rounded
+        total += split.share(kind) / share_sum if share_sum else 0.0
+        result.append(((kind,), total))
+    return [*result[:-1], (result[-1][0], 1.0)]  # 1.0: sums of shares are rounded
 
 
 def reach(ledger: Ledger, of: str, parts: Sequence[Parts]) -> float:
@@ -61,12 +61,12 @@ def reach(ledger: Ledger, of: str, parts: Sequence[Parts]) -> float:
     blocks = [b for p in parts if isinstance(p, BlockParts) for b in p.branches]
     inside = {site for b in blocks for site in ledger.inside[b.site]}
     widths: dict[tuple[str, str], float] = {
-        (g.site, g.kind): p.most(g) * p.stride(g) * _each(ledger, g, of)
+        (g.site, g.kind): p.max_cuts(g) * p.stride(g) * _each(ledger, g, of)
         for p in parts
         if isinstance(p, WidthParts)
         for g in p.groups
     }
-    most = sum(saved for site, saved in widths.items() if site not in inside)
+    total = sum(saved for site, saved in widths.items() if site not in inside)
     for kind in parts:
         if isinstance(kind, Wholes):
             each = {
@@ -74,17 +74,17 @@ def reach(ledger: Ledger, of: str, parts: Sequence[Parts]) -> float:
                 for name in kind.names
                 if not (isinstance(kind, ScanParts) and (name, SCANS) in inside)
             }
-            most += sum(each.values())
+            total += sum(each.values())
             if each and len(each) == kind.all:
                 within = ledger.inside if isinstance(kind, BlockParts) else {}
-                most -= min(
+                total -= min(
                     saved - sum(widths.get(site, 0.0) for site in within.get(name, ())) for name, saved in each.items()
                 )
-    return most
+    return total
 
 
 def _each(ledger: Ledger, group: Group, of: str) -> float:
-    """What a step of a group saves; of a mixer's own items every block loses one."""
+    """Savings of a step of a group; of a mixer's items every block loses one."""
     if of == group.kind and group.kind.startswith("ssm_"):
         return group.count // steps(group)
     return ledger.of_step(group.site, group.kind, of)
@@ -92,34 +92,35 @@ def _each(ledger: Ledger, group: Group, of: str) -> float:
 
 def refuse_coarse(parameter: str, step: int, sites: Sequence[Group]) -> None:
     """Reject a step that is larger than every group of its kind."""
-    most = max((steps(g) for g in sites), default=step)
-    if step > most:
-        what = sites[0].kind.replace("_", " ").replace("kv", "KV")
+    largest = max((steps(g) for g in sites), default=step)
+    if step > largest:
+        noun = sites[0].kind.replace("_", " ").replace("kv", "KV")
         raise Reject(
             too_coarse(
-                f"`{parameter}` is {step}, and no module has more than {most} {what}",
-                help=f"write `{parameter}: {max(1, most // 8)}`, or take that kind out of `order`",
+                f"`{parameter}` is {step}, and no module has more than {largest} {noun}",
+                help=f"write `{parameter}: {max(1, largest // 8)}`, or take that kind out of `order`",
                 argument=parameter,
             )
         )
 
 
-def refuse_unreached(most: float, wanted: Budget, refused: Mapping[str, str] | None = None) -> None:
-    """Reject a budget of which only `most` can be saved; `refused` parts were left alone, each with its reason."""
-    if wanted.is_met(most):
+def refuse_unreached(reachable: float, budget: Budget, refusals: Mapping[str, str] | None = None) -> None:
+    """Reject a budget of which only `reachable` can be saved; `refusals` parts were left alone, each with its
+    reason."""
+    if budget.is_met(reachable):
         return
-    note = "; ".join(f"{place} stays: {why}" for place, why in list((refused or {}).items())[:5])
-    if wanted.of == CUTS:
+    note = "; ".join(f"{site} stays: {reason}" for site, reason in list((refusals or {}).items())[:5])
+    if budget.of == CUTS:
         raise Reject(
             out_of_reach(
-                f"{wanted.goal:g} cuts are to be made, and {most:g} can",
+                f"{budget.goal:g} cuts are to be made, and {reachable:g} can",
                 note=note,
-                help=f"make at most {most:g} cuts, or let more modules or kinds be cut",
+                help=f"make at most {reachable:g} cuts, or let more modules or kinds be cut",
                 argument="keep remove",
             )
         )
-    items = wanted.of.removeprefix("ssm_")
-    share, reach = wanted.goal / wanted.total, _floor(most / wanted.total)
+    items = budget.of.removeprefix("ssm_")
+    share, reach = budget.goal / budget.total, _floor(reachable / budget.total)
     less = "" if reach == "0%" else f"remove at most {reach} of {items}, "
     raise Reject(
         out_of_reach(
@@ -132,12 +133,12 @@ def refuse_unreached(most: float, wanted: Budget, refused: Mapping[str, str] | N
 
 
 def smallest(ledger: Ledger, of: str, parts: Sequence[Parts]) -> float:
-    """What the smallest cut of all saves; 0 where there is none."""
-    found = [part.weigh(ledger, name, of) for part in parts if isinstance(part, Wholes) for name in part.names]
+    """Savings of the smallest cut of all; 0 where there is none."""
+    savings = [part.weigh(ledger, name, of) for part in parts if isinstance(part, Wholes) for name in part.names]
     for part in parts:
         if isinstance(part, WidthParts):
-            found += [ledger.next(g.site, g.kind, part.stride(g), of) for g in part.groups if part.most(g)]
-    return min((saved for saved in found if saved > 0), default=0.0)
+            savings += [ledger.next(g.site, g.kind, part.stride(g), of) for g in part.groups if part.max_cuts(g)]
+    return min((saved for saved in savings if saved > 0), default=0.0)
 
 
 def refuse_beyond(least: float, saved: float, goal: Budget) -> None:

@@ -1,4 +1,4 @@
-"""What candidates will cost, from one sweep of gradients instead of a forward of the model for each.
+"""Cost estimates of candidates from one sweep of gradients instead of a forward for each.
 
 A candidate changes what its layer gives by some delta, which that layer alone tells. To first order the loss changes by
 gradient * delta; to second order by half of delta' F delta, with F the Fisher information of what the model predicts:
@@ -36,7 +36,7 @@ class Estimate:
 
     @property
     def terms(self) -> float:
-        """How large both are, whatever their signs."""
+        """Sum of both magnitudes."""
         return abs(self.first) + self.second
 
 
@@ -56,7 +56,7 @@ class Gradients:
         self.prefix, self.seed, self.draws = prefix, seed, draws
 
     def estimates(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Estimate]]:
-        """Those of later layers come first; none where the model's layers are no chain that can be entered, or where
+        """Estimates, later layers first; none where the model's layers are no chain that can be entered, or where
         it is no model that predicts the next token of its rows."""
         prefix, program = self.prefix, self.prefix.program
         units = {path: number for number, path in enumerate(program.units)}
@@ -70,10 +70,10 @@ class Gradients:
             if grads is None:
                 return
             for layer in reversed(range(min(by_layer), count)):
-                here = by_layer.get(layer, ())
-                plain = prefix.output_of(layer) if here else []
-                for candidate in here:
-                    changed = prefix.of_one(layer, candidate.tried)
+                layer_candidates = by_layer.get(layer, ())
+                plain = prefix.output_of(layer) if layer_candidates else []
+                for candidate in layer_candidates:
+                    changed = prefix.of_one(layer, candidate.applied)
                     yield candidate, _estimate(grads, plain, changed, tokens)
                 if layer > min(by_layer):
                     grads = [self._through(layer, call, grad) for call, grad in enumerate(grads)]
@@ -81,23 +81,23 @@ class Gradients:
 
     def _behind(self) -> tuple[list[Tensor] | None, int]:
         """Gradients of the summed losses by what the last layer gives, in every call [1 + draws, b, t, h]; tokens."""
-        prefix, found, tokens = self.prefix, [], 0
+        prefix, gradients, tokens = self.prefix, [], 0
         generator = torch.Generator().manual_seed(self.seed)
         for number, call in enumerate(prefix.calls):
             leaf, logits = prefix.from_leaves(len(prefix.program.units), number)  # [b, t, vocab]
             ids = call.args[0] if call.args else None
             if not (_are_tokens(ids) and logits.shape[:-1] == ids.shape and leaf.is_leaf and logits.requires_grad):
                 return None, 0
-            wanted = ids[:, 1:].to(logits.device)  # [b, t - 1]
-            tokens += wanted.numel()
+            targets = ids[:, 1:].to(logits.device)  # [b, t - 1]
+            tokens += targets.numel()
             grads = []
             for draw in range(1 + self.draws):
-                labels = _drawn(logits.detach()[:, :-1], generator) if draw else wanted
+                labels = _sample_tokens(logits.detach()[:, :-1], generator) if draw else targets
                 with torch.enable_grad():
                     total = _summed(logits[:, :-1], labels)
                 grads.append(torch.autograd.grad(total, leaf, retain_graph=draw < self.draws)[0])
-            found.append(torch.stack(grads))
-        return found, tokens
+            gradients.append(torch.stack(grads))
+        return gradients, tokens
 
     def _through(self, layer: int, call: int, grad: Tensor) -> Tensor:
         """The gradients by what a layer is given, from those by what it gives."""
@@ -122,16 +122,16 @@ def _estimate(grads: list[Tensor], plain: list, changed: list, tokens: int) -> E
 
 
 def _summed(logits: Tensor, labels: Tensor) -> Tensor:
-    found = sum(
+    total = sum(
         nn.functional.cross_entropy(row[part].float(), ids[part], reduction="sum")
         for row, ids in zip(logits, labels, strict=True)
         for part in positions(row)
     )
-    assert isinstance(found, Tensor), "logits of no position"
-    return found
+    assert isinstance(total, Tensor), "logits of no position"
+    return total
 
 
-def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
+def _sample_tokens(logits: Tensor, generator: torch.Generator) -> Tensor:
     """A token for every position, drawn from what is predicted there, [b, t]."""
     rows = []
     for row in logits:

@@ -24,11 +24,11 @@ from .choice import Choice, Exact, Racing
 from .compensation import Fit, Fitting
 from .effort import of_fitting
 from .estimate import thinned
-from .goals import budget, reach, refuse_beyond, refuse_coarse, refuse_unreached, smallest, turns
+from .goals import budget, reach, refuse_beyond, refuse_coarse, refuse_unreached, schedule, smallest
 from .gradients import SWEEP
 from .latency import Latency, latency_of
 from .loop import Search
-from .overfit import Overfit, refuse_few
+from .overfit import Overfit, check_expert_count
 from .parts import Parts, Wholes
 from .savings import OF_MODEL, Ledger, steps, stride
 from .score_estimates import Foresight
@@ -43,10 +43,10 @@ bad_turns = Fault("bad-turns", "The kinds that a search may cut, and what they a
 
 @dataclass(frozen=True)
 class Greedy:
-    """What is asked of one model.
+    """Request of a search on one model.
 
     amount   what goes or stays: a share, or a number of items or of cuts
-    counted  what a share that isn't of the model, or a number, counts: "blocks", "heads", "cuts"; `total` of them
+    budget_kind  what a share that isn't of the model, or a number, counts: "blocks", "heads", "cuts"; `total` of them
     parts    the kinds of parts that may be cut, in the order that settles ties and in which they take turns
     score    what decides; None narrows every group alike
     rank     by loss per unit of what is saved, where that is the model's, or by plain loss
@@ -61,7 +61,7 @@ class Greedy:
     """
 
     amount: Amount
-    counted: str
+    budget_kind: str
     total: float
     parts: tuple[Parts, ...]
     score: MetricRef | None
@@ -85,9 +85,9 @@ class Greedy:
     def run(self, program: "Program", ctx: "Context") -> None:
         if self.score is None:
             self._refuse_without_score()
-            narrow_evenly(program, self.groups, self.amount, self.align, ctx.tell, ctx.mapped)
+            narrow_evenly(program, self.groups, self.amount, self.align, ctx.emit_event, ctx.mapped)
             return
-        ordered, search = self.turns(), Search(program, ctx)
+        ordered, search = self.schedule(), Search(program, ctx)
         latency = None
         if self.amount.of == "latency":
             assert self.clock is not None, "a latency that no clock measures"
@@ -102,16 +102,16 @@ class Greedy:
             raise search.too_short(sum(p.count for p in self.parts)) from None
         pools = {p.kind: p.pool(program, ledger, fitting) for p in able}
         if len(pools) == 1:
-            refuse_unreached(next(iter(pools.values())).reachable(goal.of), goal, search.refused)
+            refuse_unreached(next(iter(pools.values())).reachable(goal.of), goal, search.rejected)
         choice, search.overfit = self._choice(goal), Overfit(self.check, goal.goal) if self.check else None
         for kinds, share in ordered:
-            turn = Budget(goal.of, share * goal.goal, goal.total)
+            stage_budget = Budget(goal.of, share * goal.goal, goal.total)
             score = self.score if "blocks" in kinds or self.widths is None else self.widths
-            search.run([pools[kind] for kind in kinds if kind in pools], score, turn, choice)
+            search.run([pools[kind] for kind in kinds if kind in pools], score, stage_budget, choice)
             if search.stopped:
                 break
         if not search.stopped:
-            refuse_unreached(search.saved.get(goal.of, 0.0), goal, search.refused)
+            refuse_unreached(search.saved.get(goal.of, 0.0), goal, search.rejected)
             search.warn_beyond(goal)
         search.finish(list(pools.values()))
 
@@ -119,16 +119,16 @@ class Greedy:
         """The parts without groups that can't be cut, each of which is said with the reason; their items ranked."""
         able = []
         for parts in self.parts:
-            groups, refused = cuttable(program, [(g, stride(g, parts.step)) for g in parts.groups])
-            leave(program, refused, search.ctx.tell)
-            search.refused |= {f"{group.site}:{group.kind}": why for group, why in refused}
+            groups, refusals = cuttable(program, [(g, stride(g, parts.step)) for g in parts.groups])
+            leave(program, refusals, search.ctx.emit_event)
+            search.rejected |= {f"{group.site}:{group.kind}": reason for group, reason in refusals}
             able += [parts.only(groups)] if groups or not parts.groups else []
         if not able:
-            refuse_unreached(0.0, goal, search.refused)
+            refuse_unreached(0.0, goal, search.rejected)
         fitting.collect(able)
         return able
 
-    def turns(self) -> list[tuple[tuple[str, ...], float]]:
+    def schedule(self) -> list[tuple[tuple[str, ...], float]]:
         """(kinds that compete, share of what is to go that must have gone when their turn ends)."""
         order = tuple(dict.fromkeys(self.order or [p.kind for p in self.parts]))
         if self.split is None:
@@ -149,7 +149,7 @@ class Greedy:
                     argument="order",
                 )
             )
-        return turns(order, self.split)
+        return schedule(order, self.split)
 
     def _choice(self, goal: Budget) -> Choice:
         per = goal.of if self.rank == "ratio" and (goal.of in OF_MODEL or goal.of == "latency") else ""
@@ -166,12 +166,12 @@ class Greedy:
     def goal(self, skeleton: Skeleton, latency: Latency | None = None) -> Budget:
         """The budget; one of a latency that is not measured yet as if time went with operations."""
         value = self.amount.value
-        if self.counted == CUTS and isinstance(value, int):
+        if self.budget_kind == CUTS and isinstance(value, int):
             return Budget(CUTS, value, value)
         if isinstance(value, Ratio) and value.of == "latency" and latency is None:
             flops = Amount(Ratio(value.value, "flops"), self.amount.removes)
-            return budget(skeleton, flops, self.counted)
-        return budget(skeleton, self.amount, self.counted, latency.total if latency else self.total)
+            return budget(skeleton, flops, self.budget_kind)
+        return budget(skeleton, self.amount, self.budget_kind, latency.total if latency else self.total)
 
     def _refuse_unreached(self, ledger: Ledger, goal: Budget) -> None:
         for parts in self.parts:
@@ -189,7 +189,7 @@ class Greedy:
         if self.score is None:
             self._refuse_without_score()
             return forecast(skeleton, self.groups, self.amount, self.align)
-        self.turns()
+        self.schedule()
         goal = self.goal(skeleton)
         if goal.of == CUTS:
             return skeleton
@@ -207,25 +207,25 @@ class Greedy:
             )
 
     def forwards(self, skeleton: Skeleton) -> int:
-        """How many scores it takes: every candidate for each cut where it is exact, about three where it races; with
+        """Number of scores it takes: every candidate for each cut where it is exact, about three where it races; with
         estimates a sweep, a third of the candidates, and three for every round."""
         if self.score is None:
             return 0
         goal, first = self.goal(skeleton), sum(p.count for p in self.parts)
         cuts = int(goal.goal) if goal.of == CUTS else thinned(skeleton, goal, self.parts)[1]
-        whole = sum(p.count for p in self.parts if isinstance(p, Wholes))
-        gone = min(cuts, whole) if whole == first else 0
-        fewer = gone * (gone - 1) // 2  # what is gone is asked no more
-        every = cuts * first - fewer
+        removable = sum(p.count for p in self.parts if isinstance(p, Wholes))
+        removed = min(cuts, removable) if removable == first else 0
+        fewer = removed * (removed - 1) // 2  # what is gone is asked no more
+        all_scores = cuts * first - fewer
         begin, rounds = first, math.ceil(cuts / self.together)
         if self.estimate == "taylor":
             begin = min(first, SWEEP + first // max(1, len(skeleton.units)) + first // 3)
-        return every if self.exact else min(every, begin + 3 * rounds)
+        return all_scores if self.exact else min(all_scores, begin + 3 * rounds)
 
     def effort(self, skeleton: Skeleton, ctx: "Context") -> Effort:
         """Ranking and refitting, and the rows that the model writes for them. Raises Reject (too-few-rows)."""
         if self.score is not None and not self.exact and (goal := self.goal(skeleton)).of in OF_MODEL:
-            refuse_few(self.score, goal.goal / goal.total * params(skeleton), ctx)
+            check_expert_count(self.score, goal.goal / goal.total * params(skeleton), ctx)
         fitted = [] if self.score is None else self.fit.read(self.parts)
         effort = of_fitting(skeleton, ctx, fitted, self.fit.data) if fitted else Effort()
         routed, data = any(p.kind == "experts" and p.groups for p in self.parts), self.fit.data
@@ -255,5 +255,5 @@ class Cutter(ABC):
 
 
 def items(groups: Sequence[Group]) -> int:
-    """How many steps some groups have, all together."""
+    """Total number of steps of some groups."""
     return sum(map(steps, groups))

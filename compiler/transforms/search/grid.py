@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from ....dsl.checker.inputs import odd_groups
+from ....dsl.checker.inputs import group_mismatch
 from ....dsl.checker.skeleton import Part
 from ....dsl.syntax.diagnostics import Reject
 
 
 def check_groups(chosen: Sequence[Part], group: int) -> None:
     """Reject (unfit-group) groups that don't divide the inputs of a module."""
-    if fault := odd_groups(chosen, group):
+    if fault := group_mismatch(chosen, group):
         raise Reject(fault)

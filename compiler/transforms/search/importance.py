@@ -1,4 +1,4 @@
-"""How much each item of a group matters: its weights, and what flows through them.
+"""Importance of each item of a group: by weights, and by activations.
 
 Large sums run on the device of the weights; scores of items are on the CPU.
 """
@@ -13,12 +13,12 @@ from torch import nn
 from ....dsl.checker.skeleton import Group, Member
 from ...analysis.discovery.discover import skeleton_of
 from ...ir.surgery import tensor_at
-from .reconstruct import DAMPING, Moments, as_matrix, columns, exact_place, factor, has_moments, module_of, readers
+from .reconstruct import DAMPING, Moments, as_matrix, columns, exact_device, factor, has_moments, module_of, readers
 
 if TYPE_CHECKING:
     from ...ir.program import Program
 
-TOGETHER = 4096  # inputs that make up for each other in `obs`: a factor of all takes time by the cube of the width
+BATCH_ROWS = 4096  # inputs that make up for each other in `obs`: a factor of all takes time by the cube of the width
 
 
 def l1(program: "Program", group: Group) -> torch.Tensor:
@@ -29,20 +29,20 @@ def l1(program: "Program", group: Group) -> torch.Tensor:
     Source: MultiPruner's weight reorder (Munoz et al. 2025), gate and up rows per channel, q, k and v rows per head.
     """
     total = torch.zeros(group.count, dtype=torch.float64)
-    made = group.members[: len(group.members) - group.readers]
-    served, own = _served(program, group)
-    for member in readers(group) if group.kind == "experts" else made:
+    writers = group.members[: len(group.members) - group.readers]
+    served, once = _served(program, group)
+    for member in readers(group) if group.kind == "experts" else writers:
         tensor = tensor_at(program.model, member.tensor)
         if isinstance(tensor, nn.Parameter):  # a buffer only follows
             sums = _per_index(tensor.detach().abs(), member.axis)
             for segment in member.segments:
-                times = 1 if (member.tensor, member.axis, segment[0]) in own else served
+                times = 1 if (member.tensor, member.axis, segment[0]) in once else served
                 total += times * _per_item(sums, (segment,), group.count)
     return total
 
 
 def _served(program: "Program", group: Group) -> tuple[int, set[tuple[str, int, int]]]:
-    """How many query heads a KV head serves, and where (tensor, axis, start) the query heads' own rows begin."""
+    """Number of query heads per KV head, and the starts (tensor, axis, start) of the query heads' rows."""
     if group.kind != "kv_heads":
         return 1, set()
     heads = next((g for g in skeleton_of(program).groups if (g.site, g.kind) == (group.site, "heads")), None)
@@ -64,8 +64,10 @@ def wanda(program: "Program", group: Group, moments: Moments) -> torch.Tensor:
         norms = moments.norms(module_of(member))
         if norms is not None:
             tensor = as_matrix(program.model.get_parameter(member.tensor).detach(), member)
-            seen = tensor.abs().sum(0).cpu().double() * norms
-            total += _per_item(seen.view(-1, len(norms) // _size(program, member)).sum(1), member.segments, group.count)
+            scores = tensor.abs().sum(0).cpu().double() * norms
+            total += _per_item(
+                scores.view(-1, len(norms) // _size(program, member)).sum(1), member.segments, group.count
+            )
     return total
 
 
@@ -86,19 +88,26 @@ def obs(program: "Program", group: Group, moments: Moments, damping: float = DAM
         if moment is None:
             continue
         weight = program.model.get_parameter(member.tensor).detach()
-        moment, places = moment.to(exact_place(weight)), [columns(weight, member, [i]) for i in range(group.count)]
-        if len(moment) <= TOGETHER:
-            total += _errors(weight, member, moment, places, range(len(moment)), damping)
+        moment, columns_of = moment.to(exact_device(weight)), [columns(weight, member, [i]) for i in range(group.count)]
+        if len(moment) <= BATCH_ROWS:
+            total += _errors(weight, member, moment, columns_of, range(len(moment)), damping)
             continue
         for part in torch.arange(group.count).tensor_split(min(group.count, parts(len(moment)))):
-            own = [places[i] for i in part.tolist()]
-            total[part] += _errors(weight, member, moment, own, [i for place in own for i in place], damping)
+            part_columns = [columns_of[i] for i in part.tolist()]
+            total[part] += _errors(
+                weight,
+                member,
+                moment,
+                part_columns,
+                [i for item_columns in part_columns for i in item_columns],
+                damping,
+            )
     return total
 
 
 def parts(inputs: int) -> int:
-    """How many a reader's inputs are taken apart into for `obs`."""
-    return math.ceil(inputs / TOGETHER)
+    """Number of blocks of a reader's inputs for `obs`."""
+    return math.ceil(inputs / BATCH_ROWS)
 
 
 def _errors(
@@ -112,14 +121,14 @@ def _errors(
     """[items] float64 on the CPU: what is lost with each item's inputs where the others of `inputs` make up for it."""
     lower = factor(moment, inputs, damping)
     inverse = torch.cholesky_inverse(lower, out=lower)
-    own = torch.tensor(items, device=moment.device)  # [items, size]
+    index = torch.tensor(items, device=moment.device)  # [items, size]
     where = torch.empty(len(moment), dtype=torch.int64, device=moment.device)
     where[torch.tensor(inputs, device=moment.device)] = torch.arange(len(inputs), device=moment.device)
-    at = where[own]
+    at = where[index]
     blocks = inverse[at[:, :, None], at[:, None, :]]  # [items, size, size]
-    taken = as_matrix(weight, member).to(moment.device)[:, own].double().permute(1, 2, 0)  # [items, size, out]
+    item_weights = as_matrix(weight, member).to(moment.device)[:, index].double().permute(1, 2, 0)  # [items, size, out]
     # one by one: MKL's LU of many matrices of 150 rows and more fails or hangs with several threads
-    errors = [(rows * torch.linalg.solve(block, rows)).sum() for block, rows in zip(blocks, taken, strict=True)]
+    errors = [(rows * torch.linalg.solve(block, rows)).sum() for block, rows in zip(blocks, item_weights, strict=True)]
     return torch.stack(errors).cpu()
 
 

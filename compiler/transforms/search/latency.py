@@ -1,4 +1,4 @@
-"""How long the branches of a model take on this machine."""
+"""Latency of a model's branches on this machine."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -42,7 +42,8 @@ class Latency:
 
 
 def latency_of(program: "Program", search: "Search", clock: MetricRef) -> Latency:
-    """What a metric says of a model and of its branches, noted; Reject (no-clock) where the metric reads no clock."""
+    """Latency of a model and of its branches by a metric, recorded; Reject (no-clock) where the metric reads no
+    clock."""
     metric = search.ctx.metric(clock)
     if not metric.timed:
         raise Reject(no_clock(f"`{show(clock)}` reads no clock", help="`clock: decode.p50` or `prefill.p50`"))
@@ -72,17 +73,17 @@ def _table(program: "Program", metric: Any) -> dict[str, Any]:
     between: dict[str, list[float]] = {role: [] for role in counts}
     for _ in range(ROUNDS):
         clocks: dict[str, Clock] = {case: metric.clock(program.model) for case in cases}
-        taken: dict[str, list[float]] = {case: [] for case in cases}
+        seconds_by_case: dict[str, list[float]] = {case: [] for case in cases}
         with still(program.model):
-            for turn in range(WARMUP + clocks[""].count):
-                for case in list(cases)[:: 1 if turn % 2 == 0 else -1]:
+            for step in range(WARMUP + clocks[""].count):
+                for case in list(cases)[:: 1 if step % 2 == 0 else -1]:
                     with running(program, cases[case]):
-                        taken[case].append(clocks[case].step())
+                        seconds_by_case[case].append(clocks[case].step())
         value = clocks[""].value
-        totals.append(value(taken[""][WARMUP:]))
+        totals.append(value(seconds_by_case[""][WARMUP:]))
         for role in counts:
-            pairs = zip(taken[""][WARMUP:], taken[role][WARMUP:], strict=True)
-            between[role] += [value([whole]) - value([rest]) for whole, rest in pairs]
+            pairs = zip(seconds_by_case[""][WARMUP:], seconds_by_case[role][WARMUP:], strict=True)
+            between[role] += [value([full]) - value([without]) for full, without in pairs]
     saved = {role: max(0.0, median(between[role])) / count for role, count in counts.items()}
     return {"total": median(totals), "per_branch": saved}
 

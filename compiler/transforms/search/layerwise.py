@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ....dsl.checker.skeleton import Part, is_below
+from ....dsl.checker.skeleton import Part, is_submodule
 from ....dsl.syntax.diagnostics import Reject
-from ...models.rows.forward import LOOK, batches, evaluating, not_a_number, outputs
+from ...models.rows.forward import REMEDY, batches, evaluating, not_a_number, outputs
 from ...models.rows.inputs import arguments
 from .prefix import Call, Prefix
 from .reconstruct import inputs_of
@@ -31,9 +31,9 @@ class Stage:
 def stages(program: "Program", chosen: Sequence[Part]) -> list[Stage]:
     """Units in the order in which they run, each with its chosen modules."""
     paths = [part.path for part in chosen]
-    found = [Stage(unit, tuple(p for p in paths if unit and is_below(p, unit))) for unit in program.units]
-    inside = {path for stage in found for path in stage.modules}
-    return [s for s in (*found, Stage("", tuple(p for p in paths if p not in inside))) if s.modules]
+    by_unit = [Stage(unit, tuple(p for p in paths if unit and is_submodule(p, unit))) for unit in program.units]
+    inside = {path for stage in by_unit for path in stage.modules}
+    return [s for s in (*by_unit, Stage("", tuple(p for p in paths if p not in inside))) if s.modules]
 
 
 class Layerwise:
@@ -51,14 +51,14 @@ class Layerwise:
         self.program, self.rows = program, rows
         self._prefix: Prefix | None = None
 
-    def look(self, stage: Stage, listen: Listen) -> None:
+    def observe(self, stage: Stage, listen: Listen) -> None:
         """Let `listen` hear what the modules of a stage are given over all rows, batch by batch."""
         chain = self.chain if stage.unit else None  # is tried now, before anyone listens
         with _hooks(self.program.model, stage.modules, listen):
             if chain is not None and chain.chain:
                 chain.passing(self._index(stage.unit))
             else:
-                self._whole(self.program.model.get_submodule(stage.unit) if stage.unit else None)
+                self._full_output(self.program.model.get_submodule(stage.unit) if stage.unit else None)
 
     def leave(self, stage: Stage) -> None:
         """Say that a stage's modules are as they stay: what follows is given their outputs."""
@@ -70,11 +70,11 @@ class Layerwise:
         """Entered for the first time, it is tried on one batch whether layers can be."""
         if self._prefix is None:
             model = self.program.model
-            few = list(batches(model, self.rows))
-            calls = [Call(*arguments(model, batch), batch.numel()) for batch in few]
-            self._prefix = prefix = Prefix(self.program, room=0)
+            sample_batches = list(batches(model, self.rows))
+            calls = [Call(*arguments(model, batch), batch.numel()) for batch in sample_batches]
+            self._prefix = prefix = Prefix(self.program, max_bytes=0)
             with evaluating(model):
-                prefix.measure(lambda: float(outputs(model, few[0]).numel()))
+                prefix.measure(lambda: float(outputs(model, sample_batches[0]).numel()))
             if prefix.chain:
                 prefix.begin_anew(calls)
         return self._prefix
@@ -82,9 +82,9 @@ class Layerwise:
     def _index(self, unit: str) -> int:
         return list(self.program.units).index(unit)
 
-    def _whole(self, last: nn.Module | None) -> None:
+    def _full_output(self, last: nn.Module | None) -> None:
         model = self.program.model
-        with evaluating(model), _ended_behind(last):
+        with evaluating(model), _stops_after(last):
             for batch in batches(model, self.rows):
                 with suppress(_Enough):
                     outputs(model, batch)
@@ -93,10 +93,10 @@ class Layerwise:
 @contextmanager
 def _hooks(model: nn.Module, paths: Sequence[str], listen: Listen) -> Iterator[None]:
     def hook(path: str) -> Any:
-        def tell(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             listen(path, module, args[0] if args else next(iter(kwargs.values())))
 
-        return tell
+        return record
 
     with ExitStack() as stack:
         for path in paths:
@@ -155,15 +155,15 @@ class Grams:
         """None of a module that was not run. Reject (not-a-number) where a number is none."""
         if path not in self.leader:
             return None
-        found = self.sums[self.leader[path]]
-        refuse_non_finite(path, found.diagonal())
-        return found
+        gram = self.sums[self.leader[path]]
+        refuse_non_finite(path, gram.diagonal())
+        return gram
 
 
 def refuse_non_finite(path: str, squares: Tensor) -> None:
     if not squares.isfinite().all():
-        what = "not a number" if squares.isnan().any() else "infinite, or its square is"
-        raise Reject(not_a_number(f"what {path} is given is {what}", help=LOOK))
+        problem = "not a number" if squares.isnan().any() else "infinite, or its square is"
+        raise Reject(not_a_number(f"what {path} is given is {problem}", help=REMEDY))
 
 
 class _Enough(Exception):
@@ -171,7 +171,7 @@ class _Enough(Exception):
 
 
 @contextmanager
-def _ended_behind(module: nn.Module | None) -> Iterator[None]:
+def _stops_after(module: nn.Module | None) -> Iterator[None]:
     """Forwards end with `_Enough` once a module has run."""
 
     def leave(*_: Any) -> None:

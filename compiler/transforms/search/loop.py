@@ -13,10 +13,10 @@ from ....dsl.checker.value_text import show
 from ....dsl.checker.values import DataRef, MetricRef, handles
 from ....dsl.syntax.diagnostics import Reject
 from ...core.deadline import Stop, TimeUp
-from ...core.device import room_on
+from ...core.device import bytes_on
 from ...core.events import Event, Listener, Said, Ticked, Warned, hear
 from ...core.journal import Journal
-from ...core.quantity import count, counted, size
+from ...core.quantity import count, count_text, size
 from ...core.warned import far_beyond
 from ...inputs.data.generated import Generated
 from ...models.rows.forward import batches, evaluating, not_a_number, outputs
@@ -60,18 +60,18 @@ class Search:
         self.saved: dict[str, float] = {}
         self.budget_of = ""
         self.cuts: list[Cut] = []
-        self.refused: dict[str, str] = {}  # places that can't be cut -> why
+        self.rejected: dict[str, str] = {}  # places that can't be cut -> why
         self.size = _parameters(program)
         self.overfit: Overfit | None = None
         self.rows: list[Rows] = []  # of every metric that has decided
-        self.scored, self.layers_naive, self.bytes_kept = 0, 0, 0
+        self.scored, self.layers_naive, self.bytes_stored = 0, 0, 0
         self.layers_other, self.layers_own = 0.0, 0.0  # outside of prefixes; of them for ranking and refitting
         self.stopped, self._spent = False, 0.0  # whether the time was over; seconds of scoring
 
     @property
     def layers_run(self) -> float:
-        theirs = self.ctx.crew.work if self.ctx.crew else 0.0
-        return self.layers_other + theirs + sum(p.layers_run for p in self.prefixes.values())
+        remote = self.ctx.crew.work if self.ctx.crew else 0.0
+        return self.layers_other + remote + sum(p.layers_run for p in self.prefixes.values())
 
     def run(self, pools: Sequence[Pool], metric: MetricRef, budget: Budget, choice: Choice) -> None:
         """Cut until the budget is met or nothing may go any more. Every score is journalled: a killed run goes on."""
@@ -81,15 +81,15 @@ class Search:
             self.rows[-1].warn(self)
         while not budget.is_met(saved := self.saved.get(budget.of, 0.0)):
             if self.overfit and not self.ctx.orders:  # a worker looks at nothing but what it is asked
-                self.overfit.look(self, saved, metric)
-            pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.place not in self.refused]
+                self.overfit.check(self, saved, metric)
+            pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.location not in self.rejected]
             if not pairs:
                 return
             if not choice.scores_all:
-                near = [(pool, c) for pool, c in pairs if budget.has_room(saved, c)]
-                if not near and self.limit:
+                affordable = [(pool, c) for pool, c in pairs if budget.has_budget(saved, c)]
+                if not affordable and self.limit:
                     refuse_beyond(min(c.saves(budget.of) for _, c in pairs), saved, self.limit)
-                pairs = near or pairs
+                pairs = affordable or pairs
             try:
                 self._decide(pairs, metric, budget, choice)
             except TimeUp:
@@ -103,10 +103,10 @@ class Search:
         deadline, of = self.ctx.settings.deadline, budget.of
         assert deadline, "nobody said how long a search may take"
         share = "" if of == CUTS else f", {self.saved[of] / budget.total:.1%} of {of}"
-        reached = f"{counted(len(self.cuts), 'cut')}{share} of {budget.goal / budget.total:.1%}"
+        reached = f"{count_text(len(self.cuts), 'cut')}{share} of {budget.goal / budget.total:.1%}"
         deadline.stop = Stop(reached, {"cuts": len(self.cuts)})
         self.stopped = True
-        self.ctx.tell(Said(f"search: the time is over after {reached}"))
+        self.ctx.emit_event(Said(f"search: the time is over after {reached}"))
 
     def too_short(self, candidates: int) -> Reject:
         """For the time that was given, where not even the first of so many candidates could be chosen."""
@@ -116,7 +116,7 @@ class Search:
         return deadline.too_short("one cut", max(1, candidates - self.scored) * each)
 
     def collect(
-        self, moments: Moments, modules: Sequence[str], metric: MetricRef, data: DataRef | None, room: int
+        self, moments: Moments, modules: Sequence[str], metric: MetricRef, data: DataRef | None, max_bytes: int
     ) -> None:
         """Second moments of what modules are given, over the data's rows.
 
@@ -125,31 +125,31 @@ class Search:
         metric's rows for both.
         """
         self.base(metric)  # a model that has no score is told so, before it writes nonsense
-        rows, about = (self.ctx.rows(data), data.name) if data else (self._own_rows(), "what the model writes")
-        run = partial(self._whole, metric) if rows is None else partial(self._read, rows, about)
+        rows, label = (self.ctx.rows(data), data.name) if data else (self._generated_rows(), "what the model writes")
+        run = partial(self._model_score, metric) if rows is None else partial(self._read, rows, label)
         with self.ctx.scoring():
-            runs = moments.collect(self.program, modules, run, room)
+            runs = moments.collect(self.program, modules, run, max_bytes)
         if rows is not None and data is None:
             runs += 1  # a token that is written goes through every layer once
         cost = runs * len(self.program.units) * (1.0 if rows is None else self._weight(rows, metric))
         self.layers_other, self.layers_own = self.layers_other + cost, self.layers_own + cost
 
-    def _own_rows(self) -> Tensor | None:
+    def _generated_rows(self) -> Tensor | None:
         """None where the model is none that writes, or writes of what it hears alone."""
         if not writes(self.program.model):
             return None
         return torch.stack(list(Generated.fitting(self.ctx.origin).rows(self.ctx.tokenizer, self.ctx)))
 
     def _weight(self, rows: Tensor, metric: MetricRef) -> float:
-        """How many tokens some rows have, for one that the metric reads."""
+        """Number of tokens of some rows per token that the metric reads."""
         scored = sum(self.ctx.rows(ref).numel() for ref in handles(dict(metric.args), DataRef))
         return rows.numel() / scored if scored else 1.0
 
-    def _read(self, rows: Tensor, about: str) -> None:
+    def _read(self, rows: Tensor, label: str) -> None:
         """Run the model over rows."""
         model = self.program.model
         with evaluating(model):
-            for batch in self.ctx.each(list(batches(model, rows)), f"reading {about}"):
+            for batch in self.ctx.each(list(batches(model, rows)), f"reading {label}"):
                 outputs(model, batch)
 
     def finish(self, pools: Sequence[Pool]) -> None:
@@ -159,22 +159,22 @@ class Search:
         """
         if self.overfit and self.cuts:
             assert self.scored_by is not None, "cuts that nothing scored"
-            self.overfit.look(self, self.saved[self.budget_of], self.scored_by, last=True)
-            self.overfit.say(self)
+            self.overfit.check(self, self.saved[self.budget_of], self.scored_by, last=True)
+            self.overfit.record(self)
         for pool in pools:
             pool.finish()
         self._refuse_less()
-        kept = max([self.bytes_kept, *(p.bytes_kept for p in self.prefixes.values())])
+        peak_bytes = max([self.bytes_stored, *(p.bytes_stored for p in self.prefixes.values())])
         self.ctx.record("layer forwards", self.layers_run)
         self.ctx.record("layer forwards to rank and refit", self.layers_own)
         self.ctx.record("layer forwards, were every candidate scored by the whole model", self.layers_naive)
-        self.ctx.record("layer outputs kept", kept, "B")
+        self.ctx.record("layer outputs kept", peak_bytes, "B")
         share = self.layers_run / self.layers_naive if self.layers_naive else 0.0
-        self.ctx.tell(
+        self.ctx.emit_event(
             Said(
-                f"search: {counted(len(self.cuts), 'cut')}, {count(round(self.layers_run))} layer forwards, "
+                f"search: {count_text(len(self.cuts), 'cut')}, {count(round(self.layers_run))} layer forwards, "
                 f"{share:.0%} of "
-                f"{count(self.layers_naive)} for whole models; {size(kept)} of outputs kept"
+                f"{count(self.layers_naive)} for whole models; {size(peak_bytes)} of outputs kept"
             )
         )
 
@@ -184,15 +184,15 @@ class Search:
         if self.cuts and goal.is_beyond(saved):
             share, allowed = f"{saved / goal.total:.1%} of {goal.of}", f"{goal.goal / goal.total:.1%}"
             last = f"{self.cuts[-1].name}, the last cut, is that large"
-            self.ctx.tell(Warned(far_beyond(f"{share} went where {allowed} was to: {last}")))
+            self.ctx.emit_event(Warned(far_beyond(f"{share} went where {allowed} was to: {last}")))
 
     def _refuse_less(self) -> None:
         """Reject what left the model larger than all cuts together should have."""
-        promised, gone = self.saved.get("params", 0.0), self.size - _parameters(self.program)
-        if gone < _HONEST * promised:
+        promised, removed = self.saved.get("params", 0.0), self.size - _parameters(self.program)
+        if removed < _HONEST * promised:
             raise Reject(
                 saved_less(
-                    f"the search counted on {count(round(promised))} parameters less, and {count(gone)} went",
+                    f"the search counted on {count(round(promised))} parameters less, and {count(removed)} went",
                     help="cut other kinds of parts, or leave out with `on:` what does not become smaller",
                 )
             )
@@ -208,65 +208,67 @@ class Search:
 
         def measure() -> float:
             scored = [self.ctx.rows(ref) for ref in handles(dict(metric.args), DataRef)]
-            whole = sum(self._weight(rows, self.scored_by or metric) for rows in scored) if scored else 1.0
-            self.layers_other += len(self.program.units) * whole
+            forward_weight = sum(self._weight(rows, self.scored_by or metric) for rows in scored) if scored else 1.0
+            self.layers_other += len(self.program.units) * forward_weight
             return self._run(metric)
 
         return self.journal.remember(f"{key} {show(metric)}", measure)
 
     def _decide(self, pairs: list[tuple[Pool, Candidate]], metric: MetricRef, budget: Budget, choice: Choice) -> None:
         number, kinds = len(self.cuts), {c.name: pool.kind for pool, c in pairs}
-        now = Round(
+        round_ = Round(
             [c for _, c in pairs],
             lambda: self.base(metric),
-            lambda asked: self._scores_of(number, now, asked, metric, budget),
+            lambda requested: self._scores_of(number, round_, requested, metric, budget),
             1.0 if self.ctx.metric(metric).better == "lower" else -1.0,
             budget.goal - self.saved.get(budget.of, 0.0),
-            self._ask_ahead,
+            self._prefetch,
         )
         if self.ctx.orders:
             choice = Follower(self.ctx.orders, number, lambda: self.layers_run)
         self.rows[-1].begin(self)
         if not self.cuts or self.scored_by != metric:
-            choice.foresee(partial(foreseen, self, number, now.candidates, metric))
-        while (best := choice.choose(now)) is not None:
-            group, score = self._together(number, now, best, choice, metric)
+            choice.foresee(partial(foreseen, self, number, round_.candidates, metric))
+        while (best := choice.choose(round_)) is not None:
+            group, score = self._joint_choice(number, round_, best, choice, metric)
             names = [c.name for c in group]  # before the cut: they say what is left
-            if first := self._cut(best, now, budget):
+            if first := self._cut(best, round_, budget):
                 break
         else:
-            raise Reject(nothing_chosen(now, self.refused, budget.of, self.saved.get(budget.of, 0.0) / budget.total))
-        saves = [first, *(self._cut(c, now, budget) for c in group[1:])]
+            raise Reject(
+                nothing_chosen(round_, self.rejected, budget.of, self.saved.get(budget.of, 0.0) / budget.total)
+            )
+        saves = [first, *(self._cut(c, round_, budget) for c in group[1:])]
         assert all(saves), f"{names} were scored together, and not all can be cut"
         self.layers_naive += len(pairs) * len(self.program.units) * len(group)
         self.scored_by, self.budget_of = metric, budget.of
         for name, each in zip(names, saves, strict=True):
             for of, value in each.items():
                 self.saved[of] = self.saved.get(of, 0.0) + value
-            scores, second = (now.scores, now.runner_up(name)) if name == names[0] else ({}, None)
+            scores, second = (round_.scores, round_.runner_up(name)) if name == names[0] else ({}, None)
             cut = Cut(name, kinds[name], score, second, scores, self.saved[budget.of], budget.total)
-            self._note(cut, metric, {**choice.notes(now), **({"together": names} if len(names) > 1 else {})})
-        self.rows[-1].look(self, score)
+            self._note(cut, metric, {**choice.notes(round_), **({"together": names} if len(names) > 1 else {})})
+        self.rows[-1].check(self, score)
         if self.ctx.cut:
             self.ctx.cut(names[-1], self.program.model)
 
-    def _together(
-        self, number: int, now: Round, best: Candidate, choice: Choice, metric: MetricRef
+    def _joint_choice(
+        self, number: int, round_: Round, best: Candidate, choice: Choice, metric: MetricRef
     ) -> tuple[list[Candidate], float]:
-        """What goes, and the score without it: the best, and others with it where that costs what each was to cost."""
-        more = choice.companions(now, best)
-        alone = [best], now.scores[best.name]
-        if not more:
-            return alone
-        joint = Joint((best, *(c for c, _ in more)), list(self.program.units))
+        """Removed candidates, and the score: the best, and others with it where that costs no more than expected."""
+        companions = choice.companions(round_, best)
+        single = [best], round_.scores[best.name]
+        if not companions:
+            return single
+        joint = Joint((best, *(c for c, _ in companions)), list(self.program.units))
         score = self.journal.remember(f"{number}:{joint.name}", lambda: self._measure(joint, metric))
-        base = now.sign * self.base(metric)
-        expected = now.sign * now.scores[best.name] - base + sum(growth for _, growth in more)
-        holds = math.isfinite(score) and now.sign * score - base <= JOINTLY * max(expected, 0.0)
-        choice.judged(holds)
-        return ([*joint.members], score) if holds else alone
+        base = round_.sign * self.base(metric)
+        expected = round_.sign * round_.scores[best.name] - base + sum(growth for _, growth in companions)
+        accepted = math.isfinite(score) and round_.sign * score - base <= JOINTLY * max(expected, 0.0)
+        choice.judged(accepted)
+        return ([*joint.members], score) if accepted else single
 
-    def _note(self, cut: Cut, metric: MetricRef, more: dict[str, Any]) -> None:
+    def _note(self, cut: Cut, metric: MetricRef, extra: dict[str, Any]) -> None:
         self.cuts.append(cut)
         self.ctx.record(f"cut {len(self.cuts)}: {cut.name}", cut.score)
         self.program.note(
@@ -278,50 +280,50 @@ class Search:
             saved=round(cut.saved),
             share=round(cut.saved / cut.total, 6),
             scores={n: float(f"{s:.6g}") if math.isfinite(s) else None for n, s in cut.scores.items()},
-            **more,
+            **extra,
         )
 
-    def _cut(self, candidate: Candidate, now: Round, budget: Budget) -> dict[str, float] | None:
+    def _cut(self, candidate: Candidate, round_: Round, budget: Budget) -> dict[str, float] | None:
         """Cut a candidate, and say what it saved; what the model does not run without stays, and is none to choose."""
         units = list(self.program.units)  # before the cut
         saves = {of: 1.0 if of == CUTS else candidate.saves(of) for of in {"params", "flops", budget.of}}
-        place = units.index(candidate.unit) if candidate.unit in units else 0
+        layer = units.index(candidate.unit) if candidate.unit in units else 0
         try:
             candidate.cut()
-        except Reject as refused:
-            if any(d.fault not in _UNCUT for d in refused.diagnostics):
+        except Reject as rejection:
+            if any(d.fault not in _UNCUT for d in rejection.diagnostics):
                 raise
-            self.leave(candidate.place, refused.diagnostics[0].message)
-            now.candidates = [c for c in now.candidates if c is not candidate]
+            self.leave(candidate.location, rejection.diagnostics[0].message)
+            round_.candidates = [c for c in round_.candidates if c is not candidate]
             return None
         for prefix in self.prefixes.values():
-            prefix.changed_at(place)
+            prefix.changed_at(layer)
         return saves
 
-    def leave(self, place: str, why: str) -> None:
+    def leave(self, site: str, reason: str) -> None:
         """Take a place out of the search, for good and with a reason."""
-        self.refused[place] = why
-        self.program.note(left=place, why=why)
-        self.ctx.tell(Said(f"search: {place} stays: {why}"))
+        self.rejected[site] = reason
+        self.program.note(left=site, why=reason)
+        self.ctx.emit_event(Said(f"search: {site} stays: {reason}"))
 
     def _scores_of(
-        self, number: int, now: Round, asked: Sequence[Candidate], metric: MetricRef, budget: Budget
+        self, number: int, round_: Round, candidates: Sequence[Candidate], metric: MetricRef, budget: Budget
     ) -> list[float]:
         """Scores of candidates, of which none depends on another: workers compute them at once."""
-        if len(asked) > 1:
-            self._ask_ahead(asked)
-        for candidate in asked:
-            now.scores[candidate.name] = self._score_of(number, now, candidate, metric, budget)
-        return [now.scores[candidate.name] for candidate in asked]
+        if len(candidates) > 1:
+            self._prefetch(candidates)
+        for candidate in candidates:
+            round_.scores[candidate.name] = self._score_of(number, round_, candidate, metric, budget)
+        return [round_.scores[candidate.name] for candidate in candidates]
 
-    def _score_of(self, number: int, now: Round, candidate: Candidate, metric: MetricRef, budget: Budget) -> float:
+    def _score_of(self, number: int, round_: Round, candidate: Candidate, metric: MetricRef, budget: Budget) -> float:
         """A candidate's score; progress is how much of the budget is saved, and what is best so far."""
-        finite = {n: now.sign * s for n, s in now.scores.items() if math.isfinite(s)}
+        finite = {n: round_.sign * s for n, s in round_.scores.items() if math.isfinite(s)}
         best = min(finite, key=finite.__getitem__, default=None)
         done = min(self.saved.get(budget.of, 0.0) / budget.goal, 1.0)
-        left = f"{len(now.candidates) - len(now.scores)} of {len(now.candidates)} candidates left"
-        left += f", {counted(self.ctx.crew.size, 'worker')}" if self.ctx.crew else ""
-        note = f"{left}, best {best}: {now.scores[best]:.4g}" if best else left
+        left = f"{len(round_.candidates) - len(round_.scores)} of {len(round_.candidates)} candidates left"
+        left += f", {count_text(self.ctx.crew.size, 'worker')}" if self.ctx.crew else ""
+        note = f"{left}, best {best}: {round_.scores[best]:.4g}" if best else left
         tick = Ticked(f"cut {number + 1}, % of the budget", round(100 * done), 100, note)
         self.ctx.tick(tick)
         key, measure = key_of(number, candidate), partial(self._measure, candidate, metric)
@@ -331,10 +333,10 @@ class Search:
                     return self.ctx.crew.fetch(self.journal, key, task_of(self.cuts, candidate), measure)
             return self.journal.remember(key, measure)
 
-    def _ask_ahead(self, candidates: Sequence[Candidate]) -> None:
+    def _prefetch(self, candidates: Sequence[Candidate]) -> None:
         if self.ctx.crew:
             number = len(self.cuts)
-            self.ctx.crew.want(self.journal, {key_of(number, c): task_of(self.cuts, c) for c in candidates})
+            self.ctx.crew.prefetch(self.journal, {key_of(number, c): task_of(self.cuts, c) for c in candidates})
 
     def _measure(self, candidate: Candidate | Joint | None, metric: MetricRef) -> float:
         """A candidate without which the model gives no finite score is no candidate: NaN."""
@@ -348,48 +350,48 @@ class Search:
         prefix = self.prefix(metric)
         run = partial(self._run, metric)
         if candidate is None:
-            return prefix.measure(partial(self._whole, metric))
+            return prefix.measure(partial(self._model_score, metric))
         try:
-            return prefix.measure(run, candidate.unit, candidate.tried)
-        except Reject as refused:
-            if any(d.fault is not not_a_number for d in refused.diagnostics):
+            return prefix.measure(run, candidate.unit, candidate.applied)
+        except Reject as rejection:
+            if any(d.fault is not not_a_number for d in rejection.diagnostics):
                 raise
             return math.nan
 
     def _run(self, metric: MetricRef) -> float:
         return self.ctx.metric(metric).measure(self.program.model, self.ctx)
 
-    def _whole(self, metric: MetricRef) -> float:
+    def _model_score(self, metric: MetricRef) -> float:
         """The score of the model as it is; where it has none, no candidate has."""
         try:
             return self._run(metric)
-        except Reject as refused:
-            if any(d.fault is not not_a_number for d in refused.diagnostics):
+        except Reject as rejection:
+            if any(d.fault is not not_a_number for d in rejection.diagnostics):
                 raise
             raise Reject(
                 no_finite_score(f"the model as it is has a {show(metric)} of NaN or infinity", help=SCORE_HELP)
-            ) from refused
+            ) from rejection
 
     def _forget_prefixes_but(self, metric: MetricRef) -> None:
-        """What layers gave for a metric whose turn is over."""
+        """Drop the stored outputs of layers for metrics no longer in use."""
         for other in [m for m in self.prefixes if m != metric]:
             self.layers_other += self.prefixes[other].layers_run
-            self.bytes_kept = max(self.bytes_kept, self.prefixes.pop(other).bytes_kept)
+            self.bytes_stored = max(self.bytes_stored, self.prefixes.pop(other).bytes_stored)
 
     def prefix(self, metric: MetricRef) -> Prefix:
-        """What the layers gave for a metric, shared by all that measure it."""
+        """Stored outputs of the layers for a metric, shared by all its measurements."""
         if metric not in self.prefixes:
             settings = self.ctx.settings
-            self.prefixes[metric] = Prefix(self.program, room_on(settings.device, settings.max_memory))
+            self.prefixes[metric] = Prefix(self.program, bytes_on(settings.device, settings.max_memory))
         return self.prefixes[metric]
 
 
-def _within(tick: Ticked, tell: Listener, event: Event) -> None:
+def _within(tick: Ticked, listener: Listener, event: Event) -> None:
     """Tell where the many batches of one candidate are as part of what goes on; one batch hides nothing."""
     if not isinstance(event, Ticked):
-        tell(event)
+        listener(event)
     elif event.total > 1:
-        tell(Ticked(tick.label, tick.done, tick.total, f"{tick.note}, {event.label} {event.done}/{event.total}"))
+        listener(Ticked(tick.label, tick.done, tick.total, f"{tick.note}, {event.label} {event.done}/{event.total}"))
 
 
 def _parameters(program: "Program") -> int:

@@ -1,4 +1,4 @@
-"""Which numbers of a score stay: as many go as asked, the least first, of equal ones the first.
+"""Masks from scores: the smallest scores go first, of equal ones the first.
 
 Thresholds are found by selection, in linear time; only neighbours in small groups are sorted. On a CPU numpy compares,
 counts and multiplies two to five times as fast as torch does with one thread.
@@ -21,8 +21,8 @@ LONG, SAMPLE = 1 << 20, 1 << 16  # numbers of a row whose threshold is looked fo
 def is_sparse(weight: Tensor) -> bool:
     """Whether at least 1% of a matrix, and not all, is exactly zero: fewer come about by chance, and a matrix that is
     all zero waits to be trained."""
-    gone = weight.numel() - int(weight.count_nonzero())
-    return LEAST * weight.numel() <= gone < weight.numel()
+    zeros = weight.numel() - int(weight.count_nonzero())
+    return LEAST * weight.numel() <= zeros < weight.numel()
 
 
 def keep_mask(score: Tensor, share: float, pattern: str, each: str) -> Tensor:
@@ -36,32 +36,32 @@ def keep_mask(score: Tensor, share: float, pattern: str, each: str) -> Tensor:
     Asserts that groups divide the inputs: `sparsity.check_pattern` refuses other modules.
     """
     if pattern == "blocks":
-        kept = keep_mask(_block_scores(score), share, "any", each)
-        whole = kept.repeat_interleave(OUTPUTS, 0).repeat_interleave(INPUTS, 1)
-        return whole[: score.shape[0], : score.shape[1]]
+        block_mask = keep_mask(_block_scores(score), share, "any", each)
+        expanded = block_mask.repeat_interleave(OUTPUTS, 0).repeat_interleave(INPUTS, 1)
+        return expanded[: score.shape[0], : score.shape[1]]
     if pattern in PATTERNS:
-        gone, of = PATTERNS[pattern]
+        zeros, of = PATTERNS[pattern]
         assert score.shape[1] % of == 0, f"{score.shape[1]} inputs in groups of {of}"
-        return spare_groups(score, gone, of)
+        return spare_groups(score, zeros, of)
     flat = score if each == "row" else score.reshape(1, -1)
     return keep_largest(flat, flat.shape[1] - int(share * flat.shape[1])).view(score.shape)
 
 
-def spare_groups(score: Tensor, gone: int, of: int) -> Tensor:
-    """True but for the `gone` least of every `of` neighbours along the inputs, [out, in] bool."""
-    least = score.reshape(-1, of).argsort(dim=1, stable=True)[:, :gone]  # [out * in / of, gone]
+def spare_groups(score: Tensor, zeros: int, of: int) -> Tensor:
+    """True but for the `zeros` least of every `of` neighbours along the inputs, [out, in] bool."""
+    least = score.reshape(-1, of).argsort(dim=1, stable=True)[:, :zeros]  # [out * in / of, gone]
     keep = torch.ones(least.shape[0], of, dtype=torch.bool, device=score.device).scatter_(1, least, False)
     return keep.view(score.shape)
 
 
-def keep_largest(score: Tensor, kept: int) -> Tensor:
-    """True at the `kept` largest of every row, [n, m] bool; of equal ones the last stay."""
-    gone = score.shape[1] - kept
-    if not gone or not kept:
-        return torch.full_like(score, bool(kept), dtype=torch.bool)
-    least = smallest(score, gone)
+def keep_largest(score: Tensor, count: int) -> Tensor:
+    """True at the `count` largest of every row, [n, m] bool; of equal ones the last stay."""
+    n_removed = score.shape[1] - count
+    if not n_removed or not count:
+        return torch.full_like(score, bool(count), dtype=torch.bool)
+    least = smallest(score, n_removed)
     keep = _reach(score, least)
-    extra = _counts(keep) - kept  # of those at the threshold the first go, [n]
+    extra = _counts(keep) - count  # of those at the threshold the first go, [n]
     for row in extra.nonzero()[:, 0].tolist():
         ties = _ties(score[row], least[row])[: int(extra[row])]
         keep[row, ties] = False
@@ -69,7 +69,7 @@ def keep_largest(score: Tensor, kept: int) -> Tensor:
 
 
 def _counts(keep: Tensor) -> Tensor:
-    """How many of every row stay, [n]; numpy counts ten times as fast as torch."""
+    """Number of remaining entries of every row, [n]; numpy counts ten times as fast as torch."""
     if keep.device.type != "cpu":
         return torch.count_nonzero(keep, 1)
     return torch.from_numpy(np.count_nonzero(keep.numpy(), axis=1))
@@ -89,7 +89,7 @@ def _ties(row: Tensor, least: Tensor) -> Tensor:
 
 
 def ranks(weight: Tensor) -> Tensor:
-    """What is ordered as magnitudes are and takes half as long to look at: of 16-bit floats their bits without the
+    """Sort keys of magnitudes, cheaper to compare: of 16-bit floats their bits without the
     sign, int16; of others the magnitudes."""
     if weight.dtype not in (torch.bfloat16, torch.float16):
         return magnitude(weight)
@@ -116,29 +116,29 @@ def masked(weight: Tensor, keep: Tensor) -> Tensor:
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 
 
-def smallest(score: Tensor, place: int) -> Tensor:
-    """The `place`-th smallest of every row, counted from 1: [n, 1]."""
+def smallest(score: Tensor, rank: int) -> Tensor:
+    """The `rank`-th smallest of every row, counted from 1: [n, 1]."""
     if score.device.type != "cpu":
-        return score.kthvalue(place, dim=1, keepdim=True).values
+        return score.kthvalue(rank, dim=1, keepdim=True).values
     rows = score.numpy()
     if rows.shape[1] >= LONG:
-        return torch.from_numpy(np.stack([_threshold(row, place) for row in rows])[:, None])
-    found = np.partition(rows, place - 1, axis=1)[:, place - 1 : place]  # three times as fast as kthvalue
-    return torch.from_numpy(found.copy())
+        return torch.from_numpy(np.stack([_threshold(row, rank) for row in rows])[:, None])
+    partitioned = np.partition(rows, rank - 1, axis=1)[:, rank - 1 : rank]  # three times as fast as kthvalue
+    return torch.from_numpy(partitioned.copy())
 
 
-def _threshold(row: np.ndarray, place: int) -> np.generic:
-    """The `place`-th smallest of a long row. A sample tells about where it is, so that three in a hundred numbers are
-    left to partition; where it misleads, all are."""
+def _threshold(row: np.ndarray, position: int) -> np.generic:
+    """The `position`-th smallest of a long row. A sample tells about where it is, so that three in a hundred numbers
+    are left to partition; where it misleads, all are."""
     sample = np.sort(row[:: len(row) // SAMPLE])
-    at, slack = place * len(sample) // len(row), 4 * math.isqrt(len(sample))
+    at, slack = position * len(sample) // len(row), 4 * math.isqrt(len(sample))
     low, high = sample[max(0, at - slack)], sample[min(len(sample) - 1, at + slack)]
-    near = row >= low
-    rank = place - len(row) + int(np.count_nonzero(near))
-    near &= row <= high
-    some = row[near]
+    in_range = row >= low
+    rank = position - len(row) + int(np.count_nonzero(in_range))
+    in_range &= row <= high
+    some = row[in_range]
     if not 1 <= rank <= len(some):
-        some, rank = row, place
+        some, rank = row, position
     return np.partition(some, rank - 1)[rank - 1]
 
 

@@ -8,7 +8,7 @@ from ....dsl.checker.value_text import show
 from ....dsl.checker.values import DataRef, MetricRef, handles
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.events import Warned
-from ...core.quantity import count, counted, digits
+from ...core.quantity import count, count_text, digits
 from ...core.warned import few_rows, fitted_rows
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ FALLEN = 0.995  # of the whole model's score: less than that is no accident of r
 FITTED = 1.25  # how many times faster than the score it may grow before that is said
 
 
-def refuse_few(metric: MetricRef, removed: float, ctx: "Context") -> None:
+def check_expert_count(metric: MetricRef, removed: float, ctx: "Context") -> None:
     """Raise Reject (too-few-rows) where a metric that reads tokens has fewer than `removed` parameters ask for."""
     if ctx.metric(metric).dearer(1.0, 0.0) is None:
         return
@@ -45,25 +45,25 @@ def refuse_few(metric: MetricRef, removed: float, ctx: "Context") -> None:
 
 
 def tokens_of(metric: MetricRef, ctx: "Context") -> int:
-    """How many tokens a metric reads."""
+    """Number of tokens that a metric reads."""
     return sum(ctx.rows(ref).numel() for ref in handles(dict(metric.args), DataRef))
 
 
 @dataclass
 class Rows:
-    """What can be said without other rows: before the first cut, and where the score gets better as parts go.
+    """Overfit checks without other rows: before the first cut, and where the score improves as parts are removed.
 
-    begun   what the model scored when it was whole; None before it was scored, and for metrics that read no tokens
+    baseline  what the model scored when it was whole; None before it was scored, and for metrics that read no tokens
     """
 
     metric: MetricRef
-    begun: float | None = None
+    baseline: float | None = None
     warns: bool = True
 
     def begin(self, search: "Search") -> None:
         """Remember what the first cut is made of."""
-        if self.begun is None and self._reads_tokens(search):
-            self.begun = search.base(self.metric)
+        if self.baseline is None and self._reads_tokens(search):
+            self.baseline = search.base(self.metric)
 
     def _reads_tokens(self, search: "Search") -> bool:
         return search.ctx.metric(self.metric).dearer(1.0, 0.0) is not None
@@ -74,7 +74,7 @@ class Rows:
             return
         tokens = tokens_of(self.metric, search.ctx)
         if tokens < ENOUGH:
-            search.ctx.tell(
+            search.ctx.emit_event(
                 Warned(
                     few_rows(
                         f"{show(self.metric)} reads {count(tokens)} tokens, which a search fits: other text will lose "
@@ -84,17 +84,17 @@ class Rows:
                 )
             )
 
-    def look(self, search: "Search", score: float) -> None:
+    def check(self, search: "Search", score: float) -> None:
         """Warn, once, of a score that is better without parts than with them."""
-        if self.begun is None or not self.warns or score > FALLEN * self.begun:
+        if self.baseline is None or not self.warns or score > FALLEN * self.baseline:
             return
         self.warns = False
-        search.program.note(fits=show(self.metric), cuts=len(search.cuts), begun=self.begun, score=score)
-        search.ctx.tell(
+        search.program.note(fits=show(self.metric), cuts=len(search.cuts), begun=self.baseline, score=score)
+        search.ctx.emit_event(
             Warned(
                 fitted_rows(
-                    f"{show(self.metric)} is {digits(score)} after {counted(len(search.cuts), 'cut')} and was "
-                    f"{digits(self.begun)} before: the search fits the score's rows, and other text will not agree",
+                    f"{show(self.metric)} is {digits(score)} after {count_text(len(search.cuts), 'cut')} and was "
+                    f"{digits(self.baseline)} before: the search fits the score's rows, and other text will not agree",
                     help="give it more of them, or look at others by `check`",
                 )
             )
@@ -102,8 +102,8 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Look:
-    """How far the search was (of its whole budget), what it scored by and that score, and the metric beside it."""
+class Checkpoint:
+    """Checkpoint of a search: share of its budget, the score and its metric, and the second metric."""
 
     share: float
     by: MetricRef
@@ -113,7 +113,7 @@ class Look:
 
 @dataclass
 class Overfit:
-    """Where it suffers more than the score, the search has fitted the score's rows.
+    """Second metric of a search: where it degrades more than the score, the search has overfitted the score's rows.
 
     goal    the whole search's
     every   share of it after which the metric is measured again
@@ -122,18 +122,18 @@ class Overfit:
     metric: MetricRef
     goal: float
     every: float = 0.25
-    looks: list[Look] = field(default_factory=list)
+    looks: list[Checkpoint] = field(default_factory=list)
 
-    def look(self, search: "Search", saved: float, by: MetricRef, last: bool = False) -> None:
+    def check(self, search: "Search", saved: float, by: MetricRef, last: bool = False) -> None:
         """Measure if it is time to; `by` is what the search scores by now."""
         share = round(saved / self.goal, 6)
         if self.looks and not last and share < self.looks[-1].share + self.every and by == self.looks[-1].by:
             return
         value = search.measured(f"{len(search.cuts)}:beside", self.metric)
-        self.looks.append(Look(share, by, search.base(by), value))
-        search.ctx.record(f"{show(self.metric)} after {counted(len(search.cuts), 'cut')}", value)
+        self.looks.append(Checkpoint(share, by, search.base(by), value))
+        search.ctx.record(f"{show(self.metric)} after {count_text(len(search.cuts), 'cut')}", value)
 
-    def say(self, search: "Search") -> None:
+    def record(self, search: "Search") -> None:
         """Note what was seen, and warn where the metric grew much faster than the score since that was in use."""
         search.program.note(beside=show(self.metric), seen=[self._row(s) for s in self.looks])
         last = self.looks[-1]
@@ -141,7 +141,7 @@ class Overfit:
         if min(first.score, first.second, last.score) > 0:
             grown, fitted = last.second / first.second, last.score / first.score
             if grown > FITTED * fitted:
-                search.ctx.tell(
+                search.ctx.emit_event(
                     Warned(
                         fitted_rows(
                             f"{show(self.metric)} grew {grown:.2f}-fold and {show(last.by)}, the score, "
@@ -151,5 +151,5 @@ class Overfit:
                     )
                 )
 
-    def _row(self, look: Look) -> list[Any]:
-        return [look.share, show(look.by), look.score, look.second]
+    def _row(self, entry: Checkpoint) -> list[Any]:
+        return [entry.share, show(entry.by), entry.score, entry.second]

@@ -38,21 +38,21 @@ class Parts(ABC):
     @property
     @abstractmethod
     def count(self) -> int:
-        """How many candidates there are at first."""
+        """Number of candidates at the start."""
 
     @abstractmethod
     def pool(self, program: "Program", ledger: Ledger, fitting: "Fitting") -> Pool:
         """The candidates of a search."""
 
     def only(self, groups: Sequence[Group]) -> "Parts":
-        """The same without what can't be cut."""
+        """Parts restricted to groups that can be cut."""
         assert not groups, f"{self.kind} are no groups"
         return self
 
 
 @dataclass(frozen=True)
 class Wholes(Parts):
-    """What goes as a whole; `all` is how many the model has, of which the last one stays."""
+    """Parts that are removed entirely; `all` is their number in the model, of which the last one stays."""
 
     all: int = 0
 
@@ -67,7 +67,7 @@ class Wholes(Parts):
 
     @abstractmethod
     def weigh(self, ledger: Ledger, name: str, of: str) -> float:
-        """What goes with one of them."""
+        """Amount that one of them saves."""
 
     @abstractmethod
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
@@ -77,15 +77,15 @@ class Wholes(Parts):
         """The skeleton when the smallest went until a budget is met, and how many: no more than what comes."""
         ledger = Ledger(skeleton)
         order = sorted(self.names, key=lambda name: self.weigh(ledger, name, "params"))
-        most = max(0, min(len(order), self.all - 1))
+        limit = max(0, min(len(order), self.all - 1))
 
         def left(count: int) -> Skeleton:
-            now = skeleton
+            current = skeleton
             for name in sorted(order[:count], key=self.names.index, reverse=True):  # layers behind one move up
-                now = self.without(now, name)
-            return now
+                current = self.without(current, name)
+            return current
 
-        count = bisect_left(range(most), True, key=lambda count: met(left(count)))
+        count = bisect_left(range(limit), True, key=lambda count: met(left(count)))
         return left(count), count
 
 
@@ -114,9 +114,9 @@ class MixerParts(BlockParts):
     """Residual branches of state-space mixers: layers where each chosen one is a layer that the model runs without."""
 
     def pool(self, program: "Program", ledger: Ledger, fitting: "Fitting") -> Pool:
-        alone = {u for u in program.units if sum(b.unit == u for b in skeleton_of(program).branches) == 1}
+        single_branch = {u for u in program.units if sum(b.unit == u for b in skeleton_of(program).branches) == 1}
         units = [b.unit for b in self.branches]
-        if alone.issuperset(units):
+        if single_branch.issuperset(units):
             layers = Layers(program, units, ledger)
             if layers.independent:
                 return layers
@@ -180,12 +180,12 @@ class WidthParts(Parts):
     def only(self, groups: Sequence[Group]) -> "Parts":
         return replace(self, groups=tuple(groups))
 
-    def most(self, group: Group) -> int:
-        """How many cuts a group bears."""
+    def max_cuts(self, group: Group) -> int:
+        """Maximum number of cuts of a group."""
         return max(0, steps(group) - self.least) // self.stride(group)
 
     def stride(self, group: Group) -> int:
-        """How many of its steps a group loses with a cut."""
+        """Number of steps that a group loses per cut."""
         return stride(group, self.step)
 
     def pool(self, program: "Program", ledger: Ledger, fitting: "Fitting") -> Pool:
@@ -224,20 +224,20 @@ def parts_of(
     sizes   how much a cut takes, by the name of the parameter that says it
     """
     blocks, inside = removable(skeleton, on), competing(skeleton, on)
-    found: list[Parts] = []
+    result: list[Parts] = []
     for kind in dict.fromkeys(order):
         if kind == "blocks":
-            found += [BlockParts(kind, all=len(skeleton.branches), branches=blocks)] if blocks else []
+            result += [BlockParts(kind, all=len(skeleton.branches), branches=blocks)] if blocks else []
         elif kind == "scans":
             around = branches(skeleton, on)
             free = tuple(s for s in skeleton.scans if any(s.site in b.parts for b in around))
-            found += [ScanParts(kind, all=len(skeleton.scans), scans=free)] if free else []
+            result += [ScanParts(kind, all=len(skeleton.scans), scans=free)] if free else []
         elif groups := inside.get(_INSIDE_SCANS.get(kind, kind), ()):
             size = sizes[_STEPS[kind]]
             if kind in _INSIDE_SCANS:
-                found.append(SliceParts(kind, groups=groups, step=size))
+                result.append(SliceParts(kind, groups=groups, step=size))
             elif kind == "experts":
-                found.append(SliceParts(kind, groups=groups, step=size, least=least_experts))
+                result.append(SliceParts(kind, groups=groups, step=size, least=least_experts))
             else:
-                found.append(WidthParts(kind, _STEPS[kind], groups=groups, step=size))
-    return tuple(found)
+                result.append(WidthParts(kind, _STEPS[kind], groups=groups, step=size))
+    return tuple(result)

@@ -34,7 +34,7 @@ class Call:
     kwargs: dict[str, Any]
     tokens: int
 
-    def is_given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def is_known(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         return _same(self.args, args) and _same(self.kwargs, kwargs)
 
 
@@ -42,7 +42,7 @@ class Prefix:
     """Keeps what every layer gave, so that a changed layer's effect costs only the layers from it on.
 
     The first `measure` runs the whole model, looks at the forwards that the metric makes, and keeps the layers'
-    outputs, at most `room` bytes of them: where all don't fit, every second, fourth, ... layer's, and the ones
+    outputs, at most `max_bytes` of them: where all don't fit, every second, fourth, ... layer's, and the ones
     between are run again. Later measures of the same metric, over the same rows, skip the layers before the one
     that is named; layers then run on the very tensors that they would have been given, so scores are equal bit
     for bit. Whether layers form a chain that can be entered in the middle is tested, not assumed: on other models
@@ -55,9 +55,9 @@ class Prefix:
     Source: own; that prefix activations are the same is noted for ShortGPT- and BlockPruner-like searches.
     """
 
-    def __init__(self, program: "Program", room: int):
-        self.program, self.room = program, room
-        self.layers_run, self.bytes_kept = 0.0, 0
+    def __init__(self, program: "Program", max_bytes: int):
+        self.program, self.max_bytes = program, max_bytes
+        self.layers_run, self.bytes_stored = 0.0, 0
         self.chain: bool | None = None
         self.calls: list[Call] = []
         self.outputs: dict[int, list[Any]] = {}  # layer -> its output in every call
@@ -70,7 +70,7 @@ class Prefix:
     def measure(self, run: Callable[[], float], first: str | None = None, change=None) -> float:
         """`run()` with the change applied; layers before `first` are not run. `change` makes a context."""
         if self.chain is None:
-            value = self._look(run)
+            value = self._observe(run)
             if change is None:
                 return value
         index = self._index(first)
@@ -78,7 +78,7 @@ class Prefix:
             try:
                 return self._measured(run, index, change)
             except _OtherForwards:  # a metric whose forwards depend on what the model says
-                self._give_up()
+                self._disable()
         return self._measured(run, 0, change)
 
     def _measured(self, run: Callable[[], float], index: int, change) -> float:
@@ -91,7 +91,7 @@ class Prefix:
         self.layers_run += len(self._layers()) - index
         return value
 
-    def _give_up(self) -> None:
+    def _disable(self) -> None:
         """Measure whole models from now on."""
         self.chain, self.calls, self.outputs, self.front = False, [], {}, None
 
@@ -103,42 +103,42 @@ class Prefix:
             self.front = None
 
     def output_of(self, layer: int) -> list[Any]:
-        """What a layer gives in every call, from the nearest kept output in front of it."""
+        """Outputs of a layer in every call, from the nearest stored output before it."""
         if layer in self.outputs:
             return self.outputs[layer]
         if self.front and self.front[0] == layer:
             return self.front[1]
         known = [k for k in self.outputs if k < layer]
-        start, given = max(known, default=-1), None
+        start, inputs = max(known, default=-1), None
         if self.front and start < self.front[0] < layer:
-            start, given = self.front
+            start, inputs = self.front
         elif start >= 0:
-            given = self.outputs[start]
-        self.front = (layer, self._advance(start, given, layer))
-        self.bytes_kept = max(self.bytes_kept, sum(self.sizes.values()) + _bytes(self.front[1]))
+            inputs = self.outputs[start]
+        self.front = (layer, self._advance(start, inputs, layer))
+        self.bytes_stored = max(self.bytes_stored, sum(self.sizes.values()) + _bytes(self.front[1]))
         return self.front[1]
 
     def begin_anew(self, calls: list[Call]) -> None:
         """Other forwards from now on, of the same kind; nothing of the ones before is kept."""
         self.calls, self.outputs, self.sizes, self.front = calls, {}, {}, None
-        self.stride = len(self._layers()) + 1 if self.room == 0 else 1
+        self.stride = len(self._layers()) + 1 if self.max_bytes == 0 else 1
 
     def of_one(self, layer: int, change=None) -> list[Any]:
-        """What one layer gives with a change, over what those before it give as they are."""
+        """Outputs of one layer with a change, over the unchanged outputs before it."""
         assert self.chain, "layers can't be entered in the middle"
-        given = self.output_of(layer - 1) if layer else None
+        inputs = self.output_of(layer - 1) if layer else None
         with change() if change is not None else nullcontext():
-            return self._advance(layer - 1, given, layer, keep=False)
+            return self._advance(layer - 1, inputs, layer, keep=False)
 
     def from_leaves(self, layer: int, call: int) -> tuple[Tensor, Tensor]:
         """A layer's input in one call, as a leaf that takes gradients, and what it gives, or for the one behind the
         last layer the model's main output; gradients flow from the second to the first."""
         assert self.chain and layer > 0, "layers can't be entered in the middle"
-        leaf, given = _with_leaf(self.output_of(layer - 1)[call])
+        leaf, inputs = _with_leaf(self.output_of(layer - 1)[call])
         model, layers, one = self.program.model, self._layers(), self.calls[call]
-        taken: dict[int, Any] = {}
+        outputs: dict[int, Any] = {}
         with ExitStack() as stack:
-            at = _Position([one], [given])
+            at = _Position([one], [inputs])
             stack.callback(model.register_forward_pre_hook(at.begin, with_kwargs=True).remove)
             for skipped in layers[:layer]:
                 stack.enter_context(_replaced(skipped, at.instead_of(skipped.forward)))
@@ -146,10 +146,10 @@ class Prefix:
             stack.enter_context(torch.enable_grad())
             if layer == len(layers):
                 return leaf, main_output(model(*one.args, **one.kwargs))
-            stack.callback(layers[layer].register_forward_hook(_taking(taken, layer, True, detach=False)).remove)
+            stack.callback(layers[layer].register_forward_hook(_taking(outputs, layer, True, detach=False)).remove)
             with suppress(_Reached):
                 model(*one.args, **one.kwargs)
-        return leaf, stream(taken[layer])
+        return leaf, stream(outputs[layer])
 
     def passing(self, layer: int) -> None:
         """Run one layer over what those before it give, for whoever listens; its outputs are not kept."""
@@ -164,27 +164,27 @@ class Prefix:
 
     # -- the first look --------------------------------------------------------------------------------------
 
-    def _look(self, run: Callable[[], float]) -> float:
+    def _observe(self, run: Callable[[], float]) -> float:
         """The value of the whole model, run once to see the metric's forwards and to keep the layers' outputs."""
         layers, model = self._layers(), self.program.model
-        seen = _FirstLook(self, layers)
+        first_run = _FirstForward(self, layers)
         with ExitStack() as stack:
-            hook = model.register_forward_pre_hook(seen.call, with_kwargs=True)
+            hook = model.register_forward_pre_hook(first_run.call, with_kwargs=True)
             stack.callback(hook.remove)
-            hook = model.register_forward_hook(seen.end)
+            hook = model.register_forward_hook(first_run.end)
             stack.callback(hook.remove)
             for k, layer in enumerate(layers):
                 for handle in (
-                    layer.register_forward_pre_hook(seen.enter(k), with_kwargs=True),
-                    layer.register_forward_hook(seen.leave(k)),
+                    layer.register_forward_pre_hook(first_run.enter(k), with_kwargs=True),
+                    layer.register_forward_hook(first_run.leave(k)),
                 ):
                     stack.callback(handle.remove)
             value = run()
         self.layers_run += len(layers)
-        self.calls = seen.calls
-        self.chain = seen.is_chain and bool(layers) and bool(self.calls)
-        if not (self.chain and self._can_be_entered(seen.result)):
-            self._give_up()
+        self.calls = first_run.calls
+        self.chain = first_run.is_chain and bool(layers) and bool(self.calls)
+        if not (self.chain and self._can_be_entered(first_run.result)):
+            self._disable()
         return value
 
     def keep(self, layer: int, output: Any) -> None:
@@ -193,11 +193,11 @@ class Prefix:
             return
         self.outputs.setdefault(layer, []).append(output)
         self.sizes[layer] = self.sizes.get(layer, 0) + _bytes(output)
-        while sum(self.sizes.values()) > self.room and self.outputs:
+        while sum(self.sizes.values()) > self.max_bytes and self.outputs:
             self.stride *= 2
             self.outputs = {k: v for k, v in self.outputs.items() if (k + 1) % self.stride == 0}
             self.sizes = {k: self.sizes[k] for k in self.outputs}
-        self.bytes_kept = max(self.bytes_kept, sum(self.sizes.values()))
+        self.bytes_stored = max(self.bytes_stored, sum(self.sizes.values()))
 
     def _can_be_entered(self, expected: Tensor | None) -> bool:
         """Whether the first call gives the same result when entered in the middle and at the last layer."""
@@ -206,64 +206,64 @@ class Prefix:
         count, call = len(self._layers()), self.calls[0]
         share = call.tokens / sum(c.tokens for c in self.calls)
         for index in sorted({count // 2, count - 1} - {0}):
-            given = self.output_of(index - 1)
-            with evaluating(self.program.model), self._entered(index, given):
+            inputs = self.output_of(index - 1)
+            with evaluating(self.program.model), self._entered(index, inputs):
                 try:
-                    found = main_output(self.program.model(*call.args, **call.kwargs))
+                    result = main_output(self.program.model(*call.args, **call.kwargs))
                 except _MISSING:  # what a layer looked for was made by one that did not run
                     return False
             self.layers_run += (count - index) * share
-            if found.shape != expected.shape or not torch.equal(found, expected):
+            if result.shape != expected.shape or not torch.equal(result, expected):
                 return False
         return True
 
     # -- entering and leaving in the middle ------------------------------------------------------------------
 
     @contextmanager
-    def _entered(self, index: int, given: list[Any]) -> Iterator[None]:
+    def _entered(self, index: int, inputs: list[Any]) -> Iterator[None]:
         """The layers before `index` hand on what layer `index - 1` gave; forwards come in the order known."""
-        at = _Position(self.calls, given)
+        at = _Position(self.calls, inputs)
         with ExitStack() as stack:
             hook = self.program.model.register_forward_pre_hook(at.begin, with_kwargs=True)
             stack.callback(hook.remove)
             for layer in self._layers()[:index]:
                 stack.enter_context(_replaced(layer, at.instead_of(layer.forward)))
-            versions = [t._version for t in _tensors(given)]
+            versions = [t._version for t in _tensors(inputs)]
             yield
-            if versions != [t._version for t in _tensors(given)]:  # a layer writes to its input
-                self._give_up()
+            if versions != [t._version for t in _tensors(inputs)]:  # a layer writes to its input
+                self._disable()
 
     @torch.no_grad()
-    def _advance(self, start: int, given: list[Any] | None, layer: int, keep: bool = True) -> list[Any]:
+    def _advance(self, start: int, inputs: list[Any] | None, layer: int, keep: bool = True) -> list[Any]:
         """Run the layers behind `start` up to `layer`; outputs of those between are kept by the stride."""
-        model, layers, found = self.program.model, self._layers(), []
+        model, layers, results = self.program.model, self._layers(), []
         strides = [k for k in range(start + 1, layer + 1) if keep and (k + 1) % self.stride == 0]
         fresh: dict[int, list[Any]] = {k: [] for k in strides}
         for call_index, call in enumerate(self.calls):
-            taken: dict[int, Any] = {}
+            outputs: dict[int, Any] = {}
             with ExitStack() as stack:
-                if given is not None:
-                    one = _Position([call], [given[call_index]])
+                if inputs is not None:
+                    one = _Position([call], [inputs[call_index]])
                     hook = model.register_forward_pre_hook(one.begin, with_kwargs=True)
                     stack.callback(hook.remove)
                     for skipped in layers[: start + 1]:
                         stack.enter_context(_replaced(skipped, one.instead_of(skipped.forward)))
                 for k in range(start + 1, layer + 1):
-                    handle = layers[k].register_forward_hook(_taking(taken, k, stop=k == layer))
+                    handle = layers[k].register_forward_hook(_taking(outputs, k, stop=k == layer))
                     stack.callback(handle.remove)
                 with evaluating(model), suppress(_Reached):
                     model(*call.args, **call.kwargs)
-            found.append(taken[layer])
-            for k, kept in fresh.items():
-                kept.append(taken[k])
+            results.append(outputs[layer])
+            for k, stored in fresh.items():
+                stored.append(outputs[k])
         self.outputs |= fresh
-        self.sizes |= {k: _bytes(kept) for k, kept in fresh.items()}
+        self.sizes |= {k: _bytes(stored) for k, stored in fresh.items()}
         self.layers_run += layer - start
-        return found
+        return results
 
 
-class _FirstLook:
-    """What the first look notes of a metric's forwards."""
+class _FirstForward:
+    """Record of a metric's forwards in the first run."""
 
     def __init__(self, prefix: Prefix, layers: list[nn.Module]):
         self.prefix, self.count = prefix, len(layers)
@@ -303,20 +303,20 @@ class _FirstLook:
 
 
 class _Position:
-    """Which call of the metric is running, and what the skipped layers hand on in it."""
+    """Position in the metric's calls, and the outputs of the skipped layers."""
 
-    def __init__(self, calls: list[Call], given: list[Any]):
-        self.calls, self.given, self.index, self.now = calls, given, -1, None
+    def __init__(self, calls: list[Call], inputs: list[Any]):
+        self.calls, self.given, self.index, self.module = calls, inputs, -1, None
 
     def begin(self, _model: nn.Module, args: tuple, kwargs: dict) -> None:
         self.index += 1
-        known = self.index < len(self.calls) and self.calls[self.index].is_given(args, kwargs)
+        known = self.index < len(self.calls) and self.calls[self.index].is_known(args, kwargs)
         if not known:
             raise _OtherForwards
-        self.now = self.given[self.index]
+        self.module = self.given[self.index]
 
     def instead_of(self, _forward):
-        return lambda *args, **kwargs: self.now
+        return lambda *args, **kwargs: self.module
 
 
 @contextmanager
@@ -336,9 +336,9 @@ def _replaced(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
             layer.forward = before
 
 
-def _taking(taken: dict[int, Any], k: int, stop: bool, detach: bool = True):
+def _taking(outputs: dict[int, Any], k: int, stop: bool, detach: bool = True):
     def hook(_module, _args, output):
-        taken[k] = _detached(output) if detach else output
+        outputs[k] = _detached(output) if detach else output
         if stop:
             raise _Reached
 

@@ -1,4 +1,4 @@
-"""What passes that put weights on a grid have in common: the zeros they leave, and what they say."""
+"""Shared by passes that quantize weights: preserved zeros, and remarks."""
 
 from collections.abc import Mapping, Sequence
 from math import fsum
@@ -35,14 +35,14 @@ class GridPass(Pass):
     )
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """The same shapes. Groups that don't divide are said here, before any weight is read."""
+        """Unchanged shapes. Groups that don't divide are reported here, before any weight is read."""
         self.chosen(skeleton)
         return skeleton
 
     def chosen(self, skeleton: Skeleton) -> Sequence[Part]:
-        found = chosen_parts(skeleton, self.on)
-        check_groups(found, self.group)
-        return found
+        parts = chosen_parts(skeleton, self.on)
+        check_groups(parts, self.group)
+        return parts
 
     @property
     def grid(self) -> Grid:
@@ -62,12 +62,12 @@ class Quantizer(GridPass):
     }
 
 
-def kept(weight: Tensor) -> Tensor | None:
-    """What is not zero of a sparse matrix, [out, in] bool; None of a dense one."""
+def nonzero_mask(weight: Tensor) -> Tensor | None:
+    """Mask of the nonzeros of a sparse matrix, [out, in] bool; None of a dense one."""
     return weight != 0 if is_sparse(weight) else None
 
 
-def note(program: "Program", chosen: Sequence[Part], zeros: Mapping[str, float], grid: Grid, **more: Any) -> None:
+def note(program: "Program", chosen: Sequence[Part], zeros: Mapping[str, float], grid: Grid, **extra: Any) -> None:
     """Say what the grids are, how many bits a weight would take, and how much of each module is zero."""
     weights = sizes(chosen)
     bits = fsum(grid.bits_per_weight(inputs(part)) * weights[part.path] for part in chosen) / sum(weights.values())
@@ -78,5 +78,5 @@ def note(program: "Program", chosen: Sequence[Part], zeros: Mapping[str, float],
         symmetric=grid.symmetric,
         bits_per_weight=round(bits, 3),
         quantized={path: round(share, 4) for path, share in zeros.items()},
-        **more,
+        **extra,
     )

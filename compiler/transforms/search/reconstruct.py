@@ -1,4 +1,4 @@
-"""What readers of channels can do about the ones that go: least squares over what they were given.
+"""Compensation by the readers of removed channels: least squares over their inputs.
 
 Where the items D of a group go, a reader y = W x can only use the kept inputs K. The weights that lose least over
 the calibration inputs are W_K + W_D H_DK (H_KK + damping)^-1 with H = sum of x x^T: nothing else is trained.
@@ -46,12 +46,12 @@ def module_of(member: Member) -> str:
 
 def silenced(model: nn.Module, group: Group, items: Sequence[int]) -> dict[str, Tensor]:
     """The readers' weights with zeros for what comes from the items, by tensor path."""
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for member in readers(group):
-        weight = found.get(member.tensor, model.get_parameter(member.tensor).detach())
-        lost = torch.tensor(item_indices(member, items), dtype=torch.int64, device=weight.device)
-        found[member.tensor] = weight.index_fill(member.axis, lost, 0.0)
-    return found
+        weight = weights.get(member.tensor, model.get_parameter(member.tensor).detach())
+        indices = torch.tensor(item_indices(member, items), dtype=torch.int64, device=weight.device)
+        weights[member.tensor] = weight.index_fill(member.axis, indices, 0.0)
+    return weights
 
 
 class Moments:
@@ -64,14 +64,14 @@ class Moments:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def collect(self, program: "Program", modules: Sequence[str], run: Callable[[], object], room: int) -> int:
-        """Run the model over the rows as often as `room` bytes of moments make necessary; returns how often.
+    def collect(self, program: "Program", modules: Sequence[str], run: Callable[[], object], max_bytes: int) -> int:
+        """Run the model over the rows as often as `max_bytes` bytes of moments make necessary; returns how often.
 
         Raises Reject (not-a-number) naming the first module whose inputs are not finite.
         """
         missing = [m for m in dict.fromkeys(modules) if not self._file(m).exists()]
         rounds = 0
-        for chunk in _chunks(missing, [4 * _width(program.model.get_submodule(m)) ** 2 for m in missing], room):
+        for chunk in _chunks(missing, [4 * _width(program.model.get_submodule(m)) ** 2 for m in missing], max_bytes):
             sums: dict[str, Tensor] = {}
             with ExitStack() as stack:
                 for path in chunk:
@@ -91,12 +91,12 @@ class Moments:
             return None
         with safe_open(file, "pt") as opened:
             width = opened.get_slice("diagonal").get_shape()[0]
-            whole = torch.empty(width, width)
+            full = torch.empty(width, width)
             for start in range(0, width, STRIPE):
                 stripe = opened.get_tensor(f"rows {start}")  # [rows, start + rows]
-                whole[start : start + STRIPE, : stripe.shape[1]] = stripe
-                whole[:start, start : start + STRIPE] = stripe[:, :start].T
-            return whole
+                full[start : start + STRIPE, : stripe.shape[1]] = stripe
+                full[:start, start : start + STRIPE] = stripe[:, :start].T
+            return full
 
     def norms(self, module: str) -> Tensor | None:
         """Root of the summed squares per input channel, [in] float64."""
@@ -134,22 +134,22 @@ class Reconstruction:
 
     def without(self, group: Group, dead: Collection[int], items: Sequence[int]) -> dict[str, Tensor]:
         """`dead` went before, `items` go now; readers that aren't plain matrices only lose their columns."""
-        found = silenced(self.program.model, group, items)
+        weights = silenced(self.program.model, group, items)
         for member in readers(group):
             takeover = self._takeover(group, member, sorted(dead), list(items))
             if takeover is not None:
                 weight = self.program.model.get_parameter(member.tensor).detach()
                 new = takeover.applied(as_matrix(weight, member))
-                found[member.tensor] = new.view(weight.shape) if member.axis == 1 else new.T.contiguous()
-        return found
+                weights[member.tensor] = new.view(weight.shape) if member.axis == 1 else new.T.contiguous()
+        return weights
 
     def _takeover(self, group: Group, member: Member, dead: list[int], items: list[int]) -> "Takeover | None":
         """None where the module was not run, or is no matrix."""
-        place = (group.site, group.kind, member.tensor)
-        known = self._solved.get(place)
+        key = (group.site, group.kind, member.tensor)
+        known = self._solved.get(key)
         if known is None or known[0] != (dead, items):
-            self._solved.pop(place, None)
-            known = self._solved[place] = ((dead, items), self._solve(member, dead, items))
+            self._solved.pop(key, None)
+            known = self._solved[key] = ((dead, items), self._solve(member, dead, items))
         return known[1]
 
     def _solve(self, member: Member, dead: list[int], items: list[int]) -> "Takeover | None":
@@ -158,53 +158,59 @@ class Reconstruction:
         if moment is None:
             return None
         weight = self.program.model.get_parameter(member.tensor)
-        gone, lost = (columns(weight, member, some) for some in (dead, items))
-        return solved(moment.to(exact_place(weight)), gone, lost, self.damping)
+        dead_columns, item_columns = (columns(weight, member, some) for some in (dead, items))
+        return solved(moment.to(exact_device(weight)), dead_columns, item_columns, self.damping)
 
 
 @dataclass(frozen=True)
 class Takeover:
-    """How much of each lost input the kept ones stand for; it holds for whatever weights read them.
+    """Coefficients of each removed input in the remaining ones; valid for any weights that read them.
 
     share   [kept, lost] float64; None where nothing is kept or lost
     """
 
     keep: list[int]
-    lost: list[int]
+    removed: list[int]
     share: Tensor | None
 
     def applied(self, weight: Tensor) -> Tensor:
         """[out, in] in the weight's dtype and on its device: zero where inputs are lost, the others fitted."""
-        new = weight.index_fill(1, torch.tensor(self.lost, dtype=torch.int64, device=weight.device), 0.0)
+        new = weight.index_fill(1, torch.tensor(self.removed, dtype=torch.int64, device=weight.device), 0.0)
         if self.share is not None:
-            lost = weight[:, self.lost].to(self.share.device).double()
-            new[:, self.keep] += (lost @ self.share.T).to(weight.dtype).to(weight.device)
+            removed_weight = weight[:, self.removed].to(self.share.device).double()
+            new[:, self.keep] += (removed_weight @ self.share.T).to(weight.dtype).to(weight.device)
         return new
 
 
-def repaired(weight: Tensor, moment: Tensor, gone: Sequence[int], lost: Sequence[int], damping: float) -> Tensor:
-    """The weight whose columns `lost` are zero and whose others make up for them as well as they can.
+def repaired(
+    weight: Tensor, moment: Tensor, zero_columns: Sequence[int], columns_to_remove: Sequence[int], damping: float
+) -> Tensor:
+    """The weight whose columns `columns_to_remove` are zero and whose others make up for them as well as they can.
 
-    weight   [out, in]   columns `gone` are zero already
+    weight   [out, in]   columns `zero_columns` are zero already
     moment   [in, in]    second moments of the inputs, on any device
     return   [out, in]   in the weight's dtype and on its device; solved in float64
     """
-    return solved(moment.to(exact_place(weight)), gone, lost, damping).applied(weight)
+    return solved(moment.to(exact_device(weight)), zero_columns, columns_to_remove, damping).applied(weight)
 
 
-def solved(moment: Tensor, gone: Sequence[int], lost: Sequence[int], damping: float) -> Takeover:
-    """Least squares over the moments, where they lie; `gone` inputs are neither kept nor lost now."""
-    out = {*gone, *lost}
+def solved(moment: Tensor, zero_columns: Sequence[int], columns_to_remove: Sequence[int], damping: float) -> Takeover:
+    """Least squares over the moments, where they lie; `zero_columns` inputs are neither kept nor lost now."""
+    out = {*zero_columns, *columns_to_remove}
     keep = [i for i in range(len(moment)) if i not in out]
-    return Takeover(keep, list(lost), shares(moment, keep, lost, damping) if keep and lost else None)
+    return Takeover(
+        keep,
+        list(columns_to_remove),
+        shares(moment, keep, columns_to_remove, damping) if keep and columns_to_remove else None,
+    )
 
 
-def shares(moment: Tensor, keep: Sequence[int], lost: Sequence[int], damping: float) -> Tensor:
+def shares(moment: Tensor, keep: Sequence[int], columns_to_remove: Sequence[int], damping: float) -> Tensor:
     """The weights with which kept inputs give the lost ones best, [kept, lost] float64."""
     lower = factor(moment, keep, damping)
-    found = moment[:, lost][keep].double()
-    found = torch.linalg.solve_triangular(lower, found, upper=False)  # cholesky_solve would copy the factor
-    return torch.linalg.solve_triangular(lower.mT, found, upper=True)
+    solution = moment[:, columns_to_remove][keep].double()
+    solution = torch.linalg.solve_triangular(lower, solution, upper=False)  # cholesky_solve would copy the factor
+    return torch.linalg.solve_triangular(lower.mT, solution, upper=True)
 
 
 def factor(moment: Tensor, keep: Sequence[int], damping: float) -> Tensor:
@@ -226,7 +232,7 @@ def factor(moment: Tensor, keep: Sequence[int], damping: float) -> Tensor:
 
 
 def item_indices(member: Member, items: Sequence[int]) -> list[int]:
-    """Where items lie along a member's axis, item by item."""
+    """Indices of items along a member's axis, item by item."""
     return [i for item in items for i in member.indices(item)]
 
 
@@ -236,13 +242,13 @@ def as_matrix(weight: Tensor, member: Member) -> Tensor:
 
 
 def columns(weight: Tensor, member: Member, items: Sequence[int]) -> list[int]:
-    """Where items lie among the inputs of that matrix, item by item."""
+    """Input columns of items in that matrix, item by item."""
     each = math.prod(weight.shape[2:])
-    return [i * each + place for i in item_indices(member, items) for place in range(each)]
+    return [i * each + offset for i in item_indices(member, items) for offset in range(each)]
 
 
-def exact_place(weight: Tensor) -> torch.device:
-    """Where to compute in float64 with a weight: on its device, but on the CPU for one that has no float64."""
+def exact_device(weight: Tensor) -> torch.device:
+    """Device for float64 computations with a weight: its own, or the CPU where that has no float64."""
     return torch.device("cpu") if weight.device.type == "mps" else weight.device
 
 
@@ -274,7 +280,7 @@ def _width(module: nn.Module) -> int:
 
 
 def inputs_of(module: nn.Module, x: Tensor) -> Tensor:
-    """What each output of a module is a product of, [n, in] float32."""
+    """Inputs of a module as a matrix product, [n, in] float32."""
     if not _convolves(module):
         return x.flatten(0, -2).float()
     kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
@@ -300,23 +306,23 @@ def _summing(sums: dict[str, Tensor], path: str):
 def _refuse_non_finite(module: str, diagonal: Tensor) -> None:
     """Reject sums of which one isn't finite: no other entry is larger than the diagonal's largest."""
     if not diagonal.isfinite().all():
-        what = "not a number" if diagonal.isnan().any() else "infinite, or its square is"
+        problem = "not a number" if diagonal.isnan().any() else "infinite, or its square is"
         raise Reject(
             not_a_number(
-                f"what {module} is given on the calibration rows is {what}",
+                f"what {module} is given on the calibration rows is {problem}",
                 help="look at what made the weights, or decide by weights alone: `reorder: l1, repair: false`",
             )
         )
 
 
-def _chunks(items: Sequence[str], sizes: Sequence[int], room: int) -> Iterator[list[str]]:
+def _chunks(items: Sequence[str], sizes: Sequence[int], max_bytes: int) -> Iterator[list[str]]:
     chunk: list[str] = []
-    held = 0
+    chunk_bytes = 0
     for item, size in zip(items, sizes, strict=True):
-        if chunk and held + size > room:
+        if chunk and chunk_bytes + size > max_bytes:
             yield chunk
-            chunk, held = [], 0
+            chunk, chunk_bytes = [], 0
         chunk.append(item)
-        held += size
+        chunk_bytes += size
     if chunk:
         yield chunk

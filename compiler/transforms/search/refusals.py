@@ -25,18 +25,18 @@ saved_less = Fault(
 SCORE_HELP = "score on other data, or look at what made the model's weights"
 
 
-def nothing_chosen(now: "Round", refused: Mapping[str, str], of: str, share: float) -> Diagnostic:
-    """For a round that has no winner; `refused` parts can't go, each with its reason, and a share is saved so far."""
-    if refused and not now.candidates:
+def nothing_chosen(round_: "Round", refusals: Mapping[str, str], of: str, share: float) -> Diagnostic:
+    """For a round that has no winner; `refusals` parts can't go, each with its reason, and a share is saved so far."""
+    if refusals and not round_.candidates:
         return out_of_reach(
-            f"none of the {len(refused)} parts that are left can go",
-            note="; ".join(list(refused.values())[:5]),
+            f"none of the {len(refusals)} parts that are left can go",
+            note="; ".join(list(refusals.values())[:5]),
             help="narrow it instead: prune.channels, prune.heads",
         )
-    if any(math.isfinite(score) for score in now.scores.values()):
+    if any(math.isfinite(score) for score in round_.scores.values()):
         return out_of_reach(
             f"nothing that is left saves {of}, and {share:.1%} are saved",
             help=f"remove less of {of}, or of `params`",
             argument="keep remove",
         )
-    return no_finite_score(f"all {len(now.scores)} candidates score NaN or infinity", help=SCORE_HELP)
+    return no_finite_score(f"all {len(round_.scores)} candidates score NaN or infinity", help=SCORE_HELP)

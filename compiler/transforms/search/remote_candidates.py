@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def key_of(number: int, candidate: Candidate) -> str:
-    """What a score is known under in the journal; `number` is of cuts that were made before."""
+    """Key of a score in the journal; `number` is of cuts that were made before."""
     return f"{number}:{candidate.name}"
 
 
@@ -31,15 +31,15 @@ class Follower(Choice):
     def __init__(self, orders: Orders, number: int, work: Callable[[], float]):
         self.orders, self.number, self.work = orders, number, work
 
-    def choose(self, now: Round) -> Candidate | None:
-        known = {candidate.name: candidate for candidate in now.candidates}
+    def choose(self, round_: Round) -> Candidate | None:
+        known = {candidate.name: candidate for candidate in round_.candidates}
         while True:
             task: Any = self.orders.next()
             if len(task["cuts"]) > self.number:
                 self.orders.put_back(task)
-                name, now.scores[name] = task["cuts"][self.number]
+                name, round_.scores[name] = task["cuts"][self.number]
                 return known[name]
             assert len(task["cuts"]) == self.number, "asked about a cut that was made"
             before = self.work()
-            (value,) = now.ask([known[task["candidate"]]])
+            (value,) = round_.score([known[task["candidate"]]])
             self.orders.answer(value, self.work() - before)

@@ -1,4 +1,4 @@
-"""How much each expert of a layer matters: what its router trusts it with, or its weights."""
+"""Importance of each expert of a layer: its routing weight, or its weights."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 too_few_experts = Fault("too-few-experts", "A layer would keep fewer experts than its router chooses for every token.")
 
 
-def refuse_few(skeleton: Skeleton, group: Group, kept: int, argument: str) -> None:
+def check_expert_count(skeleton: Skeleton, group: Group, remaining: int, argument: str) -> None:
     """Reject (too-few-experts) a layer that would keep so many."""
     least = skeleton.facts.get("active_experts") or 1
-    if kept < least:
+    if remaining < least:
         raise Reject(
             too_few_experts(
-                f"{group.site} would keep {kept} of {group.count} experts, and {least} are chosen for a token",
+                f"{group.site} would keep {remaining} of {group.count} experts, and {least} are chosen for a token",
                 help=f"keep at least {least / group.count:.0%} of experts",
                 argument=argument,
             )
         )
 
 
-def said_above(program: "Program", chosen: Sequence[Group], among: Sequence[Group]) -> Iterator[tuple[str, int]]:
+def stated_above(program: "Program", chosen: Sequence[Group], among: Sequence[Group]) -> Iterator[tuple[str, int]]:
     """Numbers of experts that modules around the layers state, and what they are, where `chosen`, which lose the same,
     are all of `among`."""
     counts = {g.count for g in among}
@@ -46,15 +46,15 @@ def said_above(program: "Program", chosen: Sequence[Group], among: Sequence[Grou
 
 
 def least_experts(skeleton: Skeleton) -> int:
-    """How many experts a layer, or each of the groups that its router compares first, can't do without."""
+    """Minimum number of experts of a layer, or of each group that its router compares first."""
     grouped = any(g.kind == "experts" and g.per_block for g in skeleton.groups)
     return max(skeleton.facts.get("active_experts") or 1, 2 if grouped else 1)
 
 
 def trusted(
-    program: "Program", ctx: "Context", data: DataRef, chosen: Sequence[Group], most: int | None = None
+    program: "Program", ctx: "Context", data: DataRef, chosen: Sequence[Group], max_rows: int | None = None
 ) -> dict[str, Tensor]:
-    """For each layer, [count] float64: the sum of the weights that the router gave each expert over `most` rows."""
+    """For each layer, [count] float64: the sum of the weights that the router gave each expert over `max_rows` rows."""
     totals = {g.site: torch.zeros(g.count, dtype=torch.float64) for g in chosen}
     handles = []
     for group in chosen:
@@ -62,7 +62,7 @@ def trusted(
         handles.append(module.register_forward_pre_hook(_listener(totals[group.site]), with_kwargs=True))
     try:
         with evaluating(program.model):
-            for batch in ctx.each(list(batches(program.model, ctx.rows(data)[:most])), f"routing {data.name}"):
+            for batch in ctx.each(list(batches(program.model, ctx.rows(data)[:max_rows])), f"routing {data.name}"):
                 outputs(program.model, batch)
     finally:
         for handle in handles:
@@ -71,12 +71,12 @@ def trusted(
 
 
 def _listener(total: Tensor):
-    """What experts are called with: hidden states, and for every token the numbers chosen and their weights."""
+    """Hook on the inputs of experts: hidden states, and for every token the numbers chosen and their weights."""
 
     def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-        index = next(x for x in given if not x.is_floating_point())
-        weights = next(x for x in reversed(given) if x.is_floating_point())  # [tokens, chosen] or [tokens, all]
+        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        index = next(x for x in tensors if not x.is_floating_point())
+        weights = next(x for x in reversed(tensors) if x.is_floating_point())  # [tokens, chosen] or [tokens, all]
         weights = weights if weights.shape == index.shape else weights.gather(1, index)
         total.index_add_(0, index.flatten().cpu(), weights.flatten().double().cpu())
 

@@ -1,4 +1,4 @@
-"""What a cut saves: parameters, operations, blocks or items, by arithmetic on shapes."""
+"""Savings of a cut: parameters, operations, blocks or items, by arithmetic on shapes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ OF_MODEL = {
 }
 
 
-def whole(skeleton: Skeleton, of: str) -> float:
-    """How much of something a model has: what a ratio of a budget is a share of."""
+def model_total(skeleton: Skeleton, of: str) -> float:
+    """Total of a quantity in a model, of which a budget's ratio is a share."""
     if of in OF_MODEL:
         return OF_MODEL[of](skeleton)
     if of == "blocks":
@@ -35,12 +35,12 @@ def whole(skeleton: Skeleton, of: str) -> float:
 
 
 def steps(group: Group) -> int:
-    """How many steps a group can be cut in: items, or for query heads under GQA one item of every KV head."""
+    """Number of steps of a group: items, or for query heads under GQA one item of every KV head."""
     return group.per_block or group.count
 
 
 def stride(group: Group, step: int) -> int:
-    """How many of its steps a group loses at a time, where `step` is asked for: those that it is computed in."""
+    """Number of steps that a group loses at a time for a given `step`: a multiple of those it is computed in."""
     return math.lcm(step, group.multiple)
 
 
@@ -62,8 +62,8 @@ class Ledger:
 
     def __init__(self, skeleton: Skeleton, norms: bool = True, latency: "Latency | None" = None):
         self.skeleton, self.norms, self.latency = skeleton, norms, latency
-        self.lost: dict[tuple[str, str, str], float] = {}  # (site, kind, of) -> saved there by narrowing
-        self.gone: dict[tuple[str, str], int] = {}  # (site, kind) -> steps that are gone
+        self.removed: dict[tuple[str, str, str], float] = {}  # (site, kind, of) -> saved there by narrowing
+        self.removed_steps: dict[tuple[str, str], int] = {}  # (site, kind) -> steps that are gone
         self.crossing = _crossing(skeleton)
         self.partly = {b.site: _partly(skeleton, b) for b in skeleton.branches}
         self.missing: tuple[str, ...] = ()  # branches that are gone and held a part of groups that stay
@@ -78,21 +78,25 @@ class Ledger:
         self._crossed = cache(self._crossed_saving)
 
     @property
-    def counted(self) -> tuple[str, ...]:
-        """What savings are kept of."""
+    def budget_kinds(self) -> tuple[str, ...]:
+        """Quantities that savings are recorded for."""
         return (*OF_MODEL, *(("latency",) if self.latency else ()))
 
     def branch(self, site: str, of: str) -> float:
-        """What a branch that may have been narrowed still has."""
-        around = self.partly[site] & self.gone.keys()
-        kin = tuple((key, self.gone[key]) for key in self.gone if key in self.inside[site] | around) if around else ()
-        narrowed = {key for key, _ in kin}
-        gone = sum(
-            v
-            for (place, kind, what), v in self.lost.items()
-            if what == of and (place, kind) in self.inside[site] and (place, kind) not in narrowed
+        """Remaining amount of a branch that may have been narrowed."""
+        around = self.partly[site] & self.removed_steps.keys()
+        kin = (
+            tuple((key, self.removed_steps[key]) for key in self.removed_steps if key in self.inside[site] | around)
+            if around
+            else ()
         )
-        return (self._of_narrowed(site, of, kin) if kin else self.of_branch(site, of)) - gone
+        narrowed = {key for key, _ in kin}
+        removed = sum(
+            v
+            for (group_site, kind, unit), v in self.removed.items()
+            if unit == of and (group_site, kind) in self.inside[site] and (group_site, kind) not in narrowed
+        )
+        return (self._of_narrowed(site, of, kin) if kin else self.of_branch(site, of)) - removed
 
     def dropped(self, site: str) -> None:
         """Note that a branch is gone."""
@@ -100,38 +104,40 @@ class Ledger:
             self.missing = (*self.missing, site)
 
     def scan(self, scan: Scan, of: str) -> float:
-        """What a scan has, in the model as it was."""
+        """Amount of a scan in the original model."""
         return OF_MODEL[of](self.skeleton) - OF_MODEL[of](shrink.without_scan(self.skeleton, scan))
 
     def next(self, site: str, kind: str, count: int, of: str) -> float:
-        """What the next `count` steps of a group save, after what is gone."""
+        """Savings of the next `count` steps of a group, after earlier cuts."""
         missing = tuple(b for b in self.missing if (site, kind) in self.partly[b])
         if of not in OF_MODEL or ((site, kind) not in self.crossing and not missing):
             return count * self.of_step(site, kind, of)
-        kin = tuple((one, self.gone[one]) for one in self.crossing.get((site, kind), ()) if self.gone.get(one))
+        kin = tuple(
+            (one, self.removed_steps[one]) for one in self.crossing.get((site, kind), ()) if self.removed_steps.get(one)
+        )
         return self._crossed((site, kind), count, of, kin, missing)
 
     def _crossed_saving(self, key: Key, count: int, of: str, kin: Kin, missing: tuple[str, ...]) -> float:
         left = _narrowed(self.skeleton, kin)
-        sides = (_without(side, missing) for side in (left, _less(left, key, count)))
-        before, after = (OF_MODEL[of](side) for side in sides)
+        skeletons = (_without(side, missing) for side in (left, _less(left, key, count)))
+        before, after = (OF_MODEL[of](side) for side in skeletons)
         return before - after
 
     def narrowed(self, site: str, kind: str, count: int) -> None:
         """Note that the next `count` steps of a group are gone."""
-        self.lost_at(site, kind, {of: self.next(site, kind, count, of) for of in self.counted})
-        self.gone[site, kind] = self.gone.get((site, kind), 0) + count
+        self.note_saved(site, kind, {of: self.next(site, kind, count, of) for of in self.budget_kinds})
+        self.removed_steps[site, kind] = self.removed_steps.get((site, kind), 0) + count
 
-    def lost_at(self, site: str, kind: str, saved: Mapping[str, float]) -> None:
+    def note_saved(self, site: str, kind: str, saved: Mapping[str, float]) -> None:
         """Note what cuts that are real at once have saved of a part so far."""
         for of, value in saved.items():
-            self.lost[site, kind, of] = self.lost.get((site, kind, of), 0.0) + value
+            self.removed[site, kind, of] = self.removed.get((site, kind, of), 0.0) + value
 
     def _of_branch(self, site: str, of: str) -> float:
         return self._of_narrowed(site, of, ())
 
     def _of_narrowed(self, site: str, of: str, kin: Kin) -> float:
-        """What a branch has where groups have lost so many steps."""
+        """Amount of a branch whose groups have lost so many steps."""
         branch = next(b for b in self.skeleton.branches if b.site == site)
         if of == "blocks":
             return 1
@@ -171,8 +177,8 @@ class Ledger:
 
 def _partly(skeleton: Skeleton, branch: Branch) -> frozenset[Key]:
     """Groups that have some of their tensors in a branch and others outside of it."""
-    held = ((g, [m.tensor.rpartition(".")[0] in branch.parts for m in g.members]) for g in skeleton.groups)
-    return frozenset((g.site, g.kind) for g, inside in held if any(inside) and not all(inside))
+    membership = ((g, [m.tensor.rpartition(".")[0] in branch.parts for m in g.members]) for g in skeleton.groups)
+    return frozenset((g.site, g.kind) for g, inside in membership if any(inside) and not all(inside))
 
 
 def _crossing(skeleton: Skeleton) -> dict[tuple[str, str], tuple[tuple[str, str], ...]]:
@@ -180,16 +186,16 @@ def _crossing(skeleton: Skeleton) -> dict[tuple[str, str], tuple[tuple[str, str]
 
     A group that is both sides itself is among its own.
     """
-    sides: dict[str, list[tuple[int, tuple[str, str]]]] = {}
+    by_tensor: dict[str, list[tuple[int, tuple[str, str]]]] = {}
     for group in skeleton.groups:
         for member in group.members:
-            sides.setdefault(member.tensor, []).append((member.axis, (group.site, group.kind)))
-    found: dict[tuple[str, str], dict[tuple[str, str], None]] = {}
-    for pairs in sides.values():
+            by_tensor.setdefault(member.tensor, []).append((member.axis, (group.site, group.kind)))
+    crossed: dict[tuple[str, str], dict[tuple[str, str], None]] = {}
+    for pairs in by_tensor.values():
         for axis, key in pairs:
             for other in (other for side, other in pairs if side != axis):
-                found.setdefault(key, {})[other] = None
-    return {key: tuple(others) for key, others in found.items()}
+                crossed.setdefault(key, {})[other] = None
+    return {key: tuple(partners) for key, partners in crossed.items()}
 
 
 def _narrowed(skeleton: Skeleton, kin: Kin) -> Skeleton:
@@ -215,8 +221,8 @@ def _params_without_norms(skeleton: Skeleton, branch: Branch) -> int:
     """Parameters of the module that does a branch's work; of several modules, of those that multiply matrices."""
 
     def counts(part: Part) -> bool:
-        below = branch.site != branch.unit and f"{part.path}.".startswith(f"{branch.site}.")
-        return below or any(len(shape) > 1 for _, shape in part.tensors)
+        is_inside = branch.site != branch.unit and f"{part.path}.".startswith(f"{branch.site}.")
+        return is_inside or any(len(shape) > 1 for _, shape in part.tensors)
 
     inside = [p for p in skeleton.parts if p.path in branch.parts and counts(p)]
     return sum(math.prod(shape) for p in inside for _, shape in p.tensors)

@@ -13,15 +13,15 @@ from .folds import Fold, outputs_of
 from .layerwise import Grams
 from .reconstruct import inputs_of as rows_of
 
-TRIED = 10  # exponents of each kind
+N_TRIALS = 10  # exponents of each kind
 SAMPLE = 512  # tokens on which the rounding of inputs is judged
 WIDEST = 8  # a factor is at most two to this power
-MOST = 127  # the largest code of an input in int8
+MAX_CODE = 127  # the largest code of an input in int8
 
 
 @dataclass
 class Sums:
-    """What the modules of a layer are given: sums of x x^T over all tokens, and some of the tokens themselves.
+    """Input statistics of a layer's modules: sums of x x^T over all tokens, and some of the tokens themselves.
 
     tokens   how many there were, by module
     """
@@ -34,9 +34,9 @@ class Sums:
         self.grams.listen(path, module, x)
         rows = rows_of(module, x)
         self.tokens[path] = self.tokens.get(path, 0) + len(rows)
-        held = self.samples.get(path, rows[:0])
-        if len(held) < SAMPLE:
-            self.samples[path] = torch.cat([held, rows[: SAMPLE - len(held)]])
+        sample = self.samples.get(path, rows[:0])
+        if len(sample) < SAMPLE:
+            self.samples[path] = torch.cat([sample, rows[: SAMPLE - len(sample)]])
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Scaling:
     def of(model: nn.Module, grid: Grid, sums: Sums, paths: Sequence[str], in_int8: bool) -> "Scaling":
         return Scaling(model, grid, sums, {p: weight_of(model.get_submodule(p)).float() for p in paths}, in_int8)
 
-    def lost(self, path: str, inputs: Tensor, outputs: Tensor, grid: Grid) -> float:
+    def error(self, path: str, inputs: Tensor, outputs: Tensor, grid: Grid) -> float:
         """Squared error of a module's outputs over all tokens, in the size that they had; 0 of one that was not run."""
         gram, weight = self.sums.grams.of(path), self.weights[path]
         if gram is None:
@@ -73,24 +73,24 @@ class Scaling:
         scaled = weight * inputs / outputs[:, None]
         rounded = grid.fit(scaled).round(scaled)
         off = rounded * outputs[:, None] / inputs - weight
-        lost = float(((off @ gram) * off).sum(dtype=torch.float64))
+        total = float(((off @ gram) * off).sum(dtype=torch.float64))
         if self.in_int8:
-            given = self.sums.samples[path] / inputs
-            step = (given.abs().amax(1, keepdim=True) / MOST).clamp(min=torch.finfo(torch.float32).tiny)
-            apart = ((given / step).round() * step - given) @ rounded.T * outputs
-            lost += float(apart.square().sum(dtype=torch.float64)) * self.sums.tokens[path] / len(given)
-        return lost
+            samples = self.sums.samples[path] / inputs
+            step = (samples.abs().amax(1, keepdim=True) / MAX_CODE).clamp(min=torch.finfo(torch.float32).tiny)
+            error = ((samples / step).round() * step - samples) @ rounded.T * outputs
+            total += float(error.square().sum(dtype=torch.float64)) * self.sums.tokens[path] / len(samples)
+        return total
 
     def with_fold(self, fold: Fold, by: Tensor, grid: Grid) -> float:
-        """What is lost in all modules that a fold changes."""
+        """Error in all modules that a fold changes."""
         total = 0.0
         for reader in fold.readers:
             if reader.path in self.weights:
-                more = fold.spread(reader, by, len(self.inputs[reader.path]))
-                total += self.lost(reader.path, self.inputs[reader.path] * more, self.outputs[reader.path], grid)
+                factors = fold.spread(reader, by, len(self.inputs[reader.path]))
+                total += self.error(reader.path, self.inputs[reader.path] * factors, self.outputs[reader.path], grid)
         if fold.writer in self.weights:
             less = self._less(fold, by)
-            total += self.lost(fold.writer, self.inputs[fold.writer], self.outputs[fold.writer] * less, grid)
+            total += self.error(fold.writer, self.inputs[fold.writer], self.outputs[fold.writer] * less, grid)
         return total
 
     def _less(self, fold: Fold, by: Tensor) -> Tensor:
@@ -104,15 +104,15 @@ class Scaling:
         Exponents are compared on scales that reach the largest weight, the winner with none on the grid itself.
         """
         quick, one = replace(self.grid, search=False), torch.ones(len(fold.rows), device=self._device(fold))
-        before, found = self.with_fold(fold, one, quick), None
+        before, best_factor = self.with_fold(fold, one, quick), None
         least = before
-        for by in self._tried(fold):
-            if (lost := self.with_fold(fold, by, quick)) < least:
-                least, found = lost, by
-        if found is not None and self.grid.search:
-            better = self.with_fold(fold, found, self.grid) < self.with_fold(fold, one, self.grid)
-            found = found if better else None
-        return found
+        for by in self._factors(fold):
+            if (loss := self.with_fold(fold, by, quick)) < least:
+                least, best_factor = loss, by
+        if best_factor is not None and self.grid.search:
+            better = self.with_fold(fold, best_factor, self.grid) < self.with_fold(fold, one, self.grid)
+            best_factor = best_factor if better else None
+        return best_factor
 
     def take(self, fold: Fold, by: Tensor) -> None:
         """Scale by this from now on."""
@@ -125,26 +125,26 @@ class Scaling:
     def _device(self, fold: Fold) -> torch.device:
         return tensor_at(self.model, f"{fold.writer}.weight").device
 
-    def _tried(self, fold: Fold) -> Iterator[Tensor]:
+    def _factors(self, fold: Fold) -> Iterator[Tensor]:
         """Factors: powers of how large a channel is, and those divided by powers of how large its weights are, each
         the nearest power of two, which rounds nothing in any type.
 
         Source: AWQ (Lin et al. 2023, arXiv 2306.00978), section 3.2 and its code's `duo_scaling`, which are
         SmoothQuant's (Xiao et al. 2022, arXiv 2211.10438), section 4.
         """
-        given, weighed = self._sizes(fold)
-        alive, seen = (given > 0) & (weighed > 0), set()
+        activation_size, weighed = self._sizes(fold)
+        alive, seen_powers = (activation_size > 0) & (weighed > 0), set()
         if not bool(alive.any()):
             return
-        for step in range(1, TRIED + 1):
-            share = step / TRIED
-            for by in (given**share, given**share / weighed ** (1 - share)):
+        for step in range(1, N_TRIALS + 1):
+            share = step / N_TRIALS
+            for by in (activation_size**share, activation_size**share / weighed ** (1 - share)):
                 size = torch.where(alive, by, 1.0).log2()
                 middle = (size[alive].max() + size[alive].min()) / 2
                 powers = torch.where(alive, (size - middle).round().clamp(-WIDEST, WIDEST), 0.0)
-                if (key := tuple(powers.tolist())) not in seen:
-                    seen.add(key)
-                    yield fold.held(self.model, 2.0**powers)
+                if (key := tuple(powers.tolist())) not in seen_powers:
+                    seen_powers.add(key)
+                    yield fold.representable(self.model, 2.0**powers)
 
     def _sizes(self, fold: Fold) -> tuple[Tensor, Tensor]:
         """[channels]: the root mean square of each, and the largest weight that reads it, over the fold's readers."""

@@ -43,7 +43,7 @@ class Scans(Pool):
 
 
 def saved(skeleton: Skeleton, scan: Scan, of: str) -> float:
-    """What goes with a scan, counted by arithmetic on shapes."""
+    """Savings of removing a scan, by arithmetic on shapes."""
     if of == SCANS:
         return 1
     return OF_MODEL[of](skeleton) - OF_MODEL[of](shrink.without_scan(skeleton, scan)) if of in OF_MODEL else 0
@@ -65,18 +65,18 @@ class ScanCut(Candidate):
     def name(self) -> str:
         return f"{self.scan.site} scan"
 
-    place = name
+    location = name
 
     @property
     def unit(self) -> str:
         return self.scan.unit
 
-    def tried(self) -> AbstractContextManager[None]:
+    def applied(self) -> AbstractContextManager[None]:
         return running(self.pool.program, [without_scan(self.pool.program, self.scan)])
 
     def cut(self) -> None:
         pool = self.pool
-        pool.ledger.lost_at(self.scan.site, SCANS, {of: self.saves(of) for of in pool.ledger.counted})
+        pool.ledger.note_saved(self.scan.site, SCANS, {of: self.saves(of) for of in pool.ledger.budget_kinds})
         with Rewriter(pool.program) as rewrite:
             drop_scan(pool.program, rewrite, self.scan)
         pool.program.note(site=self.scan.site, kind=SCANS, removed=["scan"])

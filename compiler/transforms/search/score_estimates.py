@@ -1,4 +1,4 @@
-"""What is thought of candidates before they are scored, and how far it can be trusted."""
+"""Estimates of candidates before they are scored, and their reliability."""
 
 import math
 from bisect import insort
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Forecast = tuple[Mapping[str, tuple[Estimate, float]], Callable[[float, float], float | None]]
 SLACK = 0.5  # how far below an estimate the truth is taken to lie at most, of its terms' sizes, until FEW were scored
-FEW = 8
+MIN_SAMPLES = 8
 TRUST = 0.9  # of the candidates that were scored, how many keep to the bound
 MARGIN = 0.1  # what is put on top, of the terms' sizes
 
@@ -38,42 +38,44 @@ class Foresight:
         self.slack = SLACK
         self._short: list[float] = []  # how far below, of the terms' sizes, in ascending order
 
-    def take(self, found: Mapping[str, tuple[Estimate, float]], dearer: Callable[[float, float], float | None]) -> None:
-        self.estimates, self.dearer = dict(found), dearer
+    def take(
+        self, estimates: Mapping[str, tuple[Estimate, float]], dearer: Callable[[float, float], float | None]
+    ) -> None:
+        self.estimates, self.dearer = dict(estimates), dearer
 
-    def __contains__(self, place: str) -> bool:
-        return place in self.estimates
+    def __contains__(self, site: str) -> bool:
+        return site in self.estimates
 
-    def growths(self, candidate: Candidate, now: "Round") -> tuple[float, float]:
-        """How much worse the score should be without it, and how much at least."""
-        growth, terms = self._foreseen(candidate, now)
+    def growths(self, candidate: Candidate, round_: "Round") -> tuple[float, float]:
+        """Expected growth of the score without it, and a lower bound."""
+        growth, terms = self._foreseen(candidate, round_)
         return growth, growth - self.slack * terms
 
-    def learn(self, candidate: Candidate, growth: float, now: "Round") -> None:
+    def learn(self, candidate: Candidate, growth: float, round_: "Round") -> None:
         """Compare an estimate with what was scored."""
-        expected, terms = self._foreseen(candidate, now)
+        expected, terms = self._foreseen(candidate, round_)
         if not (terms > 0 and math.isfinite(growth)):
             return
         if growth < expected - self.slack * terms:
             self.missed.append(candidate.name)
         insort(self._short, (expected - growth) / terms)
-        few = len(self._short) < FEW
-        worst = self._short[-1 if few else int(TRUST * len(self._short))]
-        self.slack = max(SLACK if few else 0.0, worst + MARGIN)
+        is_early = len(self._short) < MIN_SAMPLES
+        worst = self._short[-1 if is_early else int(TRUST * len(self._short))]
+        self.slack = max(SLACK if is_early else 0.0, worst + MARGIN)
 
-    def _foreseen(self, candidate: Candidate, now: "Round") -> tuple[float, float]:
+    def _foreseen(self, candidate: Candidate, round_: "Round") -> tuple[float, float]:
         """The growth that its estimate tells, and the size of its terms.
 
         A candidate that has become smaller since, a branch that was narrowed, is taken to cost less as well.
         """
-        estimate, saved = self.estimates[candidate.place]
+        estimate, saved = self.estimates[candidate.location]
         share = min(1.0, candidate.saves("params") / saved) if saved > 0 else 1.0
-        return share * self._growth(estimate.growth, now), share * self._growth(estimate.terms, now)
+        return share * self._growth(estimate.growth, round_), share * self._growth(estimate.terms, round_)
 
-    def _growth(self, nats: float, now: "Round") -> float:
-        score = self.dearer(now.base(), nats)
+    def _growth(self, nats: float, round_: "Round") -> float:
+        score = self.dearer(round_.base(), nats)
         assert score is not None, "a score that follows from nats was estimated"
-        return now.sign * (score - now.base())
+        return round_.sign * (score - round_.base())
 
 
 def foreseen(search: "Search", number: int, candidates: Sequence[Candidate], metric: MetricRef) -> Forecast | None:
@@ -89,8 +91,10 @@ def foreseen(search: "Search", number: int, candidates: Sequence[Candidate], met
             prefix.measure(lambda: search.ctx.metric(metric).measure(search.program.model, search.ctx))
         gradients = Gradients(prefix, search.ctx.seed)
         with search.ctx.scoring():
-            told = search.ctx.each(gradients.estimates(candidates), "estimating candidates", len(candidates))
-            return [[c.place, e.first, e.second] for c, e in told]
+            tracked = search.ctx.each(gradients.estimates(candidates), "estimating candidates", len(candidates))
+            return [[c.location, e.first, e.second] for c, e in tracked]
 
-    found = {place: Estimate(*terms) for place, *terms in search.journal.remember(f"{number}:estimates", sweep)}
-    return {c.place: (found[c.place], c.saves("params")) for c in candidates if c.place in found}, dearer
+    estimates = {site: Estimate(*terms) for site, *terms in search.journal.remember(f"{number}:estimates", sweep)}
+    return {
+        c.location: (estimates[c.location], c.saves("params")) for c in candidates if c.location in estimates
+    }, dearer

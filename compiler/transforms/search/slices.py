@@ -76,15 +76,15 @@ class Slices(Pool):
         return sum(max(0, steps(g) - self.least) // self.step * self.saved(g, of) for g in self.groups())
 
     def saved(self, group: Group, of: str) -> float:
-        """What a step of a group saves."""
-        gone = self.step * group.count // steps(group)
+        """Savings of a step of a group."""
+        removed = self.step * group.count // steps(group)
         if of == self.kind:
-            return gone
+            return removed
         if of == "latency":
             return self.step * self.ledger.of_step(group.site, group.kind, of)
         if of not in OF_MODEL:
             return 0
-        less = shrink.narrowed(skeleton_of(self.program), group, group.count - gone)
+        less = shrink.narrowed(skeleton_of(self.program), group, group.count - removed)
         return OF_MODEL[of](skeleton_of(self.program)) - OF_MODEL[of](less)
 
 
@@ -101,22 +101,24 @@ class Slice(Candidate):
         return f"{self.group.site} {steps(self.group)} -> {steps(self.group) - self.pool.step} {self.group.kind}"
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         return f"{self.group.site}:{self.group.kind}"
 
-    def tried(self) -> AbstractContextManager[None]:
-        return sliced(self.pool.program, self.group, self._places())
+    def applied(self) -> AbstractContextManager[None]:
+        return sliced(self.pool.program, self.group, self._positions())
 
     def cut(self) -> None:
-        pool, places = self.pool, self._places()
+        pool, positions = self.pool, self._positions()
         ranked = pool.ranked[self.group.site]
-        pool.ledger.lost_at(self.group.site, self.group.kind, {of: self.saves(of) for of in pool.ledger.counted})
+        pool.ledger.note_saved(
+            self.group.site, self.group.kind, {of: self.saves(of) for of in pool.ledger.budget_kinds}
+        )
         with Rewriter(pool.program) as rewrite:
-            slice_out(pool.program, rewrite, self.group, places)
-        ranked.alive = [item for place, item in enumerate(ranked.alive) if place not in places]
+            slice_out(pool.program, rewrite, self.group, positions)
+        ranked.alive = [item for position, item in enumerate(ranked.alive) if position not in positions]
 
-    def _places(self) -> set[int]:
-        """Where the step's items lie now."""
+    def _positions(self) -> set[int]:
+        """Current positions of the step's items."""
         ranked = self.pool.ranked[self.group.site]
         return {ranked.alive.index(item) for item in ranked.next(self.pool.step)}
 
@@ -132,17 +134,17 @@ def sliced(program: "Program", group: Group, dead: set[int]) -> Iterator[None]:
     holders = {m: dict(vars(m)) for m in {model.get_submodule(module) for module, _, _ in group.attributes}}
     try:
         for member in group.members:
-            gone = {i for item in dead for i in member.indices(item)}
+            removed = {i for item in dead for i in member.indices(item)}
             parameter = surgery.tensor_at(model, member.tensor)
-            left = [i for i in range(parameter.shape[member.axis]) if i not in gone]
+            left = [i for i in range(parameter.shape[member.axis]) if i not in removed]
             parameter.data = parameter.data.index_select(member.axis, torch.tensor(left, device=parameter.device))
         for module, name, per in group.attributes:
             holder = model.get_submodule(module)
             if name.startswith("config."):  # its neighbours read the same one
                 holder.config = copy.copy(holder.config)
-            now = surgery.attribute(holder, name)
+            current = surgery.attribute(holder, name)
             owner, _, last = f".{name}".rpartition(".")
-            setattr(surgery.attribute(holder, owner[1:]) if owner else holder, last, round(now - len(dead) * per))
+            setattr(surgery.attribute(holder, owner[1:]) if owner else holder, last, round(current - len(dead) * per))
         _fit(program, tensors)
         yield
     finally:

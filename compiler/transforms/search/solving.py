@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ....dsl.checker.inputs import inputs
-from ....dsl.checker.skeleton import Part, Skeleton, is_below
+from ....dsl.checker.skeleton import Part, Skeleton, is_submodule
 from ....dsl.checker.values import DataRef, Ratio, Selector
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning import shrink
@@ -68,7 +68,8 @@ class Zeros(Pass):
         note(program, chosen, zeros, allocation=how, tokens=rows.numel(), pattern=self.pattern)
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """The same shapes, with zeros. What the pattern doesn't fit is said here, before any weight is read."""
+        """Unchanged shapes, with zeros. Modules that the pattern doesn't fit are reported here, before any weight is
+        read."""
         self._chosen(skeleton)
         return shrink.sparse(skeleton, self.sparsity.value)
 
@@ -84,35 +85,35 @@ class Zeros(Pass):
 def exchanged(program: "Program", ctx: Context, chosen: Sequence[Part], rows: Tensor, new: New) -> dict[str, float]:
     """Exchange the weights of the chosen modules, each layer for what the exchanged ones before it give; their
     shares of zeros by path. What is done is kept layer by layer, and a run that was killed goes on there."""
-    parts, found, shards = stages(program, chosen), {}, Shards(ctx.workdir / "layers")
+    parts, zero_shares, shards = stages(program, chosen), {}, Shards(ctx.workdir / "layers")
     walk = Layerwise(program, rows)
     for stage in ctx.each(parts, "layers", len(parts)):
-        made = shards.remember(stage.unit, partial(_solve_stage, program, walk, stage, new))
+        weights = shards.remember(stage.unit, partial(_solve_stage, program, walk, stage, new))
         for path in stage.modules:
             device = tensor_at(program.model, f"{path}.weight").device
-            found[path] = exchange(program, path, made[path].to(device), ctx)
+            zero_shares[path] = exchange(program, path, weights[path].to(device), ctx)
         walk.leave(stage)
-    return found
+    return zero_shares
 
 
 def _solve_stage(program: "Program", walk: Layerwise, stage: Stage, new: New) -> dict[str, Tensor]:
-    grams, made = Grams(), {}
-    walk.look(stage, grams.listen)
+    grams, weights = Grams(), {}
+    walk.observe(stage, grams.listen)
     for path in stage.modules:
         weight = finite_weight(program, path)
-        made[path] = new(stage.unit, weight, grams.of(path)).to(weight.dtype)
-    return made
+        weights[path] = new(stage.unit, weight, grams.of(path)).to(weight.dtype)
+    return weights
 
 
 def effort(skeleton: Skeleton, chosen: Sequence[Part], rows: Tensor, how: str) -> Effort:
     """Every layer runs twice; solving costs about as much as so many tokens more. Held are a layer's sums."""
-    flops, held = 0, 0
+    flops, gram_bytes = 0, 0
     for part in chosen:
         n, k = dict(part.tensors)["weight"]
         k = inputs(part)
         flops += 2 * k**3 + 2 * n * k * (k if n else 0)
     for unit in skeleton.units:
-        held = max(held, sum(4 * inputs(p) ** 2 for p in chosen if is_below(p.path, unit)))
+        gram_bytes = max(gram_bytes, sum(4 * inputs(p) ** 2 for p in chosen if is_submodule(p.path, unit)))
     tokens = 2 * rows.numel() + flops // max(1, shrink.flops_per_token(skeleton, 512))
     widest = max(inputs(part) for part in chosen)
-    return Effort(tokens + allocation.effort(how, len(skeleton.units), rows), held + 24 * widest**2)
+    return Effort(tokens + allocation.effort(how, len(skeleton.units), rows), gram_bytes + 24 * widest**2)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from ....dsl.checker.inputs import PATTERNS, odd_pattern
+from ....dsl.checker.inputs import PATTERNS, pattern_mismatch
 from ....dsl.checker.skeleton import Part, Skeleton
 from ....dsl.checker.values import Ratio, Selector
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...analysis.planning.selection import inner_parts
 from ...ir.layers.linear import weight_of
 from ...ir.surgery import put, tensor_at
-from ...models.rows.forward import LOOK, not_a_number
+from ...models.rows.forward import REMEDY, not_a_number
 from .masks import magnitude, masked
 
 if TYPE_CHECKING:
@@ -29,15 +29,15 @@ no_linear = Fault("no-linear", "A pass works on linear modules, and there is non
 
 def chosen_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
     """The linear modules that `on` selects; without it those inside the layers. Reject shared weights."""
-    found = inner_parts(skeleton, on)
-    if not found:
+    parts = inner_parts(skeleton, on)
+    if not parts:
         raise Reject(
             no_linear(
                 f"{skeleton.model_type} has no linear module that could be changed",
                 help="name others with `on:`; packed ones stay as they are",
             )
         )
-    for part in found:
+    for part in parts:
         same = next((names for names in skeleton.tied if f"{part.path}.weight" in names), None)
         if same:
             other = next(name for name in same if name != f"{part.path}.weight")
@@ -46,12 +46,12 @@ def chosen_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
                     f"{part.path}.weight is also {other}", help=f"leave it out of `on:`, as in `* - {part.path}`"
                 )
             )
-    return found
+    return parts
 
 
 def check_pattern(chosen: Sequence[Part], pattern: str, sparsity: Ratio, allocation: str = "uniform") -> None:
     """Reject (unfit-pattern) a pattern that the modules or the share of zeros don't allow."""
-    if faults := odd_pattern(chosen, pattern, sparsity, allocation):
+    if faults := pattern_mismatch(chosen, pattern, sparsity, allocation):
         raise Reject(*faults)
 
 
@@ -59,7 +59,7 @@ def finite_weight(program: "Program", path: str) -> Tensor:
     """A linear module's weight [out, in]; Reject (not-a-number) where a number of it is none."""
     weight = weight_of(program.model.get_submodule(path))
     if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
-        raise Reject(not_a_number(f"{path}.weight holds NaN or infinite numbers", help=LOOK))
+        raise Reject(not_a_number(f"{path}.weight holds NaN or infinite numbers", help=REMEDY))
     return weight
 
 
@@ -94,21 +94,21 @@ def zeros(weight: Tensor) -> float:
 
 
 def sizes(chosen: Sequence[Part]) -> dict[str, int]:
-    """How many weights each module has, by path."""
+    """Number of weights of each module, by path."""
     return {part.path: n * k for part in chosen for n, k in [dict(part.tensors)["weight"]]}
 
 
 def looking(chosen: Sequence[Part], pattern: str = "any", each: str = "module") -> dict[str, float]:
-    """What finding masks takes, for `plan`: thresholds among all weights, or of every row, whose numbers are all
+    """Cost of computing masks, for `plan`: thresholds among all weights, or of every row, whose numbers are all
     partitioned, or the order in small groups."""
     numbers = float(sum(sizes(chosen).values()))
     return {"sort": numbers} if pattern in PATTERNS else {"select": numbers * (ROWWISE if each == "row" else 1)}
 
 
-def note(program: "Program", chosen: Sequence[Part], found: Mapping[str, float], **more: Any) -> None:
+def note(program: "Program", chosen: Sequence[Part], zero_shares: Mapping[str, float], **extra: Any) -> None:
     """Say of every module, and of all together, how much of it is zero."""
     weights = sizes(chosen)
-    whole = sum(found[path] * weights[path] for path in found) / sum(weights.values())
+    overall = sum(zero_shares[path] * weights[path] for path in zero_shares) / sum(weights.values())
     program.changed()
-    shares = {path: round(share, 4) for path, share in found.items()}
-    program.note(sparsity=round(whole, 4), zeros=shares, **more)
+    shares = {path: round(share, 4) for path, share in zero_shares.items()}
+    program.note(sparsity=round(overall, 4), zeros=shares, **extra)

@@ -30,30 +30,30 @@ def narrow_evenly(
     groups: Sequence[Group],
     amount: Amount,
     align: int,
-    tell: Callable[[Event], None] = lambda event: None,
+    listener: Callable[[Event], None] = lambda event: None,
     store: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
     """Every group that can be cut is narrowed as `forecast` says; the items of least weight magnitude go.
 
-    tell   is told which groups stay, and why
+    listener   is told which groups stay, and why
     store  takes a tensor that is narrow now, and gives it from where it shall lie
     Raises Reject (out-of-reach) where none can.
     """
     left = {(g.site, g.kind): g.count for g in forecast(skeleton_of(program), groups, amount, align).groups}
     sites = [Site(group, ascending(l1(program, group))) for group in groups]
-    gone = {
+    removed = {
         (s.group.site, s.group.kind): s.size - left[s.group.site, s.group.kind] * s.size // s.group.count for s in sites
     }
-    able, refused = cuttable(program, [(s.group, gone[s.group.site, s.group.kind]) for s in sites])
-    leave(program, refused, tell)
-    if refused and not any(gone[g.site, g.kind] for g in able):
+    able, refusals = cuttable(program, [(s.group, removed[s.group.site, s.group.kind]) for s in sites])
+    leave(program, refusals, listener)
+    if refusals and not any(removed[g.site, g.kind] for g in able):
         raise Reject(
             out_of_reach(
-                f"none of the {len(refused)} modules can be narrowed: {refused[0][1]}",
+                f"none of the {len(refusals)} modules can be narrowed: {refusals[0][1]}",
                 help="cut other kinds of parts, or whole blocks",
             )
         )
-    cuts = [(s.group, set(s.next(gone[s.group.site, s.group.kind]))) for s in sites if s.group in able]
+    cuts = [(s.group, set(s.next(removed[s.group.site, s.group.kind]))) for s in sites if s.group in able]
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(group, items) for group, items in cuts if items], store)
 
@@ -63,41 +63,41 @@ def cuttable(program: "Program", cuts: Sequence[tuple[Group, int]]) -> tuple[lis
 
     Tried on a copy without weights; all at once, and where that fails one of each kind of layer by itself.
     """
-    tried = [(group, count) for group, count in cuts if 0 < count < steps(group)]
-    if not tried or _refusal(program, tried) is None:
+    trials = [(group, count) for group, count in cuts if 0 < count < steps(group)]
+    if not trials or _refusal(program, trials) is None:
         return [group for group, _ in cuts], []
-    able, refused, known = [group for group, count in cuts if (group, count) not in tried], [], {}
-    for group, count in tried:
+    able, refusals, known = [group for group, count in cuts if (group, count) not in trials], [], {}
+    for group, count in trials:
         unit = unit_of(group.site, list(program.units))
-        alike = (
+        case = (
             (program.units[unit].key, group.site.removeprefix(unit), group.kind, group.count, count)
             if unit
             else (group.site, group.kind)
         )
-        if alike not in known:
-            known[alike] = group, _refusal(program, [(group, count)])
-        first, why = known[alike]
-        if why is None:
+        if case not in known:
+            known[case] = group, _refusal(program, [(group, count)])
+        first, reason = known[case]
+        if reason is None:
             able.append(group)
         else:
-            refused.append((group, why.replace(first.site, group.site)))
-    return [group for group, _ in cuts if group in able], refused
+            refusals.append((group, reason.replace(first.site, group.site)))
+    return [group for group, _ in cuts if group in able], refusals
 
 
-def leave(program: "Program", refused: Sequence[tuple[Group, str]], tell: Callable[[Event], None]) -> None:
+def leave(program: "Program", refusals: Sequence[tuple[Group, str]], listener: Callable[[Event], None]) -> None:
     """Note which groups stay as they are and why, and tell of the first of them."""
-    for group, why in refused:
-        program.note(left=f"{group.site}:{group.kind}", why=why)
-    if refused:
-        (group, why), others = refused[0], f" and {len(refused) - 1} others" if len(refused) > 1 else ""
-        tell(Said(f"{group.site}{others} can't lose {group.kind.replace('_', ' ')}: {why}"))
+    for group, reason in refusals:
+        program.note(left=f"{group.site}:{group.kind}", why=reason)
+    if refusals:
+        (group, reason), further = refusals[0], f" and {len(refusals) - 1} others" if len(refusals) > 1 else ""
+        listener(Said(f"{group.site}{further} can't lose {group.kind.replace('_', ' ')}: {reason}"))
 
 
 def _refusal(program: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
     """Why a model does not run when groups have lost their first steps; None where it does, or nothing tells."""
-    why = _failure(weightless(program), cuts)
-    if why is None or runs(weightless(program)):
-        return why
+    reason = _failure(weightless(program), cuts)
+    if reason is None or runs(weightless(program)):
+        return reason
     trial = small_copy(program)  # its code asks for numbers, as mixtures that look which experts were chosen do
     return None if trial is None else _failure(trial, cuts)
 
@@ -107,11 +107,11 @@ def _failure(trial: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
     try:
         with Rewriter(trial) as rewrite:
             slice_all(trial, rewrite, [(g, items) for g, items in sliced if items])
-    except Reject as refused:
-        if any(d.fault is not unsupported_model for d in refused.diagnostics):
+    except Reject as rejection:
+        if any(d.fault is not unsupported_model for d in rejection.diagnostics):
             raise
-        said = refused.diagnostics[0].message
-        where, line = said.partition(": ")[0], said.rpartition(" at ")[2]  # without Python's words between them
+        message = rejection.diagnostics[0].message
+        where, line = message.partition(": ")[0], message.rpartition(" at ")[2]  # without Python's words between them
         return f"{where} with fewer of them, at {line}"
     return None
 
@@ -121,30 +121,30 @@ def forecast(skeleton: Skeleton, groups: Sequence[Group], amount: Amount, align:
     if amount.of == "params":
         return _forecast_params(skeleton, groups, amount, align)
     for group in groups:
-        kept = amount.kept(steps(group), stride(group, align)) * group.count // steps(group)
-        skeleton = shrink.narrowed(skeleton, again(skeleton, group), kept)
+        remaining = amount.remaining(steps(group), stride(group, align)) * group.count // steps(group)
+        skeleton = shrink.narrowed(skeleton, refreshed(skeleton, group), remaining)
     return skeleton
 
 
 def _forecast_params(skeleton: Skeleton, groups: Sequence[Group], amount: Amount, align: int) -> Skeleton:
     """The largest share of the items that every group can keep within the parameters; Reject where none can."""
-    whole = left = shrink.params(skeleton)
-    limit, most = amount.kept(whole), max(steps(g) for g in groups)
-    for kept in range(most // align, 0, -1):
-        found = forecast(skeleton, groups, Amount(Ratio(kept * align / most, "")), align)
-        left = shrink.params(found)
+    full_size = left = shrink.params(skeleton)
+    limit, largest = amount.remaining(full_size), max(steps(g) for g in groups)
+    for remaining in range(largest // align, 0, -1):
+        narrowed = forecast(skeleton, groups, Amount(Ratio(remaining * align / largest, "")), align)
+        left = shrink.params(narrowed)
         if left <= limit:
-            return found
-    share = math.ceil(1000 * left / whole) / 10
+            return narrowed
+    share = math.ceil(1000 * left / full_size) / 10
     raise Reject(
         out_of_reach(
-            f"{limit / whole:.1%} of params are to stay, and the narrowest widths keep {share:g}%",
+            f"{limit / full_size:.1%} of params are to stay, and the narrowest widths keep {share:g}%",
             help=f"keep at least {share:g}% of params, or let `align` be less",
             argument="keep remove",
         )
     )
 
 
-def again(skeleton: Skeleton, group: Group) -> Group:
+def refreshed(skeleton: Skeleton, group: Group) -> Group:
     """The group as it is in a skeleton that may have been narrowed since."""
     return next(g for g in skeleton.groups if (g.site, g.kind) == (group.site, group.kind))

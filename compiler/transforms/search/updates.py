@@ -69,13 +69,17 @@ def sparsegpt(weight: Tensor, gram: Tensor, share: float, pattern: str, damping:
 
 @torch.no_grad()
 def settled(
-    work: Tensor, upper: Tensor, rounded: Rounded, look: Callable[[int, Tensor], None] | None = None, every: int = BLOCK
+    work: Tensor,
+    upper: Tensor,
+    rounded: Rounded,
+    inspect: Callable[[int, Tensor], None] | None = None,
+    stride: int = BLOCK,
 ) -> Tensor:
     """Columns become what `rounded` says, one after another; those behind give back what that costs.
 
     work     [out, in] float32; overwritten with the result
     upper    the factor of the inverse, `inverse_factor`
-    look     is shown the columns start .. start + every, as they are then, before they are settled; `every`
+    inspect     is shown the columns start .. start + every, as they are then, before they are settled; `stride`
              divides 128
     Source: the blocked loop of GPTQ (Frantar et al. 2022, arXiv 2210.17323), section 3.3.
     """
@@ -84,8 +88,8 @@ def settled(
         block, inner = work[:, start:stop].T.contiguous(), upper[start:stop, start:stop]  # [block, out]
         errors = torch.empty_like(block)
         for i in range(stop - start):
-            if look is not None and i % every == 0:
-                look(start + i, block[i : i + every].T)
+            if inspect is not None and i % stride == 0:
+                inspect(start + i, block[i : i + stride].T)
             new = rounded(start + i, block[i])
             errors[i] = (block[i] - new) / inner[i, i]
             block[i] = new
@@ -108,28 +112,30 @@ def gptq(
     sweeps  how often scales and codes are looked at again after that, `descent`
     Source: Frantar et al. 2022 (arXiv 2210.17323), section 3.3; activation order with static groups as in its code.
     """
-    wanted = weight.float() * alive_inputs(gram)
-    turn = gram.diagonal().argsort(descending=True, stable=True) if order == "activation" else torch.arange(len(gram))
+    target = weight.float() * alive_inputs(gram)
+    order_index = (
+        gram.diagonal().argsort(descending=True, stable=True) if order == "activation" else torch.arange(len(gram))
+    )
     width, squares = grid.width(len(gram)), gram.diagonal()
     late = order == "given" and BLOCK % width == 0
-    fitted = [] if late else [grid.fit(wanted, squares)]
-    places = turn.tolist()
+    fitted = [] if late else [grid.fit(target, squares)]
+    column_order = order_index.tolist()
 
     def fit(start: int, columns: Tensor) -> None:
         fitted.append(grid.fit(columns, squares[start : start + columns.shape[1]]))
 
     def rounded(column: int, w: Tensor) -> Tensor:
-        new = fitted[-1].round_column(w, 0 if late else places[column] // width)
-        return new if keep is None else torch.where(keep[:, places[column]], new, 0.0)
+        new = fitted[-1].round_column(w, 0 if late else column_order[column] // width)
+        return new if keep is None else torch.where(keep[:, column_order[column]], new, 0.0)
 
-    upper = inverse_factor(gram[turn][:, turn], damping)
-    done = settled(wanted[:, turn], upper, rounded, fit if late else None, width if late else BLOCK)
-    done = torch.empty_like(done).index_copy_(1, turn, done)
+    upper = inverse_factor(gram[order_index][:, order_index], damping)
+    done = settled(target[:, order_index], upper, rounded, fit if late else None, width if late else BLOCK)
+    done = torch.empty_like(done).index_copy_(1, order_index, done)
     if not sweeps:
         return done
     damped = gram.clone()
     damped.diagonal().add_(damping * gram.diagonal().mean())
-    return descend(wanted, damped, joined(fitted), done, keep, sweeps)[0]
+    return descend(target, damped, joined(fitted), done, keep, sweeps)[0]
 
 
 ADMM_STEPS, ADMM_GROWTH = 24, 16  # rounds, and those of them over which zeros become as many as asked
@@ -152,24 +158,24 @@ def admm(weight: Tensor, gram: Tensor, share: float, pattern: str, damping: floa
     scaled.diagonal().copy_(torch.where(alive, scaled.diagonal(), 1.0))
     scaled.diagonal().mul_(1 + damping)
     first = weight.float() * alive * norms
-    wanted = first @ scaled  # W H [out, in]
+    target = first @ scaled  # W H [out, in]
     shifted = scaled.clone()
     shifted.diagonal().add_(1.0)  # rho = 1
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(shifted.double())).float()
-    now, dual, zeroed = first, torch.zeros_like(first), first
+    current, dual, zeroed = first, torch.zeros_like(first), first
     for step in range(ADMM_STEPS):
         if step <= ADMM_GROWTH:
-            keep = _growing((now + dual).abs(), share, pattern, min(1.0, (step + 1) / ADMM_GROWTH))
-        zeroed = (now + dual) * keep
-        dual = dual + now - zeroed
-        now = (wanted + zeroed - dual) @ inverse
-    return torch.where(keep, (now + dual) / norms, 0.0)
+            keep = _growing((current + dual).abs(), share, pattern, min(1.0, (step + 1) / ADMM_GROWTH))
+        zeroed = (current + dual) * keep
+        dual = dual + current - zeroed
+        current = (target + zeroed - dual) @ inverse
+    return torch.where(keep, (current + dual) / norms, 0.0)
 
 
 def _growing(size: Tensor, share: float, pattern: str, progress: float) -> Tensor:
     """The mask on the way there: a cubic rise, as of gradual pruning (Zhu and Gupta 2017, arXiv 1710.01878)."""
     if pattern in PATTERNS:
-        gone, of = PATTERNS[pattern]
-        return spare_groups(size, max(1, round(gone * (1 - (1 - progress) ** 3))), of)
-    gone = int(share * size.shape[1] * (1 - (1 - progress) ** 3)) if progress < 1 else int(share * size.shape[1])
-    return keep_largest(size, size.shape[1] - gone)
+        zeros, of = PATTERNS[pattern]
+        return spare_groups(size, max(1, round(zeros * (1 - (1 - progress) ** 3))), of)
+    zeros = int(share * size.shape[1] * (1 - (1 - progress) ** 3)) if progress < 1 else int(share * size.shape[1])
+    return keep_largest(size, size.shape[1] - zeros)

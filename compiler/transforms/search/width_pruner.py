@@ -1,4 +1,4 @@
-"""What passes that make one kind of modules narrower may be told, all alike."""
+"""Parameters of passes that make one kind of modules narrower."""
 
 from typing import Literal
 

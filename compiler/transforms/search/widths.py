@@ -94,9 +94,9 @@ class Widths(Pool):
         """The sites that the program still has, as it has them: a branch that went takes its tensors out of a group."""
         left = []
         for site in self.sites:
-            now = _now(site.group, skeleton_of(self.program).groups)
-            if now is not None:
-                site.group = replace(now, site=site.group.site)  # as the search and its ledger know it
+            current = _current(site.group, skeleton_of(self.program).groups)
+            if current is not None:
+                site.group = replace(current, site=site.group.site)  # as the search and its ledger know it
                 left.append(site)
         return left
 
@@ -114,16 +114,16 @@ class Widths(Pool):
         return silenced(self.program.model, site.group, items)
 
     def finish(self) -> None:
-        gone = [(site.group, site.dead) for site in self._left() if site.dead]
+        dead_items = [(site.group, site.dead) for site in self._left() if site.dead]
         with Rewriter(self.program) as rewrite:
-            slice_all(self.program, rewrite, gone)
+            slice_all(self.program, rewrite, dead_items)
 
 
-def _now(group: Group, groups: Sequence[Group]) -> Group | None:
+def _current(group: Group, groups: Sequence[Group]) -> Group | None:
     """A group as a program has it now; one that lost tensors may be found under another module's name."""
-    alike = [g for g in groups if g.kind == group.kind]
+    same_kind = [g for g in groups if g.kind == group.kind]
     axes = {(m.tensor, m.axis) for m in group.members}
-    mine = [g for g in alike if axes.issuperset((m.tensor, m.axis) for m in g.members)]
+    mine = [g for g in same_kind if axes.issuperset((m.tensor, m.axis) for m in g.members)]
     return next((g for g in mine if g.site == group.site), mine[0] if len(mine) == 1 else None)
 
 
@@ -143,10 +143,10 @@ class Narrowing(Candidate):
         return f"{self.site.group.site} {self.site.left} -> {self.site.left - self.step}"
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         return f"{self.site.group.site}:{self.site.group.kind}"
 
-    def tried(self) -> AbstractContextManager[None]:
+    def applied(self) -> AbstractContextManager[None]:
         return swapped(self.pool.program, self.pool.weights_without(self.site, self.site.next(self.step)))
 
     def cut(self) -> None:
@@ -186,18 +186,18 @@ def slice_all(
     cuts: Sequence[tuple[Group, set[int]]],
     store: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
-    """The same for several groups at once: of a concatenation each has a part of the same axis.
+    """Slice several groups at once: of a concatenation each has a part of one axis.
 
     store   takes a tensor that is as narrow as it will be, and gives it from where it shall lie
     """
-    gone: dict[str, dict[int, set[int]]] = {}
+    removed: dict[str, dict[int, set[int]]] = {}
     for group, dead in cuts:
-        _refuse_odd_experts(group, len(dead))
+        _check_expert_width(group, len(dead))
         for member in group.members:
-            gone.setdefault(member.tensor, {}).setdefault(member.axis, set()).update(
+            removed.setdefault(member.tensor, {}).setdefault(member.axis, set()).update(
                 i for item in dead for i in member.indices(item)
             )
-    for tensor, axes in follow(gone.items(), "tensors made narrower"):
+    for tensor, axes in follow(removed.items(), "tensors made narrower"):
         for axis, indices in axes.items():
             total = tensor_at(program.model, tensor).shape[axis]
             rewrite.narrow(tensor, axis, [i for i in range(total) if i not in indices])
@@ -212,8 +212,8 @@ def slice_all(
         program.note(site=group.site, kind=group.kind, removed=sorted(dead), kept=left)
 
 
-def _refuse_odd_experts(group: Group, lost: int) -> None:
-    left = group.count - lost
+def _check_expert_width(group: Group, removed: int) -> None:
+    left = group.count - removed
     if left % group.multiple:
         raise Reject(
             odd_experts(

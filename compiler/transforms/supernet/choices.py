@@ -1,4 +1,4 @@
-"""What may be chosen of a family: dials, each with its values, and the choices that they span."""
+"""Search space of a family: dials, each with its values, and the choices that they span."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from math import ceil, prod
 from typing import Any
 
-from ....dsl.checker.skeleton import Skeleton, is_below
+from ....dsl.checker.skeleton import Skeleton, is_submodule
 from ..training.schedule import seed_of
 
 RANK, LAYERS, BLOCKS, KERNEL = "rank", "layers", "blocks", "kernel"
@@ -50,7 +50,7 @@ class Space:
 
     @property
     def size(self) -> int:
-        """How many choices there are."""
+        """Number of choices."""
         return prod(len(dial.values) for dial in self.dials)
 
     @property
@@ -63,8 +63,8 @@ class Space:
 
     def choice(self, how: str) -> dict[str, int]:
         """ "largest", "smallest", or "middle": the median, the upper of two."""
-        place = {"largest": lambda n: 0, "smallest": lambda n: n - 1, "middle": lambda n: (n - 1) // 2}[how]
-        return {dial.name: dial.values[place(len(dial.values))] for dial in self.dials}
+        index_of = {"largest": lambda n: 0, "smallest": lambda n: n - 1, "middle": lambda n: (n - 1) // 2}[how]
+        return {dial.name: dial.values[index_of(len(dial.values))] for dial in self.dials}
 
     def draw(self, seed: int, open_share: float = 1.0) -> dict[str, int]:
         """Every dial by itself, every value as likely as the others; of each the first two and this share of the
@@ -74,15 +74,15 @@ class Space:
             dial.name: chance.choice(dial.values[: _open_count(len(dial.values), open_share)]) for dial in self.dials
         }
 
-    def by_place(self, choice: Mapping[str, int], kind: str) -> dict[str, int]:
+    def by_path(self, choice: Mapping[str, int], kind: str) -> dict[str, int]:
         """The values of one kind of dials at each of their places."""
-        return {place: choice[dial.name] for dial in self.of(kind) for place in dial.places}
+        return {site: choice[dial.name] for dial in self.of(kind) for site in dial.places}
 
     def genome(self, choice: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(dial.values.index(choice[dial.name]) for dial in self.dials)
 
     def decoded(self, genome: Sequence[int]) -> dict[str, int]:
-        return {dial.name: dial.values[place] for dial, place in zip(self.dials, genome, strict=True)}
+        return {dial.name: dial.values[index] for dial, index in zip(self.dials, genome, strict=True)}
 
     def to_json(self) -> list[dict[str, Any]]:
         return [asdict(dial) for dial in self.dials]
@@ -100,15 +100,15 @@ def rank_dials(paths: Sequence[str], per: str, skeleton: Skeleton, ranks: Sequen
     """Dials of adapters' ranks, per "layer", "module" or "kind" such as `q_proj`."""
     sites: dict[str, tuple[str, ...]] = {}
     for path in paths:
-        unit = next((u for u in skeleton.units if is_below(path, u)), path)
+        unit = next((u for u in skeleton.units if is_submodule(path, u)), path)
         name = {"module": path, "layer": unit, "kind": path.rpartition(".")[2]}[per]
         sites[name] = (*sites.get(name, ()), path)
-    return [Dial(f"{name}:{RANK}", RANK, tuple(ranks), places) for name, places in sites.items()]
+    return [Dial(f"{name}:{RANK}", RANK, tuple(ranks), paths_of) for name, paths_of in sites.items()]
 
 
 @dataclass
-class Drawn:
-    """Which choices a step of training is of. They follow from its number alone: whatever runs again within the
+class ChoiceSampler:
+    """Sampler of the choices of a training step. They follow from its number alone: whatever runs again within the
     step, layers in the backward pass or the whole step after a kill, meets the same ones.
 
     The published code draws whenever a weight is read, so that with gradient checkpointing loss and gradient are
@@ -129,7 +129,7 @@ class Drawn:
     each: int = 1
     sandwich: bool = False
     opening: int = 0
-    tell: Callable[[Mapping[str, int]], None] | None = None
+    on_choice: Callable[[Mapping[str, int]], None] | None = None
     ranks: dict[str, int] = field(default_factory=dict)
     choices: list[dict[str, int]] = field(default_factory=list)
     step: int = 0
@@ -137,12 +137,12 @@ class Drawn:
     def begin(self, step: int) -> None:
         """Draw for a step, counted from 1, and take the first."""
         share = 1.0 if not self.opening else min(1.0, (step - 1) / self.opening)
-        drawn = [self.space.draw(seed_of("choice", self.seed, step, i), share) for i in range(self.each)]
-        ends = [self.space.choice("largest"), self.space.choice("smallest")] if self.sandwich else []
-        self.choices, self.step = [*ends[:1], *drawn, *ends[1:]], step
+        random_choices = [self.space.draw(seed_of("choice", self.seed, step, i), share) for i in range(self.each)]
+        extremes = [self.space.choice("largest"), self.space.choice("smallest")] if self.sandwich else []
+        self.choices, self.step = [*extremes[:1], *random_choices, *extremes[1:]], step
         self.take(self.choices[0])
 
     def take(self, choice: Mapping[str, int]) -> None:
-        self.ranks.update(self.space.by_place(choice, RANK))
-        if self.tell is not None:
-            self.tell(choice)
+        self.ranks.update(self.space.by_path(choice, RANK))
+        if self.on_choice is not None:
+            self.on_choice(choice)

@@ -16,7 +16,7 @@ from ...analysis.planning.selection import branches, competing, layers
 from ..editing.dry_run import layer_needed, weightless
 from ..editing.rewrite import Rewriter
 from ..search.importance import ascending, l1
-from ..search.routing import refuse_few
+from ..search.routing import check_expert_count
 from ..search.savings import steps, stride
 from ..search.uniform_widths import cuttable
 from .choices import BLOCKS, KERNEL, LAYERS, Dial
@@ -40,12 +40,12 @@ def width_dials(
     """A dial for each group, or one for all groups of a size; a group in which all shares are the same has none."""
     sites: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for group in groups:
-        values = sorted({Amount(share).kept(steps(group), stride(group, align)) for share in shares}, reverse=True)
+        values = sorted({Amount(share).remaining(steps(group), stride(group, align)) for share in shares}, reverse=True)
         name = f"{group.site}:{group.kind}" if per == "layer" else f"{group.kind} of {steps(group)}"
         if len(values) > 1:
             sites.setdefault((name, tuple(values)), []).append(group.site)
     kinds = {f"{g.site}:{g.kind}": g.kind for g in groups} | {f"{g.kind} of {steps(g)}": g.kind for g in groups}
-    return [Dial(name, kinds[name], values, tuple(places)) for (name, values), places in sites.items()]
+    return [Dial(name, kinds[name], values, tuple(sites_of)) for (name, values), sites_of in sites.items()]
 
 
 def chosen(skeleton: Skeleton, on: Selector | None, kind: str) -> tuple[Group, ...]:
@@ -54,26 +54,26 @@ def chosen(skeleton: Skeleton, on: Selector | None, kind: str) -> tuple[Group, .
 
 
 def able(program: "Program", groups: Sequence[Group], dials: Sequence[Dial]) -> list[Group]:
-    """Those that masks can stand for, and that the model runs without the most that a dial takes from them."""
-    least = {(place, d.kind): d.values[-1] for d in dials for place in d.places}
+    """Groups that masks can represent, and that allow the largest cut of their dial."""
+    least = {(site, d.kind): d.values[-1] for d in dials for site in d.places}
     narrow = [g for g in groups if (g.site, g.kind) in least and is_maskable(program, g)]
-    found, _ = cuttable(program, [(g, steps(g) - least[g.site, g.kind]) for g in narrow])
-    return found
+    cuttable_groups, _ = cuttable(program, [(g, steps(g) - least[g.site, g.kind]) for g in narrow])
+    return cuttable_groups
 
 
 def depth_dials(program: "Program", on: Selector | None, of: str) -> list[Dial]:
     """A dial for each layer, or residual branch, that may be left out: all but the first that is selected, as long as
     the model runs without all of them together."""
-    bare, skeleton, found = weightless(program), skeleton_of(program), []
+    bare, skeleton, dials = weightless(program), skeleton_of(program), []
     if of == LAYERS:
         for unit in reversed(layers(skeleton, on)[1:]):
             if _can_go(lambda unit=unit: Rewriter(bare).drop_layer(unit)):
-                found.append(Dial(f"{unit}:{LAYERS}", LAYERS, (1, 0), (unit,)))
+                dials.append(Dial(f"{unit}:{LAYERS}", LAYERS, (1, 0), (unit,)))
     else:
         for branch in reversed(branches(skeleton, on)[1:]):
             if _can_go(lambda branch=branch: _drop(bare, branch)):
-                found.append(Dial(f"{branch.site}:{BLOCKS}", BLOCKS, (1, 0), (branch.site,)))
-    return found[::-1]
+                dials.append(Dial(f"{branch.site}:{BLOCKS}", BLOCKS, (1, 0), (branch.site,)))
+    return dials[::-1]
 
 
 def _drop(bare: "Program", branch: Branch) -> None:
@@ -86,65 +86,65 @@ def _drop(bare: "Program", branch: Branch) -> None:
 def _can_go(edit) -> bool:
     try:
         edit()
-    except Reject as refused:
-        if any(d.fault is not layer_needed for d in refused.diagnostics):
+    except Reject as rejection:
+        if any(d.fault is not layer_needed for d in rejection.diagnostics):
             raise
         return False
     return True
 
 
-def check_kernels(asked: Sequence[int], skeleton: Skeleton, on: Selector | None) -> None:
+def check_kernels(sizes: Sequence[int], skeleton: Skeleton, on: Selector | None) -> None:
     """Reject (one-choice) sizes that no convolution is larger than."""
-    if asked and not larger_kernels(skeleton, on, asked):
+    if sizes and not larger_kernels(skeleton, on, sizes):
         raise Reject(
             one_choice(
-                f"no convolution that is selected has a square kernel larger than {asked[-1]}",
+                f"no convolution that is selected has a square kernel larger than {sizes[-1]}",
                 help="leave `kernels` out, or give smaller sizes",
                 argument="kernels",
             )
         )
 
 
-def larger_kernels(skeleton: Skeleton, on: Selector | None, asked: Sequence[int]) -> dict[str, int]:
+def larger_kernels(skeleton: Skeleton, on: Selector | None, sizes: Sequence[int]) -> dict[str, int]:
     """Convolutions with a square kernel of odd size, and that size, where it is larger than one that is asked for.
 
     Those that share a weight are left out.
     """
     inside = None if on is None else {path for branch in branches(skeleton, on) for path in branch.parts}
-    tied, found = {name for names in skeleton.tied for name in names}, {}
+    tied, result = {name for names in skeleton.tied for name in names}, {}
     for part in skeleton.parts:
         shape = dict(part.tensors).get("weight", ())
         square = len(shape) == 4 and shape[2] == shape[3] and shape[2] % 2 and "Transpose" not in part.kind
         chosen = (inside is None or part.path in inside) and f"{part.path}.weight" not in tied
-        if square and chosen and shape[2] > min(asked):
-            found[part.path] = shape[2]
-    return found
+        if square and chosen and shape[2] > min(sizes):
+            result[part.path] = shape[2]
+    return result
 
 
 def kernel_dials(
-    program: "Program", on: Selector | None, asked: Sequence[int], per: Literal["layer", "model"]
+    program: "Program", on: Selector | None, sizes: Sequence[int], per: Literal["layer", "model"]
 ) -> list[Dial]:
     """A dial for each convolution whose zeros around can shrink with it, or one for all of a size."""
     sites: dict[tuple[str, int], list[str]] = {}
-    for path, own in (larger_kernels(skeleton_of(program), on, asked) if asked else {}).items():
-        if all(padding(program, path, (own - size) // 2) is not None for size in asked if size < own):
-            sites.setdefault((path if per == "layer" else f"of {own}", own), []).append(path)
+    for path, full_size in (larger_kernels(skeleton_of(program), on, sizes) if sizes else {}).items():
+        if all(padding(program, path, (full_size - size) // 2) is not None for size in sizes if size < full_size):
+            sites.setdefault((path if per == "layer" else f"of {full_size}", full_size), []).append(path)
     return [
         Dial(
             f"{name}:{KERNEL}" if per == "layer" else f"{KERNEL} {name}",
             KERNEL,
-            (own, *(size for size in asked if size < own)),
-            tuple(places),
+            (full_size, *(size for size in sizes if size < full_size)),
+            tuple(paths),
         )
-        for (name, own), places in sites.items()
+        for (name, full_size), paths in sites.items()
     ]
 
 
-def check_experts(asked: Sequence[Ratio], skeleton: Skeleton, on: Selector | None) -> None:
+def check_experts(shares: Sequence[Ratio], skeleton: Skeleton, on: Selector | None) -> None:
     """Reject (too-few-experts) shares that would leave fewer than are chosen for a token."""
-    for group in chosen(skeleton, on, EXPERTS) if asked else ():
-        left = Amount(asked[-1]).kept(steps(group)) * group.count // steps(group)
-        refuse_few(skeleton, group, left, EXPERTS)
+    for group in chosen(skeleton, on, EXPERTS) if shares else ():
+        left = Amount(shares[-1]).remaining(steps(group)) * group.count // steps(group)
+        check_expert_count(skeleton, group, left, EXPERTS)
 
 
 def orders(
@@ -171,11 +171,11 @@ def refuse_deep(dials: Sequence[Dial], of: str) -> None:
         )
 
 
-def refuse_one(dials: Sequence[Dial], asked: str) -> None:
+def refuse_one(dials: Sequence[Dial], reason: str) -> None:
     if not dials:
         raise Reject(
             one_choice(
-                f"nothing of the model is elastic: {asked}",
+                f"nothing of the model is elastic: {reason}",
                 help="ask for shares further apart, for other parts of the model, or for a smaller `align`",
             )
         )

@@ -1,4 +1,4 @@
-"""What every search over a family shares: evaluations, each made once, and the front of those that nothing beats."""
+"""Shared by searches over a family: evaluations, each run once, and the Pareto front."""
 
 import math
 import time
@@ -16,7 +16,7 @@ from ...core.cache import digest
 from ...core.deadline import Stop
 from ...core.events import Said, Ticked
 from ...core.journal import Journal
-from ...core.quantity import counted, measured
+from ...core.quantity import count_text, measured
 from ...models.rows.forward import not_a_number
 from ...plugin.context import Context
 from .family import Family
@@ -72,7 +72,7 @@ class Explorer:
     cap: Ratio | None = None
     table: Table | None = None
     known: dict[Genome, Values] = field(default_factory=dict)
-    _counted: dict[Genome, float] = field(default_factory=dict)
+    _counts: dict[Genome, float] = field(default_factory=dict)
     _take: Callable[[Mapping[str, int]], None] | None = None
     is_over: bool = False
     _spent: float = 0.0  # seconds of measuring
@@ -80,7 +80,7 @@ class Explorer:
     def __post_init__(self) -> None:
         self.space = self.family.space
         self.journal = Journal(self.ctx.workdir / "genomes.jsonl")
-        self._whole = self._count(self.space.choice("largest")) if self.cap else math.inf
+        self._largest_count = self._count(self.space.choice("largest")) if self.cap else math.inf
         self._refuse_small()
 
     # -- what may be taken -----------------------------------------------------------------------------------
@@ -88,9 +88,9 @@ class Explorer:
     def allows(self, genome: Genome) -> bool:
         if self.cap is None:
             return True
-        if genome not in self._counted:
-            self._counted[genome] = self._count(self.space.decoded(genome))
-        return self._counted[genome] <= self.cap.value * self._whole
+        if genome not in self._counts:
+            self._counts[genome] = self._count(self.space.decoded(genome))
+        return self._counts[genome] <= self.cap.value * self._largest_count
 
     def _count(self, choice: Mapping[str, int]) -> float:
         assert self.cap is not None, "there is no cap"
@@ -99,7 +99,7 @@ class Explorer:
     def _refuse_small(self) -> None:
         if self.cap is None:
             return
-        of, least = self.cap.of or "params", self._count(self.space.choice("smallest")) / self._whole
+        of, least = self.cap.of or "params", self._count(self.space.choice("smallest")) / self._largest_count
         if least > self.cap.value:
             share = math.ceil(1000 * least) / 10
             raise Reject(
@@ -111,7 +111,7 @@ class Explorer:
             )
 
     @property
-    def ended(self) -> bool:
+    def exhausted(self) -> bool:
         """Whether nothing more may be evaluated, or nothing is left."""
         return len(self.known) >= self.evals or len(self.known) >= self.space.size
 
@@ -126,8 +126,8 @@ class Explorer:
         self._take = None
 
     def evaluate(self, genome: Sequence[int]) -> Values:
-        """What a choice measures; each is measured once."""
-        genome = tuple(int(place) for place in genome)
+        """Values of a choice; each is measured once."""
+        genome = tuple(int(value) for value in genome)
         if genome not in self.known:
             choice = self.space.decoded(genome)
             self.known[genome] = tuple(o.sign * self.value(o, choice) for o in self.objectives)
@@ -163,25 +163,25 @@ class Explorer:
         if not self.known:
             raise deadline.too_short("one choice", self._spent or deadline.allowed)
         self.is_over = True  # what is on the front may still be measured for the report
-        reached = f"{counted(len(self.known), 'choice')} of {self.evals} evaluated"
+        reached = f"{count_text(len(self.known), 'choice')} of {self.evals} evaluated"
         deadline.stop = Stop(reached, {"evaluated": len(self.known)})
-        self.ctx.tell(Said(f"search: the time is over after {reached}"))
+        self.ctx.emit_event(Said(f"search: the time is over after {reached}"))
 
     def _task_of(self, objective: Objective, genome: Genome) -> tuple[str, "Task"]:
-        """What a value is known under, and what a worker is told of it."""
+        """Key of a value, and the task for a worker."""
         key = digest([self.space.identity, show(objective.ref), list(genome)])
         return key, {"genome": list(genome), "metric": show(objective.ref)}
 
     def expect(self, genomes: Iterable[Genome]) -> None:
         """Say which choices will be evaluated next, if nothing unforeseen comes: workers measure them meanwhile."""
         if self.ctx.crew:
-            asked = [o for o in self.objectives if o.ref.name not in _COUNTS and not o.timed]
+            remote = [o for o in self.objectives if o.ref.name not in _COUNTS and not o.timed]
             new = [g for g in dict.fromkeys(genomes) if g not in self.known]
-            self.ctx.crew.want(self.journal, dict(self._task_of(o, g) for g in new for o in asked))
+            self.ctx.crew.prefetch(self.journal, dict(self._task_of(o, g) for g in new for o in remote))
 
-    def obey(self, orders: "Orders", more: Iterable[Objective]) -> None:
+    def obey(self, orders: "Orders", extra: Iterable[Objective]) -> None:
         """In a worker: measure what is asked, for as long as it is."""
-        known = {show(o.ref): o for o in (*self.objectives, *more)}
+        known = {show(o.ref): o for o in (*self.objectives, *extra)}
         while True:
             task = orders.next()
             choice = self.space.decoded(task["genome"])
@@ -192,29 +192,29 @@ class Explorer:
         self._take(choice)
         try:
             return float(self.ctx.metric(objective.ref).measure(self.family.program.model, self.ctx))
-        except Reject as refused:
-            if any(d.fault is not not_a_number for d in refused.diagnostics):
+        except Reject as rejection:
+            if any(d.fault is not not_a_number for d in rejection.diagnostics):
                 raise
             return objective.sign * math.inf
 
     def _summary(self) -> str:
         front = self.front()
         best = min(front, key=lambda g: self.known[g])
-        said = ", ".join(
+        best_text = ", ".join(
             f"{show(o.ref)} {measured(o.sign * v, o.unit)}"
             for o, v in zip(self.objectives, self.known[best], strict=True)
         )
-        return f"{len(front)} on the front, best {said}"
+        return f"{len(front)} on the front, best {best_text}"
 
     # -- the front -------------------------------------------------------------------------------------------
 
-    def front(self, most: int = 0) -> list[Genome]:
+    def front(self, limit: int = 0) -> list[Genome]:
         """Allowed choices that no other one beats, the best at the first objective in front; of equals the first.
 
-        most   thin it to so many, of close neighbours one
+        limit   thin it to so many, of close neighbours one
         """
         allowed = {g: v for g, v in self.known.items() if self.allows(g)}
-        return thinned(unbeaten(allowed), allowed, most or len(allowed))
+        return thinned(unbeaten(allowed), allowed, limit or len(allowed))
 
 
 def beats(one: Values, other: Values) -> bool:
@@ -223,7 +223,7 @@ def beats(one: Values, other: Values) -> bool:
 
 
 def unbeaten(known: Mapping[Any, Values]) -> list[Any]:
-    """What no other one beats, by its values; of equal ones the first."""
+    """Pareto front by values; of equal ones the first."""
     first: dict[Values, Any] = {}
     for genome, values in known.items():
         if all(math.isfinite(v) for v in values):
@@ -231,35 +231,35 @@ def unbeaten(known: Mapping[Any, Values]) -> list[Any]:
     return [first[v] for v in sorted(first) if not any(beats(other, v) for other in first)]
 
 
-def thinned(front: list[Genome], known: Mapping[Genome, Values], most: int) -> list[Genome]:
+def thinned(front: list[Genome], known: Mapping[Genome, Values], limit: int) -> list[Genome]:
     """At most so many, the best of every objective among them: the one that is closest to its neighbours goes.
 
     Source: crowding distance, Deb et al. 2002 (NSGA-II), section III-B.
     """
     front = list(front)
-    while len(front) > max(most, 1):
+    while len(front) > max(limit, 1):
         scores = crowding([known[g] for g in front])
         front.pop(min(range(len(front)), key=lambda i: (scores[i], -i)))
     return front
 
 
 def crowding(values: Sequence[Values]) -> list[float]:
-    """How far each is from its neighbours, over all objectives; infinite at the ends."""
-    found = [0.0] * len(values)
+    """Crowding distance over all objectives; infinite at the ends."""
+    distances = [0.0] * len(values)
     for axis in range(len(values[0])):
         order = sorted(range(len(values)), key=lambda i: values[i][axis])
         spread = values[order[-1]][axis] - values[order[0]][axis] or 1.0
-        found[order[0]] = found[order[-1]] = math.inf
-        for before, here, after in zip(order, order[1:], order[2:], strict=False):
-            found[here] += (values[after][axis] - values[before][axis]) / spread
-    return found
+        distances[order[0]] = distances[order[-1]] = math.inf
+        for before, current, after in zip(order, order[1:], order[2:], strict=False):
+            distances[current] += (values[after][axis] - values[before][axis]) / spread
+    return distances
 
 
-def near(genome: Genome, sizes: Iterable[int]) -> list[Genome]:
+def neighbours(genome: Genome, sizes: Iterable[int]) -> list[Genome]:
     """Genomes that are one step away in one dial."""
-    found = []
-    for place, size in enumerate(sizes):
-        for value in (genome[place] - 1, genome[place] + 1):
+    neighbours = []
+    for index, size in enumerate(sizes):
+        for value in (genome[index] - 1, genome[index] + 1):
             if 0 <= value < size:
-                found.append((*genome[:place], value, *genome[place + 1 :]))
-    return found
+                neighbours.append((*genome[:index], value, *genome[index + 1 :]))
+    return neighbours

@@ -13,7 +13,7 @@ from ....dsl.checker.skeleton import Part, Skeleton
 from ....dsl.syntax.diagnostics import Reject
 from ....kernels.grid import Grid
 from ...analysis.discovery.discover import skeleton_of
-from ...core.quantity import count, counted
+from ...core.quantity import count, count_text
 from ...ir.layers.linear import weight_of
 from ...ir.outcome import Members, Outcome
 from ...ir.program import Program
@@ -21,7 +21,7 @@ from ...ir.weights import assign
 from ..search.masks import is_sparse
 from ..training.adapters import Adapters, Shape, adapted
 from ..training.unmerged import Unmerged
-from .choices import RANK, Drawn, Space
+from .choices import RANK, ChoiceSampler, Space
 from .norms import recalibrate, restored
 from .subnet_masks import Switches, cut, smaller
 
@@ -63,7 +63,9 @@ class Family(Outcome):
     @property
     def summary(self) -> str:
         trained = sum(t.numel() for t in self._learned.values())
-        return f"{counted(len(self.space.dials), 'dial')}, {count(self.space.size)} choices, {count(trained)} trained"
+        return (
+            f"{count_text(len(self.space.dials), 'dial')}, {count(self.space.size)} choices, {count(trained)} trained"
+        )
 
     @property
     def _learned(self) -> dict[str, Tensor]:
@@ -76,15 +78,15 @@ class Family(Outcome):
 
     def extract(self, choice: Mapping[str, int]) -> dict[str, Tensor]:
         """The adapters of a choice alone."""
-        found = {}
+        tensors = {}
         for path, rank in self.ranks(choice).items():
-            found[f"{path}.lora_A"] = self.tensors[f"{path}.lora_A"][:rank].contiguous()
-            found[f"{path}.lora_B"] = self.tensors[f"{path}.lora_B"][:, :rank].contiguous()
-        return found
+            tensors[f"{path}.lora_A"] = self.tensors[f"{path}.lora_A"][:rank].contiguous()
+            tensors[f"{path}.lora_B"] = self.tensors[f"{path}.lora_B"][:, :rank].contiguous()
+        return tensors
 
     def ranks(self, choice: Mapping[str, int]) -> dict[str, int]:
         """Of every adapted module; one without a dial has the largest."""
-        return dict.fromkeys(self.paths, self.shape.rank) | self.space.by_place(choice, RANK)
+        return dict.fromkeys(self.paths, self.shape.rank) | self.space.by_path(choice, RANK)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -105,20 +107,20 @@ class Family(Outcome):
         """Within, the program computes what the choice does that was handed to `take` last."""
         switches = Switches(self.program, self.space, self.orders, self.crops)
         with ExitStack() as stack:
-            drawn = Drawn(self.space, 0, tell=switches.take)
+            sampler = ChoiceSampler(self.space, 0, on_choice=switches.take)
             if self.shape is not None:
                 adapters = stack.enter_context(self._adapted(self.tensors))
-                drawn.ranks.update(dict.fromkeys(self.paths, self.shape.rank))
-                adapters.follow(drawn.ranks)
+                sampler.ranks.update(dict.fromkeys(self.paths, self.shape.rank))
+                adapters.follow(sampler.ranks)
             stack.enter_context(switches.on())
             if self.norms is None:
-                yield drawn.take
+                yield sampler.take
                 return
             stack.enter_context(restored(self.program.model))
-            yield partial(self._take_measured, drawn)
+            yield partial(self._take_measured, sampler)
 
-    def _take_measured(self, drawn: Drawn, choice: Mapping[str, int]) -> None:
-        drawn.take(choice)
+    def _take_measured(self, sampler: ChoiceSampler, choice: Mapping[str, int]) -> None:
+        sampler.take(choice)
         self._measure_norms(choice)
 
     def _measure_norms(self, choice: Mapping[str, int]) -> None:

@@ -21,24 +21,24 @@ from .scans import SCANNED, is_silenced
 if TYPE_CHECKING:
     from .family import Family
 
-SIDES = ("lora_A", "lora_B")
-_MOST = 1 << 14  # of a rank
+LORA_WEIGHTS = ("lora_A", "lora_B")
+_MAX_SIZE = 1 << 14  # of a rank
 
 
 def check_adapters(program: Program, shape: Shape, tensors: Mapping[str, Tensor]) -> None:
     """Raises AssertionError unless every adapter has two sides that fit a module."""
-    assert type(shape.rank) is int and 1 <= shape.rank <= _MOST, f"a rank of {shape.rank}"
+    assert type(shape.rank) is int and 1 <= shape.rank <= _MAX_SIZE, f"a rank of {shape.rank}"
     assert _is_number(shape.alpha) and _is_number(shape.dropout), "the scale of adapters is no number"
     assert 0 <= shape.dropout < 1, f"a dropout of {shape.dropout}"
     modules = dict(program.model.named_modules())
     for path in {name.rpartition(".")[0] for name in tensors}:
         assert path in modules, f"there is no module {path}"
-        weight, a, b = (getattr(modules[path], "weight", None), *(tensors[f"{path}.{s}"] for s in SIDES))
+        weight, a, b = (getattr(modules[path], "weight", None), *(tensors[f"{path}.{s}"] for s in LORA_WEIGHTS))
         assert isinstance(weight, Tensor) and a.dim() == b.dim() == weight.dim() >= 2, f"{path} takes no adapter"
         size = weight.shape[::-1] if isinstance(modules[path], Conv1D) else weight.shape
         assert a.shape[1:] == size[1:] and b.shape[0] == size[0], f"the adapter of {path} is of another size"
         assert 1 <= a.shape[0] == b.shape[1] <= shape.rank, f"the adapter of {path} is of another rank"
-    assert all(name.rpartition(".")[2] in SIDES for name in tensors), "a tensor of no adapter"
+    assert all(name.rpartition(".")[2] in LORA_WEIGHTS for name in tensors), "a tensor of no adapter"
 
 
 def check_family(family: "Family") -> None:
@@ -59,23 +59,23 @@ def check_family(family: "Family") -> None:
     assert dials and len({dial.name for dial in dials}) == len(dials), "two dials of a name"
     for dial in dials:
         assert isinstance(dial.name, str) and all(type(value) is int for value in dial.values), "a dial of no numbers"
-        most, least = 1, 0
+        upper, least = 1, 0
         if dial.kind in WIDTHS:
-            chosen = [groups[place, dial.kind] for place in dial.places]
-            most, least = min(map(steps, chosen)), 1
+            chosen = [groups[site, dial.kind] for site in dial.places]
+            upper, least = min(map(steps, chosen)), 1
             if dial.kind in SCANNED:
                 assert all(is_silenced(family.program.model, g) for g in chosen), f"{dial.name} can't be silenced"
             if dial.kind == EXPERTS:
                 assert all(is_routed(family.program, g) for g in chosen), f"{dial.name} are not chosen by a router"
             assert all(_is_order(family.orders[f"{g.site}:{g.kind}"], g.count) for g in chosen), "no order of items"
         elif dial.kind == KERNEL:
-            most, least = min(kernels[place] for place in dial.places), 1
-            assert all(value % 2 for value in dial.values) and dial.values[0] == most, "kernels without a middle"
+            upper, least = min(kernels[site] for site in dial.places), 1
+            assert all(value % 2 for value in dial.values) and dial.values[0] == upper, "kernels without a middle"
         else:
             assert set(dial.places) <= known[dial.kind], f"{dial.name} is of another model"
         if dial.kind == RANK:
-            most, least = family.shape.rank if family.shape else 0, 1
-        assert dial.places and _is_within(dial, least, most), f"{dial.name} has values beyond {most}"
+            upper, least = family.shape.rank if family.shape else 0, 1
+        assert dial.places and _is_within(dial, least, upper), f"{dial.name} has values beyond {upper}"
     learned = fresh(family.space) if family.crops else {}
     assert family.crops.keys() == learned.keys(), "kernels that were learned for other sizes"
     assert all(t.shape == learned[n].shape and t.is_floating_point() for n, t in family.crops.items()), "no kernels"
@@ -91,8 +91,8 @@ def _check_grid(family: "Family") -> None:
         assert inside % grid.width(inside) == 0, f"groups of {grid.group} don't divide what {path} is given"
 
 
-def _is_within(dial: Dial, least: int, most: int) -> bool:
-    return all(least <= value <= most for value in dial.values)
+def _is_within(dial: Dial, least: int, upper: int) -> bool:
+    return all(least <= value <= upper for value in dial.values)
 
 
 def _is_order(items: Sequence[Any], count: int) -> bool:

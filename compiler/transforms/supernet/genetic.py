@@ -5,7 +5,7 @@ import random
 import numpy as np
 
 from .explorer import Explorer
-from .search_pass import TIRED, ends, sizes
+from .search_pass import TIRED, extremes, sizes
 
 
 def evolve(explorer: Explorer, chance: random.Random, population: int) -> None:
@@ -21,31 +21,31 @@ def evolve(explorer: Explorer, chance: random.Random, population: int) -> None:
     from pymoo.operators.repair.rounding import RoundingRepair
 
     widths = np.array(sizes(explorer))
-    most = len(explorer.objectives)
+    n_objectives = len(explorer.objectives)
     first = [tuple(chance.randrange(int(w)) for w in widths) for _ in range(max(0, population - 3))]
     algorithm = NSGA2(
         pop_size=population,
-        sampling=np.array([*ends(explorer), *first], dtype=float),
+        sampling=np.array([*extremes(explorer), *first], dtype=float),
         crossover=SBX(prob=0.9, eta=10.0, vtype=float, repair=RoundingRepair()),
         mutation=PM(prob=1.0, prob_var=max(0.02, 1 / len(widths)), eta=3.0, vtype=float, repair=RoundingRepair()),
         eliminate_duplicates=True,
     )
-    problem = Problem(n_var=len(widths), n_obj=most, n_ieq_constr=1, xl=np.zeros(len(widths)), xu=widths - 1.0)
+    problem = Problem(n_var=len(widths), n_obj=n_objectives, n_ieq_constr=1, xl=np.zeros(len(widths)), xu=widths - 1.0)
     algorithm.setup(problem, termination=("n_gen", 10**6), seed=chance.randrange(2**31), verbose=False)
     idle = 0
-    while not explorer.ended and idle < TIRED:
-        before, asked = len(explorer.known), algorithm.ask()
-        genomes = [tuple(round(x) for x in one.X) for one in (asked if asked is not None else ())]
+    while not explorer.exhausted and idle < TIRED:
+        before, proposed = len(explorer.known), algorithm.ask()
+        genomes = [tuple(round(x) for x in one.X) for one in (proposed if proposed is not None else ())]
         explorer.expect(genome for genome in genomes if explorer.allows(genome))
-        for one, genome in zip(asked if asked is not None else (), genomes, strict=True):
+        for one, genome in zip(proposed if proposed is not None else (), genomes, strict=True):
             allowed = explorer.allows(genome)
-            if allowed and (genome in explorer.known or not explorer.ended):
+            if allowed and (genome in explorer.known or not explorer.exhausted):
                 one.F, one.G = np.array(explorer.evaluate(genome)), np.array([-1.0])
             else:
-                one.F, one.G = np.full(most, 1e30), np.array([1.0])
+                one.F, one.G = np.full(n_objectives, 1e30), np.array([1.0])
             one.F = np.nan_to_num(one.F, posinf=1e30)
             one.evaluated.update({"F", "G", "H"})
-        if asked is None or not len(asked):
+        if proposed is None or not len(proposed):
             return
-        algorithm.tell(infills=asked)
+        algorithm.tell(infills=proposed)
         idle = 0 if len(explorer.known) > before else idle + 1

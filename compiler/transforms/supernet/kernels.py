@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from ...ir.program import Program
 
 
-def place_of(path: str, size: int) -> str:
+def transform_name(path: str, size: int) -> str:
     """The name of what is learned for a size; no parameter's name has spaces."""
     return f"{path} {size}"
 
 
 def fresh(space: Space) -> dict[str, nn.Parameter]:
-    """What is to be learned: of every size below the largest a matrix over the places of its kernel, the identity."""
+    """New parameters: for every size below the largest a matrix over the positions of its kernel, the identity."""
     return {
-        place_of(path, size): nn.Parameter(torch.eye(size * size))
+        transform_name(path, size): nn.Parameter(torch.eye(size * size))
         for dial in space.of(KERNEL)
         for path in dial.places
         for size in dial.values[1:]
@@ -42,34 +42,34 @@ def cropped(weight: Tensor, path: str, values: Sequence[int], size: int, crops: 
             break
         rim = (weight.shape[-1] - value) // 2
         weight = weight[..., rim : rim + value, rim : rim + value]
-        if (learned := crops.get(place_of(path, value))) is not None:
+        if (learned := crops.get(transform_name(path, value))) is not None:
             weight = (weight.flatten(2) @ learned.to(weight)).unflatten(2, (value, value))
     return weight
 
 
-def surrounded(small: Tensor, own: int) -> Tensor:
+def surrounded(small: Tensor, size: int) -> Tensor:
     """A kernel [out, in, k, k] in zeros, [out, in, own, own], which convolves as it does with fewer zeros around."""
-    rim = (own - small.shape[-1]) // 2
+    rim = (size - small.shape[-1]) // 2
     return nn.functional.pad(small, [rim] * 4)
 
 
 def crop(program: "Program", space: Space, choice: Mapping[str, int], crops: Mapping[str, Tensor]) -> None:
     """Give convolutions the kernels of a choice, and as much less zeros around."""
-    made = {}
+    weights = {}
     with Rewriter(program) as rewrite:
         for dial in space.of(KERNEL):
             rim = (dial.values[0] - choice[dial.name]) // 2
             for path in dial.places if rim else ():
                 weight = weight_of(program.model.get_submodule(path))
-                made[f"{path}.weight"] = cropped(weight, path, dial.values, choice[dial.name], crops).contiguous()
+                weights[f"{path}.weight"] = cropped(weight, path, dial.values, choice[dial.name], crops).contiguous()
                 less = padding(program, path, rim)
                 assert less is not None, f"{path} is padded in another way than it was"
                 for axis in (2, 3):
                     rewrite.narrow(f"{path}.weight", axis, range(rim, dial.values[0] - rim))
                 for where, value in less.items():
                     rewrite.set_attr(where, value)
-    if made:
-        assign(program.model, made)
+    if weights:
+        assign(program.model, weights)
         program.changed()
 
 
@@ -86,15 +86,15 @@ def padding(program: "Program", path: str, rim: int) -> dict[str, Any] | None:
     if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros" or type(module.weight) is not nn.Parameter:
         return None
     less = [rim * step for step in module.dilation]  # [high, wide]
-    found = _own(module, path, less)
-    if found is None:
-        found = _less(_pad_before(program, path), less)
-    elif type(module).forward is not nn.Conv2d.forward and not _crops_alike(module, path, rim, found):
-        found = None
-    return found
+    attributes = _kernel_weight(module, path, less)
+    if attributes is None:
+        attributes = _less(_pad_before(program, path), less)
+    elif type(module).forward is not nn.Conv2d.forward and not _is_crop(module, path, rim, attributes):
+        attributes = None
+    return attributes
 
 
-def _own(module: nn.Conv2d, path: str, less: Sequence[int]) -> dict[str, Any] | None:
+def _kernel_weight(module: nn.Conv2d, path: str, less: Sequence[int]) -> dict[str, Any] | None:
     if module.padding == "same":
         return {}
     if isinstance(module.padding, tuple | list) and all(p >= n for p, n in zip(module.padding, less, strict=True)):
@@ -128,16 +128,16 @@ def _pad_before(program: "Program", path: str) -> tuple[str, nn.ZeroPad2d] | Non
 
 
 @torch.no_grad()
-def _crops_alike(module: nn.Conv2d, path: str, rim: int, less: Mapping[str, Any]) -> bool:
+def _is_crop(module: nn.Conv2d, path: str, rim: int, less: Mapping[str, Any]) -> bool:
     """Whether a convolution of another class, smaller and with fewer zeros around, gives what its middle does."""
-    whole, own = copy.deepcopy(module).float(), module.kernel_size[0]
-    small = copy.deepcopy(whole)
-    middle = whole.weight[..., rim : own - rim, rim : own - rim].clone()
-    whole.weight.copy_(surrounded(middle, own))
-    small.weight, small.kernel_size = nn.Parameter(middle), (own - 2 * rim,) * 2
+    original, size = copy.deepcopy(module).float(), module.kernel_size[0]
+    small = copy.deepcopy(original)
+    middle = original.weight[..., rim : size - rim, rim : size - rim].clone()
+    original.weight.copy_(surrounded(middle, size))
+    small.weight, small.kernel_size = nn.Parameter(middle), (size - 2 * rim,) * 2
     for where, value in less.items():
         owner, _, name = where.removeprefix(f"{path}.").rpartition(".")
         setattr(small.get_submodule(owner), name, value)
-    x = torch.randn(1, module.in_channels, 2 * own, 2 * own, generator=torch.Generator().manual_seed(0))
-    one, other = whole(x.to(middle.device)), small(x.to(middle.device))
+    x = torch.randn(1, module.in_channels, 2 * size, 2 * size, generator=torch.Generator().manual_seed(0))
+    one, other = original(x.to(middle.device)), small(x.to(middle.device))
     return one.shape == other.shape and torch.allclose(one, other, atol=1e-4 * float(one.abs().max()))

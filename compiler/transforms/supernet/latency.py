@@ -1,4 +1,4 @@
-"""How long the choices of a family take, from a table of what each value of its dials saves on this machine."""
+"""Latency of a family's choices, from a table of the time that each value of its dials saves on this machine."""
 
 import copy
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from ..training.schedule import seed_of
 from .choices import RANK, Dial
 from .family import Family
 
-TRIED = 3  # choices that are cut out and timed whole, to tell the table's error
+N_TRIALS = 3  # choices that are cut out and timed whole, to tell the table's error
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Table:
     error: float = 0.0
 
     def time(self, choice: Mapping[str, int]) -> float:
-        gone = sum(self.saved.get(_entry(dial, choice[dial.name]), 0.0) for dial in self.dials)
-        return max(self.total - gone, 0.0)
+        saved = sum(self.saved.get(_entry(dial, choice[dial.name]), 0.0) for dial in self.dials)
+        return max(self.total - saved, 0.0)
 
 
 def _entry(dial: Dial, value: int) -> str:
@@ -51,24 +51,26 @@ def timed(family: Family, clock: MetricRef, ctx: Context, journal: Journal) -> T
 
     def time(choice: Mapping[str, int]) -> float:
         numbers = space.genome(choice)
-        return journal.remember(f"time {numbers}", lambda: _whole(family, choice, clock, ctx))
+        return journal.remember(f"time {numbers}", lambda: _copy_score(family, choice, clock, ctx))
 
     total, saved = time(largest), {}
     dials = tuple(d for d in space.dials if d.kind != RANK)
     for dial in dials:
         for value in dial.values[1:]:
             entry = _entry(dial, value)
-            alike = [d.name for d in dials if value in d.values[1:] and _entry(d, value) == entry]
+            same_entry = [d.name for d in dials if value in d.values[1:] and _entry(d, value) == entry]
             if entry not in saved:
-                saved[entry] = max(0.0, total - time(largest | dict.fromkeys(alike, value))) / len(alike)
+                saved[entry] = max(0.0, total - time(largest | dict.fromkeys(same_entry, value))) / len(same_entry)
     table = Table(total, saved, dials)
-    tried = [space.draw(seed_of("timed", ctx.seed, i)) for i in range(TRIED)]
-    errors = [abs(table.time(choice) / time(choice) - 1) for choice in tried]
-    ctx.tell(Said(f"{show(clock)} by table: {max(errors):.1%} off at most, on {TRIED} choices that were timed whole"))
+    samples = [space.draw(seed_of("timed", ctx.seed, i)) for i in range(N_TRIALS)]
+    errors = [abs(table.time(choice) / time(choice) - 1) for choice in samples]
+    ctx.emit_event(
+        Said(f"{show(clock)} by table: {max(errors):.1%} off at most, on {N_TRIALS} choices that were timed whole")
+    )
     return Table(total, saved, dials, max(errors))
 
 
-def _whole(family: Family, choice: Mapping[str, int], clock: MetricRef, ctx: Context) -> float:
-    """What a metric says of a choice that is cut out of a copy, without adapters: merged, they cost nothing."""
+def _copy_score(family: Family, choice: Mapping[str, int], clock: MetricRef, ctx: Context) -> float:
+    """Metric of a choice cut out of a copy, without adapters: merged, they cost nothing."""
     bare = Family(capture(copy.deepcopy(family.program.model)), "", family.space, orders=family.orders)
     return float(ctx.metric(clock).measure(bare.cut(choice).model, ctx))

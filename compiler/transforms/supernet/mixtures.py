@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from ....dsl.checker.skeleton import Group, Member, is_below
+from ....dsl.checker.skeleton import Group, Member, is_submodule
 from ...analysis.discovery.discover import skeleton_of
 from ...ir.layers.leaves import module_role
 from ...ir.surgery import attribute, set_attribute, tensor_at
@@ -30,38 +30,38 @@ def is_routed(program: "Program", group: Group) -> bool:
     model, packed = program.model, {module_of(m) for m in readers(group)}
     if len(packed) != 1 or _is_shared(program, group):
         return False
-    others = [m for m in _scores(group) if module_role(model.get_submodule(module_of(m))) != "router"]
+    unrouted = [m for m in _scores(group) if module_role(model.get_submodule(module_of(m))) != "router"]
     parameters = dict(model.named_parameters())
-    return all(m.tensor not in parameters for m in others) and _hands_on_numbers(program, group, *packed)
+    return all(m.tensor not in parameters for m in unrouted) and _passes_indices(program, group, *packed)
 
 
 def _scores(group: Group) -> list[Member]:
-    """What the router and those around it have for each expert."""
+    """Weights of the router, and of modules around it, that belong to each expert."""
     return list(group.members[: len(group.members) - group.readers])
 
 
 def _is_shared(program: "Program", group: Group) -> bool:
     """Whether other experts are chosen by the same router."""
-    own = {m.tensor for m in _scores(group)}
+    scores = {m.tensor for m in _scores(group)}
     return any(
-        g.kind == EXPERTS and g != group and not own.isdisjoint(m.tensor for m in g.members)
+        g.kind == EXPERTS and g != group and not scores.isdisjoint(m.tensor for m in g.members)
         for g in skeleton_of(program).groups
     )
 
 
-def _hands_on_numbers(program: "Program", group: Group, experts: str) -> bool:
+def _passes_indices(program: "Program", group: Group, experts: str) -> bool:
     path = unit_of(group.site, list(program.units))
-    below = experts.removeprefix(f"{path}.") if path else experts
+    inner = experts.removeprefix(f"{path}.") if path else experts
     nodes = program.units[path].graph.nodes if path in program.units else ()
-    calls = [node for node in nodes if node.op == "call_module" and node.target == below]
-    return len(calls) == 1 and _are_alike(calls[0])
+    calls = [node for node in nodes if node.op == "call_module" and node.target == inner]
+    return len(calls) == 1 and _same_signature(calls[0])
 
 
-def _are_alike(call: fx.Node) -> bool:
+def _same_signature(call: fx.Node) -> bool:
     """Whether experts are called with numbers [tokens, chosen] and weights of that shape."""
-    given = call.all_input_nodes
-    numbers = [x.meta.get("shape") for x in given if "int" in str(x.meta.get("dtype"))]
-    weights = [x.meta.get("shape") for x in given if "float" in str(x.meta.get("dtype"))]
+    inputs = call.all_input_nodes
+    numbers = [x.meta.get("shape") for x in inputs if "int" in str(x.meta.get("dtype"))]
+    weights = [x.meta.get("shape") for x in inputs if "float" in str(x.meta.get("dtype"))]
     return len(numbers) == 1 and weights[-1:] == numbers
 
 
@@ -85,74 +85,74 @@ class Mixtures:
         self.alive.clear()
         self.around.clear()
 
-    def silence(self, group: Group, gone: Iterable[int]) -> None:
+    def silence(self, group: Group, removed: Iterable[int]) -> None:
         """Do without these experts of a layer from now on."""
         model = self.program.model
         device = tensor_at(model, group.members[0].tensor).device
-        left = torch.tensor(sorted(set(range(group.count)) - set(gone)), device=device)
+        left = torch.tensor(sorted(set(range(group.count)) - set(removed)), device=device)
         self.alive[group.site] = left
         for member in _scores(group):
             if not self._is_inside(member.tensor, group):
-                whole = self.around[member.tensor] = tensor_at(model, member.tensor)
-                _put_buffer(model, member.tensor, whole.index_select(member.axis, left))
+                original = self.around[member.tensor] = tensor_at(model, member.tensor)
+                _put_buffer(model, member.tensor, original.index_select(member.axis, left))
         for path, name, per in group.attributes:
-            place = f"{path}.{name}" if path else name
-            if not self._is_inside(place, group):
-                whole = self.around[place] = attribute(model, place)
-                set_attribute(model, place, round(whole - (group.count - len(left)) * per))
+            attribute_path = f"{path}.{name}" if path else name
+            if not self._is_inside(attribute_path, group):
+                original = self.around[attribute_path] = attribute(model, attribute_path)
+                set_attribute(model, attribute_path, round(original - (group.count - len(left)) * per))
 
     def stated(self, unit: str) -> tuple[tuple[str, int], ...]:
         """Numbers around the layers of a unit that are others now, which a graph has as literals."""
         return tuple(
             (path, attribute(self.program.model, path))
             for path, before in sorted(self.around.items())
-            if type(before) is int and is_below(path, unit)
+            if type(before) is int and is_submodule(path, unit)
         )
 
     def handles(self, groups: Sequence[Group]) -> list[Any]:
         """Hooks that follow what is silenced of these layers; `remove` them."""
-        found: list[Any] = []
+        hooks: list[Any] = []
         for group in groups:
             router, experts = self._router(group), module_of(readers(group)[0])
-            found += self._narrowing(group, router)
+            hooks += self._narrowing(group, router)
             module = self.program.model.get_submodule(experts)
-            found.append(module.register_forward_pre_hook(self._renumbering(group.site), with_kwargs=True))
-        return found
+            hooks.append(module.register_forward_pre_hook(self._renumbering(group.site), with_kwargs=True))
+        return hooks
 
     def _router(self, group: Group) -> str:
         model = self.program.model
         return next(p for p in map(module_of, _scores(group)) if module_role(model.get_submodule(p)) == "router")
 
-    def _is_inside(self, place: str, group: Group) -> bool:
+    def _is_inside(self, path_inside: str, group: Group) -> bool:
         """Whether it is the router's, which has its own while it is called, or the experts', which stay whole."""
-        return any(is_below(place, path) for path in (self._router(group), module_of(readers(group)[0])))
+        return any(is_submodule(path_inside, path) for path in (self._router(group), module_of(readers(group)[0])))
 
     def _narrowing(self, group: Group, path: str) -> list[Any]:
         router = self.program.model.get_submodule(path)
-        rows = [(m.tensor.removeprefix(f"{path}."), m.axis) for m in _scores(group) if is_below(m.tensor, path)]
+        rows = [(m.tensor.removeprefix(f"{path}."), m.axis) for m in _scores(group) if is_submodule(m.tensor, path)]
         counts = [(name, per) for owner, name, per in group.attributes if owner == path]
-        whole: dict[str, Any] = {}
+        originals: dict[str, Any] = {}
 
         def narrow(_module: nn.Module, _args: Any) -> None:
             left = self.alive.get(group.site)
             if left is None:
                 return
             for name, axis in rows:
-                place = router._parameters if name in router._parameters else router._buffers
-                whole[name], place[name] = place[name], None
-                vars(router)[name] = whole[name].index_select(axis, left)
+                store = router._parameters if name in router._parameters else router._buffers
+                originals[name], store[name] = store[name], None
+                vars(router)[name] = originals[name].index_select(axis, left)
             for name, per in counts:
-                whole[name] = getattr(router, name)
-                setattr(router, name, round(whole[name] - (group.count - len(left)) * per))
+                originals[name] = getattr(router, name)
+                setattr(router, name, round(originals[name] - (group.count - len(left)) * per))
 
         def widen(_module: nn.Module, _args: Any, _output: Any) -> None:
-            for name, _ in rows if whole else ():
+            for name, _ in rows if originals else ():
                 del vars(router)[name]
-                place = router._parameters if name in router._parameters else router._buffers
-                place[name] = whole[name]
-            for name, _ in counts if whole else ():
-                setattr(router, name, whole[name])
-            whole.clear()
+                store = router._parameters if name in router._parameters else router._buffers
+                store[name] = originals[name]
+            for name, _ in counts if originals else ():
+                setattr(router, name, originals[name])
+            originals.clear()
 
         before = router.register_forward_pre_hook(narrow)
         return [before, router.register_forward_hook(widen, always_call=True)]

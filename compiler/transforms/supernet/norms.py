@@ -14,7 +14,7 @@ EACH = 32  # rows of a forward; the statistics are the mean over forwards
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    """Those that normalise by statistics which they keep."""
+    """Batch norms with running statistics."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
@@ -50,5 +50,5 @@ def restored(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for norm, kept in zip(norms, before, strict=True):
-            norm.running_mean, norm.running_var, norm.num_batches_tracked = kept
+        for norm, statistics in zip(norms, before, strict=True):
+            norm.running_mean, norm.running_var, norm.num_batches_tracked = statistics

@@ -1,4 +1,4 @@
-"""What a family is trained towards: the next token, by every choice of a step, and what the largest says of it."""
+"""Objectives of a family's training: the next token, by every choice of a step, and the largest choice's outputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from ...core.journal import Journal
 from ...models.rows.classifier import check_classes, class_logits
 from ...models.rows.forward import evaluating, logits
 from ..training.objective import Objective
-from .choices import Drawn
+from .choices import ChoiceSampler
 
 no_classes = Fault("no-classes", "A model is to learn from images that have no classes.")
 
@@ -32,7 +32,7 @@ def refuse_wordless(rows: Tensor, name: str) -> None:
 
 @dataclass(frozen=True)
 class LargestOutputs:
-    """What the largest choice says of the rows of one batch; read as a `Reference` is, by the rows' numbers."""
+    """Outputs of the largest choice for one batch, with the interface of a `Reference`."""
 
     numbers: Sequence[int]
     values: Tensor  # [b, t, vocab]
@@ -51,42 +51,42 @@ class Lesson:
     """
 
     objective: Any
-    drawn: Drawn
+    sampler: ChoiceSampler
     journal: Journal
     share: float = 0.0
 
     def learn(self, chosen: Tensor, weight: float) -> float:
         """Mean loss over the step's choices; adds `weight` times its gradient to the parameters'."""
-        choices, total = list(self.drawn.choices), 0.0
-        said = self._largest(chosen) if self.share else None
-        largest = self.drawn.space.choice("largest")
+        choices, total = list(self.sampler.choices), 0.0
+        teacher = self._largest(chosen) if self.share else None
+        largest = self.sampler.space.choice("largest")
         for number, choice in enumerate(choices):
-            self.drawn.take(choice)
+            self.sampler.take(choice)
             lesson = self.objective
-            if said is not None and choice != largest:
-                lesson = replace(lesson, original=said, share=self.share)
+            if teacher is not None and choice != largest:
+                lesson = replace(lesson, original=teacher, share=self.share)
             loss = lesson.learn(chosen, weight / len(choices))
-            self.journal.remember(f"{self.drawn.step}:{number}:{int(chosen[0])}", partial(float, loss))
+            self.journal.remember(f"{self.sampler.step}:{number}:{int(chosen[0])}", partial(float, loss))
             total += loss / len(choices)
         return total
 
     def losses(self, steps: int) -> list[tuple[dict[str, int], float]]:
         """The choices of the first so many steps, each with the mean of its batches' losses."""
-        heard: dict[tuple[int, int], list[float]] = {}
+        by_step: dict[tuple[int, int], list[float]] = {}
         for key, loss in self.journal.known.items():
             step, number, _ = map(int, key.split(":"))
-            heard.setdefault((step, number), []).append(loss)
-        found = []
-        drawn = replace(self.drawn, tell=None, ranks={}, choices=[])  # what runs stays as it is
+            by_step.setdefault((step, number), []).append(loss)
+        result = []
+        sampler = replace(self.sampler, on_choice=None, ranks={}, choices=[])  # what runs stays as it is
         for step in range(1, steps + 1):
-            drawn.begin(step)
-            for number, choice in enumerate(drawn.choices):
-                values = heard[step, number]
-                found.append((choice, sum(values) / len(values)))
-        return found
+            sampler.begin(step)
+            for number, choice in enumerate(sampler.choices):
+                values = by_step[step, number]
+                result.append((choice, sum(values) / len(values)))
+        return result
 
     def _largest(self, chosen: Tensor) -> LargestOutputs:
-        self.drawn.take(self.drawn.space.choice("largest"))
+        self.sampler.take(self.sampler.space.choice("largest"))
         model = self.objective.model
         with evaluating(model):
             return LargestOutputs(chosen.tolist(), self.objective.predicted(chosen))
@@ -109,14 +109,14 @@ class Classes:
         return class_logits(self.model, self.rows[chosen], lengths)[:, None]  # [b, 1, classes]
 
     def learn(self, chosen: Tensor, weight: float) -> float:
-        found = self.predicted(chosen)[:, 0]
-        check_classes(found, self.labels[chosen], self.name)
-        loss = nn.functional.cross_entropy(found.float(), self.labels[chosen].to(found.device))
+        logits = self.predicted(chosen)[:, 0]
+        check_classes(logits, self.labels[chosen], self.name)
+        loss = nn.functional.cross_entropy(logits.float(), self.labels[chosen].to(logits.device))
         if self.original is not None:
-            theirs = torch.cat([self.original.logits(slice(n, n + 1), slice(0, 1)) for n in chosen.tolist()])
-            q, p = found.float().log_softmax(-1), theirs.log_softmax(-1)
-            apart = nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
-            loss = (1 - self.share) * loss + self.share * apart
+            teacher = torch.cat([self.original.logits(slice(n, n + 1), slice(0, 1)) for n in chosen.tolist()])
+            q, p = logits.float().log_softmax(-1), teacher.log_softmax(-1)
+            kl = nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
+            loss = (1 - self.share) * loss + self.share * kl
         (loss * weight).backward()
         return loss.item()
 

@@ -57,22 +57,22 @@ def _follows(model: nn.Module, group: Group, member: Member) -> bool:
     name = _epsilon(module)
     if name is None or member.axis or getattr(module, "weight", None) is None:
         return False
-    whole, items = copy.deepcopy(module).float().cpu(), range(0, group.count, 2)
-    weight = tensor_at(whole, "weight")
+    original, items = copy.deepcopy(module).float().cpu(), range(0, group.count, 2)
+    weight = tensor_at(original, "weight")
     width = weight.shape[0]
-    kept = torch.tensor([i for item in items for i in member.indices(item)])
-    share = len(kept) / width
-    asked = [p for p in inspect.signature(module.forward).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    inputs = [torch.randn(1, 3, width, generator=chance) for _ in asked]
-    narrow = copy.deepcopy(whole)
-    put(narrow, "weight", weight[kept].clone())
+    indices = torch.tensor([i for item in items for i in member.indices(item)])
+    share = len(indices) / width
+    parameters = [p for p in inspect.signature(module.forward).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    inputs = [torch.randn(1, 3, width, generator=chance) for _ in parameters]
+    narrow = copy.deepcopy(original)
+    put(narrow, "weight", weight[indices].clone())
     for owner, count, per in group.attributes:
         if owner == path:
             setattr(narrow, count, round(getattr(narrow, count) - (group.count - len(items)) * per))
-    setattr(whole, name, getattr(whole, name) * share)
+    setattr(original, name, getattr(original, name) * share)
     try:
-        one = whole(inputs[0] * torch.zeros(width).index_fill(0, kept, 1), *inputs[1:])[..., kept] * share**0.5
-        other = narrow(*(x[..., kept] for x in inputs))
+        one = original(inputs[0] * torch.zeros(width).index_fill(0, indices, 1), *inputs[1:])[..., indices] * share**0.5
+        other = narrow(*(x[..., indices] for x in inputs))
     except (RuntimeError, TypeError):  # a width that it has noted elsewhere, or inputs of other kinds
         return False
     return one.shape == other.shape and torch.allclose(one, other, atol=1e-5)
@@ -80,7 +80,7 @@ def _follows(model: nn.Module, group: Group, member: Member) -> bool:
 
 @dataclass
 class Scans:
-    """What scans do without now. Each is [width] of 0 and 1, absent where all is 1.
+    """Active masks of scans. Each is [width] of 0 and 1, absent where all is 1.
 
     outputs  what the outputs of a matrix are multiplied with, by module
     weights  the rows of a convolution's parameter, by tensor
@@ -96,26 +96,26 @@ class Scans:
         for masks in (self.outputs, self.weights, self.norms):
             masks.clear()
 
-    def silence(self, group: Group, gone: Iterable[int]) -> None:
+    def silence(self, group: Group, removed: Iterable[int]) -> None:
         """Do without these items of a group from now on."""
         for masks, key, member in self._masked(group):
             tensor = self._tensor(member)
             mask = masks.setdefault(key, torch.ones(tensor.shape[0], device=tensor.device))
-            mask[[i for item in sorted(gone) for i in member.indices(item)]] = 0
+            mask[[i for item in sorted(removed) for i in member.indices(item)]] = 0
 
     def handles(self, groups: Sequence[Group]) -> list[Any]:
         """Hooks that follow what is silenced of these groups; `remove` them."""
-        places: dict[str, str] = {}  # module -> the mask's owner
-        found: list[Any] = []
+        owners: dict[str, str] = {}  # module -> the mask's owner
+        hooks: list[Any] = []
         for group in groups:
             for masks, key, member in self._masked(group):
                 path = module_of(member)
                 if masks is self.weights:
-                    found += self._exchange(group.site, key)
-                elif path not in places:
-                    places[path] = key
-                    found += self._norm(path) if masks is self.norms else [self._matrix(path)]
-        return found
+                    hooks += self._exchange(group.site, key)
+                elif path not in owners:
+                    owners[path] = key
+                    hooks += self._norm(path) if masks is self.norms else [self._matrix(path)]
+        return hooks
 
     def _matrix(self, path: str) -> Any:
         def mask(_module: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
@@ -127,17 +127,17 @@ class Scans:
         module = self.model.get_submodule(path)
         name = _epsilon(module)
         assert name is not None, f"{path} has no epsilon"
-        own = getattr(module, name)
+        epsilon = getattr(module, name)
 
         def narrow(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
             if path not in self.norms:
                 return None
             over = self.norms[path]
-            setattr(module, name, own * float(over.mean()))
+            setattr(module, name, epsilon * float(over.mean()))
             return (args[0] * over.to(args[0].dtype), *args[1:])
 
         def widen(module: nn.Module, _args: Any, output: Tensor | None) -> Tensor | None:
-            setattr(module, name, own)
+            setattr(module, name, epsilon)
             if path not in self.norms or output is None:
                 return None
             return output * float(self.norms[path].mean()) ** 0.5
@@ -149,25 +149,25 @@ class Scans:
         """A mixer reads its convolution's parameters itself: they are others while it is called."""
         path, _, name = tensor.rpartition(".")
         owner = self.model.get_submodule(path)
-        kept: list[nn.Parameter] = []
+        originals: list[nn.Parameter] = []
 
         def silent(_module: nn.Module, _args: Any) -> None:
             if tensor in self.weights:
-                whole = owner._parameters[name]
-                assert whole is not None, f"{tensor} is silenced twice"
-                over = self.weights[tensor].to(whole.dtype)
-                kept.append(whole)
+                parameter = owner._parameters[name]
+                assert parameter is not None, f"{tensor} is silenced twice"
+                over = self.weights[tensor].to(parameter.dtype)
+                originals.append(parameter)
                 owner._parameters[name] = None
-                vars(owner)[name] = whole * over.reshape(-1, *[1] * (whole.dim() - 1))
+                vars(owner)[name] = parameter * over.reshape(-1, *[1] * (parameter.dim() - 1))
 
-        def give_back(_module: nn.Module, _args: Any, _output: Any) -> None:
-            if kept:
+        def restore(_module: nn.Module, _args: Any, _output: Any) -> None:
+            if originals:
                 del vars(owner)[name]
-                owner._parameters[name] = kept.pop()
+                owner._parameters[name] = originals.pop()
 
         module = self.model.get_submodule(mixer)
         before = module.register_forward_pre_hook(silent)
-        return [before, module.register_forward_hook(give_back, always_call=True)]
+        return [before, module.register_forward_hook(restore, always_call=True)]
 
     def _tensor(self, member: Member) -> Tensor:
         path, _, name = member.tensor.rpartition(".")
@@ -175,13 +175,13 @@ class Scans:
         return tensor_at(self.model, f"{path}.base_layer.{name}" if adapted else member.tensor)
 
     def _masked(self, group: Group) -> list[tuple[dict[str, Tensor], str, Member]]:
-        found = []
+        result = []
         for member in group.members:
             path, role = module_of(member), _role(self.model, group, member)
             if role == "norm":
-                found.append((self.norms, path, member))
+                result.append((self.norms, path, member))
             elif group.kind == "ssm_state" and role == "matrix":
-                found.append((self.outputs, path, member))
+                result.append((self.outputs, path, member))
             elif group.kind == "ssm_state" and role == "convolution":
-                found.append((self.weights, member.tensor, member))
-        return found
+                result.append((self.weights, member.tensor, member))
+        return result

@@ -37,9 +37,9 @@ class Method(Pass):
     """Proposes genomes to an explorer until that has ended."""
 
     keeps = Lossy()
-    takes = ("family",)
-    apart = {"report": "measure"}
-    gives = {"": "front"}
+    accepts = ("family",)
+    disjoint = {"report": "measure"}
+    results = {"": "front"}
 
     measure: list[MetricRef] = param("What choices are good at, the most telling first.", least=1, distinct=True)
     report: list[MetricRef] = param(
@@ -66,7 +66,7 @@ class Method(Pass):
     def forwards(self, skeleton: Skeleton) -> int:
         return self.evals
 
-    def give(self, outcome: Outcome, ctx: Context) -> Outcome:
+    def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
         assert isinstance(outcome, Family), f"searched in {outcome.kind}"
         check(self, outcome, ctx)
         objectives = [Objective.of(ref, ctx) for ref in self.measure]
@@ -146,7 +146,7 @@ def sizes(explorer: Explorer) -> list[int]:
     return [len(dial.values) for dial in explorer.space.dials]
 
 
-def ends(explorer: Explorer) -> list[Genome]:
+def extremes(explorer: Explorer) -> list[Genome]:
     """The largest, the middle and the smallest choice, as far as they may be taken."""
     return [
         g
@@ -160,12 +160,12 @@ def pursue(explorer: Explorer, chance: random.Random, propose: Callable[[], Geno
 
     propose   draws from `chance`, and goes by what the explorer knows
     """
-    explorer.expect(ends(explorer))
-    for genome in ends(explorer):
-        if not explorer.ended:
+    explorer.expect(extremes(explorer))
+    for genome in extremes(explorer):
+        if not explorer.exhausted:
             explorer.evaluate(genome)
     misses = 0
-    while not explorer.ended and misses < TIRED:
+    while not explorer.exhausted and misses < TIRED:
         before = len(explorer.known)
         explorer.expect(foreseen(explorer, chance, propose))
         explorer.evaluate(propose())
@@ -173,23 +173,23 @@ def pursue(explorer: Explorer, chance: random.Random, propose: Callable[[], Geno
 
 
 def foreseen(explorer: Explorer, chance: random.Random, propose: Callable[[], Genome]) -> list[Genome]:
-    """What will be proposed next, one for each worker, if none of it turns out to be better than what is known.
+    """Next proposals, one for each worker, if none of them improves on the known ones.
 
     The first is what is proposed next; another may turn out wrong, and was then measured for nothing.
     """
-    state, known, found = chance.getstate(), dict(explorer.known), []
+    state, known, result = chance.getstate(), dict(explorer.known), []
     count = explorer.ctx.crew.size if explorer.ctx.crew else 0
     for _ in range(count):
         genome = propose()
-        if not explorer.ended:
-            found.append(genome)
+        if not explorer.exhausted:
+            result.append(genome)
             explorer.known.setdefault(genome, (math.inf,) * len(explorer.objectives))
     chance.setstate(state)
     explorer.known = known
-    return found
+    return result
 
 
-def drawn(explorer: Explorer, chance: random.Random, tries: int = 200) -> Genome:
+def sample_new(explorer: Explorer, chance: random.Random, tries: int = 200) -> Genome:
     """An allowed genome that is new; where none turns up, the last one drawn moved towards the smallest."""
     genome: Genome = ()
     for _ in range(tries):
@@ -197,7 +197,7 @@ def drawn(explorer: Explorer, chance: random.Random, tries: int = 200) -> Genome
         if genome not in explorer.known and explorer.allows(genome):
             return genome
     while not explorer.allows(genome):
-        room = [i for i, size in enumerate(sizes(explorer)) if genome[i] < size - 1]
-        place = chance.choice(room)
-        genome = (*genome[:place], genome[place] + 1, *genome[place + 1 :])
+        shrinkable = [i for i, size in enumerate(sizes(explorer)) if genome[i] < size - 1]
+        index = chance.choice(shrinkable)
+        genome = (*genome[:index], genome[index] + 1, *genome[index + 1 :])
     return genome

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from ....dsl.syntax.diagnostics import Reject
 from ...core.json_errors import first_line
-from ...core.safe_read import CONFIG, MISFIT, read_json
+from ...core.safe_read import CONFIG, MALFORMED, read_json
 from ...core.sealed_json import cache_damaged
 from ...ir.capture.capture import capture
 from ...ir.program import Program
@@ -45,7 +45,7 @@ def cut(path: Path, name: str, origin: Origin) -> Program:
         known = {dial.name: dial.values for dial in family.space.dials}
         assert choice.keys() == known.keys(), "a point of another family"
         assert all(type(v) is int and v in known[d] for d, v in choice.items()), "a point beyond the dials"
-    except (*MISFIT, AssertionError, OSError) as error:
+    except (*MALFORMED, AssertionError, OSError) as error:
         raise Reject(
             cache_damaged(
                 f"{path / FAMILY} does not fit the model beside it: {type(error).__name__}: {first_line(error)}",

@@ -23,9 +23,9 @@ from ...ir.surgery import put, tensor_at
 from ...ir.unit import Unit, code_key
 from ..editing.rewrite import Rewriter
 from ..search.reconstruct import has_moments, module_of, readers
-from ..search.routing import said_above
+from ..search.routing import stated_above
 from ..search.savings import steps
-from ..search.uniform_widths import again
+from ..search.uniform_widths import refreshed
 from ..search.widths import Site, slice_all, unit_of
 from .choices import BLOCKS, KERNEL, LAYERS, WIDTHS, Space
 from .kernels import crop, cropped, surrounded
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Orders = Mapping[str, Sequence[int]]  # "SITE:KIND" -> items, those that die first in front
 State = tuple[frozenset[str], tuple[tuple[str, int], ...]]  # branches that a unit runs without, numbers that are others
-WHOLE: State = (frozenset(), ())
+FULL_STATE: State = (frozenset(), ())
 
 
 def is_maskable(program: "Program", group: Group) -> bool:
@@ -60,12 +60,16 @@ def _reads_plainly(model: nn.Module, member: Member) -> bool:
     module = model.get_submodule(module_of(member))
     if not isinstance(module, nn.Conv2d) or module.groups > 1 or member.axis != 1 or module.in_channels < 2:
         return False
-    whole, side, chance = copy.deepcopy(module).float(), 2 * max(module.kernel_size), torch.Generator().manual_seed(0)
-    x = torch.randn(1, module.in_channels, side, side, generator=chance).to(whole.weight.device)
+    original, side, chance = (
+        copy.deepcopy(module).float(),
+        2 * max(module.kernel_size),
+        torch.Generator().manual_seed(0),
+    )
+    x = torch.randn(1, module.in_channels, side, side, generator=chance).to(original.weight.device)
     x[:, ::2] = 0
-    narrow = copy.deepcopy(whole)
-    put(narrow, "weight", whole.weight[:, 1::2].clone())
-    one, other = whole(x), narrow(x[:, 1::2])
+    narrow = copy.deepcopy(original)
+    put(narrow, "weight", original.weight[:, 1::2].clone())
+    one, other = original(x), narrow(x[:, 1::2])
     return torch.allclose(one, other, atol=1e-4 * float(one.abs().max()))
 
 
@@ -109,49 +113,49 @@ class Switches:
         self.scans.clear()
         self.experts.clear()
         for kind in WIDTHS:
-            for site, left in self.space.by_place(choice, kind).items():
+            for site, left in self.space.by_path(choice, kind).items():
                 self._silence(self.groups[site, kind], left)
-        largest = self.space.by_place(self.space.choice("largest"), KERNEL)
-        self.kernels = {p: n for p, n in self.space.by_place(choice, KERNEL).items() if n < largest[p]}
+        largest = self.space.by_path(self.space.choice("largest"), KERNEL)
+        self.kernels = {p: n for p, n in self.space.by_path(choice, KERNEL).items() if n < largest[p]}
         self.off.clear()
-        self.off.update(unit for unit, on in self.space.by_place(choice, LAYERS).items() if not on)
-        self._leave_out(frozenset(site for site, on in self.space.by_place(choice, BLOCKS).items() if not on))
+        self.off.update(unit for unit, on in self.space.by_path(choice, LAYERS).items() if not on)
+        self._leave_out(frozenset(site for site, on in self.space.by_path(choice, BLOCKS).items() if not on))
 
     def _silence(self, group: Group, left: int) -> None:
-        gone = dead(self.orders, group, left)
+        removed = dead(self.orders, group, left)
         if group.kind == EXPERTS:
-            if gone:
-                self.experts.silence(group, gone)
+            if removed:
+                self.experts.silence(group, removed)
             return
-        if group.kind in SCANNED and gone:
-            self.scans.silence(group, gone)
-        for member in readers(group) if gone else ():
+        if group.kind in SCANNED and removed:
+            self.scans.silence(group, removed)
+        for member in readers(group) if removed else ():
             path = module_of(member)
             weight = tensor_at(self.program.model, f"{self._inside(path)}.weight")
             mask = self.masks.setdefault(path, torch.ones(weight.shape[member.axis], device=weight.device))
-            mask[[i for item in sorted(gone) for i in member.indices(item)]] = 0
+            mask[[i for item in sorted(removed) for i in member.indices(item)]] = 0
 
     def _inside(self, path: str) -> str:
-        """Where a module lies that an adapter may sit on."""
+        """Path of a module that may have an adapter on it."""
         module = self.program.model.get_submodule(path)
         return f"{path}.base_layer" if "base_layer" in dict(module.named_children()) else path
 
     def _leave_out(self, sites: frozenset[str]) -> None:
         """Let units run without these branches, with the numbers of experts that they have now."""
-        wanted: dict[str, frozenset[str]] = {}
+        sites_by_unit: dict[str, frozenset[str]] = {}
         for site in sites:
             path = self.branches[site].unit
-            wanted[path] = wanted.get(path, frozenset()) | {site}
+            sites_by_unit[path] = sites_by_unit.get(path, frozenset()) | {site}
         for path, unit in self.program.units.items():
-            without = wanted.get(path, frozenset())
+            without = sites_by_unit.get(path, frozenset())
             follows = without or unit.edited  # else it runs its class's forward, which reads the numbers itself
             state = without, self.experts.stated(path) if follows else ()
-            if self._bound.get(path, WHOLE) != state:
+            if self._bound.get(path, FULL_STATE) != state:
                 self._bind(path, state)
 
     def _bind(self, path: str, state: State) -> None:
         unit, model = self.program.units[path], self.program.model
-        if state == WHOLE:
+        if state == FULL_STATE:
             del self._bound[path]
             (unit.bind if unit.edited else unit.unbind)(model)
             return
@@ -192,7 +196,7 @@ class Switches:
             self.off.clear()
 
     def _sites(self, kind: str) -> list[str]:
-        return [place for dial in self.space.of(kind) for place in dial.places]
+        return [site for dial in self.space.of(kind) for site in dial.places]
 
     def _masking(self, path: str) -> Any:
         def mask(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -210,19 +214,19 @@ class Switches:
 
         def exchange(module: nn.Module, _args: Any) -> None:
             if path in self.kernels:
-                whole = module._parameters["weight"]
-                assert whole is not None, f"{path} runs inside of itself"
-                small = cropped(whole, path, values, self.kernels[path], self.crops)
-                module._parameters["weight"], vars(module)["whole"] = None, whole
+                original = module._parameters["weight"]
+                assert original is not None, f"{path} runs inside of itself"
+                small = cropped(original, path, values, self.kernels[path], self.crops)
+                module._parameters["weight"], vars(module)["whole"] = None, original
                 vars(module)["weight"] = surrounded(small, values[0])
 
-        def give_back(module: nn.Module, _args: Any, _output: Any) -> None:
+        def restore(module: nn.Module, _args: Any, _output: Any) -> None:
             if "whole" in vars(module):
                 del vars(module)["weight"]
                 module._parameters["weight"] = vars(module).pop("whole")
 
         before = module.register_forward_pre_hook(exchange)
-        return [before, module.register_forward_hook(give_back, always_call=True)]
+        return [before, module.register_forward_hook(restore, always_call=True)]
 
     def _skipping(self, unit: str) -> Any:
         def skip(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -234,13 +238,13 @@ class Switches:
         return skip
 
 
-def is_lost(skeleton: Skeleton, site: str, gone: Sequence[str], sites: Sequence[str]) -> bool:
+def vanishes_with(skeleton: Skeleton, site: str, removed_units: Sequence[str], sites: Sequence[str]) -> bool:
     """Whether a group's site goes with a layer, or with the innermost branch that it lies in.
 
     The site of one branch may lie in another's: BERT's MLP branch is called as its layer is.
     """
     within = unit_of(site, sorted((b.site for b in skeleton.branches), key=len, reverse=True))
-    return bool(unit_of(site, gone)) or within in sites
+    return bool(unit_of(site, removed_units)) or within in sites
 
 
 def cut(
@@ -248,50 +252,54 @@ def cut(
 ) -> None:
     """Make a program the smaller one that a choice is: kernels, widths, branches, then layers from the last."""
     crop(program, space, choice, crops)
-    gone = [unit for unit, on in space.by_place(choice, LAYERS).items() if not on]
-    sites = [site for site, on in space.by_place(choice, BLOCKS).items() if not on]
+    removed_units = [unit for unit, on in space.by_path(choice, LAYERS).items() if not on]
+    sites = [site for site, on in space.by_path(choice, BLOCKS).items() if not on]
     skeleton = skeleton_of(program)
     cuts = []
     for kind in WIDTHS:
-        for site, left in space.by_place(choice, kind).items():
+        for site, left in space.by_path(choice, kind).items():
             group = next(g for g in skeleton.groups if (g.site, g.kind) == (site, kind))
-            if not is_lost(skeleton, site, gone, sites) and (items := dead(orders, group, left)):
+            if not vanishes_with(skeleton, site, removed_units, sites) and (items := dead(orders, group, left)):
                 cuts.append((group, items))
     if cuts:
-        every = [g for g in skeleton.groups if g.kind == EXPERTS and not is_lost(skeleton, g.site, gone, sites)]
+        all_experts = [
+            g
+            for g in skeleton.groups
+            if g.kind == EXPERTS and not vanishes_with(skeleton, g.site, removed_units, sites)
+        ]
         fewer = [(group, len(items)) for group, items in cuts if group.kind == EXPERTS]
-        alike = len({count for _, count in fewer}) == 1
-        above = list(said_above(program, [group for group, _ in fewer], every)) if alike else []
+        is_even = len({count for _, count in fewer}) == 1
+        above = list(stated_above(program, [group for group, _ in fewer], all_experts)) if is_even else []
         with Rewriter(program) as rewrite:
             slice_all(program, rewrite, cuts)
             for name, count in above:
                 rewrite.set_attr(name, count - fewer[0][1])
     for site in sites:
-        found = next((b for b in skeleton_of(program).branches if b.site == site), None)
-        if found is not None and found.unit not in gone:
+        branch = next((b for b in skeleton_of(program).branches if b.site == site), None)
+        if branch is not None and branch.unit not in removed_units:
             with Rewriter(program) as rewrite:
-                rewrite.drop_branch(found.unit, found.join, keep=staying(program.units[found.unit].graph, found))
-    for unit in sorted(gone, key=list(program.units).index, reverse=True):
+                rewrite.drop_branch(branch.unit, branch.join, keep=staying(program.units[branch.unit].graph, branch))
+    for unit in sorted(removed_units, key=list(program.units).index, reverse=True):
         with Rewriter(program) as rewrite:
             rewrite.drop_layer(unit)
 
 
 def smaller(skeleton: Skeleton, space: Space, choice: Mapping[str, int]) -> Skeleton:
     """The skeleton of what `cut` leaves, by arithmetic."""
-    gone = [unit for unit, on in space.by_place(choice, LAYERS).items() if not on]
-    sites = [site for site, on in space.by_place(choice, BLOCKS).items() if not on]
-    for path, size in space.by_place(choice, KERNEL).items():
+    removed_units = [unit for unit, on in space.by_path(choice, LAYERS).items() if not on]
+    sites = [site for site, on in space.by_path(choice, BLOCKS).items() if not on]
+    for path, size in space.by_path(choice, KERNEL).items():
         skeleton = shrink.with_kernel(skeleton, path, size)
-    whole, branches = skeleton, {b.site: b for b in skeleton.branches}
+    full, branches = skeleton, {b.site: b for b in skeleton.branches}
     for kind in WIDTHS:
-        for site, left in space.by_place(choice, kind).items():
-            if not is_lost(whole, site, gone, sites):
-                group = again(skeleton, next(g for g in skeleton.groups if (g.site, g.kind) == (site, kind)))
+        for site, left in space.by_path(choice, kind).items():
+            if not vanishes_with(full, site, removed_units, sites):
+                group = refreshed(skeleton, next(g for g in skeleton.groups if (g.site, g.kind) == (site, kind)))
                 count = left * group.count // steps(group)
                 skeleton = shrink.narrowed(skeleton, group, count) if count != group.count else skeleton
     for site in sites:
-        if branches[site].unit not in gone:
+        if branches[site].unit not in removed_units:
             skeleton = shrink.without_branch(skeleton, next(b for b in skeleton.branches if b.site == site))
-    for unit in sorted(gone, key=skeleton.units.index, reverse=True):
+    for unit in sorted(removed_units, key=skeleton.units.index, reverse=True):
         skeleton = shrink.without_unit(skeleton, unit)
     return skeleton

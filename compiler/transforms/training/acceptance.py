@@ -1,4 +1,4 @@
-"""What a training run is refused for: judged by what it learned from, or no better than its start."""
+"""Rejections of a training run: judged by its training data, or no better than its start."""
 
 from collections.abc import Sequence
 
@@ -18,11 +18,11 @@ held_out_learned = Fault(
 )
 
 
-def refuse_same_rows(data: DataRef, held_out: DataRef | None, ctx: Context) -> None:
-    if held_out and keys.data_identity(held_out, ctx) == keys.data_identity(data, ctx):
+def refuse_same_rows(data: DataRef, validation: DataRef | None, ctx: Context) -> None:
+    if validation and keys.data_identity(validation, ctx) == keys.data_identity(data, ctx):
         raise Reject(
             held_out_learned(
-                f"`{held_out.name}` holds the same rows as `{data.name}`",
+                f"`{validation.name}` holds the same rows as `{data.name}`",
                 help="judge by other rows, or leave `held_out` out",
             )
         )
@@ -30,10 +30,10 @@ def refuse_same_rows(data: DataRef, held_out: DataRef | None, ctx: Context) -> N
 
 def no_gain(start: float, later: Sequence[tuple[int, float]], verb: str = "healing") -> Diagnostic:
     """`start` nats before training, `later` (step, nats) on the same held-out rows."""
-    best_step, best = min(later, key=lambda look: look[1])
-    wrong = "lower" if best > start + 1e-3 else "raise"  # 1e-3 nats: it hardly moved
+    best_step, best = min(later, key=lambda entry: entry[1])
+    advice = "lower" if best > start + 1e-3 else "raise"  # 1e-3 nats: it hardly moved
     return not_healed(
         f"the held-out loss is {start:.4f} before training, at best {best:.4f} after step {best_step}",
-        help=f"{wrong} `lr`, give more or other `data`, or leave the step out: it was better as it was",
+        help=f"{advice} `lr`, give more or other `data`, or leave the step out: it was better as it was",
         note=f"{verb} did not help: " + ", ".join(f"{nats:.4f} after {step}" for step, nats in later[:8]),
     )

@@ -40,7 +40,7 @@ tied_adapter = Fault(
     "An adapter is asked for on a weight that two modules share.\n\nMerging it into one would change the other.",
 )
 
-_NAME, _HELD, _MASK, _SCALES = "effc", "held", "effc_mask", "effc_scales"
+_NAME, _FROZEN, _MASK, _SCALES = "effc", "held", "effc_mask", "effc_scales"
 # Fused kernels of these models, where installed, read this weight past its module; so peft refuses it.
 _FUSED = {
     "falcon_h1": "out_proj",
@@ -60,37 +60,37 @@ class Shape:
     dropout: float
 
 
-def adaptable(program: Program, on: Selector | None, whole: str = "") -> tuple[str, ...]:
+def adaptable(program: Program, on: Selector | None, alternative: str = "") -> tuple[str, ...]:
     """Linear modules that may get an adapter: those selected, or all inside of the layers.
 
-    whole   what a recipe would write to train weights themselves, where it can
+    alternative   what a recipe would write to train weights themselves, where it can
 
     Left out are those whose weight is read past the module, which an adapter would not see.
     Raises Reject where a selected one is tied, and where none is left.
     """
     skeleton, read = skeleton_of(program), _read_past(program)
-    found = [part.path for part in inner_parts(skeleton, on)]
+    paths = [part.path for part in inner_parts(skeleton, on)]
     fused = _FUSED.get(skeleton.model_type)
-    found = [path for path in found if path not in read and split(path)[1] != fused]
+    paths = [path for path in paths if path not in read and split(path)[1] != fused]
     shared = {name for names in skeleton.tied for name in names}
-    tied = [path for path in found if f"{path}.weight" in shared]
+    tied = [path for path in paths if f"{path}.weight" in shared]
     if tied:
         raise Reject(
             tied_adapter(
                 f"the weight of {tied[0]} is tied to another module's",
-                help="leave it out of `on`" + (f", or write `{whole}`" if whole else ""),
+                help="leave it out of `on`" + (f", or write `{alternative}`" if alternative else ""),
                 argument="on",
             )
         )
-    if not found:
+    if not paths:
         raise Reject(
             nothing_to_adapt(
                 "no linear module can be given an adapter",
-                help="select others with `on`" + (f", or write `{whole}`" if whole else ""),
+                help="select others with `on`" + (f", or write `{alternative}`" if alternative else ""),
                 argument="on",
             )
         )
-    return tuple(found)
+    return tuple(paths)
 
 
 def _read_past(program: Program) -> set[str]:
@@ -155,16 +155,16 @@ class Adapters:
             mask, scales = vars(layer).get(_MASK), vars(layer).get(_SCALES)
             base = layer.get_base_layer()
             if scales is not None:
-                new = rounded(*_sides(layer), mask, layer.scaling[_NAME], weight_of(base), scales)
+                new = rounded(*_lora_matrices(layer), mask, layer.scaling[_NAME], weight_of(base), scales)
                 base.weight.data.copy_(new.T if isinstance(base, Conv1D) else new)
             elif mask is None:
                 layer.merge()
             else:
-                added = product(*_sides(layer), mask, layer.scaling[_NAME])
+                added = product(*_lora_matrices(layer), mask, layer.scaling[_NAME])
                 base.weight.data += (added.T if isinstance(base, Conv1D) else added).to(base.weight.dtype)
 
 
-def _sides(layer: Any) -> tuple[Tensor, Tensor]:
+def _lora_matrices(layer: Any) -> tuple[Tensor, Tensor]:
     """A [rank, in] and B [out, rank]."""
     return layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
 
@@ -191,7 +191,7 @@ def _forward(layer: Any, rank: Callable[[], int] | None) -> Callable[..., Tensor
     base, mask, scales = layer.get_base_layer(), vars(layer).get(_MASK), vars(layer).get(_SCALES)
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        result, (a, b), scale = base(x, *args, **kwargs), _sides(layer), layer.scaling[_NAME]
+        result, (a, b), scale = base(x, *args, **kwargs), _lora_matrices(layer), layer.scaling[_NAME]
         if layer.disable_adapters:
             return result
         if rank is not None:
@@ -238,14 +238,14 @@ def adapted(
     flags = [(p, p.requires_grad) for p in model.parameters()]
     # By `config.model_type` peft goes to other targets than it was told (experts); a holder has no config.
     holder = nn.Module()
-    holder.add_module(_HELD, model)
+    holder.add_module(_FROZEN, model)
     # A pattern, not a list: a name in a list would also match modules whose path ends with it.
     config = LoraConfig(
         r=shape.rank,
         lora_alpha=shape.alpha,  # type: ignore[arg-type]  # a number that it divides, whatever the annotation says
         lora_dropout=shape.dropout,
         bias="none",
-        target_modules="|".join(f"{_HELD}[.]{re.escape(path)}" for path in paths),
+        target_modules="|".join(f"{_FROZEN}[.]{re.escape(path)}" for path in paths),
     )
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""What a training run takes, from shapes alone: for `plan`, before any weight is read."""
+"""Cost of a training run, from shapes alone: for `plan`, before any weight is read."""
 
 from collections.abc import Iterable
 from math import prod
@@ -27,13 +27,13 @@ def effort(
     narrow       the trained parameters have the model's type and that is narrower than float32
     recomputed   one layer at a time keeps its activations, the others what they were given
     """
-    item, kept = WIDTHS.get(skeleton.facts.get("dtype", "float32"), 4), _activations(skeleton.parts)
+    item, activations = WIDTHS.get(skeleton.facts.get("dtype", "float32"), 4), _activations(skeleton.parts)
     if recomputed:
         layers = max(len(skeleton.units), 1)
-        kept = kept // layers + layers * skeleton.facts.get("hidden", 0)
-    kept = batch * (kept + 2 * (skeleton.facts.get("vocab") or 0)) * item
+        activations = activations // layers + layers * skeleton.facts.get("hidden", 0)
+    activations = batch * (activations + 2 * (skeleton.facts.get("vocab") or 0)) * item
     state = trained * (STATE + (COPY if narrow else 0))
-    return Effort((4 if recomputed else 3) * learned + measured, state + kept)
+    return Effort((4 if recomputed else 3) * learned + measured, state + activations)
 
 
 def _activations(parts: Iterable[Part]) -> int:
@@ -49,5 +49,5 @@ def adapter_size(parts: Iterable[Part], rank: int) -> int:
     return sum(rank * sum(shape) for part in parts for name, shape in part.tensors if name == "weight")
 
 
-def whole_size(parts: Iterable[Part]) -> int:
+def full_size(parts: Iterable[Part]) -> int:
     return sum(prod(shape) for part in parts for _, shape in part.tensors)

@@ -37,7 +37,7 @@ POINTS = 50  # of the loss curve, at most
 
 @dataclass(frozen=True)
 class Regime:
-    """How a run goes.
+    """Settings of a run.
 
     warmup       steps over which the learning rate rises
     batch        rows of a forward; `accumulate` of them make a step
@@ -62,19 +62,19 @@ class Regime:
 
 @dataclass
 class Course:
-    """How far a run is and how it went; plain data.
+    """State and history of a run; plain data.
 
     curve      (step, mean loss of the steps since the last point)
     held_out   (step, nats per token); step 0 is before the first one
     best       the step after which the held-out loss was lowest; without held-out data, the last
-    ended      nothing is left to do
+    finished   nothing is left to do
     """
 
     step: int = 0
     curve: list[tuple[int, float]] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
     best: int = 0
-    ended: bool = False
+    finished: bool = False
     pending: list[float] = field(default_factory=list)  # losses since the last point
 
     @property
@@ -103,7 +103,7 @@ class Run:
         shapes = {name: list(p.shape) for name, p in self.trained.parameters.items()}
         self.saved = Saved(self.ctx.workdir, digest([asdict(self.regime), self.rows, shapes]))
         self.order = RowOrder(self.rows, self.regime.seed)
-        self.course, self.kept = Course(), 0  # kept: the step of the last checkpoint
+        self.course, self.saved_step = Course(), 0  # kept: the step of the last checkpoint
         self.optimizer = torch.optim.AdamW(
             self.trained.masters.values(), lr=self.regime.lr, weight_decay=self.regime.weight_decay
         )
@@ -112,24 +112,24 @@ class Run:
         """Train to the end, and leave the best weights in place."""
         with torch.random.fork_rng():
             self._resume()
-            if not self.course.ended:
+            if not self.course.finished:
                 self._train()
         self._use_best()
         return self.course
 
     def _train(self) -> None:
-        self._need_room()
+        self._check_disk_space()
         if self.judge and not self.course.held_out:
-            self._look(0)
+            self._measure(0)
         for step in range(self.course.step + 1, self.regime.steps + 1):
             loss = self._learn(step)
             if self.judge and (step % self.regime.every == 0 or step == self.regime.steps):
-                self._look(step)
-            self.course.ended = self.course.ended or step == self.regime.steps
-            if step % self.regime.save == 0 or self.course.ended:
+                self._measure(step)
+            self.course.finished = self.course.finished or step == self.regime.steps
+            if step % self.regime.save == 0 or self.course.finished:
                 self._save()
             self.ctx.tick(Ticked("step", step, self.regime.steps, self._text(loss)))
-            if self.course.ended:
+            if self.course.finished:
                 break
 
     def _text(self, loss: float) -> str:
@@ -144,15 +144,15 @@ class Run:
             self.begin(step)
         for part in range(regime.accumulate):
             torch.manual_seed(seed_of("dropout", regime.seed, step, part))
-            place = ((step - 1) * regime.accumulate + part) * regime.batch
-            rows = self.order.take(place, regime.batch)
+            start = ((step - 1) * regime.accumulate + part) * regime.batch
+            rows = self.order.take(start, regime.batch)
             for some in parts_of(rows):
                 share = len(some) / len(rows) / regime.accumulate
                 loss += self.learn(some, share) * share
             self._check(loss, "loss", step)
         self.trained.collect()
         norm = torch.nn.utils.clip_grad_norm_(masters, regime.clip).item()
-        if not math.isfinite(norm) and self.course.step > self.kept:
+        if not math.isfinite(norm) and self.course.step > self.saved_step:
             self._save()  # the loss was a number, so the weights are sound
         self._check(norm, "gradient", step)
         for group in self.optimizer.param_groups:
@@ -172,16 +172,18 @@ class Run:
             course.pending.clear()
             self.ctx.record(f"step {step}: loss", course.curve[-1][1], "nats/token")
 
-    def _check(self, value: float, what: str, step: int) -> None:
+    def _check(self, value: float, label: str, step: int) -> None:
         if math.isfinite(value):
             return
-        said = [f"the loss was {loss:.3g} at step {number}" for number, loss in self.course.curve[-1:]]
-        if self.kept:
-            said.append(f"weights as they were after step {self.kept} are kept, and the same recipe goes on from there")
+        notes = [f"the loss was {loss:.3g} at step {number}" for number, loss in self.course.curve[-1:]]
+        if self.saved_step:
+            notes.append(
+                f"weights as they were after step {self.saved_step} are kept, and the same recipe goes on from there"
+            )
         raise Reject(
             diverged(
-                f"the {what} is {'NaN' if math.isnan(value) else 'infinite'} at step {step}",
-                note="; ".join(said),
+                f"the {label} is {'NaN' if math.isnan(value) else 'infinite'} at step {step}",
+                note="; ".join(notes),
                 help=f"lower `lr`, which is {self.regime.lr:g}, or give more `warmup`"
                 if step > 1
                 else "the model's outputs are not finite before it is trained: look at the step before this one",
@@ -190,7 +192,7 @@ class Run:
 
     # -- held-out data ---------------------------------------------------------------------------------------
 
-    def _look(self, step: int) -> None:
+    def _measure(self, step: int) -> None:
         """Measure; keep the weights if they are the best so far; end a run that has long got no better."""
         assert self.judge is not None
         course, nats = self.course, self.judge()
@@ -203,7 +205,7 @@ class Run:
             if step:
                 self.saved.write(f"best-{step}", self.trained.tensors())
         waited = sum(at > course.best for at, _ in course.held_out)
-        course.ended = waited >= self.regime.patience
+        course.finished = waited >= self.regime.patience
 
     def _use_best(self) -> None:
         """The start's weights are not kept: a run whose best is step 0 has nothing to give."""
@@ -224,29 +226,33 @@ class Run:
         self.saved.write(name, tensors)
         best = [f"best-{self.course.best}"] if self.judge and self.course.best else []
         self.saved.finish(asdict(self.course), [name, *best])
-        self.kept = self.course.step
+        self.saved_step = self.course.step
 
-    def _need_room(self) -> None:
+    def _check_disk_space(self) -> None:
         """Two checkpoints, each of weights and two moments, and two best weights lie there for a moment."""
-        wanted = sum(m.nbytes for m in self.trained.masters.values()) * (8 if self.judge else 6)
+        needed = sum(m.nbytes for m in self.trained.masters.values()) * (8 if self.judge else 6)
         self.ctx.workdir.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.ctx.workdir).free
-        if wanted > 0.9 * free:
+        if needed > 0.9 * free:
             raise Reject(
                 no_space(
-                    f"the checkpoints of training take {size(wanted)}, {size(free)} are free in {self.ctx.workdir}",
+                    f"the checkpoints of training take {size(needed)}, {size(free)} are free in {self.ctx.workdir}",
                     help="train fewer parameters, or give another --cache-dir",
                 )
             )
 
     def _resume(self) -> None:
-        kept = self.saved.read()
-        if kept is None:
+        stored = self.saved.read()
+        if stored is None:
             return
         self.course = Course(
-            **{**kept, "curve": [(s, v) for s, v in kept["curve"]], "held_out": [(s, v) for s, v in kept["held_out"]]}
+            **{
+                **stored,
+                "curve": [(s, v) for s, v in stored["curve"]],
+                "held_out": [(s, v) for s, v in stored["held_out"]],
+            }
         )
-        tensors, self.kept = self.saved.tensors(f"state-{self.course.step}"), self.course.step
+        tensors, self.saved_step = self.saved.tensors(f"state-{self.course.step}"), self.course.step
         self.trained.load({name: tensors[f"weight:{name}"] for name in self.trained.masters})
         self.optimizer.load_state_dict(self._state(tensors))
 

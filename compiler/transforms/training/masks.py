@@ -9,7 +9,7 @@ from ..search.masks import is_sparse
 
 
 def masks(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """What is not zero of the sparse matrices among some parameters, bool, by name."""
+    """Masks of the nonzeros of the sparse matrices among some parameters, bool, by name."""
     return {name: p.detach() != 0 for name, p in parameters.items() if p.dim() > 1 and is_sparse(p.detach())}
 
 

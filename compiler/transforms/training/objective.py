@@ -1,4 +1,4 @@
-"""What a model is trained towards: the next token, or the original's class of a row, and what the original says."""
+"""Training objectives: the next token, or the original's class of a row, and distillation."""
 
 from dataclasses import dataclass
 
@@ -37,51 +37,55 @@ class Objective:
         ids = self._needed(chosen)  # [b, t]
         values = logits(self.model, ids)  # [b, t, vocab]
         gradient = torch.zeros_like(values)
-        wanted, learned = self._wanted(ids.to(values.device), values)
+        targets, learned = self._targets(ids.to(values.device), values)
         if self.learned is not None:
             learned = self.learned[chosen, 1 : ids.shape[1]].to(values.device)
-        count, total = wanted.numel() if learned is None else int(learned.sum()), 0.0
+        count, total = targets.numel() if learned is None else int(learned.sum()), 0.0
         for row, number in enumerate(chosen.tolist()):
-            for part in positions(values[row, : wanted.shape[1]]):
-                ours = values.detach()[row, part].float().requires_grad_()  # [c, vocab]
+            for part in positions(values[row, : targets.shape[1]]):
+                chunk = values.detach()[row, part].float().requires_grad_()  # [c, vocab]
                 keep = None if learned is None else learned[row, part]
-                loss = self._loss(ours, wanted[row, part], number, part, keep)
-                (slope,) = torch.autograd.grad(loss, ours)
+                loss = self._loss(chunk, targets[row, part], number, part, keep)
+                (slope,) = torch.autograd.grad(loss, chunk)
                 gradient[row, part] = (slope * (weight / count)).to(gradient.dtype)
                 total += loss.item()
         values.backward(gradient)
         return total / count
 
-    def _wanted(self, rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What rows go on with, [b, p], and which of it counts; [b, 1] of no meaning where all is the original's."""
-        wanted, learned = predictions(self.model, rows)
-        if are_of_tokens(self.model, values, rows, wanted):
-            return wanted, learned
+    def _targets(self, rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Targets of rows, [b, p], and the mask of those that count; a placeholder [b, 1] for pure distillation."""
+        targets, learned = predictions(self.model, rows)
+        if are_of_tokens(self.model, values, rows, targets):
+            return targets, learned
         assert self.share == 1, "rows that are judged as a whole teach nothing by themselves"
-        return wanted.new_zeros(values.shape[:2], dtype=torch.int64), None
+        return targets.new_zeros(values.shape[:2], dtype=torch.int64), None
 
     def _needed(self, chosen: Tensor) -> Tensor:
         """The chosen rows up to the last token that is learned in any: no earlier prediction reads what is behind."""
         if self.learned is None:
             return self.rows[chosen]
-        places = torch.arange(self.rows.shape[1]) * self.learned[chosen]
-        return self.rows[chosen, : int(places.max()) + 1]
+        positions_used = torch.arange(self.rows.shape[1]) * self.learned[chosen]
+        return self.rows[chosen, : int(positions_used.max()) + 1]
 
-    def _loss(self, ours: Tensor, targets: Tensor, number: int, part: slice, keep: Tensor | None) -> Tensor:
+    def _loss(self, logits: Tensor, targets: Tensor, number: int, part: slice, keep: Tensor | None) -> Tensor:
         """Sum over some positions of one row, or over those of them to `keep`, [c] bool."""
-        mine, said = (ours, targets) if keep is None else (ours[keep], targets[keep])
-        loss = nn.functional.cross_entropy(mine, said, reduction="sum") if self.share < 1 else mine.new_zeros(())
+        student, selected_targets = (logits, targets) if keep is None else (logits[keep], targets[keep])
+        loss = (
+            nn.functional.cross_entropy(student, selected_targets, reduction="sum")
+            if self.share < 1
+            else student.new_zeros(())
+        )
         if not self.share:
             return loss
         assert self.original is not None, "there is nothing to distill from"
-        theirs = self.original.logits(slice(number, number + 1), part).to(ours.device)
-        if theirs.shape != ours.shape:
+        teacher = self.original.logits(slice(number, number + 1), part).to(logits.device)
+        if teacher.shape != logits.shape:
             raise Reject(
                 other_vocabulary(
-                    f"distillation compares {ours.shape[-1]} logits with the original's {theirs.shape[-1]}",
+                    f"distillation compares {logits.shape[-1]} logits with the original's {teacher.shape[-1]}",
                     help="heal without `distill`",
                 )
             )
-        q, p = ((x / self.temperature).log_softmax(-1) for x in (mine, theirs if keep is None else theirs[keep]))
-        apart = nn.functional.kl_div(q, p, reduction="sum", log_target=True)
-        return (1 - self.share) * loss + self.share * self.temperature**2 * apart
+        q, p = ((x / self.temperature).log_softmax(-1) for x in (student, teacher if keep is None else teacher[keep]))
+        kl = nn.functional.kl_div(q, p, reduction="sum", log_target=True)
+        return (1 - self.share) * loss + self.share * self.temperature**2 * kl

@@ -1,4 +1,4 @@
-"""What a training run keeps on disk: folders of tensors, and a manifest that names those that count.
+"""Files of a training run: folders of tensors, and a manifest that names the valid ones.
 
     training.json       how far the run is and which folders belong to it; written last, whole
     state-40/           weights and optimizer after step 40
@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...core.cache import canonical, sync, write_whole
+from ...core.cache import canonical, sync, write_atomic
 from ...models.checkpoints.tensor_files import Piece, mapped, write_tensors
 from ...models.checkpoints.weights import find_weights
 
@@ -30,7 +30,7 @@ class Saved:
         self.folder, self.identity = folder, identity
 
     def read(self) -> dict[str, Any] | None:
-        """What the last `finish` kept, or None; folders that it doesn't name are removed."""
+        """Data of the last `finish`, or None; folders that it doesn't name are removed."""
         try:
             body = json.loads((self.folder / MANIFEST).read_bytes())
         except (FileNotFoundError, json.JSONDecodeError):
@@ -46,18 +46,18 @@ class Saved:
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """A folder of tensors, there whole or not at all; it counts once `finish` names it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        place, draft = self.folder / name, self.folder / f".{name}.{os.getpid()}"
+        final, draft = self.folder / name, self.folder / f".{name}.{os.getpid()}"
         draft.mkdir()
         write_tensors(draft, [Piece.of(key, tensor) for key, tensor in tensors.items()], shard_bytes=1 << 62)
         for path in (*draft.iterdir(), draft):
             sync(path)
-        shutil.rmtree(place, ignore_errors=True)  # left by a run that was killed before it could name it
-        os.replace(draft, place)
+        shutil.rmtree(final, ignore_errors=True)  # left by a run that was killed before it could name it
+        os.replace(draft, final)
 
     def finish(self, run: Mapping[str, Any], folders: list[str]) -> None:
         """Let these folders count, and remove the others."""
         body = {"identity": self.identity, "folders": folders, "run": run}
-        write_whole(self.folder / MANIFEST, canonical(body).encode())
+        write_atomic(self.folder / MANIFEST, canonical(body).encode())
         self._tidy(folders)
 
     def _tidy(self, folders: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What a step of training does: its learning rate, its rows, its randomness.
+"""Schedule of training steps: learning rate, rows, random seeds.
 
 All follow from the step's number, so a run that goes on after a kill needs no state of a generator.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def factor(step: int, steps: int, warmup: int, schedule: str) -> float:
-    """What the learning rate is multiplied with at a step, counted from 1: up over `warmup` steps, then down.
+    """Factor of the learning rate at a step, counted from 1: up over `warmup` steps, then down.
 
     "cosine" and "linear" would reach 0 one step after the last; "constant" stays.
     """
@@ -41,10 +41,10 @@ class RowOrder:
 
     def take(self, start: int, count: int) -> Tensor:
         """Row numbers [count] at the places start .. start + count of the order."""
-        return torch.stack([self._at(place) for place in range(start, start + count)])
+        return torch.stack([self._at(position) for position in range(start, start + count)])
 
-    def _at(self, place: int) -> Tensor:
-        epoch, inside = divmod(place, self.count)
+    def _at(self, position: int) -> Tensor:
+        epoch, inside = divmod(position, self.count)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(seed_of("rows", self.seed, epoch))
             self._epoch, self._order = epoch, torch.randperm(self.count, generator=generator)

@@ -1,4 +1,4 @@
-"""Which parameters a run trains, and how a model stands while it is trained."""
+"""Trainable parameters of a run, and the model's mode while training."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ class Trained:
 
     @property
     def count(self) -> int:
-        """How many numbers are trained."""
+        """Number of trained parameters."""
         return sum(p.numel() for p in self.parameters.values())
 
     def collect(self) -> None:
@@ -64,10 +64,10 @@ def training(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterat
     """Training mode, with gradients for these parameters only; the model's modes and flags come back."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    wanted = {id(p) for p in parameters.values()}
+    trained_ids = {id(p) for p in parameters.values()}
     try:
         for p, _ in flags:
-            p.requires_grad_(id(p) in wanted)
+            p.requires_grad_(id(p) in trained_ids)
         model.train()
         yield
     finally:
@@ -84,8 +84,8 @@ def recomputing(layers: Iterable[nn.Module]) -> Iterator[None]:
 
     Source: Chen et al. 2016, "Training deep nets with sublinear memory cost" (arXiv 1604.06174).
     """
-    again = partial(checkpoint, use_reentrant=False)
-    switches = {"gradient_checkpointing": True, "_gradient_checkpointing_func": again}
+    checkpointed = partial(checkpoint, use_reentrant=False)
+    switches = {"gradient_checkpointing": True, "_gradient_checkpointing_func": checkpointed}
     known: list[tuple[nn.Module, dict[str, object]]] = []
     try:
         for layer in layers:

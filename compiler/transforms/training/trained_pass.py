@@ -1,4 +1,4 @@
-"""What passes that learn from rows may be told, all alike: how long, how fast, and what they are judged by."""
+"""Parameters of passes that train on rows: steps, learning rate, held-out data."""
 
 from typing import Literal
 

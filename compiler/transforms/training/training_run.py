@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ....dsl.checker.values import DataRef, Ratio
 from ....dsl.syntax.diagnostics import Reject
 from ...core.events import Said
-from ...core.quantity import counted
+from ...core.quantity import count_text
 from ...ir.program import Program
 from ...plugin.context import Context
 from .acceptance import no_gain
@@ -45,25 +45,25 @@ class TrainingParams(Protocol):
     def held_out(self) -> DataRef | None: ...
 
 
-def regime(asked: TrainingParams, seed: int, weight_decay: float = 0.0) -> Regime:
+def regime(params: TrainingParams, seed: int, weight_decay: float = 0.0) -> Regime:
     return Regime(
-        steps=asked.steps,
-        lr=asked.lr,
-        warmup=round(asked.warmup.value * asked.steps),
-        schedule=asked.schedule,
-        batch=asked.batch,
-        accumulate=asked.accumulate,
-        clip=asked.clip,
+        steps=params.steps,
+        lr=params.lr,
+        warmup=round(params.warmup.value * params.steps),
+        schedule=params.schedule,
+        batch=params.batch,
+        accumulate=params.accumulate,
+        clip=params.clip,
         weight_decay=weight_decay,
-        every=asked.every,
-        patience=asked.patience,
-        save=asked.save,
+        every=params.every,
+        patience=params.patience,
+        save=params.save,
         seed=seed,
     )
 
 
 def train(
-    asked: TrainingParams,
+    params: TrainingParams,
     program: Program,
     ctx: Context,
     weights: Mapping[str, nn.Parameter],
@@ -71,32 +71,34 @@ def train(
     learn: Callable[[Tensor, float], float],
     judge: Callable[[], float],
     *,
-    kept: Mapping[str, Tensor] | None = None,
+    masks: Mapping[str, Tensor] | None = None,
     begin: Callable[[int], None] | None = None,
     weight_decay: float = 0.0,
     verb: str = "training",
 ) -> Course:
     """Train `weights` as `Run` says, and leave the best in place.
 
-    kept     what may change of a parameter, as `Trained.masks`
+    masks     what may change of a parameter, as `Trained.masks`
     judge    nats per token on `held_out`; asked only where that is given
     verb     what a run is called where something is said of it
     Fewer rows than a batch has are told: every step learns the same ones.
     Raises Reject (not-healed) where the start was the best.
     """
-    if rows < asked.batch:
-        ctx.tell(Said(f"{verb}: {counted(rows, 'row')} for a batch of {asked.batch}, which has the same ones again"))
+    if rows < params.batch:
+        ctx.emit_event(
+            Said(f"{verb}: {count_text(rows, 'row')} for a batch of {params.batch}, which has the same ones again")
+        )
     layers = [unit.module(program.model) for unit in program.units.values()]
-    with training(program.model, weights), recomputing(layers if asked.gradient_checkpointing else ()):
+    with training(program.model, weights), recomputing(layers if params.gradient_checkpointing else ()):
         course = Run(
-            Trained(weights, kept),
-            regime(asked, ctx.seed, weight_decay),
+            Trained(weights, masks),
+            regime(params, ctx.seed, weight_decay),
             rows,
             learn,
-            judge if asked.held_out else None,
+            judge if params.held_out else None,
             ctx,
             begin,
         ).run()
-    if asked.held_out and course.best == 0:
+    if params.held_out and course.best == 0:
         raise Reject(no_gain(course.held_out[0][1], course.held_out[1:], verb))
     return course

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...core.quantity import count, counted
+from ...core.quantity import count, count_text
 from ...ir.outcome import Members, Outcome
 from ...ir.program import Program
 from ...models.checkpoints.pretrained import pretrained
@@ -36,7 +36,7 @@ class Unmerged(Outcome):
     @property
     def summary(self) -> str:
         trained = sum(tensor.numel() for tensor in self.tensors.values())
-        return f"{counted(len(self.paths), 'adapter')} of rank {self.shape.rank}, {count(trained)} parameters"
+        return f"{count_text(len(self.paths), 'adapter')} of rank {self.shape.rank}, {count(trained)} parameters"
 
     @property
     def paths(self) -> tuple[str, ...]:

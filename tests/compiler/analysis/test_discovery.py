@@ -260,7 +260,7 @@ class Scaled(nn.Module):
         return x + self.down(self.up(x) * self.scale)
 
 
-class Written(nn.Module):
+class ScorePairs(nn.Module):
     """A layer whose attention is written out, with two heads of four channels and a literal of its own."""
 
     def __init__(self, heads=2):
@@ -275,7 +275,7 @@ class Written(nn.Module):
         return x + self.o((weights @ v).transpose(1, 2).reshape(b, t, -1))
 
 
-class Literal(Written):
+class Literal(ScorePairs):
     """The same with a number of heads that no attribute gives."""
 
     def forward(self, x):
@@ -320,7 +320,7 @@ def test_a_scale_read_directly_belongs_to_the_channels():
 
 
 def test_attention_that_is_written_out_has_heads():
-    found = found_in(Written)
+    found = found_in(ScorePairs)
     group = found.groups[0]
     assert (group.kind, group.count, group.attributes) == ("heads", 2, (("layers.0", "heads", 1.0),))
     assert [b.role for b in found.branches] == ["attention", "attention"]

@@ -4,7 +4,7 @@ import pytest
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.plugin.registry import Shelf
-from effc.compiler.transforms.search.savings import Ledger, whole
+from effc.compiler.transforms.search.savings import Ledger, model_total
 from effc.dsl.checker.recipe import Invocation
 from effc.dsl.checker.values import DataRef, Ratio
 
@@ -29,11 +29,11 @@ def test_what_is_foreseen_meets_the_budget_by_less_than_one_cut(word, model, of,
     before = skeleton_of(capture(made))
     step = a_pass(word, remove=Ratio(share, of), group=8)
     after = step.forecast(before)
-    gone = 1 - whole(after, of) / whole(before, of)
-    largest = max(Ledger(before).branch(b.site, of) for b in before.branches) / whole(before, of)
+    gone = 1 - model_total(after, of) / model_total(before, of)
+    largest = max(Ledger(before).branch(b.site, of) for b in before.branches) / model_total(before, of)
     assert share <= gone + 1e-9 and gone < share + largest
     again = a_pass(word, remove=Ratio(gone - 1e-6, of), group=8).forecast(before)
-    assert whole(again, of) == whole(after, of), "no more than what the budget takes"
+    assert model_total(again, of) == model_total(after, of), "no more than what the budget takes"
 
 
 @pytest.mark.parametrize("search", ["racing", "exact"])

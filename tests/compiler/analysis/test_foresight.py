@@ -10,7 +10,7 @@ from effc.compiler.transforms.search import gradients
 from effc.compiler.transforms.search.choice import Exact, Racing, Round
 from effc.compiler.transforms.search.gradients import Estimate, Gradients
 from effc.compiler.transforms.search.prefix import Prefix
-from effc.compiler.transforms.search.score_estimates import FEW, MARGIN, SLACK, TRUST, Foresight
+from effc.compiler.transforms.search.score_estimates import MARGIN, MIN_SAMPLES, SLACK, TRUST, Foresight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,10 +24,10 @@ class Dimmed:
 
     def __init__(self, model, unit, part):
         self.module, self.unit, self.part = model.get_submodule(f"{unit}.mlp"), unit, part
-        self.name = self.place = f"{unit}.mlp"
+        self.name = self.location = f"{unit}.mlp"
 
     @contextmanager
-    def tried(self):
+    def applied(self):
         handle = self.module.register_forward_hook(lambda _m, _a, output: (1 - self.part) * output)
         try:
             yield
@@ -66,10 +66,10 @@ def test_the_first_term_is_the_slope_of_the_loss():
     model = tiny.model("llama").double()
     candidates, found = swept(model, 1e-3, 1)
     for candidate in candidates:
-        with candidate.tried():
+        with candidate.applied():
             more = nats(model)
         candidate.part = -candidate.part
-        with candidate.tried():
+        with candidate.applied():
             less = nats(model)
         slope = (more - less) / 2 / IDS[:, 1:].numel()
         assert found[candidate.name].first == pytest.approx(slope, rel=1e-3)  # rounded to float32 on the way
@@ -82,7 +82,7 @@ def test_the_second_term_is_half_of_the_fisher_information(monkeypatch):
         before = model(IDS, use_cache=False).logits[:, :-1].double().log_softmax(-1)
     candidates, found = swept(model, part, 400)
     for candidate in candidates:
-        with candidate.tried():
+        with candidate.applied():
             moved = divergence(model, before) / IDS[:, 1:].numel()
         assert found[candidate.name].second == pytest.approx(moved, rel=0.15)  # 4 rows and 400 draws: 4% of noise
 
@@ -111,7 +111,7 @@ class Fixed:
     joins = True
 
     def __init__(self, name, size=1.0):
-        self.name = self.place = self.unit = name
+        self.name = self.location = self.unit = name
         self.size = size
 
     def saves(self, _of):
@@ -135,7 +135,7 @@ terms = st.tuples(st.floats(-1, 1), st.floats(0, 1))
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(terms, st.floats(-SLACK, 3)), min_size=1, max_size=FEW - 1))
+@given(st.lists(st.tuples(terms, st.floats(-SLACK, 3)), min_size=1, max_size=MIN_SAMPLES - 1))
 def test_what_keeps_to_its_bound_is_never_missed(lots):
     estimates = {str(i): Estimate(*pair) for i, (pair, _) in enumerate(lots)}
     growths = {n: e.growth + off * e.terms for (n, e), (_, off) in zip(estimates.items(), lots, strict=True)}
@@ -180,7 +180,7 @@ def test_a_score_below_its_bound_widens_it_for_all_and_is_named():
     assert racing.notes(now)["below"] == ["wrong"] and racing.notes(now)["left_out"] == 0
 
 
-@given(st.lists(st.floats(-3, 3), min_size=FEW, max_size=60))
+@given(st.lists(st.floats(-3, 3), min_size=MIN_SAMPLES, max_size=60))
 def test_nine_of_ten_scores_lie_above_the_bound_that_they_make(offs):
     foresight = foreseen({str(i): Estimate(0.5, 1.0) for i in range(len(offs))})
     now = Round([], lambda: 1.0, lambda _asked: [], 1.0)
@@ -198,18 +198,18 @@ def test_a_score_that_is_no_number_teaches_nothing():
 
 
 def test_companions_cost_about_the_same_lie_in_other_layers_and_fit_into_the_budget():
-    racing = Racing("params", together=3)
+    racing = Racing("params", max_joint=3)
     growths = {"a": 1.0, "b": 1.2, "c": 1.3, "d": 1.4, "e": 9.0}
     best, now = choose(racing, growths)
     assert [c.name for c, _ in racing.companions(now, best)] == ["b", "c"]
-    _, now = choose(Racing("params", together=3), growths, left=2.5)
+    _, now = choose(Racing("params", max_joint=3), growths, left=2.5)
     assert [c.name for c, _ in racing.companions(now, best)] == ["b"]
     racing.judged(False)
     assert racing.companions(now, best)[1:] == []
 
 
 def test_where_the_best_costs_nothing_companions_cost_what_half_of_the_budget_will_cost_anyway():
-    racing = Racing("params", together=9)
+    racing = Racing("params", max_joint=9)
     growths = {"a": 0.0, "b": 0.1, "c": 0.2, "d": 0.9, "e": 2.0}
     best, now = choose(racing, growths, left=6.0)
     assert [c.name for c, _ in racing.companions(now, best)] == ["b", "c", "d"]
@@ -218,7 +218,7 @@ def test_where_the_best_costs_nothing_companions_cost_what_half_of_the_budget_wi
 
 
 def test_what_has_no_score_is_nobodys_companion():
-    racing = Racing("params", together=9)
+    racing = Racing("params", max_joint=9)
     growths = {"a": 0.0, "b": 0.1, "c": math.inf}
     best, now = choose(racing, growths, left=9.0)
     assert [c.name for c, _ in racing.companions(now, best)] == []

@@ -6,10 +6,10 @@ from effc.compiler.analysis.discovery.discover import discover
 from effc.compiler.ir.capture.capture import capture
 from torch import nn
 
-from tests.compiler.analysis.test_discovery import Written
+from tests.compiler.analysis.test_discovery import ScorePairs
 
 
-class Biased(Written):
+class Biased(ScorePairs):
     """The same with torch's attention, and a bias of constants with an entry for each head."""
 
     def forward(self, x, bias=None):

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from effc.compiler.core.memory import give_back, held
+from effc.compiler.core.memory import anonymous_bytes, trim_heap
 from effc.compiler.driver import api
 
 CONFIG = {
@@ -45,7 +45,7 @@ from effc.compiler.core.cache import Cache
 from effc.compiler.driver.pipeline import Build
 
 seen = []
-session = api.session("r.effspec", cache_dir=Path("cache"), threads=1, tell=seen.append)
+session = api.session("r.effspec", cache_dir=Path("cache"), threads=1, on_event=seen.append)
 (plan,) = api.plans(session)
 build = Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
 for stage in plan.stages:
@@ -88,10 +88,10 @@ def test_a_peak_follows_from_the_weights_and_from_what_is_scored(folder):
 def test_what_was_freed_between_what_is_held_goes_back_to_the_system():
     blocks = [bytearray(64 << 10) for _ in range(512)]  # small enough for the heap
     kept = blocks[::16]
-    full = held()
+    full = anonymous_bytes()
     del blocks
-    give_back()
-    assert full - held() > 16 << 20 and len(kept) == 32
+    trim_heap()
+    assert full - anonymous_bytes() > 16 << 20 and len(kept) == 32
 
 
 @pytest.mark.heavy

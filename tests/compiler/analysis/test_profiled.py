@@ -43,7 +43,7 @@ def recipe(tmp_path):
 def test_a_latency_of_another_machine_is_refused_before_anything_runs(recipe):
     path, events = recipe(f"isa: {ELSEWHERE}"), []
     with pytest.raises(Reject, match=f"another-machine.*asks for {ELSEWHERE}") as refused:
-        api.compile(path, path.parent / "out", cache_dir=path.parent / "cache", tell=events.append)
+        api.compile(path, path.parent / "out", cache_dir=path.parent / "cache", on_event=events.append)
     assert refused.value.exit == 5
     assert "prune.multi" in refused.value.diagnostics[0].span.text
     assert not [e for e in events if type(e).__name__ == "StageBegan"]

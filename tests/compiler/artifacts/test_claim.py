@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from effc.compiler.artifacts.output_lock import Place, claimed
+from effc.compiler.artifacts.output_lock import OutputPath, claimed
 from effc.dsl.checker.recipe import Invocation
 
 from tests.worlds import refused
@@ -14,16 +14,16 @@ from tests.worlds import refused
 HOLD = """
 import sys, time
 from pathlib import Path
-from effc.compiler.artifacts.output_lock import Place, claimed
+from effc.compiler.artifacts.output_lock import OutputPath, claimed
 from effc.dsl.checker.recipe import Invocation
-with claimed([Place(Path(sys.argv[1]), Invocation("hf", {"path": "a"}))], False):
+with claimed([OutputPath(Path(sys.argv[1]), Invocation("hf", {"path": "a"}))], False):
     print("held", flush=True)
     time.sleep(600)
 """
 
 
-def place(folder: Path, name: str = "a") -> Place:
-    return Place(folder, Invocation("hf", {"path": name}))
+def place(folder: Path, name: str = "a") -> OutputPath:
+    return OutputPath(folder, Invocation("hf", {"path": name}))
 
 
 def refusal(folder: Path, force: bool = False):

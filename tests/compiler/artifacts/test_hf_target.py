@@ -283,7 +283,7 @@ def test_a_width_outside_all_groups_can_not_be_filled_up():
     program = capture(tiny.model("llama"))
     with Rewriter(program) as rewrite:
         rewrite.narrow("lm_head.weight", 0, range(120))
-    assert "lm_head.weight is 120 x 64, which can't be filled up to 128 x 64" in padding(program).why
+    assert "lm_head.weight is 120 x 64, which can't be filled up to 128 x 64" in padding(program).reasons
 
 
 # -- what a folder holds -------------------------------------------------------------------------------------

@@ -119,9 +119,9 @@ def test_weights_are_mapped_not_read(tmp_path):
 
 
 def anonymous() -> int:
-    from effc.compiler.core.memory import held
+    from effc.compiler.core.memory import anonymous_bytes
 
-    return held()
+    return anonymous_bytes()
 
 
 # -- used as any model ---------------------------------------------------------------------------------------
@@ -292,6 +292,6 @@ def test_another_target_s_artifact_is_no_model(tmp_path):
 def test_older_libraries_than_those_that_wrote_it_are_told(tmp_path):
     _, path = artifact(tmp_path, change="nothing", lock={"versions": {"transformers": "5.99.0", "torch": "2.0.0"}})
     told = []
-    load(path, tell=told.append)
+    load(path, on_event=told.append)
     (event,) = told
     assert isinstance(event, Warned) and "written with transformers 5.99.0" in event.message

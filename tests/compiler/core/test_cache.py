@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from effc.compiler.core.cache import Cache, digest, tensor_hash, write_whole
+from effc.compiler.core.cache import Cache, digest, tensor_hash, write_atomic
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,18 +56,20 @@ def test_a_step_whose_tensor_is_gone_counts_as_unfinished(tmp_path):
 def test_why_names_the_first_part_that_differs(tmp_path):
     cache = Cache(tmp_path)
     parts = finished(cache, "k", input="a", seed=0)
-    assert cache.why({**parts, "seed": 1}) == "the seed was 0 and is 1"
+    assert cache.miss_reason({**parts, "seed": 1}) == "the seed was 0 and is 1"
     step = {**parts["step"], "args": {"keep": 0.5, "on": None}}
-    assert cache.why({**parts, "step": step, "input": "c"}) == "no result of prune.blocks is kept for this model"
+    assert (
+        cache.miss_reason({**parts, "step": step, "input": "c"}) == "no result of prune.blocks is kept for this model"
+    )
     parts = finished(cache, "l", input="b", step=step, seed=0)
-    told = cache.why({**parts, "step": {**step, "args": {"keep": 0.75, "on": None}}})
+    told = cache.miss_reason({**parts, "step": {**step, "args": {"keep": 0.75, "on": None}}})
     assert told == "`keep` was 0.5 and is 0.75"
     shares = [{"Ratio": {"value": 1.0, "of": None}}, {"Ratio": {"value": 0.5, "of": None}}]
-    told = cache.why({**parts, "step": {**step, "args": {"keep": shares, "on": None}}})
+    told = cache.miss_reason({**parts, "step": {**step, "args": {"keep": shares, "on": None}}})
     assert told == "`keep` was 0.5 and is [100%, 50%]"
-    told = cache.why({**parts, "input": "c" * 64})
+    told = cache.miss_reason({**parts, "input": "c" * 64})
     assert told == "it works on another result than the one that is kept"
-    assert cache.why({**parts, "step": {"word": "prune.heads"}}) == "no result of prune.heads is kept"
+    assert cache.miss_reason({**parts, "step": {"word": "prune.heads"}}) == "no result of prune.heads is kept"
 
 
 def test_damage_is_found_and_said(tmp_path):
@@ -101,7 +103,7 @@ def test_a_draft_that_a_killed_run_left_goes_with_the_next_compile_and_one_being
     old, new = tmp_path / "hashes" / "ab" / ".abcd.4711", tmp_path / "hashes" / "ab" / ".abce.4712"
     whole = tmp_path / "hashes" / "ab" / "abcd"
     for path in (old, new, whole):
-        write_whole(path, b"64 characters, some day")
+        write_atomic(path, b"64 characters, some day")
     for path in (old, whole):
         os.utime(path, (0, 0))
     assert cache.sweep() == len(b"64 characters, some day")

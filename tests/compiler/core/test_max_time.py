@@ -45,7 +45,7 @@ def compiled(recipe, cache, last=None, **more):
         if last and isinstance(event, Recorded) and event.name.startswith(last):
             session.settings.deadline.allowed = 0.0
 
-    session.settings.tell = tell
+    session.settings.on_event = tell
     (result,) = api.build(session, recipe.parent / f"out-{len(list(recipe.parent.iterdir()))}")
     return result, [e.name for e in events if isinstance(e, Recorded) and e.name.startswith("cut ")]
 
@@ -108,7 +108,7 @@ def test_a_search_over_a_family_stops_at_the_front_so_far(recipe):
         if getattr(event, "label", "") == "evaluated" and event.done == 3:
             session.settings.deadline.allowed = 0.0
 
-    session.settings.tell = tell
+    session.settings.on_event = tell
     (result,) = api.build(session, recipe.parent / "out")
     assert "3 choices of 8 evaluated" in result.stopped[0].message
     assert result.artifacts[0].manifest.steps[-1]["decisions"][-1]["evaluated"] == 3

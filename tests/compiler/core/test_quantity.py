@@ -42,4 +42,4 @@ def test_a_change_is_a_share_of_what_was():
 
 
 def test_a_count_has_its_noun():
-    assert [quantity.counted(n, "step") for n in (0, 1, 2)] == ["0 steps", "1 step", "2 steps"]
+    assert [quantity.count_text(n, "step") for n in (0, 1, 2)] == ["0 steps", "1 step", "2 steps"]

@@ -9,7 +9,7 @@ import torch
 from effc.compiler.artifacts.form_losses import Account, account_rows, table
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.driver.api import compile
-from effc.compiler.driver.judging.accounting import ROOM, Accounting, Tally, _few
+from effc.compiler.driver.judging.accounting import CACHE_BYTES, Accounting, Tally, _row_count
 from effc.compiler.plugin.interfaces import Form
 from torch import nn
 from torch.nn import functional
@@ -34,7 +34,7 @@ class Words(nn.Module):
 def accounting() -> Accounting:
     text = torch.randint(WORDS, (3, 7), generator=torch.Generator().manual_seed(5))
     made = Accounting(text, "calib")
-    made.look(Words(0))
+    made.on_original(Words(0))
     return made
 
 
@@ -79,8 +79,8 @@ def test_an_artifact_without_forms_has_no_account(accounting, tmp_path):
 
 @pytest.mark.parametrize("words", [50, 50_000, 300_000])
 def test_logits_of_the_tokens_stay_small_however_many_words_there_are(words):
-    text = _few(torch.zeros(100, 1000, dtype=torch.int64), words)
-    assert text.shape[1] == 64 and (len(text) == 1 or 4 * text.numel() * words <= ROOM)
+    text = _row_count(torch.zeros(100, 1000, dtype=torch.int64), words)
+    assert text.shape[1] == 64 and (len(text) == 1 or 4 * text.numel() * words <= CACHE_BYTES)
 
 
 def test_what_several_artifacts_share_is_told_once():

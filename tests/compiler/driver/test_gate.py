@@ -22,38 +22,38 @@ def bound(op="<=", limit=1.15, baseline="base", **more):
 
 
 def test_a_factor_multiplies_the_baseline():
-    assert judge(bound(limit=1.15), 20.0, 23.0).holds
-    assert not judge(bound(limit=1.15), 20.0, 23.1).holds
+    assert judge(bound(limit=1.15), 20.0, 23.0).passed
+    assert not judge(bound(limit=1.15), 20.0, 23.1).passed
 
 
 def test_a_plain_limit_stands_for_itself():
-    assert judge(bound(limit=21.0, baseline=None), None, 21.0).holds
-    assert not judge(bound("<", 21.0, None), None, 21.0).holds
+    assert judge(bound(limit=21.0, baseline=None), None, 21.0).passed
+    assert not judge(bound("<", 21.0, None), None, 21.0).passed
 
 
 @given(value=finite, limit=finite)
 def test_an_operator_and_its_opposite_never_agree(value, limit):
     for op, opposite in (("<=", ">"), (">=", "<")):
-        one, other = (judge(bound(o, limit, None), None, value).holds for o in (op, opposite))
+        one, other = (judge(bound(o, limit, None), None, value).passed for o in (op, opposite))
         assert one != other
 
 
 @given(op=st.sampled_from(["<=", "<", ">=", ">", "==", "in"]), value=st.sampled_from([math.nan, 1.0]))
 def test_not_a_number_keeps_no_bound(op, value):
     limit = Range(math.nan, 2.0) if op == "in" else math.nan
-    assert not judge(bound(op, limit, None), None, value).holds
-    assert not judge(bound(op, Range(0, 2) if op == "in" else 1.0, None), None, math.nan).holds
+    assert not judge(bound(op, limit, None), None, value).passed
+    assert not judge(bound(op, Range(0, 2) if op == "in" else 1.0, None), None, math.nan).passed
 
 
 @given(value=finite, a=finite, b=finite)
 def test_a_range_includes_both_ends(value, a, b):
     low, high = sorted((a, b))
-    assert judge(bound("in", Range(low, high), None), None, value).holds == (low <= value <= high)
+    assert judge(bound("in", Range(low, high), None), None, value).passed == (low <= value <= high)
 
 
 def test_equality_allows_the_rounding_of_the_product():
-    assert judge(bound("==", 0.1), 3.0, 0.30000000000000004).holds
-    assert not judge(bound("==", 0.1), 3.0, 0.3001).holds
+    assert judge(bound("==", 0.1), 3.0, 0.30000000000000004).passed
+    assert not judge(bound("==", 0.1), 3.0, 0.3001).passed
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_equality_allows_the_rounding_of_the_product():
     ],
 )
 def test_limits_are_converted_to_the_unit_of_the_metric(limit, unit, low_enough, too_high):
-    assert judge(bound(limit=limit, baseline=None), None, low_enough, unit).holds
-    assert not judge(bound(limit=limit, baseline=None), None, too_high, unit).holds
+    assert judge(bound(limit=limit, baseline=None), None, low_enough, unit).passed
+    assert not judge(bound(limit=limit, baseline=None), None, too_high, unit).passed
 
 
 def test_a_miss_points_at_its_line_and_names_both_values():
@@ -110,7 +110,7 @@ class Here(SimpleNamespace):
     def record(self, name, value, unit=""):
         pass
 
-    def tell(self, event):
+    def emit_event(self, event):
         pass
 
     def relative_to(self, call):
@@ -140,7 +140,7 @@ def test_the_result_is_measured_once_and_the_baseline_loaded_once():
     known = {}
     outcomes = measure_bounds(pipeline, linear(0.5), ctx, known)
     assert [(o.value, o.original) for o in outcomes] == [(2.0, 4.0), (2.0, 4.0), (2.0, None)]
-    assert all(o.holds for o in outcomes)
+    assert all(o.passed for o in outcomes)
     assert len(ctx.used.asked) == 2 and len(ctx.loads) == 1
     measure_bounds(pipeline, linear(0.5), ctx, known)
     assert len(ctx.loads) == 1

@@ -116,7 +116,7 @@ def test_every_point_was_reopened_in_a_process_of_its_own(front):
 def test_what_is_picked_is_the_point_itself_and_an_artifact_of_its_own(front, tmp_path):
     path = front.artifacts[0].path
     events = []
-    name, manifest = pick(path, tmp_path / "small", limits=(Limit("params", "1B"),), tell=events.append)
+    name, manifest = pick(path, tmp_path / "small", limits=(Limit("params", "1B"),), on_event=events.append)
     assert {e.stage for e in events if type(e).__name__ in ("StageBegan", "StageEnded")} == {"pick"}
     best = min(read_manifest(path).members, key=lambda m: m["measures"][0][1])["name"]
     assert name == best and manifest.kind == "hf" and manifest.checks
@@ -204,7 +204,7 @@ def test_a_second_compile_of_a_front_runs_no_step_and_gives_the_same_hash(front,
     folder = front.artifacts[0].path.parents[1]
     before = artifact_hash(front.artifacts[0].path)
     events = []
-    again = compiled(folder, FRONT, tell=events.append)
+    again = compiled(folder, FRONT, on_event=events.append)
     cached = [e.cached for e in events if type(e).__name__ == "StageEnded"]
     assert cached == [True, True, True, False] and artifact_hash(again.artifacts[0].path) == before
 

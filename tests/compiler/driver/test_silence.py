@@ -1,7 +1,7 @@
 """Workers that do not answer: told of after a while, given up by what answers of their kind took."""
 
 import pytest
-from effc.compiler.driver.response_timeouts import LOOK, Silence
+from effc.compiler.driver.response_timeouts import POLL_SECONDS, Silence
 
 
 def waited(silence, place, seconds, is_stopped=False):
@@ -11,7 +11,7 @@ def waited(silence, place, seconds, is_stopped=False):
         silence.wait(1.0)
         if silence.news(place):
             told.append(second)
-        if silence.is_lost(place, lambda _: is_stopped):
+        if silence.is_stale(place, lambda _: is_stopped):
             return told, second
     return told, None
 
@@ -34,7 +34,7 @@ def test_a_first_task_tells_nothing_of_later_ones_and_later_ones_nothing_of_a_fi
     silence.begin(0, "step")
     assert waited(silence, 0, 1000)[1] is None
     silence.end(0, measures=True)
-    silence.hire(0)
+    silence.started(0)
     silence.end(0, measures=True)
     silence.begin(0, "step")  # by another worker, as its first
     assert waited(silence, 0, 1000)[1] == 120
@@ -42,7 +42,7 @@ def test_a_first_task_tells_nothing_of_later_ones_and_later_ones_nothing_of_a_fi
 
 def test_a_process_that_is_seen_to_be_stopped_is_waited_for_a_minute():
     silence = Silence()
-    silence.hire(0)
+    silence.started(0)
     assert waited(silence, 0, 1000, is_stopped=True) == ([60], 60)
 
 
@@ -50,4 +50,4 @@ def test_time_in_which_nobody_looked_is_not_held_against_a_worker():
     silence = Silence(longest={("step", True): 1.0})
     silence.begin(0, "step")
     silence.wait(10_000.0)  # who asks was stopped itself
-    assert not silence.news(0) and silence.owed[0].waited == LOOK
+    assert not silence.news(0) and silence.owed[0].waited == POLL_SECONDS

@@ -7,7 +7,7 @@ from effc.compiler.driver.judging.comparison import pairs_of
 from effc.compiler.driver.judging.gate import Outcome, judge, misses
 from effc.compiler.driver.judging.timed_bounds import decides, interval, openness
 from effc.compiler.evaluation.confidence import CONFIDENCE, FEWEST, median_interval
-from effc.compiler.evaluation.timing import Turns
+from effc.compiler.evaluation.timing import InterleavedTimes
 from effc.dsl.checker.recipe import Bound
 from effc.dsl.checker.values import Duration, MetricRef, Range
 
@@ -19,7 +19,7 @@ def turns(ratios, original=10.0):
     """Rounds in which the original took 10 ms."""
     rounds = tuple({"original": original, "compiled": original * r} for r in ratios)
     ordered = sorted(ratios)
-    return Turns(
+    return InterleavedTimes(
         {"original": original, "compiled": original * ordered[len(ordered) // 2]}, ordered[len(ordered) // 2], rounds
     )
 
@@ -76,7 +76,7 @@ def test_a_bound_without_a_baseline_goes_by_the_times_themselves():
 
 
 def test_an_open_bound_is_no_yes_unless_it_is_let_through():
-    verdict = Outcome(HALF, 5.0, 10.0, "ms", holds=False, undecided="after 6 rounds nothing is sure")
+    verdict = Outcome(HALF, 5.0, 10.0, "ms", passed=False, undecided="after 6 rounds nothing is sure")
     (refused,), (allowed,) = misses([verdict]), misses([verdict], "pass")
     assert (refused.fault.slug, refused.exit) == ("bound-undecided", 4) and allowed.severity == "warning"
     assert verdict.state == "undecided" and judge(HALF, 10.0, 5.0, "ms").state == "ok"

@@ -52,7 +52,7 @@ def test_a_bound_is_judged_again_where_an_artifact_measures_something_else(judge
     verdicts, target, model = judged
     shown, new = verdicts.on_model(target, lambda: Forward(model, more=10**6), rounds=False)
     params = next(m for m in shown.measures if m.metric == "params")
-    (missed,) = [o for o in shown.outcomes if not o.holds]
+    (missed,) = [o for o in shown.outcomes if not o.passed]
     assert missed.value == params.compiled > missed.high and missed in new and missed.where == "pt"
 
 

@@ -271,7 +271,7 @@ def test_choice_equals_a_loop_over_options(quiz, model, normalised):
     items = quiz.data(DataRef("quiz")).items(quiz.tokenizer, quiz)
     for item in items:
         scores = []
-        for row, begin, length in zip(item.rows, item.begins, item.lengths, strict=True):
+        for row, begin, length in zip(item.rows, item.starts, item.lengths, strict=True):
             said = naive_log_probs(model, torch.tensor([row]))[0]
             total = sum(said[k - 1, row[k]].item() for k in range(begin, len(row)))
             scores.append(total / length if normalised else total)

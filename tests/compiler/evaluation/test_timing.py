@@ -66,7 +66,7 @@ class Drifting(Metric):
     """Reads a clock that slows down by a tenth with every step; the second model takes twice as long."""
 
     def measure(self, model, ctx):
-        return timing.measure_alone(self.clock(model), model)
+        return timing.measure_single(self.clock(model), model)
 
     def clock(self, model):
         def step():
@@ -89,8 +89,8 @@ def test_models_take_turns_step_by_step_and_drift_cancels():
 def test_what_takes_long_is_timed_in_fewer_rounds():
     a, b = torch.nn.Identity(), torch.nn.Identity()
     a.name, b.name = "a", "b"
-    assert len(timing.interleaved({"a": a, "b": b}, Drifting(), rounds=3, most=0.0).rounds) == 1
-    assert len(timing.interleaved({"a": a, "b": b}, Drifting(), rounds=3, most=60.0).rounds) == 3
+    assert len(timing.interleaved({"a": a, "b": b}, Drifting(), rounds=3, max_seconds=0.0).rounds) == 1
+    assert len(timing.interleaved({"a": a, "b": b}, Drifting(), rounds=3, max_seconds=60.0).rounds) == 3
 
 
 def test_models_that_memory_does_not_hold_together_take_turns_by_the_round(monkeypatch):

@@ -216,11 +216,11 @@ def test_synthetic_rows_follow_the_seed_and_cover_the_vocabulary(ctx):
 
 # -- chat ----------------------------------------------------------------------------------------------------
 
-TURNS = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I am."}]
+BIDI_CONTROLS = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I am."}]
 
 
 def test_conversations_follow_each_other_each_closed_by_the_end_token(ctx):
-    lines(ctx.folder / "c.jsonl", [{"messages": TURNS}] * 9)
+    lines(ctx.folder / "c.jsonl", [{"messages": BIDI_CONTROLS}] * 9)
     made = rows(Chat(path="c.jsonl", length=10), ctx)
     text = "user: Who?\nassistant: I am.</s>" * 9
     assert text.startswith(ctx.tokenizer.decode(made.flatten()))
@@ -240,7 +240,7 @@ def test_prompt_and_response_without_a_template(ctx):
     assert ctx.tokenizer.decode(made[0]) == "Who?\nI am.</s>"
 
 
-MORE = [*TURNS, {"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]
+MORE = [*BIDI_CONTROLS, {"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]
 TAGGED = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 
 
@@ -257,7 +257,7 @@ def test_what_assistants_say_is_known_token_by_token(ctx, tmp_path, template, sa
 def test_said_and_rows_are_chosen_alike(ctx):
     lines(
         ctx.folder / "c.jsonl",
-        [{"messages": [TURNS[0], {"role": "assistant", "content": "!" * n}]} for n in range(1, 30)],
+        [{"messages": [BIDI_CONTROLS[0], {"role": "assistant", "content": "!" * n}]} for n in range(1, 30)],
     )
     word = Chat(path="c.jsonl", length=8, samples=9, seed=3)
     ids, mask = (torch.stack(list(x)) for x in (word.rows(ctx.tokenizer, ctx), word.speech(ctx.tokenizer, ctx)))
@@ -273,7 +273,7 @@ def test_a_template_that_hides_who_speaks_is_refused(ctx, tmp_path, template):
 
 
 def test_a_conversation_that_the_template_refuses_is_told(ctx, tmp_path):
-    lines(ctx.folder / "c.jsonl", [{"messages": TURNS}])
+    lines(ctx.folder / "c.jsonl", [{"messages": BIDI_CONTROLS}])
     strict = worlds.tokenizer(tmp_path, chat="{{ raise_exception('only system here') }}")
     (found,) = worlds.refused(lambda: list(Chat(path="c.jsonl", length=8).rows(strict, ctx))).diagnostics
     assert found.slug == "bad-record" and "only system here" in found.message
@@ -299,7 +299,7 @@ def test_records_that_are_none(ctx, text, args, slug, fact):
 
 
 def test_a_missing_field_names_the_nearest(ctx):
-    lines(ctx.folder / "c.jsonl", [{"message": TURNS}])
+    lines(ctx.folder / "c.jsonl", [{"message": BIDI_CONTROLS}])
     assert "`message`" in worlds.refused(lambda: rows(Chat(path="c.jsonl", length=8), ctx)).diagnostics[0].help
 
 
@@ -325,7 +325,7 @@ def test_every_layout_of_choices_means_the_same(ctx, record, args):
     lines(ctx.folder / "q.jsonl", [record])
     (item,) = Choices(path="q.jsonl", **args).items(ctx.tokenizer, ctx)
     assert item.answer == 1 and item.lengths == (2, 3)
-    front, back = item.rows[1][: item.begins[1]], item.rows[1][item.begins[1] :]
+    front, back = item.rows[1][: item.starts[1]], item.rows[1][item.starts[1] :]
     assert ctx.tokenizer.decode(front) == "<s>Question: Q\nAnswer:" and ctx.tokenizer.decode(back) == " yes"
 
 

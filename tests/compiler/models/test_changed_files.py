@@ -62,7 +62,7 @@ def compiled(folder, act=lambda: None, when=lambda event: False, score="perplexi
             acts.pop()()
 
     out = folder / f"out-{cache}"
-    (result,) = api.compile(recipe, out, force=True, cache_dir=folder / cache, threads=1, tell=tell)
+    (result,) = api.compile(recipe, out, force=True, cache_dir=folder / cache, threads=1, on_event=tell)
     return artifact_hash(result.artifacts[0].path), [e.message for e in said if isinstance(e, Said)]
 
 

@@ -312,7 +312,7 @@ def test_towers_that_are_given_everything_by_name_are_thinned_and_refused_by_the
     assert arguments(model, rows)[0] == (), "a picture comes before the text, so nothing is given by place"
     layers, paths = Layerwise(program, rows), set()
     for stage in stages(program, [m for m in skeleton_of(program).parts if m.path.endswith("q_proj")]):
-        layers.look(stage, lambda path, module, x: paths.add(path))
+        layers.observe(stage, lambda path, module, x: paths.add(path))
         layers.leave(stage)
     assert {path.split(".")[0] for path in paths} == {"text_model", "vision_model"}
     with pytest.raises(Reject, match="takes pictures as well"):

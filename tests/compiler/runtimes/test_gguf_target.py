@@ -19,7 +19,7 @@ from effc.compiler.runtimes.gguf.refusal import cannot_write_gguf
 from effc.compiler.runtimes.onnx.refusal import cannot_write_onnx
 from effc.compiler.targets.gguf import Gguf
 from effc.dsl.syntax.diagnostics import EXITS, Reject
-from effc.kernels.codes import held
+from effc.kernels.codes import exact_codes
 from effc.kernels.grid import Grid
 
 from tests import tiny, worlds
@@ -169,9 +169,9 @@ def test_four_bits_keep_the_codes_that_a_quantiser_left(tmp_path, kind, symmetri
         weight = model.get_submodule(f"model.layers.0.{path}").weight.detach()
         known, entry = stored.tensor(f"blk.0.{name}.weight"), stored.entries[f"blk.0.{name}.weight"]
         assert entry.bytes * 8 == weight.numel() * bits
-        step = held(weight, 32).scale.repeat_interleave(32, 1)
+        step = exact_codes(weight, 32).scale.repeat_interleave(32, 1)
         # q4_1 states what code 0 stands for in 11 bits; a bfloat16 model holds code * scale in 8.
-        exact = (held(weight, 32).code - held(weight, 32).zero.repeat_interleave(32, 1)) * step
+        exact = (exact_codes(weight, 32).code - exact_codes(weight, 32).zero.repeat_interleave(32, 1)) * step
         assert ((known - exact).abs() <= (step / 200 if kind == "q4_1" else 0)).all()
     assert all(check.holds for check in verify(folder, model, target.forms()))
 
@@ -195,7 +195,7 @@ def test_grids_that_no_four_bit_type_has_are_refused(tmp_path, group, symmetric,
 
 
 PLAIN = 'config("config.json")'
-GIVEN = 'hf("./llama")'
+INPUT_PREFIX = 'hf("./llama")'
 
 
 @pytest.mark.parametrize(
@@ -205,10 +205,10 @@ GIVEN = 'hf("./llama")'
         (PLAIN, 'q = quantize.round(on: "*_proj", bits: 8, group: 32)', "q4_1", "unfit-type"),
         (PLAIN, 'q = quantize.round(on: "*_proj", bits: 4, group: 16)', "q4_1", "unfit-type"),
         (PLAIN, 'q = quantize.round(on: "*_proj", bits: 4, group: 32)', "q4_0", "cannot-hold"),
-        (GIVEN, 'q = quantize.round(on: "*_proj", bits: 4, group: 32)', "q4_0", "cannot-hold"),
+        (INPUT_PREFIX, 'q = quantize.round(on: "*_proj", bits: 4, group: 32)', "q4_0", "cannot-hold"),
         (PLAIN, 'q = quantize.round(on: "*_proj", bits: 4, group: 32)', "q4_1", ""),
         (PLAIN, 'q = quantize.round(on: "*_proj", bits: 3, group: 0)', "q4_0", ""),
-        (GIVEN, "", "q4_1", "told"),  # whose weights may be on a grid: files of llama.cpp have some
+        (INPUT_PREFIX, "", "q4_1", "told"),  # whose weights may be on a grid: files of llama.cpp have some
     ],
 )
 def test_codes_of_four_bits_that_no_step_gives_are_refused_in_plan(tmp_path, model, step, kind, slug):
@@ -219,7 +219,7 @@ def test_codes_of_four_bits_that_no_step_gives_are_refused_in_plan(tmp_path, mod
     recipe.write_text(
         f'effspec 1\nmodel base = {model}\npipeline p(base) {{ {step} }}\nemit p {{ gguf("g", type: {kind}) }}\n'
     )
-    granted = Settings(tmp_path / "cache", tell=lambda event: told.append(getattr(event, "message", "")))
+    granted = Settings(tmp_path / "cache", on_event=lambda event: told.append(getattr(event, "message", "")))
     if slug in ("", "told"):
         api.plans(api.session(recipe, settings=granted))
         assert any("it is refused at the end" in said for said in told) == bool(slug)

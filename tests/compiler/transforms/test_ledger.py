@@ -10,7 +10,7 @@ from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.search.branches import Branches
 from effc.compiler.transforms.search.importance import l1
 from effc.compiler.transforms.search.savings import OF_MODEL, Ledger, steps
-from effc.compiler.transforms.search.uniform_widths import again
+from effc.compiler.transforms.search.uniform_widths import refreshed
 from effc.compiler.transforms.search.widths import Widths
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,7 +41,7 @@ def test_steps_save_what_the_model_loses_in_any_order(name, data):
             left = shrink.without_branch(left, branch)
             continue
         known = {(g.site, g.kind) for g in left.groups}
-        group = again(left, data.draw(st.sampled_from([g for g in groups if (g.site, g.kind) in known])))
+        group = refreshed(left, data.draw(st.sampled_from([g for g in groups if (g.site, g.kind) in known])))
         if steps(group) < 3:
             continue
         count = data.draw(st.integers(1, max(1, steps(group) // 3)))

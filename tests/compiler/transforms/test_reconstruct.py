@@ -111,7 +111,7 @@ def test_an_item_costs_more_the_fewer_others_may_make_up_for_it(tmp_path, monkey
     moments = read(program, tmp_path, torch.randint(3, 128, (32, 24), generator=torch.Generator().manual_seed(3)))
     found, inputs = [], program.model.get_parameter(reader.tensor).shape[1]
     for together in (inputs, inputs // 2, 1):
-        monkeypatch.setattr(importance, "TOGETHER", together)
+        monkeypatch.setattr(importance, "BATCH_ROWS", together)
         found.append(importance.obs(program, group, moments, damping=1e-6))
     assert all((more >= less * (1 - 1e-4)).all() for less, more in pairwise(found))
     assert not torch.allclose(found[0], found[1]) and not torch.allclose(found[1], found[2])

@@ -43,7 +43,7 @@ def test_a_score_from_the_middle_equals_the_whole_forwards_bit_for_bit(name, roo
         with without_branch(program, branch):
             expected = run()
         assert prefix.measure(run, branch.unit, lambda b=branch: without_branch(program, b)) == expected
-    assert prefix.bytes_kept <= room + IDS.numel() * 64 * 4  # and the outputs of the layer last asked for
+    assert prefix.bytes_stored <= room + IDS.numel() * 64 * 4  # and the outputs of the layer last asked for
 
 
 def test_layers_before_the_changed_one_do_not_run():
@@ -142,7 +142,7 @@ class Fixed:
     """A candidate that is only a name, a place and a size."""
 
     def __init__(self, name, size=1.0):
-        self.name = self.place = name
+        self.name = self.location = name
         self.size = size
 
     def saves(self, _of):

@@ -28,11 +28,11 @@ CACHE = "cache"
 
 @dataclass(frozen=True)
 class MixerGraph:
-    """A mixer's graph, targets below the mixer; `why` says why there is none."""
+    """A mixer's graph, targets below the mixer; `reason` says why there is none."""
 
     path: str
     graph: fx.Graph | None
-    why: str = ""
+    reason: str = ""
 
 
 _known: "WeakKeyDictionary[nn.Module, dict[Hashable, tuple[fx.Graph | None, str]]]" = WeakKeyDictionary()
@@ -45,21 +45,21 @@ def mixer_graphs(program: "Program") -> dict[str, MixerGraph]:
 
 def _trace_mixers(program: "Program") -> dict[str, MixerGraph]:
     model = program.model
-    mixers = {path: model.get_submodule(path) for path in program.opaque if _is_there(model, path)}
+    mixers = {path: model.get_submodule(path) for path in program.opaque if _exists(model, path)}
     mixers = {path: mixer for path, mixer in mixers.items() if is_state_space(mixer)}
     known = _known.setdefault(model, {})
     signatures = {path: module_signature(mixer) for path, mixer in mixers.items()}
     calls = _first_calls(program, mixers)
-    found = {}
+    graphs = {}
     for path, call in calls.items():
         key = (signatures[path], call_signature(call.free))
         if key not in known:
             known[key] = _traced(program, mixers[path], call)
-        found[path] = MixerGraph(path, *known[key])
-    return found
+        graphs[path] = MixerGraph(path, *known[key])
+    return graphs
 
 
-def _is_there(model: nn.Module, path: str) -> bool:
+def _exists(model: nn.Module, path: str) -> bool:
     """Whether a pass has left the module: notes of opaque ones outlive them."""
     try:
         model.get_submodule(path)
@@ -69,13 +69,13 @@ def _is_there(model: nn.Module, path: str) -> bool:
 
 
 def _first_calls(program: "Program", mixers: dict[str, nn.Module]) -> dict[str, Call]:
-    """What each mixer is given in a forward of the program's inputs."""
+    """Arguments of each mixer in a forward of the program's inputs."""
     calls: dict[str, Call] = {}
 
     def hook(path: str):
         def keep(mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = dict(zip(argument_names(type(mixer)), args, strict=False)) | kwargs
-            calls.setdefault(path, split(given))
+            arguments = dict(zip(argument_names(type(mixer)), args, strict=False)) | kwargs
+            calls.setdefault(path, split(arguments))
 
         return keep
 

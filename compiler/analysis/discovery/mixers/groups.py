@@ -13,28 +13,28 @@ from .....dsl.checker.skeleton import Group, Kind, Member
 from ....ir.traced_integers import evaluate
 from ..coupling import Uneven, segments
 from ..dependent_integers import Baked, Name, Need, needs_of, read
-from ..labels import NOTHING, STREAM
+from ..labels import NO_LABEL, STREAM
 from .mixer_labels import Scan, ScanLabelling, Span, label_mixer
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a mixer is made of, paths below it.
+    """Parts of a mixer; paths are relative to it.
 
-    refused      why a kind of item can't be told apart
+    rejected     why a kind of item can't be told apart
     understood   whether it has one scan, of the kind that dt, A, B and C are given to
     """
 
     groups: tuple[Group, ...] = ()
-    refused: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
     understood: bool = True
 
 
 def parts_of_mixer(graph: fx.Graph, mixer: nn.Module) -> Parts:
     labelling = label_mixer(graph, mixer)
     if len(labelling.scans) != 1:
-        odd = labelling.odd or [f"it has {len(labelling.scans)} scans"]
-        return Parts(refused=tuple(odd), understood=False)
+        problems = labelling.unsupported or [f"it has {len(labelling.scans)} scans"]
+        return Parts(rejected=tuple(problems), understood=False)
     return _Mixer(labelling, mixer).parts(labelling.scans[0])
 
 
@@ -42,40 +42,40 @@ class _Mixer:
     def __init__(self, labelling: ScanLabelling, mixer: nn.Module):
         self.labelling, self.mixer = labelling, mixer
         self.root = labelling.roots()
-        self.blocked = {root: why for labels, why in labelling.blocked for root in self.root[labels].tolist()}
+        self.blocked = {root: reason for labels, reason in labelling.blocked for root in self.root[labels].tolist()}
 
     def parts(self, scan: Scan) -> Parts:
-        groups, refused = [], []
+        groups, refusals = [], []
         blocks = len(scan.states)
         if scan.heads:
             norms = [span.channels // span.size for span in self.labelling.spans]
             evenly = lcm(blocks, *norms)
-            asked: list[tuple[Kind, np.ndarray, int]] = [("ssm_heads", self.root[scan.items], evenly)]
+            candidates: list[tuple[Kind, np.ndarray, int]] = [("ssm_heads", self.root[scan.items], evenly)]
         else:
-            asked = [("ssm_channels", self.root[scan.items], 1)]
-        asked.append(("ssm_state", self.root[scan.states].ravel(), blocks))
-        for kind, items, evenly in asked:
+            candidates = [("ssm_channels", self.root[scan.items], 1)]
+        candidates.append(("ssm_state", self.root[scan.states].ravel(), blocks))
+        for kind, items, evenly in candidates:
             try:
                 groups.append(self.group(kind, items, evenly))
-            except (Uneven, Baked) as why:
-                refused.append(f"{_NAMES[kind]}: {why}")
-        return Parts(tuple(groups), tuple(refused))
+            except (Uneven, Baked) as error:
+                refusals.append(f"{_NAMES[kind]}: {error}")
+        return Parts(tuple(groups), tuple(refusals))
 
     def group(self, kind: Kind, items: np.ndarray, blocks: int) -> Group:
         count = len(items)
         if len(set(items.tolist())) < count:
             raise Uneven("a norm or a mixing function runs over several of them")
-        if not {NOTHING, self.root[STREAM]}.isdisjoint(items.tolist()):
+        if not {NO_LABEL, self.root[STREAM]}.isdisjoint(items.tolist()):
             raise Uneven("they are not made by a projection of the mixer's own")
         blocked = next((self.blocked[r] for r in items.tolist() if r in self.blocked), None)
         if blocked:
             raise Uneven(blocked)
         if count % blocks:
             raise Uneven(f"{count} of them don't divide into {blocks} groups")
-        written, reading = list(self.members(items, False)), list(self.members(items, True))
+        writers, reading = list(self.members(items, False)), list(self.members(items, True))
         attributes = self.attributes(kind, items, blocks)
         return Group(
-            "", kind, count, (*written, *reading), attributes, count // blocks if blocks > 1 else 0, len(reading)
+            "", kind, count, (*writers, *reading), attributes, count // blocks if blocks > 1 else 0, len(reading)
         )
 
     def members(self, items: np.ndarray, reads: bool) -> Iterator[Member]:
@@ -93,24 +93,24 @@ class _Mixer:
         if len(items) == blocks:
             return ()
         probed = items[:: len(items) // blocks]
-        gone = np.zeros(self.labelling.count, bool)
-        gone[probed] = True
-        needs = list(needs_of(self.labelling, torch.from_numpy(gone[self.root]), self.mixer))
+        removed = np.zeros(self.labelling.count, bool)
+        removed[probed] = True
+        needs = list(needs_of(self.labelling, torch.from_numpy(removed[self.root]), self.mixer))
         values = _solved(needs, self.mixer)
-        found = [
+        attributes = [
             (module, name, (read(self.mixer, (module, name)) - value) / len(probed))
             for (module, name), value in values.items()
         ]
-        return (*found, *self.spans(kind, items), *self.untold(kind, items, needs))
+        return (*attributes, *self.spans(kind, items), *self.untold(kind, items, needs))
 
     def untold(self, kind: Kind, items: np.ndarray, needs: Sequence[Need]) -> Iterator[tuple[str, str, float]]:
         """Attributes that say the number of channels and that no literal is read from: initialisers read them."""
         if kind == "ssm_channels":
-            told = {name for need in needs for _, name in need.names().values()}
+            named = {name for need in needs for _, name in need.names().values()}
             yield from (
                 ("", name, 1.0)
                 for name, value in vars(self.mixer).items()
-                if type(value) is int and value == len(items) and name not in told
+                if type(value) is int and value == len(items) and name not in named
             )
 
     def spans(self, kind: Kind, items: np.ndarray) -> Iterator[tuple[str, str, float]]:

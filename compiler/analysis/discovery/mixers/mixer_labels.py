@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ..labels import NOTHING, Labelling, Step, tensors_in
+from ..labels import NO_LABEL, Labelling, Step, tensors_in
 
 _SCANNED = ("dt", "A", "B", "C")
 _BIASES = ("dt_bias", "delta_bias")
@@ -46,7 +46,7 @@ class Span:
 class ScanLabelling(Labelling):
     scans: list[Scan] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
-    odd: list[str] = field(default_factory=list)  # why a scan is not understood
+    unsupported: list[str] = field(default_factory=list)  # why a scan is not understood
 
 
 def label_mixer(graph: fx.Graph, mixer: nn.Module) -> ScanLabelling:
@@ -69,12 +69,12 @@ class _ScanStep(Step):
     out: ScanLabelling
 
     def attribute(self) -> Any:
-        found = self.root
+        member = self.root
         for name in self.node.target.split("."):
-            found = getattr(found, name)
-        if isinstance(found, nn.Parameter) and found.ndim > 1:
-            labels = self.claim("", 0, self.out.fresh(len(found)))
-            return labels.view(-1, *[1] * (found.ndim - 1)).expand(found.shape)
+            member = getattr(member, name)
+        if isinstance(member, nn.Parameter) and member.ndim > 1:
+            labels = self.claim("", 0, self.out.fresh(len(member)))
+            return labels.view(-1, *[1] * (member.ndim - 1)).expand(member.shape)
         return super().attribute()
 
     def function(self, name: str) -> Any:
@@ -110,53 +110,53 @@ class _ScanStep(Step):
         return rows[:, :1].expand(x.shape[0], -1, x.shape[-1])
 
     def claim_at(self, tensor: str, axis: int, labels: Tensor, reads: bool = False) -> None:
-        here, self.node = self.node, next(n for n in self.node.graph.nodes if n.target == tensor)
+        current, self.node = self.node, next(n for n in self.node.graph.nodes if n.target == tensor)
         try:
             self.claim("", axis, labels, reads)
         finally:
-            self.node = here
+            self.node = current
 
     # -- scans -----------------------------------------------------------------------------------------------
 
     def scan(self) -> Any:
-        given, nodes = self.named(self.args, self.kwargs), self.named(self.node.args, self.node.kwargs)
-        if not all(isinstance(given.get(name), Tensor) for name in _SCANNED):
-            self.out.odd.append(f"`{self.node.target.__name__}` is a scan of another kind than dt, A, B, C")
+        arguments, nodes = self.named(self.args, self.kwargs), self.named(self.node.args, self.node.kwargs)
+        if not all(isinstance(arguments.get(name), Tensor) for name in _SCANNED):
+            self.out.unsupported.append(f"`{self.node.target.__name__}` is a scan of another kind than dt, A, B, C")
             return self.unknown(f"`{self.node.target.__name__}`")
-        x = next(iter(given.values()))
+        x = next(iter(arguments.values()))
         for bias in _BIASES:
-            given["bias"] = given.pop(bias, None) if given.get(bias) is not None else given.get("bias")
-        return self.scan_of_heads(x, given) if x.ndim == 4 else self.scan_of_channels(x, given, nodes)
+            arguments["bias"] = arguments.pop(bias, None) if arguments.get(bias) is not None else arguments.get("bias")
+        return self.scan_of_heads(x, arguments) if x.ndim == 4 else self.scan_of_channels(x, arguments, nodes)
 
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         target: Any = getattr(self.node.target, "__effc_original__", self.node.target)
         names = list(inspect.signature(inspect.unwrap(target)).parameters)
         return dict(zip(names, args, strict=False)) | kwargs
 
-    def scan_of_heads(self, x: Tensor, given: dict[str, Any]) -> Tensor:
+    def scan_of_heads(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         """x [b, t, h, p], dt [b, t, h], A, D and the bias [h], B and C [b, t, groups, n]."""
         self.out.couple_along(x.permute(2, 0, 1, 3).flatten(1), 1)
         heads = x.amax((0, 1, 3))
-        self.out.couple(given["dt"].amax((0, 1)), heads)
+        self.out.couple(arguments["dt"].amax((0, 1)), heads)
         for name in ("A", "D", "bias"):
-            if isinstance(given.get(name), Tensor):
-                self.out.couple(given[name].reshape(len(heads), -1).amax(1), heads)
-        self.gate(x, given)
-        states = given["B"].amax((0, 1))
-        self.out.couple(given["C"].amax((0, 1)), states)
+            if isinstance(arguments.get(name), Tensor):
+                self.out.couple(arguments[name].reshape(len(heads), -1).amax(1), heads)
+        self.gate(x, arguments)
+        states = arguments["B"].amax((0, 1))
+        self.out.couple(arguments["C"].amax((0, 1)), states)
         self.out.scans.append(Scan(self.node, True, heads.numpy(), states.numpy()))
         return x
 
-    def scan_of_channels(self, x: Tensor, given: dict[str, Any], nodes: dict[str, Any]) -> Tensor:
+    def scan_of_channels(self, x: Tensor, arguments: dict[str, Any], nodes: dict[str, Any]) -> Tensor:
         """x and dt [b, d, t], A [d, n], D and the bias [d], B and C [b, n, t]."""
         channels = x.amax((0, 2))
-        self.out.couple(given["dt"], x)
+        self.out.couple(arguments["dt"], x)
         for name in ("A", "D", "bias"):
-            if isinstance(given.get(name), Tensor):
-                self.out.couple(given[name].reshape(len(channels), -1).amax(1), channels)
-        self.gate(x, given)
-        states = given["B"].amax((0, 2))
-        self.out.couple(given["C"].amax((0, 2)), states)
+            if isinstance(arguments.get(name), Tensor):
+                self.out.couple(arguments[name].reshape(len(channels), -1).amax(1), channels)
+        self.gate(x, arguments)
+        states = arguments["B"].amax((0, 2))
+        self.out.couple(arguments["C"].amax((0, 2)), states)
         decay = parameter_behind(nodes["A"])
         if decay is None:
             self.out.block(states, "the decay of its states is computed")
@@ -165,16 +165,16 @@ class _ScanStep(Step):
         self.out.scans.append(Scan(self.node, False, channels.numpy(), states[None].numpy()))
         return x
 
-    def gate(self, x: Tensor, given: dict[str, Any]) -> None:
-        if isinstance(given.get("z"), Tensor):
-            self.out.couple(given["z"], x)
+    def gate(self, x: Tensor, arguments: dict[str, Any]) -> None:
+        if isinstance(arguments.get("z"), Tensor):
+            self.out.couple(arguments["z"], x)
 
     # -- norms -----------------------------------------------------------------------------------------------
 
     def norm_within(self, module: nn.Module) -> Tensor:
         """Its statistics run over the channels or states that are left: what goes changes the scale of the others."""
-        x, *others = tensors_in((self.args, self.kwargs))
-        for other in others:
+        x, *gates = tensors_in((self.args, self.kwargs))
+        for other in gates:
             self.out.couple(x, other)
         channels = x.reshape(-1, x.shape[-1]).amax(0)
         for name, parameter in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
@@ -187,7 +187,7 @@ class _ScanStep(Step):
         }
         for name, size in sizes.items():
             self.out.spans.append(Span(str(self.node.target), name, size, len(channels)))
-        return torch.where(x == NOTHING, others[0], x) if others else x
+        return torch.where(x == NO_LABEL, gates[0], x) if gates else x
 
 
 def parameter_behind(node: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""What is left of a state-space mixer without its scan: the convolved input goes on as it is, gate and norm stay.
+"""A state-space mixer without its scan: the convolved input goes on as it is, gate and norm stay.
 
 Source: Mamba-Shedder (Munoz et al. 2025, arXiv 2501.17088): y = x after convolution and activation. That what only
 fed the scan goes, too, rows of projections and channels of the convolution: own.
@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from ....ir.graphs import referenced
 from ....ir.liveness import sweep
-from ..dead_rows import kept, rewritten, unread
+from ..dead_rows import live_indices, rewritten, unread
 from ..labels import tensors_in
 from .graphs import MixerGraph, scans_in
 from .mixer_labels import label_mixer, parameter_behind
@@ -37,29 +37,29 @@ class Scanless:
     dead: tuple[str, ...]
 
 
-def scanless(found: MixerGraph, mixer: nn.Module) -> Scanless:
+def scanless(mixer_graph: MixerGraph, mixer: nn.Module) -> Scanless:
     """Raises Baked where what the scan alone needs can't be told from the rest."""
-    assert found.graph is not None, found.why
-    graph = copy.deepcopy(found.graph)
+    assert mixer_graph.graph is not None, mixer_graph.reason
+    graph = copy.deepcopy(mixer_graph.graph)
     (scan,) = scans_in(graph)
     scan.replace_all_uses_with(_identity(graph, scan))
     sweep(graph)
     labelling = label_mixer(graph, mixer)
     *_, last = labelling.values.values()
-    gone = unread(labelling, np.concatenate([np.unique(x.numpy()) for x in tensors_in(last)]))
-    dead = tuple(_unused(mixer, found.graph, graph))
-    return Scanless(graph, rewritten(graph, labelling, gone, mixer), kept(labelling, gone), dead)
+    dead_labels = unread(labelling, np.concatenate([np.unique(x.numpy()) for x in tensors_in(last)]))
+    dead = tuple(_unused(mixer, mixer_graph.graph, graph))
+    return Scanless(graph, rewritten(graph, labelling, dead_labels, mixer), live_indices(labelling, dead_labels), dead)
 
 
-def skip_of(found: MixerGraph) -> str | None:
+def skip_of(mixer_graph: MixerGraph) -> str | None:
     """The parameter, below the mixer, by which the scan hands its input on besides."""
-    assert found.graph is not None, found.why
-    (scan,) = scans_in(found.graph)
+    assert mixer_graph.graph is not None, mixer_graph.reason
+    (scan,) = scans_in(mixer_graph.graph)
     return parameter_behind(scan.kwargs.get("D"))
 
 
 def _identity(graph: fx.Graph, scan: fx.Node) -> fx.Node:
-    """What was to be scanned, gated where the scan itself was to do that."""
+    """Input of the scan, gated where the scan itself was to do that."""
     x, gate = scan.args[0], scan.kwargs.get("z")
     assert isinstance(x, fx.Node), f"{scan.name} scans no value"
     if gate is None:
@@ -74,14 +74,14 @@ def _identity(graph: fx.Graph, scan: fx.Node) -> fx.Node:
 
 def _unused(mixer: nn.Module, before: fx.Graph, after: fx.Graph) -> Iterator[str]:
     """Modules and parameters that the scan alone used."""
-    then, now = referenced(before), referenced(after)
-    gone: list[str] = []
-    for path in sorted(then - now, key=len):
+    used_before, used_after = referenced(before), referenced(after)
+    unused: list[str] = []
+    for path in sorted(used_before - used_after, key=len):
         owner = path
-        while owner and not _is_used(owner, now):
+        while owner and not _is_used(owner, used_after):
             path, owner = owner, owner.rpartition(".")[0]
-        if not _is_used(path, now) and path not in gone:
-            gone.append(path)
+        if not _is_used(path, used_after) and path not in unused:
+            unused.append(path)
             yield path
 
 

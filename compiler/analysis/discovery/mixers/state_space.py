@@ -1,4 +1,4 @@
-"""What the state-space mixers of a model hold: groups that may be narrowed, scans that may go, and why not."""
+"""State-space mixers of a model: groups that may be narrowed, scans that may go, and why not."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -17,42 +17,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StateSpace:
-    """refused: (module, reason); `mixers` are all that were looked into, also those of which nothing is known."""
+    """rejected: (module, reason); `mixers` are all that were looked into, also those of which nothing is known."""
 
     groups: tuple[Group, ...] = ()
     scans: tuple[Scan, ...] = ()
-    refused: tuple[tuple[str, str], ...] = ()
+    rejected: tuple[tuple[str, str], ...] = ()
     mixers: frozenset[str] = frozenset()
 
 
 def state_space(program: "Program") -> StateSpace:
     groups: list[Group] = []
-    scans, refused, looked = [], [], set()
+    scans, refusals, looked = [], [], set()
     known: dict[int, tuple[Parts, Scanless | str]] = {}
-    for path, found in mixer_graphs(program).items():
+    for path, mixer_graph in mixer_graphs(program).items():
         unit = next((u for u in program.units if path.startswith(f"{u}.")), None)
-        if unit is None or found.graph is None or not scans_in(found.graph):
+        if unit is None or mixer_graph.graph is None or not scans_in(mixer_graph.graph):
             continue
         looked.add(path)
         mixer = program.model.get_submodule(path)
-        if id(found.graph) not in known:  # equal mixers share a graph
-            parts = parts_of_mixer(found.graph, mixer)
-            known[id(found.graph)] = (parts, _without(found, mixer) if parts.understood else "")
-        parts, less = known[id(found.graph)]
-        groups += [_placed(group, path) for group in parts.groups]
-        refused += [(path, why) for why in parts.refused]
+        if id(mixer_graph.graph) not in known:  # equal mixers share a graph
+            parts = parts_of_mixer(mixer_graph.graph, mixer)
+            known[id(mixer_graph.graph)] = (parts, _without(mixer_graph, mixer) if parts.understood else "")
+        parts, less = known[id(mixer_graph.graph)]
+        groups += [_located(group, path) for group in parts.groups]
+        refusals += [(path, reason) for reason in parts.rejected]
         if isinstance(less, str):
-            refused += [(path, less)] if less else []
+            refusals += [(path, less)] if less else []
         else:
             scans.append(Scan(path, unit, tuple(_cuts(path, mixer, less))))
-    return StateSpace(tuple(groups), tuple(scans), tuple(refused), frozenset(looked))
+    return StateSpace(tuple(groups), tuple(scans), tuple(refusals), frozenset(looked))
 
 
-def _without(found: MixerGraph, mixer: "nn.Module") -> Scanless | str:
+def _without(mixer_graph: MixerGraph, mixer: "nn.Module") -> Scanless | str:
     try:
-        return scanless(found, mixer)
-    except Baked as why:
-        return str(why)
+        return scanless(mixer_graph, mixer)
+    except Baked as reason:
+        return str(reason)
 
 
 def _cuts(path: str, mixer: "nn.Module", less: Scanless):
@@ -66,13 +66,13 @@ def _cuts(path: str, mixer: "nn.Module", less: Scanless):
             yield f"{path}.{name}", left
 
 
-def _placed(group: Group, path: str) -> Group:
-    def below(module: str) -> str:
+def _located(group: Group, path: str) -> Group:
+    def submodule_path(module: str) -> str:
         return f"{path}.{module}" if module else path
 
     return replace(
         group,
         site=path,
         members=tuple(replace(m, tensor=f"{path}.{m.tensor}") for m in group.members),
-        attributes=tuple((below(module), name, per) for module, name, per in group.attributes),
+        attributes=tuple((submodule_path(module), name, per) for module, name, per in group.attributes),
     )

@@ -67,7 +67,7 @@ class Flower(Target):
     needs: ClassVar[dict[str, str]] = {
         "reft.insert & trains: reft": "`trains: reft` federates the interventions that a step inserts"
     }
-    unfit: ClassVar[dict[str, tuple[str, str]]] = {
+    conflicts: ClassVar[dict[str, tuple[str, str]]] = {
         "strategy: ffa | stack | svd | hetlora & not trains: lora": (
             "`strategy: ffa`, `stack`, `svd` and `hetlora` put adapters together, and nothing else is trained with any",
             "`strategy: fedavg`, or `trains: lora`",

@@ -1,1 +1,1 @@
-"""What finds the nearest vectors: exact and in this process, or an engine for those who outgrow that."""
+"""Search engines for nearest vectors: exact and in this process, or an engine for those who outgrow that."""

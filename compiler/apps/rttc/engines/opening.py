@@ -17,26 +17,26 @@ MANY = 100_000  # vectors; exact search of more is a job for faiss, where it is 
 def open_index(engine: str, vectors: Tensor, version: str) -> Index:
     """The engine of a name, with these vectors in it. "auto" is exact up to 100,000 of them, and where faiss is not
     installed. Reject (no-vector-engine) where there is none."""
-    kind, _, rest = engine.partition(":")
+    kind, _, address = engine.partition(":")
     if engine == "auto":
         kind = "faiss" if len(vectors) > MANY and find_spec("faiss") else "flat"
-    if kind == "flat" and not rest:
+    if kind == "flat" and not address:
         return Flat(vectors)
-    if kind == "faiss" and not rest:
+    if kind == "faiss" and not address:
         _check("faiss", engine)
         from .faiss import Inverted
 
         return Inverted(vectors)
-    if kind in ("postgresql", "postgres") and rest.startswith("//"):
+    if kind in ("postgresql", "postgres") and address.startswith("//"):
         _check("psycopg", engine)
         from .postgres import Postgres
 
         return Postgres(engine, vectors, version)
-    if kind == "qdrant" and rest:
+    if kind == "qdrant" and address:
         _check("qdrant_client", engine)
         from .qdrant import Qdrant
 
-        return Qdrant(rest, vectors, version)
+        return Qdrant(address, vectors, version)
     raise Reject(
         no_engine(
             f"`{kind}` is no engine of vectors",

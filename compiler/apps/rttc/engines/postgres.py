@@ -36,12 +36,12 @@ class Postgres:
             ) from error
 
     def nearest(self, query: Tensor, count: int) -> list[int]:
-        asked = sql.SQL("SELECT row FROM {} ORDER BY vector <#> %s::vector LIMIT %s").format(self._table)
+        statement = sql.SQL("SELECT row FROM {} ORDER BY vector <#> %s::vector LIMIT %s").format(self._table)
 
         def find(connection: Any) -> list[int]:
             with connection.transaction():
                 connection.execute(f"SET LOCAL hnsw.ef_search = {min(_EFFORT, max(100, 2 * count))}")
-                return [row for (row,) in connection.execute(asked, (_written(query), count))]
+                return [row for (row,) in connection.execute(statement, (_literal(query), count))]
 
         return self._query(find)
 
@@ -54,7 +54,7 @@ class Postgres:
         )
 
     def _query(self, find: Callable[[Any], Result]) -> Result:
-        """What a query finds; a connection that broke is made anew, once."""
+        """Run a query; a broken connection is opened again, once."""
         with self._lock:
             for last in (False, True):
                 try:
@@ -79,21 +79,21 @@ class Postgres:
             self._connection.execute("SET LOCAL statement_timeout = 0")
             self._connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (name,))
             self._connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-            there = self._connection.execute("SELECT to_regclass(%s)", (name,)).fetchone()[0] is not None
-            counted = sql.SQL("SELECT count(*) FROM {}").format(self._table)
-            if there and self._connection.execute(counted).fetchone()[0] == count:
+            exists = self._connection.execute("SELECT to_regclass(%s)", (name,)).fetchone()[0] is not None
+            count_query = sql.SQL("SELECT count(*) FROM {}").format(self._table)
+            if exists and self._connection.execute(count_query).fetchone()[0] == count:
                 return
             self._connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self._table))
             shape = sql.SQL("CREATE TABLE {} (row integer PRIMARY KEY, vector vector({}))")
             self._connection.execute(shape.format(self._table, sql.Literal(width)))
             with self._connection.cursor().copy(sql.SQL("COPY {} FROM STDIN").format(self._table)) as rows:
                 for row, vector in enumerate(vectors):
-                    rows.write_row((row, _written(vector)))
+                    rows.write_row((row, _literal(vector)))
             graph = sql.SQL("CREATE INDEX ON {} USING hnsw (vector vector_ip_ops)").format(self._table)
             self._connection.execute(graph)
 
 
-def _written(vector: Tensor) -> str:
+def _literal(vector: Tensor) -> str:
     return str(vector.tolist())
 
 

@@ -20,10 +20,10 @@ class Qdrant:
     place    http://HOST:6333, or `:memory:` in this process; QDRANT_API_KEY holds a key
     """
 
-    def __init__(self, place: str, vectors: Tensor, version: str):
+    def __init__(self, location: str, vectors: Tensor, version: str):
         self._name = f"effc_{version}"
         try:
-            self._client = QdrantClient(place) if place == ":memory:" else _client(place)
+            self._client = QdrantClient(location) if location == ":memory:" else _client(location)
             self._fill(vectors)
         except Exception as error:  # the client raises those of httpx, grpc and its own
             raise Reject(
@@ -32,10 +32,10 @@ class Qdrant:
 
     def nearest(self, query: Tensor, count: int) -> list[int]:
         try:
-            found: Any = self._client.query_points(self._name, query=query.tolist(), limit=count)
+            response: Any = self._client.query_points(self._name, query=query.tolist(), limit=count)
         except Exception as error:
             raise Unreachable("Qdrant does not answer") from error
-        return [int(point.id) for point in found.points]
+        return [int(point.id) for point in response.points]
 
     def _fill(self, vectors: Tensor) -> None:
         client, (count, width) = self._client, vectors.shape

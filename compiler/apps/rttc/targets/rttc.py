@@ -45,7 +45,7 @@ class Rttc(Target):
     }
     extra = "rttc"
     requires = ("peft",)
-    unfit = {
+    conflicts = {
         'policy: sequential & dev: ""': (
             "`policy: sequential` has no thresholds without `dev`",
             'give `dev: "dev.jsonl"`, or a fixed policy such as `policy: rag`',
@@ -176,12 +176,12 @@ class Rttc(Target):
         self._questions(ctx)
         if self.reward == "scorer":
             read_graded(ctx.folder / self.graded)
-        for _, place, fault in self._folders():
-            if not (ctx.folder / place / "config.json").is_file():
-                raise Reject(fault(f"there is no model folder {ctx.folder / place}"))
+        for _, folder_name, fault in self._folders():
+            if not (ctx.folder / folder_name / "config.json").is_file():
+                raise Reject(fault(f"there is no model folder {ctx.folder / folder_name}"))
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
-        from ....core.cache import write_whole
+        from ....core.cache import write_atomic
         from ..app import KNOWLEDGE, App, embedder_of
         from ..app_folder import NAME
         from ..calibration import nearness
@@ -209,7 +209,7 @@ class Rttc(Target):
             app = self._calibrated(app, into, model, tokenizer, ctx)
         for note in [*self._commands(), *_left_out(base)]:
             _note(into, note)
-        write_whole(into / NAME, (json.dumps(app.to_json(), indent=2, sort_keys=True) + "\n").encode())
+        write_atomic(into / NAME, (json.dumps(app.to_json(), indent=2, sort_keys=True) + "\n").encode())
 
     @classmethod
     def open(cls, folder: Path, wish: Wish) -> tuple[Any, Any]:
@@ -218,7 +218,7 @@ class Rttc(Target):
     def forms(self) -> tuple[Form, ...]:
         return (*FORMS, *Native(path=self.path).forms())
 
-    def _engine(self, app: Any, program: Program, into: Path, asked: str, ctx: Context) -> str:
+    def _engine(self, app: Any, program: Program, into: Path, probe_question: str, ctx: Context) -> str:
         """Write the engine's folder, and say what generates; why it is not the engine goes into the notes."""
         from ....runtimes.native.refusal import cannot_run_natively
         from ..app import engine_of
@@ -227,30 +227,30 @@ class Rttc(Target):
             return "torch"
         try:
             Native(path=self.path).emit(program, into, ctx)
-        except Reject as refused:
-            if self.generation == "native" or refused.diagnostics[0].fault != cannot_run_natively:
+        except Reject as rejection:
+            if self.generation == "native" or rejection.diagnostics[0].fault != cannot_run_natively:
                 raise
             shutil.rmtree(into / FOLDER)
-            _note(into, f"PyTorch answers, not the native engine: {refused.diagnostics[0].message}.")
+            _note(into, f"PyTorch answers, not the native engine: {rejection.diagnostics[0].message}.")
             return "torch"
-        engine, why = engine_of(into, program.model, ctx.tokenizer, app, asked)
-        if why:
-            _note(into, f"Answers after a training come from PyTorch, not the native engine: {why}.")
+        engine, reason = engine_of(into, program.model, ctx.tokenizer, app, probe_question)
+        if reason:
+            _note(into, f"Answers after a training come from PyTorch, not the native engine: {reason}.")
         return engine
 
     def _commands(self) -> list[str]:
-        """How the folder is used, for its model card."""
-        told = [
+        """Commands that use the folder, for its model card."""
+        commands = [
             '`effc run . --prompt "..." --explain` answers, and says which way, why, and what it took.',
             '`effc serve .` answers OpenAI\'s API at http://127.0.0.1:8000/v1 (`pip install "effc[rttc]"`).',
             "`effc serve . --role server --host 0.0.0.0 --port 9000 --api-key KEY` gives samples to other machines; "
             "there `EFFC_KNOWLEDGE_KEY=KEY effc serve . --knowledge http://HOST:9000` answers. It sends the vectors of "
             "questions alone.",
         ]
-        drawn = (
+        curve_line = (
             "`calibration.txt` and `calibration.svg` draw what the dev questions showed, `calibration.json` has all."
         )
-        return [*told, drawn] if self.dev else told
+        return [*commands, curve_line] if self.dev else commands
 
     def _kind(self) -> str:
         return self.reward if self.reward in ("self", "scorer") else "judge"
@@ -285,8 +285,8 @@ class Rttc(Target):
         return embedder + ([(REWARD, self.reward, no_judge)] if self._kind() == "judge" else [])
 
     def _copy(self, into: Path, ctx: Context) -> None:
-        for name, place, _ in self._folders():
-            shutil.copytree(ctx.folder / place, into / name, ignore=shutil.ignore_patterns(".*", "*.py", "*.bin"))
+        for name, folder_name, _ in self._folders():
+            shutil.copytree(ctx.folder / folder_name, into / name, ignore=shutil.ignore_patterns(".*", "*.py", "*.bin"))
 
     def _build(self, folder: Path, embedder: Any, ctx: Context) -> Any:
         from ....core.events import Ticked
@@ -299,16 +299,16 @@ class Rttc(Target):
             folder,
             guard=guard,
             drafts=ctx.settings.cache_dir / "rttc" / "building",  # what is beside the folder goes with a killed compile
-            tell=lambda at, of: ctx.tick(Ticked("embedding samples", at, of)),
+            on_progress=lambda at, of: ctx.tick(Ticked("embedding samples", at, of)),
         )
 
     def _questions(self, ctx: Context) -> Sequence[Any]:
         from ..sample import read_samples
 
-        found = [s for s in read_samples(ctx.folder / self.dev) if s.question] if self.dev else []
-        if self.dev and not found:
+        samples = [s for s in read_samples(ctx.folder / self.dev) if s.question] if self.dev else []
+        if self.dev and not samples:
             raise Reject(no_questions(f"{self.dev} has no question with an answer"))
-        return found
+        return samples
 
     def _train_scorer(self, into: Path, embedder: Any, ctx: Context) -> None:
         from ....core.events import Ticked
@@ -322,10 +322,10 @@ class Rttc(Target):
                 scorer: Any = train(graded, embedder, seed=ctx.seed, force=self.force)
             else:
 
-                def tell(at: int, of: int) -> None:
+                def report(at: int, of: int) -> None:
                     ctx.tick(Ticked("training the scorer", at, of))
 
-                scorer = tune(graded, embedder, self.scorer, tell=tell, seed=ctx.seed, force=self.force)
+                scorer = tune(graded, embedder, self.scorer, on_progress=report, seed=ctx.seed, force=self.force)
             scorer.save(into / REWARD)
             ctx.record("AUC of the scorer", scorer.auc)
 
@@ -337,24 +337,24 @@ class Rttc(Target):
         from ..reward import Verifier
 
         questions = self._questions(ctx)
-        every = replace(app.policy, kind="best")  # a router is not there yet
+        best_policy = replace(app.policy, kind="best")  # a router is not there yet
         off = replace(
-            app, policy=every, near={"lists": 2.0, "states": 2.0}, bytes=dict.fromkeys(("lists", "states"), 0)
+            app, policy=best_policy, near={"lists": 2.0, "states": 2.0}, bytes=dict.fromkeys(("lists", "states"), 0)
         )  # every question on its own
         client = client_of(off, into, model, tokenizer, ctx.workdir)
         verifier = Verifier(self.check, {s.question: s.answer for s in questions}, self.options)
         try:
-            asked = ctx.each(questions, "calibrating", len(questions))
-            found = trials(client, asked, verifier, Settings(most=self.length, seed=ctx.seed))
-            made = settle(client, app.policy, questions, found, self.price, ctx.seed, self.force)
+            tracked = ctx.each(questions, "calibrating", len(questions))
+            trials_run = trials(client, tracked, verifier, Settings(max_tokens=self.length, seed=ctx.seed))
+            calibration = settle(client, app.policy, questions, trials_run, self.price, ctx.seed, self.force)
         finally:
             if client.adaptable is not None:
                 client.adaptable.close()
-        ctx.record("AUC of the reward", made.auc["all"])
-        if made.router is not None:
-            ctx.record("AUC of the router", made.router.auc)
-        made.write(into, client.reward)
-        return replace(app, policy=made.policy)
+        ctx.record("AUC of the reward", calibration.auc["all"])
+        if calibration.router is not None:
+            ctx.record("AUC of the router", calibration.router.auc)
+        calibration.write(into, client.reward)
+        return replace(app, policy=calibration.policy)
 
 
 def _left_out(base: Any) -> list[str]:
@@ -365,5 +365,5 @@ def _left_out(base: Any) -> list[str]:
 
 def _note(into: Path, note: str) -> None:
     """One more sentence for the model card."""
-    held = json.loads((into / NOTES).read_bytes()) if (into / NOTES).exists() else []
-    (into / NOTES).write_text(json.dumps([*held, note]), encoding="utf-8")
+    notes = json.loads((into / NOTES).read_bytes()) if (into / NOTES).exists() else []
+    (into / NOTES).write_text(json.dumps([*notes, note]), encoding="utf-8")

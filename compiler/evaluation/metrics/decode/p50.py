@@ -1,10 +1,10 @@
-"""How long it takes to decode one token, in the median."""
+"""Median time to decode one token."""
 
 from ...wait_times import Decode
 
 
 class P50(Decode):
-    """How long it takes to decode one token, in the median.
+    """Median time to decode one token.
 
     Greedy decoding with the KV cache after a prompt of random tokens, batch 1, after warm-up steps; one time
     per token, in milliseconds. It is the wait between two tokens.

@@ -1,10 +1,10 @@
-"""How long it takes to decode one token, at the slow end (percentile 95)."""
+"""95th percentile of the time to decode one token."""
 
 from ...wait_times import Decode
 
 
 class P95(Decode):
-    """How long it takes to decode one token, at the slow end (percentile 95).
+    """95th percentile of the time to decode one token.
 
     Greedy decoding with the KV cache after a prompt of random tokens, batch 1, after warm-up steps; one time
     per token, in milliseconds. It is the wait between two tokens.

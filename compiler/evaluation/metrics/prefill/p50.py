@@ -1,10 +1,10 @@
-"""How long it takes to read a prompt, in the median."""
+"""Median time to prefill a prompt."""
 
 from ...wait_times import Prefill
 
 
 class P50(Prefill):
-    """How long it takes to read a prompt, in the median.
+    """Median time to prefill a prompt.
 
     One forward over a prompt of random tokens that fills the KV cache, batch 1, after warm-up runs, repeated;
     in milliseconds. It is the wait before the first token.

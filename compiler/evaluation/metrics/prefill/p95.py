@@ -1,10 +1,10 @@
-"""How long it takes to read a prompt, at the slow end (percentile 95)."""
+"""95th percentile of the time to prefill a prompt."""
 
 from ...wait_times import Prefill
 
 
 class P95(Prefill):
-    """How long it takes to read a prompt, at the slow end (percentile 95).
+    """95th percentile of the time to prefill a prompt.
 
     One forward over a prompt of random tokens that fills the KV cache, batch 1, after warm-up runs, repeated;
     in milliseconds. It is the wait before the first token.

@@ -30,7 +30,7 @@ class Regression(Learner):
         self.y = self.x @ (common + apart * draw.standard_normal((OUT, IN))).astype(np.float32).T
         self.examples = rows
 
-    def drawn(self, seed, rank=None):
+    def initial_state(self, seed, rank=None):
         rank = rank or RANK
         A = np.random.default_rng(seed % 2**32).standard_normal((rank, IN)).astype(np.float32) / 2
         return {"m.A": A, "m.B": np.zeros((OUT, rank), np.float32)}

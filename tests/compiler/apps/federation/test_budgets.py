@@ -26,14 +26,14 @@ def scale():
 
 @pytest.mark.parametrize("kind", ["params", "flops", "memory"])
 def test_a_size_is_the_largest_within_its_budget_and_grows_with_it(scale, kind):
-    whole, least = scale.takes(kind, STEPS), scale.takes(kind, 1)
+    whole, least = scale.share_of(kind, STEPS), scale.share_of(kind, 1)
     assert 0 < least < whole
     found = []
     for share in np.linspace(least / whole, 1, 7):
         size = scale.fit(int(np.ceil(share * whole)) if kind != "memory" else Bytes(int(np.ceil(share * whole))), kind)
         step = max(n for n in range(1, STEPS + 1) if scale.size(n).params == size.params)
-        assert scale.takes(kind, step) <= np.ceil(share * whole)
-        assert step == STEPS or scale.takes(kind, step + 1) > share * whole
+        assert scale.share_of(kind, step) <= np.ceil(share * whole)
+        assert step == STEPS or scale.share_of(kind, step + 1) > share * whole
         found.append(size.params)
     assert found == sorted(found) and found[-1] == scale.size(STEPS).params
 
@@ -42,7 +42,7 @@ def test_what_a_size_takes_is_counted_on_what_is_left(scale):
     size = scale.size(STEPS // 2)
     skeleton = skeleton_at_size(scale.program, size)
     assert params(skeleton) == size.params
-    assert scale.takes("flops", STEPS // 2) == flops_per_token(skeleton, LOAD.length)
+    assert scale.share_of("flops", STEPS // 2) == flops_per_token(skeleton, LOAD.length)
     # weights, gradients and two moments are 16 bytes a parameter, the states of a round 12
     assert memory(skeleton, LOAD) > 28 * size.params
     assert memory(skeleton, Load(4, 16)) > memory(skeleton, LOAD)
@@ -52,7 +52,7 @@ def test_an_update_that_takes_long_enough_is_of_the_whole_model():
     program = capture(tiny.model("llama"))
     before = {n: p.detach().clone() for n, p in program.model.named_parameters()}
     (size,) = sizes_for(program, [Duration(60.0)], load=LOAD)
-    assert not size.kept
+    assert not size.indices
     assert all(torch.equal(p, before[n]) and p.grad is None for n, p in program.model.named_parameters())
 
 
@@ -76,7 +76,7 @@ def test_a_budget_that_nothing_fits_names_the_least(budget, counts, says, help_)
 def test_the_least_that_is_named_is_enough(scale):
     from effc.compiler.apps.federation.budgets import amount, phrase
 
-    whole, least = scale.takes("memory", STEPS), scale.takes("memory", 1)
+    whole, least = scale.share_of("memory", STEPS), scale.share_of("memory", 1)
     said = amount("memory", least, whole)
     assert said.endswith("KiB") and phrase("memory", least)
     assert scale.fit(Bytes(int(said.removesuffix("KiB")) * 1024), "memory").params == scale.size(1).params
@@ -104,7 +104,7 @@ def test_sizes_are_drawn_anew_each_round_and_the_seed_says_which():
             made.prepare(number, [0, 1, 2])
             sizes = [made.payload(k, number, None).config["size"] for k in range(3)]
             assert 0 in sizes and 1 in sizes and sizes[2] == 1
-            sent = {k: Sent({"w": np.ones(made.wanted(k)["w"], np.float32)}, 1) for k in range(3)}
+            sent = {k: Sent({"w": np.ones(made.required(k)["w"], np.float32)}, 1) for k in range(3)}
             made.take(number, sent)
             found.append(tuple(sizes))
         np.testing.assert_allclose(made.state["w"][:2], 1.0)  # which all train in every round

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from effc.compiler.apps.federation.app import PACKAGE
-from effc.compiler.apps.federation.client_host import Place
+from effc.compiler.apps.federation.client_host import ClientHost
 from effc.compiler.apps.federation.coverage import part_of
 from effc.compiler.apps.federation.declaration import read_declaration
 from effc.compiler.apps.federation.language import Local, private_gradient
@@ -65,8 +65,8 @@ def test_interventions_are_federated_and_r_stays_orthonormal(edited, tmp_path):
     path, declared = edited
     made = run(path, declared, tmp_path)
     first, last = made.course.rounds[0], made.course.rounds[-1]
-    assert last.loss < np.mean([t.before for t in first.turns.values()])
-    assert {t.bytes_up for t in last.turns.values()} == {4 * 2 * (2 * 128 * 2 + 2)}  # layers (2 d r + r) float32
+    assert last.loss < np.mean([t.before for t in first.updates.values()])
+    assert {t.bytes_up for t in last.updates.values()} == {4 * 2 * (2 * 128 * 2 + 2)}  # layers (2 d r + r) float32
     for state in made.strategy.results().values():
         for name in (n for n in state if n.endswith(".R")):
             np.testing.assert_allclose(state[name] @ state[name].T, np.eye(2), atol=1e-5)
@@ -78,7 +78,9 @@ def test_a_clients_interventions_go_onto_the_base_again(edited, tmp_path):
     write_results(made.strategy.results(), made.course, declared, tmp_path / "result", path)
     model = base()
     reft.put_on(model, tmp_path / "result" / "client-1" / "reft")
-    with Place(declared, path / declared.folder, path.parents[1], Settings(tmp_path / "cache")).seats([1]) as (one,):
+    with ClientHost(declared, path / declared.folder, path.parents[1], Settings(tmp_path / "cache")).seats([1]) as (
+        one,
+    ):
         held = one.learner.held_out
         wanted = one.learner.loss(made.strategy.results()["client-1"], {})
     nats, tokens = nll(model, held.ids, held.speech, held.prompts)
@@ -89,7 +91,7 @@ def test_a_clients_interventions_go_onto_the_base_again(edited, tmp_path):
 def test_other_ways_of_putting_interventions_together_learn_too(edited, tmp_path, way):
     path, declared = edited
     made = run(path, declared.with_changes(way=way, strategy="abm"), tmp_path)
-    assert made.course.rounds[-1].loss < np.mean([t.before for t in made.course.rounds[0].turns.values()])
+    assert made.course.rounds[-1].loss < np.mean([t.before for t in made.course.rounds[0].updates.values()])
 
 
 def test_a_clients_size_is_the_largest_within_its_budget_and_the_least_is_named():
@@ -97,7 +99,7 @@ def test_a_clients_size_is_the_largest_within_its_budget_and_the_least_is_named(
     whole = sum(p.numel() for p in program.model.parameters())
     shares = (1.0, 0.8, 0.6, 0.8)
     sizes = sizes_for(program, shares)
-    assert sizes[0].params == whole and not sizes[0].kept and sizes[1] == sizes[3]
+    assert sizes[0].params == whole and not sizes[0].indices and sizes[1] == sizes[3]
     assert all((share - 0.05) * whole < s.params <= share * whole for s, share in zip(sizes, shares, strict=True))
     with pytest.raises(Reject) as refused:
         sizes_for(program, [0.01])
@@ -123,8 +125,8 @@ def test_clients_of_different_size_learn_together_and_send_what_they_hold(edited
     wanted = {"trains": "full", "strategy": "coverage", "full": full, "sizes": tuple(sizes), "size_of": (0, 1, 2)}
     made = run(path, declared.with_changes(**wanted, lr=5e-4), tmp_path)
     first, last = made.course.rounds[0], made.course.rounds[-1]
-    assert last.loss < np.mean([t.before for t in first.turns.values()]) and not last.faults
-    sent = [last.turns[k].bytes_up for k in range(3)]
+    assert last.loss < np.mean([t.before for t in first.updates.values()]) and not last.faults
+    sent = [last.updates[k].bytes_up for k in range(3)]
     assert sent == [4 * size.params for size in sizes] and sent[0] > sent[1] > sent[2]
 
 
@@ -135,7 +137,7 @@ def test_sizes_that_are_drawn_anew_are_trained_by_clients_that_afford_them(edite
     full = {name: tuple(p.shape) for name, p in program.model.named_parameters()}
     wanted = {"trains": "full", "strategy": "coverage", "full": full, "sizes": tuple(sizes), "size_of": (0, 0, 1)}
     made = run(path, declared.with_changes(**wanted, allocation="sandwich", rounds=3, steps=1), tmp_path)
-    sent = [[r.turns[k].bytes_up for k in range(3)] for r in made.course.rounds]
+    sent = [[r.updates[k].bytes_up for k in range(3)] for r in made.course.rounds]
     whole, part = (4 * size.params for size in sizes)
     assert not made.course.rounds[-1].faults
     assert all(whole in row and part in row and row[2] == part for row in sent)
@@ -146,7 +148,7 @@ def test_a_private_client_learns_from_clipped_rows(edited, tmp_path):
     path, declared = edited
     private = declared.with_changes(strategy="fedavg", protects="rows", clip=1.0, noise=0.01)
     made = run(path, private, tmp_path)
-    assert made.course.rounds[-1].loss < np.mean([t.before for t in made.course.rounds[0].turns.values()])
+    assert made.course.rounds[-1].loss < np.mean([t.before for t in made.course.rounds[0].updates.values()])
 
 
 def test_the_gradient_of_a_private_step_is_a_mean_of_clipped_rows():

@@ -17,7 +17,7 @@ from effc.compiler.apps.federation import deployment
 from effc.compiler.apps.federation.declaration import read_declaration
 from effc.compiler.apps.federation.generated_code import check_code
 from effc.compiler.apps.federation.identities import check_certificates, make_identities
-from effc.compiler.apps.federation.processes import Process, answers, end, free_ports, is_taken, last_line, start
+from effc.compiler.apps.federation.processes import Process, answers, end, free_ports, is_port_in_use, last_line, start
 from effc.dsl.syntax.diagnostics import Reject
 
 pytest.importorskip("cryptography")
@@ -104,9 +104,9 @@ def test_what_a_process_said_last_is_told_without_its_colours(tmp_path):
 
 def test_a_port_in_use_is_told_and_free_ones_are_free():
     (port,) = free_ports(1)
-    assert not is_taken(port) and not answers(port)
+    assert not is_port_in_use(port) and not answers(port)
     with socket.create_server(("127.0.0.1", port)):
-        assert is_taken(port) and answers(port)
+        assert is_port_in_use(port) and answers(port)
 
 
 class Declared:
@@ -207,7 +207,12 @@ def test_up_starts_all_status_tells_and_down_ends_all(flower, tmp_path):
     folder = tmp_path / "fed-deployment"
     made = deployment.up(tmp_path / "fed", Declared, folder, tmp_path, (), tmp_path / "cache")
     try:
-        assert [p.name for p in made.processes] == ["superlink", "server", "node0", "node1"] and not made.lost
+        assert [p.name for p in made.processes] == [
+            "superlink",
+            "server",
+            "node0",
+            "node1",
+        ] and not made.stopped_processes
         assert made.run == "7" and deployment.read_deployment(folder) == made
         assert deployment.status(made) == ("finished:failed", "no reply")
         with pytest.raises(Reject) as refused:
@@ -215,14 +220,14 @@ def test_up_starts_all_status_tells_and_down_ends_all(flower, tmp_path):
         assert slug(refused) == "deployed-already"
         os.killpg(made.processes[2].pid, signal.SIGKILL)
         os.waitpid(made.processes[2].pid, 0)
-        assert [p.name for p in made.lost] == ["node0"]
+        assert [p.name for p in made.stopped_processes] == ["node0"]
         assert not made.broken  # rounds go on without a node
         os.killpg(made.processes[1].pid, signal.SIGKILL)
         os.waitpid(made.processes[1].pid, 0)
         assert [p.name for p in made.broken] == ["server"]
     finally:
         names = deployment.down(made)
-    assert names == ["node1", "superlink"] and len(made.lost) == 4
+    assert names == ["node1", "superlink"] and len(made.stopped_processes) == 4
     assert not (folder / "keys").exists() and (folder / "superlink.log").exists()
     with pytest.raises(Reject) as refused:
         deployment.read_deployment(folder)

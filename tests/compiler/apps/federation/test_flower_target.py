@@ -10,7 +10,7 @@ import pytest
 import torch
 from effc.compiler.apps.federation.app import PACKAGE
 from effc.compiler.apps.federation.checkpoint import Checkpoint
-from effc.compiler.apps.federation.client_host import Place
+from effc.compiler.apps.federation.client_host import ClientHost
 from effc.compiler.apps.federation.declaration import read_declaration, strategy_of
 from effc.compiler.apps.federation.grid import LocalGrid
 from effc.compiler.apps.federation.personal import MANY
@@ -122,10 +122,10 @@ def test_the_first_command_of_the_page_works_in_the_folder_that_it_is_written_fo
 
 def test_clients_together_learn_and_a_killed_run_goes_on_to_the_same_bits(artifact, tmp_path):
     whole = run(artifact, tmp_path / "one")
-    assert whole.course.rounds[-1].loss < np.mean([t.before for t in whole.course.rounds[0].turns.values()])
+    assert whole.course.rounds[-1].loss < np.mean([t.before for t in whole.course.rounds[0].updates.values()])
     said, place = declared(artifact), None
     checkpoint = Checkpoint(tmp_path / "two" / "cache" / "federations" / said.identity, said.identity)
-    place = Place(said, artifact / "model", artifact.parents[1], Settings(tmp_path / "two" / "cache"))
+    place = ClientHost(said, artifact / "model", artifact.parents[1], Settings(tmp_path / "two" / "cache"))
     with place.seats([0, 1, 2]) as clients:  # a server that is gone after its first round
         Federation(LocalGrid(clients), strategy_of(said), said.with_changes(rounds=1).terms(), checkpoint).run()
     again = run(artifact, tmp_path / "two")
@@ -135,7 +135,7 @@ def test_clients_together_learn_and_a_killed_run_goes_on_to_the_same_bits(artifa
 
 def test_training_leaves_the_model_as_it_was(artifact, tmp_path):
     said = declared(artifact, strategy="stack")
-    place = Place(said, artifact / "model", artifact.parents[1], Settings(tmp_path / "cache"))
+    place = ClientHost(said, artifact / "model", artifact.parents[1], Settings(tmp_path / "cache"))
     with place.seats([0, 1, 2]) as clients:
         model = clients[0].learner.slots.model
         names = {n: p.detach().clone() for n, p in model.named_parameters() if "lora" not in n}
@@ -149,8 +149,8 @@ def test_every_strategy_runs_over_a_model(artifact, tmp_path, strategy):
     ranks = (1, 2, 2) if strategy in ("stack", "svd", "hetlora") else ()
     made = run(artifact, tmp_path, strategy=strategy, ranks=ranks)
     first, last = made.course.rounds[0], made.course.rounds[-1]
-    assert sorted(last.turns) == [0, 1, 2] and not last.faults
-    assert last.loss < np.mean([t.before for t in first.turns.values()])
+    assert sorted(last.updates) == [0, 1, 2] and not last.faults
+    assert last.loss < np.mean([t.before for t in first.updates.values()])
 
 
 @pytest.mark.parametrize(
@@ -160,8 +160,8 @@ def test_every_strategy_runs_over_a_model(artifact, tmp_path, strategy):
 def test_prompts_and_weights_are_trained_together_too(artifact, tmp_path, trains, shapes):
     made = run(artifact, tmp_path, trains=trains, full=shapes, lr=5e-3)
     first, last = made.course.rounds[0], made.course.rounds[-1]
-    assert last.loss < np.mean([t.before for t in first.turns.values()])
-    assert {t.bytes_up for t in last.turns.values()} == {4 * math.prod(next(iter(shapes.values())))}
+    assert last.loss < np.mean([t.before for t in first.updates.values()])
+    assert {t.bytes_up for t in last.updates.values()} == {4 * math.prod(next(iter(shapes.values())))}
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "stack", "abm"])
@@ -174,7 +174,9 @@ def test_results_are_adapters_that_peft_loads(artifact, tmp_path, strategy):
     name = "client-1" if strategy == "abm" else "global"
     model = PeftModel.from_pretrained(api.load(artifact), tmp_path / "result" / name)
     said = declared(artifact, strategy=strategy)
-    with Place(said, artifact / "model", artifact.parents[1], Settings(tmp_path / "cache")).seats([1]) as (client,):
+    with ClientHost(said, artifact / "model", artifact.parents[1], Settings(tmp_path / "cache")).seats([1]) as (
+        client,
+    ):
         held_out = client.learner.held_out
         wanted = client.learner.loss(made.strategy.results()[name], {})
     nats, tokens = nll(model, held_out.ids)
@@ -294,8 +296,8 @@ def test_a_number_that_nobody_wrote_is_told_with_what_it_is_at_odds_with(tmp_pat
 
 
 def test_the_limits_in_the_header_are_those_of_the_server():
-    assert f"secure & clients < {LEAST}" in Flower.unfit
-    assert f"way: function & strategy: abm & trains: reft & clients > {MANY}" in Flower.unfit
+    assert f"secure & clients < {LEAST}" in Flower.conflicts
+    assert f"way: function & strategy: abm & trains: reft & clients > {MANY}" in Flower.conflicts
 
 
 def refused_by_compile(folder, recipe):

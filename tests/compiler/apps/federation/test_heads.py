@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from effc.compiler.apps.federation.app import PACKAGE
-from effc.compiler.apps.federation.client_host import Place, slots_on
+from effc.compiler.apps.federation.client_host import ClientHost, slots_on
 from effc.compiler.apps.federation.declaration import read_declaration
 from effc.compiler.apps.federation.outcomes import read_state
 from effc.compiler.apps.federation.results import write_results
@@ -54,7 +54,7 @@ def test_a_head_is_sent_averaged_written_and_read_again(app, tmp_path, strategy,
     said, sent = told.with_changes(strategy=strategy), {}
     made = heard(said, path, home, tmp_path, sent, monkeypatch)
     first, last = made.course.rounds[0], made.course.rounds[-1]
-    assert last.loss < np.mean([t.before for t in first.turns.values()])
+    assert last.loss < np.mean([t.before for t in first.updates.values()])
     (state,) = made.strategy.results().values()
     assert {name for name in state if not name.endswith((".A", ".B"))} == HEAD
     weights = {k: one.examples for k, one in sent.items()}
@@ -107,10 +107,10 @@ def test_a_stack_goes_on_from_the_heads_mean_and_merges_what_was_learned(app, tm
     home, path, told = app
     said = told.with_changes(strategy="stack")
     made = simulate(said, path / said.folder, home, Settings(tmp_path / "cache"))
-    with Place(said, path / said.folder, home, Settings(tmp_path / "cache")).seats([0]) as (client,):
+    with ClientHost(said, path / said.folder, home, Settings(tmp_path / "cache")).seats([0]) as (client,):
         learner = client.learner
         found = learner.judged(made.strategy.results()["global"], {})
-    first = made.course.rounds[0].turns[0]
+    first = made.course.rounds[0].updates[0]
     assert found[0] < first.before  # as peft would run it: one adapter of the sum of all ranks, and the head
 
 

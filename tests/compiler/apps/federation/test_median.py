@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from effc.compiler.apps.federation.all_but_me import shares_of_others
+from effc.compiler.apps.federation.all_but_me import leave_one_out_shares
 from effc.compiler.apps.federation.median import geometric_median, gram
 from effc.compiler.apps.federation.mixing import adaptive, mix
 from effc.compiler.apps.federation.state import mean, total
@@ -26,7 +26,7 @@ def median(points, weights=None):
 def others(points, weights=None, median=False):
     """What every client gets."""
     found = states(points)
-    shares = shares_of_others(weights or ones(points), gram(found) if median else None)
+    shares = leave_one_out_shares(weights or ones(points), gram(found) if median else None)
     return {k: total(found, row)["x"] if row else found[k]["x"] for k, row in shares.items()}
 
 
@@ -109,11 +109,11 @@ def test_the_median_of_the_others_does_not_keep_the_mean():
 
 
 def test_a_client_alone_has_no_others():
-    assert shares_of_others({3: 2.0}) == {3: {}}
+    assert leave_one_out_shares({3: 2.0}) == {3: {}}
 
 
 def test_a_client_without_examples_has_no_part_in_what_others_get():
-    assert shares_of_others({0: 1.0, 1: 0.0, 2: 1.0})[0] == {2: 1.0}
+    assert leave_one_out_shares({0: 1.0, 1: 0.0, 2: 1.0})[0] == {2: 1.0}
 
 
 def test_the_order_of_clients_changes_no_bit():

@@ -82,7 +82,7 @@ def test_a_bound_in_flower_waits_for_the_run_and_testing_before_it_is_refused(al
 def test_every_state_is_judged_and_the_worst_of_them_decides(alone):
     path = alone[0]
     made = judged(path)
-    assert made.holds and {o.state for o in made.outcomes} == {"ok"}
+    assert made.passed and {o.state for o in made.outcomes} == {"ok"}
     values = {m.metric: m.compiled for m in made.compared.measures if m.metric.startswith("perplexity")}
     assert sorted(values) == [f"perplexity(words) of client-{k}" for k in range(3)]
     assert len(set(values.values())) == 3  # three states, not one three times
@@ -90,7 +90,7 @@ def test_every_state_is_judged_and_the_worst_of_them_decides(alone):
     limit = sorted(values.values())[1] / made.outcomes[1].original  # one state is worse
     (path.parents[1] / "s.effspec").write_text(text.replace("0.9 * base", f"{limit:.6f} * base"))
     session = api.session(path.parents[1] / "s.effspec", settings=Settings(path.parents[1] / "cache"))
-    (missed,) = [o for o in retest.test_artifact(path, session, api.plans(session))[0].outcomes if not o.holds]
+    (missed,) = [o for o in retest.test_artifact(path, session, api.plans(session))[0].outcomes if not o.passed]
     assert missed.where == max(values, key=values.get).removeprefix("perplexity(words) of ")
 
 
@@ -113,7 +113,7 @@ def test_inspect_draws_the_clients_their_bytes_and_how_it_went(alone):
     path, _, _, run, declared = alone
     text = Flower.picture(path / declared.folder).draw()
     rows = [line.split() for line in text.splitlines() if line.split()[:1] in (["0"], ["1"], ["2"])]
-    sent = size(run.course.rounds[-1].turns[0].bytes_up)
+    sent = size(run.course.rounds[-1].updates[0].bytes_up)
     assert [" ".join(row[1:3]) for row in rows[:3]] == [sent] * 3
     assert text.startswith("3 clients train LoRA adapters by alone, 2 rounds") and "ran 2 rounds" in text
     assert line(run.course.rounds[-1]) in text
@@ -133,7 +133,7 @@ def test_whatever_is_trained_comes_back_as_a_model_that_does_what_its_client_saw
     path, _ = compiled(tmp_path / "x", more, "perplexity(words) <= 10 * base", data, steps)
     run, declared = ran(path)
     (outcome,) = [o for o in judged(path).outcomes if o.bound.metric.name == "perplexity"]
-    assert outcome.holds and np.log(outcome.value) == pytest.approx(run.course.rounds[-1].loss, abs=1.0)
+    assert outcome.passed and np.log(outcome.value) == pytest.approx(run.course.rounds[-1].loss, abs=1.0)
     file, _ = retest.compiled_from(path, None)
     session = api.session(file, settings=Settings(path.parents[1] / "cache"))
     (plan,) = api.plans(session)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from effc.compiler.apps.federation.masks import Keys, fixed, from_fixed_point, others_mean
+from effc.compiler.apps.federation.masks import Keys, fixed, from_fixed_point, mean_without
 from effc.compiler.apps.federation.noise import clipped, epsilon, noisy_mean
 from effc.compiler.apps.federation.state import mean, shapes, vector
 from effc.dsl.syntax.diagnostics import Reject
@@ -28,7 +28,7 @@ def test_masks_cancel_in_the_sum_and_every_client_gets_the_mean_of_the_others():
     total = from_fixed_point(sum(sent.values()), shapes(clients[0]))
     for k, own in clients.items():
         want = mean({j: s for j, s in clients.items() if j != k}, dict.fromkeys(clients.keys() - {k}, 1.0))
-        got = others_mean(total, own, len(clients))
+        got = mean_without(total, own, len(clients))
         for name in own:
             np.testing.assert_allclose(got[name], want[name], atol=4 * 2**-16)
 
@@ -78,13 +78,13 @@ def test_epsilon_grows_with_rounds_and_falls_with_noise():
 
 
 def test_what_was_spent_is_told_in_a_sentence():
-    from effc.compiler.apps.federation.history import Round, Turn
+    from effc.compiler.apps.federation.history import ClientUpdate, Round
     from effc.compiler.apps.federation.noise import privacy
 
     class Declared:
         noise, delta, protects, batch, steps = 1.0, 1e-5, "clients", 4, 8
 
-    rounds = [Round(1, {0: Turn(1.0, 1.0, 64, 1.0, 0, 0), 1: Turn(1.0, 1.0, 32, 1.0, 0, 0)}, {}, 1.0)]
+    rounds = [Round(1, {0: ClientUpdate(1.0, 1.0, 64, 1.0, 0, 0), 1: ClientUpdate(1.0, 1.0, 32, 1.0, 0, 0)}, {}, 1.0)]
     assert privacy(rounds, Declared).startswith(f"epsilon {epsilon(1, 1.0, 1e-5):.2f} at delta 1e-05 for a client")
     Declared.protects = "rows"
     assert "a row of a client with 32" in privacy(rounds, Declared)

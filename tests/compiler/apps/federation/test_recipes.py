@@ -26,11 +26,11 @@ def test_a_shipped_federation_learns_for_every_client_and_leaves_the_model_as_it
     declared = read_declaration(path / PACKAGE / "federation.json")
     run = simulate(declared, path / declared.folder, RECIPES, Settings(tmp_path / "cache"))
     first, last = run.course.rounds[0], run.course.rounds[-1]
-    assert not last.faults and sorted(last.turns) == list(range(declared.clients))
-    before = {client: turn.before for client, turn in first.turns.items()}
-    gains = [before[client] - turn.loss for client, turn in last.turns.items()]
+    assert not last.faults and sorted(last.updates) == list(range(declared.clients))
+    before = {client: turn.before for client, turn in first.updates.items()}
+    gains = [before[client] - turn.loss for client, turn in last.updates.items()]
     assert np.mean(gains) > 0 and min(gains) > -0.05  # the worst client is not worse off
-    sent = {turn.bytes_up for turn in last.turns.values()}
+    sent = {turn.bytes_up for turn in last.updates.values()}
     if declared.trains == "prompt":
         assert declared.full == {"prompt": (8, 128)} and sent == {4 * 8 * 128}
     assert base_hash(path / declared.folder, tmp_path / "cache") == declared.base

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from effc.compiler.apps.federation import leave_one_out, personal
-from effc.compiler.apps.federation.leave_one_out import Rest
+from effc.compiler.apps.federation.leave_one_out import LeaveOneOut
 from effc.compiler.apps.federation.median import geometric_median, pull_of_median
 from effc.compiler.apps.federation.personal import AllButMe
 from effc.compiler.apps.federation.rotations import combined, polar, projected
@@ -32,7 +32,7 @@ def edit(state):
 @given(count=st.integers(2, 7), seed=st.integers(0, 99))
 def test_the_mean_of_the_others_is_their_sum_over_their_weights(count, seed):
     states, weights = clients(count, seed)
-    made = Rest(states, weights, "project")
+    made = LeaveOneOut(states, weights, "project")
     for client in states:
         others = {k: w for k, w in weights.items() if k != client and w > 0}
         found = made.of(client, states[client])
@@ -49,7 +49,7 @@ def test_an_outlier_that_leaves_itself_out_loses_no_digit_of_the_others(far):
     states, weights = clients(5)
     weights = dict.fromkeys(weights, 1.0)
     states[4] = {n: a if n == "e.R" else (a * far).astype(np.float32) for n, a in states[4].items()}
-    found = Rest(states, weights, "project").of(4, states[4])
+    found = LeaveOneOut(states, weights, "project").of(4, states[4])
     wanted = projected(total(states, dict.fromkeys(range(4), 0.25)))
     for name in ("e.W", "e.b", "head"):
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-6)
@@ -57,7 +57,7 @@ def test_an_outlier_that_leaves_itself_out_loses_no_digit_of_the_others(far):
 
 def test_a_client_that_outweighs_all_others_gets_their_mean():
     states, _ = clients(4)
-    found = Rest(states, {0: 1e18, 1: 1.0, 2: 1.0, 3: 2.0}, "project").of(0, states[0])
+    found = LeaveOneOut(states, {0: 1e18, 1: 1.0, 2: 1.0, 3: 2.0}, "project").of(0, states[0])
     wanted = projected(total(states, {1: 0.25, 2: 0.25, 3: 0.5}))
     np.testing.assert_allclose(found["head"], wanted["head"], rtol=1e-5)
 
@@ -69,7 +69,7 @@ def test_clients_that_learned_the_same_in_rotated_bases_get_it_back_in_their_own
     for k in range(5):
         turn = polar(draw.standard_normal((2, 2)))
         turned[k] = {n: (turn @ a).astype(np.float32) if n.startswith("e.") else a for n, a in states[0].items()}
-    made = Rest(turned, dict.fromkeys(turned, 1.0), "align")
+    made = LeaveOneOut(turned, dict.fromkeys(turned, 1.0), "align")
     for k, own in turned.items():
         for name in own:
             np.testing.assert_allclose(made.of(k, own)[name], own[name], atol=1e-5)
@@ -81,7 +81,7 @@ def test_the_common_frame_gives_nearly_what_aligning_with_each_receiver_does():
     near = {
         k: projected({n: (start[0][n] + 0.05 * a).astype(np.float32) for n, a in s.items()}) for k, s in states.items()
     }
-    found = Rest(near, dict.fromkeys(near, 1.0), "align").of(2, near[2])
+    found = LeaveOneOut(near, dict.fromkeys(near, 1.0), "align").of(2, near[2])
     wanted = combined(near, {k: 0.2 for k in near if k != 2}, near[2], "align")
     assert np.abs(edit(found) - edit(wanted)).max() < 2e-3 < np.abs(edit(wanted)).max() / 100
 
@@ -114,8 +114,8 @@ def test_the_pull_of_a_median_is_that_of_the_median():
 
 def test_a_round_looks_at_every_state_a_few_times_however_many_clients_there_are(monkeypatch):
     looks = []
-    turned = Rest._turned
-    monkeypatch.setattr(Rest, "_turned", lambda self, state: looks.append(1) or turned(self, state))
+    turned = LeaveOneOut._turned
+    monkeypatch.setattr(LeaveOneOut, "_turned", lambda self, state: looks.append(1) or turned(self, state))
     for count in (10, 40):
         looks.clear()
         states, _ = clients(count)
@@ -125,4 +125,4 @@ def test_a_round_looks_at_every_state_a_few_times_however_many_clients_there_are
         for k in states:
             strategy.payload(k, 2, 1)
         assert len(looks) == 2 * count
-    assert leave_one_out.MOST < 2**52
+    assert leave_one_out.MAX_WEIGHT < 2**52

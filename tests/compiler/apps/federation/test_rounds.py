@@ -44,7 +44,7 @@ def test_every_method_learns(name):
     run = federation(STRATEGIES[name](), rounds=8)
     course = run.run()
     first, last = course.rounds[0], course.rounds[-1]
-    assert np.mean([t.before for t in first.turns.values()]) > 2 * last.loss
+    assert np.mean([t.before for t in first.updates.values()]) > 2 * last.loss
     assert not lines(course.rounds)
     assert set(run.strategy.results()) == ({f"client-{k}" for k in range(4)} if run.strategy.personal else {"global"})
 
@@ -74,7 +74,7 @@ learn = Regression.trained
 Regression.trained = lambda self, *given: time.sleep(0.3) or learn(self, *given)
 tell = lambda r: print(r.number, flush=True)
 run = federation(STRATEGIES[{name!r}](), rounds=5, checkpoint=Checkpoint(Path({folder!r}), "run"))
-run.tell = tell
+run.on_round = tell
 run.run()
 """
 
@@ -94,7 +94,7 @@ def test_a_server_killed_in_the_middle_of_a_round_goes_on_to_the_same_bits(name,
     assert server.returncode == -signal.SIGKILL and said == ""
     again = federation(STRATEGIES[name](), rounds=5, checkpoint=Checkpoint(tmp_path, "run"))
     told = []
-    again.tell = lambda round_: told.append(round_.number)
+    again.on_round = lambda round_: told.append(round_.number)
     again.run()
     assert told == [3, 4, 5] and results(again) == results(whole)
 
@@ -119,10 +119,10 @@ class Mortal(LocalGrid):
 def test_a_client_killed_in_a_round_is_missed_and_its_next_node_takes_its_place(name):
     run = federation(STRATEGIES[name](), rounds=5, deadline=1.0)
     grid = Mortal(list(run.grid.clients.values()), 4)
-    grid.clients[99], grid.memories[99], grid._turns[99] = grid.clients[1], {}, threading.Lock()
+    grid.clients[99], grid.memories[99], grid._locks[99] = grid.clients[1], {}, threading.Lock()
     run.grid = grid
     rounds = run.run().rounds
-    assert [sorted(r.turns) for r in rounds] == [[0, 1, 2, 3], [1, 2, 3], [1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
+    assert [sorted(r.updates) for r in rounds] == [[0, 1, 2, 3], [1, 2, 3], [1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
     assert rounds[1].faults == {0: "no reply within 1 s"} and not rounds[3].faults
     assert rounds[4].loss < rounds[0].loss
 
@@ -154,16 +154,16 @@ def test_a_faulty_client_is_left_out_of_its_round_and_comes_back(name, fault, sa
     late = {"deadline": 2.0} if fault == "slow" else {}
     course = federation(STRATEGIES[name](), rounds=4, fault=fault, **late).run()
     assert says in course.rounds[1].faults[1]
-    assert sorted(course.rounds[1].turns) == [0, 2, 3]
+    assert sorted(course.rounds[1].updates) == [0, 2, 3]
     back = [] if fault == "stale base" else [1]
-    assert sorted(course.rounds[3].turns) == sorted([0, 2, 3, *back])
+    assert sorted(course.rounds[3].updates) == sorted([0, 2, 3, *back])
     assert course.rounds[3].loss < course.rounds[0].loss
 
 
 @pytest.mark.parametrize("name", ["ffa", "stack", "abm mean"])
 def test_a_node_that_lost_its_memory_costs_its_client_no_more_than_a_round(name):
     course = federation(STRATEGIES[name](), rounds=4, fault="forgets").run()
-    assert 1 in course.rounds[0].turns and 1 in course.rounds[2].turns and 1 in course.rounds[3].turns
+    assert 1 in course.rounds[0].updates and 1 in course.rounds[2].updates and 1 in course.rounds[3].updates
 
 
 def test_a_client_without_data_is_left_out_and_named():
@@ -174,7 +174,7 @@ def test_a_client_without_data_is_left_out_and_named():
     assert refused.value.diagnostics[0].note == "client 1: it has no data"
     course = federation(FedAvg(FULL), rows=0, clients=4, rounds=2)
     course.terms = course.terms.__class__(**{**course.terms.__dict__, "clients": 3})
-    assert sorted(course.run().rounds[0].turns) == [0, 2, 3]
+    assert sorted(course.run().rounds[0].updates) == [0, 2, 3]
 
 
 def test_a_client_that_does_not_say_which_it_is_is_left_out_and_named():
@@ -203,7 +203,7 @@ def test_a_client_that_keeps_the_only_worker_stops_the_run_and_is_named():
 
 def test_some_clients_take_part_in_a_round_and_the_seed_says_which():
     runs = [federation(AllButMe(FULL, "mean", "align", 0.5), rounds=5, share=0.5, seed=seed) for seed in (0, 0, 1)]
-    parts = [[sorted(r.turns) for r in run.run().rounds] for run in runs]
+    parts = [[sorted(r.updates) for r in run.run().rounds] for run in runs]
     assert all(len(clients) == 2 for clients in parts[0])
     assert parts[0] == parts[1] != parts[2]
     assert results(runs[0]) == results(runs[1])
@@ -218,13 +218,13 @@ def test_stacking_leaves_the_exact_mean_of_what_was_learned():
 
 def test_bytes_are_those_of_the_arrays():
     size = 4 * sum(a * b for a, b in FULL.values())
-    turns = federation(FedAvg(FULL), rounds=2).run().rounds[1].turns
+    turns = federation(FedAvg(FULL), rounds=2).run().rounds[1].updates
     assert {t.bytes_up for t in turns.values()} == {size} == {t.bytes_down for t in turns.values()}
     frozen = federation(FrozenA(FULL), rounds=2).run().rounds
     assert (
-        {t.bytes_up for t in frozen[1].turns.values()}
+        {t.bytes_up for t in frozen[1].updates.values()}
         == {4 * 6 * 4}
-        == {t.bytes_down for t in frozen[1].turns.values()}
+        == {t.bytes_down for t in frozen[1].updates.values()}
     )
     alone = federation(AllButMe(FULL, "mean", "align", 0.0), rounds=2).run().rounds
     assert alone[1].bytes_down == 0

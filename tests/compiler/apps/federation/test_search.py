@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from effc.compiler.apps.federation.app import PACKAGE
-from effc.compiler.apps.federation.client_host import Place
+from effc.compiler.apps.federation.client_host import ClientHost
 from effc.compiler.apps.federation.declaration import read_declaration
 from effc.compiler.apps.federation.grid import LocalGrid
 from effc.compiler.apps.federation.rounds import Terms
@@ -63,9 +63,9 @@ class Faulty(Librarian):
 
 def test_questions_are_answered_by_whoever_has_the_document():
     rounds = library().run().rounds
-    assert [list(r.turns) for r in rounds] == [[0], [1], [2]]
-    assert [r.turns[k].accuracy for k, r in enumerate(rounds)] == [1.0] * 3
-    turn = rounds[0].turns[0]
+    assert [list(r.updates) for r in rounds] == [[0], [1], [2]]
+    assert [r.updates[k].accuracy for k, r in enumerate(rounds)] == [1.0] * 3
+    turn = rounds[0].updates[0]
     assert turn.bytes_up == 2 * 8 * 4 + 3 * 2 * 2 * (4 + 8)  # vectors; scores and numbers of three clients
     assert turn.bytes_down == 3 * 2 * 8 * 4 + 2 * 2 * (8 + 8)  # vectors to three; owners and numbers
 
@@ -74,12 +74,12 @@ def test_questions_are_answered_by_whoever_has_the_document():
 def test_a_client_that_answers_nonsense_is_searched_without_and_named(faults):
     rounds = library(faults).run().rounds
     assert all(1 in r.faults for r in rounds)
-    assert [r.turns[k].accuracy for k, r in enumerate(rounds)] == [0.0, 1.0, 1.0]  # client 0 asks for what 1 has
+    assert [r.updates[k].accuracy for k, r in enumerate(rounds)] == [0.0, 1.0, 1.0]  # client 0 asks for what 1 has
 
 
 def test_a_client_whose_questions_are_nonsense_gets_no_answer_and_the_others_do():
     rounds = library(("ask",)).run().rounds
-    assert [list(r.turns) for r in rounds] == [[0], [], [2]] and 1 in rounds[1].faults
+    assert [list(r.updates) for r in rounds] == [[0], [], [2]] and 1 in rounds[1].faults
 
 
 def test_vectors_of_another_width_are_refused_by_the_client():
@@ -95,8 +95,8 @@ def test_the_shipped_index_finds_every_verse_wherever_it_is_and_as_one_index_doe
     path = made.artifacts[0].path
     declared = read_declaration(path / PACKAGE / "federation.json")
     run = simulate(declared, path / declared.folder, RECIPES, Settings(tmp_path / "c"))
-    assert [r.turns[k].accuracy for k, r in enumerate(run.course.rounds)] == [1.0] * 4
-    place = Place(declared, path / declared.folder, RECIPES, Settings(tmp_path / "c"))
+    assert [r.updates[k].accuracy for k, r in enumerate(run.course.rounds)] == [1.0] * 4
+    place = ClientHost(declared, path / declared.folder, RECIPES, Settings(tmp_path / "c"))
     with place.seats([0, 1, 2, 3]) as seats:
         assert sum(len(s.documents) for s in seats) == sum(len(s.questions) for s in seats) == 60
         elsewhere = [owner != s.client for s in seats for owner, _ in s.partners]

@@ -8,7 +8,7 @@ import pytest
 from effc.compiler.apps.federation.app import PACKAGE
 from effc.compiler.apps.federation.averaging import FedAvg
 from effc.compiler.apps.federation.declaration import read_declaration
-from effc.compiler.apps.federation.history import Course, Round, Turn
+from effc.compiler.apps.federation.history import ClientUpdate, Course, Round
 from effc.compiler.apps.federation.simulation import simulate
 from effc.compiler.apps.federation.stream import forgotten, task_of
 from effc.compiler.core.settings import Settings
@@ -32,7 +32,7 @@ def test_tasks_come_in_order_and_share_the_rounds_evenly(rounds, tasks):
 
 
 def turn(*tasks):
-    return Turn(0.0, 0.0, 1.0, 0.0, 0, 0, by_task=tasks)
+    return ClientUpdate(0.0, 0.0, 1.0, 0.0, 0, 0, by_task=tasks)
 
 
 def test_forgetting_is_how_much_worse_a_task_is_done_than_when_it_was_learned():
@@ -44,7 +44,7 @@ def test_forgetting_is_how_much_worse_a_task_is_done_than_when_it_was_learned():
     ]
     assert forgotten(rounds) == [0.75, 0.0]  # task 2: one client gained half, the other lost it
     again = [Round.from_json(r.to_json()) for r in rounds]
-    assert forgotten(again) == forgotten(rounds) and math.isnan(again[1].turns[1].by_task[0])
+    assert forgotten(again) == forgotten(rounds) and math.isnan(again[1].updates[1].by_task[0])
     assert forgotten(rounds[:2]) == [] and Course(rounds).bytes == 0
 
 
@@ -86,7 +86,7 @@ def test_a_client_without_rows_of_a_task_sits_out_its_rounds_and_says_why():
     run = federation(FedAvg(FULL), clients=3, rounds=4)
     list(run.grid.clients.values())[1].learner = Elsewhere(1)
     rounds = run.run().rounds
-    assert [sorted(r.turns) for r in rounds] == [[0, 2], [0, 2], [0, 1, 2], [0, 1, 2]]
+    assert [sorted(r.updates) for r in rounds] == [[0, 2], [0, 2], [0, 1, 2], [0, 1, 2]]
     assert "it has no rows of the task of round 1" in rounds[0].faults[1] and not rounds[2].faults
 
 
@@ -120,6 +120,6 @@ def test_the_shipped_stream_forgets_less_with_its_anchor_than_without(tmp_path):
         said = declared.with_changes(anchor=anchor)
         rounds = simulate(said, path / said.folder, RECIPES, Settings(tmp_path / "c")).course.rounds
         worse.append(forgotten(rounds)[0])
-        gains.append(np.mean([t.by_task[1] for t in rounds[-1].turns.values()]))
+        gains.append(np.mean([t.by_task[1] for t in rounds[-1].updates.values()]))
     assert worse[0] < worse[1]
     assert gains[0] < np.log(3)  # and still learns the second: three of two answers would be chance

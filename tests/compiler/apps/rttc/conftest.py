@@ -11,9 +11,9 @@ import torch
 from effc.compiler.apps.rttc.adaptation import Adaptable, Regime
 from effc.compiler.apps.rttc.app import read_app
 from effc.compiler.apps.rttc.app_folder import NAME
-from effc.compiler.apps.rttc.attachment import places_of
+from effc.compiler.apps.rttc.attachment import attachment_paths
 from effc.compiler.apps.rttc.caching import StateCache
-from effc.compiler.apps.rttc.embedder import own_embedder
+from effc.compiler.apps.rttc.embedder import model_embedder
 from effc.compiler.apps.rttc.guided import Guided, identity_of
 from effc.compiler.apps.rttc.knowledge import build
 from effc.compiler.apps.rttc.policy import Policy
@@ -48,7 +48,9 @@ class World:
     def adaptable(self, **regime) -> Adaptable:
         settings = {"rank": 4, "lr": 5e-3, "batch": 4, "epochs": 2, **regime}
         made = Regime(**settings)
-        return Adaptable(self.model, self.tokenizer, places_of(self.model, made.kind), made, self.prompts.question)
+        return Adaptable(
+            self.model, self.tokenizer, attachment_paths(self.model, made.kind), made, self.prompts.question
+        )
 
     def client(self, reward, policy: Policy, adaptable=None, retriever=None, near=(2.0, 2.0), folder=None) -> Guided:
         """`near`: thresholds of the two caches; nothing hits at 2."""
@@ -64,7 +66,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class Told:
+class Config:
     """A reward by rule: `table` by answer, else `otherwise`; a function of the answer alone."""
 
     otherwise: float = 0.0
@@ -100,6 +102,6 @@ def world(tmp_path_factory) -> World:
     worlds.llama(folder, max_position_embeddings=320)
     model = LlamaForCausalLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    embedder = own_embedder(model, tokenizer, "world")
+    embedder = model_embedder(model, tokenizer, "world")
     base = build([write_samples(folder / "kb.jsonl")], embedder, folder / "kb")
     return World(folder, model, tokenizer, embedder, base)

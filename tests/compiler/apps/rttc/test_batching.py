@@ -7,7 +7,7 @@ import pytest
 import torch
 from effc.compiler.apps.rttc import batching
 from effc.compiler.apps.rttc.adaptation import Adaptable, Regime
-from effc.compiler.apps.rttc.attachment import places_of
+from effc.compiler.apps.rttc.attachment import attachment_paths
 from effc.compiler.apps.rttc.batching import ROWS, Batcher, agree
 from effc.compiler.apps.rttc.generation import Cancelled, Settings
 from effc.compiler.apps.rttc.policy import Policy
@@ -16,7 +16,7 @@ from effc.dsl.syntax.diagnostics import Reject
 from transformers import LlamaForCausalLM
 
 from tests import grids, tiny
-from tests.compiler.apps.rttc.conftest import QUESTIONS, Told
+from tests.compiler.apps.rttc.conftest import QUESTIONS, Config
 
 KINDS = ("lora", "reft")
 
@@ -38,12 +38,12 @@ def together(batcher, asked):
     def say(at):
         ids, settings, state = asked[at]
         try:
-            found[at] = batcher.say(ids, settings, listens, state)
+            found[at] = batcher.answer(ids, settings, listens, state)
         except Exception as error:
             found[at] = error
 
     threads = [threading.Thread(target=say, args=(at,)) for at in range(len(asked))]
-    with batcher.alone():
+    with batcher.exclusive():
         for thread in threads:
             thread.start()
         while len(batcher._waiting) < len(asked):
@@ -59,20 +59,20 @@ def test_queries_of_one_batch_are_answered_to_the_token_as_each_alone_whatever_i
     batcher = Batcher(world.model, world.prompts, adaptable)
     states = [None, *(scattered(adaptable, seed, 0.4) for seed in range(4)), None]
     settings = [
-        Settings(most=12),
-        Settings(most=3),
-        Settings(most=9, temperature=0.9, seed=3),
-        Settings(most=12, temperature=1.3, top_p=0.8, seed=7),
-        Settings(most=10, stops=("e",)),
-        Settings(most=6, temperature=0.9, seed=3),
+        Settings(max_tokens=12),
+        Settings(max_tokens=3),
+        Settings(max_tokens=9, temperature=0.9, seed=3),
+        Settings(max_tokens=12, temperature=1.3, top_p=0.8, seed=7),
+        Settings(max_tokens=10, stops=("e",)),
+        Settings(max_tokens=6, temperature=0.9, seed=3),
     ]
     ids = [world.prompts.question(QUESTIONS[n] * (1 + n % 2)) for n in range(6)]
     asked = list(zip(ids, settings, states, strict=True))
     try:
-        alone = [batcher.say(*one[:2], listens, one[2]) for one in asked]
+        alone = [batcher.answer(*one[:2], listens, one[2]) for one in asked]
         assert batcher.largest == 1
         assert together(batcher, asked) == alone and batcher.largest == 6
-        bare = [batcher.say(*one[:2], listens) for one in asked]
+        bare = [batcher.answer(*one[:2], listens) for one in asked]
         assert sum(a != b for a, b in zip(bare, alone, strict=True)) >= 3, "adapters that change no word show nothing"
     finally:
         adaptable.close()
@@ -90,7 +90,7 @@ def test_adapters_of_sparse_weights_are_off_when_they_are_switched_off():
     model, row = thinned(tiny.model("llama")), torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         bare = model(row).logits
-        adaptable = Adaptable(model, None, places_of(model), Regime(rank=4, alpha=8.0), lambda text: [1])
+        adaptable = Adaptable(model, None, attachment_paths(model), Regime(rank=4, alpha=8.0), lambda text: [1])
         adaptable.put(scattered(adaptable, 0, 0.2))
         assert not torch.equal(model(row).logits, bare)
         adaptable.off()
@@ -101,7 +101,9 @@ def test_adapters_of_sparse_weights_are_off_when_they_are_switched_off():
 @pytest.mark.parametrize("name", ["sparse", *grids.wide(tiny.NAMES, tiny.STAND)])
 def test_logits_of_a_row_under_gathered_adapters_are_those_under_its_own_on_the_model(name, kind):
     model = thinned(tiny.model("llama")) if name == "sparse" else tiny.model(name)
-    adaptable = Adaptable(model, None, places_of(model, kind), Regime(kind=kind, rank=4, alpha=8.0), lambda text: [1])
+    adaptable = Adaptable(
+        model, None, attachment_paths(model, kind), Regime(kind=kind, rank=4, alpha=8.0), lambda text: [1]
+    )
     rows = torch.randint(60, (3, 7), generator=torch.Generator().manual_seed(1))
     states = [scattered(adaptable, 0, 0.1), None, scattered(adaptable, 1, 0.1)]
     with torch.no_grad():
@@ -135,29 +137,36 @@ def test_a_model_whose_rows_do_not_agree_answers_one_by_one(world, halved):
     model = model.to(torch.bfloat16) if halved else Deaf.adopt(model)
     assert not agree(model, None)
     batcher = Batcher(model, Prompts(world.tokenizer, 64), None)
-    asked = [([5, 9, 11 + n][n:], Settings(most=3), None) for n in range(3)]
+    asked = [([5, 9, 11 + n][n:], Settings(max_tokens=3), None) for n in range(3)]
     assert all(isinstance(said, tuple) for said in together(batcher, asked)) and batcher.largest == 1
 
 
 def test_a_batch_is_as_large_as_the_models_context_and_its_bound_allow(world):
     batcher, context = Batcher(world.model, world.prompts, None), world.prompts.context
-    short = [([5, 6], Settings(most=2), None)] * (ROWS + 3)
+    short = [([5, 6], Settings(max_tokens=2), None)] * (ROWS + 3)
     assert len(set(together(batcher, short))) == 1 and batcher.largest == ROWS
     batcher = Batcher(world.model, world.prompts, None)
-    assert len(together(batcher, [([5] * (context - 4), Settings(most=4), None), ([6], Settings(most=9), None)])) == 2
+    assert (
+        len(
+            together(
+                batcher, [([5] * (context - 4), Settings(max_tokens=4), None), ([6], Settings(max_tokens=9), None)]
+            )
+        )
+        == 2
+    )
     assert batcher.largest == 1  # beside the long prompt nine tokens more would have no position
 
 
 def test_who_has_an_answer_waits_for_nobody_else_of_the_batch(world, monkeypatch):
-    monkeypatch.setattr(batching, "ends_of", lambda *_: ())  # none ends before its limit
+    monkeypatch.setattr(batching, "eos_ids_of", lambda *_: ())  # none ends before its limit
     batcher, order = Batcher(world.model, world.prompts, None), []
 
     def noted(settings):
-        batcher.say([5, 6], settings, listens)
-        order.append((settings.most, batcher._busy))
+        batcher.answer([5, 6], settings, listens)
+        order.append((settings.max_tokens, batcher._busy))
 
-    threads = [threading.Thread(target=noted, args=(Settings(most=most),)) for most in (240, 2)]
-    with batcher.alone():
+    threads = [threading.Thread(target=noted, args=(Settings(max_tokens=most),)) for most in (240, 2)]
+    with batcher.exclusive():
         for thread in threads:
             thread.start()
         while len(batcher._waiting) < 2:
@@ -170,15 +179,15 @@ def test_who_has_an_answer_waits_for_nobody_else_of_the_batch(world, monkeypatch
 def test_one_who_leaves_and_one_who_asks_too_much_end_alone(world):
     batcher = Batcher(world.model, world.prompts, None)
     with pytest.raises(Cancelled):
-        batcher.say([5], Settings(most=40), lambda: True)
+        batcher.answer([5], Settings(max_tokens=40), lambda: True)
     with pytest.raises(Reject, match="the model takes"):
-        batcher.say([5] * world.prompts.context, Settings(), listens)
-    assert batcher.say([5], Settings(most=2), listens)[1] == 2
+        batcher.answer([5] * world.prompts.context, Settings(), listens)
+    assert batcher.answer([5], Settings(max_tokens=2), listens)[1] == 2
 
 
 def test_what_breaks_a_batch_is_heard_by_all_of_it_and_the_next_are_answered(world, monkeypatch):
     batcher = Batcher(world.model, world.prompts, None)
-    asked = [([5, 6], Settings(most=2), None)] * 3
+    asked = [([5, 6], Settings(max_tokens=2), None)] * 3
     assert agree(world.model, None)
     with monkeypatch.context() as patch:
         patch.setattr(world.model, "generate", lambda **_: 1 / 0)
@@ -191,17 +200,17 @@ def test_what_breaks_a_batch_is_heard_by_all_of_it_and_the_next_are_answered(wor
 def test_clients_at_once_share_batches_and_get_what_each_gets_alone(world, kind):
     adaptable = world.adaptable(kind=kind)
     policy = Policy("ttt", count=4, shown=2)
-    client = world.client(Told(), policy, adaptable, near=(0.9999, 0.9999))
+    client = world.client(Config(), policy, adaptable, near=(0.9999, 0.9999))
     questions = QUESTIONS[:5]
 
     def ask(question):
-        return client.ask([{"role": "user", "content": question}], Settings(most=6))
+        return client.answer_conversation([{"role": "user", "content": question}], Settings(max_tokens=6))
 
     try:
         alone = [ask(question).text for question in questions]  # trains
         found = {}
         threads = [threading.Thread(target=lambda q=q: found.update({q: ask(q)})) for q in questions]
-        with client.batcher.alone():
+        with client.batcher.exclusive():
             for thread in threads:
                 thread.start()
         for thread in threads:
@@ -214,10 +223,13 @@ def test_clients_at_once_share_batches_and_get_what_each_gets_alone(world, kind)
 
 def test_the_same_new_question_many_times_at_once_is_trained_for_once(world):
     adaptable = world.adaptable()
-    client = world.client(Told(), Policy("ttt", count=4, shown=2), adaptable, near=(2, 0.9999))
+    client = world.client(Config(), Policy("ttt", count=4, shown=2), adaptable, near=(2, 0.9999))
     found = []
     asked = [{"role": "user", "content": QUESTIONS[3]}]
-    threads = [threading.Thread(target=lambda: found.append(client.ask(asked, Settings(most=4)))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: found.append(client.answer_conversation(asked, Settings(max_tokens=4))))
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

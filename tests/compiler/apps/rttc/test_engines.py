@@ -52,7 +52,7 @@ def test_qdrant_finds_what_exact_search_finds():
 
 @needs("faiss")
 def test_a_base_gives_the_same_samples_whichever_engine_finds_them(world):
-    query = world.base.place(world.embedder.embed([QUESTIONS[3]])[0])
+    query = world.base.project(world.embedder.embed([QUESTIONS[3]])[0])
     for selection in ("nearest", "diverse"):
         wanted = [match.sample for match in world.base.search(query, 5, selection)]
         found = world.base.searched_by("faiss").search(query, 5, selection)

@@ -6,7 +6,7 @@ from effc.compiler.apps.rttc.chat_server import Front, application
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.retrieval import Local
 
-from tests.compiler.apps.rttc.conftest import QUESTIONS, Told
+from tests.compiler.apps.rttc.conftest import QUESTIONS, Config
 from tests.compiler.apps.serving.test_failures import guarded
 
 
@@ -16,7 +16,7 @@ class Broken(Local):
 
 
 def test_an_exceptions_words_reach_neither_the_client_nor_the_log(world):
-    guided = world.client(Told(), Policy("rag", count=2, shown=2), retriever=Broken(world.base))
+    guided = world.client(Config(), Policy("rag", count=2, shown=2), retriever=Broken(world.base))
     client, lines, log = guarded(application(Front("m", guided)))
     with client:
         body = {"model": "m", "max_tokens": 2, "messages": [{"role": "user", "content": QUESTIONS[0]}]}

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from effc.compiler.apps.rttc.adaptation import kept
+from effc.compiler.apps.rttc.adaptation import above_threshold
 from effc.compiler.apps.rttc.generation import Cancelled, Settings
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.retrieval import Local, Unreachable
@@ -15,9 +15,9 @@ from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.compiler.apps.rttc.conftest import QUESTIONS, Told, answer_of
+from tests.compiler.apps.rttc.conftest import QUESTIONS, Config, answer_of
 
-SHORT = Settings(most=6)
+SHORT = Settings(max_tokens=6)
 TTT = Policy("ttt", count=4, shown=2)
 
 
@@ -61,7 +61,7 @@ def test_the_gradient_is_that_of_the_plain_loss(world, adaptable):
     samples = [Sample(q, answer_of(q)) for q in QUESTIONS[:3]]
     rows = [adaptable._row(sample) for sample in samples]
     adaptable.put(adaptable._initial)
-    own = adaptable._own
+    own = adaptable._parameters
     for parameter in own.values():
         parameter.requires_grad_(True)
     total, count = 0.0, sum(len(ids) - begin for ids, begin in rows)
@@ -82,29 +82,32 @@ def test_the_gradient_is_that_of_the_plain_loss(world, adaptable):
 
 def test_a_query_is_answered_the_same_after_another_one_as_alone(world, adaptable):
     def texts(*questions):
-        client = world.client(Told(), TTT, adaptable)
-        return [client.ask(asked(q), SHORT).text for q in questions]
+        client = world.client(Config(), TTT, adaptable)
+        return [client.answer_conversation(asked(q), SHORT).text for q in questions]
 
     alone = texts(QUESTIONS[9])[0]
     assert texts(QUESTIONS[0], QUESTIONS[9])[1] == alone
-    assert world.client(Told(), Policy("direct"), adaptable).ask(asked(QUESTIONS[9]), SHORT).text != alone
+    assert (
+        world.client(Config(), Policy("direct"), adaptable).answer_conversation(asked(QUESTIONS[9]), SHORT).text
+        != alone
+    )
 
 
 def test_the_same_query_again_takes_the_adapters_of_the_first_and_trains_nothing(world, adaptable):
-    client = world.client(Told(), TTT, adaptable, near=(0.999, 0.999))
-    first, second = (client.ask(asked(QUESTIONS[3]), SHORT) for _ in range(2))
+    client = world.client(Config(), TTT, adaptable, near=(0.999, 0.999))
+    first, second = (client.answer_conversation(asked(QUESTIONS[3]), SHORT) for _ in range(2))
     assert first.decision.steps > 0 and not first.decision.adapter_hit
     assert second.decision.steps == 0 and second.decision.adapter_hit and second.text == first.text
     assert client.states.hits == 1
 
 
 def test_cached_adapters_and_lists_are_there_after_a_restart_to_the_bit(world, adaptable, tmp_path):
-    first = world.client(Told(), TTT, adaptable, near=(0.999, 0.999), folder=tmp_path)
-    wanted = first.ask(asked(QUESTIONS[3]), SHORT)
-    again = world.client(Told(), TTT, adaptable, near=(0.999, 0.999), folder=tmp_path)
-    found = again.ask(asked(QUESTIONS[3]), SHORT)
+    first = world.client(Config(), TTT, adaptable, near=(0.999, 0.999), folder=tmp_path)
+    wanted = first.answer_conversation(asked(QUESTIONS[3]), SHORT)
+    again = world.client(Config(), TTT, adaptable, near=(0.999, 0.999), folder=tmp_path)
+    found = again.answer_conversation(asked(QUESTIONS[3]), SHORT)
     assert found.decision.adapter_hit and found.text == wanted.text
-    state, vector = again.states.find(again._facts.place(world.embedder.embed([QUESTIONS[3]])[0])), None
+    state, vector = again.states.find(again._facts.project(world.embedder.embed([QUESTIONS[3]])[0])), None
     assert vector is None and all(torch.equal(state[n], t) for n, t in adaptable.state().items())
 
 
@@ -120,7 +123,7 @@ def test_an_answer_worse_than_the_direct_one_is_neither_given_nor_kept(world, ad
             return [self.at]
 
     client = world.client(Falling(), Policy("best", count=4, shown=2), adaptable, near=(2, 0.999))
-    found = client.ask(asked(QUESTIONS[1]), SHORT)
+    found = client.answer_conversation(asked(QUESTIONS[1]), SHORT)
     assert found.decision.branch == "direct" and set(found.decision.rewards) == {"direct", "rag", "ttt"}
     assert len(client.states) == 0
 
@@ -137,11 +140,11 @@ def test_without_the_server_the_direct_answer_is_given_and_the_decision_says_so(
         def retrieve(self, vector, count):
             raise Unreachable("http://kb does not answer")
 
-    plain = world.client(Told(), Policy("direct"), adaptable).ask(asked(QUESTIONS[0]), SHORT).text
+    plain = world.client(Config(), Policy("direct"), adaptable).answer_conversation(asked(QUESTIONS[0]), SHORT).text
     for retriever in (Down(), Dies(world.base)):
         for kind in ("sequential", "best", "rag", "ttt"):
             policy = Policy(kind, direct=1, rag=1, count=4, shown=2)
-            found = world.client(Told(), policy, adaptable, retriever).ask(asked(QUESTIONS[0]), SHORT)
+            found = world.client(Config(), policy, adaptable, retriever).answer_conversation(asked(QUESTIONS[0]), SHORT)
             assert found.text == plain and found.decision.branch == "direct"
             assert found.decision.note == "http://kb does not answer"
 
@@ -154,7 +157,9 @@ def test_a_base_of_another_embedder_is_not_asked_and_the_decision_says_so(world,
         def retrieve(self, vector, count):
             raise AssertionError("its vectors mean nothing here")
 
-    found = world.client(Told(), Policy("rag"), adaptable, Foreign(world.base)).ask(asked(QUESTIONS[0]), SHORT)
+    found = world.client(Config(), Policy("rag"), adaptable, Foreign(world.base)).answer_conversation(
+        asked(QUESTIONS[0]), SHORT
+    )
     assert found.decision.branch == "direct" and "embedded by another model" in found.decision.note
 
 
@@ -170,16 +175,18 @@ def test_a_server_that_dies_while_its_new_version_is_looked_at_leaves_the_direct
             return replace(super().retrieve(vector, count), version="newer")
 
     told = []
-    found = world.client(Told(), Policy("rag"), adaptable, Dying(world.base)).ask(asked(QUESTIONS[0]), SHORT)
+    found = world.client(Config(), Policy("rag"), adaptable, Dying(world.base)).answer_conversation(
+        asked(QUESTIONS[0]), SHORT
+    )
     assert found.decision.branch == "direct" and found.decision.note == "http://kb does not answer"
 
 
 def test_a_reward_that_is_no_number_gives_the_direct_answer_and_says_so(world, adaptable):
-    class Broken(Told):
+    class Broken(Config):
         def score(self, question, answers):
             return finite([float("nan")], "broken")
 
-    found = world.client(Broken(), Policy(count=4, shown=2), adaptable).ask(asked(QUESTIONS[0]), SHORT)
+    found = world.client(Broken(), Policy(count=4, shown=2), adaptable).answer_conversation(asked(QUESTIONS[0]), SHORT)
     assert found.decision.branch == "direct" and found.decision.note == "the reward `broken` gave nan"
 
 
@@ -192,39 +199,43 @@ def test_a_new_version_of_the_base_empties_both_caches(world, adaptable):
             return replace(super().retrieve(vector, count), version=state["version"])
 
     state = {"version": "one"}
-    client = world.client(Told(), TTT, adaptable, Renewed(world.base), near=(0.999, 0.999))
-    client.ask(asked(QUESTIONS[0]), SHORT)
+    client = world.client(Config(), TTT, adaptable, Renewed(world.base), near=(0.999, 0.999))
+    client.answer_conversation(asked(QUESTIONS[0]), SHORT)
     assert len(client.states) == len(client.lists) == 1
     state["version"] = "two"
-    client.ask(asked(QUESTIONS[20]), SHORT)  # another query hears of it
-    assert client.ask(asked(QUESTIONS[0]), SHORT).decision.adapter_hit is False
+    client.answer_conversation(asked(QUESTIONS[20]), SHORT)  # another query hears of it
+    assert client.answer_conversation(asked(QUESTIONS[0]), SHORT).decision.adapter_hit is False
 
 
 def test_one_who_leaves_ends_the_answer(world, adaptable):
     with pytest.raises(Cancelled):
-        world.client(Told(), TTT, adaptable).ask(asked(QUESTIONS[0]), SHORT, stopped=lambda: True)
+        world.client(Config(), TTT, adaptable).answer_conversation(asked(QUESTIONS[0]), SHORT, stopped=lambda: True)
 
 
 def test_a_prompt_too_long_is_refused_and_samples_too_long_are_left_out(world, adaptable):
-    client = world.client(Told(), Policy("rag", count=8, shown=8), adaptable)
+    client = world.client(Config(), Policy("rag", count=8, shown=8), adaptable)
     with pytest.raises(Reject, match="the model takes"):
-        client.ask(asked("a" * 400), SHORT)
-    found = client.ask(asked("a" * 300), SHORT)
+        client.answer_conversation(asked("a" * 400), SHORT)
+    found = client.answer_conversation(asked("a" * 300), SHORT)
     assert found.decision.branch == "direct" and found.prompt_tokens == 300
-    assert client.ask(asked(QUESTIONS[0]), SHORT).prompt_tokens > len(QUESTIONS[0]) + 20
+    assert client.answer_conversation(asked(QUESTIONS[0]), SHORT).prompt_tokens > len(QUESTIONS[0]) + 20
 
 
 def test_a_stop_string_ends_an_answer(world, adaptable):
-    client = world.client(Told(), Policy("direct"), adaptable)
-    whole = client.ask(asked("a"), Settings(most=12)).text
+    client = world.client(Config(), Policy("direct"), adaptable)
+    whole = client.answer_conversation(asked("a"), Settings(max_tokens=12)).text
     stop = whole[4:6]
-    found = client.ask(asked("a"), Settings(most=12, stops=(stop,)))
+    found = client.answer_conversation(asked("a"), Settings(max_tokens=12, stops=(stop,)))
     assert found.text == whole[: whole.find(stop)] and found.finish == "stop"
 
 
 def test_the_models_own_likelihood_prefers_what_the_model_says(world, adaptable):
     reward = SelfLikelihood(world.model, world.prompts)
-    said = world.client(Told(), Policy("direct"), adaptable).ask(asked("a\n"), Settings(most=8)).text
+    said = (
+        world.client(Config(), Policy("direct"), adaptable)
+        .answer_conversation(asked("a\n"), Settings(max_tokens=8))
+        .text
+    )
     own, other, none = reward.score("a", [said, "zebra quartz", ""])
     assert own > other and none == -100.0
 
@@ -236,7 +247,7 @@ def test_data_reduction_keeps_exactly_the_scores_above_the_lower_of_mean_and_med
     bound = min(statistics.fmean(scores), statistics.median(scores))
     wanted = [i for i, score in enumerate(scores) if score > bound + 1e-15]
     if not any(abs(score - bound) < 1e-12 and score != bound for score in scores):
-        assert kept(scores) == (wanted or list(range(len(scores))))
+        assert above_threshold(scores) == (wanted or list(range(len(scores))))
 
 
 def test_training_stops_when_its_seconds_are_over(world):
@@ -266,22 +277,22 @@ class Renewed(Local):
 
 def test_what_a_client_kept_of_an_older_base_is_not_used_after_a_restart(world, adaptable, tmp_path, monkeypatch):
     def client():
-        return world.client(Told(), TTT, adaptable, Renewed(world.base), near=(0.999, 0.999), folder=tmp_path)
+        return world.client(Config(), TTT, adaptable, Renewed(world.base), near=(0.999, 0.999), folder=tmp_path)
 
-    client().ask(asked(QUESTIONS[0]), SHORT)
-    assert client().ask(asked(QUESTIONS[0]), SHORT).decision.adapter_hit
+    client().answer_conversation(asked(QUESTIONS[0]), SHORT)
+    assert client().answer_conversation(asked(QUESTIONS[0]), SHORT).decision.adapter_hit
     monkeypatch.setattr(Renewed, "version", "two")
-    found = client().ask(asked(QUESTIONS[0]), SHORT).decision
+    found = client().answer_conversation(asked(QUESTIONS[0]), SHORT).decision
     assert not found.adapter_hit and not found.list_hit and found.steps > 0
 
 
 def test_a_client_whose_questions_all_hit_hears_of_a_new_base_within_a_minute(world, adaptable, monkeypatch):
-    client = world.client(Told(), TTT, adaptable, Renewed(world.base), near=(0.999, 0.999))
-    client.ask(asked(QUESTIONS[0]), SHORT)
+    client = world.client(Config(), TTT, adaptable, Renewed(world.base), near=(0.999, 0.999))
+    client.answer_conversation(asked(QUESTIONS[0]), SHORT)
     monkeypatch.setattr(Renewed, "version", "two")
-    assert client.ask(asked(QUESTIONS[0]), SHORT).decision.adapter_hit
+    assert client.answer_conversation(asked(QUESTIONS[0]), SHORT).decision.adapter_hit
     monkeypatch.setattr("effc.compiler.apps.rttc.guided._MINUTE", 0.0)
-    assert not client.ask(asked(QUESTIONS[0]), SHORT).decision.adapter_hit
+    assert not client.answer_conversation(asked(QUESTIONS[0]), SHORT).decision.adapter_hit
 
 
 def test_one_who_leaves_while_it_trains_ends_the_training(world, adaptable):
@@ -292,7 +303,7 @@ def test_one_who_leaves_while_it_trains_ends_the_training(world, adaptable):
         return len(steps) > 4
 
     with pytest.raises(Cancelled):
-        client = world.client(Told(), TTT, adaptable)
-        client.ask(asked(QUESTIONS[0]), Settings(most=6), stopped=stopped)
+        client = world.client(Config(), TTT, adaptable)
+        client.answer_conversation(asked(QUESTIONS[0]), Settings(max_tokens=6), stopped=stopped)
     assert len(steps) < 8 and len(client.states) == 0
-    assert client.ask(asked(QUESTIONS[0]), SHORT).decision.steps == 2  # and the next one trains as ever
+    assert client.answer_conversation(asked(QUESTIONS[0]), SHORT).decision.steps == 2  # and the next one trains as ever

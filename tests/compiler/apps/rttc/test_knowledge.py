@@ -57,7 +57,7 @@ def test_a_diverse_selection_takes_no_copies_before_something_new():
 
 def test_a_question_of_the_base_finds_itself(world):
     for question in QUESTIONS[::5]:
-        query = world.base.place(world.embedder.embed([question])[0])
+        query = world.base.project(world.embedder.embed([question])[0])
         found = world.base.search(query, 3, "nearest")
         assert found[0].sample.question == question and found[0].score == pytest.approx(1, abs=1e-4)
         assert len(world.base.search(query, 999)) == len(QUESTIONS)

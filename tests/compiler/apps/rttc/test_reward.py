@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from tests.compiler.apps.rttc.conftest import QUESTIONS, Told
+from tests.compiler.apps.rttc.conftest import QUESTIONS, Config
 from tests.worlds import tokenizer
 
 
@@ -166,7 +166,7 @@ def test_a_small_model_beside_a_model_says_no_more_than_its_weights_have_room_fo
 
 
 def test_a_server_whose_reward_gives_no_number_says_so(world):
-    class Broken(Told):
+    class Broken(Config):
         def score(self, question, answers):
             return finite([float("nan")], "broken")
 

@@ -14,7 +14,7 @@ from effc.compiler.apps.rttc.sample import Sample
 from effc.compiler.apps.rttc.signals import Signals, signals
 from effc.dsl.syntax.diagnostics import Reject
 
-from tests.compiler.apps.rttc.conftest import QUESTIONS, Told, answer_of
+from tests.compiler.apps.rttc.conftest import QUESTIONS, Config, answer_of
 
 SECONDS = dict(zip(BRANCHES, (1.0, 2.0, 8.0), strict=True))
 
@@ -86,12 +86,12 @@ def test_a_router_looks_at_the_first_token_only_where_that_tells_more_of_questio
 def test_a_client_whose_router_does_not_look_runs_the_model_for_its_answer_alone(world):
     width, runs = world.embedder.width + 2, []
     router = Router(torch.zeros(3, width), torch.zeros(3), torch.zeros(width), torch.ones(width), (1.0, 2.0, 8.0), 0, 1)
-    client, counts = world.client(Told(), Policy("router", count=4, shown=2)), []
+    client, counts = world.client(Config(), Policy("router", count=4, shown=2)), []
     hook = world.model.lm_head.register_forward_hook(lambda *told: runs.append(told))
     for weight in (0.0, 0.1):
         client.router = replace(router, weight=torch.full((3, width), weight))
         runs.clear()
-        client.ask([{"role": "user", "content": QUESTIONS[0]}], Settings(most=2))
+        client.answer_conversation([{"role": "user", "content": QUESTIONS[0]}], Settings(max_tokens=2))
         counts.append(len(runs))
     hook.remove()
     assert counts[1] == counts[0] + 1
@@ -131,10 +131,10 @@ def test_signals_are_those_of_the_first_token(world):
 def test_a_client_goes_the_way_that_its_router_says(world):
     width = world.embedder.width + 2
     plain = Router(torch.zeros(3, width), torch.zeros(3), torch.zeros(width), torch.ones(width), (1.0, 2.0, 8.0), 0, 1)
-    client = world.client(Told(), Policy("router", count=4, shown=2))
+    client = world.client(Config(), Policy("router", count=4, shown=2))
     for number, branch in enumerate(BRANCHES[:2]):
         client.router = replace(plain, bias=torch.eye(3)[number])
-        found = client.ask([{"role": "user", "content": QUESTIONS[0]}], Settings(most=3))
+        found = client.answer_conversation([{"role": "user", "content": QUESTIONS[0]}], Settings(max_tokens=3))
         assert found.decision.branch == branch and found.decision.seconds["route"] > 0
         assert not found.decision.rewards  # no answer was made to be judged
     assert dev_features(client, [Sample(q, answer_of(q)) for q in QUESTIONS[:3]]).shape == (3, width)

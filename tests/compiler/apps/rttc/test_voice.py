@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from effc.compiler.apps.rttc.adaptation import Adaptable, Regime
-from effc.compiler.apps.rttc.attachment import places_of
+from effc.compiler.apps.rttc.attachment import attachment_paths
 from effc.compiler.apps.rttc.generation import Settings
-from effc.compiler.apps.rttc.native_generator import APART, adapted_plan, apart, no_place, open_voice
+from effc.compiler.apps.rttc.native_generator import MAX_ERROR, adapted_plan, no_place, open_voice, relative_error
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.reward import SelfLikelihood
 from effc.compiler.apps.rttc.sample import Sample
@@ -19,7 +19,7 @@ from effc.compiler.runtimes.native.reader import Reader
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests import grids, tiny
-from tests.compiler.apps.rttc.conftest import QUESTIONS, Told, World, answer_of
+from tests.compiler.apps.rttc.conftest import QUESTIONS, Config, World, answer_of
 
 IDS = [5, 17, 33, 70, 9, 41, 22, 64]
 
@@ -33,7 +33,7 @@ def written(model, folder: Path) -> Path:
 def voice_of(model, folder: Path, kind: str):
     written(model, folder)
     regime = Regime(kind=kind, rank=4, alpha=8.0)
-    adaptable = Adaptable(model, None, places_of(model, kind), regime, lambda text: IDS)
+    adaptable = Adaptable(model, None, attachment_paths(model, kind), regime, lambda text: IDS)
     return open_voice(folder, adaptable, threads=1), adaptable
 
 
@@ -45,7 +45,7 @@ def test_under_any_adapters_the_engine_computes_what_pytorch_does(name, kind, tm
     row = torch.tensor([IDS])
     bare = logits(voice.bare, row)
     assert torch.equal(logits(voice.adapted, row), bare)  # adapters in their first state change nothing
-    assert apart(voice, adaptable, IDS) < APART
+    assert relative_error(voice, adaptable, IDS) < MAX_ERROR
     assert torch.equal(logits(voice.bare, row), bare)
     moved = (logits(voice.adapted, row) - bare).square().mean().sqrt() / bare.square().mean().sqrt()
     assert moved > 0.2, "adapters that change so little show nothing"
@@ -107,12 +107,12 @@ def test_every_token_of_a_native_answer_is_one_that_pytorch_would_have_taken(wor
 @pytest.mark.parametrize("branch", ["direct", "rag", "ttt"])
 def test_a_client_with_a_voice_decides_and_answers_as_one_without(world, spoken, branch):
     adaptable = world.adaptable()
-    client = world.client(Told(), Policy(branch, count=4, shown=2), adaptable)
+    client = world.client(Config(), Policy(branch, count=4, shown=2), adaptable)
     asked = [{"role": "user", "content": QUESTIONS[1]}]
     try:
-        plain = client.ask(asked, Settings(most=1))
+        plain = client.answer_conversation(asked, Settings(max_tokens=1))
         client.voice = open_voice(spoken, adaptable, threads=1)
-        found = client.ask(asked, Settings(most=1))
+        found = client.answer_conversation(asked, Settings(max_tokens=1))
     finally:
         adaptable.close()
     assert found.text == plain.text and found.prompt_tokens == plain.prompt_tokens
@@ -121,10 +121,13 @@ def test_a_client_with_a_voice_decides_and_answers_as_one_without(world, spoken,
 
 def test_a_cached_state_answers_natively_as_the_training_did(world, spoken):
     adaptable = world.adaptable(kind="reft", lr=2e-2)
-    client = world.client(Told(), Policy("ttt", count=4, shown=2), adaptable, near=(2, 0.999))
+    client = world.client(Config(), Policy("ttt", count=4, shown=2), adaptable, near=(2, 0.999))
     client.voice = open_voice(spoken, adaptable, threads=1)
     try:
-        first, _, again = (client.ask([{"role": "user", "content": QUESTIONS[n]}], Settings(most=8)) for n in (3, 4, 3))
+        first, _, again = (
+            client.answer_conversation([{"role": "user", "content": QUESTIONS[n]}], Settings(max_tokens=8))
+            for n in (3, 4, 3)
+        )
     finally:
         adaptable.close()
     assert again.decision.adapter_hit and again.decision.steps == 0 and again.text == first.text

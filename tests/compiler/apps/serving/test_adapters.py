@@ -129,16 +129,16 @@ def test_clients_name_an_adapter_as_they_name_a_model(models, folders, opened):
 
 def test_lines_of_a_talk_choose_who_answers_and_a_single_adapter_does_from_the_start(models, opened):
     made = {name: Talker(model, opened.tokenizer, 4) for name, model in models.items()}
-    wanted = {name: talker.say("And it came to pass", lambda t: None).text for name, talker in made.items()}
+    wanted = {name: talker.answer("And it came to pass", lambda t: None).text for name, talker in made.items()}
     talk = Talkers(made)
-    say = lambda line: talk.say(line, lambda t: None).text  # noqa: E731
+    say = lambda line: talk.answer(line, lambda t: None).text  # noqa: E731
     assert say("And it came to pass") == wanted[""]
     assert say(":right And it came to pass") == wanted["right"] == say("And it came to pass")
     assert say(": And it came to pass") == wanted[""]
     with pytest.raises(Reject, match="no adapter `middle`"):
         say(":middle And it")
     one = Talkers({name: made[name] for name in ("", "left")})
-    assert one.say("And it came to pass", lambda t: None).text == wanted["left"]
+    assert one.answer("And it came to pass", lambda t: None).text == wanted["left"]
 
 
 @pytest.mark.parametrize("text", ["left", "=x", "a:b=x", "a/b=x", "left=/nowhere"])

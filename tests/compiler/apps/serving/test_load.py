@@ -10,13 +10,13 @@ from collections import namedtuple
 import httpx
 import pytest
 import torch
-from effc.compiler.apps.serving.answers import Refused
+from effc.compiler.apps.serving.answers import ErrorResponse
 from effc.compiler.apps.serving.api import Service, application
 from effc.compiler.apps.serving.body import _checked
-from effc.compiler.apps.serving.protocol import MOST_MESSAGES, MOST_PARTS, ChatRequest
+from effc.compiler.apps.serving.protocol import MAX_MESSAGES, MAX_PARTS, ChatRequest
+from effc.compiler.apps.serving.request_slots import SMALL, RequestSlots
 from effc.compiler.apps.serving.runner import runner_of
 from effc.compiler.apps.serving.scheduler import Scheduler
-from effc.compiler.apps.serving.turns import SMALL, Turns
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver.models import origin_of
 
@@ -97,13 +97,13 @@ def test_eight_large_requests_hold_up_no_small_one(app, name):
 @pytest.mark.parametrize(
     ("messages", "what"),
     [
-        ([EMPTY] * (MOST_MESSAGES + 1), "messages"),
-        ([{"role": "user", "content": [PART] * (MOST_PARTS // 2)}] * 3, "parts"),
+        ([EMPTY] * (MAX_MESSAGES + 1), "messages"),
+        ([{"role": "user", "content": [PART] * (MAX_PARTS // 2)}] * 3, "parts"),
     ],
 )
 def test_messages_and_parts_are_counted_before_one_is_read(messages, what):
     body = json.dumps({"model": "m", "messages": messages}).encode()
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ErrorResponse) as refused:
         _checked(body, ChatRequest)
     assert refused.value.status == 400 and f" {what}, and" in str(refused.value.body)
 
@@ -116,22 +116,22 @@ def test_brackets_in_a_text_are_no_lists():
 @pytest.mark.parametrize("body", [b"[" * MIB, b'"\\"' * MIB, b'{"a":' * 30_000, b'"' + b"[" * MIB])
 def test_bodies_that_are_no_json_are_refused_in_time(body):
     started = time.monotonic()
-    with pytest.raises(Refused):
+    with pytest.raises(ErrorResponse):
         _checked(body, ChatRequest)
     assert time.monotonic() - started < 2
 
 
 def test_as_many_messages_as_may_be_are_read():
-    body = json.dumps({"model": "m", "messages": [EMPTY] * MOST_MESSAGES}).encode()
-    assert len(_checked(body, ChatRequest).messages) == MOST_MESSAGES
+    body = json.dumps({"model": "m", "messages": [EMPTY] * MAX_MESSAGES}).encode()
+    assert len(_checked(body, ChatRequest).messages) == MAX_MESSAGES
 
 
 def test_large_requests_of_one_client_take_turns_and_small_ones_pass():
     async def run() -> list[str]:
-        turns, order = Turns(), []
+        turns, order = RequestSlots(), []
 
         async def work(name: str, client: str, size: int, pause: float) -> None:
-            async with turns.turn(client, size):
+            async with turns.slot(client, size):
                 order.append(f"{name} begins")
                 await asyncio.sleep(pause)
                 order.append(f"{name} ends")
@@ -145,14 +145,14 @@ def test_large_requests_of_one_client_take_turns_and_small_ones_pass():
 
 def test_a_client_whose_large_requests_wait_is_told_to_come_back():
     async def run() -> int:
-        turns, refused = Turns(), 0
+        turns, refused = RequestSlots(), 0
 
         async def work(client: str) -> None:
             nonlocal refused
             try:
-                async with turns.turn(client, 4 * MIB):
+                async with turns.slot(client, 4 * MIB):
                     await asyncio.sleep(0.01)
-            except Refused as error:
+            except ErrorResponse as error:
                 refused += error.status == 429
 
         await asyncio.gather(*(work("a") for _ in range(12)), work("b"))

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from effc.compiler.apps.serving.access_log import AccessLog
-from effc.compiler.apps.serving.answers import Refused
+from effc.compiler.apps.serving.answers import ErrorResponse
 from effc.compiler.apps.serving.guard import Admission, Guard
 from effc.compiler.apps.serving.keys import Keys
 from effc.compiler.apps.serving.limits import Limits
@@ -24,7 +24,7 @@ class Clock:
 def granted(rate, client) -> bool:
     try:
         rate.check(client)
-    except Refused:
+    except ErrorResponse:
         return False
     return True
 
@@ -43,7 +43,7 @@ def test_one_who_waits_as_told_is_let_in_and_others_are_not_held_up():
     clock = Clock()
     rate = Rate(12, clock)
     assert [granted(rate, "a") for _ in range(4)] == [True, True, True, False] and granted(rate, "b")
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ErrorResponse) as refused:
         rate.check("a")
     clock.now += int(refused.value.headers["Retry-After"])
     assert refused.value.status == 429 and granted(rate, "a")

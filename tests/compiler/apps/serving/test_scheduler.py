@@ -47,14 +47,14 @@ class Seen(CachedModel):
         super().__init__(model, sequences)
         self.calls, self.breaks, self.odd = [], False, None
 
-    def run(self, ids, sequences, wanted):
+    def run(self, ids, sequences, outputs):
         if self.breaks:
             self.breaks = False
             raise MemoryError("no room")
         self.calls.append({s: sequences.count(s) for s in sequences})
-        logits = super().run(ids, sequences, wanted)
-        odd = torch.tensor([sequences[at] == self.odd for at in wanted], dtype=torch.bool)
-        return torch.where(odd[:, None], float("nan"), logits) if len(wanted) else logits
+        logits = super().run(ids, sequences, outputs)
+        odd = torch.tensor([sequences[at] == self.odd for at in outputs], dtype=torch.bool)
+        return torch.where(odd[:, None], float("nan"), logits) if len(outputs) else logits
 
 
 class Answer(queue.Queue):
@@ -64,7 +64,7 @@ class Answer(queue.Queue):
         super().__init__()
         self.ids = []
 
-    def whole(self):
+    def complete(self):
         """The text, and the last piece."""
         text = ""
         while True:
@@ -77,7 +77,7 @@ class Answer(queue.Queue):
 
 @pytest.fixture
 def scheduler(model, tokenizer):
-    made = Scheduler(Seen(model, 2), tokenizer, ends=(), waiting=2)
+    made = Scheduler(Seen(model, 2), tokenizer, eos_ids=(), waiting=2)
     made.start()
     yield made
     made.stop()
@@ -93,7 +93,7 @@ def test_a_long_prompt_goes_beside_the_answers_of_others_a_piece_at_a_time(sched
     first, _ = ask(scheduler, [5, 6], 60)
     first.get(timeout=30)  # it grows
     second, _ = ask(scheduler, range(3, 203), 2)
-    assert second.whole()[1].count == 2 and first.whole()[1].count == 60
+    assert second.complete()[1].count == 2 and first.complete()[1].count == 60
     shared = [call for call in scheduler._runner.calls if len(call) == 2]
     lengths = [max(call.values()) for call in shared]
     assert all(min(call.values()) == 1 for call in shared)  # nobody skipped a token for it
@@ -104,7 +104,7 @@ def test_a_long_prompt_goes_beside_the_answers_of_others_a_piece_at_a_time(sched
 @pytest.mark.parametrize("length", [1, 130, 200])
 def test_an_answer_is_what_transformers_generates(scheduler, model, length, settings):
     ids = torch.arange(3, 3 + length) % 255
-    wanted = model.generate(
+    outputs = model.generate(
         ids[None],
         attention_mask=torch.ones_like(ids[None]),
         max_new_tokens=20,
@@ -113,28 +113,28 @@ def test_an_answer_is_what_transformers_generates(scheduler, model, length, sett
         **settings,
     )[0]
     answer, _ = ask(scheduler, ids.tolist(), 20, alternatives=0, **settings)
-    assert answer.whole()[1].finish == "length" and answer.ids == wanted[length:].tolist()
+    assert answer.complete()[1].finish == "length" and answer.ids == outputs[length:].tolist()
 
 
 def test_a_model_with_a_state_answers_the_same_alone_and_among_others(tokenizer):
     model = made("bamba")
     plan = Reader(capture(model), "bf16").read()
     weights = {name: entry.make() for name, entry in plan.used().items()}
-    scheduler = Scheduler(Engine(plan.to_json(), weights, 1, sequences=3, steady=True), tokenizer, ends=())
+    scheduler = Scheduler(Engine(plan.to_json(), weights, 1, sequences=3, steady=True), tokenizer, eos_ids=())
     scheduler.start()
     prompts = [range(3, 3 + length) for length in (2, 60, 9, 31, 1)]
     alone, texts = [], []
     for ids in prompts:
         alone.append(ask(scheduler, ids, 20, alternatives=0)[0])
-        texts.append(alone[-1].whole()[0])
+        texts.append(alone[-1].complete()[0])
     together = [ask(scheduler, ids, 20, alternatives=0)[0] for ids in prompts]
-    assert [answer.whole()[0] for answer in together] == texts
+    assert [answer.complete()[0] for answer in together] == texts
     assert [answer.ids for answer in together] == [answer.ids for answer in alone]
     scheduler.stop()
 
 
 def test_an_answer_reaches_the_last_position_of_the_context(scheduler):
-    assert ask(scheduler, [7] * (CONTEXT - 9), 9)[0].whole()[1].count == 9
+    assert ask(scheduler, [7] * (CONTEXT - 9), 9)[0].complete()[1].count == 9
 
 
 def test_an_end_token_ends_an_answer_and_is_no_text(model, tokenizer):
@@ -142,9 +142,9 @@ def test_an_end_token_ends_an_answer_and_is_no_text(model, tokenizer):
         torch.tensor([[9, 8]]), attention_mask=torch.ones(1, 2), max_new_tokens=8, do_sample=False, eos_token_id=None
     )[0, 2:]
     end = int(plain[-1])
-    scheduler = Scheduler(CachedModel(model, 2), tokenizer, ends=(end,))
+    scheduler = Scheduler(CachedModel(model, 2), tokenizer, eos_ids=(end,))
     scheduler.start()
-    text, last = ask(scheduler, [9, 8], 50)[0].whole()
+    text, last = ask(scheduler, [9, 8], 50)[0].complete()
     scheduler.stop()
     assert last.finish == "stop" and last.count == plain.tolist().index(end) + 1
     assert text == tokenizer.decode(plain[: last.count - 1])
@@ -159,18 +159,18 @@ def test_more_than_there_are_places_for_wait_in_order_and_more_than_may_wait_are
         ask(scheduler, [5], 2)
     assert 1 <= full.value.seconds <= 60
     scheduler.cancel(waiting[0][1])
-    assert waiting[0][0].whole()[1].finish == "cancelled"
+    assert waiting[0][0].complete()[1].finish == "cancelled"
     scheduler.cancel(running[0][1])
-    assert running[0][0].whole()[1].finish == "cancelled"
-    assert waiting[1][0].whole()[1].count == 2 and ask(scheduler, [5], 3)[0].whole()[1].count == 3
+    assert running[0][0].complete()[1].finish == "cancelled"
+    assert waiting[1][0].complete()[1].count == 2 and ask(scheduler, [5], 3)[0].complete()[1].count == 3
 
 
 def test_a_call_that_breaks_ends_its_requests_and_not_those_after_it(scheduler):
-    wanted = ask(scheduler, [5, 6, 7], 5)[0].whole()[0]
+    outputs = ask(scheduler, [5, 6, 7], 5)[0].complete()[0]
     scheduler._runner.breaks = True
-    last = ask(scheduler, [5, 6, 7], 5)[0].whole()[1]
+    last = ask(scheduler, [5, 6, 7], 5)[0].complete()[1]
     assert last.finish == "failed" and last.error.startswith("MemoryError at ") and "no room" not in last.error
-    assert ask(scheduler, [5, 6, 7], 5)[0].whole()[0] == wanted and scheduler.alive
+    assert ask(scheduler, [5, 6, 7], 5)[0].complete()[0] == outputs and scheduler.alive
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
@@ -179,9 +179,9 @@ def test_logits_that_are_no_numbers_end_their_request_and_no_other(scheduler, te
     first.get(timeout=30)  # it has its sequence
     scheduler._runner.odd = 1 - job.sequence
     other, _ = ask(scheduler, [8, 9], 5, temperature=temperature)
-    last = other.whole()[1]
+    last = other.complete()[1]
     assert last.finish == "failed" and "NaN" in last.error
-    assert first.whole()[1].count == 300 and scheduler.alive
+    assert first.complete()[1].count == 300 and scheduler.alive
 
 
 def test_one_that_stops_does_not_wait_for_its_call(model, tokenizer):
@@ -192,12 +192,12 @@ def test_one_that_stops_does_not_wait_for_its_call(model, tokenizer):
             return super().run(*tokens)
 
     began, goes_on = threading.Event(), threading.Event()
-    scheduler = Scheduler(Slow(model, 1), tokenizer, ends=())
+    scheduler = Scheduler(Slow(model, 1), tokenizer, eos_ids=())
     scheduler.start()
     answer, _ = ask(scheduler, [5], 9)
     assert began.wait(30)
     scheduler.stop()
-    assert answer.whole()[1].error == "the server stops" and scheduler._thread.is_alive()
+    assert answer.complete()[1].error == "the server stops" and scheduler._thread.is_alive()
     goes_on.set()
     scheduler.join(10)
     assert answer.empty() and not scheduler._thread.is_alive()
@@ -207,7 +207,7 @@ def test_a_scheduler_that_stops_tells_all_who_wait(scheduler):
     answers = [ask(scheduler, [5], 390)[0] for _ in range(4)]
     answers[0].get(timeout=30)
     scheduler.stop()
-    assert [answer.whole()[1].error for answer in answers] == ["the server stops"] * 4
+    assert [answer.complete()[1].error for answer in answers] == ["the server stops"] * 4
     with pytest.raises(Stopped):
         ask(scheduler, [5], 1)
     scheduler.join(10)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.compiler.cli.verbs.conftest import SMALL as RECIPE
 
-PLACES = {
+CLASS_PATHS = {
     "model": '  --> r.effspec:2:14\n   2 | model base = hf("./model")\n     |              ^^^^^^^^^^^^^\n',
     "data": '  --> r.effspec:3:14\n   3 | data  rows = text("rows.txt", samples: 4, length: 32)\n'
     "     |              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^\n",
@@ -243,7 +243,7 @@ def test_code_that_needs_a_package_which_is_not_here_is_the_environments(effc, h
     (here / "model" / "mine.py").write_text(CUDA_ONLY)
     run = effc("compile", "r.effspec", "--no-progress", "--trust-remote-code")
     assert (run.code, run.out) == (5, "") and run.err.startswith("error[model-code]: "), run.err
-    assert "effc_test_cuda_scan" in run.err and "on CUDA alone" in run.err and PLACES["model"] in run.err
+    assert "effc_test_cuda_scan" in run.err and "on CUDA alone" in run.err and CLASS_PATHS["model"] in run.err
     (here / "model" / "mine.py").write_text(CUDA_ONLY.replace("import effc_test_cuda_scan", "1 / 0"))
     run = effc("compile", "r.effspec", "--no-progress", "--trust-remote-code")
     assert run.code == 5 and "raises ZeroDivisionError" in run.err and "--debug" in run.err
@@ -254,7 +254,7 @@ def test_weights_of_fewer_layers_are_refused_before_they_are_read(effc, here):
     run = effc("plan", "r.effspec")
     assert (run.code, run.out) == (5, "") and run.err.startswith("error[other-weights]: "), run.err
     assert "the weights have no `model.layers.2.input_layernorm.weight`, and 8 more" in run.err.splitlines()[0]
-    assert PLACES["model"] in run.err and "take the config they were saved with" in run.err
+    assert CLASS_PATHS["model"] in run.err and "take the config they were saved with" in run.err
 
 
 def test_weights_that_need_no_tensor_of_their_own_are_planned(effc, here):
@@ -273,7 +273,7 @@ def test_what_is_wrong_with_a_model_or_a_text_is_told_at_its_place(effc, here, n
     run = effc("compile", "r.effspec", "--no-progress")
     assert (run.code, run.out) == (code, ""), run.err
     assert run.err.startswith(f"error[{slug}]: ") and fact in run.err.splitlines()[0]
-    assert PLACES[place] in run.err
+    assert CLASS_PATHS[place] in run.err
     assert remedy in run.err.partition("\nhelp: ")[2]
     assert "Traceback" not in run.err and not (here / "out").exists()
 

@@ -27,7 +27,7 @@ def goals_of_one_row() -> int:
 
 def made(*names: str) -> Line:
     """A race in which the first took twice as long as the others, which took what reading takes."""
-    contenders = [Contender(name, [], 64, kept=[2.0 if i == 0 else 1.0]) for i, name in enumerate(names)]
+    contenders = [Contender(name, [], 64, times=[2.0 if i == 0 else 1.0]) for i, name in enumerate(names)]
     return Line("made", tuple(contenders), 64.0)
 
 
@@ -122,7 +122,7 @@ def test_a_race_calls_all_in_turn_and_cycles_through_their_copies():
     after = order[2:]  # the first call of each warms up
     assert [name for name, _ in after[:8]] == ["b", "a", "a", "b", "b", "a", "a", "b"]
     assert [copy for name, copy in after if name == "a"][:5] == [0, 1, 2, 0, 1]
-    assert all(len(c.kept) + len(c.thrown) == len(after) // 2 for c in contenders)
+    assert all(len(c.times) + len(c.thrown) == len(after) // 2 for c in contenders)
 
 
 def test_a_table_frees_the_copies_of_a_line(monkeypatch):

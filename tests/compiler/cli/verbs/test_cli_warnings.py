@@ -6,7 +6,7 @@ import pytest
 
 from tests.compiler.cli.verbs.conftest import SMALL
 
-FEW = "perplexity(rows) reads 32 tokens, which a search fits"
+MIN_SAMPLES = "perplexity(rows) reads 32 tokens, which a search fits"
 RECIPE = SMALL.replace("samples: 4", "samples: 1").replace("emit small {", 'emit small { report("page.html")\n ')
 
 
@@ -21,18 +21,18 @@ def warns(here):
 def test_a_warning_of_a_run_is_on_stderr_without_progress_and_when_the_step_is_cached(effc, warns):
     for _ in range(2):
         run = effc("compile", "r.effspec", "--no-progress", "--force")
-        assert run.code == 0 and run.err.count(FEW) == 1 and run.err.startswith("warning[few-rows]: "), run.err
-    assert FEW not in effc("compile", "r.effspec", "--quiet", "--force").err
+        assert run.code == 0 and run.err.count(MIN_SAMPLES) == 1 and run.err.startswith("warning[few-rows]: "), run.err
+    assert MIN_SAMPLES not in effc("compile", "r.effspec", "--quiet", "--force").err
 
 
 def test_progress_shows_a_warning_once(effc, warns):
-    assert effc("compile", "r.effspec").err.count(FEW) == 1
+    assert effc("compile", "r.effspec").err.count(MIN_SAMPLES) == 1
 
 
 def test_an_answer_in_json_ends_with_the_warnings_and_is_no_failure(effc, warns):
     run = effc("compile", "r.effspec", "--no-progress", "--format", "json")
     (told,) = (d for d in json.loads(run.out)["diagnostics"] if d["slug"] == "few-rows")
-    assert run.code == 0 and told["severity"] == "warning" and told["line"] == 5 and FEW in told["message"]
+    assert run.code == 0 and told["severity"] == "warning" and told["line"] == 5 and MIN_SAMPLES in told["message"]
 
 
 def test_a_runner_of_ci_jobs_gets_a_warning_at_the_line_of_its_step(effc, warns):
@@ -43,5 +43,8 @@ def test_a_runner_of_ci_jobs_gets_a_warning_at_the_line_of_its_step(effc, warns)
 def test_the_manifest_the_card_and_the_page_tell_a_warning(effc, warns):
     assert effc("compile", "r.effspec", "--no-progress").code == 0
     (step,) = json.loads((warns / "out/small/manifest.json").read_text())["steps"]
-    assert step["warnings"][0]["slug"] == "few-rows" and FEW in step["warnings"][0]["message"]
-    assert FEW in (warns / "out/small/README.md").read_text() and FEW in (warns / "out/page.html").read_text()
+    assert step["warnings"][0]["slug"] == "few-rows" and MIN_SAMPLES in step["warnings"][0]["message"]
+    assert (
+        MIN_SAMPLES in (warns / "out/small/README.md").read_text()
+        and MIN_SAMPLES in (warns / "out/page.html").read_text()
+    )

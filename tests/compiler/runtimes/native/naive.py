@@ -41,10 +41,10 @@ class Naive:
         self.lengths: dict[int, int] = {}
         self.states: dict[tuple[int, int], Tensor] = {}
 
-    def run(self, ids: Sequence[int], sequences: Sequence[int], wanted: Sequence[bool]) -> Tensor:
+    def run(self, ids: Sequence[int], sequences: Sequence[int], outputs: Sequence[bool]) -> Tensor:
         """Logits [wanted, vocabulary]; each token extends its sequence by one position."""
         found = [self._token(id, sequence) for id, sequence in zip(ids, sequences, strict=True)]
-        return torch.stack([row for row, asked in zip(found, wanted, strict=True) if asked])
+        return torch.stack([row for row, asked in zip(found, outputs, strict=True) if asked])
 
     def length(self, sequence: int) -> int:
         return self.lengths.get(sequence, 0)

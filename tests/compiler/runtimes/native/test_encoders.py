@@ -58,7 +58,7 @@ def pair(request, tmp_path):
 
 def opened(model, folder, weights="bf16"):
     plan = Reader(capture(model), weights).read()
-    write(plan, folder, facts(model, weights, plan.gives))
+    write(plan, folder, facts(model, weights, plan.output))
     return open_native(folder, threads=1, sequences=2)
 
 

@@ -110,13 +110,13 @@ def test_a_plan_refuses_what_the_engine_has_no_step_for_where_the_target_stands(
 def test_a_compile_is_refused_before_a_pass_runs(written):
     path, events = written(NARROW), []
     with pytest.raises(Reject, match="cannot-run-natively"):
-        api.compile(path, path.parent / "out", cache_dir=path.parent / "cache", tell=events.append)
+        api.compile(path, path.parent / "out", cache_dir=path.parent / "cache", on_event=events.append)
     assert not [e for e in events if type(e).__name__ == "StageBegan"]
 
 
 def test_where_a_step_may_take_out_what_is_refused_the_plan_only_warns(written):
     path, events = written(TAKE_OUT), []
-    (plan,) = api.plan(path, cache_dir=path.parent / "cache", tell=events.append)
+    (plan,) = api.plan(path, cache_dir=path.parent / "cache", on_event=events.append)
     assert plan.stages
     (said,) = [e.message for e in events if type(e).__name__ == "Warned"]
     assert "native would refuse the model as it is: " in said and said.endswith("unless `slim` takes that out")

@@ -84,10 +84,10 @@ def test_it_is_refused_on_a_device_that_has_no_engine(tmp_path):
 
 
 def test_an_artifact_of_the_target_is_known_by_its_plan():
-    from effc.compiler.artifacts.load import holds_model
+    from effc.compiler.artifacts.load import has_checkpoint
 
-    assert holds_model(Manifest(kind="native", files={"native/plan.json": (1, "")}))
-    assert not holds_model(Manifest(kind="native"))
+    assert has_checkpoint(Manifest(kind="native", files={"native/plan.json": (1, "")}))
+    assert not has_checkpoint(Manifest(kind="native"))
 
 
 _MIXTURE = {

@@ -6,7 +6,7 @@ from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.forward import continuations, last_logits, logits
 from effc.compiler.runtimes.native.model import NativeModel
 from effc.compiler.runtimes.native.reader import Reader
-from effc.compiler.runtimes.native.sequence_pool import LEAST, Places, tokens_in
+from effc.compiler.runtimes.native.sequence_pool import LEAST, SequencePool, tokens_in
 from effc.kernels.engine import Engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,7 +37,7 @@ said = st.lists(st.integers(0, 1), max_size=20)
 )
 def test_a_place_holds_what_it_says_and_no_more_is_held_than_may_be(turns, tokens, backward):
     engine = Cut(backward)
-    places = Places(engine, 3, tokens)
+    places = SequencePool(engine, 3, tokens)
     contents, owners, open_ = {}, {}, []
     for prompt, answer, owner, close in turns:
         if not len(places):
@@ -51,7 +51,7 @@ def test_a_place_holds_what_it_says_and_no_more_is_held_than_may_be(turns, token
             engine.lengths[number] = len(prompt + answer)
             open_.append((number, owner))
         for number, whose in [open_.pop() for _ in range(min(close, len(open_)))]:
-            places.give_back(number, contents[number], whose)
+            places.release(number, contents[number], whose)
         taken = [number for number, _ in open_]
         assert sum(n for number, n in engine.lengths.items() if number not in taken) <= tokens
         assert len(places) + len(open_) == 3
@@ -59,33 +59,33 @@ def test_a_place_holds_what_it_says_and_no_more_is_held_than_may_be(turns, token
 
 def test_the_longest_beginning_is_gone_on_with_and_the_oldest_place_goes_first():
     engine = Cut()
-    places = Places(engine, 2, 100)
+    places = SequencePool(engine, 2, 100)
     long, short = list(range(40)), list(range(20))
     (a, _), (b, _) = places.take(short), places.take(long)
     engine.lengths = {a: 20, b: 40}
-    places.give_back(a, short)
-    places.give_back(b, long)
+    places.release(a, short)
+    places.release(b, long)
     assert places.take([*range(30), 99, 98]) == (b, 30)
     engine.lengths[b] = 32
-    places.give_back(b, [*range(30), 99, 98])
+    places.release(b, [*range(30), 99, 98])
     assert places.take([7] * 50) == (a, 0)  # it begins like nothing that is held
 
 
 def test_a_prompt_that_only_begins_alike_takes_another_place_while_there_is_one():
     engine = Cut()
-    places = Places(engine, 2, 100)
+    places = SequencePool(engine, 2, 100)
     a, _ = places.take(range(40))
     engine.lengths[a] = 40
-    places.give_back(a, list(range(40)))
+    places.release(a, list(range(40)))
     b, held = places.take([*range(15), *[99] * 30])  # more would be lost of the first than won
     assert b != a and held == 0
     assert places.take([*range(15), 98, 97]) == (a, 15)  # there is no other
 
 
 def test_fewer_tokens_in_common_than_are_worth_it_are_computed_again():
-    places = Places(Cut(), 1, 100)
+    places = SequencePool(Cut(), 1, 100)
     number, _ = places.take(range(30))
-    places.give_back(number, list(range(30)))
+    places.release(number, list(range(30)))
     assert places.take([*range(LEAST - 1), 99])[1] == 0
 
 

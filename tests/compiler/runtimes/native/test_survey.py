@@ -23,8 +23,8 @@ DECAYING = ("minimax",)  # linear attention
 REPEATED = ("hrm_text",)  # layers that run several times in one forward
 SCANNED = ("zamba",)  # a scan for each head
 MASKED = ("xmod", "doge")  # by the languages of rows; by what keys gain
-MOVED = ("recurrent_gemma", "rwkv")  # a convolution of torch, recurrences, numbers of the token before
-OWN = ("apertus", "laguna", "gpt_neox_japanese")  # an activation, a gate, a bias of their own
+MODULE_ALIASES = ("recurrent_gemma", "rwkv")  # a convolution of torch, recurrences, numbers of the token before
+LEAF_FUNCTIONS = ("apertus", "laguna", "gpt_neox_japanese")  # an activation, a gate, a bias of their own
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ OWN = ("apertus", "laguna", "gpt_neox_japanese")  # an activation, a gate, a bia
         *SCANNED,
         *MASKED,
         *SHARED,
-        *MOVED,
-        *OWN,
+        *MODULE_ALIASES,
+        *LEAF_FUNCTIONS,
     ),
 )
 def test_a_plan_computes_what_torch_does(name):
@@ -51,7 +51,7 @@ def test_a_plan_computes_what_torch_does(name):
 
 
 def test_a_head_counts_where_a_model_has_no_base_of_its_own():
-    assert Reader(capture(made("llama4_text")), "bf16").read().gives.speaks
+    assert Reader(capture(made("llama4_text")), "bf16").read().output.speaks
 
 
 def assert_decodes(native, ids, wanted):

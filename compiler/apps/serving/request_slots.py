@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
-from .answers import Refused
+from .answers import ErrorResponse
 from .limits import MIB
 
 SMALL = 64 << 10  # bytes of a body that waits for no large one
 _SMALL_AT_ONCE, _LARGE_AT_ONCE = 4, 1  # of a pool of threads that has five at least
-_MOST = 32 * MIB  # of large bodies that one client may have here
+_MAX_CLIENT_BYTES = 32 * MIB  # of large bodies that one client may have here
 
 
-class Turns:
+class RequestSlots:
     """Work before a model is asked, in threads that share one interpreter: it costs as much as a body is large."""
 
     def __init__(self) -> None:
@@ -23,14 +23,14 @@ class Turns:
         self._bytes: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def turn(self, client: str, size: int) -> AsyncIterator[None]:
-        """Wait until a request of `size` bytes may be worked at; Refused (429) where too many of the client wait."""
+    async def slot(self, client: str, size: int) -> AsyncIterator[None]:
+        """Wait for a slot for a request of `size` bytes; ErrorResponse (429) where too many of the client wait."""
         if size <= SMALL:
             async with self._small:
                 yield
             return
-        if self._bytes[client] and self._bytes[client] + size > _MOST:
-            raise Refused(
+        if self._bytes[client] and self._bytes[client] + size > _MAX_CLIENT_BYTES:
+            raise ErrorResponse(
                 429,
                 f"{self._bytes[client]} bytes of requests of this client wait: send this one once they are answered",
                 code="too_many_requests",
