@@ -15,7 +15,7 @@ from .inputs import check_inputs
 from .literals import inside
 from .pipelines import Line, Stage
 from .selectors import Dead, dead, matches, resolve
-from .skeleton import Group, Skeleton
+from .skeleton import Group, Skeleton, is_submodule
 from .value_text import quoted
 from .values import Ratio, Selector
 
@@ -146,12 +146,20 @@ def _of_kinds(order: Sequence[str], skeleton: Skeleton) -> Selectable:
 
 
 def _absent(stage: Stage, candidates: Selectable, skeleton: Skeleton):
-    refusals = [[site, reason] for site, reason in skeleton.stays.items()] if candidates.kind == "branches" else []
-    refusals = refusals or skeleton.facts.get("refused") or []
-    relevant = [entry for entry in refusals if entry[1].startswith(_KIND_PHRASES.get(candidates.kind, ""))] or refusals
-    note = f"`{relevant[0][0]}`: {because(skeleton, *relevant[0])}" if relevant and candidates.groups == () else ""
+    stays = list(skeleton.stays.items()) if candidates.kind == "branches" else []
+    refusals = stays or skeleton.facts.get("refused") or []
+    narrows = candidates.kind in ("heads", "kv_heads", "channels", "experts", *_KIND_PHRASES)
+    relevant = stays or [r for r in refusals if narrows and is_reason_for(r, candidates.kind, skeleton)]
+    unread = [r for r in refusals if r[0] in dict(skeleton.opaque)]
+    lack, note = "which the model doesn't have", ""
+    if candidates.groups == () and (relevant or unread):
+        path, reason = (relevant or unread)[0]
+        note = f"`{path}`: {because(skeleton, path, reason)}"
+        lack = f"none of which {'can be cut' if relevant else 'is found'} in this model"
+    elif not skeleton.units and candidates.kind != "linear":
+        lack, note = "none of which is found in this model", "it has no repeated layers that effc recognises"
     return nothing_to_select(
-        f"`{stage.word.name}` works on {candidates.noun}, which the model doesn't have",
+        f"`{stage.word.name}` works on {candidates.noun}, {lack}",
         stage.call.span,
         note=note,
         help=_instead(candidates, skeleton),
@@ -168,6 +176,17 @@ def _instead(candidates: Selectable, skeleton: Skeleton) -> str:
     if candidates.kind in _OF_MIXERS and not skeleton.scans:
         return "no layer of it scans a state along the sequence: the passes of `prune` are for other layers"
     return ""
+
+
+def is_reason_for(refusal: Sequence[str], kind: str, skeleton: Skeleton) -> bool:
+    """Whether discovery's reason is about groups of this kind: heads are attention's, channels anything else's."""
+    path, reason = refusal
+    if kind in _KIND_PHRASES:
+        return reason.startswith(_KIND_PHRASES[kind])
+    if kind == "experts" or reason.startswith("whole experts"):
+        return kind == "experts" and reason.startswith("whole experts")
+    roles = {b.role for b in skeleton.branches if is_submodule(path, b.site) or is_submodule(b.site, path)}
+    return "attention" in roles if kind in ("heads", "kv_heads") else roles != {"attention"}
 
 
 def because(skeleton: Skeleton, path: str, reason: str) -> str:

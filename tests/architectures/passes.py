@@ -131,7 +131,10 @@ GREEN, NONE = Cell("green"), Cell("none")
 
 
 def refusal(reject: Reject) -> Cell:
-    return Cell("refused", "; ".join(d.message for d in reject.diagnostics if d.severity == "error"))
+    """A refused cell: the errors' messages, with the note where a part is missing, which says why it is."""
+    errors = [d for d in reject.diagnostics if d.severity == "error"]
+    noted = [f"{d.message}: {d.note}" if d.slug == "nothing-to-select" and d.note else d.message for d in errors]
+    return Cell("refused", "; ".join(noted))
 
 
 def context(model: nn.Module, folder: Path, name: str) -> Context:

@@ -30,8 +30,11 @@ def test_channels_of_a_net_without_branches_are_cut_by_a_recipe(tmp_path, name, 
 
 
 def test_a_net_without_branches_and_groups_is_refused_with_all_kinds(tmp_path):
-    with pytest.raises(Reject, match="works on residual branches, channels and heads, which the model doesn't have"):
+    absent = "works on residual branches, channels and heads, none of which is found in this model"
+    with pytest.raises(Reject, match=absent) as refusal:
         checked(tmp_path, "albert", "prune.multi(remove: 5% of params, score: similarity(rows))")
+    (error,) = (d for d in refusal.value.diagnostics if d.severity == "error")
+    assert error.note == "it has no repeated layers that effc recognises"
 
 
 def test_the_matrix_takes_what_check_refuses_for_a_refusal(tmp_path):

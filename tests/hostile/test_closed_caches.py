@@ -26,7 +26,6 @@ READING = """
 import sys
 from pathlib import Path
 from effc.compiler.core.cache import Cache
-from effc.compiler.analysis.planning import skeletons
 from effc.dsl.syntax.diagnostics import Reject
 cache = Cache(Path(sys.argv[1]))
 key = cache.entries()[0].key

@@ -5,7 +5,7 @@ from typing import Any
 
 from ....dsl.checker.selectors import resolve
 from ....dsl.checker.skeleton import Branch, Group, Part, Scan, Skeleton, is_submodule
-from ....dsl.checker.structure import because
+from ....dsl.checker.structure import because, is_reason_for
 from ....dsl.checker.values import Selector
 from ....dsl.syntax.diagnostics import Fault, Reject
 
@@ -60,7 +60,7 @@ def groups(skeleton: Skeleton, kind: str, on: Selector | None) -> tuple[Group, .
 def required(skeleton: Skeleton, kind: str, candidates: Sequence[Group]) -> tuple[Group, ...]:
     """The groups that a pass is to narrow; Reject, with what discovery says against it, where the model has none."""
     if not candidates and not any(g.kind == kind for g in skeleton.groups):
-        refusals = sorted(skeleton.facts.get("refused", ()), key=lambda r: not _is_reason_for(r, kind, skeleton))
+        refusals = sorted(skeleton.facts.get("refused", ()), key=lambda r: not is_reason_for(r, kind, skeleton))
         reasons = [f"{path or 'the model'}: {because(skeleton, path, reason)}" for path, reason in refusals]
         words = kind.replace("_", " ").replace("kv", "KV")
         first = f"; {reasons[0]}" if reasons else ""
@@ -88,15 +88,6 @@ def competing(skeleton: Skeleton, on: Selector | None) -> dict[str, tuple[Group,
         if group.kind != "heads" or group.site not in shared:
             by_kind.setdefault("heads" if group.kind == "kv_heads" else group.kind, []).append(group)
     return {kind: tuple(some) for kind, some in by_kind.items()}
-
-
-def _is_reason_for(refusal: Sequence[str], kind: str, skeleton: Skeleton) -> bool:
-    """Whether a reason tells of that kind: heads are attention's, channels anything else's."""
-    path, reason = refusal
-    if kind == "experts" or reason.startswith("whole experts"):
-        return kind == "experts" and reason.startswith("whole experts")
-    role = next((b.role for b in skeleton.branches if f"{path}.".startswith(f"{b.site}.")), "")
-    return (role == "attention") == (kind in ("heads", "kv_heads"))
 
 
 def is_inside(group: Group, branch: Branch) -> bool:

@@ -75,7 +75,7 @@ def register(app: typer.Typer) -> None:
                 shared,
                 knowledge,
                 explain,
-                {"most": max_new_tokens, "temperature": temperature, "seed": shared.seed},
+                {"max_tokens": max_new_tokens, "temperature": temperature, "seed": shared.seed},
             )
         return _talk(model, prompt, shared, max_new_tokens, temperature, adapter, mapped)
 

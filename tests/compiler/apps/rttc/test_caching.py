@@ -56,7 +56,7 @@ def test_what_is_evicted_is_what_a_plain_list_evicts_and_the_bytes_are_never_pas
             assert found(cache, seed) == (seed if hit else None)
             if hit:
                 hit[1:3] = [hit[1] + 1, turn]
-        assert cache.n_bytes <= cache.maximum and len(cache) == len(plain)
+        assert cache.n_bytes <= cache.max_bytes and len(cache) == len(plain)
 
 
 def test_states_counts_and_order_are_there_after_a_restart(tmp_path):
