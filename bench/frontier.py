@@ -181,7 +181,7 @@ def race(folder: Path, names: list[str], threads: int, rounds: int) -> dict[str,
     return seconds
 
 
-def picture(lines: list[dict], file: Path) -> None:
+def summary(lines: list[dict], file: Path) -> None:
     """Speed against perplexity of `docs` and `kjv` together, as text that a browser draws."""
     wide, high, left, low = 760, 440, 60, 40
     xs, ys = [math.log(r["both"]) for r in lines], [r["speed"] for r in lines]
@@ -279,7 +279,7 @@ def report(folder: Path, names: list[str], asked: argparse.Namespace) -> None:
         said = "none" if best is None else f"{best['name']}, {best['speed'] / theirs['speed']:.2f}x"
         print(f"no worse than {theirs['name']}: {said} (goal 1.3x)", flush=True)
     if asked.svg and lines:
-        picture(lines, asked.svg)
+        summary(lines, asked.svg)
 
 
 if __name__ == "__main__":

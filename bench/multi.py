@@ -159,18 +159,18 @@ def randomly(build: Build, share: float, seed: int, group: int) -> torch.nn.Modu
     """Cuts of the default search's pools in an order that a seed decides."""
     from effc.compiler.transforms.search.branches import Branches
     from effc.compiler.transforms.search.importance import l1
-    from effc.compiler.transforms.search.savings import Ledger
+    from effc.compiler.transforms.search.savings import SavingsTable
     from effc.compiler.transforms.search.widths import Widths
 
     program = capture(build.ctx.origin.load())
     build.keep_references(program)
     skeleton, random = skeleton_of(program), torch.Generator().manual_seed(seed)
-    ledger, saved = Ledger(skeleton), 0.0
+    savings_table, saved = SavingsTable(skeleton), 0.0
     by_kind = {kind: [g for g in skeleton.groups if g.kind == kind] for kind in ("channels", "kv_heads")}
     pools = [
-        Branches(program, skeleton.branches, ledger),
-        Widths(program, by_kind["channels"], group, ledger, lambda g: l1(program, g)),
-        Widths(program, by_kind["kv_heads"], 1, ledger, lambda g: l1(program, g)),
+        Branches(program, skeleton.branches, savings_table),
+        Widths(program, by_kind["channels"], group, savings_table, lambda g: l1(program, g)),
+        Widths(program, by_kind["kv_heads"], 1, savings_table, lambda g: l1(program, g)),
     ]
     while saved < share * params(skeleton):
         options = [c for pool in pools for c in pool.candidates()]

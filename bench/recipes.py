@@ -20,7 +20,7 @@ from effc.compiler.core.cache import write_atomic
 from effc.compiler.core.fingerprint import machine
 from effc.compiler.driver import api
 from effc.compiler.plugin.library_effects import FORMAT, Effect, Effects, effects_path, short
-from effc.compiler.plugin.recipe_library import Shipped, shipped
+from effc.compiler.plugin.recipe_library import LibraryFile, shipped
 from effc.dsl.syntax.diagnostics import Reject
 
 from bench.smol import gguf_path
@@ -47,7 +47,7 @@ def rows_of(results: list) -> tuple:
     return tuple(rows)
 
 
-def measure(recipe: Shipped, on: str) -> Effect:
+def measure(recipe: LibraryFile, on: str) -> Effect:
     """What a recipe gives; the machine is not in it yet."""
     text, known = recipe.text, named_model(recipe.text)
     model = SMOL if on == "smollm2" else "tiny-llama"
@@ -66,7 +66,7 @@ def measure(recipe: Shipped, on: str) -> Effect:
     return Effect(model, 0, SEED, round(took, 1), known if on != "smollm2" else "", drawn, rows)
 
 
-def keep(recipe: Shipped, effect: Effect, shared: bool) -> None:
+def keep(recipe: LibraryFile, effect: Effect, shared: bool) -> None:
     """Write an effect down at once, so that whoever is stopped keeps it, into what others have written meanwhile."""
     facts = {name: fact for name, fact in machine().items() if name in FACTS} | ({"shared": True} if shared else {})
     effects = Effects.read()
@@ -84,7 +84,7 @@ def write(effects: Effects) -> None:
     write_atomic(effects_path(), (json.dumps(body, indent=1) + "\n").encode())
 
 
-def wanted(asked: argparse.Namespace, effects: Effects) -> list[Shipped]:
+def wanted(asked: argparse.Namespace, effects: Effects) -> list[LibraryFile]:
     """The recipes to measure. On SmolLM2 those that name the embedded decoder."""
     known = {short(r): r for r in shipped().values() if not r.is_module}
     if unknown := set(asked.names) - set(known):

@@ -129,7 +129,7 @@ def trained(folder: Path, model: str, method: str, lr: float, steps: int, seed: 
     program, took = capture(origin.load()), 0.0
     for step in found.pipelines["all"].steps:
         started = time.perf_counter()
-        ctx.shelf.make("pass", step.call).run(program, ctx)
+        ctx.registry.make("pass", step.call).run(program, ctx)
         took = time.perf_counter() - started
     return program, program.notes[-1]["trained"], took, origin
 

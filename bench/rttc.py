@@ -21,19 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from effc.compiler.apps.rttc.adaptation import Adaptable, Regime
+from effc.compiler.apps.rttc.adaptation import Adaptable, AdapterSettings
 from effc.compiler.apps.rttc.attachment import attachment_paths
 from effc.compiler.apps.rttc.caching import StateCache
 from effc.compiler.apps.rttc.embedder import folder_embedder
 from effc.compiler.apps.rttc.generation import Settings
-from effc.compiler.apps.rttc.guided import Guided
+from effc.compiler.apps.rttc.guided import GuidedModel
 from effc.compiler.apps.rttc.knowledge import build, open_base
 from effc.compiler.apps.rttc.native_generator import open_voice
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.prompts import Prompts
 from effc.compiler.apps.rttc.retrieval import Local
 from effc.compiler.apps.rttc.reward import SelfLikelihood
-from effc.compiler.apps.rttc.scorer import Graded
+from effc.compiler.apps.rttc.scorer import LabelledAnswer
 from effc.compiler.apps.rttc.signals import signals
 from effc.compiler.apps.rttc.tuned_scorer import tune
 from effc.compiler.ir.capture.capture import capture
@@ -46,7 +46,7 @@ from bench.decoders import original, tokenizer
 from bench.rttc_tasks import Asked, Task, task_of, wrong_answers
 
 POLICY = Policy("direct", count=4, shown=4)
-REGIME = Regime(rank=8, alpha=16.0, lr=2e-3, batch=1, epochs=1, answers=True)
+REGIME = AdapterSettings(rank=8, alpha=16.0, lr=2e-3, batch=1, epochs=1, answers=True)
 BASE, DEV, TEST = 120, 24, 40  # questions of a task
 
 
@@ -67,7 +67,7 @@ def small(folder: Path) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(place)
 
 
-def client_of(folder: Path, tasks: Sequence[Task], regime: Regime = REGIME) -> Guided:
+def client_of(folder: Path, tasks: Sequence[Task], regime: AdapterSettings = REGIME) -> GuidedModel:
     """Over a base of these tasks, which `folder` keeps."""
     torch.set_num_threads(1)
     model, words = small(folder)
@@ -80,11 +80,11 @@ def client_of(folder: Path, tasks: Sequence[Task], regime: Regime = REGIME) -> G
         build([folder / "kb.jsonl"], embedder, place, guard=guard)
     prompts = Prompts(words, model.config.max_position_embeddings)
     adaptable = Adaptable(model, words, attachment_paths(model, regime.kind), regime, prompts.question)
-    voice = open_voice(folder / "smollm2" / "native", adaptable, threads=1)
-    reward = SelfLikelihood(voice.bare, prompts)
+    generator = open_voice(folder / "smollm2" / "native", adaptable, threads=1)
+    reward = SelfLikelihood(generator.bare, prompts)
     lists, states = (StateCache("bench", 0.999, 64 << 20) for _ in range(2))
     local = Local(open_base(place))
-    return Guided(model, prompts, embedder, local, reward, POLICY, lists, states, adaptable, voice=voice)
+    return GuidedModel(model, prompts, embedder, local, reward, POLICY, lists, states, adaptable, generator=generator)
 
 
 # -- answers -------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def spent(action: Callable[[], Any]) -> tuple[Any, float]:
     return action(), time.process_time() - started
 
 
-def answers(client: Guided, one: Asked, length: int, trained: bool = True) -> dict[str, Any]:
+def answers(client: GuidedModel, one: Asked, length: int, trained: bool = True) -> dict[str, Any]:
     """What every branch answers, and the CPU seconds of every part."""
     message, settings = [{"role": "user", "content": one.sample.question}], Settings(max_tokens=length)
     cost: dict[str, float] = {}
@@ -171,7 +171,7 @@ def collect(names: Sequence[str], data: Path, folder: Path, minutes: float, trai
 # -- a reward of one's own -----------------------------------------------------------------------------------
 
 
-def graded(tasks: Sequence[Task]) -> list[Graded]:
+def graded(tasks: Sequence[Task]) -> list[LabelledAnswer]:
     """Questions of the base, each with its right answer and a wrong one of the same form."""
     draw, found = random.Random(0), []
     for task in tasks:
@@ -179,8 +179,8 @@ def graded(tasks: Sequence[Task]) -> list[Graded]:
             wrong = wrong_answers(one, task.base, draw)
             if wrong is not None:
                 found += [
-                    Graded(one.sample.question, one.sample.answer, True),
-                    Graded(one.sample.question, wrong, False),
+                    LabelledAnswer(one.sample.question, one.sample.answer, True),
+                    LabelledAnswer(one.sample.question, wrong, False),
                 ]
     return found
 

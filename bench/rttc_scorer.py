@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from effc.compiler.apps.rttc.scorer import LEAST_AUC, Graded, halves, train
+from effc.compiler.apps.rttc.scorer import LEAST_AUC, LabelledAnswer, halves, train
 from effc.compiler.apps.rttc.tuned_scorer import tune
 
 from bench.rttc import encoder
@@ -21,11 +21,11 @@ from bench.rttc import encoder
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 
 
-def solutions(data: Path, questions: int) -> list[Graded]:
+def solutions(data: Path, questions: int) -> list[LabelledAnswer]:
     """All models' solutions of some questions, the same each time."""
     lines = (data / "gsm8k" / "example_model_solutions.jsonl").read_text(encoding="utf-8").splitlines()
     chosen = random.Random(0).sample([json.loads(line) for line in lines], min(questions, len(lines)))
-    return [Graded(r["question"], r[m]["solution"], r[m]["is_correct"]) for r in chosen for m in MODELS]
+    return [LabelledAnswer(r["question"], r[m]["solution"], r[m]["is_correct"]) for r in chosen for m in MODELS]
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from effc.compiler.apps.rttc.adaptation import Adaptable, Regime
+from effc.compiler.apps.rttc.adaptation import Adaptable, AdapterSettings
 from effc.compiler.apps.rttc.attachment import attachment_paths
 from effc.compiler.apps.rttc.batching import Batcher, agree
 from effc.compiler.apps.rttc.generation import Settings
@@ -105,7 +105,7 @@ def batch(rows: int = 8, length: int = 16) -> None:
     prompts = Prompts(words, model.config.max_position_embeddings)
     asked = [prompts.question(one.sample.question) for one in task_of("codes", None, 16, rows, 0).dev]
     for kind, rank in (("lora", 8), ("reft", 4)):
-        regime = Regime(kind=kind, rank=rank, alpha=2.0 * rank)
+        regime = AdapterSettings(kind=kind, rank=rank, alpha=2.0 * rank)
         adaptable, draw = (
             Adaptable(model, words, attachment_paths(model, kind), regime, prompts.question),
             torch.Generator(),

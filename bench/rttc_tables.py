@@ -191,7 +191,7 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return rows, ["self", "scorer"]
 
 
-def picture(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[str]) -> str:
+def summary(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[str]) -> str:
     """Accuracy against seconds of all policies, some by name."""
     results = dict(policies(dev, test, rewards))
     points = {
@@ -208,7 +208,7 @@ def main(folder: Path, drawn: Path | None = None) -> None:
     rows, rewards = read(folder)
     dev, test = ([row for row in rows if row["part"] == part] for part in ("dev", "test"))
     if drawn is not None:
-        drawn.write_text(picture(dev, test, rewards), encoding="utf-8")
+        drawn.write_text(summary(dev, test, rewards), encoding="utf-8")
     print("\n".join([*by_task(rows, rewards), *table(dev, test, rewards)]))
     for name in dict.fromkeys(row["task"] for row in rows):
         parts = [[row for row in part if row["task"] == name] for part in (dev, test)]

@@ -49,7 +49,7 @@ def family_of(folder: Path, work: Path, steps: int) -> tuple[Family, object]:
     }
     recipe = recipe_of([("net", "supernet.elastic", {**defaults("pass", "supernet.elastic"), **args})])
     ctx = context_of(work, model, recipe, rows(folder, "calib.txt", 32))
-    step = ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
+    step = ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call)
     net = step.result_of(Model(capture(copy.deepcopy(model))), ctx)
     recipe = recipe_of([])
     ctx = context_of(work, model, recipe, rows(folder, "heldout.txt", 4))
@@ -89,7 +89,7 @@ def main() -> None:
     scaled = {run: [(v[0] / top[0], v[1] / top[1]) for v in values.values()] for run, values in runs.items()}
     known = {(run, i): v for run, values in scaled.items() for i, v in enumerate(values)}
     best = volume([known[name] for name in unbeaten(known)])
-    print(f"{net.space.size:,} choices of {len(net.space.dials)} dials; {len(evaluated)} evaluated in ", end="")
+    print(f"{net.space.size:,} choices of {len(net.space.dims)} dials; {len(evaluated)} evaluated in ", end="")
     print(f"{time.monotonic() - began:.0f} s; share of the area below all fronts together, mean and range of seeds\n")
     print("| | " + " | ".join(f"{n} evaluations" for n in AT if n <= asked.evals) + " |")
     print("|---" * (1 + sum(n <= asked.evals for n in AT)) + "|")
@@ -110,7 +110,7 @@ def search(net: Family, ctx, objectives, method: str, seed: int, evals: int) -> 
     call = recipe_of([("few", word, args)]).pipelines["lean"].steps[0].call
     explorer = Explorer(net, ctx, objectives, evals)
     with explorer.open():
-        ctx.shelf.make("pass", call).explore(explorer, random.Random(seed))
+        ctx.registry.make("pass", call).explore(explorer, random.Random(seed))
     return explorer.known
 
 

@@ -63,7 +63,7 @@ class Browser:
             "r(1) : setTimeout(f, 20); f(); })"
         )
 
-    def picture(self, whole: bool = True) -> bytes:
+    def summary(self, whole: bool = True) -> bytes:
         said = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         return base64.b64decode(said["data"])
 

@@ -7,7 +7,7 @@ import torch
 from effc.compiler.core.settings import Settings
 from effc.compiler.models.checkpoints.origin import Origin
 from effc.compiler.plugin.context import Context
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.dsl.checker.recipe import Emit, Invocation, Pipeline, Recipe, Step
 from effc.dsl.checker.values import Bytes, DataRef, MetricRef
 from effc.dsl.syntax.source import Source
@@ -71,4 +71,4 @@ def context_of(tmp_path: Path, model: torch.nn.Module, recipe: Recipe, rows: tor
     work = tmp_path / "work"
     work.mkdir(exist_ok=True)
     settings = Settings(tmp_path / "cache", threads=torch.get_num_threads())
-    return Context(settings, recipe, tmp_path, Shelf(), origin_of(model), work)
+    return Context(settings, recipe, tmp_path, Registry(), origin_of(model), work)

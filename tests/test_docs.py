@@ -7,7 +7,7 @@ import pytest
 from effc.compiler.cli.main import app
 from effc.compiler.cli.verbs.exit_codes import MEANINGS
 from effc.compiler.driver import api
-from effc.compiler.plugin.registry import SHELVES, Shelf
+from effc.compiler.plugin.registry import SHELVES, Registry
 from effc.dsl.syntax.diagnostics import EXITS
 from effc.dsl.syntax.render import render
 from typer.main import get_command
@@ -130,12 +130,12 @@ def test_files_and_folders_may_be_texts_in_python(tmp_path):
 
 @pytest.mark.parametrize("kind", SHELVES)
 def test_the_readme_has_every_word(kind):
-    assert [word for word in Shelf().vocabulary.words(kind) if f"`{word}`" not in TEXTS["README.md"]] == []
+    assert [word for word in Registry().vocabulary.words(kind) if f"`{word}`" not in TEXTS["README.md"]] == []
 
 
 def test_the_page_of_the_language_has_every_kind_of_data_and_of_model():
     row = {line.split("`")[1].split()[0]: line for line in TEXTS["docs/language.md"].splitlines() if line[:3] == "| `"}
-    words = Shelf().vocabulary.words
+    words = Registry().vocabulary.words
     assert [word for word in words("data") if f"`{word}`" not in row["data"]] == []
     assert [word for word in words("model") if f"`{word}`" not in row["model"]] == []
 

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 from effc.compiler.cli.explain import STATEMENTS, _fault, all_faults, explain
-from effc.compiler.plugin.registry import SHELVES, Shelf
+from effc.compiler.plugin.registry import SHELVES, Registry
 from effc.dsl.syntax.diagnostics import Reject
 from effc.dsl.syntax.edition import HEADS
 
-VOCABULARY = Shelf().vocabulary
+VOCABULARY = Registry().vocabulary
 WORDS = sorted({name for kind in SHELVES for name in VOCABULARY.words(kind)})
 FAULTS = sorted(all_faults(), key=lambda pair: pair[0])
 

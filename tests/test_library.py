@@ -7,14 +7,14 @@ from effc.compiler.cli.main import main
 from effc.compiler.cli.verbs.new import GOALS
 from effc.compiler.driver import api
 from effc.compiler.plugin.library_effects import RANDOM, Effects, meaning
-from effc.compiler.plugin.recipe_library import Shipped, by_name, shipped, with_files
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.recipe_library import LibraryFile, by_name, shipped, with_files
+from effc.compiler.plugin.registry import Registry
 from effc.dsl.syntax import ast
 
 from tests.stand_ins import embedded
 
 RECIPES = {name.removesuffix(".effspec"): r for name, r in shipped().items() if not r.is_module}
-VOCABULARY = Shelf().vocabulary
+VOCABULARY = Registry().vocabulary
 # `clean.dead` asks for a model that was masked elsewhere. A page is drawn by packages of an extra, and `effc report`
 # draws one of any artifact.
 MAX_ERROR = {"clean.dead", "report"}
@@ -56,9 +56,9 @@ def test_an_effect_of_a_recipe_that_was_changed_is_not_told(tmp_path):
     name = next(iter(effects.stored))
     recipe, path = RECIPES[name], tmp_path / "changed.effspec"
     path.write_text(recipe.text + "\n# a remark\n")
-    assert effects.of(Shipped(recipe.name, path)) == effects.of(recipe) != ()
+    assert effects.of(LibraryFile(recipe.name, path)) == effects.of(recipe) != ()
     path.write_text(recipe.text.replace("effspec 1", "effspec 1\nparam more: int = 1 in 1..2", 1))
-    assert effects.of(Shipped(recipe.name, path)) == ()
+    assert effects.of(LibraryFile(recipe.name, path)) == ()
 
 
 def test_a_file_here_goes_before_the_librarys(tmp_path, monkeypatch):

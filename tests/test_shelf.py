@@ -14,13 +14,13 @@ from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.driver.judging.gate import measure_bounds
 from effc.compiler.driver.pipeline import Build
-from effc.compiler.plugin.registry import SHELVES, Shelf
+from effc.compiler.plugin.registry import SHELVES, Registry
 from effc.dsl.syntax.diagnostics import Reject
 from effc.dsl.syntax.render import render
 
 from tests import tiny, worlds
 
-VOCABULARY = Shelf().vocabulary
+VOCABULARY = Registry().vocabulary
 WORDS = [(kind, name) for kind in SHELVES for name in VOCABULARY.words(kind)]
 ACTS_ON = {
     "experts": "mixtral",
@@ -231,7 +231,7 @@ def is_decided_by_shapes(build: Build) -> bool:
     stage = build.plan.stages[-1]
     return (
         "score" not in {k for k, v in stage.call.args.items() if v is not None}
-        and not build.ctx.shelf.make("pass", stage.call).reads_clock()
+        and not build.ctx.registry.make("pass", stage.call).reads_clock()
     )
 
 

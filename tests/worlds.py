@@ -8,7 +8,7 @@ from pathlib import Path
 from effc.compiler.core.settings import Settings
 from effc.compiler.models.checkpoints.origin import Origin
 from effc.compiler.plugin.context import Context
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.dsl.checker.recipe import Invocation, Recipe
 from effc.dsl.syntax.diagnostics import Reject
 from effc.dsl.syntax.source import Source
@@ -20,11 +20,13 @@ def context(folder: Path, origin: Origin | None = None, data=None, **settings) -
     """A context whose cache lies in `folder`; `data`: name -> (word, arguments)."""
     calls = {name: Invocation(word, {**defaults("data", word), **args}) for name, (word, args) in (data or {}).items()}
     recipe = Recipe(Source("test.effspec", ""), "", {}, {}, calls, {}, {})
-    return Context(Settings(cache_dir=folder / "cache", **settings), recipe, folder, Shelf(), origin, folder / "work")
+    return Context(
+        Settings(cache_dir=folder / "cache", **settings), recipe, folder, Registry(), origin, folder / "work"
+    )
 
 
 def defaults(kind: str, word: str) -> dict:
-    return {p.name: p.default for p in Shelf().vocabulary.word(kind, word).params if not p.required}
+    return {p.name: p.default for p in Registry().vocabulary.word(kind, word).params if not p.required}
 
 
 def tokenizer(folder: Path, start: bool = True, chat: str | None = None):

@@ -24,14 +24,14 @@ READ_WHEN_IMPORTED = ("HF_", "TRANSFORMERS_", "TORCH", "OMP_", "MKL_", "PYTHON",
 
 
 @dataclass(frozen=True)
-class Done:
+class JobResult:
     """returncode   as `subprocess` has it: negative for a signal"""
 
     returncode: int
     stderr: str
 
 
-class Nursery:
+class ForkServer:
     """A process that forks one for each job, for one environment of its imports."""
 
     def __init__(self, env: dict[str, str]):
@@ -55,7 +55,7 @@ class Nursery:
         env: dict[str, str],
         seconds: float,
         on_wait: Callable[[bool], None] = lambda started: None,
-    ) -> Done:
+    ) -> JobResult:
         """Raises TimeoutExpired, and BrokenPipeError where it had just ended.
 
         on_wait   is called every second until the job is done, with whether it has begun
@@ -79,7 +79,7 @@ class Nursery:
             text = stderr_file.read_text(errors="replace") if stderr_file.exists() else ""
             if not answer and self.process.wait() == 0:
                 raise BrokenPipeError("it idled, and ended with our word unread")
-            return Done(int(answer) if answer else -abs(self.process.wait()), text)
+            return JobResult(int(answer) if answer else -abs(self.process.wait()), text)
 
     def end(self) -> None:
         if self.owner == os.getpid() and self.process.poll() is None:
@@ -91,26 +91,26 @@ def _imported(env: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name.startswith(READ_WHEN_IMPORTED)}
 
 
-_nursery: Nursery | None = None  # one for this process; it ends when idle, or with us
+_nursery: ForkServer | None = None  # one for this process; it ends when idle, or with us
 _asking = Lock()  # one job at a time: each wants the memory of a second copy
 
 
 def run(
     arguments: list[str], env: dict[str, str], seconds: float, on_wait: Callable[[bool], None] = lambda started: None
-) -> Done:
+) -> JobResult:
     """Run `verify_child.main` with these arguments in a fresh process. Raises TimeoutExpired."""
     global _nursery
     if sys.platform != "linux":
         command = [sys.executable, "-P", str(CHILD), *arguments]
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=seconds)
-        return Done(done.returncode, done.stderr)
+        return JobResult(done.returncode, done.stderr)
     with _asking:
         if _nursery is None or not _nursery.serves(env):
             if _nursery is not None:
                 _nursery.end()
-            _nursery = Nursery(env)
+            _nursery = ForkServer(env)
         try:
             return _nursery.run(arguments, env, seconds, on_wait)
         except BrokenPipeError:  # it idled, and ended between our look and our word
-            _nursery = Nursery(env)
+            _nursery = ForkServer(env)
             return _nursery.run(arguments, env, seconds, on_wait)

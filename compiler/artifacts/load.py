@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.events import Listener, Warned, silent
 from ..core.warned import other_versions
-from ..plugin.interfaces import Wish
-from ..plugin.registry import Shelf
+from ..plugin.interfaces import LoadRequest
+from ..plugin.registry import Registry
 from .manifest import NAME, Manifest, no_artifact, read_manifest, verify_files
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def load(
     if manifest:
         hashes = not signed_by and (check == "sha256" or (check == "auto" and target.verifies_hashes))
         verify_files(*manifest, hashes=hashes, unread=_elsewhere(*manifest, folder))
-    wish = Wish(dtype, device, base, threads, sequences, steady, kernels, mapped)
-    model, recorded = target.open(folder, wish)
+    load_request = LoadRequest(dtype, device, base, threads, sequences, steady, kernels, mapped)
+    model, recorded = target.open(folder, load_request)
     versions = manifest[1].lock.get("versions", {}) if recorded is None and manifest else recorded or {}
     for sentence in version_notes(versions):
         on_event(Warned(other_versions(sentence)))
@@ -134,8 +134,8 @@ def load_to_judge(path: Path, device: str) -> Any:
 
 
 @cache
-def _shelf() -> Shelf:
-    return Shelf()
+def _shelf() -> Registry:
+    return Registry()
 
 
 def facts(kind: str) -> Mapping[str, Any]:

@@ -241,7 +241,7 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _died(folder: Path, done: fork_server.Done):
+def _died(folder: Path, done: fork_server.JobResult):
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     last_line = lines[-1].rstrip(".") if lines else "it said nothing"
     if done.returncode < 0:

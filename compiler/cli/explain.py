@@ -16,7 +16,7 @@ from ...dsl.checker.vocabulary import Param, Vocabulary, Word
 from ...dsl.syntax.diagnostics import EXITS, Fault, Reject
 from ...dsl.syntax.nearest import suggestion
 from ..plugin.interfaces import Close
-from ..plugin.registry import SHELVES, Shelf
+from ..plugin.registry import SHELVES, Registry
 
 unknown_page = Fault("unknown-page", "`effc explain` was asked for something that has no page.", exit="usage")
 
@@ -43,7 +43,7 @@ PACKAGES = ("dsl", "compiler", "passes", "kernels")
 
 def explain(name: str) -> str:
     """The page of a word, a family such as `prune`, a fault or a shipped recipe; raises Reject for another name."""
-    vocabulary = Shelf().vocabulary
+    vocabulary = Registry().vocabulary
     pages = [vocabulary.words(kind)[name] for kind in SHELVES if name in vocabulary.words(kind)]
     if pages:
         return "\n\n\n".join(word_page(w) for w in pages)

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from ...dsl.syntax.diagnostics import EXITS, Reject
-from .verbs.exit_codes import Carried, exit_table, explained, show_traceback
+from .verbs.exit_codes import VerbException, exit_table, explained, show_traceback
 from .verbs.help_sections import SECTIONS
 from .verbs.interrupt import acknowledge, stop_requested, within_a_second
 from .verbs.output import Screen, code_of
@@ -131,7 +131,7 @@ def _run(argv: list[str]) -> int:
             refuse_full()
         return code
     except (KeyboardInterrupt, OSError) as error:  # stdout is full
-        code_on_leave = _leave(Carried(error, None), argv)
+        code_on_leave = _leave(VerbException(error, None), argv)
         _drop_output()
         return code or code_on_leave  # what was found before is not made good by a disk
 
@@ -142,20 +142,20 @@ def _guarded(argv: list[str]) -> int:
         arguments = ["--dump-ir=changed" if a == "--dump-ir" else a for a in argv]
         result = app(arguments)(args=arguments, prog_name="effc", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except Carried as carried:
+    except VerbException as carried:
         return _leave(carried, argv)
     except typer.Exit as exit:
         return exit.exit_code
     except typer.Abort as error:
-        return _leave(Carried(KeyboardInterrupt(), None), argv) if error else 0
+        return _leave(VerbException(KeyboardInterrupt(), None), argv) if error else 0
     except (KeyboardInterrupt, Exception) as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # `effc cache` alone; not every click has the class
             print(error.ctx.get_help())  # that class has a context
             return 0
-        return _leave(Carried(error, None), argv)
+        return _leave(VerbException(error, None), argv)
 
 
-def _leave(carried: Carried, argv: list[str]) -> int:
+def _leave(carried: VerbException, argv: list[str]) -> int:
     error, shared = carried.error, carried.shared
     if isinstance(error, typer.Exit):
         return error.exit_code

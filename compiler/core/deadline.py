@@ -24,12 +24,12 @@ no_time = Fault(
 )
 
 
-class TimeUp(Exception):
+class DeadlineExceeded(Exception):
     """The time for searches is over."""
 
 
 @dataclass(frozen=True)
-class Stop:
+class EarlyStop:
     """Record of a stopped search: `reached` in words, `facts` as they are part of its result's key."""
 
     reached: str
@@ -41,7 +41,7 @@ class Deadline:
 
     def __init__(self, allowed: float):
         self.allowed, self.started_at = allowed, time.monotonic()
-        self.stop: Stop | None = None
+        self.stop: EarlyStop | None = None
         self._breaks = False
 
     @property
@@ -59,11 +59,11 @@ class Deadline:
             self._breaks = before
 
     def check(self) -> None:
-        """Raises TimeUp where the time is over and what runs may be left."""
+        """Raises DeadlineExceeded where the time is over and what runs may be left."""
         if self._breaks and self.elapsed > self.allowed:
-            raise TimeUp
+            raise DeadlineExceeded
 
-    def claim(self) -> Stop | None:
+    def claim(self) -> EarlyStop | None:
         """Record of the stop of the running search; returned once."""
         stop, self.stop = self.stop, None
         return stop
@@ -78,7 +78,7 @@ class Deadline:
             )
         )
 
-    def over(self, step: str, stop: Stop) -> Diagnostic:
+    def over(self, step: str, stop: EarlyStop) -> Diagnostic:
         return out_of_time(
             f"`{step}` stopped after {seconds(self.allowed)} at the best so far: {stop.reached}",
             help="compile again with more time, or without `--max-time`: it goes on from there",

@@ -41,7 +41,7 @@ def baseline_memory() -> int:
     return anonymous_bytes()
 
 
-class Watch:
+class MemoryWatch:
     """Samples memory from a thread while a stage runs; `peak` is the most that it saw.
 
     `check` raises once the bound has been passed: passes call it through `ctx.each`.
@@ -52,7 +52,7 @@ class Watch:
         self.peak = 0
         self._stop = threading.Event()
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "MemoryWatch":
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
         return self

@@ -4,7 +4,7 @@ import os
 from io import FileIO
 
 
-class Spout(FileIO):
+class PipeSafeStream(FileIO):
     """A file or stream that turns into /dev/null when its reader has left; stdout and stderr do so whatever they can't
     take, so that no verb breaks off where it says something.
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from ...dsl.syntax.render import visible
 from .events import Event, Listener, Recorded, Said, StageBegan, StageEnded, Ticked, Warned, hear
-from .pipe_safe import Spout
+from .pipe_safe import PipeSafeStream
 from .quantity import measured, seconds, size
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Renderer(ABC):
         self.stream, self.verbose = stream, verbose
         self.stage: StageBegan | None = None
         self.tick: Ticked | None = None
-        self.pace: Pace | None = None
+        self.pace: ItemRate | None = None
         self.lock = threading.RLock()
 
     def __call__(self, event: Event) -> None:
@@ -48,7 +48,7 @@ class Renderer(ABC):
                         self.stage = StageBegan("plan", at=event.at)
                         self.stage_started(self.stage)
                     if self.pace is None or not self.pace.fits(event):
-                        self.pace = Pace(event)
+                        self.pace = ItemRate(event)
                     self.tick = event
                     if event.is_last:  # what comes now has no name yet, and is not what was counted
                         self.tick = self.pace = None
@@ -100,7 +100,7 @@ def summary(start: StageBegan | None, end: StageEnded) -> str:
     return "  ".join(part for part in (head, description, end.change, cost, peak) if part).rstrip()
 
 
-class Pace:
+class ItemRate:
     """Rate of the items of one label, counted from its first event."""
 
     def __init__(self, first: Ticked):
@@ -134,7 +134,7 @@ def standing(stage: StageBegan, tick: Ticked | None, elapsed: float, left: float
     return f"{position:>5}  {stage.stage:<12}  … {doing(tick)}  ({seconds(elapsed)}{remaining})"
 
 
-class Plain(Renderer):
+class PlainRenderer(Renderer):
     """One line per finished stage, and a heartbeat every few seconds while one runs."""
 
     def __init__(self, stream: TextIO, verbose: int = 0, heartbeat: float = HEARTBEAT):
@@ -156,7 +156,7 @@ class Plain(Renderer):
         self.last_line_at = time.monotonic()
         print(visible(text), file=self.stream, flush=True)
 
-    def __enter__(self) -> "Plain":
+    def __enter__(self) -> "PlainRenderer":
         threading.Thread(target=self._beat, daemon=True).start()
         return self
 
@@ -172,7 +172,7 @@ class Plain(Renderer):
                     self.line(standing(self.stage, self.tick, at - self.since, left))
 
 
-class Bars(Renderer):
+class BarRenderer(Renderer):
     """A bar for the running stage with the time left, and a line above it for each finished one."""
 
     def __init__(self, stream: TextIO, verbose: int = 0, color: bool = True):
@@ -232,7 +232,7 @@ class Bars(Renderer):
             self.progress.remove_task(self.task)
             self.task = None
 
-    def __enter__(self) -> "Bars":
+    def __enter__(self) -> "BarRenderer":
         self.progress.start()
         return self
 
@@ -247,7 +247,7 @@ def _escaped(text: str) -> str:
     return escape(text)
 
 
-class Lines:
+class JsonLines:
     """Every event as one line of JSON, written at once."""
 
     def __init__(self, file: TextIO):
@@ -277,11 +277,13 @@ def listening(
     with ExitStack() as stack:
         listeners: list[Listener] = [partial(_pass_on, warned, progress and not quiet)]
         if progress and not quiet:
-            renderer = Bars(sys.stderr, verbose, color) if bars else Plain(sys.stderr, verbose)
+            renderer = BarRenderer(sys.stderr, verbose, color) if bars else PlainRenderer(sys.stderr, verbose)
             listeners.append(stack.enter_context(renderer))
         if events:
-            file = TextIOWrapper(BufferedWriter(Spout(events, "w")), encoding="utf-8")  # a pipe's reader may leave
-            listeners.append(Lines(stack.enter_context(file)))
+            file = TextIOWrapper(
+                BufferedWriter(PipeSafeStream(events, "w")), encoding="utf-8"
+            )  # a pipe's reader may leave
+            listeners.append(JsonLines(stack.enter_context(file)))
         listener = partial(_all, listeners)
         with hear(listener):
             yield listener

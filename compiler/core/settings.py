@@ -8,7 +8,7 @@ from .events import Listener, silent
 
 if TYPE_CHECKING:
     from .deadline import Deadline
-    from .memory import Watch
+    from .memory import MemoryWatch
 
 
 @dataclass
@@ -26,6 +26,6 @@ class Settings:
     locked: bool = False  # refuse what is not as `effspec.lock` has it
     on_event: Listener = silent
     workers: str = ""  # how many processes score, "ray" or "ray:ADDRESS"; "" has none
-    watch: "Watch | None" = None  # of the running stage; `each` asks it whether the bound is passed
+    watch: "MemoryWatch | None" = None  # of the running stage; `each` asks it whether the bound is passed
     max_time: float | None = None  # seconds that searches may take
     deadline: "Deadline | None" = None  # of the running compile; `each` asks it whether searches have time

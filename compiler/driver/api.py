@@ -22,7 +22,7 @@ from ..core.warned import model_remark
 from ..models.checkpoints.origin import Origin
 from ..plugin.context import Context
 from ..plugin.input_files import missing
-from ..plugin.registry import Shelf
+from ..plugin.registry import Registry
 from ..transforms.editing.rehearsed import resolve_skeleton
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..analysis.planning.lock import Fact
     from ..analysis.planning.plan import Plan
     from ..artifacts.load import LoadOptions
-    from .bisect import Blame
+    from .bisect import BisectResult
     from .pipeline import Result
 
 nothing_to_emit = Fault("nothing-to-emit", "A recipe was compiled whose pipelines emit no artifact.", exit="usage")
@@ -66,7 +66,7 @@ class Session:
     settings: Settings
     set: Mapping[str, Any] | Sequence[str] = ()  # {name: value}, or "name=value" texts
     params: Path | None = None  # --params file.json
-    shelf: Shelf = field(default_factory=Shelf)
+    registry: Registry = field(default_factory=Registry)
     origins: dict[str, Origin] = field(default_factory=dict)
     texts: Mapping[Path, str] = field(default_factory=dict)  # of files that an editor has open, by resolved path
 
@@ -101,14 +101,14 @@ class Session:
 
         checked = check(
             parsed.file,
-            self.shelf.vocabulary,
+            self.registry.vocabulary,
             overrides=self.overrides(),
             library=self.library,
             skeleton=structure,
             broken=torn,
         )
         for recipe in checked.recipes:
-            absent = missing(recipe, self.shelf.vocabulary, self.path.parent)
+            absent = missing(recipe, self.registry.vocabulary, self.path.parent)
             faults += [d for d in absent if not any(_covers(other, d) for other in faults)]
         ordered = in_order((*parsed.diagnostics, *checked.diagnostics, *faults))
         broken = any(d.severity == "error" for d in ordered)
@@ -136,15 +136,15 @@ class Session:
 
     def context(self, recipe: Recipe, pipeline: Pipeline) -> Context:
         origin = self.origin(recipe.models[pipeline.model])
-        return Context(self.settings, recipe, self.path.parent, self.shelf, origin, self.settings.cache_dir / "work")
+        return Context(self.settings, recipe, self.path.parent, self.registry, origin, self.settings.cache_dir / "work")
 
     def origin(self, call: Invocation) -> Origin:
         """The resolved source of a model; each is resolved once."""
         key = model_key(call)
         if key not in self.origins:
-            ctx = Context.bare(self.settings, self.path.parent, self.shelf)
+            ctx = Context.bare(self.settings, self.path.parent, self.registry)
             with with_location(call.span):
-                resolved = self.shelf.make("model", call).resolve(ctx.relative_to(call))
+                resolved = self.registry.make("model", call).resolve(ctx.relative_to(call))
             self.origins[key] = resolved.declared(call.span, self.settings.device)
         return self.origins[key]
 
@@ -330,7 +330,7 @@ def _facts(session: Session, current_plans: "Sequence[Plan]") -> "dict[str, Fact
     return facts(current_plans, [session.context(p.recipe, p.pipeline) for p in current_plans])
 
 
-def bisect(session: Session, plan: "Plan", bound: Bound) -> "Blame":
+def bisect(session: Session, plan: "Plan", bound: Bound) -> "BisectResult":
     """Find the step of a plan, or its cut, that broke a bound; steps that the cache lacks are run."""
     from ..core.cache import Cache
     from .bisect import Bisection
@@ -354,7 +354,7 @@ def build(
 
     if session.settings.workers:
         check_workers(session.settings.workers)
-    outputs = output_paths(session.recipes(), out, session.shelf.describes_artifacts)
+    outputs = output_paths(session.recipes(), out, session.registry.describes_artifacts)
     check_outputs(outputs, force)  # all of it before torch is imported, which takes seconds
     from ..analysis.planning.free_space import refuse_short
     from ..analysis.planning.plan import refuse_drift

@@ -49,7 +49,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Blame:
+class BisectResult:
     """Result of a bisection; `step` is None where the result keeps the bound, or the model itself misses it.
 
     looks   the results that were measured, from the model to the last one
@@ -96,7 +96,7 @@ class Bisection:
     cache: Cache
     bound: Bound
 
-    def run(self) -> Blame:
+    def run(self) -> BisectResult:
         self.build, self.known = Build(self.plan, self.ctx, self.cache), Known()
         self.build.total = len(self.plan.stages)
         for stage in self.plan.stages:
@@ -114,9 +114,9 @@ class Bisection:
             looks.append(Measurement(stage.name, stage.call.word, verdict))
             culprit = stage
             if verdict.passed:  # the result itself
-                return Blame(self.bound, (first, looks[0]))
+                return BisectResult(self.bound, (first, looks[0]))
         ordered = [first, *reversed(looks)]
-        return self._blamed(ordered, culprit) if first.verdict.passed else Blame(self.bound, tuple(ordered))
+        return self._blamed(ordered, culprit) if first.verdict.passed else BisectResult(self.bound, tuple(ordered))
 
     def _chain(self) -> list[Stage]:
         """The steps that led to the pipeline's result, in order; one that works on several ends the chain."""
@@ -144,12 +144,12 @@ class Bisection:
 
     # -- the cut ---------------------------------------------------------------------------------------------
 
-    def _blamed(self, looks: list[Measurement], stage: Stage | None) -> Blame:
+    def _blamed(self, looks: list[Measurement], stage: Stage | None) -> BisectResult:
         assert stage is not None, "something broke the bound"
         body = self.cache.step(stage.key)
         assert body is not None, f"{stage.name} has run"
         notes = [n for n in body["notes"].get("step", ()) if "cut" in n and "scores" in n]
-        blame = Blame(self.bound, tuple(looks), stage, of=len(notes))
+        blame = BisectResult(self.bound, tuple(looks), stage, of=len(notes))
         if not notes or self.ctx.metric(self.bound.metric).timed:  # a cut's time is what the whole model takes
             return blame
         scores = {f"{i}:{name}": _score(s) for i, note in enumerate(notes) for name, s in note["scores"].items()}
@@ -180,7 +180,7 @@ class Bisection:
             ctx = replace(self.ctx.relative_to(stage.call), workdir=Path(work), cut=cut)
             try:
                 with with_location(stage.call):
-                    self.ctx.shelf.make("pass", stage.call).result_of(before, ctx)
+                    self.ctx.registry.make("pass", stage.call).result_of(before, ctx)
             except _Done:
                 if names is not None and len(cuts) < len(names) and not self._broken(cuts):
                     return None

@@ -18,7 +18,7 @@ from ..analysis.planning.plan import Plan
 from ..artifacts.artifact import write
 from ..artifacts.load import load_to_judge
 from ..artifacts.manifest import Check, Expectation, Manifest
-from ..artifacts.pages.sheet import Sheet
+from ..artifacts.pages.sheet import ReportData
 from ..artifacts.unfinished_marker import is_unfinished, mark
 from ..artifacts.verify import verify
 from ..core.cache import Cache
@@ -31,7 +31,7 @@ from ..plugin.context import Context
 from ..plugin.interfaces import Form, Target
 from ..transforms.supernet.family import Family
 from ..transforms.training.unmerged import Unmerged
-from .judging.accounting import Accounting, Tally
+from .judging.accounting import Accounting, RecordedLogits
 from .judging.comparison import Comparison
 from .judging.gate import Outcome as Verdict
 from .judging.gate import bound_text, misses
@@ -47,8 +47,8 @@ class Artifact:
     missed: tuple[Diagnostic, ...]
 
     @property
-    def sheet(self) -> Sheet:
-        return Sheet.of(self.path)
+    def sheet(self) -> ReportData:
+        return ReportData.of(self.path)
 
     @property
     def summary(self) -> str:
@@ -80,20 +80,20 @@ class Emission:
 
     def emit(self, outcome: Outcome, target: Emit) -> Artifact:
         path, new = self.out / target.call.args["path"], []
-        writer: Target = self.ctx.shelf.make("target", target.call)
+        writer: Target = self.ctx.registry.make("target", target.call)
 
         def build(folder: Path) -> Manifest:
             with announce("writing", "then reopening and measuring"):
                 writer.write(outcome, folder, self.ctx)
             forms = [f for f in writer.forms_of(outcome) if (folder / f.folder).is_dir()]
             with announce("reopening", "then measuring"):
-                tally = Tally(self.accounting, folder)
-                checks = reopen(folder, outcome, forms, self.ctx.seed, tally)
+                recorded = RecordedLogits(self.accounting, folder)
+                checks = reopen(folder, outcome, forms, self.ctx.seed, recorded)
             with announce("measuring"):
                 compared, verdicts = self.judge(outcome, target, folder, forms)
             new.extend(misses(verdicts, self.ctx.settings.undecided))
             self.ctx.origin.refuse_change()
-            return self.measured(outcome, target, compared).with_measures(checks=checks, accounts=tally.accounts())
+            return self.measured(outcome, target, compared).with_measures(checks=checks, accounts=recorded.accounts())
 
         absolute = Path(os.path.abspath(path))
         manifest = write(path, build=build, force=self.force or is_unfinished(absolute, target.call))
@@ -102,7 +102,7 @@ class Emission:
 
     def write_about(self, target: Emit, artifacts: Sequence[Artifact], outcome: Callable[[], Outcome]) -> Page:
         """Write a file about the artifacts of a result, or about the result itself where it has none."""
-        writer: Target = self.ctx.shelf.make("target", target.call)
+        writer: Target = self.ctx.registry.make("target", target.call)
         path, sheets = self.out / target.call.args["path"], [a.sheet for a in artifacts]
         missed: tuple[Diagnostic, ...] = ()
         if not sheets:
@@ -110,7 +110,7 @@ class Emission:
                 result = outcome()
                 compared, verdicts = self.judge(result, target, self.out, [])
                 missed = tuple(misses(verdicts, self.ctx.settings.undecided))
-                sheets = [Sheet("", replace(self.measured(result, target, compared), kind=""))]
+                sheets = [ReportData("", replace(self.measured(result, target, compared), kind=""))]
         self.ctx.origin.refuse_change()
         with announce("drawing"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,15 +139,15 @@ class Emission:
             return self.verdicts.on_model(target, lambda: program.model, rounds=False)
 
 
-def reopen(folder: Path, outcome: Outcome, forms: list[Form], seed: int, tally: Tally) -> tuple[Check, ...]:
+def reopen(folder: Path, outcome: Outcome, forms: list[Form], seed: int, recorded: RecordedLogits) -> tuple[Check, ...]:
     """Compare what fresh processes compute from each form with its member; `tally` records both."""
     if not forms:
         return ()
     checks: list[Check] = []
     for name, program in outcome.members():
         program.to_cpu()  # files are computed again from there
-        member_forms, report_to = [f for f in forms if f.member == name], tally.program(name, program.model)
-        checks += verify(folder, program.model, member_forms, seed=seed, text=tally.text, on_text_logits=report_to)
+        member_forms, report_to = [f for f in forms if f.member == name], recorded.program(name, program.model)
+        checks += verify(folder, program.model, member_forms, seed=seed, text=recorded.text, on_text_logits=report_to)
     return tuple(checks)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...dsl.checker.recipe import Invocation
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.json_errors import first_line, is_out_of_memory
-from ..core.memory import Watch, memory_bound
+from ..core.memory import MemoryWatch, memory_bound
 from ..core.quantity import size
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def is_artifact(path: Path) -> bool:
 def origin_of(location: str, settings: "Settings") -> "Origin":
     """The origin of `zoo:NAME` or of a folder in the Hugging Face layout."""
     from ..plugin.context import Context
-    from ..plugin.registry import Shelf
+    from ..plugin.registry import Registry
 
     kind, colon, name = location.partition(":")
     if kind == "zoo" and colon:
@@ -95,8 +95,8 @@ def origin_of(location: str, settings: "Settings") -> "Origin":
         call = Invocation("hf", {"name": str(Path(location).resolve()), "revision": "main", "dtype": "auto"})
     else:
         raise Reject(nowhere(location))
-    ctx = Context.bare(settings, Path(), Shelf())
-    return ctx.shelf.make("model", call).resolve(ctx)
+    ctx = Context.bare(settings, Path(), Registry())
+    return ctx.registry.make("model", call).resolve(ctx)
 
 
 def check_model_path(location: str) -> None:
@@ -122,7 +122,7 @@ def open_model(
         import torch
 
         torch.set_num_threads(settings.threads)  # the native engine takes as many as torch has when it opens
-    with Watch(settings.max_memory) as watch:
+    with MemoryWatch(settings.max_memory) as watch:
         opened = _open(location, settings, steady, mapped, speaks)
     max_bytes = settings.max_memory
     if max_bytes is not None and watch.peak > max_bytes:

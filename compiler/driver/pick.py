@@ -25,7 +25,7 @@ from ..core.quantity import measured
 from ..core.settings import Settings
 from ..models.checkpoints.model_folder import open_folder
 from ..plugin.context import Context
-from ..plugin.registry import Shelf
+from ..plugin.registry import Registry
 from ..targets.hf import FORMS as CHECKPOINTS
 from ..targets.hf import write_smallest
 from ..transforms.supernet import shared_weights
@@ -204,7 +204,7 @@ def _cut_out(path: Path, front: Manifest, name: str, draft: Path) -> Any:
     origin = open_folder(folder, str(folder), "auto", settings)
     with computing(str(folder)), announce("cutting the point out"):
         program = shared_weights.cut(path, name, origin)
-    ctx = Context.bare(settings, path, Shelf(), origin, draft)
+    ctx = Context.bare(settings, path, Registry(), origin, draft)
     write_smallest(program, draft, ctx, SHARD)
     return program.model
 

@@ -19,7 +19,7 @@ from ..core import warned
 from ..core.cache import Cache
 from ..core.error_location import with_location
 from ..core.events import Event, Listener, StageBegan, StageEnded, Warned, announce, hear
-from ..core.memory import Watch, trim_heap
+from ..core.memory import MemoryWatch, trim_heap
 from ..core.quantity import size
 from ..evaluation import reference, similarity
 from ..evaluation.promise import Promise
@@ -35,7 +35,7 @@ from . import snapshot, unfinished_steps
 from .emission import Artifact, Emission, Page
 from .judging.accounting import Accounting
 from .judging.verdicts import Verdicts
-from .worker_team import StepCrew, Team, step_of
+from .worker_team import StepScorer, Team, step_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -96,7 +96,7 @@ class Build:
 
     def emit_all(self, emission: Emission, result: Result) -> None:
         """Artifacts in the recipe's order, then what is about them."""
-        describes = self.ctx.shelf.describes_artifacts
+        describes = self.ctx.registry.describes_artifacts
         of: dict[str, list[Artifact]] = {}
         for target in sorted(self.plan.pipeline.emits, key=lambda e: describes(e.call.word)):
             path = str(target.call.args["path"])
@@ -120,7 +120,7 @@ class Build:
             self.costs[stage.name] = {"planned": round(stage.seconds, 2), "cached": True}
             return
         with self.stage(stage.name, stage.call.word) as done, self.unchanged(stage.key), with_location(stage.call):
-            pass_: Pass = self.ctx.shelf.make("pass", stage.call)
+            pass_: Pass = self.ctx.registry.make("pass", stage.call)
             unfinished_steps.claim(self.cache, stage.key, self.ctx)  # before anything is loaded, where it can't be kept
             attempt = partial(self.attempt, pass_, stage)
             outcome, result, facts = in_memory_limit(attempt, self.ctx.settings.device, self.ctx.emit_event)
@@ -255,7 +255,7 @@ class Build:
             elif metric.needs_original:
                 similarity.prepare(self.ctx, program.model, metric.data, metric.pooling)
         for step in self.plan.pipeline.steps:
-            for data in self.ctx.shelf.make("pass", step.call).originals():
+            for data in self.ctx.registry.make("pass", step.call).originals():
                 reference.prepare(self.ctx, program.model, data)
 
     def emit(self, target: Emit, emission: Emission) -> Artifact:
@@ -275,7 +275,9 @@ class Build:
             workdir=scratch,
             results=self.result,
             original=self.original(stage),
-            crew=StepCrew(self.team, step_of(stage.name, stage.key, scratch, self.team)) if self.team else None,
+            remote_scorer=StepScorer(self.team, step_of(stage.name, stage.key, scratch, self.team))
+            if self.team
+            else None,
         )
 
     def original(self, stage: Stage) -> "Callable[[], nn.Module | None]":
@@ -316,7 +318,7 @@ class Build:
         self.ctx.emit_event(StageBegan(name, description, self.index, self.total))
         started, done = time.monotonic(), Done()
         trim_heap()  # what the stage before freed, and the allocator kept, is not held by this one
-        with Watch(self.ctx.settings.max_memory) as watch:
+        with MemoryWatch(self.ctx.settings.max_memory) as watch:
             self.ctx.settings.watch = watch
             with hear(self.ctx.tick):
                 yield done

@@ -11,7 +11,7 @@ LONG, TIMEOUT_FACTOR = 3, 10  # times as long as the longest of a kind: to be to
 
 
 @dataclass
-class Owed:
+class PendingResponse:
     """An answer that a worker owes. `waited` are seconds in which nobody did anything but wait for answers,
     `mention` how many they were when a line told of them."""
 
@@ -22,7 +22,7 @@ class Owed:
 
 
 @dataclass
-class Silence:
+class ResponseTimeouts:
     """Pending answers of workers by index, and the longest time of each kind of answer.
 
     first, least   seconds of silence below which nothing is told, and no worker is given up
@@ -32,7 +32,7 @@ class Silence:
 
     first: float = 30.0
     least: float = 120.0
-    owed: dict[int, Owed] = field(default_factory=dict)
+    owed: dict[int, PendingResponse] = field(default_factory=dict)
     longest: dict[Kind, float] = field(default_factory=dict)
     met: set[tuple[int, str]] = field(default_factory=set)
 
@@ -42,7 +42,7 @@ class Silence:
         self.begin(index, "")
 
     def begin(self, index: int, step: str) -> None:
-        self.owed[index] = Owed((step, (index, step) not in self.met), time.monotonic())
+        self.owed[index] = PendingResponse((step, (index, step) not in self.met), time.monotonic())
         self.met.add((index, step))
 
     def end(self, index: int, measures: bool) -> None:

@@ -18,8 +18,8 @@ from ..core.journal import Journal
 from ..core.quantity import count_text, seconds
 from ..core.settings import Settings
 from ..core.warned import worker_left_out
-from ..plugin.remote_scorer import Crew, Task
-from .response_timeouts import Silence
+from ..plugin.remote_scorer import RemoteScorer, Task
+from .response_timeouts import ResponseTimeouts
 from .worker_transport import WorkerTransport
 
 no_workers = Fault(
@@ -63,7 +63,7 @@ class Team:
     rejected: dict[int, str] = field(default_factory=dict)
     work: float = 0.0
     pids: dict[int, int] = field(default_factory=dict)
-    silence: Silence = field(default_factory=Silence)
+    timeouts: ResponseTimeouts = field(default_factory=ResponseTimeouts)
 
     def start_worker(self) -> None:
         self.hired = True
@@ -87,7 +87,7 @@ class Team:
         self.transport.start_worker(index)
         self.transport.send(index, json.dumps({"hello": True}))
         self.busy[index] = ("", "")
-        self.silence.started(index)
+        self.timeouts.started(index)
 
     @property
     def is_empty(self) -> bool:
@@ -97,21 +97,21 @@ class Team:
     def begin(self, index: int, task: tuple[str, str], line: str) -> None:
         self.idle.remove(index)
         self.busy[index] = task
-        self.silence.begin(index, task[0])
+        self.timeouts.begin(index, task[0])
         self.transport.send(index, line)
 
     def receive(self, patience: float) -> Sequence[tuple[int, str, bool]]:
         """Received answers and lost workers; one that is silent for too long is stopped, and counts as lost."""
         start_time = time.monotonic()
         replies = list(self.transport.receive(patience))
-        self.silence.wait(time.monotonic() - start_time)
+        self.timeouts.wait(time.monotonic() - start_time)
         answered = {index for index, _, _ in replies}
-        for index in sorted(self.silence.owed.keys() - answered) if patience else ():
-            if silent := self.silence.news(index):
+        for index in sorted(self.timeouts.owed.keys() - answered) if patience else ():
+            if silent := self.timeouts.news(index):
                 self.settings.on_event(Said(f"worker {index + 1} has not answered for {seconds(silent)}"))
-            if self.silence.is_stale(index, self.transport.is_stopped):
+            if self.timeouts.is_stale(index, self.transport.is_stopped):
                 self.transport.stop_worker(index)
-                replies.append((index, f"it did not answer for {seconds(self.silence.owed[index].waited)}", False))
+                replies.append((index, f"it did not answer for {seconds(self.timeouts.owed[index].waited)}", False))
         return replies
 
     def greet(self, index: int, worker_facts: Mapping[str, str]) -> None:
@@ -156,7 +156,7 @@ class Team:
 
 
 @dataclass
-class StepCrew(Crew):
+class StepScorer(RemoteScorer):
     """The team at work for one step.
 
     step       what a worker is told of it
@@ -217,7 +217,7 @@ class StepCrew(Crew):
             step, key = self.team.busy.pop(index, ("", ""))
             key = key if step == self.step["key"] else ""  # of an earlier step nothing is wanted any more
             answer = json.loads(text) if alive else {}
-            self.team.silence.end(index, measures="value" in answer or "facts" in answer)
+            self.team.timeouts.end(index, measures="value" in answer or "facts" in answer)
             if alive:
                 self._take(journal, index, key, answer)
                 continue

@@ -22,7 +22,7 @@ from .operations import (
     function_name,
     operand_count,
 )
-from .size_bounds import Endless, check_growth
+from .size_bounds import UnboundedSize, check_growth
 
 rejected_graph = Fault(
     "refused-graph", "A stored graph holds something outside the list of operations.", exit="environment"
@@ -39,7 +39,7 @@ def dump(graph: fx.Graph) -> dict[str, Any]:
     try:
         check_growth(graph)
         return {"format": FORMAT, "nodes": [_node(node) for node in graph.nodes]}
-    except (Unlisted, Endless) as error:
+    except (Unlisted, UnboundedSize) as error:
         raise Reject(
             rejected_graph(
                 f"an edited layer would hold {error}, which artifacts have no word for",
@@ -54,7 +54,7 @@ def load(data: Any) -> fx.Graph:
         graph = _Reader(data).graph
         check_growth(graph)
         return graph
-    except (Unlisted, Endless) as error:
+    except (Unlisted, UnboundedSize) as error:
         raise _refusal(str(error)) from error
 
 

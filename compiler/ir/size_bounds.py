@@ -32,12 +32,12 @@ _FRACTIONS = {operator.truediv, operator.itruediv}
 _OPERATORS = {f for f in vars(operator).values() if callable(f)} - {getattr, operator.getitem, operator.setitem}
 
 
-class Endless(ValueError):
+class UnboundedSize(ValueError):
     """A number or a tuple that could grow past what is computed in a moment; the text says where."""
 
 
 def check_growth(graph: fx.Graph) -> None:
-    """Raises Endless where operators on plain numbers or tuples could take more than a moment."""
+    """Raises UnboundedSize where operators on plain numbers or tuples could take more than a moment."""
     growth = _Growth()
     for node in graph.nodes:
         growth.add(node)
@@ -77,7 +77,7 @@ class _Growth:
         size = self.sizes.setdefault(node, _SMALL_SIZE)
         self.total += size
         if size > _MAX_SIZE or self.total > _MAX_TOTAL:
-            raise Endless(f"numbers without end at {node.name}")
+            raise UnboundedSize(f"numbers without end at {node.name}")
 
     def pass_on(self, node: fx.Node) -> None:
         """A number's `real` is the number."""
@@ -111,7 +111,7 @@ class _Growth:
         if isinstance(value, (tuple, list)):
             return len(value)
         if isinstance(value, str):
-            raise Endless("arithmetic of a text")
+            raise UnboundedSize("arithmetic of a text")
         return value.bit_length() if isinstance(value, int) else _SMALL_SIZE
 
     def operate(self, node: fx.Node) -> None:
@@ -130,7 +130,7 @@ class _Growth:
         elif node.target in (operator.pow, operator.lshift):
             times = node.args[1]
             if not isinstance(times, int):
-                raise Endless(f"a power without end at {node.name}")
+                raise UnboundedSize(f"a power without end at {node.name}")
             times = abs(times)
             bits = sizes[0] + times if node.target is operator.lshift else sizes[0] * max(1, times)
         self.sizes[node] = max(bits, self.sizes.get(node, 0))
@@ -140,6 +140,6 @@ class _Growth:
         for items, times in (node.args, reversed(node.args)):
             if self.tuple(items) and (isinstance(times, int) or self.number(times)):
                 if not isinstance(times, int):
-                    raise Endless(f"a tuple without end at {node.name}")
+                    raise UnboundedSize(f"a tuple without end at {node.name}")
                 self.tuples.add(node)
                 self.sizes[node] = max(self.size(items) * abs(times), self.sizes.get(node, 0))

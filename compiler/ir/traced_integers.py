@@ -26,7 +26,7 @@ _TOKEN = re.compile(r"\s*(//|[()+\-*]|[\w.]+)")
 _LONGEST_SOURCE = 400
 
 
-class Sourced(int):
+class TracedInt(int):
     """An int with `source`: an expression over attribute paths, e.g. `mlp.width // 2`.
 
     Paths start below the traced root; those that start with `config.` mean the config of the module in whose
@@ -35,7 +35,7 @@ class Sourced(int):
 
     source: str
 
-    def __new__(cls, value: int, source: str) -> "Sourced":
+    def __new__(cls, value: int, source: str) -> "TracedInt":
         self = super().__new__(cls, value)
         self.source = source
         return self
@@ -44,24 +44,24 @@ class Sourced(int):
         return int, (int(self),)  # copies and pickles are plain: provenance is a matter of one trace
 
     def __neg__(self):
-        return Sourced(-int(self), f"(0 - {self.source})")
+        return TracedInt(-int(self), f"(0 - {self.source})")
 
 
 def _arithmetic(name: str, symbol: str) -> None:
     apply = getattr(operator, name)
 
     def forward(self, other):
-        if type(other) not in (int, Sourced):
+        if type(other) not in (int, TracedInt):
             return getattr(int, f"__{name}__")(self, other)
-        return Sourced(apply(int(self), int(other)), f"({self.source} {symbol} {source_of(other)})")
+        return TracedInt(apply(int(self), int(other)), f"({self.source} {symbol} {source_of(other)})")
 
     def backward(self, other):
-        if type(other) not in (int, Sourced):
+        if type(other) not in (int, TracedInt):
             return getattr(int, f"__r{name}__")(self, other)
-        return Sourced(apply(int(other), int(self)), f"({source_of(other)} {symbol} {self.source})")
+        return TracedInt(apply(int(other), int(self)), f"({source_of(other)} {symbol} {self.source})")
 
-    setattr(Sourced, f"__{name}__", forward)
-    setattr(Sourced, f"__r{name}__", backward)
+    setattr(TracedInt, f"__{name}__", forward)
+    setattr(TracedInt, f"__r{name}__", backward)
 
 
 for _name, _symbol in (("add", "+"), ("sub", "-"), ("mul", "*"), ("floordiv", "//")):
@@ -70,7 +70,7 @@ for _name, _symbol in (("add", "+"), ("sub", "-"), ("mul", "*"), ("floordiv", "/
 
 def source_of(value: int) -> str:
     """The source expression of an int; a plain one is its own."""
-    if isinstance(value, Sourced):
+    if isinstance(value, TracedInt):
         return value.source
     return repr(int(value)) if value >= 0 else f"(0 - {-int(value)})"
 
@@ -87,11 +87,11 @@ class LayerIndex:
         self.source = source
         self.tracer = tracer
 
-    def number(self) -> Sourced:
+    def number(self) -> TracedInt:
         """The number, for Python to decide or reckon by."""
         if self.tracer.on:  # not while a leaf runs: that reads the attribute again whenever the graph runs
             self.tracer.index_used = True
-        return Sourced(self.value, self.source)
+        return TracedInt(self.value, self.source)
 
     def __int__(self) -> int:
         return int(self.number())
@@ -200,5 +200,5 @@ def _exchange(
     for name, value in plain:
         undo.append((attributes, name, value))
         attributes[name] = (
-            LayerIndex(value, prefix + name, tracer) if name in LAYER_INDICES else Sourced(value, prefix + name)
+            LayerIndex(value, prefix + name, tracer) if name in LAYER_INDICES else TracedInt(value, prefix + name)
         )

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ..ir.program import Program
     from ..models.checkpoints.origin import Origin
     from .interfaces import Data
-    from .registry import Shelf
-    from .remote_scorer import Crew, Orders
+    from .registry import Registry
+    from .remote_scorer import RemoteScorer, TaskSource
 
 T = TypeVar("T")
 
@@ -37,15 +37,15 @@ class Context:
     settings: Settings
     recipe: Recipe
     folder: Path
-    shelf: "Shelf"
+    registry: "Registry"
     origin: "Origin"
     workdir: Path
     _rows: dict[str, "torch.Tensor"] = field(default_factory=dict)
     _references: dict[str, Any] = field(default_factory=dict)
     results: "Callable[[str], tuple[str, Program]] | None" = None
     cut: "Callable[[str, torch.nn.Module], None] | None" = None
-    crew: "Crew | None" = None
-    orders: "Orders | None" = None
+    remote_scorer: "RemoteScorer | None" = None
+    orders: "TaskSource | None" = None
     original: "Callable[[], torch.nn.Module | None]" = lambda: None
 
     @classmethod
@@ -53,13 +53,13 @@ class Context:
         cls,
         settings: Settings,
         folder: Path,
-        shelf: "Shelf",
+        registry: "Registry",
         origin: "Origin | None" = None,
         workdir: Path | None = None,
     ) -> "Context":
         """Of work that no recipe asks for. Whoever finds an origin has none yet, and nothing may ask for it."""
         empty_recipe = Recipe(Source("", ""), "", {}, {}, {}, {}, {})
-        return cls(settings, empty_recipe, folder, shelf, cast("Origin", origin), workdir or settings.cache_dir)
+        return cls(settings, empty_recipe, folder, registry, cast("Origin", origin), workdir or settings.cache_dir)
 
     @property
     def seed(self) -> int:
@@ -75,7 +75,7 @@ class Context:
 
     def data(self, ref: DataRef) -> "Data":
         """A declared data set."""
-        return self.shelf.make("data", self.recipe.data[ref.name])
+        return self.registry.make("data", self.recipe.data[ref.name])
 
     def relative_to(self, call: Invocation) -> "Context":
         """The same, with paths relative to the file that a call stands in: a module's lie beside the module."""
@@ -136,7 +136,7 @@ class Context:
 
     def metric(self, ref: MetricRef) -> Any:
         """The metric that a recipe names, with its arguments."""
-        return self.shelf.metric(ref)
+        return self.registry.metric(ref)
 
     def each(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         """Iterate with progress; raises Reject (memory-bound) once the stage holds more than it may."""

@@ -134,7 +134,7 @@ def inherited(base: type) -> tuple[dict[str, Param], dict[str, Any]]:
     """Parameters and facts that a kind gives to all of its words."""
     facts: dict[str, Any] = {}
     for cls in reversed(base.__mro__):
-        if issubclass(cls, interfaces.Word):
+        if issubclass(cls, interfaces.Plugin):
             facts |= {k: v for k, v in vars(cls).items() if _annotated_as_fact(cls, k)}
     return {f.name: from_field(f, (TYPES[f.type.__name__],)) for f in fields(base)}, facts
 

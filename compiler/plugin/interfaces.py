@@ -70,7 +70,7 @@ class Lossy:
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(param,))
-class Word(ABC):  # noqa: B024 (its kinds have the abstract methods)
+class Plugin(ABC):  # noqa: B024 (its kinds have the abstract methods)
     """Base of everything a recipe can name: subclasses become frozen, keyword-only dataclasses.
 
     extra      the optional dependency group it needs, e.g. "gguf"
@@ -119,7 +119,7 @@ class Effort:
     files: int = 0
 
 
-class Pass(Word):
+class Pass(Plugin):
     """Changes a program. May assume a legal one, must leave a legal one, owes nothing in between.
 
     keeps          Close(atol) or Lossy()
@@ -219,7 +219,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Wish:
+class LoadRequest:
     """Options of a caller of `effc.load`; see there."""
 
     dtype: "torch.dtype | None" = None
@@ -232,7 +232,7 @@ class Wish:
     mapped: bool | None = None
 
 
-class Picture(Protocol):
+class ArtifactSummary(Protocol):
     """Content of a folder, for people and for programs."""
 
     def draw(self) -> str: ...
@@ -240,7 +240,7 @@ class Picture(Protocol):
     def to_json(self) -> Any: ...
 
 
-class Target(Word):
+class Target(Plugin):
     """Writes files, nothing else: the compiler hashes them, writes the manifest and renames the folder.
 
     loads          {folder: sentence}: what `effc.load` opens, the best first, and how the model card says it is opened
@@ -294,12 +294,12 @@ class Target(Word):
         return None
 
     @classmethod
-    def open(cls, folder: Path, wish: Wish) -> "tuple[torch.nn.Module, Mapping[str, str] | None]":
+    def open(cls, folder: Path, load_request: LoadRequest) -> "tuple[torch.nn.Module, Mapping[str, str] | None]":
         """The model in one of the folders that it `loads`, and the versions that wrote it where the folder says so."""
         raise AssertionError(f"{cls.__name__} holds no model to load")
 
     @classmethod
-    def picture(cls, folder: Path) -> "Picture | None":
+    def summary(cls, folder: Path) -> "ArtifactSummary | None":
         """Picture of such a folder for `effc inspect`, where that is not a model's structure."""
         return None
 
@@ -322,7 +322,7 @@ class Target(Word):
         return self.forms()
 
 
-class Metric(Word):
+class Metric(Plugin):
     """Measures a model.
 
     unit             as printed: "nats/token", "ms", "B"
@@ -355,7 +355,7 @@ class Metric(Word):
         """The value for a model that can `forward`; asks `ctx` for data and for the original's outputs."""
 
 
-class Data(Word):
+class Data(Plugin):
     """Rows of tokens from somewhere.
 
     prompted   a row is a prompt and its answer, or its class: `prompts` says where the one ends
@@ -384,7 +384,7 @@ class Data(Word):
         """sha256 over what decides the rows: content, parameters and the tokenizer; reads no model."""
 
 
-class Source(Word):
+class Source(Plugin):
     """Source of a model: resolves to a config now and to weights later.
 
     plain   nobody has put its weights on a grid: they are as training left them, or drawn

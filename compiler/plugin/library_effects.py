@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..core.quantity import change, count_text, measured
 from ..core.safe_read import read_json
-from .recipe_library import Shipped, folders
+from .recipe_library import LibraryFile, folders
 
 FILE = "effects.json"
 FORMAT = 1
@@ -159,14 +159,14 @@ class Effects:
         body = read_json(file, MAX_FILE_BYTES)
         return Effects(body["machines"], body["recipes"])
 
-    def of(self, recipe: Shipped) -> tuple[Effect, ...]:
+    def of(self, recipe: LibraryFile) -> tuple[Effect, ...]:
         """Effects of a recipe in its current text; none where it was changed since."""
         entry = self.stored.get(short(recipe))
         if entry is None or entry["of"] != meaning(recipe):
             return ()
         return tuple(Effect(**row | {"rows": tuple(map(tuple, row["rows"]))}) for row in entry["effects"])
 
-    def add(self, recipe: Shipped, effect: Effect) -> None:
+    def add(self, recipe: LibraryFile, effect: Effect) -> None:
         """Keep an effect, in the place of an older one on the same model."""
         remaining = [e for e in self.of(recipe) if e.on != effect.on]
         rows = [asdict(e) for e in sorted([*remaining, effect], key=lambda e: (not e.on.startswith("tiny"), e.on))]
@@ -191,11 +191,11 @@ def effects_path() -> Path:
     return folders()[0] / FILE
 
 
-def short(recipe: Shipped) -> str:
+def short(recipe: LibraryFile) -> str:
     return recipe.name.removesuffix(".effspec")
 
 
-def meaning(recipe: Shipped) -> str:
+def meaning(recipe: LibraryFile) -> str:
     """A hash of what a recipe says, without its docstring, comments and spaces: those change no result."""
     text = _COMMENT.sub("", _DOC.sub("", recipe.text, count=1))
     return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]

@@ -25,7 +25,7 @@ MODULES = "std"  # the folder whose files are modules
 
 
 @dataclass(frozen=True)
-class Shipped:
+class LibraryFile:
     """A file of the library. `name` is what a person calls it: `std.text`, `quickstart.effspec`."""
 
     name: str
@@ -61,10 +61,10 @@ def folders() -> list[Path]:
     return [Path(p) for p in spec.submodule_search_locations]
 
 
-def shipped() -> dict[str, Shipped]:
+def shipped() -> dict[str, LibraryFile]:
     """Every file of the library by name, whole recipes first."""
     recipes = [
-        Shipped(_name(file.relative_to(folder)), file)
+        LibraryFile(_name(file.relative_to(folder)), file)
         for folder in folders()
         for file in sorted(folder.rglob("*.effspec"))
     ]
@@ -89,7 +89,7 @@ def require_user_recipe(path: Path) -> None:
         )
 
 
-def with_files(recipe: Shipped) -> dict[str, Path]:
+def with_files(recipe: LibraryFile) -> dict[str, Path]:
     """A recipe and the files that it names, by their paths in the library: what a copy needs to work elsewhere."""
     root = next(f for f in folders() if recipe.path.is_relative_to(f))
     named = [recipe.path, *(recipe.path.parent / text.value for text in texts(recipe.file.statements))]
@@ -101,7 +101,7 @@ def _name(path: Path) -> str:
     return ".".join(path.with_suffix("").parts) if path.parts[0] == MODULES else path.as_posix()
 
 
-def page(recipe: Shipped) -> str:
+def page(recipe: LibraryFile) -> str:
     """Page of a file of the library for `effc explain`."""
     if not recipe.is_module:
         return f"{recipe.name}, a recipe\n\n{recipe.doc}\n\n{recipe.path}"
@@ -114,7 +114,7 @@ def page(recipe: Shipped) -> str:
     return "\n\n".join([*blocks, str(recipe.path)])
 
 
-def _lines(recipe: Shipped, title: str) -> Iterator[str]:
+def _lines(recipe: LibraryFile, title: str) -> Iterator[str]:
     alias = recipe.name.rpartition(".")[2]
     for node in recipe.file.statements:
         match node:

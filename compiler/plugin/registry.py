@@ -24,7 +24,7 @@ SHELVES = {
 }
 
 
-class Words(Mapping[str, Word]):
+class Plugins(Mapping[str, Word]):
     """Words of one kind by dotted name, which is the path below one of its folders; a header is read at first use.
 
     modules   name -> the module that defines it
@@ -52,19 +52,19 @@ class Words(Mapping[str, Word]):
         return len(self.paths)
 
 
-class Shelf:
+class Registry:
     """All shelves. `make` turns a checked invocation into the object its file defines."""
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary({kind: Words(kind, _roots(folders)) for kind, folders in SHELVES.items()})
+        return Vocabulary({kind: Plugins(kind, _roots(folders)) for kind, folders in SHELVES.items()})
 
     def load(self, kind: str, name: str) -> type:
         """The class of a word; imports its file. A metric `decode.p50` lives in evaluation/metrics/decode/p50.py."""
-        from .interfaces import Word as Base
+        from .interfaces import Plugin as Base
 
         words = self.vocabulary.words(kind)
-        assert isinstance(words, Words)
+        assert isinstance(words, Plugins)
         module = import_module(words.modules[name])
         defined = [
             v

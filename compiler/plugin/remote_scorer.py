@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 Task = Mapping[str, Any]  # JSON; all that a value depends on beside the step
 
 
-class Crew(ABC):
+class RemoteScorer(ABC):
     """Processes that compute values of the step that runs.
 
     A value is asked for under the key that it has in the step's journal, and stands there before it is returned: the
@@ -37,7 +37,7 @@ class Crew(ABC):
         """Total work of all answers, in the unit of the searches' own counts."""
 
 
-class Orders(ABC):
+class TaskSource(ABC):
     """In a worker: what the one who runs the same step asks of it. Never returns when the step is over."""
 
     @abstractmethod

@@ -15,7 +15,7 @@ from ..ir.program import Program
 from ..models.checkpoints.pretrained import pretrained
 from ..models.checkpoints.sidecar_files import companions
 from ..plugin.context import Context
-from ..plugin.interfaces import Form, Pass, Target, Wish, param
+from ..plugin.interfaces import Form, LoadRequest, Pass, Target, param
 
 if TYPE_CHECKING:
     from torch import nn
@@ -111,22 +111,22 @@ class Gguf(Target):
         return (native_form, Form(FOLDER, "llama", rounds=in_llama, reason="llama.cpp: " + _REASON, generates=False))
 
     @classmethod
-    def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
+    def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:
         from ..runtimes.gguf.engine import open_gguf
 
         check_modules(cls.requires, cls.extra, "an artifact of the target `gguf`")
-        if wish.dtype is not None or str(wish.device or "cpu").partition(":")[0] != "cpu":
+        if load_request.dtype is not None or str(load_request.device or "cpu").partition(":")[0] != "cpu":
             raise Reject(
                 other_kind(f"{folder} is computed as it is, on the CPU", help="load it without dtype or device")
             )
         return open_gguf(folder), None
 
     @classmethod
-    def picture(cls, folder: Path) -> Any:
-        from ..runtimes.gguf.summary import picture
+    def summary(cls, folder: Path) -> Any:
+        from ..runtimes.gguf.summary import summary
 
         check_modules(cls.requires, cls.extra, "an artifact of the target `gguf`")
-        return picture(folder)
+        return summary(folder)
 
 
 def refuse(model: "nn.Module") -> None:

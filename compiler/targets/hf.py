@@ -18,7 +18,7 @@ from ..models.checkpoints.meta_init import cut_tables
 from ..models.checkpoints.sidecar_files import companions
 from ..models.checkpoints.tensor_files import Piece, write_tensors
 from ..plugin.context import Context
-from ..plugin.interfaces import Form, Target, Wish, param
+from ..plugin.interfaces import Form, LoadRequest, Target, param
 from ..plugin.weight_sizes import Weights
 
 cannot_write_form = Fault("cannot-write-form", "A recipe asks for a checkpoint that its model can't have.")
@@ -87,17 +87,17 @@ class Hf(Target):
         return FORMS
 
     @classmethod
-    def open(cls, folder: Path, wish: Wish) -> tuple[Any, Any]:
+    def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, Any]:
         from ..artifacts.model_loading import rebuild, stock_model
         from ..ir.layers.fast_mixers import quicken
 
         versions = None
         if folder.name in ("model", "compat"):
-            model: Any = stock_model(folder, wish.dtype)
+            model: Any = stock_model(folder, load_request.dtype)
         else:
             body = read_record(folder)
-            model, versions = rebuild(folder, body, wish.dtype), body.get("versions", {})
-        if wish.kernels:
+            model, versions = rebuild(folder, body, load_request.dtype), body.get("versions", {})
+        if load_request.kernels:
             quicken(model)
         return model, versions
 

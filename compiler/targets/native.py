@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ...dsl.syntax.diagnostics import Reject
 from ..artifacts.load import other_kind
 from ..plugin.context import Context
-from ..plugin.interfaces import Form, Target, Wish, param
+from ..plugin.interfaces import Form, LoadRequest, Target, param
 from ..plugin.weight_sizes import Weights
 
 if TYPE_CHECKING:
@@ -147,25 +147,28 @@ class Native(Target):
         return (Form(FOLDER, "native", rounds=partial(share_of, stored), routes=_routes, reason=_REASON),)
 
     @classmethod
-    def picture(cls, folder: Path) -> Any:
-        from ..runtimes.native.summary import picture
+    def summary(cls, folder: Path) -> Any:
+        from ..runtimes.native.summary import summary
 
-        return picture(folder)
+        return summary(folder)
 
     @classmethod
-    def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
+    def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:
         from ..ir.layers.linear import cpu_only
         from ..runtimes.native.opening import open_native
 
-        if wish.device is not None and str(wish.device).partition(":")[0] != "cpu":
+        if load_request.device is not None and str(load_request.device).partition(":")[0] != "cpu":
             raise Reject(
                 cpu_only(
-                    f"{folder} is run by the native engine, which {wish.device} has not", help="load it on the CPU"
+                    f"{folder} is run by the native engine, which {load_request.device} has not",
+                    help="load it on the CPU",
                 )
             )
-        if wish.dtype is not None:
+        if load_request.dtype is not None:
             raise Reject(
                 other_kind(f"{folder} holds packed weights, which have no other dtype", help="load it without `dtype`")
             )
-        options: dict[str, Any] = {} if wish.sequences is None else {"sequences": wish.sequences}
-        return open_native(folder, threads=wish.threads, steady=wish.steady, mapped=wish.mapped, **options), None
+        options: dict[str, Any] = {} if load_request.sequences is None else {"sequences": load_request.sequences}
+        return open_native(
+            folder, threads=load_request.threads, steady=load_request.steady, mapped=load_request.mapped, **options
+        ), None

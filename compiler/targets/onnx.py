@@ -9,7 +9,7 @@ from ..core.environment import check_modules
 from ..ir.program import Program
 from ..models.checkpoints.sidecar_files import companions
 from ..plugin.context import Context
-from ..plugin.interfaces import Form, Target, Wish, param
+from ..plugin.interfaces import Form, LoadRequest, Target, param
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,20 +87,20 @@ class Onnx(Target):
         return (Form(FOLDER, "onnx", rounds=partial(share_of, self.dynamic), reason=_REASON, steps=32),)
 
     @classmethod
-    def picture(cls, folder: Path) -> Any:
-        from ..runtimes.onnx.summary import picture
+    def summary(cls, folder: Path) -> Any:
+        from ..runtimes.onnx.summary import summary
 
         check_modules(cls.requires, cls.extra, "an artifact of the target `onnx`")
-        return picture(folder)
+        return summary(folder)
 
     @classmethod
-    def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
+    def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:
         from ..artifacts.load import other_kind
         from ..runtimes.onnx.model import open_onnx
 
         check_modules(cls.requires, cls.extra, "an artifact of the target `onnx`")
-        if wish.dtype is not None or str(wish.device or "cpu").partition(":")[0] != "cpu":
+        if load_request.dtype is not None or str(load_request.device or "cpu").partition(":")[0] != "cpu":
             raise Reject(
                 other_kind(f"{folder} is run by ONNX Runtime as it is", help="load it without dtype or device")
             )
-        return open_onnx(folder, wish.threads), None
+        return open_onnx(folder, load_request.threads), None

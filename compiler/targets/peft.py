@@ -10,7 +10,7 @@ from ..core.environment import check_modules
 from ..ir.outcome import Outcome
 from ..models.checkpoints.sidecar_files import companions
 from ..plugin.context import Context
-from ..plugin.interfaces import Form, Target, Wish, param
+from ..plugin.interfaces import Form, LoadRequest, Target, param
 from ..transforms.training.unmerged import Unmerged
 from . import hf
 
@@ -66,9 +66,9 @@ class Peft(Target):
         return (Form(ADAPTER, "peft"),)
 
     @classmethod
-    def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
+    def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:
         from ..artifacts.adapter import read
         from ..artifacts.model_loading import stock_model
 
         check_modules(cls.requires, cls.extra, "an artifact of the target `peft`")
-        return read(folder, stock_model(folder.parent / BASE, wish.dtype)), None
+        return read(folder, stock_model(folder.parent / BASE, load_request.dtype)), None

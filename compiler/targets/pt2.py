@@ -10,7 +10,7 @@ from ..artifacts.verify_child import STEP
 from ..core.json_errors import first_line
 from ..ir.program import Program
 from ..plugin.context import Context
-from ..plugin.interfaces import Form, Target, Wish, param
+from ..plugin.interfaces import Form, LoadRequest, Target, param
 
 if TYPE_CHECKING:
     from torch import nn
@@ -127,11 +127,11 @@ class Pt2(Target):
         return (Form(FOLDER, "torch", padded=generates, generates=generates, steps=steps),)
 
     @classmethod
-    def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
+    def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:
         from ..artifacts.exported import read
 
         model = read(folder)
-        return (model if wish.dtype is None else model.to(wish.dtype)), None
+        return (model if load_request.dtype is None else model.to(load_request.dtype)), None
 
 
 def _cannot(model: "nn.Module", error: Exception) -> Any:

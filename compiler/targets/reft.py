@@ -16,7 +16,7 @@ from ..ir.layers.reft import interventions
 from ..ir.program import Program
 from ..models.checkpoints.model_folder import read_config
 from ..plugin.context import Context
-from ..plugin.interfaces import Form, Target, Wish, param
+from ..plugin.interfaces import Form, LoadRequest, Target, param
 from ..transforms.editing.interventions import insert, remove
 from . import hf
 
@@ -75,8 +75,8 @@ class Reft(Target):
         return reft.base_folder(folder)
 
     @classmethod
-    def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
-        base = wish.base
+    def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:
+        base = load_request.base
         if base is None or isinstance(base, (str, Path)):
             base_path = reft.base_folder(folder) if base is None else Path(base)
             if not any((base_path / name).is_file() for name in (NAME, "config.json")):
@@ -88,9 +88,9 @@ class Reft(Target):
             sealed = (base_path / NAME).is_file() or KEY in read_config(base_path / "config.json", str(base_path))
             base = load(base_path, kernels=False) if sealed else stock_model(base_path, None)
         reft.put_on(base, folder)
-        if wish.kernels:
+        if load_request.kernels:
             quicken(base)
-        return (base if wish.dtype is None else base.to(wish.dtype)).eval(), None
+        return (base if load_request.dtype is None else base.to(load_request.dtype)).eval(), None
 
 
 def base_location(program: Program, ctx: Context) -> str:

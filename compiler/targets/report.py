@@ -11,7 +11,7 @@ from ..plugin.context import Context
 from ..plugin.interfaces import Target
 
 if TYPE_CHECKING:
-    from ..artifacts.pages.sheet import Sheet
+    from ..artifacts.pages.sheet import ReportData
 
 
 class Report(Target):
@@ -35,5 +35,5 @@ class Report(Target):
     def foresee(self, ctx: Context) -> None:
         check_packages()
 
-    def write_about(self, sheets: "Sequence[Sheet]", file: Path) -> None:
+    def write_about(self, sheets: "Sequence[ReportData]", file: Path) -> None:
         write_atomic(file, page(sheets).encode())

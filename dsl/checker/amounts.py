@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
 from ..syntax.source import Span
 from .conditions import is_met
-from .pipelines import Line, Stage
+from .pipelines import PipelineBuild, Stage
 from .skeleton import Group
 from .value_text import number, percent, plain, show
 from .values import Ratio
@@ -25,7 +25,7 @@ _ITEMS = {"ssm_heads": "heads", "ssm_channels": "channels", "ssm_state": "states
 MODEL_QUANTITIES = ("params", "weights", "flops", "bytes", "latency")  # bases that the structure says nothing of
 
 
-def check_amounts(stage: Stage, kind: str, all_: "Selectable", chosen: "Selectable", line: Line) -> None:
+def check_amounts(stage: Stage, kind: str, all_: "Selectable", chosen: "Selectable", line: PipelineBuild) -> None:
     """Report an amount of a step that is impossible or changes nothing."""
     amount = _amount_of(stage)
     if amount is None:
@@ -61,7 +61,7 @@ def check_amounts(stage: Stage, kind: str, all_: "Selectable", chosen: "Selectab
         _check_heads(stage, name, value, chosen, line)
 
 
-def _check_items(stage: Stage, kind: str, name: str, value: Any, chosen: "Selectable", line: Line) -> None:
+def _check_items(stage: Stage, kind: str, name: str, value: Any, chosen: "Selectable", line: PipelineBuild) -> None:
     """Heads, channels or states of scans: every group of B and C keeps at least one step."""
     noun, span = _ITEMS[kind], stage.call.where(name)
     step = next((n for n in map(stage.call.args.get, ("step", "align")) if type(n) is int), 1)
@@ -102,7 +102,7 @@ def _amount_of(stage: Stage) -> tuple[str, Any] | None:
     return None
 
 
-def _changed_before(stage: Stage, kind: str, line: Line) -> bool:
+def _changed_before(stage: Stage, kind: str, line: PipelineBuild) -> bool:
     """Whether an earlier step has changed how many of these there are, or may have, or was not understood."""
     same = {
         "heads": {"heads", "kv_heads"},
@@ -130,7 +130,9 @@ def _remaining(name: str, value: Any, count: int) -> float:
     return count - share if name in ("remove", "sparsity") else share
 
 
-def _check_layers(stage: Stage, name: str, value: Any, all_: "Selectable", chosen: "Selectable", line: Line) -> None:
+def _check_layers(
+    stage: Stage, name: str, value: Any, all_: "Selectable", chosen: "Selectable", line: PipelineBuild
+) -> None:
     total, noun, span = len(all_.paths), all_.noun, stage.call.where(name)
     target = _remaining(name, value, total)
     removed = total - int(target + 0.5 + 1e-9)
@@ -159,7 +161,7 @@ def _check_layers(stage: Stage, name: str, value: Any, all_: "Selectable", chose
         )
 
 
-def _check_widths(stage: Stage, name: str, value: Any, chosen: "Selectable", line: Line) -> None:
+def _check_widths(stage: Stage, name: str, value: Any, chosen: "Selectable", line: PipelineBuild) -> None:
     align = stage.call.args.get("align")
     align = align if type(align) is int else 1
     span = stage.call.where(name)
@@ -236,7 +238,7 @@ def _aligned(target: float, align: int, count: int) -> int:
     return min(max(int(target / align + 0.5 + 1e-9), 1) * align, count)
 
 
-def _check_heads(stage: Stage, name: str, value: Any, chosen: "Selectable", line: Line) -> None:
+def _check_heads(stage: Stage, name: str, value: Any, chosen: "Selectable", line: PipelineBuild) -> None:
     """Under grouped-query attention each KV head must serve the same number of query heads."""
     for group in chosen.groups:
         step = group.count // group.per_block if group.per_block else 1
@@ -259,7 +261,7 @@ def _check_heads(stage: Stage, name: str, value: Any, chosen: "Selectable", line
         return
 
 
-def _illegal(stage: Stage, name: str, value: Any, group: Group, step: int, target: float, line: Line):
+def _illegal(stage: Stage, name: str, value: Any, group: Group, step: int, target: float, line: PipelineBuild):
     low = int(target / step) * step
     counts = [c for c in (low, low + step) if 0 < c <= group.count]
     choices = [f"{c} ({percent(c / group.count)})" for c in counts]

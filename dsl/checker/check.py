@@ -11,10 +11,10 @@ from .demands import report_demands
 from .expectations import nothing_emitted, read_bound, read_emits, report_paths
 from .overrides import Overrides
 from .params import Argument, variant_name, variants
-from .pipelines import Line, read_steps, report_unused
+from .pipelines import PipelineBuild, read_steps, report_unused
 from .recipe import Bound, Emit, Invocation, Pipeline, Recipe, Step
 from .result_kinds import report_kinds, report_parts
-from .scope import LABELS, Scope, Session, Variant
+from .scope import LABELS, CheckState, Scope, Variant
 from .skeleton import Skeleton
 from .typed import wrong_type
 from .values import DataRef, MetricRef, handles
@@ -55,7 +55,7 @@ def check(
                 that are missing there stay silent, and so does what nothing seems to use
     """
     overrides = overrides or Overrides()
-    session = Session(
+    session = CheckState(
         vocabulary,
         library,
         skeleton,
@@ -93,7 +93,7 @@ def _deduplicated(faults: list[Diagnostic]) -> list[Diagnostic]:
     return list(by_site.values())
 
 
-def _variant(file: ast.File, arguments: dict[str, Argument], session: Session) -> tuple[Recipe, list[str]]:
+def _variant(file: ast.File, arguments: dict[str, Argument], session: CheckState) -> tuple[Recipe, list[str]]:
     """One recipe, and the models without a skeleton. Faults go to the session."""
     scope = Scope(session, Variant(), arguments=arguments)
     results: dict[str, _Result] = {}
@@ -140,7 +140,7 @@ class _Result:
     """A pipeline with what is demanded and written of it; `line` is None where its model is unknown."""
 
     node: ast.Pipeline
-    line: Line | None
+    line: PipelineBuild | None
     bounds: list[Bound] = field(default_factory=list)
     emits: list[Emit] = field(default_factory=list)
     emitted: bool = False
@@ -231,7 +231,7 @@ def _report_unused_names(scope: Scope) -> None:
             )
 
 
-def _structure(lines: list[Line], scope: Scope) -> list[str]:
+def _structure(lines: list[PipelineBuild], scope: Scope) -> list[str]:
     """Compare steps with the structure of their models; the names of models that have no skeleton yet."""
     from .structure import check_line
 

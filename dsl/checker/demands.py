@@ -5,7 +5,7 @@ from typing import Any
 
 from ..syntax.diagnostics import Diagnostic, Fault
 from .conditions import compared_in, meets, named_in, phrase
-from .pipelines import Line, Stage
+from .pipelines import PipelineBuild, Stage
 from .recipe import Emit, Invocation
 from .scope import Scope
 from .value_text import plain
@@ -25,7 +25,7 @@ no_prompts = Fault(
 missing_step = Fault("missing-step", "A pass or a target needs what another pass makes, and no step before it does.")
 
 
-def report_demands(line: Line, emits: Sequence[Emit]) -> None:
+def report_demands(line: PipelineBuild, emits: Sequence[Emit]) -> None:
     """Report steps and targets whose arguments don't go together, or that lack a step before them."""
     scope = line.scope
     for stage in line.stages:

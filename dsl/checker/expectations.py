@@ -7,7 +7,7 @@ from ..syntax.diagnostics import Fault
 from ..syntax.source import Span
 from .calls import invoke, metric_ref
 from .conditions import is_met, meets
-from .pipelines import Line, branch
+from .pipelines import PipelineBuild, branch
 from .recipe import Bound, Emit
 from .result_kinds import report_result_kind
 from .scope import LABELS, POISON, Scope
@@ -138,7 +138,7 @@ def limit_types(unit: str) -> tuple[str, ...]:
     return ("float", "ratio") if unit in ("%", "ratio", "share") else ("float",)
 
 
-def read_emits(pipeline: ast.Pipeline, calls: tuple[ast.Call, ...], line: Line) -> list[Emit]:
+def read_emits(pipeline: ast.Pipeline, calls: tuple[ast.Call, ...], line: PipelineBuild) -> list[Emit]:
     """Checked targets, each with the step whose result it holds."""
     out = []
     for call in calls:
@@ -153,7 +153,7 @@ def read_emits(pipeline: ast.Pipeline, calls: tuple[ast.Call, ...], line: Line) 
     return out
 
 
-def _report_unheld(word: Word, emit: Emit, line: Line) -> None:
+def _report_unheld(word: Word, emit: Emit, line: PipelineBuild) -> None:
     """A target says what it can't hold, a pass what it makes: the two meet here."""
     reasons_by_effect: dict[str, str] = {}
     for condition, reasons in word.facts.get("cannot_hold", {}).items():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..syntax.diagnostics import Diagnostic, Fault
-from .pipelines import Line, Stage
+from .pipelines import PipelineBuild, Stage
 from .skeleton import Part, Skeleton
 from .values import Ratio
 
@@ -29,7 +29,7 @@ unfit_ranks = Fault(
 rank_too_large = Fault("rank-too-large", "The rank of an intervention or an adapter is above what it changes.")
 
 
-def check_inputs(stage: Stage, chosen: "Selectable", skeleton: Skeleton, line: Line) -> None:
+def check_inputs(stage: Stage, chosen: "Selectable", skeleton: Skeleton, line: PipelineBuild) -> None:
     """Report groups or a rank that modules are too narrow for; after a step that may narrow them, nothing is known."""
     facts, args = stage.word.facts, stage.call.args
     if any(s.word is None or s.word.facts.get("acts_on") not in ("", "linear") for s in line.before(stage.name)[:-1]):

@@ -11,7 +11,7 @@ from ..syntax.source import Span
 from .limits import allowed
 from .literals import InvalidLiteral, interval
 from .overrides import Override, unfit_override, unknown_override
-from .scope import POISON, Entry, Scope, Session, Variant, unknown_name, use_before_definition
+from .scope import POISON, CheckState, Entry, Scope, Variant, unknown_name, use_before_definition
 from .typed import typed
 from .value_text import plain
 from .vocabulary import Param
@@ -97,7 +97,7 @@ def _bounds(node: ast.Param, param: Param, scope: Scope) -> Any:
     return POISON
 
 
-def variants(file: ast.File, session: Session) -> list[dict[str, Argument]]:
+def variants(file: ast.File, session: CheckState) -> list[dict[str, Argument]]:
     """Arguments of each variant's params: overrides for all of them, and one point of the matrix."""
     params = {s.name.path: s for s in file.statements if isinstance(s, ast.Param)}
     fixed: dict[str, Argument] = {}
@@ -143,7 +143,7 @@ def variant_name(arguments: dict[str, Argument]) -> str:
     return ",".join(f"{name}={plain(g.value)}" for name, g in arguments.items() if g.origin == "matrix")
 
 
-def _argument(override: Override, param: Param, session: Session) -> Argument:
+def _argument(override: Override, param: Param, session: CheckState) -> Argument:
     """An override with its type; its faults are those of the command line."""
     scratch = replace(session, faults=[])
     expr = override.value
@@ -155,7 +155,7 @@ def _argument(override: Override, param: Param, session: Session) -> Argument:
     return Argument(value, expr.span, override.origin, usage=True)
 
 
-def _axes(file: ast.File, params: dict[str, ast.Param], session: Session) -> dict[str, list[Argument]]:
+def _axes(file: ast.File, params: dict[str, ast.Param], session: CheckState) -> dict[str, list[Argument]]:
     """The values that the matrix gives to each param."""
     axes: dict[str, list[Argument]] = {}
     scope = Scope(session, Variant())
@@ -199,7 +199,7 @@ def _axes(file: ast.File, params: dict[str, ast.Param], session: Session) -> dic
     return {name: values for name, values in axes.items() if values}
 
 
-def _refuse_twins(name: str, values: list[Argument], session: Session) -> None:
+def _refuse_twins(name: str, values: list[Argument], session: CheckState) -> None:
     """Two variants of one value would be the same, in one folder."""
     for i, one in enumerate(values):
         if any(one.value == other.value for other in values[:i]):

@@ -36,7 +36,7 @@ class Stage:
 
 
 @dataclass
-class Line:
+class PipelineBuild:
     """The steps of one pipeline. `input` is the model's name; `scope` has the steps' names."""
 
     input: str
@@ -58,10 +58,10 @@ class Line:
         self.scope.report(replace(fault, related=(*fault.related, *called)))
 
 
-def read_steps(pipeline: ast.Pipeline, scope: Scope) -> Line | None:
+def read_steps(pipeline: ast.Pipeline, scope: Scope) -> PipelineBuild | None:
     """The line of a pipeline of the recipe itself; None where its model is unknown."""
     model = _model(pipeline, scope)
-    line = Line(model.name if model else "", scope.inner({s.name.path: s.name.span for s in pipeline.steps}))
+    line = PipelineBuild(model.name if model else "", scope.inner({s.name.path: s.name.span for s in pipeline.steps}))
     _append(pipeline, line.scope, line, line.input, "")
     _report_order(line)
     return line if model else None
@@ -87,7 +87,7 @@ def _model(pipeline: ast.Pipeline, scope: Scope) -> Entry | None:
 
 
 def _append(
-    pipeline: ast.Pipeline, scope: Scope, line: Line, source: str, prefix: str, caller: Span | None = None
+    pipeline: ast.Pipeline, scope: Scope, line: PipelineBuild, source: str, prefix: str, caller: Span | None = None
 ) -> str:
     """Add a pipeline's steps to the line, starting from `source`; the name of the last result."""
     start = source
@@ -157,7 +157,9 @@ def _module_pipeline(path: str, scope: Scope) -> Entry | None:
     return entry if entry and entry.kind == "pipeline" else None
 
 
-def _inline(step: ast.Step, callee: Entry, scope: Scope, line: Line, source: str, name: str, caller: Span) -> str:
+def _inline(
+    step: ast.Step, callee: Entry, scope: Scope, line: PipelineBuild, source: str, name: str, caller: Span
+) -> str:
     """Add the steps of a module's pipeline under the step's name."""
     alias = step.call.name.path.partition(".")[0]
     module = scope.local_entry(alias)
@@ -181,7 +183,7 @@ def _file_scope(scope: Scope) -> Scope:
     return _file_scope(scope.parent) if scope.parent else scope
 
 
-def _report_order(line: Line) -> None:
+def _report_order(line: PipelineBuild) -> None:
     """Headers say which pass must come later than which; each pair is looked for along every branch."""
     reported = set()
     for end in line.stages:
@@ -203,7 +205,7 @@ def _report_order(line: Line) -> None:
                     )
 
 
-def report_unused(line: Line, emitted: set[str]) -> None:
+def report_unused(line: PipelineBuild, emitted: set[str]) -> None:
     """Report steps that nothing follows, names or emits; a module's own are the module's business."""
     used = {s.source for s in line.stages} | emitted | {s.name for s in line.stages[-1:]}
     for stage in line.stages:

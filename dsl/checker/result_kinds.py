@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from ..syntax.diagnostics import Fault
 from ..syntax.source import Span
 from .conditions import is_met
-from .pipelines import Line, Stage
+from .pipelines import PipelineBuild, Stage
 from .recipe import Bound, Emit
 from .values import StepRef, handles
 from .vocabulary import Word
@@ -35,12 +35,12 @@ def kind_after(stage: Stage) -> str:
     return next((kind for condition, kind in reversed(kinds.items()) if is_met(condition, stage.call.args)), MODEL)
 
 
-def kind_of(line: Line, name: str) -> str:
+def kind_of(line: PipelineBuild, name: str) -> str:
     """The kind of a named result; the pipeline's model is a model."""
     return next((kind_after(s) for s in line.stages if s.name == name), MODEL)
 
 
-def report_kinds(line: Line) -> None:
+def report_kinds(line: PipelineBuild) -> None:
     """Report steps that follow, or name, a result of a kind that their pass does not take."""
     for stage in line.stages:
         accepted = stage.word.facts.get("accepts", (MODEL,)) if stage.word else ()
@@ -61,7 +61,7 @@ def report_kinds(line: Line) -> None:
                 )
 
 
-def report_result_kind(word: Word, emit: Emit, line: Line) -> None:
+def report_result_kind(word: Word, emit: Emit, line: PipelineBuild) -> None:
     """Report a target that can't hold the kind of result that it is to write."""
     holdable, kind = word.facts.get("result_kinds", (MODEL,)), kind_of(line, emit.source)
     if kind not in holdable:
@@ -76,7 +76,7 @@ def report_result_kind(word: Word, emit: Emit, line: Line) -> None:
         )
 
 
-def report_parts(bounds: Iterable[Bound], emits: Iterable[Emit], line: Line) -> None:
+def report_parts(bounds: Iterable[Bound], emits: Iterable[Emit], line: PipelineBuild) -> None:
     """Report bounds that name neither an emitted target nor a point of a front."""
     targets = {e.call.word for e in emits}
     fronts = [s for s in line.stages if kind_after(s) == "front"]
@@ -98,7 +98,7 @@ def _result_span(stage: Stage, name: str, named: bool) -> Span:
     return stage.origin or stage.span
 
 
-def _or_without(line: Line, name: str, accepted: tuple[str, ...]) -> str:
+def _or_without(line: PipelineBuild, name: str, accepted: tuple[str, ...]) -> str:
     """`, or leave `merge: false` out`, where the step would then give what is wanted."""
     stage = next((s for s in line.stages if s.name == name and s.word and s.call), None)
     kinds = stage.word.facts.get("results", {}) if stage else {}
@@ -107,7 +107,7 @@ def _or_without(line: Line, name: str, accepted: tuple[str, ...]) -> str:
     return f", or leave `{condition}` out of `{name}`" if fits else ""
 
 
-def _selected_from(line: Line, kind: str, accepted: tuple[str, ...]) -> str:
+def _selected_from(line: PipelineBuild, kind: str, accepted: tuple[str, ...]) -> str:
     """Remedy for a result of several models: a pass that picks one, and targets that accept them; "" of other
     results."""
     if kind not in SEVERAL or MODEL not in accepted:
@@ -128,11 +128,11 @@ def _either(kinds: tuple[str, ...]) -> str:
     return " or ".join(LABELS[kind] for kind in kinds)
 
 
-def _where(line: Line, name: str) -> tuple[tuple[Span, str], ...]:
+def _where(line: PipelineBuild, name: str) -> tuple[tuple[Span, str], ...]:
     return tuple((s.span, f"gives {LABELS[kind_after(s)]}") for s in line.stages if s.name == name)
 
 
-def _help(line: Line, accepted: tuple[str, ...], until: str, named: bool) -> str:
+def _help(line: PipelineBuild, accepted: tuple[str, ...], until: str, named: bool) -> str:
     """The last result before the step `until` that would do."""
     names = [s.name for s in line.stages]
     earlier = line.stages[: names.index(until)] if until else line.stages

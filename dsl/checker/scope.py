@@ -47,7 +47,7 @@ class Entry:
 
 
 @dataclass
-class Session:
+class CheckState:
     """One `check`: what it was given and what it has found so far."""
 
     vocabulary: Vocabulary
@@ -103,7 +103,7 @@ class Scope:
     arguments  param -> params.Argument: overrides, a point of the matrix, arguments of a call
     """
 
-    session: Session
+    session: CheckState
     variant: Variant
     parent: "Scope | None" = None
     prefix: str = ""

@@ -18,7 +18,7 @@ MAX_LENGTH = 512  # combinations of one glob's braces
 
 
 @dataclass(frozen=True)
-class Dead:
+class UnmatchedPart:
     """A part of a selector that matches nothing: the whole glob, or one alternative of its braces.
 
     `term` counts the globs of the selector from 0, `text` is the part, `start` its offset in the glob;
@@ -193,25 +193,25 @@ def _joined(op: str, left: set[str], right: set[str]) -> set[str]:
     return left - right if op == "-" else left & right
 
 
-def dead(selector: Selector, paths: Iterable[str]) -> tuple[Dead, ...]:
+def dead(selector: Selector, paths: Iterable[str]) -> tuple[UnmatchedPart, ...]:
     """Parts of a selector that match nothing: an error without `allow empty`."""
     paths = tuple(dict.fromkeys(paths))
     chosen: set[str] = set()
-    out: list[Dead] = []
+    out: list[UnmatchedPart] = []
     for term, (op, glob) in enumerate(selector.terms):
         matched, alive = _matched(glob, paths)
         if not matched:
-            out.append(Dead(term, glob, glob, 0))
+            out.append(UnmatchedPart(term, glob, glob, 0))
         else:
             braces = [p for p in read(glob) if isinstance(p, Choice)]
             out += [
-                Dead(term, glob, option, brace.starts[j])
+                UnmatchedPart(term, glob, option, brace.starts[j])
                 for i, brace in enumerate(braces)
                 for j, option in enumerate(brace.options)
                 if (i, j) not in alive
             ]
             if op != "|" and chosen and not matched & chosen:
-                out.append(Dead(term, glob, glob, 0, subtracts=True))
+                out.append(UnmatchedPart(term, glob, glob, 0, subtracts=True))
         chosen = _joined(op, chosen, matched)
     return tuple(out)
 

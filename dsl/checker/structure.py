@@ -13,8 +13,8 @@ from ..syntax.source import Span
 from .amounts import check_amounts
 from .inputs import check_inputs
 from .literals import inside
-from .pipelines import Line, Stage
-from .selectors import Dead, dead, matches, resolve
+from .pipelines import PipelineBuild, Stage
+from .selectors import UnmatchedPart, dead, matches, resolve
 from .skeleton import Group, Skeleton, is_submodule
 from .value_text import quoted
 from .values import Ratio, Selector
@@ -71,7 +71,7 @@ class Selectable:
         return Selectable(self.kind, chosen, tuple(g for g in self.groups if g.site in set(chosen)))
 
 
-def check_line(line: Line, skeleton: Skeleton) -> None:
+def check_line(line: PipelineBuild, skeleton: Skeleton) -> None:
     """Check every step of a line; faults go to its scope."""
     for stage in line.stages:
         if stage.word is None or not stage.word.facts.get("acts_on") or not _has_selection(stage):
@@ -195,7 +195,7 @@ def because(skeleton: Skeleton, path: str, reason: str) -> str:
     return f"{reason}: {opaque}" if opaque else reason
 
 
-def _no_match(stage: Stage, part: Dead, candidates: Selectable, skeleton: Skeleton):
+def _no_match(stage: Stage, part: UnmatchedPart, candidates: Selectable, skeleton: Skeleton):
     """Says which part of a selector is dead, among how many, and what was probably meant."""
     span = stage.call.where("on")
     dead_span = _selector_span(span, part)
@@ -219,7 +219,7 @@ def _no_match(stage: Stage, part: Dead, candidates: Selectable, skeleton: Skelet
     )
 
 
-def _selector_span(span: Span, part: Dead) -> Span:
+def _selector_span(span: Span, part: UnmatchedPart) -> Span:
     """The part inside the quotes of the selector's text; the whole argument where it came by a name."""
     glob = span.text.find(quoted(part.glob))
     if glob < 0:
@@ -228,7 +228,7 @@ def _selector_span(span: Span, part: Dead) -> Span:
     return inside(Span(span.source, start, start + len(part.glob)), part.glob, part.start, part.start + len(part.text))
 
 
-def _closest(part: Dead, paths: Sequence[str]) -> str:
+def _closest(part: UnmatchedPart, paths: Sequence[str]) -> str:
     """The glob or alternative that was probably meant: each name compared with those that the paths have."""
     known = {c for p in paths for c in p.split(".") if not c.isdigit()}
     if part.text != part.glob:
@@ -251,7 +251,7 @@ def _closest(part: Dead, paths: Sequence[str]) -> str:
     return guess if guess != part.glob and any(matches(guess, p) for p in paths) else ""
 
 
-def _elsewhere(part: Dead, candidates: Selectable, skeleton: Skeleton) -> str:
+def _elsewhere(part: UnmatchedPart, candidates: Selectable, skeleton: Skeleton) -> str:
     """Note where the glob matches a module of another kind, or one whose channels form no group."""
     glob = part.glob
     for path, reason in skeleton.facts.get("refused") or []:

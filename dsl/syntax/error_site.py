@@ -34,7 +34,7 @@ _AFTER_WORD = {
 
 
 @dataclass(frozen=True)
-class Scene:
+class ErrorSite:
     """expected: terminals that would fit. start: first token of the broken item. block: the open `{`."""
 
     source: Source

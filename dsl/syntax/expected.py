@@ -1,8 +1,8 @@
 """Tokens that the grammar expects at a position, in words."""
 
 from .edition import HEADS
-from .error_site import Scene
-from .syntax_error import Slip, syntax
+from .error_site import ErrorSite
+from .syntax_error import SyntaxMistake, syntax
 
 # How a statement or item is written, by the keyword it belongs to.
 FORMS = {
@@ -51,28 +51,28 @@ SHARES = "{blocks: 3, channels: 1}"
 STARTS = VALUE | {"NAME", "DOTTED"}
 
 
-def unexpected(scene: Scene) -> Slip:
-    token, expected = scene.token, _expected(scene)
-    span = scene.span(token)
+def unexpected(site: ErrorSite) -> SyntaxMistake:
+    token, expected = site.token, _expected(site)
+    span = site.span(token)
     if token.type == "$END":
         message = f"the file ends where {expected} is expected"
-    elif scene.at > scene.start and scene.first_on_line(scene.at):
-        message, span = f"{expected} is expected after `{token_label(scene.previous)}`", scene.span(scene.previous)
+    elif site.at > site.start and site.first_on_line(site.at):
+        message, span = f"{expected} is expected after `{token_label(site.previous)}`", site.span(site.previous)
     else:
         message = f"`{token_label(token)}` stands where {expected} is expected"
-    form = FORMS.get(scene.owner, "") if scene.block is None else ITEMS[scene.owner][1]
-    form = SHARES if scene.inner == "LBRACE" else form
-    return Slip(syntax(message, span, help=f"write it like `{form}`" if form else ""))
+    form = FORMS.get(site.owner, "") if site.block is None else ITEMS[site.owner][1]
+    form = SHARES if site.inner == "LBRACE" else form
+    return SyntaxMistake(syntax(message, span, help=f"write it like `{form}`" if form else ""))
 
 
-def _expected(scene: Scene) -> str:
-    terminals, names = set(scene.expected), []
-    if terminals == {"NAME", "DOTTED"} and scene.previous.type == "EQUAL":
+def _expected(site: ErrorSite) -> str:
+    terminals, names = set(site.expected), []
+    if terminals == {"NAME", "DOTTED"} and site.previous.type == "EQUAL":
         return "a call"
-    if len(scene.expected & {head.upper() for head in HEADS}) > 1:
+    if len(site.expected & {head.upper() for head in HEADS}) > 1:
         return "a statement"
-    if scene.block is not None and not scene.inner and {"RBRACE", "NAME"} <= terminals:
-        names.append(ITEMS[scene.owner][0])
+    if site.block is not None and not site.inner and {"RBRACE", "NAME"} <= terminals:
+        names.append(ITEMS[site.owner][0])
         terminals -= {"NAME"}
     elif len(terminals & VALUE) > 2:
         names.append("a value")

@@ -42,12 +42,12 @@ def parse(source: Source) -> Parsed:
         fault = too_large(source.name, len(source.text)).at(Span(source, 0, 0))
         return Parsed(File(source, EDITION, None, ()), (fault,))
     from .lexer import scan
-    from .tree_builder import Abstract  # lark costs 60 ms: only those who parse pay
+    from .tree_builder import TreeBuilder  # lark costs 60 ms: only those who parse pay
 
     tokens, comments = scan(source)
     reader = _Reader(source, tokens)
     tree = reader.read()
-    build = Abstract(source, tuple(comments))
+    build = TreeBuilder(source, tuple(comments))
     file = build.transform(tree)
     return Parsed(file, in_order(reader.diagnostics + build.diagnostics))
 
@@ -223,12 +223,12 @@ class _Reader:
 
     def recover(self, at: int) -> int:
         """Say what is wrong at a token; go on with what was meant, or at the next item or statement."""
-        from .syntax_errors import Scene, diagnose
+        from .syntax_errors import ErrorSite, diagnose
 
         complete = self.complete()
         item = self.item if self.block is not None else self.statement
         start = at if complete or item is None else item.at
-        scene = Scene(
+        site = ErrorSite(
             self.source,
             self.tokens,
             self.depth > DEPTH,
@@ -238,32 +238,32 @@ class _Reader:
             self.block,
             self.statement.at if self.statement else None,
         )
-        slip = diagnose(scene)
-        is_repeat = slip.drops and self.dropped == (scene.statement, slip.diagnostic.message)
-        if complete and not slip.put:
+        mistake = diagnose(site)
+        is_repeat = mistake.drops and self.dropped == (site.statement, mistake.diagnostic.message)
+        if complete and not mistake.put:
             self.blamed = is_repeat
-        self.dropped = (scene.statement, slip.diagnostic.message) if slip.drops else None
-        self.report(slip.diagnostic, slip.repairs)
-        item = scene.statement if slip.drops else start
+        self.dropped = (site.statement, mistake.diagnostic.message) if mistake.drops else None
+        self.report(mistake.diagnostic, mistake.repairs)
+        item = site.statement if mistake.drops else start
         self.repairs = self.repairs + 1 if item == self.repaired else 1
         self.repaired = item
-        if not slip.repairs or self.repairs > REPAIRS:
-            return self.resume(scene, complete)
-        if slip.put:
-            self.put(*slip.put, self.tokens[at].start_pos)
-        return at + 1 if slip.skip else at
+        if not mistake.repairs or self.repairs > REPAIRS:
+            return self.resume(site, complete)
+        if mistake.put:
+            self.put(*mistake.put, self.tokens[at].start_pos)
+        return at + 1 if mistake.skip else at
 
-    def resume(self, scene, complete: bool) -> int:
+    def resume(self, site, complete: bool) -> int:
         """Drop a broken item; the index of the token that reading goes on with."""
         mark = self.item if self.block is not None else self.statement
         if not complete and mark is not None:
             self.restore(mark)
         self.depth = 0
-        first = scene.at if scene.is_head(scene.at) else max(scene.at, scene.start + 1)
+        first = site.at if site.is_head(site.at) else max(site.at, site.start + 1)
         if self.block is None:
-            return scene.next_head(first)
-        at = scene.next_item(first)
-        if scene.closes_block(at):
+            return site.next_head(first)
+        at = site.next_item(first)
+        if site.closes_block(at):
             self.put("RBRACE", "}", self.tokens[at - 1].end_pos)
             self.block = None
         return at

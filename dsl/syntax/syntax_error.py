@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from .diagnostics import Diagnostic, Fault, Fix
-from .error_site import Scene
+from .error_site import ErrorSite
 from .source import Span
 
 syntax = Fault("syntax", "The text does not follow the grammar of the language.")
@@ -21,7 +21,7 @@ _unit = re.compile(r"%|[num]?s|min|h|d|[KMGT]i?B?|B")
 
 
 @dataclass(frozen=True)
-class Slip:
+class SyntaxMistake:
     """`repairs`: parsing can go on, after feeding `put`, and without the token found if `skip`."""
 
     diagnostic: Diagnostic
@@ -35,37 +35,37 @@ class Slip:
 
 
 def replaced(
-    scene: Scene, kind: str, text: str, message: str, help: str, fault: Fault = wrong_sign, sure: bool = True
-) -> Slip:
-    span, around = scene.span(scene.token), scene.source.text
+    site: ErrorSite, kind: str, text: str, message: str, help: str, fault: Fault = wrong_sign, sure: bool = True
+) -> SyntaxMistake:
+    span, around = site.span(site.token), site.source.text
     before = " " if kind == "EQUAL" and not around[span.start - 1].isspace() else ""
     after = " " if kind in ("EQUAL", "COLON") and not around[span.end : span.end + 1].isspace() else ""
     fix = Fix(span, before + text + after) if sure else None
-    return Slip(fault(message, span, help=help, fix=fix), True, (kind, text), True)
+    return SyntaxMistake(fault(message, span, help=help, fix=fix), True, (kind, text), True)
 
 
-def dropped(scene: Scene, span: Span, fault: Fault, message: str, help: str) -> Slip:
-    return Slip(fault(message, span, help=help, fix=Fix(span, "")), True, None, True)
+def dropped(site: ErrorSite, span: Span, fault: Fault, message: str, help: str) -> SyntaxMistake:
+    return SyntaxMistake(fault(message, span, help=help, fix=Fix(span, "")), True, None, True)
 
 
 def is_unit(text: str) -> bool:
     return bool(_unit.fullmatch(text))
 
 
-def spaced_unit(scene: Scene) -> Slip | None:
+def spaced_unit(site: ErrorSite) -> SyntaxMistake | None:
     """`24 GiB`, where a unit stands apart from its number."""
-    number, unit = scene.previous, scene.token
+    number, unit = site.previous, site.token
     is_spaced = number.type == "NUMBER" and number[-1].isdigit() and number.line == unit.line
-    if not is_spaced or not is_unit(unit) or scene.following.type in ("COLON", "EQUAL"):
+    if not is_spaced or not is_unit(unit) or site.following.type in ("COLON", "EQUAL"):
         return None
-    return joined_unit(scene, number, unit, repairs=True)
+    return joined_unit(site, number, unit, repairs=True)
 
 
-def joined_unit(scene: Scene, number, unit, repairs: bool) -> Slip:
+def joined_unit(site: ErrorSite, number, unit, repairs: bool) -> SyntaxMistake:
     gap, both = (
-        Span(scene.source, *offsets) for offsets in ((number.end_pos, unit.start_pos), (number.start_pos, unit.end_pos))
+        Span(site.source, *offsets) for offsets in ((number.end_pos, unit.start_pos), (number.start_pos, unit.end_pos))
     )
     fault = wrong_sign(
         "a unit follows its number without a space", both, help=f"write `{number}{unit}`", fix=Fix(gap, "")
     )
-    return Slip(fault, repairs, None, repairs)
+    return SyntaxMistake(fault, repairs, None, repairs)

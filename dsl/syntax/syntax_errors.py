@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 from .diagnostics import Fix
 from .edition import DEPTH, HEADS
-from .error_site import CLOSERS, OPENERS, Scene
+from .error_site import CLOSERS, OPENERS, ErrorSite
 from .expected import ITEMS, SHARES, token_label, unexpected
 from .source import Span
 from .syntax_error import (
-    Slip,
+    SyntaxMistake,
     dropped,
     foreign_spelling,
     is_unit,
@@ -31,66 +31,64 @@ from .unknown_tokens import bare_text, open_string, quoted, strange
 WORDS = {"True": "true", "False": "false"}
 
 
-def diagnose(scene: Scene) -> Slip:
+def diagnose(site: ErrorSite) -> SyntaxMistake:
     for types, expected, rule in TABLE:
-        if (types is None or scene.token.type in types) and expected <= scene.expected:
-            slip = rule(scene)
-            if slip is not None:
-                return slip
-    return unexpected(scene)
+        if (types is None or site.token.type in types) and expected <= site.expected:
+            mistake = rule(site)
+            if mistake is not None:
+                return mistake
+    return unexpected(site)
 
 
 # Brackets
 
 
-def _unclosed(scene: Scene) -> Slip | None:
-    token, open = scene.token, scene.open
+def _unclosed(site: ErrorSite) -> SyntaxMistake | None:
+    token, open = site.token, site.open
     if not open:
         return None
-    opener = scene.tokens[open[-1]]
+    opener = site.tokens[open[-1]]
     at_end = (
-        token.type == "$END"
-        or scene.is_head(scene.at)
-        or (scene.inner and scene.at > scene.start and scene.is_step(scene.at))
+        token.type == "$END" or site.is_head(site.at) or (site.inner and site.at > site.start and site.is_step(site.at))
     )
     crossed = (
         token.type in CLOSERS
         and opener.type != CLOSERS[token.type]
-        and any(scene.tokens[i].type == CLOSERS[token.type] for i in open)
+        and any(site.tokens[i].type == CLOSERS[token.type] for i in open)
     )
     if not (at_end or crossed):
         return None
     closer = OPENERS[opener.type]
     where = "the file ends here" if token.type == "$END" else f"`{closer}` is expected before this"
-    return Slip(
+    return SyntaxMistake(
         not_closed(
             f"`{opener}` is not closed",
-            scene.span(token),
+            site.span(token),
             label=where,
-            related=((scene.span(opener), "opened here"),),
+            related=((site.span(opener), "opened here"),),
             help=f"add `{closer}`",
         )
     )
 
 
-def _unopened(scene: Scene) -> Slip | None:
-    if any(scene.tokens[i].type == CLOSERS[scene.token.type] for i in scene.open):
+def _unopened(site: ErrorSite) -> SyntaxMistake | None:
+    if any(site.tokens[i].type == CLOSERS[site.token.type] for i in site.open):
         return None
-    return Slip(
-        not_opened(f"`{scene.token}` closes nothing", scene.span(scene.token), help="remove it, or open it earlier")
+    return SyntaxMistake(
+        not_opened(f"`{site.token}` closes nothing", site.span(site.token), help="remove it, or open it earlier")
     )
 
 
-def _too_deep(scene: Scene) -> Slip | None:
+def _too_deep(site: ErrorSite) -> SyntaxMistake | None:
     return (
-        Slip(
+        SyntaxMistake(
             too_deep(
                 f"parentheses and brackets are nested more than {DEPTH} deep",
-                scene.span(scene.token),
+                site.span(site.token),
                 help="split the list, or name parts of it",
             )
         )
-        if scene.deep
+        if site.deep
         else None
     )
 
@@ -98,66 +96,66 @@ def _too_deep(scene: Scene) -> Slip | None:
 # Signs and commas
 
 
-def _equal_for_colon(scene: Scene) -> Slip:
-    name = scene.previous
-    if scene.owner == "param":
-        return Slip(
-            syntax(f"`{name}` has no type", scene.span(name), help=f"write its type: `param {name}: ratio = ...`")
+def _equal_for_colon(site: ErrorSite) -> SyntaxMistake:
+    name = site.previous
+    if site.owner == "param":
+        return SyntaxMistake(
+            syntax(f"`{name}` has no type", site.span(name), help=f"write its type: `param {name}: ratio = ...`")
         )
     return replaced(
-        scene,
+        site,
         "COLON",
         ":",
-        f"`{scene.token}` stands where `:` is meant",
+        f"`{site.token}` stands where `:` is meant",
         f"arguments and entries are written `{name}: value`",
     )
 
 
-def _colon_for_equal(scene: Scene) -> Slip:
+def _colon_for_equal(site: ErrorSite) -> SyntaxMistake:
     return replaced(
-        scene,
+        site,
         "EQUAL",
         "=",
-        f"`{scene.token}` stands where `=` is meant",
+        f"`{site.token}` stands where `=` is meant",
         "declarations and steps are written `name = word(...)`",
     )
 
 
-def _equal_for_compare(scene: Scene) -> Slip:
-    return replaced(scene, "COMPARE", "==", "`=` compares nothing", "write `<=`, `>=` or `==`", sure=False)
+def _equal_for_compare(site: ErrorSite) -> SyntaxMistake:
+    return replaced(site, "COMPARE", "==", "`=` compares nothing", "write `<=`, `>=` or `==`", sure=False)
 
 
-def _comma(scene: Scene) -> Slip | None:
-    if not scene.inner:
+def _comma(site: ErrorSite) -> SyntaxMistake | None:
+    if not site.inner:
         return None
-    unit = spaced_unit(scene)
+    unit = spaced_unit(site)
     if unit:
         return unit
-    if scene.token in ("off", "fo", "to", "out") and scene.following.type == "NAME":
-        return Slip(
+    if site.token in ("off", "fo", "to", "out") and site.following.type == "NAME":
+        return SyntaxMistake(
             syntax(
-                f"`{scene.token}` stands where `of` is expected",
-                scene.span(scene.token),
+                f"`{site.token}` stands where `of` is expected",
+                site.span(site.token),
                 help="a share is written `85% of channels`",
             )
         )
-    end = scene.previous.end_pos
-    gap = Span(scene.source, end, end)
-    if scene.previous.type == "NAME" and "COLON" in scene.expected and scene.following.type != "COLON":
-        return Slip(
+    end = site.previous.end_pos
+    gap = Span(site.source, end, end)
+    if site.previous.type == "NAME" and "COLON" in site.expected and site.following.type != "COLON":
+        return SyntaxMistake(
             wrong_sign(
-                f"a `:` is missing after `{scene.previous}`",
-                scene.span(scene.token),
-                help=f"arguments and entries are written `{scene.previous}: value`",
+                f"a `:` is missing after `{site.previous}`",
+                site.span(site.token),
+                help=f"arguments and entries are written `{site.previous}: value`",
                 fix=Fix(gap, ":"),
             ),
             True,
             ("COLON", ":"),
         )
-    return Slip(
+    return SyntaxMistake(
         missing_comma(
-            f"a comma is missing before `{token_label(scene.token)}`",
-            scene.span(scene.token),
+            f"a comma is missing before `{token_label(site.token)}`",
+            site.span(site.token),
             help="arguments, items and shares are separated by `,`",
             fix=Fix(gap, ","),
         ),
@@ -166,23 +164,23 @@ def _comma(scene: Scene) -> Slip | None:
     )
 
 
-def _late_unit(scene: Scene) -> Slip | None:
+def _late_unit(site: ErrorSite) -> SyntaxMistake | None:
     """In a block, `24 GiB` looks like an entry named GiB until the next token."""
-    if scene.at != scene.start + 1 or scene.start < 2:
+    if site.at != site.start + 1 or site.start < 2:
         return None
-    number, unit = scene.tokens[scene.start - 1], scene.tokens[scene.start]
+    number, unit = site.tokens[site.start - 1], site.tokens[site.start]
     if number.type != "NUMBER" or number.line != unit.line or not is_unit(unit):
         return None
-    return joined_unit(scene, number, unit, repairs=False)
+    return joined_unit(site, number, unit, repairs=False)
 
 
-def _needless_comma(scene: Scene) -> Slip | None:
-    if scene.inner:
+def _needless_comma(site: ErrorSite) -> SyntaxMistake | None:
+    if site.inner:
         return None
-    item = ITEMS.get(scene.owner, ("", ""))[0].split(" ")[-1] or "statement"
+    item = ITEMS.get(site.owner, ("", ""))[0].split(" ")[-1] or "statement"
     return dropped(
-        scene,
-        scene.span(scene.token),
+        site,
+        site.span(site.token),
         wrong_sign,
         f"no comma stands between {_plural(item)}",
         "spaces or new lines are enough",
@@ -196,11 +194,11 @@ def _plural(item: str) -> str:
 # Words
 
 
-def _python_word(scene: Scene) -> Slip | None:
-    token = scene.token
+def _python_word(site: ErrorSite) -> SyntaxMistake | None:
+    token = site.token
     if token in WORDS:
         return replaced(
-            scene,
+            site,
             WORDS[token].upper(),
             WORDS[token],
             f"`{token}` is written `{WORDS[token]}`",
@@ -208,84 +206,86 @@ def _python_word(scene: Scene) -> Slip | None:
             foreign_spelling,
         )
     if token == "None":
-        return Slip(foreign_spelling("there is no `None`", scene.span(token), help="leave the argument out"))
+        return SyntaxMistake(foreign_spelling("there is no `None`", site.span(token), help="leave the argument out"))
     return None
 
 
-def _ratio_of_zeros(scene: Scene) -> Slip | None:
+def _ratio_of_zeros(site: ErrorSite) -> SyntaxMistake | None:
     """`pattern: 2:4`, which is a text."""
-    before, after = scene.previous, scene.following
-    if before.type != "NUMBER" or after.type != "NUMBER" or before.end_pos != scene.token.start_pos:
+    before, after = site.previous, site.following
+    if before.type != "NUMBER" or after.type != "NUMBER" or before.end_pos != site.token.start_pos:
         return None
-    both = Span(scene.source, before.start_pos, after.end_pos)
+    both = Span(site.source, before.start_pos, after.end_pos)
     quoted = f'"{both.text}"'
-    return Slip(
+    return SyntaxMistake(
         wrong_sign(f"`{both.text}` is written in quotes", both, help=f"write `{quoted}`", fix=Fix(both, quoted))
     )
 
 
-def _pattern(scene: Scene) -> Slip:
-    return Slip(
-        syntax("a pattern stands outside quotes", scene.span(scene.token), help='write it in quotes: `"*.mlp"`')
+def _pattern(site: ErrorSite) -> SyntaxMistake:
+    return SyntaxMistake(
+        syntax("a pattern stands outside quotes", site.span(site.token), help='write it in quotes: `"*.mlp"`')
     )
 
 
-def _quoted_name(scene: Scene) -> Slip | None:
+def _quoted_name(site: ErrorSite) -> SyntaxMistake | None:
     """`{"blocks": 44}`, as in JSON."""
-    text = scene.token[1:-1]
-    if scene.inner != "LBRACE" or not text.isidentifier() or not text.isascii():
+    text = site.token[1:-1]
+    if site.inner != "LBRACE" or not text.isidentifier() or not text.isascii():
         return None
-    return replaced(scene, "NAME", text, "names of shares stand without quotes", f"write `{text}`", foreign_spelling)
+    return replaced(site, "NAME", text, "names of shares stand without quotes", f"write `{text}`", foreign_spelling)
 
 
-def _alternatives(scene: Scene) -> Slip | None:
+def _alternatives(site: ErrorSite) -> SyntaxMistake | None:
     """`{q,k}_proj`, whose braces look like shares."""
-    if scene.inner != "LBRACE" or scene.tokens[scene.at - 2].type not in ("LBRACE", "COMMA"):
+    if site.inner != "LBRACE" or site.tokens[site.at - 2].type not in ("LBRACE", "COMMA"):
         return None
-    return Slip(
+    return SyntaxMistake(
         syntax(
-            f"`{token_label(scene.previous)}` has no share",
-            scene.span(scene.previous),
+            f"`{token_label(site.previous)}` has no share",
+            site.span(site.previous),
             help=f"shares are written `{SHARES}`, lists `[a, b]`, patterns in quotes",
         )
     )
 
 
-def _yaml_list(scene: Scene) -> Slip:
-    return Slip(foreign_spelling("`-` starts no list", scene.span(scene.token), help="lists are written `[a, b]`"))
-
-
-def _factor(scene: Scene) -> Slip | None:
-    if scene.previous.type != "STAR":
-        return None
-    base = scene.tokens[scene.at - 2]
-    return Slip(
-        syntax("the factor stands before the baseline", scene.span(scene.token), help=f"write `{scene.token} * {base}`")
+def _yaml_list(site: ErrorSite) -> SyntaxMistake:
+    return SyntaxMistake(
+        foreign_spelling("`-` starts no list", site.span(site.token), help="lists are written `[a, b]`")
     )
 
 
-def _statement(scene: Scene) -> Slip | None:
+def _factor(site: ErrorSite) -> SyntaxMistake | None:
+    if site.previous.type != "STAR":
+        return None
+    base = site.tokens[site.at - 2]
+    return SyntaxMistake(
+        syntax("the factor stands before the baseline", site.span(site.token), help=f"write `{site.token} * {base}`")
+    )
+
+
+def _statement(site: ErrorSite) -> SyntaxMistake | None:
     """A word between statements that starts none."""
     from difflib import get_close_matches
 
-    token, span = scene.token, scene.span(scene.token)
-    if scene.owner:
+    token, span = site.token, site.span(site.token)
+    if site.owner:
         return None
     close = get_close_matches(token.lower(), HEADS, n=1, cutoff=0.7)
     if token in ("import", "from", "include"):
         close = ["use"]
-    if close and scene.following.type != "EQUAL":
+    if close and site.following.type != "EQUAL":
         help = f"did you mean `{close[0]}`?"
-    elif scene.previous.type == "RPAR" and scene.following.type == "COLON":
+    elif site.previous.type == "RPAR" and site.following.type == "COLON":
         help = "arguments stand inside the parentheses"
-    elif scene.following.type == "EQUAL":
+    elif site.following.type == "EQUAL":
         help = "steps stand inside `pipeline NAME(MODEL) { ... }`; models are declared with `model`"
     else:
         help = "a statement starts with " + ", ".join(f"`{h}`" for h in HEADS[:-1]) + f" or `{HEADS[-1]}`"
-    return Slip(syntax(f"`{token_label(token)}` starts no statement", span, help=help))
+    return SyntaxMistake(syntax(f"`{token_label(token)}` starts no statement", span, help=help))
 
 
-Row = tuple[frozenset | None, frozenset, Callable[[Scene], Slip | None]]
+Row = tuple[frozenset | None, frozenset, Callable[[ErrorSite], SyntaxMistake | None]]
 
 
 def _row(types: str, expected: str, rule) -> Row:

@@ -25,7 +25,7 @@ _number = re.compile(r"(-?[0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)(.
 
 
 @v_args(meta=True)
-class Abstract(Transformer):
+class TreeBuilder(Transformer):
     """Builds `ast.File`; what is wrong inside a token is gathered in `diagnostics`."""
 
     def __init__(self, source: Source, comments: tuple[ast.Comment, ...]):

@@ -3,11 +3,11 @@
 import re
 
 from .diagnostics import Fix
-from .error_site import Scene
+from .error_site import ErrorSite
 from .quotes import quotes_for
 from .source import Span
 from .syntax_error import (
-    Slip,
+    SyntaxMistake,
     dropped,
     foreign_spelling,
     replaced,
@@ -18,11 +18,11 @@ from .syntax_error import (
 )
 
 
-def open_string(scene: Scene) -> Slip:
-    span = scene.span(scene.token)
-    long = scene.token.type == "OPEN_LONG_STRING"
+def open_string(site: ErrorSite) -> SyntaxMistake:
+    span = site.span(site.token)
+    long = site.token.type == "OPEN_LONG_STRING"
     quote = '"""' if long else '"'
-    return Slip(
+    return SyntaxMistake(
         unterminated_string(
             f"the string that starts here has no closing `{quote}`",
             Span(span.source, span.start, span.start + len(quote)) if long else span,
@@ -34,57 +34,57 @@ def open_string(scene: Scene) -> Slip:
 _bare = re.compile(r"[\w./~*?-]+")  # what paths and patterns are made of
 
 
-def bare_text(scene: Scene) -> Slip | None:
+def bare_text(site: ErrorSite) -> SyntaxMistake | None:
     """A path or a pattern among arguments, without its quotes: `hf(./m)`, `text(a/b.txt)`, `native(nat-2)`."""
-    if scene.inner != "LPAR":
+    if site.inner != "LPAR":
         return None
-    at = scene.token.start_pos
-    match = next((m for m in _bare.finditer(scene.source.text) if m.start() <= at < m.end()), None)
+    at = site.token.start_pos
+    match = next((m for m in _bare.finditer(site.source.text) if m.start() <= at < m.end()), None)
     if match is None or not re.search(r"[^\W\d]", match[0]) or match[0].startswith(("//", "/*")):
         return None
-    glued = scene.token.type == "NUMBER" and scene.previous.type in ("NAME", "DOTTED")
+    glued = site.token.type == "NUMBER" and site.previous.type in ("NAME", "DOTTED")
     if not (re.search("[/~*?]", match[0]) or (glued and match.start() < at)):
         return None
-    return Slip(quotes_for(match[0], Span(scene.source, match.start(), match.end())))
+    return SyntaxMistake(quotes_for(match[0], Span(site.source, match.start(), match.end())))
 
 
-def quoted(scene: Scene) -> Slip:
-    text = '"' + scene.token[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
-    return replaced(scene, "STRING", text, "strings stand in double quotes", f"write `{text}`", foreign_spelling)
+def quoted(site: ErrorSite) -> SyntaxMistake:
+    text = '"' + site.token[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
+    return replaced(site, "STRING", text, "strings stand in double quotes", f"write `{text}`", foreign_spelling)
 
 
-def strange(scene: Scene) -> Slip | None:
-    token, span = scene.token, scene.span(scene.token)
-    if token == ";" and scene.inner and "COMMA" in scene.expected:
+def strange(site: ErrorSite) -> SyntaxMistake | None:
+    token, span = site.token, site.span(site.token)
+    if token == ";" and site.inner and "COMMA" in site.expected:
         help = "arguments, items and shares are separated by `,`"
-        return replaced(scene, "COMMA", ",", "`;` stands where `,` is meant", help, foreign_spelling)
-    if token == ";" and scene.expected & {"RBRACE", "$END"}:
+        return replaced(site, "COMMA", ",", "`;` stands where `,` is meant", help, foreign_spelling)
+    if token == ";" and site.expected & {"RBRACE", "$END"}:
         return dropped(
-            scene, span, foreign_spelling, "`;` has no meaning here", "statements and steps need no separator"
+            site, span, foreign_spelling, "`;` has no meaning here", "statements and steps need no separator"
         )
-    if token == "%" and scene.previous.type == "NUMBER" and scene.previous.end_line == token.line:
-        return spaced_unit(scene)
-    if token == "." and scene.previous.type in ("NAME", "DOTTED") and scene.previous.end_pos == token.start_pos:
-        return Slip(
+    if token == "%" and site.previous.type == "NUMBER" and site.previous.end_line == token.line:
+        return spaced_unit(site)
+    if token == "." and site.previous.type in ("NAME", "DOTTED") and site.previous.end_pos == token.start_pos:
+        return SyntaxMistake(
             syntax(
-                f"`{scene.previous}.` ends in a dot",
-                scene.span(scene.previous).to(span),
+                f"`{site.previous}.` ends in a dot",
+                site.span(site.previous).to(span),
                 help="a dotted name goes on after the dot: `prune.blocks`",
             )
         )
     if token in CHARACTERS:
         fault = unknown_character if token.type == "STRANGE" else foreign_spelling
-        return Slip(fault(f"`{token}` has no meaning here", span, help=CHARACTERS[token]))
+        return SyntaxMistake(fault(f"`{token}` has no meaning here", span, help=CHARACTERS[token]))
     first = Span(span.source, span.start, span.start + 1)
     if token.isspace() or not token.isprintable():
         message = f"the character U+{ord(token[0]):04X} has no meaning outside strings"
         if token.isspace():
-            return Slip(
+            return SyntaxMistake(
                 unknown_character(message, first, help="a plain space is meant", fix=Fix(span, " ")), True, None, True
             )
-        return Slip(unknown_character(message, first))
+        return SyntaxMistake(unknown_character(message, first))
     error_span = span if token.isascii() else Span(span.source, span.start, span.start + len(token))
-    return Slip(
+    return SyntaxMistake(
         unknown_character(
             f"`{token}` has no meaning outside strings",
             error_span,

@@ -22,7 +22,7 @@ from ...compiler.transforms.editing.rewrite import Rewriter
 from ...compiler.transforms.lowering import choice, prediction_error
 from ...compiler.transforms.lowering.choice import Choice, Site
 from ...compiler.transforms.lowering.racing import cold_bytes
-from ...compiler.transforms.lowering.speed import ROUNDED, SECONDS, Case, raced, reckoned, recorded
+from ...compiler.transforms.lowering.speed import ROUNDED, SECONDS, KernelCase, raced, reckoned, recorded
 from ...compiler.transforms.search.sparsity import no_linear
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef, ProfileRef, Selector
@@ -128,7 +128,7 @@ class SparseCpu(Pass):
                 )
             )
         rows = prediction_error.rows_for(program, ctx, self.data)
-        before = None if rows is None else prediction_error.Before.of(program, ctx, rows)
+        before = None if rows is None else prediction_error.OutputsBefore.of(program, ctx, rows)
         unsuitable = choice.unsupported_reason(program, paths)
         modules = {path: program.model.get_submodule(path) for path in paths}
         sites = [choice.site_of(path, module) for path, module in modules.items()]
@@ -164,7 +164,7 @@ class SparseCpu(Pass):
         ctx: Context,
         choices: list[Choice],
         trials: Mapping[str, choice.Trial],
-        before: prediction_error.Before,
+        before: prediction_error.OutputsBefore,
     ) -> prediction_error.Accuracy:
         """Accuracy after modules with large errors were given a finer grid, if needed."""
         cost = before.against(program.model)
@@ -189,7 +189,7 @@ class SparseCpu(Pass):
         program: Program,
         ctx: Context,
         choices: Sequence[Choice],
-        times: Mapping[Case, Mapping[str, float]],
+        times: Mapping[KernelCase, Mapping[str, float]],
         cost: prediction_error.Accuracy | None,
     ) -> None:
         """Judge, then say what was decided."""
@@ -218,7 +218,7 @@ class SparseCpu(Pass):
 
     def _times(
         self, program: Program, ctx: Context, sites: Sequence[Site], kernels: Mapping[str, list[str]]
-    ) -> dict[Case, dict[str, float]]:
+    ) -> dict[KernelCase, dict[str, float]]:
         """Seconds of each case's contenders, by name."""
         if self.format != "auto":
             return {}

@@ -74,7 +74,7 @@ class SparseKv(Pass):
                 )
             )
         rows = rows_for(program, ctx, self.data)
-        before = None if rows is None else decoding_error.Before.of(program.model, rows, ctx, self.window)
+        before = None if rows is None else decoding_error.OutputsBefore.of(program.model, rows, ctx, self.window)
         chosen = attendings(program, self.on)
         left = exchange(program, chosen, _reason, partial(_packed, facts=self._facts()))
         cost = None if before is None else before.against(program.model, ctx)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from ...compiler.analysis.planning.selection import branches, layers
 from ...compiler.plugin.interfaces import param
-from ...compiler.transforms.search.block_pruner import Remover
+from ...compiler.transforms.search.block_pruner import BlockPruner
 from ...compiler.transforms.search.greedy import Greedy
 from ...compiler.transforms.search.parts import BlockParts, LayerParts
 from ...dsl.checker.skeleton import Skeleton
@@ -14,7 +14,7 @@ from ...dsl.syntax.diagnostics import Fault, Reject
 no_block = Fault("no-block", "Blocks are to go from a model that has none to spare.")
 
 
-class Blocks(Remover):
+class Blocks(BlockPruner):
     """Remove whole residual branches or layers, the least missed first.
 
     A branch is what one attention or MLP adds to the residual stream. Candidates are scored by running the model

@@ -5,12 +5,12 @@ from ...compiler.analysis.planning.selection import groups, required
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.greedy import Greedy, items
 from ...compiler.transforms.search.parts import WidthParts
-from ...compiler.transforms.search.width_pruner import Refitting
+from ...compiler.transforms.search.width_pruner import RefittingPruner
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import Ratio, Selector
 
 
-class Channels(Refitting):
+class Channels(RefittingPruner):
     """Make MLPs narrower.
 
     Without a score every layer keeps the same share, the channels of least weight magnitude go, and the

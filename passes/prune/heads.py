@@ -5,12 +5,12 @@ from ...compiler.analysis.planning.selection import groups, required
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.greedy import Greedy, items
 from ...compiler.transforms.search.parts import WidthParts
-from ...compiler.transforms.search.width_pruner import Refitting
+from ...compiler.transforms.search.width_pruner import RefittingPruner
 from ...dsl.checker.skeleton import Group, Skeleton
 from ...dsl.checker.values import Ratio, Selector
 
 
-class Heads(Refitting):
+class Heads(RefittingPruner):
     """Remove attention heads.
 
     `of heads` removes query heads: under grouped-query attention the same number from every KV head. `of

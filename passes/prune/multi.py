@@ -4,7 +4,7 @@ from typing import Literal
 
 from ...compiler.analysis.planning.amount import Amount
 from ...compiler.plugin.interfaces import param
-from ...compiler.transforms.search.competing_pruner import Contest
+from ...compiler.transforms.search.competing_pruner import CompetingPruner
 from ...compiler.transforms.search.greedy import Greedy
 from ...compiler.transforms.search.latency import no_clock
 from ...compiler.transforms.search.parts import parts_of
@@ -13,7 +13,7 @@ from ...dsl.checker.values import MetricRef, ProfileRef, Ratio, Selector, Shares
 from ...dsl.syntax.diagnostics import Reject
 
 
-class Multi(Contest):
+class Multi(CompetingPruner):
     """Prune blocks, MLP channels and attention heads, whatever the model misses least.
 
     Candidates are every residual branch, the least important `group` channels of every MLP and the least

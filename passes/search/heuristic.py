@@ -38,7 +38,7 @@ class Heuristic(Method):
         )
         often = [
             Counter(genome[i] for genome in loss_history for _ in loss_history[genome]).most_common(1)[0][0]
-            for i in range(len(space.dials) if loss_history else 0)
+            for i in range(len(space.dims) if loss_history else 0)
         ]
         starts = (space.genome(space.choice("middle")), *([tuple(often)] if often else []), *lowest)
         candidates = list(dict.fromkeys(self._smaller(genome, explorer) for genome in starts))[: self.evals]

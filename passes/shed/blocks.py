@@ -2,14 +2,14 @@
 
 from ...compiler.analysis.planning.selection import mixers
 from ...compiler.plugin.interfaces import param
-from ...compiler.transforms.search.block_pruner import Remover
+from ...compiler.transforms.search.block_pruner import BlockPruner
 from ...compiler.transforms.search.greedy import Greedy
 from ...compiler.transforms.search.parts import MixerParts
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import Ratio, Selector
 
 
-class Blocks(Remover):
+class Blocks(BlockPruner):
     """Remove whole state-space blocks, the least missed first.
 
     A block is what one mixer adds to the residual stream, with its norm. Candidates are scored by running the model

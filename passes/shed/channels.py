@@ -6,12 +6,12 @@ from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.compensation import Fit
 from ...compiler.transforms.search.greedy import Greedy
 from ...compiler.transforms.search.parts import SliceParts, WidthParts
-from ...compiler.transforms.search.width_pruner import Narrower
+from ...compiler.transforms.search.width_pruner import WidthPruner
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
 
 
-class Channels(Narrower):
+class Channels(WidthPruner):
     """Make the inner width of Mamba-1 mixers smaller.
 
     A channel of a Mamba-1 mixer (of Mamba, FalconMamba, Jamba) has a time step and a state of its own: with it go its

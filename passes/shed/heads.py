@@ -6,12 +6,12 @@ from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.compensation import Fit
 from ...compiler.transforms.search.greedy import Greedy
 from ...compiler.transforms.search.parts import SliceParts
-from ...compiler.transforms.search.width_pruner import Narrower
+from ...compiler.transforms.search.width_pruner import WidthPruner
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
 
 
-class Heads(Narrower):
+class Heads(WidthPruner):
     """Remove heads of Mamba-2 scans.
 
     A head is a block of channels that share a time step: with it go its rows of gate, x and dt in the input

@@ -5,7 +5,7 @@ from typing import Literal
 from ...compiler.analysis.planning.amount import Amount
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.budget import CUTS
-from ...compiler.transforms.search.competing_pruner import Contest
+from ...compiler.transforms.search.competing_pruner import CompetingPruner
 from ...compiler.transforms.search.greedy import Greedy
 from ...compiler.transforms.search.parts import parts_of
 from ...compiler.transforms.search.routing import least_experts
@@ -16,7 +16,7 @@ from ...dsl.syntax.diagnostics import Fault, Reject
 nothing_to_shed = Fault("nothing-to-shed", "None of the kinds of parts that a search may cut is in the model.")
 
 
-class Multi(Contest):
+class Multi(CompetingPruner):
     """Shed blocks, scans, channels, heads and states of a hybrid, whatever the model misses least.
 
     Candidates are every residual branch (Mamba block, attention, MLP, experts), every scan, the least important

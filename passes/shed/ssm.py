@@ -2,14 +2,14 @@
 
 from ...compiler.analysis.planning.selection import scans
 from ...compiler.plugin.interfaces import param
-from ...compiler.transforms.search.block_pruner import Remover
+from ...compiler.transforms.search.block_pruner import BlockPruner
 from ...compiler.transforms.search.greedy import Greedy
 from ...compiler.transforms.search.parts import ScanParts
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import Ratio, Selector
 
 
-class Ssm(Remover):
+class Ssm(BlockPruner):
     """Remove the scans of state-space mixers, and all that only they need.
 
     A mixer without its scan hands on what came out of its convolution and activation: y = x; gate, norm and output

@@ -6,12 +6,12 @@ from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.compensation import Fit
 from ...compiler.transforms.search.greedy import Greedy
 from ...compiler.transforms.search.parts import SliceParts
-from ...compiler.transforms.search.width_pruner import Narrower
+from ...compiler.transforms.search.width_pruner import WidthPruner
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import Ratio, Selector
 
 
-class State(Narrower):
+class State(WidthPruner):
     """Let the scans of state-space mixers keep fewer states.
 
     What a scan remembers of a channel is a row of numbers, written by B and read by C. A state that goes takes its

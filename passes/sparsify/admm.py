@@ -3,12 +3,12 @@
 from torch import Tensor
 
 from ...compiler.plugin.interfaces import param
-from ...compiler.transforms.search.solving import Zeros
+from ...compiler.transforms.search.solving import ReconstructingSparsifier
 from ...compiler.transforms.search.updates import admm
 from ...dsl.checker.values import Ratio
 
 
-class Admm(Zeros):
+class Admm(ReconstructingSparsifier):
     """Make weights of linear modules zero while all others move to keep the outputs.
 
     Two copies of a weight are pulled together, round by round: one that gives the outputs over `data`, and one

@@ -3,11 +3,11 @@
 from torch import Tensor
 
 from ...compiler.plugin.interfaces import param
-from ...compiler.transforms.search.solving import Zeros
+from ...compiler.transforms.search.solving import ReconstructingSparsifier
 from ...compiler.transforms.search.updates import sparsegpt
 
 
-class SparseGpt(Zeros):
+class SparseGpt(ReconstructingSparsifier):
     """Make weights of linear modules zero, and let the weights behind each make up for it.
 
     Inputs are settled from the first to the last. In blocks of 128 those weights become zero that the outputs

@@ -17,7 +17,7 @@ from ...compiler.models.rows.forward import nll
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
 from ...compiler.transforms.search.routing import trusted
-from ...compiler.transforms.supernet.choices import ChoiceSampler, Dial, Space, rank_dials
+from ...compiler.transforms.supernet.choices import ChoiceSampler, ElasticDim, Space, rank_dials
 from ...compiler.transforms.supernet.elastic_dims import (
     able,
     check_experts,
@@ -33,8 +33,8 @@ from ...compiler.transforms.supernet.elastic_dims import (
 from ...compiler.transforms.supernet.family import Family, check_ranks
 from ...compiler.transforms.supernet.kernels import fresh
 from ...compiler.transforms.supernet.norms import batch_norms, recalibrate
-from ...compiler.transforms.supernet.objectives import Classes, Lesson, Tokens, refuse_wordless
-from ...compiler.transforms.supernet.subnet_masks import Switches
+from ...compiler.transforms.supernet.objectives import Classes, SubnetObjective, Tokens, refuse_wordless
+from ...compiler.transforms.supernet.subnet_masks import SubnetMasks
 from ...compiler.transforms.training.acceptance import refuse_same_rows
 from ...compiler.transforms.training.adapters import Shape, adaptable, adapted
 from ...compiler.transforms.training.effort import adapter_size, effort
@@ -162,7 +162,7 @@ class Elastic(Learner):
             family.norms = ctx.rows(self.data)[: self.adapt].clone()
         if self.steps:
             self._learn(family, paths, ctx)
-        program.note(dials=len(space.dials), choices=float(space.size))
+        program.note(dims=len(space.dims), choices=float(space.size))
         return family
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
@@ -204,35 +204,35 @@ class Elastic(Learner):
     def _widths(self) -> list[tuple[str, list[Ratio]]]:
         return [(kind, shares) for kind, name in KINDS.items() if (shares := getattr(self, name.replace(" ", "_")))]
 
-    def _dials(self, groups, kind: str, shares: list[Ratio]) -> list[Dial]:
+    def _dials(self, groups, kind: str, shares: list[Ratio]) -> list[ElasticDim]:
         return width_dials(groups, shares, self.per, self.align if kind == "channels" else 1)
 
     def _space(self, program: Program, paths: tuple[str, ...], ctx: Context) -> tuple[Space, dict[str, list[int]]]:
         skeleton = skeleton_of(program)
-        dials: list[Dial] = []
+        dims: list[ElasticDim] = []
         elastic: list[Group] = []
         for kind, shares in self._widths():
             selected = chosen(skeleton, self.on, kind)
             groups = able(program, selected, self._dials(selected, kind, shares))
             elastic += groups
-            dials += self._dials(groups, kind, shares)
-        dials += kernel_dials(program, self.on, self.kernels, self.per)
+            dims += self._dials(groups, kind, shares)
+        dims += kernel_dials(program, self.on, self.kernels, self.per)
         if self.depth != "none":
             deep = depth_dials(program, self.on, self.depth)
             refuse_deep(deep, self.depth)
-            dials += deep
+            dims += deep
         if len(self.ranks) > 1 and paths:
-            dials += rank_dials(paths, "layer", skeleton, self.ranks)
-        refuse_one(dials, "the model does not run without what would go")
+            dims += rank_dials(paths, "layer", skeleton, self.ranks)
+        refuse_one(dims, "the model does not run without what would go")
         routed = [group for group in elastic if group.kind == "experts"]
         trust = trusted(program, ctx, self.data, routed, self.adapt) if routed else {}
-        return Space(tuple(dials)), orders(program, elastic, trust)
+        return Space(tuple(dims)), orders(program, elastic, trust)
 
     # -- training --------------------------------------------------------------------------------------------
 
     def _learn(self, family: Family, paths: tuple[str, ...], ctx: Context) -> None:
         program, crops = family.program, fresh(family.space)
-        switches = Switches(program, family.space, family.orders, crops)
+        switches = SubnetMasks(program, family.space, family.orders, crops)
         sampler = ChoiceSampler(
             family.space, ctx.seed, self.draws, self.sandwich, round(self.opening.value * self.steps), switches.take
         )
@@ -248,7 +248,7 @@ class Elastic(Learner):
                 weights = dict(program.model.named_parameters())
                 weight_masks = masks(weights)
             stack.enter_context(switches.on())
-            lesson = Lesson(
+            lesson = SubnetObjective(
                 self._objective(program.model, ctx), sampler, Journal(ctx.workdir / "losses.jsonl"), self.distill.value
             )
             course = train(

@@ -17,7 +17,7 @@ from ...compiler.transforms.supernet.family import Family, check_ranks
 from ...compiler.transforms.training.acceptance import refuse_same_rows
 from ...compiler.transforms.training.adapters import Shape, adaptable, adapted
 from ...compiler.transforms.training.effort import adapter_size, effort
-from ...compiler.transforms.training.loop import Course
+from ...compiler.transforms.training.loop import TrainingState
 from ...compiler.transforms.training.objective import Objective
 from ...compiler.transforms.training.schedule import seed_of
 from ...compiler.transforms.training.trained_pass import Learner
@@ -100,7 +100,7 @@ class Lora(Learner):
             best=course.best,
             loss=course.curve,
             held_out=course.held_out,
-            sites=len(sampler.space.dials),
+            sites=len(sampler.space.dims),
             ranks=list(self.ranks),
         )
         return Family(program, "", sampler.space, shape, tensors, masked=self.zeros == "keep", grid=grid)
@@ -138,7 +138,7 @@ class Lora(Learner):
 
     def _train(
         self, outcome: Model, ctx: Context, weights: dict[str, torch.nn.Parameter], sampler: ChoiceSampler
-    ) -> Course:
+    ) -> TrainingState:
         program = outcome.program
         model, rows = program.model, ctx.rows(self.data)
         lesson = Objective(model, rows, learned=ctx.answers(self.data))

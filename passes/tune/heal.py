@@ -21,7 +21,7 @@ from ...compiler.plugin.interfaces import Effort, Lossy, param
 from ...compiler.transforms.training.acceptance import no_gain, refuse_same_rows
 from ...compiler.transforms.training.adapters import Shape, adaptable, adapted
 from ...compiler.transforms.training.effort import adapter_size, effort, full_size
-from ...compiler.transforms.training.loop import Course
+from ...compiler.transforms.training.loop import TrainingState
 from ...compiler.transforms.training.masks import masks
 from ...compiler.transforms.training.objective import Objective
 from ...compiler.transforms.training.schedule import seed_of
@@ -132,7 +132,9 @@ class Heal(Learner):
         program.changed()
         self._report(program, course, weights, merged)
 
-    def _report(self, program: Program, course: Course, weights: dict[str, nn.Parameter], merged: float | None) -> None:
+    def _report(
+        self, program: Program, course: TrainingState, weights: dict[str, nn.Parameter], merged: float | None
+    ) -> None:
         program.note(
             method=self.method,
             trained=sum(p.numel() for p in weights.values()),
@@ -178,7 +180,7 @@ class Heal(Learner):
         ctx: Context,
         weights: dict[str, nn.Parameter],
         weight_masks: Mapping[str, torch.Tensor] | None = None,
-    ) -> Course:
+    ) -> TrainingState:
         """Train, and leave the best weights in place; raises Reject where the start was the best."""
         model, rows = program.model, ctx.rows(self.data)
         output_kind = output_kind_of(model, rows[:1])
@@ -208,7 +210,7 @@ class Heal(Learner):
         ctx: Context,
         weights: dict[str, nn.Parameter],
         weight_masks: Mapping[str, torch.Tensor] | None,
-    ) -> Course:
+    ) -> TrainingState:
         """Training towards the original's hidden states, the only outputs of a model without a head."""
         model, rows = program.model, ctx.rows(self.data)
         original, pooling = similarity.load(ctx, self.data), pooling_of(ctx.origin.folder, "auto")
@@ -225,7 +227,7 @@ class Heal(Learner):
             verb="healing",
         )
 
-    def _judge_merged(self, program: Program, ctx: Context, course: Course) -> float:
+    def _judge_merged(self, program: Program, ctx: Context, course: TrainingState) -> float:
         """Measured with adapters beside the weights, and now again with their sum, which is rounded."""
         start, merged = course.held_out[0][1], self._held_out_loss(program.model, ctx)
         if not merged < start:

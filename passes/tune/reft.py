@@ -15,7 +15,7 @@ from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
 from ...compiler.transforms.training.acceptance import no_gain, refuse_same_rows
 from ...compiler.transforms.training.effort import effort
-from ...compiler.transforms.training.loop import Course, Regime, Run
+from ...compiler.transforms.training.loop import Run, TrainingSettings, TrainingState
 from ...compiler.transforms.training.objective import Objective
 from ...compiler.transforms.training.trainable import Trained, recomputing, training
 from ...compiler.transforms.training.trained_pass import Learner
@@ -125,10 +125,10 @@ class Reft(Learner):
         edits: dict[str, Edits],
         weights: dict[str, nn.Parameter],
         active: Tensor | None,
-    ) -> Course:
+    ) -> TrainingState:
         """Train, and leave the best interventions in place; raises Reject where the start was the best."""
         model, rows = program.model, ctx.rows(self.data)
-        regime = Regime(
+        regime = TrainingSettings(
             steps=self.steps,
             lr=self.lr,
             warmup=round(self.warmup.value * self.steps),

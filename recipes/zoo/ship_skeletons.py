@@ -13,14 +13,14 @@ from effc.compiler.analysis.discovery.structure import find_skeleton
 from effc.compiler.core.settings import Settings
 from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.plugin.context import Context
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.dsl.checker.recipe import Invocation
 
 
 def found(name: str) -> str:
     """The skeleton of a zoo model as JSON."""
     with tempfile.TemporaryDirectory() as cache:
-        ctx = Context(Settings(Path(cache)), None, Path(), Shelf(), None, Path(cache))
+        ctx = Context(Settings(Path(cache)), None, Path(), Registry(), None, Path(cache))
         origin = ctx.shelf.make("model", Invocation("zoo", {"name": name})).resolve(ctx)
         return json.dumps(find_skeleton(origin).to_json(), separators=(",", ":")) + "\n"
 

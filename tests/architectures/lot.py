@@ -175,14 +175,14 @@ def tried(kind: str, cls: str, folder: Path) -> dict[str, list[str]]:
 
 def compiled(word: str, folder: Path) -> tuple[str, str]:
     """What comes of a recipe with one pass."""
-    from effc.compiler.cli.verbs.new import Named, judge_of
+    from effc.compiler.cli.verbs.new import NamedSource, judge_of
     from effc.compiler.driver import api
     from effc.dsl.syntax.diagnostics import Reject
 
     path = folder / f"{word}.effspec"
     try:
         session = api.session(path, cache_dir=folder / "cache")
-        call = Named("hf", "./model").call(session)
+        call = NamedSource("hf", "./model").call(session)
         judge = judge_of(session.origin(call), session.skeleton(call))
         for share in REMOVED:
             path.write_text(_recipe(word, judge.metric, share), encoding="utf-8")

@@ -163,7 +163,7 @@ def attempt(row: Row, word: str, folder: Path) -> list[ScorePairs]:
     row.cells[f"{word} emit"] = emitted(program, ctx, folder / "artifact", word in ENGINE)
     if row.cells[f"{word} emit"] is not GREEN:
         return []
-    kind = Native if word in ENGINE else ctx.shelf.load("target", "hf" if is_stock(program.model) else "pt2")
+    kind = Native if word in ENGINE else ctx.registry.load("target", "hf" if is_stock(program.model) else "pt2")
     forms = [form for form in kind(path="x").forms() if (folder / "artifact" / form.folder).is_dir()]
     assert forms, f"{row.name}: nothing was written that reloads"
     given = inputs(program.model)

@@ -15,7 +15,7 @@ from effc.compiler.ir.program import Program
 from effc.compiler.models.checkpoints.origin import Origin
 from effc.compiler.models.rows.forward import predicts
 from effc.compiler.plugin.context import Context
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.compiler.targets.native import Native
 from effc.dsl.checker.recipe import Invocation, Recipe
 from effc.dsl.checker.values import Bytes, DataRef, MetricRef, Ratio
@@ -150,7 +150,7 @@ def context(model: nn.Module, folder: Path, name: str) -> Context:
     )
     work = folder / "work"
     work.mkdir(parents=True)
-    return Context(Settings(folder / "cache", threads=1), recipe, folder, Shelf(), origin, work)
+    return Context(Settings(folder / "cache", threads=1), recipe, folder, Registry(), origin, work)
 
 
 def masked(program: Program) -> None:
@@ -184,7 +184,7 @@ def pruned(name: str, word: str, folder: Path) -> tuple[Program, Context] | Cell
         if word == "clean.dead":
             masked(program)
         before, version = _extent(model), program.version
-        ctx.shelf.make("pass", Invocation(word, arguments(word, model))).run(program, ctx)
+        ctx.registry.make("pass", Invocation(word, arguments(word, model))).run(program, ctx)
         if program.version == version:
             return Cell("refused", f"`{word}` changed nothing")
     except Reject as reject:
@@ -280,7 +280,7 @@ def emitted(program: Program, ctx: Context, into: Path, engine: bool = False) ->
     word = "hf" if isinstance(program.model, PreTrainedModel) else "pt2"
     args = {"path": "x", "form": "auto", "shard": Bytes(5 * 10**9)} if word == "hf" else {"path": "x"}
     try:
-        ctx.shelf.make("target", Invocation(word, args)).emit(program, into, ctx)
+        ctx.registry.make("target", Invocation(word, args)).emit(program, into, ctx)
     except Reject as reject:
         return refusal(reject)
     return GREEN

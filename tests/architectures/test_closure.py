@@ -67,7 +67,7 @@ def chosen(groups: list[Group], seed: int) -> list[tuple[Group, set[int]]]:
     return cuts
 
 
-def silence(model: nn.Module, group: Group, items: set[int]) -> None:
+def timeouts(model: nn.Module, group: Group, items: set[int]) -> None:
     for member in group.members[-group.readers :]:
         lost = torch.tensor([i for item in items for i in member.indices(item)])
         with torch.no_grad():
@@ -79,7 +79,7 @@ def check(name: str, seed: int) -> None:
     cuts = chosen([g for g in skeleton_of(captured(name)).groups if g.count > 1 and g.kind not in apart], seed)
     silenced, program = copy.deepcopy(captured(name).model), copy.deepcopy(captured(name))
     for group, items in cuts:
-        silence(silenced, group, items)
+        timeouts(silenced, group, items)
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, cuts)
     expected, found = equivalence.observe(silenced), equivalence.observe(program.model)
@@ -177,7 +177,7 @@ def test_a_layer_that_is_a_torch_layer_but_for_its_forward_is_looked_into():
         ("deep.bias", 0),
         ("last.weight", 1),
     }
-    silence(silenced, group, {1, 7})
+    timeouts(silenced, group, {1, 7})
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(group, {1, 7})])
     assert equivalence.distance(equivalence.observe(silenced), equivalence.observe(program.model)) <= SHARE

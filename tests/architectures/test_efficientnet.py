@@ -15,7 +15,7 @@ from effc.compiler.transforms.supernet.elastic_dims import able, chosen, depth_d
 from effc.compiler.transforms.supernet.family import Family
 from effc.dsl.checker.values import Ratio
 
-from tests.architectures.test_closure import SHARE, silence
+from tests.architectures.test_closure import SHARE, timeouts
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.heavy
@@ -48,7 +48,7 @@ def test_a_tenth_of_every_width_can_go(net):
     program, silenced = capture(copy.deepcopy(net)), copy.deepcopy(net)
     cuts = [(g, set(ascending(l1(program, g))[: g.count // 10])) for g in skeleton_of(program).groups]
     for group, items in cuts:
-        silence(silenced, group, items)
+        timeouts(silenced, group, items)
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(group, items) for group, items in cuts if items])
     expected, found = equivalence.observe(silenced), equivalence.observe(program.model)
@@ -64,11 +64,11 @@ def test_widths_kernels_and_blocks_of_it_are_elastic(net):
     program = capture(copy.deepcopy(net))
     groups, shares = chosen(skeleton_of(program), None, "channels"), [Ratio(1.0), Ratio(0.75)]
     groups = able(program, groups, width_dials(groups, shares, "layer", 8))
-    dials = [*width_dials(groups, shares, "layer", 8), *kernel_dials(program, None, [3], "layer")]
+    dims = [*width_dials(groups, shares, "layer", 8), *kernel_dials(program, None, [3], "layer")]
     assert len(groups) == 23, "all but the one of 16 channels, of which three quarters are no multiple of 8"
     five = [path for path, m in net.named_modules() if getattr(m, "kernel_size", 0) == (5, 5)]
-    assert [d.places[0] for d in dials if d.kind == "kernel"] == five and len(five) == 9
-    space = Space((*dials, *depth_dials(program, None, "blocks")))
+    assert [d.places[0] for d in dims if d.kind == "kernel"] == five and len(five) == 9
+    space = Space((*dims, *depth_dials(program, None, "blocks")))
     assert len(space.of("blocks")) == 8, "all but the first of its inverted residuals that keep their shape"
     family = Family(program, "", space, orders=orders(program, groups))
     choice, shown = space.choice("smallest"), net.dummy_inputs["inputs"]

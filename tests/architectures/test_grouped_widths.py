@@ -10,7 +10,7 @@ from effc.compiler.artifacts.compat import padding
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.program import Program
 from effc.compiler.models.checkpoints.pretrained import pretrained
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.compiler.transforms.search.widths import slice_all
 from effc.dsl.checker.recipe import Invocation
@@ -34,7 +34,7 @@ def widths(skeleton: Skeleton) -> list[Group]:
 
 def cut(model: nn.Module, tmp_path: Path, word: str, **args: object) -> Program:
     program = capture(copy.deepcopy(model))
-    step = Shelf().make("pass", Invocation(word, {**PASSES[word], **args}))
+    step = Registry().make("pass", Invocation(word, {**PASSES[word], **args}))
     step.run(program, context_of(tmp_path, model, recipe_of([])))
     return program
 
@@ -82,7 +82,7 @@ def test_dead_channels_of_experts_go_in_whole_steps(tmp_path, dtype, dead):
 def test_passes_that_narrow_experts_take_whole_steps(tmp_path, word, args, dtype):
     model = made(dtype)
     skeleton = skeleton_of(capture(model))
-    step = Shelf().make("pass", Invocation(word, {**PASSES[word], **args}))
+    step = Registry().make("pass", Invocation(word, {**PASSES[word], **args}))
     foreseen = step.forecast(skeleton)
     left = widths(skeleton_of(cut(model, tmp_path, word, **args)))
     assert len(left) == len(widths(skeleton)) and sum(g.count for g in left) < sum(g.count for g in widths(skeleton))

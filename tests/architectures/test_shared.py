@@ -10,7 +10,7 @@ from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.compiler.transforms.search.widths import slice_all
 
 from tests.architectures import table
-from tests.architectures.test_closure import SHARE, silence
+from tests.architectures.test_closure import SHARE, timeouts
 
 torch.set_num_threads(1)
 
@@ -37,7 +37,7 @@ def test_what_two_layers_share_is_cut_once_and_stays_shared():
     cuts = [(g, set(range(g.count // 2))) for g in groups if g.count > 1]
     silenced = table.model("zamba2")
     for group, items in cuts:
-        silence(silenced, group, items)
+        timeouts(silenced, group, items)
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, cuts)
     expected, found = equivalence.observe(silenced), equivalence.observe(program.model)

@@ -131,7 +131,7 @@ def test_targets_of_one_program_refuse_them_before_any_pass_runs(tmp_path, word)
     ctx = context(model, tmp_path, "bart")
     ctx = replace(ctx, origin=replace(ctx.origin, build=lambda: type(model)(model.config)))
     with pytest.raises(Reject) as refused:
-        ctx.shelf.load("target", word)(path="x").foresee(ctx)
+        ctx.registry.load("target", word)(path="x").foresee(ctx)
     (found,) = refused.value.diagnostics
     assert (
         "an encoder with a decoder" in found.message

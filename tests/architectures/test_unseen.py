@@ -26,7 +26,7 @@ from effc.compiler.models.checkpoints.origin import Origin
 from effc.compiler.models.rows.forward import output_logits
 from effc.compiler.models.rows.inputs import arguments
 from effc.compiler.plugin.context import Context
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.compiler.targets.hf import Hf
 from effc.compiler.transforms.editing.dry_run import layer_needed
 from effc.compiler.transforms.editing.rewrite import Rewriter
@@ -39,7 +39,7 @@ from transformers import XLNetLMHeadModel
 
 from tests import tiny
 from tests.architectures import table
-from tests.architectures.test_closure import SHARE, chosen, silence
+from tests.architectures.test_closure import SHARE, chosen, timeouts
 
 torch.set_num_threads(1)
 
@@ -59,7 +59,7 @@ def assert_sliced_is_silenced(program: Program, kind: str) -> None:
     cuts = chosen(groups, 1)
     silenced, trial = copy.deepcopy(program.model), copy.deepcopy(program)
     for group, items in cuts:
-        silence(silenced, group, items)
+        timeouts(silenced, group, items)
     with Rewriter(trial) as rewrite:
         slice_all(trial, rewrite, cuts)
     expected, found = equivalence.observe(silenced), equivalence.observe(trial.model)
@@ -68,7 +68,7 @@ def assert_sliced_is_silenced(program: Program, kind: str) -> None:
 
 def written(model: nn.Module, origin: Origin, folder: Path) -> None:
     recipe = Recipe(Source("x.effspec", "effspec 1\n"), "", {}, {}, {}, {}, {})
-    ctx = Context(Settings(folder / "cache", threads=1), recipe, folder, Shelf(), origin, folder)
+    ctx = Context(Settings(folder / "cache", threads=1), recipe, folder, Registry(), origin, folder)
     (folder / "out").mkdir()
     Hf(path="x").emit(capture(model), folder / "out", ctx)
 
@@ -183,7 +183,7 @@ def test_query_heads_whose_keys_another_layer_makes_come_back_beside_the_right_o
     program = copy.deepcopy(captured("gemma3n"))
     group = next(g for g in skeleton_of(program).groups if g.kind == "heads" and g.site.startswith("model.layers.2."))
     silenced = copy.deepcopy(program.model)
-    silence(silenced, group, {0, 2})
+    timeouts(silenced, group, {0, 2})
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(group, {0, 2})])
     filled = padding(program)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.dsl.checker.check import Checked, check
 from effc.dsl.checker.overrides import read_overrides
 from effc.dsl.checker.values import Bytes, DataRef, Duration, MetricRef, Range, Ratio, Selector, StepRef
@@ -301,7 +301,7 @@ def test_no_order_of_statements_makes_the_checker_crash(statements):
 def test_a_unit_apart_from_its_number_is_joined_whatever_the_bound_goes_on_with(bound):
     text = f'effspec 1\nmodel m = zoo("x")\npipeline p(m) {{ s = prune.heads(keep: 1) }}\nexpect p {{ {bound} }}\n'
     parsed = parse(Source("r.effspec", text))
-    found = [*parsed.diagnostics, *check(parsed.file, Shelf().vocabulary).diagnostics]
+    found = [*parsed.diagnostics, *check(parsed.file, Registry().vocabulary).diagnostics]
     (apart,) = [d for d in found if d.slug == "wrong-sign"]
     number, unit = bound.split()[2:4]
     assert apart.help == f"write `{number}{unit}`" and apart.span.text == f"{number} {unit}"
@@ -322,8 +322,8 @@ def test_checking_imports_no_torch_and_takes_little_time():
     text = text.replace('text("calib.txt")', 'text("calib.txt", length: 8)')
     code = (
         "import sys; from effc.dsl.syntax.source import Source; from effc.dsl.syntax.parse import parse; "
-        "from effc.compiler.plugin.registry import Shelf; from effc.dsl.checker.check import check; "
-        f"found = check(parse(Source('a', {text!r})).file, Shelf().vocabulary); "
+        "from effc.compiler.plugin.registry import Registry; from effc.dsl.checker.check import check; "
+        f"found = check(parse(Source('a', {text!r})).file, Registry().vocabulary); "
         "assert found.recipes, found.diagnostics; sys.exit('torch' in sys.modules)"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime

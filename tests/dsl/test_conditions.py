@@ -1,7 +1,7 @@
 """Conditions in headers: what terms mean, and that they are of parameters that the word has."""
 
 import pytest
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.dsl.checker.conditions import compared_in, meets, named_in
 from effc.dsl.checker.values import DataRef, Ratio
 
@@ -51,7 +51,7 @@ def test_parameters_are_named_in_their_order():
 
 
 def test_every_header_speaks_of_parameters_that_its_word_has():
-    vocabulary = Shelf().vocabulary
+    vocabulary = Registry().vocabulary
     for kind in ("pass", "target", "metric", "data"):
         for word in vocabulary.words(kind).values():
             told = {p.name for p in word.params}

@@ -9,10 +9,10 @@ from textwrap import dedent
 
 import pytest
 from effc.compiler.plugin.header import BASES, inherited, read_header
-from effc.compiler.plugin.registry import SHELVES, Shelf
+from effc.compiler.plugin.registry import SHELVES, Registry
 from effc.dsl.checker.vocabulary import REQUIRED
 
-SHELF = Shelf()
+SHELF = Registry()
 WORDS = [(kind, name) for kind in SHELVES for name in SHELF.vocabulary.words(kind)]
 
 
@@ -149,7 +149,7 @@ def test_targets_have_a_path_first():
 
 def test_reading_all_headers_imports_no_torch():
     code = (
-        "import sys; from effc.compiler.plugin.registry import Shelf, SHELVES; v = Shelf().vocabulary; "
+        "import sys; from effc.compiler.plugin.registry import Registry, SHELVES; v = Registry().vocabulary; "
         "[v.word(k, n) for k in SHELVES for n in v.words(k)]; "
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))"
     )

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.dsl.checker.check import check
 from effc.dsl.syntax.diagnostics import Reject
 from effc.dsl.syntax.format import format_file
@@ -22,7 +22,7 @@ from tests.clock import own_time
 from tests.dsl import tiny_llama
 from tests.dsl.strategies import files
 
-VOCABULARY = Shelf().vocabulary
+VOCABULARY = Registry().vocabulary
 MANUAL = sorted((Path(__file__).parents[2] / "dsl" / "suites").glob("*.md"))
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("**/*.effspec"))
 TOUR = Path(__file__).with_name("tour.effspec")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.dsl.checker.check import check
 from effc.dsl.checker.overrides import read_overrides
 from effc.dsl.syntax.parse import parse
@@ -23,7 +23,7 @@ def load(name: str):
 
 suite, tiny_llama = load("suite"), load("tiny_llama")
 CASES = [case for page in suite.pages() for case in suite.cases(page)]
-VOCABULARY = Shelf().vocabulary
+VOCABULARY = Registry().vocabulary
 
 
 def diagnostics(case):

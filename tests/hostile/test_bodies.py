@@ -49,8 +49,10 @@ def servers(tmp_path_factory):
     guided = client_of(read_app(place), place, load(place), words, folder / "cache")
     apps = {
         "model": application(Service("m", scheduler, words, runner.context, runner.vocabulary)),
-        "guided": chat_server.application(chat_server.Front("m", guided)),
-        "library": knowledge_server.application(knowledge_server.Library(open_base(place / "knowledge"), "diverse")),
+        "guided": chat_server.application(chat_server.GuidedServer("m", guided)),
+        "library": knowledge_server.application(
+            knowledge_server.KnowledgeService(open_base(place / "knowledge"), "diverse")
+        ),
     }
     clients = {name: TestClient(app, raise_server_exceptions=False) for name, app in apps.items()}
     apps["guided"].state.words = words

@@ -14,8 +14,8 @@ from effc.compiler.apps.federation.flower import FlowerGrid
 from effc.compiler.apps.federation.grid import Answer, Message
 from effc.compiler.apps.federation.personal import AllButMe
 from effc.compiler.apps.federation.products import Pad, Stack, Truncate
-from effc.compiler.apps.federation.secure import Summed
-from effc.compiler.apps.federation.strategy import Sent
+from effc.compiler.apps.federation.secure import SecureSum
+from effc.compiler.apps.federation.strategy import TrainedState
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests.compiler.apps.federation.least_squares import ALPHA, FULL, RANK, Regression, federation
@@ -132,8 +132,8 @@ def test_no_count_gives_a_client_weight_in_a_median(clients):
     strategy = AllButMe({"w": (3,)}, "median", "project", 0.5)
     strategy.begin({"w": np.zeros(3, np.float32)})
     draw = np.random.default_rng(0)
-    sent = {k: Sent({"w": (1 + 0.01 * draw.standard_normal(3)).astype(np.float32)}, 24) for k in range(clients)}
-    sent[1] = Sent({"w": np.full(3, 1e6, np.float32)}, 1e12)
+    sent = {k: TrainedState({"w": (1 + 0.01 * draw.standard_normal(3)).astype(np.float32)}, 24) for k in range(clients)}
+    sent[1] = TrainedState({"w": np.full(3, 1e6, np.float32)}, 1e12)
     strategy.take(1, sent)
     assert np.abs(strategy.payload(0, 2, 1).arrays["others"]["w"] - 1).max() < 0.1
 
@@ -156,7 +156,7 @@ KEYS = ["", "zz", "00" * 31, "00" * 32, "e0eb7a7c3b41b8ae1656e3faf19fc46ada098de
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_that_others_can_not_use_is_left_out_when_it_joins_and_sums_go_on(key):
     pytest.importorskip("cryptography")
-    run = federation(Summed(FULL, all_but_me=False, mix=None), rounds=2, clients=4)
+    run = federation(SecureSum(FULL, all_but_me=False, mix=None), rounds=2, clients=4)
     run.terms = replace(run.terms, clients=3)
     public = {}
 
@@ -178,7 +178,7 @@ def test_a_key_that_others_can_not_use_is_left_out_when_it_joins_and_sums_go_on(
 @pytest.mark.parametrize("arrays", [None, {"masked": 5}, {"masked": {"sum": [0]}}, {"masked": {"sum": Unreadable()}}])
 def test_whatever_is_sent_in_place_of_a_masked_state_costs_that_client_its_round_alone(arrays):
     pytest.importorskip("cryptography")
-    run = federation(Summed(FULL, all_but_me=False, mix=None), rounds=1, clients=4)
+    run = federation(SecureSum(FULL, all_but_me=False, mix=None), rounds=1, clients=4)
     rounds = hostile(run, lambda made: Answer(arrays, made.config), ("masked",)).run().rounds
     assert sorted(rounds[0].updates) == [0, 2, 3] and 1 in rounds[0].faults and is_sound(run)
 

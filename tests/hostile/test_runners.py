@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from effc.compiler.cli.verbs.gate_report import junit, markdown
 from effc.compiler.cli.verbs.output import Screen
-from effc.compiler.cli.verbs.speech import Speech
+from effc.compiler.cli.verbs.speech import SafeText
 from effc.compiler.cli.verbs.test import report_text
 from effc.compiler.driver import api
 from effc.compiler.driver.judging import retest
@@ -106,21 +106,21 @@ PIECES = st.lists(st.text("a:# \n[\x1b\u202e", max_size=6), max_size=8)
 
 @given(PIECES)
 def test_what_a_model_says_is_as_safe_in_pieces_as_in_one(pieces):
-    speech = Speech()
+    speech = SafeText()
     assert "".join(map(speech.push, pieces)) + speech.end() == visible("".join(pieces))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("width", [1, 2, 3, 1000])
 def test_a_model_says_no_command_however_its_words_are_cut(command, width):
-    speech, text = Speech(), f"It is\n{command}\x1b[2J\n{' ' * 200}{command}\n{command}"
+    speech, text = SafeText(), f"It is\n{command}\x1b[2J\n{' ' * 200}{command}\n{command}"
     cut = [text[at : at + width] for at in range(0, len(text), width)]
     shown = "".join(map(speech.push, cut)) + speech.end()
     assert not [line for line in shown.splitlines() if runs(line)] and "\x1b" not in shown
 
 
 def test_words_of_a_model_come_at_once():
-    speech = Speech()
+    speech = SafeText()
     assert [speech.push(text) for text in ("It", " is:", " so", "\n", "and: #", "1")] == [
         "It",
         " is:",

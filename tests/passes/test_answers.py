@@ -46,7 +46,7 @@ def test_adapters_are_judged_by_the_answers_alone(tmp_path, step):
 
 def test_widths_are_learned_from_the_answers_alone(tmp_path):
     build = built(tmp_path, "supernet.elastic")
-    step = build.ctx.shelf.make("pass", build.plan.stages[0].call)
+    step = build.ctx.registry.make("pass", build.plan.stages[0].call)
     model = build.ctx.origin.load()
     lesson = step._objective(model, build.ctx)
     ids, said = (getattr(build.ctx, part)(DataRef("rows")) for part in ("rows", "answers"))

@@ -25,7 +25,7 @@ def applied(tmp_path, model, config, reorder="l1"):
     recipe = recipe_of([("step", "prune.apply", {"path": "pruning_config.json", "reorder": reorder})])
     program = capture(copy.deepcopy(model))
     ctx = context_of(tmp_path, model, recipe)
-    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     return program
 
 
@@ -36,10 +36,10 @@ def after_steps(tmp_path, model, *steps):
     for number, step in enumerate(recipe.pipelines["lean"].steps):
         ctx.workdir = tmp_path / f"work{number}"
         ctx.workdir.mkdir()
-        ctx.shelf.make("pass", step.call).run(program, ctx)
+        ctx.registry.make("pass", step.call).run(program, ctx)
     into = tmp_path / "config"
     into.mkdir()
-    ctx.shelf.make("target", Invocation("pruning_config", {"path": "config"})).emit(program, into, ctx)
+    ctx.registry.make("target", Invocation("pruning_config", {"path": "config"})).emit(program, into, ctx)
     return program, json.loads((into / "pruning_config.json").read_text())
 
 
@@ -229,16 +229,16 @@ def test_a_missing_file_is_refused(tmp_path):
     model = tiny.model("llama")
     ctx = context_of(tmp_path, model, recipe)
     with pytest.raises(Reject, match=r"none\.json can't be read"):
-        ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(capture(model), ctx)
+        ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(capture(model), ctx)
 
 
 def test_a_profile_draws_what_is_gone_and_what_is_left(tmp_path):
     model = tiny.model("llama")
     config = {"pruned_attn_idx": [2], "pruned_mlp_width": {"0": 48}, "pruned_attn_width": {"1": 32}}
     after = applied(tmp_path, model, config)
-    picture = draw(profile(skeleton_of(capture(model))), profile(skeleton_of(after), after.edits.layers))
+    summary = draw(profile(skeleton_of(capture(model))), profile(skeleton_of(after), after.edits.layers))
     assert (
-        picture
+        summary
         == """\
 layer  self_attn (KV heads)         mlp (channels)
     0  ████████████████████ 2       ██████████░░░░░░░░░░ 48 -50%
@@ -261,7 +261,7 @@ def test_a_profile_draws_query_heads_where_they_went_without_their_kv_head(tmp_p
     program = capture(copy.deepcopy(model))
     recipe = recipe_of([("step", "prune.heads", {"keep": keep})])
     ctx = context_of(tmp_path, model, recipe)
-    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     line = draw(profile(skeleton_of(capture(model))), profile(skeleton_of(program))).splitlines()[1]
     assert line.strip().split("  ")[1] == row
 

@@ -11,7 +11,7 @@ from effc.compiler.driver import api
 from effc.compiler.evaluation.promise import Promise
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.plugin.interfaces import Close
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests import tiny
@@ -27,7 +27,7 @@ def cleaned(tmp_path, model, align=1):
     recipe = recipe_of([("step", "clean.dead", {"align": align})])
     ctx = context_of(tmp_path, model, recipe)
     program = capture(copy.deepcopy(model))
-    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     return program
 
 
@@ -271,7 +271,7 @@ def test_counts_behind_it_are_not_checked_against_the_structure_before_it(folder
 
 
 def test_the_example_of_its_page_is_a_recipe(folder):
-    doc = Shelf().vocabulary.word("pass", "clean.dead").doc
+    doc = Registry().vocabulary.word("pass", "clean.dead").doc
     step = next(line for line in doc.splitlines() if line.startswith("Example: ")).removeprefix("Example: ")
     recipe = folder / "r.effspec"
     recipe.write_text(ON_RANDOM.replace("tidy", "neat").replace("bare = clean.dead()", step))

@@ -42,7 +42,7 @@ def lowered(tmp_path, model):
     recipe = recipe_of([("fast", "lower.cpu_scan", {})])
     ctx = context_of(tmp_path, model, recipe)
     program = capture(copy.deepcopy(model))
-    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     return program
 
 
@@ -243,7 +243,7 @@ def test_a_model_that_lost_a_scan_and_states_runs_on_kernels_and_reloads_so(tmp_
     before = observe(program.model)
     recipe = recipe_of([("fast", "lower.cpu_scan", {})])
     ctx = context_of(tmp_path, program.model, recipe)
-    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     assert distance(before, observe(program.model)) <= TOLERANCE
 
     fresh = mixers.blank(name)
@@ -347,7 +347,7 @@ def test_a_second_lowering_and_another_device_are_refused(tmp_path):
     recipe = recipe_of([("fast", "lower.cpu_scan", {})])
     program = lowered(tmp_path, mixers.model("mamba2"))
     ctx = context_of(tmp_path, program.model, recipe)
-    step = ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
+    step = ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call)
     assert slug(lambda: step.run(program, ctx)) == "scans-are-lowered"
     ctx.settings.device = "cuda"
     assert slug(lambda: step.run(program, ctx)) == "no-scan-kernels"

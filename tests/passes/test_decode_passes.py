@@ -35,7 +35,7 @@ def lowered(tmp_path, model, word, **args):
     rows = torch.randint(3, 128, (2, 260), generator=torch.Generator().manual_seed(1))
     recipe = recipe_of([("step", f"lower.{word}", given)])
     program, ctx = capture(copy.deepcopy(model)), context_of(tmp_path, model, recipe, rows)
-    pass_ = ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
+    pass_ = ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call)
     promise = Promise.of(program) if isinstance(pass_.keeps, Close) else None
     pass_.run(program, ctx)
     if promise:

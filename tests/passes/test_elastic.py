@@ -30,15 +30,15 @@ NET = {"channels": SHARES, "heads": [Ratio(1.0), Ratio(0.5)], "data": ROWS, "ste
 
 def family_of(name, per="layer", depth="layers"):
     """What may be chosen of a tiny model, with nothing trained."""
-    program, dials, elastic = capture(tiny.model(name)), [], []
+    program, dims, elastic = capture(tiny.model(name)), [], []
     for kind in ("channels", "heads"):
         groups = chosen(skeleton_of(program), None, kind)
         groups = able(program, groups, width_dials(groups, SHARES, per, 1))
-        dials += width_dials(groups, SHARES, per, 1)
+        dims += width_dials(groups, SHARES, per, 1)
         elastic += groups
     if depth != "none":
-        dials += depth_dials(program, None, depth)
-    return Family(program, "", Space(tuple(dials)), orders=orders(program, elastic))
+        dims += depth_dials(program, None, depth)
+    return Family(program, "", Space(tuple(dims)), orders=orders(program, elastic))
 
 
 SCANS = ("ssm_heads", "ssm_channels", "ssm_state")
@@ -46,13 +46,13 @@ SCANS = ("ssm_heads", "ssm_channels", "ssm_state")
 
 def scan_family(name):
     """What may be chosen of the scans of a tiny model."""
-    program, dials, elastic = capture(tiny.model(name)), [], []
+    program, dims, elastic = capture(tiny.model(name)), [], []
     for kind in SCANS:
         groups = chosen(skeleton_of(program), None, kind)
         groups = able(program, groups, width_dials(groups, SHARES, "layer", 1))
-        dials += width_dials(groups, SHARES, "layer", 1)
+        dims += width_dials(groups, SHARES, "layer", 1)
         elastic += groups
-    return Family(program, "", Space(tuple(dials)), orders=orders(program, elastic))
+    return Family(program, "", Space(tuple(dims)), orders=orders(program, elastic))
 
 
 def alone(family, choice):
@@ -84,7 +84,7 @@ def families():
 def test_a_choice_of_scans_computes_masked_what_it_does_cut_out(name, kinds):
     family, ids = scan_family(name), rows_of(3)
     model = family.program.model
-    assert {dial.kind for dial in family.space.dials} == kinds
+    assert {dim.kind for dim in family.space.dims} == kinds
     with torch.no_grad():
         for module in model.modules():  # weights of norms that are not all one, and biases that are not all zero
             for tensor in module.parameters(recurse=False):
@@ -130,7 +130,7 @@ def test_a_choice_computes_masked_what_it_does_cut_out(families, name, depth, se
 
 def test_discovery_gives_dials_of_every_kind(families):
     for name in ("llama", "gpt2", "bert", "bamba"):
-        kinds = {dial.kind for dial in families(name).space.dials}
+        kinds = {dim.kind for dim in families(name).space.dims}
         assert kinds >= {"channels", "layers"} and kinds & {"heads", "kv_heads"}, name
 
 
@@ -147,7 +147,7 @@ def test_narrower_choices_are_parts_of_wider_ones(families, seed):
 @given(each=st.integers(1, 3), sandwich=st.booleans(), opening=st.integers(0, 30), seed=st.integers(0, 99))
 def test_every_choice_is_drawn_and_larger_ones_come_in_first(families, each, sandwich, opening, seed):
     space = families("llama").space
-    drawn, seen = ChoiceSampler(space, seed, each, sandwich, opening), {d.name: set() for d in space.dials}
+    drawn, seen = ChoiceSampler(space, seed, each, sandwich, opening), {d.name: set() for d in space.dims}
     for step in range(1, 150):
         drawn.begin(step)
         first = [dict(c) for c in drawn.choices]
@@ -156,10 +156,10 @@ def test_every_choice_is_drawn_and_larger_ones_come_in_first(families, each, san
         if sandwich:
             assert first[0] == space.choice("largest") and first[-1] == space.choice("smallest")
         if step == 1 and opening and not sandwich:
-            assert all(c[d.name] in d.values[:2] for c in first for d in space.dials)
+            assert all(c[d.name] in d.values[:2] for c in first for d in space.dims)
         for name, value in ((name, value) for c in first for name, value in c.items()):
             seen[name].add(value)
-    assert all(seen[d.name] == set(d.values) for d in space.dials)
+    assert all(seen[d.name] == set(d.values) for d in space.dims)
 
 
 def test_one_width_for_all_layers_is_read_by_plain_transformers(tmp_path):

@@ -36,17 +36,17 @@ def family_of(name, depth="none"):
     program = capture(table.model(name))
     groups = chosen(skeleton_of(program), None, "experts")
     groups = able(program, groups, width_dials(groups, SHARES, "layer", 1))
-    dials = width_dials(groups, SHARES, "layer", 1)
+    dims = width_dials(groups, SHARES, "layer", 1)
     if depth != "none":
-        dials += depth_dials(program, None, depth)
-    return Family(program, "", Space(tuple(dials)), orders=orders(program, groups))
+        dims += depth_dials(program, None, depth)
+    return Family(program, "", Space(tuple(dims)), orders=orders(program, groups))
 
 
 @pytest.mark.parametrize("name", wide(NAMES, {"mixtral", "gpt_oss", "deepseek_v3", "lfm2_moe"}))
 def test_a_choice_of_experts_computes_masked_what_it_does_cut_out(name):
     family, ids = family_of(name, BLOCKS), rows_of(3)
     model, before = family.program.model, {}
-    assert {dial.kind for dial in family.space.dials} == {"experts", "blocks"}
+    assert {dim.kind for dim in family.space.dims} == {"experts", "blocks"}
     check_family(family)
     experts = {d.name: d.values[-1] for d in family.space.of("experts")}
     choices = [{**family.space.choice("largest"), **experts}, *(family.space.draw(seed) for seed in (1, 2))]
@@ -71,7 +71,7 @@ def test_a_choice_of_experts_computes_masked_what_it_does_cut_out(name):
 def test_a_layer_keeps_the_same_number_of_each_group_that_its_router_compares():
     family = family_of("deepseek_v3")
     group = next(g for g in skeleton_of(family.program).groups if g.kind == "experts")
-    assert group.per_block == 4 and {v for d in family.space.dials for v in d.values} == {4, 3, 2}
+    assert group.per_block == 4 and {v for d in family.space.dims for v in d.values} == {4, 3, 2}
     gone = [dead(family.orders, group, left) for left in (4, 3, 2)]
     assert [len(items) for items in gone] == [0, 2, 4] and gone[1] < gone[2]
     assert all(sum(item // 4 == block for item in gone[2]) == 2 for block in (0, 1))

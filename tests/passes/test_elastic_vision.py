@@ -120,13 +120,13 @@ def family_of(name):
         norm.running_mean.normal_(0, 0.2)
         norm.running_var.uniform_(0.5, 2)
         nn.init.uniform_(norm.weight, 0.5, 1.5)
-    program, dials, elastic = capture(model), [], []
+    program, dims, elastic = capture(model), [], []
     for kind in ("channels", "heads"):
         groups = chosen(skeleton_of(program), None, kind)
         elastic += (groups := able(program, groups, width_dials(groups, HALF, "layer", 1)))
-        dials += width_dials(groups, HALF, "layer", 1)
-    dials += [*kernel_dials(program, None, [5, 3], "layer"), *depth_dials(program, None, "blocks")]
-    space = Space(tuple(dials))
+        dims += width_dials(groups, HALF, "layer", 1)
+    dims += [*kernel_dials(program, None, [5, 3], "layer"), *depth_dials(program, None, "blocks")]
+    space = Space(tuple(dims))
     learned = {n: p.detach() + 0.1 * torch.randn_like(p) for n, p in fresh(space).items()}
     return Family(program, "", space, orders=orders(program, elastic), crops=learned)
 
@@ -146,7 +146,7 @@ def test_a_choice_computes_masked_what_it_does_cut_out(name, norms):
     family.norms = images(16, 1) if norms else None
     start, before = logits(model, shown), [n.running_mean.clone() for n in batch_norms(model)]
     space = family.space
-    assert "channels" in {d.kind for d in space.dials}
+    assert "channels" in {d.kind for d in space.dims}
     with family.running() as take:
         take(space.choice("largest"))
         assert torch.equal(logits(model, shown), start)
@@ -187,7 +187,7 @@ def trained(tmp_path, name, classes="labels", **args):
         "images", {**defaults("data", "images"), "path": "digits.safetensors", "classes": classes}
     )
     ctx = context_of(tmp_path, model, recipe)
-    step = ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
+    step = ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call)
     return step.result_of(Model(capture(model)), ctx)
 
 
@@ -220,7 +220,7 @@ def test_what_images_and_their_models_can_not_do_is_refused(tmp_path):
 def test_kernels_of_convolutions_have_a_dial_where_their_zeros_can_shrink_with_them():
     for name, sizes in (("resnet", {(7, 5, 3)}), ("efficientnet", {(5, 3)}), ("lite", {(5, 3)}), ("vit", set())):
         found = family_of(name).space.of("kernel")
-        assert {dial.values for dial in found} == sizes, name
+        assert {dim.values for dim in found} == sizes, name
     assert len(family_of("lite").space.of("kernel")) == 3
     assert {g.kind for g in family_of("lite").space.of("channels")} == {"channels"}, (
         "convolutions that pad by themselves"

@@ -46,7 +46,7 @@ def search(family, folder, method, **args):
     recipe = recipe_of([("few", word, made)])
     folder.mkdir(exist_ok=True)
     ctx = context_of(folder, family.program.model, recipe, rows_of(1))
-    front = ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).result_of(family, ctx)
+    front = ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).result_of(family, ctx)
     return front, family.program.notes[-1]["evaluated"]
 
 

@@ -13,7 +13,7 @@ from effc.compiler.driver import api
 from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.forward import nll
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.dsl.checker.recipe import Invocation
 from effc.dsl.checker.values import DataRef, Ratio, Selector
 from effc.dsl.syntax.diagnostics import Reject
@@ -45,7 +45,7 @@ def healed(tmp_path, model, before=(), rows=None, other=None, **args):
     recipe.data["other"] = Invocation("tokens", {**recipe.data["rows"].args, "path": "other.safetensors"})
     program = capture(copy.deepcopy(model))
     for step in recipe.pipelines["lean"].steps:
-        ctx.shelf.make("pass", step.call).run(program, ctx)
+        ctx.registry.make("pass", step.call).run(program, ctx)
     return program, ctx
 
 
@@ -55,7 +55,7 @@ def test_fewer_rows_than_a_batch_are_told(tmp_path, count, said):
     recipe, model, heard = recipe_of([("fit", "tune.heal", args)]), tiny.model("llama"), []
     ctx = context_of(tmp_path, model, recipe, rows_of(1, count))
     ctx.settings.on_event = heard.append
-    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(capture(model), ctx)
+    ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(capture(model), ctx)
     assert [e.message.partition(",")[0] for e in heard if isinstance(e, Said) and "for a batch" in e.message] == said
 
 
@@ -245,7 +245,7 @@ def test_a_disk_without_room_for_checkpoints_is_told_before_the_first_step(tmp_p
 
 
 def test_the_example_of_the_page_is_a_legal_step(tmp_path):
-    doc = Shelf().vocabulary.word("pass", "tune.heal").doc
+    doc = Registry().vocabulary.word("pass", "tune.heal").doc
     (step,) = (line.partition("fit = ")[2] for line in doc.splitlines() if line.startswith("Example: "))
     path = written(tmp_path, step)
     more = "data  calib = synthetic(8)\ndata  dev = synthetic(2)\n"
@@ -285,7 +285,7 @@ emit lean {{ hf("lean") }}
     rows, lost = ctx.rows(DataRef("heldout")), []
     lost.append(loss(program.model, rows))
     for stage in plan.stages:
-        ctx.shelf.make("pass", stage.call).run(program, ctx)
+        ctx.registry.make("pass", stage.call).run(program, ctx)
         lost.append(loss(program.model, rows))
     original, pruned, healed_ = lost
     assert pruned > original + 1.0

@@ -12,10 +12,10 @@ import pytest
 import torch
 from effc.compiler.evaluation.reference import Reference
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.models.rows.batch_limit import AtOnce
+from effc.compiler.models.rows.batch_limit import BatchLimit
 from effc.compiler.models.rows.forward import nll
 from effc.compiler.transforms.training.adapters import Shape, adaptable, adapted
-from effc.compiler.transforms.training.loop import Regime, Run
+from effc.compiler.transforms.training.loop import Run, TrainingSettings
 from effc.compiler.transforms.training.objective import Objective
 from effc.compiler.transforms.training.schedule import RowOrder, factor
 from effc.compiler.transforms.training.trainable import Trained, recomputing, training
@@ -185,7 +185,7 @@ def regime(**changes):
         "save": 4,
         "seed": 0,
     }
-    return Regime(**facts | changes)
+    return TrainingSettings(**facts | changes)
 
 
 class Stopped(Exception):
@@ -258,7 +258,7 @@ def test_accumulating_two_batches_is_one_batch_of_twice_the_rows(tmp_path, monke
         (narrow, None, {"batch": 2, "accumulate": 2}),
         (parted, 3, {"batch": 4, "accumulate": 1}),
     ):
-        monkeypatch.setattr(AtOnce, "fewer", fewer)
+        monkeypatch.setattr(BatchLimit, "fewer", fewer)
         ctx = context_of(tmp_path, model, recipe_of([]))
         parameters = dict(model.named_parameters())
         course = Run(

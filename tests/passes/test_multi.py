@@ -57,7 +57,7 @@ def pruned(tmp_path, model, tell=lambda event: None, **args):
             COSTS[event.name] = event.value
 
     ctx.settings.on_event = hear
-    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     return program
 
 
@@ -187,7 +187,7 @@ def test_a_pruned_model_can_be_pruned_again(tmp_path):
     recipe = recipe_of([("one", "prune.multi", {**DEFAULTS, "remove": Ratio(0.15, "params")})])
     program = capture(copy.deepcopy(model))
     ctx = context_of(tmp_path, model, recipe)
-    step = ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
+    step = ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call)
     sizes = [sum(p.numel() for p in program.model.parameters())]
     for _ in range(2):
         (tmp_path / "work" / "scores.jsonl").unlink(missing_ok=True)

@@ -55,7 +55,7 @@ def test_what_is_foreseen_of_coarse_cuts_is_about_what_goes(tmp_path, name):
     program = pruned(tmp_path, model, remove=Ratio(0.05, "params"), group=64)
     gone = 1 - sum(p.numel() for p in program.model.parameters()) / before
     recipe = recipe_of([("step", "prune.multi", {**DEFAULTS, "remove": Ratio(0.05, "params"), "group": 64})])
-    step = context_of(tmp_path, model, recipe).shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
+    step = context_of(tmp_path, model, recipe).registry.make("pass", recipe.pipelines["lean"].steps[0].call)
     skeleton = skeleton_of(capture(model))
     foreseen = 1 - params(step.forecast(skeleton)) / params(skeleton)
     assert 0.05 <= foreseen < 0.065 and abs(foreseen - gone) < 0.02

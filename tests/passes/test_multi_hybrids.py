@@ -61,7 +61,7 @@ def cut(tmp_path, model, word, **changes):
     recipe = recipe_of([("step", word, {**ARGUMENTS[word], **changes})])
     program = capture(copy.deepcopy(model))
     ctx = context_of(tmp_path, model, recipe)
-    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     return program
 
 

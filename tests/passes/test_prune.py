@@ -11,7 +11,7 @@ from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.editing.trial import running
 from effc.compiler.transforms.search.branches import Layers
 from effc.compiler.transforms.search.importance import l1
-from effc.compiler.transforms.search.savings import Ledger
+from effc.compiler.transforms.search.savings import SavingsTable
 from effc.compiler.transforms.search.widths import swapped
 from effc.dsl.checker.values import Ratio
 from effc.dsl.syntax.diagnostics import Reject
@@ -28,7 +28,7 @@ def pruned(tmp_path, model, word, **args):
     recipe = recipe_of([("step", word, args)])
     ctx = context_of(tmp_path, model, recipe)
     program = capture(copy.deepcopy(model))
-    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     return program
 
 
@@ -80,7 +80,7 @@ def test_while_candidates_are_scored_progress_says_which_cut_it_is(tmp_path):
     ctx = context_of(tmp_path, tiny.model("llama"), recipe)
     ctx.settings = dataclasses.replace(ctx.settings, on_event=heard.append)
     with hear(ctx.tick):
-        ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(capture(tiny.model("llama")), ctx)
+        ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(capture(tiny.model("llama")), ctx)
     labels = [event.label for event in heard if isinstance(event, Ticked)]
     first = labels.index("cut 1, % of the budget")
     assert {"cut 1, % of the budget", "cut 2, % of the budget"} <= set(labels)
@@ -114,7 +114,7 @@ def test_channels_of_least_magnitude_go_and_the_rest_computes_as_if_they_were_ze
     skeleton = skeleton_of(capture(masked))
     groups = {g.site: g for g in skeleton.groups if g.kind == "channels"}
     for note in (n for n in program.notes if "removed" in n):
-        silence(masked, groups[note["site"]], note["removed"])
+        timeouts(masked, groups[note["site"]], note["removed"])
     assert torch.allclose(logits(program.model), logits(masked), atol=1e-4)  # 1e-4: sums in another order
 
 
@@ -126,12 +126,12 @@ def test_heads_go_and_the_rest_computes_as_if_they_were_zero(tmp_path, name, bas
     masked = copy.deepcopy(model)
     groups = {(g.site, g.kind): g for g in skeleton_of(capture(masked)).groups}
     for note in (n for n in program.notes if "removed" in n):
-        silence(masked, groups[note["site"], note["kind"]], note["removed"])
+        timeouts(masked, groups[note["site"], note["kind"]], note["removed"])
     assert program.notes
     assert torch.allclose(logits(program.model), logits(masked), atol=1e-4)  # 1e-4: sums in another order
 
 
-def silence(model, group, items):
+def timeouts(model, group, items):
     """Zero what the group's readers read of the items."""
     for member in group.members[-group.readers :]:
         weight = model.get_parameter(member.tensor)
@@ -238,7 +238,7 @@ def test_more_layers_than_the_model_can_do_without_are_out_of_reach(tmp_path, na
 
 def test_a_layer_that_only_others_free_is_counted_when_it_can_go():
     program = capture(tiny.model("jamba", num_hidden_layers=5))
-    pool = Layers(program, skeleton_of(program).units, Ledger(skeleton_of(program)))
+    pool = Layers(program, skeleton_of(program).units, SavingsTable(skeleton_of(program)))
     assert [c.name for c in pool.candidates()] == ["model.layers.4"]
     assert pool.reachable("blocks") == 3
     pool.candidates()[0].cut()
@@ -248,9 +248,9 @@ def test_a_layer_that_only_others_free_is_counted_when_it_can_go():
 
 def test_the_last_layer_stays():
     program = capture(tiny.model("llama", num_hidden_layers=2))
-    pool = Layers(program, skeleton_of(program).units, Ledger(skeleton_of(program)))
+    pool = Layers(program, skeleton_of(program).units, SavingsTable(skeleton_of(program)))
     pool.candidates()[0].cut()
-    for last in (pool, Layers(program, skeleton_of(program).units, Ledger(skeleton_of(program)))):
+    for last in (pool, Layers(program, skeleton_of(program).units, SavingsTable(skeleton_of(program)))):
         assert not last.candidates() and last.reachable("blocks") == 0
 
 

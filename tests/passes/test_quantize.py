@@ -27,7 +27,7 @@ def run(tmp_path, model, *steps):
     ctx = context_of(tmp_path, model, recipe)
     for i, step in enumerate(recipe.pipelines["lean"].steps):
         ctx.workdir = tmp_path / f"work{i}"
-        ctx.shelf.make("pass", step.call).run(program, ctx)
+        ctx.registry.make("pass", step.call).run(program, ctx)
     return program, program.notes[-1]
 
 
@@ -217,7 +217,7 @@ def test_groups_that_do_not_divide_are_refused_before_weights_are_read(tmp_path,
     model = tiny.model("llama", intermediate_size=90)
     args = {"group": 64, "bits": 4} | ({"data": DataRef("rows")} if word == "gptq" else {})
     recipe = recipe_of([("q", f"quantize.{word}", {**defaults("pass", f"quantize.{word}"), **args})])
-    step = context_of(tmp_path, model, recipe).shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
+    step = context_of(tmp_path, model, recipe).registry.make("pass", recipe.pipelines["lean"].steps[0].call)
     found = refused(lambda: step.forecast(skeleton_of(capture(model)))).diagnostics[0]
     assert found.slug == "unfit-group" and "model.layers.0.mlp.down_proj has 90 inputs" in found.message
     assert "`group: 45`" in found.help

@@ -16,7 +16,7 @@ from effc.compiler.ir.layers.reft import interventions
 from effc.compiler.ir.outcome import Model
 from effc.compiler.ir.weights import assign
 from effc.compiler.models.rows.forward import nll
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.dsl.checker.recipe import Invocation
 from effc.dsl.checker.values import DataRef, MetricRef, Ratio, Selector
 from effc.dsl.syntax.diagnostics import Reject
@@ -56,7 +56,7 @@ def context(home, work, **changes):
 
 def run(program, ctx, word, **args):
     call = Invocation(word, {**worlds.defaults("pass", word), **args})
-    ctx.shelf.make("pass", call).run(program, ctx)
+    ctx.registry.make("pass", call).run(program, ctx)
 
 
 def taught(ctx, insert=None, **train):
@@ -308,7 +308,7 @@ def test_an_insertion_that_can_not_be_is_refused_before_weights_are_read(ctx):
         ({"positions": "x"}, "bad-positions"),
         ({"form": "consreft"}, "no-identity"),
     ):
-        made = Shelf().make("pass", Invocation("reft.insert", {**worlds.defaults("pass", "reft.insert"), **args}))
+        made = Registry().make("pass", Invocation("reft.insert", {**worlds.defaults("pass", "reft.insert"), **args}))
         assert refused(lambda made=made: made.forecast(skeleton)) == slug
 
 
@@ -316,7 +316,7 @@ def test_what_is_foreseen_is_what_comes(ctx):
     program = capture(ctx.origin.load())
     before = skeleton_of(program)
     args = {**worlds.defaults("pass", "reft.insert"), "tied": False, "rank": 3}
-    made = Shelf().make("pass", Invocation("reft.insert", args))
+    made = Registry().make("pass", Invocation("reft.insert", args))
     made.run(program, ctx)
     assert sorted(made.forecast(before).parts, key=lambda p: p.path) == sorted(
         skeleton_of(program).parts, key=lambda p: p.path

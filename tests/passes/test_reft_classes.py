@@ -36,7 +36,7 @@ def taught(ctx, **train):
     args = {"data": DataRef("train"), "steps": 25, "batch": 8, "lr": 2e-2, "warmup": Ratio(0.1), **train}
     for word, given in (("reft.insert", {"positions": "f1+l1", "rank": 2}), ("tune.reft", args)):
         call = Invocation(word, {**worlds.defaults("pass", word), **given})
-        ctx.shelf.make("pass", call).run(program, ctx)
+        ctx.registry.make("pass", call).run(program, ctx)
     return program
 
 

@@ -59,7 +59,7 @@ def size(model):
 def pruned(tmp_path, model, **args):
     recipe = recipe_of([("step", "prune.blocks", args)])
     ctx, program = context_of(tmp_path, model, recipe), capture(copy.deepcopy(model))
-    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     return program
 
 

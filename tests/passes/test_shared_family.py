@@ -88,13 +88,13 @@ def test_a_family_that_does_not_fit_its_weights_is_refused(artifacts, tmp_path, 
 
     shutil.copytree(artifacts / "once", tmp_path / "once")
     body = json.loads((tmp_path / "once" / shared_weights.FAMILY).read_bytes())
-    name, dial = next(iter(body["points"])), next(d for d in body["family"]["space"] if d["kind"] == "channels")
+    name, dim = next(iter(body["points"])), next(d for d in body["family"]["space"] if d["kind"] == "channels")
     if field == "choice":
-        body["points"][name][dial["name"]] = 7
+        body["points"][name][dim["name"]] = 7
     elif field == "orders":
         body["family"]["orders"] = {site: items[1:] for site, items in body["family"]["orders"].items()}
     else:
-        dial[field] = [10**6, 8] if field == "values" else ["model.layers.9.mlp"]
+        dim[field] = [10**6, 8] if field == "values" else ["model.layers.9.mlp"]
     (tmp_path / "once" / shared_weights.FAMILY).write_text(json.dumps(body))
     model = tmp_path / "once" / shared_weights.WEIGHTS
     with pytest.raises(Reject, match="cache-damaged"):

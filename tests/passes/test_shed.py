@@ -42,7 +42,7 @@ def shed(tmp_path, model, word, **args):
     recipe = recipe_of([("step", word, {**DEFAULTS[word], **args})])
     ctx = context_of(tmp_path, model, recipe)
     program = capture(copy.deepcopy(model))
-    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     return program
 
 

@@ -51,7 +51,7 @@ def shed(tmp_path, model, tell=lambda event: None, **args):
     ctx = context_of(tmp_path, model, recipe)
     ctx.settings.on_event = tell
     program = capture(copy.deepcopy(model))
-    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     return program
 
 

@@ -12,7 +12,7 @@ from effc.compiler.evaluation.equivalence import distance, observe
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay
 from effc.compiler.transforms.editing.rewrite import Rewriter
-from effc.compiler.transforms.search.savings import Ledger
+from effc.compiler.transforms.search.savings import SavingsTable
 
 from tests import hymba
 from tests.architectures.table import randomized
@@ -85,7 +85,7 @@ def test_the_other_side_goes_with_the_whole_mixer(first):
 
 def test_what_a_side_saves_is_counted_once():
     program = capture(model(False))
-    ledger = Ledger(skeleton_of(program))
+    savings_table = SavingsTable(skeleton_of(program))
     for branch in branches(program, "attention") + branches(program, "ssm"):
         sizes = [math.prod(s) for p in skeleton_of(program).parts if p.path in branch.parts for _, s in p.tensors]
-        assert ledger.branch(branch.site, "params") == sum(sizes) > 0
+        assert savings_table.branch(branch.site, "params") == sum(sizes) > 0

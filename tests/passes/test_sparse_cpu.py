@@ -13,11 +13,11 @@ from effc.compiler.analysis.planning.shape_change import describe
 from effc.compiler.core.fingerprint import cpus
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.linear import lowered
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.compiler.transforms.lowering import choice, racing, speed
 from effc.compiler.transforms.lowering.choice import Site
 from effc.compiler.transforms.lowering.contenders import EAGER
-from effc.compiler.transforms.lowering.speed import Case, reckoned
+from effc.compiler.transforms.lowering.speed import KernelCase, reckoned
 from effc.dsl.checker.values import DataRef, ProfileRef, Selector
 from effc.kernels import levels
 from transformers import AutoModelForCausalLM
@@ -59,7 +59,7 @@ def prepared(tmp_path, model, profiles=None, **args):
     recipe = recipe_of([("cpu", "lower.sparse_cpu", given)])
     recipe = type(recipe)(**{**vars(recipe), "profiles": profiles or {}})
     ctx = context_of(tmp_path, model, recipe)
-    return capture(copy.deepcopy(model)), ctx, ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
+    return capture(copy.deepcopy(model)), ctx, ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call)
 
 
 def run(tmp_path, model, **args):
@@ -91,7 +91,7 @@ def test_packed_modules_tell_the_widths_that_their_groups_had(tmp_path, name):
 def test_every_pass_that_changes_a_weight_comes_before_it():
     """All but those that take whole layers and branches, which are as easily taken once they are packed, those that put
     interventions beside the weights and train these alone, and those that only gather results."""
-    passes = Shelf().vocabulary
+    passes = Registry().vocabulary
     changing = {name for name in passes.words("pass") if not name.startswith("lower.")}
     assert set(passes.word("pass", "lower.sparse_cpu").facts["after"]) == changing - {
         "prune.blocks",
@@ -229,7 +229,7 @@ def test_weights_that_no_kernel_can_pack_are_refused_with_their_path(tmp_path):
 
 
 def test_reckoned_times_know_what_limits_whom():
-    case, sizes = Case(4096, 4096, "bfloat16", 0.5, 0.0), {"dense_linear": 2 << 24, "sparse_linear": 9 << 21}
+    case, sizes = KernelCase(4096, 4096, "bfloat16", 0.5, 0.0), {"dense_linear": 2 << 24, "sparse_linear": 9 << 21}
     fast, slow = (reckoned(case, sizes, 1, isa, 2) for isa in ("avx512_bf16", "portable"))
     assert fast["torch"] > fast["dense_linear"] > fast["sparse_linear"]  # memory decides
     assert slow["dense_linear"] < slow["sparse_linear"]  # expanding decides
@@ -241,7 +241,7 @@ def test_reckoned_times_know_what_limits_whom():
 
 def test_inputs_of_16_bits_are_reckoned_to_cost_time_where_products_take_it_and_memory_does_not():
     case, sizes = (
-        Case(4096, 4096, "bfloat16", 0.0, 0.0),
+        KernelCase(4096, 4096, "bfloat16", 0.0, 0.0),
         dict.fromkeys((*speed.INT8_INT16, "dense_linear_int8"), 1 << 24),
     )
     one, many = (reckoned(case, sizes, rows, "avx512_bf16", 2) for rows in (1, 64))
@@ -302,7 +302,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, bad):
 
 
 def test_a_layer_with_more_inputs_than_a_kernel_holds_stays_and_says_so(tmp_path):
-    site = Site("wide", Case(4, 70000, "float32", 0.0, 0.0), 0.0, 4 * 70000 * 4)
+    site = Site("wide", KernelCase(4, 70000, "float32", 0.0, 0.0), 0.0, 4 * 70000 * 4)
     assert choice.kernels_for(site, "dense_int8") == ([], "it has 70000 inputs, and int32 sums hold 66000")
     found, why = choice.kernels_for(site, "auto")
     assert found == ["dense_linear", "dense_linear_int4"] and why
@@ -310,7 +310,7 @@ def test_a_layer_with_more_inputs_than_a_kernel_holds_stays_and_says_so(tmp_path
 
 def test_a_layer_without_inputs_or_outputs_stays_and_says_so():
     for n, k in ((4, 0), (0, 4)):
-        site = Site("none", Case(n, k, "float32", 0.0, 0.0), 0.0, 0)
+        site = Site("none", KernelCase(n, k, "float32", 0.0, 0.0), 0.0, 0)
         assert choice.kernels_for(site, "auto") == ([], "it has no outputs or no inputs")
 
 

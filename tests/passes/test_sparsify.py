@@ -33,7 +33,7 @@ def run(tmp_path, model, word, rows=None, **args):
         given_ |= {} if word == "wanda" else {"damping": 0.01}
     recipe = recipe_of([("step", f"sparsify.{word}", given_)])
     program, ctx = capture(copy.deepcopy(model)), context_of(tmp_path, model, recipe, rows)
-    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     return program, program.notes[-1]
 
 
@@ -249,5 +249,5 @@ def test_a_pattern_that_does_not_fit_is_refused_before_weights_are_read(tmp_path
     args |= {"each": "module"} if word == "magnitude" else {"data": DataRef("rows"), "allocation": "uniform"}
     args |= {"damping": 0.01} if word in ("sparsegpt", "admm") else {}
     recipe = recipe_of([("step", f"sparsify.{word}", args)])
-    step = context_of(tmp_path, model, recipe).shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
+    step = context_of(tmp_path, model, recipe).registry.make("pass", recipe.pipelines["lean"].steps[0].call)
     assert message in refused(lambda: step.forecast(skeleton_of(capture(model)))).diagnostics[0].message

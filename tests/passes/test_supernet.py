@@ -11,7 +11,7 @@ from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.linear import weight_of
 from effc.compiler.ir.outcome import Model
-from effc.compiler.transforms.supernet.choices import ChoiceSampler, Dial, Space
+from effc.compiler.transforms.supernet.choices import ChoiceSampler, ElasticDim, Space
 from effc.compiler.transforms.supernet.family import Family
 from effc.compiler.transforms.training.adapters import Shape, adaptable, adapted
 from effc.compiler.transforms.training.rounded_adapters import RoundedProduct
@@ -38,7 +38,7 @@ def through(tmp_path, model, *steps):
     ctx = context_of(tmp_path, model, recipe, rows_of(1))
     for i, step in enumerate(recipe.pipelines["lean"].steps):
         ctx.workdir = tmp_path / f"work{i}"
-        outcome = ctx.shelf.make("pass", step.call).result_of(outcome, ctx)
+        outcome = ctx.registry.make("pass", step.call).result_of(outcome, ctx)
     return outcome
 
 
@@ -49,7 +49,7 @@ def through(tmp_path, model, *steps):
 )
 def test_every_choice_is_drawn_and_a_step_draws_the_same_again(ranks, sites, seed):
     values, names = tuple(sorted(ranks, reverse=True)), [f"s{i}" for i in range(sites)]
-    space = Space(tuple(Dial(name, "rank", values, (f"{name}.a", f"{name}.b")) for name in names))
+    space = Space(tuple(ElasticDim(name, "rank", values, (f"{name}.a", f"{name}.b")) for name in names))
     drawn, seen = ChoiceSampler(space, seed), {name: set() for name in names}
     for step in range(120):
         drawn.begin(step)
@@ -206,7 +206,7 @@ def test_the_seed_decides_the_family_bit_for_bit(tmp_path):
 def test_ranks_that_can_not_be_are_refused_before_weights_are_read(tmp_path, ranks, message, help_):
     model, args = tiny.model("llama"), {**NET, "ranks": ranks}
     recipe = recipe_of([("net", "supernet.lora", {**defaults("pass", "supernet.lora"), **args})])
-    step = context_of(tmp_path, model, recipe).shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
+    step = context_of(tmp_path, model, recipe).registry.make("pass", recipe.pipelines["lean"].steps[0].call)
     found = refused(lambda: step.forecast(skeleton_of(capture(model)))).diagnostics[0]
     assert found.slug == "unfit-ranks" and message in found.message and help_ in found.help
 

@@ -6,7 +6,7 @@ from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.evaluation import equivalence, reference
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.search.branches import Branches
-from effc.compiler.transforms.search.savings import Ledger
+from effc.compiler.transforms.search.savings import SavingsTable
 from effc.compiler.transforms.search.widths import Widths
 from effc.dsl.checker.recipe import Invocation
 from effc.dsl.checker.values import DataRef
@@ -34,7 +34,7 @@ def test_it_learns_what_the_original_says_of_each_row(tmp_path, name, held_out):
 
     before = apart()
     args = HEAL if held_out is None else HEAL | {"data": DataRef("others"), "held_out": held_out, "every": 4}
-    ctx.shelf.make("pass", Invocation("tune.heal", args)).run(program, ctx)
+    ctx.registry.make("pass", Invocation("tune.heal", args)).run(program, ctx)
     assert 0 < apart() < before
 
 
@@ -45,11 +45,13 @@ def test_a_decoder_of_classes_is_observed_though_it_says_nothing_of_tokens():
 
 def test_a_branch_that_went_takes_its_tensors_out_of_groups_that_reach_beyond_it():
     program = capture(table.model("mobilevitv2"))
-    ledger, first = Ledger(skeleton_of(program)), skeleton_of(program).branches[0]
-    widths = Widths(program, skeleton_of(program).groups, 1, ledger, lambda group: torch.arange(float(group.count)))
+    savings_table, first = SavingsTable(skeleton_of(program)), skeleton_of(program).branches[0]
+    widths = Widths(
+        program, skeleton_of(program).groups, 1, savings_table, lambda group: torch.arange(float(group.count))
+    )
     reaching = [s.group.site for s in widths.sites if any(m.tensor.startswith(first.site) for m in s.group.members)]
     assert "mobilevitv2" in reaching  # the width of the stream
-    next(iter(Branches(program, skeleton_of(program).branches[:1], ledger).candidates())).cut()
+    next(iter(Branches(program, skeleton_of(program).branches[:1], savings_table).candidates())).cut()
     program.changed()
     names = dict(program.model.named_parameters())
     (stream,) = [c.site.group for c in widths.candidates() if c.site.group.site == "mobilevitv2"]

@@ -110,7 +110,7 @@ def stepped(recipe, cache, workers="", deadly=False, frozen=False):
     (plan,) = api.plans(session)
     with working(session, hands) as team:
         if frozen:
-            team.silence.first = 2.0
+            team.timeouts.first = 2.0
         ctx, kept = session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir)
         build = Build(plan, ctx, kept, team=team)
         for stage in plan.stages:

@@ -8,7 +8,7 @@ from effc.compiler.driver import api
 from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.linear import KernelLinear, weight_of
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.compiler.transforms.search.masks import is_sparse
 from effc.compiler.transforms.training.adapters import Shape, adaptable, adapted
 from effc.compiler.transforms.training.masks import MaskedProduct, product
@@ -58,7 +58,7 @@ def masked(tmp_path, name, *steps, pattern="any", rows=None):
     for i, step in enumerate(recipe.pipelines["lean"].steps):
         ctx.workdir = tmp_path / f"work{i}"
         ctx.workdir.mkdir(exist_ok=True)
-        ctx.shelf.make("pass", step.call).run(program, ctx)
+        ctx.registry.make("pass", step.call).run(program, ctx)
         kept = kept or {path: weight_of(program.model.get_submodule(path)) != 0 for path in program.notes[0]["zeros"]}
     return program, kept
 
@@ -72,7 +72,7 @@ def matrix(module):
 
 
 def test_every_pass_that_may_follow_a_mask_is_asked():
-    words = {w for w in Shelf().vocabulary.words("pass") if w.partition(".")[0] in FAMILIES}
+    words = {w for w in Registry().vocabulary.words("pass") if w.partition(".")[0] in FAMILIES}
     assert words == ASKED.keys()
 
 

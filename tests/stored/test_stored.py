@@ -17,7 +17,7 @@ from effc.compiler.core.sealed_json import sealed
 from effc.compiler.driver.snapshot import restore
 from effc.compiler.ir.layers.linear import lowered
 from effc.compiler.models.checkpoints.origin import Origin
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.dsl.checker.recipe import Invocation
 from safetensors.torch import load_file
 
@@ -37,7 +37,7 @@ def stored(tmp_path_factory) -> Path:
 
 def origin_in(folder: Path) -> Origin:
     """The model that was compiled, by the recipe's own words."""
-    source = Shelf().make("model", Invocation("config", {"path": "tiny.json", "seed": 0, "dtype": "auto"}))
+    source = Registry().make("model", Invocation("config", {"path": "tiny.json", "seed": 0, "dtype": "auto"}))
     return source.resolve(context(folder))
 
 

@@ -10,10 +10,10 @@ from . import packed_rules
 from .labelling import NO_LABEL, STREAM, Attention, blank, tensors_in
 
 if TYPE_CHECKING:
-    from .labels import Step
+    from .labels import NodeRules
 
 
-def rotary(step: "Step") -> Any:
+def rotary(step: "NodeRules") -> Any:
     """q, k or both, turned: the channels of a head mix. Angles have no labels."""
     turned = tuple(x for x in tensors_in(step.args) if (x > STREAM).any())
     for x in turned:
@@ -25,11 +25,11 @@ def rotary(step: "Step") -> Any:
     return turned
 
 
-def cache_update(step: "Step") -> tuple[Tensor, Tensor]:
+def cache_update(step: "NodeRules") -> tuple[Tensor, Tensor]:
     return step.args[1], step.args[2]
 
 
-def attention(step: "Step") -> tuple[Tensor, None]:
+def attention(step: "NodeRules") -> tuple[Tensor, None]:
     """q [b, h, t, d], k and v [b, kv, s, d] -> [b, t, h, d]: heads stay apart, what is in one doesn't."""
     module, q, k, v = step.args[:4]
     path = step.submodule_path(str(module.target)) if isinstance(module, fx.Node) else step.submodule_path("")
@@ -38,7 +38,7 @@ def attention(step: "Step") -> tuple[Tensor, None]:
     return heads[None, None, :, None].expand(b, t, -1, v.shape[-1]), None
 
 
-def fused_attention(step: "Step") -> Tensor:
+def fused_attention(step: "NodeRules") -> Tensor:
     """torch's own, in the layout [b, h, t, d]."""
     q, k, v = step.args[:3]
     scope = step.node.meta.get("scope") or ("",)
@@ -46,7 +46,7 @@ def fused_attention(step: "Step") -> Tensor:
     return heads[None, :, None, None].expand(*q.shape[:-1], v.shape[-1])
 
 
-def attend(step: "Step", module: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(step: "NodeRules", module: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Note an attention call; returns a label per query head."""
     heads = [x.permute(1, 0, 2, 3).flatten(1) for x in (q, k, v)]  # [h, everything else]
     heads = [heads[0], *served(*map(unshared_channels, heads[1:]))]
@@ -83,7 +83,7 @@ def served(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return k[::each], v[::each]
 
 
-def hear(step: "Step", name: str, other: Any, heads: Tensor) -> None:
+def hear(step: "NodeRules", name: str, other: Any, heads: Tensor) -> None:
     """Meet the other inputs of attention: sinks [h] and biases [1, h, t, s] belong to their heads.
 
     A bias of constants has no labels, and every attention that is given it has as many heads: it gets some, in place,
@@ -104,18 +104,18 @@ def hear(step: "Step", name: str, other: Any, heads: Tensor) -> None:
             step.out.block((x, heads), f"attention is given `{name}`, whose heads are not known")
 
 
-def masked(step: "Step") -> Tensor:
+def masked(step: "NodeRules") -> Tensor:
     return step.pointwise(list(tensors_in(step.args)))
 
 
-def sampled_positions(step: "Step") -> Tensor:
+def sampled_positions(step: "NodeRules") -> Tensor:
     """Of x [b, t, d] some positions, for which logits are wanted: any of them stands for all."""
     x = step.args[0]
     step.out.couple_along(x, 1)
     return x.amax(1, keepdim=True).expand(step.node.meta["shape"])
 
 
-def mask(step: "Step") -> Tensor | None:
+def mask(step: "NodeRules") -> Tensor | None:
     """Made of sizes and padding."""
     return blank(step.node.meta["shape"])
 

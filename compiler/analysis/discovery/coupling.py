@@ -12,7 +12,7 @@ from .residual import common
 Index = tuple[str, int]  # (tensor, axis)
 
 
-class Uneven(Exception):
+class IrregularLayout(Exception):
     """The items of a group don't lie in a pattern that a `Member` can say."""
 
 
@@ -135,7 +135,7 @@ class _Search:
             return
         try:
             members = tuple(self.members(items))
-        except Uneven as error:
+        except IrregularLayout as error:
             self.refuse(site, str(error))
             return
         enclosing = common([module_of(m.tensor) for m in members])
@@ -172,12 +172,12 @@ def segments(item: np.ndarray, count: int, tensor: str) -> tuple[tuple[int, int]
     """The segments of a `Member` from the item of each index (-1: none). Raises Uneven."""
     sizes = np.bincount(item[item >= 0], minlength=count)
     if (sizes != sizes[0]).any():
-        raise Uneven(f"its items own unequal numbers of indices of {tensor}")
+        raise IrregularLayout(f"its items own unequal numbers of indices of {tensor}")
     order = np.argsort(item, kind="stable")[(item < 0).sum() :].reshape(count, -1)  # [item, index]
     runs = np.split(order[0], np.flatnonzero(np.diff(order[0]) != 1) + 1)
     steps = np.concatenate([np.full(len(run), len(run)) for run in runs])
     if (order != order[0] + np.arange(count)[:, None] * steps).any():
-        raise Uneven(f"its items lie in {tensor} in no regular pattern")
+        raise IrregularLayout(f"its items lie in {tensor} in no regular pattern")
     return tuple((int(run[0]), len(run)) for run in runs)
 
 

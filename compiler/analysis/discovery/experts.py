@@ -27,7 +27,7 @@ EXPERTS_FIXED = "whole experts can't go"
 _GROUPED_BYTES = 16  # torch multiplies packed experts in groups, whose rows start at multiples of so many bytes
 
 
-class Unrouted(Exception):
+class UnknownRouter(Exception):
     """Experts are called and what chooses them is not understood."""
 
 
@@ -38,7 +38,7 @@ def expert_groups(graph: fx.Graph, root: nn.Module, labelling: Labelling) -> Ite
         if node.op == "call_module" and node.meta.get("role") == "experts":
             try:
                 by_target.append((node.target, _experts(node, root, labelling)))
-            except Unrouted as error:
+            except UnknownRouter as error:
                 yield node.target, f"{EXPERTS_FIXED}: {error}"
     routers = [group.members[0].tensor for _, group in by_target]
     for target, group in by_target:
@@ -53,7 +53,7 @@ def _experts(node: fx.Node, root: nn.Module, labelling: Labelling) -> Group:
     packed = dict(root.get_submodule(path).named_parameters())
     counts = {p.shape[0] for p in packed.values()}
     if len(counts) != 1 or all(p.dim() < 3 for p in packed.values()):
-        raise Unrouted("their weights are not packed into one tensor each")
+        raise UnknownRouter("their weights are not packed into one tensor each")
     count = counts.pop()
     index = next((x for x in node.all_input_nodes if "int" in str(x.meta.get("dtype"))), None)
     router, read = _router(index, root, count)
@@ -89,7 +89,7 @@ def _router(index: fx.Node | None, root: nn.Module, count: int) -> tuple[str, li
             read.append(path)
         waiting += [x for x in node.all_input_nodes if x not in visited]
         visited.update(node.all_input_nodes)
-    raise Unrouted("no module makes a score for each of them")
+    raise UnknownRouter("no module makes a score for each of them")
 
 
 def _has_rows(value: Any, count: int) -> bool:

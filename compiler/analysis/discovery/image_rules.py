@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 if TYPE_CHECKING:
-    from .labels import Step
+    from .labels import NodeRules
 
 MOVING = (nn.Flatten, nn.Unflatten, nn.ConstantPad1d, nn.ConstantPad2d, nn.PixelShuffle, nn.PixelUnshuffle)
 NORMS = (_NormBase, nn.GroupNorm)
@@ -36,7 +36,7 @@ _POOLINGS = (
 )
 
 
-def convolve(step: "Step", x: Tensor, module: _ConvNd) -> Tensor:
+def convolve(step: "NodeRules", x: Tensor, module: _ConvNd) -> Tensor:
     """[b, c, ...] -> [b, rows, ...]: as `contract`, but each group of rows reads its own group of channels."""
     rows = step.out.fresh(len(module.weight))
     if module.bias is not None:
@@ -44,7 +44,7 @@ def convolve(step: "Step", x: Tensor, module: _ConvNd) -> Tensor:
     return filtered(step, x, rows, step.submodule_path(f"{step.node.target}.weight"), module.groups)
 
 
-def filtered(step: "Step", x: Tensor, rows: Tensor, weight: str, groups: int) -> Tensor:
+def filtered(step: "NodeRules", x: Tensor, rows: Tensor, weight: str, groups: int) -> Tensor:
     """Labels of a convolution's output: x with the weight at that path, whose rows have those labels."""
     channels = channels_of(step, x)
     if groups == 1:
@@ -58,25 +58,25 @@ def filtered(step: "Step", x: Tensor, rows: Tensor, weight: str, groups: int) ->
     return spread(step, rows)
 
 
-def channels_of(step: "Step", x: Tensor) -> Tensor:
+def channels_of(step: "NodeRules", x: Tensor) -> Tensor:
     """One label per channel of [b, c, ...], coupled over all places."""
     by_channel = x.movedim(1, 0).flatten(1)
     step.out.couple_along(by_channel, 1)
     return by_channel.amax(1)
 
 
-def spread(step: "Step", channels: Tensor) -> Tensor:
+def spread(step: "NodeRules", channels: Tensor) -> Tensor:
     """Labels of channels in the shape of this node's result."""
     shape = step.node.meta["shape"]
     return channels.view(-1, *(1 for _ in shape[2:])).expand(shape)
 
 
-def pool(step: "Step", x: Tensor) -> Tensor:
+def pool(step: "NodeRules", x: Tensor) -> Tensor:
     """Places of a channel are drawn together, channels stay apart."""
     return spread(step, channels_of(step, x))
 
 
-def channel_norm(step: "Step", x: Tensor, module: nn.Module) -> Tensor:
+def channel_norm(step: "NodeRules", x: Tensor, module: nn.Module) -> Tensor:
     """Statistics of each channel of [b, c, ...], or of a group of them; running ones follow the weight."""
     channels = channels_of(step, x)
     if module.weight is not None:

@@ -139,7 +139,7 @@ REDUCES = frozenset(("mean", "sum", "var", "std", "amax", "amin", "logsumexp", "
 
 
 @dataclass(frozen=True)
-class Claim:
+class AxisLabels:
     """The labels along one axis of a parameter: its rows where it writes, its columns where it reads."""
 
     tensor: str  # below the unit: "mlp.gate_proj.weight"
@@ -179,7 +179,7 @@ class Attention:
 class Labelling:
     """Labels of one unit, filled by a run over its graph. `values` holds the labels of every node."""
 
-    claims: list[Claim] = field(default_factory=list)
+    claims: list[AxisLabels] = field(default_factory=list)
     attentions: list[Attention] = field(default_factory=list)
     weighed: list[np.ndarray] = field(default_factory=list)  # labels under a softmax: attention written out
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (module, why nothing is known of it)
@@ -200,7 +200,7 @@ class Labelling:
             if (known.tensor, known.axis) == (tensor, axis):
                 self.couple(torch.from_numpy(known.labels), labels)
                 return labels
-        self.claims.append(Claim(tensor, axis, labels.numpy(), reads))
+        self.claims.append(AxisLabels(tensor, axis, labels.numpy(), reads))
         return labels
 
     def couple(self, left: Tensor, right: Tensor) -> None:

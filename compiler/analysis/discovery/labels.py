@@ -45,13 +45,13 @@ _MISFITS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, Key
 def label(graph: fx.Graph, root: nn.Module, stream: str | None) -> Labelling:
     """Run the graph of the unit `root` on labels; `stream` names the placeholder of the residual stream, if any."""
     out = Labelling()
-    result = Run(out, root, stream=stream).through(graph)
+    result = GraphRun(out, root, stream=stream).through(graph)
     label_sets = [x.numpy().ravel() for x in tensors_in(result)]
     out.output = np.unique(np.concatenate(label_sets)) if label_sets else out.output
     return out
 
 
-class Run:
+class GraphRun:
     """A run over one graph. `prefix` is where its root lies below the unit, `given` what its placeholders hold."""
 
     def __init__(
@@ -69,7 +69,7 @@ class Run:
         for node in graph.nodes:
             if node.op == "output":
                 return fx.map_arg(node.args[0], self.out.values.__getitem__)
-            step = Step(self.out, self.root, node, self)
+            step = NodeRules(self.out, self.root, node, self)
             try:
                 self.out.values[node] = step.value(self.stream)
             except _MISFITS:
@@ -81,14 +81,14 @@ class Run:
         """The labels that come out of a module that was opened, given its call's arguments."""
         names = [n.name for n in graph.nodes if n.op == "placeholder"]
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-        return Run(self.out, module, arguments, path).through(graph)
+        return GraphRun(self.out, module, arguments, path).through(graph)
 
 
-class Step:
+class NodeRules:
     """One node of a run: its arguments as labels, and the rules."""
 
-    def __init__(self, out: Labelling, root: nn.Module, node: fx.Node, run: Run | None = None):
-        self.out, self.root, self.node, self.run = out, root, node, run or Run(out, root)
+    def __init__(self, out: Labelling, root: nn.Module, node: fx.Node, run: GraphRun | None = None):
+        self.out, self.root, self.node, self.run = out, root, node, run or GraphRun(out, root)
         # Labels, sizes, modules: whatever the call is given when it runs. A rule that expects others has a misfit.
         self.args: tuple[Any, ...] = tuple(fx.map_arg(node.args, out.values.__getitem__))
         self.kwargs: dict[str, Any] = dict(fx.map_arg(node.kwargs, out.values.__getitem__))

@@ -15,14 +15,14 @@ from . import image_rules
 from .labelling import MOVES, NO_LABEL, POINTWISE, Weight, tensors_in
 
 if TYPE_CHECKING:
-    from .labels import Step
+    from .labels import NodeRules
 
 _SAME = frozenset(("to", "float", "half", "bfloat16", "double", "type", "type_as", "contiguous", "clone", "detach"))
 _TURNED = frozenset(("T", "mT", "H", "mH", "data"))  # properties that are the parameter itself
 _PRODUCTS = frozenset(("matmul", "bmm", "mm", "linear"))
 
 
-def weight(step: "Step", parameter: Tensor) -> Weight:
+def weight(step: "NodeRules", parameter: Tensor) -> Weight:
     """Fresh labels along each axis; claimed once a product or a sum reads them."""
     rows = tuple(step.out.fresh(size) for size in parameter.shape)
     axes = (
@@ -40,7 +40,7 @@ def weights_in(tree: Any) -> list[Weight]:
     return [weight for item in tree for weight in weights_in(item)] if isinstance(tree, (tuple, list)) else []
 
 
-def apply(step: "Step", name: str) -> Any:
+def apply(step: "NodeRules", name: str) -> Any:
     """A function that is given such a parameter."""
     parameters = weights_in((step.args, step.kwargs))
     if name == "getattr" and step.args[1] in _TURNED:
@@ -63,7 +63,7 @@ def apply(step: "Step", name: str) -> Any:
     return no_rule(step, parameters, name)
 
 
-def transformed(step: "Step", w: Weight) -> Any:
+def transformed(step: "NodeRules", w: Weight) -> Any:
     """A view, transposition or choice of a parameter, done along all of its axes' labels."""
     target = step.node.target
     if target is operator.getitem and picks(step.args[1]):
@@ -83,7 +83,7 @@ def picks(index: Any) -> bool:
     return isinstance(index, Tensor) or (isinstance(index, tuple) and any(isinstance(i, Tensor) for i in index))
 
 
-def picked(step: "Step", x: Tensor, index: Any) -> Tensor:
+def picked(step: "NodeRules", x: Tensor, index: Any) -> Tensor:
     """Any position along the axes that are chosen from: the first stands for all."""
     parts = index if isinstance(index, tuple) else (index,)
     for axis, part in enumerate(parts):
@@ -92,7 +92,7 @@ def picked(step: "Step", x: Tensor, index: Any) -> Tensor:
     return x[tuple(torch.zeros_like(p) if isinstance(p, Tensor) else p for p in parts)]
 
 
-def product(step: "Step", name: str) -> Tensor:
+def product(step: "NodeRules", name: str) -> Tensor:
     """x @ w, w @ x, or a linear layer's function."""
     left, right, *further = [*step.args, *step.kwargs.values()]
     if name == "linear":
@@ -108,7 +108,7 @@ def transposed(w: Weight) -> Weight:
     return w.transformed([axis.transpose(-1, -2) for axis in w.axes])
 
 
-def contracted(step: "Step", x: Tensor, w: Weight) -> Tensor:
+def contracted(step: "NodeRules", x: Tensor, w: Weight) -> Tensor:
     """x [..., n, k] @ w [..., k, m] -> [..., n, m]"""
     result = torch.full((), NO_LABEL, dtype=torch.int64)
     rows = x.unsqueeze(-2) if x.ndim == 1 else x
@@ -127,7 +127,7 @@ def contracted(step: "Step", x: Tensor, w: Weight) -> Tensor:
     return expanded.squeeze(-2) if x.ndim == 1 else expanded
 
 
-def met(step: "Step", parameters: list[Weight]) -> Tensor | Weight:
+def met(step: "NodeRules", parameters: list[Weight]) -> Tensor | Weight:
     """A sum or a product place by place."""
     activations = list(tensors_in((step.args, step.kwargs)))
     if not activations:
@@ -147,7 +147,7 @@ def met(step: "Step", parameters: list[Weight]) -> Tensor | Weight:
     return x
 
 
-def met_along(step: "Step", w: Weight, axis: int, labels: Tensor) -> None:
+def met_along(step: "NodeRules", w: Weight, axis: int, labels: Tensor) -> None:
     """Couple the labels at each position along an axis with the parameter there."""
     for position, axis_labels in enumerate(w.axes):
         if axis_labels.ndim > axis and axis_labels.shape[axis] == len(labels) and varies(axis_labels, axis):
@@ -160,11 +160,11 @@ def varies(labels: Tensor, axis: int) -> bool:
     return labels.shape[axis] > 1 and bool((labels != labels.narrow(axis, 0, 1)).any())
 
 
-def claim(step: "Step", w: Weight, axis: int, reads: bool = False) -> None:
+def claim(step: "NodeRules", w: Weight, axis: int, reads: bool = False) -> None:
     step.out.claim(w.tensor, axis, w.rows[axis], reads)
 
 
-def no_rule(step: "Step", parameters: list[Weight], name: str) -> Any:
+def no_rule(step: "NodeRules", parameters: list[Weight], name: str) -> Any:
     """No rule: what meets the parameter is blocked."""
     labels = step.out.fresh(1)
     read = f"the parameter {parameters[0].tensor} is read" if parameters else "something is read"
@@ -175,7 +175,7 @@ def no_rule(step: "Step", parameters: list[Weight], name: str) -> Any:
     return labels.expand(shape) if shape is not None and all(isinstance(n, int) for n in shape) else step.unknown(name)
 
 
-def topk(step: "Step") -> Any:
+def topk(step: "NodeRules") -> Any:
     """Selection of the largest is by index, so that none of them can go as a channel does."""
     x = step.args[0]
     axis = step.kwargs.get("dim", step.args[2] if len(step.args) > 2 else -1)
@@ -184,7 +184,7 @@ def topk(step: "Step") -> Any:
     return tuple(torch.full(shape, NO_LABEL, dtype=torch.int64) for shape in step.node.meta["shape"])
 
 
-def convolution(step: "Step") -> Any:
+def convolution(step: "NodeRules") -> Any:
     """torch's function, as modules call it that pad in a way of their own."""
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     arguments = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
@@ -196,7 +196,7 @@ def convolution(step: "Step") -> Any:
     return image_rules.filtered(step, arguments["input"], w.rows[0], w.tensor, arguments.get("groups", 1))
 
 
-def gather(step: "Step") -> Any:
+def gather(step: "NodeRules") -> Any:
     """At each place along an axis a value from somewhere along it, by numbers."""
     arguments = {**dict(zip(("input", "dim", "index"), step.args, strict=False)), **step.kwargs}
     x, axis = arguments["input"], arguments["dim"]

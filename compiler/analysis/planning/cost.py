@@ -79,7 +79,7 @@ def step_seconds(
 
 def emission(emit: Emit, current: Skeleton, original: Skeleton, pipeline: Pipeline, ctx: "Context") -> Emission:
     """Writing, hashing, reopening in a fresh process, and what is measured of it."""
-    target: Target = ctx.shelf.make("target", emit.call)
+    target: Target = ctx.registry.make("target", emit.call)
     speed, model_bytes, numbers = local_peak(ctx), shrink.bytes_(current), shrink.params(current)
     if target.describes_artifacts:
         return Emission(emit.call, emit.source, 1.0, 0, 1 << 20)
@@ -111,7 +111,7 @@ def _uniform(source: str, pipeline: Pipeline, ctx: "Context") -> bool:
     steps = {step.name: step for step in pipeline.steps}
     while source in steps:
         call = steps[source].call
-        pass_: Pass = ctx.shelf.make("pass", call)
+        pass_: Pass = ctx.registry.make("pass", call)
         if not pass_.foreseeable and not pass_.everywhere:  # what touches every module alike changes no shape
             return False
         for when, effect in pass_.makes.items():

@@ -38,13 +38,13 @@ def step_parts(call: Invocation, source: str, ctx: Context, steps: Mapping[str, 
             "files": files(call, ctx),
             "seed": ctx.settings.seed,
             "source": {f"{kind} {name}": word_source(kind, name, ctx) for kind, name in words},
-            "libraries": versions(*ctx.shelf.vocabulary.word("pass", call.word).facts.get("requires", ())),
+            "libraries": versions(*ctx.registry.vocabulary.word("pass", call.word).facts.get("requires", ())),
             "device": ctx.settings.device,
             "threads": ctx.settings.threads,
             "format": FORMAT,
         }
         | _results(call, steps)
-        | (_measured_on(call, ctx) if ctx.shelf.make("pass", call).reads_clock() else {})
+        | (_measured_on(call, ctx) if ctx.registry.make("pass", call).reads_clock() else {})
     )
 
 
@@ -61,7 +61,7 @@ def _measured_on(call: Invocation, ctx: Context) -> dict[str, Any]:
 
 def files(call: Invocation, ctx: Context) -> dict[str, str]:
     """Hashes of the files that a pass reads, by the paths in the recipe; "" for one that is not there."""
-    named = ctx.shelf.make("pass", call).files()
+    named = ctx.registry.make("pass", call).files()
     folder = ctx.relative_to(call).folder
     return {n: file_hash(folder / n, ctx.settings.cache_dir) if os.path.isfile(folder / n) else "" for n in named}
 
@@ -74,7 +74,7 @@ def data_identity(ref: DataRef, ctx: Context) -> str:
 
 
 def word_source(kind: str, name: str, ctx: Context) -> str:
-    word = ctx.shelf.vocabulary.word(kind, name)
+    word = ctx.registry.vocabulary.word(kind, name)
     assert word, f"no {kind} {name}"
     return fingerprint(Path(word.path))
 

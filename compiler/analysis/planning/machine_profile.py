@@ -29,7 +29,7 @@ def named(call: Invocation) -> str | None:
 def check_profiles(calls: Sequence[Invocation], ctx: "Context") -> None:
     """Reject steps that name a profile which this machine is not, unless they decide for other machines, too."""
     for call in calls:
-        word = ctx.shelf.vocabulary.word("pass", call.word)
+        word = ctx.registry.vocabulary.word("pass", call.word)
         if word is not None and word.facts.get("elsewhere"):
             continue
         reason = differs(named(call), ctx)

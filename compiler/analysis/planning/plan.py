@@ -192,7 +192,7 @@ def _stage(
     store: Cache,
     steps: Mapping[str, str],
 ) -> tuple[Stage, Skeleton]:
-    pass_ = ctx.shelf.make("pass", call)
+    pass_ = ctx.registry.make("pass", call)
     after = pass_.forecast(before)
     parts = keys.step_parts(call, source, ctx, steps)
     forwards = pass_.forwards(before)

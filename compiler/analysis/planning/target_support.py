@@ -18,7 +18,7 @@ def refuse_foreseen(pipeline: Pipeline, ctx: Context) -> None:
     """Raise what a target says of the pipeline's model and steps; a warning where it may turn out otherwise."""
     for emit in pipeline.emits:
         with with_location(emit.call):
-            target = ctx.shelf.make("target", emit.call)
+            target = ctx.registry.make("target", emit.call)
             _refuse_model(target, emit, pipeline, ctx)
             _refuse_steps(target, emit, pipeline, ctx)
 
@@ -36,10 +36,10 @@ def _refuse_model(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) 
 
 
 def _refuse_steps(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) -> None:
-    lacking = target.lacks([ctx.shelf.make("pass", step.call) for step in pipeline.before(emit.source)])
+    lacking = target.lacks([ctx.registry.make("pass", step.call) for step in pipeline.before(emit.source)])
     if lacking is None:
         return
-    source: Any = ctx.shelf.load("model", ctx.recipe.models[pipeline.model].word)
+    source: Any = ctx.registry.load("model", ctx.recipe.models[pipeline.model].word)
     if source.plain:
         raise Reject(lacking)
     message = f"no step before {emit.call.word} makes what it needs: {lacking.message}"
@@ -49,5 +49,5 @@ def _refuse_steps(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) 
 
 def _removes_modules(call: Invocation, ctx: Context) -> bool:
     """Whether a step may remove whole modules."""
-    pass_ = ctx.shelf.make("pass", call)
+    pass_ = ctx.registry.make("pass", call)
     return isinstance(pass_.keeps, Lossy) and pass_.acts_on not in _STAYING

@@ -6,7 +6,7 @@ from .low_rank import modules
 from .noise import noisy_mean
 from .rotations import projected
 from .state import Shapes, State, mean
-from .strategy import Payload, Sent, Strategy
+from .strategy import Payload, Strategy, TrainedState
 
 
 class FedAvg(Strategy):
@@ -27,7 +27,7 @@ class FedAvg(Strategy):
     def payload(self, client: int, number: int, last_round: int | None) -> Payload:
         return Payload({"global": self.state})
 
-    def take(self, number: int, sent: Mapping[int, Sent]) -> None:
+    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
         states = {k: s.state for k, s in sent.items()}
         if self.clip:
             seed = None if self.seed is None else self.seed + number
@@ -66,7 +66,7 @@ class FrozenA(FedAvg):
         fixed = {f"{path}.A" for path in modules(self.full)}
         return {name: shape for name, shape in self.full.items() if name not in fixed}
 
-    def take(self, number: int, sent: Mapping[int, Sent]) -> None:
+    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
         super().take(number, sent)
         self.state = {**self.initial, **self.state}
 

@@ -15,7 +15,7 @@ from ....dsl.syntax.source import Source
 from ...core.settings import Settings
 from ...driver.models import open_model, origin_of
 from ...plugin.context import Context
-from ...plugin.registry import Shelf
+from ...plugin.registry import Registry
 from .bounds import Bounds
 from .client import Learner, Participant
 from .declaration import Declaration, base_hash, check_base
@@ -23,7 +23,7 @@ from .partition import divided, split_rows
 
 if TYPE_CHECKING:
     from .rows import Rows
-    from .search import Librarian
+    from .search import RetrievalClient
     from .slots import Slots
 
 
@@ -48,7 +48,7 @@ class ClientHost:
         check_base(self.declared, self.model, self.settings.cache_dir)
 
     @contextmanager
-    def seats(self, clients: list[int]) -> "Iterator[Sequence[Participant | Librarian]]":
+    def seats(self, clients: list[int]) -> "Iterator[Sequence[Participant | RetrievalClient]]":
         """Clients that answer messages, over one model; over one of each size where they train sub-networks."""
         rows, declared = self._rows(), self.declared
         if declared.trains == "index":
@@ -68,13 +68,13 @@ class ClientHost:
                 seats.append(Participant(client, first, sizes, bounds))
             yield seats
 
-    def _librarians(self, clients: list[int], rows: "list[Rows]") -> "list[Librarian]":
+    def _librarians(self, clients: list[int], rows: "list[Rows]") -> "list[RetrievalClient]":
         """Clients with vectors of their questions and documents, the halves of rows of `texts` with two fields.
 
         Whose question is whose, and whose document, is divided apart: an answer may lie with another client.
         """
         from ...models.rows.encoder_states import all_states, pooling_of
-        from .search import Librarian
+        from .search import RetrievalClient
 
         model, declared = open_model(str(self.model), self.settings).model, self.declared
         pooling = pooling_of(self.model, "auto")
@@ -88,11 +88,11 @@ class ClientHost:
         if self.local_data:
             numbers = np.arange(len(known))
             partners = {k: np.stack([np.full(len(known), k), numbers], axis=1) for k in clients}
-            return [Librarian(k, self.base, questions_all, known, partners[k], declared.top) for k in clients]
+            return [RetrievalClient(k, self.base, questions_all, known, partners[k], declared.top) for k in clients]
         questions, documents = (self._dealt(halves, declared.seed + n) for n in (0, 1))
         owner_of = {at: (k, n) for k, row_numbers in enumerate(documents) for n, at in enumerate(row_numbers)}
         return [
-            Librarian(
+            RetrievalClient(
                 k,
                 self.base,
                 questions_all[questions[k]],
@@ -116,7 +116,7 @@ class ClientHost:
         calls = {d.name: Invocation(d.word, {k: from_json(v) for k, v in d.args.items()}) for d in self.declared.data}
         recipe = Recipe(Source("federation.json", ""), "", {}, {}, calls, {}, {})
         origin = origin_of(str(self.model), self.settings)
-        context = Context(self.settings, recipe, self.data, Shelf(), origin, self.settings.cache_dir)
+        context = Context(self.settings, recipe, self.data, Registry(), origin, self.settings.cache_dir)
         return [rows_of(d.name, context) for d in self.declared.data]
 
     def _learner(self, client: int, rows: "list[Rows]", slots: "Slots") -> Learner:
@@ -164,7 +164,7 @@ def parts_of(declared: Declaration, rows: "list[Rows]") -> "list[Rows]":
 @contextmanager
 def slots_on(model: Any, declared: Declaration, size: int = -1) -> "Iterator[Slots]":
     """Slots of a federation's states in a model; `size` names the sub-network that it becomes, -1 for none."""
-    from .slots import AllWeights, Edited, Headed, LowRank, SoftPrompt
+    from .slots import AllWeights, ClassifierSlots, Edited, LowRank, SoftPrompt
 
     full = declared.full
     if size >= 0:
@@ -175,8 +175,8 @@ def slots_on(model: Any, declared: Declaration, size: int = -1) -> "Iterator[Slo
         full = declared.sizes[size].shapes(full)
     if declared.trains == "lora":
         with LowRank.on(model, full, declared.alpha) as slots:
-            yield Headed(slots, full)
+            yield ClassifierSlots(slots, full)
     elif declared.trains == "reft":
-        yield Headed(Edited(model, full), full)
+        yield ClassifierSlots(Edited(model, full), full)
     else:
         yield {"prompt": SoftPrompt, "full": AllWeights}[declared.trains](model, full)

@@ -17,8 +17,8 @@ from .history import Round
 from .personal import AllButMe
 from .products import Pad, Stack, Truncate
 from .rounds import Federation, Terms
-from .search import Library, Search
-from .secure import Summed
+from .search import RetrievalFederation, RetrievalStrategy
+from .secure import SecureSum
 from .sizes import Coverage, Size
 from .state import Shapes
 from .strategy import Strategy
@@ -250,11 +250,11 @@ def check_base(declared: Declaration, folder: Path, cache_dir: Path) -> None:
 def strategy_of(declared: Declaration, seed: int | None = None) -> Strategy:
     """The server's side. `seed` makes noise repeatable and worthless; for tests."""
     if declared.strategy == "search":
-        return Search({})
+        return RetrievalStrategy({})
     ranks = dict(enumerate(declared.ranks))
     clip = declared.clip if declared.protects == "clients" else 0.0
     if declared.secure:
-        return Summed(declared.full, declared.strategy == "abm", declared.mix)
+        return SecureSum(declared.full, declared.strategy == "abm", declared.mix)
     if declared.strategy == "coverage":
         anew = declared.seed if declared.allocation == "sandwich" else None
         size_of_client = dict(enumerate(declared.size_of))
@@ -276,6 +276,6 @@ def federation_of(
     """A run of a declaration over a grid."""
     if declared.strategy != "search":
         return Federation(grid, strategy_of(declared), declared.terms(), checkpoint, on_round)
-    library = Library(grid, strategy_of(declared), declared.terms(), None, on_round)
+    library = RetrievalFederation(grid, strategy_of(declared), declared.terms(), None, on_round)
     library.count = declared.top
     return library

@@ -95,7 +95,7 @@ def _read(value: Any) -> Any:
 
 
 @dataclass
-class Course:
+class History:
     rounds: list[Round] = field(default_factory=list)
 
     @property

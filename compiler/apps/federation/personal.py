@@ -9,7 +9,7 @@ from .leave_one_out import LeaveOneOut
 from .median import gram, pull_of_median
 from .rotations import Way, combined, function_gram, paths
 from .state import Shapes, State, normal
-from .strategy import Payload, Sent, Strategy
+from .strategy import Payload, Strategy, TrainedState
 
 MANY = 64  # clients: of more, medians one by one and means of functions cost their square
 
@@ -60,7 +60,7 @@ class AllButMe(Strategy):
         shares = self._shares.get(client) or (normal(other_weights) if other_weights else {})
         return combined(self.states, shares, state, self.way) if shares else {}
 
-    def take(self, number: int, sent: Mapping[int, Sent]) -> None:
+    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
         for client, one in sent.items():
             self.states[client], self.examples[client] = one.state, one.examples
         self._weigh()

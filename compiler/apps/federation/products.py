@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from .low_rank import modules, padded_mean, rank_of, resized, stacked, truncated
 from .state import Shapes, State, mean
-from .strategy import Payload, Sent, Strategy
+from .strategy import Payload, Strategy, TrainedState
 
 
 def ranked(full: Shapes, rank: int) -> dict[str, tuple[int, ...]]:
@@ -44,7 +44,7 @@ class Stack(Strategy):
     def _rank(self, client: int) -> int:
         return self.ranks.get(client) or rank_of_shapes(self.full)
 
-    def take(self, number: int, sent: Mapping[int, Sent]) -> None:
+    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
         self.rounds[number] = stacked(
             {k: s.state for k, s in sent.items()}, {k: s.examples for k, s in sent.items()}, self.alpha
         )
@@ -98,7 +98,7 @@ class Truncate(Strategy):
     def _rank(self, client: int) -> int:
         return self.ranks.get(client) or rank_of_shapes(self.full)
 
-    def take(self, number: int, sent: Mapping[int, Sent]) -> None:
+    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
         self.merged_state = stacked(
             {k: s.state for k, s in sent.items()}, {k: s.examples for k, s in sent.items()}, self.alpha
         )
@@ -127,7 +127,7 @@ class Pad(Truncate):
         rank = self._rank(client)
         return Payload({"global": resized(self.merged_state or self.initial, rank, self.alpha)}, {"rank": rank})
 
-    def take(self, number: int, sent: Mapping[int, Sent]) -> None:
+    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
         mean = padded_mean({k: s.state for k, s in sent.items()}, {k: s.examples for k, s in sent.items()}, self.alpha)
         largest = rank_of_shapes(self.full)
         self.merged_state = mean if rank_of(mean) == largest else resized(mean, largest, self.alpha)

@@ -10,7 +10,7 @@ import numpy as np
 from ...core.cache import write_atomic
 from ...core.safe_read import CONFIG, read_regular, reject_links
 from .declaration import Declaration
-from .history import Course
+from .history import History
 from .low_rank import modules, rank_of
 from .state import State
 
@@ -20,7 +20,7 @@ PREFIX = "base_model.model"  # of names in peft's files
 
 
 def write_results(
-    states: Mapping[str, State], course: Course, declared: Declaration, into: Path, source: Path | None = None
+    states: Mapping[str, State], course: History, declared: Declaration, into: Path, source: Path | None = None
 ) -> None:
     """A folder for every state ("global", or one of each client), and how the rounds went.
 

@@ -14,11 +14,11 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from .bounds import as_number
 from .checkpoint import Checkpoint
 from .grid import SENTENCE, Grid, Message, Reply, exchange
-from .history import ClientUpdate, Course, Round
+from .history import ClientUpdate, History, Round
 from .masks import Keys
 from .secure import LEAST, masked_request, opened_sum
 from .state import State, fault_of, numbers
-from .strategy import Sent, Strategy
+from .strategy import Strategy, TrainedState
 
 too_few_clients = Fault(
     "too-few-clients", "Fewer clients came to a federation, or answered in a round, than it needs.", exit="failure"
@@ -87,9 +87,9 @@ class Federation:
     known: dict[int, int | None] = field(default_factory=dict)  # node -> client, None where it can't take part
     holding: dict[int, int] = field(default_factory=dict)  # client -> last round whose state its node has
     faults: dict[int, str] = field(default_factory=dict)  # of nodes that can't take part
-    course: Course = field(default_factory=Course)
+    course: History = field(default_factory=History)
 
-    def run(self) -> Course:
+    def run(self) -> History:
         """All rounds that are left; Reject where too few clients are."""
         self._resume()
         self._gather()
@@ -109,7 +109,7 @@ class Federation:
         if stored is not None:
             states, body = stored
             self.strategy.restore(states)
-            self.course = Course([Round.from_json(r) for r in body["rounds"]])
+            self.course = History([Round.from_json(r) for r in body["rounds"]])
 
     # -- who is there ----------------------------------------------------------------------------------------
 
@@ -222,7 +222,7 @@ class Federation:
                 faults[client] = _sentence(error)
                 self.holding.pop(client, None)  # its node's memory is not what we think
                 continue
-            sent[client], results[client] = Sent(reply.arrays.get("own", {}), examples), update
+            sent[client], results[client] = TrainedState(reply.arrays.get("own", {}), examples), update
             self.holding[client] = number
         summed = self._sum(number, sorted(sent), faults) if self.strategy.secure else None
         if summed is not None:

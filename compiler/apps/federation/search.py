@@ -14,10 +14,10 @@ import numpy as np
 from ....dsl.syntax.diagnostics import Reject
 from .bounds import as_number, client_refuses
 from .grid import Answer, Message, Reply, exchange
-from .history import ClientUpdate, Course, Round
+from .history import ClientUpdate, History, Round
 from .rounds import Federation, too_few_clients
 from .state import State, value_fault
-from .strategy import Payload, Sent, Strategy
+from .strategy import Payload, Strategy, TrainedState
 
 
 def top(questions: np.ndarray, documents: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +41,7 @@ def merged(replies: Mapping[int, tuple[np.ndarray, np.ndarray]], count: int) -> 
     return np.take_along_axis(owners, best, 1), np.take_along_axis(numbers, best, 1)
 
 
-class Librarian:
+class RetrievalClient:
     """A client that asks and is asked.
 
     partners   [q, 2] of each of its questions the client and the number of the document that answers it
@@ -76,7 +76,7 @@ class Librarian:
         return {"scores": scores, "numbers": numbers}
 
 
-class Search(Strategy):
+class RetrievalStrategy(Strategy):
     """Nothing is trained, and nothing is kept."""
 
     starts = False
@@ -84,7 +84,7 @@ class Search(Strategy):
     def payload(self, client: int, number: int, last_round: int | None) -> Payload:
         raise AssertionError("nothing is trained")
 
-    def take(self, number: int, sent: Mapping[int, Sent]) -> None:
+    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
         raise AssertionError("nothing is trained")
 
     def results(self) -> dict[str, State]:
@@ -96,7 +96,7 @@ class Search(Strategy):
     def restore(self, saved: Mapping[str, State]) -> None: ...
 
 
-class Library(Federation):
+class RetrievalFederation(Federation):
     """A round for every client: its questions are answered by all, and it judges what they found.
 
     The table's accuracy is the share of its questions whose own document is among the best `count`. A client that
@@ -105,7 +105,7 @@ class Library(Federation):
 
     count: int = 1
 
-    def run(self) -> Course:
+    def run(self) -> History:
         self._gather()
         for number, client in enumerate(sorted(self.members), start=1):
             round_ = self._inquiry(number, client)

@@ -13,12 +13,12 @@ from .grid import Message
 from .masks import from_fixed_point
 from .rotations import projected
 from .state import Shapes, State
-from .strategy import Payload, Sent, Strategy
+from .strategy import Payload, Strategy, TrainedState
 
 LEAST = 3  # clients of a sum: with two, each learns the other's state
 
 
-class Summed(Strategy):
+class SecureSum(Strategy):
     """The plain mean of all, or All-But-Me with the mean, which a client works out from the sum by itself.
 
     mix    share of the others that a client takes in; None: what its validation likes best; for the plain mean 1
@@ -46,7 +46,7 @@ class Summed(Strategy):
             {"secure": True, "mix": share, "way": "project", "among": len(self.summed) * (client in self.summed)},
         )
 
-    def take(self, number: int, sent: Mapping[int, Sent]) -> None:
+    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
         raise AssertionError("a secure strategy is given sums")
 
     def take_sum(self, total: State, clients: Sequence[int]) -> None:

@@ -24,7 +24,7 @@ from .averaging import FedAvg
 from .budgets import Budget, Load, amount, kind_of, latency, limit, memory, phrase
 from .coverage import CountMode, Index, coverage_mean, part_of, sandwich
 from .state import Shapes, State
-from .strategy import Payload, Sent
+from .strategy import Payload, TrainedState
 
 if TYPE_CHECKING:
     from ....dsl.checker.skeleton import Group, Skeleton
@@ -254,7 +254,7 @@ class Coverage(FedAvg):
     def required(self, client: int) -> Shapes:
         return self.options[self.assignment[client]].shapes(self.full) if client in self.assignment else self.full
 
-    def take(self, number: int, sent: Mapping[int, Sent]) -> None:
+    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
         parts: dict[int, State] = {k: s.state for k, s in sent.items()}
         indices = {k: self._index(k) for k in sent}
         self.state = coverage_mean(

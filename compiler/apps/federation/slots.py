@@ -157,7 +157,7 @@ def arrays(path: str, function: Intervention) -> dict[str, nn.Parameter]:
     return result if function.aim is None else {**result, f"{path}.W": function.aim}
 
 
-class Headed(Slots):
+class ClassifierSlots(Slots):
     """Slots of a model that ends in a head over whole rows, which is trained along and sent with the rest."""
 
     def __init__(self, inner: Slots, full: Shapes):
@@ -202,7 +202,7 @@ class AllWeights(Slots):
         return self.trained
 
 
-class Prompted(nn.Module):
+class SoftPromptModel(nn.Module):
     """A language model behind rows of embeddings that are no words: logits of the words alone.
 
     Source: prompt tuning, Lester et al. 2021 (arXiv 2104.08691).
@@ -226,7 +226,7 @@ class SoftPrompt(Slots):
     def __init__(self, model: nn.Module, full: Shapes):
         self.full = full
         self.words = pretrained(model).get_input_embeddings().get_parameter("weight")
-        self.model: Prompted = Prompted(model, torch.zeros(full["prompt"], device=self.words.device))
+        self.model: SoftPromptModel = SoftPromptModel(model, torch.zeros(full["prompt"], device=self.words.device))
 
     def initial_state(self, seed: int, rank: int | None) -> State:
         """Embeddings of tokens drawn by the seed."""

@@ -17,7 +17,7 @@ class Payload:
 
 
 @dataclass(frozen=True)
-class Sent:
+class TrainedState:
     """Result of a client in a round: the state that it trained and how many examples it has."""
 
     state: State
@@ -62,7 +62,7 @@ class Strategy(ABC):
         return self.full
 
     @abstractmethod
-    def take(self, number: int, sent: Mapping[int, Sent]) -> None:
+    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
         """Put a round together."""
 
     def take_sum(self, total: State, clients: Sequence[int]) -> None:

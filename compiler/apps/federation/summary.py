@@ -13,7 +13,7 @@ from .table import HEAD, line
 
 
 @dataclass(frozen=True)
-class Drawing:
+class FederationSummary:
     """Picture of a Flower App for `effc inspect`, with its history where its result lies beside it."""
 
     declared: Declaration

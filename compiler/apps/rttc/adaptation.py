@@ -26,7 +26,7 @@ nothing_to_train = Fault("nothing-to-train-on", "No sample was left to train on.
 
 
 @dataclass(frozen=True)
-class Regime:
+class AdapterSettings:
     """
     kind         of adapters: "lora", or "reft" at every position, whose states are smaller
     batch        samples of a step; `epochs` times over all, so ceil(samples / batch) * epochs steps
@@ -78,7 +78,12 @@ class Adaptable:
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, on: tuple[str, ...], regime: Regime, prompt: Callable[[str], list[int]]
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        on: tuple[str, ...],
+        regime: AdapterSettings,
+        prompt: Callable[[str], list[int]],
     ):
         self.model, self.regime, self._tokenizer, self._prompt = model, regime, tokenizer, prompt
         self.on = on

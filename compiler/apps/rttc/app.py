@@ -22,14 +22,14 @@ from ...artifacts.manifest import hash_files
 from ...artifacts.reft import base_hash
 from ...core.cache import digest
 from ...core.safe_read import CONFIG, MALFORMED, read_json
-from .adaptation import Adaptable, Regime
+from .adaptation import Adaptable, AdapterSettings
 from .app_folder import NAME
 from .attachment import KINDS, attachment_paths
 from .caching import EVICTIONS, Eviction, StateCache
 from .embedder import Embedder, Pooled, folder_embedder, model_embedder
-from .guided import Guided, identity_of
+from .guided import GuidedModel, identity_of
 from .knowledge import check_embedder, open_base
-from .native_generator import MAX_ERROR, Voice, no_place, open_voice, relative_error
+from .native_generator import MAX_ERROR, NativeGenerator, no_place, open_voice, relative_error
 from .policy import Policy, read_policy
 from .prompts import Prompts
 from .retrieval import Local, Remote, Retriever
@@ -63,7 +63,7 @@ class App:
     """
 
     policy: Policy
-    regime: Regime
+    regime: AdapterSettings
     reward: str
     embed: str
     near: Mapping[str, float]
@@ -84,7 +84,7 @@ def read_app(folder: Path) -> App:
             raise ValueError(f"its format is not {FORMAT}")
         if type(body.get("bytes")) is int:  # as folders were written that had one size for both
             body["bytes"] = dict.fromkeys(CACHES, body["bytes"])
-        policy, regime = read_policy(json.dumps(body.pop("policy")).encode()), Regime(**body.pop("regime"))
+        policy, regime = read_policy(json.dumps(body.pop("policy")).encode()), AdapterSettings(**body.pop("regime"))
         app = App(policy=policy, regime=regime, **body)
         numbers = all(isinstance(value, (int, float)) for name, value in asdict(regime).items() if name != "kind")
         fits = (
@@ -162,7 +162,7 @@ def prompts_of(model: Any, tokenizer: Any) -> Prompts:
 
 def client_of(
     app: App, folder: Path, model: Any, tokenizer: Any, cache_dir: Path, server: Remote | None = None
-) -> Guided:
+) -> GuidedModel:
     """A client over the parts of a folder. Its caches lie in `cache_dir`, by what they belong to.
 
     server   asked for samples in place of the folder's own base
@@ -180,8 +180,8 @@ def client_of(
     if app.adapters:
         sites = attachment_paths(model, app.regime.kind)
         adaptable = Adaptable(model, tokenizer, sites, app.regime, prompts.question)
-    voice = voice_of(app, folder, adaptable)
-    reward = reward_of(app, folder, voice.bare if voice else model, prompts, embedder)
+    generator = voice_of(app, folder, adaptable)
+    reward = reward_of(app, folder, generator.bare if generator else model, prompts, embedder)
     parts = digest([hash_files(folder), app.to_json()])
     identity = identity_of(parts, embedder.identity, version, adaptable.shape if adaptable else "")
     lists, states = (
@@ -189,10 +189,12 @@ def client_of(
         for name in CACHES
     )
     router = open_router(folder, embedder.width) if app.policy.kind == "router" else None
-    return Guided(model, prompts, embedder, retriever, reward, app.policy, lists, states, adaptable, router, voice)
+    return GuidedModel(
+        model, prompts, embedder, retriever, reward, app.policy, lists, states, adaptable, router, generator
+    )
 
 
-def voice_of(app: App, folder: Path, adaptable: Adaptable | None) -> Voice | None:
+def voice_of(app: App, folder: Path, adaptable: Adaptable | None) -> NativeGenerator | None:
     """The engine of a folder, where it answers."""
     if app.engine == "torch":
         return None

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...models.rows.forward import evaluating
 from .adaptation import Adaptable, State
-from .generation import Growth, Settings, eos_ids_of, generate_rows, padded
+from .generation import Settings, TokenStream, eos_ids_of, generate_rows, padded
 from .prompts import Prompts
 
 ROWS = 8  # of a batch: a step of so many of 135M parameters took no longer than one row's, with weights read once
@@ -31,7 +31,7 @@ class _Row:
 
     ids: list[int]
     settings: Settings
-    growth: Growth
+    growth: TokenStream
     state: State | None
     finished: bool = False
     error: BaseException | None = None
@@ -63,7 +63,7 @@ class Batcher:
         self, ids: list[int], settings: Settings, stopped: Callable[[], bool], state: State | None = None
     ) -> tuple[str, int, str]:
         """An answer under the adapters of `state`, or of the bare model; as `Growth.outcome` tells it."""
-        growth = Growth(self._prompts, ids, settings, eos_ids_of(self._model, self._prompts), stopped)
+        growth = TokenStream(self._prompts, ids, settings, eos_ids_of(self._model, self._prompts), stopped)
         row = _Row(ids, settings, growth, state)
         with self._changed:
             self._waiting.append(row)

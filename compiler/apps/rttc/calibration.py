@@ -12,7 +12,7 @@ from torch import Tensor
 from ....dsl.syntax.diagnostics import Diagnostic, Reject
 from .drawing import svg, text
 from .generation import Settings
-from .guided import Guided
+from .guided import GuidedModel
 from .policy import BRANCHES, Decision, Point, Policy, Trial, calibrate, measure
 from .reward import Reward, Verifier
 from .router import Router, features, measure_router, train
@@ -24,7 +24,7 @@ from .signals import signals
 PAIRS = 2000  # random pairs of samples whose nearness says what a false hit looks like
 
 
-def trials(client: Guided, dev: Iterable[Sample], verifier: Verifier, settings: Settings) -> list[Trial]:
+def trials(client: GuidedModel, dev: Iterable[Sample], verifier: Verifier, settings: Settings) -> list[Trial]:
     """Answers of each branch to each question: reward, whether it was right, and seconds.
 
     Seconds of a branch are those that a query adds when the branches before it were made already: without those of
@@ -44,7 +44,7 @@ def trials(client: Guided, dev: Iterable[Sample], verifier: Verifier, settings: 
     return result
 
 
-def _bare_scores(client: Guided, question: str, branch: str, settings: Settings) -> Any:
+def _bare_scores(client: GuidedModel, question: str, branch: str, settings: Settings) -> Any:
     only = replace(client, policy=replace(client.policy, kind=branch))
     return only.answer_conversation([{"role": "user", "content": question}], settings)
 
@@ -91,7 +91,7 @@ def _weak(trials_run: Sequence[Trial], area: float) -> Diagnostic:
     )
 
 
-def dev_features(client: Guided, dev: Sequence[Sample]) -> Tensor:
+def dev_features(client: GuidedModel, dev: Sequence[Sample]) -> Tensor:
     """Features of the dev questions for a router, [n, width + 2]."""
     vectors = client.facts().project(client.embedder.embed([sample.question for sample in dev]))
     prompt_ids = [client.prompts.ids([{"role": "user", "content": sample.question}]) for sample in dev]
@@ -165,7 +165,7 @@ class Calibration:
 
 
 def settle(
-    client: Guided,
+    client: GuidedModel,
     policy: Policy,
     dev: Sequence[Sample],
     trials_run: Sequence[Trial],

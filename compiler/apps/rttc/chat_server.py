@@ -24,25 +24,25 @@ from ..serving.protocol import ChatRequest, CompletionRequest
 from ..serving.request import Piece
 from ..serving.stream import check_name, events, leaving
 from .generation import Cancelled, Settings
-from .guided import Answered, Guided
+from .guided import Answered, GuidedModel
 from .retrieval import Unreachable
 
 _PIECE = 24  # characters of an event: an answer is judged before it is told, so it comes whole
 BRANCH = "X-Effc-Branch"
 
 
-def _bytes_buffered(client: Guided, cache: str) -> float:
+def _bytes_buffered(client: GuidedModel, cache: str) -> float:
     return getattr(client, cache).n_bytes
 
 
-class Front:
+class GuidedServer:
     """One guided model, and the queries that are on their way through it.
 
     waiting   queries that may wait; more are told to come back
     parallel  that are on their way at once; none ever has another's adapters
     """
 
-    def __init__(self, name: str, client: Guided, waiting: int = 16, parallel: int = 16):
+    def __init__(self, name: str, client: GuidedModel, waiting: int = 16, parallel: int = 16):
         self.name, self.client, self._most = name, client, waiting + parallel
         self._workers = ThreadPoolExecutor(parallel, thread_name_prefix="effc-guided")
         self._stopped = threading.Event()
@@ -149,7 +149,7 @@ async def _leave(call: Call, left: threading.Event) -> None:
     left.set()
 
 
-def _messages(request_body: ChatRequest | CompletionRequest, client: Guided) -> list[dict[str, str]]:
+def _messages(request_body: ChatRequest | CompletionRequest, client: GuidedModel) -> list[dict[str, str]]:
     if isinstance(request_body, ChatRequest):
         messages = [message.plain() for message in request_body.messages]
     elif isinstance(request_body.prompt, str):
@@ -179,7 +179,7 @@ async def _pieces(answered: Answered) -> AsyncIterator[Piece]:
         yield Piece(text[start : start + _PIECE], answered.new_tokens, answered.finish if last else "")  # type: ignore[arg-type]
 
 
-def application(front: Front) -> FastAPI:
+def application(front: GuidedServer) -> FastAPI:
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
         yield

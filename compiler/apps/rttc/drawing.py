@@ -54,8 +54,8 @@ def text(points: Sequence[Point], marked: Mapping[str, Point]) -> str:
     for letter, (name, point) in zip("abcdefghijklmnop", marked.items(), strict=False):
         cells[round(y(point.accuracy))][round(x(point.seconds))] = letter
         lines.append(f"{letter}  {name}: accuracy {point.accuracy:.3f}, {point.seconds:.3f} s a query")
-    picture = "\n".join(f"|{''.join(row).rstrip()}" for row in cells)
-    return f"accuracy on the dev set\n{picture}\n+{'-' * _COLUMNS} seconds a query\n" + "\n".join(lines) + "\n"
+    summary = "\n".join(f"|{''.join(row).rstrip()}" for row in cells)
+    return f"accuracy on the dev set\n{summary}\n+{'-' * _COLUMNS} seconds a query\n" + "\n".join(lines) + "\n"
 
 
 def _scales(points: Sequence[Point], across: tuple[float, float], upright: tuple[float, float]):

@@ -13,7 +13,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ...models.rows.inputs import device_of
 from ...runtimes.native.sampling import Chooser, Sampling, as_tokens
 from ..serving.chat import prompt_too_long
-from ..serving.text import Stops
+from ..serving.text import StopStrings
 from .prompts import Prompts
 
 empty_prompt = Fault("empty-prompt", "A model was asked to answer nothing at all.", exit="usage")
@@ -40,7 +40,7 @@ class Settings:
         return Chooser(Sampling(seed=seed, temperature=self.temperature, top_p=self.top_p, do_sample=True))
 
 
-class Growth:
+class TokenStream:
     """The tokens of one answer as they come.
 
     ids      of the prompt; Reject where it has none, or more than the model takes
@@ -78,7 +78,7 @@ class Growth:
         """The text, the number of its tokens, and why it ended: "stop" or "length". Raises Cancelled."""
         if self._stopped():
             raise Cancelled
-        stops = Stops(self._targets)
+        stops = StopStrings(self._targets)
         text = stops.push(self._decoded()) + stops.end()
         is_stopped = stops.met or (bool(self.tokens) and self.tokens[-1] in self._eos_ids)
         return text, len(self.tokens), "stop" if is_stopped else "length"
@@ -97,11 +97,11 @@ def generate(
 ) -> tuple[str, int, str]:
     """An answer by the engine, as `Growth.outcome` tells it."""
     eos_ids = eos_ids_of(model, prompts)
-    growth = Growth(prompts, ids, settings, eos_ids, stopped)
+    growth = TokenStream(prompts, ids, settings, eos_ids, stopped)
     sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
         sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
-    with suppress(_Met):
+    with suppress(_StopReached):
         model.generate(
             torch.tensor([list(ids)]),
             max_new_tokens=growth.max_tokens,
@@ -113,14 +113,14 @@ def generate(
     return growth.outcome()
 
 
-class _Met(Exception):
+class _StopReached(Exception):
     """A stop string was said, or nobody listens."""
 
 
 class _Streamer:
     """Streamer for `generate`."""
 
-    def __init__(self, growth: Growth):
+    def __init__(self, growth: TokenStream):
         self._growth, self._prompt = growth, True
 
     def put(self, value: Tensor) -> None:
@@ -130,7 +130,7 @@ class _Streamer:
         for token in value.reshape(-1).tolist():
             self._growth.push(token)
         if self._growth.finished:
-            raise _Met
+            raise _StopReached
 
     def end(self) -> None: ...
 
@@ -139,7 +139,7 @@ class _Streamer:
 def generate_rows(
     model: Any,
     rows: Sequence[Sequence[int]],
-    growth: Sequence[Growth],
+    growth: Sequence[TokenStream],
     choosers: Sequence[Chooser],
     eos_ids: Sequence[int],
     on_end: Callable[[int], None],
@@ -190,7 +190,7 @@ class _SampledTokens(LogitsProcessor):
 
 
 class _Finished(StoppingCriteria):
-    def __init__(self, growth: Sequence[Growth], on_end: Callable[[int], None]):
+    def __init__(self, growth: Sequence[TokenStream], on_end: Callable[[int], None]):
         self._growth, self._notify = growth, on_end
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Any:

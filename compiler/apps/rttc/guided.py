@@ -25,7 +25,7 @@ from .caching import StateCache
 from .embedder import Embedder
 from .generation import Cancelled, Settings, generate
 from .knowledge import Match
-from .native_generator import Voice
+from .native_generator import NativeGenerator
 from .policy import Branch, Decision, Policy, choose
 from .prompts import Message, Prompts
 from .retrieval import Retriever, Unreachable
@@ -59,7 +59,7 @@ class BranchAnswer:
 
 
 @dataclass
-class Guided:
+class GuidedModel:
     """
     model      holds the adapters, and answers where there is no `voice`; `adaptable` is None where it can't be trained
     voice      the native engine, which answers in the model's place
@@ -77,7 +77,7 @@ class Guided:
     states: StateCache
     adaptable: Adaptable | None = None
     router: Router | None = None
-    voice: Voice | None = None
+    generator: NativeGenerator | None = None
 
     def __post_init__(self) -> None:
         self.batcher = Batcher(self.model, self.prompts, self.adaptable)
@@ -94,7 +94,7 @@ class Guided:
 
     def speaker(self, branch: Branch = "direct") -> Any:
         """Generator for answers of this branch: the engine where it can."""
-        spoken = self.voice and (self.voice.adapted if branch == "ttt" else self.voice.bare)
+        spoken = self.generator and (self.generator.adapted if branch == "ttt" else self.generator.bare)
         return spoken or self.model
 
     def answer(
@@ -106,8 +106,8 @@ class Guided:
             return self.batcher.answer(ids, settings, stopped, state)
         with self._engine:
             if state is not None:
-                assert self.voice is not None, "the engine is a voice"
-                self.voice.put(state)
+                assert self.generator is not None, "the engine is a voice"
+                self.generator.put(state)
             return generate(speaker, self.prompts, ids, settings, stopped)
 
     def reading(self) -> AbstractContextManager[Any]:
@@ -117,7 +117,7 @@ class Guided:
 
     def judging(self) -> AbstractContextManager[Any]:
         """Lock for scoring answers and for reading first tokens."""
-        return self.batcher.exclusive() if self.voice is None else self._engine
+        return self.batcher.exclusive() if self.generator is None else self._engine
 
     def facts(self) -> Any:
         """Of the base, asked for again once a minute; a new version empties both caches. Raises Unreachable where none
@@ -156,7 +156,7 @@ def identity_of(parts: str, embedder: str, version: str, shape: str) -> str:
 class _Query:
     """One on its way."""
 
-    def __init__(self, client: Guided, messages: list[Message], settings: Settings, stopped: Callable[[], bool]):
+    def __init__(self, client: GuidedModel, messages: list[Message], settings: Settings, stopped: Callable[[], bool]):
         self._client, self._messages, self._settings, self._stopped = client, messages, settings, stopped
         self._decision = Decision()
         self._answers: dict[Branch, BranchAnswer] = {}

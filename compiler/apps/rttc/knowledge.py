@@ -58,7 +58,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Base:
+class KnowledgeBase:
     """An open one. `version` changes with any sample, vector or the embedder; `index` finds the nearest vectors,
     exactly where it is None."""
 
@@ -70,7 +70,7 @@ class Base:
     dropped: int = 0
     index: Index | None = None
 
-    def searched_by(self, engine: str) -> "Base":
+    def searched_by(self, engine: str) -> "KnowledgeBase":
         """The same, searched by an engine: "flat", "faiss", "auto" or an address."""
         return replace(self, index=open_index(engine, self.vectors, self.version))
 
@@ -103,7 +103,7 @@ def build(
     max_cosine: float = 0.98,
     drafts: Path | None = None,
     on_progress: Callable[[int, int], None] = lambda at, of: None,
-) -> Base:
+) -> KnowledgeBase:
     """Make a base in `folder`, or go on with one whose build was killed.
 
     guard         questions of the evaluation: a sample that asks one of them, or comes as near as a cosine of
@@ -199,7 +199,7 @@ def version_of(hashes: Mapping[str, str], embedder: str) -> str:
     return digest([hashes, embedder])[:16]
 
 
-def open_base(folder: Path) -> Base:
+def open_base(folder: Path) -> KnowledgeBase:
     """Reject (broken-knowledge-base) unless both files are those that were written."""
     try:
         body = read_json(folder / NAME, CONFIG)
@@ -211,7 +211,7 @@ def open_base(folder: Path) -> Base:
             if _hash(folder / name) != body["files"][name]:
                 raise ValueError(f"{name} has other content than when it was written")
         tensors = load_file(folder / VECTORS)
-        base = Base(
+        base = KnowledgeBase(
             list(read_samples(folder / TEXTS)),
             tensors["vectors"],
             tensors["centre"],
@@ -229,7 +229,7 @@ def open_base(folder: Path) -> Base:
     return base
 
 
-def check_embedder(base: Base, embedder: Embedder) -> None:
+def check_embedder(base: KnowledgeBase, embedder: Embedder) -> None:
     if base.embedder != embedder.identity:
         raise Reject(
             other_embedder(

@@ -18,7 +18,7 @@ from ..serving.body import read_body
 from ..serving.errors import install_error_handlers
 from ..serving.metrics import TYPE
 from .engines.index import Unreachable
-from .knowledge import Base
+from .knowledge import KnowledgeBase
 from .reward import Reward
 
 MAX_SAMPLES = 256
@@ -40,10 +40,10 @@ class ScoreQuery(BaseModel):
     answers: Annotated[list[str], Field(min_length=1, max_length=64)]
 
 
-class Library:
+class KnowledgeService:
     """A base that is asked; `reward` is None where the server scores nothing."""
 
-    def __init__(self, base: Base, selection: str, reward: Reward | None = None):
+    def __init__(self, base: KnowledgeBase, selection: str, reward: Reward | None = None):
         self.base, self.selection, self.reward = base, selection, reward
         self._scoring = threading.Lock()
         self.registry = CollectorRegistry()
@@ -101,7 +101,7 @@ class Library:
         return {"reward": self.reward.name, "scale": self.reward.scale, "scores": list(scores_of)}
 
 
-def application(library: Library) -> FastAPI:
+def application(library: KnowledgeService) -> FastAPI:
     app = FastAPI(title="effc knowledge", docs_url=None, redoc_url=None, openapi_url=None)
     install_error_handlers(app)
 

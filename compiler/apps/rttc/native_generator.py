@@ -41,10 +41,10 @@ no_place = Fault(
 Plan = Mapping[str, Any]
 
 
-class Voice:
+class NativeGenerator:
     """`bare` answers as the model is; `adapted`, where the engine can, by the adapters that were put on last."""
 
-    def __init__(self, bare: NativeModel, adapted: "Adapted | None" = None):
+    def __init__(self, bare: NativeModel, adapted: "AdaptedEngine | None" = None):
         self.bare, self._adapted = bare, adapted
 
     @property
@@ -56,16 +56,16 @@ class Voice:
         self._adapted.put(state)
 
 
-def open_voice(folder: Path, adaptable: Adaptable | None, threads: int | None = None) -> Voice:
+def open_voice(folder: Path, adaptable: Adaptable | None, threads: int | None = None) -> NativeGenerator:
     """Of a folder of the target `native`; adapters are those that `adaptable` trains.
 
     Raises Reject (no-place-for-adapters) where the plan has none for them.
     """
     bare = open_native(folder, threads=threads, sequences=_SEQUENCES, steady=True, remembers=_SEQUENCES * _REMEMBERED)
-    return Voice(bare, Adapted(bare, adaptable) if adaptable else None)
+    return NativeGenerator(bare, AdaptedEngine(bare, adaptable) if adaptable else None)
 
 
-class Adapted:
+class AdaptedEngine:
     """A second engine over the weights of a first, with steps for the adapters."""
 
     def __init__(self, bare: NativeModel, adaptable: Adaptable):
@@ -199,22 +199,22 @@ def _layer(plan: Plan, path: str) -> int | None:
 # -- equality ------------------------------------------------------------------------------------------------
 
 
-def relative_error(voice: Voice, adaptable: Adaptable, ids: Sequence[int], seed: int = 0) -> float:
+def relative_error(generator: NativeGenerator, adaptable: Adaptable, ids: Sequence[int], seed: int = 0) -> float:
     """Relative error of the engine's logits of a prompt against PyTorch's under the same random adapters, as a share of
     root mean squares. The adapters are as large as it takes to move the logits by a third, and off again afterwards."""
-    assert voice.adapted is not None, "there are adapters to compare"
+    assert generator.adapted is not None, "there are adapters to compare"
     row, first = torch.tensor([list(ids)]), adaptable.state()
     try:
         bare = _logits(adaptable, first, row)
         for doubled in range(_DOUBLINGS):
-            generator = torch.Generator().manual_seed(seed)
+            draws = torch.Generator().manual_seed(seed)
             spread = 0.01 * 2**doubled
-            state = {name: t + spread * torch.randn(t.shape, generator=generator).to(t) for name, t in first.items()}
+            state = {name: t + spread * torch.randn(t.shape, generator=draws).to(t) for name, t in first.items()}
             expected = _logits(adaptable, state, row)
             if _distance(expected, bare) > 1 / 3:
                 break
-        voice.put(state)
-        return _distance(logits(voice.adapted, row), expected)
+        generator.put(state)
+        return _distance(logits(generator.adapted, row), expected)
     finally:
         adaptable.put(first)
         adaptable.off()

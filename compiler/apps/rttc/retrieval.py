@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...core.safe_read import MALFORMED, parse_json
 from .engines.index import Unreachable
-from .knowledge import Base, Match
+from .knowledge import KnowledgeBase, Match
 from .sample import sample_of
 
 _MAX_BYTES = 16 << 20  # of a server's answer
@@ -75,7 +75,7 @@ class Retriever(Protocol):
 
 @dataclass(frozen=True)
 class Local:
-    base: Base
+    base: KnowledgeBase
     selection: str = "diverse"
 
     def facts(self) -> Facts:

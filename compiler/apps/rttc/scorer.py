@@ -32,7 +32,7 @@ broken_scorer = Fault("broken-scorer", "A folder that was to hold a trained scor
 
 
 @dataclass(frozen=True)
-class Graded:
+class LabelledAnswer:
     """An answer, and whether it was right."""
 
     question: str
@@ -83,7 +83,7 @@ def open_scorer(folder: Path, embedder: Embedder) -> Scorer:
 
 
 def train(
-    graded: Sequence[Graded],
+    graded: Sequence[LabelledAnswer],
     embedder: Embedder,
     *,
     seed: int = 0,
@@ -109,7 +109,9 @@ def train(
     return Scorer(weight, bias, embedder, area)
 
 
-def halves(graded: Sequence[Graded], seed: int, validation_share: float = 0.25) -> tuple[list[Graded], list[Graded]]:
+def halves(
+    graded: Sequence[LabelledAnswer], seed: int, validation_share: float = 0.25
+) -> tuple[list[LabelledAnswer], list[LabelledAnswer]]:
     """Training and held-out split: a share of the questions, with all of their answers."""
     questions = sorted({g.question for g in graded})
     order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -119,7 +121,7 @@ def halves(graded: Sequence[Graded], seed: int, validation_share: float = 0.25) 
     ]
 
 
-def refuse_weak(area: float, validation: Sequence[Graded], force: bool) -> None:
+def refuse_weak(area: float, validation: Sequence[LabelledAnswer], force: bool) -> None:
     """Reject (weak-reward) an area on answers held out that is near a coin's, unless `force`."""
     if area < LEAST_AUC and not force:
         questions = len({g.question for g in validation})
@@ -147,7 +149,7 @@ def _features(embedder: Embedder, questions: Sequence[str], answers: Sequence[st
     )
 
 
-def read_graded(file: Path) -> list[Graded]:
+def read_graded(file: Path) -> list[LabelledAnswer]:
     """JSON lines with `question`, `answer` and `right`; Reject with the line that is none."""
     graded = []
     try:
@@ -163,7 +165,7 @@ def read_graded(file: Path) -> list[Graded]:
                 raise ValueError("it has not all of `question`, `answer` and `right`")
             if not isinstance(body["right"], bool):
                 raise ValueError("`right` is neither true nor false")
-            graded.append(Graded(str(body["question"]), str(body["answer"]), body["right"]))
+            graded.append(LabelledAnswer(str(body["question"]), str(body["answer"]), body["right"]))
         except MALFORMED as error:
             raise Reject(bad_samples(f"line {number} of {file} is no graded answer: {error}")) from error
     if len({g.question for g in graded}) < 4:

@@ -22,12 +22,12 @@ from ...models.rows.forward import evaluating
 from .attachment import KINDS, attached, attachment_paths
 from .embedder import Pooled
 from .reward import finite
-from .scorer import FORMAT, NAME, WEIGHTS, Graded, auc, broken_scorer, halves, refuse_weak
+from .scorer import FORMAT, NAME, WEIGHTS, LabelledAnswer, auc, broken_scorer, halves, refuse_weak
 
 _BATCH, _CLIP = 8, 1.0
 
 
-class Tuned:
+class FineTunedScorer:
     """Log-odds that an answer is right. `auc` is that on questions which it was not trained on."""
 
     name, scale = "scorer", "log-odds"
@@ -61,7 +61,7 @@ class Tuned:
 
     def fit(
         self,
-        graded: Sequence[Graded],
+        graded: Sequence[LabelledAnswer],
         *,
         epochs: int = 2,
         lr: float = 1e-3,
@@ -116,7 +116,7 @@ class Tuned:
 
 
 def tune(
-    graded: Sequence[Graded],
+    graded: Sequence[LabelledAnswer],
     embedder: Pooled,
     kind: str,
     *,
@@ -124,11 +124,11 @@ def tune(
     seed: int = 0,
     force: bool = False,
     **how: Any,
-) -> Tuned:
+) -> FineTunedScorer:
     """Train one; questions are split, so that none is on both sides. Reject (weak-reward) where the AUC on those held
     out is below 0.55, unless `force`."""
     learned, validation = halves(graded, seed)
-    scorer = Tuned(embedder, kind, rank, seed)
+    scorer = FineTunedScorer(embedder, kind, rank, seed)
     scorer.fit(learned, seed=seed, **how)
     odds = scorer.odds([g.question for g in validation], [g.answer for g in validation])
     scorer.auc = auc(odds.tolist(), [g.right for g in validation])
@@ -136,7 +136,7 @@ def tune(
     return scorer
 
 
-def open_tuned(folder: Path, embedder: Pooled) -> Tuned:
+def open_tuned(folder: Path, embedder: Pooled) -> FineTunedScorer:
     try:
         check_regular(folder / WEIGHTS)
         body, tensors = read_json(folder / NAME, CONFIG), load_file(folder / WEIGHTS)
@@ -145,7 +145,7 @@ def open_tuned(folder: Path, embedder: Pooled) -> Tuned:
             raise ValueError("it has another form")
         if body["embedder"] != embedder.identity:
             raise ValueError("it was trained over another embedder")
-        scorer = Tuned(embedder, kind, rank)
+        scorer = FineTunedScorer(embedder, kind, rank)
         scorer.load(tensors)
         scorer.auc = float(body["auc"])
         return scorer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ....dsl.syntax.diagnostics import Fault, Reject
 
 if TYPE_CHECKING:
-    from .chat import Reply, Talker
+    from .chat import ChatSession, Reply
 
 no_adapter = Fault(
     "no-adapter",
@@ -83,25 +83,25 @@ def _check_files(folder: Path) -> None:
         verify_files(folder.parent, read_manifest(folder.parent), under=folder.name)
 
 
-class Talkers:
+class AdapterChats:
     """Talkers by their adapter, "" for the plain model, one of whom answers until a prompt begins with another's name.
 
     A single adapter answers from the start. Raises Reject (no-adapter) for a name that is none.
     """
 
-    def __init__(self, talkers: "Mapping[str, Talker]"):
-        self.talkers = talkers
-        self.name = list(talkers)[-1] if len(talkers) == 2 else ""
+    def __init__(self, chat_sessions: "Mapping[str, ChatSession]"):
+        self.chat_sessions = chat_sessions
+        self.name = list(chat_sessions)[-1] if len(chat_sessions) == 2 else ""
 
     @property
     def chats(self) -> bool:
-        return self.talkers[""].chats
+        return self.chat_sessions[""].chats
 
     def answer(self, prompt: str, hear: Callable[[str], None]) -> "Reply":
         if prompt.startswith(":"):
             name, _, prompt = prompt[1:].partition(" ")
-            if name not in self.talkers:
-                known = ", ".join(f"`:{one}`" for one in self.talkers)
+            if name not in self.chat_sessions:
+                known = ", ".join(f"`:{one}`" for one in self.chat_sessions)
                 raise Reject(no_adapter(f"there is no adapter `{name:.40}`", help=f"there are {known}"))
             self.name = name
-        return self.talkers[self.name].answer(prompt, hear)
+        return self.chat_sessions[self.name].answer(prompt, hear)

@@ -23,7 +23,7 @@ from .errors import install_error_handlers, write_down
 from .metrics import TYPE
 from .protocol import ChatRequest, CompletionRequest
 from .request import Piece, Request
-from .scheduler import Full, Scheduler, Stopped
+from .scheduler import QueueFull, Scheduler, Stopped
 from .stream import check_name, events, leaving
 
 _LAST = 0.5  # seconds that a stopping scheduler has for its call
@@ -65,7 +65,7 @@ class Service:
 
         try:
             job = self.scheduler.submit(request, hear)
-        except Full as full:
+        except QueueFull as full:
             raise ErrorResponse(
                 429,
                 f"{full}: as many requests wait as may",

@@ -59,7 +59,7 @@ def refuse_silent(model: Any) -> None:
 
 
 @dataclass
-class Talker:
+class ChatSession:
     """A model with its tokenizer.
 
     temperature  0 takes the likeliest token each time, so that an answer can be had again

@@ -18,7 +18,7 @@ _HEADERS = 200
 _PIECES = 1 << 14  # of a body: each costs the same, and may be of one byte
 
 
-class Door(socket.socket):
+class LimitedSocket(socket.socket):
     """A listening socket that has let in at most so many: before TLS, where uvicorn counts nobody yet."""
 
     max_connections: int | None = None
@@ -34,7 +34,7 @@ class Door(socket.socket):
         return connection, address
 
 
-class Bounded(h11.Connection):
+class BoundedHttp(h11.Connection):
     """HTTP whose headers, and trailers behind a body in pieces, are no longer than may be, however they came.
 
     h11 itself counts the bytes of what is not whole yet, and takes any length of what came whole in one piece, any
@@ -82,7 +82,7 @@ class Connection(H11Protocol):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.conn = Bounded(h11.SERVER, _HEADER_BYTES)
+        self.conn = BoundedHttp(h11.SERVER, _HEADER_BYTES)
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # TCP's, as h11's own says
         super().connection_made(transport)

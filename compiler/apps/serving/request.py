@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ....kernels.sampling import Sampler
-from .text import Stops, Words
+from .text import StopStrings, TextDecoder
 
 Finish = Literal["", "stop", "length", "cancelled", "failed"]
 
@@ -87,7 +87,7 @@ class Job:
         self.submitted = time.monotonic()
         self.first = 0.0  # when its first token came
         self._eos_ids = frozenset(eos_ids)
-        self._words, self._stops = Words(tokenizer, request.ids[-_BEFORE:]), Stops(request.stops)
+        self._words, self._stops = TextDecoder(tokenizer, request.ids[-_BEFORE:]), StopStrings(request.stops)
         self._history = list(request.ids)
         self._untold: list[Token] = []
         self._sampler = Sampler(

@@ -130,9 +130,9 @@ def runner_of(model: Any, label: str, adapters: Mapping[str, Any] | None = None)
     """
     from ...ir.layers.leaves import is_state_space
     from ...runtimes.native.model import NativeModel
-    from ...runtimes.native.seq2seq import NativeTranslator
+    from ...runtimes.native.seq2seq import NativeSeq2Seq
 
-    if isinstance(model, NativeTranslator):
+    if isinstance(model, NativeSeq2Seq):
         raise Reject(
             unserved_model(
                 f"{label} reads a source and answers with a target, and the server continues texts",

@@ -21,7 +21,7 @@ SHARED_PROMPT_TOKENS = 64  # of prompts in a call that answers share
 STOPS = "the server stops"
 
 
-class Full(Exception):
+class QueueFull(Exception):
     """As many requests wait as may; `seconds` until it is worth to ask again."""
 
     def __init__(self, seconds: int):
@@ -77,14 +77,14 @@ class Scheduler:
         return self._thread.is_alive() and not self._stopping
 
     def submit(self, request: Request, hear: Callable[[Piece], None]) -> Job:
-        """Take a request; `hear` gets its answer piece by piece. Raises Full, or Stopped."""
+        """Take a request; `hear` gets its answer piece by piece. Raises QueueFull, or Stopped."""
         job = Job(request, hear, self._tokenizer, self._eos_ids)
         with self._changed:
             if not self.alive:
                 raise Stopped
             if len(self._waiting) >= self._max_waiting + len(self._free):
                 self.metrics.requests.labels("refused").inc()
-                raise Full(self._patience())
+                raise QueueFull(self._patience())
             self._waiting.append(job)
             self._changed.notify()
         return job

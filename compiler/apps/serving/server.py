@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from .access_log import AccessLog
-from .connection import Door, settings
+from .connection import LimitedSocket, settings
 from .guard import Admission, Guard, loopback
 from .keys import Keys
 from .limits import Limits
@@ -51,7 +51,7 @@ _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
-class Entrance:
+class NetworkSettings:
     """Network settings of a server.
 
     cert, key   PEM files for TLS, or neither
@@ -94,12 +94,12 @@ def check_certificate(cert: Path | None, key: Path | None) -> None:
         raise Reject(bad_certificate(reason)) from error
 
 
-def listening(host: str, port: int) -> Door:
+def listening(host: str, port: int) -> LimitedSocket:
     """A socket at which clients may already wait; Reject where there can be none."""
     help = "stop the program that listens there, or choose another --port; 0 takes a free one"
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        door = Door(family, kind)
+        door = LimitedSocket(family, kind)
     except OSError as error:
         help = "--host 127.0.0.1 is this machine alone, 0.0.0.0 all its addresses"
         raise Reject(address_taken(f"`{host}` is no host here: {_words(error)}", help=help)) from error
@@ -121,7 +121,7 @@ def url_of(listener: socket.socket, secure: bool = False) -> str:
     return f"{'https' if secure else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def guarded(app: FastAPI, count: Callable[[str, int, float], None], entrance: Entrance) -> Any:
+def guarded(app: FastAPI, count: Callable[[str, int, float], None], entrance: NetworkSettings) -> Any:
     """An application behind all that keeps strangers off; `count` hears the path, status and seconds of an answer."""
     known = {getattr(route, "path", "") for route in app.routes}
 
@@ -141,7 +141,9 @@ def guarded(app: FastAPI, count: Callable[[str, int, float], None], entrance: En
     )
 
 
-def serve(app: Any, listener: Door, entrance: Entrance, ready: Callable[[], None], stop: Callable[[], None]) -> None:
+def serve(
+    app: Any, listener: LimitedSocket, entrance: NetworkSettings, ready: Callable[[], None], stop: Callable[[], None]
+) -> None:
     """Answer until a signal comes; it is raised again at the end, as KeyboardInterrupt under `effc`.
 
     stop   cancels all that is answered, as soon as the signal is there

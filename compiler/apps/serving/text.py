@@ -6,7 +6,7 @@ from typing import Any
 _HOLE = "\ufffd"  # what a decoder writes for bytes that are no character, or not yet
 
 
-class Words:
+class TextDecoder:
     """The text of a growing row of tokens, in pieces that are final.
 
     Decoders look at neighbours (the first word loses its space), so that tokens are decoded behind those of
@@ -42,7 +42,7 @@ class Words:
         return self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-class Stops:
+class StopStrings:
     """Text up to the first stop string.
 
     The first is the one that ends first, so that it is the same however the text came in pieces.

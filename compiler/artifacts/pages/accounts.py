@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..form_losses import account_rows, table
-from .sheet import Sheet, word
+from .sheet import ReportData, word
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Row:
     shares: tuple[float, float]
 
 
-def accounts(sheets: Sequence[Sheet]) -> list[Row]:
+def accounts(sheets: Sequence[ReportData]) -> list[Row]:
     losses = table({sheet.location: sheet.manifest.accounts for sheet in sheets if sheet.manifest.accounts})
     if not losses:
         return []

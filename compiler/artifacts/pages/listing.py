@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ...core.quantity import count_text, measured, size
-from .sheet import Sheet, number, rows, table, word
+from .sheet import ReportData, number, rows, table, word
 
 LINES = 2000
 _TOKENS = re.compile(
@@ -16,7 +16,7 @@ _TOKENS = re.compile(
 
 
 @dataclass
-class Line:
+class ListingLine:
     """`tokens` are (class, text); `notes` are (outcome, text), an outcome being "" where nothing was judged."""
 
     number: int
@@ -24,11 +24,11 @@ class Line:
     notes: list[tuple[str, str]] = field(default_factory=list)
 
 
-def listing(sheets: list[Sheet]) -> list[Line]:
+def listing(sheets: list[ReportData]) -> list[ListingLine]:
     """Sheets are of one recipe, each of another artifact."""
     manifest = sheets[0].manifest
     text = manifest.recipe.get("text", "").splitlines()[:LINES]
-    lines = [Line(i, tokens) for i, tokens in enumerate(_tokens(text), 1)]
+    lines = [ListingLine(i, tokens) for i, tokens in enumerate(_tokens(text), 1)]
     for sheet in sheets:
         for at, note in _notes(sheet, text):
             if note not in lines[at].notes:
@@ -55,7 +55,7 @@ def _tokens(text: list[str]) -> Iterator[list[tuple[str, str]]]:
         yield tokens
 
 
-def _notes(sheet: Sheet, text: list[str]) -> Iterator[tuple[int, tuple[str, str]]]:
+def _notes(sheet: ReportData, text: list[str]) -> Iterator[tuple[int, tuple[str, str]]]:
     manifest = sheet.manifest
     timings = {word(s.get("name")): s for s in map(table, rows(manifest.run.get("steps")))}
     for step in manifest.steps:

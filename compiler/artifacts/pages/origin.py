@@ -5,13 +5,13 @@ from typing import Any
 
 from ...core.quantity import change, count_text, measured, size
 from ..manifest import Check
-from .sheet import Sheet, number, rows, table, word
+from .sheet import ReportData, number, rows, table, word
 
 FILES = 500
 
 
 @dataclass(frozen=True)
-class Spent:
+class StageUsage:
     """A step's time and memory beside what `plan` said; shares are of the longest."""
 
     name: str
@@ -22,7 +22,7 @@ class Spent:
     peak: str
 
 
-def facts(sheet: Sheet) -> list[tuple[str, str]]:
+def facts(sheet: ReportData) -> list[tuple[str, str]]:
     """Name and value, those that are known."""
     manifest = sheet.manifest
     lock, machine = manifest.lock, manifest.machine
@@ -47,7 +47,7 @@ def facts(sheet: Sheet) -> list[tuple[str, str]]:
     return [(name, value) for name, value in entries if value]
 
 
-def hashes(sheet: Sheet) -> list[tuple[str, str]]:
+def hashes(sheet: ReportData) -> list[tuple[str, str]]:
     """Hashes of the artifact and of all its inputs."""
     artifact_hash = [("artifact", sheet.hash)] if sheet.hash else []
     return artifact_hash + [
@@ -55,11 +55,11 @@ def hashes(sheet: Sheet) -> list[tuple[str, str]]:
     ]
 
 
-def files(sheet: Sheet) -> list[tuple[str, str, str]]:
+def files(sheet: ReportData) -> list[tuple[str, str, str]]:
     return [(word(name), size(bytes_), word(sha)) for name, (bytes_, sha) in list(sheet.manifest.files.items())[:FILES]]
 
 
-def spent(sheet: Sheet) -> list[Spent]:
+def spent(sheet: ReportData) -> list[StageUsage]:
     stages = []
     for step in map(table, rows(sheet.manifest.run.get("steps"))[:FILES]):
         planned, elapsed, peak = (number(step.get(name)) for name in ("planned", "seconds", "peak_bytes"))
@@ -69,7 +69,7 @@ def spent(sheet: Sheet) -> list[Spent]:
         stages.append(("measuring", None, measuring, None, False))
     longest = max([v for _, planned, elapsed, *_ in stages for v in (planned, elapsed) if v], default=1.0)
     return [
-        Spent(
+        StageUsage(
             name,
             measured(planned, "s") if planned else "",
             "from the cache" if cached else measured(elapsed, "s") if elapsed is not None else "",
@@ -82,7 +82,7 @@ def spent(sheet: Sheet) -> list[Spent]:
 
 
 @dataclass(frozen=True)
-class Reopened:
+class ReopenedForm:
     """A form of the artifact, and how far its outputs were from those in memory."""
 
     form: str
@@ -93,7 +93,7 @@ class Reopened:
     reasons: tuple[str, ...]
 
 
-def reopened(checks: tuple[Check, ...]) -> list[Reopened]:
+def reopened(checks: tuple[Check, ...]) -> list[ReopenedForm]:
     forms: dict[str, list[Check]] = {}
     for check in checks:
         forms.setdefault(word(check.what.partition(",")[0]), []).append(check)
@@ -103,7 +103,7 @@ def reopened(checks: tuple[Check, ...]) -> list[Reopened]:
         share = (worst.worst or 0.0) / worst.tolerance if worst.tolerance else 0.0
         reasons = tuple(dict.fromkeys(word(c.reason) for c in form_checks if c.reason))
         result.append(
-            Reopened(
+            ReopenedForm(
                 form,
                 len(form_checks),
                 f"{worst.worst or 0.0:.2g}",
@@ -129,7 +129,7 @@ class Row:
     shares: tuple[float, float] = (0.0, 0.0)  # of the larger of both
 
 
-def measures(sheet: Sheet) -> list[Row]:
+def measures(sheet: ReportData) -> list[Row]:
     result, left = [], list(sheet.manifest.expectations)
     for m in sheet.manifest.measures:
         bounds_of = [e for e in left if e.text.startswith(f"{m.metric} ")]

@@ -18,7 +18,7 @@ from .layers import layers
 from .listing import listing
 from .origin import Row, facts, files, hashes, measures, reopened, spent
 from .points import points
-from .sheet import Sheet, word
+from .sheet import ReportData, word
 from .steps import steps
 from .timings import timings
 from .ways import ways
@@ -46,7 +46,7 @@ SECTIONS = {  # anchor -> (name, what there has to be for it)
 }
 
 
-def page(sheets: Sequence[Sheet]) -> str:
+def page(sheets: Sequence[ReportData]) -> str:
     """One page of what was compiled from one recipe: the first sheet speaks for the model, each for its files."""
     check_packages()
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -93,7 +93,7 @@ def _coded(text: str) -> str:
     return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
 
 
-def _content(sheets: list[Sheet]) -> dict[str, Any]:
+def _content(sheets: list[ReportData]) -> dict[str, Any]:
     first = sheets[0].manifest
     rows = measures(sheets[0])
     expectations = tuple(dict.fromkeys(e for s in sheets for e in s.manifest.expectations))
@@ -125,7 +125,7 @@ def _content(sheets: list[Sheet]) -> dict[str, Any]:
     }
 
 
-def _tables(sheets: list[Sheet]) -> list[tuple[str, list[Row]]]:
+def _tables(sheets: list[ReportData]) -> list[tuple[str, list[Row]]]:
     """Measures of each artifact, those of the first alone where others say the same."""
     tables: list[tuple[str, list[Row]]] = []
     for sheet in sheets:
@@ -175,7 +175,7 @@ def _tiles(rows: list[Row], members: Sequence[Any]) -> list[Row]:
     return [row for row in rows if row in chosen and row.change]
 
 
-def _opening(sheet: Sheet) -> list[str]:
+def _opening(sheet: ReportData) -> list[str]:
     """Commands that open the artifact, and the notes of its target."""
     folders = {name.split("/")[0] for name in sheet.manifest.files}
     header = header_of(sheet.manifest.kind)

@@ -15,7 +15,7 @@ from ..manifest import Manifest, artifact_hash, read_manifest
 
 
 @dataclass(frozen=True)
-class Sheet:
+class ReportData:
     """`location` as the page names it; `hash` is "" for no artifact; `calibration` is that of test-time compute."""
 
     location: str
@@ -24,8 +24,8 @@ class Sheet:
     calibration: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def of(path: Path) -> "Sheet":
-        return Sheet(path.name, read_manifest(path), artifact_hash(path), _calibration(path / "calibration.json"))
+    def of(path: Path) -> "ReportData":
+        return ReportData(path.name, read_manifest(path), artifact_hash(path), _calibration(path / "calibration.json"))
 
     @property
     def pipeline(self) -> tuple[str, ...]:

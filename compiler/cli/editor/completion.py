@@ -17,8 +17,8 @@ from ....dsl.syntax.edition import HEADS
 from ...plugin.recipe_library import shipped
 from .cursor import CursorContext, Frame, context_at
 from .names import Occurrence, occurrences
+from .open_documents import OpenDocuments, Reading
 from .word_pages import parameter_text
-from .workspace import Desk, Reading
 
 Kind = lsp.CompletionItemKind
 _OF_HEAD = {"model": "model", "data": "data", "pipeline": "pass", "emit": "target", "expect": "metric"}
@@ -38,9 +38,9 @@ _GROUPS = {
 MAX_ITEMS = 400  # items of an answer
 
 
-def complete(reading: Reading, offset: int, desk: Desk) -> lsp.CompletionList:
+def complete(reading: Reading, offset: int, documents: OpenDocuments) -> lsp.CompletionList:
     where = context_at(reading.source, offset)
-    items = [] if where.comment else list(_Complete(where, reading, desk).items())
+    items = [] if where.comment else list(_Complete(where, reading, documents).items())
     replaced = reading.lines.between(where.start, offset)
     for item in items:
         item.text_edit = lsp.TextEdit(replaced, item.insert_text or item.label)
@@ -50,9 +50,9 @@ def complete(reading: Reading, offset: int, desk: Desk) -> lsp.CompletionList:
 
 
 class _Complete:
-    def __init__(self, where: CursorContext, reading: Reading, desk: Desk):
-        self.location, self.reading, self.desk = where, reading, desk
-        self.vocabulary: Vocabulary = desk.vocabulary
+    def __init__(self, where: CursorContext, reading: Reading, documents: OpenDocuments):
+        self.location, self.reading, self.documents = where, reading, documents
+        self.vocabulary: Vocabulary = documents.vocabulary
 
     def items(self) -> Iterator[lsp.CompletionItem]:
         where = self.location
@@ -195,8 +195,8 @@ class _Complete:
     def members(self, use: ast.Use) -> Iterator[tuple[str, Occurrence]]:
         from ....dsl.checker.modules import module_name
 
-        path = self.desk.module(module_name(use.target, self.reading.source.name), self.reading.path)
-        module = self.desk.other(path) if path else None
+        path = self.documents.module(module_name(use.target, self.reading.source.name), self.reading.path)
+        module = self.documents.other(path) if path else None
         if module is None:
             return
         alias = (

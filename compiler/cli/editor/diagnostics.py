@@ -6,8 +6,8 @@ from pygls import uris
 from ....dsl.syntax import ast
 from ....dsl.syntax.diagnostics import Diagnostic
 from ....dsl.syntax.source import Source, Span
+from .open_documents import Reading
 from .positions import Lines
-from .workspace import Reading
 
 SEVERITY = {
     "error": lsp.DiagnosticSeverity.Error,

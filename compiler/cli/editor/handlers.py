@@ -14,10 +14,10 @@ from .diagnostics import actions
 from .hints import hints
 from .hover import declaration, hover, used
 from .names import at, occurrences
+from .open_documents import path_of
 from .outline import folds, outline
 from .rename import InvalidName, nameable, rename, uri_of
 from .server import Input, Server
-from .workspace import path_of
 
 
 def serve() -> int:
@@ -59,7 +59,7 @@ def _documents(server: Server) -> None:
 
     @server.feature(lsp.TEXT_DOCUMENT_DID_CLOSE)
     def closed(params: lsp.DidCloseTextDocumentParams) -> None:
-        server.desk.close(path_of(params.text_document.uri))
+        server.documents.close(path_of(params.text_document.uri))
         server.text_document_publish_diagnostics(lsp.PublishDiagnosticsParams(params.text_document.uri, []))
 
 
@@ -68,10 +68,10 @@ def _names(server: Server) -> None:
     def definition(params: lsp.DefinitionParams) -> lsp.Location | None:
         reading = server.reading(params.text_document.uri)
         offset = reading.lines.offset(params.position)
-        if module := used(reading, offset, server.desk):
+        if module := used(reading, offset, server.documents):
             return lsp.Location(uri_of(module), lsp.Range(lsp.Position(0, 0), lsp.Position(0, 0)))
-        occurrence = at(occurrences(reading.file, server.desk.vocabulary), offset)
-        declared = declaration(occurrence, reading, server.desk) if occurrence else None
+        occurrence = at(occurrences(reading.file, server.documents.vocabulary), offset)
+        declared = declaration(occurrence, reading, server.documents) if occurrence else None
         if declared is None:
             return None
         home, one = declared
@@ -80,7 +80,7 @@ def _names(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_REFERENCES)
     def references(params: lsp.ReferenceParams) -> list[lsp.Location]:
         reading = server.reading(params.text_document.uri)
-        occurrence = occurrences(reading.file, server.desk.vocabulary)
+        occurrence = occurrences(reading.file, server.documents.vocabulary)
         current = at(occurrence, reading.lines.offset(params.position))
         return [
             lsp.Location(params.text_document.uri, reading.lines.range(o.span))
@@ -91,14 +91,14 @@ def _names(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_PREPARE_RENAME)
     def prepare(params: lsp.PrepareRenameParams) -> lsp.Range | None:
         reading = server.reading(params.text_document.uri)
-        occurrence = nameable(reading, reading.lines.offset(params.position), server.desk)
+        occurrence = nameable(reading, reading.lines.offset(params.position), server.documents)
         return reading.lines.range(occurrence.span) if occurrence else None
 
     @server.feature(lsp.TEXT_DOCUMENT_RENAME, lsp.RenameOptions(prepare_provider=True))
     def renamed(params: lsp.RenameParams) -> lsp.WorkspaceEdit:
         reading = server.reading(params.text_document.uri)
         try:
-            return rename(reading, reading.lines.offset(params.position), params.new_name, server.desk)
+            return rename(reading, reading.lines.offset(params.position), params.new_name, server.documents)
         except InvalidName as error:
             raise JsonRpcInvalidParams(str(error)) from None
 
@@ -107,12 +107,12 @@ def _questions(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_HOVER)
     def hover_at(params: lsp.HoverParams) -> lsp.Hover | None:
         reading = server.reading(params.text_document.uri)
-        return hover(reading, reading.lines.offset(params.position), server.desk)
+        return hover(reading, reading.lines.offset(params.position), server.documents)
 
     @server.feature(lsp.TEXT_DOCUMENT_COMPLETION, lsp.CompletionOptions(trigger_characters=[".", '"', ":", "=", "("]))
     def completed(params: lsp.CompletionParams) -> lsp.CompletionList:
         reading = server.reading(params.text_document.uri)
-        return complete(reading, reading.lines.offset(params.position), server.desk)
+        return complete(reading, reading.lines.offset(params.position), server.documents)
 
     @server.feature(
         lsp.TEXT_DOCUMENT_CODE_ACTION,
@@ -136,7 +136,7 @@ def _shapes(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_INLAY_HINT)
     def hinted(params: lsp.InlayHintParams) -> list[lsp.InlayHint]:
         reading = server.reading(params.text_document.uri)
-        inlay_hints = hints(reading, server.forecasts, server.desk, server.options["defaults"])
+        inlay_hints = hints(reading, server.forecasts, server.documents, server.options["defaults"])
         return [h for h in inlay_hints if params.range.start.line <= h.position.line <= params.range.end.line]
 
     @server.feature(lsp.TEXT_DOCUMENT_DOCUMENT_SYMBOL)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from lsprotocol import types as lsp
 
+from .open_documents import OpenDocuments, Reading
 from .word_pages import calls, resolved
-from .workspace import Desk, Reading
 
 MAX_ITEMS = 3  # defaults of a call; the others are in the tooltip
 
@@ -32,12 +32,12 @@ class Forecasts:
     def of(self, reading: Reading) -> list[dict]:
         return self.known.get((reading.path, reading.source.text), [])
 
-    def request(self, reading: Reading, desk: Desk) -> None:
+    def request(self, reading: Reading, documents: OpenDocuments) -> None:
         """Plan a sound recipe whose models are known, in its turn."""
         if not reading.recipes or not reading.skeletons or (reading.path, reading.source.text) in self.known:
             return
         with self.change:
-            self.pending = (reading, {str(path): text for path, text in desk.texts.items()})
+            self.pending = (reading, {str(path): text for path, text in documents.texts.items()})
             if self.thread is None:
                 self.thread = threading.Thread(target=self._run, daemon=True)
                 self.thread.start()
@@ -89,7 +89,7 @@ def _started() -> subprocess.Popen:
     )
 
 
-def hints(reading: Reading, forecasts: Forecasts, desk: Desk, defaults: bool) -> list[lsp.InlayHint]:
+def hints(reading: Reading, forecasts: Forecasts, documents: OpenDocuments, defaults: bool) -> list[lsp.InlayHint]:
     effects = [
         lsp.InlayHint(
             reading.lines.position(step["end"]), step["said"], tooltip="what `effc plan` foresees", padding_left=True
@@ -97,13 +97,13 @@ def hints(reading: Reading, forecasts: Forecasts, desk: Desk, defaults: bool) ->
         for step in forecasts.of(reading)
         if step["said"]
     ]
-    return effects + (_defaults(reading, desk) if defaults else [])
+    return effects + (_defaults(reading, documents) if defaults else [])
 
 
-def _defaults(reading: Reading, desk: Desk) -> list[lsp.InlayHint]:
+def _defaults(reading: Reading, documents: OpenDocuments) -> list[lsp.InlayHint]:
     """Parameters that a call leaves out, before its closing parenthesis."""
     result = []
-    for call, word in calls(reading.file, desk.vocabulary):
+    for call, word in calls(reading.file, documents.vocabulary):
         left = [f"{name}: {value}" for name, value, is_explicit in resolved(word, call) if not is_explicit]
         if left and reading.source.text[call.span.end - 1] == ")":
             ellipsis = ", ..." if len(left) > MAX_ITEMS else ""

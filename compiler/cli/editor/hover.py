@@ -9,12 +9,12 @@ from ....dsl.checker.vocabulary import Vocabulary, Word
 from ....dsl.syntax import ast
 from ....dsl.syntax.source import Span
 from .names import Occurrence, at, occurrences
+from .open_documents import OpenDocuments, Reading
 from .word_pages import calls, condition_text, page, parameter_text, resolved
-from .workspace import Desk, Reading
 
 
-def hover(reading: Reading, offset: int, desk: Desk) -> lsp.Hover | None:
-    for call, word in calls(reading.file, desk.vocabulary):
+def hover(reading: Reading, offset: int, documents: OpenDocuments) -> lsp.Hover | None:
+    for call, word in calls(reading.file, documents.vocabulary):
         if condition_text(call.name.span, offset):
             return _hover(reading, call.name.span, page(word) + _parameter_values(word, call))
         for arg in call.args:
@@ -24,29 +24,31 @@ def hover(reading: Reading, offset: int, desk: Desk) -> lsp.Hover | None:
             chosen = param and isinstance(arg.value, ast.Name) and arg.value.path in param.choices
             if param and chosen and condition_text(arg.value.span, offset):
                 return _hover(reading, arg.value.span, parameter_text(param))
-    occurrence = at(occurrences(reading.file, desk.vocabulary), offset)
-    declared = declaration(occurrence, reading, desk) if occurrence else None
+    occurrence = at(occurrences(reading.file, documents.vocabulary), offset)
+    declared = declaration(occurrence, reading, documents) if occurrence else None
     if occurrence is None or declared is None:
         return None
-    return _hover(reading, occurrence.span, _declared(*declared, desk.vocabulary))
+    return _hover(reading, occurrence.span, _declared(*declared, documents.vocabulary))
 
 
-def used(reading: Reading, offset: int, desk: Desk) -> Path | None:
+def used(reading: Reading, offset: int, documents: OpenDocuments) -> Path | None:
     """The file of the module whose `use` an offset lies in."""
     uses = (s for s in reading.file.statements if isinstance(s, ast.Use) and condition_text(s.span, offset))
     use = next(uses, None)
-    return desk.module(module_name(use.target, reading.source.name), reading.path) if use else None
+    return documents.module(module_name(use.target, reading.source.name), reading.path) if use else None
 
 
-def declaration(occurrence: Occurrence, reading: Reading, desk: Desk) -> tuple[Reading, Occurrence] | None:
+def declaration(
+    occurrence: Occurrence, reading: Reading, documents: OpenDocuments
+) -> tuple[Reading, Occurrence] | None:
     """Declaration of a name, in this file or in the module that it belongs to."""
     home: Reading | None = reading
     if occurrence.home != reading.source.name:
-        path = desk.module(occurrence.home, reading.path)
-        home = desk.other(path) if path else None
+        path = documents.module(occurrence.home, reading.path)
+        home = documents.other(path) if path else None
     if home is None:
         return None
-    candidates = occurrences(home.file, desk.vocabulary)
+    candidates = occurrences(home.file, documents.vocabulary)
     key = (home.source.name, *occurrence.key[1:])
     return next(((home, o) for o in candidates if o.declares and o.key == key), None)
 

@@ -43,7 +43,7 @@ def _run(future: Future[Skeleton | None], find: Callable[[], Skeleton | None]) -
 
 
 @dataclass
-class Visit(Session):
+class EditorSession(Session):
     """A recipe as an editor checks it: the skeletons of its models, and the places of those that a thread still looks
     at."""
 
@@ -52,7 +52,7 @@ class Visit(Session):
     awaited: list[Span | None] = field(default_factory=list)
 
     def known_skeleton(self, call: Invocation) -> Skeleton | None:
-        future = self.models.probe(model_key(call), lambda: super(Visit, self).known_skeleton(call))
+        future = self.models.probe(model_key(call), lambda: super(EditorSession, self).known_skeleton(call))
         if not future.done():
             self.awaited.append(call.span)
             return None

@@ -3,7 +3,7 @@
 from lsprotocol import types as lsp
 
 from ....dsl.syntax import ast
-from .workspace import Reading
+from .open_documents import Reading
 
 Kind = lsp.SymbolKind
 _KINDS = {"model": Kind.Class, "data": Kind.Array}

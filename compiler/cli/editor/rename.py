@@ -13,7 +13,7 @@ from ....dsl.syntax import ast
 from ....dsl.syntax.tree_builder import RESERVED
 from .hover import declaration
 from .names import Occurrence, at, occurrences
-from .workspace import Desk, Reading
+from .open_documents import OpenDocuments, Reading
 
 FILES, FOLDERS = 500, 1000  # beside a recipe and below, in which a `use` of it is looked for
 
@@ -22,19 +22,19 @@ class InvalidName(Exception):
     """Why a name can't be changed so."""
 
 
-def nameable(reading: Reading, offset: int, desk: Desk) -> Occurrence | None:
+def nameable(reading: Reading, offset: int, documents: OpenDocuments) -> Occurrence | None:
     """The name at an offset, where a recipe that may be written declares it."""
-    occurrence = at(occurrences(reading.file, desk.vocabulary), offset)
-    declared = declaration(occurrence, reading, desk) if occurrence else None
+    occurrence = at(occurrences(reading.file, documents.vocabulary), offset)
+    declared = declaration(occurrence, reading, documents) if occurrence else None
     if occurrence is None or declared is None or _shipped(declared[0].path):
         return None
     return occurrence
 
 
-def rename(reading: Reading, offset: int, name: str, desk: Desk) -> lsp.WorkspaceEdit:
+def rename(reading: Reading, offset: int, name: str, documents: OpenDocuments) -> lsp.WorkspaceEdit:
     """Raises Unfit."""
-    occurrence = nameable(reading, offset, desk)
-    declared = declaration(occurrence, reading, desk) if occurrence else None
+    occurrence = nameable(reading, offset, documents)
+    declared = declaration(occurrence, reading, documents) if occurrence else None
     if occurrence is None or declared is None:
         raise InvalidName("only names that a recipe declares can be changed")
     if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or name in RESERVED:
@@ -42,23 +42,25 @@ def rename(reading: Reading, offset: int, name: str, desk: Desk) -> lsp.Workspac
     home, one = declared
     if one.kind == "module" and one.span.source.text[one.span.start - 1] == ".":
         raise InvalidName("write `as` and a name behind the `use` first")
-    conflicts = [o for o in occurrences(home.file, desk.vocabulary) if o.declares and o.name == name]
+    conflicts = [o for o in occurrences(home.file, documents.vocabulary) if o.declares and o.name == name]
     if any(not o.pipeline or not one.pipeline or o.pipeline == one.pipeline for o in conflicts):
         raise InvalidName(f"`{name}` is declared already")
-    changes = {uri_of(home.path): _edits(home, (home.source.name, *one.key[1:]), name, desk)}
+    changes = {uri_of(home.path): _edits(home, (home.source.name, *one.key[1:]), name, documents)}
     if not one.pipeline and one.kind != "module":
-        for other in users(home.path, desk):
-            for target in _targets(other, home.path, desk):
-                changes.setdefault(uri_of(other.path), []).extend(_edits(other, (target, "", one.name), name, desk))
+        for other in users(home.path, documents):
+            for target in _targets(other, home.path, documents):
+                changes.setdefault(uri_of(other.path), []).extend(
+                    _edits(other, (target, "", one.name), name, documents)
+                )
     return lsp.WorkspaceEdit({uri_of_file: edits for uri_of_file, edits in changes.items() if edits})
 
 
-def _edits(reading: Reading, key: tuple[str, str, str], name: str, desk: Desk) -> list[lsp.TextEdit]:
-    spans = [o.span for o in occurrences(reading.file, desk.vocabulary) if o.key == key]
+def _edits(reading: Reading, key: tuple[str, str, str], name: str, documents: OpenDocuments) -> list[lsp.TextEdit]:
+    spans = [o.span for o in occurrences(reading.file, documents.vocabulary) if o.key == key]
     return [lsp.TextEdit(reading.lines.range(span), name) for span in spans]
 
 
-def users(path: Path, desk: Desk) -> Iterator[Reading]:
+def users(path: Path, documents: OpenDocuments) -> Iterator[Reading]:
     """Recipes that may use a file: those that are open, and those in its folder and below."""
     candidates: list[Path] = []
     for i, (folder, subfolders, files) in enumerate(os.walk(path.parent)):
@@ -66,16 +68,16 @@ def users(path: Path, desk: Desk) -> Iterator[Reading]:
         candidates += [(Path(folder) / name).resolve() for name in files if name.endswith(".effspec")]
         if i == FOLDERS or len(candidates) >= FILES:
             break
-    for other in dict.fromkeys([*desk.readings, *candidates]):
-        if other != path and (reading := desk.other(other)) is not None:
+    for other in dict.fromkeys([*documents.readings, *candidates]):
+        if other != path and (reading := documents.other(other)) is not None:
             yield reading
 
 
-def _targets(reading: Reading, path: Path, desk: Desk) -> Iterator[str]:
+def _targets(reading: Reading, path: Path, documents: OpenDocuments) -> Iterator[str]:
     """Names that a file gives to the module at a path."""
     uses = (s for s in reading.file.statements if isinstance(s, ast.Use))
     for name in dict.fromkeys(module_name(use.target, reading.source.name) for use in uses):
-        if desk.module(name, reading.path) == path:
+        if documents.module(name, reading.path) == path:
             yield name
 
 

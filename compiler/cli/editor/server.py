@@ -14,7 +14,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.quantity import size
 from .diagnostics import document_diagnostics
 from .hints import Forecasts
-from .workspace import Desk, Reading, path_of
+from .open_documents import OpenDocuments, Reading, path_of
 
 MAX_MESSAGE_BYTES = (
     64 << 20
@@ -62,7 +62,7 @@ class Server(LanguageServer):
         super().__init__("effc", version("effc"), text_document_sync_kind=full_sync, protocol_cls=Protocol)
         # It prints a page of each malformed message: an editor that reads none would stop us with a full pipe.
         logging.getLogger("pygls").setLevel(logging.CRITICAL)
-        self.desk = Desk()
+        self.documents = OpenDocuments()
         self.forecasts = Forecasts(self.planned)
         self.options: dict[str, Any] = {"plan": True, "defaults": False}
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -70,12 +70,12 @@ class Server(LanguageServer):
     def begin(self, options: Any) -> None:
         """Take an editor's wishes; the first recipe that is read makes the words known, so that no person waits."""
         self.loop = asyncio.get_running_loop()
-        self.desk.models.notify = self.looked
+        self.documents.models.notify = self.looked
         if isinstance(options, dict):
             self.options |= {name: options[name] for name in self.options if isinstance(options.get(name), bool)}
         warm = path_of("untitled:effc-warm")
-        self.desk.write(warm, 'effspec 1\nmodel m = zoo("tiny-llama")\npipeline p(m) { x = clean.dead() }\n')
-        self.desk.close(warm)
+        self.documents.write(warm, 'effspec 1\nmodel m = zoo("tiny-llama")\npipeline p(m) { x = clean.dead() }\n')
+        self.documents.close(warm)
 
     def looked(self) -> None:
         """A model's structure is known; called from another thread."""
@@ -91,16 +91,16 @@ class Server(LanguageServer):
     def take(self, uri: str) -> None:
         """The text of a document as the editor has it now."""
         path = path_of(uri)
-        self.desk.texts[path] = self.workspace.get_text_document(uri).source
-        self.desk.stale.add(path)
+        self.documents.texts[path] = self.workspace.get_text_document(uri).source
+        self.documents.stale.add(path)
 
     def reading(self, uri: str) -> Reading:
         """Of a document that is open, or of a file as it lies on disk."""
         path = path_of(uri)
-        if path in self.desk.texts:
-            return self.desk.reading(path)
+        if path in self.documents.texts:
+            return self.documents.reading(path)
         try:
-            return self.desk.glance(path)
+            return self.documents.glance(path)
         except Reject as rejection:
             raise JsonRpcInvalidParams("; ".join(d.message for d in rejection.diagnostics)) from None
 
@@ -111,17 +111,17 @@ class Server(LanguageServer):
             lsp.PublishDiagnosticsParams(uri, document_diagnostics(reading), document.version)
         )
         if self.options["plan"]:
-            self.forecasts.request(reading, self.desk)
+            self.forecasts.request(reading, self.documents)
 
     async def publish_soon(self, uri: str, number: int | None) -> None:
         """The same, unless the document changes again at once."""
         await asyncio.sleep(PAUSE)
-        if path_of(uri) in self.desk.texts and self.workspace.get_text_document(uri).version == number:
+        if path_of(uri) in self.documents.texts and self.workspace.get_text_document(uri).version == number:
             self.publish(uri)
 
     def publish_all(self) -> None:
         """Files have changed: whatever is open is read again."""
-        self.desk.forget()
+        self.documents.forget()
         self.read_all()
 
     def read_all(self) -> None:

@@ -10,7 +10,7 @@ from .flags import Shared, verb
 from .output import code_of
 
 if TYPE_CHECKING:
-    from ...driver.bisect import Blame
+    from ...driver.bisect import BisectResult
 
 unknown_gate = Fault("unknown-gate", "`effc bisect --gate` names no bound of the recipe, or several.", exit="usage")
 
@@ -55,7 +55,7 @@ def _unclear(bounds, several: bool, gate: str):
     return unknown_gate(message, help=help)
 
 
-def report(blame: "Blame", shared: Shared) -> int:
+def report(blame: "BisectResult", shared: Shared) -> int:
     from ...driver.judging.gate import bound_text
 
     screen, diagnostics = shared.screen, blame.diagnostics
@@ -74,11 +74,11 @@ def report(blame: "Blame", shared: Shared) -> int:
     return code_of(diagnostics)
 
 
-def _name(blame: "Blame") -> str | None:
+def _name(blame: "BisectResult") -> str | None:
     return blame.step.name if blame.step else None
 
 
-def rows(blame: "Blame") -> list[tuple[str, ...]]:
+def rows(blame: "BisectResult") -> list[tuple[str, ...]]:
     """A row for every result that was measured, and under the step that broke the bound one for each cut."""
     from ...core.quantity import measured
 

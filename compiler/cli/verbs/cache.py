@@ -122,10 +122,10 @@ def _word(entry) -> str:
     """The step as a recipe would write it, without what has its default."""
     from ....dsl.checker.value_text import plain
     from ....dsl.checker.values import from_json
-    from ...plugin.registry import Shelf
+    from ...plugin.registry import Registry
 
     step = entry.parts.get("step", {})
-    word = Shelf().vocabulary.word("pass", step.get("word", ""))
+    word = Registry().vocabulary.word("pass", step.get("word", ""))
     usual = {p.name: p.default for p in word.params} if word else {}
     step_args = {name: from_json(value) for name, value in step.get("args", {}).items()}
     args = [

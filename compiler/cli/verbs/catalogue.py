@@ -13,7 +13,7 @@ from .flags import Shared, verb
 if TYPE_CHECKING:
     from ....dsl.checker.vocabulary import Word
     from ...plugin.library_effects import Effects
-    from ...plugin.recipe_library import Shipped
+    from ...plugin.recipe_library import LibraryFile
 
 unknown_recipe = Fault("unknown-recipe", "The recipe library has no file of that name.", exit="usage")
 
@@ -37,9 +37,9 @@ def register(app: typer.Typer) -> None:
     @verb(app)
     def passes(shared: Shared, all_words: Annotated[bool, _all] = False) -> None:
         """List the passes, each with its sentence; `effc explain` has pages."""
-        from ...plugin.registry import Shelf
+        from ...plugin.registry import Registry
 
-        vocabulary = Shelf().vocabulary
+        vocabulary = Registry().vocabulary
         by_kind = {
             kind: [vocabulary.words(kind)[n] for n in vocabulary.words(kind)]
             for kind in (TITLES if all_words else ("pass",))
@@ -72,7 +72,7 @@ def register(app: typer.Typer) -> None:
         return _list([r for r in known.values() if all(_mentions(r, word) for word in operands)], operands, shared)
 
 
-def _list(matches: "list[Shipped]", terms: list[str], shared: Shared) -> None:
+def _list(matches: "list[LibraryFile]", terms: list[str], shared: Shared) -> None:
     from ...plugin.library_effects import Effects
 
     if terms and not matches:
@@ -94,14 +94,14 @@ def _list(matches: "list[Shipped]", terms: list[str], shared: Shared) -> None:
     return None
 
 
-def _effect_lines(recipe: "Shipped", effects: "Effects") -> list[str]:
+def _effect_lines(recipe: "LibraryFile", effects: "Effects") -> list[str]:
     """Measured effects of a recipe, a line for each model; a module by itself has none."""
     if recipe.is_module:
         return []
     return [e.text() for e in effects.of(recipe)] or ["not measured"]
 
 
-def _effects_json(recipe: "Shipped", effects: "Effects") -> dict:
+def _effects_json(recipe: "LibraryFile", effects: "Effects") -> dict:
     """Of a recipe, not of a module: [] where it was not measured."""
     if recipe.is_module:
         return {}
@@ -109,12 +109,12 @@ def _effects_json(recipe: "Shipped", effects: "Effects") -> dict:
     return {"effects": [asdict(e) | {"machine": effects.machines[e.machine], "text": e.text()} for e in measured]}
 
 
-def _mentions(recipe: "Shipped", word: str) -> bool:
+def _mentions(recipe: "LibraryFile", word: str) -> bool:
     """Whether a word stands in a recipe: its name, its docstring, its passes, its source."""
     return word.lower() in f"{recipe.name} {recipe.text}".lower()
 
 
-def _copy(recipe: "Shipped", into: Path, shared: Shared) -> None:
+def _copy(recipe: "LibraryFile", into: Path, shared: Shared) -> None:
     """Write a recipe and the files that it names; what is there already stays."""
     from ...core.cache import write_atomic
     from ...plugin.recipe_library import with_files
@@ -133,7 +133,7 @@ def _copy(recipe: "Shipped", into: Path, shared: Shared) -> None:
     return shared.screen.note(f"next: effc plan {copied}, then effc compile {copied}")
 
 
-def _known(name: str, known: "dict[str, Shipped]") -> "Shipped":
+def _known(name: str, known: "dict[str, LibraryFile]") -> "LibraryFile":
     from ....dsl.syntax.nearest import suggestion
 
     recipe = known.get(name) or known.get(f"{name}.effspec")
@@ -143,7 +143,7 @@ def _known(name: str, known: "dict[str, Shipped]") -> "Shipped":
     return recipe
 
 
-def _print_recipe(name: str, known: "dict[str, Shipped]", shared: Shared) -> None:
+def _print_recipe(name: str, known: "dict[str, LibraryFile]", shared: Shared) -> None:
     from ...plugin.library_effects import Effects
 
     recipe, effects = _known(name, known), Effects.read()

@@ -93,7 +93,7 @@ _NETWORK = ("huggingface_hub", "requests", "httpx", "httpcore", "urllib3")
 _FULL = ("No space left on device", "os error 28")
 
 
-class Carried(Exception):
+class VerbException(Exception):
     """Brings an exception out of a verb past typer, with the flags of that verb."""
 
     def __init__(self, error: BaseException, shared: "Shared | None"):

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand
 
 from ....dsl.checker.profiles import MAX_THREADS
-from .exit_codes import Carried
+from .exit_codes import VerbException
 from .output import Screen
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ class Verb(TyperCommand):
     def invoke(self, ctx) -> Any:
         try:
             return super().invoke(ctx)
-        except Carried as carried:
+        except VerbException as carried:
             if getattr(carried.error, "ctx", ctx) is None:  # a wrong flag, which the verb itself refuses
                 carried.error.ctx = ctx  # type: ignore[attr-defined]  # of click's usage errors, which alone get here
             raise
@@ -293,7 +293,7 @@ def verb(
                     _authenticate([arguments[name] for name in opens], keys)
                 return run(shared=shared, **arguments) or 0
             except BaseException as error:
-                raise Carried(error, shared) from error
+                raise VerbException(error, shared) from error
 
         command.__name__, command.__doc__ = run.__name__, run.__doc__
         command.__signature__ = inspect.Signature([*parameters, *added])  # type: ignore[attr-defined]

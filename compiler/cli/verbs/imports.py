@@ -86,7 +86,7 @@ def recipe_text(imported: "Imported", model: str, name: str, shared: Shared) -> 
         raise Reject(nothing_to_import(f"nothing of {name} has an equivalent here", note="\n".join(remarks[:20])))
     emits = (
         ["onnx"]
-        if "onnx" in imported.emits and "onnx" in shared.session(Path(name)).shelf.vocabulary.words("target")
+        if "onnx" in imported.emits and "onnx" in shared.session(Path(name)).registry.vocabulary.words("target")
         else []
     )
     if "onnx" in imported.emits and not emits:
@@ -127,5 +127,5 @@ def _errors(text: str, shared: Shared) -> list[str]:
 
     parsed = parse(Source("imported.effspec", text))
     session = shared.session(Path("imported.effspec"))
-    diagnostics = check(parsed.file, session.shelf.vocabulary, library=session.library).diagnostics
+    diagnostics = check(parsed.file, session.registry.vocabulary, library=session.library).diagnostics
     return [d.message for d in (*parsed.diagnostics, *diagnostics) if d.severity == "error"]

@@ -11,7 +11,7 @@ from .flags import Shared, verb
 if TYPE_CHECKING:
     from ....dsl.checker.skeleton import Skeleton
     from ...artifacts.manifest import Manifest
-    from ...plugin.interfaces import Picture
+    from ...plugin.interfaces import ArtifactSummary
 
 unknown_layer = Fault("unknown-layer", "`--graph` names no repeated layer of the model.", exit="usage")
 
@@ -35,18 +35,18 @@ def register(app: typer.Typer) -> None:
         shared.check_environment()
         if front is not None:
             return _show_front(front, model, graph, shared)
-        picture = _picture(model)
-        if picture is not None:
-            return _show_picture(picture, model, graph, shared)
+        summary = _picture(model)
+        if summary is not None:
+            return _show_picture(summary, model, graph, shared)
         programs = _programs(model, shared) if graph is not None else None
         if programs:
             return _show_graph(programs, str(graph), shared)
-        pictures = _skeletons(model, shared)
+        summaries = _skeletons(model, shared)
         if shared.format == "json":
-            models = [{"label": label, "skeleton": s.to_json()} for label, s in pictures]
+            models = [{"label": label, "skeleton": s.to_json()} for label, s in summaries]
             shared.screen.answer_json("inspect", models=models)
         else:
-            _draw(pictures, shared)
+            _draw(summaries, shared)
             _draw_profile(model, shared)
         return None
 
@@ -106,7 +106,7 @@ def _need_two(location: str, names: list[str]) -> None:
         raise typer.BadParameter(f"a front is drawn over two measures, and {location} has one")
 
 
-def _picture(location: str) -> "Picture | None":
+def _picture(location: str) -> "ArtifactSummary | None":
     """Picture of an artifact by its target, if it has one."""
     from ...artifacts.load import locate, target_of
     from ...driver.models import is_artifact
@@ -115,10 +115,10 @@ def _picture(location: str) -> "Picture | None":
     if not (path.is_dir() and is_artifact(path)):
         return None
     folder, manifest = locate(path)
-    return target_of(folder, manifest[1] if manifest else None).picture(folder)
+    return target_of(folder, manifest[1] if manifest else None).summary(folder)
 
 
-def _show_picture(summary: "Picture", location: str, graph: str | None, shared: Shared) -> None:
+def _show_picture(summary: "ArtifactSummary", location: str, graph: str | None, shared: Shared) -> None:
     if graph is not None:
         raise Reject(
             unknown_layer(
@@ -133,13 +133,13 @@ def _show_picture(summary: "Picture", location: str, graph: str | None, shared: 
     return _draw_profile(location, shared)
 
 
-def _draw(pictures: "list[tuple[str, Skeleton]]", shared: Shared) -> None:
+def _draw(summaries: "list[tuple[str, Skeleton]]", shared: Shared) -> None:
     from shutil import get_terminal_size
 
     from ...analysis.planning.drawing import draw
 
     width = min(140, max(60, get_terminal_size((100, 24)).columns))
-    for label, skeleton in pictures:
+    for label, skeleton in summaries:
         shared.screen.note(shared.screen.styled(label, "bold"))
         shared.screen.answer(draw(skeleton, width=width).rstrip("\n"))
 

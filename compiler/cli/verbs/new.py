@@ -142,7 +142,7 @@ def register(app: typer.Typer) -> None:
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedSource:
     """Source expression of a model: `zoo("tiny-llama")`, `hf("./x")`, `hf("org/name")`, `gguf("./x.gguf")`."""
 
     word: str
@@ -153,25 +153,25 @@ class Named:
         return f"{self.word}({quoted(self.name)})"
 
     def call(self, session) -> Invocation:
-        params = session.shelf.vocabulary.word("model", self.word).params
+        params = session.registry.vocabulary.word("model", self.word).params
         first = next(p.name for p in params if p.positional)
         return Invocation(self.word, {**{p.name: p.default for p in params}, first: self.name})
 
 
-def source_of(model: str, beside: Path) -> Named:
+def source_of(model: str, beside: Path) -> NamedSource:
     """Source expression, in a recipe in the folder `beside`, for a model of the command line."""
     kind, colon, name = model.partition(":")
     if colon and kind in ("zoo", "hf"):
-        return Named(kind, name)
+        return NamedSource(kind, name)
     if Path(model).is_dir():
-        return Named("hf", _relative_folder(Path(model), beside))
+        return NamedSource("hf", _relative_folder(Path(model), beside))
     if Path(model).is_file() and Path(model).suffix in _FILES:
-        return Named(_FILES[Path(model).suffix], _relative_folder(Path(model), beside))
+        return NamedSource(_FILES[Path(model).suffix], _relative_folder(Path(model), beside))
     file, _, function = model.rpartition(":")
     if file.endswith(".py") and Path(file).is_file():
-        return Named("module", f"{_relative_folder(Path(file), beside)}:{function}")
+        return NamedSource("module", f"{_relative_folder(Path(file), beside)}:{function}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        return Named("hf", model)
+        return NamedSource("hf", model)
     from ...driver.models import nowhere
 
     raise Reject(nowhere(model))
@@ -238,7 +238,7 @@ def _relative_folder(folder: Path, beside: Path) -> str:
     return steps if steps.startswith(".") else f"./{steps}"
 
 
-def fitting(source: Named, goal: str, short: str, path: Path, shared: Shared) -> str:
+def fitting(source: NamedSource, goal: str, short: str, path: Path, shared: Shared) -> str:
     """The recipe with every step and bound that checks for this model."""
     session = shared.session(path)
     call = source.call(session)
@@ -307,7 +307,7 @@ def _faults(text: str, path: Path, session: "Session") -> list[Diagnostic]:
 
     parsed = parse(Source(str(path), text))
     assert not parsed.diagnostics, f"a recipe of ours does not parse: {parsed.diagnostics}"
-    checked = check(parsed.file, session.shelf.vocabulary, skeleton=session.skeleton, library=session.library)
+    checked = check(parsed.file, session.registry.vocabulary, skeleton=session.skeleton, library=session.library)
     return [d for d in checked.diagnostics if d.severity == "error"]
 
 

@@ -5,7 +5,7 @@ import sys
 from io import BufferedWriter, FileIO, TextIOWrapper
 from typing import TextIO
 
-from ...core.pipe_safe import Spout
+from ...core.pipe_safe import PipeSafeStream
 
 
 class ReaderLeft(BrokenPipeError):
@@ -23,7 +23,7 @@ def outlive_readers() -> None:
 def refuse_silence() -> None:
     """Raises ReaderLeft where nobody reads stdout any more."""
     raw = _raw()
-    if isinstance(raw, Spout) and raw.is_disconnected:
+    if isinstance(raw, PipeSafeStream) and raw.is_disconnected:
         raise ReaderLeft
 
 
@@ -31,7 +31,7 @@ def refuse_full() -> None:
     """Raises the OSError for which stdout did not take all of an answer: a disk is full."""
     sys.stdout.flush()
     raw = _raw()
-    if isinstance(raw, Spout) and raw.full is not None:
+    if isinstance(raw, PipeSafeStream) and raw.full is not None:
         raise raw.full
 
 
@@ -42,12 +42,12 @@ def _raw() -> object:
 
 def _outliving(stream: TextIO | None, number: int) -> TextIO:
     if stream is None:
-        return TextIOWrapper(BufferedWriter(Spout(number, "w", closefd=False)), "utf-8", "backslashreplace")
+        return TextIOWrapper(BufferedWriter(PipeSafeStream(number, "w", closefd=False)), "utf-8", "backslashreplace")
     buffer = getattr(stream, "buffer", None)
     if not isinstance(stream, TextIOWrapper) or type(getattr(buffer, "raw", buffer)) is not FileIO:
         return stream  # a console of Windows, or what a test reads
     stream.flush()
-    spout = Spout(number, "w", closefd=False)
+    spout = PipeSafeStream(number, "w", closefd=False)
     return TextIOWrapper(
         spout if stream.write_through else BufferedWriter(spout),  # PYTHONUNBUFFERED: nothing is held back
         stream.encoding,

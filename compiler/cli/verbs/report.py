@@ -30,11 +30,11 @@ def register(app: typer.Typer) -> None:
 
         The page loads nothing from anywhere."""
         from ...artifacts.pages.page import page
-        from ...artifacts.pages.sheet import Sheet
+        from ...artifacts.pages.sheet import ReportData
         from ...core.cache import write_atomic
         from ...core.quantity import size
 
-        sheets = [Sheet.of(path) for path in artifacts]
+        sheets = [ReportData.of(path) for path in artifacts]
         other = next((s for s in sheets if s.pipeline != sheets[0].pipeline), None)
         if other is not None:
             raise Reject(

@@ -8,7 +8,7 @@ from .flags import Shared
 
 if TYPE_CHECKING:
     from ...apps.rttc.generation import Settings
-    from ...apps.rttc.guided import Answered, Guided
+    from ...apps.rttc.guided import Answered, GuidedModel
     from ...apps.rttc.policy import Decision
 
 
@@ -25,7 +25,7 @@ def answer_lines(
         return _query(client, prompt, shared, explain, settings)
 
 
-def _query(client: "Guided", prompt: str | None, shared: Shared, explain: bool, settings: "Settings") -> None:
+def _query(client: "GuidedModel", prompt: str | None, shared: Shared, explain: bool, settings: "Settings") -> None:
     try:
         if prompt is not None:
             return _show(

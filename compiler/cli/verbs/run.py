@@ -12,7 +12,7 @@ from ....dsl.syntax.diagnostics import Reject
 from ...driver.models import check_model_path
 from .flags import Shared, finite, knowledge_url, mapped_weights, verb
 from .pipe_streams import refuse_silence
-from .speech import Speech
+from .speech import SafeText
 
 _model = typer.Argument(
     metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.", show_default=False
@@ -89,8 +89,8 @@ def _talk(
     adapters: Sequence[str],
     mapped: bool | None,
 ) -> None:
-    from ...apps.serving.adapters import Talkers, named, views
-    from ...apps.serving.chat import Talker, refuse_silent
+    from ...apps.serving.adapters import AdapterChats, named, views
+    from ...apps.serving.chat import ChatSession, refuse_silent
     from ...driver.models import computing, open_model
 
     folders = named(adapters)
@@ -98,20 +98,20 @@ def _talk(
     refuse_silent(opened.model)
     models = {"": opened.model, **views(opened.model, opened.label, folders)}
     by_name = {
-        name: Talker(model, opened.tokenizer, longest, temperature, shared.seed) for name, model in models.items()
+        name: ChatSession(model, opened.tokenizer, longest, temperature, shared.seed) for name, model in models.items()
     }
-    talker = Talkers(by_name) if adapters else by_name[""]
+    chat_session = AdapterChats(by_name) if adapters else by_name[""]
     with computing(opened.label):
         if prompt is None:
-            converse(talker, opened.label, shared)
+            converse(chat_session, opened.label, shared)
         else:
-            answer_once(talker, prompt, shared)
+            answer_once(chat_session, prompt, shared)
 
 
-def answer_once(talker, prompt: str, shared: Shared) -> None:
+def answer_once(chat_session, prompt: str, shared: Shared) -> None:
     """One prompt: the text to stdout as it comes, or one JSON object."""
     if shared.format == "json":
-        reply = talker.answer(prompt, lambda text: None)
+        reply = chat_session.answer(prompt, lambda text: None)
         _check_interrupt(reply)
         return shared.screen.answer_json(
             "run",
@@ -123,8 +123,8 @@ def answer_once(talker, prompt: str, shared: Shared) -> None:
             seconds=round(reply.seconds, 4),
             tokens_per_second=round(reply.tokens_per_second, 2),
         )
-    speech = Speech()
-    reply = talker.answer(prompt, lambda text: _write(speech.push(text)))
+    speech = SafeText()
+    reply = chat_session.answer(prompt, lambda text: _write(speech.push(text)))
     _write(f"{speech.end()}\n")
     _check_interrupt(reply)
     if shared.verbose:
@@ -136,12 +136,12 @@ def _check_interrupt(reply) -> None:
         raise KeyboardInterrupt
 
 
-def converse(talker, label: str, shared: Shared) -> None:
+def converse(chat_session, label: str, shared: Shared) -> None:
     """A chat: Ctrl-C stops the answer, Ctrl-D ends."""
     from .interrupt import local_interrupts
 
     screen = shared.screen
-    kind = "answers" if talker.chats else "continues your text"
+    kind = "answers" if chat_session.chats else "continues your text"
     screen.note(screen.styled(f"{label} {kind}; Ctrl-C stops it, Ctrl-D ends", "dim", stream=sys.stderr))
     mark = _prompt_mark(screen.styled("> ", "cyan"))
     with local_interrupts():
@@ -155,7 +155,7 @@ def converse(talker, label: str, shared: Shared) -> None:
                 print()
                 return
             if line.strip():
-                _exchange(talker, line, shared)
+                _exchange(chat_session, line, shared)
 
 
 def _prompt_mark(styled: str) -> str:
@@ -167,10 +167,10 @@ def _prompt_mark(styled: str) -> str:
     return re.sub(r"(\x1b\[[0-9;]*m)", "\x01\\1\x02", styled)
 
 
-def _exchange(talker, line: str, shared: Shared) -> None:
-    speech = Speech()
+def _exchange(chat_session, line: str, shared: Shared) -> None:
+    speech = SafeText()
     try:
-        reply = talker.answer(line, lambda text: _write(speech.push(text)))
+        reply = chat_session.answer(line, lambda text: _write(speech.push(text)))
     except Reject as rejection:
         return shared.screen.complain(rejection.diagnostics, "run")
     mark = " …" if reply.stop == "stopped" else ""

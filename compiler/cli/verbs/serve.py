@@ -128,7 +128,7 @@ def register(app: typer.Typer) -> None:
         check_modules(["fastapi", "uvicorn", "prometheus_client"], "serve", "`effc serve`")
         from ...apps.serving.limits import MIB, Limits
         from ...apps.serving.rate import Rate
-        from ...apps.serving.server import Entrance, admission_at, check_certificate, guarded, listening, url_of
+        from ...apps.serving.server import NetworkSettings, admission_at, check_certificate, guarded, listening, url_of
         from ...apps.serving.server import serve as answer
 
         check_certificate(tls_cert, tls_key)
@@ -137,7 +137,7 @@ def register(app: typer.Typer) -> None:
         bounded = replace(admission, rate=Rate(rate) if rate else None)
         _warn(shared, host, insecure and not admission.keys)
         limits = Limits(max_body or 4 * MIB, connections, timeout)
-        entrance = Entrance(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
+        entrance = NetworkSettings(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
         service = _service(model, name, role, knowledge, engine, shared, parallel, queue, adapter, mapped)
         app, url = guarded(service.app, service.count, entrance), url_of(listener, secure=tls_cert is not None)
         try:

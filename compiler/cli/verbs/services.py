@@ -10,7 +10,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from .flags import Shared
 
 if TYPE_CHECKING:
-    from ...apps.rttc.guided import Guided
+    from ...apps.rttc.guided import GuidedModel
     from ...apps.rttc.retrieval import Remote
 
 no_such_role = Fault(
@@ -69,11 +69,11 @@ def model_service(
 
 
 def guided_service(location: str, name: str, shared: Shared, queue: int, knowledge: str | None) -> Service:
-    from ...apps.rttc.chat_server import Front, application
+    from ...apps.rttc.chat_server import GuidedServer, application
     from ...driver.models import computing
 
     with computing(location):
-        front = Front(name, guided(location, shared, knowledge), queue)
+        front = GuidedServer(name, guided(location, shared, knowledge), queue)
     return Service(
         name, application(front), lambda path, status, _: front.answers.labels(path, str(status)).inc(), front.stop
     )
@@ -86,7 +86,7 @@ def library_service(location: str, name: str, shared: Shared, engine: str) -> Se
     from ...apps.rttc.app_folder import NAME
     from ...apps.rttc.embedder import folder_embedder
     from ...apps.rttc.knowledge import open_base
-    from ...apps.rttc.knowledge_server import Library, application
+    from ...apps.rttc.knowledge_server import KnowledgeService, application
     from ...apps.rttc.reward import Judge
     from ...artifacts.manifest import read_manifest, verify_files
 
@@ -99,7 +99,7 @@ def library_service(location: str, name: str, shared: Shared, engine: str) -> Se
         reward = Judge(folder / REWARD)
     elif app.reward == "scorer" and app.embed == "folder":
         reward = scorer_of(folder, folder_embedder(folder / EMBEDDER, shared.cache_folder))
-    library = Library(open_base(folder / KNOWLEDGE).searched_by(engine), app.selection, reward)
+    library = KnowledgeService(open_base(folder / KNOWLEDGE).searched_by(engine), app.selection, reward)
     return Service(
         name,
         application(library),
@@ -108,7 +108,7 @@ def library_service(location: str, name: str, shared: Shared, engine: str) -> Se
     )
 
 
-def guided(location: str, shared: Shared, knowledge: str | None) -> "Guided":
+def guided(location: str, shared: Shared, knowledge: str | None) -> "GuidedModel":
     """The client of a folder; its model, base and rewards are compared with the manifest first."""
     from ...apps.rttc.app import client_of, read_app
     from ...artifacts.manifest import read_manifest, verify_files

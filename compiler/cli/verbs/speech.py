@@ -8,7 +8,7 @@ _OPEN = re.compile(r"(?:^|(?<=\n))[^\S\n]*:\Z|#+\w*\Z")  # of a line that may ye
 _MAX_VALUE = 64  # characters that are held back
 
 
-class Speech:
+class SafeText:
     """Text without control characters, and without commands to a runner of CI jobs, however its pieces are cut.
 
     A terminal is driven by the former wherever it shows them later; a runner reads along with what a job prints.

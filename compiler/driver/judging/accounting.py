@@ -90,7 +90,7 @@ class Accounting:
 
 
 @dataclass
-class Tally:
+class RecordedLogits:
     """Logits that verification recorded for one artifact: of each member's program and of its forms."""
 
     accounting: Accounting

@@ -225,7 +225,7 @@ def baseline_origin(name: str, ctx: "Context") -> Any:
     """The origin of a model that the recipe declares."""
     call = ctx.recipe.models[name]
     with with_location(call.span):
-        origin = ctx.shelf.make("model", call).resolve(ctx.relative_to(call))
+        origin = ctx.registry.make("model", call).resolve(ctx.relative_to(call))
     return origin.declared(call.span, ctx.settings.device)
 
 

@@ -253,7 +253,7 @@ def _compared(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comp
     if manifest.members:
         models = ((name, open_form(folder)) for name, folder in members(path, manifest))
         return Verdicts(plan, cache, ctx).on_front(models)[0]
-    target: Any = ctx.shelf.load("target", manifest.kind)
+    target: Any = ctx.registry.load("target", manifest.kind)
     results = target.results(path, ctx)
     bounds = tuple(b for b in plan.pipeline.expects if b.part in ("", manifest.kind))
     if results is not None:

@@ -26,7 +26,7 @@ from ...core.memory import anonymous_bytes, available
 from ...core.safe_read import read_json
 from ...core.settings import Settings
 from ...plugin.context import Context
-from ...plugin.remote_scorer import Orders, Task
+from ...plugin.remote_scorer import Task, TaskSource
 from ..api import Session, plans, session
 from ..pipeline import Build
 from ..worker_team import TOKEN, facts
@@ -40,7 +40,7 @@ class _Dismissed(BaseException):
     """The step is over, or another one is asked about."""
 
 
-class Replica(Orders):
+class Replica(TaskSource):
     """Answers lines with lines; one thread does all of it, so that the pass may wait for tasks in its own loops."""
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class Replica(Orders):
             self.reply(json.dumps(answer))
 
 
-def _run(step: Mapping[str, Any], orders: Orders, stack: ExitStack) -> None:
+def _run(step: Mapping[str, Any], orders: TaskSource, stack: ExitStack) -> None:
     """Run a step's pass, which asks `orders` for what to do."""
     _check_shared(step)
     os.environ.update(step["environment"])
@@ -117,7 +117,7 @@ def _run(step: Mapping[str, Any], orders: Orders, stack: ExitStack) -> None:
     opened.settings.max_memory = anonymous_bytes() + available() // max(1, step["size"])
     ctx: Context = replace(build.context(stage), workdir=_scratch(Path(step["scratch"]), stack), orders=orders)
     with as_profiled(named(stage.call), ctx):
-        ctx.shelf.make("pass", stage.call).result_of(outcome, ctx)
+        ctx.registry.make("pass", stage.call).result_of(outcome, ctx)
 
 
 def _check_shared(step: Mapping[str, Any]) -> None:

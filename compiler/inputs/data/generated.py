@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ....dsl.syntax.diagnostics import Reject
 from ...analysis.planning.keys import versions
 from ...core.cache import Cache, digest
-from ...core.deadline import TimeUp
+from ...core.deadline import DeadlineExceeded
 from ...ir.capture.first_calls import stock_fails
 from ...models.rows.forward import not_a_number, without_dropout
 from ...models.rows.inputs import device_of
@@ -114,7 +114,7 @@ class Generated(Data):
                     generation_config=config,
                     logits_processor=LogitsProcessorList([hook]),
                 ).cpu()
-        except (Reject, TimeUp):
+        except (Reject, DeadlineExceeded):
             raise
         except Exception as error:  # a model's own code may raise anything
             raise Reject(stock_fails(model, "writes", error)) from error

@@ -43,7 +43,7 @@ class Value(fx.Proxy):
         if isinstance(value, torch.Tensor) and name in _SYMBOLIC + _TENSOR_PROPERTIES:
             return self.read(name)
         if isinstance(value, EncoderDecoderCache) and name in _HALVES:
-            return Never() if name == "is_updated" else Half(self, crossed=name == "cross_attention_cache")
+            return UncachedFlags() if name == "is_updated" else CacheHalf(self, crossed=name == "cross_attention_cache")
         member = getattr(value, name)  # an AttributeError here is what the running model would raise
         if isinstance(value, Cache) and callable(member):
             return self.tracer.cache_method(self, name)
@@ -132,7 +132,7 @@ for _name in _COMPARISONS:
     _comparison(_name)
 
 
-class Half:
+class CacheHalf:
     """One of the two caches of a decoder behind an encoder: its own, or of what the encoder gave."""
 
     def __init__(self, owner: Value, crossed: bool):
@@ -146,7 +146,7 @@ class Half:
         return leaves.cache_length(self.owner, *args)
 
 
-class Never(dict[Any, Any]):
+class UncachedFlags(dict[Any, Any]):
     """Cache flags that report to a trace that no layer has cached the encoder's output, so that it records how it is
     made."""
 

@@ -32,7 +32,7 @@ class RandomDraw(Exception):
 
 
 class NoDraws(TorchFunctionMode):
-    """Raises Drawn where random numbers are made. Without values it is seen, too, so also on the meta device.
+    """Raises RandomDraw where random numbers are made. Without values it is seen, too, so also on the meta device.
 
     A single number may be drawn: layer dropout (of Wav2Vec2) does that before it asks whether the model trains.
     """

@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache
 
 from ..graphs import describe, is_impure
 from ..layers import leaves
-from ..traced_integers import LayerIndex, Sourced, sourced
+from ..traced_integers import LayerIndex, TracedInt, sourced
 from .patches import patched
 from .proxy import Method, Value
 
@@ -81,7 +81,7 @@ class Tracer(TracerBase):
         """The concrete values in a tree of arguments."""
         if isinstance(tree, Value):
             return tree.value
-        if isinstance(tree, Sourced):
+        if isinstance(tree, TracedInt):
             return int(tree)
         if isinstance(tree, LayerIndex):
             return tree.value
@@ -174,7 +174,7 @@ class Tracer(TracerBase):
             return tree.node
         if isinstance(tree, LayerIndex):
             return self.attribute(tree.source, tree.value).node
-        if isinstance(tree, Sourced):
+        if isinstance(tree, TracedInt):
             ints.append((path, int(tree), tree.source))
             return int(tree)
         if isinstance(tree, (nn.Module, torch.Tensor, PreTrainedConfig)):

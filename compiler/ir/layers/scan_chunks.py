@@ -29,14 +29,14 @@ ROWS = 384  # of a piece: with more of them products are hardly faster, and what
 LEAST = 32  # positions of a piece, and of the proof
 
 
-class Carried(NamedTuple):
+class ChunkState(NamedTuple):
     """State carried from chunk to chunk."""
 
     window: Tensor  # [b, c, k]: what the convolution read last, zeros before the first position
     state: Tensor | None  # of the scan
 
 
-Family = Callable[[Any, Tensor, Tensor | None, Carried], tuple[Tensor, Carried]]
+Family = Callable[[Any, Tensor, Tensor | None, ChunkState], tuple[Tensor, ChunkState]]
 _proven: "WeakKeyDictionary[nn.Module, Family | None]" = WeakKeyDictionary()
 
 
@@ -88,10 +88,10 @@ def _agrees(family: Family, mixer: Any, hidden: Tensor, expected: Tensor) -> boo
     return allclose(actual, expected)
 
 
-def over(family: Family, mixer: Filtered, hidden: Tensor, mask: Tensor | None, size: int) -> tuple[Tensor, Carried]:
+def over(family: Family, mixer: Filtered, hidden: Tensor, mask: Tensor | None, size: int) -> tuple[Tensor, ChunkState]:
     """A mixer over hidden [b, t, w], `size` positions at a time, and what is carried after the last."""
     filters = mixer.conv1d.weight
-    carried = Carried(hidden.new_zeros(len(hidden), len(filters), filters.shape[-1]), None)
+    carried = ChunkState(hidden.new_zeros(len(hidden), len(filters), filters.shape[-1]), None)
     out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
     for start in range(0, hidden.shape[1], size):
         piece = slice(start, start + size)
@@ -103,7 +103,7 @@ def over(family: Family, mixer: Filtered, hidden: Tensor, mask: Tensor | None, s
 # -- the two families ----------------------------------------------------------------------------------------
 
 
-def selective(mixer: Selective, hidden: Tensor, live: Tensor | None, before: Carried) -> tuple[Tensor, Carried]:
+def selective(mixer: Selective, hidden: Tensor, live: Tensor | None, before: ChunkState) -> tuple[Tensor, ChunkState]:
     """Mamba-1: hidden [b, t, w] -> [b, t, w]; the state is [b, c, n]."""
     channels, n = mixer.A_log.shape
     x, z = mixer.in_proj(hidden).split(channels, 2)
@@ -115,10 +115,10 @@ def selective(mixer: Selective, hidden: Tensor, live: Tensor | None, before: Car
     y, state = SelectiveScan.native(
         x.mT, dt.mT, a, b.mT, c.mT, mixer.D, z.mT, mixer.dt_proj.bias, True, before.state, None
     )
-    return mixer.out_proj(y.mT), Carried(window, state)
+    return mixer.out_proj(y.mT), ChunkState(window, state)
 
 
-def ssd(mixer: Ssd, hidden: Tensor, live: Tensor | None, before: Carried) -> tuple[Tensor, Carried]:
+def ssd(mixer: Ssd, hidden: Tensor, live: Tensor | None, before: ChunkState) -> tuple[Tensor, ChunkState]:
     """Mamba-2: hidden [b, t, w] -> [b, t, w]; the state is [b, h, p, n]."""
     heads, groups, inner = mixer.num_heads, mixer.n_groups, mixer.num_heads * mixer.head_dim
     channels = before.window.shape[1]
@@ -142,7 +142,7 @@ def ssd(mixer: Ssd, hidden: Tensor, live: Tensor | None, before: Carried) -> tup
         None,
     )
     y = mixer.norm(y.flatten(2), gate)
-    return mixer.out_proj(y.to(hidden.dtype)), Carried(window, state)
+    return mixer.out_proj(y.to(hidden.dtype)), ChunkState(window, state)
 
 
 def _convolved(mixer: Filtered, x: Tensor, live: Tensor | None, window: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,19 +13,19 @@ T = TypeVar("T")
 MAX_ROWS = 16
 
 
-class AtOnce:
+class BatchLimit:
     """Rows of a forward. Fewer than `MOST` once a device had no room for them; it lasts as long as the process."""
 
     fewer: int | None = None
 
 
 def rows_at_once() -> int:
-    return min(MAX_ROWS, AtOnce.fewer or MAX_ROWS)
+    return min(MAX_ROWS, BatchLimit.fewer or MAX_ROWS)
 
 
 def parts_of(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Rows that are learned from together, in as many parts as a device has room for: one, as long as it has."""
-    return rows.split(AtOnce.fewer or len(rows))
+    return rows.split(BatchLimit.fewer or len(rows))
 
 
 def in_memory_limit(work: Callable[[], T], device: str, on_event: Listener) -> T:
@@ -42,5 +42,5 @@ def in_memory_limit(work: Callable[[], T], device: str, on_event: Listener) -> T
         current = rows_at_once()
         if current == 1:
             raise Reject(out_of_device_memory(device, "running one row at a time"))
-        AtOnce.fewer = current // 2
-        on_event(Said(f"{device} has no room for {current} rows at once: begun again, {AtOnce.fewer} at once"))
+        BatchLimit.fewer = current // 2
+        on_event(Said(f"{device} has no room for {current} rows at once: begun again, {BatchLimit.fewer} at once"))

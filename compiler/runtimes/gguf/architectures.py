@@ -8,7 +8,7 @@ _QKV = ("attn_q", "attn_k", "attn_v")
 
 
 @dataclass(frozen=True)
-class Kind:
+class Architecture:
     """One architecture of llama.cpp, of which effc writes files.
 
     interleaved   rotary pairs lie beside each other, not half of what turns apart
@@ -52,24 +52,24 @@ _ALL_WEIGHTS = (*_QKV, "attn_output", "attn_norm", "ffn_norm", "ffn_up", "ffn_do
 _MLP = ("ffn_gate", "ffn_up", "ffn_down")
 
 KINDS = {
-    "llama": Kind(interleaved=True, biases=(*_QKV, "attn_output", *_MLP), factors=True),
-    "deci": Kind(interleaved=True, biases=(), factors=True),
-    "qwen2": Kind(square=True),
-    "qwen3": Kind(norms="head"),
-    "gemma": Kind(scaled=True, activation="gelu", biases=(), tied=True),
-    "gemma2": Kind(scaled=True, activation="gelu", biases=(), tied=True, after=True, period=2),
-    "gemma3": Kind(scaled=True, activation="gelu", biases=(), after=True, norms="head", period=6),
-    "phi2": Kind(
+    "llama": Architecture(interleaved=True, biases=(*_QKV, "attn_output", *_MLP), factors=True),
+    "deci": Architecture(interleaved=True, biases=(), factors=True),
+    "qwen2": Architecture(square=True),
+    "qwen3": Architecture(norms="head"),
+    "gemma": Architecture(scaled=True, activation="gelu", biases=(), tied=True),
+    "gemma2": Architecture(scaled=True, activation="gelu", biases=(), tied=True, after=True, period=2),
+    "gemma3": Architecture(scaled=True, activation="gelu", biases=(), after=True, norms="head", period=6),
+    "phi2": Architecture(
         centred=True, parallel="always", activation="gelu", gate="none", biases=_ALL_WEIGHTS, headed=True, square=True
     ),
-    "phi3": Kind(gate="fused", fused=True, biases=(), square=True),
-    "stablelm": Kind(centred=True, parallel="some", biases=(*_QKV, "attn_norm", "ffn_norm"), square=True),
-    "glm4": Kind(interleaved=True, after=True, gate="fused"),
-    "granite": Kind(interleaved=True, biases=(*_QKV, "attn_output", *_MLP), factors=True),
-    "olmo2": Kind(before=False, after=True, norms="row", biases=(), square=True),
-    "smollm3": Kind(interleaved=True, rotates=lambda number, window: (number + 1) % 4 != 0),
-    "command-r": Kind(interleaved=True, centred=True, parallel="always", biases=(), tied=True, square=True),
-    "cohere2": Kind(
+    "phi3": Architecture(gate="fused", fused=True, biases=(), square=True),
+    "stablelm": Architecture(centred=True, parallel="some", biases=(*_QKV, "attn_norm", "ffn_norm"), square=True),
+    "glm4": Architecture(interleaved=True, after=True, gate="fused"),
+    "granite": Architecture(interleaved=True, biases=(*_QKV, "attn_output", *_MLP), factors=True),
+    "olmo2": Architecture(before=False, after=True, norms="row", biases=(), square=True),
+    "smollm3": Architecture(interleaved=True, rotates=lambda number, window: (number + 1) % 4 != 0),
+    "command-r": Architecture(interleaved=True, centred=True, parallel="always", biases=(), tied=True, square=True),
+    "cohere2": Architecture(
         interleaved=True,
         centred=True,
         parallel="always",
@@ -79,10 +79,10 @@ KINDS = {
         period=4,
         rotates=lambda number, window: window,
     ),
-    "starcoder2": Kind(centred=True, activation="gelu", gate="none", biases=_ALL_WEIGHTS, square=True),
+    "starcoder2": Architecture(centred=True, activation="gelu", gate="none", biases=_ALL_WEIGHTS, square=True),
 }
 
 
-def pattern(kind: Kind, layers: int) -> tuple[bool, ...]:
+def pattern(kind: Architecture, layers: int) -> tuple[bool, ...]:
     """Default pattern of layers with a window, where a file does not state one."""
     return tuple(bool(kind.period) and number % kind.period < kind.period - 1 for number in range(layers))

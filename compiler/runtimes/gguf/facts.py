@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Reject
-from .architectures import KINDS, Kind, pattern
+from .architectures import KINDS, Architecture, pattern
 from .reading import Stored
 from .refusal import rejected_gguf
 
@@ -45,7 +45,7 @@ class Facts:
     scales: tuple[float, float, float, float]
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> Architecture:
         return KINDS[self.architecture]
 
 
@@ -102,7 +102,7 @@ def facts_of(stored: Stored) -> Facts:
     )
 
 
-def _windows(stored: Stored, name: str, kind: Kind, count: int) -> tuple[int, tuple[bool, ...]]:
+def _windows(stored: Stored, name: str, kind: Architecture, count: int) -> tuple[int, tuple[bool, ...]]:
     """Number of tokens of a window, and the layers that have one."""
     window = stored.facts.get(f"{name}.attention.sliding_window", 0)
     pattern_stored = stored.facts.get(f"{name}.attention.sliding_window_pattern")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Reject
-from .architectures import KINDS, Kind, pattern
+from .architectures import KINDS, Architecture, pattern
 from .refusal import INSTEAD, cannot_write_gguf
 
 _ATTENTION = {f"self_attn.{part}_proj": f"attn_{part}" for part in "qkv"} | {"self_attn.o_proj": "attn_output"}
@@ -42,7 +42,7 @@ class Family:
     unsupported: Callable[[Any], dict[str, bool]] = lambda config: {}
 
     @property
-    def of(self) -> Kind:
+    def of(self) -> Architecture:
         return KINDS[self.kind]
 
 
@@ -188,7 +188,7 @@ def refuse_config(config: Any) -> None:
         )
 
 
-def _positions(kind: Kind) -> tuple[str, ...]:
+def _positions(kind: Architecture) -> tuple[str, ...]:
     return ("default", "linear", *(("llama3",) if kind.factors else ()))
 
 

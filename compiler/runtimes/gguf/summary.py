@@ -12,7 +12,7 @@ from .reading import read
 
 
 @dataclass(frozen=True)
-class Picture:
+class GgufSummary:
     facts: Facts
     params: int
     bytes: int
@@ -34,7 +34,7 @@ class Picture:
         return "\n".join([head, f"weights: {size(self.bytes)}", *rows])
 
 
-def picture(folder: Path) -> Picture:
+def summary(folder: Path) -> GgufSummary:
     """Picture of a folder of the target `gguf`. Raises Reject (refused-gguf)."""
     stored = read(folder / FILE)
     entries = stored.entries.values()
@@ -44,4 +44,4 @@ def picture(folder: Path) -> Picture:
         for axis in entry.shape:
             product *= axis
         numbers += product
-    return Picture(facts_of(stored), numbers, sum(entry.bytes for entry in entries))
+    return GgufSummary(facts_of(stored), numbers, sum(entry.bytes for entry in entries))

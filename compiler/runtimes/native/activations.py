@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .values import Pending
+from .values import ElementwiseExpr
 
 KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -32,7 +32,7 @@ _MAX_NODES = 5  # constants whose products are tried
 
 
 @dataclass(frozen=True)
-class Recognised:
+class RecognisedStep:
     """A step: its op and fields; op "" is the identity."""
 
     op: str
@@ -40,7 +40,7 @@ class Recognised:
 
 
 @torch.no_grad()
-def recognise(function: Pending) -> Recognised | None:
+def recognise(function: ElementwiseExpr) -> RecognisedStep | None:
     """The one step that computes an elementwise function, or None."""
     fine, far = torch.linspace(-12, 12, 961), torch.linspace(-300, 300, 61)
     x = torch.cat([fine, far, torch.tensor([1e-4, -1e-4, 1e4, -1e4])]).double()
@@ -49,26 +49,26 @@ def recognise(function: Pending) -> Recognised | None:
     except (TypeError, RuntimeError):  # made for float32, as compiled code is
         y = function(x.float()).double()
     if torch.equal(x, y.to(x.dtype)):
-        return Recognised("", {})
+        return RecognisedStep("", {})
     for kind, known in KINDS.items():
         if close(y, known(x)):
-            return Recognised("act", {"kind": kind})
+            return RecognisedStep("act", {"kind": kind})
     least, upper = float(y.min()), float(y.max())
     if least < upper and close(y, x.clamp(least, upper)):
         bounds = least if least > float(x.min()) else -_ENDLESS, upper if upper < float(x.max()) else _ENDLESS
-        return Recognised("clip", dict(zip(("least", "most"), bounds, strict=True)))
+        return RecognisedStep("clip", dict(zip(("least", "most"), bounds, strict=True)))
     constants = function.constants()
     for number in (-1.0, *_products(constants)):
         if close(y, x * number):
-            return Recognised("scale", {"by": number})
+            return RecognisedStep("scale", {"by": number})
         if close(y, x + number):
-            return Recognised("shift", {"by": number})
+            return RecognisedStep("shift", {"by": number})
         if number > 0 and close(y, number * torch.tanh(x / number)):
-            return Recognised("softcap", {"at": number})
+            return RecognisedStep("softcap", {"at": number})
     return _xielu(x, y)
 
 
-def _xielu(x: Tensor, y: Tensor) -> Recognised | None:
+def _xielu(x: Tensor, y: Tensor) -> RecognisedStep | None:
     """Its three numbers, read off three points: a square above zero, exp(x) - 1 - x below, and a share of x."""
     values_at = {at: float(y[(x - at).abs().argmin()]) for at in (-1.0, 1.0, 2.0)}
     square = values_at[2.0] / 2 - values_at[1.0]
@@ -77,7 +77,7 @@ def _xielu(x: Tensor, y: Tensor) -> Recognised | None:
     bent = torch.where(x > 0, square * x.square(), exponential * (torch.expm1(x) - x))
     if not torch.allclose(y, bent + linear * x, rtol=2e-5, atol=2e-5):  # numbers that a float32 made
         return None
-    return Recognised("xielu", {"square": square, "exponential": exponential, "linear": linear})
+    return RecognisedStep("xielu", {"square": square, "exponential": exponential, "linear": linear})
 
 
 def close(a: Tensor, b: Tensor) -> bool:

@@ -9,15 +9,15 @@ from torch import Tensor, fx
 
 from ...models.checkpoints.pretrained import pretrained
 from . import attentions, calls, distances, rotations
-from .layout import Run, runs
+from .layout import ColumnRun, runs
 from .positional import call
-from .values import Cached, Favour, Positional, Rows, Source
+from .values import CachedRows, KeyScoreBias, Positional, Rows, SourceTokens
 
 if TYPE_CHECKING:
     from .reader import Reader
 
 
-class Attending:
+class AttentionRules:
     """The part of a `Reader` that knows leaf functions of attention."""
 
     def __init__(self, reader: "Reader"):
@@ -25,19 +25,19 @@ class Attending:
         self._rotations: dict[Any, rotations.Rotation | None] = {}
         self._tables: dict[tuple[fx.Node, bool], Tensor | None] = {}
 
-    def cached(self, node: fx.Node, cache: Any, k: Any, v: Any, layer: int) -> tuple[Cached, Cached]:
+    def cached(self, node: fx.Node, cache: Any, k: Any, v: Any, layer: int) -> tuple[CachedRows, CachedRows]:
         """Keys and values of all tokens that attention reads from the cache."""
         if not (isinstance(k, Rows) and isinstance(v, Rows) and k.index.dim() == v.index.dim() == 4):
             reason = "keys and values of another form than [batch, heads, tokens, width]"
             raise self.reader.refuse(node, reason)
-        return Cached(k), Cached(v)
+        return CachedRows(k), CachedRows(v)
 
     # -- positions -------------------------------------------------------------------------------------------
 
     def rotated(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Result of a rotary function: rotated queries and keys, or one of them."""
         positions = [index for index, value in enumerate(args) if isinstance(value, Rows)]
-        if not positions or any(isinstance(value, (Rows, Cached)) for value in kwargs.values()):
+        if not positions or any(isinstance(value, (Rows, CachedRows)) for value in kwargs.values()):
             raise self.reader.refuse(node, "a rotary embedding of another form than queries and keys by tables")
         turned_parts = []
         for number, index in enumerate(positions):
@@ -124,22 +124,22 @@ class Attending:
 
     def attention(self, node: fx.Node, args: Any, kwargs: Any) -> tuple[Rows, None]:
         module, q, k, v, mask = args
-        recalls = isinstance(k, Source) and isinstance(v, Source)
-        k, v = (x.rows if isinstance(x, Cached) or recalls else x for x in (k, v))  # encoders cache none
+        recalls = isinstance(k, SourceTokens) and isinstance(v, SourceTokens)
+        k, v = (x.rows if isinstance(x, CachedRows) or recalls else x for x in (k, v))  # encoders cache none
         if not all(isinstance(x, Rows) for x in (q, k, v)):
             raise self.reader.refuse(node, "attention to something else than what the layer caches")
-        favour = mask if isinstance(mask, Favour) else None
-        if mask is not None and favour is None and not isinstance(mask, Positional):
+        key_bias = mask if isinstance(mask, KeyScoreBias) else None
+        if mask is not None and key_bias is None and not isinstance(mask, Positional):
             raise self.reader.refuse(node, "attention under a mask that tokens decide")
         gaining = [name for name, value in kwargs.items() if self._gains(node, name, value)]
-        of_tokens = (Positional, Rows, Cached)
+        of_tokens = (Positional, Rows, CachedRows)
         options = {
             key: value for key, value in kwargs.items() if not isinstance(value, of_tokens) and key not in gaining
         }
         (_, heads, _, head_dim), value_dim = q.index.shape, v.index.shape[3]
         kv_heads = k.index.shape[1]
         sizes = (heads, kv_heads, head_dim, value_dim)
-        mask_fn = self._mask(mask) if favour is None else self.reader.favours.mask(favour)
+        mask_fn = self._mask(mask) if key_bias is None else self.reader.key_biases.mask(key_bias)
         try:
             gains = partial(self._gain, node, module, heads, *gaining[:1])
             form = (
@@ -153,8 +153,8 @@ class Attending:
             raise self.reader.refuse(
                 node, "attention that the engine does not have: its scale, cap, window or mask is none of the known"
             )
-        if favour is not None:
-            q, k = self.reader.favours.widened(node, module, form, favour, q, k)
+        if key_bias is not None:
+            q, k = self.reader.key_biases.widened(node, module, form, key_bias, q, k)
             sizes = (heads, kv_heads, head_dim + 1, value_dim)
         by_head = any(x is not None for x in (form.slopes, form.sinks, form.distances))
         kv_order, order = (None, None) if by_head else _deduplicated(k.index, v.index, heads)
@@ -226,7 +226,7 @@ class Attending:
 
     def _gain(
         self, node: fx.Node, module: torch.nn.Module, heads: int, name: str = "", *, bidirectional: bool = False
-    ) -> attentions.Gain | None:
+    ) -> attentions.ScoreBias | None:
         """Bias that an option adds to scores; it may shorten the context. RuntimeError where more than distance
         counts."""
         if not name:
@@ -242,7 +242,7 @@ class Attending:
         known = self._tables[source, bidirectional]
         if known is None:
             raise RuntimeError("scores gain by more than distance")
-        return attentions.Gain(name, at, known)
+        return attentions.ScoreBias(name, at, known)
 
     def _mask(self, mask: Positional | None) -> Any:
         if mask is None:
@@ -345,7 +345,7 @@ def _part(value: Any, length: int, start: int, count: int) -> Any:
     return value if axis is None else value.narrow(axis, start, count)
 
 
-def _cuts_heads(run: Run, widths: list[int]) -> bool:
+def _cuts_heads(run: ColumnRun, widths: list[int]) -> bool:
     """Whether a run is a part of every head of a register."""
     return (
         run.block < run.stride

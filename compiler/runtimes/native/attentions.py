@@ -52,7 +52,7 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class Gain:
+class ScoreBias:
     """Bias that an option of an attention adds to its scores: `at` a row's length, and as a `table` by distance."""
 
     option: str
@@ -66,7 +66,7 @@ def recognise(
     mask: Any,
     sizes: tuple[int, int, int, int],
     options: dict[str, Any],
-    gains: Callable[..., Gain | None] = lambda bidirectional: None,
+    gains: Callable[..., ScoreBias | None] = lambda bidirectional: None,
 ) -> Attention | None:
     """Attention that the module's `attention` computes, or None.
 
@@ -143,7 +143,9 @@ def _trial(
 
 def _of_row(options: dict[str, Any], length: int, queries: int) -> dict[str, Any]:
     """Options for the last queries of a row: those that are made of its length are computed."""
-    return {name: x.at(length)[:, :, -queries:].float() if isinstance(x, Gain) else x for name, x in options.items()}
+    return {
+        name: x.at(length)[:, :, -queries:].float() if isinstance(x, ScoreBias) else x for name, x in options.items()
+    }
 
 
 def _float(module: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ _EPSILONS = (1e-6, 1e-5, 1e-12, 0.0)
 
 
 @dataclass(frozen=True)
-class Delta:
+class DeltaRuleLayer:
     """The delta rule of queries times `scale` and keys; both are over their length first, where there is an `eps`."""
 
     scale: float
@@ -31,7 +31,7 @@ class Delta:
 @torch.no_grad()
 def recognise(
     function: Callable[..., Any], shapes: dict[str, tuple[int, ...]], options: dict[str, Any]
-) -> Delta | None:
+) -> DeltaRuleLayer | None:
     """Delta rule that a function (q, k, v, g=, beta=, ...) computes of values of these shapes [b, t, ...], or None."""
     trials = [_trial(function, shapes, options, size) for size in (1.0, 2e-3)]  # the second feels epsilon
     known = [trial for trial in trials if trial is not None]
@@ -58,9 +58,9 @@ def _trial(
     return ((q, k, v, decay, beta), output.float()) if isinstance(output, Tensor) else None
 
 
-def _forms(width: int) -> Iterator[Delta]:
+def _forms(width: int) -> Iterator[DeltaRuleLayer]:
     for scale, eps in product((width**-0.5, 1.0), (*_EPSILONS, None)):
-        yield Delta(scale, eps)
+        yield DeltaRuleLayer(scale, eps)
 
 
 def _close(actual: Tensor, expected: Tensor) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import calls, mixtures, reductions
-from .values import Chosen, Offers, Rows
+from .values import DenseDispatch, ExpertChoice, Rows
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -18,38 +18,38 @@ if TYPE_CHECKING:
 _REASON = "scores of experts that are spent otherwise than on tokens for each of them"
 
 
-class Offering:
+class DenseDispatchRules:
     """The part of a `Reader` that knows what becomes of such scores."""
 
     def __init__(self, reader: "Reader"):
         self.reader = reader
 
-    def scores(self, choice: Chosen) -> Offers:
+    def scores(self, choice: ExpertChoice) -> DenseDispatch:
         tokens = self.reader.plan.layout.tokens
-        return Offers(choice, torch.arange(tokens * choice.experts).view(tokens, choice.experts))
+        return DenseDispatch(choice, torch.arange(tokens * choice.experts).view(tokens, choice.experts))
 
     def meet(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
         name, first = calls.operation(node), args[0]
-        offers = [x for x in args if isinstance(x, Offers)]
+        offers = [x for x in args if isinstance(x, DenseDispatch)]
         if name == "getitem" and isinstance(first, tuple | list):
             return first[args[1]]
-        if name in calls.SIZE_CALLS and isinstance(first, Offers):
+        if name in calls.SIZE_CALLS and isinstance(first, DenseDispatch):
             return self.reader.size_of(node, first.index, args[1:])
         if role == "experts" and offers == list(args) and not kwargs:
             return self._answered(node, self.reader.model.get_submodule(str(node.target)), first)
-        if name in calls.SAME and isinstance(first, Offers):
+        if name in calls.SAME and isinstance(first, DenseDispatch):
             return first
-        if name in calls.MOVES and isinstance(first, Offers):
+        if name in calls.MOVES and isinstance(first, DenseDispatch):
             index = calls.on_indices(node, (first.index, *args[1:]), kwargs)
             if isinstance(index, Tensor):
-                return Offers(first.choice, index, first.x, first.answers)
+                return DenseDispatch(first.choice, index, first.x, first.answers)
         if name in ("mul", "multiply") and len(offers) == 1 and offers[0].x is None:
             return self._offered(node, next(x for x in args if isinstance(x, Rows)), offers[0])
-        if name == "sum" and isinstance(first, Offers) and first.answers is not None:
+        if name == "sum" and isinstance(first, DenseDispatch) and first.answers is not None:
             return self._summed(node, first, *args[1:], **kwargs)
         raise self.reader.refuse(node, _REASON)
 
-    def _offered(self, node: fx.Node, x: Rows, scores: Offers) -> Offers:
+    def _offered(self, node: fx.Node, x: Rows, scores: DenseDispatch) -> DenseDispatch:
         """Tokens, once for each expert, times its score."""
         experts, tokens = scores.choice.experts, self.reader.plan.layout.tokens
         index = self.reader.settled(x).index
@@ -61,9 +61,9 @@ class Offering:
             raise self.reader.refuse(node, _REASON)
         width = index.shape[1]
         score_index = scores.index * width + torch.arange(width)
-        return Offers(scores.choice, score_index, self.reader.register(Rows(token_index))[0])
+        return DenseDispatch(scores.choice, score_index, self.reader.register(Rows(token_index))[0])
 
-    def _answered(self, node: fx.Node, module: nn.Module, offers: Offers) -> Offers:
+    def _answered(self, node: fx.Node, module: nn.Module, offers: DenseDispatch) -> DenseDispatch:
         """Outputs of each expert for its rows, which are ordered by expert."""
         choice, plan, width = offers.choice, self.reader.plan, offers.index.shape[-1]
         expert = offers.index[:, 0] // width % choice.experts
@@ -79,9 +79,9 @@ class Offering:
         register = self.reader.mixtures.answers(node, experts, choice, weighted, summed=False)
         parts = plan.layout.rows(register).view(tokens, choice.count, width)
         total = reductions.total(self.reader, node, [Rows(parts[:, i]) for i in range(choice.count)])
-        return Offers(choice, offers.index, offers.x, self.reader.register(total)[0])
+        return DenseDispatch(choice, offers.index, offers.x, self.reader.register(total)[0])
 
-    def _summed(self, node: fx.Node, offers: Offers, dim: Any = None, **_: Any) -> Rows:
+    def _summed(self, node: fx.Node, offers: DenseDispatch, dim: Any = None, **_: Any) -> Rows:
         """A sum over all experts of each token."""
         axis = dim[0] if isinstance(dim, tuple | list) and len(dim) == 1 else dim
         assert offers.answers is not None, "scores without answers"

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from . import attentions, calls
 from .attentions import Attention
 from .positional import Positions
-from .values import Cached, Rows, ScorePairs
+from .values import CachedRows, Rows, ScorePairs
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -48,7 +48,7 @@ def _second(node: fx.Node) -> fx.Node:
     return node.args[1]
 
 
-class Writing:
+class EagerAttentionRules:
     """The part of a `Reader` that follows scores from the product that makes them to the one that spends them."""
 
     def __init__(self, reader: "Reader"):
@@ -68,7 +68,7 @@ class Writing:
 
     def _retained(self, node: fx.Node) -> None:
         value = self.reader.values[node]
-        self.reader.values[node] = Cached(value) if isinstance(value, Rows) else value
+        self.reader.values[node] = CachedRows(value) if isinstance(value, Rows) else value
 
     def meet(self, node: fx.Node, args: Any) -> Any:
         """Value of a node that combines a token with all tokens before it."""
@@ -78,7 +78,7 @@ class Writing:
         operands = [self.reader.values[used] for used in inputs]
         if name in calls.SIZE_CALLS:
             return self.reader.sample_size(node, args)
-        spends = any(isinstance(x, ScorePairs) for x in operands) and any(isinstance(x, Cached) for x in operands)
+        spends = any(isinstance(x, ScorePairs) for x in operands) and any(isinstance(x, CachedRows) for x in operands)
         if name == SDPA or (name in PRODUCTS and spends):
             return self._attention(node, name)
         return ScorePairs(node)
@@ -103,7 +103,7 @@ class Writing:
 
     def _rows(self, node: fx.Node) -> Rows:
         value = self.reader.values[node]
-        return value.rows if isinstance(value, Cached) else value
+        return value.rows if isinstance(value, CachedRows) else value
 
     def _module(self, node: fx.Node) -> nn.Module:
         scope = node.meta.get("scope", ())
@@ -116,8 +116,8 @@ class Writing:
             if not (isinstance(q, fx.Node) and isinstance(k, fx.Node) and isinstance(v, fx.Node)):
                 return None
             kinds = [type(self.reader.values[x]) for x in (q, k, v)]
-            return (q, k, v) if kinds == [Rows, Cached, Cached] else None
-        values = [x for x in node.all_input_nodes if isinstance(self.reader.values[x], Cached)]
+            return (q, k, v) if kinds == [Rows, CachedRows, CachedRows] else None
+        values = [x for x in node.all_input_nodes if isinstance(self.reader.values[x], CachedRows)]
         visited, queue = {node}, [x for x in node.all_input_nodes if isinstance(self.reader.values[x], ScorePairs)]
         queries, keys = [], []
         while queue:
@@ -131,7 +131,7 @@ class Writing:
                     queue.append(used)
                 elif isinstance(value, Rows):
                     queries.append(used)
-                elif isinstance(value, Cached):
+                elif isinstance(value, CachedRows):
                     keys.append(used)
         is_unique = len(queries) == len(keys) == len(values) == 1
         return (queries[0], keys[0], values[0]) if is_unique else None
@@ -207,7 +207,7 @@ class _Trial(Positions):
         if node in self.leaves:
             return self.leaves[node]
         value = self.reader.values.get(node)
-        rows = value.rows if isinstance(value, Cached) else value
+        rows = value.rows if isinstance(value, CachedRows) else value
         if isinstance(rows, Rows) and not self.reader.ids.are(rows.index):
             return torch.zeros(self.scaled(rows.index, length)[0])
         return super()._run(node, length)

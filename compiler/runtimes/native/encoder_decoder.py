@@ -12,7 +12,7 @@ _TARGET = "decoder_"  # begins the names of what a target's side is given
 
 
 @dataclass(frozen=True)
-class Side:
+class Stack:
     """One side of the model: encoder or decoder.
 
     ids       the placeholder of its token ids
@@ -31,12 +31,12 @@ class Side:
         return "" if self.ids.startswith(_TARGET) else name
 
 
-def only(graph: fx.Graph) -> Side:
+def only(graph: fx.Graph) -> Stack:
     """A graph of one sequence."""
-    return Side("input_ids", tuple(graph.nodes))
+    return Stack("input_ids", tuple(graph.nodes))
 
 
-def both(graph: fx.Graph) -> tuple[Side, Side]:
+def both(graph: fx.Graph) -> tuple[Stack, Stack]:
     """The encoder's side and the decoder's."""
     decoder_nodes: set[fx.Node] = set()
     for node in graph.nodes:
@@ -44,4 +44,4 @@ def both(graph: fx.Graph) -> tuple[Side, Side]:
         if is_target or node.op == "output" or any(used in decoder_nodes for used in node.all_input_nodes):
             decoder_nodes.add(node)
     encoder_nodes = tuple(node for node in graph.nodes if node not in decoder_nodes)
-    return Side("input_ids", encoder_nodes, True), Side(f"{_TARGET}input_ids", tuple(graph.nodes))
+    return Stack("input_ids", encoder_nodes, True), Stack(f"{_TARGET}input_ids", tuple(graph.nodes))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .trees import leaves, mapped
-from .values import CACHE, Cached, Positional, Rows
+from .values import CACHE, CachedRows, Positional, Rows
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -59,8 +59,8 @@ def _chosen(reader: "Reader", module: nn.Module, args: Any, kwargs: Any, length:
     generator = torch.Generator().manual_seed(length)
 
     def operand(value: Any) -> Any:
-        if isinstance(value, (Rows, Cached)):
-            rows = value.rows if isinstance(value, Cached) else value
+        if isinstance(value, (Rows, CachedRows)):
+            rows = value.rows if isinstance(value, CachedRows) else value
             return torch.randn(reader.positions.scaled(rows.index, length)[0], generator=generator)
         if isinstance(value, Positional):
             at_positions = reader.positions.at(value.node, length)

@@ -12,7 +12,7 @@ from torch import fx, nn
 from . import calls, routers
 from .positional import call
 from .trees import mapped
-from .values import Chosen, Deciding, Rows
+from .values import ExpertChoice, RouterLogits, Rows
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 _ROWS = 64  # that a choice is tried on
 
 
-class Decisions:
+class InlineRouterRules:
     """The part of a `Reader` that follows a router's logits."""
 
     def __init__(self, reader: "Reader"):
         self.reader = reader
 
-    def begin(self, node: fx.Node, module: nn.Module, x: Rows) -> Deciding:
+    def begin(self, node: fx.Node, module: nn.Module, x: Rows) -> RouterLogits:
         """Start reading a router that returns logits alone."""
         if routers.sample_router(module, x.index.shape[-1], x.index.dim()) is None:
             reason = f"a {type(module).__name__} chooses experts in a way that the engine does not have"
             raise self.reader.refuse(node, reason)
-        return Deciding(node)
+        return RouterLogits(node)
 
     def meet(self, node: fx.Node, args: Any) -> Any:
         if calls.operation(node) in calls.SIZE_CALLS:
             return self.reader.sample_size(node, args)
-        return Deciding(node)
+        return RouterLogits(node)
 
     def settled(self, node: fx.Node, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Arguments of experts, with the choice that was written out as the one step that it is."""
-        nodes = [x for x in node.all_input_nodes if isinstance(self.reader.values[x], Deciding)]
+        nodes = [x for x in node.all_input_nodes if isinstance(self.reader.values[x], RouterLogits)]
         if not nodes:
             return args, kwargs
         choices = self._recognised(nodes) if len(nodes) == 2 else None
@@ -48,12 +48,12 @@ class Decisions:
             raise self.reader.refuse(node, "experts are chosen in a way that the engine does not have")
 
         def operand(value: Any) -> Any:
-            return choices[nodes.index(value.node)] if isinstance(value, Deciding) else value
+            return choices[nodes.index(value.node)] if isinstance(value, RouterLogits) else value
 
         return mapped(args, operand), mapped(kwargs, operand)
 
     @torch.no_grad()
-    def _recognised(self, nodes: list[fx.Node]) -> list[Chosen] | None:
+    def _recognised(self, nodes: list[fx.Node]) -> list[ExpertChoice] | None:
         """Choices that pairs of nodes are, indices and weights in their order; or None."""
         sources = {source for node in nodes for source in self._sources(node)}
         router = sources.pop()
@@ -85,7 +85,7 @@ class Decisions:
         origins, queue = set(), [node]
         while queue:
             current = queue.pop()
-            inner = [x for x in current.all_input_nodes if isinstance(self.reader.values[x], Deciding)]
+            inner = [x for x in current.all_input_nodes if isinstance(self.reader.values[x], RouterLogits)]
             queue += inner
             origins |= set() if inner else {current}
         return origins
@@ -93,7 +93,7 @@ class Decisions:
     def _run(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         if node not in known:
             value = self.reader.values[node]
-            if not isinstance(value, Deciding):
+            if not isinstance(value, RouterLogits):
                 return value
             args, kwargs = (fx.map_arg(part, lambda x: self._run(x, known)) for part in (node.args, node.kwargs))
             known[node] = call(node, self.reader.model, args, kwargs)

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from . import calls
 from .attentions import Attention
 from .trees import index
-from .values import Cached, Favour, Positional, Rows
+from .values import CachedRows, KeyScoreBias, Positional, Rows
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -30,7 +30,7 @@ class _Enough(Exception):
     """A forward has come to the module that was asked for."""
 
 
-class Favours:
+class KeyScoreBiasRules:
     """The part of a `Reader` that follows such numbers from a mask that hides some of them to the attention."""
 
     def __init__(self, reader: "Reader"):
@@ -40,42 +40,42 @@ class Favours:
     def is_start(self, node: fx.Node, args: Any) -> bool:
         hides = args[2] if calls.operation(node) == "masked_fill" and len(args) == 3 else 0.0
         known = isinstance(hides, float) and hides <= _HIDES
-        return known and isinstance(args[0], Cached) and isinstance(args[1], Positional)
+        return known and isinstance(args[0], CachedRows) and isinstance(args[1], Positional)
 
     def meet(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         name, first = calls.operation(node), args[0]
-        if isinstance(first, Cached):
-            return Favour(first.rows, args[1])
-        if name in calls.SIZE_CALLS and isinstance(first, Favour):
+        if isinstance(first, CachedRows):
+            return KeyScoreBias(first.rows, args[1])
+        if name in calls.SIZE_CALLS and isinstance(first, KeyScoreBias):
             return self.reader.size_of(node, first.rows.index, args[1:])
-        if name in calls.MOVES and isinstance(first, Favour):
+        if name in calls.MOVES and isinstance(first, KeyScoreBias):
             mapped = calls.on_indices(node, (first.rows.index, *map(index, args[1:])), kwargs)
             if isinstance(mapped, Tensor):
-                return Favour(Rows(mapped, first.rows.pending), first.hides)
+                return KeyScoreBias(Rows(mapped, first.rows.pending), first.hides)
         raise self.reader.refuse(node, _REASON)
 
-    def mask(self, favour: Favour) -> Any:
+    def mask(self, key_bias: KeyScoreBias) -> Any:
         """Mask argument of an attention: n -> [1, 1, n, n]."""
 
         def at(length: int) -> Tensor:
-            hides = self.reader.positions.at(favour.hides.node, length)
+            hides = self.reader.positions.at(key_bias.hides.node, length)
             return torch.zeros(hides.shape).masked_fill(hides, torch.finfo(torch.float32).min)
 
         return at
 
     def widened(
-        self, node: fx.Node, module: nn.Module, form: Attention, favour: Favour, q: Rows, k: Rows
+        self, node: fx.Node, module: nn.Module, form: Attention, key_bias: KeyScoreBias, q: Rows, k: Rows
     ) -> tuple[Rows, Rows]:
         """Queries and keys with a column more, whose product is what the score of a key gains."""
         heads, kv_heads = q.index.shape[1], k.index.shape[1]
-        gains = favour.rows.index  # [b, heads, queries, keys]
+        gains = key_bias.rows.index  # [b, heads, queries, keys]
         per_key = gains[:, :, :1].expand_as(gains)
         by_group = gains[:, :: max(1, heads // kv_heads)].repeat_interleave(heads // kv_heads, 1)
         fits = gains.dim() == 4 and gains.shape[1] == heads and form.softcap is None
         if not fits or not torch.equal(gains, per_key) or not torch.equal(gains, by_group):
             raise self.reader.refuse(node, _REASON)
         self._shorten(module)
-        columns = self.reader.settled(Rows(gains[:, :: heads // kv_heads, 0, :, None], favour.rows.pending)).index
+        columns = self.reader.settled(Rows(gains[:, :: heads // kv_heads, 0, :, None], key_bias.rows.pending)).index
         q, k = self.reader.settled(q), self.reader.settled(k)
         one, _ = self.reader.register(Rows(q.index[:, :1, :, :1]))
         share = self.reader.plan.step("clip", 1, x=one, least=1 / form.scale, most=1 / form.scale)

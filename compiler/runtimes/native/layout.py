@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 
-class Scattered(Exception):
+class IrregularColumns(Exception):
     """A value whose numbers are not the same columns for every token."""
 
 
 @dataclass(frozen=True)
-class Lane:
+class RowLayout:
     """A value as rows: the same columns for every token.
 
     columns   [width] element numbers of the first token, in the order in which the value holds them
@@ -67,22 +67,22 @@ class Layout:
         width = torch.tensor([*self.widths, 1])[register]
         return register, torch.div(elements - first[register], width, rounding_mode="floor")
 
-    def lane(self, index: Tensor) -> Lane:
-        """A value as rows. Raises Scattered where tokens hold different columns, or other tokens' numbers."""
+    def lane(self, index: Tensor) -> RowLayout:
+        """A value as rows. Raises IrregularColumns where tokens hold different columns, or other tokens' numbers."""
         flat = index.reshape(-1)
         if flat.numel() % self.tokens:
-            raise Scattered
+            raise IrregularColumns
         register, column = self.owner(int(flat[0]))
         if column == 0 and torch.equal(flat, self.rows(register).reshape(-1)):
-            return Lane(self.columns(register), torch.arange(flat.numel()))  # a whole register, as most are
+            return RowLayout(self.columns(register), torch.arange(flat.numel()))  # a whole register, as most are
         registers, token = self.locate(flat)
         order = torch.sort(token, stable=True).indices
         elements = flat[order].view(self.tokens, -1)  # [tokens, width]
         widths = torch.tensor(self.widths)[registers[order]].view(self.tokens, -1)[0]
         expected = elements[0] + torch.arange(self.tokens)[:, None] * widths
         if not torch.equal(expected, elements):
-            raise Scattered
-        return Lane(elements[0], order)
+            raise IrregularColumns
+        return RowLayout(elements[0], order)
 
     def spread(self, register: int, order: Tensor, shape: torch.Size) -> Tensor:
         """The index of a value whose rows, read in `order`, are a whole register."""
@@ -92,7 +92,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Run:
+class ColumnRun:
     """`count` blocks of `block` columns of one register, `stride` apart."""
 
     register: int
@@ -102,7 +102,7 @@ class Run:
     count: int
 
 
-def runs(layout: Layout, columns: Tensor) -> list[Run]:
+def runs(layout: Layout, columns: Tensor) -> list[ColumnRun]:
     """Columns as few regular runs, in order."""
     pieces: list[list[int]] = []  # [register, start, length]
     for element in columns.tolist():
@@ -111,13 +111,13 @@ def runs(layout: Layout, columns: Tensor) -> list[Run]:
             pieces[-1][2] += 1
         else:
             pieces.append([register, column, 1])
-    result: list[Run] = []
+    result: list[ColumnRun] = []
     for register, start, length in pieces:
         last = result[-1] if result else None
         if last and (last.register, last.block) == (register, length):
             stride = start - last.start if last.count == 1 else last.stride
             if start == last.start + last.count * stride and stride >= 0:
-                result[-1] = Run(register, last.start, length, stride, last.count + 1)
+                result[-1] = ColumnRun(register, last.start, length, stride, last.count + 1)
                 continue
-        result.append(Run(register, start, length, length, 1))
+        result.append(ColumnRun(register, start, length, length, 1))
     return result

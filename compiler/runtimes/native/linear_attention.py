@@ -19,7 +19,7 @@ from ...ir.layers import leaves
 from . import linears, norms
 from .trees import leaves as leaves_of
 from .trees import mapped
-from .values import CACHE, Pending, Positional, Rows
+from .values import CACHE, ElementwiseExpr, Positional, Rows
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -29,7 +29,7 @@ _SHARE = 1e-4  # of outputs of size one, in float32
 
 
 @dataclass(frozen=True)
-class Decay:
+class LinearAttention:
     """out(norm(sum) * sigmoid(gate(x))); queries, keys and values are act(inputs(x)).
 
     by_head   whether those of a head lie side by side; else all queries, all keys, all values
@@ -76,7 +76,9 @@ def read(reader: "Reader", node: fx.Node, module: nn.Module, args: Any, kwargs: 
 
 
 @torch.no_grad()
-def recognise(reader: "Reader", module: nn.Module, rows: Rows, args: Any, kwargs: Any) -> tuple[Decay, bool] | None:
+def recognise(
+    reader: "Reader", module: nn.Module, rows: Rows, args: Any, kwargs: Any
+) -> tuple[LinearAttention, bool] | None:
     """Decay of a linear attention, and whether it returns more than its output; None for another layer."""
     forms = [*_forms(module, rows.index.shape[-1])]
     if not forms:
@@ -118,7 +120,7 @@ def _cut(module: nn.Module) -> Iterator[nn.Module]:
             yield light
 
 
-def _forms(module: nn.Module, width: int) -> Iterator[Decay]:
+def _forms(module: nn.Module, width: int) -> Iterator[LinearAttention]:
     children = dict(module.named_children())
     layers = {name: tuple(p.weight.shape) for name, p in children.items() if isinstance(p, nn.Linear)}
     bare = [name for name, part in children.items() if leaves.module_role(part) == "activation"]
@@ -134,7 +136,7 @@ def _forms(module: nn.Module, width: int) -> Iterator[Decay]:
         rates = [t for t in rates if inner % len(t) == 0 and bool((t > 0).all())]
         for norm, act, by_head, rate in product(normal, bare, (True, False), rates):
             for order in permutations(range(3), 3):
-                yield Decay(qkv_name, gate, out, norm, act, by_head, order, rate)
+                yield LinearAttention(qkv_name, gate, out, norm, act, by_head, order, rate)
 
 
 def _called(module: nn.Module, name: str, x: Tensor) -> Tensor:
@@ -144,14 +146,14 @@ def _called(module: nn.Module, name: str, x: Tensor) -> Tensor:
     return part(x.to(next((p.dtype for p in part.parameters()), x.dtype))).float()
 
 
-def _steps(reader: "Reader", node: fx.Node, module: nn.Module, form: Decay, x: Rows) -> Rows:
+def _steps(reader: "Reader", node: fx.Node, module: nn.Module, form: LinearAttention, x: Rows) -> Rows:
     def layer(name: str, x_in: Rows) -> Rows:
         linear = linears.of(module.get_submodule(name))
         assert linear is not None, f"{name} was a linear layer when it was recognised"
         return reader.linear(node, x_in, f"{node.target}.{name}", linear)
 
     qkv = layer(form.inputs, x)
-    qkv = reader.settled(Rows(qkv.index, Pending(module.get_submodule(form.act), (None,))))
+    qkv = reader.settled(Rows(qkv.index, ElementwiseExpr(module.get_submodule(form.act), (None,))))
     q, k, v = (Rows(part) for part in form.parts(qkv.index))  # [b, t, heads, d]
     heads, width = v.index.shape[2:]
     register, lane = reader.register(v)
@@ -178,5 +180,5 @@ def _steps(reader: "Reader", node: fx.Node, module: nn.Module, form: Decay, x: R
     )
     normal = norms.read(reader, node, module.get_submodule(form.norm), Rows(summed.index.flatten(2)))
     gate = layer(form.gate, x)
-    opened = reader.settled(Rows(gate.index, Pending(torch.sigmoid, (None,))))
+    opened = reader.settled(Rows(gate.index, ElementwiseExpr(torch.sigmoid, (None,))))
     return layer(form.out, reader.computing.product(node, normal, opened))

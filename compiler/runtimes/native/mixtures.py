@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 
 from ...ir.layers import leaves
 from . import linears, reductions, routers
-from .layout import Scattered
+from .layout import IrregularColumns
 from .plan import Entry
-from .values import Chosen, Pending, Rows
+from .values import ElementwiseExpr, ExpertChoice, Rows
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -50,7 +50,7 @@ class Experts:
         return ((torch.einsum("tki,tkoi->tko", inner, self.down[numbers]) + down_bias) * weights[..., None]).sum(1)
 
 
-class Mixtures:
+class MixtureRules:
     """The part of a `Reader` that knows routers and experts."""
 
     def __init__(self, reader: "Reader"):
@@ -75,14 +75,16 @@ class Mixtures:
         parts = {order[0]: "weights", order[1]: "numbers"}
         return tuple(replace(choice, part=parts.get(i, "")) for i in range(max(order) + 1))
 
-    def parts(self, node: fx.Node, module: nn.Module, x: Rows, rule: routers.Routing, names: list[str]) -> list[Chosen]:
+    def parts(
+        self, node: fx.Node, module: nn.Module, x: Rows, rule: routers.Routing, names: list[str]
+    ) -> list[ExpertChoice]:
         """A choice by a rule, once for each of what is named of it."""
         choice = self.chosen(node, module, x, {}, rule)
         return [replace(choice, part=name) for name in names]
 
     def chosen(
         self, node: fx.Node, module: nn.Module, x: Rows, extra_tensors: dict[str, Tensor], rule: routers.Routing
-    ) -> Chosen:
+    ) -> ExpertChoice:
         plan, tensors = (
             self.reader.plan,
             dict((*module.named_parameters(), *module.named_buffers(), *extra_tensors.items())),
@@ -109,13 +111,13 @@ class Mixtures:
             eps=rule.eps,
             scale=rule.scale,
         )
-        return Chosen(register, rule.count, experts, "")
+        return ExpertChoice(register, rule.count, experts, "")
 
     def experts(self, node: fx.Node, module: nn.Module, args: Any, kwargs: Any) -> Rows:
         args, kwargs = self.reader.deciding.settled(node, args, kwargs)
         operands = [*args, *kwargs.values()]
         rows = [value for value in operands if isinstance(value, Rows)]
-        parts = {value.part: value for value in operands if isinstance(value, Chosen)}
+        parts = {value.part: value for value in operands if isinstance(value, ExpertChoice)}
         if len(rows) != 1 or len(operands) != 3 or parts.keys() != {"weights", "numbers"}:
             raise self.reader.refuse(
                 node, "experts of another form than rows, the numbers of experts and their weights"
@@ -131,18 +133,20 @@ class Mixtures:
         )
         return self._with_idle(node, choice, len(form.down), x, output) if form.idle else output
 
-    def _with_idle(self, node: fx.Node, choice: Chosen, real: int, x: Rows, output: Rows) -> Rows:
+    def _with_idle(self, node: fx.Node, choice: ExpertChoice, real: int, x: Rows, output: Rows) -> Rows:
         """Outputs of experts on x, plus x times the weights of identity experts."""
         reader, parts = self.reader, self.reader.plan.layout.rows(choice.register)
         weights, numbers = parts[:, : choice.count], parts[:, choice.count :]
-        above = reader.settled(Rows(numbers, Pending(operator.sub, (None, float(real - 1)))))
-        idle = reader.settled(Rows(above.index, Pending(torch.clamp, (None, 0.0, 1.0))))  # one of those, else zero
+        above = reader.settled(Rows(numbers, ElementwiseExpr(operator.sub, (None, float(real - 1)))))
+        idle = reader.settled(
+            Rows(above.index, ElementwiseExpr(torch.clamp, (None, 0.0, 1.0)))
+        )  # one of those, else zero
         shares = reader.settled(reader.computing.product(node, idle, Rows(weights)))
         share = reductions.total(reader, node, [Rows(shares.index[:, i : i + 1]) for i in range(choice.count)])
         spread = reader.settled(share).index.view(*x.index.shape[:-1], 1)
         return reader.computing.of_two(node, "add", output, reader.computing.product(node, x, Rows(spread)))
 
-    def answers(self, node: fx.Node, form: Experts, choice: Chosen, x: Rows, *, summed: bool) -> int:
+    def answers(self, node: fx.Node, form: Experts, choice: ExpertChoice, x: Rows, *, summed: bool) -> int:
         """The register of what the chosen experts make of x, or of an x for each of them."""
         plan, name = self.reader.plan, str(node.target)
         up = self.layer(name + ".up", choice, self._rows(x), (form.up, form.up_bias), summed=False)
@@ -154,10 +158,10 @@ class Mixtures:
         """The register of a value that has its tokens in order."""
         register, lane = self.reader.register(value)
         if not torch.equal(lane.order, torch.arange(len(lane.order))):
-            raise Scattered
+            raise IrregularColumns
         return register
 
-    def layer(self, name: str, choice: Chosen, x: int, layer: Layer, *, summed: bool) -> int:
+    def layer(self, name: str, choice: ExpertChoice, x: int, layer: Layer, *, summed: bool) -> int:
         plan, numbers, (weights, bias) = self.reader.plan, self.reader.numbers, layer
         names, zero_weights = [], tuple(torch.zeros_like(w[0]) for w in weights)  # of experts that are not there
         for expert in range(choice.experts):
@@ -183,7 +187,7 @@ class Mixtures:
                 values[inner] = getattr(middle, inner.target)
             elif inner.op == "call_module":
                 x = args[0]
-                values[inner] = Rows(x.index, Pending(middle.get_submodule(inner.target), (x.pending,)))
+                values[inner] = Rows(x.index, ElementwiseExpr(middle.get_submodule(inner.target), (x.pending,)))
             else:
                 inner.meta = node.meta | inner.meta
                 values[inner] = self.reader.computing.computed(inner, args, kwargs)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import reductions
-from .layout import Scattered
+from .layout import IrregularColumns
 from .values import Rows
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def read(reader: "Reader", node: fx.Node, module: nn.Module, x: Rows) -> Rows:
     width, group = reader.plan.layout.widths[register], x.index.shape[-1]
     _, token = reader.plan.layout.locate(x.index.reshape(-1, group))
     if not torch.equal(token, token[:, :1].expand_as(token)):
-        raise Scattered
+        raise IrregularColumns
     fields: dict[str, Any] = {"weight": None, "bias": None}
     for key, values, idle in (("weight", norm.gain, 1.0), ("bias", norm.shift, 0.0)):
         vector = values.reshape(-1)[lane.order].view(reader.plan.layout.tokens, -1)[0]

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, fx
 
 from . import calls, linears, reductions
-from .layout import Scattered
+from .layout import IrregularColumns
 from .positional import call
 from .trees import index, wrapped
-from .values import Chosen, First, Pending, Positional, Rows, picks_first
+from .values import ElementwiseExpr, ExpertChoice, FirstTokenRows, Positional, Rows, picks_first
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _INPLACE_OPS = {"add_": "add", "sub_": "sub", "mul_": "mul"}
 
 
-class Computing:
+class FunctionRules:
     """The part of a `Reader` that knows functions of torch."""
 
     def __init__(self, reader: "Reader"):
@@ -28,7 +28,7 @@ class Computing:
         name, first = calls.operation(node), args[0]
         if name in calls.SIZE_CALLS and isinstance(first, Rows):
             return call(node, self.reader.model, (first.index, *args[1:]), kwargs)
-        if name in calls.SAME and isinstance(first, (Rows, Chosen)):
+        if name in calls.SAME and isinstance(first, (Rows, ExpertChoice)):
             return first
         if isinstance(first, (tuple, list)) and name == "getitem":
             return first[args[1]]
@@ -46,7 +46,7 @@ class Computing:
         if name in calls.JOINS:
             return self._joined(node, args, kwargs)
         if name == "getitem" and isinstance(first, Rows) and picks_first(first, args[1]):
-            return First(first)
+            return FirstTokenRows(first)
         if name in calls.MOVES and isinstance(first, Tensor):  # into the shape of numbers of tokens
             return call(node, self.reader.model, (first, *map(index, args[1:])), kwargs)
         if name in calls.MOVES and isinstance(first, Rows):
@@ -105,10 +105,10 @@ class Computing:
             single = isinstance(y, (int, float)) or (isinstance(y, Tensor) and y.dim() == 0)
             if isinstance(x, Rows) and single:
                 operands = (x.pending, float(y)) if x is a else (float(y), x.pending)
-                return Rows(x.index, Pending(function, operands, node))
+                return Rows(x.index, ElementwiseExpr(function, operands, node))
         if isinstance(a, Rows) and isinstance(b, Rows):
             if a.index.shape == b.index.shape and torch.equal(a.index, b.index):
-                return Rows(a.index, Pending(function, (a.pending, b.pending), node))
+                return Rows(a.index, ElementwiseExpr(function, (a.pending, b.pending), node))
             return self.of_two(node, name, a, b)
         for x, y in ((a, b), (b, a)):
             if isinstance(x, Rows) and isinstance(y, Tensor):
@@ -126,16 +126,16 @@ class Computing:
         if not isinstance(which, Rows) or len(parts) + len(numbers) != 3 or not same_source:
             raise self.reader.refuse(node, "a choice between values that more than one number decides")
         operands = [part.pending if isinstance(part, Rows) else float(part) for part in (which, a, b)]
-        return Rows(which.index, Pending(torch.where, tuple(operands), node))
+        return Rows(which.index, ElementwiseExpr(torch.where, tuple(operands), node))
 
     def product(self, node: fx.Node, a: Rows, b: Rows) -> Rows:
         return self.of_two(node, "mul", a, b)
 
     def of_two(self, node: fx.Node, name: str, a: Rows, b: Rows) -> Rows:
         if name in ("sub", "isub"):
-            b = Rows(b.index, Pending(calls.BINARY["mul"], (b.pending, -1.0)))
+            b = Rows(b.index, ElementwiseExpr(calls.BINARY["mul"], (b.pending, -1.0)))
         if name in ("truediv", "itruediv", "div"):
-            b = Rows(b.index, Pending(torch.reciprocal, (b.pending,)))
+            b = Rows(b.index, ElementwiseExpr(torch.reciprocal, (b.pending,)))
         op = {
             "add": "add",
             "iadd": "add",
@@ -153,7 +153,7 @@ class Computing:
         ai, bi = torch.broadcast_tensors(self.reader.settled(a).index, self.reader.settled(b).index)
         (x, lane), (y, other) = self.reader.register(Rows(ai)), self.reader.register(Rows(bi))
         if not torch.equal(lane.order, other.order):
-            raise Scattered
+            raise IrregularColumns
         return self.reader.elementwise(op, ai.shape, lane, x=x, y=y)
 
     def by_vector(self, node: fx.Node, name: str, x: Rows, y: Tensor, *, swapped: bool = False) -> Rows:
@@ -166,7 +166,7 @@ class Computing:
         register, lane = self.reader.register(Rows(index))
         rows = values.reshape(-1)[lane.order].view(self.reader.plan.layout.tokens, -1)
         if not torch.equal(rows, rows[:1].expand_as(rows)):
-            raise Scattered
+            raise IrregularColumns
         vector = self.reader.plan.vector(node.name, rows[0])
         return self.reader.elementwise(op, index.shape, lane, x=register, vector=vector)
 
@@ -183,10 +183,10 @@ def _zeros(like: Rows, *shape: Any) -> Rows:
     return Rows(torch.full(tuple(flat) or tuple(like.index.shape), -1))
 
 
-def _pending(node: fx.Node, name: str, before: Pending | None, options: Any, named: Any) -> Pending:
+def _pending(node: fx.Node, name: str, before: ElementwiseExpr | None, options: Any, named: Any) -> ElementwiseExpr:
     """An elementwise function of what is made before it."""
     if name == "rsqrt":
-        return Pending(torch.reciprocal, (Pending(torch.sqrt, (before,), node),), node)
+        return ElementwiseExpr(torch.reciprocal, (ElementwiseExpr(torch.sqrt, (before,), node),), node)
     function = calls.UNARY[name]
     options_kw = {key: value for key, value in named.items() if key != "inplace"}
-    return Pending(lambda x: function(x, *options, **options_kw), (before,), node)
+    return ElementwiseExpr(lambda x: function(x, *options, **options_kw), (before,), node)

@@ -13,7 +13,7 @@ from ...models.checkpoints.generation_config import read_generation
 from .encoder import NativeEncoder
 from .model import NativeModel
 from .plan_files import native_damaged, pieces, read, tensors
-from .seq2seq import NativeTranslator
+from .seq2seq import NativeSeq2Seq
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,7 @@ def open_native(
         _check_vocabulary(stored, engine)
     except KernelError as error:
         raise Reject(native_damaged(f"{folder}: {error}", help=_REMEDY)) from error
-    kind = NativeTranslator if engine.sources else NativeEncoder if "gives" in stored.facts else NativeModel
+    kind = NativeSeq2Seq if engine.sources else NativeEncoder if "gives" in stored.facts else NativeModel
     generation = read_generation(folder)
     model = kind(engine, stored.plan, weights, stored.facts, sequences, generation, remembers=remembers)
     model.name_or_path = model.config._name_or_path = str(folder)

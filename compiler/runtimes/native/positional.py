@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from ...ir.capture.sample import first_position
 from .calls import operation
 from .layout import Layout
-from .values import CACHE, AllPositions, Cached, Rows, Source
+from .values import CACHE, AllPositions, CachedRows, Rows, SourceTokens
 
 _HALVES = (torch.bfloat16, torch.float16)
 _NO_ID = 1 << 40
@@ -88,8 +88,8 @@ class Positions:
         if self.source is not None and self.source.knows(node):
             return self.source.at(node, length)  # of a source that is as long
         value = self._values.get(node)
-        assert not isinstance(value, Source), f"{node.name} is none of the source's"
-        rows = value.rows if isinstance(value, Cached) else value
+        assert not isinstance(value, SourceTokens), f"{node.name} is none of the source's"
+        rows = value.rows if isinstance(value, CachedRows) else value
         if isinstance(rows, Rows):
             return self._stand_in(node, rows, length)
         if isinstance(value, AllPositions):

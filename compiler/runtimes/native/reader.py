@@ -17,41 +17,41 @@ from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.inputs import is_encoder_decoder
 from ...models.rows.packed_inputs import is_speech_encoder_decoder
 from . import activations, calls, encoder_decoder, indexers, linear_attention, linears, norms, recurrences, rwkv
-from .attention_lowering import Attending
-from .dense_dispatch import Offering
-from .eager_attention import Writing
-from .inline_routers import Decisions
-from .key_score_bias import Favours
-from .layout import Lane, Layout, Scattered
+from .attention_lowering import AttentionRules
+from .dense_dispatch import DenseDispatchRules
+from .eager_attention import EagerAttentionRules
+from .inline_routers import InlineRouterRules
+from .key_score_bias import KeyScoreBiasRules
+from .layout import IrregularColumns, Layout, RowLayout
 from .mixers import with_mixers_open
-from .mixtures import Mixtures
-from .number_ops import Computing
+from .mixtures import MixtureRules
+from .number_ops import FunctionRules
 from .plan import Entry, Output, Plan
 from .positional import Positions, call
 from .refusal import model_rejection, rejection
-from .scanning import Scanning
-from .shifting import BEFORE, Shifting
-from .sorted_dispatch import Queues
+from .scanning import ScanRules
+from .shifting import BEFORE, ShiftRules
+from .sorted_dispatch import SortedDispatchRules
 from .tables import Tables
 from .trees import attribute, leaves, mapped
 from .values import (
     CACHE,
     AllPositions,
-    Cached,
-    Chosen,
-    Deciding,
-    Favour,
-    First,
-    Ids,
-    Line,
+    CachedRows,
+    DenseDispatch,
+    ElementwiseExpr,
+    ExpertChoice,
+    FirstTokenRows,
+    KeyScoreBias,
     Mask,
-    Offers,
-    Pending,
     Positional,
-    Queued,
+    RouterLogits,
     Rows,
     ScorePairs,
-    Source,
+    SortedDispatchIndex,
+    SortedRows,
+    SourceTokens,
+    TokenIds,
 )
 
 ENDLESS = 2**20  # tokens of a sequence, where no table of positions ends and a config names no limit
@@ -69,7 +69,7 @@ class Reader:
         program: Program,
         weights: str | linears.Numbers,
         model: nn.Module | None = None,
-        side: encoder_decoder.Side | None = None,
+        side: encoder_decoder.Stack | None = None,
     ):
         self.model = model or program.model
         self.numbers = linears.Numbers(weights) if isinstance(weights, str) else weights
@@ -98,17 +98,21 @@ class Reader:
         if type(context) is not int:
             reason = "its config states no longest context (`max_position_embeddings`)"
             raise model_rejection(self.model, reason)
-        self.ids = Ids(layout)
+        self.ids = TokenIds(layout)
         self.shape = ids.shape
         words = (self.source and getattr(config, "decoder_vocab_size", None)) or config.vocab_size
         self.plan: Plan = Plan(layout, words, context, encoder=self.source.plan if self.source else None)
         self.values: dict[fx.Node, Any] = {}
         behind = self.source.positions if self.source else None
         self.positions: Positions = Positions(self.model, self.values, layout, self.shape, behind)
-        self.attending, self.scanning, self.tables = Attending(self), Scanning(self), Tables(self)
-        self.mixtures, self.writing, self.computing = Mixtures(self), Writing(self), Computing(self)
-        self.shifting, self.queues, self.favours = Shifting(self), Queues(self), Favours(self)
-        self.offering, self.deciding = Offering(self), Decisions(self)
+        self.attending, self.scanning, self.tables = AttentionRules(self), ScanRules(self), Tables(self)
+        self.mixtures, self.writing, self.computing = MixtureRules(self), EagerAttentionRules(self), FunctionRules(self)
+        self.shifting, self.queues, self.key_biases = (
+            ShiftRules(self),
+            SortedDispatchRules(self),
+            KeyScoreBiasRules(self),
+        )
+        self.offering, self.deciding = DenseDispatchRules(self), InlineRouterRules(self)
         self.last: tuple[str, linears.Linear] | None = None  # linear layer that was read, and its entry
         self.lowered: dict[str, Tensor] = {}  # packed weights that a pass left, by their entries
         self.current = side.nodes[0]  # the node that is being read
@@ -123,7 +127,7 @@ class Reader:
             else:
                 try:
                     self.values[node] = self._value(node)
-                except Scattered:
+                except IrregularColumns:
                     reason = "it mixes numbers of different tokens, or picks others for each"
                     raise self.refuse(node, reason) from None
         if self.side.encodes:  # its keys and values come to be known when its decoder is read
@@ -149,8 +153,8 @@ class Reader:
         # T5 and Llama 4's text part with a head have no base model of their own: the head itself is asked for.
         headless_kind = self.source is not None or self.model.base_model is self.model
         headless = headless_kind and pretrained(self.model).get_output_embeddings() is None
-        self.plan.output = output_form = Output(headless, bidirectional, isinstance(rows, First))
-        rows = rows.rows if isinstance(rows, First) else rows
+        self.plan.output = output_form = Output(headless, bidirectional, isinstance(rows, FirstTokenRows))
+        rows = rows.rows if isinstance(rows, FirstTokenRows) else rows
         if not isinstance(rows, Rows) or (output_form.speaks and rows.index.shape[-1] != self.plan.vocabulary):
             raise model_rejection(self.model, f"its result is not {self.plan.vocabulary} logits for each token")
         if self.source is not None and not output_form.speaks:
@@ -164,7 +168,7 @@ class Reader:
     def _value(self, node: fx.Node) -> Any:
         if self.source is not None and node in self.source.values:
             value = self.source.values[node]
-            return mapped(value, lambda x: Source(x) if isinstance(x, Rows) else x)
+            return mapped(value, lambda x: SourceTokens(x) if isinstance(x, Rows) else x)
         if node.op == "placeholder":
             return self._placeholder(node)
         if node.op == "get_attr":
@@ -176,10 +180,24 @@ class Reader:
             return Mask(node) if role == "mask" else Positional(node)
         if role == "cache_length":
             return Positional(node)
-        if any(isinstance(x, Source) for x in flat) and role != "attention":
+        if any(isinstance(x, SourceTokens) for x in flat) and role != "attention":
             return self._from_source(node, role, args, kwargs)
         if any(
-            isinstance(x, (Rows, Cached, ScorePairs, Chosen, Deciding, Favour, Offers, First, Line, Queued))
+            isinstance(
+                x,
+                (
+                    Rows,
+                    CachedRows,
+                    ScorePairs,
+                    ExpertChoice,
+                    RouterLogits,
+                    KeyScoreBias,
+                    DenseDispatch,
+                    FirstTokenRows,
+                    SortedDispatchIndex,
+                    SortedRows,
+                ),
+            )
             for x in flat
         ):
             return self._tokens(node, role, args, kwargs)
@@ -204,12 +222,12 @@ class Reader:
         """Value computed from the source alone and sizes of the target: part of the encoder."""
         source = self.source
         assert source is not None, "only behind an encoder there is a source"
-        if any(isinstance(x, (Rows, Cached)) for x in leaves((args, kwargs))):
+        if any(isinstance(x, (Rows, CachedRows)) for x in leaves((args, kwargs))):
             raise self.refuse(node, "it mixes what the encoder gives with a target otherwise than by attention")
-        plain = [mapped(part, lambda x: x.rows if isinstance(x, Source) else x) for part in (args, kwargs)]
+        plain = [mapped(part, lambda x: x.rows if isinstance(x, SourceTokens) else x) for part in (args, kwargs)]
         source.current = node
         value = source.values[node] = source._tokens(node, role, *plain)
-        return mapped(value, lambda x: Source(x) if isinstance(x, Rows) else x)
+        return mapped(value, lambda x: SourceTokens(x) if isinstance(x, Rows) else x)
 
     def sample_size(self, node: fx.Node, args: Any) -> Any:
         """A size of something that depends on positions alone: that of the sample batch."""
@@ -232,22 +250,22 @@ class Reader:
         if role == "attention":
             return self.attending.attention(node, args, kwargs)
         kinds = {type(x) for x in leaves((args, kwargs))}
-        if First in kinds:
+        if FirstTokenRows in kinds:
             return self._first(node, role, args, kwargs)
-        if Deciding in kinds and role != "experts":
+        if RouterLogits in kinds and role != "experts":
             return self.deciding.meet(node, args)
-        if Favour in kinds or self.favours.is_start(node, args):
-            return self.favours.meet(node, args, kwargs)
-        if Line in kinds or Queued in kinds:
+        if KeyScoreBias in kinds or self.key_biases.is_start(node, args):
+            return self.key_biases.meet(node, args, kwargs)
+        if SortedDispatchIndex in kinds or SortedRows in kinds:
             return self.queues.meet(node, role, args, kwargs)
-        if Offers in kinds:
+        if DenseDispatch in kinds:
             return self.offering.meet(node, role, args, kwargs)
-        if ScorePairs in kinds or {Rows, Cached} <= kinds:
+        if ScorePairs in kinds or {Rows, CachedRows} <= kinds:
             return self.writing.meet(node, args)
-        if Cached in kinds:
-            plain = [mapped(part, lambda x: x.rows if isinstance(x, Cached) else x) for part in (args, kwargs)]
+        if CachedRows in kinds:
+            plain = [mapped(part, lambda x: x.rows if isinstance(x, CachedRows) else x) for part in (args, kwargs)]
             value = self._tokens(node, role, *plain)  # of each token when it comes; what is made of it is kept
-            return mapped(value, lambda x: Cached(x) if isinstance(x, Rows) else x)
+            return mapped(value, lambda x: CachedRows(x) if isinstance(x, Rows) else x)
         if role in ("dropout", "identity", "slice_logits", "padding"):
             return args[0]  # sequences of the engine have no padding
         if role == "ssm_conv":
@@ -262,11 +280,11 @@ class Reader:
         """Value computed from a text's first token, computed for each."""
         if node.op != "call_module" and calls.operation(node) not in (*calls.UNARY, *calls.SAME):
             raise self.refuse(node, "it does more with a text's first token than layers and functions of it")
-        plain = [mapped(part, lambda x: x.rows if isinstance(x, First) else x) for part in (args, kwargs)]
+        plain = [mapped(part, lambda x: x.rows if isinstance(x, FirstTokenRows) else x) for part in (args, kwargs)]
         value = self._tokens(node, role, *plain)
         if not isinstance(value, Rows):
             raise self.refuse(node, "it does more with a text's first token than layers and functions of it")
-        return First(value)
+        return FirstTokenRows(value)
 
     def _module(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
         module, x = self.model.get_submodule(str(node.target)), args[0] if args else None
@@ -311,7 +329,7 @@ class Reader:
         raise self.refuse(node, f"a {type(module).__name__} is not among the engine's steps")
 
     def activated(self, node: fx.Node, x: Rows) -> Rows:
-        return Rows(x.index, Pending(self.model.get_submodule(str(node.target)), (x.pending,), node))
+        return Rows(x.index, ElementwiseExpr(self.model.get_submodule(str(node.target)), (x.pending,), node))
 
     # -- layers ----------------------------------------------------------------------------------------------
 
@@ -338,12 +356,12 @@ class Reader:
 
     # -- registers -------------------------------------------------------------------------------------------
 
-    def register(self, value: Rows) -> tuple[int, Lane]:
+    def register(self, value: Rows) -> tuple[int, RowLayout]:
         """The register that holds a value's rows in the order of the value, made if need be."""
         lane = self.plan.layout.lane(self.settled(value).index)
         return self.plan.gather(lane.columns), lane
 
-    def elementwise(self, op: str, shape: torch.Size, lane: Lane, **fields: Any) -> Rows:
+    def elementwise(self, op: str, shape: torch.Size, lane: RowLayout, **fields: Any) -> Rows:
         """A step whose result lies as its operands do."""
         register = self.plan.step(op, len(lane.columns), **fields)
         return Rows(self.plan.layout.spread(register, lane.order, shape))
@@ -360,7 +378,7 @@ class Reader:
             return value
         return self._applied(Rows(value.index), value.pending)
 
-    def _applied(self, base: Rows, function: Pending) -> Rows:
+    def _applied(self, base: Rows, function: ElementwiseExpr) -> Rows:
         recognised = activations.recognise(function)
         if recognised is None:
             return self._piecewise(base, function)
@@ -369,21 +387,21 @@ class Reader:
         register, lane = self.register(base)
         return self.elementwise(recognised.op, base.index.shape, lane, x=register, **recognised.fields)
 
-    def _piecewise(self, base: Rows, function: Pending) -> Rows:
+    def _piecewise(self, base: Rows, function: ElementwiseExpr) -> Rows:
         """A function that no step computes, operand by operand."""
         node = self.current
         op = {calls.BINARY[name]: name for name in ("add", "sub", "mul")}.get(function.call)
         parts = [
-            base if part is None else self._applied(base, part) if isinstance(part, Pending) else part
+            base if part is None else self._applied(base, part) if isinstance(part, ElementwiseExpr) else part
             for part in function.operands
         ]
         first, second = (*parts, None, None)[:2]
         if len(parts) == 1 and function.operands[0] is not None and isinstance(first, Rows):
-            return self._applied(first, Pending(function.call, (None,), function.at))
+            return self._applied(first, ElementwiseExpr(function.call, (None,), function.at))
         if len(parts) == 2 and op and isinstance(first, Rows) and isinstance(second, Rows):
             return self.computing.of_two(node, op, first, second)
         if len(parts) == 2 and any(part is not base for part in parts if isinstance(part, Rows)):
             operand = next(part for part in parts if isinstance(part, Rows))
             numbers = tuple(None if isinstance(part, Rows) else part for part in parts)
-            return self._applied(operand, Pending(function.call, numbers, function.at))
+            return self._applied(operand, ElementwiseExpr(function.call, numbers, function.at))
         raise self.refuse(function.at or node, "an elementwise function that is not among the engine's steps")

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from . import linears
 from .plan import Entry
-from .values import Pending, Positional, Rows
+from .values import ElementwiseExpr, Positional, Rows
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -146,7 +146,7 @@ class _Steps:
         return self._each(Rows(torch.cat(parts, -1)), torch.sigmoid)
 
     def _each(self, x: Rows, function: Any, *operands: float) -> Rows:
-        return self.reader.settled(Rows(x.index, Pending(function, (None, *operands))))
+        return self.reader.settled(Rows(x.index, ElementwiseExpr(function, (None, *operands))))
 
     def _product(self, a: Rows, b: Rows) -> Rows:
         return self.reader.computing.product(self.node, a, b)

@@ -6,8 +6,8 @@ import torch
 from torch import fx
 
 from . import calls
-from .layout import Scattered
-from .values import Pending, Rows
+from .layout import IrregularColumns
+from .values import ElementwiseExpr, Rows
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -30,12 +30,12 @@ def reduced(reader: "Reader", node: fx.Node, name: str, x: Rows, args: Any, kwar
             raise reader.refuse(node, f"a `{name}` with a correction is not among the engine's steps")
         middle = mean(reader, node, x, dim)
         off = reader.computing.of_two(node, "sub", x, middle)
-        value = mean(reader, node, Rows(off.index, Pending(torch.square, (None,))), dim)
-        value = Rows(value.index, Pending(torch.sqrt, (value.pending,))) if name == "std" else value
+        value = mean(reader, node, Rows(off.index, ElementwiseExpr(torch.square, (None,))), dim)
+        value = Rows(value.index, ElementwiseExpr(torch.sqrt, (value.pending,))) if name == "std" else value
     else:
         value = mean(reader, node, x, dim)
         if name == "sum":
-            value = Rows(value.index, Pending(calls.BINARY["mul"], (value.pending, float(x.index.shape[dim]))))
+            value = Rows(value.index, ElementwiseExpr(calls.BINARY["mul"], (value.pending, float(x.index.shape[dim]))))
     return value if keeps else Rows(value.index.squeeze(dim), value.pending)
 
 
@@ -47,21 +47,21 @@ def mean(reader: "Reader", node: fx.Node, x: Rows, dim: int) -> Rows:
         register, lane = reader.register(x)
         _, token = reader.plan.layout.locate(x.index.reshape(-1, size))
         if not torch.equal(token, token[:, :1].expand_as(token)):
-            raise Scattered
+            raise IrregularColumns
         mean_register = reader.plan.step("mean", len(lane.columns) // size, x=register, group=size)
         order = lane.order.view(-1, size)[:, 0] // size  # numbers of an axis lie side by side
         return Rows(reader.plan.layout.spread(mean_register, order, x.index[..., :1].shape))
     if size > _MAX_SUMMED:
         raise reader.refuse(node, f"a mean of {size} numbers that do not lie side by side")
     sum_rows = total(reader, node, [Rows(x.index.narrow(dim, i, 1)) for i in range(size)])
-    return Rows(sum_rows.index, Pending(calls.BINARY["mul"], (sum_rows.pending, 1.0 / size)))
+    return Rows(sum_rows.index, ElementwiseExpr(calls.BINARY["mul"], (sum_rows.pending, 1.0 / size)))
 
 
 def inverse_root(reader: "Reader", node: fx.Node, x: Rows, eps: float) -> Rows:
     """One over the root of the mean square over the last axis, which is left with that."""
-    mean_square = mean(reader, node, Rows(x.index, Pending(torch.square, (x.pending,))), -1)
-    shifted = Pending(calls.BINARY["add"], (mean_square.pending, eps))
-    return Rows(mean_square.index, Pending(torch.reciprocal, (Pending(torch.sqrt, (shifted,)),)))
+    mean_square = mean(reader, node, Rows(x.index, ElementwiseExpr(torch.square, (x.pending,))), -1)
+    shifted = ElementwiseExpr(calls.BINARY["add"], (mean_square.pending, eps))
+    return Rows(mean_square.index, ElementwiseExpr(torch.reciprocal, (ElementwiseExpr(torch.sqrt, (shifted,)),)))
 
 
 def total(reader: "Reader", node: fx.Node, parts: list[Rows]) -> Rows:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from . import linears
 from .trees import leaves
-from .values import Pending, Rows
+from .values import ElementwiseExpr, Rows
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -27,7 +27,7 @@ _MAX_VALUE = 60.0  # of a key
 
 
 @dataclass(frozen=True)
-class Past:
+class TimeMixing:
     """output(sigmoid(r) * past(k, v)); each of k, v and r is a linear layer of a token mixed with the one before.
 
     layers   of keys, values, gates and outputs, by name
@@ -51,7 +51,7 @@ class Past:
 
 
 @dataclass(frozen=True)
-class Forward:
+class ChannelMixing:
     """values(relu(keys) ** 2) * sigmoid(gates); keys and gates are made of a token mixed with the one before."""
 
     layers: tuple[str, str, str]
@@ -69,13 +69,13 @@ def read(reader: "Reader", node: fx.Node, module: nn.Module, args: Any, kwargs: 
     if form is None:
         return None
     steps, x = _Steps(reader, node, module), reader.settled(args[0])
-    output = steps.past(form, x) if isinstance(form, Past) else steps.forward(form, x)
+    output = steps.past(form, x) if isinstance(form, TimeMixing) else steps.forward(form, x)
     # The engine's own steps keep what the model puts into its state, which stays empty here.
     return output, next((value for value in (*args[1:], *kwargs.values()) if not isinstance(value, bool)), None)
 
 
 @torch.no_grad()
-def recognise(module: nn.Module, batch: int, width: int, args: Any, kwargs: Any) -> Past | Forward | None:
+def recognise(module: nn.Module, batch: int, width: int, args: Any, kwargs: Any) -> TimeMixing | ChannelMixing | None:
     """RWKV step that a module computes of x [batch, tokens, width] and its other arguments, or None."""
     layers = {name: part for name, part in module.named_children() if isinstance(part, nn.Linear)}
     parameters = [p.detach() for p in module.parameters(recurse=False)]
@@ -128,7 +128,7 @@ def _pasts(layers: Any, shares: list[Tensor], vectors: list[Tensor], outputs: Ou
         permutations(vectors), permutations(layers), permutations(range(3))
     ):
         of_k, of_v, of_r = (shares[i] for i in share_order)
-        past = Past(order, (of_k, of_v, of_r), -decay.exp(), first)
+        past = TimeMixing(order, (of_k, of_v, of_r), -decay.exp(), first)
         k, v, r = (outputs.get((name, i)) for name, i in zip(order[:3], share_order, strict=True))
         if k is None or v is None or r is None:
             continue
@@ -142,7 +142,7 @@ def _forwards(layers: Any, shares: list[Tensor], outputs: Outputs, call: Call) -
         value = None if k is None or r is None else call(order[1], k.relu().square())
         if value is not None and r is not None and value.shape == r.shape:
             of_k, of_r = (shares[i] for i in share_order)
-            yield Forward(order, (of_k, of_r)), value * r.sigmoid()
+            yield ChannelMixing(order, (of_k, of_r)), value * r.sigmoid()
 
 
 class _Steps:
@@ -151,7 +151,7 @@ class _Steps:
     def __init__(self, reader: "Reader", node: fx.Node, module: nn.Module):
         self.reader, self.node, self.module = reader, node, module
 
-    def past(self, form: Past, x: Rows) -> Rows:
+    def past(self, form: TimeMixing, x: Rows) -> Rows:
         k, v, r = (self._layer(name, self._mixed(x, mix)) for name, mix in zip(form.layers, form.shares, strict=False))
         weights = self._each(self._each(k, torch.clamp, -_MAX_VALUE, _MAX_VALUE), torch.exp)
         both = torch.cat([self._product(weights, v).index, weights.index], -1)
@@ -161,7 +161,7 @@ class _Steps:
         mean = self._product(Rows(top), self._each(Rows(bottom), torch.reciprocal))
         return self._layer(form.layers[3], self._product(self._each(r, torch.sigmoid), mean))
 
-    def forward(self, form: Forward, x: Rows) -> Rows:
+    def forward(self, form: ChannelMixing, x: Rows) -> Rows:
         keys, gates = (self._mixed(x, share) for share in form.shares)
         inner = self._each(self._each(self._layer(form.layers[0], keys), torch.relu), torch.square)
         gate = self._each(self._layer(form.layers[2], gates), torch.sigmoid)
@@ -193,7 +193,7 @@ class _Steps:
         return self.reader.linear(self.node, x, f"{self.node.target}.{name}", layer)
 
     def _each(self, x: Rows, function: Any, *operands: float) -> Rows:
-        return self.reader.settled(Rows(x.index, Pending(function, (None, *operands))))
+        return self.reader.settled(Rows(x.index, ElementwiseExpr(function, (None, *operands))))
 
     def _product(self, a: Rows, b: Rows) -> Rows:
         return self.reader.settled(self.reader.computing.product(self.node, a, b))

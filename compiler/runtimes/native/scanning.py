@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from transformers.activations import ACT2FN
 
 from . import calls, deltas, linears, norms
-from .values import Pending, Rows
+from .values import ElementwiseExpr, Rows
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _SILU = ("silu", "swish")
 
 
-class Scanning:
+class ScanRules:
     """The part of a `Reader` that knows leaf functions of state-space mixers."""
 
     def __init__(self, reader: "Reader"):
@@ -53,7 +53,11 @@ class Scanning:
         rows_out = self.reader.elementwise(
             "convolve", x.index.shape, lane, x=register, filters=filters, bias=shift, silu=silu
         )
-        return rows_out if silu or activation is None else Rows(rows_out.index, Pending(ACT2FN[activation], (None,)))
+        return (
+            rows_out
+            if silu or activation is None
+            else Rows(rows_out.index, ElementwiseExpr(ACT2FN[activation], (None,)))
+        )
 
     # -- scans -----------------------------------------------------------------------------------------------
 
@@ -147,7 +151,7 @@ class Scanning:
         if form.eps is not None:
             q, k = (self._over_its_length(node, x, form.eps, by) for x, by in ((q, form.scale), (k, 1.0)))
         elif form.scale != 1.0:
-            q = Rows(q.index, Pending(calls.BINARY["mul"], (q.pending, form.scale)))
+            q = Rows(q.index, ElementwiseExpr(calls.BINARY["mul"], (q.pending, form.scale)))
         register, lane = self.reader.register(v)
         output = self.reader.elementwise(
             "delta",
@@ -186,7 +190,7 @@ class Scanning:
         norm = norms.recognise_gated(module, x.index.shape)
         if norm is None:
             raise self.reader.refuse(node, f"a {type(module).__name__} is no gated norm that the engine has")
-        opened = Rows(gate.index, Pending(norms.GATES[norm.gate], (gate.pending,)))
+        opened = Rows(gate.index, ElementwiseExpr(norms.GATES[norm.gate], (gate.pending,)))
         if norm.gate_first:
             x = self.reader.computing.product(node, x, opened)
         register, lane = self.reader.register(x)

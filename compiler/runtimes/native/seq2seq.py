@@ -18,7 +18,7 @@ from .sampling import Sampling, as_tokens, bad_sampling
 no_target = Fault("no-target", "An encoder with a decoder is called without what its decoder has said.", exit="usage")
 
 
-class NativeTranslator(NativeModel):
+class NativeSeq2Seq(NativeModel):
     """`logits` [b, t, vocabulary] of targets [b, t] behind sources [b, s], and `generate`, which says targets.
 
     Sources may be filled up on either side, under their mask: positions are those of a source's own tokens. What the

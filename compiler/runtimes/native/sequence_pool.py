@@ -12,7 +12,7 @@ from typing import Any, Protocol
 LEAST = 8  # tokens in common from which a place is gone on with: fewer are computed as quickly
 
 
-class Cuts(Protocol):
+class TruncatableEngine(Protocol):
     """An engine that cuts sequences back."""
 
     @property
@@ -41,7 +41,7 @@ class SequencePool:
     tokens   that free places hold in all; the one that was used longest ago goes first. 0 holds none
     """
 
-    def __init__(self, engine: Cuts, count: int, tokens: int = 0):
+    def __init__(self, engine: TruncatableEngine, count: int, tokens: int = 0):
         self._engine, self._tokens = engine, tokens
         self._empty = list(range(count))[::-1]
         self._sequences: OrderedDict[int, _Sequence] = OrderedDict()  # the oldest first

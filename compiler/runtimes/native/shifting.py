@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .layout import Scattered
+from .layout import IrregularColumns
 from .values import Rows
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class _Line:
     back: Tensor  # [width]
 
 
-class Shifting:
+class ShiftRules:
     """The part of a `Reader` that knows what moves along a sequence."""
 
     def __init__(self, reader: "Reader"):
@@ -60,7 +60,7 @@ class Shifting:
                 last = index.select(axis, length - 1).reshape(batch, -1)
                 if bool((index.select(axis, 0) < 0).any()) and bool((last >= 0).all()):
                     return axis
-        raise Scattered
+        raise IrregularColumns
 
     def _line(self, index: Tensor) -> _Line:
         """Of an index [batch, tokens, width]; Scattered where its columns are no numbers of tokens before."""
@@ -78,7 +78,7 @@ class Shifting:
             or not torch.equal(back, back[:1].expand_as(back))
             or not torch.equal(expected, index)
         ):
-            raise Scattered
+            raise IrregularColumns
         return _Line(base.flatten(0, 1), back[0])
 
     def earlier(self, base: Tensor, back: int) -> Tensor:
@@ -114,7 +114,7 @@ class Shifting:
             or bool((inside < 0).any())
             or (index[..., :ahead] >= 0).any()
         ):
-            raise Scattered
+            raise IrregularColumns
         x = Rows(inside.mT)  # [batch, tokens, channels]
         register, lane = reader.register(x)
         filters = reader.plan.vector(f"{node.target}.filters", weight[:, 0].mT)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from . import calls, routers
-from .values import Layer, Line, Queued, Rows
+from .values import Layer, Rows, SortedDispatchIndex, SortedRows
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -23,13 +23,13 @@ _SPLITS = frozenset({"chunk", "split", "tensor_split"})
 _FULL_SLICE = slice(None)
 
 
-class Queues:
+class SortedDispatchRules:
     """The part of a `Reader` that follows such lines."""
 
     def __init__(self, reader: "Reader"):
         self.reader = reader
 
-    def begin(self, node: fx.Node, module: nn.Module, args: Any, kwargs: Any) -> tuple[Line, ...] | None:
+    def begin(self, node: fx.Node, module: nn.Module, args: Any, kwargs: Any) -> tuple[SortedDispatchIndex, ...] | None:
         """Result of a router of rows [n, width] that sorts them; else None."""
         x = args[0] if len(args) == 1 and not kwargs else None
         if not isinstance(x, Rows) or x.index.dim() != 2:
@@ -38,7 +38,7 @@ class Queues:
         if recognised is None:
             return None
         choice = self.reader.mixtures.chosen(node, module, x, {}, recognised[0])
-        return tuple(Line(choice, part) for part in recognised[1])
+        return tuple(SortedDispatchIndex(choice, part) for part in recognised[1])
 
     def meet(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
         name, first = calls.operation(node), args[0]
@@ -47,29 +47,33 @@ class Queues:
         if name in calls.SIZE_CALLS:
             shape = node.args[0].meta["shape"]
             return self.reader.size_of(node, torch.zeros(()).expand(shape), args[1:])
-        if name == "getitem" and isinstance(first, Rows) and isinstance(args[1], Line):
+        if name == "getitem" and isinstance(first, Rows) and isinstance(args[1], SortedDispatchIndex):
             return self._in_line(node, first, args[1])
-        if name == "getitem" and isinstance(first, Line) and args[1] == (_FULL_SLICE, None):
+        if name == "getitem" and isinstance(first, SortedDispatchIndex) and args[1] == (_FULL_SLICE, None):
             return first
-        if role == "experts" and len(args) == 2 and isinstance(first, Queued) and not kwargs:
+        if role == "experts" and len(args) == 2 and isinstance(first, SortedRows) and not kwargs:
             return self._layer(node, self.reader.model.get_submodule(str(node.target)), first, args[1])
-        if name in ("mul", "multiply") and any(isinstance(x, Line) for x in args):
+        if name in ("mul", "multiply") and any(isinstance(x, SortedDispatchIndex) for x in args):
             return self._weighed(node, *args)
         if name == "index_add":
             return self._scattered(node, *args)
         return self._each(node, role, args, kwargs)
 
-    def _in_line(self, node: fx.Node, x: Rows, line: Line) -> Queued:
+    def _in_line(self, node: fx.Node, x: Rows, line: SortedDispatchIndex) -> SortedRows:
         """Tokens [n, width], each once for every expert that it is given to; or what they already have for each."""
         tokens, choice = self.reader.plan.layout.tokens, line.choice
         row_counts = {"tokens": tokens, "places": tokens * choice.count}
         if x.index.dim() != 2 or row_counts.get(line.part) != len(x.index):
             raise self.reader.refuse(node, _REASON)
         index = x.index.repeat_interleave(choice.count, 0) if line.part == "tokens" else x.index
-        return Queued(choice, Rows(index, x.pending))
+        return SortedRows(choice, Rows(index, x.pending))
 
-    def _layer(self, node: fx.Node, module: nn.Module, queued: Queued, sizes: Any) -> Queued:
-        stacked = layer(module, queued.choice.experts) if isinstance(sizes, Line) and sizes.part == "sizes" else None
+    def _layer(self, node: fx.Node, module: nn.Module, queued: SortedRows, sizes: Any) -> SortedRows:
+        stacked = (
+            layer(module, queued.choice.experts)
+            if isinstance(sizes, SortedDispatchIndex) and sizes.part == "sizes"
+            else None
+        )
         if stacked is None or sizes.choice != queued.choice:
             reason = f"a {type(module).__name__} computes something else than one layer for each expert"
             raise self.reader.refuse(node, reason)
@@ -77,18 +81,23 @@ class Queues:
         by_token = rows.view(-1, count, rows.shape[1])
         same_rows = torch.equal(by_token, by_token[:, :1].expand_as(by_token))  # every expert takes the token itself
         x = Rows(by_token[:, 0] if same_rows else by_token.flatten(1))
-        return Queued(queued.choice, None, Layer(str(node.target), stacked, x))
+        return SortedRows(queued.choice, None, Layer(str(node.target), stacked, x))
 
-    def _weighed(self, node: fx.Node, a: Any, b: Any) -> Queued:
-        queued, line = (a, b) if isinstance(a, Queued) else (b, a)
-        fits = isinstance(queued, Queued) and isinstance(line, Line) and line.part == "weights"
+    def _weighed(self, node: fx.Node, a: Any, b: Any) -> SortedRows:
+        queued, line = (a, b) if isinstance(a, SortedRows) else (b, a)
+        fits = isinstance(queued, SortedRows) and isinstance(line, SortedDispatchIndex) and line.part == "weights"
         if not fits or queued.choice != line.choice or queued.layer is None or queued.weighed:
             raise self.reader.refuse(node, _REASON)
         return replace(queued, weighed=True)
 
     def _scattered(self, node: fx.Node, onto: Any, axis: Any, line: Any, queued: Any) -> Rows:
         """Rows of a line at their tokens, summed, or at their places."""
-        plain = isinstance(onto, Tensor) and axis == 0 and isinstance(line, Line) and isinstance(queued, Queued)
+        plain = (
+            isinstance(onto, Tensor)
+            and axis == 0
+            and isinstance(line, SortedDispatchIndex)
+            and isinstance(queued, SortedRows)
+        )
         if not plain or line.choice != queued.choice or bool(onto.any()):
             raise self.reader.refuse(node, _REASON)
         if line.part == "places" and not queued.weighed:
@@ -102,24 +111,24 @@ class Queues:
 
     def _each(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
         """Result of a row-wise function on sorted rows."""
-        queued = [x for x in args if isinstance(x, Queued)]
+        queued = [x for x in args if isinstance(x, SortedRows)]
         name = calls.operation(node)
         known = name in calls.UNARY or name in calls.BINARY or name in calls.SAME or role == "activation"
         if name in _SPLITS:
             known = (kwargs.get("dim", args[2] if len(args) > 2 else 0)) in (-1, 1)
-        plain = not any(isinstance(x, Line | Rows) for x in (*args, *kwargs.values()))
+        plain = not any(isinstance(x, SortedDispatchIndex | Rows) for x in (*args, *kwargs.values()))
         if not known or not plain or not queued or any(x.choice != queued[0].choice for x in queued):
             raise self.reader.refuse(node, _REASON)
-        operands = [self._rows(node, x) if isinstance(x, Queued) else x for x in args]
+        operands = [self._rows(node, x) if isinstance(x, SortedRows) else x for x in args]
         if node.op == "call_module":
             value: Any = self.reader.activated(node, operands[0])
         else:
             value = self.reader.computing.computed(node, operands, kwargs)
         if isinstance(value, tuple):
-            return tuple(Queued(queued[0].choice, part) for part in value)
-        return Queued(queued[0].choice, value)
+            return tuple(SortedRows(queued[0].choice, part) for part in value)
+        return SortedRows(queued[0].choice, value)
 
-    def _rows(self, node: fx.Node, queued: Queued) -> Rows:
+    def _rows(self, node: fx.Node, queued: SortedRows) -> Rows:
         """[tokens * count, width]."""
         if queued.weighed:
             raise self.reader.refuse(node, _REASON)
@@ -128,7 +137,7 @@ class Queues:
         index = self.reader.plan.layout.rows(self._step(queued, summed=False))
         return Rows(index.view(len(index) * queued.choice.count, -1))
 
-    def _step(self, queued: Queued, *, summed: bool) -> int:
+    def _step(self, queued: SortedRows, *, summed: bool) -> int:
         layer_ = queued.layer
         assert layer_ is not None, "a line without rows is that of a layer"
         return self.reader.mixtures.layer(

@@ -27,7 +27,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Picture:
+class NativeSummary:
     """`steps`: op -> how many a token takes; `weights`: the largest first, vectors as one.
 
     source   op -> how many a token of a source takes, of an encoder with a decoder
@@ -85,7 +85,7 @@ class Picture:
         return "\n".join([head, *steps, f"weights: {total}", *map(str.rstrip, lines)])
 
 
-def picture(folder: Path) -> Picture:
+def summary(folder: Path) -> NativeSummary:
     """Picture of a folder of the target `native`. Raises Reject (native-damaged)."""
     stored = read(folder)
     groups: dict[tuple[str, tuple[int, ...]], list[tuple[int, float]]] = {}
@@ -112,4 +112,4 @@ def picture(folder: Path) -> Picture:
         for (form, shape), members in groups.items()
     ]
     weights.sort(key=lambda w: -w.bytes)
-    return Picture(stored.facts, context, dict(steps.most_common()), tuple(weights), dict(source.most_common()))
+    return NativeSummary(stored.facts, context, dict(steps.most_common()), tuple(weights), dict(source.most_common()))

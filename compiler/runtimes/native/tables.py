@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from . import calls, linears
 from .plan import Entry
-from .values import Pending, Positional, Rows
+from .values import ElementwiseExpr, Positional, Rows
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -44,9 +44,9 @@ class Tables:
         name = self.reader.plan.entry(f"{node.target}.rows", entry, ("table", *linears.identity(table)))
         register = self.reader.plan.step("embedding", table.shape[1], table=name)
         rows = Rows(self.reader.plan.layout.rows(register).view(*self.reader.shape, -1))
-        return rows if scale == 1.0 else Rows(rows.index, Pending(calls.BINARY["mul"], (None, scale)))
+        return rows if scale == 1.0 else Rows(rows.index, ElementwiseExpr(calls.BINARY["mul"], (None, scale)))
 
-    def _picked(self, node: fx.Node, table: Tensor, function: Pending | None) -> Tensor:
+    def _picked(self, node: fx.Node, table: Tensor, function: ElementwiseExpr | None) -> Tensor:
         """The rows that ids pick, where they are changed before: a table of every id's own."""
         ids = torch.arange(self.reader.plan.vocabulary)
         if function is None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from .values import Pending, Rows
+from .values import ElementwiseExpr, Rows
 
 
 def attribute(model: nn.Module, path: str) -> Any:
@@ -36,7 +36,7 @@ def index(value: Any) -> Any:
     return value.index if isinstance(value, Rows) else value
 
 
-def wrapped(value: Any, pending: Pending | None) -> Any:
+def wrapped(value: Any, pending: ElementwiseExpr | None) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(wrapped(part, pending) for part in value)
     return Rows(value, pending)

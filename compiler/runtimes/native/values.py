@@ -18,29 +18,29 @@ class Rows:
     """
 
     index: Tensor
-    pending: "Pending | None" = None
+    pending: "ElementwiseExpr | None" = None
 
 
 @dataclass(frozen=True)
-class Pending:
-    """An elementwise function of one number, as a tree: `call` of its operands, which are `Pending`, the
+class ElementwiseExpr:
+    """An elementwise function of one number, as a tree: `call` of its operands, which are `ElementwiseExpr`, the
     number itself (None), or constants.
 
     at   the node that computes it, which is another than the one that wants it computed
     """
 
     call: Callable[..., Any]
-    operands: "tuple[Pending | float | None, ...]"
+    operands: "tuple[ElementwiseExpr | float | None, ...]"
     at: fx.Node | None = field(default=None, compare=False)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.call(
-            *(x if part is None else part(x) if isinstance(part, Pending) else part for part in self.operands)
+            *(x if part is None else part(x) if isinstance(part, ElementwiseExpr) else part for part in self.operands)
         )
 
     def constants(self) -> list[float]:
         numbers = [part for part in self.operands if isinstance(part, (int, float))]
-        nested = [p.constants() for p in self.operands if isinstance(p, Pending)]
+        nested = [p.constants() for p in self.operands if isinstance(p, ElementwiseExpr)]
         return [*map(float, numbers), *(c for constants in nested for c in constants)]
 
 
@@ -62,7 +62,7 @@ class AllPositions(Positional):
 
 
 @dataclass(frozen=True)
-class First:
+class FirstTokenRows:
     """Numbers of a text's first token, of which its class is told: `rows` are those of every token, made alike."""
 
     rows: Rows
@@ -75,7 +75,7 @@ def picks_first(rows: Rows, subscript: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Cached:
+class CachedRows:
     """Numbers of these tokens and of all before them: what is made of each token alone is kept as it is made.
 
     Keys and values are what attention reads in the end; a slot of the engine's cache holds them in that form.
@@ -85,14 +85,14 @@ class Cached:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceTokens:
     """Numbers of a source's tokens, which a decoder meets: rows of its encoder's plan."""
 
     rows: Rows
 
 
 @dataclass(frozen=True)
-class Favour:
+class KeyScoreBias:
     """Numbers that scores gain [b, heads, queries, keys], where a mask does not hide them."""
 
     rows: Rows
@@ -107,7 +107,7 @@ class ScorePairs:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ExpertChoice:
     """Choice of a router, in a register of a `route`.
 
     part   "weights" or "numbers" of the experts; "" for what else a router returns
@@ -120,34 +120,34 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Deciding:
+class RouterLogits:
     """Logits of a router, or what a layer makes of them itself, on their way to a choice of experts."""
 
     node: fx.Node
 
 
 @dataclass(frozen=True)
-class Offers:
+class DenseDispatch:
     """Dense inputs of experts: scores of all of them, tokens times those, or their outputs.
 
     index   token * experts + expert in the shape of the value; times the width, plus the column, where it has one
     x       the register of the tokens; `answers` that of what the chosen experts make of them, summed
     """
 
-    choice: Chosen
+    choice: ExpertChoice
     index: Tensor
     x: int | None = None
     answers: int | None = None
 
 
 @dataclass(frozen=True)
-class Line:
+class SortedDispatchIndex:
     """A part of what a router says of a line in which tokens stand, sorted by the experts that take them.
 
     part   "places" in the order of tokens, "tokens", "weights", "sizes" of the experts' parts; "" for what else
     """
 
-    choice: Chosen
+    choice: ExpertChoice
     part: str
 
 
@@ -164,19 +164,19 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Queued:
+class SortedRows:
     """Content of sorted rows: `rows` [tokens * experts of each, width] in the order of tokens, or a layer of them.
 
     weighed   whether it is multiplied by the router's weights
     """
 
-    choice: Chosen
+    choice: ExpertChoice
     rows: Rows | None
     layer: Layer | None = None
     weighed: bool = False
 
 
-class Ids:
+class TokenIds:
     """Token ids lie in a register of their own, the first, one column wide."""
 
     def __init__(self, layout: Layout):

@@ -58,7 +58,7 @@ class Encoder(nn.Module):
         return encoder(input_ids=input_ids, attention_mask=attention_mask)[0].float()
 
 
-class Hearing(nn.Module):
+class SpeechEncoder(nn.Module):
     """Hidden states [b, s, d] of sounds [b, bands, frames]."""
 
     def __init__(self, model: nn.Module):
@@ -69,7 +69,7 @@ class Hearing(nn.Module):
         return pretrained(self.model).get_encoder()(input_features)[0].float()
 
 
-class Beginning(nn.Module):
+class FirstDecoderStep(nn.Module):
     """Logits of the first tokens of targets, and all keys and values: layer by layer its own, then the source's."""
 
     def __init__(self, model: nn.Module, slots: list[int]):
@@ -84,7 +84,7 @@ class Beginning(nn.Module):
         return logits, [part for slot in self.slots for half in _halves(cache) for part in parts_of(half, slot)]
 
 
-class Continuation(nn.Module):
+class NextDecoderStep(nn.Module):
     """Logits of the tokens that follow, and the decoder's own keys and values; those of the source stay as they are.
 
     past    of each layer its own keys and values [b, heads, t, d], then the source's [b, heads, s, d]
@@ -109,7 +109,7 @@ class Continuation(nn.Module):
         return logits, [part for slot in self.slots for part in parts_of(cache.self_attention_cache, slot)]
 
 
-class SpeechStart(Beginning):
+class SpeechStart(FirstDecoderStep):
     """Decoder behind a speech encoder, which reads a sound at once."""
 
     def forward(  # type: ignore[override]  # its graph takes no mask
@@ -118,7 +118,7 @@ class SpeechStart(Beginning):
         return super().forward(None, input_ids, encoder_hidden_states)
 
 
-class SpeechContinuation(Continuation):
+class SpeechContinuation(NextDecoderStep):
     """Decoder behind a speech encoder, which reads a sound at once."""
 
     def forward(  # type: ignore[override]  # its graph takes no mask
@@ -145,7 +145,7 @@ def graphs(model: nn.Module) -> Iterator[Graph]:
     wide = {0: _FREE} if is_speech else free
     yield Graph(
         BEGINNING,
-        (SpeechStart if is_speech else Beginning)(model, slots),
+        (SpeechStart if is_speech else FirstDecoderStep)(model, slots),
         {**masks, "input_ids": decoder_ids, "encoder_hidden_states": states},
         {**shapes, "input_ids": free, "encoder_hidden_states": wide},
         [*masks, "input_ids", "encoder_hidden_states"],
@@ -154,7 +154,7 @@ def graphs(model: nn.Module) -> Iterator[Graph]:
     past_shapes = [{0: _FREE} if is_speech and f".{SIDE_NAMES[1]}." in name else {0: _FREE, 2: _FREE} for name in names]
     yield Graph(
         CONTINUATION,
-        (SpeechContinuation if is_speech else Continuation)(model, slots, states.shape[-1]),
+        (SpeechContinuation if is_speech else NextDecoderStep)(model, slots, states.shape[-1]),
         {**masks, "input_ids": decoder_ids[:, :2], "past": past},
         {**shapes, "input_ids": free, "past": past_shapes},
         [*masks, "input_ids", *(f"past_key_values.{name}" for name in names)],
@@ -173,7 +173,7 @@ def _encoder(model: nn.Module, inputs: dict[str, Any]) -> Graph:
 
 def _hearing(model: nn.Module, inputs: dict[str, Any]) -> Graph:
     arguments = {FEATURES: inputs[FEATURES]}
-    return Graph(ENCODER, Hearing(model), arguments, {FEATURES: {0: _FREE}}, [FEATURES], ["last_hidden_state"])
+    return Graph(ENCODER, SpeechEncoder(model), arguments, {FEATURES: {0: _FREE}}, [FEATURES], ["last_hidden_state"])
 
 
 def _empty() -> Any:

@@ -14,7 +14,7 @@ _MAX_ITEMS = 12  # ops and shapes; the rest are counted
 
 
 @dataclass(frozen=True)
-class Picture:
+class OnnxSummary:
     """`operators`: op -> how often it is called; `shapes`: shape -> (how many weights, their bytes)."""
 
     facts: Mapping[str, Any]
@@ -48,7 +48,7 @@ class Picture:
         )
 
 
-def picture(folder: Path) -> Picture:
+def summary(folder: Path) -> OnnxSummary:
     """Picture of a folder of the target `onnx`. Raises Reject (refused-onnx)."""
     graphs = {name: check(folder, name) for name in graphs_in(folder)}
     shapes: dict[str, tuple[int, int]] = {}
@@ -61,4 +61,4 @@ def picture(folder: Path) -> Picture:
         shapes[shape] = (entries + 1, n_bytes + tensor.nbytes)
     ordered = dict(sorted(shapes.items(), key=lambda item: -item[1][1]))
     inputs = tuple(dict.fromkeys(name for stored in graphs.values() for name in stored.inputs))
-    return Picture(stored.facts, inputs, dict(operators.most_common()), ordered)
+    return OnnxSummary(stored.facts, inputs, dict(operators.most_common()), ordered)

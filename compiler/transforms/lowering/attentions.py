@@ -22,7 +22,7 @@ no_attention = Fault("no-attention", "A pass exchanges how layers attend, and no
 
 
 @dataclass(frozen=True)
-class Attending:
+class AttentionCall:
     """A call of attention in a unit's graph, by the name of its node there."""
 
     unit: str
@@ -30,7 +30,7 @@ class Attending:
     node: str
 
 
-def attendings(program: "Program", on: Selector | None) -> tuple[Attending, ...]:
+def attendings(program: "Program", on: Selector | None) -> tuple[AttentionCall, ...]:
     """The calls inside of the branches that `on` selects."""
     chosen = {(b.unit, b.site) for b in branches(skeleton_of(program), on) if b.role == "attention"}
     result = []
@@ -39,13 +39,13 @@ def attendings(program: "Program", on: Selector | None) -> tuple[Attending, ...]
             if node.target is leaves.attention:
                 site = ".".join(x for x in (path, (node.meta.get("scope") or ("",))[-1]) if x)
                 if on is None or (path, site) in chosen:
-                    result.append(Attending(path, site, node.name))
+                    result.append(AttentionCall(path, site, node.name))
     return tuple(result)
 
 
 def exchange(
     program: "Program",
-    chosen: Sequence[Attending],
+    chosen: Sequence[AttentionCall],
     refuse: Callable[[fx.Node], str],
     put: Callable[[fx.Graph, fx.Node], None],
 ) -> dict[str, str]:

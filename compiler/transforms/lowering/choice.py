@@ -18,7 +18,7 @@ from ..search.masks import INPUTS, OUTPUTS
 from ..search.sparsity import zeros
 from .contenders import DYNAMIC, EAGER, PREPACKED
 from .prediction_error import Accuracy, inputs_of, output_error
-from .speed import INT4, INT8, INT8_INT16, ROUNDED, Case
+from .speed import INT4, INT8, INT8_INT16, ROUNDED, KernelCase
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -56,7 +56,7 @@ class Site:
     """A linear module: what it is, and what its weight has of zeros."""
 
     path: str
-    case: Case
+    case: KernelCase
     zeros: float
     bytes: int
 
@@ -111,7 +111,7 @@ def site_of(path: str, module: nn.Module) -> Site:
     if not weight.isfinite().all():
         raise Reject(not_a_number(f"{path}.weight holds NaN or infinite numbers", help=REMEDY))
     share = zeros(weight)
-    return Site(path, Case.of(weight, share, block_zeros(weight) if share else 0.0), share, weight.nbytes)
+    return Site(path, KernelCase.of(weight, share, block_zeros(weight) if share else 0.0), share, weight.nbytes)
 
 
 def block_zeros(weight: Tensor) -> float:

@@ -21,7 +21,7 @@ STEPS = 64  # tokens that are fed one by one, at most
 
 
 @dataclass(frozen=True)
-class Before:
+class OutputsBefore:
     """Outputs of a model before a step.
 
     ids      [b, length]           of which `prompt` tokens are read at once
@@ -33,7 +33,7 @@ class Before:
     log_probs: Tensor
 
     @staticmethod
-    def of(model: nn.Module, rows: Tensor, ctx: "Context", window: int) -> "Before":
+    def of(model: nn.Module, rows: Tensor, ctx: "Context", window: int) -> "OutputsBefore":
         """Raises Reject (bad-rows) on rows that never leave the window."""
         length = rows.shape[1]
         prompt = max(length // 2, length - STEPS)
@@ -45,7 +45,7 @@ class Before:
                 )
             )
         ids = rows[:ROWS]
-        return Before(ids, prompt, decoded(model, ids, prompt, ctx, "decoding before").log_softmax(-1))
+        return OutputsBefore(ids, prompt, decoded(model, ids, prompt, ctx, "decoding before").log_softmax(-1))
 
     def against(self, model: nn.Module, ctx: "Context") -> Accuracy:
         log_probs_after = decoded(model, self.ids, self.prompt, ctx, "decoding after").log_softmax(-1)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from .contenders import DYNAMIC, EAGER, GROUPED, PREPACKED
 
 if TYPE_CHECKING:
-    from .kernel_table import Line, Table
+    from .kernel_table import KernelRace, Table
 
 
 class Vectors:
     """Goals of processors without AMX."""
 
     @staticmethod
-    def gemv(table: "Table", line: "Line", at: str, sparsity: float) -> None:
+    def gemv(table: "Table", line: "KernelRace", at: str, sparsity: float) -> None:
         if sparsity > 0.5:
             goal = {0.7: 2.2, 0.8: 2.3, 0.9: 2.4}[sparsity]
             table.ratio(f"{at} sparse / own dense", line, "dense_linear", "sparse_linear", goal)
@@ -32,18 +32,18 @@ class Vectors:
         table.ratio(f"{at} sparse int8 / torch bf16", line, EAGER, "sparse_linear_int8", 9)
 
     @staticmethod
-    def rows(table: "Table", line: "Line", count: int) -> None:
+    def rows(table: "Table", line: "KernelRace", count: int) -> None:
         goal = {2: 3.5, 4: 3, 8: 2.3, 16: 1.6}[count]
         table.ratio(f"{count} rows sparse / torch bf16", line, EAGER, "sparse_linear", goal)
         table.ratio(f"{count} rows sparse / torch pre-packed", line, PREPACKED, "sparse_linear", 1)
 
     @staticmethod
-    def prefill(table: "Table", line: "Line") -> None:
+    def prefill(table: "Table", line: "KernelRace") -> None:
         table.ratio("512 rows sparse / torch bf16 (oneDNN)", line, EAGER, "sparse_linear", 0.95)
         table.ratio("512 rows sparse / pre-packed oneDNN", line, PREPACKED, "sparse_linear", 0.95)
 
     @staticmethod
-    def attention(table: "Table", line: "Line", at: str) -> None:
+    def attention(table: "Table", line: "KernelRace", at: str) -> None:
         table.ratio(f"{at} dense", line, GROUPED, "dense_attention", 3.5)
         table.ratio(f"{at} sparse 50%", line, GROUPED, "sparse_attention", 5)
 
@@ -52,7 +52,7 @@ class Tiles:
     """Goals of processors with AMX."""
 
     @staticmethod
-    def gemv(table: "Table", line: "Line", at: str, sparsity: float) -> None:
+    def gemv(table: "Table", line: "KernelRace", at: str, sparsity: float) -> None:
         goal = {0.5: 0.85, 0.7: 0.8, 0.8: 0.75, 0.9: 0.65}[sparsity]
         table.target(f"{at} sparse, of read", line.of_read("sparse_linear"), goal, 1)
         if sparsity == 0.5:
@@ -61,11 +61,11 @@ class Tiles:
             table.target(f"{at} sparse int8, of read", line.of_read("sparse_linear_int8"), 0.8, 1)
 
     @staticmethod
-    def rows(table: "Table", line: "Line", count: int) -> None:
+    def rows(table: "Table", line: "KernelRace", count: int) -> None:
         table.ratio(f"{count} rows sparse / torch bf16", line, EAGER, "sparse_linear", 1.5)
 
     @staticmethod
-    def prefill(table: "Table", line: "Line") -> None:
+    def prefill(table: "Table", line: "KernelRace") -> None:
         for kernel, goal in (("dense_linear", 0.95), ("sparse_linear", 0.9)):
             name = "dense" if kernel == "dense_linear" else "sparse"
             table.ratio(f"512 rows {name} / torch bf16 (oneDNN)", line, EAGER, kernel, goal)
@@ -73,6 +73,6 @@ class Tiles:
             table.ratio(f"512 rows {name}, int8 / bf16", line, kernel, f"{kernel}_int8", 1.7)
 
     @staticmethod
-    def attention(table: "Table", line: "Line", at: str) -> None:
+    def attention(table: "Table", line: "KernelRace", at: str) -> None:
         table.target(f"{at} dense, of read", line.of_read("dense_attention"), 0.8, 1)
         table.target(f"{at} sparse 50%, of read", line.of_read("sparse_attention"), 0.8, 1)

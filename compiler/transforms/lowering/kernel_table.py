@@ -19,7 +19,7 @@ SHAPES = [(2048, 8192), (4096, 4096), (8192, 2048), (1536, 576), (576, 1536), (5
 
 
 @dataclass(frozen=True)
-class Line:
+class KernelRace:
     """One race. `rate`: bytes per second of plain reading in it, 0 where that did not take part."""
 
     title: str
@@ -125,17 +125,17 @@ class Table:
     seconds: float = 0.3
     threads: int = 2
     real_time: bool = True
-    on_line: Callable[[Line], None] = lambda line: None
+    on_line: Callable[[KernelRace], None] = lambda line: None
     goals: type[Vectors] | type[Tiles] = field(default_factory=lambda: _goals())
-    lines: list[Line] = field(default_factory=list)
+    lines: list[KernelRace] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
 
-    def line(self, title: str, contenders: Sequence[Contender], bound: int = 0) -> Line:
+    def line(self, title: str, contenders: Sequence[Contender], bound: int = 0) -> KernelRace:
         """Race contenders; with `bound` bytes the read roofline beside them."""
         contenders = [*contenders, *([roof(bound, self.threads)] if bound else [])]
         race(contenders, self.seconds, self.real_time)
         last = contenders[-1]
-        result = Line(title, tuple(contenders), last.bytes / last.seconds if bound else 0.0)
+        result = KernelRace(title, tuple(contenders), last.bytes / last.seconds if bound else 0.0)
         for c in contenders:
             c.calls.clear()  # frees the copies
         self.lines.append(result)
@@ -145,7 +145,7 @@ class Table:
     def target(self, text: str, value: float, goal: float, allowed: float | None = None) -> None:
         self.targets.append(Target(text, value, goal, allowed))
 
-    def ratio(self, text: str, line: Line, slower: str, name: str, goal: float) -> None:
+    def ratio(self, text: str, line: KernelRace, slower: str, name: str, goal: float) -> None:
         """A target for how many times as fast as another a contender of a line is, where torch has that other here."""
         if all(c.name != slower for c in line.contenders):
             return

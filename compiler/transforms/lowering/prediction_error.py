@@ -36,7 +36,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Before:
+class OutputsBefore:
     """Outputs of a model before a step, stored on disk."""
 
     rows: Tensor
@@ -44,11 +44,11 @@ class Before:
     perplexity: float | None
 
     @staticmethod
-    def of(program: "Program", ctx: "Context", rows: Tensor) -> "Before":
+    def of(program: "Program", ctx: "Context", rows: Tensor) -> "OutputsBefore":
         file = ctx.workdir / "before.safetensors"
         head = ctx.workdir / "before-head.safetensors"
         reference.keep(ctx, program.model, rows, file, head, "before")
-        return Before(rows, reference.open_reference(file, head), _perplexity(program.model, rows))
+        return OutputsBefore(rows, reference.open_reference(file, head), _perplexity(program.model, rows))
 
     def against(self, model: nn.Module) -> Accuracy:
         """Accuracy of a model against the stored outputs."""

@@ -31,7 +31,7 @@ TWO_LINES = 2.0  # times the products of one; with VNNI, where a vector is loade
 
 
 @dataclass(frozen=True)
-class Pace:
+class ThreadRates:
     """Rates of a thread at a level, from which times of other machines are estimated.
 
     Other machines differ by their clock and memory, less by what is faster than what.
@@ -45,13 +45,13 @@ class Pace:
     torch_rows: int = 16
 
 
-def _pace(bf16: tuple[float, float], int8: tuple[float, float], blocks: tuple[float, float]) -> Pace:
+def _pace(bf16: tuple[float, float], int8: tuple[float, float], blocks: tuple[float, float]) -> ThreadRates:
     """Of a Zen 4 (EPYC, 3.7 GHz), kernels held to a level: dense and sparse. int4 has the products of int8, inputs of
     16 bits those of two rows.
     """
     names = ("dense_linear", "sparse_linear", "dense_linear_int8", "sparse_linear_int8", *INT4, *INT8_INT16)
     each = (*bf16, *int8, int8[0], TWO_LINES * int8[0])
-    return Pace(26e9, {2: 7.5e9, 4: 9.3e9}, dict(zip(names, each, strict=True)), blocks)
+    return ThreadRates(26e9, {2: 7.5e9, 4: 9.3e9}, dict(zip(names, each, strict=True)), blocks)
 
 
 PACES = {
@@ -60,7 +60,7 @@ PACES = {
     "avx512": _pace((1.0, 1.2), (0.85, 1.1), (0.4, 0.65)),
     "avx512_bf16": _pace((0.85, 1.1), (0.6, 0.76), (0.4, 0.57)),
     # Of a Xeon (3.6 GHz); `bench/pace.py` prints it.
-    "amx": Pace(
+    "amx": ThreadRates(
         read=15e9,
         torch_read={2: 7.5e9, 4: 12e9},
         each={
@@ -79,7 +79,7 @@ PACES = {
 
 
 @dataclass(frozen=True)
-class Case:
+class KernelCase:
     """Linear modules that take equally long: shape, dtype, shares of zeros and of blocks that are all zero."""
 
     n: int
@@ -89,12 +89,12 @@ class Case:
     blocks: float
 
     @staticmethod
-    def of(weight: Tensor, zeros: float, blocks: float) -> "Case":
+    def of(weight: Tensor, zeros: float, blocks: float) -> "KernelCase":
         def nearest(share: float) -> float:
             return round(round(share / STEP) * STEP, 2)
 
         n, k = weight.shape
-        return Case(n, k, str(weight.dtype).removeprefix("torch."), nearest(zeros), nearest(blocks))
+        return KernelCase(n, k, str(weight.dtype).removeprefix("torch."), nearest(zeros), nearest(blocks))
 
     @property
     def name(self) -> str:
@@ -114,7 +114,7 @@ def raced(weight: Tensor, kernels: Sequence[str], rows: int, isa: str) -> dict[s
     return {c.name: c.seconds for c in contenders}
 
 
-def reckoned(case: Case, sizes: Mapping[str, int], rows: int, isa: str, threads: int) -> dict[str, float]:
+def reckoned(case: KernelCase, sizes: Mapping[str, int], rows: int, isa: str, threads: int) -> dict[str, float]:
     """Seconds on a machine with that level and so many cores, from bytes and from what expanding them takes.
 
     sizes   kernel -> bytes of the packed weight
@@ -131,12 +131,12 @@ def reckoned(case: Case, sizes: Mapping[str, int], rows: int, isa: str, threads:
     return seconds
 
 
-def recorded(file: Path, cases: Sequence[Case]) -> dict[Case, dict[str, float]]:
+def recorded(file: Path, cases: Sequence[KernelCase]) -> dict[KernelCase, dict[str, float]]:
     """Seconds of every case from a file: a manifest of what was compiled there, or its timings alone."""
     try:
         entries = list(_timings(read_json(file, MANIFEST)))
         known = {
-            Case(**{name: e[name] for name in ("n", "k", "dtype", "zeros", "blocks")}): {
+            KernelCase(**{name: e[name] for name in ("n", "k", "dtype", "zeros", "blocks")}): {
                 str(name): float(s) for name, s in e["seconds"].items()
             }
             for e in entries

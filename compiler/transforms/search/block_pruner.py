@@ -5,11 +5,11 @@ from typing import Literal
 from ....dsl.checker.values import MetricRef, Ratio
 from ...analysis.planning.amount import Amount
 from ...plugin.interfaces import Lossy, Pass, param
-from .greedy import Cutter, Greedy
-from .parts import Wholes
+from .greedy import Greedy, GreedyPruner
+from .parts import RemovableParts
 
 
-class Remover(Cutter, Pass):
+class BlockPruner(GreedyPruner, Pass):
     """Removes parts as a whole, again and again the one that is missed least."""
 
     keeps = Lossy()
@@ -18,7 +18,7 @@ class Remover(Cutter, Pass):
     score: MetricRef = param("What the model is scored by without each candidate.")
     search: Literal["racing", "exact"] = param("Score what may be missed least, or everything.", default="racing")
 
-    def removing(self, remove: int | Ratio, unit: str, parts: Wholes) -> Greedy:
+    def removing(self, remove: int | Ratio, unit: str, parts: RemovableParts) -> Greedy:
         """The search for as many of some parts as are to go."""
         amount = Amount(remove, removes=True)
         return Greedy(amount, unit, parts.all, (parts,), self.score, exact=self.search == "exact")

@@ -13,7 +13,7 @@ from ..editing.dry_run import layer_needed, weightless
 from ..editing.rewrite import Rewriter
 from ..editing.trial import without_branch, without_layer
 from .candidate import Candidate, Pool
-from .savings import Ledger
+from .savings import SavingsTable
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -24,8 +24,8 @@ class Branches(Pool):
 
     kind = "blocks"
 
-    def __init__(self, program: "Program", chosen: Sequence[Branch], ledger: Ledger):
-        self.program, self.ledger = program, ledger
+    def __init__(self, program: "Program", chosen: Sequence[Branch], savings_table: SavingsTable):
+        self.program, self.savings_table = program, savings_table
         self.roles = list(dict.fromkeys(b.role for b in skeleton_of(program).branches))
         self.allowed = {b.site for b in chosen}
 
@@ -38,7 +38,7 @@ class Branches(Pool):
 
     def reachable(self, of: str) -> float:
         branches = skeleton_of(self.program).branches
-        each = sorted(self.ledger.branch(b.site, of) for b in branches if b.site in self.allowed)
+        each = sorted(self.savings_table.branch(b.site, of) for b in branches if b.site in self.allowed)
         return sum(each[1:] if len(each) == len(branches) else each)
 
 
@@ -71,10 +71,10 @@ class BranchCut(Candidate):
                 keep=staying(program.units[branch.unit].graph, branch),
                 frees=self.saves("params"),
             )
-        self.pool.ledger.dropped(branch.site)
+        self.pool.savings_table.dropped(branch.site)
 
     def saves(self, of: str) -> float:
-        return self.pool.ledger.branch(self.branch.site, of)
+        return self.pool.savings_table.branch(self.branch.site, of)
 
 
 class Layers(Pool):
@@ -86,8 +86,8 @@ class Layers(Pool):
 
     kind = "blocks"
 
-    def __init__(self, program: "Program", chosen: Sequence[str], ledger: Ledger):
-        self.program, self.ledger = program, ledger
+    def __init__(self, program: "Program", chosen: Sequence[str], savings_table: SavingsTable):
+        self.program, self.savings_table = program, savings_table
         self.names = list(skeleton_of(program).units)  # of what is left, in order
         self.allowed = set(chosen)
         self.free = self._free()
@@ -101,7 +101,7 @@ class Layers(Pool):
     def reachable(self, of: str) -> float:
         if not self.independent:
             return self._reachable_from_the_end(of)
-        each = sorted(self.ledger.layer(name, of) for name in self.names if name in self.allowed)
+        each = sorted(self.savings_table.layer(name, of) for name in self.names if name in self.allowed)
         return sum(each[1:] if len(each) == len(self.names) else each)
 
     def leave(self, name: str) -> None:
@@ -135,7 +135,7 @@ class Layers(Pool):
             if last is None:
                 break
             left.remove(last)
-            total += self.ledger.layer(last, of)
+            total += self.savings_table.layer(last, of)
         return total
 
 
@@ -171,4 +171,4 @@ class LayerCut(Candidate):
         self.pool.leave(self.name)
 
     def saves(self, of: str) -> float:
-        return self.pool.ledger.layer(self.name, of)
+        return self.pool.savings_table.layer(self.name, of)

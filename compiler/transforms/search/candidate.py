@@ -45,7 +45,7 @@ class Candidate(ABC):
 
 
 @dataclass(frozen=True)
-class Joint:
+class JointCandidate:
     """Several candidates of different layers, tried at once; `units` are all layers in order."""
 
     members: tuple[Candidate, ...]

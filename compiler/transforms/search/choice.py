@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from .candidate import Candidate
-from .score_estimates import Forecast, Foresight
+from .score_estimates import Forecast, ScoreEstimates
 
 FOLD = 1.5  # times the best's cost that what goes together with it may have cost
 
@@ -122,9 +122,9 @@ class Racing(Choice):
     Source: lazy greedy (Minoux 1978, "Accelerated greedy algorithms"); the division and estimates: own.
     """
 
-    def __init__(self, per: str, foresight: Foresight | None = None, max_joint: int = 1, patience: int = 3):
+    def __init__(self, per: str, score_estimates: ScoreEstimates | None = None, max_joint: int = 1, patience: int = 3):
         self.per, self.patience = per, patience
-        self.foresight, self.n_joint, self.max_joint = foresight, max_joint, max_joint
+        self.score_estimates, self.n_joint, self.max_joint = score_estimates, max_joint, max_joint
         self.known: dict[str, float] = {}  # place -> growth at its last score
 
     def choose(self, round_: Round) -> Candidate | None:
@@ -139,7 +139,7 @@ class Racing(Choice):
         return candidate.location not in self.known and not self.foresees(candidate)
 
     def foresees(self, candidate: Candidate) -> bool:
-        return self.foresight is not None and candidate.location in self.foresight
+        return self.score_estimates is not None and candidate.location in self.score_estimates
 
     def companions(self, round_: Round, best: Candidate) -> list[tuple[Candidate, float]]:
         """Narrowings in other layers that should cost about what the best costs, as far as the budget takes them, or no
@@ -177,18 +177,22 @@ class Racing(Choice):
         """The growth of its last score, or else of its estimate."""
         if candidate.location in self.known:
             return self.known[candidate.location]
-        return self.foresight.growths(candidate, round_)[0] if self.foresees(candidate) else None
+        return self.score_estimates.growths(candidate, round_)[0] if self.foresees(candidate) else None
 
     def foresee(self, estimates: Callable[[], Forecast | None]) -> None:
-        if self.foresight is not None and (forecast := estimates()) is not None:
-            self.foresight.take(*forecast)
+        if self.score_estimates is not None and (forecast := estimates()) is not None:
+            self.score_estimates.take(*forecast)
 
     def notes(self, round_: Round) -> dict[str, Any]:
-        if self.foresight is None or not self.foresight.estimates:
+        if self.score_estimates is None or not self.score_estimates.estimates:
             return {}
         left = sum(c.location not in self.known for c in round_.candidates)
-        missed, self.foresight.missed = self.foresight.missed, []
-        return {"left_out": left, "slack": round(self.foresight.slack, 4), **({"below": missed} if missed else {})}
+        missed, self.score_estimates.missed = self.score_estimates.missed, []
+        return {
+            "left_out": left,
+            "slack": round(self.score_estimates.slack, 4),
+            **({"below": missed} if missed else {}),
+        }
 
     def judged(self, was_joint: bool) -> None:
         self.n_joint = (
@@ -216,7 +220,7 @@ class _Race:
         growths = self.current.growths(candidates) if candidates else []
         for index, candidate, growth in zip(indices, candidates, growths, strict=True):
             if candidate.location not in self.racing.known and self.racing.foresees(candidate):
-                self.racing.foresight.learn(candidate, growth, self.current)
+                self.racing.score_estimates.learn(candidate, growth, self.current)
             self.racing.known[candidate.location] = growth
             cost = (self.current.cost(candidate, growth, self.racing.per), index)
             if math.isfinite(cost[0]) and cost < self.least:
@@ -235,7 +239,7 @@ class _Race:
         if candidate.location in racing.known:
             expected = least = racing.known[candidate.location]
         else:
-            expected, least = racing.foresight.growths(candidate, self.current)
+            expected, least = racing.score_estimates.growths(candidate, self.current)
         if self.best is not None:
             beaten = (self.current.cost(candidate, least, racing.per), index) > self.least
             if beaten or self.fruitless >= racing.patience:

@@ -5,10 +5,10 @@ from typing import Literal
 from ....dsl.checker.values import DataRef, MetricRef
 from ...plugin.interfaces import Lossy, Pass, param
 from .compensation import Fit
-from .greedy import Cutter
+from .greedy import GreedyPruner
 
 
-class Contest(Cutter, Pass):
+class CompetingPruner(GreedyPruner, Pass):
     """Cuts of several kinds compete; what is missed least for what it saves goes, again and again."""
 
     keeps = Lossy()

@@ -6,8 +6,8 @@ from dataclasses import replace
 from ....dsl.checker.skeleton import Group, Skeleton
 from ...analysis.planning import shrink
 from .budget import Budget
-from .parts import LayerParts, Parts, Wholes, WidthParts
-from .savings import OF_MODEL, SCANS, Ledger, steps
+from .parts import LayerParts, Parts, RemovableParts, WidthParts
+from .savings import OF_MODEL, SCANS, SavingsTable, steps
 from .uniform_widths import refreshed
 
 
@@ -17,7 +17,7 @@ def thinned(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) -> tuple[S
     Groups are narrowed alike. Kinds whose cuts are large come first and give no more than smaller cuts can't, so that
     little more goes than is asked for. Of whole parts the smallest go where groups don't suffice.
     """
-    full_size, ledger = _measure(skeleton, goal.of, parts), Ledger(skeleton)
+    full_size, savings_table = _measure(skeleton, goal.of, parts), SavingsTable(skeleton)
 
     def saved(left: Skeleton) -> float:
         return full_size - _measure(left, goal.of, parts)
@@ -26,8 +26,11 @@ def thinned(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) -> tuple[S
         return goal.is_met(saved(left))
 
     widths = [kind for kind in parts if isinstance(kind, WidthParts) and kind.groups]
-    can = {kind.kind: sum(kind.max_cuts(g) * _of_cut(ledger, kind, g, goal.of) for g in kind.groups) for kind in widths}
-    widths.sort(key=lambda kind: max(_of_cut(ledger, kind, g, goal.of) for g in kind.groups), reverse=True)
+    can = {
+        kind.kind: sum(kind.max_cuts(g) * _of_cut(savings_table, kind, g, goal.of) for g in kind.groups)
+        for kind in widths
+    }
+    widths.sort(key=lambda kind: max(_of_cut(savings_table, kind, g, goal.of) for g in kind.groups), reverse=True)
     left, cuts = skeleton, 0
     for number, kind in enumerate(widths):
         kind_goal = replace(goal, goal=goal.goal - sum(can[finer.kind] for finer in widths[number + 1 :]))
@@ -36,7 +39,7 @@ def thinned(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) -> tuple[S
     for kind in widths:  # sides of one tensor save less together than each of them does alone
         left, cut_count = _narrowed(left, goal, saved, kind)
         cuts += cut_count
-    for removable in sorted((p for p in parts if isinstance(p, Wholes)), key=lambda p: p.kind == SCANS):
+    for removable in sorted((p for p in parts if isinstance(p, RemovableParts)), key=lambda p: p.kind == SCANS):
         if not met(left):
             left, cut_count = removable.smallest(left, met)
             cuts += cut_count
@@ -54,21 +57,21 @@ def _measure(skeleton: Skeleton, of: str, parts: Sequence[Parts]) -> float:
     return sum(g.count if of.startswith("ssm_") else steps(g) for g in skeleton.groups if g.kind == of)
 
 
-def _of_cut(ledger: Ledger, kind: WidthParts, group: Group, of: str) -> float:
+def _of_cut(savings_table: SavingsTable, kind: WidthParts, group: Group, of: str) -> float:
     """Savings of one cut of a group."""
-    return kind.stride(group) * ledger.of_step(group.site, group.kind, of)
+    return kind.stride(group) * savings_table.of_step(group.site, group.kind, of)
 
 
 def _narrowed(
     skeleton: Skeleton, goal: Budget, saved: Callable[[Skeleton], float], kind: WidthParts
 ) -> tuple[Skeleton, int]:
     """All groups narrowed by the same share, rounded down; then one step of each in turn until the budget is met."""
-    left, ledger = skeleton, Ledger(skeleton)
+    left, savings_table = skeleton, SavingsTable(skeleton)
     missing = goal.goal - saved(left)
     if missing <= 0:
         return left, 0
     groups = [refreshed(skeleton, g) for g in kind.groups if _is_left(skeleton, g)]
-    full = sum(kind.max_cuts(g) * _of_cut(ledger, kind, g, goal.of) for g in groups)
+    full = sum(kind.max_cuts(g) * _of_cut(savings_table, kind, g, goal.of) for g in groups)
     share = min(1.0, missing / full) if full else 0.0
     cuts = {(g.site, g.kind): int(share * kind.max_cuts(g)) for g in groups}
     for group in groups:

@@ -8,9 +8,9 @@ from ....dsl.checker.values import Shares
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...analysis.planning.amount import Amount
 from .budget import CUTS, SPARE, Budget
-from .parts import BlockParts, Parts, ScanParts, Wholes, WidthParts
+from .parts import BlockParts, Parts, RemovableParts, ScanParts, WidthParts
 from .refusals import out_of_reach
-from .savings import OF_MODEL, SCANS, Ledger, model_total, steps
+from .savings import OF_MODEL, SCANS, SavingsTable, model_total, steps
 
 too_coarse = Fault(
     "too-coarse",
@@ -55,39 +55,39 @@ def schedule(order: Sequence[str], split: Shares | None) -> list[tuple[tuple[str
     return [*result[:-1], (result[-1][0], 1.0)]  # 1.0: sums of shares are rounded
 
 
-def reach(ledger: Ledger, of: str, parts: Sequence[Parts]) -> float:
+def reach(savings_table: SavingsTable, of: str, parts: Sequence[Parts]) -> float:
     """The most that can be saved, no more than there is: every whole part that may go, but of a model's last one
     its widths only; of a group all but what stays."""
     blocks = [b for p in parts if isinstance(p, BlockParts) for b in p.branches]
-    inside = {site for b in blocks for site in ledger.inside[b.site]}
+    inside = {site for b in blocks for site in savings_table.inside[b.site]}
     widths: dict[tuple[str, str], float] = {
-        (g.site, g.kind): p.max_cuts(g) * p.stride(g) * _each(ledger, g, of)
+        (g.site, g.kind): p.max_cuts(g) * p.stride(g) * _each(savings_table, g, of)
         for p in parts
         if isinstance(p, WidthParts)
         for g in p.groups
     }
     total = sum(saved for site, saved in widths.items() if site not in inside)
     for kind in parts:
-        if isinstance(kind, Wholes):
+        if isinstance(kind, RemovableParts):
             each = {
-                name: kind.weigh(ledger, name, of)
+                name: kind.weigh(savings_table, name, of)
                 for name in kind.names
                 if not (isinstance(kind, ScanParts) and (name, SCANS) in inside)
             }
             total += sum(each.values())
             if each and len(each) == kind.all:
-                within = ledger.inside if isinstance(kind, BlockParts) else {}
+                within = savings_table.inside if isinstance(kind, BlockParts) else {}
                 total -= min(
                     saved - sum(widths.get(site, 0.0) for site in within.get(name, ())) for name, saved in each.items()
                 )
     return total
 
 
-def _each(ledger: Ledger, group: Group, of: str) -> float:
+def _each(savings_table: SavingsTable, group: Group, of: str) -> float:
     """Savings of a step of a group; of a mixer's items every block loses one."""
     if of == group.kind and group.kind.startswith("ssm_"):
         return group.count // steps(group)
-    return ledger.of_step(group.site, group.kind, of)
+    return savings_table.of_step(group.site, group.kind, of)
 
 
 def refuse_coarse(parameter: str, step: int, sites: Sequence[Group]) -> None:
@@ -132,12 +132,14 @@ def refuse_unreached(reachable: float, budget: Budget, refusals: Mapping[str, st
     )
 
 
-def smallest(ledger: Ledger, of: str, parts: Sequence[Parts]) -> float:
+def smallest(savings_table: SavingsTable, of: str, parts: Sequence[Parts]) -> float:
     """Savings of the smallest cut of all; 0 where there is none."""
-    savings = [part.weigh(ledger, name, of) for part in parts if isinstance(part, Wholes) for name in part.names]
+    savings = [
+        part.weigh(savings_table, name, of) for part in parts if isinstance(part, RemovableParts) for name in part.names
+    ]
     for part in parts:
         if isinstance(part, WidthParts):
-            savings += [ledger.next(g.site, g.kind, part.stride(g), of) for g in part.groups if part.max_cuts(g)]
+            savings += [savings_table.next(g.site, g.kind, part.stride(g), of) for g in part.groups if part.max_cuts(g)]
     return min((saved for saved in savings if saved > 0), default=0.0)
 
 

@@ -17,7 +17,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning.amount import Amount
 from ...analysis.planning.shrink import params
-from ...core.deadline import TimeUp
+from ...core.deadline import DeadlineExceeded
 from ...plugin.interfaces import Effort
 from .budget import CUTS, Budget
 from .choice import Choice, Exact, Racing
@@ -28,10 +28,10 @@ from .goals import budget, reach, refuse_beyond, refuse_coarse, refuse_unreached
 from .gradients import SWEEP
 from .latency import Latency, latency_of
 from .loop import Search
-from .overfit import Overfit, check_expert_count
-from .parts import Parts, Wholes
-from .savings import OF_MODEL, Ledger, steps, stride
-from .score_estimates import Foresight
+from .overfit import OverfitCheck, check_expert_count
+from .parts import Parts, RemovableParts
+from .savings import OF_MODEL, SavingsTable, steps, stride
+from .score_estimates import ScoreEstimates
 from .uniform_widths import cuttable, forecast, leave, narrow_evenly
 
 if TYPE_CHECKING:
@@ -92,18 +92,21 @@ class Greedy:
         if self.amount.of == "latency":
             assert self.clock is not None, "a latency that no clock measures"
             latency = latency_of(program, search, self.clock)
-        ledger, goal = Ledger(skeleton_of(program), self.norms, latency), self.goal(skeleton_of(program), latency)
-        self._refuse_unreached(ledger, goal)
+        savings_table, goal = (
+            SavingsTable(skeleton_of(program), self.norms, latency),
+            self.goal(skeleton_of(program), latency),
+        )
+        self._refuse_unreached(savings_table, goal)
         search.limit = None if self.overshoots or goal.of not in OF_MODEL else goal
         fitting = Fitting(program, ctx, search, self.widths or self.score, self.fit)
         try:
             able = self._able(program, search, fitting, goal)
-        except TimeUp:
+        except DeadlineExceeded:
             raise search.too_short(sum(p.count for p in self.parts)) from None
-        pools = {p.kind: p.pool(program, ledger, fitting) for p in able}
+        pools = {p.kind: p.pool(program, savings_table, fitting) for p in able}
         if len(pools) == 1:
             refuse_unreached(next(iter(pools.values())).reachable(goal.of), goal, search.rejected)
-        choice, search.overfit = self._choice(goal), Overfit(self.check, goal.goal) if self.check else None
+        choice, search.overfit = self._choice(goal), OverfitCheck(self.check, goal.goal) if self.check else None
         for kinds, share in ordered:
             stage_budget = Budget(goal.of, share * goal.goal, goal.total)
             score = self.score if "blocks" in kinds or self.widths is None else self.widths
@@ -155,7 +158,7 @@ class Greedy:
         per = goal.of if self.rank == "ratio" and (goal.of in OF_MODEL or goal.of == "latency") else ""
         if self.exact:
             return Exact(per)
-        return Racing(per, Foresight() if self.estimate == "taylor" else None, self.together)
+        return Racing(per, ScoreEstimates() if self.estimate == "taylor" else None, self.together)
 
     # -- what is to go, and what can -------------------------------------------------------------------------
 
@@ -173,14 +176,14 @@ class Greedy:
             return budget(skeleton, flops, self.budget_kind)
         return budget(skeleton, self.amount, self.budget_kind, latency.total if latency else self.total)
 
-    def _refuse_unreached(self, ledger: Ledger, goal: Budget) -> None:
+    def _refuse_unreached(self, savings_table: SavingsTable, goal: Budget) -> None:
         for parts in self.parts:
             if parts.parameter:
                 refuse_coarse(parts.parameter, parts.step, parts.groups)
         if goal.of in OF_MODEL and not self.overshoots:
-            refuse_beyond(smallest(ledger, goal.of, self.parts), 0.0, goal)
+            refuse_beyond(smallest(savings_table, goal.of, self.parts), 0.0, goal)
         if goal.of != CUTS:
-            refuse_unreached(reach(ledger, goal.of, self.parts), goal, ledger.skeleton.stays)
+            refuse_unreached(reach(savings_table, goal.of, self.parts), goal, savings_table.skeleton.stays)
 
     # -- what `plan` says ------------------------------------------------------------------------------------
 
@@ -194,7 +197,7 @@ class Greedy:
         if goal.of == CUTS:
             return skeleton
         if self.amount.of != "latency":
-            self._refuse_unreached(Ledger(skeleton, self.norms), goal)
+            self._refuse_unreached(SavingsTable(skeleton, self.norms), goal)
         return thinned(skeleton, goal, self.parts)[0]
 
     def _refuse_without_score(self) -> None:
@@ -213,7 +216,7 @@ class Greedy:
             return 0
         goal, first = self.goal(skeleton), sum(p.count for p in self.parts)
         cuts = int(goal.goal) if goal.of == CUTS else thinned(skeleton, goal, self.parts)[1]
-        removable = sum(p.count for p in self.parts if isinstance(p, Wholes))
+        removable = sum(p.count for p in self.parts if isinstance(p, RemovableParts))
         removed = min(cuts, removable) if removable == first else 0
         fewer = removed * (removed - 1) // 2  # what is gone is asked no more
         all_scores = cuts * first - fewer
@@ -234,7 +237,7 @@ class Greedy:
         return replace(effort, tokens=tokens, work=work, streams=self.score is None)
 
 
-class Cutter(ABC):
+class GreedyPruner(ABC):
     """A pass that is a greedy search and nothing else: it says of which parts, the rest follows."""
 
     @abstractmethod

@@ -12,7 +12,7 @@ from torch import Tensor
 from ....dsl.checker.value_text import show
 from ....dsl.checker.values import DataRef, MetricRef, handles
 from ....dsl.syntax.diagnostics import Reject
-from ...core.deadline import Stop, TimeUp
+from ...core.deadline import DeadlineExceeded, EarlyStop
 from ...core.device import bytes_on
 from ...core.events import Event, Listener, Said, Ticked, Warned, hear
 from ...core.journal import Journal
@@ -23,10 +23,10 @@ from ...models.rows.forward import batches, evaluating, not_a_number, outputs
 from ...models.rows.packed_inputs import writes
 from ..editing.dry_run import frees_nothing, layer_needed
 from .budget import CUTS, Budget
-from .candidate import Candidate, Cut, Joint, Pool
+from .candidate import Candidate, Cut, JointCandidate, Pool
 from .choice import Choice, Round
 from .goals import refuse_beyond
-from .overfit import Overfit, Rows
+from .overfit import OverfitCheck, Rows
 from .prefix import Prefix
 from .reconstruct import Moments
 from .refusals import SCORE_HELP, no_finite_score, nothing_chosen, saved_less
@@ -62,7 +62,7 @@ class Search:
         self.cuts: list[Cut] = []
         self.rejected: dict[str, str] = {}  # places that can't be cut -> why
         self.size = _parameters(program)
-        self.overfit: Overfit | None = None
+        self.overfit: OverfitCheck | None = None
         self.rows: list[Rows] = []  # of every metric that has decided
         self.scored, self.layers_naive, self.bytes_stored = 0, 0, 0
         self.layers_other, self.layers_own = 0.0, 0.0  # outside of prefixes; of them for ranking and refitting
@@ -70,7 +70,7 @@ class Search:
 
     @property
     def layers_run(self) -> float:
-        remote = self.ctx.crew.work if self.ctx.crew else 0.0
+        remote = self.ctx.remote_scorer.work if self.ctx.remote_scorer else 0.0
         return self.layers_other + remote + sum(p.layers_run for p in self.prefixes.values())
 
     def run(self, pools: Sequence[Pool], metric: MetricRef, budget: Budget, choice: Choice) -> None:
@@ -92,7 +92,7 @@ class Search:
                 pairs = affordable or pairs
             try:
                 self._decide(pairs, metric, budget, choice)
-            except TimeUp:
+            except DeadlineExceeded:
                 self._stop(len(pairs), budget)
                 return
 
@@ -104,7 +104,7 @@ class Search:
         assert deadline, "nobody said how long a search may take"
         share = "" if of == CUTS else f", {self.saved[of] / budget.total:.1%} of {of}"
         reached = f"{count_text(len(self.cuts), 'cut')}{share} of {budget.goal / budget.total:.1%}"
-        deadline.stop = Stop(reached, {"cuts": len(self.cuts)})
+        deadline.stop = EarlyStop(reached, {"cuts": len(self.cuts)})
         self.stopped = True
         self.ctx.emit_event(Said(f"search: the time is over after {reached}"))
 
@@ -260,7 +260,7 @@ class Search:
         single = [best], round_.scores[best.name]
         if not companions:
             return single
-        joint = Joint((best, *(c for c, _ in companions)), list(self.program.units))
+        joint = JointCandidate((best, *(c for c, _ in companions)), list(self.program.units))
         score = self.journal.remember(f"{number}:{joint.name}", lambda: self._measure(joint, metric))
         base = round_.sign * self.base(metric)
         expected = round_.sign * round_.scores[best.name] - base + sum(growth for _, growth in companions)
@@ -322,23 +322,25 @@ class Search:
         best = min(finite, key=finite.__getitem__, default=None)
         done = min(self.saved.get(budget.of, 0.0) / budget.goal, 1.0)
         left = f"{len(round_.candidates) - len(round_.scores)} of {len(round_.candidates)} candidates left"
-        left += f", {count_text(self.ctx.crew.size, 'worker')}" if self.ctx.crew else ""
+        left += f", {count_text(self.ctx.remote_scorer.size, 'worker')}" if self.ctx.remote_scorer else ""
         note = f"{left}, best {best}: {round_.scores[best]:.4g}" if best else left
         tick = Ticked(f"cut {number + 1}, % of the budget", round(100 * done), 100, note)
         self.ctx.tick(tick)
         key, measure = key_of(number, candidate), partial(self._measure, candidate, metric)
         with hear(partial(_within, tick, self.ctx.tick)):
-            if self.ctx.crew:
+            if self.ctx.remote_scorer:
                 with self.ctx.scoring():
-                    return self.ctx.crew.fetch(self.journal, key, task_of(self.cuts, candidate), measure)
+                    return self.ctx.remote_scorer.fetch(self.journal, key, task_of(self.cuts, candidate), measure)
             return self.journal.remember(key, measure)
 
     def _prefetch(self, candidates: Sequence[Candidate]) -> None:
-        if self.ctx.crew:
+        if self.ctx.remote_scorer:
             number = len(self.cuts)
-            self.ctx.crew.prefetch(self.journal, {key_of(number, c): task_of(self.cuts, c) for c in candidates})
+            self.ctx.remote_scorer.prefetch(
+                self.journal, {key_of(number, c): task_of(self.cuts, c) for c in candidates}
+            )
 
-    def _measure(self, candidate: Candidate | Joint | None, metric: MetricRef) -> float:
+    def _measure(self, candidate: Candidate | JointCandidate | None, metric: MetricRef) -> float:
         """A candidate without which the model gives no finite score is no candidate: NaN."""
         started = time.monotonic()
         with self.ctx.scoring():
@@ -346,7 +348,7 @@ class Search:
         self.scored, self._spent = self.scored + 1, self._spent + time.monotonic() - started
         return value
 
-    def _score(self, candidate: Candidate | Joint | None, metric: MetricRef) -> float:
+    def _score(self, candidate: Candidate | JointCandidate | None, metric: MetricRef) -> float:
         prefix = self.prefix(metric)
         run = partial(self._run, metric)
         if candidate is None:

@@ -112,7 +112,7 @@ class Checkpoint:
 
 
 @dataclass
-class Overfit:
+class OverfitCheck:
     """Second metric of a search: where it degrades more than the score, the search has overfitted the score's rows.
 
     goal    the whole search's

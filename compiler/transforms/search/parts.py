@@ -13,7 +13,7 @@ from ...analysis.planning import shrink
 from ...analysis.planning.selection import branches, competing, removable
 from .branches import Branches, Layers
 from .candidate import Pool
-from .savings import OF_MODEL, SCANS, Ledger, steps, stride
+from .savings import OF_MODEL, SCANS, SavingsTable, steps, stride
 from .scans import Scans
 from .slices import Slices
 from .widths import Widths
@@ -41,7 +41,7 @@ class Parts(ABC):
         """Number of candidates at the start."""
 
     @abstractmethod
-    def pool(self, program: "Program", ledger: Ledger, fitting: "Fitting") -> Pool:
+    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
         """The candidates of a search."""
 
     def only(self, groups: Sequence[Group]) -> "Parts":
@@ -51,7 +51,7 @@ class Parts(ABC):
 
 
 @dataclass(frozen=True)
-class Wholes(Parts):
+class RemovableParts(Parts):
     """Parts that are removed entirely; `all` is their number in the model, of which the last one stays."""
 
     all: int = 0
@@ -66,7 +66,7 @@ class Wholes(Parts):
         """In the order of the model."""
 
     @abstractmethod
-    def weigh(self, ledger: Ledger, name: str, of: str) -> float:
+    def weigh(self, savings_table: SavingsTable, name: str, of: str) -> float:
         """Amount that one of them saves."""
 
     @abstractmethod
@@ -75,8 +75,8 @@ class Wholes(Parts):
 
     def smallest(self, skeleton: Skeleton, met: Callable[[Skeleton], bool]) -> tuple[Skeleton, int]:
         """The skeleton when the smallest went until a budget is met, and how many: no more than what comes."""
-        ledger = Ledger(skeleton)
-        order = sorted(self.names, key=lambda name: self.weigh(ledger, name, "params"))
+        savings_table = SavingsTable(skeleton)
+        order = sorted(self.names, key=lambda name: self.weigh(savings_table, name, "params"))
         limit = max(0, min(len(order), self.all - 1))
 
         def left(count: int) -> Skeleton:
@@ -90,7 +90,7 @@ class Wholes(Parts):
 
 
 @dataclass(frozen=True)
-class BlockParts(Wholes):
+class BlockParts(RemovableParts):
     """Residual branches."""
 
     branches: tuple[Branch, ...] = ()
@@ -99,32 +99,32 @@ class BlockParts(Wholes):
     def names(self) -> list[str]:
         return [b.site for b in self.branches]
 
-    def weigh(self, ledger: Ledger, name: str, of: str) -> float:
-        return ledger.branch(name, of)
+    def weigh(self, savings_table: SavingsTable, name: str, of: str) -> float:
+        return savings_table.branch(name, of)
 
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         return shrink.without_branch(skeleton, next(b for b in skeleton.branches if b.site == name))
 
-    def pool(self, program: "Program", ledger: Ledger, fitting: "Fitting") -> Pool:
-        return Branches(program, self.branches, ledger)
+    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+        return Branches(program, self.branches, savings_table)
 
 
 @dataclass(frozen=True)
 class MixerParts(BlockParts):
     """Residual branches of state-space mixers: layers where each chosen one is a layer that the model runs without."""
 
-    def pool(self, program: "Program", ledger: Ledger, fitting: "Fitting") -> Pool:
+    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
         single_branch = {u for u in program.units if sum(b.unit == u for b in skeleton_of(program).branches) == 1}
         units = [b.unit for b in self.branches]
         if single_branch.issuperset(units):
-            layers = Layers(program, units, ledger)
+            layers = Layers(program, units, savings_table)
             if layers.independent:
                 return layers
-        return Branches(program, self.branches, ledger)
+        return Branches(program, self.branches, savings_table)
 
 
 @dataclass(frozen=True)
-class LayerParts(Wholes):
+class LayerParts(RemovableParts):
     """Whole layers."""
 
     units: tuple[str, ...] = ()
@@ -133,18 +133,18 @@ class LayerParts(Wholes):
     def names(self) -> list[str]:
         return list(self.units)
 
-    def weigh(self, ledger: Ledger, name: str, of: str) -> float:
-        return ledger.layer(name, of)
+    def weigh(self, savings_table: SavingsTable, name: str, of: str) -> float:
+        return savings_table.layer(name, of)
 
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         return shrink.without_unit(skeleton, name)
 
-    def pool(self, program: "Program", ledger: Ledger, fitting: "Fitting") -> Pool:
-        return Layers(program, self.units, ledger)
+    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+        return Layers(program, self.units, savings_table)
 
 
 @dataclass(frozen=True)
-class ScanParts(Wholes):
+class ScanParts(RemovableParts):
     """Scans of state-space mixers."""
 
     scans: tuple[Scan, ...] = ()
@@ -153,16 +153,16 @@ class ScanParts(Wholes):
     def names(self) -> list[str]:
         return [s.site for s in self.scans]
 
-    def weigh(self, ledger: Ledger, name: str, of: str) -> float:
+    def weigh(self, savings_table: SavingsTable, name: str, of: str) -> float:
         if of == SCANS:
             return 1
-        return ledger.scan(next(s for s in self.scans if s.site == name), of) if of in OF_MODEL else 0
+        return savings_table.scan(next(s for s in self.scans if s.site == name), of) if of in OF_MODEL else 0
 
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         return shrink.without_scan(skeleton, next(s for s in skeleton.scans if s.site == name))
 
-    def pool(self, program: "Program", ledger: Ledger, fitting: "Fitting") -> Pool:
-        return Scans(program, self.scans, ledger)
+    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+        return Scans(program, self.scans, savings_table)
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,8 @@ class WidthParts(Parts):
         """Number of steps that a group loses per cut."""
         return stride(group, self.step)
 
-    def pool(self, program: "Program", ledger: Ledger, fitting: "Fitting") -> Pool:
-        return Widths(program, self.groups, self.step, ledger, fitting.important, fitting.repair)
+    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+        return Widths(program, self.groups, self.step, savings_table, fitting.important, fitting.repair)
 
 
 @dataclass(frozen=True)
@@ -199,10 +199,10 @@ class SliceParts(WidthParts):
     least: int = 1
     sliced = True
 
-    def pool(self, program: "Program", ledger: Ledger, fitting: "Fitting") -> Pool:
+    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
         ranked = fitting.trusted(self.groups) if self.kind == "experts" else fitting.ranked
         kind = self.groups[0].kind if self.groups else self.kind
-        return Slices(program, self.groups, self.step, ledger, ranked, kind, self.least)
+        return Slices(program, self.groups, self.step, savings_table, ranked, kind, self.least)
 
 
 _INSIDE_SCANS = {"scan_heads": "ssm_heads", "scan_channels": "ssm_channels", "states": "ssm_state"}

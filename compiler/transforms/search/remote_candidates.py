@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...plugin.remote_scorer import Orders
+from ...plugin.remote_scorer import TaskSource
 from .candidate import Candidate, Cut
 from .choice import Choice, Round
 
@@ -28,7 +28,7 @@ class Follower(Choice):
     work     layer forwards so far
     """
 
-    def __init__(self, orders: Orders, number: int, work: Callable[[], float]):
+    def __init__(self, orders: TaskSource, number: int, work: Callable[[], float]):
         self.orders, self.number, self.work = orders, number, work
 
     def choose(self, round_: Round) -> Candidate | None:

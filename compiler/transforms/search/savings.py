@@ -44,7 +44,7 @@ def stride(group: Group, step: int) -> int:
     return math.lcm(step, group.multiple)
 
 
-class Ledger:
+class SavingsTable:
     """Savings of a search's candidates, and what has been cut inside of which branch.
 
     branch(site, of)            what a branch that may have been narrowed still has

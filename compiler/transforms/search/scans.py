@@ -13,7 +13,7 @@ from ..editing.scan_removal import drop_scan, without_scan
 from ..editing.trial import running
 from .candidate import Candidate, Pool
 from .latency import SCAN
-from .savings import OF_MODEL, SCANS, Ledger
+from .savings import OF_MODEL, SCANS, SavingsTable
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -24,8 +24,8 @@ class Scans(Pool):
 
     kind = SCANS
 
-    def __init__(self, program: "Program", chosen: Sequence[Scan], ledger: Ledger):
-        self.program, self.ledger = program, ledger
+    def __init__(self, program: "Program", chosen: Sequence[Scan], savings_table: SavingsTable):
+        self.program, self.savings_table = program, savings_table
         self.allowed = {s.site for s in chosen}
 
     def candidates(self) -> list["ScanCut"]:
@@ -38,7 +38,7 @@ class Scans(Pool):
 
     def saved(self, scan: Scan, of: str) -> float:
         if of == "latency":
-            return self.ledger.latency.per_branch.get(SCAN, 0.0)
+            return self.savings_table.latency.per_branch.get(SCAN, 0.0)
         return saved(skeleton_of(self.program), scan, of)
 
 
@@ -76,7 +76,9 @@ class ScanCut(Candidate):
 
     def cut(self) -> None:
         pool = self.pool
-        pool.ledger.note_saved(self.scan.site, SCANS, {of: self.saves(of) for of in pool.ledger.budget_kinds})
+        pool.savings_table.note_saved(
+            self.scan.site, SCANS, {of: self.saves(of) for of in pool.savings_table.budget_kinds}
+        )
         with Rewriter(pool.program) as rewrite:
             drop_scan(pool.program, rewrite, self.scan)
         pool.program.note(site=self.scan.site, kind=SCANS, removed=["scan"])

@@ -20,7 +20,7 @@ TRUST = 0.9  # of the candidates that were scored, how many keep to the bound
 MARGIN = 0.1  # what is put on top, of the terms' sizes
 
 
-class Foresight:
+class ScoreEstimates:
     """Estimates by place, and the least that the truth may be.
 
     The truth is held to be at least estimate - slack * (|first| + second), its two terms. Whatever is scored tells how

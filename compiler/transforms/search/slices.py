@@ -19,7 +19,7 @@ from ...ir import surgery
 from ..editing.rewrite import Rewriter
 from .candidate import Candidate, Pool
 from .importance import ascending
-from .savings import OF_MODEL, Ledger, steps
+from .savings import OF_MODEL, SavingsTable, steps
 from .widths import slice_out, unit_of
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ class Slices(Pool):
         program: "Program",
         groups: Sequence[Group],
         step: int,
-        ledger: Ledger,
+        savings_table: SavingsTable,
         important: Callable[[Group], torch.Tensor],
         kind: str,
         least: int = 1,
     ):
-        self.program, self.step, self.ledger, self.kind, self.least = program, step, ledger, kind, least
+        self.program, self.step, self.savings_table, self.kind, self.least = program, step, savings_table, kind, least
         self.ranked = {g.site: Ranked(steps(g), list(range(g.count)), ascending(important(g))) for g in groups}
 
     def candidates(self) -> list["Slice"]:
@@ -81,7 +81,7 @@ class Slices(Pool):
         if of == self.kind:
             return removed
         if of == "latency":
-            return self.step * self.ledger.of_step(group.site, group.kind, of)
+            return self.step * self.savings_table.of_step(group.site, group.kind, of)
         if of not in OF_MODEL:
             return 0
         less = shrink.narrowed(skeleton_of(self.program), group, group.count - removed)
@@ -110,8 +110,8 @@ class Slice(Candidate):
     def cut(self) -> None:
         pool, positions = self.pool, self._positions()
         ranked = pool.ranked[self.group.site]
-        pool.ledger.note_saved(
-            self.group.site, self.group.kind, {of: self.saves(of) for of in pool.ledger.budget_kinds}
+        pool.savings_table.note_saved(
+            self.group.site, self.group.kind, {of: self.saves(of) for of in pool.savings_table.budget_kinds}
         )
         with Rewriter(pool.program) as rewrite:
             slice_out(pool.program, rewrite, self.group, positions)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 New = Callable[[str, Tensor, Tensor | None], Tensor]
 
 
-class Zeros(Pass):
+class ReconstructingSparsifier(Pass):
     """Zeros in linear modules whose other weights make up for them."""
 
     keeps = Lossy()

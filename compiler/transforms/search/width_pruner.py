@@ -5,10 +5,10 @@ from typing import Literal
 from ....dsl.checker.values import DataRef, MetricRef
 from ...plugin.interfaces import Lossy, Pass, param
 from .compensation import Fit
-from .greedy import Cutter
+from .greedy import GreedyPruner
 
 
-class Narrower(Cutter, Pass):
+class WidthPruner(GreedyPruner, Pass):
     """Makes modules narrower: all alike, or with a score one where the loss suffers least."""
 
     keeps = Lossy()
@@ -18,7 +18,7 @@ class Narrower(Cutter, Pass):
     search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
 
 
-class Refitting(Narrower):
+class RefittingPruner(WidthPruner):
     """Refits what reads the items that go, and is told which of them go first."""
 
     reorder: Literal["l1", "wanda", "obs"] | None = param(

@@ -22,7 +22,7 @@ from ..editing.rewrite import Rewriter
 from .candidate import Candidate, Pool
 from .importance import ascending
 from .reconstruct import Reconstruction, silenced
-from .savings import Ledger, steps, stride
+from .savings import SavingsTable, steps, stride
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -74,11 +74,11 @@ class Widths(Pool):
         program: "Program",
         groups: Sequence[Group],
         step: int,
-        ledger: Ledger,
+        savings_table: SavingsTable,
         important: Callable[[Group], torch.Tensor],
         repair: Reconstruction | None = None,
     ):
-        self.program, self.step, self.ledger, self.repair = program, step, ledger, repair
+        self.program, self.step, self.savings_table, self.repair = program, step, savings_table, repair
         self.kind = groups[0].kind if groups else "channels"
         self.sites = [Site(g, ascending(important(g))) for g in groups]
 
@@ -102,7 +102,7 @@ class Widths(Pool):
 
     def reachable(self, of: str) -> float:
         return sum(
-            (s.left - 1) // step * step * self.ledger.of_step(s.group.site, s.group.kind, of)
+            (s.left - 1) // step * step * self.savings_table.of_step(s.group.site, s.group.kind, of)
             for s in self.sites
             for step in (stride(s.group, self.step),)
         )
@@ -155,11 +155,11 @@ class Narrowing(Candidate):
         for path, value in pool.weights_without(site, items).items():
             pool.program.model.get_parameter(path).data = value
         site.dead.update(items)
-        pool.ledger.narrowed(site.group.site, site.group.kind, self.step)
+        pool.savings_table.narrowed(site.group.site, site.group.kind, self.step)
         pool.program.changed()
 
     def saves(self, of: str) -> float:
-        return self.pool.ledger.next(self.site.group.site, self.site.group.kind, self.step, of)
+        return self.pool.savings_table.next(self.site.group.site, self.site.group.kind, self.step, of)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ WIDTHS = ("channels", "heads", "kv_heads", "ssm_heads", "ssm_channels", "ssm_sta
 
 
 @dataclass(frozen=True)
-class Dial:
+class ElasticDim:
     """One thing that may be chosen; all its places take the value that it is set to.
 
     name     unique in its space
@@ -41,7 +41,7 @@ class Dial:
 class Space:
     """All choices of a family. A choice is dial -> value; a genome is the same as places in the dials' values."""
 
-    dials: tuple[Dial, ...]
+    dims: tuple[ElasticDim, ...]
 
     @staticmethod
     def of_ranks(paths: Sequence[str], per: str, skeleton: Skeleton, ranks: Sequence[int]) -> "Space":
@@ -51,59 +51,57 @@ class Space:
     @property
     def size(self) -> int:
         """Number of choices."""
-        return prod(len(dial.values) for dial in self.dials)
+        return prod(len(dim.values) for dim in self.dims)
 
     @property
     def identity(self) -> str:
         """sha256 over all that a genome's numbers mean."""
         return hashlib.sha256(json.dumps(self.to_json()).encode()).hexdigest()
 
-    def of(self, kind: str) -> tuple[Dial, ...]:
-        return tuple(dial for dial in self.dials if dial.kind == kind)
+    def of(self, kind: str) -> tuple[ElasticDim, ...]:
+        return tuple(dim for dim in self.dims if dim.kind == kind)
 
     def choice(self, how: str) -> dict[str, int]:
         """ "largest", "smallest", or "middle": the median, the upper of two."""
         index_of = {"largest": lambda n: 0, "smallest": lambda n: n - 1, "middle": lambda n: (n - 1) // 2}[how]
-        return {dial.name: dial.values[index_of(len(dial.values))] for dial in self.dials}
+        return {dim.name: dim.values[index_of(len(dim.values))] for dim in self.dims}
 
     def draw(self, seed: int, open_share: float = 1.0) -> dict[str, int]:
         """Every dial by itself, every value as likely as the others; of each the first two and this share of the
         others."""
         chance = random.Random(seed)
-        return {
-            dial.name: chance.choice(dial.values[: _open_count(len(dial.values), open_share)]) for dial in self.dials
-        }
+        return {dim.name: chance.choice(dim.values[: _open_count(len(dim.values), open_share)]) for dim in self.dims}
 
     def by_path(self, choice: Mapping[str, int], kind: str) -> dict[str, int]:
         """The values of one kind of dials at each of their places."""
-        return {site: choice[dial.name] for dial in self.of(kind) for site in dial.places}
+        return {site: choice[dim.name] for dim in self.of(kind) for site in dim.places}
 
     def genome(self, choice: Mapping[str, int]) -> tuple[int, ...]:
-        return tuple(dial.values.index(choice[dial.name]) for dial in self.dials)
+        return tuple(dim.values.index(choice[dim.name]) for dim in self.dims)
 
     def decoded(self, genome: Sequence[int]) -> dict[str, int]:
-        return {dial.name: dial.values[index] for dial, index in zip(self.dials, genome, strict=True)}
+        return {dim.name: dim.values[index] for dim, index in zip(self.dims, genome, strict=True)}
 
     def to_json(self) -> list[dict[str, Any]]:
-        return [asdict(dial) for dial in self.dials]
+        return [asdict(dim) for dim in self.dims]
 
     @staticmethod
     def from_json(body: Sequence[Mapping[str, Any]]) -> "Space":
-        return Space(tuple(Dial(d["name"], d["kind"], tuple(d["values"]), tuple(d["places"])) for d in body))
+        return Space(tuple(ElasticDim(d["name"], d["kind"], tuple(d["values"]), tuple(d["places"])) for d in body))
 
 
 def _open_count(count: int, share: float) -> int:
     return min(count, 2 + ceil((count - 2) * share)) if count > 2 else count
 
 
-def rank_dials(paths: Sequence[str], per: str, skeleton: Skeleton, ranks: Sequence[int]) -> list[Dial]:
+def rank_dials(paths: Sequence[str], per: str, skeleton: Skeleton, ranks: Sequence[int]) -> list[ElasticDim]:
     """Dials of adapters' ranks, per "layer", "module" or "kind" such as `q_proj`."""
     sites: dict[str, tuple[str, ...]] = {}
     for path in paths:
         unit = next((u for u in skeleton.units if is_submodule(path, u)), path)
         name = {"module": path, "layer": unit, "kind": path.rpartition(".")[2]}[per]
         sites[name] = (*sites.get(name, ()), path)
-    return [Dial(f"{name}:{RANK}", RANK, tuple(ranks), paths_of) for name, paths_of in sites.items()]
+    return [ElasticDim(f"{name}:{RANK}", RANK, tuple(ranks), paths_of) for name, paths_of in sites.items()]
 
 
 @dataclass

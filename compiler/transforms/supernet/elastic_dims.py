@@ -19,7 +19,7 @@ from ..search.importance import ascending, l1
 from ..search.routing import check_expert_count
 from ..search.savings import steps, stride
 from ..search.uniform_widths import cuttable
-from .choices import BLOCKS, KERNEL, LAYERS, Dial
+from .choices import BLOCKS, KERNEL, LAYERS, ElasticDim
 from .kernels import padding
 from .mixtures import EXPERTS
 from .subnet_masks import is_maskable
@@ -36,7 +36,7 @@ one_choice = Fault(
 
 def width_dials(
     groups: Sequence[Group], shares: Sequence[Ratio], per: Literal["layer", "model"], align: int
-) -> list[Dial]:
+) -> list[ElasticDim]:
     """A dial for each group, or one for all groups of a size; a group in which all shares are the same has none."""
     sites: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for group in groups:
@@ -45,7 +45,7 @@ def width_dials(
         if len(values) > 1:
             sites.setdefault((name, tuple(values)), []).append(group.site)
     kinds = {f"{g.site}:{g.kind}": g.kind for g in groups} | {f"{g.kind} of {steps(g)}": g.kind for g in groups}
-    return [Dial(name, kinds[name], values, tuple(sites_of)) for (name, values), sites_of in sites.items()]
+    return [ElasticDim(name, kinds[name], values, tuple(sites_of)) for (name, values), sites_of in sites.items()]
 
 
 def chosen(skeleton: Skeleton, on: Selector | None, kind: str) -> tuple[Group, ...]:
@@ -53,27 +53,27 @@ def chosen(skeleton: Skeleton, on: Selector | None, kind: str) -> tuple[Group, .
     return competing(skeleton, on).get(kind, ())
 
 
-def able(program: "Program", groups: Sequence[Group], dials: Sequence[Dial]) -> list[Group]:
+def able(program: "Program", groups: Sequence[Group], dims: Sequence[ElasticDim]) -> list[Group]:
     """Groups that masks can represent, and that allow the largest cut of their dial."""
-    least = {(site, d.kind): d.values[-1] for d in dials for site in d.places}
+    least = {(site, d.kind): d.values[-1] for d in dims for site in d.places}
     narrow = [g for g in groups if (g.site, g.kind) in least and is_maskable(program, g)]
     cuttable_groups, _ = cuttable(program, [(g, steps(g) - least[g.site, g.kind]) for g in narrow])
     return cuttable_groups
 
 
-def depth_dials(program: "Program", on: Selector | None, of: str) -> list[Dial]:
+def depth_dials(program: "Program", on: Selector | None, of: str) -> list[ElasticDim]:
     """A dial for each layer, or residual branch, that may be left out: all but the first that is selected, as long as
     the model runs without all of them together."""
-    bare, skeleton, dials = weightless(program), skeleton_of(program), []
+    bare, skeleton, dims = weightless(program), skeleton_of(program), []
     if of == LAYERS:
         for unit in reversed(layers(skeleton, on)[1:]):
             if _can_go(lambda unit=unit: Rewriter(bare).drop_layer(unit)):
-                dials.append(Dial(f"{unit}:{LAYERS}", LAYERS, (1, 0), (unit,)))
+                dims.append(ElasticDim(f"{unit}:{LAYERS}", LAYERS, (1, 0), (unit,)))
     else:
         for branch in reversed(branches(skeleton, on)[1:]):
             if _can_go(lambda branch=branch: _drop(bare, branch)):
-                dials.append(Dial(f"{branch.site}:{BLOCKS}", BLOCKS, (1, 0), (branch.site,)))
-    return dials[::-1]
+                dims.append(ElasticDim(f"{branch.site}:{BLOCKS}", BLOCKS, (1, 0), (branch.site,)))
+    return dims[::-1]
 
 
 def _drop(bare: "Program", branch: Branch) -> None:
@@ -123,14 +123,14 @@ def larger_kernels(skeleton: Skeleton, on: Selector | None, sizes: Sequence[int]
 
 def kernel_dials(
     program: "Program", on: Selector | None, sizes: Sequence[int], per: Literal["layer", "model"]
-) -> list[Dial]:
+) -> list[ElasticDim]:
     """A dial for each convolution whose zeros around can shrink with it, or one for all of a size."""
     sites: dict[tuple[str, int], list[str]] = {}
     for path, full_size in (larger_kernels(skeleton_of(program), on, sizes) if sizes else {}).items():
         if all(padding(program, path, (full_size - size) // 2) is not None for size in sizes if size < full_size):
             sites.setdefault((path if per == "layer" else f"of {full_size}", full_size), []).append(path)
     return [
-        Dial(
+        ElasticDim(
             f"{name}:{KERNEL}" if per == "layer" else f"{KERNEL} {name}",
             KERNEL,
             (full_size, *(size for size in sizes if size < full_size)),
@@ -158,9 +158,9 @@ def orders(
     return {f"{g.site}:{g.kind}": ascending(l1(program, g)) for g in groups} | experts
 
 
-def refuse_deep(dials: Sequence[Dial], of: str) -> None:
+def refuse_deep(dims: Sequence[ElasticDim], of: str) -> None:
     """Reject (one-choice) a depth that was asked for where nothing may be left out."""
-    if not dials:
+    if not dims:
         other = "blocks" if of == LAYERS else "none"
         raise Reject(
             one_choice(
@@ -171,8 +171,8 @@ def refuse_deep(dials: Sequence[Dial], of: str) -> None:
         )
 
 
-def refuse_one(dials: Sequence[Dial], reason: str) -> None:
-    if not dials:
+def refuse_one(dims: Sequence[ElasticDim], reason: str) -> None:
+    if not dims:
         raise Reject(
             one_choice(
                 f"nothing of the model is elastic: {reason}",

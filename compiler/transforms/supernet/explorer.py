@@ -13,7 +13,7 @@ from ....dsl.checker.values import MetricRef, Ratio
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...analysis.planning import shrink
 from ...core.cache import digest
-from ...core.deadline import Stop
+from ...core.deadline import EarlyStop
 from ...core.events import Said, Ticked
 from ...core.journal import Journal
 from ...core.quantity import count_text, measured
@@ -23,7 +23,7 @@ from .family import Family
 from .latency import Table
 
 if TYPE_CHECKING:
-    from ...plugin.remote_scorer import Orders, Task
+    from ...plugin.remote_scorer import Task, TaskSource
 
 Genome = tuple[int, ...]
 Values = tuple[float, ...]  # in the order of the objectives; each turned so that less is better
@@ -144,9 +144,9 @@ class Explorer:
             return self.table.time(choice)
         key, task = self._task_of(objective, self.space.genome(choice))
         measure = partial(self._timely, objective, choice)
-        if self.ctx.crew:
+        if self.ctx.remote_scorer:
             with nullcontext() if self.is_over else self.ctx.scoring():
-                return self.ctx.crew.fetch(self.journal, key, task, measure)
+                return self.ctx.remote_scorer.fetch(self.journal, key, task, measure)
         return self.journal.remember(key, measure)
 
     def _timely(self, objective: Objective, choice: Mapping[str, int]) -> float:
@@ -164,7 +164,7 @@ class Explorer:
             raise deadline.too_short("one choice", self._spent or deadline.allowed)
         self.is_over = True  # what is on the front may still be measured for the report
         reached = f"{count_text(len(self.known), 'choice')} of {self.evals} evaluated"
-        deadline.stop = Stop(reached, {"evaluated": len(self.known)})
+        deadline.stop = EarlyStop(reached, {"evaluated": len(self.known)})
         self.ctx.emit_event(Said(f"search: the time is over after {reached}"))
 
     def _task_of(self, objective: Objective, genome: Genome) -> tuple[str, "Task"]:
@@ -174,12 +174,12 @@ class Explorer:
 
     def expect(self, genomes: Iterable[Genome]) -> None:
         """Say which choices will be evaluated next, if nothing unforeseen comes: workers measure them meanwhile."""
-        if self.ctx.crew:
+        if self.ctx.remote_scorer:
             remote = [o for o in self.objectives if o.ref.name not in _COUNTS and not o.timed]
             new = [g for g in dict.fromkeys(genomes) if g not in self.known]
-            self.ctx.crew.prefetch(self.journal, dict(self._task_of(o, g) for g in new for o in remote))
+            self.ctx.remote_scorer.prefetch(self.journal, dict(self._task_of(o, g) for g in new for o in remote))
 
-    def obey(self, orders: "Orders", extra: Iterable[Objective]) -> None:
+    def obey(self, orders: "TaskSource", extra: Iterable[Objective]) -> None:
         """In a worker: measure what is asked, for as long as it is."""
         known = {show(o.ref): o for o in (*self.objectives, *extra)}
         while True:

@@ -23,7 +23,7 @@ from ..training.adapters import Adapters, Shape, adapted
 from ..training.unmerged import Unmerged
 from .choices import RANK, ChoiceSampler, Space
 from .norms import recalibrate, restored
-from .subnet_masks import Switches, cut, smaller
+from .subnet_masks import SubnetMasks, cut, smaller
 
 NORMS = "rows for norms"  # among a family's tensors; no parameter's name has spaces
 
@@ -63,9 +63,7 @@ class Family(Outcome):
     @property
     def summary(self) -> str:
         trained = sum(t.numel() for t in self._learned.values())
-        return (
-            f"{count_text(len(self.space.dials), 'dial')}, {count(self.space.size)} choices, {count(trained)} trained"
-        )
+        return f"{count_text(len(self.space.dims), 'dial')}, {count(self.space.size)} choices, {count(trained)} trained"
 
     @property
     def _learned(self) -> dict[str, Tensor]:
@@ -96,7 +94,7 @@ class Family(Outcome):
     @property
     def has_shapes(self) -> bool:
         """Whether more than ranks may be chosen."""
-        return any(dial.kind != RANK for dial in self.space.dials)
+        return any(dim.kind != RANK for dim in self.space.dims)
 
     def unmerged(self, choice: Mapping[str, int]) -> Unmerged:
         assert self.shape is not None, "the family has no adapters"
@@ -105,7 +103,7 @@ class Family(Outcome):
     @contextmanager
     def running(self) -> Iterator[Callable[[Mapping[str, int]], None]]:
         """Within, the program computes what the choice does that was handed to `take` last."""
-        switches = Switches(self.program, self.space, self.orders, self.crops)
+        switches = SubnetMasks(self.program, self.space, self.orders, self.crops)
         with ExitStack() as stack:
             sampler = ChoiceSampler(self.space, 0, on_choice=switches.take)
             if self.shape is not None:

@@ -12,7 +12,7 @@ from ...analysis.discovery.discover import skeleton_of
 from ...ir.program import Program
 from ..search.savings import steps
 from ..training.adapters import Shape
-from .choices import BLOCKS, KERNEL, LAYERS, RANK, WIDTHS, Dial
+from .choices import BLOCKS, KERNEL, LAYERS, RANK, WIDTHS, ElasticDim
 from .elastic_dims import larger_kernels
 from .kernels import fresh
 from .mixtures import EXPERTS, is_routed
@@ -55,27 +55,27 @@ def check_family(family: "Family") -> None:
     groups: dict[tuple[str, str], Group] = {(g.site, g.kind): g for g in skeleton.groups}
     known = {RANK: set(family.paths), LAYERS: set(skeleton.units), BLOCKS: {b.site for b in skeleton.branches}}
     kernels = larger_kernels(skeleton, None, [1])
-    dials = family.space.dials
-    assert dials and len({dial.name for dial in dials}) == len(dials), "two dials of a name"
-    for dial in dials:
-        assert isinstance(dial.name, str) and all(type(value) is int for value in dial.values), "a dial of no numbers"
+    dims = family.space.dims
+    assert dims and len({dim.name for dim in dims}) == len(dims), "two dials of a name"
+    for dim in dims:
+        assert isinstance(dim.name, str) and all(type(value) is int for value in dim.values), "a dial of no numbers"
         upper, least = 1, 0
-        if dial.kind in WIDTHS:
-            chosen = [groups[site, dial.kind] for site in dial.places]
+        if dim.kind in WIDTHS:
+            chosen = [groups[site, dim.kind] for site in dim.places]
             upper, least = min(map(steps, chosen)), 1
-            if dial.kind in SCANNED:
-                assert all(is_silenced(family.program.model, g) for g in chosen), f"{dial.name} can't be silenced"
-            if dial.kind == EXPERTS:
-                assert all(is_routed(family.program, g) for g in chosen), f"{dial.name} are not chosen by a router"
+            if dim.kind in SCANNED:
+                assert all(is_silenced(family.program.model, g) for g in chosen), f"{dim.name} can't be silenced"
+            if dim.kind == EXPERTS:
+                assert all(is_routed(family.program, g) for g in chosen), f"{dim.name} are not chosen by a router"
             assert all(_is_order(family.orders[f"{g.site}:{g.kind}"], g.count) for g in chosen), "no order of items"
-        elif dial.kind == KERNEL:
-            upper, least = min(kernels[site] for site in dial.places), 1
-            assert all(value % 2 for value in dial.values) and dial.values[0] == upper, "kernels without a middle"
+        elif dim.kind == KERNEL:
+            upper, least = min(kernels[site] for site in dim.places), 1
+            assert all(value % 2 for value in dim.values) and dim.values[0] == upper, "kernels without a middle"
         else:
-            assert set(dial.places) <= known[dial.kind], f"{dial.name} is of another model"
-        if dial.kind == RANK:
+            assert set(dim.places) <= known[dim.kind], f"{dim.name} is of another model"
+        if dim.kind == RANK:
             upper, least = family.shape.rank if family.shape else 0, 1
-        assert dial.places and _is_within(dial, least, upper), f"{dial.name} has values beyond {upper}"
+        assert dim.places and _is_within(dim, least, upper), f"{dim.name} has values beyond {upper}"
     learned = fresh(family.space) if family.crops else {}
     assert family.crops.keys() == learned.keys(), "kernels that were learned for other sizes"
     assert all(t.shape == learned[n].shape and t.is_floating_point() for n, t in family.crops.items()), "no kernels"
@@ -91,8 +91,8 @@ def _check_grid(family: "Family") -> None:
         assert inside % grid.width(inside) == 0, f"groups of {grid.group} don't divide what {path} is given"
 
 
-def _is_within(dial: Dial, least: int, upper: int) -> bool:
-    return all(least <= value <= upper for value in dial.values)
+def _is_within(dim: ElasticDim, least: int, upper: int) -> bool:
+    return all(least <= value <= upper for value in dim.values)
 
 
 def _is_order(items: Sequence[Any], count: int) -> bool:

@@ -25,9 +25,9 @@ def fresh(space: Space) -> dict[str, nn.Parameter]:
     """New parameters: for every size below the largest a matrix over the positions of its kernel, the identity."""
     return {
         transform_name(path, size): nn.Parameter(torch.eye(size * size))
-        for dial in space.of(KERNEL)
-        for path in dial.places
-        for size in dial.values[1:]
+        for dim in space.of(KERNEL)
+        for path in dim.places
+        for size in dim.values[1:]
     }
 
 
@@ -57,15 +57,15 @@ def crop(program: "Program", space: Space, choice: Mapping[str, int], crops: Map
     """Give convolutions the kernels of a choice, and as much less zeros around."""
     weights = {}
     with Rewriter(program) as rewrite:
-        for dial in space.of(KERNEL):
-            rim = (dial.values[0] - choice[dial.name]) // 2
-            for path in dial.places if rim else ():
+        for dim in space.of(KERNEL):
+            rim = (dim.values[0] - choice[dim.name]) // 2
+            for path in dim.places if rim else ():
                 weight = weight_of(program.model.get_submodule(path))
-                weights[f"{path}.weight"] = cropped(weight, path, dial.values, choice[dial.name], crops).contiguous()
+                weights[f"{path}.weight"] = cropped(weight, path, dim.values, choice[dim.name], crops).contiguous()
                 less = padding(program, path, rim)
                 assert less is not None, f"{path} is padded in another way than it was"
                 for axis in (2, 3):
-                    rewrite.narrow(f"{path}.weight", axis, range(rim, dial.values[0] - rim))
+                    rewrite.narrow(f"{path}.weight", axis, range(rim, dim.values[0] - rim))
                 for where, value in less.items():
                     rewrite.set_attr(where, value)
     if weights:

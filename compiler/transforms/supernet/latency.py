@@ -11,7 +11,7 @@ from ...core.journal import Journal
 from ...ir.capture.capture import capture
 from ...plugin.context import Context
 from ..training.schedule import seed_of
-from .choices import RANK, Dial
+from .choices import RANK, ElasticDim
 from .family import Family
 
 N_TRIALS = 3  # choices that are cut out and timed whole, to tell the table's error
@@ -26,16 +26,16 @@ class Table:
 
     total: float
     saved: Mapping[str, float]
-    dials: tuple[Dial, ...]
+    dims: tuple[ElasticDim, ...]
     error: float = 0.0
 
     def time(self, choice: Mapping[str, int]) -> float:
-        saved = sum(self.saved.get(_entry(dial, choice[dial.name]), 0.0) for dial in self.dials)
+        saved = sum(self.saved.get(_entry(dim, choice[dim.name]), 0.0) for dim in self.dims)
         return max(self.total - saved, 0.0)
 
 
-def _entry(dial: Dial, value: int) -> str:
-    return f"{dial.kind} {value} {dial.values[0]} {len(dial.places)}"
+def _entry(dim: ElasticDim, value: int) -> str:
+    return f"{dim.kind} {value} {dim.values[0]} {len(dim.places)}"
 
 
 def timed(family: Family, clock: MetricRef, ctx: Context, journal: Journal) -> Table:
@@ -54,20 +54,20 @@ def timed(family: Family, clock: MetricRef, ctx: Context, journal: Journal) -> T
         return journal.remember(f"time {numbers}", lambda: _copy_score(family, choice, clock, ctx))
 
     total, saved = time(largest), {}
-    dials = tuple(d for d in space.dials if d.kind != RANK)
-    for dial in dials:
-        for value in dial.values[1:]:
-            entry = _entry(dial, value)
-            same_entry = [d.name for d in dials if value in d.values[1:] and _entry(d, value) == entry]
+    dims = tuple(d for d in space.dims if d.kind != RANK)
+    for dim in dims:
+        for value in dim.values[1:]:
+            entry = _entry(dim, value)
+            same_entry = [d.name for d in dims if value in d.values[1:] and _entry(d, value) == entry]
             if entry not in saved:
                 saved[entry] = max(0.0, total - time(largest | dict.fromkeys(same_entry, value))) / len(same_entry)
-    table = Table(total, saved, dials)
+    table = Table(total, saved, dims)
     samples = [space.draw(seed_of("timed", ctx.seed, i)) for i in range(N_TRIALS)]
     errors = [abs(table.time(choice) / time(choice) - 1) for choice in samples]
     ctx.emit_event(
         Said(f"{show(clock)} by table: {max(errors):.1%} off at most, on {N_TRIALS} choices that were timed whole")
     )
-    return Table(total, saved, dials, max(errors))
+    return Table(total, saved, dims, max(errors))
 
 
 def _copy_score(family: Family, choice: Mapping[str, int], clock: MetricRef, ctx: Context) -> float:

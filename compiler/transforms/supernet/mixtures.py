@@ -85,7 +85,7 @@ class Mixtures:
         self.alive.clear()
         self.around.clear()
 
-    def silence(self, group: Group, removed: Iterable[int]) -> None:
+    def timeouts(self, group: Group, removed: Iterable[int]) -> None:
         """Do without these experts of a layer from now on."""
         model = self.program.model
         device = tensor_at(model, group.members[0].tensor).device

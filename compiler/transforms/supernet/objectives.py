@@ -42,7 +42,7 @@ class LargestOutputs:
 
 
 @dataclass
-class Lesson:
+class SubnetObjective:
     """objective   of the next token; its `original` is the largest choice's word for choices below it
     share       of the loss of smaller choices that is how far they are from the largest
     journal     of the losses of drawn choices, which the search's heuristics read; it survives a kill as training does

@@ -11,7 +11,7 @@ from ....dsl.checker.value_text import show
 from ....dsl.checker.values import DataRef, MetricRef, Ratio, handles
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...analysis.planning import keys
-from ...core.deadline import TimeUp
+from ...core.deadline import DeadlineExceeded
 from ...core.journal import Journal
 from ...ir.outcome import Front, Outcome, Point
 from ...ir.program import Program
@@ -78,7 +78,7 @@ class Method(Pass):
                 explorer.obey(ctx.orders, [Objective.of(ref, ctx) for ref in self.report])
             try:
                 self.explore(explorer, random.Random(seed_of("search", ctx.seed)))
-            except TimeUp:
+            except DeadlineExceeded:
                 explorer.stop()
             front = explorer.front(self.points)
             if not front:
@@ -143,7 +143,7 @@ def _rows(metrics: Sequence[MetricRef], ctx: Context) -> dict[str, str]:
 
 
 def sizes(explorer: Explorer) -> list[int]:
-    return [len(dial.values) for dial in explorer.space.dials]
+    return [len(dim.values) for dim in explorer.space.dims]
 
 
 def extremes(explorer: Explorer) -> list[Genome]:
@@ -178,7 +178,7 @@ def foreseen(explorer: Explorer, chance: random.Random, propose: Callable[[], Ge
     The first is what is proposed next; another may turn out wrong, and was then measured for nothing.
     """
     state, known, result = chance.getstate(), dict(explorer.known), []
-    count = explorer.ctx.crew.size if explorer.ctx.crew else 0
+    count = explorer.ctx.remote_scorer.size if explorer.ctx.remote_scorer else 0
     for _ in range(count):
         genome = propose()
         if not explorer.exhausted:

@@ -42,7 +42,7 @@ def cut(path: Path, name: str, origin: Origin) -> Program:
     try:
         body = read_json(path / FAMILY, CONFIG)
         choice, family = body["points"][name], _family(path, body["family"], origin)
-        known = {dial.name: dial.values for dial in family.space.dials}
+        known = {dim.name: dim.values for dim in family.space.dims}
         assert choice.keys() == known.keys(), "a point of another family"
         assert all(type(v) is int and v in known[d] for d, v in choice.items()), "a point beyond the dials"
     except (*MALFORMED, AssertionError, OSError) as error:

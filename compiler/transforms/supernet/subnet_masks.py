@@ -79,7 +79,7 @@ def dead(orders: Orders, group: Group, left: int) -> set[int]:
 
 
 @dataclass
-class Switches:
+class SubnetMasks:
     """The parts of a program that a choice turns off and on.
 
     masks   what modules are given is multiplied with, by path: [in] of 0 and 1, absent where all is 1
@@ -125,10 +125,10 @@ class Switches:
         removed = dead(self.orders, group, left)
         if group.kind == EXPERTS:
             if removed:
-                self.experts.silence(group, removed)
+                self.experts.timeouts(group, removed)
             return
         if group.kind in SCANNED and removed:
-            self.scans.silence(group, removed)
+            self.scans.timeouts(group, removed)
         for member in readers(group) if removed else ():
             path = module_of(member)
             weight = tensor_at(self.program.model, f"{self._inside(path)}.weight")
@@ -169,7 +169,7 @@ class Switches:
         self._bound[path] = state
 
     @contextmanager
-    def on(self) -> Iterator["Switches"]:
+    def on(self) -> Iterator["SubnetMasks"]:
         """Follow what is taken; afterwards the program is as it was."""
         model, handles = self.program.model, []
         matrices = [self.groups[s, k] for k in WIDTHS if k != EXPERTS for s in self._sites(k)]
@@ -179,9 +179,9 @@ class Switches:
                 handles.append(model.get_submodule(path).register_forward_pre_hook(self._masking(path)))
             handles += self.scans.handles([self.groups[s, k] for k in SCANNED for s in self._sites(k)])
             handles += self.experts.handles([self.groups[s, EXPERTS] for s in self._sites(EXPERTS)])
-            for dial in self.space.of(KERNEL):
-                for path in dial.places:
-                    handles += self._shrinking(path, dial.values)
+            for dim in self.space.of(KERNEL):
+                for path in dim.places:
+                    handles += self._shrinking(path, dim.values)
             for unit in self._sites(LAYERS):
                 handles.append(model.get_submodule(unit).register_forward_hook(self._skipping(unit), with_kwargs=True))
             yield self
@@ -196,7 +196,7 @@ class Switches:
             self.off.clear()
 
     def _sites(self, kind: str) -> list[str]:
-        return [site for dial in self.space.of(kind) for site in dial.places]
+        return [site for dim in self.space.of(kind) for site in dim.places]
 
     def _masking(self, path: str) -> Any:
         def mask(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

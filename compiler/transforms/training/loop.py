@@ -36,7 +36,7 @@ POINTS = 50  # of the loss curve, at most
 
 
 @dataclass(frozen=True)
-class Regime:
+class TrainingSettings:
     """Settings of a run.
 
     warmup       steps over which the learning rate rises
@@ -61,7 +61,7 @@ class Regime:
 
 
 @dataclass
-class Course:
+class TrainingState:
     """State and history of a run; plain data.
 
     curve      (step, mean loss of the steps since the last point)
@@ -92,7 +92,7 @@ class Run:
     """
 
     trained: Trained
-    regime: Regime
+    regime: TrainingSettings
     rows: int
     learn: Callable[[Tensor, float], float]
     judge: Callable[[], float] | None
@@ -103,12 +103,12 @@ class Run:
         shapes = {name: list(p.shape) for name, p in self.trained.parameters.items()}
         self.saved = Saved(self.ctx.workdir, digest([asdict(self.regime), self.rows, shapes]))
         self.order = RowOrder(self.rows, self.regime.seed)
-        self.course, self.saved_step = Course(), 0  # kept: the step of the last checkpoint
+        self.course, self.saved_step = TrainingState(), 0  # kept: the step of the last checkpoint
         self.optimizer = torch.optim.AdamW(
             self.trained.masters.values(), lr=self.regime.lr, weight_decay=self.regime.weight_decay
         )
 
-    def run(self) -> Course:
+    def run(self) -> TrainingState:
         """Train to the end, and leave the best weights in place."""
         with torch.random.fork_rng():
             self._resume()
@@ -245,7 +245,7 @@ class Run:
         stored = self.saved.read()
         if stored is None:
             return
-        self.course = Course(
+        self.course = TrainingState(
             **{
                 **stored,
                 "curve": [(s, v) for s, v in stored["curve"]],

@@ -12,7 +12,7 @@ from ...core.quantity import count_text
 from ...ir.program import Program
 from ...plugin.context import Context
 from .acceptance import no_gain
-from .loop import Course, Regime, Run
+from .loop import Run, TrainingSettings, TrainingState
 from .trainable import Trained, recomputing, training
 
 
@@ -45,8 +45,8 @@ class TrainingParams(Protocol):
     def held_out(self) -> DataRef | None: ...
 
 
-def regime(params: TrainingParams, seed: int, weight_decay: float = 0.0) -> Regime:
-    return Regime(
+def regime(params: TrainingParams, seed: int, weight_decay: float = 0.0) -> TrainingSettings:
+    return TrainingSettings(
         steps=params.steps,
         lr=params.lr,
         warmup=round(params.warmup.value * params.steps),
@@ -75,7 +75,7 @@ def train(
     begin: Callable[[int], None] | None = None,
     weight_decay: float = 0.0,
     verb: str = "training",
-) -> Course:
+) -> TrainingState:
     """Train `weights` as `Run` says, and leave the best in place.
 
     masks     what may change of a parameter, as `Trained.masks`

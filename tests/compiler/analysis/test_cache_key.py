@@ -6,13 +6,13 @@ from pathlib import Path
 from effc.compiler.analysis.planning.keys import LOADING, value_parts
 from effc.compiler.core.source_closure import closure, executed, fingerprint, imported
 from effc.compiler.plugin import interfaces
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.dsl.checker.values import MetricRef
 
 from tests.worlds import context
 
 ROOT = Path(interfaces.__file__).resolve().parents[2]
-VOCABULARY = Shelf().vocabulary
+VOCABULARY = Registry().vocabulary
 
 
 def sources(kind: str, name: str) -> set[str]:

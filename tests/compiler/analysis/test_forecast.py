@@ -3,8 +3,8 @@
 import pytest
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.plugin.registry import Shelf
-from effc.compiler.transforms.search.savings import Ledger, model_total
+from effc.compiler.plugin.registry import Registry
+from effc.compiler.transforms.search.savings import SavingsTable, model_total
 from effc.dsl.checker.recipe import Invocation
 from effc.dsl.checker.values import DataRef, Ratio
 
@@ -15,7 +15,9 @@ from tests.recipes_in_memory import SCORE, context_of, recipe_of
 
 def a_pass(word, **args):
     known = PASSES[word]
-    return Shelf().make("pass", Invocation(word, {**known, **({"score": SCORE} if "score" in known else {}), **args}))
+    return Registry().make(
+        "pass", Invocation(word, {**known, **({"score": SCORE} if "score" in known else {}), **args})
+    )
 
 
 @pytest.mark.parametrize("share", [0.03, 0.065, 0.15, 0.33])
@@ -30,7 +32,7 @@ def test_what_is_foreseen_meets_the_budget_by_less_than_one_cut(word, model, of,
     step = a_pass(word, remove=Ratio(share, of), group=8)
     after = step.forecast(before)
     gone = 1 - model_total(after, of) / model_total(before, of)
-    largest = max(Ledger(before).branch(b.site, of) for b in before.branches) / model_total(before, of)
+    largest = max(SavingsTable(before).branch(b.site, of) for b in before.branches) / model_total(before, of)
     assert share <= gone + 1e-9 and gone < share + largest
     again = a_pass(word, remove=Ratio(gone - 1e-6, of), group=8).forecast(before)
     assert model_total(again, of) == model_total(after, of), "no more than what the budget takes"
@@ -43,7 +45,7 @@ def test_scores_are_foreseen_within_a_factor_of_two(tmp_path, search):
     model = tiny.model("llama")
     recipe = recipe_of([("step", "prune.blocks", {"remove": 2, "unit": "branch", "search": search})])
     ctx, program = context_of(tmp_path, model, recipe), capture(model)
-    step = ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
+    step = ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call)
     foreseen, scored = step.forwards(skeleton_of(program)), []
     measure = Search._measure
     Search._measure = lambda self, *args: scored.append(1) or measure(self, *args)

@@ -10,7 +10,7 @@ from effc.compiler.transforms.search import gradients
 from effc.compiler.transforms.search.choice import Exact, Racing, Round
 from effc.compiler.transforms.search.gradients import Estimate, Gradients
 from effc.compiler.transforms.search.prefix import Prefix
-from effc.compiler.transforms.search.score_estimates import MARGIN, MIN_SAMPLES, SLACK, TRUST, Foresight
+from effc.compiler.transforms.search.score_estimates import MARGIN, MIN_SAMPLES, SLACK, TRUST, ScoreEstimates
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -120,9 +120,9 @@ class Fixed:
 
 def foreseen(estimates):
     """A foresight over scores that are one and the nats on top."""
-    foresight = Foresight()
-    foresight.take({n: (e, 1.0) for n, e in estimates.items()}, lambda score, nats: score + nats)
-    return foresight
+    score_estimates = ScoreEstimates()
+    score_estimates.take({n: (e, 1.0) for n, e in estimates.items()}, lambda score, nats: score + nats)
+    return score_estimates
 
 
 def choose(choice, growths, left=math.inf):
@@ -155,7 +155,7 @@ def test_what_is_left_out_is_above_the_best_by_the_bound_that_scores_made(lots):
     best, now = choose(racing, growths)
     assert growths[best.name] == pytest.approx(min(v - 1 for v in now.scores.values()), abs=1e-9)
     for name in growths.keys() - now.scores.keys():
-        assert racing.foresight.growths(Fixed(name), now)[1] >= growths[best.name] - 1e-9
+        assert racing.score_estimates.growths(Fixed(name), now)[1] >= growths[best.name] - 1e-9
 
 
 def test_what_can_not_win_is_not_scored():
@@ -175,26 +175,26 @@ def test_a_score_below_its_bound_widens_it_for_all_and_is_named():
     estimates = {"low": Estimate(0.0, 1.0), "wrong": Estimate(0.0, 1.5), "right": Estimate(0.0, 3.5)}
     racing = Racing("params", foreseen(estimates))
     best, now = choose(racing, {"low": 1.0, "wrong": 0.1, "right": 0.05})
-    assert racing.foresight.slack == pytest.approx(MARGIN + 3.45 / 3.5)
+    assert racing.score_estimates.slack == pytest.approx(MARGIN + 3.45 / 3.5)
     assert best.name == "right"  # outside of the first bound, inside of the wider one
     assert racing.notes(now)["below"] == ["wrong"] and racing.notes(now)["left_out"] == 0
 
 
 @given(st.lists(st.floats(-3, 3), min_size=MIN_SAMPLES, max_size=60))
 def test_nine_of_ten_scores_lie_above_the_bound_that_they_make(offs):
-    foresight = foreseen({str(i): Estimate(0.5, 1.0) for i in range(len(offs))})
+    score_estimates = foreseen({str(i): Estimate(0.5, 1.0) for i in range(len(offs))})
     now = Round([], lambda: 1.0, lambda _asked: [], 1.0)
     for i, off in enumerate(offs):
-        foresight.learn(Fixed(str(i)), 1.5 + 1.5 * off, now)
-    least = [foresight.growths(Fixed(str(i)), now)[1] for i in range(len(offs))]
+        score_estimates.learn(Fixed(str(i)), 1.5 + 1.5 * off, now)
+    least = [score_estimates.growths(Fixed(str(i)), now)[1] for i in range(len(offs))]
     above = sum(1.5 + 1.5 * off >= bound for off, bound in zip(offs, least, strict=True))
-    assert above >= TRUST * len(offs) and foresight.slack <= max(0.0, MARGIN - min(offs)) + 1e-9
+    assert above >= TRUST * len(offs) and score_estimates.slack <= max(0.0, MARGIN - min(offs)) + 1e-9
 
 
 def test_a_score_that_is_no_number_teaches_nothing():
-    foresight = foreseen({"a": Estimate(0.0, 1.0)})
-    foresight.learn(Fixed("a"), math.inf, Round([], lambda: 1.0, lambda _asked: [], 1.0))
-    assert foresight.slack == SLACK and not foresight.missed
+    score_estimates = foreseen({"a": Estimate(0.0, 1.0)})
+    score_estimates.learn(Fixed("a"), math.inf, Round([], lambda: 1.0, lambda _asked: [], 1.0))
+    assert score_estimates.slack == SLACK and not score_estimates.missed
 
 
 def test_companions_cost_about_the_same_lie_in_other_layers_and_fit_into_the_budget():

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from effc.compiler.artifacts.fork_server import Nursery, run
+from effc.compiler.artifacts.fork_server import ForkServer, run
 from effc.compiler.artifacts.verify import inputs_of, parts
 from safetensors.torch import save_file
 
@@ -19,7 +19,7 @@ ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 @pytest.fixture(scope="module")
 def mine():
-    made = Nursery(ENV)
+    made = ForkServer(ENV)
     yield made
     made.end()
     assert made.process.poll() is not None
@@ -54,11 +54,11 @@ def test_a_job_that_takes_too_long_ends_with_its_nursery(mine, tmp_path):
 
 
 def test_a_job_that_takes_seconds_is_looked_at_while_it_runs(tmp_path):
-    nursery, seen = Nursery(ENV), []
-    nursery.end()
+    fork_server, seen = ForkServer(ENV), []
+    fork_server.end()
     slow = [sys.executable, "-c", "import time; input(); time.sleep(2.5); print(0)"]
-    nursery.process = subprocess.Popen(slow, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-    assert nursery.run([], ENV, 60, seen.append).returncode == 0 and len(seen) >= 2
+    fork_server.process = subprocess.Popen(slow, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    assert fork_server.run([], ENV, 60, seen.append).returncode == 0 and len(seen) >= 2
 
 
 def test_what_a_fresh_process_does_is_told_in_parts(tmp_path):
@@ -75,9 +75,9 @@ def test_what_a_fresh_process_does_is_told_in_parts(tmp_path):
 
 def test_a_nursery_that_idled_out_with_a_job_unread_has_not_done_it():
     """It ends with 0, as if the job had gone well; whoever asked asks another one."""
-    nursery = Nursery(ENV)
-    nursery.end()
+    fork_server = ForkServer(ENV)
+    fork_server.end()
     ends = [sys.executable, "-c", "input()"]
-    nursery.process = subprocess.Popen(ends, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    fork_server.process = subprocess.Popen(ends, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     with pytest.raises(BrokenPipeError):
-        nursery.run([], ENV, 60)
+        fork_server.run([], ENV, 60)

@@ -41,7 +41,7 @@ def edited(ctx, *before):
     """The program after steps and an insertion, with numbers as training might leave them."""
     program = capture(ctx.origin.load())
     for word, args in (*before, ("reft.insert", {"positions": "f2+l2", "rank": 3, "tied": False})):
-        ctx.shelf.make("pass", Invocation(word, {**worlds.defaults("pass", word), **args})).run(program, ctx)
+        ctx.registry.make("pass", Invocation(word, {**worlds.defaults("pass", word), **args})).run(program, ctx)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for _, module in interventions(program.model):

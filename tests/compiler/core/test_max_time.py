@@ -5,7 +5,7 @@ import json
 import pytest
 from effc.compiler.artifacts.artifact import artifact_hash
 from effc.compiler.core.cache import Cache
-from effc.compiler.core.deadline import Deadline, TimeUp
+from effc.compiler.core.deadline import Deadline, DeadlineExceeded
 from effc.compiler.core.events import Recorded
 from effc.compiler.driver import api
 from effc.compiler.driver.pipeline import Build
@@ -117,6 +117,6 @@ def test_a_search_over_a_family_stops_at_the_front_so_far(recipe):
 def test_only_what_may_be_left_is_broken_off():
     deadline = Deadline(0.0)
     deadline.check()
-    with pytest.raises(TimeUp), deadline.breaking():
+    with pytest.raises(DeadlineExceeded), deadline.breaking():
         pytest.fail("there was no time for this")
     deadline.check()

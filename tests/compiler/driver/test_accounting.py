@@ -9,7 +9,7 @@ import torch
 from effc.compiler.artifacts.form_losses import Account, account_rows, table
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.driver.api import compile
-from effc.compiler.driver.judging.accounting import CACHE_BYTES, Accounting, Tally, _row_count
+from effc.compiler.driver.judging.accounting import CACHE_BYTES, Accounting, RecordedLogits, _row_count
 from effc.compiler.plugin.interfaces import Form
 from torch import nn
 from torch.nn import functional
@@ -40,7 +40,7 @@ def accounting() -> Accounting:
 
 def test_rows_are_what_torch_computes_of_the_same_logits(accounting, tmp_path):
     ours, form = Words(1), Words(2)
-    heard = Tally(accounting, tmp_path)
+    heard = RecordedLogits(accounting, tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "weights").write_bytes(b"x" * 123)
     heard.program("", ours)(Form("out", "effc"), form(accounting.text).detach())
@@ -65,16 +65,16 @@ def test_rows_are_what_torch_computes_of_the_same_logits(accounting, tmp_path):
 
 def test_random_tokens_have_no_perplexity(accounting, tmp_path):
     accounting.of = ""
-    heard = Tally(accounting, tmp_path)
+    heard = RecordedLogits(accounting, tmp_path)
     heard.program("", Words(1))(Form("out", "effc"), Words(1)(accounting.text).detach())
     assert {a.perplexity for a in heard.accounts()} == {None}
     assert heard.accounts()[0].where == "21 random tokens"
 
 
 def test_an_artifact_without_forms_has_no_account(accounting, tmp_path):
-    heard = Tally(accounting, tmp_path)
+    heard = RecordedLogits(accounting, tmp_path)
     heard.program("", Words(1))
-    assert heard.accounts() == () == Tally(Accounting(None), tmp_path).accounts()
+    assert heard.accounts() == () == RecordedLogits(Accounting(None), tmp_path).accounts()
 
 
 @pytest.mark.parametrize("words", [50, 50_000, 300_000])

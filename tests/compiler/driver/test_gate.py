@@ -122,11 +122,11 @@ def context(profiles=None):
     origin = Origin("base", {}, None, "base", lambda: linear(1.0), lambda: loads.append(1) or linear(1.0), lambda: None)
     source = SimpleNamespace(resolve=lambda ctx: origin)
     recipe = SimpleNamespace(models={"base": Invocation("zoo", {})}, profiles=profiles or {})
-    shelf = SimpleNamespace(make=lambda kind, call: source)
+    registry = SimpleNamespace(make=lambda kind, call: source)
     return Here(
         recipe=recipe,
         metric=lambda ref: metric,
-        shelf=shelf,
+        registry=registry,
         used=metric,
         loads=loads,
         settings=SimpleNamespace(device="cpu"),

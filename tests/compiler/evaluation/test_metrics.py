@@ -35,7 +35,7 @@ def model(ctx):
 
 
 def measure(ctx, name: str, model, **args) -> float:
-    return ctx.shelf.load("metric", name)(**args).measure(model, ctx)
+    return ctx.registry.load("metric", name)(**args).measure(model, ctx)
 
 
 def disturbed(ctx, by: float = 0.3):

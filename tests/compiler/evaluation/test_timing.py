@@ -4,7 +4,7 @@ import pytest
 import torch
 from effc.compiler.evaluation import timing
 from effc.compiler.plugin.interfaces import Metric
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ torch.set_num_threads(1)  # tests run side by side: threads that wait for each o
 @pytest.mark.parametrize("name", ["prefill.p50", "prefill.p95", "decode.p50", "decode.p95", "throughput"])
 def test_times_are_positive(tmp_path, name):
     args = {"prompt": 8, **({"repeats": 3} if "prefill" in name else {"steps": 3})}
-    assert Shelf().load("metric", name)(**args).measure(tiny.model("llama"), worlds.context(tmp_path)) > 0
+    assert Registry().load("metric", name)(**args).measure(tiny.model("llama"), worlds.context(tmp_path)) > 0
 
 
 def test_decoding_uses_the_cache():
@@ -114,5 +114,5 @@ def test_rounds_may_divide_the_timings_among_them():
 
 def test_a_deeper_model_takes_longer():
     shallow, deep = tiny.model("llama", num_hidden_layers=1), tiny.model("llama", num_hidden_layers=12)
-    metric = Shelf().load("metric", "prefill.p50")(prompt=16, repeats=5)
+    metric = Registry().load("metric", "prefill.p50")(prompt=16, repeats=5)
     assert timing.interleaved({"shallow": shallow, "deep": deep}, metric, rounds=7).ratio > 1.5

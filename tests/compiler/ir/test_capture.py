@@ -11,7 +11,7 @@ from effc.compiler.ir.capture import patches
 from effc.compiler.ir.capture.capture import capture, flat
 from effc.compiler.ir.capture.first_calls import other_calls, record
 from effc.compiler.ir.capture.sample import sample, tokens
-from effc.compiler.ir.traced_integers import Sourced, evaluate
+from effc.compiler.ir.traced_integers import TracedInt, evaluate
 from effc.dsl.syntax.diagnostics import Reject
 from torch import nn
 from transformers import DynamicCache, LlamaForCausalLM
@@ -195,7 +195,7 @@ def test_literals_know_the_attribute_that_they_came_from():
 
 
 def test_a_source_expression_evaluates_to_the_literal_it_explains():
-    width = (Sourced(12, "mlp.width") * 2 - 4) // Sourced(5, "layers.0.parts")
+    width = (TracedInt(12, "mlp.width") * 2 - 4) // TracedInt(5, "layers.0.parts")
     assert (int(width), evaluate(width.source, {"mlp.width": 12, "layers.0.parts": 5}.get)) == (4, 4)
 
 

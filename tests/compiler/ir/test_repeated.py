@@ -34,7 +34,7 @@ def albert():
 def run(tmp_path, model, word, **args):
     recipe = recipe_of([("step", word, args)])
     ctx, program = context_of(tmp_path, model, recipe), capture(copy.deepcopy(model))
-    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     return program
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from effc.compiler.artifacts.verify_child import inputs_for, probe
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.plugin.interfaces import Wish
+from effc.compiler.plugin.interfaces import LoadRequest
 from effc.compiler.runtimes.gguf.architectures import KINDS
 from effc.compiler.runtimes.gguf.families import FAMILIES
 from effc.compiler.runtimes.gguf.pretokenizers import DOUBT, cut_of, only_by_merges
@@ -86,7 +86,7 @@ def written(model, folder, kind="f32"):
 @pytest.mark.parametrize("case", wide(CASES, ("gemma3", "phi3", "cohere2")))
 def test_a_file_alone_says_what_a_model_computes(tmp_path, case):
     model = model_of(case)
-    opened = Gguf.open(written(model, tmp_path), Wish())[0]
+    opened = Gguf.open(written(model, tmp_path), LoadRequest())[0]
     inputs = inputs_for(model.config)
     wanted, found = probe(model, inputs, 12), probe(opened, inputs, 12)
     for what, want in wanted.items():
@@ -111,7 +111,7 @@ def test_llama_cpp_computes_what_the_file_says_for_it(tmp_path, case, kind, monk
     monkeypatch.setattr("effc.compiler.runtimes.gguf.engine._gelu", gelu_by_table)
     model = model_of(case)
     folder = written(model, tmp_path, kind)
-    opened, theirs = Gguf.open(folder, Wish())[0], LlamaCpp(str(folder / "model.gguf"))
+    opened, theirs = Gguf.open(folder, LoadRequest())[0], LlamaCpp(str(folder / "model.gguf"))
     ids = torch.randint(3, 200, (1, 48), generator=torch.Generator().manual_seed(1))  # more than a window
     off = (theirs(ids).log_softmax(-1) - opened(input_ids=ids).logits.log_softmax(-1)).abs().max()
     # Of what the file says: llama.cpp rounds what it multiplies as it rounded the weights, and a number near the edge
@@ -151,7 +151,7 @@ def test_a_window_that_llama_cpp_does_not_know_bounds_the_context_and_a_note_say
     name, before = CASES["phi3"]
     config = AutoConfig.for_model(name, **{**SIZES, **before, "sliding_window": 600})
     folder = written(tiny.randomize(AutoModelForCausalLM.from_config(config).eval()), tmp_path)
-    assert Gguf.open(folder, Wish())[0].engine.context == 600
+    assert Gguf.open(folder, LoadRequest())[0].engine.context == 600
     assert "a context of 600 tokens, not 1024" in (folder.parent / "notes.json").read_text()
 
 

@@ -13,7 +13,7 @@ from effc.compiler.driver import api
 from effc.compiler.evaluation.metrics.bytes import Bytes
 from effc.compiler.evaluation.metrics.params import Params
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.plugin.interfaces import Wish
+from effc.compiler.plugin.interfaces import LoadRequest
 from effc.compiler.runtimes.gguf.reading import read
 from effc.compiler.runtimes.gguf.refusal import cannot_write_gguf
 from effc.compiler.runtimes.onnx.refusal import cannot_write_onnx
@@ -142,7 +142,7 @@ def test_bytes_are_those_of_the_file_and_params_those_of_the_model(tmp_path, kin
     model = tiny.model("llama", vocab_size=worlds.VOCABULARY)
     worlds.tokenizer(tmp_path)
     folder, _ = emitted(tmp_path, model, type=kind)
-    opened = Gguf.open(folder / "gguf", Wish())[0]
+    opened = Gguf.open(folder / "gguf", LoadRequest())[0]
     assert Params().measure(opened, None) == Params().measure(model, None)
     matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2)
     rows = sum(p.numel() for p in model.parameters() if p.dim() == 1)

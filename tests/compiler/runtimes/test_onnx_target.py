@@ -15,7 +15,7 @@ from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.evaluation.metrics.params import Params
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.plugin.interfaces import Wish
+from effc.compiler.plugin.interfaces import LoadRequest
 from effc.compiler.targets.onnx import Onnx
 from effc.compiler.targets.pt2 import Pt2
 from effc.dsl.syntax.diagnostics import Reject
@@ -241,7 +241,7 @@ def test_positions_behind_the_one_of_padding_are_counted_by_the_graph(tmp_path, 
         folder = tmp_path / target.path
         folder.mkdir()
         target.emit(capture(model), folder, context_of(tmp_path, model, recipe_of([])))
-        opened, _ = type(target).open(folder / next(iter(target.forms())).folder, Wish())
+        opened, _ = type(target).open(folder / next(iter(target.forms())).folder, LoadRequest())
         ids = torch.tensor([[5, 9, 7, 3, 11], [8, 6, 1, 1, 1]])  # 1 is padding
         mask = (ids != 1).long()
         theirs = model(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -266,5 +266,5 @@ def test_encoders_vision_models_and_plain_modules_are_written_as_they_are(tmp_pa
     ):
         folder, target = emitted(tmp_path / str(number), model.eval())
         assert verify(folder, model, target.forms())
-        opened, _ = type(target).open(folder / "onnx", Wish())
+        opened, _ = type(target).open(folder / "onnx", LoadRequest())
         assert Params().measure(opened, None) == sum(p.numel() for p in model.parameters())

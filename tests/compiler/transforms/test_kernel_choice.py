@@ -5,9 +5,9 @@ import torch
 from effc.compiler.transforms.lowering import choice
 from effc.compiler.transforms.lowering.choice import Choice, Site, block_zeros, choose
 from effc.compiler.transforms.lowering.contenders import EAGER
-from effc.compiler.transforms.lowering.speed import Case
+from effc.compiler.transforms.lowering.speed import KernelCase
 
-SITE = Site("up", Case(64, 96, "bfloat16", 0.5, 0.0), 0.5, 64 * 96 * 2)
+SITE = Site("up", KernelCase(64, 96, "bfloat16", 0.5, 0.0), 0.5, 64 * 96 * 2)
 ALL = tuple(choice.FORMATS.values())
 
 

@@ -9,7 +9,7 @@ from effc.compiler.analysis.planning.selection import competing
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.search.branches import Branches
 from effc.compiler.transforms.search.importance import l1
-from effc.compiler.transforms.search.savings import OF_MODEL, Ledger, steps
+from effc.compiler.transforms.search.savings import OF_MODEL, SavingsTable, steps
 from effc.compiler.transforms.search.uniform_widths import refreshed
 from effc.compiler.transforms.search.widths import Widths
 from hypothesis import given, settings
@@ -30,14 +30,14 @@ def skeleton(name):
 @given(name=st.sampled_from(NAMES), data=st.data())
 def test_steps_save_what_the_model_loses_in_any_order(name, data):
     before = left = skeleton(name)
-    ledger, saved = Ledger(before), dict.fromkeys(OF_MODEL, 0.0)
+    savings_table, saved = SavingsTable(before), dict.fromkeys(OF_MODEL, 0.0)
     groups = [g for g in before.groups if g.kind == "channels" and not g.per_block]
     for _ in range(data.draw(st.integers(1, 6))):
         if len(left.branches) > 1 and data.draw(st.booleans()):
             branch = data.draw(st.sampled_from(left.branches))
             for of in saved:
-                saved[of] += ledger.branch(branch.site, of)
-            ledger.dropped(branch.site)
+                saved[of] += savings_table.branch(branch.site, of)
+            savings_table.dropped(branch.site)
             left = shrink.without_branch(left, branch)
             continue
         known = {(g.site, g.kind) for g in left.groups}
@@ -46,8 +46,8 @@ def test_steps_save_what_the_model_loses_in_any_order(name, data):
             continue
         count = data.draw(st.integers(1, max(1, steps(group) // 3)))
         for of in saved:
-            saved[of] += ledger.next(group.site, group.kind, count, of)
-        ledger.narrowed(group.site, group.kind, count)
+            saved[of] += savings_table.next(group.site, group.kind, count, of)
+        savings_table.narrowed(group.site, group.kind, count)
         left = shrink.narrowed(left, group, group.count - count)
     for of, value in saved.items():
         assert value == pytest.approx(OF_MODEL[of](before) - OF_MODEL[of](left))
@@ -58,10 +58,10 @@ def test_steps_save_what_the_model_loses_in_any_order(name, data):
 def test_cuts_at_random_take_what_they_count_on_out_of_the_model(data):
     program = capture(table.model("mobilevitv2"))
     size = shrink.params(skeleton_of(program))
-    ledger = Ledger(skeleton_of(program))
+    savings_table = SavingsTable(skeleton_of(program))
     groups = competing(skeleton_of(program), None)["channels"]
-    widths = Widths(program, groups, 8, ledger, lambda group: l1(program, group))
-    blocks = Branches(program, skeleton_of(program).branches, ledger)
+    widths = Widths(program, groups, 8, savings_table, lambda group: l1(program, group))
+    blocks = Branches(program, skeleton_of(program).branches, savings_table)
     saved = 0.0
     for _ in range(data.draw(st.integers(2, 8))):
         pool = blocks if blocks.candidates() and data.draw(st.booleans()) else widths
@@ -74,7 +74,7 @@ def test_cuts_at_random_take_what_they_count_on_out_of_the_model(data):
 
 def test_a_step_between_narrowed_neighbours_saves_less_than_at_first():
     before = skeleton("mobilenet_v1")
-    ledger = Ledger(before)
-    (site, kind), kin = next((key, kin) for key, kin in ledger.crossing.items() if len(kin) > 1)
-    ledger.narrowed(*kin[0], 4)
-    assert ledger.next(site, kind, 1, "params") < ledger.of_step(site, kind, "params")
+    savings_table = SavingsTable(before)
+    (site, kind), kin = next((key, kin) for key, kin in savings_table.crossing.items() if len(kin) > 1)
+    savings_table.narrowed(*kin[0], 4)
+    assert savings_table.next(site, kind, 1, "params") < savings_table.of_step(site, kind, "params")

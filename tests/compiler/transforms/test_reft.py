@@ -9,7 +9,7 @@ import torch
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.reft import FORMS, Reft, has_identity, interventions, orthonormal
 from effc.compiler.models.rows.prompt_positions import prompts, spans, without_interventions
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.compiler.transforms.editing.interventions import insert, make, remove
 from effc.compiler.transforms.editing.position_spec import edges
 from effc.dsl.syntax.diagnostics import Reject
@@ -331,7 +331,7 @@ def test_dropout_is_of_the_edited_state_and_of_training_alone():
 
 @pytest.mark.parametrize("text", ["", "f0", "7", "f7+f3", "x3", "f7+", "f-1", "F7", "f7", "l1", "f3+l2", "l2 + f3"])
 def test_the_checker_takes_the_positions_that_the_pass_takes(text):
-    spelled = Shelf().vocabulary.word("pass", "reft.insert").param("positions").spelled
+    spelled = Registry().vocabulary.word("pass", "reft.insert").param("positions").spelled
     try:
         edges(text)
         fits = True

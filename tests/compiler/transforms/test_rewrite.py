@@ -47,7 +47,7 @@ def branches(unit):
     return found
 
 
-def silence(model, path):
+def timeouts(model, path):
     """Zero what a module writes; a norm behind it then gives zeros, too."""
     module = model.get_submodule(path)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_a_dropped_branch_equals_one_that_writes_zeros(name, which, layer):
     before = sum(p.numel() for p in model.parameters())
     with Rewriter(program) as rewrite:
         rewrite.drop_branch(unit.path, join)
-    silence(reference, f"{unit.path}.{writer}")
+    timeouts(reference, f"{unit.path}.{writer}")
     assert compare(reference, model) == 0.0
     assert sum(p.numel() for p in model.parameters()) < before
     assert compare(model, rebuilt(program, name)) == 0.0
@@ -94,7 +94,7 @@ def test_parallel_branches_are_dropped_by_naming_what_stays():
         keep = next(a.name for a in first.args if ("mlp" in a.name) == ("attention" in writer))
         with Rewriter(program) as rewrite:
             rewrite.drop_branch(path, first.name, keep)
-        silence(reference, f"{path}.{writer}")
+        timeouts(reference, f"{path}.{writer}")
     assert compare(reference, model) == 0.0
     assert compare(model, rebuilt(program, "gpt_neox")) == 0.0
 
@@ -117,7 +117,7 @@ def test_attention_of_the_first_layers_gone_the_rest_generates_the_same_tokens_h
         join, writer, _ = branches(unit)[0]
         with Rewriter(program) as rewrite:
             rewrite.drop_branch(unit.path, join)
-        silence(reference, f"{unit.path}.{writer}")
+        timeouts(reference, f"{unit.path}.{writer}")
     ids, mask = [[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]], [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
     text = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
     for how in ({}, {"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}):
@@ -257,7 +257,7 @@ def test_a_removed_kv_group_is_removed_from_an_edited_graph_too():
         rewrite.narrow(f"{path}.attn.c_proj.weight", 0, head)
         rewrite.set_attr(f"{path}.attn.split_size", 48)
         rewrite.set_attr(f"{path}.attn.num_heads", 3)
-    silence(reference, f"{path}.mlp.c_proj")
+    timeouts(reference, f"{path}.mlp.c_proj")
     with torch.no_grad():
         reference.get_parameter(f"{path}.attn.c_proj.weight")[48:].zero_()
     assert compare(reference, model) < ROUNDING

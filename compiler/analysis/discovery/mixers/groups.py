@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from .....dsl.checker.skeleton import Group, Kind, Member
 from ....ir.traced_integers import evaluate
-from ..coupling import Uneven, segments
+from ..coupling import IrregularLayout, segments
 from ..dependent_integers import Baked, Name, Need, needs_of, read
 from ..labels import NO_LABEL, STREAM
 from .mixer_labels import Scan, ScanLabelling, Span, label_mixer
@@ -57,21 +57,21 @@ class _Mixer:
         for kind, items, evenly in candidates:
             try:
                 groups.append(self.group(kind, items, evenly))
-            except (Uneven, Baked) as error:
+            except (IrregularLayout, Baked) as error:
                 refusals.append(f"{_NAMES[kind]}: {error}")
         return Parts(tuple(groups), tuple(refusals))
 
     def group(self, kind: Kind, items: np.ndarray, blocks: int) -> Group:
         count = len(items)
         if len(set(items.tolist())) < count:
-            raise Uneven("a norm or a mixing function runs over several of them")
+            raise IrregularLayout("a norm or a mixing function runs over several of them")
         if not {NO_LABEL, self.root[STREAM]}.isdisjoint(items.tolist()):
-            raise Uneven("they are not made by a projection of the mixer's own")
+            raise IrregularLayout("they are not made by a projection of the mixer's own")
         blocked = next((self.blocked[r] for r in items.tolist() if r in self.blocked), None)
         if blocked:
-            raise Uneven(blocked)
+            raise IrregularLayout(blocked)
         if count % blocks:
-            raise Uneven(f"{count} of them don't divide into {blocks} groups")
+            raise IrregularLayout(f"{count} of them don't divide into {blocks} groups")
         writers, reading = list(self.members(items, False)), list(self.members(items, True))
         attributes = self.attributes(kind, items, blocks)
         return Group(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ..labels import NO_LABEL, Labelling, Step, tensors_in
+from ..labels import NO_LABEL, Labelling, NodeRules, tensors_in
 
 _SCANNED = ("dt", "A", "B", "C")
 _BIASES = ("dt_bias", "delta_bias")
@@ -63,7 +63,7 @@ def label_mixer(graph: fx.Graph, mixer: nn.Module) -> ScanLabelling:
     return out
 
 
-class _ScanStep(Step):
+class _ScanStep(NodeRules):
     """One node of a mixer; parameters of more axes than one are labelled along the first."""
 
     out: ScanLabelling

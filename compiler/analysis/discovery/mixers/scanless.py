@@ -22,7 +22,7 @@ from .mixer_labels import label_mixer, parameter_behind
 
 
 @dataclass(frozen=True)
-class Scanless:
+class ScanFreeMixer:
     """A mixer without its scan, paths below it.
 
     graph   without a cache, every tensor still as wide as it was
@@ -37,7 +37,7 @@ class Scanless:
     dead: tuple[str, ...]
 
 
-def scanless(mixer_graph: MixerGraph, mixer: nn.Module) -> Scanless:
+def scanless(mixer_graph: MixerGraph, mixer: nn.Module) -> ScanFreeMixer:
     """Raises Baked where what the scan alone needs can't be told from the rest."""
     assert mixer_graph.graph is not None, mixer_graph.reason
     graph = copy.deepcopy(mixer_graph.graph)
@@ -48,7 +48,9 @@ def scanless(mixer_graph: MixerGraph, mixer: nn.Module) -> Scanless:
     *_, last = labelling.values.values()
     dead_labels = unread(labelling, np.concatenate([np.unique(x.numpy()) for x in tensors_in(last)]))
     dead = tuple(_unused(mixer, mixer_graph.graph, graph))
-    return Scanless(graph, rewritten(graph, labelling, dead_labels, mixer), live_indices(labelling, dead_labels), dead)
+    return ScanFreeMixer(
+        graph, rewritten(graph, labelling, dead_labels, mixer), live_indices(labelling, dead_labels), dead
+    )
 
 
 def skip_of(mixer_graph: MixerGraph) -> str | None:

@@ -7,7 +7,7 @@ from .....dsl.checker.skeleton import Group, Scan
 from ..dependent_integers import Baked
 from .graphs import MixerGraph, mixer_graphs, scans_in
 from .groups import Parts, parts_of_mixer
-from .scanless import Scanless, scanless
+from .scanless import ScanFreeMixer, scanless
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +28,7 @@ class StateSpace:
 def state_space(program: "Program") -> StateSpace:
     groups: list[Group] = []
     scans, refusals, looked = [], [], set()
-    known: dict[int, tuple[Parts, Scanless | str]] = {}
+    known: dict[int, tuple[Parts, ScanFreeMixer | str]] = {}
     for path, mixer_graph in mixer_graphs(program).items():
         unit = next((u for u in program.units if path.startswith(f"{u}.")), None)
         if unit is None or mixer_graph.graph is None or not scans_in(mixer_graph.graph):
@@ -48,14 +48,14 @@ def state_space(program: "Program") -> StateSpace:
     return StateSpace(tuple(groups), tuple(scans), tuple(refusals), frozenset(looked))
 
 
-def _without(mixer_graph: MixerGraph, mixer: "nn.Module") -> Scanless | str:
+def _without(mixer_graph: MixerGraph, mixer: "nn.Module") -> ScanFreeMixer | str:
     try:
         return scanless(mixer_graph, mixer)
     except Baked as reason:
         return str(reason)
 
 
-def _cuts(path: str, mixer: "nn.Module", less: Scanless):
+def _cuts(path: str, mixer: "nn.Module", less: ScanFreeMixer):
     shapes = {name: tuple(p.shape) for name, p in mixer.named_parameters(remove_duplicate=False)}
     for name, shape in shapes.items():
         if any(f"{name}.".startswith(f"{dead}.") for dead in less.dead):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from .....dsl.checker.values import Bytes, DataRef, Duration, Ratio, Selector
 from ....ir.program import Program
 from ....plugin.context import Context
-from ....plugin.interfaces import Form, Picture, Target, Wish, param
+from ....plugin.interfaces import ArtifactSummary, Form, LoadRequest, Target, param
 from ....targets.hf import Hf
 
 if TYPE_CHECKING:
@@ -284,18 +284,18 @@ class Flower(Target):
         return (Form("compact", "effc"), Form("model", "plain"))
 
     @classmethod
-    def open(cls, folder: Path, wish: Wish) -> tuple[Any, Any]:
-        return Hf.open(folder, wish)
+    def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, Any]:
+        return Hf.open(folder, load_request)
 
     @classmethod
-    def picture(cls, folder: Path) -> "Picture":
+    def summary(cls, folder: Path) -> "ArtifactSummary":
         from ..app import PACKAGE
         from ..declaration import NAME, read_declaration
         from ..outcomes import rounds_of
-        from ..summary import Drawing
+        from ..summary import FederationSummary
 
         declared = read_declaration(folder.parent / PACKAGE / NAME)
-        return Drawing(declared, rounds_of(folder.parent, declared))
+        return FederationSummary(declared, rounds_of(folder.parent, declared))
 
     @classmethod
     def results(cls, path: Path, ctx: Context) -> "Iterator[tuple[str, nn.Module]] | None":

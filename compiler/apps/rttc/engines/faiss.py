@@ -7,7 +7,7 @@ _EXACT = 20_000  # vectors up to which cells save nothing
 _PART = 16  # a query looks into one cell of so many: recall 0.98 and more on embeddings of texts
 
 
-class Inverted:
+class InvertedFile:
     """An inverted file over [n, width] float32; it is made anew from the base's file, in seconds for 1e5 vectors."""
 
     def __init__(self, vectors: Tensor):

@@ -24,9 +24,9 @@ def open_index(engine: str, vectors: Tensor, version: str) -> Index:
         return Flat(vectors)
     if kind == "faiss" and not address:
         _check("faiss", engine)
-        from .faiss import Inverted
+        from .faiss import InvertedFile
 
-        return Inverted(vectors)
+        return InvertedFile(vectors)
     if kind in ("postgresql", "postgres") and address.startswith("//"):
         _check("psycopg", engine)
         from .postgres import Postgres

@@ -12,7 +12,7 @@ from .....dsl.syntax.diagnostics import Fault, Reject
 from ....artifacts.artifact import NOTES
 from ....ir.program import Program
 from ....plugin.context import Context
-from ....plugin.interfaces import Form, Target, Wish, param
+from ....plugin.interfaces import Form, LoadRequest, Target, param
 from ....targets.hf import FORMS, Hf
 from ....targets.native import FOLDER, Native
 
@@ -212,8 +212,8 @@ class Rttc(Target):
         write_atomic(into / NAME, (json.dumps(app.to_json(), indent=2, sort_keys=True) + "\n").encode())
 
     @classmethod
-    def open(cls, folder: Path, wish: Wish) -> tuple[Any, Any]:
-        return Hf.open(folder, wish)
+    def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, Any]:
+        return Hf.open(folder, load_request)
 
     def forms(self) -> tuple[Form, ...]:
         return (*FORMS, *Native(path=self.path).forms())
@@ -261,9 +261,9 @@ class Rttc(Target):
         return Policy(self.policy, count=self.count, shown=min(self.shown, self.count))
 
     def _regime(self, ctx: Context) -> Any:
-        from ..adaptation import Regime
+        from ..adaptation import AdapterSettings
 
-        return Regime(
+        return AdapterSettings(
             rank=self.rank,
             alpha=2.0 * self.rank,
             lr=self.lr,

@@ -7,7 +7,7 @@ from effc.compiler.analysis.planning.shrink import flops_per_token, params
 from effc.compiler.apps.federation.budgets import Load, memory
 from effc.compiler.apps.federation.coverage import sandwich
 from effc.compiler.apps.federation.sizes import STEPS, Coverage, Scale, Size, sizes_for, skeleton_at_size
-from effc.compiler.apps.federation.strategy import Sent
+from effc.compiler.apps.federation.strategy import TrainedState
 from effc.compiler.ir.capture.capture import capture
 from effc.dsl.checker.values import Bytes, Duration
 from effc.dsl.syntax.diagnostics import Reject
@@ -104,7 +104,7 @@ def test_sizes_are_drawn_anew_each_round_and_the_seed_says_which():
             made.prepare(number, [0, 1, 2])
             sizes = [made.payload(k, number, None).config["size"] for k in range(3)]
             assert 0 in sizes and 1 in sizes and sizes[2] == 1
-            sent = {k: Sent({"w": np.ones(made.required(k)["w"], np.float32)}, 1) for k in range(3)}
+            sent = {k: TrainedState({"w": np.ones(made.required(k)["w"], np.float32)}, 1) for k in range(3)}
             made.take(number, sent)
             found.append(tuple(sizes))
         np.testing.assert_allclose(made.state["w"][:2], 1.0)  # which all train in every round

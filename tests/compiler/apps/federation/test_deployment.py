@@ -296,13 +296,13 @@ def test_three_nodes_with_their_own_data_run_on_flower(tmp_path):
     bin_ = Path(os.environ.get("EFFC_FLOWER", Path(sys.executable).parent))
     if not (bin_ / "flower-superlink").exists():
         pytest.skip("needs flwr, here or in EFFC_FLOWER")
-    from tests.compiler.apps.federation.test_flower_target import compiled, ledger
+    from tests.compiler.apps.federation.test_flower_target import compiled, savings_table
 
     artifact = compiled(tmp_path, "strategy: abm, deadline: 300s")
     own = [tmp_path / f"own{k}" for k in range(3)]
     for place in own:
         place.mkdir()
-        ledger(place)
+        savings_table(place)
     env = {**os.environ, "EFFC_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
 
     def effc(*words):

@@ -37,7 +37,7 @@ emit shared {{ flower("fed", data: words, clients: 3, rounds: 2, steps: 3, batch
 """
 
 
-def ledger(folder: Path) -> None:
+def savings_table(folder: Path) -> None:
     """A text unlike what the embedded model has read, so that there is something to learn."""
     names, goods = ("Ann", "Bob", "Cid", "Dora"), ("apples", "nails", "ropes", "candles", "jars")
     lines = [f"{names[n % 4]} pays {n * 7 % 13} coins for {n * 5 % 11} {goods[n % 5]}." for n in range(300)]
@@ -46,7 +46,7 @@ def ledger(folder: Path) -> None:
 
 def compiled(folder: Path, more: str = "strategy: fedavg") -> Path:
     """The artifact of a federation of three clients over one layer of the embedded model."""
-    ledger(folder)
+    savings_table(folder)
     (folder / "fed.effspec").write_text(RECIPE.format(more=more))
     (result,) = api.compile(folder / "fed.effspec", out=folder / "out", cache_dir=folder / "cache", force=True)
     return result.artifacts[0].path
@@ -186,7 +186,7 @@ def test_results_are_adapters_that_peft_loads(artifact, tmp_path, strategy):
 
 def test_a_run_that_nobody_can_finish_ends_with_exit_code_one_and_the_reasons(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("EFFC_CACHE_DIR", str(tmp_path / "cache"))
-    ledger(tmp_path)
+    savings_table(tmp_path)
     wild = 'clients: 2, rounds: 2, steps: 2, lr: 3e38, rank: 2, on: "model.layers.0.*.q_proj"'
     (result,) = api.compile(asked(tmp_path, wild), out=tmp_path / "out", cache_dir=tmp_path / "cache")
     assert main(["run", str(result.artifacts[0].path), "--no-progress"]) == 1
@@ -301,7 +301,7 @@ def test_the_limits_in_the_header_are_those_of_the_server():
 
 
 def refused_by_compile(folder, recipe):
-    ledger(folder)
+    savings_table(folder)
     with pytest.raises(Reject) as refused:
         api.compile(recipe, out=folder / "out", cache_dir=folder / "cache")
     (wrong,) = refused.value.diagnostics
@@ -317,7 +317,7 @@ def test_interventions_learn_nothing_of_rows_without_prompts(tmp_path):
 
 
 def test_interventions_that_no_step_inserts_are_asked_for_by_check(tmp_path):
-    ledger(tmp_path)
+    savings_table(tmp_path)
     (wrong,) = api.check(asked(tmp_path, "trains: reft, strategy: fedavg"), cache_dir=tmp_path / "cache").diagnostics
     assert wrong.slug == "missing-step" and "needs `reft.insert` before it" in wrong.message
     assert wrong.span.text == "reft" and "reft.insert(...)" in wrong.help

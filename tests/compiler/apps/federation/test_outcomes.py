@@ -111,13 +111,13 @@ def test_states_are_read_back_to_the_bit_and_those_of_another_federation_refused
 
 def test_inspect_draws_the_clients_their_bytes_and_how_it_went(alone):
     path, _, _, run, declared = alone
-    text = Flower.picture(path / declared.folder).draw()
+    text = Flower.summary(path / declared.folder).draw()
     rows = [line.split() for line in text.splitlines() if line.split()[:1] in (["0"], ["1"], ["2"])]
     sent = size(run.course.rounds[-1].updates[0].bytes_up)
     assert [" ".join(row[1:3]) for row in rows[:3]] == [sent] * 3
     assert text.startswith("3 clients train LoRA adapters by alone, 2 rounds") and "ran 2 rounds" in text
     assert line(run.course.rounds[-1]) in text
-    assert len(Flower.picture(path / declared.folder).to_json()["rounds"]) == 2
+    assert len(Flower.summary(path / declared.folder).to_json()["rounds"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from effc.compiler.apps.federation.median import geometric_median, pull_of_media
 from effc.compiler.apps.federation.personal import AllButMe
 from effc.compiler.apps.federation.rotations import combined, polar, projected
 from effc.compiler.apps.federation.state import normal, shapes, total, vector
-from effc.compiler.apps.federation.strategy import Sent
+from effc.compiler.apps.federation.strategy import TrainedState
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -95,7 +95,7 @@ def test_one_median_of_many_gives_each_nearly_the_median_of_its_others_and_no_ou
         monkeypatch.setattr(personal, "MANY", many)
         strategy = AllButMe(shapes(near[0]), "median", "project", 0.5)
         strategy.begin(near[9])
-        strategy.take(1, {k: Sent(s, 1.0) for k, s in near.items()})
+        strategy.take(1, {k: TrainedState(s, 1.0) for k, s in near.items()})
         made[many] = {k: strategy.payload(k, 2, 1).arrays["others"]["head"] for k in near}
     for k in near:
         assert np.abs(made[64][k] - made[8][k]).max() < 0.01
@@ -121,7 +121,7 @@ def test_a_round_looks_at_every_state_a_few_times_however_many_clients_there_are
         states, _ = clients(count)
         strategy = AllButMe(shapes(states[0]), "mean", "align", 0.5)
         strategy.begin(states[0])
-        strategy.take(1, {k: Sent(s, 3.0) for k, s in states.items()})
+        strategy.take(1, {k: TrainedState(s, 3.0) for k, s in states.items()})
         for k in states:
             strategy.payload(k, 2, 1)
         assert len(looks) == 2 * count

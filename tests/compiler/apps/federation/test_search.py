@@ -9,7 +9,7 @@ from effc.compiler.apps.federation.client_host import ClientHost
 from effc.compiler.apps.federation.declaration import read_declaration
 from effc.compiler.apps.federation.grid import LocalGrid
 from effc.compiler.apps.federation.rounds import Terms
-from effc.compiler.apps.federation.search import Librarian, Library, Search, merged, top
+from effc.compiler.apps.federation.search import RetrievalClient, RetrievalFederation, RetrievalStrategy, merged, top
 from effc.compiler.apps.federation.simulation import simulate
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
@@ -45,12 +45,14 @@ def library(faults=(), count=2):
         asked = np.stack([documents[owner][n] for owner, n in partners])
         clients.append(Faulty(k, "a" * 64, asked, documents[k], partners, count))
         clients[-1].faults = faults
-    made = Library(LocalGrid(clients, 3), Search({}), Terms(9, 3, "a" * 64, every=0.002, deadline=2.0))
+    made = RetrievalFederation(
+        LocalGrid(clients, 3), RetrievalStrategy({}), Terms(9, 3, "a" * 64, every=0.002, deadline=2.0)
+    )
     made.count = count
     return made
 
 
-class Faulty(Librarian):
+class Faulty(RetrievalClient):
     def __call__(self, message, memory):
         answer = super().__call__(message, memory)
         if self.client == 1 and message.kind in self.faults:

@@ -5,7 +5,7 @@ import pytest
 from effc.compiler.apps.federation.averaging import FedAvg
 from effc.compiler.apps.federation.checkpoint import Checkpoint
 from effc.compiler.apps.federation.personal import AllButMe
-from effc.compiler.apps.federation.secure import Summed
+from effc.compiler.apps.federation.secure import SecureSum
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests.compiler.apps.federation.least_squares import FULL, federation
@@ -14,7 +14,10 @@ pytest.importorskip("cryptography")
 
 
 def test_the_mean_is_that_of_the_clear_to_the_fixed_point():
-    clear, masked = federation(FedAvg(FULL), rounds=3), federation(Summed(FULL, all_but_me=False, mix=None), rounds=3)
+    clear, masked = (
+        federation(FedAvg(FULL), rounds=3),
+        federation(SecureSum(FULL, all_but_me=False, mix=None), rounds=3),
+    )
     clear.run(), masked.run()
     assert masked.course.rounds[0].bytes_up == clear.course.rounds[0].bytes_up
     for name, array in clear.strategy.results()["global"].items():
@@ -23,7 +26,7 @@ def test_the_mean_is_that_of_the_clear_to_the_fixed_point():
 
 def test_all_but_me_is_worked_out_by_the_clients_alone():
     clear = federation(AllButMe(FULL, "mean", "project", 0.5), rounds=3)
-    masked = federation(Summed(FULL, all_but_me=True, mix=0.5), rounds=3)
+    masked = federation(SecureSum(FULL, all_but_me=True, mix=0.5), rounds=3)
     clear.run(), masked.run()
     for client in range(4):
         own = masked.grid.memories[client + 1]["own"]
@@ -32,7 +35,7 @@ def test_all_but_me_is_worked_out_by_the_clients_alone():
 
 
 def test_no_reply_holds_a_state_in_the_clear():
-    run = federation(Summed(FULL, all_but_me=True, mix=0.5), rounds=2)
+    run = federation(SecureSum(FULL, all_but_me=True, mix=0.5), rounds=2)
     seen, pull = [], run.grid.pull_messages
     run.grid.pull_messages = lambda ids: [seen.append(r) or r for r in pull(ids)]
     run.run()
@@ -54,7 +57,7 @@ def test_a_client_lost_between_training_and_the_sum_is_left_out_of_both():
                 raise RuntimeError("gone")
             return self.client(message, memory)
 
-    run = federation(Summed(FULL, all_but_me=False, mix=None), rounds=3)
+    run = federation(SecureSum(FULL, all_but_me=False, mix=None), rounds=3)
     run.grid.clients[2] = Lost(run.grid.clients[2])
     course = run.run()
     assert course.rounds[1].faults == {1: "gone"} and sorted(course.rounds[1].updates) == [0, 2, 3]
@@ -63,16 +66,16 @@ def test_a_client_lost_between_training_and_the_sum_is_left_out_of_both():
 
 
 def test_a_sum_of_two_is_refused_by_server_and_client():
-    run = federation(Summed(FULL, all_but_me=False, mix=None), clients=2)
+    run = federation(SecureSum(FULL, all_but_me=False, mix=None), clients=2)
     with pytest.raises(Reject) as refused:
         run.run()
     assert "a sum hides the states of 3 or more" in str(refused.value)
 
 
 def test_a_killed_server_goes_on_with_the_mean(tmp_path):
-    federation(Summed(FULL, all_but_me=False, mix=None), rounds=2, checkpoint=Checkpoint(tmp_path, "s")).run()
-    again = federation(Summed(FULL, all_but_me=False, mix=None), rounds=4, checkpoint=Checkpoint(tmp_path, "s"))
-    whole = federation(Summed(FULL, all_but_me=False, mix=None), rounds=4)
+    federation(SecureSum(FULL, all_but_me=False, mix=None), rounds=2, checkpoint=Checkpoint(tmp_path, "s")).run()
+    again = federation(SecureSum(FULL, all_but_me=False, mix=None), rounds=4, checkpoint=Checkpoint(tmp_path, "s"))
+    whole = federation(SecureSum(FULL, all_but_me=False, mix=None), rounds=4)
     again.run(), whole.run()
     for name, array in whole.strategy.results()["global"].items():
         np.testing.assert_array_equal(again.strategy.results()["global"][name], array)

@@ -8,7 +8,7 @@ import pytest
 from effc.compiler.apps.federation.app import PACKAGE
 from effc.compiler.apps.federation.averaging import FedAvg
 from effc.compiler.apps.federation.declaration import read_declaration
-from effc.compiler.apps.federation.history import ClientUpdate, Course, Round
+from effc.compiler.apps.federation.history import ClientUpdate, History, Round
 from effc.compiler.apps.federation.simulation import simulate
 from effc.compiler.apps.federation.stream import forgotten, task_of
 from effc.compiler.core.settings import Settings
@@ -45,7 +45,7 @@ def test_forgetting_is_how_much_worse_a_task_is_done_than_when_it_was_learned():
     assert forgotten(rounds) == [0.75, 0.0]  # task 2: one client gained half, the other lost it
     again = [Round.from_json(r.to_json()) for r in rounds]
     assert forgotten(again) == forgotten(rounds) and math.isnan(again[1].updates[1].by_task[0])
-    assert forgotten(rounds[:2]) == [] and Course(rounds).bytes == 0
+    assert forgotten(rounds[:2]) == [] and History(rounds).bytes == 0
 
 
 class Anchored(Regression):

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from effc.compiler.apps.rttc.adaptation import Adaptable, Regime
+from effc.compiler.apps.rttc.adaptation import Adaptable, AdapterSettings
 from effc.compiler.apps.rttc.app import read_app
 from effc.compiler.apps.rttc.app_folder import NAME
 from effc.compiler.apps.rttc.attachment import attachment_paths
 from effc.compiler.apps.rttc.caching import StateCache
 from effc.compiler.apps.rttc.embedder import model_embedder
-from effc.compiler.apps.rttc.guided import Guided, identity_of
+from effc.compiler.apps.rttc.guided import GuidedModel, identity_of
 from effc.compiler.apps.rttc.knowledge import build
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.prompts import Prompts
@@ -47,12 +47,14 @@ class World:
 
     def adaptable(self, **regime) -> Adaptable:
         settings = {"rank": 4, "lr": 5e-3, "batch": 4, "epochs": 2, **regime}
-        made = Regime(**settings)
+        made = AdapterSettings(**settings)
         return Adaptable(
             self.model, self.tokenizer, attachment_paths(self.model, made.kind), made, self.prompts.question
         )
 
-    def client(self, reward, policy: Policy, adaptable=None, retriever=None, near=(2.0, 2.0), folder=None) -> Guided:
+    def client(
+        self, reward, policy: Policy, adaptable=None, retriever=None, near=(2.0, 2.0), folder=None
+    ) -> GuidedModel:
         """`near`: thresholds of the two caches; nothing hits at 2."""
         shape = adaptable.shape if adaptable else ""
         identity = identity_of("base", self.embedder.identity, self.base.version, shape)
@@ -60,7 +62,7 @@ class World:
             StateCache(identity, at, 1 << 20, folder=folder and folder / name)
             for at, name in zip(near, ("lists", "states"), strict=True)
         ]
-        return Guided(
+        return GuidedModel(
             self.model, self.prompts, self.embedder, retriever or Local(self.base), reward, policy, *caches, adaptable
         )
 

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 from effc.compiler.apps.rttc import batching
-from effc.compiler.apps.rttc.adaptation import Adaptable, Regime
+from effc.compiler.apps.rttc.adaptation import Adaptable, AdapterSettings
 from effc.compiler.apps.rttc.attachment import attachment_paths
 from effc.compiler.apps.rttc.batching import ROWS, Batcher, agree
 from effc.compiler.apps.rttc.generation import Cancelled, Settings
@@ -90,7 +90,9 @@ def test_adapters_of_sparse_weights_are_off_when_they_are_switched_off():
     model, row = thinned(tiny.model("llama")), torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         bare = model(row).logits
-        adaptable = Adaptable(model, None, attachment_paths(model), Regime(rank=4, alpha=8.0), lambda text: [1])
+        adaptable = Adaptable(
+            model, None, attachment_paths(model), AdapterSettings(rank=4, alpha=8.0), lambda text: [1]
+        )
         adaptable.put(scattered(adaptable, 0, 0.2))
         assert not torch.equal(model(row).logits, bare)
         adaptable.off()
@@ -102,7 +104,7 @@ def test_adapters_of_sparse_weights_are_off_when_they_are_switched_off():
 def test_logits_of_a_row_under_gathered_adapters_are_those_under_its_own_on_the_model(name, kind):
     model = thinned(tiny.model("llama")) if name == "sparse" else tiny.model(name)
     adaptable = Adaptable(
-        model, None, attachment_paths(model, kind), Regime(kind=kind, rank=4, alpha=8.0), lambda text: [1]
+        model, None, attachment_paths(model, kind), AdapterSettings(kind=kind, rank=4, alpha=8.0), lambda text: [1]
     )
     rows = torch.randint(60, (3, 7), generator=torch.Generator().manual_seed(1))
     states = [scattered(adaptable, 0, 0.1), None, scattered(adaptable, 1, 0.1)]

@@ -7,7 +7,7 @@ import torch
 from effc.compiler.apps.rttc import knowledge_server
 from effc.compiler.apps.rttc.embedder import folder_embedder
 from effc.compiler.apps.rttc.reward import Judge, Verifier, finite, last_number
-from effc.compiler.apps.rttc.scorer import Graded, auc, open_scorer, train
+from effc.compiler.apps.rttc.scorer import LabelledAnswer, auc, open_scorer, train
 from effc.compiler.apps.rttc.tuned_scorer import open_tuned, tune
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
@@ -47,7 +47,7 @@ def test_the_last_number_of_any_text_is_a_number_or_none(text):
 
 def graded():
     return [
-        Graded(question, answer, right)
+        LabelledAnswer(question, answer, right)
         for question in QUESTIONS
         for right, answer in ((True, f"It is surely the sea, {question[-9:]}"), (False, "7 7 7 no idea 7 7"))
     ]
@@ -62,7 +62,7 @@ def test_a_scorer_learns_to_tell_right_answers_and_is_the_same_after_saving(worl
 
 
 def test_a_scorer_that_can_not_tell_is_refused_unless_insisted_on(world):
-    same = [Graded(question, "sea", right) for question in QUESTIONS for right in (True, False)]
+    same = [LabelledAnswer(question, "sea", right) for question in QUESTIONS for right in (True, False)]
     with pytest.raises(Reject, match=r"AUC is 0\.500 on 12 answers to 6 questions"):
         train(same, world.embedder)
     assert train(same, world.embedder, force=True).auc == 0.5
@@ -99,7 +99,7 @@ def test_a_scorer_tuned_through_its_encoder_tells_is_the_same_after_saving_and_l
 
 
 def test_a_tuned_scorer_that_can_not_tell_is_refused_unless_insisted_on(encoder):
-    same = [Graded(question, "sea", right) for question in QUESTIONS for right in (True, False)]
+    same = [LabelledAnswer(question, "sea", right) for question in QUESTIONS for right in (True, False)]
     with pytest.raises(Reject, match=r"AUC is 0\.500 on 12 answers to 6 questions"):
         tune(same, encoder(), "lora", epochs=1)
     assert tune(same, encoder(), "lora", epochs=1, force=True).auc == 0.5
@@ -170,7 +170,7 @@ def test_a_server_whose_reward_gives_no_number_says_so(world):
         def score(self, question, answers):
             return finite([float("nan")], "broken")
 
-    app = knowledge_server.application(knowledge_server.Library(world.base, "diverse", Broken()))
+    app = knowledge_server.application(knowledge_server.KnowledgeService(world.base, "diverse", Broken()))
     answer = TestClient(app).post("/v1/score", json={"question": "a", "answers": ["b"]})
     assert answer.status_code == 500 and answer.json()["error"]["message"] == "the reward `broken` gave nan"
     assert answer.json()["error"]["code"] == "reward_no_number"

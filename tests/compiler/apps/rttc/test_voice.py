@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.apps.rttc.adaptation import Adaptable, Regime
+from effc.compiler.apps.rttc.adaptation import Adaptable, AdapterSettings
 from effc.compiler.apps.rttc.attachment import attachment_paths
 from effc.compiler.apps.rttc.generation import Settings
 from effc.compiler.apps.rttc.native_generator import MAX_ERROR, adapted_plan, no_place, open_voice, relative_error
@@ -32,7 +32,7 @@ def written(model, folder: Path) -> Path:
 
 def voice_of(model, folder: Path, kind: str):
     written(model, folder)
-    regime = Regime(kind=kind, rank=4, alpha=8.0)
+    regime = AdapterSettings(kind=kind, rank=4, alpha=8.0)
     adaptable = Adaptable(model, None, attachment_paths(model, kind), regime, lambda text: IDS)
     return open_voice(folder, adaptable, threads=1), adaptable
 
@@ -41,33 +41,33 @@ def voice_of(model, folder: Path, kind: str):
 @pytest.mark.parametrize("name", grids.wide(tiny.NAMES, tiny.STAND))
 def test_under_any_adapters_the_engine_computes_what_pytorch_does(name, kind, tmp_path):
     model = tiny.model(name)
-    voice, adaptable = voice_of(model, tmp_path / "native", kind)
+    generator, adaptable = voice_of(model, tmp_path / "native", kind)
     row = torch.tensor([IDS])
-    bare = logits(voice.bare, row)
-    assert torch.equal(logits(voice.adapted, row), bare)  # adapters in their first state change nothing
-    assert relative_error(voice, adaptable, IDS) < MAX_ERROR
-    assert torch.equal(logits(voice.bare, row), bare)
-    moved = (logits(voice.adapted, row) - bare).square().mean().sqrt() / bare.square().mean().sqrt()
+    bare = logits(generator.bare, row)
+    assert torch.equal(logits(generator.adapted, row), bare)  # adapters in their first state change nothing
+    assert relative_error(generator, adaptable, IDS) < MAX_ERROR
+    assert torch.equal(logits(generator.bare, row), bare)
+    moved = (logits(generator.adapted, row) - bare).square().mean().sqrt() / bare.square().mean().sqrt()
     assert moved > 0.2, "adapters that change so little show nothing"
-    voice.put(adaptable.state())
-    assert torch.equal(logits(voice.adapted, row), bare)  # nothing is left of the state before
+    generator.put(adaptable.state())
+    assert torch.equal(logits(generator.adapted, row), bare)  # nothing is left of the state before
 
 
 def test_what_was_computed_under_some_adapters_is_gone_on_with_under_those_alone(tmp_path):
-    voice, adaptable = voice_of(tiny.model("llama"), tmp_path / "native", "lora")
+    generator, adaptable = voice_of(tiny.model("llama"), tmp_path / "native", "lora")
     draw, first = torch.Generator().manual_seed(0), adaptable.state()
     states = [{n: t + 0.3 * torch.randn(t.shape, generator=draw) for n, t in first.items()} for _ in range(2)]
     row = torch.tensor([3 * IDS])
     whole = []
     for state in states:
-        voice.put(state)
-        whole.append(logits(voice.adapted, row)[:, -1])
+        generator.put(state)
+        whole.append(logits(generator.adapted, row)[:, -1])
     assert (whole[0] - whole[1]).abs().max() > 0.1
-    read, run = [], voice.adapted.engine.run
-    voice.adapted.engine.run = lambda ids, *more: read.append(len(ids)) or run(ids, *more)
+    read, run = [], generator.adapted.engine.run
+    generator.adapted.engine.run = lambda ids, *more: read.append(len(ids)) or run(ids, *more)
     for number in (0, 1, 0, 1):
-        voice.put(states[number])
-        assert torch.allclose(last_logits(voice.adapted, row, 1)[:, 0], whole[number], atol=1e-4)
+        generator.put(states[number])
+        assert torch.allclose(last_logits(generator.adapted, row, 1)[:, 0], whole[number], atol=1e-4)
     assert read == [1, 1, 1, 1]
 
 
@@ -88,14 +88,14 @@ def spoken(world: World, tmp_path_factory):
 @pytest.mark.parametrize("kind", ["", "lora", "reft"])
 def test_every_token_of_a_native_answer_is_one_that_pytorch_would_have_taken(world, spoken, kind):
     adaptable = world.adaptable(kind=kind or "lora", lr=2e-2 if kind == "reft" else 5e-3)
-    voice = open_voice(spoken, adaptable, threads=1)
+    generator = open_voice(spoken, adaptable, threads=1)
     try:
         if kind:
             adaptable.train([Sample(q, answer_of(q)) for q in QUESTIONS[:4]])
-            voice.put(adaptable.state())
+            generator.put(adaptable.state())
         for question in QUESTIONS[:3]:
             asked = world.prompts.ids([{"role": "user", "content": question}])
-            row = (voice.adapted if kind else voice.bare).generate(torch.tensor([asked]), max_new_tokens=12)
+            row = (generator.adapted if kind else generator.bare).generate(torch.tensor([asked]), max_new_tokens=12)
             with torch.no_grad():
                 values = world.model(row).logits[0, len(asked) - 1 : -1]
             said = values.gather(1, row[0, len(asked) :, None])[:, 0]
@@ -111,7 +111,7 @@ def test_a_client_with_a_voice_decides_and_answers_as_one_without(world, spoken,
     asked = [{"role": "user", "content": QUESTIONS[1]}]
     try:
         plain = client.answer_conversation(asked, Settings(max_tokens=1))
-        client.voice = open_voice(spoken, adaptable, threads=1)
+        client.generator = open_voice(spoken, adaptable, threads=1)
         found = client.answer_conversation(asked, Settings(max_tokens=1))
     finally:
         adaptable.close()
@@ -122,7 +122,7 @@ def test_a_client_with_a_voice_decides_and_answers_as_one_without(world, spoken,
 def test_a_cached_state_answers_natively_as_the_training_did(world, spoken):
     adaptable = world.adaptable(kind="reft", lr=2e-2)
     client = world.client(Config(), Policy("ttt", count=4, shown=2), adaptable, near=(2, 0.999))
-    client.voice = open_voice(spoken, adaptable, threads=1)
+    client.generator = open_voice(spoken, adaptable, threads=1)
     try:
         first, _, again = (
             client.answer_conversation([{"role": "user", "content": QUESTIONS[n]}], Settings(max_tokens=8))
@@ -135,14 +135,14 @@ def test_a_cached_state_answers_natively_as_the_training_did(world, spoken):
 
 def test_states_take_turns_and_each_answers_as_it_did_however_many_came_between(world, spoken):
     adaptable = world.adaptable()
-    voice = open_voice(spoken, adaptable, threads=1)
+    generator = open_voice(spoken, adaptable, threads=1)
     first, row = adaptable.state(), torch.tensor([IDS])
     draw = torch.Generator().manual_seed(0)
     states = [{n: t + 0.1 * torch.randn(t.shape, generator=draw) for n, t in first.items()} for _ in range(7)]
 
     def told(state):
-        voice.put(state)
-        return logits(voice.adapted, row)
+        generator.put(state)
+        return logits(generator.adapted, row)
 
     wanted = [told(state) for state in states]
     adaptable.close()
@@ -152,7 +152,7 @@ def test_states_take_turns_and_each_answers_as_it_did_however_many_came_between(
 
 
 def test_the_engines_own_likelihood_is_that_of_pytorch(world, spoken):
-    voice = open_voice(spoken, None, threads=1)
+    generator = open_voice(spoken, None, threads=1)
     answers = ["It is red.", "It is of no colour", "zebra"]
-    own = SelfLikelihood(voice.bare, world.prompts).score(QUESTIONS[0], answers)
+    own = SelfLikelihood(generator.bare, world.prompts).score(QUESTIONS[0], answers)
     assert own == pytest.approx(SelfLikelihood(world.model, world.prompts).score(QUESTIONS[0], answers), abs=0.03)

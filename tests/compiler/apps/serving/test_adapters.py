@@ -6,8 +6,8 @@ import threading
 import httpx
 import pytest
 import torch
-from effc.compiler.apps.serving.adapters import Talkers, named, views
-from effc.compiler.apps.serving.chat import Talker
+from effc.compiler.apps.serving.adapters import AdapterChats, named, views
+from effc.compiler.apps.serving.chat import ChatSession
 from effc.compiler.apps.serving.request import Request
 from effc.compiler.apps.serving.runner import CachedModel, runner_of
 from effc.compiler.apps.serving.scheduler import SHARED_PROMPT_TOKENS, Scheduler
@@ -128,16 +128,18 @@ def test_clients_name_an_adapter_as_they_name_a_model(models, folders, opened):
 
 
 def test_lines_of_a_talk_choose_who_answers_and_a_single_adapter_does_from_the_start(models, opened):
-    made = {name: Talker(model, opened.tokenizer, 4) for name, model in models.items()}
-    wanted = {name: talker.answer("And it came to pass", lambda t: None).text for name, talker in made.items()}
-    talk = Talkers(made)
+    made = {name: ChatSession(model, opened.tokenizer, 4) for name, model in models.items()}
+    wanted = {
+        name: chat_session.answer("And it came to pass", lambda t: None).text for name, chat_session in made.items()
+    }
+    talk = AdapterChats(made)
     say = lambda line: talk.answer(line, lambda t: None).text  # noqa: E731
     assert say("And it came to pass") == wanted[""]
     assert say(":right And it came to pass") == wanted["right"] == say("And it came to pass")
     assert say(": And it came to pass") == wanted[""]
     with pytest.raises(Reject, match="no adapter `middle`"):
         say(":middle And it")
-    one = Talkers({name: made[name] for name in ("", "left")})
+    one = AdapterChats({name: made[name] for name in ("", "left")})
     assert one.answer("And it came to pass", lambda t: None).text == wanted["left"]
 
 

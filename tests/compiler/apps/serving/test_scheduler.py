@@ -7,7 +7,7 @@ import pytest
 import torch
 from effc.compiler.apps.serving.request import Request
 from effc.compiler.apps.serving.runner import CachedModel
-from effc.compiler.apps.serving.scheduler import SHARED_PROMPT_TOKENS, Full, Scheduler, Stopped
+from effc.compiler.apps.serving.scheduler import SHARED_PROMPT_TOKENS, QueueFull, Scheduler, Stopped
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.runtimes.native.reader import Reader
 from effc.kernels.engine import Engine
@@ -155,7 +155,7 @@ def test_more_than_there_are_places_for_wait_in_order_and_more_than_may_wait_are
     for answer, _ in running:
         answer.get(timeout=30)
     waiting = [ask(scheduler, [5 + i], 2) for i in range(2)]
-    with pytest.raises(Full) as full:
+    with pytest.raises(QueueFull) as full:
         ask(scheduler, [5], 2)
     assert 1 <= full.value.seconds <= 60
     scheduler.cancel(waiting[0][1])

@@ -1,7 +1,7 @@
 """Text of growing answers: whole characters, never a stop string, the same however it comes in pieces."""
 
 import pytest
-from effc.compiler.apps.serving.text import Stops, Words
+from effc.compiler.apps.serving.text import StopStrings, TextDecoder
 from effc.compiler.inputs.sources.zoo import zoo
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +27,7 @@ def sentences():
 
 
 def pieces_of(tokenizer, ids, before=()):
-    words = Words(tokenizer, before)
+    words = TextDecoder(tokenizer, before)
     return [*(words.push(token) for token in ids), words.end()]
 
 
@@ -79,7 +79,7 @@ def test_text_ends_before_the_first_stop_string_however_it_comes_in_pieces(text,
     ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
     wanted = text[: min(ends)[1]] if ends else text
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
-    found, told = Stops(stops), ""
+    found, told = StopStrings(stops), ""
     for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
         told += found.push(text[start:end])
         assert wanted.startswith(told)
@@ -87,7 +87,7 @@ def test_text_ends_before_the_first_stop_string_however_it_comes_in_pieces(text,
 
 
 def test_text_that_can_be_no_stop_string_is_not_held_back():
-    stops = Stops(["END"])
+    stops = StopStrings(["END"])
     assert [stops.push(text) for text in ("one", " E", "N", "!", "EN", "D more", "x")] == [
         "one",
         " ",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from effc.compiler.artifacts.pages.page import page
-from effc.compiler.artifacts.pages.sheet import Sheet
+from effc.compiler.artifacts.pages.sheet import ReportData
 
 from tests.chromium import BROWSER, browsing
 from tests.compiler.artifacts.pages.sheets import RECIPE, cut, manifest, sheet
@@ -80,13 +80,13 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     with tarfile.open(KINDS) as archive:
         archive.extractall(folder, filter="data")
     sheets = {"whole": sheet(), "large": large()}
-    sheets |= {p.parent.name: Sheet.of(p.parent) for p in sorted((folder / "kinds").glob("*/manifest.json"))}
+    sheets |= {p.parent.name: ReportData.of(p.parent) for p in sorted((folder / "kinds").glob("*/manifest.json"))}
     for name, made in sheets.items():
         (folder / f"{name}.html").write_text(page([made]), encoding="utf-8")
     return {name: folder / f"{name}.html" for name in sheets}
 
 
-def large() -> Sheet:
+def large() -> ReportData:
     """A hybrid model of 60 layers, with names as long as they come."""
     before, after = {}, {}
     for i in range(60):
@@ -113,8 +113,8 @@ def large() -> Sheet:
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_page_is_quiet_fits_and_can_be_read(pages, width, scheme, tmp_path_factory):
-    pictures = tmp_path_factory.getbasetemp() / "pictures"
-    pictures.mkdir(exist_ok=True)
+    summaries = tmp_path_factory.getbasetemp() / "pictures"
+    summaries.mkdir(exist_ok=True)
     with browsing() as browser:
         for name, place in pages.items():
             browser.show(place, width, scheme)
@@ -126,9 +126,9 @@ def test_a_page_is_quiet_fits_and_can_be_read(pages, width, scheme, tmp_path_fac
             assert browser.evaluate(CONTRAST) == [], name
             shown = browser.evaluate("getComputedStyle(document.body).backgroundColor")
             assert (sum(map(int, shown[4:-1].split(","))) > 382) == (scheme == "light"), shown
-            picture = browser.picture()
-            assert len(picture) > 20_000
-            (pictures / f"{name}-{width}-{scheme}.png").write_bytes(picture)
+            summary = browser.summary()
+            assert len(summary) > 20_000
+            (summaries / f"{name}-{width}-{scheme}.png").write_bytes(summary)
         assert {r["request"]["url"] for r in browser.told("Network.requestWillBeSent")} == {
             p.as_uri() for p in pages.values()
         }

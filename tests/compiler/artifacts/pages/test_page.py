@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from effc.compiler.artifacts.pages.chart import ATTRIBUTES, TAGS, clean
 from effc.compiler.artifacts.pages.page import page
-from effc.compiler.artifacts.pages.sheet import Sheet
+from effc.compiler.artifacts.pages.sheet import ReportData
 from effc.compiler.artifacts.pages.ways import ways
 from effc.compiler.cli.main import main
 from effc.dsl.syntax.diagnostics import EXITS
@@ -129,7 +129,7 @@ def test_lines_of_the_recipe_have_what_came_of_them(whole):
 
 @pytest.mark.parametrize("kind", ["whole", "front", "flower", "peft", "reft", "rttc"])
 def test_a_page_of_any_kind_loads_nothing_and_runs_its_own_script_alone(kind, whole, kinds):
-    text = whole if kind == "whole" else page([Sheet.of(kinds / kind)])
+    text = whole if kind == "whole" else page([ReportData.of(kinds / kind)])
     found = Reader(text)
     for tag, attributes in found.elements:
         assert tag not in ("link", "img", "iframe", "object", "embed", "base", "form", "image", "use", "foreignobject")
@@ -161,7 +161,7 @@ def test_nothing_that_an_artifact_says_becomes_markup():
     }
     text = page(
         [
-            Sheet(
+            ReportData(
                 EVIL,
                 manifest(
                     name=EVIL,

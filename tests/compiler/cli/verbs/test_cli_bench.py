@@ -7,7 +7,7 @@ import torch
 from effc.compiler.transforms.lowering import racing
 from effc.compiler.transforms.lowering.contenders import DYNAMIC, EAGER, GROUPED, PREPACKED
 from effc.compiler.transforms.lowering.kernel_goals import Tiles, Vectors
-from effc.compiler.transforms.lowering.kernel_table import Line, Table, summary
+from effc.compiler.transforms.lowering.kernel_table import KernelRace, Table, summary
 from effc.compiler.transforms.lowering.racing import Contender, race
 from effc.kernels import levels
 from effc.kernels.ops import KERNELS
@@ -25,10 +25,10 @@ def goals_of_one_row() -> int:
     return 4 if Table().goals is Tiles else 8 + torch_packs_bfloat16()
 
 
-def made(*names: str) -> Line:
+def made(*names: str) -> KernelRace:
     """A race in which the first took twice as long as the others, which took what reading takes."""
     contenders = [Contender(name, [], 64, times=[2.0 if i == 0 else 1.0]) for i, name in enumerate(names)]
-    return Line("made", tuple(contenders), 64.0)
+    return KernelRace("made", tuple(contenders), 64.0)
 
 
 @pytest.mark.parametrize(("goals", "count"), [(Vectors, 20), (Tiles, 17)])
@@ -134,7 +134,7 @@ def test_a_table_frees_the_copies_of_a_line(monkeypatch):
 def test_a_missed_target_says_what_memory_allows_and_whether_that_was_enough():
     """Reading takes 1 us for 1000 bytes; torch takes 4 us for 2000, our kernel 3 us for 1000."""
     times = {"torch": (4e-6, 2000), "ours": (3e-6, 1000), "read": (1e-6, 1000)}
-    line = Line("a race", tuple(Contender(name, [], size, [s]) for name, (s, size) in times.items()), 1e9)
+    line = KernelRace("a race", tuple(Contender(name, [], size, [s]) for name, (s, size) in times.items()), 1e9)
     table = Table()
     for wanted in (1.2, 2.5, 4.5):
         table.ratio(f"at least {wanted}", line, "torch", "ours", wanted)
@@ -147,7 +147,7 @@ def test_a_missed_target_says_what_memory_allows_and_whether_that_was_enough():
 
 
 def test_without_a_race_against_reading_nothing_is_said_of_memory():
-    line = Line("a race", (Contender("torch", [], 1, [1.0]), Contender("ours", [], 1, [1.0])), 0.0)
+    line = KernelRace("a race", (Contender("torch", [], 1, [1.0]), Contender("ours", [], 1, [1.0])), 0.0)
     table = Table()
     table.ratio("twice", line, "torch", "ours", 2)
     assert "memory" not in summary(table.targets) and table.targets[0].to_json()["memory_allows"] is None

@@ -5,7 +5,7 @@ import json
 import time
 
 from effc.compiler.core.events import Recorded, StageBegan, StageEnded, Ticked, Warned, announce, follow, hear
-from effc.compiler.core.progress_bars import Bars, Lines, Pace, Plain, listening
+from effc.compiler.core.progress_bars import BarRenderer, ItemRate, JsonLines, PlainRenderer, listening
 from effc.compiler.core.warned import model_remark
 
 MIB = 1 << 20
@@ -19,21 +19,21 @@ def stage(listen, name="thin", **ended):
 
 def test_a_finished_stage_is_one_plain_line():
     out = io.StringIO()
-    with Plain(out) as listen:
+    with PlainRenderer(out) as listen:
         stage(listen)
     assert out.getvalue() == "  2/6  thin          prune.channels  -0.44 M params  12 s  peak 512.0 MiB\n"
 
 
 def test_a_cached_stage_says_so():
     out = io.StringIO()
-    with Plain(out) as listen:
+    with PlainRenderer(out) as listen:
         listen(StageEnded("thin", 0.0, cached=True))
     assert out.getvalue().split() == ["thin", "cached"]
 
 
 def test_a_long_stage_has_a_heartbeat():
     out = io.StringIO()
-    with Plain(out, heartbeat=0.2) as listen:
+    with PlainRenderer(out, heartbeat=0.2) as listen:
         listen(StageBegan("thin", "prune.channels", 2, 6))
         listen(Ticked("scoring", 3, 60, "best 21.3"))
         deadline = time.monotonic() + 10
@@ -44,17 +44,17 @@ def test_a_long_stage_has_a_heartbeat():
 
 
 def test_the_time_left_is_reckoned_from_the_work_at_hand_and_not_from_what_came_before():
-    pace = Pace(Ticked("scoring", 10, 60, at=100.0))
+    pace = ItemRate(Ticked("scoring", 10, 60, at=100.0))
     assert pace.left(Ticked("scoring", 10, 60), 101.0) is None
     assert pace.left(Ticked("scoring", 20, 60), 105.0) == 20.0
     assert pace.fits(Ticked("scoring", 30, 60)) and not pace.fits(Ticked("refitting", 1, 60))
-    cuts = Pace(Ticked("cut 3, % of the budget", 30, 100))
+    cuts = ItemRate(Ticked("cut 3, % of the budget", 30, 100))
     assert cuts.fits(Ticked("cut 4, % of the budget", 40, 100))
 
 
 def test_work_in_one_piece_says_what_comes_then():
     out = io.StringIO()
-    with Plain(out, heartbeat=0.1) as listen, hear(listen), announce("writing", "then measuring"):
+    with PlainRenderer(out, heartbeat=0.1) as listen, hear(listen), announce("writing", "then measuring"):
         deadline = time.monotonic() + 10
         while not out.getvalue() and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -63,7 +63,7 @@ def test_work_in_one_piece_says_what_comes_then():
 
 def test_work_that_is_done_is_not_told_while_other_work_goes_on():
     out, label = io.StringIO(), "hashing model.safetensors, pieces of 16 MiB"
-    with Plain(out, heartbeat=0.1) as listen, hear(listen):
+    with PlainRenderer(out, heartbeat=0.1) as listen, hear(listen):
         listen(StageBegan("capture", "", 1, 6))
         assert list(follow(range(1), label)) == [0]
         deadline = time.monotonic() + 10
@@ -83,14 +83,14 @@ def test_what_is_deep_below_a_stage_is_told_as_a_part_of_it():
 def test_values_are_told_only_to_those_who_want_more():
     for verbose, count in ((0, 0), (1, 1)):
         out = io.StringIO()
-        with Plain(out, verbose) as listen:
+        with PlainRenderer(out, verbose) as listen:
             listen(Recorded("perplexity(calib)", 21.3))
         assert len(out.getvalue().splitlines()) == count
 
 
 def test_a_warning_and_a_shape_diff_are_shown():
     out = io.StringIO()
-    with Plain(out) as listen:
+    with PlainRenderer(out) as listen:
         listen(Warned(model_remark("torch 2.8 wrote it")))
         stage(listen, dump="layers.7.mlp 1536 -> 1280\n")
     lines = out.getvalue().splitlines()
@@ -99,7 +99,7 @@ def test_a_warning_and_a_shape_diff_are_shown():
 
 def test_bars_leave_a_line_for_each_stage():
     out = io.StringIO()
-    with Bars(out, color=False) as listen:
+    with BarRenderer(out, color=False) as listen:
         stage(listen)
         listen(Warned(model_remark("[odd] brackets stay")))
     assert "✓  2/6  thin          prune.channels  -0.44 M params" in out.getvalue()
@@ -108,7 +108,7 @@ def test_bars_leave_a_line_for_each_stage():
 
 def test_every_event_is_a_line_of_json():
     out = io.StringIO()
-    stage(Lines(out))
+    stage(JsonLines(out))
     events = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [e["event"] for e in events] == ["StageBegan", "Ticked", "StageEnded"]
     assert events[1]["note"] == "best 21.3" and events[2]["peak_bytes"] == 512 * MIB

@@ -13,7 +13,7 @@ from effc.compiler.driver import api
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.checkpoints.fake_weights import stand_in
 from effc.compiler.models.checkpoints.origin import Origin
-from effc.compiler.plugin.registry import Shelf
+from effc.compiler.plugin.registry import Registry
 from effc.compiler.runtimes.native.engine_support import foreseen
 from effc.compiler.runtimes.native.linears import Numbers
 from effc.compiler.runtimes.native.plan_files import WEIGHTS, write
@@ -145,7 +145,7 @@ def test_the_size_of_its_file_is_foreseen_with_tables_that_are_and_are_not_share
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 4096}
     model = tiny.model("llama", tie_word_embeddings=tied, **sizes)
     program = capture(model)
-    target = Shelf().make("target", Invocation("native", {"path": "a", "weights": weights}))
+    target = Registry().make("target", Invocation("native", {"path": "a", "weights": weights}))
     now = discover(program)
     told, _ = target.files(shrink.weights(now, now))
     numbers = Numbers.of_words(weights, "int8", 64, "auto")

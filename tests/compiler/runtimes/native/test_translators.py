@@ -15,7 +15,7 @@ from effc.compiler.models.rows.forward import nll
 from effc.compiler.runtimes.native.opening import open_native
 from effc.compiler.runtimes.native.plan_files import PLAN
 from effc.compiler.runtimes.native.reader import Reader
-from effc.compiler.runtimes.native.summary import picture
+from effc.compiler.runtimes.native.summary import summary
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -233,7 +233,7 @@ def test_a_fresh_process_says_what_the_program_says_and_the_command_line_says_it
     assert answer["new_tokens"] == 5 and answer["prompt_tokens"] == 17
     with pytest.raises(Reject, match="reads a source and answers with a target"):
         runner_of(model, "thin")
-    shown = picture(result.artifacts[0].path / "native")
+    shown = summary(result.artifacts[0].path / "native")
     assert shown.steps["recall"] == 2 and shown.source["remember"] == 2 and "a source: " in shown.draw()
 
 

@@ -18,8 +18,8 @@ from ....dsl.syntax.source import Source
 from ...core.cache import default_cache
 from ...core.settings import Settings
 from ...driver.api import unseen_model
-from ...plugin.registry import Shelf
-from .models import Models, Visit
+from ...plugin.registry import Registry
+from .models import EditorSession, Models
 from .positions import Lines
 
 
@@ -43,24 +43,26 @@ class Reading:
 
 
 @dataclass
-class Desk:
+class OpenDocuments:
     """Open documents by resolved path. A model's structure is looked up once, until a file is saved."""
 
     texts: dict[Path, str] = field(default_factory=dict)
     readings: dict[Path, Reading] = field(default_factory=dict)
-    shelf: Shelf = field(default_factory=Shelf)
+    registry: Registry = field(default_factory=Registry)
     origins: dict = field(default_factory=dict)
     models: Models = field(default_factory=Models)
     stale: set[Path] = field(default_factory=set)  # texts that have changed since they were read
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return self.shelf.vocabulary
+        return self.registry.vocabulary
 
-    def session(self, path: Path) -> Visit:
+    def session(self, path: Path) -> EditorSession:
         """As `effc check` would read the file, with the texts that are open in place of those on disk. Offline."""
         settings = Settings(cache_dir=default_cache(), offline=True)
-        return Visit(path, settings, shelf=self.shelf, origins=self.origins, texts=self.texts, models=self.models)
+        return EditorSession(
+            path, settings, registry=self.registry, origins=self.origins, texts=self.texts, models=self.models
+        )
 
     def write(self, path: Path, text: str) -> Reading:
         """Take a text that is open, and read it."""
