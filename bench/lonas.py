@@ -126,7 +126,7 @@ def base_of(source: Path, folder: Path, steps: int) -> None:
 
 
 def choices_of(space) -> dict[str, dict[str, int]]:
-    """Those in which all dials stand at the same place, the largest first."""
+    """Those in which all dimensions stand at the same place, the largest first."""
     most = max(len(dim.values) for dim in space.dims)
     at = {i: {d.name: d.values[min(i, len(d.values) - 1)] for d in space.dims} for i in range(most)}
     return {f"choice {i}": choice for i, choice in at.items()}

@@ -89,7 +89,7 @@ def main() -> None:
     scaled = {run: [(v[0] / top[0], v[1] / top[1]) for v in values.values()] for run, values in runs.items()}
     known = {(run, i): v for run, values in scaled.items() for i, v in enumerate(values)}
     best = volume([known[name] for name in unbeaten(known)])
-    print(f"{net.space.size:,} choices of {len(net.space.dims)} dials; {len(evaluated)} evaluated in ", end="")
+    print(f"{net.space.size:,} choices of {len(net.space.dims)} dimensions; {len(evaluated)} evaluated in ", end="")
     print(f"{time.monotonic() - began:.0f} s; share of the area below all fronts together, mean and range of seeds\n")
     print("| | " + " | ".join(f"{n} evaluations" for n in AT if n <= asked.evals) + " |")
     print("|---" * (1 + sum(n <= asked.evals for n in AT)) + "|")

@@ -26,10 +26,10 @@ no_shared_weights = Fault(
 class Family(Target):
     """A front of choices that share their weights: written once, with the list of points.
 
-    `shared/model/` is the family's whole model, which plain transformers reads, `family.json` the dials, the order in
-    which items go, and the points of the front, `family.safetensors` adapters. `effc pick ARTIFACT --point NAME`, or
-    with limits, cuts a model out as an artifact of its own, without training, reopened and compared before it is in
-    place. While it is written every point is cut out of the files once, and its weights compared.
+    `shared/model/` is the family's whole model, which plain transformers reads, `family.json` the elastic dimensions,
+    the order in which items go, and the points of the front, `family.safetensors` adapters. `effc pick ARTIFACT --point
+    NAME`, or with limits, cuts a model out as an artifact of its own, without training, reopened and compared before it
+    is in place. While it is written every point is cut out of the files once, and its weights compared.
 
     Source: own.
     Example: family("sizes")

@@ -13,7 +13,7 @@ class Heuristic(Method):
 
     They are the middle choice, the values that were drawn most often, and those of the lowest loss that training
     recorded, as many as `evals` lets; a family that was not trained has the middle alone. Where `at_most` refuses
-    one it is made smaller, dial by dial.
+    one it is made smaller, one dimension at a time.
 
     The result is a front of choices that no other one evaluated beats in all measures. Counts and bytes are worked
     out; a latency comes from a table that is measured here, whose error is told. `report` is measured of the
@@ -48,7 +48,7 @@ class Heuristic(Method):
                 explorer.evaluate(genome)
 
     def _smaller(self, genome: Genome, explorer: Explorer) -> Genome:
-        """The nearest allowed one, each dial in turn set one value lower."""
+        """The nearest allowed one, each dimension in turn set one value lower."""
         position = 0
         while not explorer.allows(genome):
             if genome[position] < sizes(explorer)[position] - 1:

@@ -9,7 +9,7 @@ from ...compiler.transforms.supernet.search_pass import Method, pursue, sample_n
 class Hill(Method):
     """Climb from choices of a family to better neighbours.
 
-    A neighbour is one step away in one dial. From the largest, the middle and the smallest choice on, a neighbour
+    A neighbour is one step away in one dimension. From the largest, the middle and the smallest choice on, a neighbour
     that was not evaluated is tried of a choice that is on the front; where none has any left, one is drawn.
 
     The result is a front of choices that no other one evaluated beats in all measures. Counts and bytes are worked

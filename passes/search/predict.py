@@ -15,7 +15,7 @@ RIDGE = 0.1  # of standardised measures
 class Predict(Method):
     """Let a model of few evaluations say which choices of a family are worth one.
 
-    A third of the evaluations are the ends and draws. Then, again and again, a ridge regression over the dials'
+    A third of the evaluations are the ends and draws. Then, again and again, a ridge regression over the dimensions'
     values foretells the measures of draws and of neighbours of the front, and of those that nothing foretold beats
     one is evaluated.
 
@@ -53,7 +53,7 @@ class Predict(Method):
 
 
 def foretold(explorer: Explorer, genomes: list[Genome]) -> dict[Genome, Values]:
-    """The measures of genomes by ridge regression over which value each dial has, from what was evaluated."""
+    """The measures of genomes by ridge regression over which value each dimension has, from what was evaluated."""
     known = {g: v for g, v in explorer.known.items() if all(map(math.isfinite, v))}
     x, y = _one_hot(list(known), sizes(explorer)), torch.tensor(list(known.values()), dtype=torch.float64)
     middle, spread = y.mean(0), y.std(0, unbiased=False).clamp_min(1e-12)

@@ -9,7 +9,7 @@ from ...compiler.transforms.supernet.search_pass import Method, pursue, sample_n
 class Random(Method):
     """Evaluate choices of a family that are drawn at random.
 
-    The largest, the middle and the smallest choice come first, then draws in which every value of a dial is as
+    The largest, the middle and the smallest choice come first, then draws in which every value of a dimension is as
     likely as the others.
 
     The result is a front of choices that no other one evaluated beats in all measures. Counts and bytes are worked

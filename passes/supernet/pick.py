@@ -28,7 +28,7 @@ smaller_apart = Fault(
 class Pick(Pass):
     """Take one choice out of a family.
 
-    `middle` is the heuristic of Shears: every dial takes the median of its values. Of widths and depth the model
+    `middle` is the heuristic of Shears: every dimension takes the median of its values. Of widths and depth the model
     is cut to what was chosen. The adapters of the choice are cut out of the family's and merged into the weights;
     zeros of sparse weights stay zero where the family was trained so. `merge: false` gives them apart instead,
     for the target `peft`.
@@ -43,7 +43,7 @@ class Pick(Pass):
     foreseeable = False  # widths of a choice are the family's to know: the whole model is the most that is left
     results = {"": "model", "merge: false": "adapters"}
 
-    ranks: Literal["largest", "middle", "smallest"] = param("The value that every dial takes.", default="middle")
+    ranks: Literal["largest", "middle", "smallest"] = param("The value that every dimension takes.", default="middle")
     merge: bool = param("Add the adapters to the weights; false gives them apart, for the target `peft`.", default=True)
 
     def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:

@@ -1,4 +1,4 @@
-"""Search space of a family: dials, each with its values, and the choices that they span."""
+"""Search space of a family: elastic dimensions, each with its values, and the choices that they span."""
 
 import hashlib
 import json
@@ -39,7 +39,8 @@ class ElasticDim:
 
 @dataclass(frozen=True)
 class Space:
-    """All choices of a family. A choice is dial -> value; a genome is the same as places in the dials' values."""
+    """All choices of a family. A choice is dimension -> value; a genome is the same as places in the dimensions'
+    values."""
 
     dims: tuple[ElasticDim, ...]
 
@@ -67,13 +68,13 @@ class Space:
         return {dim.name: dim.values[index_of(len(dim.values))] for dim in self.dims}
 
     def draw(self, seed: int, open_share: float = 1.0) -> dict[str, int]:
-        """Every dial by itself, every value as likely as the others; of each the first two and this share of the
+        """Every dimension by itself, every value as likely as the others; of each the first two and this share of the
         others."""
         chance = random.Random(seed)
         return {dim.name: chance.choice(dim.values[: _open_count(len(dim.values), open_share)]) for dim in self.dims}
 
     def by_path(self, choice: Mapping[str, int], kind: str) -> dict[str, int]:
-        """The values of one kind of dials at each of their places."""
+        """The values of one kind of dimensions at each of their places."""
         return {site: choice[dim.name] for dim in self.of(kind) for site in dim.places}
 
     def genome(self, choice: Mapping[str, int]) -> tuple[int, ...]:

@@ -37,7 +37,8 @@ one_choice = Fault(
 def width_dials(
     groups: Sequence[Group], shares: Sequence[Ratio], per: Literal["layer", "model"], align: int
 ) -> list[ElasticDim]:
-    """A dial for each group, or one for all groups of a size; a group in which all shares are the same has none."""
+    """A dimension for each group, or one for all groups of a size; a group in which all shares are the same has
+    none."""
     sites: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for group in groups:
         values = sorted({Amount(share).remaining(steps(group), stride(group, align)) for share in shares}, reverse=True)
@@ -54,7 +55,7 @@ def chosen(skeleton: Skeleton, on: Selector | None, kind: str) -> tuple[Group, .
 
 
 def able(program: "Program", groups: Sequence[Group], dims: Sequence[ElasticDim]) -> list[Group]:
-    """Groups that masks can represent, and that allow the largest cut of their dial."""
+    """Groups that masks can represent, and that allow the largest cut of their dimension."""
     least = {(site, d.kind): d.values[-1] for d in dims for site in d.places}
     narrow = [g for g in groups if (g.site, g.kind) in least and is_maskable(program, g)]
     cuttable_groups, _ = cuttable(program, [(g, steps(g) - least[g.site, g.kind]) for g in narrow])
@@ -62,8 +63,8 @@ def able(program: "Program", groups: Sequence[Group], dims: Sequence[ElasticDim]
 
 
 def depth_dials(program: "Program", on: Selector | None, of: str) -> list[ElasticDim]:
-    """A dial for each layer, or residual branch, that may be left out: all but the first that is selected, as long as
-    the model runs without all of them together."""
+    """A dimension for each layer, or residual branch, that may be left out: all but the first that is selected, as long
+    as the model runs without all of them together."""
     bare, skeleton, dims = weightless(program), skeleton_of(program), []
     if of == LAYERS:
         for unit in reversed(layers(skeleton, on)[1:]):
@@ -124,7 +125,7 @@ def larger_kernels(skeleton: Skeleton, on: Selector | None, sizes: Sequence[int]
 def kernel_dials(
     program: "Program", on: Selector | None, sizes: Sequence[int], per: Literal["layer", "model"]
 ) -> list[ElasticDim]:
-    """A dial for each convolution whose zeros around can shrink with it, or one for all of a size."""
+    """A dimension for each convolution whose zeros around can shrink with it, or one for all of a size."""
     sites: dict[tuple[str, int], list[str]] = {}
     for path, full_size in (larger_kernels(skeleton_of(program), on, sizes) if sizes else {}).items():
         if all(padding(program, path, (full_size - size) // 2) is not None for size in sizes if size < full_size):

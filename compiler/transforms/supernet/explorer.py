@@ -256,7 +256,7 @@ def crowding(values: Sequence[Values]) -> list[float]:
 
 
 def neighbours(genome: Genome, sizes: Iterable[int]) -> list[Genome]:
-    """Genomes that are one step away in one dial."""
+    """Genomes that are one step away in one dimension."""
     neighbours = []
     for index, size in enumerate(sizes):
         for value in (genome[index] - 1, genome[index] + 1):

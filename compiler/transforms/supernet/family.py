@@ -63,7 +63,8 @@ class Family(Outcome):
     @property
     def summary(self) -> str:
         trained = sum(t.numel() for t in self._learned.values())
-        return f"{count_text(len(self.space.dims), 'dial')}, {count(self.space.size)} choices, {count(trained)} trained"
+        dims = count_text(len(self.space.dims), "elastic dimension")
+        return f"{dims}, {count(self.space.size)} choices, {count(trained)} trained"
 
     @property
     def _learned(self) -> dict[str, Tensor]:
@@ -83,7 +84,7 @@ class Family(Outcome):
         return tensors
 
     def ranks(self, choice: Mapping[str, int]) -> dict[str, int]:
-        """Of every adapted module; one without a dial has the largest."""
+        """Of every adapted module; one without an elastic dimension has the largest."""
         return dict.fromkeys(self.paths, self.shape.rank) | self.space.by_path(choice, RANK)
 
     @property

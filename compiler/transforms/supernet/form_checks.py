@@ -56,9 +56,11 @@ def check_family(family: "Family") -> None:
     known = {RANK: set(family.paths), LAYERS: set(skeleton.units), BLOCKS: {b.site for b in skeleton.branches}}
     kernels = larger_kernels(skeleton, None, [1])
     dims = family.space.dims
-    assert dims and len({dim.name for dim in dims}) == len(dims), "two dials of a name"
+    assert dims and len({dim.name for dim in dims}) == len(dims), "two dimensions of a name"
     for dim in dims:
-        assert isinstance(dim.name, str) and all(type(value) is int for value in dim.values), "a dial of no numbers"
+        assert isinstance(dim.name, str) and all(type(value) is int for value in dim.values), (
+            "a dimension of no numbers"
+        )
         upper, least = 1, 0
         if dim.kind in WIDTHS:
             chosen = [groups[site, dim.kind] for site in dim.places]

@@ -1,4 +1,4 @@
-"""Latency of a family's choices, from a table of the time that each value of its dials saves on this machine."""
+"""Latency of a family's choices, from a table of the time that each value of its dimensions saves on this machine."""
 
 import copy
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ N_TRIALS = 3  # choices that are cut out and timed whole, to tell the table's er
 @dataclass(frozen=True)
 class Table:
     """total   what the metric says of the largest choice
-    saved   "KIND VALUE LARGEST" -> what one dial saves when it is set to that value
+    saved   "KIND VALUE LARGEST" -> what one dimension saves when it is set to that value
     error   the table's largest error on choices that were timed whole, as a share of their time
     """
 
@@ -39,9 +39,10 @@ def _entry(dim: ElasticDim, value: int) -> str:
 
 
 def timed(family: Family, clock: MetricRef, ctx: Context, journal: Journal) -> Table:
-    """Time the largest choice, and one for every kind of dials and value in which all of them have it, each cut out.
+    """Time the largest choice, and one for every kind of dimensions and value in which all of them have it, each
+    cut out.
 
-    Single dials save less than a clock tells apart, so those of a kind are turned together and share what that saves.
+    A single dimension saves less than a clock resolves, so all of a kind are set together and share the saving.
     Adapters are merged in all, so ranks save nothing. The table is journalled: after a kill the search goes on with the
     same one.
     Source: own; latency tables as in HALP (Shen et al. 2021, arXiv 2110.10811).

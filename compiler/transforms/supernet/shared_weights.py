@@ -44,7 +44,7 @@ def cut(path: Path, name: str, origin: Origin) -> Program:
         choice, family = body["points"][name], _family(path, body["family"], origin)
         known = {dim.name: dim.values for dim in family.space.dims}
         assert choice.keys() == known.keys(), "a point of another family"
-        assert all(type(v) is int and v in known[d] for d, v in choice.items()), "a point beyond the dials"
+        assert all(type(v) is int and v in known[d] for d, v in choice.items()), "a point beyond the dimensions"
     except (*MALFORMED, AssertionError, OSError) as error:
         raise Reject(
             cache_damaged(
