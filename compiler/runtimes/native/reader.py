@@ -36,11 +36,11 @@ from .tables import Tables
 from .trees import attribute, leaves, mapped
 from .values import (
     CACHE,
+    OF_TOKENS,
     AllPositions,
     CachedRows,
     DenseDispatch,
     ElementwiseExpr,
-    ExpertChoice,
     FirstTokenRows,
     KeyScoreBias,
     Mask,
@@ -182,24 +182,7 @@ class Reader:
             return Positional(node)
         if any(isinstance(x, SourceTokens) for x in flat) and role != "attention":
             return self._from_source(node, role, args, kwargs)
-        if any(
-            isinstance(
-                x,
-                (
-                    Rows,
-                    CachedRows,
-                    ScorePairs,
-                    ExpertChoice,
-                    RouterLogits,
-                    KeyScoreBias,
-                    DenseDispatch,
-                    FirstTokenRows,
-                    SortedDispatchIndex,
-                    SortedRows,
-                ),
-            )
-            for x in flat
-        ):
+        if any(isinstance(x, OF_TOKENS) for x in flat):
             return self._tokens(node, role, args, kwargs)
         if any(isinstance(x, Positional) for x in flat):
             return self.sample_size(node, args) if calls.operation(node) in calls.SIZE_CALLS else Positional(node)

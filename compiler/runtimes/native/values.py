@@ -189,3 +189,17 @@ class TokenIds:
 
 
 CACHE = object()  # the cache itself, of which only slots are ever read
+
+
+OF_TOKENS = (  # values that hold numbers of each token of a batch
+    Rows,
+    CachedRows,
+    ScorePairs,
+    ExpertChoice,
+    RouterLogits,
+    KeyScoreBias,
+    DenseDispatch,
+    FirstTokenRows,
+    SortedDispatchIndex,
+    SortedRows,
+)
