@@ -123,9 +123,8 @@ def room(file: Path) -> str:
 
 
 def test_the_compilers_rooms_import_downwards():
-    inside = [
-        f for f in files() if shown(f).startswith("compiler/") and room(f) not in ("__init__.py", "_package_init.py")
-    ]
+    entrances = ("__init__.py", "_package_init.py", "_plugin.py")  # of `effc` and `effc.plugin`
+    inside = [f for f in files() if shown(f).startswith("compiler/") and room(f) not in entrances]
     assert {room(f) for f in inside} == set(ROOMS), "a new folder has a line in ROOMS"
     pairs = {(f, t) for f in inside for t, _ in imports(f, type_only=True) if t in inside and room(t) != room(f)}
     climbs = [f"{shown(f)} imports {shown(t)}" for f, t in pairs if ROOMS.index(room(t)) > ROOMS.index(room(f))]

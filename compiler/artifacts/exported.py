@@ -14,7 +14,7 @@ from ..core.json_errors import first_line, is_out_of_memory
 from ..core.safe_read import check_regular, parse_json, read_regular
 from ..ir.layers.linear import params as held_by
 from ..models.checkpoints.generation_config import read_generation
-from .verify_child import STEP, STEP_FACTS, Exported
+from .openers.export import STEP, STEP_FACTS, Exported
 
 if TYPE_CHECKING:
     from .exported_archive import Archive

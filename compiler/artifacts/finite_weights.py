@@ -3,12 +3,12 @@
 Hashes can't tell: whoever changes weights can write them anew.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ..core.quantity import count_text
+from .load import target_class
 from .manifest import Manifest
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ weights_not_finite = Fault(
 def check_finite(path: Path, manifest: Manifest) -> None:
     """Raises Reject (weights-not-finite) with the tensors of an artifact that hold NaN or infinity; its forms were
     checked before."""
+    tensors = target_class(manifest.kind).tensors
     faults = [
-        _fault_of(path / file, name, x) for file in manifest.files for name, x in _tensors(path / file) if not _sound(x)
+        _fault_of(path / file, name, x) for file in manifest.files for name, x in tensors(path / file) if not _sound(x)
     ]
     if faults:
         raise Reject(*faults)
@@ -52,41 +53,3 @@ def _sound(x: "Tensor") -> bool:
         return False
     finite = x[x.isfinite()]
     return x.numel() == 1 or bool(len(finite) and not finite.any() and (x <= 0).all())
-
-
-def _tensors(file: Path) -> "Iterator[tuple[str, Tensor]]":
-    """The tensors of a file of weights by name, one at a time; none of another."""
-    from ..runtimes.gguf.engine import FILE as GGUF
-    from ..runtimes.native.plan_files import WEIGHTS
-    from .exported import tensors as exported
-
-    match file.suffix, file.name:
-        case ".safetensors", _:
-            from safetensors import safe_open
-
-            with safe_open(file, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (it is no mapping)
-                    yield name, opened.get_tensor(name)
-        case _, name if name == WEIGHTS:
-            yield from _native(file.parent)
-        case _, name if name == GGUF:
-            from ..runtimes.gguf.reading import read
-
-            stored = read(file)
-            yield from ((entry, stored.tensor(entry)) for entry in stored.entries)
-        case ".onnx", _:
-            from ..runtimes.onnx.checking import check, weights
-
-            yield from weights(file.parent, check(file.parent, file.stem), file.stem).items()
-        case ".pt2", _:
-            yield from exported(file)
-
-
-def _native(folder: Path) -> "Iterator[tuple[str, Tensor]]":
-    import torch
-
-    from ...kernels.packed_linear import unpacked
-    from ..runtimes.native.plan_files import read, tensors
-
-    for name, x in tensors(folder, read(folder), mapped=True).items():
-        yield name, unpacked(x) if x.dtype == torch.uint8 else x

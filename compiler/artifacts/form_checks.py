@@ -1,34 +1,24 @@
 """Each form of an artifact read for what it is, without making a model of it."""
 
-import math
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from ...dsl.syntax.diagnostics import Reject
-from .load import POINTS, facts, forms_of, members
-from .manifest import NAME, Manifest, artifact_broken, verify_files
+from .load import POINTS, forms_of, members, target_class, target_of
+from .manifest import Manifest, verify_files
 
 
 def check_forms(path: Path, manifest: Manifest) -> list[str]:
-    """The forms that an artifact has, each read by the rules for files that come from anybody.
+    """The forms that an artifact has, each read by its target's rules for files that come from anybody.
 
     Raises Reject where a file is not the one of the manifest, or a form holds what effc would not take.
     """
     verify_files(path, manifest)
-    if not facts(manifest.kind):
-        raise Reject(
-            artifact_broken(
-                f"{path / NAME} names a target that effc does not have",
-                help="use the effc that wrote it, or a newer one",
-            )
-        )
+    target = target_class(manifest.kind)
     present = [form for form in forms_of(manifest.kind) if (path / form).is_dir()]
     for form in present:
-        _CHECKS[form](path / form)
+        target.check_folder(path / form)
         _check_beside(path / form)
     for name, folder in members(path, manifest):
-        _CHECKS[folder.name](folder)
+        target_of(folder, None).check_folder(folder)
         _check_beside(folder)
         present.append(f"{POINTS}/{name}/{folder.name}")
     return present
@@ -44,107 +34,3 @@ def _check_beside(folder: Path) -> None:
         read_generation(path)
         if tokenizer_files(path):
             load_tokenizer(path, str(path))
-
-
-def _adapter(folder: Path) -> None:
-    from .adapter import check
-
-    check(folder)
-    _checkpoint(folder.parent / "base")
-
-
-def _reft(folder: Path) -> None:
-    from .reft import read
-
-    read(folder)
-    base = folder.parent / "base" / "compact"
-    if base.is_dir():
-        _compact(base)
-
-
-def _checkpoint(folder: Path) -> None:
-    from ..models.checkpoints.checkpoint import parse_config
-    from ..models.checkpoints.config_bounds import check_numbers
-    from ..models.checkpoints.model_folder import read_config, refuse_adapter
-    from ..models.checkpoints.weights import find_weights
-
-    config, weights = read_config(folder / "config.json", str(folder)), find_weights(folder, str(folder))
-    refuse_adapter(folder, str(folder))
-    check_numbers(config, weights.slots, str(folder))
-    parse_config(config)
-    _check_shapes(config, {name: slot.shape for name, slot in weights.slots.items()}, str(folder))
-
-
-def _check_shapes(config: dict[str, Any], stored: Mapping[str, tuple[int, ...]], label: str) -> None:
-    """Raises Reject (other-weights) where a model of the config, without storage, has other shapes than the weights of
-    its names, or far more numbers."""
-    import torch
-
-    from ..models.checkpoints.checkpoint import build, check_names, check_size
-
-    with torch.device("meta"):
-        module = build(config, "float32")
-    check_size(module, sum(math.prod(shape) for shape in stored.values()))
-    tensors = module.state_dict()
-    both = [(name, shape, tuple(tensors[name].shape)) for name, shape in stored.items() if name in tensors]
-    other = [(name, shape, expected) for name, shape, expected in both if tuple(shape) != expected]
-    check_names({"mismatched_keys": other, "missing_keys": (), "unexpected_keys": ()}, label)
-
-
-def _compact(folder: Path) -> None:
-    from ..ir import graph_json
-    from ..ir.edits import Edits
-    from ..models.checkpoints.checkpoint import parse_config
-    from ..models.checkpoints.config_bounds import check_numbers
-    from ..models.checkpoints.weights import find_weights
-    from .compact_config import read_record
-    from .model_loading import SPARE, edited
-
-    record = read_record(folder)
-    check_numbers(record["base"], find_weights(folder, str(folder)).slots, str(folder), spare=SPARE)
-    parse_config(record["base"])
-    for entry in Edits.from_json(record["edits"]).graphs.values():
-        graph_json.load(entry["graph"])
-    edited(folder, record)
-
-
-def _program(folder: Path) -> None:
-    from .exported import check
-
-    check(folder)
-
-
-def _native(folder: Path) -> None:
-    from ..runtimes.native.opening import verify
-
-    verify(folder)
-
-
-def _onnx(folder: Path) -> None:
-    from ..core.environment import check_modules
-    from ..runtimes.onnx.checking import check, graphs_in, weights
-
-    check_modules(("onnx",), "onnx", "an artifact of the target `onnx`")
-    for name in graphs_in(folder):
-        weights(folder, check(folder, name), name)
-
-
-def _gguf(folder: Path) -> None:
-    from ..runtimes.gguf.engine import FILE
-    from ..runtimes.gguf.facts import facts_of
-    from ..runtimes.gguf.reading import read
-
-    facts_of(read(folder / FILE))
-
-
-_CHECKS: dict[str, Callable[[Path], None]] = {
-    "model": _checkpoint,
-    "compat": _checkpoint,
-    "compact": _compact,
-    "program": _program,
-    "native": _native,
-    "onnx": _onnx,
-    "gguf": _gguf,
-    "adapter": _adapter,
-    "reft": _reft,
-}

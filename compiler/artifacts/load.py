@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.events import Listener, Warned, silent
 from ..core.warned import other_versions
-from ..plugin.interfaces import LoadRequest
 from ..plugin.registry import Registry
-from .manifest import NAME, Manifest, no_artifact, read_manifest, verify_files
+from ..plugin.target import LoadRequest
+from .manifest import NAME, Manifest, artifact_broken, no_artifact, read_manifest, verify_files
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from ..plugin.target import Target
 
 POINTS = "points"  # of a front: the folder that has one for each point
 
@@ -142,6 +144,29 @@ def facts(kind: str) -> Mapping[str, Any]:
     """Header of a target; {} for a word that is no target's, whatever a manifest calls itself."""
     word = _shelf().vocabulary.word("target", kind)
     return word.facts if word else {}
+
+
+def target_class(kind: str) -> "type[Target]":
+    """Target of a manifest's kind. Raises Reject (artifact-broken) where effc has none of that name."""
+    if not facts(kind):
+        raise Reject(
+            artifact_broken(
+                f"an artifact names the target `{kind}`, which effc does not have",
+                help="use the effc that wrote it or a newer one, and install the package that has its target",
+            )
+        )
+    return _shelf().load("target", kind)
+
+
+def target_of_artifact(path: Path) -> "type[Target] | None":
+    """Target that wrote an artifact; None for a folder without a manifest. Raises Reject as `target_class` does."""
+    return target_class(read_manifest(path).kind) if (path / NAME).is_file() else None
+
+
+def deed_of(kind: str, folder: str) -> str:
+    """Sentence about what becomes of a folder of an artifact; "" where no target says."""
+    writer = kind_of(folder)
+    return next((text for k in (kind, writer) if k and (text := facts(k).get("does", {}).get(folder))), "")
 
 
 def forms_of(kind: str) -> tuple[str, ...]:

@@ -7,30 +7,12 @@ from pathlib import Path
 
 from ...dsl.syntax.diagnostics import Reject
 from ..core.safe_read import read_json
+from .load import deed_of
 from .manifest import Manifest, artifact_files, read_manifest, verify_files
 from .signature import signatures, signs
 
 _CODE = (".py", ".so", ".dll", ".dylib", ".pyd", ".sh", ".exe")
 _MAX_BYTES = 1 << 20  # of a config that is read
-
-DOES = {
-    "model": "transformers builds a stock model from `model/config.json` and maps its safetensors",
-    "compat": "transformers builds a stock model from `compat/config.json` and maps its safetensors",
-    "compact": "effc builds the original from its config, replays listed edits, and maps safetensors",
-    "reft": "effc finds the base that it names, compares its hash, and inserts effc's own modules",
-    "base": "is the model of the interventions or adapters beside it: transformers builds it and maps its safetensors",
-    "adapter": "low-rank adapters are read by a closed form and put onto `base/`",
-    "points": "holds several results, each with its own forms: `effc pick` copies one",
-    "onnx": "ONNX Runtime runs a graph of listed ops, from the bytes that were checked",
-    "gguf": "counts and places are held against the file, then effc's engine computes with its tensors",
-    "program": "torch runs an exported graph of listed operators",
-    "native": "effc's engine runs a plan that is checked first, over packed weights",
-    "knowledge": "samples are put into prompts, and `effc run` and `serve` may train adapters on them",
-    "embedder": "transformers builds a sentence encoder and maps its safetensors",
-    "reward": "a small reward model scores answers",
-    "fedapp": "is a Flower App: `effc federate up` runs its Python files where they are those that effc writes; "
-    "`flwr run` runs whatever they are",
-}
 
 
 @dataclass(frozen=True)
@@ -149,4 +131,5 @@ def _recipe(manifest: Manifest) -> Iterator[Check]:
 def _deeds(manifest: Manifest) -> Iterator[Check]:
     folders = dict.fromkeys(name.partition("/")[0] for name in manifest.files if "/" in name)
     for folder in folders:
-        yield Check(folder, DOES.get(folder, "is nothing that effc loads"), "ok" if folder in DOES else "note")
+        deed = deed_of(manifest.kind, folder)
+        yield Check(folder, deed or "is nothing that effc loads", "ok" if deed else "note")

@@ -30,7 +30,7 @@ from ..ir.layers.fast_mixers import as_library
 from ..models.rows.forward import REMEDY, not_a_number
 from ..models.rows.inputs import is_encoder_decoder
 from ..models.rows.packed_inputs import SAMPLES, bands_of, frames_of, sees_and_reads
-from ..plugin.interfaces import Form
+from ..plugin.target import Form
 from . import fork_server
 from .manifest import Check
 from .verify_child import GENERATION, INPUT_PREFIX, OPENED, STEPS, TEXT, continues, generate, inputs_for, probe
@@ -54,6 +54,7 @@ PADDED = {torch.float32: 1e-4}  # zeros change how sums are blocked, hence their
 COARSEST = 0.8  # of root mean squares, that a form may be off because the model itself is in bfloat16
 _HALF = {"same": 2**-6, "padded": 2**-4}  # bfloat16 rounds at 2**-8, and over some layers
 SECONDS = 1800
+_OPENERS = Path(__file__).with_name("openers")
 _CACHES = {"cache", "past_key_values"}  # what forwards call the keys and values of tokens before
 
 
@@ -84,12 +85,13 @@ def verify(
         with announce(f"{form.folder} in a fresh process, {number} of {len(present)}"):
             expected, plain = by_steps[form.steps]
             probe_inputs = inputs if text is None else {**inputs, TEXT: text}
-            actual = reopen(artifact / form.folder, form.opens, probe_inputs, attention_of(model), seconds, form.steps)
+            folder, opener = artifact / form.folder, opener_of(form)
+            actual = reopen(folder, opener, probe_inputs, attention_of(model), seconds, form.steps)
             if text is not None:
                 on_text_logits(form, actual.pop(TEXT))
             reference = plain if form.opens == "plain" else expected
             rounded = form.rounds(model) if form.rounds else None
-            routes = rounded is not None and form.routes(artifact / form.folder)
+            routes = rounded is not None and form.routes(folder)
             compare_form = partial(
                 compare, expected=reference, actual=actual, dtype=next(model.parameters()).dtype, routes=routes
             )
@@ -192,15 +194,20 @@ def _attentions(config: Any) -> str | dict[str, Any]:
     )
 
 
+def opener_of(form: Form) -> Path:
+    """Python file that opens a form: one of effc's, or the target's own."""
+    return Path(form.opens) if form.opens.endswith(".py") else _OPENERS / f"{form.opens}.py"
+
+
 def reopen(
     folder: Path,
-    how: str,
+    opener: Path,
     inputs: Mapping[str, torch.Tensor],
     attention: str,
     seconds: float = SECONDS,
     steps: int = STEPS,
 ) -> dict[str, torch.Tensor]:
-    """Outputs that a fresh process computes from a folder. `how` is a Form's `opens`."""
+    """Outputs that a fresh process computes from a folder, which the Python file `opener` opens."""
     from safetensors.torch import load_file, save_file
 
     with tempfile.TemporaryDirectory(prefix="effc-verify-") as scratch:
@@ -209,7 +216,7 @@ def reopen(
         threads = str(torch.get_num_threads())
         try:
             done = fork_server.run(
-                [how, str(folder), str(inputs_file), str(outputs), attention, threads, str(steps)],
+                [str(opener), str(folder), str(inputs_file), str(outputs), attention, threads, str(steps)],
                 _environment(),
                 seconds,
                 lambda started: tick(*parts(started, outputs)),

@@ -1,7 +1,8 @@
 """Reopens a checkpoint folder in a process of its own and says what it computes.
 
-Run by path, `python -P verify_child.py plain FOLDER INPUTS OUTPUTS ...`: a folder for plain transformers is
-opened with plain transformers, and nothing of effc is imported. `effc` instead opens it with `effc.load`.
+Run by path, `python -P verify_child.py OPENER FOLDER INPUTS OUTPUTS ...`: the Python file OPENER, which comes with
+effc or with a target and never with an artifact, has a function `load(folder, attention)`. Here nothing of effc is
+imported, so that a folder for plain transformers is opened without it.
 `--nursery` does so in forks of a process that has imported transformers, a job a line (`fork_server.py` asks).
 `probe` is also what the compiling process runs on its own model, so both sides compute by the same lines.
 """
@@ -9,10 +10,10 @@ opened with plain transformers, and nothing of effc is imported. `effc` instead 
 import inspect
 import json
 import os
+import runpy
 import sys
 import traceback
 from select import select
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,7 +27,6 @@ INPUT_PREFIX = "given."  # before names of a plain module's inputs
 STARTS = {"decoder_start_token_id", "bos_token_id"}  # of which `generate` of two sides needs one
 OPENED = ".opened"  # behind the name of the outputs: a file that says that the folder is open
 VOCABULARY_SIZES = ("decoder_vocab_size", "src_vocab_size")  # of a translator with two vocabularies
-STEP, STEP_FACTS = "step.pt2", "step.json"  # beside an exported program: one that continues text, and what it takes
 
 
 @torch.no_grad()
@@ -173,185 +173,14 @@ def inputs_for(config, seed: int = 0, images: bool = False, behind: bool = False
     return {"ids": ids, "mask": mask.flip(1) if behind else mask}
 
 
-def load_plain(folder: str, attention: str) -> nn.Module:
-    import transformers
-
-    with open(f"{folder}/config.json", encoding="utf-8") as file:
-        kind = getattr(transformers, json.load(file)["architectures"][0])
-    model, info = kind.from_pretrained(
-        folder, dtype="auto", local_files_only=True, output_loading_info=True, attn_implementation=attention or None
-    )
-    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    problems = {name: sorted(map(str, info[name])) for name in kinds if info[name]}
-    if problems:
-        raise SystemExit(f"transformers reports {json.dumps(problems)[:500]}")
-    assert not any(name.split(".")[0] == "effc" for name in sys.modules), "effc was imported"
-    return model.eval()
-
-
-def load_effc(folder: str, attention: str) -> nn.Module:
-    from effc.compiler.artifacts.load import load
-
-    model = load(folder, kernels=False)  # as the recipe says, like the model in memory
-    if attention:
-        model.set_attn_implementation(attention)
-    return model.eval()
-
-
-class Exported(nn.Module):
-    """A program of torch: takes its inputs by name or in order, as the module that it was made of.
-
-    One of tokens needs no mask where all are seen, and no positions where they count what is seen. It only evaluates.
-
-    params   numbers of all its weights, where packed ones (uint8) are among them; None where the file states none
-    """
-
-    def __init__(self, program: nn.Module, names: tuple[str, ...], params: int | None = None):
-        super().__init__()
-        self.program, self.names, self.params = program, names, params
-        self.training, self.stored_bytes = False, None
-
-    @property
-    def n_params(self) -> int | None:
-        packed = any(b.dtype == torch.uint8 for b in self.buffers())
-        return self.params if packed else sum(p.numel() for p in self.parameters())
-
-    def forward(self, *args: Tensor, **kwargs: Tensor):
-        kwargs = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        if "input_ids" in kwargs:
-            kwargs.setdefault("attention_mask", torch.ones_like(kwargs["input_ids"]))
-            kwargs.setdefault("position_ids", (kwargs["attention_mask"].cumsum(-1) - 1).clamp(min=0))
-            kwargs = {name: kwargs[name] for name in self.names if name in kwargs}
-        return self.program(**kwargs)
-
-    def train(self, mode: bool = True) -> "Exported":
-        assert not mode, "an exported program has no training mode"
-        return self
-
-
-class Stepped(nn.Module):
-    """A program that continues text, with keys and values of a stated number of tokens; by torch alone.
-
-    step     given, before, past -> logits, past
-    facts    what `step.json` says
-    plain    of whole prompts
-    """
-
-    def __init__(self, step: nn.Module, facts: dict, plain: nn.Module):
-        super().__init__()
-        self.step, self.facts, self.plain = step, facts, plain
-
-    def can_generate(self) -> bool:
-        return True
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
-    ) -> Tensor:
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return self.plain(input_ids=input_ids, attention_mask=mask)
-
-    def _empty(self, rows: int) -> list[Tensor]:
-        kind, context = getattr(torch, self.facts["dtype"]), self.facts["context"]
-        return [torch.zeros(rows, heads, context, d, dtype=kind) for heads, d in self.facts["past"]]
-
-    def _longer(self, mask: Tensor) -> Tensor:
-        ones = torch.ones(len(mask), self.facts["context"] - mask.shape[1], dtype=mask.dtype)
-        return torch.cat([mask, ones], 1)
-
-    def _call(self, ids: Tensor, mask: Tensor, before: int, past: list[Tensor]):
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, before : before + ids.shape[1]]
-        available = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        inputs = {name: available[name] for name in self.facts["inputs"]}
-        return self.step(given=inputs, before=torch.tensor(before), past=past)
-
-    def generate(self, input_ids: Tensor, attention_mask: Tensor, generation_config):
-        """Greedy: logits step by step, and rows of prompt and new tokens."""
-        mask, past, outputs = self._longer(attention_mask), self._empty(len(input_ids)), []
-        ids, rows, before = input_ids, input_ids, 0
-        for _ in range(generation_config.max_new_tokens):
-            logits, past = self._call(ids, mask, before, past)
-            before += ids.shape[1]
-            outputs.append(logits[:, -1])
-            ids = logits[:, -1:].argmax(-1)
-            rows = torch.cat([rows, ids], 1)
-        return SimpleNamespace(logits=tuple(outputs), sequences=rows)
-
-
-def load_exported(folder: str, attention: str) -> nn.Module:
-    if os.path.exists(f"{folder}/kernels.json"):  # it calls effc's kernels, and is loaded as its note says
-        import effc.kernels.ops  # noqa: F401 (torch knows effc's ops from here on)
-    names = {"inputs.json": ""}
-    program = torch.export.load(f"{folder}/model.pt2", extra_files=names)
-    plain = Exported(program.module(), tuple(json.loads(names["inputs.json"])))
-    if not os.path.exists(f"{folder}/{STEP}"):
-        return plain
-    with open(f"{folder}/{STEP_FACTS}", encoding="utf-8") as file:
-        return Stepped(torch.export.load(f"{folder}/{STEP}").module(), json.load(file), plain)
-
-
-def load_native(folder: str, attention: str) -> nn.Module:
-    """Load a model that runs outside torch: native engine, ONNX Runtime, GGUF."""
-    from effc.compiler.artifacts.load import load
-
-    return load(folder, check="sha256")
-
-
-def load_peft(folder: str, attention: str) -> nn.Module:
-    """An adapter folder on the base beside it, by peft and plain transformers."""
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(load_plain(os.path.join(os.path.dirname(folder), "base"), attention), folder)
-    assert not any(name.split(".")[0] == "effc" for name in sys.modules), "effc was imported"
-    return model.eval()
-
-
-class LlamaCpp(nn.Module):
-    """llama.cpp's logits of rows, each computed alone; keys and values in float32."""
-
-    def __init__(self, file: str):
-        super().__init__()
-        import llama_cpp
-
-        exact = {"type_k": 0, "type_v": 0, "flash_attn": False, "n_threads": torch.get_num_threads()}
-        self.llama = llama_cpp.Llama(file, n_ctx=64, n_batch=64, logits_all=True, verbose=False, **exact)
-
-    def can_generate(self) -> bool:
-        return False
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
-    ) -> Tensor:
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        logits = torch.zeros((*input_ids.shape, self.llama.n_vocab()))
-        for row, (ids, is_token) in enumerate(zip(input_ids, mask.bool(), strict=True)):
-            self.llama.reset()
-            self.llama.eval(ids[is_token].tolist())
-            logits[row, is_token] = torch.tensor(self.llama.scores[: int(is_token.sum())])
-        return logits
-
-
-def load_llama(folder: str, attention: str) -> nn.Module:
-    return LlamaCpp(f"{folder}/model.gguf")
-
-
-OPENERS = {
-    "llama": load_llama,
-    "plain": load_plain,
-    "peft": load_peft,
-    "effc": load_effc,
-    "torch": load_exported,
-    "native": load_native,
-    "onnx": load_native,
-    "gguf": load_native,
-}
-
-
-def main(how: str, folder: str, inputs_file: str, outputs: str, attention: str, threads: str, steps: str = str(STEPS)):
+def main(
+    opener: str, folder: str, inputs_file: str, outputs: str, attention: str, threads: str, steps: str = str(STEPS)
+):
     from safetensors.torch import load_file, save_file
 
     torch.set_num_threads(int(threads))
     attends = json.loads(attention) if attention.startswith("{") else attention  # of each part, where they differ
-    inputs, model = load_file(inputs_file), OPENERS[how](folder, attends)
+    inputs, model = load_file(inputs_file), runpy.run_path(opener)["load"](folder, attends)
     open(outputs + OPENED, "w").close()
     text = inputs.pop(TEXT, None)
     outputs_named = probe(model, inputs, int(steps))

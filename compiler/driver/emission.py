@@ -28,7 +28,7 @@ from ..core.quantity import count_text, size
 from ..ir.outcome import Front, Model, Outcome
 from ..ir.program import Program
 from ..plugin.context import Context
-from ..plugin.interfaces import Form, Target
+from ..plugin.target import Form, Target
 from ..transforms.supernet.family import Family
 from ..transforms.training.unmerged import Unmerged
 from .judging.accounting import Accounting, RecordedLogits

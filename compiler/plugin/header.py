@@ -13,11 +13,11 @@ from typing import Any
 
 from ...dsl.checker import values
 from ...dsl.checker.vocabulary import REQUIRED, Param, Word
-from . import interfaces
+from . import interfaces, target
 
 BASES = {
     "pass": interfaces.Pass,
-    "target": interfaces.Target,
+    "target": target.Target,
     "metric": interfaces.Metric,
     "data": interfaces.Data,
     "model": interfaces.Source,

@@ -1,4 +1,4 @@
-"""The five small abstract classes that files of the shelves hold, and `param`.
+"""Abstract classes of plug-ins but targets (`plugin/target.py`), and `param`.
 
 A file in passes/, compiler/targets, compiler/evaluation/metrics, compiler/inputs/data or compiler/inputs/sources
 holds one final subclass. Its header (docstring, class-level literals, `param` fields) is literal: `effc check` reads
@@ -6,22 +6,19 @@ it from the source without importing the file (compiler/plugin/header.py), a tes
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 if TYPE_CHECKING:
     import torch
 
     from ...dsl.checker.skeleton import Skeleton
     from ...dsl.checker.values import DataRef
-    from ...dsl.syntax.diagnostics import Diagnostic
     from ..ir.outcome import Outcome
     from ..ir.program import Program
     from .clock import Clock
     from .context import Context
-    from .weight_sizes import Weights
 
 _MISSING = object()
 
@@ -189,137 +186,6 @@ class Pass(Plugin):
     def effort(self, skeleton: "Skeleton", ctx: "Context") -> Effort:
         """Cost besides scores; none where it neither trains nor refits."""
         return Effort()
-
-
-@dataclass(frozen=True)
-class Form:
-    """A folder of an artifact that a fresh process reopens, to compare what it computes with the model in memory.
-
-    folder      below the artifact; where there is none nothing is checked
-    member      of the outcome that it holds, which it is compared with
-    opens       "plain": transformers alone, or "effc": `effc.load`; "torch": torch alone; "native": the native engine
-    padded      zeros fill it up, which changes the order of sums
-    rounds      where numbers are rounded coarsely: model -> how far logits may be off, as a share of root mean
-                squares, since the largest of many thousand errors says little; else their dtype says it, of the largest
-    routes      folder -> whether experts are chosen in it: of what rounds, some tokens then meet others
-    reason      for that share
-    generates   whether it continues prompts, where the model does
-    steps       how many greedy tokens it is asked for
-    """
-
-    folder: str
-    opens: str
-    padded: bool = False
-    rounds: "Callable[[torch.nn.Module], float] | None" = None
-    routes: Callable[[Path], bool] = lambda folder: False
-    reason: str = ""
-    generates: bool = True
-    member: str = ""
-    steps: int = 8
-
-
-@dataclass(frozen=True)
-class LoadRequest:
-    """Options of a caller of `effc.load`; see there."""
-
-    dtype: "torch.dtype | None" = None
-    device: Any = None
-    base: Any = None
-    threads: int | None = None
-    sequences: int | None = None
-    steady: bool = False
-    kernels: bool = True
-    mapped: bool | None = None
-
-
-class ArtifactSummary(Protocol):
-    """Content of a folder, for people and for programs."""
-
-    def draw(self) -> str: ...
-
-    def to_json(self) -> Any: ...
-
-
-class Target(Plugin):
-    """Writes files, nothing else: the compiler hashes them, writes the manifest and renames the folder.
-
-    loads          {folder: sentence}: what `effc.load` opens, the best first, and how the model card says it is opened
-    marks          {folder: file} by which such a folder is known, where that is not config.json; or one of several,
-                   with spaces between
-    needs_whole_model  whether loading compares all hashes unless it is told otherwise
-    upon           it holds no model of its own: a caller may name the one that it goes onto
-    on_cpu         what it writes is computed by an engine of the CPU, whatever device a compile is on
-    describes_artifacts  it writes one file about the pipeline's artifacts, after them, which is none itself
-    use            what to do with an artifact that holds no model to load
-    result_kinds   kinds of results that it can write: "model", "adapters", "front"
-    later          why bounds that are `in` it can't be judged when it is written: it has to be run first
-    cannot_hold    {condition: {what: reason}}: what of `Pass.makes` it refuses, e.g.
-                   {"form: stock": {"uneven widths": "the config has one width for all layers"}}
-    """
-
-    loads: ClassVar[dict[str, str]] = {}
-    marks: ClassVar[dict[str, str]] = {}
-    verifies_hashes: ClassVar[bool] = True
-    upon: ClassVar[bool] = False
-    on_cpu: ClassVar[bool] = False
-    describes_artifacts: ClassVar[bool] = False
-    use: ClassVar[str] = ""
-    result_kinds: ClassVar[tuple[str, ...]] = ("model",)
-    later: ClassVar[str] = ""
-    cannot_hold: ClassVar[dict[str, dict[str, str]]] = {}
-
-    path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)
-
-    def files(self, weights: "Weights") -> tuple[int, dict[str, float]]:
-        """About how many bytes it writes of a model, and how it packs its numbers, as `Effort.work`."""
-        return weights.bytes, {}
-
-    def write(self, outcome: "Outcome", into: Path, ctx: "Context") -> None:
-        """Write the artifact's files into an empty folder; a target that holds more than models says how."""
-        self.emit(outcome.program, into, ctx)
-
-    def emit(self, program: "Program", into: Path, ctx: "Context") -> None:
-        """Write a model's files into an empty folder."""
-        raise AssertionError(f"{type(self).__name__} holds no model")
-
-    def write_about(self, sheets: Sequence[Any], file: Path) -> None:
-        """Write the file of a target that is `about` artifacts; `sheets` has a `pages.sheet.Sheet` for each of them."""
-        raise AssertionError(f"{type(self).__name__} tells nothing of others")
-
-    def foresee(self, ctx: "Context") -> None:
-        """Raise Reject where it could not write the recipe's model, whatever its weights: asked before passes run."""
-
-    def lacks(self, before: "Sequence[Pass]") -> "Diagnostic | None":
-        """Diagnostic for a requirement that no earlier pass meets, unless the weights already do."""
-        return None
-
-    @classmethod
-    def open(cls, folder: Path, load_request: LoadRequest) -> "tuple[torch.nn.Module, Mapping[str, str] | None]":
-        """The model in one of the folders that it `loads`, and the versions that wrote it where the folder says so."""
-        raise AssertionError(f"{cls.__name__} holds no model to load")
-
-    @classmethod
-    def summary(cls, folder: Path) -> "ArtifactSummary | None":
-        """Picture of such a folder for `effc inspect`, where that is not a model's structure."""
-        return None
-
-    @classmethod
-    def results(cls, path: Path, ctx: "Context") -> "Iterator[tuple[str, torch.nn.Module]] | None":
-        """Models that running an artifact led to, by name, each good until the next; None where it was not run."""
-        return None
-
-    @classmethod
-    def words(cls, folder: Path) -> Path:
-        """Path of the tokenizer of such a folder."""
-        return folder
-
-    def forms(self) -> tuple[Form, ...]:
-        """The folders that it may have written and that load as models."""
-        return ()
-
-    def forms_of(self, outcome: "Outcome") -> tuple[Form, ...]:
-        """Forms of a written artifact, where they depend on the outcome."""
-        return self.forms()
 
 
 class Metric(Plugin):

@@ -11,7 +11,8 @@ from ..artifacts.verify import verify
 from ..ir.outcome import Front, Outcome
 from ..models.checkpoints.model_folder import open_folder
 from ..plugin.context import Context
-from ..plugin.interfaces import Form, Target, param
+from ..plugin.interfaces import param
+from ..plugin.target import Form, Target
 from ..transforms.supernet import shared_weights
 from ..transforms.supernet.family import Family as Choices
 from . import hf
@@ -36,6 +37,7 @@ class Family(Target):
     """
 
     result_kinds = ("front",)
+    does = {"shared": "is one model that points are cut out of: transformers builds it and maps its safetensors"}
     use = "take a model out of it: `effc pick ARTIFACT --point NAME`, or with limits such as `--params 1.6M`"
 
     shard: Bytes = param("Largest size of one weights file.", default=Bytes(5_000_000_000))

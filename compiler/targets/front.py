@@ -7,7 +7,8 @@ from ..artifacts.load import POINTS
 from ..ir import outcome as kinds
 from ..ir.outcome import Outcome
 from ..plugin.context import Context
-from ..plugin.interfaces import Form, Target, param
+from ..plugin.interfaces import param
+from ..plugin.target import Form, Target
 from . import hf
 
 
@@ -23,6 +24,7 @@ class Front(Target):
     """
 
     result_kinds = ("front",)
+    does = {"points": "holds several results, each with its own forms: `effc pick` copies one"}
     use = "take a model out of it: `effc pick ARTIFACT --point NAME`, or with limits such as `--params 1.6M`"
 
     shard: Bytes = param("Largest size of one weights file.", default=Bytes(5_000_000_000))

@@ -1,7 +1,7 @@
 """A GGUF file, as llama.cpp and what is built on it read models."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +15,11 @@ from ..ir.program import Program
 from ..models.checkpoints.pretrained import pretrained
 from ..models.checkpoints.sidecar_files import companions
 from ..plugin.context import Context
-from ..plugin.interfaces import Form, LoadRequest, Pass, Target, param
+from ..plugin.interfaces import Pass, param
+from ..plugin.target import Form, LoadRequest, Target
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 FOLDER = "gguf"
@@ -60,6 +62,7 @@ class Gguf(Target):
     on_cpu = True
     loads = {"gguf": '`gguf/model.gguf` is for llama.cpp and its kin; `effc.load(".")` and `effc run .` read it too.'}
     marks = {"gguf": "model.gguf"}
+    does = {"gguf": "counts and places are held against the file, then effc's engine computes with its tensors"}
     cannot_hold = {
         "": {
             "packed weights": "llama.cpp packs weights in its own ways",
@@ -104,11 +107,30 @@ class Gguf(Target):
 
     def forms(self) -> tuple[Form, ...]:
         rounds = partial(share_of, self.type)
-        native_form = Form(FOLDER, "gguf", rounds=rounds, reason=_REASON, steps=32)
+        native_form = Form(FOLDER, "engine", rounds=rounds, reason=_REASON, steps=32)
         if find_spec("llama_cpp") is None:
             return (native_form,)
         in_llama = partial(share_in_llama, self.type)
         return (native_form, Form(FOLDER, "llama", rounds=in_llama, reason="llama.cpp: " + _REASON, generates=False))
+
+    @classmethod
+    def check_folder(cls, folder: Path) -> None:
+        from ..runtimes.gguf.engine import FILE
+        from ..runtimes.gguf.facts import facts_of
+        from ..runtimes.gguf.reading import read
+
+        facts_of(read(folder / FILE))
+
+    @classmethod
+    def tensors(cls, file: Path) -> "Iterator[tuple[str, torch.Tensor]]":
+        from ..runtimes.gguf.engine import FILE
+        from ..runtimes.gguf.reading import read
+
+        if file.name != FILE:
+            yield from super().tensors(file)
+        else:
+            stored = read(file)
+            yield from ((entry, stored.tensor(entry)) for entry in stored.entries)
 
     @classmethod
     def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from ...dsl.checker.values import Bytes
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..artifacts.artifact import NOTES
-from ..artifacts.compact_config import KEY, read_record, record, seal
+from ..artifacts.checkpoint_folders import CheckpointTarget
+from ..artifacts.compact_config import KEY, record, seal
 from ..artifacts.compat import Padding, padding
 from ..artifacts.stock import stock_config
 from ..ir.program import Program
@@ -18,7 +19,8 @@ from ..models.checkpoints.meta_init import cut_tables
 from ..models.checkpoints.sidecar_files import companions
 from ..models.checkpoints.tensor_files import Piece, write_tensors
 from ..plugin.context import Context
-from ..plugin.interfaces import Form, LoadRequest, Target, param
+from ..plugin.interfaces import param
+from ..plugin.target import Form
 from ..plugin.weight_sizes import Weights
 
 cannot_write_form = Fault("cannot-write-form", "A recipe asks for a checkpoint that its model can't have.")
@@ -26,7 +28,7 @@ cannot_write_form = Fault("cannot-write-form", "A recipe asks for a checkpoint t
 FORMS = (Form("compact", "effc"), Form("model", "plain"), Form("compat", "plain", padded=True))
 
 
-class Hf(Target):
+class Hf(CheckpointTarget):
     """Checkpoint folders that transformers or `effc.load` read.
 
     `model/` is an ordinary checkpoint; it is written where the shapes are those of some config. Otherwise
@@ -43,6 +45,11 @@ class Hf(Target):
         "model": '`model/` is an ordinary checkpoint: `AutoModelForCausalLM.from_pretrained("model")`.',
         "compat": "`compat/` has the original shapes, filled with zeros: loads with plain transformers, same "
         "logits, none of the saving.",
+    }
+    does = {
+        "model": "transformers builds a stock model from `model/config.json` and maps its safetensors",
+        "compat": "transformers builds a stock model from `compat/config.json` and maps its safetensors",
+        "compact": "effc builds the original from its config, replays listed edits, and maps safetensors",
     }
     cannot_hold = {
         "form: stock": {
@@ -85,21 +92,6 @@ class Hf(Target):
 
     def forms(self) -> tuple[Form, ...]:
         return FORMS
-
-    @classmethod
-    def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, Any]:
-        from ..artifacts.model_loading import rebuild, stock_model
-        from ..ir.layers.fast_mixers import quicken
-
-        versions = None
-        if folder.name in ("model", "compat"):
-            model: Any = stock_model(folder, load_request.dtype)
-        else:
-            body = read_record(folder)
-            model, versions = rebuild(folder, body, load_request.dtype), body.get("versions", {})
-        if load_request.kernels:
-            quicken(model)
-        return model, versions
 
     def _chosen(self, model: Any, reasons: list[str], notes: list[str]) -> tuple[str, ...]:
         """Forms to write; Reject where stock is named and impossible, for `reasons`."""

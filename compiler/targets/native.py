@@ -1,5 +1,6 @@
 """Artifact of the native engine: packed weights and a plan of the decode step, for CPUs."""
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -7,10 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from ...dsl.syntax.diagnostics import Reject
 from ..artifacts.load import other_kind
 from ..plugin.context import Context
-from ..plugin.interfaces import Form, LoadRequest, Target, param
+from ..plugin.interfaces import param
+from ..plugin.target import Form, LoadRequest, Target
 from ..plugin.weight_sizes import Weights
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from ..ir.program import Program
@@ -71,6 +74,7 @@ class Native(Target):
     on_cpu = True
     loads = {"native": '`native/` is run by effc\'s engine: `effc.load(".")`, `effc run .` or `effc serve .`.'}
     marks = {"native": "plan.json"}
+    does = {"native": "effc's engine runs a plan that is checked first, over packed weights"}
     verifies_hashes = False
     cannot_hold = {"": {"interventions": "the engine has no step that edits hidden states of the prompt"}}
     conflicts = {
@@ -144,7 +148,24 @@ class Native(Target):
 
         numbers = Numbers.of_words(self.weights, self.inputs, self.group, self.head)
         stored = frozenset((numbers.weights, numbers.head))
-        return (Form(FOLDER, "native", rounds=partial(share_of, stored), routes=_routes, reason=_REASON),)
+        return (Form(FOLDER, "engine", rounds=partial(share_of, stored), routes=_routes, reason=_REASON),)
+
+    @classmethod
+    def check_folder(cls, folder: Path) -> None:
+        from ..runtimes.native.opening import verify
+
+        verify(folder)
+
+    @classmethod
+    def tensors(cls, file: Path) -> "Iterator[tuple[str, torch.Tensor]]":
+        from ...kernels.packed_linear import unpacked
+        from ..runtimes.native.plan_files import WEIGHTS, read, tensors
+
+        if file.name != WEIGHTS:
+            yield from super().tensors(file)
+        else:
+            for name, x in tensors(file.parent, read(file.parent), mapped=True).items():
+                yield name, unpacked(x) if str(x.dtype) == "torch.uint8" else x
 
     @classmethod
     def summary(cls, folder: Path) -> Any:

@@ -1,5 +1,6 @@
 """ONNX for ONNX Runtime: decoders with keys and values as inputs and outputs, anything else as it is."""
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -9,9 +10,11 @@ from ..core.environment import check_modules
 from ..ir.program import Program
 from ..models.checkpoints.sidecar_files import companions
 from ..plugin.context import Context
-from ..plugin.interfaces import Form, LoadRequest, Target, param
+from ..plugin.interfaces import param
+from ..plugin.target import Form, LoadRequest, Target
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 FOLDER = "onnx"
@@ -51,6 +54,7 @@ class Onnx(Target):
         "onnx": '`onnx/model.onnx` is run by ONNX Runtime: `effc.load(".")`, `effc run .`, or any other host of it.'
     }
     marks = {"onnx": "model.onnx encoder_model.onnx"}
+    does = {"onnx": "ONNX Runtime runs a graph of listed ops, from the bytes that were checked"}
     cannot_hold = {
         "": {
             "packed weights": "ONNX has no ops that read them",
@@ -84,7 +88,23 @@ class Onnx(Target):
         foresee(ctx)
 
     def forms(self) -> tuple[Form, ...]:
-        return (Form(FOLDER, "onnx", rounds=partial(share_of, self.dynamic), reason=_REASON, steps=32),)
+        return (Form(FOLDER, "engine", rounds=partial(share_of, self.dynamic), reason=_REASON, steps=32),)
+
+    @classmethod
+    def check_folder(cls, folder: Path) -> None:
+        from ..runtimes.onnx.checking import check, graphs_in, weights
+
+        check_modules(("onnx",), cls.extra, "an artifact of the target `onnx`")
+        for name in graphs_in(folder):
+            weights(folder, check(folder, name), name)
+
+    @classmethod
+    def tensors(cls, file: Path) -> "Iterator[tuple[str, torch.Tensor]]":
+        from ..runtimes.onnx.checking import check, weights
+
+        if file.suffix != ".onnx":
+            return super().tensors(file)
+        return iter(weights(file.parent, check(file.parent, file.stem), file.stem).items())
 
     @classmethod
     def summary(cls, folder: Path) -> Any:

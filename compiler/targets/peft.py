@@ -10,7 +10,8 @@ from ..core.environment import check_modules
 from ..ir.outcome import Outcome
 from ..models.checkpoints.sidecar_files import companions
 from ..plugin.context import Context
-from ..plugin.interfaces import Form, LoadRequest, Target, param
+from ..plugin.interfaces import param
+from ..plugin.target import Form, LoadRequest, Target
 from ..transforms.training.unmerged import Unmerged
 from . import hf
 
@@ -40,6 +41,10 @@ class Peft(Target):
         'from_pretrained("base"), "adapter")`, or `effc.load(".")`.'
     }
     marks = {"adapter": "adapter_config.json"}
+    does = {
+        "adapter": "low-rank adapters are read by a closed form and put onto `base/`",
+        "base": "is the model of the adapters beside it: transformers builds it and maps its safetensors",
+    }
     extra = "tune"
     requires = ("peft",)
 
@@ -64,6 +69,14 @@ class Peft(Target):
 
     def forms(self) -> tuple[Form, ...]:
         return (Form(ADAPTER, "peft"),)
+
+    @classmethod
+    def check_folder(cls, folder: Path) -> None:
+        from ..artifacts.adapter import check
+        from ..artifacts.checkpoint_folders import check_checkpoint
+
+        check(folder)
+        check_checkpoint(folder.parent / BASE)
 
     @classmethod
     def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:

@@ -10,7 +10,7 @@ from ..artifacts.pruning_config import pruning_config_of
 from ..ir.capture.capture import capture
 from ..ir.program import Program
 from ..plugin.context import Context
-from ..plugin.interfaces import Target
+from ..plugin.target import Target
 
 
 class PruningConfig(Target):

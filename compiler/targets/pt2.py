@@ -1,18 +1,21 @@
 """A program of torch alone, which reads neither effc nor transformers."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..artifacts.artifact import NOTES
-from ..artifacts.verify_child import STEP
+from ..artifacts.openers.export import STEP
 from ..core.json_errors import first_line
 from ..ir.program import Program
 from ..plugin.context import Context
-from ..plugin.interfaces import Form, LoadRequest, Target, param
+from ..plugin.interfaces import param
+from ..plugin.target import Form, LoadRequest, Target
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 cannot_export = Fault(
@@ -55,6 +58,7 @@ class Pt2(Target):
 
     loads = {"program": '`program/model.pt2` is a program of torch alone: `torch.export.load`, or `effc.load(".")`.'}
     marks = {"program": "model.pt2"}
+    does = {"program": "torch runs an exported graph of listed operators"}
 
     context: int | None = param(
         "Tokens that keys and values of a program which continues text have places for; without it none is written.",
@@ -124,7 +128,19 @@ class Pt2(Target):
 
     def forms(self) -> tuple[Form, ...]:
         generates, steps = bool(self.context), 32 if self.context else 8
-        return (Form(FOLDER, "torch", padded=generates, generates=generates, steps=steps),)
+        return (Form(FOLDER, "export", padded=generates, generates=generates, steps=steps),)
+
+    @classmethod
+    def check_folder(cls, folder: Path) -> None:
+        from ..artifacts.exported import check
+
+        check(folder)
+
+    @classmethod
+    def tensors(cls, file: Path) -> "Iterator[tuple[str, torch.Tensor]]":
+        from ..artifacts.exported import tensors
+
+        return tensors(file) if file.suffix == ".pt2" else super().tensors(file)
 
     @classmethod
     def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..artifacts import reft
 from ..artifacts.artifact import NOTES
+from ..artifacts.checkpoint_folders import check_compact
 from ..artifacts.compact_config import KEY
 from ..artifacts.load import load
 from ..artifacts.manifest import NAME, no_artifact
@@ -16,7 +17,8 @@ from ..ir.layers.reft import interventions
 from ..ir.program import Program
 from ..models.checkpoints.model_folder import read_config
 from ..plugin.context import Context
-from ..plugin.interfaces import Form, LoadRequest, Target, param
+from ..plugin.interfaces import param
+from ..plugin.target import Form, LoadRequest, Target
 from ..transforms.editing.interventions import insert, remove
 from . import hf
 
@@ -42,6 +44,10 @@ class Reft(Target):
         '`effc.load(".", base="folder")` onto one that you name (needs `pip install effc`).'
     }
     marks = {"reft": "reft.json"}
+    does = {
+        "reft": "effc finds the base that it names, compares its hash, and inserts effc's own modules",
+        "base": "is the model of the interventions beside it: transformers builds it and maps its safetensors",
+    }
     upon = True
     needs = {"reft.insert": "it writes the interventions that a step inserts"}
 
@@ -69,6 +75,13 @@ class Reft(Target):
 
     def forms(self) -> tuple[Form, ...]:
         return (Form(reft.FOLDER, "effc"),)
+
+    @classmethod
+    def check_folder(cls, folder: Path) -> None:
+        reft.read(folder)
+        base = folder.parent / reft.BASE / "compact"
+        if base.is_dir():
+            check_compact(base)
 
     @classmethod
     def words(cls, folder: Path) -> Path:

@@ -8,7 +8,7 @@ from ..artifacts.pages.chart import check_packages
 from ..artifacts.pages.page import page
 from ..core.cache import write_atomic
 from ..plugin.context import Context
-from ..plugin.interfaces import Target
+from ..plugin.target import Target
 
 if TYPE_CHECKING:
     from ..artifacts.pages.sheet import ReportData

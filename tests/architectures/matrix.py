@@ -29,12 +29,12 @@ from pathlib import Path
 
 import torch
 from effc.compiler.artifacts import verify_child
-from effc.compiler.artifacts.verify import compare, inputs_of
+from effc.compiler.artifacts.verify import compare, inputs_of, opener_of
 from effc.compiler.artifacts.verify_child import probe
 from effc.compiler.core.architectures import Matrix, markdown, matrix
 from effc.compiler.evaluation import equivalence
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.plugin.interfaces import Form
+from effc.compiler.plugin.target import Form
 from effc.compiler.targets.native import Native
 from effc.dsl.syntax.diagnostics import Reject
 from torch import nn
@@ -183,7 +183,7 @@ def reopen(written: list[ScorePairs], folder: Path) -> None:
         given = w.folder.parent / "inputs.safetensors"
         save_file(w.inputs, given)
         jobs += [
-            [form.opens, str(w.folder / form.folder), str(given), str(w.folder / f"{form.folder}.outputs")]
+            [str(opener_of(form)), str(w.folder / form.folder), str(given), str(w.folder / f"{form.folder}.outputs")]
             for form in w.forms
         ]
     listed = folder / "jobs.json"

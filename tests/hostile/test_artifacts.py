@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.artifacts.finite_weights import _sound, _tensors
-from effc.compiler.artifacts.load import load
+from effc.compiler.artifacts.finite_weights import _sound
+from effc.compiler.artifacts.load import load, target_class
+from effc.compiler.artifacts.manifest import read_manifest
 from effc.compiler.artifacts.signature import new_key, sign
 from effc.compiler.models.checkpoints.safetensors_header import read_header
 from effc.compiler.runtimes.gguf import reading as gguf
@@ -345,7 +346,8 @@ def test_verify_names_weights_of_graphs_that_are_no_numbers(honest, kind, tmp_pa
     case = tmp_path / kind
     shutil.copytree(honest / kind, case)
     graph = next(f for f in files_of(case) if f.suffix in (".pt2", ".onnx"))
-    name, weight = next((n, x) for n, x in _tensors(graph) if x.dim() == 2 and x.is_floating_point())
+    tensors = target_class(read_manifest(case).kind).tensors(graph)
+    name, weight = next((n, x) for n, x in tensors if x.dim() == 2 and x.is_floating_point())
     own = weight.detach().contiguous().numpy().tobytes()
     del weight  # which is mapped from the file
     file, at = next((f, at) for f in files_of(case) if (at := f.read_bytes().find(own)) >= 0)

@@ -14,6 +14,8 @@ LEAF_FUNCTIONS = {
     "artifacts/artifact.py": "notes of a draft",
     "artifacts/compact_config.py": "a config that transformers has just written",
     "artifacts/verify_child.py": "what this compile emitted; it knows nothing of effc",
+    "artifacts/openers/export.py": "what this compile emitted; it knows nothing of effc",
+    "artifacts/openers/plain.py": "what this compile emitted; it knows nothing of effc",
     "analysis/discovery/structure.py": "a skeleton of the zoo",
     "cli/editor/forecast.py": "questions of the editor's own process",
     "cli/editor/hints.py": "answers of a process that it started",

@@ -16,7 +16,8 @@ from ...core.cache import Cache
 from ...core.memory import fits_in_memory, is_large
 from ...core.speed_cache import speeds
 from ...core.speeds import Speeds
-from ...plugin.interfaces import Effort, Pass, Target
+from ...plugin.interfaces import Effort, Pass
+from ...plugin.target import Target
 from . import shrink
 from .peak_memory import MARGIN, changed_bytes, is_mapped, itemsize, standing
 

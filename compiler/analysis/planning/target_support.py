@@ -8,7 +8,8 @@ from ...core.error_location import with_location
 from ...core.events import Warned
 from ...core.warned import may_be_refused
 from ...plugin.context import Context
-from ...plugin.interfaces import Lossy, Target
+from ...plugin.interfaces import Lossy
+from ...plugin.target import Target
 
 # What a step acts on that leaves every kind of module in place: no such step makes a model what a target takes.
 _STAYING = ("linear", "channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_channels", "ssm_state")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...artifacts.verify_child import Exported
+from ...artifacts.openers.export import Exported
 from ...models.rows.chat_template import conversation
 from ...models.rows.inputs import device_of
 from ...models.rows.packed_inputs import is_speech_encoder_decoder

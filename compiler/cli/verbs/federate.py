@@ -71,8 +71,8 @@ def _deploy(folder: Path, shared: Shared, data: Sequence[Path], port: int) -> "D
     from ...apps.federation.declaration import NAME, check_base, read_declaration
     from ...apps.federation.deployment import check_flower, up
     from ...apps.federation.generated_code import check_code
+    from ...apps.federation.simulated_run import recipe_folder
     from ...artifacts.manifest import verify_files
-    from .federation_run import data_folder
 
     target = deployment_folder(folder)
     check_flower()
@@ -81,7 +81,7 @@ def _deploy(folder: Path, shared: Shared, data: Sequence[Path], port: int) -> "D
     if not shared.trust_remote_code:
         check_code(folder, declared)
     check_base(declared, folder / declared.folder, shared.cache_folder)
-    common = folder if data else data_folder(folder)
+    common = folder if data else recipe_folder(folder)
     deployment = up(folder, declared, target, common, list(data), shared.cache_folder, port)
     shared.screen.note(f"run {deployment.run} on {declared.clients} nodes, SuperLink at 127.0.0.1:{deployment.port}")
     return deployment

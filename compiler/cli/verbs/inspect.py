@@ -11,7 +11,7 @@ from .flags import Shared, verb
 if TYPE_CHECKING:
     from ....dsl.checker.skeleton import Skeleton
     from ...artifacts.manifest import Manifest
-    from ...plugin.interfaces import ArtifactSummary
+    from ...plugin.target import ArtifactSummary
 
 unknown_layer = Fault("unknown-layer", "`--graph` names no repeated layer of the model.", exit="usage")
 

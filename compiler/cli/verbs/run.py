@@ -58,26 +58,15 @@ def register(app: typer.Typer) -> None:
             from ...driver.pick import folder_of
 
             model = str(folder_of(Path(model), pick, speaks=True))
-        from .federation_run import federate, is_federation
+        from ...artifacts.load import target_of_artifact
+        from ...plugin.target import RunRequest
 
-        if is_federation(model):
-            return federate(Path(model), shared)
-        if prompt is None and not sys.stdin.isatty():
-            prompt = sys.stdin.read().rstrip("\n")
-        from ...apps.rttc.app_folder import is_app
-
-        if is_app(model):
-            from .rttc_chat import answer_lines
-
-            return answer_lines(
-                model,
-                prompt,
-                shared,
-                knowledge,
-                explain,
-                {"max_tokens": max_new_tokens, "temperature": temperature, "seed": shared.seed},
-            )
-        return _talk(model, prompt, shared, max_new_tokens, temperature, adapter, mapped)
+        request = RunRequest(
+            Path(model), shared.screen, shared.settings(), prompt, max_new_tokens, temperature, knowledge, explain
+        )
+        target = target_of_artifact(Path(model))
+        if target is None or not target.run(request):
+            _talk(model, request.text(), shared, max_new_tokens, temperature, adapter, mapped)
 
 
 def _talk(

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ....dsl.syntax.diagnostics import Reject
+from ...apps.rttc.guided_opening import no_such_role
 from ...core.environment import check_modules
 from ...driver.models import check_model_path
 from .exit_codes import interrupted
 from .flags import Shared, finite, knowledge_url, mapped_weights, size, verb
-from .services import Service, guided_service, library_service, model_service, no_such_role
+from .services import Service, guided_service, library_service, model_service
 
 if TYPE_CHECKING:
     from ...apps.serving.access_log import AccessLog

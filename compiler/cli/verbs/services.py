@@ -1,25 +1,11 @@
 """Services of `effc serve`: a model, a client of test-time compute, a knowledge base."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ....dsl.syntax.diagnostics import Fault, Reject
 from .flags import Shared
-
-if TYPE_CHECKING:
-    from ...apps.rttc.guided import GuidedModel
-    from ...apps.rttc.retrieval import Remote
-
-no_such_role = Fault(
-    "no-such-role",
-    "A folder was to be served in a role that it can't have.\n\n"
-    "Folders of the target `rttc` have two: `client` answers, `server` gives samples to clients.",
-    exit="usage",
-)
-
 
 _MAX_CACHE_BYTES = 512 << 20  # bytes of keys and values that are held for requests that go on with earlier ones
 
@@ -70,10 +56,11 @@ def model_service(
 
 def guided_service(location: str, name: str, shared: Shared, queue: int, knowledge: str | None) -> Service:
     from ...apps.rttc.chat_server import GuidedServer, application
+    from ...apps.rttc.guided_opening import guided
     from ...driver.models import computing
 
     with computing(location):
-        front = GuidedServer(name, guided(location, shared, knowledge), queue)
+        front = GuidedServer(name, guided(location, shared.settings(), knowledge), queue)
     return Service(
         name, application(front), lambda path, status, _: front.answers.labels(path, str(status)).inc(), front.stop
     )
@@ -106,26 +93,3 @@ def library_service(location: str, name: str, shared: Shared, engine: str) -> Se
         lambda path, status, _: library.answers.labels(path, str(status)).inc(),
         lambda: None,
     )
-
-
-def guided(location: str, shared: Shared, knowledge: str | None) -> "GuidedModel":
-    """The client of a folder; its model, base and rewards are compared with the manifest first."""
-    from ...apps.rttc.app import client_of, read_app
-    from ...artifacts.manifest import read_manifest, verify_files
-    from ...driver.models import open_model
-
-    folder, app = Path(location), read_app(Path(location))
-    opened = open_model(location, shared.settings(), speaks=True)
-    verify_files(folder, read_manifest(folder))
-    return client_of(app, folder, opened.model, opened.tokenizer, shared.cache_folder, remote(knowledge))
-
-
-def remote(url: str | None) -> "Remote | None":
-    """A server of samples; EFFC_KNOWLEDGE_KEY is the key that it asks for."""
-    from ...apps.rttc.retrieval import Remote
-
-    if url is None:
-        return None
-    if not url.startswith(("http://", "https://")):
-        raise Reject(no_such_role(f"`{url}` is no address of a server", help="write http://HOST:PORT"))
-    return Remote(url, os.environ.get("EFFC_KNOWLEDGE_KEY", ""))

@@ -54,29 +54,9 @@ def read_forms(artifact: Path, manifest: "Manifest", cache: Path) -> list[str]:
     `effc doctor --trust` reads them by this, too."""
     from ...artifacts.finite_weights import check_finite
     from ...artifacts.form_checks import check_forms
+    from ...artifacts.load import target_class
 
     forms = check_forms(artifact, manifest)
     check_finite(artifact, manifest)
-    if manifest.kind == "flower":
-        check_federation(artifact, cache)
-    if manifest.kind == "rttc":
-        check_app(artifact)
+    target_class(manifest.kind).check_artifact(artifact, cache)
     return forms
-
-
-def check_app(artifact: Path) -> None:
-    """Raises Reject where the description of test-time compute, or its knowledge base, is not what effc writes."""
-    from ...apps.rttc.app import KNOWLEDGE, read_app
-    from ...apps.rttc.knowledge import open_base
-
-    read_app(artifact)
-    open_base(artifact / KNOWLEDGE)
-
-
-def check_federation(artifact: Path, cache: Path) -> None:
-    """Raises Reject where the declaration is not one, or is of another model than lies beside it."""
-    from ...apps.federation.app import PACKAGE
-    from ...apps.federation.declaration import NAME, check_base, read_declaration
-
-    declared = read_declaration(artifact / PACKAGE / NAME)
-    check_base(declared, artifact / declared.folder, cache)

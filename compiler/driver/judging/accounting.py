@@ -21,7 +21,7 @@ from ...ir.weights import distinct
 from ...models.rows.forward import evaluating
 from ...models.rows.inputs import device_of
 from ...plugin.context import Context
-from ...plugin.interfaces import Form
+from ...plugin.target import Form
 
 if TYPE_CHECKING:
     from ...analysis.planning.plan import Plan

@@ -10,7 +10,7 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.bypass import staying
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.artifacts import verify_child
+from effc.compiler.artifacts import openers, verify_child
 from effc.compiler.artifacts.compat import padding
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.artifacts.verify import attention_of, compare
@@ -124,8 +124,8 @@ REOPEN = """
 import runpy, sys, json
 from safetensors.torch import load_file, save_file
 child = runpy.run_path(sys.argv[1])
-for how, folder, attention in json.loads(sys.argv[2]):
-    model = child["load_plain" if how == "plain" else "load_effc"](folder, attention).eval()
+for opener, folder, attention in json.loads(sys.argv[2]):
+    model = runpy.run_path(opener)["load"](folder, attention).eval()
     save_file(child["probe"](model, load_file(folder + "/../inputs.safetensors")), folder + ".out.safetensors")
 """
 
@@ -139,7 +139,12 @@ def reopen(jobs: list[tuple[str, Path, str]]) -> None:
             "-c",
             "import torch; torch.set_num_threads(1)\n" + REOPEN,
             verify_child.__file__,
-            json.dumps([[how, str(folder), attention] for how, folder, attention in jobs]),
+            json.dumps(
+                [
+                    [str(Path(openers.__file__).with_name(f"{opens}.py")), str(folder), attention]
+                    for opens, folder, attention in jobs
+                ]
+            ),
         ],
         cwd=root,
         capture_output=True,

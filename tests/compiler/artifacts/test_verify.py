@@ -11,7 +11,7 @@ from effc.compiler.artifacts import verify_child
 from effc.compiler.artifacts.artifact import write
 from effc.compiler.artifacts.manifest import Manifest, read_manifest
 from effc.compiler.artifacts.verify import compare, verify
-from effc.compiler.plugin.interfaces import Form
+from effc.compiler.plugin.target import Form
 from effc.compiler.targets.hf import FORMS, Hf
 from safetensors.torch import load_file, save_file
 

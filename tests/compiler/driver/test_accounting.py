@@ -10,7 +10,7 @@ from effc.compiler.artifacts.form_losses import Account, account_rows, table
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.driver.api import compile
 from effc.compiler.driver.judging.accounting import CACHE_BYTES, Accounting, RecordedLogits, _row_count
-from effc.compiler.plugin.interfaces import Form
+from effc.compiler.plugin.target import Form
 from torch import nn
 from torch.nn import functional
 

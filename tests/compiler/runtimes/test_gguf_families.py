@@ -4,7 +4,7 @@ import pytest
 import torch
 from effc.compiler.artifacts.verify_child import inputs_for, probe
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.plugin.interfaces import LoadRequest
+from effc.compiler.plugin.target import LoadRequest
 from effc.compiler.runtimes.gguf.architectures import KINDS
 from effc.compiler.runtimes.gguf.families import FAMILIES
 from effc.compiler.runtimes.gguf.pretokenizers import DOUBT, cut_of, only_by_merges
@@ -105,7 +105,7 @@ def gelu_by_table(x):
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0"])
 @pytest.mark.parametrize("case", CASES)
 def test_llama_cpp_computes_what_the_file_says_for_it(tmp_path, case, kind, monkeypatch):
-    from effc.compiler.artifacts.verify_child import LlamaCpp
+    from effc.compiler.artifacts.openers.llama import LlamaCpp
 
     pytest.importorskip("llama_cpp")
     monkeypatch.setattr("effc.compiler.runtimes.gguf.engine._gelu", gelu_by_table)

@@ -13,7 +13,7 @@ from effc.compiler.driver import api
 from effc.compiler.evaluation.metrics.bytes import Bytes
 from effc.compiler.evaluation.metrics.params import Params
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.plugin.interfaces import LoadRequest
+from effc.compiler.plugin.target import LoadRequest
 from effc.compiler.runtimes.gguf.reading import read
 from effc.compiler.runtimes.gguf.refusal import cannot_write_gguf
 from effc.compiler.runtimes.onnx.refusal import cannot_write_onnx

@@ -15,7 +15,7 @@ from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.evaluation.metrics.params import Params
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.plugin.interfaces import LoadRequest
+from effc.compiler.plugin.target import LoadRequest
 from effc.compiler.targets.onnx import Onnx
 from effc.compiler.targets.pt2 import Pt2
 from effc.dsl.syntax.diagnostics import Reject

@@ -2,19 +2,21 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from .....dsl.checker.values import Bytes, DataRef, Duration, Ratio, Selector
+from ....artifacts.checkpoint_folders import CheckpointTarget
 from ....ir.program import Program
 from ....plugin.context import Context
-from ....plugin.interfaces import ArtifactSummary, Form, LoadRequest, Target, param
+from ....plugin.interfaces import param
+from ....plugin.target import ArtifactSummary, Form, RunRequest
 from ....targets.hf import Hf
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class Flower(Target):
+class Flower(CheckpointTarget):
     """A Flower App: clients that keep their data train adapters of the model together.
 
     The folder holds the model, `pyproject.toml`, a server and a client on Flower's message API, and
@@ -60,6 +62,10 @@ class Flower(Target):
     loads = {
         "compact": '`compact/` is the model that clients start from: `effc.load(".")`.',
         "model": "`model/` is the model that clients start from, an ordinary checkpoint.",
+    }
+    does = {
+        "fedapp": "is a Flower App: `effc federate up` runs its Python files where they are those that effc writes; "
+        "`flwr run` runs whatever they are"
     }
     later = "it speaks of what the federation gives: `effc run`, then `effc test`"
     extra: ClassVar[str] = "tune"
@@ -284,8 +290,19 @@ class Flower(Target):
         return (Form("compact", "effc"), Form("model", "plain"))
 
     @classmethod
-    def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, Any]:
-        return Hf.open(folder, load_request)
+    def check_artifact(cls, artifact: Path, cache_folder: Path) -> None:
+        from ..app import PACKAGE
+        from ..declaration import NAME, check_base, read_declaration
+
+        declared = read_declaration(artifact / PACKAGE / NAME)
+        check_base(declared, artifact / declared.folder, cache_folder)
+
+    @classmethod
+    def run(cls, request: RunRequest) -> bool:
+        from ..simulated_run import simulate_artifact
+
+        simulate_artifact(request)
+        return True
 
     @classmethod
     def summary(cls, folder: Path) -> "ArtifactSummary":

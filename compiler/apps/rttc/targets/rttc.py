@@ -2,19 +2,24 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .....dsl.checker.values import Bytes
 from .....dsl.syntax.diagnostics import Fault, Reject
 from ....artifacts.artifact import NOTES
+from ....artifacts.checkpoint_folders import CheckpointTarget
 from ....ir.program import Program
 from ....plugin.context import Context
-from ....plugin.interfaces import Form, LoadRequest, Target, param
+from ....plugin.interfaces import param
+from ....plugin.target import Form, RunRequest
 from ....targets.hf import FORMS, Hf
 from ....targets.native import FOLDER, Native
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 no_questions = Fault(
     "no-dev-questions",
@@ -25,7 +30,7 @@ no_questions = Fault(
 no_graded = Fault("no-graded-answers", "A scorer was to be trained without graded answers.")
 
 
-class Rttc(Target):
+class Rttc(CheckpointTarget):
     """A client and a server that answer with test-time compute, guided by a reward.
 
     Each query is answered directly, with samples of a knowledge base in the prompt (`rag`), or after a short training
@@ -42,6 +47,11 @@ class Rttc(Target):
         "compact": '`compact/` is the client\'s model: `effc.load(".")`; `effc run .` and `effc serve .` use all.',
         "model": "`model/` is the client's model, an ordinary checkpoint; `effc run .` and `effc serve .` use all.",
         "compat": "`compat/` is the same, filled with zeros for plain transformers.",
+    }
+    does = {
+        "knowledge": "samples are put into prompts, and `effc run` and `serve` may train adapters on them",
+        "embedder": "transformers builds a sentence encoder and maps its safetensors",
+        "reward": "a small reward model scores answers",
     }
     extra = "rttc"
     requires = ("peft",)
@@ -212,8 +222,25 @@ class Rttc(Target):
         write_atomic(into / NAME, (json.dumps(app.to_json(), indent=2, sort_keys=True) + "\n").encode())
 
     @classmethod
-    def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, Any]:
-        return Hf.open(folder, load_request)
+    def check_artifact(cls, artifact: Path, cache_folder: Path) -> None:
+        from ..app import KNOWLEDGE, read_app
+        from ..knowledge import open_base
+
+        read_app(artifact)
+        open_base(artifact / KNOWLEDGE)
+        if (artifact / FOLDER).is_dir():
+            Native.check_folder(artifact / FOLDER)
+
+    @classmethod
+    def tensors(cls, file: Path) -> "Iterator[tuple[str, Tensor]]":
+        return Native.tensors(file)
+
+    @classmethod
+    def run(cls, request: RunRequest) -> bool:
+        from ..conversation import answer_lines
+
+        answer_lines(request)
+        return True
 
     def forms(self) -> tuple[Form, ...]:
         return (*FORMS, *Native(path=self.path).forms())

@@ -20,8 +20,8 @@ from effc.compiler.apps.federation.secure import LEAST
 from effc.compiler.apps.federation.simulation import simulate
 from effc.compiler.apps.federation.state import state_hash
 from effc.compiler.apps.federation.targets.flower import Flower
+from effc.compiler.artifacts.load import target_of_artifact
 from effc.compiler.cli.main import main
-from effc.compiler.cli.verbs.federation_run import is_federation
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.dsl.syntax.diagnostics import Reject
@@ -92,7 +92,7 @@ def test_the_folder_is_an_app_and_its_model_loads(artifact):
     }
     for name in ("server_app", "client_app"):
         compile((artifact / "fedapp" / f"{name}.py").read_text(), name, "exec")
-    assert is_federation(str(artifact))
+    assert target_of_artifact(artifact) is Flower
     assert api.load(artifact).config.hidden_size == 128
 
 

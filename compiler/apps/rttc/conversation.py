@@ -1,47 +1,44 @@
 """`effc run` of a folder of the target `rttc`: one answer, or line by line, with what was decided."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ....dsl.syntax.diagnostics import Reject
-from .flags import Shared
+from ...plugin.target import RunRequest
 
 if TYPE_CHECKING:
-    from ...apps.rttc.generation import Settings
-    from ...apps.rttc.guided import Answered, GuidedModel
-    from ...apps.rttc.policy import Decision
+    from .generation import Settings
+    from .guided import Answered, GuidedModel
+    from .policy import Decision
 
 
-def answer_lines(
-    folder: str, prompt: str | None, shared: Shared, knowledge: str | None, explain: bool, sampling: Mapping[str, Any]
-) -> None:
+def answer_lines(request: RunRequest) -> None:
     """Answer a prompt, or the lines that a person writes until Ctrl-D; each stands for itself."""
-    from ...apps.rttc.generation import Settings
     from ...driver.models import computing
-    from .services import guided
+    from .generation import Settings
+    from .guided_opening import guided
 
-    with computing(folder):
-        client, settings = guided(folder, shared, knowledge), Settings(**sampling)
-        return _query(client, prompt, shared, explain, settings)
+    prompt, sampling = request.text(), Settings(request.max_new_tokens, request.temperature, seed=request.settings.seed)
+    with computing(str(request.artifact)):
+        client = guided(str(request.artifact), request.settings, request.knowledge)
+        try:
+            _query(client, prompt, request, sampling)
+        finally:
+            client.lists.flush()
+            client.states.flush()
 
 
-def _query(client: "GuidedModel", prompt: str | None, shared: Shared, explain: bool, settings: "Settings") -> None:
-    try:
-        if prompt is not None:
-            return _show(
-                client.answer_conversation([{"role": "user", "content": prompt}], settings), prompt, shared, explain
-            )
-        while (line := _line()) is not None:
-            try:
-                if line.strip():
-                    _show(
-                        client.answer_conversation([{"role": "user", "content": line}], settings), line, shared, explain
-                    )
-            except Reject as rejection:
-                shared.screen.complain(rejection.diagnostics, "run")
-    finally:
-        client.lists.flush()
-        client.states.flush()
+def _query(client: "GuidedModel", prompt: str | None, request: RunRequest, sampling: "Settings") -> None:
+    def answer(question: str) -> "Answered":
+        return client.answer_conversation([{"role": "user", "content": question}], sampling)
+
+    if prompt is not None:
+        return _show(answer(prompt), prompt, request)
+    while (line := _line()) is not None:
+        try:
+            if line.strip():
+                _show(answer(line), line, request)
+        except Reject as rejection:
+            request.screen.complain(rejection.diagnostics, "run")
     return None
 
 
@@ -52,9 +49,9 @@ def _line() -> str | None:
         return None
 
 
-def _show(answered: "Answered", prompt: str, shared: Shared, explain: bool) -> None:
-    screen = shared.screen
-    if shared.format == "json":
+def _show(answered: "Answered", prompt: str, request: RunRequest) -> None:
+    screen = request.screen
+    if screen.format == "json":
         screen.answer_json(
             "run",
             prompt=prompt,
@@ -66,7 +63,7 @@ def _show(answered: "Answered", prompt: str, shared: Shared, explain: bool) -> N
         )
         return
     screen.answer(answered.text)
-    if explain or answered.decision.note:
+    if request.explain or answered.decision.note:
         screen.note(explained(answered.decision))
 
 

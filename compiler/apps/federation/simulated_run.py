@@ -4,50 +4,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ....dsl.syntax.diagnostics import Reject
+from ...plugin.target import RunRequest, Screen
 
 if TYPE_CHECKING:
-    from ...apps.federation.declaration import Declaration
-    from ...apps.federation.rounds import Federation
-    from .flags import Shared
+    from .declaration import Declaration
+    from .rounds import Federation
 
 
-def is_federation(path: str) -> bool:
-    """Whether a path is an artifact of the target `flower`."""
-    from ...artifacts.manifest import NAME, read_manifest
-
-    return (Path(path) / NAME).is_file() and read_manifest(Path(path)).kind == "flower"
-
-
-def federate(path: Path, shared: "Shared") -> None:
+def simulate_artifact(request: RunRequest) -> None:
     """Simulate, and write the states to a folder beside the artifact; killed, the next call goes on."""
-    from ...apps.federation.app import PACKAGE
-    from ...apps.federation.declaration import NAME, read_declaration
-    from ...apps.federation.results import write_results
-    from ...apps.federation.simulation import simulate
-    from ...apps.federation.table import HEAD, line
     from ...artifacts.manifest import verify_files
     from ...core.safe_read import reject_links
     from ...driver.models import computing
+    from .app import PACKAGE
+    from .declaration import NAME, read_declaration
+    from .results import write_results
+    from .simulation import simulate
+    from .table import HEAD, line
 
-    path = path.resolve()  # `.` has no name, and results lie beside it by its name
+    path = request.artifact.resolve()  # `.` has no name, and results lie beside it by its name
     into = path.with_name(f"{path.name}-result")
     reject_links(into)
     verify_files(path)
     declared = read_declaration(path / PACKAGE / NAME)
-    data, screen = data_folder(path), shared.screen
+    data, screen = recipe_folder(path), request.screen
     if screen.format != "json":
         screen.answer(HEAD)
     on_round = (lambda r: None) if screen.format == "json" else (lambda r: screen.answer(line(r)))
     with computing(str(path)):
-        run = simulate(declared, path / declared.folder, data, shared.settings(), on_round)
+        run = simulate(declared, path / declared.folder, data, request.settings, on_round)
     write_results(run.strategy.results(), run.course, declared, into, path)
     if screen.format == "json":
         return screen.answer_json("run", rounds=[r.to_json() for r in run.course.rounds], result=str(into))
-    return _sum_up(run, declared, into, shared)
+    return _sum_up(run, declared, into, screen)
 
 
-def data_folder(path: Path) -> Path:
-    """The folder of the recipe: what its data's paths start from."""
+def recipe_folder(path: Path) -> Path:
+    """Folder of an artifact's recipe: what paths of its data start from."""
     from ...artifacts.manifest import read_manifest
     from ...driver.judging.retest import recipe_lost, recipe_of
 
@@ -64,20 +57,18 @@ def data_folder(path: Path) -> Path:
     return file.parent
 
 
-def _sum_up(run: "Federation", declared: "Declaration", into: Path, shared: "Shared") -> None:
-    from ...apps.federation.noise import privacy
-    from ...apps.federation.rounds import lines
+def _sum_up(run: "Federation", declared: "Declaration", into: Path, screen: Screen) -> None:
     from ...core.quantity import count_text, size
+    from .noise import privacy
+    from .rounds import lines
 
     for text in lines(run.course.rounds):
-        shared.screen.note(text)
+        screen.note(text)
     if declared.stream:
-        from ...apps.federation.stream import forgotten
+        from .stream import forgotten
 
         worse = ", ".join(f"{value:+.4f}" for value in forgotten(run.course.rounds))
-        shared.screen.note(f"tasks before the last, nats per token since their own rounds: {worse}")
+        screen.note(f"tasks before the last, nats per token since their own rounds: {worse}")
     if declared.clip:
-        shared.screen.note(privacy(run.course.rounds, declared))
-    shared.screen.note(
-        f"{count_text(len(run.course.rounds), 'round')}, {size(run.course.bytes)} sent; states in {into}"
-    )
+        screen.note(privacy(run.course.rounds, declared))
+    screen.note(f"{count_text(len(run.course.rounds), 'round')}, {size(run.course.bytes)} sent; states in {into}")

@@ -1,0 +1,42 @@
+"""Client of test-time compute, opened from its folder."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+
+if TYPE_CHECKING:
+    from ...core.settings import Settings
+    from .guided import GuidedModel
+    from .retrieval import Remote
+
+no_such_role = Fault(
+    "no-such-role",
+    "A folder was to be served in a role that it can't have.\n\n"
+    "Folders of the target `rttc` have two: `client` answers, `server` gives samples to clients.",
+    exit="usage",
+)
+
+
+def guided(location: str, settings: "Settings", knowledge: str | None) -> "GuidedModel":
+    """The client of a folder; its model, base and rewards are compared with the manifest first."""
+    from ...artifacts.manifest import read_manifest, verify_files
+    from ...driver.models import open_model
+    from .app import client_of, read_app
+
+    folder, app = Path(location), read_app(Path(location))
+    opened = open_model(location, settings, speaks=True)
+    verify_files(folder, read_manifest(folder))
+    return client_of(app, folder, opened.model, opened.tokenizer, settings.cache_dir, remote(knowledge))
+
+
+def remote(url: str | None) -> "Remote | None":
+    """A server of samples; EFFC_KNOWLEDGE_KEY is the key that it asks for."""
+    from .retrieval import Remote
+
+    if url is None:
+        return None
+    if not url.startswith(("http://", "https://")):
+        raise Reject(no_such_role(f"`{url}` is no address of a server", help="write http://HOST:PORT"))
+    return Remote(url, os.environ.get("EFFC_KNOWLEDGE_KEY", ""))
