@@ -158,8 +158,10 @@ def _facts(word: Word) -> Iterator[str]:
             "seeded": "Deterministic for a seed.",
             "nondeterministic": "Not deterministic.",
         }[facts["determinism"]]
+        if facts["changes"]:
+            yield f"Changes {' and '.join(facts['changes'])}."
         for name, reason in facts["after"].items():
-            yield f"Comes after {name}: {reason}."
+            yield f"Comes after {name.replace('changes: ', 'every pass that changes ')}: {reason}."
         for condition, effect in facts["makes"].items():
             yield f"Makes {effect}{f' with `{condition}`' if condition else ''}."
     if word.kind == "target":

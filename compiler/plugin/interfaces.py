@@ -126,7 +126,10 @@ class Pass(Plugin):
     divides        the parameter whose number divides the inputs of every module, 0 for all, or whose pattern of zeros
                    ("2:4") does; within: the one that is no larger than hidden states are wide, or whose numbers are
                    no larger than every module
-    after          {pass: reason}: if both occur in a line, this one must come later
+    changes        "weights": it gives weights of modules other numbers or shapes; "branches": it takes whole branches,
+                   scans or layers out, so that what is left of a layer gets a graph of its own
+    after          {pass: reason}: if both occur in a line, this one must come later; {"changes: weights": reason} for
+                   every pass that changes them
     makes          {conditions: what}: what some targets can't hold, e.g. {"spread: greedy": "uneven widths"};
                    "" always holds
     determinism    "deterministic", "seeded" or "nondeterministic"
@@ -141,6 +144,7 @@ class Pass(Plugin):
     keeps: ClassVar[Close | Lossy] = Lossy()
     acts_on: ClassVar[str] = ""
     everywhere: ClassVar[bool] = False
+    changes: ClassVar[tuple[str, ...]] = ()
     after: ClassVar[dict[str, str]] = {}
     makes: ClassVar[dict[str, str]] = {}
     determinism: ClassVar[str] = "seeded"

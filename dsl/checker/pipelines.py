@@ -1,5 +1,6 @@
 """Steps of a pipeline, in order, those of called modules included."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ..syntax import ast
@@ -191,18 +192,25 @@ def _report_order(line: PipelineBuild) -> None:
         for i, early in enumerate(before):
             rules = early.word.facts.get("after", {}) if early.word else {}
             for late in before[i + 1 :]:
-                if late.word and late.word.name in rules and (early.name, late.name) not in reported:
+                reason = _reason_to_follow(late.word, rules) if late.word else None
+                if reason is not None and (early.name, late.name) not in reported:
                     reported.add((early.name, late.name))
                     line.scope.report(
                         wrong_order(
                             f"`{early.name}` runs before `{late.name}`, but {early.word.name} must come after "
                             f"{late.word.name}",
                             early.span,
-                            note=rules[late.word.name],
+                            note=reason,
                             related=((late.span, "the one to run first"),),
                             help=f"move `{early.name}` down",
                         )
                     )
+
+
+def _reason_to_follow(word: Word, rules: Mapping[str, str]) -> str | None:
+    """Reason of the first rule that names a pass, or what it changes; None where there is none."""
+    names = (word.name, *(f"changes: {part}" for part in word.facts.get("changes", ())))
+    return next((rules[name] for name in names if name in rules), None)
 
 
 def report_unused(line: PipelineBuild, emitted: set[str]) -> None:

@@ -47,6 +47,7 @@ class Dead(Pass):
     """
 
     keeps = Close(atol=1e-4)
+    changes = ("weights", "branches")
     determinism = "deterministic"
     foreseeable = False
 

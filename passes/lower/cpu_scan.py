@@ -42,14 +42,7 @@ class CpuScan(Pass):
     """
 
     keeps = Close(atol=1e-4)
-    after = {
-        "shed.ssm": "a mixer without its scan gets a graph of its own, which this step has to know",
-        "shed.blocks": "a layer without its mixer gets a graph of its own, which this step has to know",
-        "shed.multi": "a layer that loses a part gets a graph of its own, which this step has to know",
-        "prune.blocks": "a layer that loses a part gets a graph of its own, which this step has to know",
-        "prune.multi": "a layer that loses a part gets a graph of its own, which this step has to know",
-        "clean.dead": "a layer that loses a part gets a graph of its own, which this step has to know",
-    }
+    after = {"changes: branches": "a layer that loses a part gets a graph of its own, which this step has to know"}
     determinism = "deterministic"
 
     def run(self, program: Program, ctx: Context) -> None:

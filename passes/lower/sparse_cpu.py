@@ -62,35 +62,7 @@ class SparseCpu(Pass):
     determinism = "deterministic"
     foreseeable = False
     makes = {"": "packed weights"}
-    after = {
-        "sparsify.magnitude": "packed weights can't be changed",
-        "sparsify.wanda": "packed weights can't be changed",
-        "sparsify.sparsegpt": "packed weights can't be changed",
-        "sparsify.admm": "packed weights can't be changed",
-        "quantize.round": "packed weights can't be changed",
-        "quantize.gptq": "packed weights can't be changed",
-        "quantize.scale": "packed weights can't be changed",
-        "tune.heal": "packed weights are not trained",
-        "supernet.lora": "packed weights are not trained",
-        "supernet.elastic": "packed weights are not trained",
-        "search.random": "packed weights can't be cut",
-        "search.hill": "packed weights can't be cut",
-        "search.heuristic": "packed weights can't be cut",
-        "search.predict": "packed weights can't be cut",
-        "search.nsga2": "packed weights can't be cut",
-        "supernet.pick": "nothing is merged into packed weights",
-        "prune.multi": "packed weights can't be cut",
-        "prune.channels": "packed weights can't be cut",
-        "prune.heads": "packed weights can't be cut",
-        "prune.experts": "packed weights can't be cut",
-        "prune.apply": "packed weights can't be cut",
-        "clean.dead": "packed weights can't be cut",
-        "shed.multi": "packed weights can't be cut",
-        "shed.ssm": "packed weights can't be cut",
-        "shed.state": "packed weights can't be cut",
-        "shed.heads": "packed weights can't be cut",
-        "shed.channels": "packed weights can't be cut",
-    }
+    after = {"changes: weights": "packed weights can't be changed, cut or trained"}
     elsewhere: ClassVar[bool] = True
 
     on: Selector | None = param("Linear modules; all where it is left out.", default=None)

@@ -27,6 +27,7 @@ class Apply(Pass):
     """
 
     keeps = Lossy()
+    changes = ("weights", "branches")
     makes = {"": "missing branches", "path": "uneven widths"}
     determinism = "deterministic"
     foreseeable = False

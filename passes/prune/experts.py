@@ -33,6 +33,7 @@ class Experts(Pass):
 
     keeps = Lossy()
     acts_on = "experts"
+    changes = ("weights",)
     determinism = "deterministic"
 
     keep: Ratio = param("Share of the experts that stays.", of=("experts",), gt=0, le=1)

@@ -28,6 +28,7 @@ class Ssm(BlockPruner):
     """
 
     acts_on = "scans"
+    changes = ("weights", "branches")
     makes = {"": "missing scans"}
 
     remove: int | Ratio = param(

@@ -37,6 +37,7 @@ class Magnitude(Pass):
 
     keeps = Lossy()
     acts_on = "linear"
+    changes = ("weights",)
     divides = "pattern"
     determinism = "deterministic"
 

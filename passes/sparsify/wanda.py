@@ -41,6 +41,7 @@ class Wanda(Pass):
 
     keeps = Lossy()
     acts_on = "linear"
+    changes = ("weights",)
     divides = "pattern"
     determinism = "deterministic"
 

@@ -82,6 +82,7 @@ class Elastic(Learner):
 
     keeps = Lossy()
     acts_on = "branches"
+    changes = ("weights",)
     determinism = "seeded"
     disjoint = {"held_out": "data"}
     results = {"": "family"}

@@ -51,6 +51,7 @@ class Lora(Learner):
 
     keeps = Lossy()
     acts_on = "linear"
+    changes = ("weights",)
     within = "ranks"
     determinism = "seeded"
     disjoint = {"held_out": "data"}

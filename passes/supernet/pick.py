@@ -38,6 +38,7 @@ class Pick(Pass):
     """
 
     keeps = Lossy()
+    changes = ("weights", "branches")
     determinism = "deterministic"
     accepts = ("family",)
     foreseeable = False  # widths of a choice are the family's to know: the whole model is the most that is left

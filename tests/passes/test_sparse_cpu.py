@@ -91,9 +91,10 @@ def test_packed_modules_tell_the_widths_that_their_groups_had(tmp_path, name):
 def test_every_pass_that_changes_a_weight_comes_before_it():
     """All but those that take whole layers and branches, which are as easily taken once they are packed, those that put
     interventions beside the weights and train these alone, and those that only gather results."""
-    passes = Registry().vocabulary
-    changing = {name for name in passes.words("pass") if not name.startswith("lower.")}
-    assert set(passes.word("pass", "lower.sparse_cpu").facts["after"]) == changing - {
+    passes = Registry().vocabulary.words("pass")
+    assert set(passes["lower.sparse_cpu"].facts["after"]) == {"changes: weights"}
+    changing = {name for name in passes if not name.startswith("lower.")}
+    assert {name for name in passes if "weights" in passes[name].facts["changes"]} == changing - {
         "prune.blocks",
         "shed.blocks",
         "reft.insert",

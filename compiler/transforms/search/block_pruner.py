@@ -13,6 +13,7 @@ class BlockPruner(GreedyPruner, Pass):
     """Removes parts as a whole, again and again the one that is missed least."""
 
     keeps = Lossy()
+    changes = ("branches",)
     determinism = "deterministic"
 
     score: MetricRef = param("What the model is scored by without each candidate.")

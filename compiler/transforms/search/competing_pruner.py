@@ -12,6 +12,7 @@ class CompetingPruner(GreedyPruner, Pass):
     """Cuts of several kinds compete; what is missed least for what it saves goes, again and again."""
 
     keeps = Lossy()
+    changes = ("weights", "branches")
     determinism = "deterministic"
     only = {"estimate": "search: racing", "together": "search: racing"}
 

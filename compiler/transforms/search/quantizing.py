@@ -53,6 +53,7 @@ class Quantizer(GridPass):
     """Puts linear modules' weights on a grid; the modules keep their type and hold the values of the grid."""
 
     keeps = Lossy()
+    changes = ("weights",)
     makes = {"bits: 4 & zero: free": "codes whose 0 lies anywhere"}
     after = {
         "tune.heal": "training would leave the grid",

@@ -34,6 +34,7 @@ class ReconstructingSparsifier(Pass):
 
     keeps = Lossy()
     acts_on = "linear"
+    changes = ("weights",)
     divides = "pattern"
     determinism = "deterministic"
 

@@ -12,6 +12,7 @@ class WidthPruner(GreedyPruner, Pass):
     """Makes modules narrower: all alike, or with a score one where the loss suffers least."""
 
     keeps = Lossy()
+    changes = ("weights",)
     determinism = "deterministic"
 
     score: MetricRef | None = param("What decides which modules lose more; without it all lose alike.", default=None)

@@ -37,6 +37,7 @@ class Method(Pass):
     """Proposes genomes to an explorer until that has ended."""
 
     keeps = Lossy()
+    changes = ("weights", "branches")
     accepts = ("family",)
     disjoint = {"report": "measure"}
     results = {"": "front"}
