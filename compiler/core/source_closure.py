@@ -2,7 +2,7 @@
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from pathlib import Path
 def closure(path: Path) -> tuple[Path, ...]:
     """`path` and every file of effc that it imports when it runs, directly or not, sorted.
 
-    Only relative imports count: that is how effc's files name each other. Imports inside functions count, those
-    under `TYPE_CHECKING` don't: nothing that runs reads them.
+    Only relative imports count, which is how effc's files name each other, and names that packages of plug-ins import
+    from `effc.plugin`. Imports inside functions count, those under `TYPE_CHECKING` don't: nothing that runs reads them.
     """
     reached: set[Path] = set()
     waiting = [path.resolve()]
@@ -33,7 +33,24 @@ def imported(file: Path) -> tuple[Path, ...]:
             folder = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
             candidates += [folder.joinpath(alias.name).with_suffix(".py") for alias in node.names]
             candidates += [folder.with_suffix(".py"), folder / "__init__.py"]
+        elif isinstance(node, ast.ImportFrom) and node.module == "effc.plugin":
+            defined_in = _plugin_interface()
+            candidates += [defined_in[alias.name] for alias in node.names if alias.name in defined_in]
     return tuple(f for f in candidates if f.is_file())
+
+
+@cache
+def _plugin_interface() -> Mapping[str, Path]:
+    """File of effc that defines each name of `effc.plugin`."""
+    root = Path(__file__).resolve().parents[2]
+    installed, checkout = root / "plugin.py", root / "compiler" / "_plugin.py"
+    tree = ast.parse((installed if installed.is_file() else checkout).read_text(encoding="utf-8"))
+    modules = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module]
+    return {
+        alias.name: root.joinpath(*str(node.module).split(".")).with_suffix(".py")
+        for node in modules
+        for alias in node.names
+    }
 
 
 def executed(tree: ast.AST) -> Iterator[ast.AST]:

@@ -1,6 +1,7 @@
-"""A name is a path: the shelves of passes, targets, metrics, data and model sources.
+"""A name is a path: the folders of passes, targets, metrics, data and model sources.
 
-`Shelf` lists files, reads headers without importing (for `check`) and imports one file when it is used.
+`Registry` lists files of effc and of installed packages of plug-ins, reads headers without importing (for `check`) and
+imports one file when it is used.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,11 +9,14 @@ from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ...dsl.checker.recipe import Invocation
 from ...dsl.checker.values import MetricRef
 from ...dsl.checker.vocabulary import Vocabulary, Word
+from ...dsl.syntax.diagnostics import Diagnostic, Reject
+from .plugin_packages import bad_plugin, plugin_folders
 
 # kind -> folders of its files, below effc's packages
 SHELVES = {
@@ -35,14 +39,23 @@ class Plugins(Mapping[str, Word]):
         files = [(package, root, f) for package, root in folders.items() for f in sorted(root.rglob("*.py"))]
         names = [(".".join(f.relative_to(root).with_suffix("").parts), package, f) for package, root, f in files]
         public = [entry for entry in sorted(names) if not any(p.startswith("_") for p in entry[0].split("."))]
-        self.paths = {name: file for name, _, file in public}
-        self.modules = {name: f"{package}.{name}" for name, package, _ in public}
+        self.paths: dict[str, Path] = {}
+        self.modules: dict[str, str] = {}
+        for name, package, file in public:
+            if name in self.paths:
+                raise Reject(_has_two_files(kind, name, self.paths[name], file))
+            self.paths[name], self.modules[name] = file, f"{package}.{name}"
 
     def __getitem__(self, name: str) -> Word:
         if name not in self.read:
             from .header import read_header
 
-            self.read[name] = read_header(self.kind, name, self.paths[name])
+            try:
+                self.read[name] = read_header(self.kind, name, self.paths[name])
+            except (AssertionError, SyntaxError, ValueError, TypeError) as error:
+                if self.modules[name].startswith("effc."):
+                    raise  # a mistake of effc
+                raise Reject(_unreadable(self.kind, name, self.paths[name], error)) from error
         return self.read[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -57,7 +70,8 @@ class Registry:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary({kind: Plugins(kind, _roots(folders)) for kind, folders in SHELVES.items()})
+        roots = {kind: {**_roots(folders), **plugin_folders(kind)} for kind, folders in SHELVES.items()}
+        return Vocabulary({kind: Plugins(kind, folders) for kind, folders in roots.items()})
 
     def load(self, kind: str, name: str) -> type:
         """The class of a word; imports its file. A metric `decode.p50` lives in evaluation/metrics/decode/p50.py."""
@@ -65,7 +79,7 @@ class Registry:
 
         words = self.vocabulary.words(kind)
         assert isinstance(words, Plugins)
-        module = import_module(words.modules[name])
+        module = _imported(kind, name, words.modules[name])
         defined = [
             v
             for v in vars(module).values()
@@ -84,6 +98,35 @@ class Registry:
 
     def metric(self, ref: MetricRef) -> Any:
         return self.load("metric", ref.name)(**dict(ref.args))
+
+
+def _imported(kind: str, name: str, module: str) -> ModuleType:
+    """Module of a plug-in. Raises Reject (bad-plugin) where a package's code can't be imported."""
+    if module.startswith("effc."):
+        return import_module(module)
+    try:
+        return import_module(module)
+    except Exception as error:  # whatever the code of a package raises
+        raise Reject(
+            bad_plugin(
+                f"the {kind} `{name}` can't be imported from {module}: {type(error).__name__}: {error}",
+                help="--debug shows where; install another version of its package",
+            )
+        ) from error
+
+
+def _has_two_files(kind: str, name: str, file: Path, other: Path) -> Diagnostic:
+    return bad_plugin(
+        f"the {kind} `{name}` is in {file} and in {other}",
+        help="a package names its plug-ins below a folder of its own name, such as `acme.halve`",
+    )
+
+
+def _unreadable(kind: str, name: str, file: Path, error: Exception) -> Diagnostic:
+    return bad_plugin(
+        f"the header of the {kind} `{name}` can't be read: {error}",
+        help=f"a header is literal, since {file.name} is not imported to check a recipe; docs/plugins.md shows one",
+    )
 
 
 def _roots(folders: Sequence[str]) -> dict[str, Path]:

@@ -44,6 +44,13 @@ def test_the_words_kinds_import_no_file_of_effc_but_for_types():
     assert imported(Path(interfaces.__file__).resolve()) == ()
 
 
+def test_a_pass_of_another_package_depends_on_what_it_takes_from_the_interface_of_plug_ins(tmp_path):
+    (tmp_path / "halve.py").write_text("from effc.plugin import Pass, exchange\n")
+    files = {str(file.relative_to(ROOT)) for file in closure(tmp_path / "halve.py") if file.is_relative_to(ROOT)}
+    assert "compiler/transforms/search/masks.py" in files and "compiler/plugin/interfaces.py" in files
+    assert not any(file.startswith("compiler/analysis/discovery/") for file in files)
+
+
 def test_only_imports_that_run_are_followed(tmp_path):
     (tmp_path / "pack").mkdir()
     for name in ("types_only", "lazy", "other", "top"):

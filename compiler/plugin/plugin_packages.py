@@ -1,0 +1,64 @@
+"""Installed packages of plug-ins: passes, targets, metrics, data and sources of models by others.
+
+A package names its import package in the entry point group `effc.plugins`:
+
+    [project.entry-points."effc.plugins"]
+    acme = "effc_acme"
+
+`effc_acme/passes/acme/halve.py` is then the pass `acme.halve`. Folders are looked up and headers read without importing
+anything: code of a package runs where a recipe is compiled that names a plug-in of it, or an artifact of its target is
+opened.
+"""
+
+import sys
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+
+GROUP = "effc.plugins"
+FOLDERS = {"pass": "passes", "target": "targets", "metric": "metrics", "data": "data", "model": "models"}
+
+bad_plugin = Fault(
+    "bad-plugin",
+    "An installed package brings a plug-in that effc can't take.\n\n"
+    "A package in the entry point group `effc.plugins` has folders `passes`, `targets`, `metrics`, `data` or `models` "
+    "with one class a file, whose header is literal, and no name that effc or another package has: `effc explain` and "
+    "docs/plugins.md show one.",
+    exit="environment",
+)
+
+
+def plugin_folders(kind: str) -> Mapping[str, Path]:
+    """Import package -> folder on disk, of every installed package that has plug-ins of a kind."""
+    roots = {f"{package}.{FOLDERS[kind]}": folder / FOLDERS[kind] for package, folder in packages().items()}
+    return {package: folder for package, folder in roots.items() if folder.is_dir()}
+
+
+def packages() -> Mapping[str, Path]:
+    """Import package -> its folder, of every installed package with plug-ins. Raises Reject (bad-plugin)."""
+    return _packages(tuple(sys.path))
+
+
+@cache
+def _packages(paths: tuple[str, ...]) -> Mapping[str, Path]:
+    return {entry.value: _folder(entry.name, entry.value) for entry in sorted(entry_points(group=GROUP))}
+
+
+def _folder(name: str, package: str) -> Path:
+    top, *inner = package.split(".")
+    spec = find_spec(top) if top.isidentifier() else None
+    for location in (spec and spec.submodule_search_locations) or ():
+        if (folder := Path(location, *inner)).is_dir():
+            return folder
+    raise Reject(_without_folder(name, package))
+
+
+def _without_folder(name: str, package: str) -> Diagnostic:
+    return bad_plugin(
+        f"the entry point `{name}` of {GROUP} names `{package}`, which is no package here",
+        help="install the package that has it again, or remove it",
+    )
