@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...dsl.syntax.diagnostics import Reject
 from ..artifacts.load import other_kind
+from ..ir.layers.number_formats import BY_KERNEL, DENSE
 from ..plugin.context import Context
 from ..plugin.interfaces import param
 from ..plugin.target import Form, LoadRequest, Target
@@ -20,17 +21,12 @@ if TYPE_CHECKING:
 
 FOLDER = "native"
 
-# Of root mean squares. bfloat16 (2**-9 each) comes to 0.004..0.017 over the 28 architectures of the tests and to
-# 0.014 in SmolLM2, where attention scaled 10 % wrong is 0.07 and one layer scaled twofold 0.05. int8 by the token
-# comes to 0.02..0.08 and, where few channels are a hundred times the others, as in SmolLM2, to 0.27; a wrong
-# activation, window or sum is 0.4 and more there. Of int8 whose inputs keep 16 bits it is 0.011..0.048, in SmolLM2
-# 0.036. What is finer is seen with bfloat16, whose plan is the same.
+# Tolerances of `ir/layers/number_formats.py`.
 #
 # An original that computes in bfloat16 is itself twice as far from its numbers in float32 as the engine is: both
 # together come to 0.006..0.025 over those architectures, and to 0.023 in 30 layers with large weights.
-SHARES = {"bf16": 0.04, "int8_int16": 0.1, "int8": 0.4, "int4": 0.8}
+SHARES = {numbers: format.tolerance for numbers, format in DENSE.items()}
 SHARE_OF_BFLOAT16 = 0.06
-_BYTES = {"bf16": 2.0, "int8": 1.0, "int4": 0.56}  # of a number, scales with it
 _REASON = "root mean squares: weights, what linear layers read, keys and values are rounded over all layers"
 
 
@@ -41,9 +37,10 @@ def share_of(stored: frozenset[str], model: "nn.Module") -> float:
     from ..ir.layers.linear import lowered
 
     kernels = {module.kernel for _, module in lowered(model)}
-    for numbers in ("int4", "int8", "int8_int16"):
-        if numbers in stored or any(kernel.endswith(f"_{numbers}") for kernel in kernels):
-            return SHARES[numbers]
+    numbers = {name for name in stored if name} | {BY_KERNEL[kernel].numbers for kernel in kernels}
+    coarsest = max((DENSE[name] for name in numbers), key=lambda format: format.tolerance)
+    if coarsest.grid:
+        return SHARES[coarsest.numbers]
     rounded = any(p.dtype == torch.bfloat16 for p in model.parameters())
     return SHARE_OF_BFLOAT16 if rounded else SHARES["bf16"]
 
@@ -131,17 +128,14 @@ class Native(Target):
     def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
         """Tables are bfloat16; a head that has their weights is packed in their place, of int8 besides; what a step
         packed stays as it is."""
-        small, both = self.weights == "int4", self.weights == "int8"
-        head = ("int8" if small else self.weights) if self.head == "auto" else self.head
-        tables = weights.tables - (not both) * weights.heads
+        format = DENSE[self.weights]
+        head = DENSE[(format.head or self.weights) if self.head == "auto" else self.head]
+        tables = weights.tables - (not format.exact_tables) * weights.heads
         plain_weights = max(0, weights.numbers - weights.tables - weights.lowered)
         total = (
-            weights.packed
-            + _BYTES[self.weights] * plain_weights
-            + _BYTES["bf16"] * tables
-            + _BYTES[head] * weights.heads
+            weights.packed + format.bytes * plain_weights + DENSE["bf16"].bytes * tables + head.bytes * weights.heads
         )
-        return round(total), {"grid" if small else "pack": float(weights.numbers - weights.lowered)}
+        return round(total), {"grid" if format.grouped else "pack": float(weights.numbers - weights.lowered)}
 
     def forms(self) -> tuple[Form, ...]:
         from ..runtimes.native.linears import Numbers

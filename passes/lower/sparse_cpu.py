@@ -15,6 +15,7 @@ from ...compiler.core.journal import Journal
 from ...compiler.core.quantity import count_text, digits
 from ...compiler.inputs.data.generated import Generated
 from ...compiler.ir.layers.linear import cpu_only
+from ...compiler.ir.layers.number_formats import BY_KERNEL, BY_NAME
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
@@ -242,8 +243,8 @@ class SparseCpu(Pass):
         zeros = skeleton.facts.get("zeros") or 0.0
         if self.format == "auto":
             return min(1.0, 1 - zeros + 1 / 8)
-        wide = 0.54 if "int4" in self.format else 1.0 if "int8" in self.format else 2.0
-        return wide * (1 - zeros) + 1 / 8 if self.format.startswith("sparse") else wide
+        format = BY_NAME[self.format]
+        return format.bytes * (1 - zeros) + 1 / 8 if format.skips == "weights" else format.bytes
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """Predictions before and after, twice each; a race for each shape; weights packed for errors, and once."""
@@ -257,7 +258,7 @@ class SparseCpu(Pass):
         tokens = (4 if self.data is not None else 6) * read
         numbers = float(sum(map(prod, shapes)))
         work = {"seconds": SECONDS * contenders * len(set(shapes)), "pack": 2 * numbers}
-        if self.format == "dense_int4":
+        if self.format != "auto" and BY_NAME[self.format].grouped:
             work["grid"] = numbers
         return Effort(tokens, n_separate=max(race_bytes, round(self._per_number(skeleton) * numbers)), work=work)
 
@@ -270,8 +271,8 @@ class SparseCpu(Pass):
 
 def _bytes(kernel: str, site: Site) -> int:
     """About what a packed weight takes, from its shares of zeros."""
-    wide = site.case.n * site.case.k * (0.54 if "int4" in kernel else 1 if "int8" in kernel else 2)
-    if kernel == "block_sparse_linear":
-        return round(wide * (1 - site.case.blocks) * 33 / 32)
-    masks = site.case.n * site.case.k // 8 if "sparse" in kernel else 0
-    return round(wide * (1 - site.zeros if masks else 1)) + masks
+    format, numbers = BY_KERNEL[kernel], site.case.n * site.case.k
+    if format.skips == "blocks":
+        return round(numbers * format.bytes * (1 - site.case.blocks) * 33 / 32)
+    masks = numbers // 8 if format.skips else 0
+    return round(numbers * format.bytes * (1 - site.zeros if masks else 1)) + masks

@@ -7,25 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from ....kernels import packed as packing
-from ....kernels.dense_linear_int4 import DenseLinearInt4
+from ....kernels.ops import LINEARS
 from ....kernels.packed_linear import unpacked
+from ...ir.layers.number_formats import DENSE
 from .plan import Entry, Plan
-
-KERNELS = {
-    "bf16": "dense_linear",
-    "int8": "dense_linear_int8",
-    "int8_int16": "dense_linear_int8_int16",
-    "int4": "dense_linear_int4",
-}
 
 
 @dataclass(frozen=True)
 class Numbers:
     """Number format of linear layers, unless a pass lowered them.
 
-    weights   a name among KERNELS; `int8_int16` is int8 whose inputs are rounded to 16 bits
+    weights   `NumberFormat.numbers` of a dense format; `int8_int16` is int8 whose inputs are rounded to 16 bits
     group     int4: inputs of an output that share a scale, where a weight is on no grid of other groups
-    head      of the layer that makes the logits; "" for int8 where the others are int4, else as the others
+    head      of the layer that makes the logits; "" for what the format of the others says
     """
 
     weights: str
@@ -34,12 +28,12 @@ class Numbers:
 
     @property
     def of_head(self) -> str:
-        return self.head or ("int8" if self.weights == "int4" else self.weights)
+        return self.head or DENSE[self.weights].head or self.weights
 
     @property
     def shares_tables(self) -> bool:
         """Whether an embedding reads rows of a head that has its numbers; beside int8 it keeps a table."""
-        return self.weights not in ("int8", "int8_int16")
+        return not DENSE[self.weights].exact_tables
 
     @staticmethod
     def of_words(weights: str, inputs: str, group: int, head: str) -> "Numbers":
@@ -66,9 +60,9 @@ class Linear:
         if packed is not None:
             return lambda: packed
         assert weight is not None, "a layer without a weight"
-        if weights == "int4":
-            return lambda: DenseLinearInt4.pack(weight, group=group)
-        return lambda: packing.pack(KERNELS[weights], weight)
+        format = DENSE[weights]
+        options = {"group": group} if format.grouped else {}
+        return lambda: LINEARS[format.kernel].pack(weight, **options)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -99,7 +93,7 @@ class Stacked:
 
 def has_rows(packed: Tensor, table: Tensor) -> bool:
     """Whether a packed weight has exactly the rows of a table, so that they can be read from it."""
-    if packing.kernel_of(packed) != KERNELS["bf16"]:
+    if packing.kernel_of(packed) != DENSE["bf16"].kernel:
         return False
     return torch.equal(unpacked(packed).to(table.dtype), table)
 

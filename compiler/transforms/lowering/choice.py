@@ -13,26 +13,19 @@ from ....kernels.ops import KERNELS
 from ...core.quantity import digits, seconds
 from ...evaluation.promise import observed
 from ...ir.layers.linear import KernelLinear, weight_of
+from ...ir.layers.number_formats import BY_KERNEL, NUMBER_FORMATS
 from ...models.rows.forward import REMEDY, evaluating, not_a_number
 from ..search.masks import INPUTS, OUTPUTS
 from ..search.sparsity import zeros
 from .contenders import DYNAMIC, EAGER, PREPACKED
 from .prediction_error import Accuracy, inputs_of, output_error
-from .speed import INT4, INT8, INT8_INT16, ROUNDED, KernelCase
+from .speed import ROUNDED, KernelCase
 
 if TYPE_CHECKING:
     from ...ir.program import Program
 
-FORMATS = {
-    "dense_bf16": "dense_linear",
-    "sparse_bf16": "sparse_linear",
-    "block": "block_sparse_linear",
-    "dense_int8": "dense_linear_int8",
-    "sparse_int8": "sparse_linear_int8",
-    "dense_int8_int16": "dense_linear_int8_int16",
-    "dense_int4": "dense_linear_int4",
-}
-FORMAT_OF = {kernel: name for name, kernel in FORMATS.items()}
+FORMATS = {f.name: f.kernel for f in NUMBER_FORMATS}
+FORMAT_OF = {f.kernel: f.name for f in NUMBER_FORMATS}
 WINS = 1.05  # how many times faster something is to be preferred: less is noise
 
 lowering_inaccurate = Fault(
@@ -173,8 +166,8 @@ def kernels_for(site: Site, format: str) -> tuple[list[str], str]:
     }
     usable = [kernel for kernel in requested if not refusals[kernel]]
     if format == "auto":  # zeros that are not there can't be skipped
-        usable = [k for k in usable if k not in ("sparse_linear", "sparse_linear_int8") or site.zeros >= 0.05]
-        usable = [k for k in usable if k != "block_sparse_linear" or site.case.blocks >= 0.2]
+        shares = {"": 1.0, "weights": site.zeros, "blocks": site.case.blocks}
+        usable = [k for k in usable if shares[BY_KERNEL[k].skips] >= BY_KERNEL[k].worth_from]
     return usable, next(filter(None, refusals.values()), "")
 
 
@@ -206,7 +199,7 @@ def choose(
         return "", f"no kernel takes it{left_out}"
     behind = by_time[by_time.index(fastest) + 1 :]
     tied = [fastest, *(k for k in behind if times[k] <= times[fastest] * WINS)]
-    kernel = next(filter(fits, sorted(tied, key=lambda k: (_coarseness(k), times[k]))))
+    kernel = next(filter(fits, sorted(tied, key=lambda k: (BY_KERNEL[k].tolerance, times[k]))))
     if times[kernel] * WINS > times[EAGER]:
         return "", (
             f"torch takes {seconds(times[EAGER])} and the fastest kernel, {FORMAT_OF[kernel]}, "
@@ -226,16 +219,12 @@ def finer(choices: Sequence[Choice], share: float) -> dict[str, str]:
     for c in off:
         if changes and removed_error >= target:
             break
-        able = [k for k in c.seconds if k in FORMAT_OF and _coarseness(k) < _coarseness(c.kernel)]
+        limit = BY_KERNEL[c.kernel].tolerance
+        able = [k for k in c.seconds if k in BY_KERNEL and BY_KERNEL[k].tolerance < limit]
         if able:
             changes[c.site.path] = min(able, key=c.seconds.__getitem__)
             removed_error += (c.error or 0.0) ** 2
     return changes
-
-
-def _coarseness(kernel: str) -> int:
-    """Of the grid that a kernel puts weights and inputs on; 0 where it keeps them."""
-    return next((1 + n for n, same in enumerate((INT8_INT16, INT8, INT4)) if kernel in same), 0)
 
 
 class Trial:
@@ -246,7 +235,7 @@ class Trial:
 
     def __init__(self, path: str, module: nn.Module, x: Tensor | None):
         self.path, self.module, self.x = path, module, x
-        self._errors: dict[int, float] = {}  # by coarseness
+        self._errors: dict[str, float] = {}  # by numbers
         self._last: tuple[str, KernelLinear] | None = None
 
     def packed(self, kernel: str) -> KernelLinear:
@@ -263,10 +252,10 @@ class Trial:
         """Relative error of its outputs; equal for kernels that store equal numbers."""
         if self.x is None:
             return None
-        grid_class = _coarseness(kernel)
-        if grid_class not in self._errors:
-            self._errors[grid_class] = output_error(self.module, self.packed(kernel), self.x)
-        return self._errors[grid_class]
+        numbers = BY_KERNEL[kernel].numbers
+        if numbers not in self._errors:
+            self._errors[numbers] = output_error(self.module, self.packed(kernel), self.x)
+        return self._errors[numbers]
 
 
 def sampled(program: "Program", paths: Sequence[str], rows: Tensor | None) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from ....kernels import levels, packed
 from ....kernels.ops import LINEARS
 from ...core.fingerprint import machine
+from ...ir.layers.number_formats import NUMBER_FORMATS
 from .contenders import EAGER, PREPACKED, cached, contender_of, eager, grouped_rows, of_torch, random_weight, roof
 from .kernel_goals import Tiles, Vectors
 from .racing import Contender, race, real_time
@@ -187,17 +188,16 @@ def gemv(table: Table, shapes: Sequence[tuple[int, int]]) -> None:
             half = contender_of("sparse_linear", w, x)
             line = table.line(
                 f"{n} x {k}, {sparsity:.0%} zeros, 1 row",
-                [
-                    *of_torch(w, x),
-                    contender_of("dense_linear", w, x),
-                    half,
-                    contender_of("dense_linear_int8", w, x),
-                    contender_of("dense_linear_int8_int16", w, x),
-                    contender_of("sparse_linear_int8", w, x),
-                ],
+                [*of_torch(w, x), half, *_of_formats(w, x, but=half.name)],
                 half.bytes,
             )
             table.goals.gemv(table, line, f"{n} x {k} {sparsity:.0%}", sparsity)
+
+
+def _of_formats(w: torch.Tensor, x: torch.Tensor, but: str = "") -> list[Contender]:
+    """Contenders of all number formats but blocks, which want zeros in blocks, and one that takes part already."""
+    kernels = [format.kernel for format in NUMBER_FORMATS if format.skips != "blocks" and format.kernel != but]
+    return [contender_of(kernel, w, x) for kernel in kernels]
 
 
 def blocks(table: Table, _shapes: object) -> None:
@@ -227,17 +227,7 @@ def rows(table: Table, _shapes: object) -> None:
 def prefill(table: Table, _shapes: object) -> None:
     for n, k, count in ((2048, 8192, 32), (2048, 8192, 512), (1536, 576, 256)):
         w, x = random_weight(n, k, 0.5), torch.randn(count, k).bfloat16()
-        line = table.line(
-            f"{n} x {k}, 50% zeros, {count} rows",
-            [
-                *of_torch(w, x),
-                contender_of("dense_linear", w, x),
-                contender_of("sparse_linear", w, x),
-                contender_of("dense_linear_int8", w, x),
-                contender_of("dense_linear_int8_int16", w, x),
-                contender_of("sparse_linear_int8", w, x),
-            ],
-        )
+        line = table.line(f"{n} x {k}, 50% zeros, {count} rows", [*of_torch(w, x), *_of_formats(w, x)])
         if count == 512:
             table.goals.prefill(table, line)
 

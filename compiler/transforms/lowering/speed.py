@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ....kernels import levels
 from ...core.safe_read import MALFORMED, MANIFEST, read_json
+from ...ir.layers.number_formats import BY_KERNEL, NUMBER_FORMATS
 from .contenders import EAGER, contender_of, of_torch
 from .racing import race
 
@@ -21,60 +22,28 @@ bad_timings = Fault(
 
 SECONDS = 0.1  # of racing, for each contender
 STEP = 0.05  # sparsities that differ less are one case
-INT8 = ("dense_linear_int8", "sparse_linear_int8")
-INT8_INT16 = ("dense_linear_int8_int16",)
-INT4 = ("dense_linear_int4",)
-ROUNDED = (*INT8, *INT8_INT16, *INT4)  # kernels that put weights on grids of few values
+ROUNDED = tuple(f.kernel for f in NUMBER_FORMATS if f.grid)  # kernels that put weights on grids of few values
 
 CALL = 4e-6
-TWO_LINES = 2.0  # times the products of one; with VNNI, where a vector is loaded once for both, 1.4 for a single row
 
 
 @dataclass(frozen=True)
 class ThreadRates:
-    """Rates of a thread at a level, from which times of other machines are estimated.
+    """Rates of a thread at a level, from which times of other machines are estimated; the formats have their kernels'.
 
+    torch_read   bytes per second of what torch reads for one row, by bytes of an element
     Other machines differ by their clock and memory, less by what is faster than what.
     """
 
-    read: float  # bytes per second
-    torch_read: Mapping[int, float]  # what torch gets of them for one row, by bytes of an element
-    each: Mapping[str, float]  # nanoseconds that 32 weights take a kernel where memory is no limit
-    blocks: tuple[float, float]  # of block_sparse_linear: least, and what all blocks kept take more
+    read: float = 26e9  # bytes per second
+    torch_read: Mapping[int, float] = field(default_factory=lambda: {2: 7.5e9, 4: 9.3e9})
     rows: int = 2  # that take no longer than one
     torch_rows: int = 16
 
 
-def _pace(bf16: tuple[float, float], int8: tuple[float, float], blocks: tuple[float, float]) -> ThreadRates:
-    """Of a Zen 4 (EPYC, 3.7 GHz), kernels held to a level: dense and sparse. int4 has the products of int8, inputs of
-    16 bits those of two rows.
-    """
-    names = ("dense_linear", "sparse_linear", "dense_linear_int8", "sparse_linear_int8", *INT4, *INT8_INT16)
-    each = (*bf16, *int8, int8[0], TWO_LINES * int8[0])
-    return ThreadRates(26e9, {2: 7.5e9, 4: 9.3e9}, dict(zip(names, each, strict=True)), blocks)
-
-
-PACES = {
-    "portable": _pace((3.5, 14.9), (18.9, 30.4), (0.5, 3.2)),
-    "avx2": _pace((1.2, 2.1), (1.3, 2.5), (0.4, 0.85)),
-    "avx512": _pace((1.0, 1.2), (0.85, 1.1), (0.4, 0.65)),
-    "avx512_bf16": _pace((0.85, 1.1), (0.6, 0.76), (0.4, 0.57)),
-    # Of a Xeon (3.6 GHz); `bench/pace.py` prints it.
-    "amx": ThreadRates(
-        read=15e9,
-        torch_read={2: 7.5e9, 4: 12e9},
-        each={
-            "dense_linear": 0.73,
-            "sparse_linear": 1.2,
-            "dense_linear_int8": 0.24,
-            "sparse_linear_int8": 0.48,
-            "dense_linear_int4": 0.3,
-            "dense_linear_int8_int16": 0.24,  # not measured: a tile has room for both lines of eight rows
-        },
-        blocks=(0.01, 0.8),
-        rows=12,
-        torch_rows=100,
-    ),
+ZEN = ThreadRates()
+PACES = dict.fromkeys(("portable", "avx2", "avx512", "avx512_bf16"), ZEN) | {
+    "amx": ThreadRates(read=15e9, torch_read={2: 7.5e9, 4: 12e9}, rows=12, torch_rows=100)  # of a Xeon
 }
 
 
@@ -119,13 +88,15 @@ def reckoned(case: KernelCase, sizes: Mapping[str, int], rows: int, isa: str, th
 
     sizes   kernel -> bytes of the packed weight
     """
-    pace = PACES.get(isa, PACES["avx512_bf16"])
+    level = isa if isa in PACES else "avx512_bf16"
+    pace = PACES[level]
     width = 4 if case.dtype == "float32" else 2
     read = case.n * case.k * width / (pace.torch_read[width] * threads)
     seconds = {EAGER: CALL + read * max(1.0, rows / pace.torch_rows)}
     for kernel, size in sizes.items():
-        least, per_block = pace.blocks
-        each = pace.each.get(kernel, least + per_block * (1 - case.blocks))
+        each = BY_KERNEL[kernel].nanoseconds[level]
+        if isinstance(each, tuple):
+            each = each[0] + each[1] * (1 - case.blocks)
         work = case.n * case.k / 32 * each * 1e-9 * max(1.0, rows / pace.rows)
         seconds[kernel] = CALL + max(size / pace.read, work) / threads
     return seconds

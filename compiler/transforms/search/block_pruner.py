@@ -1,6 +1,6 @@
 """Parameters of passes that remove whole parts of one kind."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ....dsl.checker.values import MetricRef, Ratio
 from ...analysis.planning.amount import Amount
@@ -13,7 +13,7 @@ class BlockPruner(GreedyPruner, Pass):
     """Removes parts as a whole, again and again the one that is missed least."""
 
     keeps = Lossy()
-    changes = ("branches",)
+    changes: ClassVar[tuple[str, ...]] = ("branches",)
     determinism = "deterministic"
 
     score: MetricRef = param("What the model is scored by without each candidate.")

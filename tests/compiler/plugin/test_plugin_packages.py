@@ -163,6 +163,10 @@ def test_a_target_of_a_package_writes_verifies_runs_and_shows_its_artifacts_by_i
     consistent(damaged)
     done = process("verify", damaged, PYTHONPATH=acme)
     assert done.code == 5 and "error[vault-damaged]" in done.err
+    file = Path(acme, "effc_acme", "targets", "acme", "vault.py")
+    file.write_text(file.read_text().replace("def check_folder", "def check_otherwise"))  # a target without rules
+    done = process("verify", artifact, PYTHONPATH=acme)
+    assert done.code == 5 and "error[unchecked-form]" in done.err
 
 
 @pytest.mark.parametrize(
