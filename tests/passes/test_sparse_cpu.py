@@ -13,6 +13,7 @@ from effc.compiler.analysis.planning.shape_change import describe
 from effc.compiler.core.fingerprint import cpus
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.linear import lowered
+from effc.compiler.ir.layers.number_formats import BY_NAME, DENSE
 from effc.compiler.plugin.registry import Registry
 from effc.compiler.transforms.lowering import choice, racing, speed
 from effc.compiler.transforms.lowering.choice import Site
@@ -111,7 +112,8 @@ def test_a_format_by_name_takes_all_and_the_model_says_nearly_the_same(tmp_path,
     kernels = {m.kernel for _, m in lowered(program.model)}
     assert kernels == {choice.FORMATS[format]} and len(note["lowered"]) == len(dict(lowered(program.model))) == 22
     ours, theirs = logits(program.model), logits(model)
-    share = 0.6 if few else 0.15 if format.endswith("int8") else 0.05 if format.endswith("int16") else 0.02
+    shares = {"bf16": 0.02, "int8_int16": 0.05, "int8": 0.15, "int4": 0.6}
+    share = shares.get(BY_NAME[format].numbers, BY_NAME[format].tolerance)
     assert (ours - theirs).abs().max() <= share * theirs.abs().max()
     entry = next(e for e in note["lowered"] if e["module"] == "model.layers.1.mlp.up_proj")
     assert (
@@ -146,8 +148,7 @@ def test_a_race_times_torchs_three_and_every_kernel_that_fits(tmp_path, monkeypa
         *torchs,
         *(k for k in choice.FORMATS.values() if k != "block_sparse_linear"),
     }, "no block is all zero"
-    dense = {"dense_linear", "dense_linear_int8", "dense_linear_int8_int16", "dense_linear_int4"}
-    assert cases[96, 64, 0.0].keys() == {*torchs, *dense}
+    assert cases[96, 64, 0.0].keys() == {*torchs, *(format.kernel for format in DENSE.values())}
 
 
 def test_a_resumed_build_decides_by_what_was_measured_before_the_kill(tmp_path, monkeypatch):
@@ -270,7 +271,9 @@ def test_more_than_the_divergence_allowed_is_a_missed_expectation_with_names_and
 
 
 def test_modules_furthest_off_take_finer_grids_until_predictions_move_by_no_more_than_is_allowed(tmp_path, monkeypatch):
-    monkeypatch.setattr("effc.passes.lower.sparse_cpu.raced", decided)  # int4 is the fastest of all
+    monkeypatch.setattr(
+        "effc.passes.lower.sparse_cpu.raced", lambda *race: {**decided(*race), "dense_linear_int4": 0.01}
+    )
     _, coarse = run(tmp_path, sparse(), error=1.0)
     moved = coarse["accuracy"]["divergence"]
     program, note = run(tmp_path, sparse(), error=1.0, divergence=moved / 4)
