@@ -25,7 +25,7 @@ HALVE = '''
         """Multiply weights of linear modules.
 
         Source: own.
-        Example: small = acme.halve(on: "*_proj")
+        Example: half = acme.halve(on: "*_proj")
         """
 
         keeps = Lossy()
