@@ -8,15 +8,18 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from ..core.environment import distributions
+from ..plugin import plugin_packages
 from .manifest import Manifest, dump
 
 _SPEC = "1.6"
 
 
 def bill(manifest: Manifest) -> bytes:
-    """The installed packages that effc may use, whichever of them this process has imported (a run that goes on after a
-    kill imports fewer), Python, and the model and data that went in, by the hashes that the lock has."""
-    packages = [_package(name, package) for name, package in sorted(distributions().items())]
+    """The installed packages that effc may use and those with plug-ins, whichever of them this process has imported (a
+    run that goes on after a kill imports fewer), Python, and the model and data that went in, by the hashes that the
+    lock has."""
+    plugins = {plugin.distribution.name: plugin.distribution for plugin in plugin_packages.packages()}
+    packages = [_package(name, package) for name, package in sorted({**plugins, **distributions()}.items())]
     inputs = [_input(label, identity) for label, identity in sorted(manifest.lock.get("inputs", {}).items())]
     python = ".".join(map(str, sys.version_info[:3]))
     interpreter = {"type": "platform", "bom-ref": "python", "name": "python", "version": python}

@@ -12,8 +12,9 @@ opened.
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import Distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,20 +33,39 @@ bad_plugin = Fault(
 )
 
 
+@dataclass(frozen=True)
+class PluginPackage:
+    """Import package with plug-ins, its folder, and the distribution that brought it."""
+
+    name: str
+    folder: Path
+    distribution: Distribution
+
+
 def plugin_folders(kind: str) -> Mapping[str, Path]:
     """Import package -> folder on disk, of every installed package that has plug-ins of a kind."""
-    roots = {f"{package}.{FOLDERS[kind]}": folder / FOLDERS[kind] for package, folder in packages().items()}
+    roots = {f"{p.name}.{FOLDERS[kind]}": p.folder / FOLDERS[kind] for p in packages()}
     return {package: folder for package, folder in roots.items() if folder.is_dir()}
 
 
-def packages() -> Mapping[str, Path]:
-    """Import package -> its folder, of every installed package with plug-ins. Raises Reject (bad-plugin)."""
-    return _packages(tuple(sys.path))
+def packages() -> tuple[PluginPackage, ...]:
+    """Installed packages with plug-ins. Raises Reject (bad-plugin) where one's folder is missing.
+
+    The working directory is no place to install packages: whoever writes there must not bring code.
+    """
+    here = Path.cwd()
+    return _packages(tuple(path for path in sys.path if path and Path(path).resolve() != here))
 
 
 @cache
-def _packages(paths: tuple[str, ...]) -> Mapping[str, Path]:
-    return {entry.value: _folder(entry.name, entry.value) for entry in sorted(entry_points(group=GROUP))}
+def _packages(paths: tuple[str, ...]) -> tuple[PluginPackage, ...]:
+    plugins: dict[str, PluginPackage] = {}
+    for distribution in distributions(path=list(paths)):
+        for entry in distribution.entry_points.select(group=GROUP):
+            if entry.value not in plugins:  # the first on the path is the one that is imported
+                folder = _folder(entry.name, entry.value)
+                plugins[entry.value] = PluginPackage(entry.value, folder, distribution)
+    return tuple(plugins[name] for name in sorted(plugins))
 
 
 def _folder(name: str, package: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ....dsl.syntax.diagnostics import EXITS
+from ....dsl.syntax.diagnostics import EXITS, Reject
 from .flags import Shared, verb
 from .verify import read_forms
 
@@ -54,7 +54,7 @@ def register(app: typer.Typer) -> None:
             return _measure(shared)
         if architectures:
             return _architectures(shared)
-        findings = [*pythons(), *machine(), *storage(shared.cache_folder)]
+        findings = [*pythons(), *plugins(), *machine(), *storage(shared.cache_folder)]
         missing = [f for f in findings if f.state == "missing"]
         if shared.format == "json":
             body = [{"topic": f.topic, "fact": f.fact, "state": f.state, "remedy": f.remedy} for f in findings]
@@ -144,6 +144,17 @@ def _draw(findings: list[Finding], missing: list[Finding], shared: Shared) -> No
     from ...core.quantity import count_text
 
     screen.note("" if not missing else f"{count_text(len(missing), 'required thing')} missing")
+
+
+def plugins() -> list[Finding]:
+    """Installed packages with plug-ins: their code runs with effc's rights."""
+    from ...plugin.plugin_packages import bad_plugin, packages
+
+    try:
+        return [Finding("plug-ins", f"{p.name}, of {p.distribution.name} {p.distribution.version}") for p in packages()]
+    except Reject as rejection:
+        assert rejection.diagnostics[0].fault == bad_plugin
+        return [Finding("plug-ins", rejection.diagnostics[0].message, "missing", rejection.diagnostics[0].help)]
 
 
 def pythons() -> list[Finding]:

@@ -169,6 +169,24 @@ def test_a_target_of_a_package_writes_verifies_runs_and_shows_its_artifacts_by_i
     assert done.code == 5 and "error[unchecked-form]" in done.err
 
 
+def test_a_package_in_the_working_directory_is_not_installed(process, tmp_path):  # noqa: F811
+    installed(tmp_path, "effc_acme", {"passes/acme/halve.py": HALVE})
+    done = process("passes", "--all", cwd=tmp_path)
+    assert done.code == 0 and "acme.halve" not in done.out
+
+
+def test_doctor_and_the_bill_of_materials_name_packages_with_plug_ins(process, acme, tmp_path):  # noqa: F811
+    assert "effc_acme, of effc_acme 1.0" in process("doctor", PYTHONPATH=acme).out
+    code = "from effc.compiler.artifacts.sbom import bill; from effc.compiler.artifacts.manifest import Manifest\n"
+    code += "print(bill(Manifest('hf')).decode())"
+    environment = {**os.environ, "PYTHONPATH": acme}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    components = json.loads(done.stdout)["components"]
+    assert {"name": "effc_acme", "version": "1.0"}.items() <= next(
+        c for c in components if c["name"] == "effc_acme"
+    ).items()
+
+
 @pytest.mark.parametrize(
     "name, files, entry, sentence",
     [
