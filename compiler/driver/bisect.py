@@ -22,7 +22,6 @@ from ..core.error_location import with_location
 from ..core.events import Said
 from ..core.journal import Journal
 from ..core.quantity import measured
-from ..ir.outcome import Model
 from ..plugin.context import Context
 from .judging.comparison import compare
 from .judging.gate import Known, Outcome, bound_text, measure_bounds, metric_label
@@ -130,7 +129,7 @@ class Bisection:
 
     def _verdict(self, key: str) -> Outcome:
         outcome = self.build.reach(key)
-        assert isinstance(outcome, Model), f"{key} gives {outcome.kind}"
+        assert outcome.in_place and outcome.program, f"{key} gives {outcome.kind}"
         verdict = self._judged(outcome.program.model)
         self.ctx.emit_event(Said(f"{metric_label(self.bound)} {_text(verdict.value, verdict.unit)}, {verdict.state}"))
         return verdict
@@ -175,8 +174,7 @@ class Bisection:
             for key, score in scores.items():
                 journal.remember(key, partial(float, score))
             before = self.build.reach(stage.source)
-            self.build.outcome = None  # what runs now is no result to go on from
-            self.build.at = ""
+            self.build.results.release()  # what runs now is no result to go on from
             ctx = replace(self.ctx.relative_to(stage.call), workdir=Path(work), cut=cut)
             try:
                 with with_location(stage.call):

@@ -25,12 +25,10 @@ from ..core.cache import Cache
 from ..core.events import announce
 from ..core.fingerprint import machine
 from ..core.quantity import count_text, size
-from ..ir.outcome import Front, Model, Outcome
+from ..ir.outcome import Outcome
 from ..ir.program import Program
 from ..plugin.context import Context
 from ..plugin.interfaces import Form, Target
-from ..transforms.supernet.family import Family
-from ..transforms.training.unmerged import Unmerged
 from .judging.accounting import Accounting, RecordedLogits
 from .judging.comparison import Comparison
 from .judging.gate import Outcome as Verdict
@@ -128,9 +126,9 @@ class Emission:
 
     def judge(self, outcome: Outcome, target: Emit, folder: Path, forms: list[Form]):
         """Measures of the artifact, and the verdicts of bounds that were not judged before."""
-        if isinstance(outcome, Front):
+        if outcome.several:
             return self.verdicts.on_front((name, program.model) for name, program in outcome.members())
-        if isinstance(outcome, Model) and forms:
+        if outcome.in_place and forms:
             rounds = any(form.rounds for form in forms)
             where = folder / forms[0].folder
             return self.verdicts.on_model(target, lambda: load_to_judge(where, self.ctx.settings.device), rounds)
@@ -178,21 +176,20 @@ def described(outcome: Outcome, target: Emit, plan: Plan, cache: Cache, ctx: Con
 
 
 def facts(outcome: Outcome, plan: Plan, source: str) -> dict[str, Any]:
-    """Edits and widths of a model; of a front the measures of its points, by name."""
-    if isinstance(outcome, Front):
-        measures = {p.name: [[name, *m] for name, m in p.measures.items()] for p in outcome.points}
+    """Edits and widths of a model; of several those of each, with its measures."""
+    if outcome.several:
         return {
             "members": tuple(
                 {
                     "name": name,
-                    "measures": measures[name],
+                    "measures": [[metric, *m] for metric, m in outcome.measures[name].items()],
                     "steps": sorted(s.name for s in plan.pipeline.ancestors(name) or plan.pipeline.ancestors(source)),
                     **changed(program, plan),
                 }
                 for name, program in outcome.members()
             )
         }
-    assert isinstance(outcome, Model | Unmerged | Family), f"no program: {outcome.kind}"
+    assert outcome.program is not None, f"no program: {outcome.kind}"
     return changed(outcome.program, plan)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ...kernels.levels import NAMES
 from ..artifacts.artifact import check_free, write
-from ..artifacts.front_kinds import FRONT, read_front
+from ..artifacts.front_kinds import read_front
 from ..artifacts.load import POINTS, load
 from ..artifacts.load import members as points
 from ..artifacts.manifest import Manifest, verify_files
@@ -83,8 +83,8 @@ def pick(
     on_event(StageBegan("pick", name))
     with hear(on_event):
         with announce("reading and checking files"):
-            verify_files(path, front, under=f"{POINTS}/{name}" if front.kind == FRONT else "")
-        take = _copied if front.kind == FRONT else _cut_out
+            verify_files(path, front, under=f"{POINTS}/{name}" if _has_files(front, name) else "")
+        take = _copied if _has_files(front, name) else _cut_out
         manifest = write(into, build=_build(path, front, name, take), force=force)
     on_event(StageEnded("pick", time.monotonic() - start))
     return name, manifest
@@ -100,7 +100,7 @@ def folder_of(path: Path, selection: str, *, speaks: bool = False) -> Path:
     limits = limits_of(split_limits(selection)) if "=" in selection else ()
     front = read_front(path)
     name = _chosen(front, "" if limits else selection, limits)
-    if front.kind == FRONT:
+    if _has_files(front, name):
         return path / POINTS / name
     if speaks:
         refuse_wordless(path / shared_weights.WEIGHTS, str(path))
@@ -182,6 +182,11 @@ def _measures(front: Manifest) -> dict[str, Measures]:
             if of and name == member["name"] and row.compiled is not None:
                 facts.setdefault(metric, (row.compiled, row.unit, row.better))
     return known
+
+
+def _has_files(front: Manifest, name: str) -> bool:
+    """Whether a point has weights of its own, not those that all points share."""
+    return any(file.startswith(f"{POINTS}/{name}/") for file in front.files)
 
 
 Take = Callable[[Path, Manifest, str, Path], Any]

@@ -4,7 +4,6 @@ import math
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from ....dsl.checker.skeleton import Skeleton
 from ....dsl.checker.value_text import show
@@ -14,7 +13,6 @@ from ...analysis.planning import keys
 from ...core.deadline import DeadlineExceeded
 from ...core.journal import Journal
 from ...ir.outcome import Front, Outcome, Point
-from ...ir.program import Program
 from ...plugin.context import Context
 from ...plugin.interfaces import Lossy, Pass, param
 from ..training.schedule import seed_of
@@ -90,7 +88,7 @@ class Method(Pass):
             front=[list(genome) for genome in front],
             latency_error=table.error if table else None,
         )
-        return Front(tuple(points), partial(_cut, outcome))
+        return Front(tuple(points), ctx.results)
 
     def _point(self, number: int, genome: Genome, explorer: Explorer, ctx: Context) -> Point:
         choice = explorer.space.decoded(genome)
@@ -100,11 +98,6 @@ class Method(Pass):
             value = explorer.value(objective, choice)
             measures[show(objective.ref)] = (value, objective.unit, objective.better)
         return Point(f"choice_{number}", "", measures, choice)
-
-
-def _cut(family: Family, point: Point) -> Program:
-    assert point.choice is not None, f"{point.name} is no choice"
-    return family.cut(point.choice)
 
 
 def no_finite(count: int):
