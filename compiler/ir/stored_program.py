@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.cache import LARGE, Cache, tensor_hash
 from ..core.events import follow
@@ -53,7 +53,12 @@ def restore_program(body: Mapping[str, Any], cache: Cache, origin: Origin) -> Pr
     original = dict(model.state_dict(keep_vars=True))
     edits = Edits.from_json(body["edits"])
     replay(model, edits)
-    values = {name: original[source].detach() for name, source in body["borrowed"].items()}
+    values: dict[str, Tensor] = {}
+    sources: set[str] = set()
+    for name, source in body["borrowed"].items():
+        tensor = original[source].detach()
+        values[name] = tensor.clone() if source in sources else tensor  # tensors of equal numbers stay apart
+        sources.add(source)
     device = next(model.parameters()).device
     current = model.state_dict(keep_vars=True)
     values |= {name: cache.fetch(blob) for name, blob in body["tensors"].items()}
