@@ -155,7 +155,7 @@ class Build:
 
     def as_stopped(self, stage: Stage) -> Stage:
         """The stage as it is planned now: a search that had no more time gave another result than was planned."""
-        deadline = self.ctx.settings.deadline
+        deadline = self.ctx.run.deadline
         stop = deadline.claim() if deadline else None
         if deadline is None or stop is None:
             return stage
@@ -266,7 +266,7 @@ class Build:
         started, done = time.monotonic(), Done()
         trim_heap()  # what the stage before freed, and the allocator kept, is not held by this one
         with MemoryWatch(self.ctx.settings.max_memory) as watch:
-            self.ctx.settings.watch = watch
+            self.ctx.run.watch = watch
             with hear(self.ctx.tick):
                 yield done
         watch.check()

@@ -1,7 +1,6 @@
 """All that a pass, metric, target or data file may know of the outside."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -11,6 +10,7 @@ from ...dsl.checker.values import DataRef, MetricRef, StepRef
 from ...dsl.syntax.source import Source
 from ..core.error_location import with_location
 from ..core.events import Event, Listener, Recorded, each
+from ..core.run_state import RunState
 from ..core.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Context:
     results        of the running pipeline's steps, under the keys that `step_keys` has by their names
     original       program that the running step works on, where that is the recipe's model
     cut            hears the name of every cut of a search once it is made, with the model without it
+    run            limits on what runs now
     remote_scorer  workers that compute values of the step, if there are any
     orders         in a worker: tasks that it answers
     """
@@ -46,6 +47,7 @@ class Context:
     registry: "Registry"
     origin: "Origin"
     workdir: Path
+    run: RunState = field(default_factory=RunState)
     _rows: dict[str, "torch.Tensor"] = field(default_factory=dict)
     _references: dict[str, Any] = field(default_factory=dict)
     results: "StepResults | None" = None
@@ -149,24 +151,13 @@ class Context:
     def each(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         """Iterate with progress; raises Reject (memory-bound) once the stage holds more than it may."""
         for item in each(items, label, self.emit_event, total):
-            self._check()
+            self.run.check()
             yield item
 
     def tick(self, event: Event) -> None:
         """Tell how far it is where `each` doesn't fit; raises as `each` does."""
         self.emit_event(event)
-        self._check()
-
-    def _check(self) -> None:
-        """Raises where a bound is passed; TimeUp reaches searches alone, which ask for it by `scoring`."""
-        if self.settings.watch:
-            self.settings.watch.check()
-        if self.settings.deadline:
-            self.settings.deadline.check()
-
-    def scoring(self) -> AbstractContextManager[None]:
-        """Context in which TimeUp is raised when the time of a search is over."""
-        return self.settings.deadline.breaking() if self.settings.deadline else nullcontext()
+        self.run.check()
 
     def mapped(self, tensor: "torch.Tensor") -> "torch.Tensor":
         """Copy of a tensor mapped from the cache if it is large, so that results of passes take no memory.

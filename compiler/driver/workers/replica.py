@@ -114,8 +114,9 @@ def _run(step: Mapping[str, Any], orders: TaskSource, stack: ExitStack) -> None:
     opened, plan, stage = _stage_of(step)
     build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(opened.settings.cache_dir))
     outcome = build.reach(stage.source)
-    opened.settings.max_memory = anonymous_bytes() + available() // max(1, step["size"])
-    ctx: Context = replace(build.context(stage), workdir=_scratch(Path(step["scratch"]), stack), orders=orders)
+    settings = replace(opened.settings, max_memory=anonymous_bytes() + available() // max(1, step["size"]))
+    workdir = _scratch(Path(step["scratch"]), stack)
+    ctx: Context = replace(build.context(stage), settings=settings, workdir=workdir, orders=orders)
     with as_profiled(named(stage.call), ctx):
         ctx.registry.make("pass", stage.call).result_of(outcome, ctx)
 

@@ -100,7 +100,7 @@ class Search:
         """Leave it at the cuts that were made. Raises Reject (no-time) where there are none."""
         if not self.cuts:
             raise self.too_short(candidates)
-        deadline, of = self.ctx.settings.deadline, budget.of
+        deadline, of = self.ctx.run.deadline, budget.of
         assert deadline, "nobody said how long a search may take"
         share = "" if of == CUTS else f", {self.saved[of] / budget.total:.1%} of {of}"
         reached = f"{count_text(len(self.cuts), 'cut')}{share} of {budget.goal / budget.total:.1%}"
@@ -110,7 +110,7 @@ class Search:
 
     def too_short(self, candidates: int) -> Reject:
         """For the time that was given, where not even the first of so many candidates could be chosen."""
-        deadline = self.ctx.settings.deadline
+        deadline = self.ctx.run.deadline
         assert deadline, "nobody said how long a search may take"
         each = self._spent / self.scored if self.scored else deadline.allowed
         return deadline.too_short("one cut", max(1, candidates - self.scored) * each)
@@ -127,7 +127,7 @@ class Search:
         self.base(metric)  # a model that has no score is told so, before it writes nonsense
         rows, label = (self.ctx.rows(data), data.name) if data else (self._generated_rows(), "what the model writes")
         run = partial(self._model_score, metric) if rows is None else partial(self._read, rows, label)
-        with self.ctx.scoring():
+        with self.ctx.run.searching():
             runs = moments.collect(self.program, modules, run, max_bytes)
         if rows is not None and data is None:
             runs += 1  # a token that is written goes through every layer once
@@ -329,7 +329,7 @@ class Search:
         key, measure = key_of(number, candidate), partial(self._measure, candidate, metric)
         with hear(partial(_within, tick, self.ctx.tick)):
             if self.ctx.remote_scorer:
-                with self.ctx.scoring():
+                with self.ctx.run.searching():
                     return self.ctx.remote_scorer.fetch(self.journal, key, task_of(self.cuts, candidate), measure)
             return self.journal.remember(key, measure)
 
@@ -343,7 +343,7 @@ class Search:
     def _measure(self, candidate: Candidate | JointCandidate | None, metric: MetricRef) -> float:
         """A candidate without which the model gives no finite score is no candidate: NaN."""
         started = time.monotonic()
-        with self.ctx.scoring():
+        with self.ctx.run.searching():
             value = self._score(candidate, metric)
         self.scored, self._spent = self.scored + 1, self._spent + time.monotonic() - started
         return value
