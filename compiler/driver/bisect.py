@@ -19,7 +19,7 @@ from ...dsl.syntax.diagnostics import Diagnostic, Fault
 from ..analysis.planning.plan import Plan, Stage
 from ..core.cache import Cache
 from ..core.error_location import with_location
-from ..core.events import Said
+from ..core.events import Event, Pruned, Said
 from ..core.journal import Journal
 from ..core.quantity import measured
 from ..plugin.context import Context
@@ -161,11 +161,15 @@ class Bisection:
         """Run a search again until the bound breaks; None where it goes another way than `names` say."""
         cuts: list[tuple[str, float]] = []
 
-        def cut(name: str, model: Any) -> None:
-            if names is not None and names[len(cuts)] != name:
+        def judge_cut(event: Event) -> None:
+            self.ctx.emit_event(event)
+            if not isinstance(event, Pruned):
+                return
+            if names is not None and names[len(cuts)] != event.name:
                 raise _Done  # scores in notes are rounded, and two were the same
-            verdict = self._judged(model)
-            cuts.append((name, math.nan if verdict.value is None else verdict.value))
+            assert before.program is not None
+            verdict = self._judged(before.program.model)
+            cuts.append((event.name, math.nan if verdict.value is None else verdict.value))
             if not verdict.passed:
                 raise _Done
 
@@ -175,7 +179,8 @@ class Bisection:
                 journal.remember(key, partial(float, score))
             before = self.build.reach(stage.source)
             self.build.results.release()  # what runs now is no result to go on from
-            ctx = replace(self.ctx.relative_to(stage.call), workdir=Path(work), cut=cut)
+            settings = replace(self.ctx.settings, on_event=judge_cut)
+            ctx = replace(self.ctx.relative_to(stage.call), workdir=Path(work), settings=settings)
             try:
                 with with_location(stage.call):
                     self.ctx.registry.make("pass", stage.call).result_of(before, ctx)

@@ -1,6 +1,6 @@
 """All that a pass, metric, target or data file may know of the outside."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -35,10 +35,9 @@ class Context:
                    go on
     results        of the running pipeline's steps, under the keys that `step_keys` has by their names
     original       program that the running step works on, where that is the recipe's model
-    cut            hears the name of every cut of a search once it is made, with the model without it
     run            limits on what runs now
     remote_scorer  workers that compute values of the step, if there are any
-    orders         in a worker: tasks that it answers
+    task_source    in a worker: the tasks that it answers
     """
 
     settings: Settings
@@ -52,9 +51,8 @@ class Context:
     _references: dict[str, Any] = field(default_factory=dict)
     results: "StepResults | None" = None
     step_keys: Mapping[str, str] = field(default_factory=dict)
-    cut: "Callable[[str, torch.nn.Module], None] | None" = None
     remote_scorer: "RemoteScorer | None" = None
-    orders: "TaskSource | None" = None
+    task_source: "TaskSource | None" = None
     original: "ProgramVersion | None" = None
 
     @classmethod

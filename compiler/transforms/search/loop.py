@@ -14,7 +14,7 @@ from ....dsl.checker.values import DataRef, MetricRef, handles
 from ....dsl.syntax.diagnostics import Reject
 from ...core.deadline import DeadlineExceeded, EarlyStop
 from ...core.device import bytes_on
-from ...core.events import Event, Listener, Said, Ticked, Warned, hear
+from ...core.events import Event, Listener, Pruned, Said, Ticked, Warned, hear
 from ...core.journal import Journal
 from ...core.quantity import count, count_text, size
 from ...core.warned import far_beyond
@@ -80,7 +80,7 @@ class Search:
             self.rows.append(Rows(metric))
             self.rows[-1].warn(self)
         while not budget.is_met(saved := self.saved.get(budget.of, 0.0)):
-            if self.overfit and not self.ctx.orders:  # a worker looks at nothing but what it is asked
+            if self.overfit and not self.ctx.task_source:  # a worker looks at nothing but what it is asked
                 self.overfit.check(self, saved, metric)
             pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.location not in self.rejected]
             if not pairs:
@@ -224,8 +224,8 @@ class Search:
             budget.goal - self.saved.get(budget.of, 0.0),
             self._prefetch,
         )
-        if self.ctx.orders:
-            choice = Follower(self.ctx.orders, number, lambda: self.layers_run)
+        if self.ctx.task_source:
+            choice = Follower(self.ctx.task_source, number, lambda: self.layers_run)
         self.rows[-1].begin(self)
         if not self.cuts or self.scored_by != metric:
             choice.foresee(partial(foreseen, self, number, round_.candidates, metric))
@@ -249,8 +249,7 @@ class Search:
             cut = Cut(name, kinds[name], score, second, scores, self.saved[budget.of], budget.total)
             self._note(cut, metric, {**choice.notes(round_), **({"together": names} if len(names) > 1 else {})})
         self.rows[-1].check(self, score)
-        if self.ctx.cut:
-            self.ctx.cut(names[-1], self.program.model)
+        self.ctx.emit_event(Pruned(names[-1]))
 
     def _joint_choice(
         self, number: int, round_: Round, best: Candidate, choice: Choice, metric: MetricRef

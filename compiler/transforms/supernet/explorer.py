@@ -179,13 +179,13 @@ class Explorer:
             new = [g for g in dict.fromkeys(genomes) if g not in self.known]
             self.ctx.remote_scorer.prefetch(self.journal, dict(self._task_of(o, g) for g in new for o in remote))
 
-    def obey(self, orders: "TaskSource", extra: Iterable[Objective]) -> None:
+    def answer(self, task_source: "TaskSource", extra: Iterable[Objective]) -> None:
         """In a worker: measure what is asked, for as long as it is."""
         known = {show(o.ref): o for o in (*self.objectives, *extra)}
         while True:
-            task = orders.next()
+            task = task_source.next()
             choice = self.space.decoded(task["genome"])
-            orders.answer(self.measure(known[task["metric"]], choice))
+            task_source.answer(self.measure(known[task["metric"]], choice))
 
     def measure(self, objective: Objective, choice: Mapping[str, int]) -> float:
         assert self._take is not None, "the explorer is not open"

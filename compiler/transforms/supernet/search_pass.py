@@ -68,12 +68,12 @@ class Method(Pass):
         assert isinstance(outcome, Family), f"searched in {outcome.kind}"
         check(self, outcome, ctx)
         objectives = [Objective.of(ref, ctx) for ref in self.measure]
-        clock = next((o.ref for o in objectives if o.timed and not ctx.orders), None)
+        clock = next((o.ref for o in objectives if o.timed and not ctx.task_source), None)
         table = timed(outcome, clock, ctx, Journal(ctx.workdir / "times.jsonl")) if clock else None
         explorer = Explorer(outcome, ctx, objectives, self.evals, self.at_most, table)
         with explorer.open():
-            if ctx.orders:
-                explorer.obey(ctx.orders, [Objective.of(ref, ctx) for ref in self.report])
+            if ctx.task_source:
+                explorer.answer(ctx.task_source, [Objective.of(ref, ctx) for ref in self.report])
             try:
                 self.explore(explorer, random.Random(seed_of("search", ctx.seed)))
             except DeadlineExceeded:
