@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.artifacts.artifact import write
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.artifacts.verify import verify
@@ -32,6 +31,7 @@ from effc.kernels.packed import KINDS, Header
 
 from tests import tiny
 from tests.architectures.modules import TwoTowers
+from tests.drafts import write
 from tests.grids import wide
 from tests.kernels.test_packed import sealed
 from tests.recipes_in_memory import context_of, origin_of, recipe_of
