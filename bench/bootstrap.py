@@ -20,6 +20,7 @@ import random
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -88,7 +89,7 @@ def family_of(folder: Path, model: nn.Module, seed: int, steps: int) -> Family:
         "save": 10**6,
     }
     ctx, step = context(folder / f"{seed}-{steps}", model, "supernet.elastic", args)
-    ctx.settings.seed = seed
+    ctx = replace(ctx, settings=replace(ctx.settings, seed=seed))
     return step.result_of(Model(capture(copy.deepcopy(model))), ctx)
 
 

@@ -173,11 +173,11 @@ def routes(folder: Path, steps: int, seed: int):
     yield "start", whole, build.ctx
     healed(whole, build.ctx, steps, seed)
     yield "LoRA", whole, build.ctx
-    build.outcome = None
+    build.results.release()
     sizes = {}
     for name, choice in choices_of(build.reach(key).space).items():
         program = build.reach(key).cut(choice)
-        build.outcome = None
+        build.results.release()
         sizes[name] = macs(skeleton_of(program))
         yield f"LoNAS, {name}", program, build.ctx
     for name, size in sizes.items():

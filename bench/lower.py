@@ -69,7 +69,12 @@ def lowered(folder: Path, model: str, steps: list[str], threads: int):
     started = time.perf_counter()
     for stage in build.plan.stages:
         build.step(stage)
-    return build.outcome.program.model, build.outcome.program.notes[-1], time.perf_counter() - started, build
+    return (
+        build.results.outcome.program.model,
+        build.results.outcome.program.notes[-1],
+        time.perf_counter() - started,
+        build,
+    )
 
 
 def formats(note: dict) -> str:

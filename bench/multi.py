@@ -23,6 +23,7 @@ import pydoc_data.topics
 import re
 import tempfile
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, stdev
@@ -100,7 +101,9 @@ def build_of(folder: Path, steps: str, seed: int, rows: int, more: str, cache: P
         RECIPE.format(gguf=gguf, root=ROOT, rows=rows, more_rows=32, seed=seed, more=more, steps=steps, expects=expects)
     )
     opened = session(recipe, cache_dir=cache, threads=torch.get_num_threads())
-    opened.settings.on_event = lambda e: isinstance(e, Recorded) and COSTS.update({e.name: e.value})
+    opened.settings = replace(
+        opened.settings, on_event=lambda e: isinstance(e, Recorded) and COSTS.update({e.name: e.value})
+    )
     (plan,) = plans(opened)
     return Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(cache))
 

@@ -8,6 +8,7 @@ units of one layer over the scored rows; `naive` is what scoring every candidate
 
 import argparse
 import tempfile
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def measured(share: float, more: str, rows: int, seed: int) -> tuple[float, floa
         recipe, cache = Path(name) / "zoo.effspec", Path(name) / "cache"
         recipe.write_text(RECIPE.format(zoo=ZOO, rows=rows, seed=seed, share=share, more=more))
         opened = session(recipe, cache_dir=cache, threads=1)
-        opened.settings.on_event = lambda e: isinstance(e, Recorded) and costs.update({e.name: e.value})
+        opened.settings = replace(
+            opened.settings, on_event=lambda e: isinstance(e, Recorded) and costs.update({e.name: e.value})
+        )
         (plan,) = plans(opened)
         build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(cache))
         build.step(plan.stages[0])

@@ -24,6 +24,7 @@ import json
 import pydoc_data.topics
 import tempfile
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, stdev
@@ -92,7 +93,9 @@ def row(method: str, model: str, share: float, seed: int, tokens: int, cache: Pa
             )
         )
         opened = session(folder / "cost.effspec", cache_dir=cache, threads=torch.get_num_threads(), seed=seed)
-        opened.settings.on_event = lambda e: isinstance(e, Recorded) and said.update({e.name: e.value})
+        opened.settings = replace(
+            opened.settings, on_event=lambda e: isinstance(e, Recorded) and said.update({e.name: e.value})
+        )
         (plan,) = plans(opened)
         build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(cache))
         started = time.perf_counter()

@@ -14,6 +14,7 @@ import argparse
 import resource
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -61,7 +62,9 @@ def searched(widths: str, layers: int, tokens: int, search: str, share: float) -
             )
         )
         opened, said = session(folder / "lean.effspec", cache_dir=folder / "cache", threads=1), {}
-        opened.settings.on_event = lambda e: isinstance(e, Recorded) and said.update({e.name: e.value})
+        opened.settings = replace(
+            opened.settings, on_event=lambda e: isinstance(e, Recorded) and said.update({e.name: e.value})
+        )
         (plan,) = plans(opened)
         build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(folder / "cache"))
         started = time.perf_counter()

@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 SIZES = {  # hidden, layers, heads, KV heads, MLP, vocabulary
@@ -105,7 +106,7 @@ def searched(folder: Path, size: str, options: argparse.Namespace) -> dict[str, 
             print(f"{time.process_time():8.0f} s  {event}", file=sys.stderr, flush=True)
 
     opened = session(recipe, cache_dir=cache, threads=options.threads, max_memory=int(options.max_memory * 2**30))
-    opened.settings.on_event = tell
+    opened.settings = replace(opened.settings, on_event=tell)
     (plan,) = plans(opened)
     stage = plan.stages[0]
     build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(cache))

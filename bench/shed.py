@@ -16,7 +16,7 @@ import math
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -115,9 +115,8 @@ def measured(folder: Path, model: str, kind: str, step: str, heal: int, original
 
     build = build_of(folder, model, step, heal)
     told: dict[str, float] = {}
-    build.ctx.settings.on_event = lambda event: told.update(
-        {event.name: event.value} if isinstance(event, Recorded) else {}
-    )
+    recorded = lambda event: told.update({event.name: event.value} if isinstance(event, Recorded) else {})  # noqa: E731
+    build.ctx = replace(build.ctx, settings=replace(build.ctx.settings, on_event=recorded))
     started = time.perf_counter()
     build.step(build.plan.stages[0])
     seconds = time.perf_counter() - started

@@ -10,9 +10,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISREG
 
@@ -22,7 +22,7 @@ from .card import card
 from .manifest import CARD, MEASURES, NAME, SBOM, Manifest, artifact_hash, dump, hash_files, verify_files
 from .sbom import bill
 
-__all__ = ["NOTES", "artifact_hash", "verify_files", "write"]
+__all__ = ["NOTES", "artifact_hash", "drafted", "verify_files"]
 
 NOTES = "notes.json"  # a target may leave a list of sentences here; they move into the manifest
 
@@ -35,11 +35,27 @@ _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, 
 _DRAFT = re.compile(r"\.(.+)\.effc-(\d+)-(\d+)(\.old)?")  # name, process, its start time
 
 
-def write(into: Path, *, build: Callable[[Path], Manifest], force: bool = False) -> Manifest:
-    """Make the artifact `into` from what `build` writes into an empty folder; the manifest with its files.
+@dataclass(frozen=True)
+class Draft:
+    """Hidden folder beside the place of an artifact, `into`: written, and reopened and measured, before it is there."""
 
-    `build` may also reopen and measure what it wrote: nothing is in place before it has returned. With
-    `force` an existing artifact is exchanged; a reader sees the old one or the new one.
+    folder: Path
+    into: Path
+    force: bool
+
+    def publish(self, manifest: Manifest) -> Manifest:
+        """Move the folder into place; the manifest with its files."""
+        manifest = _finish(self.folder, manifest)
+        _let_read(self.folder)
+        _move_into_place(self.folder, self.into, self.force)
+        return manifest
+
+
+@contextmanager
+def drafted(into: Path, force: bool = False) -> Iterator[Draft]:
+    """Empty draft of the artifact `into`; nothing of it is left behind where it is not published.
+
+    With `force` an existing artifact is exchanged; a reader sees the old one or the new one.
     """
     into = Path(os.path.abspath(into))
     with environment(into):
@@ -47,16 +63,13 @@ def write(into: Path, *, build: Callable[[Path], Manifest], force: bool = False)
         created = [folder for folder in into.parents if not folder.exists()]  # the innermost first
         into.parent.mkdir(parents=True, exist_ok=True)
         sweep(into.parent)
-        draft = into.parent / f".{into.name}.effc-{os.getpid()}-{_started(os.getpid())}"
-        draft.mkdir()
+        folder = into.parent / f".{into.name}.effc-{os.getpid()}-{_started(os.getpid())}"
+        folder.mkdir()
         try:
-            manifest = _finish(draft, build(draft))
-            _let_read(draft)
-            _move_into_place(draft, into, force)
+            yield Draft(folder, into, force)
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             drop_empty(created)
-    return manifest
 
 
 def _let_read(folder: Path) -> None:

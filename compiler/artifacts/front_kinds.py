@@ -1,4 +1,4 @@
-"""Kinds of artifacts that hold points to choose from."""
+"""Artifacts that hold points to choose from, whatever target wrote them."""
 
 from pathlib import Path
 
@@ -7,13 +7,11 @@ from .manifest import Manifest, read_manifest
 
 no_front = Fault("no-front", "A point is picked from an artifact that holds one model.", exit="usage")
 
-FRONT, FAMILY = "front", "family"  # targets whose artifacts hold points
-
 
 def read_front(path: Path) -> Manifest:
     """The manifest of a front; Reject (no-front) of anything else."""
     front = read_manifest(path)
-    if front.kind not in (FRONT, FAMILY):
+    if not front.members:
         raise Reject(
             no_front(
                 f"{path} was written by the target `{front.kind}`, which holds one model",

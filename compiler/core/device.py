@@ -1,11 +1,13 @@
-"""The device that passes, scores and measures run on: found, made to repeat itself, and asked for its memory."""
+"""Device and threads that passes, scores and measures run on, with the same bits every time, and its memory."""
 
 import os
 import warnings
+from dataclasses import replace
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from .memory import bytes_for
 from .quantity import size
+from .settings import Settings
 
 unknown_device = Fault("unknown-device", "`--device` names no kind of device that torch knows.", exit="usage")
 device_missing = Fault(
@@ -54,7 +56,21 @@ def check_device(name: str) -> None:
         ) from error
 
 
-def repeat_itself(name: str) -> None:
+def with_threads(settings: Settings) -> Settings:
+    """Settings with a number of threads, which torch then has: it is decided once and is part of every key, as results
+    depend on how many threads add up."""
+    import torch
+
+    from ...kernels.cores import usable_cores
+
+    count = 1 if settings.workers else min(torch.get_num_threads(), usable_cores())  # each worker has one
+    settings = replace(settings, threads=settings.threads or count)
+    torch.set_num_threads(settings.threads or count)
+    _repeat_itself(settings.device)
+    return settings
+
+
+def _repeat_itself(name: str) -> None:
     """Have torch take operations there that give the same bits every time, where it has them."""
     if name == "cpu":
         return

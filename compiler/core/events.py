@@ -68,6 +68,13 @@ class Recorded(Event):
 
 
 @dataclass(frozen=True)
+class Pruned(Event):
+    """A search has cut this out of the model of the running step."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class StageEnded(Event):
     """`change` is the measured change as a person would say it: `-4 branches, -12.3 M params`; `dump` the shape
     diff, where it was asked for."""

@@ -2,16 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .events import Listener, silent
 
-if TYPE_CHECKING:
-    from .deadline import Deadline
-    from .memory import MemoryWatch
 
-
-@dataclass
+@dataclass(frozen=True)
 class Settings:
     """Settings of the command line; equal for every recipe of a run."""
 
@@ -26,6 +21,4 @@ class Settings:
     locked: bool = False  # refuse what is not as `effspec.lock` has it
     on_event: Listener = silent
     workers: str = ""  # how many processes score, "ray" or "ray:ADDRESS"; "" has none
-    watch: "MemoryWatch | None" = None  # of the running stage; `each` asks it whether the bound is passed
     max_time: float | None = None  # seconds that searches may take
-    deadline: "Deadline | None" = None  # of the running compile; `each` asks it whether searches have time

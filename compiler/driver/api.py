@@ -14,9 +14,10 @@ from ...dsl.syntax.parse import parse, read_source, unknown_edition
 from ...dsl.syntax.source import Source
 from ..analysis.discovery.structure import cached_skeleton, refuse_other_tensors, shipped_skeleton
 from ..core.cache import default_cache
-from ..core.device import choose, repeat_itself
+from ..core.device import choose, with_threads
 from ..core.error_location import with_location
 from ..core.events import Listener, Warned, announce
+from ..core.run_state import RunState
 from ..core.settings import Settings
 from ..core.warned import model_remark
 from ..models.checkpoints.origin import Origin
@@ -68,6 +69,7 @@ class Session:
     params: Path | None = None  # --params file.json
     registry: Registry = field(default_factory=Registry)
     origins: dict[str, Origin] = field(default_factory=dict)
+    run: RunState = field(default_factory=RunState)
     texts: Mapping[Path, str] = field(default_factory=dict)  # of files that an editor has open, by resolved path
 
     def check(self, *, resolve: bool = False) -> "Checked":
@@ -136,7 +138,8 @@ class Session:
 
     def context(self, recipe: Recipe, pipeline: Pipeline) -> Context:
         origin = self.origin(recipe.models[pipeline.model])
-        return Context(self.settings, recipe, self.path.parent, self.registry, origin, self.settings.cache_dir / "work")
+        work = self.settings.cache_dir / "work"
+        return Context(self.settings, recipe, self.path.parent, self.registry, origin, work, self.run)
 
     def origin(self, call: Invocation) -> Origin:
         """The resolved source of a model; each is resolved once."""
@@ -287,7 +290,7 @@ def _renamed(options: Any) -> Any:
     return {"on_event" if name == "tell" else name: value for name, value in options.items()}
 
 
-_GRANTED = frozenset(f.name for f in fields(Settings)) - {"watch", "deadline"}
+_GRANTED = frozenset(f.name for f in fields(Settings))
 
 
 def plans(session: Session) -> "list[Plan]":
@@ -297,8 +300,8 @@ def plans(session: Session) -> "list[Plan]":
 
     recipes, result = session.recipes(resolve=True), []
     if session.settings.locked:
-        lock.take_threads(session.path, session.settings)
-    _use_threads(session.settings)
+        session.settings = lock.with_locked_threads(session.path, session.settings)
+    session.settings = with_threads(session.settings)
     for recipe in recipes:
         for pipeline in recipe.pipelines.values():
             ctx = session.context(recipe, pipeline)
@@ -364,7 +367,7 @@ def build(
 
     transport = transport_of(session.settings) if session.settings.workers else None
     if session.settings.max_time is not None:
-        session.settings.deadline = Deadline(session.settings.max_time)
+        session.run.deadline = Deadline(session.settings.max_time)
     compiled = [p for p in plans(session) if p.pipeline.emits]
     if not compiled:
         raise Reject(nothing_to_emit(f"{session.path} emits no artifact", help='add `emit NAME { hf("folder") }`'))
@@ -382,19 +385,6 @@ def build(
                 where = plan.folder(out)
                 results.append(Build(plan, ctx, cache, dump=dump, team=team).run(where, force))
     return results
-
-
-def _use_threads(settings: Settings) -> None:
-    """Results depend on how many threads add up, so the number is settled once and is part of every key."""
-    import torch
-
-    from ...kernels.cores import usable_cores
-
-    if settings.workers and not settings.threads:
-        settings.threads = 1  # as each worker has
-    settings.threads = settings.threads or min(torch.get_num_threads(), usable_cores())
-    torch.set_num_threads(settings.threads)
-    repeat_itself(settings.device)
 
 
 __all__ = ["Session", "build", "check", "compile", "default_cache", "load", "plan", "plans", "session"]

@@ -19,10 +19,9 @@ from ...dsl.syntax.diagnostics import Diagnostic, Fault
 from ..analysis.planning.plan import Plan, Stage
 from ..core.cache import Cache
 from ..core.error_location import with_location
-from ..core.events import Said
+from ..core.events import Event, Pruned, Said
 from ..core.journal import Journal
 from ..core.quantity import measured
-from ..ir.outcome import Model
 from ..plugin.context import Context
 from .judging.comparison import compare
 from .judging.gate import Known, Outcome, bound_text, measure_bounds, metric_label
@@ -130,7 +129,7 @@ class Bisection:
 
     def _verdict(self, key: str) -> Outcome:
         outcome = self.build.reach(key)
-        assert isinstance(outcome, Model), f"{key} gives {outcome.kind}"
+        assert outcome.in_place and outcome.program, f"{key} gives {outcome.kind}"
         verdict = self._judged(outcome.program.model)
         self.ctx.emit_event(Said(f"{metric_label(self.bound)} {_text(verdict.value, verdict.unit)}, {verdict.state}"))
         return verdict
@@ -162,11 +161,15 @@ class Bisection:
         """Run a search again until the bound breaks; None where it goes another way than `names` say."""
         cuts: list[tuple[str, float]] = []
 
-        def cut(name: str, model: Any) -> None:
-            if names is not None and names[len(cuts)] != name:
+        def judge_cut(event: Event) -> None:
+            self.ctx.emit_event(event)
+            if not isinstance(event, Pruned):
+                return
+            if names is not None and names[len(cuts)] != event.name:
                 raise _Done  # scores in notes are rounded, and two were the same
-            verdict = self._judged(model)
-            cuts.append((name, math.nan if verdict.value is None else verdict.value))
+            assert before.program is not None
+            verdict = self._judged(before.program.model)
+            cuts.append((event.name, math.nan if verdict.value is None else verdict.value))
             if not verdict.passed:
                 raise _Done
 
@@ -175,9 +178,9 @@ class Bisection:
             for key, score in scores.items():
                 journal.remember(key, partial(float, score))
             before = self.build.reach(stage.source)
-            self.build.outcome = None  # what runs now is no result to go on from
-            self.build.at = ""
-            ctx = replace(self.ctx.relative_to(stage.call), workdir=Path(work), cut=cut)
+            self.build.results.release()  # what runs now is no result to go on from
+            settings = replace(self.ctx.settings, on_event=judge_cut)
+            ctx = replace(self.ctx.relative_to(stage.call), workdir=Path(work), settings=settings)
             try:
                 with with_location(stage.call):
                     self.ctx.registry.make("pass", stage.call).result_of(before, ctx)

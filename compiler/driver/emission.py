@@ -15,7 +15,7 @@ from ..analysis.discovery.discover import skeleton_of
 from ..analysis.planning import keys
 from ..analysis.planning.layer_profile import packed_widths, profile
 from ..analysis.planning.plan import Plan
-from ..artifacts.artifact import write
+from ..artifacts.artifact import drafted
 from ..artifacts.load import load_to_judge
 from ..artifacts.manifest import Check, Expectation, Manifest
 from ..artifacts.pages.sheet import ReportData
@@ -25,12 +25,10 @@ from ..core.cache import Cache
 from ..core.events import announce
 from ..core.fingerprint import machine
 from ..core.quantity import count_text, size
-from ..ir.outcome import Front, Model, Outcome
+from ..ir.outcome import Outcome
 from ..ir.program import Program
 from ..plugin.context import Context
 from ..plugin.target import Form, Target
-from ..transforms.supernet.family import Family
-from ..transforms.training.unmerged import Unmerged
 from .judging.accounting import Accounting, RecordedLogits
 from .judging.comparison import Comparison
 from .judging.gate import Outcome as Verdict
@@ -79,26 +77,43 @@ class Emission:
     costs: Mapping[str, Mapping[str, Any]]  # of each step: seconds and bytes, planned and found
 
     def emit(self, outcome: Outcome, target: Emit) -> Artifact:
-        path, new = self.out / target.call.args["path"], []
-        writer: Target = self.ctx.registry.make("target", target.call)
-
-        def build(folder: Path) -> Manifest:
-            with announce("writing", "then reopening and measuring"):
-                writer.write(outcome, folder, self.ctx)
-            forms = [f for f in writer.forms_of(outcome) if (folder / f.folder).is_dir()]
-            with announce("reopening", "then measuring"):
-                recorded = RecordedLogits(self.accounting, folder)
-                checks = reopen(folder, outcome, forms, self.ctx.seed, recorded)
-            with announce("measuring"):
-                compared, verdicts = self.judge(outcome, target, folder, forms)
-            new.extend(misses(verdicts, self.ctx.settings.undecided))
-            self.ctx.origin.refuse_change()
-            return self.measured(outcome, target, compared).with_measures(checks=checks, accounts=recorded.accounts())
-
+        path = self.out / target.call.args["path"]
         absolute = Path(os.path.abspath(path))
-        manifest = write(path, build=build, force=self.force or is_unfinished(absolute, target.call))
+        with drafted(path, self.force or is_unfinished(absolute, target.call)) as draft:
+            forms = self.write(outcome, target, draft.folder)
+            recorded = RecordedLogits(self.accounting, draft.folder)
+            checks = self.reopen(outcome, draft.folder, forms, recorded)
+            with announce("measuring"):
+                compared, verdicts = self.judge(outcome, target, draft.folder, forms)
+            self.ctx.origin.refuse_change()
+            measured = self.measured(outcome, target, compared)
+            manifest = draft.publish(measured.with_measures(checks=checks, accounts=recorded.accounts()))
         mark(absolute, target.call)
-        return Artifact(path, manifest, tuple(new))
+        return Artifact(path, manifest, tuple(misses(verdicts, self.ctx.settings.undecided)))
+
+    def write(self, outcome: Outcome, target: Emit, folder: Path) -> list[Form]:
+        """Forms that the target wrote of an outcome."""
+        writer: Target = self.ctx.registry.make("target", target.call)
+        with announce("writing", "then reopening and measuring"):
+            writer.write(outcome, folder, self.ctx)
+        return [form for form in writer.forms_of(outcome) if (folder / form.folder).is_dir()]
+
+    def reopen(self, outcome: Outcome, folder: Path, forms: list[Form], recorded: RecordedLogits) -> tuple[Check, ...]:
+        """Comparisons of members with what fresh processes compute from their forms; `recorded` gets both logits."""
+        checks: list[Check] = []
+        with announce("reopening", "then measuring"):
+            for name, program in outcome.members() if forms else ():
+                program.to_cpu()  # files are computed again from there
+                member_forms, report_to = [f for f in forms if f.member == name], recorded.program(name, program.model)
+                checks += verify(
+                    folder,
+                    program.model,
+                    member_forms,
+                    seed=self.ctx.seed,
+                    text=recorded.text,
+                    on_text_logits=report_to,
+                )
+        return tuple(checks)
 
     def write_about(self, target: Emit, artifacts: Sequence[Artifact], outcome: Callable[[], Outcome]) -> Page:
         """Write a file about the artifacts of a result, or about the result itself where it has none."""
@@ -128,27 +143,15 @@ class Emission:
 
     def judge(self, outcome: Outcome, target: Emit, folder: Path, forms: list[Form]):
         """Measures of the artifact, and the verdicts of bounds that were not judged before."""
-        if isinstance(outcome, Front):
+        if outcome.several:
             return self.verdicts.on_front((name, program.model) for name, program in outcome.members())
-        if isinstance(outcome, Model) and forms:
+        if outcome.in_place and forms:
             rounds = any(form.rounds for form in forms)
             where = folder / forms[0].folder
             return self.verdicts.on_model(target, lambda: load_to_judge(where, self.ctx.settings.device), rounds)
         with closing(outcome.members()) as members:
             _, program = next(members)
             return self.verdicts.on_model(target, lambda: program.model, rounds=False)
-
-
-def reopen(folder: Path, outcome: Outcome, forms: list[Form], seed: int, recorded: RecordedLogits) -> tuple[Check, ...]:
-    """Compare what fresh processes compute from each form with its member; `tally` records both."""
-    if not forms:
-        return ()
-    checks: list[Check] = []
-    for name, program in outcome.members():
-        program.to_cpu()  # files are computed again from there
-        member_forms, report_to = [f for f in forms if f.member == name], recorded.program(name, program.model)
-        checks += verify(folder, program.model, member_forms, seed=seed, text=recorded.text, on_text_logits=report_to)
-    return tuple(checks)
 
 
 def described(outcome: Outcome, target: Emit, plan: Plan, cache: Cache, ctx: Context) -> Manifest:
@@ -178,21 +181,20 @@ def described(outcome: Outcome, target: Emit, plan: Plan, cache: Cache, ctx: Con
 
 
 def facts(outcome: Outcome, plan: Plan, source: str) -> dict[str, Any]:
-    """Edits and widths of a model; of a front the measures of its points, by name."""
-    if isinstance(outcome, Front):
-        measures = {p.name: [[name, *m] for name, m in p.measures.items()] for p in outcome.points}
+    """Edits and widths of a model; of several those of each, with its measures."""
+    if outcome.several:
         return {
             "members": tuple(
                 {
                     "name": name,
-                    "measures": measures[name],
+                    "measures": [[metric, *m] for metric, m in outcome.measures[name].items()],
                     "steps": sorted(s.name for s in plan.pipeline.ancestors(name) or plan.pipeline.ancestors(source)),
                     **changed(program, plan),
                 }
                 for name, program in outcome.members()
             )
         }
-    assert isinstance(outcome, Model | Unmerged | Family), f"no program: {outcome.kind}"
+    assert outcome.program is not None, f"no program: {outcome.kind}"
     return changed(outcome.program, plan)
 
 

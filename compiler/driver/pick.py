@@ -4,18 +4,17 @@ import atexit
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ...kernels.levels import NAMES
-from ..artifacts.artifact import check_free, write
-from ..artifacts.front_kinds import FRONT, read_front
+from ..artifacts.artifact import check_free, drafted
+from ..artifacts.front_kinds import read_front
 from ..artifacts.load import POINTS, load
 from ..artifacts.load import members as points
-from ..artifacts.manifest import Manifest, verify_files
+from ..artifacts.manifest import Check, Manifest, verify_files
 from ..artifacts.verify import verify
 from ..core.cache import default_cache
 from ..core.environment import processor_flags
@@ -83,9 +82,13 @@ def pick(
     on_event(StageBegan("pick", name))
     with hear(on_event):
         with announce("reading and checking files"):
-            verify_files(path, front, under=f"{POINTS}/{name}" if front.kind == FRONT else "")
-        take = _copied if front.kind == FRONT else _cut_out
-        manifest = write(into, build=_build(path, front, name, take), force=force)
+            verify_files(path, front, under=f"{POINTS}/{name}" if _has_files(front, name) else "")
+        with drafted(into, force) as draft:
+            written = _copy_point if _has_files(front, name) else _cut_point
+            model = written(path, front, name, draft.folder)
+            with computing(str(draft.folder)):
+                checks = verify(draft.folder, model, _FORMS)
+            manifest = draft.publish(_manifest_of(front, name, checks))
     on_event(StageEnded("pick", time.monotonic() - start))
     return name, manifest
 
@@ -100,7 +103,7 @@ def folder_of(path: Path, selection: str, *, speaks: bool = False) -> Path:
     limits = limits_of(split_limits(selection)) if "=" in selection else ()
     front = read_front(path)
     name = _chosen(front, "" if limits else selection, limits)
-    if front.kind == FRONT:
+    if _has_files(front, name):
         return path / POINTS / name
     if speaks:
         refuse_wordless(path / shared_weights.WEIGHTS, str(path))
@@ -184,10 +187,12 @@ def _measures(front: Manifest) -> dict[str, Measures]:
     return known
 
 
-Take = Callable[[Path, Manifest, str, Path], Any]
+def _has_files(front: Manifest, name: str) -> bool:
+    """Whether a point has weights of its own, not those that all points share."""
+    return any(file.startswith(f"{POINTS}/{name}/") for file in front.files)
 
 
-def _copied(path: Path, front: Manifest, name: str, draft: Path) -> Any:
+def _copy_point(path: Path, front: Manifest, name: str, draft: Path) -> Any:
     """Copy the files of a point; the model that they hold."""
     for file in (f for f in front.files if f.startswith(f"{POINTS}/{name}/")):
         copy = draft / Path(file).relative_to(f"{POINTS}/{name}")
@@ -198,7 +203,7 @@ def _copied(path: Path, front: Manifest, name: str, draft: Path) -> Any:
         return load(form, check="size", kernels=False)
 
 
-def _cut_out(path: Path, front: Manifest, name: str, draft: Path) -> Any:
+def _cut_point(path: Path, front: Manifest, name: str, draft: Path) -> Any:
     """Cut a point out of weights that all points share, and write it; the model."""
     settings, folder = Settings(default_cache()), path / shared_weights.WEIGHTS
     origin = open_folder(folder, str(folder), "auto", settings)
@@ -209,25 +214,20 @@ def _cut_out(path: Path, front: Manifest, name: str, draft: Path) -> Any:
     return program.model
 
 
-def _build(path: Path, front: Manifest, name: str, take: Take) -> Callable[[Path], Manifest]:
-    def build(draft: Path) -> Manifest:
-        model = take(path, front, name, draft)
-        with computing(str(draft)):
-            checks = verify(draft, model, _FORMS)
-        member, suffix = next(m for m in front.members if m["name"] == name), f" of {name}"
-        steps = tuple(s for s in front.steps if s.get("name") in member["steps"])
-        rows = [m for m in front.measures if m.metric.endswith(suffix)]
-        measures = tuple(replace(m, metric=m.metric.removesuffix(suffix)) for m in rows)
-        return replace(
-            front,
-            kind="hf",
-            steps=steps,
-            edits=member["edits"],
-            profile=member["profile"],
-            members=(),
-            notes=(f"Point `{name}` of a front.",),
-            files={},
-            expectations=(),
-        ).with_measures(measures=measures, checks=checks, machine=front.machine, run=front.run, expectations=())
-
-    return build
+def _manifest_of(front: Manifest, name: str, checks: tuple[Check, ...]) -> Manifest:
+    """Manifest of a point as an artifact of its own."""
+    member, suffix = next(m for m in front.members if m["name"] == name), f" of {name}"
+    steps = tuple(s for s in front.steps if s.get("name") in member["steps"])
+    rows = [m for m in front.measures if m.metric.endswith(suffix)]
+    measures = tuple(replace(m, metric=m.metric.removesuffix(suffix)) for m in rows)
+    return replace(
+        front,
+        kind="hf",
+        steps=steps,
+        edits=member["edits"],
+        profile=member["profile"],
+        members=(),
+        notes=(f"Point `{name}` of a front.",),
+        files={},
+        expectations=(),
+    ).with_measures(measures=measures, checks=checks, machine=front.machine, run=front.run, expectations=())

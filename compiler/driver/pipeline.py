@@ -1,12 +1,12 @@
 """The one loop: run what the cache lacks, check it, keep it, emit, verify, measure."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...dsl.checker.recipe import Emit
 from ...dsl.checker.values import DataRef, MetricRef, StepRef, handles
@@ -23,22 +23,17 @@ from ..core.memory import MemoryWatch, trim_heap
 from ..core.quantity import size
 from ..evaluation import reference, similarity
 from ..evaluation.promise import Promise
-from ..ir.capture.capture import capture
-from ..ir.outcome import Front, Model, Outcome, Point
-from ..ir.program import Program
+from ..ir.outcome import Front, Outcome
+from ..ir.program import Program, ProgramVersion
+from ..ir.step_results import StepResults
 from ..models.rows.batch_limit import in_memory_limit
 from ..plugin.context import Context
 from ..plugin.interfaces import Close, Pass
-from ..transforms.supernet.family import Family
-from ..transforms.training.unmerged import Unmerged
-from . import snapshot, unfinished_steps
+from . import unfinished_steps
 from .emission import Artifact, Emission, Page
 from .judging.accounting import Accounting
 from .judging.verdicts import Verdicts
 from .worker_team import StepScorer, Team, step_of
-
-if TYPE_CHECKING:
-    from torch import nn
 
 no_change = Fault(
     "no-change",
@@ -66,19 +61,22 @@ class Result:
 
 @dataclass
 class Build:
-    """One compile: the last result, and the key of the step that gave it."""
+    """One compile, and the results of its steps."""
 
     plan: Plan
     ctx: Context
     cache: Cache
     dump: str = ""  # "", "changed", "before", "after": what to say of the program at each step
     team: Team | None = None
-    outcome: Outcome | None = None
-    at: str = ""
     total: int = 0
     index: int = 0
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each step, what it took of this machine
     stopped: list[Diagnostic] = field(default_factory=list)  # searches that had no more time
+
+    def __post_init__(self) -> None:
+        self.results = StepResults(self.cache, self.ctx.origin, self.keep_references)
+        for stage in self.plan.stages:  # a pass imports the kind of result that it gives, which the cache is read by
+            self.ctx.registry.load("pass", stage.call.word)
 
     def run(self, out: Path, force: bool) -> Result:
         started = time.monotonic()
@@ -123,22 +121,12 @@ class Build:
             pass_: Pass = self.ctx.registry.make("pass", stage.call)
             unfinished_steps.claim(self.cache, stage.key, self.ctx)  # before anything is loaded, where it can't be kept
             attempt = partial(self.attempt, pass_, stage)
-            outcome, result, facts = in_memory_limit(attempt, self.ctx.settings.device, self.ctx.emit_event)
+            result, facts = in_memory_limit(attempt, self.ctx.settings.device, self.ctx.emit_event)
             stage = self.as_stopped(stage)
-            if (
-                isinstance(result, (Unmerged, Family))
-                and isinstance(outcome, Model)
-                and stage.source != self.plan.identity
-            ):
-                result.base = stage.source
-            if isinstance(result, Front) and isinstance(outcome, Family):
-                points = (replace(point, key=stage.source) for point in result.points)
-                result = Front(tuple(points), self.program_at)
             done.change, dump = facts["summary"], facts.pop("dump")
             done.dump = dump if self.dump else ""
             with announce("keeping the result"):
-                snapshot.save(result, self.cache, stage.key, stage.parts, self.ctx.origin, facts)
-            self.outcome, self.at = result, stage.key
+                self.results.save(stage.key, result, stage.parts, facts)
         self.costs[stage.name] = {
             "planned": round(stage.seconds, 2),
             "seconds": round(done.seconds, 2),
@@ -153,20 +141,21 @@ class Build:
         for diagnostic in warned.from_json(body["notes"].get("warnings", ()), stage.span):
             self.ctx.emit_event(Warned(diagnostic))
 
-    def attempt(self, pass_: Pass, stage: Stage) -> tuple[Outcome, Outcome, dict[str, Any]]:
-        """Input of a step, its result, and the facts for the manifest."""
-        if handles(stage.call.args, StepRef):  # it names what it works on, one at a time
-            outcome: Outcome = Front((), self.program_at)
-        else:
-            outcome = self.reach(stage.source)
-        self.at = ""  # from here until it is kept, the program is between steps
+    def attempt(self, pass_: Pass, stage: Stage) -> tuple[Outcome, dict[str, Any]]:
+        """Result of a step, and the facts for the manifest."""
+        # A pass that names the steps that it works on asks for them one at a time.
+        outcome = Front((), self.results) if handles(stage.call.args, StepRef) else self.reach(stage.source)
+        ctx = self.context(stage)
+        self.results.release()  # from here until it is stored, the program is between steps
         warnings = Warnings(self.ctx.emit_event, stage)
-        result, facts = self.store_result(pass_, outcome, stage, warnings)
-        return outcome, result, facts | {"warnings": warned.to_json(warnings.diagnostics)}
+        ctx = replace(ctx, settings=replace(ctx.settings, on_event=warnings))
+        result, facts = self.run_pass(pass_, outcome, stage, ctx)
+        result = result.with_base("" if stage.source == self.plan.identity else stage.source)
+        return result, facts | {"warnings": warned.to_json(warnings.diagnostics)}
 
     def as_stopped(self, stage: Stage) -> Stage:
         """The stage as it is planned now: a search that had no more time gave another result than was planned."""
-        deadline = self.ctx.settings.deadline
+        deadline = self.ctx.run.deadline
         stop = deadline.claim() if deadline else None
         if deadline is None or stop is None:
             return stage
@@ -175,19 +164,14 @@ class Build:
             self.stopped.append(replace(deadline.over(stage.name, stop), span=stage.span))
         return next(s for s in self.plan.stages if s.name == stage.name)
 
-    def store_result(
-        self, pass_: Pass, outcome: Outcome, stage: Stage, warnings: "Warnings"
-    ) -> tuple[Outcome, dict[str, Any]]:
-        """Result of a pass, and its notes for the manifest; `warnings` keeps its warnings."""
-        ctx = self.context(stage)
-        ctx = replace(ctx, settings=replace(ctx.settings, on_event=warnings))
-        if not isinstance(outcome, Model):
+    def run_pass(self, pass_: Pass, outcome: Outcome, stage: Stage, ctx: Context) -> tuple[Outcome, dict[str, Any]]:
+        """Result of a pass, and its notes for the manifest."""
+        program = outcome.program
+        if not outcome.in_place or program is None:
             with as_profiled(named(stage.call), ctx):
                 result = pass_.result_of(outcome, ctx)
-            holder = result if isinstance(result, Model) else outcome  # a search says of its family what it did
-            notes = holder.program.notes if isinstance(holder, (Model, Family)) else []
+            notes = result.notes or outcome.notes  # a search says of its family what it did
             return result, {"program": notes, "step": notes[-1:], "changes": [], "summary": result.summary, "dump": ""}
-        program = outcome.program
         before, version, noted = skeleton_of(program), program.version, len(program.notes)
         keeps = pass_.keeps
         promise = Promise.of(program) if isinstance(keeps, Close) else None
@@ -213,35 +197,7 @@ class Build:
         return self.reach(self.plan.key_of(name))
 
     def reach(self, key: str) -> Outcome:
-        """The result under a key: what we have, a kept one, or the original captured."""
-        if self.outcome is None or self.at != key:
-            self.outcome = None  # frees the one we have before another is loaded
-            if key == self.plan.identity:
-                with announce("loading the model"):
-                    program = capture(self.ctx.origin.load())
-                self.keep_references(program)
-                self.outcome = Model(program)
-            else:
-                with announce("loading the result of the step before"):
-                    self.outcome = snapshot.restore(self.cache, key, self.ctx.origin, self.program_of, self.program_at)
-            self.at = key
-        return self.outcome
-
-    def program_of(self, key: str) -> Program:
-        """The program of a step that gives a model; the caller holds it, nobody else does."""
-        outcome = self.reach(key)
-        assert isinstance(outcome, Model), f"{key} gives {outcome.kind}"
-        self.outcome, self.at = None, ""
-        return outcome.program
-
-    def program_at(self, point: Point) -> Program:
-        """The program of a front's point: a step's, or a choice of a family, cut out."""
-        if point.choice is None:
-            return self.program_of(point.key)
-        family = self.reach(point.key)
-        assert isinstance(family, Family), f"{point.key} gives {family.kind}"
-        self.outcome, self.at = None, ""
-        return family.cut(point.choice)
+        return self.results.reach(key)
 
     def keep_references(self, program: Program) -> None:
         """Keep what the original says on the data that it is compared on, while it is still the original."""
@@ -260,12 +216,10 @@ class Build:
 
     def emit(self, target: Emit, emission: Emission) -> Artifact:
         outcome = self.reach(self.plan.key_of(target.source))
-        if isinstance(outcome, Model):
+        if outcome.program is not None:
             outcome.program.to_cpu()  # files are written from there
-        if isinstance(outcome, Front):
-            outcome = replace(outcome, load_point=lambda point: self.reach(point.key))
         artifact = emission.emit(outcome, target)
-        self.outcome, self.at = None, ""
+        self.results.release()
         return artifact
 
     def context(self, stage: Stage) -> Context:
@@ -273,25 +227,18 @@ class Build:
         return replace(
             self.ctx.relative_to(stage.call),
             workdir=scratch,
-            results=self.result,
+            results=self.results,
+            step_keys={s.name: s.key for s in self.plan.stages},
             original=self.original(stage),
             remote_scorer=StepScorer(self.team, step_of(stage.name, stage.key, scratch, self.team))
             if self.team
             else None,
         )
 
-    def original(self, stage: Stage) -> "Callable[[], nn.Module | None]":
-        """Gives the model of a step that works on the original, as long as nothing of it was changed."""
-        if stage.source != self.plan.identity or not isinstance(self.outcome, Model):
-            return lambda: None
-        program = self.outcome.program
-        version = program.version
-        return lambda: program.model if program.version == version else None
-
-    def result(self, name: str) -> tuple[str, Program]:
-        """The key and the program of another step."""
-        key = self.plan.key_of(name)
-        return key, self.program_of(key)
+    def original(self, stage: Stage) -> ProgramVersion | None:
+        """The program of a step that works on the original."""
+        program = self.results.outcome.program if self.results.outcome else None
+        return ProgramVersion(program, program.version) if program and stage.source == self.plan.identity else None
 
     @contextmanager
     def unchanged(self, key: str = "") -> "Iterator[None]":
@@ -319,7 +266,7 @@ class Build:
         started, done = time.monotonic(), Done()
         trim_heap()  # what the stage before freed, and the allocator kept, is not held by this one
         with MemoryWatch(self.ctx.settings.max_memory) as watch:
-            self.ctx.settings.watch = watch
+            self.ctx.run.watch = watch
             with hear(self.ctx.tick):
                 yield done
         watch.check()

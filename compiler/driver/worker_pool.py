@@ -79,7 +79,7 @@ def working(session: "Session", transport: WorkerTransport | None) -> Iterator[T
             **{name: getattr(settings, name) for name in ("seed", "device", "offline", "trust_remote_code", "threads")},
         },
     }
-    team = Team(transport, settings, session_facts, facts())
+    team = Team(transport, settings, session.run, session_facts, facts())
     try:
         yield team
     finally:

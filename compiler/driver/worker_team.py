@@ -16,6 +16,7 @@ from ..analysis.planning.keys import versions
 from ..core.events import Said, Warned
 from ..core.journal import Journal
 from ..core.quantity import count_text, seconds
+from ..core.run_state import RunState
 from ..core.settings import Settings
 from ..core.warned import worker_left_out
 from ..plugin.remote_scorer import RemoteScorer, Task
@@ -54,6 +55,7 @@ class Team:
 
     transport: WorkerTransport
     settings: Settings
+    run: RunState
     recipe: Mapping[str, Any]
     facts: Mapping[str, str]
     hired: bool = False
@@ -76,12 +78,6 @@ class Team:
     @property
     def threads(self) -> int:
         return self.settings.threads or 1
-
-    def check(self) -> None:
-        """Raises where the memory or the time that was granted is used up."""
-        for bound in (self.settings.watch, self.settings.deadline):
-            if bound:
-                bound.check()
 
     def _start_worker(self, index: int) -> None:
         self.transport.start_worker(index)
@@ -212,7 +208,7 @@ class StepScorer(RemoteScorer):
         """Hand out what is wanted, and take what has come in."""
         self._hand_out()
         if patience:
-            self.team.check()
+            self.team.run.check()
         for index, text, alive in self.team.receive(patience):
             step, key = self.team.busy.pop(index, ("", ""))
             key = key if step == self.step["key"] else ""  # of an earlier step nothing is wanted any more

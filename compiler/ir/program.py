@@ -60,3 +60,16 @@ class Program:
         """Say that the model or a graph is not what it was."""
         self.version += 1
         self._analyses.clear()
+
+
+@dataclass(frozen=True)
+class ProgramVersion:
+    """A program at one version."""
+
+    program: Program
+    version: int
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The model at this version; None once it was changed."""
+        return self.program.model if self.program.version == self.version else None

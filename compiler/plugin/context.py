@@ -1,7 +1,6 @@
 """All that a pass, metric, target or data file may know of the outside."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -11,12 +10,14 @@ from ...dsl.checker.values import DataRef, MetricRef, StepRef
 from ...dsl.syntax.source import Source
 from ..core.error_location import with_location
 from ..core.events import Event, Listener, Recorded, each
+from ..core.run_state import RunState
 from ..core.settings import Settings
 
 if TYPE_CHECKING:
     import torch
 
-    from ..ir.program import Program
+    from ..ir.program import Program, ProgramVersion
+    from ..ir.step_results import StepResults
     from ..models.checkpoints.origin import Origin
     from .interfaces import Data
     from .registry import Registry
@@ -27,12 +28,17 @@ T = TypeVar("T")
 
 @dataclass
 class Context:
-    """`folder` is what relative paths in the recipe start from; `workdir` is a scratch folder of the running
-    step, kept until the step's result is in the cache, so that a killed step can go on; `results` gives what another
-    step of the running pipeline gave, by its name; `cut` hears the name of every cut of a search once it is made, with
-    the model without it; `original` gives the model that the running step works on, as long as it is the original.
-    `crew` are the workers who compute values of the step, if there are any, and in a worker `orders` are what it is
-    asked."""
+    """Data of a recipe's step, and services below a pass.
+
+    folder         that relative paths in the recipe start from
+    workdir        scratch folder of the running step, kept until its result is in the cache, so that a killed step can
+                   go on
+    results        of the running pipeline's steps, under the keys that `step_keys` has by their names
+    original       program that the running step works on, where that is the recipe's model
+    run            limits on what runs now
+    remote_scorer  workers that compute values of the step, if there are any
+    task_source    in a worker: the tasks that it answers
+    """
 
     settings: Settings
     recipe: Recipe
@@ -40,13 +46,14 @@ class Context:
     registry: "Registry"
     origin: "Origin"
     workdir: Path
+    run: RunState = field(default_factory=RunState)
     _rows: dict[str, "torch.Tensor"] = field(default_factory=dict)
     _references: dict[str, Any] = field(default_factory=dict)
-    results: "Callable[[str], tuple[str, Program]] | None" = None
-    cut: "Callable[[str, torch.nn.Module], None] | None" = None
+    results: "StepResults | None" = None
+    step_keys: Mapping[str, str] = field(default_factory=dict)
     remote_scorer: "RemoteScorer | None" = None
-    orders: "TaskSource | None" = None
-    original: "Callable[[], torch.nn.Module | None]" = lambda: None
+    task_source: "TaskSource | None" = None
+    original: "ProgramVersion | None" = None
 
     @classmethod
     def bare(
@@ -114,7 +121,8 @@ class Context:
     def result(self, ref: StepRef) -> "tuple[str, Program]":
         """The key of another step's result, and the program that it gave."""
         assert self.results is not None, f"no pipeline runs that could have a step {ref.name}"
-        return self.results(ref.name)
+        key = self.step_keys[ref.name]
+        return key, self.results.program_of(key)
 
     def prompts(self, ref: DataRef) -> "torch.Tensor | None":
         """Number of prompt tokens of each row, [rows] int64; None where rows are no prompts with answers."""
@@ -141,24 +149,13 @@ class Context:
     def each(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         """Iterate with progress; raises Reject (memory-bound) once the stage holds more than it may."""
         for item in each(items, label, self.emit_event, total):
-            self._check()
+            self.run.check()
             yield item
 
     def tick(self, event: Event) -> None:
         """Tell how far it is where `each` doesn't fit; raises as `each` does."""
         self.emit_event(event)
-        self._check()
-
-    def _check(self) -> None:
-        """Raises where a bound is passed; TimeUp reaches searches alone, which ask for it by `scoring`."""
-        if self.settings.watch:
-            self.settings.watch.check()
-        if self.settings.deadline:
-            self.settings.deadline.check()
-
-    def scoring(self) -> AbstractContextManager[None]:
-        """Context in which TimeUp is raised when the time of a search is over."""
-        return self.settings.deadline.breaking() if self.settings.deadline else nullcontext()
+        self.run.check()
 
     def mapped(self, tensor: "torch.Tensor") -> "torch.Tensor":
         """Copy of a tensor mapped from the cache if it is large, so that results of passes take no memory.

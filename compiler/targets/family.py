@@ -45,14 +45,14 @@ class Family(Target):
     def write(self, outcome: Outcome, into: Path, ctx: Context) -> None:
         assert isinstance(outcome, Front), f"{outcome.kind} has no points"
         choices = {point.name: point.choice for point in outcome.points}
-        if outcome.load_point is None or not all(choices.values()) or len({p.key for p in outcome.points}) > 1:
+        if outcome.results is None or not all(choices.values()) or len({p.key for p in outcome.points}) > 1:
             raise Reject(
                 no_shared_weights(
                     "the points are results of steps, each with weights of its own",
                     help='write `front("sizes")`, or search a family: `supernet.elastic`, then `search.*`',
                 )
             )
-        family = outcome.load_point(outcome.points[0])
+        family = outcome.results.reach(outcome.points[0].key)
         assert isinstance(family, Choices), f"points are choices of {family.kind}"
         config, reasons = stock_config(family.program.model)
         if reasons:

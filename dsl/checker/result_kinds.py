@@ -24,9 +24,13 @@ unknown_part = Fault(
 )
 
 MODEL = "model"
-LABELS = {MODEL: "a model", "adapters": "adapters", "front": "a front of models", "family": "a family of models"}
-SEVERAL = ("front", "family")
+_LABELS = {MODEL: "a model", "adapters": "adapters", "front": "a front of models", "family": "a family of models"}
 POINTS = ("any", "all")
+
+
+def label(kind: str) -> str:
+    """A kind of result in a sentence."""
+    return _LABELS.get(kind, f"a result of kind `{kind}`")
 
 
 def kind_after(stage: Stage) -> str:
@@ -52,7 +56,7 @@ def report_kinds(line: PipelineBuild) -> None:
                 line.report(
                     stage,
                     other_kind_of_result(
-                        f"`{stage.word.name}` takes {_either(accepted)}, and `{name}` gives {LABELS[kind]}",
+                        f"`{stage.word.name}` takes {_either(accepted)}, and `{name}` gives {label(kind)}",
                         _result_span(stage, name, names_steps),
                         related=_where(line, name),
                         help=(_selected_from(line, kind, accepted) if not names_steps else "")
@@ -67,7 +71,7 @@ def report_result_kind(word: Word, emit: Emit, line: PipelineBuild) -> None:
     if kind not in holdable:
         line.scope.report(
             other_kind_of_result(
-                f"`{word.name}` holds {_either(holdable)}, and `{emit.source}` gives {LABELS[kind]}",
+                f"`{word.name}` holds {_either(holdable)}, and `{emit.source}` gives {label(kind)}",
                 emit.call.span,
                 related=_where(line, emit.source),
                 help=_selected_from(line, kind, holdable)
@@ -110,7 +114,7 @@ def _or_without(line: PipelineBuild, name: str, accepted: tuple[str, ...]) -> st
 def _selected_from(line: PipelineBuild, kind: str, accepted: tuple[str, ...]) -> str:
     """Remedy for a result of several models: a pass that picks one, and targets that accept them; "" of other
     results."""
-    if kind not in SEVERAL or MODEL not in accepted:
+    if MODEL not in accepted:
         return ""
     words = line.scope.session.vocabulary.words
     takers = [w.name for w in words("pass").values() if kind in w.facts.get("accepts", ()) and _results_in_model(w)]
@@ -125,11 +129,11 @@ def _results_in_model(word: Word) -> bool:
 
 
 def _either(kinds: tuple[str, ...]) -> str:
-    return " or ".join(LABELS[kind] for kind in kinds)
+    return " or ".join(map(label, kinds))
 
 
 def _where(line: PipelineBuild, name: str) -> tuple[tuple[Span, str], ...]:
-    return tuple((s.span, f"gives {LABELS[kind_after(s)]}") for s in line.stages if s.name == name)
+    return tuple((s.span, f"gives {label(kind_after(s))}") for s in line.stages if s.name == name)
 
 
 def _help(line: PipelineBuild, accepted: tuple[str, ...], until: str, named: bool) -> str:

@@ -56,8 +56,7 @@ class Front(Pass):
             if self.keep == "best"
             else points
         )
-        assert isinstance(outcome, Points), "a pass that names steps is handed an empty front"
-        return Points(tuple(best), outcome.load)
+        return Points(tuple(best), ctx.results)
 
     def _point(self, ref: StepRef, ctx: Context) -> Point:
         key, program = ctx.result(ref)

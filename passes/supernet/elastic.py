@@ -157,7 +157,7 @@ class Elastic(Learner):
         adapts = self.train == "adapters" and self.steps > 0
         paths = adaptable(program, None) if adapts else ()
         space, first = self._space(program, paths, ctx)
-        family = Family(program, "", space, Shape(self.ranks[0], self.alpha, self.dropout) if adapts else None)
+        family = Family(program, None, space, Shape(self.ranks[0], self.alpha, self.dropout) if adapts else None)
         family.orders = first
         if batch_norms(program.model):
             family.norms = ctx.rows(self.data)[: self.adapt].clone()

@@ -104,7 +104,7 @@ class Lora(Learner):
             sites=len(sampler.space.dims),
             ranks=list(self.ranks),
         )
-        return Family(program, "", sampler.space, shape, tensors, masked=self.zeros == "keep", grid=grid)
+        return Family(program, None, sampler.space, shape, tensors, masked=self.zeros == "keep", grid=grid)
 
     @property
     def grid(self) -> Grid | None:

@@ -115,7 +115,7 @@ class Heal(Learner):
             course = self._train(program, ctx, weights)
             tensors = {name: p.detach().clone() for name, p in weights.items()}
         self._report(program, course, weights, merged=None)
-        return Unmerged(program, "", shape, tensors)
+        return Unmerged(program, None, shape, tensors)
 
     def run(self, program: Program, ctx: Context) -> None:
         self._check(ctx)

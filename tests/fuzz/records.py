@@ -17,9 +17,8 @@ from effc.compiler.cli.main import main
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.sealed_json import SEAL, sealed
 from effc.compiler.driver.judging import baseline
-from effc.compiler.driver.snapshot import restore
-from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.outcome import Front, Model, Outcome
+from effc.compiler.ir.step_results import StepResults
 from effc.compiler.models.checkpoints.model_folder import open_folder
 from effc.compiler.models.checkpoints.origin import Origin
 from effc.compiler.plugin import lockfile, recipe_packages
@@ -220,7 +219,7 @@ def read_step(data: bytes, folder: Path) -> None:
     try:
         list(cache.entries())
         if cache.step(key) is not None:
-            _use(restore(cache, key, origin := _origin(world), lambda _: capture(origin.load()), lambda _: None))
+            _use(StepResults(cache, _origin(world)).reach(key))
     finally:
         file.write_bytes(before) if before is not None else file.unlink()
 

@@ -9,13 +9,13 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from effc.compiler.artifacts.artifact import write
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.checkpoints.model_folder import open_folder
 from effc.compiler.targets.hf import Hf
 
 from tests import tiny, worlds
+from tests.drafts import write
 
 STORED = Path(__file__).parents[1] / "stored"
 COMPILED = {"compact": "hf", "native": "cpu", "program": "program"}  # of the artifacts that 8d012cb wrote

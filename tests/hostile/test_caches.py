@@ -12,7 +12,7 @@ from effc.compiler.analysis.planning import skeleton_store
 from effc.compiler.core import hashes
 from effc.compiler.core.cache import Cache, digest, tensor_hash
 from effc.compiler.core.sealed_json import sealed
-from effc.compiler.driver.snapshot import restore
+from effc.compiler.ir.step_results import StepResults
 from effc.dsl.checker.skeleton import Skeleton
 from effc.dsl.syntax.diagnostics import Reject
 from safetensors.torch import save
@@ -261,5 +261,5 @@ def graph_calls(target):
 def test_a_step_is_read_by_the_rules_for_artifacts(world, change):
     cache, key = edited(world, change)
     with pytest.raises(Reject) as reject:
-        restore(cache, key, origin_in(world), reach=lambda _: None, load=lambda _: None)
+        StepResults(cache, origin_in(world)).reach(key)
     assert reject.value.diagnostics[0].slug in ("refused-edits", "refused-graph")

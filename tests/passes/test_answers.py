@@ -35,7 +35,7 @@ def built(folder, step):
 def test_adapters_are_judged_by_the_answers_alone(tmp_path, step):
     build = built(tmp_path, step)
     build.step(build.plan.stages[0])
-    (note,) = [n for n in build.outcome.program.notes if "held_out" in n]
+    (note,) = [n for n in build.results.outcome.program.notes if "held_out" in n]
     ids, said = (getattr(build.ctx, part)(DataRef("dev")) for part in ("rows", "answers"))
     assert 0.1 < said.float().mean() < 0.7
     with torch.no_grad():  # what starts is the original

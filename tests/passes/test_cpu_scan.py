@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -349,7 +350,7 @@ def test_a_second_lowering_and_another_device_are_refused(tmp_path):
     ctx = context_of(tmp_path, program.model, recipe)
     step = ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call)
     assert slug(lambda: step.run(program, ctx)) == "scans-are-lowered"
-    ctx.settings.device = "cuda"
+    ctx = replace(ctx, settings=replace(ctx.settings, device="cuda"))
     assert slug(lambda: step.run(program, ctx)) == "no-scan-kernels"
 
 

@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from effc.compiler.artifacts.artifact import write
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.artifacts.verify import verify
@@ -21,6 +20,7 @@ from effc.kernels.native import KernelError
 from transformers import DynamicCache, StaticCache
 
 from tests import tiny
+from tests.drafts import write
 from tests.recipes_in_memory import context_of, recipe_of
 from tests.worlds import defaults, refused
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_fewer_rows_than_a_batch_are_told(tmp_path, count, said):
     args = {**defaults("pass", "tune.heal"), "data": DataRef("rows"), "steps": 1, "batch": 4, "method": "full"}
     recipe, model, heard = recipe_of([("fit", "tune.heal", args)]), tiny.model("llama"), []
     ctx = context_of(tmp_path, model, recipe, rows_of(1, count))
-    ctx.settings.on_event = heard.append
+    ctx = replace(ctx, settings=replace(ctx.settings, on_event=heard.append))
     ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(capture(model), ctx)
     assert [e.message.partition(",")[0] for e in heard if isinstance(e, Said) and "for a batch" in e.message] == said
 

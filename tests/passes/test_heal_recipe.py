@@ -73,7 +73,7 @@ emit lean { hf("lean") }
 """)
     build = building(tmp_path / "chat.effspec", "cache")
     build.step(build.plan.stages[0])
-    (note,) = [n for n in build.outcome.program.notes if "held_out" in n]
+    (note,) = [n for n in build.results.outcome.program.notes if "held_out" in n]
     tokenizer, model = build.ctx.tokenizer, build.ctx.origin.load()
     ids = build.ctx.rows(DataRef("dev"))
     said = torch.stack(list(build.ctx.data(DataRef("dev")).speech(tokenizer, build.ctx))).bool()

@@ -56,7 +56,7 @@ def pruned(tmp_path, model, tell=lambda event: None, **args):
         if isinstance(event, Recorded):
             COSTS[event.name] = event.value
 
-    ctx.settings.on_event = hear
+    ctx = replace(ctx, settings=replace(ctx.settings, on_event=hear))
     ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     return program
 

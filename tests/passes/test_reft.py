@@ -8,12 +8,12 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.core.cache import Cache, digest
-from effc.compiler.driver import snapshot
 from effc.compiler.inputs.sources.hf import Hf
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay
 from effc.compiler.ir.layers.reft import interventions
 from effc.compiler.ir.outcome import Model
+from effc.compiler.ir.step_results import StepResults
 from effc.compiler.ir.weights import assign
 from effc.compiler.models.rows.forward import nll
 from effc.compiler.plugin.registry import Registry
@@ -150,10 +150,8 @@ def test_rows_stay_orthonormal_through_training_saving_loading_and_the_step_afte
     program = taught(ctx, lr=0.3)
     assert off_orthonormal(program.model) < 1e-5
     cache = Cache(tmp_path / "cache")
-    snapshot.save(Model(program), cache, digest({}), {}, ctx.origin, {"program": program.notes})
-    again = snapshot.restore(
-        cache, digest({}), ctx.origin, lambda key: capture(ctx.origin.load()), lambda point: None
-    ).program
+    StepResults(cache, ctx.origin).save(digest({}), Model(program), {}, {"program": program.notes})
+    again = StepResults(cache, ctx.origin).reach(digest({})).program
     ids = ctx.rows(DataRef("dev"))
     with torch.no_grad():
         assert torch.equal(again.model(ids).logits, program.model(ids).logits)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ IDS = mixers.rows()
 def shed(tmp_path, model, tell=lambda event: None, **args):
     recipe = recipe_of([("step", "shed.multi", {**DEFAULTS, **args})])
     ctx = context_of(tmp_path, model, recipe)
-    ctx.settings.on_event = tell
+    ctx = replace(ctx, settings=replace(ctx.settings, on_event=tell))
     program = capture(copy.deepcopy(model))
     ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     return program

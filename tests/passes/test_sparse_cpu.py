@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -320,7 +321,7 @@ def test_a_layer_without_inputs_or_outputs_stays_and_says_so():
 
 def test_another_device_is_refused(tmp_path):
     program, ctx, pass_ = prepared(tmp_path, sparse())
-    ctx.settings.device = "cuda"
+    ctx = replace(ctx, settings=replace(ctx.settings, device="cuda"))
     assert refused(lambda: pass_.run(program, ctx)).diagnostics[0].slug == "cpu-only"
 
 

@@ -5,7 +5,7 @@ Two folders with one lock give one artifact hash on processors with the same ins
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -135,11 +135,12 @@ def locked(recipe: Path) -> dict[str, str]:
     return stored
 
 
-def take_threads(recipe: Path, settings: Settings) -> None:
-    """Use the threads that the lock names, where the command line names none."""
+def with_locked_threads(recipe: Path, settings: Settings) -> Settings:
+    """Settings with the threads that the lock names, where the command line names none."""
     text = locked(recipe).get(THREADS, "")
     if settings.threads is None and text.isdecimal() and 0 < int(text) < 10_000:
-        settings.threads = int(text)
+        return replace(settings, threads=int(text))
+    return settings
 
 
 def refuse_drift(recipe: Path, current: Mapping[str, Fact], settings: Settings) -> None:

@@ -1,6 +1,7 @@
 """`effc compile`: run what the plan shows, and end with a table of what it gave."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,8 +74,7 @@ def register(app: typer.Typer) -> None:
         saved = _saved(plan) if plan else None
         with shared.listening() as listener:
             session = shared.session(recipe, listener)
-            session.settings.workers = workers or ""
-            session.settings.max_time = max_time
+            session.settings = replace(session.settings, workers=workers or "", max_time=max_time)
             results = api.build(session, output, force=force, saved=saved, dump=dump_ir)
         return report(results, shared)
 

@@ -107,15 +107,16 @@ class Replica(TaskSource):
             self.reply(json.dumps(answer))
 
 
-def _run(step: Mapping[str, Any], orders: TaskSource, stack: ExitStack) -> None:
-    """Run a step's pass, which asks `orders` for what to do."""
+def _run(step: Mapping[str, Any], task_source: TaskSource, stack: ExitStack) -> None:
+    """Run a step's pass, which asks `task_source` for what to do."""
     _check_shared(step)
     os.environ.update(step["environment"])
     opened, plan, stage = _stage_of(step)
     build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(opened.settings.cache_dir))
     outcome = build.reach(stage.source)
-    opened.settings.max_memory = anonymous_bytes() + available() // max(1, step["size"])
-    ctx: Context = replace(build.context(stage), workdir=_scratch(Path(step["scratch"]), stack), orders=orders)
+    settings = replace(opened.settings, max_memory=anonymous_bytes() + available() // max(1, step["size"]))
+    workdir = _scratch(Path(step["scratch"]), stack)
+    ctx: Context = replace(build.context(stage), settings=settings, workdir=workdir, task_source=task_source)
     with as_profiled(named(stage.call), ctx):
         ctx.registry.make("pass", stage.call).result_of(outcome, ctx)
 

@@ -71,7 +71,7 @@ class Generated(Data):
         """[count, length] on the CPU."""
         import torch
 
-        model = ctx.original() or ctx.origin.load().eval()
+        model = (ctx.original and ctx.original.model) or ctx.origin.load().eval()
         if not writes(model):
             raise Reject(
                 bad_rows(

@@ -14,7 +14,7 @@ from ....dsl.checker.values import DataRef, MetricRef, handles
 from ....dsl.syntax.diagnostics import Reject
 from ...core.deadline import DeadlineExceeded, EarlyStop
 from ...core.device import bytes_on
-from ...core.events import Event, Listener, Said, Ticked, Warned, hear
+from ...core.events import Event, Listener, Pruned, Said, Ticked, Warned, hear
 from ...core.journal import Journal
 from ...core.quantity import count, count_text, size
 from ...core.warned import far_beyond
@@ -80,7 +80,7 @@ class Search:
             self.rows.append(Rows(metric))
             self.rows[-1].warn(self)
         while not budget.is_met(saved := self.saved.get(budget.of, 0.0)):
-            if self.overfit and not self.ctx.orders:  # a worker looks at nothing but what it is asked
+            if self.overfit and not self.ctx.task_source:  # a worker looks at nothing but what it is asked
                 self.overfit.check(self, saved, metric)
             pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.location not in self.rejected]
             if not pairs:
@@ -100,7 +100,7 @@ class Search:
         """Leave it at the cuts that were made. Raises Reject (no-time) where there are none."""
         if not self.cuts:
             raise self.too_short(candidates)
-        deadline, of = self.ctx.settings.deadline, budget.of
+        deadline, of = self.ctx.run.deadline, budget.of
         assert deadline, "nobody said how long a search may take"
         share = "" if of == CUTS else f", {self.saved[of] / budget.total:.1%} of {of}"
         reached = f"{count_text(len(self.cuts), 'cut')}{share} of {budget.goal / budget.total:.1%}"
@@ -110,7 +110,7 @@ class Search:
 
     def too_short(self, candidates: int) -> Reject:
         """For the time that was given, where not even the first of so many candidates could be chosen."""
-        deadline = self.ctx.settings.deadline
+        deadline = self.ctx.run.deadline
         assert deadline, "nobody said how long a search may take"
         each = self._spent / self.scored if self.scored else deadline.allowed
         return deadline.too_short("one cut", max(1, candidates - self.scored) * each)
@@ -127,7 +127,7 @@ class Search:
         self.base(metric)  # a model that has no score is told so, before it writes nonsense
         rows, label = (self.ctx.rows(data), data.name) if data else (self._generated_rows(), "what the model writes")
         run = partial(self._model_score, metric) if rows is None else partial(self._read, rows, label)
-        with self.ctx.scoring():
+        with self.ctx.run.searching():
             runs = moments.collect(self.program, modules, run, max_bytes)
         if rows is not None and data is None:
             runs += 1  # a token that is written goes through every layer once
@@ -224,8 +224,8 @@ class Search:
             budget.goal - self.saved.get(budget.of, 0.0),
             self._prefetch,
         )
-        if self.ctx.orders:
-            choice = Follower(self.ctx.orders, number, lambda: self.layers_run)
+        if self.ctx.task_source:
+            choice = Follower(self.ctx.task_source, number, lambda: self.layers_run)
         self.rows[-1].begin(self)
         if not self.cuts or self.scored_by != metric:
             choice.foresee(partial(foreseen, self, number, round_.candidates, metric))
@@ -249,8 +249,7 @@ class Search:
             cut = Cut(name, kinds[name], score, second, scores, self.saved[budget.of], budget.total)
             self._note(cut, metric, {**choice.notes(round_), **({"together": names} if len(names) > 1 else {})})
         self.rows[-1].check(self, score)
-        if self.ctx.cut:
-            self.ctx.cut(names[-1], self.program.model)
+        self.ctx.emit_event(Pruned(names[-1]))
 
     def _joint_choice(
         self, number: int, round_: Round, best: Candidate, choice: Choice, metric: MetricRef
@@ -329,7 +328,7 @@ class Search:
         key, measure = key_of(number, candidate), partial(self._measure, candidate, metric)
         with hear(partial(_within, tick, self.ctx.tick)):
             if self.ctx.remote_scorer:
-                with self.ctx.scoring():
+                with self.ctx.run.searching():
                     return self.ctx.remote_scorer.fetch(self.journal, key, task_of(self.cuts, candidate), measure)
             return self.journal.remember(key, measure)
 
@@ -343,7 +342,7 @@ class Search:
     def _measure(self, candidate: Candidate | JointCandidate | None, metric: MetricRef) -> float:
         """A candidate without which the model gives no finite score is no candidate: NaN."""
         started = time.monotonic()
-        with self.ctx.scoring():
+        with self.ctx.run.searching():
             value = self._score(candidate, metric)
         self.scored, self._spent = self.scored + 1, self._spent + time.monotonic() - started
         return value

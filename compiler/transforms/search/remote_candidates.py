@@ -28,18 +28,18 @@ class Follower(Choice):
     work     layer forwards so far
     """
 
-    def __init__(self, orders: TaskSource, number: int, work: Callable[[], float]):
-        self.orders, self.number, self.work = orders, number, work
+    def __init__(self, task_source: TaskSource, number: int, work: Callable[[], float]):
+        self.task_source, self.number, self.work = task_source, number, work
 
     def choose(self, round_: Round) -> Candidate | None:
         known = {candidate.name: candidate for candidate in round_.candidates}
         while True:
-            task: Any = self.orders.next()
+            task: Any = self.task_source.next()
             if len(task["cuts"]) > self.number:
-                self.orders.put_back(task)
+                self.task_source.put_back(task)
                 name, round_.scores[name] = task["cuts"][self.number]
                 return known[name]
             assert len(task["cuts"]) == self.number, "asked about a cut that was made"
             before = self.work()
             (value,) = round_.score([known[task["candidate"]]])
-            self.orders.answer(value, self.work() - before)
+            self.task_source.answer(value, self.work() - before)

@@ -90,7 +90,7 @@ def foreseen(search: "Search", number: int, candidates: Sequence[Candidate], met
         if prefix.chain is None:  # the base came from the journal
             prefix.measure(lambda: search.ctx.metric(metric).measure(search.program.model, search.ctx))
         gradients = Gradients(prefix, search.ctx.seed)
-        with search.ctx.scoring():
+        with search.ctx.run.searching():
             tracked = search.ctx.each(gradients.estimates(candidates), "estimating candidates", len(candidates))
             return [[c.location, e.first, e.second] for c, e in tracked]
 

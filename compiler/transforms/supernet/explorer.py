@@ -145,20 +145,20 @@ class Explorer:
         key, task = self._task_of(objective, self.space.genome(choice))
         measure = partial(self._timely, objective, choice)
         if self.ctx.remote_scorer:
-            with nullcontext() if self.is_over else self.ctx.scoring():
+            with nullcontext() if self.is_over else self.ctx.run.searching():
                 return self.ctx.remote_scorer.fetch(self.journal, key, task, measure)
         return self.journal.remember(key, measure)
 
     def _timely(self, objective: Objective, choice: Mapping[str, int]) -> float:
         started = time.monotonic()
-        with nullcontext() if self.is_over else self.ctx.scoring():
+        with nullcontext() if self.is_over else self.ctx.run.searching():
             value = self.measure(objective, choice)
         self._spent += time.monotonic() - started
         return value
 
     def stop(self) -> None:
         """Leave it at what was evaluated. Raises Reject (no-time) where that is nothing."""
-        deadline = self.ctx.settings.deadline
+        deadline = self.ctx.run.deadline
         assert deadline, "nobody said how long a search may take"
         if not self.known:
             raise deadline.too_short("one choice", self._spent or deadline.allowed)
@@ -179,13 +179,13 @@ class Explorer:
             new = [g for g in dict.fromkeys(genomes) if g not in self.known]
             self.ctx.remote_scorer.prefetch(self.journal, dict(self._task_of(o, g) for g in new for o in remote))
 
-    def obey(self, orders: "TaskSource", extra: Iterable[Objective]) -> None:
+    def answer(self, task_source: "TaskSource", extra: Iterable[Objective]) -> None:
         """In a worker: measure what is asked, for as long as it is."""
         known = {show(o.ref): o for o in (*self.objectives, *extra)}
         while True:
-            task = orders.next()
+            task = task_source.next()
             choice = self.space.decoded(task["genome"])
-            orders.answer(self.measure(known[task["metric"]], choice))
+            task_source.answer(self.measure(known[task["metric"]], choice))
 
     def measure(self, objective: Objective, choice: Mapping[str, int]) -> float:
         assert self._take is not None, "the explorer is not open"

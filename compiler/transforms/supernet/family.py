@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -13,17 +13,23 @@ from ....dsl.checker.skeleton import Part, Skeleton
 from ....dsl.syntax.diagnostics import Reject
 from ....kernels.grid import Grid
 from ...analysis.discovery.discover import skeleton_of
+from ...core.cache import Cache
 from ...core.quantity import count, count_text
 from ...ir.layers.linear import weight_of
-from ...ir.outcome import Members, Outcome
+from ...ir.outcome import Members, Outcome, Point
 from ...ir.program import Program
 from ...ir.weights import assign
+from ...models.checkpoints.origin import Origin
 from ..search.masks import is_sparse
 from ..training.adapters import Adapters, Shape, adapted
 from ..training.unmerged import Unmerged
 from .choices import RANK, ChoiceSampler, Space
+from .form_checks import check_family
 from .norms import recalibrate, restored
 from .subnet_masks import SubnetMasks, cut, smaller
+
+if TYPE_CHECKING:
+    from ...ir.step_results import StepResults
 
 NORMS = "rows for norms"  # among a family's tensors; no parameter's name has spaces
 
@@ -32,7 +38,7 @@ NORMS = "rows for norms"  # among a family's tensors; no parameter's name has sp
 class Family(Outcome):
     """A program, and what may be chosen of it: every choice is a smaller program that shares its weights.
 
-    base      key of the program's own result; "" of the recipe's model
+    base      key of the program's own result; "" of the recipe's model, None of the model that the step works on
     space     the choices
     shape     of adapters: the largest rank, scale and dropout; of every choice the scale is alpha / largest rank
     tensors   of adapters, as `Unmerged` has them; none where the weights themselves were trained, or nothing was
@@ -47,8 +53,9 @@ class Family(Outcome):
     """
 
     kind: ClassVar[str] = "family"
+    entry_key: ClassVar[str] = "family"
     program: Program
-    base: str
+    base: str | None
     space: Space
     shape: Shape | None = None
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -74,6 +81,28 @@ class Family(Outcome):
         """The program as the largest choice, for as long as it is its turn."""
         with self.applied(self.space.choice("largest")):
             yield "", self.program
+
+    def store(self, cache: Cache, origin: Origin) -> dict[str, Any]:
+        return {
+            "family": self.to_json(),
+            "needs": [self.base] if self.base else [],
+            "tensors": {name: cache.store(tensor) for name, tensor in self.stored.items()},
+        }
+
+    @classmethod
+    def restore(cls, body: Mapping[str, Any], results: "StepResults") -> "Family":
+        tensors = {name: results.cache.fetch(blob) for name, blob in body["tensors"].items()}
+        family = cls.from_json(body["family"], results.base_program(body["family"]["base"]), tensors)
+        check_family(family)
+        family.program.notes = list(body["notes"].get("program", ()))
+        return family
+
+    def with_base(self, key: str) -> "Family":
+        return replace(self, base=key) if self.base is None else self
+
+    def program_at(self, point: Point) -> Program:
+        assert point.choice is not None, f"{point.name} is no choice"
+        return self.cut(point.choice)
 
     def extract(self, choice: Mapping[str, int]) -> dict[str, Tensor]:
         """The adapters of a choice alone."""
@@ -172,7 +201,7 @@ class Family(Outcome):
     def to_json(self) -> dict[str, Any]:
         """All but the program, and of tensors the names."""
         return {
-            "base": self.base,
+            "base": self.base or "",
             "space": self.space.to_json(),
             "shape": vars(self.shape) if self.shape else None,
             "masked": self.masked,

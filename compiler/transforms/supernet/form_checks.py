@@ -1,17 +1,12 @@
-"""Whether adapters and families that a cache holds fit their program: who can write to a cache can make seals."""
+"""Whether families that a cache holds fit their program: who can write to a cache can make seals."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from ....dsl.checker.skeleton import Group
 from ...analysis.discovery.discover import skeleton_of
-from ...ir.program import Program
 from ..search.savings import steps
-from ..training.adapters import Shape
+from ..training.adapter_checks import check_adapters
 from .choices import BLOCKS, KERNEL, LAYERS, RANK, WIDTHS, ElasticDim
 from .elastic_dims import larger_kernels
 from .kernels import fresh
@@ -20,25 +15,6 @@ from .scans import SCANNED, is_silenced
 
 if TYPE_CHECKING:
     from .family import Family
-
-LORA_WEIGHTS = ("lora_A", "lora_B")
-_MAX_SIZE = 1 << 14  # of a rank
-
-
-def check_adapters(program: Program, shape: Shape, tensors: Mapping[str, Tensor]) -> None:
-    """Raises AssertionError unless every adapter has two sides that fit a module."""
-    assert type(shape.rank) is int and 1 <= shape.rank <= _MAX_SIZE, f"a rank of {shape.rank}"
-    assert _is_number(shape.alpha) and _is_number(shape.dropout), "the scale of adapters is no number"
-    assert 0 <= shape.dropout < 1, f"a dropout of {shape.dropout}"
-    modules = dict(program.model.named_modules())
-    for path in {name.rpartition(".")[0] for name in tensors}:
-        assert path in modules, f"there is no module {path}"
-        weight, a, b = (getattr(modules[path], "weight", None), *(tensors[f"{path}.{s}"] for s in LORA_WEIGHTS))
-        assert isinstance(weight, Tensor) and a.dim() == b.dim() == weight.dim() >= 2, f"{path} takes no adapter"
-        size = weight.shape[::-1] if isinstance(modules[path], Conv1D) else weight.shape
-        assert a.shape[1:] == size[1:] and b.shape[0] == size[0], f"the adapter of {path} is of another size"
-        assert 1 <= a.shape[0] == b.shape[1] <= shape.rank, f"the adapter of {path} is of another rank"
-    assert all(name.rpartition(".")[2] in LORA_WEIGHTS for name in tensors), "a tensor of no adapter"
 
 
 def check_family(family: "Family") -> None:
@@ -99,7 +75,3 @@ def _is_within(dim: ElasticDim, least: int, upper: int) -> bool:
 
 def _is_order(items: Sequence[Any], count: int) -> bool:
     return len(items) == count and all(type(item) is int for item in items) and sorted(items) == list(range(count))
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

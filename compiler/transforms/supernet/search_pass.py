@@ -4,7 +4,6 @@ import math
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from ....dsl.checker.skeleton import Skeleton
 from ....dsl.checker.value_text import show
@@ -14,7 +13,6 @@ from ...analysis.planning import keys
 from ...core.deadline import DeadlineExceeded
 from ...core.journal import Journal
 from ...ir.outcome import Front, Outcome, Point
-from ...ir.program import Program
 from ...plugin.context import Context
 from ...plugin.interfaces import Lossy, Pass, param
 from ..training.schedule import seed_of
@@ -71,12 +69,12 @@ class Method(Pass):
         assert isinstance(outcome, Family), f"searched in {outcome.kind}"
         check(self, outcome, ctx)
         objectives = [Objective.of(ref, ctx) for ref in self.measure]
-        clock = next((o.ref for o in objectives if o.timed and not ctx.orders), None)
+        clock = next((o.ref for o in objectives if o.timed and not ctx.task_source), None)
         table = timed(outcome, clock, ctx, Journal(ctx.workdir / "times.jsonl")) if clock else None
         explorer = Explorer(outcome, ctx, objectives, self.evals, self.at_most, table)
         with explorer.open():
-            if ctx.orders:
-                explorer.obey(ctx.orders, [Objective.of(ref, ctx) for ref in self.report])
+            if ctx.task_source:
+                explorer.answer(ctx.task_source, [Objective.of(ref, ctx) for ref in self.report])
             try:
                 self.explore(explorer, random.Random(seed_of("search", ctx.seed)))
             except DeadlineExceeded:
@@ -91,7 +89,7 @@ class Method(Pass):
             front=[list(genome) for genome in front],
             latency_error=table.error if table else None,
         )
-        return Front(tuple(points), partial(_cut, outcome))
+        return Front(tuple(points), ctx.results)
 
     def _point(self, number: int, genome: Genome, explorer: Explorer, ctx: Context) -> Point:
         choice = explorer.space.decoded(genome)
@@ -101,11 +99,6 @@ class Method(Pass):
             value = explorer.value(objective, choice)
             measures[show(objective.ref)] = (value, objective.unit, objective.better)
         return Point(f"choice_{number}", "", measures, choice)
-
-
-def _cut(family: Family, point: Point) -> Program:
-    assert point.choice is not None, f"{point.name} is no choice"
-    return family.cut(point.choice)
 
 
 def no_finite(count: int):

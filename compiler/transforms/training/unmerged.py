@@ -2,25 +2,31 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ...core.cache import Cache
 from ...core.quantity import count, count_text
 from ...ir.outcome import Members, Outcome
 from ...ir.program import Program
+from ...models.checkpoints.origin import Origin
 from ...models.checkpoints.pretrained import pretrained
+from .adapter_checks import check_adapters
 from .adapters import Shape, adapted
+
+if TYPE_CHECKING:
+    from ...ir.step_results import StepResults
 
 
 @dataclass
 class Unmerged(Outcome):
     """Low-rank adapters and the program that they were trained on.
 
-    base      key of the program's own result; "" of the recipe's model
+    base      key of the program's own result; "" of the recipe's model, None of the model that the step works on
     shape     their rank, scale and dropout
     tensors   "PATH.lora_A" [rank, in] and "PATH.lora_B" [out, rank] for the path of each adapted module; some may
               be of a lower rank than `shape` says, scaled as if they were not
@@ -28,8 +34,9 @@ class Unmerged(Outcome):
     """
 
     kind: ClassVar[str] = "adapters"
+    entry_key: ClassVar[str] = "adapters"
     program: Program
-    base: str
+    base: str | None
     shape: Shape
     tensors: Mapping[str, Tensor]
 
@@ -47,6 +54,25 @@ class Unmerged(Outcome):
         """The program with its adapters on, for as long as it is its turn."""
         with self.applied():
             yield "", self.program
+
+    def store(self, cache: Cache, origin: Origin) -> dict[str, Any]:
+        return {
+            "adapters": {"base": self.base or "", "shape": asdict(self.shape)},
+            "needs": [self.base] if self.base else [],
+            "tensors": {name: cache.store(tensor) for name, tensor in self.tensors.items()},
+        }
+
+    @classmethod
+    def restore(cls, body: Mapping[str, Any], results: "StepResults") -> "Unmerged":
+        tensors = {name: results.cache.fetch(blob) for name, blob in body["tensors"].items()}
+        base, shape = body["adapters"]["base"], Shape(**body["adapters"]["shape"])
+        restored = cls(results.base_program(base), base, shape, tensors)
+        check_adapters(restored.program, shape, tensors)
+        restored.program.notes = list(body["notes"].get("program", ()))
+        return restored
+
+    def with_base(self, key: str) -> "Unmerged":
+        return replace(self, base=key) if self.base is None else self
 
     @contextmanager
     def applied(self) -> Iterator[None]:

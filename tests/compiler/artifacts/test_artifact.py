@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from effc.compiler.artifacts.artifact import artifact_hash, write
+from effc.compiler.artifacts.artifact import artifact_hash
 from effc.compiler.artifacts.diff import diff
 from effc.compiler.artifacts.manifest import (
     NAME,
@@ -28,6 +28,7 @@ from effc.dsl.syntax.diagnostics import EXITS
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.drafts import write
 from tests.worlds import refused, slug, write_safetensors
 
 MEASURES = (Measure("perplexity(heldout)", "", 8.0, 8.8, 1.1), Measure("bytes", "B", 4096.0, 2048.0, 0.5))
@@ -241,7 +242,7 @@ def test_a_place_that_can_not_be_written_is_an_environment_matter(tmp_path):
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from effc.compiler.artifacts.artifact import write
+from tests.drafts import write
 from effc.dsl.syntax.diagnostics import Reject
 from tests.compiler.artifacts.test_artifact import build
 if sys.argv[2] != "0":

@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-from effc.compiler.artifacts.artifact import write
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.manifest import Manifest, file_sha256
 from effc.compiler.artifacts.verify_child import inputs_for, probe
@@ -18,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from tests import tiny
 from tests.compiler.artifacts.test_hf_target import changed, drop
+from tests.drafts import write
 from tests.recipes_in_memory import origin_of
 from tests.worlds import context, refused, slug
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from effc.compiler.artifacts import verify_child
-from effc.compiler.artifacts.artifact import write
 from effc.compiler.artifacts.manifest import Manifest, read_manifest
 from effc.compiler.artifacts.verify import compare, verify
 from effc.compiler.plugin.target import Form
@@ -16,6 +15,7 @@ from effc.compiler.targets.hf import FORMS, Hf
 from safetensors.torch import load_file, save_file
 
 from tests.compiler.artifacts.test_hf_target import COMPAT, MODEL, changed, emit
+from tests.drafts import write
 from tests.recipes_in_memory import origin_of
 from tests.worlds import context, refused
 

@@ -6,8 +6,9 @@ import pytest
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.device import check_device
-from effc.compiler.driver import api, snapshot
+from effc.compiler.driver import api
 from effc.compiler.driver.judging.gate import baseline_origin
+from effc.compiler.ir.step_results import StepResults
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests import tiny
@@ -52,13 +53,7 @@ def test_a_kept_step_is_restored_to_the_device(recipe):
     (entry,) = cache.entries()
     for device in ("cpu", "meta"):
         origin = context(recipe, device).origin
-        program = snapshot.restore(
-            cache,
-            entry.key,
-            origin,
-            reach=lambda key: pytest.fail("it needs no other step"),
-            load=lambda point: pytest.fail("no front"),
-        ).program
+        program = StepResults(cache, origin).reach(entry.key).program
         assert devices(program.model) == {device} and {g.count for g in skeleton_of(program).groups} == {48, 4, 2}
         assert program.inputs["input_ids"].device.type == device
 

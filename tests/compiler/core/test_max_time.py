@@ -1,6 +1,7 @@
 """A compile whose searches may take only so long: what stands then, and that nothing of it is lost."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from effc.compiler.artifacts.artifact import artifact_hash
@@ -43,9 +44,9 @@ def compiled(recipe, cache, last=None, **more):
     def tell(event):
         events.append(event)
         if last and isinstance(event, Recorded) and event.name.startswith(last):
-            session.settings.deadline.allowed = 0.0
+            session.run.deadline.allowed = 0.0
 
-    session.settings.on_event = tell
+    session.settings = replace(session.settings, on_event=tell)
     (result,) = api.build(session, recipe.parent / f"out-{len(list(recipe.parent.iterdir()))}")
     return result, [e.name for e in events if isinstance(e, Recorded) and e.name.startswith("cut ")]
 
@@ -106,9 +107,9 @@ def test_a_search_over_a_family_stops_at_the_front_so_far(recipe):
     def tell(event):
         events.append(event)
         if getattr(event, "label", "") == "evaluated" and event.done == 3:
-            session.settings.deadline.allowed = 0.0
+            session.run.deadline.allowed = 0.0
 
-    session.settings.on_event = tell
+    session.settings = replace(session.settings, on_event=tell)
     (result,) = api.build(session, recipe.parent / "out")
     assert "3 choices of 8 evaluated" in result.stopped[0].message
     assert result.artifacts[0].manifest.steps[-1]["decisions"][-1]["evaluated"] == 3

@@ -1,6 +1,7 @@
 """Data words: rows and their laws, and what they refuse."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_no_window_is_drawn_twice(ctx):
 def test_the_seed_decides_and_the_runs_own_seed_is_the_default(ctx):
     one, again, other = (rows(Text(path="a.txt", length=9, samples=20, seed=s), ctx) for s in (1, 1, 2))
     assert torch.equal(one, again) and not torch.equal(one, other)
-    ctx.settings.seed = 2
+    ctx = replace(ctx, settings=replace(ctx.settings, seed=2))
     assert torch.equal(rows(Text(path="a.txt", length=9, samples=20), ctx), other)
 
 

@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.artifacts.artifact import write
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.artifacts.verify import verify
 from effc.compiler.cli.verbs.exit_codes import explained
-from effc.compiler.driver.snapshot import restore, save
 from effc.compiler.evaluation.metrics.params import Params
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay
@@ -22,6 +20,7 @@ from effc.compiler.ir.graph_json import dump
 from effc.compiler.ir.layers.linear import KernelLinear, lowered, settle
 from effc.compiler.ir.outcome import Model
 from effc.compiler.ir.program import Program
+from effc.compiler.ir.step_results import StepResults
 from effc.compiler.targets.hf import Hf
 from effc.compiler.targets.pt2 import Pt2
 from effc.compiler.transforms.editing.rewrite import Rewriter
@@ -32,6 +31,7 @@ from effc.kernels.packed import KINDS, Header
 
 from tests import tiny
 from tests.architectures.modules import TwoTowers
+from tests.drafts import write
 from tests.grids import wide
 from tests.kernels.test_packed import sealed
 from tests.recipes_in_memory import context_of, origin_of, recipe_of
@@ -150,10 +150,8 @@ def test_a_kept_step_comes_back_with_its_packed_weights(tmp_path):
     from effc.compiler.core.cache import Cache
 
     program, cache, origin = made(), Cache(tmp_path), origin_of(tiny.model("llama"))
-    save(Model(program), cache, "k" * 64, {}, origin, {"program": [], "summary": ""})
-    again = restore(
-        cache, "k" * 64, origin, reach=lambda key: pytest.fail("it needs no other step"), load=pytest.fail
-    ).program
+    StepResults(cache, origin).save("k" * 64, Model(program), {}, {"program": [], "summary": ""})
+    again = StepResults(cache, origin).reach("k" * 64).program
     assert torch.equal(logits(again.model), logits(program.model))
 
 

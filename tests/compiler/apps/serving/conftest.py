@@ -19,7 +19,6 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from effc.compiler.artifacts.artifact import write
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver.models import origin_of
@@ -27,6 +26,7 @@ from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.targets.native import Native
 
+from tests.drafts import write
 from tests.worlds import context
 
 EFFC = (sys.executable, "-c", "import sys; from effc.compiler.cli.main import main; sys.exit(main())")

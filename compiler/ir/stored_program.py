@@ -1,0 +1,92 @@
+"""A program in the cache and back: its edits as data, its changed tensors as blobs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..core.cache import LARGE, Cache, tensor_hash
+from ..core.events import follow
+from ..models.checkpoints.origin import Origin
+from . import graph_json
+from .capture.capture import recapture
+from .capture.sample import sample
+from .edits import Edits, replay
+from .program import Program
+from .unit import Unit, code_key
+from .weights import assign, distinct
+
+
+def store_program(program: Program, cache: Cache, origin: Origin) -> dict[str, Any]:
+    """Body of a program's cache entry; its large parameters then lie in the files that were written.
+
+    Tensors that the original has under any name are not stored again.
+    """
+    known = original_tensors(origin, cache)
+    tensors, borrowed = {}, {}
+    for name, tensor in follow(distinct(program.model), "tensors", len(program.model.state_dict())):
+        content_hash = tensor_hash(tensor)
+        if content_hash in known:
+            borrowed[name] = known[content_hash]
+        else:
+            tensors[name] = cache.store(tensor)
+    _map_parameters(program, cache, tensors)
+    return {"tensors": tensors, "borrowed": borrowed, "edits": program.edits.to_json()}
+
+
+def _map_parameters(program: Program, cache: Cache, tensors: Mapping[str, str]) -> None:
+    """Let large parameters lie in the files that were just written: the steps behind, the writing of artifacts and
+    the processes that reopen them find the memory free. Packed weights stay, where kernels read them fastest."""
+    for name, tensor in distinct(program.model):
+        if (
+            name in tensors
+            and isinstance(tensor, nn.Parameter)
+            and tensor.device.type == "cpu"
+            and tensor.nbytes >= LARGE
+        ):
+            tensor.data = cache.mapped(tensors[name])
+
+
+def restore_program(body: Mapping[str, Any], cache: Cache, origin: Origin) -> Program:
+    """The original, edited again, with the step's tensors mapped in."""
+    model = origin.load()
+    original = dict(model.state_dict(keep_vars=True))
+    edits = Edits.from_json(body["edits"])
+    replay(model, edits)
+    values: dict[str, Tensor] = {}
+    sources: set[str] = set()
+    for name, source in body["borrowed"].items():
+        tensor = original[source].detach()
+        values[name] = tensor.clone() if source in sources else tensor  # tensors of equal numbers stay apart
+        sources.add(source)
+    device = next(model.parameters()).device
+    current = model.state_dict(keep_vars=True)
+    values |= {name: cache.fetch(blob) for name, blob in body["tensors"].items()}
+    for name, value in values.items():
+        assert value.shape == current[name].shape, f"{name} is of another shape"
+    assign(model, {name: value.to(device) for name, value in values.items()})
+    program = Program(model, sample(model), edits=edits, notes=list(body["notes"].get("program", ())))
+    program.units = {path: edited_unit(path, entry) for path, entry in edits.graphs.items()}
+    recapture(program)
+    return program
+
+
+def edited_unit(path: str, entry: Mapping[str, Any]) -> Unit:
+    """A unit whose graph was edited, from what `Edits.graphs` says of it."""
+    graph = graph_json.load(entry["graph"])
+    return Unit(path, graph, tuple(entry["placeholders"]), dict(entry["statics"]), code_key(graph), edited=True)
+
+
+def original_tensors(origin: Origin, cache: Cache) -> dict[str, str]:
+    """Names of the original model's tensors by the hash of their content; made once per model."""
+    parts = {"tensors of": origin.identity, "dtype": origin.dtype}
+    known = cache.value(parts)
+    if known is None:
+        model = origin.load()
+        known = {
+            tensor_hash(t): name
+            for name, t in follow(distinct(model), "tensors of the original", len(model.state_dict()))
+        }
+        origin.refuse_change()
+        cache.keep(parts, known)
+    return known

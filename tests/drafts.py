@@ -1,0 +1,12 @@
+"""Artifacts of what a test's function writes into a folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from effc.compiler.artifacts.artifact import drafted
+from effc.compiler.artifacts.manifest import Manifest
+
+
+def write(into: Path, *, build: Callable[[Path], Manifest], force: bool = False) -> Manifest:
+    with drafted(into, force) as draft:
+        return draft.publish(build(draft.folder))
