@@ -11,7 +11,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...models.rows.inputs import device_of
-from ...runtimes.native.sampling import Chooser, Sampling, as_tokens
+from ...runtimes.sampling import Chooser, Sampling, as_tokens
 from ..serving.chat import prompt_too_long
 from ..serving.text import StopStrings
 from .prompts import Prompts

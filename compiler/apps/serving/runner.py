@@ -129,17 +129,17 @@ def runner_of(model: Any, label: str, adapters: Mapping[str, Any] | None = None)
     adapters    as `CachedModel` has them; `adapters.views` makes them
     """
     from ...ir.layers.leaves import is_state_space
-    from ...runtimes.native.model import NativeModel
-    from ...runtimes.native.seq2seq import NativeSeq2Seq
+    from ...runtimes.model import DecoderModel
+    from ...runtimes.seq2seq import Seq2SeqModel
 
-    if isinstance(model, NativeSeq2Seq):
+    if isinstance(model, Seq2SeqModel):
         raise Reject(
             unserved_model(
                 f"{label} reads a source and answers with a target, and the server continues texts",
                 help='say it with `effc run`, or from Python with `effc.load("...").generate(...)`',
             )
         )
-    if isinstance(model, NativeModel) and model.can_generate():
+    if isinstance(model, DecoderModel) and model.can_generate():
         assert not adapters, "the native engine was given adapters"
         return model.engine
     can_generate = getattr(model, "can_generate", None)

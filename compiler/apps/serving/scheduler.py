@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...runtimes.native.sequence_pool import SequencePool
+from ...runtimes.sequence_pool import SequencePool
 from .errors import traceback_location
 from .metrics import Metrics
 from .request import Finish, Job, Piece, Request

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from .model import NativeModel, Output, refuse_states
+from ..model import DecoderModel, Output, refuse_states
+from ..position_offsets import other_positions, refuse_uncounted
 from .plan_files import native_damaged
-from .position_offsets import other_positions, refuse_uncounted
 
 two_texts = Fault("two-texts-in-a-row", "The engine encodes one text a row, and a row holds two.", exit="usage")
 no_generation = Fault("no-generation", "A model that encodes texts is asked to write some.", exit="usage")
 _FIELDS = ("states", "whole", "first")
 
 
-class NativeEncoder(NativeModel):
+class NativeEncoder(DecoderModel):
     """`last_hidden_state` [b, t, d] of a model without a head, else `logits`, of tokens [b, t, n] or of texts [b, n].
 
     Of masked tokens there are zeros. `facts["gives"]` says which of these it is (`plan.Gives`), `facts["pad"]` with

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ..native.model import Output, Sequences
-from ..native.seq2seq import NativeSeq2Seq, no_target
+from ..model import Output, Sequences
+from ..seq2seq import Seq2SeqModel, no_target
 from .checking import ENCODER, FEATURES
 from .refusal import rejected_onnx
 from .seq2seq import SourceRows, open_translator
@@ -41,7 +41,7 @@ class SpeechRows(SourceRows):
         self._states.update(zip(numbers, states, strict=True))
 
 
-class SpeechSeq2Seq(NativeSeq2Seq):
+class SpeechSeq2Seq(Seq2SeqModel):
     """`logits` [b, t, vocabulary] of targets [b, t] behind sounds [b, bands, frames], and `generate`.
 
     What a sound is made of, and the tokens that ask for a language and a task, come from the processor beside the
@@ -108,10 +108,10 @@ class SpeechSeq2Seq(NativeSeq2Seq):
         return Output(**output, encoder_last_hidden_state=states)
 
     def generate(self, input_features: Tensor, *args: Any, **options: Any) -> Any:  # type: ignore[override]
-        """Targets for sounds [b, bands, frames], as `NativeSeq2Seq.generate` gives them."""
+        """Targets for sounds [b, bands, frames], as `Seq2SeqModel.generate` gives them."""
         return super().generate(input_features, *args, **options)
 
 
-def open_hearing(folder: Path, threads: int | None) -> NativeSeq2Seq:
+def open_hearing(folder: Path, threads: int | None) -> Seq2SeqModel:
     """The model of a folder whose encoder hears. Raises Reject (refused-onnx)."""
     return open_translator(folder, threads, SpeechRows, SpeechSeq2Seq)

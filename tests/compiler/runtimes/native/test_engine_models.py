@@ -8,7 +8,7 @@ those where they are not most tokens are compared.
 import pytest
 import torch
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.native.model import NativeModel
+from effc.compiler.runtimes.model import DecoderModel
 from effc.compiler.runtimes.native.reader import Reader
 from effc.kernels.engine import Engine
 
@@ -24,7 +24,7 @@ def native_of(model, weights="bf16", sequences=3, threads=1):
     plan = Reader(capture(model), weights).read()
     tensors = {name: entry.make() for name, entry in plan.used().items()}
     body = plan.to_json()
-    return NativeModel(Engine(body, tensors, threads=threads, sequences=sequences), body, tensors, {}, sequences)
+    return DecoderModel(Engine(body, tensors, threads=threads, sequences=sequences), body, tensors, {}, sequences)
 
 
 def assert_near(found, wanted, share=SHARE):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.native.model import NativeModel
+from effc.compiler.runtimes.model import DecoderModel
 from effc.compiler.runtimes.native.reader import Reader
-from effc.compiler.runtimes.native.sampling import Chooser, Sampling
+from effc.compiler.runtimes.sampling import Chooser, Sampling
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +30,7 @@ def native(original):
     plan = Reader(capture(original), "bf16").read()
     weights = {name: entry.make() for name, entry in plan.used().items()}
     body = plan.to_json()
-    return NativeModel(Naive(body, weights), body, weights, {}, sequences=3)
+    return DecoderModel(Naive(body, weights), body, weights, {}, sequences=3)
 
 
 @pytest.fixture

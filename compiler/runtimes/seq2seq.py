@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault, Reject
 from .generation import Generation
 from .logits_rules import rules_of
-from .model import NativeModel, Output, Sequences, check_known, context_full, refuse_states
-from .plan_files import native_damaged
+from .model import DecoderModel, Output, Sequences, check_known, context_full, refuse_states
+from .native.plan_files import native_damaged
 from .position_offsets import refuse_uncounted
 from .sampling import Sampling, as_tokens, bad_sampling
 
 no_target = Fault("no-target", "An encoder with a decoder is called without what its decoder has said.", exit="usage")
 
 
-class NativeSeq2Seq(NativeModel):
+class Seq2SeqModel(DecoderModel):
     """`logits` [b, t, vocabulary] of targets [b, t] behind sources [b, s], and `generate`, which says targets.
 
     Sources may be filled up on either side, under their mask: positions are those of a source's own tokens. What the
@@ -124,7 +124,7 @@ class NativeSeq2Seq(NativeModel):
         seed: int | None = None,
         **settings: Any,
     ) -> Any:
-        """Targets [b, 1 + new] for sources [b, s], or an object as `NativeModel.generate` gives one.
+        """Targets [b, 1 + new] for sources [b, s], or an object as `DecoderModel.generate` gives one.
 
         decoder_input_ids   what targets begin with; by default the model's first token
         settings            of a generation config: `max_new_tokens`, `forced_bos_token_id`, `no_repeat_ngram_size`

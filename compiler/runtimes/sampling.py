@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault, Reject
 
 if TYPE_CHECKING:
     from .logits_rules import Rules

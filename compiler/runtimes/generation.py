@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ....dsl.syntax.diagnostics import Reject
+from ...dsl.syntax.diagnostics import Reject
 from .sampling import Chooser, Sampling, bad_sampling
 
 if TYPE_CHECKING:
     from .logits_rules import Rules
-    from .model import NativeModel
+    from .model import DecoderModel
 
 _TAIL = 8  # tokens more than a stop string has characters are looked at: one may be several
 
@@ -21,7 +21,7 @@ class Generation:
 
     def __init__(
         self,
-        model: "NativeModel",
+        model: "DecoderModel",
         sampling: Sampling,
         stops: Sequence[str],
         tokenizer: Any,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Rows(ABC):
-    """Engine interface of a `NativeModel` and a server, over one method that computes logits.
+    """Engine interface of a `DecoderModel` and a server, over one method that computes logits.
 
     sequences    that can be open at once
     context      tokens that a sequence can have

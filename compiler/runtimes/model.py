@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault, Reject
 from .generation import Generation
 from .position_offsets import refuse_uncounted
 from .sampling import Sampling, as_tokens
@@ -77,7 +77,7 @@ def check_known(ids: Tensor, vocabulary: int) -> None:
 class Sequences:
     """Open sequences of an engine: a cache that goes with its last user."""
 
-    def __init__(self, model: "NativeModel", count: int):
+    def __init__(self, model: "DecoderModel", count: int):
         self.numbers = model.take(count)
         self._model = model
 
@@ -93,7 +93,7 @@ class Sequences:
             self.close()
 
 
-class NativeModel(nn.Module):
+class DecoderModel(nn.Module):
     """Logits and generation by an engine; not trainable, on the CPU.
 
     engine      runs flat batches of tokens (`kernels.engine.Engine`)

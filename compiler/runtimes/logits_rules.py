@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....dsl.syntax.diagnostics import Reject
+from ...dsl.syntax.diagnostics import Reject
 from .sampling import as_tokens, bad_sampling
 
 Rules = Callable[[Tensor, Tensor], Tensor]  # tokens of rows [rows, t], scores [rows, vocabulary] -> scores
