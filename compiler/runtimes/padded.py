@@ -84,6 +84,7 @@ class PaddedModel(DecoderModel):
         logits_to_keep: int = 0,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        return_dict: bool = True,
     ) -> Output:
         refuse_states(
             "its graph does not give", output_hidden_states=output_hidden_states, output_attentions=output_attentions

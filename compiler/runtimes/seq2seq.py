@@ -1,19 +1,18 @@
-"""An encoder with a decoder that the native engine runs: it reads a source, and says a target."""
+"""An encoder with a decoder by an engine: it reads a source, and says a target."""
 
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.generation import GenerateEncoderDecoderOutput
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from .generation import Generation
-from .logits_rules import rules_of
-from .model import DecoderModel, Output, Sequences, check_known, context_full, refuse_states
-from .native.plan_files import native_damaged
+from .cache import SequenceCache
+from .decoder import SourceDecoder
+from .generation import Generation, bad_sampling
+from .model import DecoderModel, Output, check_known, context_full, refuse_states
 from .position_offsets import refuse_uncounted
-from .sampling import Sampling, as_tokens, bad_sampling
 
 no_target = Fault("no-target", "An encoder with a decoder is called without what its decoder has said.", exit="usage")
 
@@ -22,17 +21,20 @@ class Seq2SeqModel(DecoderModel):
     """`logits` [b, t, vocabulary] of targets [b, t] behind sources [b, s], and `generate`, which says targets.
 
     Sources may be filled up on either side, under their mask: positions are those of a source's own tokens. What the
-    encoder makes of one is computed once, and kept for every token that is said of it. One beam.
+    encoder makes of one is computed once, and kept for every token that is said of it.
     """
+
+    engine: SourceDecoder
+    _generated = GenerateEncoderDecoderOutput
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **{**options, "remembers": 0})  # targets that begin alike have other sources
-        start, pad = self.facts.get("start"), self.facts.get("pad")
-        if type(start) is not int or not 0 <= start < self.plan["vocabulary"]:
-            raise Reject(native_damaged("plan.json names no token that a target begins with", help="compile again"))
+        start, pad = self.facts["start"], self.facts.get("pad")
         self.config.is_encoder_decoder, self.config.decoder_start_token_id = True, start
         self.config.pad_token_id = pad if type(pad) is int else None
         self.config.max_position_embeddings = self.engine.sources
+        if self.generation_config.decoder_start_token_id is None:
+            self.generation_config.decoder_start_token_id = start
 
     # -- sources ---------------------------------------------------------------------------------------------
 
@@ -60,6 +62,13 @@ class Seq2SeqModel(DecoderModel):
             owners = [number for number, ids in zip(numbers, sources, strict=True) for _ in range(len(ids))]
             self.engine.encode(ids.tolist(), owners)
 
+    def _read(self, numbers: Sequence[int], encoder_outputs: Mapping[str, Any]) -> None:
+        """Read the sources that `generate` hands on, each into an open sequence."""
+        if "sources" not in encoder_outputs:
+            problem = "the engine keeps what its encoder makes of a source, and takes none from elsewhere"
+            raise Reject(no_target(problem, help="hand it the source in place of `encoder_outputs`"))
+        self.encode(numbers, self.sources_of(encoder_outputs["sources"], encoder_outputs["attention_mask"]))
+
     # -- what transformers' models have ----------------------------------------------------------------------
 
     @torch.no_grad()
@@ -69,117 +78,56 @@ class Seq2SeqModel(DecoderModel):
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
-        cache: Sequences | None = None,
+        encoder_outputs: Any = None,
+        cache: SequenceCache | None = None,
         use_cache: bool | None = None,
         return_dict: bool = True,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> Output:
-        """Of masked tokens zeros. With a `cache` of an earlier call the sources are those of that call."""
+        """Of masked tokens zeros. With a `cache` of an earlier call the sources are those of that call.
+
+        encoder_outputs   sources that `generate` hands on from step to step, or what an earlier call gave
+        """
         refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
-        target_ids = decoder_input_ids
-        if target_ids is None or (input_ids is None and cache is None):
+        ids = decoder_input_ids
+        if ids is None or (input_ids is None and encoder_outputs is None and (cache is None or not cache.numbers)):
             raise Reject(no_target("a source and `decoder_input_ids` are what it computes logits of"))
-        mask = (
-            torch.ones_like(target_ids)
-            if decoder_attention_mask is None
-            else decoder_attention_mask[:, -target_ids.shape[1] :]
-        )
-        refuse_uncounted(target_ids, mask, self.uncounted)
-        logits = torch.zeros((*target_ids.shape, self.plan["vocabulary"]))
-        if cache is not None:
-            self._decode(logits, target_ids, mask, cache.numbers)
+        mask = torch.ones_like(ids) if decoder_attention_mask is None else decoder_attention_mask[:, -ids.shape[1] :]
+        refuse_uncounted(ids, mask, self.uncounted)
+        if encoder_outputs is None:
+            encoder_outputs = Output(sources=input_ids, attention_mask=attention_mask)
+        if use_cache or cache is not None:
+            cache = SequenceCache(self) if cache is None else cache
+            if cache.open(len(ids)):
+                self._read(cache.numbers, encoder_outputs)
+            logits = self._logits(cache.numbers, ids, mask, ids.shape[1])
+            cache.append(ids, mask)
             return Output(logits=logits, cache=cache)
-        assert input_ids is not None, "asked for above"
-        sources = self.sources_of(input_ids, attention_mask)
-        if use_cache:
-            cache = Sequences(self, len(target_ids))
-            self.encode(cache.numbers, sources)
-            self._decode(logits, target_ids, mask, cache.numbers)
-            return Output(logits=logits, cache=cache)
-        for start in range(0, len(target_ids), max(1, self.spare)):
-            part = slice(start, start + max(1, self.spare))
-            with self.sequences_of(len(target_ids[part])) as numbers:
-                self.encode(numbers, sources[part])
-                self._decode(logits[part], target_ids[part], mask[part], numbers)
+        logits, step = torch.zeros((*ids.shape, self.plan["vocabulary"])), max(1, self.spare)
+        for start in range(0, len(ids), step):
+            part = slice(start, start + step)
+            with self.sequences_of(len(ids[part])) as numbers:
+                self._read(numbers, {n: None if x is None else x[part] for n, x in encoder_outputs.items()})
+                logits[part] = self._logits(numbers, ids[part], mask[part], ids.shape[1])
         return Output(logits=logits)
 
-    def _decode(self, logits: Tensor, target_ids: Tensor, mask: Tensor, numbers: Sequence[int]) -> None:
-        for row, number in enumerate(numbers):
-            self._fill(logits[row], target_ids[row], mask[row], number)
+    def _grow(self, run: Generation, input_ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        mask = kwargs.get("decoder_attention_mask")
+        mask = torch.ones_like(input_ids) if mask is None else mask
+        return run(input_ids, mask, lambda numbers: self._read(numbers, kwargs["encoder_outputs"]))
 
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        generation_config: Any = None,
-        *,
-        decoder_input_ids: Tensor | None = None,
-        streamer: Any = None,
-        stop_strings: str | Sequence[str] | None = None,
-        tokenizer: Any = None,
-        return_dict_in_generate: bool | None = None,
-        output_logits: bool | None = None,
-        seed: int | None = None,
-        **settings: Any,
-    ) -> Any:
-        """Targets [b, 1 + new] for sources [b, s], or an object as `DecoderModel.generate` gives one.
-
-        decoder_input_ids   what targets begin with; by default the model's first token
-        settings            of a generation config: `max_new_tokens`, `forced_bos_token_id`, `no_repeat_ngram_size`
-                            and so on, which the config of the call and then the model's own have otherwise
-        """
-        read = _Read(settings, generation_config, self.generation_config)
-        prefix = self._start(read, len(input_ids)) if decoder_input_ids is None else decoder_input_ids
-        sampling = _sampling(read, prefix.shape[1], seed)
-        max_length = prefix.shape[1] + sampling.max_new_tokens
-        rules = rules_of(read, prefix.shape[1], max_length, self.plan["vocabulary"])
-        stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings or ())
-        keep = bool(read("output_logits") if output_logits is None else output_logits)
-        run = Generation(self, sampling, stops, tokenizer or self.tokenizer, streamer, keep, rules)
-        sources = self.sources_of(input_ids, attention_mask)
-        sequences, logits = run(prefix, torch.ones_like(prefix), lambda numbers: self.encode(numbers, sources))
-        as_object = read("return_dict_in_generate") if return_dict_in_generate is None else return_dict_in_generate
-        if not as_object:
-            return sequences
-        return Output(sequences=sequences, logits=logits) if keep else Output(sequences=sequences)
-
-    def _start(self, read: "_Read", rows: int) -> Tensor:
-        first = read("decoder_start_token_id")
-        first = self.config.decoder_start_token_id if first is None else first
-        if type(first) is not int or not 0 <= first < self.plan["vocabulary"]:
-            raise Reject(bad_sampling(f"`decoder_start_token_id` is {first}, and targets begin with one token"))
-        return torch.full((rows, 1), first)
-
-
-class _Read:
-    """A setting of generation: what the call says, else its config, else the model's own."""
-
-    def __init__(self, settings: Mapping[str, Any], call_config: Any, model_config: SimpleNamespace):
-        self.configs = (settings, call_config, vars(model_config))
-
-    def __call__(self, name: str) -> Any:
-        for config in self.configs:
-            value = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
-            if value is not None:
-                return value
-        return None
+    def _maybe_prepare_encoder_kwargs_for_generation(
+        self, inputs_tensor: Tensor, model_kwargs: dict[str, Any], *_: Any
+    ) -> dict[str, Any]:
+        """Hand sources on: they are read once the engine has sequences for them."""
+        if model_kwargs.get("encoder_outputs") is None:
+            sources = {"sources": inputs_tensor, "attention_mask": model_kwargs.get("attention_mask")}
+            model_kwargs["encoder_outputs"] = Output(sources)
+        return model_kwargs
 
 
 def rows_of(ids: Tensor, mask: Tensor | None) -> list[Tensor]:
     """The tokens of each row that a mask shows."""
     visible = torch.ones_like(ids) if mask is None else mask
     return [row[row_mask.bool()] for row, row_mask in zip(ids, visible, strict=True)]
-
-
-def _sampling(read: _Read, prefix_length: int, seed: int | None) -> Sampling:
-    """Lengths of targets count what they begin with, unless tokens that are new are counted."""
-    names = ("max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
-    lengths = {name: read(name) for name in names}
-    if lengths["max_new_tokens"] is None and read("max_length") is not None:
-        lengths["max_new_tokens"] = read("max_length") - prefix_length
-    if lengths["min_new_tokens"] is None and read("min_length"):
-        lengths["min_new_tokens"] = max(0, read("min_length") - prefix_length)
-    eos, pad = as_tokens(read("eos_token_id")), read("pad_token_id")
-    return Sampling().overlaid(**lengths, eos=eos, pad=pad, seed=seed).checked()

@@ -69,6 +69,7 @@ class AdaptedEngine:
     """A second engine over the weights of a first, with steps for the adapters."""
 
     def __init__(self, bare: DecoderModel, adaptable: Adaptable):
+        assert isinstance(bare.engine, Engine), f"adapters of {type(bare.engine).__name__}"
         self._kind, self._on, regime = adaptable.regime.kind, adaptable.on, adaptable.regime
         self._scale = regime.alpha / regime.rank if self._kind == "lora" else 1.0
         first = adaptable.state()

@@ -49,7 +49,7 @@ def model_service(
     from ...apps.serving.runner import CachedModel, runner_of, try_out
     from ...apps.serving.scheduler import Scheduler
     from ...driver.models import computing, open_model
-    from ...runtimes.sampling import as_tokens
+    from ...models.checkpoints.generation_config import as_tokens
     from ...runtimes.sequence_pool import tokens_in
 
     folders = named(adapters)

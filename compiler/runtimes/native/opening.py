@@ -61,6 +61,9 @@ def open_native(
         _check_vocabulary(stored, engine)
     except KernelError as error:
         raise Reject(native_damaged(f"{folder}: {error}", help=_REMEDY)) from error
+    start = stored.facts.get("start")
+    if engine.sources and (type(start) is not int or not 0 <= start < stored.plan["vocabulary"]):
+        raise Reject(native_damaged("plan.json names no token that a target begins with", help="compile again"))
     kind = Seq2SeqModel if engine.sources else NativeEncoder if "gives" in stored.facts else DecoderModel
     generation = read_generation(folder)
     model = kind(engine, stored.plan, weights, stored.facts, sequences, generation, remembers=remembers)

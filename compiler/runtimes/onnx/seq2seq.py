@@ -102,6 +102,8 @@ def open_translator(
     }
     facts = stored[BEGINNING].facts
     vocabulary = _vocabulary(folder, sessions)
+    if not 0 <= facts["start"] < vocabulary:
+        raise Reject(rejected_onnx(f"{folder} names no token that a target begins with", help=_REMEDY))
     context = facts["context"] or _UNBOUND
     engine = rows(sessions, context, vocabulary, facts["source_vocabulary"])
     plan: dict[str, Any] = {"vocabulary": vocabulary, "context": context, "steps": []}

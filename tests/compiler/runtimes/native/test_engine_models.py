@@ -66,7 +66,7 @@ def test_rows_of_different_lengths_are_one_batch(pair):
     mask[1, :6], mask[2, :15] = 0, 0
     wanted = rows_of(model, ids, mask)
     assert_near(native(ids, mask).logits * mask[..., None], wanted * mask[..., None])
-    made = native.generate(ids, mask, max_new_tokens=6, return_dict_in_generate=True, output_logits=True)
+    made = native.generate(ids, attention_mask=mask, max_new_tokens=6, return_dict_in_generate=True, output_logits=True)
     longer = torch.cat([mask, torch.ones(3, 6, dtype=torch.int64)], 1)
     again = rows_of(model, made.sequences, longer)
     assert_near(torch.stack(made.logits, 1), again[:, 16:-1])
