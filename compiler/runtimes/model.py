@@ -13,6 +13,7 @@ from transformers import GenerationConfig, GenerationMixin, PretrainedConfig
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ...dsl.syntax.diagnostics import Fault, Reject
+from ...kernels.native import KernelError
 from ..core.json_errors import first_line
 from ..models.checkpoints.generation_config import NAME, bad_generation
 from .cache import SequenceCache
@@ -267,6 +268,8 @@ class DecoderModel(GenerationMixin, nn.Module):
         """
         try:
             return super().generate(*args, **kwargs)
+        except KernelError:
+            raise
         except ValueError as error:  # transformers' way to refuse settings
             raise Reject(bad_sampling(first_line(error).split(". ")[0])) from error
 
@@ -281,12 +284,12 @@ class DecoderModel(GenerationMixin, nn.Module):
         **kwargs: Any,
     ) -> Any:
         """Greedy search and sampling: the engine's own loop, but where tokens are in a cache."""
-        seed, cache = kwargs.pop("seed", None), kwargs.get("cache")
+        cache = kwargs.get("cache")
         if (cache is not None and cache.numbers) or generation_config.is_assistant:
             steps = (input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer)
             return super()._sample(*steps, **kwargs)  # type: ignore[misc, arg-type]  # it names PreTrainedModel
         refuse_states(**{n: getattr(generation_config, n) for n in ("output_hidden_states", "output_attentions")})
-        run = Generation(self, logits_processor, stopping_criteria, generation_config, streamer, seed)
+        run = Generation(self, logits_processor, stopping_criteria, generation_config, streamer, kwargs.get("seed"))
         sequences = self._grow(run, input_ids, kwargs)
         if not generation_config.return_dict_in_generate:
             return sequences
@@ -308,7 +311,10 @@ class DecoderModel(GenerationMixin, nn.Module):
         self, generation_config: GenerationConfig, model_kwargs: Any, *_: Any
     ) -> None:
         """Sequences of the engine in place of keys and values."""
-        if generation_config.use_cache is not False and model_kwargs.get("cache") is None:
+        if not isinstance(cache := model_kwargs.get("cache"), SequenceCache | None):
+            help = "hand on the `cache` of an output of this model"
+            raise Reject(bad_sampling(f"the engine has nothing of the tokens in a {type(cache).__name__}", help=help))
+        if generation_config.use_cache is not False and cache is None:
             model_kwargs["cache"] = SequenceCache(self)
 
     def _get_logits_processor(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
@@ -329,8 +335,9 @@ class DecoderModel(GenerationMixin, nn.Module):
 
 
 def _generation_config(values: Mapping[str, Any]) -> GenerationConfig:
-    """The values that transformers knows. Raises Reject (bad-generation-config) where they mean nothing to it."""
-    known = vars(GenerationConfig())
+    """The values that transformers knows, but those that ask for layers of torch. Raises Reject (bad-generation-config)
+    where they mean nothing to it."""
+    known = vars(GenerationConfig()).keys() - {"assistant_early_exit", "use_mtp", "dola_layers"}
     try:
         return GenerationConfig(**{n: x for n, x in values.items() if n in known and not isinstance(x, Mapping)})
     except (ValueError, TypeError) as error:

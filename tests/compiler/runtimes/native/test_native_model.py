@@ -6,7 +6,14 @@ from effc.compiler.ir.capture.capture import capture
 from effc.compiler.runtimes.model import DecoderModel
 from effc.compiler.runtimes.native.reader import Reader
 from effc.dsl.syntax.diagnostics import Reject
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from tests import tiny, worlds
 from tests.compiler.runtimes.modes import MODES, seeded
@@ -216,6 +223,8 @@ def test_a_sequence_ends_at_the_models_context_and_past_it_is_an_error(native):
         {"stop_strings": "a"},
         {"forced_bos_token_id": 128},
         {"seed": 3, "num_beams": 2},
+        {"seed": 3, "prompt_lookup_num_tokens": 2},
+        {"cache": DynamicCache()},
         {"attention_mask": torch.tensor([[0, 0]])},
     ],
 )
@@ -223,6 +232,21 @@ def test_settings_that_mean_nothing_are_refused(native, settings):
     with pytest.raises(Reject, match="bad-sampling"):
         native.generate(torch.tensor([[4, 5]]), **settings)
     assert native.spare == 3
+
+
+def test_a_folders_generation_config_is_refused_or_generates(original):
+    def opened(values):
+        plan = Reader(capture(original), "bf16").read()
+        weights = {name: entry.make() for name, entry in plan.used().items()}
+        return DecoderModel(Naive(plan.to_json(), weights), plan.to_json(), weights, {}, 2, values)
+
+    with pytest.raises(Reject, match="bad-generation-config"):
+        opened({"early_stopping": "soon"})
+    strange = {"update": 5, "assistant_early_exit": 1, "compile_config": {"x": 1}, "penalty_alpha": None}
+    model, ids = opened({**strange, "num_beams": 2, "eos_token_id": [2]}), torch.tensor([[4, 5]])
+    options = {"num_beams": 2, "eos_token_id": [2], "pad_token_id": 0, "max_new_tokens": 4}
+    expected = original.generate(ids, **options)
+    assert torch.equal(model.generate(ids, max_new_tokens=4, pad_token_id=0), expected)
 
 
 def test_too_many_open_sequences_and_unknown_tokens_are_refused(native):
