@@ -18,7 +18,7 @@ from transformers.cache_utils import StaticLayer
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.safe_read import parse_json, read_regular
 from ..runtimes.native.kv_tensors import inputs_of
-from ..runtimes.native.padded import SEQUENCES, PaddedModel, PaddedRows
+from ..runtimes.padded import SEQUENCES, PaddedModel, PaddedRows
 from .openers.export import STEP_FACTS, Exported
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -57,7 +57,7 @@ def load(
     """An ordinary `PreTrainedModel` in evaluation mode: it generates, trains and saves itself again.
 
     Of the target `pt2`, a module that computes what the model's forward did and no more; of `native`, one that
-    computes and generates by the native engine (`compiler.native.model.NativeModel`); of `reft`, the base with its
+    computes and generates by the native engine (`compiler.runtimes.model.DecoderModel`); of `reft`, the base with its
     interventions.
 
     path        an artifact (its compact form comes first), one of its forms, or what a loaded model saved

@@ -125,7 +125,7 @@ class Batcher:
                 self._model,
                 [row.ids for row in part],
                 [row.growth for row in part],
-                [row.settings.chooser() for row in part],
+                [row.settings for row in part],
                 eos_ids_of(self._model, self._prompts),
                 lambda number: self._notify_early(part[number], part),
             )

@@ -1,17 +1,17 @@
 """Tokens of an answer, up to an end, a limit or a stop string: by the engine, or by a model of transformers in rows."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
 from ....dsl.syntax.diagnostics import Fault, Reject
+from ...models.checkpoints.generation_config import as_tokens
 from ...models.rows.inputs import device_of
-from ...runtimes.native.sampling import Chooser, Sampling, as_tokens
 from ..serving.chat import prompt_too_long
 from ..serving.text import StopStrings
 from .prompts import Prompts
@@ -32,12 +32,6 @@ class Settings:
     top_p: float = 1.0
     seed: int = 0
     stops: tuple[str, ...] = ()
-
-    def chooser(self) -> Chooser:
-        seed = self.seed % 2**63
-        if not self.temperature:
-            return Chooser(Sampling(seed=seed))
-        return Chooser(Sampling(seed=seed, temperature=self.temperature, top_p=self.top_p, do_sample=True))
 
 
 class TokenStream:
@@ -95,44 +89,11 @@ def eos_ids_of(model: Any, prompts: Prompts) -> tuple[int, ...]:
 def generate(
     model: Any, prompts: Prompts, ids: Sequence[int], settings: Settings, stopped: Callable[[], bool]
 ) -> tuple[str, int, str]:
-    """An answer by the engine, as `Growth.outcome` tells it."""
+    """An answer by the engine, as `TokenStream.outcome` tells it."""
     eos_ids = eos_ids_of(model, prompts)
     growth = TokenStream(prompts, ids, settings, eos_ids, stopped)
-    sampling: dict[str, Any] = {"do_sample": False}
-    if settings.temperature > 0:
-        sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
-    with suppress(_StopReached):
-        model.generate(
-            torch.tensor([list(ids)]),
-            max_new_tokens=growth.max_tokens,
-            eos_token_id=list(eos_ids),
-            seed=settings.seed % 2**63,
-            streamer=_Streamer(growth),
-            **sampling,
-        )
+    generate_rows(model, [ids], [growth], [settings], eos_ids)
     return growth.outcome()
-
-
-class _StopReached(Exception):
-    """A stop string was said, or nobody listens."""
-
-
-class _Streamer:
-    """Streamer for `generate`."""
-
-    def __init__(self, growth: TokenStream):
-        self._growth, self._prompt = growth, True
-
-    def put(self, value: Tensor) -> None:
-        if self._prompt:
-            self._prompt = False
-            return
-        for token in value.reshape(-1).tolist():
-            self._growth.push(token)
-        if self._growth.finished:
-            raise _StopReached
-
-    def end(self) -> None: ...
 
 
 @torch.no_grad()  # training follows: no inference tensors
@@ -140,11 +101,11 @@ def generate_rows(
     model: Any,
     rows: Sequence[Sequence[int]],
     growth: Sequence[TokenStream],
-    choosers: Sequence[Chooser],
+    settings: Sequence[Settings],
     eos_ids: Sequence[int],
-    on_end: Callable[[int], None],
+    on_end: Callable[[int], None] = lambda row: None,
 ) -> None:
-    """Answers of a model of transformers to several prompts in one batch, each by settings of its own.
+    """Answers of a model to several prompts in one batch, each by settings of its own.
 
     growth    what each row says is pushed there; `on_end` hears the number of a row as soon as it has ended
     """
@@ -160,7 +121,7 @@ def generate_rows(
         max_new_tokens=max(one.max_tokens for one in growth),
         eos_token_id=list(eos_ids) or None,
         pad_token_id=pad,
-        logits_processor=LogitsProcessorList([_SampledTokens(choosers)]),
+        logits_processor=LogitsProcessorList([_SampledTokens(settings)]),
         stopping_criteria=StoppingCriteriaList([_Finished(growth, on_end)]),
     )
 
@@ -176,14 +137,17 @@ def padded(rows: Sequence[Sequence[int]], pad: int, device: Any = None) -> tuple
 class _SampledTokens(LogitsProcessor):
     """Leaves of each row's logits the token that its own settings draw; the largest is taken then."""
 
-    def __init__(self, choosers: Sequence[Chooser]):
-        self._choosers = choosers
+    def __init__(self, settings: Sequence[Settings]):
+        self._settings = settings
+        self._generators = [torch.Generator().manual_seed(one.seed % 2**63) for one in settings]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         masked_scores = scores.clone()
-        for row, chooser in enumerate(self._choosers):
-            if chooser.sampling.do_sample:
-                token = chooser.choose(scores[row : row + 1].float().cpu(), [], 0)
+        for row, (one, generator) in enumerate(zip(self._settings, self._generators, strict=True)):
+            if one.temperature:
+                logits = TemperatureLogitsWarper(float(one.temperature))(input_ids, scores[row : row + 1].float().cpu())
+                logits = TopPLogitsWarper(float(one.top_p))(input_ids, logits)
+                token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
                 masked_scores[row] = -torch.inf
                 masked_scores[row, int(token)] = 0.0
         return masked_scores

@@ -17,7 +17,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ....kernels import packed as packing
 from ....kernels.engine import Engine
 from ...models.rows.forward import evaluating, logits
-from ...runtimes.native.model import NativeModel
+from ...runtimes.model import DecoderModel
 from ...runtimes.native.opening import open_native
 from ...runtimes.native.plan import inputs, renumbered, weights
 from .adaptation import Adaptable, State
@@ -44,11 +44,11 @@ Plan = Mapping[str, Any]
 class NativeGenerator:
     """`bare` answers as the model is; `adapted`, where the engine can, by the adapters that were put on last."""
 
-    def __init__(self, bare: NativeModel, adapted: "AdaptedEngine | None" = None):
+    def __init__(self, bare: DecoderModel, adapted: "AdaptedEngine | None" = None):
         self.bare, self._adapted = bare, adapted
 
     @property
-    def adapted(self) -> NativeModel | None:
+    def adapted(self) -> DecoderModel | None:
         return self._adapted.model if self._adapted else None
 
     def put(self, state: State) -> None:
@@ -68,7 +68,8 @@ def open_voice(folder: Path, adaptable: Adaptable | None, threads: int | None = 
 class AdaptedEngine:
     """A second engine over the weights of a first, with steps for the adapters."""
 
-    def __init__(self, bare: NativeModel, adaptable: Adaptable):
+    def __init__(self, bare: DecoderModel, adaptable: Adaptable):
+        assert isinstance(bare.engine, Engine), f"adapters of {type(bare.engine).__name__}"
         self._kind, self._on, regime = adaptable.regime.kind, adaptable.on, adaptable.regime
         self._scale = regime.alpha / regime.rank if self._kind == "lora" else 1.0
         first = adaptable.state()
@@ -81,7 +82,7 @@ class AdaptedEngine:
         self._ready: OrderedDict[int, tuple[State, dict[str, Tensor], str]] = OrderedDict()
         self._n_created = 0
         generation = {"eos_token_id": bare.generation_config.eos_token_id}
-        self.model = NativeModel(
+        self.model = DecoderModel(
             engine, plan, self._parameters, bare.facts, _SEQUENCES, generation, remembers=_SEQUENCES * _REMEMBERED
         ).eval()
 

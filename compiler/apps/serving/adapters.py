@@ -46,11 +46,11 @@ def views(model: Any, label: str, folders: Mapping[str, Path]) -> dict[str, Any]
     Raises Reject where the model is none of torch, or another than an adapter was trained in.
     """
     from ...artifacts.reft import base_hash, other_base, put_on, read
-    from ...runtimes.native.model import NativeModel
+    from ...runtimes.model import DecoderModel
 
     if not folders:
         return {}
-    if isinstance(model, NativeModel):
+    if isinstance(model, DecoderModel):
         raise Reject(
             no_adapter(
                 f"{label} runs on the native engine, which has no step for interventions",

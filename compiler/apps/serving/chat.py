@@ -137,6 +137,7 @@ class ChatSession:
             "max_new_tokens": self.max_new_tokens,
             "eos_token_id": eos,
             "pad_token_id": pad,
+            "num_beams": 1,  # beams are no stream
             "do_sample": self.temperature > 0,
         }
         if self.temperature > 0:

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault, Reject
+from ...runtimes.decoder import Decoder
 
 unserved_model = Fault(
     "unserved-model",
@@ -20,28 +21,6 @@ unserved_model = Fault(
 
 MAX_SEQUENCES = 16
 _PIECE = 128  # tokens of one forward: a prompt is cut at multiples of it, whatever else runs
-
-
-class Runner(Protocol):
-    """Flat batches of tokens, each of one sequence, which it extends; the native engine is one."""
-
-    sequences: int
-    context: int
-    vocabulary: int
-
-    @property
-    def backward(self) -> bool:
-        """Whether a sequence can be cut to any length, as `SequencePool` asks."""
-
-    def run(self, ids: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> Tensor:
-        """Logits [wanted, vocabulary] float32 of the tokens at these positions of `ids`."""
-
-    def forget(self, sequence: int, length: int = 0) -> None: ...
-
-    def length(self, sequence: int) -> int: ...
-
-    def cancel(self) -> None:
-        """From any thread: a running call may end with an exception, and its sequences are then forgotten."""
 
 
 class CachedModel:
@@ -115,7 +94,7 @@ class CachedModel:
         """A forward goes on to its end: torch has no way to break it off."""
 
 
-def try_out(runner: Runner) -> None:
+def try_out(runner: Decoder) -> None:
     """One token, before anybody asks: a model that can't be computed is found out while somebody looks."""
     logits = runner.run([0], [0], [0])
     runner.forget(0)
@@ -123,23 +102,23 @@ def try_out(runner: Runner) -> None:
         raise ValueError(f"logits of {tuple(logits.shape)} for {runner.vocabulary} tokens")
 
 
-def runner_of(model: Any, label: str, adapters: Mapping[str, Any] | None = None) -> Runner:
+def runner_of(model: Any, label: str, adapters: Mapping[str, Any] | None = None) -> Decoder:
     """The native engine of an artifact that has one, else the model; Reject where that can't be served.
 
     adapters    as `CachedModel` has them; `adapters.views` makes them
     """
     from ...ir.layers.leaves import is_state_space
-    from ...runtimes.native.model import NativeModel
-    from ...runtimes.native.seq2seq import NativeSeq2Seq
+    from ...runtimes.model import DecoderModel
+    from ...runtimes.seq2seq import Seq2SeqModel
 
-    if isinstance(model, NativeSeq2Seq):
+    if isinstance(model, Seq2SeqModel):
         raise Reject(
             unserved_model(
                 f"{label} reads a source and answers with a target, and the server continues texts",
                 help='say it with `effc run`, or from Python with `effc.load("...").generate(...)`',
             )
         )
-    if isinstance(model, NativeModel) and model.can_generate():
+    if isinstance(model, DecoderModel) and model.can_generate():
         assert not adapters, "the native engine was given adapters"
         return model.engine
     can_generate = getattr(model, "can_generate", None)

@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...runtimes.native.sequence_pool import SequencePool
+from ...runtimes.decoder import Decoder
+from ...runtimes.sequence_pool import SequencePool
 from .errors import traceback_location
 from .metrics import Metrics
 from .request import Finish, Job, Piece, Request
-from .runner import MAX_SEQUENCES, Runner
+from .runner import MAX_SEQUENCES
 
 PROMPT_TOKENS = 512  # of prompts in a call that nobody else waits for
 SHARED_PROMPT_TOKENS = 64  # of prompts in a call that answers share
@@ -44,7 +45,7 @@ class Scheduler:
 
     def __init__(
         self,
-        runner: Runner,
+        runner: Decoder,
         tokenizer: Any,
         eos_ids: Sequence[int],
         waiting: int = 64,

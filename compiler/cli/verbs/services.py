@@ -35,8 +35,8 @@ def model_service(
     from ...apps.serving.runner import CachedModel, runner_of, try_out
     from ...apps.serving.scheduler import Scheduler
     from ...driver.models import computing, open_model
-    from ...runtimes.native.sampling import as_tokens
-    from ...runtimes.native.sequence_pool import tokens_in
+    from ...models.checkpoints.generation_config import as_tokens
+    from ...runtimes.sequence_pool import tokens_in
 
     folders = named(adapters)
     opened = open_model(location, shared.settings(), steady=True, mapped=mapped, speaks=True)

@@ -37,6 +37,13 @@ def read_generation(folder: Path) -> dict[str, Any]:
     return body
 
 
+def as_tokens(value: Any) -> tuple[int, ...] | None:
+    """An eos setting as a tuple; None where none is set."""
+    if value is None:
+        return None
+    return tuple(int(v) for v in (value if isinstance(value, (list, tuple)) else [value]))
+
+
 def _fits(name: str, value: Any) -> bool:
     if value is None or isinstance(value, bool):
         return True

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...models.checkpoints.generation_config import read_generation
-from ..native.model import NativeModel
-from ..native.rows import Rows
+from ..decoder import Rows
+from ..model import DecoderModel
 from .facts import FACTORS, Facts, facts_of, weights_of
 from .reading import read
 
@@ -145,7 +145,7 @@ def _gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-def open_gguf(folder: Path) -> NativeModel:
+def open_gguf(folder: Path) -> DecoderModel:
     """The model of a folder that the target `gguf` wrote. Raises Reject (refused-gguf)."""
     stored = read(folder / FILE)
     facts = facts_of(stored)
@@ -156,7 +156,7 @@ def open_gguf(folder: Path) -> NativeModel:
         "params": sum(t.numel() for name, t in weights.items() if name != FACTORS),
     }
     plan = {"vocabulary": facts.vocabulary, "context": facts.context}
-    model = NativeModel(Engine(facts, weights), plan, weights, model_facts, _SEQUENCES, read_generation(folder))
+    model = DecoderModel(Engine(facts, weights), plan, weights, model_facts, _SEQUENCES, read_generation(folder))
     model.stored_bytes = sum(entry.bytes for entry in stored.entries.values())
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()

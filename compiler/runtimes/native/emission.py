@@ -13,8 +13,8 @@ from ...ir.program import Program
 from ...models.checkpoints.sidecar_files import companions
 from ...models.rows.inputs import decoder_start_id, is_encoder_decoder, padding
 from ...plugin.context import Context
+from ..model import READS_PADDING
 from .linears import Numbers
-from .model import READS_PADDING
 from .plan import Output
 from .plan_files import write
 from .reader import Reader

@@ -1,27 +1,32 @@
 """A model that the native engine runs and that generates no text: it gives states, or says what texts or tokens are."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from .model import NativeModel, Output, refuse_states
+from ..model import DecoderModel, Output, refuse_states
+from ..position_offsets import other_positions, refuse_uncounted
 from .plan_files import native_damaged
-from .position_offsets import other_positions, refuse_uncounted
+
+if TYPE_CHECKING:
+    from ....kernels.engine import Engine
 
 two_texts = Fault("two-texts-in-a-row", "The engine encodes one text a row, and a row holds two.", exit="usage")
 no_generation = Fault("no-generation", "A model that encodes texts is asked to write some.", exit="usage")
 _FIELDS = ("states", "whole", "first")
 
 
-class NativeEncoder(NativeModel):
+class NativeEncoder(DecoderModel):
     """`last_hidden_state` [b, t, d] of a model without a head, else `logits`, of tokens [b, t, n] or of texts [b, n].
 
     Of masked tokens there are zeros. `facts["gives"]` says which of these it is (`plan.Gives`), `facts["pad"]` with
     which token rows are filled up.
     """
+
+    engine: "Engine"
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
@@ -37,7 +42,7 @@ class NativeEncoder(NativeModel):
     def can_generate(self) -> bool:
         return False
 
-    def generate(self, *_: Any, **__: Any) -> Any:
+    def generate(self, *_: Any, **__: Any) -> Any:  # type: ignore[override]
         raise Reject(no_generation("this model encodes texts and generates none", help="call it, or `effc test` it"))
 
     @torch.no_grad()

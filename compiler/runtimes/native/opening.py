@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from ....dsl.syntax.diagnostics import Reject
 from ....kernels.native import KernelError
 from ...models.checkpoints.generation_config import read_generation
+from ..model import DecoderModel
+from ..seq2seq import Seq2SeqModel
 from .encoder import NativeEncoder
-from .model import NativeModel
 from .plan_files import native_damaged, pieces, read, tensors
-from .seq2seq import NativeSeq2Seq
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ def open_native(
     believed: bool = False,
     steady: bool = False,
     remembers: int = 0,
-) -> NativeModel:
+) -> DecoderModel:
     """The model of a folder that the target `native` wrote.
 
     threads     that compute; as many as torch has by default
@@ -61,7 +61,10 @@ def open_native(
         _check_vocabulary(stored, engine)
     except KernelError as error:
         raise Reject(native_damaged(f"{folder}: {error}", help=_REMEDY)) from error
-    kind = NativeSeq2Seq if engine.sources else NativeEncoder if "gives" in stored.facts else NativeModel
+    start = stored.facts.get("start")
+    if engine.sources and (type(start) is not int or not 0 <= start < stored.plan["vocabulary"]):
+        raise Reject(native_damaged("plan.json names no token that a target begins with", help="compile again"))
+    kind = Seq2SeqModel if engine.sources else NativeEncoder if "gives" in stored.facts else DecoderModel
     generation = read_generation(folder)
     model = kind(engine, stored.plan, weights, stored.facts, sequences, generation, remembers=remembers)
     model.name_or_path = model.config._name_or_path = str(folder)

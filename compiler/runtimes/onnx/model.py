@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Reject
 from ...models.checkpoints.generation_config import read_generation
-from ..native.padded import SEQUENCES, PaddedModel, PaddedRows
+from ..padded import SEQUENCES, PaddedModel, PaddedRows
 from .checking import ENCODER, FEATURES, FILE, Stored, check, graphs_in, weights
 from .refusal import rejected_onnx
 from .session import Session

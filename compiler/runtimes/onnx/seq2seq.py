@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Reject
 from ...models.checkpoints.generation_config import read_generation
-from ..native.padded import SEQUENCES
-from ..native.rows import Rows
-from ..native.seq2seq import NativeSeq2Seq
+from ..decoder import Rows
+from ..padded import SEQUENCES
+from ..seq2seq import Seq2SeqModel
 from .checking import BEGINNING, CONTINUATION, ENCODER, FEATURES, check, weights
 from .refusal import rejected_onnx
 from .seq2seq_export import SIDE_NAMES
@@ -87,8 +87,8 @@ class SourceRows(Rows):
 
 
 def open_translator(
-    folder: Path, threads: int | None, rows: type[SourceRows] = SourceRows, kind: type[NativeSeq2Seq] = NativeSeq2Seq
-) -> NativeSeq2Seq:
+    folder: Path, threads: int | None, rows: type[SourceRows] = SourceRows, kind: type[Seq2SeqModel] = Seq2SeqModel
+) -> Seq2SeqModel:
     """The model of a folder with three graphs. Raises Reject (refused-onnx).
 
     rows, kind   what asks the graphs, and the model over that
@@ -102,6 +102,8 @@ def open_translator(
     }
     facts = stored[BEGINNING].facts
     vocabulary = _vocabulary(folder, sessions)
+    if not 0 <= facts["start"] < vocabulary:
+        raise Reject(rejected_onnx(f"{folder} names no token that a target begins with", help=_REMEDY))
     context = facts["context"] or _UNBOUND
     engine = rows(sessions, context, vocabulary, facts["source_vocabulary"])
     plan: dict[str, Any] = {"vocabulary": vocabulary, "context": context, "steps": []}

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ..native.model import Output, Sequences
-from ..native.seq2seq import NativeSeq2Seq, no_target
+from ..cache import SequenceCache
+from ..model import Output
+from ..seq2seq import Seq2SeqModel
 from .checking import ENCODER, FEATURES
 from .refusal import rejected_onnx
 from .seq2seq import SourceRows, open_translator
@@ -31,17 +32,20 @@ class SpeechRows(SourceRows):
             raise Reject(rejected_onnx("the encoder hears sounds of no stated size", help="compile it again"))
         self.shape: tuple[int, int] = (shape[1], shape[2])
 
-    def hear(self, features: Tensor, numbers: Sequence[int]) -> Tensor:
-        """Read features [b, bands, frames]; states [b, s, d], kept for open sequences."""
+    def hear(self, features: Tensor, numbers: Sequence[int]) -> None:
+        """Read features [b, bands, frames], each into an open sequence."""
         (states,) = self.sessions[ENCODER].run({FEATURES: features.float().contiguous().numpy()})
         self.keep(states, numbers)
-        return torch.from_numpy(states)
+
+    def states(self, numbers: Sequence[int]) -> Tensor:
+        """States [b, s, d] of the sounds that open sequences have read."""
+        return torch.from_numpy(np.stack([self._states[number] for number in numbers]))
 
     def keep(self, states: np.ndarray, numbers: Sequence[int]) -> None:
         self._states.update(zip(numbers, states, strict=True))
 
 
-class SpeechSeq2Seq(NativeSeq2Seq):
+class SpeechSeq2Seq(Seq2SeqModel):
     """`logits` [b, t, vocabulary] of targets [b, t] behind sounds [b, bands, frames], and `generate`.
 
     What a sound is made of, and the tokens that ask for a language and a task, come from the processor beside the
@@ -73,45 +77,32 @@ class SpeechSeq2Seq(NativeSeq2Seq):
         with self._exclusive():
             self.engine.hear(torch.stack(list(sources)), numbers)
 
+    def _read(self, numbers: Sequence[int], encoder_outputs: Any) -> None:
+        if "sources" in encoder_outputs:
+            super()._read(numbers, encoder_outputs)
+        else:
+            self.engine.keep(encoder_outputs[0].numpy(), numbers)
+
     @torch.no_grad()
     def forward(  # type: ignore[override]  # as transformers' models that hear
         self,
         input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
         encoder_outputs: Any = None,
-        cache: Sequences | None = None,
+        cache: SequenceCache | None = None,
         use_cache: bool | None = None,
-        return_dict: bool = True,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
+        **kwargs: Any,
     ) -> Output:
         """Of masked tokens zeros. With `use_cache` it gives `encoder_last_hidden_state` and a `cache` too."""
-        flags: dict[str, Any] = {
-            "decoder_attention_mask": decoder_attention_mask,
-            "output_hidden_states": output_hidden_states,
-            "output_attentions": output_attentions,
-        }
-        if cache is not None or not (use_cache or encoder_outputs is not None):
-            return super().forward(input_features, None, decoder_input_ids, cache=cache, **flags)
-        if decoder_input_ids is None or (input_features is None and encoder_outputs is None):
-            raise Reject(no_target("a sound and `decoder_input_ids` are what it computes logits of"))
-        cache = Sequences(self, len(decoder_input_ids))
-        if encoder_outputs is None:
-            assert input_features is not None, "asked for above"
-            with self._exclusive():
-                states = self.engine.hear(torch.stack(self.sources_of(input_features, None)), cache.numbers)
-        else:
-            states = encoder_outputs[0]
-            self.engine.keep(states.numpy(), cache.numbers)
-        output = super().forward(None, None, decoder_input_ids, cache=cache, **flags)
-        return Output(**output, encoder_last_hidden_state=states)
-
-    def generate(self, input_features: Tensor, *args: Any, **options: Any) -> Any:  # type: ignore[override]
-        """Targets for sounds [b, bands, frames], as `NativeSeq2Seq.generate` gives them."""
-        return super().generate(input_features, *args, **options)
+        use_cache = use_cache or isinstance(encoder_outputs, tuple)
+        sources = (input_features, attention_mask, decoder_input_ids)
+        output = super().forward(*sources, encoder_outputs=encoder_outputs, cache=cache, use_cache=use_cache, **kwargs)
+        if cache is None and use_cache:
+            output["encoder_last_hidden_state"] = self.engine.states(output.cache.numbers)
+        return output
 
 
-def open_hearing(folder: Path, threads: int | None) -> NativeSeq2Seq:
+def open_hearing(folder: Path, threads: int | None) -> Seq2SeqModel:
     """The model of a folder whose encoder hears. Raises Reject (refused-onnx)."""
     return open_translator(folder, threads, SpeechRows, SpeechSeq2Seq)

@@ -17,6 +17,7 @@ from effc.compiler.targets.pt2 import Pt2
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests import mixers, tiny
+from tests.compiler.runtimes.modes import assert_generates_alike
 from tests.recipes_in_memory import context_of, recipe_of
 
 pytestmark = pytest.mark.slow
@@ -82,6 +83,10 @@ def test_effc_opens_both_programs_as_one_model_that_generates_batches_of_any_pad
     assert torch.allclose(opened(input_ids=long).logits, model(input_ids=long).logits, atol=1e-4)
     with pytest.raises(Reject, match="longer than the model's context of 64"):
         opened.generate(long, max_new_tokens=1)
+
+
+def test_every_mode_gives_what_transformers_generates(llama):
+    assert_generates_alike(tiny.model("llama"), read(llama[0] / "program"))
 
 
 OTHERS = ("gemma2", "gemma3_text", "opt", "phi3", "cohere", "mistral")

@@ -23,6 +23,7 @@ from effc.kernels.codes import exact_codes
 from effc.kernels.grid import Grid
 
 from tests import tiny, worlds
+from tests.compiler.runtimes.modes import assert_generates_alike
 from tests.recipes_in_memory import context_of, recipe_of
 
 gguf = pytest.importorskip("gguf")
@@ -251,3 +252,10 @@ def test_models_whose_layers_are_alike_keep_their_own_architecture(tmp_path, nam
     assert all(check.holds for check in verify(folder, model, target.forms()))
     made = load(folder / "gguf")
     assert made.facts["model_type"] == ("llama" if name == "mistral" else name)
+
+
+def test_every_mode_gives_what_transformers_generates(tmp_path):
+    model = tiny.model("llama", vocab_size=worlds.VOCABULARY)
+    worlds.tokenizer(tmp_path / "words")
+    folder, _ = emitted(tmp_path, model, type="f32")
+    assert_generates_alike(model, load(folder / "gguf"))

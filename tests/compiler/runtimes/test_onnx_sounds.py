@@ -7,6 +7,7 @@ from effc.compiler.artifacts.load import load
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.dsl.syntax.diagnostics import Reject
+from transformers import GenerationMixin
 
 from tests import worlds
 from tests.compiler.runtimes.native.test_translators import assert_near
@@ -95,6 +96,13 @@ def test_tokens_that_are_said_are_the_likeliest(compiled):
     logits[..., model.config.eos_token_id] = -torch.inf  # eight tokens were asked for
     logits[:, 0, [t for t in model.generation_config.begin_suppress_tokens if t < logits.shape[2]]] = -torch.inf
     assert torch.equal(made[:, 2:], logits.argmax(-1))
+
+
+def test_beams_of_sounds_are_those_of_transformers(compiled):
+    model, opened = load(compiled["small"].path), load(compiled["runtime"].path)
+    options = {"decoder_input_ids": torch.tensor([[0, 5], [0, 7]]), "max_new_tokens": 6, "num_beams": 3}
+    expected = GenerationMixin.generate(model, features(), **options)
+    assert torch.equal(opened.generate(features(), **options), expected)
 
 
 @pytest.mark.parametrize("form", ["small", "runtime"])

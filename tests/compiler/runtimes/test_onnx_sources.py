@@ -88,7 +88,9 @@ def test_what_is_loaded_says_what_transformers_says(compiled):
         wanted = model(input_ids=ids, attention_mask=mask, decoder_input_ids=ids).logits
     assert_near(own(ids, mask, decoder_input_ids=ids).logits, wanted, 1e-4)
     asked = {"max_new_tokens": 9, "min_new_tokens": 9, "do_sample": False, "num_beams": 1}
-    assert torch.equal(own.generate(ids, mask, **asked), model.generate(ids, attention_mask=mask, **asked))
+    assert torch.equal(
+        own.generate(ids, attention_mask=mask, **asked), model.generate(ids, attention_mask=mask, **asked)
+    )
 
 
 def test_each_side_of_a_translator_may_have_words_of_its_own(tmp_path):

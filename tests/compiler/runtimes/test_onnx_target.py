@@ -16,12 +16,14 @@ from effc.compiler.driver import api
 from effc.compiler.evaluation.metrics.params import Params
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.plugin.target import LoadRequest
+from effc.compiler.runtimes.onnx.model import open_onnx
 from effc.compiler.targets.onnx import Onnx
 from effc.compiler.targets.pt2 import Pt2
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests import mixers, tiny, worlds
 from tests.architectures import modules
+from tests.compiler.runtimes.modes import assert_generates_alike
 from tests.recipes_in_memory import context_of, recipe_of
 
 onnx = pytest.importorskip("onnx")
@@ -135,9 +137,15 @@ def test_rows_of_unequal_length_go_through_the_graph_together(slim):
     ids = torch.stack([long, torch.cat([torch.zeros(5, dtype=torch.int64), short])])
     mask = torch.ones_like(ids)
     mask[1, :5] = 0
-    both = model.generate(ids, mask, max_new_tokens=6)[:, 9:]
+    both = model.generate(ids, attention_mask=mask, max_new_tokens=6)[:, 9:]
     alone = [model.generate(row[None], max_new_tokens=6)[0, len(row) :] for row in (long, short)]
     assert torch.equal(both, torch.stack(alone))
+
+
+def test_every_mode_gives_what_transformers_generates(tmp_path):
+    model = tiny.model("llama")
+    folder, _ = emitted(tmp_path, model)
+    assert_generates_alike(model, open_onnx(folder / "onnx"))
 
 
 def test_what_the_graph_does_not_give_is_said_in_a_sentence(slim):

@@ -17,7 +17,7 @@ from effc.compiler.artifacts.signature import new_key, sign
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.driver.models import open_model
-from effc.compiler.runtimes.native.model import NativeModel
+from effc.compiler.runtimes.model import DecoderModel
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests.compiler.apps.serving.conftest import serving
@@ -153,7 +153,7 @@ def test_what_names_no_adapter_is_refused(text):
 def test_another_base_and_the_native_engine_are_refused_by_name(folders, artifact, opened):
     found = named([f"left={folders['left']}"])
     engine = open_model(str(artifact), Settings(artifact.parent / "cache"))
-    assert isinstance(engine.model, NativeModel)
+    assert isinstance(engine.model, DecoderModel)
     with pytest.raises(Reject) as refused:
         views(engine.model, "served", found)
     assert "native engine, which has no step for interventions" in str(refused.value)

@@ -34,6 +34,8 @@ class Naive:
     rounded   linear layers see their input as bfloat16, as the packed kernels do
     """
 
+    backward = True
+
     def __init__(self, plan: Mapping[str, Any], weights: Mapping[str, Tensor], rounded: bool = False):
         self.plan, self.rounded = plan, rounded
         self.weights = {n: unpacked(w) if w.dtype == torch.uint8 else w.float() for n, w in weights.items()}

@@ -8,7 +8,7 @@ those where they are not most tokens are compared.
 import pytest
 import torch
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.native.model import NativeModel
+from effc.compiler.runtimes.model import DecoderModel
 from effc.compiler.runtimes.native.reader import Reader
 from effc.kernels.engine import Engine
 
@@ -24,7 +24,7 @@ def native_of(model, weights="bf16", sequences=3, threads=1):
     plan = Reader(capture(model), weights).read()
     tensors = {name: entry.make() for name, entry in plan.used().items()}
     body = plan.to_json()
-    return NativeModel(Engine(body, tensors, threads=threads, sequences=sequences), body, tensors, {}, sequences)
+    return DecoderModel(Engine(body, tensors, threads=threads, sequences=sequences), body, tensors, {}, sequences)
 
 
 def assert_near(found, wanted, share=SHARE):
@@ -66,7 +66,7 @@ def test_rows_of_different_lengths_are_one_batch(pair):
     mask[1, :6], mask[2, :15] = 0, 0
     wanted = rows_of(model, ids, mask)
     assert_near(native(ids, mask).logits * mask[..., None], wanted * mask[..., None])
-    made = native.generate(ids, mask, max_new_tokens=6, return_dict_in_generate=True, output_logits=True)
+    made = native.generate(ids, attention_mask=mask, max_new_tokens=6, return_dict_in_generate=True, output_logits=True)
     longer = torch.cat([mask, torch.ones(3, 6, dtype=torch.int64)], 1)
     again = rows_of(model, made.sequences, longer)
     assert_near(torch.stack(made.logits, 1), again[:, 16:-1])

@@ -3,16 +3,20 @@
 import pytest
 import torch
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.native.model import NativeModel
+from effc.compiler.runtimes.model import DecoderModel
 from effc.compiler.runtimes.native.reader import Reader
-from effc.compiler.runtimes.native.sampling import Chooser, Sampling
 from effc.dsl.syntax.diagnostics import Reject
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from transformers import GenerationConfig
-from transformers.generation import logits_process as published
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
-from tests import tiny
+from tests import tiny, worlds
+from tests.compiler.runtimes.modes import MODES, seeded
 from tests.compiler.runtimes.native.naive import Naive
 from tests.compiler.runtimes.native.test_plans import halved, rows_of
 
@@ -30,7 +34,7 @@ def native(original):
     plan = Reader(capture(original), "bf16").read()
     weights = {name: entry.make() for name, entry in plan.used().items()}
     body = plan.to_json()
-    return NativeModel(Naive(body, weights), body, weights, {}, sequences=3)
+    return DecoderModel(Naive(body, weights), body, weights, {}, sequences=3)
 
 
 @pytest.fixture
@@ -71,7 +75,7 @@ def test_greedy_generation_gives_what_transformers_generates(original, native, b
     wanted = original.generate(input_ids=ids, attention_mask=mask, **settings)
     assert torch.equal(native.generate(input_ids=ids, attention_mask=mask, **settings), wanted)
     config = GenerationConfig(return_dict_in_generate=True, output_logits=True, **settings)
-    found = native.generate(ids, mask, generation_config=config)
+    found = native.generate(ids, attention_mask=mask, generation_config=config)
     assert torch.equal(found.sequences, wanted) and len(found.logits) == wanted.shape[1] - ids.shape[1]
 
 
@@ -107,32 +111,98 @@ def test_draws_repeat_under_a_seed_and_follow_torch_without_one(native, batch):
     assert torch.equal(first, draw())
 
 
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 999), temperature=st.floats(0.2, 3), k=st.integers(0, 12), p=st.floats(0.05, 1))
-def test_what_can_be_drawn_is_what_transformers_processors_leave(seed, temperature, k, p):
-    logits = torch.randn(2, 12, generator=torch.Generator().manual_seed(seed)) * 3
-    wanted = published.TemperatureLogitsWarper(temperature)(None, logits)
-    if k:
-        wanted = published.TopKLogitsWarper(k)(None, wanted)
-    wanted = published.TopPLogitsWarper(p)(None, wanted)
-    found = Chooser(Sampling(do_sample=True, temperature=temperature, top_k=k, top_p=p)).probabilities(logits)
-    assert torch.allclose(found, wanted.softmax(-1), atol=1e-6)
+# -- what transformers generates, by its own loops and by the engine's -----------------------------------------
 
 
-class Letters:
-    """Token 3 is "a", 4 is "b", ..."""
+@pytest.fixture(scope="module")
+def roomy(original):
+    """As `native`, with a sequence for each beam."""
+    plan = Reader(capture(original), "bf16").read()
+    weights = {name: entry.make() for name, entry in plan.used().items()}
+    return DecoderModel(Naive(plan.to_json(), weights), plan.to_json(), weights, {}, sequences=6)
 
-    def decode(self, ids, skip_special_tokens=False):
-        return "".join(chr(94 + i) for i in ids)
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_gives_what_transformers_generates(original, roomy, batch, mode):
+    ids, mask = batch
+    expected, actual = (seeded(model, ids, attention_mask=mask, **MODES[mode]) for model in (original, roomy))
+    assert torch.equal(actual, expected) and roomy.spare == 6
 
 
-def test_a_stop_string_ends_a_row_where_it_is_complete(native, batch):
-    ids = batch[0][:1]
-    plain = native.generate(ids, max_new_tokens=12)[0, 9:]
-    stop = Letters().decode(plain[2:4].tolist())
-    made = native.generate(ids, max_new_tokens=12, stop_strings=[stop], tokenizer=Letters())[0, 9:]
-    text = Letters().decode(made.tolist())
-    assert text.endswith(stop) and stop not in text[:-1] and torch.equal(made, plain[: len(made)])
+@pytest.mark.parametrize("mode", ["greedy", "n-grams", "drawn", "drawn, with a penalty", "several of each"])
+def test_the_engines_loop_is_transformers_loop(roomy, batch, mode):
+    ids, mask = batch
+    options = {"attention_mask": mask, "return_dict_in_generate": True, "output_logits": True, "output_scores": True}
+    options |= MODES[mode]
+    actual = seeded(roomy, ids, **options)
+    expected = seeded(roomy, ids, custom_generate=GenerationMixin._sample, **options)
+    assert torch.equal(actual.sequences, expected.sequences)
+    for name in ("logits", "scores"):
+        steps = torch.stack(actual[name]), torch.stack(expected[name])
+        live = (actual.sequences[:, 9:] != 0).T  # rows that have ended are not computed
+        assert torch.allclose(*(step[live] for step in steps), atol=1e-5)
+
+
+@pytest.mark.parametrize("drawn", [{}, {"do_sample": True, "temperature": 0.4}])
+def test_drafts_of_the_prompt_and_of_an_assistant_are_verified_as_in_transformers(original, roomy, drawn):
+    ids = torch.tensor([[5, 6, 7, 8, 9, 5, 6, 7]])
+    options = {"max_new_tokens": 12, "eos_token_id": None, **drawn}
+    for assistance in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": original}):
+        expected = seeded(original, ids, **options, **assistance)
+        assert torch.equal(seeded(roomy, ids, **options, **assistance), expected)
+    expected = seeded(original, ids, assistant_model=original, **options)
+    assert torch.equal(seeded(original, ids, assistant_model=roomy, **options), expected)
+    assert roomy.spare == 6
+
+
+def test_generation_goes_on_from_a_cache(roomy, batch):
+    ids, mask = batch
+    options = {"attention_mask": mask, "max_new_tokens": 6, "eos_token_id": None}
+    before = roomy(ids[:, :7], attention_mask=mask[:, :7], use_cache=True)
+    assert torch.equal(roomy.generate(ids, cache=before.cache, **options), roomy.generate(ids, **options))
+
+
+def test_states_that_cannot_be_cut_back_are_computed_again_for_beams_and_take_no_drafts(original, batch):
+    plan = Reader(capture(original), "bf16").read()
+    weights = {name: entry.make() for name, entry in plan.used().items()}
+    engine = Naive(plan.to_json(), weights)
+    engine.backward = False
+    engine.forget = lambda sequence, length=0: Naive.forget(engine, sequence, 0 if length == 0 else 1 / 0)
+    model, ids = DecoderModel(engine, plan.to_json(), weights, {}, sequences=3), batch[0][:1]
+    assert torch.equal(seeded(model, ids, num_beams=3), seeded(original, ids, num_beams=3))
+    with pytest.raises(Reject, match="bad-sampling"):
+        model.generate(ids, prompt_lookup_num_tokens=2, max_new_tokens=5)
+    assert model.spare == 3
+
+
+def test_processors_and_criteria_of_the_caller_see_every_row(roomy, batch):
+    ids, mask = batch
+    shapes = []
+
+    def processor(input_ids, scores):
+        shapes.append((*input_ids.shape, len(scores)))
+        return scores.index_fill(1, torch.tensor([11]), 1e4)
+
+    class Full(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.tensor([input_ids.shape[1] == 12] * len(input_ids))
+
+    options = {
+        "logits_processor": LogitsProcessorList([processor]),
+        "stopping_criteria": StoppingCriteriaList([Full()]),
+    }
+    found = roomy.generate(ids, attention_mask=mask, max_new_tokens=9, **options)
+    assert found[:, 9:].tolist() == [[11, 11, 11]] * 2 and shapes == [(2, 9 + n, 2) for n in range(3)]
+
+
+def test_a_stop_string_ends_a_row_where_it_is_complete(native, batch, tmp_path):
+    ids, words = batch[0][:1], worlds.tokenizer(tmp_path, start=False)
+    options = {"max_new_tokens": 12, "suppress_tokens": list(range(94, 128))}  # the others are bytes of ASCII
+    plain = native.generate(ids, **options)[0, 9:]
+    stop = words.decode(plain[2:4])
+    found = native.generate(ids, stop_strings=[stop], tokenizer=words, **options)[0, 9:]
+    assert stop in words.decode(found) and stop not in words.decode(found[:-1])
+    assert torch.equal(found, plain[: len(found)])
 
 
 def test_a_sequence_ends_at_the_models_context_and_past_it_is_an_error(native):
@@ -144,18 +214,39 @@ def test_a_sequence_ends_at_the_models_context_and_past_it_is_an_error(native):
 
 
 @pytest.mark.parametrize(
-    "settings,said",
+    "settings",
     [
-        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"temperature": 0.0, "do_sample": True}, "temperature is 0.0"),
-        ({"top_p": 1.5}, "top_p is 1.5"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
-        ({"stop_strings": "a"}, "there is no tokenizer"),
+        {"max_new_tokens": 0},
+        {"temperature": 0.0, "do_sample": True},
+        {"top_p": -0.5, "do_sample": True},
+        {"repetition_penalty": 0.0},
+        {"stop_strings": "a"},
+        {"forced_bos_token_id": 128},
+        {"seed": 3, "num_beams": 2},
+        {"seed": 3, "prompt_lookup_num_tokens": 2},
+        {"cache": DynamicCache()},
+        {"attention_mask": torch.tensor([[0, 0]])},
     ],
 )
-def test_settings_that_mean_nothing_are_refused(native, settings, said):
-    with pytest.raises(Reject, match=said):
+def test_settings_that_mean_nothing_are_refused(native, settings):
+    with pytest.raises(Reject, match="bad-sampling"):
         native.generate(torch.tensor([[4, 5]]), **settings)
+    assert native.spare == 3
+
+
+def test_a_folders_generation_config_is_refused_or_generates(original):
+    def opened(values):
+        plan = Reader(capture(original), "bf16").read()
+        weights = {name: entry.make() for name, entry in plan.used().items()}
+        return DecoderModel(Naive(plan.to_json(), weights), plan.to_json(), weights, {}, 2, values)
+
+    with pytest.raises(Reject, match="bad-generation-config"):
+        opened({"early_stopping": "soon"})
+    strange = {"update": 5, "assistant_early_exit": 1, "compile_config": {"x": 1}, "penalty_alpha": None}
+    model, ids = opened({**strange, "num_beams": 2, "eos_token_id": [2]}), torch.tensor([[4, 5]])
+    options = {"num_beams": 2, "eos_token_id": [2], "pad_token_id": 0, "max_new_tokens": 4}
+    expected = original.generate(ids, **options)
+    assert torch.equal(model.generate(ids, max_new_tokens=4, pad_token_id=0), expected)
 
 
 def test_too_many_open_sequences_and_unknown_tokens_are_refused(native):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.forward import continuations, last_logits, logits
-from effc.compiler.runtimes.native.model import NativeModel
+from effc.compiler.runtimes.model import DecoderModel
 from effc.compiler.runtimes.native.reader import Reader
-from effc.compiler.runtimes.native.sequence_pool import LEAST, SequencePool, tokens_in
+from effc.compiler.runtimes.sequence_pool import LEAST, SequencePool, tokens_in
 from effc.kernels.engine import Engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,7 +102,7 @@ def pair(request):
 
     def opened(remembers):
         engine = Engine(plan.to_json(), weights, 1, sequences=2, steady=True)
-        return NativeModel(engine, plan.to_json(), {}, {}, 2, remembers=remembers).eval()
+        return DecoderModel(engine, plan.to_json(), {}, {}, 2, remembers=remembers).eval()
 
     return opened(0), opened(300)
 

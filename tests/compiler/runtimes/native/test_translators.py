@@ -91,7 +91,7 @@ def assert_says_alike(model, native, length, share=0.02):
     target = torch.randint(4, known, (3, 9), generator=torch.Generator().manual_seed(length))
     found, made = (
         native(ids, mask, decoder_input_ids=target).logits,
-        native.generate(ids, mask, max_new_tokens=9, **GREEDY),
+        native.generate(ids, attention_mask=mask, max_new_tokens=9, **GREEDY),
     )
     for row, seen in enumerate(mask.bool()):
         source = ids[row][seen][None]
@@ -192,18 +192,23 @@ def test_a_target_token_by_token_is_the_whole(tmp_path):
         {"begin_suppress_tokens": [4], "forced_bos_token_id": 8, "forced_eos_token_id": 2},
         {"min_length": 6, "max_length": 9},
         {"decoder_start_token_id": 5, "repetition_penalty": 1.5},
+        {"num_beams": 3, "early_stopping": True},
+        {"num_beams": 2, "num_return_sequences": 2, "length_penalty": 0.5},
+        {"do_sample": True, "temperature": 0.7, "top_k": 20},
+        {"prompt_lookup_num_tokens": 2},
     ],
 )
 def test_rules_of_a_generation_config_hold_as_in_transformers(rules, tmp_path):
     model = made("marian")
     for name, value in rules.items():
         setattr(model.generation_config, name, value)
-    native = opened(copy.deepcopy(model), tmp_path)
-    ids, _ = sources(10)
-    asked = {"do_sample": False, "num_beams": 1, **({} if "max_length" in rules else {"max_new_tokens": 12})}
-    with torch.no_grad():
-        wanted = model.generate(ids, **asked)
-    assert torch.equal(native.generate(ids, **asked), wanted)
+    native = opened(copy.deepcopy(model), tmp_path, sequences=9)
+    ids = sources(10)[0][: 1 if "prompt_lookup_num_tokens" in rules else 3]
+    options = {} if "max_length" in rules else {"max_new_tokens": 12}
+    torch.manual_seed(3)
+    expected = model.generate(ids, **options)
+    torch.manual_seed(3)
+    assert torch.equal(native.generate(ids, **options), expected) and native.spare == 9
 
 
 @pytest.mark.slow

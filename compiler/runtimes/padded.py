@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .model import NativeModel, Output, refuse_states
-from .rows import Rows
+from .decoder import Rows
+from .model import DecoderModel, Output, refuse_states
 
 SEQUENCES = 64  # open at once: each takes what its keys and values take
 
@@ -69,7 +69,7 @@ class PaddedRows(Rows):
         return filled
 
 
-class PaddedModel(NativeModel):
+class PaddedModel(DecoderModel):
     """A decoder by such a graph: a batch without a cache goes through the graph as it is given, padding too."""
 
     engine: PaddedRows
@@ -84,6 +84,7 @@ class PaddedModel(NativeModel):
         logits_to_keep: int = 0,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        return_dict: bool = True,
     ) -> Output:
         refuse_states(
             "its graph does not give", output_hidden_states=output_hidden_states, output_attentions=output_attentions

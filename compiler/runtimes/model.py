@@ -1,20 +1,25 @@
-"""A model that the native engine runs, with the calls that models of transformers have."""
+"""A decoder by an engine, with the calls that models of transformers have."""
 
 import os
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import SimpleNamespace
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin, PretrainedConfig
+from transformers.generation import GenerateDecoderOnlyOutput
 
-from ....dsl.syntax.diagnostics import Fault, Reject
-from .generation import Generation
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ...kernels.native import KernelError
+from ..core.json_errors import first_line
+from ..models.checkpoints.generation_config import NAME, bad_generation
+from .cache import SequenceCache
+from .decoder import Decoder
+from .generation import Generation, bad_sampling
 from .position_offsets import refuse_uncounted
-from .sampling import Sampling, as_tokens
 from .sequence_pool import SequencePool
 
 context_full = Fault(
@@ -74,75 +79,52 @@ def check_known(ids: Tensor, vocabulary: int) -> None:
         )
 
 
-class Sequences:
-    """Open sequences of an engine: a cache that goes with its last user."""
+class DecoderModel(GenerationMixin, nn.Module):
+    """Logits by an engine, and `generate` by transformers over them; not trainable, on the CPU.
 
-    def __init__(self, model: "NativeModel", count: int):
-        self.numbers = model.take(count)
-        self._model = model
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        return max(self._model.engine.length(number) for number in self.numbers)
-
-    def close(self) -> None:
-        numbers, self.numbers = self.numbers, []
-        self._model.release(numbers)
-
-    def __del__(self):
-        if sys is not None and not sys.is_finalizing():  # when the interpreter ends, modules are gone
-            self.close()
-
-
-class NativeModel(nn.Module):
-    """Logits and generation by an engine; not trainable, on the CPU.
-
-    engine      runs flat batches of tokens (`kernels.engine.Engine`)
-    plan        what it runs
+    engine      extends sequences by tokens
+    plan        `vocabulary` and `context` of the engine; of the native engine, what it runs
     weights     the tensors that it reads; buffers, so that their bytes are counted
     facts       what the artifact says of the model that it was
+    generation  values of generation_config.json
     remembers   tokens of earlier prompts that free sequences hold, for prompts that begin alike
     stored_bytes  bytes of the weights in their file; None where they are those of its buffers
     owner       of what sequences hold: another name where weights change
+
+    Source: Optimum's `ORTModelForCausalLM`, a `GenerationMixin` over a session that is no module of torch.
     """
 
+    main_input_name, input_modalities, base_model_prefix = "input_ids", ("text",), ""
+    device, dtype = torch.device("cpu"), torch.float32
+    _is_stateful = False
     stored_bytes: int | None = None
     owner = ""
 
     def __init__(
         self,
-        engine: Any,
+        engine: Decoder,
         plan: Mapping[str, Any],
         weights: Mapping[str, Tensor],
         facts: Mapping[str, Any],
         sequences: int,
         generation: Mapping[str, Any] | None = None,
-        tokenizer: Any = None,
         remembers: int = 0,
     ):
         super().__init__()
-        self.engine, self.plan, self.facts, self.tokenizer = engine, plan, facts, tokenizer
+        self.engine, self.plan, self.facts = engine, plan, facts
         self.weights = nn.Module()
         for name, tensor in weights.items():
             self.weights.register_buffer(name.replace(".", "/"), tensor)
-        self.config = SimpleNamespace(
-            vocab_size=plan["vocabulary"],
-            max_position_embeddings=plan["context"],
-            model_type=facts.get("model_type", ""),
-            _name_or_path="",
-        )
-        self.config.get_text_config = lambda decoder=True: self.config
-        settings = {"eos_token_id": None, "pad_token_id": None, **(generation or {})}
-        self.generation_config = SimpleNamespace(**settings)
+        self.config: Any = PretrainedConfig()
+        sizes = {"vocab_size": plan["vocabulary"], "max_position_embeddings": plan["context"]}
+        self.config.update({**sizes, "model_type": facts.get("model_type", "")})
+        self.generation_config = _generation_config(generation or {})
         skipped = facts.get("uncounted")
         self.uncounted = skipped if type(skipped) is int else None
         self.name_or_path = ""
         self.n_params: int | None = facts.get("params")
         self._pool = SequencePool(engine, sequences, remembers)
         self._lock, self._process = threading.RLock(), os.getpid()
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
 
     def can_generate(self) -> bool:
         return True
@@ -178,6 +160,11 @@ class NativeModel(nn.Module):
         with self._exclusive():
             for number, ids in zip(numbers, token_ids or [()] * len(numbers), strict=True):
                 self._pool.release(number, ids, self.owner)
+
+    def forget(self, number: int, length: int = 0) -> None:
+        """Cut an open sequence back to its first tokens."""
+        with self._exclusive():
+            self.engine.forget(number, length)
 
     @contextmanager
     def sequences_of(self, count: int) -> Iterator[list[int]]:
@@ -226,103 +213,132 @@ class NativeModel(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        cache: Sequences | None = None,
+        cache: SequenceCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        return_dict: bool = True,
     ) -> Output:
         """Logits [b, t, vocabulary]; of masked tokens zeros. Positions are those of a sequence's own tokens."""
         refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
-        length = input_ids.shape[1]
-        mask = self._text(input_ids, attention_mask)[:, -length:]
+        mask = self._text(input_ids, attention_mask)[:, -input_ids.shape[1] :]
         if position_ids is None and cache is None:  # what goes on from a cache is counted as `generate` does
             refuse_uncounted(input_ids, mask, self.uncounted)
         keep = min(logits_to_keep or input_ids.shape[1], input_ids.shape[1])
-        logits = torch.zeros((len(input_ids), keep, self.plan["vocabulary"]))
         if cache is None and use_cache:
-            cache = Sequences(self, len(input_ids))
+            cache = SequenceCache(self)
         if cache is not None:
-            for row, number in enumerate(cache.numbers):
-                self._fill(logits[row], input_ids[row], mask[row], number)
+            cache.open(len(input_ids))
+            logits = self._logits(cache.numbers, input_ids, mask, keep)
+            cache.append(input_ids, mask)
             return Output(logits=logits, cache=cache)
+        logits = torch.zeros((len(input_ids), keep, self.plan["vocabulary"]))
         for row in range(len(input_ids)):  # row by row: the logits of one fit in memory
             token_ids = input_ids[row][mask[row].bool()].tolist()
             ((number, known),) = self.begin([token_ids[: max(0, len(token_ids) - keep + 1)]])
             final_ids: list[int] = []  # where it breaks off, nobody goes on with what is there
             try:
-                self._fill(logits[row], input_ids[row], mask[row], number, known)
+                logits[row] = self._logits([number], input_ids[row, None], mask[row, None], keep, known)[0]
                 final_ids = token_ids
             finally:
                 self.release([number], [final_ids])
         return Output(logits=logits)
 
-    def _fill(self, logits: Tensor, ids: Tensor, mask: Tensor, number: int, known: int = 0) -> None:
-        """The last logits [keep, vocabulary] of a row, of which the sequence holds the first tokens that are seen."""
+    def _logits(self, numbers: Sequence[int], ids: Tensor, mask: Tensor, keep: int, known: int = 0) -> Tensor:
+        """The last logits [b, keep, vocabulary] of rows, of which the sequences hold the first `known` tokens."""
+        logits = torch.zeros((len(ids), keep, self.plan["vocabulary"]))
         is_token = mask.bool()
-        if not is_token.any():
-            return
-        values = self.feed({number: ids[is_token][known:]}, len(logits))
-        last = is_token.nonzero()[-len(logits) :, 0] - (len(ids) - len(logits))
-        last = last[last >= 0]
-        logits[last] = values[len(values) - len(last) :]
+        rows = [row for row in range(len(ids)) if is_token[row].any()]
+        fresh = {numbers[row]: ids[row][is_token[row]][known:] for row in rows}
+        if not fresh:
+            return logits
+        values = self.feed(fresh, keep).split([min(keep, len(tokens)) for tokens in fresh.values()])
+        for row, row_values in zip(rows, values, strict=True):
+            last = is_token[row].nonzero()[-keep:, 0] - (ids.shape[1] - keep)
+            last = last[last >= 0]
+            logits[row, last] = row_values[len(row_values) - len(last) :]
+        return logits
 
-    @torch.no_grad()
-    def generate(
+    @wraps(GenerationMixin.generate, assigned=())
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers has it, with its results. `seed` makes the draws of one beam repeatable.
+
+        A row ends at the model's context, too. Interrupted, it leaves the engine ready for the next call.
+        """
+        try:
+            return super().generate(*args, **kwargs)
+        except KernelError:
+            raise
+        except ValueError as error:  # transformers' way to refuse settings
+            raise Reject(bad_sampling(first_line(error).split(". ")[0])) from error
+
+    def _sample(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        generation_config: Any = None,
-        *,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int | None = None,
-        do_sample: bool | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int | None = None,
-        seed: int | None = None,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
         streamer: Any = None,
-        stop_strings: str | Sequence[str] | None = None,
-        tokenizer: Any = None,
-        return_dict_in_generate: bool | None = None,
-        output_logits: bool | None = None,
+        **kwargs: Any,
     ) -> Any:
-        """Tokens [b, t + new], prompts left-padded under `attention_mask`, or with
-        `return_dict_in_generate` an object with `sequences` and, with `output_logits`, `logits` step by step.
-
-        A row ends at an eos token, a stop string or the model's context. `seed` makes draws repeatable;
-        without one they follow torch's generator. Interrupted, it leaves the engine ready for the next call.
-        """
-        config = generation_config if generation_config is not None else self.generation_config
-        if eos_token_id is None and getattr(config, "eos_token_id", None) is None:
-            eos_token_id = self.generation_config.eos_token_id  # as transformers fills up a config
-        sampling = (
-            Sampling.of_config(config)
-            .overlaid(
-                max_new_tokens=max_new_tokens,
-                min_new_tokens=min_new_tokens,
-                do_sample=do_sample,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                repetition_penalty=repetition_penalty,
-                eos=as_tokens(eos_token_id),
-                pad=pad_token_id,
-                seed=seed,
-            )
-            .checked()
-        )
-        stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings or ())
-        mask = self._text(input_ids, attention_mask)
-        as_object = return_dict_in_generate
-        if as_object is None:
-            as_object = getattr(config, "return_dict_in_generate", False)
-        keep = getattr(config, "output_logits", False) if output_logits is None else output_logits
-        run = Generation(self, sampling, stops, tokenizer or self.tokenizer, streamer, bool(keep))
-        sequences, logits = run(input_ids, mask)
-        if not as_object:
+        """Greedy search and sampling: the engine's own loop, but where tokens are in a cache."""
+        cache = kwargs.get("cache")
+        if (cache is not None and cache.numbers) or generation_config.is_assistant:
+            steps = (input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer)
+            return super()._sample(*steps, **kwargs)  # type: ignore[misc, arg-type]  # it names PreTrainedModel
+        refuse_states(**{n: getattr(generation_config, n) for n in ("output_hidden_states", "output_attentions")})
+        run = Generation(self, logits_processor, stopping_criteria, generation_config, streamer, kwargs.get("seed"))
+        sequences = self._grow(run, input_ids, kwargs)
+        if not generation_config.return_dict_in_generate:
             return sequences
-        return Output(sequences=sequences, logits=logits) if keep else Output(sequences=sequences)
+        return self._generated(sequences=sequences, logits=run.logits or None, scores=run.scores or None)
+
+    _generated: Any = GenerateDecoderOnlyOutput  # class of what `generate` returns where a dict is asked for
+
+    def _grow(self, run: Generation, input_ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        return run(input_ids, self._text(input_ids, kwargs.get("attention_mask")))
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, seed: int | None = None, **kwargs: Any) -> Any:
+        """Arguments of `forward` for a step of transformers' loops."""
+        if seed is not None:
+            help = "call `torch.manual_seed` instead"
+            raise Reject(bad_sampling("`seed` is of draws with one beam and no assistant", help=help))
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+
+    def _prepare_cache_for_generation(  # type: ignore[override]  # what it returns is not read
+        self, generation_config: GenerationConfig, model_kwargs: Any, *_: Any
+    ) -> None:
+        """Sequences of the engine in place of keys and values."""
+        if not isinstance(cache := model_kwargs.get("cache"), SequenceCache | None):
+            help = "hand on the `cache` of an output of this model"
+            raise Reject(bad_sampling(f"the engine has nothing of the tokens in a {type(cache).__name__}", help=help))
+        if generation_config.use_cache is not False and cache is None:
+            model_kwargs["cache"] = SequenceCache(self)
+
+    def _get_logits_processor(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            value = getattr(generation_config, name)
+            for token in value if isinstance(value, list) else [value]:
+                if token is not None and not 0 <= token < self.plan["vocabulary"]:
+                    problem = f"`{name}` names a token that is none of the {self.plan['vocabulary']}"
+                    raise Reject(bad_sampling(problem))
+        return super()._get_logits_processor(generation_config, *args, **kwargs)  # type: ignore[misc]
+
+    def is_remote_code(self) -> bool:
+        return False
+
+    def get_experts_implementation(self) -> dict[str, str]:
+        """Implementation of experts that torch runs: the engine has its own."""
+        return {}
+
+
+def _generation_config(values: Mapping[str, Any]) -> GenerationConfig:
+    """The values that transformers knows, but those that ask for layers of torch. Raises Reject (bad-generation-config)
+    where they mean nothing to it."""
+    known = vars(GenerationConfig()).keys() - {"assistant_early_exit", "use_mtp", "dola_layers"}
+    try:
+        return GenerationConfig(**{n: x for n, x in values.items() if n in known and not isinstance(x, Mapping)})
+    except (ValueError, TypeError) as error:
+        raise Reject(bad_generation(f"{NAME}: {first_line(error)}")) from error

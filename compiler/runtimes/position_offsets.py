@@ -4,7 +4,7 @@ its number, wherever it stands. The engine numbers a row's own tokens, so a row 
 import torch
 from torch import Tensor
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault, Reject
 
 other_positions = Fault(
     "other-positions",

@@ -2,13 +2,61 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 
+class Decoder(Protocol):
+    """Sequences that grow by tokens: what a runtime has to be for `DecoderModel` and the server.
+
+    sequences    that can be open at once, numbered from 0
+    context      tokens that a sequence can have
+    vocabulary   logits of a token
+    """
+
+    sequences: int
+    context: int
+    vocabulary: int
+
+    @property
+    def backward(self) -> bool:
+        """Whether a sequence can be cut to any length; one with states of all that came before is forgotten whole."""
+
+    def run(self, ids: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> Tensor:
+        """Extend sequences by tokens, each by those of its number.
+
+        ids, sequences   [n] tokens, and the sequence of each
+        outputs          positions in `ids`, or [n] bool, of which logits are computed
+        return           [outputs, vocabulary] float32
+        """
+
+    def length(self, sequence: int) -> int:
+        """Tokens that a sequence has."""
+
+    def forget(self, sequence: int, length: int = 0) -> None:
+        """Cut a sequence back to its first tokens."""
+
+    def cancel(self) -> None:
+        """From any thread: a running call may end with an exception, and its sequences are then forgotten."""
+
+
+class SourceDecoder(Decoder, Protocol):
+    """A decoder whose sequences answer a source.
+
+    sources   tokens of a source at most; `source_vocabulary` how many are known
+    """
+
+    sources: int
+    source_vocabulary: int
+
+    def encode(self, ids: Sequence[int], sequences: Sequence[int]) -> None:
+        """Read sources, each into an open sequence that has none."""
+
+
 class Rows(ABC):
-    """Engine interface of a `NativeModel` and a server, over one method that computes logits.
+    """A `Decoder` over one method that computes logits of rows of equal length.
 
     sequences    that can be open at once
     context      tokens that a sequence can have

@@ -7,19 +7,11 @@ in SGLang (Zheng et al. 2024, arXiv 2312.07104), section 3, with a list of place
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
+
+from .decoder import Decoder
 
 LEAST = 8  # tokens in common from which a place is gone on with: fewer are computed as quickly
-
-
-class TruncatableEngine(Protocol):
-    """An engine that cuts sequences back."""
-
-    @property
-    def backward(self) -> bool:
-        """To any length. One with states of all that came before only forgets whole sequences, or goes on."""
-
-    def forget(self, number: int, length: int = 0) -> None: ...
 
 
 def tokens_in(max_bytes: int, plan: Mapping[str, Any]) -> int:
@@ -27,6 +19,14 @@ def tokens_in(max_bytes: int, plan: Mapping[str, Any]) -> int:
     slots = plan.get("slots", ())
     one = sum(2 * slot["kv_heads"] * (slot["head_dim"] + slot.get("value_dim", slot["head_dim"])) for slot in slots)
     return max_bytes // one if one else 0
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    common = min(len(a), len(b))
+    if a[:common] != b[:common]:
+        common = next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return common
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SequencePool:
     tokens   that free places hold in all; the one that was used longest ago goes first. 0 holds none
     """
 
-    def __init__(self, engine: TruncatableEngine, count: int, tokens: int = 0):
+    def __init__(self, engine: Decoder, count: int, tokens: int = 0):
         self._engine, self._tokens = engine, tokens
         self._empty = list(range(count))[::-1]
         self._sequences: OrderedDict[int, _Sequence] = OrderedDict()  # the oldest first
@@ -83,7 +83,5 @@ class SequencePool:
     def _shared(self, entry: _Sequence, ids: list[int]) -> int:
         """Length of the common prefix with `ids`, without the last token, that a sequence can be cut back to; 0 if too
         short."""
-        common = min(len(entry.ids), max(0, len(ids) - 1))
-        if entry.ids[:common] != ids[:common]:
-            common = next(i for i, (a, b) in enumerate(zip(entry.ids, ids, strict=False)) if a != b)
+        common = common_prefix(entry.ids, ids[:-1])
         return common if common >= LEAST and (self._engine.backward or common == len(entry.ids)) else 0
