@@ -72,7 +72,7 @@ def session_of(
     recipe = folder / f"{name}.effspec"
     data = DATA.format(bible=BIBLE, samples=samples, seed=seed, rows=8)
     recipe.write_text(RECIPE.format(model=model, data=data, steps=steps, emit=emit))
-    return api.session(recipe, cache_dir=folder / "cache", threads=torch.get_num_threads(), seed=chance)
+    return api.open_session(recipe, cache_dir=folder / "cache", threads=torch.get_num_threads(), seed=chance)
 
 
 def build_of(folder: Path, name: str, steps: str, **more):
@@ -81,7 +81,7 @@ def build_of(folder: Path, name: str, steps: str, **more):
     from effc.compiler.driver.pipeline import Build
 
     opened = session_of(folder, name, steps, **more)
-    (plan,) = api.plans(opened)
+    (plan,) = api.make_plans(opened)
     return Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(opened.settings.cache_dir))
 
 
@@ -93,10 +93,10 @@ def finished(build):
 
 
 def perplexities(program, ctx) -> list[float]:
-    from effc.compiler.models.rows.forward import nll
+    from effc.compiler.models.rows.forward import total_nll
     from effc.dsl.checker.values import DataRef
 
-    sums = [nll(program.model, ctx.rows(DataRef(name))) for name in HELD_OUT]
+    sums = [total_nll(program.model, ctx.rows(DataRef(name))) for name in HELD_OUT]
     return [math.exp(nats / tokens) for nats, tokens in sums]
 
 

@@ -27,7 +27,10 @@ def check_finite(path: Path, manifest: Manifest) -> None:
     """Raises Reject (weights-not-finite) with the tensors of an artifact that hold NaN or infinity; its forms were
     checked before."""
     faults = [
-        _fault_of(path / file, name, x) for file in manifest.files for name, x in _tensors(path / file) if not _sound(x)
+        _fault_of(path / file, name, x)
+        for file in manifest.files
+        for name, x in _file_tensors(path / file)
+        if not _is_finite_or_mask(x)
     ]
     if faults:
         raise Reject(*faults)
@@ -41,7 +44,7 @@ def _fault_of(file: Path, name: str, x: "Tensor") -> Diagnostic:
     )
 
 
-def _sound(x: "Tensor") -> bool:
+def _is_finite_or_mask(x: "Tensor") -> bool:
     """Whether a tensor is of numbers, or is a mask, or one infinite bound."""
     if not x.is_floating_point() or not x.numel():
         return True
@@ -54,7 +57,7 @@ def _sound(x: "Tensor") -> bool:
     return x.numel() == 1 or bool(len(finite) and not finite.any() and (x <= 0).all())
 
 
-def _tensors(file: Path) -> "Iterator[tuple[str, Tensor]]":
+def _file_tensors(file: Path) -> "Iterator[tuple[str, Tensor]]":
     """The tensors of a file of weights by name, one at a time; none of another."""
     from ..runtimes.gguf.engine import FILE as GGUF
     from ..runtimes.native.plan_files import WEIGHTS
@@ -68,25 +71,25 @@ def _tensors(file: Path) -> "Iterator[tuple[str, Tensor]]":
                 for name in opened.keys():  # noqa: SIM118 (it is no mapping)
                     yield name, opened.get_tensor(name)
         case _, name if name == WEIGHTS:
-            yield from _native(file.parent)
+            yield from _native_tensors(file.parent)
         case _, name if name == GGUF:
-            from ..runtimes.gguf.reading import read
+            from ..runtimes.gguf.reading import read_gguf
 
-            stored = read(file)
-            yield from ((entry, stored.tensor(entry)) for entry in stored.entries)
+            stored = read_gguf(file)
+            yield from ((entry, stored.read_tensor(entry)) for entry in stored.entries)
         case ".onnx", _:
-            from ..runtimes.onnx.checking import check, weights
+            from ..runtimes.onnx.checking import check_onnx, initializers
 
-            yield from weights(file.parent, check(file.parent, file.stem), file.stem).items()
+            yield from initializers(file.parent, check_onnx(file.parent, file.stem), file.stem).items()
         case ".pt2", _:
             yield from exported(file)
 
 
-def _native(folder: Path) -> "Iterator[tuple[str, Tensor]]":
+def _native_tensors(folder: Path) -> "Iterator[tuple[str, Tensor]]":
     import torch
 
-    from ...kernels.packed_linear import unpacked
-    from ..runtimes.native.plan_files import read, tensors
+    from ...kernels.packed_linear import unpack_weight
+    from ..runtimes.native.plan_files import load_weights, read_plan
 
-    for name, x in tensors(folder, read(folder), mapped=True).items():
-        yield name, unpacked(x) if x.dtype == torch.uint8 else x
+    for name, x in load_weights(folder, read_plan(folder), mapped=True).items():
+        yield name, unpack_weight(x) if x.dtype == torch.uint8 else x

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.syntax.diagnostics import Reject
-from .load import POINTS, facts, forms_of, members
+from .load import POINTS, facts, forms_of, front_members
 from .manifest import NAME, Manifest, artifact_broken, verify_files
 
 
@@ -26,15 +26,15 @@ def check_forms(path: Path, manifest: Manifest) -> list[str]:
     present = [form for form in forms_of(manifest.kind) if (path / form).is_dir()]
     for form in present:
         _CHECKS[form](path / form)
-        _check_beside(path / form)
-    for name, folder in members(path, manifest):
+        _check_companion_files(path / form)
+    for name, folder in front_members(path, manifest):
         _CHECKS[folder.name](folder)
-        _check_beside(folder)
+        _check_companion_files(folder)
         present.append(f"{POINTS}/{name}/{folder.name}")
     return present
 
 
-def _check_beside(folder: Path) -> None:
+def _check_companion_files(folder: Path) -> None:
     """Generation values and tokenizer beside the weights of a form or of its base, read as loading does."""
     from ..models.checkpoints.generation_config import read_generation
     from ..models.checkpoints.model_folder import load_tokenizer, tokenizer_files
@@ -50,27 +50,27 @@ def _adapter(folder: Path) -> None:
     from .adapter import check
 
     check(folder)
-    _checkpoint(folder.parent / "base")
+    _check_checkpoint(folder.parent / "base")
 
 
-def _reft(folder: Path) -> None:
-    from .reft import read
+def _check_reft(folder: Path) -> None:
+    from .reft import read_reft
 
-    read(folder)
+    read_reft(folder)
     base = folder.parent / "base" / "compact"
     if base.is_dir():
-        _compact(base)
+        _check_compact(base)
 
 
-def _checkpoint(folder: Path) -> None:
+def _check_checkpoint(folder: Path) -> None:
     from ..models.checkpoints.checkpoint import parse_config
-    from ..models.checkpoints.config_bounds import check_numbers
+    from ..models.checkpoints.config_bounds import check_config_numbers
     from ..models.checkpoints.model_folder import read_config, refuse_adapter
     from ..models.checkpoints.weights import find_weights
 
     config, weights = read_config(folder / "config.json", str(folder)), find_weights(folder, str(folder))
     refuse_adapter(folder, str(folder))
-    check_numbers(config, weights.slots, str(folder))
+    check_config_numbers(config, weights.slots, str(folder))
     parse_config(config)
     _check_shapes(config, {name: slot.shape for name, slot in weights.slots.items()}, str(folder))
 
@@ -80,32 +80,32 @@ def _check_shapes(config: dict[str, Any], stored: Mapping[str, tuple[int, ...]],
     its names, or far more numbers."""
     import torch
 
-    from ..models.checkpoints.checkpoint import build, check_names, check_size
+    from ..models.checkpoints.checkpoint import build_module, check_loading_info, check_module_size
 
     with torch.device("meta"):
-        module = build(config, "float32")
-    check_size(module, sum(math.prod(shape) for shape in stored.values()))
+        module = build_module(config, "float32")
+    check_module_size(module, sum(math.prod(shape) for shape in stored.values()))
     tensors = module.state_dict()
     both = [(name, shape, tuple(tensors[name].shape)) for name, shape in stored.items() if name in tensors]
     other = [(name, shape, expected) for name, shape, expected in both if tuple(shape) != expected]
-    check_names({"mismatched_keys": other, "missing_keys": (), "unexpected_keys": ()}, label)
+    check_loading_info({"mismatched_keys": other, "missing_keys": (), "unexpected_keys": ()}, label)
 
 
-def _compact(folder: Path) -> None:
+def _check_compact(folder: Path) -> None:
     from ..ir import graph_json
     from ..ir.edits import Edits
     from ..models.checkpoints.checkpoint import parse_config
-    from ..models.checkpoints.config_bounds import check_numbers
+    from ..models.checkpoints.config_bounds import check_config_numbers
     from ..models.checkpoints.weights import find_weights
     from .compact_config import read_record
-    from .model_loading import SPARE, edited
+    from .model_loading import SPARE, empty_edited_model
 
     record = read_record(folder)
-    check_numbers(record["base"], find_weights(folder, str(folder)).slots, str(folder), spare=SPARE)
+    check_config_numbers(record["base"], find_weights(folder, str(folder)).slots, str(folder), spare=SPARE)
     parse_config(record["base"])
     for entry in Edits.from_json(record["edits"]).graphs.values():
-        graph_json.load(entry["graph"])
-    edited(folder, record)
+        graph_json.graph_from_json(entry["graph"])
+    empty_edited_model(folder, record)
 
 
 def _program(folder: Path) -> None:
@@ -115,36 +115,36 @@ def _program(folder: Path) -> None:
 
 
 def _native(folder: Path) -> None:
-    from ..runtimes.native.opening import verify
+    from ..runtimes.native.opening import verify_checksums
 
-    verify(folder)
+    verify_checksums(folder)
 
 
-def _onnx(folder: Path) -> None:
+def _check_onnx(folder: Path) -> None:
     from ..core.environment import check_modules
-    from ..runtimes.onnx.checking import check, graphs_in, weights
+    from ..runtimes.onnx.checking import check_onnx, graphs_in, initializers
 
     check_modules(("onnx",), "onnx", "an artifact of the target `onnx`")
     for name in graphs_in(folder):
-        weights(folder, check(folder, name), name)
+        initializers(folder, check_onnx(folder, name), name)
 
 
 def _gguf(folder: Path) -> None:
     from ..runtimes.gguf.engine import FILE
-    from ..runtimes.gguf.facts import facts_of
-    from ..runtimes.gguf.reading import read
+    from ..runtimes.gguf.facts import read_facts
+    from ..runtimes.gguf.reading import read_gguf
 
-    facts_of(read(folder / FILE))
+    read_facts(read_gguf(folder / FILE))
 
 
 _CHECKS: dict[str, Callable[[Path], None]] = {
-    "model": _checkpoint,
-    "compat": _checkpoint,
-    "compact": _compact,
+    "model": _check_checkpoint,
+    "compat": _check_checkpoint,
+    "compact": _check_compact,
     "program": _program,
     "native": _native,
-    "onnx": _onnx,
+    "onnx": _check_onnx,
     "gguf": _gguf,
     "adapter": _adapter,
-    "reft": _reft,
+    "reft": _check_reft,
 }

@@ -3,7 +3,7 @@
 Run by path, `python -P verify_child.py plain FOLDER INPUTS OUTPUTS ...`: a folder for plain transformers is
 opened with plain transformers, and nothing of effc is imported. `effc` instead opens it with `effc.load`.
 `--nursery` does so in forks of a process that has imported transformers, a job a line (`fork_server.py` asks).
-`probe` is also what the compiling process runs on its own model, so both sides compute by the same lines.
+`probe_model` is also what the compiling process runs on its own model, so both sides compute by the same lines.
 """
 
 import inspect
@@ -30,7 +30,7 @@ STEP, STEP_FACTS = "step.pt2", "step.json"  # beside an exported program: one th
 
 
 @torch.no_grad()
-def probe(model: nn.Module, inputs: dict[str, Tensor], steps: int = STEPS) -> dict[str, Tensor]:
+def probe_model(model: nn.Module, inputs: dict[str, Tensor], steps: int = STEPS) -> dict[str, Tensor]:
     """Logits of every kind of call that a user makes, and the tokens of a greedy generation.
 
     inputs   "ids" [rows, length] int64 and "mask", the same shape with zeros at the left of some rows;
@@ -54,9 +54,9 @@ def probe(model: nn.Module, inputs: dict[str, Tensor], steps: int = STEPS) -> di
         "logits of a batch": first_output(model(input_ids=ids)),
         f"logits of a {side}-padded batch": padded * mask[..., None] if padded.dim() == 3 else padded,
     }
-    if steps and continues(model):
+    if steps and can_continue_ids(model):
         for name, mask_used in (("", torch.ones_like(mask)), (", left-padded", mask)):
-            generated = generate(model, ids, mask_used, steps)
+            generated = generate_greedy(model, ids, mask_used, steps)
             outputs[f"logits of prefill and {steps - 1} decode steps{name}"] = torch.stack(generated.logits, 1).float()
             outputs[f"greedy tokens{name}"] = generated.sequences[:, ids.shape[1] :].clone()
     return outputs
@@ -80,9 +80,9 @@ def probe_encoder_decoder(model: nn.Module, ids: Tensor, mask: Tensor, steps: in
             model(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids)
         ),
     }
-    if steps and continues(model):
+    if steps and can_continue_ids(model):
         for name, mask_used in (("", torch.ones_like(mask)), (f", {side}-padded", mask)):
-            generated = generate(model, ids, mask_used, steps)
+            generated = generate_greedy(model, ids, mask_used, steps)
             outputs[f"logits of prefill and {steps - 1} decode steps{name}"] = torch.stack(generated.logits, 1).float()
             outputs[f"greedy tokens{name}"] = generated.sequences[:, -steps:].clone()
     return outputs
@@ -121,7 +121,7 @@ def first_position(model: nn.Module) -> int:
     return 0
 
 
-def continues(model: Any) -> bool:
+def can_continue_ids(model: Any) -> bool:
     """Whether a model's `generate` goes on from token ids: Pop2Piano's wants sounds, decoders of two sides a start."""
     can = getattr(model, "can_generate", bool)()
     parameters = inspect.signature(model.generate).parameters.values() if can else None
@@ -131,7 +131,7 @@ def continues(model: Any) -> bool:
     return parameters is not None and needed <= {"input_ids", "inputs", "attention_mask", "generation_config"}
 
 
-def generate(model: Any, ids: Tensor, mask: Tensor, steps: int):
+def generate_greedy(model: Any, ids: Tensor, mask: Tensor, steps: int):
     from transformers import GenerationConfig
 
     plain = {"do_sample": False, "num_beams": 1, "use_cache": True, "pad_token_id": 0, "output_logits": True}
@@ -149,7 +149,7 @@ def first_output(output) -> Tensor:
     return output.float().contiguous()
 
 
-def inputs_for(config, seed: int = 0, images: bool = False, behind: bool = False) -> dict[str, Tensor]:
+def inputs_for_config(config, seed: int = 0, images: bool = False, behind: bool = False) -> dict[str, Tensor]:
     """Fixed inputs for a model of that config: token rows, the later ones padded at the left, pixels, or sounds.
 
     images   the model reads pixels, whatever its config counts (BEiT's has a vocabulary of picture tokens)
@@ -173,7 +173,7 @@ def inputs_for(config, seed: int = 0, images: bool = False, behind: bool = False
     return {"ids": ids, "mask": mask.flip(1) if behind else mask}
 
 
-def load_plain(folder: str, attention: str) -> nn.Module:
+def load_by_transformers(folder: str, attention: str) -> nn.Module:
     import transformers
 
     with open(f"{folder}/config.json", encoding="utf-8") as file:
@@ -189,7 +189,7 @@ def load_plain(folder: str, attention: str) -> nn.Module:
     return model.eval()
 
 
-def load_effc(folder: str, attention: str) -> nn.Module:
+def load_by_effc(folder: str, attention: str) -> nn.Module:
     from effc.compiler.artifacts.load import load
 
     model = load(folder, kernels=False)  # as the recipe says, like the model in memory
@@ -300,7 +300,9 @@ def load_peft(folder: str, attention: str) -> nn.Module:
     """An adapter folder on the base beside it, by peft and plain transformers."""
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(load_plain(os.path.join(os.path.dirname(folder), "base"), attention), folder)
+    model = PeftModel.from_pretrained(
+        load_by_transformers(os.path.join(os.path.dirname(folder), "base"), attention), folder
+    )
     assert not any(name.split(".")[0] == "effc" for name in sys.modules), "effc was imported"
     return model.eval()
 
@@ -336,9 +338,9 @@ def load_llama(folder: str, attention: str) -> nn.Module:
 
 OPENERS = {
     "llama": load_llama,
-    "plain": load_plain,
+    "plain": load_by_transformers,
     "peft": load_peft,
-    "effc": load_effc,
+    "effc": load_by_effc,
     "torch": load_exported,
     "native": load_native,
     "onnx": load_native,
@@ -354,13 +356,13 @@ def main(how: str, folder: str, inputs_file: str, outputs: str, attention: str, 
     inputs, model = load_file(inputs_file), OPENERS[how](folder, attends)
     open(outputs + OPENED, "w").close()
     text = inputs.pop(TEXT, None)
-    outputs_named = probe(model, inputs, int(steps))
+    outputs_named = probe_model(model, inputs, int(steps))
     if text is not None:
         outputs_named[TEXT] = logits_of_rows(model, text)
     save_file(outputs_named, outputs)
 
 
-def nurse(idle: float) -> None:
+def serve_forks(idle: float) -> None:
     """Answer each job with the exit status of its fork, until nobody has asked for `idle` seconds."""
     from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel  # noqa: F401 (forks have them)
 
@@ -368,12 +370,12 @@ def nurse(idle: float) -> None:
         job = json.loads(line)
         child = os.fork()
         if not child:
-            os._exit(do(job))
+            os._exit(run_job(job))
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         print(status, flush=True)
 
 
-def do(job: dict) -> int:
+def run_job(job: dict) -> int:
     """One job in a fork: its environment, its folder, its stderr. The exit status as Python would have it."""
     os.chdir(job["cwd"])
     os.environ.clear()
@@ -394,4 +396,4 @@ def do(job: dict) -> int:
 
 
 if __name__ == "__main__":
-    nurse(float(sys.argv[2])) if sys.argv[1:2] == ["--nursery"] else main(*sys.argv[1:])
+    serve_forks(float(sys.argv[2])) if sys.argv[1:2] == ["--nursery"] else main(*sys.argv[1:])

@@ -4,7 +4,7 @@ import os
 import warnings
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from .memory import bytes_for
+from .memory import memory_budget
 from .quantity import size
 
 unknown_device = Fault("unknown-device", "`--device` names no kind of device that torch knows.", exit="usage")
@@ -22,7 +22,7 @@ device_full = Fault(
 )
 
 
-def choose(name: str) -> str:
+def resolve_device(name: str) -> str:
     """A device by name; of `auto`, the accelerator that torch finds here, or else the CPU."""
     if name != "auto":
         return name
@@ -54,7 +54,7 @@ def check_device(name: str) -> None:
         ) from error
 
 
-def repeat_itself(name: str) -> None:
+def use_deterministic_algorithms(name: str) -> None:
     """Have torch take operations there that give the same bits every time, where it has them."""
     if name == "cpu":
         return
@@ -77,11 +77,11 @@ def spare(name: str) -> int | None:
 def bytes_on(device: str, max_memory: int | None) -> int:
     """Bytes as `bytes_for`, on a device: at most half of its free memory, and at most what the CPU would get."""
     free = None if device == "cpu" else spare(device)
-    limit = bytes_for(max_memory)
+    limit = memory_budget(max_memory)
     return limit if free is None else min(limit, free // 2)
 
 
-def let_go(name: str) -> None:
+def empty_device_cache(name: str) -> None:
     """Give back what torch keeps of a device's memory for later."""
     import torch
 

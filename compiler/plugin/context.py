@@ -49,7 +49,7 @@ class Context:
     original: "Callable[[], torch.nn.Module | None]" = lambda: None
 
     @classmethod
-    def bare(
+    def without_recipe(
         cls,
         settings: Settings,
         folder: Path,
@@ -152,15 +152,15 @@ class Context:
     def _check(self) -> None:
         """Raises where a bound is passed; TimeUp reaches searches alone, which ask for it by `scoring`."""
         if self.settings.watch:
-            self.settings.watch.check()
+            self.settings.watch.sample()
         if self.settings.deadline:
             self.settings.deadline.check()
 
     def scoring(self) -> AbstractContextManager[None]:
         """Context in which TimeUp is raised when the time of a search is over."""
-        return self.settings.deadline.breaking() if self.settings.deadline else nullcontext()
+        return self.settings.deadline.interruptible() if self.settings.deadline else nullcontext()
 
-    def mapped(self, tensor: "torch.Tensor") -> "torch.Tensor":
+    def map_from_cache(self, tensor: "torch.Tensor") -> "torch.Tensor":
         """Copy of a tensor mapped from the cache if it is large, so that results of passes take no memory.
 
         The tensor is kept under its hash, as it will be when the step has finished.
@@ -170,7 +170,7 @@ class Context:
         if tensor.device.type != "cpu" or tensor.nbytes < LARGE:
             return tensor
         cache = Cache(self.settings.cache_dir)
-        return cache.mapped(cache.store(tensor))
+        return cache.mapped(cache.store_tensor(tensor))
 
     def record(self, name: str, value: float, unit: str = "") -> None:
         self.emit_event(Recorded(name, value, unit))

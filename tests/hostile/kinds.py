@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from effc.compiler.artifacts.artifact import write
+from effc.compiler.artifacts.artifact import write_artifact
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.checkpoints.model_folder import open_folder
@@ -82,7 +82,7 @@ def honest(folder: Path) -> Path:
         Hf(path="a").emit(program, draft, ctx)
         return Manifest("hf", name="lean")
 
-    write(made / "stock", build=build)
+    write_artifact(made / "stock", build=build)
     return made
 
 

@@ -14,7 +14,7 @@ import torch
 from effc.compiler.artifacts.load import load
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.sealed_json import sealed
-from effc.compiler.driver.snapshot import restore
+from effc.compiler.driver.snapshot import restore_outcome
 from effc.compiler.ir.layers.linear import lowered
 from effc.compiler.models.checkpoints.origin import Origin
 from effc.compiler.plugin.registry import Registry
@@ -59,7 +59,7 @@ def test_a_step_that_8d012cb_kept_is_restored_with_its_packed_weights(stored):
     assert set(kept) == {"prune.blocks", "prune.channels", "lower.sparse_cpu"}
     old = json.dumps(kept["lower.sparse_cpu"].body["edits"])
     assert '"compiler.lowering.lowered:KernelLinear"' in old
-    program = restore(
+    program = restore_outcome(
         cache, kept["lower.sparse_cpu"].key, origin_in(stored), reach=lambda _: None, load=lambda _: None
     ).program
     assert [path for path, _ in lowered(program.model)] == list(program.edits.swapped)

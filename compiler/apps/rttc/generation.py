@@ -74,7 +74,7 @@ class TokenStream:
         met = any(stop in self._decoded() for stop in self._targets)
         self.finished = met or token in self._eos_ids or len(self.tokens) >= self.max_tokens or self._stopped()
 
-    def outcome(self) -> tuple[str, int, str]:
+    def result(self) -> tuple[str, int, str]:
         """The text, the number of its tokens, and why it ended: "stop" or "length". Raises Cancelled."""
         if self._stopped():
             raise Cancelled
@@ -92,7 +92,7 @@ def eos_ids_of(model: Any, prompts: Prompts) -> tuple[int, ...]:
     return next((as_tokens(eos) or () for eos in known if eos is not None), ())
 
 
-def generate(
+def generate_one(
     model: Any, prompts: Prompts, ids: Sequence[int], settings: Settings, stopped: Callable[[], bool]
 ) -> tuple[str, int, str]:
     """An answer by the engine, as `Growth.outcome` tells it."""
@@ -110,7 +110,7 @@ def generate(
             streamer=_Streamer(growth),
             **sampling,
         )
-    return growth.outcome()
+    return growth.result()
 
 
 class _StopReached(Exception):

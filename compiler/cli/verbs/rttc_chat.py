@@ -17,24 +17,26 @@ def answer_lines(
 ) -> None:
     """Answer a prompt, or the lines that a person writes until Ctrl-D; each stands for itself."""
     from ...apps.rttc.generation import Settings
-    from ...driver.models import computing
-    from .services import guided
+    from ...driver.models import model_errors_as_diagnostics
+    from .services import open_guided_model
 
-    with computing(folder):
-        client, settings = guided(folder, shared, knowledge), Settings(**sampling)
-        return _query(client, prompt, shared, explain, settings)
+    with model_errors_as_diagnostics(folder):
+        client, settings = open_guided_model(folder, shared, knowledge), Settings(**sampling)
+        return _answer_queries(client, prompt, shared, explain, settings)
 
 
-def _query(client: "GuidedModel", prompt: str | None, shared: Shared, explain: bool, settings: "Settings") -> None:
+def _answer_queries(
+    client: "GuidedModel", prompt: str | None, shared: Shared, explain: bool, settings: "Settings"
+) -> None:
     try:
         if prompt is not None:
-            return _show(
+            return _print_answer(
                 client.answer_conversation([{"role": "user", "content": prompt}], settings), prompt, shared, explain
             )
         while (line := _line()) is not None:
             try:
                 if line.strip():
-                    _show(
+                    _print_answer(
                         client.answer_conversation([{"role": "user", "content": line}], settings), line, shared, explain
                     )
             except Reject as rejection:
@@ -52,7 +54,7 @@ def _line() -> str | None:
         return None
 
 
-def _show(answered: "Answered", prompt: str, shared: Shared, explain: bool) -> None:
+def _print_answer(answered: "Answered", prompt: str, shared: Shared, explain: bool) -> None:
     screen = shared.screen
     if shared.format == "json":
         screen.answer_json(
@@ -67,12 +69,12 @@ def _show(answered: "Answered", prompt: str, shared: Shared, explain: bool) -> N
         return
     screen.answer(answered.text)
     if explain or answered.decision.note:
-        screen.note(explained(answered.decision))
+        screen.note(decision_sentence(answered.decision))
 
 
-def explained(decision: "Decision") -> str:
+def decision_sentence(decision: "Decision") -> str:
     """Sentence about the branch that answered and its cost."""
-    from ...core.quantity import count_text, seconds
+    from ...core.quantity import count_text, duration_text
 
     names = {"direct": "directly", "rag": "with samples in the prompt", "ttt": "after a training on samples"}
     parts = [f"answered {names[decision.branch]}"]
@@ -85,7 +87,7 @@ def explained(decision: "Decision") -> str:
         parts.append(count_text(decision.steps, "step"))
     if decision.rewards:
         parts.append("rewards " + ", ".join(_reward(decision, name) for name in decision.rewards))
-    parts.append(", ".join(f"{name} {seconds(value)}" for name, value in decision.seconds.items()))
+    parts.append(", ".join(f"{name} {duration_text(value)}" for name, value in decision.seconds.items()))
     return "; ".join(part for part in parts if part) + (f"\nnote: {decision.note}" if decision.note else "")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ....dsl.syntax.diagnostics import Fault, Reject
 from .model import NativeModel, Output, refuse_states
 from .plan_files import native_damaged
-from .position_offsets import other_positions, refuse_uncounted
+from .position_offsets import other_positions, refuse_visible_padding
 
 two_texts = Fault("two-texts-in-a-row", "The engine encodes one text a row, and a row holds two.", exit="usage")
 no_generation = Fault("no-generation", "A model that encodes texts is asked to write some.", exit="usage")
@@ -65,7 +65,7 @@ class NativeEncoder(NativeModel):
                 )
             )
         if position_ids is None:
-            refuse_uncounted(input_ids, mask, self.uncounted)
+            refuse_visible_padding(input_ids, mask, self.uncounted)
         self._check_positions(mask.bool(), position_ids)
         rows = [ids[is_token] for ids, is_token in zip(input_ids, mask.bool(), strict=True)]
         width = self.engine.width

@@ -15,7 +15,7 @@ from .sampling import as_tokens, bad_sampling
 Rules = Callable[[Tensor, Tensor], Tensor]  # tokens of rows [rows, t], scores [rows, vocabulary] -> scores
 
 
-def rules_of(read: Callable[[str], Any], prompt_length: int, max_length: int, vocabulary: int) -> Rules | None:
+def build_rules(read: Callable[[str], Any], prompt_length: int, max_length: int, vocabulary: int) -> Rules | None:
     """Rules applied to logits; None where there are none. Raises Reject where a token is none of the vocabulary.
 
     read    the value of a setting of generation, by its name

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from .generation import Generation
-from .position_offsets import refuse_uncounted
+from .position_offsets import refuse_visible_padding
 from .sampling import Sampling, as_tokens
 from .sequence_pool import SequencePool
 
@@ -237,7 +237,7 @@ class NativeModel(nn.Module):
         length = input_ids.shape[1]
         mask = self._text(input_ids, attention_mask)[:, -length:]
         if position_ids is None and cache is None:  # what goes on from a cache is counted as `generate` does
-            refuse_uncounted(input_ids, mask, self.uncounted)
+            refuse_visible_padding(input_ids, mask, self.uncounted)
         keep = min(logits_to_keep or input_ids.shape[1], input_ids.shape[1])
         logits = torch.zeros((len(input_ids), keep, self.plan["vocabulary"]))
         if cache is None and use_cache:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from .generation import Generation
-from .logits_rules import rules_of
+from .logits_rules import build_rules
 from .model import NativeModel, Output, Sequences, check_known, context_full, refuse_states
 from .plan_files import native_damaged
-from .position_offsets import refuse_uncounted
+from .position_offsets import refuse_visible_padding
 from .sampling import Sampling, as_tokens, bad_sampling
 
 no_target = Fault("no-target", "An encoder with a decoder is called without what its decoder has said.", exit="usage")
@@ -39,7 +39,7 @@ class NativeSeq2Seq(NativeModel):
     def sources_of(self, sources: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Each source of a batch alone."""
         if not sources.is_floating_point():  # of tokens, not of sounds
-            refuse_uncounted(sources, mask, self.uncounted)
+            refuse_visible_padding(sources, mask, self.uncounted)
         return rows_of(sources, mask)
 
     def encode(self, numbers: Sequence[int], sources: Sequence[Tensor]) -> None:
@@ -85,7 +85,7 @@ class NativeSeq2Seq(NativeModel):
             if decoder_attention_mask is None
             else decoder_attention_mask[:, -target_ids.shape[1] :]
         )
-        refuse_uncounted(target_ids, mask, self.uncounted)
+        refuse_visible_padding(target_ids, mask, self.uncounted)
         logits = torch.zeros((*target_ids.shape, self.plan["vocabulary"]))
         if cache is not None:
             self._decode(logits, target_ids, mask, cache.numbers)
@@ -134,7 +134,7 @@ class NativeSeq2Seq(NativeModel):
         prefix = self._start(read, len(input_ids)) if decoder_input_ids is None else decoder_input_ids
         sampling = _sampling(read, prefix.shape[1], seed)
         max_length = prefix.shape[1] + sampling.max_new_tokens
-        rules = rules_of(read, prefix.shape[1], max_length, self.plan["vocabulary"])
+        rules = build_rules(read, prefix.shape[1], max_length, self.plan["vocabulary"])
         stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings or ())
         keep = bool(read("output_logits") if output_logits is None else output_logits)
         run = Generation(self, sampling, stops, tokenizer or self.tokenizer, streamer, keep, rules)

@@ -13,7 +13,7 @@ from ..native.model import Output, Sequences
 from ..native.seq2seq import NativeSeq2Seq, no_target
 from .checking import ENCODER, FEATURES
 from .refusal import rejected_onnx
-from .seq2seq import SourceRows, open_translator
+from .seq2seq import SourceRows, open_seq2seq
 from .session import Session
 
 other_features = Fault(
@@ -114,4 +114,4 @@ class SpeechSeq2Seq(NativeSeq2Seq):
 
 def open_hearing(folder: Path, threads: int | None) -> NativeSeq2Seq:
     """The model of a folder whose encoder hears. Raises Reject (refused-onnx)."""
-    return open_translator(folder, threads, SpeechRows, SpeechSeq2Seq)
+    return open_seq2seq(folder, threads, SpeechRows, SpeechSeq2Seq)

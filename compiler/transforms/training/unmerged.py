@@ -13,7 +13,7 @@ from ...core.quantity import count, count_text
 from ...ir.outcome import Members, Outcome
 from ...ir.program import Program
 from ...models.checkpoints.pretrained import pretrained
-from .adapters import Shape, adapted
+from .adapters import Shape, with_adapters
 
 
 @dataclass
@@ -50,7 +50,10 @@ class Unmerged(Outcome):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        with adapted(self.program.model, self.paths, self.shape, seed=0, zeros="fill") as adapters, torch.no_grad():
+        with (
+            with_adapters(self.program.model, self.paths, self.shape, seed=0, zeros="fill") as adapters,
+            torch.no_grad(),
+        ):
             adapters.load(self.tensors)
             for layer in adapters.layers.values():
                 layer.eval()  # new modules would drop some of what they are given

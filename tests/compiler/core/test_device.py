@@ -31,7 +31,7 @@ def recipe(tmp_path):
 
 
 def context(recipe, device):
-    session = api.session(recipe, cache_dir=recipe.parent / "cache", threads=1, device=device)
+    session = api.open_session(recipe, cache_dir=recipe.parent / "cache", threads=1, device=device)
     made = session.recipes()[0]
     return session.context(made, made.pipelines["lean"])
 
@@ -52,7 +52,7 @@ def test_a_kept_step_is_restored_to_the_device(recipe):
     (entry,) = cache.entries()
     for device in ("cpu", "meta"):
         origin = context(recipe, device).origin
-        program = snapshot.restore(
+        program = snapshot.restore_outcome(
             cache,
             entry.key,
             origin,

@@ -50,4 +50,4 @@ def test_time_in_which_nobody_looked_is_not_held_against_a_worker():
     timeouts = ResponseTimeouts(longest={("step", True): 1.0})
     timeouts.begin(0, "step")
     timeouts.wait(10_000.0)  # who asks was stopped itself
-    assert not timeouts.news(0) and timeouts.owed[0].waited == POLL_SECONDS
+    assert not timeouts.reportable_silence(0) and timeouts.owed[0].waited == POLL_SECONDS
