@@ -30,7 +30,7 @@ def test_a_size_is_the_largest_within_its_budget_and_grows_with_it(scale, kind):
     assert 0 < least < whole
     found = []
     for share in np.linspace(least / whole, 1, 7):
-        size = scale.fit(int(np.ceil(share * whole)) if kind != "memory" else Bytes(int(np.ceil(share * whole))), kind)
+        size = scale.largest_within(int(np.ceil(share * whole)) if kind != "memory" else Bytes(int(np.ceil(share * whole))), kind)
         step = max(n for n in range(1, STEPS + 1) if scale.size(n).params == size.params)
         assert scale.share_of(kind, step) <= np.ceil(share * whole)
         assert step == STEPS or scale.share_of(kind, step + 1) > share * whole
@@ -79,7 +79,7 @@ def test_the_least_that_is_named_is_enough(scale):
     whole, least = scale.share_of("memory", STEPS), scale.share_of("memory", 1)
     said = budget_text("memory", least, whole)
     assert said.endswith("KiB") and amount_phrase("memory", least)
-    assert scale.fit(Bytes(int(said.removesuffix("KiB")) * 1024), "memory").params == scale.size(1).params
+    assert scale.largest_within(Bytes(int(said.removesuffix("KiB")) * 1024), "memory").params == scale.size(1).params
 
 
 @given(clients=st.integers(1, 9), sizes=st.integers(1, 4), seed=st.integers(0, 999), data=st.data())

@@ -74,7 +74,7 @@ def heard(said, path, home, tmp_path, sent, monkeypatch):
     from effc.compiler.apps.federation.products import Stack
 
     kind = {"ffa": FrozenA, "stack": Stack, "fedavg": FedAvg}[said.strategy]
-    take = kind.take
+    take = kind.aggregate
 
     def take_and_tell(self, number, replies):
         sent.clear()

@@ -100,7 +100,7 @@ def test_every_token_of_a_native_answer_is_one_that_pytorch_would_have_taken(wor
             adaptable.train([Sample(q, answer_of(q)) for q in QUESTIONS[:4]])
             generator.put(adaptable.state())
         for question in QUESTIONS[:3]:
-            asked = world.prompts.ids([{"role": "user", "content": question}])
+            asked = world.prompts.conversation_ids([{"role": "user", "content": question}])
             row = (generator.adapted if kind else generator.bare).generate(torch.tensor([asked]), max_new_tokens=12)
             with torch.no_grad():
                 values = world.model(row).logits[0, len(asked) - 1 : -1]

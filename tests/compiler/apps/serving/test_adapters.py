@@ -163,7 +163,7 @@ def test_another_base_and_the_native_engine_are_refused_by_name(folders, artifac
     with pytest.raises(Reject) as refused:
         models_with_adapters(other, "other", found)
     assert refused.value.diagnostics[0].slug == "other-base"
-    assert make_runner(opened.model, "tiny").choose(0, "") is False
+    assert make_runner(opened.model, "tiny").assign_adapter(0, "") is False
 
 
 def test_where_a_signature_is_required_adapters_need_one_too(folders, tmp_path):

@@ -23,7 +23,7 @@ class Clock:
 
 def granted(rate, client) -> bool:
     try:
-        rate.check(client)
+        rate.count_request(client)
     except ErrorResponse:
         return False
     return True
