@@ -81,7 +81,7 @@ def questions(data: Path, task: str, part: str) -> list[dict[str, str]]:
 def accuracy(model: nn.Module, tokenizer, items: list[dict]) -> float:
     """Share of questions whose right answer begins likeliest where the options part."""
     from effc.compiler.models.rows.forward import evaluating, logits
-    from effc.compiler.models.rows.prompt_positions import edited_prompts
+    from effc.compiler.models.rows.prompt_positions import prompts
 
     asked = [_asked(item, tokenizer) for item in items]
     order, right = sorted(range(len(asked)), key=lambda i: len(asked[i][0])), 0
@@ -90,7 +90,7 @@ def accuracy(model: nn.Module, tokenizer, items: list[dict]) -> float:
             some = order[start : start + 8]
             width = max(len(asked[i][0]) for i in some)
             ids = torch.tensor([[*asked[i][0], *[0] * (width - len(asked[i][0]))] for i in some])
-            with edited_prompts(model, torch.tensor([asked[i][1] for i in some])):
+            with prompts(model, torch.tensor([asked[i][1] for i in some])):
                 values = logits(model, ids)
             for row, i in enumerate(some):
                 said = values[row, len(asked[i][0]) - 1, asked[i][2]].argmax()

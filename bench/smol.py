@@ -89,7 +89,7 @@ def finished(build):
     """The program after the last step; what the cache has is not done again."""
     for stage in build.plan.stages:
         build.step(stage)
-    return build.reach(build.plan.stages[-1].key if build.plan.stages else build.plan.identity).program
+    return build.load_outcome(build.plan.stages[-1].key if build.plan.stages else build.plan.identity).program
 
 
 def perplexities(program, ctx) -> list[float]:
@@ -105,7 +105,7 @@ def before_and_after(build, healed: bool) -> tuple[object, list[float], list[flo
     stages = build.plan.stages[:-1] if healed else build.plan.stages
     for stage in stages:
         build.step(stage)
-    program = build.reach(stages[-1].key if stages else build.plan.identity).program
+    program = build.load_outcome(stages[-1].key if stages else build.plan.identity).program
     before = perplexities(program, build.ctx)
     return program, before, perplexities(finished(build), build.ctx) if healed else []
 

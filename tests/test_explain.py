@@ -55,7 +55,7 @@ def test_each_statement_is_shown_as_it_is_written():
 
 def test_explaining_imports_no_torch():
     code = (
-        "import sys; from effc.compiler.cli.explain import explain; explain('out-of-range'); explain('hf'); "
+        "import sys; from effc.compiler.cli.explain import explain_page; explain_page('out-of-range'); explain_page('hf'); "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

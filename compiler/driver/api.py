@@ -145,7 +145,7 @@ class Session:
             ctx = Context.without_recipe(self.settings, self.path.parent, self.registry)
             with with_location(call.span):
                 resolved = self.registry.make("model", call).resolve(ctx.relative_to(call))
-            self.origins[key] = resolved.declared(call.span, self.settings.device)
+            self.origins[key] = resolved.with_span(call.span, self.settings.device)
         return self.origins[key]
 
     def known_skeleton(self, call: Invocation) -> Skeleton | None:

@@ -10,7 +10,7 @@ from ...compiler.ir.layers.reft import interventions
 from ...compiler.ir.program import Program
 from ...compiler.models.rows.classifier import check_classes, class_logits, classification_loss_and_accuracy
 from ...compiler.models.rows.forward import total_nll
-from ...compiler.models.rows.prompt_positions import edited_prompts, head
+from ...compiler.models.rows.prompt_positions import head, prompts
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
 from ...compiler.transforms.training.acceptance import no_gain_diagnostic, refuse_same_rows
@@ -161,7 +161,7 @@ class Reft(Learner):
         lesson = Objective(model, rows, learned=ctx.speech(self.data))
 
         def learn(chosen: Tensor, weight: float) -> float:
-            with edited_prompts(model, prompt_lengths[chosen], active):
+            with prompts(model, prompt_lengths[chosen], active):
                 return lesson.accumulate_gradients(chosen, weight)
 
         if labels is None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...models.rows.classifier import check_classes, class_logits, classification_loss_and_accuracy
 from ...models.rows.forward import total_nll
-from ...models.rows.prompt_positions import edited_prompts
+from ...models.rows.prompt_positions import prompts
 from ...transforms.training.objective import Objective
 from ...transforms.training.schedule import RowOrder, seed_of
 from ...transforms.training.trainable import Trained, training_mode
@@ -105,7 +105,7 @@ class Language(Learner):
         lesson = Objective(model, rows.ids, learned=rows.speech)
 
         def learn(chosen: Tensor, weight: float) -> float:
-            with edited_prompts(model, None if rows.prompts is None else rows.prompts[chosen]):
+            with prompts(model, None if rows.prompts is None else rows.prompts[chosen]):
                 return lesson.accumulate_gradients(chosen, weight)
 
         def classify(chosen: Tensor, weight: float) -> float:

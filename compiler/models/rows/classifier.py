@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ....dsl.syntax.diagnostics import Fault, Reject
 from .forward import evaluating, output_logits
 from .inputs import device_of
-from .prompt_positions import edited_prompts
+from .prompt_positions import prompts
 
 other_classes = Fault("other-classes", "A model's head has other outputs than the data has classes.")
 
@@ -24,7 +24,7 @@ def class_logits(model: nn.Module, rows: Tensor, lengths: Tensor | None, active:
         width = int(lengths.max())
         ids = rows[:, :width].to(device_of(model))
         mask = (torch.arange(width) < lengths[:, None]).long().to(ids.device)
-        with edited_prompts(model, subspace=active):
+        with prompts(model, subspace=active):
             logits = output_logits(model(input_ids=ids, attention_mask=mask))
     if logits.dim() != 2:
         raise Reject(

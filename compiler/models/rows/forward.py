@@ -13,7 +13,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.events import follow
 from .batch_limit import rows_at_once
 from .inputs import forward_arguments, predictions, vocabulary_size
-from .prompt_positions import edited_prompts
+from .prompt_positions import prompts
 
 not_a_number = Fault(
     "not-a-number",
@@ -172,7 +172,7 @@ def total_nll(
     with evaluating(model):
         for batch in follow(list(batches(model, rows)), "batches of rows"):
             lengths = None if prompt_lengths is None else prompt_lengths[first : first + len(batch)]
-            with edited_prompts(model, lengths, active):
+            with prompts(model, lengths, active):
                 values = logits(model, batch)  # [b, t, vocab]
             targets, is_token = predictions(model, batch.to(values.device))
             if not are_of_tokens(model, values, batch, targets):
@@ -205,7 +205,7 @@ def continuation_logprobs(model: nn.Module, requests: Sequence[tuple[Sequence[in
         for group in follow(list(_batches_by_length(model, order, requests)), "batches of questions"):
             width = len(requests[group[-1]][0])
             ids = torch.tensor([[*requests[i][0], *[0] * (width - len(requests[i][0]))] for i in group])  # [b, t]
-            with edited_prompts(model, torch.tensor([requests[i][1] for i in group])):
+            with prompts(model, torch.tensor([requests[i][1] for i in group])):
                 first = min(requests[i][1] for i in group) - 1
                 values = last_logits(model, ids, width - first)
             for row, i in enumerate(group):

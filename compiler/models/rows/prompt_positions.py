@@ -174,7 +174,7 @@ def _names(kind: type[nn.Module]) -> tuple[str, ...]:
 
 
 @contextmanager
-def edited_prompts(model: nn.Module, lengths: Tensor | None = None, subspace: Tensor | None = None) -> Iterator[None]:
+def prompts(model: nn.Module, lengths: Tensor | None = None, subspace: Tensor | None = None) -> Iterator[None]:
     """Inside, the prompt of row i is its first `lengths[i]` tokens after padding, in forwards without a cache.
 
     lengths    [b] int64; without it, rows are prompts as a whole

@@ -233,14 +233,14 @@ def test_a_place_that_can_not_be_written_is_an_environment_matter(tmp_path):
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from effc.compiler.artifacts.artifact import write
+from effc.compiler.artifacts.artifact import write_artifact
 from effc.dsl.syntax.diagnostics import Reject
 from tests.compiler.artifacts.test_artifact import build
 if sys.argv[2] != "0":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 try:
-    write(Path(sys.argv[1]), build=lambda folder: build(folder, size=300_000), force=True)
+    write_artifact(Path(sys.argv[1]), build=lambda folder: build(folder, size=300_000), force=True)
 except Reject as reject:
     print(reject.diagnostics[0].slug, reject.exit)
 """

@@ -9,7 +9,7 @@ def waited(timeouts, place, seconds, is_stopped=False):
     told = []
     for second in range(1, seconds + 1):
         timeouts.wait(1.0)
-        if timeouts.news(place):
+        if timeouts.reportable_silence(place):
             told.append(second)
         if timeouts.is_stale(place, lambda _: is_stopped):
             return told, second

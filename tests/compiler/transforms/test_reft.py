@@ -8,7 +8,7 @@ import pytest
 import torch
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.reft import FORMS, Reft, has_identity, interventions, orthonormalize
-from effc.compiler.models.rows.prompt_positions import edited_prompts, edited_spans, without_interventions
+from effc.compiler.models.rows.prompt_positions import edited_spans, prompts, without_interventions
 from effc.compiler.plugin.registry import Registry
 from effc.compiler.transforms.editing.interventions import (
     insert_interventions,
@@ -252,7 +252,7 @@ def test_where_the_prompt_ends_may_be_told_and_what_follows_stays():
     model, ids = tiny.model("llama"), ids_of(2, 9)
     program = louder(intervened(model))
     with torch.no_grad():
-        with edited_prompts(program.model, torch.tensor([5, 6])):
+        with prompts(program.model, torch.tensor([5, 6])):
             found = program.model(ids).logits
         for i, n in enumerate((5, 6)):
             out = program.model(ids[i : i + 1, :n], use_cache=True)
@@ -262,7 +262,7 @@ def test_where_the_prompt_ends_may_be_told_and_what_follows_stays():
 
 def test_more_prompts_than_rows_are_a_mistake_that_shows():
     program = intervened(tiny.model("llama"))
-    with edited_prompts(program.model, torch.tensor([5, 6, 7])), pytest.raises(ValueError, match="3 prompts"):
+    with prompts(program.model, torch.tensor([5, 6, 7])), pytest.raises(ValueError, match="3 prompts"):
         program.model(ids_of(2, 9))
 
 
@@ -271,7 +271,7 @@ def test_coordinates_that_are_inactive_edit_nothing():
     program = louder(intervened(model))
     active = torch.tensor([[False] * 4, [True] * 4, [True, True, False, False]])
     with torch.no_grad():
-        with edited_prompts(program.model, subspace=active):
+        with prompts(program.model, subspace=active):
             found = program.model(ids).logits
         assert torch.allclose(found[0], model(ids).logits[0], atol=1e-5)
         assert torch.allclose(found[1], program.model(ids).logits[1], atol=1e-5)

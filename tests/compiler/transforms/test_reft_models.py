@@ -6,7 +6,7 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.models.rows.prompt_positions import edited_prompts
+from effc.compiler.models.rows.prompt_positions import prompts
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
 from tests import tiny
@@ -21,7 +21,7 @@ def test_decoding_with_a_cache_edits_the_prompt_once(name):
     with torch.no_grad():
         cached = program.model.generate(prompt, max_new_tokens=6, do_sample=False, use_cache=True)
         told, row = torch.tensor([7]), prompt
-        with edited_prompts(program.model, told):  # without a cache: the prompt stays the first seven
+        with prompts(program.model, told):  # without a cache: the prompt stays the first seven
             for _ in range(cached.shape[1] - 7):
                 logits = program.model(row, use_cache=False).logits[:, -1]
                 row = torch.cat([row, logits.argmax(-1, keepdim=True)], 1)

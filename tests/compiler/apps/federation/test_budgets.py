@@ -30,7 +30,9 @@ def test_a_size_is_the_largest_within_its_budget_and_grows_with_it(scale, kind):
     assert 0 < least < whole
     found = []
     for share in np.linspace(least / whole, 1, 7):
-        size = scale.largest_within(int(np.ceil(share * whole)) if kind != "memory" else Bytes(int(np.ceil(share * whole))), kind)
+        size = scale.largest_within(
+            int(np.ceil(share * whole)) if kind != "memory" else Bytes(int(np.ceil(share * whole))), kind
+        )
         step = max(n for n in range(1, STEPS + 1) if scale.size(n).params == size.params)
         assert scale.share_of(kind, step) <= np.ceil(share * whole)
         assert step == STEPS or scale.share_of(kind, step + 1) > share * whole

@@ -36,7 +36,7 @@ def test_goals_of_every_processor_are_judged_on_any(goals, count):
     table = Table(goals=goals)
     line = made(EAGER, PREPACKED, DYNAMIC, GROUPED, *KERNELS)
     for sparsity in (0.5, 0.7, 0.8, 0.9):
-        goals.gemv(table, line, "1 x 1", sparsity)
+        goals.gemv_goals(table, line, "1 x 1", sparsity)
     for rows in (2, 4):
         goals.rows(table, line, rows)
     goals.prefill(table, line)

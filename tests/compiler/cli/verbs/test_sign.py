@@ -163,8 +163,8 @@ def test_an_edited_artifact_is_not_signed(artifact, keys, tmp_path):  # noqa: F8
 
 
 def test_the_bill_of_materials_is_the_same_whatever_the_process_had_imported():
-    code = "import sys; from effc.compiler.artifacts.sbom import bill; from effc.compiler.artifacts.manifest import Manifest"
-    code += "; sys.stdout.buffer.write(bill(Manifest('hf')))"
+    code = "import sys; from effc.compiler.artifacts.sbom import sbom_json; from effc.compiler.artifacts.manifest import Manifest"
+    code += "; sys.stdout.buffer.write(sbom_json(Manifest('hf')))"
     fresh = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     here = json.loads(sbom_json(Manifest("hf")))
     assert fresh["components"] == here["components"] and fresh["serialNumber"] == here["serialNumber"]
