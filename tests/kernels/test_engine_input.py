@@ -208,7 +208,7 @@ def test_a_container_bounds_the_cores_that_are_used(tmp_path, monkeypatch, files
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert cgroup_cpu_quota(tmp_path) == cores
-    monkeypatch.setattr("effc.kernels.cores.quota", lambda: cores)
+    monkeypatch.setattr("effc.kernels.cores.cgroup_cpu_quota", lambda: cores)
     assert usable_cores() <= max(1, cores) + 1 and (cores >= 1 or usable_cores() == 1)
 
 
